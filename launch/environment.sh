@@ -1,0 +1,40 @@
+# shellcheck shell=bash
+# For the other scripts: the virtual environment, made where it is missing and brought up to date where it is old.
+# With pip from the standard library's venv; nothing but Python 3.11 or newer has to be there.
+
+venv=${GRAFT_VENV:-.venv}
+# shellcheck disable=SC2034  # used by the scripts that source this file
+python="$venv/bin/python"
+
+run() {
+  if [ -n "${DRY_RUN:-}" ]; then
+    printf '%q ' "$@" && echo
+  else
+    "$@"
+  fi
+}
+
+# make_environment [EXTRAS]: EXTRAS such as '[test]'. Skips pip where setup.cfg has not changed since the last time.
+make_environment() {
+  local extras=${1:-} stamp
+  stamp="$venv/.installed$(printf '%s' "$extras" | tr -dc 'a-z,')"
+  if [ -f "$stamp" ] && cmp -s setup.cfg "$stamp"; then
+    return
+  fi
+  [ -x "$python" ] || run "$(newest_python)" -m venv "$venv"
+  run "$python" -m pip install --quiet --disable-pip-version-check --editable ".$extras"
+  [ -n "${DRY_RUN:-}" ] || cp setup.cfg "$stamp"
+}
+
+# The first of python3 and the versioned names that is at least 3.11.
+newest_python() {
+  local name
+  for name in python3 python3.13 python3.12 python3.11 python; do
+    if command -v "$name" > /dev/null && "$name" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
+      echo "$name"
+      return
+    fi
+  done
+  echo "error: Python 3.11 or newer is needed and none was found" >&2
+  return 2
+}

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Trains on this machine: makes a virtual environment, installs Graft with CPU wheels, runs the main job.
+#
+#   ./launch/local.sh                                                 the quickstart
+#   ./launch/local.sh --config=configs/quickstart.py --config.train.steps=50 --workdir=runs/short
+#
+# Arguments go to research.train; --config and --workdir are added where they are not given.
+# GRAFT_VENV: the environment's folder (.venv). DRY_RUN=1 prints the commands instead.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh
+
+config=(--config=configs/quickstart.py)
+workdir=(--workdir=runs/quickstart)
+for argument in "$@"; do
+  case "$argument" in
+    --config | --config=*) config=() ;;
+    --workdir | --workdir=*) workdir=() ;;
+  esac
+done
+
+make_environment
+run "$python" -m research.train "${config[@]}" "${workdir[@]}" "$@"

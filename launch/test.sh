@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Runs the test suite in a virtual environment of its own making; arguments go to pytest.
+#
+#   ./launch/test.sh
+#   ./launch/test.sh tests/models -k causal
+#
+# GRAFT_VENV: the environment's folder (.venv). DRY_RUN=1 prints the commands instead.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh
+
+make_environment '[test]'
+# Two workers on two cores; each test file stays on one worker, which shares its compiled functions.
+run "$python" -m pytest -n 2 --dist loadfile "$@"

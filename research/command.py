@@ -1,0 +1,120 @@
+"""What every entry point shares: flags, the exit code, and one clear line for what a user can mend.
+
+Exit codes: 0 done; 2 something wrong that was known before the first step; 1 a bug (with its traceback), or data found
+bad in mid-run (one line); 42 try again (storage or a peer failed, or the job was preempted); 130 Ctrl-C.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+DONE, BUG, REFUSED, RETRY, INTERRUPTED = 0, 1, 2, 42, 130
+
+
+class Stop(Exception):
+    """Ends the program with this exit code and one line on standard error."""
+
+    def __init__(self, code: int, line: str):
+        super().__init__(line)
+        self.code = code
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Parses the flags, runs `main` with what is left of the arguments and exits the process with the right code.
+
+    A ValueError that reaches this function is a user's error, known before the first step; a loop that has begun turns
+    its own into `Stop` or lets other exceptions through.
+    """
+    code = _guarded(main)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code not in (DONE, REFUSED):
+        # Interpreter exit would wait for the other processes of a job (minutes) and for data threads.
+        os._exit(code)
+    sys.exit(code)
+
+
+def _guarded(main: Callable[[list[str]], int | None]) -> int:
+    try:
+        return main(_parse(sys.argv)) or DONE
+    except Stop as stop:
+        return _say(stop.code, str(stop))
+    except (ValueError, flags.Error) as error:
+        return _say(REFUSED, str(error))
+    except KeyboardInterrupt:
+        return _say(INTERRUPTED, "interrupted")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else DONE
+    except BaseException as error:
+        traceback.print_exc()
+        return RETRY if peer_or_storage_failed(error) else BUG
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Arguments that are no flags; ValueError for what the config flag cannot load or set."""
+    try:
+        return flags.FLAGS(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config.") and not any(word.startswith("--config=") for word in argv):
+            raise ValueError(f"--{error.flagname} overrides a config and there is none; add --config=FILE") from None
+        raise
+    except OSError as error:
+        raise ValueError(f"the config file cannot be loaded: {str(error).splitlines()[-1].strip()}") from None
+    except (AttributeError, KeyError) as error:
+        # ConfigDict's own words for an unknown field: "'stps'\nDid you mean "steps" instead of "stps"?"
+        text = str(error.args[0] if error.args else error)
+        if "Did you mean" not in text and "does not exist" not in text:
+            raise
+        raise ValueError(f"the config has no such field: {' '.join(text.split())}") from None
+
+
+def peer_or_storage_failed(error: BaseException) -> bool:
+    """Whether another attempt may well succeed: a lost peer, a full or absent store."""
+    text = f"{type(error).__name__}: {error}"
+    lost = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "coordination service", "heartbeat", "Connection reset")
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError) or any(word in text for word in lost)
+
+
+class StopRequest:
+    """Turns the first Ctrl-C or SIGTERM into a request that a loop asks for; a second one interrupts at once.
+
+    A context manager. Outside the main thread, and under jax.distributed for SIGTERM (whose own notifier makes all
+    processes stop at one step), signals are left as they are.
+    """
+
+    def __init__(self, distributed: bool = False):
+        self.received: int | None = None
+        self._signals = [signal.SIGINT] if distributed else [signal.SIGINT, signal.SIGTERM]
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in self._signals}
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, 42 after SIGTERM: a preempted job is to be started again."""
+        return INTERRUPTED if self.received == signal.SIGINT else RETRY
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+
+
+def _say(code: int, line: str) -> int:
+    print(f"error: {line}" if code != INTERRUPTED else line, file=sys.stderr)
+    return code

@@ -1,0 +1,155 @@
+"""A run's data: its sources, its tokenizer, and the windows that both give."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.data.cache import Damaged, built
+from research.data.documents import Documents, UnreadableRecord, digest
+from research.data.mixture import Mixture, mixture_provenance, open_mixture
+from research.data.packing import Chained, PackedWindows
+from research.data.pairs import PackedPairs
+from research.data.sources import Source
+from research.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from research.data.tokens import TokenStore, tokenize
+
+TRAINING_CHARACTERS = 32 * 1024 * 1024  # what a tokenizer is trained on; more text changes few merges
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a run reads.
+
+    `source` is "stdlib", "shakespeare", a local file or folder, "tfds:NAME", or several with weights
+    ("stdlib:0.7,shakespeare:0.3"). `tokenizer` is "bytes", "gpt2", "bpe:VOCAB" or "sentencepiece:VOCAB" (trained on the
+    train part), or a file or folder. The batch is global; `batch_size_per_device` is the alternative to it, 0 is unset.
+    """
+
+    source: str = "stdlib"
+    tokenizer: str = "bpe:8192"
+    sequence_length: int = 1024
+    batch_size: int = 32
+    batch_size_per_device: int = 0
+    max_bad_records: int = 100
+    threads: int = 2
+
+    def __post_init__(self):
+        if self.sequence_length < 2:
+            raise ValueError(f"data.sequence_length={self.sequence_length} must be at least 2")
+        if bool(self.batch_size) == bool(self.batch_size_per_device):
+            raise ValueError(
+                f"data.batch_size={self.batch_size} and data.batch_size_per_device={self.batch_size_per_device}: "
+                "set exactly one, the other to 0"
+            )
+        for field in ("batch_size", "batch_size_per_device", "max_bad_records", "threads"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"data.{field}={getattr(self, field)} must not be negative")
+
+    def global_batch(self, devices: int) -> int:
+        """Rows of a batch over all devices."""
+        return self.batch_size or self.batch_size_per_device * devices
+
+
+def cache_directory() -> Path:
+    """Where downloads, built data sets and tokens are kept: GRAFT_CACHE, or ~/.cache/graft."""
+    return Path(os.environ.get("GRAFT_CACHE", "~/.cache/graft")).expanduser()
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sources with their weights, and the tokenizer of the run. ValueErrors of all kinds are raised by opening it."""
+
+    config: DataConfig
+    sources: tuple[tuple[Source, float], ...]
+    tokenizer: Tokenizer
+    cache: Path
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Sources, fingerprint, heldout_files, heldout_bytes and gzip_bits_per_byte."""
+        return mixture_provenance(list(self.sources))
+
+    def train_windows(
+        self, length: int, overlap: int, seed: int, progress: Callable[[int, int], None] | None = None
+    ) -> Mixture:
+        """Packed windows of the train parts, to be drawn by weight."""
+        parts = [self._packed(source.train, length, overlap, seed, progress) for source, _ in self.sources]
+        return Mixture(tuple(parts), tuple(weight for _, weight in self.sources), seed=seed)
+
+    def heldout_windows(self, length: int, overlap: int) -> Chained:
+        """Packed windows of the held-out parts, all of them and in order."""
+        return Chained([self._packed(source.heldout, length, overlap, None, None) for source, _ in self.sources])
+
+    def heldout_size(self) -> tuple[int, int]:
+        """Bytes of UTF-8 in the held-out texts, and the tokens that a causal model predicts in them, ends included."""
+        stores = [self._tokens(source.heldout, source.heldout.fields[-1], None) for source, _ in self.sources]
+        return sum(int(s.n_bytes.sum()) for s in stores), sum(len(s.ids) + len(s) for s in stores)
+
+    def _packed(self, documents: Documents, length: int, overlap: int, seed: int | None, progress):
+        if documents.fields == ("text",):
+            store = self._tokens(documents, "text", progress)
+            # Without a token that begins a text its first word could not be predicted, and bits per byte would be too few.
+            eos = self.tokenizer.eos_id
+            bos = eos if self.tokenizer.bos_id is None else self.tokenizer.bos_id
+            return PackedWindows(store, length, seed=seed, bos_id=bos, eos_id=eos, overlap=overlap)
+        stores = [self._tokens(documents, field, progress) for field in documents.fields]
+        return PackedPairs(*stores, length, length, seed=seed, eos_id=self.tokenizer.eos_id)
+
+    def _tokens(self, documents: Documents, field: str, progress) -> TokenStore:
+        limit = self.config.max_bad_records
+        return tokenize(
+            documents, self.tokenizer, self.cache, field=field, max_bad_records=limit, progress=progress
+        )
+
+
+def open_corpus(config: DataConfig, tokenizer_folder: Path | None = None) -> Corpus:
+    """The corpus of a config; the tokenizer is read from `tokenizer_folder` where a run has saved one there."""
+    cache = cache_directory()
+    sources = open_mixture(config.source, cache)
+    if tokenizer_folder is not None and tokenizer_folder.is_dir():
+        tokenizer = load_tokenizer(tokenizer_folder)
+    else:
+        tokenizer = _open_tokenizer(config.tokenizer, [source for source, _ in sources], cache)
+    if tokenizer.eos_id is None:
+        raise ValueError(f"tokenizer {config.tokenizer!r} has no token that ends a text; choose one that has")
+    return Corpus(config, tuple(sources), tokenizer, cache)
+
+
+def _open_tokenizer(spelling: str, sources: list[Source], cache: Path) -> Tokenizer:
+    """Loaded, or trained on the train parts and kept in the cache."""
+    if not spelling.startswith(("bpe:", "sentencepiece:")):
+        return load_tokenizer(spelling, cache)
+    key = digest(spelling, *(source.train.fingerprint for source in sources))
+
+    def build(folder: Path) -> None:
+        train_tokenizer(spelling, _training_texts(sources)).save(folder)
+
+    def read(folder: Path) -> Tokenizer:
+        if not folder.is_dir():
+            raise FileNotFoundError(folder)
+        try:
+            return load_tokenizer(folder)
+        except ValueError as error:
+            raise Damaged(str(error)) from error
+
+    return built(cache / "tokenizers" / key[:32], build, read)
+
+
+def _training_texts(sources: list[Source]) -> Iterator[str]:
+    """Texts of the train parts in a fixed random order, so that any prefix is a fair sample of them."""
+    left = TRAINING_CHARACTERS
+    for source in sources:
+        for index in np.random.default_rng(0).permutation(len(source.train)):
+            try:
+                document = source.train[int(index)]
+            except UnreadableRecord:
+                continue
+            for field in source.train.fields:
+                yield document[field]
+                left -= len(document[field])
+            if left <= 0:
+                return

@@ -1,0 +1,202 @@
+"""Local text: a .txt, .jsonl or .parquet file, or a folder of them, as documents."""
+
+import functools
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from research.data.cache import remembered
+from research.data.documents import UnreadableRecord, choose_fields, digest, pick
+
+PIECE_BYTES = 256 * 1024  # longest document cut from a text file, some 64k tokens: longer than the windows we train on
+PIECES_WANTED = 20  # so that the rule of documents.heldout_mask finds something in a single small file
+_BLOCK_BYTES = 64 * 1024 * 1024
+
+
+class Reader(Protocol):
+    """One file's records: `row` gives one's columns, at least those wanted, or raises UnreadableRecord; `identity` names
+    it in the folder."""
+
+    path: Path
+    name: str
+    columns: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def row(self, row: int, wanted: Sequence[str]) -> dict[str, Any]: ...
+
+    def identity(self, row: int) -> str: ...
+
+
+class FileDocuments:
+    """The records of a file, or of a folder's files in path order. Text files are cut at line ends into pieces."""
+
+    def __init__(self, path: Path, query: str, cache_dir: Path):
+        try:
+            self._readers = _open_readers(path)
+        except OSError as error:
+            raise ValueError(f"data {str(path)!r} cannot be read: {error}") from None
+        self._ends = np.cumsum([len(reader) for reader in self._readers])
+        self._fields = choose_fields(query, _columns(self._readers), f"{path}?{query}")
+        self.fields = tuple(self._fields)
+        files = [(str(reader.path), reader.name) for reader in self._readers]
+        layout = [len(reader) for reader in self._readers]
+        self.fingerprint = digest(content_digest(files, cache_dir), json.dumps([self._fields, layout]))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        reader = self._readers[which]
+        row = index - (int(self._ends[which - 1]) if which else 0)
+        columns = reader.row(row, list(self._fields.values()))
+        return pick(columns, self._fields, str(reader.path), row) | {"path": reader.identity(row)}
+
+    def identities(self) -> Iterator[str]:
+        """A name for each document, in order: its file's path in the folder, then its place in it if it is a part."""
+        for reader in self._readers:
+            yield from map(reader.identity, range(len(reader)))
+
+
+class Text:
+    """A text file in pieces of at most `limit` bytes, cut after a line end, or in a longer line between characters."""
+
+    columns = ("text",)
+
+    def __init__(self, path: Path, name: str, limit: int):
+        self.path, self.name = path, name
+        self._cuts = _cut(path, limit)
+
+    def __len__(self) -> int:
+        return len(self._cuts) - 1
+
+    def identity(self, row: int) -> str:
+        return self.name if len(self) == 1 else f"{self.name}[{self._cuts[row]}:{self._cuts[row + 1]}]"
+
+    def row(self, row: int, wanted: Sequence[str] = columns) -> dict[str, Any]:
+        return {"text": _read(self.path, row, self._cuts[row], self._cuts[row + 1])}
+
+
+class JsonLines:
+    """One JSON object a line; blank lines do not count."""
+
+    def __init__(self, path: Path, name: str):
+        self.path, self.name = path, name
+        self._starts, self._stops = _lines(path)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @functools.cached_property
+    def columns(self) -> tuple[str, ...]:
+        for row in range(min(len(self), 100)):  # a bad first line must not hide the fields
+            try:
+                return tuple(self.row(row))
+            except UnreadableRecord:
+                continue
+        return ()
+
+    def identity(self, row: int) -> str:
+        return f"{self.name}:{row}"
+
+    def row(self, row: int, wanted: Sequence[str] = ()) -> dict[str, Any]:
+        line = _read(self.path, row, int(self._starts[row]), int(self._stops[row]))
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise UnreadableRecord(str(self.path), row, error) from None
+        if not isinstance(value, dict):
+            raise UnreadableRecord(str(self.path), row, f"a JSON {type(value).__name__}, wanted an object")
+        return value
+
+
+def content_digest(files: list[tuple[str, str]], cache_dir: Path) -> str:
+    """sha256 over the names and bytes of (path, name) pairs, kept in the cache until a size or a time stamp changes."""
+    stats = [(path, name, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path, name in files]
+
+    def read_all() -> str:
+        parts = []
+        for path, name in files:
+            with open(path, "rb") as file:
+                parts += [name, hashlib.file_digest(file, "sha256").hexdigest()]
+        return digest(*parts)
+
+    return remembered(cache_dir / "digests" / f"{digest(json.dumps(stats))}.json", read_all)
+
+
+def _open_readers(path: Path) -> list["Reader"]:
+    """A reader for each file that holds something. ValueError where there is none, or one cannot be opened."""
+    if not path.exists():
+        raise ValueError(f"data {str(path)!r} does not exist; set config.data.source to a file, a folder or a data set")
+    found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    found = [p for p in found if p.suffix in (".txt", ".jsonl", ".parquet")]
+    if not found:
+        raise ValueError(f"data {str(path)!r} holds no .txt, .jsonl or .parquet file; these are the formats read")
+    text_bytes = sum(p.stat().st_size for p in found if p.suffix == ".txt")
+    limit = min(PIECE_BYTES, max(256, text_bytes // PIECES_WANTED))
+    readers: list["Reader"] = []
+    for file in found:
+        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        if file.suffix == ".txt":
+            readers.append(Text(file, name, limit))
+        elif file.suffix == ".jsonl":
+            readers.append(JsonLines(file, name))
+        else:
+            from research.data.parquet import Parquet  # pyarrow takes a while to import
+
+            readers.append(Parquet(file, name))
+    readers = [reader for reader in readers if len(reader)]
+    if not readers:
+        raise ValueError(f"data {str(path)!r} is empty: no text in {len(found)} file(s)")
+    return readers
+
+
+def _columns(readers: list["Reader"]) -> tuple[str, ...]:
+    """The columns that every file has."""
+    common = set(readers[0].columns).intersection(*(reader.columns for reader in readers))
+    return tuple(sorted(common))
+
+
+def _cut(path: Path, limit: int) -> list[int]:
+    size = path.stat().st_size
+    if size <= limit:
+        return [0, size] if size else [0]
+    cuts = [0]
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        while size - cuts[-1] > limit:
+            cut = data.rfind(b"\n", cuts[-1], cuts[-1] + limit) + 1
+            if not cut:
+                cut = cuts[-1] + limit
+                while data[cut] & 0xC0 == 0x80 and cut > cuts[-1] + limit - 3:  # not inside a UTF-8 character
+                    cut -= 1
+            cuts.append(cut)
+    return [*cuts, size]
+
+
+def _lines(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Where the lines that hold something start and stop, line ends left out."""
+    ends, position = [], 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + position)
+            position += len(block)
+    stops = np.append(np.concatenate([np.zeros(0, np.int64), *ends]), position)
+    starts = np.append(0, stops[:-1] + 1)
+    full = stops - starts > 0
+    return starts[full], stops[full]
+
+
+def _read(path: Path, row: int, start: int, stop: int) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(stop - start).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableRecord(str(path), row, error) from None

@@ -1,0 +1,43 @@
+"""Parquet files as records."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from research.data.documents import UnreadableRecord
+
+
+class Parquet:
+    """The rows of a parquet file. The row group last read is kept, so reading in order decodes each group once; always
+    ask for the same columns."""
+
+    def __init__(self, path: Path, name: str):
+        self.path, self.name = path, name
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+                self.columns = tuple(file.schema_arrow.names)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from None
+        self._ends = np.cumsum([0, *groups])
+        self._group: tuple[int, list[dict[str, Any]]] = (-1, [])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def identity(self, row: int) -> str:
+        return f"{self.name}:{row}"
+
+    def row(self, row: int, wanted: Sequence[str]) -> dict[str, Any]:
+        group = int(np.searchsorted(self._ends, row, side="right")) - 1
+        if self._group[0] != group:
+            try:
+                with pyarrow.parquet.ParquetFile(self.path) as file:
+                    self._group = (group, file.read_row_group(group, columns=list(wanted)).to_pylist())
+            except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                raise UnreadableRecord(str(self.path), row, error) from None
+        return self._group[1][row - int(self._ends[group])]

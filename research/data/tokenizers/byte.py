@@ -1,0 +1,40 @@
+"""The 256 bytes as tokens: id = byte, then the reserved special tokens."""
+
+import hashlib
+import re
+
+import numpy as np
+
+from research.data.tokenizers.special import RESERVED, find_roles
+from research.data.tokenizers.tokenizer import Tokenizer, begins_word
+
+_SPECIAL = {name: 256 + n for n, name in enumerate(RESERVED)}
+_SPLIT = re.compile("(" + "|".join(map(re.escape, RESERVED)) + ")")
+
+
+def load() -> Tokenizer:
+    """UTF-8 bytes, lossless for any text."""
+    starts = [begins_word(bytes([byte])) for byte in range(256)] + [True] * len(RESERVED)
+    return Tokenizer(
+        kind="bytes",
+        vocab_size=256 + len(RESERVED),
+        **find_roles(_SPECIAL, {}),
+        word_starts=np.array(starts),
+        fingerprint=hashlib.sha256(repr(("bytes", RESERVED)).encode()).hexdigest(),
+        files={},
+        encode_texts=_encode_texts,
+        decode_ids=_decode_ids,
+    )
+
+
+def _encode_texts(texts: list[str]) -> list[list[int]]:
+    return [[token_id for part in _SPLIT.split(text) for token_id in _encode_part(part)] for text in texts]
+
+
+def _encode_part(part: str) -> list[int]:
+    return [_SPECIAL[part]] if part in _SPECIAL else list(part.encode())
+
+
+def _decode_ids(ids: list[int]) -> str:
+    pieces = (bytes([token_id]) if token_id < 256 else RESERVED[token_id - 256].encode() for token_id in ids)
+    return b"".join(pieces).decode(errors="replace")

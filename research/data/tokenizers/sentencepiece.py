@@ -1,0 +1,182 @@
+"""sentencepiece models: any loaded, lossless BPE trained."""
+
+import functools
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import sentencepiece
+
+from research.data.tokenizers.special import RESERVED, find_roles
+from research.data.tokenizers.tokenizer import Tokenizer, begins_word
+
+FILE = "tokenizer.model"
+_SPACE = "▁"  # U+2581, how pieces spell a space
+_CHUNK_CHARACTERS = 2000
+# Field numbers in sentencepiece_model.proto: of the model, the trainer options and the normaliser options.
+_PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
+_ID_OPTIONS = {3: 1, 24: 0, 35: 0}  # model_type, treat_whitespace_as_suffix, byte_fallback, with their defaults
+_NORMALIZER_OPTIONS = {2: b"", 3: 1, 4: 1, 5: 1}  # charsmap, dummy prefix, extra whitespace removed, spaces escaped
+
+_TRAINING = {
+    "model_type": "bpe",
+    "normalization_rule_name": "identity",
+    "byte_fallback": True,
+    "remove_extra_whitespaces": False,
+    "add_dummy_prefix": False,
+    "allow_whitespace_only_pieces": True,
+    "max_sentence_length": 4 * _CHUNK_CHARACTERS,  # bytes; longer ones would be dropped
+    "unk_id": 0,
+    **{f"{role}_id": n for n, role in enumerate(("pad", "bos", "eos"), 1)},
+    **{f"{role}_piece": f"<{role}>" for role in ("pad", "bos", "eos")},
+    "control_symbols": ",".join(RESERVED[3:]),
+    "minloglevel": 2,
+}
+
+
+def load(content: bytes) -> Tokenizer:
+    """The tokenizer of a .model file, its roles by their usual names among the control tokens.
+
+    The string of a control token in a text becomes that token, and the text on each side is encoded alone. ValueError
+    where the content is no sentencepiece model.
+    """
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=content)
+        digest = _digest(content)
+        if not model.vocab_size():
+            raise ValueError("it has no pieces")
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ValueError(f"not a sentencepiece model ({str(error).strip()})") from None
+    pieces = model.id_to_piece(list(range(model.vocab_size())))
+    control = {piece: n for n, piece in enumerate(pieces) if model.is_control(n)}
+    roles = find_roles(control, {})
+    return Tokenizer(
+        kind="sentencepiece",
+        vocab_size=len(pieces),
+        **roles,
+        word_starts=np.array([model.is_control(n) or begins_word(_spelt(piece)) for n, piece in enumerate(pieces)]),
+        fingerprint=hashlib.sha256(repr((digest, sorted(roles.items()))).encode()).hexdigest(),
+        files={FILE: content},
+        encode_texts=functools.partial(_encode_texts, model, _insertions(model, control)),
+        decode_ids=functools.partial(_decode_ids, model, {n: piece for piece, n in control.items()}),
+    )
+
+
+def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
+    """BPE with byte fallback, no normalisation and the reserved special tokens, lossless for any text.
+
+    BPE because unigram takes 20 times as long and makes 8% more tokens of Python source. RuntimeError where the trainer
+    refuses the size.
+    """
+    written, failures = io.BytesIO(), []
+
+    def sentences() -> Iterator[str]:
+        try:
+            yield from _chunks(texts)
+        except Exception as error:  # the trainer would turn it into text
+            failures.append(error)
+            raise
+
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sentences(), model_writer=written, vocab_size=vocab_size, **_TRAINING
+        )
+    finally:
+        if failures:
+            raise failures[0] from None
+    return load(written.getvalue())
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[str]:
+    """The texts cut at line ends where they can be: the trainer wants sentences, and learns no piece across two."""
+    for text in texts:
+        start = 0
+        while start < len(text):
+            end = start + _CHUNK_CHARACTERS
+            if end < len(text):
+                end = text.rfind("\n", start, end) + 1 or end
+            yield text[start:end]
+            start = end
+
+
+def _insertions(model: sentencepiece.SentencePieceProcessor, control: dict[str, int]) -> dict[str, list[int]]:
+    """Strings that sentencepiece would not encode as we want, with the ids they get."""
+    insertions = {piece: [n] for piece, n in control.items()}
+    if control.keys() >= set(RESERVED):  # ours: a written U+2581 goes by its bytes, or it would come back as a space
+        insertions[_SPACE] = [model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+    return insertions
+
+
+def _encode_texts(
+    model: sentencepiece.SentencePieceProcessor, insertions: dict[str, list[int]], texts: list[str]
+) -> list[list[int]]:
+    if not insertions:
+        return model.encode(texts)
+    split = re.compile("(" + "|".join(map(re.escape, insertions)) + ")").split
+    parts = [split(text) for text in texts]  # text, insertion, text, ...
+    encoded = iter(model.encode([part for row in parts for part in row[::2]]))
+    return [_joined(encoded, [insertions[part] for part in row[1::2]]) for row in parts]
+
+
+def _joined(encoded: Iterator[list[int]], inserted: list[list[int]]) -> list[int]:
+    ids = next(encoded)
+    for extra in inserted:
+        ids = ids + extra + next(encoded)
+    return ids
+
+
+def _decode_ids(model: sentencepiece.SentencePieceProcessor, control: dict[int, str], ids: list[int]) -> str:
+    """sentencepiece decodes control tokens to nothing; here they come back as their strings."""
+    parts, run = [], []
+    for token_id in ids:
+        if token_id in control:
+            parts += [model.decode(run), control[token_id]]
+            run = []
+        else:
+            run.append(token_id)
+    return "".join([*parts, model.decode(run)])
+
+
+def _spelt(piece: str) -> str | bytes:
+    """The text a piece stands for."""
+    byte = re.fullmatch(r"<0x([0-9A-F]{2})>", piece)
+    return bytes.fromhex(byte[1]) if byte else piece.replace(_SPACE, " ")
+
+
+def _digest(content: bytes) -> str:
+    """sha256 of the pieces, their scores and types, and the options that decide ids; not of how it was trained."""
+    digest, options, normalizer = hashlib.sha256(), dict(_ID_OPTIONS), dict(_NORMALIZER_OPTIONS)
+    for field, value in _fields(content):
+        if field == _PIECE:
+            digest.update(repr(sorted(_fields(value))).encode())
+        elif field == _TRAINER:
+            options |= {key: found for key, found in _fields(value) if key in options}
+        elif field == _NORMALIZER:
+            normalizer |= {key: found for key, found in _fields(value) if key in normalizer}
+    digest.update(repr((sorted(options.items()), sorted(normalizer.items()))).encode())
+    return digest.hexdigest()
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Field number and value of each field of a protocol buffer, read here to spare the dependency."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        wire = key & 7
+        if wire == 0:
+            value, at = _varint(message, at)
+        elif wire in (1, 2, 5):
+            size, at = _varint(message, at) if wire == 2 else (8 if wire == 1 else 4, at)
+            value, at = message[at : at + size], at + size
+        else:
+            raise ValueError(f"wire type {wire} at byte {at}")
+        yield key >> 3, value
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value, shift = 0, 0
+    while message[at] & 0x80:
+        value, shift, at = value | (message[at] & 0x7F) << shift, shift + 7, at + 1
+    return value | message[at] << shift, at + 1

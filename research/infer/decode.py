@@ -1,0 +1,171 @@
+"""Continuations of prompts: ids in, text out, whole or as it is written."""
+
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+
+from research.data.tokenizers import Tokenizer
+from research.infer.sampling import SamplingConfig
+from research.infer.steps import TOKENS, Start, advance, begin
+from research.infer.text import Continuation
+from research.models.config import ModelConfig
+from research.models.model import Model
+from research.tree import Tree
+
+ROWS = 64  # texts written at once; more prompts wait their turn
+STREAMED = 4  # tokens between two pieces of a stream: few enough to look fluent, enough to hide the call
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A continuation. `text` follows the prompt and lacks what ended it; `token_ids` are all that were written for it, an
+    end token or the tokens of a stop string included, each with its log-probability under the model itself, in nats.
+
+    `finish` is "eos" for the tokenizer's end token, "stop" for one of the config's, "length" for neither.
+    """
+
+    prompt: Prompt
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish: str
+
+
+def generate(
+    model: Model,
+    params: Tree,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    config: SamplingConfig = SamplingConfig(),
+) -> list[Generation]:
+    """One continuation of each prompt, a string or ids that are taken as they are.
+
+    A continuation depends on its prompt, the config and how many equal prompts stand before it, not on the other prompts.
+    To be called under the mesh that the parameters are on, if any. ValueError for prompts that the model cannot continue.
+    """
+    rows = _rows(model.config, tokenizer, prompts, config)
+    for first in range(0, len(rows), ROWS):
+        for _ in _write(model, params, tokenizer, rows[first : first + ROWS], config, TOKENS):
+            pass
+    return [row.generation() for row in rows]
+
+
+def stream(
+    model: Model,
+    params: Tree,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    config: SamplingConfig = SamplingConfig(),
+) -> Iterator[tuple[int, str]]:
+    """(index of the prompt, piece of its text) as pieces become certain; the pieces of a prompt joined are the text.
+
+    The generator's value (`yield from`, StopIteration.value) is what `generate` returns.
+    """
+    rows = _rows(model.config, tokenizer, prompts, config)
+    sent = [0] * len(rows)
+    for _ in _write(model, params, tokenizer, rows, config, STREAMED):
+        for index, row in enumerate(rows):
+            text = row.text
+            if text.certain > sent[index]:
+                yield index, text.text[sent[index] : text.certain]
+                sent[index] = text.certain
+    return [row.generation() for row in rows]
+
+
+@dataclass
+class _Row:
+    """One prompt on the host and what has been written after it. `source` is the encoder's text, `limit` the most tokens."""
+
+    prompt: Prompt
+    ids: list[int]
+    source: list[int] | None
+    stream: tuple[int, int]
+    limit: int
+    text: Continuation
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish: str = ""
+
+    def add(self, token_id: int, logprob: float, eos_id: int | None, stop_ids: Sequence[int]) -> None:
+        """Takes the next token, and closes the row where it is the last."""
+        self.token_ids.append(token_id)
+        self.logprobs.append(logprob)
+        if token_id == eos_id or token_id in stop_ids:
+            self.finish = "eos" if token_id == eos_id else "stop"
+        else:
+            self.text.add(token_id)
+            self.finish = "stop" if self.text.stopped else "length" if len(self.token_ids) == self.limit else ""
+        if self.finish:
+            self.text.close()
+
+    def generation(self) -> Generation:
+        return Generation(self.prompt, self.text.text, tuple(self.token_ids), tuple(self.logprobs), self.finish)
+
+
+def _write(
+    model: Model, params: Tree, tokenizer: Tokenizer, rows: list[_Row], config: SamplingConfig, tokens: int
+) -> Iterator[None]:
+    """Continues the rows to their ends, yielding each time that up to `tokens` were added."""
+    if not rows:
+        return
+    eos_id = tokenizer.eos_id
+    stop_ids = np.array([i for i in (eos_id, *config.stop_ids) if i is not None], np.int32)
+    sources = None if rows[0].source is None else [row.source for row in rows]
+    limits, streams = [row.limit for row in rows], [row.stream for row in rows]
+    start = Start([row.ids for row in rows], sources, limits, streams, config.seed)
+    state, ids_BT, logprobs_BT = begin(model, params, start, config.law, stop_ids)
+    open_B = np.zeros(state.left_B.shape, bool)
+    count = 1
+    while True:
+        ids_BT, logprobs_BT = jax.device_get((ids_BT, logprobs_BT))
+        for row, ids, logprobs in zip(rows, ids_BT.tolist(), logprobs_BT.tolist()):
+            for token_id, logprob in zip(ids[:count], logprobs[:count]):
+                if not row.finish:
+                    row.add(token_id, logprob, eos_id, config.stop_ids)
+        yield
+        open_B[: len(rows)] = [not row.finish for row in rows]
+        if not open_B.any():
+            return
+        count = min(tokens, max(row.limit - len(row.token_ids) for row in rows if not row.finish))
+        state, ids_BT, logprobs_BT = advance(
+            params, state, open_B, np.int32(count), stop_ids, model=model, law=config.law
+        )
+
+
+def _rows(c: ModelConfig, tokenizer: Tokenizer, prompts: Sequence[Prompt], config: SamplingConfig) -> list[_Row]:
+    if c.kind == "encoder":
+        raise ValueError("the model is an encoder, which fills in masks and continues no text; choose a decoder")
+    rows, copies = [], Counter()
+    for index, prompt in enumerate(prompts):
+        ids = _ids(tokenizer, prompt, config.bos)
+        if not ids or not all(0 <= i < c.vocab_size for i in ids):
+            raise ValueError(f"prompt {index} must be one or more ids in [0, {c.vocab_size}), the model's vocabulary")
+        source = None
+        if c.kind == "encoder_decoder":
+            # What the decoder starts from in training too (objectives/choose.py).
+            start_id = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
+            source, ids = [*ids, tokenizer.eos_id] if isinstance(prompt, str) else ids, [start_id]
+        limit = min(config.max_tokens, c.max_length - len(ids)) if c.position == "learned" else config.max_tokens
+        if limit < 1 or c.position == "learned" and len(source or ()) > c.max_length:
+            longest = max(len(ids), len(source or ()))
+            raise ValueError(f"prompt {index} has {longest} tokens, the model {c.max_length} positions; shorten it")
+        content = np.asarray(source or ids, "<i4").tobytes()
+        text = Continuation(tokenizer.decode, ids if source is None else [], config.stop)
+        rows.append(_Row(prompt, ids, source, (zlib.crc32(content), copies[content]), limit, text))
+        copies[content] += 1
+    return rows
+
+
+def _ids(tokenizer: Tokenizer, prompt: Prompt, bos: bool) -> list[int]:
+    """Ids of a prompt as training texts begin: with the token that begins a text, or ends the one before."""
+    if not isinstance(prompt, str):
+        return [int(i) for i in prompt]
+    ids = tokenizer.encode(prompt)
+    first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    return [first, *ids] if bos and first is not None and ids[:1] != [first] else ids

@@ -1,0 +1,52 @@
+"""The text of one continuation as its tokens come, and how much of it is certain."""
+
+from collections.abc import Callable, Sequence
+
+_CONTEXT = 8  # ids before the ones being decoded; a space or a letter can depend on its neighbours
+_DECODED = 16  # ids after which the context moves on, so that a long text costs no more per token than a short one
+_UNFINISHED = "\ufffd"
+
+
+class Continuation:
+    """Text after a prompt, token by token, cut before the first stop string.
+
+    `text` is what has been decoded so far, of which the first `certain` characters can no longer change: a trailing
+    U+FFFD may become a letter with the next token, and what may be the beginning of a stop string may have to go. After
+    `close`, or once `stopped`, all of it is certain. Joined with the prompt's text it is the decoded whole.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], prompt: Sequence[int], stop: Sequence[str]):
+        self._decode, self._stop = decode, tuple(stop)
+        self._settled = ""
+        self._move_context(list(prompt))
+        self.text, self.certain, self.stopped = "", 0, False
+
+    def add(self, token_id: int) -> None:
+        """Takes the next token. None may follow one that completed a stop string."""
+        self._ids.append(token_id)
+        fresh = self._decode(self._context + self._ids)[len(self._prefix) :]
+        self.text = self._settled + fresh
+        found = [at for stop in self._stop if (at := self.text.find(stop, self.certain)) >= 0]
+        if found:
+            self.text, self.stopped = self.text[: min(found)], True
+            self.certain = len(self.text)
+            return
+        kept = self.text.rstrip(_UNFINISHED)
+        self.certain = max(self.certain, len(kept) - _begun(kept, self._stop))
+        if len(self._ids) >= _DECODED and kept == self.text:
+            self._settled = self.text
+            self._move_context(self._context + self._ids)
+
+    def close(self) -> None:
+        """No token follows."""
+        self.certain = len(self.text)
+
+    def _move_context(self, ids: list[int]) -> None:
+        self._context, self._ids = ids[-_CONTEXT:], []
+        self._prefix = self._decode(self._context)
+
+
+def _begun(text: str, stops: Sequence[str]) -> int:
+    """Length of the longest end of `text` that a stop string begins with."""
+    longest = max(map(len, stops), default=1) - 1
+    return next((n for n in range(min(longest, len(text)), 0, -1) if any(s.startswith(text[-n:]) for s in stops)), 0)

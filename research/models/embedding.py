@@ -1,0 +1,115 @@
+"""Token and position embeddings on the way in, logits on the way out."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from research.models import layers
+from research.models.config import ModelConfig
+from research.models.initial import Initial
+from research.models.spec import Spec, zeros
+from research.ops.einsum import add_bias, contract, einsum, gather, take, whole
+from research.ops.norm import layer_norm
+from research.tree import Tree
+
+BUCKETS = 32  # relative positions, arXiv:1910.10683, section 2.1
+FARTHEST = 128
+
+
+def embed_specs(c: ModelConfig, start: Initial) -> Tree:
+    """Token table [V, D], with position and type tables and a norm for the families that have them."""
+    specs = {"table": Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.embedding)}
+    if c.position == "learned":
+        specs["positions"] = Spec((c.max_length, c.d_model), ("position", "embed"), start.position)
+    if c.token_types:
+        specs["types"] = Spec((c.token_types, c.d_model), ("position", "embed"), start.position)
+        specs["norm"] = layers.norm_specs(c)
+    return specs
+
+
+def embed(
+    p: Tree,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    c: ModelConfig,
+    dtype: jnp.dtype,
+    token_types_BT: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Input states [B, T, D] in `dtype`."""
+    x_BTD = take(p["table"], tokens_BT, dtype)
+    if c.embedding_scale != 1.0:
+        x_BTD = x_BTD * jnp.asarray(c.embedding_scale, dtype)
+    if c.position == "learned":
+        x_BTD += take(p["positions"], positions_BT, dtype)
+    if c.position == "sinusoidal":
+        x_BTD += sinusoids(positions_BT, c.d_model).astype(dtype)
+    if c.token_types:
+        types_BT = jnp.zeros_like(tokens_BT) if token_types_BT is None else token_types_BT
+        x_BTD += take(p["types"], types_BT, dtype)
+        x_BTD = layers.norm(p["norm"], x_BTD, c)
+    return layers.dropout(x_BTD, c.dropout, key)
+
+
+def sinusoids(positions_BT: jax.Array, d_model: int) -> jax.Array:
+    """Sines in the first half of D, cosines in the second, float32 [B, T, D].
+
+    arXiv:1706.03762, section 3.5, with the halves apart as in its released code rather than interleaved as in print.
+    """
+    half = d_model // 2
+    rates = jnp.exp(-math.log(10000.0) / max(half - 1, 1) * jnp.arange(half, dtype=jnp.float32))
+    angles_BTh = positions_BT[:, :, None].astype(jnp.float32) * rates[None, None, :]
+    return jnp.concatenate([jnp.sin(angles_BTh), jnp.cos(angles_BTh)], axis=-1)
+
+
+def relative_specs(c: ModelConfig, start: Initial) -> Tree:
+    """Score offsets by bucket of distance and head, [32, N]; one table serves a stack."""
+    return {"table": Spec((BUCKETS, c.heads), ("bucket", "heads"), start.position)}
+
+
+def relative_bias(p: Tree, q_positions_BT: jax.Array, k_positions_BS: jax.Array, *, causal: bool) -> jax.Array:
+    """Offsets of the scores, float32 [B, N, T, S] (arXiv:1910.10683, section 2.1)."""
+    distance_BTS = whole(k_positions_BS, axis=1)[:, None, :] - q_positions_BT[:, :, None]
+    one_hot_BTSb = jax.nn.one_hot(_bucket(distance_BTS, causal), BUCKETS)
+    return contract("BTSb,bN->BNTS", one_hot_BTSb, gather(p["table"].astype(jnp.float32)))
+
+
+def _bucket(distance: jax.Array, causal: bool) -> jax.Array:
+    """Half the buckets are exact distances, half are logarithmic up to FARTHEST; without causality a sign takes a half."""
+    buckets, offset = BUCKETS, 0
+    if causal:
+        distance = jnp.maximum(-distance, 0)
+    else:
+        buckets //= 2
+        offset = jnp.where(distance > 0, buckets, 0)
+        distance = jnp.abs(distance)
+    exact = buckets // 2
+    far = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(FARTHEST / exact)
+    far = jnp.minimum(exact + (far * (buckets - exact)).astype(jnp.int32), buckets - 1)
+    return offset + jnp.where(distance < exact, distance, far)
+
+
+def head_specs(c: ModelConfig, start: Initial) -> Tree:
+    """What stands between the last states and the logits, beside a tied table."""
+    specs: Tree = {}
+    if not c.tied:
+        specs["table"] = Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.head)
+    if c.mlm_head:
+        specs["kernel"] = Spec((c.d_model, c.d_model), ("embed", "vector"), start.head)
+        specs["bias"] = Spec((c.d_model,), ("vector",), zeros)
+        specs["norm"] = layers.norm_specs(c)
+        specs["output_bias"] = Spec((c.vocab_size,), ("vocab",), zeros)
+    return specs
+
+
+def head(p_head: Tree, p_table: Tree, hidden_BTD: jax.Array, c: ModelConfig) -> jax.Array:
+    """Logits, float32 [B, T, V]."""
+    if c.mlm_head:
+        hidden_BTD = add_bias(einsum("BTD,DM->BTM", hidden_BTD, p_head["kernel"]), p_head["bias"])
+        hidden_BTD = layers.ACTIVATIONS[c.activation](hidden_BTD)
+        hidden_BTD = layer_norm(hidden_BTD, p_head["norm"]["scale"], p_head["norm"]["bias"], c.norm_eps)
+    if c.head_scale != 1.0:
+        hidden_BTD = hidden_BTD * jnp.asarray(c.head_scale, hidden_BTD.dtype)
+    logits_BTV = einsum("BTD,VD->BTV", hidden_BTD, p_table).astype(jnp.float32)
+    return add_bias(logits_BTV, p_head["output_bias"]) if c.mlm_head else logits_BTV

@@ -1,0 +1,160 @@
+"""The layers that all families are made of: each a tree of specs and a function on that tree.
+
+Letters: B batch, T query time, S key time, D model, N query heads, K key heads, H head size, F feed-forward, E experts.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from research.models.cache import LayerCache
+from research.models.config import ModelConfig
+from research.models.initial import Initial
+from research.models.spec import Spec, ones, zeros
+from research.ops import attention as attention_op
+from research.ops import route
+from research.ops.attention import Visibility
+from research.ops.einsum import add_bias, einsum
+from research.ops.norm import layer_norm, rms_norm
+from research.ops.rope import rotate
+from research.tree import Tree
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+}
+
+
+def norm_specs(c: ModelConfig) -> Tree:
+    """Scale [D], and a bias [D] for layer norm."""
+    scale = {"scale": Spec((c.d_model,), ("vector",), ones)}
+    return scale if c.norm == "rms" else {**scale, "bias": Spec((c.d_model,), ("vector",), zeros)}
+
+
+def norm(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
+    """The family's norm over D."""
+    if c.norm == "rms":
+        return rms_norm(x_BTD, p["scale"], c.norm_eps)
+    return layer_norm(x_BTD, p["scale"], p["bias"], c.norm_eps)
+
+
+def attention_specs(c: ModelConfig, start: Initial) -> Tree:
+    """Query [D, N, H], key and value [D, K, H], out [N, H, D], and the biases and head norms of families that have them."""
+    D, N, K, H = c.d_model, c.heads, c.kv_heads, c.head_size
+    specs = {
+        "query": Spec((D, N, H), ("embed", "heads", "head"), start.query),
+        "key": Spec((D, K, H), ("embed", "kv_heads", "head"), start.key),
+        "value": Spec((D, K, H), ("embed", "kv_heads", "head"), start.value),
+        "out": Spec((N, H, D), ("heads", "head", "embed"), start.out),
+    }
+    if c.attention_bias != "none":
+        specs["query_bias"] = Spec((N, H), ("heads", "head"), zeros)
+        specs["key_bias"] = Spec((K, H), ("kv_heads", "head"), zeros)
+        specs["value_bias"] = Spec((K, H), ("kv_heads", "head"), zeros)
+    if c.attention_bias == "all":
+        specs["out_bias"] = Spec((D,), ("vector",), zeros)
+    if c.query_norm:
+        specs["query_norm"] = Spec((H,), ("vector",), ones)
+        specs["key_norm"] = Spec((H,), ("vector",), ones)
+    return specs
+
+
+def queries(p: Tree, x_BTD: jax.Array, c: ModelConfig, rotation: tuple | None) -> jax.Array:
+    """Queries [B, T, N, H], normalised and rotated where the family does so."""
+    q_BTNH = einsum("BTD,DNH->BTNH", x_BTD, p["query"])
+    if "query_bias" in p:
+        q_BTNH = add_bias(q_BTNH, p["query_bias"])
+    if c.query_norm:
+        q_BTNH = rms_norm(q_BTNH, p["query_norm"], c.norm_eps)
+    return q_BTNH if rotation is None else rotate(q_BTNH, *rotation)
+
+
+def keys_values(p: Tree, x_BSD: jax.Array, c: ModelConfig, rotation: tuple | None) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [B, S, K, H]."""
+    k_BSKH = einsum("BSD,DKH->BSKH", x_BSD, p["key"])
+    v_BSKH = einsum("BSD,DKH->BSKH", x_BSD, p["value"])
+    if "key_bias" in p:
+        k_BSKH, v_BSKH = add_bias(k_BSKH, p["key_bias"]), add_bias(v_BSKH, p["value_bias"])
+    if c.query_norm:
+        k_BSKH = rms_norm(k_BSKH, p["key_norm"], c.norm_eps)
+    return (k_BSKH if rotation is None else rotate(k_BSKH, *rotation)), v_BSKH
+
+
+def attention(
+    p: Tree,
+    x_BTD: jax.Array,
+    c: ModelConfig,
+    visibility: Visibility,
+    *,
+    rotation: tuple | None = None,
+    bias_BNTS: jax.Array | None = None,
+    cache: LayerCache | None = None,
+    memory: tuple[jax.Array, jax.Array] | None = None,
+    implementation: str = "auto",
+) -> tuple[jax.Array, LayerCache | None]:
+    """Attention over `x` itself, over a cache that `x` is first written to, or over a memory's keys and values."""
+    q_BTNH = queries(p, x_BTD, c, rotation)
+    k_BSKH, v_BSKH = keys_values(p, x_BTD, c, rotation) if memory is None else memory
+    if cache is not None:
+        cache = cache.write(k_BSKH, v_BSKH)
+        k_BSKH, v_BSKH = cache.read(x_BTD.dtype)
+    out_BTNH = attention_op.attend(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        visibility,
+        scale=c.attention_scale or c.head_size**-0.5,
+        bias_BNTS=bias_BNTS,
+        implementation=implementation,
+    )
+    y_BTD = einsum("BTNH,NHD->BTD", out_BTNH, p["out"])
+    return (add_bias(y_BTD, p["out_bias"]) if "out_bias" in p else y_BTD), cache
+
+
+def mlp_specs(c: ModelConfig, start: Initial) -> Tree:
+    """Up [D, F], down [F, D], gate [D, F] where gated; with experts a leading E on each and a router [D, E]."""
+    D, F = c.d_model, c.d_ff
+    E, e = ((c.experts,), ("experts",)) if c.experts else ((), ())
+    specs = {
+        "up": Spec((*E, D, F), (*e, "embed", "mlp"), start.up),
+        "down": Spec((*E, F, D), (*e, "mlp", "embed"), start.down),
+    }
+    if c.gated:
+        specs["gate"] = Spec((*E, D, F), (*e, "embed", "mlp"), start.up)
+    if c.mlp_bias:
+        specs["up_bias"] = Spec((F,), ("mlp",), zeros)
+        specs["down_bias"] = Spec((D,), ("vector",), zeros)
+    if c.experts:
+        specs["router"] = Spec((D, c.experts), ("embed", "routes"), start.router)
+    return specs
+
+
+def mlp(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
+    """Feed-forward layer: activation(x up) down, or activation(x gate) * (x up) down."""
+    activation = ACTIVATIONS[c.activation]
+    up_BTF = einsum("BTD,DF->BTF", x_BTD, p["up"])
+    if "up_bias" in p:
+        up_BTF = add_bias(up_BTF, p["up_bias"])
+    hidden_BTF = activation(einsum("BTD,DF->BTF", x_BTD, p["gate"])) * up_BTF if c.gated else activation(up_BTF)
+    y_BTD = einsum("BTF,FD->BTD", hidden_BTF, p["down"])
+    return add_bias(y_BTD, p["down_bias"]) if "down_bias" in p else y_BTD
+
+
+def moe(p: Tree, x_BTD: jax.Array, c: ModelConfig, counted_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mixture of experts and its load-balancing loss over the tokens that `counted` marks with 1."""
+    logits_BTE = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), p["router"])
+    weights_BTk, ids_BTk = route.top_k(logits_BTE, c.experts_per_token)
+    y_BTD = route.experts(x_BTD, weights_BTk, ids_BTk, p["gate"], p["up"], p["down"], ACTIVATIONS[c.activation])
+    return y_BTD, route.load_balance(logits_BTE, ids_BTk, counted_BT)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """`x` with each element zeroed at `rate` and the rest scaled up (arXiv:1207.0580); `x` itself without a key."""
+    if key is None or rate == 0.0:
+        return x
+    sharding = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=sharding)
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)

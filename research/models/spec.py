@@ -1,0 +1,79 @@
+"""What a parameter is before it exists: shape, logical axes, initialisation.
+
+A model is declared as a tree of `Spec`; its parameters, their shardings, abstract shapes and sizes are all maps over
+that one tree, so no big model is ever allocated to answer a question about it.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from research import tree
+from research.axes import RULES, partition
+
+# (key, shape, dtype, sharding) -> array. The sharding matters: without it each device would build the whole array.
+Init = Callable[[jax.Array, tuple[int, ...], jnp.dtype, NamedSharding | None], jax.Array]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One parameter: `shape`, a logical axis name for each of its dimensions, and how it starts."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    init: Init
+
+
+def normal(std: float) -> Init:
+    """Gaussian with this standard deviation, drawn in float32."""
+
+    def init(key, shape, dtype, sharding):
+        return (std * jax.random.normal(key, shape, jnp.float32, out_sharding=sharding)).astype(dtype)
+
+    return init
+
+
+def zeros(key, shape, dtype, sharding):
+    """All zeros."""
+    return jnp.zeros(shape, dtype, out_sharding=sharding)
+
+
+def ones(key, shape, dtype, sharding):
+    """All ones."""
+    return jnp.ones(shape, dtype, out_sharding=sharding)
+
+
+def stack(specs: tree.Tree, layers: int) -> tree.Tree:
+    """The specs of `layers` equal layers as one tree with a leading layer axis."""
+    return jax.tree.map(lambda s: replace(s, shape=(layers, *s.shape), axes=("layers", *s.axes)), specs)
+
+
+def shardings(specs: tree.Tree, mesh: Mesh, rules: Mapping[str, Sequence[str]] = RULES) -> tree.Tree:
+    """NamedSharding of every parameter."""
+    return jax.tree.map(lambda s: NamedSharding(mesh, partition(s.axes, s.shape, mesh, rules)), specs)
+
+
+def abstract(
+    specs: tree.Tree, dtype: jnp.dtype, mesh: Mesh | None = None, rules: Mapping[str, Sequence[str]] = RULES
+) -> tree.Tree:
+    """Parameters as ShapeDtypeStructs, with shardings where a mesh is given."""
+    if mesh is None:
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), specs)
+    places = shardings(specs, mesh, rules)
+    return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, dtype, sharding=place), specs, places)
+
+
+def initialize(
+    key: jax.Array, specs: tree.Tree, dtype: jnp.dtype, mesh: Mesh | None = None, rules: Mapping[str, Sequence[str]] = RULES
+) -> tree.Tree:
+    """Parameters, each drawn with a key folded with its path: adding one parameter leaves the others as they were."""
+    def draw(path, s):
+        name = tree.path_name(path)
+        place = None if mesh is None else NamedSharding(mesh, partition(s.axes, s.shape, mesh, rules))
+        return s.init(jax.random.fold_in(key, zlib.crc32(name.encode())), s.shape, dtype, place)
+
+    return jax.tree.map_with_path(draw, specs)

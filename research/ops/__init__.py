@@ -1,0 +1,1 @@
+"""Operations on arrays: the one einsum, attention, norms, rotary positions, routing, losses."""

@@ -1,0 +1,54 @@
+"""Which attention kernel serves a case: splash on TPU, flash on GPU, or none, which is the XLA reference."""
+
+import functools
+import logging
+from collections.abc import Callable
+
+import jax
+
+from research.ops.kernels import flash, splash
+
+
+def choose(implementation: str, q_BTNH, k_BSKH, visibility, bias_BNTS) -> Callable | None:
+    """The kernel that serves the case, called (q, k, v, visibility, scale); None for the XLA reference.
+
+    "auto" takes the one made for the platform of the mesh, and where that one refuses says why, once. "splash" or
+    "flash" raises NotImplementedError with the reason instead, also on a mesh of another platform than its own; without
+    a mesh it is taken at its word, so that a program can be lowered for a device that is not here.
+    """
+    at = platform()
+    if implementation == "auto":
+        kernel = {"tpu": splash, "gpu": flash}.get(at)
+        if kernel is None:
+            return None
+        reason = _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS)
+        if reason and visibility.packed:
+            _note(f"attention on {at} takes XLA's reference, whose memory grows with length squared: {reason}")
+        return None if reason else kernel.attend
+    kernel = {"splash": splash, "flash": flash}[implementation]
+    reason = _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS)
+    if at != kernel.PLATFORM and not jax.sharding.get_abstract_mesh().empty:
+        reason = f"the mesh is of {at} devices and it wants {kernel.PLATFORM}"
+    if reason:
+        raise NotImplementedError(
+            f"attention {implementation!r} cannot serve this case: {reason}; "
+            "or set config.execution.attention to 'auto' or 'xla'"
+        )
+    return kernel.attend
+
+
+def platform() -> str:
+    """The platform that the program is for: that of the mesh's devices, present or not, else the default backend's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS) -> str | None:
+    if bias_BNTS is not None:
+        return "the scores have a bias and the kernels take none; use other positions than 'relative'"
+    return kernel.refusal(q_BTNH, k_BSKH, visibility)
+
+
+@functools.cache  # a layer is traced many times; a reason is told once
+def _note(message: str) -> None:
+    logging.warning(message)

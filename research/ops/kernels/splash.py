@@ -1,0 +1,87 @@
+"""Splash attention on TPU: scores live in the chip's own memory block by block, and blocks that are all hidden are skipped.
+
+The kernel is JAX's (jax.experimental.pallas.ops.tpu.splash_attention). It knows positions as indices of a row, which is
+the seam's rule where rows are packed: positions then rise by one within a segment, so indices and segments hide the
+same keys as positions and segments.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from research.ops.einsum import local_shape, spec
+
+PLATFORM = "tpu"
+RESIDUALS = "attention"  # checkpoint name of the output and log-sum-exp, for remat policies
+LANES = 128  # of the vector unit; segment ids fill them, so no block can be shorter
+BLOCKS = (512, 256, LANES)  # the largest that divides the length; four of 512 by 256 float32 fit every chip's VMEM
+
+
+def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
+    """Why the kernel cannot serve the case and what to set, or None where it can."""
+    T, S, H = local_shape(q_BTNH)[1], k_BSKH.shape[1], q_BTNH.shape[3]
+    if (visibility.causal or visibility.window) and not visibility.packed:
+        return "queries and keys are not one packed row and it knows only indices; decode over a cache with 'xla'"
+    if T % LANES or S % LANES:
+        return f"{T} queries a device and {S} keys must be multiples of {LANES}; set config.data.sequence_length"
+    if H % 8:
+        return f"head_size={H} must be a multiple of 8; set config.model.head_size"
+    if q_BTNH.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"{q_BTNH.dtype} queries must be float32 or bfloat16; set config.precision.compute"
+    return None
+
+
+def attend(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visibility, scale: float, *, interpret: bool = False
+) -> jax.Array:
+    """The seam's attention, [B, T, N, H], where `refusal` is None. `interpret` runs the kernel on any device."""
+    q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
+    segments = visibility.q_segments_BT, visibility.k_segments_BS
+    kernel = _kernel(q_BTNH, k_BSKH, visibility, interpret)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return _rows(kernel, q_BTNH, k_BSKH, v_BSKH, *segments)
+    batch, length, heads, _ = spec(q_BTNH)
+    queries, keys = PartitionSpec(batch, length, heads, None), PartitionSpec(batch, None, heads, None)
+    specs = (
+        kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, length))),
+        queries, keys, keys, PartitionSpec(batch, length), PartitionSpec(batch, None),
+    )  # fmt: skip
+    operands = jax.tree.map(jax.reshard, (kernel, q_BTNH, k_BSKH, v_BSKH, *segments), specs)
+    # The kernel does not say over which mesh axes its results vary, so that check is off.
+    return jax.shard_map(_rows, in_specs=specs, out_specs=queries, check_vma=False)(*operands)
+
+
+def _rows(kernel, q_BTNH, k_BSKH, v_BSKH, q_segments_BT, k_segments_BS) -> jax.Array:
+    """The kernel over each row of a device's part of the batch; it wants heads before time."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+    heads_first = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
+    out_BNTH = jax.vmap(kernel)(*heads_first, SegmentIds(q_segments_BT, k_segments_BS))
+    return jnp.swapaxes(out_BNTH, 1, 2)
+
+
+def _kernel(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility, interpret: bool):
+    """The kernel with the index rule's blocks sorted into hidden, partly and wholly visible, a part for each device."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    T, S = q_BTNH.shape[1], k_BSKH.shape[1]
+    local_T = local_shape(q_BTNH)[1]
+    block_q, block_kv = (next(block for block in BLOCKS if length % block == 0) for length in (local_T, S))
+    if visibility.window:
+        mask = library.LocalMask((T, S), (visibility.window - 1, 0 if visibility.causal else None), 0)
+    else:
+        mask = library.CausalMask((T, S)) if visibility.causal else library.FullMask((T, S))
+    return library.make_splash_mha(
+        # One mask stands for all heads: they share the rule.
+        library.MultiHeadMask([mask]),
+        head_shards=1,
+        q_seq_shards=1 if isinstance(mask, library.FullMask) else T // local_T,  # no blocks to sort where all are seen
+        block_sizes=library.BlockSizes(
+            block_q=block_q, block_kv=block_kv,
+            block_q_dkv=block_q, block_kv_dkv=block_kv,
+            block_q_dq=block_q, block_kv_dq=block_kv,
+        ),  # fmt: skip
+        residual_checkpoint_name=RESIDUALS,
+        interpret=interpret,
+    )

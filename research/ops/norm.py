@@ -1,0 +1,25 @@
+"""Normalisation over the last axis, in float32 whatever the activations are."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * scale, over the last axis, in the dtype of `x` (arXiv:1910.07467, eq. 4)."""
+    wide = x.astype(jnp.float32)
+    inverse = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * inverse * _row(scale, x)).astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
+    """(x - mean) / sqrt(var + eps) * scale + bias, over the last axis, in the dtype of `x` (arXiv:1607.06450)."""
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    inverse = lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
+    normed = centred * inverse * _row(scale, x)
+    return (normed if bias is None else normed + _row(bias, x)).astype(x.dtype)
+
+
+def _row(vector: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.expand_dims(vector.astype(jnp.float32), tuple(range(x.ndim - vector.ndim)))

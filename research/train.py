@@ -1,0 +1,313 @@
+"""Trains what a config describes: python -m research.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+A run is four hops: config -> experiment.py -> training/step.py (model + objective) -> run directory. This file is the
+loop around them. A workdir that holds a run resumes it.
+"""
+
+from research import allocator
+
+if __name__ == "__main__":
+    allocator.restart_keeping_memory()  # before JAX is imported
+
+import logging
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from jax.experimental import multihost_utils
+from ml_collections import config_flags
+
+from research import command, tree
+from research.data.corpus import Corpus, cache_directory, open_corpus
+from research.data.loader import heldout_batches, train_batches
+from research.data.mixture import Mixture
+from research.data.packing import Chained
+from research.experiment import Experiment, from_config, refused_changes
+from research.files import read_json, write_json
+from research.infer.decode import generate
+from research.infer.sampling import SamplingConfig
+from research.mesh import place_batch, start_processes
+from research.objectives.choose import make_objective
+from research.program import Program, make_program
+from research.training.checkpoint import Checkpoints, restore_params
+from research.training.flops import train_flops_per_token
+from research.training.metrics import RunLog
+from research.training.peaks import peak_flops
+from research.training.provenance import describe_run, write_provenance
+from research.training.report import write_report
+from research.training.state import TrainState
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:ARGUMENTS; --config.FIELD=VALUE overrides")
+WORKDIR = flags.DEFINE_string("workdir", None, "the run directory; one that holds a run resumes it")
+ALLOW_CHANGED = flags.DEFINE_bool("allow_changed_config", False, "resume although the config differs")
+PROFILE = flags.DEFINE_string("profile", "", "START:STOP, the steps of which a trace for xprof is written")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to go: everything that can be wrong beforehand has been checked."""
+
+    experiment: Experiment
+    workdir: Path
+    corpus: Corpus
+    program: Program
+    checkpoints: Checkpoints
+    windows: Mixture
+    heldout: Chained
+    start_step: int
+    state: TrainState
+
+
+def main(arguments: list[str]) -> int:
+    """Reads the flags and trains; the exit code."""
+    if arguments:
+        raise ValueError(f"unexpected argument {arguments[0]!r}; flags are --config, --workdir and --config.FIELD=VALUE")
+    if CONFIG.value is None or not WORKDIR.value:
+        raise ValueError("give --config=FILE and --workdir=FOLDER, such as configs/quickstart.py and runs/quickstart")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    start_processes()
+    profile = _profile_steps(PROFILE.value)
+    return train(from_config(CONFIG.value), Path(WORKDIR.value), allow_changed=ALLOW_CHANGED.value, profile=profile)
+
+
+def train(
+    experiment: Experiment, workdir: Path, *, allow_changed: bool = False, profile: range = range(0), live: bool | None = None
+) -> int:
+    """Trains, or goes on with what `workdir` holds; the exit code. ValueError for what is wrong before the first step.
+
+    `live` chooses between a bar and lines, None by whether standard error is a terminal.
+    """
+    keep_compiled_programs()
+    corpus = open_corpus(experiment.data, Path(workdir) / "tokenizer")
+    program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
+    with jax.set_mesh(program.mesh), Checkpoints(Path(workdir) / "checkpoints", experiment.checkpoint) as checkpoints:
+        run = open_run(experiment, Path(workdir), corpus, program, checkpoints, allow_changed)
+        log = RunLog(
+            workdir,
+            experiment.train.steps,
+            start_step=run.start_step,
+            flops_per_token=train_flops_per_token(experiment.model, experiment.data.sequence_length),
+            peak_flops=_peak_flops(program),
+            wandb=experiment.logging.wandb,
+            config=experiment.to_json(),
+            enabled=jax.process_index() == 0,
+            live=live,
+        )
+        with log, command.StopRequest(jax.process_count() > 1) as request:
+            announce(run, log)
+            loop(run, log, request, profile)
+        if jax.process_index() == 0:
+            write_report(workdir)
+    return command.DONE if request.received is None else request.exit_code
+
+
+def loop(run: Run, log: RunLog, request: command.StopRequest, profile: range) -> TrainState:
+    """Steps until the end or a request to stop, with what is due on the way; then a checkpoint. The last state."""
+    e, program, state, step = run.experiment, run.program, run.state, run.start_step
+    batches = train_batches(
+        run.windows, program.objective.example, seed=e.train.seed, global_batch=program.batch_size, start_step=step,
+        process_index=jax.process_index(), process_count=jax.process_count(), threads=e.data.threads,
+    )  # fmt: skip
+    tokens = program.batch_size * e.data.sequence_length
+    with batches:
+        while step < e.train.steps and not _stop_now(request, step):
+            batch = place_batch(next(batches)[1], program.mesh, program.batch_size)
+            if step in profile and step == max(profile.start, run.start_step):
+                jax.profiler.start_trace(str(run.workdir / "profile"))
+            if step == run.start_step:
+                with log.pause("compiling", steps=1):
+                    state, metrics = jax.block_until_ready(program.train_step(state, batch))
+            else:
+                state, metrics = program.train_step(state, batch)
+            step += 1
+            if step - 1 in profile and step in (profile.stop, e.train.steps):
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
+                log.note(f"wrote the trace of steps {profile.start} to {step} to {run.workdir / 'profile'}")
+            if step % e.train.log_every == 0 or step in (run.start_step + 1, e.train.steps):
+                log_step(run, log, step, metrics, tokens)
+            if _due(step, e.train.eval_every) and step < e.train.steps:
+                with log.pause("evaluating"):
+                    log.evaluation(step, evaluate(run, state, e.train.eval_batches))
+            if _due(step, e.train.sample_every) and step < e.train.steps:
+                with log.pause("sampling"):
+                    sample(run, log, state, step)
+            if _due(step, e.checkpoint.every) and step < e.train.steps:
+                with log.pause("saving"):
+                    save(run, state, step)
+    finish(run, log, state, step)
+    return state
+
+
+def finish(run: Run, log: RunLog, state: TrainState, step: int) -> None:
+    """The last checkpoint, and for a run that came to its end an evaluation on all held-out data and a sample."""
+    with log.pause("saving"):
+        save(run, state, step)
+    if step >= run.experiment.train.steps and log.evaluated_step != step:
+        with log.pause("evaluating"):
+            log.evaluation(step, evaluate(run, state, 0))
+        with log.pause("sampling"):
+            sample(run, log, state, step)
+    run.checkpoints.wait()
+    log.note(f"step {step:,} is saved in {run.workdir}")
+
+
+def open_run(
+    experiment: Experiment, workdir: Path, corpus: Corpus, program: Program, checkpoints: Checkpoints, allow_changed: bool
+) -> Run:
+    """A new run, or the one in `workdir` from its newest good checkpoint. ValueError for what does not fit together."""
+    if corpus.tokenizer.vocab_size > experiment.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {corpus.tokenizer.vocab_size} tokens, the model {experiment.model.vocab_size}; "
+            f"set config.model.vocab_size to at least {corpus.tokenizer.vocab_size}"
+        )
+    length, overlap = program.objective.window_length(experiment.data.sequence_length), program.objective.overlap
+    windows = corpus.train_windows(length, overlap, experiment.train.seed, _tell_tokenizing)
+    heldout = corpus.heldout_windows(length, overlap)
+    fingerprints = {"tokenizer": corpus.tokenizer.fingerprint, "data": corpus.provenance["fingerprint"]}
+    record = workdir / "config.json"
+    if record.exists():
+        _refuse_another_run(read_json(record), experiment.to_json(), allow_changed)
+    restored = checkpoints.restore(program.state)
+    if restored is None:
+        start_step, state = 0, _first_state(program)
+    else:
+        start_step, state, meta = restored
+        for name, fingerprint in fingerprints.items():
+            if meta[name] != fingerprint and not allow_changed:
+                raise ValueError(
+                    f"the {name} is not that of the run in {workdir} (fingerprint {fingerprint[:12]}, the run's "
+                    f"{meta[name][:12]}); restore it, take another --workdir, or pass --allow_changed_config"
+                )
+    if jax.process_index() == 0:
+        corpus.tokenizer.save(workdir / "tokenizer")
+        write_json(record, experiment.to_json())
+        parameters = tree.count(program.state.trainable)
+        facts = dict(seed=experiment.train.seed, dataset=corpus.provenance, tokenizer=fingerprints["tokenizer"])
+        parent = {"parent": experiment.train.init_from} if experiment.train.init_from else {}
+        write_provenance(workdir, describe_run(**facts, parameters=parameters, **parent), start_step)
+    return Run(experiment, workdir, corpus, program, checkpoints, windows, heldout, start_step, state)
+
+
+def announce(run: Run, log: RunLog) -> None:
+    """Says what will run."""
+    program, data = run.program, run.experiment.data
+    devices = ", ".join(f"{name}:{size}" for name, size in program.mesh.shape.items() if size > 1) or "one device"
+    log.note(
+        f"{tree.count(program.state.trainable):,} parameters on {devices}; batches of {program.batch_size} x "
+        f"{data.sequence_length} tokens of {data.source}; {'resuming at' if run.start_step else 'from'} step {run.start_step:,}"
+    )
+    for line in program.whole_dimensions():
+        log.note(f"not split: {line} does not divide")
+
+
+def log_step(run: Run, log: RunLog, step: int, metrics: dict[str, jax.Array], tokens: int) -> None:
+    """Writes a step's metrics; ends the run where the loss is no number any more."""
+    values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+    values["learning_rate"] = float(run.program.schedule(step - 1))
+    log.step(step, values, tokens)
+    if not math.isfinite(values["loss"]):
+        raise command.Stop(
+            command.BUG,
+            f"the loss is {values['loss']} at step {step}; the last checkpoint is from step {run.checkpoints.latest()}; "
+            "lower config.optimizer.learning_rate or set config.optimizer.clip_norm",
+        )
+
+
+def evaluate(run: Run, state: TrainState, limit: int) -> dict[str, float]:
+    """Mean loss on the held-out data in nats per token, and where it has a meaning in bits per byte beside gzip's.
+
+    `limit` batches of it, 0 for all. Bits per byte of a part of the data take its bytes per token to be those of all.
+    """
+    program, totals = run.program, {}
+    batches = heldout_batches(
+        run.heldout, program.objective.example, batch=program.batch_size, limit=limit or None,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    for batch in batches:
+        pairs = program.eval_step(state.trainable, state.frozen, place_batch(batch, program.mesh, program.batch_size))
+        totals = pairs if not totals else jax.tree.map(lambda a, b: a + b, totals, pairs)
+    sums = {name: (float(total), float(count)) for name, (total, count) in jax.device_get(totals).items()}
+    values = {"loss": sums["loss"][0] / max(sums["loss"][1], 1.0)}
+    if run.experiment.objective.name == "causal_lm":
+        nats, count = sums["nll"]
+        size, tokens = run.corpus.heldout_size()
+        values["bits_per_byte"] = nats / count / math.log(2) * tokens / size
+        values["gzip_bits_per_byte"] = run.corpus.provenance["gzip_bits_per_byte"]
+    return values
+
+
+def sample(run: Run, log: RunLog, state: TrainState, step: int) -> None:
+    """A continuation of the config's prompt, for models that generate."""
+    e = run.experiment
+    if e.model.kind == "encoder" or not e.train.sample_tokens or jax.process_count() > 1:
+        return
+    config = SamplingConfig(max_tokens=e.train.sample_tokens, temperature=0.8, top_p=0.95, seed=step)
+    params = tree.join(state.trainable, state.frozen)
+    [generation] = generate(run.program.model, params, run.corpus.tokenizer, [e.train.sample_prompt], config)
+    log.sample(step, e.train.sample_prompt, generation.text)
+
+
+def save(run: Run, state: TrainState, step: int) -> None:
+    """Starts to save the state with the fingerprints of what it was trained on."""
+    data = run.corpus.provenance["fingerprint"]
+    run.checkpoints.save(step, state, {"tokenizer": run.corpus.tokenizer.fingerprint, "data": data})
+
+
+def keep_compiled_programs() -> None:
+    """Lets JAX keep compiled programs under GRAFT_CACHE, so that a second start need not compile."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _first_state(program: Program) -> TrainState:
+    """A fresh state; with config.train.init_from its parameters are another run's."""
+    state, parent = program.init(), program.experiment.train.init_from
+    if not parent:
+        return state
+    _, params, _ = restore_params(Path(parent) / "checkpoints", program.state.trainable, key="trainable")
+    return TrainState(state.step, params, state.frozen, state.optimizer, state.key)
+
+
+def _refuse_another_run(old: dict[str, Any], new: dict[str, Any], allow_changed: bool) -> None:
+    changes = refused_changes(old, new)
+    if changes and not allow_changed:
+        raise ValueError(
+            f"the workdir holds a run with another config ({'; '.join(changes)}); "
+            "take another --workdir, or pass --allow_changed_config"
+        )
+
+
+def _tell_tokenizing(done: int, documents: int) -> None:
+    print(f"\rtokenizing {done:,} of {documents:,} documents", end="\n" if done == documents else "", file=sys.stderr)
+
+
+def _peak_flops(program: Program) -> float | None:
+    device = program.mesh.devices.flat[0]
+    peak = peak_flops(device.device_kind, program.experiment.precision.compute)
+    return peak and peak * program.mesh.size
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _stop_now(request: command.StopRequest, step: int) -> bool:
+    if jax.process_count() > 1:
+        return multihost_utils.reached_preemption_sync_point(step)
+    return request.received is not None
+
+
+def _profile_steps(text: str) -> range:
+    start, _, stop = text.partition(":")
+    if text and not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+        raise ValueError(f"--profile={text!r} must be START:STOP, two steps, such as 10:15")
+    return range(int(start), int(stop)) if text else range(0)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,209 @@
+"""The run log: the one object a train loop tells what happened, and it reaches the screen, the files and the trackers."""
+
+import json
+import math
+import numbers
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from research.files import write_text
+from research.training.progress import evaluation_line, open_display, printable
+from research.training.samples import Sample, append_sample, keep_samples
+from research.training.trackers import Tracker, open_tensorboard, open_wandb
+
+Row = dict[str, Any]
+SAMPLE_SHOWN = 400  # characters of a sample on the screen; the file has all of it
+
+
+class RunLog:
+    """Progress, `metrics.jsonl`, `samples.txt`, TensorBoard and W&B of one run. Use it as a context manager.
+
+    `metrics.jsonl` holds one JSON object a line, whole after every call. A training row has `step`, what the loop
+    measured (`loss` is the float32 unrounded), `tokens_per_second`, `seconds` and `tokens` since the run began, and
+    `mfu` where both FLOP figures are known. An evaluation row has `step`, `eval/...` and `seconds`. JSON lacks NaN and
+    the infinities: such a value is null, and the row says which one it was under `nonfinite`.
+
+    The clock of `tokens_per_second` stands still inside `pause()`. With `enabled=False` (every process but the first)
+    the object takes all calls and does nothing.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        total_steps: int,
+        *,
+        start_step: int = 0,
+        flops_per_token: float | None = None,
+        peak_flops: float | None = None,
+        wandb: bool = False,
+        config: Mapping[str, Any] | None = None,
+        enabled: bool = True,
+        live: bool | None = None,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Open the log of a run that has done `start_step` steps of `total_steps`.
+
+        What a former process logged after `start_step` is dropped, because those steps are done again; with 0 all of it.
+        `flops_per_token` is one token's forward and backward, `peak_flops` FLOP/s of all devices together. `config` is
+        for W&B; `live` overrules the choice between bar and lines; `stream` defaults to standard error.
+        """
+        self.enabled = enabled
+        self.evaluated_step: int | None = None  # the last step with an evaluation row, also one of a former process
+        self._clock, self._step, self._total = clock, start_step, total_steps
+        self._utilisation = flops_per_token / peak_flops if flops_per_token and peak_flops else None
+        self._mark = self._began = clock()
+        self._paused, self._pauses, self._uncounted = 0.0, 0, 0
+        self._origin: tuple[float, int] | None = None  # (time, step) from which the time left is reckoned
+        self._warned = False
+        if not enabled:
+            return
+        self._workdir = Path(workdir)
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        self._began -= self._keep_rows(start_step)
+        keep_samples(self._workdir / "samples.txt", start_step if start_step else -1)
+        self._trackers: list[Tracker] = [open_wandb(self._workdir, config)] if wandb else []
+        self._trackers.append(open_tensorboard(self._workdir / "tensorboard", start_step))
+        self._file = open(self._workdir / "metrics.jsonl", "a", encoding="utf-8")
+        self._display = open_display(stream or sys.stderr, start_step, total_steps, live, clock)
+
+    def step(self, step: int, values: Mapping[str, Any], tokens: int) -> None:
+        """Log a training step. `tokens` is what every step trains on (batch x length); the speed is that of all steps
+        since the last call. Values are scalars of any array library; fetch them together before, one by one is slow."""
+        if not self.enabled:
+            return
+        if step <= self._step and self._origin:
+            raise ValueError(f"step {step} is logged after step {self._step}; log steps in order, each once")
+        now = self._clock()
+        busy, steps = now - self._mark - self._paused, step - self._step - self._uncounted
+        speed = steps * tokens / busy if steps > 0 and busy > 0 else None
+        self._origin = self._origin or (now - busy, step - steps)
+        row = {"step": step, **values, "tokens_per_second": speed, "seconds": now - self._began, "tokens": step * tokens}
+        if self._utilisation and speed:
+            row["mfu"] = speed * self._utilisation
+        row = self._write(row)
+        pace = (now - self._origin[0]) / (step - self._origin[1]) if step > self._origin[1] else None
+        self._display.row(row, None if pace is None else now + (self._total - step) * pace)
+        self._step, self._mark, self._paused, self._uncounted = step, self._clock(), 0.0, 0
+
+    def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
+        """Log an evaluation; a name without a slash is put under `eval/`. Nothing else is reckoned from it."""
+        if not self.enabled:
+            return
+        named = {name if "/" in name else f"eval/{name}": value for name, value in values.items()}
+        row = self._write({"step": step, **named, "seconds": self._clock() - self._began})
+        self.evaluated_step = step
+        self._display.line(evaluation_line(row))
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Append a continuation to `samples.txt` and show its beginning."""
+        if not self.enabled:
+            return
+        append_sample(self._workdir / "samples.txt", Sample(step, prompt, text))
+        shown = (prompt + text).rstrip("\n")
+        shown = shown[:SAMPLE_SHOWN] + ("…" if len(shown) > SAMPLE_SHOWN else "")
+        self.note(f"sample {step:,}\n" + "\n".join(f"  | {line}" for line in shown.split("\n")))
+
+    def note(self, line: str) -> None:
+        """Show a line to the person who watches; it is kept nowhere."""
+        if self.enabled:
+            self._display.line(printable(line))
+
+    @contextmanager
+    def pause(self, what: str = "", steps: int = 0) -> Iterator[None]:
+        """Time spent inside does not count for the speed: evaluation, saving, compiling. The bar shows `what`.
+        `steps` is the number of training steps run inside, which then do not count either."""
+        start = self._clock()
+        self._pauses += 1
+        if self.enabled:
+            self._display.state(what)
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+            if not self._pauses:
+                self._paused += self._clock() - start
+            if self.enabled:
+                self._display.state("")
+            self._uncounted += steps
+
+    def close(self) -> None:
+        """Finish the screen and the files. Safe to call twice; the screen comes first, it must be left sane."""
+        if not self.enabled:
+            return
+        self.enabled = False
+        self._display.close()
+        self._file.close()
+        for _, close in self._trackers:
+            close()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def _keep_rows(self, start_step: int) -> float:
+        """Drop the rows of the future from the file; the seconds that the kept ones took."""
+        path = self._workdir / "metrics.jsonl"
+        rows = read_rows(path)
+        kept = [row for row in rows if 0 < start_step >= row["step"]]
+        text = "".join(_line(row) for row in kept)
+        if path.exists() and path.read_bytes() != text.encode():
+            write_text(path, text)
+        evaluated = [row["step"] for row in kept if any(name.startswith("eval/") for name in row)]
+        self.evaluated_step = max(evaluated, default=None)
+        return max((row.get("seconds") or 0.0 for row in kept), default=0.0)
+
+    def _write(self, values: Row) -> Row:
+        """Write a row to the file and the trackers; the row as it stands in the file."""
+        exact = {name: _number(name, value) for name, value in values.items() if value is not None}
+        odd = {name: str(value) for name, value in exact.items() if not math.isfinite(value)}
+        row = {name: None if name in odd else exact.get(name) for name in values}
+        if odd:
+            row["nonfinite"] = odd
+            if not self._warned:
+                self._warned = True
+                self.note(f"step {row['step']:,}: {', '.join(f'{name} is {value}' for name, value in odd.items())}")
+        self._file.write(_line(row))
+        self._file.flush()
+        step = exact.pop("step")
+        for write, _ in self._trackers:
+            write(step, exact)
+        return row
+
+
+def read_rows(path: str | os.PathLike) -> list[Row]:
+    """The rows of a `metrics.jsonl`, [] without a file. A last line that a crash cut short is left out; a damaged one
+    elsewhere is a ValueError that names its number."""
+    if not Path(path).exists():
+        return []
+    lines = Path(path).read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            rows.append({"step": row.pop("step"), **row})
+        except (ValueError, AttributeError, KeyError, TypeError):
+            if number < len(lines):
+                raise ValueError(f"{path} line {number} is not a row with a step; mend or remove that line") from None
+    return rows
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _number(name: str, value: Any) -> int | float:
+    """The exact value: float32 and narrower fit in Python's float."""
+    try:
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"metric {name!r} is {value!r}; log one number, such as its mean") from None

@@ -1,0 +1,224 @@
+"""Optimizers: optax chains that know which axis of a parameter numbers layers.
+
+The parameters of all layers are stacked, so a norm's scale is [L, D] and a query kernel [L, D, N, H]. Whether something is
+a vector or a matrix, and over what a mean is taken, therefore follows from logical axes and never from `ndim`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from research import tree
+from research.training.muon import matrix_axes, scale_by_muon, stack_axes
+from research.training.schedules import DECAYING, SCHEDULES, Schedule, make_schedule
+
+Rules = tuple[tuple[str, float], ...]
+
+# What each optimizer takes, and its value where the configuration leaves it None.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},  # b2 of GPT-3 and LLaMA
+    "adafactor": {"b1": None, "eps": 1e-30, "parameter_scale": False},
+    "lion": {"b1": 0.9, "b2": 0.99},  # arXiv:2302.06675
+    "muon": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "momentum": 0.95},
+}
+_TABLES = ("vocab", "position", "bucket")  # axes that are looked up
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimizer, its schedule (see `make_schedule`) and its rules by path.
+
+    name                   adamw | adafactor | lion | muon (its b1, b2, eps are of the AdamW that takes what is no hidden
+                           matrix)
+    learning_rate          at the peak of the schedule
+    decay_fraction         `decay_steps` as a share of the run
+    b1                     of adafactor: momentum, none where None
+    parameter_scale        adafactor: updates in units of the parameter's root mean square
+    weight_decay           times the learning rate, taken from the weights (arXiv:1711.05101)
+    decay_embeddings       without `weight_decay_rules` matrices decay, vectors do not; this is for lookup tables
+    weight_decay_rules     ordered (path regex, multiple of weight_decay), covering every parameter
+    learning_rate_rules    ordered (path regex, multiple of learning_rate), covering every parameter
+    clip_norm              largest norm of all gradients together, None for no limit
+
+    A field that the chosen optimizer or schedule does not use is refused.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 3e-4
+    schedule: str = "cosine"
+    warmup_steps: int | None = None
+    decay_steps: int | None = None
+    decay_fraction: float | None = None
+    min_ratio: float | None = None
+    b1: float | None = None
+    b2: float | None = None
+    eps: float | None = None
+    momentum: float | None = None
+    parameter_scale: bool | None = None
+    weight_decay: float = 0.1
+    decay_embeddings: bool = True
+    weight_decay_rules: Rules = ()
+    learning_rate_rules: Rules = ()
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self):
+        if self.name not in _SETTINGS:
+            raise ValueError(f"optimizer.name={self.name!r}; choose one of {', '.join(_SETTINGS)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"optimizer.schedule={self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        for field in ("weight_decay_rules", "learning_rate_rules"):
+            object.__setattr__(self, field, tuple((pattern, number) for pattern, number in getattr(self, field)))
+        self._refuse_unused()
+        for field in ("b1", "b2", "momentum", "min_ratio", "decay_fraction"):
+            value = getattr(self, field)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"optimizer.{field}={value} must lie between 0 and 1")
+        for field in ("learning_rate", "eps", "weight_decay", "clip_norm", "warmup_steps", "decay_steps"):
+            value = getattr(self, field)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"optimizer.{field}={value} must be a number of at least 0")
+
+    def _refuse_unused(self) -> None:
+        for field in ("b1", "b2", "eps", "momentum", "parameter_scale"):
+            if getattr(self, field) is not None and field not in _SETTINGS[self.name]:
+                raise ValueError(f"optimizer.{field} is set and {self.name} does not use it; leave it out")
+        for field in ("decay_steps", "decay_fraction", "min_ratio"):
+            if getattr(self, field) is not None and self.schedule not in DECAYING:
+                raise ValueError(f"optimizer.{field} is set and the schedule {self.schedule} does not use it; leave it out")
+        if self.decay_steps is not None and self.decay_fraction is not None:
+            raise ValueError("optimizer.decay_steps and optimizer.decay_fraction are both set; leave one out")
+        if self.weight_decay_rules and not self.decay_embeddings:
+            raise ValueError("optimizer.decay_embeddings has no effect beside optimizer.weight_decay_rules; say it there")
+        if self.weight_decay_rules and not self.weight_decay:
+            raise ValueError("optimizer.weight_decay_rules has no effect where optimizer.weight_decay is 0; leave it out")
+
+    def setting(self, field: str) -> Any:
+        """The value of b1, b2, eps, momentum or parameter_scale, the optimizer's own where it is None."""
+        value = getattr(self, field)
+        return _SETTINGS[self.name][field] if value is None else value
+
+
+def make(
+    config: OptimizerConfig, axes: tree.Tree, total_steps: int
+) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
+    """The transformation of gradients into updates, and the learning rate by step (before multiples by rule).
+
+    `axes` has the structure of the parameters and a tuple of logical axis names for each. `update(gradients, state,
+    params, grad_norm=norm)` clips by a norm already known (see `global_norm`); without it the norm is computed. The state
+    is sharded as the parameters it is about. ValueError for rules that match nothing or leave a parameter out.
+    """
+    decay_steps = config.decay_steps
+    if config.decay_fraction is not None:
+        decay_steps = max(1, round(config.decay_fraction * total_steps))
+    schedule = make_schedule(
+        config.schedule, config.learning_rate, total_steps, config.warmup_steps, decay_steps, config.min_ratio
+    )
+    names = jax.tree.map(" ".join, axes, is_leaf=lambda leaf: type(leaf) is tuple)
+    links = [] if config.clip_norm is None else [clip_by_global_norm(config.clip_norm)]
+    links.append(_direction(config, names))
+    if config.weight_decay:
+        links.append(_decay_weights(config.weight_decay, _decay_multiples(config, names)))
+    if config.learning_rate_rules:
+        links.append(_multiply(tree.choose(config.learning_rate_rules, names)))
+    return optax.chain(*links, optax.scale_by_learning_rate(schedule)), schedule
+
+
+def global_norm(gradients: tree.Tree) -> jax.Array:
+    """Euclidean norm of all leaves together, accumulated in float32; a float32 scalar."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(gradients)))
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """Scales gradients down to `max_norm`, as optax's of that name; takes a norm that is already known as `grad_norm`.
+
+    One factor is multiplied in, which fuses with the update; optax divides first and stores a second set of gradients.
+    """
+
+    def update(updates, state, params=None, *, grad_norm=None, **unused):
+        del params, unused
+        factor = jnp.minimum(1.0, max_norm / (global_norm(updates) if grad_norm is None else grad_norm))
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def per_layer(transform: optax.GradientTransformation, names: tree.Tree) -> optax.GradientTransformation:
+    """`transform` of every leaf by itself, and of every layer and expert of a stacked leaf by itself.
+
+    For transforms that take means over a leaf. Scalars in the state, such as counts, are not stacked.
+    """
+    structure = jax.tree.structure(names)
+    depths = [stack_axes(name.split()) for name in jax.tree.leaves(names)]
+
+    def init(params):
+        leaves = structure.flatten_up_to(params)
+        return structure.unflatten(_stacked(transform.init, depth)(leaf) for depth, leaf in zip(depths, leaves))
+
+    def update(updates, state, params):
+        leaves = zip(depths, *map(structure.flatten_up_to, (updates, state, params)))
+        results = [_stacked(transform.update, depth)(*leaf) for depth, *leaf in leaves]
+        return tuple(map(structure.unflatten, zip(*results)))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _stacked(function: Callable, depth: int) -> Callable:
+    """`function` mapped over so many leading axes of all arrays; what is scalar without them has none."""
+    if depth == 0:
+        return function
+    inner = _stacked(function, depth - 1)
+
+    def outer(*arguments):
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), arguments)
+        axes = jax.tree.map(lambda x: 0 if x.ndim else None, (arguments, jax.eval_shape(inner, *one)))
+        return jax.vmap(inner, *axes)(*arguments)
+
+    return outer
+
+
+def _direction(config: OptimizerConfig, names: tree.Tree) -> optax.GradientTransformation:
+    """The link from gradients to steps of about unit size."""
+    value = config.setting
+    if config.name == "lion":
+        return optax.scale_by_lion(value("b1"), value("b2"))
+    if config.name == "adafactor":
+        links = [optax.scale_by_factored_rms(epsilon=value("eps")), optax.clip_by_block_rms(1.0)]
+        links += [optax.scale_by_param_block_rms()] if value("parameter_scale") else []
+        momentum = [] if value("b1") is None else [optax.ema(value("b1"), debias=False)]
+        return optax.chain(per_layer(optax.chain(*links), names), *momentum)
+    adam = optax.scale_by_adam(value("b1"), value("b2"), value("eps"))
+    if config.name == "adamw":
+        return adam
+    labels = jax.tree.map(lambda name: "muon" if _is_hidden_matrix(name.split()) else "adamw", names)
+    hidden = jax.tree.map(lambda name, label: name if label == "muon" else optax.MaskedNode(), names, labels)
+    return optax.partition({"muon": scale_by_muon(hidden, value("momentum")), "adamw": adam}, labels)
+
+
+def _is_hidden_matrix(axes: list[str]) -> bool:
+    return axes[0] == "layers" and matrix_axes(axes) is not None
+
+
+def _decay_multiples(config: OptimizerConfig, names: tree.Tree) -> tree.Tree:
+    if config.weight_decay_rules:
+        return tree.choose(config.weight_decay_rules, names)
+
+    def multiple(name: str) -> float:
+        axes = name.split()
+        decays = config.decay_embeddings if set(axes) & set(_TABLES) else True
+        return float(decays and matrix_axes(axes) is not None)
+
+    return jax.tree.map(multiple, names)
+
+
+def _decay_weights(weight_decay: float, multiples: tree.Tree) -> optax.GradientTransformation:
+    """Adds its own multiple of `weight_decay` times each parameter, as `optax.add_decayed_weights` does with one for all."""
+    add = lambda u, p, m: u + (weight_decay * m) * p if m else u  # noqa: E731
+    return optax.stateless(lambda updates, params: jax.tree.map(add, updates, params, multiples))
+
+
+def _multiply(multiples: tree.Tree) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda u, m: u * m, updates, multiples))

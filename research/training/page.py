@@ -1,0 +1,99 @@
+"""The HTML of a report: plain functions from values to markup. Every one escapes the text it is given."""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+# Even a mistake in escaping could load and run nothing under this policy.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+LONG_LIST = 6  # values; longer lists are folded
+
+STYLE = """
+:root{color-scheme:light dark;--page:#f6f7f9;--card:#fff;--text:#1c2430;--soft:#667085;--edge:#e3e6eb;--good:#1d8a52;--bad:#c2413b}
+@media(prefers-color-scheme:dark){:root{--page:#12151a;--card:#1b2027;--text:#e4e8ee;--soft:#98a2b3;--edge:#2c333d;--good:#4cc48a;--bad:#f07a74}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--text);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+main{max-width:1180px;margin:0 auto;padding:32px 24px 64px}
+h1{font-size:26px;margin:0}
+h2{font-size:17px;margin:36px 0 12px}
+small,.soft{color:var(--soft);font-weight:400}
+code,pre,td{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:13px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin-top:24px}
+.tile,figure,.sample,table{background:var(--card);border:1px solid var(--edge);border-radius:10px}
+.tile{padding:12px 16px}
+.tile b{display:block;font-size:24px;font-weight:650;font-variant-numeric:tabular-nums;white-space:nowrap}
+.tile span{display:block;font-size:12px;color:var(--soft)}
+.good b,.good .note{color:var(--good)}
+.bad b,.bad .note{color:var(--bad)}
+.warning{border-left:4px solid var(--bad);padding:8px 14px;background:var(--card)}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));gap:16px}
+figure{margin:0;padding:14px 14px 6px}
+figure svg{width:100%;height:auto;display:block}
+figcaption{font-weight:600}
+.sample{padding:12px 16px;margin:0 0 12px}
+.sample pre{margin:6px 0 0;white-space:pre-wrap;overflow-wrap:anywhere;max-height:24em;overflow:auto}
+.sample .prompt{color:var(--soft)}
+table{border-collapse:separate;border-spacing:0;width:100%;overflow:hidden}
+td,th{text-align:left;vertical-align:top;padding:4px 14px;border-top:1px solid var(--edge);overflow-wrap:anywhere}
+tr:first-child>*{border-top:0}
+th{font-weight:500;color:var(--soft);width:32%;font-size:13px}
+del{color:var(--bad)}
+ins{color:var(--good);text-decoration:none}
+summary{cursor:pointer;color:var(--soft);padding:4px 0}
+footer{margin-top:40px;color:var(--soft);font-size:12px}
+@media print{body{background:#fff}.charts{grid-template-columns:1fr 1fr}details:not([open]){display:none}}
+"""
+
+
+def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:
+    """A whole document from (heading, markup) sections; those without markup are left out."""
+    body = "".join(f"<section>{f'<h2>{escape(head)}</h2>' if head else ''}{markup}</section>" for head, markup in sections if markup)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>"
+        f'<header><h1>{escape(title)}</h1><div class="soft">{escape(subtitle)}</div></header>'
+        f"{body}<footer>Move over a curve to read its values.</footer></main></body></html>\n"
+    )
+
+
+def tile(label: str, value: str, note: str = "", mood: str = "") -> str:
+    """A headline number; `mood` is "good", "bad" or nothing."""
+    return f'<div class="tile {escape(mood)}"><span>{escape(label)}</span><b>{escape(value)}</b><span class="note">{escape(note)}</span></div>'
+
+
+def sample_card(step: int, prompt: str, text: str) -> str:
+    """A sample, its prompt set apart from what the model wrote."""
+    return (
+        f'<div class="sample"><small>step {step:,}</small>'
+        f'<pre><span class="prompt">{escape(prompt)}</span>{escape(text)}</pre></div>'
+    )
+
+
+def facts_table(facts: Mapping[str, Any]) -> str:
+    """Names and values in two columns, long lists folded; "" for none."""
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{_value(value)}</td></tr>" for name, value in facts.items())
+    return f"<table>{rows}</table>" if rows else ""
+
+
+def diff_table(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The names whose values differ, with both values; a sentence where none does."""
+    names = [name for name in dict.fromkeys([*old, *new]) if (name in old, old.get(name)) != (name in new, new.get(name))]
+    if not names:
+        return "<p>Both configurations are equal.</p>"
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th>"
+        f"<td>{f'<del>{_value(old[name])}</del>' if name in old else ''}</td>"
+        f"<td>{f'<ins>{_value(new[name])}</ins>' if name in new else ''}</td></tr>"
+        for name in names
+    )
+    return f"<table>{rows}</table>"
+
+
+def _value(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | tuple) and len(value) > LONG_LIST:
+        return f"<details><summary>{len(value)} values</summary>{escape(text)}</details>"
+    return escape(text)

@@ -1,0 +1,192 @@
+"""Reading checkpoints back: which steps are there, what they hold, whether they are still what was saved.
+
+A step is a directory with two Orbax items: `state`, the arrays as nested dicts, and `record`, JSON with the type, shape
+and fingerprint of every array beside the caller's own `meta`, signed with its SHA-256. Orbax restores flipped bits without
+a word; the fingerprints are what finds them, and the signature keeps a flip in the record from passing for a change of
+the model.
+"""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint.path import step as step_names
+
+from research import tree
+from research.training.fingerprint import fingerprint
+
+Restored = tuple[int, tree.Tree, dict[str, Any]]
+
+# Failures that say nothing about the bytes in storage: to set a good step aside for one of these would lose work.
+_PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "CANCELLED")
+
+
+# TensorStore has no unsigned types below a byte; their bits travel as the signed type of that width.
+_CARRIERS = {"uint4": "int4", "uint2": "int2"}
+
+
+class _Damaged(Exception):
+    """What is wrong with a step."""
+
+
+def committed_steps(root: epath.Path) -> list[int]:
+    """Steps whose save was completed, oldest first."""
+    return sorted(found.step for found in step_names.standard_name_format().find_all(root))
+
+
+def make_record(step: int, arrays: dict[str, jax.Array], meta: dict[str, Any]) -> dict[str, Any]:
+    """The signed record of a step. ValueError for `meta` that is not JSON."""
+    try:
+        plain = json.loads(json.dumps(meta))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a checkpoint's meta must be JSON: {error}") from None
+    prints = fingerprint(arrays)
+    entries = {path: [*_form(array), prints[path]] for path, array in arrays.items()}
+    body = {"step": step, "meta": plain, "arrays": entries}
+    return {**body, "sha256": _digest(body)}
+
+
+def storable(arrays: dict[str, jax.Array]) -> tree.Tree:
+    """The arrays as Orbax takes them: nested dicts, unsigned sub-byte types as signed ones, empty arrays left out."""
+    kept = {path: array for path, array in arrays.items() if array.size}
+    if not kept:
+        raise ValueError("a checkpoint needs at least one array with elements")
+    return tree.unflatten({path: _view(array, _CARRIERS.get(str(array.dtype))) for path, array in kept.items()})
+
+
+def newest(
+    root: epath.Path, abstract: tree.Tree, below: str, set_aside: Callable[[int], str]
+) -> Restored | None:
+    """(step, tree like `abstract`, meta) of the newest good step, or None where there is no step, good or bad.
+
+    `below` is "" for the whole state or "params/" for the arrays under that key. A damaged step is warned of and handed
+    to `set_aside`, which says what it did. ValueError where no step is good, and where a step's arrays differ from
+    `abstract` in structure, type or shape: that is a changed model and no damage.
+    """
+    wanted = {below + path: leaf for path, leaf in tree.paths(abstract).items()}
+    _require_divisible(wanted)
+    problems = []
+    for step in reversed(committed_steps(root)):
+        try:
+            arrays, meta = _read(root / str(step), step, wanted, below)
+            problem = None
+        except _Damaged as error:
+            problem = str(error)
+        if _everywhere(problem is None):
+            return step, jax.tree.unflatten(jax.tree.structure(abstract), [arrays[path] for path in wanted]), meta
+        problems.append(f"step {step} ({problem or 'damaged for another process'}; {set_aside(step)})")
+        logging.warning("checkpoint %s in %s is damaged", problems[-1], root)
+    problems += [f"{folder.name} (set aside earlier)" for folder in sorted(root.glob("damaged-*")) if not problems]
+    if problems:
+        raise ValueError(f"no checkpoint in {root} is good: {', '.join(problems)}; delete them to start afresh")
+    return None
+
+
+def _read(
+    folder: epath.Path, step: int, wanted: dict[str, jax.ShapeDtypeStruct], below: str
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    record = _read_record(folder / "record" / "metadata", step)
+    saved = {path: entry for path, entry in record["arrays"].items() if path.startswith(below)}
+    _require_same_form(folder, saved, wanted)
+    arrays = _read_arrays(folder / "state", wanted, partial=bool(below))
+    changed = [path for path, bits in fingerprint(arrays).items() if bits != saved[path][-1]]
+    if changed:
+        raise _Damaged(f"the bits of {len(changed)} arrays changed, of {changed[0]} for one")
+    return arrays, record["meta"]
+
+
+def _read_record(file: epath.Path, step: int) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text())
+        signature = record.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        _reraise_passing(error)
+        raise _Damaged(f"its record cannot be read: {_line(error)}") from error
+    if signature != _digest(record) or record["step"] != step:
+        raise _Damaged("its record was changed")
+    return record
+
+
+def _read_arrays(folder: epath.Path, wanted: dict[str, jax.ShapeDtypeStruct], partial: bool) -> dict[str, jax.Array]:
+    stored = {path: _stored_form(leaf) for path, leaf in wanted.items() if math.prod(leaf.shape)}
+    item = tree.unflatten(stored)
+    places = jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype), item)
+    arguments = ocp.args.PyTreeRestore(item=item, restore_args=places, partial_restore=partial)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            arrays = tree.paths(reader.restore(folder, args=arguments))
+    except Exception as error:  # any of Orbax, TensorStore, JSON and the file system, by what was damaged
+        _reraise_passing(error)
+        raise _Damaged(_line(error)) from error
+    if {path: _form(array) for path, array in arrays.items()} != {path: _form(leaf) for path, leaf in stored.items()}:
+        raise _Damaged("its arrays are not those of its record")
+    return {
+        path: _view(arrays[path], leaf.dtype) if path in arrays else jnp.zeros(leaf.shape, leaf.dtype, device=_place(leaf))
+        for path, leaf in wanted.items()
+    }
+
+
+def _require_same_form(folder: epath.Path, saved: dict[str, list], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+    """ValueError that lists the first paths at which checkpoint and model differ."""
+    got = {path: f"{entry[0]}{entry[1]}" for path, entry in saved.items()}
+    want = {path: "{}{}".format(*_form(leaf)) for path, leaf in wanted.items()}
+    differing = [path for path in {**want, **got} if got.get(path) != want.get(path)]
+    if differing:
+        shown = "; ".join(f"{p}: got {got.get(p, 'nothing')}, wanted {want.get(p, 'nothing')}" for p in differing[:5])
+        raise ValueError(
+            f"{folder} holds another model than the one configured: {len(differing)} of {len(want)} arrays differ ({shown}); "
+            "restore the configuration it was saved with, or start in a new folder"
+        )
+
+
+def _require_divisible(wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+    for path, leaf in wanted.items():
+        try:
+            _place(leaf).shard_shape(leaf.shape)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be restored onto its sharding: {_line(error)}") from None
+
+
+def _form(leaf: jax.Array | jax.ShapeDtypeStruct) -> list:
+    return [str(leaf.dtype), list(leaf.shape)]
+
+
+def _view(array: jax.Array, dtype: Any) -> jax.Array:
+    """The same bits as another type of that width; `array` itself for None and for its own type."""
+    return array if dtype is None or array.dtype == dtype else jax.lax.bitcast_convert_type(array, dtype)
+
+
+def _stored_form(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, _CARRIERS.get(str(leaf.dtype), leaf.dtype), sharding=_place(leaf))
+
+
+def _place(leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+    return leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _reraise_passing(error: Exception) -> None:
+    if isinstance(error, (MemoryError, PermissionError)) or any(code in str(error) for code in _PASSING):
+        raise error
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def _everywhere(good: bool) -> bool:
+    """Whether it is good for every process: all must agree on the step to use."""
+    return good if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(good))))

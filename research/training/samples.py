@@ -1,0 +1,58 @@
+"""`samples.txt`: what the model wrote during a run, for people first and for programs too.
+
+A sample is a heading, `# step 400, prompt "def "` (the prompt as JSON), and the text below it, each line indented by
+four spaces, so that no text can be taken for a heading and any text comes back as it was.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from research.files import write_text
+
+_HEADING = re.compile(r'# step (\d+), prompt (".*")')
+_INDENT = "    "
+
+
+class Sample(NamedTuple):
+    """One continuation; `text` begins after the prompt."""
+
+    step: int
+    prompt: str
+    text: str
+
+
+def append_sample(path: Path, sample: Sample) -> None:
+    """Add one sample at the end of the file, in one write."""
+    with open(path, "a", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        file.write(_block(sample))
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """The samples in file order, [] without a file. A last one that a crash cut short comes back short."""
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        lines = file.read().split("\n")
+    samples: list[tuple[int, str, list[str]]] = []
+    for line in lines:
+        heading = _HEADING.fullmatch(line)
+        if heading:
+            samples.append((int(heading[1]), json.loads(heading[2]), []))
+        elif samples and line.startswith(_INDENT):
+            samples[-1][2].append(line.removeprefix(_INDENT))
+    return [Sample(step, prompt, "\n".join(text)) for step, prompt, text in samples]
+
+
+def keep_samples(path: Path, last_step: int) -> None:
+    """Drop the samples of steps after `last_step`, which a resumed run writes again."""
+    samples = read_samples(path)
+    kept = [sample for sample in samples if sample.step <= last_step]
+    if len(kept) < len(samples):
+        write_text(path, "".join(map(_block, kept)))
+
+
+def _block(sample: Sample) -> str:
+    text = "".join(f"{_INDENT}{line}\n" for line in sample.text.split("\n"))
+    return f"# step {sample.step}, prompt {json.dumps(sample.prompt)}\n{text}\n"

@@ -1,0 +1,62 @@
+"""Learning rates over a run: a linear warm-up from 0, then one of five shapes."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+
+SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt", "wsd")
+DECAYING = ("cosine", "linear", "wsd")
+
+
+def make_schedule(
+    name: str,
+    peak: float,
+    total_steps: int,
+    warmup_steps: int | None = None,
+    decay_steps: int | None = None,
+    min_ratio: float | None = None,
+) -> Schedule:
+    """Learning rate by step, counted from 0: 0 at step 0, `peak` at `warmup_steps`.
+
+    constant      `peak` from there on
+    cosine        half a cosine to `min_ratio * peak` in `decay_steps` (arXiv:1608.03983, without restarts)
+    linear        a straight line to `min_ratio * peak` in `decay_steps`
+    inverse_sqrt  peak * sqrt(warmup_steps / step) (arXiv:1706.03762, section 5.3)
+    wsd           `peak` until `decay_steps` before the end, then a straight line to `min_ratio * peak` (arXiv:2405.18392)
+
+    Lengths left None follow from `total_steps`: a twentieth of it for the warm-up, at most 2000 steps; for the decay all
+    the rest, a fifth of `total_steps` with wsd. `min_ratio` left None is 0.1 with cosine, as GPT-3 and LLaMA have it, and
+    0 else. ValueError for lengths that do not fit into `total_steps`.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"optimizer.schedule={name!r}; choose one of {', '.join(SCHEDULES)}")
+    warmup = min(2000, total_steps // 20) if warmup_steps is None else warmup_steps
+    if name == "inverse_sqrt":
+        return _after_warmup(lambda step: peak * jnp.sqrt(max(1, warmup) / (step + max(1, warmup))), peak, warmup)
+    if name == "constant":
+        return _after_warmup(optax.constant_schedule(peak), peak, warmup)
+    rest = total_steps - warmup
+    default = min(rest, math.ceil(total_steps / 5)) if name == "wsd" else rest
+    decay = default if decay_steps is None else decay_steps
+    if not 0 < decay <= rest:
+        raise ValueError(
+            f"warmup_steps={warmup} and decay_steps={decay} do not fit into train.steps={total_steps}; "
+            "set optimizer.warmup_steps and optimizer.decay_steps to at most that sum"
+        )
+    ratio = (0.1 if name == "cosine" else 0.0) if min_ratio is None else min_ratio
+    if name == "cosine":
+        return _after_warmup(optax.cosine_decay_schedule(peak, decay, alpha=ratio), peak, warmup)
+    line = optax.linear_schedule(peak, peak * ratio, decay, transition_begin=rest - decay if name == "wsd" else 0)
+    return _after_warmup(line, peak, warmup)
+
+
+def _after_warmup(schedule: Schedule, peak: float, warmup: int) -> Schedule:
+    """Warm-up for `warmup` steps, then `schedule`, which counts from the end of it."""
+    if warmup == 0:
+        return schedule
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])

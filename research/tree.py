@@ -1,0 +1,83 @@
+"""Parameter trees as paths: names, ordered rules, counts.
+
+A tree is nested dicts whose leaves are arrays, abstract arrays or weight stand-ins. A path is its keys joined by "/",
+`layers/attention/query`. Everything that chooses per parameter (decay, learning rate, freezing, quantization) does so by
+an ordered list of (regex, choice) rules over these paths, and a rule that matches nothing is an error.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+Tree = Any
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """The "a/b/c" name of a jax key path."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def paths(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """Leaves by path, in tree order."""
+    leaves, _ = jax.tree.flatten_with_path(tree, is_leaf=is_leaf)
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
+def unflatten(flat: dict[str, Any]) -> Tree:
+    """The nested dict of `paths`: `unflatten(paths(tree)) == tree` for nested dicts."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def choose(rules: Sequence[tuple[str, Any]], tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> Tree:
+    """For every leaf the choice of the first rule whose regex matches its whole path.
+
+    Raises ValueError for a rule that matches no path (naming the nearest paths) and for paths that no rule covers.
+    A rule shadowed by earlier ones is fine as long as it matches.
+    """
+    names = list(paths(tree, is_leaf))
+    for pattern, _ in rules:
+        if not any(re.fullmatch(pattern, name) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+            raise ValueError(f"rule {pattern!r} matches no parameter; the nearest are {', '.join(near)}")
+
+    def pick(name: str) -> Any:
+        for pattern, choice in rules:
+            if re.fullmatch(pattern, name):
+                return choice
+        raise ValueError(f"no rule covers {name}; add one, such as ('.*', ...), at the end")
+
+    return jax.tree.map_with_path(lambda path, _: pick(path_name(path)), tree, is_leaf=is_leaf)
+
+
+def count(tree: Tree) -> int:
+    """Number of elements in all leaves."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def nbytes(tree: Tree) -> int:
+    """Bytes of all leaves as held by one whole copy."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def join(first: Tree, second: Tree) -> Tree:
+    """Both nested dicts in one. ValueError for a path that both have, since one of the two leaves would be lost."""
+    joined = dict(first)
+    for name, node in second.items():
+        if name not in joined:
+            joined[name] = node
+        elif isinstance(node, dict) and isinstance(joined[name], dict):
+            joined[name] = join(joined[name], node)
+        else:
+            raise ValueError(f"both trees have {name!r}")
+    return joined

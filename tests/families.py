@@ -1,0 +1,51 @@
+"""Every family in a size that compiles in a second."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from research.models.config import ModelConfig
+from research.models.presets import PRESETS
+
+VOCAB = 96
+_NAMES = {
+    "gpt2": {},
+    "llama2_7b": {},
+    "llama3_405b": {"kv_heads": 2},
+    "mistral_7b": {"kv_heads": 2, "window": 5},
+    "mixtral_8x7b": {"kv_heads": 2, "experts": 4},
+    "qwen2.5_7b": {"kv_heads": 2},
+    "qwen3_8b": {"kv_heads": 2},
+    "bert_base": {},
+    "transformer_base": {"encoder_layers": 2},
+    "t5_small": {"encoder_layers": 2},
+}
+FAMILIES: dict[str, ModelConfig] = {
+    name: replace(
+        PRESETS[name],
+        **{
+            **dict(vocab_size=VOCAB, layers=2, d_model=32, heads=4, kv_heads=4, head_size=8, d_ff=64, max_length=32),
+            **dict(dropout=0.0),
+            **changes,
+        },
+    )
+    for name, changes in _NAMES.items()
+}
+DECODERS = [name for name, config in FAMILIES.items() if config.kind == "decoder"]
+
+
+def random_batch(batch: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Two documents a row, in encoder and decoder alike, with targets and weights for a loss."""
+    rng = np.random.default_rng(seed)
+    rows = {}
+    for side in ("", "encoder_"):
+        cut = length // 2 + 1
+        positions = np.concatenate([np.arange(cut), np.arange(length - cut)]).astype(np.int32)
+        segments = np.where(np.arange(length) < cut, 1, 2).astype(np.int32)
+        rows |= {
+            f"{side}inputs": rng.integers(0, VOCAB, (batch, length), dtype=np.int32),
+            f"{side}positions": np.tile(positions, (batch, 1)),
+            f"{side}segments": np.tile(segments, (batch, 1)),
+        }
+    targets = rng.integers(0, VOCAB, (batch, length), dtype=np.int32)
+    return rows | {"targets": targets, "weights": np.ones((batch, length), np.float32)}

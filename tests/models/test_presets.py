@@ -1,0 +1,97 @@
+"""Parameter counts of the presets against the published ones, from abstract shapes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from research import tree
+from research.models.config import ModelConfig
+from research.models.model import Model
+from research.models.presets import PRESETS
+from research.models.spec import abstract
+
+# The exact counts of the released checkpoints.
+EXACT = {
+    "gpt2": 124_439_808,
+    "gpt2_medium": 354_823_168,
+    "gpt2_large": 774_030_080,
+    "gpt2_xl": 1_557_611_200,
+    "llama_7b": 6_738_415_616,
+    "llama2_7b": 6_738_415_616,
+    "llama2_13b": 13_015_864_320,
+    "llama2_70b": 68_976_648_192,
+    "llama3_8b": 8_030_261_248,
+    "llama3_70b": 70_553_706_496,
+    "llama3_405b": 405_853_388_800,
+    "smollm2_135m": 134_515_008,
+    "smollm2_360m": 361_821_120,
+    "smollm2_1.7b": 1_711_376_384,
+    "mistral_7b": 7_241_732_096,
+    "mixtral_8x7b": 46_702_792_704,
+    "mixtral_8x22b": 140_630_071_296,
+    "qwen2.5_0.5b": 494_032_768,
+    "qwen2.5_7b": 7_615_616_512,
+    "qwen3_0.6b": 596_049_920,
+    "qwen3_8b": 8_190_735_360,
+    "t5_small": 60_506_624,
+    "t5_base": 222_903_552,
+    "t5_large": 737_668_096,
+}
+# The digits of the papers: LLaMA's table 2, GPT-3's table 2.1.
+ROUNDED = {
+    "llama_13b": "13.0e9",
+    "llama_33b": "32.5e9",
+    "llama_65b": "65.3e9",
+    "gpt3_125m": "125e6",
+    "gpt3_760m": "760e6",
+    "gpt3_1.3b": "1.3e9",
+    "gpt3_2.7b": "2.7e9",
+    "gpt3_6.7b": "6.7e9",
+    "gpt3_13b": "13e9",
+    "gpt3_175b": "175e9",
+}
+
+
+def count(config: ModelConfig) -> int:
+    """Parameters of a model, nothing allocated."""
+    return tree.count(abstract(Model(config).specs(), jnp.float32))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_count_is_the_published_one(name):
+    assert count(PRESETS[name]) == EXACT[name]
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_count_rounds_to_the_published_digits(name):
+    digits, exponent = ROUNDED[name].split("e")
+    decimals = len(digits.partition(".")[2])
+    assert round(count(PRESETS[name]) / 10 ** int(exponent), decimals) == float(digits)
+
+
+@pytest.mark.parametrize(("name", "body"), [("bert_base", 109_482_240), ("bert_large", 335_141_888)])
+def test_bert_body_with_pooler_is_the_published_count(name, body):
+    specs = Model(PRESETS[name]).specs()
+    assert tree.count({part: node for part, node in specs.items() if part != "head"}) == body
+
+
+@pytest.mark.parametrize(("name", "body"), [("transformer_base", 44_101_632), ("transformer_big", 176_283_648)])
+def test_transformer_body_is_that_of_the_paper(name, body):
+    # By hand from table 3: encoder layers 4 d^2 + 2 d f, decoder layers 8 d^2 + 2 d f, f + d biases of each
+    # feed-forward, 2 d of each norm (2 in an encoder layer, 3 in a decoder layer).
+    c = PRESETS[name]
+    d, f = c.d_model, c.d_ff
+    by_hand = 6 * (4 * d * d + 2 * d * f + f + d + 4 * d) + 6 * (8 * d * d + 2 * d * f + f + d + 6 * d)
+    assert by_hand == body == count(c) - c.vocab_size * d
+
+
+def test_every_spec_names_each_of_its_dimensions():
+    for config in PRESETS.values():
+        for path, spec in tree.paths(Model(config).specs()).items():
+            assert len(spec.axes) == len(spec.shape), path
+
+
+def test_counting_the_largest_model_allocates_nothing():
+    before = len(jax.live_arrays())
+    count(PRESETS["llama3_405b"])
+    assert len(jax.live_arrays()) == before
