@@ -19,5 +19,5 @@ for argument in "$@"; do
   esac
 done
 
-make_environment
+make_environment ""
 run "$python" -m research.train "${config[@]}" "${workdir[@]}" "$@"

@@ -128,7 +128,7 @@ def loop(run: Run, log: RunLog, request: command.StopRequest, profile: range) ->
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
                 log.note(f"wrote the trace of steps {profile.start} to {step} to {run.workdir / 'profile'}")
-            if step % e.train.log_every == 0 or step in (run.start_step + 1, e.train.steps):
+            if step % e.train.log_every == 0 or step in (1, e.train.steps):
                 log_step(run, log, step, metrics, tokens)
             if _due(step, e.train.eval_every) and step < e.train.steps:
                 with log.pause("evaluating"):
@@ -208,6 +208,8 @@ def announce(run: Run, log: RunLog) -> None:
 def log_step(run: Run, log: RunLog, step: int, metrics: dict[str, jax.Array], tokens: int) -> None:
     """Writes a step's metrics; ends the run where the loss is no number any more."""
     values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+    if values.get("nll") == values["loss"]:  # they differ under label smoothing and the like
+        del values["nll"]
     values["learning_rate"] = float(run.program.schedule(step - 1))
     log.step(step, values, tokens)
     if not math.isfinite(values["loss"]):

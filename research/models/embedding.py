@@ -10,7 +10,6 @@ from research.models.config import ModelConfig
 from research.models.initial import Initial
 from research.models.spec import Spec, zeros
 from research.ops.einsum import add_bias, contract, einsum, gather, take, whole
-from research.ops.norm import layer_norm
 from research.tree import Tree
 
 BUCKETS = 32  # relative positions, arXiv:1910.10683, section 2.1
@@ -103,13 +102,10 @@ def head_specs(c: ModelConfig, start: Initial) -> Tree:
     return specs
 
 
-def head(p_head: Tree, p_table: Tree, hidden_BTD: jax.Array, c: ModelConfig) -> jax.Array:
-    """Logits, float32 [B, T, V]."""
+def head_states(p_head: Tree, hidden_BTD: jax.Array, c: ModelConfig) -> jax.Array:
+    """What is multiplied with the head's table, [B, T, D]."""
     if c.mlm_head:
         hidden_BTD = add_bias(einsum("BTD,DM->BTM", hidden_BTD, p_head["kernel"]), p_head["bias"])
         hidden_BTD = layers.ACTIVATIONS[c.activation](hidden_BTD)
-        hidden_BTD = layer_norm(hidden_BTD, p_head["norm"]["scale"], p_head["norm"]["bias"], c.norm_eps)
-    if c.head_scale != 1.0:
-        hidden_BTD = hidden_BTD * jnp.asarray(c.head_scale, hidden_BTD.dtype)
-    logits_BTV = einsum("BTD,VD->BTV", hidden_BTD, p_table).astype(jnp.float32)
-    return add_bias(logits_BTV, p_head["output_bias"]) if c.mlm_head else logits_BTV
+        hidden_BTD = layers.norm(p_head["norm"], hidden_BTD, c)
+    return hidden_BTD if c.head_scale == 1.0 else hidden_BTD * jnp.asarray(c.head_scale, hidden_BTD.dtype)

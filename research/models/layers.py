@@ -4,6 +4,7 @@ Letters: B batch, T query time, S key time, D model, N query heads, K key heads,
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from research.ops import attention as attention_op
 from research.ops import route
 from research.ops.attention import Visibility
 from research.ops.einsum import add_bias, einsum
+from research.ops.elementwise import apart
 from research.ops.norm import layer_norm, rms_norm
 from research.ops.rope import rotate
 from research.tree import Tree
@@ -138,9 +140,16 @@ def mlp(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
     up_BTF = einsum("BTD,DF->BTF", x_BTD, p["up"])
     if "up_bias" in p:
         up_BTF = add_bias(up_BTF, p["up_bias"])
-    hidden_BTF = activation(einsum("BTD,DF->BTF", x_BTD, p["gate"])) * up_BTF if c.gated else activation(up_BTF)
+    if c.gated:
+        hidden_BTF = apart(partial(_gated, activation), einsum("BTD,DF->BTF", x_BTD, p["gate"]), up_BTF)
+    else:
+        hidden_BTF = apart(activation, up_BTF)
     y_BTD = einsum("BTF,FD->BTD", hidden_BTF, p["down"])
     return add_bias(y_BTD, p["down_bias"]) if "down_bias" in p else y_BTD
+
+
+def _gated(activation: Callable[[jax.Array], jax.Array], gate: jax.Array, up: jax.Array) -> jax.Array:
+    return activation(gate) * up
 
 
 def moe(p: Tree, x_BTD: jax.Array, c: ModelConfig, counted_BT: jax.Array) -> tuple[jax.Array, jax.Array]:

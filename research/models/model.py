@@ -1,6 +1,7 @@
 """A transformer as pure functions on its parameter tree, for every kind: decoder, encoder, encoder-decoder."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,8 +61,15 @@ class Model:
 
     def logits(self, params: Tree, hidden_BTD: jax.Array) -> jax.Array:
         """Logits float32 [B, T, V] of last states."""
-        table = params["embed"]["table"] if self.config.tied else params["head"]["table"]
-        return embedding.head(params.get("head", {}), table, hidden_BTD, self.config)
+        states_BTD, table_VD, bias_V = self.head(params, hidden_BTD)
+        logits_BTV = einsum("BTD,VD->BTV", states_BTD, table_VD).astype(jnp.float32)
+        return logits_BTV if bias_V is None else add_bias(logits_BTV, bias_V)
+
+    def head(self, params: Tree, hidden_BTD: jax.Array) -> tuple[jax.Array, Any, jax.Array | None]:
+        """What the logits are made of: states [B, T, D], table [V, D] as stored, and a bias [V] or None."""
+        p_head = params.get("head", {})
+        table_VD = params["embed"]["table"] if self.config.tied else p_head["table"]
+        return embedding.head_states(p_head, hidden_BTD, self.config), table_VD, p_head.get("output_bias")
 
     def pooled(self, params: Tree, hidden_BTD: jax.Array) -> jax.Array:
         """BERT's summary of a text, tanh of a layer over its first token, [B, 1, D]."""

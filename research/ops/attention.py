@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from research.ops import blocked
 from research.ops.einsum import contract, spec, whole
 
 IMPLEMENTATIONS = ("auto", "xla", "splash", "flash")
@@ -76,6 +77,8 @@ def attend(
         chosen = kernels.choose(implementation, q_BTNH, k_BSKH, visibility, bias_BNTS)
         if chosen is not None:
             return chosen(q_BTNH, k_BSKH, v_BSKH, visibility, scale)
+    if bias_BNTS is None and blocked.serves(q_BTNH, visibility):
+        return blocked.attend(q_BTNH, k_BSKH, v_BSKH, visibility, scale)
     return reference(q_BTNH, k_BSKH, v_BSKH, visibility, scale, bias_BNTS)
 
 

@@ -34,13 +34,13 @@ def frequencies(head_size: int, theta: float, scaling: RopeScaling = RopeScaling
 
 
 def rotation(positions_BT: jax.Array, freq: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, float32 [B, T, 1, H / 2], computed once for all layers."""
+    """cos and sin for `rotate`, float32 [B, T, 1, H], computed once for all layers; sin is negative in the first half."""
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * jnp.asarray(freq, jnp.float32)[None, None, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Each pair (x[i], x[i + H/2]) turned by its angle, in the dtype of `x`."""
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTNH.dtype)
+    wide = x_BTNH.astype(jnp.float32)
+    return (wide * cos + jnp.roll(wide, x_BTNH.shape[-1] // 2, axis=-1) * sin).astype(x_BTNH.dtype)

@@ -74,7 +74,8 @@ class RunLog:
 
     def step(self, step: int, values: Mapping[str, Any], tokens: int) -> None:
         """Log a training step. `tokens` is what every step trains on (batch x length); the speed is that of all steps
-        since the last call. Values are scalars of any array library; fetch them together before, one by one is slow."""
+        since the last call, and where all of them ran inside a pause, the speed with the pause. Values are scalars of
+        any array library; fetch them together before, one by one is slow."""
         if not self.enabled:
             return
         if step <= self._step and self._origin:
@@ -82,8 +83,9 @@ class RunLog:
         now = self._clock()
         busy, steps = now - self._mark - self._paused, step - self._step - self._uncounted
         speed = steps * tokens / busy if steps > 0 and busy > 0 else None
+        row = {"step": step, **values, "tokens_per_second": speed or self._speed_with_pauses(step, tokens, now)}
+        row |= {"seconds": now - self._began, "tokens": step * tokens}
         self._origin = self._origin or (now - busy, step - steps)
-        row = {"step": step, **values, "tokens_per_second": speed, "seconds": now - self._began, "tokens": step * tokens}
         if self._utilisation and speed:
             row["mfu"] = speed * self._utilisation
         row = self._write(row)
@@ -147,6 +149,9 @@ class RunLog:
 
     def __exit__(self, *error) -> None:
         self.close()
+
+    def _speed_with_pauses(self, step: int, tokens: int, now: float) -> float | None:
+        return (step - self._step) * tokens / (now - self._mark) if now > self._mark else None
 
     def _keep_rows(self, start_step: int) -> float:
         """Drop the rows of the future from the file; the seconds that the kept ones took."""

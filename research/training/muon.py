@@ -52,9 +52,9 @@ class MuonState(NamedTuple):
 
 
 def scale_by_muon(axes: tree.Tree, momentum: float = 0.95) -> optax.GradientTransformation:
-    """Replaces gradients by orthogonal matrices of root mean square `RMS`, close to it for an even spectrum.
+    """Replaces gradients by matrices with about equal singular values and a root mean square of about `RMS`.
 
-    `axes` has the structure of the parameters and "layers embed mlp" for a leaf; each must be a matrix.
+    `axes` has the structure of the parameters and for each a string such as "layers embed mlp"; all must be matrices.
     """
 
     def init(params):
@@ -81,7 +81,10 @@ def _orthogonalize(x: jax.Array, axes: Sequence[str]) -> jax.Array:
     if sharding.mesh.empty or not sharding.mesh.are_all_axes_explicit:
         return _local_update(x, stacks, row_axes)
     moves = _moves(x.shape, sharding, stacks)
-    local = lambda part: _split_again(_local_update(_whole(part, moves), stacks, row_axes), part.shape[0], moves)  # noqa: E731
+
+    def local(part):
+        return _split_again(_local_update(_whole(part, moves), stacks, row_axes), part.shape[0], moves)
+
     # Every device ends with what it began with, which the check of replication cannot know.
     return jax.shard_map(local, in_specs=sharding.spec, out_specs=sharding.spec, check_vma=False)(x)
 

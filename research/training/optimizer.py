@@ -216,8 +216,11 @@ def _decay_multiples(config: OptimizerConfig, names: tree.Tree) -> tree.Tree:
 
 def _decay_weights(weight_decay: float, multiples: tree.Tree) -> optax.GradientTransformation:
     """Adds its own multiple of `weight_decay` times each parameter, as `optax.add_decayed_weights` does with one for all."""
-    add = lambda u, p, m: u + (weight_decay * m) * p if m else u  # noqa: E731
-    return optax.stateless(lambda updates, params: jax.tree.map(add, updates, params, multiples))
+
+    def decay(update, param, multiple):
+        return update + (weight_decay * multiple) * param if multiple else update
+
+    return optax.stateless(lambda updates, params: jax.tree.map(decay, updates, params, multiples))
 
 
 def _multiply(multiples: tree.Tree) -> optax.GradientTransformation:

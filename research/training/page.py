@@ -48,7 +48,8 @@ footer{margin-top:40px;color:var(--soft);font-size:12px}
 
 def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:
     """A whole document from (heading, markup) sections; those without markup are left out."""
-    body = "".join(f"<section>{f'<h2>{escape(head)}</h2>' if head else ''}{markup}</section>" for head, markup in sections if markup)
+    headed = ((f"<h2>{escape(head)}</h2>" if head else "", markup) for head, markup in sections if markup)
+    body = "".join(f"<section>{head}{markup}</section>" for head, markup in headed)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -61,7 +62,8 @@ def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:
 
 def tile(label: str, value: str, note: str = "", mood: str = "") -> str:
     """A headline number; `mood` is "good", "bad" or nothing."""
-    return f'<div class="tile {escape(mood)}"><span>{escape(label)}</span><b>{escape(value)}</b><span class="note">{escape(note)}</span></div>'
+    words = f'<span>{escape(label)}</span><b>{escape(value)}</b><span class="note">{escape(note)}</span>'
+    return f'<div class="tile {escape(mood)}">{words}</div>'
 
 
 def sample_card(step: int, prompt: str, text: str) -> str:

@@ -66,9 +66,9 @@ def curve_svg(
     """An `<svg>` of named lines (xs, ys), the xs not decreasing. Values that are None, not finite, or not positive on
     a logarithmic axis are left out; without any it says so.
 
-    Lines named in `points` get a dot at each value while there is room; those in `smooth` are drawn faintly below their running mean;
-    `marks` are dashed horizontal lines by name. A line with more values than fit is drawn as the mean of neighbours
-    above a band from their lowest to their highest. `from_zero` starts a linear y axis at 0.
+    Lines named in `points` get a dot at each value while there is room; those in `smooth` are drawn faintly below their
+    running mean; `marks` are dashed horizontal lines by name. A line with more values than fit is drawn as the mean of
+    neighbours above a band from their lowest to their highest. `from_zero` starts a linear y axis at 0.
     """
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" class="graft-plot" role="img" aria-label="{escape(title)}" {size}>'
@@ -107,7 +107,7 @@ def _mark(name: str, y: float, frame: Frame, colour: str) -> str:
     line = f'<line x1="{LEFT}" x2="{right}" y1="{at}" y2="{at}" stroke="{colour}" stroke-dasharray="6 4" stroke-width="1.5"/>'
     below = at < TOP + 14
     text = f'<text x="{right}" y="{at + (14 if below else -6)}" text-anchor="end" style="fill:{colour}">'
-    return f"{line}{text}{escape(name)} {tick_text(y)}</text>"
+    return f"{line}{text}{escape(name)} {y:.4g}</text>"
 
 
 def _curve(line: Clean, frame: Frame, colour: str, dots: bool, smooth: bool) -> list[str]:
@@ -153,9 +153,10 @@ def _reading(x, start: float, end: float, kept: Mapping[str, Clean], colours: Ma
     middle, floor = frame.x(x), frame.height - BOTTOM
     anchor, shift = ("start", 6) if middle < (LEFT + frame.width) / 2 else ("end", -6)
     low = sum(frame.y(y) for _, y in near.values()) / len(near) > (TOP + floor) / 2  # then the text goes to the top
+    place = f'x="{middle + shift:.1f}" y="{TOP + 12 if low else floor - 6}" text-anchor="{anchor}"'
     strip = f'x="{start:.1f}" y="{TOP}" width="{max(0.1, end - start):.1f}" height="{floor - TOP}"'
     return (
         f'<g class="reading"><title>{escape(exact)}</title><rect {strip} fill-opacity="0"/>'
         f'<line class="grid" x1="{middle}" x2="{middle}" y1="{TOP}" y2="{floor}"/>{"".join(dots)}'
-        f'<text x="{middle + shift:.1f}" y="{TOP + 12 if low else floor - 6}" text-anchor="{anchor}">{x:,.6g}: {escape(short)}</text></g>'
+        f"<text {place}>{x:,.6g}: {escape(short)}</text></g>"
     )

@@ -15,8 +15,7 @@ from research.training.plot import curve_svg
 from research.training.progress import clock_time, short_number
 from research.training.samples import read_samples
 
-# Entries of config.json that may name the directory of the run this one starts from.
-PARENT_FIELDS = ("parent", "checkpoint.parent", "checkpoint.warm_start", "train.warm_start")
+PARENT = "train.init_from"  # the entry of config.json that names the directory of the run this one starts from
 SAMPLES_OPEN = 3  # samples shown unfolded, the last ones
 SPEEDS = (  # (name in a row, title, unit, factor from the row's unit)
     ("tokens_per_second", "Throughput", "tokens per second", 1.0),
@@ -168,8 +167,8 @@ def _samples(path: Path) -> str:
 def _changes(folder: Path, config: Mapping[str, Any]) -> str:
     """A table of differing fields, or a line that says why there is none; "" for a run without a parent."""
     flat = flatten(config)
-    parent = next((flat[name] for name in PARENT_FIELDS if flat.get(name)), None)
-    if not isinstance(parent, str):
+    parent = flat.get(PARENT)
+    if not parent or not isinstance(parent, str):
         return ""
     places = [Path(parent), folder.parent / parent]
     found = next((place for place in places if (place / "config.json").is_file()), None)

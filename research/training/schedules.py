@@ -39,7 +39,7 @@ def make_schedule(
     if name == "inverse_sqrt":
         return _after_warmup(lambda step: peak * jnp.sqrt(max(1, warmup) / (step + max(1, warmup))), peak, warmup)
     if name == "constant":
-        return _after_warmup(optax.constant_schedule(peak), peak, warmup)
+        return _after_warmup(lambda step: jnp.full(jnp.shape(step), peak, jnp.float32), peak, warmup)
     rest = total_steps - warmup
     default = min(rest, math.ceil(total_steps / 5)) if name == "wsd" else rest
     decay = default if decay_steps is None else decay_steps

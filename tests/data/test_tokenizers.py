@@ -122,6 +122,13 @@ def test_indentation_is_few_tokens(spelling):
     assert len(tokenizer.encode("\n        ")) <= 2 and len(tokenizer.encode("\n        return")) <= 4
 
 
+def test_the_split_joins_line_breaks_to_their_surroundings_but_not_to_words():
+    tokenizer = built("bpe:600")
+    tokens = [tokenizer.decode([token_id]) for token_id in range(tokenizer.vocab_size)]
+    assert {")\n", "\n       "} <= set(tokens)
+    assert tokenizer.encode("if x:\n        if x") == [*tokenizer.encode("if x:\n       "), *tokenizer.encode(" if x")]
+
+
 @pytest.mark.parametrize("spelling", OURS)
 def test_word_starts(spelling):
     tokenizer = built(spelling)
@@ -229,7 +236,7 @@ def test_fingerprint_of_tokenizer_json_is_of_what_decides_ids(tmp_path):
         spec | {"model": model | {"vocab": swapped}},
         spec | {"model": model | {"merges": [model["merges"][1], model["merges"][0], *model["merges"][2:]]}},
         spec | {"model": model | {"ignore_merges": True}},
-        spec | {"added_tokens": spec["added_tokens"][:-1]},
+        spec | {"added_tokens": [spec["added_tokens"][0] | {"lstrip": True}, *spec["added_tokens"][1:]]},
         spec | {"pre_tokenizer": byte_level},
         spec | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level | {"use_regex": True}]}},
         spec | {"normalizer": {"type": "NFC"}},
@@ -321,7 +328,6 @@ BAD_FILES = {
     "text.model": b"hello",
     "empty.model": b"",
     "words.tiktoken": b"hello world",
-    "gap.tiktoken": b"YQ== 0\nYg== 2\n",
     "few.tiktoken": b"YQ== 0\nYg== 1\n",
     "binary.tiktoken": b"\xff\xfe\x00",
 }
@@ -336,9 +342,16 @@ def test_a_file_of_the_wrong_kind_is_refused(name, tmp_path):
 
 
 @pytest.mark.parametrize(("merged", "problem"), [(["(self"], "GPT-2's split"), (["abc"], "no earlier pair")])
-def test_ranks_of_other_models_are_refused(merged, problem, tmp_path):
+def test_ranks_that_gpt2s_rules_cannot_make_are_refused(merged, problem, tmp_path):
     with pytest.raises(ValueError, match=problem):
         load_tokenizer(ranks_file(tmp_path, *merged))
+
+
+def test_ranks_with_a_gap_are_refused(tmp_path):
+    path = ranks_file(tmp_path, "ab")
+    path.write_text(path.read_text().replace(" 256\n", " 257\n"))
+    with pytest.raises(ValueError, match="257 different tokens are not 0 to 256, each once"):
+        load_tokenizer(path)
 
 
 @pytest.mark.parametrize(

@@ -77,20 +77,23 @@ def test_no_secret_is_written(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.setenv("UNRELATED_SETTING", "swordfish")
     monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to=/tmp/{SECRET}")
-    argv = ["train.py", f"--note=uses {SECRET}", "--api_key", SECRET, f"--config.hub.token={SECRET}", f"https://me:{SECRET}@host/x"]
+    argv = ["train.py", f"--note=uses {SECRET}", "--api_key", SECRET, f"--hub.token={SECRET}", f"https://me:{SECRET}@host/x"]
     write_provenance(tmp_path, describe(argv=argv))
     text = (tmp_path / "provenance.json").read_text()
     assert SECRET not in text and "swordfish" not in text
 
 
 @pytest.mark.parametrize(
-    "word", ["--max_tokens=64", "--tokenizer=bytes", "--config.data.tokenizer=bpe:4096", "--keyword=x", "key=1", "runs/secret"]
+    "word", ["--max_tokens=64", "--tokenizer=bytes", "--config.data.tokenizer=bpe:4096", "--monkey=x", "key=1", "runs/secret"]
 )
 def test_what_only_resembles_a_secret_is_kept(word):
     assert hide_secrets([word, "next"]) == [word, "next"]
 
 
-@given(st.sampled_from(["key", "api_key", "config.wandb.token", "hf-token", "PASSWORD"]), st.text(min_size=1).filter(lambda s: s[0] != "-"))
+NAMES = st.sampled_from(["key", "api_key", "config.wandb.token", "hf-token", "PASSWORD"])
+
+
+@given(NAMES, st.text(min_size=1).filter(lambda value: value[0] != "-"))
 def test_a_secret_flag_hides_its_value_in_both_spellings(name, value):
     assert hide_secrets([f"--{name}={value}"]) == [f"--{name}={HIDDEN}"]
     assert hide_secrets([f"--{name}", value]) == [f"--{name}", HIDDEN]

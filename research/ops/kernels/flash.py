@@ -1,18 +1,22 @@
-"""Flash attention on GPU (arXiv:2307.08691): scores live in a multiprocessor's registers, block by block.
+"""Flash attention on GPU (arXiv:2307.08691): scores live in a multiprocessor, block by block, never whole in memory.
 
 The kernel is JAX's in Pallas Triton (jax.experimental.pallas.ops.gpu.attention), forward and backward. It knows positions
 as indices of a row and has one row of segments for queries and keys alike, so it serves packed self-attention.
 """
 
 import functools
+import warnings
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from research.ops.einsum import local_shape, spec
 
 PLATFORM = "gpu"
-BLOCK = 128  # of queries and of keys in the kernel's default tiles, which must divide the length
+BLOCK = 128  # the longest tile, which must divide the length
+TILE_BYTES = 32768  # of queries; with two keys' and two values' tiles of half as much it fits the 99 KiB of compute 8.9
+BACKWARD = 32  # tiles of the backward pass, the kernel's own choice
 
 
 def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
@@ -26,6 +30,8 @@ def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
         return "it wants whole rows of queries and the mesh splits them; set config.mesh without a context axis"
     if T % BLOCK:
         return f"{T} queries must be a multiple of {BLOCK}; set config.data.sequence_length"
+    if _row_bytes(q_BTNH) > 512:
+        return f"a head of {q_BTNH.shape[3]} {q_BTNH.dtype} is over 512 bytes; set config.precision.compute to bfloat16"
     return None
 
 
@@ -37,21 +43,36 @@ def attend(
     if jax.sharding.get_abstract_mesh().empty:
         return rows(q_BTNH, k_BSKH, v_BSKH, visibility.k_segments_BS)
     batch, _, heads, _ = spec(q_BTNH)
-    whole = PartitionSpec(batch, None, heads, None)
-    specs = whole, whole, whole, PartitionSpec(batch, None)
+    by_head = PartitionSpec(batch, None, heads, None)
+    specs = by_head, by_head, by_head, PartitionSpec(batch, None)
     operands = map(jax.reshard, (q_BTNH, k_BSKH, v_BSKH, visibility.k_segments_BS), specs)
     # The kernel does not say over which mesh axes its results vary, so that check is off.
-    return jax.shard_map(rows, in_specs=specs, out_specs=whole, check_vma=False)(*operands)
+    return jax.shard_map(rows, in_specs=specs, out_specs=by_head, check_vma=False)(*operands)
 
 
-def _rows(q_BTNH, k_BTKH, v_BTKH, segments_BT, *, scale: float, causal: bool, interpret: bool) -> jax.Array:
+def _rows(q_BTNH, k_BSKH, v_BSKH, segments_BS, *, scale: float, causal: bool, interpret: bool) -> jax.Array:
     """The kernel on a device's part. It wants a key head for each query head: the group is mapped over, not copied."""
-    from jax.experimental.pallas.ops.gpu.attention import mha
+    with warnings.catch_warnings():  # deprecated since JAX 0.12, without a successor inside JAX
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
 
     B, T, N, H = q_BTNH.shape
-    K = k_BTKH.shape[2]
-    kernel = functools.partial(mha, sm_scale=scale, causal=causal, interpret=interpret)
+    K = k_BSKH.shape[2]
+    block_q = min(BLOCK, TILE_BYTES // _row_bytes(q_BTNH))
+    block_k = min(BLOCK, TILE_BYTES // 2 // _row_bytes(q_BTNH))
+    kernel = functools.partial(
+        mha,
+        sm_scale=scale,
+        causal=causal,
+        block_sizes=BlockSizes(block_q, block_k, BACKWARD, BACKWARD, BACKWARD, BACKWARD),
+        interpret=interpret,
+    )
     out_BTKGH = jax.vmap(kernel, in_axes=(3, None, None, None), out_axes=3)(
-        q_BTNH.reshape(B, T, K, N // K, H), k_BTKH, v_BTKH, segments_BT
+        q_BTNH.reshape(B, T, K, N // K, H), k_BSKH, v_BSKH, segments_BS
     )
     return out_BTKGH.reshape(B, T, N, H)
+
+
+def _row_bytes(q_BTNH: jax.Array) -> int:
+    """Bytes of one head of one token, its size padded to a power of two as the kernel does."""
+    return (1 << (q_BTNH.shape[3] - 1).bit_length()) * jnp.dtype(q_BTNH.dtype).itemsize

@@ -1,0 +1,106 @@
+"""How well a causal model predicts a text: the sum of its tokens' negative log-likelihoods, in nats."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.data.tokenizers import Tokenizer
+from research.models.model import Model, forward
+from research.ops.loss import cross_entropy
+from research.tree import Tree
+
+_LOGITS = 2**25  # of a batch, 128 MiB in float32
+
+
+@dataclass(frozen=True)
+class Score:
+    """`nll` nats in all for `tokens` predicted tokens, which spell `n_bytes` bytes of UTF-8 (None where no text is known)."""
+
+    nll: float
+    tokens: int
+    n_bytes: int | None
+
+    @property
+    def nll_per_token(self) -> float:
+        return self.nll / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the nats per token; infinite beyond the range of floats."""
+        return math.exp(self.nll_per_token) if self.nll_per_token < 709 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits to code a byte of the text, with which models of different tokenizers compare."""
+        return self.nll / math.log(2) / self.n_bytes if self.n_bytes else None
+
+
+def score_text(
+    model: Model, params: Tree, tokenizer: Tokenizer, text: str, window: int, stride: int | None = None
+) -> Score:
+    """Every token of the text, the first one after the token that begins a text, or ends the one before."""
+    if not text:
+        raise ValueError("the text is empty; give one with at least a character")
+    first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    ids = np.array([first, *tokenizer.encode(text)], np.int32)
+    nll = score_ids(model, params, ids, window, stride).nll
+    return Score(nll, len(ids) - 1, len(text.encode()))
+
+
+def score_ids(model: Model, params: Tree, ids: np.ndarray, window: int, stride: int | None = None) -> Score:
+    """Every id but the first, [N], given those before it in a window of `window` tokens.
+
+    A window starts every `stride` tokens (None: every `window`) and counts the tokens that no earlier one has, so each
+    counts once; a shorter stride gives more of them a long past, at the price of computing more. ValueError for ids
+    that are not the model's, and for windows beyond its positions.
+    """
+    stride = window if stride is None else stride
+    _check(model, ids, window, stride)
+    rows = max(1, min(16, _LOGITS // (window * model.config.vocab_size), -(-(len(ids) - 1) // stride)))
+    total = 0.0
+    for batch in _batches(ids, window, stride, rows):
+        nll_BT = np.asarray(_nll(params, batch, model=model), np.float64)
+        total += float(nll_BT.sum())
+    return Score(total, len(ids) - 1, None)
+
+
+@partial(jax.jit, static_argnames="model")
+def _nll(params: Tree, batch: dict[str, jax.Array], *, model: Model) -> jax.Array:
+    """Nats of each counted token, float32 [B, T], 0 elsewhere."""
+    fields = {name: batch[name] for name in ("inputs", "segments", "positions")}
+    _, nll_BT = cross_entropy(forward(model, params, fields), batch["targets"])
+    return jnp.where(batch["counted"], nll_BT, 0)
+
+
+def _batches(ids: np.ndarray, window: int, stride: int, rows: int) -> Iterator[dict[str, np.ndarray]]:
+    """Windows in order, `rows` at a time; rows without a window, and columns past the text, are padding."""
+    starts = list(range(0, max(len(ids) - 1 - (window - stride), 1), stride))
+    positions = np.tile(np.arange(window, dtype=np.int32), (rows, 1))
+    for first in range(0, len(starts), rows):
+        inputs, targets, segments = np.zeros((3, rows, window), np.int32)
+        counted = np.zeros((rows, window), bool)
+        for row, start in enumerate(starts[first : first + rows]):
+            size = min(window, len(ids) - 1 - start)
+            inputs[row, :size], targets[row, :size] = ids[start : start + size], ids[start + 1 : start + size + 1]
+            segments[row, :size] = 1
+            counted[row, (window - stride if start else 0) : size] = True
+        yield {"inputs": inputs, "targets": targets, "segments": segments, "positions": positions, "counted": counted}
+
+
+def _check(model: Model, ids: np.ndarray, window: int, stride: int) -> None:
+    c = model.config
+    if c.kind != "decoder":
+        raise ValueError(f"the model is an {c.kind}, and only a decoder predicts a text from its past")
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or len(ids) < 2:
+        raise ValueError(f"ids are {ids.dtype} of shape {ids.shape}; wanted two or more integers in one dimension")
+    if ids.min() < 0 or ids.max() >= c.vocab_size:
+        raise ValueError(f"ids lie in {ids.min()}..{ids.max()}; the model's are 0..{c.vocab_size - 1}")
+    if not 1 <= stride <= window:
+        raise ValueError(f"window={window} must be positive, and stride={stride} in 1..{window}")
+    if c.position == "learned" and window > c.max_length:
+        raise ValueError(f"window={window} is over the model's {c.max_length} positions; set a window of at most that")

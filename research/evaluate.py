@@ -1,0 +1,84 @@
+"""Scores a text: python -m research.evaluate --workdir=runs/quickstart --text=FILE --json
+
+Prints tokens, nll_per_token (nats), perplexity, bits_per_byte and bytes, over every token of the file. Logs go to
+standard error.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from research import command
+
+WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
+STEP = flags.DEFINE_integer("step", None, "the checkpoint to take; by default the newest good one", lower_bound=0)
+TEXT = flags.DEFINE_string("text", None, "the file to score, UTF-8")
+TOKEN_IDS = flags.DEFINE_string("token_ids", None, "a .npy file of ids to score instead, the first of which is only read")
+WINDOW = flags.DEFINE_integer("window", None, "tokens that the model sees at once; by default the run's", lower_bound=1)
+STRIDE = flags.DEFINE_integer("stride", None, "tokens from window to window; by default a whole window", lower_bound=1)
+JSON = flags.DEFINE_bool("json", False, "print one JSON value on standard output")
+
+
+def main(arguments: list[str]) -> int:
+    """Reads the flags and scores the text; the exit code."""
+    if arguments:
+        raise ValueError(f"unexpected argument {arguments[0]!r}; name the file with --text=FILE")
+    if not WORKDIR.value:
+        raise ValueError("give --workdir=FOLDER, the directory of a run, such as runs/quickstart")
+    if bool(TEXT.value) == bool(TOKEN_IDS.value):
+        raise ValueError("give exactly one of --text=FILE and --token_ids=FILE.npy")
+    content = read_text(Path(TEXT.value)) if TEXT.value else read_ids(Path(TOKEN_IDS.value))
+    # Here, so that a wrong flag is answered before JAX is imported.
+    from research.evals.perplexity import score_ids, score_text
+    from research.run_directory import keep_compiled_programs, open_run
+
+    keep_compiled_programs()
+    run = open_run(WORKDIR.value, STEP.value)
+    window = WINDOW.value or run.experiment.data.sequence_length
+    if TEXT.value:
+        score = score_text(run.model, run.params, run.tokenizer, content, window, STRIDE.value)
+    else:
+        score = score_ids(run.model, run.params, content, window, STRIDE.value)
+    values = {
+        "tokens": score.tokens,
+        "nll_per_token": score.nll_per_token,
+        "perplexity": score.perplexity,
+        "bits_per_byte": score.bits_per_byte,
+        "bytes": score.n_bytes,
+    }
+    if JSON.value:
+        # An infinity is no JSON value.
+        print(json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}))
+    else:
+        for name, value in values.items():
+            if value is not None:
+                print(f"{name:<14}{value:,}" if isinstance(value, int) else f"{name:<14}{value:.6g}")
+    return command.DONE
+
+
+def read_text(file: Path) -> str:
+    """The file's text, line ends untouched. ValueError where it is missing, empty or not UTF-8."""
+    try:
+        text = file.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--text={file} cannot be read as UTF-8 text: {error}") from None
+    if not text:
+        raise ValueError(f"--text={file} is empty; give a file with text")
+    return text
+
+
+def read_ids(file: Path) -> Any:
+    """The ids of a .npy file; nothing in it is executed. ValueError where it is none."""
+    import numpy as np
+
+    try:
+        return np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"--token_ids={file} cannot be read as a .npy file of integers: {error}") from None
+
+
+if __name__ == "__main__":
+    command.run(main)

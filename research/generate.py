@@ -1,0 +1,98 @@
+"""Continues prompts: python -m research.generate --workdir=runs/quickstart --prompt="def " --max_tokens=64
+
+One prompt's text is printed as it is written; --json prints {"samples": [{"prompt", "text", "token_ids", "logprobs",
+"finish"}]} and nothing else. Logs go to standard error.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from research import command
+
+WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
+STEP = flags.DEFINE_integer("step", None, "the checkpoint to take; by default the newest good one", lower_bound=0)
+PROMPTS = flags.DEFINE_multi_string("prompt", [], "a text to continue, which may be empty; may be given several times")
+PROMPT_FILE = flags.DEFINE_string("prompt_file", None, 'one prompt a line, or .jsonl with {"prompt": ...} a line')
+MAX_TOKENS = flags.DEFINE_integer("max_tokens", 64, "tokens after which a continuation ends", lower_bound=1)
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "divides the logits; 0 takes the likeliest token", lower_bound=0)
+TOP_K = flags.DEFINE_integer("top_k", 0, "draw from the k likeliest tokens; 0 for all", lower_bound=0)
+TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the likeliest tokens that reach this probability; 1 for all")
+MIN_P = flags.DEFINE_float("min_p", 0.0, "draw from tokens this many times as likely as the likeliest; 0 for all")
+REPETITION_PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "divides the logits of tokens seen before; 1 for none")
+STOP = flags.DEFINE_multi_string("stop", [], "a string that ends a continuation; may be given several times")
+SEED = flags.DEFINE_integer("seed", 0, "the same seed gives the same text", lower_bound=0)
+JSON = flags.DEFINE_bool("json", False, "print one JSON value on standard output")
+
+
+def main(arguments: list[str]) -> int:
+    """Reads the flags and continues the prompts; the exit code."""
+    if arguments:
+        raise ValueError(f"unexpected argument {arguments[0]!r}; quote the prompt: --prompt='two words'")
+    if not WORKDIR.value:
+        raise ValueError("give --workdir=FOLDER, the directory of a run, such as runs/quickstart")
+    prompts = [*PROMPTS.value, *(read_prompts(Path(PROMPT_FILE.value)) if PROMPT_FILE.value else [])]
+    if not prompts:
+        raise ValueError("give --prompt=TEXT or --prompt_file=FILE; --prompt='' starts from nothing")
+    # Here, so that a wrong flag is answered before JAX is imported.
+    from research.infer.decode import generate, stream
+    from research.infer.sampling import SamplingConfig
+    from research.run_directory import keep_compiled_programs, open_run
+
+    config = SamplingConfig(
+        temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, min_p=MIN_P.value,
+        repetition_penalty=REPETITION_PENALTY.value, max_tokens=MAX_TOKENS.value, stop=tuple(STOP.value), seed=SEED.value,
+    )  # fmt: skip
+    keep_compiled_programs()
+    run = open_run(WORKDIR.value, STEP.value)
+    inputs = run.model, run.params, run.tokenizer, prompts, run.sampling(config)
+    if JSON.value:
+        print(json.dumps({"samples": [_sample(generation) for generation in generate(*inputs)]}))
+    elif len(prompts) == 1:
+        for _, piece in stream(*inputs):
+            print(piece, end="", flush=True)
+        print()
+    else:
+        for generation in generate(*inputs):
+            print(f"==> {json.dumps(generation.prompt)} <==\n{generation.text}\n")
+    return command.DONE
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The prompts of a file, blank lines left out. ValueError that names the line for one that is none."""
+    try:
+        lines = file.read_bytes().decode().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--prompt_file={file} cannot be read as text: {error}") from None
+    numbered = [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise ValueError(f"--prompt_file={file} has no prompt; wanted one a line")
+    return [_prompt(file, number, line) if file.suffix == ".jsonl" else line for number, line in numbered]
+
+
+def _prompt(file: Path, number: int, line: str) -> str:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError):
+        prompt = None
+    if not isinstance(prompt, str):
+        raise ValueError(f'--prompt_file={file}, line {number} is no object like {{"prompt": "def "}}: {line[:60]!r}')
+    return prompt
+
+
+def _sample(generation) -> dict[str, Any]:
+    """A continuation as JSON values; a log-probability that is no number is null."""
+    return {
+        "prompt": generation.prompt,
+        "text": generation.text,
+        "token_ids": list(generation.token_ids),
+        "logprobs": [logprob if math.isfinite(logprob) else None for logprob in generation.logprobs],
+        "finish": generation.finish,
+    }
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,37 @@
+"""Elementwise functions as one loop each."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+from jax import lax
+
+from research.ops.kernels.attention import platform
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def apart(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """`function(*arrays)`, elementwise, computed once in each direction.
+
+    Left to itself XLA's CPU backend fuses an activation and its derivative into the strided copies of the products that
+    use them, and computes them again in each; between barriers they run once, vectorised, over contiguous memory. On
+    accelerators, where fusing into the products is what one wants, this is the plain function.
+    """
+    return function(*arrays)
+
+
+def _forward(function, *arrays):
+    arrays = _barrier(arrays)
+    return _barrier(function(*arrays)), arrays
+
+
+def _backward(function, arrays, dy):
+    *arrays, dy = _barrier((*arrays, dy))
+    return _barrier(jax.vjp(function, *arrays)[1](dy))
+
+
+apart.defvjp(_forward, _backward)
+
+
+def _barrier(arrays):
+    return lax.optimization_barrier(arrays) if platform() == "cpu" else arrays

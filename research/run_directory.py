@@ -1,0 +1,64 @@
+"""A run directory opened for use: its config, tokenizer and parameters."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+
+from research import experiment as experiments
+from research.data.corpus import cache_directory
+from research.data.tokenizers import Tokenizer, load_tokenizer
+from research.experiment import Experiment
+from research.files import read_json
+from research.infer.sampling import SamplingConfig
+from research.models.model import Model
+from research.models.spec import abstract
+from research.training.checkpoint import restore_params
+from research.tree import Tree
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has made: the parameters of `step` on the first device, and what belongs to them."""
+
+    experiment: Experiment
+    tokenizer: Tokenizer
+    model: Model
+    params: Tree
+    step: int
+
+    def sampling(self, config: SamplingConfig) -> SamplingConfig:
+        """`config` with prompts begun as the run's training texts were: pairs to translate lack the first token."""
+        return replace(config, bos=config.bos and self.experiment.objective.name != "translation")
+
+
+def open_run(workdir: str | Path, step: int | None = None) -> Run:
+    """The run in `workdir` at its newest good checkpoint, or at `step`; nothing in there is changed.
+
+    ValueError for a folder that is no run, a run without a good checkpoint, and a step that is not there.
+    """
+    folder = Path(workdir)
+    experiment = read_experiment(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    # Rematerialisation is for backward passes, of which there will be none.
+    model = Model(experiment.model, experiment.precision, replace(experiment.execution, remat="none"))
+    wanted = abstract(model.specs(), experiment.precision.param_dtype)
+    step, params, _ = restore_params(folder / "checkpoints", wanted, key="trainable", step=step)
+    return Run(experiment, tokenizer, model, params, step)
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """The resolved config of a run; ValueError where the folder has none."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} is no run: it has no config.json; give the --workdir of a run of research.train")
+    try:
+        return experiments.from_json(read_json(file))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is not the config of a run ({error!r}); restore it from a copy") from None
+
+
+def keep_compiled_programs() -> None:
+    """Lets JAX keep compiled programs under GRAFT_CACHE, so that a second start need not compile."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,1 @@
+"""Training: state, step, optimizer, checkpoints, and what is told of them."""

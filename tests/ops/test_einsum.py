@@ -1,0 +1,88 @@
+"""The one einsum: values, gradients, and the shardings that follow from its operands."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from research.ops.einsum import contract, einsum, gather, spec, take
+
+BATCH = ("data", "fsdp", "expert")
+# Equation, axes of x, axes of the weight as stored, axes of the result: column parallel, row parallel, heads, tied head.
+CASES = [
+    ("BTD,DF->BTF", P(BATCH, "context", None), P("fsdp", "tensor"), (BATCH, "context", "tensor")),
+    ("BTF,FD->BTD", P(BATCH, None, "tensor"), P("tensor", "fsdp"), (BATCH, None, None)),
+    ("BTD,DNH->BTNH", P(BATCH, None, None), P("fsdp", "tensor", None), (BATCH, None, "tensor", None)),
+    ("BTNH,NHD->BTD", P(BATCH, None, "tensor", None), P("tensor", None, "fsdp"), (BATCH, None, None)),
+    ("BTD,VD->BTV", P(BATCH, None, None), P("tensor", "fsdp"), (BATCH, None, "tensor")),
+    ("BTD,DF->BTF", P(BATCH, None, None), P(None, None), (BATCH, None, None)),
+]
+
+
+def operands(eqn: str) -> tuple[jax.Array, jax.Array]:
+    """Random x and weight, every dimension a multiple of 8."""
+    sizes = dict(zip("BTDFNHV", (8, 8, 16, 24, 8, 8, 32)))
+    x, w = eqn.split("->")[0].split(",")
+    keys = jax.random.split(jax.random.key(0))
+    return jax.random.normal(keys[0], [sizes[a] for a in x]), jax.random.normal(keys[1], [sizes[a] for a in w])
+
+
+@pytest.mark.parametrize("mesh", ["data:2,fsdp:2,tensor:2", "fsdp:2,context:2,tensor:2"], indirect=True)
+@pytest.mark.parametrize(("eqn", "of_x", "of_w", "of_y"), CASES)
+def test_result_and_gradients_have_derived_shardings_and_plain_values(mesh, eqn, of_x, of_w, of_y):
+    x, w = operands(eqn)
+
+    def loss(x, w):
+        return jnp.sum(jnp.sin(einsum(eqn, x, w)))
+
+    placed = jax.reshard(x, of_x), jax.reshard(w, of_w)
+    y = jax.jit(lambda x, w: einsum(eqn, x, w))(*placed)
+    assert spec(y) == of_y
+    dx, dw = jax.jit(jax.grad(loss, argnums=(0, 1)))(*placed)
+    assert spec(dx) == spec(placed[0]) and spec(dw) == spec(placed[1])
+    want = np.einsum(eqn, x, w)
+    np.testing.assert_allclose(y, want, atol=1e-4)  # sums of up to 64 products of order 1
+
+
+@pytest.mark.parametrize("eqn", sorted({case[0] for case in CASES}))
+def test_gradients_are_those_of_jax(eqn):
+    x, w = operands(eqn)
+    ours = jax.grad(lambda x, w: jnp.sum(jnp.sin(einsum(eqn, x, w))), argnums=(0, 1))(x, w)
+    plain = jax.grad(lambda x, w: jnp.sum(jnp.sin(jnp.einsum(eqn, x, w))), argnums=(0, 1))(x, w)
+    for got, want in zip(ours, plain):
+        np.testing.assert_allclose(got, want, atol=1e-4)  # sums of up to 64 products of order 1
+
+
+def test_a_weight_stand_in_contracts_itself():
+    class Double:
+        def einsum(self, eqn, x):
+            return 2 * jnp.einsum(eqn, x, jnp.eye(3))
+
+        def take(self, ids):
+            return jnp.full((*ids.shape, 3), 7.0)
+
+    x = jnp.ones((1, 2, 3))
+    np.testing.assert_array_equal(einsum("BTD,DF->BTF", x, Double()), 2 * x)
+    assert take(Double(), jnp.zeros((1, 2), jnp.int32), jnp.bfloat16).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("mesh", ["data:2,fsdp:2,tensor:2"], indirect=True)
+def test_gather_keeps_only_the_axes_that_compute(mesh):
+    w = jax.reshard(jnp.ones((8, 8)), P("fsdp", "tensor"))
+    assert spec(jax.jit(gather)(w)) == (None, "tensor")
+
+
+@pytest.mark.parametrize("mesh", ["data:2,fsdp:2,tensor:2"], indirect=True)
+def test_two_letters_on_one_mesh_axis_are_refused(mesh):
+    x = jax.reshard(jnp.ones((8, 8)), P(None, "tensor"))
+    with pytest.raises(ValueError, match="'A' and 'C' are both split over mesh axis 'tensor'"):
+        contract("BA,BC->AC", x, x)
+
+
+@pytest.mark.parametrize("mesh", ["data:2,fsdp:2,tensor:2"], indirect=True)
+def test_take_reads_rows_of_a_split_table(mesh):
+    table, ids = jnp.arange(64.0).reshape(16, 4), jnp.array([[0, 15], [7, 8], [3, 3], [9, 1]])
+    placed = jax.reshard(table, P("tensor", "fsdp")), jax.reshard(ids, P(("data", "fsdp"), None))
+    rows = jax.jit(lambda t, i: take(t, i, jnp.float32))(*placed)
+    np.testing.assert_array_equal(rows, table[ids])

@@ -1,0 +1,63 @@
+"""Lower layers never import higher ones, and packages of one level import each other only where the map says so."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "research"
+LEVELS = {
+    "tree": 0, "mesh": 0, "precision": 0, "axes": 0, "files": 0, "allocator": 0,
+    "ops": 1,
+    "weights": 2,
+    "models": 3, "data": 3,
+    "interop": 4, "objectives": 4, "training": 4, "infer": 4, "experiment": 4, "program": 4, "run_directory": 4,
+    "evals": 5, "fit": 5, "sweep": 5, "bench": 5,
+    "command": 6, "train": 6, "generate": 6, "evaluate": 6, "convert": 6, "quantize": 6, "embed": 6, "inspect_batch": 6,
+}  # fmt: skip
+# Within a level: who may import whom beside itself.
+SAME_LEVEL = {
+    "mesh": {"axes"},
+    "axes": set(),
+    "experiment": {"objectives", "training"},
+    "program": {"experiment", "objectives", "training"},
+    "run_directory": {"experiment", "training"},
+    "train": {"command"}, "generate": {"command"}, "evaluate": {"command"},
+}  # fmt: skip
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level modules of `research` that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "research":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("research."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("research.")}
+    return found
+
+
+FILES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path):
+    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert own in LEVELS, f"{own} has no level; give it one in this test and in the architecture"
+    for other in imports(path) - {own}:
+        below = LEVELS[other] < LEVELS[own]
+        assert below or other in SAME_LEVEL.get(own, set()), f"{own} (level {LEVELS[own]}) imports {other}"
+
+
+def test_no_file_hides_behind_a_name_that_says_nothing():
+    assert not [p for p in FILES if p.stem in {"utils", "util", "common", "helpers", "misc", "lib"}]
+
+
+def test_tensorflow_is_never_imported():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [n for n in names if n.split(".")[0] in ("tensorflow", "torch", "pickle", "dill")], path
