@@ -1,0 +1,86 @@
+"""Contenders in processes of their own that take turns: A B C A B C, so that what else the machine does hits all alike."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from research.allocator import KEEPING
+
+
+@dataclass
+class Contender:
+    """A child process that does one unit of work each time that it is asked to."""
+
+    name: str
+    process: subprocess.Popen
+    seconds: list[float] = field(default_factory=list)
+
+    def ask(self, word: str) -> dict[str, Any]:
+        """The child's answer to "run" or "stop". RuntimeError, with what it printed, where it died."""
+        try:
+            self.process.stdin.write(word + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        return self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """The next line of the child."""
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"contender {self.name} ended with exit code {self.process.wait()}; its errors are above")
+        return json.loads(line)
+
+
+def take_turns(module: str, names: list[str], rounds: int) -> dict[str, dict[str, Any]]:
+    """Median seconds, all seconds, peak memory and start-up of each `python -m module NAME`, which ran `rounds` times.
+
+    All get the same allocator setting. The first turn of each is not counted: it may still compile or fault pages in.
+    """
+    contenders = []
+    try:
+        for name in names:  # one after the other, so that start-ups do not disturb each other
+            contenders.append(start(module, name))
+            print(f"{name} is ready", file=sys.stderr)
+        for turn in range(rounds + 1):
+            for contender in contenders:
+                seconds = contender.ask("run")["seconds"]
+                contender.seconds += [seconds] if turn else []
+            print(f"round {turn} of {rounds}", file=sys.stderr)
+        return {
+            c.name: {"seconds": statistics.median(c.seconds), "all_seconds": c.seconds, **c.ask("stop")} for c in contenders
+        }
+    finally:
+        for contender in contenders:
+            contender.process.kill()
+
+
+def start(module: str, name: str) -> Contender:
+    """A contender that has said that it is ready."""
+    environment = {**os.environ, "GLIBC_TUNABLES": KEEPING, "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    contender = Contender(name, process)
+    contender.answer()
+    return contender
+
+
+def serve(run: Any) -> None:
+    """The child's side: says that it is ready, then answers "run" with seconds and "stop" with its peak memory."""
+    import resource
+    import time
+
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        if line.strip() == "stop":
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            print(json.dumps({"peak_bytes": peak}), flush=True)
+            return
+        start = time.perf_counter()
+        run()
+        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
