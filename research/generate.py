@@ -6,6 +6,7 @@ One prompt's text is printed as it is written; --json prints {"samples": [{"prom
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
     )  # fmt: skip
     keep_compiled_programs()
     run = open_run(WORKDIR.value, STEP.value)
-    inputs = run.model, run.params, run.tokenizer, prompts, run.sampling(config)
+    inputs = run.model, run.params, run.tokenizer, prompts, replace(config, bos=run.begins_texts)
     if JSON.value:
         print(json.dumps({"samples": [_sample(generation) for generation in generate(*inputs)]}))
     elif len(prompts) == 1:

@@ -10,7 +10,6 @@ from research.data.corpus import cache_directory
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.experiment import Experiment
 from research.files import read_json
-from research.infer.sampling import SamplingConfig
 from research.models.model import Model
 from research.models.spec import abstract
 from research.training.checkpoint import restore_params
@@ -27,9 +26,10 @@ class Run:
     params: Tree
     step: int
 
-    def sampling(self, config: SamplingConfig) -> SamplingConfig:
-        """`config` with prompts begun as the run's training texts were: pairs to translate lack the first token."""
-        return replace(config, bos=config.bos and self.experiment.objective.name != "translation")
+    @property
+    def begins_texts(self) -> bool:
+        """Whether the run's training texts had the token that begins a text in front; pairs to translate have not."""
+        return self.experiment.objective.name != "translation"
 
 
 def open_run(workdir: str | Path, step: int | None = None) -> Run:

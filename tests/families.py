@@ -17,8 +17,8 @@ _NAMES = {
     "qwen2.5_7b": {"kv_heads": 2},
     "qwen3_8b": {"kv_heads": 2},
     "bert_base": {},
-    "transformer_base": {"encoder_layers": 2},
-    "t5_small": {"encoder_layers": 2},
+    "transformer_base": {"encoder_layers": 2, "embedding_scale": 32**0.5},
+    "t5_small": {"encoder_layers": 2, "head_scale": 32**-0.5},
 }
 FAMILIES: dict[str, ModelConfig] = {
     name: replace(

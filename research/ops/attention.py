@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from research.ops import blocked
-from research.ops.einsum import contract, spec, whole
+from research.ops.einsum import contract, divide, spec, whole
 
 IMPLEMENTATIONS = ("auto", "xla", "splash", "flash")
 
@@ -93,10 +93,10 @@ def reference(
     """Attention as two batched products with a float32 softmax between them; memory grows with T * S."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    q_BTKGH = divide(q_BTNH, 2, K)
     scores_BKGTS = contract("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, dtype=jnp.float32) * scale
     if bias_BNTS is not None:
-        scores_BKGTS += bias_BNTS.reshape(bias_BNTS.shape[0], K, N // K, *bias_BNTS.shape[2:])
+        scores_BKGTS += divide(bias_BNTS, 1, K)
     seen = visibility.mask_BTS()[:, None, None, :, :]
     scores_BKGTS = jnp.where(seen, scores_BKGTS, jnp.finfo(jnp.float32).min)
     probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)

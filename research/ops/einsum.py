@@ -118,6 +118,15 @@ def spec(x: jax.Array) -> tuple:
     return entries + (None,) * (x.ndim - len(entries))
 
 
+def divide(x: jax.Array, axis: int, parts: int) -> jax.Array:
+    """`x` with an axis as two, of `parts` and of the rest; the first of them keeps the mesh axes."""
+    shape = (*x.shape[:axis], parts, x.shape[axis] // parts, *x.shape[axis + 1 :])
+    if jax.sharding.get_abstract_mesh().empty:
+        return x.reshape(shape)
+    entries = spec(x)
+    return jnp.reshape(x, shape, out_sharding=PartitionSpec(*entries[: axis + 1], None, *entries[axis + 1 :]))
+
+
 def local_shape(x: jax.Array) -> tuple[int, ...]:
     """The shape of one device's part of `x`."""
     return x.shape if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.shard_shape(x.shape)
