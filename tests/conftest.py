@@ -16,6 +16,8 @@ import pytest
 from research.mesh import make_mesh
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tiny programs run for microseconds and compile for seconds: the compiler's expensive passes triple the suite's time.
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", os.path.join(_SHARED, "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

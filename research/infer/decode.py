@@ -115,7 +115,8 @@ def _write(
     if not rows:
         return
     eos_id = tokenizer.eos_id
-    stop_ids = np.array([i for i in (eos_id, *config.stop_ids) if i is not None], np.int32)
+    ends = [i for i in (eos_id, *config.stop_ids) if i is not None]
+    stop_ids = np.array(ends + [-1] * (-len(ends) % 8), np.int32)  # of few sizes, for each is compiled
     sources = None if rows[0].source is None else [row.source for row in rows]
     limits, streams = [row.limit for row in rows], [row.stream for row in rows]
     start = Start([row.ids for row in rows], sources, limits, streams, config.seed)

@@ -24,7 +24,6 @@ from research.tree import Tree
 
 PREFILL = 512  # tokens of a prompt fed at once; bounds the memory of attention and the slots of a windowed cache
 TOKENS = 32  # the most that one call of `advance` writes
-_SMALLEST = 16
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,14 @@ class Writing:
     seen_BV: jax.Array | None
 
 
+def chunk_size(longest: int) -> int:
+    """Tokens fed at once for prompts of up to `longest`: 16, 32, 64, ..., PREFILL."""
+    return min(max(16, 2 ** math.ceil(math.log2(longest))), PREFILL)
+
+
 def bucket(size: int) -> int:
-    """The next of 16, 20, 24, 28, 32, 40, 48, 56, 64, ...: at most a quarter is padding, four sizes per doubling."""
-    size = max(size, _SMALLEST)
+    """The next of 64, 80, 96, 112, 128, 160, ...: four sizes a doubling, of which at most a fifth is unused."""
+    size = max(size, 64)
     step = 2 ** (math.ceil(math.log2(size)) - 3)
     return step * math.ceil(size / step)
 
@@ -75,15 +79,17 @@ def begin(
     lengths_B = _padded([len(ids) for ids in start.prompts], rows)
     left_B = _padded(start.max_tokens, rows)
     longest = int(lengths_B.max())
-    chunk = min(bucket(longest), PREFILL)
+    chunk = chunk_size(longest)
     tokens_BT = _table(start.prompts, rows, chunk * math.ceil(longest / chunk))
     source_BS = None if start.sources is None else _table(start.sources, rows, bucket(max(map(len, start.sources))))
     source_lengths_B = None if start.sources is None else _padded([len(ids) for ids in start.sources], rows)
     streams_B2 = np.zeros((rows, 2), np.uint32)
     streams_B2[: len(start.streams)] = start.streams
+    seen_BV = _seen(start.prompts, rows, model, law)
+    length = bucket(int((lengths_B + left_B).max()))
     state = _empty(
-        params, tokens_BT, lengths_B, left_B, source_BS, source_lengths_B, np.uint32(start.seed), streams_B2,
-        model=model, law=law, length=bucket(int((lengths_B + left_B).max())), chunk=chunk,
+        params, lengths_B, left_B, seen_BV, source_BS, source_lengths_B, np.uint32(start.seed), streams_B2,
+        model=model, length=length, chunk=chunk,
     )  # fmt: skip
     last_B1D = None
     for first in range(0, longest, chunk):
@@ -130,24 +136,18 @@ def advance(
     return state, _everywhere(ids_BT), _everywhere(logprobs_BT)
 
 
-@partial(jax.jit, static_argnames=("model", "law", "length", "chunk"))
+@partial(jax.jit, static_argnames=("model", "length", "chunk"))
 def _empty(
-    params, tokens_BT, lengths_B, left_B, source_BS, source_lengths_B, seed, streams_B2, *, model, law, length, chunk
+    params, lengths_B, left_B, seen_BV, source_BS, source_lengths_B, seed, streams_B2, *, model, length, chunk
 ) -> Writing:
     """The state before anything is read; an encoder-decoder's encoder runs here."""
-    cache = model.make_cache(tokens_BT.shape[0], length, chunk)
+    cache = model.make_cache(lengths_B.shape[0], length, chunk)
     memory = None
     if source_BS is not None:
         batch = _batch(source_BS, 0, source_lengths_B)
         memory = model.encode(params, {f"encoder_{name}": field for name, field in batch.items()})
     key = jax.random.key(seed)
     key_B = jax.vmap(lambda stream: jax.random.fold_in(jax.random.fold_in(key, stream[0]), stream[1]))(streams_B2)
-    seen_BV = None
-    if law.repetition_penalty != 1:
-        real_BT = jnp.arange(tokens_BT.shape[1])[None, :] < lengths_B[:, None]
-        at = jnp.where(real_BT, tokens_BT, model.config.vocab_size)
-        seen_BV = jnp.zeros((len(lengths_B), model.config.vocab_size), bool)
-        seen_BV = seen_BV.at[jnp.arange(len(lengths_B))[:, None], at].set(True, mode="drop")
     zeros_B = jnp.zeros_like(lengths_B)
     return _placed(Writing(cache, memory, zeros_B, lengths_B - 1, left_B, key_B, seen_BV))
 
@@ -209,6 +209,16 @@ def _rows(prompts: int, model: Model) -> int:
 
 def _padded(numbers: Sequence[int], rows: int) -> np.ndarray:
     return np.array([*numbers, *[0] * (rows - len(numbers))], np.int32)
+
+
+def _seen(prompts: Sequence[Sequence[int]], rows: int, model: Model, law: SamplingConfig) -> np.ndarray | None:
+    """The tokens of each prompt, [B, V], where a repetition penalty asks for them."""
+    if law.repetition_penalty == 1:
+        return None
+    seen_BV = np.zeros((rows, model.config.vocab_size), bool)
+    for row, ids in zip(seen_BV, prompts):
+        row[list(ids)] = True
+    return seen_BV
 
 
 def _table(texts: Sequence[Sequence[int]], rows: int, width: int) -> np.ndarray:

@@ -100,7 +100,8 @@ def _read(
     arrays = _read_arrays(folder / "state", wanted, partial=bool(below))
     changed = [path for path, bits in fingerprint(arrays).items() if bits != saved[path][-1]]
     if changed:
-        raise _Damaged(f"the bits of {len(changed)} arrays changed, of {changed[0]} for one")
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise _Damaged(f"the bits of {', '.join(changed[:3])}{more} changed")
     return arrays, record["meta"]
 
 
@@ -183,8 +184,7 @@ def _reraise_passing(error: Exception) -> None:
 
 
 def _line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def _everywhere(good: bool) -> bool:

@@ -8,6 +8,7 @@ import optax
 
 from research import tree
 from research.models.model import Model
+from research.training.optimizer import global_norm
 from research.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -19,7 +20,7 @@ def train_step(
     *,
     model: Model,
     objective: Any,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update on a batch, in `accumulate` micro-batches; metrics are float32 scalars over the whole batch.
@@ -32,8 +33,9 @@ def train_step(
     # A batch without a single counted token must not divide by zero; its gradients are zero.
     scale = 1.0 / jnp.maximum(count, 1.0)
     gradients = jax.tree.map(lambda g, w: (g * scale.astype(g.dtype)).astype(w.dtype), gradients, state.trainable)
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
-    metrics = {"loss": total * scale, "grad_norm": optax.global_norm(gradients)}
+    norm = global_norm(gradients)
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable, grad_norm=norm)
+    metrics = {"loss": total * scale, "grad_norm": norm}
     metrics |= {name: s / jnp.maximum(n, 1.0) for name, (s, n) in totals.items()}
     new = TrainState(
         state.step + 1, optax.apply_updates(state.trainable, updates), state.frozen, optimizer_state, state.key

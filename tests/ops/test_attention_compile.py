@@ -1,0 +1,114 @@
+"""The attention kernels compile for devices that are not here, and need far less memory than the reference there.
+
+A small attention layer of LLaMA's kind, forward and backward at 8,192 tokens, goes through the real compilers of TPU
+and GPU on this machine's CPU. They run in a process of their own, this file's, which prints what came out as JSON.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+TOKENS, HEADS = 8192, 2
+QUADRATIC = HEADS * TOKENS**2  # half the scores of a row at 2 bytes, the least that keeping the scores takes
+CALLS = {"tpu": "tpu_custom_call", "cuda": "__gpu$xla.gpu.triton"}
+KERNELS = {"tpu": ["splash_mha_fwd", "splash_mha_dq", "splash_mha_dkv"], "cuda": ["mha_forward", "mha_backward"]}
+# OpenXLA's figures of the card (xla/backends/gpu/target_config/specs/h100_sxm.txtpb).
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: 84942979072 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+def compiled(target: str, implementation: str) -> dict:
+    """Bytes of temporaries a device, and the text, of the layer's gradient compiled for four TPU chips or one GPU."""
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+    from jax.sharding import NamedSharding
+
+    from research.axes import partition
+    from research.mesh import make_mesh
+    from research.models import layers
+    from research.models.config import ModelConfig
+    from research.models.initial import initial
+    from research.models.spec import abstract
+    from research.ops.attention import Visibility
+    from research.ops.rope import frequencies, rotation
+
+    asked = dict(topology_name="v5e:2x2") if target == "tpu" else dict(target_config=H100, topology="1x1x1")
+    devices = list(topologies.get_topology_desc(**{"topology_name": "", **asked}, platform=target).devices)
+    options = None if target == "tpu" else {"xla_gpu_autotune_level": 0}  # there is no card to try things on
+    mesh = make_mesh("fsdp:-1", devices)
+    c = ModelConfig(d_model=256, heads=HEADS, kv_heads=1, head_size=128)
+
+    def loss(p, x_BTD, positions_BT, segments_BT):
+        visibility = Visibility(positions_BT, positions_BT, segments_BT, segments_BT, causal=True, packed=True)
+        turned = rotation(positions_BT, frequencies(c.head_size, c.rope_theta, c.rope_scaling))
+        y_BTD, _ = layers.attention(p, x_BTD, c, visibility, rotation=turned, implementation=implementation)
+        return jnp.sum(jnp.square(y_BTD.astype(jnp.float32)))
+
+    def shaped(axes, shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, partition(axes, shape, mesh)))
+
+    B = len(devices)
+    with jax.set_mesh(mesh):
+        p = abstract(layers.attention_specs(c, initial(c)), jnp.float32, mesh)
+        x_BTD = shaped(("batch", "length", "vector"), (B, TOKENS, c.d_model), jnp.bfloat16)
+        tokens_BT = shaped(("batch", "length"), (B, TOKENS), jnp.int32)
+        program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(p, x_BTD, tokens_BT, tokens_BT).compile(options)
+    return {"temp_bytes": program.memory_analysis().temp_size_in_bytes, "text": program.as_text()}
+
+
+def in_a_process(target: str, implementation: str) -> dict:
+    """`compiled` where the environment suits compilers without their devices."""
+    settings = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, target, implementation],
+        env={**os.environ, **settings, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def need_compiler(target: str) -> None:
+    """Skips where the target's compiler is not installed; setup.cfg's extra "fit" brings both."""
+    package = {"tpu": "libtpu", "cuda": "jax_cuda13_plugin"}[target]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"the compiler for {target} is in the package {package}, which is not installed")
+
+
+@pytest.mark.parametrize("target", ["tpu", "cuda"])
+def test_the_layer_runs_through_the_kernel_and_needs_little_memory(target):
+    need_compiler(target)
+    layer = in_a_process(target, "auto")
+    assert f'custom_call_target="{CALLS[target]}"' in layer["text"]
+    assert all(kernel in layer["text"] for kernel in KERNELS[target])
+    assert layer["temp_bytes"] < QUADRATIC / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["tpu", "cuda"])
+def test_the_layer_without_the_kernel_needs_much(target):
+    """So that the bound above says something."""
+    need_compiler(target)
+    layer = in_a_process(target, "xla")
+    assert CALLS[target] not in layer["text"]
+    assert layer["temp_bytes"] > QUADRATIC
+
+
+if __name__ == "__main__":
+    print(json.dumps(compiled(*sys.argv[1:])))
