@@ -47,7 +47,7 @@ def merge_rules(overrides: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, 
 def partition(
     axes: Sequence[str], shape: Sequence[int], mesh: Mesh | AbstractMesh, rules: Mapping[str, Sequence[str]] = RULES
 ) -> PartitionSpec:
-    """The PartitionSpec of an array with these logical axes.
+    """The PartitionSpec of an array with these logical axes; mesh axes of size 1 split nothing and are not named.
 
     Raises ValueError for an unknown logical axis and for two dimensions that map to one mesh axis of size over 1.
     """
@@ -59,9 +59,9 @@ def partition(
             raise ValueError(f"unknown logical axis {axis!r}; choose from {', '.join(rules)}")
         names, parts = [], 1
         for name in rules[axis]:
-            if size % (parts * mesh.shape[name]):
+            if mesh.shape[name] == 1 or size % (parts * mesh.shape[name]):
                 continue
-            if mesh.shape[name] > 1 and name in used:
+            if name in used:
                 raise ValueError(f"axes {used[name]!r} and {axis!r} of {tuple(axes)} are both split over mesh axis {name!r}")
             used[name] = axis
             names.append(name)

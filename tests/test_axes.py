@@ -40,7 +40,8 @@ def test_a_mesh_must_fit_its_devices():
 def test_partition_maps_logical_axes_and_leaves_whole_what_does_not_divide():
     mesh = make_mesh("fsdp:4,tensor:2")
     assert partition(("embed", "heads", "head"), (64, 8, 8), mesh) == P("fsdp", "tensor", None)
-    assert partition(("batch", "length"), (8, 16), mesh) == P(("data", "fsdp", "expert"), "context")
+    assert partition(("batch", "length"), (8, 16), mesh) == P("fsdp", None)
+    assert partition(("batch", "length"), (8, 16), make_mesh("data:2,fsdp:2,context:2")) == P(("data", "fsdp"), "context")
     assert partition(("vocab", "embed"), (50257, 768), mesh) == P(None, "fsdp")
     assert unsplit(("vocab", "embed"), (50257, 768), mesh) == ["vocab 50257 over tensor:2"]
 

@@ -20,6 +20,8 @@ _BLOCK_BYTES = 64 * 1024 * 1024
 
 
 class Tokenizer(Protocol):
+    """What is asked of a tokenizer here: ids below vocab_size, all decided by what the fingerprint hashes."""
+
     vocab_size: int
     fingerprint: str
 

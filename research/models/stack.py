@@ -143,7 +143,9 @@ def _remat(body: Callable, policy: str) -> Callable:
     if policy == "full":
         return jax.checkpoint(body, prevent_cse=False)
     if policy == "dots":
-        return jax.checkpoint(body, prevent_cse=False, policy=policies.dots_with_no_batch_dims_saveable)
+        # A kernel is no matrix product to the policy, so what it saves under its name is asked for by name.
+        dots, kernel = policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("attention")
+        return jax.checkpoint(body, prevent_cse=False, policy=policies.save_from_both_policies(dots, kernel))
     offload = policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=["residual"],

@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from research.ops.einsum import contract, spec
+from research.ops.einsum import contract, divide, local_shape
 
 SMALLEST = 32  # queries of a block; below that the products are too small to gain anything
 MOST = 16  # blocks; each is traced on its own
@@ -25,8 +25,8 @@ def blocks(T: int) -> int:
 
 def serves(q_BTNH: jax.Array, visibility) -> bool:
     """Whether a case is causal attention of a packed row to itself, cut along T into more than one block."""
-    whole_length = jax.sharding.get_abstract_mesh().empty or spec(q_BTNH)[1] is None
-    return visibility.packed and visibility.causal and whole_length and blocks(q_BTNH.shape[1]) > 1
+    T = q_BTNH.shape[1]
+    return visibility.packed and visibility.causal and local_shape(q_BTNH)[1] == T and blocks(T) > 1
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -38,7 +38,7 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visibility, 
 def _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale):
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    q_BKGTH = jnp.moveaxis(q_BTNH.reshape(B, T, K, N // K, H), 1, 3)
+    q_BKGTH = jnp.moveaxis(divide(q_BTNH, 2, K), 1, 3)
     k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
     outs, probs = [], []
     for block in _cuts(T):
@@ -56,7 +56,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale):
 def _backward(scale, saved, dout_BTNH):
     q_BKGTH, k_BKSH, v_BKSH, out_BKGTH, probs = saved
     B, K, G, T, H = q_BKGTH.shape
-    dout_BKGTH = jnp.moveaxis(dout_BTNH.reshape(B, T, K, G, H), 1, 3)
+    dout_BKGTH = jnp.moveaxis(divide(dout_BTNH, 2, K), 1, 3)
     delta_BKGT1 = jnp.sum((dout_BKGTH * out_BKGTH).astype(jnp.float32), axis=-1, keepdims=True)
     dqs, dk_BKSH, dv_BKSH = [], 0.0, 0.0
     for block, probs_BKGTS in zip(_cuts(T), probs):

@@ -99,8 +99,8 @@ def test_a_path_with_commas_and_colons_is_one_source(tmp_path):
 
 
 def test_the_provenance_of_a_mixture_adds_up(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.txt").write_text("".join(f"{name} says {i}\n" for i in range(300)))
+    for name, size in (("a", 300), ("b", 2000)):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name} says {i}\n" for i in range(size)))
     parts = open_mixture(f"{tmp_path / 'a.txt'}:3,{tmp_path / 'b.txt'}:1", tmp_path / "cache")
     facts = mixture_provenance(parts)
     sizes = [source.provenance["heldout_bytes"] for source, _ in parts]

@@ -97,10 +97,11 @@ def test_a_causal_model_is_asked_for_every_token_once_within_its_document(length
 def test_no_window_depends_on_another(lengths, length):
     documents = numbered(lengths)
     windows = PackedWindows(the_store(documents), length, seed=1, bos_id=BOS, eos_id=EOS)
-    alone = [windows[i] for i in range(len(windows))]
-    for i in reversed(range(len(windows))):  # another order of reading
-        for name, array in windows[i].items():
-            np.testing.assert_array_equal(array, alone[i][name])
+    kept = [windows[i] for i in range(len(windows))]
+    backwards = [{name: array.copy() for name, array in windows[i].items()} for i in reversed(range(len(windows)))]
+    for window, alone in zip(kept, reversed(backwards)):
+        for name, array in window.items():  # nothing read later wrote into it
+            np.testing.assert_array_equal(array, alone[name])
             assert array.dtype == np.int32 and array.shape == (length,)
     changed = [list(d) for d in documents]
     changed[0][0] = 59_999
@@ -150,6 +151,10 @@ def test_pairs_share_segments_and_each_is_in_one_window_once(pairs, lengths, see
             seen.append(tuple(map(tuple, pair)))
         for name in ("inputs", "targets"):
             assert not window[name][segments[name] == 0].any()
+        if i:  # the pair that starts this window had no room in the last one
+            filled = [(windows[i - 1][f"{name}_segments"] > 0).sum() for name in segments]
+            wanted = [(segments[name] == 1).sum() for name in segments]
+            assert any(used + more > length for used, more, length in zip(filled, wanted, lengths))
     expected = [tuple((*side[p][: n - 1], EOS) for side, n in zip(sides, lengths)) for p in range(len(pairs))]
     if seed is None:
         assert seen == expected

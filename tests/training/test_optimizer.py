@@ -257,6 +257,16 @@ def test_muon_moves_matrices_and_gathers_only_over_data(shape, gathers):
     assert program.count("all_gather[") == gathers
 
 
+@pytest.mark.parametrize("spec", [jax.P(None, ("fsdp", "tensor")), jax.P(None, "tensor", "fsdp"), jax.P("tensor", None, "fsdp"), jax.P()])
+def test_muon_on_any_sharding(spec):
+    axes, params = hidden_matrix((128, 160), layers=6)
+    optimizer, _ = make(flat_config("muon"), axes, 10)
+    mesh = make_mesh("fsdp:4,tensor:2")
+    with jax.set_mesh(mesh):
+        sharded, _ = run(optimizer, jax.device_put(params, NamedSharding(mesh, spec)))
+    assert_close(sharded, run(optimizer, params)[0], MUON_ROUNDING)
+
+
 # --- clipping, decay, rules
 
 

@@ -1,7 +1,8 @@
 """Flash attention on GPU (arXiv:2307.08691): scores live in a multiprocessor, block by block, never whole in memory.
 
-The kernel is JAX's in Pallas Triton (jax.experimental.pallas.ops.gpu.attention), forward and backward. It knows positions
-as indices of a row and has one row of segments for queries and keys alike, so it serves packed self-attention.
+The kernel is JAX's in Pallas Triton (jax.experimental.pallas.ops.gpu.attention), forward and backward. It knows
+positions as indices of a row and has one row of segments for queries and keys alike, so it serves packed
+self-attention.
 """
 
 import functools

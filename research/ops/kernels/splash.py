@@ -1,4 +1,4 @@
-"""Splash attention on TPU: scores live in the chip's own memory block by block, and blocks that are all hidden are skipped.
+"""Splash attention on TPU: scores live in the chip's own memory, block by block, and hidden blocks are skipped.
 
 The kernel is JAX's (jax.experimental.pallas.ops.tpu.splash_attention). It knows positions as indices of a row, which is
 the seam's rule where rows are packed: positions then rise by one within a segment, so indices and segments hide the
@@ -14,7 +14,7 @@ from research.ops.einsum import local_shape, spec
 PLATFORM = "tpu"
 RESIDUALS = "attention"  # checkpoint name of the output and log-sum-exp, for remat policies
 LANES = 128  # of the vector unit; segment ids fill them, so no block can be shorter
-BLOCKS = (512, 256, LANES)  # the largest that divides the length; four of 512 by 256 float32 fit every chip's VMEM
+BLOCKS = (512, 256, LANES)  # the largest that divides the length; 512 compiles for v4 to 7x at head size 256 in float32
 
 
 def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
@@ -35,6 +35,7 @@ def attend(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visibility, scale: float, *, interpret: bool = False
 ) -> jax.Array:
     """The seam's attention, [B, T, N, H], where `refusal` is None. `interpret` runs the kernel on any device."""
+    # The kernel takes no scale. A power of two, as of head sizes 64 and 256, rounds nothing.
     q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
     segments = visibility.q_segments_BT, visibility.k_segments_BS
     kernel = _kernel(q_BTNH, k_BSKH, visibility, interpret)
