@@ -29,15 +29,16 @@ def get_config(arg: str = ""):
     c.model.max_length = 256
     c.model.rope_theta = 10000.0
 
-    c.optimizer.learning_rate = 3e-3
-    c.optimizer.warmup_steps = 20
-    c.train.steps = 300
+    c.optimizer.name = "muon"  # after 100 steps where AdamW is after 320
+    c.optimizer.learning_rate = 0.01
+    c.optimizer.warmup_steps = 10
+    c.train.steps = 150
     c.train.log_every = 5
-    c.train.eval_every = 100
-    c.train.eval_batches = 8
-    c.train.sample_every = 100
+    c.train.eval_every = 50
+    c.train.eval_batches = 4
+    c.train.sample_every = 50
     c.train.sample_prompt = "def "
-    c.checkpoint.every = 100
+    c.checkpoint.every = 50
     c.precision.compute = "float32"
     c.execution.unroll = 0
 

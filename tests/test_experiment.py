@@ -86,4 +86,4 @@ def test_resume_may_change_how_far_and_where_but_not_what():
     assert refused_changes(old, may.to_json()) == []
     must_not = experiment("quickstart", **{"data.batch_size": 32, "optimizer.learning_rate": 1.0})
     lines = refused_changes(old, must_not.to_json())
-    assert lines == ["data.batch_size: 16 -> 32", "optimizer.learning_rate: 0.003 -> 1.0"]
+    assert lines == ["data.batch_size: 16 -> 32", "optimizer.learning_rate: 0.01 -> 1.0"]

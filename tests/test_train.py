@@ -124,7 +124,7 @@ def test_a_longer_run_goes_on_where_the_shorter_ended(run, tmp_path):
 def test_another_config_is_refused_with_the_difference_unless_allowed(run, tmp_path):
     workdir = tmp_path / "changed"
     shutil.copytree(run, workdir)
-    with pytest.raises(ValueError, match="optimizer.learning_rate: 0.003 -> 0.1"):
+    with pytest.raises(ValueError, match="optimizer.learning_rate: 0.01 -> 0.1"):
         train(workdir, **{"optimizer.learning_rate": 0.1})
     assert train(workdir, allow_changed=True, **{"optimizer.learning_rate": 0.1, "train.steps": 13}) == 0
 

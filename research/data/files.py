@@ -20,8 +20,8 @@ _BLOCK_BYTES = 64 * 1024 * 1024
 
 
 class Reader(Protocol):
-    """One file's records: `row` gives one's columns, at least those wanted, or raises UnreadableRecord; `identity` names
-    it in the folder."""
+    """One file's records: `row` gives the columns of one, at least those wanted, or raises UnreadableRecord; `identity`
+    names it in the folder."""
 
     path: Path
     name: str

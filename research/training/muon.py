@@ -1,8 +1,8 @@
 """Muon: momentum made orthogonal, matrix by matrix, also where the matrices are stacked and sharded.
 
-Keller Jordan's optimizer for hidden matrices (https://kellerjordan.github.io/posts/muon) with the bias-corrected momentum
-and iteration of `optax.contrib.muon`, which refuses sharded matrices, and with the update scale of arXiv:2502.16982,
-section 2.2, that lets it share a learning rate with AdamW.
+Keller Jordan's optimizer for hidden matrices (https://kellerjordan.github.io/posts/muon) with the bias-corrected
+momentum and iteration of `optax.contrib.muon`, which refuses sharded matrices, and with the update scale of
+arXiv:2502.16982, section 2.2, that lets it share a learning rate with AdamW.
 """
 
 import math
@@ -16,7 +16,7 @@ import optax
 from research import tree
 
 ITERATIONS = 5
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan: largest slope at 0 that keeps singular values within about 0.7 to 1.2
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan: largest slope at 0 that ends within about 0.7 to 1.2
 RMS = 0.2  # of an update, as AdamW's is in practice (arXiv:2502.16982, section 2.2)
 _STACKS = ("layers", "experts")  # leading axes that number matrices
 
@@ -118,13 +118,13 @@ class _Move(NamedTuple):
 
 
 def _moves(shape: tuple[int, ...], sharding: jax.sharding.NamedSharding, stacks: int) -> list[_Move]:
-    """What makes the matrices whole: mesh axes that split them split the layers instead, until each device has one layer.
+    """What makes the matrices whole: mesh axes that split them split the layers instead, down to one layer a device.
 
     The exchange is then one all-to-all per mesh axis, and no device computes what another does.
     """
     spec, mesh = sharding.spec, sharding.mesh
     entries = [entry if isinstance(entry, tuple) else (entry,) if entry else () for entry in spec]
-    found = [(name, d) for d in range(stacks, len(shape)) for name in reversed(entries[d])]  # minor parts are joined first
+    found = [(name, d) for d in range(stacks, len(shape)) for name in reversed(entries[d])]  # minor parts join first
     taken = {name for entry in entries for name in entry}
     found += [(name, None) for name in mesh.axis_names if name not in taken]
     movable = shape[0] if stacks and not entries[0] else 1
@@ -139,7 +139,7 @@ def _moves(shape: tuple[int, ...], sharding: jax.sharding.NamedSharding, stacks:
 
 
 def _whole(x: jax.Array, moves: list[_Move]) -> jax.Array:
-    """A device's part of the stack as whole matrices of some of its layers; zero matrices fill the last device's share."""
+    """A device's part of the stack as whole matrices of some of its layers; zero matrices fill the last share."""
     parts = math.prod(move.size for move in moves if move.to_layers)
     x = jnp.pad(x, [(0, -x.shape[0] % parts)] + [(0, 0)] * (x.ndim - 1))
     for name, size, dimension, to_layers in moves:

@@ -1,7 +1,7 @@
 """Optimizers: optax chains that know which axis of a parameter numbers layers.
 
-The parameters of all layers are stacked, so a norm's scale is [L, D] and a query kernel [L, D, N, H]. Whether something is
-a vector or a matrix, and over what a mean is taken, therefore follows from logical axes and never from `ndim`.
+The parameters of all layers are stacked, so a norm's scale is [L, D] and a query kernel [L, D, N, H]. Whether
+something is a vector or a matrix, and over what a mean is taken, follows from logical axes and never from `ndim`.
 """
 
 from collections.abc import Callable
@@ -32,8 +32,8 @@ _TABLES = ("vocab", "position", "bucket")  # axes that are looked up
 class OptimizerConfig:
     """An optimizer, its schedule (see `make_schedule`) and its rules by path.
 
-    name                   adamw | adafactor | lion | muon (its b1, b2, eps are of the AdamW that takes what is no hidden
-                           matrix)
+    name                   adamw | adafactor | lion | muon (its b1, b2, eps are of the AdamW that takes what is no
+                           hidden matrix)
     learning_rate          at the peak of the schedule
     decay_fraction         `decay_steps` as a share of the run
     b1                     of adafactor: momentum, none where None
@@ -88,13 +88,13 @@ class OptimizerConfig:
                 raise ValueError(f"optimizer.{field} is set and {self.name} does not use it; leave it out")
         for field in ("decay_steps", "decay_fraction", "min_ratio"):
             if getattr(self, field) is not None and self.schedule not in DECAYING:
-                raise ValueError(f"optimizer.{field} is set and the schedule {self.schedule} does not use it; leave it out")
+                raise ValueError(f"optimizer.{field} is set and schedule {self.schedule} does not use it; leave it out")
         if self.decay_steps is not None and self.decay_fraction is not None:
             raise ValueError("optimizer.decay_steps and optimizer.decay_fraction are both set; leave one out")
         if self.weight_decay_rules and not self.decay_embeddings:
-            raise ValueError("optimizer.decay_embeddings has no effect beside optimizer.weight_decay_rules; say it there")
+            raise ValueError("optimizer.decay_embeddings has no effect beside weight_decay_rules; say it there")
         if self.weight_decay_rules and not self.weight_decay:
-            raise ValueError("optimizer.weight_decay_rules has no effect where optimizer.weight_decay is 0; leave it out")
+            raise ValueError("optimizer.weight_decay_rules has no effect where weight_decay is 0; leave it out")
 
     def setting(self, field: str) -> Any:
         """The value of b1, b2, eps, momentum or parameter_scale, the optimizer's own where it is None."""
@@ -108,8 +108,8 @@ def make(
     """The transformation of gradients into updates, and the learning rate by step (before multiples by rule).
 
     `axes` has the structure of the parameters and a tuple of logical axis names for each. `update(gradients, state,
-    params, grad_norm=norm)` clips by a norm already known (see `global_norm`); without it the norm is computed. The state
-    is sharded as the parameters it is about. ValueError for rules that match nothing or leave a parameter out.
+    params, grad_norm=norm)` clips by a norm already known (see `global_norm`); without it the norm is computed. The
+    state is sharded as the parameters it is about. ValueError for rules that match nothing or leave a parameter out.
     """
     decay_steps = config.decay_steps
     if config.decay_fraction is not None:
@@ -215,7 +215,7 @@ def _decay_multiples(config: OptimizerConfig, names: tree.Tree) -> tree.Tree:
 
 
 def _decay_weights(weight_decay: float, multiples: tree.Tree) -> optax.GradientTransformation:
-    """Adds its own multiple of `weight_decay` times each parameter, as `optax.add_decayed_weights` does with one for all."""
+    """`optax.add_decayed_weights` with a multiple of `weight_decay` for each parameter."""
 
     def decay(update, param, multiple):
         return update + (weight_decay * multiple) * param if multiple else update

@@ -1,9 +1,9 @@
 """Reading checkpoints back: which steps are there, what they hold, whether they are still what was saved.
 
-A step is a directory with two Orbax items: `state`, the arrays as nested dicts, and `record`, JSON with the type, shape
-and fingerprint of every array beside the caller's own `meta`, signed with its SHA-256. Orbax restores flipped bits without
-a word; the fingerprints are what finds them, and the signature keeps a flip in the record from passing for a change of
-the model.
+A step is a directory with two Orbax items: `state`, the arrays as nested dicts, and `record`, JSON with the type,
+shape and fingerprint of every array beside the caller's own `meta`, signed with its SHA-256. Orbax restores flipped
+bits without a word; the fingerprints are what finds them, and the signature keeps a flip in the record from passing
+for a change of the model.
 """
 
 import hashlib
@@ -27,7 +27,9 @@ from research.training.fingerprint import fingerprint
 Restored = tuple[int, tree.Tree, dict[str, Any]]
 
 # Failures that say nothing about the bytes in storage: to set a good step aside for one of these would lose work.
-_PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "CANCELLED")
+_PASSING = (
+    "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "CANCELLED"
+)
 
 
 # TensorStore has no unsigned types below a byte; their bits travel as the signed type of that width.
@@ -130,10 +132,7 @@ def _read_arrays(folder: epath.Path, wanted: dict[str, jax.ShapeDtypeStruct], pa
         raise _Damaged(_line(error)) from error
     if {path: _form(array) for path, array in arrays.items()} != {path: _form(leaf) for path, leaf in stored.items()}:
         raise _Damaged("its arrays are not those of its record")
-    return {
-        path: _view(arrays[path], leaf.dtype) if path in arrays else jnp.zeros(leaf.shape, leaf.dtype, device=_place(leaf))
-        for path, leaf in wanted.items()
-    }
+    return {path: _view(arrays[path], x.dtype) if path in arrays else _empty(x) for path, x in wanted.items()}
 
 
 def _require_same_form(folder: epath.Path, saved: dict[str, list], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
@@ -144,8 +143,8 @@ def _require_same_form(folder: epath.Path, saved: dict[str, list], wanted: dict[
     if differing:
         shown = "; ".join(f"{p}: got {got.get(p, 'nothing')}, wanted {want.get(p, 'nothing')}" for p in differing[:5])
         raise ValueError(
-            f"{folder} holds another model than the one configured: {len(differing)} of {len(want)} arrays differ ({shown}); "
-            "restore the configuration it was saved with, or start in a new folder"
+            f"{folder} holds another model than the one configured: {len(differing)} of {len(want)} arrays differ "
+            f"({shown}); restore the configuration it was saved with, or start in a new folder"
         )
 
 
@@ -164,6 +163,10 @@ def _form(leaf: jax.Array | jax.ShapeDtypeStruct) -> list:
 def _view(array: jax.Array, dtype: Any) -> jax.Array:
     """The same bits as another type of that width; `array` itself for None and for its own type."""
     return array if dtype is None or array.dtype == dtype else jax.lax.bitcast_convert_type(array, dtype)
+
+
+def _empty(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.zeros(leaf.shape, leaf.dtype, device=_place(leaf))
 
 
 def _stored_form(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

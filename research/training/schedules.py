@@ -27,11 +27,11 @@ def make_schedule(
     cosine        half a cosine to `min_ratio * peak` in `decay_steps` (arXiv:1608.03983, without restarts)
     linear        a straight line to `min_ratio * peak` in `decay_steps`
     inverse_sqrt  peak * sqrt(warmup_steps / step) (arXiv:1706.03762, section 5.3)
-    wsd           `peak` until `decay_steps` before the end, then a straight line to `min_ratio * peak` (arXiv:2405.18392)
+    wsd           `peak` until `decay_steps` before the end, then a line to `min_ratio * peak` (arXiv:2405.18392)
 
-    Lengths left None follow from `total_steps`: a twentieth of it for the warm-up, at most 2000 steps; for the decay all
-    the rest, a fifth of `total_steps` with wsd. `min_ratio` left None is 0.1 with cosine, as GPT-3 and LLaMA have it, and
-    0 else. ValueError for lengths that do not fit into `total_steps`.
+    Lengths left None follow from `total_steps`: a twentieth of it for the warm-up, at most 2000 steps; for the decay
+    all the rest, a fifth of `total_steps` with wsd. `min_ratio` left None is 0.1 with cosine, as GPT-3 and LLaMA have
+    it, and 0 else. ValueError for lengths that do not fit into `total_steps`.
     """
     if name not in SCHEDULES:
         raise ValueError(f"optimizer.schedule={name!r}; choose one of {', '.join(SCHEDULES)}")

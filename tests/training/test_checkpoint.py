@@ -1,7 +1,6 @@
 """Checkpoints: what comes back is bit for bit what was saved, or is named and passed over."""
 
 import gc
-import itertools
 import os
 import random
 import resource
@@ -26,11 +25,14 @@ from research import tree
 from research.training.checkpoint import CheckpointConfig, Checkpoints, restore_params
 from research.training.fingerprint import fingerprint
 
-DTYPES = "int2 int4 uint2 uint4 int8 uint8 int16 int32 uint32 bool float8_e4m3fn bfloat16 float16 float32 complex64".split()
+DTYPES = (
+    "int2 int4 uint2 uint4 int8 uint8 int16 int32 uint32 bool float8_e4m3fn bfloat16 float16 float32 complex64"
+).split()
 
 
 def make_mesh(fsdp, tensor, kind=AxisType.Explicit):
-    return Mesh(np.array(jax.devices()[: fsdp * tensor]).reshape(fsdp, tensor), ("fsdp", "tensor"), axis_types=(kind,) * 2)
+    devices = np.array(jax.devices()[: fsdp * tensor]).reshape(fsdp, tensor)
+    return Mesh(devices, ("fsdp", "tensor"), axis_types=(kind,) * 2)
 
 
 def random_array(rng, dtype, shape):
@@ -39,17 +41,23 @@ def random_array(rng, dtype, shape):
     if dtype == jnp.bool_ or dtype.name in ("int2", "int4", "uint2", "uint4"):
         values = {"bool": 2, "int2": 4, "uint2": 4}.get(dtype.name, 16)
         raw = rng.integers(0, values, shape, np.uint8)
-        return jnp.array(raw.astype(dtype) if dtype == jnp.bool_ else raw.astype(f"uint{values.bit_length() - 1}").view(dtype))
+        if dtype.name.startswith("int"):  # sign-extended in the byte that holds one of them
+            raw = raw.astype(np.int8) - values // 2
+        return jnp.array(raw.astype(dtype))
     return jnp.array(np.frombuffer(rng.bytes(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape))
 
 
 def state_of(step, shape=(8, 16)):
     """A state with an array of every type, a vector, a scalar, an empty array, a key and all negative zeros."""
     rng = np.random.default_rng(step)
-    params = {"layers": {"w": random_array(rng, "float32", (4, *shape))}, "scale": random_array(rng, "bfloat16", shape[-1:])}
-    extra = {name: random_array(rng, name, shape) for name in DTYPES}
-    zeros = {"negative": -jnp.zeros(shape), "empty": jnp.zeros((0, 4))}
-    return {"params": params, "extra": extra, "zeros": zeros, "key": jax.random.key_data(jax.random.key(step)), "step": jnp.int32(step)}
+    weights = {"w": random_array(rng, "float32", (4, *shape))}
+    return {
+        "params": {"layers": weights, "scale": random_array(rng, "bfloat16", shape[-1:])},
+        "extra": {name: random_array(rng, name, shape) for name in DTYPES},
+        "zeros": {"negative": -jnp.zeros(shape), "empty": jnp.zeros((0, 4))},
+        "key": jax.random.key_data(jax.random.key(step)),
+        "step": jnp.int32(step),
+    }
 
 
 def bits(x):
@@ -117,8 +125,7 @@ def test_fingerprint_sees_swapped_elements_axes_and_two_flipped_signs():
 def test_the_halves_of_a_fingerprint_are_independent():
     rng = np.random.default_rng(0)
     prints = fingerprint({str(n): random_array(rng, "float32", (16,)) for n in range(40)}).values()
-    agreeing = sum(print[:2] == print[8:10] for print in prints)  # the top byte of either, by chance in 40 / 256 of a case
-    assert agreeing < 4
+    assert sum(text[:2] == text[8:10] for text in prints) < 4  # top bytes, equal by chance in one of 256
 
 
 def test_fingerprint_of_eight_byte_types():
@@ -280,8 +287,9 @@ def test_another_model_is_no_damage(tmp_path):
 def test_a_sharding_that_does_not_divide_is_no_damage(tmp_path):
     save_steps(tmp_path, [1])
     like = abstract(state_of(0))
-    like["params"]["scale"] = jax.ShapeDtypeStruct((16,), jnp.bfloat16, sharding=NamedSharding(make_mesh(3, 1), P("fsdp")))
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="params/scale cannot be restored onto its sharding"):
+    thirds = NamedSharding(make_mesh(3, 1), P("fsdp"))
+    like["params"]["scale"] = jax.ShapeDtypeStruct((16,), jnp.bfloat16, sharding=thirds)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="params/scale cannot be restored onto"):
         checkpoints.restore(like)
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
 
@@ -298,10 +306,9 @@ def collected():
 
 def damages(test):
     """A test in which reads fail."""
-    quiet = [pytest.mark.filterwarnings(f"ignore::{name}") for name in ("pytest.PytestUnraisableExceptionWarning", "RuntimeWarning")]
-    for mark in [*quiet, pytest.mark.usefixtures("collected")]:
-        test = mark(test)
-    return test
+    for name in ("pytest.PytestUnraisableExceptionWarning", "RuntimeWarning"):
+        test = pytest.mark.filterwarnings(f"ignore::{name}")(test)
+    return pytest.mark.usefixtures("collected")(test)
 
 
 def big_state(step):
@@ -322,7 +329,7 @@ def step_files(folder):
 
 
 def restore_damaged(saved, copy, damage, caplog):
-    """Restores a copy of `saved` after `damage(step folder)`; what the warning says, "" where the damage was harmless."""
+    """Restores a copy of `saved` after `damage(step folder)`; what the warning says, "" where it was harmless."""
     shutil.copytree(saved, copy)
     damage(copy / "2")
     caplog.clear()
@@ -408,7 +415,7 @@ def test_nothing_good_left_names_every_step(saved, tmp_path):
     for step in "12":
         (folder / step / "record" / "metadata").write_text("{")
     for _ in range(2):  # also on the next start, which must not begin afresh without a word
-        with Checkpoints(folder) as checkpoints, pytest.raises(ValueError, match="damaged-2.*damaged-1|damaged-1.*damaged-2"):
+        with Checkpoints(folder) as checkpoints, pytest.raises(ValueError, match="(damaged-.*){2}"):
             checkpoints.restore(abstract(big_state(0)))
 
 
@@ -529,10 +536,9 @@ with Checkpoints(sys.argv[1]) as checkpoints:
 def test_a_killed_writer_loses_nothing_that_was_committed(tmp_path):
     rng, steps = random.Random(0), [0]
     for _ in range(5):
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=child_environment()
-        )
-        with child:
+        command = [sys.executable, "-c", CHILD, str(tmp_path)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        with subprocess.Popen(command, env=child_environment(), **pipes) as child:
             line = child.stdout.readline()
             for _ in range(rng.randrange(1, 5)):
                 child.stdout.readline()
@@ -543,5 +549,6 @@ def test_a_killed_writer_loses_nothing_that_was_committed(tmp_path):
         steps.append(int(last))
     with Checkpoints(tmp_path) as checkpoints:
         last, state, _ = checkpoints.restore({"x": jax.ShapeDtypeStruct((1 << 18,), np.float32)})
-    assert last >= max(steps) and np.array_equal(state["x"], np.random.default_rng(last).standard_normal(1 << 18, np.float32))
+    assert last >= max(steps)
+    assert np.array_equal(state["x"], np.random.default_rng(last).standard_normal(1 << 18, np.float32))
     assert not list(tmp_path.glob("damaged-*"))

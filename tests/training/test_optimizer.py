@@ -30,7 +30,11 @@ LAYER = {
     "bias": (("heads", "head"), (2, 128)),
     "scale": (("vector",), (128,)),
 }
-WHOLE = {"table": (("vocab", "embed"), (192, 128)), "positions": (("position", "embed"), (16, 128)), "scale": (("vector",), (128,))}
+WHOLE = {
+    "table": (("vocab", "embed"), (192, 128)),
+    "positions": (("position", "embed"), (16, 128)),
+    "scale": (("vector",), (128,)),
+}
 EXPERTS = {"up": (("experts", "embed", "mlp"), (2, 128, 160)), "router": (("embed", "routes"), (128, 2))}
 
 
@@ -121,7 +125,8 @@ def test_equals_optax(name):
 def test_adafactor_equals_optax(scale, momentum):
     axes, params = split({"layer": some(LAYER, "query up bias"), "table": WHOLE["table"]})
     theirs = optax.adafactor(1e-2, multiply_by_parameter_scale=scale, momentum=momentum)
-    ours, _ = make(flat_config("adafactor", parameter_scale=scale, b1=momentum, weight_decay=0.0, clip_norm=None), axes, 10)
+    config = flat_config("adafactor", parameter_scale=scale, b1=momentum, weight_decay=0.0, clip_norm=None)
+    ours, _ = make(config, axes, 10)
     assert_close(run(ours, params)[0], run(theirs, params)[0], ROUNDING)
 
 
@@ -167,7 +172,8 @@ def test_muon_equals_singular_values_in_numpy(axes):
 
 
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
-    specs = {"layers": {**stack(some(LAYER, "query bias scale"), 2), **stack(EXPERTS, 2)}, **some(WHOLE, "table scale")}
+    layers = {**stack(some(LAYER, "query bias scale"), 2), **stack(EXPERTS, 2)}
+    specs = {"layers": layers, **some(WHOLE, "table scale")}
     axes, params = split(specs)
     fields = {"weight_decay": 0.0, "clip_norm": None}
     muon, adamw = (run(make(flat_config(name, **fields), axes, 10)[0], params)[0] for name in ("muon", "adamw"))
@@ -214,14 +220,14 @@ def unsharded(name):
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [(name, "fsdp:4,tensor:2") for name in NAMES] + [(name, "data:2,fsdp:2,expert:2") for name in ("adafactor", "muon")],
+    [(name, "fsdp:4,tensor:2") for name in NAMES] + [(name, "data:2,fsdp:2,expert:2") for name in NAMES[1::2]],
 )
 def test_sharded_equals_unsharded(name, shape):
     axes, params = split(SHARDED)
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh):
-        place = lambda names, x: jax.device_put(x, NamedSharding(mesh, partition(names, x.shape, mesh)))  # noqa: E731
-        placed = jax.tree.map(place, axes, params, is_leaf=is_entry)
+        specs = jax.tree.map(lambda names, x: partition(names, x.shape, mesh), axes, params, is_leaf=is_entry)
+        placed = jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), params, specs)
         sharded, state = run(make(flat_config(name), axes, 10)[0], placed)
     # Sums over devices round in another order: the norm that clips, adafactor's means.
     assert_close(sharded, unsharded(name), MUON_ROUNDING if name == "muon" else ROUNDING)
@@ -257,7 +263,10 @@ def test_muon_moves_matrices_and_gathers_only_over_data(shape, gathers):
     assert program.count("all_gather[") == gathers
 
 
-@pytest.mark.parametrize("spec", [jax.P(None, ("fsdp", "tensor")), jax.P(None, "tensor", "fsdp"), jax.P("tensor", None, "fsdp"), jax.P()])
+@pytest.mark.parametrize(
+    "spec",
+    [jax.P(None, ("fsdp", "tensor")), jax.P(None, "tensor", "fsdp"), jax.P("tensor", None, "fsdp"), jax.P()],
+)
 def test_muon_on_any_sharding(spec):
     axes, params = hidden_matrix((128, 160), layers=6)
     optimizer, _ = make(flat_config("muon"), axes, 10)
@@ -289,7 +298,8 @@ def test_a_known_norm_is_not_computed_again():
     optimizer, _ = make(flat_config("adamw"), axes, 10)
     arguments = (params, optimizer.init(params), params)
     assert "reduce_sum" in str(jax.make_jaxpr(optimizer.update)(*arguments))
-    assert "reduce_sum" not in str(jax.make_jaxpr(lambda *a: optimizer.update(*a, grad_norm=jnp.float32(1)))(*arguments))
+    known = functools.partial(optimizer.update, grad_norm=jnp.float32(1))
+    assert "reduce_sum" not in str(jax.make_jaxpr(known)(*arguments))
 
 
 def decayed_paths(config, specs):
@@ -297,7 +307,8 @@ def decayed_paths(config, specs):
     axes, params = split(specs)
     optimizer, _ = make(config, axes, 10)
     updates, _ = jax.jit(optimizer.update)(jax.tree.map(np.zeros_like, params), optimizer.init(params), params)
-    return {path: np.max(np.abs(x / p)) for (path, x), p in zip(tree.paths(updates).items(), jax.tree.leaves(params)) if np.any(x)}
+    moves = zip(tree.paths(updates).items(), jax.tree.leaves(params))
+    return {path: np.max(np.abs(x / p)) for (path, x), p in moves if np.any(x)}
 
 
 def test_matrices_decay_and_vectors_do_not():
@@ -312,7 +323,8 @@ def test_rules_set_decay_and_learning_rate():
     decay = flat_config("lion", weight_decay_rules=((r"layers/(query|out)", 0.5), (".*scale", 2), (".*", 0)))
     moved = decayed_paths(decay, {"layers": stack(LAYER, 2), **WHOLE})
     assert moved.keys() == {"layers/query", "layers/out", "layers/scale", "scale"}
-    assert moved["layers/query"] == pytest.approx(1e-2 * 0.1 * 0.5, rel=1e-5) and moved["scale"] == pytest.approx(2e-3, rel=1e-5)
+    assert moved["layers/query"] == pytest.approx(1e-2 * 0.1 * 0.5, rel=1e-5)  # a few float32 products
+    assert moved["scale"] == pytest.approx(1e-2 * 0.1 * 2, rel=1e-5)
     axes, params = split({"layers": stack(LAYER, 2), **WHOLE})
     updates = {}
     for rules in ((("layers/up", 0), ("layers/.*", 0.5), (".*", 1)), ()):
@@ -341,8 +353,8 @@ def test_rules_that_do_not_fit_are_refused(field):
         ({"name": "adamw", "momentum": 0.9}, "momentum is set and adamw"),
         ({"name": "adafactor", "b2": 0.9}, "b2 is set and adafactor"),
         ({"name": "muon", "parameter_scale": False}, "parameter_scale is set and muon"),
-        ({"schedule": "constant", "min_ratio": 0.1}, "min_ratio is set and the schedule constant"),
-        ({"schedule": "inverse_sqrt", "decay_steps": 3}, "decay_steps is set and the schedule inverse_sqrt"),
+        ({"schedule": "constant", "min_ratio": 0.1}, "min_ratio is set and schedule constant"),
+        ({"schedule": "inverse_sqrt", "decay_steps": 3}, "decay_steps is set and schedule inverse_sqrt"),
         ({"schedule": "wsd", "decay_steps": 3, "decay_fraction": 0.1}, "both set"),
         ({"weight_decay_rules": ((".*", 1),), "decay_embeddings": False}, "decay_embeddings has no effect"),
         ({"weight_decay_rules": ((".*", 1),), "weight_decay": 0.0}, "weight_decay_rules has no effect"),
@@ -382,7 +394,8 @@ def test_what_is_a_matrix(axes, expected):
 
 def test_an_adamw_update_stores_nothing_but_its_results():
     """Donated parameters and moments are overwritten, and no array of the size of a gradient is made on the way."""
-    axes, params = split({"layers": {"up": (("layers", "embed", "mlp"), (4, 256, 256)), "query": (("layers", "embed", "heads", "head"), (4, 256, 4, 64))}})
+    specs = {"up": (("embed", "mlp"), (256, 256)), "query": (("embed", "heads", "head"), (256, 4, 64))}
+    axes, params = split({"layers": stack(specs, 4)})
     optimizer, _ = make(OptimizerConfig(), axes, 10)
     state = optimizer.init(params)
 
