@@ -36,7 +36,6 @@ def get_config(arg: str = ""):
     c.train.eval_batches = 50
     c.checkpoint.every = 1000
     c.optimizer.learning_rate = 3e-4
-    c.optimizer.warmup_steps = 2000
     if family.kind == "encoder":
         c.objective.name = "masked_lm"
         c.optimizer.learning_rate = 1e-4
@@ -69,6 +68,6 @@ def get_config(arg: str = ""):
         c.train.eval_batches = 2
         c.train.sample_tokens = 16
         c.checkpoint.every = 10
-        c.optimizer.warmup_steps = 5
+        c.optimizer.warmup_steps = None
         c.optimizer.learning_rate = 1e-3
     return c

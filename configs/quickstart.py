@@ -31,7 +31,6 @@ def get_config(arg: str = ""):
 
     c.optimizer.name = "muon"  # after 100 steps where AdamW is after 320
     c.optimizer.learning_rate = 0.01
-    c.optimizer.warmup_steps = 10
     c.train.steps = 150
     c.train.log_every = 5
     c.train.eval_every = 50
@@ -58,5 +57,4 @@ def get_config(arg: str = ""):
         c.train.sample_every = 0
         c.train.sample_tokens = 16
         c.checkpoint.every = 10
-        c.optimizer.warmup_steps = 5
     return c

@@ -47,7 +47,7 @@ def _guarded(main: Callable[[list[str]], int | None]) -> int:
         return main(_parse(sys.argv)) or DONE
     except Stop as stop:
         return _say(stop.code, str(stop))
-    except (ValueError, flags.Error) as error:
+    except ValueError as error:
         return _say(REFUSED, str(error))
     except KeyboardInterrupt:
         return _say(INTERRUPTED, "interrupted")
@@ -65,15 +65,32 @@ def _parse(argv: list[str]) -> list[str]:
     except flags.UnrecognizedFlagError as error:
         if error.flagname.startswith("config.") and not any(word.startswith("--config=") for word in argv):
             raise ValueError(f"--{error.flagname} overrides a config and there is none; add --config=FILE") from None
-        raise
-    except OSError as error:
-        raise ValueError(f"the config file cannot be loaded: {str(error).splitlines()[-1].strip()}") from None
+        raise ValueError(str(error)) from None
+    except flags.Error as error:
+        raise ValueError(_last_line(error)) from None
     except (AttributeError, KeyError) as error:
         # ConfigDict's own words for an unknown field: "'stps'\nDid you mean "steps" instead of "stps"?"
         text = str(error.args[0] if error.args else error)
         if "Did you mean" not in text and "does not exist" not in text:
             raise
         raise ValueError(f"the config has no such field: {' '.join(text.split())}") from None
+
+
+def read_config(flag: flags.FlagHolder) -> Any:
+    """The ConfigDict of a config flag; ValueError where the file is missing, which the flag tells only when it is read."""
+    if flag.value is None:
+        raise ValueError("give --config=FILE, such as --config=configs/quickstart.py")
+    try:
+        flag.value.to_dict()
+    except OSError as error:
+        raise ValueError(f"the config file cannot be loaded: {_last_line(error)}") from None
+    return flag.value
+
+
+def _last_line(error: Exception) -> str:
+    """What a traceback inside an error's text ends in; such a text comes from a config file that raised."""
+    line = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+    return line.removeprefix("ValueError: ")
 
 
 def peer_or_storage_failed(error: BaseException) -> bool:

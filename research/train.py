@@ -66,12 +66,13 @@ def main(arguments: list[str]) -> int:
     """Reads the flags and trains; the exit code."""
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; flags are --config, --workdir and --config.FIELD=VALUE")
-    if CONFIG.value is None or not WORKDIR.value:
-        raise ValueError("give --config=FILE and --workdir=FOLDER, such as configs/quickstart.py and runs/quickstart")
+    config = command.read_config(CONFIG)
+    if not WORKDIR.value:
+        raise ValueError("give --workdir=FOLDER, such as --workdir=runs/quickstart")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     start_processes()
     profile = _profile_steps(PROFILE.value)
-    return train(from_config(CONFIG.value), Path(WORKDIR.value), allow_changed=ALLOW_CHANGED.value, profile=profile)
+    return train(from_config(config), Path(WORKDIR.value), allow_changed=ALLOW_CHANGED.value, profile=profile)
 
 
 def train(

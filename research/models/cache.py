@@ -19,15 +19,15 @@ from research.ops.einsum import spec
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["key_LBSKH", "value_LBSKH", "positions_BS", "segments_BS"],
+    data_fields=["key_LBKSH", "value_LBKSH", "positions_BS", "segments_BS"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
 class Cache:
     """Keys and values of all layers, and what is in each slot."""
 
-    key_LBSKH: jax.Array
-    value_LBSKH: jax.Array
+    key_LBKSH: jax.Array
+    value_LBKSH: jax.Array
     positions_BS: jax.Array
     segments_BS: jax.Array
 
@@ -58,13 +58,14 @@ class LayerCache:
     def write(self, k_BTKH: jax.Array, v_BTKH: jax.Array) -> "LayerCache":
         """The cache with this layer's new keys and values in their slots."""
         put = partial(_put, slots_BT=self.slots_BT, layer=self.layer)
-        keys, values = put(self.cache.key_LBSKH, k_BTKH), put(self.cache.value_LBSKH, v_BTKH)
-        return replace(self, cache=replace(self.cache, key_LBSKH=keys, value_LBSKH=values))
+        keys, values = put(self.cache.key_LBKSH, k_BTKH), put(self.cache.value_LBKSH, v_BTKH)
+        return replace(self, cache=replace(self.cache, key_LBKSH=keys, value_LBKSH=values))
 
     def read(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         """This layer's keys and values, [B, S, K, H]."""
         pick = partial(jax.lax.dynamic_index_in_dim, index=self.layer, axis=0, keepdims=False)
-        return pick(self.cache.key_LBSKH).astype(dtype), pick(self.cache.value_LBSKH).astype(dtype)
+        keys_BKSH, values_BKSH = pick(self.cache.key_LBKSH), pick(self.cache.value_LBKSH)
+        return tuple(jnp.swapaxes(x, 1, 2).astype(dtype) for x in (keys_BKSH, values_BKSH))
 
 
 def make_cache(
@@ -72,26 +73,26 @@ def make_cache(
 ) -> Cache:
     """An empty cache for texts of up to `length` tokens, written at most `chunk` at a time."""
     slots = min(length, window + chunk - 1) if window else length
-    axes = ("layers", "batch", "position", "kv_heads", "head")
+    axes = ("layers", "batch", "kv_heads", "position", "head")
     # Each array its own: a donated buffer must not be given twice.
-    keys, values = (constrain(jnp.zeros((layers, batch, slots, kv_heads, head_size), dtype), axes) for _ in range(2))
-    positions_BS, segments_BS = (constrain(jnp.zeros((batch, slots), jnp.int32), axes[1:3]) for _ in range(2))
+    keys, values = (constrain(jnp.zeros((layers, batch, kv_heads, slots, head_size), dtype), axes) for _ in range(2))
+    positions_BS, segments_BS = (constrain(jnp.zeros((batch, slots), jnp.int32), ("batch", "position")) for _ in range(2))
     return Cache(keys, values, positions_BS, segments_BS)
 
 
 def _put(cached: jax.Array, new: jax.Array, slots_BT: jax.Array, layer: jax.Array | int | None = None) -> jax.Array:
-    """`cached` [B, S, ...], or layer `layer` of [L, B, S, ...], with `new` [B, T, ...] in its slots, written in place."""
+    """`cached` [B, S] with `new` [B, T] in its slots, or layer `layer` of [L, B, K, S, H] with [B, T, K, H], in place."""
 
     def scatter(cached, new, slots_BT, layer):
         rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
-        at = (rows_B1, slots_BT) if layer is None else (layer, rows_B1, slots_BT)
+        at = (rows_B1, slots_BT) if layer is None else (layer, rows_B1, slice(None), slots_BT)
         return cached.at[at].set(new.astype(cached.dtype), mode="drop")
 
     if jax.sharding.get_abstract_mesh().empty:
         return scatter(cached, new, slots_BT, layer)
     # Rows and heads are split, slots are not: each device writes its own part, which the scatter's types cannot tell.
     where = spec(cached)
-    batch, _, *inner = where if layer is None else where[1:]
+    batch, inner = (where[0], ()) if layer is None else (where[1], (where[2], where[4]))
     specs = PartitionSpec(batch, None, *inner), PartitionSpec(batch, None)
     new, slots_BT = (jax.reshard(x, s) for x, s in zip((new, slots_BT), specs))
     parts = (PartitionSpec(*where), *specs, None if layer is None else PartitionSpec())

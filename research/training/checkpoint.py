@@ -126,15 +126,20 @@ class Checkpoints:
         return f"renamed to {name}"
 
 
-def restore_params(directory: epath.PathLike, abstract_params: tree.Tree, key: str = "params") -> Restored:
-    """(step, parameters, meta) of the newest good step of another run's checkpoints, to start from.
+def restore_params(
+    directory: epath.PathLike, abstract_params: tree.Tree, key: str = "params", step: int | None = None
+) -> Restored:
+    """(step, parameters, meta) of the newest good step of another run's checkpoints, or of `step`.
 
     Reads and verifies only the arrays below `key`, straight onto their shardings, and changes nothing in `directory`: a
-    damaged step is passed over with a warning. ValueError where there is no good step, and where the parameters have
-    another structure, types or shapes.
+    damaged step is passed over with a warning. ValueError where there is no good step, where `step` is not there, and
+    where the parameters have another structure, types or shapes.
     """
     root = epath.Path(directory).absolute()
-    found = newest(root, abstract_params, f"{key}/", lambda step: "passed over")
+    if step is not None and step not in committed_steps(root):
+        there = ", ".join(map(str, committed_steps(root))) or "none"
+        raise ValueError(f"{root} has no checkpoint of step {step}; there are {there}")
+    found = newest(root, abstract_params, f"{key}/", lambda step: "passed over", only=step)
     if found is None:
         raise ValueError(f"{root} holds no checkpoint; give the checkpoints directory of a run that has saved one")
     return found

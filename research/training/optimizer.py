@@ -141,7 +141,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArg
     def update(updates, state, params=None, *, grad_norm=None, **unused):
         del params, unused
         factor = jnp.minimum(1.0, max_norm / (global_norm(updates) if grad_norm is None else grad_norm))
-        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
+        return jax.tree.map(lambda g: (g * factor).astype(g.dtype), updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
@@ -199,7 +199,7 @@ def _direction(config: OptimizerConfig, names: tree.Tree) -> optax.GradientTrans
 
 
 def _is_hidden_matrix(axes: list[str]) -> bool:
-    return axes[0] == "layers" and matrix_axes(axes) is not None
+    return axes[:1] == ["layers"] and matrix_axes(axes) is not None
 
 
 def _decay_multiples(config: OptimizerConfig, names: tree.Tree) -> tree.Tree:

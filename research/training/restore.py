@@ -66,18 +66,18 @@ def storable(arrays: dict[str, jax.Array]) -> tree.Tree:
 
 
 def newest(
-    root: epath.Path, abstract: tree.Tree, below: str, set_aside: Callable[[int], str]
+    root: epath.Path, abstract: tree.Tree, below: str, set_aside: Callable[[int], str], only: int | None = None
 ) -> Restored | None:
     """(step, tree like `abstract`, meta) of the newest good step, or None where there is no step, good or bad.
 
-    `below` is "" for the whole state or "params/" for the arrays under that key. A damaged step is warned of and handed
-    to `set_aside`, which says what it did. ValueError where no step is good, and where a step's arrays differ from
+    `only` leaves no choice of the step. `below` is "" for the whole state or "params/" for the arrays under that key. A
+    damaged step is warned of and handed to `set_aside`, which says what it did. ValueError where no step is good, and where a step's arrays differ from
     `abstract` in structure, type or shape: that is a changed model and no damage.
     """
     wanted = {below + path: leaf for path, leaf in tree.paths(abstract).items()}
     _require_divisible(wanted)
     problems = []
-    for step in reversed(committed_steps(root)):
+    for step in reversed(committed_steps(root)) if only is None else [only]:
         try:
             arrays, meta = _read(root / str(step), step, wanted, below)
             problem = None

@@ -37,7 +37,9 @@ def make_schedule(
         raise ValueError(f"optimizer.schedule={name!r}; choose one of {', '.join(SCHEDULES)}")
     warmup = min(2000, total_steps // 20) if warmup_steps is None else warmup_steps
     if name == "inverse_sqrt":
-        return _after_warmup(lambda step: peak * jnp.sqrt(max(1, warmup) / (step + max(1, warmup))), peak, warmup)
+        start = max(1, warmup)
+        # The joined schedule also asks for steps before the start, whose values it does not use.
+        return _after_warmup(lambda step: peak * jnp.sqrt(start / jnp.maximum(step + start, 1)), peak, warmup)
     if name == "constant":
         return _after_warmup(lambda step: jnp.full(jnp.shape(step), peak, jnp.float32), peak, warmup)
     rest = total_steps - warmup

@@ -114,7 +114,7 @@ def counterpart(name, decayed):
 
 @pytest.mark.parametrize("name", ["adamw", "lion"])
 def test_equals_optax(name):
-    axes, params = split({"layer": LAYER, **WHOLE})
+    axes, params = split({"layer": some(LAYER, "query bias"), **some(WHOLE, "table scale")})
     decayed = jax.tree.map(lambda names: "vector" not in names and names != ("heads", "head"), axes, is_leaf=is_entry)
     theirs = optax.chain(optax.clip_by_global_norm(1.0), counterpart(name, decayed))
     ours, _ = make(flat_config(name), axes, 10)
@@ -316,7 +316,7 @@ def test_matrices_decay_and_vectors_do_not():
     kernels = {"layers/query", "layers/out", "layers/up", "layers/router"}
     assert decayed_paths(flat_config("lion"), specs).keys() == kernels | {"table", "positions"}
     assert decayed_paths(flat_config("lion", decay_embeddings=False), specs).keys() == kernels
-    assert not decayed_paths(flat_config("lion", weight_decay=0.0), specs)
+    assert not decayed_paths(flat_config("lion", weight_decay=0.0), WHOLE)
 
 
 def test_rules_set_decay_and_learning_rate():
