@@ -40,8 +40,9 @@ def open_run(workdir: str | Path, step: int | None = None) -> Run:
     folder = Path(workdir)
     experiment = read_experiment(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
-    # Rematerialisation is for backward passes, of which there will be none.
-    model = Model(experiment.model, experiment.precision, replace(experiment.execution, remat="none"))
+    # Nothing is rematerialised without a backward pass, and this machine need not have the kernels that trained the run.
+    execution = replace(experiment.execution, remat="none", attention="auto")
+    model = Model(experiment.model, experiment.precision, execution)
     wanted = abstract(model.specs(), experiment.precision.param_dtype)
     step, params, _ = restore_params(folder / "checkpoints", wanted, key="trainable", step=step)
     return Run(experiment, tokenizer, model, params, step)

@@ -3,7 +3,7 @@
 Slots hold keys and values with the position and segment of the token they came from (segment 0: empty), so attention
 over a cache is attention like any other. A token of position p lives in slot p mod S: without a window S covers the
 whole text, with one S is the window plus the longest chunk written at once, older tokens being overwritten when no
-query can see them.
+query can see them. Heads come before slots, so that a head's keys lie together, as the products of decoding read them.
 """
 
 from dataclasses import dataclass, replace
@@ -37,10 +37,10 @@ class Cache:
 
     def claim(self, positions_BT: jax.Array, segments_BT: jax.Array) -> "Cache":
         """The cache with these tokens entered in its index; padding (segment 0) claims no slot."""
-        put = partial(_put, slots_BT=self.places(positions_BT, segments_BT))
-        return replace(
-            self, positions_BS=put(self.positions_BS, positions_BT), segments_BS=put(self.segments_BS, segments_BT)
-        )
+        slots_BT = self.places(positions_BT, segments_BT)
+        positions_BS = _put(self.positions_BS, positions_BT, slots_BT)
+        segments_BS = _put(self.segments_BS, segments_BT, slots_BT)
+        return replace(self, positions_BS=positions_BS, segments_BS=segments_BS)
 
     def places(self, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         """The slot of each token; that of padding lies outside the cache."""
@@ -52,20 +52,20 @@ class LayerCache:
     """One layer's view of the cache: where this call's tokens go."""
 
     cache: Cache
-    layer: jax.Array
+    layer: jax.Array | int
     slots_BT: jax.Array
 
     def write(self, k_BTKH: jax.Array, v_BTKH: jax.Array) -> "LayerCache":
         """The cache with this layer's new keys and values in their slots."""
-        put = partial(_put, slots_BT=self.slots_BT, layer=self.layer)
-        keys, values = put(self.cache.key_LBKSH, k_BTKH), put(self.cache.value_LBKSH, v_BTKH)
+        keys = _put(self.cache.key_LBKSH, k_BTKH, self.slots_BT, self.layer)
+        values = _put(self.cache.value_LBKSH, v_BTKH, self.slots_BT, self.layer)
         return replace(self, cache=replace(self.cache, key_LBKSH=keys, value_LBKSH=values))
 
     def read(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         """This layer's keys and values, [B, S, K, H]."""
         pick = partial(jax.lax.dynamic_index_in_dim, index=self.layer, axis=0, keepdims=False)
-        keys_BKSH, values_BKSH = pick(self.cache.key_LBKSH), pick(self.cache.value_LBKSH)
-        return tuple(jnp.swapaxes(x, 1, 2).astype(dtype) for x in (keys_BKSH, values_BKSH))
+        k_BKSH, v_BKSH = pick(self.cache.key_LBKSH), pick(self.cache.value_LBKSH)
+        return jnp.swapaxes(k_BKSH, 1, 2).astype(dtype), jnp.swapaxes(v_BKSH, 1, 2).astype(dtype)
 
 
 def make_cache(
@@ -73,15 +73,20 @@ def make_cache(
 ) -> Cache:
     """An empty cache for texts of up to `length` tokens, written at most `chunk` at a time."""
     slots = min(length, window + chunk - 1) if window else length
-    axes = ("layers", "batch", "kv_heads", "position", "head")
+    index, content = ("batch", "position"), ("layers", "batch", "kv_heads", "position", "head")
     # Each array its own: a donated buffer must not be given twice.
-    keys, values = (constrain(jnp.zeros((layers, batch, kv_heads, slots, head_size), dtype), axes) for _ in range(2))
-    positions_BS, segments_BS = (constrain(jnp.zeros((batch, slots), jnp.int32), ("batch", "position")) for _ in range(2))
+    keys, values = (
+        constrain(jnp.zeros((layers, batch, kv_heads, slots, head_size), dtype), content) for _ in range(2)
+    )
+    positions_BS, segments_BS = (constrain(jnp.zeros((batch, slots), jnp.int32), index) for _ in range(2))
     return Cache(keys, values, positions_BS, segments_BS)
 
 
 def _put(cached: jax.Array, new: jax.Array, slots_BT: jax.Array, layer: jax.Array | int | None = None) -> jax.Array:
-    """`cached` [B, S] with `new` [B, T] in its slots, or layer `layer` of [L, B, K, S, H] with [B, T, K, H], in place."""
+    """`cached` [B, S] with `new` [B, T] in its slots, or [L, B, K, S, H] with `new` [B, T, K, H] in those of a layer.
+
+    Written in place where the caller's buffer may be: a copy of the cache for every token would cost more than the model.
+    """
 
     def scatter(cached, new, slots_BT, layer):
         rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
@@ -92,9 +97,9 @@ def _put(cached: jax.Array, new: jax.Array, slots_BT: jax.Array, layer: jax.Arra
         return scatter(cached, new, slots_BT, layer)
     # Rows and heads are split, slots are not: each device writes its own part, which the scatter's types cannot tell.
     where = spec(cached)
-    batch, inner = (where[0], ()) if layer is None else (where[1], (where[2], where[4]))
-    specs = PartitionSpec(batch, None, *inner), PartitionSpec(batch, None)
-    new, slots_BT = (jax.reshard(x, s) for x, s in zip((new, slots_BT), specs))
-    parts = (PartitionSpec(*where), *specs, None if layer is None else PartitionSpec())
-    write = jax.shard_map(scatter, in_specs=parts, out_specs=parts[0])
-    return write(cached, new, slots_BT, layer if layer is None else jnp.asarray(layer))
+    rows, heads = (where[0], ()) if layer is None else (where[1], (where[2], where[4]))
+    parts = PartitionSpec(rows, None, *heads), PartitionSpec(rows, None)
+    new, slots_BT = jax.reshard(new, parts[0]), jax.reshard(slots_BT, parts[1])
+    specs = (PartitionSpec(*where), *parts, None if layer is None else PartitionSpec())
+    write = jax.shard_map(scatter, in_specs=specs, out_specs=specs[0])
+    return write(cached, new, slots_BT, None if layer is None else jnp.asarray(layer))

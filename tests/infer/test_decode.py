@@ -91,7 +91,7 @@ def test_a_cache_changes_nothing(name, unroll):
 def test_a_window_needs_no_more_slots_than_it_and_a_chunk_have():
     window = FAMILIES["mistral_7b"].window
     cache = jax.eval_shape(lambda: Model(FAMILIES["mistral_7b"]).make_cache(2, 10_000, CHUNK))
-    assert cache.key_LBSKH.shape[2] == cache.slots == window + CHUNK - 1
+    assert cache.key_LBKSH.shape[3] == cache.slots == window + CHUNK - 1
 
 
 def write(prompts=PROMPTS, tokenizer=TOKENIZER, **changes):
@@ -212,3 +212,15 @@ def test_prompts_that_cannot_be_continued_are_refused():
     with pytest.raises(ValueError, match="encoder"):
         generate(Model(FAMILIES["bert_base"]), {}, TOKENIZER, ["a"], GREEDY)
     assert write([]) == []
+
+
+def test_the_cache_is_written_in_place():
+    model, stop_ids = Model(WRITER), np.full(8, -1, np.int32)
+    start = steps.Start(prompts=[[1]], sources=None, max_tokens=[50_000], streams=[(0, 0)], seed=0)
+    state, _, _ = steps.begin(model, parameters(WRITER), start, GREEDY.law, stop_ids)
+    inputs = parameters(WRITER), state, np.ones(1, bool), np.int32(1), stop_ids
+    memory = steps.advance.lower(*inputs, model=model, law=GREEDY.law).compile().memory_analysis()
+    held = state.cache.key_LBKSH.nbytes + state.cache.value_LBKSH.nbytes
+    assert memory.alias_size_in_bytes > held  # the caller's buffers come back
+    # One of two layers' keys and values is copied out at a time, and scores are as long as the cache; not the cache itself.
+    assert memory.temp_size_in_bytes < held
