@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from research.ops.einsum import contract, divide, local_shape
+from research.ops.elementwise import barrier
 
 SMALLEST = 32  # queries of a block; below that the products are too small to gain anything
 MOST = 16  # blocks; each is traced on its own
@@ -68,6 +69,8 @@ def _backward(scale, saved, dout_BTNH):
         behind = ((0, 0), (0, 0), (0, T - block.stop), (0, 0))
         dk_BKHS = _scores("BKGTH,BKGTS->BKHS", queries_BKGTH, dscores_BKGTS)
         dv_BKHS = _scores("BKGTH,BKGTS->BKHS", part_BKGTH, probs_BKGTS)
+        # XLA would fold the transposes below into the products, and its CPU backend has no such bfloat16 product.
+        dk_BKHS, dv_BKHS = barrier((dk_BKHS, dv_BKHS))
         dk_BKSH += jnp.pad(jnp.swapaxes(dk_BKHS, 2, 3), behind)
         dv_BKSH += jnp.pad(jnp.swapaxes(dv_BKHS, 2, 3), behind)
     dq_BTNH = jnp.moveaxis(jnp.concatenate(dqs, axis=3), 3, 1).reshape(B, T, K * G, H)

@@ -21,17 +21,18 @@ def apart(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
 
 
 def _forward(function, *arrays):
-    arrays = _barrier(arrays)
-    return _barrier(function(*arrays)), arrays
+    arrays = barrier(arrays)
+    return barrier(function(*arrays)), arrays
 
 
 def _backward(function, arrays, dy):
-    *arrays, dy = _barrier((*arrays, dy))
-    return _barrier(jax.vjp(function, *arrays)[1](dy))
+    *arrays, dy = barrier((*arrays, dy))
+    return barrier(jax.vjp(function, *arrays)[1](dy))
 
 
 apart.defvjp(_forward, _backward)
 
 
-def _barrier(arrays):
+def barrier(arrays):
+    """`arrays`, which XLA's CPU backend will not fuse or fold across; as they are on accelerators."""
     return lax.optimization_barrier(arrays) if platform() == "cpu" else arrays

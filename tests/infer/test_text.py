@@ -12,9 +12,9 @@ LETTERS = st.text(alphabet="abn é\u20ac\U0001f600\n", max_size=40)
 STOPS = st.lists(st.text(alphabet="abn é\u20ac", min_size=1, max_size=3), max_size=3)
 
 
-def write(tokenizer, prompt, ids, stop=()):
+def write(decode, prompt, ids, stop=()):
     """The text, its pieces as they become certain, and the number of tokens taken."""
-    text = Continuation(tokenizer.decode, prompt, stop)
+    text = Continuation(decode, prompt, stop)
     pieces, sent = [], 0
     for taken, token_id in enumerate(ids, 1):
         text.add(token_id)
@@ -30,7 +30,7 @@ def write(tokenizer, prompt, ids, stop=()):
 @given(LETTERS, LETTERS, STOPS)
 @example("", "nab", ["b", "ab"])  # both end with the same token
 def test_pieces_join_to_the_text_before_the_first_stop_string(prompt, continuation, stop):
-    text, pieces, taken = write(BYTES, BYTES.encode(prompt), BYTES.encode(continuation), stop)
+    text, pieces, taken = write(BYTES.decode, BYTES.encode(prompt), BYTES.encode(continuation), stop)
     assert "".join(pieces) == text
     read = BYTES.decode(BYTES.encode(continuation)[:taken])
     found = [read.find(s) for s in stop if s in read]
@@ -42,7 +42,7 @@ def test_pieces_join_to_the_text_before_the_first_stop_string(prompt, continuati
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 300), max_size=60))
 def test_any_tokens_give_what_decoding_them_at_once_gives(ids):
-    text, pieces, _ = write(BYTES, BYTES.encode("x"), ids)
+    text, pieces, _ = write(BYTES.decode, BYTES.encode("x"), ids)
     assert "".join(pieces) == text == BYTES.decode(ids)
 
 
@@ -63,10 +63,20 @@ def test_what_may_begin_a_stop_string_is_held_back_until_it_does_not():
 
 
 @pytest.mark.parametrize("spelling", ["sentencepiece:320", "bpe:300"])
-def test_a_continuation_keeps_the_space_it_begins_with(spelling):
-    # sentencepiece drops the space in front of the first piece that it decodes; a continuation is not the first.
+def test_a_prompt_and_its_continuation_join_to_the_whole(spelling):
     tokenizer = train_tokenizer(spelling, ["the cat sat on the mat and the dog sat on the cat. " * 40])
     whole = tokenizer.encode("the cat sat on the mat")
     for cut in range(1, len(whole)):
-        text, pieces, _ = write(tokenizer, whole[:cut], whole[cut:])
+        text, pieces, _ = write(tokenizer.decode, whole[:cut], whole[cut:])
         assert tokenizer.decode(whole[:cut]) + text == "the cat sat on the mat" and "".join(pieces) == text
+
+
+def test_a_continuation_keeps_the_space_it_begins_with():
+    def decode(ids):
+        """As LLaMA's tokenizer: a space before each word, but for the first of what is decoded."""
+        return "".join(f" w{i}" for i in ids).removeprefix(" ")
+
+    ids = list(range(50))
+    for cut in (1, 9, 40):
+        text, _, _ = write(decode, ids[:cut], ids[cut:])
+        assert decode(ids[:cut]) + text == decode(ids)
