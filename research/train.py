@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from research import command, tree
-from research.data.corpus import Corpus, cache_directory, open_corpus
+from research.data.corpus import Corpus, open_corpus
 from research.data.loader import heldout_batches, train_batches
 from research.data.mixture import Mixture
 from research.data.packing import Chained
@@ -33,6 +33,7 @@ from research.infer.sampling import SamplingConfig
 from research.mesh import place_batch, start_processes
 from research.objectives.choose import make_objective
 from research.program import Program, make_program
+from research.run_directory import keep_compiled_programs
 from research.training.checkpoint import Checkpoints, restore_params
 from research.training.flops import train_flops_per_token
 from research.training.metrics import RunLog
@@ -48,7 +49,7 @@ PROFILE = flags.DEFINE_string("profile", "", "START:STOP, the steps of which a t
 
 
 @dataclass(frozen=True)
-class Run:
+class Session:
     """A run that is ready to go: everything that can be wrong beforehand has been checked."""
 
     experiment: Experiment
@@ -86,11 +87,11 @@ def train(
     corpus = open_corpus(experiment.data, Path(workdir) / "tokenizer")
     program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
     with jax.set_mesh(program.mesh), Checkpoints(Path(workdir) / "checkpoints", experiment.checkpoint) as checkpoints:
-        run = open_run(experiment, Path(workdir), corpus, program, checkpoints, allow_changed)
+        session = prepare(experiment, Path(workdir), corpus, program, checkpoints, allow_changed)
         log = RunLog(
             workdir,
             experiment.train.steps,
-            start_step=run.start_step,
+            start_step=session.start_step,
             flops_per_token=train_flops_per_token(experiment.model, experiment.data.sequence_length),
             peak_flops=_peak_flops(program),
             wandb=experiment.logging.wandb,
@@ -99,27 +100,27 @@ def train(
             live=live,
         )
         with log, command.StopRequest(jax.process_count() > 1) as request:
-            announce(run, log)
-            loop(run, log, request, profile)
+            announce(session, log)
+            loop(session, log, request, profile)
         if jax.process_index() == 0:
             write_report(workdir)
     return command.DONE if request.received is None else request.exit_code
 
 
-def loop(run: Run, log: RunLog, request: command.StopRequest, profile: range) -> TrainState:
+def loop(session: Session, log: RunLog, request: command.StopRequest, profile: range) -> TrainState:
     """Steps until the end or a request to stop, with what is due on the way; then a checkpoint. The last state."""
-    e, program, state, step = run.experiment, run.program, run.state, run.start_step
+    e, program, state, step = session.experiment, session.program, session.state, session.start_step
     batches = train_batches(
-        run.windows, program.objective.example, seed=e.train.seed, global_batch=program.batch_size, start_step=step,
+        session.windows, program.objective.example, seed=e.train.seed, global_batch=program.batch_size, start_step=step,
         process_index=jax.process_index(), process_count=jax.process_count(), threads=e.data.threads,
     )  # fmt: skip
     tokens = program.batch_size * e.data.sequence_length
     with batches:
         while step < e.train.steps and not _stop_now(request, step):
             batch = place_batch(next(batches)[1], program.mesh, program.batch_size)
-            if step in profile and step == max(profile.start, run.start_step):
-                jax.profiler.start_trace(str(run.workdir / "profile"))
-            if step == run.start_step:
+            if step in profile and step == max(profile.start, session.start_step):
+                jax.profiler.start_trace(str(session.workdir / "profile"))
+            if step == session.start_step:
                 with log.pause("compiling", steps=1):
                     state, metrics = jax.block_until_ready(program.train_step(state, batch))
             else:
@@ -128,38 +129,38 @@ def loop(run: Run, log: RunLog, request: command.StopRequest, profile: range) ->
             if step - 1 in profile and step in (profile.stop, e.train.steps):
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
-                log.note(f"wrote the trace of steps {profile.start} to {step} to {run.workdir / 'profile'}")
+                log.note(f"wrote the trace of steps {profile.start} to {step} to {session.workdir / 'profile'}")
             if step % e.train.log_every == 0 or step in (1, e.train.steps):
-                log_step(run, log, step, metrics, tokens)
+                log_step(session, log, step, metrics, tokens)
             if _due(step, e.train.eval_every) and step < e.train.steps:
                 with log.pause("evaluating"):
-                    log.evaluation(step, evaluate(run, state, e.train.eval_batches))
+                    log.evaluation(step, evaluate(session, state, e.train.eval_batches))
             if _due(step, e.train.sample_every) and step < e.train.steps:
                 with log.pause("sampling"):
-                    sample(run, log, state, step)
+                    sample(session, log, state, step)
             if _due(step, e.checkpoint.every) and step < e.train.steps:
                 with log.pause("saving"):
-                    save(run, state, step)
-    finish(run, log, state, step)
+                    save(session, state, step)
+    finish(session, log, state, step)
     return state
 
 
-def finish(run: Run, log: RunLog, state: TrainState, step: int) -> None:
+def finish(session: Session, log: RunLog, state: TrainState, step: int) -> None:
     """The last checkpoint, and for a run that came to its end an evaluation on all held-out data and a sample."""
     with log.pause("saving"):
-        save(run, state, step)
-    if step >= run.experiment.train.steps and log.evaluated_step != step:
+        save(session, state, step)
+    if step >= session.experiment.train.steps and log.evaluated_step != step:
         with log.pause("evaluating"):
-            log.evaluation(step, evaluate(run, state, 0))
+            log.evaluation(step, evaluate(session, state, 0))
         with log.pause("sampling"):
-            sample(run, log, state, step)
-    run.checkpoints.wait()
-    log.note(f"step {step:,} is saved in {run.workdir}")
+            sample(session, log, state, step)
+    session.checkpoints.wait()
+    log.note(f"step {step:,} is saved in {session.workdir}")
 
 
-def open_run(
+def prepare(
     experiment: Experiment, workdir: Path, corpus: Corpus, program: Program, checkpoints: Checkpoints, allow_changed: bool
-) -> Run:
+) -> Session:
     """A new run, or the one in `workdir` from its newest good checkpoint. ValueError for what does not fit together."""
     if corpus.tokenizer.vocab_size > experiment.model.vocab_size:
         raise ValueError(
@@ -191,44 +192,44 @@ def open_run(
         facts = dict(seed=experiment.train.seed, dataset=corpus.provenance, tokenizer=fingerprints["tokenizer"])
         parent = {"parent": experiment.train.init_from} if experiment.train.init_from else {}
         write_provenance(workdir, describe_run(**facts, parameters=parameters, **parent), start_step)
-    return Run(experiment, workdir, corpus, program, checkpoints, windows, heldout, start_step, state)
+    return Session(experiment, workdir, corpus, program, checkpoints, windows, heldout, start_step, state)
 
 
-def announce(run: Run, log: RunLog) -> None:
+def announce(session: Session, log: RunLog) -> None:
     """Says what will run."""
-    program, data = run.program, run.experiment.data
+    program, data = session.program, session.experiment.data
     devices = ", ".join(f"{name}:{size}" for name, size in program.mesh.shape.items() if size > 1) or "one device"
     log.note(
         f"{tree.count(program.state.trainable):,} parameters on {devices}; batches of {program.batch_size} x "
-        f"{data.sequence_length} tokens of {data.source}; {'resuming at' if run.start_step else 'from'} step {run.start_step:,}"
+        f"{data.sequence_length} tokens of {data.source}; {'resuming at' if session.start_step else 'from'} step {session.start_step:,}"
     )
     for line in program.whole_dimensions():
         log.note(f"not split: {line} does not divide")
 
 
-def log_step(run: Run, log: RunLog, step: int, metrics: dict[str, jax.Array], tokens: int) -> None:
+def log_step(session: Session, log: RunLog, step: int, metrics: dict[str, jax.Array], tokens: int) -> None:
     """Writes a step's metrics; ends the run where the loss is no number any more."""
     values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-    if values.get("nll") == values["loss"]:  # they differ under label smoothing and the like
+    if math.isclose(values["nll"], values["loss"], rel_tol=1e-5):  # they differ under label smoothing and the like
         del values["nll"]
-    values["learning_rate"] = float(run.program.schedule(step - 1))
+    values["learning_rate"] = float(session.program.schedule(step - 1))
     log.step(step, values, tokens)
     if not math.isfinite(values["loss"]):
         raise command.Stop(
             command.BUG,
-            f"the loss is {values['loss']} at step {step}; the last checkpoint is from step {run.checkpoints.latest()}; "
+            f"the loss is {values['loss']} at step {step}; the last checkpoint is from step {session.checkpoints.latest()}; "
             "lower config.optimizer.learning_rate or set config.optimizer.clip_norm",
         )
 
 
-def evaluate(run: Run, state: TrainState, limit: int) -> dict[str, float]:
+def evaluate(session: Session, state: TrainState, limit: int) -> dict[str, float]:
     """Mean loss on the held-out data in nats per token, and where it has a meaning in bits per byte beside gzip's.
 
     `limit` batches of it, 0 for all. Bits per byte of a part of the data take its bytes per token to be those of all.
     """
-    program, totals = run.program, {}
+    program, totals = session.program, {}
     batches = heldout_batches(
-        run.heldout, program.objective.example, batch=program.batch_size, limit=limit or None,
+        session.heldout, program.objective.example, batch=program.batch_size, limit=limit or None,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     for batch in batches:
@@ -236,35 +237,31 @@ def evaluate(run: Run, state: TrainState, limit: int) -> dict[str, float]:
         totals = pairs if not totals else jax.tree.map(lambda a, b: a + b, totals, pairs)
     sums = {name: (float(total), float(count)) for name, (total, count) in jax.device_get(totals).items()}
     values = {"loss": sums["loss"][0] / max(sums["loss"][1], 1.0)}
-    if run.experiment.objective.name == "causal_lm":
+    if session.experiment.objective.name == "causal_lm":
         nats, count = sums["nll"]
-        size, tokens = run.corpus.heldout_size()
+        size, tokens = session.corpus.heldout_size()
         values["bits_per_byte"] = nats / count / math.log(2) * tokens / size
-        values["gzip_bits_per_byte"] = run.corpus.provenance["gzip_bits_per_byte"]
+        values["gzip_bits_per_byte"] = session.corpus.provenance["gzip_bits_per_byte"]
     return values
 
 
-def sample(run: Run, log: RunLog, state: TrainState, step: int) -> None:
+def sample(session: Session, log: RunLog, state: TrainState, step: int) -> None:
     """A continuation of the config's prompt, for models that generate."""
-    e = run.experiment
+    e = session.experiment
     if e.model.kind == "encoder" or not e.train.sample_tokens or jax.process_count() > 1:
         return
-    config = SamplingConfig(max_tokens=e.train.sample_tokens, temperature=0.8, top_p=0.95, seed=step)
+    config = SamplingConfig(
+        max_tokens=e.train.sample_tokens, temperature=0.8, top_p=0.95, seed=step, bos=e.objective.name != "translation"
+    )
     params = tree.join(state.trainable, state.frozen)
-    [generation] = generate(run.program.model, params, run.corpus.tokenizer, [e.train.sample_prompt], config)
+    [generation] = generate(session.program.model, params, session.corpus.tokenizer, [e.train.sample_prompt], config)
     log.sample(step, e.train.sample_prompt, generation.text)
 
 
-def save(run: Run, state: TrainState, step: int) -> None:
+def save(session: Session, state: TrainState, step: int) -> None:
     """Starts to save the state with the fingerprints of what it was trained on."""
-    data = run.corpus.provenance["fingerprint"]
-    run.checkpoints.save(step, state, {"tokenizer": run.corpus.tokenizer.fingerprint, "data": data})
-
-
-def keep_compiled_programs() -> None:
-    """Lets JAX keep compiled programs under GRAFT_CACHE, so that a second start need not compile."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    data = session.corpus.provenance["fingerprint"]
+    session.checkpoints.save(step, state, {"tokenizer": session.corpus.tokenizer.fingerprint, "data": data})
 
 
 def _first_state(program: Program) -> TrainState:

@@ -100,8 +100,9 @@ def reference(
     seen = visibility.mask_BTS()[:, None, None, :, :]
     scores_BKGTS = jnp.where(seen, scores_BKGTS, jnp.finfo(jnp.float32).min)
     probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)
-    out_BTKGH = contract("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH)
-    return out_BTKGH.reshape(B, T, N, H)
+    # In the product's own order: XLA's CPU backend then makes no copy of the probabilities to get another.
+    out_BKGTH = contract("BKGTS,BSKH->BKGTH", probs_BKGTS, v_BSKH)
+    return jnp.moveaxis(out_BKGTH, 3, 1).reshape(B, T, N, H)
 
 
 def _match_heads(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:

@@ -1,0 +1,36 @@
+"""The model as a Flax Linen module, for programs built of those: a thin skin over the same tree and the same functions.
+
+    module = Transformer(Model(PRESETS["gpt2"]))
+    variables = module.init(jax.random.key(0), batch)        # {"params": the tree of every other file here}
+    logits_BTV = module.apply(variables, batch)
+"""
+
+import jax
+from flax import linen as nn
+
+from research.models.model import Batch, Model, forward
+from research.models.spec import initialize
+from research.tree import Tree
+
+
+class Transformer(nn.Module):
+    """Declares the parameters of `model.specs()` and calls `forward`; holds no state and no layers of its own."""
+
+    model: Model
+
+    @nn.compact
+    def __call__(self, batch: Batch) -> jax.Array:
+        """Logits float32 [B, T, V]; dropout where `apply` is given an rng of that name."""
+        key = self.make_rng("dropout") if self.has_rng("dropout") else None
+        return forward(self.model, self._params(), batch, key)
+
+    def _params(self) -> Tree:
+        """The variables as they are, whatever their leaves; at `init` they are made.
+
+        `self.param` would compare shapes, and a weight stand-in need not have those of the array it stands for.
+        """
+        specs = self.model.specs()
+        if not self.is_initializing():
+            return {name: self.get_variable("params", name) for name in specs}
+        made = initialize(self.make_rng("params"), specs, self.model.precision.param_dtype)
+        return {name: self.param(name, lambda _, name=name: made[name]) for name in specs}
