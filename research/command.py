@@ -6,6 +6,7 @@ bad in mid-run (one line); 42 try again (storage or a peer failed, or the job wa
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -69,11 +70,13 @@ def _parse(argv: list[str]) -> list[str]:
     except flags.Error as error:
         raise ValueError(_last_line(error)) from None
     except (AttributeError, KeyError) as error:
-        # ConfigDict's own words for an unknown field: "'stps'\nDid you mean "steps" instead of "stps"?"
-        text = str(error.args[0] if error.args else error)
-        if "Did you mean" not in text and "does not exist" not in text:
-            raise
-        raise ValueError(f"the config has no such field: {' '.join(text.split())}") from None
+        # ConfigDict's words for an unknown field end in: Did you mean "steps" instead of "stpes"?
+        near = re.search(r'Did you mean "(.+)" instead of "(.+)"', str(error))
+        if near:
+            raise ValueError(f"the config has no field {near[2]!r}; the nearest is {near[1]!r}") from None
+        if "does not exist" in str(error):
+            raise ValueError(f"the config has no such field: {' '.join(str(error).split())}") from None
+        raise
 
 
 def read_config(flag: flags.FlagHolder) -> Any:
