@@ -149,12 +149,12 @@ def finish(session: Session, log: RunLog, state: TrainState, step: int) -> None:
     """The last checkpoint, and for a run that came to its end an evaluation on all held-out data and a sample."""
     with log.pause("saving"):
         save(session, state, step)
+        session.checkpoints.wait()
     if step >= session.experiment.train.steps and log.evaluated_step != step:
         with log.pause("evaluating"):
             log.evaluation(step, evaluate(session, state, 0))
         with log.pause("sampling"):
             sample(session, log, state, step)
-    session.checkpoints.wait()
     log.note(f"step {step:,} is saved in {session.workdir}")
 
 
@@ -233,12 +233,15 @@ def evaluate(session: Session, state: TrainState, limit: int) -> dict[str, float
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     for batch in batches:
-        pairs = program.eval_step(state.trainable, state.frozen, place_batch(batch, program.mesh, program.batch_size))
-        totals = pairs if not totals else jax.tree.map(lambda a, b: a + b, totals, pairs)
-    sums = {name: (float(total), float(count)) for name, (total, count) in jax.device_get(totals).items()}
-    values = {"loss": sums["loss"][0] / max(sums["loss"][1], 1.0)}
+        placed = place_batch(batch, program.mesh, program.batch_size)
+        # Fetched one by one: independent programs in flight could meet their collectives in another order elsewhere.
+        pairs = jax.device_get(program.eval_step(state.trainable, state.frozen, placed))
+        for name, (total, count) in pairs.items():
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = (before[0] + float(total), before[1] + float(count))
+    values = {"loss": totals["loss"][0] / max(totals["loss"][1], 1.0)}
     if session.experiment.objective.name == "causal_lm":
-        nats, count = sums["nll"]
+        nats, count = totals["nll"]
         size, tokens = session.corpus.heldout_size()
         values["bits_per_byte"] = nats / count / math.log(2) * tokens / size
         values["gzip_bits_per_byte"] = session.corpus.provenance["gzip_bits_per_byte"]
