@@ -423,3 +423,4 @@ def test_closing_twice_is_safe(tmp_path):
     log = open_log(tmp_path)
     for _ in itertools.repeat(None, 2):
         log.close()
+        assert not log.enabled
