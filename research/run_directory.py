@@ -31,6 +31,16 @@ class Run:
         """Whether the run's training texts had the token that begins a text in front; pairs to translate have not."""
         return self.experiment.objective.name != "translation"
 
+    @property
+    def window(self) -> int:
+        """Tokens that the model saw at once in training."""
+        return self.experiment.data.sequence_length
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end what the model writes, beside the tokenizer's own."""
+        return ()
+
 
 def open_run(workdir: str | Path, step: int | None = None) -> Run:
     """The run in `workdir` at its newest good checkpoint, or at `step`; nothing in there is changed.

@@ -47,4 +47,4 @@ def test_users_errors_are_no_assertions_and_nothing_is_left_to_do(path):
     text = path.read_text()
     assert not [node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Assert)]
     assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
-    assert not re.search(r"\b(eval|exec)\(|import pickle|yaml\.load\(", text)
+    assert not re.search(r"(?<!\.)\b(eval|exec)\(|import pickle|yaml\.load\(", text)

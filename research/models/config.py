@@ -1,6 +1,8 @@
 """The shape of a transformer: one dataclass for all families, and how it is executed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from research.ops.attention import IMPLEMENTATIONS
 from research.ops.rope import RopeScaling
@@ -49,7 +51,9 @@ class ModelConfig:
     router_loss: float = 0.0  # weight of the load-balancing loss
     token_types: int = 0  # BERT's segment embeddings
     pooler: bool = False  # BERT's tanh layer over the first token
-    mlm_head: bool = False  # BERT's transform, norm and output bias before the tied head
+    mlm_head: bool = False  # BERT's transform and norm before the tied head, with an output bias
+    head_bias: bool = False  # a bias of the logits
+    labels: int = 0  # classes of a layer over the pooled text; 0: no classifier
     dropout: float = 0.0
     init: str = "scaled"
     init_std: float = 0.02
@@ -82,6 +86,13 @@ class ModelConfig:
             raise ValueError(f"model.dropout={self.dropout} must lie in [0, 1)")
         if self.position == "rope" and self.head_size % 2:
             raise ValueError(f"model.head_size={self.head_size} must be even for rotary positions")
+        if self.labels < 0 or (self.labels and not self.pooler):
+            raise ValueError(f"model.labels={self.labels} must not be negative, and a classifier wants model.pooler=True")
+
+
+def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
+    """The config of `dataclasses.asdict(config)`, as JSON gives it back. TypeError for fields that it has not."""
+    return ModelConfig(**{**values, "rope_scaling": RopeScaling(**values["rope_scaling"])})
 
 
 @dataclass(frozen=True)

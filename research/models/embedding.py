@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from research.models import layers
 from research.models.config import ModelConfig
@@ -54,10 +55,10 @@ def embed(
 def sinusoids(positions_BT: jax.Array, d_model: int) -> jax.Array:
     """Sines in the first half of D, cosines in the second, float32 [B, T, D].
 
-    arXiv:1706.03762, section 3.5, with the halves apart as in its released code rather than interleaved as in print.
+    The rates are those of arXiv:1706.03762, section 3.5; the halves stand apart, as in its released code and in Marian,
+    where the print has them interleaved, which is the same model with D in another order.
     """
-    half = d_model // 2
-    rates = jnp.exp(-math.log(10000.0) / max(half - 1, 1) * jnp.arange(half, dtype=jnp.float32))
+    rates = jnp.asarray(10000.0 ** (-np.arange(0, d_model, 2) / d_model), jnp.float32)
     angles_BTh = positions_BT[:, :, None].astype(jnp.float32) * rates[None, None, :]
     return jnp.concatenate([jnp.sin(angles_BTh), jnp.cos(angles_BTh)], axis=-1)
 
@@ -98,6 +99,7 @@ def head_specs(c: ModelConfig, start: Initial) -> Tree:
         specs["kernel"] = Spec((c.d_model, c.d_model), ("embed", "vector"), start.head)
         specs["bias"] = Spec((c.d_model,), ("vector",), zeros)
         specs["norm"] = layers.norm_specs(c)
+    if c.mlm_head or c.head_bias:
         specs["output_bias"] = Spec((c.vocab_size,), ("vocab",), zeros)
     return specs
 

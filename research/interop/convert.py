@@ -1,0 +1,91 @@
+"""Conversion of a checkpoint from any format to any other, slice by slice."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.files import building
+from research.interop import certify, hf, native, reference
+from research.interop.checkpoint import Checkpoint, Parameter
+from research.interop.foreign import as_dtype
+from research.interop.load import open_checkpoint
+
+TARGETS = ("native", "hf", "gguf")
+GGUF_FILE = "model.gguf"
+FLOATS = ("float32", "bfloat16", "float16")
+GGUF_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1"}
+
+
+def convert(source: str | Path, target: str | Path, to: str = "native", dtype: str = "", certified: bool = True) -> dict[str, Any]:
+    """Writes the checkpoint `source` (a path or spelling) as a new folder `target`, whole or not at all.
+
+    `dtype` is the type of the weights there, "" as they are; for GGUF also one that quantizes. Returns the certificate,
+    {} without one. ValueError for what cannot be read, or not be written in that format.
+    """
+    check_target(to, dtype)
+    with open_checkpoint(source) as opened, building(target) as folder:
+        checkpoint = cast(opened, dtype) if dtype in FLOATS else opened
+        _write(checkpoint, folder, to, dtype)
+        if not certified:
+            return {}
+        with open_checkpoint(folder, verify=False) as written:
+            return certify.certify(opened, written, folder, reference.compare(opened, written))
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The certificate of a folder, found to be true of it; `rechecked` says what could be compared again.
+
+    ValueError where there is none, where files differ, and where the source is at hand and its round trip fails.
+    """
+    certificate = certify.check_hashes(folder)
+    if certificate is None:
+        raise ValueError(f"{folder} has no {certify.FILE}; it was not made by research.convert, or not with --certify")
+    rechecked, origin = ["target hashes"], Path(certificate["source"]["name"])
+    if origin.exists() and certify.hash_files(origin) == certificate["source"]["files"]:
+        with open_checkpoint(origin) as source, open_checkpoint(folder) as target:
+            if certify.round_trip(source, target) != certificate["round_trip"]:
+                raise ValueError(f"the way from {origin} to {folder} and back is not what was certified; convert it again")
+        rechecked += ["source hashes", "round trip"]
+    return certificate | {"rechecked": rechecked}
+
+
+def check_target(to: str, dtype: str) -> None:
+    """ValueError for a format that is not known, and for a type that it does not have."""
+    if to not in TARGETS:
+        raise ValueError(f"--to={to!r}; choose one of {', '.join(TARGETS)}")
+    types = tuple(GGUF_TYPES) if to == "gguf" else FLOATS
+    if dtype and dtype not in types:
+        raise ValueError(f"--dtype={dtype!r} is no type of {to}; choose one of {', '.join(types)}")
+
+
+def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
+    """The checkpoint with its parameters in another floating type."""
+    parameters = {
+        path: replace(parameter, dtype=dtype, read=_casting(parameter, as_dtype(dtype)))
+        for path, parameter in checkpoint.parameters.items()
+    }
+    return replace(checkpoint, parameters=parameters)
+
+
+def _casting(parameter: Parameter, dtype: np.dtype) -> Callable[[tuple[int, ...]], np.ndarray]:
+    return lambda index: parameter.read(index).astype(dtype)
+
+
+def _write(checkpoint: Checkpoint, folder: Path, to: str, dtype: str) -> None:
+    if to == "gguf":
+        from research.interop.gguf_model import write_gguf_model
+
+        stored = next(iter(checkpoint.parameters.values())).dtype
+        write_gguf_model(checkpoint, folder / GGUF_FILE, GGUF_TYPES[dtype or stored])
+        return
+    (native.write_native if to == "native" else hf.write_folder)(checkpoint, folder)
+    for name, content in checkpoint.files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        else:
+            shutil.copyfile(content, folder / name)

