@@ -46,7 +46,7 @@ def read_json(path: str | os.PathLike) -> Any:
     """The value in a JSON file; ValueError that names the file where it is damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); restore it from a copy, or start in a new folder") from None
 
 

@@ -92,7 +92,7 @@ class Gguf:
         self.close()
 
     def _fill(self, out: np.ndarray, offset: int, name: str) -> None:
-        """By reading, not mapping: mapped pages would count as this process's memory, all of a checkpoint in the end."""
+        """By reading, as mapped pages would count as this process's memory: all of a checkpoint in the end."""
         done = 0
         while done < out.nbytes:
             got = os.preadv(self._file.fileno(), [out[done:]], offset + done)
@@ -102,7 +102,7 @@ class Gguf:
 
 
 def open_gguf(path: str | os.PathLike) -> Gguf:
-    """The file with its metadata and tensor table read. ValueError, one line, for anything that is not as it should be."""
+    """The file, its metadata and tensor table read. ValueError, one line, for anything that is not as it should be."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is missing or no file; wanted a GGUF file")

@@ -136,7 +136,9 @@ class _Cursor:
         if kind not in SCALARS:
             raise ValueError(f"key {key!r:.80} is an array of type {kind}, wanted numbers, bools or strings")
         content = self.take(count * struct.calcsize(SCALARS[kind]))
-        return np.frombuffer(content, np.uint8) != 0 if kind == GGUFValueType.BOOL else np.frombuffer(content, SCALARS[kind])
+        if kind == GGUFValueType.BOOL:
+            return np.frombuffer(content, np.uint8) != 0
+        return np.frombuffer(content, SCALARS[kind])
 
     def texts(self, key: str, count: int) -> list[str]:
         self.strings += count

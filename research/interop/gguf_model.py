@@ -4,7 +4,7 @@ The values are llama.cpp's. Under "llama" a rotary pair's halves are neighbours,
 in another order than in Hugging Face's folders; "qwen2" and "qwen3" keep the order of those.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
         config = read_config(gguf)
         parameters, unused, original = read_parameters(config, rules(config), gguf, _NAMES)
     except ValueError as error:
+        gguf.close()
         raise ValueError(f"{file}: {error}") from None
     special = {
         name: int(gguf.metadata[f"tokenizer.ggml.{key}_token_id"])
@@ -44,7 +45,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
     }
     files = tokenizer_files(gguf.metadata) if "tokenizer.ggml.model" in gguf.metadata else {}
     quantized = any(kind not in ("F32", "F16", "BF16") for kind in gguf.types.values())
-    return Checkpoint(file, "gguf", config, parameters, special, files, unused, original, quantized)
+    return Checkpoint(file, "gguf", config, parameters, special, files, unused, original, quantized, close=gguf.close)
 
 
 def read_config(gguf: Gguf) -> ModelConfig:

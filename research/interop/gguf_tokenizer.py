@@ -18,6 +18,7 @@ from research.interop.gguf_vocabulary import (
 from research.interop.gguf_vocabulary import tokenizer_metadata as tokenizer_metadata
 
 _KEY = "tokenizer.ggml."
+_LONGEST = 256  # characters of a token; sentencepiece's own longest are 64, and cutting one in two takes the square
 _LLAMA_IDS = {"bos": 1, "eos": 2, "unk": 0}  # llama.cpp's own where a "llama" vocabulary names none
 
 
@@ -26,19 +27,19 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
 
     ValueError, one line, for another kind of vocabulary, an unknown `pre`, and arrays that do not fit together.
     """
-    model = metadata.get(f"{_KEY}model")
+    model = _get(metadata, "model", str)
     tokens, types = _vocabulary(metadata)
     roles = _roles(metadata, tokens, _LLAMA_IDS if model == "llama" else {})
     if model == "gpt2":
-        pre = gguf_pre.find(metadata.get(f"{_KEY}pre", "default"))
+        pre = gguf_pre.find(_get(metadata, "pre", str, "default"))
         spec, add_bos = _byte_level(tokens, _strings(metadata, "merges"), pre), pre.add_bos
     elif model == "llama":
         spec, add_bos = _sentencepiece(metadata, tokens, types, roles), "bos" in roles
     else:
         raise ValueError(f"tokenizer.ggml.model is {model!r:.40}; wanted 'gpt2' or 'llama'")
     adds = {
-        "bos": bool(metadata.get(f"{_KEY}add_bos_token", add_bos)),
-        "eos": bool(metadata.get(f"{_KEY}add_eos_token", False)),
+        "bos": _get(metadata, "add_bos_token", bool, add_bos),
+        "eos": _get(metadata, "add_eos_token", bool, False),
     }
     spec["added_tokens"] = _added(tokens, types, {roles[role] for role in roles if role != "unk"})
     spec["post_processor"] = _post_processor(tokens, roles, adds)
@@ -60,12 +61,10 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _byte_level(tokens: list[str], merges: Sequence[str], pre: gguf_pre.Pre) -> dict[str, Any]:
-    pairs = []
-    for merge in merges:
-        left, space, right = merge[:1] + merge[1:].partition(" ")[0], *merge[1:].partition(" ")[1:]
-        if not space or not right:
-            raise ValueError(f"tokenizer.ggml.merges has {merge!r:.60}, wanted two tokens and a space between")
-        pairs.append([left, right])
+    pairs = [merge.split(" ") for merge in merges]
+    for pair in pairs:
+        if len(pair) != 2 or not all(pair):
+            raise ValueError(f"tokenizer.ggml.merges has {' '.join(pair)!r:.60}, wanted two tokens and a space between")
     model = {
         "type": "BPE",
         "dropout": None,
@@ -84,12 +83,12 @@ def _byte_level(tokens: list[str], merges: Sequence[str], pre: gguf_pre.Pre) -> 
 def _sentencepiece(
     metadata: Mapping[str, Any], tokens: list[str], types: Sequence[int], roles: Mapping[str, int]
 ) -> dict[str, Any]:
-    scores = metadata.get(f"{_KEY}scores")
-    if scores is None or len(scores) != len(tokens):
-        raise ValueError(f"{_KEY}scores has {0 if scores is None else len(scores)} entries for {len(tokens)} tokens")
+    scores = _numbers(metadata, "scores", tokens)
     # Control tokens, bytes and the rest never come out of a merge in sentencepiece.
-    pieces = {token: float(score) for token, score, kind in zip(tokens, scores, types) if kind in (NORMAL, UNUSED)}
-    prefix = bool(metadata.get(f"{_KEY}add_space_prefix", True))
+    pieces = {token: score for token, score, kind in zip(tokens, scores, types) if kind in (NORMAL, UNUSED)}
+    if (longest := max(map(len, pieces), default=0)) > _LONGEST:
+        raise ValueError(f"tokenizer.ggml.tokens has one of {longest} characters, wanted at most {_LONGEST}")
+    prefix = _get(metadata, "add_space_prefix", bool, True)
     normalizers = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
     normalizers.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
     decoders = [
@@ -134,11 +133,15 @@ def _vocabulary(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
         seen: set[str] = set()
         twice = next(token for token in tokens if token in seen or seen.add(token))
         raise ValueError(f"tokenizer.ggml.tokens has {twice!r:.60} twice")
-    types = metadata.get(f"{_KEY}token_type")
-    types = [NORMAL] * len(tokens) if types is None else np.asarray(types).tolist()
-    if len(types) != len(tokens):
-        raise ValueError(f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens")
-    return tokens, types
+    named = f"{_KEY}token_type" in metadata
+    return tokens, _numbers(metadata, "token_type", tokens) if named else [NORMAL] * len(tokens)
+
+
+def _get(metadata: Mapping[str, Any], name: str, kind: type, default: Any = None) -> Any:
+    value = metadata.get(_KEY + name, default)
+    if not isinstance(value, kind) and value is not default:
+        raise ValueError(f"{_KEY}{name} is of type {type(value).__name__}, wanted {kind.__name__}")
+    return value
 
 
 def _strings(metadata: Mapping[str, Any], name: str) -> list[str]:
@@ -148,14 +151,23 @@ def _strings(metadata: Mapping[str, Any], name: str) -> list[str]:
     return value
 
 
+def _numbers(metadata: Mapping[str, Any], name: str, tokens: list[str]) -> list[Any]:
+    """One a token."""
+    value = np.asarray(metadata.get(_KEY + name, []))
+    if value.shape != (len(tokens),) or value.dtype.kind not in "iuf":
+        got = f"{value.dtype.name} {list(value.shape)}"
+        raise ValueError(f"{_KEY}{name} is {got}, wanted a number for each of {len(tokens)} tokens")
+    return value.tolist()
+
+
 def _roles(metadata: Mapping[str, Any], tokens: list[str], usual: Mapping[str, int]) -> dict[str, int]:
     roles = {}
     for role, name in ROLES.items():
-        token_id = metadata.get(f"{_KEY}{name}_token_id", usual.get(role))
+        token_id = _get(metadata, f"{name}_token_id", int, usual.get(role))
         if token_id is None:
             continue
-        if not isinstance(token_id, int) or not 0 <= token_id < len(tokens):
-            raise ValueError(f"{_KEY}{name}_token_id is {token_id!r:.40} of {len(tokens)} tokens")
+        if not 0 <= token_id < len(tokens):
+            raise ValueError(f"{_KEY}{name}_token_id is {token_id} of {len(tokens)} tokens")
         roles[role] = token_id
     return roles
 
@@ -170,12 +182,11 @@ def _added(tokens: list[str], types: Sequence[int], named: set[int]) -> list[dic
     ]
 
 
-def _post_processor(
-    tokens: list[str], roles: Mapping[str, int], adds: Mapping[str, bool]
-) -> dict[str, Any] | None:
+def _post_processor(tokens: list[str], roles: Mapping[str, int], adds: Mapping[str, bool]) -> dict[str, Any] | None:
     used = [role for role in ("bos", "eos") if adds[role] and role in roles]
     if not used:
         return None
+
     def pattern(sequence: str, type_id: int) -> list[dict[str, Any]]:
         special = {role: {"SpecialToken": {"id": tokens[roles[role]], "type_id": type_id}} for role in used}
         inner = {"Sequence": {"id": sequence, "type_id": type_id}}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from research.data.tokenizers import sentencepiece
 from research.data.tokenizers.special import find_roles
@@ -41,6 +42,10 @@ def tokenizer_metadata(files: Mapping[str, bytes], vocab_size: int = 0) -> dict[
     config = _json(files, CONFIG) if CONFIG in files else {}
     if FILE in files:
         spec = _json(files, FILE)
+        try:
+            tokenizers.Tokenizer.from_str(files[FILE].decode())
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"not a tokenizer.json of the `tokenizers` library ({error})") from None
         found = _from_json(spec)
     elif sentencepiece.FILE in files:
         spec = {}
@@ -90,7 +95,8 @@ def merges_from_scores(scores: Mapping[str, float]) -> list[tuple[str, str]]:
 def _from_json(spec: Mapping[str, Any]) -> _Vocabulary:
     model = spec["model"]
     if model.get("type", "BPE") != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise ValueError(f"a GGUF file takes byte-level or sentencepiece BPE, not {model.get('type', 'BPE with affixes')}")
+        kind = model.get("type", "BPE with affixes")
+        raise ValueError(f"a GGUF file takes byte-level or sentencepiece BPE, not {kind}")
     byte_level = '"ByteLevel"' in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
     if not byte_level and not model.get("byte_fallback"):
         raise ValueError("this BPE tokenizer falls back on no bytes; a GGUF file takes byte-level or sentencepiece BPE")
@@ -127,19 +133,30 @@ def _from_json(spec: Mapping[str, Any]) -> _Vocabulary:
 
 def _scores(tokens: list[str], types: list[int], pairs: list[tuple[str, ...]]) -> np.ndarray:
     """float32 [V] that bring the merges back; ValueError where none do, as sentencepiece knows no order of pairs."""
-    pieces = {token for token, kind in zip(tokens, types) if kind == NORMAL}
-    pairs = [pair for pair in pairs if "".join(pair) in pieces and pieces.issuperset(pair)]
-    made = dict.fromkeys("".join(pair) for pair in pairs)
-    order = {piece: -float(n) for n, piece in enumerate([*made, *(token for token in tokens if token not in made)])}
-    ranks = [order["".join(pair)] for pair in pairs]
-    if ranks != sorted(ranks, reverse=True) or set(pairs) != set(
-        merges_from_scores({piece: order[piece] for piece in pieces})
-    ):
+    pieces = [token for token, kind in zip(tokens, types) if kind == NORMAL]
+    known = set(pieces)
+    pairs = [pair for pair in pairs if "".join(pair) in known and known.issuperset(pair)]
+    made = ["".join(pair) for pair in pairs]
+    last = {piece: n for n, piece in enumerate(made)}
+    # Pieces whose pairs lie in among each other's have one score: runs of spaces have in LLaMA's vocabulary.
+    scores, starts, end = {}, [], -1
+    for n, piece in enumerate(made):
+        if n > end:
+            starts.append(n)
+        end = max(end, last[piece])
+        scores[piece] = -float(len(starts))
+    scores = {piece: scores.get(piece, -float(len(starts) + n)) for n, piece in enumerate(pieces, 1)}
+    again = merges_from_scores(scores)
+    same = len(again) == len(pairs) and all(
+        again[a:b] == pairs[a:b] or (len(set(made[a:b])) == 1 and set(again[a:b]) == set(pairs[a:b]))
+        for a, b in zip(starts, [*starts[1:], len(pairs)])
+    )
+    if not same:
         raise ValueError(
             "its merges are not what a sentencepiece model's scores give, so that a GGUF file cannot hold them; "
             "use the tokenizer.model"
         )
-    return np.array([order[token] if kind == NORMAL else 0.0 for token, kind in zip(tokens, types)], np.float32)
+    return np.array([scores[token] if kind == NORMAL else 0.0 for token, kind in zip(tokens, types)], np.float32)
 
 
 def _dummy_prefix(spec: Mapping[str, Any]) -> bool:
@@ -154,7 +171,7 @@ def _dummy_prefix(spec: Mapping[str, Any]) -> bool:
         return normalizer == prepend
     scheme = step.get("prepend_scheme")
     if not normalizer and step.get("replacement") == SPACE and step.get("split") is False and scheme:
-        # "first" means: not after a special token either, where llama.cpp puts one.
+        # transformers 5 puts none before a space or after a special token; sentencepiece and llama.cpp always do.
         return scheme != "never"
     raise ValueError(f"a GGUF file has no words for these steps: {json.dumps([normalizer, step])[:200]}")
 
@@ -202,7 +219,7 @@ def _roles(config: Mapping[str, Any], found: _Vocabulary) -> dict[str, int]:
     named = {role: config[f"{role}_token"] for role in ROLES if f"{role}_token" in config}
     named = {role: token["content"] if isinstance(token, dict) else token for role, token in named.items()}
     ids = {token: n for n, token in enumerate(found.tokens)}
-    special = {token: ids[token] for token, kind in zip(found.tokens, found.types) if kind not in (NORMAL, BYTE, UNUSED)}
+    special = {found.tokens[n]: n for n, kind in enumerate(found.types) if kind not in (NORMAL, BYTE, UNUSED)}
     usual = find_roles(special, {role: token for role, token in named.items() if token})
     roles = {role: usual[f"{role}_id"] for role in ("bos", "eos", "pad", "mask") if named.get(role, "") is not None}
     for role in ("unk", "sep"):

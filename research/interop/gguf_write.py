@@ -43,7 +43,8 @@ def write_gguf(path: str | os.PathLike, metadata: Mapping[str, Any], tensors: It
     for name, shape, kind, _ in entries:
         _check(name, shape, kind, seen)
         number = GGMLQuantizationType[kind]
-        header.append(_text(name, _LONGEST_NAME) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], number, offset))
+        row = struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], number, offset)
+        header.append(_text(name, _LONGEST_NAME) + row)
         offset += _nbytes(shape, kind)
         offset += -offset % alignment
     with _replacing(path) as file:
@@ -68,7 +69,7 @@ def _check(name: str, shape: tuple[int, ...], kind: str, seen: set[str]) -> None
     if not 1 <= len(shape) <= MAX_DIMS or min(shape) < 1:
         raise ValueError(f"tensor {name!r} is {list(shape)}; wanted 1 to {MAX_DIMS} dimensions, none of them empty")
     if shape[-1] % block:
-        raise ValueError(f"tensor {name!r} has rows of {shape[-1]}, wanted a multiple of {block} for {kind}; choose F16")
+        raise ValueError(f"tensor {name!r} has rows of {shape[-1]}, wanted a multiple of {block} for {kind}; use F16")
 
 
 def _write_tensor(file: BinaryIO, shape: tuple[int, ...], kind: str, given: np.ndarray | Iterable[np.ndarray]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from research.data.tokenizers.tokenizer import RECORD as TOKENIZER_RECORD
 from research.files import read_json, write_json
 from research.interop.checkpoint import Checkpoint
 from research.interop.families import bert, gpt2, llama, marian, t5
@@ -19,8 +20,9 @@ FAMILIES = (llama.FAMILY, gpt2.FAMILY, bert.FAMILY, t5.FAMILY, marian.FAMILY)
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "vocab.txt", "tokenizer.model", "spiece.model", "source.spm", "target.spm", "chat_template.jinja",
-    "generation_config.json", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
+    "generation_config.json", TOKENIZER_RECORD, "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
 )  # fmt: skip
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", TOKENIZER_RECORD)  # any of them makes a tokenizer
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 # Fields that say how a model is trained and not what it computes; config.json need not keep them.
 _TRAINING = dict(dropout=0.0, init="plain", init_std=0.02, router_loss=0.0)
@@ -32,18 +34,18 @@ def open_folder(folder: Path) -> Checkpoint:
     if not isinstance(values, dict):
         raise ValueError(f"{folder / 'config.json'} is no JSON object; restore it from the source")
     family = _family(folder, values)
+    _refuse_pickles(folder)
     tensors = open_safetensors(folder)
     try:
         names = Names(family.prefix, family.renames, family.unused, family.copies)
         config = family.read_config(values, names.canonical(tensors.names).keys())
         parameters, unused, original = read_parameters(config, family.rules(config), tensors, names)
     except ValueError as error:
-        tensors.close()
         raise ValueError(f"{folder}: {error}") from None
     special = {name: values[name] for name in SPECIAL if values.get(name) is not None}
     return Checkpoint(
         folder, "hf", config, parameters, {**special, **_generation(folder)}, companions(folder), unused,
-        original, tokenizer_folder=tokenizer_folder(folder), close=tensors.close,
+        original, tokenizer_folder=tokenizer_folder(folder),
     )  # fmt: skip
 
 
@@ -86,7 +88,16 @@ def companions(folder: Path) -> dict[str, Path]:
 
 def tokenizer_folder(folder: Path) -> Path | None:
     """`folder` where it holds a tokenizer that can be opened."""
-    return folder if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")) else None
+    return folder if any((folder / name).is_file() for name in TOKENIZERS) else None
+
+
+def _refuse_pickles(folder: Path) -> None:
+    pickled = [name for name in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (folder / name).is_file()]
+    if pickled and not any(folder.glob("model*.safetensors")):
+        raise ValueError(
+            f"{folder} has {pickled[0]} and no safetensors; pickled weights are never read, for opening them runs their code: "
+            "load them with transformers and save_pretrained(..., safe_serialization=True) elsewhere"
+        )
 
 
 def _family(folder: Path, values: Mapping[str, Any]) -> Family:

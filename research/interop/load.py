@@ -24,7 +24,6 @@ from research.models.config import ModelConfig, config_from_json
 from research.models.model import Model
 from research.models.spec import abstract
 from research.precision import Precision
-from research.training.checkpoint import restore_params
 
 
 def open_checkpoint(source: str | Path, verify: bool = True) -> Checkpoint:
@@ -181,6 +180,8 @@ def _open_gguf(path: Path) -> Checkpoint:
 
 def _open_run(workdir: Path) -> Checkpoint:
     """A run's newest good checkpoint, in memory."""
+    from research.training.checkpoint import restore_params  # Orbax takes longer to import than all else here
+
     try:
         config = config_from_json(read_json(workdir / "config.json")["model"])
     except (KeyError, TypeError) as error:

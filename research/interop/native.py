@@ -1,12 +1,13 @@
 """Our own checkpoint folders: model.json and safetensors under the paths of the parameter tree, stacked as in memory."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 from research.files import read_json, write_json
 from research.interop.checkpoint import Checkpoint, Parameter, specs_by_path, stacked_axes
 from research.interop.hf import companions, tokenizer_folder
-from research.interop.safetensors import SHARD_BYTES, SafeTensors, open_safetensors, write_safetensors
+from research.interop.safetensors import SHARD_BYTES, open_safetensors, write_safetensors
 from research.interop.tensors import Tensor
 from research.models.config import config_from_json
 
@@ -26,22 +27,18 @@ def open_native(folder: Path) -> Checkpoint:
         raise ValueError(f"{folder / RECORD} does not describe a model ({error}); convert the model again") from None
     tensors = open_safetensors(folder, STEM)
     specs = specs_by_path(config)
-    try:
-        for path in specs.keys() ^ tensors.names.keys():
-            raise ValueError(f"{folder} {'lacks' if path in specs else 'has no place for'} {path}; convert the model again")
-        for path, spec in specs.items():
-            if tensors.names[path].shape != spec.shape:
-                raise ValueError(f"{folder}: {path} is {tensors.names[path].shape}, its model wants {spec.shape}")
-    except ValueError:
-        tensors.close()
-        raise
+    for path in sorted(specs.keys() ^ tensors.names.keys()):
+        raise ValueError(f"{folder} {'lacks' if path in specs else 'has no place for'} {path}; convert the model again")
+    for path, spec in specs.items():
+        if tensors.names[path].shape != spec.shape:
+            raise ValueError(f"{folder}: {path} is {tensors.names[path].shape}, its model wants {spec.shape}")
     parameters = {
-        path: Parameter(spec.shape, tensors.names[path].dtype, stacked_axes(spec), _slices(tensors, path))
+        path: Parameter(spec.shape, tensors.names[path].dtype, stacked_axes(spec), partial(tensors.read_row, path))
         for path, spec in specs.items()
     }
     return Checkpoint(
         folder, "native", config, parameters, record.get("special", {}), companions(folder),
-        tokenizer_folder=tokenizer_folder(folder), close=tensors.close,
+        tokenizer_folder=tokenizer_folder(folder),
     )  # fmt: skip
 
 
@@ -54,10 +51,3 @@ def write_native(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_
         for path, p in checkpoint.parameters.items()
     }
     write_safetensors(folder, streams, STEM, shard_bytes=shard_bytes)
-
-
-def _slices(tensors: SafeTensors, path: str):
-    def read(index):
-        return tensors.read_row(path, index) if index else tensors.read(path)
-
-    return read

