@@ -19,7 +19,7 @@ FARTHEST = 128
 
 def embed_specs(c: ModelConfig, start: Initial) -> Tree:
     """Token table [V, D], with position and type tables and a norm for the families that have them."""
-    specs = {"table": Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.embedding)}
+    specs = {"table": Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.embedding, inputs=-1)}
     if c.position == "learned":
         specs["positions"] = Spec((c.max_length, c.d_model), ("position", "embed"), start.position)
     if c.token_types:
@@ -94,7 +94,7 @@ def head_specs(c: ModelConfig, start: Initial) -> Tree:
     """What stands between the last states and the logits, beside a tied table."""
     specs: Tree = {}
     if not c.tied:
-        specs["table"] = Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.head)
+        specs["table"] = Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.head, inputs=-1)
     if c.mlm_head:
         specs["kernel"] = Spec((c.d_model, c.d_model), ("embed", "vector"), start.head)
         specs["bias"] = Spec((c.d_model,), ("vector",), zeros)

@@ -50,7 +50,7 @@ def attention_specs(c: ModelConfig, start: Initial) -> Tree:
         "query": Spec((D, N, H), ("embed", "heads", "head"), start.query),
         "key": Spec((D, K, H), ("embed", "kv_heads", "head"), start.key),
         "value": Spec((D, K, H), ("embed", "kv_heads", "head"), start.value),
-        "out": Spec((N, H, D), ("heads", "head", "embed"), start.out),
+        "out": Spec((N, H, D), ("heads", "head", "embed"), start.out, inputs=2),
     }
     if c.attention_bias != "none":
         specs["query_bias"] = Spec((N, H), ("heads", "head"), zeros)

@@ -21,11 +21,16 @@ Init = Callable[[jax.Array, tuple[int, ...], jnp.dtype, NamedSharding | None], j
 
 @dataclass(frozen=True)
 class Spec:
-    """One parameter: `shape`, a logical axis name for each of its dimensions, and how it starts."""
+    """One parameter: `shape`, a logical axis name for each of its dimensions, and how it starts.
+
+    `inputs` says which axes a product sums over: the first so many behind those of layers and experts, and -1 the last one,
+    of a table that is also read by rows. What is no matrix has no use for it.
+    """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     init: Init
+    inputs: int = 1
 
 
 def normal(std: float) -> Init:

@@ -1,0 +1,116 @@
+"""Number formats of quantized weights: groups of values to codes and scales, and back, all in float32.
+
+A group lies along the last axis, [..., G]; its codes have the same shape, its scale and zero point are [..., 1].
+
+    absolute   x = code * scale,                scale = max |x| / top                (int8, int4, fp8)
+    affine     x = (code - zero) * scale,       scale = (max x - min x) / (2^bits - 1)  (uint4)
+    book       x = book[code] * scale,          scale = max |x|                      (NF4, FP4)
+
+The last is bitsandbytes' arithmetic to the bit: products with the reciprocal, ties to the lower code.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+# arXiv:2305.14314, appendix E: quantiles of a normal distribution, with an exact zero.
+NF4 = np.array(
+    [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0], np.float32
+)  # fmt: skip
+# bitsandbytes' FP4 by bit pattern. It is not the E2M1 of the Open Compute Project: the smallest step is finer.
+FP4 = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3, -0.0, -0.0625, -8, -12, -4, -6, -2, -3], np.float32) / np.float32(12)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format. `group` is how many values share a scale, 0 for all of an input; `double` quantizes the scales again."""
+
+    name: str
+    dtype: str
+    kind: str
+    group: int
+    double: bool = False
+
+    @property
+    def bits(self) -> int:
+        """Of one code."""
+        return _BITS[self.dtype]
+
+    @property
+    def book(self) -> np.ndarray | None:
+        """The values of the codes, float32 [2^bits], for the formats that have a book."""
+        return {"nf4": NF4, "fp4": FP4}.get(self.name)
+
+
+_BITS = {"int8": 8, "int4": 4, "uint4": 4, "float8_e4m3fn": 8, "float8_e5m2": 8}
+FORMATS = {
+    format.name: format
+    for format in (
+        Format("int8", "int8", "absolute", 0),
+        Format("int4", "int4", "absolute", 64),
+        Format("uint4", "uint4", "affine", 64),
+        Format("nf4", "uint4", "book", 64, double=True),
+        Format("fp4", "uint4", "book", 64, double=True),
+        Format("fp8_e4m3", "float8_e4m3fn", "absolute", 0),
+        Format("fp8_e5m2", "float8_e5m2", "absolute", 0),
+    )
+}
+
+
+def encode(format: Format, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Codes [..., G], scale and, for affine formats, zero point [..., 1] of groups of float values."""
+    x = x.astype(jnp.float32)
+    dtype = jnp.dtype(format.dtype)
+    if format.kind == "affine":
+        return _encode_affine(x, dtype)
+    absmax = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    if format.kind == "book":
+        codes = _nearest(x * _reciprocal(absmax), format.book)
+        return codes.astype(dtype), absmax, None
+    top = _top(dtype)
+    # As torch evaluates top / absmax: the reciprocal first, then the product.
+    scaled = x * (_reciprocal(absmax) * top)
+    codes = scaled.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else jnp.round(scaled).astype(dtype)
+    return codes, absmax / top, None
+
+
+def decode(format: Format, codes: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:
+    """The values of codes, float32 [..., G]."""
+    if format.kind == "book":
+        return jnp.asarray(format.book)[codes.astype(jnp.int32)] * scale
+    values = codes.astype(jnp.float32)
+    return (values if zero is None else values - zero) * scale
+
+
+def _encode_affine(x: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
+    low, high = (reduce(x, axis=-1, keepdims=True) for reduce in (jnp.min, jnp.max))
+    low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)  # zero has a code of its own
+    top = float(jnp.iinfo(dtype).max)
+    scale = (high - low) / top
+    zero = jnp.round(-low * _reciprocal(scale))
+    codes = jnp.clip(jnp.round(x * _reciprocal(scale)) + zero, 0, top)
+    return codes.astype(dtype), scale, zero
+
+
+def _nearest(x: jax.Array, book: np.ndarray) -> jax.Array:
+    """The code whose value is nearest: how many midpoints of the sorted book lie strictly below `x`."""
+    order = np.argsort(book, kind="stable")
+    values = book[order]
+    middles = (values[1:] + values[:-1]) / np.float32(2)
+    ranks = sum((x > middle).astype(jnp.int32) for middle in middles)
+    return jnp.asarray(order, jnp.int32)[ranks]
+
+
+def _top(dtype: jnp.dtype) -> float:
+    """The largest value of a type; integers symmetric, without their lowest."""
+    return float(ml_dtypes.finfo(dtype).max) if jnp.issubdtype(dtype, jnp.floating) else float(jnp.iinfo(dtype).max)
+
+
+def _reciprocal(x: jax.Array) -> jax.Array:
+    """1 / x, and 0 for a group that is all zero."""
+    return jnp.where(x == 0, 0, 1 / jnp.where(x == 0, 1, x))
