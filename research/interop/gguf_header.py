@@ -144,7 +144,18 @@ class _Cursor:
         self.strings += count
         if count > (len(self.data) - self.at) // 8 or self.strings > _MAX_STRINGS:
             raise ValueError(f"key {key!r:.80} claims {count} strings at byte {self.at} of {len(self.data)}")
-        return [self.text() for _ in range(count)]
+        found, length, last = [], struct.Struct("<Q").unpack_from, len(self.data)
+        for _ in range(count):  # as `text` does, twice as fast
+            start = self.at + 8
+            end = start + length(self.data, self.at)[0] if start <= last else start
+            if end > last:
+                self.text()  # says what is wrong
+            try:
+                found.append(self.data[start:end].decode())
+            except UnicodeDecodeError:
+                self.text()
+            self.at = end
+        return found
 
     def row(self) -> Row:
         name = self.name("tensor name")

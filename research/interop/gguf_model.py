@@ -182,7 +182,7 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> None:
     metadata |= {"general.name": name, "general.file_type": FILE_TYPES[kind]}
     if checkpoint.files:
         contents = {n: f if isinstance(f, bytes) else f.read_bytes() for n, f in checkpoint.files.items()}
-        metadata |= tokenizer_metadata(contents)
+        metadata |= tokenizer_metadata(contents, vocab_size=c.vocab_size)
     for ours, theirs in _SPECIAL.items():
         value = checkpoint.special.get(ours)
         if value is not None:

@@ -1,7 +1,9 @@
 """The tokenizer in a GGUF file's metadata made into the files of a Hugging Face folder.
 
 Two kinds of vocabulary: "gpt2", byte-level with merges, and "llama", sentencepiece BPE whose scores say what to merge
-first. Ids are those of llama.cpp and of the tokenizer.json that the model was converted from.
+first. Ids are llama.cpp's, but for text that is not in form NFC under Qwen's rule: Qwen's own tokenizer.json normalizes
+it, llama.cpp does not. Where sentencepiece puts a space before a text, llama.cpp and transformers' converted files put
+one after each special token too.
 """
 
 import json

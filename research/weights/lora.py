@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from research.ops.einsum import contract, einsum, take
-from research.weights.quantized import Quantized
 
 RANK = "R"
 
