@@ -20,7 +20,7 @@ DTYPE = flags.DEFINE_string("dtype", "float32", "with --checkpoint: the type of 
 STEP = flags.DEFINE_integer("step", None, "the checkpoint to take; by default the newest good one", lower_bound=0)
 TEXT = flags.DEFINE_string("text", None, "the file to score, UTF-8")
 TOKEN_IDS = flags.DEFINE_string("token_ids", None, "a .npy file of ids to score instead, the first of which is only read")
-WINDOW = flags.DEFINE_integer("window", None, "tokens that the model sees at once; by default those of its training, 1,024 for a checkpoint", lower_bound=1)
+WINDOW = flags.DEFINE_integer("window", None, "tokens seen at once; by default the run's, or 1,024", lower_bound=1)
 STRIDE = flags.DEFINE_integer("stride", None, "tokens from window to window; by default a whole window", lower_bound=1)
 JSON = flags.DEFINE_bool("json", False, "print one JSON value on standard output")
 

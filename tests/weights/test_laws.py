@@ -112,7 +112,7 @@ def test_no_dense_weight_is_kept_for_the_backward_pass():
         (lambda p, s: quantize(p, s, [("final_norm/scale", "nf4"), (".*", None)]), "final_norm/scale is no matrix"),
         (lambda p, s: quantize(p, s, [(MATRICES, "nf4"), (".*", None)]), "groups of 64 do not divide 32 inputs"),
         (lambda p, s: new_lora(jax.random.key(0), s, [(MATRICES, 64), (".*", 0)], 8), "rank 64 is over the 32 of"),
-        (lambda p, s: attach({"a": p["embed"]}, new_lora(jax.random.key(0), s, [(MATRICES, 4), (".*", 0)], 8)), "another model"),
+        (lambda p, s: attach(p["embed"], new_lora(jax.random.key(0), s, [(MATRICES, 4), (".*", 0)], 8)), "another model"),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_path(change, says):

@@ -67,8 +67,8 @@ def adapters(case, alpha_of_v=16, root=False):
     """peft's adapters of a case as ours; lower ranks are filled up with zeros to 8."""
     made = {}
     for name, (path, inputs, _) in PROJECTIONS.items():
-        inner, outer = SPECS["layers"]["attention" if path.startswith("att") else "mlp"][path.split("/")[1]].shape[1:], None
-        inner, outer = inner[:inputs], inner[inputs:]
+        shape = tree.paths(SPECS)[f"layers/{path}"].shape[1:]
+        inner, outer = shape[:inputs], shape[inputs:]
         rows = []
         for layer in range(2):
             a, b = (theirs(case, layer, name, f"lora_{side}.default.weight") for side in "AB")

@@ -116,7 +116,8 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
         found += [Rule("bert.pooler.dense.weight", "pooler/kernel", "M D -> D M")]
         found += [Rule("bert.pooler.dense.bias", "pooler/bias", "D -> D")]
     if c.labels:
-        found += [Rule("classifier.weight", "classifier/kernel", "C D -> D C"), Rule("classifier.bias", "classifier/bias", "C -> C")]
+        found += [Rule("classifier.weight", "classifier/kernel", "C D -> D C")]
+        found += [Rule("classifier.bias", "classifier/bias", "C -> C")]
     return tuple(found)
 
 

@@ -58,7 +58,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
     """The config.json."""
     feed = next((theirs for theirs, ours in _ACTIVATIONS.items() if ours == (c.activation, c.gated)), None)
     if feed is None:
-        raise ValueError(f"T5 has no feed-forward layer with {c.activation}, gated={c.gated}; there are {', '.join(_ACTIVATIONS)}")
+        raise ValueError(f"T5 has no layer with {c.activation}, gated={c.gated}; there are {', '.join(_ACTIVATIONS)}")
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "model_type": "t5",
