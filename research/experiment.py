@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_dict
 
 from research.axes import merge_rules
 from research.data.corpus import DataConfig
+from research.interop.load import open_checkpoint
 from research.mesh import parse_mesh
 from research.models.config import Execution, ModelConfig
 from research.models.presets import PRESETS
@@ -27,7 +28,7 @@ from research.training.optimizer import OptimizerConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how often it reports, and where it starts. Intervals are in steps; 0 is never."""
+    """How long, and how often it reports. Intervals are in steps; 0 is never."""
 
     steps: int = 1000
     seed: int = 0
@@ -38,7 +39,6 @@ class TrainConfig:
     sample_every: int = 0
     sample_prompt: str = ""
     sample_tokens: int = 128
-    init_from: str = ""  # the workdir of a run whose parameters are the start
 
     def __post_init__(self):
         for name in ("steps", "accumulate", "log_every"):
@@ -58,7 +58,10 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A whole run, resolved. `axes` overrides `research.axes.RULES`."""
+    """A whole run, resolved. `axes` overrides `research.axes.RULES`.
+
+    `init` is the checkpoint whose parameters are the start, as `research.interop.load.open_checkpoint` takes it.
+    """
 
     model: ModelConfig
     execution: Execution
@@ -69,15 +72,23 @@ class Experiment:
     train: TrainConfig
     checkpoint: CheckpointConfig
     logging: LoggingConfig
+    init: str = ""
     mesh: str = ""
     axes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self):
         parse_mesh(self.mesh)
         merge_rules(self.axes)
-        wanted = {"causal_lm": "decoder", "masked_lm": "encoder"}.get(self.objective.name, "encoder_decoder")
+        wanted, name = self.objective.trains, self.objective.name
         if self.model.kind != wanted:
-            raise ValueError(f"objective {self.objective.name} trains a {wanted}, the model is a {self.model.kind}")
+            raise ValueError(f"objective {name} is for a model of kind {wanted!r}, this one is {self.model.kind!r}")
+        if (self.model.labels > 1) != (name == "classification") or self.model.labels == 1:
+            raise ValueError(
+                f"model.labels={self.model.labels} under objective {name}: set config.model.labels to the number of classes "
+                "for classification, and to 0 otherwise"
+            )
+        if not self.data.tokenizer and not self.init:
+            raise ValueError("data.tokenizer='' is the tokenizer of config.init, which is not set; set one of them")
         if self.model.position == "learned" and self.data.sequence_length > self.model.max_length:
             raise ValueError(
                 f"data.sequence_length={self.data.sequence_length} is over the {self.model.max_length} learned "
@@ -96,12 +107,13 @@ RESUMABLE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_b
 
 
 def base_config() -> ConfigDict:
-    """Every field with its default; the fields of the model are unset, which leaves them as the preset has them."""
+    """Every field with its default; the fields of the model are unset, which leaves them as the preset has them, or
+    without a preset the checkpoint `init`."""
     sections = {
         name: _defaults(kind) for name, kind in get_type_hints(Experiment).items() if dataclasses.is_dataclass(kind)
     }
     sections["model"] = {"preset": "", **_unset(ModelConfig)}
-    return ConfigDict({**sections, "mesh": "", "axes": {}})
+    return ConfigDict({**sections, "init": "", "mesh": "", "axes": {}})
 
 
 def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
@@ -135,11 +147,11 @@ def from_config(config: ConfigDict) -> Experiment:
     parts = {}
     for name, kind in kinds.items():
         if name == "model":
-            parts[name] = _resolve_model(values.get(name, {}))
+            parts[name] = _resolve_model(values.get(name, {}), values.get("init", ""))
         elif dataclasses.is_dataclass(kind):
             parts[name] = _build(kind, values.get(name, {}), f"config.{name}")
     axes = {name: tuple(names) for name, names in values.get("axes", {}).items()}
-    return Experiment(**parts, mesh=values.get("mesh", ""), axes=axes)
+    return Experiment(**parts, init=values.get("init", ""), mesh=values.get("mesh", ""), axes=axes)
 
 
 def from_json(values: Mapping[str, Any]) -> Experiment:
@@ -160,13 +172,17 @@ def refused_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     ]
 
 
-def _resolve_model(values: dict[str, Any]) -> ModelConfig:
-    """The preset with the fields that are set; without a preset, the defaults with them."""
+def _resolve_model(values: dict[str, Any], init: str) -> ModelConfig:
+    """The preset with the fields that are set; without a preset the checkpoint's model, or the defaults, with them."""
     given = {name: value for name, value in values.items() if name != "preset"}
     preset = values.get("preset", "")
     if preset and preset not in PRESETS:
         raise ValueError(f"config.model.preset={preset!r} is unknown; {_nearest(preset, PRESETS)}")
-    base = dataclasses.asdict(PRESETS[preset] if preset else ModelConfig())
+    if preset or not init:
+        base = dataclasses.asdict(PRESETS[preset] if preset else ModelConfig())
+    else:
+        with open_checkpoint(init, verify=False) as checkpoint:
+            base = dataclasses.asdict(checkpoint.config)
     for name, value in given.items():
         if isinstance(value, dict) and isinstance(base.get(name), dict):
             base[name] = {**base[name], **{k: v for k, v in value.items() if v is not None}}

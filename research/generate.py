@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
     if bool(texts) == bool(CHAT.value):
         raise ValueError("give --prompt=TEXT, --prompt_file=FILE or --chat=TEXT; --prompt='' starts from nothing")
     # Here, so that a wrong flag is answered before JAX is imported.
+    from research.data.chat import end_of_turn
     from research.infer.decode import generate, stream
     from research.infer.sampling import SamplingConfig
     from research.interop.load import load
@@ -59,7 +60,9 @@ def main(arguments: list[str]) -> int:
     if opened.tokenizer is None:
         raise ValueError(f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder")
     prompts = [ask(opened.tokenizer, text, SYSTEM.value) for text in CHAT.value] or texts
-    config = replace(config, bos=opened.begins_texts, stop_ids=opened.stop_ids)
+    ends = (end_of_turn(opened.tokenizer),) if CHAT.value else ()
+    stop_ids = tuple(n for n in (*opened.stop_ids, *ends) if n is not None)
+    config = replace(config, bos=opened.begins_texts, stop_ids=stop_ids)
     inputs = opened.model, opened.params, opened.tokenizer, prompts, config
     if JSON.value:
         print(json.dumps({"samples": [_sample(*pair) for pair in zip(CHAT.value or texts, generate(*inputs))]}))

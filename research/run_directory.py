@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from research import experiment as experiments
+from research.data.chat import end_of_turn
 from research.data.corpus import cache_directory
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.experiment import Experiment
@@ -38,8 +39,9 @@ class Run:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The tokens that end what the model writes, beside the tokenizer's own."""
-        return ()
+        """The tokens that end what the model writes, beside the tokenizer's own: a chat model's end of turn."""
+        ends = end_of_turn(self.tokenizer) if self.experiment.objective.name == "chat" else None
+        return () if ends is None else (ends,)
 
 
 def open_run(workdir: str | Path, step: int | None = None) -> Run:

@@ -22,19 +22,19 @@ from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from research import command, tree
-from research.data.corpus import Corpus, open_corpus
-from research.data.loader import heldout_batches, train_batches
+from research.appraisal import evaluate, sample
+from research.data.corpus import Corpus
+from research.data.loader import train_batches
 from research.data.mixture import Mixture
 from research.data.packing import Chained
 from research.experiment import Experiment, from_config, refused_changes
 from research.files import read_json, write_json
-from research.infer.decode import generate
-from research.infer.sampling import SamplingConfig
 from research.mesh import place_batch, start_processes
 from research.objectives.choose import make_objective
 from research.program import Program, make_program
 from research.run_directory import keep_compiled_programs
-from research.training.checkpoint import Checkpoints, restore_params
+from research.start import first_state, open_data
+from research.training.checkpoint import Checkpoints
 from research.training.flops import train_flops_per_token
 from research.training.metrics import RunLog
 from research.training.peaks import peak_flops
@@ -61,6 +61,11 @@ class Session:
     heldout: Chained
     start_step: int
     state: TrainState
+    notes: list[str]
+
+    def evaluate(self, state: TrainState, limit: int) -> dict[str, float]:
+        """See `research.appraisal.evaluate`."""
+        return evaluate(self.program, self.corpus, self.heldout, state, limit)
 
 
 def main(arguments: list[str]) -> int:
@@ -84,7 +89,7 @@ def train(
     `live` chooses between a bar and lines, None by whether standard error is a terminal.
     """
     keep_compiled_programs()
-    corpus = open_corpus(experiment.data, Path(workdir) / "tokenizer")
+    corpus = open_data(experiment, Path(workdir) / "tokenizer")
     program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
     with jax.set_mesh(program.mesh), Checkpoints(Path(workdir) / "checkpoints", experiment.checkpoint) as checkpoints:
         session = prepare(experiment, Path(workdir), corpus, program, checkpoints, allow_changed)
@@ -134,10 +139,10 @@ def loop(session: Session, log: RunLog, request: command.StopRequest, profile: r
                 log_step(session, log, step, metrics, tokens)
             if _due(step, e.train.eval_every) and step < e.train.steps:
                 with log.pause("evaluating"):
-                    log.evaluation(step, evaluate(session, state, e.train.eval_batches))
+                    log.evaluation(step, session.evaluate(state, e.train.eval_batches))
             if _due(step, e.train.sample_every) and step < e.train.steps:
                 with log.pause("sampling"):
-                    sample(session, log, state, step)
+                    log_sample(session, log, state, step)
             if _due(step, e.checkpoint.every) and step < e.train.steps:
                 with log.pause("saving"):
                     save(session, state, step)
@@ -152,9 +157,9 @@ def finish(session: Session, log: RunLog, state: TrainState, step: int) -> None:
         session.checkpoints.wait()
     if step >= session.experiment.train.steps and log.evaluated_step != step:
         with log.pause("evaluating"):
-            log.evaluation(step, evaluate(session, state, 0))
+            log.evaluation(step, session.evaluate(state, 0))
         with log.pause("sampling"):
-            sample(session, log, state, step)
+            log_sample(session, log, state, step)
     log.note(f"step {step:,} is saved in {session.workdir}")
 
 
@@ -162,11 +167,6 @@ def prepare(
     experiment: Experiment, workdir: Path, corpus: Corpus, program: Program, checkpoints: Checkpoints, allow_changed: bool
 ) -> Session:
     """A new run, or the one in `workdir` from its newest good checkpoint. ValueError for what does not fit together."""
-    if corpus.tokenizer.vocab_size > experiment.model.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {corpus.tokenizer.vocab_size} tokens, the model {experiment.model.vocab_size}; "
-            f"set config.model.vocab_size to at least {corpus.tokenizer.vocab_size}"
-        )
     length, overlap = program.objective.window_length(experiment.data.sequence_length), program.objective.overlap
     windows = corpus.train_windows(length, overlap, experiment.train.seed, _tell_tokenizing)
     heldout = corpus.heldout_windows(length, overlap)
@@ -176,9 +176,9 @@ def prepare(
         _refuse_another_run(read_json(record), experiment.to_json(), allow_changed)
     restored = checkpoints.restore(program.state)
     if restored is None:
-        start_step, state = 0, _first_state(program)
+        start_step, (state, notes) = 0, first_state(program)
     else:
-        start_step, state, meta = restored
+        (start_step, state, meta), notes = restored, []
         for name, fingerprint in fingerprints.items():
             if meta[name] != fingerprint and not allow_changed:
                 raise ValueError(
@@ -190,9 +190,9 @@ def prepare(
         write_json(record, experiment.to_json())
         parameters = tree.count(program.state.trainable)
         facts = dict(seed=experiment.train.seed, dataset=corpus.provenance, tokenizer=fingerprints["tokenizer"])
-        parent = {"parent": experiment.train.init_from} if experiment.train.init_from else {}
+        parent = {"parent": experiment.init} if experiment.init else {}
         write_provenance(workdir, describe_run(**facts, parameters=parameters, **parent), start_step)
-    return Session(experiment, workdir, corpus, program, checkpoints, windows, heldout, start_step, state)
+    return Session(experiment, workdir, corpus, program, checkpoints, windows, heldout, start_step, state, notes)
 
 
 def announce(session: Session, log: RunLog) -> None:
@@ -203,6 +203,8 @@ def announce(session: Session, log: RunLog) -> None:
         f"{tree.count(program.state.trainable):,} parameters on {devices}; batches of {program.batch_size} x "
         f"{data.sequence_length} tokens of {data.source}; {'resuming at' if session.start_step else 'from'} step {session.start_step:,}"
     )
+    for line in session.notes:
+        log.note(line)
     for line in program.whole_dimensions():
         log.note(f"not split: {line} does not divide")
 
@@ -222,58 +224,17 @@ def log_step(session: Session, log: RunLog, step: int, metrics: dict[str, jax.Ar
         )
 
 
-def evaluate(session: Session, state: TrainState, limit: int) -> dict[str, float]:
-    """Mean loss on the held-out data in nats per token, and where it has a meaning in bits per byte beside gzip's.
-
-    `limit` batches of it, 0 for all. Bits per byte of a part of the data take its bytes per token to be those of all.
-    """
-    program, totals = session.program, {}
-    batches = heldout_batches(
-        session.heldout, program.objective.example, batch=program.batch_size, limit=limit or None,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
-    for batch in batches:
-        placed = place_batch(batch, program.mesh, program.batch_size)
-        # Fetched one by one: independent programs in flight could meet their collectives in another order elsewhere.
-        pairs = jax.device_get(program.eval_step(state.trainable, state.frozen, placed))
-        for name, (total, count) in pairs.items():
-            before = totals.get(name, (0.0, 0.0))
-            totals[name] = (before[0] + float(total), before[1] + float(count))
-    values = {"loss": totals["loss"][0] / max(totals["loss"][1], 1.0)}
-    if session.experiment.objective.name == "causal_lm":
-        nats, count = totals["nll"]
-        size, tokens = session.corpus.heldout_size()
-        values["bits_per_byte"] = nats / count / math.log(2) * tokens / size
-        values["gzip_bits_per_byte"] = session.corpus.provenance["gzip_bits_per_byte"]
-    return values
-
-
-def sample(session: Session, log: RunLog, state: TrainState, step: int) -> None:
-    """A continuation of the config's prompt, for models that generate."""
-    e = session.experiment
-    if e.model.kind == "encoder" or not e.train.sample_tokens or jax.process_count() > 1:
-        return
-    config = SamplingConfig(
-        max_tokens=e.train.sample_tokens, temperature=0.8, top_p=0.95, seed=step, bos=e.objective.name != "translation"
-    )
-    params = tree.join(state.trainable, state.frozen)
-    [generation] = generate(session.program.model, params, session.corpus.tokenizer, [e.train.sample_prompt], config)
-    log.sample(step, e.train.sample_prompt, generation.text)
+def log_sample(session: Session, log: RunLog, state: TrainState, step: int) -> None:
+    """Writes down what the model makes of the config's prompt, for models that generate."""
+    written = sample(session.program, session.corpus.tokenizer, state, step)
+    if written is not None:
+        log.sample(step, *written)
 
 
 def save(session: Session, state: TrainState, step: int) -> None:
     """Starts to save the state with the fingerprints of what it was trained on."""
     data = session.corpus.provenance["fingerprint"]
     session.checkpoints.save(step, state, {"tokenizer": session.corpus.tokenizer.fingerprint, "data": data})
-
-
-def _first_state(program: Program) -> TrainState:
-    """A fresh state; with config.train.init_from its parameters are another run's."""
-    state, parent = program.init(), program.experiment.train.init_from
-    if not parent:
-        return state
-    _, params, _ = restore_params(Path(parent) / "checkpoints", program.state.trainable, key="trainable")
-    return TrainState(state.step, params, state.frozen, state.optimizer, state.key)
 
 
 def _refuse_another_run(old: dict[str, Any], new: dict[str, Any], allow_changed: bool) -> None:

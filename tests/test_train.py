@@ -151,12 +151,12 @@ def test_changed_data_and_a_changed_tokenizer_are_refused(run, tmp_path):
 
 
 def test_warm_start_takes_another_runs_parameters_and_nothing_else(run, tmp_path):
-    train(tmp_path / "warm", **{"train.init_from": str(run), "train.steps": 1, "optimizer.learning_rate": 0.0})
+    train(tmp_path / "warm", **{"init": str(run), "train.steps": 1, "optimizer.learning_rate": 0.0})
     for path, leaf in parameters(run).items():
         np.testing.assert_array_equal(parameters(tmp_path / "warm")[path], leaf)
     assert read_json(tmp_path / "warm" / "provenance.json")["parent"] == str(run)
-    with pytest.raises(ValueError, match="holds no checkpoint"):
-        train(tmp_path / "cold", **{"train.init_from": str(tmp_path / "nothing")})
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        train(tmp_path / "cold", **{"init": str(tmp_path / "nothing")})
 
 
 @pytest.mark.parametrize("family", ["bert_base", "t5_small", "mixtral_8x7b"])

@@ -2,20 +2,23 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from research.data.cache import Damaged, built
+from research.data.chat import ChatEncoder
+from research.data.chat_windows import PackedConversations
 from research.data.documents import Documents, UnreadableRecord, digest
+from research.data.labelled import LabelledTexts, Labels, label_names
 from research.data.mixture import Mixture, mixture_provenance, open_mixture
 from research.data.packing import Chained, PackedWindows
 from research.data.pairs import PackedPairs
 from research.data.sources import Source
 from research.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
-from research.data.tokens import TokenStore, tokenize
+from research.data.tokens import TokenStore, tokenize, tokenize_conversations
 
 TRAINING_CHARACTERS = 32 * 1024 * 1024  # what a tokenizer is trained on; more text changes few merges
 
@@ -26,11 +29,13 @@ class DataConfig:
 
     `source` is "stdlib", "shakespeare", a local file or folder, "tfds:NAME", or several with weights
     ("stdlib:0.7,shakespeare:0.3"). `tokenizer` is "bytes", "gpt2", "bpe:VOCAB" or "sentencepiece:VOCAB" (trained on the
-    train part), or a file or folder. The batch is global; `batch_size_per_device` is the alternative to it, 0 is unset.
+    train part), or a file or folder; empty is that of the checkpoint `config.init`. `chat_template` is the file of one to
+    use instead of the tokenizer's. The batch is global; `batch_size_per_device` is the alternative to it, 0 is unset.
     """
 
     source: str = "stdlib"
     tokenizer: str = "bpe:8192"
+    chat_template: str = ""
     sequence_length: int = 1024
     batch_size: int = 32
     batch_size_per_device: int = 0
@@ -61,17 +66,21 @@ def cache_directory() -> Path:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Sources with their weights, and the tokenizer of the run. ValueErrors of all kinds are raised by opening it."""
+    """Sources with their weights, and the tokenizer of the run. ValueErrors of all kinds are raised by opening it.
+
+    `labels` are the names of the classes, () for data without.
+    """
 
     config: DataConfig
     sources: tuple[tuple[Source, float], ...]
     tokenizer: Tokenizer
     cache: Path
+    labels: tuple[str, ...] = ()
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Sources, fingerprint, heldout_files, heldout_bytes and gzip_bits_per_byte."""
-        return mixture_provenance(list(self.sources))
+        """Sources, fingerprint, heldout_files, heldout_bytes and gzip_bits_per_byte, and labels where there are any."""
+        return mixture_provenance(list(self.sources)) | ({"labels": list(self.labels)} if self.labels else {})
 
     def train_windows(
         self, length: int, overlap: int, seed: int, progress: Callable[[int, int], None] | None = None
@@ -96,27 +105,51 @@ class Corpus:
             eos = self.tokenizer.eos_id
             bos = eos if self.tokenizer.bos_id is None else self.tokenizer.bos_id
             return PackedWindows(store, length, seed=seed, bos_id=bos, eos_id=eos, overlap=overlap)
+        if documents.fields == ("conversation",):
+            limit, encoder = self.config.max_bad_records, ChatEncoder(self.tokenizer)
+            store = tokenize_conversations(documents, encoder, self.cache, max_bad_records=limit, progress=progress)
+            return PackedConversations(store, length, seed=seed)
         stores = [self._tokens(documents, field, progress) for field in documents.fields]
+        if documents.fields == ("text", "label"):
+            return LabelledTexts(*stores, length, bos_id=self.tokenizer.bos_id, eos_id=self.tokenizer.eos_id)
         return PackedPairs(*stores, length, length, seed=seed, eos_id=self.tokenizer.eos_id)
 
     def _tokens(self, documents: Documents, field: str, progress) -> TokenStore:
-        limit = self.config.max_bad_records
-        return tokenize(
-            documents, self.tokenizer, self.cache, field=field, max_bad_records=limit, progress=progress
-        )
+        limit, encoder = self.config.max_bad_records, Labels(self.labels) if field == "label" else self.tokenizer
+        return tokenize(documents, encoder, self.cache, field=field, max_bad_records=limit, progress=progress)
 
 
-def open_corpus(config: DataConfig, tokenizer_folder: Path | None = None) -> Corpus:
-    """The corpus of a config; the tokenizer is read from `tokenizer_folder` where a run has saved one there."""
+def open_corpus(
+    config: DataConfig, tokenizer_folder: Path | None = None, *, wanted: str = "texts", given: Tokenizer | None = None
+) -> Corpus:
+    """The corpus of a config, of the texts, labelled texts ("labels") or conversations that are `wanted`.
+
+    The tokenizer is read from `tokenizer_folder` where a run has saved one there, and is the one `given` where
+    config.tokenizer is empty. ValueError for what cannot be opened or does not fit together.
+    """
     cache = cache_directory()
-    sources = open_mixture(config.source, cache)
+    sources = open_mixture(config.source, cache, wanted)
     if tokenizer_folder is not None and tokenizer_folder.is_dir():
         tokenizer = load_tokenizer(tokenizer_folder)
+    elif config.tokenizer:
+        tokenizer = _with_template(config, _open_tokenizer(config.tokenizer, [source for source, _ in sources], cache))
+    elif given is not None:
+        tokenizer = _with_template(config, given)
     else:
-        tokenizer = _open_tokenizer(config.tokenizer, [source for source, _ in sources], cache)
+        raise ValueError("data.tokenizer is empty and config.init gives none; set config.data.tokenizer")
     if tokenizer.eos_id is None:
         raise ValueError(f"tokenizer {config.tokenizer!r} has no token that ends a text; choose one that has")
-    return Corpus(config, tuple(sources), tokenizer, cache)
+    labels = label_names((source.train for source, _ in sources), cache) if wanted == "labels" else ()
+    return Corpus(config, tuple(sources), tokenizer, cache, labels)
+
+
+def _with_template(config: DataConfig, tokenizer: Tokenizer) -> Tokenizer:
+    if not config.chat_template:
+        return tokenizer
+    try:
+        return replace(tokenizer, chat_template=Path(config.chat_template).expanduser().read_bytes().decode())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"data.chat_template={config.chat_template!r} cannot be read as text: {error}") from None
 
 
 def _open_tokenizer(spelling: str, sources: list[Source], cache: Path) -> Tokenizer:

@@ -7,6 +7,8 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
+from research.data import conversations
+
 HELDOUT_ONE_IN = 20  # about 5 % of the documents
 HELDOUT_MAX = 1000  # evaluating the held-out part must stay cheap however big the corpus is
 
@@ -20,9 +22,10 @@ class UnreadableRecord(ValueError):
 
 
 class Documents(Protocol):
-    """Texts by index. `[i]` is {"text", "path"}, or {"inputs", "targets", "path"} for pairs, all str.
+    """Texts by index. `[i]` is {"text", "path"}, {"inputs", "targets", "path"} for pairs, {"text", "label", "path"} for
+    labelled texts, or {"conversation", "path"} with the messages as JSON, all str.
 
-    `fields` is ("text",) or ("inputs", "targets"); equal `fingerprint`s mean equal content in equal order.
+    `fields` names them but "path"; equal `fingerprint`s mean equal content in equal order.
     `[i]` raises UnreadableRecord for a record that cannot be read, and another index still can be.
     """
 
@@ -92,25 +95,52 @@ def heldout_mask(ids: Iterable[str]) -> np.ndarray:
     return mask
 
 
-def choose_fields(query: str, columns: Sequence[str], source: str) -> dict[str, str]:
-    """Which column gives "text", or "inputs" and "targets": from a query "text=content" or "inputs=en&targets=de",
-    or by these very names where the query is empty. ValueError for a query or columns that do not fit."""
+# What a run may want of its data, with the names that a query may give to columns.
+LAYOUTS = {
+    "texts": (("text",), ("inputs", "targets")),
+    "labels": (("text", "label"),),
+    "conversations": (("messages",), ("instruction", "output"), ("instruction", "input", "output")),
+}
+
+
+def choose_fields(query: str, columns: Sequence[str], source: str, wanted: str = "texts") -> dict[str, str]:
+    """Which columns give what is `wanted`: from a query "text=content", "inputs=en&targets=de" or "messages=chat", or by
+    the usual names where the query is empty. ValueError for a query or columns that do not fit."""
     fields = dict(parse_qsl(query, keep_blank_values=True))
     if not query:
-        fields = {"text": "text"} if "text" in columns else {"inputs": "inputs", "targets": "targets"}
-    if set(fields) not in ({"text"}, {"inputs", "targets"}) or not set(fields.values()) <= set(columns):
+        usual = [{name: name for name in layout} for layout in LAYOUTS[wanted]]
+        if wanted == "conversations":
+            usual = [{"messages": "messages"}, {"messages": "conversations"}, usual[2], usual[1]]
+        fields = next((found for found in usual if set(found.values()) <= set(columns)), usual[-1])
+    if set(fields) not in map(set, LAYOUTS[wanted]) or not set(fields.values()) <= set(columns):
+        spellings = ["?" + "&".join(f"{name}=FIELD" for name in layout) for layout in LAYOUTS[wanted]]
         raise ValueError(
             f"{source} has the fields {', '.join(sorted(columns)) or '(none)'}; name the wanted ones, as in "
-            f"'{source.partition('?')[0]}?text=FIELD' or '?inputs=FIELD&targets=FIELD'"
+            f"'{source.partition('?')[0]}{spellings[0]}'{''.join(f' or {one!r}' for one in spellings[1:])}"
         )
     return fields
 
 
+def made_of(fields: Mapping[str, str]) -> tuple[str, ...]:
+    """What `pick` gives for these fields."""
+    return ("conversation",) if set(fields) & {"messages", "instruction"} else tuple(fields)
+
+
 def pick(row: Mapping[str, Any], fields: Mapping[str, str], file: str, index: int) -> dict[str, str]:
-    """The wanted columns of a row as text; UnreadableRecord where one is missing, no text, or not UTF-8."""
+    """The wanted columns of a row as text; UnreadableRecord where one is missing, no text, not UTF-8, or no
+    conversation."""
+    if made_of(fields) == ("conversation",):
+        try:
+            text = conversations.spell(conversations.conversation(row, fields))
+            return {"conversation": text.encode("utf-8").decode("utf-8")}
+        except ValueError as error:  # UnicodeError is one
+            raise UnreadableRecord(file, index, error) from None
     picked = {}
     for name, column in fields.items():
         value = row.get(column)
+        if name == "label":
+            picked[name] = _label(value, column, file, index)
+            continue
         if not isinstance(value, str | bytes):
             raise UnreadableRecord(file, index, f"field {column!r} is {type(value).__name__}, wanted text")
         try:
@@ -119,6 +149,16 @@ def pick(row: Mapping[str, Any], fields: Mapping[str, str], file: str, index: in
         except UnicodeError as error:
             raise UnreadableRecord(file, index, error) from None
     return picked
+
+
+def _label(value: Any, column: str, file: str, index: int) -> str:
+    """A class by its name or its number, which is not negative: TFDS has -1 where a test set keeps its labels back."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, str) and value.strip() or isinstance(value, int) and value >= 0:
+        return str(int(value) if isinstance(value, bool) else value)
+    raise UnreadableRecord(file, index, f"field {column!r} is {value!r}, wanted the name or number of a class")
 
 
 def digest(*parts: str | bytes) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from research.data.cache import remembered
-from research.data.documents import UnreadableRecord, choose_fields, digest, pick
+from research.data.documents import UnreadableRecord, choose_fields, digest, made_of, pick
 
 PIECE_BYTES = 256 * 1024  # longest document cut from a text file, some 64k tokens: longer than the windows we train on
 PIECES_WANTED = 20  # so that the rule of documents.heldout_mask finds something in a single small file
@@ -37,14 +37,14 @@ class Reader(Protocol):
 class FileDocuments:
     """The records of a file, or of a folder's files in path order. Text files are cut at line ends into pieces."""
 
-    def __init__(self, path: Path, query: str, cache_dir: Path):
+    def __init__(self, path: Path, query: str, cache_dir: Path, wanted: str = "texts"):
         try:
             self._readers = _open_readers(path)
         except OSError as error:
             raise ValueError(f"data {str(path)!r} cannot be read: {error}") from None
         self._ends = np.cumsum([len(reader) for reader in self._readers])
-        self._fields = choose_fields(query, _columns(self._readers), f"{path}?{query}")
-        self.fields = tuple(self._fields)
+        self._fields = choose_fields(query, _columns(self._readers), f"{path}?{query}", wanted)
+        self.fields = made_of(self._fields)
         files = [(str(reader.path), reader.name) for reader in self._readers]
         layout = [len(reader) for reader in self._readers]
         self.fingerprint = digest(content_digest(files, cache_dir), json.dumps([self._fields, layout]))

@@ -80,9 +80,9 @@ def parse_mixture(spelling: str) -> list[tuple[str, float]]:
     return parts
 
 
-def open_mixture(spelling: str, cache_dir: Path) -> list[tuple[Source, float]]:
+def open_mixture(spelling: str, cache_dir: Path, wanted: str = "texts") -> list[tuple[Source, float]]:
     """The sources of a mixture with their weights. ValueError as parse_mixture and open_source raise it."""
-    return [(open_source(name, cache_dir), weight) for name, weight in parse_mixture(spelling)]
+    return [(open_source(name, cache_dir, wanted), weight) for name, weight in parse_mixture(spelling)]
 
 
 def mixture_provenance(parts: list[tuple[Source, float]]) -> dict[str, Any]:

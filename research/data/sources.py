@@ -43,16 +43,17 @@ class Source:
     provenance: dict[str, Any]
 
 
-def open_source(name: str, cache_dir: Path) -> Source:
+def open_source(name: str, cache_dir: Path, wanted: str = "texts") -> Source:
     """The source called "stdlib", "shakespeare" or "tfds:NAME", or else the local file or folder at this path.
 
-    "?text=FIELD" or "?inputs=FIELD&targets=FIELD" after a path or a TFDS name picks the fields of its records.
-    ValueError, one line, for data that are missing, empty or not of a known format.
+    `wanted` is "texts" (alone or in pairs), "labels" (texts with theirs) or "conversations". "?text=FIELD",
+    "?inputs=FIELD&targets=FIELD", "?text=FIELD&label=FIELD" or "?messages=FIELD" after a path or a TFDS name picks the
+    fields of its records. ValueError, one line, for data that are missing, empty or not of a known format.
     """
     cache_dir = Path(cache_dir)
     plain, _, query = name.partition("?")
     if plain in ("stdlib", "shakespeare"):
-        choose_fields(query, ("text",), name)
+        choose_fields(query, ("text",), name, wanted)
     if plain == "stdlib":
         from research.data.stdlib import open_stdlib  # TFDS takes 0.4 s to import, which others need not pay
 
@@ -62,11 +63,11 @@ def open_source(name: str, cache_dir: Path) -> Source:
     elif plain.startswith("tfds:"):
         from research.data.tfds import open_tfds
 
-        documents, heldout = open_tfds(plain.removeprefix("tfds:"), query)
+        documents, heldout = open_tfds(plain.removeprefix("tfds:"), query, wanted)
         paths = (f"train/{index}" for index in range(len(documents)))
         (train, heldout), facts = (documents, heldout) if heldout else _split(documents, paths, name), {}
     else:
-        files = FileDocuments(Path(plain).expanduser(), query, cache_dir)
+        files = FileDocuments(Path(plain).expanduser(), query, cache_dir, wanted)
         (train, heldout), facts = _split(files, files.identities(), name), {}
     fingerprint = digest(train.fingerprint, heldout.fingerprint)
     counts = {"train_documents": len(train), "heldout_documents": len(heldout)}
@@ -101,7 +102,7 @@ def _measure(heldout: Documents) -> dict[str, Any]:
             document = heldout[index]
         except UnreadableRecord:  # counted where the records are tokenised
             continue
-        text = document[heldout.fields[-1]].encode("utf-8")
+        text = document["text" if "text" in document else heldout.fields[-1]].encode("utf-8")
         paths.append(document["path"])
         texts.append(text if size < GZIP_MAX_BYTES else b"")
         size += len(text)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets
 
-from research.data.documents import UnreadableRecord, choose_fields, digest, pick
+from research.data.documents import UnreadableRecord, choose_fields, digest, made_of, pick
 
 HELDOUT_SPLITS = ("validation", "valid", "val", "dev", "test")  # the first that a data set has is its held-out part
 
@@ -25,7 +25,7 @@ class TfdsDocuments:
     ):
         info = builder.info.splits[split]
         sizes = [(length, path.stat().length) for length, path in zip(info.shard_lengths, info.filepaths)]
-        self.fields = tuple(fields)
+        self.fields = made_of(fields)
         self.fingerprint = digest(content, builder.info.full_name, split, repr((sizes, info.num_bytes, fields)))
         self._columns = fields
         self._split, self._paths = split, paths
@@ -47,7 +47,7 @@ class TfdsDocuments:
         return pick(record, self._columns, file, row) | {"path": path}
 
 
-def open_tfds(name: str, query: str) -> tuple[TfdsDocuments, TfdsDocuments | None]:
+def open_tfds(name: str, query: str, wanted: str = "texts") -> tuple[TfdsDocuments, TfdsDocuments | None]:
     """The train split and the data set's own held-out split, None if it has none; prepared first where it is not.
 
     `name` is TFDS's spelling, "lm1b" or "wmt19_translate/de-en:1.0.0"; data lie where TFDS puts them (TFDS_DATA_DIR).
@@ -62,7 +62,7 @@ def open_tfds(name: str, query: str) -> tuple[TfdsDocuments, TfdsDocuments | Non
     splits = builder.info.splits
     if "train" not in splits:
         raise ValueError(f"tfds:{name} has the splits {', '.join(splits) or '(none)'}; wanted train")
-    fields = choose_fields(query, tuple(builder.info.features), f"tfds:{name}?{query}")
+    fields = choose_fields(query, tuple(builder.info.features), f"tfds:{name}?{query}", wanted)
     own = next((split for split in HELDOUT_SPLITS if split in splits and len(splits[split].shard_lengths)), None)
     return TfdsDocuments(builder, "train", fields), own and TfdsDocuments(builder, own, fields)
 

@@ -1,6 +1,7 @@
-"""The token store: a split tokenised once, its ids in one flat memory-mapped file."""
+"""The token store: a split tokenised once, its ids (and for conversations a mask) in flat memory-mapped files."""
 
 import functools
+import json
 import logging
 import zlib
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from research.data.cache import Damaged, built
+from research.data.chat import ChatEncoder
 from research.data.documents import Documents, UnreadableRecord, digest
 from research.files import read_json, write_json
 
@@ -28,6 +30,11 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
 
 
+# Ids of a text and, for a conversation, which of them the assistant says; the reason where it is refused.
+_Encoded = tuple[list[int], list[bool] | None] | ValueError
+_Encode = Callable[[list[str]], list[_Encoded]]
+
+
 class BadRecords(ValueError):
     """More records of a source could not be read than were allowed; names the file and index of the last straw."""
 
@@ -37,7 +44,8 @@ class TokenStore:
     """Document d is `ids[offsets[d]:offsets[d + 1]]`, without special tokens, and was `n_bytes[d]` bytes of UTF-8.
 
     ids uint16 or uint32 [tokens], offsets int64 [documents + 1], n_bytes int64 [documents]. `bad_records` are the
-    messages of those left out. Equal `fingerprint`s mean equal arrays.
+    messages of those left out. Equal `fingerprint`s mean equal arrays. For conversations `mask`, bool [tokens], is true
+    where the assistant speaks; it is None for plain text.
     """
 
     ids: np.ndarray
@@ -45,6 +53,7 @@ class TokenStore:
     n_bytes: np.ndarray
     fingerprint: str
     bad_records: tuple[str, ...] = ()
+    mask: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.n_bytes)
@@ -68,29 +77,66 @@ def tokenize(
         raise ValueError(f"the documents have {' and '.join(documents.fields)}, wanted {field}; set config.data.source")
     key = digest(_FORMAT, documents.fingerprint, field, tokenizer.fingerprint)
 
+    def encode(texts: list[str]) -> list[_Encoded]:
+        return [(ids, None) for ids in tokenizer.encode_batch(texts)]
+
+    return _stored(documents, field, encode, tokenizer.vocab_size, key, cache_dir, max_bad_records, progress)
+
+
+def tokenize_conversations(
+    documents: Documents,
+    encoder: ChatEncoder,
+    cache_dir: Path,
+    *,
+    max_bad_records: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> TokenStore:
+    """The same for conversations, with their mask. One that the chat template rejects is an unreadable record."""
+    key = digest(_FORMAT, documents.fingerprint, "conversation", encoder.fingerprint)
+
+    def encode(texts: list[str]) -> list[_Encoded]:
+        return encoder.encode_batch([json.loads(text) for text in texts])
+
+    return _stored(documents, "conversation", encode, encoder.vocab_size, key, cache_dir, max_bad_records, progress)
+
+
+def _stored(
+    documents: Documents, field: str, encode: _Encode, vocab_size: int, key: str, cache_dir: Path, max_bad: int, progress
+) -> TokenStore:
     def build(directory: Path) -> None:
-        _write(directory, documents, tokenizer, field, max_bad_records, progress)
+        _write(directory, documents, encode, vocab_size, field, max_bad, progress)
 
     store = built(cache_dir / "tokens" / key[:32], build, functools.partial(_open, key=key))
-    if len(store.bad_records) > max_bad_records:
-        raise _too_many(store.bad_records[max_bad_records], len(store.bad_records), max_bad_records)
+    if len(store.bad_records) > max_bad:
+        raise _too_many(store.bad_records[max_bad], len(store.bad_records), max_bad)
     return store
 
 
-def _write(directory: Path, documents: Documents, tokenizer: Tokenizer, field: str, max_bad: int, progress) -> None:
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+def _write(
+    directory: Path, documents: Documents, encode: _Encode, vocab_size: int, field: str, max_bad: int, progress
+) -> None:
+    dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
     lengths: list[int] = []
     n_bytes: list[int] = []
     bad: list[str] = []
-    checksum = 0
-    with open(directory / "ids.bin", "wb") as file:
-        for done, texts in _chunks(documents, field, bad, max_bad):
-            encoded = tokenizer.encode_batch(texts)
-            data = b"".join(np.asarray(ids, dtype).tobytes() for ids in encoded)
-            file.write(data)
-            checksum = zlib.crc32(data, checksum)
-            lengths += map(len, encoded)
-            n_bytes += (len(text.encode("utf-8")) for text in texts)
+    checksum, mask_checksum, masked = 0, 0, False
+    with open(directory / "ids.bin", "wb") as file, open(directory / "mask.bin", "wb") as mask_file:
+        for done, texts, names in _chunks(documents, field, bad, max_bad):
+            for encoded, text, name in zip(encode(texts), texts, names):
+                if isinstance(encoded, ValueError):
+                    _leave_out(f"{name}: {encoded}", bad, max_bad)
+                    continue
+                ids, mask = encoded
+                data = np.asarray(ids, dtype).tobytes()
+                file.write(data)
+                checksum = zlib.crc32(data, checksum)
+                if mask is not None:
+                    masked = True
+                    data = np.asarray(mask, bool).tobytes()
+                    mask_file.write(data)
+                    mask_checksum = zlib.crc32(data, mask_checksum)
+                lengths.append(len(ids))
+                n_bytes.append(len(text.encode("utf-8")))
             if progress:
                 progress(done, len(documents))
     if not sum(lengths):
@@ -98,27 +144,41 @@ def _write(directory: Path, documents: Documents, tokenizer: Tokenizer, field: s
     table = np.array([lengths, n_bytes], "<i8")
     table.tofile(directory / "documents.bin")
     meta = {"dtype": dtype.name, "tokens": sum(lengths), "documents": len(lengths), "bad_records": bad}
-    write_json(directory / "meta.json", meta | {"ids_crc32": checksum, "documents_crc32": zlib.crc32(table.tobytes())})
+    meta |= {"ids_crc32": checksum, "documents_crc32": zlib.crc32(table.tobytes())}
+    if masked:
+        meta["mask_crc32"] = mask_checksum
+    else:
+        (directory / "mask.bin").unlink()
+    write_json(directory / "meta.json", meta)
 
 
-def _chunks(documents: Documents, field: str, bad: list[str], max_bad: int) -> Iterator[tuple[int, list[str]]]:
-    """Lists of texts with the number of documents behind them; unreadable ones go to `bad` until it is too long."""
+def _chunks(
+    documents: Documents, field: str, bad: list[str], max_bad: int
+) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Texts and their paths, with the number of documents behind them; unreadable ones go to `bad` until it is too long."""
     texts: list[str] = []
+    names: list[str] = []
     size = 0
     for index in range(len(documents)):
         try:
-            texts.append(documents[index][field])
+            document = documents[index]
         except UnreadableRecord as error:
-            bad.append(str(error))
-            if len(bad) > max_bad:
-                raise _too_many(bad[-1], len(bad), max_bad) from None
-            logging.warning("left out %s", error)
+            _leave_out(str(error), bad, max_bad)
             continue
+        texts.append(document[field])
+        names.append(document["path"])
         size += len(texts[-1])
         if size >= _CHUNK_CHARACTERS:
-            yield index + 1, texts
-            texts, size = [], 0
-    yield len(documents), texts
+            yield index + 1, texts, names
+            texts, names, size = [], [], 0
+    yield len(documents), texts, names
+
+
+def _leave_out(record: str, bad: list[str], max_bad: int) -> None:
+    bad.append(record)
+    if len(bad) > max_bad:
+        raise _too_many(record, len(bad), max_bad)
+    logging.warning("left out %s", record)
 
 
 def _too_many(record: str, count: int, limit: int) -> BadRecords:
@@ -136,9 +196,14 @@ def _open(directory: Path, key: str) -> TokenStore:
         table = np.fromfile(directory / "documents.bin", "<i8").reshape(2, meta["documents"])
         if _crc32(ids) != meta["ids_crc32"] or zlib.crc32(table.tobytes()) != meta["documents_crc32"]:
             raise ValueError("its checksum differs")
+        mask = None
+        if "mask_crc32" in meta:
+            mask = np.asarray(np.memmap(directory / "mask.bin", bool, "r", shape=(meta["tokens"],)))
+            if _crc32(mask) != meta["mask_crc32"]:
+                raise ValueError("its mask's checksum differs")
         offsets = np.concatenate([[0], np.cumsum(table[0])])
         # A plain array over the map: np.memmap costs microseconds at every slice.
-        return TokenStore(np.asarray(ids), offsets, table[1], key, tuple(meta["bad_records"]))
+        return TokenStore(np.asarray(ids), offsets, table[1], key, tuple(meta["bad_records"]), mask)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"the token cache {directory} is damaged: {error}") from None
 

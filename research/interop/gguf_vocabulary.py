@@ -179,13 +179,13 @@ def _dummy_prefix(spec: Mapping[str, Any]) -> bool:
 def _from_model(content: bytes) -> _Vocabulary:
     sentencepiece.load(content)  # for its errors
     pieces, trainer, normalizer = [], {}, {}
-    for number, value in sentencepiece._fields(content):
+    for number, value in sentencepiece.fields(content):
         if number == 1:
-            pieces.append(dict(sentencepiece._fields(value)))
+            pieces.append(dict(sentencepiece.fields(value)))
         elif number == 2:
-            trainer |= dict(sentencepiece._fields(value))
+            trainer |= dict(sentencepiece.fields(value))
         elif number == 3:
-            normalizer |= dict(sentencepiece._fields(value))
+            normalizer |= dict(sentencepiece.fields(value))
     # Field numbers and defaults of sentencepiece_model.proto.
     found = {
         "model_type": trainer.get(3, 1) == 2 and "bpe",

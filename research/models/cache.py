@@ -24,10 +24,13 @@ from research.ops.einsum import spec
 )
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of all layers, and what is in each slot."""
+    """Keys and values of all layers, and what is in each slot.
 
-    key_LBKSH: jax.Array
-    value_LBKSH: jax.Array
+    `apart`, a tuple of the layers [B, K, S, H] stands for an array: an unrolled stack then copies no layer out to read it.
+    """
+
+    key_LBKSH: jax.Array | tuple[jax.Array, ...]
+    value_LBKSH: jax.Array | tuple[jax.Array, ...]
     positions_BS: jax.Array
     segments_BS: jax.Array
 
@@ -41,6 +44,13 @@ class Cache:
         positions_BS = _put(self.positions_BS, positions_BT, slots_BT)
         segments_BS = _put(self.segments_BS, segments_BT, slots_BT)
         return replace(self, positions_BS=positions_BS, segments_BS=segments_BS)
+
+    def apart(self) -> "Cache":
+        """The cache with each layer an array of its own."""
+        if isinstance(self.key_LBKSH, tuple):
+            return self
+        keys, values = (tuple(kv[layer] for layer in range(kv.shape[0])) for kv in (self.key_LBKSH, self.value_LBKSH))
+        return replace(self, key_LBKSH=keys, value_LBKSH=values)
 
     def places(self, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         """The slot of each token; that of padding lies outside the cache."""
@@ -57,15 +67,30 @@ class LayerCache:
 
     def write(self, k_BTKH: jax.Array, v_BTKH: jax.Array) -> "LayerCache":
         """The cache with this layer's new keys and values in their slots."""
-        keys = _put(self.cache.key_LBKSH, k_BTKH, self.slots_BT, self.layer)
-        values = _put(self.cache.value_LBKSH, v_BTKH, self.slots_BT, self.layer)
+        keys = self._entered(self.cache.key_LBKSH, k_BTKH)
+        values = self._entered(self.cache.value_LBKSH, v_BTKH)
         return replace(self, cache=replace(self.cache, key_LBKSH=keys, value_LBKSH=values))
 
     def read(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         """This layer's keys and values, [B, S, K, H]."""
-        pick = partial(jax.lax.dynamic_index_in_dim, index=self.layer, axis=0, keepdims=False)
-        k_BKSH, v_BKSH = pick(self.cache.key_LBKSH), pick(self.cache.value_LBKSH)
+        k_BKSH, v_BKSH = self._own(self.cache.key_LBKSH), self._own(self.cache.value_LBKSH)
         return jnp.swapaxes(k_BKSH, 1, 2).astype(dtype), jnp.swapaxes(v_BKSH, 1, 2).astype(dtype)
+
+    def _own(self, layers):
+        if isinstance(layers, tuple):
+            return layers[self.layer]
+        return jax.lax.dynamic_index_in_dim(layers, self.layer, axis=0, keepdims=False)
+
+    def _entered(self, layers, new_BTKH: jax.Array):
+        if not isinstance(layers, tuple):
+            return _put(layers, new_BTKH, self.slots_BT, self.layer)
+        slots_BT = self.slots_BT
+        if slots_BT.size == 1:
+            # Written twice, it stays a scatter. A single update the CPU backend fuses into what reads the cache and once
+            # more into what keeps it, and copies the cache for that.
+            slots_BT, new_BTKH = jnp.repeat(slots_BT, 2, axis=1), jnp.repeat(new_BTKH, 2, axis=1)
+        own = _put(layers[self.layer], new_BTKH, slots_BT)
+        return (*layers[: self.layer], own, *layers[self.layer + 1 :])
 
 
 def make_cache(
@@ -83,21 +108,23 @@ def make_cache(
 
 
 def _put(cached: jax.Array, new: jax.Array, slots_BT: jax.Array, layer: jax.Array | int | None = None) -> jax.Array:
-    """`cached` [B, S] with `new` [B, T] in its slots, or [L, B, K, S, H] with `new` [B, T, K, H] in those of a layer.
+    """`cached` [B, S] with `new` [B, T] in its slots, [B, K, S, H] with `new` [B, T, K, H], or all layers of the latter.
 
     Written in place where the caller's buffer may be: a copy of the cache for every token would cost more than the model.
     """
 
     def scatter(cached, new, slots_BT, layer):
         rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
-        at = (rows_B1, slots_BT) if layer is None else (layer, rows_B1, slice(None), slots_BT)
+        at = (rows_B1, slots_BT) if cached.ndim == 2 else (rows_B1, slice(None), slots_BT)
+        at = at if layer is None else (layer, *at)
         return cached.at[at].set(new.astype(cached.dtype), mode="drop")
 
     if jax.sharding.get_abstract_mesh().empty:
         return scatter(cached, new, slots_BT, layer)
     # Rows and heads are split, slots are not: each device writes its own part, which the scatter's types cannot tell.
     where = spec(cached)
-    rows, heads = (where[0], ()) if layer is None else (where[1], (where[2], where[4]))
+    rows, *heads = where if layer is None else where[1:]
+    heads = (heads[0], heads[2]) if len(heads) == 3 else ()
     parts = PartitionSpec(rows, None, *heads), PartitionSpec(rows, None)
     new, slots_BT = jax.reshard(new, parts[0]), jax.reshard(slots_BT, parts[1])
     specs = (PartitionSpec(*where), *parts, None if layer is None else PartitionSpec())

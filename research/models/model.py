@@ -11,9 +11,9 @@ from research.models.cache import Cache, make_cache
 from research.models.config import Execution, ModelConfig
 from research.models.initial import initial
 from research.models.spec import Spec, zeros
-from research.models.stack import Surroundings, layer_specs, run
+from research.models.stack import Surroundings, each, layer_specs, run
 from research.ops.attention import Visibility
-from research.ops.einsum import add_bias, einsum
+from research.ops.einsum import add_bias, einsum, whole
 from research.ops.rope import frequencies, rotation
 from research.precision import Precision
 from research.tree import Tree
@@ -49,6 +49,11 @@ class Model:
                 "kernel": Spec((c.d_model, c.d_model), ("embed", "vector"), start.head),
                 "bias": Spec((c.d_model,), ("vector",), zeros),
             }
+        if c.labels:
+            specs["classifier"] = {
+                "kernel": Spec((c.d_model, c.labels), ("embed", "label"), start.head),
+                "bias": Spec((c.labels,), ("label",), zeros),
+            }
         head = embedding.head_specs(c, start)
         return {**specs, "head": head} if head else specs
 
@@ -73,16 +78,22 @@ class Model:
 
     def pooled(self, params: Tree, hidden_BTD: jax.Array) -> jax.Array:
         """BERT's summary of a text, tanh of a layer over its first token, [B, 1, D]."""
-        first_B1D = hidden_BTD[:, :1]
+        first_B1D = whole(hidden_BTD, axis=1)[:, :1]
         p = params["pooler"]
         return jnp.tanh(add_bias(einsum("BTD,DM->BTM", first_B1D, p["kernel"]), p["bias"]))
+
+    def class_logits(self, params: Tree, hidden_BTD: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Logits float32 [B, 1, V] of the model's V labels; dropout before the layer where a key is given."""
+        pooled_BTD = layers.dropout(self.pooled(params, hidden_BTD), self.config.dropout, key)
+        p = params["classifier"]
+        return add_bias(einsum("BTD,DV->BTV", pooled_BTD, p["kernel"]), p["bias"]).astype(jnp.float32)
 
     def encode(self, params: Tree, batch: Batch, key: jax.Array | None = None) -> tuple[tuple, Batch]:
         """The memory of an encoder-decoder: keys and values of every decoder layer, and the encoder's batch fields."""
         c = self.config
         inputs = {name: batch[f"encoder_{name}"] for name in ("inputs", "segments", "positions")}
         states_BSD, _, _ = self._stack(params["embed"], params["encoder"], inputs, None, None, key, causal=False)
-        keys_values = jax.vmap(lambda p: layers.keys_values(p, states_BSD, c, None))(params["layers"]["cross"])
+        keys_values = each(lambda p: layers.keys_values(p["cross"], states_BSD, c, None), params["layers"])
         return keys_values, inputs
 
     def decode(

@@ -55,8 +55,12 @@ def layer_specs(c: ModelConfig, start: Initial, count: int, cross: bool) -> Tree
 def run(
     p_layers: Tree, x_BTD: jax.Array, c: ModelConfig, execution: Execution, shared: Surroundings, cache: Cache | None = None
 ) -> tuple[jax.Array, Cache | None, jax.Array]:
-    """The stack's output, the cache with what was written, and the load-balancing loss averaged over layers."""
-    count = jax.tree.leaves(p_layers)[0].shape[0]
+    """The stack's output, the cache with what was written, and the load-balancing loss averaged over layers.
+
+    `p_layers` is a tree of stacked layers, or a tuple with a tree for each, which is run unrolled.
+    """
+    apart = isinstance(p_layers, tuple)
+    count = len(p_layers) if apart else jax.tree.leaves(p_layers)[0].shape[0]
     slots_BT = None
     if cache is not None:
         segments_BT = shared.visibility.q_segments_BT
@@ -77,14 +81,22 @@ def run(
 
     carry = (x_BTD, cache, jnp.zeros((), jnp.float32))
     body = _remat(body, execution.remat)
-    unroll = count if execution.unroll == 0 else min(execution.unroll, count)
-    if unroll == count:
+    unroll = min(execution.unroll or count, count)
+    if apart or unroll == count:
         for index in range(count):
-            carry, _ = body(carry, (jax.tree.map(lambda w: w[index], p_layers), index))
+            p = p_layers[index] if apart else jax.tree.map(lambda w: w[index], p_layers)
+            carry, _ = body(carry, (p, index))
     else:
         carry, _ = jax.lax.scan(body, carry, (p_layers, jnp.arange(count)), unroll=unroll)
     x_BTD, cache, balance = carry
     return x_BTD, cache, balance / count
+
+
+def each(function: Callable[[Tree], Tree], p_layers: Tree) -> Tree:
+    """`function` of every layer's parameters, results stacked; the layers as `run` takes them."""
+    if isinstance(p_layers, tuple):
+        return jax.tree.map(lambda *results: jnp.stack(results), *map(function, p_layers))
+    return jax.vmap(function)(p_layers)
 
 
 def block(

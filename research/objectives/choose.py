@@ -4,11 +4,21 @@ from dataclasses import dataclass
 
 from research.data.tokenizers import Tokenizer
 from research.objectives.causal_lm import CausalLM
+from research.objectives.chat import Chat
+from research.objectives.classification import Classification
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.seq2seq import SpanCorruption, Translation
 
-NAMES = ("causal_lm", "masked_lm", "span_corruption", "translation")
-Objective = CausalLM | MaskedLM | SpanCorruption | Translation
+# By name: the kind of model that it trains, and what it reads (`wanted` of research.data.sources.open_source).
+NAMES = {
+    "causal_lm": ("decoder", "texts"),
+    "chat": ("decoder", "conversations"),
+    "masked_lm": ("encoder", "texts"),
+    "classification": ("encoder", "labels"),
+    "span_corruption": ("encoder_decoder", "texts"),
+    "translation": ("encoder_decoder", "texts"),
+}
+Objective = CausalLM | Chat | MaskedLM | Classification | SpanCorruption | Translation
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,16 @@ class ObjectiveConfig:
     whole_words: bool = False
     mean_span: float = 3.0
 
+    @property
+    def trains(self) -> str:
+        """The kind of model."""
+        return NAMES[self.name][0]
+
+    @property
+    def reads(self) -> str:
+        """The kind of data."""
+        return NAMES[self.name][1]
+
     def __post_init__(self):
         if self.name not in NAMES:
             raise ValueError(f"objective.name={self.name!r}; choose one of {', '.join(NAMES)}")
@@ -34,6 +54,8 @@ class ObjectiveConfig:
             raise ValueError(f"objective.mean_span={self.mean_span} must be at least 1")
         if self.whole_words and self.name != "masked_lm":
             raise ValueError(f"objective.whole_words is for masked_lm, objective.name={self.name!r}")
+        if self.z_loss and self.name == "classification":
+            raise ValueError("objective.z_loss is for losses over a vocabulary; set it to 0 for classification")
 
 
 def make_objective(c: ObjectiveConfig, tokenizer: Tokenizer) -> Objective:
@@ -42,6 +64,10 @@ def make_objective(c: ObjectiveConfig, tokenizer: Tokenizer) -> Objective:
     start_id = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id  # T5 starts its decoder with padding
     if c.name == "causal_lm":
         return CausalLM(**losses)
+    if c.name == "chat":
+        return Chat(**losses)
+    if c.name == "classification":
+        return Classification(c.label_smoothing)
     if c.name == "masked_lm":
         if tokenizer.mask_id is None:
             raise ValueError("objective masked_lm needs a tokenizer with a mask token, such as bpe:8192")

@@ -15,7 +15,7 @@ from research.training.plot import curve_svg
 from research.training.progress import clock_time, short_number
 from research.training.samples import read_samples
 
-PARENT = "train.init_from"  # the entry of config.json that names the directory of the run this one starts from
+PARENT = "init"  # the entry of config.json that names the checkpoint, or the directory of the run, this one starts from
 SAMPLES_OPEN = 3  # samples shown unfolded, the last ones
 SPEEDS = (  # (name in a row, title, unit, factor from the row's unit)
     ("tokens_per_second", "Throughput", "tokens per second", 1.0),
@@ -173,8 +173,11 @@ def _changes(folder: Path, config: Mapping[str, Any]) -> str:
     places = [Path(parent), folder.parent / parent]
     found = next((place for place in places if (place / "config.json").is_file()), None)
     if found is None:
-        return f"<p>The parent run <code>{escape(parent)}</code> has no config.json here.</p>"
-    return f"<p>Parent: <code>{escape(parent)}</code></p>" + diff_table(flatten(read_json(found / "config.json")), flat)
+        return f"<p>Started from <code>{escape(parent)}</code>, which has no config.json here.</p>"
+    before = read_json(found / "config.json")
+    if not isinstance(before, dict) or not isinstance(before.get("model"), dict):  # Hugging Face's, not a run's
+        return f"<p>Started from <code>{escape(parent)}</code>, which is no run.</p>"
+    return f"<p>Parent: <code>{escape(parent)}</code></p>" + diff_table(flatten(before), flat)
 
 
 def _origin(provenance: Mapping[str, Any]) -> dict[str, Any]:

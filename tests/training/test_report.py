@@ -78,7 +78,7 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path):
 def test_hostile_text_is_shown_and_not_run(tmp_path):
     folder = write_run(
         tmp_path / "run", [*training_rows(), {"step": 30, HOSTILE: 1.0, "nonfinite": {HOSTILE: HOSTILE}}],
-        config={"a": {HOSTILE: HOSTILE}, "train": {"init_from": HOSTILE}}, provenance={"command": [HOSTILE], "started": HOSTILE},
+        config={"a": {HOSTILE: HOSTILE}, "init": HOSTILE}, provenance={"command": [HOSTILE], "started": HOSTILE},
     )  # fmt: skip
     append_sample(folder / "samples.txt", Sample(1, HOSTILE, HOSTILE))
     text = write_report(folder).read_text()
@@ -126,13 +126,18 @@ def test_rows_that_are_not_finite_are_told(tmp_path):
 
 def test_only_what_differs_from_the_parent_is_listed(tmp_path):
     write_run(tmp_path / "base", training_rows(), config={"seed": 1, "model": {"layers": 4, "width": 64}})
-    config = {"seed": 1, "model": {"layers": 8, "width": 64}, "train": {"init_from": "base"}}
+    config = {"seed": 1, "model": {"layers": 8, "width": 64}, "init": "base"}
     text = write_report(write_run(tmp_path / "next", training_rows(), config=config)).read_text()
     assert re.findall(r"<del>(.*?)</del>", text) == ["4"] and re.findall(r"<ins>(.*?)</ins>", text) == ["8", "base"]
-    gone = write_run(tmp_path / "other", training_rows(), config={"train": {"init_from": "gone"}})
+    gone = write_run(tmp_path / "other", training_rows(), config={"init": "gone"})
     assert "has no config.json" in write_report(gone).read_text()
-    alone = write_run(tmp_path / "alone", training_rows(), config={"train": {"init_from": ""}})
-    assert "parent" not in write_report(alone).read_text()
+    alone = write_run(tmp_path / "alone", training_rows(), config={"init": ""})
+    text = write_report(alone).read_text()
+    assert "parent" not in text and "Started from" not in text
+    write_run(tmp_path / "published", training_rows(), config={"model_type": "llama", "hidden_size": 64})  # Hugging Face's
+    tuned = write_run(tmp_path / "tuned", training_rows(), config={"seed": 1, "init": "published"})
+    text = write_report(tuned).read_text()
+    assert "which is no run" in text and "hidden_size" not in text
 
 
 def test_a_folder_without_rows_is_refused(tmp_path):

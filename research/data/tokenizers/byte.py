@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from research.data.tokenizers.special import RESERVED, find_roles
-from research.data.tokenizers.tokenizer import Tokenizer, begins_word
+from research.data.tokenizers.tokenizer import Aligned, Tokenizer, begins_word
 
 _SPECIAL = {name: 256 + n for n, name in enumerate(RESERVED)}
 _SPLIT = re.compile("(" + "|".join(map(re.escape, RESERVED)) + ")")
@@ -23,6 +23,7 @@ def load() -> Tokenizer:
         fingerprint=hashlib.sha256(repr(("bytes", RESERVED)).encode()).hexdigest(),
         files={},
         encode_texts=_encode_texts,
+        align_texts=_align_texts,
         decode_ids=_decode_ids,
     )
 
@@ -33,6 +34,20 @@ def _encode_texts(texts: list[str]) -> list[list[int]]:
 
 def _encode_part(part: str) -> list[int]:
     return [_SPECIAL[part]] if part in _SPECIAL else list(part.encode())
+
+
+def _align_texts(texts: list[str]) -> list[Aligned]:
+    return [_align(text) for text in texts]
+
+
+def _align(text: str) -> Aligned:
+    ids, places, at = [], [], 0
+    for part in _SPLIT.split(text):
+        for piece in [part] if part in _SPECIAL else part:
+            ids += (new := _encode_part(piece))
+            places += [(at, at + len(piece))] * len(new)
+            at += len(piece)
+    return ids, places
 
 
 def _decode_ids(ids: list[int]) -> str:

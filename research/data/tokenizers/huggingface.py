@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from research.data.tokenizers.special import RESERVED, Roles, find_roles
-from research.data.tokenizers.tokenizer import Tokenizer, begins_word
+from research.data.tokenizers.tokenizer import Aligned, Tokenizer, begins_word
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 _ROLES = ("bos", "eos", "pad", "mask")
@@ -52,6 +52,7 @@ def load(content: bytes, config: Mapping[str, Any]) -> Tokenizer:
         files={FILE: _dump(spec), CONFIG: _dump(_config(roles, vocab))},
         encode_texts=functools.partial(_encode_texts, backend),
         decode_ids=functools.partial(backend.decode, skip_special_tokens=False),
+        align_texts=functools.partial(_align_texts, json.dumps(spec | {"post_processor": None})),
     )
 
 
@@ -86,6 +87,17 @@ def byte_characters() -> tuple[str, ...]:
 
 def _encode_texts(backend: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+@functools.lru_cache(maxsize=2)
+def _aligning(spec: str) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_str(spec)
+
+
+def _align_texts(spec: str, texts: list[str]) -> list[Aligned]:
+    # Without its post-processor, which gives the spaces around a word to no token.
+    encodings = _aligning(spec).encode_batch(texts, add_special_tokens=False)
+    return [(encoding.ids, encoding.offsets) for encoding in encodings]
 
 
 def _special(spec: dict[str, Any]) -> dict[str, int]:

@@ -10,13 +10,14 @@ import numpy as np
 import sentencepiece
 
 from research.data.tokenizers.special import RESERVED, find_roles
-from research.data.tokenizers.tokenizer import Tokenizer, begins_word
+from research.data.tokenizers.tokenizer import Aligned, Tokenizer, begins_word
 
 FILE = "tokenizer.model"
 _SPACE = "▁"  # U+2581, how pieces spell a space
 _CHUNK_CHARACTERS = 2000
 # Field numbers in sentencepiece_model.proto: of the model, the trainer options and the normaliser options.
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
+_PIECES = 2  # in sentencepiece.proto, of a text: each with its id (2) and where it begins (4) and ends (5)
 _ID_OPTIONS = {3: 1, 24: 0, 35: 0}  # model_type, treat_whitespace_as_suffix, byte_fallback, with their defaults
 _NORMALIZER_OPTIONS = {2: b"", 3: 1, 4: 1, 5: 1}  # charsmap, dummy prefix, extra whitespace removed, spaces escaped
 
@@ -61,6 +62,7 @@ def load(content: bytes) -> Tokenizer:
         files={FILE: content},
         encode_texts=functools.partial(_encode_texts, model, _insertions(model, control)),
         decode_ids=functools.partial(_decode_ids, model, {n: piece for piece, n in control.items()}),
+        align_texts=functools.partial(_align_texts, model, _insertions(model, control)),
     )
 
 
@@ -127,6 +129,31 @@ def _joined(encoded: Iterator[list[int]], inserted: list[list[int]]) -> list[int
     return ids
 
 
+def _align_texts(
+    model: sentencepiece.SentencePieceProcessor, insertions: dict[str, list[int]], texts: list[str]
+) -> list[Aligned]:
+    split = re.compile("(" + "|".join(map(re.escape, insertions)) + ")").split if insertions else lambda text: [text]
+    return [_align(model, insertions, split(text)) for text in texts]
+
+
+def _align(model: sentencepiece.SentencePieceProcessor, insertions: dict[str, list[int]], parts: list[str]) -> Aligned:
+    ids, places, at = [], [], 0
+    for index, part in enumerate(parts):
+        if index % 2:
+            ids += insertions[part]
+            places += [(at, at + len(part))] * len(insertions[part])
+        else:
+            raw = np.frombuffer(part.encode(), np.uint8)
+            character = at + np.concatenate([[0], np.cumsum(raw & 0xC0 != 0x80)])  # places are told in bytes
+            for field, value in fields(model.encode(part, out_type="serialized_proto")):
+                if field == _PIECES:
+                    piece = dict(fields(value))
+                    ids.append(piece.get(2, 0))
+                    places.append((int(character[piece.get(4, 0)]), int(character[piece.get(5, 0)])))
+        at += len(part)
+    return ids, places
+
+
 def _decode_ids(model: sentencepiece.SentencePieceProcessor, control: dict[int, str], ids: list[int]) -> str:
     """sentencepiece decodes control tokens to nothing; here they come back as their strings."""
     parts, run = [], []
@@ -148,18 +175,18 @@ def _spelt(piece: str) -> str | bytes:
 def _digest(content: bytes) -> str:
     """sha256 of the pieces, their scores and types, and the options that decide ids; not of how it was trained."""
     digest, options, normalizer = hashlib.sha256(), dict(_ID_OPTIONS), dict(_NORMALIZER_OPTIONS)
-    for field, value in _fields(content):
+    for field, value in fields(content):
         if field == _PIECE:
-            digest.update(repr(sorted(_fields(value))).encode())
+            digest.update(repr(sorted(fields(value))).encode())
         elif field == _TRAINER:
-            options |= {key: found for key, found in _fields(value) if key in options}
+            options |= {key: found for key, found in fields(value) if key in options}
         elif field == _NORMALIZER:
-            normalizer |= {key: found for key, found in _fields(value) if key in normalizer}
+            normalizer |= {key: found for key, found in fields(value) if key in normalizer}
     digest.update(repr((sorted(options.items()), sorted(normalizer.items()))).encode())
     return digest.hexdigest()
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Field number and value of each field of a protocol buffer, read here to spare the dependency."""
     at = 0
     while at < len(message):

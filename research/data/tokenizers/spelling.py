@@ -4,11 +4,12 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from research.data.tokenizers import byte, huggingface, ranks, sentencepiece
 from research.data.tokenizers.special import RESERVED
-from research.data.tokenizers.tokenizer import RECORD, Tokenizer, refuse_surrogates
+from research.data.tokenizers.tokenizer import CHAT_TEMPLATE, RECORD, Tokenizer, refuse_surrogates
 from research.files import read_json
 
 _WANTED = (
@@ -98,13 +99,29 @@ def _load_folder(folder: Path) -> Tokenizer:
             f"tokenizer in {folder} has fingerprint {tokenizer.fingerprint[:16]}, but was saved with "
             f"{str(record.get('fingerprint'))[:16]}; restore the folder from a copy"
         )
-    return tokenizer
+    return replace(tokenizer, chat_template=_read_template(folder))
+
+
+def _read_template(folder: Path) -> str | None:
+    """The chat template beside a tokenizer: a file of its own, or an entry of the config, the default of several."""
+    file, config = folder / CHAT_TEMPLATE, folder / huggingface.CONFIG
+    try:
+        if file.is_file():
+            return file.read_bytes().decode()
+        found = read_json(config).get("chat_template") if config.is_file() else None
+        if isinstance(found, list):
+            found = {entry["name"]: entry["template"] for entry in found}.get("default")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the chat template in {folder} cannot be read: {error}") from None
+    if found is not None and not isinstance(found, str):
+        raise ValueError(f"the chat template in {config} is a {type(found).__name__}, wanted text")
+    return found
 
 
 def _load_json(path: Path) -> Tokenizer:
     config = path.with_name(huggingface.CONFIG)
     named = read_json(config) if config.is_file() else {}
-    return _read(path, lambda content: huggingface.load(content, named))
+    return replace(_read(path, lambda content: huggingface.load(content, named)), chat_template=_read_template(path.parent))
 
 
 def _load_model(path: Path) -> Tokenizer:

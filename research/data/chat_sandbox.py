@@ -1,0 +1,114 @@
+"""Chat templates rendered in a process of their own, which a hostile one can spoil without harm to the run."""
+
+import atexit
+import contextlib
+import functools
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from research.data import chat_renderer
+
+WALL_SECONDS = 20.0  # for all jobs of a request, on a machine that may have other things to do
+_READ_BYTES = 1 << 20
+
+
+class Rendered(NamedTuple):
+    """A text, and the (start, stop) of each `{% generation %}` block in it, in characters."""
+
+    text: str
+    spans: list[tuple[int, int]]
+
+
+class ChatRefused(ValueError):
+    """One conversation that the template rejects; others may well be fine."""
+
+
+class Sandbox:
+    """One renderer process, started when first needed and again after it has died. Threads take turns."""
+
+    def __init__(self):
+        self._process: subprocess.Popen | None = None
+        self._lock = threading.Lock()
+        atexit.register(self.close)
+
+    def render(self, template: str, jobs: Sequence[Mapping[str, Any]], now: datetime) -> list[Rendered]:
+        """The texts of the template with each job's variables (JSON values), at the time `now`.
+
+        ChatRefused where the template rejects a conversation. ValueError where it breaks: no template, an access that
+        the sandbox forbids, over the limits of time, memory or output.
+        """
+        request = json.dumps({"template": template, "jobs": list(jobs), "now": now.isoformat()}).encode() + b"\n"
+        with self._lock:
+            reply = self._ask(request)
+        for answer in reply:
+            if "refused" in answer:
+                raise ChatRefused(f"the chat template refuses it: {answer['refused']}")
+            if "error" in answer:
+                raise ValueError(f"the chat template cannot be used: {answer['error']}")
+        return [Rendered(answer["text"], [tuple(span) for span in answer["spans"]]) for answer in reply]
+
+    def close(self) -> None:
+        """Ends the process, if there is one."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.stdout.close()
+            process.wait()
+
+    def _ask(self, request: bytes) -> list[dict[str, Any]]:
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self._process = _start()
+        deadline, reply = time.monotonic() + WALL_SECONDS, b""
+        try:
+            self._process.stdin.write(request)
+            self._process.stdin.flush()
+            while not reply.endswith(b"\n"):
+                reply += _read(self._process.stdout.fileno(), deadline)
+            return json.loads(reply)
+        except (BrokenPipeError, EOFError, TimeoutError):
+            self.close()
+            raise ValueError(
+                f"the chat template cannot be used: it takes over {chat_renderer.CPU_SECONDS:g} s or "
+                f"{chat_renderer.MEMORY_BYTES >> 20} MiB for one conversation"
+            ) from None
+        except BaseException:  # Ctrl-C: an answer half read would be taken for the next one's
+            self.close()
+            raise
+
+
+@functools.cache
+def shared_sandbox() -> Sandbox:
+    """The sandbox of this process."""
+    return Sandbox()
+
+
+def _start() -> subprocess.Popen:
+    # -P: the folder of the script is no place to import from. None of the run's environment, where keys may be.
+    kept = {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH", "LANG") if name in os.environ}
+    return subprocess.Popen(
+        [sys.executable, "-P", str(Path(chat_renderer.__file__))],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=kept, cwd="/",
+    )  # fmt: skip
+
+
+def _read(file: int, deadline: float) -> bytes:
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise TimeoutError
+    data = os.read(file, _READ_BYTES)
+    if not data:
+        raise EOFError
+    return data

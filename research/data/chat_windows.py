@@ -1,0 +1,81 @@
+"""Packing of whole conversations."""
+
+import bisect
+
+import numpy as np
+
+from research.data.tokens import TokenStore
+
+
+class PackedConversations:
+    """Windows of one or more whole conversations each; only one longer than the window is cut, at its end.
+
+    `[i]` is int32 [length] each: "tokens"; "assistant", 1 where the assistant speaks; "segments", 1, 2, ... for the
+    window's conversations, 0 for the padding behind them; "positions", from 0 in each conversation. A conversation in
+    which the assistant says nothing before the cut is left out.
+
+    `seed` permutes the conversations once, which decides among those of one length; None keeps their order. ValueError
+    for a store without a mask, and where nothing is left.
+    """
+
+    def __init__(self, store: TokenStore, length: int, *, seed: int | None):
+        if store.mask is None:
+            raise ValueError("the tokens have no mask of what the assistant says; tokenise conversations")
+        self.length, self._store = length, store
+        order = np.arange(len(store)) if seed is None else np.random.default_rng(seed).permutation(len(store))
+        starts = store.offsets[:-1]
+        self._ends = np.minimum(store.offsets[1:], starts + length)
+        said = np.concatenate([[0], np.cumsum(store.mask, dtype=np.int64)])
+        # A conversation's first token is predicted from nothing, so it does not count.
+        speaks = said[self._ends] > said[np.minimum(starts + 1, self._ends)]
+        order = order[speaks[order]]
+        if not len(order):
+            raise ValueError(
+                f"the assistant says nothing in the first {length} tokens of {len(store)} conversation(s); "
+                "set config.data.sequence_length"
+            )
+        self._windows = best_fit((self._ends - starts)[order].tolist(), length)
+        self._order = order
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        window = np.zeros((4, self.length), np.int32)
+        tokens, assistant, segments, positions = window
+        at = 0
+        for segment, which in enumerate(self._windows[index], 1):
+            conversation = self._order[which]
+            begin, stop = self._store.offsets[conversation], self._ends[conversation]
+            end = at + int(stop - begin)
+            tokens[at:end], assistant[at:end] = self._store.ids[begin:stop], self._store.mask[begin:stop]
+            segments[at:end] = segment
+            positions[at:end] = np.arange(end - at)
+            at = end
+        return {"tokens": tokens, "assistant": assistant, "segments": segments, "positions": positions}
+
+
+def best_fit(sizes: list[int], room: int) -> list[list[int]]:
+    """Indices of `sizes`, none over `room`, in bins of that room: longest first, each into the fullest bin that it fits
+    (best fit decreasing; arXiv:2404.10830, section 3)."""
+    bins: list[list[int]] = []
+    by_space: dict[int, list[int]] = {}
+    spaces: list[int] = []  # those that some bin has left, ascending
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        at = bisect.bisect_left(spaces, sizes[index])
+        if at == len(spaces):
+            chosen, space = len(bins), room
+            bins.append([])
+        else:
+            space = spaces[at]
+            chosen = by_space[space].pop()
+            if not by_space[space]:
+                del by_space[space], spaces[at]
+        bins[chosen].append(index)
+        left = space - sizes[index]
+        if left:
+            if left not in by_space:
+                by_space[left] = []
+                bisect.insort(spaces, left)
+            by_space[left].append(chosen)
+    return bins

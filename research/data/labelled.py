@@ -1,0 +1,77 @@
+"""Texts with a label each, for classification."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from research.data.cache import remembered
+from research.data.documents import Documents, UnreadableRecord, digest
+from research.data.tokens import TokenStore
+
+
+def label_names(parts: Iterable[Documents], cache_dir: Path) -> tuple[str, ...]:
+    """The classes of labelled documents in the order of their numbers: names in alphabetical order; where all labels are
+    numbers, every number up to the largest."""
+    parts = list(parts)
+    key = digest("labels", *(part.fingerprint for part in parts))
+
+    def read_all() -> list[str]:
+        found = set()
+        for part in parts:
+            for index in range(len(part)):
+                try:
+                    found.add(part[index]["label"])
+                except UnreadableRecord:  # counted where the records are tokenised
+                    continue
+        if all(name.isascii() and name.isdecimal() for name in found):
+            return [str(number) for number in range(max(map(int, found), default=-1) + 1)]
+        return sorted(found)
+
+    return tuple(remembered(cache_dir / "labels" / f"{key[:32]}.json", read_all))
+
+
+class Labels:
+    """Class names as what a token store takes for a tokenizer: a label is one id, the number of its class."""
+
+    def __init__(self, names: tuple[str, ...]):
+        self.names, self.vocab_size, self.fingerprint = names, len(names), digest("labels", *names, "")
+        self._numbers = {name: number for number, name in enumerate(names)}
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """ValueError for a label that is no class, which held-out data may have."""
+        unknown = sorted({text for text in texts if text not in self._numbers})
+        if unknown:
+            raise ValueError(f"label {unknown[0]!r} is in the held-out data alone; give training data of every class")
+        return [[self._numbers[text]] for text in texts]
+
+
+class LabelledTexts:
+    """A text and its label a window: [bos] text [eos], cut before eos where it is longer than `length`.
+
+    `[i]` is int32: "tokens", "segments" (1, and 0 for padding) and "positions" [length], and "label" [1].
+    """
+
+    def __init__(
+        self, texts: TokenStore, labels: TokenStore, length: int, *, bos_id: int | None, eos_id: int | None
+    ):
+        if len(texts) != len(labels):
+            raise ValueError(f"{len(texts)} texts but {len(labels)} labels; tokenise fields of the same documents")
+        if length < 3:
+            raise ValueError(f"length={length} is under 3, for a token, bos and eos; set config.data.sequence_length")
+        self.length, self._texts, self._labels = length, texts, labels
+        self._before = [] if bos_id is None else [bos_id]
+        self._after = [] if eos_id is None else [eos_id]
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        index = range(len(self))[index]
+        room = self.length - len(self._before) - len(self._after)
+        ids = self._texts.ids[self._texts.offsets[index] : self._texts.offsets[index + 1]][:room]
+        row = np.concatenate([self._before, ids, self._after]).astype(np.int32)
+        tokens, segments, positions = window = np.zeros((3, self.length), np.int32)
+        window[:, : len(row)] = row, np.ones(len(row)), np.arange(len(row))
+        label = np.asarray(self._labels.ids[index : index + 1], np.int32)
+        return {"tokens": tokens, "segments": segments, "positions": positions, "label": label}
