@@ -19,6 +19,7 @@ from research.ops.rope import RopeScaling, frequencies
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 FREQUENCIES = "rope_freqs.weight"  # factors of the rotary wavelengths, float32 [H / 2], where there is a scaling
+SCALING = "graft.rope.scaling"  # ours: what the factors come from, which llama.cpp does not need to know
 _NAMES = Names(unused=((r"rope_freqs\.weight", "computed from the scaling of the rotary positions"),))
 _SPECIAL = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 # Original lengths and factors of published models with Llama 3's scaling: a GGUF file holds only what comes of them.
@@ -192,6 +193,8 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> None:
         for name, (tensor, make) in write_tensors(c, rules(c), checkpoint.parameters).items()
     ]
     if c.rope_scaling != RopeScaling():
+        r = c.rope_scaling
+        metadata[SCALING] = np.array([r.factor, r.low_factor, r.high_factor, r.original_length], np.float64)
         factors = _factors(c.head_size, c.rope_theta, c.rope_scaling)
         tensors.append((FREQUENCIES, factors.shape, "F32", lambda: factors))
     write_gguf(file, metadata, tensors)
@@ -214,11 +217,13 @@ def _type(name: str, shape: Sequence[int], kind: str) -> str:
 
 
 def _read_scaling(gguf: Gguf, head_size: int, theta: float) -> RopeScaling:
-    """The scaling whose factors a file has; it stores them alone, not what they come from."""
+    """The scaling whose factors a file has; other programs store them alone, not what they come from."""
     if FREQUENCIES not in gguf.names:
         return RopeScaling()
     got = gguf.read(FREQUENCIES).astype(np.float64)
-    for scaling in _SCALINGS:
+    said = gguf.metadata.get(SCALING)
+    own = () if said is None or len(said) != 4 else (RopeScaling(*map(float, said[:3]), int(said[3])),)
+    for scaling in (*own, *_SCALINGS):
         if got.shape == (head_size // 2,) and np.allclose(got, _factors(head_size, theta, scaling), rtol=1e-5):
             return scaling
     raise ValueError(f"{FREQUENCIES} holds factors up to {got.max():.6g} that are those of no known scaling")

@@ -13,6 +13,7 @@ from research.interop import hf, native
 from research.interop.convert import convert, verify
 from research.interop.load import load, open_checkpoint
 from research.models.model import forward
+from research.ops.rope import RopeScaling
 from tests.families import FAMILIES, random_batch
 from tests.interop.memory import in_memory, random_params
 
@@ -204,6 +205,41 @@ def test_new_and_old_spellings_of_the_rotary_scaling_mean_the_same(tmp_path):
         file.write_text(json.dumps(values | {"rope_parameters": new}))
         assert open_checkpoint(tmp_path / "model").config.rope_scaling == c.rope_scaling
         assert open_checkpoint(tmp_path / "model").config.rope_theta == c.rope_theta
+
+
+@pytest.mark.parametrize(
+    ("change", "window"),
+    [
+        ({"use_sliding_window": False}, 0),
+        ({"use_sliding_window": True, "max_window_layers": 0}, 5),
+        ({"use_sliding_window": True, "max_window_layers": 2}, 0),
+        ({"use_sliding_window": True}, 0),
+        ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}, 5),
+        ({"use_sliding_window": True, "max_window_layers": 1}, None),
+        ({"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]}, None),
+    ],
+)
+def test_qwens_windows_are_read_as_transformers_reads_them(change, window, tmp_path):
+    c = FAMILIES["qwen2.5_7b"]
+    with building(tmp_path / "model") as folder:
+        hf.write_folder(in_memory(c, random_params(c)), folder)
+    file = tmp_path / "model/config.json"
+    values = {k: v for k, v in json.loads(file.read_text()).items() if k != "max_window_layers"}
+    file.write_text(json.dumps({**values, "sliding_window": 5, **change}))
+    if window is None:
+        with pytest.raises(ValueError, match="mixes the layer types"):
+            open_checkpoint(tmp_path / "model")
+    else:
+        assert open_checkpoint(tmp_path / "model").config.window == window
+
+
+def test_a_scaling_of_nobodys_model_comes_back_from_a_gguf_file(tmp_path):
+    c = replace(FAMILIES["llama3_405b"], rope_scaling=RopeScaling(5.0, 0.5, 7.0, 48), head_size=32)
+    with building(tmp_path / "model") as folder:
+        native.write_native(in_memory(c, random_params(c)), folder)
+    convert(tmp_path / "model", tmp_path / "gguf", "gguf")
+    with open_checkpoint(tmp_path / "gguf") as opened:
+        assert opened.config.rope_scaling == c.rope_scaling
 
 
 def test_experts_that_are_one_mlp_compute_what_it_computes():

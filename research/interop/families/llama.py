@@ -69,14 +69,20 @@ def read_rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling]:
 
 
 def _read_window(values: Mapping[str, Any]) -> int:
-    """Tokens of the window that every layer has, 0 for none. Only Qwen 2 and 3 have a switch for it."""
-    layers = set(values.get("layer_types") or ())
-    if values["model_type"] == "llama" or not flag(values, "use_sliding_window", not values["model_type"].startswith("qwen")):
+    """Tokens of the window that every layer has, 0 for none. Qwen alone has a switch for it, and layers before one whose
+    number config.json gives are without. ValueError where layers differ."""
+    qwen, count = values["model_type"].startswith("qwen"), integer(values, "num_hidden_layers")
+    if values["model_type"] == "llama" or not flag(values, "use_sliding_window", not qwen):
         return 0
-    window = integer(values, "sliding_window", 0)
-    if window and len(layers) > 1:
-        raise ValueError(f"config.json mixes the layer types {', '.join(sorted(layers))}; one for all is supported")
-    return 0 if layers == {"full_attention"} else window
+    window, kinds = integer(values, "sliding_window", 0), set(values.get("layer_types") or ())
+    if qwen and not kinds:
+        first = values.get("max_window_layers", 28)  # transformers' default
+        if type(first) is not int:
+            raise ValueError(f"config.json has max_window_layers={first!r}; wanted a number of layers")
+        kinds = {"full_attention"} if first >= count else {"sliding_attention"} if first <= 0 else {"full", "sliding"}
+    if window and len(kinds) > 1:
+        raise ValueError(f"config.json mixes the layer types {', '.join(sorted(kinds))}; one for all is supported")
+    return 0 if kinds == {"full_attention"} else window
 
 
 def serves(c: ModelConfig) -> bool:
