@@ -1,23 +1,31 @@
-"""A contender's process: python -m research.bench.contender SHAPE:DTYPE:NAME, or product:DTYPE:LIBRARY."""
+"""A contender's process: python -m research.bench.contender SHAPE:DTYPE:NAME[:CHECKOUT], or product:DTYPE:LIBRARY."""
 
 import sys
 from collections.abc import Callable
 
 import numpy as np
 
+from research.bench import peers
 from research.bench.shapes import BATCH, LENGTH, PRODUCT_SIDE, SHAPES
 from research.bench.turns import serve
 
 
 def main() -> None:
     """Prepares the work that the argument names and does it when asked."""
-    kind, dtype, name = sys.argv[1].split(":")
+    kind, dtype, name, *folder = sys.argv[1].split(":", 3)
+    peer, compiled = name.removesuffix("_compiled"), name.endswith("_compiled")
     if kind == "product":
         serve(jax_product(dtype) if name == "jax" else torch_product(dtype))
-    elif name == "graft":
+    elif peer == "graft":
         serve(graft_step(kind, dtype))
+    elif peer == "transformers":
+        serve(peers.transformers_step(kind, dtype, compiled, tokens()))
+    elif peer == "nanogpt":
+        serve(peers.nanogpt_step(*folder, dtype, compiled, tokens()))
+    elif peer == "nanodo":
+        serve(peers.nanodo_step(*folder, dtype, tokens()))
     else:
-        serve(transformers_step(kind, dtype, compiled=name.endswith("compiled")))
+        raise ValueError(f"contender {name!r} is unknown")
 
 
 def tokens() -> np.ndarray:
@@ -66,50 +74,13 @@ def graft_step(shape: str, dtype: str) -> Callable[[], None]:
     return run
 
 
-def transformers_step(shape: str, dtype: str, compiled: bool) -> Callable[[], None]:
-    """The step of the Hugging Face model of the same shape with torch's fused AdamW; bfloat16 by autocast."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-
-    c = SHAPES[shape]
-    torch.manual_seed(0)
-    if shape == "llama":
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.layers,
-                num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, max_position_embeddings=LENGTH,
-                tie_word_embeddings=False, use_cache=False,
-            )
-        )  # fmt: skip
-    else:
-        model = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=c.vocab_size, n_positions=LENGTH, n_embd=c.d_model, n_layer=c.layers, n_head=c.heads,
-                resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-            )
-        )  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    forward = torch.compile(model) if compiled else model
-    ids = torch.from_numpy(tokens()[:, :-1].astype(np.int64))
-
-    def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = forward(input_ids=ids, labels=ids).loss
-        loss.backward()
-        optimizer.step()
-
-    run()
-    return run
-
-
 def jax_product(dtype: str) -> Callable[[], None]:
-    """A square matrix product by XLA."""
+    """A square matrix product by XLA, with a float32 result: the only one that its CPU backend has for bfloat16."""
     import jax
     import jax.numpy as jnp
 
     x = jnp.ones((PRODUCT_SIDE, PRODUCT_SIDE), dtype)
-    product = jax.jit(jnp.matmul)
+    product = jax.jit(lambda x, y: jnp.matmul(x, y, preferred_element_type=jnp.float32))
     return lambda: jax.block_until_ready(product(x, x))
 
 

@@ -11,8 +11,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from research.ops.backend import barrier
 from research.ops.einsum import contract, divide, local_shape
-from research.ops.elementwise import barrier
 
 SMALLEST = 32  # queries of a block; below that the products are too small to gain anything
 MOST = 16  # blocks; each is traced on its own

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from research.ops.backend import barrier, platform
+
 # Mesh axes that split a weight in computation too. Any other axis of a weight is storage and is gathered for use.
 COMPUTE_AXES = ("tensor", "expert")
 
@@ -47,7 +49,14 @@ def _product_backward(eqn: str, saved: tuple[jax.Array, jax.Array], dy: jax.Arra
     x, w = saved
     (of_x, of_w), of_y = eqn.split("->")[0].split(","), eqn.split("->")[1]
     dx = contract(f"{of_y},{of_w}->{of_x}", dy, w)
-    dw = contract(f"{of_x},{of_y}->{of_w}", x, dy)
+    if platform() == "cpu" and x.dtype == jnp.float32 and dy.size < x.size:
+        # The backend copies the left operand to transpose it. Let it be the smaller, and turn the yet smaller result;
+        # in bfloat16 the copy is cheap, and this gains nothing.
+        turned = "".join(sorted(of_w, key=lambda letter: letter not in of_y))
+        dw = barrier(contract(f"{of_y},{of_x}->{turned}", dy, x))
+        dw = jnp.transpose(dw, [turned.index(letter) for letter in of_w])
+    else:
+        dw = contract(f"{of_x},{of_y}->{of_w}", x, dy)
     return _placed_like(dx, x), _placed_like(dw, w)
 
 
@@ -85,10 +94,15 @@ def whole(x: jax.Array, axis: int) -> jax.Array:
 
 
 def contract(eqn: str, *operands: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
-    """`jnp.einsum` with the result's sharding derived from the operands'; `dtype` is the element type of the result."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return jnp.einsum(eqn, *operands, preferred_element_type=dtype)
-    return jnp.einsum(eqn, *operands, preferred_element_type=dtype, out_sharding=result_spec(eqn, *operands))
+    """`jnp.einsum` with the result's sharding derived from the operands'; `dtype` is the element type of the result.
+
+    XLA's CPU backend has a bfloat16 product with a float32 result and none with a bfloat16 one, for which it widens both
+    operands; there the result is narrowed afterwards.
+    """
+    out = None if jax.sharding.get_abstract_mesh().empty else result_spec(eqn, *operands)
+    if dtype is None and jnp.result_type(*operands) == jnp.bfloat16 and platform() == "cpu":
+        return jnp.einsum(eqn, *operands, preferred_element_type=jnp.float32, out_sharding=out).astype(jnp.bfloat16)
+    return jnp.einsum(eqn, *operands, preferred_element_type=dtype, out_sharding=out)
 
 
 def result_spec(eqn: str, *operands: jax.Array) -> PartitionSpec:
@@ -108,8 +122,12 @@ def result_spec(eqn: str, *operands: jax.Array) -> PartitionSpec:
 
 
 def add_bias(x: jax.Array, bias: Any) -> jax.Array:
-    """`x` [..., F] plus `bias` [F] (or [N, H] onto [..., N, H]), in the dtype of `x`."""
-    return x + jnp.expand_dims(bias.astype(x.dtype), tuple(range(x.ndim - bias.ndim)))
+    """`x` [..., F] plus `bias` [F] (or [N, H] onto [..., N, H]), in the dtype of `x`.
+
+    Added in float32, so that the gradient of the bias, a sum over all tokens, is a float32 sum.
+    """
+    row = jnp.expand_dims(bias.astype(jnp.float32), tuple(range(x.ndim - bias.ndim)))
+    return (x.astype(jnp.float32) + row).astype(x.dtype)
 
 
 def spec(x: jax.Array) -> tuple:

@@ -120,7 +120,8 @@ def _local_head(
         dlogits_CV = jnp.exp(logits_CV - log_z_C1) * (1 + 2 * z_loss * log_z_C1) - label_smoothing / words
         dlogits_CV = ((dlogits_CV - (1 - label_smoothing) * hit_CV) * weights_C[:, None]).astype(states_CD.dtype)
         dtable_DV += lax.dot_general(states_CD, dlogits_CV, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-        return (loss, nll, dtable_DV), jnp.dot(dlogits_CV, table_VD)
+        dstates_CD = jnp.dot(dlogits_CV, table_VD, preferred_element_type=jnp.float32)
+        return (loss, nll, dtable_DV), dstates_CD.astype(states_CD.dtype)
 
     rows = states_BTD.size // D
     size = max(n for n in range(1, min(CHUNK, rows) + 1) if rows % n == 0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from research.ops.einsum import contract, einsum, gather, spec, take
+from research.ops.einsum import add_bias, contract, einsum, gather, spec, take
 
 BATCH = ("data", "fsdp", "expert")
 # Equation, axes of x, axes of the weight as stored, axes of the result: column parallel, row parallel, heads, tied head.
@@ -86,3 +86,27 @@ def test_take_reads_rows_of_a_split_table(mesh):
     placed = jax.reshard(table, P("tensor", "fsdp")), jax.reshard(ids, P(("data", "fsdp"), None))
     rows = jax.jit(lambda t, i: take(t, i, jnp.float32))(*placed)
     np.testing.assert_array_equal(rows, table[ids])
+
+
+def test_a_bfloat16_product_is_rounded_once():
+    x, w = (a.astype(jnp.bfloat16) for a in operands("BTD,DF->BTF"))
+    y = contract("BTD,DF->BTF", x, w)
+    assert y.dtype == jnp.bfloat16
+    want = jnp.einsum("BTD,DF->BTF", *(a.astype(jnp.float32) for a in (x, w)), precision="highest")
+    np.testing.assert_allclose(y.astype(jnp.float32), want, rtol=2**-8, atol=1e-6)  # half a unit of bfloat16's last place
+
+
+def test_the_cpu_is_given_the_bfloat16_product_that_it_has():
+    x, w = (a.astype(jnp.bfloat16) for a in operands("BTD,DF->BTF"))
+    # Forward and both gradients: operands are not widened, which would be a float32 product at its speed.
+    loss = jax.grad(lambda x, w: jnp.sum(einsum("BTD,DF->BTF", x, w).astype(jnp.float32) ** 2), argnums=(0, 1))
+    products = [e for e in jax.make_jaxpr(loss)(x, w).eqns if e.primitive.name == "dot_general"]
+    assert len(products) == 3
+    for product in products:
+        assert [v.aval.dtype for v in (*product.invars, *product.outvars)] == [jnp.bfloat16] * 2 + [jnp.float32]
+
+
+def test_a_bias_gets_the_float32_sum_of_its_gradient():
+    # 1001 is no bfloat16 (their step is 4 there), so the sum was not rounded to one.
+    gradient = jax.grad(lambda b: jnp.sum(add_bias(jnp.ones((7, 143, 3), jnp.bfloat16), b).astype(jnp.float32)))(jnp.zeros(3))
+    np.testing.assert_array_equal(gradient, [1001.0] * 3)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 
+from research.ops.backend import platform
 from research.ops.kernels import flash, splash
 
 
@@ -35,12 +36,6 @@ def choose(implementation: str, q_BTNH, k_BSKH, visibility, bias_BNTS) -> Callab
             "or set config.execution.attention to 'auto' or 'xla'"
         )
     return kernel.attend
-
-
-def platform() -> str:
-    """The platform that the program is for: that of the mesh's devices, present or not, else the default backend's."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS) -> str | None:
