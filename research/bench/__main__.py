@@ -1,4 +1,4 @@
-"""Runs a benchmark: python -m research.bench train [--json]"""
+"""Runs a benchmark: python -m research.bench train|decode [--json]"""
 
 import json
 import sys
@@ -6,20 +6,33 @@ import sys
 from absl import flags
 
 from research import command
-from research.bench import train
+from research.bench import decode, train
 
 ROUNDS = flags.DEFINE_integer("rounds", 6, "turns of each contender", lower_bound=1)
 SHAPES = flags.DEFINE_list("shapes", list(train.SHAPES), "of: " + ", ".join(train.SHAPES))
-DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "of: float32, bfloat16")
-PEERS = flags.DEFINE_bool("peers", True, "also time the peers, which need the extra [parity]")
+DTYPES = flags.DEFINE_list("dtypes", list(train.DTYPES), "of: " + ", ".join(train.DTYPES))
+PEERS = flags.DEFINE_bool("peers", True, "also time transformers, which needs the extra [parity]")
+CHECKOUTS = [
+    flags.DEFINE_string(peer, None, f"also time {peer} on the shape gpt2, from a checkout in this folder")
+    for peer in train.CHECKOUTS
+]
+BATCHES = flags.DEFINE_list("batches", ["1", "8"], "decode: prompts at once")
+GGUF = flags.DEFINE_string("gguf", "", "decode: a float32 GGUF file of SmolLM2-135M, with which llama.cpp takes part")
 JSON = flags.DEFINE_bool("json", False, "print one JSON value instead of a table")
 
 
 def main(arguments: list[str]) -> int:
     """Runs the benchmark that the arguments name."""
+    if arguments == ["decode"]:
+        if not all(size.isdecimal() for size in BATCHES.value):
+            raise ValueError(f"--batches={','.join(BATCHES.value)} must be numbers, such as 1,8")
+        results = decode.compare([int(size) for size in BATCHES.value], ROUNDS.value, PEERS.value, GGUF.value)
+        print(json.dumps(results) if JSON.value else decode.table(results))
+        return command.DONE
     if arguments != ["train"]:
-        raise ValueError(f"benchmark {' '.join(arguments)!r} is unknown; there is: train")
-    results = train.compare(SHAPES.value, DTYPES.value, ROUNDS.value, PEERS.value)
+        raise ValueError(f"benchmark {' '.join(arguments)!r} is unknown; there are: train, decode")
+    checkouts = {flag.name: flag.value for flag in CHECKOUTS if flag.value is not None}
+    results = train.compare(SHAPES.value, DTYPES.value, ROUNDS.value, PEERS.value, checkouts)
     print(json.dumps(results) if JSON.value else train.table(results))
     return command.DONE
 

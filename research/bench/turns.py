@@ -59,9 +59,9 @@ def take_turns(module: str, names: list[str], rounds: int) -> dict[str, dict[str
             contender.process.kill()
 
 
-def start(module: str, name: str) -> Contender:
-    """A contender that has said that it is ready."""
-    environment = {**os.environ, "GLIBC_TUNABLES": KEEPING, "JAX_PLATFORMS": "cpu"}
+def start(module: str, name: str, allocator: str = KEEPING) -> Contender:
+    """A contender that has said that it is ready; `allocator` is the setting of glibc's, "" for none."""
+    environment = {**os.environ, "GLIBC_TUNABLES": allocator, "JAX_PLATFORMS": "cpu"}
     process = subprocess.Popen(
         [sys.executable, "-m", module, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )

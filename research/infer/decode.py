@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from research.data.tokenizers import Tokenizer
+from research.infer.panels import prepare
 from research.infer.sampling import SamplingConfig
 from research.infer.steps import TOKENS, Start, advance, begin
 from research.infer.text import Continuation
@@ -123,7 +124,8 @@ def _write(
     sources = None if rows[0].source is None else [row.source for row in rows]
     limits, streams = [row.limit for row in rows], [row.stream for row in rows]
     start = Start([row.ids for row in rows], sources, limits, streams, config.seed)
-    state, ids_BT, logprobs_BT = begin(model, params, start, config.law, stop_ids)
+    prepared = prepare(model, params)
+    state, ids_BT, logprobs_BT = begin(model, params, prepared, start, config.law, stop_ids)
     count = 1
     while True:
         ids_BT, logprobs_BT = jax.device_get((ids_BT, logprobs_BT))
@@ -138,7 +140,7 @@ def _write(
         count = min(tokens, max(left))
         open_B = np.array([*left, *[0] * (len(ids_BT) - len(left))]) > 0
         state, ids_BT, logprobs_BT = advance(
-            params, state, open_B, np.int32(count), stop_ids, model=model, law=config.law
+            prepared, state, open_B, np.int32(count), stop_ids, model=model, law=config.law
         )
 
 

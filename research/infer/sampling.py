@@ -118,8 +118,15 @@ def sample(logits_BV: jax.Array, keys_B: jax.Array, config: SamplingConfig, seen
     """
     logits_BV = process(whole(logits_BV.astype(jnp.float32), axis=1), config, seen_BV)
     if config.temperature == 0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+        return _likeliest(logits_BV)
     return _draw(jax.nn.softmax(logits_BV, axis=-1), jax.vmap(jax.random.uniform)(keys_B))
+
+
+def _likeliest(logits_BV: jax.Array) -> jax.Array:
+    """The first of the largest, int32 [B]; `argmax` takes the CPU seven times as long."""
+    words, largest_B1 = logits_BV.shape[1], jnp.max(logits_BV, axis=-1, keepdims=True)
+    index_1V = jnp.arange(words, dtype=jnp.int32)[None, :]
+    return jnp.min(jnp.where(logits_BV == largest_B1, index_1V, words - 1), axis=-1)
 
 
 def _draw(probs_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:

@@ -72,9 +72,13 @@ def bucket(size: int) -> int:
 
 
 def begin(
-    model: Model, params: Tree, start: Start, law: SamplingConfig, stop_ids: np.ndarray
+    model: Model, params: Tree, prepared: Tree, start: Start, law: SamplingConfig, stop_ids: np.ndarray
 ) -> tuple[Writing, jax.Array, jax.Array]:
-    """Reads the prompts; the state with each row's first token, int32 [B, 1], and its log-probability."""
+    """Reads the prompts; the state with each row's first token, int32 [B, 1], and its log-probability.
+
+    `prepared` are the parameters that `advance` will be given (`panels.prepare`). Prompts are read with `params`: many
+    tokens at once gain nothing from another layout, and a scan over stacked layers compiles faster.
+    """
     rows = _rows(len(start.prompts), model)
     lengths_B = _padded([len(ids) for ids in start.prompts], rows)
     left_B = _padded(start.max_tokens, rows)
@@ -95,7 +99,9 @@ def begin(
     for first in range(0, longest, chunk):
         tokens_BC = tokens_BT[:, first : first + chunk]
         state, last_B1D = _feed(params, state, last_B1D, tokens_BC, np.int32(first), lengths_B, model=model)
-    return _first(params, state, last_B1D, stop_ids, model=model, law=law)
+    if isinstance(prepared["layers"], tuple):
+        state = replace(state, cache=_apart(state.cache))
+    return _first(prepared, state, last_B1D, stop_ids, model=model, law=law)
 
 
 @partial(jax.jit, static_argnames=("model", "law"), donate_argnames="state")
@@ -160,6 +166,9 @@ def _feed(params, state, last_B1D, tokens_BT, first, lengths_B, *, model) -> tup
     last_BT1 = (batch["positions"] == _rowwise(lengths_B)[:, None] - 1)[:, :, None]
     found_B1D = jnp.sum(jnp.where(last_BT1, hidden_BTD, 0), axis=1, keepdims=True)
     return replace(state, cache=cache), found_B1D if last_B1D is None else last_B1D + found_B1D
+
+
+_apart = jax.jit(Cache.apart)
 
 
 @partial(jax.jit, static_argnames=("model", "law"), donate_argnames="state")

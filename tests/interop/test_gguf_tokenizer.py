@@ -142,6 +142,9 @@ def test_sentencepiece_models_give_sentencepieces_ids(dummy_prefix, text):
     processor, files, again = sentencepiece_forms(dummy_prefix)
     # Control tokens in a text become tokens, which sentencepiece itself does not do.
     text = text.replace("<s>", "").replace("<unk>", "").replace("</s>", "")
+    # To sentencepiece a U+2581 in a text is a space; llama.cpp and tokenizer.json find the piece "▁▁▁", which a user has
+    # defined here, among real spaces only. We follow those.
+    text = text.replace("▁", "")
     want = processor.encode(text)
     assert ids(files)(text) == want and ids(again)(text) == want
 

@@ -1,0 +1,188 @@
+"""A contender's process: python -m research.bench.decode_contender graft, transformers, llama_cpp:FILE or read:LIBRARY.
+
+It answers a batch size with the seconds of one greedy continuation of that many prompts, "peak" with its peak memory.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from research.bench.decode import NEW, PRESET, PROMPT
+from research.models.presets import PRESETS
+
+READ_BYTES = 1 << 29  # far more than caches hold
+
+Run = Callable[[int], dict[str, float]]
+
+
+def main() -> None:
+    """Prepares the work that the argument names and does it when asked."""
+    import resource
+
+    kind, _, rest = sys.argv[1].partition(":")
+    if kind == "read":
+        run = jax_read() if rest == "jax" else torch_read()
+    elif kind == "llama_cpp":
+        run = llama_cpp(rest)
+    else:
+        run = graft() if kind == "graft" else transformers()
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        peak = {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        print(json.dumps(peak if line.strip() == "peak" else run(int(line))), flush=True)
+
+
+def prompts(batch: int) -> np.ndarray:
+    """Fixed random ids [B, T]."""
+    return np.random.default_rng(0).integers(0, PRESETS[PRESET].vocab_size, (batch, PROMPT))
+
+
+def graft() -> Run:
+    """Ours as `infer.decode` runs it; laying out the weights is timed apart."""
+    import jax
+
+    from research.infer import steps
+    from research.infer.panels import prepare
+    from research.infer.sampling import SamplingConfig
+    from research.models.model import Model
+    from research.models.spec import initialize
+
+    model, law, stop_ids = Model(PRESETS[PRESET]), SamplingConfig(temperature=0).law, np.full(8, -1, np.int32)
+    params = jax.jit(lambda: initialize(jax.random.key(0), model.specs(), "float32"))()
+
+    def run(batch: int) -> dict[str, float]:
+        times = [time.perf_counter()]
+        prepared = jax.block_until_ready(prepare(model, params))
+        times.append(time.perf_counter())
+        streams = [(row, 0) for row in range(batch)]
+        start = steps.Start(prompts(batch).tolist(), None, [NEW] * batch, streams, 0)
+        state, *written = steps.begin(model, params, prepared, start, law, stop_ids)
+        jax.device_get(written)
+        times.append(time.perf_counter())
+        for first in range(1, NEW, steps.TOKENS):
+            count = np.int32(min(steps.TOKENS, NEW - first))
+            state, *written = steps.advance(
+                prepared, state, np.ones(batch, bool), count, stop_ids, model=model, law=law
+            )
+            jax.device_get(written)
+        times.append(time.perf_counter())
+        return dict(zip(("prepare_seconds", "prefill_seconds", "decode_seconds"), np.diff(times).tolist()))
+
+    return run
+
+
+def transformers() -> Run:
+    """The Hugging Face model of the same shape on torch, eager, with its growing cache."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    c = PRESETS[PRESET]
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.layers,
+            num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, max_position_embeddings=c.max_length,
+            tie_word_embeddings=c.tied, rope_theta=c.rope_theta,
+        )
+    ).eval()  # fmt: skip
+
+    @torch.inference_mode()
+    def run(batch: int) -> dict[str, float]:
+        def step(ids, cache):
+            out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            return out.logits[:, -1].argmax(dim=-1, keepdim=True), out.past_key_values
+
+        times = [time.perf_counter()]
+        ids, cache = step(torch.from_numpy(prompts(batch)), None)
+        times.append(time.perf_counter())
+        for _ in range(NEW - 1):
+            ids, cache = step(ids, cache)
+        times.append(time.perf_counter())
+        return dict(zip(("prefill_seconds", "decode_seconds"), np.diff(times).tolist()))
+
+    return run
+
+
+def llama_cpp(path: str) -> Run:
+    """llama.cpp on a GGUF file, a sequence for each prompt and one decoding call for all of them."""
+    import llama_cpp as lib
+
+    lib.llama_backend_init()
+    silent = lib.llama_log_callback(lambda *_: None)
+    lib.llama_log_set(silent, None)
+    model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
+    if not model:
+        raise ValueError(f"llama.cpp cannot load {path}")
+    words = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+    contexts = {}
+
+    def context(batch: int):
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_seq_max = batch * 256, batch
+        params.n_batch = params.n_ubatch = 512
+        params.n_threads = params.n_threads_batch = os.cpu_count()
+        return lib.llama_init_from_model(model, params)
+
+    def step(ctx, ids_BT: np.ndarray, position: int) -> np.ndarray:
+        rows, width = ids_BT.shape
+        batch = lib.llama_batch_init(rows * width, 0, 1)
+        batch.n_tokens = rows * width
+        for at, (row, column) in enumerate(np.ndindex(rows, width)):
+            batch.token[at], batch.pos[at] = int(ids_BT[row, column]) % words, position + column
+            batch.n_seq_id[at], batch.seq_id[at][0], batch.logits[at] = 1, row, column == width - 1
+        if lib.llama_decode(ctx, batch):
+            raise RuntimeError("llama_decode failed")
+        last = [lib.llama_get_logits_ith(ctx, row * width + width - 1) for row in range(rows)]
+        ids = [[int(np.ctypeslib.as_array(logits, shape=(words,)).argmax())] for logits in last]
+        lib.llama_batch_free(batch)
+        return np.array(ids)
+
+    def run(batch: int) -> dict[str, float]:
+        ctx = contexts[batch] = contexts.get(batch) or context(batch)
+        lib.llama_memory_clear(lib.llama_get_memory(ctx), True)
+        times = [time.perf_counter()]
+        ids_BT = step(ctx, prompts(batch), 0)
+        times.append(time.perf_counter())
+        for position in range(PROMPT, PROMPT + NEW - 1):
+            ids_BT = step(ctx, ids_BT, position)
+        times.append(time.perf_counter())
+        return dict(zip(("prefill_seconds", "decode_seconds"), np.diff(times).tolist()))
+
+    run.log = silent  # which the library calls to the end
+    return run
+
+
+def jax_read() -> Run:
+    """The product of a large matrix and a vector by XLA."""
+    import jax
+    import jax.numpy as jnp
+
+    w, x = jnp.ones((READ_BYTES // 4096, 1024), jnp.float32), jnp.ones((1024,), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    return _timed(lambda: jax.block_until_ready(product(w, x)))
+
+
+def torch_read() -> Run:
+    """The sum of a large array by torch."""
+    import torch
+
+    x = torch.ones(READ_BYTES // 4)
+    return _timed(lambda: x.sum())
+
+
+def _timed(read: Callable) -> Run:
+    def run(_: int) -> dict[str, float]:
+        start = time.perf_counter()
+        for _ in range(4):
+            read()
+        return {"read_seconds": (time.perf_counter() - start) / 4 / READ_BYTES}
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

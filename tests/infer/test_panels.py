@@ -1,0 +1,94 @@
+"""Weights laid out for decoding give what the model's own give."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.infer import panels
+from research.infer.panels import Panels, prepare
+from research.mesh import make_mesh
+from research.models.model import Model
+from research.models.spec import initialize
+from research.ops.einsum import einsum, take
+from research.precision import Precision
+from tests.families import DECODERS, FAMILIES, random_batch
+
+CHUNK, LENGTH = 4, 12
+
+
+@pytest.mark.parametrize("rows", [1, 3, panels.ROWS + 1])
+@pytest.mark.parametrize(
+    "eqn, shape, contracted",
+    [
+        ("BTD,DF->BTF", (48, 100), (0,)),  # an end that fills no panel
+        ("BTD,DNH->BTNH", (48, 4, 32), (0,)),
+        ("BTNH,NHD->BTD", (4, 12, 64), (0, 1)),
+        ("BTD,VD->BTV", (130, 48), (1,)),
+    ],
+)
+def test_panels_multiply_like_the_array(eqn, shape, contracted, rows):
+    w = jax.random.normal(jax.random.key(0), shape)
+    inner = tuple(shape[axis] for axis in contracted)
+    x = jax.random.normal(jax.random.key(1), (1, rows, *inner))
+    laid = panels._panels(w, jnp.float32, contracted)
+    # Sums of 48 products of the order of 1 in another order.
+    np.testing.assert_allclose(einsum(eqn, x, laid), einsum(eqn, x, w), atol=2e-5)
+
+
+def test_panels_refuse_a_product_over_other_axes():
+    laid = panels._panels(jnp.ones((8, 8)), jnp.float32, (0,))
+    with pytest.raises(ValueError, match="panels contract 'D'"):
+        laid.einsum("BTD,DF->BFT", jnp.ones((1, 2, 8)))
+
+
+def test_rows_of_a_table_in_panels_are_its_rows():
+    table, ids = jax.random.normal(jax.random.key(0), (130, 8)), np.array([[0, 63], [64, 129]])
+    laid = panels._panels(table, jnp.float32, (1,))
+    np.testing.assert_array_equal(take(laid, ids, jnp.float32), table[ids])
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def decoded(model, params, batch, apart):
+    """Logits of two chunks from a cache, its layers in one array or apart."""
+    memory = model.encode(params, batch) if model.config.kind == "encoder_decoder" else None
+    cache = model.make_cache(2, LENGTH, CHUNK)
+    cache, logits = cache.apart() if apart else cache, []
+    for first in range(0, 2 * CHUNK, CHUNK):
+        part = {name: batch[name][:, first : first + CHUNK] for name in ("inputs", "segments", "positions")}
+        hidden_BTD, cache = model.decode(params, part, cache, memory)
+        logits.append(model.logits(params, hidden_BTD))
+    return jnp.concatenate(logits, axis=1)
+
+
+@pytest.mark.parametrize("name", [*DECODERS, "t5_small", "transformer_base"])
+def test_prepared_parameters_give_the_models_logits(name):
+    model, batch = Model(FAMILIES[name]), random_batch(2, LENGTH)
+    batch["positions"] = np.tile(np.arange(LENGTH, dtype=np.int32), (2, 1))
+    batch["segments"] = np.ones_like(batch["segments"])
+    params = initialize(jax.random.key(0), model.specs(), jnp.float32)
+    prepared = prepare(model, params)
+    assert any(isinstance(leaf, Panels) for leaf in jax.tree.leaves(prepared, is_leaf=lambda x: isinstance(x, Panels)))
+    assert prepare(model, prepared) is prepared
+    want = decoded(model, params, batch, False)
+    for apart in (False, True):
+        # Sums of the same float32 products in another order; logits are of the order of 1.
+        np.testing.assert_allclose(decoded(model, prepared, batch, apart), want, atol=1e-5)
+
+
+def test_bfloat16_is_laid_out_in_the_type_of_computation():
+    model = Model(FAMILIES["llama2_7b"], Precision(compute="bfloat16"))
+    prepared = prepare(model, initialize(jax.random.key(0), model.specs(), jnp.float32))
+    assert prepared["layers"][0]["mlp"]["up"].panels_GKW.dtype == jnp.bfloat16
+    assert prepared["layers"][0]["mlp_norm"]["scale"].dtype == jnp.float32  # norms are computed in it
+
+
+def test_a_mesh_of_one_device_is_laid_out_and_one_of_more_is_not():
+    model = Model(replace(FAMILIES["llama2_7b"], layers=1))
+    params = initialize(jax.random.key(0), model.specs(), jnp.float32)
+    for text, laid_out in (("", True), ("fsdp:8", False)):
+        with jax.set_mesh(make_mesh(text)):
+            assert isinstance(prepare(model, params)["layers"], tuple) == laid_out
