@@ -46,7 +46,7 @@ def graft() -> Run:
     import jax
 
     from research.infer import steps
-    from research.infer.panels import prepare
+    from research.infer.turned import prepare
     from research.infer.sampling import SamplingConfig
     from research.models.model import Model
     from research.models.spec import initialize

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from research.data.tokenizers import Tokenizer
-from research.infer.panels import prepare
+from research.infer.turned import prepare
 from research.infer.sampling import SamplingConfig
 from research.infer.steps import TOKENS, Start, advance, begin
 from research.infer.text import Continuation

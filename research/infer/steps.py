@@ -76,7 +76,7 @@ def begin(
 ) -> tuple[Writing, jax.Array, jax.Array]:
     """Reads the prompts; the state with each row's first token, int32 [B, 1], and its log-probability.
 
-    `prepared` are the parameters that `advance` will be given (`panels.prepare`). Prompts are read with `params`: many
+    `prepared` are the parameters that `advance` will be given (`turned.prepare`). Prompts are read with `params`: many
     tokens at once gain nothing from another layout, and a scan over stacked layers compiles faster.
     """
     rows = _rows(len(start.prompts), model)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.infer import panels
-from research.infer.panels import Panels, prepare
+from research.infer import turned
+from research.infer.turned import Turned, prepare
 from research.mesh import make_mesh
 from research.models.model import Model
 from research.models.spec import initialize
@@ -20,34 +20,34 @@ from tests.families import DECODERS, FAMILIES, random_batch
 CHUNK, LENGTH = 4, 12
 
 
-@pytest.mark.parametrize("rows", [1, 3, panels.ROWS + 1])
+@pytest.mark.parametrize("rows", [1, 3, 300])
 @pytest.mark.parametrize(
     "eqn, shape, contracted",
     [
-        ("BTD,DF->BTF", (48, 100), (0,)),  # an end that fills no panel
+        ("BTD,DF->BTF", (48, 100), (0,)),
         ("BTD,DNH->BTNH", (48, 4, 32), (0,)),
         ("BTNH,NHD->BTD", (4, 12, 64), (0, 1)),
         ("BTD,VD->BTV", (130, 48), (1,)),
     ],
 )
-def test_panels_multiply_like_the_array(eqn, shape, contracted, rows):
+def test_a_turned_weight_multiplies_like_the_array(eqn, shape, contracted, rows):
     w = jax.random.normal(jax.random.key(0), shape)
     inner = tuple(shape[axis] for axis in contracted)
     x = jax.random.normal(jax.random.key(1), (1, rows, *inner))
-    laid = panels._panels(w, jnp.float32, contracted)
+    laid = turned._turned(w, jnp.float32, contracted)
     # Sums of 48 products of the order of 1 in another order.
     np.testing.assert_allclose(einsum(eqn, x, laid), einsum(eqn, x, w), atol=2e-5)
 
 
-def test_panels_refuse_a_product_over_other_axes():
-    laid = panels._panels(jnp.ones((8, 8)), jnp.float32, (0,))
-    with pytest.raises(ValueError, match="panels contract 'D'"):
+def test_a_turned_weight_refuses_a_product_over_other_axes():
+    laid = turned._turned(jnp.ones((8, 8)), jnp.float32, (0,))
+    with pytest.raises(ValueError, match="the weight contracts 'D'"):
         laid.einsum("BTD,DF->BFT", jnp.ones((1, 2, 8)))
 
 
-def test_rows_of_a_table_in_panels_are_its_rows():
+def test_rows_of_a_turned_table_are_its_rows():
     table, ids = jax.random.normal(jax.random.key(0), (130, 8)), np.array([[0, 63], [64, 129]])
-    laid = panels._panels(table, jnp.float32, (1,))
+    laid = turned._turned(table, jnp.float32, (1,))
     np.testing.assert_array_equal(take(laid, ids, jnp.float32), table[ids])
 
 
@@ -71,7 +71,7 @@ def test_prepared_parameters_give_the_models_logits(name):
     batch["segments"] = np.ones_like(batch["segments"])
     params = initialize(jax.random.key(0), model.specs(), jnp.float32)
     prepared = prepare(model, params)
-    assert any(isinstance(leaf, Panels) for leaf in jax.tree.leaves(prepared, is_leaf=lambda x: isinstance(x, Panels)))
+    assert any(isinstance(leaf, Turned) for leaf in jax.tree.leaves(prepared, is_leaf=lambda x: isinstance(x, Turned)))
     assert prepare(model, prepared) is prepared
     want = decoded(model, params, batch, False)
     for apart in (False, True):
@@ -82,7 +82,7 @@ def test_prepared_parameters_give_the_models_logits(name):
 def test_bfloat16_is_laid_out_in_the_type_of_computation():
     model = Model(FAMILIES["llama2_7b"], Precision(compute="bfloat16"))
     prepared = prepare(model, initialize(jax.random.key(0), model.specs(), jnp.float32))
-    assert prepared["layers"][0]["mlp"]["up"].panels_GKW.dtype == jnp.bfloat16
+    assert prepared["layers"][0]["mlp"]["up"].turned_NK.dtype == jnp.bfloat16
     assert prepared["layers"][0]["mlp_norm"]["scale"].dtype == jnp.float32  # norms are computed in it
 
 
