@@ -22,6 +22,9 @@ from research.models.spec import Spec
 STACKED = ("layers", "experts")  # logical axes along which parameters are read one by one
 
 
+Read = Callable[[], np.ndarray]
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One parameter in storage. `read` takes an index over its first `stack` axes, those of layers and experts, and gives
@@ -42,7 +45,7 @@ class Checkpoint:
     """What `open_checkpoint` gives. `parameters` are by path of our tree. `special` has ids by the names of a config.json
     (eos_token_id: one or several), `files` the tokenizer's and others that a complete folder has, as paths or content.
     `unused` says of each tensor that is no parameter why it is not needed, and `original` gives the tensors of another
-    format as they would be with other parameters in their place: name, what it is there, what it would be."""
+    format as they would be with other parameters in their place: name, what reads it there, what makes it so."""
 
     source: Path
     format: str
@@ -51,7 +54,7 @@ class Checkpoint:
     special: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Path | bytes] = field(default_factory=dict)
     unused: Mapping[str, str] = field(default_factory=dict)
-    original: Callable[[Mapping[str, Parameter]], Iterator[tuple[str, np.ndarray, np.ndarray]]] | None = None
+    original: Callable[[Mapping[str, Parameter]], Iterator[tuple[str, Read, Read]]] | None = None
     quantized: bool = False  # whether the storage has fewer bits than `dtype`
     tokenizer_folder: Path | None = None
     close: Callable[[], None] = lambda: None

@@ -4,11 +4,12 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import ml_dtypes
 import numpy as np
 
-from research.interop.checkpoint import Parameter, specs_by_path, stacked_axes
+from research.interop.checkpoint import Parameter, Read, specs_by_path, stacked_axes
 from research.interop.layout import Piece, Rule, inverse, letter_sizes, pieces, rearrange, source_shape
 from research.interop.tensors import Tensor, Tensors
 from research.models.config import ModelConfig
@@ -36,7 +37,7 @@ class Names:
         return found
 
 
-Original = Callable[[Mapping[str, Parameter]], Iterator[tuple[str, np.ndarray, np.ndarray]]]
+Original = Callable[[Mapping[str, Parameter]], Iterator[tuple[str, Read, Read]]]
 
 
 def read_parameters(
@@ -66,9 +67,9 @@ def read_parameters(
         dtype = _common({tensors.names[actual[piece.name]].dtype for piece, _ in held[path].values()})
         parameters[path] = Parameter(spec.shape, dtype, stack, _slices(held[path], read, dtype))
 
-    def original(others: Mapping[str, Parameter]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    def original(others: Mapping[str, Parameter]) -> Iterator[tuple[str, Read, Read]]:
         for name, (_, make) in write_tensors(c, rules, others).items():
-            yield actual[name], tensors.read(actual[name]), make()
+            yield actual[name], partial(tensors.read, actual[name]), make
 
     return parameters, _account(tensors, {n: a for n, a in actual.items() if n not in used}, names, parameters), original
 
