@@ -7,11 +7,18 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Replace the file with `text` in UTF-8, unchanged in its line ends.
+    """Replace the file with `text` in UTF-8, unchanged in its line ends. As `replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when the block ends well, and is gone when it does not.
 
     The bytes reach the disk before the name does (fsync, rename, fsync of the folder), so that not even a power loss
     leaves a part. A symbolic link is followed. OSError where the folder is missing or refuses.
@@ -19,8 +26,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "x", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with open(temporary, "xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)

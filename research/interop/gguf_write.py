@@ -1,11 +1,9 @@
 """GGUF files written, version 3: one tensor in memory at a time, and the whole file or none of it."""
 
-import contextlib
 import math
 import os
-import secrets
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +11,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import quantize
 
+from research.files import replacing
 from research.interop.gguf import STORED
 from research.interop.gguf_header import (
     ALIGNMENT, ALIGNMENT_KEY, MAGIC, MAX_DIMS, MAX_NAME_BYTES, SCALARS, check_alignment, check_name,
@@ -47,15 +46,18 @@ def write_gguf(path: str | os.PathLike, metadata: Mapping[str, Any], tensors: It
         header.append(_text(name, _LONGEST_NAME) + row)
         offset += _nbytes(shape, kind)
         offset += -offset % alignment
-    with _replacing(path) as file:
-        file.write(b"".join(header))
-        file.write(bytes(-file.tell() % alignment))
-        for name, shape, kind, give in entries:
-            try:
-                _write_tensor(file, shape, kind, give())
-            except ValueError as error:
-                raise ValueError(f"tensor {name!r} cannot be written to {path} as {kind}: {error}") from None
+    try:
+        with replacing(path) as file:
+            file.write(b"".join(header))
             file.write(bytes(-file.tell() % alignment))
+            for name, shape, kind, give in entries:
+                try:
+                    _write_tensor(file, shape, kind, give())
+                except ValueError as error:
+                    raise ValueError(f"tensor {name!r} cannot be written to {path} as {kind}: {error}") from None
+                file.write(bytes(-file.tell() % alignment))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}); choose another target") from None
 
 
 def _check(name: str, shape: tuple[int, ...], kind: str, seen: set[str]) -> None:
@@ -153,23 +155,3 @@ def _numbers(value: Any) -> np.ndarray | None:
     else:
         return None
     return np.array(value, kinds[0]) if kinds else None
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once it is whole and on the disk."""
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        file = open(temporary, "xb")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror}); choose another target") from None
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -24,6 +24,8 @@ from research.models.config import ModelConfig, config_from_json
 from research.models.model import Model
 from research.models.spec import abstract
 from research.precision import Precision
+from research.weights import rules
+from research.weights.formats import FORMATS
 
 
 def open_checkpoint(source: str | Path, verify: bool = True) -> Checkpoint:
@@ -135,16 +137,26 @@ class Loaded:
         return tokens_BT.astype(np.int32)
 
 
-def load(source: str | Path, dtype: str = "float32", mesh: str | jax.sharding.Mesh | None = None) -> Loaded:
+def load(
+    source: str | Path, dtype: str = "float32", mesh: str | jax.sharding.Mesh | None = None, quantize: str = ""
+) -> Loaded:
     """The model at a path or spelling, as `open_checkpoint` takes them, with parameters and computation in `dtype`.
 
-    On the first device, or spread over a mesh, given as one or as a string such as "fsdp:-1". ValueErrors as there.
+    On the first device, or spread over a mesh, given as one or as a string such as "fsdp:-1". `quantize` is a format of
+    research/weights/formats.py for the matrices of the layers, experts aside; on one device. ValueErrors as there.
     """
     precision = Precision(param=dtype, compute=dtype)
     placed = make_mesh(mesh) if isinstance(mesh, str) and mesh else mesh or None
+    if quantize and (quantize not in FORMATS or placed is not None):
+        raise ValueError(f"quantize={quantize!r} wants one of {', '.join(FORMATS)}, and no mesh")
     with open_checkpoint(source) as checkpoint:
         model = Model(checkpoint.config, precision)
-        params = checkpoint.restore(abstract(model.specs(), precision.param_dtype, placed))
+        specs = model.specs()
+        params = checkpoint.restore(abstract(specs, precision.param_dtype, placed))
+        if quantize:
+            parts = "attention|cross" if checkpoint.config.experts else "attention|cross|mlp"
+            matrices = rf"(encoder/)?layers/({parts})/(query|key|value|out|gate|up|down)"
+            params = rules.quantize(params, specs, [(matrices, quantize), (".*", None)])
         return Loaded(
             checkpoint.config, params, checkpoint.tokenizer, model, placed, checkpoint.special, checkpoint.begins_texts,
             checkpoint.sentence_settings,

@@ -14,6 +14,7 @@ from research.interop.convert import convert, verify
 from research.interop.load import load, open_checkpoint
 from research.models.model import forward
 from research.ops.rope import RopeScaling
+from research.weights import rules
 from tests.families import FAMILIES, random_batch
 from tests.interop.memory import in_memory, random_params
 
@@ -94,6 +95,20 @@ def test_logits_are_those_of_the_model_and_padding_changes_nothing(llama):
     padded = np.concatenate([tokens, np.full((2, 3), 7, np.int32)], axis=1)
     masked = loaded.logits(padded, mask=np.arange(12)[None] < np.full((2, 1), 9))
     np.testing.assert_allclose(masked[:, :9], whole, atol=1e-5)  # another shape, another order of sums
+
+
+def test_a_model_is_quantized_as_it_is_loaded(tmp_path):
+    c = replace(FAMILIES["llama2_7b"], d_model=64, d_ff=128, head_size=16)
+    with building(tmp_path / "model") as folder:
+        native.write_native(in_memory(c, random_params(c)), folder)
+    loaded, plain = load(tmp_path / "model", quantize="nf4"), load(tmp_path / "model")
+    tokens = random_batch(2, 16)["inputs"]
+    specs = loaded.model.specs()
+    matrices = [(r"layers/(attention|mlp)/\w+", "nf4"), (".*", None)]
+    assert same(loaded.params, rules.quantize(plain.params, specs, matrices))
+    assert not np.allclose(loaded.logits(tokens), plain.logits(tokens), atol=1e-3)
+    with pytest.raises(ValueError, match="quantize='nf5' wants one of int8"):
+        load(tmp_path / "model", quantize="nf5")
 
 
 def test_a_certificate_is_checked_whenever_the_folder_is_opened(llama, tmp_path):
