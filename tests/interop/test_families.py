@@ -11,7 +11,6 @@ from research.data.tokenizers import load_tokenizer
 from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
 from research.interop.load import load, open_checkpoint
-from research.mesh import make_mesh
 from research.models.config import Execution
 from research.models.embedding import relative_bias
 from tests.interop.golden import GOLDENS, TWO_SIDED, WRITERS, golden, inputs, real, tensors, write
