@@ -84,26 +84,36 @@ class Checkpoint:
 
         True without either: our own runs train so.
         """
-        says = json.loads(self._content("tokenizer_config.json") or "{}").get("add_bos_token")
+        says = self._settings("tokenizer_config.json").get("add_bos_token")
         whole = self._content("tokenizer.json")
         if isinstance(says, bool) or whole is None or self.format == "run":
             return says is not False
         ids = tokenizers.Tokenizer.from_str(whole).encode("a", add_special_tokens=True).ids
-        return ids[0] == self.tokenizer.bos_id
+        return ids[:1] == [self.tokenizer.bos_id]
 
     @cached_property
     def sentence_settings(self) -> SentenceSettings:
         """How a text becomes one vector, by sentence-transformers' files. ValueError for a pooling that is not there."""
-        pooling = json.loads(self._content("1_Pooling/config.json") or "{}")
+        pooling = self._settings("1_Pooling/config.json")
         chosen = [name for name, on in pooling.items() if name.startswith("pooling_mode_") and on is True]
         names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
         if len(chosen) > 1 or not set(chosen) <= set(names):
             raise ValueError(f"{self.source} pools by {', '.join(chosen)}; there are {', '.join(names)}")
         modules = self._content("modules.json")
-        limit = json.loads(self._content("sentence_bert_config.json") or "{}").get("max_seq_length")
+        limit = self._settings("sentence_bert_config.json").get("max_seq_length")
         return SentenceSettings(
             names[chosen[0]] if chosen else "mean", modules is None or ".Normalize" in modules, limit or self.config.max_length
         )
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        """A companion's JSON object, empty where there is no such file. ValueError for anything else in it."""
+        try:
+            values = json.loads(self._content(name) or "{}")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{name} of {self.source} is not JSON ({error}); restore it from the source") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{name} of {self.source} is no JSON object; restore it from the source")
+        return values
 
     def _content(self, name: str) -> str | None:
         file = self.files.get(name)

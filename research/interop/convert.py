@@ -82,7 +82,7 @@ def _write(checkpoint: Checkpoint, folder: Path, to: str, dtype: str) -> None:
         from research.interop.gguf_model import write_gguf_model
 
         stored = next(iter(checkpoint.parameters.values())).dtype
-        write_gguf_model(checkpoint, folder / GGUF_FILE, GGUF_TYPES[dtype or stored])
+        write_gguf_model(checkpoint, folder / GGUF_FILE, GGUF_TYPES.get(dtype or stored, "F32"))
         return
     (native.write_native if to == "native" else hf.write_folder)(checkpoint, folder)
     for name, content in checkpoint.files.items():

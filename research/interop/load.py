@@ -2,11 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,18 +60,25 @@ def open_checkpoint(source: str | Path, verify: bool = True) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with its parameters on the devices. `tokenizer` is None where the checkpoint has none; `special` has ids by
-    the names of a config.json; `begins_texts` says whether the model was made to read a text behind a token that begins
-    it, `sentence_settings` how it makes a vector of a text."""
+    """A model with its parameters on the devices. `tokenizer` is None where the checkpoint has none; `checkpoint` is what it
+    was read from, closed."""
 
     config: ModelConfig
     params: tree.Tree
     tokenizer: Tokenizer | None
     model: Model
     mesh: jax.sharding.Mesh | None
-    special: Mapping[str, Any]
-    begins_texts: bool
-    sentence_settings: SentenceSettings
+    checkpoint: Checkpoint
+
+    @property
+    def begins_texts(self) -> bool:
+        """See `Checkpoint.begins_texts`."""
+        return self.checkpoint.begins_texts
+
+    @property
+    def sentence_settings(self) -> SentenceSettings:
+        """See `Checkpoint.sentence_settings`."""
+        return self.checkpoint.sentence_settings
 
     @property
     def window(self) -> int:
@@ -83,8 +88,8 @@ class Loaded:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end what the model writes."""
-        ids = self.special.get("eos_token_id", ())
-        return tuple(ids) if isinstance(ids, list) else (ids,) if isinstance(ids, int) else ()
+        ids = self.checkpoint.special.get("eos_token_id", ())
+        return tuple(n for n in (ids if isinstance(ids, list) else [ids]) if type(n) is int)
 
     def logits(self, tokens_BT, mask=None, token_types=None, decoder_tokens=None) -> jax.Array:
         """Logits float32 [B, T, V]; T is the decoder's length for encoder-decoders.
@@ -157,10 +162,7 @@ def load(
             parts = "attention|cross" if checkpoint.config.experts else "attention|cross|mlp"
             matrices = rf"(encoder/)?layers/({parts})/(query|key|value|out|gate|up|down)"
             params = rules.quantize(params, specs, [(matrices, quantize), (".*", None)])
-        return Loaded(
-            checkpoint.config, params, checkpoint.tokenizer, model, placed, checkpoint.special, checkpoint.begins_texts,
-            checkpoint.sentence_settings,
-        )  # fmt: skip
+        return Loaded(checkpoint.config, params, checkpoint.tokenizer, model, placed, checkpoint)
 
 
 @partial(jax.jit, static_argnames="model")

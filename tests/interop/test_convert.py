@@ -200,6 +200,15 @@ def test_an_index_cannot_lead_out_of_its_folder(llama, where):
         open_checkpoint(llama[0])
 
 
+@pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000])
+def test_a_damaged_companion_does_not_keep_the_weights_from_loading(llama, content):
+    (llama[0] / "tokenizer_config.json").write_text(content)
+    loaded = load(llama[0])
+    assert loaded.logits(np.zeros((1, 4), np.int32)).shape == (1, 4, 96)
+    with pytest.raises(ValueError, match="tokenizer_config.json of .* is no"):
+        loaded.begins_texts
+
+
 def test_pickled_weights_are_never_read(llama):
     (llama[0] / "model.safetensors").rename(llama[0] / "pytorch_model.bin")
     with pytest.raises(ValueError, match="pickled weights are never read"):
