@@ -31,6 +31,9 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "position": (),
     "bucket": (),
     "label": (),
+    "rank": (),
+    "group": (),
+    "virtual": (),
 }
 
 

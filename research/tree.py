@@ -8,7 +8,7 @@ an ordered list of (regex, choice) rules over these paths, and a rule that match
 import difflib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -60,6 +60,16 @@ def choose(rules: Sequence[tuple[str, Any]], tree: Tree, is_leaf: Callable[[Any]
     return jax.tree.map_with_path(lambda path, _: pick(path_name(path)), tree, is_leaf=is_leaf)
 
 
+def match(pattern: str, names: Iterable[str]) -> list[str]:
+    """The paths that a regex matches as a whole, or by their last name. ValueError, with the nearest, where none is."""
+    names = list(names)
+    found = [name for name in names if re.fullmatch(pattern, name) or re.fullmatch(pattern, name.rsplit("/", 1)[-1])]
+    if not found:
+        near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+        raise ValueError(f"{pattern!r} matches no parameter; the nearest are {', '.join(near)}")
+    return found
+
+
 def count(tree: Tree) -> int:
     """Number of elements in all leaves."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
@@ -68,6 +78,11 @@ def count(tree: Tree) -> int:
 def nbytes(tree: Tree) -> int:
     """Bytes of all leaves as held by one whole copy."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def nbits(tree: Tree) -> int:
+    """Bits that the storage of all leaves takes, whatever they stand for: codes of 4 bits count 4."""
+    return sum(math.prod(leaf.shape) * jax.dtypes.itemsize_bits(leaf.dtype) for leaf in jax.tree.leaves(tree))
 
 
 def join(first: Tree, second: Tree) -> Tree:

@@ -62,9 +62,7 @@ def write_folder(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_
 
 def describe(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
     """The family of a model and its config.json. ValueError for a model that no architecture there is the same as."""
-    family = next((family for family in FAMILIES if family.serves(c)), None)
-    if family is None:
-        raise ValueError(f"no Hugging Face architecture has {c.position} positions in a {c.kind} with {c.norm} norms")
+    family = family_of(c)
     values = family.write_config(c)
     heads = {"pooler.dense.weight"} if c.pooler else set()
     heads |= {"cls.predictions.transform.dense.weight"} if c.mlm_head else set()
@@ -79,6 +77,14 @@ def describe(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
     if differing:
         raise ValueError(f"{values['architectures'][0]}, the nearest Hugging Face architecture, has no {', '.join(differing)}")
     return family, values
+
+
+def family_of(c: ModelConfig) -> Family:
+    """The family whose names a model has. ValueError where there is none."""
+    family = next((family for family in FAMILIES if family.serves(c)), None)
+    if family is None:
+        raise ValueError(f"no Hugging Face architecture has {c.position} positions in a {c.kind} with {c.norm} norms")
+    return family
 
 
 def companions(folder: Path) -> dict[str, Path]:

@@ -70,7 +70,7 @@ def rearrange(x: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.ndarr
 
     ValueError for another shape than the left side's.
     """
-    left, right = _parse(pattern)
+    left, right = parse(pattern)
     if x.shape != shape(left, sizes):
         raise ValueError(f"got shape {list(x.shape)}, wanted {list(shape(left, sizes))} for {pattern.split(' -> ')[0]!r}")
     letters = [letter for group in left for letter in group if letter != "1"]
@@ -86,7 +86,7 @@ def inverse(pattern: str) -> str:
 
 def source_shape(pattern: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape that a pattern's left side asks for."""
-    return shape(_parse(pattern)[0], sizes)
+    return shape(parse(pattern)[0], sizes)
 
 
 def shape(groups: Sequence[tuple[str, ...]], sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ def shape(groups: Sequence[tuple[str, ...]], sizes: Mapping[str, int]) -> tuple[
 
 
 @lru_cache
-def _parse(pattern: str) -> tuple[tuple[tuple[str, ...], ...], ...]:
+def parse(pattern: str) -> tuple[tuple[tuple[str, ...], ...], ...]:
     """Both sides as groups of letters: "(N H) D" is (("N", "H"), ("D",))."""
     sides = []
     for side in pattern.split(" -> "):

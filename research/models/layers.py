@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from research.models.adapters import with_prefix
 from research.models.cache import LayerCache
 from research.models.config import ModelConfig
 from research.models.initial import Initial
@@ -103,6 +104,7 @@ def attention(
     if cache is not None:
         cache = cache.write(k_BSKH, v_BSKH)
         k_BSKH, v_BSKH = cache.read(x_BTD.dtype)
+    k_BSKH, v_BSKH, visibility = with_prefix(p, k_BSKH, v_BSKH, visibility)
     out_BTNH = attention_op.attend(
         q_BTNH,
         k_BSKH,

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.models import embedding, layers
+from research.models import adapters, embedding, layers
 from research.models.cache import Cache, make_cache
 from research.models.config import Execution, ModelConfig
 from research.models.initial import initial
@@ -110,14 +110,38 @@ class Model:
             c.layers, batch, length, c.kv_heads, c.head_size, self.precision.compute_dtype, c.window, chunk
         )
 
+    def prompted(self, params: Tree, key: jax.Array | None = None) -> Tree:
+        """The parameters with a prompt's tokens as a prefix, read once for all texts; without a prompt as they are.
+
+        No token of a decoder sees what follows it, so to a text a prompt is the keys and values that every layer has of
+        it. Documents of a packed row share them, and decoding, given these parameters, reads no prompt at all.
+        """
+        if "prompt" not in params:
+            return params
+        adapters.check_prompt(self.config, params)
+        rest = {name: p for name, p in params.items() if name != "prompt"}
+        n = adapters.virtual_tokens(params)
+        ids_1T = jnp.arange(n, dtype=jnp.int32)[None]
+        batch = {"inputs": ids_1T, "positions": ids_1T, "segments": jnp.ones_like(ids_1T)}
+        rows = {**params["embed"], **params["prompt"]}  # its table in place of the tokens'
+        _, cache, _ = self._stack(rows, rest, batch, None, self.make_cache(1, n, n), key, causal=True)
+        keys_LSKH, values_LSKH = (jnp.swapaxes(kv[:, 0], 1, 2) for kv in (cache.key_LBKSH, cache.value_LBKSH))
+        return adapters.add_prefix(rest, keys_LSKH, values_LSKH)
+
     def _decode(self, params, batch, memory, cache, key):
         causal = self.config.kind != "encoder"
+        if "prompt" in params:
+            own = None if key is None else jax.random.fold_in(key, 0)
+            params = self.prompted(params, own)
         return self._stack(params["embed"], params, batch, memory, cache, key, causal=causal)
 
     def _stack(self, p_embed, p_stack, batch, memory, cache, key, *, causal):
         """Embeds `batch["inputs"]`, runs a stack over it and normalises what comes out."""
         c = self.config
         positions_BT, segments_BT = batch["positions"], batch["segments"]
+        virtual = adapters.virtual_tokens(p_stack)
+        if virtual:
+            positions_BT = self._behind(virtual, positions_BT, cache)
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         x_BTD = embedding.embed(
             p_embed, batch["inputs"], positions_BT, c, self.precision.compute_dtype, batch.get("token_types"), keys[0]
@@ -125,6 +149,7 @@ class Model:
         bias_BNTS = None
         if c.position == "relative":
             seen = positions_BT if cache is None else cache.claim(positions_BT, segments_BT).positions_BS
+            seen = adapters.in_front(jnp.arange(virtual), seen) if virtual else seen
             bias_BNTS = embedding.relative_bias(p_stack["relative"], positions_BT, seen, causal=causal)
         shared = Surroundings(
             visibility=Visibility(
@@ -143,6 +168,17 @@ class Model:
         if not c.norm_after:
             x_BTD = layers.norm(p_stack["final_norm"], x_BTD, c)
         return layers.dropout(x_BTD, c.dropout if c.position == "relative" else 0.0, keys[0]), cache, balance
+
+
+    def _behind(self, virtual: int, positions_BT: jax.Array, cache: Cache | None) -> jax.Array:
+        """Positions behind so many virtual tokens. ValueError where a position table may end before them."""
+        c, T = self.config, positions_BT.shape[1]
+        if c.position == "learned" and cache is None and T + virtual > c.max_length:
+            raise ValueError(
+                f"{virtual} virtual tokens and {T} of a text are over the {c.max_length} positions of the model; "
+                "set config.data.sequence_length lower"
+            )
+        return positions_BT + virtual
 
 
 def _with_memory(shared: Surroundings, memory: tuple[tuple, Batch]) -> Surroundings:

@@ -24,13 +24,15 @@ class Spec:
     """One parameter: `shape`, a logical axis name for each of its dimensions, and how it starts.
 
     `inputs` says which axes a product sums over: the first so many behind those of layers and experts, and -1 the last one,
-    of a table that is also read by rows. What is no matrix has no use for it.
+    of a table that is also read by rows. What is no matrix has no use for it. `dtype` is its own where that is not the
+    model's, as of codes.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     init: Init
     inputs: int = 1
+    dtype: str | None = None
 
 
 def normal(std: float) -> Init:
@@ -67,9 +69,9 @@ def abstract(
 ) -> tree.Tree:
     """Parameters as ShapeDtypeStructs, with shardings where a mesh is given."""
     if mesh is None:
-        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), specs)
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype or dtype), specs)
     places = shardings(specs, mesh, rules)
-    return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, dtype, sharding=place), specs, places)
+    return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype or dtype, sharding=place), specs, places)
 
 
 def initialize(
@@ -79,6 +81,6 @@ def initialize(
     def draw(path, s):
         name = tree.path_name(path)
         place = None if mesh is None else NamedSharding(mesh, partition(s.axes, s.shape, mesh, rules))
-        return s.init(jax.random.fold_in(key, zlib.crc32(name.encode())), s.shape, dtype, place)
+        return s.init(jax.random.fold_in(key, zlib.crc32(name.encode())), s.shape, s.dtype or dtype, place)
 
     return jax.tree.map_with_path(draw, specs)

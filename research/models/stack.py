@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from research.models import layers
+from research.models.adapters import bottleneck
 from research.models.cache import Cache, LayerCache
 from research.models.config import Execution, ModelConfig
 from research.models.initial import Initial
@@ -118,27 +119,31 @@ def block(
 
     balance = jnp.zeros((), jnp.float32)
 
+    def adapted(part, y_BTD):
+        p_adapter = p.get(f"{part}_adapter")
+        return y_BTD if p_adapter is None else bottleneck(p_adapter, y_BTD, layers.ACTIVATIONS[c.activation])
+
     def attend(x_BTD):
         nonlocal cache
         y_BTD, cache = layers.attention(
             p["attention"], x_BTD, c, shared.visibility, rotation=shared.rotation, bias_BNTS=shared.bias_BNTS,
             cache=cache, implementation=execution.attention,
         )  # fmt: skip
-        return y_BTD
+        return adapted("attention", y_BTD)
 
     def attend_memory(x_BTD):
         memory = jax.tree.map(lambda kv: jax.lax.dynamic_index_in_dim(kv, index, keepdims=False), shared.memory_LBSKH)
         y_BTD, _ = layers.attention(
             p["cross"], x_BTD, c, shared.memory_visibility, memory=memory, implementation=execution.attention
         )
-        return y_BTD
+        return adapted("cross", y_BTD)
 
     def feed(x_BTD):
         nonlocal balance
         if not c.experts:
-            return layers.mlp(p["mlp"], x_BTD, c)
+            return adapted("mlp", layers.mlp(p["mlp"], x_BTD, c))
         y_BTD, balance = layers.moe(p["mlp"], x_BTD, c, shared.counted_BT)
-        return y_BTD
+        return adapted("mlp", y_BTD)
 
     x_BTD = residual(x_BTD, p["attention_norm"], keys[0], attend)
     if "cross" in p:

@@ -15,12 +15,13 @@ from research.ops import blocked
 from research.ops.einsum import contract, divide, spec, whole
 
 IMPLEMENTATIONS = ("auto", "xla", "splash", "flash")
+EVERYONE = -1  # the segment of keys that the queries of every segment see
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["q_positions_BT", "k_positions_BS", "q_segments_BT", "k_segments_BS"],
-    meta_fields=["causal", "window", "packed"],
+    meta_fields=["causal", "window", "packed", "shared"],
 )
 @dataclass(frozen=True)
 class Visibility:
@@ -28,6 +29,7 @@ class Visibility:
 
     `packed` is the maker's word that queries and keys are the same rows and that within a segment the tokens stand
     together, positions rising by one. Indices then hide what positions hide, all that kernels know; padding aside.
+    `shared` says that some keys are of the segment EVERYONE, a prefix, which no kernel knows.
     """
 
     q_positions_BT: jax.Array
@@ -37,10 +39,13 @@ class Visibility:
     causal: bool
     window: int = 0
     packed: bool = False
+    shared: bool = False
 
     def mask_BTS(self) -> jax.Array:
         """True where the query may attend to the key."""
         seen = self.q_segments_BT[:, :, None] == self.k_segments_BS[:, None, :]
+        if self.shared:
+            seen |= self.k_segments_BS[:, None, :] == EVERYONE
         distance = self.q_positions_BT[:, :, None] - self.k_positions_BS[:, None, :]
         if self.causal:
             seen &= distance >= 0

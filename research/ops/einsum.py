@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import PartitionSpec
 
 from research.ops.backend import barrier, platform
@@ -57,7 +58,7 @@ def _product_backward(eqn: str, saved: tuple[jax.Array, jax.Array], dy: jax.Arra
         dw = jnp.transpose(dw, [turned.index(letter) for letter in of_w])
     else:
         dw = contract(f"{of_x},{of_y}->{of_w}", x, dy)
-    return _placed_like(dx, x), _placed_like(dw, w)
+    return place_as(dx, placed(x)), place_as(dw, placed(w))
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -73,6 +74,16 @@ def take(w: Any, ids_BT: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return table.at[ids_BT].get(mode="clip", out_sharding=PartitionSpec(*spec(ids_BT), spec(table)[1]))
 
 
+def grouped(x_MI: jax.Array, w: Any, sizes_E: jax.Array) -> jax.Array:
+    """Rows [M, I] in groups of these sizes, each group times the matrix of its expert in `w` [E, I, O], as [M, O].
+
+    What rows behind the last group become is unspecified. `w` is an array, cast to the dtype of `x`, or a stand-in.
+    """
+    if not isinstance(w, jax.Array):
+        return w.grouped(x_MI, sizes_E)
+    return lax.ragged_dot(x_MI, w.astype(x_MI.dtype), sizes_E)
+
+
 def gather(w: jax.Array) -> jax.Array:
     """`w` with the mesh axes that only store it gathered (the all-gather of fully sharded data parallelism)."""
     if jax.sharding.get_abstract_mesh().empty:
@@ -81,9 +92,20 @@ def gather(w: jax.Array) -> jax.Array:
     return w if kept == spec(w) else jax.reshard(w, PartitionSpec(*kept))
 
 
-def _placed_like(x: jax.Array, model: jax.Array) -> jax.Array:
-    same = jax.sharding.get_abstract_mesh().empty or spec(x) == spec(model)
-    return x if same else jax.reshard(x, PartitionSpec(*spec(model)))
+def gathered(w: Any, dtype: jnp.dtype) -> Any:
+    """A weight as the products of a `shard_map` want it: gathered like an array in `dtype`, or a stand-in whose parts are
+    gathered and split alike."""
+    return gather(w.astype(dtype)) if isinstance(w, jax.Array) else w.gathered()
+
+
+def placed(x: jax.Array) -> PartitionSpec | None:
+    """Where `x` lives, one entry a dimension; None without a mesh."""
+    return None if jax.sharding.get_abstract_mesh().empty else PartitionSpec(*spec(x))
+
+
+def place_as(x: jax.Array, place: PartitionSpec | None) -> jax.Array:
+    """`x` moved to where `placed` said that something lives."""
+    return x if place is None or spec(x) == tuple(place) else jax.reshard(x, place)
 
 
 def whole(x: jax.Array, axis: int) -> jax.Array:

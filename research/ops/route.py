@@ -6,13 +6,14 @@ the result does not depend on the mesh.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from research.ops.einsum import gather, spec
+from research.ops.einsum import gathered, grouped, spec
 
 
 def top_k(logits_BTE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -38,40 +39,45 @@ def experts(
     x_BTD: jax.Array,
     weights_BTk: jax.Array,
     ids_BTk: jax.Array,
-    gate_EDF: jax.Array,
-    up_EDF: jax.Array,
-    down_EFD: jax.Array,
+    gate_EDF: Any,
+    up_EDF: Any,
+    down_EFD: Any,
     activation: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """Sum over a token's experts of weight * (activation(x gate) * (x up)) down, [B, T, D] in the dtype of `x`."""
-    gate_EDF, up_EDF, down_EFD = (gather(w.astype(x_BTD.dtype)) for w in (gate_EDF, up_EDF, down_EFD))
+    """Sum over a token's experts of weight * (activation(x gate) * (x up)) down, [B, T, D] in the dtype of `x`.
+
+    The experts' matrices are arrays or stand-ins, whose parts are gathered and split as they are.
+    """
+    matrices = [gathered(w, x_BTD.dtype) for w in (gate_EDF, up_EDF, down_EFD)]
     if jax.sharding.get_abstract_mesh().empty:
-        return _local(x_BTD, weights_BTk, ids_BTk, gate_EDF, up_EDF, down_EFD, activation, 0)
+        return _local(x_BTD, weights_BTk, ids_BTk, matrices, activation, 0)
 
     split_tokens = "expert" in (spec(x_BTD)[0] or ())  # not so for a batch too small to split, as in decoding
-    split_experts, split_hidden = spec(gate_EDF)[0] is not None, spec(gate_EDF)[2] is not None
+    specs = jax.tree.map(lambda part: PartitionSpec(*spec(part)), matrices)
+    entries = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    split_experts, split_hidden = (any(name in entry for entry in entries) for name in ("expert", "tensor"))
 
-    def island(x, weights, ids, gate, up, down):
+    def island(x, weights, ids, matrices):
         # Every device of one expert row sees all of that row's tokens and keeps those of its own experts.
         if split_tokens and split_experts:
             x, weights, ids = (lax.all_gather(a, "expert", axis=0, tiled=True) for a in (x, weights, ids))
-        first = lax.axis_index("expert") * gate.shape[0] if split_experts else 0
-        y = _local(x, weights, ids, gate, up, down, activation, first)
+        first = lax.axis_index("expert") * matrices[0].shape[0] if split_experts else 0
+        y = _local(x, weights, ids, matrices, activation, first)
         y = lax.psum(y, "tensor") if split_hidden else y
         if not split_experts:
             return y
         return lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True) if split_tokens else lax.psum(y, "expert")
 
     tokens = PartitionSpec(*spec(x_BTD))
-    weights = [PartitionSpec(*spec(w)) for w in (gate_EDF, up_EDF, down_EFD)]
-    return jax.shard_map(island, in_specs=(tokens, tokens, tokens, *weights), out_specs=tokens, check_vma=False)(
-        x_BTD, weights_BTk, ids_BTk, gate_EDF, up_EDF, down_EFD
+    return jax.shard_map(island, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False)(
+        x_BTD, weights_BTk, ids_BTk, matrices
     )
 
 
-def _local(x_BTD, weights_BTk, ids_BTk, gate_EDF, up_EDF, down_EFD, activation, first) -> jax.Array:
+def _local(x_BTD, weights_BTk, ids_BTk, matrices, activation, first) -> jax.Array:
     """Contribution of the experts `first`, `first + 1`, ... held in these weights; other assignments add nothing."""
     B, T, D = x_BTD.shape
+    gate_EDF, up_EDF, down_EFD = matrices
     held, k = gate_EDF.shape[0], ids_BTk.shape[-1]
     expert = ids_BTk.reshape(-1) - first
     mine = (expert >= 0) & (expert < held)
@@ -79,8 +85,8 @@ def _local(x_BTD, weights_BTk, ids_BTk, gate_EDF, up_EDF, down_EFD, activation, 
     sizes = jnp.bincount(jnp.where(mine, expert, held), length=held + 1)[:held].astype(jnp.int32)
     token = order // k
     rows = x_BTD.reshape(-1, D)[token]
-    hidden = activation(lax.ragged_dot(rows, gate_EDF, sizes)) * lax.ragged_dot(rows, up_EDF, sizes)
-    out = lax.ragged_dot(hidden, down_EFD, sizes)
+    hidden = activation(grouped(rows, gate_EDF, sizes)) * grouped(rows, up_EDF, sizes)
+    out = grouped(hidden, down_EFD, sizes)
     share = jnp.where(mine, weights_BTk.reshape(-1), 0.0)[order].astype(x_BTD.dtype)
     # Rows past the last group belong to other devices; what ragged_dot leaves there is unspecified.
     out = jnp.where((share != 0)[:, None], out * share[:, None], 0)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from research import tree
+from research.training.adam8bit import scale_by_adam_8bit
 from research.training.muon import matrix_axes, scale_by_muon, stack_axes
 from research.training.schedules import DECAYING, SCHEDULES, Schedule, make_schedule
 
@@ -21,6 +22,7 @@ Rules = tuple[tuple[str, float], ...]
 # What each optimizer takes, and its value where the configuration leaves it None.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},  # b2 of GPT-3 and LLaMA
+    "adamw8bit": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
     "adafactor": {"b1": None, "eps": 1e-30, "parameter_scale": False},
     "lion": {"b1": 0.9, "b2": 0.99},  # arXiv:2302.06675
     "muon": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "momentum": 0.95},
@@ -32,8 +34,8 @@ _TABLES = ("vocab", "position", "bucket")  # axes that are looked up
 class OptimizerConfig:
     """An optimizer, its schedule (see `make_schedule`) and its rules by path.
 
-    name                   adamw | adafactor | lion | muon (its b1, b2, eps are of the AdamW that takes what is no
-                           hidden matrix)
+    name                   adamw | adamw8bit | adafactor | lion | muon (its b1, b2, eps are of the AdamW that takes what is
+                           no hidden matrix)
     learning_rate          at the peak of the schedule
     decay_fraction         `decay_steps` as a share of the run
     b1                     of adafactor: momentum, none where None
@@ -190,6 +192,8 @@ def _direction(config: OptimizerConfig, names: tree.Tree) -> optax.GradientTrans
         links += [optax.scale_by_param_block_rms()] if value("parameter_scale") else []
         momentum = [] if value("b1") is None else [optax.ema(value("b1"), debias=False)]
         return optax.chain(per_layer(optax.chain(*links), names), *momentum)
+    if config.name == "adamw8bit":
+        return scale_by_adam_8bit(value("b1"), value("b2"), value("eps"), names)
     adam = optax.scale_by_adam(value("b1"), value("b2"), value("eps"))
     if config.name == "adamw":
         return adam

@@ -1,44 +1,51 @@
 """Low-rank adapters (arXiv:2106.09685) and their weight-decomposed form (DoRA, arXiv:2402.09353) over any leaf.
 
-    LoRA   y = x W + s (x a) b
-    DoRA   y = m / |W + s a b| (x W + s (x a) b),   the norm over a column's inputs, without gradient (section 4.3)
+    LoRA   y = x W + s (drop(x) a) b
+    DoRA   y = m / |W + s a b| (x W + s (drop(x) a) b),   the norm over a column's inputs, without gradient (section 4.3)
 
 `a` has the weight's inputs and R, `b` has R and its outputs, whatever axes those are: [D, R] and [R, N, H] for a query
 kernel, [N, H, R] and [R, D] for an output kernel, [D, R] and [R, V] for a table.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from research.ops.einsum import contract, einsum, take
+from research import tree
+from research.ops.einsum import contract, einsum, gather, grouped, take
 
 RANK = "R"
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["a", "b", "scale", "magnitude"], meta_fields=["table"])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["a", "b", "scale", "magnitude"], meta_fields=["table", "dropout"]
+)
 @dataclass(frozen=True)
 class LoraAdapter:
     """What is trained. `scale` [] (one a layer where stacked) is alpha / R, or alpha / sqrt(R) for rsLoRA; `magnitude` has
-    the weight's outputs, None without decomposition. `table` says that the inputs are the weight's last axis."""
+    the weight's outputs, None without decomposition. `table` says that the inputs are the weight's last axis; `dropout`
+    is the share of the adapter's inputs that are dropped in training."""
 
     a: jax.Array
     b: jax.Array
     scale: jax.Array
     magnitude: jax.Array | None = None
     table: bool = False
+    dropout: float = 0.0
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["base", "adapter"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["base", "adapter", "key"], meta_fields=[])
 @dataclass(frozen=True)
 class Lora:
-    """A weight with an adapter on it: a leaf like any other. `base` is an array or another leaf."""
+    """A weight with an adapter on it: a leaf like any other. `base` is an array or another leaf; `key` uint32 [2] (one a
+    layer where stacked) is the randomness of its dropout, None for none."""
 
     base: Any
     adapter: LoraAdapter
+    key: jax.Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,20 +59,31 @@ class Lora:
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x` and the adapted weight; the base is contracted as it is."""
         of_inner, of_outer = _split(eqn)
-        a, b, scale = self.adapter.a, self.adapter.b, jax.lax.stop_gradient(self.adapter.scale)
-        low = contract(of_inner, x, a.astype(x.dtype))
-        y = einsum(eqn, x, self.base) + contract(of_outer, low, b.astype(x.dtype)) * scale.astype(x.dtype)
+        low = einsum(of_inner, self._dropped(x), self.adapter.a)
+        y = einsum(eqn, x, self.base) + einsum(of_outer, low, self.adapter.b) * self._scale().astype(x.dtype)
         if self.adapter.magnitude is None:
             return y
         gain = self._gain(jax.lax.stop_gradient(dense(self.base) + self._update())).astype(x.dtype)
         return y * jnp.expand_dims(gain, tuple(range(y.ndim - gain.ndim)))
 
     def take(self, ids: jax.Array) -> jax.Array:
-        """Rows of a table [V, D] at `ids`, float32 [..., D]."""
+        """Rows of a table [V, D] at `ids` [B, T], float32 [B, T, D]."""
         rows = take(self.base, ids, jnp.float32)
-        low = jnp.moveaxis(self.adapter.b.astype(jnp.float32), 0, -1)[ids]
-        update = jnp.einsum("...R,DR->...D", low, self.adapter.a.astype(jnp.float32))
-        return rows + update * jax.lax.stop_gradient(self.adapter.scale)
+        low = take(jnp.moveaxis(self.adapter.b, 0, -1), ids, jnp.float32)
+        return rows + contract("BTR,DR->BTD", low, gather(self.adapter.a.astype(jnp.float32))) * self._scale()
+
+    def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+        """Rows [M, I] in groups of these sizes, each times the matrix of its expert, [M, O]; no DoRA."""
+        if self.adapter.magnitude is not None:
+            raise ValueError("the experts' matrices have no DoRA; leave them out of config.lora.targets or take lora")
+        low = grouped(self._dropped(x), self.adapter.a, sizes)
+        scale = jnp.repeat(self._scale(), sizes, total_repeat_length=x.shape[0]).astype(x.dtype)
+        return grouped(x, self.base, sizes) + grouped(low, self.adapter.b, sizes) * scale[:, None]
+
+    def gathered(self) -> "Lora":
+        """This leaf over fewer devices, as `research.ops.einsum.gathered` says."""
+        base = gather(self.base) if isinstance(self.base, jax.Array) else self.base.gathered()
+        return replace(self, base=base, adapter=jax.tree.map(gather, self.adapter))
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         """The adapted weight as an array: what `merge` makes of it. Stacked leaves give stacked weights."""
@@ -73,6 +91,21 @@ class Lora:
         for _ in range(self.adapter.scale.ndim):
             one = jax.vmap(one)
         return one(self).astype(dtype)
+
+    def nbits(self) -> int:
+        """Bits of storage of the weight and its adapter."""
+        return tree.nbits((self.base, self.adapter))
+
+    def _scale(self) -> jax.Array:
+        return jax.lax.stop_gradient(self.adapter.scale)
+
+    def _dropped(self, x: jax.Array) -> jax.Array:
+        rate = self.adapter.dropout
+        if self.key is None or not rate:
+            return x
+        sharding = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding
+        kept = jax.random.bernoulli(jax.random.wrap_key_data(self.key), 1 - rate, x.shape, out_sharding=sharding)
+        return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
     def _dense(self) -> jax.Array:
         w = dense(self.base) + self._update()

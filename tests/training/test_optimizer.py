@@ -347,7 +347,7 @@ def test_rules_that_do_not_fit_are_refused(field):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "sgd"}, "choose one of adamw, adafactor, lion, muon"),
+        ({"name": "sgd"}, "choose one of adamw, adamw8bit, adafactor, lion, muon"),
         ({"schedule": "step"}, "choose one of constant, cosine"),
         ({"name": "lion", "eps": 1e-8}, "eps is set and lion does not use it"),
         ({"name": "adamw", "momentum": 0.9}, "momentum is set and adamw"),

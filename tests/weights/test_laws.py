@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from research import tree
 from research.models.model import Model, forward
-from research.models.spec import initialize
-from research.weights.formats import FORMATS, decode, encode
+from research.models.spec import abstract, initialize
+from research.weights.formats import FORMATS, decode, encode, pack, unpack
+from research.weights.new_lora import LoraConfig, lora_specs
 from research.weights.quantized import Quantized, quantize_array, stack
-from research.weights.rules import attach, count_bits, detach, is_leaf, merge, new_lora, quantize
+from research.weights.rules import attach, detach, is_leaf, merge, quantize, quantize_specs
 from tests.families import FAMILIES, random_batch
 
 MATRICES = r"(encoder/)?layers/(attention|cross)/(query|key|value|out)"
@@ -29,6 +31,11 @@ def equal(first, second):
     )
 
 
+def new_lora(specs, targets=MATRICES, **settings):
+    """Fresh adapters."""
+    return initialize(jax.random.key(1), lora_specs(specs, LoraConfig(targets=targets, **settings)), np.dtype("float32"))
+
+
 def model_of(name):
     """A family's small model, its specs and parameters."""
     model = Model(FAMILIES[name])
@@ -38,7 +45,7 @@ def model_of(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_fresh_adapter_changes_nothing_and_comes_off_again(name):
     model, specs, params = model_of(name)
-    adapters = new_lora(jax.random.key(1), specs, [(MATRICES, 4), (".*", 0)], alpha=8)
+    adapters = new_lora(specs, rank=4)
     adapted = attach(params, adapters)
     batch = random_batch(2, 16)
     np.testing.assert_array_equal(forward(model, adapted, batch), forward(model, params, batch))
@@ -50,7 +57,7 @@ def test_a_fresh_adapter_changes_nothing_and_comes_off_again(name):
 def test_merging_an_adapter_changes_nothing(name):
     model, specs, params = model_of(name)
     # Of the embedding table too, which is read by rows and, where it is tied, multiplied with.
-    adapters = new_lora(jax.random.key(1), specs, [(MATRICES, 4), ("embed/table", 2), (".*", 0)], alpha=8)
+    adapters = new_lora(specs, rank=4, targets=f"{MATRICES}|embed/table", rank_rules=(("embed/table", 2),))
     noisy = [x + 0.1 * jax.random.normal(jax.random.key(n), x.shape) for n, x in enumerate(jax.tree.leaves(adapters))]
     adapted = attach(params, jax.tree.unflatten(jax.tree.structure(adapters), noisy))
     batch = random_batch(2, 16)
@@ -75,7 +82,29 @@ def test_quantizing_a_stack_is_stacking_what_is_quantized(format):
     assert equal(whole, stack([quantize_array(one, format, inputs=2) for one in w]))
     assert whole.shape == w.shape
     inner = whole.codes.ndim - 1 - whole.after
-    assert whole.codes.shape[inner] == (FORMATS[format].group or 128)
+    assert whole.codes.shape[inner] == (FORMATS[format].group or 128) // (8 // FORMATS[format].bits)
+
+
+@given(format=st.sampled_from([f for f in sorted(FORMATS) if FORMATS[f].bits == 4]), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_codes_of_four_bits_come_out_of_their_bytes(format, seed):
+    low = -8 if FORMATS[format].dtype == "int4" else 0
+    codes = np.random.default_rng(seed).integers(low, low + 16, (3, 8, 2)).astype("int8" if low else "uint8")
+    packed = pack(jnp.asarray(codes), axis=1)
+    assert packed.shape == (3, 4, 2) and packed.dtype == jnp.uint8
+    np.testing.assert_array_equal(unpack(FORMATS[format], packed, axis=1), codes)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("name", ["llama2_7b", "mixtral_8x7b", "t5_small"])
+def test_what_specs_say_of_quantized_parameters_is_what_they_are(name, format):
+    _, specs, params = model_of(name)
+    rules = [(r"(encoder/)?layers/\w+/(query|out|up|down)|embed/table", format), (".*", None)]
+    made, said = quantize(params, specs, rules, group=16), quantize_specs(specs, rules, group=16)
+    assert jax.tree.structure(made) == jax.tree.structure(said)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(
+        lambda s: (s.shape, s.dtype), abstract(said, np.dtype("float32"))
+    )
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -87,7 +116,7 @@ def test_a_quantized_model_computes_what_its_dense_form_does(format):
     )
     batch = random_batch(2, 16)
     np.testing.assert_allclose(forward(model, quantized, batch), forward(model, dense, batch), atol=1e-5)
-    assert count_bits(quantized) < count_bits(params)
+    assert tree.nbits(quantized) < tree.nbits(params)
 
 
 def test_rows_of_a_quantized_table_are_those_of_its_dense_form():
@@ -111,8 +140,8 @@ def test_no_dense_weight_is_kept_for_the_backward_pass():
         (lambda p, s: quantize(p, s, [("layers/atention/query", "nf4"), (".*", None)]), "nearest are"),
         (lambda p, s: quantize(p, s, [("final_norm/scale", "nf4"), (".*", None)]), "final_norm/scale is no matrix"),
         (lambda p, s: quantize(p, s, [(MATRICES, "nf4"), (".*", None)]), "groups of 64 do not divide 32 inputs"),
-        (lambda p, s: new_lora(jax.random.key(0), s, [(MATRICES, 64), (".*", 0)], 8), "rank 64 is over the 32 of"),
-        (lambda p, s: attach(p["embed"], new_lora(jax.random.key(0), s, [(MATRICES, 4), (".*", 0)], 8)), "another model"),
+        (lambda p, s: new_lora(s, rank=64), "rank 64 is over the 32 of"),
+        (lambda p, s: attach(p["embed"], new_lora(s, rank=4)), "another model"),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_path(change, says):

@@ -23,7 +23,7 @@ def choose(implementation: str, q_BTNH, k_BSKH, visibility, bias_BNTS) -> Callab
         if kernel is None:
             return None
         reason = _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS)
-        if reason and visibility.packed:
+        if reason and (visibility.packed or visibility.shared):
             _note(f"attention on {at} takes XLA's reference, whose memory grows with length squared: {reason}")
         return None if reason else kernel.attend
     kernel = {"splash": splash, "flash": flash}[implementation]
@@ -39,6 +39,8 @@ def choose(implementation: str, q_BTNH, k_BSKH, visibility, bias_BNTS) -> Callab
 
 
 def _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS) -> str | None:
+    if visibility.shared:
+        return "a prefix or a prompt is seen by every document of a row and the kernels know documents apart"
     if bias_BNTS is not None:
         return "the scores have a bias and the kernels take none; use other positions than 'relative'"
     return kernel.refusal(q_BTNH, k_BSKH, visibility)

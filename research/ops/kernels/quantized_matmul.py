@@ -1,0 +1,193 @@
+"""Products with a weight held as codes and scales, without the dense weight in memory: Mosaic on TPU, Triton on GPU.
+
+The weight is a matrix [I, O] in N groups of G inputs, I = N G. Its codes are [N, R, O]: of 8 bits with R = G, or packed
+uint8 with R = G / 2, where the byte j of a group holds code j (low nibble) and code j + R (high nibble). A scale float32
+[N, 1, O] stands for each group of an output. A 4-bit code is an index of a book of 16 values, or two's complement without
+one. XLA's form of both products, `reference`, makes the matrix dense first, in the dtype of the activations.
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from research.ops.backend import platform
+from research.ops.einsum import gather, local_shape, spec
+
+# What chips multiply faster than bfloat16, by the beginning of the device's name: the int8 and float8 rates of JAX's
+# `pltpu.get_tpu_info_for_chip` (TPU v6's float8 runs at bfloat16's rate; v7 has no integers) and of NVIDIA's data sheets.
+# None has a 4-bit product that keeps a group's scale, so those formats are widened to bfloat16 everywhere.
+_CHIPS = {
+    "TPU v5": ("int8",),  # v5e is "TPU v5 lite", v5p "TPU v5"
+    "TPU v6": ("int8",),
+    "TPU7": ("float8",),
+    "TPU v7": ("float8",),
+    "NVIDIA A100": ("int8",),
+    "NVIDIA L4": ("int8", "float8"),
+    "NVIDIA H100": ("int8", "float8"),
+    "NVIDIA H200": ("int8", "float8"),
+    "NVIDIA GH200": ("int8", "float8"),
+    "NVIDIA B200": ("int8", "float8"),
+    "NVIDIA GB200": ("int8", "float8"),
+    "cpu": ("int8", "float8"),  # neither is fast there; it shows what the chips will compute
+}
+
+
+def multiplies(dtype: jnp.dtype) -> bool:
+    """Whether the chip at hand has a product of two arrays of this 8-bit type that is worth quantizing activations for."""
+    kind = "float8" if jnp.issubdtype(dtype, jnp.floating) else "int8"
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    return any(device.device_kind.startswith(name) and kind in kinds for name, kinds in _CHIPS.items())
+
+
+def product(eqn: str, x: jax.Array, codes: jax.Array, scale: jax.Array, book: Sequence[float] | None = None):
+    """`eqn` of activations and the weight by the platform's kernel, as "BTD,DNH->BTNH"; None where XLA's form serves.
+
+    `codes` [N, R, ...] and `scale` [N, 1, ...] float32 have the weight's output axes behind; the inputs are the last axes
+    of `x`, in the weight's order.
+    """
+    return _product(eqn, x, codes, scale, book, _sizes(eqn, x), transposed=False)
+
+
+def pullback(
+    eqn: str, dy: jax.Array, codes: jax.Array, scale: jax.Array, inputs: tuple[int, ...], book: Sequence[float] | None = None
+):
+    """The gradient of `product`'s `x` from that of its result; `inputs` are the sizes of the weight's input axes."""
+    return _product(eqn, dy, codes, scale, book, inputs, transposed=True)
+
+
+def reference(x_MI: jax.Array, codes_NRO: jax.Array, scale_N1O: jax.Array, book=None, *, transposed=False) -> jax.Array:
+    """XLA's form: x W [M, O], or x W^T [M, I] of x [M, O]; with the dense W."""
+    w_IO = dense(codes_NRO, scale_N1O, book, x_MI.dtype)
+    return lax.dot_general(x_MI, w_IO, (((1,), (1 if transposed else 0,)), ((), ())))
+
+
+def dense(codes_NRO: jax.Array, scale_N1O: jax.Array, book: Sequence[float] | None, dtype: jnp.dtype) -> jax.Array:
+    """The weight [I, O] in `dtype`, a kernel's tile of it as well as the whole."""
+    parts = [decode(codes_NRO, part, book) * scale_N1O for part in range(codes_per_byte(codes_NRO))]
+    values = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+    return values.astype(dtype).reshape(-1, codes_NRO.shape[-1])
+
+
+def decode(codes: jax.Array, part: int | jax.Array, book: Sequence[float] | None) -> jax.Array:
+    """The values of codes, float32 of their shape: of packed ones those in nibble `part`, 0 the low and 1 the high."""
+    if codes.dtype != jnp.uint8:
+        return codes.astype(jnp.float32)
+    nibbles = lax.shift_right_logical(codes.astype(jnp.int32), jnp.full(codes.shape, 4 * part, jnp.int32)) & 15
+    if book is None:
+        return ((nibbles ^ 8) - 8).astype(jnp.float32)
+    # By halves, with selects: neither kernel language can look a register up in a table.
+    values = list(book)
+    for bit in range(4):
+        high = (nibbles & (1 << bit)) != 0
+        values = [jnp.where(high, odd, even) for even, odd in zip(values[::2], values[1::2])]
+    return values[0].astype(jnp.float32)
+
+
+def codes_per_byte(codes: jax.Array) -> int:
+    """2 for packed codes."""
+    return 2 if codes.dtype == jnp.uint8 else 1
+
+
+def divisor(size: int, limit: int, multiple: int = 1) -> int:
+    """The largest divisor of `size` up to `limit` that is a multiple of `multiple`; 0 if there is none."""
+    return next((d for d in range(min(size, limit), 0, -1) if size % d == 0 and d % multiple == 0), 0)
+
+
+def spread(kernel: Callable, x: jax.Array, codes, scale, inputs: tuple[int, ...], *, transposed: bool) -> jax.Array:
+    """`kernel(x_MI, codes_NRO, scale_N1O, transposed=...)` on each device's part of the mesh.
+
+    Partial sums over the axis that splits the weight's inputs, or its outputs in the pullback, are added up.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    free = frozenset(mesh.axis_names) - frozenset(mesh.manual_axes)  # none inside jax.shard_map
+    if not free:
+        return _part(kernel, x, codes, scale, inputs, (), transposed)
+    split, _, *of_outputs = spec(codes)
+    of_inputs = [split, *[None] * (len(inputs) - 1)]
+    behind, made = (of_outputs, of_inputs) if transposed else (of_inputs, of_outputs)
+    lead = spec(x)[: x.ndim - len(behind)]
+    of_x, of_w = PartitionSpec(*lead, *behind), PartitionSpec(*spec(codes))
+    part = functools.partial(_part, kernel, inputs=inputs, summed=_names(behind[0]), transposed=transposed)
+    # The kernel does not say over which mesh axes its results vary, so that check is off.
+    mapped = jax.shard_map(
+        part, in_specs=(of_x, of_w, of_w), out_specs=PartitionSpec(*lead, *made), axis_names=free, check_vma=False
+    )
+    return mapped(*map(jax.reshard, (x, codes, scale), (of_x, of_w, of_w)))
+
+
+def _part(kernel, x, codes, scale, inputs, summed, transposed) -> jax.Array:
+    """One device's product, with its axes as the kernel's two and back."""
+    outputs = codes.shape[2:]
+    lead = x.shape[: x.ndim - len(outputs if transposed else inputs)]
+    flat_codes, flat_scale = (a.reshape(*a.shape[:2], -1) for a in (codes, scale))
+    y = kernel(x.reshape(math.prod(lead), -1), flat_codes, flat_scale, transposed=transposed)
+    y = lax.psum(y, summed) if summed else y
+    return y.reshape(*lead, *((-1, *inputs[1:]) if transposed else outputs))
+
+
+def _product(eqn, x, codes, scale, book, inputs, *, transposed):
+    kernel = _kernel()
+    if kernel is None:
+        return None
+    codes, scale = gather(codes), gather(scale)
+    N, R, *outputs = local_shape(codes)
+    reason = _misfit(eqn, x, codes, inputs, transposed) or kernel.refusal(N, R, math.prod(outputs), codes.dtype, x.dtype)
+    if reason:
+        _note(f"a quantized product on {kernel.PLATFORM} takes XLA's form, which makes the weight dense: {reason}")
+        return None
+    multiply = functools.partial(kernel.matmul, book=None if book is None else tuple(map(float, book)))
+    return spread(multiply, x, codes, scale, inputs, transposed=transposed)
+
+
+def _sizes(eqn: str, x: jax.Array) -> tuple[int, ...]:
+    """Sizes of the weight's input axes."""
+    (of_x, of_w), of_y = eqn.split("->")[0].split(","), eqn.split("->")[1]
+    return tuple(x.shape[of_x.index(letter)] for letter in of_w if letter not in of_y)
+
+
+def _misfit(eqn: str, x: jax.Array, codes: jax.Array, inputs: tuple[int, ...], transposed: bool) -> str | None:
+    """What about the equation or the mesh the kernels do not know, or None."""
+    (of_x, of_w), of_y = eqn.split("->")[0].split(","), eqn.split("->")[1]
+    inner = "".join(letter for letter in of_w if letter not in of_y)
+    outer = of_w.removeprefix(inner)
+    lead = of_x.removesuffix(inner)
+    if of_w != inner + outer or of_x != lead + inner or of_y != lead + outer or codes.ndim != 2 + len(outer):
+        return f"{eqn!r} does not sum over the last axes of x and the first of the weight"
+    if jax.sharding.get_abstract_mesh().empty:
+        return None
+    groups, within, *outputs = spec(codes)
+    if within or any(outputs[1:]):
+        return f"the mesh splits a group or a head of a weight of {eqn!r}; set config.mesh with fewer on tensor"
+    if inputs[0] % (codes.shape[0] // local_shape(codes)[0]):
+        return f"the mesh splits {codes.shape[0]} groups and not {inputs[0]} inputs of {eqn!r}"
+    taken = {name for entry in spec(x)[: len(lead)] for name in _names(entry)}
+    if taken & {name for entry in (groups, *outputs) for name in _names(entry)}:
+        return f"the mesh splits tokens and weight of {eqn!r} over the same axis"
+    return None
+
+
+def _names(entry) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _kernel() -> ModuleType | None:
+    """The kernels for the platform of the mesh; imported where there are any, since Pallas takes a second."""
+    if platform() == "tpu":
+        from research.ops.kernels import quantized_matmul_tpu as kernel
+    elif platform() == "gpu":
+        from research.ops.kernels import quantized_matmul_gpu as kernel
+    else:
+        return None
+    return kernel
+
+
+@functools.cache  # a layer is traced many times; a reason is told once
+def _note(message: str) -> None:
+    logging.warning(message)

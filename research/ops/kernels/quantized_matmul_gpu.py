@@ -1,0 +1,120 @@
+"""The quantized product on GPU: tiles of codes are widened in registers, on their way to the tensor cores.
+
+A program of the Triton backend makes one tile of the result and walks what is summed. It sees the inputs' axis as
+[N, parts, S, rows]: N groups, the nibbles of packed codes, and what rows of a group are taken at once. There is no need
+for groups to be whole in a tile, nor for more of x than the columns that a nibble multiplies.
+"""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from research.ops.kernels.quantized_matmul import codes_per_byte, decode
+
+PLATFORM = "gpu"
+TOKENS = 128  # tokens a tile at most; 128 x 128 float32 sums fill half the registers of 8 warps
+COLUMNS = 128  # outputs a tile at most
+ROWS = 64  # rows of codes a tile at most
+LEAST = 16  # of any axis of a tile: the tensor cores' own
+
+
+def refusal(N: int, R: int, O: int, codes: jnp.dtype, x: jnp.dtype) -> str | None:
+    """Why the kernel cannot serve N groups of R rows of codes for O outputs, or None where it can."""
+    if x not in (jnp.bfloat16, jnp.float16, jnp.float32):
+        return f"{x} activations must be bfloat16, float16 or float32; set config.precision.compute"
+    if codes not in (jnp.int8, jnp.uint8, jnp.float8_e4m3fn, jnp.float8_e5m2):
+        return f"it knows no codes of {codes}"
+    if _power(O, COLUMNS) < LEAST:
+        return f"{O} outputs must be a multiple of {LEAST}"
+    if _power(R, ROWS) < LEAST:
+        return f"groups of {R} rows of codes must be a multiple of {LEAST}; set config.quantize.group to 64 or 128"
+    return None
+
+
+def matmul(x_MI, codes_NRO, scale_N1O, *, book=None, transposed: bool = False, interpret: bool = False) -> jax.Array:
+    """x W [M, O], or with `transposed` x W^T [M, I] of x [M, O], in the dtype of x."""
+    with warnings.catch_warnings():  # deprecated since JAX 0.12, without a successor that is not for one GPU only
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from jax.experimental.pallas import triton
+
+    (N, R, O), parts = codes_NRO.shape, codes_per_byte(codes_NRO)
+    rows, block_o = _power(R, ROWS), _power(O, COLUMNS)
+    groups, splits = (_power(N, ROWS // rows) if rows == R else 1), R // rows
+    block_m = next(block for block in (16, 32, 64, TOKENS) if block == TOKENS or block >= x_MI.shape[0])
+    M = pl.cdiv(x_MI.shape[0], block_m) * block_m
+    x = jnp.pad(x_MI, ((0, M - x_MI.shape[0]), (0, 0)))
+    sizes = N, parts, splits, rows
+    inputs = pl.BlockSpec((block_m, *sizes), lambda i, j: (i, 0, 0, 0, 0))
+    if transposed:
+        body, grid = _transposed, (M // block_m, N // groups * splits)
+        taken, made = pl.BlockSpec((block_m, O), lambda i, j: (i, 0)), inputs
+        result = (M, *sizes)
+    else:
+        body, grid = _forward, (M // block_m, O // block_o)
+        taken, made = inputs, pl.BlockSpec((block_m, block_o), lambda i, j: (i, j))
+        x, result = x.reshape(M, *sizes), (M, O)
+    whole = [pl.BlockSpec((N, splits, rows, O), lambda i, j: (0, 0, 0, 0)), pl.BlockSpec((N, O), lambda i, j: (0, 0))]
+    y = pl.pallas_call(
+        functools.partial(body, book=book, groups=groups, block_o=block_o),
+        grid=grid,
+        in_specs=[taken, *whole],
+        out_specs=made,
+        out_shape=jax.ShapeDtypeStruct(result, x.dtype),
+        compiler_params=triton.CompilerParams(num_warps=8 if block_m == TOKENS else 4, num_stages=3),
+        interpret=interpret,
+        name="quantized_matmul_transposed" if transposed else "quantized_matmul",
+    )(x, codes_NRO.reshape(N, splits, rows, O), scale_N1O.reshape(N, O))
+    return y.reshape(M, -1)[: x_MI.shape[0]]
+
+
+def _forward(x_ref, codes_ref, scale_ref, y_ref, *, book, groups: int, block_o: int):
+    """A tile [m, o] of x W, summed over the inputs."""
+    block_m, N, parts, splits, rows = x_ref.shape
+    outputs = pl.ds(pl.program_id(1) * block_o, block_o)
+
+    def step(k, total):
+        group, split = pl.ds(k // splits * groups, groups), k % splits
+        for part, w_IO in enumerate(_tiles(codes_ref, scale_ref, group, split, outputs, book, x_ref.dtype)):
+            x_MI = x_ref[:, group, part, split, :].reshape(block_m, groups * rows)
+            total += _dot(x_MI, w_IO)
+        return total
+
+    total = lax.fori_loop(0, N // groups * splits, step, jnp.zeros((block_m, block_o), jnp.float32))
+    y_ref[...] = total.astype(y_ref.dtype)
+
+
+def _transposed(dy_ref, codes_ref, scale_ref, dx_ref, *, book, groups: int, block_o: int):
+    """The tiles of dy W^T for some rows of codes, one a nibble, summed over the outputs."""
+    block_m, _, parts, splits, rows = dx_ref.shape
+    group, split = pl.ds(pl.program_id(1) // splits * groups, groups), pl.program_id(1) % splits
+
+    def step(k, totals):
+        outputs = pl.ds(k * block_o, block_o)
+        tiles = _tiles(codes_ref, scale_ref, group, split, outputs, book, dy_ref.dtype)
+        return tuple(total + _dot(dy_ref[:, outputs], w_IO.T) for total, w_IO in zip(totals, tiles))
+
+    zeros = tuple(jnp.zeros((block_m, groups * rows), jnp.float32) for _ in range(parts))
+    totals = lax.fori_loop(0, dy_ref.shape[1] // block_o, step, zeros)
+    for part, total in enumerate(totals):
+        dx_ref[:, group, part, split, :] = total.reshape(block_m, groups, rows).astype(dx_ref.dtype)
+
+
+def _tiles(codes_ref, scale_ref, group, split, outputs, book, dtype) -> list[jax.Array]:
+    """The weight [groups * rows, o] of each nibble."""
+    codes = codes_ref[group, split, :, outputs]
+    scale = scale_ref[group, outputs][:, None, :]
+    parts = codes_per_byte(codes)
+    return [(decode(codes, part, book) * scale).astype(dtype).reshape(-1, codes.shape[-1]) for part in range(parts)]
+
+
+def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
+    return jnp.dot(x, w, preferred_element_type=jnp.float32)
+
+
+def _power(size: int, limit: int) -> int:
+    """The largest power of two that divides `size`, up to `limit`: Triton's tiles have no other sizes."""
+    return min(size & -size, limit)

@@ -1,0 +1,186 @@
+"""Adam whose moments are held in eight bits (arXiv:2110.02861): 2 bytes a parameter instead of 8.
+
+Both are quantized in blocks of up to 256 values to bitsandbytes' dynamic maps, with float32 arithmetic in between. A block
+lies inside one layer and covers the last axes of a parameter, and as many entries of the axis before as keep it within 256
+and divide that axis: three heads of 64, one row of 192. Codes have the parameter's shape and are sharded as it is.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec
+
+from research import tree
+from research.ops.einsum import divide, spec, whole
+from research.training.muon import stack_axes
+from research.weights.dynamic_map import DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP
+
+BLOCK = 256  # values that share a scale
+SMALLEST = 4096  # values of one layer's parameter; one with fewer keeps float32 moments, as in bitsandbytes
+_LEAST_BLOCK = 32  # below it the scales would take more than they save, and the moments stay float32
+
+
+class Moment(NamedTuple):
+    """map[codes] * absmax: `codes` uint8 in the parameter's shape, `absmax` float32 [..., blocks]."""
+
+    codes: jax.Array
+    absmax: jax.Array
+
+
+class Adam8bitState(NamedTuple):
+    """Updates made so far, and the moments of each parameter: `Moment`, or float32 where it is small."""
+
+    count: jax.Array
+    mu: tree.Tree
+    nu: tree.Tree
+
+
+def scale_by_adam_8bit(
+    b1: float, b2: float, eps: float, names: tree.Tree | None = None
+) -> optax.GradientTransformation:
+    """`optax.scale_by_adam` with moments in eight bits. `names` has the structure of the parameters and for each its logical
+    axes, such as "layers embed mlp"; what is stacked over layers is updated one layer after the other."""
+
+    def stacks(params):
+        structure = jax.tree.structure(params)
+        if names is None:
+            return [0] * structure.num_leaves
+        return [stack_axes(name.split()) for name in structure.flatten_up_to(names)]
+
+    def init(params):
+        leaves, structure = jax.tree.flatten(params)
+        moments = [_zeros(p, block_of(p.shape, n)) for p, n in zip(leaves, stacks(params))]
+        return Adam8bitState(jnp.zeros([], jnp.int32), structure.unflatten(moments), structure.unflatten(moments))
+
+    def update(updates, state, params=None):
+        del params
+        count = optax.safe_increment(state.count)
+        corrections = tuple(1 - jnp.float32(b) ** count.astype(jnp.float32) for b in (b1, b2))
+        leaves, structure = jax.tree.flatten(updates)
+        made = []
+        for g, mu, nu, n in zip(leaves, *map(structure.flatten_up_to, (state.mu, state.nu)), stacks(updates)):
+            block = block_of(g.shape, n)
+
+            def one(leaf, block=block):
+                return _update(*leaf, corrections, (b1, b2, eps), block)
+
+            if block is None or not n:
+                made.append(one((g, mu, nu)))
+            else:
+                made.append(_each_layer(partial(one, block=(block[0] - 1, block[1])), g, (mu, nu)))
+        steps, mus, nus = map(structure.unflatten, zip(*made)) if made else (updates, state.mu, state.nu)
+        return steps, Adam8bitState(count, mus, nus)
+
+    return optax.GradientTransformation(init, update)
+
+
+def block_of(shape: Sequence[int], stacked: int = 0) -> tuple[int, int] | None:
+    """(axis, entries): a block is so many entries of the axis and all behind it. None for what stays in float32.
+
+    >>> block_of((30, 576, 9, 64), 1), block_of((576, 1536)), block_of((30, 576), 1)
+    ((2, 3), (1, 256), None)
+    """
+    if math.prod(shape[stacked:]) < SMALLEST:
+        return None
+    axis, inner = len(shape) - 1, 1
+    while axis > stacked and inner * shape[axis] <= BLOCK:
+        inner, axis = inner * shape[axis], axis - 1
+    entries = max(n for n in range(1, BLOCK // inner + 1) if shape[axis] % n == 0)
+    return (axis, entries) if inner * entries >= _LEAST_BLOCK else None
+
+
+def quantize(x: jax.Array, block: tuple[int, int], book: np.ndarray) -> Moment:
+    """Values as codes of the nearest entries of a map. A positive value never becomes zero in the unsigned one: a second
+    moment of zero under a first one that is none would be a step of 1 / eps."""
+    groups = _grouped(x, block)
+    absmax = jnp.max(jnp.abs(groups), axis=tuple(range(block[0] + 1, groups.ndim)), keepdims=True)
+    scaled = groups * jnp.where(absmax == 0, 0, 1 / jnp.where(absmax == 0, 1, absmax))
+    codes = _nearest(scaled, book)
+    if book[0] == 0:
+        codes = jnp.where((codes == 0) & (groups > 0), 1, codes)
+    return Moment(_ungrouped(codes.astype(jnp.uint8), block, x), jnp.squeeze(absmax, tuple(range(block[0] + 1, absmax.ndim))))
+
+
+def dequantize(moment: Moment, block: tuple[int, int], book: np.ndarray) -> jax.Array:
+    """The values, float32 in the parameter's shape."""
+    codes = _grouped(moment.codes, block)
+    absmax = jnp.expand_dims(moment.absmax, tuple(range(moment.absmax.ndim, codes.ndim)))
+    return _ungrouped(_look_up(book, codes) * absmax, block, moment.codes)
+
+
+def _nearest(x: jax.Array, book: np.ndarray) -> jax.Array:
+    """How many midpoints of a map lie strictly below each value: its code. Eight halvings."""
+    middles = (book[1:] + book[:-1]) / np.float32(2)
+    codes = jnp.zeros_like(x, jnp.int32)
+    for half in (128, 64, 32, 16, 8, 4, 2, 1):
+        codes += half * (x > _look_up(middles, codes + (half - 1)))
+    return codes
+
+
+def _look_up(table: np.ndarray, at: jax.Array) -> jax.Array:
+    """`table[at]`, sharded as `at`."""
+    place = None if jax.sharding.get_abstract_mesh().empty else PartitionSpec(*spec(at))
+    return jnp.asarray(table).at[at].get(mode="clip", out_sharding=place)
+
+
+def _each_layer(function: Callable, g: jax.Array, moments: tuple[Moment, Moment]) -> tuple[jax.Array, Moment, Moment]:
+    """`function` of each layer's gradient and moments: only one layer's are in float32 at a time, and its codes are written
+    where the old ones were."""
+
+    def one(moments, layer):
+        index, g = layer
+        own = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), moments)
+        step, *new = function((g, *own))
+        write = partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=0)
+        return jax.tree.map(write, moments, tuple(new)), step
+
+    moments, steps = jax.lax.scan(one, moments, (jnp.arange(g.shape[0]), g))
+    return steps, *moments
+
+
+def _update(g, mu, nu, corrections, settings, block) -> tuple[jax.Array, Any, Any]:
+    """The step of one parameter, and its moments."""
+    b1, b2, eps = settings
+    x = g.astype(jnp.float32)
+    if block is not None:
+        mu, nu = dequantize(mu, block, DYNAMIC_MAP), dequantize(nu, block, UNSIGNED_DYNAMIC_MAP)
+    mu, nu = b1 * mu + (1 - b1) * x, b2 * nu + (1 - b2) * x * x
+    step = (mu / corrections[0] / (jnp.sqrt(nu / corrections[1]) + eps)).astype(g.dtype)
+    if block is not None:
+        mu, nu = quantize(mu, block, DYNAMIC_MAP), quantize(nu, block, UNSIGNED_DYNAMIC_MAP)
+    return step, mu, nu
+
+
+def _zeros(p: jax.Array, block: tuple[int, int] | None) -> Any:
+    if block is None:
+        return jnp.zeros_like(p, jnp.float32)
+    codes = jnp.zeros_like(p, jnp.uint8)
+    groups = _grouped(codes, block)
+    return Moment(codes, jnp.max(groups, axis=tuple(range(block[0] + 1, groups.ndim))).astype(jnp.float32))
+
+
+def _grouped(x: jax.Array, block: tuple[int, int]) -> jax.Array:
+    """`x` [..., A, ...] as [..., A / entries, entries, ...]; gathered along that axis where a shard would cut a block."""
+    axis, entries = block
+    parts = x.shape[axis] // entries
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        names = spec(x)[axis] or ()
+        shards = math.prod(mesh.shape[name] for name in ((names,) if isinstance(names, str) else names))
+        x = x if parts % shards == 0 else whole(x, axis)
+    return divide(x, axis, parts)
+
+
+def _ungrouped(groups: jax.Array, block: tuple[int, int], like: jax.Array) -> jax.Array:
+    """Groups in the shape and sharding of the array that they were cut from."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return groups.reshape(like.shape)
+    entries = spec(groups)
+    merged = PartitionSpec(*entries[: block[0] + 1], *entries[block[0] + 2 :])
+    return jax.reshard(jnp.reshape(groups, like.shape, out_sharding=merged), PartitionSpec(*spec(like)))
