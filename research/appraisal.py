@@ -4,7 +4,6 @@ import math
 
 import jax
 
-from research import tree
 from research.data.chat import end_of_turn, render_chat
 from research.data.corpus import Corpus
 from research.data.loader import heldout_batches
@@ -15,6 +14,7 @@ from research.infer.sampling import SamplingConfig
 from research.mesh import place_batch
 from research.program import Program
 from research.training.state import TrainState
+from research.weights.rules import attach
 
 
 def evaluate(program: Program, corpus: Corpus, heldout: Chained, state: TrainState, limit: int) -> dict[str, float]:
@@ -59,6 +59,6 @@ def sample(program: Program, tokenizer: Tokenizer, state: TrainState, step: int)
         max_tokens=e.train.sample_tokens, temperature=0.8, top_p=0.95, seed=step,
         bos=e.objective.name != "translation" and not chat, stop_ids=stop_ids,
     )  # fmt: skip
-    params = tree.join(state.trainable, state.frozen)
+    params = attach(state.frozen, state.trainable)
     [generation] = generate(program.model, params, tokenizer, [prompt], config)
     return prompt, generation.text

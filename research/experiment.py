@@ -24,6 +24,8 @@ from research.objectives.choose import ObjectiveConfig
 from research.precision import Precision
 from research.training.checkpoint import CheckpointConfig
 from research.training.optimizer import OptimizerConfig
+from research.tuning import QuantizeConfig, TuneConfig, refuse_unused
+from research.weights.new_lora import LoraConfig
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class Experiment:
     """
 
     model: ModelConfig
+    tune: TuneConfig
+    lora: LoraConfig
+    quantize: QuantizeConfig
     execution: Execution
     precision: Precision
     objective: ObjectiveConfig
@@ -78,6 +83,7 @@ class Experiment:
 
     def __post_init__(self):
         parse_mesh(self.mesh)
+        refuse_unused(self.tune, self.lora, self.quantize)
         merge_rules(self.axes)
         wanted, name = self.objective.trains, self.objective.name
         if self.model.kind != wanted:
@@ -87,8 +93,6 @@ class Experiment:
                 f"model.labels={self.model.labels} under objective {name}: set config.model.labels to the number of classes "
                 "for classification, and to 0 otherwise"
             )
-        if not self.data.tokenizer and not self.init:
-            raise ValueError("data.tokenizer='' is the tokenizer of config.init, which is not set; set one of them")
         if self.model.position == "learned" and self.data.sequence_length > self.model.max_length:
             raise ValueError(
                 f"data.sequence_length={self.data.sequence_length} is over the {self.model.max_length} learned "
@@ -104,6 +108,10 @@ class Experiment:
 RESUMABLE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.sample_every",
              "train.sample_prompt", "train.sample_tokens", "checkpoint.", "mesh", "logging.", "axes.", "execution.",
              "data.threads")  # fmt: skip
+
+
+# Sections that the configs of older runs do not have.
+LATER = ("tune", "lora", "quantize")
 
 
 def base_config() -> ConfigDict:
@@ -158,13 +166,15 @@ def from_json(values: Mapping[str, Any]) -> Experiment:
     """The experiment of a `config.json`."""
     parts = {}
     for name, kind in get_type_hints(Experiment).items():
-        parts[name] = _build(kind, values[name], f"config.{name}") if dataclasses.is_dataclass(kind) else values[name]
+        plain = values.get(name, {}) if name in LATER else values[name]
+        parts[name] = _build(kind, plain, f"config.{name}") if dataclasses.is_dataclass(kind) else plain
     return Experiment(**{**parts, "axes": {name: tuple(names) for name, names in values["axes"].items()}})
 
 
 def refused_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lines "data.batch_size: 16 -> 32" of what differs between two resolved configs and may not on resume."""
-    before, after = _flat(old), _flat(new)
+    defaults = {name: dataclasses.asdict(get_type_hints(Experiment)[name]()) for name in LATER}
+    before, after = _flat({**json.loads(json.dumps(defaults)), **old}), _flat(new)
     return [
         f"{name}: {before.get(name)!r} -> {after.get(name)!r}"
         for name in sorted(before.keys() | after.keys())

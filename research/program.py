@@ -1,6 +1,6 @@
 """The compiled side of a run: its mesh, model, state and steps. Training, evaluation and `fit` build the same one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from research.objectives.choose import Objective
 from research.training import optimizer as optimizers
 from research.training.state import TrainState, abstract_state, device_bytes, new_state
 from research.training.step import eval_step, train_step
+from research.tuning import new_frozen, split_specs
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,10 @@ class Program:
         return Model(e.model, e.precision, e.execution)
 
     @cached_property
-    def specs(self) -> tree.Tree:
-        """The parameters' specs."""
-        return self.model.specs()
+    def specs(self) -> tuple[tree.Tree, tree.Tree]:
+        """(trainable, frozen), as specs."""
+        e = self.experiment
+        return split_specs(self.model.specs(), e.model, e.tune, e.lora, e.quantize)
 
     @cached_property
     def rules(self) -> dict[str, tuple[str, ...]]:
@@ -59,25 +61,48 @@ class Program:
 
     @cached_property
     def _optimizer_and_schedule(self):
-        axes = jax.tree.map(lambda s: s.axes, self.specs)
-        return optimizers.make(self.experiment.optimizer, axes, self.experiment.train.steps)
+        axes = jax.tree.map(lambda s: s.axes, self.specs[0])
+        e = self.experiment
+        ratio = e.lora.learning_rate_ratio  # LoRA+: the same schedule, times this for what starts at zero
+        config = e.optimizer if ratio == 1 else replace(
+            e.optimizer, learning_rate_rules=((r".*/b", ratio), *(e.optimizer.learning_rate_rules or ((".*", 1.0),)))
+        )
+        return optimizers.make(config, axes, e.train.steps)
 
     def make_state(self) -> TrainState:
-        """The state before the first step, from the seed. To be traced, so that it is born sharded."""
+        """What is trained before the first step, from the seed, without the frozen parameters. To be traced, so that it is
+        born sharded."""
         seed, dtype = self.experiment.train.seed, self.experiment.precision.param_dtype
-        params = spec.initialize(jax.random.key(seed), self.specs, dtype, self.mesh, self.rules)
+        params = spec.initialize(jax.random.key(seed), self.specs[0], dtype, self.mesh, self.rules)
         return new_state(params, {}, self.optimizer, seed)
+
+    def make_frozen(self) -> tree.Tree:
+        """Frozen parameters of no checkpoint, from the seed, for trials. To be traced."""
+        e, whole = self.experiment, self.model.specs()
+        dtype = e.precision.compute_dtype
+        return new_frozen(whole, self.specs[1], e.quantize, e.train.seed, dtype, self.mesh, self.rules)
+
+    @cached_property
+    def trained(self) -> TrainState:
+        """Shapes and shardings of the state without the frozen parameters, which is what checkpoints hold."""
+        with jax.set_mesh(self.mesh):
+            return abstract_state(self.make_state, self.mesh)
 
     @cached_property
     def state(self) -> TrainState:
         """The state's shapes and shardings."""
-        with jax.set_mesh(self.mesh):
-            return abstract_state(self.make_state, self.mesh)
+        dtype = self.experiment.precision.compute_dtype
+        return replace(self.trained, frozen=spec.abstract(self.specs[1], dtype, self.mesh, self.rules))
 
-    def init(self) -> TrainState:
-        """`make_state` on the devices; ValueError where they hold other than the predicted bytes."""
-        places = jax.tree.map(lambda leaf: leaf.sharding, self.state)
-        state = jax.jit(self.make_state, out_shardings=places)()
+    def init(self, frozen: tree.Tree | None = None) -> TrainState:
+        """`make_state` on the devices around these frozen parameters, or those of `make_frozen`.
+
+        ValueError where the devices hold other than the predicted bytes.
+        """
+        state = jax.jit(self.make_state, out_shardings=_places(self.trained))()
+        if frozen is None:
+            frozen = jax.jit(self.make_frozen, out_shardings=_places(self.state.frozen))() if self.specs[1] else {}
+        state = replace(state, frozen=frozen)
         self.check_bytes(state)
         return state
 
@@ -107,7 +132,7 @@ class Program:
 
     def whole_dimensions(self) -> list[str]:
         """What the mesh could not split, "vocab 50257 over tensor:2", each once."""
-        found = [unsplit(s.axes, s.shape, self.mesh, self.rules) for s in jax.tree.leaves(self.specs)]
+        found = [unsplit(s.axes, s.shape, self.mesh, self.rules) for s in jax.tree.leaves(self.model.specs())]
         return sorted({line for lines in found for line in lines})
 
 
@@ -126,6 +151,10 @@ def make_program(experiment: Experiment, objective: Objective, devices: list | N
             f"data.sequence_length={length} must be a multiple of context:{context}; set config.data.sequence_length"
         )
     return program
+
+
+def _places(abstract: tree.Tree) -> tree.Tree:
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
 def _batch_parts(program: Program) -> int:

@@ -11,10 +11,13 @@ from research.data.corpus import cache_directory
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.experiment import Experiment
 from research.files import read_json
+from research.interop.load import open_checkpoint
 from research.models.model import Model
 from research.models.spec import abstract
 from research.training.checkpoint import restore_params
 from research.tree import Tree
+from research.tuning import new_frozen, split_specs
+from research.weights.rules import attach
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,17 @@ def open_run(workdir: str | Path, step: int | None = None) -> Run:
     tokenizer = load_tokenizer(folder / "tokenizer")
     # Nothing is rematerialised without a backward pass, and this machine need not have the kernels that trained the run.
     execution = replace(experiment.execution, remat="none", attention="auto")
-    model = Model(experiment.model, experiment.precision, execution)
-    wanted = abstract(model.specs(), experiment.precision.param_dtype)
+    model, precision = Model(experiment.model, experiment.precision, execution), experiment.precision
+    specs = model.specs()
+    trainable, frozen = split_specs(specs, experiment.model, experiment.tune, experiment.lora, experiment.quantize)
+    wanted = abstract(trainable, precision.param_dtype)
     step, params, _ = restore_params(folder / "checkpoints", wanted, key="trainable", step=step)
+    if frozen and experiment.init:
+        with open_checkpoint(experiment.init) as checkpoint:
+            params = attach(checkpoint.restore(abstract(frozen, precision.compute_dtype)), params)
+    elif frozen:
+        made = new_frozen(specs, frozen, experiment.quantize, experiment.train.seed, precision.compute_dtype)
+        params = attach(made, params)
     return Run(experiment, tokenizer, model, params, step)
 
 

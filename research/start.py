@@ -4,21 +4,23 @@ import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
+from research import tree
 from research.data.corpus import Corpus, open_corpus
 from research.experiment import Experiment
 from research.interop.load import open_checkpoint
 from research.models.config import ModelConfig
 from research.program import Program
 from research.training.state import TrainState
-
-# Layers that a checkpoint may lack, by the field that says so. They start as in an untrained model.
-FRESH = {"classifier": "labels", "pooler": "pooler"}
+from research.tuning import FRESH
+from research.weights.rules import is_leaf
 
 
 def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> Corpus:
     """The corpus of an experiment. The tokenizer is the one in the folder, where there is such a folder, else the one that
     config.data.tokenizer names, and where that is empty the checkpoint's. ValueError for what does not fit together."""
     saved, given = tokenizer_folder is not None and tokenizer_folder.is_dir(), None
+    if not experiment.data.tokenizer and not experiment.init and not saved:
+        raise ValueError("data.tokenizer='' is the tokenizer of config.init, which is not set; set one of them")
     if not saved and not experiment.data.tokenizer:
         with open_checkpoint(experiment.init, verify=False) as checkpoint:
             given = checkpoint.tokenizer
@@ -43,23 +45,36 @@ def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> C
 def first_state(program: Program) -> tuple[TrainState, list[str]]:
     """The state before the first step, and lines that say what it is made of.
 
-    With `config.init` the parameters are the checkpoint's, each read straight onto its sharding, but for a pooler or
-    classifier that it lacks. ValueError where it lacks another, or has one in another shape.
+    With `config.init` the parameters are the checkpoint's, each read straight onto its sharding and into its format, but
+    for a pooler or classifier that it lacks. ValueError where it lacks another, or has one in another shape.
     """
-    state, source, model = program.init(), program.experiment.init, program.experiment.model
+    source, model = program.experiment.init, program.experiment.model
     if not source:
-        return state, []
+        return program.init(), []
     with open_checkpoint(source) as checkpoint:
+        state = program.init(checkpoint.restore(program.state.frozen))
         fresh = [
             name
             for name, field in FRESH.items()
             if name in state.trainable and getattr(checkpoint.config, field) != getattr(model, field)
         ]
-        abstract = {name: part for name, part in program.state.trainable.items() if name not in fresh}
-        params = checkpoint.restore(abstract) | {name: state.trainable[name] for name in fresh}
+        trainable = tree.paths(state.trainable, is_leaf)
+        known = [path for path in tree.paths(program.model.specs()) if path.split("/")[0] not in fresh]
+        wanted = tree.paths(program.trained.trainable, is_leaf)
+        read = checkpoint.restore({path: wanted[path] for path in known if path in wanted and not is_leaf(wanted[path])})
         lines = [f"parameters of {source}"] + [f"the {name} is new: {source} has none for this model" for name in fresh]
         lines += [f"not as in {source}: model.{change}" for change in changes(checkpoint.config, model)]
-    return replace(state, trainable=params), lines
+    return replace(state, trainable=tree.unflatten(trainable | read)), lines
+
+
+def resumed_state(program: Program, trained: TrainState) -> TrainState:
+    """A state from a checkpoint, which has no frozen parameters, with them: read as at the start, or made from the seed."""
+    if not program.specs[1]:
+        return trained
+    if not program.experiment.init:
+        return replace(trained, frozen=program.init().frozen)
+    with open_checkpoint(program.experiment.init) as checkpoint:
+        return replace(trained, frozen=checkpoint.restore(program.state.frozen))
 
 
 def changes(before: ModelConfig, after: ModelConfig) -> list[str]:

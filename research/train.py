@@ -12,7 +12,7 @@ if __name__ == "__main__":
 import logging
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ml_collections import config_flags
 from research import command, tree
 from research.appraisal import evaluate, sample
 from research.data.corpus import Corpus
+from research.data.documents import digest
 from research.data.loader import train_batches
 from research.data.mixture import Mixture
 from research.data.packing import Chained
@@ -33,8 +34,9 @@ from research.mesh import place_batch, start_processes
 from research.objectives.choose import make_objective
 from research.program import Program, make_program
 from research.run_directory import keep_compiled_programs
-from research.start import first_state, open_data
+from research.start import first_state, open_data, resumed_state
 from research.training.checkpoint import Checkpoints
+from research.training.fingerprint import fingerprint
 from research.training.flops import train_flops_per_token
 from research.training.metrics import RunLog
 from research.training.peaks import peak_flops
@@ -62,6 +64,7 @@ class Session:
     start_step: int
     state: TrainState
     notes: list[str]
+    fingerprints: dict[str, str]
 
     def evaluate(self, state: TrainState, limit: int) -> dict[str, float]:
         """See `research.appraisal.evaluate`."""
@@ -174,33 +177,38 @@ def prepare(
     record = workdir / "config.json"
     if record.exists():
         _refuse_another_run(read_json(record), experiment.to_json(), allow_changed)
-    restored = checkpoints.restore(program.state)
+    restored = checkpoints.restore(program.trained)
     if restored is None:
         start_step, (state, notes) = 0, first_state(program)
+        fingerprints |= base_fingerprint(state)
     else:
         (start_step, state, meta), notes = restored, []
-        for name, fingerprint in fingerprints.items():
-            if meta[name] != fingerprint and not allow_changed:
+        state = resumed_state(program, state)
+        fingerprints |= base_fingerprint(state)
+        for name, value in fingerprints.items():
+            if meta[name] != value and not allow_changed:
                 raise ValueError(
-                    f"the {name} is not that of the run in {workdir} (fingerprint {fingerprint[:12]}, the run's "
+                    f"the {name} is not that of the run in {workdir} (fingerprint {value[:12]}, the run's "
                     f"{meta[name][:12]}); restore it, take another --workdir, or pass --allow_changed_config"
                 )
     if jax.process_index() == 0:
         corpus.tokenizer.save(workdir / "tokenizer")
         write_json(record, experiment.to_json())
-        parameters = tree.count(program.state.trainable)
+        parameters = tree.count(program.model.specs())
         facts = dict(seed=experiment.train.seed, dataset=corpus.provenance, tokenizer=fingerprints["tokenizer"])
         parent = {"parent": experiment.init} if experiment.init else {}
         write_provenance(workdir, describe_run(**facts, parameters=parameters, **parent), start_step)
-    return Session(experiment, workdir, corpus, program, checkpoints, windows, heldout, start_step, state, notes)
+    return Session(experiment, workdir, corpus, program, checkpoints, windows, heldout, start_step, state, notes, fingerprints)
 
 
 def announce(session: Session, log: RunLog) -> None:
     """Says what will run."""
     program, data = session.program, session.experiment.data
     devices = ", ".join(f"{name}:{size}" for name, size in program.mesh.shape.items() if size > 1) or "one device"
+    trained = tree.count(program.specs[0])
+    share = f" trained beside {tree.count(program.model.specs()):,}" if program.specs[1] else ""
     log.note(
-        f"{tree.count(program.state.trainable):,} parameters on {devices}; batches of {program.batch_size} x "
+        f"{trained:,} parameters{share} on {devices}; batches of {program.batch_size} x "
         f"{data.sequence_length} tokens of {data.source}; {'resuming at' if session.start_step else 'from'} step {session.start_step:,}"
     )
     for line in session.notes:
@@ -232,9 +240,14 @@ def log_sample(session: Session, log: RunLog, state: TrainState, step: int) -> N
 
 
 def save(session: Session, state: TrainState, step: int) -> None:
-    """Starts to save the state with the fingerprints of what it was trained on."""
-    data = session.corpus.provenance["fingerprint"]
-    session.checkpoints.save(step, state, {"tokenizer": session.corpus.tokenizer.fingerprint, "data": data})
+    """Starts to save the state, but for what is frozen, with the fingerprints of what it was trained on."""
+    session.checkpoints.save(step, replace(state, frozen={}), session.fingerprints)
+
+
+def base_fingerprint(state: TrainState) -> dict[str, str]:
+    """{"base": digest of the frozen parameters' bits}, empty where nothing is frozen."""
+    prints = fingerprint(state.frozen) if state.frozen else {}
+    return {"base": digest(*(f"{path} {bits}" for path, bits in prints.items()), "")} if prints else {}
 
 
 def _refuse_another_run(old: dict[str, Any], new: dict[str, Any], allow_changed: bool) -> None:

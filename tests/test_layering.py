@@ -11,8 +11,8 @@ LEVELS = {
     "ops": 1,
     "weights": 2,
     "models": 3, "data": 3,
-    "interop": 4, "objectives": 4, "training": 4, "infer": 4, "experiment": 4, "program": 4, "run_directory": 4,
-    "start": 5, "appraisal": 5, "evals": 5, "fit": 5, "sweep": 5, "bench": 5,
+    "interop": 4, "objectives": 4, "training": 4, "infer": 4, "experiment": 4, "program": 4, "run_directory": 4, "tuning": 4,
+    "start": 5, "appraisal": 5, "calibration": 5, "evals": 5, "fit": 5, "sweep": 5, "bench": 5,
     "train": 6, "generate": 6, "evaluate": 6, "convert": 6, "quantize": 6, "embed": 6, "inspect_batch": 6,
     "chat": 6,
 }  # fmt: skip
@@ -20,10 +20,11 @@ LEVELS = {
 SAME_LEVEL = {
     "mesh": {"axes"},
     "axes": set(),
-    "interop": {"infer", "training"},
-    "experiment": {"interop", "objectives", "training"},
-    "program": {"experiment", "objectives", "training"},
-    "run_directory": {"experiment", "training"},
+    "interop": {"infer", "training", "tuning"},
+    "experiment": {"interop", "objectives", "training", "tuning"},
+    "program": {"experiment", "objectives", "training", "tuning"},
+    "run_directory": {"experiment", "interop", "training", "tuning"},
+    "tuning": set(),
 }  # fmt: skip
 
 

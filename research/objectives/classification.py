@@ -10,6 +10,7 @@ from research import tree
 from research.models.model import Model
 from research.objectives.tokens import Totals
 from research.ops.loss import cross_entropy
+from research.weights.rules import attach
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Classification:
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """Sum of nats over the texts, their count, and the pairs of the plain negative log-likelihood and of the texts
         whose class is the likeliest."""
-        params = tree.join(trainable, frozen)
+        params = attach(frozen, trainable, key)
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         hidden_BTD, balance = model.hidden(params, batch, keys[0])
         logits_B1V = model.class_logits(params, hidden_BTD, keys[1])

@@ -7,6 +7,7 @@ from research import tree
 from research.models.model import Model
 from research.ops.einsum import gather
 from research.ops.loss import cross_entropy, head_loss
+from research.weights.rules import attach
 
 Totals = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -21,7 +22,7 @@ def token_loss(
     z_loss: float,
 ) -> tuple[jax.Array, jax.Array, Totals]:
     """Sum of the loss over tokens of weight 1, their count, and the pair of the plain negative log-likelihood."""
-    params = tree.join(trainable, frozen)
+    params = attach(frozen, trainable, key)
     hidden_BTD, balance = model.hidden(params, batch, key)
     states_BTD, table_VD, bias_V = model.head(params, hidden_BTD)
     count = jnp.sum(batch["weights"])

@@ -10,6 +10,7 @@ from research import tree
 from research.models.model import Model
 from research.training.optimizer import global_norm
 from research.training.state import TrainState
+from research.weights.rules import drops
 
 Batch = dict[str, jax.Array]
 
@@ -57,7 +58,7 @@ def _gradients(state: TrainState, batch: Batch, key: jax.Array, model: Model, ob
         return total, (count, totals)
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
-    use_key = model.config.dropout > 0
+    use_key = model.config.dropout > 0 or drops(state.trainable)
     if accumulate == 1:
         (total, (count, totals)), gradients = value_and_grad(state.trainable, batch, key if use_key else None)
         return gradients, total, count, totals
