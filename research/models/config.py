@@ -100,15 +100,20 @@ class Execution:
     """How the layers run. Nothing here changes what is computed.
 
     `remat` is what a layer keeps for its backward pass: "none" recomputes nothing, "dots" keeps matrix products, "full"
-    keeps the layer's input alone, "offload" keeps that input in host memory. `unroll` is how many layers one iteration
-    of the scan runs, 0 for all of them; `attention` names the implementation.
+    keeps the layer's input alone, "offload" keeps that input in host memory, which on a CPU is no other. `unroll` is how many layers one iteration
+    of the scan runs, 0 for all of them; `attention` names the implementation. `feed_tokens` is how many tokens of a device
+    go through a dense feed-forward layer at a time, recomputed for the backward pass, 0 for all: its hidden states, several
+    times as wide as the model's, are what bounds the length of a context.
     """
 
     remat: str = "none"
     unroll: int = 1
     attention: str = "auto"
+    feed_tokens: int = 0
 
     def __post_init__(self):
+        if self.feed_tokens < 0:
+            raise ValueError(f"execution.feed_tokens={self.feed_tokens} must be positive, or 0 for all")
         if self.remat not in REMATS:
             raise ValueError(f"execution.remat={self.remat!r}; choose one of {', '.join(REMATS)}")
         if self.unroll < 0:

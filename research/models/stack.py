@@ -18,6 +18,8 @@ from research.models.config import Execution, ModelConfig
 from research.models.initial import Initial
 from research.models.spec import stack as stack_specs
 from research.ops.attention import Visibility
+from research.ops.backend import platform
+from research.ops.einsum import divide, local_shape, unite
 from research.tree import Tree
 
 
@@ -140,9 +142,10 @@ def block(
 
     def feed(x_BTD):
         nonlocal balance
-        if not c.experts:
-            return adapted("mlp", layers.mlp(p["mlp"], x_BTD, c))
-        y_BTD, balance = layers.moe(p["mlp"], x_BTD, c, shared.counted_BT)
+        if c.experts:
+            y_BTD, balance = layers.moe(p["mlp"], x_BTD, c, shared.counted_BT)
+        else:
+            y_BTD = in_parts(partial(layers.mlp, p["mlp"], c=c), x_BTD, execution.feed_tokens)
         return adapted("mlp", y_BTD)
 
     x_BTD = residual(x_BTD, p["attention_norm"], keys[0], attend)
@@ -152,12 +155,25 @@ def block(
     return x_BTD, cache, balance
 
 
+def in_parts(function: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, tokens: int) -> jax.Array:
+    """`function` of each token's state, of at most so many of a device's tokens at a time (0: of all), the rest waiting."""
+    B, T, _ = local_shape(x_BTD)
+    if not tokens or B * T <= tokens or T != x_BTD.shape[1]:
+        return function(x_BTD)
+    size = max(1, tokens // B)
+    added = -T % size
+    filled_BTD = jnp.pad(x_BTD, ((0, 0), (0, added), (0, 0))) if added else x_BTD
+    parts = jnp.moveaxis(divide(filled_BTD, 1, (T + added) // size), 1, 0)
+    _, y = jax.lax.scan(jax.checkpoint(lambda _, part: (None, function(part))), None, parts)
+    return unite(jnp.moveaxis(y, 0, 1), 1)[:, :T]
+
+
 def _remat(body: Callable, policy: str) -> Callable:
     """`body` that keeps for its backward pass what the policy names."""
     policies = jax.checkpoint_policies
     if policy == "none":
         return body
-    if policy == "full":
+    if policy == "full" or (policy == "offload" and platform() == "cpu"):
         return jax.checkpoint(body, prevent_cse=False)
     if policy == "dots":
         # A kernel is no matrix product to the policy, so what it saves under its name is asked for by name.

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 
 from research import tree
 from research.models.model import Model
-from research.ops.einsum import gather
-from research.ops.loss import cross_entropy, head_loss
+from research.ops.einsum import divide, gather, local_shape
+from research.ops.frozen_head import frozen_head_loss
+from research.ops.loss import CHUNK, cross_entropy, head_loss
+from research.weights.quantized import Quantized
 from research.weights.rules import attach
 
 Totals = dict[str, tuple[jax.Array, jax.Array]]
@@ -26,15 +28,32 @@ def token_loss(
     hidden_BTD, balance = model.hidden(params, batch, key)
     states_BTD, table_VD, bias_V = model.head(params, hidden_BTD)
     count = jnp.sum(batch["weights"])
-    if bias_V is None and isinstance(table_VD, jax.Array):
-        table_VD = gather(table_VD.astype(states_BTD.dtype))
-        total, nll = head_loss(states_BTD, table_VD, batch["targets"], batch["weights"], label_smoothing, z_loss)
+    if bias_V is None and isinstance(table_VD, (jax.Array, Quantized)):
+        head = head_loss if isinstance(table_VD, jax.Array) else frozen_head_loss
+        table_VD = gather(table_VD.astype(states_BTD.dtype)) if isinstance(table_VD, jax.Array) else table_VD
+        total, nll = head(states_BTD, table_VD, batch["targets"], batch["weights"], label_smoothing, z_loss)
     else:
-        logits_BTV = model.logits(params, hidden_BTD)
-        loss_BT, nll_BT = cross_entropy(logits_BTV, batch["targets"], label_smoothing=label_smoothing, z_loss=z_loss)
-        total, nll = jnp.sum(loss_BT * batch["weights"]), jnp.sum(nll_BT * batch["weights"])
+        total, nll = _logits_loss(model, params, hidden_BTD, batch, label_smoothing, z_loss)
     total += model.config.router_loss * balance * count
     totals = {"nll": (nll, count)}
     if model.config.experts:
         totals["router_balance"] = (balance * count, count)
     return total, count, totals
+
+
+def _logits_loss(model, params, hidden_BTD, batch, label_smoothing, z_loss) -> tuple[jax.Array, jax.Array]:
+    """(loss, nll) of heads with a bias or an adapter: the logits of some tokens at a time, computed again for the gradient."""
+
+    @jax.checkpoint
+    def part(sums, tokens):
+        hidden_BTD, targets_BT, weights_BT = tokens
+        logits_BTV = model.logits(params, hidden_BTD)
+        loss_BT, nll_BT = cross_entropy(logits_BTV, targets_BT, label_smoothing=label_smoothing, z_loss=z_loss)
+        return (sums[0] + jnp.sum(loss_BT * weights_BT), sums[1] + jnp.sum(nll_BT * weights_BT)), None
+
+    B, T, _ = local_shape(hidden_BTD)
+    most = T if T == hidden_BTD.shape[1] else 1  # a length that is split over devices stays whole
+    count = next(n for n in range(1, most + 1) if most % n == 0 and (B * T // n <= CHUNK or n == most))
+    tokens = (divide(x, 1, count) for x in (hidden_BTD, batch["targets"], batch["weights"]))
+    start = jnp.float32(0), jnp.float32(0)
+    return jax.lax.scan(part, start, tuple(jnp.moveaxis(x, 1, 0) for x in tokens))[0]

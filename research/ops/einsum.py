@@ -167,6 +167,15 @@ def divide(x: jax.Array, axis: int, parts: int) -> jax.Array:
     return jnp.reshape(x, shape, out_sharding=PartitionSpec(*entries[: axis + 1], None, *entries[axis + 1 :]))
 
 
+def unite(x: jax.Array, axis: int) -> jax.Array:
+    """`x` with an axis and the one behind it as one, which keeps the mesh axes of the first."""
+    shape = (*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])
+    if jax.sharding.get_abstract_mesh().empty:
+        return x.reshape(shape)
+    entries = spec(x)
+    return jnp.reshape(x, shape, out_sharding=PartitionSpec(*entries[: axis + 1], *entries[axis + 2 :]))
+
+
 def local_shape(x: jax.Array) -> tuple[int, ...]:
     """The shape of one device's part of `x`."""
     return x.shape if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.shard_shape(x.shape)

@@ -7,11 +7,13 @@
 chunk of tokens: the gradient of a chunk is taken while its logits are there, in the forward pass.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
 from research.ops.einsum import spec
@@ -58,25 +60,28 @@ def head_loss(
 
     `table` is gathered and in the dtype of the states. The second sum is for reports and has no gradient.
     """
-    return _head(states_BTD, table_VD, targets_BT, weights_BT, label_smoothing, z_loss, gradient=False)[0]
+    return _head(states_BTD, table_VD, targets_BT, weights_BT, label_smoothing, z_loss, of=())[0]
 
 
 def _head_forward(states_BTD, table_VD, targets_BT, weights_BT, label_smoothing, z_loss):
-    return _head(states_BTD, table_VD, targets_BT, weights_BT, label_smoothing, z_loss, gradient=True)
+    # A frozen table has no gradient, and as large as a table that must not be computed for nothing.
+    of = ("states", "table") if table_VD.perturbed else ("states",)
+    values = (x.value for x in (states_BTD, table_VD, targets_BT, weights_BT))
+    return _head(*values, label_smoothing, z_loss, of=of)
 
 
 def _head_backward(label_smoothing, z_loss, gradients, cotangents):
-    dstates_BTD, dtable_VD = gradients
-    scale = cotangents[0]
-    return dstates_BTD * scale.astype(dstates_BTD.dtype), dtable_VD * scale.astype(dtable_VD.dtype), None, None
+    scale = jnp.asarray(0.0) if isinstance(cotangents[0], SymbolicZero) else cotangents[0]
+    return (*(None if g is None else g * scale.astype(g.dtype) for g in gradients), None, None)
 
 
-head_loss.defvjp(_head_forward, _head_backward)
+head_loss.defvjp(_head_forward, _head_backward, symbolic_zeros=True)
 
 
-def _head(states_BTD, table_VD, targets_BT, weights_BT, label_smoothing, z_loss, *, gradient):
-    """((loss, nll), gradients of the loss in states and table, or None), on one device or under shard_map."""
-    local = partial(_local_head, label_smoothing=label_smoothing, z_loss=z_loss, gradient=gradient)
+def _head(states_BTD, table_VD, targets_BT, weights_BT, label_smoothing, z_loss, *, of):
+    """((loss, nll), (gradient in the states, in the table), each None unless it is among `of`), on one device or under
+    shard_map."""
+    local = partial(_local_head, label_smoothing=label_smoothing, z_loss=z_loss, of=of)
     if jax.sharding.get_abstract_mesh().empty:
         return local(states_BTD, table_VD, targets_BT, weights_BT, token_axes=(), vocab_axis=None)
     states, table = PartitionSpec(*spec(states_BTD)), PartitionSpec(*spec(table_VD))
@@ -86,19 +91,17 @@ def _head(states_BTD, table_VD, targets_BT, weights_BT, label_smoothing, z_loss,
     return jax.shard_map(
         partial(local, token_axes=axes, vocab_axis=spec(table_VD)[0]),
         in_specs=(states, table, tokens, tokens),
-        out_specs=(sums, (states, table) if gradient else None),
+        out_specs=(sums, (states if "states" in of else None, table if "table" in of else None)),
         check_vma=False,
     )(states_BTD, table_VD, jax.reshard(targets_BT, tokens), jax.reshard(weights_BT, tokens))
 
 
 def _local_head(
-    states_BTD, table_VD, targets_BT, weights_BT, *, label_smoothing, z_loss, gradient, token_axes, vocab_axis
+    states_BTD, table_VD, targets_BT, weights_BT, *, label_smoothing, z_loss, of, token_axes, vocab_axis
 ):
     """A device's tokens against its part of the vocabulary; sums over the others' parts where there are any."""
     V, D = table_VD.shape
-    over_vocab = partial(lax.psum, axis_name=vocab_axis) if vocab_axis else lambda x: x
-    words = V * (lax.axis_size(vocab_axis) if vocab_axis else 1)
-    first = lax.axis_index(vocab_axis) * V if vocab_axis else 0
+    over_vocab, words, first = vocabulary(V, vocab_axis)
     table_DV = table_VD.T  # once, where the loop's products would each make their own copy
 
     def chunk(carry, tokens):
@@ -115,22 +118,45 @@ def _local_head(
             loss_C1 += label_smoothing * (log_z_C1 - over_vocab(jnp.sum(logits_CV, axis=-1, keepdims=True)) / words)
         loss += jnp.sum(loss_C1[:, 0] * weights_C)
         nll += jnp.sum(nll_C1[:, 0] * weights_C)
-        if not gradient:
+        if not of:
             return (loss, nll, dtable_DV), None
         dlogits_CV = jnp.exp(logits_CV - log_z_C1) * (1 + 2 * z_loss * log_z_C1) - label_smoothing / words
         dlogits_CV = ((dlogits_CV - (1 - label_smoothing) * hit_CV) * weights_C[:, None]).astype(states_CD.dtype)
-        dtable_DV += lax.dot_general(states_CD, dlogits_CV, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        if "table" in of:
+            dtable_DV += lax.dot_general(
+                states_CD, dlogits_CV, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+            )  # fmt: skip
         dstates_CD = jnp.dot(dlogits_CV, table_VD, preferred_element_type=jnp.float32)
         return (loss, nll, dtable_DV), dstates_CD.astype(states_CD.dtype)
 
-    rows = states_BTD.size // D
-    size = max(n for n in range(1, min(CHUNK, rows) + 1) if rows % n == 0)
-    tokens = states_BTD.reshape(-1, size, D), targets_BT.reshape(-1, size), weights_BT.reshape(-1, size)
-    start = jnp.float32(0), jnp.float32(0), jnp.zeros((D, V), jnp.float32) if gradient else None
+    tokens = in_chunks(states_BTD, targets_BT, weights_BT)
+    start = jnp.float32(0), jnp.float32(0), jnp.zeros((D, V), jnp.float32) if "table" in of else None
     (loss, nll, dtable_DV), dstates = lax.scan(chunk, start, tokens)
     over_tokens = partial(lax.psum, axis_name=token_axes) if token_axes else lambda x: x
     sums = over_tokens(loss), over_tokens(nll)
-    if not gradient:
-        return sums, None
-    dtable_VD = over_tokens(dtable_DV.astype(table_VD.dtype)).T
-    return sums, (over_vocab(dstates.reshape(states_BTD.shape)), dtable_VD)
+    dtable_VD = over_tokens(dtable_DV.astype(table_VD.dtype)).T if "table" in of else None
+    if not of:
+        return sums, (None, None)
+    B, T, _ = states_BTD.shape
+    return sums, (over_vocab(dstates.reshape(-1, D)[: B * T].reshape(states_BTD.shape)), dtable_VD)
+
+
+def vocabulary(V: int, axis: str | None) -> tuple[Callable[[jax.Array], jax.Array], int, jax.Array | int]:
+    """For a device's V words of those split over a mesh axis: the sum over all parts, the number of all words, and the
+    first of its own."""
+    if axis is None:
+        return lambda x: x, V, 0
+    return partial(lax.psum, axis_name=axis), V * lax.axis_size(axis), lax.axis_index(axis) * V
+
+
+def in_chunks(states_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> tuple[jax.Array, ...]:
+    """All tokens as [n, C, D], [n, C] and [n, C]; the last chunk is filled up with tokens of weight 0 where C does not
+    divide their number."""
+    D = states_BTD.shape[-1]
+    rows = states_BTD.size // D
+    best = max(n for n in range(1, min(CHUNK, rows) + 1) if rows % n == 0)
+    size = best if 4 * best >= min(CHUNK, rows) else CHUNK
+    added = -rows % size
+    flat = states_BTD.reshape(rows, D), targets_BT.reshape(rows), weights_BT.reshape(rows)
+    filled = (jnp.pad(x, [(0, added)] + [(0, 0)] * (x.ndim - 1)) if added else x for x in flat)
+    return tuple(x.reshape(-1, size, *x.shape[1:]) for x in filled)

@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from research import tree
-from research.ops.einsum import contract, gather, place_as, placed, spec
+from research.ops.einsum import contract, gather, place_as, placed, spec, unite
 from research.weights.formats import FORMATS, decode, encode, pack, unpack
 from research.weights.scales import QuantizedScales, count_blocks, quantize_scales
 
@@ -79,7 +79,11 @@ class Quantized:
         rows = jax.tree.map(lambda part: _rows(gather(part), ids), replace(self, scale=self.plain_scale()))
         chosen = FORMATS[self.format]
         values = decode(chosen, unpack(chosen, rows.codes), rows.scale, rows.zero)
-        return _joined(values)
+        return unite(values, values.ndim - 2)
+
+    def rows(self, first: jax.Array, count: int, dtype: jnp.dtype) -> jax.Array:
+        """`count` rows of a table [V, D] from `first` on, dense; of a leaf with float scales, as `gathered` gives it."""
+        return jax.tree.map(lambda part: lax.dynamic_slice_in_dim(part, first, count), self).dense(dtype)
 
     def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
         """Rows [M, I] in groups of these sizes, each times the matrix of its expert in this [E, I, O], as [M, O]."""
@@ -188,14 +192,6 @@ def _rows(part: jax.Array, ids: jax.Array) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return part.at[ids].get(mode="clip")
     return part.at[ids].get(mode="clip", out_sharding=PartitionSpec(*spec(ids), *spec(part)[1:]))
-
-
-def _joined(values: jax.Array) -> jax.Array:
-    """[..., I / G, G] as [..., I]."""
-    shape = (*values.shape[:-2], values.shape[-2] * values.shape[-1])
-    if jax.sharding.get_abstract_mesh().empty:
-        return values.reshape(shape)
-    return jnp.reshape(values, shape, out_sharding=PartitionSpec(*spec(values)[:-1]))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from research.ops.einsum import local_shape, spec
 
 PLATFORM = "gpu"
-BLOCK = 128  # the longest tile, which must divide the length
+BLOCK = 128  # the longest tile; lengths are filled up to a multiple of it
 TILE_BYTES = 32768  # of queries; with two keys' and two values' tiles of half as much it fits the 99 KiB of compute 8.9
 BACKWARD = 32  # tiles of the backward pass, the kernel's own choice
 
@@ -29,8 +29,6 @@ def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
         return f"it has no window and model.window={visibility.window}"
     if local_shape(q_BTNH)[1] != T:
         return "it wants whole rows of queries and the mesh splits them; set config.mesh without a context axis"
-    if T % BLOCK:
-        return f"{T} queries must be a multiple of {BLOCK}; set config.data.sequence_length"
     if _row_bytes(q_BTNH) > 512:
         return f"a head of {q_BTNH.shape[3]} {q_BTNH.dtype} is over 512 bytes; set config.precision.compute to bfloat16"
     return None
@@ -59,6 +57,10 @@ def _rows(q_BTNH, k_BSKH, v_BSKH, segments_BS, *, scale: float, causal: bool, in
 
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
+    # Filled up behind the end to whole tiles, with a segment that no token has, and cut off again.
+    added = -T % BLOCK
+    q_BTNH, k_BSKH, v_BSKH = (jnp.pad(x, ((0, 0), (0, added), (0, 0), (0, 0))) for x in (q_BTNH, k_BSKH, v_BSKH))
+    segments_BS = jnp.pad(segments_BS, ((0, 0), (0, added)), constant_values=-1)
     block_q = min(BLOCK, TILE_BYTES // _row_bytes(q_BTNH))
     block_k = min(BLOCK, TILE_BYTES // 2 // _row_bytes(q_BTNH))
     kernel = functools.partial(
@@ -69,9 +71,9 @@ def _rows(q_BTNH, k_BSKH, v_BSKH, segments_BS, *, scale: float, causal: bool, in
         interpret=interpret,
     )
     out_BTKGH = jax.vmap(kernel, in_axes=(3, None, None, None), out_axes=3)(
-        q_BTNH.reshape(B, T, K, N // K, H), k_BSKH, v_BSKH, segments_BS
+        q_BTNH.reshape(B, T + added, K, N // K, H), k_BSKH, v_BSKH, segments_BS
     )
-    return out_BTKGH.reshape(B, T, N, H)
+    return out_BTKGH.reshape(B, T + added, N, H)[:, :T]
 
 
 def _row_bytes(q_BTNH: jax.Array) -> int:
