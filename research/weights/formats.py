@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from research.ops.backend import platform
+
 # arXiv:2305.14314, appendix E: quantiles of a normal distribution, with an exact zero.
 NF4 = np.array(
     [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -99,7 +101,12 @@ def decode(format: Format, codes: jax.Array, scale: jax.Array, zero: jax.Array |
 
 
 def look_up(book: np.ndarray, codes: jax.Array) -> jax.Array:
-    """book[codes] by selects, float32, which fuse into what follows; a gather would not, on TPU not even a small one."""
+    """book[codes], float32. By selects on TPU, where a gather is slow and fuses with nothing; elsewhere it fuses, and the
+    selects would be too many for one loop."""
+    if platform() != "tpu":
+        at = jnp.asarray(book, jnp.float32).at[codes]
+        whole = jax.sharding.get_abstract_mesh().empty
+        return at.get(mode="clip", **({} if whole else {"out_sharding": jax.typeof(codes).sharding}))
     values = list(np.float32(book))
     while len(values) > 1:
         odd = (codes & 1) == 1

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from research import tree
 from research.ops.einsum import contract, einsum, gather, grouped, take
@@ -59,7 +60,8 @@ class Lora:
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x` and the adapted weight; the base is contracted as it is."""
         of_inner, of_outer = _split(eqn)
-        low = einsum(of_inner, self._dropped(x), self.adapter.a)
+        # Apart: the GPU compiler would join both products of `x`, for which it copies the base and `a` into one matrix.
+        low = einsum(of_inner, lax.optimization_barrier(self._dropped(x)), self.adapter.a)
         y = einsum(eqn, x, self.base) + einsum(of_outer, low, self.adapter.b) * self._scale().astype(x.dtype)
         if self.adapter.magnitude is None:
             return y

@@ -1,0 +1,54 @@
+"""The train step of a config, compiled for a target: the very function that training jits."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from research.axes import partition
+from research.experiment import Experiment, from_config
+from research.fit.targets import Target, parse_target
+from research.objectives.choose import Objective, make_objective
+from research.program import Program, make_program
+
+
+def compile_step(config: Any, target: str | Target) -> jax.stages.Compiled:
+    """The compiled (state, batch) -> (state, metrics) of a ConfigDict or an `Experiment`; nothing is allocated.
+
+    ValueError for a config that is wrong, a target that is unknown or whose compiler is not installed, and a mesh or batch
+    that does not fit the target's devices.
+    """
+    experiment = config if isinstance(config, Experiment) else from_config(config)
+    target = parse_target(target) if isinstance(target, str) else target
+    program = plan(experiment, target)
+    with jax.set_mesh(program.mesh):
+        lowered = program.train_step.lower(program.state, abstract_batch(program))
+    return lowered.compile(target.compiler_options)
+
+
+def plan(experiment: Experiment, target: Target) -> Program:
+    """The program of an experiment on a target's devices."""
+    return make_program(experiment, _objective(experiment), target.devices())
+
+
+def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch's shapes, types and shardings."""
+    length = program.objective.window_length(program.experiment.data.sequence_length)
+    window = {name: np.ones(length, np.int32) for name in ("tokens", "segments", "positions", "assistant")}
+    example = program.objective.example({**window, "label": np.zeros(1, np.int32)}, np.random.default_rng(0))
+    placed = {}
+    for name, row in example.items():
+        shape = (program.batch_size, *row.shape)
+        axes = ("batch", "length")[: len(shape)] + ("vector",) * (len(shape) - 2)
+        where = NamedSharding(program.mesh, partition(axes, shape, program.mesh, program.rules))
+        placed[name] = jax.ShapeDtypeStruct(shape, row.dtype, sharding=where)
+    return placed
+
+
+def _objective(experiment: Experiment) -> Objective:
+    """The objective without a tokenizer: the ids of special tokens are constants of the data, not of the step."""
+    vocab_size = experiment.model.vocab_size
+    ids = dict(bos_id=0, eos_id=1, pad_id=2, mask_id=3, sentinel_ids=tuple(range(4, 104)), vocab_size=vocab_size)
+    return make_objective(experiment.objective, SimpleNamespace(**ids, word_starts=[True] * vocab_size))
