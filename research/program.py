@@ -18,7 +18,7 @@ from research.objectives.choose import Objective
 from research.training import optimizer as optimizers
 from research.training.state import TrainState, abstract_state, device_bytes, new_state
 from research.training.step import eval_step, train_step
-from research.tuning import new_frozen, split_specs
+from research.tuning import split_specs
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,9 @@ class Program:
         params = spec.initialize(jax.random.key(seed), self.specs[0], dtype, self.mesh, self.rules)
         return new_state(params, {}, self.optimizer, seed)
 
-    def make_frozen(self) -> tree.Tree:
-        """Frozen parameters of no checkpoint, from the seed, for trials. To be traced."""
-        e, whole = self.experiment, self.model.specs()
-        dtype = e.precision.compute_dtype
-        return new_frozen(whole, self.specs[1], e.quantize, e.train.seed, dtype, self.mesh, self.rules)
-
     @cached_property
     def trained(self) -> TrainState:
-        """Shapes and shardings of the state without the frozen parameters, which is what checkpoints hold."""
+        """Shapes and shardings of the state without the frozen parameters."""
         with jax.set_mesh(self.mesh):
             return abstract_state(self.make_state, self.mesh)
 
@@ -94,17 +88,18 @@ class Program:
         dtype = self.experiment.precision.compute_dtype
         return replace(self.trained, frozen=spec.abstract(self.specs[1], dtype, self.mesh, self.rules))
 
-    def init(self, frozen: tree.Tree | None = None) -> TrainState:
-        """`make_state` on the devices around these frozen parameters, or those of `make_frozen`.
+    @property
+    def keeps_frozen(self) -> bool:
+        """Whether checkpoints hold the frozen parameters too, which the start of the adapters has changed."""
+        return self.experiment.tune.method == "lora" and self.experiment.lora.start != "default"
 
-        ValueError where the devices hold other than the predicted bytes.
-        """
-        state = jax.jit(self.make_state, out_shardings=_places(self.trained))()
-        if frozen is None:
-            frozen = jax.jit(self.make_frozen, out_shardings=_places(self.state.frozen))() if self.specs[1] else {}
-        state = replace(state, frozen=frozen)
-        self.check_bytes(state)
-        return state
+    def stored(self, state: TrainState) -> TrainState:
+        """What of a state, arrays or shapes, a checkpoint holds."""
+        return state if self.keeps_frozen else replace(state, frozen={})
+
+    def init(self) -> TrainState:
+        """`make_state` on the devices, without the frozen parameters."""
+        return jax.jit(self.make_state, out_shardings=_places(self.trained))()
 
     def check_bytes(self, state: TrainState) -> None:
         """ValueError unless a device holds exactly the bytes that the shardings predict."""

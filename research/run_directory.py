@@ -62,7 +62,10 @@ def open_run(workdir: str | Path, step: int | None = None) -> Run:
     trainable, frozen = split_specs(specs, experiment.model, experiment.tune, experiment.lora, experiment.quantize)
     wanted = abstract(trainable, precision.param_dtype)
     step, params, _ = restore_params(folder / "checkpoints", wanted, key="trainable", step=step)
-    if frozen and experiment.init:
+    if frozen and experiment.lora.start != "default":  # which has changed them, so they were saved
+        held = abstract(frozen, precision.compute_dtype)
+        params = attach(restore_params(folder / "checkpoints", held, key="frozen", step=step)[1], params)
+    elif frozen and experiment.init:
         with open_checkpoint(experiment.init) as checkpoint:
             params = attach(checkpoint.restore(abstract(frozen, precision.compute_dtype)), params)
     elif frozen:

@@ -1,18 +1,25 @@
 """How a run starts: its data, and its first state, from a checkpoint where `config.init` names one."""
 
 import dataclasses
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+import jax
 
 from research import tree
 from research.data.corpus import Corpus, open_corpus
 from research.experiment import Experiment
+from research.interop.checkpoint import Checkpoint
 from research.interop.load import open_checkpoint
+from research.models import spec
 from research.models.config import ModelConfig
 from research.program import Program
 from research.training.state import TrainState
-from research.tuning import FRESH
+from research.tuning import FRESH, QuantizeConfig, dense_specs, new_frozen, quantize_rules
 from research.weights.rules import is_leaf
+from research.weights.starts import start
 
 
 def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> Corpus:
@@ -48,33 +55,62 @@ def first_state(program: Program) -> tuple[TrainState, list[str]]:
     With `config.init` the parameters are the checkpoint's, each read straight onto its sharding and into its format, but
     for a pooler or classifier that it lacks. ValueError where it lacks another, or has one in another shape.
     """
-    source, model = program.experiment.init, program.experiment.model
-    if not source:
-        return program.init(), []
-    with open_checkpoint(source) as checkpoint:
-        state = program.init(checkpoint.restore(program.state.frozen))
-        fresh = [
-            name
-            for name, field in FRESH.items()
-            if name in state.trainable and getattr(checkpoint.config, field) != getattr(model, field)
-        ]
-        trainable = tree.paths(state.trainable, is_leaf)
-        known = [path for path in tree.paths(program.model.specs()) if path.split("/")[0] not in fresh]
-        wanted = tree.paths(program.trained.trainable, is_leaf)
-        read = checkpoint.restore({path: wanted[path] for path in known if path in wanted and not is_leaf(wanted[path])})
-        lines = [f"parameters of {source}"] + [f"the {name} is new: {source} has none for this model" for name in fresh]
-        lines += [f"not as in {source}: model.{change}" for change in changes(checkpoint.config, model)]
-    return replace(state, trainable=tree.unflatten(trainable | read)), lines
+    source, model, state, lines = program.experiment.init, program.experiment.model, program.init(), []
+    with open_checkpoint(source) if source else nullcontext() as checkpoint:
+        if checkpoint is not None:
+            fresh = [
+                name
+                for name, field in FRESH.items()
+                if name in state.trainable and getattr(checkpoint.config, field) != getattr(model, field)
+            ]
+            trainable, wanted = tree.paths(state.trainable, is_leaf), tree.paths(program.trained.trainable, is_leaf)
+            known = [path for path in tree.paths(program.model.specs()) if path.split("/")[0] not in fresh]
+            own = {path: wanted[path] for path in known if path in wanted and not is_leaf(wanted[path])}
+            state = replace(state, trainable=tree.unflatten(trainable | tree.paths(checkpoint.restore(tree.unflatten(own)))))
+            lines = [f"parameters of {source}"] + [f"the {name} is new: {source} has none for this model" for name in fresh]
+            lines += [f"not as in {source}: model.{change}" for change in changes(checkpoint.config, model)]
+        state = with_base(program, state, checkpoint)
+    program.check_bytes(state)
+    return state, lines
 
 
-def resumed_state(program: Program, trained: TrainState) -> TrainState:
-    """A state from a checkpoint, which has no frozen parameters, with them: read as at the start, or made from the seed."""
+def with_base(program: Program, state: TrainState, checkpoint: Checkpoint | None) -> TrainState:
+    """A fresh state with its frozen parameters, of the checkpoint or from the seed, and adapters that start from them."""
+    e, specs = program.experiment, program.model.specs()
+    if not program.specs[1] or e.tune.method != "lora":
+        return replace(state, frozen=read_frozen(program, checkpoint))
+    if e.lora.start == "default":
+        frozen, plain, rules = read_frozen(program, checkpoint), specs, None
+    else:  # which takes the weights apart before they are quantized
+        plain = dense_specs(specs, program.specs[1])
+        frozen = read_frozen(program, checkpoint, plain)
+        rules = quantize_rules(plain, e.quantize)
+    trainable, frozen = start(e.lora.start, state.trainable, frozen, plain, rules, e.quantize.group)
+    return replace(state, trainable=trainable, frozen=frozen)
+
+
+def read_frozen(program: Program, checkpoint: Checkpoint | None, plain: tree.Tree | None = None) -> tree.Tree:
+    """The frozen parameters in their formats, or not quantized where `plain` has their specs."""
     if not program.specs[1]:
-        return trained
-    if not program.experiment.init:
-        return replace(trained, frozen=program.init().frozen)
-    with open_checkpoint(program.experiment.init) as checkpoint:
-        return replace(trained, frozen=checkpoint.restore(program.state.frozen))
+        return {}
+    e = program.experiment
+    specs, config = (program.specs[1], e.quantize) if plain is None else (plain, QuantizeConfig())
+    abstract = spec.abstract(specs, e.precision.compute_dtype, program.mesh, program.rules)
+    if checkpoint is not None:
+        return checkpoint.restore(abstract)
+    make = partial(
+        new_frozen, program.model.specs(), specs, config, e.train.seed, e.precision.compute_dtype, program.mesh, program.rules
+    )
+    return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
+
+
+def resumed_state(program: Program, stored: TrainState) -> TrainState:
+    """A state from a checkpoint with the frozen parameters that are not in there: read as at the start."""
+    if program.keeps_frozen or not program.specs[1]:
+        return stored
+    source = program.experiment.init
+    with open_checkpoint(source) if source else nullcontext() as checkpoint:
+        return replace(stored, frozen=read_frozen(program, checkpoint))
 
 
 def changes(before: ModelConfig, after: ModelConfig) -> list[str]:

@@ -12,7 +12,7 @@ if __name__ == "__main__":
 import logging
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def prepare(
     record = workdir / "config.json"
     if record.exists():
         _refuse_another_run(read_json(record), experiment.to_json(), allow_changed)
-    restored = checkpoints.restore(program.trained)
+    restored = checkpoints.restore(program.stored(program.state))
     if restored is None:
         start_step, (state, notes) = 0, first_state(program)
         fingerprints |= base_fingerprint(state)
@@ -241,7 +241,7 @@ def log_sample(session: Session, log: RunLog, state: TrainState, step: int) -> N
 
 def save(session: Session, state: TrainState, step: int) -> None:
     """Starts to save the state, but for what is frozen, with the fingerprints of what it was trained on."""
-    session.checkpoints.save(step, replace(state, frozen={}), session.fingerprints)
+    session.checkpoints.save(step, session.program.stored(state), session.fingerprints)
 
 
 def base_fingerprint(state: TrainState) -> dict[str, str]:

@@ -15,16 +15,20 @@ from jax.sharding import Mesh
 
 from research import tree
 from research.axes import RULES
+from research.models.adapters import PLACEMENTS, bottleneck_specs, prefix_specs, prompt_specs
 from research.models.config import ModelConfig
 from research.models.spec import initialize
 from research.weights.formats import FORMATS
+from research.weights.ia3 import ia3_specs
 from research.weights.matrices import ALL_LINEAR, LINEAR
 from research.weights.new_lora import LoraConfig, lora_specs
 from research.weights.rules import is_leaf, quantize, quantize_specs
 
-METHODS = ("full", "lora")
+METHODS = ("full", "lora", "ia3", "adapter", "prompt", "prefix")
 # Fields of TuneConfig that only these methods look at.
-_USED_BY = {}
+_USED_BY = {
+    "bottleneck": ("adapter",), "placement": ("adapter",), "virtual_tokens": ("prompt", "prefix"), "also": METHODS[1:]
+}  # fmt: skip
 # Layers that a checkpoint may lack, by the field of the model that says so. They start as in an untrained model, and are
 # trained whatever the method.
 FRESH = {"classifier": "labels", "pooler": "pooler"}
@@ -34,12 +38,21 @@ FRESH = {"classifier": "labels", "pooler": "pooler"}
 class TuneConfig:
     """What is trained.
 
-    method           full: all parameters | lora: low-rank adapters, see config.lora
+    method           full: all parameters | lora: low-rank adapters, see config.lora | ia3: factors of keys, values and the
+                     inputs of down (arXiv:2205.05638) | adapter: bottlenecks in the layers | prompt: virtual tokens
+                     (arXiv:2104.08691) | prefix: virtual keys and values in every layer (arXiv:2101.00190)
     also             regex of names or paths of parameters that are trained as they are beside the adapters
+    bottleneck       width of the bottlenecks
+    placement        houlsby: behind attention and feed-forward (arXiv:1902.00751) | pfeiffer: behind feed-forward alone
+                     (arXiv:2005.00247)
+    virtual_tokens   of a prompt or prefix
     """
 
     method: str = "full"
     also: str = ""
+    bottleneck: int = 64
+    placement: str = "houlsby"
+    virtual_tokens: int = 20
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -48,8 +61,11 @@ class TuneConfig:
             users = _USED_BY.get(field.name, METHODS)
             if self.method not in users and getattr(self, field.name) != field.default:
                 raise ValueError(f"tune.{field.name} is set and tune.method={self.method!r} does not use it; leave it out")
-        if self.method == "full" and self.also:
-            raise ValueError("tune.also is set and tune.method='full' trains everything; leave it out")
+        if self.placement not in PLACEMENTS:
+            raise ValueError(f"tune.placement={self.placement!r}; choose one of {', '.join(PLACEMENTS)}")
+        for name in ("bottleneck", "virtual_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"tune.{name}={getattr(self, name)} must be positive")
 
 
 @dataclass(frozen=True)
@@ -121,12 +137,23 @@ def new_frozen(
     rules: Mapping[str, Sequence[str]] = RULES,
 ) -> tree.Tree:
     """Parameters for the `frozen` part of a model's specs that come from no checkpoint but from the seed, for trials."""
-    names = tree.paths(frozen, is_leaf)
-    dense = tree.unflatten({path: spec for path, spec in tree.paths(specs).items() if path in names})
+    dense = dense_specs(specs, frozen)
     params = initialize(jax.random.key(seed), dense, dtype, mesh, rules)
     return quantize(params, dense, quantize_rules(dense, config), config.group)
 
 
+def dense_specs(specs: tree.Tree, part: tree.Tree) -> tree.Tree:
+    """Of a model's specs those at the paths of a part, whatever stands there."""
+    names = tree.paths(part, is_leaf)
+    return tree.unflatten({path: spec for path, spec in tree.paths(specs).items() if path in names})
+
+
 def _added(specs: tree.Tree, model: ModelConfig, tune: TuneConfig, lora: LoraConfig) -> Any:
     """What the method adds to the model, as specs."""
-    return lora_specs(specs, lora)
+    if tune.method == "adapter":
+        return bottleneck_specs(model, tune.bottleneck, tune.placement)
+    if tune.method == "prompt":
+        return prompt_specs(model, tune.virtual_tokens)
+    if tune.method == "prefix":
+        return prefix_specs(model, tune.virtual_tokens)
+    return ia3_specs(specs) if tune.method == "ia3" else lora_specs(specs, lora)

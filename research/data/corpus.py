@@ -27,7 +27,7 @@ TRAINING_CHARACTERS = 32 * 1024 * 1024  # what a tokenizer is trained on; more t
 class DataConfig:
     """What a run reads.
 
-    `source` is "stdlib", "shakespeare", a local file or folder, "tfds:NAME", or several with weights
+    `source` is "stdlib", "shakespeare", "alpaca" (conversations), a local file or folder, "tfds:NAME", or several with weights
     ("stdlib:0.7,shakespeare:0.3"). `tokenizer` is "bytes", "gpt2", "bpe:VOCAB" or "sentencepiece:VOCAB" (trained on the
     train part), or a file or folder; empty is that of the checkpoint `config.init`. `chat_template` is the file of one to
     use instead of the tokenizer's. The batch is global; `batch_size_per_device` is the alternative to it, 0 is unset.

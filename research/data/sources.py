@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from research.data import pypi
+from research.data.alpaca import open_alpaca
 from research.data.cache import remembered
 from research.data.documents import (
     Documents,
@@ -44,7 +45,7 @@ class Source:
 
 
 def open_source(name: str, cache_dir: Path, wanted: str = "texts") -> Source:
-    """The source called "stdlib", "shakespeare" or "tfds:NAME", or else the local file or folder at this path.
+    """The source called "stdlib", "shakespeare", "alpaca" or "tfds:NAME", or else the local file or folder at this path.
 
     `wanted` is "texts" (alone or in pairs), "labels" (texts with theirs) or "conversations". "?text=FIELD",
     "?inputs=FIELD&targets=FIELD", "?text=FIELD&label=FIELD" or "?messages=FIELD" after a path or a TFDS name picks the
@@ -54,12 +55,17 @@ def open_source(name: str, cache_dir: Path, wanted: str = "texts") -> Source:
     plain, _, query = name.partition("?")
     if plain in ("stdlib", "shakespeare"):
         choose_fields(query, ("text",), name, wanted)
+    if plain == "alpaca" and (wanted != "conversations" or query):
+        raise ValueError(f"data {name!r} are conversations and have no other fields; they are for objective chat")
     if plain == "stdlib":
         from research.data.stdlib import open_stdlib  # TFDS takes 0.4 s to import, which others need not pay
 
         train, heldout, facts = open_stdlib(cache_dir)
     elif plain == "shakespeare":
         train, heldout, facts = open_shakespeare(cache_dir)
+    elif plain == "alpaca":
+        documents, facts = open_alpaca(cache_dir)
+        train, heldout = _split(documents, documents.identities(), name)
     elif plain.startswith("tfds:"):
         from research.data.tfds import open_tfds
 

@@ -22,7 +22,11 @@ def compile_step(config: Any, target: str | Target) -> jax.stages.Compiled:
     """
     experiment = config if isinstance(config, Experiment) else from_config(config)
     target = parse_target(target) if isinstance(target, str) else target
-    program = plan(experiment, target)
+    return compile_program(plan(experiment, target), target)
+
+
+def compile_program(program: Program, target: Target) -> jax.stages.Compiled:
+    """The compiled train step of a program that `plan` made."""
     with jax.set_mesh(program.mesh):
         lowered = program.train_step.lower(program.state, abstract_batch(program))
     return lowered.compile(target.compiler_options)

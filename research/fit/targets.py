@@ -1,6 +1,7 @@
 """The hardware that a step is compiled for: devices that a compiler knows without their being there."""
 
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,9 @@ class Target:
             text, _ = _CARDS[self.name.partition(":")[0]]
             asked = dict(platform="cuda", topology_name="", target_config=text, topology=f"1x1x{self.shape}")
         else:
+            # There is no chip to ask for, and another process may have the library open for the same purpose.
+            os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+            os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
             generation = self.name.partition(":")[0]
             alone = {"chips_per_host_bounds": (1, 1, 1)} if set(self.shape) <= set("1x") else {}
             asked = dict(platform="tpu", topology_name=f"{generation}:{self.shape}", **alone)

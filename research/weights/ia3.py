@@ -23,8 +23,8 @@ INPUTS = r"(.*/)?layers/mlp/down"
 @partial(jax.tree_util.register_dataclass, data_fields=["gain"], meta_fields=["on_inputs"])
 @dataclass(frozen=True)
 class Ia3Adapter:
-    """What is trained. `gain` has the axes of the weight, of size 1 where it is the same: [L, 1, K, H] for the outputs of
-    keys [L, D, K, H], [L, F, 1] for the inputs of a down projection [L, F, D]."""
+    """What is trained. `gain` has the axes of the weight, of size 1 where it is the same: [L, 1, K, H] for the outputs
+    of keys [L, D, K, H], [L, F, 1] for the inputs of a down projection [L, F, D]."""
 
     gain: jax.Array
     on_inputs: bool
@@ -58,7 +58,7 @@ class Ia3:
         """Rows of a table [V, D] at `ids`, float32 [..., D]; its outputs are V, its inputs D."""
         rows = take(self.base, ids, jnp.float32)
         if self.adapter.on_inputs:
-            return _times(rows, self.adapter.gain.reshape(*(1,) * ids.ndim, -1))
+            return _times(rows, gather(self.adapter.gain).reshape(*(1,) * ids.ndim, -1))
         return _times(rows, take(self.adapter.gain, ids, jnp.float32))
 
     def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
@@ -68,6 +68,11 @@ class Ia3:
         if self.adapter.on_inputs:
             return grouped(_times(x, gain_MX), self.base, sizes)
         return _times(grouped(x, self.base, sizes), gain_MX)
+
+    def gathered(self) -> "Ia3":
+        """This leaf over fewer devices, as `research.ops.einsum.gathered` says."""
+        base = gather(self.base) if isinstance(self.base, jax.Array) else self.base.gathered()
+        return replace(self, base=base, adapter=jax.tree.map(gather, self.adapter))
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         """The weight times its factors as an array: what `merge` makes of it. Stacked leaves give stacked weights."""
@@ -90,8 +95,8 @@ def ia3_specs(specs: tree.Tree, outputs: str | None = OUTPUTS, inputs: str | Non
     """Adapters as specs: a tree of `Ia3Adapter` at the paths of the weights that get one, axes derived from theirs; all
     factors start at 1, which changes nothing.
 
-    `outputs` and `inputs` are regexes of the names, or of whole paths, of weights whose outputs or inputs are multiplied,
-    None for none. ValueError for one that matches nothing, for what is no matrix and for a weight that both match.
+    `outputs` and `inputs` are regexes of the names, or of whole paths, of weights whose outputs or inputs are
+    multiplied, None for none. ValueError for one that matches nothing, for what is no matrix and for a weight that both match.
     """
     by_path, made = tree.paths(specs), {}
     for pattern, on_inputs in ((outputs, False), (inputs, True)):

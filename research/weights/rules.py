@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from research import tree
+from research.weights.ia3 import Ia3, Ia3Adapter
 from research.weights.lora import Lora, LoraAdapter
 from research.weights.matrices import parts
 from research.weights.quantized import Quantized, quantize_array, quantize_spec
@@ -23,9 +24,13 @@ from research.weights.quantized import Quantized, quantize_array, quantize_spec
 Rules = Sequence[tuple[str, str | None]]
 
 
+# Adapters, and the leaf that each makes of a weight.
+ADAPTED = {LoraAdapter: Lora, Ia3Adapter: Ia3}
+
+
 def is_leaf(node: Any) -> bool:
-    """Whether a node of a tree stands for a weight or an adapter, though it is no array."""
-    return isinstance(node, (Quantized, Lora, LoraAdapter))
+    """Whether a node of a tree stands for a weight, in that it contracts itself, or is an adapter, though it is no array."""
+    return type(node) in ADAPTED or hasattr(node, "einsum")
 
 
 def quantize(params: tree.Tree, specs: tree.Tree, rules: Rules, group: int | None = None) -> tree.Tree:
@@ -60,34 +65,40 @@ def attach(params: tree.Tree, adapters: tree.Tree, key: jax.Array | None = None)
     """
     made = tree.paths(params, is_leaf)
     for path, adapter in tree.paths(adapters, is_leaf).items():
-        if not isinstance(adapter, LoraAdapter):
+        if type(adapter) not in ADAPTED:
             if path in made:
                 raise ValueError(f"both trees have {path}; one of the two would be lost")
             made[path] = adapter
         elif path not in made:
             raise ValueError(f"the adapter has {path}, which the parameters have not; it was made for another model")
-        else:
+        elif isinstance(adapter, LoraAdapter):
             made[path] = Lora(made[path], adapter, _own_key(key, path, adapter))
+        else:
+            made[path] = ADAPTED[type(adapter)](made[path], adapter)
     return tree.unflatten(made)
 
 
 def detach(params: tree.Tree) -> tuple[tree.Tree, tree.Tree]:
     """The parameters without their outermost adapters, and those."""
     leaves = tree.paths(params, is_leaf)
-    adapters = {path: leaf.adapter for path, leaf in leaves.items() if isinstance(leaf, Lora)}
-    bases = {path: leaf.base if isinstance(leaf, Lora) else leaf for path, leaf in leaves.items()}
+    adapters = {path: leaf.adapter for path, leaf in leaves.items() if _adapted(leaf)}
+    bases = {path: leaf.base if _adapted(leaf) else leaf for path, leaf in leaves.items()}
     return tree.unflatten(bases), tree.unflatten(adapters)
 
 
 def merge(params: tree.Tree, dtype: jnp.dtype = jnp.float32) -> tree.Tree:
     """The parameters with every adapter made part of its weight, which is dense then; others as they are."""
-    return jax.tree.map(lambda leaf: leaf.dense(dtype) if isinstance(leaf, Lora) else leaf, params, is_leaf=is_leaf)
+    return jax.tree.map(lambda leaf: leaf.dense(dtype) if _adapted(leaf) else leaf, params, is_leaf=is_leaf)
 
 
 def drops(adapters: tree.Tree) -> bool:
     """Whether any of the adapters has dropout, for which `attach` wants a key in training."""
     leaves = jax.tree.leaves(adapters, is_leaf=is_leaf)
     return any(isinstance(leaf, LoraAdapter) and leaf.dropout > 0 for leaf in leaves)
+
+
+def _adapted(leaf: Any) -> bool:
+    return type(leaf) in ADAPTED.values()
 
 
 def _own_key(key: jax.Array | None, path: str, adapter: LoraAdapter) -> jax.Array | None:
