@@ -22,66 +22,65 @@ from research.weights import awq, smooth_quant
 from research.weights.gptq import gptq
 from research.weights.observe import Inputs, Observed
 from research.weights.quantized import quantize_array, stack
-from research.weights.rules import Rules, is_leaf
+from research.weights.rules import Rules, is_leaf, quantize_specs
 
-METHODS = ("rtn", "gptq", "awq", "smoothquant")
+METHODS = ("gptq", "awq", "smoothquant")
 Layer = Mapping[str, jax.Array]
 
 
 def calibrate(
     model: Model, params: tree.Tree, rules: Rules, batches: Sequence[Batch], method: str, group: int | None = None
 ) -> tree.Tree:
-    """The parameters with the matrices of layers that the rules name quantized by a method of `METHODS`, as
-    `rules.quantize` does it by rounding to nearest (rtn).
+    """The parameters with the matrices of layers that the rules name quantized by a method of `METHODS`: the tree that
+    `rules.quantize` makes, in which they are rounded to nearest.
 
     Batches have inputs, segments and positions [B, T], without padding. ValueError for what is no decoder, for rules over
-    anything but layers, and for groups that do not divide.
+    anything but single matrices of layers (experts have no inputs of their own to observe), and for groups that do not
+    divide.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}; choose one of {', '.join(METHODS)}")
     c, specs = model.config, model.specs()
     _check_decoder(model)
+    quantize_specs(specs, rules, group)  # for its errors, which name the path
     formats = {p: f for p, f in tree.paths(tree.choose(rules, specs), is_leaf=lambda n: n is None).items() if f}
     by_path = tree.paths(specs)
     for path in formats:
         if not path.startswith("layers/") or "experts" in by_path[path].axes:
-            raise ValueError(f"{path} is no single matrix of a layer; calibration leaves it out of its rules")
+            raise ValueError(f"{path} is no single matrix of a layer; set --method=rtn")
     own = {path.removeprefix("layers/"): format for path, format in formats.items()}
     inputs = {path: by_path[f"layers/{path}"].inputs for path in own}
     states = [_embed(params, batch, model=model) for batch in batches]
     made = []
     for index in range(c.layers):
         layer, seen = _layer(params["layers"], index), None
-        if method != "rtn":
-            for batch, x_BTD in zip(batches, states):
-                new = _observe(layer, x_BTD, batch, index, model=model, paths=tuple(own))
-                seen = new if seen is None else jax.tree.map(lambda a, b: a + b, seen, new, is_leaf=_is_inputs)
-        try:
-            layer = tree.unflatten(_transform(c, tree.paths(layer, is_leaf), seen, own, inputs, method, group))
-        except ValueError as error:
-            raise ValueError(f"layers: {error}") from None
-        if method != "rtn":
-            states = [_run(layer, x_BTD, batch, index, model=model) for batch, x_BTD in zip(batches, states)]
+        for batch, x_BTD in zip(batches, states):
+            new = _observe(layer, x_BTD, batch, index, model=model, paths=tuple(own))
+            seen = new if seen is None else jax.tree.map(lambda a, b: a + b, seen, new, is_leaf=_is_inputs)
+        layer = tree.unflatten(_transform(c, tree.paths(layer, is_leaf), seen, own, inputs, method, group))
+        states = [_run(layer, x_BTD, batch, index, model=model) for batch, x_BTD in zip(batches, states)]
         made.append(layer)
     return {**params, "layers": stack(made)}
 
 
-def layer_errors(model: Model, params: tree.Tree, changed: tree.Tree, batches: Sequence[Batch]) -> np.ndarray:
-    """How far each layer of changed parameters is from what it should add to its input, relative, float64 [L].
+def layer_errors(
+    model: Model, params: tree.Tree, changed: Mapping[str, tree.Tree], batches: Sequence[Batch]
+) -> dict[str, np.ndarray]:
+    """How far each layer of each changed model is from what it should add to its input, relative, float64 [L].
 
     |changed(x) - layer(x)| / |layer(x) - x| over the states x that the unchanged layers give.
     """
     _check_decoder(model)
-    states, errors = [_embed(params, batch, model=model) for batch in batches], []
+    states = [_embed(params, batch, model=model) for batch in batches]
+    squares = np.zeros((len(changed) + 1, model.config.layers))
     for index in range(model.config.layers):
-        layer, other = (_layer(p["layers"], index) for p in (params, changed))
-        sums = np.zeros(2)
+        layer, *others = (_layer(p["layers"], index) for p in (params, *changed.values()))
         for at, (batch, x_BTD) in enumerate(zip(batches, states)):
             states[at] = _run(layer, x_BTD, batch, index, model=model)
-            off_BTD, added_BTD = _run(other, x_BTD, batch, index, model=model) - states[at], states[at] - x_BTD
-            sums += [float(jnp.sum(jnp.square(d.astype(jnp.float32)))) for d in (off_BTD, added_BTD)]
-        errors.append(np.sqrt(sums[0] / sums[1]))
-    return np.array(errors)
+            squares[0, index] += _square(states[at] - x_BTD)
+            for n, other in enumerate(others):
+                squares[n + 1, index] += _square(_run(other, x_BTD, batch, index, model=model) - states[at])
+    return {name: np.sqrt(row / squares[0]) for name, row in zip(changed, squares[1:])}
 
 
 def windows(ids: np.ndarray, length: int, rows: int) -> list[Batch]:
@@ -98,7 +97,7 @@ def windows(ids: np.ndarray, length: int, rows: int) -> list[Batch]:
 
 
 def folds(c: ModelConfig) -> list[tuple[str, tuple[str, ...]]]:
-    """(what makes the inputs, the weights that share them) wherever a factor of an input can be undone where it is made."""
+    """(what makes the inputs, the weights that share them) where a norm can take the factor of an input."""
     made = [] if c.norm_after else [("attention_norm", ("attention/query", "attention/key", "attention/value"))]
     if not c.norm_after and not c.experts:
         made.append(("mlp_norm", ("mlp/up", "mlp/gate") if c.gated else ("mlp/up",)))
@@ -106,8 +105,7 @@ def folds(c: ModelConfig) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def inner_folds(c: ModelConfig) -> list[tuple[str, tuple[str, ...]]]:
-    """The same, inside of attention and feed-forward layers: where a matrix makes the inputs, and nothing but products
-    lies between."""
+    """The same where a matrix makes the inputs and nothing but products lies between."""
     made = [("attention/value", ("attention/out",))] if c.heads == c.kv_heads else []
     return [*made, ("mlp/up", ("mlp/down",))] if c.gated and not c.experts else made
 
@@ -147,7 +145,7 @@ def _rescaled(seen: Mapping[str, Inputs], before: str, after: Sequence[str], fac
 
 def _check_decoder(model: Model) -> None:
     if model.config.kind != "decoder":
-        raise ValueError(f"the model is an {model.config.kind}; calibration runs decoders, use method=rtn")
+        raise ValueError(f"the model is an {model.config.kind}; calibration runs decoders alone; set --method=rtn")
 
 
 def _is_inputs(node: object) -> bool:
@@ -158,8 +156,13 @@ def _surroundings(model: Model, batch: Batch) -> Surroundings:
     """What the layers of a decoder share, as `Model` makes it."""
     c, positions_BT, segments_BT = model.config, batch["positions"], batch["segments"]
     seen = Visibility(positions_BT, positions_BT, segments_BT, segments_BT, True, c.window, packed=True)
-    rotated = rotation(positions_BT, frequencies(c.head_size, c.rope_theta, c.rope_scaling)) if c.position == "rope" else None
+    rates = frequencies(c.head_size, c.rope_theta, c.rope_scaling)
+    rotated = rotation(positions_BT, rates) if c.position == "rope" else None
     return Surroundings(visibility=seen, counted_BT=(segments_BT > 0).astype(jnp.float32), rotation=rotated)
+
+
+def _square(x: jax.Array) -> float:
+    return float(jnp.sum(jnp.square(x.astype(jnp.float32))))
 
 
 def _layer(layers: tree.Tree, index: int) -> tree.Tree:
@@ -175,7 +178,7 @@ def _embed(params: tree.Tree, batch: Batch, *, model: Model) -> jax.Array:
 
 @partial(jax.jit, static_argnames="model")
 def _run(layer: tree.Tree, x_BTD: jax.Array, batch: Batch, index: int, *, model: Model) -> jax.Array:
-    return block(layer, x_BTD, model.config, model.execution, _surroundings(model, batch), index, None)[0]
+    return _block(layer, x_BTD, batch, index, model)
 
 
 @partial(jax.jit, static_argnames=("model", "paths"))
@@ -183,7 +186,9 @@ def _observe(layer: tree.Tree, x_BTD: jax.Array, batch: Batch, index: int, *, mo
     """What comes into the weights at these paths, by path."""
     leaves = tree.paths(layer, is_leaf)
     watched = {path: Observed(leaves[path]) for path in paths}
-    block(
-        tree.unflatten({**leaves, **watched}), x_BTD, model.config, model.execution, _surroundings(model, batch), index, None
-    )
+    _block(tree.unflatten({**leaves, **watched}), x_BTD, batch, index, model)
     return {path: leaf.seen[0] for path, leaf in watched.items()}
+
+
+def _block(layer: tree.Tree, x_BTD: jax.Array, batch: Batch, index: int, model: Model) -> jax.Array:
+    return block(layer, x_BTD, model.config, model.execution, _surroundings(model, batch), index, None)[0]

@@ -18,7 +18,7 @@ from research.objectives.choose import Objective
 from research.training import optimizer as optimizers
 from research.training.state import TrainState, abstract_state, device_bytes, new_state
 from research.training.step import eval_step, train_step
-from research.tuning import split_specs
+from research.tuning import check_groups, split_specs
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,7 @@ def make_program(experiment: Experiment, objective: Objective, devices: list | N
             f"a batch of {batch} must be a multiple of {parts} (devices that split it) times {accumulate} "
             "(train.accumulate); set config.data.batch_size"
         )
+    check_groups(program.model.specs(), program.specs[1], program.mesh, program.rules)
     length, context = experiment.data.sequence_length, program.mesh.shape["context"]
     if length % context:
         raise ValueError(

@@ -4,11 +4,12 @@
     --method=METHOD      rtn (to nearest), gptq, awq or smoothquant; the last three look at calibration text
     --embeddings=FORMAT  the embedding tables too
     --receipt            measure on held-out text and write receipt.json, into --target or here
-    --target=FOLDER      save the quantized model, in the form of bitsandbytes
+    --activations        with int8 or fp8: what comes into these matrices too, as a chip with 8-bit products has it
+    --target=FOLDER      save the quantized model (nf4, fp4 or int8) in the form of bitsandbytes
     --adapter=DIR        with an adapter of peft's on it: what merging it changes
 
-The original is the checkpoint in float32, and everything is computed in float32. Text is that of --data, held out for the
-measurement, of the other part for calibration.
+The original is the checkpoint in float32, and everything is computed in float32. Text is that of --data: its held-out
+documents to measure on, the others to calibrate with.
 """
 
 import json
@@ -27,12 +28,13 @@ FORMAT = flags.DEFINE_string("format", None, "the format of the matrices of laye
 METHOD = flags.DEFINE_string("method", "rtn", "rtn, gptq, awq or smoothquant")
 GROUP = flags.DEFINE_integer("group", None, "values that share a scale; by default the format's own", lower_bound=1)
 EMBEDDINGS = flags.DEFINE_string("embeddings", "", "the format of the embedding tables; by default as they are")
+ACTIVATIONS = flags.DEFINE_bool("activations", False, "quantize activations too, to 8 bits as they come")
 RECEIPT = flags.DEFINE_bool("receipt", False, "measure, and write receipt.json")
 TARGET = flags.DEFINE_string("target", None, "the folder to make; it must not be there")
 ADAPTER = flags.DEFINE_string("adapter", "", "a folder of peft's, put on the model")
 DATA = flags.DEFINE_string("data", "shakespeare", "where text comes from: shakespeare, stdlib (offline) or files")
-TOKENS = flags.DEFINE_integer("tokens", 4096, "held-out tokens to measure on", lower_bound=1)
-CALIBRATION_TOKENS = flags.DEFINE_integer("calibration_tokens", 8192, "tokens to calibrate with", lower_bound=1)
+TOKENS = flags.DEFINE_integer("tokens", 2048, "held-out tokens to measure on", lower_bound=1)
+CALIBRATION_TOKENS = flags.DEFINE_integer("calibration_tokens", 4096, "tokens to calibrate with", lower_bound=1)
 WINDOW = flags.DEFINE_integer("window", 512, "tokens seen at once", lower_bound=2)
 
 COLUMNS = {
@@ -49,22 +51,30 @@ def main(arguments: list[str]) -> int:
         raise ValueError("give --checkpoint=DIR and --format=FORMAT, such as --format=nf4")
     if not RECEIPT.value and not TARGET.value:
         raise ValueError("give --receipt to measure, --target=FOLDER to save, or both")
+    if ACTIVATIONS.value and not RECEIPT.value:
+        raise ValueError("--activations changes what --receipt measures and nothing that is saved; give both or neither")
+    if ADAPTER.value and METHOD.value in ("awq", "smoothquant"):
+        raise ValueError(f"--method={METHOD.value} rescales what the adapter reads; take rtn or gptq under --adapter")
     if TARGET.value and (FORMAT.value == "all" or ADAPTER.value or Path(TARGET.value).exists()):
         raise ValueError(f"--target={TARGET.value} must not be there yet, and holds one format without an adapter")
     started = time.monotonic()
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.calibration import METHODS
+    from research.interop.bitsandbytes_write import QUANTIZABLE
     from research.interop.load import load
     from research.run_directory import keep_compiled_programs
     from research.weights.formats import FORMATS
 
     for name, value, known in (
-        ("format", FORMAT.value, (*FORMATS, "all")), ("method", METHOD.value, METHODS),
+        ("format", FORMAT.value, (*FORMATS, "all")), ("method", METHOD.value, ("rtn", *METHODS)),
         ("embeddings", EMBEDDINGS.value, ("", *FORMATS)),
     ):  # fmt: skip
         if value not in known:
             raise ValueError(f"--{name}={value} is none of {', '.join(filter(None, known))}")
-    writer = _writer(FORMAT.value) if TARGET.value else None
+    if TARGET.value and FORMAT.value not in QUANTIZABLE:
+        raise ValueError(f"--target holds {', '.join(QUANTIZABLE)}; measure {FORMAT.value} with --receipt alone")
+    if TARGET.value and EMBEDDINGS.value not in ("", FORMAT.value):
+        raise ValueError(f"--target holds one format; set --embeddings={FORMAT.value} or leave it out")
     keep_compiled_programs()
     loaded = load(CHECKPOINT.value, "float32", adapter=ADAPTER.value)
     if loaded.checkpoint.codes:
@@ -77,8 +87,8 @@ def main(arguments: list[str]) -> int:
         receipt = {**_measure(loaded, made, texts), "seconds": round(time.monotonic() - started, 1)}
         for line in describe(receipt, markdown=FORMAT.value == "all"):
             print(line)
-    if writer is not None:
-        _save(writer, loaded, made[FORMAT.value], Path(TARGET.value), receipt)
+    if TARGET.value:
+        _save(loaded, made[FORMAT.value], Path(TARGET.value), receipt)
     elif receipt:
         from research.files import write_json
 
@@ -92,7 +102,7 @@ def describe(receipt: Mapping[str, Any], markdown: bool = False) -> list[str]:
     first = {"bits": 32.0, "bits_whole": 32.0, "perplexity": original["perplexity"], "nats": original["nats"]}
     rows = [["format", *COLUMNS.values()], ["float32", *(_cell(name, first.get(name)) for name in COLUMNS)]]
     for name, result in receipt["results"].items():
-        label = name if receipt["method"] == "rtn" else f"{name}, {receipt['method']}"
+        label = name + " x 8" * receipt["activations"] + (f", {receipt['method']}" if receipt["method"] != "rtn" else "")
         rows.append([label, *(_cell(column, result[column]) for column in COLUMNS)])
     if markdown:
         rows.insert(1, ["---"] * len(rows[0]))
@@ -101,9 +111,11 @@ def describe(receipt: Mapping[str, Any], markdown: bool = False) -> list[str]:
         widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     text = receipt["text"]
-    lines += ["", f"{text['tokens']:,} held-out tokens of {text['source']} in windows of {text['window']}; float32; {receipt['seconds']:.0f} s"]
+    where = f"{text['tokens']:,} held-out tokens of {text['source']} in windows of {text['window']}"
+    lines += ["", f"{where}, computed in float32; {receipt['seconds']:.0f} s"]
     for name, drift in receipt["merge_drift"].items():
-        lines.append(f"merging the adapter into {name}: logits differ by {drift['mean']:.3g} on average, {drift['largest']:.3g} at most")
+        moved = f"{drift['mean']:.3g} on average and {drift['largest']:.3g} at most"
+        lines.append(f"merging the adapter into {name} moves logits by {moved}")
     return lines
 
 
@@ -134,7 +146,7 @@ def _texts(loaded: Any) -> dict[str, Any]:
             found += tokenizer.encode(documents[index]["text"][: 16 * count])
             if len(found) >= count:
                 return np.array(found[:count], np.int32)
-        raise ValueError(f"--data={DATA.value} has {len(found)} tokens of the {count} wanted; give more text or ask for fewer")
+        raise ValueError(f"--data={DATA.value} has {len(found)} tokens, wanted {count}; give more text or ask for fewer")
 
     return {
         "source": DATA.value, "fingerprint": source.fingerprint, "heldout": ids(source.heldout, TOKENS.value + 1),
@@ -144,11 +156,14 @@ def _texts(loaded: Any) -> dict[str, Any]:
 
 def _quantized(loaded: Any, format: str, texts: Mapping[str, Any] | None) -> Any:
     """The model's parameters without an adapter, quantized."""
+    from research import tree
     from research.calibration import calibrate, windows
     from research.weights import rules
     from research.weights.matrices import LINEAR
 
     specs, (params, _) = loaded.model.specs(), rules.detach(loaded.params)
+    for path in sorted(tree.paths(params, rules.is_leaf).keys() ^ tree.paths(specs).keys()):
+        raise ValueError(f"--adapter={ADAPTER.value} adds {path}, which is on no weight and cannot be merged into one")
     if EMBEDDINGS.value:
         params = rules.quantize(params, specs, [("(embed|head)/table", EMBEDDINGS.value), (".*", None)])
     chosen = [(LINEAR, format), (".*", None)]
@@ -161,31 +176,34 @@ def _quantized(loaded: Any, format: str, texts: Mapping[str, Any] | None) -> Any
 def _measure(loaded: Any, made: Mapping[str, Any], texts: Mapping[str, Any]) -> dict[str, Any]:
     """The receipt: what the model loses in each format, and what merging an adapter changes."""
     from research.calibration import layer_errors, windows
-    from research.evals.receipt import compare, size_of
+    from research.evals.receipt import compare, round_inputs, size_of
     from research.weights import rules
 
     model, window = loaded.model, _window(loaded)
     base, adapters = rules.detach(loaded.params)
     changed = {name: rules.attach(params, adapters) for name, params in made.items()}
+    if ACTIVATIONS.value:
+        changed = {name: round_inputs(params) for name, params in changed.items()}
     score, compared = compare(model, loaded.params, changed, texts["heldout"], window)
-    batches = windows(texts["heldout"][: 2 * window], window, 2)
+    errors = layer_errors(model, loaded.params, changed, windows(texts["heldout"][:window], window, 1))
     results = {}
-    for name, params in changed.items():
+    for name in changed:
         c, size = compared[name], size_of(made[name], base)
-        errors = layer_errors(model, loaded.params, params, batches)
         results[name] = {
-            "bits": size.linear, "bits_whole": size.whole, "perplexity": c.score.perplexity, "nats": c.score.nll_per_token,
-            "mean_kl": c.mean_kl, "kl_99": c.kl_99, "flip_rate": c.flip_rate, "layer_error": float(errors.mean()),
-            "layer_errors": errors.tolist(),
+            "bits": size.linear, "bits_whole": size.whole,
+            "perplexity": c.score.perplexity, "nats": c.score.nll_per_token,
+            "mean_kl": c.mean_kl, "kl_99": c.kl_99, "flip_rate": c.flip_rate, "layer_error": float(errors[name].mean()),
+            "layer_errors": errors[name].tolist(),
         }  # fmt: skip
     drift = {}
     for name, params in {"float32": loaded.params, **changed}.items() if adapters else ():
         _, merged = compare(model, params, {"merged": rules.merge(params)}, texts["heldout"][: 2 * window + 1], window)
         drift[name] = {"mean": merged["merged"].mean_difference, "largest": merged["merged"].largest_difference}
+    text = {name: texts[name] for name in ("source", "fingerprint")} | {"tokens": score.tokens, "window": window}
     return {
-        "checkpoint": CHECKPOINT.value, "method": METHOD.value, "group": GROUP.value, "embeddings": EMBEDDINGS.value,
-        "adapter": ADAPTER.value, "original": {"dtype": "float32", "perplexity": score.perplexity, "nats": score.nll_per_token},
-        "text": {"source": texts["source"], "fingerprint": texts["fingerprint"], "tokens": score.tokens, "window": window},
+        "checkpoint": CHECKPOINT.value, "adapter": ADAPTER.value, "method": METHOD.value, "group": GROUP.value,
+        "embeddings": EMBEDDINGS.value, "activations": ACTIVATIONS.value, "text": text,
+        "original": {"dtype": "float32", "perplexity": score.perplexity, "nats": score.nll_per_token},
         "results": results, "merge_drift": drift,
     }  # fmt: skip
 
@@ -194,23 +212,18 @@ def _window(loaded: Any) -> int:
     return min(WINDOW.value, loaded.window)
 
 
-def _writer(format: str) -> Any:
-    """What saves a model in this format. ValueError where nothing that `load` opens holds it."""
-    from research.interop import bitsandbytes
-
-    writer = getattr(bitsandbytes, "write_bitsandbytes", None)
-    if writer is None or format not in ("nf4", "fp4", "int8") or METHOD.value == "smoothquant":
-        raise ValueError(f"--target cannot hold {format} by {METHOD.value}; leave it out, or save nf4, fp4 or int8")
-    return writer
-
-
-def _save(writer: Any, loaded: Any, params: Any, target: Path, receipt: Mapping[str, Any]) -> None:
+def _save(loaded: Any, params: Any, target: Path, receipt: Mapping[str, Any]) -> None:
+    """Writes the quantized model with its tokenizer, and the receipt, as a new folder."""
     from research.files import building, write_json
+    from research.interop.bitsandbytes_write import write_bitsandbytes
 
     with building(target) as folder:
-        writer(loaded, params, folder)
+        write_bitsandbytes(loaded.checkpoint, folder, params)
+        for name, content in loaded.checkpoint.files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
         if receipt:
-            write_json(folder / "receipt.json", dict(receipt))
+            write_json(folder / "receipt.json", receipt)
     print(f"wrote {target}", file=sys.stderr)
 
 

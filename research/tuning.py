@@ -4,6 +4,7 @@ A method splits the model's specs in two: `trainable`, which has gradients, opti
 `frozen`, which is read from the parent again. `attach(frozen, trainable)` is what the model computes with.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,14 +15,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from research import tree
-from research.axes import RULES
+from research.axes import RULES, partition
 from research.models.adapters import PLACEMENTS, bottleneck_specs, prefix_specs, prompt_specs
 from research.models.config import ModelConfig
 from research.models.spec import initialize
+from research.ops.einsum import COMPUTE_AXES
 from research.weights.formats import FORMATS
 from research.weights.ia3 import ia3_specs
 from research.weights.matrices import ALL_LINEAR, LINEAR
 from research.weights.new_lora import LoraConfig, lora_specs
+from research.weights.quantized import Quantized
 from research.weights.rules import is_leaf, quantize, quantize_specs
 
 METHODS = ("full", "lora", "ia3", "adapter", "prompt", "prefix")
@@ -140,6 +143,23 @@ def new_frozen(
     dense = dense_specs(specs, frozen)
     params = initialize(jax.random.key(seed), dense, dtype, mesh, rules)
     return quantize(params, dense, quantize_rules(dense, config), config.group)
+
+
+def check_groups(specs: tree.Tree, frozen: tree.Tree, mesh: Mesh, rules: Mapping[str, Sequence[str]]) -> None:
+    """ValueError for a quantized matrix that a product wants split where its groups cannot be."""
+    whole = tree.paths(specs)
+    for path, leaf in tree.paths(frozen, is_leaf).items():
+        if not isinstance(leaf, Quantized):
+            continue
+        w, codes, at = whole[path], leaf.codes, len(leaf.codes.shape) - leaf.after - 2
+        wanted, got = (partition(one.axes, one.shape, mesh, rules)[at] for one in (w, codes))
+        wanted, got = ((entry,) if isinstance(entry, str) else entry or () for entry in (wanted, got))
+        for axis in (set(wanted) - set(got)) & set(COMPUTE_AXES):
+            inputs = math.prod(leaf.inputs)
+            raise ValueError(
+                f"{path}: groups of {inputs // codes.shape[at]} do not divide the {inputs // mesh.shape[axis]} inputs that "
+                f"each of {axis}:{mesh.shape[axis]} holds; set config.quantize.group to a divisor of them"
+            )
 
 
 def dense_specs(specs: tree.Tree, part: tree.Tree) -> tree.Tree:

@@ -16,10 +16,12 @@ from research.models.model import Model
 from research.models.spec import initialize
 
 
-def save_checkpoint(folder: Path, config: ModelConfig, tokenizer: str = "bytes", template: str | None = None) -> tree.Tree:
+def save_checkpoint(
+    folder: Path, config: ModelConfig, tokenizer: str = "bytes", template: str | None = None, seed: int = 7
+) -> tree.Tree:
     """A checkpoint of ours with this tokenizer and chat template; its parameters as numpy arrays."""
     folder.mkdir(parents=True)
-    params = jax.tree.map(np.asarray, initialize(jax.random.key(7), Model(config).specs(), jnp.float32))
+    params = jax.tree.map(np.asarray, initialize(jax.random.key(seed), Model(config).specs(), jnp.float32))
     arrays, specs = tree.paths(params), specs_by_path(config)
     parameters = {
         path: Parameter(array.shape, "float32", stacked_axes(specs[path]), array.__getitem__) for path, array in arrays.items()

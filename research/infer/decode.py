@@ -13,6 +13,7 @@ from research.infer.turned import prepare
 from research.infer.sampling import SamplingConfig
 from research.infer.steps import TOKENS, Start, advance, begin
 from research.infer.text import Continuation
+from research.models.adapters import virtual_tokens
 from research.models.config import Execution, ModelConfig
 from research.models.model import Model
 from research.tree import Tree
@@ -50,7 +51,7 @@ def generate(
     A continuation depends on its prompt, the config and how many equal prompts stand before it, not on the other prompts.
     To be called under the mesh that the parameters are on, if any. ValueError for prompts that the model cannot continue.
     """
-    rows = _rows(model.config, tokenizer, prompts, config)
+    rows = _rows(_of_text(model.config, params), tokenizer, prompts, config)
     for first in range(0, len(rows), ROWS):
         for _ in _write(model, params, tokenizer, rows[first : first + ROWS], config, TOKENS):
             pass
@@ -68,7 +69,7 @@ def stream(
 
     The generator's value (`yield from`, StopIteration.value) is what `generate` returns.
     """
-    rows = _rows(model.config, tokenizer, prompts, config)
+    rows = _rows(_of_text(model.config, params), tokenizer, prompts, config)
     sent = [0] * len(rows)
     for _ in _write(model, params, tokenizer, rows, config, STREAMED):
         for index, row in enumerate(rows):
@@ -118,6 +119,8 @@ def _write(
     # Not as the model trains: with all layers unrolled every token copies their weights out of the stack (GPT-2 on a CPU:
     # 66 ms against 54 scanned, 123 against 64 for 8 rows), and the kernels of training read no cache.
     model = replace(model, execution=Execution())
+    if "prompt" in params:
+        params = _prompted(model, params)
     eos_id = tokenizer.eos_id
     ends = [i for i in (eos_id, *config.stop_ids) if i is not None]
     stop_ids = np.array(ends + [-1] * (-len(ends) % 8), np.int32)  # of few sizes, for each is compiled
@@ -142,6 +145,15 @@ def _write(
         state, ids_BT, logprobs_BT = advance(
             prepared, state, open_B, np.int32(count), stop_ids, model=model, law=config.law
         )
+
+
+_prompted = jax.jit(Model.prompted, static_argnums=0)
+
+
+def _of_text(c: ModelConfig, params: Tree) -> ModelConfig:
+    """The config with the positions that virtual tokens leave to a text."""
+    virtual = virtual_tokens(params)
+    return replace(c, max_length=c.max_length - virtual) if virtual else c
 
 
 def _rows(c: ModelConfig, tokenizer: Tokenizer, prompts: Sequence[Prompt], config: SamplingConfig) -> list[_Row]:

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
 from research import tree
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.infer.sentences import SentenceSettings
+from research.interop.shards import Shards
 from research.models.config import ModelConfig
 from research.models.model import Model
 from research.models.spec import Spec
+from research.weights.quantized import Quantized, quantize_array
 
 STACKED = ("layers", "experts")  # logical axes along which parameters are read one by one
 
@@ -41,9 +44,19 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Codes:
+    """A parameter that the storage holds quantized. `forms` says of each slice how, None for plain numbers; `read` gives a
+    slice that is quantized as a leaf of numpy arrays. Slices of one form can be stacked."""
+
+    forms: Mapping[tuple[int, ...], Any]
+    read: Callable[[tuple[int, ...]], Any]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """What `open_checkpoint` gives. `parameters` are by path of our tree. `special` has ids by the names of a config.json
     (eos_token_id: one or several), `files` the tokenizer's and others that a complete folder has, as paths or content.
+    `codes` has those that are quantized in storage once more, as leaves: `parameters` gives them dense.
     `unused` says of each tensor that is no parameter why it is not needed, and `original` gives the tensors of another
     format as they would be with other parameters in their place: name, what reads it there, what makes it so."""
 
@@ -58,6 +71,7 @@ class Checkpoint:
     quantized: bool = False  # whether the storage has fewer bits than `dtype`
     tokenizer_folder: Path | None = None
     close: Callable[[], None] = lambda: None
+    codes: Mapping[str, Codes] = field(default_factory=dict)
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -122,35 +136,65 @@ class Checkpoint:
     def restore(self, abstract: tree.Tree) -> tree.Tree:
         """The parameters of a tree of ShapeDtypeStructs, in their types and each read straight onto its sharding.
 
+        Those that are `Quantized` there are quantized on the way, slice by slice, so that no whole weight is ever dense.
         ValueError for one that the checkpoint lacks or has in another shape. Others it has are left where they are.
         """
-        wanted = tree.paths(abstract)
+        wanted, specs = tree.paths(abstract, is_quantized), specs_by_path(self.config)
         for path, leaf in wanted.items():
             if path not in self.parameters:
                 raise ValueError(f"{self.source} has no {path}; it holds {', '.join(list(self.parameters)[:5])}, ...")
             if self.parameters[path].shape != leaf.shape:
                 raise ValueError(f"{self.source}: {path} is {self.parameters[path].shape}, the model wants {leaf.shape}")
-        arrays = [place(self.parameters[path], leaf) for path, leaf in wanted.items()]
-        return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
+        arrays = [
+            place_quantized(self.parameters[path], leaf, specs[path].inputs, self.codes.get(path))
+            if is_quantized(leaf)
+            else place(self.parameters[path], leaf)
+            for path, leaf in wanted.items()
+        ]
+        return jax.tree.unflatten(jax.tree.structure(abstract, is_leaf=is_quantized), arrays)
+
+
+def is_quantized(leaf: Any) -> bool:
+    """Whether a node stands for a weight that is held as codes."""
+    return isinstance(leaf, Quantized)
 
 
 def place(parameter: Parameter, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     """The parameter as an array of this type on this sharding; each slice is read once and only where it is wanted."""
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    where = {
-        device: tuple((part.start or 0, part.stop or size) for part, size in zip(index, leaf.shape))
-        for device, index in sharding.addressable_devices_indices_map(leaf.shape).items()
-    }
-    held = {part: np.empty([stop - start for start, stop in part], leaf.dtype) for part in set(where.values())}
+    shards = Shards(leaf)
     for index in parameter.indices():
-        wanted = [part for part in held if all(start <= i < stop for i, (start, stop) in zip(index, part))]
-        if wanted:
-            values = parameter.read(index)
-        for part in wanted:
-            inner = tuple(i - start for i, (start, _) in zip(index, part))
-            held[part][inner] = values[tuple(slice(*bounds) for bounds in part[len(index) :])]
-    arrays = [jax.device_put(held[part], device) for device, part in where.items()]
-    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
+        if shards.wants(index):
+            shards.put(index, parameter.read(index))
+    return shards.array()
+
+
+def place_quantized(parameter: Parameter, leaf: Quantized, inputs: int, codes: Codes | None = None) -> Quantized:
+    """The parameter quantized as `leaf`, whose arrays are ShapeDtypeStructs, on their shardings; `inputs` as a spec has it.
+
+    One slice at a time is dense, none where `codes` has it in this form already. ValueError for groups that do not divide
+    the inputs.
+    """
+    parts, structure = jax.tree.flatten(leaf)
+    shards = [Shards(part) for part in parts]
+    for index in parameter.indices():
+        if any(one.wants(index) for one in shards):
+            made = _stored(codes, index, leaf, parameter.stack)
+            if made is None:
+                w = jnp.asarray(parameter.read(index).astype(np.float32))
+                made = quantize_array(w, leaf.format, inputs=inputs, group=leaf.group)
+            for one, values in zip(shards, jax.tree.leaves(made), strict=True):
+                one.put(index, np.asarray(values))
+    return jax.tree.unflatten(structure, [one.array() for one in shards])
+
+
+def _stored(codes: Codes | None, index: tuple[int, ...], leaf: Quantized, stack: int) -> Quantized | None:
+    """A slice that is stored in the form of a leaf, None where it is not."""
+    if codes is None or codes.forms[index] is None:
+        return None
+    made = codes.read(index)
+    same = jax.tree.structure(made) == jax.tree.structure(leaf)
+    shapes = [part.shape for part in jax.tree.leaves(made)] == [part.shape[stack:] for part in jax.tree.leaves(leaf)]
+    return made if same and shapes else None
 
 
 def specs_by_path(c: ModelConfig) -> dict[str, Spec]:

@@ -7,10 +7,12 @@ from typing import Any
 
 from research.data.tokenizers.tokenizer import RECORD as TOKENIZER_RECORD
 from research.files import read_json, write_json
+from research.interop.bitsandbytes import codes_by_path, open_quantized
 from research.interop.checkpoint import Checkpoint
 from research.interop.families import bert, gpt2, llama, marian, t5
 from research.interop.families.family import Family
 from research.interop.foreign import Names, read_parameters, write_tensors
+from research.interop.modules import modules
 from research.interop.safetensors import SHARD_BYTES, open_safetensors, write_safetensors
 from research.models.config import ModelConfig
 
@@ -38,14 +40,21 @@ def open_folder(folder: Path) -> Checkpoint:
     tensors = open_safetensors(folder)
     try:
         names = Names(family.prefix, family.renames, family.unused, family.copies)
-        config = family.read_config(values, names.canonical(tensors.names).keys())
+        actual = names.canonical(tensors.names)
+        config = family.read_config(values, actual.keys())
+        codes = {}
+        if values.get("quantization_config"):
+            known = modules(config, family)
+            turned = {actual.get(f"{name}.weight") for name, module in known.items() if module.conv}
+            tensors = open_quantized(values["quantization_config"], tensors, turned.__contains__)
+            codes = codes_by_path(config, known, tensors, actual)
         parameters, unused, original = read_parameters(config, family.rules(config), tensors, names)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     special = {name: values[name] for name in SPECIAL if values.get(name) is not None}
     return Checkpoint(
         folder, "hf", config, parameters, {**special, **_generation(folder)}, companions(folder), unused,
-        original, tokenizer_folder=tokenizer_folder(folder),
+        original, bool(codes), tokenizer_folder(folder), codes=codes,
     )  # fmt: skip
 
 

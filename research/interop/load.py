@@ -17,6 +17,7 @@ from research.files import read_json
 from research.infer.sentences import SentenceSettings
 from research.interop import certify, hf, native
 from research.interop.checkpoint import Checkpoint, Parameter, specs_by_path, stacked_axes
+from research.interop.leaves import attach_layers, restore_leaves
 from research.interop.peft import place_adapters, read_peft
 from research.mesh import make_mesh
 from research.models.config import ModelConfig, config_from_json
@@ -153,25 +154,30 @@ def load(
     """The model at a path or spelling, as `open_checkpoint` takes them, with parameters and computation in `dtype`.
 
     On the first device, or spread over a mesh, given as one or as a string such as "fsdp:-1". `quantize` is a format of
-    research/weights/formats.py for the matrices of the layers, experts aside; on one device. `adapter` is a folder of
-    peft's, whose leaves stay apart from the weights that they are on. ValueErrors as there.
+    research/weights/formats.py for the matrices of the layers, experts aside. What is quantized in storage stays so.
+    `adapter` is a folder of peft's, whose leaves stay apart from the weights that they are on. ValueErrors as there.
     """
     precision = Precision(param=dtype, compute=dtype)
     placed = make_mesh(mesh) if isinstance(mesh, str) and mesh else mesh or None
-    if quantize and (quantize not in FORMATS or placed is not None):
-        raise ValueError(f"quantize={quantize!r} wants one of {', '.join(FORMATS)}, and no mesh")
+    if quantize and quantize not in FORMATS:
+        raise ValueError(f"quantize={quantize!r} wants one of {', '.join(FORMATS)}")
     with open_checkpoint(source) as checkpoint:
         adapters = {}
         if adapter:
             checkpoint, adapters = open_adapter(adapter, checkpoint)
         model = Model(checkpoint.config, precision)
         specs = model.specs()
-        params = checkpoint.restore(abstract(specs, precision.param_dtype, placed))
+        if checkpoint.codes and quantize:
+            raise ValueError(f"{source} is quantized already; load it without quantize={quantize!r}")
         if quantize:
             parts = "attention|cross" if checkpoint.config.experts else "attention|cross|mlp"
             matrices = rf"(encoder/)?layers/({parts})/(query|key|value|out|gate|up|down)"
-            params = rules.quantize(params, specs, [(matrices, quantize), (".*", None)])
-        params = rules.attach(params, place_adapters(adapters, checkpoint.config, placed))
+            specs = rules.quantize_specs(specs, [(matrices, quantize), (".*", None)])
+        if checkpoint.codes:
+            params = restore_leaves(checkpoint, specs, precision.param_dtype, placed)
+        else:
+            params = checkpoint.restore(abstract(specs, precision.param_dtype, placed))
+        params = attach_layers(params, place_adapters(adapters, checkpoint.config, placed))
         return Loaded(checkpoint.config, params, checkpoint.tokenizer, model, placed, checkpoint)
 
 

@@ -1,4 +1,4 @@
-"""The modules of a model as peft sees them: a family's rules, read once more for what lies on a weight.
+"""The modules of a model as peft and bitsandbytes see them: a family's rules, read once more for what lies on a weight.
 
 A module holds one matrix (a linear layer's, a table's) or several side by side, GPT-2's queries, keys and values. Each of
 peft's tensors is taken to ours by a pattern, as a weight is: `lora_A` [R, in] of LLaMA's queries is "R D -> D R" and
@@ -10,9 +10,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from research.interop.checkpoint import specs_by_path, stacked_axes
 from research.interop.families.family import Family
-from research.interop.layout import parse, pieces
+from research.interop.layout import parse, pieces, rearrange
 from research.models.config import ModelConfig
 from research.models.spec import Spec
 
@@ -68,6 +70,14 @@ def canonical(names: Mapping[str, object], c: ModelConfig, family: Family) -> di
     if family.prefix and not any(name.startswith(family.prefix) for name in found):
         return {family.prefix + name: actual for name, actual in found.items()}
     return found
+
+
+def arranged(x: np.ndarray, pattern: str, sizes: Mapping[str, int], name: str) -> np.ndarray:
+    """`research.interop.layout.rearrange`, whose ValueError names the module."""
+    try:
+        return rearrange(x, pattern, sizes)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def suffixes(adapted: set[str], known: Mapping[str, Module]) -> list[str]:

@@ -15,16 +15,16 @@ KINDS = (LORA, IA3, PREFIX_TUNING, PROMPT_TUNING, P_TUNING)
 # How modules were chosen, how the tensors in the file began, where they came from: nothing that they compute.
 _SILENT = {
     "peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
-    "target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "fan_in_fan_out",
-    "megatron_core", "eva_config", "loftq_config", "corda_config", "lora_ga_config", "runtime_config", "qalora_group_size",
-    "lora_dropout", "init_ia3_weights", "feedforward_modules", "num_virtual_tokens", "token_dim", "num_attention_heads",
+    "target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
+    "fan_in_fan_out", "megatron_core", "eva_config", "loftq_config", "corda_config", "lora_ga_config", "runtime_config",
+    "qalora_group_size", "lora_dropout", "init_ia3_weights", "feedforward_modules", "num_virtual_tokens", "token_dim", "num_attention_heads",
     "num_layers", "num_transformer_submodules", "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path",
     "tokenizer_kwargs", "prefix_projection", "encoder_hidden_size", "init_weights", "encoder_reparameterization_type",
     "encoder_num_layers", "encoder_dropout",
 }  # fmt: skip
 _READ = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights", "bias"}
 # Beginnings that leave the base's weights as they are.
-_INITS = (True, False, "gaussian", "eva", "orthogonal", "loftq")
+_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class PeftConfig:
     def scale_of(self, module: str) -> float:
         """alpha / R, or alpha / sqrt(R) for rsLoRA (arXiv:2312.03732)."""
         rank = self.rank_of(module)
-        return self.alphas.get(_matching(self.alphas, module), self.alpha) / (math.sqrt(rank) if self.rank_stable else rank)
+        alpha = self.alphas.get(_matching(self.alphas, module), self.alpha)
+        return alpha / (math.sqrt(rank) if self.rank_stable else rank)
 
 
 def read_config(folder: Path) -> PeftConfig:
@@ -62,7 +63,7 @@ def read_config(folder: Path) -> PeftConfig:
         raise ValueError(f"{file} has peft_type={kind!r}; there are {', '.join(KINDS)}")
     for name, value in values.items():
         if name not in _SILENT | _READ and value not in (None, False, 0, "", [], {}):
-            raise ValueError(f"{file} has {name}={value!r}, which is not supported; merge the adapter with peft, or train without")
+            raise ValueError(f"{file} has {name}={value!r}, which is not supported; merge the adapter with peft")
     if values.get("bias", "none") != "none":
         raise ValueError(f"{file} has bias={values['bias']!r}; only bias='none' is supported")
     if values.get("init_lora_weights", True) not in _INITS:

@@ -16,7 +16,7 @@ from research.interop.foreign import write_tensors
 from research.interop.layout import inverse, letter_sizes, rearrange
 from research.interop.peft import STEM
 from research.interop.peft_config import FILE, IA3, LORA, PREFIX_TUNING, PROMPT_TUNING
-from research.interop.peft_modules import PREFIX, Module, modules, suffixes
+from research.interop.modules import PREFIX, Module, modules, suffixes
 from research.interop.peft_prompts import NAME, PREFIX_KEY, PREFIX_VALUE, PROMPT, prefix_embeddings
 from research.interop.safetensors import write_safetensors
 from research.interop.tensors import Tensor
@@ -114,7 +114,7 @@ def _pair(module: Module, adapters: Mapping[str, LoraAdapter]) -> tuple[np.ndarr
         return given[0]
     a, b, scale, magnitude = given[0]
     if len(given) < len(found) and magnitude is not None:
-        raise ValueError(f"{module.name} has DoRA on {len(given)} of the {len(found)} weights that it holds; adapt all or none")
+        raise ValueError(f"{module.name} has DoRA on {len(given)} of the {len(found)} weights that it holds; adapt all")
     if any(one[2] != scale for one in given):
         raise ValueError(f"the weights of {module.name} have adapters of different scale; peft has one for all of them")
     filled = [(a, np.zeros_like(b), scale, None) if one is None else one for one in found]
@@ -193,8 +193,9 @@ def _whole(plain: Mapping[str, np.ndarray], c: ModelConfig, family: Any) -> tupl
     for path in plain.keys() - specs.keys():
         raise ValueError(f"peft has no adapter that has {path} beside low-rank ones; write the merged model instead")
     parameters = {
-        path: Parameter(spec.shape, "float32", stacked_axes(spec), plain[path].__getitem__ if path in plain else lambda _: None)
+        path: Parameter(spec.shape, str(plain[path].dtype), stacked_axes(spec), plain[path].__getitem__)
         for path, spec in specs.items()
+        if path in plain
     }
     rules = [rule for rule in family.rules(c) if set(rule.paths) <= plain.keys()]
     arrays = {name: make() for name, (_, make) in write_tensors(c, rules, parameters).items()}

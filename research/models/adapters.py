@@ -4,8 +4,8 @@
     prefix       keys and values in front of every layer's own (arXiv:2101.00190)
     prompt       virtual tokens in front of every text (arXiv:2104.08691)
 
-A prefix and a prompt stand at the positions 0 to n - 1 in front of every document, also of each document of a packed row,
-and the tokens' own positions start at n. They are tokens like any other to a window, which leaves them behind.
+A prefix and a prompt stand at the positions 0 to n - 1 in front of every document, also of each of a packed row, and the
+tokens' own positions start at n. They are tokens like any other to a window, which leaves them behind.
 """
 
 from collections.abc import Callable
@@ -27,8 +27,8 @@ PLACEMENTS = {"houlsby": ("attention", "cross", "mlp"), "pfeiffer": ("mlp",)}
 
 
 def bottleneck_specs(c: ModelConfig, size: int, placement: str = "pfeiffer") -> Tree:
-    """Specs of bottlenecks of this size in every layer, `layers/mlp_adapter/down` [L, D, M] and so on: the identity until
-    they are trained, since `up` starts at zero. ValueError for an unknown placement and a size outside 1..D."""
+    """Specs of bottlenecks of this size in every layer, `layers/mlp_adapter/down` [L, D, M] and so on: the identity
+    until they are trained, since `up` starts at zero. ValueError for an unknown placement and a size outside 1..D."""
     if placement not in PLACEMENTS:
         raise ValueError(f"placement={placement!r}; choose one of {', '.join(PLACEMENTS)}")
     if not 1 <= size <= c.d_model:
@@ -57,7 +57,7 @@ def bottleneck(p: Tree, y_BTD: jax.Array, activation: Callable[[jax.Array], jax.
 
 
 def prefix_specs(c: ModelConfig, tokens: int) -> Tree:
-    """Specs of `layers/attention/prefix_key` and `prefix_value` [L, n, K, H], of decoder and encoder; keys are not rotated."""
+    """Specs of `layers/attention/prefix_key` and `prefix_value` [L, n, K, H], of decoder and encoder; unrotated keys."""
     _positive(tokens)
     axes = ("virtual", "kv_heads", "head")
     one = Spec((tokens, c.kv_heads, c.head_size), axes, normal(c.init_std))
@@ -79,8 +79,8 @@ def virtual_tokens(params: Tree) -> int:
     """How many virtual tokens stand in front of every text: rows of a prompt, or keys of the prefix of a stack."""
     if "prompt" in params:
         return params["prompt"]["table"].shape[0]
-    layers = params["layers"]
-    prefix = (layers[0] if isinstance(layers, tuple) else layers)["attention"].get("prefix_key")
+    layers = params.get("layers", {})
+    prefix = (layers[0] if isinstance(layers, tuple) else layers).get("attention", {}).get("prefix_key")
     return 0 if prefix is None else prefix.shape[-3]
 
 
@@ -118,10 +118,8 @@ def with_prefix(
         return k_BSKH, v_BSKH, visibility
     for name in ("prefix_key", "prefix_value"):
         if p[name].ndim != 3 or p[name].shape[1:] != k_BSKH.shape[2:]:
-            raise ValueError(
-                f"layers/attention/{name} {p[name].shape} wants (n, {k_BSKH.shape[2]}, {k_BSKH.shape[3]}) a layer; it was "
-                "made for another model"
-            )
+            wanted = f"(n, {k_BSKH.shape[2]}, {k_BSKH.shape[3]}) a layer"
+            raise ValueError(f"layers/attention/{name} {p[name].shape} wants {wanted}; it was made for another model")
     length = p["prefix_key"].shape[0]
     fields = (
         (jnp.arange(length, dtype=jnp.int32), visibility.k_positions_BS),
@@ -143,8 +141,8 @@ def in_front(first: jax.Array, rows: jax.Array) -> jax.Array:
 def _decoder(c: ModelConfig) -> None:
     if c.kind != "decoder":
         raise ValueError(
-            f"a prompt is for decoders and the model is an {c.kind}: what a virtual token becomes would depend on the text, "
-            "which the documents of a packed row cannot share; take a prefix"
+            f"a prompt is for decoders and the model is an {c.kind}, where virtual tokens see the text, so that the "
+            "documents of a packed row could not share them; take a prefix"
         )
 
 

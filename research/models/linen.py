@@ -29,8 +29,8 @@ class Transformer(nn.Module):
 
         `self.param` would compare shapes, and a weight stand-in need not have those of the array it stands for.
         """
-        specs = self.model.specs()
         if not self.is_initializing():
-            return {name: self.get_variable("params", name) for name in specs}
+            return dict(self.variables["params"])  # a prompt included, which the model's specs know nothing of
+        specs = self.model.specs()
         made = initialize(self.make_rng("params"), specs, self.model.precision.param_dtype)
         return {name: self.param(name, lambda _, name=name: made[name]) for name in specs}

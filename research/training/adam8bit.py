@@ -44,8 +44,11 @@ class Adam8bitState(NamedTuple):
 def scale_by_adam_8bit(
     b1: float, b2: float, eps: float, names: tree.Tree | None = None
 ) -> optax.GradientTransformation:
-    """`optax.scale_by_adam` with moments in eight bits. `names` has the structure of the parameters and for each its logical
-    axes, such as "layers embed mlp"; what is stacked over layers is updated one layer after the other."""
+    """`optax.scale_by_adam` with moments in eight bits.
+
+    `names` has the structure of the parameters and for each its logical axes, such as "layers embed mlp"; what is stacked
+    over layers is updated one layer after the other, so that float32 moments of more than one never exist.
+    """
 
     def stacks(params):
         structure = jax.tree.structure(params)
@@ -55,8 +58,9 @@ def scale_by_adam_8bit(
 
     def init(params):
         leaves, structure = jax.tree.flatten(params)
-        moments = [_zeros(p, block_of(p.shape, n)) for p, n in zip(leaves, stacks(params))]
-        return Adam8bitState(jnp.zeros([], jnp.int32), structure.unflatten(moments), structure.unflatten(moments))
+        # Arrays of their own for each, so that all can be donated.
+        mu, nu = ([_zeros(p, block_of(p.shape, n)) for p, n in zip(leaves, stacks(params))] for _ in range(2))
+        return Adam8bitState(jnp.zeros([], jnp.int32), structure.unflatten(mu), structure.unflatten(nu))
 
     def update(updates, state, params=None):
         del params
@@ -104,7 +108,8 @@ def quantize(x: jax.Array, block: tuple[int, int], book: np.ndarray) -> Moment:
     codes = _nearest(scaled, book)
     if book[0] == 0:
         codes = jnp.where((codes == 0) & (groups > 0), 1, codes)
-    return Moment(_ungrouped(codes.astype(jnp.uint8), block, x), jnp.squeeze(absmax, tuple(range(block[0] + 1, absmax.ndim))))
+    absmax = jnp.squeeze(absmax, tuple(range(block[0] + 1, absmax.ndim)))
+    return Moment(_ungrouped(codes.astype(jnp.uint8), block, x), absmax)
 
 
 def dequantize(moment: Moment, block: tuple[int, int], book: np.ndarray) -> jax.Array:

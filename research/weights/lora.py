@@ -65,7 +65,8 @@ class Lora:
         y = einsum(eqn, x, self.base) + einsum(of_outer, low, self.adapter.b) * self._scale().astype(x.dtype)
         if self.adapter.magnitude is None:
             return y
-        gain = self._gain(jax.lax.stop_gradient(dense(self.base) + self._update())).astype(x.dtype)
+        whole = self.gathered()
+        gain = whole._gain(jax.lax.stop_gradient(dense(whole.base) + whole._update())).astype(x.dtype)
         return y * jnp.expand_dims(gain, tuple(range(y.ndim - gain.ndim)))
 
     def take(self, ids: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 
 from research import tree
 from research.ops.einsum import contract, gather, place_as, placed, spec, unite
+from research.ops.kernels import quantized_matmul
 from research.weights.formats import FORMATS, decode, encode, pack, unpack
 from research.weights.scales import QuantizedScales, count_blocks, quantize_scales
 
@@ -196,16 +197,24 @@ def _rows(part: jax.Array, ids: jax.Array) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _product(eqn: str, place: PartitionSpec | None, x: jax.Array, w: Quantized) -> jax.Array:
-    return contract(eqn, x, w.gathered().dense(x.dtype))
+    w = w.gathered()
+    # A kernel that decodes tile by tile, where there is one for the case; it knows no zero points.
+    y = quantized_matmul.product(eqn, x, w.codes, w.scale, FORMATS[w.format].book) if w.zero is None else None
+    return contract(eqn, x, w.dense(x.dtype)) if y is None else y
 
 
 def _forward(eqn: str, place: PartitionSpec | None, x: jax.Array, w: Quantized):
-    return contract(eqn, x, w.gathered().dense(x.dtype)), w
+    return _product(eqn, place, x, w), w
 
 
 def _backward(eqn: str, place: PartitionSpec | None, w: Quantized, dy: jax.Array):
-    (of_x, of_w), of_y = eqn.split("->")[0].split(","), eqn.split("->")[1]
-    return place_as(contract(f"{of_y},{of_w}->{of_x}", dy, w.gathered().dense(dy.dtype)), place), None
+    w, dx = w.gathered(), None
+    if w.zero is None:
+        dx = quantized_matmul.pullback(eqn, dy, w.codes, w.scale, w.inputs, FORMATS[w.format].book)
+    if dx is None:
+        (of_x, of_w), of_y = eqn.split("->")[0].split(","), eqn.split("->")[1]
+        dx = contract(f"{of_y},{of_w}->{of_x}", dy, w.dense(dy.dtype))
+    return place_as(dx, place), None
 
 
 _product.defvjp(_forward, _backward)

@@ -55,7 +55,7 @@ def start(
             raise ValueError(f"loftq wants {path} quantized; set config.quantize.format, or another config.lora.start")
         own[path], weights[path] = _started(method, path, adapter, weights[path], by_path[path], formats[path], group)
     for path in weights if rules is not None else ():
-        if formats[path] is not None:
+        if formats.get(path) is not None:
             weights[path] = _quantized(path, weights[path], specs, rules, group)
     for path in lora:
         if own[path].magnitude is not None:
@@ -146,10 +146,12 @@ def _quantized(path: str, w: Any, specs: tree.Tree, rules: Rules, group: int | N
     def placed(part: jax.Array) -> jax.Array:
         if part.ndim != len(entries):  # of scales that are quantized themselves, whole on every device
             return part
-        sizes = (1 if names is None else w.sharding.mesh.shape[names] if isinstance(names, str) else
-                 math.prod(w.sharding.mesh.shape[name] for name in names) for names in entries)  # fmt: skip
-        fits = (None if size % parts else names for names, parts, size in zip(entries, sizes, part.shape))
+        fits = (names if size % devices(names) == 0 else None for names, size in zip(entries, part.shape))
         return jax.reshard(part, PartitionSpec(*fits))
+
+    def devices(names: str | tuple[str, ...] | None) -> int:
+        names = (names,) if isinstance(names, str) else names or ()
+        return math.prod(w.sharding.mesh.shape[name] for name in names)
 
     return jax.tree.map(placed, leaf)
 

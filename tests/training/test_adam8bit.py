@@ -1,5 +1,6 @@
 """Adam in eight bits: bitsandbytes' steps, as good an end as float32 Adam's, and the memory that it is for."""
 
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -75,8 +76,8 @@ def test_what_a_row_once_learnt_does_not_explode_when_its_gradient_stops():
         assert float(jnp.abs(steps).max()) < 2
 
 
-def minimum(optimizer, dtype=jnp.float32):
-    """The loss of a small network after 300 steps of regression."""
+def losses(optimizer):
+    """The losses of a small network over 300 steps of regression."""
     keys = jax.random.split(jax.random.key(0), 4)
     x, teacher = jax.random.normal(keys[0], (256, 64)), jax.random.normal(keys[1], (64, 64)) / 8
     y = jnp.tanh(x @ teacher)
@@ -100,7 +101,7 @@ def minimum(optimizer, dtype=jnp.float32):
 
 
 def test_training_ends_where_float32_adam_ends():
-    ours, theirs = minimum(scale_by_adam_8bit(0.9, 0.95, 1e-8)), minimum(optax.scale_by_adam(0.9, 0.95, 1e-8))
+    ours, theirs = losses(scale_by_adam_8bit(0.9, 0.95, 1e-8)), losses(optax.scale_by_adam(0.9, 0.95, 1e-8))
     assert theirs[-1] < theirs[0] / 20
     assert ours[-1] == pytest.approx(float(theirs[-1]), rel=0.1)  # 5% apart after a fall by a factor of 50
 
@@ -128,30 +129,40 @@ def split(specs):
     return axes, jax.tree.map(lambda s: rng.standard_normal(s[1], np.float32), specs, is_leaf=is_entry)
 
 
-def run(axes, params):
-    """Parameters and state after three steps."""
+def trainer(axes):
+    """A function from parameters to (parameters, state) after three steps."""
     config = OptimizerConfig("adamw8bit", learning_rate=1e-2, schedule="constant", warmup_steps=0, clip_norm=None)
     optimizer, _ = make(config, axes, 10)
-    state = jax.jit(optimizer.init)(params)
+    init = jax.jit(optimizer.init)
 
     @jax.jit
     def update(params, state):
         updates, new = optimizer.update(jax.tree.map(lambda p: jnp.sin(3 * p), params), state, params)
         return optax.apply_updates(params, updates), new
 
-    for _ in range(3):
-        params, new = update(params, state)
-        assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)  # donation and resuming need it
-        state = new
-    return params, state
+    def run(params):
+        state = init(params)
+        for _ in range(3):
+            params, new = update(params, state)
+            assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)  # donation and resuming need it
+            state = new
+        return params, state
+
+    return run
+
+
+@cache
+def unsharded():
+    axes, params = split(SPECS)
+    return trainer(axes)(params)
 
 
 def test_stacked_layers_are_updated_as_if_alone():
     axes, params = split({"layers": SPECS["layers"]})
-    together = run(axes, params)[0]
+    together, alone = unsharded()[0]["layers"], trainer(axes)
     for layer in range(3):
         one = jax.tree.map(lambda x: x[layer : layer + 1], params)
-        for path, x in tree.paths(run(axes, one)[0]).items():
+        for path, x in tree.paths(alone(one)[0]["layers"]).items():
             np.testing.assert_allclose(tree.paths(together)[path][layer], x[0], rtol=0, atol=1e-6)
 
 
@@ -162,8 +173,8 @@ def test_sharded_equals_unsharded_and_codes_lie_where_parameters_do(shape):
     with jax.set_mesh(mesh):
         specs = jax.tree.map(lambda names, x: partition(names, x.shape, mesh), axes, params, is_leaf=is_entry)
         placed = jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), params, specs)
-        sharded, state = run(axes, placed)
-    for path, x in tree.paths(run(axes, params)[0]).items():
+        sharded, state = trainer(axes)(placed)
+    for path, x in tree.paths(unsharded()[0]).items():
         np.testing.assert_allclose(tree.paths(sharded)[path], x, rtol=0, atol=1e-6)
     states = tree.paths(state)
     for path, param in tree.paths(placed).items():
@@ -176,8 +187,8 @@ def test_sharded_equals_unsharded_and_codes_lie_where_parameters_do(shape):
 
 
 def test_moments_take_two_bytes_and_small_ones_stay_float32():
-    axes, params = split(SPECS)
-    state = run(axes, params)[1]
+    _, params = split(SPECS)
+    state = unsharded()[1]
     size = {path: leaf.nbytes for path, leaf in tree.paths(state).items()}
     of = {name: sum(n for path, n in size.items() if f"/{name}" in path) for name in ("query", "a/", "scale", "table")}
     assert of["query"] / params["layers"]["query"].size == pytest.approx(2 + 2 * 4 / 192)
@@ -190,6 +201,10 @@ def test_no_float32_moments_of_all_layers_exist_at_once():
     axes, params = split({"layers": {"up": (("layers", "embed", "mlp"), (16, 256, 256))}})
     optimizer = scale_by_adam_8bit(0.9, 0.95, 1e-8, jax.tree.map(" ".join, axes, is_leaf=is_entry))
     state = optimizer.init(params)
-    program = jax.jit(optimizer.update, donate_argnums=1).lower(params, state, params).compile()
+    update = jax.jit(optimizer.update, donate_argnums=1)
+    program = update.lower(params, state, params).compile()
     # One layer's gradient, moments and codes, with what a search for codes takes.
     assert program.memory_analysis().temp_size_in_bytes < 40 * params["layers"]["up"].size / 16
+    donated = jax.tree.leaves(state)
+    update(params, state, params)
+    assert all(x.is_deleted() for x in donated if x.dtype == jnp.uint8)

@@ -77,7 +77,7 @@ def _forward(x_ref, codes_ref, scale_ref, y_ref, *, book, groups: int, block_o: 
     outputs = pl.ds(pl.program_id(1) * block_o, block_o)
 
     def step(k, total):
-        group, split = pl.ds(k // splits * groups, groups), k % splits
+        group, split = pl.ds(lax.div(k, splits) * groups, groups), lax.rem(k, splits)
         for part, w_IO in enumerate(_tiles(codes_ref, scale_ref, group, split, outputs, book, x_ref.dtype)):
             x_MI = x_ref[:, group, part, split, :].reshape(block_m, groups * rows)
             total += _dot(x_MI, w_IO)
@@ -90,7 +90,8 @@ def _forward(x_ref, codes_ref, scale_ref, y_ref, *, book, groups: int, block_o: 
 def _transposed(dy_ref, codes_ref, scale_ref, dx_ref, *, book, groups: int, block_o: int):
     """The tiles of dy W^T for some rows of codes, one a nibble, summed over the outputs."""
     block_m, _, parts, splits, rows = dx_ref.shape
-    group, split = pl.ds(pl.program_id(1) // splits * groups, groups), pl.program_id(1) % splits
+    at = pl.program_id(1)
+    group, split = pl.ds(lax.div(at, splits) * groups, groups), lax.rem(at, splits)
 
     def step(k, totals):
         outputs = pl.ds(k * block_o, block_o)

@@ -1,8 +1,8 @@
 """The quantized product on TPU: tiles of codes are widened in the chip's own memory, on their way to the matrix unit.
 
-The grid walks tiles of tokens, then of what the result keeps, then of what is summed, into a float32 accumulator. A tile
-of the weight is whole groups, or a part of one where groups are long; then the two nibbles of a packed tile belong to
-columns of x that lie apart, and are two steps of the grid in a row, which fetch the codes once.
+The grid walks tiles of tokens, then of what the result keeps, then of what is summed, into a float32 accumulator. A
+tile of the weight is whole groups, or a part of one where groups are long; then the two nibbles of a packed tile belong
+to columns of x that lie apart, and are two steps of the grid in a row, which fetch the codes once.
 """
 
 import functools
