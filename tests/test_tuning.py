@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from research import tree
-from research.models.model import Model
+from research.interop.convert import convert, export_adapter
+from research.interop.load import load
+from research.models.model import Model, forward
 from research.training.metrics import read_rows
 from research.weights.lora import Lora
 from research.weights.quantized import Quantized
@@ -117,6 +119,34 @@ def test_b_alone_learns_faster_by_its_ratio(folder, tmp_path):
     np.testing.assert_allclose(plus["layers/attention/query/adapter/b"], 4 * moved, rtol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["dora", "qlora"])
+def test_a_runs_adapters_lie_on_their_base_or_are_merged_or_go_to_peft(method, folder, tmp_path):
+    tune(folder, tmp_path / "run", method)
+    ids = np.arange(24, dtype=np.int32).reshape(2, 12)
+    base = load(folder / "decoder", quantize="nf4" if method == "qlora" else "")
+    apart = load(folder / "decoder", quantize="nf4" if method == "qlora" else "", adapter=tmp_path / "run")
+    want = apart.logits(ids)
+    assert float(np.abs(want - base.logits(ids)).max()) > 0.1
+    made = export_adapter(tmp_path / "run", tmp_path / "peft")
+    assert made["bit_equal"] == made["values"] and made["base"] == str(folder / "decoder")
+    again = load(folder / "decoder", quantize="nf4" if method == "qlora" else "", adapter=tmp_path / "peft")
+    np.testing.assert_allclose(again.logits(ids), want, atol=1e-6)
+    merged = load(tmp_path / "run")
+    assert not any(map(is_leaf, jax.tree.leaves(merged.params, is_leaf=is_leaf)))
+    run = opened(tmp_path / "run")  # whose embeddings are of 8 bits under qlora, other than those of `apart`
+    batch = {"inputs": ids, "segments": np.ones_like(ids), "positions": np.tile(np.arange(12, dtype=np.int32), (2, 1))}
+    np.testing.assert_allclose(merged.logits(ids), forward(run.model, run.params, batch), atol=1e-4)  # sums in another order
+    convert(tmp_path / "run", tmp_path / "hf", "hf")
+    np.testing.assert_allclose(load(tmp_path / "hf").logits(ids), merged.logits(ids), atol=1e-5)
+
+
+def test_a_prefix_is_no_checkpoint_of_its_own(folder, tmp_path):
+    tune(folder, tmp_path / "run", "prefix", **{"train.steps": 1})
+    with pytest.raises(ValueError, match="layers/attention/prefix_key, which no checkpoint .* adapter="):
+        load(tmp_path / "run")
+    assert load(folder / "decoder", adapter=tmp_path / "run").logits(np.zeros((1, 3), np.int32)).shape == (1, 3, 320)
+
+
 REFUSED = [
     ({"quantize.format": "nf4", "tune.method": "full"}, "codes have no gradient"),
     ({"quantize.format": "nf5"}, "quantize.format='nf5'; choose one of"),
@@ -135,7 +165,7 @@ REFUSED = [
 @pytest.mark.parametrize(("changed", "says"), REFUSED)
 def test_what_does_not_fit_is_one_line_before_the_first_step(changed, says, folder, tmp_path):
     with pytest.raises(ValueError, match=says):
-        tune(folder, tmp_path / "run", "lora", **changed)
+        tune(folder, tmp_path / "run", "lora", **{"lora.rank": 16, **changed})
     assert not (tmp_path / "run/metrics.jsonl").exists() or not read_rows(tmp_path / "run/metrics.jsonl")
 
 

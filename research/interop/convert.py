@@ -8,11 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from research.files import building
-from research.interop import certify, hf, native, reference
+from research import tree
+from research.files import building, read_json
+from research.interop import certify, hf, native, reference, runs
 from research.interop.checkpoint import Checkpoint, Parameter
 from research.interop.foreign import as_dtype
 from research.interop.load import open_checkpoint
+from research.interop.peft import read_peft
+from research.interop.peft_write import write_peft
+from research.models.config import config_from_json
+from research.weights.rules import is_leaf
 
 TARGETS = ("native", "hf", "gguf")
 GGUF_FILE = "model.gguf"
@@ -36,6 +41,25 @@ def convert(
             return {}
         with open_checkpoint(folder, verify=False) as written:
             return certify.certify(opened, written, folder, reference.compare(opened, written))
+
+
+def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
+    """Writes the adapters that the run `source` has trained as a new folder `target` that peft loads, and reads them back.
+
+    {"adapters", "values", "bit_equal", "base"}: how many, of how many numbers, of which so many come back as they were, for
+    which checkpoint. ValueError for a run that trained no adapters, and adapters that peft has not.
+    """
+    path = Path(source).expanduser()
+    if not runs.is_run(path):
+        raise ValueError(f"{source} is no run of adapters; --to=peft wants the workdir of one")
+    adapters, base = runs.run_adapters(path, config_from_json(read_json(path / "config.json")["model"]))
+    with building(target) as folder, open_checkpoint(base) as parent:
+        write_peft(folder, adapters, parent.config, base)
+        back = tree.paths(read_peft(folder, parent)[1])
+    ours = tree.paths(adapters)
+    equal = sum(np.count_nonzero(x == back[path]) for path, x in ours.items() if path in back)
+    values = sum(x.size for x in ours.values())
+    return {"adapters": len(tree.paths(adapters, is_leaf)), "values": values, "bit_equal": int(equal), "base": base}
 
 
 def verify(folder: Path) -> dict[str, Any]:

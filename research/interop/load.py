@@ -12,15 +12,14 @@ import numpy as np
 
 from research import tree
 from research.data.corpus import cache_directory
-from research.data.tokenizers import Tokenizer, load_tokenizer
-from research.files import read_json
+from research.data.tokenizers import Tokenizer
 from research.infer.sentences import SentenceSettings
-from research.interop import certify, hf, native
-from research.interop.checkpoint import Checkpoint, Parameter, specs_by_path, stacked_axes
+from research.interop import certify, hf, native, runs
+from research.interop.checkpoint import Checkpoint
 from research.interop.leaves import attach_layers, restore_leaves
 from research.interop.peft import place_adapters, read_peft
 from research.mesh import make_mesh
-from research.models.config import ModelConfig, config_from_json
+from research.models.config import ModelConfig
 from research.models.model import Model
 from research.models.spec import abstract
 from research.precision import Precision
@@ -47,8 +46,8 @@ def open_checkpoint(source: str | Path, verify: bool = True) -> Checkpoint:
         return _open_gguf(path)
     if (path / native.RECORD).is_file():
         return native.open_native(path)
-    if (path / "checkpoints").is_dir() and (path / "config.json").is_file():
-        return _open_run(path)
+    if runs.is_run(path):
+        return runs.open_run(path, open_checkpoint)
     if (path / "config.json").is_file():
         return hf.open_folder(path)
     files = sorted(path.glob("*.gguf")) if path.is_dir() else []
@@ -155,7 +154,8 @@ def load(
 
     On the first device, or spread over a mesh, given as one or as a string such as "fsdp:-1". `quantize` is a format of
     research/weights/formats.py for the matrices of the layers, experts aside. What is quantized in storage stays so.
-    `adapter` is a folder of peft's, whose leaves stay apart from the weights that they are on. ValueErrors as there.
+    `adapter` is a folder of peft's or the workdir of a run, whose leaves stay apart from the weights that they are on.
+    ValueErrors as there.
     """
     precision = Precision(param=dtype, compute=dtype)
     placed = make_mesh(mesh) if isinstance(mesh, str) and mesh else mesh or None
@@ -182,8 +182,12 @@ def load(
 
 
 def open_adapter(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tree]:
-    """The checkpoint as an adapter's folder wants it, and the adapters by path: see `research.interop.peft.read_peft`."""
-    return read_peft(Path(source).expanduser(), checkpoint)
+    """The checkpoint as an adapter wants it, and the adapters: of a folder of peft's, see `research.interop.peft.read_peft`,
+    or of the workdir of a run."""
+    path = Path(source).expanduser()
+    if runs.is_run(path):
+        return checkpoint, runs.run_adapters(path, checkpoint.config)[0]
+    return read_peft(path, checkpoint)
 
 
 @partial(jax.jit, static_argnames="model")
@@ -211,27 +215,3 @@ def _open_gguf(path: Path) -> Checkpoint:
     from research.interop.gguf_model import open_gguf_model
 
     return open_gguf_model(path)
-
-
-def _open_run(workdir: Path) -> Checkpoint:
-    """A run's newest good checkpoint, in memory."""
-    from research.training.checkpoint import restore_params  # Orbax takes longer to import than all else here
-
-    try:
-        config = config_from_json(read_json(workdir / "config.json")["model"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{workdir / 'config.json'} is not the config of a run ({error!r})") from None
-    specs = specs_by_path(config)
-    dtype = Precision(**read_json(workdir / "config.json")["precision"]).param_dtype
-    wanted = abstract(Model(config).specs(), dtype)
-    _, params, _ = restore_params(workdir / "checkpoints", wanted, key="trainable")
-    arrays = {path: np.asarray(array) for path, array in tree.paths(params).items()}
-    parameters = {
-        path: Parameter(spec.shape, str(dtype), stacked_axes(spec), arrays[path].__getitem__) for path, spec in specs.items()
-    }
-    folder = workdir / "tokenizer"
-    tokenizer = load_tokenizer(folder)
-    roles = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
-    special = {name: token_id for name, token_id in roles.items() if token_id is not None}
-    files = {file.name: file for file in sorted(folder.iterdir())}
-    return Checkpoint(workdir, "run", config, parameters, special, files, tokenizer_folder=folder)

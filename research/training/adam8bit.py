@@ -166,7 +166,8 @@ def _zeros(p: jax.Array, block: tuple[int, int] | None) -> Any:
     if block is None:
         return jnp.zeros_like(p, jnp.float32)
     codes = jnp.zeros_like(p, jnp.uint8)
-    groups = _grouped(codes, block)
+    # For its shape and sharding. Behind a barrier, since the compiler would spend seconds on the maxima of constants.
+    groups = _grouped(jax.lax.optimization_barrier(codes), block)
     return Moment(codes, jnp.max(groups, axis=tuple(range(block[0] + 1, groups.ndim))).astype(jnp.float32))
 
 
