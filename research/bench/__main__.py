@@ -1,4 +1,4 @@
-"""Runs a benchmark: python -m research.bench train|decode [--json]"""
+"""Runs a benchmark: python -m research.bench train|decode|lora [--json]"""
 
 import json
 import sys
@@ -6,7 +6,7 @@ import sys
 from absl import flags
 
 from research import command
-from research.bench import decode, train
+from research.bench import decode, lora, train
 
 ROUNDS = flags.DEFINE_integer("rounds", 6, "turns of each contender", lower_bound=1)
 SHAPES = flags.DEFINE_list("shapes", list(train.SHAPES), "of: " + ", ".join(train.SHAPES))
@@ -16,6 +16,7 @@ CHECKOUTS = [
     flags.DEFINE_string(peer, None, f"also time {peer} on the shape gpt2, from a checkout in this folder")
     for peer in train.CHECKOUTS
 ]
+METHODS = flags.DEFINE_list("methods", list(lora.METHODS), "lora: of " + ", ".join(lora.METHODS))
 BATCHES = flags.DEFINE_list("batches", ["1", "8"], "decode: prompts at once")
 GGUF = flags.DEFINE_string("gguf", "", "decode: a float32 GGUF file of SmolLM2-135M, with which llama.cpp takes part")
 JSON = flags.DEFINE_bool("json", False, "print one JSON value instead of a table")
@@ -29,8 +30,12 @@ def main(arguments: list[str]) -> int:
         results = decode.compare([int(size) for size in BATCHES.value], ROUNDS.value, PEERS.value, GGUF.value)
         print(json.dumps(results) if JSON.value else decode.table(results))
         return command.DONE
+    if arguments == ["lora"]:
+        results = lora.compare(METHODS.value, DTYPES.value, ROUNDS.value, PEERS.value)
+        print(json.dumps(results) if JSON.value else lora.table(results))
+        return command.DONE
     if arguments != ["train"]:
-        raise ValueError(f"benchmark {' '.join(arguments)!r} is unknown; there are: train, decode")
+        raise ValueError(f"benchmark {' '.join(arguments)!r} is unknown; there are: train, decode, lora")
     checkouts = {flag.name: flag.value for flag in CHECKOUTS if flag.value is not None}
     results = train.compare(SHAPES.value, DTYPES.value, ROUNDS.value, PEERS.value, checkouts)
     print(json.dumps(results) if JSON.value else train.table(results))

@@ -51,9 +51,9 @@ def _logits_loss(model, params, hidden_BTD, batch, label_smoothing, z_loss) -> t
         loss_BT, nll_BT = cross_entropy(logits_BTV, targets_BT, label_smoothing=label_smoothing, z_loss=z_loss)
         return (sums[0] + jnp.sum(loss_BT * weights_BT), sums[1] + jnp.sum(nll_BT * weights_BT)), None
 
+    tokens, start = (hidden_BTD, batch["targets"], batch["weights"]), (jnp.float32(0), jnp.float32(0))
     B, T, _ = local_shape(hidden_BTD)
-    most = T if T == hidden_BTD.shape[1] else 1  # a length that is split over devices stays whole
-    count = next(n for n in range(1, most + 1) if most % n == 0 and (B * T // n <= CHUNK or n == most))
-    tokens = (divide(x, 1, count) for x in (hidden_BTD, batch["targets"], batch["weights"]))
-    start = jnp.float32(0), jnp.float32(0)
-    return jax.lax.scan(part, start, tuple(jnp.moveaxis(x, 1, 0) for x in tokens))[0]
+    if B * T <= CHUNK or T != hidden_BTD.shape[1]:  # a length that is split over devices stays whole
+        return part(start, tokens)[0]
+    count = next(n for n in range(1, T + 1) if T % n == 0 and (B * T // n <= CHUNK or n == T))
+    return jax.lax.scan(part, start, tuple(jnp.moveaxis(divide(x, 1, count), 1, 0) for x in tokens))[0]

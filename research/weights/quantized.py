@@ -130,13 +130,20 @@ def quantize_array(w: jax.Array, format: str, *, inputs: int, stacked: int = 0, 
     at, sizes, total, size = _cut(w.shape, format, inputs, stacked, group)
     after = w.ndim - at - len(sizes)
     grouped = w.reshape(*w.shape[:at], total // size, size, *w.shape[at + len(sizes) :])
-    codes, scale, zero = encode(chosen, jnp.moveaxis(grouped, at + 1, -1))
-    codes = pack(codes) if chosen.bits == 4 else codes
-    codes, scale, zero = (None if x is None else jnp.moveaxis(x, -1, at + 1) for x in (codes, scale, zero))
+    codes, scale, zero = _encoded(format, at + 1, grouped)
     if chosen.double:
         rows = jnp.moveaxis(jnp.squeeze(scale, at + 1), at, -1)
         scale = quantize_scales(rows.reshape(*w.shape[:stacked], -1))
     return Quantized(codes, scale, zero, format, sizes, after)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _encoded(format: str, axis: int, grouped: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Packed codes, scale and zero point of the groups along an axis."""
+    chosen = FORMATS[format]
+    codes, scale, zero = encode(chosen, jnp.moveaxis(grouped, axis, -1))
+    codes = pack(codes) if chosen.bits == 4 else codes
+    return tuple(None if x is None else jnp.moveaxis(x, -1, axis) for x in (codes, scale, zero))
 
 
 def quantize_spec(w: Any, format: str, *, stacked: int, group: int | None = None) -> Quantized:

@@ -1,12 +1,13 @@
 """Scales that are quantized themselves, as in QLoRA (arXiv:2305.14314, section 3, "double quantization")."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.ops.backend import barrier
 from research.weights.dynamic_map import DYNAMIC_MAP
 
 BLOCK = 256  # scales that share a second scale
@@ -27,23 +28,28 @@ class QuantizedScales:
 
     def dense(self) -> jax.Array:
         """The scales, float32 [..., count]."""
-        values = _look_up(self.codes)
+        values = _look_up(self.codes, DYNAMIC_MAP)
         return values * _by_scale(self.absmax, values.shape[-1]) + self.offset
 
 
 def quantize_scales(scales: jax.Array) -> QuantizedScales:
     """The scales float32 [..., count] in 8 bits each; bitsandbytes' CPU arithmetic to the bit but for the mean."""
-    count = scales.shape[-1]
     offset = jnp.mean(scales, axis=-1, keepdims=True)
-    centred = scales - offset
+    return QuantizedScales(*_encoded(scales, offset), offset)
+
+
+@jax.jit
+def _encoded(scales: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Codes [..., count] and the largest distances from the offset [..., blocks]."""
+    count, centred = scales.shape[-1], scales - offset
     filled = jnp.pad(centred, [(0, 0)] * (scales.ndim - 1) + [(0, -count % BLOCK)])
     absmax = jnp.max(jnp.abs(filled.reshape(*scales.shape[:-1], -1, BLOCK)), axis=-1)
     largest = _by_scale(absmax, count)
     scaled = jnp.clip(centred * jnp.where(largest == 0, 0, 1 / jnp.where(largest == 0, 1, largest)), -1, 1)
-    # Not to the nearest code of the value itself but of the nearest point of a grid.
-    index = jnp.floor((scaled + 1) * 0.5 * _STEPS + 0.5).astype(jnp.int32)
-    codes = jnp.where(largest == 0, 0, jnp.asarray(_table())[index]).astype(jnp.uint8)
-    return QuantizedScales(codes, absmax, offset)
+    # Not to the nearest code of the value itself but of the nearest point of a grid. The compiler must not make one
+    # operation of product and sum, which rounds once where bitsandbytes rounds twice.
+    index = jnp.floor(barrier((scaled + 1) * 0.5 * _STEPS) + 0.5).astype(jnp.int32)
+    return jnp.where(largest == 0, 0, _look_up(index, _table())).astype(jnp.uint8), absmax
 
 
 def count_blocks(count: int) -> int:
@@ -56,13 +62,14 @@ def _by_scale(absmax: jax.Array, count: int) -> jax.Array:
     return jnp.repeat(absmax, BLOCK, axis=-1)[..., :count]
 
 
-def _look_up(codes: jax.Array) -> jax.Array:
-    at = jnp.asarray(DYNAMIC_MAP).at[codes.astype(jnp.int32)]
+def _look_up(codes: jax.Array, table: np.ndarray) -> jax.Array:
+    at = jnp.asarray(table).at[codes.astype(jnp.int32)]
     if jax.sharding.get_abstract_mesh().empty:
         return at.get(mode="clip")
     return at.get(mode="clip", out_sharding=jax.typeof(codes).sharding)
 
 
+@cache
 def _table() -> np.ndarray:
     """The code of each point of the grid from -1 to 1."""
     points = (np.arange(_STEPS + 1, dtype=np.float32) / np.float32(_STEPS)) * np.float32(2) - np.float32(1)

@@ -1,0 +1,106 @@
+"""A contender's process: python -m research.bench.lora_contender graft|peft:lora|qlora:DTYPE. Weights are random."""
+
+import sys
+import tempfile
+from collections.abc import Callable
+
+import numpy as np
+
+from research.bench.lora import BATCH, LENGTH, OURS, PRESET, RANK
+from research.bench.turns import serve
+from research.models.presets import PRESETS
+
+
+def main() -> None:
+    """Prepares the step that the argument names and takes it when asked."""
+    name, method, dtype = sys.argv[1].split(":")
+    serve((graft_step if name == OURS else peft_step)(method, dtype))
+
+
+def tokens() -> np.ndarray:
+    """One fixed random batch, int32 [4, 257]."""
+    return np.random.default_rng(0).integers(0, PRESETS[PRESET].vocab_size, (BATCH, LENGTH + 1)).astype(np.int32)
+
+
+def graft_step(method: str, dtype: str) -> Callable[[], None]:
+    """The step of `research.train`, with peft's AdamW instead of the 8-bit one, and without rematerialisation."""
+    import jax
+
+    from research.data.corpus import DataConfig
+    from research.experiment import Experiment, LoggingConfig, TrainConfig
+    from research.mesh import place_batch
+    from research.models.config import Execution
+    from research.objectives.causal_lm import CausalLM
+    from research.objectives.choose import ObjectiveConfig
+    from research.precision import Precision
+    from research.program import make_program
+    from research.start import first_state
+    from research.training.checkpoint import CheckpointConfig
+    from research.training.optimizer import OptimizerConfig
+    from research.tuning import QuantizeConfig, TuneConfig
+    from research.weights.new_lora import LoraConfig
+
+    experiment = Experiment(
+        PRESETS[PRESET], TuneConfig("lora"), LoraConfig(RANK), QuantizeConfig("nf4" if method == "qlora" else ""),
+        Execution(), Precision(compute=dtype), ObjectiveConfig(), DataConfig(sequence_length=LENGTH, batch_size=BATCH),
+        OptimizerConfig(clip_norm=None, weight_decay=0.0), TrainConfig(), CheckpointConfig(), LoggingConfig(),
+    )  # fmt: skip
+    program = make_program(experiment, CausalLM())
+    rows = tokens()
+    ones = np.ones((BATCH, LENGTH), np.int32)
+    batch = {
+        "inputs": rows[:, :-1], "targets": rows[:, 1:], "weights": ones.astype(np.float32), "segments": ones,
+        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (BATCH, 1)),
+    }  # fmt: skip
+    with jax.set_mesh(program.mesh):
+        state, _ = first_state(program)
+        batch = place_batch(batch, program.mesh, BATCH)
+
+    def run() -> None:
+        nonlocal state
+        with jax.set_mesh(program.mesh):
+            state, _ = jax.block_until_ready(program.train_step(state, batch))
+
+    run()
+    return run
+
+
+def peft_step(method: str, dtype: str) -> Callable[[], None]:
+    """The step of the Hugging Face model under peft with torch's AdamW on the adapters; the base is in `dtype`, or in
+    bitsandbytes' NF4 with products in `dtype`."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+    c = PRESETS[PRESET]
+    torch.manual_seed(0)
+    own = getattr(torch, dtype)
+    config = LlamaConfig(
+        vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.layers,
+        num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, max_position_embeddings=c.max_length,
+        rope_theta=c.rope_theta, tie_word_embeddings=True, use_cache=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(own)
+    if method == "qlora":
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            four = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=own
+            )
+            model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=four, dtype=own, device_map="cpu")
+    model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=3e-4, fused=True)
+    ids = torch.from_numpy(tokens()[:, :-1].astype(np.int64))
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+
+    run()
+    return run
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Fine-tuning as shipped, compiled for hardware that is not here: what it takes of a device, and through which kernels.
+
+The figures are the compilers', so they do not move with the machine. Each compile runs in a process of its own.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+GIB = 2**30
+COMPILERS = {"h": "jax_cuda13_plugin", "v": "libtpu"}
+CALLS = {"h": "__gpu$xla.gpu.triton", "v": "tpu_custom_call"}
+
+
+def in_a_process(*arguments: str) -> subprocess.CompletedProcess:
+    """Python with these arguments where the environment suits compilers without their devices."""
+    settings = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *arguments], env={**os.environ, **settings}, capture_output=True, text=True)
+
+
+def need_compiler(target: str) -> None:
+    """Skips where the target's compiler is not installed; setup.cfg's extra "fit" brings both."""
+    package = COMPILERS[target[0]]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"the compiler for {target} is in the package {package}, which is not installed")
+
+
+def fit(arg: str, target: str, *flags: str) -> tuple[int, dict]:
+    """Exit code and answer of research.fit on configs/finetune.py."""
+    done = in_a_process("-m", "research.fit", f"--config={ROOT}/configs/finetune.py:{arg}", f"--target={target}", "--json", *flags)
+    assert done.returncode in (0, 3), done.stderr[-3000:]
+    return done.returncode, json.loads(done.stdout)
+
+
+# Model, tokens, rank, target, GiB to stay within: QLoRA with AdamW at batch 1 on all linear layers. The contexts are those of
+# Unsloth's own table for cards of 80, 24 and 8 GB (decimal).
+BARS = [
+    ("llama3_8b", 2048, 16, "h100:1", 6.0),
+    ("llama3_70b", 2048, 16, "h100:1", 41.0),
+    ("llama3_8b", 2972, 32, "h100:1", 8e9 / GIB),
+    ("llama3_8b", 78475, 32, "h100:1", 24e9 / GIB),
+    ("llama3_8b", 342733, 32, "h100:1", 80e9 / GIB),
+    ("llama3_70b", 2048, 16, "v5p:1x1x1", 43.0),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "tokens", "rank", "target", "gib"), BARS)
+def test_qlora_fits(model, tokens, rank, target, gib):
+    need_compiler(target)
+    sizes = (f"--config.data.sequence_length={tokens}", "--config.data.batch_size=1", f"--config.lora.rank={rank}")
+    code, answer = fit(f"model={model},method=qlora", target, *sizes, f"--capacity_gib={gib}")
+    held = answer["device_bytes"]
+    assert code == 0 and answer["fits"] and held["total"] <= gib * GIB
+    parts = ("params", "frozen", "optimizer", "gradients", "temporaries")
+    assert held["total"] == sum(held[part] for part in parts) and min(held[part] for part in parts) > 0
+    assert answer["host_bytes"] > 0  # the layers' inputs wait there
+
+
+def test_what_does_not_fit_says_so():
+    need_compiler("h100:1")
+    code, answer = fit("model=smollm2_135m,method=lora,smoke", "h100:1", "--capacity_gib=0.1")
+    assert code == 3 and not answer["fits"]
+
+
+@pytest.mark.parametrize("target", ["h100:1", "v5e:1x1", "v5p:1x1x1", "v6e:1x1"])
+def test_the_train_step_goes_through_the_kernels(target):
+    need_compiler(target)
+    done = in_a_process(__file__, target)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads(done.stdout)
+    # Seven matrices of a layer: each a product, that again for the backward pass (but for the last one, whose result nobody
+    # asks for there), and its pullback. The layers are one loop.
+    assert answer["calls"] == 7 + 6 + 7
+
+
+def compiled(target: str) -> dict:
+    """How many custom calls the QLoRA step of a small LLaMA has whose attention is no kernel."""
+    from research.fit import compile_step
+    from tests.configs import load_config
+
+    sizes = {"layers": 2, "d_model": 512, "d_ff": 1024, "heads": 4, "kv_heads": 4, "head_size": 128, "vocab_size": 1024}
+    changes = {f"model.{name}": value for name, value in sizes.items()}
+    config = load_config("finetune", "model=llama3_8b,method=qlora", **changes, **{
+        "data.sequence_length": 256, "data.batch_size": 1, "execution.attention": "xla",
+    })  # fmt: skip
+    return {"calls": compile_step(config, target).as_text().count(f'custom_call_target="{CALLS[target[0]]}"')}
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    print(json.dumps(compiled(sys.argv[1])))
