@@ -1,5 +1,7 @@
 """Laws of the tree algebra, on any family."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research import tree
+from research.mesh import make_mesh, place_batch
 from research.models.model import Model, forward
-from research.models.spec import abstract, initialize
+from research.models.spec import abstract, initialize, shardings
+from research.objectives.causal_lm import CausalLM
 from research.weights.formats import FORMATS, decode, encode, pack, unpack
+from research.weights.matrices import LINEAR
 from research.weights.new_lora import LoraConfig, lora_specs
 from research.weights.quantized import Quantized, quantize_array, stack
 from research.weights.rules import attach, detach, is_leaf, merge, quantize, quantize_specs
@@ -132,6 +137,43 @@ def test_no_dense_weight_is_kept_for_the_backward_pass():
     kept = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull)]
     # Codes count a byte each here, whatever the device packs.
     assert sum(kept) <= 1.1 * 512 * 512
+
+
+def test_no_dense_weight_is_kept_by_a_training_step():
+    """Without rematerialisation, on a batch so small that every activation is far smaller than a weight."""
+    model = Model(replace(FAMILIES["llama2_7b"], d_model=128, d_ff=256, heads=8, kv_heads=8, head_size=16))
+    specs = model.specs()
+    params = initialize(jax.random.key(0), specs, np.dtype("float32"))
+    frozen = quantize(params, specs, [(LINEAR, "nf4"), ("embed/table|head/table", "int8"), (".*", None)])
+    adapters = new_lora(specs, targets="all-linear", rank=2)
+    batch = random_batch(1, 4)
+    _, pull = jax.vjp(lambda a: CausalLM().loss(model, a, frozen, batch, None)[0], adapters)
+    kept = [x for x in jax.tree.leaves(pull) if jnp.issubdtype(x.dtype, jnp.floating)]
+    own = {x.unsafe_buffer_pointer() for x in jax.tree.leaves((frozen, adapters))}
+    largest = max(x.size for x in kept if x.unsafe_buffer_pointer() not in own)
+    assert largest < 128 * 128  # the smallest dense weight, of one layer alone
+
+
+@pytest.mark.parametrize("mesh", ["", "expert:4,tensor:2", "fsdp:2,expert:2,tensor:2"])
+@pytest.mark.parametrize("format", ["nf4", "int8"])
+def test_experts_in_codes_with_adapters_compute_what_their_dense_form_does(format, mesh):
+    model, specs, params = model_of("mixtral_8x7b")
+    experts = "layers/mlp/(gate|up|down)"
+    adapters = new_lora(specs, targets=experts, rank=4)
+    noisy = [x + 0.1 * jax.random.normal(jax.random.key(n), x.shape) for n, x in enumerate(jax.tree.leaves(adapters))]
+    adapters = jax.tree.unflatten(jax.tree.structure(adapters), noisy)
+    rules = [(experts, format), (".*", None)]
+    frozen, batch = quantize(params, specs, rules, group=16), random_batch(4, 8)
+    want = forward(model, merge(attach(frozen, adapters)), batch)
+    if mesh:
+        mesh = make_mesh(mesh)
+        with jax.set_mesh(mesh):
+            frozen = jax.device_put(frozen, shardings(quantize_specs(specs, rules, group=16), mesh))
+            adapters = jax.device_put(adapters, shardings(lora_specs(specs, LoraConfig(targets=experts, rank=4)), mesh))
+            got = jax.jit(lambda f, a, b: forward(model, attach(f, a), b))(frozen, adapters, place_batch(batch, mesh, 4))
+    else:
+        got = forward(model, attach(frozen, adapters), batch)
+    np.testing.assert_allclose(got, want, atol=1e-4)  # W + ab and x W + (x a) b round apart
 
 
 @pytest.mark.parametrize(
