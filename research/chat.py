@@ -20,6 +20,7 @@ TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "divides the logits; 0 take
 TOP_P = flags.DEFINE_float("top_p", 0.95, "draw from the likeliest tokens that reach this probability", 0, 1)
 SEED = flags.DEFINE_integer("seed", 0, "the same seed and words give the same answers", lower_bound=0)
 DTYPE = flags.DEFINE_string("dtype", "float32", "the type of parameters and computation")
+ADAPTER = flags.DEFINE_string("adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint")
 
 Message = dict[str, str]
 
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
     from research.run_directory import keep_compiled_programs
 
     keep_compiled_programs()
-    opened = load(CHECKPOINT.value, DTYPE.value)
+    opened = load(CHECKPOINT.value, DTYPE.value, adapter=ADAPTER.value)
     if opened.tokenizer is None or opened.tokenizer.chat_template is None:
         raise ValueError(f"{CHECKPOINT.value} has no chat template; take a checkpoint that was tuned for chat")
     stop_ids = tuple(n for n in (*opened.stop_ids, end_of_turn(opened.tokenizer)) if n is not None)

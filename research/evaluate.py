@@ -17,6 +17,7 @@ from research import command
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "a checkpoint folder, GGUF file or package, instead of a run")
 DTYPE = flags.DEFINE_string("dtype", "float32", "with --checkpoint: the type of parameters and computation")
+ADAPTER = flags.DEFINE_string("adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint")
 STEP = flags.DEFINE_integer("step", None, "the checkpoint to take; by default the newest good one", lower_bound=0)
 TEXT = flags.DEFINE_string("text", None, "the file to score, UTF-8")
 TOKEN_IDS = flags.DEFINE_string("token_ids", None, "a .npy file of ids to score instead, the first of which is only read")
@@ -31,6 +32,8 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"unexpected argument {arguments[0]!r}; name the file with --text=FILE")
     if bool(WORKDIR.value) == bool(CHECKPOINT.value):
         raise ValueError("give --workdir=FOLDER, the directory of a run such as runs/quickstart, or --checkpoint=CHECKPOINT")
+    if ADAPTER.value and not CHECKPOINT.value:
+        raise ValueError("--adapter wants the --checkpoint that it is for; a run has its own adapters")
     if bool(TEXT.value) == bool(TOKEN_IDS.value):
         raise ValueError("give exactly one of --text=FILE and --token_ids=FILE.npy")
     content = read_text(Path(TEXT.value)) if TEXT.value else read_ids(Path(TOKEN_IDS.value))
@@ -40,7 +43,10 @@ def main(arguments: list[str]) -> int:
     from research.run_directory import keep_compiled_programs, open_run
 
     keep_compiled_programs()
-    opened = load(CHECKPOINT.value, DTYPE.value) if CHECKPOINT.value else open_run(WORKDIR.value, STEP.value)
+    if CHECKPOINT.value:
+        opened = load(CHECKPOINT.value, DTYPE.value, adapter=ADAPTER.value)
+    else:
+        opened = open_run(WORKDIR.value, STEP.value)
     window = WINDOW.value or opened.window
     if TOKEN_IDS.value:
         score = score_ids(opened.model, opened.params, content, window, STRIDE.value)

@@ -19,6 +19,7 @@ from research import command
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "a checkpoint folder, GGUF file or package, instead of a run")
 DTYPE = flags.DEFINE_string("dtype", "float32", "with --checkpoint: the type of parameters and computation")
+ADAPTER = flags.DEFINE_string("adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint")
 STEP = flags.DEFINE_integer("step", None, "the checkpoint to take; by default the newest good one", lower_bound=0)
 PROMPTS = flags.DEFINE_multi_string("prompt", [], "a text to continue, which may be empty; may be given several times")
 CHAT = flags.DEFINE_multi_string("chat", [], "something to say to a chat model; may be given several times, each alone")
@@ -41,6 +42,8 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"unexpected argument {arguments[0]!r}; quote the prompt: --prompt='two words'")
     if bool(WORKDIR.value) == bool(CHECKPOINT.value):
         raise ValueError("give --workdir=FOLDER, the directory of a run such as runs/quickstart, or --checkpoint=CHECKPOINT")
+    if ADAPTER.value and not CHECKPOINT.value:
+        raise ValueError("--adapter wants the --checkpoint that it is for; a run has its own adapters")
     texts = [*PROMPTS.value, *(read_prompts(Path(PROMPT_FILE.value)) if PROMPT_FILE.value else [])]
     if bool(texts) == bool(CHAT.value):
         raise ValueError("give --prompt=TEXT, --prompt_file=FILE or --chat=TEXT; --prompt='' starts from nothing")
@@ -56,7 +59,10 @@ def main(arguments: list[str]) -> int:
         repetition_penalty=REPETITION_PENALTY.value, max_tokens=MAX_TOKENS.value, stop=tuple(STOP.value), seed=SEED.value,
     )  # fmt: skip
     keep_compiled_programs()
-    opened = load(CHECKPOINT.value, DTYPE.value) if CHECKPOINT.value else open_run(WORKDIR.value, STEP.value)
+    if CHECKPOINT.value:
+        opened = load(CHECKPOINT.value, DTYPE.value, adapter=ADAPTER.value)
+    else:
+        opened = open_run(WORKDIR.value, STEP.value)
     if opened.tokenizer is None:
         raise ValueError(f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder")
     prompts = [ask(opened.tokenizer, text, SYSTEM.value) for text in CHAT.value] or texts

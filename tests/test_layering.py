@@ -25,6 +25,7 @@ SAME_LEVEL = {
     "program": {"experiment", "objectives", "training", "tuning"},
     "run_directory": {"experiment", "interop", "training", "tuning"},
     "tuning": set(),
+    "bench": {"start"},
 }  # fmt: skip
 
 

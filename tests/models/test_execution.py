@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from research.mesh import make_mesh
+from research.mesh import make_mesh, place_batch
 from research.models.config import Execution
 from research.models.model import Model
 from research.models.spec import initialize
@@ -20,19 +20,17 @@ def value_and_gradients(execution, batch):
     return jax.jit(jax.value_and_grad(lambda p: CausalLM().loss(model, p, {}, batch, None)[0]))(params)
 
 
-@pytest.mark.parametrize("execution", [
+EXECUTIONS = [
     Execution(feed_tokens=8), Execution(feed_tokens=5, remat="full"), Execution(feed_tokens=1000), Execution(remat="offload"),
-])  # fmt: skip
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mesh", ["", "fsdp:2,tensor:2,data:2"])
 def test_loss_and_gradients_stay(execution, mesh):
     batch = random_batch(8, 12)
     want = value_and_gradients(Execution(), batch)
-    if mesh:
-        from research.mesh import place_batch
-
-        with jax.set_mesh(make_mesh(mesh)) as mesh:
-            got = value_and_gradients(execution, place_batch(batch, make_mesh("fsdp:2,tensor:2,data:2"), 8))
-    else:
-        got = value_and_gradients(execution, batch)
+    with jax.set_mesh(make_mesh(mesh)):
+        got = value_and_gradients(execution, place_batch(batch, make_mesh(mesh), 8))
     # The sums over tokens of a weight's gradient come in parts.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
