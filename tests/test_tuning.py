@@ -159,6 +159,7 @@ REFUSED = [
     ({"quantize.format": "int8", "quantize.group": 128, "quantize.targets": "down", "mesh": "tensor:2,fsdp:-1"},
      "layers/mlp/down: groups of 128 do not divide the 64 inputs that each of tensor:2 holds"),
     ({"lora.start": "loftq"}, "loftq wants .* quantized"),
+    ({"lora.decompose": True, "lora.targets": "query|embed/table"}, "DoRA is not for tables or experts; leave embed/table"),
 ]  # fmt: skip
 
 

@@ -87,6 +87,9 @@ def _adapter(path: str, w: Any, rank: int, alpha: float, config: LoraConfig) -> 
     if rank > min(sizes):
         raise ValueError(f"rank {rank} is over the {min(sizes)} of {path}; set config.lora.rank or a rule to a lower one")
 
+    if config.decompose and (w.inputs < 0 or "experts" in w.axes):
+        raise ValueError(f"DoRA is not for tables or experts; leave {path} out of config.lora.targets, or take lora")
+
     def spec(axes, init, dtype=None):
         return replace(w, shape=tuple(s for s, _ in axes), axes=tuple(a for _, a in axes), init=init, dtype=dtype, inputs=1)
 
