@@ -55,23 +55,30 @@ def first_state(program: Program) -> tuple[TrainState, list[str]]:
     With `config.init` the parameters are the checkpoint's, each read straight onto its sharding and into its format, but
     for a pooler or classifier that it lacks. ValueError where it lacks another, or has one in another shape.
     """
-    source, model, state, lines = program.experiment.init, program.experiment.model, program.init(), []
+    source, state, lines = program.experiment.init, program.init(), []
     with open_checkpoint(source) if source else nullcontext() as checkpoint:
         if checkpoint is not None:
-            fresh = [
-                name
-                for name, field in FRESH.items()
-                if name in state.trainable and getattr(checkpoint.config, field) != getattr(model, field)
-            ]
-            trainable, wanted = tree.paths(state.trainable, is_leaf), tree.paths(program.trained.trainable, is_leaf)
-            known = [path for path in tree.paths(program.model.specs()) if path.split("/")[0] not in fresh]
-            own = {path: wanted[path] for path in known if path in wanted and not is_leaf(wanted[path])}
-            state = replace(state, trainable=tree.unflatten(trainable | tree.paths(checkpoint.restore(tree.unflatten(own)))))
-            lines = [f"parameters of {source}"] + [f"the {name} is new: {source} has none for this model" for name in fresh]
-            lines += [f"not as in {source}: model.{change}" for change in changes(checkpoint.config, model)]
+            state, lines = with_parameters(program, state, checkpoint)
         state = with_base(program, state, checkpoint)
     program.check_bytes(state)
     return state, lines
+
+
+def with_parameters(program: Program, state: TrainState, checkpoint: Checkpoint) -> tuple[TrainState, list[str]]:
+    """A fresh state with the checkpoint's values for what is trained of the model itself, and lines that say what is not."""
+    source, model = program.experiment.init, program.experiment.model
+    fresh = [
+        name
+        for name, field in FRESH.items()
+        if name in state.trainable and getattr(checkpoint.config, field) != getattr(model, field)
+    ]
+    trainable, wanted = tree.paths(state.trainable, is_leaf), tree.paths(program.trained.trainable, is_leaf)
+    known = [path for path in tree.paths(program.model.specs()) if path.split("/")[0] not in fresh]
+    own = {path: wanted[path] for path in known if path in wanted and not is_leaf(wanted[path])}
+    read = tree.paths(checkpoint.restore(tree.unflatten(own)))
+    lines = [f"parameters of {source}"] + [f"the {name} is new: {source} has none for this model" for name in fresh]
+    lines += [f"not as in {source}: model.{change}" for change in changes(checkpoint.config, model)]
+    return replace(state, trainable=tree.unflatten(trainable | read)), lines
 
 
 def with_base(program: Program, state: TrainState, checkpoint: Checkpoint | None) -> TrainState:
