@@ -173,3 +173,19 @@ def test_what_does_not_fit_is_one_line_before_the_first_step(changed, says, fold
 def test_an_unknown_method_is_named():
     with pytest.raises(ValueError, match="method='lorra' is unknown; choose one of full, lora"):
         experiment("finetune", "method=lorra")
+
+
+def test_a_classifier_is_trained_whole_beside_adapters_of_the_encoder(tmp_path):
+    from research.train import train
+
+    bert = replace(FAMILIES["bert_base"], vocab_size=320, max_length=64, mlm_head=True, pooler=False)
+    save_checkpoint(tmp_path / "bert", bert)
+    texts = [("good film " * 2, "pos") if i % 2 else ("zzz bad ", "neg") for i in range(60)]
+    data = write_rows(tmp_path / "rows.jsonl", [{"text": f"{text}{i}", "label": label} for i, (text, label) in enumerate(texts)])
+    faster = {"optimizer.learning_rate": 0.005, "train.steps": 40, "lora.rank": 4, "init": str(tmp_path / "bert")}
+    e = experiment("finetune", f"task=classification,method=lora,data={data},smoke", **faster)
+    assert train(e, tmp_path / "run", live=False) == 0
+    assert losses(tmp_path / "run", "eval/accuracy")[-1] > 0.9
+    params = opened(tmp_path / "run").params
+    assert isinstance(params["layers"]["attention"]["query"], Lora)
+    assert float(np.abs(params["classifier"]["kernel"]).max()) > 0
