@@ -19,9 +19,10 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description
 """
 _GIB = 2**30
 # Memory of a device as its maker sells it, bytes: cards in decimal gigabytes of which the driver shows 79.1 GiB, TPU
-# chips in binary ones (cloud.google.com/tpu/docs/v5p and its neighbours).
+# chips in binary ones (cloud.google.com/tpu/docs/v5p and its neighbours). A chip of tpu7x is two devices, one of v4 is one
+# if it is asked for so.
 _CARDS = {"h100": (_H100, 84942979072)}
-_CHIPS = {"v4": 32 * _GIB, "v5e": 16 * _GIB, "v5p": 95 * _GIB, "v6e": 32 * _GIB}
+_CHIPS = {"v4": 32 * _GIB, "v5e": 16 * _GIB, "v5p": 95 * _GIB, "v6e": 32 * _GIB, "tpu7x": 96 * _GIB}
 _COMPILERS = {"tpu": "libtpu", "gpu": "jax_cuda13_plugin"}
 
 
@@ -52,8 +53,9 @@ class Target:
             os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
             os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
             generation = self.name.partition(":")[0]
-            alone = {"chips_per_host_bounds": (1, 1, 1)} if set(self.shape) <= set("1x") else {}
-            asked = dict(platform="tpu", topology_name=f"{generation}:{self.shape}", **alone)
+            asked_for = {"chips_per_host_bounds": (1, 1, 1)} if set(self.shape) <= set("1x") else {}
+            asked_for |= {"chip_config_name": "megacore"} if generation == "v4" else {}
+            asked = dict(platform="tpu", topology_name=f"{generation}:{self.shape}", **asked_for)
         return list(topologies.get_topology_desc(**asked).devices)
 
     @property

@@ -16,29 +16,19 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 TOKENS, HEADS = 8192, 2
 QUADRATIC = HEADS * TOKENS**2  # half the scores of a row at 2 bytes, the least that keeping the scores takes
+TARGETS = {"tpu": "v5e:2x2", "cuda": "h100:1"}
 CALLS = {"tpu": "tpu_custom_call", "cuda": "__gpu$xla.gpu.triton"}
 KERNELS = {"tpu": ["splash_mha_fwd", "splash_mha_dq", "splash_mha_dkv"], "cuda": ["mha_forward", "mha_backward"]}
-# OpenXLA's figures of the card (xla/backends/gpu/target_config/specs/h100_sxm.txtpb).
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 84942979072 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3"
-"""
 
 
 def compiled(target: str, implementation: str) -> dict:
     """Bytes of temporaries a device, and the text, of the layer's gradient compiled for four TPU chips or one GPU."""
     import jax
     import jax.numpy as jnp
-    from jax.experimental import topologies
     from jax.sharding import NamedSharding
 
     from research.axes import partition
+    from research.fit.targets import parse_target
     from research.mesh import make_mesh
     from research.models import layers
     from research.models.config import ModelConfig
@@ -47,9 +37,8 @@ def compiled(target: str, implementation: str) -> dict:
     from research.ops.attention import Visibility
     from research.ops.rope import frequencies, rotation
 
-    asked = dict(topology_name="v5e:2x2") if target == "tpu" else dict(target_config=H100, topology="1x1x1")
-    devices = list(topologies.get_topology_desc(**{"topology_name": "", **asked}, platform=target).devices)
-    options = None if target == "tpu" else {"xla_gpu_autotune_level": 0}  # there is no card to try things on
+    chosen = parse_target(TARGETS[target])
+    devices = chosen.devices()
     mesh = make_mesh("fsdp:-1", devices)
     c = ModelConfig(d_model=256, heads=HEADS, kv_heads=1, head_size=128)
 
@@ -67,7 +56,7 @@ def compiled(target: str, implementation: str) -> dict:
         p = abstract(layers.attention_specs(c, initial(c)), jnp.float32, mesh)
         x_BTD = shaped(("batch", "length", "vector"), (B, TOKENS, c.d_model), jnp.bfloat16)
         tokens_BT = shaped(("batch", "length"), (B, TOKENS), jnp.int32)
-        program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(p, x_BTD, tokens_BT, tokens_BT).compile(options)
+        program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(p, x_BTD, tokens_BT, tokens_BT).compile(chosen.compiler_options)
     return {"temp_bytes": program.memory_analysis().temp_size_in_bytes, "text": program.as_text()}
 
 
