@@ -12,7 +12,6 @@ The original is the checkpoint in float32, and everything is computed in float32
 documents to measure on, the others to calibrate with.
 """
 
-import json
 import sys
 import time
 from collections.abc import Mapping

@@ -83,16 +83,3 @@ def nbytes(tree: Tree) -> int:
 def nbits(tree: Tree) -> int:
     """Bits that the storage of all leaves takes, whatever they stand for: codes of 4 bits count 4."""
     return sum(math.prod(leaf.shape) * jax.dtypes.itemsize_bits(leaf.dtype) for leaf in jax.tree.leaves(tree))
-
-
-def join(first: Tree, second: Tree) -> Tree:
-    """Both nested dicts in one. ValueError for a path that both have, since one of the two leaves would be lost."""
-    joined = dict(first)
-    for name, node in second.items():
-        if name not in joined:
-            joined[name] = node
-        elif isinstance(node, dict) and isinstance(joined[name], dict):
-            joined[name] = join(joined[name], node)
-        else:
-            raise ValueError(f"both trees have {name!r}")
-    return joined

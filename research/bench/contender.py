@@ -33,6 +33,16 @@ def tokens() -> np.ndarray:
     return np.random.default_rng(0).integers(0, SHAPES["llama"].vocab_size, (BATCH, LENGTH + 1)).astype(np.int32)
 
 
+def batch_of(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """A batch of our causal objective, of texts int32 [B, T + 1] that fill their rows."""
+    B, T = rows.shape[0], rows.shape[1] - 1
+    ones = np.ones((B, T), np.int32)
+    return {
+        "inputs": rows[:, :-1], "targets": rows[:, 1:], "weights": ones.astype(np.float32), "segments": ones,
+        "positions": np.tile(np.arange(T, dtype=np.int32), (B, 1)),
+    }  # fmt: skip
+
+
 def graft_step(shape: str, dtype: str) -> Callable[[], None]:
     """Our train step, as `research.train` jits it."""
     from functools import partial
@@ -54,14 +64,8 @@ def graft_step(shape: str, dtype: str) -> Callable[[], None]:
     specs = model.specs()
     optimizer, _ = make(OptimizerConfig(clip_norm=None), jax.tree.map(lambda s: s.axes, specs), 1000)
     step = jax.jit(partial(train_step, model=model, objective=CausalLM(), optimizer=optimizer), donate_argnums=0)
-    rows = tokens()
-    ones = np.ones((BATCH, LENGTH), np.int32)
-    batch = {
-        "inputs": rows[:, :-1], "targets": rows[:, 1:], "weights": ones.astype(np.float32), "segments": ones,
-        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (BATCH, 1)),
-    }  # fmt: skip
     with jax.set_mesh(mesh):
-        batch = jax.device_put(batch)
+        batch = jax.device_put(batch_of(tokens()))
         params = initialize(jax.random.key(0), specs, "float32", mesh)
         state = jax.jit(lambda: new_state(params, {}, optimizer, 0))()
 

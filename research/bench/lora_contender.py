@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from research.bench.contender import batch_of
 from research.bench.lora import BATCH, LENGTH, OURS, PRESET, RANK
 from research.bench.turns import serve
 from research.models.presets import PRESETS
@@ -46,15 +47,9 @@ def graft_step(method: str, dtype: str) -> Callable[[], None]:
         OptimizerConfig(clip_norm=None, weight_decay=0.0), TrainConfig(), CheckpointConfig(), LoggingConfig(),
     )  # fmt: skip
     program = make_program(experiment, CausalLM())
-    rows = tokens()
-    ones = np.ones((BATCH, LENGTH), np.int32)
-    batch = {
-        "inputs": rows[:, :-1], "targets": rows[:, 1:], "weights": ones.astype(np.float32), "segments": ones,
-        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (BATCH, 1)),
-    }  # fmt: skip
     with jax.set_mesh(program.mesh):
         state, _ = first_state(program)
-        batch = place_batch(batch, program.mesh, BATCH)
+        batch = place_batch(batch_of(tokens()), program.mesh, BATCH)
 
     def run() -> None:
         nonlocal state

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from research import tree
 from research.ops.einsum import contract, einsum, gather, spec, take
 from research.weights.lora import RANK, LoraAdapter
+from research.weights.over import Over
 from research.weights.rules import is_leaf
 from research.weights.several import low_rank, pad, rank_of
 from research.weights.starts import column_norms
@@ -25,7 +26,7 @@ from research.weights.starts import column_norms
     jax.tree_util.register_dataclass, data_fields=["base", "a", "b", "scale", "gain", "index_B"], meta_fields=["table"]
 )
 @dataclass(frozen=True)
-class Bank:
+class Bank(Over):
     """A weight with n adapters, of which row r of a batch has number `index_B[r]`, or none where that is -1.
 
     `a`, `b` and `scale` are those of `LoraAdapter` with n in front, behind the layers' axis; `gain` has the outputs,
@@ -39,15 +40,6 @@ class Bank:
     gain: jax.Array | None
     index_B: jax.Array
     table: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the weight it stands for."""
-        return self.base.shape
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x`, whose first axis is the batch, and the weight as each row has it."""

@@ -21,24 +21,16 @@ from research import tree
 from research.ops.backend import platform
 from research.ops.einsum import contract, spec
 from research.ops.kernels.quantized_matmul import multiplies
+from research.weights.over import Over
 from research.weights.quantized import Quantized
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["base"], meta_fields=[])
 @dataclass(frozen=True)
-class DynamicQuantized:
+class DynamicQuantized(Over):
     """A leaf over an 8-bit weight with one scale an output; rows and experts are read as the weight gives them."""
 
     base: Quantized
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the weight it stands for."""
-        return self.base.shape
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
 
     @property
     def size(self) -> int:

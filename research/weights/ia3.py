@@ -15,6 +15,7 @@ from research import tree
 from research.ops.einsum import einsum, gather, grouped, take
 from research.weights.lora import dense
 from research.weights.matrices import Axes, parts
+from research.weights.over import Over
 
 OUTPUTS = r"(.*/)?layers/(attention|cross)/(key|value)"
 INPUTS = r"(.*/)?layers/mlp/down"
@@ -32,20 +33,11 @@ class Ia3Adapter:
 
 @partial(jax.tree_util.register_dataclass, data_fields=["base", "adapter"], meta_fields=[])
 @dataclass(frozen=True)
-class Ia3:
+class Ia3(Over):
     """A weight with factors on it: a leaf like any other. `base` is an array or another leaf."""
 
     base: Any
     adapter: Ia3Adapter
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the weight it stands for."""
-        return self.base.shape
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x` and the weight with its factors; the base is contracted as it is."""

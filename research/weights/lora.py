@@ -17,6 +17,7 @@ from jax import lax
 
 from research import tree
 from research.ops.einsum import contract, einsum, gather, grouped, take
+from research.weights.over import Over
 
 RANK = "R"
 
@@ -40,22 +41,13 @@ class LoraAdapter:
 
 @partial(jax.tree_util.register_dataclass, data_fields=["base", "adapter", "key"], meta_fields=[])
 @dataclass(frozen=True)
-class Lora:
+class Lora(Over):
     """A weight with an adapter on it: a leaf like any other. `base` is an array or another leaf; `key` uint32 [2] (one a
     layer where stacked) is the randomness of its dropout, None for none."""
 
     base: Any
     adapter: LoraAdapter
     key: jax.Array | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the weight it stands for."""
-        return self.base.shape
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x` and the adapted weight; the base is contracted as it is."""

@@ -19,7 +19,7 @@ from research import tree
 from research.weights.ia3 import Ia3, Ia3Adapter
 from research.weights.lora import Lora, LoraAdapter
 from research.weights.matrices import parts
-from research.weights.quantized import Quantized, quantize_array, quantize_spec
+from research.weights.quantized import quantize_array, quantize_spec
 
 Rules = Sequence[tuple[str, str | None]]
 

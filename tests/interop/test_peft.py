@@ -18,7 +18,7 @@ from research.models.model import Model
 from research.models.spec import abstract
 from research.weights.new_lora import LoraConfig, lora_specs
 from research.weights.quantized import Quantized
-from research.weights.rules import is_leaf
+from research.weights.rules import attach, is_leaf
 from tests.families import FAMILIES
 from tests.interop.adapter_golden import ADAPTERS, adapter, tensors, write_adapter
 from tests.interop.golden import inputs, real, write
@@ -61,7 +61,7 @@ def adapters_of(name, tmp_path):
         whole = {path: p for path, p in changed.parameters.items() if checkpoint.parameters.get(path) is not p}
         for path, parameter in whole.items() if name in ("bert_classifier", "lora_whole") else ():
             arrays = np.stack([parameter.read(index) for index in parameter.indices()])
-            adapters = tree.join(adapters, tree.unflatten({path: arrays.reshape(parameter.shape)}))
+            adapters = attach(adapters, tree.unflatten({path: arrays.reshape(parameter.shape)}))
         return adapters, changed.config
 
 

@@ -20,6 +20,7 @@ from research.models.config import Execution
 from research.models.linen import Transformer
 from research.models.model import Model, forward
 from research.models.spec import initialize, ones, shardings
+from research.weights.rules import attach
 from tests.families import FAMILIES, random_batch
 from tests.weights.test_parity import GOLDEN, MODEL, batch, params  # noqa: F401
 
@@ -27,7 +28,7 @@ LENGTH, VIRTUAL = 12, 3
 FIELDS = ("inputs", "positions", "segments")
 # Bottlenecks and a prefix do not touch each other, and a model of both compiles once.
 MAKERS = {
-    "houlsby and prefix": lambda c: tree.join(
+    "houlsby and prefix": lambda c: attach(
         adapters.bottleneck_specs(c, 4, "houlsby"), adapters.prefix_specs(c, VIRTUAL)
     ),
     "prompt": lambda c: adapters.prompt_specs(c, VIRTUAL),
@@ -59,7 +60,7 @@ def trained(name, kind):
 
 def adapted(name, kind):
     """The family's parameters with them."""
-    return tree.join(base(name), trained(name, kind))
+    return attach(base(name), trained(name, kind))
 
 
 def one_text(name):
@@ -71,7 +72,7 @@ def one_text(name):
 @pytest.mark.parametrize("name", ["gpt2", "t5_small"])
 def test_fresh_bottlenecks_change_nothing(name):
     model, fresh = Model(FAMILIES[name]), adapters.bottleneck_specs(FAMILIES[name], 4, "houlsby")
-    rows, both = random_batch(2, LENGTH), tree.join(base(name), initialize(jax.random.key(2), fresh, jnp.float32))
+    rows, both = random_batch(2, LENGTH), attach(base(name), initialize(jax.random.key(2), fresh, jnp.float32))
     np.testing.assert_array_equal(logits(model, both, rows), logits(model, base(name), rows))
 
 
@@ -80,7 +81,7 @@ def test_every_parameter_is_used(name, kind):
     model, weights, rows = Model(FAMILIES[name]), base(name), random_batch(2, LENGTH)
 
     def total(trained):
-        return jnp.sum(jnp.sin(forward(model, tree.join(weights, trained), rows)))
+        return jnp.sum(jnp.sin(forward(model, attach(weights, trained), rows)))
 
     gradient = tree.paths(jax.jit(jax.grad(total))(trained(name, kind)))
     assert [path for path, leaf in gradient.items() if not np.any(np.abs(leaf) > 1e-6)] == []
@@ -157,7 +158,7 @@ def test_a_few_tokens_at_a_time_are_all_at_once(name, kind):
 def test_a_continuation_is_what_the_whole_text_makes_likely(kind):
     tokenizer = load_tokenizer("bytes")
     model = Model(replace(FAMILIES["gpt2"], vocab_size=tokenizer.vocab_size))
-    tuned = tree.join(drawn(model.specs(), 0.15), drawn(MAKERS[kind](model.config), 0.5))
+    tuned = attach(drawn(model.specs(), 0.15), drawn(MAKERS[kind](model.config), 0.5))
     prompts = [[5, 9, 3, 7, 11, 20], [1, 2]]
     for one in generate(model, tuned, tokenizer, prompts, SamplingConfig(temperature=0, max_tokens=100)):
         ids = np.array([[*one.prompt, *one.token_ids]], np.int32)
@@ -179,7 +180,7 @@ def test_a_window_leaves_virtual_tokens_behind_as_any_other(kind):
     @jax.jit
     @jax.grad
     def seen_by(virtual, position):
-        return jnp.sum(jnp.sin(model.hidden(tree.join(weights, virtual), one_text("mistral_7b"))[0][0, position]))
+        return jnp.sum(jnp.sin(model.hidden(attach(weights, virtual), one_text("mistral_7b"))[0][0, position]))
 
     virtual = drawn(specs, 0.5)
     got = [any(np.any(leaf != 0) for leaf in jax.tree.leaves(seen_by(virtual, at))) for at in range(LENGTH)]
@@ -210,12 +211,12 @@ def test_prefix_tuning_is_pefts(params):  # noqa: F811
 def test_a_mesh_changes_where_the_gradients_are_and_not_what():
     # A prompt becomes a prefix on the way.
     name, c = "llama3_405b", FAMILIES["llama3_405b"]
-    model, specs = Model(c), tree.join(adapters.bottleneck_specs(c, 4, "houlsby"), adapters.prompt_specs(c, VIRTUAL))
+    model, specs = Model(c), attach(adapters.bottleneck_specs(c, 4, "houlsby"), adapters.prompt_specs(c, VIRTUAL))
     mine = drawn(specs, 0.5)
     rows = {field: random_batch(4, LENGTH)[field] for field in FIELDS}
 
     def loss(trained, params, rows):
-        return jnp.mean(jnp.sin(forward(model, tree.join(params, trained), rows)))
+        return jnp.mean(jnp.sin(forward(model, attach(params, trained), rows)))
 
     want = jax.jit(jax.grad(loss))(mine, base(name), rows)
     mesh = make_mesh("fsdp:2,context:2,tensor:2")
@@ -242,7 +243,7 @@ def prompt(*sizes):
 def run(name, more, **execution):
     """A family's logits with more parameters."""
     model = Model(FAMILIES[name], execution=Execution(**execution))
-    return logits(model, tree.join(base(name), more), random_batch(1, LENGTH))
+    return logits(model, attach(base(name), more), random_batch(1, LENGTH))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """How the layers run changes nothing of what they compute."""
 
-from dataclasses import replace
-
 import jax
 import numpy as np
 import pytest
