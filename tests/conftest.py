@@ -28,3 +28,10 @@ def mesh(request):
     made = make_mesh(request.param)
     with jax.set_mesh(made):
         yield made
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """A compiled program holds memory maps, of which a process may have 65,530: a whole suite's would be more."""
+    yield
+    jax.clear_caches()
