@@ -5,6 +5,7 @@ import os
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from research.axes import MESH_AXES, partition
@@ -52,16 +53,29 @@ def make_mesh(text: str, devices: list | None = None) -> Mesh:
         devices = jax.devices() if parse_mesh(text) else jax.devices()[:1]
     shape = mesh_shape(text, len(devices))
     explicit = (AxisType.Explicit,) * len(MESH_AXES)
-    if devices == jax.devices() and devices[0].platform != "cpu":
-        return jax.make_mesh(shape, MESH_AXES, axis_types=explicit)  # orders the devices by the chips' network
-    return Mesh(np.array(devices).reshape(shape), MESH_AXES, axis_types=explicit)
+    return Mesh(_arranged(shape, devices), MESH_AXES, axis_types=explicit)
+
+
+def _arranged(shape: tuple[int, ...], devices: list) -> np.ndarray:
+    """Devices as an array of this shape: on TPU along the axes of the torus, slices outermost along "data" where it splits
+    them; elsewhere in their order, which is that of nodes."""
+    slices: dict[int, list] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    if devices[0].platform != "tpu" or shape[0] % len(slices):
+        return np.array(devices).reshape(shape)
+    inside = (shape[0] // len(slices), *shape[1:])
+    return np.concatenate(
+        [create_device_mesh(inside, part, allow_split_physical_axes=True) for _, part in sorted(slices.items())]
+    )
 
 
 def start_processes() -> None:
     """Joins the other processes of a pod or cluster job, where the launcher says that there are any.
 
-    TPU pods, SLURM and Open MPI are found by JAX itself; elsewhere GRAFT_COORDINATOR (host:port), GRAFT_PROCESSES and
-    GRAFT_PROCESS name them. The coordinator listens on its own address only, for it has no authentication.
+    SLURM jobs and TPU pods that name their workers are found by JAX itself, and GRAFT_PROCESSES=auto has it look, as
+    launch/tpu.sh does on the machines of a pod; elsewhere GRAFT_COORDINATOR (host:port), GRAFT_PROCESSES and GRAFT_PROCESS
+    name them. The coordinator listens on its own address only, for it has no authentication.
     """
     coordinator = os.environ.get("GRAFT_COORDINATOR")
     if coordinator:
@@ -73,7 +87,11 @@ def start_processes() -> None:
             coordinator_bind_address=coordinator if process == 0 else None,
             heartbeat_timeout_seconds=30,
         )
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+    elif (
+        os.environ.get("GRAFT_PROCESSES") == "auto"
+        or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    ):
         jax.distributed.initialize()
 
 

@@ -223,6 +223,9 @@ def log_step(session: Session, log: RunLog, step: int, metrics: dict[str, jax.Ar
     if math.isclose(values["nll"], values["loss"], rel_tol=1e-5):  # they differ under label smoothing and the like
         del values["nll"]
     values["learning_rate"] = float(session.program.schedule(step - 1))
+    peak = max((device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices())
+    if peak:  # a CPU does not tell
+        values["memory_bytes"] = peak
     log.step(step, values, tokens)
     if not math.isfinite(values["loss"]):
         raise command.Stop(

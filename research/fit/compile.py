@@ -28,8 +28,14 @@ def compile_step(config: Any, target: str | Target) -> jax.stages.Compiled:
 def compile_program(program: Program, target: Target) -> jax.stages.Compiled:
     """The compiled train step of a program that `plan` made."""
     with jax.set_mesh(program.mesh):
-        lowered = program.train_step.lower(program.state, abstract_batch(program))
+        lowered = trace(program).lower()
     return lowered.compile(target.compiler_options)
+
+
+def trace(program: Program) -> jax.stages.Traced:
+    """The train step traced, to count its FLOPs or to lower it."""
+    with jax.set_mesh(program.mesh):
+        return program.train_step.trace(program.state, abstract_batch(program))
 
 
 def plan(experiment: Experiment, target: Target) -> Program:
@@ -40,8 +46,10 @@ def plan(experiment: Experiment, target: Target) -> Program:
 def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch's shapes, types and shardings."""
     length = program.objective.window_length(program.experiment.data.sequence_length)
-    window = {name: np.ones(length, np.int32) for name in ("tokens", "segments", "positions", "assistant")}
-    example = program.objective.example({**window, "label": np.zeros(1, np.int32)}, np.random.default_rng(0))
+    names = ["tokens", "segments", "positions", "assistant"]  # of texts and conversations; of pairs:
+    names += [f"{side}{what}" for side in ("inputs", "targets") for what in ("", "_segments", "_positions")]
+    window = {**{name: np.ones(length, np.int32) for name in names}, "label": np.zeros(1, np.int32)}
+    example = program.objective.example(window, np.random.default_rng(0))
     placed = {}
     for name, row in example.items():
         shape = (program.batch_size, *row.shape)

@@ -1,62 +1,75 @@
 """The hardware that a step is compiled for: devices that a compiler knows without their being there."""
 
+import difflib
 import importlib.util
+import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-# OpenXLA's figures of the card (xla/backends/gpu/target_config/specs/h100_sxm.txtpb), as the compiler takes them.
-_H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 84942979072 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3"
-"""
-_GIB = 2**30
-# Memory of a device as its maker sells it, bytes: cards in decimal gigabytes of which the driver shows 79.1 GiB, TPU
-# chips in binary ones (cloud.google.com/tpu/docs/v5p and its neighbours). A chip of tpu7x is two devices, one of v4 is one
-# if it is asked for so.
-_CARDS = {"h100": (_H100, 84942979072)}
-_CHIPS = {"v4": 32 * _GIB, "v5e": 16 * _GIB, "v5p": 95 * _GIB, "v6e": 32 * _GIB, "tpu7x": 96 * _GIB}
+from research.fit.cards import CARDS, NODE, description
+from research.fit.chips import GENERATIONS, GIB, is_real, real_shapes, received
+
 _COMPILERS = {"tpu": "libtpu", "gpu": "jax_cuda13_plugin"}
+# There is no chip and no machine of a pod to ask about (libtpu complains of any that it cannot find, whatever is asked
+# of it later), and another process may have the library open for the same purpose.
+_ABSENT = {
+    "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Network:
+    """Bytes/s that one device can receive over all its links together, in one direction: from its slice or node
+    (`inside`) and from other slices or nodes (`between`)."""
+
+    inside: float
+    between: float
 
 
 @dataclass(frozen=True)
 class Target:
-    """`name` as it was asked for, and its platform; `capacity_bytes` is a device's memory, None where that is the host's."""
+    """`name` as it was asked for; `kind` is the key of `cards.CARDS` or `chips.GENERATIONS`, or "cpu".
+
+    `platform` is "tpu", "gpu" or "cpu". There are `slices` equal slices or nodes of `shape`, chips along each axis or
+    cards, `count` devices in all, each a `device_kind` of `training.peaks.CHIPS` with `capacity_bytes` of memory. That
+    kind, capacity and network are None for the CPU.
+    """
 
     name: str
     platform: str
+    kind: str
+    device_kind: str | None
     capacity_bytes: int | None
-    shape: str
+    shape: tuple[int, ...]
+    slices: int
+    count: int
+    network: Network | None
 
     def devices(self) -> list[Any]:
-        """The devices, absent ones but for the CPU's. ValueError where the compiler is not installed."""
+        """The devices, absent ones but for the CPU's, those of a slice or node together.
+
+        ValueError where the compiler is not installed, or knows no such hardware.
+        """
+        if self.platform == "cpu":
+            return _cpu_devices(self)
+        package = _COMPILERS[self.platform]
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"target {self.name!r} wants the package {package}; pip install '.[fit]' brings it")
         import jax
         from jax.experimental import topologies
 
-        if self.platform == "cpu":
-            return jax.devices("cpu")[: int(self.shape)]
-        package = _COMPILERS[self.platform]
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(f"target {self.name!r} wants the package {package}; pip install -e '.[fit]' brings it")
-        if self.platform == "gpu":
-            text, _ = _CARDS[self.name.partition(":")[0]]
-            asked = dict(platform="cuda", topology_name="", target_config=text, topology=f"1x1x{self.shape}")
-        else:
-            # There is no chip to ask for, and another process may have the library open for the same purpose.
-            os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-            os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-            generation = self.name.partition(":")[0]
-            asked_for = {"chips_per_host_bounds": (1, 1, 1)} if set(self.shape) <= set("1x") else {}
-            asked_for |= {"chip_config_name": "megacore"} if generation == "v4" else {}
-            asked = dict(platform="tpu", topology_name=f"{generation}:{self.shape}", **asked_for)
-        return list(topologies.get_topology_desc(**asked).devices)
+        try:
+            with _environment(_ABSENT if self.platform == "tpu" else {}):
+                found = topologies.get_topology_desc(**_topology(self)).devices
+        except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"target {self.name!r} is unknown to the compiler in {package}: {reason}") from None
+        return list(found)  # in the order of slices and nodes
 
     @property
     def compiler_options(self) -> dict[str, Any] | None:
@@ -65,13 +78,109 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """A target by its spelling: "h100:8" cards, "v5p:4x4x4" chips, "cpu". ValueError for another."""
-    name, _, shape = text.partition(":")
-    if name == "cpu" and (not shape or shape.isdecimal()):
-        return Target(text, "cpu", None, shape or "1")
-    if name in _CARDS and re.fullmatch(r"[1-9]\d*", shape or "1"):
-        return Target(text, "gpu", _CARDS[name][1], shape or "1")
-    if name in _CHIPS and re.fullmatch(r"\d+x\d+(x\d+)?", shape):
-        return Target(text, "tpu", _CHIPS[name], shape)
-    known = ", ".join([*(f"{card}:COUNT" for card in _CARDS), *(f"{chip}:AxB or AxBxC" for chip in _CHIPS), "cpu"])
-    raise ValueError(f"target {text!r} is unknown; wanted one of {known}")
+    """A target by its spelling; ValueError, with the nearest name or the shapes that there are, for another.
+
+    "h100" is a card, "h100:8" a node of so many, "h100:4x8" four nodes of eight. "v5p:4x4x4" is a slice by its chips
+    along each axis, "v5p:4x4x4@2" two of them. "cpu" is a device of this machine, "cpu:8" so many.
+    """
+    kind, _, shape = text.strip().partition(":")
+    if kind == "cpu":
+        return _cpu(text.strip(), shape or "1")
+    if kind in CARDS:
+        return _nodes(text.strip(), kind, shape or "1")
+    if kind in GENERATIONS:
+        return _slices(text.strip(), kind, shape)
+    known = (*CARDS, *GENERATIONS, "cpu")
+    begun = [name for name in known if kind and name.startswith(kind)]
+    near = (begun or difflib.get_close_matches(kind, known, n=1, cutoff=0.0))[0]
+    raise ValueError(f"target {text!r} is unknown; the nearest is {near!r}; there are {', '.join(known)}")
+
+
+def parse_targets(text: str) -> list[Target]:
+    """The targets of a list with commas, "v5e:4x4,v6e:4x4,h100:8"; ValueError where there is none."""
+    targets = [parse_target(part) for part in text.split(",") if part.strip()]
+    if not targets:
+        raise ValueError(f"targets {text!r} name none; wanted one or more with commas, such as v5e:4x4,h100:8")
+    return targets
+
+
+def _cpu(name: str, shape: str) -> Target:
+    if not re.fullmatch(r"[1-9]\d*", shape):
+        raise ValueError(f"target {name!r}: {shape!r} is no number of devices; write cpu or cpu:8")
+    return Target(name, "cpu", "cpu", None, None, (int(shape),), 1, int(shape), None)
+
+
+def _nodes(name: str, kind: str, shape: str) -> Target:
+    card, sizes = CARDS[kind], _sizes(shape)
+    if len(sizes) not in (1, 2) or sizes[-1] > NODE:
+        raise ValueError(
+            f"target {name!r}: {shape!r} is no number of cards up to {NODE}, a node's, nor NODESxCARDS; "
+            f"write {kind}, {kind}:{NODE} or {kind}:2x{NODE}"
+        )
+    nodes, cards = (1, *sizes)[-2:]
+    network = Network(card.inside, card.between)
+    return Target(name, "gpu", kind, card.kind, card.memory, (cards,), nodes, nodes * cards, network)
+
+
+def _slices(name: str, kind: str, text: str) -> Target:
+    generation = GENERATIONS[kind]
+    shape, at, number = text.partition("@")
+    sizes, slices = _sizes(shape), _sizes(number) if at else (1,)
+    if not is_real(generation, sizes) or len(slices) != 1:
+        raise ValueError(
+            f"target {name!r}: {text!r} is no slice of {kind}; there are {real_shapes(generation)}, "
+            "with @N for N slices"
+        )
+    network = Network(received(generation, sizes), generation.datacenter / generation.devices)
+    count = math.prod(sizes) * generation.devices * slices[0]
+    capacity = int(generation.memory_gib * GIB)
+    return Target(name, "tpu", kind, generation.kind, capacity, sizes, slices[0], count, network)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """(4, 8) of "4x8"; nothing for what is not of that form."""
+    return tuple(map(int, text.split("x"))) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text) else ()
+
+
+def _topology(target: Target) -> dict[str, Any]:
+    """What `jax.experimental.topologies` is asked for."""
+    if target.platform == "gpu":
+        # Partitions joined by the network, hosts of each, devices of each: a node is a partition with one host.
+        nodes = f"{target.slices}x1x{target.shape[0]}"
+        return dict(platform="cuda", topology_name="", target_config=description(CARDS[target.kind]), topology=nodes)
+    asked: dict[str, Any] = {"platform": "tpu", "topology_name": target.kind + ":" + "x".join(map(str, target.shape))}
+    if math.prod(target.shape) == 1:
+        asked["chips_per_host_bounds"] = (1, 1, 1)
+    if target.kind == "v4":
+        asked["chip_config_name"] = "megacore"
+    return asked | ({"num_slices": target.slices} if target.slices > 1 else {})
+
+
+def _cpu_devices(target: Target) -> list[Any]:
+    """This machine's own; JAX is told to make as many, where it has not started."""
+    import jax
+
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        try:
+            jax.config.update("jax_num_cpu_devices", max(target.count, jax.config.jax_num_cpu_devices))
+        except RuntimeError:
+            pass  # it has started: there are as many as there are
+    found = jax.devices("cpu")
+    if len(found) < target.count:
+        raise ValueError(
+            f"target {target.name!r} wants {target.count} devices and this process has {len(found)}; "
+            f"set JAX_NUM_CPU_DEVICES={target.count} before it starts"
+        )
+    return found[: target.count]
+
+
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Variables set where they are not, and taken back: a process started later must find its TPU as it is."""
+    new = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            del os.environ[name]

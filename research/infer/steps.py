@@ -91,7 +91,7 @@ def begin(
     streams_B2[: len(start.streams)] = start.streams
     seen_BV = _seen(start.prompts, rows, model, law)
     length = bucket(int((lengths_B + left_B).max()))
-    state = _empty(
+    state = empty(
         params, lengths_B, left_B, seen_BV, source_BS, source_lengths_B, np.uint32(start.seed), streams_B2,
         model=model, length=length, chunk=chunk,
     )  # fmt: skip
@@ -143,7 +143,7 @@ def advance(
 
 
 @partial(jax.jit, static_argnames=("model", "length", "chunk"))
-def _empty(
+def empty(
     params, lengths_B, left_B, seen_BV, source_BS, source_lengths_B, seed, streams_B2, *, model, length, chunk
 ) -> Writing:
     """The state before anything is read; an encoder-decoder's encoder runs here."""

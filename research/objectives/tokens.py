@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from research import tree
 from research.models.model import Model
-from research.ops.einsum import divide, gather, local_shape
+from research.ops.einsum import divide, local_shape
 from research.ops.frozen_head import frozen_head_loss
 from research.ops.loss import CHUNK, cross_entropy, head_loss
 from research.weights.quantized import Quantized
@@ -30,7 +30,6 @@ def token_loss(
     count = jnp.sum(batch["weights"])
     if bias_V is None and isinstance(table_VD, (jax.Array, Quantized)):
         head = head_loss if isinstance(table_VD, jax.Array) else frozen_head_loss
-        table_VD = gather(table_VD.astype(states_BTD.dtype)) if isinstance(table_VD, jax.Array) else table_VD
         total, nll = head(states_BTD, table_VD, batch["targets"], batch["weights"], label_smoothing, z_loss)
     else:
         total, nll = _logits_loss(model, params, hidden_BTD, batch, label_smoothing, z_loss)

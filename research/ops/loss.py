@@ -16,7 +16,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
-from research.ops.einsum import spec
+from research.ops.collectives import sum_to_place
+from research.ops.einsum import gather, placed, spec, storing
 
 
 def cross_entropy(
@@ -58,7 +59,7 @@ def head_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """(weighted sum of losses, weighted sum of negative log-likelihoods) of the logits `states table^T`, float32 scalars.
 
-    `table` is gathered and in the dtype of the states. The second sum is for reports and has no gradient.
+    The product is in the dtype of the states. The second sum is for reports and has no gradient.
     """
     return _head(states_BTD, table_VD, targets_BT, weights_BT, label_smoothing, z_loss, of=())[0]
 
@@ -81,25 +82,27 @@ head_loss.defvjp(_head_forward, _head_backward, symbolic_zeros=True)
 def _head(states_BTD, table_VD, targets_BT, weights_BT, label_smoothing, z_loss, *, of):
     """((loss, nll), (gradient in the states, in the table), each None unless it is among `of`), on one device or under
     shard_map."""
-    local = partial(_local_head, label_smoothing=label_smoothing, z_loss=z_loss, of=of)
+    local = partial(_local_head, label_smoothing=label_smoothing, z_loss=z_loss, of=of, dtype=table_VD.dtype)
+    whole_VD = gather(table_VD.astype(states_BTD.dtype))
     if jax.sharding.get_abstract_mesh().empty:
-        return local(states_BTD, table_VD, targets_BT, weights_BT, token_axes=(), vocab_axis=None)
-    states, table = PartitionSpec(*spec(states_BTD)), PartitionSpec(*spec(table_VD))
+        return local(states_BTD, whole_VD, targets_BT, weights_BT, token_axes=(), stored=((), ()), vocab_axis=None)
+    states, stored = PartitionSpec(*spec(states_BTD)), placed(table_VD)
     tokens = PartitionSpec(*spec(states_BTD)[:2])
     axes = tuple(name for entry in tokens for name in ((entry,) if isinstance(entry, str) else entry or ()))
     sums = (PartitionSpec(), PartitionSpec())
     return jax.shard_map(
-        partial(local, token_axes=axes, vocab_axis=spec(table_VD)[0]),
-        in_specs=(states, table, tokens, tokens),
-        out_specs=(sums, (states if "states" in of else None, table if "table" in of else None)),
+        partial(local, token_axes=axes, stored=storing(stored), vocab_axis=spec(whole_VD)[0]),
+        in_specs=(states, placed(whole_VD), tokens, tokens),
+        out_specs=(sums, (states if "states" in of else None, stored if "table" in of else None)),
         check_vma=False,
-    )(states_BTD, table_VD, jax.reshard(targets_BT, tokens), jax.reshard(weights_BT, tokens))
+    )(states_BTD, whole_VD, jax.reshard(targets_BT, tokens), jax.reshard(weights_BT, tokens))
 
 
 def _local_head(
-    states_BTD, table_VD, targets_BT, weights_BT, *, label_smoothing, z_loss, of, token_axes, vocab_axis
+    states_BTD, table_VD, targets_BT, weights_BT, *, label_smoothing, z_loss, of, dtype, token_axes, stored, vocab_axis
 ):
-    """A device's tokens against its part of the vocabulary; sums over the others' parts where there are any."""
+    """A device's tokens against its part of the vocabulary; sums over the others' parts where there are any. The table's
+    gradient, in `dtype`, is left along the axes that store the table."""
     V, D = table_VD.shape
     over_vocab, words, first = vocabulary(V, vocab_axis)
     table_DV = table_VD.T  # once, where the loop's products would each make their own copy
@@ -134,7 +137,7 @@ def _local_head(
     (loss, nll, dtable_DV), dstates = lax.scan(chunk, start, tokens)
     over_tokens = partial(lax.psum, axis_name=token_axes) if token_axes else lambda x: x
     sums = over_tokens(loss), over_tokens(nll)
-    dtable_VD = over_tokens(dtable_DV.astype(table_VD.dtype)).T if "table" in of else None
+    dtable_VD = sum_to_place(dtable_DV.astype(dtype), stored[::-1], token_axes).T if "table" in of else None
     if not of:
         return sums, (None, None)
     B, T, _ = states_BTD.shape

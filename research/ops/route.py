@@ -1,11 +1,12 @@
 """Mixture of experts: top-k routing without dropped tokens, and the experts' products under shard_map.
 
 Tokens are gathered over the expert axis, each device sorts those meant for its own experts to the front and multiplies
-them group by group (`lax.ragged_dot`), and the sums go back to the tokens' owners by a reduce-scatter. No capacity, so
-the result does not depend on the mesh.
+them group by group (`research.ops.kernels.grouped_matmul`), and the sums go back to the tokens' owners by a reduce-scatter.
+No capacity, so the result does not depend on the mesh.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from research.ops.einsum import gathered, grouped, spec
+from research.ops.einsum import gathered, grouped, joinable, spec, storing
+from research.ops.kernels import share
 
 
 def top_k(logits_BTE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -46,23 +48,33 @@ def experts(
 ) -> jax.Array:
     """Sum over a token's experts of weight * (activation(x gate) * (x up)) down, [B, T, D] in the dtype of `x`.
 
-    The experts' matrices are arrays or stand-ins, whose parts are gathered and split as they are.
+    The experts' matrices are arrays or stand-ins. An array is gathered where it is multiplied, so that its gradient is summed
+    and scattered at once; the parts of a stand-in are gathered and split as they are.
     """
-    matrices = [gathered(w, x_BTD.dtype) for w in (gate_EDF, up_EDF, down_EFD)]
+    matrices, number = (gate_EDF, up_EDF, down_EFD), gate_EDF.shape[0]
+    alone = [isinstance(w, jax.Array) and joinable(w) for w in matrices]
+    stored = [storing(spec(w)) if own else () for w, own in zip(matrices, alone)]
+    matrices = [w if own else gathered(w, x_BTD.dtype) for w, own in zip(matrices, alone)]
     if jax.sharding.get_abstract_mesh().empty:
-        return _local(x_BTD, weights_BTk, ids_BTk, matrices, activation, 0)
+        products = [partial(grouped, w=w) for w in matrices]
+        return _local(x_BTD, weights_BTk, ids_BTk, products, activation, 0, number)
 
     split_tokens = "expert" in (spec(x_BTD)[0] or ())  # not so for a batch too small to split, as in decoding
     specs = jax.tree.map(lambda part: PartitionSpec(*spec(part)), matrices)
     entries = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
-    split_experts, split_hidden = (any(name in entry for entry in entries) for name in ("expert", "tensor"))
+    named = {name for entry in entries for axes in entry if axes for name in ((axes,) if isinstance(axes, str) else axes)}
+    split_experts, split_hidden = "expert" in named, "tensor" in named
 
     def island(x, weights, ids, matrices):
         # Every device of one expert row sees all of that row's tokens and keeps those of its own experts.
         if split_tokens and split_experts:
             x, weights, ids = (lax.all_gather(a, "expert", axis=0, tiled=True) for a in (x, weights, ids))
-        first = lax.axis_index("expert") * matrices[0].shape[0] if split_experts else 0
-        y = _local(x, weights, ids, matrices, activation, first)
+        parts = lax.axis_size("expert") if split_experts else 1
+        held = number // parts
+        first = lax.axis_index("expert") * held if split_experts else 0
+        products = [partial(grouped, w=w, stored=axes) for w, axes in zip(matrices, stored)]
+        with share.scope(ragged=1 / parts):  # the share of rows that are for these experts, on average over devices
+            y = _local(x, weights, ids, products, activation, first, held)
         y = lax.psum(y, "tensor") if split_hidden else y
         if not split_experts:
             return y
@@ -74,20 +86,31 @@ def experts(
     )
 
 
-def _local(x_BTD, weights_BTk, ids_BTk, matrices, activation, first) -> jax.Array:
-    """Contribution of the experts `first`, `first + 1`, ... held in these weights; other assignments add nothing."""
+def _local(
+    x_BTD: jax.Array,
+    weights_BTk: jax.Array,
+    ids_BTk: jax.Array,
+    products: Sequence[Callable],
+    activation: Callable[[jax.Array], jax.Array],
+    first: jax.Array | int,
+    held: int,
+) -> jax.Array:
+    """Contribution of the experts `first`, `first + 1`, ... of which so many are `held`; other assignments add nothing.
+
+    `products` are those with the experts' gate, up and down matrices, called (rows, sizes_E=...).
+    """
     B, T, D = x_BTD.shape
-    gate_EDF, up_EDF, down_EFD = matrices
-    held, k = gate_EDF.shape[0], ids_BTk.shape[-1]
+    gate, up, down = products
+    k = ids_BTk.shape[-1]
     expert = ids_BTk.reshape(-1) - first
     mine = (expert >= 0) & (expert < held)
     order = jnp.argsort(jnp.where(mine, expert, held), stable=True)
     sizes = jnp.bincount(jnp.where(mine, expert, held), length=held + 1)[:held].astype(jnp.int32)
     token = order // k
     rows = x_BTD.reshape(-1, D)[token]
-    hidden = activation(grouped(rows, gate_EDF, sizes)) * grouped(rows, up_EDF, sizes)
-    out = grouped(hidden, down_EFD, sizes)
-    share = jnp.where(mine, weights_BTk.reshape(-1), 0.0)[order].astype(x_BTD.dtype)
-    # Rows past the last group belong to other devices; what ragged_dot leaves there is unspecified.
-    out = jnp.where((share != 0)[:, None], out * share[:, None], 0)
+    weights = jnp.where(mine, weights_BTk.reshape(-1), 0.0)[order].astype(x_BTD.dtype)
+    # Weighted before the last product: after it, the gradient of the weights would want that product again.
+    hidden = activation(gate(rows, sizes_E=sizes)) * up(rows, sizes_E=sizes) * weights[:, None]
+    # Rows past the last group belong to other devices; what a product leaves there is unspecified.
+    out = jnp.where(mine[order][:, None], down(hidden, sizes_E=sizes), 0)
     return jnp.zeros((B * T, D), x_BTD.dtype).at[token].add(out).reshape(B, T, D)

@@ -7,6 +7,7 @@ from typing import Any
 
 # Even a mistake in escaping could load and run nothing under this policy.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+READ = "Move over a curve to read its values."
 LONG_LIST = 6  # values; longer lists are folded
 
 STYLE = """
@@ -46,7 +47,7 @@ footer{margin-top:40px;color:var(--soft);font-size:12px}
 """
 
 
-def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:
+def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]], footer: str = READ) -> str:
     """A whole document from (heading, markup) sections; those without markup are left out."""
     headed = ((f"<h2>{escape(head)}</h2>" if head else "", markup) for head, markup in sections if markup)
     body = "".join(f"<section>{head}{markup}</section>" for head, markup in headed)
@@ -56,7 +57,7 @@ def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>"
         f'<header><h1>{escape(title)}</h1><div class="soft">{escape(subtitle)}</div></header>'
-        f"{body}<footer>Move over a curve to read its values.</footer></main></body></html>\n"
+        f"{body}<footer>{escape(footer)}</footer></main></body></html>\n"
     )
 
 

@@ -27,9 +27,10 @@ def _chip(bandwidth: float, **tera: float) -> Chip:
 # v5e, v5p, v6e, tpu7x. v2 and v3 show each of the two TensorCores of a chip as a device, and so does TPU7x; v4 and v5p
 # join them into one.
 _TPU_V5E = _chip(819, bfloat16=197, int8=393)
-# int8 of v5p: cloud.google.com/blog "Introducing Cloud TPU v5p and AI Hypercomputer", 6 December 2023.
-_TPU_V5P = _chip(2765, bfloat16=459, int8=918)
-_TPU_V6E = _chip(1638, bfloat16=918, int8=1836, float8=918)  # float8: the comparison table of tpu7x
+# int8 of v5p: cloud.google.com/blog "Introducing Cloud TPU v5p and AI Hypercomputer", 6 December 2023. float8 of v5p
+# and v6e: the comparison table of tpu7x.
+_TPU_V5P = _chip(2765, bfloat16=459, int8=918, float8=459)
+_TPU_V6E = _chip(1638, bfloat16=918, int8=1836, float8=918)
 _TPU = {
     "TPU v2": _chip(700 / 2, bfloat16=45 / 2),
     "TPU v3": _chip(900 / 2, bfloat16=123 / 2),

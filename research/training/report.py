@@ -41,6 +41,7 @@ def write_report(workdir: str | os.PathLike) -> Path:
     provenance = _read(folder / "provenance.json")
     sections = [
         ("", f'<div class="tiles">{"".join(headline(rows, config, provenance))}</div>{_warning(rows)}'),
+        ("Predicted and measured", facts_table(predicted_and_measured(_read(folder / "fit.json"), rows))),
         ("Curves", f'<div class="charts">{"".join(charts(rows))}</div>'),
         ("Samples", _samples(folder / "samples.txt")),
         ("Changes from the parent run", _changes(folder, config)),
@@ -97,6 +98,28 @@ def charts(rows: Sequence[Row]) -> Iterable[str]:
     for name in dict.fromkeys(name for row in rows for name in row if name not in KNOWN):
         dots = [name] if name.startswith("eval/") else []
         yield _figure(name, "", {name: _line(rows, name)}, steps, points=dots, smooth=[name])
+
+
+def predicted_and_measured(fit: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
+    """What `research.fit` said of the run before it began beside what was measured: a device's memory at the peak, and the
+    least time of a step beside the median one. Nothing for a run without a prediction."""
+    if not fit:
+        return {}
+    target, predicted, bound = fit["target"], fit["device_bytes"]["total"], fit.get("step_seconds_bound")
+    peaks = [row["memory_bytes"] for row in rows if row.get("memory_bytes")]
+    memory = "not measured, for this backend does not tell it"
+    if peaks:
+        memory = f"{max(peaks) / 2**30:.2f} GiB measured, {max(peaks) / predicted:.1%} of that"
+    timed = [row for row in rows if row.get("tokens_per_second") and row.get("tokens")]
+    speeds = [row["tokens_per_second"] * row["step"] / row["tokens"] for row in timed]  # steps a second
+    time = f"{1 / median(speeds):.4g} s measured at the median" if speeds else "no step was measured"
+    if bound and speeds:
+        time += f", of which the bound is {bound * median(speeds):.1%}"
+    least = f"{bound:.4g} s at least" if bound else "no bound, for no peak of this device is published"
+    return {
+        "memory of a device": f"{predicted / 2**30:.2f} GiB predicted for {target}; {memory}",
+        "time of a step": f"{least}; {time}",
+    }
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

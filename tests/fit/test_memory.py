@@ -3,39 +3,16 @@
 The figures are the compilers', so they do not move with the machine. Each compile runs in a process of its own.
 """
 
-import importlib.util
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.configs import ROOT
+from tests.fit.processes import fit, in_a_process, need_compiler
+
 GIB = 2**30
-COMPILERS = {"h": "jax_cuda13_plugin", "v": "libtpu"}
 CALLS = {"h": "__gpu$xla.gpu.triton", "v": "tpu_custom_call"}
-
-
-def in_a_process(*arguments: str) -> subprocess.CompletedProcess:
-    """Python with these arguments where the environment suits compilers without their devices."""
-    settings = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *arguments], env={**os.environ, **settings}, capture_output=True, text=True)
-
-
-def need_compiler(target: str) -> None:
-    """Skips where the target's compiler is not installed; setup.cfg's extra "fit" brings both."""
-    package = COMPILERS[target[0]]
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"the compiler for {target} is in the package {package}, which is not installed")
-
-
-def fit(arg: str, target: str, *flags: str) -> tuple[int, dict]:
-    """Exit code and answer of research.fit on configs/finetune.py."""
-    done = in_a_process("-m", "research.fit", f"--config={ROOT}/configs/finetune.py:{arg}", f"--target={target}", "--json", *flags)
-    assert done.returncode in (0, 3), done.stderr[-3000:]
-    return done.returncode, json.loads(done.stdout)
 
 
 # Model, tokens, rank, target, GiB to stay within: QLoRA with AdamW at batch 1 on all linear layers. The contexts are those of
@@ -55,7 +32,7 @@ BARS = [
 def test_qlora_fits(model, tokens, rank, target, gib):
     need_compiler(target)
     sizes = (f"--config.data.sequence_length={tokens}", "--config.data.batch_size=1", f"--config.lora.rank={rank}")
-    code, answer = fit(f"model={model},method=qlora", target, *sizes, f"--capacity_gib={gib}")
+    code, answer = fit("finetune", f"model={model},method=qlora", target, *sizes, f"--capacity_gib={gib}")
     held = answer["device_bytes"]
     assert code == 0 and answer["fits"] and held["total"] <= gib * GIB
     parts = ("params", "frozen", "optimizer", "gradients", "temporaries")
@@ -65,7 +42,7 @@ def test_qlora_fits(model, tokens, rank, target, gib):
 
 def test_what_does_not_fit_says_so():
     need_compiler("h100:1")
-    code, answer = fit("model=smollm2_135m,method=lora,smoke", "h100:1", "--capacity_gib=0.1")
+    code, answer = fit("finetune", "model=smollm2_135m,method=lora,smoke", "h100:1", "--capacity_gib=0.1")
     assert code == 3 and not answer["fits"]
 
 

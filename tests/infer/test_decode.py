@@ -131,7 +131,7 @@ def test_seeds_decide_and_copies_of_a_prompt_differ():
 
 def test_a_second_prompt_compiles_nothing():
     write()
-    programs = (steps._empty, steps._feed, steps._first, steps.advance, steps._apart, turned._prepared)
+    programs = (steps.empty, steps._feed, steps._first, steps.advance, steps._apart, turned._prepared)
     before = [program._cache_size() for program in programs]
     write(["another prompt of", "and", "two", "more of them"], max_tokens=9, stop=("q",), seed=9)
     assert [program._cache_size() for program in programs] == before

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from research.ops.backend import before_triton
 from research.ops.einsum import local_shape, spec
+from research.ops.kernels import share
 
 PLATFORM = "gpu"
 BLOCK = 128  # the longest tile; lengths are filled up to a multiple of it
@@ -23,6 +25,8 @@ BACKWARD = 32  # tiles of the backward pass, the kernel's own choice
 def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
     """Why the kernel cannot serve the case and what to set, or None where it can."""
     T = q_BTNH.shape[1]
+    if card := before_triton():
+        return f"Triton makes no kernels for {card}; they begin with compute capability 8"
     if not visibility.packed:
         return "queries and keys are not one packed row and it knows only indices; decode and cross-attend with 'xla'"
     if visibility.window:
@@ -70,9 +74,13 @@ def _rows(q_BTNH, k_BSKH, v_BSKH, segments_BS, *, scale: float, causal: bool, in
         block_sizes=BlockSizes(block_q, block_k, BACKWARD, BACKWARD, BACKWARD, BACKWARD),
         interpret=interpret,
     )
-    out_BTKGH = jax.vmap(kernel, in_axes=(3, None, None, None), out_axes=3)(
-        q_BTNH.reshape(B, T + added, K, N // K, H), k_BSKH, v_BSKH, segments_BS
+    forward, backward = (
+        share.visited(T + added, T + added, *blocks, causal=causal) for blocks in ((block_q, block_k), (BACKWARD, BACKWARD))
     )
+    with share.scope(forward=forward, backward=backward):
+        out_BTKGH = jax.vmap(kernel, in_axes=(3, None, None, None), out_axes=3)(
+            q_BTNH.reshape(B, T + added, K, N // K, H), k_BSKH, v_BSKH, segments_BS
+        )
     return out_BTKGH.reshape(B, T + added, N, H)[:, :T]
 
 

@@ -106,6 +106,16 @@ def codes_per_byte(codes: jax.Array) -> int:
     return 2 if codes.dtype == jnp.uint8 else 1
 
 
+def cost(tokens: int, tiles: int, x: jax.Array, codes_NRO: jax.Array, scale_N1O: jax.Array):
+    """What a kernel tells of its work: the product for all tokens, filled up as they are, and codes read for each tile."""
+    from jax.experimental import pallas as pl  # Pallas takes a second
+
+    I, O = codes_NRO.shape[0] * codes_NRO.shape[1] * codes_per_byte(codes_NRO), codes_NRO.shape[2]
+    weight = codes_NRO.size * codes_NRO.dtype.itemsize + scale_N1O.size * scale_N1O.dtype.itemsize
+    moved = tokens * (I + O) * x.dtype.itemsize + tiles * weight
+    return pl.CostEstimate(flops=2 * tokens * I * O, bytes_accessed=moved, transcendentals=0)
+
+
 def divisor(size: int, limit: int, multiple: int = 1) -> int:
     """The largest divisor of `size` up to `limit` that is a multiple of `multiple`; 0 if there is none."""
     return next((d for d in range(min(size, limit), 0, -1) if size % d == 0 and d % multiple == 0), 0)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from research.ops.kernels.quantized_matmul import codes_per_byte, decode
+from research.ops.backend import before_triton
+from research.ops.kernels.quantized_matmul import codes_per_byte, cost, decode
 
 PLATFORM = "gpu"
 TOKENS = 128  # tokens a tile at most; 128 x 128 float32 sums fill half the registers of 8 warps
@@ -24,6 +25,8 @@ LEAST = 16  # of any axis of a tile: the tensor cores' own
 
 def refusal(N: int, R: int, O: int, codes: jnp.dtype, x: jnp.dtype) -> str | None:
     """Why the kernel cannot serve N groups of R rows of codes for O outputs, or None where it can."""
+    if card := before_triton():
+        return f"Triton makes no kernels for {card}; they begin with compute capability 8"
     if x not in (jnp.bfloat16, jnp.float16, jnp.float32):
         return f"{x} activations must be bfloat16, float16 or float32; set config.precision.compute"
     if codes not in (jnp.int8, jnp.uint8, jnp.float8_e4m3fn, jnp.float8_e5m2):
@@ -66,6 +69,7 @@ def matmul(x_MI, codes_NRO, scale_N1O, *, book=None, transposed: bool = False, i
         out_shape=jax.ShapeDtypeStruct(result, x.dtype),
         compiler_params=triton.CompilerParams(num_warps=8 if block_m == TOKENS else 4, num_stages=3),
         interpret=interpret,
+        cost_estimate=cost(M, M // block_m, x_MI, codes_NRO, scale_N1O),
         name="quantized_matmul_transposed" if transposed else "quantized_matmul",
     )(x, codes_NRO.reshape(N, splits, rows, O), scale_N1O.reshape(N, O))
     return y.reshape(M, -1)[: x_MI.shape[0]]

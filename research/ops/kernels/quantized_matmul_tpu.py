@@ -13,7 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from research.ops.kernels.quantized_matmul import codes_per_byte, decode, dense, divisor
+from research.ops.kernels.quantized_matmul import codes_per_byte, cost, decode, dense, divisor
 
 PLATFORM = "tpu"
 LANES = 128  # of the vector unit: a tile is a multiple of it wide, or as wide as the array
@@ -74,6 +74,7 @@ def matmul(x_MI, codes_NRO, scale_N1O, *, book=None, transposed: bool = False, i
         scratch_shapes=[pltpu.VMEM((block_m, inputs if transposed else block_o), jnp.float32)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         interpret=interpret,
+        cost_estimate=cost(M, M // block_m, x_MI, codes_NRO, scale_N1O),
         name="quantized_matmul_transposed" if transposed else "quantized_matmul",
     )(jnp.pad(x_MI, ((0, M - x_MI.shape[0]), (0, 0))), codes_NRO, scale_N1O)
     return y[: x_MI.shape[0]]

@@ -5,11 +5,14 @@ the seam's rule where rows are packed: positions then rise by one within a segme
 same keys as positions and segments.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from research.ops.einsum import local_shape, spec
+from research.ops.kernels import share
 
 PLATFORM = "tpu"
 RESIDUALS = "attention"  # checkpoint name of the output and log-sum-exp, for remat policies
@@ -39,9 +42,10 @@ def attend(
     q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
     segments = visibility.q_segments_BT, visibility.k_segments_BS
     kernel = _kernel(q_BTNH, k_BSKH, visibility, interpret)
+    rows = functools.partial(_rows, shares=_shares(kernel, q_BTNH.shape[1], k_BSKH.shape[1], visibility))
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return _rows(kernel, q_BTNH, k_BSKH, v_BSKH, *segments)
+        return rows(kernel, q_BTNH, k_BSKH, v_BSKH, *segments)
     batch, length, heads, _ = spec(q_BTNH)
     queries, keys = PartitionSpec(batch, length, heads, None), PartitionSpec(batch, None, heads, None)
     specs = (
@@ -50,16 +54,26 @@ def attend(
     )  # fmt: skip
     operands = jax.tree.map(jax.reshard, (kernel, q_BTNH, k_BSKH, v_BSKH, *segments), specs)
     # The kernel does not say over which mesh axes its results vary, so that check is off.
-    return jax.shard_map(_rows, in_specs=specs, out_specs=queries, check_vma=False)(*operands)
+    return jax.shard_map(rows, in_specs=specs, out_specs=queries, check_vma=False)(*operands)
 
 
-def _rows(kernel, q_BTNH, k_BSKH, v_BSKH, q_segments_BT, k_segments_BS) -> jax.Array:
+def _rows(kernel, q_BTNH, k_BSKH, v_BSKH, q_segments_BT, k_segments_BS, *, shares: dict[str, float]) -> jax.Array:
     """The kernel over each row of a device's part of the batch; it wants heads before time."""
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     heads_first = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
-    out_BNTH = jax.vmap(kernel)(*heads_first, SegmentIds(q_segments_BT, k_segments_BS))
+    with share.scope(**shares):
+        out_BNTH = jax.vmap(kernel)(*heads_first, SegmentIds(q_segments_BT, k_segments_BS))
     return jnp.swapaxes(out_BNTH, 1, 2)
+
+
+def _shares(kernel, T: int, S: int, visibility) -> dict[str, float]:
+    """The share of all pairs that each of its kernels multiplies, by the word in its name; the mean over devices."""
+    sizes, rule = kernel.kwargs["block_sizes"], dict(causal=visibility.causal, window=visibility.window)
+    blocks = {"fwd": (sizes.block_q, sizes.block_kv), "dkv": (sizes.block_q_dkv, sizes.block_kv_dkv)}
+    if not sizes.use_fused_bwd_kernel:
+        blocks["dq"] = sizes.block_q_dq, sizes.block_kv_dq
+    return {word: share.visited(T, S, *block, **rule) for word, block in blocks.items()}
 
 
 def _kernel(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility, interpret: bool):

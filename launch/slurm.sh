@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Trains on a SLURM cluster of NVIDIA cards: asks whether the recipe fits, then submits it with sbatch. Run it from the
+# checkout, on a file system that the nodes share.
+#
+#   CARD=h100 NODES=2 CARDS=8 ./launch/slurm.sh --config=configs/pretrain.py:model=llama3_8b --workdir=runs/llama3_8b
+#
+# Arguments go to research.train. A job that is told to end, by its time limit or for another's sake, saves a checkpoint and
+# is queued again, as is one that lost a node (exit code 42); it goes on where it was.
+# CARD: as research.fit spells it. NODES (1) and CARDS of each (8). FIT_TARGET: instead of the target that these make.
+# sbatch takes the rest from its own variables: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, ...
+# GRAFT_VENV, GRAFT_FIT_VENV: environments of the run (.venv) and of fit (.venv-fit). DRY_RUN=1 prints the commands instead.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh
+source launch/fit.sh
+
+read_arguments "$@"
+nodes=${NODES:-1} cards=${CARDS:-8}
+if [ -z "${FIT_TARGET:-}" ] && [ -z "${CARD:-}" ] && [ -z "${SKIP_FIT:-}" ]; then
+  echo "error: set CARD to the nodes' cards, such as CARD=h100, or FIT_TARGET" >&2
+  exit 2
+fi
+shape=$cards
+[ "$nodes" = 1 ] || shape=${nodes}x$cards
+# JAX gives each process of a job that spans nodes one card; within a node one process drives them all.
+tasks=1
+[ "$nodes" = 1 ] || tasks=$cards
+
+fit_first "${FIT_TARGET:-${CARD:-}:$shape}" "$workdir"
+make_environment '[cuda]'
+
+job="#!/usr/bin/env bash
+trap : TERM  # srun's tasks have it too and save; this shell stays to queue the job again
+code=0
+srun $(printf '%q ' "$python" -m research.train "$@")|| code=\$?
+[ \"\$code\" != 42 ] || scontrol requeue \"\$SLURM_JOB_ID\"
+exit \"\$code\""
+submit=(
+  sbatch "--job-name=$(basename "$workdir")" "--nodes=$nodes" "--ntasks-per-node=$tasks" "--gpus-per-node=$cards"
+  --requeue --open-mode=append --signal=TERM@300 "--output=$workdir/slurm-%j.log"
+)
+if [ -n "${DRY_RUN:-}" ]; then
+  run "${submit[@]}"
+  echo "$job"
+else
+  mkdir -p "$workdir"
+  "${submit[@]}" <<< "$job"
+fi

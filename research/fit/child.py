@@ -1,0 +1,237 @@
+"""A process of its own for a compile: a compiler can crash, hang or take all memory, and then it costs that process alone.
+
+The parent writes the question as one JSON line on the child's standard input and leaves it open: when it closes, for
+whatever reason, the child ends. The child answers in JSON lines on its standard output: {"stage": ...} as each stage
+begins, and last {"program": KEY, "fit": {...}} or {"refused": WORDS} for a ValueError.
+"""
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import research
+from research.command import BUG, Stop
+from research.experiment import from_json
+from research.files import write_text
+from research.fit import cache
+from research.fit.report import Fit, measure
+from research.fit.targets import parse_target
+from research.training.progress import clock_time, printable
+
+TICK = 0.5  # seconds between two looks at the clock
+PLAIN_INTERVAL = 60.0  # seconds between lines of a stage that lasts, where a line cannot be rewritten
+COMMAND = (sys.executable, "-P", "-m", "research.fit.child")
+# The compiler's last words, among much that is not: a fatal line of absl's log, or the C++ runtime's.
+_FATAL = re.compile(r"^F\d{4} |^terminate called|^Fatal |^\w*(Error|Exception): ")
+
+
+class CompilerFailed(Stop):
+    """The compiler's process ended without an answer: it crashed, or was killed."""
+
+
+class TookTooLong(ValueError):
+    """The compiler's process was ended at the time limit."""
+
+
+class Progress:
+    """The stage that a compile is in and its seconds: one line that is rewritten on a terminal, plain lines elsewhere."""
+
+    def __init__(self, target: str, stream: TextIO | None = None):
+        self._target, self._stream = target, stream or sys.stderr
+        self._live = self._stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+        self._began = self._printed = time.monotonic()
+        self._stage = ""
+
+    def show(self, stage: str) -> None:
+        """To be called whenever time has passed."""
+        now = time.monotonic()
+        if not self._live and stage == self._stage and now - self._printed < PLAIN_INTERVAL:
+            return
+        self._stage, self._printed = stage, now
+        line = f"{self._target}: {stage}, {clock_time(now - self._began)}"
+        print(f"\r{line}\033[K" if self._live else line, end="" if self._live else "\n", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves nothing on a terminal."""
+        if self._live:
+            print("\r\033[K", end="", file=self._stream, flush=True)
+
+
+def measure_in_a_child(question: dict[str, Any], time_limit: float) -> tuple[Fit, str]:
+    """(a Fit, the key of its program) for {"experiment", "target", "step"}, of a new process.
+
+    ValueError for what the child refuses and at the time limit (seconds); `CompilerFailed` for any other end.
+    """
+    target = question["target"]
+    with tempfile.TemporaryFile() as log:
+        child = subprocess.Popen(
+            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=_environment(), start_new_session=True
+        )
+        try:
+            child.stdin.write(json.dumps(question).encode() + b"\n")
+            child.stdin.flush()
+            said = _listen(child, target, time_limit)
+        except BrokenPipeError:  # it ends before it has read the question
+            said = _nothing(child)
+        finally:
+            _end(child)
+        if "refused" in said:
+            raise ValueError(said["refused"])
+        if "fit" not in said:
+            raise _failure(target, child.returncode, log)
+        return Fit.from_json(said["fit"]), said["program"]
+
+
+def _listen(child: subprocess.Popen, target: str, time_limit: float) -> dict[str, Any]:
+    """The last thing the child says, {} where it ends without; shows the stages on the way."""
+    progress, stage, ends = Progress(target), "starting", time.monotonic() + time_limit
+    try:
+        for line in _lines(child.stdout, ends):
+            if line is not None:
+                said = json.loads(line)
+                if "stage" not in said:
+                    return said
+                stage = said["stage"]
+            progress.show(stage)
+    except TimeoutError:
+        raise TookTooLong(
+            f"{target}: no answer in {time_limit:g} s, the last stage was {stage}; set --time_limit=SECONDS to wait longer"
+        ) from None
+    finally:
+        progress.close()
+    return _nothing(child)
+
+
+def _nothing(child: subprocess.Popen) -> dict[str, Any]:
+    """What a child has said that closed its streams; it has a moment to be gone, with an exit code of its own."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(10)
+    return {}
+
+
+def _lines(stream: BinaryIO, ends: float) -> Iterator[bytes | None]:
+    """The lines of a pipe, and None at every tick without one; TimeoutError at the time `ends`."""
+    pending = b""
+    while True:
+        wait = min(TICK, ends - time.monotonic())
+        if wait <= 0:
+            raise TimeoutError
+        if not select.select([stream], [], [], wait)[0]:
+            yield None
+            continue
+        more = os.read(stream.fileno(), 65536)
+        if not more:
+            return
+        *whole, pending = (pending + more).split(b"\n")
+        yield from whole
+
+
+def _end(child: subprocess.Popen) -> None:
+    """Kills the child and its own children where they run; `child.returncode` is set after."""
+    if child.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.close()
+
+
+def _failure(target: str, code: int, log: BinaryIO) -> CompilerFailed:
+    """What became of a child without an answer, in one line; all that it said is kept in a file, named in the line."""
+    log.seek(0)
+    text = log.read().decode(errors="replace")
+    if code == -signal.SIGKILL:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        return CompilerFailed(
+            BUG,
+            f"{target}: the compiler was killed, most likely for want of memory (this machine has {memory:.1f} GiB); "
+            "close other programs, compile fewer layers, or take a larger machine",
+        )
+    ended = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"failed (exit code {code})"
+    return CompilerFailed(BUG, f"{target}: the compile {ended}: {_last_words(text)}{_kept(target, text)}")
+
+
+def _last_words(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if _FATAL.match(line)]
+    return printable((telling or lines or ["it said nothing"])[-1])[:500]
+
+
+def _kept(target: str, text: str) -> str:
+    file = cache.folder() / f"failed-{target.replace(':', '-')}.log"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, text)
+    except OSError:
+        return ""
+    return f"; all of its log is in {file}"
+
+
+def _environment() -> dict[str, str]:
+    """The child's: nothing is run there, so that no accelerator is looked for; and this very package is found first."""
+    root = str(Path(research.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    # A program that comes from JAX's own cache has no memory analysis.
+    mine = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": path}
+    kept = {name: value for name, value in os.environ.items() if name not in cache.SETTINGS}
+    return {**kept, **cache.settings(), **mine}
+
+
+def main() -> None:
+    """The child: answers the question on its standard input."""
+    # Libraries may print what they like: what is on standard output is standard error from here on.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    with contextlib.suppress(OSError):  # where memory runs out, this process is the one to go
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    question = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+    def say(**words: Any) -> None:
+        print(json.dumps(words), file=out, flush=True)
+
+    try:
+        fit, key = _measure(question, lambda stage: say(stage=stage))
+        say(fit=fit.to_json(), program=key)
+    except ValueError as error:
+        say(refused=" ".join(str(error).split()))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)  # the compilers' own threads and destructors have no more to say
+
+
+def _measure(question: dict[str, Any], tell: Callable[[str], None]) -> tuple[Fit, str]:
+    """(the Fit, the key of its program), compiled unless the cache has a program of the same text."""
+    target, step, keys = question["target"], question["step"], []
+
+    def recall(text: str) -> Fit | None:
+        keys.append(cache.program(text, target, step))
+        return cache.recall(keys[0])
+
+    fit = measure(from_json(question["experiment"]), parse_target(target), step=step, tell=tell, recall=recall)
+    return fit, keys[0]
+
+
+def _end_with_the_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

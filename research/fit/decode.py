@@ -1,0 +1,144 @@
+"""The decoding of one token, compiled for a target: the loop that generation jits, over a full cache."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from research.axes import merge_rules
+from research.experiment import Experiment, from_config
+from research.fit.targets import Target, parse_target
+from research.infer.sampling import SamplingConfig
+from research.infer.steps import Writing, advance, chunk_size, empty
+from research.infer.turned import prepare
+from research.mesh import make_mesh
+from research.models.cache import Cache
+from research.models.config import Execution
+from research.models.model import Model
+from research.models.spec import abstract
+from research.training.state import device_bytes
+from research.tree import Tree
+from research.tuning import split_specs
+from research.weights.rules import attach
+
+_STOPS = 8  # ids that end a text; generation pads them to such sizes
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Everything that generation's loop is called with, as shapes and shardings; `length` tokens a row are cached.
+
+    `params` are those that the loop is given: in the compute type or as codes, adapters attached, on a single CPU
+    device turned (`turned.prepare`, which keeps the others too, to read prompts with). Generation itself allocates
+    `steps.bucket(length)` slots for a power of two of rows, which is this where both are such numbers already.
+    """
+
+    model: Model
+    mesh: Mesh
+    params: Tree
+    state: Writing
+    length: int
+
+    @property
+    def cache(self) -> Cache:
+        """Keys and values of all layers, and what is in each slot."""
+        return self.state.cache
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one turn of the loop writes: one a row."""
+        return self.state.token_B.shape[0]
+
+    @property
+    def params_bytes(self) -> int:
+        """Bytes of the parameters on one device."""
+        return device_bytes(self.params)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache on one device; the encoder's keys and values of an encoder-decoder are of it."""
+        return device_bytes((self.state.cache, self.state.memory))
+
+    @cached_property
+    def traced(self) -> jax.stages.Traced:
+        """Generation's own jitted function, traced."""
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        given = (
+            jax.ShapeDtypeStruct((self.tokens,), np.bool_, sharding=whole),  # which rows are open
+            jax.ShapeDtypeStruct((), np.int32, sharding=whole),  # how many tokens at most
+            jax.ShapeDtypeStruct((_STOPS,), np.int32, sharding=whole),
+        )
+        with jax.set_mesh(self.mesh):
+            return advance.trace(self.params, self.state, *given, model=self.model, law=SamplingConfig())
+
+    @property
+    def jaxpr(self) -> Any:
+        """The closed jaxpr of one turn of the loop, which writes `tokens` tokens."""
+        loops = [eqn for eqn in self.traced.jaxpr.eqns if eqn.primitive.name == "while"]
+        return loops[0].params["body_jaxpr"]
+
+    def compile(self, target: Target) -> jax.stages.Compiled:
+        """The compiled loop; its state is donated, so parameters and cache are there once."""
+        with jax.set_mesh(self.mesh):
+            return self.traced.lower().compile(target.compiler_options)
+
+
+def compile_decode(config: Any, target: str | Target) -> jax.stages.Compiled:
+    """The compiled (params, state, ...) -> (state, ids, log-probabilities) of a ConfigDict or an `Experiment`.
+
+    Nothing is allocated. ValueError as from `plan_decode`, and for a config or target that is wrong.
+    """
+    experiment = config if isinstance(config, Experiment) else from_config(config)
+    target = parse_target(target) if isinstance(target, str) else target
+    return plan_decode(experiment, target).compile(target)
+
+
+def plan_decode(experiment: Experiment, target: Target) -> Decode:
+    """Decoding with the model that an experiment makes: rows of its whole batch, texts of its sequence length.
+
+    ValueError for an encoder, which writes no text, and for a mesh that the target's devices do not make.
+    """
+    e, dtype = experiment, experiment.precision.compute_dtype
+    if e.model.kind == "encoder":
+        raise ValueError("the model is an encoder, which fills in masks and writes no text; decoding wants a decoder")
+    mesh, rules = make_mesh(e.mesh, target.devices()), merge_rules(e.axes)
+    model = Model(e.model, e.precision, Execution())  # as generation takes it, whatever trains it
+    trainable, frozen = split_specs(model.specs(), e.model, e.tune, e.lora, e.quantize)
+    params = attach(abstract(frozen, dtype, mesh, rules), abstract(trainable, dtype, mesh, rules))
+    rows, length = e.data.global_batch(mesh.size), e.data.sequence_length
+    with jax.set_mesh(mesh):
+        prepared = _placed(jax.eval_shape(partial(_prepared, model), params), mesh)
+        state = jax.eval_shape(partial(_started, model, rows, length), params)
+        if isinstance(prepared["layers"], tuple):
+            state = replace(state, cache=jax.eval_shape(Cache.apart, state.cache))
+    return Decode(model, mesh, prepared, _placed(state, mesh), length)
+
+
+def _prepared(model: Model, params: Tree) -> Tree:
+    """What generation makes of the parameters before its loop."""
+    return prepare(model, model.prompted(params))
+
+
+def _started(model: Model, rows: int, length: int, params: Tree) -> Writing:
+    """The state of so many texts before anything is read; an encoder's are as long."""
+    lengths_B = jnp.full((rows,), length, jnp.int32)
+    source_BS = jnp.zeros((rows, length), jnp.int32) if model.config.kind == "encoder_decoder" else None
+    streams_B2 = jnp.zeros((rows, 2), jnp.uint32)
+    return empty(
+        params, lengths_B, lengths_B, None, source_BS, lengths_B, jnp.uint32(0), streams_B2,
+        model=model, length=length, chunk=chunk_size(length),
+    )  # fmt: skip
+
+
+def _placed(shapes: Tree, mesh: Mesh) -> Tree:
+    """Traced shapes with their shardings on the mesh's own devices."""
+
+    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = PartitionSpec() if x.sharding is None else x.sharding.spec
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, shapes)

@@ -1,0 +1,172 @@
+"""Pictures of a fit as SVG text: memory against capacity, arrays over a mesh, seconds of each resource. No script; text and
+lines take the page's own colour, so that they read on light and dark."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from research.training.curves import linear_ticks, tick_text
+from research.training.plot import COLOURS, STYLE
+
+GIB = 2**30
+PARTS = {  # of a device's memory, by their names in a fit's JSON
+    "params": "parameters trained", "frozen": "parameters frozen", "optimizer": "optimizer state",
+    "gradients": "gradients", "temporaries": "activations and temporaries",
+}  # fmt: skip
+COLOURS_OF_PARTS, OVER = (COLOURS[0], COLOURS[5], COLOURS[3], COLOURS[2], COLOURS[1]), COLOURS[4]
+BOLD = ' style="font-weight:700"'
+WIDTH, ROW, BAR = 1080, 60, 22  # pixels
+MOST_LINES = 16  # of a grid: more cannot be told apart, the label has the number
+
+
+def memory_svg(fits: Sequence[Mapping]) -> str:
+    """A stacked bar for each target's device on one scale of GiB, over a track as long as its capacity; what is over the
+    capacity is outlined. The parts and their sizes appear under the mouse."""
+    longest = max([1, *(size for fit in fits for size in _sizes(fit))])
+    top, foot = 26, 30
+    floor = top + ROW * len(fits)
+    parts = [_head(WIDTH, floor + foot, "memory of a device"), STYLE, _legend()]
+    for tick in linear_ticks(0, longest / GIB, 8):
+        x = round(tick * GIB / longest * WIDTH, 1)
+        anchor = "start" if x < 20 else "end" if x > WIDTH - 20 else "middle"
+        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{floor}"/>')
+        unit = " GiB" if tick == 0 else ""
+        parts.append(f'<text class="soft" x="{x}" y="{floor + 18}" text-anchor="{anchor}">{tick_text(tick)}{unit}</text>')
+    for index, fit in enumerate(fits):
+        parts += _memory_bar(fit, top + index * ROW + 6, WIDTH / longest)
+    return "".join([*parts, "</svg>"])
+
+
+def mesh_svg(mesh: Mapping[str, int], rules: Mapping[str, Sequence[str]]) -> str:
+    """The mesh, a parameter and a batch, each cut as its logical axes (`rules`, as `research.axes.RULES`) map to the mesh;
+    the part that one device holds is filled."""
+    used = [name for name, size in mesh.items() if size > 1]
+    panels = [
+        ("the mesh", used[:-1] or used, used[1:][-1:]),
+        ("a matrix: width x features", rules["embed"], rules["mlp"]),
+        ("a batch: rows x tokens", rules["batch"], rules["length"]),
+    ]
+    drawn = [_panel(place * 180, *panel, mesh) for place, panel in enumerate(panels)]
+    return "".join([_head(540, 168, "the mesh and what it splits"), STYLE, *drawn, "</svg>"])
+
+
+def roofline_svg(seconds: Mapping[str, float | None], bound: str | None) -> str:
+    """A bar of seconds for each resource on its own, the binding one filled."""
+    known = {name: time for name, time in seconds.items() if time is not None}
+    longest = max([*known.values(), 1e-12])
+    parts = [_head(540, 34 * len(known) + 8, "seconds of each resource"), STYLE]
+    for row, (name, time) in enumerate(known.items()):
+        y, binds = 8 + 34 * row, name == bound
+        width = max(1.0, round(300 * time / longest, 1))
+        look = f'fill="{COLOURS[1]}"' if binds else f'fill="{COLOURS[0]}" fill-opacity=".35"'
+        words = f"{short_seconds(time)}{', binds' if binds else ''}"
+        parts.append(f'<text x="84" y="{y + 16}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<rect x="94" y="{y}" width="{width}" height="{BAR}" rx="2" {look}/>')
+        parts.append(f'<text x="{100 + width}" y="{y + 16}"{BOLD if binds else ""}>{words}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def short_seconds(seconds: float) -> str:
+    """Three digits in the unit that suits: 1.25 s, 310 ms, 42 µs."""
+    for size, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= size * 0.9995:
+            return f"{seconds / size:,.0f} {unit}" if seconds >= 99.95 * size else f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.2g} µs"
+
+
+def _memory_bar(fit: Mapping, y: int, scale: float) -> list[str]:
+    held, capacity = fit["device_bytes"], fit["device_bytes"]["capacity"]
+    of = f" of {capacity / GIB:.2f}" if capacity else ""
+    over = bool(capacity) and held["total"] > capacity
+    verdict = f"does not fit: {(held['total'] - capacity) / GIB:.2f} GiB over" if over else "fits"
+    parts = [
+        f'<text x="0" y="{y + 11}"{BOLD}>{escape(fit["target"])}</text>'
+        f'<text x="{WIDTH}" y="{y + 11}" text-anchor="end">{held["total"] / GIB:.2f}{of} GiB, '
+        f'<tspan style="font-weight:700;fill:{OVER if over else COLOURS[2]}">{verdict}</tspan></text>'
+    ]
+    y += 18
+    if capacity:
+        parts.append(
+            f'<rect x="0" y="{y}" width="{capacity * scale:.1f}" height="{BAR}" fill="currentColor" fill-opacity=".09"/>'
+        )
+    x = 0.0
+    for colour, (name, title) in zip(COLOURS_OF_PARTS, PARTS.items()):
+        width, title = held[name] * scale, "cache" if fit.get("step") == "decode" and name == "optimizer" else title
+        label = f"<title>{escape(title)}: {held[name] / GIB:.2f} GiB</title>"
+        parts.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{BAR}" fill="{colour}">{label}</rect>')
+        if width > 64:
+            inside = f'x="{x + width / 2:.1f}" y="{y + 15}" text-anchor="middle" style="fill:#fff"'
+            parts.append(f'<text {inside} pointer-events="none">{held[name] / GIB:.2f}</text>')
+        x += width
+    if over:
+        edge = f'fill="none" stroke="{OVER}" stroke-width="2"'
+        at = capacity * scale
+        parts.append(f'<rect x="{at:.1f}" y="{y - 1}" width="{x - at:.1f}" height="{BAR + 2}" {edge}/>')
+    if capacity:
+        at = capacity * scale
+        parts.append(
+            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y - 4}" y2="{y + BAR + 4}" stroke="currentColor" stroke-width="2">'
+            f"<title>capacity: {capacity / GIB:.2f} GiB</title></line>"
+        )
+    return parts
+
+
+def _sizes(fit: Mapping) -> tuple[int, int]:
+    return fit["device_bytes"]["total"], fit["device_bytes"]["capacity"] or 0
+
+
+def _legend() -> str:
+    entries = (
+        f'<tspan dx="{14 if place else 0}" style="fill:{colour}">■</tspan><tspan dx="4">{escape(title)}</tspan>'
+        for place, (colour, title) in enumerate(zip(COLOURS_OF_PARTS, PARTS.values()))
+    )
+    return f'<text x="0" y="14">{"".join(entries)}<tspan dx="14">❘</tspan><tspan dx="4">capacity</tspan></text>'
+
+
+def _panel(left: int, title: str, down: Sequence[str], across: Sequence[str], mesh: Mapping[str, int]) -> str:
+    """A rectangle cut into the devices of the mesh axes `down` and `across`."""
+    x, y, width, height = left + 22, 44, 130, 96
+    rows, columns = (math.prod(mesh.get(name, 1) for name in names) for names in (down, across))
+    lines = []
+    for count, line in ((rows, _across(x, y, width, height)), (columns, _down(x, y, width, height))):
+        shown = min(count, MOST_LINES)
+        lines += [line(step / shown) for step in range(1, shown)]
+    cell = f'width="{width / min(columns, MOST_LINES):.1f}" height="{height / min(rows, MOST_LINES):.1f}"'
+    share = f"1 / {rows * columns:,} on a device" if rows * columns > 1 else "whole on every device"
+    side = f'transform="translate({x - 7} {y + height / 2}) rotate(-90)" text-anchor="middle"'
+    return (
+        f'<text x="{x}" y="14"{BOLD}>{escape(title)}</text>'
+        f'<text class="soft" x="{x + width / 2}" y="{y - 8}" text-anchor="middle">{escape(_axes(across, mesh))}</text>'
+        f'<text class="soft" {side}>{escape(_axes(down, mesh))}</text>'
+        f'<rect x="{x}" y="{y}" {cell} fill="{COLOURS[0]}" fill-opacity=".75"/>{"".join(lines)}'
+        f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="none" stroke="currentColor" stroke-opacity=".6"/>'
+        f'<text x="{x}" y="{y + height + 20}">{share if title != "the mesh" else _devices(mesh)}</text>'
+    )
+
+
+def _across(x: int, y: int, width: int, height: int):
+    return lambda at: _thin_line(x, x + width, y + at * height, y + at * height)
+
+
+def _down(x: int, y: int, width: int, height: int):
+    return lambda at: _thin_line(x + at * width, x + at * width, y, y + height)
+
+
+def _thin_line(x1: float, x2: float, y1: float, y2: float) -> str:
+    return f'<line x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}" stroke="currentColor" stroke-opacity=".35"/>'
+
+
+def _axes(names: Sequence[str], mesh: Mapping[str, int]) -> str:
+    return " · ".join(f"{name} {mesh[name]}" for name in names if mesh.get(name, 1) > 1)
+
+
+def _devices(mesh: Mapping[str, int]) -> str:
+    count = math.prod(mesh.values())
+    return f"{count:,} devices" if count > 1 else "one device"
+
+
+def _head(width: int, height: int, title: str) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="graft-plot" role="img" aria-label="{escape(title)}" '
+        f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    )

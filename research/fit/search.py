@@ -1,0 +1,188 @@
+"""The adviser: settings that make most of a target, found by closed forms and settled by the compiler.
+
+Every combination of mesh, batch, remat policy, optimizer and, where a base is frozen, its format is estimated; those that
+are beaten in both speed and memory fall out, and the fastest few of the rest are compiled. Where the settings as given do
+not fit, the smallest change that does is looked for too, one setting at a time.
+"""
+
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from research import command
+from research.experiment import Experiment
+from research.fit.answer import DOES_NOT_FIT, answer
+from research.fit.change import change, flags, set_batch
+from research.fit.estimate import Estimate, Weights, estimate, weigh
+from research.fit.report import GIB, Fit
+from research.fit.targets import Target
+from research.mesh import mesh_shape
+
+COMPILES = 6  # of the most promising; a large step takes minutes each
+MARGIN = 1.1  # what closed forms are off by at most: beyond it a setting cannot fit
+REMATS = ("none", "dots", "full", "offload")  # each keeps less on the device than the one before
+BATCHES = (0.25, 0.5, 1, 2, 4, 8)  # times the experiment's own
+LONG = 32_768  # tokens from which a context may be split over devices
+Settings = dict[str, Any]
+
+
+def search(experiment: Experiment, target: Target, *, print_json: bool, capacity_bytes: int | None, **terms: Any) -> int:
+    """Prints the Pareto front of what was compiled, the fastest first, with the flags of each; the exit code is 3 where
+    nothing fits. `terms` are those of `answer`.
+
+    ValueError for a target without a known capacity, and for another step than training.
+    """
+    capacity = target.capacity_bytes if capacity_bytes is None else capacity_bytes
+    if capacity is None or terms.get("step") == "decode":
+        raise ValueError("--search is for train steps on targets with a capacity; give --capacity_gib for the CPU, --step=train")
+
+    def ask(settings: Settings) -> Fit:
+        fit = answer(change(experiment, **settings), target.name, capacity_bytes=capacity, **terms)
+        print(f"{flags(settings) or 'as it is'}: {fit.verdict()}", file=sys.stderr)
+        return fit
+
+    compiled = [({}, ask({}))]
+    smallest = None
+    if not compiled[0][1].fits:
+        smallest = smallest_change(experiment, target, capacity, ask)
+        compiled += [smallest] if smallest else []
+    promising = front([(s, e) for s, e in estimates(experiment, target) if e.total <= MARGIN * capacity], _estimated)
+    for settings, _ in promising[:COMPILES]:
+        if settings not in [known for known, _ in compiled]:
+            compiled.append((settings, ask(settings)))
+    found = front([(settings, fit) for settings, fit in compiled if fit.fits], _measured)
+    if print_json:
+        rows = [{"flags": flags(settings), **fit.to_json()} for settings, fit in found]
+        change_flags = flags(smallest[0]) if smallest else None
+        print(json.dumps({"front": rows, "fits_as_given": compiled[0][1].fits, "smallest_change": change_flags}))
+    else:
+        print(_table(compiled[0][1], smallest, found))
+    return command.DONE if found else DOES_NOT_FIT
+
+
+def estimates(experiment: Experiment, target: Target) -> Iterator[tuple[Settings, Estimate]]:
+    """Every combination of settings that the experiment allows, with its estimate."""
+    weights: dict[tuple, Weights] = {}
+    for heavy in itertools.product(_meshes(experiment, target), _optimizers(experiment), _formats(experiment)):
+        held = {name: value for settings in heavy for name, value in settings.items()}
+        for light in itertools.product(_batches(experiment), ({"execution__remat": remat} for remat in REMATS)):
+            settings = _changed(experiment, {**held, **light[0], **light[1]})
+            try:
+                changed = change(experiment, **settings)
+                key = tuple(map(str, heavy))
+                weights[key] = weights.get(key) or weigh(changed, target)
+                yield settings, estimate(changed, target, weights[key])
+            except ValueError:  # a batch that is no multiple, heads that do not split
+                continue
+
+
+def smallest_change(
+    experiment: Experiment, target: Target, capacity: int, ask: Callable[[Settings], Fit]
+) -> tuple[Settings, Fit] | None:
+    """The first of `changes` that the compiler says fits, of those that the estimate does not rule out."""
+    for settings, guess in changes(experiment, target):
+        if guess.total <= MARGIN * capacity:
+            fit = ask(settings)
+            if fit.fits:
+                return settings, fit
+    return None
+
+
+def changes(experiment: Experiment, target: Target) -> Iterator[tuple[Settings, Estimate]]:
+    """Single settings, from what changes nothing but time to what changes the training: less is kept of the layers, the
+    batch goes in parts, the mesh splits more, the optimizer rounds, the base is in fewer bits, batch and texts are smaller."""
+    e = experiment
+    options: list[Settings] = [{"execution__remat": remat} for remat in REMATS[REMATS.index(e.execution.remat) + 1 :]]
+    options += [{"train__accumulate": e.train.accumulate * times} for times in (2, 4, 8, 16)]
+    options += [*_meshes(e, target), *_optimizers(e), *_formats(e)]
+    rows = e.data.batch_size or e.data.batch_size_per_device
+    options += [set_batch(e, rows // times) for times in (2, 4, 8) if rows % times == 0]
+    options += [{"data__sequence_length": e.data.sequence_length // times} for times in (2, 4, 8)]
+    for settings in options:
+        if settings := _changed(e, settings):
+            try:
+                yield settings, estimate(change(e, **settings), target)
+            except ValueError:
+                continue
+
+
+def front(rows: list[tuple[Settings, Any]], measure: Callable[[Any], tuple[float, float]]) -> list[tuple[Settings, Any]]:
+    """The rows that no other beats in speed and in memory, the fastest first; of equal ones that with fewer settings."""
+    best, least = [], float("inf")
+    for settings, row in sorted(rows, key=lambda one: (-measure(one[1])[0], measure(one[1])[1], len(one[0]))):
+        if measure(row)[1] < least:
+            best.append((settings, row))
+            least = measure(row)[1]
+    return best
+
+
+def _estimated(one: Estimate) -> tuple[float, float]:
+    # Speeds that differ by less than a hundredth are the same to a closed form.
+    return round(one.tokens_per_second or 0, -max(0, len(str(int(one.tokens_per_second or 0))) - 2)), one.total
+
+
+def _measured(one: Fit) -> tuple[float, float]:
+    return one.tokens_per_second or 0.0, one.total
+
+
+def _meshes(e: Experiment, target: Target) -> Iterator[Settings]:
+    """Ways to lay out the devices; slices and nodes that divide the batch alone are the first."""
+    c, n = e.model, target.count
+    longest = e.data.sequence_length
+    for tensor, expert, context in itertools.product((1, 2, 4, 8), _divisors(c.experts), (1, 2, 4, 8) if longest >= LONG else (1,)):
+        if n % (tensor * expert * context) or c.heads % tensor or c.d_ff % tensor:
+            continue
+        split = {"expert": expert, "context": context, "tensor": tensor}
+        rest = n // (tensor * expert * context)
+        for data in sorted({1, target.slices}):
+            if rest % data == 0:
+                sizes = {"data": data, "fsdp": rest // data, **split}
+                mesh = ",".join(f"{name}:{size}" for name, size in sizes.items() if size > 1)
+                yield {"mesh": e.mesh if mesh_shape(mesh, n) == mesh_shape(e.mesh, n) else mesh}
+
+
+def _divisors(count: int) -> list[int]:
+    return [n for n in range(1, count + 1) if count % n == 0] or [1]
+
+
+def _batches(e: Experiment) -> Iterator[Settings]:
+    rows = e.data.batch_size or e.data.batch_size_per_device
+    for times in BATCHES:
+        if rows * times >= 1 and rows * times == int(rows * times):
+            yield set_batch(e, int(rows * times))
+
+
+def _optimizers(e: Experiment) -> Iterator[Settings]:
+    for name in dict.fromkeys((e.optimizer.name, *(("adamw8bit",) if e.optimizer.name == "adamw" else ()))):
+        yield {"optimizer__name": name}
+
+
+def _formats(e: Experiment) -> Iterator[Settings]:
+    """Of what is frozen: as it is, and in fewer bits."""
+    frozen = e.tune.method == "lora" and e.lora.start == "default"
+    for name in dict.fromkeys((e.quantize.format, *(("int8", "nf4") if frozen else ()))):
+        yield {"quantize__format": name}
+
+
+def _changed(e: Experiment, settings: Settings) -> Settings:
+    """Without those that the experiment has already."""
+    def had(path: str) -> Any:
+        section, _, name = path.partition("__")
+        return getattr(getattr(e, section), name) if name else getattr(e, section)
+
+    return {path: value for path, value in settings.items() if had(path) != value}
+
+
+def _table(given: Fit, smallest: tuple[Settings, Fit] | None, found: list[tuple[Settings, Fit]]) -> str:
+    lines = [f"{given.target}: as it is it {given.verdict()}"]
+    if smallest:
+        lines.append(f"smallest change that fits: {flags(smallest[0])}  ({smallest[1].verdict()})")
+    if not found:
+        return "\n".join([*lines, "nothing that was tried fits; take more devices, a smaller model or fewer tokens a device"])
+    lines.append(f"{'tokens/s at most':>18}{'GiB':>9}{'MFU':>7}{'bound by':>10}  flags")
+    for settings, fit in found:
+        speed, mfu = f"{fit.tokens_per_second or 0:,.0f}", f"{fit.mfu or 0:.0%}"
+        lines.append(f"{speed:>18}{fit.total / GIB:>9.2f}{mfu:>7}{fit.roofline.bound or '-':>10}  {flags(settings) or 'as it is'}")
+    return "\n".join(lines)

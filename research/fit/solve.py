@@ -1,0 +1,124 @@
+"""The largest that fits: context, batch, rank or layers, by compiling.
+
+Memory grows almost in a straight line with each of them, so the next value to compile is where the line through what is
+known meets the capacity, kept inside the bracket of the largest that fits and the smallest that does not. The answer is
+one that was compiled and fits; one that is larger by a two-hundredth, or by the smallest step, was compiled and does not.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from research import command
+from research.experiment import Experiment
+from research.fit.answer import DOES_NOT_FIT, answer
+from research.fit.change import change, flags, set_batch
+from research.fit.report import GIB, Fit
+from research.fit.targets import Target
+from research.mesh import parse_mesh
+
+PRECISION = 200  # the bracket closes to this part of the answer
+KERNEL_STEP = 128  # tokens: what attention kernels want a length to be a multiple of
+LARGEST = 2**30
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """What is looked for: its value now, its smallest step, and the settings that make another of it."""
+
+    now: int
+    step: int
+    settings: Callable[[int], dict[str, Any]]
+    most: int = LARGEST
+
+
+def unknown(experiment: Experiment, what: str, devices: int) -> Unknown:
+    """ValueError where the experiment has no such thing to vary."""
+    e = experiment
+    if what == "context":
+        shards = parse_mesh(e.mesh).get("context", 1)
+        most = e.model.max_length if e.model.position == "learned" else LARGEST
+        step = min(KERNEL_STEP, most) * max(1, shards)
+        return Unknown(e.data.sequence_length, step, lambda n: {"data__sequence_length": n}, most)
+    if what == "batch":
+        step = e.train.accumulate if not e.data.batch_size else devices * e.train.accumulate
+        return Unknown(e.data.batch_size or e.data.batch_size_per_device, step, lambda n: set_batch(e, n))
+    if what == "rank":
+        if e.tune.method != "lora":
+            raise ValueError(f"--solve=rank is for adapters of low rank and config.tune.method={e.tune.method!r}; set it to 'lora'")
+        widths = e.model.d_model, e.model.kv_heads * e.model.head_size
+        return Unknown(e.lora.rank, 1, lambda n: {"lora__rank": n}, min(widths))
+    return Unknown(e.model.layers, 1, lambda n: {"model__layers": n})
+
+
+def solve(experiment: Experiment, target: Target, what: str, *, print_json: bool, **terms: Any) -> int:
+    """Compiles until the answer is known and prints it; the exit code. `terms` are those of `answer`.
+
+    ValueError for a target without a known capacity and for what cannot be varied.
+    """
+    sought = unknown(experiment, what, target.count)
+
+    def ask(value: int) -> Fit:
+        fit = answer(change(experiment, **sought.settings(value)), target.name, **terms)
+        if fit.capacity is None:
+            raise ValueError(f"target {target.name!r} has no capacity of its own; give --capacity_gib")
+        verdict = "fits" if fit.fits else "does not fit"
+        print(f"{what} {value:,}: {fit.total / GIB:.2f} GiB, {verdict}", file=sys.stderr)
+        return fit
+
+    best, least_too_large = largest(ask, sought)
+    if best is None:
+        value, fit = least_too_large
+        line = f"{target.name}: even {what} {value:,} does not fit: {fit.total / GIB:.2f} GiB of {fit.capacity / GIB:.2f}"
+        print(json.dumps({what: 0, **fit.to_json()}) if print_json else line)
+        return DOES_NOT_FIT
+    value, fit = best
+    if print_json:
+        print(json.dumps({what: value, **fit.to_json()}))
+    else:
+        print(f"{what} {value:,} is the largest that fits: {flags(sought.settings(value))}\n{fit.table()}")
+    return command.DONE
+
+
+def largest(ask: Callable[[int], Fit], sought: Unknown) -> tuple[tuple[int, Fit] | None, tuple[int, Fit] | None]:
+    """((the largest value that fits, its Fit), (the smallest known that does not, its Fit)); None for what there is not."""
+    step, most = sought.step, sought.most // sought.step * sought.step
+    value = min(most, max(step, sought.now // step * step))
+    known: dict[int, Fit] = {}
+    best = worst = None
+    while True:
+        known[value] = ask(value)
+        if known[value].fits:
+            best = value
+        else:
+            worst = value
+        if best == most or worst == step:
+            break
+        if best is not None and worst is not None and worst - best <= max(step, best // PRECISION):
+            break
+        value = _next(known, best, worst, sought.step, most)
+    return tuple(None if end is None else (end, known[end]) for end in (best, worst))
+
+
+def _next(known: dict[int, Fit], best: int | None, worst: int | None, step: int, most: int) -> int:
+    """Where the line through the two values nearest the capacity meets it; every fourth time the middle, for what is no line.
+
+    Inside the bracket it keeps half the precision from either end, so that a good guess is soon enclosed; without an upper
+    end it at least doubles.
+    """
+    low, high = best or 0, worst or most + step
+    nearest = sorted(known, key=lambda value: abs(known[value].total - known[value].capacity))[:2]
+    rise = 0.0
+    if len(nearest) == 2:
+        a, b = nearest
+        rise = (known[b].total - known[a].total) / (b - a)
+    guess = a + (known[a].capacity - known[a].total) / rise if rise > 0 else 0
+    if worst is None:
+        guess = min(max(guess, 2 * low), 128 * low)
+    elif rise <= 0 or len(known) % 4 == 0:
+        guess = (low + high) // 2
+    margin = max(step, int(low / PRECISION / 2) // step * step)
+    guess = min(max(int(guess) // step * step, low + margin), high - margin)
+    return min(max(guess, low + step), high - step)

@@ -1,0 +1,88 @@
+"""The picture of a fit: it says what the fit says, at its true sizes, and can run nothing."""
+
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from research.axes import MESH_AXES, RULES, merge_rules
+from research.fit.page import render, write_page
+from research.fit.pictures import WIDTH, memory_svg, mesh_svg, roofline_svg, short_seconds
+from research.fit.report import Fit
+from tests.fit.fits import GIB, fit_json
+
+HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>"
+SVG = "{http://www.w3.org/2000/svg}"
+FITS = [fit_json(), fit_json(target="v5e:4x4", capacity=4 * GIB), fit_json(target="cpu", capacity=None)]
+
+
+def rects(svg: str) -> list[ElementTree.Element]:
+    return list(ElementTree.fromstring(svg).iter(f"{SVG}rect"))
+
+
+def titled(svg: str) -> dict[str, float]:
+    """Widths of the bars that have a title, by its first words."""
+    return {bar[0].text.split(":")[0]: float(bar.get("width")) for bar in rects(svg) if len(bar)}
+
+
+def test_the_page_says_what_the_fits_say():
+    text = render(FITS)
+    for words in ("Fits 2 of 3 targets", "does not fit: 6.00 GiB over", "10.00 of 95.00 GiB", "fsdp:16 tensor:4", "1.25 s", "1.050 x"):
+        assert words in text, words
+    assert "<h1>It fits</h1>" in render(FITS[:1]) and "<h1>It does not fit</h1>" in render(FITS[1:2])
+
+
+def test_the_page_loads_and_runs_nothing():
+    text = render([fit_json(target=HOSTILE, notes=[HOSTILE])])
+    tags = []
+    reader = HTMLParser()
+    reader.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
+    reader.feed(text)
+    assert {"svg", "rect", "table"} <= {tag for tag, _ in tags} and not {"script", "img", "link"} & {tag for tag, _ in tags}
+    assert not [tag for tag in tags if {"src", "href"} & tag[1].keys()] and "@import" not in text and "url(" not in text
+    assert text.count("&lt;script&gt;") > 3 and "default-src 'none'" in text
+
+
+@given(*(st.integers(0, 200 * GIB) for _ in range(5)), st.one_of(st.none(), st.integers(1, 200 * GIB)))
+@settings(max_examples=30, deadline=None)
+def test_bars_are_as_long_as_their_bytes(params, frozen, optimizer, gradients, temporaries, capacity):
+    sizes = dict(params=params, frozen=frozen, optimizer=optimizer, gradients=gradients, temporaries=temporaries)
+    fit = fit_json(**sizes, capacity=capacity)
+    longest = max(sum(sizes.values()), capacity or 0, 1)
+    # Widths are written with one decimal.
+    for (_, width), size in zip(titled(memory_svg([fit])).items(), sizes.values(), strict=True):
+        assert width == pytest.approx(size / longest * WIDTH, abs=0.051)
+    starts = [float(bar.get("x")) for bar in rects(memory_svg([fit])) if len(bar)]
+    assert starts[4] == pytest.approx((sum(sizes.values()) - temporaries) / longest * WIDTH, abs=0.051)  # one after another
+    outlined = [bar for bar in rects(memory_svg([fit])) if bar.get("stroke")]
+    assert bool(outlined) == (capacity is not None and sum(sizes.values()) > capacity)
+
+
+def test_the_share_of_a_device_is_what_the_rules_make_of_the_mesh():
+    mesh = dict(zip(MESH_AXES, (2, 4, 1, 2, 8)))
+    svg = mesh_svg(mesh, RULES)
+    # The matrix is split by fsdp and tensor, the batch by data and fsdp, and its length by context.
+    assert "1 / 32 on a device" in svg and "1 / 16 on a device" in svg and "128 devices" in svg
+    assert "whole on every device" in mesh_svg(mesh, merge_rules({"embed": (), "mlp": ()}))
+    ElementTree.fromstring(svg)
+    ElementTree.fromstring(mesh_svg(dict.fromkeys(MESH_AXES, 1), RULES))
+
+
+def test_the_binding_resource_is_marked():
+    svg = roofline_svg({"compute": 0.5, "memory": 1e-4, "network": 1.0}, "network")
+    assert "1 s, binds" in svg and "500 ms<" in svg and "100 µs<" in svg
+    widths = [float(bar.get("width")) for bar in rects(svg)]
+    assert widths[0] == widths[2] / 2
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(1.25, "1.25 s"), (0.0314, "31.4 ms"), (99.99, "100 s"), (2e-7, "0.2 µs"), (1234, "1,234 s")])
+def test_seconds_have_three_digits(seconds, text):
+    assert short_seconds(seconds) == text
+
+
+def test_a_file_that_cannot_be_written_is_the_users(tmp_path):
+    write_page([Fit.from_json(FITS[0])], tmp_path / "fit.html")
+    assert (tmp_path / "fit.html").read_text() == render(FITS[:1])
+    with pytest.raises(ValueError, match="--html=.*choose another"):
+        write_page([], tmp_path / "none" / "fit.html")

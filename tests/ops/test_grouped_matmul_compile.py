@@ -1,0 +1,97 @@
+"""The experts' products compile for TPUs that are not here, at the sizes of Mixtral 8x7B, and a train step runs through them.
+
+They go through the real compiler in a process of their own, this file's, which prints what came out as JSON.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.ops.test_attention_compile import need_compiler  # noqa: E402
+
+M, E, D, F = 4096, 8, 4096, 14336
+CASES = [("v5e:2x2", "bfloat16"), ("v5e:2x2", "float32"), ("v5p:2x2x1", "bfloat16"), ("v6e:2x2", "bfloat16")]
+SMALL = {
+    "mesh": "fsdp:2,expert:2", "model.layers": 2, "model.d_model": 256, "model.d_ff": 512, "model.heads": 2, "model.kv_heads": 2,
+    "model.head_size": 128, "model.vocab_size": 512, "model.max_length": 512, "data.sequence_length": 512,
+}  # fmt: skip
+
+
+def compiled(chip: str, dtype: str) -> dict:
+    """Kernels and bytes of temporaries of a product with the widest matrices and both of its gradients."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from research.fit.targets import parse_target
+    from research.mesh import make_mesh
+    from research.ops.einsum import grouped
+
+    chosen = parse_target(chip)
+    mesh = make_mesh("fsdp:-1", chosen.devices()[:1])
+    whole = PartitionSpec()
+
+    def gradients(x, w, sizes, dy):
+        y, backward = jax.vjp(lambda x, w: grouped(x, w, sizes), x, w)
+        return y, *backward(dy)
+
+    island = jax.shard_map(gradients, mesh=mesh, in_specs=(whole,) * 4, out_specs=whole, check_vma=False)
+    of = {"x": ((M, D), dtype), "w": ((E, D, F), dtype), "sizes": ((E,), "int32"), "dy": ((M, F), dtype)}
+    shaped = [jax.ShapeDtypeStruct(*one, sharding=NamedSharding(mesh, whole)) for one in of.values()]
+    with jax.set_mesh(mesh):
+        program = jax.jit(island).lower(*shaped).compile(chosen.compiler_options)
+    return {
+        "calls": program.as_text().count('"tpu_custom_call"'),
+        "temp_bytes": program.memory_analysis().temp_size_in_bytes,
+        "row_bytes": M * F * jnp.dtype(dtype).itemsize,
+    }
+
+
+def step(chip: str) -> dict:
+    """How often a train step of a small Mixtral, experts over half of the mesh, calls each kernel in a layer."""
+    from configs import pretrain
+    from research.experiment import from_config
+    from research.fit.compile import compile_step
+
+    config = pretrain.get_config("model=mixtral_8x7b")
+    config.update_from_flattened_dict(SMALL)
+    text = compile_step(from_config(config), chip).as_text()
+    calls = [line for line in text.splitlines() if '"tpu_custom_call"' in line]
+    return {name: sum(bool(re.match(rf"\s*(ROOT )?%{name}\b", line)) for line in calls) for name in ("gmm", "tgmm")}
+
+
+def in_a_process(*arguments: str) -> dict:
+    need_compiler("tpu")
+    settings = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments],
+        env={**os.environ, **settings, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("chip", "dtype"), CASES)
+def test_three_kernels_and_nothing_as_large_as_the_rows(chip, dtype):
+    found = in_a_process(chip, dtype)
+    # XLA's form of the matrices' gradient copies all rows for each expert.
+    assert found["calls"] == 3 and found["temp_bytes"] < found["row_bytes"], found
+
+
+def test_a_train_step_multiplies_experts_through_the_kernels():
+    # Forward three; backward two again, of gate and up, and three gradients of rows; three of matrices.
+    assert in_a_process("v5p:2x2x1") == {"gmm": 8, "tgmm": 3}
+
+
+if __name__ == "__main__":
+    print(json.dumps(step(sys.argv[1]) if len(sys.argv) == 2 else compiled(*sys.argv[1:])))
