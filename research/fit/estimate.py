@@ -18,6 +18,7 @@ from research.fit.roofline import peak_flops
 from research.fit.targets import Target
 from research.mesh import mesh_shape
 from research.models.config import ModelConfig
+from research.models.embedding import BUCKETS
 from research.models.spec import abstract
 from research.ops.einsum import COMPUTE_AXES
 from research.ops.frozen_head import BLOCK
@@ -101,20 +102,25 @@ def estimate(experiment: Experiment, target: Target, weights: Weights | None = N
     """Of a train step. ValueError for a mesh or a batch that does not fit the target's devices."""
     e, c = experiment, experiment.model
     w = weigh(e, target) if weights is None else weights
-    sizes, itemsize, tensor = w.sizes, e.precision.compute_dtype.itemsize, w.sizes["tensor"]
+    sizes, itemsize, tensor, length = w.sizes, e.precision.compute_dtype.itemsize, w.sizes["tensor"], e.data.sequence_length
     parts = math.prod(sizes[name] for name in w.batch_axes)
     rows = e.data.global_batch(target.count)
     if rows % (parts * e.train.accumulate):
         raise ValueError(f"a batch of {rows} is no multiple of {parts} x {e.train.accumulate}")
-    tokens = rows // parts // e.train.accumulate * e.data.sequence_length // sizes["context"]
+    tokens = rows // parts // e.train.accumulate * length // sizes["context"]
     per_token = itemsize * tokens * (c.layers + c.encoder_layers)
     hidden = c.d_ff * (c.experts_per_token if c.experts else 1) / tensor
     fed = min(tokens, e.execution.feed_tokens or tokens)
-    work = itemsize * (4 * fed * hidden + 5 * tokens * c.d_model)
+    width = max(_stored(c.d_model, target), c.heads * _stored(c.head_size, target) / tensor)
+    work = itemsize * (4 * fed * hidden + 5 * tokens * width)
     gradient = e.precision.accumulate_dtype.itemsize
     # Where the table is stored split, its gradient is whole for a moment, the head's and the embedding's; TPU's compiler
     # mostly has one of them gone before the other.
     stored = math.prod(size for name, size in sizes.items() if name not in COMPUTE_AXES)
+    # A head with a bias takes the plain form of the loss, whose gradients are there beside the logits.
+    plain = 8 * min(CHUNK, tokens) * c.vocab_size / tensor + gradient * c.vocab_size * c.d_model / tensor
+    # Relative positions take the plain form of attention: the scores, and the buckets of every pair.
+    pairs = tokens * length * 4 * (BUCKETS + c.heads / tensor) if c.position == "relative" else 0
     copies = 1.5 if target.platform == "tpu" else 2
     each = 2 * itemsize + (copies * gradient if w.table == "trained" and stored > 1 else 0)
     table = each * (min(BLOCK, c.vocab_size) if w.table == "codes" else c.vocab_size / tensor) * c.d_model
@@ -122,11 +128,11 @@ def estimate(experiment: Experiment, target: Target, weights: Weights | None = N
     return Estimate(
         held=w.trained + w.frozen + w.moments,
         gradients=round(w.trained * gradient / e.precision.param_dtype.itemsize),
-        kept=round(per_token * _kept(c, e.execution.remat, w)),
-        layer=round(w.layer + (gradient / itemsize * w.matrix if w.whole_model else 0) + work),
-        head=round(table + 8 * min(CHUNK, tokens) * c.vocab_size / tensor),
+        kept=round(per_token * _kept(c, e.execution.remat, w, target)),
+        layer=round(w.layer + (2 * gradient / itemsize * w.matrix if w.whole_model else 0) + work + pairs),
+        head=round(table + 8 * min(CHUNK, tokens) * c.vocab_size / tensor + (plain if c.head_bias or c.mlm_head else 0)),
         host_bytes=round(per_token * c.d_model if e.execution.remat == "offload" and target.platform != "cpu" else 0),
-        tokens=rows * e.data.sequence_length, compute=compute, network=network,
+        tokens=rows * length, compute=compute, network=network,
     )  # fmt: skip
 
 
@@ -136,18 +142,24 @@ def _table(trained: Collection[str], frozen: Collection[str]) -> str:
     return "frozen" if any(path.endswith("/table") for path in frozen) else "codes"
 
 
-def _kept(c: ModelConfig, remat: str, w: Weights) -> float:
+def _kept(c: ModelConfig, remat: str, w: Weights, target: Target) -> float:
     """Elements that a layer keeps for each token of a device."""
     if remat == "offload":
         return 0.0
+    width = _stored(c.d_model, target)
     if remat == "full":
-        return c.d_model
-    heads = (c.heads + 2 * c.kv_heads) * c.head_size + c.heads * c.head_size
+        return width
+    heads = 2 * (c.heads + c.kv_heads) * _stored(c.head_size, target)  # queries, keys, values and what attention gives
     hidden = c.d_ff * (c.experts_per_token if c.experts else 1)
-    dots = c.d_model + (heads + (2 if c.gated else 1) * hidden) / w.sizes["tensor"]
+    dots = width + (heads + (2 if c.gated else 1) * hidden) / w.sizes["tensor"]
     # Without recomputation the norms' results in float32, the activation's and the hidden states are kept too.
     # The norms' are for the gradients of frozen matrices alone, which nobody asks for.
-    return dots if remat == "dots" else dots + (6 if w.whole_model else 2) * c.d_model + 2 * hidden / w.sizes["tensor"]
+    return dots if remat == "dots" else dots + (6 if w.whole_model else 2) * width + 2 * hidden / w.sizes["tensor"]
+
+
+def _stored(size: int, target: Target) -> int:
+    """A last dimension as it is stored: a TPU fills the 128 lanes of its vector unit."""
+    return -(-size // 128) * 128 if target.platform == "tpu" else size
 
 
 def _matrix(path: str, leaf: jax.ShapeDtypeStruct, itemsize: int) -> float:

@@ -110,3 +110,36 @@ def test_a_bias_gets_the_float32_sum_of_its_gradient():
     # 1001 is no bfloat16 (their step is 4 there), so the sum was not rounded to one.
     gradient = jax.grad(lambda b: jnp.sum(add_bias(jnp.ones((7, 143, 3), jnp.bfloat16), b).astype(jnp.float32)))(jnp.zeros(3))
     np.testing.assert_array_equal(gradient, [1001.0] * 3)
+
+
+@pytest.mark.parametrize("mesh", ["fsdp:8", "data:2,fsdp:2,tensor:2"], indirect=True)
+def test_a_gradient_is_scattered_to_where_its_weight_is_stored(mesh):
+    x, w = jnp.ones((8, 8, 16)), jnp.ones((16, 24))
+    placed = jax.reshard(x, P(BATCH, None, None)), jax.reshard(w, P("fsdp", "tensor"))
+    text = jax.jit(jax.grad(lambda w, x: jnp.sum(jnp.sin(einsum("BTD,DF->BTF", x, w))))).lower(*placed[::-1]).as_text()
+    assert text.count("reduce_scatter") == 1
+    ids, table = jax.reshard(jnp.zeros((8, 8), jnp.int32), P(BATCH, None)), jax.reshard(jnp.ones((32, 16)), P("tensor", "fsdp"))
+    text = jax.jit(jax.grad(lambda t: jnp.sum(jnp.sin(take(t, ids, jnp.float32))))).lower(table).as_text()
+    assert text.count("reduce_scatter") == 1
+
+
+def test_gradients_are_in_the_type_of_their_parameter():
+    # 1001 equal gradients of 1: a bfloat16 sum would stop at 256, and one that is rounded to it is no 1001.
+    x, ids = jnp.ones((7, 143, 1), jnp.bfloat16), jnp.zeros((7, 143), jnp.int32)
+    of_product = jax.grad(lambda w: jnp.sum(einsum("BTD,DF->BTF", x, w).astype(jnp.float32)))(jnp.ones((1, 3)))
+    of_table = jax.grad(lambda t: jnp.sum(take(t, ids, jnp.bfloat16).astype(jnp.float32)))(jnp.ones((4, 3)))
+    np.testing.assert_array_equal(of_product, [[1001.0] * 3])
+    np.testing.assert_array_equal(of_table, [[1001.0] * 3] + [[0.0] * 3] * 3)
+
+
+@pytest.mark.parametrize("mesh", ["data:2,fsdp:2,tensor:2"], indirect=True)
+def test_the_gradient_of_a_split_table_is_that_of_a_whole_one(mesh):
+    table, ids = jnp.arange(64.0).reshape(16, 4), jnp.array([[0, 15], [7, 8], [3, 3], [9, 3]])
+
+    def gradient(table, ids):
+        return jax.grad(lambda t: jnp.sum(jnp.sin(take(t, ids, jnp.float32))))(table)
+
+    placed = jax.reshard(table, P("tensor", "fsdp")), jax.reshard(ids, P(("data", "fsdp"), None))
+    split = jax.jit(gradient)(*placed)
+    assert spec(split) == ("tensor", "fsdp")
+    np.testing.assert_allclose(split, jax.grad(lambda t: jnp.sum(jnp.sin(t[ids])))(table), rtol=1e-6)  # sums of three cosines

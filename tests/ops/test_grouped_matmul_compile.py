@@ -20,8 +20,8 @@ from tests.ops.test_attention_compile import need_compiler  # noqa: E402
 M, E, D, F = 4096, 8, 4096, 14336
 CASES = [("v5e:2x2", "bfloat16"), ("v5e:2x2", "float32"), ("v5p:2x2x1", "bfloat16"), ("v6e:2x2", "bfloat16")]
 SMALL = {
-    "mesh": "fsdp:2,expert:2", "model.layers": 2, "model.d_model": 256, "model.d_ff": 512, "model.heads": 2, "model.kv_heads": 2,
-    "model.head_size": 128, "model.vocab_size": 512, "model.max_length": 512, "data.sequence_length": 512,
+    "mesh": "fsdp:2,expert:2", "model.layers": 2, "model.d_model": 256, "model.d_ff": 512, "model.heads": 2,
+    "model.kv_heads": 2, "model.head_size": 128, "model.vocab_size": 512, "model.max_length": 512, "data.sequence_length": 512,
 }  # fmt: skip
 
 
