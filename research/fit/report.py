@@ -144,7 +144,7 @@ class Fit:
         lines += [_row("mesh", axes), _row("tokens a step", f"{self.tokens:,}")]
         names = ("parameters trained", "parameters frozen", "cache" if self.step == "decode" else "optimizer state",
                  "gradients", "activations and temporaries")  # fmt: skip
-        lines += [_row(name, _gib(getattr(self, part))) for name, part in zip(names, PARTS)]
+        lines += [_row(name, _gib(getattr(self, part))) for name, part in zip(names, PARTS) if getattr(self, part)]
         lines.append(_row("total of a device", _gib(self.total)))
         lines += [_row("capacity", _gib(self.capacity))] if self.capacity is not None else []
         lines += [_row("in host memory", _gib(self.host_bytes))] if self.host_bytes else []

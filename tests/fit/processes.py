@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
+from research.fit.targets import parse_target
 from tests.configs import ROOT
 
-COMPILERS = {"h": "jax_cuda13_plugin", "v": "libtpu"}
+COMPILERS = {"gpu": "jax_cuda13_plugin", "tpu": "libtpu"}
 
 
 def in_a_process(*arguments: str) -> subprocess.CompletedProcess:
@@ -21,7 +22,7 @@ def in_a_process(*arguments: str) -> subprocess.CompletedProcess:
 
 def need_compiler(target: str) -> None:
     """Skips where the target's compiler is not installed; setup.cfg's extra "fit" brings both."""
-    package = COMPILERS[target[0]]
+    package = COMPILERS[parse_target(target).platform]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"the compiler for {target} is in the package {package}, which is not installed")
 

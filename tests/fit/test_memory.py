@@ -46,6 +46,13 @@ def test_what_does_not_fit_says_so():
     assert code == 3 and not answer["fits"]
 
 
+@pytest.mark.slow
+def test_a_card_that_triton_makes_no_code_for_trains_by_xlas_forms():
+    need_compiler("t4")
+    code, answer = fit("finetune", "model=smollm2_135m,method=qlora,smoke", "t4")
+    assert code == 0 and answer["target"] == "t4" and answer["fits"]
+
+
 @pytest.mark.parametrize("target", ["h100:1", "v5e:1x1", "v5p:1x1x1", "v6e:1x1"])
 def test_the_train_step_goes_through_the_kernels(target):
     need_compiler(target)

@@ -1,12 +1,17 @@
 """The largest that fits, on compilers that are functions of one number."""
 
+import json
 from dataclasses import dataclass
 
 import pytest
 
 from research.experiment import from_config
+from research.fit import solve as solving
+from research.fit.report import Fit
 from research.fit.solve import PRECISION, Unknown, largest, unknown
+from research.fit.targets import parse_target
 from tests.configs import load_config
+from tests.fit.fits import fit_json
 
 
 @dataclass(frozen=True)
@@ -69,3 +74,28 @@ def test_what_is_varied_follows_the_experiment():
     assert unknown(trained, "batch", 8).settings(16) == {"data__batch_size_per_device": 16}
     with pytest.raises(ValueError, match="config.tune.method='full'"):
         unknown(trained, "rank", 1)
+
+
+def told(monkeypatch, capsys, grows, what="context", capacity=100 * 2**30, **terms):
+    """Exit code and JSON of `solve` where memory is this function of the solved value."""
+    asked = []
+
+    def answer(experiment, target, **given):
+        asked.append(experiment)
+        return Fit.from_json(fit_json(temporaries=int(grows(experiment)), capacity=capacity))
+
+    monkeypatch.setattr(solving, "answer", answer)
+    tuned = from_config(load_config("finetune", "model=llama3_8b,method=qlora"))
+    code = solving.solve(tuned, parse_target("h100:1"), what, print_json=True, **terms)
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_the_answer_is_a_fit_with_the_value(monkeypatch, capsys):
+    code, said = told(monkeypatch, capsys, lambda e: e.data.sequence_length * 2**20)
+    assert code == 0 and said["fits"] and said["context"] == 96 * 1024  # 4 of the 100 GiB are held
+    code, said = told(monkeypatch, capsys, lambda e: e.model.layers * 2**30, what="layers")
+    assert code == 0 and said["layers"] == 96
+    code, said = told(monkeypatch, capsys, lambda e: 2**40)
+    assert code == 3 and said["context"] == 0 and not said["fits"]
+    with pytest.raises(ValueError, match="--capacity_gib"):
+        told(monkeypatch, capsys, lambda e: 1, capacity=None)
