@@ -63,7 +63,7 @@ def _weight_gradient(of_x: str, of_y: str, of_w: str, x: jax.Array, dy: jax.Arra
     Each device contracts its own tokens; the sum over the others' is scattered to where the gradient is stored.
     """
     place = placed(w)
-    if place is None:
+    if place is None or not any((*spec(x), *spec(dy), *place)):  # one device
         return _outer(of_x, of_y, of_w, x, dy, w.dtype)
     where = {letter: _names(entry) for letter, entry in zip(of_x, spec(x))}
     where |= {letter: where.get(letter) or _names(entry) for letter, entry in zip(of_y, spec(dy))}
