@@ -188,13 +188,23 @@ def measure(
 ) -> Fit:
     """Compiles the train step, or the decoding of one token, for the target.
 
-    `tell` hears of each stage. `recall` is asked for an answer to the lowered text before it is compiled.
+    `tell` hears of each stage. `recall` is asked for an answer to the lowered text before it is compiled. ValueError for what
+    `plan` and `plan_decode` refuse, and for a card that JAX has no kernels for unless it is here.
     """
     tell("tracing")
     subject = _Training(experiment, target) if step == "train" else _Decoding(experiment, target)
     executed = counts.executed(subject.jaxpr, target.count)
     tell("lowering")
-    lowered = subject.lower()
+    try:
+        lowered = subject.lower()
+    except RuntimeError as error:
+        if "No supported GPU devices" not in str(error):
+            raise
+        # JAX 0.12 lowers Triton's kernels for cards of a list of its own, and for others only where they are.
+        raise ValueError(
+            f"{target.name}: this version of JAX makes kernels for {target.device_kind} only where there is one; ask with JAX 0.10, "
+            "or set config.execution.attention to 'xla' and leave config.quantize.format out"
+        ) from None
     known = recall(lowered.as_text())
     if known is not None:
         return known
@@ -208,7 +218,8 @@ def measure(
         return _make(subject, target, executed, needed, None)
     tell("reading")
     memory = compiled.memory_analysis()
-    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
     return _make(subject, target, executed, needed, compiled)
 
 
@@ -222,7 +233,8 @@ def _make(subject: Any, target: Target, executed: Mapping[str, float], needed: i
         memory = compiled.memory_analysis()
         gradients = min(gradients, memory.temp_size_in_bytes)
         host = memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes
-        module = parse(compiled.as_text(), otherwise=None if subject.trains else 1)  # a turn of the decoding loop is a step
+        turns = None if subject.trains else 1  # a turn of the decoding loop is a step
+        module = parse(compiled.as_text(), otherwise=turns)
         found, moved = collectives(module), memory_bytes(module)
         times = roofline(target, executed, moved, found)
     # What the compiler adds to arrays so that they suit its tiles, the batch and the scalars are among the temporaries.
@@ -233,7 +245,8 @@ def _make(subject: Any, target: Target, executed: Mapping[str, float], needed: i
         capacity=target.capacity_bytes, host_bytes=host, tokens=subject.tokens, model_flops=subject.model_flops,
         hardware_flops=sum(executed.values()), recompute_ratio=subject.recompute_ratio(executed),
         collective_bytes=None if found is None else collective_bytes(found), least_bytes=subject.least_bytes,
-        memory_bytes=moved, roofline=times, peak_flops=peak_flops(target, dtype), chips=math.prod(target.shape) * target.slices, notes=notes,
+        memory_bytes=moved, roofline=times, peak_flops=peak_flops(target, dtype),
+        chips=math.prod(target.shape) * target.slices, notes=notes,
     )  # fmt: skip
 
 

@@ -28,7 +28,9 @@ LONG = 32_768  # tokens from which a context may be split over devices
 Settings = dict[str, Any]
 
 
-def search(experiment: Experiment, target: Target, *, print_json: bool, capacity_bytes: int | None, **terms: Any) -> int:
+def search(
+    experiment: Experiment, target: Target, *, print_json: bool, capacity_bytes: int | None, **terms: Any
+) -> int:
     """Prints the Pareto front of what was compiled, the fastest first, with the flags of each; the exit code is 3 where
     nothing fits. `terms` are those of `answer`.
 
@@ -36,7 +38,7 @@ def search(experiment: Experiment, target: Target, *, print_json: bool, capacity
     """
     capacity = target.capacity_bytes if capacity_bytes is None else capacity_bytes
     if capacity is None or terms.get("step") == "decode":
-        raise ValueError("--search is for train steps on targets with a capacity; give --capacity_gib for the CPU, --step=train")
+        raise ValueError("--search wants --step=train and a target with a capacity; for the CPU give --capacity_gib")
 
     def ask(settings: Settings) -> Fit:
         fit = answer(change(experiment, **settings), target.name, capacity_bytes=capacity, **terms)
@@ -119,8 +121,7 @@ def front(rows: list[tuple[Settings, Any]], measure: Callable[[Any], tuple[float
 
 
 def _estimated(one: Estimate) -> tuple[float, float]:
-    # Speeds that differ by less than a hundredth are the same to a closed form.
-    return round(one.tokens_per_second or 0, -max(0, len(str(int(one.tokens_per_second or 0))) - 2)), one.total
+    return float(f"{one.tokens_per_second or 0:.2g}"), one.total  # to a closed form speeds this near are the same
 
 
 def _measured(one: Fit) -> tuple[float, float]:
@@ -129,9 +130,9 @@ def _measured(one: Fit) -> tuple[float, float]:
 
 def _meshes(e: Experiment, target: Target) -> Iterator[Settings]:
     """Ways to lay out the devices; slices and nodes that divide the batch alone are the first."""
-    c, n = e.model, target.count
-    longest = e.data.sequence_length
-    for tensor, expert, context in itertools.product((1, 2, 4, 8), _divisors(c.experts), (1, 2, 4, 8) if longest >= LONG else (1,)):
+    c, n, halves = e.model, target.count, (1, 2, 4, 8)
+    contexts = halves if e.data.sequence_length >= LONG else (1,)
+    for tensor, expert, context in itertools.product(halves, _divisors(c.experts), contexts):
         if n % (tensor * expert * context) or c.heads % tensor or c.d_ff % tensor:
             continue
         split = {"expert": expert, "context": context, "tensor": tensor}
@@ -180,9 +181,11 @@ def _table(given: Fit, smallest: tuple[Settings, Fit] | None, found: list[tuple[
     if smallest:
         lines.append(f"smallest change that fits: {flags(smallest[0])}  ({smallest[1].verdict()})")
     if not found:
-        return "\n".join([*lines, "nothing that was tried fits; take more devices, a smaller model or fewer tokens a device"])
+        lines.append("nothing that was tried fits; take more devices, a smaller model or fewer tokens a device")
+        return "\n".join(lines)
     lines.append(f"{'tokens/s at most':>18}{'GiB':>9}{'MFU':>7}{'bound by':>10}  flags")
     for settings, fit in found:
         speed, mfu = f"{fit.tokens_per_second or 0:,.0f}", f"{fit.mfu or 0:.0%}"
-        lines.append(f"{speed:>18}{fit.total / GIB:>9.2f}{mfu:>7}{fit.roofline.bound or '-':>10}  {flags(settings) or 'as it is'}")
+        row = f"{speed:>18}{fit.total / GIB:>9.2f}{mfu:>7}{fit.roofline.bound or '-':>10}"
+        lines.append(f"{row}  {flags(settings) or 'as it is'}")
     return "\n".join(lines)

@@ -47,7 +47,9 @@ def unknown(experiment: Experiment, what: str, devices: int) -> Unknown:
         return Unknown(e.data.batch_size or e.data.batch_size_per_device, step, lambda n: set_batch(e, n))
     if what == "rank":
         if e.tune.method != "lora":
-            raise ValueError(f"--solve=rank is for adapters of low rank and config.tune.method={e.tune.method!r}; set it to 'lora'")
+            raise ValueError(
+                f"--solve=rank is for adapters of low rank and config.tune.method={e.tune.method!r}; set it to 'lora'"
+            )
         widths = e.model.d_model, e.model.kv_heads * e.model.head_size
         return Unknown(e.lora.rank, 1, lambda n: {"lora__rank": n}, min(widths))
     return Unknown(e.model.layers, 1, lambda n: {"model__layers": n})

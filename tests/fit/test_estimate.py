@@ -112,7 +112,8 @@ def test_the_adviser_looks_at_everything_and_keeps_what_nothing_beats():
     best = front(rows, lambda one: (one.tokens_per_second, one.total))
     for settings, row in best:
         assert not any(o.tokens_per_second >= row.tokens_per_second and o.total < row.total for _, o in rows), flags(settings)
-    meshes = {settings.get("mesh") for settings, _ in estimates(from_config(load_config(PRETRAIN, "model=llama3_8b")), parse_target("h100:8"))}
+    trained = from_config(load_config(PRETRAIN, "model=llama3_8b"))
+    meshes = {settings.get("mesh") for settings, _ in estimates(trained, parse_target("h100:8"))}
     assert meshes == {None, "fsdp:4,tensor:2", "fsdp:2,tensor:4", "tensor:8"}
 
 
