@@ -190,9 +190,7 @@ def gather(w: jax.Array) -> jax.Array:
         return w
     if platform() != "tpu" or not joinable(w):
         return jax.reshard(w, kept)
-    stored = storing(spec(w))
-
-    join = partial(_joined, stored=stored)
+    join = partial(_joined, stored=storing(spec(w)))
     return jax.shard_map(join, in_specs=placed(w), out_specs=kept, check_vma=False)(w)
 
 

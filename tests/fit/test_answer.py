@@ -1,7 +1,6 @@
 """A compiler that crashes, hangs or refuses is one clear line; what was compiled once is not compiled again."""
 
 import json
-import os
 import resource
 import subprocess
 import sys

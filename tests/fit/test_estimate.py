@@ -4,7 +4,6 @@ The table holds what the compilers said (libtpu 0.0.42.1, CUDA plugin 0.10.2), w
 the CUDA plugin is installed some of it is compiled again.
 """
 
-import json
 import math
 
 import pytest
@@ -127,4 +126,4 @@ def test_changes_go_from_what_costs_time_to_what_changes_the_training():
 
 def test_the_flags_are_those_of_the_command_line():
     assert flags({"data__batch_size": 8, "mesh": "fsdp:8"}) == "--config.data.batch_size=8 --config.mesh=fsdp:8"
-    assert json.dumps(flags({})) == '""'
+    assert flags({}) == ""
