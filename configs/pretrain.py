@@ -3,20 +3,23 @@
     python -m research.train --config=configs/pretrain.py:model=llama3_8b --workdir=gs://bucket/llama3_8b \
         --config.data.source=tfds:c4 --config.mesh=fsdp:-1
 
-`model` is a name of research/models/presets.py, `data` a source as in config.data.source; `smoke` keeps the family and
-shrinks its sizes to a minute on a CPU. One config serves every number of devices: the batch is set per device.
+`model` is a name of research/models/presets.py, `data` a source as in config.data.source; `smoke`
+keeps the family and shrinks its sizes to a minute on a CPU. One config serves every number of
+devices: the batch is set per device.
 
-Known to fit, by the chips' own compilers (`python -m research.fit --config=configs/pretrain.py:model=MODEL --target=TARGET`; the
-README has the figures), as shipped unless flags are given:
+Known to fit, by the chips' own compilers (`python -m research.fit
+--config=configs/pretrain.py:model=MODEL --target=TARGET`; the README has the figures), as shipped
+unless flags are given:
 
     llama3_8b       v5p:4x4x4, v6e:16x16, v5e:16x16, h100:8
     llama3_70b      v5p:8x8x8
     llama3_405b     v5p:8x16x16
     mixtral_8x7b    v5p:4x4x4; with expert parallelism --config.mesh=expert:8,fsdp:-1
 
-Recipe: AdamW with b2 = 0.95, cosine to a tenth, decay 0.1, gradients clipped at 1 (LLaMA, arXiv:2302.13971, section
-2.3); BERT and the 2017 transformer keep their own schedules (arXiv:1810.04805, A.2; arXiv:1706.03762, 5.3); T5
-corrupts spans under an inverse square root schedule and Adafactor (arXiv:1910.10683, 3.1.2).
+Recipe: AdamW with b2 = 0.95, cosine to a tenth, decay 0.1, gradients clipped at 1 (LLaMA,
+arXiv:2302.13971, section 2.3); BERT and the 2017 transformer keep their own schedules
+(arXiv:1810.04805, A.2; arXiv:1706.03762, 5.3); T5 corrupts spans under an inverse square root
+schedule and Adafactor (arXiv:1910.10683, 3.1.2).
 """
 
 from research.experiment import base_config, parse_arg, shrink_model

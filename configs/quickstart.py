@@ -1,10 +1,12 @@
-"""A small LLaMA-type model on the source files of Python's own standard library; nothing is downloaded.
+"""A small LLaMA-type model on the source files of Python's own standard library; nothing is
+downloaded.
 
     ./launch/local.sh
     python -m research.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-On 2 CPU cores it ends in under 5 minutes with fewer bits per byte on held-out files than `gzip -9` needs for them.
-On English instead: --config.data.source=shakespeare, or the path of a folder of .txt, .jsonl or .parquet files.
+On 2 CPU cores it ends in under 5 minutes with fewer bits per byte on held-out files than `gzip -9`
+needs for them. On English instead: --config.data.source=shakespeare, or the path of a folder of
+.txt, .jsonl or .parquet files.
 """
 
 from research.experiment import base_config, parse_arg

@@ -1,8 +1,9 @@
 """Restarting a CPU program under an allocator that keeps its memory.
 
-XLA's CPU client takes its large blocks from malloc and gives them back at every step, and glibc returns them to the
-system: hundreds of thousands of page faults a step. The setting must be in the environment before the process starts,
-so a training program starts itself anew, once. GRAFT_ALLOCATOR=system leaves everything as it is, at less memory.
+XLA's CPU client takes its large blocks from malloc and gives them back at every step, and glibc
+returns them to the system: hundreds of thousands of page faults a step. The setting must be in the
+environment before the process starts, so a training program starts itself anew, once.
+GRAFT_ALLOCATOR=system leaves everything as it is, at less memory.
 """
 
 import os
@@ -15,7 +16,8 @@ KEEPING = (
 
 
 def restart_keeping_memory() -> None:
-    """Replaces this process by itself with the setting, where it is a CPU program on glibc that has none.
+    """Replaces this process by itself with the setting, where it is a CPU program on glibc that has
+    none.
 
     To be called before JAX is imported; does nothing the second time.
     """
@@ -30,8 +32,11 @@ def restart_keeping_memory() -> None:
 
 
 def _cpu_only() -> bool:
-    """Whether the program will run on the CPU: said so, or no accelerator's device file is there."""
+    """Whether the program will run on the CPU: said so, or no accelerator's device file is
+    there."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:
         return platforms == "cpu"
-    return not any(os.path.exists(path) for path in ("/dev/accel0", "/dev/vfio/0", "/dev/nvidia0", "/dev/kfd"))
+    return not any(
+        os.path.exists(path) for path in ("/dev/accel0", "/dev/vfio/0", "/dev/nvidia0", "/dev/kfd")
+    )

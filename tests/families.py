@@ -24,7 +24,16 @@ FAMILIES: dict[str, ModelConfig] = {
     name: replace(
         PRESETS[name],
         **{
-            **dict(vocab_size=VOCAB, layers=2, d_model=32, heads=4, kv_heads=4, head_size=8, d_ff=64, max_length=32),
+            **dict(
+                vocab_size=VOCAB,
+                layers=2,
+                d_model=32,
+                heads=4,
+                kv_heads=4,
+                head_size=8,
+                d_ff=64,
+                max_length=32,
+            ),
             **dict(dropout=0.0),
             **changes,
         },

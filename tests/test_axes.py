@@ -4,8 +4,8 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from research.axes import MESH_AXES, merge_rules, partition, unsplit
-from research.mesh import make_mesh, mesh_shape, parse_mesh
+from research.parallel.axes import MESH_AXES, merge_rules, partition, unsplit
+from research.parallel.mesh import make_mesh, mesh_shape, parse_mesh
 
 
 def test_every_mesh_names_every_axis():
@@ -41,7 +41,9 @@ def test_partition_maps_logical_axes_and_leaves_whole_what_does_not_divide():
     mesh = make_mesh("fsdp:4,tensor:2")
     assert partition(("embed", "heads", "head"), (64, 8, 8), mesh) == P("fsdp", "tensor", None)
     assert partition(("batch", "length"), (8, 16), mesh) == P("fsdp", None)
-    assert partition(("batch", "length"), (8, 16), make_mesh("data:2,fsdp:2,context:2")) == P(("data", "fsdp"), "context")
+    assert partition(("batch", "length"), (8, 16), make_mesh("data:2,fsdp:2,context:2")) == P(
+        ("data", "fsdp"), "context"
+    )
     assert partition(("vocab", "embed"), (50257, 768), mesh) == P(None, "fsdp")
     assert unsplit(("vocab", "embed"), (50257, 768), mesh) == ["vocab 50257 over tensor:2"]
 

@@ -1,4 +1,5 @@
-"""The commands that start from a checkpoint, run on a small one with a tokenizer and a chat template of its own."""
+"""The commands that start from a checkpoint, run on a small one with a tokenizer and a chat
+template of its own."""
 
 import json
 import subprocess
@@ -41,13 +42,24 @@ def decoder(tmp_path_factory):
 
 
 def test_a_checkpoint_continues_prompts_and_answers_through_its_template(decoder):
-    asked = run("generate", f"--checkpoint={decoder}", "--chat=to be", "--temperature=0", "--max_tokens=8", "--json")
+    asked = run(
+        "generate",
+        f"--checkpoint={decoder}",
+        "--chat=to be",
+        "--temperature=0",
+        "--max_tokens=8",
+        "--json",
+    )
     assert asked.returncode == 0, asked.stderr
     [answer] = json.loads(asked.stdout)["samples"]
     prompt = run(
-        "generate", f"--checkpoint={decoder}", "--prompt=<bos>user: to be<eos><bos>assistant: ", "--temperature=0",
-        "--max_tokens=8", "--json",
-    )  # fmt: skip
+        "generate",
+        f"--checkpoint={decoder}",
+        "--prompt=<bos>user: to be<eos><bos>assistant: ",
+        "--temperature=0",
+        "--max_tokens=8",
+        "--json",
+    )
     [continued] = json.loads(prompt.stdout)["samples"]
     assert answer["token_ids"] == continued["token_ids"] and answer["prompt"] == "to be"
     assert len(answer["token_ids"]) == len(answer["logprobs"]) <= 8
@@ -61,7 +73,13 @@ def test_the_tokens_that_end_a_text_are_all_of_those_of_the_checkpoint(decoder):
 def test_ids_are_scored_without_a_tokenizer(decoder, tmp_path):
     ids = np.random.default_rng(0).integers(0, 300, 70)
     np.save(tmp_path / "ids.npy", ids)
-    scored = run("evaluate", f"--checkpoint={decoder}", f"--token_ids={tmp_path / 'ids.npy'}", "--window=32", "--json")
+    scored = run(
+        "evaluate",
+        f"--checkpoint={decoder}",
+        f"--token_ids={tmp_path / 'ids.npy'}",
+        "--window=32",
+        "--json",
+    )
     values = json.loads(scored.stdout)
     loaded, nats = load(decoder), 0.0
     for start in range(0, 69, 32):
@@ -82,13 +100,23 @@ def test_a_conversation_keeps_what_was_said_until_it_is_reset():
 
     lines = iter(["one", "", "two", "/reset", "three", None])
     chat.converse(lambda: next(lines), answer, "be brief")
-    system, said = {"role": "system", "content": "be brief"}, {"role": "assistant", "content": "answer"}
+    system, said = (
+        {"role": "system", "content": "be brief"},
+        {"role": "assistant", "content": "answer"},
+    )
     user = {word: {"role": "user", "content": word} for word in ("one", "two", "three")}
-    assert heard == [[system, user["one"]], [system, user["one"], said, user["two"]], [system, user["three"]]]
+    assert heard == [
+        [system, user["one"]],
+        [system, user["one"], said, user["two"]],
+        [system, user["three"]],
+    ]
 
 
 def test_what_no_longer_fits_is_forgotten_from_the_front_but_for_the_system_message():
-    messages = [{"role": role, "content": str(n)} for n, role in enumerate(["system", "user", "assistant", "user"])]
+    messages = [
+        {"role": role, "content": str(n)}
+        for n, role in enumerate(["system", "user", "assistant", "user"])
+    ]
     assert chat.forget(messages) and [m["content"] for m in messages] == ["0", "3"]
     assert not chat.forget(messages)
 
@@ -103,7 +131,13 @@ def test_an_answer_that_is_interrupted_is_kept_as_far_as_it_came(capsys):
 
 
 def test_the_chat_command_talks_over_a_pipe(decoder):
-    talked = run("chat", f"--checkpoint={decoder}", "--temperature=0", "--max_tokens=4", lines="to be\nor not\n/quit\n")
+    talked = run(
+        "chat",
+        f"--checkpoint={decoder}",
+        "--temperature=0",
+        "--max_tokens=4",
+        lines="to be\nor not\n/quit\n",
+    )
     assert talked.returncode == 0, talked.stderr
     assert talked.stdout.count("\n") >= 2
 
@@ -115,7 +149,11 @@ def test_the_chat_command_talks_over_a_pipe(decoder):
         ("generate", ["--checkpoint=nowhere", "--prompt=x"], "nowhere is no checkpoint"),
         ("generate", ["--checkpoint={decoder}", "--prompt=x", "--chat=y"], "give --prompt"),
         ("evaluate", ["--checkpoint={decoder}", "--text=missing.txt"], "missing.txt"),
-        ("embed", ["--checkpoint={decoder}", "--text=x"], "sentence embeddings come from an encoder"),
+        (
+            "embed",
+            ["--checkpoint={decoder}", "--text=x"],
+            "sentence embeddings come from an encoder",
+        ),
         ("embed", ["--checkpoint={decoder}"], "give --text"),
         ("chat", [], "give --checkpoint"),
     ],
@@ -133,11 +171,18 @@ def test_embeddings_are_means_over_a_texts_own_tokens(tmp_path):
         native.write_native(in_memory(c, random_params(c)), made)
         tokenizer.save(made)
     texts = ["to be", "or not to be, that is the question", "to be"]
-    made = run("embed", f"--checkpoint={tmp_path / 'model'}", *[f"--text={text}" for text in texts], "--json")
+    made = run(
+        "embed",
+        f"--checkpoint={tmp_path / 'model'}",
+        *[f"--text={text}" for text in texts],
+        "--json",
+    )
     vectors = np.array(json.loads(made.stdout)["embeddings"])
     loaded, tokenizer = load(tmp_path / "model"), load_tokenizer(tmp_path / "model")
     for text, vector in zip(texts, vectors):
         ids = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
         mean = np.asarray(loaded.hidden(np.array([ids])))[0].mean(0)
-        np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-5)  # another batch, another order of sums
+        np.testing.assert_allclose(
+            vector, mean / np.linalg.norm(mean), atol=1e-5
+        )  # another batch, another order of sums
     np.testing.assert_allclose(vectors[0], vectors[2], atol=1e-6)

@@ -17,7 +17,9 @@ def test_notebook_calls_the_library_and_defines_nothing(path):
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
             kinds = (ast.FunctionDef, ast.ClassDef, ast.Lambda)
-            assert not [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)]
+            assert not [
+                node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)
+            ]
             assert not cell.outputs  # committed without output
 
 
@@ -28,8 +30,14 @@ def test_notebook_runs_top_to_bottom(path, tmp_path, monkeypatch):
     monkeypatch.setenv("GRAFT_NOTEBOOK_WORKDIR", str(tmp_path / "run"))
     monkeypatch.setenv("XLA_FLAGS", "")
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "colabs")}}).execute()
+    NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "colabs")}}
+    ).execute()
     shown = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
-    pictures = [out for out in shown if "image/svg+xml" in out.get("data", {}) or "text/html" in out.get("data", {})]
+    pictures = [
+        out
+        for out in shown
+        if "image/svg+xml" in out.get("data", {}) or "text/html" in out.get("data", {})
+    ]
     assert len(pictures) == 2 and (tmp_path / "run" / "report.html").exists()
     assert os.path.exists(tmp_path / "run" / "metrics.jsonl")

@@ -9,7 +9,8 @@ import pytest
 
 from tests.configs import ROOT
 
-# Imports once and forks for each command line, since the imports are most of the time of a refused one.
+# Imports once and forks for each command line, since the imports are most of the time of a refused
+# one.
 _DRIVER = """
 import json, os, sys
 from research import command, train
@@ -35,10 +36,16 @@ CASES = {
     "unknown config argument": ([f"--config={ROOT}/configs/quickstart.py:smok"], "smoke"),
     "stray argument": ([CONFIG, "train"], "'train'"),
     "unknown preset": ([f"--config={ROOT}/configs/pretrain.py:model=llama3_8,smoke"], "llama3_8b"),
-    "batch that does not divide": ([CONFIG, "--config.mesh=data:8", "--config.data.batch_size=12"], "config.data.batch_size"),
+    "batch that does not divide": (
+        [CONFIG, "--config.mesh=data:8", "--config.data.batch_size=12"],
+        "config.data.batch_size",
+    ),
     "mesh that does not fit": ([CONFIG, "--config.mesh=fsdp:3"], "config.mesh"),
     "missing data": ([CONFIG, "--config.data.source=/no/such/folder"], "/no/such/folder"),
-    "both batch sizes": ([CONFIG, "--config.data.batch_size_per_device=2"], "batch_size_per_device"),
+    "both batch sizes": (
+        [CONFIG, "--config.data.batch_size_per_device=2"],
+        "batch_size_per_device",
+    ),
     "unwritable workdir": ([CONFIG, "--workdir=/dev/null/run"], "/dev/null/run"),
     "bad profile": ([CONFIG, "--profile=5"], "START:STOP"),
 }
@@ -48,20 +55,32 @@ CASES = {
 def answers(tmp_path_factory) -> dict[str, tuple[int, str]]:
     """Exit code and standard error of every case."""
     workdir = tmp_path_factory.mktemp("refused") / "run"
-    lines = [[*argv] if any("workdir" in a for a in argv) else [*argv, f"--workdir={workdir}"] for argv, _ in CASES.values()]
+    lines = [
+        [*argv] if any("workdir" in a for a in argv) else [*argv, f"--workdir={workdir}"]
+        for argv, _ in CASES.values()
+    ]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _DRIVER], input=json.dumps(lines), capture_output=True, text=True, cwd=ROOT,
+        [sys.executable, "-W", "ignore", "-c", _DRIVER],
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
         env=os.environ,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert not workdir.exists() or not any(workdir.rglob("config.json"))
-    return {name: tuple(json.loads(line)) for name, line in zip(CASES, done.stdout.splitlines(), strict=True)}
+    return {
+        name: tuple(json.loads(line))
+        for name, line in zip(CASES, done.stdout.splitlines(), strict=True)
+    }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_one_line_and_exit_code_2(answers, case):
     code, errors = answers[case]
-    lines = [line for line in errors.splitlines() if line.strip() and not line.startswith("tokenizing")]
+    lines = [
+        line for line in errors.splitlines() if line.strip() and not line.startswith("tokenizing")
+    ]
     assert code == 2 and len(lines) == 1, errors
     assert lines[0].startswith("error: ") and CASES[case][1] in lines[0]
 
@@ -69,7 +88,9 @@ def test_bad_input_is_one_line_and_exit_code_2(answers, case):
 def test_scripts_add_a_config_only_where_none_is_given():
     def command(*arguments: str) -> str:
         environment = {**os.environ, "DRY_RUN": "1", "GRAFT_VENV": "/nowhere"}
-        done = subprocess.run([f"{ROOT}/launch/local.sh", *arguments], capture_output=True, text=True, env=environment)
+        done = subprocess.run(
+            [f"{ROOT}/launch/local.sh", *arguments], capture_output=True, text=True, env=environment
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1]
 

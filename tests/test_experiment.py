@@ -5,8 +5,10 @@ import json
 
 import pytest
 
-from research.experiment import base_config, from_config, from_json, parse_arg, refused_changes
+from research.experiment.config import base_config, from_json, refused_changes
+from research.experiment.fields import parse_arg
 from research.models.presets import PRESETS
+from research.run.resolve import from_config
 from tests.configs import experiment, load_config
 
 
@@ -20,8 +22,15 @@ def test_every_field_of_a_preset_can_be_overridden():
     config.model.window = 7
     config.model.rope_scaling.factor = 4.0
     model = from_config(config).model
-    assert (model.window, model.rope_scaling.factor, model.rope_scaling.original_length) == (7, 4.0, 8192)
-    assert dataclasses.replace(model, window=0, rope_scaling=PRESETS["llama3_405b"].rope_scaling) == PRESETS["llama3_405b"]
+    assert (model.window, model.rope_scaling.factor, model.rope_scaling.original_length) == (
+        7,
+        4.0,
+        8192,
+    )
+    assert (
+        dataclasses.replace(model, window=0, rope_scaling=PRESETS["llama3_405b"].rope_scaling)
+        == PRESETS["llama3_405b"]
+    )
 
 
 def test_json_is_the_same_experiment():
@@ -36,7 +45,13 @@ def test_a_misspelt_field_names_the_nearest(section):
     config.model.preset = "gpt2"
     values = config.to_dict()
     target = values[section] if section else values
-    right = {"": "mesh", "train": "steps", "model": "layers", "optimizer": "learning_rate", "data": "batch_size"}[section]
+    right = {
+        "": "mesh",
+        "train": "steps",
+        "model": "layers",
+        "optimizer": "learning_rate",
+        "data": "batch_size",
+    }[section]
     target[right + "s"] = 1
     with pytest.raises(ValueError, match=f"'{right}s'; the nearest is '{right}'"):
         from_config(type(config)(values))
@@ -74,7 +89,9 @@ def test_learned_positions_bound_the_sequence():
 
 
 def test_parse_arg_types_follow_the_defaults():
-    args = parse_arg("rank=8,smoke,rate=0.5,name=x", rank=4, smoke=False, rate=1.0, name="", other=2)
+    args = parse_arg(
+        "rank=8,smoke,rate=0.5,name=x", rank=4, smoke=False, rate=1.0, name="", other=2
+    )
     assert args.to_dict() == {"rank": 8, "smoke": True, "rate": 0.5, "name": "x", "other": 2}
     with pytest.raises(ValueError, match="rank is of type int"):
         parse_arg("rank=x", rank=4)
@@ -82,7 +99,11 @@ def test_parse_arg_types_follow_the_defaults():
 
 def test_resume_may_change_how_far_and_where_but_not_what():
     old = experiment("quickstart").to_json()
-    may = experiment("quickstart", mesh="fsdp:2", **{"train.steps": 7, "checkpoint.keep": 9, "train.log_every": 2})
+    may = experiment(
+        "quickstart",
+        mesh="fsdp:2",
+        **{"train.steps": 7, "checkpoint.keep": 9, "train.log_every": 2},
+    )
     assert refused_changes(old, may.to_json()) == []
     must_not = experiment("quickstart", **{"data.batch_size": 32, "optimizer.learning_rate": 1.0})
     lines = refused_changes(old, must_not.to_json())

@@ -1,4 +1,5 @@
-"""Fine-tuning runs from checkpoint folders: what comes from the checkpoint, what is new, what is refused."""
+"""Fine-tuning runs from checkpoint folders: what comes from the checkpoint, what is new, what is
+refused."""
 
 import json
 import shutil
@@ -10,7 +11,7 @@ import pytest
 
 from research import tree
 from research.files import read_json
-from research.start import changes, open_data
+from research.run.start import changes, open_data
 from research.training.metrics import read_rows
 from research.training.samples import read_samples
 from tests.checkpoints import save_checkpoint
@@ -30,12 +31,19 @@ def write_rows(file: Path, rows: list[dict]) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A folder with chats, labelled texts and texts that a tiny model learns something of in ten steps."""
+    """A folder with chats, labelled texts and texts that a tiny model learns something of in ten
+    steps."""
     folder = tmp_path_factory.mktemp("data")
-    chats = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "yes yes"}] for i in range(60)]
+    chats = [
+        [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "yes yes"}]
+        for i in range(60)
+    ]
     write_rows(folder / "chats.jsonl", [{"messages": messages} for messages in chats])
     texts = [("good film " * 2, "pos") if i % 2 else ("zzz bad ", "neg") for i in range(60)]
-    write_rows(folder / "labelled.jsonl", [{"text": f"{text}{i}", "label": label} for i, (text, label) in enumerate(texts)])
+    write_rows(
+        folder / "labelled.jsonl",
+        [{"text": f"{text}{i}", "label": label} for i, (text, label) in enumerate(texts)],
+    )
     write_rows(folder / "texts.jsonl", [{"text": f"abc abc abc {i}"} for i in range(60)])
     return folder
 
@@ -55,12 +63,14 @@ def bert(tmp_path_factory):
 def finetune(workdir: Path, arg: str, init: Path, **changed) -> int:
     from research.train import train
 
-    return train(experiment("finetune", f"{arg},smoke", init=str(init), **changed), workdir, live=False)
+    return train(
+        experiment("finetune", f"{arg},smoke", init=str(init), **changed), workdir, live=False
+    )
 
 
 def parameters(workdir: Path) -> dict[str, np.ndarray]:
     """Those of a run's newest checkpoint."""
-    from research.run_directory import open_run
+    from research.run.opened import open_run
 
     return {path: np.asarray(leaf) for path, leaf in tree.paths(open_run(workdir).params).items()}
 
@@ -69,7 +79,9 @@ def losses(workdir: Path, name: str = "loss") -> list[float]:
     return [row[name] for row in read_rows(workdir / "metrics.jsonl") if name in row]
 
 
-def test_chat_starts_from_the_checkpoint_and_learns_the_assistants_part(decoder, data, tmp_path, capsys):
+def test_chat_starts_from_the_checkpoint_and_learns_the_assistants_part(
+    decoder, data, tmp_path, capsys
+):
     folder, _ = decoder
     arg, faster = f"task=chat,data={data / 'chats.jsonl'}", {"optimizer.learning_rate": 0.01}
     assert finetune(tmp_path / "run", arg, folder, **faster) == 0
@@ -81,13 +93,18 @@ def test_chat_starts_from_the_checkpoint_and_learns_the_assistants_part(decoder,
     assert read_json(tmp_path / "run" / "provenance.json")["parent"] == str(folder)
     assert (tmp_path / "run" / "tokenizer" / "chat_template.jinja").read_text() == CHAT
     sample = read_samples(tmp_path / "run" / "samples.txt")[-1]
-    assert sample.prompt.endswith("<|im_end|>\n<|im_start|>assistant\n") and "France" in sample.prompt
+    assert (
+        sample.prompt.endswith("<|im_end|>\n<|im_start|>assistant\n") and "France" in sample.prompt
+    )
     html = (tmp_path / "run" / "report.html").read_text()
     assert "<svg" in html and str(folder) in html
 
 
 def test_a_resumed_fine_tuning_needs_no_step_again_and_equals_the_whole(decoder, data, tmp_path):
-    arg, more = f"task=chat,data={data / 'chats.jsonl'}", {"train.eval_every": 0, "checkpoint.keep": 5}
+    arg, more = (
+        f"task=chat,data={data / 'chats.jsonl'}",
+        {"train.eval_every": 0, "checkpoint.keep": 5},
+    )
     finetune(tmp_path / "whole", arg, decoder[0], **more)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "10")
@@ -103,7 +120,12 @@ def test_texts_on_a_mesh_start_with_the_checkpoints_bits(task, decoder, bert, da
     if task == "masked_lm":  # bytes have a mask among their reserved tokens
         assert (folder / "fingerprint.json").exists()
     arg = f"task={task},data={data / 'texts.jsonl'}"
-    still = {"optimizer.learning_rate": 0.0, "train.steps": 1, "mesh": "fsdp:4,tensor:2", "train.sample_tokens": 0}
+    still = {
+        "optimizer.learning_rate": 0.0,
+        "train.steps": 1,
+        "mesh": "fsdp:4,tensor:2",
+        "train.sample_tokens": 0,
+    }
     assert finetune(tmp_path / "run", arg, folder, **still) == 0
     kept = parameters(tmp_path / "run")
     for path, leaf in tree.paths(params).items():
@@ -120,12 +142,21 @@ def test_classification_keeps_the_encoder_and_makes_the_head_anew(bert, data, tm
     kept = parameters(tmp_path / "still")
     for path, leaf in tree.paths({"embed": params["embed"], "layers": params["layers"]}).items():
         np.testing.assert_array_equal(kept[path], leaf, err_msg=path)
-    assert kept["classifier/kernel"].shape == (32, 2) and kept["classifier/kernel"].std() == pytest.approx(0.02, rel=0.5)
+    assert kept["classifier/kernel"].shape == (32, 2) and kept[
+        "classifier/kernel"
+    ].std() == pytest.approx(0.02, rel=0.5)
     assert not [path for path in kept if path.startswith("head")]
     assert read_json(tmp_path / "still" / "provenance.json")["dataset"]["labels"] == ["neg", "pos"]
 
-    assert finetune(tmp_path / "run", arg, folder, **{"optimizer.learning_rate": 0.01, "train.steps": 20}) == 0
-    assert losses(tmp_path / "run", "eval/accuracy")[-1] > 0.9 and losses(tmp_path / "run", "accuracy")
+    assert (
+        finetune(
+            tmp_path / "run", arg, folder, **{"optimizer.learning_rate": 0.01, "train.steps": 20}
+        )
+        == 0
+    )
+    assert losses(tmp_path / "run", "eval/accuracy")[-1] > 0.9 and losses(
+        tmp_path / "run", "accuracy"
+    )
     # From a run with a classifier another one goes on with it.
     assert finetune(tmp_path / "next", arg, tmp_path / "run", **still) == 0
     kernels = [parameters(tmp_path / name)["classifier/kernel"] for name in ("run", "next")]
@@ -133,7 +164,12 @@ def test_classification_keeps_the_encoder_and_makes_the_head_anew(bert, data, tm
 
 
 def test_what_a_config_sets_stays_and_the_rest_is_the_checkpoints(decoder):
-    e = experiment("finetune", "task=chat", init=str(decoder[0]), **{"model.dropout": 0.1, "data.source": "x.jsonl"})
+    e = experiment(
+        "finetune",
+        "task=chat",
+        init=str(decoder[0]),
+        **{"model.dropout": 0.1, "data.source": "x.jsonl"},
+    )
     assert e.model == replace(DECODER, dropout=0.1)
     with pytest.raises(ValueError, match="no checkpoint"):
         experiment("finetune", "task=chat", init="nowhere")
@@ -153,8 +189,16 @@ def test_a_checkpoint_of_another_shape_is_refused(decoder, data, tmp_path):
     [
         ("task=chat,data=labelled.jsonl", {}, r"\?messages=FIELD"),
         ("task=classification,data=labelled.jsonl", {}, "kind 'encoder', this one is 'decoder'"),
-        ("task=causal_lm,data=texts.jsonl", {"model.labels": 2, "model.pooler": True}, "config.model.labels"),
-        ("task=chat,data=chats.jsonl", {"data.max_bad_records": 0, "data.sequence_length": 8}, "config.data.sequence_length"),
+        (
+            "task=causal_lm,data=texts.jsonl",
+            {"model.labels": 2, "model.pooler": True},
+            "config.model.labels",
+        ),
+        (
+            "task=chat,data=chats.jsonl",
+            {"data.max_bad_records": 0, "data.sequence_length": 8},
+            "config.data.sequence_length",
+        ),
         ("task=dance", {}, "objective.name='dance'"),
         ("task=chat,data=chats.jsonl", {"data.chat_template": "missing.jinja"}, "missing.jinja"),
     ],
@@ -168,7 +212,9 @@ def test_what_does_not_fit_gets_one_line(decoder, data, tmp_path, arg, changed, 
 def test_more_classes_than_the_head_has_are_refused(bert, data, tmp_path):
     rows = [{"text": "x", "label": str(i % 3)} for i in range(40)]
     file = write_rows(tmp_path / "three.jsonl", rows)
-    with pytest.raises(ValueError, match=r"3 labels \(0, 1, 2\), the model 2; set config.model.labels=3"):
+    with pytest.raises(
+        ValueError, match=r"3 labels \(0, 1, 2\), the model 2; set config.model.labels=3"
+    ):
         finetune(tmp_path / "run", f"task=classification,data={file}", bert[0])
 
 
@@ -188,5 +234,7 @@ def test_a_checkpoint_without_a_tokenizer_or_template_says_what_to_set(decoder, 
 def test_changes_of_the_computation_are_listed():
     assert changes(DECODER, DECODER) == []
     assert changes(DECODER, replace(DECODER, dropout=0.1, max_length=99)) == []
-    assert changes(DECODER, replace(DECODER, rope_theta=1.0, window=8)) == ["rope_theta: 500000.0 -> 1.0", "window: 0 -> 8"]
-
+    assert changes(DECODER, replace(DECODER, rope_theta=1.0, window=8)) == [
+        "rope_theta: 500000.0 -> 1.0",
+        "window: 0 -> 8",
+    ]

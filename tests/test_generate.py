@@ -18,7 +18,7 @@ from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
 from research.models.model import Model
 from research.models.spec import initialize
-from research.run_directory import open_run
+from research.run.opened import open_run
 from research.training.checkpoint import Checkpoints
 from tests.configs import ROOT, experiment
 
@@ -28,7 +28,9 @@ TEXT = "def f(x):\n    return x  # caf\u00e9\n"
 def use(*arguments):
     """Runs an entry point in its own process: two of them cannot define their flags in one."""
     command = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +38,18 @@ def run(tmp_path_factory):
     """The directory of a run of random parameters, at steps 3 and 7."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     tokenizer = load_tokenizer("bytes")
-    e = experiment("quickstart", "smoke", **{"model.vocab_size": tokenizer.vocab_size, "data.tokenizer": "bytes"})
+    e = experiment(
+        "quickstart",
+        "smoke",
+        **{"model.vocab_size": tokenizer.vocab_size, "data.tokenizer": "bytes"},
+    )
     tokenizer.save(folder / "tokenizer")
     write_json(folder / "config.json", e.to_json())
     with Checkpoints(folder / "checkpoints", e.checkpoint) as checkpoints:
         for step in (3, 7):
-            params = initialize(jax.random.key(step), Model(e.model, e.precision).specs(), jnp.float32)
+            params = initialize(
+                jax.random.key(step), Model(e.model, e.precision).specs(), jnp.float32
+            )
             checkpoints.save(step, {"trainable": jax.tree.map(lambda w: w * 4, params)}, {})
     return folder
 
@@ -71,20 +79,47 @@ def test_generate_prints_one_json_value_that_is_what_the_library_gives(run, tmp_
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "two\\nlines"}\n\n{"prompt": ""}\n')
     flags = ["--max_tokens=6", "--temperature=0.9", "--top_k=50", "--seed=4", "--stop=~"]
-    done = use("research.generate", f"--workdir={run}", "--prompt=def ", f"--prompt_file={prompts}", *flags, "--json")
+    done = use(
+        "research.generate",
+        f"--workdir={run}",
+        "--prompt=def ",
+        f"--prompt_file={prompts}",
+        *flags,
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     samples = json.loads(done.stdout)["samples"]
     r = open_run(run)
     config = SamplingConfig(max_tokens=6, temperature=0.9, top_k=50, seed=4, stop=("~",))
-    for sample, g in zip(samples, generate(r.model, r.params, r.tokenizer, ["def ", "two\nlines", ""], config), strict=True):
-        assert sample.pop("logprobs") == pytest.approx(g.logprobs, abs=1e-5)  # float32, computed with other neighbours
-        assert sample == {"prompt": g.prompt, "text": g.text, "token_ids": list(g.token_ids), "finish": g.finish}
+    for sample, g in zip(
+        samples,
+        generate(r.model, r.params, r.tokenizer, ["def ", "two\nlines", ""], config),
+        strict=True,
+    ):
+        assert sample.pop("logprobs") == pytest.approx(
+            g.logprobs, abs=1e-5
+        )  # float32, computed with other neighbours
+        assert sample == {
+            "prompt": g.prompt,
+            "text": g.text,
+            "token_ids": list(g.token_ids),
+            "finish": g.finish,
+        }
 
 
 def test_generate_streams_the_text_of_one_prompt(run):
-    done = use("research.generate", f"--workdir={run}", "--prompt=def ", "--max_tokens=6", "--temperature=0", "--step=3")
+    done = use(
+        "research.generate",
+        f"--workdir={run}",
+        "--prompt=def ",
+        "--max_tokens=6",
+        "--temperature=0",
+        "--step=3",
+    )
     r = open_run(run, step=3)
-    [g] = generate(r.model, r.params, r.tokenizer, ["def "], SamplingConfig(max_tokens=6, temperature=0))
+    [g] = generate(
+        r.model, r.params, r.tokenizer, ["def "], SamplingConfig(max_tokens=6, temperature=0)
+    )
     assert (done.returncode, done.stdout) == (0, g.text + "\n"), done.stderr
 
 
@@ -97,14 +132,24 @@ def test_evaluate_prints_one_json_value_that_is_what_the_library_gives(run, tmp_
     r = open_run(run)
     score = score_text(r.model, r.params, r.tokenizer, TEXT * 5, r.experiment.data.sequence_length)
     assert values["tokens"] == values["bytes"] == len(TEXT.encode()) * 5
-    assert values["nll_per_token"] == pytest.approx(score.nll_per_token, rel=1e-6)  # the same float32 program
+    assert values["nll_per_token"] == pytest.approx(
+        score.nll_per_token, rel=1e-6
+    )  # the same float32 program
     assert values["perplexity"] == pytest.approx(np.exp(values["nll_per_token"]))
-    assert values["bits_per_byte"] == pytest.approx(values["nll_per_token"] / np.log(2))  # a byte is a token here
+    assert values["bits_per_byte"] == pytest.approx(
+        values["nll_per_token"] / np.log(2)
+    )  # a byte is a token here
 
 
 def test_evaluate_scores_ids_without_a_tokenizer(run, tmp_path):
     np.save(tmp_path / "ids.npy", np.arange(30))
-    done = use("research.evaluate", f"--workdir={run}", f"--token_ids={tmp_path / 'ids.npy'}", "--window=16", "--json")
+    done = use(
+        "research.evaluate",
+        f"--workdir={run}",
+        f"--token_ids={tmp_path / 'ids.npy'}",
+        "--window=16",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
     assert values["tokens"] == 29 and values["bytes"] is values["bits_per_byte"] is None
@@ -112,12 +157,21 @@ def test_evaluate_scores_ids_without_a_tokenizer(run, tmp_path):
 
 BAD = {
     "an unknown flag": (["research.generate", "--workdir=x", "--prompts=a"], "prompts"),
-    "a word too many": (["research.generate", "--workdir=x", "--prompt=two", "words"], "quote the prompt"),
+    "a word too many": (
+        ["research.generate", "--workdir=x", "--prompt=two", "words"],
+        "quote the prompt",
+    ),
     "no prompt": (["research.generate", "--workdir=x"], "--prompt"),
-    "a number out of range": (["research.generate", "--workdir=x", "--prompt=a", "--temperature=-1"], "temperature"),
+    "a number out of range": (
+        ["research.generate", "--workdir=x", "--prompt=a", "--temperature=-1"],
+        "temperature",
+    ),
     "no text": (["research.evaluate", "--workdir=x"], "exactly one of --text"),
     "a missing text": (["research.evaluate", "--workdir=x", "--text=no/such/file"], "no/such/file"),
-    "pickled ids": (["research.evaluate", "--workdir=x", "--token_ids=setup.cfg"], "setup.cfg cannot be read"),
+    "pickled ids": (
+        ["research.evaluate", "--workdir=x", "--token_ids=setup.cfg"],
+        "setup.cfg cannot be read",
+    ),
 }
 
 
@@ -127,7 +181,9 @@ def test_a_wrong_flag_gets_one_line_at_once(arguments, said):
     done = use(*arguments)
     assert done.returncode == 2 and done.stdout == ""
     assert said in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    assert "jax" not in done.stderr and time.monotonic() - begun < 20  # a second on a machine that has nothing else to do
+    assert (
+        "jax" not in done.stderr and time.monotonic() - begun < 20
+    )  # a second on a machine that has nothing else to do
 
 
 def test_a_wrong_workdir_gets_one_line(tmp_path):

@@ -1,4 +1,5 @@
-"""What is printed of a batch: every token once with its side of the loss, for each objective, and safe to look at."""
+"""What is printed of a batch: every token once with its side of the loss, for each objective, and
+safe to look at."""
 
 import re
 import subprocess
@@ -27,7 +28,12 @@ def a_chat_row(length: int = 8):
     segments = np.array([1, 1, 1, 1, 2, 2, 0, 0, 0], np.int32)[: length + 1]
     positions = np.array([0, 1, 2, 3, 0, 1, 0, 0, 0], np.int32)[: length + 1]
     assistant = np.array([0, 0, 1, 1, 0, 1, 0, 0, 0], np.int32)[: length + 1]
-    window = {"tokens": tokens, "segments": segments, "positions": positions, "assistant": assistant}
+    window = {
+        "tokens": tokens,
+        "segments": segments,
+        "positions": positions,
+        "assistant": assistant,
+    }
     return Chat().example(window, np.random.default_rng(0))
 
 
@@ -49,14 +55,21 @@ def test_the_last_target_is_shown_where_it_counts():
 def test_every_token_is_in_one_stretch():
     [stream] = streams(a_chat_row())
     parts = list(stretches(stream))
-    assert [at for start, stop in parts for at in range(start, stop)] == list(range(len(stream.tokens)))
+    assert [at for start, stop in parts for at in range(start, stop)] == list(
+        range(len(stream.tokens))
+    )
     for start, stop in parts:
         assert len({(stream.segments[at], stream.loss[at]) for at in range(start, stop)}) == 1
 
 
 def test_no_token_can_steer_the_terminal_or_break_its_line():
     tokenizer = load_tokenizer("bytes")
-    assert [shown(tokenizer, token) for token in (0x1B, 0x0A, 0x9B, 0x41)] == ["\\x1b", "\\n", "<155>", "A"]
+    assert [shown(tokenizer, token) for token in (0x1B, 0x0A, 0x9B, 0x41)] == [
+        "\\x1b",
+        "\\n",
+        "<155>",
+        "A",
+    ]
     row = a_chat_row()
     row["inputs"][1], row["targets"][0] = ord("["), ord("[")  # rich's markup begins with it
     assert "|a|[|" in lines(row)[1]
@@ -64,7 +77,9 @@ def test_no_token_can_steer_the_terminal_or_break_its_line():
 
 def test_colours_are_for_terminals():
     for colours, wanted in ((True, True), (False, False)):
-        console = Console(force_terminal=colours, width=200, color_system="standard" if colours else None)
+        console = Console(
+            force_terminal=colours, width=200, color_system="standard" if colours else None
+        )
         with console.capture() as captured:
             for line in describe(0, a_chat_row(), load_tokenizer("bytes")):
                 console.print(line)
@@ -78,7 +93,10 @@ def inputs(tmp_path_factory):
     save_checkpoint(folder / "bert", BERT)
     chat = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "answer"}]
     write_rows(folder / "chat.jsonl", [{"messages": chat}] * 9)
-    write_rows(folder / "labelled.jsonl", [{"text": f"t{i}", "label": ["no", "yes"][i % 2]} for i in range(9)])
+    write_rows(
+        folder / "labelled.jsonl",
+        [{"text": f"t{i}", "label": ["no", "yes"][i % 2]} for i in range(9)],
+    )
     write_rows(folder / "pairs.jsonl", [{"inputs": "abc", "targets": "xyz"}] * 9)
     return folder
 
@@ -93,9 +111,10 @@ def inspect(*arguments: str) -> str:
 
 def test_the_command_prints_conversations(inputs):
     out = inspect(
-        f"--config=configs/finetune.py:task=chat,data={inputs}/chat.jsonl,smoke", f"--config.init={inputs}/decoder",
+        f"--config=configs/finetune.py:task=chat,data={inputs}/chat.jsonl,smoke",
+        f"--config.init={inputs}/decoder",
         "--rows=3",
-    )  # fmt: skip
+    )
     assert len(re.findall(r"^row \d: ", out, re.M)) == 3
     assert "|a|n|s|w|e|r|<|" in out.split("assistant")[-1] or "|a|n|s|w|e|r|" in out
     assert all("a|n|s|w|e|r" not in line for line in out.splitlines() if "others" in line)
@@ -103,7 +122,8 @@ def test_the_command_prints_conversations(inputs):
 
 def test_the_command_prints_classes_by_name(inputs):
     out = inspect(
-        f"--config=configs/finetune.py:task=classification,data={inputs}/labelled.jsonl,smoke", f"--config.init={inputs}/bert"
+        f"--config=configs/finetune.py:task=classification,data={inputs}/labelled.jsonl,smoke",
+        f"--config.init={inputs}/bert",
     )
     assert re.search(r'LOSS  class (0 "no"|1 "yes")', out) and out.count("row ") == 2
 
@@ -114,7 +134,10 @@ def test_the_command_prints_classes_by_name(inputs):
         ("quickstart.py:smoke", "loss on 64"),
         ("pretrain.py:model=bert_base,smoke", "→"),
         ("pretrain.py:model=t5_small,smoke", "<extra_0>"),
-        ("pretrain.py:model=transformer_base,smoke --config.objective.name=translation", "|x|y|z|<eos>|"),
+        (
+            "pretrain.py:model=transformer_base,smoke --config.objective.name=translation",
+            "|x|y|z|<eos>|",
+        ),
     ],
 )
 def test_the_command_prints_every_other_objective(inputs, config, sign):
@@ -133,5 +156,9 @@ def test_a_wrong_flag_and_a_wrong_config_end_in_one_line():
     for arguments, message in wrong:
         command = [sys.executable, "-m", "research.inspect_batch", *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert (
+            done.returncode == 2
+            and message in done.stderr
+            and len(done.stderr.strip().splitlines()) == 1
+        ), done.stderr
         assert done.stdout == ""

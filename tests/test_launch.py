@@ -11,7 +11,12 @@ from tests.configs import ROOT
 
 SCRIPTS = {
     "slurm": {"CARD": "h100", "NODES": "2", "CARDS": "8"},
-    "tpu": {"NAME": "graft", "ZONE": "us-east5-b", "ACCELERATOR": "v5litepod-16", "POLL_SECONDS": "0"},
+    "tpu": {
+        "NAME": "graft",
+        "ZONE": "us-east5-b",
+        "ACCELERATOR": "v5litepod-16",
+        "POLL_SECONDS": "0",
+    },
 }
 SUBMIT = {"slurm": "sbatch", "tpu": "gcloud compute tpus tpu-vm ssh"}
 RECIPE = ["--config=configs/pretrain.py:model=llama3_8b", "--config.mesh=fsdp:-1"]
@@ -25,7 +30,8 @@ def write_program(path: Path, text: str) -> None:
 
 @pytest.fixture
 def site(tmp_path):
-    """A machine whose pip, fit, sbatch, srun, scontrol and gcloud note their arguments in `calls`."""
+    """A machine whose pip, fit, sbatch, srun, scontrol and gcloud note their arguments in
+    `calls`."""
     note = 'echo "$(basename "$0") $*" >> "$CALLS"'
     fit = f'{note}\n[[ "$*" != *research.fit* ]] || {{ echo "10.00 GiB of 4.00 GiB"; exit "${{FIT_CODE:-0}}"; }}'
     for venv in ("venv", "fit"):
@@ -39,14 +45,20 @@ def site(tmp_path):
     return tmp_path
 
 
-def launch(site: Path, name: str, *arguments: str, **variables: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+def launch(
+    site: Path, name: str, *arguments: str, **variables: str
+) -> tuple[subprocess.CompletedProcess, list[str]]:
     """A script's end, and the calls it made."""
     calls = site / "calls"
     calls.unlink(missing_ok=True)
     settings = {
-        **SCRIPTS[name], "PATH": f"{site}/bin:{os.environ['PATH']}", "CALLS": str(calls), "GRAFT_VENV": str(site / "venv"),
-        "GRAFT_FIT_VENV": str(site / "fit"), **variables,
-    }  # fmt: skip
+        **SCRIPTS[name],
+        "PATH": f"{site}/bin:{os.environ['PATH']}",
+        "CALLS": str(calls),
+        "GRAFT_VENV": str(site / "venv"),
+        "GRAFT_FIT_VENV": str(site / "fit"),
+        **variables,
+    }
     command = [f"{ROOT}/launch/{name}.sh", *(arguments or [*RECIPE, f"--workdir={site}/run"])]
     done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
     return done, calls.read_text().splitlines() if calls.exists() else []
@@ -82,17 +94,30 @@ def test_a_dry_run_prints_the_commands_and_does_nothing(site, name):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-@pytest.mark.parametrize("arguments", [["--workdir=x"], ["--config=x"], ["--config", "x", "--workdir=y"]])
+@pytest.mark.parametrize(
+    "arguments", [["--workdir=x"], ["--config=x"], ["--config", "x", "--workdir=y"]]
+)
 def test_missing_arguments_are_one_line(site, name, arguments):
     done, calls = launch(site, name, *arguments)
-    assert done.returncode == 2 and calls == [] and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and calls == []
+        and done.stderr.startswith("error: ")
+        and done.stderr.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize(("code", "queued"), [(0, False), (1, False), (42, True)])
 def test_a_preempted_job_is_queued_again(site, code, queued):
     launch(site, "slurm", *RECIPE, f"--workdir={site}/a run")
-    settings = {"PATH": f"{site}/bin:{os.environ['PATH']}", "CALLS": str(site / "job_calls"), "SLURM_JOB_ID": "7"}
-    done = subprocess.run(["bash", site / "job"], env={**os.environ, **settings, "SRUN_CODE": str(code)})
+    settings = {
+        "PATH": f"{site}/bin:{os.environ['PATH']}",
+        "CALLS": str(site / "job_calls"),
+        "SLURM_JOB_ID": "7",
+    }
+    done = subprocess.run(
+        ["bash", site / "job"], env={**os.environ, **settings, "SRUN_CODE": str(code)}
+    )
     calls = (site / "job_calls").read_text()
     assert done.returncode == code and ("scontrol requeue 7" in calls) == queued
     assert f"-m research.train {' '.join(RECIPE)} --workdir={site}/a run" in calls
@@ -100,9 +125,17 @@ def test_a_preempted_job_is_queued_again(site, code, queued):
 
 # Chips along each axis of Cloud TPU's usual slices: cloud.google.com/tpu/docs/v5e, v5p, v6e, v4.
 SLICES = {
-    "v5litepod-1": "v5e:1x1", "v5litepod-8": "v5e:2x4", "v5litepod-256": "v5e:16x16", "v6e-4": "v6e:2x2", "v6e-64": "v6e:8x8",
-    "v5p-8": "v5p:2x2x1", "v5p-128": "v5p:4x4x4", "v5p-1024": "v5p:8x8x8", "v5p-4096": "v5p:8x16x16", "v4-8": "v4:2x2x1",
-}  # fmt: skip
+    "v5litepod-1": "v5e:1x1",
+    "v5litepod-8": "v5e:2x4",
+    "v5litepod-256": "v5e:16x16",
+    "v6e-4": "v6e:2x2",
+    "v6e-64": "v6e:8x8",
+    "v5p-8": "v5p:2x2x1",
+    "v5p-128": "v5p:4x4x4",
+    "v5p-1024": "v5p:8x8x8",
+    "v5p-4096": "v5p:8x16x16",
+    "v4-8": "v4:2x2x1",
+}
 
 
 @pytest.mark.parametrize("accelerator", SLICES)
@@ -117,17 +150,27 @@ def test_an_accelerator_is_its_target(site, accelerator):
 def test_an_unusual_accelerator_wants_its_target(site):
     done, calls = launch(site, "tpu", ACCELERATOR="v5p-100")
     assert done.returncode == 2 and "FIT_TARGET" in done.stderr and calls == []
-    assert launch(site, "tpu", ACCELERATOR="v5p-100", FIT_TARGET="v5p:2x5x5", DRY_RUN="1")[0].returncode == 0
+    assert (
+        launch(site, "tpu", ACCELERATOR="v5p-100", FIT_TARGET="v5p:2x5x5", DRY_RUN="1")[
+            0
+        ].returncode
+        == 0
+    )
 
 
 def test_a_slice_that_runs_is_used(site):
-    write_program(site / "bin" / "gcloud", 'echo "gcloud $*" >> "$CALLS"\n[[ "$*" != *state* ]] || echo READY')
+    write_program(
+        site / "bin" / "gcloud", 'echo "gcloud $*" >> "$CALLS"\n[[ "$*" != *state* ]] || echo READY'
+    )
     done, calls = launch(site, "tpu")
     assert done.returncode == 0 and not [call for call in calls if "create" in call]
 
 
 def test_a_request_that_fails_is_told(site):
-    write_program(site / "bin" / "gcloud", '[[ "$*" != *tpu-vm* ]] || exit 1\n[[ "$*" != *state.state* ]] || echo FAILED')
+    write_program(
+        site / "bin" / "gcloud",
+        '[[ "$*" != *tpu-vm* ]] || exit 1\n[[ "$*" != *state.state* ]] || echo FAILED',
+    )
     done, _ = launch(site, "tpu")
     assert done.returncode == 1 and "is FAILED" in done.stderr
 
@@ -135,5 +178,10 @@ def test_a_request_that_fails_is_told(site):
 def test_the_scripts_are_clean():
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
-    done = subprocess.run(["shellcheck", "-x", *map(str, sorted((ROOT / "launch").glob("*.sh")))], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["shellcheck", "-x", *map(str, sorted((ROOT / "launch").glob("*.sh")))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout

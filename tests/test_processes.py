@@ -26,13 +26,27 @@ def start(workdir: Path, processes: int, steps: int) -> list[subprocess.Popen]:
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
         if processes > 1:
-            environment |= {"GRAFT_COORDINATOR": f"127.0.0.1:{port}", "GRAFT_PROCESSES": str(processes)}
+            environment |= {
+                "GRAFT_COORDINATOR": f"127.0.0.1:{port}",
+                "GRAFT_PROCESSES": str(processes),
+            }
             environment["GRAFT_PROCESS"] = str(process)
-        command = [sys.executable, "-m", "research.train", f"--config={ROOT}/configs/quickstart.py:smoke"]
-        command += [f"--workdir={workdir}", "--config.mesh=fsdp:2,tensor:2", f"--config.train.steps={steps}"]
+        command = [
+            sys.executable,
+            "-m",
+            "research.train",
+            f"--config={ROOT}/configs/quickstart.py:smoke",
+        ]
+        command += [
+            f"--workdir={workdir}",
+            "--config.mesh=fsdp:2,tensor:2",
+            f"--config.train.steps={steps}",
+        ]
         command += ["--config.optimizer.schedule=constant", "--config.optimizer.warmup_steps=2"]
         command += ["--config.checkpoint.every=4", "--config.train.eval_every=4"]
-        started.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment))
+        started.append(
+            subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
+        )
     return started
 
 
@@ -47,13 +61,18 @@ def test_two_processes_are_one(tmp_path):
     finish(start(tmp_path / "two", 2, 4))
     finish(start(tmp_path / "two", 2, 8))  # resumes
     one, two = (
-        {row["step"]: row for row in read_rows(tmp_path / name / "metrics.jsonl") if "loss" in row} for name in ("one", "two")
+        {row["step"]: row for row in read_rows(tmp_path / name / "metrics.jsonl") if "loss" in row}
+        for name in ("one", "two")
     )
     assert list(two) == list(one) == list(range(1, 9))
     for step in one:
         # The same devices and examples; only the order of a sum over processes may differ.
         np.testing.assert_allclose(two[step]["loss"], one[step]["loss"], rtol=2e-6)
-    evaluations = [row["eval/loss"] for row in read_rows(tmp_path / "two" / "metrics.jsonl") if "eval/loss" in row]
+    evaluations = [
+        row["eval/loss"]
+        for row in read_rows(tmp_path / "two" / "metrics.jsonl")
+        if "eval/loss" in row
+    ]
     assert len(evaluations) == 2
     provenance = json.loads((tmp_path / "two" / "provenance.json").read_text())
     assert provenance["devices"]["processes"] == 2 and provenance["devices"]["count"] == 4

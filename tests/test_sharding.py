@@ -1,4 +1,5 @@
-"""A mesh changes where numbers are, not what they are: 20 steps of every family against one device."""
+"""A mesh changes where numbers are, not what they are: 20 steps of every family against one
+device."""
 
 import jax
 import numpy as np
@@ -6,16 +7,16 @@ import pytest
 
 from research import tree
 from research.data.tokenizers import load_tokenizer
-from research.mesh import place_batch
 from research.objectives.choose import make_objective
-from research.program import Program, make_program
+from research.parallel.mesh import place_batch
+from research.run.program import Program, make_program
 from tests.configs import experiment
 from tests.families import random_batch
 
 MESHES = ("fsdp:4,tensor:2", "data:2,fsdp:2,context:2", "expert:2,fsdp:2,tensor:2")
 FAMILIES = (
-    "gpt2", "llama2_7b", "llama3_8b", "smollm2_135m", "mistral_7b", "mixtral_8x7b", "qwen2.5_7b", "qwen3_8b",
-    "bert_base", "transformer_base", "t5_small",
+    "gpt2", "llama2_7b", "llama3_8b", "smollm2_135m", "mistral_7b", "mixtral_8x7b", "qwen2.5_7b",
+    "qwen3_8b", "bert_base", "transformer_base", "t5_small",
 )  # fmt: skip
 STEPS = 20
 
@@ -28,7 +29,9 @@ class _Roles:
 
 def program(family: str, mesh: str) -> Program:
     dropout = {"model.dropout": 0.1} if family == "gpt2" else {"model.dropout": 0.0}
-    e = experiment("pretrain", f"model={family},smoke", mesh=mesh, **{"data.sequence_length": 16, **dropout})
+    e = experiment(
+        "pretrain", f"model={family},smoke", mesh=mesh, **{"data.sequence_length": 16, **dropout}
+    )
     return make_program(e, make_objective(e.objective, _Roles()))
 
 
@@ -48,14 +51,18 @@ def losses(p: Program) -> list[float]:
 FEW = ("gpt2", "llama3_8b", "mixtral_8x7b", "t5_small")
 
 
-@pytest.mark.parametrize("family", [f if f in FEW else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES])
+@pytest.mark.parametrize(
+    "family", [f if f in FEW else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
+)
 def test_twenty_steps_on_each_mesh_have_the_losses_of_one_device(family):
     alone = losses(program(family, ""))
     assert alone[-1] < alone[0] - 0.05  # it learns, so the comparison is of more than a fixed point
     # Float order alone differs. Experts: a tie in float order may route a token elsewhere.
     tolerance = 1e-4 if family.startswith("mixtral") else 1e-5
     for mesh in MESHES:
-        np.testing.assert_allclose(losses(program(family, mesh)), alone, rtol=tolerance, err_msg=mesh)
+        np.testing.assert_allclose(
+            losses(program(family, mesh)), alone, rtol=tolerance, err_msg=mesh
+        )
 
 
 def test_a_device_holds_its_share_of_the_parameters():
@@ -70,7 +77,11 @@ def test_a_device_holds_its_share_of_the_parameters():
 def test_accumulation_over_uneven_micro_batches_equals_one_batch():
     whole = program("llama2_7b", "")
     parts = make_program(
-        experiment("pretrain", "model=llama2_7b,smoke", **{"data.sequence_length": 16, "train.accumulate": 4}),
+        experiment(
+            "pretrain",
+            "model=llama2_7b,smoke",
+            **{"data.sequence_length": 16, "train.accumulate": 4},
+        ),
         whole.objective,
     )
     batch = random_batch(8, 16)
@@ -85,7 +96,11 @@ def test_accumulation_over_uneven_micro_batches_equals_one_batch():
 
 
 def test_bfloat16_masters_stay_float32():
-    e = experiment("pretrain", "model=llama2_7b,smoke", **{"precision.compute": "bfloat16", "data.sequence_length": 16})
+    e = experiment(
+        "pretrain",
+        "model=llama2_7b,smoke",
+        **{"precision.compute": "bfloat16", "data.sequence_length": 16},
+    )
     p = make_program(e, make_objective(e.objective, load_tokenizer("bytes")))
     with jax.set_mesh(p.mesh):
         state, metrics = p.train_step(p.init(), place_batch(random_batch(8, 16), p.mesh, 8))

@@ -21,7 +21,9 @@ def suffix(node: ast.expr) -> str | None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_letters_of_einsums_are_those_of_their_operands(path):
     for node in ast.walk(ast.parse(path.read_text())):
-        name = getattr(getattr(node, "func", None), "id", None) or getattr(getattr(node, "func", None), "attr", None)
+        name = getattr(getattr(node, "func", None), "id", None) or getattr(
+            getattr(node, "func", None), "attr", None
+        )
         if not isinstance(node, ast.Call) or name not in ("einsum", "contract") or not node.args:
             continue
         equation = node.args[0]
@@ -30,7 +32,9 @@ def test_letters_of_einsums_are_those_of_their_operands(path):
         letters = equation.value.split("->")[0].split(",")
         for want, operand in zip(letters, node.args[1:]):
             got = suffix(operand)
-            assert got is None or got == want, f"{path.name}:{node.lineno}: {equation.value} of {got}"
+            assert got is None or got == want, (
+                f"{path.name}:{node.lineno}: {equation.value} of {got}"
+            )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -39,7 +43,9 @@ def test_public_things_have_docstrings(path):
     assert ast.get_docstring(tree), f"{path} has no docstring"
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-            assert ast.get_docstring(node), f"{path.name}:{node.lineno} {node.name} has no docstring"
+            assert ast.get_docstring(node), (
+                f"{path.name}:{node.lineno} {node.name} has no docstring"
+            )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

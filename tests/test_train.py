@@ -12,12 +12,18 @@ import numpy as np
 import pytest
 
 from research import tree
-from research.experiment import from_json
+from research.experiment.config import from_json
 from research.files import read_json
 from research.training.metrics import read_rows
 from tests.configs import ROOT, experiment
 
-TINY = {"train.steps": 12, "train.eval_every": 6, "checkpoint.every": 6, "checkpoint.keep": 5, "train.sample_tokens": 4}
+TINY = {
+    "train.steps": 12,
+    "train.eval_every": 6,
+    "checkpoint.every": 6,
+    "checkpoint.keep": 5,
+    "train.sample_tokens": 4,
+}
 
 
 def train(workdir: Path, allow_changed: bool = False, **changes) -> int:
@@ -38,18 +44,29 @@ def run(tmp_path_factory) -> Path:
 
 def parameters(workdir: Path) -> dict[str, np.ndarray]:
     """Those of the newest checkpoint."""
-    from research.run_directory import open_run
+    from research.run.opened import open_run
 
     return {path: np.asarray(leaf) for path, leaf in tree.paths(open_run(workdir).params).items()}
 
 
 def without_clock(rows: list[dict]) -> list[dict]:
     """Rows but for what time alone decides."""
-    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "mfu")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "mfu")}
+        for row in rows
+    ]
 
 
 def test_a_run_directory_holds_all_that_a_person_or_a_program_needs(run):
-    for name in ("config.json", "provenance.json", "metrics.jsonl", "samples.txt", "report.html", "tokenizer", "checkpoints"):
+    for name in (
+        "config.json",
+        "provenance.json",
+        "metrics.jsonl",
+        "samples.txt",
+        "report.html",
+        "tokenizer",
+        "checkpoints",
+    ):
         assert (run / name).exists(), name
     assert any((run / "tensorboard").iterdir())
     assert from_json(read_json(run / "config.json")) == experiment("quickstart", "smoke", **TINY)
@@ -91,15 +108,21 @@ def test_a_run_cut_short_and_resumed_is_the_whole_run_bit_for_bit(run, tmp_path)
     assert train(workdir) == 0
     whole, resumed = parameters(run), parameters(workdir)
     for path, leaf in whole.items():
-        np.testing.assert_array_equal(leaf.view(np.uint32), resumed[path].view(np.uint32), err_msg=path)
-    assert without_clock(read_rows(workdir / "metrics.jsonl")) == without_clock(read_rows(run / "metrics.jsonl"))
+        np.testing.assert_array_equal(
+            leaf.view(np.uint32), resumed[path].view(np.uint32), err_msg=path
+        )
+    assert without_clock(read_rows(workdir / "metrics.jsonl")) == without_clock(
+        read_rows(run / "metrics.jsonl")
+    )
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(run, tmp_path):
     losses = {}
     for name, seed in (("same", 0), ("other", 1)):
         train(tmp_path / name, **{"train.seed": seed})
-        losses[name] = [row["loss"] for row in read_rows(tmp_path / name / "metrics.jsonl") if "loss" in row]
+        losses[name] = [
+            row["loss"] for row in read_rows(tmp_path / name / "metrics.jsonl") if "loss" in row
+        ]
     whole = [row["loss"] for row in read_rows(run / "metrics.jsonl") if "loss" in row]
     assert losses["same"] == whole and losses["other"][0] != whole[0]
 
@@ -111,14 +134,18 @@ def test_a_run_resumes_on_another_mesh(run, tmp_path):
     assert train(workdir, mesh="fsdp:4,tensor:2") == 0
     whole, moved = parameters(run), parameters(workdir)
     for path, leaf in whole.items():
-        np.testing.assert_allclose(moved[path], leaf, atol=1e-5, err_msg=path)  # six steps of float order
+        np.testing.assert_allclose(
+            moved[path], leaf, atol=1e-5, err_msg=path
+        )  # six steps of float order
 
 
 def test_a_longer_run_goes_on_where_the_shorter_ended(run, tmp_path):
     workdir = tmp_path / "longer"
     shutil.copytree(run, workdir)
     assert train(workdir, **{"train.steps": 14}) == 0
-    assert [row["step"] for row in read_rows(workdir / "metrics.jsonl") if "loss" in row] == list(range(1, 15))
+    assert [row["step"] for row in read_rows(workdir / "metrics.jsonl") if "loss" in row] == list(
+        range(1, 15)
+    )
 
 
 def test_another_config_is_refused_with_the_difference_unless_allowed(run, tmp_path):
@@ -126,7 +153,10 @@ def test_another_config_is_refused_with_the_difference_unless_allowed(run, tmp_p
     shutil.copytree(run, workdir)
     with pytest.raises(ValueError, match="optimizer.learning_rate: 0.01 -> 0.1"):
         train(workdir, **{"optimizer.learning_rate": 0.1})
-    assert train(workdir, allow_changed=True, **{"optimizer.learning_rate": 0.1, "train.steps": 13}) == 0
+    assert (
+        train(workdir, allow_changed=True, **{"optimizer.learning_rate": 0.1, "train.steps": 13})
+        == 0
+    )
 
 
 def test_changed_data_and_a_changed_tokenizer_are_refused(run, tmp_path):
@@ -163,17 +193,40 @@ def test_warm_start_takes_another_runs_parameters_and_nothing_else(run, tmp_path
 def test_other_objectives_train_end_to_end(family, tmp_path):
     from research.train import train
 
-    changes = {"train.steps": 3, "train.eval_every": 0, "train.sample_tokens": 4, "data.source": "stdlib"}
-    assert train(experiment("pretrain", f"model={family},smoke", **changes), tmp_path / family, live=False) == 0
+    changes = {
+        "train.steps": 3,
+        "train.eval_every": 0,
+        "train.sample_tokens": 4,
+        "data.source": "stdlib",
+    }
+    assert (
+        train(
+            experiment("pretrain", f"model={family},smoke", **changes),
+            tmp_path / family,
+            live=False,
+        )
+        == 0
+    )
     last = read_rows(tmp_path / family / "metrics.jsonl")[-1]
-    assert np.isfinite(last["eval/loss"]) and ("eval/bits_per_byte" in last) == (family == "mixtral_8x7b")
+    assert np.isfinite(last["eval/loss"]) and ("eval/bits_per_byte" in last) == (
+        family == "mixtral_8x7b"
+    )
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 42)])
 def test_a_signal_ends_cleanly_with_a_checkpoint(number, code, tmp_path):
     workdir = tmp_path / "stopped"
-    command = [sys.executable, "-m", "research.train", f"--config={ROOT}/configs/quickstart.py:smoke"]
-    command += [f"--workdir={workdir}", "--config.train.steps=1000000", "--config.checkpoint.every=1000000"]
+    command = [
+        sys.executable,
+        "-m",
+        "research.train",
+        f"--config={ROOT}/configs/quickstart.py:smoke",
+    ]
+    command += [
+        f"--workdir={workdir}",
+        "--config.train.steps=1000000",
+        "--config.checkpoint.every=1000000",
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ)
     for line in process.stderr:
         if line.startswith("step"):

@@ -13,12 +13,16 @@ SHAPES = flags.DEFINE_list("shapes", list(train.SHAPES), "of: " + ", ".join(trai
 DTYPES = flags.DEFINE_list("dtypes", list(train.DTYPES), "of: " + ", ".join(train.DTYPES))
 PEERS = flags.DEFINE_bool("peers", True, "also time transformers, which needs the extra [parity]")
 CHECKOUTS = [
-    flags.DEFINE_string(peer, None, f"also time {peer} on the shape gpt2, from a checkout in this folder")
+    flags.DEFINE_string(
+        peer, None, f"also time {peer} on the shape gpt2, from a checkout in this folder"
+    )
     for peer in train.CHECKOUTS
 ]
 METHODS = flags.DEFINE_list("methods", list(lora.METHODS), "lora: of " + ", ".join(lora.METHODS))
 BATCHES = flags.DEFINE_list("batches", ["1", "8"], "decode: prompts at once")
-GGUF = flags.DEFINE_string("gguf", "", "decode: a float32 GGUF file of SmolLM2-135M, with which llama.cpp takes part")
+GGUF = flags.DEFINE_string(
+    "gguf", "", "decode: a float32 GGUF file of SmolLM2-135M, with which llama.cpp takes part"
+)
 JSON = flags.DEFINE_bool("json", False, "print one JSON value instead of a table")
 
 
@@ -27,7 +31,9 @@ def main(arguments: list[str]) -> int:
     if arguments == ["decode"]:
         if not all(size.isdecimal() for size in BATCHES.value):
             raise ValueError(f"--batches={','.join(BATCHES.value)} must be numbers, such as 1,8")
-        results = decode.compare([int(size) for size in BATCHES.value], ROUNDS.value, PEERS.value, GGUF.value)
+        results = decode.compare(
+            [int(size) for size in BATCHES.value], ROUNDS.value, PEERS.value, GGUF.value
+        )
         print(json.dumps(results) if JSON.value else decode.table(results))
         return command.DONE
     if arguments == ["lora"]:
@@ -35,7 +41,9 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(results) if JSON.value else lora.table(results))
         return command.DONE
     if arguments != ["train"]:
-        raise ValueError(f"benchmark {' '.join(arguments)!r} is unknown; there are: train, decode, lora")
+        raise ValueError(
+            f"benchmark {' '.join(arguments)!r} is unknown; there are: train, decode, lora"
+        )
     checkouts = {flag.name: flag.value for flag in CHECKOUTS if flag.value is not None}
     results = train.compare(SHAPES.value, DTYPES.value, ROUNDS.value, PEERS.value, checkouts)
     print(json.dumps(results) if JSON.value else train.table(results))

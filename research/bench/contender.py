@@ -1,4 +1,5 @@
-"""A contender's process: python -m research.bench.contender SHAPE:DTYPE:NAME[:CHECKOUT], or product:DTYPE:LIBRARY."""
+"""A contender's process: python -m research.bench.contender SHAPE:DTYPE:NAME[:CHECKOUT], or
+product:DTYPE:LIBRARY."""
 
 import sys
 from collections.abc import Callable
@@ -30,7 +31,11 @@ def main() -> None:
 
 def tokens() -> np.ndarray:
     """One fixed random batch, int32 [16, 257]."""
-    return np.random.default_rng(0).integers(0, SHAPES["llama"].vocab_size, (BATCH, LENGTH + 1)).astype(np.int32)
+    return (
+        np.random.default_rng(0)
+        .integers(0, SHAPES["llama"].vocab_size, (BATCH, LENGTH + 1))
+        .astype(np.int32)
+    )
 
 
 def batch_of(rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -38,9 +43,12 @@ def batch_of(rows: np.ndarray) -> dict[str, np.ndarray]:
     B, T = rows.shape[0], rows.shape[1] - 1
     ones = np.ones((B, T), np.int32)
     return {
-        "inputs": rows[:, :-1], "targets": rows[:, 1:], "weights": ones.astype(np.float32), "segments": ones,
+        "inputs": rows[:, :-1],
+        "targets": rows[:, 1:],
+        "weights": ones.astype(np.float32),
+        "segments": ones,
         "positions": np.tile(np.arange(T, dtype=np.int32), (B, 1)),
-    }  # fmt: skip
+    }
 
 
 def graft_step(shape: str, dtype: str) -> Callable[[], None]:
@@ -49,11 +57,11 @@ def graft_step(shape: str, dtype: str) -> Callable[[], None]:
 
     import jax
 
-    from research.mesh import make_mesh
     from research.models.config import Execution
     from research.models.model import Model
     from research.models.spec import initialize
     from research.objectives.causal_lm import CausalLM
+    from research.parallel.mesh import make_mesh
     from research.precision import Precision
     from research.training.optimizer import OptimizerConfig, make
     from research.training.state import new_state
@@ -62,8 +70,13 @@ def graft_step(shape: str, dtype: str) -> Callable[[], None]:
     mesh = make_mesh("")
     model = Model(SHAPES[shape], Precision(compute=dtype), Execution(unroll=0))
     specs = model.specs()
-    optimizer, _ = make(OptimizerConfig(clip_norm=None), jax.tree.map(lambda s: s.axes, specs), 1000)
-    step = jax.jit(partial(train_step, model=model, objective=CausalLM(), optimizer=optimizer), donate_argnums=0)
+    optimizer, _ = make(
+        OptimizerConfig(clip_norm=None), jax.tree.map(lambda s: s.axes, specs), 1000
+    )
+    step = jax.jit(
+        partial(train_step, model=model, objective=CausalLM(), optimizer=optimizer),
+        donate_argnums=0,
+    )
     with jax.set_mesh(mesh):
         batch = jax.device_put(batch_of(tokens()))
         params = initialize(jax.random.key(0), specs, "float32", mesh)
@@ -79,7 +92,8 @@ def graft_step(shape: str, dtype: str) -> Callable[[], None]:
 
 
 def jax_product(dtype: str) -> Callable[[], None]:
-    """A square matrix product by XLA, with a float32 result: the only one that its CPU backend has for bfloat16."""
+    """A square matrix product by XLA, with a float32 result: the only one that its CPU backend has
+    for bfloat16."""
     import jax
     import jax.numpy as jnp
 

@@ -1,4 +1,5 @@
-"""Tokens per second of greedy decoding in float32, of Graft, of transformers on torch and of llama.cpp."""
+"""Tokens per second of greedy decoding in float32, of Graft, of transformers on torch and of
+llama.cpp."""
 
 import importlib.util
 import math
@@ -18,24 +19,36 @@ OURS, EAGER, LLAMA_CPP = "graft", "transformers", "llama_cpp"
 
 
 def compare(batches: list[int], rounds: int, peers: bool, gguf: str = "") -> list[dict[str, Any]]:
-    """One row a batch size and contender: prefill and decode tokens_per_second, their ratios to transformers, peak_bytes
-    up to that batch, and share (of the machine's read bandwidth, which bounds decoding: a step reads every weight).
+    """One row a batch size and contender: prefill and decode tokens_per_second, their ratios to
+    transformers, peak_bytes up to that batch, and share (of the machine's read bandwidth, which
+    bounds decoding: a step reads every weight).
 
-    A prompt has 64 tokens and 128 follow, the first of them counted with the prompt. llama.cpp takes part where `gguf`
-    names a file of the model, which should be float32. All contenders take turns; medians of `rounds`.
+    A prompt has 64 tokens and 128 follow, the first of them counted with the prompt. llama.cpp
+    takes part where `gguf` names a file of the model, which should be float32. All contenders take
+    turns; medians of `rounds`.
     """
     if not batches or min(batches) < 1:
         raise ValueError(f"batches={batches} must be one or more sizes of at least 1")
     if peers and not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-        raise ValueError("the peers need torch and transformers; pip install '.[parity]', or pass --nopeers")
+        raise ValueError(
+            "the peers need torch and transformers; pip install '.[parity]', or pass --nopeers"
+        )
     if gguf and not importlib.util.find_spec("llama_cpp"):
-        raise ValueError("--gguf is for llama.cpp; pip install llama-cpp-python, or leave the flag out")
+        raise ValueError(
+            "--gguf is for llama.cpp; pip install llama-cpp-python, or leave the flag out"
+        )
     if gguf and not os.path.isfile(gguf):
         raise ValueError(f"--gguf={gguf} is no file")
-    names = {OURS: OURS} | ({EAGER: EAGER} if peers else {}) | ({LLAMA_CPP: f"{LLAMA_CPP}:{gguf}"} if gguf else {})
+    names = (
+        {OURS: OURS}
+        | ({EAGER: EAGER} if peers else {})
+        | ({LLAMA_CPP: f"{LLAMA_CPP}:{gguf}"} if gguf else {})
+    )
     reads = [f"read:{library}" for library in (("jax", "torch") if peers else ("jax",))]
     measured = _take_turns([*names.values(), *reads], sorted(batches), rounds)
-    weight_bytes = 4 * sum(math.prod(s.shape) for s in jax.tree.leaves(Model(PRESETS[PRESET]).specs()))
+    weight_bytes = 4 * sum(
+        math.prod(s.shape) for s in jax.tree.leaves(Model(PRESETS[PRESET]).specs())
+    )
     rows = []
     for batch in sorted(batches):
         bandwidth = max(1 / measured[name, batch]["read_seconds"] for name in reads)
@@ -44,12 +57,14 @@ def compare(batches: list[int], rounds: int, peers: bool, gguf: str = "") -> lis
             step_bytes = os.path.getsize(gguf) if contender == LLAMA_CPP else weight_bytes
             decode = batch * (NEW - 1) / result["decode_seconds"]
             row = {
-                "batch": batch, "contender": contender, **result,
+                "batch": batch,
+                "contender": contender,
+                **result,
                 "prefill_tokens_per_second": batch * PROMPT / result["prefill_seconds"],
                 "decode_tokens_per_second": decode,
                 "read_bytes_per_second": bandwidth,
                 "share": decode / batch * step_bytes / bandwidth,
-            }  # fmt: skip
+            }
             for phase in ("prefill", "decode"):
                 theirs = measured[EAGER, batch][f"{phase}_seconds"] if peers else None
                 row[f"{phase}_ratio"] = theirs / result[f"{phase}_seconds"] if peers else None
@@ -57,12 +72,16 @@ def compare(batches: list[int], rounds: int, peers: bool, gguf: str = "") -> lis
     return rows
 
 
-def _take_turns(names: list[str], batches: list[int], rounds: int) -> dict[tuple[str, int], dict[str, Any]]:
-    """Medians of what each contender answers, by name and batch; the first turn, which may compile, is not counted."""
+def _take_turns(
+    names: list[str], batches: list[int], rounds: int
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Medians of what each contender answers, by name and batch; the first turn, which may compile,
+    is not counted."""
     contenders, results = [], {}
     try:
         for name in names:
-            # No setting of the allocator: generation has none, and torch's growing caches take minutes under training's.
+            # No setting of the allocator: generation has none, and torch's growing caches take
+            # minutes under training's.
             contenders.append(start("research.bench.decode_contender", name, allocator=""))
             print(f"{name} is ready", file=sys.stderr)
         for batch in batches:
@@ -72,8 +91,12 @@ def _take_turns(names: list[str], batches: list[int], rounds: int) -> dict[tuple
                     answers[contender.name].append(contender.ask(str(batch)))
                 print(f"batch {batch}, round {turn} of {rounds}", file=sys.stderr)
             for name, (_, *counted) in answers.items():
-                results[name, batch] = {key: statistics.median(a[key] for a in counted) for key in counted[0]}
-                results[name, batch] |= {f"all_{key}": [a[key] for a in counted] for key in counted[0]}
+                results[name, batch] = {
+                    key: statistics.median(a[key] for a in counted) for key in counted[0]
+                }
+                results[name, batch] |= {
+                    f"all_{key}": [a[key] for a in counted] for key in counted[0]
+                }
             for contender in contenders:
                 results[contender.name, batch] |= contender.ask("peak")
         return results
@@ -89,13 +112,20 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"{'of read':>8} {'peak MB':>8}"
     ]
     for row in rows:
-        ratios = ["" if row[f"{phase}_ratio"] is None else f"{row[f'{phase}_ratio']:.2f}" for phase in ("prefill", "decode")]
+        ratios = [
+            "" if row[f"{phase}_ratio"] is None else f"{row[f'{phase}_ratio']:.2f}"
+            for phase in ("prefill", "decode")
+        ]
         lines.append(
             f"{row['batch']:5} {row['contender']:13} {row['prefill_tokens_per_second']:13.0f} {ratios[0]:>6} "
             f"{row['decode_tokens_per_second']:12.1f} {ratios[1]:>6} {row['share']:8.0%} {row['peak_bytes'] / 1e6:8.0f}"
         )
     read = max(row["read_bytes_per_second"] for row in rows) / 1e9
     prepared = max(row.get("prepare_seconds", 0) for row in rows)
-    lines.append(f"ratio: over transformers, in the same run; of read: share of {read:.0f} GB/s, which reading the weights takes")
-    lines.append(f"before the first token {OURS} lays out the weights, {prepared:.2f} s a call that no rate counts")
+    lines.append(
+        f"ratio: over transformers, in the same run; of read: share of {read:.0f} GB/s, which reading the weights takes"
+    )
+    lines.append(
+        f"before the first token {OURS} lays out the weights, {prepared:.2f} s a call that no rate counts"
+    )
     return "\n".join(lines)

@@ -1,6 +1,8 @@
-"""A contender's process: python -m research.bench.decode_contender graft, transformers, llama_cpp:FILE or read:LIBRARY.
+"""A contender's process: python -m research.bench.decode_contender graft, transformers,
+llama_cpp:FILE or read:LIBRARY.
 
-It answers a batch size with the seconds of one greedy continuation of that many prompts, "peak" with its peak memory.
+It answers a batch size with the seconds of one greedy continuation of that many prompts, "peak"
+with its peak memory.
 """
 
 import json
@@ -46,12 +48,16 @@ def graft() -> Run:
     import jax
 
     from research.infer import steps
-    from research.infer.turned import prepare
+    from research.infer.decode_layout import prepare
     from research.infer.sampling import SamplingConfig
     from research.models.model import Model
     from research.models.spec import initialize
 
-    model, law, stop_ids = Model(PRESETS[PRESET]), SamplingConfig(temperature=0).law, np.full(8, -1, np.int32)
+    model, law, stop_ids = (
+        Model(PRESETS[PRESET]),
+        SamplingConfig(temperature=0).law,
+        np.full(8, -1, np.int32),
+    )
     params = jax.jit(lambda: initialize(jax.random.key(0), model.specs(), "float32"))()
 
     def run(batch: int) -> dict[str, float]:
@@ -70,7 +76,9 @@ def graft() -> Run:
             )
             jax.device_get(written)
         times.append(time.perf_counter())
-        return dict(zip(("prepare_seconds", "prefill_seconds", "decode_seconds"), np.diff(times).tolist()))
+        return dict(
+            zip(("prepare_seconds", "prefill_seconds", "decode_seconds"), np.diff(times).tolist())
+        )
 
     return run
 
@@ -84,11 +92,17 @@ def transformers() -> Run:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.layers,
-            num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, max_position_embeddings=c.max_length,
-            tie_word_embeddings=c.tied, rope_theta=c.rope_theta,
+            vocab_size=c.vocab_size,
+            hidden_size=c.d_model,
+            intermediate_size=c.d_ff,
+            num_hidden_layers=c.layers,
+            num_attention_heads=c.heads,
+            num_key_value_heads=c.kv_heads,
+            max_position_embeddings=c.max_length,
+            tie_word_embeddings=c.tied,
+            rope_theta=c.rope_theta,
         )
-    ).eval()  # fmt: skip
+    ).eval()
 
     @torch.inference_mode()
     def run(batch: int) -> dict[str, float]:
@@ -108,7 +122,8 @@ def transformers() -> Run:
 
 
 def llama_cpp(path: str) -> Run:
-    """llama.cpp on a GGUF file, a sequence for each prompt and one decoding call for all of them."""
+    """llama.cpp on a GGUF file, a sequence for each prompt and one decoding call for all of
+    them."""
     import llama_cpp as lib
 
     lib.llama_backend_init()

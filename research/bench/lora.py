@@ -1,4 +1,5 @@
-"""Seconds of a fine-tuning step of SmolLM2-135M with adapters of rank 16 on all linear layers, of Graft and of peft."""
+"""Seconds of a fine-tuning step of SmolLM2-135M with adapters of rank 16 on all linear layers, of
+Graft and of peft."""
 
 import importlib.util
 from typing import Any
@@ -10,35 +11,51 @@ METHODS = ("lora", "qlora")  # over float weights, over NF4 with double quantiza
 OURS, PEFT = "graft", "peft"
 
 
-def compare(methods: list[str], dtypes: list[str], rounds: int, peers: bool) -> list[dict[str, Any]]:
-    """A row a method, type and contender: seconds (the median of its turns), tokens_per_second, peak_bytes, and ratio (its
-    tokens a second over peft's in the same run, None without it). ValueError for what is unknown or missing."""
-    for name, known in [(m, METHODS) for m in methods] + [(d, ("float32", "bfloat16")) for d in dtypes]:
+def compare(
+    methods: list[str], dtypes: list[str], rounds: int, peers: bool
+) -> list[dict[str, Any]]:
+    """A row a method, type and contender: seconds (the median of its turns), tokens_per_second,
+    peak_bytes, and ratio (its tokens a second over peft's in the same run, None without it).
+    ValueError for what is unknown or missing."""
+    for name, known in [(m, METHODS) for m in methods] + [
+        (d, ("float32", "bfloat16")) for d in dtypes
+    ]:
         if name not in known:
             raise ValueError(f"{name!r} is unknown; choose from {', '.join(known)}")
     needed = ("torch", "transformers", "peft", *(["bitsandbytes"] if "qlora" in methods else []))
     missing = [name for name in needed if peers and not importlib.util.find_spec(name)]
     if missing:
-        raise ValueError(f"the peers need {', '.join(missing)}; pip install '.[parity]', or pass --nopeers")
+        raise ValueError(
+            f"the peers need {', '.join(missing)}; pip install '.[parity]', or pass --nopeers"
+        )
     rows = []
     for method in methods:
         for dtype in dtypes:
-            names = {name: f"{name}:{method}:{dtype}" for name in (OURS, *([PEFT] if peers else []))}
+            names = {
+                name: f"{name}:{method}:{dtype}" for name in (OURS, *([PEFT] if peers else []))
+            }
             timed = take_turns("research.bench.lora_contender", list(names.values()), rounds)
             reference = timed[names[PEFT]]["seconds"] if peers else None
             for contender, name in names.items():
                 seconds = timed[name]["seconds"]
-                rows.append({
-                    "method": method, "dtype": dtype, "contender": contender, **timed[name],
-                    "tokens_per_second": BATCH * LENGTH / seconds,
-                    "ratio": reference / seconds if peers else None,
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "method": method,
+                        "dtype": dtype,
+                        "contender": contender,
+                        **timed[name],
+                        "tokens_per_second": BATCH * LENGTH / seconds,
+                        "ratio": reference / seconds if peers else None,
+                    }
+                )
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as lines for a person."""
-    lines = [f"{'method':7} {'dtype':9} {'contender':10} {'s/step':>7} {'tokens/s':>9} {'ratio':>6} {'peak MB':>8}"]
+    lines = [
+        f"{'method':7} {'dtype':9} {'contender':10} {'s/step':>7} {'tokens/s':>9} {'ratio':>6} {'peak MB':>8}"
+    ]
     for row in rows:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         lines.append(

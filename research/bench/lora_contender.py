@@ -1,4 +1,5 @@
-"""A contender's process: python -m research.bench.lora_contender graft|peft:lora|qlora:DTYPE. Weights are random."""
+"""A contender's process: python -m research.bench.lora_contender graft|peft:lora|qlora:DTYPE.
+Weights are random."""
 
 import sys
 import tempfile
@@ -20,32 +21,46 @@ def main() -> None:
 
 def tokens() -> np.ndarray:
     """One fixed random batch, int32 [4, 257]."""
-    return np.random.default_rng(0).integers(0, PRESETS[PRESET].vocab_size, (BATCH, LENGTH + 1)).astype(np.int32)
+    return (
+        np.random.default_rng(0)
+        .integers(0, PRESETS[PRESET].vocab_size, (BATCH, LENGTH + 1))
+        .astype(np.int32)
+    )
 
 
 def graft_step(method: str, dtype: str) -> Callable[[], None]:
-    """The step of `research.train`, with peft's AdamW instead of the 8-bit one, and without rematerialisation."""
+    """The step of `research.train`, with peft's AdamW instead of the 8-bit one, and without
+    rematerialisation."""
     import jax
 
     from research.data.corpus import DataConfig
-    from research.experiment import Experiment, LoggingConfig, TrainConfig
-    from research.mesh import place_batch
+    from research.experiment.config import Experiment, LoggingConfig, TrainConfig
     from research.models.config import Execution
     from research.objectives.causal_lm import CausalLM
     from research.objectives.choose import ObjectiveConfig
+    from research.parallel.mesh import place_batch
     from research.precision import Precision
-    from research.program import make_program
-    from research.start import first_state
+    from research.run.program import make_program
+    from research.run.start import first_state
     from research.training.checkpoint import CheckpointConfig
     from research.training.optimizer import OptimizerConfig
-    from research.tuning import QuantizeConfig, TuneConfig
-    from research.weights.new_lora import LoraConfig
+    from research.tuning.lora_specs import LoraConfig
+    from research.tuning.method import QuantizeConfig, TuneConfig
 
     experiment = Experiment(
-        PRESETS[PRESET], TuneConfig("lora"), LoraConfig(RANK), QuantizeConfig("nf4" if method == "qlora" else ""),
-        Execution(), Precision(compute=dtype), ObjectiveConfig(), DataConfig(sequence_length=LENGTH, batch_size=BATCH),
-        OptimizerConfig(clip_norm=None, weight_decay=0.0), TrainConfig(), CheckpointConfig(), LoggingConfig(),
-    )  # fmt: skip
+        PRESETS[PRESET],
+        TuneConfig("lora"),
+        LoraConfig(RANK),
+        QuantizeConfig("nf4" if method == "qlora" else ""),
+        Execution(),
+        Precision(compute=dtype),
+        ObjectiveConfig(),
+        DataConfig(sequence_length=LENGTH, batch_size=BATCH),
+        OptimizerConfig(clip_norm=None, weight_decay=0.0),
+        TrainConfig(),
+        CheckpointConfig(),
+        LoggingConfig(),
+    )
     program = make_program(experiment, CausalLM())
     with jax.set_mesh(program.mesh):
         state, _ = first_state(program)
@@ -61,29 +76,49 @@ def graft_step(method: str, dtype: str) -> Callable[[], None]:
 
 
 def peft_step(method: str, dtype: str) -> Callable[[], None]:
-    """The step of the Hugging Face model under peft with torch's AdamW on the adapters; the base is in `dtype`, or in
-    bitsandbytes' NF4 with products in `dtype`."""
+    """The step of the Hugging Face model under peft with torch's AdamW on the adapters; the base is
+    in `dtype`, or in bitsandbytes' NF4 with products in `dtype`."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import (
+        AutoModelForCausalLM,
+        BitsAndBytesConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
 
     c = PRESETS[PRESET]
     torch.manual_seed(0)
     own = getattr(torch, dtype)
     config = LlamaConfig(
-        vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.layers,
-        num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, max_position_embeddings=c.max_length,
-        rope_theta=c.rope_theta, tie_word_embeddings=True, use_cache=False,
-    )  # fmt: skip
+        vocab_size=c.vocab_size,
+        hidden_size=c.d_model,
+        intermediate_size=c.d_ff,
+        num_hidden_layers=c.layers,
+        num_attention_heads=c.heads,
+        num_key_value_heads=c.kv_heads,
+        max_position_embeddings=c.max_length,
+        rope_theta=c.rope_theta,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
     model = LlamaForCausalLM(config).to(own)
     if method == "qlora":
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             four = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=own
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=own,
             )
-            model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=four, dtype=own, device_map="cpu")
-    model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, quantization_config=four, dtype=own, device_map="cpu"
+            )
+    model = get_peft_model(
+        model,
+        LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-4, fused=True)
     ids = torch.from_numpy(tokens()[:, :-1].astype(np.int64))

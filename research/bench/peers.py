@@ -1,6 +1,8 @@
-"""The peers' training steps: forward, backward and AdamW on one fixed batch, each peer's own code and own settings.
+"""The peers' training steps: forward, backward and AdamW on one fixed batch, each peer's own code
+and own settings.
 
-None clips, drops out or reports metrics. Their code is installed (transformers) or in a checkout that the user names.
+None clips, drops out or reports metrics. Their code is installed (transformers) or in a checkout
+that the user names.
 """
 
 import contextlib
@@ -15,8 +17,11 @@ from research.bench.shapes import LENGTH, SHAPES
 ADAMW = dict(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
 
 
-def transformers_step(shape: str, dtype: str, compiled: bool, rows: np.ndarray) -> Callable[[], None]:
-    """The step of the Hugging Face model of the same shape with torch's fused AdamW; bfloat16 by autocast."""
+def transformers_step(
+    shape: str, dtype: str, compiled: bool, rows: np.ndarray
+) -> Callable[[], None]:
+    """The step of the Hugging Face model of the same shape with torch's fused AdamW; bfloat16 by
+    autocast."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -25,18 +30,31 @@ def transformers_step(shape: str, dtype: str, compiled: bool, rows: np.ndarray) 
     if shape == "llama":
         model = LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.layers,
-                num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, max_position_embeddings=LENGTH,
-                tie_word_embeddings=False, use_cache=False,
+                vocab_size=c.vocab_size,
+                hidden_size=c.d_model,
+                intermediate_size=c.d_ff,
+                num_hidden_layers=c.layers,
+                num_attention_heads=c.heads,
+                num_key_value_heads=c.kv_heads,
+                max_position_embeddings=LENGTH,
+                tie_word_embeddings=False,
+                use_cache=False,
             )
-        )  # fmt: skip
+        )
     else:
         model = GPT2LMHeadModel(
             GPT2Config(
-                vocab_size=c.vocab_size, n_positions=LENGTH, n_embd=c.d_model, n_layer=c.layers, n_head=c.heads,
-                resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+                vocab_size=c.vocab_size,
+                n_positions=LENGTH,
+                n_embd=c.d_model,
+                n_layer=c.layers,
+                n_head=c.heads,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                use_cache=False,
             )
-        )  # fmt: skip
+        )
     optimizer = torch.optim.AdamW(model.parameters(), fused=True, **ADAMW)
     forward = torch.compile(model) if compiled else model
     ids = torch.from_numpy(rows[:, :-1].astype(np.int64))
@@ -44,7 +62,8 @@ def transformers_step(shape: str, dtype: str, compiled: bool, rows: np.ndarray) 
 
 
 def nanogpt_step(folder: str, dtype: str, compiled: bool, rows: np.ndarray) -> Callable[[], None]:
-    """nanoGPT's model with the AdamW that it configures for a CPU; bfloat16 by autocast, as its train.py has it."""
+    """nanoGPT's model with the AdamW that it configures for a CPU; bfloat16 by autocast, as its
+    train.py has it."""
     import torch
 
     sys.path.insert(0, folder)
@@ -52,16 +71,27 @@ def nanogpt_step(folder: str, dtype: str, compiled: bool, rows: np.ndarray) -> C
 
     c = SHAPES["gpt2"]
     torch.manual_seed(0)
-    with contextlib.redirect_stdout(sys.stderr):  # it prints, and standard output carries the answers
+    with contextlib.redirect_stdout(
+        sys.stderr
+    ):  # it prints, and standard output carries the answers
         model = GPT(
             GPTConfig(
-                block_size=LENGTH, vocab_size=c.vocab_size, n_layer=c.layers, n_head=c.heads, n_embd=c.d_model,
-                dropout=0.0, bias=True,
+                block_size=LENGTH,
+                vocab_size=c.vocab_size,
+                n_layer=c.layers,
+                n_head=c.heads,
+                n_embd=c.d_model,
+                dropout=0.0,
+                bias=True,
             )
-        )  # fmt: skip
-        optimizer = model.configure_optimizers(ADAMW["weight_decay"], ADAMW["lr"], ADAMW["betas"], "cpu")
+        )
+        optimizer = model.configure_optimizers(
+            ADAMW["weight_decay"], ADAMW["lr"], ADAMW["betas"], "cpu"
+        )
     forward = torch.compile(model) if compiled else model
-    inputs, targets = (torch.from_numpy(ids.astype(np.int64)) for ids in (rows[:, :-1], rows[:, 1:]))
+    inputs, targets = (
+        torch.from_numpy(ids.astype(np.int64)) for ids in (rows[:, :-1], rows[:, 1:])
+    )
     return _torch_step(lambda: forward(inputs, targets)[1], optimizer, dtype)
 
 
@@ -80,10 +110,11 @@ def _torch_step(loss: Callable[[], Any], optimizer: Any, dtype: str) -> Callable
 
 
 def nanodo_step(folder: str, dtype: str, rows: np.ndarray) -> Callable[[], None]:
-    """nanodo's model (tied, without biases) and loss under plain optax AdamW, in the order of its train step.
+    """nanodo's model (tied, without biases) and loss under plain optax AdamW, in the order of its
+    train step.
 
-    Its bfloat16 is the dtype of its layers: the residual stream and the head stay float32. Left out are its metrics
-    over all gradients and its wrapper for accumulation, which only cost time.
+    Its bfloat16 is the dtype of its layers: the residual stream and the head stay float32. Left out
+    are its metrics over all gradients and its wrapper for accumulation, which only cost time.
     """
     import jax
     import jax.numpy as jnp

@@ -4,7 +4,9 @@ from research.models.config import ModelConfig
 
 BATCH, LENGTH = 16, 256
 PRODUCT_SIDE = 2048  # of the square product that stands for the machine's rate
-_SIZES = dict(vocab_size=8192, layers=6, d_model=384, heads=6, kv_heads=6, head_size=64, max_length=LENGTH)
+_SIZES = dict(
+    vocab_size=8192, layers=6, d_model=384, heads=6, kv_heads=6, head_size=64, max_length=LENGTH
+)
 
 SHAPES = {
     "llama": ModelConfig(**_SIZES, d_ff=1024, norm_eps=1e-6),

@@ -11,39 +11,56 @@ from research.training.flops import train_flops_per_token
 DTYPES = ("float32", "bfloat16")
 OURS, REFERENCE = "graft", "transformers_compiled"
 IN_FLOAT32 = "graft_in_float32"  # ours again beside a bfloat16 run, to say what bfloat16 gains
-CHECKOUTS = {"nanogpt": "model.py", "nanodo": "nanodo/model.py"}  # peers of the shape gpt2, and a file of each
+CHECKOUTS = {
+    "nanogpt": "model.py",
+    "nanodo": "nanodo/model.py",
+}  # peers of the shape gpt2, and a file of each
 
 
 def compare(
     shapes: list[str], dtypes: list[str], rounds: int, transformers: bool, checkouts: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """One row a contender, shape and dtype, as `rows` makes them. Those of one shape and dtype take turns.
+    """One row a contender, shape and dtype, as `rows` makes them. Those of one shape and dtype take
+    turns.
 
-    `checkouts` has the folders of peers that are timed on the shape gpt2. ValueError for what is unknown or missing.
+    `checkouts` has the folders of peers that are timed on the shape gpt2. ValueError for what is
+    unknown or missing.
     """
     for name, known in [(s, SHAPES) for s in shapes] + [(d, DTYPES) for d in dtypes]:
         if name not in known:
             raise ValueError(f"{name!r} is unknown; choose from {', '.join(known)}")
     for peer, folder in checkouts.items():
         if not (Path(folder) / CHECKOUTS[peer]).is_file():
-            raise ValueError(f"--{peer}={folder} is no checkout of {peer}: it has no {CHECKOUTS[peer]}")
+            raise ValueError(
+                f"--{peer}={folder} is no checkout of {peer}: it has no {CHECKOUTS[peer]}"
+            )
         if "gpt2" not in shapes:
             raise ValueError(f"--{peer} is timed on the shape gpt2; add it to --shapes")
-    needed = ("torch", "transformers") if transformers else ("torch",) if "nanogpt" in checkouts else ()
+    needed = (
+        ("torch", "transformers") if transformers else ("torch",) if "nanogpt" in checkouts else ()
+    )
     if not all(importlib.util.find_spec(name) for name in needed):
-        raise ValueError("the peers need torch and transformers; pip install '.[parity]', or pass --nopeers")
+        raise ValueError(
+            "the peers need torch and transformers; pip install '.[parity]', or pass --nopeers"
+        )
     results = []
     for shape in shapes:
         for dtype in dtypes:
             names = contenders(shape, dtype, transformers, checkouts)
-            products = [f"product:{dtype}:{library}" for library in ["jax", *(["torch"] if needed else [])]]
+            products = [
+                f"product:{dtype}:{library}" for library in ["jax", *(["torch"] if needed else [])]
+            ]
             timed = take_turns("research.bench.contender", [*names.values(), *products], rounds)
             best = max(2 * PRODUCT_SIDE**3 / timed[name]["seconds"] for name in products)
-            results += rows(shape, dtype, {contender: timed[name] for contender, name in names.items()}, best)
+            results += rows(
+                shape, dtype, {contender: timed[name] for contender, name in names.items()}, best
+            )
     return results
 
 
-def contenders(shape: str, dtype: str, transformers: bool, checkouts: dict[str, str]) -> dict[str, str]:
+def contenders(
+    shape: str, dtype: str, transformers: bool, checkouts: dict[str, str]
+) -> dict[str, str]:
     """Arguments of the contenders' processes by the contenders' names, ours first."""
     names = {OURS: f"{shape}:{dtype}:{OURS}"}
     if dtype != "float32":
@@ -56,15 +73,20 @@ def contenders(shape: str, dtype: str, transformers: bool, checkouts: dict[str, 
     return names | {peer: f"{shape}:{dtype}:{peer}{folder}" for peer, folder in peers}
 
 
-def rows(shape: str, dtype: str, timed: dict[str, dict[str, Any]], best_flops: float) -> list[dict[str, Any]]:
-    """A row for each contender of a run: seconds, tokens_per_second, peak_bytes, gflops, share (of `best_flops`, the
-    best matrix product a second of the same run), ratio (its speed over that of transformers under torch.compile,
-    None without it) and graft_ratio (Graft's speed over its)."""
+def rows(
+    shape: str, dtype: str, timed: dict[str, dict[str, Any]], best_flops: float
+) -> list[dict[str, Any]]:
+    """A row for each contender of a run: seconds, tokens_per_second, peak_bytes, gflops, share (of
+    `best_flops`, the best matrix product a second of the same run), ratio (its speed over that of
+    transformers under torch.compile, None without it) and graft_ratio (Graft's speed over its)."""
     flops = BATCH * LENGTH * train_flops_per_token(SHAPES[shape], LENGTH)
     reference = timed.get(REFERENCE)
     return [
         {
-            "shape": shape, "dtype": dtype, "contender": contender, **result,
+            "shape": shape,
+            "dtype": dtype,
+            "contender": contender,
+            **result,
             "tokens_per_second": BATCH * LENGTH / result["seconds"],
             "gflops": flops / result["seconds"] / 1e9,
             "share": flops / result["seconds"] / best_flops,
@@ -72,7 +94,7 @@ def rows(shape: str, dtype: str, timed: dict[str, dict[str, Any]], best_flops: f
             "graft_ratio": result["seconds"] / timed[OURS]["seconds"],
         }
         for contender, result in timed.items()
-    ]  # fmt: skip
+    ]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -88,6 +110,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['tokens_per_second']:9.0f} {ratio:>6} {row['graft_ratio']:11.2f} {row['share']:8.0%} "
             f"{row['peak_bytes'] / 1e6:8.0f}"
         )
-    lines.append("ratio: tokens per second over those of transformers under torch.compile, in the same run")
-    lines.append("Graft to it: tokens per second of Graft over those of the row's contender, in the same run")
+    lines.append(
+        "ratio: tokens per second over those of transformers under torch.compile, in the same run"
+    )
+    lines.append(
+        "Graft to it: tokens per second of Graft over those of the row's contender, in the same run"
+    )
     return "\n".join(lines)

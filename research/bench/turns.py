@@ -1,4 +1,5 @@
-"""Contenders in processes of their own that take turns: A B C A B C, so that what else the machine does hits all alike."""
+"""Contenders in processes of their own that take turns: A B C A B C, so that what else the machine
+does hits all alike."""
 
 import json
 import os
@@ -20,7 +21,8 @@ class Contender:
     seconds: list[float] = field(default_factory=list)
 
     def ask(self, word: str) -> dict[str, Any]:
-        """The child's answer to "run" or "stop". RuntimeError, with what it printed, where it died."""
+        """The child's answer to "run" or "stop". RuntimeError, with what it printed, where it
+        died."""
         try:
             self.process.stdin.write(word + "\n")
             self.process.stdin.flush()
@@ -32,14 +34,18 @@ class Contender:
         """The next line of the child."""
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"contender {self.name} ended with exit code {self.process.wait()}; its errors are above")
+            raise RuntimeError(
+                f"contender {self.name} ended with exit code {self.process.wait()}; its errors are above"
+            )
         return json.loads(line)
 
 
 def take_turns(module: str, names: list[str], rounds: int) -> dict[str, dict[str, Any]]:
-    """Median seconds, all seconds, peak memory and start-up of each `python -m module NAME`, which ran `rounds` times.
+    """Median seconds, all seconds, peak memory and start-up of each `python -m module NAME`, which
+    ran `rounds` times.
 
-    All get the same allocator setting. The first turn of each is not counted: it may still compile or fault pages in.
+    All get the same allocator setting. The first turn of each is not counted: it may still compile
+    or fault pages in.
     """
     contenders = []
     try:
@@ -52,7 +58,12 @@ def take_turns(module: str, names: list[str], rounds: int) -> dict[str, dict[str
                 contender.seconds += [seconds] if turn else []
             print(f"round {turn} of {rounds}", file=sys.stderr)
         return {
-            c.name: {"seconds": statistics.median(c.seconds), "all_seconds": c.seconds, **c.ask("stop")} for c in contenders
+            c.name: {
+                "seconds": statistics.median(c.seconds),
+                "all_seconds": c.seconds,
+                **c.ask("stop"),
+            }
+            for c in contenders
         }
     finally:
         for contender in contenders:
@@ -60,10 +71,15 @@ def take_turns(module: str, names: list[str], rounds: int) -> dict[str, dict[str
 
 
 def start(module: str, name: str, allocator: str = KEEPING) -> Contender:
-    """A contender that has said that it is ready; `allocator` is the setting of glibc's, "" for none."""
+    """A contender that has said that it is ready; `allocator` is the setting of glibc's, "" for
+    none."""
     environment = {**os.environ, "GLIBC_TUNABLES": allocator, "JAX_PLATFORMS": "cpu"}
     process = subprocess.Popen(
-        [sys.executable, "-m", module, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", module, name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     contender = Contender(name, process)
     contender.answer()
@@ -71,7 +87,8 @@ def start(module: str, name: str, allocator: str = KEEPING) -> Contender:
 
 
 def serve(run: Any) -> None:
-    """The child's side: says that it is ready, then answers "run" with seconds and "stop" with its peak memory."""
+    """The child's side: says that it is ready, then answers "run" with seconds and "stop" with its
+    peak memory."""
     import resource
     import time
 

@@ -1,1 +1,2 @@
-"""From text to batches of numpy arrays: sources, tokenizers, packed windows, mixtures, the loader. No jax in here."""
+"""From text to batches of numpy arrays: sources, tokenizers, packed windows, mixtures, the loader.
+No jax in here."""

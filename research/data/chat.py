@@ -1,9 +1,9 @@
 """Conversations as token ids, with a mask of what the assistant says.
 
-The ids are those of the whole rendered text, as a server encodes it. What the assistant says is what the template has
-inside `{% generation %}`, else what an answer adds to the text of the messages before it with their generation prompt:
-just what the model is to write when asked, its end of turn included. A token is the assistant's where any of its
-characters is.
+The ids are those of the whole rendered text, as a server encodes it. What the assistant says is
+what the template has inside `{% generation %}`, else what an answer adds to the text of the
+messages before it with their generation prompt: just what the model is to write when asked, its end
+of turn included. A token is the assistant's where any of its characters is.
 """
 
 import re
@@ -19,10 +19,13 @@ from research.data.tokenizers import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
 
-# Training texts must not change with the day they are made on. Llama 3.1's template falls back on this one itself.
+# Training texts must not change with the day they are made on. Llama 3.1's template falls back on
+# this one itself.
 TRAINING_DAY = datetime(2024, 7, 26)
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-_FORMAT = "1"  # part of the fingerprint: raise it when the ids or masks of the same conversation change
+_FORMAT = (
+    "1"  # part of the fingerprint: raise it when the ids or masks of the same conversation change
+)
 
 
 def render_chat(
@@ -33,13 +36,21 @@ def render_chat(
     now: datetime | None = None,
     sandbox: Sandbox | None = None,
 ) -> str:
-    """The conversation as text, by default up to where the assistant is to go on; special tokens are in it as strings.
+    """The conversation as text, by default up to where the assistant is to go on; special tokens
+    are in it as strings.
 
-    `now` is what the template's clock tells. ValueError, one line, where there is no template, it rejects the messages,
-    or breaks, does not end or writes without end.
+    `now` is what the template's clock tells. ValueError, one line, where there is no template, it
+    rejects the messages, or breaks, does not end or writes without end.
     """
-    variables = {"messages": list(messages), "add_generation_prompt": add_generation_prompt} | _specials(tokenizer)
-    return (sandbox or shared_sandbox()).render(_template(tokenizer), [variables], now or datetime.now())[0].text
+    variables = {
+        "messages": list(messages),
+        "add_generation_prompt": add_generation_prompt,
+    } | _specials(tokenizer)
+    return (
+        (sandbox or shared_sandbox())
+        .render(_template(tokenizer), [variables], now or datetime.now())[0]
+        .text
+    )
 
 
 def encode_chat(
@@ -47,9 +58,9 @@ def encode_chat(
 ) -> tuple[list[int], list[bool]]:
     """Ids of the conversation, and for each whether the assistant says it.
 
-    ChatRefused, a ValueError, for messages that the template rejects. ValueError for a template that writes earlier
-    messages differently once later ones follow (such as one that strips earlier thoughts), as then no one text is what
-    the model reads at each answer.
+    ChatRefused, a ValueError, for messages that the template rejects. ValueError for a template
+    that writes earlier messages differently once later ones follow (such as one that strips earlier
+    thoughts), as then no one text is what the model reads at each answer.
     """
     [encoded] = ChatEncoder(tokenizer, sandbox).encode_batch([messages])
     if isinstance(encoded, ChatRefused):
@@ -58,26 +69,35 @@ def encode_chat(
 
 
 def end_of_turn(tokenizer: Tokenizer, sandbox: Sandbox | None = None) -> int | None:
-    """The token with which the template has the assistant end; None where that is no token of its own, such as a line
-    break that others are made of too."""
+    """The token with which the template has the assistant end; None where that is no token of its
+    own, such as a line break that others are made of too."""
     ids, mask = encode_chat(
-        tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], sandbox
+        tokenizer,
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        sandbox,
     )
     last = [token for token, said in zip(ids, mask) if said][-1]
     text = tokenizer.decode([last])
-    return last if len(text) > 1 and text.strip() != "b" and tokenizer.encode(text) == [last] else None
+    return (
+        last if len(text) > 1 and text.strip() != "b" and tokenizer.encode(text) == [last] else None
+    )
 
 
 class ChatEncoder:
-    """A tokenizer and its chat template; what both decide has one `fingerprint`. ValueError without a template."""
+    """A tokenizer and its chat template; what both decide has one `fingerprint`. ValueError without
+    a template."""
 
     def __init__(self, tokenizer: Tokenizer, sandbox: Sandbox | None = None):
         self._template, self._tokenizer = _template(tokenizer), tokenizer
         self._sandbox = sandbox or shared_sandbox()
         self.vocab_size = tokenizer.vocab_size
-        self.fingerprint = digest(_FORMAT, tokenizer.fingerprint, self._template, TRAINING_DAY.isoformat())
+        self.fingerprint = digest(
+            _FORMAT, tokenizer.fingerprint, self._template, TRAINING_DAY.isoformat()
+        )
 
-    def encode_batch(self, conversations: Sequence[Messages]) -> list[tuple[list[int], list[bool]] | ChatRefused]:
+    def encode_batch(
+        self, conversations: Sequence[Messages]
+    ) -> list[tuple[list[int], list[bool]] | ChatRefused]:
         """`encode_chat` of each; one that the template rejects is in its place as the error."""
         found: list[Rendered | ChatRefused] = []
         for messages in conversations:
@@ -85,18 +105,31 @@ class ChatEncoder:
                 found.append(self._assistant(messages))
             except ChatRefused as error:
                 found.append(error)
-        encoded = iter(self._tokenizer.align_batch([one.text for one in found if isinstance(one, Rendered)]))
-        return [_masked(*next(encoded), one.spans) if isinstance(one, Rendered) else one for one in found]
+        encoded = iter(
+            self._tokenizer.align_batch([one.text for one in found if isinstance(one, Rendered)])
+        )
+        return [
+            _masked(*next(encoded), one.spans) if isinstance(one, Rendered) else one
+            for one in found
+        ]
 
     def _assistant(self, messages: Messages) -> Rendered:
         """The text with the spans of what the assistant says in it."""
         if _GENERATION.search(self._template):
             [whole] = self._render((messages, False))
             if not whole.spans:
-                raise ChatRefused("the chat template writes nothing of the assistant's inside {% generation %}")
+                raise ChatRefused(
+                    "the chat template writes nothing of the assistant's inside {% generation %}"
+                )
             return whole
-        turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-        jobs = [job for turn in turns for job in ((messages[:turn], True), (messages[: turn + 1], False))]
+        turns = [
+            number for number, message in enumerate(messages) if message["role"] == "assistant"
+        ]
+        jobs = [
+            job
+            for turn in turns
+            for job in ((messages[:turn], True), (messages[: turn + 1], False))
+        ]
         whole, *parts = (one.text for one in self._render((messages, False), *jobs))
         spans = []
         for turn, asked, answered in zip(turns, parts[::2], parts[1::2]):
@@ -108,30 +141,37 @@ class ChatEncoder:
                 )
             said = answered[len(asked) :]
             content = str(messages[turn]["content"]).strip()
-            if not said.lstrip().startswith(content) and asked == self._render((messages[:turn], False))[0].text:
+            if (
+                not said.lstrip().startswith(content)
+                and asked == self._render((messages[:turn], False))[0].text
+            ):
                 raise ValueError(
                     "the chat template has no generation prompt (add_generation_prompt changes nothing), so where the "
                     "assistant begins cannot be told; give one that has with config.data.chat_template"
                 )
-            # A line break behind a mark of the end of turn is the template's: the model has stopped by then. Where there
-            # is no such mark the break is the end.
+            # A line break behind a mark of the end of turn is the template's: the model has stopped
+            # by then. Where there is no such mark the break is the end.
             ended = not said.rstrip().endswith(content)
             spans.append((len(asked), len(asked) + len(said.rstrip() if ended else said)))
         return Rendered(whole, spans)
 
     def _render(self, *jobs: tuple[Messages, bool]) -> list[Rendered]:
         specials = _specials(self._tokenizer)
-        variables = [{"messages": list(m), "add_generation_prompt": prompt, **specials} for m, prompt in jobs]
+        variables = [
+            {"messages": list(m), "add_generation_prompt": prompt, **specials} for m, prompt in jobs
+        ]
         return self._sandbox.render(self._template, variables, TRAINING_DAY)
 
 
 def _masked(
     ids: list[int], places: list[tuple[int, int]], spans: Sequence[tuple[int, int]]
 ) -> tuple[list[int], list[bool]]:
-    """The ids, and for each whether it stands for a character inside a span; spans are in order and apart."""
+    """The ids, and for each whether it stands for a character inside a span; spans are in order and
+    apart."""
     start, stop = np.array(places, np.int64).reshape(-1, 2).T
     edges = np.array(spans, np.int64).reshape(-1, 2)
-    # The first span that ends behind the token's start begins before its end. A token of no width is where it starts.
+    # The first span that ends behind the token's start begins before its end. A token of no width
+    # is where it starts.
     which = np.searchsorted(edges[:, 1], start, side="right")
     begins = np.append(edges[:, 0], np.iinfo(np.int64).max)[which]
     return ids, (begins < np.maximum(stop, start + 1)).tolist()
@@ -147,7 +187,12 @@ def _template(tokenizer: Tokenizer) -> str:
 
 
 def _specials(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What templates know beside the messages: the special tokens that there are, and no tools or documents."""
+    """What templates know beside the messages: the special tokens that there are, and no tools or
+    documents."""
     roles = {role: getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad", "mask")}
-    named = {f"{role}_token": tokenizer.decode([number]) for role, number in roles.items() if number is not None}
+    named = {
+        f"{role}_token": tokenizer.decode([number])
+        for role, number in roles.items()
+        if number is not None
+    }
     return {"tools": None, "documents": None, **named}

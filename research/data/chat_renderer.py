@@ -1,8 +1,10 @@
-"""The process in which chat templates are rendered; `research.data.chat_sandbox` starts it and reads its answers.
+"""The process in which chat templates are rendered; `research.data.chat_sandbox` starts it and
+reads its answers.
 
-A template comes with a download, so it is somebody else's program. jinja2's sandbox keeps it from Python's internals;
-that it also ends is for the kernel to see to: every rendering has so many seconds of processor time and the process so
-much memory, and where it takes more the process dies and not the run. Requests and answers are JSON, one a line.
+A template comes with a download, so it is somebody else's program. jinja2's sandbox keeps it from
+Python's internals; that it also ends is for the kernel to see to: every rendering has so many
+seconds of processor time and the process so much memory, and where it takes more the process dies
+and not the run. Requests and answers are JSON, one a line.
 """
 
 import contextlib
@@ -29,9 +31,11 @@ class TooLong(Exception):
 
 
 class Generation(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}` around what the assistant says, as transformers has it.
+    """`{% generation %}...{% endgeneration %}` around what the assistant says, as transformers has
+    it.
 
-    What is inside comes out between two marks, which no message can contain as they are drawn for each rendering.
+    What is inside comes out between two marks, which no message can contain as they are drawn for
+    each rendering.
     """
 
     tags = {"generation"}
@@ -47,7 +51,8 @@ class Generation(jinja2.ext.Extension):
 
 
 def make_environment(now: datetime) -> ImmutableSandboxedEnvironment:
-    """jinja2 with the conventions of transformers' apply_chat_template; `strftime_now` tells the time `now`."""
+    """jinja2 with the conventions of transformers' apply_chat_template; `strftime_now` tells the
+    time `now`."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
@@ -56,7 +61,9 @@ def make_environment(now: datetime) -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def render(template: jinja2.Template, variables: dict[str, Any]) -> tuple[str, list[tuple[int, int]]]:
+def render(
+    template: jinja2.Template, variables: dict[str, Any]
+) -> tuple[str, list[tuple[int, int]]]:
     """The text, and where in it the generation blocks are. TooLong for a text beyond the limit."""
     marks = template.environment.marks = tuple(f"\0{secrets.token_hex(16)}" for _ in range(2))
     pieces, size = [], 0
@@ -69,7 +76,8 @@ def render(template: jinja2.Template, variables: dict[str, Any]) -> tuple[str, l
 
 
 def unmarked(text: str, start: str, stop: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text without the marks, and the spans that they enclosed; an inner block is part of the outer one."""
+    """The text without the marks, and the spans that they enclosed; an inner block is part of the
+    outer one."""
     parts, spans, length, depth, begin = [], [], 0, 0, 0
     while text:
         found = [(text.find(mark), step) for mark, step in ((start, 1), (stop, -1)) if mark in text]
@@ -85,17 +93,26 @@ def unmarked(text: str, start: str, stop: str) -> tuple[str, list[tuple[int, int
 
 
 def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each of the request's `jobs`, the template's variables, {"text", "spans"}; the first error ends the list:
-    {"refused": why} where the template rejects this conversation, {"error": why} where it can serve none."""
+    """For each of the request's `jobs`, the template's variables, {"text", "spans"}; the first
+    error ends the list: {"refused": why} where the template rejects this conversation, {"error":
+    why} where it can serve none."""
     answers = []
     try:
         _limit_cpu(CPU_SECONDS)
-        template = make_environment(datetime.fromisoformat(request["now"])).from_string(request["template"])
+        template = make_environment(datetime.fromisoformat(request["now"])).from_string(
+            request["template"]
+        )
         for variables in request["jobs"]:
             _limit_cpu(CPU_SECONDS)
             text, spans = render(template, variables)
             answers.append({"text": text, "spans": spans})
-    except (jinja2.TemplateSyntaxError, jinja2.sandbox.SecurityError, MemoryError, RecursionError, TooLong) as error:
+    except (
+        jinja2.TemplateSyntaxError,
+        jinja2.sandbox.SecurityError,
+        MemoryError,
+        RecursionError,
+        TooLong,
+    ) as error:
         answers.append({"error": _line(error)})
     except Exception as error:  # whatever its expressions raise on these messages
         answers.append({"refused": _line(error)})
@@ -110,7 +127,10 @@ def _limit_cpu(seconds: float) -> None:
 
 
 def _line(error: Exception) -> str:
-    names = {MemoryError: "takes more memory than there is for it", RecursionError: "recurses without end"}
+    names = {
+        MemoryError: "takes more memory than there is for it",
+        RecursionError: "recurses without end",
+    }
     text = " ".join(str(error).split()) or names.get(type(error), type(error).__name__)
     where = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
     return names.get(type(error), text[:_LINE] + where)
@@ -121,13 +141,21 @@ def _refuse(message: str) -> None:
 
 
 def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def main() -> None:
     """Answers requests until the other side closes the pipe."""
-    for limit, size in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
-        with contextlib.suppress(ValueError, OSError):  # macOS has no limit of memory; that of time still holds
+    for limit, size in (
+        (resource.RLIMIT_AS, MEMORY_BYTES),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        with contextlib.suppress(
+            ValueError, OSError
+        ):  # macOS has no limit of memory; that of time still holds
             resource.setrlimit(limit, (size, size))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which closes the pipe
     for line in sys.stdin.buffer:

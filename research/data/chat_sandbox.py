@@ -1,4 +1,5 @@
-"""Chat templates rendered in a process of their own, which a hostile one can spoil without harm to the run."""
+"""Chat templates rendered in a process of their own, which a hostile one can spoil without harm to
+the run."""
 
 import atexit
 import contextlib
@@ -33,20 +34,26 @@ class ChatRefused(ValueError):
 
 
 class Sandbox:
-    """One renderer process, started when first needed and again after it has died. Threads take turns."""
+    """One renderer process, started when first needed and again after it has died. Threads take
+    turns."""
 
     def __init__(self):
         self._process: subprocess.Popen | None = None
         self._lock = threading.Lock()
         atexit.register(self.close)
 
-    def render(self, template: str, jobs: Sequence[Mapping[str, Any]], now: datetime) -> list[Rendered]:
+    def render(
+        self, template: str, jobs: Sequence[Mapping[str, Any]], now: datetime
+    ) -> list[Rendered]:
         """The texts of the template with each job's variables (JSON values), at the time `now`.
 
-        ChatRefused where the template rejects a conversation. ValueError where it breaks: no template, an access that
-        the sandbox forbids, over the limits of time, memory or output.
+        ChatRefused where the template rejects a conversation. ValueError where it breaks: no
+        template, an access that the sandbox forbids, over the limits of time, memory or output.
         """
-        request = json.dumps({"template": template, "jobs": list(jobs), "now": now.isoformat()}).encode() + b"\n"
+        request = (
+            json.dumps({"template": template, "jobs": list(jobs), "now": now.isoformat()}).encode()
+            + b"\n"
+        )
         with self._lock:
             reply = self._ask(request)
         for answer in reply:
@@ -54,7 +61,9 @@ class Sandbox:
                 raise ChatRefused(f"the chat template refuses it: {answer['refused']}")
             if "error" in answer:
                 raise ValueError(f"the chat template cannot be used: {answer['error']}")
-        return [Rendered(answer["text"], [tuple(span) for span in answer["spans"]]) for answer in reply]
+        return [
+            Rendered(answer["text"], [tuple(span) for span in answer["spans"]]) for answer in reply
+        ]
 
     def close(self) -> None:
         """Ends the process, if there is one."""
@@ -95,12 +104,21 @@ def shared_sandbox() -> Sandbox:
 
 
 def _start() -> subprocess.Popen:
-    # -P: the folder of the script is no place to import from. None of the run's environment, where keys may be.
-    kept = {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH", "LANG") if name in os.environ}
+    # -P: the folder of the script is no place to import from. None of the run's environment, where
+    # keys may be.
+    kept = {
+        name: os.environ[name]
+        for name in ("PYTHONPATH", "LD_LIBRARY_PATH", "LANG")
+        if name in os.environ
+    }
     return subprocess.Popen(
         [sys.executable, "-P", str(Path(chat_renderer.__file__))],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=kept, cwd="/",
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=kept,
+        cwd="/",
+    )
 
 
 def _read(file: int, deadline: float) -> bytes:

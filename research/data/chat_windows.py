@@ -8,21 +8,29 @@ from research.data.tokens import TokenStore
 
 
 class PackedConversations:
-    """Windows of one or more whole conversations each; only one longer than the window is cut, at its end.
+    """Windows of one or more whole conversations each; only one longer than the window is cut, at
+    its end.
 
-    `[i]` is int32 [length] each: "tokens"; "assistant", 1 where the assistant speaks; "segments", 1, 2, ... for the
-    window's conversations, 0 for the padding behind them; "positions", from 0 in each conversation. A conversation in
-    which the assistant says nothing before the cut is left out.
+    `[i]` is int32 [length] each: "tokens"; "assistant", 1 where the assistant speaks; "segments",
+    1, 2, ... for the window's conversations, 0 for the padding behind them; "positions", from 0 in
+    each conversation. A conversation in which the assistant says nothing before the cut is left
+    out.
 
-    `seed` permutes the conversations once, which decides among those of one length; None keeps their order. ValueError
-    for a store without a mask, and where nothing is left.
+    `seed` permutes the conversations once, which decides among those of one length; None keeps
+    their order. ValueError for a store without a mask, and where nothing is left.
     """
 
     def __init__(self, store: TokenStore, length: int, *, seed: int | None):
         if store.mask is None:
-            raise ValueError("the tokens have no mask of what the assistant says; tokenise conversations")
+            raise ValueError(
+                "the tokens have no mask of what the assistant says; tokenise conversations"
+            )
         self.length, self._store = length, store
-        order = np.arange(len(store)) if seed is None else np.random.default_rng(seed).permutation(len(store))
+        order = (
+            np.arange(len(store))
+            if seed is None
+            else np.random.default_rng(seed).permutation(len(store))
+        )
         starts = store.offsets[:-1]
         self._ends = np.minimum(store.offsets[1:], starts + length)
         said = np.concatenate([[0], np.cumsum(store.mask, dtype=np.int64)])
@@ -48,16 +56,24 @@ class PackedConversations:
             conversation = self._order[which]
             begin, stop = self._store.offsets[conversation], self._ends[conversation]
             end = at + int(stop - begin)
-            tokens[at:end], assistant[at:end] = self._store.ids[begin:stop], self._store.mask[begin:stop]
+            tokens[at:end], assistant[at:end] = (
+                self._store.ids[begin:stop],
+                self._store.mask[begin:stop],
+            )
             segments[at:end] = segment
             positions[at:end] = np.arange(end - at)
             at = end
-        return {"tokens": tokens, "assistant": assistant, "segments": segments, "positions": positions}
+        return {
+            "tokens": tokens,
+            "assistant": assistant,
+            "segments": segments,
+            "positions": positions,
+        }
 
 
 def best_fit(sizes: list[int], room: int) -> list[list[int]]:
-    """Indices of `sizes`, none over `room`, in bins of that room: longest first, each into the fullest bin that it fits
-    (best fit decreasing; arXiv:2404.10830, section 3)."""
+    """Indices of `sizes`, none over `room`, in bins of that room: longest first, each into the
+    fullest bin that it fits (best fit decreasing; arXiv:2404.10830, section 3)."""
     bins: list[list[int]] = []
     by_space: dict[int, list[int]] = {}
     spaces: list[int] = []  # those that some bin has left, ascending

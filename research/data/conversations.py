@@ -1,4 +1,5 @@
-"""Records of chat data sets as conversations: a list of {"role", "content"}, checked and in one spelling."""
+"""Records of chat data sets as conversations: a list of {"role", "content"}, checked and in one
+spelling."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,13 @@ _OTHER_NAMES = {"human": "user", "gpt": "assistant", "function": "tool"}
 
 
 def conversation(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The messages of a record whose `columns` are {"messages": COLUMN}, a list of {"role", "content"} or {"from",
-    "value"}, or Alpaca's {"instruction", "output"} with or without "input", each a text.
+    """The messages of a record whose `columns` are {"messages": COLUMN}, a list of {"role",
+    "content"} or {"from", "value"}, or Alpaca's {"instruction", "output"} with or without "input",
+    each a text.
 
-    Whatever else a message has stays, for the template to use. ValueError for a conversation that nothing can be learnt
-    from: without messages or without an assistant's, a role that is none, a text that is none or empty.
+    Whatever else a message has stays, for the template to use. ValueError for a conversation that
+    nothing can be learnt from: without messages or without an assistant's, a role that is none, a
+    text that is none or empty.
     """
     if "instruction" in columns:
         names = (columns.get(name, name) for name in ("instruction", "input", "output"))
@@ -22,13 +25,19 @@ def conversation(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dic
         asked = f"{instruction}\n\n{added}" if added else instruction
         messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": output}]
         if not isinstance(instruction, str):
-            raise ValueError(f"field {columns['instruction']!r} is {type(instruction).__name__}, wanted text")
+            raise ValueError(
+                f"field {columns['instruction']!r} is {type(instruction).__name__}, wanted text"
+            )
     else:
         messages = _plain(row.get(columns["messages"]))
-        if isinstance(messages, Mapping):  # how TFDS has a sequence of records: a record of sequences
+        if isinstance(
+            messages, Mapping
+        ):  # how TFDS has a sequence of records: a record of sequences
             messages = [dict(zip(messages, values)) for values in zip(*messages.values())]
         if not isinstance(messages, list):
-            raise ValueError(f"field {columns['messages']!r} is {type(messages).__name__}, wanted a list of messages")
+            raise ValueError(
+                f"field {columns['messages']!r} is {type(messages).__name__}, wanted a list of messages"
+            )
     if not messages:
         raise ValueError("it has no messages")
     checked = [_message(number, message) for number, message in enumerate(messages)]
@@ -44,17 +53,32 @@ def spell(messages: Sequence[Mapping[str, Any]]) -> str:
 
 def _message(number: int, message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping):
-        raise ValueError(f"message {number} is {type(message).__name__}, wanted an object with role and content")
-    role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+        raise ValueError(
+            f"message {number} is {type(message).__name__}, wanted an object with role and content"
+        )
+    role, content = (
+        message.get("role", message.get("from")),
+        message.get("content", message.get("value")),
+    )
     role = _OTHER_NAMES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise ValueError(f"message {number} has the role {role!r}; known are {', '.join(ROLES)}")
     if not isinstance(content, str):
-        raise ValueError(f"message {number} has {type(content).__name__} for its content, wanted text")
+        raise ValueError(
+            f"message {number} has {type(content).__name__} for its content, wanted text"
+        )
     if not content.strip():
         raise ValueError(f"message {number}, by {role}, is empty")
-    rest = {name: value for name, value in message.items() if name not in ("role", "from", "content", "value")}
-    return {"role": role, "content": content, **{name: value for name, value in rest.items() if value is not None}}
+    rest = {
+        name: value
+        for name, value in message.items()
+        if name not in ("role", "from", "content", "value")
+    }
+    return {
+        "role": role,
+        "content": content,
+        **{name: value for name, value in rest.items() if value is not None},
+    }
 
 
 def _plain(value: Any) -> Any:

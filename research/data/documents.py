@@ -14,7 +14,8 @@ HELDOUT_MAX = 1000  # evaluating the held-out part must stay cheap however big t
 
 
 class UnreadableRecord(ValueError):
-    """One record that cannot be read or decoded; names its file and its index there, counted from 0."""
+    """One record that cannot be read or decoded; names its file and its index there, counted from
+    0."""
 
     def __init__(self, file: str, index: int, reason: object):
         super().__init__(f"{file}, record {index}: {reason}")
@@ -22,8 +23,9 @@ class UnreadableRecord(ValueError):
 
 
 class Documents(Protocol):
-    """Texts by index. `[i]` is {"text", "path"}, {"inputs", "targets", "path"} for pairs, {"text", "label", "path"} for
-    labelled texts, or {"conversation", "path"} with the messages as JSON, all str.
+    """Texts by index. `[i]` is {"text", "path"}, {"inputs", "targets", "path"} for pairs, {"text",
+    "label", "path"} for labelled texts, or {"conversation", "path"} with the messages as JSON, all
+    str.
 
     `fields` names them but "path"; equal `fingerprint`s mean equal content in equal order.
     `[i]` raises UnreadableRecord for a record that cannot be read, and another index still can be.
@@ -80,14 +82,17 @@ def texts(documents: Documents) -> Iterator[str]:
 
 
 def heldout_mask(ids: Iterable[str]) -> np.ndarray:
-    """True for each document to hold out: where the first 64 bits of sha256(id) are a multiple of 20, so that none
-    changes sides when others come or go. At most 1,000, those of the smallest hashes; at least one, and never all.
+    """True for each document to hold out: where the first 64 bits of sha256(id) are a multiple of
+    20, so that none changes sides when others come or go. At most 1,000, those of the smallest
+    hashes; at least one, and never all.
 
     ValueError for fewer than two documents.
     """
     hashes = np.array([int(digest(name)[:16], 16) for name in ids], dtype=np.uint64)
     if len(hashes) < 2:
-        raise ValueError(f"{len(hashes)} document(s) where at least 2 are wanted, one to train on and one to hold out")
+        raise ValueError(
+            f"{len(hashes)} document(s) where at least 2 are wanted, one to train on and one to hold out"
+        )
     chosen = np.flatnonzero(hashes % HELDOUT_ONE_IN == 0)
     chosen = chosen[np.argsort(hashes[chosen], kind="stable")][: min(HELDOUT_MAX, len(hashes) - 1)]
     mask = np.zeros(len(hashes), dtype=bool)
@@ -103,9 +108,12 @@ LAYOUTS = {
 }
 
 
-def choose_fields(query: str, columns: Sequence[str], source: str, wanted: str = "texts") -> dict[str, str]:
-    """Which columns give what is `wanted`: from a query "text=content", "inputs=en&targets=de" or "messages=chat", or by
-    the usual names where the query is empty. ValueError for a query or columns that do not fit."""
+def choose_fields(
+    query: str, columns: Sequence[str], source: str, wanted: str = "texts"
+) -> dict[str, str]:
+    """Which columns give what is `wanted`: from a query "text=content", "inputs=en&targets=de" or
+    "messages=chat", or by the usual names where the query is empty. ValueError for a query or
+    columns that do not fit."""
     fields = dict(parse_qsl(query, keep_blank_values=True))
     if not query:
         usual = [{name: name for name in layout} for layout in LAYOUTS[wanted]]
@@ -113,7 +121,9 @@ def choose_fields(query: str, columns: Sequence[str], source: str, wanted: str =
             usual = [{"messages": "messages"}, {"messages": "conversations"}, usual[2], usual[1]]
         fields = next((found for found in usual if set(found.values()) <= set(columns)), usual[-1])
     if set(fields) not in map(set, LAYOUTS[wanted]) or not set(fields.values()) <= set(columns):
-        spellings = ["?" + "&".join(f"{name}=FIELD" for name in layout) for layout in LAYOUTS[wanted]]
+        spellings = [
+            "?" + "&".join(f"{name}=FIELD" for name in layout) for layout in LAYOUTS[wanted]
+        ]
         raise ValueError(
             f"{source} has the fields {', '.join(sorted(columns)) or '(none)'}; name the wanted ones, as in "
             f"'{source.partition('?')[0]}{spellings[0]}'{''.join(f' or {one!r}' for one in spellings[1:])}"
@@ -126,9 +136,11 @@ def made_of(fields: Mapping[str, str]) -> tuple[str, ...]:
     return ("conversation",) if set(fields) & {"messages", "instruction"} else tuple(fields)
 
 
-def pick(row: Mapping[str, Any], fields: Mapping[str, str], file: str, index: int) -> dict[str, str]:
-    """The wanted columns of a row as text; UnreadableRecord where one is missing, no text, not UTF-8, or no
-    conversation."""
+def pick(
+    row: Mapping[str, Any], fields: Mapping[str, str], file: str, index: int
+) -> dict[str, str]:
+    """The wanted columns of a row as text; UnreadableRecord where one is missing, no text, not
+    UTF-8, or no conversation."""
     if made_of(fields) == ("conversation",):
         try:
             text = conversations.spell(conversations.conversation(row, fields))
@@ -142,23 +154,30 @@ def pick(row: Mapping[str, Any], fields: Mapping[str, str], file: str, index: in
             picked[name] = _label(value, column, file, index)
             continue
         if not isinstance(value, str | bytes):
-            raise UnreadableRecord(file, index, f"field {column!r} is {type(value).__name__}, wanted text")
+            raise UnreadableRecord(
+                file, index, f"field {column!r} is {type(value).__name__}, wanted text"
+            )
         try:
             # JSON can spell half a surrogate pair, which no tokenizer takes.
-            picked[name] = (value.encode("utf-8") if isinstance(value, str) else value).decode("utf-8")
+            picked[name] = (value.encode("utf-8") if isinstance(value, str) else value).decode(
+                "utf-8"
+            )
         except UnicodeError as error:
             raise UnreadableRecord(file, index, error) from None
     return picked
 
 
 def _label(value: Any, column: str, file: str, index: int) -> str:
-    """A class by its name or its number, which is not negative: TFDS has -1 where a test set keeps its labels back."""
+    """A class by its name or its number, which is not negative: TFDS has -1 where a test set keeps
+    its labels back."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, str) and value.strip() or isinstance(value, int) and value >= 0:
         return str(int(value) if isinstance(value, bool) else value)
-    raise UnreadableRecord(file, index, f"field {column!r} is {value!r}, wanted the name or number of a class")
+    raise UnreadableRecord(
+        file, index, f"field {column!r} is {value!r}, wanted the name or number of a class"
+    )
 
 
 def digest(*parts: str | bytes) -> str:

@@ -11,17 +11,27 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from research.data.cache import remembered
-from research.data.documents import UnreadableRecord, choose_fields, digest, made_of, pick
+from research.data.documents import (
+    UnreadableRecord,
+    choose_fields,
+    digest,
+    made_of,
+    pick,
+)
+from research.downloads.cache import remembered
 
-PIECE_BYTES = 256 * 1024  # longest document cut from a text file, some 64k tokens: longer than the windows we train on
-PIECES_WANTED = 20  # so that the rule of documents.heldout_mask finds something in a single small file
+PIECE_BYTES = (
+    256 * 1024
+)  # longest document cut from a text file, some 64k tokens: longer than the windows we train on
+PIECES_WANTED = (
+    20  # so that the rule of documents.heldout_mask finds something in a single small file
+)
 _BLOCK_BYTES = 64 * 1024 * 1024
 
 
 class Reader(Protocol):
-    """One file's records: `row` gives the columns of one, at least those wanted, or raises UnreadableRecord; `identity`
-    names it in the folder."""
+    """One file's records: `row` gives the columns of one, at least those wanted, or raises
+    UnreadableRecord; `identity` names it in the folder."""
 
     path: Path
     name: str
@@ -35,7 +45,8 @@ class Reader(Protocol):
 
 
 class FileDocuments:
-    """The records of a file, or of a folder's files in path order. Text files are cut at line ends into pieces."""
+    """The records of a file, or of a folder's files in path order. Text files are cut at line ends
+    into pieces."""
 
     def __init__(self, path: Path, query: str, cache_dir: Path, wanted: str = "texts"):
         try:
@@ -47,7 +58,9 @@ class FileDocuments:
         self.fields = made_of(self._fields)
         files = [(str(reader.path), reader.name) for reader in self._readers]
         layout = [len(reader) for reader in self._readers]
-        self.fingerprint = digest(content_digest(files, cache_dir), json.dumps([self._fields, layout]))
+        self.fingerprint = digest(
+            content_digest(files, cache_dir), json.dumps([self._fields, layout])
+        )
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -60,13 +73,15 @@ class FileDocuments:
         return pick(columns, self._fields, str(reader.path), row) | {"path": reader.identity(row)}
 
     def identities(self) -> Iterator[str]:
-        """A name for each document, in order: its file's path in the folder, then its place in it if it is a part."""
+        """A name for each document, in order: its file's path in the folder, then its place in it
+        if it is a part."""
         for reader in self._readers:
             yield from map(reader.identity, range(len(reader)))
 
 
 class Text:
-    """A text file in pieces of at most `limit` bytes, cut after a line end, or in a longer line between characters."""
+    """A text file in pieces of at most `limit` bytes, cut after a line end, or in a longer line
+    between characters."""
 
     columns = ("text",)
 
@@ -78,7 +93,9 @@ class Text:
         return len(self._cuts) - 1
 
     def identity(self, row: int) -> str:
-        return self.name if len(self) == 1 else f"{self.name}[{self._cuts[row]}:{self._cuts[row + 1]}]"
+        return (
+            self.name if len(self) == 1 else f"{self.name}[{self._cuts[row]}:{self._cuts[row + 1]}]"
+        )
 
     def row(self, row: int, wanted: Sequence[str] = columns) -> dict[str, Any]:
         return {"text": _read(self.path, row, self._cuts[row], self._cuts[row + 1])}
@@ -113,12 +130,15 @@ class JsonLines:
         except ValueError as error:
             raise UnreadableRecord(str(self.path), row, error) from None
         if not isinstance(value, dict):
-            raise UnreadableRecord(str(self.path), row, f"a JSON {type(value).__name__}, wanted an object")
+            raise UnreadableRecord(
+                str(self.path), row, f"a JSON {type(value).__name__}, wanted an object"
+            )
         return value
 
 
 def content_digest(files: list[tuple[str, str]], cache_dir: Path) -> str:
-    """sha256 over the names and bytes of (path, name) pairs, kept in the cache until a size or a time stamp changes."""
+    """sha256 over the names and bytes of (path, name) pairs, kept in the cache until a size or a
+    time stamp changes."""
     stats = [(path, name, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path, name in files]
 
     def read_all() -> str:
@@ -132,16 +152,21 @@ def content_digest(files: list[tuple[str, str]], cache_dir: Path) -> str:
 
 
 def _open_readers(path: Path) -> list["Reader"]:
-    """A reader for each file that holds something. ValueError where there is none, or one cannot be opened."""
+    """A reader for each file that holds something. ValueError where there is none, or one cannot be
+    opened."""
     if not path.exists():
-        raise ValueError(f"data {str(path)!r} does not exist; set config.data.source to a file, a folder or a data set")
+        raise ValueError(
+            f"data {str(path)!r} does not exist; set config.data.source to a file, a folder or a data set"
+        )
     found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     found = [p for p in found if p.suffix in (".txt", ".jsonl", ".parquet")]
     if not found:
-        raise ValueError(f"data {str(path)!r} holds no .txt, .jsonl or .parquet file; these are the formats read")
+        raise ValueError(
+            f"data {str(path)!r} holds no .txt, .jsonl or .parquet file; these are the formats read"
+        )
     text_bytes = sum(p.stat().st_size for p in found if p.suffix == ".txt")
     limit = min(PIECE_BYTES, max(256, text_bytes // PIECES_WANTED))
-    readers: list["Reader"] = []
+    readers: list[Reader] = []
     for file in found:
         name = file.relative_to(path).as_posix() if path.is_dir() else file.name
         if file.suffix == ".txt":
@@ -174,7 +199,9 @@ def _cut(path: Path, limit: int) -> list[int]:
             cut = data.rfind(b"\n", cuts[-1], cuts[-1] + limit) + 1
             if not cut:
                 cut = cuts[-1] + limit
-                while data[cut] & 0xC0 == 0x80 and cut > cuts[-1] + limit - 3:  # not inside a UTF-8 character
+                while (
+                    data[cut] & 0xC0 == 0x80 and cut > cuts[-1] + limit - 3
+                ):  # not inside a UTF-8 character
                     cut -= 1
             cuts.append(cut)
     return [*cuts, size]

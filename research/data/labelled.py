@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from research.data.cache import remembered
 from research.data.documents import Documents, UnreadableRecord, digest
 from research.data.tokens import TokenStore
+from research.downloads.cache import remembered
 
 
 def label_names(parts: Iterable[Documents], cache_dir: Path) -> tuple[str, ...]:
-    """The classes of labelled documents in the order of their numbers: names in alphabetical order; where all labels are
-    numbers, every number up to the largest."""
+    """The classes of labelled documents in the order of their numbers: names in alphabetical order;
+    where all labels are numbers, every number up to the largest."""
     parts = list(parts)
     key = digest("labels", *(part.fingerprint for part in parts))
 
@@ -32,33 +32,52 @@ def label_names(parts: Iterable[Documents], cache_dir: Path) -> tuple[str, ...]:
 
 
 class Labels:
-    """Class names as what a token store takes for a tokenizer: a label is one id, the number of its class."""
+    """Class names as what a token store takes for a tokenizer: a label is one id, the number of its
+    class."""
 
     def __init__(self, names: tuple[str, ...]):
-        self.names, self.vocab_size, self.fingerprint = names, len(names), digest("labels", *names, "")
+        self.names, self.vocab_size, self.fingerprint = (
+            names,
+            len(names),
+            digest("labels", *names, ""),
+        )
         self._numbers = {name: number for number, name in enumerate(names)}
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """ValueError for a label that is no class, which held-out data may have."""
         unknown = sorted({text for text in texts if text not in self._numbers})
         if unknown:
-            raise ValueError(f"label {unknown[0]!r} is in the held-out data alone; give training data of every class")
+            raise ValueError(
+                f"label {unknown[0]!r} is in the held-out data alone; give training data of every class"
+            )
         return [[self._numbers[text]] for text in texts]
 
 
 class LabelledTexts:
-    """A text and its label a window: [bos] text [eos], cut before eos where it is longer than `length`.
+    """A text and its label a window: [bos] text [eos], cut before eos where it is longer than
+    `length`.
 
-    `[i]` is int32: "tokens", "segments" (1, and 0 for padding) and "positions" [length], and "label" [1].
+    `[i]` is int32: "tokens", "segments" (1, and 0 for padding) and "positions" [length], and
+    "label" [1].
     """
 
     def __init__(
-        self, texts: TokenStore, labels: TokenStore, length: int, *, bos_id: int | None, eos_id: int | None
+        self,
+        texts: TokenStore,
+        labels: TokenStore,
+        length: int,
+        *,
+        bos_id: int | None,
+        eos_id: int | None,
     ):
         if len(texts) != len(labels):
-            raise ValueError(f"{len(texts)} texts but {len(labels)} labels; tokenise fields of the same documents")
+            raise ValueError(
+                f"{len(texts)} texts but {len(labels)} labels; tokenise fields of the same documents"
+            )
         if length < 3:
-            raise ValueError(f"length={length} is under 3, for a token, bos and eos; set config.data.sequence_length")
+            raise ValueError(
+                f"length={length} is under 3, for a token, bos and eos; set config.data.sequence_length"
+            )
         self.length, self._texts, self._labels = length, texts, labels
         self._before = [] if bos_id is None else [bos_id]
         self._after = [] if eos_id is None else [eos_id]

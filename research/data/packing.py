@@ -8,15 +8,17 @@ from research.data.tokens import TokenStore
 
 
 class PackedWindows:
-    """Windows over the stream [bos] document [eos] [bos] document [eos] ...; neighbours share `overlap` tokens.
+    """Windows over the stream [bos] document [eos] [bos] document [eos] ...; neighbours share
+    `overlap` tokens.
 
-    `[i]` is int32 [length] each: "tokens"; "segments", 1, 2, ... for the window's documents in turn, 0 for the padding
-    after the last window's tokens; "positions", from 0 at each document's or the window's start, whichever is later, so
-    that no window depends on another. With overlap 1 every token of the stream but the first is the right neighbour of
-    another in exactly one window, the target of a causal model; with overlap 0 every token is in exactly one window.
+    `[i]` is int32 [length] each: "tokens"; "segments", 1, 2, ... for the window's documents in
+    turn, 0 for the padding after the last window's tokens; "positions", from 0 at each document's
+    or the window's start, whichever is later, so that no window depends on another. With overlap 1
+    every token of the stream but the first is the right neighbour of another in exactly one window,
+    the target of a causal model; with overlap 0 every token is in exactly one window.
 
-    `seed` permutes the documents once; None keeps their order. ValueError for a store without tokens, or a length that
-    leaves nothing to advance.
+    `seed` permutes the documents once; None keeps their order. ValueError for a store without
+    tokens, or a length that leaves nothing to advance.
     """
 
     def __init__(
@@ -30,13 +32,19 @@ class PackedWindows:
         overlap: int = 1,
     ):
         if not 0 <= overlap < length:
-            raise ValueError(f"length={length} must be more than overlap={overlap}; set config.data.sequence_length")
+            raise ValueError(
+                f"length={length} must be more than overlap={overlap}; set config.data.sequence_length"
+            )
         if not len(store.ids):
             raise ValueError("no tokens to pack; give more text")
         self.length, self._stride = length, length - overlap
         self._bos, self._eos, self._ids = bos_id, eos_id, store.ids
         extra = (bos_id is not None) + (eos_id is not None)
-        order = np.arange(len(store)) if seed is None else np.random.default_rng(seed).permutation(len(store))
+        order = (
+            np.arange(len(store))
+            if seed is None
+            else np.random.default_rng(seed).permutation(len(store))
+        )
         lengths = np.diff(store.offsets)[order] + extra
         order, lengths = order[lengths > 0], lengths[lengths > 0]
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -49,11 +57,15 @@ class PackedWindows:
         return self._count
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        first = range(self._count)[index] * self._stride  # IndexError out of range, negative ones count from the end
+        first = (
+            range(self._count)[index] * self._stride
+        )  # IndexError out of range, negative ones count from the end
         size = min(self.length, self.n_tokens - first)
         begin = int(self._starts.searchsorted(first, "right")) - 1
         end = int(self._starts.searchsorted(first + size, "left"))
-        edges = self._starts[begin : end + 1] - first  # where the window's documents start, and the last one's end
+        edges = (
+            self._starts[begin : end + 1] - first
+        )  # where the window's documents start, and the last one's end
         whole_first, whole_last = edges[0] == 0, edges[-1] == size
         edges[0], edges[-1] = 0, size
         counts = edges[1:] - edges[:-1]
@@ -73,7 +85,8 @@ class PackedWindows:
 
 
 class Chained:
-    """Several windows' sequences one after the other, for evaluating all held-out parts of a mixture at once."""
+    """Several windows' sequences one after the other, for evaluating all held-out parts of a
+    mixture at once."""
 
     def __init__(self, windows: Sequence[Sequence[dict[str, np.ndarray]]]):
         self._windows = windows

@@ -8,11 +8,13 @@ from research.data.tokens import TokenStore
 class PackedPairs:
     """Windows of several pairs each: as many of the (permuted) pairs in a row as fit on both sides.
 
-    `[i]` is int32: "inputs", "inputs_segments", "inputs_positions" [inputs_length] and "targets", "targets_segments",
-    "targets_positions" [targets_length]. A pair has the same segment 1, 2, ... on both sides, 0 is padding, positions
-    count from 0 in each pair. Every side ends in eos, and is cut before it where it is longer than the window.
+    `[i]` is int32: "inputs", "inputs_segments", "inputs_positions" [inputs_length] and "targets",
+    "targets_segments", "targets_positions" [targets_length]. A pair has the same segment 1, 2, ...
+    on both sides, 0 is padding, positions count from 0 in each pair. Every side ends in eos, and is
+    cut before it where it is longer than the window.
 
-    `seed` permutes the pairs once; None keeps their order. ValueError for stores of different lengths.
+    `seed` permutes the pairs once; None keeps their order. ValueError for stores of different
+    lengths.
     """
 
     def __init__(
@@ -26,15 +28,26 @@ class PackedPairs:
         eos_id: int,
     ):
         if len(inputs) != len(targets):
-            raise ValueError(f"{len(inputs)} inputs but {len(targets)} targets; tokenise fields of the same documents")
+            raise ValueError(
+                f"{len(inputs)} inputs but {len(targets)} targets; tokenise fields of the same documents"
+            )
         if min(inputs_length, targets_length) < 2:
-            raise ValueError(f"lengths {inputs_length} and {targets_length} must be at least 2, for a token and eos")
+            raise ValueError(
+                f"lengths {inputs_length} and {targets_length} must be at least 2, for a token and eos"
+            )
         self._sides = (("inputs", inputs, inputs_length), ("targets", targets, targets_length))
         self._eos = eos_id
-        self._order = np.arange(len(inputs)) if seed is None else np.random.default_rng(seed).permutation(len(inputs))
+        self._order = (
+            np.arange(len(inputs))
+            if seed is None
+            else np.random.default_rng(seed).permutation(len(inputs))
+        )
         # Greedy: a new window starts where the next pair would overflow either side.
         lengths = [np.diff(store.offsets)[self._order] + 1 for _, store, _ in self._sides]
-        sizes = (np.minimum(lengths[0], inputs_length).tolist(), np.minimum(lengths[1], targets_length).tolist())
+        sizes = (
+            np.minimum(lengths[0], inputs_length).tolist(),
+            np.minimum(lengths[1], targets_length).tolist(),
+        )
         starts, filled = [], [inputs_length, targets_length]
         for pair, size in enumerate(zip(*sizes)):
             filled = [used + more for used, more in zip(filled, size)]

@@ -12,8 +12,8 @@ from research.data.documents import UnreadableRecord
 
 
 class Parquet:
-    """The rows of a parquet file. The row group last read is kept, so reading in order decodes each group once; always
-    ask for the same columns."""
+    """The rows of a parquet file. The row group last read is kept, so reading in order decodes each
+    group once; always ask for the same columns."""
 
     def __init__(self, path: Path, name: str):
         self.path, self.name = path, name
@@ -22,7 +22,9 @@ class Parquet:
                 groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
                 self.columns = tuple(file.schema_arrow.names)
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from None
+            raise ValueError(
+                f"{path} cannot be read as parquet: {' '.join(str(error).split())}"
+            ) from None
         self._ends = np.cumsum([0, *groups])
         self._group: tuple[int, list[dict[str, Any]]] = (-1, [])
 
@@ -37,7 +39,10 @@ class Parquet:
         if self._group[0] != group:
             try:
                 with pyarrow.parquet.ParquetFile(self.path) as file:
-                    self._group = (group, file.read_row_group(group, columns=list(wanted)).to_pylist())
+                    self._group = (
+                        group,
+                        file.read_row_group(group, columns=list(wanted)).to_pylist(),
+                    )
             except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise UnreadableRecord(str(self.path), row, error) from None
         return self._group[1][row - int(self._ends[group])]

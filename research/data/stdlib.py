@@ -1,6 +1,8 @@
-"""The embedded corpus: the source files of the running Python's own standard library, as a TFDS data set.
+"""The embedded corpus: the source files of the running Python's own standard library, as a TFDS
+data set.
 
-It needs no download and no TensorFlow. The library's tests are left out: they are more than half of its bytes.
+It needs no download and no TensorFlow. The library's tests are left out: they are more than half of
+its bytes.
 """
 
 import functools
@@ -13,32 +15,40 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from research.data.cache import Damaged, built
 from research.data.documents import digest, heldout_mask
 from research.data.tfds import TfdsDocuments, quiet
+from research.downloads.cache import Damaged, built
 
 LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages"})
 _FORMAT = "1"  # part of the fingerprint: raise it when the data set is built in another way
 
 
-def open_stdlib(cache_dir: Path, root: Path | None = None) -> tuple[TfdsDocuments, TfdsDocuments, dict[str, Any]]:
-    """Train and held-out documents, both in path order, and facts for the provenance. `root` is the standard library.
+def open_stdlib(
+    cache_dir: Path, root: Path | None = None
+) -> tuple[TfdsDocuments, TfdsDocuments, dict[str, Any]]:
+    """Train and held-out documents, both in path order, and facts for the provenance. `root` is the
+    standard library.
 
-    The data set is keyed by the Python version and the bytes of all files. ValueError where there is no source to
-    read, as in a Python that comes without its .py files.
+    The data set is keyed by the Python version and the bytes of all files. ValueError where there
+    is no source to read, as in a Python that comes without its .py files.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
     contents = dict(sorted(_sources(root)))
     if len(contents) < 2:
-        raise ValueError(f"{root} holds {len(contents)} source files; this Python comes without its library's source")
+        raise ValueError(
+            f"{root} holds {len(contents)} source files; this Python comes without its library's source"
+        )
     version = platform.python_version()
     fingerprint = digest(_FORMAT, version, *(part for pair in contents.items() for part in pair))
     split: dict[str, dict[str, bytes]] = {"train": {}, "heldout": {}}
     for path, held in zip(contents, heldout_mask(contents)):
         split["heldout" if held else "train"][path] = contents[path]
-    builder = built(cache_dir / "stdlib" / fingerprint[:32], functools.partial(_build, split), _read)
+    builder = built(
+        cache_dir / "stdlib" / fingerprint[:32], functools.partial(_build, split), _read
+    )
     train, heldout = (
-        TfdsDocuments(builder, name, {"text": "text"}, content=fingerprint, paths=list(split[name])) for name in split
+        TfdsDocuments(builder, name, {"text": "text"}, content=fingerprint, paths=list(split[name]))
+        for name in split
     )
     facts = {"python": version, "files": len(contents), "bytes": sum(map(len, contents.values()))}
     return train, heldout, facts
@@ -48,14 +58,17 @@ class PythonStdlib(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """One record a file, {"text", "path"}, in path order."""
 
     VERSION = tfds.core.Version("1.0.0")
-    url_infos = None  # nothing is downloaded; looking the checksums up needs a package that TFDS does not declare
+    # nothing is downloaded; looking the checksums up needs a package that TFDS does not declare
+    url_infos = None
 
     def __init__(self, *, contents: dict[str, dict[str, bytes]], **options: Any):
         self._contents = contents
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "path": tfds.features.Text()})
+        features = tfds.features.FeaturesDict(
+            {"text": tfds.features.Text(), "path": tfds.features.Text()}
+        )
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
@@ -83,7 +96,9 @@ def _sources(root: Path) -> Iterator[tuple[str, bytes]]:
 
 def _build(contents: dict[str, dict[str, bytes]], directory: Path) -> None:
     with quiet():
-        PythonStdlib(contents=contents, data_dir=directory, file_format="array_record").download_and_prepare()
+        PythonStdlib(
+            contents=contents, data_dir=directory, file_format="array_record"
+        ).download_and_prepare()
 
 
 def _read(directory: Path) -> Any:
@@ -93,7 +108,12 @@ def _read(directory: Path) -> Any:
         builder = tfds.builder_from_directory(directory / "python_stdlib" / "1.0.0")
     except Exception as error:  # TFDS promises no particular error for files it cannot parse
         raise Damaged(f"{directory} is damaged: {' '.join(str(error).split())}") from None
-    missing = [file for split in builder.info.splits.values() for file in split.filepaths if not file.exists()]
+    missing = [
+        file
+        for split in builder.info.splits.values()
+        for file in split.filepaths
+        if not file.exists()
+    ]
     if missing:
         raise Damaged(f"{missing[0]} is missing")
     return builder

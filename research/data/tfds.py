@@ -8,25 +8,49 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets
 
-from research.data.documents import UnreadableRecord, choose_fields, digest, made_of, pick
+from research.data.documents import (
+    UnreadableRecord,
+    choose_fields,
+    digest,
+    made_of,
+    pick,
+)
 
-HELDOUT_SPLITS = ("validation", "valid", "val", "dev", "test")  # the first that a data set has is its held-out part
+HELDOUT_SPLITS = (
+    "validation",
+    "valid",
+    "val",
+    "dev",
+    "test",
+)  # the first that a data set has is its held-out part
 
 
 class TfdsDocuments:
-    """One split of a prepared data set; `fields` maps our names to its features. `paths` names the records if they have
-    names, `content` goes into the fingerprint where more is known than TFDS tells: it keeps sizes, no hash.
+    """One split of a prepared data set; `fields` maps our names to its features. `paths` names the
+    records if they have names, `content` goes into the fingerprint where more is known than TFDS
+    tells: it keeps sizes, no hash.
 
-    A damaged record is unreadable alone: array_record keeps each in a chunk of its own, with a hash.
+    A damaged record is unreadable alone: array_record keeps each in a chunk of its own, with a
+    hash.
     """
 
     def __init__(
-        self, builder: Any, split: str, fields: dict[str, str], *, content: str = "", paths: Sequence[str] | None = None
+        self,
+        builder: Any,
+        split: str,
+        fields: dict[str, str],
+        *,
+        content: str = "",
+        paths: Sequence[str] | None = None,
     ):
         info = builder.info.splits[split]
-        sizes = [(length, path.stat().length) for length, path in zip(info.shard_lengths, info.filepaths)]
+        sizes = [
+            (length, path.stat().length) for length, path in zip(info.shard_lengths, info.filepaths)
+        ]
         self.fields = made_of(fields)
-        self.fingerprint = digest(content, builder.info.full_name, split, repr((sizes, info.num_bytes, fields)))
+        self.fingerprint = digest(
+            content, builder.info.full_name, split, repr((sizes, info.num_bytes, fields))
+        )
         self._columns = fields
         self._split, self._paths = split, paths
         self._files = [str(path) for path in info.filepaths]
@@ -41,29 +65,44 @@ class TfdsDocuments:
         file, row = self._files[shard], index - (int(self._ends[shard - 1]) if shard else 0)
         try:
             record = self._records[index]
-        except (RuntimeError, ValueError, OSError) as error:  # RuntimeError is what array_record gives for a bad hash
+        except (
+            RuntimeError,
+            ValueError,
+            OSError,
+        ) as error:  # RuntimeError is what array_record gives for a bad hash
             raise UnreadableRecord(file, row, error) from None
         path = self._paths[index] if self._paths else f"{self._split}/{index}"
         return pick(record, self._columns, file, row) | {"path": path}
 
 
-def open_tfds(name: str, query: str, wanted: str = "texts") -> tuple[TfdsDocuments, TfdsDocuments | None]:
-    """The train split and the data set's own held-out split, None if it has none; prepared first where it is not.
+def open_tfds(
+    name: str, query: str, wanted: str = "texts"
+) -> tuple[TfdsDocuments, TfdsDocuments | None]:
+    """The train split and the data set's own held-out split, None if it has none; prepared first
+    where it is not.
 
-    `name` is TFDS's spelling, "lm1b" or "wmt19_translate/de-en:1.0.0"; data lie where TFDS puts them (TFDS_DATA_DIR).
-    ValueError for an unknown data set, one that cannot be prepared, or one without a train split.
+    `name` is TFDS's spelling, "lm1b" or "wmt19_translate/de-en:1.0.0"; data lie where TFDS puts
+    them (TFDS_DATA_DIR). ValueError for an unknown data set, one that cannot be prepared, or one
+    without a train split.
     """
     try:
         with quiet():
             builder = tensorflow_datasets.builder(name, file_format="array_record")
             builder.download_and_prepare()
     except Exception as error:  # preparing runs the data set's own code, which may raise anything
-        raise ValueError(f"cannot prepare tfds:{name}: {type(error).__name__}: {_first_line(error)}") from error
+        raise ValueError(
+            f"cannot prepare tfds:{name}: {type(error).__name__}: {_first_line(error)}"
+        ) from error
     splits = builder.info.splits
     if "train" not in splits:
-        raise ValueError(f"tfds:{name} has the splits {', '.join(splits) or '(none)'}; wanted train")
+        raise ValueError(
+            f"tfds:{name} has the splits {', '.join(splits) or '(none)'}; wanted train"
+        )
     fields = choose_fields(query, tuple(builder.info.features), f"tfds:{name}?{query}", wanted)
-    own = next((split for split in HELDOUT_SPLITS if split in splits and len(splits[split].shard_lengths)), None)
+    own = next(
+        (split for split in HELDOUT_SPLITS if split in splits and len(splits[split].shard_lengths)),
+        None,
+    )
     return TfdsDocuments(builder, "train", fields), own and TfdsDocuments(builder, own, fields)
 
 

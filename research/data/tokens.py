@@ -1,4 +1,5 @@
-"""The token store: a split tokenised once, its ids (and for conversations a mask) in flat memory-mapped files."""
+"""The token store: a split tokenised once, its ids (and for conversations a mask) in flat
+memory-mapped files."""
 
 import functools
 import json
@@ -11,18 +12,21 @@ from typing import Protocol
 
 import numpy as np
 
-from research.data.cache import Damaged, built
 from research.data.chat import ChatEncoder
 from research.data.documents import Documents, UnreadableRecord, digest
+from research.downloads.cache import Damaged, built
 from research.files import read_json, write_json
 
 _FORMAT = "1"  # part of the key: raise it when the files below change
-_CHUNK_CHARACTERS = 4 * 1024 * 1024  # given to the tokenizer at a time, enough to keep its threads busy
+_CHUNK_CHARACTERS = (
+    4 * 1024 * 1024
+)  # given to the tokenizer at a time, enough to keep its threads busy
 _BLOCK_BYTES = 64 * 1024 * 1024
 
 
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer here: ids below vocab_size, all decided by what the fingerprint hashes."""
+    """What is asked of a tokenizer here: ids below vocab_size, all decided by what the fingerprint
+    hashes."""
 
     vocab_size: int
     fingerprint: str
@@ -30,22 +34,26 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
 
 
-# Ids of a text and, for a conversation, which of them the assistant says; the reason where it is refused.
+# Ids of a text and, for a conversation, which of them the assistant says; the reason where it is
+# refused.
 _Encoded = tuple[list[int], list[bool] | None] | ValueError
 _Encode = Callable[[list[str]], list[_Encoded]]
 
 
 class BadRecords(ValueError):
-    """More records of a source could not be read than were allowed; names the file and index of the last straw."""
+    """More records of a source could not be read than were allowed; names the file and index of the
+    last straw."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenStore:
-    """Document d is `ids[offsets[d]:offsets[d + 1]]`, without special tokens, and was `n_bytes[d]` bytes of UTF-8.
+    """Document d is `ids[offsets[d]:offsets[d + 1]]`, without special tokens, and was `n_bytes[d]`
+    bytes of UTF-8.
 
-    ids uint16 or uint32 [tokens], offsets int64 [documents + 1], n_bytes int64 [documents]. `bad_records` are the
-    messages of those left out. Equal `fingerprint`s mean equal arrays. For conversations `mask`, bool [tokens], is true
-    where the assistant speaks; it is None for plain text.
+    ids uint16 or uint32 [tokens], offsets int64 [documents + 1], n_bytes int64 [documents].
+    `bad_records` are the messages of those left out. Equal `fingerprint`s mean equal arrays. For
+    conversations `mask`, bool [tokens], is true where the assistant speaks; it is None for plain
+    text.
     """
 
     ids: np.ndarray
@@ -68,19 +76,25 @@ def tokenize(
     max_bad_records: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenStore:
-    """The tokens of one field of the documents, from the cache if these documents met this tokenizer before.
+    """The tokens of one field of the documents, from the cache if these documents met this
+    tokenizer before.
 
-    `progress(done, documents)` is called now and then while tokenising. A damaged cache is made again with a warning.
-    BadRecords, a ValueError, for more than `max_bad_records` unreadable records; ValueError if no token comes out.
+    `progress(done, documents)` is called now and then while tokenising. A damaged cache is made
+    again with a warning. BadRecords, a ValueError, for more than `max_bad_records` unreadable
+    records; ValueError if no token comes out.
     """
     if field not in documents.fields:
-        raise ValueError(f"the documents have {' and '.join(documents.fields)}, wanted {field}; set config.data.source")
+        raise ValueError(
+            f"the documents have {' and '.join(documents.fields)}, wanted {field}; set config.data.source"
+        )
     key = digest(_FORMAT, documents.fingerprint, field, tokenizer.fingerprint)
 
     def encode(texts: list[str]) -> list[_Encoded]:
         return [(ids, None) for ids in tokenizer.encode_batch(texts)]
 
-    return _stored(documents, field, encode, tokenizer.vocab_size, key, cache_dir, max_bad_records, progress)
+    return _stored(
+        documents, field, encode, tokenizer.vocab_size, key, cache_dir, max_bad_records, progress
+    )
 
 
 def tokenize_conversations(
@@ -91,17 +105,34 @@ def tokenize_conversations(
     max_bad_records: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenStore:
-    """The same for conversations, with their mask. One that the chat template rejects is an unreadable record."""
+    """The same for conversations, with their mask. One that the chat template rejects is an
+    unreadable record."""
     key = digest(_FORMAT, documents.fingerprint, "conversation", encoder.fingerprint)
 
     def encode(texts: list[str]) -> list[_Encoded]:
         return encoder.encode_batch([json.loads(text) for text in texts])
 
-    return _stored(documents, "conversation", encode, encoder.vocab_size, key, cache_dir, max_bad_records, progress)
+    return _stored(
+        documents,
+        "conversation",
+        encode,
+        encoder.vocab_size,
+        key,
+        cache_dir,
+        max_bad_records,
+        progress,
+    )
 
 
 def _stored(
-    documents: Documents, field: str, encode: _Encode, vocab_size: int, key: str, cache_dir: Path, max_bad: int, progress
+    documents: Documents,
+    field: str,
+    encode: _Encode,
+    vocab_size: int,
+    key: str,
+    cache_dir: Path,
+    max_bad: int,
+    progress,
 ) -> TokenStore:
     def build(directory: Path) -> None:
         _write(directory, documents, encode, vocab_size, field, max_bad, progress)
@@ -113,7 +144,13 @@ def _stored(
 
 
 def _write(
-    directory: Path, documents: Documents, encode: _Encode, vocab_size: int, field: str, max_bad: int, progress
+    directory: Path,
+    documents: Documents,
+    encode: _Encode,
+    vocab_size: int,
+    field: str,
+    max_bad: int,
+    progress,
 ) -> None:
     dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
     lengths: list[int] = []
@@ -140,10 +177,17 @@ def _write(
             if progress:
                 progress(done, len(documents))
     if not sum(lengths):
-        raise ValueError(f"no text in {len(documents)} document(s), {len(bad)} of them unreadable; give more data")
+        raise ValueError(
+            f"no text in {len(documents)} document(s), {len(bad)} of them unreadable; give more data"
+        )
     table = np.array([lengths, n_bytes], "<i8")
     table.tofile(directory / "documents.bin")
-    meta = {"dtype": dtype.name, "tokens": sum(lengths), "documents": len(lengths), "bad_records": bad}
+    meta = {
+        "dtype": dtype.name,
+        "tokens": sum(lengths),
+        "documents": len(lengths),
+        "bad_records": bad,
+    }
     meta |= {"ids_crc32": checksum, "documents_crc32": zlib.crc32(table.tobytes())}
     if masked:
         meta["mask_crc32"] = mask_checksum
@@ -155,7 +199,8 @@ def _write(
 def _chunks(
     documents: Documents, field: str, bad: list[str], max_bad: int
 ) -> Iterator[tuple[int, list[str], list[str]]]:
-    """Texts and their paths, with the number of documents behind them; unreadable ones go to `bad` until it is too long."""
+    """Texts and their paths, with the number of documents behind them; unreadable ones go to `bad`
+    until it is too long."""
     texts: list[str] = []
     names: list[str] = []
     size = 0
@@ -192,9 +237,17 @@ def _open(directory: Path, key: str) -> TokenStore:
     directory.stat()
     try:
         meta = read_json(directory / "meta.json")
-        ids = np.memmap(directory / "ids.bin", np.dtype(meta["dtype"]).newbyteorder("<"), "r", shape=(meta["tokens"],))
+        ids = np.memmap(
+            directory / "ids.bin",
+            np.dtype(meta["dtype"]).newbyteorder("<"),
+            "r",
+            shape=(meta["tokens"],),
+        )
         table = np.fromfile(directory / "documents.bin", "<i8").reshape(2, meta["documents"])
-        if _crc32(ids) != meta["ids_crc32"] or zlib.crc32(table.tobytes()) != meta["documents_crc32"]:
+        if (
+            _crc32(ids) != meta["ids_crc32"]
+            or zlib.crc32(table.tobytes()) != meta["documents_crc32"]
+        ):
             raise ValueError("its checksum differs")
         mask = None
         if "mask_crc32" in meta:

@@ -1,4 +1,5 @@
-"""How well a causal model predicts a text: the sum of its tokens' negative log-likelihoods, in nats."""
+"""How well a causal model predicts a text: the sum of its tokens' negative log-likelihoods, in
+nats."""
 
 import math
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ _LOGITS = 2**25  # of a batch, 128 MiB in float32
 
 @dataclass(frozen=True)
 class Score:
-    """`nll` nats in all for `tokens` predicted tokens, which spell `n_bytes` bytes of UTF-8 (None where no text is known)."""
+    """`nll` nats in all for `tokens` predicted tokens, which spell `n_bytes` bytes of UTF-8 (None
+    where no text is known)."""
 
     nll: float
     tokens: int
@@ -41,9 +43,15 @@ class Score:
 
 
 def score_text(
-    model: Model, params: Tree, tokenizer: Tokenizer, text: str, window: int, stride: int | None = None
+    model: Model,
+    params: Tree,
+    tokenizer: Tokenizer,
+    text: str,
+    window: int,
+    stride: int | None = None,
 ) -> Score:
-    """Every token of the text, the first one after the token that begins a text, or ends the one before."""
+    """Every token of the text, the first one after the token that begins a text, or ends the one
+    before."""
     if not text:
         raise ValueError("the text is empty; give one with at least a character")
     first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
@@ -52,16 +60,21 @@ def score_text(
     return Score(nll, len(ids) - 1, len(text.encode()))
 
 
-def score_ids(model: Model, params: Tree, ids: np.ndarray, window: int, stride: int | None = None) -> Score:
+def score_ids(
+    model: Model, params: Tree, ids: np.ndarray, window: int, stride: int | None = None
+) -> Score:
     """Every id but the first, [N], given those before it in a window of `window` tokens.
 
-    A window starts every `stride` tokens (None: every `window`) and counts the tokens that no earlier one has, so each
-    counts once; a shorter stride gives more of them a long past, at the price of computing more. ValueError for ids
-    that are not the model's, and for windows beyond its positions.
+    A window starts every `stride` tokens (None: every `window`) and counts the tokens that no
+    earlier one has, so each counts once; a shorter stride gives more of them a long past, at the
+    price of computing more. ValueError for ids that are not the model's, and for windows beyond its
+    positions.
     """
     stride = window if stride is None else stride
     _check(model, ids, window, stride)
-    rows = max(1, min(16, _LOGITS // (window * model.config.vocab_size), -(-(len(ids) - 1) // stride)))
+    rows = max(
+        1, min(16, _LOGITS // (window * model.config.vocab_size), -(-(len(ids) - 1) // stride))
+    )
     total = 0.0
     for batch in _batches(ids, window, stride, rows):
         nll_BT = np.asarray(_nll(params, batch, model=model), np.float64)
@@ -77,8 +90,11 @@ def _nll(params: Tree, batch: dict[str, jax.Array], *, model: Model) -> jax.Arra
     return jnp.where(batch["counted"], nll_BT, 0)
 
 
-def _batches(ids: np.ndarray, window: int, stride: int, rows: int) -> Iterator[dict[str, np.ndarray]]:
-    """Windows in order, `rows` at a time; rows without a window, and columns past the text, are padding."""
+def _batches(
+    ids: np.ndarray, window: int, stride: int, rows: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Windows in order, `rows` at a time; rows without a window, and columns past the text, are
+    padding."""
     starts = list(range(0, max(len(ids) - 1 - (window - stride), 1), stride))
     positions = np.tile(np.arange(window, dtype=np.int32), (rows, 1))
     for first in range(0, len(starts), rows):
@@ -86,21 +102,38 @@ def _batches(ids: np.ndarray, window: int, stride: int, rows: int) -> Iterator[d
         counted = np.zeros((rows, window), bool)
         for row, start in enumerate(starts[first : first + rows]):
             size = min(window, len(ids) - 1 - start)
-            inputs[row, :size], targets[row, :size] = ids[start : start + size], ids[start + 1 : start + size + 1]
+            inputs[row, :size], targets[row, :size] = (
+                ids[start : start + size],
+                ids[start + 1 : start + size + 1],
+            )
             segments[row, :size] = 1
             counted[row, (window - stride if start else 0) : size] = True
-        yield {"inputs": inputs, "targets": targets, "segments": segments, "positions": positions, "counted": counted}
+        yield {
+            "inputs": inputs,
+            "targets": targets,
+            "segments": segments,
+            "positions": positions,
+            "counted": counted,
+        }
 
 
 def _check(model: Model, ids: np.ndarray, window: int, stride: int) -> None:
     c = model.config
     if c.kind != "decoder":
-        raise ValueError(f"the model is an {c.kind}, and only a decoder predicts a text from its past")
+        raise ValueError(
+            f"the model is an {c.kind}, and only a decoder predicts a text from its past"
+        )
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or len(ids) < 2:
-        raise ValueError(f"ids are {ids.dtype} of shape {ids.shape}; wanted two or more integers in one dimension")
+        raise ValueError(
+            f"ids are {ids.dtype} of shape {ids.shape}; wanted two or more integers in one dimension"
+        )
     if ids.min() < 0 or ids.max() >= c.vocab_size:
-        raise ValueError(f"ids lie in {ids.min()}..{ids.max()}; the model's are 0..{c.vocab_size - 1}")
+        raise ValueError(
+            f"ids lie in {ids.min()}..{ids.max()}; the model's are 0..{c.vocab_size - 1}"
+        )
     if not 1 <= stride <= window:
         raise ValueError(f"window={window} must be positive, and stride={stride} in 1..{window}")
     if c.position == "learned" and window > c.max_length:
-        raise ValueError(f"window={window} is over the model's {c.max_length} positions; set a window of at most that")
+        raise ValueError(
+            f"window={window} is over the model's {c.max_length} positions; set a window of at most that"
+        )

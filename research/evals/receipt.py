@@ -1,4 +1,5 @@
-"""What a changed model costs against the one it was made of: bits, perplexity, and how far its predictions moved."""
+"""What a changed model costs against the one it was made of: bits, perplexity, and how far its
+predictions moved."""
 
 import math
 import re
@@ -19,15 +20,14 @@ from research.weights.formats import FORMATS
 from research.weights.matrices import LINEAR
 from research.weights.quantized import Quantized
 
-
 _LOGITS = 2**25  # of a batch, 128 MiB in float32
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A changed model on held-out tokens. KL(original || changed) in nats a token: its mean, and what 99% stay below;
-    `flip_rate` is the share of places where another token is the likeliest. Logits differ by `mean_difference` on
-    average and by `largest_difference` at most."""
+    """A changed model on held-out tokens. KL(original || changed) in nats a token: its mean, and
+    what 99% stay below; `flip_rate` is the share of places where another token is the likeliest.
+    Logits differ by `mean_difference` on average and by `largest_difference` at most."""
 
     score: Score
     mean_kl: float
@@ -38,10 +38,15 @@ class Comparison:
 
 
 def compare(
-    model: Model, original: tree.Tree, changed: Mapping[str, tree.Tree], ids: np.ndarray, window: int
+    model: Model,
+    original: tree.Tree,
+    changed: Mapping[str, tree.Tree],
+    ids: np.ndarray,
+    window: int,
 ) -> tuple[Score, dict[str, Comparison]]:
-    """The original's score and each changed model's comparison with it, over ids [N] but the first, each given those
-    before it in its window of so many tokens; what does not fill a window is left out.
+    """The original's score and each changed model's comparison with it, over ids [N] but the first,
+    each given those before it in its window of so many tokens; what does not fill a window is left
+    out.
 
     ValueError for ids that do not fill one, and for a model that is no decoder.
     """
@@ -58,17 +63,22 @@ def compare(
     for name, parts in notes.items():
         nll_M, kl_M, flips_M, mean_M, largest_M = np.concatenate(parts, axis=1)
         made[name] = Comparison(
-            Score(float(nll_M.sum()), tokens, None), float(kl_M.mean()), float(np.quantile(kl_M, 0.99)),
-            float(flips_M.mean()), float(mean_M.mean()), float(largest_M.max()),
-        )  # fmt: skip
+            Score(float(nll_M.sum()), tokens, None),
+            float(kl_M.mean()),
+            float(np.quantile(kl_M, 0.99)),
+            float(flips_M.mean()),
+            float(mean_M.mean()),
+            float(largest_M.max()),
+        )
     return Score(nll, tokens, None), made
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["base"], meta_fields=[])
 @dataclass(frozen=True)
 class RoundedInputs:
-    """What `DynamicQuantized` computes where the chip multiplies 8-bit numbers, on any chip: the inputs are quantized, and
-    the products of the codes are those of the numbers that they stand for."""
+    """What `DynamicQuantized` computes where the chip multiplies 8-bit numbers, on any chip: the
+    inputs are quantized, and the products of the codes are those of the numbers that they stand
+    for."""
 
     base: Quantized
 
@@ -93,9 +103,11 @@ class RoundedInputs:
 
 
 def round_inputs(params: tree.Tree) -> tree.Tree:
-    """The parameters with `RoundedInputs` over every quantized matrix of the layers, under adapters too.
+    """The parameters with `RoundedInputs` over every quantized matrix of the layers, under adapters
+    too.
 
-    ValueError for one that is not of 8 bits with one scale an output, which no chip multiplies codes of.
+    ValueError for one that is not of 8 bits with one scale an output, which no chip multiplies
+    codes of.
     """
 
     def wrap(path, leaf):
@@ -103,7 +115,9 @@ def round_inputs(params: tree.Tree) -> tree.Tree:
         if not isinstance(leaf, Quantized) or not re.match(LINEAR, name):
             return leaf
         if FORMATS[leaf.format].bits != 8 or leaf.group != math.prod(leaf.inputs):
-            raise ValueError(f"{name} is {leaf.format} in groups of {leaf.group}; --activations wants 8 bits and no --group")
+            raise ValueError(
+                f"{name} is {leaf.format} in groups of {leaf.group}; --activations wants 8 bits and no --group"
+            )
         return RoundedInputs(leaf)
 
     return jax.tree.map_with_path(wrap, params, is_leaf=lambda node: isinstance(node, Quantized))
@@ -111,7 +125,8 @@ def round_inputs(params: tree.Tree) -> tree.Tree:
 
 @dataclass(frozen=True)
 class Size:
-    """Bits of storage a weight, scales and adapters included: of the matrices of layers, and of all parameters."""
+    """Bits of storage a weight, scales and adapters included: of the matrices of layers, and of all
+    parameters."""
 
     linear: float
     whole: float
@@ -137,21 +152,32 @@ def _weights(params: tree.Tree, paths: Mapping[str, int]) -> dict[str, tree.Tree
     return made
 
 
-def _windows(model: Model, ids: np.ndarray, window: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+def _windows(
+    model: Model, ids: np.ndarray, window: int
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Batches of whole windows and the targets [B, T] of each."""
     count = (len(ids) - 1) // window
     if model.config.kind != "decoder":
-        raise ValueError(f"the model is an {model.config.kind}, and only a decoder predicts a text from its past")
+        raise ValueError(
+            f"the model is an {model.config.kind}, and only a decoder predicts a text from its past"
+        )
     if not count:
-        raise ValueError(f"{len(ids)} tokens do not fill a window of {window}; give more text or a shorter window")
+        raise ValueError(
+            f"{len(ids)} tokens do not fill a window of {window}; give more text or a shorter window"
+        )
     rows = max(1, min(count, _LOGITS // (window * model.config.vocab_size)))
-    cut = (np.asarray(ids[at : at + count * window], np.int32).reshape(count, window) for at in (0, 1))
+    cut = (
+        np.asarray(ids[at : at + count * window], np.int32).reshape(count, window) for at in (0, 1)
+    )
     inputs_NT, targets_NT = cut
     positions_T = np.arange(window, dtype=np.int32)
     for at in range(0, count, rows):
         inputs = inputs_NT[at : at + rows]
         positions = np.broadcast_to(positions_T, inputs.shape)
-        yield {"inputs": inputs, "segments": np.ones_like(inputs), "positions": positions}, targets_NT[at : at + rows]
+        yield (
+            {"inputs": inputs, "segments": np.ones_like(inputs), "positions": positions},
+            targets_NT[at : at + rows],
+        )
 
 
 @partial(jax.jit, static_argnames="model")
@@ -161,14 +187,21 @@ def _logits(params: tree.Tree, batch: dict[str, jax.Array], *, model: Model) -> 
 
 @partial(jax.jit, static_argnames="model")
 def _differences(
-    logits_BTV: jax.Array, params: tree.Tree, batch: dict[str, jax.Array], targets_BT: jax.Array, *, model: Model
+    logits_BTV: jax.Array,
+    params: tree.Tree,
+    batch: dict[str, jax.Array],
+    targets_BT: jax.Array,
+    *,
+    model: Model,
 ) -> jax.Array:
-    """Of every place: nats, KL, whether the likeliest token changed, mean and largest difference of a logit; float32
-    [5, B, T]."""
+    """Of every place: nats, KL, whether the likeliest token changed, mean and largest difference of
+    a logit; float32 [5, B, T]."""
     other_BTV = _logits(params, batch, model=model)
     p_BTV, q_BTV = jax.nn.log_softmax(logits_BTV), jax.nn.log_softmax(other_BTV)
     kl_BT = jnp.sum(jnp.exp(p_BTV) * (p_BTV - q_BTV), axis=-1)
-    flips_BT = (jnp.argmax(logits_BTV, axis=-1) != jnp.argmax(other_BTV, axis=-1)).astype(jnp.float32)
+    flips_BT = (jnp.argmax(logits_BTV, axis=-1) != jnp.argmax(other_BTV, axis=-1)).astype(
+        jnp.float32
+    )
     off_BTV = jnp.abs(other_BTV - logits_BTV)
     nll_BT = cross_entropy(other_BTV, targets_BT)[1]
     return jnp.stack([nll_BT, kl_BT, flips_BT, off_BTV.mean(-1), off_BTV.max(-1)])

@@ -1,7 +1,8 @@
-"""A Fit asked for: from the cache, or measured in a process of its own with a time limit and its progress shown.
+"""A Fit asked for: from the cache, or measured in a process of its own with a time limit and its
+progress shown.
 
-    from research.fit.answer import refuse_unless_it_fits
-    refuse_unless_it_fits(experiment, "v5p:4x4x4", workdir)     what asks before it submits a run calls this
+from research.fit.answer import refuse_unless_it_fits
+refuse_unless_it_fits(experiment, "v5p:4x4x4", workdir)     what asks before it submits a run calls this
 """
 
 import os
@@ -9,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from research.command import Stop
-from research.experiment import Experiment
+from research.experiment.config import Experiment
 from research.files import write_json
 from research.fit import cache
 from research.fit.child import measure_in_a_child
@@ -34,25 +35,31 @@ def answer(
     step: str = "train",
     time_limit: float = TIME_LIMIT,
 ) -> Fit:
-    """What `research.fit.report.measure` says, kept between calls; nothing is compiled in this process.
+    """What `research.fit.report.measure` says, kept between calls; nothing is compiled in this
+    process.
 
-    Progress goes to standard error. ValueError for what a user can mend, the time limit (seconds) among it;
-    `child.CompilerFailed`, with the compiler's last words, where it crashed or the machine's memory ran out.
+    Progress goes to standard error. ValueError for what a user can mend, the time limit (seconds)
+    among it; `child.CompilerFailed`, with the compiler's last words, where it crashed or the
+    machine's memory ran out.
     """
     known = parse_target(target).capacity_bytes
     asked = experiment.to_json()
     key = cache.question(asked, target, step)
     fit = cache.recall(key)
     if fit is None:
-        fit, program = measure_in_a_child({"experiment": asked, "target": target, "step": step}, time_limit)
+        fit, program = measure_in_a_child(
+            {"experiment": asked, "target": target, "step": step}, time_limit
+        )
         cache.keep(key, program, fit)
     capacity = known if capacity_bytes is None else capacity_bytes
     return replace(fit, capacity=capacity, price_per_hour=price_per_hour)
 
 
-def refuse_unless_it_fits(experiment: Experiment, target: str, workdir: str | os.PathLike | None = None) -> Fit:
-    """The prediction for a run that is about to be submitted, written down in its directory; `DoesNotFit`, with what it
-    takes and what there is, for one that cannot run."""
+def refuse_unless_it_fits(
+    experiment: Experiment, target: str, workdir: str | os.PathLike | None = None
+) -> Fit:
+    """The prediction for a run that is about to be submitted, written down in its directory;
+    `DoesNotFit`, with what it takes and what there is, for one that cannot run."""
     fit = answer(experiment, target)
     if workdir is not None:
         record(fit, workdir)
@@ -62,10 +69,12 @@ def refuse_unless_it_fits(experiment: Experiment, target: str, workdir: str | os
 
 
 def record(fit: Fit, workdir: str | os.PathLike) -> None:
-    """Writes a prediction to the directory of the run to come, as `--json` prints it: its report shows it beside what is
-    measured. ValueError where the directory cannot be written."""
+    """Writes a prediction to the directory of the run to come, as `--json` prints it: its report
+    shows it beside what is measured. ValueError where the directory cannot be written."""
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
         write_json(Path(workdir) / RECORD, fit.to_json())
     except OSError as error:
-        raise ValueError(f"--workdir={workdir} cannot be written: {error}; choose another") from None
+        raise ValueError(
+            f"--workdir={workdir} cannot be written: {error}; choose another"
+        ) from None

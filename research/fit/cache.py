@@ -1,8 +1,10 @@
-"""Fits that were made, kept under the cache directory: a program is compiled once for a target and its compiler's version.
+"""Fits that were made, kept under the cache directory: a program is compiled once for a target and
+its compiler's version.
 
-There are two levels. `question` hashes what was asked and the package's own source: an equal question is answered without
-lowering anything. `program` hashes the lowered program: what changes neither it nor the way it is read (a data source, a
-logging interval, a comment in the model) costs the lowering and not the compile.
+There are two levels. `question` hashes what was asked and the package's own source: an equal
+question is answered without lowering anything. `program` hashes the lowered program: what changes
+neither it nor the way it is read (a data source, a logging interval, a comment in the model) costs
+the lowering and not the compile.
 """
 
 import hashlib
@@ -16,19 +18,31 @@ from pathlib import Path
 from typing import Any
 
 import research
-from research.data.corpus import cache_directory
+from research.downloads.cache import cache_directory
 from research.files import read_json, write_json
 from research.fit.report import Fit
 
 COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "jax-cuda13-pjrt")
 LIBRARIES = (*COMPILERS, "flax", "optax")  # what a program is traced through
-READERS = ("fit", "training/peaks.py", "training/flops.py")  # what makes a Fit of a compiled program
-# What the compilers and JAX read from the environment; how many fake CPU devices there are is the target's to say.
-SETTINGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_ENABLE_X64", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+READERS = (
+    "fit",
+    "training/peaks.py",
+    "training/flops.py",
+)  # what makes a Fit of a compiled program
+# What the compilers and JAX read from the environment; how many fake CPU devices there are is the
+# target's to say.
+SETTINGS = (
+    "XLA_FLAGS",
+    "LIBTPU_INIT_ARGS",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+    "JAX_ENABLE_X64",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS",
+)
 
 
 def question(experiment: Mapping[str, Any], target: str, step: str) -> str:
-    """The key of a question: an experiment as `Experiment.to_json` gives it, a target's spelling and the kind of step."""
+    """The key of a question: an experiment as `Experiment.to_json` gives it, a target's spelling
+    and the kind of step."""
     return _digest(experiment, target, step, _versions(LIBRARIES), settings(), _source((".",)))
 
 
@@ -49,7 +63,8 @@ def recall(key: str) -> Fit | None:
 
 
 def keep(question_key: str, program_key: str, fit: Fit) -> None:
-    """Keeps a fit under both keys. A cache directory that cannot be written is no reason to lose the answer."""
+    """Keeps a fit under both keys. A cache directory that cannot be written is no reason to lose
+    the answer."""
     try:
         folder().mkdir(parents=True, exist_ok=True)
         write_json(_file(program_key), {"fit": fit.to_json()})
@@ -66,7 +81,9 @@ def folder() -> Path:
 def settings() -> dict[str, str]:
     """The variables of `SETTINGS` that are set, as a compile in a process of its own sees them."""
     found = {name: os.environ[name] for name in SETTINGS if name in os.environ}
-    flags = re.sub(r"--xla_force_host_platform_device_count=\S*", "", found.pop("XLA_FLAGS", "")).split()
+    flags = re.sub(
+        r"--xla_force_host_platform_device_count=\S*", "", found.pop("XLA_FLAGS", "")
+    ).split()
     return found | ({"XLA_FLAGS": " ".join(flags)} if flags else {})
 
 
@@ -94,5 +111,14 @@ def _version(package: str) -> str | None:
 def _source(places: tuple[str, ...]) -> str:
     """A digest of the package's Python files in these folders or at these paths."""
     root = Path(research.__file__).parent
-    found = {path for place in places for path in ([root / place] if place.endswith(".py") else (root / place).rglob("*.py"))}
-    return _digest(*((str(path.relative_to(root)), hashlib.sha256(path.read_bytes()).hexdigest()) for path in sorted(found)))
+    found = {
+        path
+        for place in places
+        for path in ([root / place] if place.endswith(".py") else (root / place).rglob("*.py"))
+    }
+    return _digest(
+        *(
+            (str(path.relative_to(root)), hashlib.sha256(path.read_bytes()).hexdigest())
+            for path in sorted(found)
+        )
+    )

@@ -1,8 +1,10 @@
-"""A process of its own for a compile: a compiler can crash, hang or take all memory, and then it costs that process alone.
+"""A process of its own for a compile: a compiler can crash, hang or take all memory, and then it
+costs that process alone.
 
-The parent writes the question as one JSON line on the child's standard input and leaves it open: when it closes, for
-whatever reason, the child ends. The child answers in JSON lines on its standard output: {"stage": ...} as each stage
-begins, and last {"program": KEY, "fit": {...}} or {"refused": WORDS} for a ValueError.
+The parent writes the question as one JSON line on the child's standard input and leaves it open:
+when it closes, for whatever reason, the child ends. The child answers in JSON lines on its standard
+output: {"stage": ...} as each stage begins, and last {"program": KEY, "fit": {...}} or {"refused":
+WORDS} for a ValueError.
 """
 
 import contextlib
@@ -23,7 +25,7 @@ from typing import Any, BinaryIO, TextIO
 
 import research
 from research.command import BUG, Stop
-from research.experiment import from_json
+from research.experiment.config import from_json
 from research.files import write_text
 from research.fit import cache
 from research.fit.report import Fit, measure
@@ -31,9 +33,12 @@ from research.fit.targets import parse_target
 from research.training.progress import clock_time, printable
 
 TICK = 0.5  # seconds between two looks at the clock
-PLAIN_INTERVAL = 60.0  # seconds between lines of a stage that lasts, where a line cannot be rewritten
+PLAIN_INTERVAL = (
+    60.0  # seconds between lines of a stage that lasts, where a line cannot be rewritten
+)
 COMMAND = (sys.executable, "-P", "-m", "research.fit.child")
-# The compiler's last words, among much that is not: a fatal line of absl's log, or the C++ runtime's.
+# The compiler's last words, among much that is not: a fatal line of absl's log, or the C++
+# runtime's.
 _FATAL = re.compile(r"^F\d{4} |^terminate called|^Fatal |^\w*(Error|Exception): ")
 
 
@@ -46,11 +51,16 @@ class TookTooLong(ValueError):
 
 
 class Progress:
-    """The stage that a compile is in and its seconds: one line that is rewritten on a terminal, plain lines elsewhere."""
+    """The stage that a compile is in and its seconds: one line that is rewritten on a terminal,
+    plain lines elsewhere."""
 
     def __init__(self, target: str, stream: TextIO | None = None):
         self._target, self._stream = target, stream or sys.stderr
-        self._live = self._stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+        self._live = self._stream.isatty() and os.environ.get("TERM", "") not in (
+            "",
+            "dumb",
+            "unknown",
+        )
         self._began = self._printed = time.monotonic()
         self._stage = ""
 
@@ -61,7 +71,12 @@ class Progress:
             return
         self._stage, self._printed = stage, now
         line = f"{self._target}: {stage}, {clock_time(now - self._began)}"
-        print(f"\r{line}\033[K" if self._live else line, end="" if self._live else "\n", file=self._stream, flush=True)
+        print(
+            f"\r{line}\033[K" if self._live else line,
+            end="" if self._live else "\n",
+            file=self._stream,
+            flush=True,
+        )
 
     def close(self) -> None:
         """Leaves nothing on a terminal."""
@@ -72,12 +87,18 @@ class Progress:
 def measure_in_a_child(question: dict[str, Any], time_limit: float) -> tuple[Fit, str]:
     """(a Fit, the key of its program) for {"experiment", "target", "step"}, of a new process.
 
-    ValueError for what the child refuses and at the time limit (seconds); `CompilerFailed` for any other end.
+    ValueError for what the child refuses and at the time limit (seconds); `CompilerFailed` for any
+    other end.
     """
     target = question["target"]
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(
-            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=_environment(), start_new_session=True
+            COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=_environment(),
+            start_new_session=True,
         )
         try:
             child.stdin.write(json.dumps(question).encode() + b"\n")
@@ -115,7 +136,8 @@ def _listen(child: subprocess.Popen, target: str, time_limit: float) -> dict[str
 
 
 def _nothing(child: subprocess.Popen) -> dict[str, Any]:
-    """What a child has said that closed its streams; it has a moment to be gone, with an exit code of its own."""
+    """What a child has said that closed its streams; it has a moment to be gone, with an exit code
+    of its own."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(10)
     return {}
@@ -150,7 +172,8 @@ def _end(child: subprocess.Popen) -> None:
 
 
 def _failure(target: str, code: int, log: BinaryIO) -> CompilerFailed:
-    """What became of a child without an answer, in one line; all that it said is kept in a file, named in the line."""
+    """What became of a child without an answer, in one line; all that it said is kept in a file,
+    named in the line."""
     log.seek(0)
     text = log.read().decode(errors="replace")
     if code == -signal.SIGKILL:
@@ -161,7 +184,9 @@ def _failure(target: str, code: int, log: BinaryIO) -> CompilerFailed:
             "close other programs, compile fewer layers, or take a larger machine",
         )
     ended = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"failed (exit code {code})"
-    return CompilerFailed(BUG, f"{target}: the compile {ended}: {_last_words(text)}{_kept(target, text)}")
+    return CompilerFailed(
+        BUG, f"{target}: the compile {ended}: {_last_words(text)}{_kept(target, text)}"
+    )
 
 
 def _last_words(text: str) -> str:
@@ -181,7 +206,8 @@ def _kept(target: str, text: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """The child's: nothing is run there, so that no accelerator is looked for; and this very package is found first."""
+    """The child's: nothing is run there, so that no accelerator is looked for; and this very
+    package is found first."""
     root = str(Path(research.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     # A program that comes from JAX's own cache has no memory analysis.
@@ -216,14 +242,17 @@ def main() -> None:
 
 
 def _measure(question: dict[str, Any], tell: Callable[[str], None]) -> tuple[Fit, str]:
-    """(the Fit, the key of its program), compiled unless the cache has a program of the same text."""
+    """(the Fit, the key of its program), compiled unless the cache has a program of the same
+    text."""
     target, step, keys = question["target"], question["step"], []
 
     def recall(text: str) -> Fit | None:
         keys.append(cache.program(text, target, step))
         return cache.recall(keys[0])
 
-    fit = measure(from_json(question["experiment"]), parse_target(target), step=step, tell=tell, recall=recall)
+    fit = measure(
+        from_json(question["experiment"]), parse_target(target), step=step, tell=tell, recall=recall
+    )
     return fit, keys[0]
 
 

@@ -7,18 +7,20 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from research.axes import partition
-from research.experiment import Experiment, from_config
+from research.experiment.config import Experiment
 from research.fit.targets import Target, parse_target
 from research.objectives.choose import Objective, make_objective
-from research.program import Program, make_program
+from research.parallel.axes import partition
+from research.run.program import Program, make_program
+from research.run.resolve import from_config
 
 
 def compile_step(config: Any, target: str | Target) -> jax.stages.Compiled:
-    """The compiled (state, batch) -> (state, metrics) of a ConfigDict or an `Experiment`; nothing is allocated.
+    """The compiled (state, batch) -> (state, metrics) of a ConfigDict or an `Experiment`; nothing
+    is allocated.
 
-    ValueError for a config that is wrong, a target that is unknown or whose compiler is not installed, and a mesh or batch
-    that does not fit the target's devices.
+    ValueError for a config that is wrong, a target that is unknown or whose compiler is not
+    installed, and a mesh or batch that does not fit the target's devices.
     """
     experiment = config if isinstance(config, Experiment) else from_config(config)
     target = parse_target(target) if isinstance(target, str) else target
@@ -46,8 +48,17 @@ def plan(experiment: Experiment, target: Target) -> Program:
 def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch's shapes, types and shardings."""
     length = program.objective.window_length(program.experiment.data.sequence_length)
-    names = ["tokens", "segments", "positions", "assistant"]  # of texts and conversations; of pairs:
-    names += [f"{side}{what}" for side in ("inputs", "targets") for what in ("", "_segments", "_positions")]
+    names = [
+        "tokens",
+        "segments",
+        "positions",
+        "assistant",
+    ]  # of texts and conversations; of pairs:
+    names += [
+        f"{side}{what}"
+        for side in ("inputs", "targets")
+        for what in ("", "_segments", "_positions")
+    ]
     window = {**{name: np.ones(length, np.int32) for name in names}, "label": np.zeros(1, np.int32)}
     example = program.objective.example(window, np.random.default_rng(0))
     placed = {}
@@ -60,7 +71,17 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _objective(experiment: Experiment) -> Objective:
-    """The objective without a tokenizer: the ids of special tokens are constants of the data, not of the step."""
+    """The objective without a tokenizer: the ids of special tokens are constants of the data, not
+    of the step."""
     vocab_size = experiment.model.vocab_size
-    ids = dict(bos_id=0, eos_id=1, pad_id=2, mask_id=3, sentinel_ids=tuple(range(4, 104)), vocab_size=vocab_size)
-    return make_objective(experiment.objective, SimpleNamespace(**ids, word_starts=[True] * vocab_size))
+    ids = dict(
+        bos_id=0,
+        eos_id=1,
+        pad_id=2,
+        mask_id=3,
+        sentinel_ids=tuple(range(4, 104)),
+        vocab_size=vocab_size,
+    )
+    return make_objective(
+        experiment.objective, SimpleNamespace(**ids, word_starts=[True] * vocab_size)
+    )

@@ -1,4 +1,5 @@
-"""The decoding of one token, compiled for a target: the loop that generation jits, over a full cache."""
+"""The decoding of one token, compiled for a target: the loop that generation jits, over a full
+cache."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -9,20 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from research.axes import merge_rules
-from research.experiment import Experiment, from_config
+from research.experiment.config import Experiment
 from research.fit.targets import Target, parse_target
+from research.infer.decode_layout import prepare
 from research.infer.sampling import SamplingConfig
 from research.infer.steps import Writing, advance, chunk_size, empty
-from research.infer.turned import prepare
-from research.mesh import make_mesh
 from research.models.cache import Cache
 from research.models.config import Execution
 from research.models.model import Model
 from research.models.spec import abstract
+from research.parallel.axes import merge_rules
+from research.parallel.mesh import make_mesh
+from research.run.resolve import from_config
 from research.training.state import device_bytes
 from research.tree import Tree
-from research.tuning import split_specs
+from research.tuning.method import split_specs
 from research.weights.rules import attach
 
 _STOPS = 8  # ids that end a text; generation pads them to such sizes
@@ -30,11 +32,13 @@ _STOPS = 8  # ids that end a text; generation pads them to such sizes
 
 @dataclass(frozen=True)
 class Decode:
-    """Everything that generation's loop is called with, as shapes and shardings; `length` tokens a row are cached.
+    """Everything that generation's loop is called with, as shapes and shardings; `length` tokens a
+    row are cached.
 
-    `params` are those that the loop is given: in the compute type or as codes, adapters attached, on a single CPU
-    device turned (`turned.prepare`, which keeps the others too, to read prompts with). Generation itself allocates
-    `steps.bucket(length)` slots for a power of two of rows, which is this where both are such numbers already.
+    `params` are those that the loop is given: in the compute type or as codes, adapters attached,
+    on a single CPU device turned (`turned.prepare`, which keeps the others too, to read prompts
+    with). Generation itself allocates `steps.bucket(length)` slots for a power of two of rows,
+    which is this where both are such numbers already.
     """
 
     model: Model
@@ -60,7 +64,8 @@ class Decode:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the cache on one device; the encoder's keys and values of an encoder-decoder are of it."""
+        """Bytes of the cache on one device; the encoder's keys and values of an encoder-decoder are
+        of it."""
         return device_bytes((self.state.cache, self.state.memory))
 
     @cached_property
@@ -73,7 +78,9 @@ class Decode:
             jax.ShapeDtypeStruct((_STOPS,), np.int32, sharding=whole),
         )
         with jax.set_mesh(self.mesh):
-            return advance.trace(self.params, self.state, *given, model=self.model, law=SamplingConfig())
+            return advance.trace(
+                self.params, self.state, *given, model=self.model, law=SamplingConfig()
+            )
 
     @property
     def jaxpr(self) -> Any:
@@ -88,9 +95,11 @@ class Decode:
 
 
 def compile_decode(config: Any, target: str | Target) -> jax.stages.Compiled:
-    """The compiled (params, state, ...) -> (state, ids, log-probabilities) of a ConfigDict or an `Experiment`.
+    """The compiled (params, state, ...) -> (state, ids, log-probabilities) of a ConfigDict or an
+    `Experiment`.
 
-    Nothing is allocated. ValueError as from `plan_decode`, and for a config or target that is wrong.
+    Nothing is allocated. ValueError as from `plan_decode`, and for a config or target that is
+    wrong.
     """
     experiment = config if isinstance(config, Experiment) else from_config(config)
     target = parse_target(target) if isinstance(target, str) else target
@@ -98,13 +107,17 @@ def compile_decode(config: Any, target: str | Target) -> jax.stages.Compiled:
 
 
 def plan_decode(experiment: Experiment, target: Target) -> Decode:
-    """Decoding with the model that an experiment makes: rows of its whole batch, texts of its sequence length.
+    """Decoding with the model that an experiment makes: rows of its whole batch, texts of its
+    sequence length.
 
-    ValueError for an encoder, which writes no text, and for a mesh that the target's devices do not make.
+    ValueError for an encoder, which writes no text, and for a mesh that the target's devices do not
+    make.
     """
     e, dtype = experiment, experiment.precision.compute_dtype
     if e.model.kind == "encoder":
-        raise ValueError("the model is an encoder, which fills in masks and writes no text; decoding wants a decoder")
+        raise ValueError(
+            "the model is an encoder, which fills in masks and writes no text; decoding wants a decoder"
+        )
     mesh, rules = make_mesh(e.mesh, target.devices()), merge_rules(e.axes)
     model = Model(e.model, e.precision, Execution())  # as generation takes it, whatever trains it
     trainable, frozen = split_specs(model.specs(), e.model, e.tune, e.lora, e.quantize)
@@ -126,12 +139,23 @@ def _prepared(model: Model, params: Tree) -> Tree:
 def _started(model: Model, rows: int, length: int, params: Tree) -> Writing:
     """The state of so many texts before anything is read; an encoder's are as long."""
     lengths_B = jnp.full((rows,), length, jnp.int32)
-    source_BS = jnp.zeros((rows, length), jnp.int32) if model.config.kind == "encoder_decoder" else None
+    source_BS = (
+        jnp.zeros((rows, length), jnp.int32) if model.config.kind == "encoder_decoder" else None
+    )
     streams_B2 = jnp.zeros((rows, 2), jnp.uint32)
     return empty(
-        params, lengths_B, lengths_B, None, source_BS, lengths_B, jnp.uint32(0), streams_B2,
-        model=model, length=length, chunk=chunk_size(length),
-    )  # fmt: skip
+        params,
+        lengths_B,
+        lengths_B,
+        None,
+        source_BS,
+        lengths_B,
+        jnp.uint32(0),
+        streams_B2,
+        model=model,
+        length=length,
+        chunk=chunk_size(length),
+    )
 
 
 def _placed(shapes: Tree, mesh: Mesh) -> Tree:

@@ -1,6 +1,8 @@
-"""FLOPs of a train step: what its program executes, counted on the jaxpr, against what its model needs.
+"""FLOPs of a train step: what its program executes, counted on the jaxpr, against what its model
+needs.
 
-Products count, a multiplication and an addition as two; elementwise operations, which no matrix unit runs, do not.
+Products count, a multiplication and an addition as two; elementwise operations, which no matrix
+unit runs, do not.
 """
 
 import math
@@ -14,31 +16,41 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import AxisType
 
 from research.fit.compile import abstract_batch
-from research.ops.kernels import share
-from research.program import Program
+from research.ops.kernels import visible_share as share
+from research.run.program import Program
 from research.training.flops import Texts, forward_flops, model_flops
 
-# JAX's attention kernels by the beginning of their names: how many products they make of a block of queries and keys. The
-# scores are made anew in each, and where gradients of queries and of keys are made apart so is the probabilities' gradient.
-_ATTENTION = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3, "mha_forward": 2, "mha_backward": 7}
+# JAX's attention kernels by the beginning of their names: how many products they make of a block of
+# queries and keys. The scores are made anew in each, and where gradients of queries and of keys are
+# made apart so is the probabilities' gradient.
+_ATTENTION = {
+    "splash_mha_fwd": 2,
+    "splash_mha_dkv": 4,
+    "splash_mha_dq": 3,
+    "mha_forward": 2,
+    "mha_backward": 7,
+}
 
 
 def executed(closed_jaxpr: Any, devices: int) -> dict[str, float]:
     """FLOPs of one call over all devices, by the name of the operands' type.
 
-    A loop counts by its trips, of branches the dearest, and what nobody uses not at all. Work that several devices do
-    alike counts for each: under `jax.shard_map`, and where explicit shardings leave axes of the mesh out. Equal products
-    count each, though XLA merges those of one computation: layers that are recomputed in full and unrolled (libtpu makes
-    of them what it makes without recomputation), which no loop then keeps apart.
+    A loop counts by its trips, of branches the dearest, and what nobody uses not at all. Work that
+    several devices do alike counts for each: under `jax.shard_map`, and where explicit shardings
+    leave axes of the mesh out. Equal products count each, though XLA merges those of one
+    computation: layers that are recomputed in full and unrolled (libtpu makes of them what it makes
+    without recomputation), which no loop then keeps apart.
 
-    ValueError for products in a loop whose end is not known, in a kernel that tells no cost as elsewhere.
+    ValueError for products in a loop whose end is not known, in a kernel that tells no cost as
+    elsewhere.
     """
     jaxpr, _ = dce_jaxpr(closed_jaxpr.jaxpr, True)
     return dict(_count(jaxpr, "", devices))
 
 
 def forward(program: Program) -> float:
-    """The causal forward of a step over all its rows, head and adapters included: see `training.flops.forward_flops`."""
+    """The causal forward of a step over all its rows, head and adapters included: see
+    `training.flops.forward_flops`."""
     return forward_flops(program.experiment.model, program.specs, _texts(program))
 
 
@@ -50,7 +62,8 @@ def model(program: Program) -> float:
 def recompute_ratio(program: Program, flops: Mapping[str, float]) -> float:
     """Executed FLOPs by type over three times the causal forward, whatever is trained.
 
-    1 where everything is trained and nothing is done twice or in vain; two thirds where all but little is frozen.
+    1 where everything is trained and nothing is done twice or in vain; two thirds where all but
+    little is frozen.
     """
     return sum(flops.values()) / (3 * forward(program))
 
@@ -60,10 +73,14 @@ def _texts(program: Program) -> Texts:
     batch, objective = abstract_batch(program), program.experiment.objective
     rows, length = batch["inputs"].shape
     encoder = batch["encoder_inputs"].shape[1] if "encoder_inputs" in batch else 0
-    predicted = {"masked_lm": objective.share * length, "classification": 0.0}.get(objective.name, float(length))
+    predicted = {"masked_lm": objective.share * length, "classification": 0.0}.get(
+        objective.name, float(length)
+    )
     tune = program.experiment.tune
     virtual = tune.virtual_tokens if tune.method in ("prompt", "prefix") else 0
-    return Texts(rows, length, encoder, predicted, pooled=objective.name == "classification", virtual=virtual)
+    return Texts(
+        rows, length, encoder, predicted, pooled=objective.name == "classification", virtual=virtual
+    )
 
 
 def _count(jaxpr: Any, scopes: str, devices: int) -> Counter:
@@ -77,7 +94,9 @@ def _count(jaxpr: Any, scopes: str, devices: int) -> Counter:
 def _equation(eqn: Any, scopes: str, devices: int) -> Counter:
     name = eqn.primitive.name
     if name in _PRODUCTS:
-        return Counter({_widest(eqn.invars[:2]): _PRODUCTS[name](eqn, scopes) * _copies(eqn, devices)})
+        return Counter(
+            {_widest(eqn.invars[:2]): _PRODUCTS[name](eqn, scopes) * _copies(eqn, devices)}
+        )
     if name == "pallas_call":
         return _kernel(eqn, scopes, devices)
     counts = [_count(body, scopes, devices) for body in _bodies(eqn)]
@@ -92,26 +111,44 @@ def _equation(eqn: Any, scopes: str, devices: int) -> Counter:
 
 
 def _kernel(eqn: Any, scopes: str, devices: int) -> Counter:
-    """By the cost that it tells; JAX's attention by the pairs that a mask leaves; else its body for each step."""
+    """By the cost that it tells; JAX's attention by the pairs that a mask leaves; else its body for
+    each step."""
     name, shares, cost = eqn.params["name"] or "", share.shares(scopes), eqn.params["cost_estimate"]
     floats = [v for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
     known = next((kernel for kernel in _ATTENTION if name.startswith(kernel)), None)
     mapping = eqn.params["grid_mapping"]
     if cost is not None:
-        # A kernel for rows in groups tells the cost of all rows, and ends its grid with the last group.
+        # A kernel for rows in groups tells the cost of all rows, and ends its grid with the last
+        # group.
         rows = shares.get("ragged", 1.0) if mapping.num_dynamic_grid_bounds else 1.0
         return Counter({_widest(floats[:1]): cost.flops * rows * _copies(eqn, devices)})
     if known is not None and shares:
-        # One kernel that makes all three gradients shares the scores and the probabilities' gradient.
+        # One kernel that makes all three gradients shares the scores and the probabilities'
+        # gradient.
         fused = known == "splash_mha_dkv" and "dq" not in shares
         q, k = (v.aval.shape for v in floats[:2])
-        # Triton's tiles have powers of two; splash has heads before time, [..., K, S, H], and flash behind it.
-        head, keys = (q[-1], k[-2]) if known.startswith("splash") else (1 << (q[-1] - 1).bit_length(), k[-3])
+        # Triton's tiles have powers of two; splash has heads before time, [..., K, S, H], and flash
+        # behind it.
+        head, keys = (
+            (q[-1], k[-2]) if known.startswith("splash") else (1 << (q[-1] - 1).bit_length(), k[-3])
+        )
         pairs = math.prod(q[:-1]) * keys * shares[known.rpartition("_")[2]]
-        return Counter({_widest(floats[:1]): 2 * (_ATTENTION[known] + fused) * head * pairs * _copies(eqn, devices)})
+        return Counter(
+            {
+                _widest(floats[:1]): 2
+                * (_ATTENTION[known] + fused)
+                * head
+                * pairs
+                * _copies(eqn, devices)
+            }
+        )
     if mapping.num_dynamic_grid_bounds:
-        raise ValueError(f"the kernel {name!r} has a grid that is only known when it runs; give it a cost_estimate")
-    return _times(_count(eqn.params["jaxpr"], scopes, 1), math.prod(mapping.grid) * _copies(eqn, devices))
+        raise ValueError(
+            f"the kernel {name!r} has a grid that is only known when it runs; give it a cost_estimate"
+        )
+    return _times(
+        _count(eqn.params["jaxpr"], scopes, 1), math.prod(mapping.grid) * _copies(eqn, devices)
+    )
 
 
 def _dot(eqn: Any, scopes: str) -> float:
@@ -120,16 +157,20 @@ def _dot(eqn: Any, scopes: str) -> float:
 
 
 def _ragged_dot(eqn: Any, scopes: str) -> float:
-    """Rows in groups, each row times the matrix of its group; or, of the gradient, a matrix for each group.
+    """Rows in groups, each row times the matrix of its group; or, of the gradient, a matrix for
+    each group.
 
-    TPU's compiler has the first as a kernel that meets each row once. Everything else every compiler spells out, with zeros
-    for the rows of other groups: as many times as there are groups (XLA's programs of 8 groups for v5p, H100 and CPU).
-    Where the groups do not cover the rows, a scope `ragged` tells the share that they do, which that kernel heeds.
+    TPU's compiler has the first as a kernel that meets each row once. Everything else every
+    compiler spells out, with zeros for the rows of other groups: as many times as there are groups
+    (XLA's programs of 8 groups for v5p, H100 and CPU). Where the groups do not cover the rows, a
+    scope `ragged` tells the share that they do, which that kernel heeds.
     """
     numbers, out = eqn.params["ragged_dot_dimension_numbers"], math.prod(eqn.outvars[0].aval.shape)
     (contracted, _), _ = numbers.dot_dimension_numbers
     flops, groups = 2.0 * out * _size(eqn.invars[0], contracted), eqn.invars[2].aval.shape[-1]
-    if numbers.lhs_ragged_dimensions[0] in contracted:  # the result already has the groups as an axis
+    if (
+        numbers.lhs_ragged_dimensions[0] in contracted
+    ):  # the result already has the groups as an axis
         return flops
     device = eqn.invars[0].aval.sharding.mesh.abstract_device
     platform = jax.default_backend() if device is None else device.platform
@@ -143,12 +184,16 @@ def _convolution(eqn: Any, scopes: str) -> float:
 
 
 _PRODUCTS = {
-    "dot_general": _dot, "ragged_dot": _ragged_dot, "ragged_dot_general": _ragged_dot, "conv_general_dilated": _convolution,
-}  # fmt: skip
+    "dot_general": _dot,
+    "ragged_dot": _ragged_dot,
+    "ragged_dot_general": _ragged_dot,
+    "conv_general_dilated": _convolution,
+}
 
 
 def _copies(eqn: Any, devices: int) -> float:
-    """How many devices do the work that the shapes of an equation show: all that do not share it between them."""
+    """How many devices do the work that the shapes of an equation show: all that do not share it
+    between them."""
     avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
     mesh = avals[0].sharding.mesh
     if mesh.empty:
@@ -157,7 +202,11 @@ def _copies(eqn: Any, devices: int) -> float:
     named = {name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry)}
     # What the compiler spreads by itself it is taken to spread over all that it may.
     kinds = zip(mesh.axis_names, mesh.axis_types)
-    split = [name for name, kind in kinds if kind == AxisType.Auto or (kind == AxisType.Explicit and name in named)]
+    split = [
+        name
+        for name, kind in kinds
+        if kind == AxisType.Auto or (kind == AxisType.Explicit and name in named)
+    ]
     return devices / math.prod(mesh.shape[name] for name in split)
 
 

@@ -4,29 +4,39 @@ import os
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from research.axes import RULES
 from research.files import write_text
 from research.fit.pictures import GIB, memory_svg, mesh_svg, roofline_svg, short_seconds
 from research.fit.report import Fit
+from research.parallel.axes import RULES
 from research.training.page import facts_table, page, tile
 from research.training.progress import short_number
 
 FOOTER = "Compiled for hardware that is not here. Bytes are the compiler's; seconds are what published peaks allow at best."
 
 
-def write_page(fits: Sequence[Fit], file: str | os.PathLike, rules: Mapping[str, Sequence[str]] = RULES) -> None:
-    """Draws fits, in their order, into an HTML file. `rules` are the experiment's logical axes, for what the mesh splits.
-    ValueError where the file cannot be written."""
+def write_page(
+    fits: Sequence[Fit], file: str | os.PathLike, rules: Mapping[str, Sequence[str]] = RULES
+) -> None:
+    """Draws fits, in their order, into an HTML file. `rules` are the experiment's logical axes, for
+    what the mesh splits. ValueError where the file cannot be written."""
     try:
         write_text(file, render([fit.to_json() for fit in fits], rules))
     except OSError as error:
-        raise ValueError(f"--html={os.fspath(file)} cannot be written: {error}; choose another file") from None
+        raise ValueError(
+            f"--html={os.fspath(file)} cannot be written: {error}; choose another file"
+        ) from None
 
 
 def render(fits: Sequence[Mapping], rules: Mapping[str, Sequence[str]] = RULES) -> str:
     """The page of fits as `Fit.to_json` gives them."""
     count = sum(fit["fits"] for fit in fits)
-    verdict = f"Fits {count} of {len(fits)} targets" if len(fits) > 1 else "It fits" if count else "It does not fit"
+    verdict = (
+        f"Fits {count} of {len(fits)} targets"
+        if len(fits) > 1
+        else "It fits"
+        if count
+        else "It does not fit"
+    )
     memory = f"<figure><figcaption>Memory of a device</figcaption>{memory_svg(fits)}</figure>"
     sections = [("", f'<div style="margin-top:24px">{memory}</div>')]
     for fit in fits:
@@ -38,7 +48,11 @@ def render(fits: Sequence[Mapping], rules: Mapping[str, Sequence[str]] = RULES) 
 
 def facts(fit: Mapping) -> dict[str, str]:
     """What a fit knows beside its pictures, in words; what it does not know is left out."""
-    rows = {"in host memory, for each device": _size(fit["host_bytes"])} if fit.get("host_bytes") else {}
+    rows = (
+        {"in host memory, for each device": _size(fit["host_bytes"])}
+        if fit.get("host_bytes")
+        else {}
+    )
     flops = fit.get("flops") or {}
     if flops.get("model"):
         rows["FLOPs of the model, a step over all devices"] = f"{flops['model']:.4g}"
@@ -48,7 +62,9 @@ def facts(fit: Mapping) -> dict[str, str]:
         rows[f"{kind}, operands of a device"] = _size(size)
     if fit.get("collective_ratio"):
         moved, least = sum(fit["collective_bytes"].values()), fit["least_collective_bytes"]
-        rows["collectives for the least"] = f"{_size(moved)} for {_size(least)}, {fit['collective_ratio']:.3f} x"
+        rows["collectives for the least"] = (
+            f"{_size(moved)} for {_size(least)}, {fit['collective_ratio']:.3f} x"
+        )
     if fit.get("memory_bytes"):
         rows["bytes that a device's memory moves"] = _size(fit["memory_bytes"])
     if fit.get("tokens"):
@@ -62,15 +78,23 @@ def _tiles(fit: Mapping):
     words, mood = ("fits", "good") if fit["fits"] else ("does not fit", "bad")
     yield tile("GiB of a device", f"{held['total'] / GIB:.2f}", f"{note}, {words}", mood)
     if fit.get("step_seconds_bound"):
-        yield tile("a step at least", short_seconds(fit["step_seconds_bound"]), "a bound, not a promise")
+        yield tile(
+            "a step at least", short_seconds(fit["step_seconds_bound"]), "a bound, not a promise"
+        )
     if fit.get("tokens_per_second_bound"):
-        yield tile("tokens/s at most", short_number(fit["tokens_per_second_bound"]), "over all devices")
+        yield tile(
+            "tokens/s at most", short_number(fit["tokens_per_second_bound"]), "over all devices"
+        )
     if fit.get("mfu_bound"):
         yield tile("MFU at most", f"{fit['mfu_bound']:.1%}", "model FLOPs of the peak")
     if fit.get("recompute_ratio"):
-        yield tile("recomputation", f"{fit['recompute_ratio']:.3f} x", "executed, of 3 x the forward")
+        yield tile(
+            "recomputation", f"{fit['recompute_ratio']:.3f} x", "executed, of 3 x the forward"
+        )
     if fit.get("collective_ratio"):
-        yield tile("communication", f"{fit['collective_ratio']:.3f} x", "of the least for this mesh")
+        yield tile(
+            "communication", f"{fit['collective_ratio']:.3f} x", "of the least for this mesh"
+        )
     if fit.get("cost_per_billion_tokens"):
         yield tile("a billion tokens", f"{fit['cost_per_billion_tokens']:,.2f}", "cost at least")
 
@@ -79,14 +103,24 @@ def _mesh(fit: Mapping, rules: Mapping[str, Sequence[str]]) -> str:
     if not fit.get("mesh"):
         return ""
     named = " ".join(f"{name}:{size}" for name, size in fit["mesh"].items() if size > 1)
-    return _figure("Mesh", f"{named or 'one device'}; filled is what one device holds", mesh_svg(fit["mesh"], rules))
+    return _figure(
+        "Mesh",
+        f"{named or 'one device'}; filled is what one device holds",
+        mesh_svg(fit["mesh"], rules),
+    )
 
 
 def _roofline(fit: Mapping) -> str:
-    times = {name: (fit.get("roofline") or {}).get(name) for name in ("compute", "memory", "network")}
+    times = {
+        name: (fit.get("roofline") or {}).get(name) for name in ("compute", "memory", "network")
+    }
     if all(time is None for time in times.values()):
         return ""
-    return _figure("Roofline", "seconds of a step on each resource alone", roofline_svg(times, fit["roofline"].get("bound")))
+    return _figure(
+        "Roofline",
+        "seconds of a step on each resource alone",
+        roofline_svg(times, fit["roofline"].get("bound")),
+    )
 
 
 def _figure(title: str, note: str, svg: str) -> str:
@@ -94,5 +128,8 @@ def _figure(title: str, note: str, svg: str) -> str:
 
 
 def _size(size: float) -> str:
-    unit, name = next(((n, name) for n, name in ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if size >= n), (1, "bytes"))
+    unit, name = next(
+        ((n, name) for n, name in ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if size >= n),
+        (1, "bytes"),
+    )
     return f"{size / unit:,.4g} {name}"

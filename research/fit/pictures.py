@@ -1,5 +1,6 @@
-"""Pictures of a fit as SVG text: memory against capacity, arrays over a mesh, seconds of each resource. No script; text and
-lines take the page's own colour, so that they read on light and dark."""
+"""Pictures of a fit as SVG text: memory against capacity, arrays over a mesh, seconds of each
+resource. No script; text and lines take the page's own colour, so that they read on light and
+dark."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,9 @@ MOST_LINES = 16  # of a grid: more cannot be told apart, the label has the numbe
 
 
 def memory_svg(fits: Sequence[Mapping]) -> str:
-    """A stacked bar for each target's device on one scale of GiB, over a track as long as its capacity; what is over the
-    capacity is outlined. The parts and their sizes appear under the mouse."""
+    """A stacked bar for each target's device on one scale of GiB, over a track as long as its
+    capacity; what is over the capacity is outlined. The parts and their sizes appear under the
+    mouse."""
     longest = max([1, *(size for fit in fits for size in _sizes(fit))])
     top, foot = 26, 30
     floor = top + ROW * len(fits)
@@ -31,15 +33,17 @@ def memory_svg(fits: Sequence[Mapping]) -> str:
         anchor = "start" if x < 20 else "end" if x > WIDTH - 20 else "middle"
         parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{floor}"/>')
         unit = " GiB" if tick == 0 else ""
-        parts.append(f'<text class="soft" x="{x}" y="{floor + 18}" text-anchor="{anchor}">{tick_text(tick)}{unit}</text>')
+        parts.append(
+            f'<text class="soft" x="{x}" y="{floor + 18}" text-anchor="{anchor}">{tick_text(tick)}{unit}</text>'
+        )
     for index, fit in enumerate(fits):
         parts += _memory_bar(fit, top + index * ROW + 6, WIDTH / longest)
     return "".join([*parts, "</svg>"])
 
 
 def mesh_svg(mesh: Mapping[str, int], rules: Mapping[str, Sequence[str]]) -> str:
-    """The mesh, a parameter and a batch, each cut as its logical axes (`rules`, as `research.axes.RULES`) map to the mesh;
-    the part that one device holds is filled."""
+    """The mesh, a parameter and a batch, each cut as its logical axes (`rules`, as
+    `research.parallel.axes.RULES`) map to the mesh; the part that one device holds is filled."""
     used = [name for name, size in mesh.items() if size > 1]
     panels = [
         ("the mesh", used[:-1] or used, used[1:][-1:]),
@@ -70,7 +74,11 @@ def short_seconds(seconds: float) -> str:
     """Three digits in the unit that suits: 1.25 s, 310 ms, 42 µs."""
     for size, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if seconds >= size * 0.9995:
-            return f"{seconds / size:,.0f} {unit}" if seconds >= 99.95 * size else f"{seconds / size:.3g} {unit}"
+            return (
+                f"{seconds / size:,.0f} {unit}"
+                if seconds >= 99.95 * size
+                else f"{seconds / size:.3g} {unit}"
+            )
     return f"{seconds / 1e-6:.2g} µs"
 
 
@@ -91,9 +99,14 @@ def _memory_bar(fit: Mapping, y: int, scale: float) -> list[str]:
         )
     x = 0.0
     for colour, (name, title) in zip(COLOURS_OF_PARTS, PARTS.items()):
-        width, title = held[name] * scale, "cache" if fit.get("step") == "decode" and name == "optimizer" else title
+        width, title = (
+            held[name] * scale,
+            "cache" if fit.get("step") == "decode" and name == "optimizer" else title,
+        )
         label = f"<title>{escape(title)}: {held[name] / GIB:.2f} GiB</title>"
-        parts.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{BAR}" fill="{colour}">{label}</rect>')
+        parts.append(
+            f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{BAR}" fill="{colour}">{label}</rect>'
+        )
         if width > 64:
             inside = f'x="{x + width / 2:.1f}" y="{y + 15}" text-anchor="middle" style="fill:#fff"'
             parts.append(f'<text {inside} pointer-events="none">{held[name] / GIB:.2f}</text>')
@@ -101,7 +114,9 @@ def _memory_bar(fit: Mapping, y: int, scale: float) -> list[str]:
     if over:
         edge = f'fill="none" stroke="{OVER}" stroke-width="2"'
         at = capacity * scale
-        parts.append(f'<rect x="{at:.1f}" y="{y - 1}" width="{x - at:.1f}" height="{BAR + 2}" {edge}/>')
+        parts.append(
+            f'<rect x="{at:.1f}" y="{y - 1}" width="{x - at:.1f}" height="{BAR + 2}" {edge}/>'
+        )
     if capacity:
         at = capacity * scale
         parts.append(
@@ -123,12 +138,17 @@ def _legend() -> str:
     return f'<text x="0" y="14">{"".join(entries)}<tspan dx="14">❘</tspan><tspan dx="4">capacity</tspan></text>'
 
 
-def _panel(left: int, title: str, down: Sequence[str], across: Sequence[str], mesh: Mapping[str, int]) -> str:
+def _panel(
+    left: int, title: str, down: Sequence[str], across: Sequence[str], mesh: Mapping[str, int]
+) -> str:
     """A rectangle cut into the devices of the mesh axes `down` and `across`."""
     x, y, width, height = left + 22, 44, 130, 96
     rows, columns = (math.prod(mesh.get(name, 1) for name in names) for names in (down, across))
     lines = []
-    for count, line in ((rows, _across(x, y, width, height)), (columns, _down(x, y, width, height))):
+    for count, line in (
+        (rows, _across(x, y, width, height)),
+        (columns, _down(x, y, width, height)),
+    ):
         shown = min(count, MOST_LINES)
         lines += [line(step / shown) for step in range(1, shown)]
     cell = f'width="{width / min(columns, MOST_LINES):.1f}" height="{height / min(rows, MOST_LINES):.1f}"'

@@ -1,4 +1,5 @@
-"""What a compiled step says of a target: memory by the compiler, arithmetic by the program, traffic by what was compiled.
+"""What a compiled step says of a target: memory by the compiler, arithmetic by the program, traffic
+by what was compiled.
 
 Everything follows from the program and the compiler's version, so it is the same on every machine.
 """
@@ -10,14 +11,14 @@ from typing import Any
 
 import jax
 
-from research.experiment import Experiment
+from research.experiment.config import Experiment
 from research.fit import flops as counts
 from research.fit.collectives import collective_bytes, collectives
 from research.fit.compile import plan, trace
 from research.fit.decode import plan_decode
-from research.fit.exhausted import required_bytes
 from research.fit.hlo import parse
-from research.fit.least import least_bytes
+from research.fit.minimal_traffic import least_bytes
+from research.fit.oom import required_bytes
 from research.fit.roofline import Roofline, peak_flops, roofline
 from research.fit.targets import Target
 from research.fit.traffic import memory_bytes
@@ -30,10 +31,12 @@ PARTS = ("params", "frozen", "optimizer", "gradients", "temporaries")
 
 @dataclass(frozen=True)
 class Fit:
-    """A step on a target. Bytes are of one device, FLOPs and tokens of a step over all devices, seconds of a step.
+    """A step on a target. Bytes are of one device, FLOPs and tokens of a step over all devices,
+    seconds of a step.
 
-    What is None is not known: the capacity and peaks of a CPU, and of a program that its compiler gave up, being larger
-    than the device, all that is read from the compiled form. `least_bytes` is what the sharding needs of collectives.
+    What is None is not known: the capacity and peaks of a CPU, and of a program that its compiler
+    gave up, being larger than the device, all that is read from the compiled form. `least_bytes` is
+    what the sharding needs of collectives.
     """
 
     target: str
@@ -85,7 +88,9 @@ class Fit:
     def mfu(self) -> float | None:
         """Model FLOP utilization (arXiv:2204.02311, appendix B), at most."""
         seconds = self.roofline.seconds
-        return self.model_flops / (self.peak_flops * seconds) if self.peak_flops and seconds else None
+        return (
+            self.model_flops / (self.peak_flops * seconds) if self.peak_flops and seconds else None
+        )
 
     @property
     def cost_per_billion_tokens(self) -> float | None:
@@ -125,8 +130,23 @@ class Fit:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Fit":
         """The inverse of `to_json`. KeyError, TypeError where the values are of something else."""
-        held, same = values["device_bytes"], ("target", "step", "mesh", "host_bytes", "tokens", "recompute_ratio",
-            "collective_bytes", "memory_bytes", "peak_flops", "chips", "price_per_hour", "notes")  # fmt: skip
+        held, same = (
+            values["device_bytes"],
+            (
+                "target",
+                "step",
+                "mesh",
+                "host_bytes",
+                "tokens",
+                "recompute_ratio",
+                "collective_bytes",
+                "memory_bytes",
+                "peak_flops",
+                "chips",
+                "price_per_hour",
+                "notes",
+            ),
+        )
         times = {name: values["roofline"][name] for name in ("compute", "memory", "network")}
         return cls(
             **{name: values[name] for name in same},
@@ -140,11 +160,23 @@ class Fit:
     def table(self) -> str:
         """The same for people."""
         lines = [f"{self.target}: {self.verdict()}", *self.notes]
-        axes = ", ".join(f"{name}:{size}" for name, size in self.mesh.items() if size > 1) or "one device"
+        axes = (
+            ", ".join(f"{name}:{size}" for name, size in self.mesh.items() if size > 1)
+            or "one device"
+        )
         lines += [_row("mesh", axes), _row("tokens a step", f"{self.tokens:,}")]
-        names = ("parameters trained", "parameters frozen", "cache" if self.step == "decode" else "optimizer state",
-                 "gradients", "activations and temporaries")  # fmt: skip
-        lines += [_row(name, _gib(getattr(self, part))) for name, part in zip(names, PARTS) if getattr(self, part)]
+        names = (
+            "parameters trained",
+            "parameters frozen",
+            "cache" if self.step == "decode" else "optimizer state",
+            "gradients",
+            "activations and temporaries",
+        )
+        lines += [
+            _row(name, _gib(getattr(self, part)))
+            for name, part in zip(names, PARTS)
+            if getattr(self, part)
+        ]
         lines.append(_row("total of a device", _gib(self.total)))
         lines += [_row("capacity", _gib(self.capacity))] if self.capacity is not None else []
         lines += [_row("in host memory", _gib(self.host_bytes))] if self.host_bytes else []
@@ -171,10 +203,22 @@ class Fit:
         for name in ("compute", "memory", "network"):
             seconds = getattr(times, name)
             if seconds is not None:
-                rows.append(_row(f"{name} at its peak", f"{seconds:.4g} s{'  <- bounds' if name == times.bound else ''}"))
-        rows.append(_row("bounds, not promises", f"{self.tokens_per_second:,.0f} tokens/s, MFU {self.mfu:.1%}"))
+                rows.append(
+                    _row(
+                        f"{name} at its peak",
+                        f"{seconds:.4g} s{'  <- bounds' if name == times.bound else ''}",
+                    )
+                )
+        rows.append(
+            _row(
+                "bounds, not promises",
+                f"{self.tokens_per_second:,.0f} tokens/s, MFU {self.mfu:.1%}",
+            )
+        )
         if self.cost_per_billion_tokens is not None:
-            rows.append(_row("cost of 1e9 tokens, at least", f"{self.cost_per_billion_tokens:,.2f}"))
+            rows.append(
+                _row("cost of 1e9 tokens, at least", f"{self.cost_per_billion_tokens:,.2f}")
+            )
         return rows
 
 
@@ -188,8 +232,9 @@ def measure(
 ) -> Fit:
     """Compiles the train step, or the decoding of one token, for the target.
 
-    `tell` hears of each stage. `recall` is asked for an answer to the lowered text before it is compiled. ValueError for what
-    `plan` and `plan_decode` refuse, and for a card that JAX has no kernels for unless it is here.
+    `tell` hears of each stage. `recall` is asked for an answer to the lowered text before it is
+    compiled. ValueError for what `plan` and `plan_decode` refuse, and for a card that JAX has no
+    kernels for unless it is here.
     """
     tell("tracing")
     subject = _Training(experiment, target) if step == "train" else _Decoding(experiment, target)
@@ -200,7 +245,8 @@ def measure(
     except RuntimeError as error:
         if "No supported GPU devices" not in str(error):
             raise
-        # JAX 0.12 lowers Triton's kernels for cards of a list of its own, and for others only where they are.
+        # JAX 0.12 lowers Triton's kernels for cards of a list of its own, and for others only where
+        # they are.
         raise ValueError(
             f"{target.name}: this version of JAX makes kernels for {target.device_kind} only where there is one; ask with JAX 0.10, "
             "or set config.execution.attention to 'xla' and leave config.quantize.format out"
@@ -223,12 +269,24 @@ def measure(
     return _make(subject, target, executed, needed, compiled)
 
 
-def _make(subject: Any, target: Target, executed: Mapping[str, float], needed: int, compiled: Any) -> Fit:
-    """The Fit of a step that needs so many bytes of a device; `compiled` is None where the compiler gave it up."""
+def _make(
+    subject: Any, target: Target, executed: Mapping[str, float], needed: int, compiled: Any
+) -> Fit:
+    """The Fit of a step that needs so many bytes of a device; `compiled` is None where the compiler
+    gave it up."""
     held = subject.held
-    host, gradients, found, moved, times, notes = 0, held["params"] if subject.trains else 0, None, None, Roofline(), []
+    host, gradients, found, moved, times, notes = (
+        0,
+        held["params"] if subject.trains else 0,
+        None,
+        None,
+        Roofline(),
+        [],
+    )
     if compiled is None:
-        notes = ["the compiler gives up programs that are larger than the device: no collectives, no times"]
+        notes = [
+            "the compiler gives up programs that are larger than the device: no collectives, no times"
+        ]
     else:
         memory = compiled.memory_analysis()
         gradients = min(gradients, memory.temp_size_in_bytes)
@@ -237,17 +295,31 @@ def _make(subject: Any, target: Target, executed: Mapping[str, float], needed: i
         module = parse(compiled.as_text(), otherwise=turns)
         found, moved = collectives(module), memory_bytes(module)
         times = roofline(target, executed, moved, found)
-    # What the compiler adds to arrays so that they suit its tiles, the batch and the scalars are among the temporaries.
+    # What the compiler adds to arrays so that they suit its tiles, the batch and the scalars are
+    # among the temporaries.
     rest = needed - sum(held.values()) - gradients
     dtype = subject.experiment.precision.compute
     return Fit(
-        target=target.name, step=subject.step, mesh=dict(subject.mesh.shape), **held, gradients=gradients, temporaries=rest,
-        capacity=target.capacity_bytes, host_bytes=host, tokens=subject.tokens, model_flops=subject.model_flops,
-        hardware_flops=sum(executed.values()), recompute_ratio=subject.recompute_ratio(executed),
-        collective_bytes=None if found is None else collective_bytes(found), least_bytes=subject.least_bytes,
-        memory_bytes=moved, roofline=times, peak_flops=peak_flops(target, dtype),
-        chips=math.prod(target.shape) * target.slices, notes=notes,
-    )  # fmt: skip
+        target=target.name,
+        step=subject.step,
+        mesh=dict(subject.mesh.shape),
+        **held,
+        gradients=gradients,
+        temporaries=rest,
+        capacity=target.capacity_bytes,
+        host_bytes=host,
+        tokens=subject.tokens,
+        model_flops=subject.model_flops,
+        hardware_flops=sum(executed.values()),
+        recompute_ratio=subject.recompute_ratio(executed),
+        collective_bytes=None if found is None else collective_bytes(found),
+        least_bytes=subject.least_bytes,
+        memory_bytes=moved,
+        roofline=times,
+        peak_flops=peak_flops(target, dtype),
+        chips=math.prod(target.shape) * target.slices,
+        notes=notes,
+    )
 
 
 class _Training:
@@ -276,7 +348,8 @@ class _Training:
 
 
 class _Decoding:
-    """What `measure` asks of the decoding of one token a row; the cache stands where training has its optimizer."""
+    """What `measure` asks of the decoding of one token a row; the cache stands where training has
+    its optimizer."""
 
     step, trains, least_bytes = "decode", False, None
 

@@ -1,16 +1,18 @@
-"""The least time of a step: what its arithmetic, its memory traffic and its network traffic take at the published peaks."""
+"""The least time of a step: what its arithmetic, its memory traffic and its network traffic take at
+the published peaks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from research.devices.table import CHIPS
 from research.fit.collectives import Collective
 from research.fit.targets import Target
-from research.training.peaks import CHIPS
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Seconds of a step on each resource alone; they overlap at best, so the longest is a bound (arXiv:1805.12276).
+    """Seconds of a step on each resource alone; they overlap at best, so the longest is a bound
+    (arXiv:1805.12276).
 
     None where nothing is published of the device, as of a CPU.
     """
@@ -37,7 +39,8 @@ class Roofline:
 def roofline(
     target: Target, flops: Mapping[str, float], memory_bytes: float, found: Sequence[Collective]
 ) -> Roofline:
-    """Of a step with these FLOPs by type over all devices, bytes of a device's memory, and collectives of a device."""
+    """Of a step with these FLOPs by type over all devices, bytes of a device's memory, and
+    collectives of a device."""
     chip = CHIPS.get(target.device_kind) if target.device_kind else None
     if chip is None:
         return Roofline(None, None, None)
@@ -46,14 +49,16 @@ def roofline(
 
 
 def peak_flops(target: Target, dtype: str) -> float | None:
-    """Of all devices together for products in a type; None where nothing is published, as of a CPU."""
+    """Of all devices together for products in a type; None where nothing is published, as of a
+    CPU."""
     chip = CHIPS.get(target.device_kind)
     return None if chip is None else target.count * peak(chip.flops, dtype)
 
 
 def peak(peaks: Mapping[str, float], dtype: str) -> float:
-    """FLOP/s of products in a type as XLA makes them by default: of float32 in one bfloat16 pass on a TPU and as tfloat32 on
-    a card that has it. A type without units of its own counts as the fastest wider one, which is kind to it."""
+    """FLOP/s of products in a type as XLA makes them by default: of float32 in one bfloat16 pass on
+    a TPU and as tfloat32 on a card that has it. A type without units of its own counts as the
+    fastest wider one, which is kind to it."""
     if dtype == "float32":
         dtype = "tfloat32"
     named = peaks.get("float8" if dtype.startswith("float8") else dtype)
@@ -61,7 +66,8 @@ def peak(peaks: Mapping[str, float], dtype: str) -> float:
 
 
 def network_seconds(target: Target, found: Sequence[Collective]) -> float:
-    """Time of all collectives at the network's full rate, what leaves a slice or a node at the rate between them."""
+    """Time of all collectives at the network's full rate, what leaves a slice or a node at the rate
+    between them."""
     inside = between = 0.0
     per_slice = target.count // target.slices
     for one in found:
@@ -73,6 +79,7 @@ def network_seconds(target: Target, found: Sequence[Collective]) -> float:
 
 
 def _members_inside(one: Collective, per_slice: int) -> int:
-    """Devices of a group in one slice: a hierarchical collective sends across slices only what one of them has not."""
+    """Devices of a group in one slice: a hierarchical collective sends across slices only what one
+    of them has not."""
     group = one.groups[0]
     return sum(1 for device in group if device // per_slice == group[0] // per_slice)

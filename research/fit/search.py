@@ -1,8 +1,10 @@
-"""The adviser: settings that make most of a target, found by closed forms and settled by the compiler.
+"""The adviser: settings that make most of a target, found by closed forms and settled by the
+compiler.
 
-Every combination of mesh, batch, remat policy, optimizer and, where a base is frozen, its format is estimated; those that
-are beaten in both speed and memory fall out, and the fastest few of the rest are compiled. Where the settings as given do
-not fit, the smallest change that does is looked for too, one setting at a time.
+Every combination of mesh, batch, remat policy, optimizer and, where a base is frozen, its format is
+estimated; those that are beaten in both speed and memory fall out, and the fastest few of the rest
+are compiled. Where the settings as given do not fit, the smallest change that does is looked for
+too, one setting at a time.
 """
 
 import itertools
@@ -12,13 +14,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from research import command
-from research.experiment import Experiment
+from research.experiment.config import Experiment
 from research.fit.answer import DOES_NOT_FIT, answer
-from research.fit.change import change, flags, set_batch
 from research.fit.estimate import Estimate, Weights, estimate, weigh
 from research.fit.report import GIB, Fit
 from research.fit.targets import Target
-from research.mesh import mesh_shape
+from research.parallel.mesh import mesh_shape
+from research.run.override import change, flags, set_batch
 
 COMPILES = 6  # of the most promising; a large step takes minutes each
 MARGIN = 1.1  # what closed forms are off by at most: beyond it a setting cannot fit
@@ -29,16 +31,23 @@ Settings = dict[str, Any]
 
 
 def search(
-    experiment: Experiment, target: Target, *, print_json: bool, capacity_bytes: int | None, **terms: Any
+    experiment: Experiment,
+    target: Target,
+    *,
+    print_json: bool,
+    capacity_bytes: int | None,
+    **terms: Any,
 ) -> int:
-    """Prints the Pareto front of what was compiled, the fastest first, with the flags of each; the exit code is 3 where
-    nothing fits. `terms` are those of `answer`.
+    """Prints the Pareto front of what was compiled, the fastest first, with the flags of each; the
+    exit code is 3 where nothing fits. `terms` are those of `answer`.
 
     ValueError for a target without a known capacity, and for another step than training.
     """
     capacity = target.capacity_bytes if capacity_bytes is None else capacity_bytes
     if capacity is None or terms.get("step") == "decode":
-        raise ValueError("--search wants --step=train and a target with a capacity; for the CPU give --capacity_gib")
+        raise ValueError(
+            "--search wants --step=train and a target with a capacity; for the CPU give --capacity_gib"
+        )
 
     def ask(settings: Settings) -> Fit:
         fit = answer(change(experiment, **settings), target.name, capacity_bytes=capacity, **terms)
@@ -50,7 +59,10 @@ def search(
     if not compiled[0][1].fits:
         smallest = smallest_change(experiment, target, capacity, ask)
         compiled += [smallest] if smallest else []
-    promising = front([(s, e) for s, e in estimates(experiment, target) if e.total <= MARGIN * capacity], _estimated)
+    promising = front(
+        [(s, e) for s, e in estimates(experiment, target) if e.total <= MARGIN * capacity],
+        _estimated,
+    )
     for settings, _ in promising[:COMPILES]:
         if settings not in [known for known, _ in compiled]:
             compiled.append((settings, ask(settings)))
@@ -58,7 +70,15 @@ def search(
     if print_json:
         rows = [{"flags": flags(settings), **fit.to_json()} for settings, fit in found]
         change_flags = flags(smallest[0]) if smallest else None
-        print(json.dumps({"front": rows, "fits_as_given": compiled[0][1].fits, "smallest_change": change_flags}))
+        print(
+            json.dumps(
+                {
+                    "front": rows,
+                    "fits_as_given": compiled[0][1].fits,
+                    "smallest_change": change_flags,
+                }
+            )
+        )
     else:
         print(_table(compiled[0][1], smallest, found))
     return command.DONE if found else DOES_NOT_FIT
@@ -67,9 +87,13 @@ def search(
 def estimates(experiment: Experiment, target: Target) -> Iterator[tuple[Settings, Estimate]]:
     """Every combination of settings that the experiment allows, with its estimate."""
     weights: dict[tuple, Weights] = {}
-    for heavy in itertools.product(_meshes(experiment, target), _optimizers(experiment), _formats(experiment)):
+    for heavy in itertools.product(
+        _meshes(experiment, target), _optimizers(experiment), _formats(experiment)
+    ):
         held = {name: value for settings in heavy for name, value in settings.items()}
-        for light in itertools.product(_batches(experiment), ({"execution__remat": remat} for remat in REMATS)):
+        for light in itertools.product(
+            _batches(experiment), ({"execution__remat": remat} for remat in REMATS)
+        ):
             settings = _changed(experiment, {**held, **light[0], **light[1]})
             try:
                 changed = change(experiment, **settings)
@@ -83,7 +107,8 @@ def estimates(experiment: Experiment, target: Target) -> Iterator[tuple[Settings
 def smallest_change(
     experiment: Experiment, target: Target, capacity: int, ask: Callable[[Settings], Fit]
 ) -> tuple[Settings, Fit] | None:
-    """The first of `changes` that the compiler says fits, of those that the estimate does not rule out."""
+    """The first of `changes` that the compiler says fits, of those that the estimate does not rule
+    out."""
     for settings, guess in changes(experiment, target):
         if guess.total <= MARGIN * capacity:
             fit = ask(settings)
@@ -93,10 +118,13 @@ def smallest_change(
 
 
 def changes(experiment: Experiment, target: Target) -> Iterator[tuple[Settings, Estimate]]:
-    """Single settings, from what changes nothing but time to what changes the training: less is kept of the layers, the
-    batch goes in parts, the mesh splits more, the optimizer rounds, the base is in fewer bits, batch and texts are smaller."""
+    """Single settings, from what changes nothing but time to what changes the training: less is
+    kept of the layers, the batch goes in parts, the mesh splits more, the optimizer rounds, the
+    base is in fewer bits, batch and texts are smaller."""
     e = experiment
-    options: list[Settings] = [{"execution__remat": remat} for remat in REMATS[REMATS.index(e.execution.remat) + 1 :]]
+    options: list[Settings] = [
+        {"execution__remat": remat} for remat in REMATS[REMATS.index(e.execution.remat) + 1 :]
+    ]
     options += [{"train__accumulate": e.train.accumulate * times} for times in (2, 4, 8, 16)]
     options += [*_meshes(e, target), *_optimizers(e), *_formats(e)]
     rows = e.data.batch_size or e.data.batch_size_per_device
@@ -110,10 +138,15 @@ def changes(experiment: Experiment, target: Target) -> Iterator[tuple[Settings, 
                 continue
 
 
-def front(rows: list[tuple[Settings, Any]], measure: Callable[[Any], tuple[float, float]]) -> list[tuple[Settings, Any]]:
-    """The rows that no other beats in speed and in memory, the fastest first; of equal ones that with fewer settings."""
+def front(
+    rows: list[tuple[Settings, Any]], measure: Callable[[Any], tuple[float, float]]
+) -> list[tuple[Settings, Any]]:
+    """The rows that no other beats in speed and in memory, the fastest first; of equal ones that
+    with fewer settings."""
     best, least = [], float("inf")
-    for settings, row in sorted(rows, key=lambda one: (-measure(one[1])[0], measure(one[1])[1], len(one[0]))):
+    for settings, row in sorted(
+        rows, key=lambda one: (-measure(one[1])[0], measure(one[1])[1], len(one[0]))
+    ):
         if measure(row)[1] < least:
             best.append((settings, row))
             least = measure(row)[1]
@@ -121,7 +154,9 @@ def front(rows: list[tuple[Settings, Any]], measure: Callable[[Any], tuple[float
 
 
 def _estimated(one: Estimate) -> tuple[float, float]:
-    return float(f"{one.tokens_per_second or 0:.2g}"), one.total  # to a closed form speeds this near are the same
+    return float(
+        f"{one.tokens_per_second or 0:.2g}"
+    ), one.total  # to a closed form speeds this near are the same
 
 
 def _measured(one: Fit) -> tuple[float, float]:
@@ -156,7 +191,9 @@ def _batches(e: Experiment) -> Iterator[Settings]:
 
 
 def _optimizers(e: Experiment) -> Iterator[Settings]:
-    for name in dict.fromkeys((e.optimizer.name, *(("adamw8bit",) if e.optimizer.name == "adamw" else ()))):
+    for name in dict.fromkeys(
+        (e.optimizer.name, *(("adamw8bit",) if e.optimizer.name == "adamw" else ()))
+    ):
         yield {"optimizer__name": name}
 
 
@@ -169,6 +206,7 @@ def _formats(e: Experiment) -> Iterator[Settings]:
 
 def _changed(e: Experiment, settings: Settings) -> Settings:
     """Without those that the experiment has already."""
+
     def had(path: str) -> Any:
         section, _, name = path.partition("__")
         return getattr(getattr(e, section), name) if name else getattr(e, section)
@@ -176,12 +214,16 @@ def _changed(e: Experiment, settings: Settings) -> Settings:
     return {path: value for path, value in settings.items() if had(path) != value}
 
 
-def _table(given: Fit, smallest: tuple[Settings, Fit] | None, found: list[tuple[Settings, Fit]]) -> str:
+def _table(
+    given: Fit, smallest: tuple[Settings, Fit] | None, found: list[tuple[Settings, Fit]]
+) -> str:
     lines = [f"{given.target}: as it is it {given.verdict()}"]
     if smallest:
         lines.append(f"smallest change that fits: {flags(smallest[0])}  ({smallest[1].verdict()})")
     if not found:
-        lines.append("nothing that was tried fits; take more devices, a smaller model or fewer tokens a device")
+        lines.append(
+            "nothing that was tried fits; take more devices, a smaller model or fewer tokens a device"
+        )
         return "\n".join(lines)
     lines.append(f"{'tokens/s at most':>18}{'GiB':>9}{'MFU':>7}{'bound by':>10}  flags")
     for settings, fit in found:

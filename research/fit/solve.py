@@ -1,8 +1,9 @@
 """The largest that fits: context, batch, rank or layers, by compiling.
 
-Memory grows almost in a straight line with each of them, so the next value to compile is where the line through what is
-known meets the capacity, kept inside the bracket of the largest that fits and the smallest that does not. The answer is
-one that was compiled and fits; one that is larger by a two-hundredth, or by the smallest step, was compiled and does not.
+Memory grows almost in a straight line with each of them, so the next value to compile is where the
+line through what is known meets the capacity, kept inside the bracket of the largest that fits and
+the smallest that does not. The answer is one that was compiled and fits; one that is larger by a
+two-hundredth, or by the smallest step, was compiled and does not.
 """
 
 import json
@@ -12,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from research import command
-from research.experiment import Experiment
+from research.experiment.config import Experiment
 from research.fit.answer import DOES_NOT_FIT, answer
-from research.fit.change import change, flags, set_batch
 from research.fit.report import GIB, Fit
 from research.fit.targets import Target
-from research.mesh import parse_mesh
+from research.parallel.mesh import parse_mesh
+from research.run.override import change, flags, set_batch
 
 PRECISION = 200  # the bracket closes to this part of the answer
 KERNEL_STEP = 128  # tokens: what attention kernels want a length to be a multiple of
@@ -26,7 +27,8 @@ LARGEST = 2**30
 
 @dataclass(frozen=True)
 class Unknown:
-    """What is looked for: its value now, its smallest step, and the settings that make another of it."""
+    """What is looked for: its value now, its smallest step, and the settings that make another of
+    it."""
 
     now: int
     step: int
@@ -44,7 +46,9 @@ def unknown(experiment: Experiment, what: str, devices: int) -> Unknown:
         return Unknown(e.data.sequence_length, step, lambda n: {"data__sequence_length": n}, most)
     if what == "batch":
         step = e.train.accumulate if not e.data.batch_size else devices * e.train.accumulate
-        return Unknown(e.data.batch_size or e.data.batch_size_per_device, step, lambda n: set_batch(e, n))
+        return Unknown(
+            e.data.batch_size or e.data.batch_size_per_device, step, lambda n: set_batch(e, n)
+        )
     if what == "rank":
         if e.tune.method != "lora":
             raise ValueError(
@@ -55,8 +59,11 @@ def unknown(experiment: Experiment, what: str, devices: int) -> Unknown:
     return Unknown(e.model.layers, 1, lambda n: {"model__layers": n})
 
 
-def solve(experiment: Experiment, target: Target, what: str, *, print_json: bool, **terms: Any) -> int:
-    """Compiles until the answer is known and prints it; the exit code. `terms` are those of `answer`.
+def solve(
+    experiment: Experiment, target: Target, what: str, *, print_json: bool, **terms: Any
+) -> int:
+    """Compiles until the answer is known and prints it; the exit code. `terms` are those of
+    `answer`.
 
     ValueError for a target without a known capacity and for what cannot be varied.
     """
@@ -65,7 +72,9 @@ def solve(experiment: Experiment, target: Target, what: str, *, print_json: bool
     def ask(value: int) -> Fit:
         fit = answer(change(experiment, **sought.settings(value)), target.name, **terms)
         if fit.capacity is None:
-            raise ValueError(f"target {target.name!r} has no capacity of its own; give --capacity_gib")
+            raise ValueError(
+                f"target {target.name!r} has no capacity of its own; give --capacity_gib"
+            )
         verdict = "fits" if fit.fits else "does not fit"
         print(f"{what} {value:,}: {fit.total / GIB:.2f} GiB, {verdict}", file=sys.stderr)
         return fit
@@ -80,12 +89,17 @@ def solve(experiment: Experiment, target: Target, what: str, *, print_json: bool
     if print_json:
         print(json.dumps({what: value, **fit.to_json()}))
     else:
-        print(f"{what} {value:,} is the largest that fits: {flags(sought.settings(value))}\n{fit.table()}")
+        print(
+            f"{what} {value:,} is the largest that fits: {flags(sought.settings(value))}\n{fit.table()}"
+        )
     return command.DONE
 
 
-def largest(ask: Callable[[int], Fit], sought: Unknown) -> tuple[tuple[int, Fit] | None, tuple[int, Fit] | None]:
-    """((the largest value that fits, its Fit), (the smallest known that does not, its Fit)); None for what there is not."""
+def largest(
+    ask: Callable[[int], Fit], sought: Unknown
+) -> tuple[tuple[int, Fit] | None, tuple[int, Fit] | None]:
+    """((the largest value that fits, its Fit), (the smallest known that does not, its Fit)); None
+    for what there is not."""
     step, most = sought.step, sought.most // sought.step * sought.step
     value = min(most, max(step, sought.now // step * step))
     known: dict[int, Fit] = {}
@@ -105,10 +119,11 @@ def largest(ask: Callable[[int], Fit], sought: Unknown) -> tuple[tuple[int, Fit]
 
 
 def _next(known: dict[int, Fit], best: int | None, worst: int | None, step: int, most: int) -> int:
-    """Where the line through the two values nearest the capacity meets it; every fourth time the middle, for what is no line.
+    """Where the line through the two values nearest the capacity meets it; every fourth time the
+    middle, for what is no line.
 
-    Inside the bracket it keeps half the precision from either end, so that a good guess is soon enclosed; without an upper
-    end it at least doubles.
+    Inside the bracket it keeps half the precision from either end, so that a good guess is soon
+    enclosed; without an upper end it at least doubles.
     """
     low, high = best or 0, worst or most + step
     nearest = sorted(known, key=lambda value: abs(known[value].total - known[value].capacity))[:2]

@@ -1,4 +1,5 @@
-"""The hardware that a step is compiled for: devices that a compiler knows without their being there."""
+"""The hardware that a step is compiled for: devices that a compiler knows without their being
+there."""
 
 import difflib
 import importlib.util
@@ -10,22 +11,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from research.fit.cards import CARDS, NODE, description
-from research.fit.chips import GENERATIONS, GIB, is_real, real_shapes, received
+from research.devices.cards import CARDS, NODE, description
+from research.devices.chips import GENERATIONS, GIB, is_real, real_shapes, received
 
 _COMPILERS = {"tpu": "libtpu", "gpu": "jax_cuda13_plugin"}
-# There is no chip and no machine of a pod to ask about (libtpu complains of any that it cannot find, whatever is asked
-# of it later), and another process may have the library open for the same purpose.
+# There is no chip and no machine of a pod to ask about (libtpu complains of any that it cannot
+# find, whatever is asked of it later), and another process may have the library open for the same
+# purpose.
 _ABSENT = {
-    "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
-}  # fmt: skip
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
 
 
 @dataclass(frozen=True)
 class Network:
-    """Bytes/s that one device can receive over all its links together, in one direction: from its slice or node
-    (`inside`) and from other slices or nodes (`between`)."""
+    """Bytes/s that one device can receive over all its links together, in one direction: from its
+    slice or node (`inside`) and from other slices or nodes (`between`)."""
 
     inside: float
     between: float
@@ -33,11 +38,12 @@ class Network:
 
 @dataclass(frozen=True)
 class Target:
-    """`name` as it was asked for; `kind` is the key of `cards.CARDS` or `chips.GENERATIONS`, or "cpu".
+    """`name` as it was asked for; `kind` is the key of `cards.CARDS` or `chips.GENERATIONS`, or
+    "cpu".
 
-    `platform` is "tpu", "gpu" or "cpu". There are `slices` equal slices or nodes of `shape`, chips along each axis or
-    cards, `count` devices in all, each a `device_kind` of `training.peaks.CHIPS` with `capacity_bytes` of memory. That
-    kind, capacity and network are None for the CPU.
+    `platform` is "tpu", "gpu" or "cpu". There are `slices` equal slices or nodes of `shape`, chips
+    along each axis or cards, `count` devices in all, each a `device_kind` of `training.peaks.CHIPS`
+    with `capacity_bytes` of memory. That kind, capacity and network are None for the CPU.
     """
 
     name: str
@@ -59,7 +65,9 @@ class Target:
             return _cpu_devices(self)
         package = _COMPILERS[self.platform]
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f"target {self.name!r} wants the package {package}; pip install '.[fit]' brings it")
+            raise ValueError(
+                f"target {self.name!r} wants the package {package}; pip install '.[fit]' brings it"
+            )
         import jax
         from jax.experimental import topologies
 
@@ -68,7 +76,9 @@ class Target:
                 found = topologies.get_topology_desc(**_topology(self)).devices
         except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"target {self.name!r} is unknown to the compiler in {package}: {reason}") from None
+            raise ValueError(
+                f"target {self.name!r} is unknown to the compiler in {package}: {reason}"
+            ) from None
         return list(found)  # in the order of slices and nodes
 
     @property
@@ -78,10 +88,12 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """A target by its spelling; ValueError, with the nearest name or the shapes that there are, for another.
+    """A target by its spelling; ValueError, with the nearest name or the shapes that there are, for
+    another.
 
-    "h100" is a card, "h100:8" a node of so many, "h100:4x8" four nodes of eight. "v5p:4x4x4" is a slice by its chips
-    along each axis, "v5p:4x4x4@2" two of them. "cpu" is a device of this machine, "cpu:8" so many.
+    "h100" is a card, "h100:8" a node of so many, "h100:4x8" four nodes of eight. "v5p:4x4x4" is a
+    slice by its chips along each axis, "v5p:4x4x4@2" two of them. "cpu" is a device of this
+    machine, "cpu:8" so many.
     """
     kind, _, shape = text.strip().partition(":")
     if kind == "cpu":
@@ -93,14 +105,19 @@ def parse_target(text: str) -> Target:
     known = (*CARDS, *GENERATIONS, "cpu")
     begun = [name for name in known if kind and name.startswith(kind)]
     near = (begun or difflib.get_close_matches(kind, known, n=1, cutoff=0.0))[0]
-    raise ValueError(f"target {text!r} is unknown; the nearest is {near!r}; there are {', '.join(known)}")
+    raise ValueError(
+        f"target {text!r} is unknown; the nearest is {near!r}; there are {', '.join(known)}"
+    )
 
 
 def parse_targets(text: str) -> list[Target]:
-    """The targets of a list with commas, "v5e:4x4,v6e:4x4,h100:8"; ValueError where there is none."""
+    """The targets of a list with commas, "v5e:4x4,v6e:4x4,h100:8"; ValueError where there is
+    none."""
     targets = [parse_target(part) for part in text.split(",") if part.strip()]
     if not targets:
-        raise ValueError(f"targets {text!r} name none; wanted one or more with commas, such as v5e:4x4,h100:8")
+        raise ValueError(
+            f"targets {text!r} name none; wanted one or more with commas, such as v5e:4x4,h100:8"
+        )
     return targets
 
 
@@ -119,7 +136,9 @@ def _nodes(name: str, kind: str, shape: str) -> Target:
         )
     nodes, cards = (1, *sizes)[-2:]
     network = Network(card.inside, card.between)
-    return Target(name, "gpu", kind, card.kind, card.memory, (cards,), nodes, nodes * cards, network)
+    return Target(
+        name, "gpu", kind, card.kind, card.memory, (cards,), nodes, nodes * cards, network
+    )
 
 
 def _slices(name: str, kind: str, text: str) -> Target:
@@ -145,10 +164,19 @@ def _sizes(text: str) -> tuple[int, ...]:
 def _topology(target: Target) -> dict[str, Any]:
     """What `jax.experimental.topologies` is asked for."""
     if target.platform == "gpu":
-        # Partitions joined by the network, hosts of each, devices of each: a node is a partition with one host.
+        # Partitions joined by the network, hosts of each, devices of each: a node is a partition
+        # with one host.
         nodes = f"{target.slices}x1x{target.shape[0]}"
-        return dict(platform="cuda", topology_name="", target_config=description(CARDS[target.kind]), topology=nodes)
-    asked: dict[str, Any] = {"platform": "tpu", "topology_name": target.kind + ":" + "x".join(map(str, target.shape))}
+        return dict(
+            platform="cuda",
+            topology_name="",
+            target_config=description(CARDS[target.kind]),
+            topology=nodes,
+        )
+    asked: dict[str, Any] = {
+        "platform": "tpu",
+        "topology_name": target.kind + ":" + "x".join(map(str, target.shape)),
+    }
     if math.prod(target.shape) == 1:
         asked["chips_per_host_bounds"] = (1, 1, 1)
     if target.kind == "v4":
@@ -162,7 +190,9 @@ def _cpu_devices(target: Target) -> list[Any]:
 
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         try:
-            jax.config.update("jax_num_cpu_devices", max(target.count, jax.config.jax_num_cpu_devices))
+            jax.config.update(
+                "jax_num_cpu_devices", max(target.count, jax.config.jax_num_cpu_devices)
+            )
         except RuntimeError:
             pass  # it has started: there are as many as there are
     found = jax.devices("cpu")
@@ -176,7 +206,8 @@ def _cpu_devices(target: Target) -> list[Any]:
 
 @contextmanager
 def _environment(settings: dict[str, str]) -> Iterator[None]:
-    """Variables set where they are not, and taken back: a process started later must find its TPU as it is."""
+    """Variables set where they are not, and taken back: a process started later must find its TPU
+    as it is."""
     new = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(new)
     try:

@@ -1,50 +1,71 @@
 """Bytes that a device's memory moves in a step, counted on the optimized HLO.
 
-Each instruction outside fusions reads its operands and writes its results once; a fusion keeps what it computes between
-them on the chip. Bytes are those of the arrays, without what tiles add, and a value that is read by two instructions is
-read twice: caches (50 MB on an H100) are not modelled.
+Each instruction outside fusions reads its operands and writes its results once; a fusion keeps what
+it computes between them on the chip. Bytes are those of the arrays, without what tiles add, and a
+value that is read by two instructions is read twice: caches (50 MB on an H100) are not modelled.
 """
 
 from research.fit.collectives import carried_on
 from research.fit.hlo import HOST, Array, Computation, Instruction, Module
 
-# These move nothing: they name, group or wait for what others move, or hand control to computations that count themselves.
+# These move nothing: they name, group or wait for what others move, or hand control to computations
+# that count themselves.
 _NOTHING = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all", "partition-id",
-    "replica-id", "opt-barrier", "optimization-barrier", "add-dependency", "domain", "get-dimension-size", "async-start",
-    "async-update", "rng-get-and-update-state",
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call",
+    "conditional", "after-all", "partition-id", "replica-id", "opt-barrier", "optimization-barrier",
+    "add-dependency", "domain", "get-dimension-size", "async-start", "async-update",
+    "rng-get-and-update-state",
 }  # fmt: skip
-# Custom calls of the TPU compiler that are notes to itself: memory to be filled by others, or one name for several pieces.
+# Custom calls of the TPU compiler that are notes to itself: memory to be filled by others, or one
+# name for several pieces.
 _NOTES = {"AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # the operand that is written into the first
-_ELEMENTWISE = {"bitcast", "copy", "convert", "transpose", "reshape", "negate", "get-tuple-element"}  # of one operand, in fusions
+_ELEMENTWISE = {
+    "bitcast",
+    "copy",
+    "convert",
+    "transpose",
+    "reshape",
+    "negate",
+    "get-tuple-element",
+}  # of one operand, in fusions
 
 
 def memory_bytes(module: Module) -> int:
     """Bytes read and written in the device's own memory, on one device in one step.
 
-    What is only sliced is read as far as its slices, a slice that is updated in place is written and not read. On a TPU the
-    memories on the chip cost nothing (`S(1)`, vector memory, and the scalar ones); the host's memory has `host_bytes`.
+    What is only sliced is read as far as its slices, a slice that is updated in place is written
+    and not read. On a TPU the memories on the chip cost nothing (`S(1)`, vector memory, and the
+    scalar ones); the host's memory has `host_bytes`.
     """
-    return sum(times * _moved(module, computation, one, _on_device(module)) for computation, one, times in module.run())
+    return sum(
+        times * _moved(module, computation, one, _on_device(module))
+        for computation, one, times in module.run()
+    )
 
 
 def host_bytes(module: Module) -> int:
     """Bytes read and written in the host's memory by one device in one step: what is offloaded."""
-    return sum(times * _moved(module, computation, one, {HOST}) for computation, one, times in module.run())
+    return sum(
+        times * _moved(module, computation, one, {HOST}) for computation, one, times in module.run()
+    )
 
 
 def _on_device(module: Module) -> set[int]:
-    """Memory spaces of the device's memory. On CUDA S(1) is its part that the network may reach, S(2) that of a collective's
-    own buffers."""
+    """Memory spaces of the device's memory. On CUDA S(1) is its part that the network may reach,
+    S(2) that of a collective's own buffers."""
     return {0} if module.tiled else {0, 1, 2}
 
 
 def _moved(module: Module, computation: Computation, one: Instruction, spaces: set[int]) -> int:
     """Bytes of one execution in these memories."""
     opcode = one.opcode.removesuffix("-start")
-    if one.opcode in _NOTHING or one.opcode.endswith("-done") or one.attribute("custom_call_target") in _quoted(_NOTES):
+    if (
+        one.opcode in _NOTHING
+        or one.opcode.endswith("-done")
+        or one.attribute("custom_call_target") in _quoted(_NOTES)
+    ):
         return 0
     operands = computation.operands(one)
     if one.opcode in ("fusion", "fusion-start"):
@@ -52,12 +73,20 @@ def _moved(module: Module, computation: Computation, one: Instruction, spaces: s
     if opcode in _UPDATES:
         buffer, update = operands[0], operands[_UPDATES[opcode]]
         read = sum(_bytes(taken.arrays, spaces) for taken in operands[1:])
-        return read + _share(_bytes(buffer.arrays, spaces), update.arrays[0].elements, buffer.arrays[0].elements)
+        return read + _share(
+            _bytes(buffer.arrays, spaces), update.arrays[0].elements, buffer.arrays[0].elements
+        )
     written = one.arrays if opcode == one.opcode else _results(one, operands)
     if opcode in _SLICES:
         source = operands[0].arrays[0]
-        taken = _share(_bytes([source], spaces), sum(array.elements for array in written), source.elements)
-        return taken + sum(_bytes(index.arrays, spaces) for index in operands[1:]) + _bytes(written, spaces)
+        taken = _share(
+            _bytes([source], spaces), sum(array.elements for array in written), source.elements
+        )
+        return (
+            taken
+            + sum(_bytes(index.arrays, spaces) for index in operands[1:])
+            + _bytes(written, spaces)
+        )
     return sum(_bytes(taken.arrays, spaces) for taken in operands) + _bytes(written, spaces)
 
 
@@ -74,14 +103,18 @@ def _share(nbytes: int, part: int, whole: int) -> int:
 
 
 def _results(one: Instruction, operands: list[Instruction]) -> list[Array]:
-    """What an asynchronous start will have written; its own shape also names its operands and its flags. A copy names its
-    result first."""
+    """What an asynchronous start will have written; its own shape also names its operands and its
+    flags. A copy names its result first."""
     if one.opcode == "copy-start":
         return [one.arrays[0]]
     if one.opcode == "all-reduce-start":
         return list(one.arrays)
     taken = sum(len(operand.arrays) for operand in operands)
-    flags = [array for array in one.arrays[taken:] if not (array.dims == () and array.dtype in ("u32", "s32"))]
+    flags = [
+        array
+        for array in one.arrays[taken:]
+        if not (array.dims == () and array.dtype in ("u32", "s32"))
+    ]
     return flags if one.opcode not in ("send", "recv") else list(one.arrays[:1])
 
 
@@ -93,17 +126,21 @@ def _fusion(module: Module, computation: Computation, one: Instruction, spaces: 
     for number, operand in enumerate(operands):
         parameter = body.parameters[number]
         whole = sum(array.elements for array in operand.arrays)
-        total += _share(_bytes(operand.arrays, spaces), _needed(module, body, parameter, whole), whole)
+        total += _share(
+            _bytes(operand.arrays, spaces), _needed(module, body, parameter, whole), whole
+        )
     results = list(one.arrays) if one.opcode == "fusion" else _results(one, operands)
     for array, source in zip(results, _sources(body)):
         if array.space in spaces:
-            total += _share(array.nbytes, _written(module, body, source, array.elements), array.elements)
+            total += _share(
+                array.nbytes, _written(module, body, source, array.elements), array.elements
+            )
     return total
 
 
 def _needed(module: Module, body: Computation, value: Instruction, onward: int) -> int:
-    """Elements of a value that a fusion reads: those of the slices, where nothing else is done with it. `onward` are those
-    that who takes the fusion's result needs of it."""
+    """Elements of a value that a fusion reads: those of the slices, where nothing else is done with
+    it. `onward` are those that who takes the fusion's result needs of it."""
     elements = sum(array.elements for array in value.arrays)
     total = onward if value is body.root else 0
     for user in body.users[value.name]:
@@ -116,14 +153,19 @@ def _needed(module: Module, body: Computation, value: Instruction, onward: int) 
         elif user.opcode == "fusion":
             inner, beyond = module.computations[user.calls[0]], _needed(module, body, user, onward)
             places = [number for number, name in enumerate(user.operands) if name == value.name]
-            total += sum(_needed(module, inner, inner.parameters[place], beyond) for place in places)
-        elif not (carried_on(body, user) or (user.opcode == "tuple" and value.opcode == "parameter")):
+            total += sum(
+                _needed(module, inner, inner.parameters[place], beyond) for place in places
+            )
+        elif not (
+            carried_on(body, user) or (user.opcode == "tuple" and value.opcode == "parameter")
+        ):
             return elements
     return min(total, elements)
 
 
 def _sources(body: Computation) -> list[Instruction]:
-    """What each result of a fusion is: the elements of its tuple. What begins a collective hands its operand on first."""
+    """What each result of a fusion is: the elements of its tuple. What begins a collective hands
+    its operand on first."""
     if body.root.opcode == "tuple":
         return body.operands(body.root)
     handed_on = [body.parameters[0]] if '"AsyncCollectiveStart"' in body.root.attributes else []
@@ -131,7 +173,8 @@ def _sources(body: Computation) -> list[Instruction]:
 
 
 def _written(module: Module, body: Computation, source: Instruction, elements: int) -> int:
-    """Elements of a result that a fusion writes: of one updated in place the update, of a parameter handed on nothing."""
+    """Elements of a result that a fusion writes: of one updated in place the update, of a parameter
+    handed on nothing."""
     while source.opcode == "bitcast":
         source = body.instructions[source.operands[0]]
     if source.opcode == "fusion" and len(source.arrays) == 1:

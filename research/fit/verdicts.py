@@ -1,7 +1,8 @@
 """The README's table of verdicts, anew:  python -m research.fit.verdicts [--write=README.md]
 
-Compiles each recipe as shipped for its target, or recalls the answer, and prints a table in Markdown; --write puts it
-between the marks `<!-- verdicts -->` and `<!-- /verdicts -->` of a file. Ten minutes or more where nothing is cached.
+Compiles each recipe as shipped for its target, or recalls the answer, and prints a table in
+Markdown; --write puts it between the marks `<!-- verdicts -->` and `<!-- /verdicts -->` of a file.
+Ten minutes or more where nothing is cached.
 """
 
 import importlib.util
@@ -12,10 +13,10 @@ from pathlib import Path
 from absl import flags
 
 from research import command
-from research.experiment import from_config
 from research.files import write_text
 from research.fit.answer import answer
 from research.fit.report import GIB, Fit
+from research.run.resolve import from_config
 
 WRITE = flags.DEFINE_string("write", None, "the file whose marked part is replaced by the table")
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -34,7 +35,9 @@ class Recipe:
     @property
     def said(self) -> str:
         """As the flags of a command, without --target."""
-        return " ".join([f"{self.config}.py:{self.arg}", *(f"{path}={value}" for path, value in self.changes)])
+        return " ".join(
+            [f"{self.config}.py:{self.arg}", *(f"{path}={value}" for path, value in self.changes)]
+        )
 
 
 _ONE_ROW = (("data.sequence_length", 2048), ("data.batch_size", 1))
@@ -56,7 +59,9 @@ RECIPES = (
 
 def ask(recipe: Recipe) -> Fit:
     """What fit says of a recipe."""
-    spec = importlib.util.spec_from_file_location(f"configs_{recipe.config}", CONFIGS / f"{recipe.config}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"configs_{recipe.config}", CONFIGS / f"{recipe.config}.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(recipe.arg)
@@ -67,8 +72,15 @@ def ask(recipe: Recipe) -> Fit:
 def row(recipe: Recipe, fit: Fit) -> str:
     """A line of the table."""
     verdict = "fits" if fit.fits else "**does not fit**"
-    cells = [f"`{recipe.said}`", f"`{recipe.target}`", f"{verdict}, {fit.total / GIB:.1f} of {fit.capacity / GIB:.1f} GiB"]
-    cells += [f"{value:.2f}" if value is not None else "-" for value in (fit.recompute_ratio, fit.collective_ratio)]
+    cells = [
+        f"`{recipe.said}`",
+        f"`{recipe.target}`",
+        f"{verdict}, {fit.total / GIB:.1f} of {fit.capacity / GIB:.1f} GiB",
+    ]
+    cells += [
+        f"{value:.2f}" if value is not None else "-"
+        for value in (fit.recompute_ratio, fit.collective_ratio)
+    ]
     if fit.tokens_per_second:
         cells += [fit.roofline.bound, f"{fit.mfu:.0%}", f"{fit.tokens_per_second / fit.chips:,.0f}"]
     else:
@@ -77,9 +89,23 @@ def row(recipe: Recipe, fit: Fit) -> str:
 
 
 def table(fits: list[tuple[Recipe, Fit]]) -> str:
-    """All of them in Markdown. Ratios are of what is executed to three forward passes, and of collectives to the least."""
-    head = ("recipe", "target", "a device", "recompute", "collectives", "bound by", "MFU at most", "tokens/s a chip at most")
-    rows = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(row(recipe, fit) for recipe, fit in fits)]
+    """All of them in Markdown. Ratios are of what is executed to three forward passes, and of
+    collectives to the least."""
+    head = (
+        "recipe",
+        "target",
+        "a device",
+        "recompute",
+        "collectives",
+        "bound by",
+        "MFU at most",
+        "tokens/s a chip at most",
+    )
+    rows = [
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+        *(row(recipe, fit) for recipe, fit in fits),
+    ]
     return "\n".join(rows)
 
 
@@ -87,7 +113,9 @@ def replaced(text: str, new: str) -> str:
     """`text` with what is between the marks replaced. ValueError where they are not there."""
     pattern = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"the file has no part between {BEGIN} and {END}, each on a line of its own")
+        raise ValueError(
+            f"the file has no part between {BEGIN} and {END}, each on a line of its own"
+        )
     return pattern.sub(lambda _: f"{new}\n", text)
 
 

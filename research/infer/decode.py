@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from research.data.tokenizers import Tokenizer
-from research.infer.turned import prepare
+from research.infer.decode_layout import prepare
 from research.infer.sampling import SamplingConfig
 from research.infer.steps import TOKENS, Start, advance, begin
 from research.infer.text import Continuation
@@ -19,17 +19,21 @@ from research.models.model import Model
 from research.tree import Tree
 
 ROWS = 64  # texts written at once; more prompts wait their turn
-STREAMED = 4  # tokens between two pieces of a stream: few enough to look fluent, enough to hide the call
+STREAMED = (
+    4  # tokens between two pieces of a stream: few enough to look fluent, enough to hide the call
+)
 
 Prompt = str | Sequence[int]
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A continuation. `text` follows the prompt and lacks what ended it; `token_ids` are all that were written for it, an
-    end token or the tokens of a stop string included, each with its log-probability under the model itself, in nats.
+    """A continuation. `text` follows the prompt and lacks what ended it; `token_ids` are all that
+    were written for it, an end token or the tokens of a stop string included, each with its
+    log-probability under the model itself, in nats.
 
-    `finish` is "eos" for the tokenizer's end token, "stop" for one of the config's, "length" for neither.
+    `finish` is "eos" for the tokenizer's end token, "stop" for one of the config's, "length" for
+    neither.
     """
 
     prompt: Prompt
@@ -48,8 +52,9 @@ def generate(
 ) -> list[Generation]:
     """One continuation of each prompt, a string or ids that are taken as they are.
 
-    A continuation depends on its prompt, the config and how many equal prompts stand before it, not on the other prompts.
-    To be called under the mesh that the parameters are on, if any. ValueError for prompts that the model cannot continue.
+    A continuation depends on its prompt, the config and how many equal prompts stand before it, not
+    on the other prompts. To be called under the mesh that the parameters are on, if any. ValueError
+    for prompts that the model cannot continue.
     """
     rows = _rows(_of_text(model.config, params), tokenizer, prompts, config)
     for first in range(0, len(rows), ROWS):
@@ -65,7 +70,8 @@ def stream(
     prompts: Sequence[Prompt],
     config: SamplingConfig = SamplingConfig(),
 ) -> Iterator[tuple[int, str]]:
-    """(index of the prompt, piece of its text) as pieces become certain; the pieces of a prompt joined are the text.
+    """(index of the prompt, piece of its text) as pieces become certain; the pieces of a prompt
+    joined are the text.
 
     The generator's value (`yield from`, StopIteration.value) is what `generate` returns.
     """
@@ -82,7 +88,8 @@ def stream(
 
 @dataclass
 class _Row:
-    """One prompt on the host and what has been written after it. `source` is the encoder's text, `limit` the most tokens."""
+    """One prompt on the host and what has been written after it. `source` is the encoder's text,
+    `limit` the most tokens."""
 
     prompt: Prompt
     ids: list[int]
@@ -94,7 +101,9 @@ class _Row:
     logprobs: list[float] = field(default_factory=list)
     finish: str = ""
 
-    def add(self, token_id: int, logprob: float, eos_id: int | None, stop_ids: Sequence[int]) -> None:
+    def add(
+        self, token_id: int, logprob: float, eos_id: int | None, stop_ids: Sequence[int]
+    ) -> None:
         """Takes the next token, and closes the row where it is the last."""
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
@@ -102,28 +111,44 @@ class _Row:
             self.finish = "eos" if token_id == eos_id else "stop"
         else:
             self.text.add(token_id)
-            self.finish = "stop" if self.text.stopped else "length" if len(self.token_ids) == self.limit else ""
+            self.finish = (
+                "stop"
+                if self.text.stopped
+                else "length"
+                if len(self.token_ids) == self.limit
+                else ""
+            )
         if self.finish:
             self.text.close()
 
     def generation(self) -> Generation:
-        return Generation(self.prompt, self.text.text, tuple(self.token_ids), tuple(self.logprobs), self.finish)
+        return Generation(
+            self.prompt, self.text.text, tuple(self.token_ids), tuple(self.logprobs), self.finish
+        )
 
 
 def _write(
-    model: Model, params: Tree, tokenizer: Tokenizer, rows: list[_Row], config: SamplingConfig, tokens: int
+    model: Model,
+    params: Tree,
+    tokenizer: Tokenizer,
+    rows: list[_Row],
+    config: SamplingConfig,
+    tokens: int,
 ) -> Iterator[None]:
     """Continues the rows to their ends, yielding each time that up to `tokens` were added."""
     if not rows:
         return
-    # Not as the model trains: with all layers unrolled every token copies their weights out of the stack (GPT-2 on a CPU:
-    # 66 ms against 54 scanned, 123 against 64 for 8 rows), and the kernels of training read no cache.
+    # Not as the model trains: with all layers unrolled every token copies their weights out of the
+    # stack (GPT-2 on a CPU: 66 ms against 54 scanned, 123 against 64 for 8 rows), and the kernels
+    # of training read no cache.
     model = replace(model, execution=Execution())
     if "prompt" in params:
         params = _prompted(model, params)
     eos_id = tokenizer.eos_id
     ends = [i for i in (eos_id, *config.stop_ids) if i is not None]
-    stop_ids = np.array(ends + [-1] * (-len(ends) % 8), np.int32)  # of few sizes, for each is compiled
+    stop_ids = np.array(
+        ends + [-1] * (-len(ends) % 8), np.int32
+    )  # of few sizes, for each is compiled
     sources = None if rows[0].source is None else [row.source for row in rows]
     limits, streams = [row.limit for row in rows], [row.stream for row in rows]
     start = Start([row.ids for row in rows], sources, limits, streams, config.seed)
@@ -156,14 +181,20 @@ def _of_text(c: ModelConfig, params: Tree) -> ModelConfig:
     return replace(c, max_length=c.max_length - virtual) if virtual else c
 
 
-def _rows(c: ModelConfig, tokenizer: Tokenizer, prompts: Sequence[Prompt], config: SamplingConfig) -> list[_Row]:
+def _rows(
+    c: ModelConfig, tokenizer: Tokenizer, prompts: Sequence[Prompt], config: SamplingConfig
+) -> list[_Row]:
     if c.kind == "encoder":
-        raise ValueError("the model is an encoder, which fills in masks and continues no text; choose a decoder")
+        raise ValueError(
+            "the model is an encoder, which fills in masks and continues no text; choose a decoder"
+        )
     rows, copies = [], Counter()
     for index, prompt in enumerate(prompts):
         ids = _ids(tokenizer, prompt, config.bos)
         if not ids or not all(0 <= i < c.vocab_size for i in ids):
-            raise ValueError(f"prompt {index} must be one or more ids in [0, {c.vocab_size}), the model's vocabulary")
+            raise ValueError(
+                f"prompt {index} must be one or more ids in [0, {c.vocab_size}), the model's vocabulary"
+            )
         source, content = None, np.array(ids, "<i4").tobytes()
         if c.kind == "encoder_decoder":
             source, ids = _source_and_start(tokenizer, prompt, ids)
@@ -172,21 +203,27 @@ def _rows(c: ModelConfig, tokenizer: Tokenizer, prompts: Sequence[Prompt], confi
             longest = max(len(ids), len(source or ()))
             limit = min(limit, c.max_length - len(ids))
             if limit < 1 or longest > c.max_length:
-                raise ValueError(f"prompt {index} has {longest} tokens, the model {c.max_length} positions; shorten it")
+                raise ValueError(
+                    f"prompt {index} has {longest} tokens, the model {c.max_length} positions; shorten it"
+                )
         text = Continuation(tokenizer.decode, ids if source is None else [], config.stop)
         rows.append(_Row(prompt, ids, source, (zlib.crc32(content), copies[content]), limit, text))
         copies[content] += 1
     return rows
 
 
-def _source_and_start(tokenizer: Tokenizer, prompt: Prompt, ids: list[int]) -> tuple[list[int], list[int]]:
-    """What the encoder reads and what the decoder starts from, both as in training (objectives/choose.py)."""
+def _source_and_start(
+    tokenizer: Tokenizer, prompt: Prompt, ids: list[int]
+) -> tuple[list[int], list[int]]:
+    """What the encoder reads and what the decoder starts from, both as in training
+    (objectives/choose.py)."""
     source = [*ids, tokenizer.eos_id] if isinstance(prompt, str) else ids
     return source, [tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id]
 
 
 def _ids(tokenizer: Tokenizer, prompt: Prompt, bos: bool) -> list[int]:
-    """Ids of a prompt as training texts begin: with the token that begins a text, or ends the one before."""
+    """Ids of a prompt as training texts begin: with the token that begins a text, or ends the one
+    before."""
     if not isinstance(prompt, str):
         return [int(i) for i in prompt]
     ids = tokenizer.encode(prompt)

@@ -1,8 +1,9 @@
-"""From logits to the next token: the usual changes of a distribution, and one draw from what is left of it.
+"""From logits to the next token: the usual changes of a distribution, and one draw from what is
+left of it.
 
-Every function takes float32 logits [B, V] and leaves out a token by giving it minus infinity. A number may be a float, or
-an array [B, 1] with one for each row. Values are those of transformers' logits processors, in their order: penalty,
-temperature, top-k, top-p, min-p.
+Every function takes float32 logits [B, V] and leaves out a token by giving it minus infinity. A
+number may be a float, or an array [B, 1] with one for each row. Values are those of transformers'
+logits processors, in their order: penalty, temperature, top-k, top-p, min-p.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from research.ops.einsum import whole
+from research.parallel.placement import whole
 
 Number = float | jax.Array
 
@@ -20,9 +21,9 @@ Number = float | jax.Array
 class SamplingConfig:
     """How a text is continued. 0 turns `top_k` and `min_p` off, 1 `top_p` and `repetition_penalty`.
 
-    `temperature` 0 takes the likeliest token. A text ends with one of the strings in `stop`, which it then lacks, with
-    the tokenizer's end token or one of `stop_ids`, or after `max_tokens`. `bos` puts the token that begins a text in
-    front of a prompt given as a string.
+    `temperature` 0 takes the likeliest token. A text ends with one of the strings in `stop`, which
+    it then lacks, with the tokenizer's end token or one of `stop_ids`, or after `max_tokens`. `bos`
+    puts the token that begins a text in front of a prompt given as a string.
     """
 
     temperature: float = 1.0
@@ -38,21 +39,30 @@ class SamplingConfig:
 
     def __post_init__(self):
         for name, good, wanted in (
-            ("temperature", 0 <= self.temperature < float("inf"), "at least 0 (0: the likeliest token)"),
+            (
+                "temperature",
+                0 <= self.temperature < float("inf"),
+                "at least 0 (0: the likeliest token)",
+            ),
             ("top_k", self.top_k >= 0, "at least 0 (0: off)"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1] (1: off)"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1] (0: off)"),
             ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "positive (1: off)"),
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
             ("seed", 0 <= self.seed < 2**32, "in [0, 2**32)"),
-            ("stop", "" not in self.stop, "without an empty string, which would end every text at once"),
+            (
+                "stop",
+                "" not in self.stop,
+                "without an empty string, which would end every text at once",
+            ),
         ):
             if not good:
                 raise ValueError(f"sampling.{name}={getattr(self, name)!r} must be {wanted}")
 
     @property
     def law(self) -> "SamplingConfig":
-        """Only what the distribution of a token depends on: programs compiled for it serve any seed, length and stop."""
+        """Only what the distribution of a token depends on: programs compiled for it serve any
+        seed, length and stop."""
         return replace(SamplingConfig(), **{name: getattr(self, name) for name in _LAW})
 
 
@@ -61,8 +71,11 @@ _LAW = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty: Number) -> jax.Array:
-    """Logits of seen tokens divided by the penalty, multiplied where negative (arXiv:1909.05858, section 4.1)."""
-    return jnp.where(seen_BV, jnp.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty), logits_BV)
+    """Logits of seen tokens divided by the penalty, multiplied where negative (arXiv:1909.05858,
+    section 4.1)."""
+    return jnp.where(
+        seen_BV, jnp.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty), logits_BV
+    )
 
 
 def keep_top_k(logits_BV: jax.Array, k: int) -> jax.Array:
@@ -72,12 +85,14 @@ def keep_top_k(logits_BV: jax.Array, k: int) -> jax.Array:
 
 
 def keep_top_p(logits_BV: jax.Array, p: Number) -> jax.Array:
-    """The fewest likeliest tokens whose probabilities reach p, and those as likely as the last (arXiv:1904.09751, 3.1)."""
+    """The fewest likeliest tokens whose probabilities reach p, and those as likely as the last
+    (arXiv:1904.09751, 3.1)."""
     probs_BV = jax.nn.softmax(logits_BV, axis=-1)
 
     def halve(_, bounds):
-        # Floats from 0 to 1 are in the order of their bits, so 30 halvings find the least probability to keep exactly.
-        # Sorting 50,000 words takes the CPU as long as the rest of a small model.
+        # Floats from 0 to 1 are in the order of their bits, so 30 halvings find the least
+        # probability to keep exactly. Sorting 50,000 words takes the CPU as long as the rest of a
+        # small model.
         low_B1, high_B1 = bounds
         middle_B1 = (low_B1 + high_B1) // 2
         kept_BV = probs_BV >= lax.bitcast_convert_type(middle_B1, jnp.float32)
@@ -95,8 +110,11 @@ def keep_min_p(logits_BV: jax.Array, p: Number) -> jax.Array:
     return jnp.where(probs_BV < p * jnp.max(probs_BV, axis=-1, keepdims=True), -jnp.inf, logits_BV)
 
 
-def process(logits_BV: jax.Array, config: SamplingConfig, seen_BV: jax.Array | None = None) -> jax.Array:
-    """Logits of the distribution that `config` asks for; at temperature 0 only the penalty bears on them."""
+def process(
+    logits_BV: jax.Array, config: SamplingConfig, seen_BV: jax.Array | None = None
+) -> jax.Array:
+    """Logits of the distribution that `config` asks for; at temperature 0 only the penalty bears on
+    them."""
     if config.repetition_penalty != 1:
         logits_BV = penalize(logits_BV, seen_BV, config.repetition_penalty)
     if config.temperature == 0:
@@ -111,10 +129,17 @@ def process(logits_BV: jax.Array, config: SamplingConfig, seen_BV: jax.Array | N
     return logits_BV
 
 
-def sample(logits_BV: jax.Array, keys_B: jax.Array, config: SamplingConfig, seen_BV: jax.Array | None = None) -> jax.Array:
-    """The next token of each row, int32 [B], drawn with that row's own key so that no row bears on another.
+def sample(
+    logits_BV: jax.Array,
+    keys_B: jax.Array,
+    config: SamplingConfig,
+    seen_BV: jax.Array | None = None,
+) -> jax.Array:
+    """The next token of each row, int32 [B], drawn with that row's own key so that no row bears on
+    another.
 
-    `seen_BV` is true for tokens that the row's text has already; only a repetition penalty needs it.
+    `seen_BV` is true for tokens that the row's text has already; only a repetition penalty needs
+    it.
     """
     logits_BV = process(whole(logits_BV.astype(jnp.float32), axis=1), config, seen_BV)
     if config.temperature == 0:
@@ -132,23 +157,32 @@ def _likeliest(logits_BV: jax.Array) -> jax.Array:
 def _draw(probs_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
     """The token at which the running sum of probabilities passes a uniform number.
 
-    One random number a row; Gumbel noise would take one a word, and longer than the rest of a small model.
+    One random number a row; Gumbel noise would take one a word, and longer than the rest of a small
+    model.
     """
     sums_BV = jnp.cumsum(probs_BV, axis=-1)
     passed_BV = sums_BV > uniform_B[:, None] * jnp.max(sums_BV, axis=-1, keepdims=True)
-    # Sums are not formed one by one and may waver in the last bit, where a token without probability could slip in.
+    # Sums are not formed one by one and may waver in the last bit, where a token without
+    # probability could slip in.
     passed_BV &= probs_BV > 0
-    drawn_B = jnp.where(jnp.any(passed_BV, axis=-1), jnp.argmax(passed_BV, axis=-1), jnp.argmax(probs_BV, axis=-1))
+    drawn_B = jnp.where(
+        jnp.any(passed_BV, axis=-1), jnp.argmax(passed_BV, axis=-1), jnp.argmax(probs_BV, axis=-1)
+    )
     return drawn_B.astype(jnp.int32)
 
 
 def log_probability(logits_BV: jax.Array, ids_B: jax.Array) -> jax.Array:
-    """Log-probability of each row's token under the model itself, whatever it was drawn from; nats, float32 [B]."""
+    """Log-probability of each row's token under the model itself, whatever it was drawn from; nats,
+    float32 [B]."""
     logits_BV = logits_BV.astype(jnp.float32)
-    return jnp.sum(jnp.where(one_hot(ids_B, logits_BV), logits_BV, 0), axis=-1) - jax.nn.logsumexp(logits_BV, axis=-1)
+    return jnp.sum(jnp.where(one_hot(ids_B, logits_BV), logits_BV, 0), axis=-1) - jax.nn.logsumexp(
+        logits_BV, axis=-1
+    )
 
 
 def one_hot(ids_B: jax.Array, like_BV: jax.Array) -> jax.Array:
     """True at each row's token, [B, V]; no gather, so the vocabulary may be split over devices."""
     sharding = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(like_BV).sharding
-    return lax.broadcasted_iota(jnp.int32, like_BV.shape, 1, out_sharding=sharding) == ids_B[:, None]
+    return (
+        lax.broadcasted_iota(jnp.int32, like_BV.shape, 1, out_sharding=sharding) == ids_B[:, None]
+    )

@@ -1,4 +1,5 @@
-"""Sentence embeddings: one vector for a text, pooled from an encoder's last states (arXiv:1908.10084, section 3)."""
+"""Sentence embeddings: one vector for a text, pooled from an encoder's last states
+(arXiv:1908.10084, section 3)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ _STEP = 16  # lengths are rounded up to a multiple, so that few programs are com
 
 @dataclass(frozen=True)
 class SentenceSettings:
-    """`pooling` takes the mean of all states or that of the first token; `normalize` makes the vector's length 1; a text is
-    cut at `max_tokens`, the tokens around it included."""
+    """`pooling` takes the mean of all states or that of the first token; `normalize` makes the
+    vector's length 1; a text is cut at `max_tokens`, the tokens around it included."""
 
     pooling: str = "mean"
     normalize: bool = True
@@ -31,13 +32,23 @@ class SentenceSettings:
             raise ValueError(f"pooling={self.pooling!r}; choose one of {', '.join(POOLINGS)}")
 
 
-def embed(model: Model, params: Tree, tokenizer: Tokenizer, texts: Sequence[str], settings: SentenceSettings) -> np.ndarray:
+def embed(
+    model: Model,
+    params: Tree,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    settings: SentenceSettings,
+) -> np.ndarray:
     """A vector for each text, float32 [texts, D]. ValueError for a model that is no encoder."""
     if model.config.kind != "encoder":
-        raise ValueError(f"the model is a {model.config.kind}; sentence embeddings come from an encoder such as BERT")
+        raise ValueError(
+            f"the model is a {model.config.kind}; sentence embeddings come from an encoder such as BERT"
+        )
     longest = min(settings.max_tokens, model.config.max_length)
     rows = [_framed(tokenizer, ids, longest) for ids in tokenizer.encode_batch(list(texts))]
-    order = sorted(range(len(rows)), key=lambda n: len(rows[n]))  # texts of one length lie together: less padding
+    order = sorted(
+        range(len(rows)), key=lambda n: len(rows[n])
+    )  # texts of one length lie together: less padding
     vectors = np.zeros((len(rows), model.config.d_model), np.float32)
     for first in range(0, len(order), ROWS):
         chosen = order[first : first + ROWS]
@@ -45,7 +56,9 @@ def embed(model: Model, params: Tree, tokenizer: Tokenizer, texts: Sequence[str]
         tokens_BT, kept_BT = np.zeros((2, ROWS, width), np.int32)
         for at, n in enumerate(chosen):
             tokens_BT[at, : len(rows[n])], kept_BT[at, : len(rows[n])] = rows[n], 1
-        vectors[chosen] = np.asarray(_vectors(params, tokens_BT, kept_BT, model=model, settings=settings))[: len(chosen)]
+        vectors[chosen] = np.asarray(
+            _vectors(params, tokens_BT, kept_BT, model=model, settings=settings)
+        )[: len(chosen)]
     return vectors
 
 
@@ -57,16 +70,22 @@ def _framed(tokenizer: Tokenizer, ids: list[int], longest: int) -> list[int]:
 
 
 @partial(jax.jit, static_argnames=("model", "settings"))
-def _vectors(params: Tree, tokens_BT, kept_BT, *, model: Model, settings: SentenceSettings) -> jax.Array:
+def _vectors(
+    params: Tree, tokens_BT, kept_BT, *, model: Model, settings: SentenceSettings
+) -> jax.Array:
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None, :], tokens_BT.shape)
-    hidden_BTD, _ = model.hidden(params, {"inputs": tokens_BT, "segments": kept_BT, "positions": positions_BT})
+    hidden_BTD, _ = model.hidden(
+        params, {"inputs": tokens_BT, "segments": kept_BT, "positions": positions_BT}
+    )
     hidden_BTD = hidden_BTD.astype(jnp.float32)
     if settings.pooling == "cls":
         vectors_BD = hidden_BTD[:, 0]
     else:
         kept_BT1 = kept_BT[:, :, None].astype(jnp.float32)
         # A row without a token is padding of the batch; its mean must not be 0 / 0.
-        vectors_BD = jnp.sum(hidden_BTD * kept_BT1, axis=1) / jnp.maximum(jnp.sum(kept_BT1, axis=1), 1)
+        vectors_BD = jnp.sum(hidden_BTD * kept_BT1, axis=1) / jnp.maximum(
+            jnp.sum(kept_BT1, axis=1), 1
+        )
     if settings.normalize:
         vectors_BD /= jnp.maximum(jnp.linalg.norm(vectors_BD, axis=-1, keepdims=True), 1e-12)
     return vectors_BD

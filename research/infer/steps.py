@@ -1,7 +1,9 @@
-"""The compiled side of decoding: prompts are fed in chunks, then tokens follow in a loop that never returns to Python.
+"""The compiled side of decoding: prompts are fed in chunks, then tokens follow in a loop that never
+returns to Python.
 
-Shapes come from a few sizes (`bucket`), so that a second prompt finds its programs compiled. Rows of a batch are padded on
-the right and share nothing: every row has its own position, its own random key and its own number of tokens left.
+Shapes come from a few sizes (`bucket`), so that a second prompt finds its programs compiled. Rows
+of a batch are padded on the right and share nothing: every row has its own position, its own random
+key and its own number of tokens left.
 """
 
 import math
@@ -15,22 +17,25 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from research.axes import constrain
 from research.infer.sampling import SamplingConfig, log_probability, one_hot, sample
 from research.models.cache import Cache
 from research.models.model import Model
-from research.ops.einsum import whole
+from research.parallel.axes import constrain
+from research.parallel.placement import whole
 from research.tree import Tree
 
-PREFILL = 512  # tokens of a prompt fed at once; bounds the memory of attention and the slots of a windowed cache
+# tokens of a prompt fed at once; bounds the memory of attention and the slots of a windowed cache
+PREFILL = 512
 TOKENS = 32  # the most that one call of `advance` writes
 
 
 @dataclass(frozen=True)
 class Start:
-    """A batch of texts to continue, on the host: ids [B][n], for encoder-decoders also the encoder's, and limits [B].
+    """A batch of texts to continue, on the host: ids [B][n], for encoder-decoders also the
+    encoder's, and limits [B].
 
-    `streams` [B, 2] names each row's random numbers under `seed`: rows that differ in it are independent.
+    `streams` [B, 2] names each row's random numbers under `seed`: rows that differ in it are
+    independent.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -47,8 +52,9 @@ class Start:
 )
 @dataclass(frozen=True)
 class Writing:
-    """A batch being written. Row b's last token `token` belongs at `position` and is not in the cache yet; `left` more
-    may follow it, 0 where the row has ended. `seen` marks the tokens of a row, where a repetition penalty asks for them."""
+    """A batch being written. Row b's last token `token` belongs at `position` and is not in the
+    cache yet; `left` more may follow it, 0 where the row has ended. `seen` marks the tokens of a
+    row, where a repetition penalty asks for them."""
 
     cache: Cache
     memory: tuple | None
@@ -65,19 +71,27 @@ def chunk_size(longest: int) -> int:
 
 
 def bucket(size: int) -> int:
-    """The next of 64, 80, 96, 112, 128, 160, ...: four sizes a doubling, of which at most a fifth is unused."""
+    """The next of 64, 80, 96, 112, 128, 160, ...: four sizes a doubling, of which at most a fifth
+    is unused."""
     size = max(size, 64)
     step = 2 ** (math.ceil(math.log2(size)) - 3)
     return step * math.ceil(size / step)
 
 
 def begin(
-    model: Model, params: Tree, prepared: Tree, start: Start, law: SamplingConfig, stop_ids: np.ndarray
+    model: Model,
+    params: Tree,
+    prepared: Tree,
+    start: Start,
+    law: SamplingConfig,
+    stop_ids: np.ndarray,
 ) -> tuple[Writing, jax.Array, jax.Array]:
-    """Reads the prompts; the state with each row's first token, int32 [B, 1], and its log-probability.
+    """Reads the prompts; the state with each row's first token, int32 [B, 1], and its
+    log-probability.
 
-    `prepared` are the parameters that `advance` will be given (`turned.prepare`). Prompts are read with `params`: many
-    tokens at once gain nothing from another layout, and a scan over stacked layers compiles faster.
+    `prepared` are the parameters that `advance` will be given (`turned.prepare`). Prompts are read
+    with `params`: many tokens at once gain nothing from another layout, and a scan over stacked
+    layers compiles faster.
     """
     rows = _rows(len(start.prompts), model)
     lengths_B = _padded([len(ids) for ids in start.prompts], rows)
@@ -85,20 +99,37 @@ def begin(
     longest = int(lengths_B.max())
     chunk = chunk_size(longest)
     tokens_BT = _table(start.prompts, rows, chunk * math.ceil(longest / chunk))
-    source_BS = None if start.sources is None else _table(start.sources, rows, bucket(max(map(len, start.sources))))
-    source_lengths_B = None if start.sources is None else _padded([len(ids) for ids in start.sources], rows)
+    source_BS = (
+        None
+        if start.sources is None
+        else _table(start.sources, rows, bucket(max(map(len, start.sources))))
+    )
+    source_lengths_B = (
+        None if start.sources is None else _padded([len(ids) for ids in start.sources], rows)
+    )
     streams_B2 = np.zeros((rows, 2), np.uint32)
     streams_B2[: len(start.streams)] = start.streams
     seen_BV = _seen(start.prompts, rows, model, law)
     length = bucket(int((lengths_B + left_B).max()))
     state = empty(
-        params, lengths_B, left_B, seen_BV, source_BS, source_lengths_B, np.uint32(start.seed), streams_B2,
-        model=model, length=length, chunk=chunk,
-    )  # fmt: skip
+        params,
+        lengths_B,
+        left_B,
+        seen_BV,
+        source_BS,
+        source_lengths_B,
+        np.uint32(start.seed),
+        streams_B2,
+        model=model,
+        length=length,
+        chunk=chunk,
+    )
     last_B1D = None
     for first in range(0, longest, chunk):
         tokens_BC = tokens_BT[:, first : first + chunk]
-        state, last_B1D = _feed(params, state, last_B1D, tokens_BC, np.int32(first), lengths_B, model=model)
+        state, last_B1D = _feed(
+            params, state, last_B1D, tokens_BC, np.int32(first), lengths_B, model=model
+        )
     if isinstance(prepared["layers"], tuple):
         state = replace(state, cache=_apart(state.cache))
     return _first(prepared, state, last_B1D, stop_ids, model=model, law=law)
@@ -115,7 +146,8 @@ def advance(
     model: Model,
     law: SamplingConfig,
 ) -> tuple[Writing, jax.Array, jax.Array]:
-    """Up to `limit` more tokens, int32 [B, TOKENS], and their log-probabilities; rows that are not open end here.
+    """Up to `limit` more tokens, int32 [B, TOKENS], and their log-probabilities; rows that are not
+    open end here.
 
     A row's entries after its end mean nothing, and the loop ends with the last row.
     """
@@ -134,9 +166,16 @@ def advance(
             "segments": (state.left_B > 0).astype(jnp.int32)[:, None],
         }
         hidden_B1D, cache = model.decode(params, batch, state.cache, state.memory)
-        state, logprob_B = _pick(params, hidden_B1D, replace(state, cache=cache), stop_ids, model, law)
+        state, logprob_B = _pick(
+            params, hidden_B1D, replace(state, cache=cache), stop_ids, model, law
+        )
         put = partial(lax.dynamic_update_slice_in_dim, start_index=index, axis=1)
-        return index + 1, state, put(ids_BT, state.token_B[:, None]), put(logprobs_BT, logprob_B[:, None])
+        return (
+            index + 1,
+            state,
+            put(ids_BT, state.token_B[:, None]),
+            put(logprobs_BT, logprob_B[:, None]),
+        )
 
     _, state, ids_BT, logprobs_BT = lax.while_loop(unfinished, write, carry)
     return state, _everywhere(ids_BT), _everywhere(logprobs_BT)
@@ -144,7 +183,18 @@ def advance(
 
 @partial(jax.jit, static_argnames=("model", "length", "chunk"))
 def empty(
-    params, lengths_B, left_B, seen_BV, source_BS, source_lengths_B, seed, streams_B2, *, model, length, chunk
+    params,
+    lengths_B,
+    left_B,
+    seen_BV,
+    source_BS,
+    source_lengths_B,
+    seed,
+    streams_B2,
+    *,
+    model,
+    length,
+    chunk,
 ) -> Writing:
     """The state before anything is read; an encoder-decoder's encoder runs here."""
     cache = model.make_cache(lengths_B.shape[0], length, chunk)
@@ -153,14 +203,19 @@ def empty(
         batch = _batch(source_BS, 0, source_lengths_B)
         memory = model.encode(params, {f"encoder_{name}": field for name, field in batch.items()})
     key = jax.random.key(seed)
-    key_B = jax.vmap(lambda stream: jax.random.fold_in(jax.random.fold_in(key, stream[0]), stream[1]))(streams_B2)
+    key_B = jax.vmap(
+        lambda stream: jax.random.fold_in(jax.random.fold_in(key, stream[0]), stream[1])
+    )(streams_B2)
     zeros_B = jnp.zeros_like(lengths_B)
     return _placed(Writing(cache, memory, zeros_B, lengths_B - 1, left_B, key_B, seen_BV))
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames=("state", "last_B1D"))
-def _feed(params, state, last_B1D, tokens_BT, first, lengths_B, *, model) -> tuple[Writing, jax.Array]:
-    """The state with tokens `first` to `first + T` in its cache, and the last states so far of each row's last token."""
+def _feed(
+    params, state, last_B1D, tokens_BT, first, lengths_B, *, model
+) -> tuple[Writing, jax.Array]:
+    """The state with tokens `first` to `first + T` in its cache, and the last states so far of each
+    row's last token."""
     batch = _batch(tokens_BT, first, lengths_B)
     hidden_BTD, cache = model.decode(params, batch, state.cache, state.memory)
     last_BT1 = (batch["positions"] == _rowwise(lengths_B)[:, None] - 1)[:, :, None]
@@ -172,12 +227,16 @@ _apart = jax.jit(Cache.apart)
 
 
 @partial(jax.jit, static_argnames=("model", "law"), donate_argnames="state")
-def _first(params, state, hidden_B1D, stop_ids, *, model, law) -> tuple[Writing, jax.Array, jax.Array]:
+def _first(
+    params, state, hidden_B1D, stop_ids, *, model, law
+) -> tuple[Writing, jax.Array, jax.Array]:
     state, logprob_B = _pick(params, hidden_B1D, state, stop_ids, model, law)
     return state, _everywhere(state.token_B[:, None]), _everywhere(logprob_B[:, None])
 
 
-def _pick(params, hidden_B1D, state: Writing, stop_ids, model: Model, law: SamplingConfig) -> tuple[Writing, jax.Array]:
+def _pick(
+    params, hidden_B1D, state: Writing, stop_ids, model: Model, law: SamplingConfig
+) -> tuple[Writing, jax.Array]:
     """The state one token on, and that token's log-probability [B]."""
     logits_BV = whole(model.logits(params, hidden_B1D)[:, 0], axis=1)
     keys_B = jax.vmap(jax.random.fold_in)(state.key_B, state.position_B)
@@ -185,21 +244,32 @@ def _pick(params, hidden_B1D, state: Writing, stop_ids, model: Model, law: Sampl
     ended_B = jnp.any(token_B[:, None] == stop_ids[None, :], axis=1)
     left_B = jnp.where(ended_B, 0, jnp.maximum(state.left_B - 1, 0))
     seen_BV = None if state.seen_BV is None else state.seen_BV | one_hot(token_B, logits_BV)
-    state = replace(state, token_B=token_B, position_B=state.position_B + 1, left_B=left_B, seen_BV=seen_BV)
+    state = replace(
+        state, token_B=token_B, position_B=state.position_B + 1, left_B=left_B, seen_BV=seen_BV
+    )
     return _placed(state), _rowwise(log_probability(logits_BV, token_B))
 
 
 def _batch(tokens_BT, first, lengths_B) -> dict[str, jax.Array]:
-    """The fields of a model's batch for tokens at positions `first`, `first` + 1, ... of right-padded rows."""
-    positions_BT = jnp.broadcast_to(first + jnp.arange(tokens_BT.shape[1])[None, :], tokens_BT.shape)
-    fields = {"inputs": tokens_BT, "positions": positions_BT, "segments": positions_BT < lengths_B[:, None]}
+    """The fields of a model's batch for tokens at positions `first`, `first` + 1, ... of
+    right-padded rows."""
+    positions_BT = jnp.broadcast_to(
+        first + jnp.arange(tokens_BT.shape[1])[None, :], tokens_BT.shape
+    )
+    fields = {
+        "inputs": tokens_BT,
+        "positions": positions_BT,
+        "segments": positions_BT < lengths_B[:, None],
+    }
     return {name: _rowwise(field.astype(jnp.int32)) for name, field in fields.items()}
 
 
 def _placed(state: Writing) -> Writing:
     """The state with its rows split over the devices as a batch is."""
     names = ("token_B", "position_B", "left_B", "key_B", "seen_BV")
-    return replace(state, **{name: _rowwise(x) for name in names if (x := getattr(state, name)) is not None})
+    return replace(
+        state, **{name: _rowwise(x) for name in names if (x := getattr(state, name)) is not None}
+    )
 
 
 def _rowwise(x: jax.Array) -> jax.Array:
@@ -211,7 +281,8 @@ def _everywhere(x: jax.Array) -> jax.Array:
 
 
 def _rows(prompts: int, model: Model) -> int:
-    """A power of two; two at least where the CPU's product of one row in bfloat16 would take 25 times as long."""
+    """A power of two; two at least where the CPU's product of one row in bfloat16 would take 25
+    times as long."""
     slow = model.precision.compute != "float32" and jax.default_backend() == "cpu"
     return max(2 ** math.ceil(math.log2(prompts)), 2 if slow else 1)
 
@@ -220,7 +291,9 @@ def _padded(numbers: Sequence[int], rows: int) -> np.ndarray:
     return np.array([*numbers, *[0] * (rows - len(numbers))], np.int32)
 
 
-def _seen(prompts: Sequence[Sequence[int]], rows: int, model: Model, law: SamplingConfig) -> np.ndarray | None:
+def _seen(
+    prompts: Sequence[Sequence[int]], rows: int, model: Model, law: SamplingConfig
+) -> np.ndarray | None:
     """The tokens of each prompt, [B, V], where a repetition penalty asks for them."""
     if law.repetition_penalty == 1:
         return None

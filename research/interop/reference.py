@@ -1,7 +1,8 @@
-"""The reference side of a certificate: the same token ids through the implementation that the source was made for.
+"""The reference side of a certificate: the same token ids through the implementation that the
+source was made for.
 
-In a process of its own (`python -m research.interop.reference KIND PATH IDS.npy LOGITS.npy`), for torch and llama.cpp are
-never part of ours and their memory is given back with it.
+In a process of its own (`python -m research.interop.reference KIND PATH IDS.npy LOGITS.npy`), for
+torch and llama.cpp are never part of ours and their memory is given back with it.
 """
 
 import importlib.metadata
@@ -14,34 +15,47 @@ from typing import Any
 
 import numpy as np
 
-from research.interop.checkpoint import Checkpoint
+from research.interop.storage.checkpoint import Checkpoint
 from research.models.model import Model, forward
 from research.models.spec import abstract
 
-TOKENS = 64  # of the one fixed text: enough that every position and head has its say, little enough for any machine
+# of the one fixed text: enough that every position and head has its say, little enough for any
+# machine
+TOKENS = 64
 _SEED = 20260101
 _PACKAGES = {"hf": ("torch", "transformers"), "gguf": ("llama_cpp",)}
 
 
 def compare(source: Checkpoint, target: Checkpoint) -> dict[str, Any] | None:
-    """How far the target's logits are from the reference's on fixed ids; None where there is no reference.
+    """How far the target's logits are from the reference's on fixed ids; None where there is no
+    reference.
 
-    transformers for its own folders, llama.cpp for GGUF files, where they are installed; decoders only.
+    transformers for its own folders, llama.cpp for GGUF files, where they are installed; decoders
+    only.
     """
     packages = _PACKAGES.get(source.format, ("",))
-    if source.config.kind != "decoder" or not all(name and importlib.util.find_spec(name) for name in packages):
+    if source.config.kind != "decoder" or not all(
+        name and importlib.util.find_spec(name) for name in packages
+    ):
         return None
     length = min(TOKENS, source.config.max_length)
-    ids_T = np.random.default_rng(_SEED).integers(0, source.config.vocab_size, length, dtype=np.int32)
+    ids_T = np.random.default_rng(_SEED).integers(
+        0, source.config.vocab_size, length, dtype=np.int32
+    )
     theirs_TV = _reference(source, ids_T)
     ours_TV = _logits(target, ids_T)
     name = packages[-1]
     version = importlib.metadata.version({"llama_cpp": "llama-cpp-python"}.get(name, name))
-    return {"implementation": f"{name} {version}", "token_ids": ids_T.tolist(), **differences(ours_TV, theirs_TV)}
+    return {
+        "implementation": f"{name} {version}",
+        "token_ids": ids_T.tolist(),
+        **differences(ours_TV, theirs_TV),
+    }
 
 
 def differences(ours_TV: np.ndarray, theirs_TV: np.ndarray) -> dict[str, float]:
-    """`largest_logit_difference`, `mean_kl_nats` of ours from theirs, and `top1_agreement`, a share of the positions."""
+    """`largest_logit_difference`, `mean_kl_nats` of ours from theirs, and `top1_agreement`, a share
+    of the positions."""
     ours_TV, theirs_TV = ours_TV.astype(np.float64), theirs_TV.astype(np.float64)
     log_p_TV, log_q_TV = _log_softmax(theirs_TV), _log_softmax(ours_TV)
     return {
@@ -71,10 +85,20 @@ def _reference(source: Checkpoint, ids_T: np.ndarray) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         ids, logits = Path(folder) / "ids.npy", Path(folder) / "logits.npy"
         np.save(ids, ids_T)
-        arguments = [sys.executable, "-m", "research.interop.reference", source.format, source.source, ids, logits]
+        arguments = [
+            sys.executable,
+            "-m",
+            "research.interop.reference",
+            source.format,
+            source.source,
+            ids,
+            logits,
+        ]
         done = subprocess.run(arguments, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
-            raise ValueError(f"the reference cannot run {source.source}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+            raise ValueError(
+                f"the reference cannot run {source.source}: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+            )
         return np.load(logits, allow_pickle=False)
 
 
@@ -82,7 +106,9 @@ def _transformers(path: str, ids_T: np.ndarray) -> np.ndarray:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, local_files_only=True
+    ).eval()
     with torch.no_grad():
         return model(torch.from_numpy(ids_T[None].astype(np.int64))).logits[0].numpy()
 
@@ -97,4 +123,7 @@ def _llama_cpp(path: str, ids_T: np.ndarray) -> np.ndarray:
 
 if __name__ == "__main__":
     kind, path, ids, logits = sys.argv[1:]
-    np.save(logits, (_transformers if kind == "hf" else _llama_cpp)(path, np.load(ids, allow_pickle=False)))
+    np.save(
+        logits,
+        (_transformers if kind == "hf" else _llama_cpp)(path, np.load(ids, allow_pickle=False)),
+    )

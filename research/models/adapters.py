@@ -4,8 +4,9 @@
     prefix       keys and values in front of every layer's own (arXiv:2101.00190)
     prompt       virtual tokens in front of every text (arXiv:2104.08691)
 
-A prefix and a prompt stand at the positions 0 to n - 1 in front of every document, also of each of a packed row, and the
-tokens' own positions start at n. They are tokens like any other to a window, which leaves them behind.
+A prefix and a prompt stand at the positions 0 to n - 1 in front of every document, also of each of
+a packed row, and the tokens' own positions start at n. They are tokens like any other to a window,
+which leaves them behind.
 """
 
 from collections.abc import Callable
@@ -19,20 +20,25 @@ from research.models.initial import initial
 from research.models.spec import Spec, normal, zeros
 from research.models.spec import stack as stack_specs
 from research.ops.attention import EVERYONE, Visibility
-from research.ops.einsum import add_bias, einsum, place_as, placed, whole
+from research.ops.einsum import add_bias, einsum
+from research.parallel.placement import place_as, placed, whole
 from research.tree import Tree
 
-# Which of a layer's parts a bottleneck follows: arXiv:1902.00751, figure 2; arXiv:2005.00247, section 3.
+# Which of a layer's parts a bottleneck follows: arXiv:1902.00751, figure 2; arXiv:2005.00247,
+# section 3.
 PLACEMENTS = {"houlsby": ("attention", "cross", "mlp"), "pfeiffer": ("mlp",)}
 
 
 def bottleneck_specs(c: ModelConfig, size: int, placement: str = "pfeiffer") -> Tree:
-    """Specs of bottlenecks of this size in every layer, `layers/mlp_adapter/down` [L, D, M] and so on: the identity
-    until they are trained, since `up` starts at zero. ValueError for an unknown placement and a size outside 1..D."""
+    """Specs of bottlenecks of this size in every layer, `layers/mlp_adapter/down` [L, D, M] and so
+    on: the identity until they are trained, since `up` starts at zero. ValueError for an unknown
+    placement and a size outside 1..D."""
     if placement not in PLACEMENTS:
         raise ValueError(f"placement={placement!r}; choose one of {', '.join(PLACEMENTS)}")
     if not 1 <= size <= c.d_model:
-        raise ValueError(f"bottlenecks of {size} must lie in 1..{c.d_model}, the width of the model; set a lower size")
+        raise ValueError(
+            f"bottlenecks of {size} must lie in 1..{c.d_model}, the width of the model; set a lower size"
+        )
     D, M = c.d_model, size
     one = {
         "down": Spec((D, M), ("embed", "vector"), normal(0.01)),  # arXiv:1902.00751, section 3.6
@@ -50,76 +56,103 @@ def bottleneck_specs(c: ModelConfig, size: int, placement: str = "pfeiffer") -> 
     return {**layers(c.layers, True), "encoder": layers(c.encoder_layers, False)}
 
 
-def bottleneck(p: Tree, y_BTD: jax.Array, activation: Callable[[jax.Array], jax.Array]) -> jax.Array:
+def bottleneck(
+    p: Tree, y_BTD: jax.Array, activation: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
     """What a layer's part gave, with the bottleneck's correction, [B, T, D]."""
     hidden_BTM = activation(add_bias(einsum("BTD,DM->BTM", y_BTD, p["down"]), p["down_bias"]))
     return y_BTD + add_bias(einsum("BTM,MD->BTD", hidden_BTM, p["up"]), p["up_bias"])
 
 
 def prefix_specs(c: ModelConfig, tokens: int) -> Tree:
-    """Specs of `layers/attention/prefix_key` and `prefix_value` [L, n, K, H], of decoder and encoder; unrotated keys."""
+    """Specs of `layers/attention/prefix_key` and `prefix_value` [L, n, K, H], of decoder and
+    encoder; unrotated keys."""
     _positive(tokens)
     axes = ("virtual", "kv_heads", "head")
     one = Spec((tokens, c.kv_heads, c.head_size), axes, normal(c.init_std))
 
     def layers(count: int) -> Tree:
-        return {"layers": {"attention": stack_specs({"prefix_key": one, "prefix_value": one}, count)}}
+        return {
+            "layers": {"attention": stack_specs({"prefix_key": one, "prefix_value": one}, count)}
+        }
 
-    return layers(c.layers) | ({"encoder": layers(c.encoder_layers)} if c.kind == "encoder_decoder" else {})
+    return layers(c.layers) | (
+        {"encoder": layers(c.encoder_layers)} if c.kind == "encoder_decoder" else {}
+    )
 
 
 def prompt_specs(c: ModelConfig, tokens: int) -> Tree:
-    """Specs of `prompt/table` [n, D], rows in place of the token table's. ValueError for what is no decoder."""
+    """Specs of `prompt/table` [n, D], rows in place of the token table's. ValueError for what is no
+    decoder."""
     _positive(tokens)
     _decoder(c)
-    return {"prompt": {"table": Spec((tokens, c.d_model), ("virtual", "embed"), initial(c).embedding)}}
+    return {
+        "prompt": {"table": Spec((tokens, c.d_model), ("virtual", "embed"), initial(c).embedding)}
+    }
 
 
 def virtual_tokens(params: Tree) -> int:
-    """How many virtual tokens stand in front of every text: rows of a prompt, or keys of the prefix of a stack."""
+    """How many virtual tokens stand in front of every text: rows of a prompt, or keys of the prefix
+    of a stack."""
     if "prompt" in params:
         return params["prompt"]["table"].shape[0]
     layers = params.get("layers", {})
-    prefix = (layers[0] if isinstance(layers, tuple) else layers).get("attention", {}).get("prefix_key")
+    prefix = (
+        (layers[0] if isinstance(layers, tuple) else layers).get("attention", {}).get("prefix_key")
+    )
     return 0 if prefix is None else prefix.shape[-3]
 
 
 def check_prompt(c: ModelConfig, params: Tree) -> None:
-    """ValueError for a prompt that was made for another model, that is no decoder's, or that stands beside a prefix."""
+    """ValueError for a prompt that was made for another model, that is no decoder's, or that stands
+    beside a prefix."""
     _decoder(c)
     table_SD = params["prompt"]["table"]
     if table_SD.ndim != 2 or table_SD.shape[1] != c.d_model:
-        raise ValueError(f"prompt/table {table_SD.shape} wants rows of {c.d_model}; it was made for another model")
+        raise ValueError(
+            f"prompt/table {table_SD.shape} wants rows of {c.d_model}; it was made for another model"
+        )
     if virtual_tokens({"layers": params["layers"]}):
-        raise ValueError("prompt/table stands beside layers/attention/prefix_key; take one of the two")
+        raise ValueError(
+            "prompt/table stands beside layers/attention/prefix_key; take one of the two"
+        )
 
 
 def add_prefix(params: Tree, key_LSKH: jax.Array, value_LSKH: jax.Array) -> Tree:
-    """The parameters, their layers stacked or a tuple, with these keys and values in front of every layer's own."""
+    """The parameters, their layers stacked or a tuple, with these keys and values in front of every
+    layer's own."""
 
     def added(p: Tree, key, value) -> Tree:
         return {**p, "attention": {**p["attention"], "prefix_key": key, "prefix_value": value}}
 
     layers = params["layers"]
     stacked = not isinstance(layers, tuple)
-    layers = added(layers, key_LSKH, value_LSKH) if stacked else tuple(map(added, layers, key_LSKH, value_LSKH))
+    layers = (
+        added(layers, key_LSKH, value_LSKH)
+        if stacked
+        else tuple(map(added, layers, key_LSKH, value_LSKH))
+    )
     return {**params, "layers": layers}
 
 
 def with_prefix(
     p: Tree, k_BSKH: jax.Array, v_BSKH: jax.Array, visibility: Visibility
 ) -> tuple[jax.Array, jax.Array, Visibility]:
-    """A layer's keys and values with its prefix in front, where it has one, and the visibility of both.
+    """A layer's keys and values with its prefix in front, where it has one, and the visibility of
+    both.
 
-    Every document of a row sees the prefix. That is no packed row to itself, all that the kernels and the blocked form
-    know, so attention takes the plain XLA form here. ValueError for a prefix that was made for another model.
+    Every document of a row sees the prefix. That is no packed row to itself, all that the kernels
+    and the blocked form know, so attention takes the plain XLA form here. ValueError for a prefix
+    that was made for another model.
     """
     if "prefix_key" not in p:
         return k_BSKH, v_BSKH, visibility
     for name in ("prefix_key", "prefix_value"):
         if p[name].ndim != 3 or p[name].shape[1:] != k_BSKH.shape[2:]:
             wanted = f"(n, {k_BSKH.shape[2]}, {k_BSKH.shape[3]}) a layer"
-            raise ValueError(f"layers/attention/{name} {p[name].shape} wants {wanted}; it was made for another model")
+            raise ValueError(
+                f"layers/attention/{name} {p[name].shape} wants {wanted}; it was made for another model"
+            )
     length = p["prefix_key"].shape[0]
     fields = (
         (jnp.arange(length, dtype=jnp.int32), visibility.k_positions_BS),
@@ -127,12 +160,19 @@ def with_prefix(
     )
     k_BSKH, v_BSKH = in_front(p["prefix_key"], k_BSKH), in_front(p["prefix_value"], v_BSKH)
     positions_BS, segments_BS = (in_front(one, field) for one, field in fields)
-    seen = replace(visibility, k_positions_BS=positions_BS, k_segments_BS=segments_BS, packed=False, shared=True)
+    seen = replace(
+        visibility,
+        k_positions_BS=positions_BS,
+        k_segments_BS=segments_BS,
+        packed=False,
+        shared=True,
+    )
     return k_BSKH, v_BSKH, seen
 
 
 def in_front(first: jax.Array, rows: jax.Array) -> jax.Array:
-    """`rows` [B, S, ...] with `first` [n, ...] in front of every row, [B, n + S, ...], placed and typed as the rows."""
+    """`rows` [B, S, ...] with `first` [n, ...] in front of every row, [B, n + S, ...], placed and
+    typed as the rows."""
     rows = whole(jnp.asarray(rows), axis=1)
     copies = jnp.broadcast_to(first.astype(rows.dtype)[None], (rows.shape[0], *first.shape))
     return jnp.concatenate([place_as(copies, placed(rows)), rows], axis=1)

@@ -1,9 +1,10 @@
 """The key-value cache of decoding: a plain pytree, passed in and out.
 
-Slots hold keys and values with the position and segment of the token they came from (segment 0: empty), so attention
-over a cache is attention like any other. A token of position p lives in slot p mod S: without a window S covers the
-whole text, with one S is the window plus the longest chunk written at once, older tokens being overwritten when no
-query can see them. Heads come before slots, so that a head's keys lie together, as the products of decoding read them.
+Slots hold keys and values with the position and segment of the token they came from (segment 0:
+empty), so attention over a cache is attention like any other. A token of position p lives in slot p
+mod S: without a window S covers the whole text, with one S is the window plus the longest chunk
+written at once, older tokens being overwritten when no query can see them. Heads come before slots,
+so that a head's keys lie together, as the products of decoding read them.
 """
 
 from dataclasses import dataclass, replace
@@ -13,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from research.axes import constrain
-from research.ops.einsum import spec
+from research.parallel.axes import constrain
+from research.parallel.placement import spec
 
 
 @partial(
@@ -26,7 +27,8 @@ from research.ops.einsum import spec
 class Cache:
     """Keys and values of all layers, and what is in each slot.
 
-    `apart`, a tuple of the layers [B, K, S, H] stands for an array: an unrolled stack then copies no layer out to read it.
+    `apart`, a tuple of the layers [B, K, S, H] stands for an array: an unrolled stack then copies
+    no layer out to read it.
     """
 
     key_LBKSH: jax.Array | tuple[jax.Array, ...]
@@ -49,7 +51,10 @@ class Cache:
         """The cache with each layer an array of its own."""
         if isinstance(self.key_LBKSH, tuple):
             return self
-        keys, values = (tuple(kv[layer] for layer in range(kv.shape[0])) for kv in (self.key_LBKSH, self.value_LBKSH))
+        keys, values = (
+            tuple(kv[layer] for layer in range(kv.shape[0]))
+            for kv in (self.key_LBKSH, self.value_LBKSH)
+        )
         return replace(self, key_LBKSH=keys, value_LBKSH=values)
 
     def places(self, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
@@ -86,31 +91,45 @@ class LayerCache:
             return _put(layers, new_BTKH, self.slots_BT, self.layer)
         slots_BT = self.slots_BT
         if slots_BT.size == 1:
-            # Written twice, it stays a scatter. A single update the CPU backend fuses into what reads the cache and once
-            # more into what keeps it, and copies the cache for that.
+            # Written twice, it stays a scatter. A single update the CPU backend fuses into what
+            # reads the cache and once more into what keeps it, and copies the cache for that.
             slots_BT, new_BTKH = jnp.repeat(slots_BT, 2, axis=1), jnp.repeat(new_BTKH, 2, axis=1)
         own = _put(layers[self.layer], new_BTKH, slots_BT)
         return (*layers[: self.layer], own, *layers[self.layer + 1 :])
 
 
 def make_cache(
-    layers: int, batch: int, length: int, kv_heads: int, head_size: int, dtype: jnp.dtype, window: int, chunk: int
+    layers: int,
+    batch: int,
+    length: int,
+    kv_heads: int,
+    head_size: int,
+    dtype: jnp.dtype,
+    window: int,
+    chunk: int,
 ) -> Cache:
     """An empty cache for texts of up to `length` tokens, written at most `chunk` at a time."""
     slots = min(length, window + chunk - 1) if window else length
     index, content = ("batch", "position"), ("layers", "batch", "kv_heads", "position", "head")
     # Each array its own: a donated buffer must not be given twice.
     keys, values = (
-        constrain(jnp.zeros((layers, batch, kv_heads, slots, head_size), dtype), content) for _ in range(2)
+        constrain(jnp.zeros((layers, batch, kv_heads, slots, head_size), dtype), content)
+        for _ in range(2)
     )
-    positions_BS, segments_BS = (constrain(jnp.zeros((batch, slots), jnp.int32), index) for _ in range(2))
+    positions_BS, segments_BS = (
+        constrain(jnp.zeros((batch, slots), jnp.int32), index) for _ in range(2)
+    )
     return Cache(keys, values, positions_BS, segments_BS)
 
 
-def _put(cached: jax.Array, new: jax.Array, slots_BT: jax.Array, layer: jax.Array | int | None = None) -> jax.Array:
-    """`cached` [B, S] with `new` [B, T] in its slots, [B, K, S, H] with `new` [B, T, K, H], or all layers of the latter.
+def _put(
+    cached: jax.Array, new: jax.Array, slots_BT: jax.Array, layer: jax.Array | int | None = None
+) -> jax.Array:
+    """`cached` [B, S] with `new` [B, T] in its slots, [B, K, S, H] with `new` [B, T, K, H], or all
+    layers of the latter.
 
-    Written in place where the caller's buffer may be: a copy of the cache for every token would cost more than the model.
+    Written in place where the caller's buffer may be: a copy of the cache for every token would
+    cost more than the model.
     """
 
     def scatter(cached, new, slots_BT, layer):
@@ -121,7 +140,8 @@ def _put(cached: jax.Array, new: jax.Array, slots_BT: jax.Array, layer: jax.Arra
 
     if jax.sharding.get_abstract_mesh().empty:
         return scatter(cached, new, slots_BT, layer)
-    # Rows and heads are split, slots are not: each device writes its own part, which the scatter's types cannot tell.
+    # Rows and heads are split, slots are not: each device writes its own part, which the scatter's
+    # types cannot tell.
     where = spec(cached)
     rows, *heads = where if layer is None else where[1:]
     heads = (heads[0], heads[2]) if len(heads) == 3 else ()

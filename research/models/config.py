@@ -29,13 +29,18 @@ class ModelConfig:
     kv_heads: int = 12
     head_size: int = 64
     d_ff: int = 3072
-    max_length: int = 1024  # rows of a learned position table; otherwise the length that the model was made for
+    max_length: int = (
+        1024  # rows of a learned position table; otherwise the length that the model was made for
+    )
     position: str = "rope"
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling = RopeScaling()
-    window: int = 0  # a token sees itself and the window - 1 before it (arXiv:2310.06825, section 2); 0: all of them
+    # a token sees itself and the window - 1 before it (arXiv:2310.06825, section 2); 0: all of them
+    window: int = 0
     norm: str = "rms"
-    norm_after: bool = False  # normalise after the residual sum (arXiv:1706.03762), not before the layer
+    norm_after: bool = (
+        False  # normalise after the residual sum (arXiv:1706.03762), not before the layer
+    )
     norm_eps: float = 1e-5
     query_norm: bool = False  # RMS norm of each query and key head (Qwen 3)
     activation: str = "silu"
@@ -68,30 +73,52 @@ class ModelConfig:
             ("init", INITS),
         ):
             if getattr(self, field) not in choices:
-                raise ValueError(f"model.{field}={getattr(self, field)!r}; choose one of {', '.join(choices)}")
-        for field in ("vocab_size", "layers", "d_model", "heads", "kv_heads", "head_size", "d_ff", "max_length"):
+                raise ValueError(
+                    f"model.{field}={getattr(self, field)!r}; choose one of {', '.join(choices)}"
+                )
+        for field in (
+            "vocab_size",
+            "layers",
+            "d_model",
+            "heads",
+            "kv_heads",
+            "head_size",
+            "d_ff",
+            "max_length",
+        ):
             if getattr(self, field) < 1:
                 raise ValueError(f"model.{field}={getattr(self, field)} must be positive")
         if self.heads % self.kv_heads:
-            raise ValueError(f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}")
+            raise ValueError(
+                f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}"
+            )
         if (self.kind == "encoder_decoder") != (self.encoder_layers > 0):
-            raise ValueError(f"model.encoder_layers={self.encoder_layers} does not fit model.kind={self.kind!r}")
+            raise ValueError(
+                f"model.encoder_layers={self.encoder_layers} does not fit model.kind={self.kind!r}"
+            )
         if self.window < 0:
             raise ValueError(f"model.window={self.window} must be positive, or 0 for no window")
         if self.experts and (not self.gated or self.mlp_bias):
-            raise ValueError("model.experts wants model.gated=True and model.mlp_bias=False, the only experts there are")
+            raise ValueError(
+                "model.experts wants model.gated=True and model.mlp_bias=False, the only experts there are"
+            )
         if self.experts and not 1 <= self.experts_per_token <= self.experts:
-            raise ValueError(f"model.experts_per_token={self.experts_per_token} must lie in 1..{self.experts}")
+            raise ValueError(
+                f"model.experts_per_token={self.experts_per_token} must lie in 1..{self.experts}"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout={self.dropout} must lie in [0, 1)")
         if self.position == "rope" and self.head_size % 2:
             raise ValueError(f"model.head_size={self.head_size} must be even for rotary positions")
         if self.labels < 0 or (self.labels and not self.pooler):
-            raise ValueError(f"model.labels={self.labels} must not be negative, and a classifier wants model.pooler=True")
+            raise ValueError(
+                f"model.labels={self.labels} must not be negative, and a classifier wants model.pooler=True"
+            )
 
 
 def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
-    """The config of `dataclasses.asdict(config)`, as JSON gives it back. TypeError for fields that it has not."""
+    """The config of `dataclasses.asdict(config)`, as JSON gives it back. TypeError for fields that
+    it has not."""
     return ModelConfig(**{**values, "rope_scaling": RopeScaling(**values["rope_scaling"])})
 
 
@@ -99,11 +126,13 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
 class Execution:
     """How the layers run. Nothing here changes what is computed.
 
-    `remat` is what a layer keeps for its backward pass: "none" recomputes nothing, "dots" keeps matrix products, "full"
-    keeps the layer's input alone, "offload" keeps that input in host memory, which on a CPU is no other. `unroll` is how many layers one iteration
-    of the scan runs, 0 for all of them; `attention` names the implementation. `feed_tokens` is how many tokens of a device
-    go through a dense feed-forward layer at a time, recomputed for the backward pass, 0 for all: its hidden states, several
-    times as wide as the model's, are what bounds the length of a context.
+    `remat` is what a layer keeps for its backward pass: "none" recomputes nothing, "dots" keeps
+    matrix products, "full" keeps the layer's input alone, "offload" keeps that input in host
+    memory, which on a CPU is no other. `unroll` is how many layers one iteration of the scan runs,
+    0 for all of them; `attention` names the implementation. `feed_tokens` is how many tokens of a
+    device go through a dense feed-forward layer at a time, recomputed for the backward pass, 0 for
+    all: its hidden states, several times as wide as the model's, are what bounds the length of a
+    context.
     """
 
     remat: str = "none"
@@ -113,10 +142,16 @@ class Execution:
 
     def __post_init__(self):
         if self.feed_tokens < 0:
-            raise ValueError(f"execution.feed_tokens={self.feed_tokens} must be positive, or 0 for all")
+            raise ValueError(
+                f"execution.feed_tokens={self.feed_tokens} must be positive, or 0 for all"
+            )
         if self.remat not in REMATS:
             raise ValueError(f"execution.remat={self.remat!r}; choose one of {', '.join(REMATS)}")
         if self.unroll < 0:
-            raise ValueError(f"execution.unroll={self.unroll} must be positive, or 0 for all layers")
+            raise ValueError(
+                f"execution.unroll={self.unroll} must be positive, or 0 for all layers"
+            )
         if self.attention not in IMPLEMENTATIONS:
-            raise ValueError(f"execution.attention={self.attention!r}; choose one of {', '.join(IMPLEMENTATIONS)}")
+            raise ValueError(
+                f"execution.attention={self.attention!r}; choose one of {', '.join(IMPLEMENTATIONS)}"
+            )

@@ -10,7 +10,8 @@ from research.models import layers
 from research.models.config import ModelConfig
 from research.models.initial import Initial
 from research.models.spec import Spec, zeros
-from research.ops.einsum import add_bias, contract, einsum, gather, take, whole
+from research.ops.einsum import add_bias, contract, einsum, take
+from research.parallel.placement import gather, whole
 from research.tree import Tree
 
 BUCKETS = 32  # relative positions, arXiv:1910.10683, section 2.1
@@ -18,8 +19,11 @@ FARTHEST = 128
 
 
 def embed_specs(c: ModelConfig, start: Initial) -> Tree:
-    """Token table [V, D], with position and type tables and a norm for the families that have them."""
-    specs = {"table": Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.embedding, inputs=-1)}
+    """Token table [V, D], with position and type tables and a norm for the families that have
+    them."""
+    specs = {
+        "table": Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.embedding, inputs=-1)
+    }
     if c.position == "learned":
         specs["positions"] = Spec((c.max_length, c.d_model), ("position", "embed"), start.position)
     if c.token_types:
@@ -55,8 +59,9 @@ def embed(
 def sinusoids(positions_BT: jax.Array, d_model: int) -> jax.Array:
     """Sines in the first half of D, cosines in the second, float32 [B, T, D].
 
-    The rates are those of arXiv:1706.03762, section 3.5; the halves stand apart, as in its released code and in Marian,
-    where the print has them interleaved, which is the same model with D in another order.
+    The rates are those of arXiv:1706.03762, section 3.5; the halves stand apart, as in its released
+    code and in Marian, where the print has them interleaved, which is the same model with D in
+    another order.
     """
     rates = jnp.asarray(10000.0 ** (-np.arange(0, d_model, 2) / d_model), jnp.float32)
     angles_BTh = positions_BT[:, :, None].astype(jnp.float32) * rates[None, None, :]
@@ -68,7 +73,9 @@ def relative_specs(c: ModelConfig, start: Initial) -> Tree:
     return {"table": Spec((BUCKETS, c.heads), ("bucket", "heads"), start.position)}
 
 
-def relative_bias(p: Tree, q_positions_BT: jax.Array, k_positions_BS: jax.Array, *, causal: bool) -> jax.Array:
+def relative_bias(
+    p: Tree, q_positions_BT: jax.Array, k_positions_BS: jax.Array, *, causal: bool
+) -> jax.Array:
     """Offsets of the scores, float32 [B, N, T, S] (arXiv:1910.10683, section 2.1)."""
     distance_BTS = whole(k_positions_BS, axis=1)[:, None, :] - q_positions_BT[:, :, None]
     one_hot_BTSb = jax.nn.one_hot(_bucket(distance_BTS, causal), BUCKETS)
@@ -76,7 +83,8 @@ def relative_bias(p: Tree, q_positions_BT: jax.Array, k_positions_BS: jax.Array,
 
 
 def _bucket(distance: jax.Array, causal: bool) -> jax.Array:
-    """Half the buckets are exact distances, half are logarithmic up to FARTHEST; without causality a sign takes a half."""
+    """Half the buckets are exact distances, half are logarithmic up to FARTHEST; without causality
+    a sign takes a half."""
     buckets, offset = BUCKETS, 0
     if causal:
         distance = jnp.maximum(-distance, 0)
@@ -110,4 +118,8 @@ def head_states(p_head: Tree, hidden_BTD: jax.Array, c: ModelConfig) -> jax.Arra
         hidden_BTD = add_bias(einsum("BTD,DM->BTM", hidden_BTD, p_head["kernel"]), p_head["bias"])
         hidden_BTD = layers.ACTIVATIONS[c.activation](hidden_BTD)
         hidden_BTD = layers.norm(p_head["norm"], hidden_BTD, c)
-    return hidden_BTD if c.head_scale == 1.0 else hidden_BTD * jnp.asarray(c.head_scale, hidden_BTD.dtype)
+    return (
+        hidden_BTD
+        if c.head_scale == 1.0
+        else hidden_BTD * jnp.asarray(c.head_scale, hidden_BTD.dtype)
+    )

@@ -26,10 +26,10 @@ class Initial:
 def initial(c: ModelConfig) -> Initial:
     """The family's initialisers, by `c.init`.
 
-    scaled: normal(init_std), and 1/sqrt(2 layers) of it for what adds to the residual (GPT-2, section 2.3).
-    plain: normal(init_std) everywhere (BERT).
-    xavier: std sqrt(2 / (fan in + fan out)), embeddings d_model^-0.5 (arXiv:1706.03762's released code).
-    t5: variance 1 / fan in, queries also over head_size, embeddings init_std (arXiv:1910.10683's released code).
+    scaled: normal(init_std), and 1/sqrt(2 layers) of it for what adds to the residual (GPT-2,
+    section 2.3). plain: normal(init_std) everywhere (BERT). xavier: std sqrt(2 / (fan in + fan
+    out)), embeddings d_model^-0.5 (arXiv:1706.03762's released code). t5: variance 1 / fan in,
+    queries also over head_size, embeddings init_std (arXiv:1910.10683's released code).
     """
     D, F, heads, H = c.d_model, c.d_ff, c.heads * c.head_size, c.head_size
     plain = normal(c.init_std)
@@ -40,8 +40,16 @@ def initial(c: ModelConfig) -> Initial:
     if c.init == "t5":
         inward = normal(D**-0.5)
         return Initial(
-            embedding=plain, position=normal(D**-0.5), query=normal((D * H) ** -0.5), key=inward, value=inward,
-            out=normal(heads**-0.5), up=inward, down=normal(F**-0.5), router=inward, head=inward,
-        )  # fmt: skip
+            embedding=plain,
+            position=normal(D**-0.5),
+            query=normal((D * H) ** -0.5),
+            key=inward,
+            value=inward,
+            out=normal(heads**-0.5),
+            up=inward,
+            down=normal(F**-0.5),
+            router=inward,
+            head=inward,
+        )
     residual = normal(c.init_std / math.sqrt(2 * c.layers)) if c.init == "scaled" else plain
     return Initial(plain, plain, plain, plain, plain, residual, plain, residual, plain, plain)

@@ -1,6 +1,7 @@
 """The layers that all families are made of: each a tree of specs and a function on that tree.
 
-Letters: B batch, T query time, S key time, D model, N query heads, K key heads, H head size, F feed-forward, E experts.
+Letters: B batch, T query time, S key time, D model, N query heads, K key heads, H head size, F
+feed-forward, E experts.
 """
 
 from collections.abc import Callable
@@ -45,7 +46,8 @@ def norm(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
 
 
 def attention_specs(c: ModelConfig, start: Initial) -> Tree:
-    """Query [D, N, H], key and value [D, K, H], out [N, H, D], and the biases and head norms of families that have them."""
+    """Query [D, N, H], key and value [D, K, H], out [N, H, D], and the biases and head norms of
+    families that have them."""
     D, N, K, H = c.d_model, c.heads, c.kv_heads, c.head_size
     specs = {
         "query": Spec((D, N, H), ("embed", "heads", "head"), start.query),
@@ -75,7 +77,9 @@ def queries(p: Tree, x_BTD: jax.Array, c: ModelConfig, rotation: tuple | None) -
     return q_BTNH if rotation is None else rotate(q_BTNH, *rotation)
 
 
-def keys_values(p: Tree, x_BSD: jax.Array, c: ModelConfig, rotation: tuple | None) -> tuple[jax.Array, jax.Array]:
+def keys_values(
+    p: Tree, x_BSD: jax.Array, c: ModelConfig, rotation: tuple | None
+) -> tuple[jax.Array, jax.Array]:
     """Keys and values [B, S, K, H]."""
     k_BSKH = einsum("BSD,DKH->BSKH", x_BSD, p["key"])
     v_BSKH = einsum("BSD,DKH->BSKH", x_BSD, p["value"])
@@ -98,7 +102,8 @@ def attention(
     memory: tuple[jax.Array, jax.Array] | None = None,
     implementation: str = "auto",
 ) -> tuple[jax.Array, LayerCache | None]:
-    """Attention over `x` itself, over a cache that `x` is first written to, or over a memory's keys and values."""
+    """Attention over `x` itself, over a cache that `x` is first written to, or over a memory's keys
+    and values."""
     q_BTNH = queries(p, x_BTD, c, rotation)
     k_BSKH, v_BSKH = keys_values(p, x_BTD, c, rotation) if memory is None else memory
     if cache is not None:
@@ -119,7 +124,8 @@ def attention(
 
 
 def mlp_specs(c: ModelConfig, start: Initial) -> Tree:
-    """Up [D, F], down [F, D], gate [D, F] where gated; with experts a leading E on each and a router [D, E]."""
+    """Up [D, F], down [F, D], gate [D, F] where gated; with experts a leading E on each and a
+    router [D, E]."""
     D, F = c.d_model, c.d_ff
     E, e = ((c.experts,), ("experts",)) if c.experts else ((), ())
     specs = {
@@ -155,20 +161,28 @@ def mlp(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
     return add_bias(y_BTD, p["down_bias"]) if "down_bias" in p else y_BTD
 
 
-def _gated(activation: Callable[[jax.Array], jax.Array], gate: jax.Array, up: jax.Array) -> jax.Array:
+def _gated(
+    activation: Callable[[jax.Array], jax.Array], gate: jax.Array, up: jax.Array
+) -> jax.Array:
     return activation(gate) * up
 
 
-def moe(p: Tree, x_BTD: jax.Array, c: ModelConfig, counted_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mixture of experts and its load-balancing loss over the tokens that `counted` marks with 1."""
+def moe(
+    p: Tree, x_BTD: jax.Array, c: ModelConfig, counted_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mixture of experts and its load-balancing loss over the tokens that `counted` marks with
+    1."""
     logits_BTE = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), p["router"])
     weights_BTk, ids_BTk = route.top_k(logits_BTE, c.experts_per_token)
-    y_BTD = route.experts(x_BTD, weights_BTk, ids_BTk, p["gate"], p["up"], p["down"], ACTIVATIONS[c.activation])
+    y_BTD = route.experts(
+        x_BTD, weights_BTk, ids_BTk, p["gate"], p["up"], p["down"], ACTIVATIONS[c.activation]
+    )
     return y_BTD, route.load_balance(logits_BTE, ids_BTk, counted_BT)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """`x` with each element zeroed at `rate` and the rest scaled up (arXiv:1207.0580); `x` itself without a key."""
+    """`x` with each element zeroed at `rate` and the rest scaled up (arXiv:1207.0580); `x` itself
+    without a key."""
     if key is None or rate == 0.0:
         return x
     sharding = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding

@@ -1,8 +1,9 @@
-"""The model as a Flax Linen module, for programs built of those: a thin skin over the same tree and the same functions.
+"""The model as a Flax Linen module, for programs built of those: a thin skin over the same tree and
+the same functions.
 
-    module = Transformer(Model(PRESETS["gpt2"]))
-    variables = module.init(jax.random.key(0), batch)        # {"params": the tree of every other file here}
-    logits_BTV = module.apply(variables, batch)
+module = Transformer(Model(PRESETS["gpt2"]))
+variables = module.init(jax.random.key(0), batch)        # {"params": the tree of every other file here}
+logits_BTV = module.apply(variables, batch)
 """
 
 import jax
@@ -14,7 +15,8 @@ from research.tree import Tree
 
 
 class Transformer(nn.Module):
-    """Declares the parameters of `model.specs()` and calls `forward`; holds no state and no layers of its own."""
+    """Declares the parameters of `model.specs()` and calls `forward`; holds no state and no layers
+    of its own."""
 
     model: Model
 
@@ -27,10 +29,13 @@ class Transformer(nn.Module):
     def _params(self) -> Tree:
         """The variables as they are, whatever their leaves; at `init` they are made.
 
-        `self.param` would compare shapes, and a weight stand-in need not have those of the array it stands for.
+        `self.param` would compare shapes, and a weight stand-in need not have those of the array it
+        stands for.
         """
         if not self.is_initializing():
-            return dict(self.variables["params"])  # a prompt included, which the model's specs know nothing of
+            return dict(
+                self.variables["params"]
+            )  # a prompt included, which the model's specs know nothing of
         specs = self.model.specs()
         made = initialize(self.make_rng("params"), specs, self.model.precision.param_dtype)
         return {name: self.param(name, lambda _, name=name: made[name]) for name in specs}

@@ -1,4 +1,5 @@
-"""A transformer as pure functions on its parameter tree, for every kind: decoder, encoder, encoder-decoder."""
+"""A transformer as pure functions on its parameter tree, for every kind: decoder, encoder,
+encoder-decoder."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,8 +14,9 @@ from research.models.initial import initial
 from research.models.spec import Spec, zeros
 from research.models.stack import Surroundings, each, layer_specs, run
 from research.ops.attention import Visibility
-from research.ops.einsum import add_bias, einsum, whole
+from research.ops.einsum import add_bias, einsum
 from research.ops.rope import frequencies, rotation
+from research.parallel.placement import whole
 from research.precision import Precision
 from research.tree import Tree
 
@@ -23,7 +25,8 @@ Batch = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Model:
-    """What to compute (`config`), in which types (`precision`), and how (`execution`). Holds no arrays."""
+    """What to compute (`config`), in which types (`precision`), and how (`execution`). Holds no
+    arrays."""
 
     config: ModelConfig
     precision: Precision = Precision(compute="float32")
@@ -57,10 +60,15 @@ class Model:
         head = embedding.head_specs(c, start)
         return {**specs, "head": head} if head else specs
 
-    def hidden(self, params: Tree, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Last states [B, T, D] of `batch["inputs"]` and the load-balancing loss; dropout where a key is given."""
+    def hidden(
+        self, params: Tree, batch: Batch, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Last states [B, T, D] of `batch["inputs"]` and the load-balancing loss; dropout where a
+        key is given."""
         keys = (None, None) if key is None else tuple(jax.random.split(key))
-        memory = self.encode(params, batch, keys[0]) if self.config.kind == "encoder_decoder" else None
+        memory = (
+            self.encode(params, batch, keys[0]) if self.config.kind == "encoder_decoder" else None
+        )
         x_BTD, _, balance = self._decode(params, batch, memory, None, keys[1])
         return x_BTD, balance
 
@@ -71,10 +79,15 @@ class Model:
         return logits_BTV if bias_V is None else add_bias(logits_BTV, bias_V)
 
     def head(self, params: Tree, hidden_BTD: jax.Array) -> tuple[jax.Array, Any, jax.Array | None]:
-        """What the logits are made of: states [B, T, D], table [V, D] as stored, and a bias [V] or None."""
+        """What the logits are made of: states [B, T, D], table [V, D] as stored, and a bias [V] or
+        None."""
         p_head = params.get("head", {})
         table_VD = params["embed"]["table"] if self.config.tied else p_head["table"]
-        return embedding.head_states(p_head, hidden_BTD, self.config), table_VD, p_head.get("output_bias")
+        return (
+            embedding.head_states(p_head, hidden_BTD, self.config),
+            table_VD,
+            p_head.get("output_bias"),
+        )
 
     def pooled(self, params: Tree, hidden_BTD: jax.Array) -> jax.Array:
         """BERT's summary of a text, tanh of a layer over its first token, [B, 1, D]."""
@@ -82,18 +95,30 @@ class Model:
         p = params["pooler"]
         return jnp.tanh(add_bias(einsum("BTD,DM->BTM", first_B1D, p["kernel"]), p["bias"]))
 
-    def class_logits(self, params: Tree, hidden_BTD: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Logits float32 [B, 1, V] of the model's V labels; dropout before the layer where a key is given."""
+    def class_logits(
+        self, params: Tree, hidden_BTD: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Logits float32 [B, 1, V] of the model's V labels; dropout before the layer where a key is
+        given."""
         pooled_BTD = layers.dropout(self.pooled(params, hidden_BTD), self.config.dropout, key)
         p = params["classifier"]
-        return add_bias(einsum("BTD,DV->BTV", pooled_BTD, p["kernel"]), p["bias"]).astype(jnp.float32)
+        return add_bias(einsum("BTD,DV->BTV", pooled_BTD, p["kernel"]), p["bias"]).astype(
+            jnp.float32
+        )
 
-    def encode(self, params: Tree, batch: Batch, key: jax.Array | None = None) -> tuple[tuple, Batch]:
-        """The memory of an encoder-decoder: keys and values of every decoder layer, and the encoder's batch fields."""
+    def encode(
+        self, params: Tree, batch: Batch, key: jax.Array | None = None
+    ) -> tuple[tuple, Batch]:
+        """The memory of an encoder-decoder: keys and values of every decoder layer, and the
+        encoder's batch fields."""
         c = self.config
         inputs = {name: batch[f"encoder_{name}"] for name in ("inputs", "segments", "positions")}
-        states_BSD, _, _ = self._stack(params["embed"], params["encoder"], inputs, None, None, key, causal=False)
-        keys_values = each(lambda p: layers.keys_values(p["cross"], states_BSD, c, None), params["layers"])
+        states_BSD, _, _ = self._stack(
+            params["embed"], params["encoder"], inputs, None, None, key, causal=False
+        )
+        keys_values = each(
+            lambda p: layers.keys_values(p["cross"], states_BSD, c, None), params["layers"]
+        )
         return keys_values, inputs
 
     def decode(
@@ -107,14 +132,23 @@ class Model:
         """An empty cache for texts of up to `length` tokens, written at most `chunk` at a time."""
         c = self.config
         return make_cache(
-            c.layers, batch, length, c.kv_heads, c.head_size, self.precision.compute_dtype, c.window, chunk
+            c.layers,
+            batch,
+            length,
+            c.kv_heads,
+            c.head_size,
+            self.precision.compute_dtype,
+            c.window,
+            chunk,
         )
 
     def prompted(self, params: Tree, key: jax.Array | None = None) -> Tree:
-        """The parameters with a prompt's tokens as a prefix, read once for all texts; without a prompt as they are.
+        """The parameters with a prompt's tokens as a prefix, read once for all texts; without a
+        prompt as they are.
 
-        No token of a decoder sees what follows it, so to a text a prompt is the keys and values that every layer has of
-        it. Documents of a packed row share them, and decoding, given these parameters, reads no prompt at all.
+        No token of a decoder sees what follows it, so to a text a prompt is the keys and values
+        that every layer has of it. Documents of a packed row share them, and decoding, given these
+        parameters, reads no prompt at all.
         """
         if "prompt" not in params:
             return params
@@ -124,8 +158,12 @@ class Model:
         ids_1T = jnp.arange(n, dtype=jnp.int32)[None]
         batch = {"inputs": ids_1T, "positions": ids_1T, "segments": jnp.ones_like(ids_1T)}
         rows = {**params["embed"], **params["prompt"]}  # its table in place of the tokens'
-        _, cache, _ = self._stack(rows, rest, batch, None, self.make_cache(1, n, n), key, causal=True)
-        keys_LSKH, values_LSKH = (jnp.swapaxes(kv[:, 0], 1, 2) for kv in (cache.key_LBKSH, cache.value_LBKSH))
+        _, cache, _ = self._stack(
+            rows, rest, batch, None, self.make_cache(1, n, n), key, causal=True
+        )
+        keys_LSKH, values_LSKH = (
+            jnp.swapaxes(kv[:, 0], 1, 2) for kv in (cache.key_LBKSH, cache.value_LBKSH)
+        )
         return adapters.add_prefix(rest, keys_LSKH, values_LSKH)
 
     def _decode(self, params, batch, memory, cache, key):
@@ -144,16 +182,34 @@ class Model:
             positions_BT = self._behind(virtual, positions_BT, cache)
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         x_BTD = embedding.embed(
-            p_embed, batch["inputs"], positions_BT, c, self.precision.compute_dtype, batch.get("token_types"), keys[0]
+            p_embed,
+            batch["inputs"],
+            positions_BT,
+            c,
+            self.precision.compute_dtype,
+            batch.get("token_types"),
+            keys[0],
         )
         bias_BNTS = None
         if c.position == "relative":
-            seen = positions_BT if cache is None else cache.claim(positions_BT, segments_BT).positions_BS
+            seen = (
+                positions_BT
+                if cache is None
+                else cache.claim(positions_BT, segments_BT).positions_BS
+            )
             seen = adapters.in_front(jnp.arange(virtual), seen) if virtual else seen
-            bias_BNTS = embedding.relative_bias(p_stack["relative"], positions_BT, seen, causal=causal)
+            bias_BNTS = embedding.relative_bias(
+                p_stack["relative"], positions_BT, seen, causal=causal
+            )
         shared = Surroundings(
             visibility=Visibility(
-                positions_BT, positions_BT, segments_BT, segments_BT, causal, c.window, packed=cache is None
+                positions_BT,
+                positions_BT,
+                segments_BT,
+                segments_BT,
+                causal,
+                c.window,
+                packed=cache is None,
             ),
             counted_BT=(segments_BT > 0).astype(jnp.float32),
             rotation=rotation(positions_BT, frequencies(c.head_size, c.rope_theta, c.rope_scaling))
@@ -167,11 +223,15 @@ class Model:
         x_BTD, cache, balance = run(p_stack["layers"], x_BTD, c, self.execution, shared, cache)
         if not c.norm_after:
             x_BTD = layers.norm(p_stack["final_norm"], x_BTD, c)
-        return layers.dropout(x_BTD, c.dropout if c.position == "relative" else 0.0, keys[0]), cache, balance
-
+        return (
+            layers.dropout(x_BTD, c.dropout if c.position == "relative" else 0.0, keys[0]),
+            cache,
+            balance,
+        )
 
     def _behind(self, virtual: int, positions_BT: jax.Array, cache: Cache | None) -> jax.Array:
-        """Positions behind so many virtual tokens. ValueError where a position table may end before them."""
+        """Positions behind so many virtual tokens. ValueError where a position table may end before
+        them."""
         c, T = self.config, positions_BT.shape[1]
         if c.position == "learned" and cache is None and T + virtual > c.max_length:
             raise ValueError(
@@ -185,7 +245,11 @@ def _with_memory(shared: Surroundings, memory: tuple[tuple, Batch]) -> Surroundi
     keys_values, inputs = memory
     seen = shared.visibility
     visibility = Visibility(
-        seen.q_positions_BT, inputs["positions"], seen.q_segments_BT, inputs["segments"], causal=False
+        seen.q_positions_BT,
+        inputs["positions"],
+        seen.q_segments_BT,
+        inputs["segments"],
+        causal=False,
     )
     return replace(shared, memory_LBSKH=keys_values, memory_visibility=visibility)
 

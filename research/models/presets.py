@@ -1,28 +1,61 @@
-"""Published transformers by name. Each builder holds what its family shares, each entry the sizes of its paper."""
+"""Published transformers by name. Each builder holds what its family shares, each entry the sizes
+of its paper."""
 
 from research.models.config import ModelConfig
 from research.ops.rope import RopeScaling
 
 
-def _gpt(layers: int, d_model: int, heads: int, head_size: int = 64, max_length: int = 1024) -> ModelConfig:
+def _gpt(
+    layers: int, d_model: int, heads: int, head_size: int = 64, max_length: int = 1024
+) -> ModelConfig:
     """GPT-2 (Radford et al. 2019) and, with 2,048 positions, GPT-3 (arXiv:2005.14165, table 2.1).
 
-    Of GPT-3 the dense form: its every second layer attended in bands that were never published. Table 2.1's 24 heads of
-    128 for the 1.3B model do not give 1.3B parameters; 16 do.
+    Of GPT-3 the dense form: its every second layer attended in bands that were never published.
+    Table 2.1's 24 heads of 128 for the 1.3B model do not give 1.3B parameters; 16 do.
     """
     return ModelConfig(
-        vocab_size=50257, layers=layers, d_model=d_model, heads=heads, kv_heads=heads, head_size=head_size,
-        d_ff=4 * d_model, max_length=max_length, position="learned", norm="layer", activation="gelu_tanh", gated=False,
-        attention_bias="all", mlp_bias=True, tied=True, dropout=0.1,
-    )  # fmt: skip
+        vocab_size=50257,
+        layers=layers,
+        d_model=d_model,
+        heads=heads,
+        kv_heads=heads,
+        head_size=head_size,
+        d_ff=4 * d_model,
+        max_length=max_length,
+        position="learned",
+        norm="layer",
+        activation="gelu_tanh",
+        gated=False,
+        attention_bias="all",
+        mlp_bias=True,
+        tied=True,
+        dropout=0.1,
+    )
 
 
 def _llama(
-    vocab_size: int, layers: int, d_model: int, heads: int, kv_heads: int, d_ff: int, max_length: int, **changes
+    vocab_size: int,
+    layers: int,
+    d_model: int,
+    heads: int,
+    kv_heads: int,
+    d_ff: int,
+    max_length: int,
+    **changes,
 ) -> ModelConfig:
-    """LLaMA (arXiv:2302.13971) and what grew out of it: RMS norm first, rotary positions, SwiGLU, no biases."""
-    sizes = dict(vocab_size=vocab_size, layers=layers, d_model=d_model, heads=heads, kv_heads=kv_heads, d_ff=d_ff)
-    return ModelConfig(**{"head_size": d_model // heads, "max_length": max_length, **sizes, **changes})
+    """LLaMA (arXiv:2302.13971) and what grew out of it: RMS norm first, rotary positions, SwiGLU,
+    no biases."""
+    sizes = dict(
+        vocab_size=vocab_size,
+        layers=layers,
+        d_model=d_model,
+        heads=heads,
+        kv_heads=kv_heads,
+        d_ff=d_ff,
+    )
+    return ModelConfig(
+        **{"head_size": d_model // heads, "max_length": max_length, **sizes, **changes}
+    )
 
 
 def _llama3(layers: int, d_model: int, heads: int, d_ff: int, **changes) -> ModelConfig:
@@ -30,44 +63,103 @@ def _llama3(layers: int, d_model: int, heads: int, d_ff: int, **changes) -> Mode
     return _llama(128256, layers, d_model, heads, 8, d_ff, 8192, rope_theta=500000.0, **changes)
 
 
-def _qwen(layers: int, d_model: int, heads: int, kv_heads: int, d_ff: int, **changes) -> ModelConfig:
-    """Qwen 2.5 (arXiv:2412.15115) with biases on queries, keys and values; Qwen 3 (arXiv:2505.09388) with query norms."""
+def _qwen(
+    layers: int, d_model: int, heads: int, kv_heads: int, d_ff: int, **changes
+) -> ModelConfig:
+    """Qwen 2.5 (arXiv:2412.15115) with biases on queries, keys and values; Qwen 3
+    (arXiv:2505.09388) with query norms."""
     shared = dict(rope_theta=1e6, norm_eps=1e-6)
     vocab_size = changes.pop("vocab_size", 151936)
-    return _llama(vocab_size, layers, d_model, heads, kv_heads, d_ff, 32768, **{**shared, **changes})
+    return _llama(
+        vocab_size, layers, d_model, heads, kv_heads, d_ff, 32768, **{**shared, **changes}
+    )
 
 
 def _bert(layers: int, d_model: int, heads: int) -> ModelConfig:
     """BERT (arXiv:1810.04805), uncased: post-norm encoder, token types, pooler, masked-LM head."""
     return ModelConfig(
-        kind="encoder", vocab_size=30522, layers=layers, d_model=d_model, heads=heads, kv_heads=heads, head_size=64,
-        d_ff=4 * d_model, max_length=512, position="learned", norm="layer", norm_after=True, norm_eps=1e-12,
-        activation="gelu", gated=False, attention_bias="all", mlp_bias=True, tied=True, token_types=2, pooler=True,
-        mlm_head=True, dropout=0.1, init="plain",
-    )  # fmt: skip
+        kind="encoder",
+        vocab_size=30522,
+        layers=layers,
+        d_model=d_model,
+        heads=heads,
+        kv_heads=heads,
+        head_size=64,
+        d_ff=4 * d_model,
+        max_length=512,
+        position="learned",
+        norm="layer",
+        norm_after=True,
+        norm_eps=1e-12,
+        activation="gelu",
+        gated=False,
+        attention_bias="all",
+        mlp_bias=True,
+        tied=True,
+        token_types=2,
+        pooler=True,
+        mlm_head=True,
+        dropout=0.1,
+        init="plain",
+    )
 
 
 def _transformer(d_model: int, heads: int, d_ff: int, dropout: float) -> ModelConfig:
-    """"Attention Is All You Need" (arXiv:1706.03762, table 3), one table for source, target and output words.
+    """ "Attention Is All You Need" (arXiv:1706.03762, table 3), one table for source, target and
+    output words.
 
-    The paper's vocabulary is "about 37000" words: the body is exact, the sum depends on that number.
+    The paper's vocabulary is "about 37000" words: the body is exact, the sum depends on that
+    number.
     """
     return ModelConfig(
-        kind="encoder_decoder", vocab_size=37000, layers=6, encoder_layers=6, d_model=d_model, heads=heads,
-        kv_heads=heads, head_size=64, d_ff=d_ff, max_length=1024, position="sinusoidal", norm="layer", norm_after=True,
-        activation="relu", gated=False, mlp_bias=True, tied=True, embedding_scale=d_model**0.5, dropout=dropout,
+        kind="encoder_decoder",
+        vocab_size=37000,
+        layers=6,
+        encoder_layers=6,
+        d_model=d_model,
+        heads=heads,
+        kv_heads=heads,
+        head_size=64,
+        d_ff=d_ff,
+        max_length=1024,
+        position="sinusoidal",
+        norm="layer",
+        norm_after=True,
+        activation="relu",
+        gated=False,
+        mlp_bias=True,
+        tied=True,
+        embedding_scale=d_model**0.5,
+        dropout=dropout,
         init="xavier",
-    )  # fmt: skip
+    )
 
 
 def _t5(layers: int, d_model: int, heads: int, d_ff: int, head_size: int = 64) -> ModelConfig:
-    """T5 (arXiv:1910.10683): relative position buckets, unscaled scores, a tied head on states over sqrt(d_model)."""
+    """T5 (arXiv:1910.10683): relative position buckets, unscaled scores, a tied head on states over
+    sqrt(d_model)."""
     return ModelConfig(
-        kind="encoder_decoder", vocab_size=32128, layers=layers, encoder_layers=layers, d_model=d_model, heads=heads,
-        kv_heads=heads, head_size=head_size, d_ff=d_ff, max_length=512, position="relative", norm_eps=1e-6,
-        activation="relu", gated=False, attention_scale=1.0, tied=True, head_scale=d_model**-0.5, dropout=0.1,
-        init="t5", init_std=1.0,
-    )  # fmt: skip
+        kind="encoder_decoder",
+        vocab_size=32128,
+        layers=layers,
+        encoder_layers=layers,
+        d_model=d_model,
+        heads=heads,
+        kv_heads=heads,
+        head_size=head_size,
+        d_ff=d_ff,
+        max_length=512,
+        position="relative",
+        norm_eps=1e-6,
+        activation="relu",
+        gated=False,
+        attention_scale=1.0,
+        tied=True,
+        head_scale=d_model**-0.5,
+        dropout=0.1,
+        init="t5",
+        init_std=1.0,
+    )
 
 
 _LLAMA31 = RopeScaling(factor=8.0, low_factor=1.0, high_factor=4.0, original_length=8192)
@@ -101,10 +193,30 @@ PRESETS: dict[str, ModelConfig] = {
     "smollm2_1.7b": _llama(49152, 24, 2048, 32, 32, 8192, 8192, rope_theta=130000.0, tied=True),
     "mistral_7b": _llama(32000, 32, 4096, 32, 8, 14336, 32768, window=4096),
     "mixtral_8x7b": _llama(
-        32000, 32, 4096, 32, 8, 14336, 32768, rope_theta=1e6, experts=8, experts_per_token=2, router_loss=0.02
+        32000,
+        32,
+        4096,
+        32,
+        8,
+        14336,
+        32768,
+        rope_theta=1e6,
+        experts=8,
+        experts_per_token=2,
+        router_loss=0.02,
     ),
     "mixtral_8x22b": _llama(
-        32768, 56, 6144, 48, 8, 16384, 65536, rope_theta=1e6, experts=8, experts_per_token=2, router_loss=0.001
+        32768,
+        56,
+        6144,
+        48,
+        8,
+        16384,
+        65536,
+        rope_theta=1e6,
+        experts=8,
+        experts_per_token=2,
+        router_loss=0.001,
     ),
     "qwen2.5_0.5b": _qwen(24, 896, 14, 2, 4864, attention_bias="qkv", tied=True),
     "qwen2.5_7b": _qwen(28, 3584, 28, 4, 18944, attention_bias="qkv", vocab_size=152064),

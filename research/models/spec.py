@@ -1,7 +1,7 @@
 """What a parameter is before it exists: shape, logical axes, initialisation.
 
-A model is declared as a tree of `Spec`; its parameters, their shardings, abstract shapes and sizes are all maps over
-that one tree, so no big model is ever allocated to answer a question about it.
+A model is declared as a tree of `Spec`; its parameters, their shardings, abstract shapes and sizes
+are all maps over that one tree, so no big model is ever allocated to answer a question about it.
 """
 
 import zlib
@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from research import tree
-from research.axes import RULES, partition
+from research.parallel.axes import RULES, partition
 
-# (key, shape, dtype, sharding) -> array. The sharding matters: without it each device would build the whole array.
+# (key, shape, dtype, sharding) -> array. The sharding matters: without it each device would build
+# the whole array.
 Init = Callable[[jax.Array, tuple[int, ...], jnp.dtype, NamedSharding | None], jax.Array]
 
 
@@ -23,9 +24,9 @@ Init = Callable[[jax.Array, tuple[int, ...], jnp.dtype, NamedSharding | None], j
 class Spec:
     """One parameter: `shape`, a logical axis name for each of its dimensions, and how it starts.
 
-    `inputs` says which axes a product sums over: the first so many behind those of layers and experts, and -1 the last one,
-    of a table that is also read by rows. What is no matrix has no use for it. `dtype` is its own where that is not the
-    model's, as of codes.
+    `inputs` says which axes a product sums over: the first so many behind those of layers and
+    experts, and -1 the last one, of a table that is also read by rows. What is no matrix has no use
+    for it. `dtype` is its own where that is not the model's, as of codes.
     """
 
     shape: tuple[int, ...]
@@ -39,7 +40,9 @@ def normal(std: float) -> Init:
     """Gaussian with this standard deviation, drawn in float32."""
 
     def init(key, shape, dtype, sharding):
-        return (std * jax.random.normal(key, shape, jnp.float32, out_sharding=sharding)).astype(dtype)
+        return (std * jax.random.normal(key, shape, jnp.float32, out_sharding=sharding)).astype(
+            dtype
+        )
 
     return init
 
@@ -56,31 +59,54 @@ def ones(key, shape, dtype, sharding):
 
 def stack(specs: tree.Tree, layers: int) -> tree.Tree:
     """The specs of `layers` equal layers as one tree with a leading layer axis."""
-    return jax.tree.map(lambda s: replace(s, shape=(layers, *s.shape), axes=("layers", *s.axes)), specs)
+    return jax.tree.map(
+        lambda s: replace(s, shape=(layers, *s.shape), axes=("layers", *s.axes)), specs
+    )
 
 
-def shardings(specs: tree.Tree, mesh: Mesh, rules: Mapping[str, Sequence[str]] = RULES) -> tree.Tree:
+def shardings(
+    specs: tree.Tree, mesh: Mesh, rules: Mapping[str, Sequence[str]] = RULES
+) -> tree.Tree:
     """NamedSharding of every parameter."""
-    return jax.tree.map(lambda s: NamedSharding(mesh, partition(s.axes, s.shape, mesh, rules)), specs)
+    return jax.tree.map(
+        lambda s: NamedSharding(mesh, partition(s.axes, s.shape, mesh, rules)), specs
+    )
 
 
 def abstract(
-    specs: tree.Tree, dtype: jnp.dtype, mesh: Mesh | None = None, rules: Mapping[str, Sequence[str]] = RULES
+    specs: tree.Tree,
+    dtype: jnp.dtype,
+    mesh: Mesh | None = None,
+    rules: Mapping[str, Sequence[str]] = RULES,
 ) -> tree.Tree:
     """Parameters as ShapeDtypeStructs, with shardings where a mesh is given."""
     if mesh is None:
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype or dtype), specs)
     places = shardings(specs, mesh, rules)
-    return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype or dtype, sharding=place), specs, places)
+    return jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype or dtype, sharding=place),
+        specs,
+        places,
+    )
 
 
 def initialize(
-    key: jax.Array, specs: tree.Tree, dtype: jnp.dtype, mesh: Mesh | None = None, rules: Mapping[str, Sequence[str]] = RULES
+    key: jax.Array,
+    specs: tree.Tree,
+    dtype: jnp.dtype,
+    mesh: Mesh | None = None,
+    rules: Mapping[str, Sequence[str]] = RULES,
 ) -> tree.Tree:
-    """Parameters, each drawn with a key folded with its path: adding one parameter leaves the others as they were."""
+    """Parameters, each drawn with a key folded with its path: adding one parameter leaves the
+    others as they were."""
+
     def draw(path, s):
         name = tree.path_name(path)
-        place = None if mesh is None else NamedSharding(mesh, partition(s.axes, s.shape, mesh, rules))
-        return s.init(jax.random.fold_in(key, zlib.crc32(name.encode())), s.shape, s.dtype or dtype, place)
+        place = (
+            None if mesh is None else NamedSharding(mesh, partition(s.axes, s.shape, mesh, rules))
+        )
+        return s.init(
+            jax.random.fold_in(key, zlib.crc32(name.encode())), s.shape, s.dtype or dtype, place
+        )
 
     return jax.tree.map_with_path(draw, specs)

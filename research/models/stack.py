@@ -1,6 +1,7 @@
 """A stack of equal layers, run by a scan over their stacked parameters.
 
-Parameters are stacked whether the scan is unrolled or not, so a checkpoint never depends on how it was run.
+Parameters are stacked whether the scan is unrolled or not, so a checkpoint never depends on how it
+was run.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from research.devices.backend import platform
 from research.models import layers
 from research.models.adapters import bottleneck
 from research.models.cache import Cache, LayerCache
@@ -18,31 +20,42 @@ from research.models.config import Execution, ModelConfig
 from research.models.initial import Initial
 from research.models.spec import stack as stack_specs
 from research.ops.attention import Visibility
-from research.ops.backend import platform
-from research.ops.einsum import divide, local_shape, unite
+from research.parallel.placement import divide, local_shape, unite
 from research.tree import Tree
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["visibility", "counted_BT", "rotation", "bias_BNTS", "memory_LBSKH", "memory_visibility", "key"],
+    data_fields=[
+        "visibility",
+        "counted_BT",
+        "rotation",
+        "bias_BNTS",
+        "memory_LBSKH",
+        "memory_visibility",
+        "key",
+    ],
     meta_fields=[],
 )
 @dataclass(frozen=True)
 class Surroundings:
-    """What every layer of a stack shares: masks, rotations, biases, the encoder's memory, the dropout key."""
+    """What every layer of a stack shares: masks, rotations, biases, the encoder's memory, the
+    dropout key."""
 
     visibility: Visibility
     counted_BT: jax.Array
     rotation: tuple[jax.Array, jax.Array] | None = None
     bias_BNTS: jax.Array | None = None
-    memory_LBSKH: tuple[jax.Array, jax.Array] | None = None  # cross-attention keys and values of all layers
+    memory_LBSKH: tuple[jax.Array, jax.Array] | None = (
+        None  # cross-attention keys and values of all layers
+    )
     memory_visibility: Visibility | None = None
     key: jax.Array | None = None
 
 
 def layer_specs(c: ModelConfig, start: Initial, count: int, cross: bool) -> Tree:
-    """Specs of `count` stacked layers: attention, cross-attention where asked for, feed-forward, and their norms."""
+    """Specs of `count` stacked layers: attention, cross-attention where asked for, feed-forward,
+    and their norms."""
     specs = {
         "attention": layers.attention_specs(c, start),
         "attention_norm": layers.norm_specs(c),
@@ -56,9 +69,15 @@ def layer_specs(c: ModelConfig, start: Initial, count: int, cross: bool) -> Tree
 
 
 def run(
-    p_layers: Tree, x_BTD: jax.Array, c: ModelConfig, execution: Execution, shared: Surroundings, cache: Cache | None = None
+    p_layers: Tree,
+    x_BTD: jax.Array,
+    c: ModelConfig,
+    execution: Execution,
+    shared: Surroundings,
+    cache: Cache | None = None,
 ) -> tuple[jax.Array, Cache | None, jax.Array]:
-    """The stack's output, the cache with what was written, and the load-balancing loss averaged over layers.
+    """The stack's output, the cache with what was written, and the load-balancing loss averaged
+    over layers.
 
     `p_layers` is a tree of stacked layers, or a tuple with a tree for each, which is run unrolled.
     """
@@ -71,7 +90,11 @@ def run(
         cache = cache.claim(shared.visibility.q_positions_BT, segments_BT)
         shared = replace(
             shared,
-            visibility=replace(shared.visibility, k_positions_BS=cache.positions_BS, k_segments_BS=cache.segments_BS),
+            visibility=replace(
+                shared.visibility,
+                k_positions_BS=cache.positions_BS,
+                k_segments_BS=cache.segments_BS,
+            ),
         )
 
     def body(carry, layer):
@@ -111,8 +134,13 @@ def block(
     index: jax.Array | int,
     cache: LayerCache | None,
 ) -> tuple[jax.Array, LayerCache | None, jax.Array]:
-    """One layer: attention, cross-attention where there is a memory, feed-forward; each in its residual branch."""
-    keys = [None] * 3 if shared.key is None else list(jax.random.split(jax.random.fold_in(shared.key, index), 3))
+    """One layer: attention, cross-attention where there is a memory, feed-forward; each in its
+    residual branch."""
+    keys = (
+        [None] * 3
+        if shared.key is None
+        else list(jax.random.split(jax.random.fold_in(shared.key, index), 3))
+    )
 
     def residual(x_BTD, p_norm, key, branch):
         if c.norm_after:
@@ -123,20 +151,37 @@ def block(
 
     def adapted(part, y_BTD):
         p_adapter = p.get(f"{part}_adapter")
-        return y_BTD if p_adapter is None else bottleneck(p_adapter, y_BTD, layers.ACTIVATIONS[c.activation])
+        return (
+            y_BTD
+            if p_adapter is None
+            else bottleneck(p_adapter, y_BTD, layers.ACTIVATIONS[c.activation])
+        )
 
     def attend(x_BTD):
         nonlocal cache
         y_BTD, cache = layers.attention(
-            p["attention"], x_BTD, c, shared.visibility, rotation=shared.rotation, bias_BNTS=shared.bias_BNTS,
-            cache=cache, implementation=execution.attention,
-        )  # fmt: skip
+            p["attention"],
+            x_BTD,
+            c,
+            shared.visibility,
+            rotation=shared.rotation,
+            bias_BNTS=shared.bias_BNTS,
+            cache=cache,
+            implementation=execution.attention,
+        )
         return adapted("attention", y_BTD)
 
     def attend_memory(x_BTD):
-        memory = jax.tree.map(lambda kv: jax.lax.dynamic_index_in_dim(kv, index, keepdims=False), shared.memory_LBSKH)
+        memory = jax.tree.map(
+            lambda kv: jax.lax.dynamic_index_in_dim(kv, index, keepdims=False), shared.memory_LBSKH
+        )
         y_BTD, _ = layers.attention(
-            p["cross"], x_BTD, c, shared.memory_visibility, memory=memory, implementation=execution.attention
+            p["cross"],
+            x_BTD,
+            c,
+            shared.memory_visibility,
+            memory=memory,
+            implementation=execution.attention,
         )
         return adapted("cross", y_BTD)
 
@@ -155,8 +200,11 @@ def block(
     return x_BTD, cache, balance
 
 
-def in_parts(function: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, tokens: int) -> jax.Array:
-    """`function` of each token's state, of at most so many of a device's tokens at a time (0: of all), the rest waiting."""
+def in_parts(
+    function: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, tokens: int
+) -> jax.Array:
+    """`function` of each token's state, of at most so many of a device's tokens at a time (0: of
+    all), the rest waiting."""
     B, T, _ = local_shape(x_BTD)
     if not tokens or B * T <= tokens or T != x_BTD.shape[1]:
         return function(x_BTD)
@@ -176,9 +224,15 @@ def _remat(body: Callable, policy: str) -> Callable:
     if policy == "full" or (policy == "offload" and platform() == "cpu"):
         return jax.checkpoint(body, prevent_cse=False)
     if policy == "dots":
-        # A kernel is no matrix product to the policy, so what it saves under its name is asked for by name.
-        dots, kernel = policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("attention")
-        return jax.checkpoint(body, prevent_cse=False, policy=policies.save_from_both_policies(dots, kernel))
+        # A kernel is no matrix product to the policy, so what it saves under its name is asked for
+        # by name.
+        dots, kernel = (
+            policies.dots_with_no_batch_dims_saveable,
+            policies.save_only_these_names("attention"),
+        )
+        return jax.checkpoint(
+            body, prevent_cse=False, policy=policies.save_from_both_policies(dots, kernel)
+        )
     offload = policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=["residual"],

@@ -12,7 +12,8 @@ from research.tree import Tree
 
 @dataclass(frozen=True)
 class CausalLM:
-    """Each token of a packed window but the first is predicted from those before it in its own document."""
+    """Each token of a packed window but the first is predicted from those before it in its own
+    document."""
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
@@ -24,8 +25,11 @@ class CausalLM:
         """T + 1 tokens: the last is a target only."""
         return sequence_length + 1
 
-    def example(self, window: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """inputs, targets, weights, segments, positions, each [T]; a document's first token is not predicted."""
+    def example(
+        self, window: dict[str, np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """inputs, targets, weights, segments, positions, each [T]; a document's first token is not
+        predicted."""
         tokens, segments = window["tokens"], window["segments"]
         same = (segments[1:] == segments[:-1]) & (segments[1:] > 0)
         return {
@@ -37,7 +41,12 @@ class CausalLM:
         }
 
     def loss(
-        self, model: Model, trainable: Tree, frozen: Tree, batch: dict[str, jax.Array], key: jax.Array | None
+        self,
+        model: Model,
+        trainable: Tree,
+        frozen: Tree,
+        batch: dict[str, jax.Array],
+        key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """Sum of nats, token count, further totals."""
         return token_loss(model, trainable, frozen, batch, key, self.label_smoothing, self.z_loss)

@@ -1,4 +1,5 @@
-"""Supervised fine-tuning on conversations: predict what the assistant says, given all that was said before."""
+"""Supervised fine-tuning on conversations: predict what the assistant says, given all that was said
+before."""
 
 from dataclasses import dataclass
 
@@ -9,11 +10,15 @@ from research.objectives.causal_lm import CausalLM
 
 @dataclass(frozen=True)
 class Chat(CausalLM):
-    """A causal model that reads whole conversations and is asked for the assistant's tokens alone."""
+    """A causal model that reads whole conversations and is asked for the assistant's tokens
+    alone."""
 
     overlap = 0  # conversations are packed whole, so windows share nothing
 
-    def example(self, window: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """inputs, targets, weights (1 where the target is the assistant's), segments, positions, each [T]."""
+    def example(
+        self, window: dict[str, np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """inputs, targets, weights (1 where the target is the assistant's), segments, positions,
+        each [T]."""
         example = super().example(window, rng)
         return example | {"weights": example["weights"] * window["assistant"][1:]}

@@ -15,7 +15,8 @@ from research.weights.rules import attach
 
 @dataclass(frozen=True)
 class Classification:
-    """The class of a text from the pooled state of its first token; a row is a text, and nothing is packed."""
+    """The class of a text from the pooled state of its first token; a row is a text, and nothing is
+    packed."""
 
     label_smoothing: float = 0.0
 
@@ -26,21 +27,34 @@ class Classification:
         """T tokens, the first and the last of them special."""
         return sequence_length
 
-    def example(self, window: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def example(
+        self, window: dict[str, np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
         """inputs, segments, positions, each [T]; targets, the class, and weights, each [1]."""
-        inputs = {"inputs": window["tokens"], "segments": window["segments"], "positions": window["positions"]}
+        inputs = {
+            "inputs": window["tokens"],
+            "segments": window["segments"],
+            "positions": window["positions"],
+        }
         return inputs | {"targets": window["label"], "weights": np.ones(1, np.float32)}
 
     def loss(
-        self, model: Model, trainable: tree.Tree, frozen: tree.Tree, batch: dict[str, jax.Array], key: jax.Array | None
+        self,
+        model: Model,
+        trainable: tree.Tree,
+        frozen: tree.Tree,
+        batch: dict[str, jax.Array],
+        key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
-        """Sum of nats over the texts, their count, and the pairs of the plain negative log-likelihood and of the texts
-        whose class is the likeliest."""
+        """Sum of nats over the texts, their count, and the pairs of the plain negative
+        log-likelihood and of the texts whose class is the likeliest."""
         params = attach(frozen, trainable, key)
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         hidden_BTD, balance = model.hidden(params, batch, keys[0])
         logits_B1V = model.class_logits(params, hidden_BTD, keys[1])
-        loss_B1, nll_B1 = cross_entropy(logits_B1V, batch["targets"], label_smoothing=self.label_smoothing)
+        loss_B1, nll_B1 = cross_entropy(
+            logits_B1V, batch["targets"], label_smoothing=self.label_smoothing
+        )
         weights_B1, count = batch["weights"], jnp.sum(batch["weights"])
         right_B1 = (jnp.argmax(logits_B1V, axis=-1) == batch["targets"]).astype(jnp.float32)
         total = jnp.sum(loss_B1 * weights_B1) + model.config.router_loss * balance * count

@@ -12,9 +12,11 @@ from research.tree import Tree
 
 @dataclass(frozen=True)
 class MaskedLM:
-    """A share of the tokens is to be predicted: 80% of these are masked, 10% replaced at random, 10% left.
+    """A share of the tokens is to be predicted: 80% of these are masked, 10% replaced at random,
+    10% left.
 
-    `word_starts` [V], where given, makes the choice by whole words: a token that begins no word goes with the one before.
+    `word_starts` [V], where given, makes the choice by whole words: a token that begins no word
+    goes with the one before.
     """
 
     mask_id: int
@@ -32,8 +34,11 @@ class MaskedLM:
         """T tokens."""
         return sequence_length
 
-    def example(self, window: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """inputs, targets, weights (1 where predicted), segments, positions, each [T]; specials are never chosen."""
+    def example(
+        self, window: dict[str, np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """inputs, targets, weights (1 where predicted), segments, positions, each [T]; specials are
+        never chosen."""
         tokens = window["tokens"]
         chosen = self._choose(tokens, window["segments"], rng)
         action = rng.random(tokens.shape)
@@ -49,12 +54,19 @@ class MaskedLM:
         }
 
     def loss(
-        self, model: Model, trainable: Tree, frozen: Tree, batch: dict[str, jax.Array], key: jax.Array | None
+        self,
+        model: Model,
+        trainable: Tree,
+        frozen: Tree,
+        batch: dict[str, jax.Array],
+        key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """Sum of nats over the chosen tokens, their count, further totals."""
         return token_loss(model, trainable, frozen, batch, key, self.label_smoothing, self.z_loss)
 
-    def _choose(self, tokens: np.ndarray, segments: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _choose(
+        self, tokens: np.ndarray, segments: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
         """Units (tokens or words) in random order until their tokens are the wanted share."""
         open_to = (segments > 0) & ~np.isin(tokens, self.special_ids)
         if self.word_starts is None:

@@ -1,4 +1,5 @@
-"""A row of a batch as coloured lines for people: its tokens, who speaks, what the loss is on, segments and positions."""
+"""A row of a batch as coloured lines for people: its tokens, who speaks, what the loss is on,
+segments and positions."""
 
 import json
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")
 
 
 class Stream(NamedTuple):
-    """A row's tokens as they are read: lists of one length. `loss` says which are asked for, `instead` what is to be
-    predicted in place of each, None where that is the token itself."""
+    """A row's tokens as they are read: lists of one length. `loss` says which are asked for,
+    `instead` what is to be predicted in place of each, None where that is the token itself."""
 
     name: str
     tokens: list[int]
@@ -24,9 +25,14 @@ class Stream(NamedTuple):
 
 
 def describe(
-    number: int, row: dict[str, Any], tokenizer: Tokenizer, labels: tuple[str, ...] = (), chat: bool = False
+    number: int,
+    row: dict[str, Any],
+    tokenizer: Tokenizer,
+    labels: tuple[str, ...] = (),
+    chat: bool = False,
 ) -> Iterator[Text]:
-    """The lines of a row, as rich texts; `labels` are names of classes, `chat` says that the loss is the assistant's."""
+    """The lines of a row, as rich texts; `labels` are names of classes, `chat` says that the loss
+    is the assistant's."""
     asked, real = int((row["weights"] > 0).sum()), int((row["segments"] > 0).sum())
     texts = int(row["segments"].max(initial=0))
     heading = f"row {number}: {texts} segment{'s' * (texts != 1)}, {real} tokens of {len(row['inputs'])}, loss on {asked}"
@@ -34,7 +40,9 @@ def describe(
     for stream in streams(row):
         if stream.name:
             yield Text(stream.name, style="italic")
-        yield from (_stretch(stream, start, stop, tokenizer, chat) for start, stop in stretches(stream))
+        yield from (
+            _stretch(stream, start, stop, tokenizer, chat) for start, stop in stretches(stream)
+        )
     if len(row["targets"]) == 1 != len(row["inputs"]):
         target = int(row["targets"][0])
         name = f" {json.dumps(labels[target])}" if target < len(labels) else ""
@@ -43,9 +51,12 @@ def describe(
 
 
 def streams(row: dict[str, Any]) -> list[Stream]:
-    """The sequences of a row without their padding; a causal model's inputs and targets are one sequence."""
+    """The sequences of a row without their padding; a causal model's inputs and targets are one
+    sequence."""
     fields = {name: values.tolist() for name, values in row.items()}
-    tokens, targets, segments, positions = (fields[name] for name in ("inputs", "targets", "segments", "positions"))
+    tokens, targets, segments, positions = (
+        fields[name] for name in ("inputs", "targets", "segments", "positions")
+    )
     loss = [weight > 0 for weight in fields["weights"]]
     none: list[int | None] = [None] * len(tokens)
     if "encoder_inputs" in fields:
@@ -64,7 +75,9 @@ def streams(row: dict[str, Any]) -> list[Stream]:
         asked = [False, *loss][: len(lists[0])]
         found = [Stream("", *lists, asked, [None] * len(asked))]
     else:
-        instead = [t if said and t != shown else None for t, said, shown in zip(targets, loss, tokens)]
+        instead = [
+            t if said and t != shown else None for t, said, shown in zip(targets, loss, tokens)
+        ]
         found = [Stream("", tokens, segments, positions, loss, instead)]
     return [_without_padding(stream) for stream in found]
 
@@ -74,7 +87,10 @@ def stretches(stream: Stream) -> Iterator[tuple[int, int]]:
     start = 0
     for at in range(1, len(stream.tokens) + 1):
         ends = at == len(stream.tokens)
-        if ends or (stream.segments[at], stream.loss[at]) != (stream.segments[start], stream.loss[start]):
+        if ends or (stream.segments[at], stream.loss[at]) != (
+            stream.segments[start],
+            stream.loss[start],
+        ):
             yield start, at
             start = at
 
@@ -88,7 +104,10 @@ def _stretch(stream: Stream, start: int, stop: int, tokenizer: Tokenizer, chat: 
     segment, loss = stream.segments[start], stream.loss[start]
     places = f"{stream.positions[start]}-{stream.positions[stop - 1]}"
     role = ("assistant  " if loss else "others     ") if chat else ""
-    line = Text(f"  {'LOSS' if loss else '    '}  {role}{segment:>3}  {places:<11}", style="dim" if not loss else "")
+    line = Text(
+        f"  {'LOSS' if loss else '    '}  {role}{segment:>3}  {places:<11}",
+        style="dim" if not loss else "",
+    )
     style = f"{'bold ' if loss else 'dim '}{COLOURS[(segment - 1) % len(COLOURS)]}"
     for at in range(start, stop):
         line.append("|", style="dim")
@@ -100,7 +119,8 @@ def _stretch(stream: Stream, start: int, stop: int, tokenizer: Tokenizer, chat: 
 
 
 def shown(tokenizer: Tokenizer, token: int) -> str:
-    """A token so that it stays on its line and cannot steer the terminal; one that is part of a letter by its number."""
+    """A token so that it stays on its line and cannot steer the terminal; one that is part of a
+    letter by its number."""
     text = tokenizer.decode([token])
     if not text or "\ufffd" in text:
         return f"<{token}>"

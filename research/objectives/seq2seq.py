@@ -1,4 +1,5 @@
-"""Sequence to sequence for encoder-decoders: teacher forcing on pairs, and span corruption of plain text."""
+"""Sequence to sequence for encoder-decoders: teacher forcing on pairs, and span corruption of plain
+text."""
 
 import math
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from research.tree import Tree
 class SpanCorruption:
     """Spans of a text are replaced by sentinels, and the sentinels with their spans are predicted.
 
-    arXiv:1910.10683, section 3.1.4: 15% of the tokens in spans of 3 on average. Documents of a packed window are
-    corrupted one by one, so neither encoder nor decoder looks across them.
+    arXiv:1910.10683, section 3.1.4: 15% of the tokens in spans of 3 on average. Documents of a
+    packed window are corrupted one by one, so neither encoder nor decoder looks across them.
     """
 
     start_id: int
@@ -35,12 +36,16 @@ class SpanCorruption:
         return sequence_length
 
     def target_length(self, sequence_length: int) -> int:
-        """Room for noise, sentinels and ends, a multiple of 8; 512 gives 120 (T5's 114 and a few more documents)."""
+        """Room for noise, sentinels and ends, a multiple of 8; 512 gives 120 (T5's 114 and a few
+        more documents)."""
         noise = sequence_length * self.share * (1 + 1 / self.mean_span)
         return 8 * math.ceil((noise + 12) / 8)
 
-    def example(self, window: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """encoder_inputs and the like [S], inputs, targets and the like [T]; what exceeds T is not predicted."""
+    def example(
+        self, window: dict[str, np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """encoder_inputs and the like [S], inputs, targets and the like [T]; what exceeds T is not
+        predicted."""
         source, target = [], []
         for segment in range(1, int(window["segments"].max(initial=0)) + 1):
             tokens = window["tokens"][window["segments"] == segment]
@@ -51,18 +56,31 @@ class SpanCorruption:
         return pair_example(source, target, length, self.target_length(length), self.start_id)
 
     def loss(
-        self, model: Model, trainable: Tree, frozen: Tree, batch: dict[str, jax.Array], key: jax.Array | None
+        self,
+        model: Model,
+        trainable: Tree,
+        frozen: Tree,
+        batch: dict[str, jax.Array],
+        key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """Sum of nats over the decoder's tokens, their count, further totals."""
         return token_loss(model, trainable, frozen, batch, key, self.label_smoothing, self.z_loss)
 
-    def _corrupt(self, tokens: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _corrupt(
+        self, tokens: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The text with sentinels for its spans, and the sentinels each followed by its span."""
         noise = int(round(len(tokens) * self.share))
-        spans = min(int(round(noise / self.mean_span)) or int(noise > 0), len(self.sentinel_ids), len(tokens) - noise)
+        spans = min(
+            int(round(noise / self.mean_span)) or int(noise > 0),
+            len(self.sentinel_ids),
+            len(tokens) - noise,
+        )
         if spans < 1:
             return tokens, tokens[:0]
-        lengths = np.stack([_parts(len(tokens) - noise, spans, rng), _parts(noise, spans, rng)], axis=1)
+        lengths = np.stack(
+            [_parts(len(tokens) - noise, spans, rng), _parts(noise, spans, rng)], axis=1
+        )
         edges = np.concatenate([[0], np.cumsum(lengths.reshape(-1))])
         kept, noised = [], []
         for span in range(spans):
@@ -75,7 +93,8 @@ class SpanCorruption:
 
 @dataclass(frozen=True)
 class Translation:
-    """Teacher forcing (arXiv:1706.03762): the target text is predicted from the source text and its own past.
+    """Teacher forcing (arXiv:1706.03762): the target text is predicted from the source text and its
+    own past.
 
     A window holds one or more pairs, as `research.data.pairs.PackedPairs` lays them out.
     """
@@ -91,21 +110,31 @@ class Translation:
         """S tokens of source and as many of target."""
         return sequence_length
 
-    def example(self, window: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def example(
+        self, window: dict[str, np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
         """encoder_inputs and the like [S], inputs, targets and the like [T]."""
         segments = range(1, int(window["targets_segments"].max(initial=0)) + 1)
         source, target = (
-            [window[side][window[f"{side}_segments"] == segment] for segment in segments] for side in ("inputs", "targets")
+            [window[side][window[f"{side}_segments"] == segment] for segment in segments]
+            for side in ("inputs", "targets")
         )
-        return pair_example(source, target, len(window["inputs"]), len(window["targets"]), self.start_id)
+        return pair_example(
+            source, target, len(window["inputs"]), len(window["targets"]), self.start_id
+        )
 
     loss = SpanCorruption.loss
 
 
 def pair_example(
-    source: list[np.ndarray], target: list[np.ndarray], source_length: int, target_length: int, start_id: int
+    source: list[np.ndarray],
+    target: list[np.ndarray],
+    source_length: int,
+    target_length: int,
+    start_id: int,
 ) -> dict[str, np.ndarray]:
-    """Pairs packed side by side: pair i is segment i + 1 in the encoder and in the decoder, cut at the lengths."""
+    """Pairs packed side by side: pair i is segment i + 1 in the encoder and in the decoder, cut at
+    the lengths."""
     inputs = [np.concatenate([[start_id], row[:-1]]) for row in target]
     encoder = _packed(source, source_length)
     return {
@@ -137,5 +166,9 @@ def _packed(rows: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray
 
 def _parts(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
     """`total` as a sum of `parts` positive numbers, all ways alike."""
-    cuts = np.sort(rng.choice(np.arange(1, total), parts - 1, replace=False)) if parts > 1 else np.array([], int)
+    cuts = (
+        np.sort(rng.choice(np.arange(1, total), parts - 1, replace=False))
+        if parts > 1
+        else np.array([], int)
+    )
     return np.diff(np.concatenate([[0], cuts, [total]]))

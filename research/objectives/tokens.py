@@ -5,9 +5,9 @@ import jax.numpy as jnp
 
 from research import tree
 from research.models.model import Model
-from research.ops.einsum import divide, local_shape
 from research.ops.frozen_head import frozen_head_loss
 from research.ops.loss import CHUNK, cross_entropy, head_loss
+from research.parallel.placement import divide, local_shape
 from research.weights.quantized import Quantized
 from research.weights.rules import attach
 
@@ -23,14 +23,17 @@ def token_loss(
     label_smoothing: float,
     z_loss: float,
 ) -> tuple[jax.Array, jax.Array, Totals]:
-    """Sum of the loss over tokens of weight 1, their count, and the pair of the plain negative log-likelihood."""
+    """Sum of the loss over tokens of weight 1, their count, and the pair of the plain negative
+    log-likelihood."""
     params = attach(frozen, trainable, key)
     hidden_BTD, balance = model.hidden(params, batch, key)
     states_BTD, table_VD, bias_V = model.head(params, hidden_BTD)
     count = jnp.sum(batch["weights"])
     if bias_V is None and isinstance(table_VD, (jax.Array, Quantized)):
         head = head_loss if isinstance(table_VD, jax.Array) else frozen_head_loss
-        total, nll = head(states_BTD, table_VD, batch["targets"], batch["weights"], label_smoothing, z_loss)
+        total, nll = head(
+            states_BTD, table_VD, batch["targets"], batch["weights"], label_smoothing, z_loss
+        )
     else:
         total, nll = _logits_loss(model, params, hidden_BTD, batch, label_smoothing, z_loss)
     total += model.config.router_loss * balance * count
@@ -40,19 +43,34 @@ def token_loss(
     return total, count, totals
 
 
-def _logits_loss(model, params, hidden_BTD, batch, label_smoothing, z_loss) -> tuple[jax.Array, jax.Array]:
-    """(loss, nll) of heads with a bias or an adapter: the logits of some tokens at a time, computed again for the gradient."""
+def _logits_loss(
+    model, params, hidden_BTD, batch, label_smoothing, z_loss
+) -> tuple[jax.Array, jax.Array]:
+    """(loss, nll) of heads with a bias or an adapter: the logits of some tokens at a time, computed
+    again for the gradient."""
 
     @jax.checkpoint
     def part(sums, tokens):
         hidden_BTD, targets_BT, weights_BT = tokens
         logits_BTV = model.logits(params, hidden_BTD)
-        loss_BT, nll_BT = cross_entropy(logits_BTV, targets_BT, label_smoothing=label_smoothing, z_loss=z_loss)
-        return (sums[0] + jnp.sum(loss_BT * weights_BT), sums[1] + jnp.sum(nll_BT * weights_BT)), None
+        loss_BT, nll_BT = cross_entropy(
+            logits_BTV, targets_BT, label_smoothing=label_smoothing, z_loss=z_loss
+        )
+        return (
+            sums[0] + jnp.sum(loss_BT * weights_BT),
+            sums[1] + jnp.sum(nll_BT * weights_BT),
+        ), None
 
-    tokens, start = (hidden_BTD, batch["targets"], batch["weights"]), (jnp.float32(0), jnp.float32(0))
+    tokens, start = (
+        (hidden_BTD, batch["targets"], batch["weights"]),
+        (jnp.float32(0), jnp.float32(0)),
+    )
     B, T, _ = local_shape(hidden_BTD)
-    if B * T <= CHUNK or T != hidden_BTD.shape[1]:  # a length that is split over devices stays whole
+    if (
+        B * T <= CHUNK or T != hidden_BTD.shape[1]
+    ):  # a length that is split over devices stays whole
         return part(start, tokens)[0]
     count = next(n for n in range(1, T + 1) if T % n == 0 and (B * T // n <= CHUNK or n == T))
-    return jax.lax.scan(part, start, tuple(jnp.moveaxis(divide(x, 1, count), 1, 0) for x in tokens))[0]
+    return jax.lax.scan(
+        part, start, tuple(jnp.moveaxis(divide(x, 1, count), 1, 0) for x in tokens)
+    )[0]

@@ -1,7 +1,8 @@
 """The attention seam: one function over interchangeable implementations.
 
-Which key a query sees is decided by numbers that travel with the tokens, so packing, padding, caches and windows are one
-rule: same segment, and under a causal mask a key position at most the query's, and in a window less than `window` away.
+Which key a query sees is decided by numbers that travel with the tokens, so packing, padding,
+caches and windows are one rule: same segment, and under a causal mask a key position at most the
+query's, and in a window less than `window` away.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from research.ops import blocked
-from research.ops.einsum import contract, divide, spec, whole
+from research.ops.einsum import contract
+from research.parallel.placement import divide, spec, whole
 
 IMPLEMENTATIONS = ("auto", "xla", "splash", "flash")
 EVERYONE = -1  # the segment of keys that the queries of every segment see
@@ -27,9 +29,10 @@ EVERYONE = -1  # the segment of keys that the queries of every segment see
 class Visibility:
     """Who sees whom. Segment 0 is padding (or an empty cache slot); `window` 0 is unlimited.
 
-    `packed` is the maker's word that queries and keys are the same rows and that within a segment the tokens stand
-    together, positions rising by one. Indices then hide what positions hide, all that kernels know; padding aside.
-    `shared` says that some keys are of the segment EVERYONE, a prefix, which no kernel knows.
+    `packed` is the maker's word that queries and keys are the same rows and that within a segment
+    the tokens stand together, positions rising by one. Indices then hide what positions hide, all
+    that kernels know; padding aside. `shared` says that some keys are of the segment EVERYONE, a
+    prefix, which no kernel knows.
     """
 
     q_positions_BT: jax.Array
@@ -64,11 +67,13 @@ def attend(
     bias_BNTS: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
-    """softmax(scale * q k + bias) v over the visible keys, [B, T, N, H], N a multiple of K (arXiv:2305.13245).
+    """softmax(scale * q k + bias) v over the visible keys, [B, T, N, H], N a multiple of K
+    (arXiv:2305.13245).
 
-    `implementation` "auto" takes the best that serves the case on this backend: splash on TPU, flash on GPU, else XLA.
-    A named one raises NotImplementedError for a case that it cannot serve. Under context parallelism keys and values
-    are gathered over the context axis while queries stay split.
+    `implementation` "auto" takes the best that serves the case on this backend: splash on TPU,
+    flash on GPU, else XLA. A named one raises NotImplementedError for a case that it cannot serve.
+    Under context parallelism keys and values are gathered over the context axis while queries stay
+    split.
     """
     k_BSKH, v_BSKH = (_match_heads(q_BTNH, whole(kv, axis=1)) for kv in (k_BSKH, v_BSKH))
     visibility = replace(
@@ -95,7 +100,8 @@ def reference(
     scale: float,
     bias_BNTS: jax.Array | None = None,
 ) -> jax.Array:
-    """Attention as two batched products with a float32 softmax between them; memory grows with T * S."""
+    """Attention as two batched products with a float32 softmax between them; memory grows with T *
+    S."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = divide(q_BTNH, 2, K)
@@ -105,16 +111,20 @@ def reference(
     seen = visibility.mask_BTS()[:, None, None, :, :]
     scores_BKGTS = jnp.where(seen, scores_BKGTS, jnp.finfo(jnp.float32).min)
     probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)
-    # In the product's own order: XLA's CPU backend then makes no copy of the probabilities to get another.
+    # In the product's own order: XLA's CPU backend then makes no copy of the probabilities to get
+    # another.
     out_BKGTH = contract("BKGTS,BSKH->BKGTH", probs_BKGTS, v_BSKH)
     return jnp.moveaxis(out_BKGTH, 3, 1).reshape(B, T, N, H)
 
 
 def _match_heads(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
-    """Keys repeated to the query's heads where those are split over more devices than there are key heads."""
+    """Keys repeated to the query's heads where those are split over more devices than there are key
+    heads."""
     if jax.sharding.get_abstract_mesh().empty or spec(q_BTNH)[2] == spec(k_BSKH)[2]:
         return k_BSKH
     repeats = q_BTNH.shape[2] // k_BSKH.shape[2]
     batch, length, _, head = spec(k_BSKH)
     whole = jax.reshard(k_BSKH, PartitionSpec(batch, length, None, head))
-    return jax.reshard(jnp.repeat(whole, repeats, axis=2), PartitionSpec(batch, length, spec(q_BTNH)[2], head))
+    return jax.reshard(
+        jnp.repeat(whole, repeats, axis=2), PartitionSpec(batch, length, spec(q_BTNH)[2], head)
+    )

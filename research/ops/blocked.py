@@ -1,8 +1,9 @@
 """Causal attention in XLA by blocks of queries, each over its prefix of keys only.
 
-Half of a causal score matrix is never looked at; with blocks most of that half is never computed either. The backward
-pass is written out: it keeps the probabilities alone of all that is [T, S], and takes the gradients of keys and values
-transposed, so that XLA's CPU backend transposes the small operand of each product and not the [T, S] one.
+Half of a causal score matrix is never looked at; with blocks most of that half is never computed
+either. The backward pass is written out: it keeps the probabilities alone of all that is [T, S],
+and takes the gradients of keys and values transposed, so that XLA's CPU backend transposes the
+small operand of each product and not the [T, S] one.
 """
 
 from dataclasses import replace
@@ -11,27 +12,32 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from research.ops.backend import barrier
-from research.ops.einsum import contract, divide, local_shape
+from research.devices.backend import barrier
+from research.ops.einsum import contract
+from research.parallel.placement import divide, local_shape
 
 SMALLEST = 32  # queries of a block; below that the products are too small to gain anything
 MOST = 16  # blocks; each is traced on its own
 
 
 def blocks(T: int) -> int:
-    """Number of query blocks for T queries: 4, and more for long texts; 1 where they would not be equal or be tiny."""
+    """Number of query blocks for T queries: 4, and more for long texts; 1 where they would not be
+    equal or be tiny."""
     count = min(MOST, max(4, T // 256))
     return count if T % count == 0 and T // count >= SMALLEST else 1
 
 
 def serves(q_BTNH: jax.Array, visibility) -> bool:
-    """Whether a case is causal attention of a packed row to itself, cut along T into more than one block."""
+    """Whether a case is causal attention of a packed row to itself, cut along T into more than one
+    block."""
     T = q_BTNH.shape[1]
     return visibility.packed and visibility.causal and local_shape(q_BTNH)[1] == T and blocks(T) > 1
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visibility, scale: float) -> jax.Array:
+def attend(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visibility, scale: float
+) -> jax.Array:
     """As `research.ops.attention.reference` for a case that `serves`, [B, T, N, H]."""
     return _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale)[0]
 
@@ -44,14 +50,22 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale):
     outs, probs = [], []
     for block in _cuts(T):
         prefix = slice(0, block.stop)
-        scores_BKGTS = _scores("BKGTH,BKSH->BKGTS", q_BKGTH[..., block, :], k_BKSH[:, :, prefix]) * scale
+        scores_BKGTS = (
+            _scores("BKGTH,BKSH->BKGTS", q_BKGTH[..., block, :], k_BKSH[:, :, prefix]) * scale
+        )
         seen_BTS = _part(visibility, block, prefix).mask_BTS()
         scores_BKGTS = jnp.where(seen_BTS[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
         probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)
         outs.append(contract("BKGTS,BKSH->BKGTH", probs_BKGTS, v_BKSH[:, :, prefix]))
         probs.append(probs_BKGTS)
     out_BKGTH = jnp.concatenate(outs, axis=3)
-    return jnp.moveaxis(out_BKGTH, 3, 1).reshape(B, T, N, H), (q_BKGTH, k_BKSH, v_BKSH, out_BKGTH, probs)
+    return jnp.moveaxis(out_BKGTH, 3, 1).reshape(B, T, N, H), (
+        q_BKGTH,
+        k_BKSH,
+        v_BKSH,
+        out_BKGTH,
+        probs,
+    )
 
 
 def _backward(scale, saved, dout_BTNH):
@@ -64,12 +78,15 @@ def _backward(scale, saved, dout_BTNH):
         prefix = slice(0, block.stop)
         part_BKGTH, queries_BKGTH = dout_BKGTH[..., block, :], q_BKGTH[..., block, :]
         dprobs_BKGTS = _scores("BKGTH,BKSH->BKGTS", part_BKGTH, v_BKSH[:, :, prefix])
-        dscores_BKGTS = (probs_BKGTS * (dprobs_BKGTS - delta_BKGT1[..., block, :]) * scale).astype(q_BKGTH.dtype)
+        dscores_BKGTS = (probs_BKGTS * (dprobs_BKGTS - delta_BKGT1[..., block, :]) * scale).astype(
+            q_BKGTH.dtype
+        )
         dqs.append(contract("BKGTS,BKSH->BKGTH", dscores_BKGTS, k_BKSH[:, :, prefix]))
         behind = ((0, 0), (0, 0), (0, T - block.stop), (0, 0))
         dk_BKHS = _scores("BKGTH,BKGTS->BKHS", queries_BKGTH, dscores_BKGTS)
         dv_BKHS = _scores("BKGTH,BKGTS->BKHS", part_BKGTH, probs_BKGTS)
-        # XLA would fold the transposes below into the products, and its CPU backend has no such bfloat16 product.
+        # XLA would fold the transposes below into the products, and its CPU backend has no such
+        # bfloat16 product.
         dk_BKHS, dv_BKHS = barrier((dk_BKHS, dv_BKHS))
         dk_BKSH += jnp.pad(jnp.swapaxes(dk_BKHS, 2, 3), behind)
         dv_BKSH += jnp.pad(jnp.swapaxes(dv_BKHS, 2, 3), behind)

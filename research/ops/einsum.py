@@ -1,11 +1,13 @@
 """The one contraction of activations with weights, and where its result lives.
 
-Shardings are types (explicit mesh axes), so the sharding of a result follows from those of the operands: a kept letter
-keeps its mesh axes, a contracted letter is summed over its own. Models therefore write equations and no shardings:
+Shardings are types (explicit mesh axes), so the sharding of a result follows from those of the
+operands: a kept letter keeps its mesh axes, a contracted letter is summed over its own. Models
+therefore write equations and no shardings:
 
     x_BTD @(batch over data, fsdp)  *  w_DF @(D over fsdp, F over tensor)  ->  y_BTF @(batch over data, fsdp; F over tensor)
 
-where the weight's fsdp axis exists for storage only and is gathered before the product (its gradient is scattered back).
+where the weight's fsdp axis exists for storage only and is gathered before the product (its
+gradient is scattered back).
 """
 
 import math
@@ -18,18 +20,31 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from research.ops.backend import barrier, platform
-from research.ops.collectives import all_gather, sum_to_place
+from research.devices.backend import barrier, platform
+from research.ops.equation import parse
 from research.ops.kernels import grouped_matmul
-
-# Mesh axes that split a weight in computation too. Any other axis of a weight is storage and is gathered for use.
-COMPUTE_AXES = ("tensor", "expert")
+from research.parallel.collectives import sum_to_place
+from research.parallel.placement import (
+    as_entry,
+    computing,
+    gather,
+    join_parts,
+    mesh_axes,
+    place_as,
+    placed,
+    result_spec,
+    spec,
+    storing,
+    unplaced,
+    whole,
+)
 
 
 def einsum(eqn: str, x: jax.Array, w: Any) -> jax.Array:
     """`eqn` of activations `x` and a weight `w`, in the dtype of `x`.
 
-    `w` is an array, cast to the dtype of `x` and gathered, or a weight stand-in, which contracts itself.
+    `w` is an array, cast to the dtype of `x` and gathered, or a weight stand-in, which contracts
+    itself.
     """
     if not isinstance(w, jax.Array):
         return w.einsum(eqn, x)
@@ -49,7 +64,7 @@ def _product_forward(eqn: str, x: jax.Array, w: jax.Array):
 def _product_backward(eqn: str, saved: tuple[jax.Array, jax.Array], dy: jax.Array):
     """Both gradients in the type of what they belong to and where that lives."""
     x, w = saved
-    (of_x, of_w), of_y = eqn.split("->")[0].split(","), eqn.split("->")[1]
+    of_x, of_w, of_y = parse(eqn)
     dx = contract(f"{of_y},{of_w}->{of_x}", dy, gather(w.astype(x.dtype)))
     return place_as(dx, placed(x)), _weight_gradient(of_x, of_y, of_w, x, dy, w)
 
@@ -57,37 +72,52 @@ def _product_backward(eqn: str, saved: tuple[jax.Array, jax.Array], dy: jax.Arra
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _weight_gradient(of_x: str, of_y: str, of_w: str, x: jax.Array, dy: jax.Array, w: jax.Array) -> jax.Array:
-    """`x` and `dy` contracted over all letters that the weight has not, in the weight's layout, type and place.
+def _weight_gradient(
+    of_x: str, of_y: str, of_w: str, x: jax.Array, dy: jax.Array, w: jax.Array
+) -> jax.Array:
+    """`x` and `dy` contracted over all letters that the weight has not, in the weight's layout,
+    type and place.
 
-    Each device contracts its own tokens; the sum over the others' is scattered to where the gradient is stored.
+    Each device contracts its own tokens; the sum over the others' is scattered to where the
+    gradient is stored.
     """
     place = placed(w)
     if place is None or not any((*spec(x), *spec(dy), *place)):  # one device
         return _outer(of_x, of_y, of_w, x, dy, w.dtype)
-    where = {letter: _names(entry) for letter, entry in zip(of_x, spec(x))}
-    where |= {letter: where.get(letter) or _names(entry) for letter, entry in zip(of_y, spec(dy))}
+    where = {letter: mesh_axes(entry) for letter, entry in zip(of_x, spec(x))}
+    where |= {
+        letter: where.get(letter) or mesh_axes(entry) for letter, entry in zip(of_y, spec(dy))
+    }
     summed = {name for letter, names in where.items() if letter not in of_w for name in names}
-    stored = [tuple(n for n in _names(entry) if n not in where[letter]) for letter, entry in zip(of_w, place)]
+    stored = [
+        tuple(n for n in mesh_axes(entry) if n not in where[letter])
+        for letter, entry in zip(of_w, place)
+    ]
 
     def local(x, dy):
         return sum_to_place(_outer(of_x, of_y, of_w, x, dy, w.dtype), stored, summed)
 
-    dy = place_as(dy, PartitionSpec(*(_entry(where[letter]) for letter in of_y)))
-    split = PartitionSpec(*(_entry((*where[letter], *names)) for letter, names in zip(of_w, stored)))
-    dw = jax.shard_map(local, in_specs=(placed(x), placed(dy)), out_specs=split, check_vma=False)(x, dy)
+    dy = place_as(dy, PartitionSpec(*(as_entry(where[letter]) for letter in of_y)))
+    split = PartitionSpec(
+        *(as_entry((*where[letter], *names)) for letter, names in zip(of_w, stored))
+    )
+    dw = jax.shard_map(local, in_specs=(placed(x), placed(dy)), out_specs=split, check_vma=False)(
+        x, dy
+    )
     return place_as(dw, place)
 
 
-def _outer(of_x: str, of_y: str, of_w: str, x: jax.Array, dy: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _outer(
+    of_x: str, of_y: str, of_w: str, x: jax.Array, dy: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
     """`x` and `dy` contracted to the weight's letters, in that order.
 
-    JAX's own rule contracts (dy, x), which gives the transpose: the copy back, into which XLA's CPU backend fuses the
-    activation's derivative, took a fifth of a training step.
+    JAX's own rule contracts (dy, x), which gives the transpose: the copy back, into which XLA's CPU
+    backend fuses the activation's derivative, took a fifth of a training step.
     """
     if platform() == "cpu" and x.dtype == jnp.float32 and dy.size < x.size:
-        # The backend copies the left operand to transpose it. Let it be the smaller, and turn the yet smaller result;
-        # in bfloat16 the copy is cheap, and this gains nothing.
+        # The backend copies the left operand to transpose it. Let it be the smaller, and turn the
+        # yet smaller result; in bfloat16 the copy is cheap, and this gains nothing.
         turned = "".join(sorted(of_w, key=lambda letter: letter not in of_y))
         dw = barrier(contract(f"{of_y},{of_x}->{turned}", dy, x))
         return jnp.transpose(dw, [turned.index(letter) for letter in of_w])
@@ -106,7 +136,9 @@ def _rows(table_VD: jax.Array, ids_BT: jax.Array, dtype: jnp.dtype) -> jax.Array
     table_VD = gather(table_VD.astype(dtype))
     if jax.sharding.get_abstract_mesh().empty:
         return table_VD.at[ids_BT].get(mode="clip")
-    return table_VD.at[ids_BT].get(mode="clip", out_sharding=PartitionSpec(*spec(ids_BT), spec(table_VD)[1]))
+    return table_VD.at[ids_BT].get(
+        mode="clip", out_sharding=PartitionSpec(*spec(ids_BT), spec(table_VD)[1])
+    )
 
 
 def _rows_forward(table_VD: jax.Array, ids_BT: jax.Array, dtype: jnp.dtype):
@@ -114,20 +146,23 @@ def _rows_forward(table_VD: jax.Array, ids_BT: jax.Array, dtype: jnp.dtype):
 
 
 def _rows_backward(dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], dy_BTD: jax.Array):
-    """Rows summed in float32: in bfloat16 the sum of a frequent token stops growing at a few hundred terms."""
+    """Rows summed in float32: in bfloat16 the sum of a frequent token stops growing at a few
+    hundred terms."""
     table_VD, ids_BT = saved
     place, rows = placed(table_VD), table_VD.shape[0]
 
     def added(ids_BT, dy_BTD, rows):
         sums_VD = jnp.zeros((rows, dy_BTD.shape[-1]), jnp.float32)
-        owned = jnp.where(ids_BT < 0, rows, ids_BT)  # what is of other devices falls out of the table
+        owned = jnp.where(
+            ids_BT < 0, rows, ids_BT
+        )  # what is of other devices falls out of the table
         return sums_VD.at[owned].add(dy_BTD.astype(jnp.float32), mode="drop").astype(table_VD.dtype)
 
     if place is None:
         return added(ids_BT, dy_BTD, rows), None
-    owners = _computing(place[0])
+    owners = computing(place[0])
     stored = storing(place)
-    summed = {name for entry in spec(dy_BTD)[:2] for name in _names(entry)}
+    summed = {name for entry in spec(dy_BTD)[:2] for name in mesh_axes(entry)}
 
     def local(ids_BT, dy_BTD):
         own = rows // math.prod(lax.axis_size(name) for name in owners)
@@ -136,19 +171,25 @@ def _rows_backward(dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], dy_BTD:
 
     dy_BTD = whole(dy_BTD, axis=2)
     ids_BT = place_as(ids_BT, PartitionSpec(*spec(dy_BTD)[:2]))
-    split = PartitionSpec(_entry((*owners, *stored[0])), _entry(stored[1]))
-    dtable = jax.shard_map(local, in_specs=(placed(ids_BT), placed(dy_BTD)), out_specs=split, check_vma=False)(ids_BT, dy_BTD)
+    split = PartitionSpec(as_entry((*owners, *stored[0])), as_entry(stored[1]))
+    dtable = jax.shard_map(
+        local, in_specs=(placed(ids_BT), placed(dy_BTD)), out_specs=split, check_vma=False
+    )(ids_BT, dy_BTD)
     return place_as(dtable, place), None
 
 
 _rows.defvjp(_rows_forward, _rows_backward)
 
 
-def grouped(x_MI: jax.Array, w: Any, sizes_E: jax.Array, stored: Sequence[tuple[str, ...]] = ()) -> jax.Array:
-    """Rows [M, I] in groups of these sizes, each group times the matrix of its expert in `w` [E, I, O], as [M, O].
+def grouped(
+    x_MI: jax.Array, w: Any, sizes_E: jax.Array, stored: Sequence[tuple[str, ...]] = ()
+) -> jax.Array:
+    """Rows [M, I] in groups of these sizes, each group times the matrix of its expert in `w` [E, I,
+    O], as [M, O].
 
-    What rows behind the last group become is unspecified; their gradient is 0. `w` is a stand-in, or an array, cast to the
-    dtype of `x`, of which the mesh axes `stored` hold parts of each dimension: inside `shard_map` it is gathered over them.
+    What rows behind the last group become is unspecified; their gradient is 0. `w` is a stand-in,
+    or an array, cast to the dtype of `x`, of which the mesh axes `stored` hold parts of each
+    dimension: inside `shard_map` it is gathered over them.
     """
     if not isinstance(w, jax.Array):
         return w.grouped(x_MI, sizes_E)
@@ -156,22 +197,32 @@ def grouped(x_MI: jax.Array, w: Any, sizes_E: jax.Array, stored: Sequence[tuple[
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _groups(stored: Sequence[tuple[str, ...]], x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    return grouped_matmul.rows(x_MI, _joined(w_EIO.astype(x_MI.dtype), stored), sizes_E)
+def _groups(
+    stored: Sequence[tuple[str, ...]], x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array
+) -> jax.Array:
+    return grouped_matmul.rows(x_MI, join_parts(w_EIO.astype(x_MI.dtype), stored), sizes_E)
 
 
-def _groups_forward(stored: Sequence[tuple[str, ...]], x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array):
+def _groups_forward(
+    stored: Sequence[tuple[str, ...]], x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array
+):
     return _groups(stored, x_MI, w_EIO, sizes_E), (x_MI, w_EIO, sizes_E)
 
 
-def _groups_backward(stored: Sequence[tuple[str, ...]], saved: tuple[jax.Array, ...], dy_MO: jax.Array):
-    """Both gradients in the type of what they belong to; the matrices' is scattered as they are stored, in one go."""
+def _groups_backward(
+    stored: Sequence[tuple[str, ...]], saved: tuple[jax.Array, ...], dy_MO: jax.Array
+):
+    """Both gradients in the type of what they belong to; the matrices' is scattered as they are
+    stored, in one go."""
     x_MI, w_EIO, sizes_E = saved
-    dx_MI = grouped_matmul.rows(dy_MO, _joined(w_EIO.astype(x_MI.dtype), stored), sizes_E, transposed=True)
+    dx_MI = grouped_matmul.rows(
+        dy_MO, join_parts(w_EIO.astype(x_MI.dtype), stored), sizes_E, transposed=True
+    )
     dw_EIO = grouped_matmul.matrices(x_MI, dy_MO, sizes_E, w_EIO.dtype)
     summed = {name for names in stored for name in names}
     if stored and not stored[0] and dw_EIO.shape[0] == 1:
-        # As a matrix: of a scatter behind an axis of 1 TPU's compiler makes an all-reduce, which moves twice the bytes.
+        # As a matrix: of a scatter behind an axis of 1 TPU's compiler makes an all-reduce, which
+        # moves twice the bytes.
         dw_EIO = sum_to_place(dw_EIO[0], stored[1:], summed)[None]
     else:
         dw_EIO = sum_to_place(dw_EIO, stored, summed)
@@ -181,86 +232,25 @@ def _groups_backward(stored: Sequence[tuple[str, ...]], saved: tuple[jax.Array, 
 _groups.defvjp(_groups_forward, _groups_backward)
 
 
-def gather(w: jax.Array) -> jax.Array:
-    """`w` with the mesh axes that only store it gathered (the all-gather of fully sharded data parallelism)."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return w
-    kept = PartitionSpec(*(_entry(_computing(entry)) for entry in spec(w)))
-    if tuple(kept) == spec(w):
-        return w
-    if platform() != "tpu" or not joinable(w):
-        return jax.reshard(w, kept)
-    join = partial(_joined, stored=storing(spec(w)))
-    return jax.shard_map(join, in_specs=placed(w), out_specs=kept, check_vma=False)(w)
-
-
-def _joined(w: jax.Array, stored: Sequence[tuple[str, ...]]) -> jax.Array:
-    """Inside `shard_map`, the parts of each dimension of `w` that the devices of these mesh axes hold, as one array."""
-    for axis, names in enumerate(stored):
-        for name in reversed(names):
-            w = all_gather(w, name, axis)
-    return w
-
-
-def joinable(w: jax.Array) -> bool:
-    """Whether the parts of `w` that only storage splits lie side by side: no axis of computation splits them further."""
-    return all(_names(entry) == (*_computing(entry), *names) for entry, names in zip(spec(w), storing(spec(w))))
-
-
-def storing(entries: Sequence) -> list[tuple[str, ...]]:
-    """Of the mesh axes of each dimension, those that only store it."""
-    return [tuple(name for name in _names(entry) if name not in COMPUTE_AXES) for entry in entries]
-
-
 def gathered(w: Any, dtype: jnp.dtype) -> Any:
-    """A weight as the products of a `shard_map` want it: gathered like an array in `dtype`, or a stand-in whose parts are
-    gathered and split alike."""
+    """A weight as the products of a `shard_map` want it: gathered like an array in `dtype`, or a
+    stand-in whose parts are gathered and split alike."""
     return gather(w.astype(dtype)) if isinstance(w, jax.Array) else w.gathered()
 
 
-def placed(x: jax.Array) -> PartitionSpec | None:
-    """Where `x` lives, one entry a dimension; None without a mesh."""
-    return None if jax.sharding.get_abstract_mesh().empty else PartitionSpec(*spec(x))
-
-
-def place_as(x: jax.Array, place: PartitionSpec | None) -> jax.Array:
-    """`x` moved to where `placed` said that something lives."""
-    return x if place is None or spec(x) == tuple(place) else jax.reshard(x, place)
-
-
-def whole(x: jax.Array, axis: int) -> jax.Array:
-    """`x` gathered along one axis: every device holds all of it."""
-    if jax.sharding.get_abstract_mesh().empty or spec(x)[axis] is None:
-        return x
-    return jax.reshard(x, PartitionSpec(*(None if i == axis else entry for i, entry in enumerate(spec(x)))))
-
-
 def contract(eqn: str, *operands: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
-    """`jnp.einsum` with the result's sharding derived from the operands'; `dtype` is the element type of the result.
+    """`jnp.einsum` with the result's sharding derived from the operands'; `dtype` is the element
+    type of the result.
 
-    XLA's CPU backend has a bfloat16 product with a float32 result and none with a bfloat16 one, for which it widens both
-    operands; there the result is narrowed afterwards.
+    XLA's CPU backend has a bfloat16 product with a float32 result and none with a bfloat16 one, for
+    which it widens both operands; there the result is narrowed afterwards.
     """
-    out = None if _unplaced() else result_spec(eqn, *operands)
+    out = None if unplaced() else result_spec(eqn, *operands)
     if (dtype or jnp.result_type(*operands)) == jnp.bfloat16 and platform() == "cpu":
-        return jnp.einsum(eqn, *operands, preferred_element_type=jnp.float32, out_sharding=out).astype(jnp.bfloat16)
+        return jnp.einsum(
+            eqn, *operands, preferred_element_type=jnp.float32, out_sharding=out
+        ).astype(jnp.bfloat16)
     return jnp.einsum(eqn, *operands, preferred_element_type=dtype, out_sharding=out)
-
-
-def result_spec(eqn: str, *operands: jax.Array) -> PartitionSpec:
-    """PartitionSpec of the result; ValueError where two of its letters would share a mesh axis."""
-    inputs, result = eqn.split("->")
-    where: dict[str, tuple[str, ...]] = {}
-    for letters, operand in zip(inputs.split(","), operands):
-        for letter, entry in zip(letters, spec(operand)):
-            where[letter] = where.get(letter) or _names(entry)
-    owner: dict[str, str] = {}
-    for letter in result:
-        for name in where[letter]:
-            if name in owner:
-                raise ValueError(f"einsum {eqn!r}: {owner[name]!r} and {letter!r} are both split over mesh axis {name!r}")
-            owner[name] = letter
-    return PartitionSpec(*(_entry(where[letter]) for letter in result))
 
 
 def add_bias(x: jax.Array, bias: Any) -> jax.Array:
@@ -270,51 +260,3 @@ def add_bias(x: jax.Array, bias: Any) -> jax.Array:
     """
     row = jnp.expand_dims(bias.astype(jnp.float32), tuple(range(x.ndim - bias.ndim)))
     return (x.astype(jnp.float32) + row).astype(x.dtype)
-
-
-def spec(x: jax.Array) -> tuple:
-    """Entries of the array's PartitionSpec, one a dimension."""
-    entries = tuple(jax.typeof(x).sharding.spec)
-    return entries + (None,) * (x.ndim - len(entries))
-
-
-def divide(x: jax.Array, axis: int, parts: int) -> jax.Array:
-    """`x` with an axis as two, of `parts` and of the rest; the first of them keeps the mesh axes."""
-    shape = (*x.shape[:axis], parts, x.shape[axis] // parts, *x.shape[axis + 1 :])
-    if jax.sharding.get_abstract_mesh().empty:
-        return x.reshape(shape)
-    entries = spec(x)
-    return jnp.reshape(x, shape, out_sharding=PartitionSpec(*entries[: axis + 1], None, *entries[axis + 1 :]))
-
-
-def unite(x: jax.Array, axis: int) -> jax.Array:
-    """`x` with an axis and the one behind it as one, which keeps the mesh axes of the first."""
-    shape = (*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])
-    if jax.sharding.get_abstract_mesh().empty:
-        return x.reshape(shape)
-    entries = spec(x)
-    return jnp.reshape(x, shape, out_sharding=PartitionSpec(*entries[: axis + 1], *entries[axis + 2 :]))
-
-
-def local_shape(x: jax.Array) -> tuple[int, ...]:
-    """The shape of one device's part of `x`."""
-    return x.shape if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.shard_shape(x.shape)
-
-
-def _unplaced() -> bool:
-    """Whether arrays have no shardings here: without a mesh, and on one device's part inside `shard_map`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.empty or mesh.are_all_axes_manual
-
-
-def _names(entry: Any) -> tuple[str, ...]:
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
-
-
-def _computing(entry: Any) -> tuple[str, ...]:
-    """Of the mesh axes of a dimension, those that split the computation too."""
-    return tuple(name for name in _names(entry) if name in COMPUTE_AXES)
-
-
-def _entry(names: tuple[str, ...]) -> Any:
-    return None if not names else names[0] if len(names) == 1 else names

@@ -6,17 +6,19 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from research.ops.backend import barrier
+from research.devices.backend import barrier
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def apart(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """`function(*arrays)`, elementwise, computed in float32 and once in each direction; in the dtype of its arguments.
+    """`function(*arrays)`, elementwise, computed in float32 and once in each direction; in the
+    dtype of its arguments.
 
-    Left to itself XLA's CPU backend fuses an activation and its derivative into the strided copies of the products that
-    use them, and computes them again in each; between barriers they run once, vectorised, over contiguous memory. In
-    bfloat16 it would round after each operation of the function, five times the work. On accelerators, where fusing
-    into the products is what one wants, there are no barriers.
+    Left to itself XLA's CPU backend fuses an activation and its derivative into the strided copies
+    of the products that use them, and computes them again in each; between barriers they run once,
+    vectorised, over contiguous memory. In bfloat16 it would round after each operation of the
+    function, five times the work. On accelerators, where fusing into the products is what one
+    wants, there are no barriers.
     """
     return _widened(function)(*arrays)
 
@@ -35,4 +37,6 @@ apart.defvjp(_forward, _backward)
 
 
 def _widened(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    return lambda *arrays: function(*(x.astype(jnp.float32) for x in arrays)).astype(arrays[0].dtype)
+    return lambda *arrays: function(*(x.astype(jnp.float32) for x in arrays)).astype(
+        arrays[0].dtype
+    )

@@ -1,8 +1,9 @@
-"""The head's loss over a table that is held in codes and not trained: neither the logits nor the table are ever whole.
+"""The head's loss over a table that is held in codes and not trained: neither the logits nor the
+table are ever whole.
 
-A chunk of tokens meets the table block by block of its rows, twice: for the logits, which are kept for the chunk, and for
-the gradient of the states, which follows from them (the idea of arXiv:2411.09009, Cut Cross-Entropy, with the logits of a
-chunk kept instead of computed again).
+A chunk of tokens meets the table block by block of its rows, twice: for the logits, which are kept
+for the chunk, and for the gradient of the states, which follows from them (the idea of
+arXiv:2411.09009, Cut Cross-Entropy, with the logits of a chunk kept instead of computed again).
 """
 
 from functools import partial
@@ -13,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from research.ops.einsum import spec
 from research.ops.loss import in_chunks, vocabulary
+from research.parallel.placement import spec
 
 BLOCK = 16384  # rows of the table that are dense at a time
 
@@ -28,8 +29,11 @@ def frozen_head_loss(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """`research.ops.loss.head_loss` of a stand-in with `shape`, `gathered()` and `rows(first, count, dtype)`."""
-    return _head(states_BTD, table, targets_BT, weights_BT, label_smoothing, z_loss, gradient=False)[0]
+    """`research.ops.loss.head_loss` of a stand-in with `shape`, `gathered()` and `rows(first,
+    count, dtype)`."""
+    return _head(
+        states_BTD, table, targets_BT, weights_BT, label_smoothing, z_loss, gradient=False
+    )[0]
 
 
 def _forward(states_BTD, table, targets_BT, weights_BT, label_smoothing, z_loss):
@@ -44,13 +48,16 @@ frozen_head_loss.defvjp(_forward, _backward)
 
 
 def _head(states_BTD, table, targets_BT, weights_BT, label_smoothing, z_loss, *, gradient):
-    """((loss, nll), gradient of the loss in the states or None), on one device or under shard_map."""
+    """((loss, nll), gradient of the loss in the states or None), on one device or under
+    shard_map."""
     local = partial(_local_head, label_smoothing=label_smoothing, z_loss=z_loss, gradient=gradient)
     table = table.gathered()
     if jax.sharding.get_abstract_mesh().empty:
         return local(states_BTD, table, targets_BT, weights_BT, token_axes=(), vocab_axis=None)
     states, tokens = PartitionSpec(*spec(states_BTD)), PartitionSpec(*spec(states_BTD)[:2])
-    axes = tuple(name for entry in tokens for name in ((entry,) if isinstance(entry, str) else entry or ()))
+    axes = tuple(
+        name for entry in tokens for name in ((entry,) if isinstance(entry, str) else entry or ())
+    )
     parts = jax.tree.map(lambda part: PartitionSpec(*spec(part)), table)
     vocab_axis = spec(jax.tree.leaves(table)[0])[0]
     return jax.shard_map(
@@ -61,8 +68,20 @@ def _head(states_BTD, table, targets_BT, weights_BT, label_smoothing, z_loss, *,
     )(states_BTD, table, jax.reshard(targets_BT, tokens), jax.reshard(weights_BT, tokens))
 
 
-def _local_head(states_BTD, table, targets_BT, weights_BT, *, label_smoothing, z_loss, gradient, token_axes, vocab_axis):
-    """A device's tokens against its part of the vocabulary; sums over the others' parts where there are any."""
+def _local_head(
+    states_BTD,
+    table,
+    targets_BT,
+    weights_BT,
+    *,
+    label_smoothing,
+    z_loss,
+    gradient,
+    token_axes,
+    vocab_axis,
+):
+    """A device's tokens against its part of the vocabulary; sums over the others' parts where there
+    are any."""
     V, D = table.shape
     over_vocab, words, first = vocabulary(V, vocab_axis)
     size = _block(V)
@@ -74,7 +93,9 @@ def _local_head(states_BTD, table, targets_BT, weights_BT, *, label_smoothing, z
 
         def product(_, start):
             rows_vD = table.rows(start, size, states_CD.dtype)
-            return None, jnp.einsum("CD,vD->Cv", states_CD, rows_vD, preferred_element_type=jnp.float32)
+            return None, jnp.einsum(
+                "CD,vD->Cv", states_CD, rows_vD, preferred_element_type=jnp.float32
+            )
 
         _, logits_nCv = lax.scan(product, None, starts)
         top_C1 = jnp.max(logits_nCv, axis=(0, 2))[:, None]
@@ -83,7 +104,9 @@ def _local_head(states_BTD, table, targets_BT, weights_BT, *, label_smoothing, z
         log_z_C1 = top_C1 + jnp.log(over_vocab(sums_C1))
         words_n1v = first + (starts[:, None] + jnp.arange(size)[None, :])[:, None, :]
         hit_nCv = words_n1v == targets_C[None, :, None]
-        nll_C1 = log_z_C1 - over_vocab(jnp.sum(jnp.where(hit_nCv, logits_nCv, 0.0), axis=(0, 2))[:, None])
+        nll_C1 = log_z_C1 - over_vocab(
+            jnp.sum(jnp.where(hit_nCv, logits_nCv, 0.0), axis=(0, 2))[:, None]
+        )
         loss_C1 = (1 - label_smoothing) * nll_C1 + z_loss * log_z_C1**2
         if label_smoothing:
             mean_C1 = over_vocab(jnp.sum(logits_nCv, axis=(0, 2))[:, None]) / words
@@ -95,12 +118,21 @@ def _local_head(states_BTD, table, targets_BT, weights_BT, *, label_smoothing, z
         def pull(dstates_CD, block):
             start, logits_Cv = block
             hit_Cv = (first + start + jnp.arange(size))[None, :] == targets_C[:, None]
-            d_Cv = jnp.exp(logits_Cv - log_z_C1) * (1 + 2 * z_loss * log_z_C1) - label_smoothing / words
-            d_Cv = ((d_Cv - (1 - label_smoothing) * hit_Cv) * weights_C[:, None]).astype(states_CD.dtype)
+            d_Cv = (
+                jnp.exp(logits_Cv - log_z_C1) * (1 + 2 * z_loss * log_z_C1)
+                - label_smoothing / words
+            )
+            d_Cv = ((d_Cv - (1 - label_smoothing) * hit_Cv) * weights_C[:, None]).astype(
+                states_CD.dtype
+            )
             rows_vD = table.rows(start, size, states_CD.dtype)
-            return dstates_CD + jnp.einsum("Cv,vD->CD", d_Cv, rows_vD, preferred_element_type=jnp.float32), None
+            return dstates_CD + jnp.einsum(
+                "Cv,vD->CD", d_Cv, rows_vD, preferred_element_type=jnp.float32
+            ), None
 
-        dstates_CD, _ = lax.scan(pull, jnp.zeros(states_CD.shape, jnp.float32), (starts, logits_nCv))
+        dstates_CD, _ = lax.scan(
+            pull, jnp.zeros(states_CD.shape, jnp.float32), (starts, logits_nCv)
+        )
         return carry, dstates_CD.astype(states_CD.dtype)
 
     tokens = in_chunks(states_BTD, targets_BT, weights_BT)
@@ -114,6 +146,7 @@ def _local_head(states_BTD, table, targets_BT, weights_BT, *, label_smoothing, z
 
 
 def _block(rows: int) -> int:
-    """How many rows of a table are dense at a time: a divisor of all of them, or all where the divisors are poor."""
+    """How many rows of a table are dense at a time: a divisor of all of them, or all where the
+    divisors are poor."""
     best = max(size for size in range(1, min(BLOCK, rows) + 1) if rows % size == 0)
     return best if best * 16 >= min(BLOCK, rows) else rows

@@ -6,14 +6,16 @@ from jax import lax
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """x / sqrt(mean(x^2) + eps) * scale, over the last axis, in the dtype of `x` (arXiv:1910.07467, eq. 4)."""
+    """x / sqrt(mean(x^2) + eps) * scale, over the last axis, in the dtype of `x` (arXiv:1910.07467,
+    eq. 4)."""
     wide = x.astype(jnp.float32)
     inverse = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (wide * inverse * _row(scale, x)).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
-    """(x - mean) / sqrt(var + eps) * scale + bias, over the last axis, in the dtype of `x` (arXiv:1607.06450)."""
+    """(x - mean) / sqrt(var + eps) * scale + bias, over the last axis, in the dtype of `x`
+    (arXiv:1607.06450)."""
     wide = x.astype(jnp.float32)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     inverse = lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)

@@ -1,8 +1,10 @@
-"""Mixture of experts: top-k routing without dropped tokens, and the experts' products under shard_map.
+"""Mixture of experts: top-k routing without dropped tokens, and the experts' products under
+shard_map.
 
-Tokens are gathered over the expert axis, each device sorts those meant for its own experts to the front and multiplies
-them group by group (`research.ops.kernels.grouped_matmul`), and the sums go back to the tokens' owners by a reduce-scatter.
-No capacity, so the result does not depend on the mesh.
+Tokens are gathered over the expert axis, each device sorts those meant for its own experts to the
+front and multiplies them group by group (`research.ops.kernels.grouped_matmul`), and the sums go
+back to the tokens' owners by a reduce-scatter. No capacity, so the result does not depend on the
+mesh.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,25 +16,30 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from research.ops.einsum import gathered, grouped, joinable, spec, storing
-from research.ops.kernels import share
+from research.ops.einsum import gathered, grouped
+from research.ops.kernels import visible_share as share
+from research.parallel.placement import joinable, spec, storing
 
 
 def top_k(logits_BTE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """Mixing weights float32 [B, T, k] and expert ids int32 [B, T, k]: softmax over the chosen k (arXiv:2401.04088, 2.1)."""
+    """Mixing weights float32 [B, T, k] and expert ids int32 [B, T, k]: softmax over the chosen k
+    (arXiv:2401.04088, 2.1)."""
     chosen, ids_BTk = lax.top_k(logits_BTE, k)
     return jax.nn.softmax(chosen, axis=-1), ids_BTk
 
 
 def load_balance(logits_BTE: jax.Array, ids_BTk: jax.Array, weights_BT: jax.Array) -> jax.Array:
-    """E * sum over experts of (share of assignments) * (mean router probability), 1 when uniform, over counted tokens.
+    """E * sum over experts of (share of assignments) * (mean router probability), 1 when uniform,
+    over counted tokens.
 
     arXiv:2101.03961, eq. 4, with each of a token's k assignments counting 1/k.
     """
     experts = logits_BTE.shape[-1]
     counted = weights_BT / jnp.maximum(jnp.sum(weights_BT), 1.0)
     probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
-    share_E = jnp.sum(jnp.mean(jax.nn.one_hot(ids_BTk, experts), axis=2) * counted[:, :, None], axis=(0, 1))
+    share_E = jnp.sum(
+        jnp.mean(jax.nn.one_hot(ids_BTk, experts), axis=2) * counted[:, :, None], axis=(0, 1)
+    )
     prob_E = jnp.sum(probs_BTE * counted[:, :, None], axis=(0, 1))
     return experts * jnp.sum(share_E * prob_E)
 
@@ -46,10 +53,12 @@ def experts(
     down_EFD: Any,
     activation: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """Sum over a token's experts of weight * (activation(x gate) * (x up)) down, [B, T, D] in the dtype of `x`.
+    """Sum over a token's experts of weight * (activation(x gate) * (x up)) down, [B, T, D] in the
+    dtype of `x`.
 
-    The experts' matrices are arrays or stand-ins. An array is gathered where it is multiplied, so that its gradient is summed
-    and scattered at once; the parts of a stand-in are gathered and split as they are.
+    The experts' matrices are arrays or stand-ins. An array is gathered where it is multiplied, so
+    that its gradient is summed and scattered at once; the parts of a stand-in are gathered and
+    split as they are.
     """
     matrices, number = (gate_EDF, up_EDF, down_EFD), gate_EDF.shape[0]
     alone = [isinstance(w, jax.Array) and joinable(w) for w in matrices]
@@ -59,31 +68,48 @@ def experts(
         products = [partial(grouped, w=w) for w in matrices]
         return _local(x_BTD, weights_BTk, ids_BTk, products, activation, 0, number)
 
-    split_tokens = "expert" in (spec(x_BTD)[0] or ())  # not so for a batch too small to split, as in decoding
+    split_tokens = "expert" in (
+        spec(x_BTD)[0] or ()
+    )  # not so for a batch too small to split, as in decoding
     specs = jax.tree.map(lambda part: PartitionSpec(*spec(part)), matrices)
     entries = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
-    named = {name for entry in entries for axes in entry if axes for name in ((axes,) if isinstance(axes, str) else axes)}
+    named = {
+        name
+        for entry in entries
+        for axes in entry
+        if axes
+        for name in ((axes,) if isinstance(axes, str) else axes)
+    }
     split_experts, split_hidden = "expert" in named, "tensor" in named
 
     def island(x, weights, ids, matrices):
-        # Every device of one expert row sees all of that row's tokens and keeps those of its own experts.
+        # Every device of one expert row sees all of that row's tokens and keeps those of its own
+        # experts.
         if split_tokens and split_experts:
-            x, weights, ids = (lax.all_gather(a, "expert", axis=0, tiled=True) for a in (x, weights, ids))
+            x, weights, ids = (
+                lax.all_gather(a, "expert", axis=0, tiled=True) for a in (x, weights, ids)
+            )
         parts = lax.axis_size("expert") if split_experts else 1
         held = number // parts
         first = lax.axis_index("expert") * held if split_experts else 0
         products = [partial(grouped, w=w, stored=axes) for w, axes in zip(matrices, stored)]
-        with share.scope(ragged=1 / parts):  # the share of rows that are for these experts, on average over devices
+        with share.scope(
+            ragged=1 / parts
+        ):  # the share of rows that are for these experts, on average over devices
             y = _local(x, weights, ids, products, activation, first, held)
         y = lax.psum(y, "tensor") if split_hidden else y
         if not split_experts:
             return y
-        return lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True) if split_tokens else lax.psum(y, "expert")
+        return (
+            lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True)
+            if split_tokens
+            else lax.psum(y, "expert")
+        )
 
     tokens = PartitionSpec(*spec(x_BTD))
-    return jax.shard_map(island, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False)(
-        x_BTD, weights_BTk, ids_BTk, matrices
-    )
+    return jax.shard_map(
+        island, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False
+    )(x_BTD, weights_BTk, ids_BTk, matrices)
 
 
 def _local(
@@ -95,7 +121,8 @@ def _local(
     first: jax.Array | int,
     held: int,
 ) -> jax.Array:
-    """Contribution of the experts `first`, `first + 1`, ... of which so many are `held`; other assignments add nothing.
+    """Contribution of the experts `first`, `first + 1`, ... of which so many are `held`; other
+    assignments add nothing.
 
     `products` are those with the experts' gate, up and down matrices, called (rows, sizes_E=...).
     """
@@ -109,7 +136,8 @@ def _local(
     token = order // k
     rows = x_BTD.reshape(-1, D)[token]
     weights = jnp.where(mine, weights_BTk.reshape(-1), 0.0)[order].astype(x_BTD.dtype)
-    # Weighted before the last product: after it, the gradient of the weights would want that product again.
+    # Weighted before the last product: after it, the gradient of the weights would want that
+    # product again.
     hidden = activation(gate(rows, sizes_E=sizes)) * up(rows, sizes_E=sizes) * weights[:, None]
     # Rows past the last group belong to other devices; what a product leaves there is unspecified.
     out = jnp.where(mine[order][:, None], down(hidden, sizes_E=sizes), 0)

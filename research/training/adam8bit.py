@@ -1,8 +1,9 @@
 """Adam whose moments are held in eight bits (arXiv:2110.02861): 2 bytes a parameter instead of 8.
 
-Both are quantized in blocks of up to 256 values to bitsandbytes' dynamic maps, with float32 arithmetic in between. A block
-lies inside one layer and covers the last axes of a parameter, and as many entries of the axis before as keep it within 256
-and divide that axis: three heads of 64, one row of 192. Codes have the parameter's shape and are sharded as it is.
+Both are quantized in blocks of up to 256 values to bitsandbytes' dynamic maps, with float32
+arithmetic in between. A block lies inside one layer and covers the last axes of a parameter, and as
+many entries of the axis before as keep it within 256 and divide that axis: three heads of 64, one
+row of 192. Codes have the parameter's shape and are sharded as it is.
 """
 
 import math
@@ -17,24 +18,29 @@ import optax
 from jax.sharding import PartitionSpec
 
 from research import tree
-from research.ops.einsum import divide, spec, whole
+from research.parallel.placement import divide, spec, whole
 from research.training.muon import stack_axes
 from research.weights.dynamic_map import DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP
 
 BLOCK = 256  # values that share a scale
-SMALLEST = 4096  # values of one layer's parameter; one with fewer keeps float32 moments, as in bitsandbytes
-_LEAST_BLOCK = 32  # below it the scales would take more than they save, and the moments stay float32
+# values of one layer's parameter; one with fewer keeps float32 moments, as in bitsandbytes
+SMALLEST = 4096
+_LEAST_BLOCK = (
+    32  # below it the scales would take more than they save, and the moments stay float32
+)
 
 
 class Moment(NamedTuple):
-    """map[codes] * absmax: `codes` uint8 in the parameter's shape, `absmax` float32 [..., blocks]."""
+    """map[codes] * absmax: `codes` uint8 in the parameter's shape, `absmax` float32 [...,
+    blocks]."""
 
     codes: jax.Array
     absmax: jax.Array
 
 
 class Adam8bitState(NamedTuple):
-    """Updates made so far, and the moments of each parameter: `Moment`, or float32 where it is small."""
+    """Updates made so far, and the moments of each parameter: `Moment`, or float32 where it is
+    small."""
 
     count: jax.Array
     mu: tree.Tree
@@ -46,8 +52,9 @@ def scale_by_adam_8bit(
 ) -> optax.GradientTransformation:
     """`optax.scale_by_adam` with moments in eight bits.
 
-    `names` has the structure of the parameters and for each its logical axes, such as "layers embed mlp"; what is stacked
-    over layers is updated one layer after the other, so that float32 moments of more than one never exist.
+    `names` has the structure of the parameters and for each its logical axes, such as "layers embed
+    mlp"; what is stacked over layers is updated one layer after the other, so that float32 moments
+    of more than one never exist.
     """
 
     def stacks(params):
@@ -59,8 +66,13 @@ def scale_by_adam_8bit(
     def init(params):
         leaves, structure = jax.tree.flatten(params)
         # Arrays of their own for each, so that all can be donated.
-        mu, nu = ([_zeros(p, block_of(p.shape, n)) for p, n in zip(leaves, stacks(params))] for _ in range(2))
-        return Adam8bitState(jnp.zeros([], jnp.int32), structure.unflatten(mu), structure.unflatten(nu))
+        mu, nu = (
+            [_zeros(p, block_of(p.shape, n)) for p, n in zip(leaves, stacks(params))]
+            for _ in range(2)
+        )
+        return Adam8bitState(
+            jnp.zeros([], jnp.int32), structure.unflatten(mu), structure.unflatten(nu)
+        )
 
     def update(updates, state, params=None):
         del params
@@ -68,7 +80,9 @@ def scale_by_adam_8bit(
         corrections = tuple(1 - jnp.float32(b) ** count.astype(jnp.float32) for b in (b1, b2))
         leaves, structure = jax.tree.flatten(updates)
         made = []
-        for g, mu, nu, n in zip(leaves, *map(structure.flatten_up_to, (state.mu, state.nu)), stacks(updates)):
+        for g, mu, nu, n in zip(
+            leaves, *map(structure.flatten_up_to, (state.mu, state.nu)), stacks(updates)
+        ):
             block = block_of(g.shape, n)
 
             def one(leaf, block=block):
@@ -78,14 +92,17 @@ def scale_by_adam_8bit(
                 made.append(one((g, mu, nu)))
             else:
                 made.append(_each_layer(partial(one, block=(block[0] - 1, block[1])), g, (mu, nu)))
-        steps, mus, nus = map(structure.unflatten, zip(*made)) if made else (updates, state.mu, state.nu)
+        steps, mus, nus = (
+            map(structure.unflatten, zip(*made)) if made else (updates, state.mu, state.nu)
+        )
         return steps, Adam8bitState(count, mus, nus)
 
     return optax.GradientTransformation(init, update)
 
 
 def block_of(shape: Sequence[int], stacked: int = 0) -> tuple[int, int] | None:
-    """(axis, entries): a block is so many entries of the axis and all behind it. None for what stays in float32.
+    """(axis, entries): a block is so many entries of the axis and all behind it. None for what
+    stays in float32.
 
     >>> block_of((30, 576, 9, 64), 1), block_of((576, 1536)), block_of((30, 576), 1)
     ((2, 3), (1, 256), None)
@@ -100,8 +117,9 @@ def block_of(shape: Sequence[int], stacked: int = 0) -> tuple[int, int] | None:
 
 
 def quantize(x: jax.Array, block: tuple[int, int], book: np.ndarray) -> Moment:
-    """Values as codes of the nearest entries of a map. A positive value never becomes zero in the unsigned one: a second
-    moment of zero under a first one that is none would be a step of 1 / eps."""
+    """Values as codes of the nearest entries of a map. A positive value never becomes zero in the
+    unsigned one: a second moment of zero under a first one that is none would be a step of 1 /
+    eps."""
     groups = _grouped(x, block)
     absmax = jnp.max(jnp.abs(groups), axis=tuple(range(block[0] + 1, groups.ndim)), keepdims=True)
     scaled = groups * jnp.where(absmax == 0, 0, 1 / jnp.where(absmax == 0, 1, absmax))
@@ -134,13 +152,17 @@ def _look_up(table: np.ndarray, at: jax.Array) -> jax.Array:
     return jnp.asarray(table).at[at].get(mode="clip", out_sharding=place)
 
 
-def _each_layer(function: Callable, g: jax.Array, moments: tuple[Moment, Moment]) -> tuple[jax.Array, Moment, Moment]:
-    """`function` of each layer's gradient and moments: only one layer's are in float32 at a time, and its codes are written
-    where the old ones were."""
+def _each_layer(
+    function: Callable, g: jax.Array, moments: tuple[Moment, Moment]
+) -> tuple[jax.Array, Moment, Moment]:
+    """`function` of each layer's gradient and moments: only one layer's are in float32 at a time,
+    and its codes are written where the old ones were."""
 
     def one(moments, layer):
         index, g = layer
-        own = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), moments)
+        own = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), moments
+        )
         step, *new = function((g, *own))
         write = partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=0)
         return jax.tree.map(write, moments, tuple(new)), step
@@ -166,19 +188,25 @@ def _zeros(p: jax.Array, block: tuple[int, int] | None) -> Any:
     if block is None:
         return jnp.zeros_like(p, jnp.float32)
     codes = jnp.zeros_like(p, jnp.uint8)
-    # For its shape and sharding. Behind a barrier, since the compiler would spend seconds on the maxima of constants.
+    # For its shape and sharding. Behind a barrier, since the compiler would spend seconds on the
+    # maxima of constants.
     groups = _grouped(jax.lax.optimization_barrier(codes), block)
-    return Moment(codes, jnp.max(groups, axis=tuple(range(block[0] + 1, groups.ndim))).astype(jnp.float32))
+    return Moment(
+        codes, jnp.max(groups, axis=tuple(range(block[0] + 1, groups.ndim))).astype(jnp.float32)
+    )
 
 
 def _grouped(x: jax.Array, block: tuple[int, int]) -> jax.Array:
-    """`x` [..., A, ...] as [..., A / entries, entries, ...]; gathered along that axis where a shard would cut a block."""
+    """`x` [..., A, ...] as [..., A / entries, entries, ...]; gathered along that axis where a shard
+    would cut a block."""
     axis, entries = block
     parts = x.shape[axis] // entries
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
         names = spec(x)[axis] or ()
-        shards = math.prod(mesh.shape[name] for name in ((names,) if isinstance(names, str) else names))
+        shards = math.prod(
+            mesh.shape[name] for name in ((names,) if isinstance(names, str) else names)
+        )
         x = x if parts % shards == 0 else whole(x, axis)
     return divide(x, axis, parts)
 
@@ -189,4 +217,6 @@ def _ungrouped(groups: jax.Array, block: tuple[int, int], like: jax.Array) -> ja
         return groups.reshape(like.shape)
     entries = spec(groups)
     merged = PartitionSpec(*entries[: block[0] + 1], *entries[block[0] + 2 :])
-    return jax.reshard(jnp.reshape(groups, like.shape, out_sharding=merged), PartitionSpec(*spec(like)))
+    return jax.reshard(
+        jnp.reshape(groups, like.shape, out_sharding=merged), PartitionSpec(*spec(like))
+    )

@@ -1,7 +1,8 @@
 """Checkpoints that are what was saved: asynchronous, verified bit by bit, restored onto any mesh.
 
-`<directory>/<step>/` is committed by a rename, so a killed process leaves no half-written step. A step that is damaged
-later is found on restore, renamed to `damaged-<step>`, and the one before it is used.
+`<directory>/<step>/` is committed by a rename, so a killed process leaves no half-written step. A
+step that is damaged later is found on restore, renamed to `damaged-<step>`, and the one before it
+is used.
 """
 
 import contextlib
@@ -15,12 +16,19 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from research import tree
-from research.training.restore import Restored, committed_steps, make_record, newest, storable
+from research.training.restore import (
+    Restored,
+    committed_steps,
+    make_record,
+    newest,
+    storable,
+)
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Save `every` so many steps; retain the last `keep`, and for good each step divisible by `keep_period`."""
+    """Save `every` so many steps; retain the last `keep`, and for good each step divisible by
+    `keep_period`."""
 
     every: int = 1000
     keep: int = 2
@@ -29,15 +37,17 @@ class CheckpointConfig:
     def __post_init__(self):
         for field in ("every", "keep", "keep_period"):
             value = getattr(self, field)
-            if (value is not None or field != "keep_period") and (type(value) is not int or value < 1):
+            if (value is not None or field != "keep_period") and (
+                type(value) is not int or value < 1
+            ):
                 raise ValueError(f"checkpoint.{field}={value!r} must be an integer of at least 1")
 
 
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for the last save.
 
-    Opening removes what interrupted saves left behind, so a directory has one writer at a time. ValueError for a
-    directory that cannot be written.
+    Opening removes what interrupted saves left behind, so a directory has one writer at a time.
+    ValueError for a directory that cannot be written.
     """
 
     def __init__(self, directory: epath.PathLike, config: CheckpointConfig = CheckpointConfig()):
@@ -48,21 +58,28 @@ class Checkpoints:
             max_to_keep=config.keep, keep_period=config.keep_period, cleanup_tmp_directories=True
         )
         # Compression would take a core from the training step to make float32 weights 8% smaller.
-        handlers = {"state": ocp.PyTreeCheckpointHandler(use_compression=False), "record": ocp.JsonCheckpointHandler()}
+        handlers = {
+            "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+            "record": ocp.JsonCheckpointHandler(),
+        }
         self._manager = ocp.CheckpointManager(self._root, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: tree.Tree, meta: dict[str, Any]) -> bool:
-        """Starts to write `state`, a tree of jax.Arrays, beside `meta`, JSON; its buffers may be donated on return.
+        """Starts to write `state`, a tree of jax.Arrays, beside `meta`, JSON; its buffers may be
+        donated on return.
 
-        False, and nothing written, where the step is there already. OSError where the save before this one, or the
-        start of this one, failed: earlier steps are kept and later saves may be tried.
+        False, and nothing written, where the step is there already. OSError where the save before
+        this one, or the start of this one, failed: earlier steps are kept and later saves may be
+        tried.
         """
         self.wait()
         if step in committed_steps(self._root):
             return False
         arrays = tree.paths(state)
         record = make_record(step, arrays, meta)
-        items = ocp.args.Composite(state=ocp.args.PyTreeSave(storable(arrays)), record=ocp.args.JsonSave(record))
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(storable(arrays)), record=ocp.args.JsonSave(record)
+        )
         self._saving = step
         with self._surfacing():
             return self._manager.save(step, args=items, force=True)
@@ -74,9 +91,10 @@ class Checkpoints:
     def restore(self, abstract_state: tree.Tree) -> Restored | None:
         """(step, state, meta) of the newest good step, or None where nothing was ever saved.
 
-        `abstract_state` is a tree of ShapeDtypeStructs, and each array is read straight onto the sharding given there,
-        whatever mesh it was saved from. A damaged step is named in a warning and set aside. ValueError where every step
-        is damaged, and where the checkpoint has another structure, types or shapes (then nothing is set aside).
+        `abstract_state` is a tree of ShapeDtypeStructs, and each array is read straight onto the
+        sharding given there, whatever mesh it was saved from. A damaged step is named in a warning
+        and set aside. ValueError where every step is damaged, and where the checkpoint has another
+        structure, types or shapes (then nothing is set aside).
         """
         self.wait()
         return newest(self._root, abstract_state, "", self._set_aside)
@@ -111,7 +129,9 @@ class Checkpoints:
             yield
         except Exception as error:
             step, self._saving = self._saving, None
-            raise OSError(f"the checkpoint of step {step} in {self._root} was not saved: {error}") from error
+            raise OSError(
+                f"the checkpoint of step {step} in {self._root} was not saved: {error}"
+            ) from error
 
     def _set_aside(self, step: int) -> str:
         candidates = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, 1000))]
@@ -127,13 +147,17 @@ class Checkpoints:
 
 
 def restore_params(
-    directory: epath.PathLike, abstract_params: tree.Tree, key: str = "params", step: int | None = None
+    directory: epath.PathLike,
+    abstract_params: tree.Tree,
+    key: str = "params",
+    step: int | None = None,
 ) -> Restored:
     """(step, parameters, meta) of the newest good step of another run's checkpoints, or of `step`.
 
-    Reads and verifies only the arrays below `key`, straight onto their shardings, and changes nothing in `directory`: a
-    damaged step is passed over with a warning. ValueError where there is no good step, where `step` is not there, and
-    where the parameters have another structure, types or shapes.
+    Reads and verifies only the arrays below `key`, straight onto their shardings, and changes
+    nothing in `directory`: a damaged step is passed over with a warning. ValueError where there is
+    no good step, where `step` is not there, and where the parameters have another structure, types
+    or shapes.
     """
     root = epath.Path(directory).absolute()
     if step is not None and step not in committed_steps(root):
@@ -141,7 +165,9 @@ def restore_params(
         raise ValueError(f"{root} has no checkpoint of step {step}; there are {there}")
     found = newest(root, abstract_params, f"{key}/", lambda step: "passed over", only=step)
     if found is None:
-        raise ValueError(f"{root} holds no checkpoint; give the checkpoints directory of a run that has saved one")
+        raise ValueError(
+            f"{root} holds no checkpoint; give the checkpoints directory of a run that has saved one"
+        )
     return found
 
 
@@ -154,4 +180,6 @@ def _require_writable(root: epath.Path) -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"checkpoints cannot be written to {root}: {error}; choose another workdir") from None
+        raise ValueError(
+            f"checkpoints cannot be written to {root}: {error}; choose another workdir"
+        ) from None

@@ -1,4 +1,5 @@
-"""The arithmetic behind a plotted curve: ticks, thinning, smoothing. No drawing here; `plot.py` draws."""
+"""The arithmetic behind a plotted curve: ticks, thinning, smoothing. No drawing here; `plot.py`
+draws."""
 
 import itertools
 import math
@@ -7,7 +8,8 @@ from collections.abc import Sequence
 
 Line = tuple[Sequence[float], Sequence[float | None]]  # (xs, ys) of equal length
 Clean = tuple[list[float], list[float]]
-SMALLEST = 1.2e-38  # float32's smallest normal number: below it a logarithmic axis shows no measurement, only length
+# float32's smallest normal number: below it a logarithmic axis shows no measurement, only length
+SMALLEST = 1.2e-38
 
 
 def tick_text(value: float) -> str:
@@ -28,28 +30,39 @@ def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    digits = 12 - math.floor(math.log10(step))  # 3 * 0.1 is 0.30000000000000004, and nobody wants to read that
+    digits = 12 - math.floor(
+        math.log10(step)
+    )  # 3 * 0.1 is 0.30000000000000004, and nobody wants to read that
     return [round(i * step, digits) for i in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten within [low, high], thinned to about five; multiples of them too where there are fewer than three."""
+    """Powers of ten within [low, high], thinned to about five; multiples of them too where there
+    are fewer than three."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     if last - first >= 2:
-        return [10.0**exponent for exponent in range(first, last + 1, math.ceil((last - first + 1) / 6))]
+        return [
+            10.0**exponent for exponent in range(first, last + 1, math.ceil((last - first + 1) / 6))
+        ]
     factors = (1, 2, 5) if high > 10 * low else (1, 2, 3, 5, 7)
-    fine = [factor * 10.0**exponent for exponent in range(first - 1, last + 1) for factor in factors]
+    fine = [
+        factor * 10.0**exponent for exponent in range(first - 1, last + 1) for factor in factors
+    ]
     ticks = [tick for tick in fine if low * 0.999 <= tick <= high * 1.001]
     return ticks if len(ticks) > 1 else linear_ticks(low, high)
 
 
 def usable(line: Line, log_x: bool, log_y: bool) -> Clean:
-    """The pairs that can be drawn: both numbers finite, and positive where the axis is logarithmic."""
+    """The pairs that can be drawn: both numbers finite, and positive where the axis is
+    logarithmic."""
     pairs = [
         (float(x), float(y))
         for x, y in zip(*line, strict=True)
-        if y is not None and math.isfinite(x) and math.isfinite(y)
-        and (x > SMALLEST or not log_x) and (y > SMALLEST or not log_y)
+        if y is not None
+        and math.isfinite(x)
+        and math.isfinite(y)
+        and (x > SMALLEST or not log_x)
+        and (y > SMALLEST or not log_y)
     ]
     return [x for x, _ in pairs], [y for _, y in pairs]
 
@@ -58,7 +71,11 @@ def padded(values: Sequence[float], log: bool, share: float) -> tuple[float, flo
     """The range of the values, wider by a share of itself on both sides and never empty."""
     low, high = min(values), max(values)
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # equal values: any range around them will do
-        return (low / 2, high * 2) if log else (low - (abs(low) / 2 or 1.0), high + (abs(high) / 2 or 1.0))
+        return (
+            (low / 2, high * 2)
+            if log
+            else (low - (abs(low) / 2 or 1.0), high + (abs(high) / 2 or 1.0))
+        )
     if log:
         factor = (high / low) ** share
         return low / factor, high * factor
@@ -72,26 +89,36 @@ def fraction(value: float, low: float, high: float, log: bool) -> float:
     return (value - low) / (high - low)
 
 
-def thin(line: Clean, count: int, low: float, high: float, log: bool) -> list[tuple[float, float, float, float]]:
-    """Groups of neighbours as (last x, mean y, lowest y, highest y): one for each value where there are at most `count`,
-    otherwise one for each of `count` equal parts of the axis."""
+def thin(
+    line: Clean, count: int, low: float, high: float, log: bool
+) -> list[tuple[float, float, float, float]]:
+    """Groups of neighbours as (last x, mean y, lowest y, highest y): one for each value where there
+    are at most `count`, otherwise one for each of `count` equal parts of the axis."""
     if len(line[0]) <= count:
         return [(x, y, y, y) for x, y in zip(*line)]
-    groups = itertools.groupby(zip(*line), lambda pair: int(count * fraction(pair[0], low, high, log)))
+    groups = itertools.groupby(
+        zip(*line), lambda pair: int(count * fraction(pair[0], low, high, log))
+    )
     columns = (tuple(zip(*pairs)) for _, pairs in groups)
     return [(xs[-1], sum(ys) / len(ys), min(ys), max(ys)) for xs, ys in columns]
 
 
 def running_mean(ys: Sequence[float]) -> list[float]:
-    """The mean over a bell of neighbours, a twentieth of the values wide. It is narrower near the beginning, a quarter
-    of the way back, because a loss falls steeply there and a wide mean would lie above it."""
+    """The mean over a bell of neighbours, a twentieth of the values wide. It is narrower near the
+    beginning, a quarter of the way back, because a loss falls steeply there and a wide mean would
+    lie above it."""
     count, low, high = len(ys), min(ys, default=0.0), max(ys, default=0.0)
-    for _ in range(2):  # twice over a box makes the bell: one spike then leaves a hump and not a step
+    for _ in range(
+        2
+    ):  # twice over a box makes the bell: one spike then leaves a hump and not a step
         sums = [0.0, *itertools.accumulate(ys)]
         reach = [min(count // 60, i // 4) for i in range(count)]
         bounds = [(i - r, min(count, i + r + 1)) for i, r in enumerate(reach)]
-        # The difference of sums loses what is small beside an early spike; a mean never leaves the values' range.
-        ys = [min(high, max(low, (sums[end] - sums[start]) / (end - start))) for start, end in bounds]
+        # The difference of sums loses what is small beside an early spike; a mean never leaves the
+        # values' range.
+        ys = [
+            min(high, max(low, (sums[end] - sums[start]) / (end - start))) for start, end in bounds
+        ]
     return list(ys)
 
 

@@ -1,8 +1,8 @@
 """A checksum of every array's bits that no sharding changes.
 
-Storage returns flipped bits without complaint, and a checkpoint that loads is not yet the checkpoint that was saved.
-The checksum is exact integer arithmetic modulo 2**32, so any mesh, device count and order of summation gives the same
-value. It finds accidents, not forgeries.
+Storage returns flipped bits without complaint, and a checkpoint that loads is not yet the
+checkpoint that was saved. The checksum is exact integer arithmetic modulo 2**32, so any mesh,
+device count and order of summation gives the same value. It finds accidents, not forgeries.
 """
 
 import functools
@@ -15,22 +15,37 @@ from jax import lax
 
 from research import tree
 
-_UNSIGNED = {2: jnp.uint2, 4: jnp.uint4, 8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
-_ROTATION = np.uint32(0x9E3779B9)  # 2**32 over the golden ratio, odd: spreads neighbouring positions
-_MIX = (np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35))  # multipliers of MurmurHash3's 32-bit finalizer
+_UNSIGNED = {
+    2: jnp.uint2,
+    4: jnp.uint4,
+    8: jnp.uint8,
+    16: jnp.uint16,
+    32: jnp.uint32,
+    64: jnp.uint64,
+}
+_ROTATION = np.uint32(
+    0x9E3779B9
+)  # 2**32 over the golden ratio, odd: spreads neighbouring positions
+_MIX = (
+    np.uint32(0x85EBCA6B),
+    np.uint32(0xC2B2AE35),
+)  # multipliers of MurmurHash3's 32-bit finalizer
 
 
 def fingerprint(state: tree.Tree) -> dict[str, str]:
-    """For every path of a tree of jax.Arrays, 16 hexadecimal digits decided by its bits and their positions.
+    """For every path of a tree of jax.Arrays, 16 hexadecimal digits decided by its bits and their
+    positions.
 
-    A change confined to one element always changes the value; any other escapes with a probability of about 2**-64.
-    One program for the whole tree, which makes no array larger than a leaf without its last axis. A typed random key
-    raises ValueError (pass `jax.random.key_data` of it).
+    A change confined to one element always changes the value; any other escapes with a probability
+    of about 2**-64. One program for the whole tree, which makes no array larger than a leaf without
+    its last axis. A typed random key raises ValueError (pass `jax.random.key_data` of it).
     """
     leaves = tree.paths(state)
     for path, leaf in leaves.items():
         if not isinstance(leaf, jax.Array) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            raise ValueError(f"{path} is {_describe(leaf)}; only plain jax.Arrays have a fingerprint")
+            raise ValueError(
+                f"{path} is {_describe(leaf)}; only plain jax.Arrays have a fingerprint"
+            )
     sums = jax.device_get(_checksums(list(leaves.values())))
     return {path: f"{int(high):08x}{int(low):08x}" for path, (high, low) in zip(leaves, sums)}
 
@@ -53,7 +68,8 @@ def _checksum(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _words(x: jax.Array) -> list[jax.Array]:
-    """The bits of `x` as uint32 arrays of its shape: one for elements of up to 32 bits, two or four for wider ones."""
+    """The bits of `x` as uint32 arrays of its shape: one for elements of up to 32 bits, two or four
+    for wider ones."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         return _words(x.real) + _words(x.imag)
     if x.dtype == jnp.bool_:
@@ -77,7 +93,10 @@ def _word_checksum(word: jax.Array, salt: int) -> tuple[jax.Array, jax.Array]:
     second = (first ^ (first >> 16)) * _MIX[0]
     second = second ^ (second >> 15)  # without it the second sum would repeat most of the first
     zero = np.uint32(0)
-    # Both sums in one reduction over the last axis: XLA fuses that with the mixing, while a sum over all axes makes
-    # the CPU backend write out the whole mixed array first (20 GB/s against 1 GB/s on two cores).
-    sums = lax.reduce((first, second), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (word.ndim - 1,))
+    # Both sums in one reduction over the last axis: XLA fuses that with the mixing, while a sum
+    # over all axes makes the CPU backend write out the whole mixed array first (20 GB/s against 1
+    # GB/s on two cores).
+    sums = lax.reduce(
+        (first, second), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (word.ndim - 1,)
+    )
     return tuple(jnp.sum(part, dtype=jnp.uint32) for part in sums)

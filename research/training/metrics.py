@@ -1,4 +1,5 @@
-"""The run log: the one object a train loop tells what happened, and it reaches the screen, the files and the trackers."""
+"""The run log: the one object a train loop tells what happened, and it reaches the screen, the
+files and the trackers."""
 
 import json
 import math
@@ -21,15 +22,17 @@ SAMPLE_SHOWN = 400  # characters of a sample on the screen; the file has all of 
 
 
 class RunLog:
-    """Progress, `metrics.jsonl`, `samples.txt`, TensorBoard and W&B of one run. Use it as a context manager.
+    """Progress, `metrics.jsonl`, `samples.txt`, TensorBoard and W&B of one run. Use it as a context
+    manager.
 
-    `metrics.jsonl` holds one JSON object a line, whole after every call. A training row has `step`, what the loop
-    measured (`loss` is the float32 unrounded), `tokens_per_second`, `seconds` and `tokens` since the run began, and
-    `mfu` where both FLOP figures are known. An evaluation row has `step`, `eval/...` and `seconds`. JSON lacks NaN and
-    the infinities: such a value is null, and the row says which one it was under `nonfinite`.
+    `metrics.jsonl` holds one JSON object a line, whole after every call. A training row has `step`,
+    what the loop measured (`loss` is the float32 unrounded), `tokens_per_second`, `seconds` and
+    `tokens` since the run began, and `mfu` where both FLOP figures are known. An evaluation row has
+    `step`, `eval/...` and `seconds`. JSON lacks NaN and the infinities: such a value is null, and
+    the row says which one it was under `nonfinite`.
 
-    The clock of `tokens_per_second` stands still inside `pause()`. With `enabled=False` (every process but the first)
-    the object takes all calls and does nothing.
+    The clock of `tokens_per_second` stands still inside `pause()`. With `enabled=False` (every
+    process but the first) the object takes all calls and does nothing.
     """
 
     def __init__(
@@ -49,17 +52,22 @@ class RunLog:
     ):
         """Open the log of a run that has done `start_step` steps of `total_steps`.
 
-        What a former process logged after `start_step` is dropped, because those steps are done again; with 0 all of it.
-        `flops_per_token` is one token's forward and backward, `peak_flops` FLOP/s of all devices together. `config` is
-        for W&B; `live` overrules the choice between bar and lines; `stream` defaults to standard error.
+        What a former process logged after `start_step` is dropped, because those steps are done
+        again; with 0 all of it. `flops_per_token` is one token's forward and backward, `peak_flops`
+        FLOP/s of all devices together. `config` is for W&B; `live` overrules the choice between bar
+        and lines; `stream` defaults to standard error.
         """
         self.enabled = enabled
-        self.evaluated_step: int | None = None  # the last step with an evaluation row, also one of a former process
+        self.evaluated_step: int | None = (
+            None  # the last step with an evaluation row, also one of a former process
+        )
         self._clock, self._step, self._total = clock, start_step, total_steps
         self._utilisation = flops_per_token / peak_flops if flops_per_token and peak_flops else None
         self._mark = self._began = clock()
         self._paused, self._pauses, self._uncounted = 0.0, 0, 0
-        self._origin: tuple[float, int] | None = None  # (time, step) from which the time left is reckoned
+        self._origin: tuple[float, int] | None = (
+            None  # (time, step) from which the time left is reckoned
+        )
         self._warned = False
         if not enabled:
             return
@@ -73,28 +81,38 @@ class RunLog:
         self._display = open_display(stream or sys.stderr, start_step, total_steps, live, clock)
 
     def step(self, step: int, values: Mapping[str, Any], tokens: int) -> None:
-        """Log a training step. `tokens` is what every step trains on (batch x length); the speed is that of all steps
-        since the last call, and where all of them ran inside a pause, the speed with the pause. Values are scalars of
-        any array library; fetch them together before, one by one is slow."""
+        """Log a training step. `tokens` is what every step trains on (batch x length); the speed is
+        that of all steps since the last call, and where all of them ran inside a pause, the speed
+        with the pause. Values are scalars of any array library; fetch them together before, one by
+        one is slow."""
         if not self.enabled:
             return
         if step <= self._step and self._origin:
-            raise ValueError(f"step {step} is logged after step {self._step}; log steps in order, each once")
+            raise ValueError(
+                f"step {step} is logged after step {self._step}; log steps in order, each once"
+            )
         now = self._clock()
         busy, steps = now - self._mark - self._paused, step - self._step - self._uncounted
         speed = steps * tokens / busy if steps > 0 and busy > 0 else None
-        row = {"step": step, **values, "tokens_per_second": speed or self._speed_with_pauses(step, tokens, now)}
+        row = {
+            "step": step,
+            **values,
+            "tokens_per_second": speed or self._speed_with_pauses(step, tokens, now),
+        }
         row |= {"seconds": now - self._began, "tokens": step * tokens}
         self._origin = self._origin or (now - busy, step - steps)
         if self._utilisation and speed:
             row["mfu"] = speed * self._utilisation
         row = self._write(row)
-        pace = (now - self._origin[0]) / (step - self._origin[1]) if step > self._origin[1] else None
+        pace = (
+            (now - self._origin[0]) / (step - self._origin[1]) if step > self._origin[1] else None
+        )
         self._display.row(row, None if pace is None else now + (self._total - step) * pace)
         self._step, self._mark, self._paused, self._uncounted = step, self._clock(), 0.0, 0
 
     def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
-        """Log an evaluation; a name without a slash is put under `eval/`. Nothing else is reckoned from it."""
+        """Log an evaluation; a name without a slash is put under `eval/`. Nothing else is reckoned
+        from it."""
         if not self.enabled:
             return
         named = {name if "/" in name else f"eval/{name}": value for name, value in values.items()}
@@ -118,8 +136,9 @@ class RunLog:
 
     @contextmanager
     def pause(self, what: str = "", steps: int = 0) -> Iterator[None]:
-        """Time spent inside does not count for the speed: evaluation, saving, compiling. The bar shows `what`.
-        `steps` is the number of training steps run inside, which then do not count either."""
+        """Time spent inside does not count for the speed: evaluation, saving, compiling. The bar
+        shows `what`. `steps` is the number of training steps run inside, which then do not count
+        either."""
         start = self._clock()
         self._pauses += 1
         if self.enabled:
@@ -135,7 +154,8 @@ class RunLog:
             self._uncounted += steps
 
     def close(self) -> None:
-        """Finish the screen and the files. Safe to call twice; the screen comes first, it must be left sane."""
+        """Finish the screen and the files. Safe to call twice; the screen comes first, it must be
+        left sane."""
         if not self.enabled:
             return
         self.enabled = False
@@ -174,7 +194,9 @@ class RunLog:
             row["nonfinite"] = odd
             if not self._warned:
                 self._warned = True
-                self.note(f"step {row['step']:,}: {', '.join(f'{name} is {value}' for name, value in odd.items())}")
+                self.note(
+                    f"step {row['step']:,}: {', '.join(f'{name} is {value}' for name, value in odd.items())}"
+                )
         self._file.write(_line(row))
         self._file.flush()
         step = exact.pop("step")
@@ -184,8 +206,8 @@ class RunLog:
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
-    """The rows of a `metrics.jsonl`, [] without a file. A last line that a crash cut short is left out; a damaged one
-    elsewhere is a ValueError that names its number."""
+    """The rows of a `metrics.jsonl`, [] without a file. A last line that a crash cut short is left
+    out; a damaged one elsewhere is a ValueError that names its number."""
     if not Path(path).exists():
         return []
     lines = Path(path).read_bytes().split(b"\n")
@@ -198,7 +220,9 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
             rows.append({"step": row.pop("step"), **row})
         except (ValueError, AttributeError, KeyError, TypeError):
             if number < len(lines):
-                raise ValueError(f"{path} line {number} is not a row with a step; mend or remove that line") from None
+                raise ValueError(
+                    f"{path} line {number} is not a row with a step; mend or remove that line"
+                ) from None
     return rows
 
 
@@ -211,4 +235,6 @@ def _number(name: str, value: Any) -> int | float:
     try:
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"metric {name!r} is {value!r}; log one number, such as its mean") from None
+        raise ValueError(
+            f"metric {name!r} is {value!r}; log one number, such as its mean"
+        ) from None

@@ -1,8 +1,10 @@
-"""Muon: momentum made orthogonal, matrix by matrix, also where the matrices are stacked and sharded.
+"""Muon: momentum made orthogonal, matrix by matrix, also where the matrices are stacked and
+sharded.
 
-Keller Jordan's optimizer for hidden matrices (https://kellerjordan.github.io/posts/muon) with the bias-corrected
-momentum and iteration of `optax.contrib.muon`, which refuses sharded matrices, and with the update scale of
-arXiv:2502.16982, section 2.2, that lets it share a learning rate with AdamW.
+Keller Jordan's optimizer for hidden matrices (https://kellerjordan.github.io/posts/muon) with the
+bias-corrected momentum and iteration of `optax.contrib.muon`, which refuses sharded matrices, and
+with the update scale of arXiv:2502.16982, section 2.2, that lets it share a learning rate with
+AdamW.
 """
 
 import math
@@ -16,7 +18,11 @@ import optax
 from research import tree
 
 ITERATIONS = 5
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan: largest slope at 0 that ends within about 0.7 to 1.2
+COEFFICIENTS = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # Jordan: largest slope at 0 that ends within about 0.7 to 1.2
 RMS = 0.2  # of an update, as AdamW's is in practice (arXiv:2502.16982, section 2.2)
 _STACKS = ("layers", "experts")  # leading axes that number matrices
 
@@ -27,9 +33,11 @@ def stack_axes(axes: Sequence[str]) -> int:
 
 
 def matrix_axes(axes: Sequence[str]) -> tuple[int, int] | None:
-    """(leading stack axes, row axes) of a parameter with these logical axes, or None where it is no matrix.
+    """(leading stack axes, row axes) of a parameter with these logical axes, or None where it is no
+    matrix.
 
-    A head axis belongs to the heads before it, so an attention kernel is a matrix and its bias a vector:
+    A head axis belongs to the heads before it, so an attention kernel is a matrix and its bias a
+    vector:
 
     >>> matrix_axes(("layers", "embed", "heads", "head")), matrix_axes(("layers", "heads", "head", "embed"))
     ((1, 1), (1, 2))
@@ -52,9 +60,11 @@ class MuonState(NamedTuple):
 
 
 def scale_by_muon(axes: tree.Tree, momentum: float = 0.95) -> optax.GradientTransformation:
-    """Replaces gradients by matrices with about equal singular values and a root mean square of about `RMS`.
+    """Replaces gradients by matrices with about equal singular values and a root mean square of
+    about `RMS`.
 
-    `axes` has the structure of the parameters and for each a string such as "layers embed mlp"; all must be matrices.
+    `axes` has the structure of the parameters and for each a string such as "layers embed mlp"; all
+    must be matrices.
     """
 
     def init(params):
@@ -64,12 +74,15 @@ def scale_by_muon(axes: tree.Tree, momentum: float = 0.95) -> optax.GradientTran
         del params
         count = optax.safe_increment(state.count)
         average = optax.tree.update_moment(updates, state.momentum, momentum, 1)
-        ahead = jax.tree.map(  # Nesterov: the average as the next gradient would leave it, were it this one
+        # Nesterov: the average as the next gradient would leave it, were it this one
+        ahead = jax.tree.map(
             lambda m, g: momentum * m + (1 - momentum) * g,
             optax.tree.bias_correction(average, momentum, optax.safe_increment(count)),
             optax.tree.bias_correction(updates, momentum, count),
         )
-        return jax.tree.map(lambda x, names: _orthogonalize(x, names.split()), ahead, axes), MuonState(count, average)
+        return jax.tree.map(
+            lambda x, names: _orthogonalize(x, names.split()), ahead, axes
+        ), MuonState(count, average)
 
     return optax.GradientTransformation(init, update)
 
@@ -83,20 +96,30 @@ def _orthogonalize(x: jax.Array, axes: Sequence[str]) -> jax.Array:
     moves = _moves(x.shape, sharding, stacks)
 
     def local(part):
-        return _split_again(_local_update(_whole(part, moves), stacks, row_axes), part.shape[0], moves)
+        return _split_again(
+            _local_update(_whole(part, moves), stacks, row_axes), part.shape[0], moves
+        )
 
     # Every device ends with what it began with, which the check of replication cannot know.
     return jax.shard_map(local, in_specs=sharding.spec, out_specs=sharding.spec, check_vma=False)(x)
 
 
 def _local_update(x: jax.Array, stacks: int, row_axes: int) -> jax.Array:
-    rows, columns = math.prod(x.shape[stacks : stacks + row_axes]), math.prod(x.shape[stacks + row_axes :])
+    rows, columns = (
+        math.prod(x.shape[stacks : stacks + row_axes]),
+        math.prod(x.shape[stacks + row_axes :]),
+    )
     matrices = x.reshape(*x.shape[:stacks], rows, columns).astype(jnp.float32)
-    return (_newton_schulz(matrices) * (RMS * math.sqrt(max(rows, columns)))).reshape(x.shape).astype(x.dtype)
+    return (
+        (_newton_schulz(matrices) * (RMS * math.sqrt(max(rows, columns))))
+        .reshape(x.shape)
+        .astype(x.dtype)
+    )
 
 
 def _newton_schulz(x: jax.Array) -> jax.Array:
-    """Every matrix U S V' of `x` [..., rows, columns] as about U V', by five steps of a quintic iteration in S."""
+    """Every matrix U S V' of `x` [..., rows, columns] as about U V', by five steps of a quintic
+    iteration in S."""
     if x.shape[-2] > x.shape[-1]:
         return _newton_schulz(x.mT).mT
     a, b, c = COEFFICIENTS
@@ -105,11 +128,14 @@ def _newton_schulz(x: jax.Array) -> jax.Array:
         gram = x @ x.mT
         return a * x + (b * gram + c * gram @ gram) @ x
 
-    return jax.lax.fori_loop(0, ITERATIONS, step, x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-8))
+    return jax.lax.fori_loop(
+        0, ITERATIONS, step, x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-8)
+    )
 
 
 class _Move(NamedTuple):
-    """A mesh axis, the matrix dimension that it splits or None, and whether it is to split the layers instead."""
+    """A mesh axis, the matrix dimension that it splits or None, and whether it is to split the
+    layers instead."""
 
     name: str
     size: int
@@ -117,14 +143,19 @@ class _Move(NamedTuple):
     to_layers: bool
 
 
-def _moves(shape: tuple[int, ...], sharding: jax.sharding.NamedSharding, stacks: int) -> list[_Move]:
-    """What makes the matrices whole: mesh axes that split them split the layers instead, down to one layer a device.
+def _moves(
+    shape: tuple[int, ...], sharding: jax.sharding.NamedSharding, stacks: int
+) -> list[_Move]:
+    """What makes the matrices whole: mesh axes that split them split the layers instead, down to
+    one layer a device.
 
     The exchange is then one all-to-all per mesh axis, and no device computes what another does.
     """
     spec, mesh = sharding.spec, sharding.mesh
     entries = [entry if isinstance(entry, tuple) else (entry,) if entry else () for entry in spec]
-    found = [(name, d) for d in range(stacks, len(shape)) for name in reversed(entries[d])]  # minor parts join first
+    found = [
+        (name, d) for d in range(stacks, len(shape)) for name in reversed(entries[d])
+    ]  # minor parts join first
     taken = {name for entry in entries for name in entry}
     found += [(name, None) for name in mesh.axis_names if name not in taken]
     movable = shape[0] if stacks and not entries[0] else 1
@@ -139,7 +170,8 @@ def _moves(shape: tuple[int, ...], sharding: jax.sharding.NamedSharding, stacks:
 
 
 def _whole(x: jax.Array, moves: list[_Move]) -> jax.Array:
-    """A device's part of the stack as whole matrices of some of its layers; zero matrices fill the last share."""
+    """A device's part of the stack as whole matrices of some of its layers; zero matrices fill the
+    last share."""
     parts = math.prod(move.size for move in moves if move.to_layers)
     x = jnp.pad(x, [(0, -x.shape[0] % parts)] + [(0, 0)] * (x.ndim - 1))
     for name, size, dimension, to_layers in moves:

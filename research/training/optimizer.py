@@ -1,7 +1,8 @@
 """Optimizers: optax chains that know which axis of a parameter numbers layers.
 
-The parameters of all layers are stacked, so a norm's scale is [L, D] and a query kernel [L, D, N, H]. Whether
-something is a vector or a matrix, and over what a mean is taken, follows from logical axes and never from `ndim`.
+The parameters of all layers are stacked, so a norm's scale is [L, D] and a query kernel [L, D, N,
+H]. Whether something is a vector or a matrix, and over what a mean is taken, follows from logical
+axes and never from `ndim`.
 """
 
 from collections.abc import Callable
@@ -71,15 +72,26 @@ class OptimizerConfig:
         if self.name not in _SETTINGS:
             raise ValueError(f"optimizer.name={self.name!r}; choose one of {', '.join(_SETTINGS)}")
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"optimizer.schedule={self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
+            raise ValueError(
+                f"optimizer.schedule={self.schedule!r}; choose one of {', '.join(SCHEDULES)}"
+            )
         for field in ("weight_decay_rules", "learning_rate_rules"):
-            object.__setattr__(self, field, tuple((pattern, number) for pattern, number in getattr(self, field)))
+            object.__setattr__(
+                self, field, tuple((pattern, number) for pattern, number in getattr(self, field))
+            )
         self._refuse_unused()
         for field in ("b1", "b2", "momentum", "min_ratio", "decay_fraction"):
             value = getattr(self, field)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"optimizer.{field}={value} must lie between 0 and 1")
-        for field in ("learning_rate", "eps", "weight_decay", "clip_norm", "warmup_steps", "decay_steps"):
+        for field in (
+            "learning_rate",
+            "eps",
+            "weight_decay",
+            "clip_norm",
+            "warmup_steps",
+            "decay_steps",
+        ):
             value = getattr(self, field)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"optimizer.{field}={value} must be a number of at least 0")
@@ -87,19 +99,30 @@ class OptimizerConfig:
     def _refuse_unused(self) -> None:
         for field in ("b1", "b2", "eps", "momentum", "parameter_scale"):
             if getattr(self, field) is not None and field not in _SETTINGS[self.name]:
-                raise ValueError(f"optimizer.{field} is set and {self.name} does not use it; leave it out")
+                raise ValueError(
+                    f"optimizer.{field} is set and {self.name} does not use it; leave it out"
+                )
         for field in ("decay_steps", "decay_fraction", "min_ratio"):
             if getattr(self, field) is not None and self.schedule not in DECAYING:
-                raise ValueError(f"optimizer.{field} is set and schedule {self.schedule} does not use it; leave it out")
+                raise ValueError(
+                    f"optimizer.{field} is set and schedule {self.schedule} does not use it; leave it out"
+                )
         if self.decay_steps is not None and self.decay_fraction is not None:
-            raise ValueError("optimizer.decay_steps and optimizer.decay_fraction are both set; leave one out")
+            raise ValueError(
+                "optimizer.decay_steps and optimizer.decay_fraction are both set; leave one out"
+            )
         if self.weight_decay_rules and not self.decay_embeddings:
-            raise ValueError("optimizer.decay_embeddings has no effect beside weight_decay_rules; say it there")
+            raise ValueError(
+                "optimizer.decay_embeddings has no effect beside weight_decay_rules; say it there"
+            )
         if self.weight_decay_rules and not self.weight_decay:
-            raise ValueError("optimizer.weight_decay_rules has no effect where weight_decay is 0; leave it out")
+            raise ValueError(
+                "optimizer.weight_decay_rules has no effect where weight_decay is 0; leave it out"
+            )
 
     def setting(self, field: str) -> Any:
-        """The value of b1, b2, eps, momentum or parameter_scale, the optimizer's own where it is None."""
+        """The value of b1, b2, eps, momentum or parameter_scale, the optimizer's own where it is
+        None."""
         value = getattr(self, field)
         return _SETTINGS[self.name][field] if value is None else value
 
@@ -107,17 +130,24 @@ class OptimizerConfig:
 def make(
     config: OptimizerConfig, axes: tree.Tree, total_steps: int
 ) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
-    """The transformation of gradients into updates, and the learning rate by step (before multiples by rule).
+    """The transformation of gradients into updates, and the learning rate by step (before multiples
+    by rule).
 
-    `axes` has the structure of the parameters and a tuple of logical axis names for each. `update(gradients, state,
-    params, grad_norm=norm)` clips by a norm already known (see `global_norm`); without it the norm is computed. The
-    state is sharded as the parameters it is about. ValueError for rules that match nothing or leave a parameter out.
+    `axes` has the structure of the parameters and a tuple of logical axis names for each.
+    `update(gradients, state, params, grad_norm=norm)` clips by a norm already known (see
+    `global_norm`); without it the norm is computed. The state is sharded as the parameters it is
+    about. ValueError for rules that match nothing or leave a parameter out.
     """
     decay_steps = config.decay_steps
     if config.decay_fraction is not None:
         decay_steps = max(1, round(config.decay_fraction * total_steps))
     schedule = make_schedule(
-        config.schedule, config.learning_rate, total_steps, config.warmup_steps, decay_steps, config.min_ratio
+        config.schedule,
+        config.learning_rate,
+        total_steps,
+        config.warmup_steps,
+        decay_steps,
+        config.min_ratio,
     )
     names = jax.tree.map(" ".join, axes, is_leaf=lambda leaf: type(leaf) is tuple)
     links = [] if config.clip_norm is None else [clip_by_global_norm(config.clip_norm)]
@@ -131,34 +161,46 @@ def make(
 
 def global_norm(gradients: tree.Tree) -> jax.Array:
     """Euclidean norm of all leaves together, accumulated in float32; a float32 scalar."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(gradients)))
+    return jnp.sqrt(
+        sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(gradients))
+    )
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
-    """Scales gradients down to `max_norm`, as optax's of that name; takes a norm that is already known as `grad_norm`.
+    """Scales gradients down to `max_norm`, as optax's of that name; takes a norm that is already
+    known as `grad_norm`.
 
-    One factor is multiplied in, which fuses with the update; optax divides first and stores a second set of gradients.
+    One factor is multiplied in, which fuses with the update; optax divides first and stores a
+    second set of gradients.
     """
 
     def update(updates, state, params=None, *, grad_norm=None, **unused):
         del params, unused
-        factor = jnp.minimum(1.0, max_norm / (global_norm(updates) if grad_norm is None else grad_norm))
+        factor = jnp.minimum(
+            1.0, max_norm / (global_norm(updates) if grad_norm is None else grad_norm)
+        )
         return jax.tree.map(lambda g: (g * factor).astype(g.dtype), updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-def per_layer(transform: optax.GradientTransformation, names: tree.Tree) -> optax.GradientTransformation:
-    """`transform` of every leaf by itself, and of every layer and expert of a stacked leaf by itself.
+def per_layer(
+    transform: optax.GradientTransformation, names: tree.Tree
+) -> optax.GradientTransformation:
+    """`transform` of every leaf by itself, and of every layer and expert of a stacked leaf by
+    itself.
 
-    For transforms that take means over a leaf. Scalars in the state, such as counts, are not stacked.
+    For transforms that take means over a leaf. Scalars in the state, such as counts, are not
+    stacked.
     """
     structure = jax.tree.structure(names)
     depths = [stack_axes(name.split()) for name in jax.tree.leaves(names)]
 
     def init(params):
         leaves = structure.flatten_up_to(params)
-        return structure.unflatten(_stacked(transform.init, depth)(leaf) for depth, leaf in zip(depths, leaves))
+        return structure.unflatten(
+            _stacked(transform.init, depth)(leaf) for depth, leaf in zip(depths, leaves)
+        )
 
     def update(updates, state, params):
         leaves = zip(depths, *map(structure.flatten_up_to, (updates, state, params)))
@@ -169,14 +211,17 @@ def per_layer(transform: optax.GradientTransformation, names: tree.Tree) -> opta
 
 
 def _stacked(function: Callable, depth: int) -> Callable:
-    """`function` mapped over so many leading axes of all arrays; what is scalar without them has none."""
+    """`function` mapped over so many leading axes of all arrays; what is scalar without them has
+    none."""
     if depth == 0:
         return function
     inner = _stacked(function, depth - 1)
 
     def outer(*arguments):
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), arguments)
-        axes = jax.tree.map(lambda x: 0 if x.ndim else None, (arguments, jax.eval_shape(inner, *one)))
+        axes = jax.tree.map(
+            lambda x: 0 if x.ndim else None, (arguments, jax.eval_shape(inner, *one))
+        )
         return jax.vmap(inner, *axes)(*arguments)
 
     return outer
@@ -197,9 +242,15 @@ def _direction(config: OptimizerConfig, names: tree.Tree) -> optax.GradientTrans
     adam = optax.scale_by_adam(value("b1"), value("b2"), value("eps"))
     if config.name == "adamw":
         return adam
-    labels = jax.tree.map(lambda name: "muon" if _is_hidden_matrix(name.split()) else "adamw", names)
-    hidden = jax.tree.map(lambda name, label: name if label == "muon" else optax.MaskedNode(), names, labels)
-    return optax.partition({"muon": scale_by_muon(hidden, value("momentum")), "adamw": adam}, labels)
+    labels = jax.tree.map(
+        lambda name: "muon" if _is_hidden_matrix(name.split()) else "adamw", names
+    )
+    hidden = jax.tree.map(
+        lambda name, label: name if label == "muon" else optax.MaskedNode(), names, labels
+    )
+    return optax.partition(
+        {"muon": scale_by_muon(hidden, value("momentum")), "adamw": adam}, labels
+    )
 
 
 def _is_hidden_matrix(axes: list[str]) -> bool:
@@ -228,4 +279,6 @@ def _decay_weights(weight_decay: float, multiples: tree.Tree) -> optax.GradientT
 
 
 def _multiply(multiples: tree.Tree) -> optax.GradientTransformation:
-    return optax.stateless(lambda updates, params: jax.tree.map(lambda u, m: u * m, updates, multiples))
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(lambda u, m: u * m, updates, multiples)
+    )

@@ -1,4 +1,5 @@
-"""The HTML of a report: plain functions from values to markup. Every one escapes the text it is given."""
+"""The HTML of a report: plain functions from values to markup. Every one escapes the text it is
+given."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,9 @@ footer{margin-top:40px;color:var(--soft);font-size:12px}
 
 def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]], footer: str = READ) -> str:
     """A whole document from (heading, markup) sections; those without markup are left out."""
-    headed = ((f"<h2>{escape(head)}</h2>" if head else "", markup) for head, markup in sections if markup)
+    headed = (
+        (f"<h2>{escape(head)}</h2>" if head else "", markup) for head, markup in sections if markup
+    )
     body = "".join(f"<section>{head}{markup}</section>" for head, markup in headed)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -77,13 +80,19 @@ def sample_card(step: int, prompt: str, text: str) -> str:
 
 def facts_table(facts: Mapping[str, Any]) -> str:
     """Names and values in two columns, long lists folded; "" for none."""
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{_value(value)}</td></tr>" for name, value in facts.items())
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th><td>{_value(value)}</td></tr>" for name, value in facts.items()
+    )
     return f"<table>{rows}</table>" if rows else ""
 
 
 def diff_table(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The names whose values differ, with both values; a sentence where none does."""
-    names = [name for name in dict.fromkeys([*old, *new]) if (name in old, old.get(name)) != (name in new, new.get(name))]
+    names = [
+        name
+        for name in dict.fromkeys([*old, *new])
+        if (name in old, old.get(name)) != (name in new, new.get(name))
+    ]
     if not names:
         return "<p>Both configurations are equal.</p>"
     rows = "".join(

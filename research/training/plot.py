@@ -1,7 +1,8 @@
-"""Curves as SVG text: no dependency, no script, readable on light and dark pages, in a report or a notebook.
+"""Curves as SVG text: no dependency, no script, readable on light and dark pages, in a report or a
+notebook.
 
-`IPython.display.SVG(curve_svg({"loss": (steps, losses)}))` shows one in a notebook. Text and axes take the page's own
-colour; the values at a step appear under the mouse, by style rules alone.
+`IPython.display.SVG(curve_svg({"loss": (steps, losses)}))` shows one in a notebook. Text and axes
+take the page's own colour; the values at a step appear under the mouse, by style rules alone.
 """
 
 import math
@@ -10,10 +11,28 @@ from dataclasses import dataclass
 from html import escape
 
 from research.training.curves import (
-    SMALLEST, Clean, Line, fraction, linear_ticks, log_ticks, nearest, padded, running_mean, thin, tick_text, usable,
-)  # fmt: skip
+    SMALLEST,
+    Clean,
+    Line,
+    fraction,
+    linear_ticks,
+    log_ticks,
+    nearest,
+    padded,
+    running_mean,
+    thin,
+    tick_text,
+    usable,
+)
 
-COLOURS = ("#4c8bf5", "#e8833a", "#2fa36b", "#a66bdb", "#d9534f", "#8a8f98")  # readable on white and on black
+COLOURS = (
+    "#4c8bf5",
+    "#e8833a",
+    "#2fa36b",
+    "#a66bdb",
+    "#d9534f",
+    "#8a8f98",
+)  # readable on white and on black
 POINTS = 400  # a curve has at most so many; more cannot be told apart at this width
 DOTS = 100  # more would touch each other
 READINGS = 120  # places where the mouse finds values
@@ -42,7 +61,9 @@ class Frame:
     log_y: bool
 
     def x(self, value: float) -> float:
-        return round(LEFT + (self.width - LEFT - RIGHT) * fraction(value, *self.x_range, self.log_x), 1)
+        return round(
+            LEFT + (self.width - LEFT - RIGHT) * fraction(value, *self.x_range, self.log_x), 1
+        )
 
     def y(self, value: float) -> float:
         share = fraction(value, *self.y_range, self.log_y)
@@ -63,12 +84,13 @@ def curve_svg(
     width: int = 560,
     height: int = 250,
 ) -> str:
-    """An `<svg>` of named lines (xs, ys), the xs not decreasing. Values that are None, not finite, or not positive on
-    a logarithmic axis are left out; without any it says so.
+    """An `<svg>` of named lines (xs, ys), the xs not decreasing. Values that are None, not finite,
+    or not positive on a logarithmic axis are left out; without any it says so.
 
-    Lines named in `points` get a dot at each value while there is room; those in `smooth` are drawn faintly below their
-    running mean; `marks` are dashed horizontal lines by name. A line with more values than fit is drawn as the mean of
-    neighbours above a band from their lowest to their highest. `from_zero` starts a linear y axis at 0.
+    Lines named in `points` get a dot at each value while there is room; those in `smooth` are drawn
+    faintly below their running mean; `marks` are dashed horizontal lines by name. A line with more
+    values than fit is drawn as the mean of neighbours above a band from their lowest to their
+    highest. `from_zero` starts a linear y axis at 0.
     """
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" class="graft-plot" role="img" aria-label="{escape(title)}" {size}>'
@@ -76,8 +98,16 @@ def curve_svg(
     kept = {name: line for name, line in kept.items() if line[0]}
     if not kept:
         return f'{head}{STYLE}<text x="{width // 2}" y="{height // 2}" text-anchor="middle">no values</text></svg>'
-    marks = {name: y for name, y in (marks or {}).items() if math.isfinite(y) and (y > SMALLEST or not log_y)}
-    heights = [y for _, ys in kept.values() for y in ys] + list(marks.values()) + [0.0] * (from_zero and not log_y)
+    marks = {
+        name: y
+        for name, y in (marks or {}).items()
+        if math.isfinite(y) and (y > SMALLEST or not log_y)
+    }
+    heights = (
+        [y for _, ys in kept.values() for y in ys]
+        + list(marks.values())
+        + [0.0] * (from_zero and not log_y)
+    )
     x_range = x_range or padded([x for xs, _ in kept.values() for x in xs], log_x, 0.0)
     frame = Frame(width, height, x_range, padded(heights, log_y, 0.05), log_x, log_y)
     colours = dict(zip([*lines, *marks], COLOURS * (1 + len(lines) + len(marks))))
@@ -94,8 +124,12 @@ def _axes(frame: Frame) -> list[str]:
     parts = []
     for tick in (log_ticks if frame.log_y else linear_ticks)(*frame.y_range):
         y = frame.y(tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="soft" x="{LEFT - 7}" y="{y}" dy=".35em" text-anchor="end">{tick_text(tick)}</text>')
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{y}" y2="{y}"/>'
+        )
+        parts.append(
+            f'<text class="soft" x="{LEFT - 7}" y="{y}" dy=".35em" text-anchor="end">{tick_text(tick)}</text>'
+        )
     for tick in (log_ticks if frame.log_x else linear_ticks)(*frame.x_range):
         place = f'x="{frame.x(tick)}" y="{frame.height - BOTTOM + 18}" text-anchor="middle"'
         parts.append(f'<text class="soft" {place}>{tick_text(tick)}</text>')
@@ -114,17 +148,28 @@ def _curve(line: Clean, frame: Frame, colour: str, dots: bool, smooth: bool) -> 
     axis = (*frame.x_range, frame.log_x)
     groups, parts = thin(line, POINTS, *axis), []
     if any(low < high for _, _, low, high in groups):
-        band = [(x, high) for x, _, _, high in groups] + [(x, low) for x, _, low, _ in reversed(groups)]
-        parts.append(f'<polygon points="{_places(band, frame)}" fill="{colour}" fill-opacity=".18"/>')
+        band = [(x, high) for x, _, _, high in groups] + [
+            (x, low) for x, _, low, _ in reversed(groups)
+        ]
+        parts.append(
+            f'<polygon points="{_places(band, frame)}" fill="{colour}" fill-opacity=".18"/>'
+        )
     elif smooth:
         raw = _places([(x, y) for x, y, _, _ in groups], frame)
-        parts.append(f'<polyline points="{raw}" fill="none" stroke="{colour}" stroke-opacity=".4"/>')
+        parts.append(
+            f'<polyline points="{raw}" fill="none" stroke="{colour}" stroke-opacity=".4"/>'
+        )
     if smooth:
         groups = thin((line[0], running_mean(line[1])), POINTS, *axis)
     path = _places([(x, y) for x, y, _, _ in groups], frame)
-    parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"/>')
+    parts.append(
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"/>'
+    )
     if (dots and len(line[0]) <= DOTS) or len(line[0]) == 1:
-        parts += [f'<circle cx="{frame.x(x)}" cy="{frame.y(y)}" r="3" fill="{colour}"/>' for x, y in zip(*line)]
+        parts += [
+            f'<circle cx="{frame.x(x)}" cy="{frame.y(y)}" r="3" fill="{colour}"/>'
+            for x, y in zip(*line)
+        ]
     return parts
 
 
@@ -133,26 +178,47 @@ def _places(pairs: Sequence[tuple[float, float]], frame: Frame) -> str:
 
 
 def _legend(kept: Mapping[str, Clean], colours: Mapping[str, str], frame: Frame) -> str:
-    entries = (f'<tspan dx="12" style="fill:{colours[name]}">●</tspan><tspan dx="4">{escape(name)}</tspan>' for name in kept)
-    return f'<text x="{frame.width - RIGHT}" y="{TOP - 4}" text-anchor="end">{"".join(entries)}</text>'
+    entries = (
+        f'<tspan dx="12" style="fill:{colours[name]}">●</tspan><tspan dx="4">{escape(name)}</tspan>'
+        for name in kept
+    )
+    return (
+        f'<text x="{frame.width - RIGHT}" y="{TOP - 4}" text-anchor="end">{"".join(entries)}</text>'
+    )
 
 
 def _readings(kept: Mapping[str, Clean], colours: Mapping[str, str], frame: Frame) -> list[str]:
-    """Strips that together cover the plot; the one under the mouse shows the nearest value of every line."""
+    """Strips that together cover the plot; the one under the mouse shows the nearest value of every
+    line."""
     xs = sorted({x for line in kept.values() for x in line[0]})
     xs = xs[:: math.ceil(len(xs) / READINGS)]
-    edges = [LEFT, *((frame.x(a) + frame.x(b)) / 2 for a, b in zip(xs, xs[1:])), frame.width - RIGHT]
-    return [_reading(x, start, end, kept, colours, frame) for x, start, end in zip(xs, edges, edges[1:])]
+    edges = [
+        LEFT,
+        *((frame.x(a) + frame.x(b)) / 2 for a, b in zip(xs, xs[1:])),
+        frame.width - RIGHT,
+    ]
+    return [
+        _reading(x, start, end, kept, colours, frame) for x, start, end in zip(xs, edges, edges[1:])
+    ]
 
 
-def _reading(x, start: float, end: float, kept: Mapping[str, Clean], colours: Mapping[str, str], frame: Frame) -> str:
+def _reading(
+    x, start: float, end: float, kept: Mapping[str, Clean], colours: Mapping[str, str], frame: Frame
+) -> str:
     near = {name: nearest(line, x) for name, line in kept.items()}
     exact = "\n".join(f"{name} {y:.6g} at {at:,.6g}" for name, (at, y) in near.items())
-    short = " · ".join(f"{name} {y:.4g}" if len(near) > 1 else f"{y:.4g}" for name, (_, y) in near.items())
-    dots = (f'<circle cx="{frame.x(at)}" cy="{frame.y(y)}" r="3.5" fill="{colours[name]}"/>' for name, (at, y) in near.items())
+    short = " · ".join(
+        f"{name} {y:.4g}" if len(near) > 1 else f"{y:.4g}" for name, (_, y) in near.items()
+    )
+    dots = (
+        f'<circle cx="{frame.x(at)}" cy="{frame.y(y)}" r="3.5" fill="{colours[name]}"/>'
+        for name, (at, y) in near.items()
+    )
     middle, floor = frame.x(x), frame.height - BOTTOM
     anchor, shift = ("start", 6) if middle < (LEFT + frame.width) / 2 else ("end", -6)
-    low = sum(frame.y(y) for _, y in near.values()) / len(near) > (TOP + floor) / 2  # then the text goes to the top
+    low = (
+        sum(frame.y(y) for _, y in near.values()) / len(near) > (TOP + floor) / 2
+    )  # then the text goes to the top
     place = f'x="{middle + shift:.1f}" y="{TOP + 12 if low else floor - 6}" text-anchor="{anchor}"'
     strip = f'x="{start:.1f}" y="{TOP}" width="{max(0.1, end - start):.1f}" height="{floor - TOP}"'
     return (

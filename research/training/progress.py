@@ -1,4 +1,5 @@
-"""What a person sees of a run, on standard error: a live bar on a terminal, plain lines anywhere else."""
+"""What a person sees of a run, on standard error: a live bar on a terminal, plain lines anywhere
+else."""
 
 import os
 import sys
@@ -14,7 +15,11 @@ def short_number(value: float) -> str:
     """Three digits with a suffix: 950, 45.2k, 1.31M, 8.03B."""
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * size:
-            return f"{value / size:.3g}{suffix}" if abs(value) < 999.5 * size else f"{value / size:.0f}{suffix}"
+            return (
+                f"{value / size:.3g}{suffix}"
+                if abs(value) < 999.5 * size
+                else f"{value / size:.0f}{suffix}"
+            )
     return f"{value:.3g}"
 
 
@@ -28,8 +33,11 @@ def clock_time(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without characters that could steer a terminal, each shown as its escape; line ends and tabs stay."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    """The text without characters that could steer a terminal, each shown as its escape; line ends
+    and tabs stay."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def row_fields(row: dict[str, Any]) -> list[str]:
@@ -46,22 +54,29 @@ def row_fields(row: dict[str, Any]) -> list[str]:
 
 def evaluation_line(row: dict[str, Any]) -> str:
     """An evaluation row on one line, bits per byte beside gzip's."""
-    values = {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
+    values = {
+        key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")
+    }
     gzip = values.pop("gzip_bits_per_byte", None)
     parts = []
     for key, value in values.items():
-        shown = "nan" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+        shown = (
+            "nan" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+        )
         parts.append(f"{key.replace('_', ' ')} {shown}")
         if key == "bits_per_byte" and gzip is not None:
             parts[-1] += f" (gzip {gzip:.4f})"
     return f"eval {row['step']:,}  " + "  ".join(parts)
 
 
-def bar_parts(width: int, step: int, total: int, fields: list[str], state: str) -> tuple[str, int, int, str]:
-    """(left text, filled cells, empty cells, right text), together at most `width` cells where only the count is wider.
+def bar_parts(
+    width: int, step: int, total: int, fields: list[str], state: str
+) -> tuple[str, int, int, str]:
+    """(left text, filled cells, empty cells, right text), together at most `width` cells where only
+    the count is wider.
 
-    Where they do not fit, fields go until the bar has room: first those between the first (the loss) and the last (the
-    time left), then the last, then the first, then the state.
+    Where they do not fit, fields go until the bar has room: first those between the first (the
+    loss) and the last (the time left), then the last, then the first, then the state.
     """
     left = f"{step:>{len(f'{total:,}')},}/{total:,}  "
     parts = [part for part in [state, *fields] if part]
@@ -114,21 +129,31 @@ class PlainLines:
 class LiveBar:
     """The bottom line of the terminal, redrawn twice a second; other lines scroll above it."""
 
-    def __init__(self, stream: TextIO, step: int, total: int, clock: Callable[[], float] = time.monotonic):
-        from rich.console import Console  # imported where used: a batch job never pays for it
+    def __init__(
+        self, stream: TextIO, step: int, total: int, clock: Callable[[], float] = time.monotonic
+    ):
+        from rich.console import (
+            Console,  # imported where used: a batch job never pays for it
+        )
         from rich.live import Live
 
         self._total, self._clock = total, clock
         self._step, self._fields, self._finish_at, self._state = step, [], None, ""
         self._began, self._took = clock(), ""
         self._console = Console(file=stream, highlight=False)
-        # Only what goes to this terminal may be drawn above the bar: `--json > file` must still reach the file.
+        # Only what goes to this terminal may be drawn above the bar: `--json > file` must still
+        # reach the file.
         self._live = Live(
-            get_renderable=self._draw, console=self._console, refresh_per_second=2,
-            redirect_stdout=sys.stdout.isatty(), redirect_stderr=stream is sys.stderr,
-        )  # fmt: skip
+            get_renderable=self._draw,
+            console=self._console,
+            refresh_per_second=2,
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=stream is sys.stderr,
+        )
         self._live.start(refresh=True)
-        self._console.show_cursor(True)  # rich hides it, and a process that is killed could not bring it back
+        self._console.show_cursor(
+            True
+        )  # rich hides it, and a process that is killed could not bring it back
 
     def row(self, row: dict[str, Any], finish_at: float | None) -> None:
         """Show a training row; `finish_at` is the expected end on the clock."""
@@ -146,7 +171,11 @@ class LiveBar:
 
     def close(self) -> None:
         """Draw the bar a last time, with the time it took, and leave it on the screen."""
-        self._finish_at, self._state, self._took = None, "", f"took {clock_time(self._clock() - self._began)}"
+        self._finish_at, self._state, self._took = (
+            None,
+            "",
+            f"took {clock_time(self._clock() - self._began)}",
+        )
         self._live.stop()
 
     def _draw(self):
@@ -157,15 +186,26 @@ class LiveBar:
             fields.append(f"ETA {clock_time(self._finish_at - self._clock())}")
         if self._took:
             fields.append(self._took)
-        width = self._console.width - 3  # a full last column wraps, and so would the ^C that a terminal echoes
+        width = (
+            self._console.width - 3
+        )  # a full last column wraps, and so would the ^C that a terminal echoes
         left, filled, empty, right = bar_parts(width, self._step, self._total, fields, self._state)
         heavy, light = ("━", "─") if "utf" in (self._console.encoding or "") else ("#", "-")
-        return Text.assemble((left, "bold"), (heavy * filled, "cyan"), (light * empty, "bright_black"), right,
-                             no_wrap=True, overflow="crop")  # fmt: skip
+        return Text.assemble(
+            (left, "bold"),
+            (heavy * filled, "cyan"),
+            (light * empty, "bright_black"),
+            right,
+            no_wrap=True,
+            overflow="crop",
+        )
 
 
-def open_display(stream: TextIO, step: int, total: int, live: bool | None, clock: Callable[[], float]):
-    """The bar where `stream` is a terminal that can redraw a line, plain lines otherwise; `live` overrules."""
+def open_display(
+    stream: TextIO, step: int, total: int, live: bool | None, clock: Callable[[], float]
+):
+    """The bar where `stream` is a terminal that can redraw a line, plain lines otherwise; `live`
+    overrules."""
     if live is None:
         live = stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
     return LiveBar(stream, step, total, clock) if live else PlainLines(stream, total, clock)

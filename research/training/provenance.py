@@ -1,4 +1,5 @@
-"""`provenance.json`: where a run came from, so that its numbers can be trusted and made again. No secret is written."""
+"""`provenance.json`: where a run came from, so that its numbers can be trusted and made again. No
+secret is written."""
 
 import importlib.metadata
 import os
@@ -7,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +16,44 @@ import research
 from research.files import read_json, write_json
 
 PACKAGES = (
-    "jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "flax", "optax", "orbax-checkpoint", "grain",
-    "tensorflow-datasets", "array-record", "numpy", "sentencepiece", "tokenizers", "safetensors", "ml-collections",
+    "jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "flax", "optax",
+    "orbax-checkpoint", "grain", "tensorflow-datasets", "array-record", "numpy", "sentencepiece",
+    "tokenizers", "safetensors", "ml-collections",
 )  # fmt: skip
 # What changes a result or a speed, and nothing that could hold a key.
 ENVIRONMENT = (
-    "JAX_PLATFORMS", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_ENABLE_X64", "JAX_NUM_CPU_DEVICES", "JAX_DEBUG_NANS",
-    "JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE",
-    "LIBTPU_INIT_ARGS", "TPU_VISIBLE_CHIPS", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "GLIBC_TUNABLES",
-    "OMP_NUM_THREADS", "PYTHONHASHSEED", "GRAFT_CACHE", "SLURM_JOB_ID", "SLURM_NNODES", "SLURM_NTASKS",
+    "JAX_PLATFORMS", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_ENABLE_X64", "JAX_NUM_CPU_DEVICES",
+    "JAX_DEBUG_NANS", "JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS", "XLA_PYTHON_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_PREALLOCATE", "LIBTPU_INIT_ARGS", "TPU_VISIBLE_CHIPS",
+    "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "GLIBC_TUNABLES", "OMP_NUM_THREADS",
+    "PYTHONHASHSEED", "GRAFT_CACHE", "SLURM_JOB_ID", "SLURM_NNODES", "SLURM_NTASKS",
 )  # fmt: skip
-_SECRET_NAME = re.compile(r"(^|[-_.])(key|apikey|token|secret|password|passwd|pwd|credentials?)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(^|[-_.])(key|apikey|token|secret|password|passwd|pwd|credentials?)$", re.IGNORECASE
+)
 _URL_USER = re.compile(r"(?<=://)[^/@\s]+@")
 HIDDEN = "[hidden]"
 
 
 def describe_run(
-    *, seed: int, dataset: Mapping[str, Any], tokenizer: str, argv: Sequence[str] | None = None, **facts: Any
+    *,
+    seed: int,
+    dataset: Mapping[str, Any],
+    tokenizer: str,
+    argv: Sequence[str] | None = None,
+    **facts: Any,
 ) -> dict[str, Any]:
     """The provenance of the run that starts now in this process.
 
-    `dataset` has at least `fingerprint` and `heldout_files`; `tokenizer` is the tokenizer's fingerprint; `argv` defaults
-    to this process's. `facts` are written as they are: `parameters` (their number), `parent` (the run it starts from).
+    `dataset` has at least `fingerprint` and `heldout_files`; `tokenizer` is the tokenizer's
+    fingerprint; `argv` defaults to this process's. `facts` are written as they are: `parameters`
+    (their number), `parent` (the run it starts from).
     """
     import jax  # imported where used, so that reading a provenance needs no devices
 
     devices = jax.devices()
     return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": hide_secrets(sys.orig_argv if argv is None else argv),
         "git": git_state(Path(research.__file__).parent),
         "seed": seed,
@@ -54,17 +65,24 @@ def describe_run(
             "count": len(devices),
             "processes": jax.process_count(),
         },
-        "machine": {"platform": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
+        "machine": {
+            "platform": platform.platform(),
+            "processor": platform.machine(),
+            "cpus": os.cpu_count(),
+        },
         "python": platform.python_version(),
         "packages": package_versions(),
-        "environment": {name: hide_secrets([os.environ[name]])[0] for name in ENVIRONMENT if name in os.environ},
+        "environment": {
+            name: hide_secrets([os.environ[name]])[0] for name in ENVIRONMENT if name in os.environ
+        },
         **facts,
     }
 
 
 def write_provenance(workdir: str | os.PathLike, record: Mapping[str, Any], step: int = 0) -> None:
-    """Write `provenance.json`. In a folder that has one the first record stays, and what differs from it in `record`
-    is added to its list `resumed`, with the `step` from which the run goes on."""
+    """Write `provenance.json`. In a folder that has one the first record stays, and what differs
+    from it in `record` is added to its list `resumed`, with the `step` from which the run goes
+    on."""
     path = Path(workdir) / "provenance.json"
     if step and path.exists():
         first = read_json(path)
@@ -74,9 +92,11 @@ def write_provenance(workdir: str | os.PathLike, record: Mapping[str, Any], step
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """`commit` and `dirty` (changed or new files) of the repository that tracks `folder`, both None outside one.
+    """`commit` and `dirty` (changed or new files) of the repository that tracks `folder`, both None
+    outside one.
 
-    A package installed inside somebody's checkout, such as in its virtual environment, is not tracked there.
+    A package installed inside somebody's checkout, such as in its virtual environment, is not
+    tracked there.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit or not _git(folder, "ls-files", "--", "__init__.py"):
@@ -97,9 +117,11 @@ def package_versions() -> dict[str, str]:
 
 
 def hide_secrets(argv: Sequence[str]) -> list[str]:
-    """The command line without the values of flags named like a secret, without user names and passwords in URLs, and
-    without any text that the environment holds under such a name."""
-    secrets = [value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= 6]
+    """The command line without the values of flags named like a secret, without user names and
+    passwords in URLs, and without any text that the environment holds under such a name."""
+    secrets = [
+        value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= 6
+    ]
     shown, hide_next = [], False
     for word in argv:
         name, equals, value = word.partition("=")
@@ -117,7 +139,9 @@ def hide_secrets(argv: Sequence[str]) -> list[str]:
 
 def _git(folder: Path, *command: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

@@ -1,9 +1,10 @@
-"""Reading checkpoints back: which steps are there, what they hold, whether they are still what was saved.
+"""Reading checkpoints back: which steps are there, what they hold, whether they are still what was
+saved.
 
-A step is a directory with two Orbax items: `state`, the arrays as nested dicts, and `record`, JSON with the type,
-shape and fingerprint of every array beside the caller's own `meta`, signed with its SHA-256. Orbax restores flipped
-bits without a word; the fingerprints are what finds them, and the signature keeps a flip in the record from passing
-for a change of the model.
+A step is a directory with two Orbax items: `state`, the arrays as nested dicts, and `record`, JSON
+with the type, shape and fingerprint of every array beside the caller's own `meta`, signed with its
+SHA-256. Orbax restores flipped bits without a word; the fingerprints are what finds them, and the
+signature keeps a flip in the record from passing for a change of the model.
 """
 
 import hashlib
@@ -26,13 +27,20 @@ from research.training.fingerprint import fingerprint
 
 Restored = tuple[int, tree.Tree, dict[str, Any]]
 
-# Failures that say nothing about the bytes in storage: to set a good step aside for one of these would lose work.
+# Failures that say nothing about the bytes in storage: to set a good step aside for one of these
+# would lose work.
 _PASSING = (
-    "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "CANCELLED"
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "CANCELLED",
 )
 
 
-# TensorStore has no unsigned types below a byte; their bits travel as the signed type of that width.
+# TensorStore has no unsigned types below a byte; their bits travel as the signed type of that
+# width.
 _CARRIERS = {"uint4": "int4", "uint2": "int2"}
 
 
@@ -58,21 +66,30 @@ def make_record(step: int, arrays: dict[str, jax.Array], meta: dict[str, Any]) -
 
 
 def storable(arrays: dict[str, jax.Array]) -> tree.Tree:
-    """The arrays as Orbax takes them: nested dicts, unsigned sub-byte types as signed ones, empty arrays left out."""
+    """The arrays as Orbax takes them: nested dicts, unsigned sub-byte types as signed ones, empty
+    arrays left out."""
     kept = {path: array for path, array in arrays.items() if array.size}
     if not kept:
         raise ValueError("a checkpoint needs at least one array with elements")
-    return tree.unflatten({path: _view(array, _CARRIERS.get(str(array.dtype))) for path, array in kept.items()})
+    return tree.unflatten(
+        {path: _view(array, _CARRIERS.get(str(array.dtype))) for path, array in kept.items()}
+    )
 
 
 def newest(
-    root: epath.Path, abstract: tree.Tree, below: str, set_aside: Callable[[int], str], only: int | None = None
+    root: epath.Path,
+    abstract: tree.Tree,
+    below: str,
+    set_aside: Callable[[int], str],
+    only: int | None = None,
 ) -> Restored | None:
-    """(step, tree like `abstract`, meta) of the newest good step, or None where there is no step, good or bad.
+    """(step, tree like `abstract`, meta) of the newest good step, or None where there is no step,
+    good or bad.
 
-    `only` leaves no choice of the step. `below` is "" for the whole state or "params/" for the arrays under that key. A
-    damaged step is warned of and handed to `set_aside`, which says what it did. ValueError where no step is good, and where a step's arrays differ from
-    `abstract` in structure, type or shape: that is a changed model and no damage.
+    `only` leaves no choice of the step. `below` is "" for the whole state or "params/" for the
+    arrays under that key. A damaged step is warned of and handed to `set_aside`, which says what it
+    did. ValueError where no step is good, and where a step's arrays differ from `abstract` in
+    structure, type or shape: that is a changed model and no damage.
     """
     wanted = {below + path: leaf for path, leaf in tree.paths(abstract).items()}
     _require_divisible(wanted)
@@ -84,12 +101,24 @@ def newest(
         except _Damaged as error:
             problem = str(error)
         if _everywhere(problem is None):
-            return step, jax.tree.unflatten(jax.tree.structure(abstract), [arrays[path] for path in wanted]), meta
-        problems.append(f"step {step} ({problem or 'damaged for another process'}; {set_aside(step)})")
+            return (
+                step,
+                jax.tree.unflatten(jax.tree.structure(abstract), [arrays[path] for path in wanted]),
+                meta,
+            )
+        problems.append(
+            f"step {step} ({problem or 'damaged for another process'}; {set_aside(step)})"
+        )
         logging.warning("checkpoint %s in %s is damaged", problems[-1], root)
-    problems += [f"{folder.name} (set aside earlier)" for folder in sorted(root.glob("damaged-*")) if not problems]
+    problems += [
+        f"{folder.name} (set aside earlier)"
+        for folder in sorted(root.glob("damaged-*"))
+        if not problems
+    ]
     if problems:
-        raise ValueError(f"no checkpoint in {root} is good: {', '.join(problems)}; delete them to start afresh")
+        raise ValueError(
+            f"no checkpoint in {root} is good: {', '.join(problems)}; delete them to start afresh"
+        )
     return None
 
 
@@ -119,29 +148,45 @@ def _read_record(file: epath.Path, step: int) -> dict[str, Any]:
     return record
 
 
-def _read_arrays(folder: epath.Path, wanted: dict[str, jax.ShapeDtypeStruct], partial: bool) -> dict[str, jax.Array]:
+def _read_arrays(
+    folder: epath.Path, wanted: dict[str, jax.ShapeDtypeStruct], partial: bool
+) -> dict[str, jax.Array]:
     stored = {path: _stored_form(leaf) for path, leaf in wanted.items() if math.prod(leaf.shape)}
     item = tree.unflatten(stored)
-    places = jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype), item)
+    places = jax.tree.map(
+        lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype), item
+    )
     arguments = ocp.args.PyTreeRestore(item=item, restore_args=places, partial_restore=partial)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             arrays = tree.paths(reader.restore(folder, args=arguments))
-    except Exception as error:  # any of Orbax, TensorStore, JSON and the file system, by what was damaged
+    except (
+        Exception
+    ) as error:  # any of Orbax, TensorStore, JSON and the file system, by what was damaged
         _reraise_passing(error)
         raise _Damaged(_line(error)) from error
-    if {path: _form(array) for path, array in arrays.items()} != {path: _form(leaf) for path, leaf in stored.items()}:
+    if {path: _form(array) for path, array in arrays.items()} != {
+        path: _form(leaf) for path, leaf in stored.items()
+    }:
         raise _Damaged("its arrays are not those of its record")
-    return {path: _view(arrays[path], x.dtype) if path in arrays else _empty(x) for path, x in wanted.items()}
+    return {
+        path: _view(arrays[path], x.dtype) if path in arrays else _empty(x)
+        for path, x in wanted.items()
+    }
 
 
-def _require_same_form(folder: epath.Path, saved: dict[str, list], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+def _require_same_form(
+    folder: epath.Path, saved: dict[str, list], wanted: dict[str, jax.ShapeDtypeStruct]
+) -> None:
     """ValueError that lists the first paths at which checkpoint and model differ."""
     got = {path: f"{entry[0]}{entry[1]}" for path, entry in saved.items()}
     want = {path: "{}{}".format(*_form(leaf)) for path, leaf in wanted.items()}
     differing = [path for path in {**want, **got} if got.get(path) != want.get(path)]
     if differing:
-        shown = "; ".join(f"{p}: got {got.get(p, 'nothing')}, wanted {want.get(p, 'nothing')}" for p in differing[:5])
+        shown = "; ".join(
+            f"{p}: got {got.get(p, 'nothing')}, wanted {want.get(p, 'nothing')}"
+            for p in differing[:5]
+        )
         raise ValueError(
             f"{folder} holds another model than the one configured: {len(differing)} of {len(want)} arrays differ "
             f"({shown}); restore the configuration it was saved with, or start in a new folder"
@@ -153,7 +198,9 @@ def _require_divisible(wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
         try:
             _place(leaf).shard_shape(leaf.shape)
         except ValueError as error:
-            raise ValueError(f"{path} cannot be restored onto its sharding: {_line(error)}") from None
+            raise ValueError(
+                f"{path} cannot be restored onto its sharding: {_line(error)}"
+            ) from None
 
 
 def _form(leaf: jax.Array | jax.ShapeDtypeStruct) -> list:
@@ -162,7 +209,11 @@ def _form(leaf: jax.Array | jax.ShapeDtypeStruct) -> list:
 
 def _view(array: jax.Array, dtype: Any) -> jax.Array:
     """The same bits as another type of that width; `array` itself for None and for its own type."""
-    return array if dtype is None or array.dtype == dtype else jax.lax.bitcast_convert_type(array, dtype)
+    return (
+        array
+        if dtype is None or array.dtype == dtype
+        else jax.lax.bitcast_convert_type(array, dtype)
+    )
 
 
 def _empty(leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -170,7 +221,9 @@ def _empty(leaf: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def _stored_form(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, _CARRIERS.get(str(leaf.dtype), leaf.dtype), sharding=_place(leaf))
+    return jax.ShapeDtypeStruct(
+        leaf.shape, _CARRIERS.get(str(leaf.dtype), leaf.dtype), sharding=_place(leaf)
+    )
 
 
 def _place(leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
@@ -182,7 +235,9 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def _reraise_passing(error: Exception) -> None:
-    if isinstance(error, (MemoryError, PermissionError)) or any(code in str(error) for code in _PASSING):
+    if isinstance(error, (MemoryError, PermissionError)) or any(
+        code in str(error) for code in _PASSING
+    ):
         raise error
 
 
@@ -192,4 +247,8 @@ def _line(error: Exception) -> str:
 
 def _everywhere(good: bool) -> bool:
     """Whether it is good for every process: all must agree on the step to use."""
-    return good if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(good))))
+    return (
+        good
+        if jax.process_count() == 1
+        else bool(np.all(multihost_utils.process_allgather(np.array(good))))
+    )

@@ -1,7 +1,8 @@
 """`samples.txt`: what the model wrote during a run, for people first and for programs too.
 
-A sample is a heading, `# step 400, prompt "def "` (the prompt as JSON), and the text below it, each line indented by
-four spaces, so that no text can be taken for a heading and any text comes back as it was.
+A sample is a heading, `# step 400, prompt "def "` (the prompt as JSON), and the text below it, each
+line indented by four spaces, so that no text can be taken for a heading and any text comes back as
+it was.
 """
 
 import json
@@ -30,7 +31,8 @@ def append_sample(path: Path, sample: Sample) -> None:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """The samples in file order, [] without a file. A last one that a crash cut short comes back short."""
+    """The samples in file order, [] without a file. A last one that a crash cut short comes back
+    short."""
     if not path.exists():
         return []
     with open(path, encoding="utf-8", errors="replace", newline="") as file:

@@ -29,9 +29,10 @@ def make_schedule(
     inverse_sqrt  peak * sqrt(warmup_steps / step) (arXiv:1706.03762, section 5.3)
     wsd           `peak` until `decay_steps` before the end, then a line to `min_ratio * peak` (arXiv:2405.18392)
 
-    Lengths left None follow from `total_steps`: a twentieth of it for the warm-up, at most 2000 steps; for the decay
-    all the rest, a fifth of `total_steps` with wsd. `min_ratio` left None is 0.1 with cosine, as GPT-3 and LLaMA have
-    it, and 0 else. ValueError for lengths that do not fit into `total_steps`.
+    Lengths left None follow from `total_steps`: a twentieth of it for the warm-up, at most 2000
+    steps; for the decay all the rest, a fifth of `total_steps` with wsd. `min_ratio` left None is
+    0.1 with cosine, as GPT-3 and LLaMA have it, and 0 else. ValueError for lengths that do not fit
+    into `total_steps`.
     """
     if name not in SCHEDULES:
         raise ValueError(f"optimizer.schedule={name!r}; choose one of {', '.join(SCHEDULES)}")
@@ -39,9 +40,13 @@ def make_schedule(
     if name == "inverse_sqrt":
         start = max(1, warmup)
         # The joined schedule also asks for steps before the start, whose values it does not use.
-        return _after_warmup(lambda step: peak * jnp.sqrt(start / jnp.maximum(step + start, 1)), peak, warmup)
+        return _after_warmup(
+            lambda step: peak * jnp.sqrt(start / jnp.maximum(step + start, 1)), peak, warmup
+        )
     if name == "constant":
-        return _after_warmup(lambda step: jnp.full(jnp.shape(step), peak, jnp.float32), peak, warmup)
+        return _after_warmup(
+            lambda step: jnp.full(jnp.shape(step), peak, jnp.float32), peak, warmup
+        )
     rest = total_steps - warmup
     default = min(rest, math.ceil(total_steps / 5)) if name == "wsd" else rest
     decay = default if decay_steps is None else decay_steps
@@ -53,7 +58,9 @@ def make_schedule(
     ratio = (0.1 if name == "cosine" else 0.0) if min_ratio is None else min_ratio
     if name == "cosine":
         return _after_warmup(optax.cosine_decay_schedule(peak, decay, alpha=ratio), peak, warmup)
-    line = optax.linear_schedule(peak, peak * ratio, decay, transition_begin=rest - decay if name == "wsd" else 0)
+    line = optax.linear_schedule(
+        peak, peak * ratio, decay, transition_begin=rest - decay if name == "wsd" else 0
+    )
     return _after_warmup(line, peak, warmup)
 
 

@@ -20,7 +20,8 @@ from research import tree
 )
 @dataclass(frozen=True)
 class TrainState:
-    """Step count, parameters with and without gradients, optimizer state, and the run's random key (as its data)."""
+    """Step count, parameters with and without gradients, optimizer state, and the run's random key
+    (as its data)."""
 
     step: jax.Array
     trainable: tree.Tree
@@ -29,14 +30,17 @@ class TrainState:
     key: jax.Array
 
 
-def new_state(trainable: tree.Tree, frozen: tree.Tree, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def new_state(
+    trainable: tree.Tree, frozen: tree.Tree, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
     """The state before the first step."""
     key = jax.random.key_data(jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable), key)
 
 
 def abstract_state(make: Callable[[], TrainState], mesh: Mesh) -> TrainState:
-    """Shapes and shardings of the state that `make()` returns; scalars and keys are on every device."""
+    """Shapes and shardings of the state that `make()` returns; scalars and keys are on every
+    device."""
     whole = NamedSharding(mesh, PartitionSpec())
 
     def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -49,4 +53,6 @@ def abstract_state(make: Callable[[], TrainState], mesh: Mesh) -> TrainState:
 def device_bytes(abstract: tree.Tree) -> int:
     """Bytes on one device, by the shardings."""
     leaves = jax.tree.leaves(abstract)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
+    )

@@ -24,34 +24,48 @@ def train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update on a batch, in `accumulate` micro-batches; metrics are float32 scalars over the whole batch.
+    """One update on a batch, in `accumulate` micro-batches; metrics are float32 scalars over the
+    whole batch.
 
-    The loss is (sum over all tokens) / (count of all tokens) however the batch is cut or spread, and only `trainable`
-    has gradients and optimizer state.
+    The loss is (sum over all tokens) / (count of all tokens) however the batch is cut or spread,
+    and only `trainable` has gradients and optimizer state.
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     gradients, total, count, totals = _gradients(state, batch, key, model, objective, accumulate)
     # A batch without a single counted token must not divide by zero; its gradients are zero.
     scale = 1.0 / jnp.maximum(count, 1.0)
-    gradients = jax.tree.map(lambda g, w: (g * scale.astype(g.dtype)).astype(w.dtype), gradients, state.trainable)
+    gradients = jax.tree.map(
+        lambda g, w: (g * scale.astype(g.dtype)).astype(w.dtype), gradients, state.trainable
+    )
     norm = global_norm(gradients)
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable, grad_norm=norm)
+    updates, optimizer_state = optimizer.update(
+        gradients, state.optimizer, state.trainable, grad_norm=norm
+    )
     metrics = {"loss": total * scale, "grad_norm": norm}
     metrics |= {name: s / jnp.maximum(n, 1.0) for name, (s, n) in totals.items()}
     new = TrainState(
-        state.step + 1, optax.apply_updates(state.trainable, updates), state.frozen, optimizer_state, state.key
+        state.step + 1,
+        optax.apply_updates(state.trainable, updates),
+        state.frozen,
+        optimizer_state,
+        state.key,
     )
     return new, metrics
 
 
-def eval_step(trainable: tree.Tree, frozen: tree.Tree, batch: Batch, *, model: Model, objective: Any) -> dict[str, tuple]:
+def eval_step(
+    trainable: tree.Tree, frozen: tree.Tree, batch: Batch, *, model: Model, objective: Any
+) -> dict[str, tuple]:
     """(sum, count) pairs of the loss and the objective's totals, without dropout."""
     total, count, totals = objective.loss(model, trainable, frozen, batch, None)
     return {"loss": (total, count), **totals}
 
 
-def _gradients(state: TrainState, batch: Batch, key: jax.Array, model: Model, objective: Any, accumulate: int):
-    """Gradients of the summed loss with that sum, the count and the totals, over all micro-batches."""
+def _gradients(
+    state: TrainState, batch: Batch, key: jax.Array, model: Model, objective: Any, accumulate: int
+):
+    """Gradients of the summed loss with that sum, the count and the totals, over all
+    micro-batches."""
 
     def loss(trainable, micro, key):
         total, count, totals = objective.loss(model, trainable, state.frozen, micro, key)
@@ -60,24 +74,31 @@ def _gradients(state: TrainState, batch: Batch, key: jax.Array, model: Model, ob
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     use_key = model.config.dropout > 0 or drops(state.trainable)
     if accumulate == 1:
-        (total, (count, totals)), gradients = value_and_grad(state.trainable, batch, key if use_key else None)
+        (total, (count, totals)), gradients = value_and_grad(
+            state.trainable, batch, key if use_key else None
+        )
         return gradients, total, count, totals
 
     def one(carry, micro):
         index, rows = micro
-        out, gradients = value_and_grad(state.trainable, rows, jax.random.fold_in(key, index) if use_key else None)
+        out, gradients = value_and_grad(
+            state.trainable, rows, jax.random.fold_in(key, index) if use_key else None
+        )
         wide = jax.tree.map(lambda g: g.astype(model.precision.accumulate_dtype), gradients)
         return jax.tree.map(jnp.add, carry, (out, wide)), None
 
     micros = jnp.arange(accumulate), jax.tree.map(lambda x: _split(x, accumulate), batch)
     first = jax.tree.map(lambda x: x[0], micros[1])
     sums = jax.eval_shape(loss, state.trainable, first, key if use_key else None)
-    zeros = jax.tree.map(lambda w: jnp.zeros_like(w, model.precision.accumulate_dtype), state.trainable)
+    zeros = jax.tree.map(
+        lambda w: jnp.zeros_like(w, model.precision.accumulate_dtype), state.trainable
+    )
     start = (jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums), zeros)
     ((total, (count, totals)), gradients), _ = jax.lax.scan(one, start, micros)
     return gradients, total, count, totals
 
 
 def _split(x: jax.Array, parts: int) -> jax.Array:
-    """[B, ...] as [parts, B / parts, ...], row b in part b mod parts, so that each device keeps its own rows."""
+    """[B, ...] as [parts, B / parts, ...], row b in part b mod parts, so that each device keeps its
+    own rows."""
     return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)

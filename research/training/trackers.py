@@ -8,16 +8,23 @@ from typing import Any
 
 from research.files import write_text
 
-Tracker = tuple[Callable[[int, dict[str, float]], None], Callable[[], None]]  # (write the values of a step, close)
+Tracker = tuple[
+    Callable[[int, dict[str, float]], None], Callable[[], None]
+]  # (write the values of a step, close)
 
 
 def open_tensorboard(folder: Path, start_step: int) -> Tracker:
-    """Event files in `folder`; what a former process wrote after `start_step` is hidden from TensorBoard."""
+    """Event files in `folder`; what a former process wrote after `start_step` is hidden from
+    TensorBoard."""
     from tensorboardX import SummaryWriter
 
-    # Without a suffix two processes that start within a second share one file, and the second empties it.
+    # Without a suffix two processes that start within a second share one file, and the second
+    # empties it.
     writer = SummaryWriter(
-        str(folder), purge_step=start_step + 1, flush_secs=10, filename_suffix=f".{os.getpid()}.{secrets.token_hex(2)}"
+        str(folder),
+        purge_step=start_step + 1,
+        flush_secs=10,
+        filename_suffix=f".{os.getpid()}.{secrets.token_hex(2)}",
     )
 
     def write(step: int, values: dict[str, float]) -> None:
@@ -32,12 +39,18 @@ def open_wandb(workdir: Path, config: Mapping[str, Any] | None) -> Tracker:
     try:
         import wandb
     except ImportError:
-        raise ValueError("W&B logging is on and its package is missing; pip install wandb, or turn it off") from None
+        raise ValueError(
+            "W&B logging is on and its package is missing; pip install wandb, or turn it off"
+        ) from None
     identity = workdir / "wandb" / "run_id"  # a resumed run goes on in the same W&B run
     if not identity.exists():
         identity.parent.mkdir(exist_ok=True)
         write_text(identity, secrets.token_hex(8))
     run = wandb.init(
-        dir=str(workdir), name=workdir.name, id=identity.read_text(), resume="allow", config=dict(config or {})
+        dir=str(workdir),
+        name=workdir.name,
+        id=identity.read_text(),
+        resume="allow",
+        config=dict(config or {}),
     )
     return lambda step, values: run.log(values, step=step), run.finish

@@ -1,15 +1,18 @@
-"""Number formats of quantized weights: groups of values to codes and scales, and back, all in float32.
+"""Number formats of quantized weights: groups of values to codes and scales, and back, all in
+float32.
 
-A group lies along one axis, the last when it is encoded, [..., G]; its codes have the same shape, its scale and zero
-point are [..., 1]. Codes of 4 bits are kept two in a byte: `pack` puts those of j and j + G/2 into byte j, so that
-unpacking is two masks and a concatenation, which compilers fuse and no axis has to be interleaved for. (XLA's own 4-bit
-types are packed too, but the GPU backend unpacks whatever a scan slices: 64 GiB where a 70B model takes 47.)
+A group lies along one axis, the last when it is encoded, [..., G]; its codes have the same shape,
+its scale and zero point are [..., 1]. Codes of 4 bits are kept two in a byte: `pack` puts those of
+j and j + G/2 into byte j, so that unpacking is two masks and a concatenation, which compilers fuse
+and no axis has to be interleaved for. (XLA's own 4-bit types are packed too, but the GPU backend
+unpacks whatever a scan slices: 64 GiB where a 70B model takes 47.)
 
     absolute   x = code * scale,                scale = max |x| / top                (int8, int4, fp8)
     affine     x = (code - zero) * scale,       scale = (max x - min x) / (2^bits - 1)  (uint4)
     book       x = book[code] * scale,          scale = max |x|                      (NF4, FP4)
 
-The last is bitsandbytes' arithmetic to the bit: products with the reciprocal, ties to the lower code.
+The last is bitsandbytes' arithmetic to the bit: products with the reciprocal, ties to the lower
+code.
 """
 
 from dataclasses import dataclass
@@ -19,21 +22,29 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from research.ops.backend import platform
+from research.devices.backend import platform
 
 # arXiv:2305.14314, appendix E: quantiles of a normal distribution, with an exact zero.
 NF4 = np.array(
-    [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0], np.float32
+    [
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+        0.7229568362236023, 1.0,
+    ],
+    np.float32,
 )  # fmt: skip
-# bitsandbytes' FP4 by bit pattern. It is not the E2M1 of the Open Compute Project: the smallest step is finer.
-FP4 = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3, -0.0, -0.0625, -8, -12, -4, -6, -2, -3], np.float32) / np.float32(12)
+# bitsandbytes' FP4 by bit pattern. It is not the E2M1 of the Open Compute Project: the smallest
+# step is finer.
+FP4 = np.array(
+    [0, 0.0625, 8, 12, 4, 6, 2, 3, -0.0, -0.0625, -8, -12, -4, -6, -2, -3], np.float32
+) / np.float32(12)
 
 
 @dataclass(frozen=True)
 class Format:
-    """One format. `group` is how many values share a scale, 0 for all of an input; `double` quantizes the scales again."""
+    """One format. `group` is how many values share a scale, 0 for all of an input; `double`
+    quantizes the scales again."""
 
     name: str
     dtype: str
@@ -88,7 +99,11 @@ def encode(format: Format, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arra
     top = _top(dtype)
     # As torch evaluates top / absmax: the reciprocal first, then the product.
     scaled = x * (_reciprocal(absmax) * top)
-    codes = scaled.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else jnp.round(scaled).astype(dtype)
+    codes = (
+        scaled.astype(dtype)
+        if jnp.issubdtype(dtype, jnp.floating)
+        else jnp.round(scaled).astype(dtype)
+    )
     return codes.astype(jnp.int8) if format.bits == 4 else codes, absmax / top, None
 
 
@@ -101,12 +116,14 @@ def decode(format: Format, codes: jax.Array, scale: jax.Array, zero: jax.Array |
 
 
 def look_up(book: np.ndarray, codes: jax.Array) -> jax.Array:
-    """book[codes], float32. By selects on TPU, where a gather is slow and fuses with nothing; elsewhere it fuses, and the
-    selects would be too many for one loop."""
+    """book[codes], float32. By selects on TPU, where a gather is slow and fuses with nothing;
+    elsewhere it fuses, and the selects would be too many for one loop."""
     if platform() != "tpu":
         at = jnp.asarray(book, jnp.float32).at[codes]
         whole = jax.sharding.get_abstract_mesh().empty
-        return at.get(mode="clip", **({} if whole else {"out_sharding": jax.typeof(codes).sharding}))
+        return at.get(
+            mode="clip", **({} if whole else {"out_sharding": jax.typeof(codes).sharding})
+        )
     values = list(np.float32(book))
     while len(values) > 1:
         odd = (codes & 1) == 1
@@ -140,7 +157,8 @@ def _encode_affine(x: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array
 
 
 def _nearest(x: jax.Array, book: np.ndarray) -> jax.Array:
-    """The code whose value is nearest: how many midpoints of the sorted book lie strictly below `x`."""
+    """The code whose value is nearest: how many midpoints of the sorted book lie strictly below
+    `x`."""
     order = np.argsort(book, kind="stable")
     values = book[order]
     middles = (values[1:] + values[:-1]) / np.float32(2)
@@ -150,7 +168,11 @@ def _nearest(x: jax.Array, book: np.ndarray) -> jax.Array:
 
 def _top(dtype: jnp.dtype) -> float:
     """The largest value of a type; integers symmetric, without their lowest."""
-    return float(ml_dtypes.finfo(dtype).max) if jnp.issubdtype(dtype, jnp.floating) else float(jnp.iinfo(dtype).max)
+    return (
+        float(ml_dtypes.finfo(dtype).max)
+        if jnp.issubdtype(dtype, jnp.floating)
+        else float(jnp.iinfo(dtype).max)
+    )
 
 
 def _reciprocal(x: jax.Array) -> jax.Array:

@@ -1,7 +1,8 @@
-"""IA3 (arXiv:2205.05638, section 3.3): learnt factors of what goes into a weight or comes out of it, over any leaf.
+"""IA3 (arXiv:2205.05638, section 3.3): learnt factors of what goes into a weight or comes out of
+it, over any leaf.
 
-    on outputs   y = l * (x W)      keys and values
-    on inputs    y = (l * x) W      the down projection of the feed-forward layer
+on outputs   y = l * (x W)      keys and values
+on inputs    y = (l * x) W      the down projection of the feed-forward layer
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from research import tree
-from research.ops.einsum import einsum, gather, grouped, take
+from research.ops.einsum import einsum, grouped, take
+from research.ops.equation import parse
+from research.parallel.placement import gather
 from research.weights.lora import dense
 from research.weights.matrices import Axes, parts
 from research.weights.over import Over
@@ -24,8 +27,9 @@ INPUTS = r"(.*/)?layers/mlp/down"
 @partial(jax.tree_util.register_dataclass, data_fields=["gain"], meta_fields=["on_inputs"])
 @dataclass(frozen=True)
 class Ia3Adapter:
-    """What is trained. `gain` has the axes of the weight, of size 1 where it is the same: [L, 1, K, H] for the outputs
-    of keys [L, D, K, H], [L, F, 1] for the inputs of a down projection [L, F, D]."""
+    """What is trained. `gain` has the axes of the weight, of size 1 where it is the same: [L, 1, K,
+    H] for the outputs of keys [L, D, K, H], [L, F, 1] for the inputs of a down projection [L, F,
+    D]."""
 
     gain: jax.Array
     on_inputs: bool
@@ -41,7 +45,7 @@ class Ia3(Over):
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x` and the weight with its factors; the base is contracted as it is."""
-        (of_x, of_w), of_y = eqn.split("->")[0].split(","), eqn.split("->")[1]
+        of_x, of_w, of_y = parse(eqn)
         if self.adapter.on_inputs:
             return einsum(eqn, _times(x, self._along(of_w, of_x)), self.base)
         return _times(einsum(eqn, x, self.base), self._along(of_w, of_y))
@@ -67,7 +71,8 @@ class Ia3(Over):
         return replace(self, base=base, adapter=jax.tree.map(gather, self.adapter))
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """The weight times its factors as an array: what `merge` makes of it. Stacked leaves give stacked weights."""
+        """The weight times its factors as an array: what `merge` makes of it. Stacked leaves give
+        stacked weights."""
         return (dense(self.base) * self.adapter.gain.astype(jnp.float32)).astype(dtype)
 
     def nbits(self) -> int:
@@ -83,18 +88,23 @@ class Ia3(Over):
         return jnp.expand_dims(gain, [at for at, letter in enumerate(of_x) if letter not in kept])
 
 
-def ia3_specs(specs: tree.Tree, outputs: str | None = OUTPUTS, inputs: str | None = INPUTS) -> tree.Tree:
-    """Adapters as specs: a tree of `Ia3Adapter` at the paths of the weights that get one, axes derived from theirs; all
-    factors start at 1, which changes nothing.
+def ia3_specs(
+    specs: tree.Tree, outputs: str | None = OUTPUTS, inputs: str | None = INPUTS
+) -> tree.Tree:
+    """Adapters as specs: a tree of `Ia3Adapter` at the paths of the weights that get one, axes
+    derived from theirs; all factors start at 1, which changes nothing.
 
-    `outputs` and `inputs` are regexes of the names, or of whole paths, of weights whose outputs or inputs are
-    multiplied, None for none. ValueError for one that matches nothing, for what is no matrix and for a weight that both match.
+    `outputs` and `inputs` are regexes of the names, or of whole paths, of weights whose outputs or
+    inputs are multiplied, None for none. ValueError for one that matches nothing, for what is no
+    matrix and for a weight that both match.
     """
     by_path, made = tree.paths(specs), {}
     for pattern, on_inputs in ((outputs, False), (inputs, True)):
         for path in () if pattern is None else tree.match(pattern, by_path):
             if path in made:
-                raise ValueError(f"{path} matches both outputs={outputs!r} and inputs={inputs!r}; let only one match it")
+                raise ValueError(
+                    f"{path} matches both outputs={outputs!r} and inputs={inputs!r}; let only one match it"
+                )
             made[path] = Ia3Adapter(_gain(path, by_path[path], on_inputs), on_inputs)
     return tree.unflatten(made)
 
@@ -103,7 +113,9 @@ def _gain(path: str, w: Any, on_inputs: bool) -> Any:
     stack, inner, outer = parts(path, w)
     inner, outer = (inner, _single(outer)) if on_inputs else (_single(inner), outer)
     axes = [*stack, *(outer + inner if w.inputs < 0 else inner + outer)]
-    return replace(w, shape=tuple(s for s, _ in axes), axes=tuple(a for _, a in axes), init=_ones, inputs=1)
+    return replace(
+        w, shape=tuple(s for s, _ in axes), axes=tuple(a for _, a in axes), init=_ones, inputs=1
+    )
 
 
 def _single(axes: Axes) -> Axes:
@@ -115,5 +127,6 @@ def _ones(key, shape, dtype, sharding):
 
 
 def _times(x: jax.Array, gain: jax.Array) -> jax.Array:
-    """x * gain in float32, so that the gradient of the factors, a sum over all tokens, is a float32 sum."""
+    """x * gain in float32, so that the gradient of the factors, a sum over all tokens, is a float32
+    sum."""
     return (x.astype(jnp.float32) * gain.astype(jnp.float32)).astype(x.dtype)

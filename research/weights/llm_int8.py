@@ -1,10 +1,12 @@
-"""LLM.int8 (arXiv:2208.07339): the few input features with outliers multiply in 16 bits, all others in int8.
+"""LLM.int8 (arXiv:2208.07339): the few input features with outliers multiply in 16 bits, all others
+in int8.
 
     y = x_O W_O + s_x s_w sum(x8 w8)      O the features in which any token reaches the threshold, section 3.2
 
-As bitsandbytes computes it: the outliers of a token do not count in its scale, though its other values in the outlier
-features do; and whether a feature has outliers is asked over all tokens at hand, so a token's result depends, within
-rounding, on its neighbours. The features are masked and not picked out, whose number would be a shape known too late.
+As bitsandbytes computes it: the outliers of a token do not count in its scale, though its other
+values in the outlier features do; and whether a feature has outliers is asked over all tokens at
+hand, so a token's result depends, within rounding, on its neighbours. The features are masked and
+not picked out, whose number would be a shape known too late.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,12 @@ import jax.numpy as jnp
 
 from research import tree
 from research.ops.kernels.quantized_matmul import multiplies
-from research.weights.dynamic import DynamicQuantized, multiply_codes, on_quantized, quantize_tokens
+from research.weights.dynamic import (
+    DynamicQuantized,
+    multiply_codes,
+    on_quantized,
+    quantize_tokens,
+)
 from research.weights.quantized import Quantized
 
 THRESHOLD = 6.0  # section 4, and bitsandbytes' own
@@ -26,26 +33,33 @@ THRESHOLD = 6.0  # section 4, and bitsandbytes' own
 @partial(jax.tree_util.register_dataclass, data_fields=["base"], meta_fields=["threshold"])
 @dataclass(frozen=True)
 class LlmInt8(DynamicQuantized):
-    """A leaf over an int8 weight with one scale an output. Where the chip has no int8 product all is in 16 bits."""
+    """A leaf over an int8 weight with one scale an output. Where the chip has no int8 product all
+    is in 16 bits."""
 
     threshold: float = THRESHOLD
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`eqn` of `x` and the weight in two parts. Its backward pass keeps codes and scales and nothing of `x`."""
+        """`eqn` of `x` and the weight in two parts. Its backward pass keeps codes and scales and
+        nothing of `x`."""
         if not multiplies(self.base.codes.dtype):
             return self.base.einsum(eqn, x)
         return _product(eqn, self.threshold, x, self.base)
 
 
-def llm_int8(params: tree.Tree, rules: Sequence[tuple[str, bool]], threshold: float = THRESHOLD) -> tree.Tree:
+def llm_int8(
+    params: tree.Tree, rules: Sequence[tuple[str, bool]], threshold: float = THRESHOLD
+) -> tree.Tree:
     """The tree with the int8 weights whose first matching rule says True as `LlmInt8`.
 
-    ValueError for a rule that matches nothing and for a weight that is not int8 with one scale an output.
+    ValueError for a rule that matches nothing and for a weight that is not int8 with one scale an
+    output.
     """
 
     def leaf(w: Quantized) -> LlmInt8:
         if w.format != "int8":
-            raise ValueError(f"LLM.int8 is of int8 weights and not of {w.format}; set config.quantize.format")
+            raise ValueError(
+                f"LLM.int8 is of int8 weights and not of {w.format}; set config.quantize.format"
+            )
         return LlmInt8(w, threshold)
 
     return on_quantized(params, rules, leaf)
@@ -63,7 +77,8 @@ def _product(eqn: str, threshold: float, x: jax.Array, w: Quantized) -> jax.Arra
 
 
 def _forward(eqn: str, threshold: float, x: jax.Array, w: Quantized):
-    # The weight-only product is there for its pullback, which keeps the weight alone; the compiler drops its value.
+    # The weight-only product is there for its pullback, which keeps the weight alone; the compiler
+    # drops its value.
     _, pull = jax.vjp(partial(w.einsum, eqn), x)
     return _product(eqn, threshold, x, w), pull
 

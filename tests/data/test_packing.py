@@ -1,4 +1,5 @@
-"""Packing: every token once, segments and positions that keep documents apart, windows that stand alone."""
+"""Packing: every token once, segments and positions that keep documents apart, windows that stand
+alone."""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -19,7 +20,8 @@ def the_store(documents):
 
 
 def numbered(lengths):
-    """Documents in which every token of the corpus is another number, so that a token tells where it came from."""
+    """Documents in which every token of the corpus is another number, so that a token tells where
+    it came from."""
     numbers = iter(range(sum(lengths)))
     return [[next(numbers) for _ in range(length)] for length in lengths]
 
@@ -38,7 +40,11 @@ cases = given(
 
 def expected_stream(documents, seed, bos, eos):
     """The stream written plainly: (token, document, place in it)."""
-    order = range(len(documents)) if seed is None else np.random.default_rng(seed).permutation(len(documents))
+    order = (
+        range(len(documents))
+        if seed is None
+        else np.random.default_rng(seed).permutation(len(documents))
+    )
     stream = []
     for d in order:
         whole = ([bos] if bos else []) + documents[d] + ([eos] if eos else [])
@@ -51,13 +57,17 @@ def expected_stream(documents, seed, bos, eos):
 def test_windows_are_the_stream_cut_with_this_overlap(lengths, length, seed, bos, eos, overlap):
     documents = numbered(lengths)
     stream = expected_stream(documents, seed, bos, eos)
-    windows = PackedWindows(the_store(documents), length, seed=seed, bos_id=bos, eos_id=eos, overlap=overlap)
+    windows = PackedWindows(
+        the_store(documents), length, seed=seed, bos_id=bos, eos_id=eos, overlap=overlap
+    )
     assert windows.n_tokens == len(stream)
     rebuilt = []
     for i in range(len(windows)):
         window = windows[i]
         real = window["segments"] > 0
-        assert real[: real.sum()].all() and (real.all() or i == len(windows) - 1)  # padding only at the very end
+        assert real[: real.sum()].all() and (
+            real.all() or i == len(windows) - 1
+        )  # padding only at the very end
         assert not window["tokens"][~real].any() and not window["positions"][~real].any()
         rebuilt += window["tokens"][real].tolist()[overlap if i else 0 :]
     assert rebuilt == [token for token, _, _ in stream]
@@ -68,7 +78,9 @@ def test_windows_are_the_stream_cut_with_this_overlap(lengths, length, seed, bos
 def test_segments_and_positions_follow_the_documents(lengths, length, seed, bos, eos, overlap):
     documents = numbered(lengths)
     stream = expected_stream(documents, seed, bos, eos)
-    windows = PackedWindows(the_store(documents), length, seed=seed, bos_id=bos, eos_id=eos, overlap=overlap)
+    windows = PackedWindows(
+        the_store(documents), length, seed=seed, bos_id=bos, eos_id=eos, overlap=overlap
+    )
     for i in range(len(windows)):
         window = windows[i]
         here = stream[i * (length - overlap) :][:length]
@@ -89,7 +101,9 @@ def test_a_causal_model_is_asked_for_every_token_once_within_its_document(length
         tokens, segments = windows[i]["tokens"], windows[i]["segments"]
         counted = (segments[1:] == segments[:-1]) & (segments[1:] > 0)
         asked += tokens[1:][counted].tolist()
-    assert sorted(asked) == sorted([token for d in documents for token in d] + [EOS] * len(documents))
+    assert sorted(asked) == sorted(
+        [token for d in documents for token in d] + [EOS] * len(documents)
+    )
 
 
 @settings(deadline=None)
@@ -98,7 +112,10 @@ def test_no_window_depends_on_another(lengths, length):
     documents = numbered(lengths)
     windows = PackedWindows(the_store(documents), length, seed=1, bos_id=BOS, eos_id=EOS)
     kept = [windows[i] for i in range(len(windows))]
-    backwards = [{name: array.copy() for name, array in windows[i].items()} for i in reversed(range(len(windows)))]
+    backwards = [
+        {name: array.copy() for name, array in windows[i].items()}
+        for i in reversed(range(len(windows)))
+    ]
     for window, alone in zip(kept, reversed(backwards)):
         for name, array in window.items():  # nothing read later wrote into it
             np.testing.assert_array_equal(array, alone[name])
@@ -122,7 +139,10 @@ def test_indices_outside_are_refused():
 
 
 def test_chained_windows_are_all_of_them_in_turn():
-    parts = [PackedWindows(the_store([[i] * n]), 4, seed=None, bos_id=None, eos_id=None) for i, n in ((1, 9), (2, 4))]
+    parts = [
+        PackedWindows(the_store([[i] * n]), 4, seed=None, bos_id=None, eos_id=None)
+        for i, n in ((1, 9), (2, 4))
+    ]
     chain = Chained(parts)
     assert len(chain) == 4
     assert [chain[i]["tokens"][0] for i in range(4)] == [1, 1, 1, 2]
@@ -155,7 +175,10 @@ def test_pairs_share_segments_and_each_is_in_one_window_once(pairs, lengths, see
             filled = [(windows[i - 1][f"{name}_segments"] > 0).sum() for name in segments]
             wanted = [(segments[name] == 1).sum() for name in segments]
             assert any(used + more > length for used, more, length in zip(filled, wanted, lengths))
-    expected = [tuple((*side[p][: n - 1], EOS) for side, n in zip(sides, lengths)) for p in range(len(pairs))]
+    expected = [
+        tuple((*side[p][: n - 1], EOS) for side, n in zip(sides, lengths))
+        for p in range(len(pairs))
+    ]
     if seed is None:
         assert seen == expected
     assert sorted(seen) == sorted(expected)

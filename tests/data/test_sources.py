@@ -25,7 +25,8 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def library(tmp_path):
-    """A small standard library: 60 modules, some things to leave out, one file in another encoding."""
+    """A small standard library: 60 modules, some things to leave out, one file in another
+    encoding."""
     root = tmp_path / "lib"
     for i in range(60):
         path = root / f"package{i % 3}" / f"module{i}.py"
@@ -44,7 +45,9 @@ class GraftTrainOnly(tfds.core.GeneratorBasedBuilder):
     SIZES = {"train": 40}
 
     def _info(self):
-        features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "de": tfds.features.Text()})
+        features = tfds.features.FeaturesDict(
+            {"text": tfds.features.Text(), "de": tfds.features.Text()}
+        )
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, dl_manager):
@@ -61,13 +64,23 @@ class GraftWithValidation(GraftTrainOnly):
 
 def test_stdlib_is_the_library_split_by_the_hash_of_the_path(library, tmp_path):
     train, heldout, facts = open_stdlib(tmp_path / "cache", library)
-    got = {part: [documents[i] for i in range(len(documents))] for part, documents in (("t", train), ("h", heldout))}
-    expected = sorted(path.relative_to(library).as_posix() for path in library.glob("package?/*.py"))
-    assert sorted(d["path"] for part in got.values() for d in part) == expected and facts["files"] == 60
+    got = {
+        part: [documents[i] for i in range(len(documents))]
+        for part, documents in (("t", train), ("h", heldout))
+    }
+    expected = sorted(
+        path.relative_to(library).as_posix() for path in library.glob("package?/*.py")
+    )
+    assert (
+        sorted(d["path"] for part in got.values() for d in part) == expected
+        and facts["files"] == 60
+    )
     for part, documents in got.items():
         assert [d["path"] for d in documents] == sorted(d["path"] for d in documents)
         for document in documents:
-            assert document["text"].encode() == (library / document["path"]).read_bytes()  # line ends too
+            assert (
+                document["text"].encode() == (library / document["path"]).read_bytes()
+            )  # line ends too
             bits = int.from_bytes(hashlib.sha256(document["path"].encode()).digest()[:8], "big")
             assert (bits % 20 == 0) == (part == "h")
 
@@ -87,15 +100,24 @@ def test_the_gzip_figure_is_that_of_the_heldout_files_of_this_python(cache):
     source = open_source("stdlib", cache)
     root = Path(sysconfig.get_path("stdlib"))
     joined = b"".join((root / path).read_bytes() for path in source.provenance["heldout_files"])
-    packed = subprocess.run(["gzip", "-9nc"], input=joined, stdout=subprocess.PIPE, check=True).stdout
-    # Python's gzip and the program differ in the header's bytes and a zlib version, never by 1 % of 50 kB.
-    assert source.provenance["gzip_bits_per_byte"] == pytest.approx(8 * len(packed) / len(joined), rel=0.01)
-    assert source.provenance["gzip_bits_per_byte"] == 8 * len(gzip.compress(joined, 9, mtime=0)) / len(joined)
+    packed = subprocess.run(
+        ["gzip", "-9nc"], input=joined, stdout=subprocess.PIPE, check=True
+    ).stdout
+    # Python's gzip and the program differ in the header's bytes and a zlib version, never by 1 % of
+    # 50 kB.
+    assert source.provenance["gzip_bits_per_byte"] == pytest.approx(
+        8 * len(packed) / len(joined), rel=0.01
+    )
+    assert source.provenance["gzip_bits_per_byte"] == 8 * len(
+        gzip.compress(joined, 9, mtime=0)
+    ) / len(joined)
     assert source.provenance["heldout_bytes"] == len(joined)
     assert 50_000 < len(joined) < 1_000_000  # cheap to evaluate, yet no lottery
     left_out = {"test", "tests", "idle_test"}
     assert not any(left_out & set(Path(path).parts) for path in source.provenance["heldout_files"])
-    assert "heldout_files" in source.provenance and source.provenance["train_documents"] == len(source.train)
+    assert "heldout_files" in source.provenance and source.provenance["train_documents"] == len(
+        source.train
+    )
 
 
 def test_the_whole_data_layer_runs_without_tensorflow(library, tmp_path):
@@ -125,18 +147,29 @@ def test_no_file_of_the_data_layer_imports_jax_or_tensorflow():
 
     for file in Path(research.data.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)]
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [getattr(node, "module", None)]
+            )
             for name in names:
                 assert str(name).split(".")[0] not in ("jax", "tensorflow"), file
 
 
 @settings(deadline=None)  # the machine may be busy
-@given(st.sets(st.text(min_size=1, max_size=8), min_size=2, max_size=200), st.sets(st.text(min_size=9), max_size=20))
+@given(
+    st.sets(st.text(min_size=1, max_size=8), min_size=2, max_size=200),
+    st.sets(st.text(min_size=9), max_size=20),
+)
 def test_no_document_changes_sides_when_others_come(names, others):
     before = dict(zip(sorted(names), heldout_mask(sorted(names))))
-    after = dict(zip([*sorted(names), *sorted(others)], heldout_mask([*sorted(names), *sorted(others)])))
+    after = dict(
+        zip([*sorted(names), *sorted(others)], heldout_mask([*sorted(names), *sorted(others)]))
+    )
     assert any(before.values()) and not all(before.values())
-    by_hash = {n for n in names if int.from_bytes(hashlib.sha256(n.encode()).digest()[:8], "big") % 20 == 0}
+    by_hash = {
+        n for n in names if int.from_bytes(hashlib.sha256(n.encode()).digest()[:8], "big") % 20 == 0
+    }
     if 0 < len(by_hash) < len(names):
         assert {n for n, held in before.items() if held} == by_hash
         assert all(after[n] == held for n, held in before.items())
@@ -158,12 +191,16 @@ def test_tfds_uses_its_own_validation_split_or_the_hash(tmp_path, monkeypatch, c
     source = open_source("tfds:graft_train_only?inputs=text&targets=de", cache)
     assert len(source.train) + len(source.heldout) == 40 and len(source.heldout) >= 1
     assert source.train.fields == ("inputs", "targets")
-    assert set(source.train[0]) == {"inputs", "targets", "path"} and source.train[0]["targets"].endswith("Worte")
+    assert set(source.train[0]) == {"inputs", "targets", "path"} and source.train[0][
+        "targets"
+    ].endswith("Worte")
     with pytest.raises(ValueError, match="de, text"):
         open_source("tfds:graft_train_only?text=body", cache)
 
 
-def test_a_flipped_byte_in_an_array_record_spoils_one_record_and_names_it(tmp_path, monkeypatch, cache):
+def test_a_flipped_byte_in_an_array_record_spoils_one_record_and_names_it(
+    tmp_path, monkeypatch, cache
+):
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
     open_source("tfds:graft_with_validation", cache)
     file = next(tmp_path.rglob("*train.array_record*"))
@@ -178,7 +215,11 @@ def test_a_flipped_byte_in_an_array_record_spoils_one_record_and_names_it(tmp_pa
         except UnreadableRecord as error:
             errors.append(error)
     assert len(errors) == 1
-    assert errors[0].file == str(file) and 0 <= errors[0].index < 40 and f"record {errors[0].index}" in str(errors[0])
+    assert (
+        errors[0].file == str(file)
+        and 0 <= errors[0].index < 40
+        and f"record {errors[0].index}" in str(errors[0])
+    )
 
 
 @pytest.mark.parametrize(

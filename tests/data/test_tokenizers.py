@@ -1,4 +1,5 @@
-"""Tokenizers: lossless, the ids of the reference, one fingerprint for one behaviour, one line for bad input."""
+"""Tokenizers: lossless, the ids of the reference, one fingerprint for one behaviour, one line for
+bad input."""
 
 import argparse
 import base64
@@ -18,9 +19,23 @@ from research.data.tokenizers.ranks import merges_from_ranks
 OURS = ("bytes", "bpe:600", "sentencepiece:600")
 SOURCE = [Path(argparse.__file__).read_text()]  # 100 kB of Python
 TRICKY = [
-    "<eos>", "<extra_7>", "<pa", "▁", "▁▁", " ", "   ", "\n", "\r\n", "\t", "\x00", "\ufffd", "\u2047", "🙂", "e\u0301", "日本",
-]  # fmt: skip
-
+    "<eos>",
+    "<extra_7>",
+    "<pa",
+    "▁",
+    "▁▁",
+    " ",
+    "   ",
+    "\n",
+    "\r\n",
+    "\t",
+    "\x00",
+    "\ufffd",
+    "\u2047",
+    "🙂",
+    "e\u0301",
+    "日本",
+]
 
 
 @functools.cache
@@ -35,27 +50,111 @@ GPT2 = {
     "": [],
     "Hello world": [15496, 995],
     "I'll say they've won; she'd, we're, it's DON'T": [
-        40, 1183, 910, 484, 1053, 1839, 26, 673, 1549, 11, 356, 821, 11, 340, 338, 23917, 6, 51,
+        40,
+        1183,
+        910,
+        484,
+        1053,
+        1839,
+        26,
+        673,
+        1549,
+        11,
+        356,
+        821,
+        11,
+        340,
+        338,
+        23917,
+        6,
+        51,
     ],
     "3.14159 1234567890 12 345": [18, 13, 1415, 19707, 17031, 2231, 30924, 3829, 1105, 39937],
     "🙂👩\u200d👩\u200d👧\u200d👦 é e\u0301 ñ": [
-        8582, 25081, 41840, 102, 447, 235, 41840, 102, 447, 235, 41840, 100, 447, 235, 41840, 99, 38251, 304, 136, 223,
-        6184, 109,
+        8582,
+        25081,
+        41840,
+        102,
+        447,
+        235,
+        41840,
+        102,
+        447,
+        235,
+        41840,
+        100,
+        447,
+        235,
+        41840,
+        99,
+        38251,
+        304,
+        136,
+        223,
+        6184,
+        109,
     ],
     "日本語とｶﾀｶﾅ、中文，한국어": [
-        33768, 98, 17312, 105, 45739, 252, 30201, 171, 121, 114, 171, 122, 222, 171, 121, 114, 171, 122, 227, 23513,
-        40792, 23877, 229, 171, 120, 234, 47991, 250, 166, 113, 255, 168, 244, 112,
+        33768,
+        98,
+        17312,
+        105,
+        45739,
+        252,
+        30201,
+        171,
+        121,
+        114,
+        171,
+        122,
+        222,
+        171,
+        121,
+        114,
+        171,
+        122,
+        227,
+        23513,
+        40792,
+        23877,
+        229,
+        171,
+        120,
+        234,
+        47991,
+        250,
+        166,
+        113,
+        255,
+        168,
+        244,
+        112,
     ],
     "a  b   c\t\td    e": [64, 220, 275, 220, 220, 269, 197, 197, 67, 220, 220, 220, 304],
     "line\n\n\n  next\r\n\tend  \n": [1370, 628, 198, 220, 1306, 201, 198, 197, 437, 220, 220, 198],
     "def f(x):\n    return x**2  # ok": [
-        4299, 277, 7, 87, 2599, 198, 220, 220, 220, 1441, 2124, 1174, 17, 220, 1303, 12876,
+        4299,
+        277,
+        7,
+        87,
+        2599,
+        198,
+        220,
+        220,
+        220,
+        1441,
+        2124,
+        1174,
+        17,
+        220,
+        1303,
+        12876,
     ],
     "end<|endoftext|>start": [437, 50256, 9688],
     "\u00a0nbsp\u2028sep\u3000wide": [1849, 77, 24145, 447, 101, 325, 79, 5099, 222, 4421],
     "antidisestablishmentarianism SolidGoldMagikarp": [415, 29207, 44390, 3699, 1042, 43453],
     "x\x00y½Ⅷ٣": [87, 188, 88, 23141, 158, 227, 100, 149, 96],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("spelling", OURS)
@@ -87,23 +186,35 @@ def test_batch_equals_one_by_one(spelling):
 @pytest.mark.parametrize("spelling", OURS)
 def test_reserved_tokens(spelling):
     tokenizer = built(spelling)
-    special = [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id, *tokenizer.sentinel_ids]
+    special = [
+        tokenizer.pad_id,
+        tokenizer.bos_id,
+        tokenizer.eos_id,
+        tokenizer.mask_id,
+        *tokenizer.sentinel_ids,
+    ]
     assert len(set(special)) == 4 + 32
     assert tokenizer.decode(special[:6]) == "<pad><bos><eos><mask><extra_0><extra_1>"
     assert tokenizer.encode("<pad><bos><eos><mask><extra_0><extra_1>") == special[:6]
-    assert tokenizer.encode("no special tokens are added") and not set(tokenizer.encode("as here")) & set(special)
+    assert tokenizer.encode("no special tokens are added") and not set(
+        tokenizer.encode("as here")
+    ) & set(special)
 
 
 @pytest.mark.parametrize("spelling", OURS)
 def test_ids_outside_the_vocabulary_are_shown_not_fatal(spelling):
     tokenizer = built(spelling)
-    ids = np.array([*tokenizer.encode("ab"), tokenizer.vocab_size, -1, *tokenizer.encode("c")], np.int32)
+    ids = np.array(
+        [*tokenizer.encode("ab"), tokenizer.vocab_size, -1, *tokenizer.encode("c")], np.int32
+    )
     assert tokenizer.decode(ids) == "ab\ufffd\ufffdc"
 
 
 @pytest.mark.parametrize("spelling", OURS)
 def test_lone_surrogates_are_refused_in_one_line(spelling):
-    with pytest.raises(ValueError, match=r"text 1 has the lone surrogate '\\ud800' at 2.*errors='replace'"):
+    with pytest.raises(
+        ValueError, match=r"text 1 has the lone surrogate '\\ud800' at 2.*errors='replace'"
+    ):
         built(spelling).encode_batch(["fine", "ab\ud800"])
 
 
@@ -119,23 +230,38 @@ def test_training_gives_the_asked_size_and_the_same_again(spelling):
 @pytest.mark.parametrize("spelling", OURS[1:])
 def test_indentation_is_few_tokens(spelling):
     tokenizer = built(spelling)
-    assert len(tokenizer.encode("\n        ")) <= 2 and len(tokenizer.encode("\n        return")) <= 4
+    assert (
+        len(tokenizer.encode("\n        ")) <= 2 and len(tokenizer.encode("\n        return")) <= 4
+    )
 
 
 def test_the_split_joins_line_breaks_to_their_surroundings_but_not_to_words():
     tokenizer = built("bpe:600")
     tokens = [tokenizer.decode([token_id]) for token_id in range(tokenizer.vocab_size)]
     assert {")\n", "\n       "} <= set(tokens)
-    assert tokenizer.encode("if x:\n        if x") == [*tokenizer.encode("if x:\n       "), *tokenizer.encode(" if x")]
+    assert tokenizer.encode("if x:\n        if x") == [
+        *tokenizer.encode("if x:\n       "),
+        *tokenizer.encode(" if x"),
+    ]
 
 
 @pytest.mark.parametrize("spelling", OURS)
 def test_word_starts(spelling):
     tokenizer = built(spelling)
-    assert tokenizer.word_starts.shape == (tokenizer.vocab_size,) and tokenizer.word_starts.dtype == bool
+    assert (
+        tokenizer.word_starts.shape == (tokenizer.vocab_size,)
+        and tokenizer.word_starts.dtype == bool
+    )
     ids = tokenizer.encode(" the arguments, of_all é🙂")
     words = np.split(ids, np.flatnonzero(tokenizer.word_starts[ids]))
-    assert [tokenizer.decode(word) for word in words] == ["", " the", " arguments", ",", " of_all", " é🙂"]
+    assert [tokenizer.decode(word) for word in words] == [
+        "",
+        " the",
+        " arguments",
+        ",",
+        " of_all",
+        " é🙂",
+    ]
     assert tokenizer.word_starts[[tokenizer.eos_id, *tokenizer.sentinel_ids]].all()
 
 
@@ -144,7 +270,16 @@ def test_saved_and_loaded_is_the_same_tokenizer(spelling, tmp_path):
     before = built(spelling)
     before.save(tmp_path / "new" / "folder")
     after = load_tokenizer(tmp_path / "new" / "folder")
-    for name in ("kind", "vocab_size", "bos_id", "eos_id", "pad_id", "mask_id", "sentinel_ids", "fingerprint"):
+    for name in (
+        "kind",
+        "vocab_size",
+        "bos_id",
+        "eos_id",
+        "pad_id",
+        "mask_id",
+        "sentinel_ids",
+        "fingerprint",
+    ):
         assert getattr(after, name) == getattr(before, name), name
     assert np.array_equal(after.word_starts, before.word_starts)
     assert after.encode(SOURCE[0]) == before.encode(SOURCE[0])
@@ -166,10 +301,21 @@ def test_a_changed_folder_is_refused(tmp_path):
 def wordpiece(**changes):
     """A BERT-like tokenizer.json, as a dict."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##want", "##ed", "want", ","]
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    flags = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
     spec = {
         "version": "1.0",
-        "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+        "truncation": {
+            "direction": "Right",
+            "max_length": 2,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        },
         "padding": None,
         "added_tokens": [{"id": n, "content": words[n], **flags} for n in range(5)],
         "normalizer": {
@@ -211,7 +357,12 @@ def test_roles_follow_the_config_beside_the_file(tmp_path):
     config = {"bos_token": None, "eos_token": {"content": "[MASK]"}, "pad_token": "[UNK]"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = load_json(tmp_path, wordpiece())
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.mask_id) == (None, 4, 1, 4)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.mask_id) == (
+        None,
+        4,
+        1,
+        4,
+    )
     tokenizer.save(tmp_path / "saved")
     saved = load_tokenizer(tmp_path / "saved")
     assert (saved.bos_id, saved.eos_id, saved.pad_id, saved.mask_id) == (None, 4, 1, 4)
@@ -226,7 +377,14 @@ def test_fingerprint_of_tokenizer_json_is_of_what_decides_ids(tmp_path):
         spec | {"truncation": wordpiece()["truncation"], "version": "1.0"},
         spec | {"post_processor": spec["decoder"]},
         spec | {"model": model | {"merges": old, "continuing_subword_prefix": "", "dropout": 0.5}},
-        spec | {"model": {"type": "BPE", "vocab": dict(sorted(model["vocab"].items())), "merges": model["merges"]}},
+        spec
+        | {
+            "model": {
+                "type": "BPE",
+                "vocab": dict(sorted(model["vocab"].items())),
+                "merges": model["merges"],
+            }
+        },
     ):
         assert load_json(tmp_path, changed, indent=3).fingerprint == same
 
@@ -234,11 +392,22 @@ def test_fingerprint_of_tokenizer_json_is_of_what_decides_ids(tmp_path):
     split, byte_level = spec["pre_tokenizer"]["pretokenizers"]
     others = [
         spec | {"model": model | {"vocab": swapped}},
-        spec | {"model": model | {"merges": [model["merges"][1], model["merges"][0], *model["merges"][2:]]}},
+        spec
+        | {
+            "model": model
+            | {"merges": [model["merges"][1], model["merges"][0], *model["merges"][2:]]}
+        },
         spec | {"model": model | {"ignore_merges": True}},
-        spec | {"added_tokens": [spec["added_tokens"][0] | {"lstrip": True}, *spec["added_tokens"][1:]]},
+        spec
+        | {"added_tokens": [spec["added_tokens"][0] | {"lstrip": True}, *spec["added_tokens"][1:]]},
         spec | {"pre_tokenizer": byte_level},
-        spec | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level | {"use_regex": True}]}},
+        spec
+        | {
+            "pre_tokenizer": {
+                "type": "Sequence",
+                "pretokenizers": [split, byte_level | {"use_regex": True}],
+            }
+        },
         spec | {"normalizer": {"type": "NFC"}},
     ]
     fingerprints = {load_json(tmp_path, other).fingerprint for other in others}
@@ -257,7 +426,9 @@ def test_fingerprint_of_sentencepiece_is_of_what_decides_ids(tmp_path):
     assert fingerprint(b"\x12\x03\x12\x01x") == same  # trainer_spec.model_prefix = "x"
     assert fingerprint(b"\x1a\x02\x18\x01") != same  # normalizer_spec.add_dummy_prefix = true
     assert fingerprint(b"\x12\x02\x18\x01") != same  # trainer_spec.model_type = unigram
-    assert fingerprint(b"\x0a\x09\x0a\x02zq\x15\x00\x00\x80\xbf") != same  # one more piece "zq" with score -1
+    assert (
+        fingerprint(b"\x0a\x09\x0a\x02zq\x15\x00\x00\x80\xbf") != same
+    )  # one more piece "zq" with score -1
 
 
 def ranks_file(folder, *merged):
@@ -265,7 +436,9 @@ def ranks_file(folder, *merged):
     first = sorted(range(256), key=lambda byte: (byte_characters()[byte] != chr(byte), byte))
     tokens = [bytes([byte]) for byte in first] + [token.encode() for token in merged]
     path = folder / "small.tiktoken"
-    path.write_text("".join(f"{base64.b64encode(token).decode()} {n}\n" for n, token in enumerate(tokens)))
+    path.write_text(
+        "".join(f"{base64.b64encode(token).decode()} {n}\n" for n, token in enumerate(tokens))
+    )
     return path
 
 
@@ -273,8 +446,19 @@ def test_ranks_become_merges(tmp_path):
     merged = ("ll", "He", "Hell", "Hello", " w", "or", " wor", "ld", " world", "\n\n", "'s")
     tokenizer = load_tokenizer(ranks_file(tmp_path, *merged))
     assert tokenizer.encode("Hello world") == [256 + 3, 256 + 8]
-    assert tokenizer.encode("Hello's worlds\n\nHe<|endoftext|>") == [259, 266, 264, 82, 198, 198, 257, 267]
-    assert tokenizer.encode("\n\n") == [265]  # the split keeps the last blank apart where a word follows
+    assert tokenizer.encode("Hello's worlds\n\nHe<|endoftext|>") == [
+        259,
+        266,
+        264,
+        82,
+        198,
+        198,
+        257,
+        267,
+    ]
+    assert tokenizer.encode("\n\n") == [
+        265
+    ]  # the split keeps the last blank apart where a word follows
     assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.bos_id) == (268, 267, None)
     tokenizer.save(tmp_path / "saved")
     assert load_tokenizer(tmp_path / "saved").fingerprint == tokenizer.fingerprint
@@ -294,7 +478,8 @@ def merged_in_order(token, merges):
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=40))
 def test_merges_are_recovered_from_ranks(choices):
-    """Learn any merges, each of two earlier tokens whose join is new and which merging in order really meets."""
+    """Learn any merges, each of two earlier tokens whose join is new and which merging in order
+    really meets."""
     tokens, learnt = {bytes([byte]): byte for byte in b"abc"}, []
     for left, right in choices:
         pair = [list(tokens)[n % len(tokens)] for n in (left, right)]
@@ -316,7 +501,10 @@ def gpt2():
 
 
 def test_gpt2_gives_the_published_ids(gpt2):
-    assert [gpt2.decode([token_id]) for token_id in gpt2.encode("Hello world")] == ["Hello", " world"]
+    assert [gpt2.decode([token_id]) for token_id in gpt2.encode("Hello world")] == [
+        "Hello",
+        " world",
+    ]
     assert gpt2.encode_batch(list(GPT2)) == list(GPT2.values())
     assert [gpt2.decode(ids) for ids in GPT2.values()] == list(GPT2)
     assert (gpt2.vocab_size, gpt2.eos_id) == (50257, 50256)
@@ -341,7 +529,9 @@ def test_a_file_of_the_wrong_kind_is_refused(name, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("merged", "problem"), [(["(self"], "GPT-2's split"), (["abc"], "no earlier pair")])
+@pytest.mark.parametrize(
+    ("merged", "problem"), [(["(self"], "GPT-2's split"), (["abc"], "no earlier pair")]
+)
 def test_ranks_that_gpt2s_rules_cannot_make_are_refused(merged, problem, tmp_path):
     with pytest.raises(ValueError, match=problem):
         load_tokenizer(ranks_file(tmp_path, *merged))
@@ -360,12 +550,21 @@ def test_ranks_with_a_gap_are_refused(tmp_path):
         (lambda folder: load_tokenizer("bpee:40"), "'bpee:40' is not known; wanted bytes, gpt2"),
         (lambda folder: load_tokenizer("bpe:4096"), "has to be trained"),
         (lambda folder: load_tokenizer(folder / "no.json"), "no.json is missing; wanted"),
-        (lambda folder: load_tokenizer(folder), "has no tokenizer; wanted tokenizer.json or tokenizer.model"),
+        (
+            lambda folder: load_tokenizer(folder),
+            "has no tokenizer; wanted tokenizer.json or tokenizer.model",
+        ),
         (lambda folder: train_tokenizer("bpe:291", SOURCE), "too small: .* take 292"),
         (lambda folder: train_tokenizer("bpe:400", ["hello"]), "give 296 tokens; use bpe:296"),
         (lambda folder: train_tokenizer("bpe:400", []), "give 292 tokens"),
-        (lambda folder: train_tokenizer("sentencepiece:400", ["hello"]), "cannot train .* value <= 305"),
-        (lambda folder: train_tokenizer("sentencepiece:400", []), "cannot train .* there is no text"),
+        (
+            lambda folder: train_tokenizer("sentencepiece:400", ["hello"]),
+            "cannot train .* value <= 305",
+        ),
+        (
+            lambda folder: train_tokenizer("sentencepiece:400", []),
+            "cannot train .* there is no text",
+        ),
     ],
 )
 def test_what_cannot_be_had_is_refused_in_one_line(load, problem, tmp_path):
@@ -375,7 +574,10 @@ def test_what_cannot_be_had_is_refused_in_one_line(load, problem, tmp_path):
 
 
 def test_spellings_without_training_read_no_text():
-    assert train_tokenizer("bytes", iter(lambda: 1 / 0, None)).fingerprint == built("bytes").fingerprint
+    assert (
+        train_tokenizer("bytes", iter(lambda: 1 / 0, None)).fingerprint
+        == built("bytes").fingerprint
+    )
 
 
 @pytest.mark.parametrize("spelling", OURS[1:])

@@ -47,14 +47,19 @@ def texts(n=30):
 def test_it_is_made_once_for_each_content_split_and_tokenizer(tmp_path):
     tokenizer, documents = Bytes(), texts()
     first = tokenize(documents, tokenizer, tmp_path)
-    assert tokenize(documents, tokenizer, tmp_path).fingerprint == first.fingerprint and tokenizer.calls == 1
+    assert (
+        tokenize(documents, tokenizer, tmp_path).fingerprint == first.fingerprint
+        and tokenizer.calls == 1
+    )
     np.testing.assert_array_equal(tokenize(documents, tokenizer, tmp_path).ids, first.ids)
     tokenize(texts(29), tokenizer, tmp_path)
     tokenize(Subset(documents, np.arange(3)), tokenizer, tmp_path)
     assert tokenizer.calls == 3
     other = Bytes()
     other.fingerprint = "other"
-    assert tokenize(documents, other, tmp_path).fingerprint != first.fingerprint and other.calls == 1
+    assert (
+        tokenize(documents, other, tmp_path).fingerprint != first.fingerprint and other.calls == 1
+    )
 
 
 def test_a_vocabulary_beyond_16_bits_is_kept_whole(tmp_path):

@@ -58,7 +58,9 @@ def test_every_token_counts_once_with_the_past_of_its_window(window, stride):
 def test_a_uniform_model_over_bytes_needs_log_of_the_vocabulary():
     tokenizer = load_tokenizer("bytes")
     model = Model(replace(FAMILIES["llama2_7b"], vocab_size=tokenizer.vocab_size, layers=1))
-    flat = jax.tree.map(lambda s: jnp.zeros(s.shape), model.specs(), is_leaf=lambda s: hasattr(s, "axes"))
+    flat = jax.tree.map(
+        lambda s: jnp.zeros(s.shape), model.specs(), is_leaf=lambda s: hasattr(s, "axes")
+    )
     text = "caf\u00e9 \U0001f600\n" * 3
     score = score_text(model, flat, tokenizer, text, window=16)
     assert score.tokens == score.n_bytes == len(text.encode())

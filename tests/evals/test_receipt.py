@@ -9,8 +9,8 @@ from research.evals.perplexity import score_ids
 from research.evals.receipt import RoundedInputs, compare, size_of
 from research.models.model import Model, forward
 from research.models.spec import initialize
+from research.tuning.lora_specs import LoraConfig, lora_specs
 from research.weights.matrices import LINEAR
-from research.weights.new_lora import LoraConfig, lora_specs
 from research.weights.quantized import quantize_array
 from research.weights.rules import attach, merge, quantize
 from tests.families import FAMILIES, VOCAB
@@ -27,7 +27,11 @@ def params():
 def log_probs(params):
     """Of the places in four windows of 16, float64 [64, V]."""
     inputs = IDS[:64].reshape(4, 16)
-    batch = {"inputs": inputs, "segments": np.ones_like(inputs), "positions": np.tile(np.arange(16), (4, 1))}
+    batch = {
+        "inputs": inputs,
+        "segments": np.ones_like(inputs),
+        "positions": np.tile(np.arange(16), (4, 1)),
+    }
     logits = np.asarray(forward(MODEL, params, batch), np.float64).reshape(64, -1)
     return logits, logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
@@ -38,7 +42,9 @@ def test_a_comparison_is_what_its_words_say(params):
     (logits, p), (other, q) = log_probs(params), log_probs(quantized)
     kl, got = (np.exp(p) * (p - q)).sum(-1), made["int4"]
     # Log-probabilities are float32 of the order of 10.
-    assert got.mean_kl == pytest.approx(kl.mean(), rel=1e-4) and got.kl_99 == pytest.approx(np.quantile(kl, 0.99), rel=1e-4)
+    assert got.mean_kl == pytest.approx(kl.mean(), rel=1e-4) and got.kl_99 == pytest.approx(
+        np.quantile(kl, 0.99), rel=1e-4
+    )
     assert got.flip_rate == (logits.argmax(-1) != other.argmax(-1)).mean() > 0
     assert got.mean_difference == pytest.approx(np.abs(other - logits).mean(), rel=1e-4)
     assert got.largest_difference == pytest.approx(np.abs(other - logits).max(), rel=1e-4)
@@ -49,19 +55,28 @@ def test_a_comparison_is_what_its_words_say(params):
 
 
 def test_rounded_inputs_are_an_int8_product_of_codes():
-    w, x = quantize_array(jax.random.normal(jax.random.key(0), (64, 8)), "int8", inputs=1), 3 * jnp.sin(jnp.arange(320.0))
+    w, x = (
+        quantize_array(jax.random.normal(jax.random.key(0), (64, 8)), "int8", inputs=1),
+        3 * jnp.sin(jnp.arange(320.0)),
+    )
     x = x.reshape(5, 64)
     scale = np.abs(np.asarray(x)).max(1, keepdims=True) / 127
     product = np.rint(np.asarray(x) / scale).astype(np.int64) @ np.asarray(w.codes[0], np.int64)
     # Integers to the last bit, times two scales: a float32 sum of 64.
     got = RoundedInputs(w).einsum("MI,IO->MO", x)
-    np.testing.assert_allclose(got, product * scale * np.asarray(w.scale[0], np.float64), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        got, product * scale * np.asarray(w.scale[0], np.float64), rtol=1e-5, atol=1e-5
+    )
     assert float(jnp.abs(got - w.einsum("MI,IO->MO", x)).max()) > 1e-3
 
 
 def test_merging_drifts_by_the_rounding_of_float32_and_no_more(params):
-    adapters = initialize(jax.random.key(1), lora_specs(MODEL.specs(), LoraConfig(rank=4, alpha=8.0)), jnp.float32)
-    adapters = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), adapters)
+    adapters = initialize(
+        jax.random.key(1), lora_specs(MODEL.specs(), LoraConfig(rank=4, alpha=8.0)), jnp.float32
+    )
+    adapters = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), adapters
+    )
     adapted = attach(params, adapters)
     _, made = compare(MODEL, adapted, {"merged": merge(adapted), "without": params}, IDS, 16)
     assert 0 < made["merged"].mean_difference <= made["merged"].largest_difference < 1e-3

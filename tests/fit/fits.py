@@ -9,7 +9,12 @@ GIB = 2**30
 _FIT = {
     "target": "v5p:4x4x4",
     "device_bytes": {
-        "params": GIB, "frozen": 0, "optimizer": 2 * GIB, "gradients": GIB, "temporaries": 6 * GIB, "capacity": 95 * GIB,
+        "params": GIB,
+        "frozen": 0,
+        "optimizer": 2 * GIB,
+        "gradients": GIB,
+        "temporaries": 6 * GIB,
+        "capacity": 95 * GIB,
     },
     "host_bytes": 0,
     "flops": {"model": 3.0e16, "hardware": 4.0e16},
@@ -25,11 +30,12 @@ _FIT = {
     "chips": 64,
     "price_per_hour": None,
     "notes": [],
-}  # fmt: skip
+}
 
 
 def fit_json(**changes: Any) -> dict[str, Any]:
-    """A fit with these entries in place of its own; those of `device_bytes` may be given by their own names."""
+    """A fit with these entries in place of its own; those of `device_bytes` may be given by their
+    own names."""
     made = copy.deepcopy(_FIT)
     for name, value in changes.items():
         (made["device_bytes"] if name in made["device_bytes"] else made)[name] = value

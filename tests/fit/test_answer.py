@@ -1,4 +1,5 @@
-"""A compiler that crashes, hangs or refuses is one clear line; what was compiled once is not compiled again."""
+"""A compiler that crashes, hangs or refuses is one clear line; what was compiled once is not
+compiled again."""
 
 import json
 import resource
@@ -9,8 +10,9 @@ import time
 import pytest
 
 from research.command import BUG
-from research.fit import answer as answers, cache, child
-from research.fit.exhausted import required_bytes
+from research.fit import answer as answers
+from research.fit import cache, child
+from research.fit.oom import required_bytes
 from research.fit.report import Fit
 from tests.configs import ROOT, experiment
 from tests.fit.fits import GIB, fit_json
@@ -29,7 +31,9 @@ def new_cache(tmp_path, monkeypatch):
 def ask(monkeypatch, script: str, time_limit: float = 60.0) -> tuple[Fit, str]:
     """The answer of a child that runs this script in the compiler's place."""
     monkeypatch.setattr(child, "COMMAND", (sys.executable, "-c", READ + script))
-    return child.measure_in_a_child({"experiment": {}, "target": "v5p:4x4x4", "step": "train"}, time_limit)
+    return child.measure_in_a_child(
+        {"experiment": {}, "target": "v5p:4x4x4", "step": "train"}, time_limit
+    )
 
 
 def gone(pid: int) -> bool:
@@ -76,7 +80,9 @@ def test_a_killed_compiler_lacked_memory(monkeypatch):
 def test_one_that_never_listens_is_a_failure(monkeypatch):
     monkeypatch.setattr(child, "COMMAND", (sys.executable, "-c", "import os; os.close(0)"))
     with pytest.raises(child.CompilerFailed, match="exit code"):
-        child.measure_in_a_child({"experiment": "x" * 200_000, "target": "cpu", "step": "train"}, 60.0)
+        child.measure_in_a_child(
+            {"experiment": "x" * 200_000, "target": "cpu", "step": "train"}, 60.0
+        )
 
 
 def test_what_the_child_refuses_is_the_users(monkeypatch):
@@ -89,7 +95,9 @@ SLEEPER = "open(q_file, 'w').write(str(os.getpid()))\nprint(json.dumps({'stage':
 
 def test_a_hang_ends_at_the_limit_and_nothing_is_left_running(monkeypatch, tmp_path):
     began = time.monotonic()
-    with pytest.raises(child.TookTooLong, match="5 s, the last stage was compiling; set --time_limit"):
+    with pytest.raises(
+        child.TookTooLong, match="5 s, the last stage was compiling; set --time_limit"
+    ):
         ask(monkeypatch, f"q_file = {str(tmp_path / 'pid')!r}\n" + SLEEPER, time_limit=5.0)
     assert time.monotonic() - began < 30  # five, and a busy machine's start of a process
     assert gone(int((tmp_path / "pid").read_text()))
@@ -107,9 +115,17 @@ def test_an_interrupt_ends_the_child(monkeypatch, tmp_path):
 
 
 def test_a_child_does_not_outlive_its_parent():
-    asked = {"experiment": experiment("pretrain", "model=llama3_8b,smoke").to_json(), "target": "cpu", "step": "train"}
+    asked = {
+        "experiment": experiment("pretrain", "model=llama3_8b,smoke").to_json(),
+        "target": "cpu",
+        "step": "train",
+    }
     alone = subprocess.Popen(
-        child.COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=child._environment()
+        child.COMMAND,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=child._environment(),
     )
     alone.stdin.write(json.dumps(asked).encode() + b"\n")
     alone.stdin.flush()
@@ -126,7 +142,9 @@ def test_the_second_answer_compiles_nothing(monkeypatch, capfd):
     shown = capfd.readouterr()
     assert shown.out == "" and "cpu: compiling" in shown.err
     # Where the text comes from is nothing to the program: it is lowered, and found by its text.
-    other = experiment("pretrain", "model=llama3_8b,smoke", **TINY, **{"data.source": "shakespeare"})
+    other = experiment(
+        "pretrain", "model=llama3_8b,smoke", **TINY, **{"data.source": "shakespeare"}
+    )
     assert answers.answer(other, "cpu").total == fit.total
     shown = capfd.readouterr()
     assert "cpu: lowering" in shown.err and "cpu: compiling" not in shown.err
@@ -138,7 +156,9 @@ def test_the_second_answer_compiles_nothing(monkeypatch, capfd):
 
 def test_a_run_that_does_not_fit_is_refused_and_its_prediction_kept(monkeypatch, tmp_path):
     small, large = Fit.from_json(fit_json()), Fit.from_json(fit_json(capacity=GIB))
-    monkeypatch.setattr(answers, "answer", lambda experiment, target: small if target == "v5p:4x4x4" else large)
+    monkeypatch.setattr(
+        answers, "answer", lambda experiment, target: small if target == "v5p:4x4x4" else large
+    )
     assert answers.refuse_unless_it_fits(None, "v5p:4x4x4", tmp_path / "run") == small
     assert Fit.from_json(json.loads((tmp_path / "run" / "fit.json").read_text())) == small
     with pytest.raises(answers.DoesNotFit, match="does not fit") as caught:
@@ -146,7 +166,8 @@ def test_a_run_that_does_not_fit_is_refused_and_its_prediction_kept(monkeypatch,
     assert caught.value.code == 3
 
 
-# Of libtpu 0.0.42.1 for a LLaMA of 4 layers on a v5e, and the form it has where the estimate passed and the layout did not.
+# Of libtpu 0.0.42.1 for a LLaMA of 4 layers on a v5e, and the form it has where the estimate passed
+# and the layout did not.
 EXHAUSTED = {
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (19.52G) exceeds available "
     "HBM (15.75G).": round(19.52 * GIB),
@@ -163,7 +184,9 @@ def test_the_compilers_refusal_tells_the_bytes(message):
 
 
 def command_line(*flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "research.fit", *flags], capture_output=True, text=True, cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, "-m", "research.fit", *flags], capture_output=True, text=True, cwd=ROOT
+    )
 
 
 BAD = {
@@ -177,7 +200,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", ["no target", "unknown target", "two questions", "one run, two targets"])
+@pytest.mark.parametrize(
+    "case", ["no target", "unknown target", "two questions", "one run, two targets"]
+)
 def test_bad_input_is_one_line(case):
     flags, words = BAD[case]
     done = command_line(*flags)
@@ -203,6 +228,9 @@ def test_the_command_line(tmp_path):
     again = command_line(CONFIG, *sizes, "--target=cpu,cpu", "--json", "--capacity_gib=0.00001")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert again.returncode == 3 and again.stderr == ""
-    assert [one["device_bytes"]["total"] for one in json.loads(again.stdout)] == [value["device_bytes"]["total"]] * 2
-    # A second call answers in under 3 s; of the processor's seconds, which a busy machine does not stretch.
+    assert [one["device_bytes"]["total"] for one in json.loads(again.stdout)] == [
+        value["device_bytes"]["total"]
+    ] * 2
+    # A second call answers in under 3 s; of the processor's seconds, which a busy machine does not
+    # stretch.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3.0

@@ -23,17 +23,29 @@ def test_what_was_kept_is_recalled_under_both_keys():
     cache.keep("question", "program", FIT)
     assert cache.recall("question") == cache.recall("program") == FIT
     assert cache.recall("another") is None
-    assert sorted(os.listdir(cache.folder())) == ["program.json", "question.json"]  # and nothing half written
+    assert sorted(os.listdir(cache.folder())) == [
+        "program.json",
+        "question.json",
+    ]  # and nothing half written
 
 
 def test_a_question_is_all_that_was_asked():
     experiment, target, step = QUESTION
-    others = [({**experiment, "mesh": "fsdp:2"}, target, step), (experiment, "v5p:8x8x8", step), (experiment, target, "decode")]
+    others = [
+        ({**experiment, "mesh": "fsdp:2"}, target, step),
+        (experiment, "v5p:8x8x8", step),
+        (experiment, target, "decode"),
+    ]
     assert len({cache.question(*asked) for asked in (QUESTION, *others)}) == 4
-    assert cache.question({"data": {"source": "stdlib"}, "model": {"layers": 2}}, target, step) == cache.question(*QUESTION)
+    assert cache.question(
+        {"data": {"source": "stdlib"}, "model": {"layers": 2}}, target, step
+    ) == cache.question(*QUESTION)
 
 
-@pytest.mark.parametrize("key", [lambda: cache.question(*QUESTION), lambda: cache.program("module {}", "v5p:4x4x4", "train")])
+@pytest.mark.parametrize(
+    "key",
+    [lambda: cache.question(*QUESTION), lambda: cache.program("module {}", "v5p:4x4x4", "train")],
+)
 @pytest.mark.parametrize("change", ["version", "source", "flags"])
 def test_another_version_source_or_compiler_flag_is_another_key(key, change, monkeypatch):
     before = key()
@@ -52,7 +64,19 @@ def test_how_many_fake_devices_the_asker_has_does_not_matter(monkeypatch):
     assert cache.question(*QUESTION) == before and cache.settings() == {}
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "null", "{}", '{"fit": 5}', '{"fit": {"target": "cpu"}}', '{"program": "gone"}'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"fit": 5}',
+        '{"fit": {"target": "cpu"}}',
+        '{"program": "gone"}',
+    ],
+)
 def test_damaged_entries_are_none(damage):
     cache.keep("question", "program", FIT)
     for name in ("question", "program"):

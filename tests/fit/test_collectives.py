@@ -1,7 +1,9 @@
-"""Collectives of compiled steps: bytes by hand, loops against their unrolled form, and every form that a compiler prints.
+"""Collectives of compiled steps: bytes by hand, loops against their unrolled form, and every form
+that a compiler prints.
 
-The snippets are cut from what jax 0.10.2 prints for `compiled.as_text()` with its CUDA plugin and libtpu 0.0.42, shapes made
-small; tests/fit/hlo/layers.py compiles the like anew where the compilers are installed.
+The snippets are cut from what jax 0.10.2 prints for `compiled.as_text()` with its CUDA plugin and
+libtpu 0.0.42, shapes made small; tests/fit/hlo/layers.py compiles the like anew where the compilers
+are installed.
 """
 
 import numpy as np
@@ -10,7 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.fit import hlo
-from research.fit.collectives import Collective, collective_bytes, collectives, parse_groups
+from research.fit.collectives import (
+    Collective,
+    collective_bytes,
+    collectives,
+    parse_groups,
+)
 from tests.fit.hlo.layers import D, F, L, measured
 
 HEAD = "HloModule jit_f, is_scheduled=true, num_partitions=4\n"
@@ -20,9 +27,11 @@ def found(text: str) -> list[Collective]:
     return collectives(hlo.parse(HEAD + text))
 
 
-# Of float32 weights [L, D, F] and [L, F, D], gathered in bfloat16 and used once forward and, recomputed, once backward.
+# Of float32 weights [L, D, F] and [L, F, D], gathered in bfloat16 and used once forward and,
+# recomputed, once backward.
 WEIGHTS = 2 * L * D * F
-# Bytes of an element that a device gathers, and of a gradient that it reduces. The CPU's products are float32.
+# Bytes of an element that a device gathers, and of a gradient that it reduces. The CPU's products
+# are float32.
 SIZES = {"cpu:8": (8, 4, 4), "h100:8": (8, 2, 2), "v5p:2x2x1": (4, 2, 2), "v5e:2x2": (4, 2, 2)}
 
 
@@ -32,11 +41,20 @@ def test_bytes_of_a_sharded_stack_are_those_by_hand(target, stack):
     devices, gathered, reduced = SIZES[target]
     steps = measured(target)
     forward, gradient = steps[f"forward_{stack}"]["bytes"], steps[f"gradient_{stack}"]["bytes"]
-    assert forward == {"all-gather": WEIGHTS // devices * gathered, "all-reduce": 4}  # and the loss, a scalar
+    assert forward == {
+        "all-gather": WEIGHTS // devices * gathered,
+        "all-reduce": 4,
+    }  # and the loss, a scalar
     assert gradient.pop("all-gather") == 2 * WEIGHTS // devices * gathered
-    # Compilers differ in which gradients they scatter and which they reduce whole and slice: h100 scatters all, cpu none.
-    assert set(gradient) <= {"reduce-scatter", "all-reduce"} and sum(gradient.values()) == WEIGHTS * reduced
-    assert ("all-reduce" in gradient) == (target != "h100:8") and ("reduce-scatter" in gradient) == (target != "cpu:8")
+    # Compilers differ in which gradients they scatter and which they reduce whole and slice: h100
+    # scatters all, cpu none.
+    assert (
+        set(gradient) <= {"reduce-scatter", "all-reduce"}
+        and sum(gradient.values()) == WEIGHTS * reduced
+    )
+    assert ("all-reduce" in gradient) == (target != "h100:8") and (
+        "reduce-scatter" in gradient
+    ) == (target != "cpu:8")
     assert steps[f"gradient_{stack}"]["groups"] == [list(range(devices))]
 
 
@@ -93,7 +111,9 @@ ENTRY %main (p: bf16[8], q: bf16[16]) -> bf16[32] {
   ROOT %r = bf16[32]{0} get-tuple-element(%d), index=0
 }
 """
-    assert [(one.kind, one.operand_bytes, one.wire_bytes) for one in found(text)] == [("all-gather", 64, 192)]
+    assert [(one.kind, one.operand_bytes, one.wire_bytes) for one in found(text)] == [
+        ("all-gather", 64, 192)
+    ]
 
 
 SCATTER = """
@@ -121,15 +141,25 @@ ENTRY %main (p: bf16[8192,4]) -> bf16[240,4] {
 
 def test_a_fused_all_reduce_of_which_a_slice_is_used_is_a_reduce_scatter():
     scatter, permute = found(SCATTER)
-    assert (scatter.kind, scatter.operand_bytes, scatter.wire_bytes) == ("reduce-scatter", 8512 * 8, 8512 * 8 * 3 // 4)
-    # Rows that the padding moved to another device go back by a permute, which tells whose they are.
-    assert (permute.kind, permute.wire_bytes, permute.op_name) == ("collective-permute", 240 * 8, scatter.op_name)
+    assert (scatter.kind, scatter.operand_bytes, scatter.wire_bytes) == (
+        "reduce-scatter",
+        8512 * 8,
+        8512 * 8 * 3 // 4,
+    )
+    # Rows that the padding moved to another device go back by a permute, which tells whose they
+    # are.
+    assert (permute.kind, permute.wire_bytes, permute.op_name) == (
+        "collective-permute",
+        240 * 8,
+        scatter.op_name,
+    )
     assert scatter.op_name == "jit(f)/bf,fd->bd/dot_general"
 
 
 def test_an_all_reduce_of_which_more_is_used_stays_one():
     text = SCATTER.replace("ROOT %slice = bf16[2128,4]", "%slice = bf16[2128,4]").replace(
-        "sizes={2128,4}\n", "sizes={2128,4}\n  ROOT %sum = bf16[2128,4]{1,0} custom-call(%slice, %all-reduce)\n"
+        "sizes={2128,4}\n",
+        "sizes={2128,4}\n  ROOT %sum = bf16[2128,4]{1,0} custom-call(%slice, %all-reduce)\n",
     )
     assert found(text)[0].kind == "all-reduce"
     assert found(SCATTER.replace(" dynamic-slice(", " custom-call("))[0].kind == "all-reduce"
@@ -166,8 +196,12 @@ def test_an_asynchronous_chain_of_fusions_is_one_collective():
         for n in (1, 2)
         for part in ("begin", "async_collective_fusion", "end")
     )
-    entry = "\nENTRY %main (w: bf16[8]) -> bf16[8] {\n  %w = bf16[8]{0} parameter(0)\n" + calls + "}\n"
-    assert collective_bytes(found(begin.replace(".N", ".1") + begin.replace(".N", ".2") + entry)) == {"all-gather": 2 * 16}
+    entry = (
+        "\nENTRY %main (w: bf16[8]) -> bf16[8] {\n  %w = bf16[8]{0} parameter(0)\n" + calls + "}\n"
+    )
+    assert collective_bytes(
+        found(begin.replace(".N", ".1") + begin.replace(".N", ".2") + entry)
+    ) == {"all-gather": 2 * 16}
 
 
 def test_what_crosses_slices_counts_once_as_the_collective_it_says_it_is():
@@ -198,7 +232,10 @@ ENTRY %main (p: bf16[8,4]) -> bf16[16,4] {
         ("replica_groups=mesh['axis_0'=8] {'axis_0':(2)2}, x", ((0, 2), (1, 3), (4, 6), (5, 7))),
         ("replica_groups=mesh[a=2,b=2], device_ids=(3,2,1,0) {b}, x", ((3, 2), (1, 0))),
         ("replica_groups=mesh[a=2,b=2], device_ids=([2,2]<=[2,2]T(1,0)) {b}, x", ((0, 2), (1, 3))),
-        ("replica_groups=mesh[a=1,b=2,c=2], device_ids=([2,2]T(1,0)) {'a','c'}, x", ((0, 2), (1, 3))),
+        (
+            "replica_groups=mesh[a=1,b=2,c=2], device_ids=([2,2]T(1,0)) {'a','c'}, x",
+            ((0, 2), (1, 3)),
+        ),
     ],
 )
 def test_groups_in_every_form(attributes, groups):
@@ -206,15 +243,31 @@ def test_groups_in_every_form(attributes, groups):
 
 
 # Three dimensions of a mesh, an order of them, and how many devices are in a group.
-@given(st.lists(st.integers(1, 4), min_size=3, max_size=3), st.permutations([0, 1, 2]), st.integers(0, 3))
+@given(
+    st.lists(st.integers(1, 4), min_size=3, max_size=3),
+    st.permutations([0, 1, 2]),
+    st.integers(0, 3),
+)
 def test_groups_of_reshaped_devices_are_numpys(sizes, order, last):
-    rows = np.arange(np.prod(sizes)).reshape(sizes).transpose(order).reshape(-1, int(np.prod([sizes[axis] for axis in order[last:]])))
+    rows = (
+        np.arange(np.prod(sizes))
+        .reshape(sizes)
+        .transpose(order)
+        .reshape(-1, int(np.prod([sizes[axis] for axis in order[last:]])))
+    )
     text = f"replica_groups=[{len(rows)},{rows.shape[1]}]<=[{','.join(map(str, sizes))}]T({','.join(map(str, order))})"
     assert parse_groups(text, 0) == tuple(map(tuple, rows))
-    inside = [axis for axis in range(3) if axis in order[last:]]  # a mesh names its axes in its own order
-    rows = np.arange(np.prod(sizes)).reshape(sizes).transpose([axis for axis in range(3) if axis not in inside] + inside)
+    inside = [
+        axis for axis in range(3) if axis in order[last:]
+    ]  # a mesh names its axes in its own order
+    rows = (
+        np.arange(np.prod(sizes))
+        .reshape(sizes)
+        .transpose([axis for axis in range(3) if axis not in inside] + inside)
+    )
     rows = rows.reshape(-1, int(np.prod([sizes[axis] for axis in inside])))
     text = "replica_groups=mesh[{}] {{{}}}".format(
-        ",".join(f"'x{axis}'={size}" for axis, size in enumerate(sizes)), ",".join(f"'x{axis}'" for axis in inside)
+        ",".join(f"'x{axis}'={size}" for axis, size in enumerate(sizes)),
+        ",".join(f"'x{axis}'" for axis in inside),
     )
     assert parse_groups(text, 0) == tuple(map(tuple, rows))

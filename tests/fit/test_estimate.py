@@ -1,18 +1,18 @@
 """Closed forms beside the compilers: memory of a device within a tenth.
 
-The table holds what the compilers said (libtpu 0.0.42.1, CUDA plugin 0.10.2), which does not move with the machine. Where
-the CUDA plugin is installed some of it is compiled again.
+The table holds what the compilers said (libtpu 0.0.42.1, CUDA plugin 0.10.2), which does not move
+with the machine. Where the CUDA plugin is installed some of it is compiled again.
 """
 
 import math
 
 import pytest
 
-from research.experiment import from_config
-from research.fit.change import change, flags
 from research.fit.estimate import estimate
 from research.fit.search import changes, estimates, front
 from research.fit.targets import parse_target
+from research.run.override import change, flags
+from research.run.resolve import from_config
 from tests.configs import load_config
 from tests.fit.processes import fit, need_compiler
 
@@ -30,16 +30,52 @@ TABLE = [
     (PRETRAIN, "model=llama3_8b", "h100:8", {**SHORT, "data.batch_size_per_device": 4}, 24.55),
     (PRETRAIN, "model=llama3_8b", "h100:8", {"mesh": "fsdp:2,tensor:4"}, 27.60),
     (PRETRAIN, "model=llama3_8b", "h100:8", {"mesh": "tensor:8"}, 35.63),
-    (PRETRAIN, "model=llama2_7b", "h100:8", {"data.sequence_length": 4096, "data.batch_size_per_device": 2}, 18.67),
+    (
+        PRETRAIN,
+        "model=llama2_7b",
+        "h100:8",
+        {"data.sequence_length": 4096, "data.batch_size_per_device": 2},
+        18.67,
+    ),
     (PRETRAIN, "model=gpt2", "h100:1", {"data.batch_size_per_device": 16}, 2.80),
-    (PRETRAIN, "model=gpt2", "h100:1", {"data.batch_size_per_device": 16, "execution.remat": "none"}, 9.03),
-    (PRETRAIN, "model=gpt2", "h100:1", {"data.batch_size_per_device": 16, "execution.remat": "dots"}, 4.94),
+    (
+        PRETRAIN,
+        "model=gpt2",
+        "h100:1",
+        {"data.batch_size_per_device": 16, "execution.remat": "none"},
+        9.03,
+    ),
+    (
+        PRETRAIN,
+        "model=gpt2",
+        "h100:1",
+        {"data.batch_size_per_device": 16, "execution.remat": "dots"},
+        4.94,
+    ),
     (PRETRAIN, "model=smollm2_135m", "h100:1", {**SHORT, "data.batch_size_per_device": 8}, 2.94),
     (FINETUNE, "model=llama3_8b,method=lora", "h100:1", {**SHORT, "data.batch_size": 1}, 26.85),
-    (FINETUNE, "model=llama3_8b,method=lora", "h100:1", {"data.sequence_length": 8192, "data.batch_size": 2}, 98.65),
-    (FINETUNE, "model=llama3_8b,method=qlora", "h100:1", {"data.sequence_length": 8192, "data.batch_size": 1}, 6.88),
+    (
+        FINETUNE,
+        "model=llama3_8b,method=lora",
+        "h100:1",
+        {"data.sequence_length": 8192, "data.batch_size": 2},
+        98.65,
+    ),
+    (
+        FINETUNE,
+        "model=llama3_8b,method=qlora",
+        "h100:1",
+        {"data.sequence_length": 8192, "data.batch_size": 1},
+        6.88,
+    ),
     (FINETUNE, "model=llama3_8b,method=int8", "h100:1", {**SHORT, "data.batch_size": 4}, 50.73),
-    (FINETUNE, "model=llama3_8b,method=full", "h100:8", {**SHORT, "data.batch_size": 8, "mesh": "fsdp:-1"}, 34.06),
+    (
+        FINETUNE,
+        "model=llama3_8b,method=full",
+        "h100:8",
+        {**SHORT, "data.batch_size": 8, "mesh": "fsdp:-1"},
+        34.06,
+    ),
     (FINETUNE, "model=smollm2_135m,method=full", "h100:1", {**SHORT, "data.batch_size": 8}, 13.74),
     (PRETRAIN, "model=bert_base", "h100:1", {"data.batch_size_per_device": 32}, 2.96),
     (PRETRAIN, "model=bert_large", "h100:1", {"data.batch_size_per_device": 16}, 6.11),
@@ -75,17 +111,25 @@ def test_the_estimate_is_within_a_tenth_of_the_compiler(row):
 def test_the_table_is_what_the_compiler_says(row):
     name, arg, target, settings, compiled = row
     need_compiler(target)
-    code, answer = fit(name, arg, target, *(f"--config.{path}={value}" for path, value in settings.items()))
+    code, answer = fit(
+        name, arg, target, *(f"--config.{path}={value}" for path, value in settings.items())
+    )
     assert code == 0
     # Another version of the compiler may lay out a few buffers otherwise.
     assert math.isclose(answer["device_bytes"]["total"] / GIB, compiled, rel_tol=0.02)
 
 
 def test_what_is_held_is_exact_and_the_host_has_what_is_offloaded():
-    experiment = from_config(load_config(PRETRAIN, "model=llama3_8b", **{"execution.remat": "offload"}))
+    experiment = from_config(
+        load_config(PRETRAIN, "model=llama3_8b", **{"execution.remat": "offload"})
+    )
     guess = estimate(experiment, parse_target("h100:8"))
-    # Parameters and two moments over eight cards, vectors whole on each; the moments are taken to be split just as they are.
-    assert math.isclose(guess.held, 4016062464 + 8032124936, rel_tol=1e-6) and guess.gradients == 4016062464
+    # Parameters and two moments over eight cards, vectors whole on each; the moments are taken to
+    # be split just as they are.
+    assert (
+        math.isclose(guess.held, 4016062464 + 8032124936, rel_tol=1e-6)
+        and guess.gradients == 4016062464
+    )
     assert guess.host_bytes == 32 * 8192 * 4096 * 2
 
 
@@ -104,13 +148,23 @@ def test_more_is_never_less():
 
 
 def test_the_adviser_looks_at_everything_and_keeps_what_nothing_beats():
-    experiment, target = from_config(load_config(FINETUNE, "model=llama3_8b,method=lora")), parse_target("rtx4090")
+    experiment, target = (
+        from_config(load_config(FINETUNE, "model=llama3_8b,method=lora")),
+        parse_target("rtx4090"),
+    )
     rows = list(estimates(experiment, target))
     tried = {path for settings, _ in rows for path in settings}
-    assert tried == {"execution__remat", "optimizer__name", "quantize__format", "data__batch_size"}  # one device has one mesh
+    assert tried == {
+        "execution__remat",
+        "optimizer__name",
+        "quantize__format",
+        "data__batch_size",
+    }  # one device has one mesh
     best = front(rows, lambda one: (one.tokens_per_second, one.total))
     for settings, row in best:
-        assert not any(o.tokens_per_second >= row.tokens_per_second and o.total < row.total for _, o in rows), flags(settings)
+        assert not any(
+            o.tokens_per_second >= row.tokens_per_second and o.total < row.total for _, o in rows
+        ), flags(settings)
     trained = from_config(load_config(PRETRAIN, "model=llama3_8b"))
     meshes = {settings.get("mesh") for settings, _ in estimates(trained, parse_target("h100:8"))}
     assert meshes == {None, "fsdp:4,tensor:2", "fsdp:2,tensor:4", "tensor:8"}
@@ -119,11 +173,20 @@ def test_the_adviser_looks_at_everything_and_keeps_what_nothing_beats():
 def test_changes_go_from_what_costs_time_to_what_changes_the_training():
     experiment = from_config(load_config(FINETUNE, "model=llama3_8b,method=lora"))
     paths = [next(iter(settings)) for settings, _ in changes(experiment, parse_target("rtx4090"))]
-    order = ["execution__remat", "train__accumulate", "optimizer__name", "quantize__format", "data__batch_size",
-             "data__sequence_length"]  # fmt: skip
+    order = [
+        "execution__remat",
+        "train__accumulate",
+        "optimizer__name",
+        "quantize__format",
+        "data__batch_size",
+        "data__sequence_length",
+    ]
     assert list(dict.fromkeys(paths)) == order
 
 
 def test_the_flags_are_those_of_the_command_line():
-    assert flags({"data__batch_size": 8, "mesh": "fsdp:8"}) == "--config.data.batch_size=8 --config.mesh=fsdp:8"
+    assert (
+        flags({"data__batch_size": 8, "mesh": "fsdp:8"})
+        == "--config.data.batch_size=8 --config.mesh=fsdp:8"
+    )
     assert flags({}) == ""

@@ -1,7 +1,8 @@
 """Reading the text of HLO modules: shapes, trip counts, dialects.
 
-The snippets are cut from what jax 0.10.2 prints for `compiled.as_text()` of small scans, with its CPU compiler, its CUDA plugin
-and libtpu 0.0.42, names shortened; tests/fit/hlo/layers.py compiles the like anew where the compilers are installed.
+The snippets are cut from what jax 0.10.2 prints for `compiled.as_text()` of small scans, with its
+CPU compiler, its CUDA plugin and libtpu 0.0.42, names shortened; tests/fit/hlo/layers.py compiles
+the like anew where the compilers are installed.
 """
 
 import jax
@@ -11,7 +12,8 @@ import pytest
 from research.fit import hlo
 from tests.fit.hlo.layers import L, measured
 
-# A TPU's loop says no trip count. Its counter starts at a copy of a constant, its step and its bound lie in the loop's state.
+# A TPU's loop says no trip count. Its counter starts at a copy of a constant, its step and its
+# bound lie in the loop's state.
 TPU_LOOP = """HloModule jit_f, is_scheduled=true, num_partitions=4
 
 %body (p: (s32[], f32[8], s32[], s32[])) -> (s32[], f32[8], s32[], s32[]) {
@@ -84,7 +86,13 @@ def test_a_loop_is_counted_through_its_state():
 
 def test_nested_loops_multiply():
     # Outside 12 trips, inside from 2 to 24.
-    assert loop(NESTED).executions == {"main": 1, "body": 12, "cond": 13, "body.1": 12 * 22, "cond.1": 12 * 23}
+    assert loop(NESTED).executions == {
+        "main": 1,
+        "body": 12,
+        "cond": 13,
+        "body.1": 12 * 22,
+        "cond.1": 12 * 23,
+    }
 
 
 def test_a_loop_that_cannot_be_counted_is_refused_by_name():
@@ -94,7 +102,10 @@ def test_a_loop_that_cannot_be_counted_is_refused_by_name():
 
 def test_a_kernel_with_line_breaks_ends_nothing():
     one = loop(KERNEL).computations["body"].instructions["y"]
-    assert one.op_name == "jit(f)/kernel" and one.attribute("custom_call_target") == '"tpu_custom_call"'
+    assert (
+        one.op_name == "jit(f)/kernel"
+        and one.attribute("custom_call_target") == '"tpu_custom_call"'
+    )
     assert loop(KERNEL).executions["body"] == 12
 
 
@@ -114,13 +125,21 @@ def test_what_is_no_module_is_refused():
         ("f8e4m3fn[3,4]{1,0}", [12], [0]),
         ("c64[2]{0}", [16], [0]),
         ("(token[], opaque[], f32[0,4]{1,0})", [0, 0, 0], [0, 0, 0]),
-        ("((f32[2]{0}, bf16[3]{0:S(5)}), (f32[<=4]{0}, /*index=3*/u32[]{:S(2)}))", [8, 6, 16, 4], [0, 5, 0, 2]),
+        (
+            "((f32[2]{0}, bf16[3]{0:S(5)}), (f32[<=4]{0}, /*index=3*/u32[]{:S(2)}))",
+            [8, 6, 16, 4],
+            [0, 5, 0, 2],
+        ),
     ],
 )
 def test_bytes_and_memories_of_a_shape(shape, nbytes, spaces):
-    module = hlo.parse(f"HloModule m\n\nENTRY %main () -> f32[] {{\n  ROOT %x = {shape} custom-call()\n}}\n")
+    module = hlo.parse(
+        f"HloModule m\n\nENTRY %main () -> f32[] {{\n  ROOT %x = {shape} custom-call()\n}}\n"
+    )
     arrays = module.computations["main"].root.arrays
-    assert [array.nbytes for array in arrays] == nbytes and [array.space for array in arrays] == spaces
+    assert [array.nbytes for array in arrays] == nbytes and [
+        array.space for array in arrays
+    ] == spaces
 
 
 @pytest.mark.parametrize("larger_first", [False, True])
@@ -130,7 +149,10 @@ def test_of_a_conditional_the_larger_branch_runs(larger_first):
     module = hlo.parse(step.lower(True, jnp.ones((64, 64))).compile().as_text())
     branches = next(one.calls for _, one, _ in module.run() if one.opcode == "conditional")
     ran = [branch for branch in branches if branch in module.executions]
-    made = [sum(one.nbytes for one in module.computations[branch].instructions.values()) for branch in branches]
+    made = [
+        sum(one.nbytes for one in module.computations[branch].instructions.values())
+        for branch in branches
+    ]
     assert len(branches) == 2 and ran == [branches[made.index(max(made))]]
 
 
@@ -138,5 +160,9 @@ def test_of_a_conditional_the_larger_branch_runs(larger_first):
 def test_a_scan_runs_as_often_as_it_has_layers(target):
     found = measured(target)
     for name in ("forward", "gradient"):
-        assert found[f"{name}_scanned"]["trips"] == [1, L, L + 1]  # the condition once more than the body
+        assert found[f"{name}_scanned"]["trips"] == [
+            1,
+            L,
+            L + 1,
+        ]  # the condition once more than the body
         assert found[f"{name}_unrolled"]["trips"] == [1]

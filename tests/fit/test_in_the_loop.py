@@ -1,4 +1,5 @@
-"""Predictions beside measurements: in a run's report, and of a CPU's memory, which can be measured here."""
+"""Predictions beside measurements: in a run's report, and of a CPU's memory, which can be measured
+here."""
 
 import ctypes
 import gc
@@ -14,7 +15,10 @@ from research.files import write_json
 from research.training.report import predicted_and_measured, write_report
 from tests.fit.fits import GIB, fit_json
 
-ROWS = [{"step": s, "loss": 1.0, "tokens_per_second": 262144.0, "tokens": s * 524288} for s in range(1, 4)]
+ROWS = [
+    {"step": s, "loss": 1.0, "tokens_per_second": 262144.0, "tokens": s * 524288}
+    for s in range(1, 4)
+]
 
 
 def test_the_report_shows_predicted_beside_measured(tmp_path):
@@ -42,7 +46,12 @@ def test_a_run_keeps_its_prediction(tmp_path):
 
     write_json(tmp_path / "fit.json", fit_json(target="cpu"))
     before = (tmp_path / "fit.json").read_bytes()
-    changes = {"train.steps": 2, "train.eval_every": 0, "train.sample_tokens": 1, "data.sequence_length": 16}
+    changes = {
+        "train.steps": 2,
+        "train.eval_every": 0,
+        "train.sample_tokens": 1,
+        "data.sequence_length": 16,
+    }
     assert train(experiment("quickstart", "smoke", **changes), tmp_path, live=False) == 0
     assert (tmp_path / "fit.json").read_bytes() == before
     assert "GiB predicted for cpu; not measured" in (tmp_path / "report.html").read_text()
@@ -58,11 +67,22 @@ SIZES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", SIZES)
 def test_a_cpu_takes_the_memory_that_is_predicted(case):
-    """Within 10%, the issue's bar. Some 40 MB come on top of the compiler's own figure: room that the products pack their
-    operands into, which grows with the largest matrix, and code and stacks that are touched for the first time."""
-    settings = {"JAX_PLATFORMS": "cpu", "GRAFT_ALLOCATOR": "system", "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
-    kept = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "GLIBC_TUNABLES")}
-    done = subprocess.run([sys.executable, __file__, case], env={**kept, **settings}, capture_output=True, text=True)
+    """Within 10%, the issue's bar. Some 40 MB come on top of the compiler's own figure: room that
+    the products pack their operands into, which grows with the largest matrix, and code and stacks
+    that are touched for the first time."""
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "GRAFT_ALLOCATOR": "system",
+        "PYTHONPATH": str(Path(__file__).parent.parent.parent),
+    }
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("XLA_FLAGS", "GLIBC_TUNABLES")
+    }
+    done = subprocess.run(
+        [sys.executable, __file__, case], env={**kept, **settings}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout)
     assert answer["predicted"] > 500 * 2**20
@@ -70,7 +90,8 @@ def test_a_cpu_takes_the_memory_that_is_predicted(case):
 
 
 def measured(case: str) -> dict[str, int]:
-    """Bytes that Fit predicts of a step, and by which this process's peak grows from before the state to after two steps."""
+    """Bytes that Fit predicts of a step, and by which this process's peak grows from before the
+    state to after two steps."""
     import jax
     import numpy as np
 
@@ -79,16 +100,33 @@ def measured(case: str) -> dict[str, int]:
     from research.fit.targets import parse_target
     from tests.configs import experiment
 
-    sizes = {"layers": 8, "d_model": 512, "d_ff": 2048, "heads": 8, "kv_heads": 4, "head_size": 64, "vocab_size": 4096}
-    changes = {f"model.{name}": value for name, value in sizes.items()} | {"data.sequence_length": 512, "mesh": ""}
-    asked, target = experiment("pretrain", "model=llama3_8b", **changes, **SIZES[case]), parse_target("cpu")
+    sizes = {
+        "layers": 8,
+        "d_model": 512,
+        "d_ff": 2048,
+        "heads": 8,
+        "kv_heads": 4,
+        "head_size": 64,
+        "vocab_size": 4096,
+    }
+    changes = {f"model.{name}": value for name, value in sizes.items()} | {
+        "data.sequence_length": 512,
+        "mesh": "",
+    }
+    asked, target = (
+        experiment("pretrain", "model=llama3_8b", **changes, **SIZES[case]),
+        parse_target("cpu"),
+    )
     predicted = measure(asked, target).total
     program = plan(asked, target)
     with jax.set_mesh(program.mesh):
         # Compiled before, since compilers take memory of their own.
         init = jax.jit(program.make_state).lower().compile()
         step = program.train_step.lower(program.state, abstract_batch(program)).compile()
-        rows = {name: np.ones(array.shape, array.dtype) for name, array in abstract_batch(program).items()}
+        rows = {
+            name: np.ones(array.shape, array.dtype)
+            for name, array in abstract_batch(program).items()
+        }
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now

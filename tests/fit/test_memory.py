@@ -1,6 +1,8 @@
-"""Fine-tuning as shipped, compiled for hardware that is not here: what it takes of a device, and through which kernels.
+"""Fine-tuning as shipped, compiled for hardware that is not here: what it takes of a device, and
+through which kernels.
 
-The figures are the compilers', so they do not move with the machine. Each compile runs in a process of its own.
+The figures are the compilers', so they do not move with the machine. Each compile runs in a process
+of its own.
 """
 
 import json
@@ -15,8 +17,8 @@ GIB = 2**30
 CALLS = {"h": "__gpu$xla.gpu.triton", "v": "tpu_custom_call"}
 
 
-# Model, tokens, rank, target, GiB to stay within: QLoRA with AdamW at batch 1 on all linear layers. The contexts are those of
-# Unsloth's own table for cards of 80, 24 and 8 GB (decimal).
+# Model, tokens, rank, target, GiB to stay within: QLoRA with AdamW at batch 1 on all linear layers.
+# The contexts are those of Unsloth's own table for cards of 80, 24 and 8 GB (decimal).
 BARS = [
     ("llama3_8b", 2048, 16, "h100:1", 6.0),
     ("llama3_70b", 2048, 16, "h100:1", 41.0),
@@ -31,18 +33,28 @@ BARS = [
 @pytest.mark.parametrize(("model", "tokens", "rank", "target", "gib"), BARS)
 def test_qlora_fits(model, tokens, rank, target, gib):
     need_compiler(target)
-    sizes = (f"--config.data.sequence_length={tokens}", "--config.data.batch_size=1", f"--config.lora.rank={rank}")
-    code, answer = fit("finetune", f"model={model},method=qlora", target, *sizes, f"--capacity_gib={gib}")
+    sizes = (
+        f"--config.data.sequence_length={tokens}",
+        "--config.data.batch_size=1",
+        f"--config.lora.rank={rank}",
+    )
+    code, answer = fit(
+        "finetune", f"model={model},method=qlora", target, *sizes, f"--capacity_gib={gib}"
+    )
     held = answer["device_bytes"]
     assert code == 0 and answer["fits"] and held["total"] <= gib * GIB
     parts = ("params", "frozen", "optimizer", "gradients", "temporaries")
-    assert held["total"] == sum(held[part] for part in parts) and min(held[part] for part in parts) > 0
+    assert (
+        held["total"] == sum(held[part] for part in parts) and min(held[part] for part in parts) > 0
+    )
     assert answer["host_bytes"] > 0  # the layers' inputs wait there
 
 
 def test_what_does_not_fit_says_so():
     need_compiler("h100:1")
-    code, answer = fit("finetune", "model=smollm2_135m,method=lora,smoke", "h100:1", "--capacity_gib=0.1")
+    code, answer = fit(
+        "finetune", "model=smollm2_135m,method=lora,smoke", "h100:1", "--capacity_gib=0.1"
+    )
     assert code == 3 and not answer["fits"]
 
 
@@ -59,8 +71,8 @@ def test_the_train_step_goes_through_the_kernels(target):
     done = in_a_process(__file__, target)
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout)
-    # Seven matrices of a layer: each a product, that again for the backward pass (but for the last one, whose result nobody
-    # asks for there), and its pullback. The layers are one loop.
+    # Seven matrices of a layer: each a product, that again for the backward pass (but for the last
+    # one, whose result nobody asks for there), and its pullback. The layers are one loop.
     assert answer["calls"] == 7 + 6 + 7
 
 
@@ -69,12 +81,31 @@ def compiled(target: str) -> dict:
     from research.fit import compile_step
     from tests.configs import load_config
 
-    sizes = {"layers": 2, "d_model": 512, "d_ff": 1024, "heads": 4, "kv_heads": 4, "head_size": 128, "vocab_size": 1024}
+    sizes = {
+        "layers": 2,
+        "d_model": 512,
+        "d_ff": 1024,
+        "heads": 4,
+        "kv_heads": 4,
+        "head_size": 128,
+        "vocab_size": 1024,
+    }
     changes = {f"model.{name}": value for name, value in sizes.items()}
-    config = load_config("finetune", "model=llama3_8b,method=qlora", **changes, **{
-        "data.sequence_length": 256, "data.batch_size": 1, "execution.attention": "xla",
-    })  # fmt: skip
-    return {"calls": compile_step(config, target).as_text().count(f'custom_call_target="{CALLS[target[0]]}"')}
+    config = load_config(
+        "finetune",
+        "model=llama3_8b,method=qlora",
+        **changes,
+        **{
+            "data.sequence_length": 256,
+            "data.batch_size": 1,
+            "execution.attention": "xla",
+        },
+    )
+    return {
+        "calls": compile_step(config, target)
+        .as_text()
+        .count(f'custom_call_target="{CALLS[target[0]]}"')
+    }
 
 
 if __name__ == "__main__":

@@ -4,17 +4,28 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from research.axes import MESH_AXES, RULES, merge_rules
 from research.fit.page import render, write_page
-from research.fit.pictures import WIDTH, memory_svg, mesh_svg, roofline_svg, short_seconds
+from research.fit.pictures import (
+    WIDTH,
+    memory_svg,
+    mesh_svg,
+    roofline_svg,
+    short_seconds,
+)
 from research.fit.report import Fit
+from research.parallel.axes import MESH_AXES, RULES, merge_rules
 from tests.fit.fits import GIB, fit_json
 
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>"
 SVG = "{http://www.w3.org/2000/svg}"
-FITS = [fit_json(), fit_json(target="v5e:4x4", capacity=4 * GIB), fit_json(target="cpu", capacity=None)]
+FITS = [
+    fit_json(),
+    fit_json(target="v5e:4x4", capacity=4 * GIB),
+    fit_json(target="cpu", capacity=None),
+]
 
 
 def rects(svg: str) -> list[ElementTree.Element]:
@@ -28,9 +39,18 @@ def titled(svg: str) -> dict[str, float]:
 
 def test_the_page_says_what_the_fits_say():
     text = render(FITS)
-    for words in ("Fits 2 of 3 targets", "does not fit: 6.00 GiB over", "10.00 of 95.00 GiB", "fsdp:16 tensor:4", "1.25 s", "1.050 x"):
+    for words in (
+        "Fits 2 of 3 targets",
+        "does not fit: 6.00 GiB over",
+        "10.00 of 95.00 GiB",
+        "fsdp:16 tensor:4",
+        "1.25 s",
+        "1.050 x",
+    ):
         assert words in text, words
-    assert "<h1>It fits</h1>" in render(FITS[:1]) and "<h1>It does not fit</h1>" in render(FITS[1:2])
+    assert "<h1>It fits</h1>" in render(FITS[:1]) and "<h1>It does not fit</h1>" in render(
+        FITS[1:2]
+    )
 
 
 def test_the_page_loads_and_runs_nothing():
@@ -39,22 +59,42 @@ def test_the_page_loads_and_runs_nothing():
     reader = HTMLParser()
     reader.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
     reader.feed(text)
-    assert {"svg", "rect", "table"} <= {tag for tag, _ in tags} and not {"script", "img", "link"} & {tag for tag, _ in tags}
-    assert not [tag for tag in tags if {"src", "href"} & tag[1].keys()] and "@import" not in text and "url(" not in text
+    assert {"svg", "rect", "table"} <= {tag for tag, _ in tags} and not {
+        "script",
+        "img",
+        "link",
+    } & {tag for tag, _ in tags}
+    assert (
+        not [tag for tag in tags if {"src", "href"} & tag[1].keys()]
+        and "@import" not in text
+        and "url(" not in text
+    )
     assert text.count("&lt;script&gt;") > 3 and "default-src 'none'" in text
 
 
-@given(*(st.integers(0, 200 * GIB) for _ in range(5)), st.one_of(st.none(), st.integers(1, 200 * GIB)))
+@given(
+    *(st.integers(0, 200 * GIB) for _ in range(5)), st.one_of(st.none(), st.integers(1, 200 * GIB))
+)
 @settings(max_examples=30, deadline=None)
-def test_bars_are_as_long_as_their_bytes(params, frozen, optimizer, gradients, temporaries, capacity):
-    sizes = dict(params=params, frozen=frozen, optimizer=optimizer, gradients=gradients, temporaries=temporaries)
+def test_bars_are_as_long_as_their_bytes(
+    params, frozen, optimizer, gradients, temporaries, capacity
+):
+    sizes = dict(
+        params=params,
+        frozen=frozen,
+        optimizer=optimizer,
+        gradients=gradients,
+        temporaries=temporaries,
+    )
     fit = fit_json(**sizes, capacity=capacity)
     longest = max(sum(sizes.values()), capacity or 0, 1)
     # Widths are written with one decimal.
     for (_, width), size in zip(titled(memory_svg([fit])).items(), sizes.values(), strict=True):
         assert width == pytest.approx(size / longest * WIDTH, abs=0.051)
     starts = [float(bar.get("x")) for bar in rects(memory_svg([fit])) if len(bar)]
-    assert starts[4] == pytest.approx((sum(sizes.values()) - temporaries) / longest * WIDTH, abs=0.051)  # one after another
+    assert starts[4] == pytest.approx(
+        (sum(sizes.values()) - temporaries) / longest * WIDTH, abs=0.051
+    )  # one after another
     outlined = [bar for bar in rects(memory_svg([fit])) if bar.get("stroke")]
     assert bool(outlined) == (capacity is not None and sum(sizes.values()) > capacity)
 
@@ -76,7 +116,10 @@ def test_the_binding_resource_is_marked():
     assert widths[0] == widths[2] / 2
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(1.25, "1.25 s"), (0.0314, "31.4 ms"), (99.99, "100 s"), (2e-7, "0.2 µs"), (1234, "1,234 s")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1.25, "1.25 s"), (0.0314, "31.4 ms"), (99.99, "100 s"), (2e-7, "0.2 µs"), (1234, "1,234 s")],
+)
 def test_seconds_have_three_digits(seconds, text):
     assert short_seconds(seconds) == text
 

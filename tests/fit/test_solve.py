@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from research.experiment import from_config
 from research.fit import solve as solving
 from research.fit.report import Fit
 from research.fit.solve import PRECISION, Unknown, largest, unknown
 from research.fit.targets import parse_target
+from research.run.resolve import from_config
 from tests.configs import load_config
 from tests.fit.fits import fit_json
 
@@ -26,7 +26,8 @@ class Held:
         return self.total <= self.capacity
 
 
-# Memory as it grows: in a line, with a jump as where a compiler starts to spill, quadratically, in stairs.
+# Memory as it grows: in a line, with a jump as where a compiler starts to spill, quadratically, in
+# stairs.
 SHAPES = {
     "line": lambda n: 50_000 + 3 * n,
     "jump": lambda n: 50_000 + 2 * n + (400_000 if n > 150_000 else 0),

@@ -1,7 +1,9 @@
-"""Bytes that a device's memory moves: by hand for small steps on every backend, and beside XLA's own count on the CPU's.
+"""Bytes that a device's memory moves: by hand for small steps on every backend, and beside XLA's
+own count on the CPU's.
 
-The snippets are cut from what jax 0.10.2 prints for `compiled.as_text()` with its CUDA plugin and libtpu 0.0.42, names and
-shapes made small; tests/fit/hlo/layers.py compiles the steps anew where the compilers are installed.
+The snippets are cut from what jax 0.10.2 prints for `compiled.as_text()` with its CUDA plugin and
+libtpu 0.0.42, names and shapes made small; tests/fit/hlo/layers.py compiles the steps anew where
+the compilers are installed.
 """
 
 import pytest
@@ -11,7 +13,8 @@ from research.fit.traffic import host_bytes, memory_bytes
 from tests.fit.hlo.layers import measured
 
 ONE = ["cpu:1", "h100:1", "v5e:1x1", "v5p:1x1x1"]
-SCALARS = 20_000  # bytes that counters and offsets of loops move, under a ten thousandth of every figure below
+# bytes that counters and offsets of loops move, under a ten thousandth of every figure below
+SCALARS = 20_000
 
 
 @pytest.mark.parametrize("target", ONE)
@@ -19,7 +22,9 @@ def test_a_product_reads_both_operands_and_writes_one(target):
     x, y, out = 8192 * 512, 512 * 8192, 8192 * 8192
     # The CPU multiplies in float32: it converts both before and the result after.
     converted = 6 * (x + y) + 4 * (x + y + out) + 6 * out
-    assert measured(target)["product"]["memory"] == (converted if target == "cpu:1" else 2 * (x + y + out))
+    assert measured(target)["product"]["memory"] == (
+        converted if target == "cpu:1" else 2 * (x + y + out)
+    )
 
 
 @pytest.mark.parametrize("target", ONE)
@@ -29,12 +34,13 @@ def test_a_chain_of_elementwise_work_reads_and_writes_once(target):
 
 @pytest.mark.parametrize("target", ONE)
 def test_each_trip_reads_its_slice_of_a_stack(target):
-    """Sixteen trips: reading the whole in each were sixteen stacks. Compilers copy or convert a slice, or first the stack, once
-    or twice: at most five stacks, two of them in another type."""
+    """Sixteen trips: reading the whole in each were sixteen stacks. Compilers copy or convert a
+    slice, or first the stack, once or twice: at most five stacks, two of them in another type."""
     stack = 16 * 2048 * 2048 * 4
     assert stack <= measured(target)["read_stack"]["memory"] <= 5 * stack
-    # A v5e converts the stack once to bfloat16, a read of four bytes and a write of two, and then reads two; its states stay on
-    # the chip but for the first one's way in and the last one's way out.
+    # A v5e converts the stack once to bfloat16, a read of four bytes and a write of two, and then
+    # reads two; its states stay on the chip but for the first one's way in and the last one's way
+    # out.
     if target == "v5e:1x1":
         state = 256 * 2048 * 4
         assert 0 <= measured(target)["read_stack"]["memory"] - stack * 2 - 2 * state <= SCALARS
@@ -43,19 +49,29 @@ def test_each_trip_reads_its_slice_of_a_stack(target):
 @pytest.mark.parametrize("target", ONE)
 def test_each_trip_writes_its_slice_of_a_stack(target):
     stack = 64 * 1024 * 1024 * 4
-    assert stack <= measured(target)["write_stack"]["memory"] <= 8 * stack  # of the CPU's seven two are its copies of states
+    assert (
+        stack <= measured(target)["write_stack"]["memory"] <= 8 * stack
+    )  # of the CPU's seven two are its copies of states
     if target in ("v5e:1x1", "v5p:1x1x1"):
         assert 0 <= measured(target)["write_stack"]["memory"] - stack - 4 * 1024 * 1024 <= SCALARS
 
 
 def test_packed_matrices_are_read_packed():
-    """On a v5e, where the states of this loop stay on the chip but for the first and the last one."""
-    assert 0 <= measured("v5e:1x1")["packed"]["memory"] - 6 * 2048 * 2048 // 2 - 2 * 256 * 2048 * 2 <= SCALARS
+    """On a v5e, where the states of this loop stay on the chip but for the first and the last
+    one."""
+    assert (
+        0
+        <= measured("v5e:1x1")["packed"]["memory"] - 6 * 2048 * 2048 // 2 - 2 * 256 * 2048 * 2
+        <= SCALARS
+    )
 
 
-@pytest.mark.parametrize(("target", "step"), [("cpu:1", "product"), ("cpu:1", "chain"), ("cpu:8", "forward_unrolled")])
+@pytest.mark.parametrize(
+    ("target", "step"), [("cpu:1", "product"), ("cpu:1", "chain"), ("cpu:8", "forward_unrolled")]
+)
 def test_as_many_bytes_as_xla_counts_itself(target, step):
-    """XLA's cost analysis, where there is no loop; it counts a few scalars that stand in no instruction's operands."""
+    """XLA's cost analysis, where there is no loop; it counts a few scalars that stand in no
+    instruction's operands."""
     found = measured(target)[step]
     assert found["memory"] == pytest.approx(found["compiler"], rel=1e-6)
 
@@ -81,11 +97,16 @@ UPDATE_ENTRY = """(p: f32[8,4], u: f32[1,4], i: s32[]) -> f32[8,4] {
 def test_an_update_in_place_moves_the_update():
     assert memory_bytes(module(UPDATE, UPDATE_ENTRY)) == 16 + 16 + 4
     # Of a buffer that was changed on the way all is read and written.
-    assert memory_bytes(module(UPDATE.replace("bitcast", "negate"), UPDATE_ENTRY)) == 128 + 128 + 16 + 4
+    assert (
+        memory_bytes(module(UPDATE.replace("bitcast", "negate"), UPDATE_ENTRY))
+        == 128 + 128 + 16 + 4
+    )
 
 
 def test_an_update_outside_a_fusion_moves_it_twice():
-    entry = UPDATE_ENTRY.replace("fusion(%p, %u, %i), kind=kLoop, calls=%body", "dynamic-update-slice(%p, %u, %i, %i)")
+    entry = UPDATE_ENTRY.replace(
+        "fusion(%p, %u, %i), kind=kLoop, calls=%body", "dynamic-update-slice(%p, %u, %i, %i)"
+    )
     assert memory_bytes(module(UPDATE, entry)) == 2 * 16 + 2 * 4
 
 
@@ -110,9 +131,14 @@ def test_a_fusion_reads_what_it_slices_in_the_type_that_lies_in_memory():
 def test_a_slice_of_a_slice_in_a_fusion_of_a_fusion():
     """A TPU's fusions nest; the inner one here only renames."""
     inner = "\n%inner (q: f32[8,4]) -> f32[8,4] {\n  %q = f32[8,4]{1,0} parameter(0)\n  ROOT %b = f32[8,4]{1,0} bitcast(%q)\n}\n"
-    nested = SLICE.replace("bf16[8,4]{1,0} convert(%p)", "f32[8,4]{1,0} fusion(%p), kind=kLoop, calls=%inner")
+    nested = SLICE.replace(
+        "bf16[8,4]{1,0} convert(%p)", "f32[8,4]{1,0} fusion(%p), kind=kLoop, calls=%inner"
+    )
     assert memory_bytes(module(nested, SLICE_ENTRY, inner)) == 4 * 4 + 4 + 4 * 2
-    assert memory_bytes(module(nested.replace("dynamic-slice", "dot"), SLICE_ENTRY, inner)) == 8 * 4 * 4 + 4 + 4 * 2
+    assert (
+        memory_bytes(module(nested.replace("dynamic-slice", "dot"), SLICE_ENTRY, inner))
+        == 8 * 4 * 4 + 4 + 4 * 2
+    )
 
 
 OFFLOAD = """
@@ -136,7 +162,9 @@ ENTRY %main (p: bf16[80,64], x: bf16[1,64], i: s32[]) -> bf16[80,64] {
 def test_the_host_the_chip_and_the_device_each_have_their_own_bytes():
     found = hlo.parse("HloModule m\n" + OFFLOAD)
     assert host_bytes(found) == 128 + 128  # a row put, a row taken
-    assert memory_bytes(found) == 128 + 128 + 128 + 12  # read to be put, written when taken, fetched, and the kernel's result
+    assert (
+        memory_bytes(found) == 128 + 128 + 128 + 12
+    )  # read to be put, written when taken, fetched, and the kernel's result
 
 
 def test_a_cards_network_buffers_are_its_memory():

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from research.fit import verdicts
 from research.fit.report import Fit
 from research.fit.verdicts import BEGIN, END, RECIPES, ask, replaced, row, table
-from research.fit import verdicts
 from tests.configs import ROOT
 from tests.fit.fits import fit_json
 
@@ -22,11 +22,16 @@ def test_the_readme_has_a_row_for_each_recipe():
 
 def test_every_recipe_is_a_shipped_config_that_resolves(monkeypatch):
     asked = []
-    monkeypatch.setattr(verdicts, "answer", lambda experiment, target: asked.append((experiment, target)))
+    monkeypatch.setattr(
+        verdicts, "answer", lambda experiment, target: asked.append((experiment, target))
+    )
     for recipe in RECIPES:
         ask(recipe)
     assert [target for _, target in asked] == [recipe.target for recipe in RECIPES]
-    assert dict(zip((recipe.said for recipe in RECIPES), asked))[RECIPES[6].said][0].mesh == "expert:8,fsdp:-1"
+    assert (
+        dict(zip((recipe.said for recipe in RECIPES), asked))[RECIPES[6].said][0].mesh
+        == "expert:8,fsdp:-1"
+    )
 
 
 def test_the_marked_part_alone_is_replaced():

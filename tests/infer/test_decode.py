@@ -1,4 +1,5 @@
-"""Decoding with a cache against the model without one, and what a batch of continuations promises."""
+"""Decoding with a cache against the model without one, and what a batch of continuations
+promises."""
 
 from dataclasses import replace
 from functools import cache, partial
@@ -10,14 +11,15 @@ import pytest
 from jax import lax
 
 from research.data.tokenizers import load_tokenizer
-from research.infer import steps, turned
+from research.infer import decode_layout as turned
+from research.infer import steps
 from research.infer.decode import generate, stream
-from research.infer.turned import prepare
+from research.infer.decode_layout import prepare
 from research.infer.sampling import SamplingConfig
-from research.mesh import make_mesh
 from research.models.config import Execution
 from research.models.model import Model, forward
 from research.models.spec import initialize, shardings
+from research.parallel.mesh import make_mesh
 from tests.families import FAMILIES, VOCAB
 
 CHUNK, LENGTH = 4, 12
@@ -28,7 +30,9 @@ GREEDY = SamplingConfig(temperature=0, max_tokens=12)
 
 
 # Grouped key heads and learned positions, which end.
-WRITER = replace(FAMILIES["llama3_405b"], vocab_size=TOKENIZER.vocab_size, position="learned", max_length=32)
+WRITER = replace(
+    FAMILIES["llama3_405b"], vocab_size=TOKENIZER.vocab_size, position="learned", max_length=32
+)
 TRANSLATOR = replace(FAMILIES["transformer_base"], vocab_size=TOKENIZER.vocab_size)
 
 
@@ -77,7 +81,17 @@ def two_ways(model, params, batch):
 @pytest.mark.parametrize(
     "name, unroll",
     [
-        *((name, 1) for name in ("gpt2", "llama3_405b", "mistral_7b", "mixtral_8x7b", "qwen3_8b", "t5_small")),
+        *(
+            (name, 1)
+            for name in (
+                "gpt2",
+                "llama3_405b",
+                "mistral_7b",
+                "mixtral_8x7b",
+                "qwen3_8b",
+                "t5_small",
+            )
+        ),
         *((name, 0) for name in ("mistral_7b", "transformer_base")),
     ],
 )
@@ -96,7 +110,9 @@ def test_a_window_needs_no_more_slots_than_it_and_a_chunk_have():
 
 
 def write(prompts=PROMPTS, tokenizer=TOKENIZER, **changes):
-    return generate(Model(WRITER), parameters(WRITER), tokenizer, prompts, replace(GREEDY, **changes))
+    return generate(
+        Model(WRITER), parameters(WRITER), tokenizer, prompts, replace(GREEDY, **changes)
+    )
 
 
 def test_greedy_text_is_the_models_likeliest_with_its_own_probabilities():
@@ -105,13 +121,19 @@ def test_greedy_text_is_the_models_likeliest_with_its_own_probabilities():
     inputs = np.array([row + [0] * (width - len(row)) for row in rows], np.int32)
     positions = np.tile(np.arange(width, dtype=np.int32), (len(rows), 1))
     segments = np.array([[1] * len(row) + [0] * (width - len(row)) for row in rows], np.int32)
-    logits = whole_logits(Model(WRITER), parameters(WRITER), {"inputs": inputs, "positions": positions, "segments": segments})
+    logits = whole_logits(
+        Model(WRITER),
+        parameters(WRITER),
+        {"inputs": inputs, "positions": positions, "segments": segments},
+    )
     logprobs = np.asarray(jax.nn.log_softmax(logits))
     for row, ids, g in zip(logprobs, rows, generations):
         at = np.arange(len(ids) - len(g.token_ids), len(ids)) - 1
         assert len(set(g.token_ids)) > 1 and g.finish == "length"
         np.testing.assert_array_equal(row[at].argmax(axis=1), g.token_ids)
-        np.testing.assert_allclose(g.logprobs, row[at, list(g.token_ids)], atol=1e-5)  # float32, as above
+        np.testing.assert_allclose(
+            g.logprobs, row[at, list(g.token_ids)], atol=1e-5
+        )  # float32, as above
         assert g.text == TOKENIZER.decode(g.token_ids)
 
 
@@ -119,7 +141,10 @@ def test_greedy_text_is_the_models_likeliest_with_its_own_probabilities():
 def test_a_row_does_not_depend_on_the_others(temperature):
     together = write(temperature=temperature, seed=3)
     turned = write([PROMPTS[2], "something else", PROMPTS[0], "y"], temperature=temperature, seed=3)
-    assert (turned[0].token_ids, turned[2].token_ids) == (together[2].token_ids, together[0].token_ids)
+    assert (turned[0].token_ids, turned[2].token_ids) == (
+        together[2].token_ids,
+        together[0].token_ids,
+    )
 
 
 def test_seeds_decide_and_copies_of_a_prompt_differ():
@@ -131,7 +156,14 @@ def test_seeds_decide_and_copies_of_a_prompt_differ():
 
 def test_a_second_prompt_compiles_nothing():
     write()
-    programs = (steps.empty, steps._feed, steps._first, steps.advance, steps._apart, turned._prepared)
+    programs = (
+        steps.empty,
+        steps._feed,
+        steps._first,
+        steps.advance,
+        steps._apart,
+        turned._prepared,
+    )
     before = [program._cache_size() for program in programs]
     write(["another prompt of", "and", "two", "more of them"], max_tokens=9, stop=("q",), seed=9)
     assert [program._cache_size() for program in programs] == before
@@ -139,11 +171,15 @@ def test_a_second_prompt_compiles_nothing():
 
 def test_a_stop_string_is_cut_off_with_what_follows():
     whole = write()[0]
-    stop = next(letter for letter in whole.text[3:] if letter != "\ufffd" and letter not in whole.text[:3])
+    stop = next(
+        letter for letter in whole.text[3:] if letter != "\ufffd" and letter not in whole.text[:3]
+    )
     got = write(stop=(stop, "never there"))[0]
     assert got.text == whole.text[: whole.text.index(stop)] and got.finish == "stop"
     assert got.token_ids == whole.token_ids[: len(got.token_ids)]
-    assert stop in TOKENIZER.decode(got.token_ids) and stop not in TOKENIZER.decode(got.token_ids[:-1])
+    assert stop in TOKENIZER.decode(got.token_ids) and stop not in TOKENIZER.decode(
+        got.token_ids[:-1]
+    )
     assert len(got.logprobs) == len(got.token_ids)
 
 
@@ -160,7 +196,10 @@ def test_an_end_token_ends_the_text_and_is_no_part_of_it():
 
 def test_a_stream_gives_the_same_text_in_pieces():
     config = replace(GREEDY, temperature=1.0, stop=("e",), seed=1)
-    writing, pieces = stream(Model(WRITER), parameters(WRITER), TOKENIZER, PROMPTS, config), [[] for _ in PROMPTS]
+    writing, pieces = (
+        stream(Model(WRITER), parameters(WRITER), TOKENIZER, PROMPTS, config),
+        [[] for _ in PROMPTS],
+    )
     for index, piece in writing:
         pieces[index].append(piece)
     generations = generate(Model(WRITER), parameters(WRITER), TOKENIZER, PROMPTS, config)
@@ -184,7 +223,9 @@ def test_a_mesh_changes_nothing():
 def test_an_encoder_decoder_continues_from_its_start():
     model, params = Model(TRANSLATOR), parameters(TRANSLATOR)
     [g] = generate(model, params, TOKENIZER, ["translate me"], GREEDY)
-    source = np.array([[TOKENIZER.bos_id, *TOKENIZER.encode("translate me"), TOKENIZER.eos_id]], np.int32)
+    source = np.array(
+        [[TOKENIZER.bos_id, *TOKENIZER.encode("translate me"), TOKENIZER.eos_id]], np.int32
+    )
     inputs = np.array([[TOKENIZER.pad_id, *g.token_ids[:-1]]], np.int32)
     batch = {}
     for side, ids in (("", inputs), ("encoder_", source)):
@@ -193,7 +234,8 @@ def test_an_encoder_decoder_continues_from_its_start():
     logprobs = np.asarray(jax.nn.log_softmax(whole_logits(model, params, batch)))[0]
     np.testing.assert_array_equal(logprobs.argmax(axis=1), g.token_ids)
     wanted = logprobs[np.arange(len(g.token_ids)), list(g.token_ids)]
-    # Float32, and the weights of four times the usual size make hidden states and logits of the order of 10.
+    # Float32, and the weights of four times the usual size make hidden states and logits of the
+    # order of 10.
     np.testing.assert_allclose(g.logprobs, wanted, atol=5e-5)
 
 
@@ -221,9 +263,14 @@ def test_the_cache_is_written_in_place():
     for params, copied in ((parameters(WRITER), 1), (prepare(model, parameters(WRITER)), 0.5)):
         state, _, _ = steps.begin(model, parameters(WRITER), params, start, GREEDY.law, stop_ids)
         inputs = params, state, np.ones(1, bool), np.int32(1), stop_ids
-        memory = steps.advance.lower(*inputs, model=model, law=GREEDY.law).compile().memory_analysis()
-        held = sum(leaf.nbytes for leaf in jax.tree.leaves((state.cache.key_LBKSH, state.cache.value_LBKSH)))
+        memory = (
+            steps.advance.lower(*inputs, model=model, law=GREEDY.law).compile().memory_analysis()
+        )
+        held = sum(
+            leaf.nbytes
+            for leaf in jax.tree.leaves((state.cache.key_LBKSH, state.cache.value_LBKSH))
+        )
         assert memory.alias_size_in_bytes > held  # the caller's buffers come back
-        # Of stacked layers, two here, one's keys and values are copied out at a time, of layers apart none; scores are
-        # as long as the cache.
+        # Of stacked layers, two here, one's keys and values are copied out at a time, of layers
+        # apart none; scores are as long as the cache.
         assert memory.temp_size_in_bytes < copied * held

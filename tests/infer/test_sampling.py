@@ -84,7 +84,9 @@ def test_temperature_0_takes_the_likeliest_token_after_the_penalty():
     assert ids.tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("config", [SamplingConfig(), SamplingConfig(temperature=0.8, top_k=6, top_p=0.99, min_p=0.01)])
+@pytest.mark.parametrize(
+    "config", [SamplingConfig(), SamplingConfig(temperature=0.8, top_k=6, top_p=0.99, min_p=0.01)]
+)
 def test_draws_follow_the_distribution(config):
     draws = 20_000
     logits = LOGITS[:1]
@@ -108,22 +110,35 @@ def test_a_row_draws_with_its_own_key():
 
 def test_log_probabilities_are_the_models_own():
     got = sampling.log_probability(LOGITS, jnp.array([6, 1, 4]))
-    wanted = np.log(np.exp(GOLDEN["lg"]) / np.exp(GOLDEN["lg"]).sum(axis=1, keepdims=True))[[0, 1, 2], [6, 1, 4]]
+    wanted = np.log(np.exp(GOLDEN["lg"]) / np.exp(GOLDEN["lg"]).sum(axis=1, keepdims=True))[
+        [0, 1, 2], [6, 1, 4]
+    ]
     np.testing.assert_allclose(got, wanted, atol=2e-6)  # float32 sums of 11 numbers below 16
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"temperature": -0.1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1},
-        {"min_p": 1.5}, {"repetition_penalty": 0.0}, {"max_tokens": 0}, {"seed": -1}, {"stop": ("",)},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"max_tokens": 0},
+        {"seed": -1},
+        {"stop": ("",)},
     ],
-)  # fmt: skip
+)
 def test_a_number_out_of_range_is_refused_by_name(fields):
     with pytest.raises(ValueError, match=f"sampling.{next(iter(fields))}="):
         SamplingConfig(**fields)
 
 
 def test_what_is_no_part_of_the_law_compiles_nothing_anew():
-    one, other = SamplingConfig(top_p=0.9, seed=1, max_tokens=5, stop=("x",)), SamplingConfig(top_p=0.9, stop_ids=(3,))
+    one, other = (
+        SamplingConfig(top_p=0.9, seed=1, max_tokens=5, stop=("x",)),
+        SamplingConfig(top_p=0.9, stop_ids=(3,)),
+    )
     assert one.law == other.law != SamplingConfig(top_p=0.8).law

@@ -30,13 +30,17 @@ def write(decode, prompt, ids, stop=()):
 @given(LETTERS, LETTERS, STOPS)
 @example("", "nab", ["b", "ab"])  # both end with the same token
 def test_pieces_join_to_the_text_before_the_first_stop_string(prompt, continuation, stop):
-    text, pieces, taken = write(BYTES.decode, BYTES.encode(prompt), BYTES.encode(continuation), stop)
+    text, pieces, taken = write(
+        BYTES.decode, BYTES.encode(prompt), BYTES.encode(continuation), stop
+    )
     assert "".join(pieces) == text
     read = BYTES.decode(BYTES.encode(continuation)[:taken])
     found = [read.find(s) for s in stop if s in read]
     assert text == (read[: min(found)] if found else continuation)
     before = BYTES.decode(BYTES.encode(continuation)[: taken - 1])
-    assert not any(s in before for s in stop)  # it ends with the token that completes a stop string, no later
+    assert not any(
+        s in before for s in stop
+    )  # it ends with the token that completes a stop string, no later
 
 
 @settings(deadline=None)
@@ -64,11 +68,16 @@ def test_what_may_begin_a_stop_string_is_held_back_until_it_does_not():
 
 @pytest.mark.parametrize("spelling", ["sentencepiece:320", "bpe:300"])
 def test_a_prompt_and_its_continuation_join_to_the_whole(spelling):
-    tokenizer = train_tokenizer(spelling, ["the cat sat on the mat and the dog sat on the cat. " * 40])
+    tokenizer = train_tokenizer(
+        spelling, ["the cat sat on the mat and the dog sat on the cat. " * 40]
+    )
     whole = tokenizer.encode("the cat sat on the mat")
     for cut in range(1, len(whole)):
         text, pieces, _ = write(tokenizer.decode, whole[:cut], whole[cut:])
-        assert tokenizer.decode(whole[:cut]) + text == "the cat sat on the mat" and "".join(pieces) == text
+        assert (
+            tokenizer.decode(whole[:cut]) + text == "the cat sat on the mat"
+            and "".join(pieces) == text
+        )
 
 
 def test_a_continuation_keeps_the_space_it_begins_with():

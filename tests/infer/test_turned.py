@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.infer import turned
-from research.infer.turned import Turned, prepare
-from research.mesh import make_mesh
+from research.infer import decode_layout as turned
+from research.infer.decode_layout import Turned, prepare
 from research.models.model import Model
 from research.models.spec import initialize
 from research.ops.einsum import einsum, take
+from research.parallel.mesh import make_mesh
 from research.precision import Precision
 from tests.families import DECODERS, FAMILIES, random_batch
 
@@ -58,7 +58,10 @@ def decoded(model, params, batch, apart):
     cache = model.make_cache(2, LENGTH, CHUNK)
     cache, logits = cache.apart() if apart else cache, []
     for first in range(0, 2 * CHUNK, CHUNK):
-        part = {name: batch[name][:, first : first + CHUNK] for name in ("inputs", "segments", "positions")}
+        part = {
+            name: batch[name][:, first : first + CHUNK]
+            for name in ("inputs", "segments", "positions")
+        }
         hidden_BTD, cache = model.decode(params, part, cache, memory)
         logits.append(model.logits(params, hidden_BTD))
     return jnp.concatenate(logits, axis=1)
@@ -71,7 +74,10 @@ def test_prepared_parameters_give_the_models_logits(name):
     batch["segments"] = np.ones_like(batch["segments"])
     params = initialize(jax.random.key(0), model.specs(), jnp.float32)
     prepared = prepare(model, params)
-    assert any(isinstance(leaf, Turned) for leaf in jax.tree.leaves(prepared, is_leaf=lambda x: isinstance(x, Turned)))
+    assert any(
+        isinstance(leaf, Turned)
+        for leaf in jax.tree.leaves(prepared, is_leaf=lambda x: isinstance(x, Turned))
+    )
     assert prepare(model, prepared) is prepared
     want = decoded(model, params, batch, False)
     for apart in (False, True):
@@ -83,7 +89,9 @@ def test_bfloat16_is_laid_out_in_the_type_of_computation():
     model = Model(FAMILIES["llama2_7b"], Precision(compute="bfloat16"))
     prepared = prepare(model, initialize(jax.random.key(0), model.specs(), jnp.float32))
     assert prepared["layers"][0]["mlp"]["up"].turned_NK.dtype == jnp.bfloat16
-    assert prepared["layers"][0]["mlp_norm"]["scale"].dtype == jnp.float32  # norms are computed in it
+    assert (
+        prepared["layers"][0]["mlp_norm"]["scale"].dtype == jnp.float32
+    )  # norms are computed in it
 
 
 def test_a_mesh_of_one_device_is_laid_out_and_one_of_more_is_not():

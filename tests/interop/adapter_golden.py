@@ -1,4 +1,5 @@
-"""What tests/interop/adapters/make.py wrote, turned back into folders of peft's `save_pretrained`."""
+"""What tests/interop/adapters/make.py wrote, turned back into folders of peft's
+`save_pretrained`."""
 
 from functools import cache
 from pathlib import Path
@@ -19,11 +20,16 @@ def adapter(name: str) -> dict[str, np.ndarray]:
 
 def tensors(name: str) -> dict[str, np.ndarray]:
     """The tensors that were saved, by their names."""
-    return {key.removeprefix("tensor/"): value for key, value in adapter(name).items() if key.startswith("tensor/")}
+    return {
+        key.removeprefix("tensor/"): value
+        for key, value in adapter(name).items()
+        if key.startswith("tensor/")
+    }
 
 
 def write_adapter(name: str, folder: Path, changes: dict[str, str] | None = None) -> Path:
-    """A folder with the golden's adapter_config.json, pieces of its text changed, and its tensors."""
+    """A folder with the golden's adapter_config.json, pieces of its text changed, and its
+    tensors."""
     folder.mkdir()
     text = str(adapter(name)["config"])
     for old, new in (changes or {}).items():
@@ -31,5 +37,8 @@ def write_adapter(name: str, folder: Path, changes: dict[str, str] | None = None
             raise ValueError(f"{name} has no {old}")
         text = text.replace(old, new)
     (folder / "adapter_config.json").write_text(text)
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors(name).items()}, folder / "adapter_model.safetensors")
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in tensors(name).items()},
+        folder / "adapter_model.safetensors",
+    )
     return folder

@@ -11,7 +11,9 @@ from safetensors.numpy import save_file
 FOLDER = Path(__file__).parent / "goldens"
 GOLDENS = sorted(path.stem for path in FOLDER.glob("*.npz"))
 # Those of LLaMA's cases whose file is the only thing special about them are not written with again.
-WRITERS = [name for name in GOLDENS if not name.startswith(("bert", "llama_bfloat16", "llama_sharded"))]
+WRITERS = [
+    name for name in GOLDENS if not name.startswith(("bert", "llama_bfloat16", "llama_sharded"))
+]
 TWO_SIDED = ["marian", "t5", "t5_v1_1"]
 
 
@@ -32,7 +34,13 @@ def tensors(name: str) -> dict[str, np.ndarray]:
     return found
 
 
-def write(name: str, folder: Path, config: str = "config", rename=lambda name: name, more: dict | None = None) -> Path:
+def write(
+    name: str,
+    folder: Path,
+    config: str = "config",
+    rename=lambda name: name,
+    more: dict | None = None,
+) -> Path:
     """A folder with the golden's config.json and its tensors, in shards where it had an index."""
     fields = golden(name)
     arrays = {rename(key): values for key, values in tensors(name).items()} | (more or {})
@@ -43,7 +51,9 @@ def write(name: str, folder: Path, config: str = "config", rename=lambda name: n
     (folder / "model.safetensors.index.json").write_text(str(fields["index"]))
     where = json.loads(str(fields["index"]))["weight_map"]
     for file in set(where.values()):
-        save_file({key: arrays[key] for key, place in where.items() if place == file}, folder / file)
+        save_file(
+            {key: arrays[key] for key, place in where.items() if place == file}, folder / file
+        )
     return folder
 
 
@@ -57,4 +67,6 @@ def inputs(name: str) -> dict[str, np.ndarray]:
 def real(name: str) -> np.ndarray:
     """Where the golden's states and logits mean something, [B, T]: what pads a row has none."""
     fields = golden(name)
-    return np.ones_like(fields["decoder_ids"], bool) if "decoder_ids" in fields else fields["mask"] > 0
+    return (
+        np.ones_like(fields["decoder_ids"], bool) if "decoder_ids" in fields else fields["mask"] > 0
+    )

@@ -9,8 +9,9 @@ import pytest
 
 from research import tree
 from research.files import building
-from research.interop import hf, native
+from research.interop import native
 from research.interop.convert import convert, verify
+from research.interop.huggingface import folder as hf
 from research.interop.load import load, open_checkpoint
 from research.models.model import forward
 from research.ops.rope import RopeScaling
@@ -22,9 +23,13 @@ MARIAN = replace(FAMILIES["transformer_base"], attention_bias="all", head_bias=T
 MODELS = {
     **{name: c for name, c in FAMILIES.items() if name != "transformer_base"},
     "marian": MARIAN,
-    "llama_with_biases": replace(FAMILIES["llama2_7b"], attention_bias="all", mlp_bias=True, tied=True),
+    "llama_with_biases": replace(
+        FAMILIES["llama2_7b"], attention_bias="all", mlp_bias=True, tied=True
+    ),
     "bert_classifier": replace(FAMILIES["bert_base"], mlm_head=False, labels=3),
-    "t5_gated": replace(FAMILIES["t5_small"], gated=True, activation="gelu_tanh", tied=False, head_scale=1.0),
+    "t5_gated": replace(
+        FAMILIES["t5_small"], gated=True, activation="gelu_tanh", tied=False, head_scale=1.0
+    ),
 }
 
 
@@ -32,7 +37,8 @@ def same(first, second):
     """Whether two trees of arrays are equal bit by bit."""
     left, right = tree.paths(first), tree.paths(second)
     return left.keys() == right.keys() and all(
-        left[path].dtype == right[path].dtype and np.asarray(left[path]).tobytes() == np.asarray(right[path]).tobytes()
+        left[path].dtype == right[path].dtype
+        and np.asarray(left[path]).tobytes() == np.asarray(right[path]).tobytes()
         for path in left
     )
 
@@ -57,7 +63,9 @@ def test_the_way_through_every_format_keeps_every_bit(name, dtype, tmp_path):
     certificate = convert(tmp_path / "theirs", tmp_path / "ours", "native")
     assert certificate["round_trip"]["bit_equal"] == certificate["round_trip"]["tensors"] > 10
     convert(tmp_path / "ours", tmp_path / "again", "hf")
-    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "theirs/model.safetensors").read_bytes()
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (
+        tmp_path / "theirs/model.safetensors"
+    ).read_bytes()
     assert same(load(tmp_path / "ours", dtype).params, params)
 
 
@@ -71,14 +79,20 @@ def test_shards_hold_what_one_file_holds(name, tmp_path):
         assert same(load(tmp_path / write.__name__).params, params)
 
 
-@pytest.mark.parametrize(("name", "mesh"), [("llama2_7b", "fsdp:4,tensor:2"), ("mixtral_8x7b", "fsdp:2,expert:4")])
+@pytest.mark.parametrize(
+    ("name", "mesh"), [("llama2_7b", "fsdp:4,tensor:2"), ("mixtral_8x7b", "fsdp:2,expert:4")]
+)
 def test_a_model_read_onto_a_mesh_is_the_one_of_one_device(name, mesh, tmp_path):
     c = FAMILIES[name]
     with building(tmp_path / "model") as folder:
         native.write_native(in_memory(c, random_params(c)), folder)
     spread, alone = load(tmp_path / "model", mesh=mesh), load(tmp_path / "model")
     assert same(jax.device_get(spread.params), jax.device_get(alone.params))
-    held = max(x.addressable_shards[0].data.size / x.size for x in jax.tree.leaves(spread.params) if x.ndim > 2)
+    held = max(
+        x.addressable_shards[0].data.size / x.size
+        for x in jax.tree.leaves(spread.params)
+        if x.ndim > 2
+    )
     assert held <= 0.5  # every matrix is split at least in two
     tokens = random_batch(8, 16)["inputs"]
     # Sums over devices come in another order.
@@ -90,11 +104,15 @@ def test_logits_are_those_of_the_model_and_padding_changes_nothing(llama):
     tokens = np.random.default_rng(0).integers(0, 96, (2, 9), dtype=np.int32)
     whole = loaded.logits(tokens)
     ones, positions = np.ones_like(tokens), np.tile(np.arange(9, dtype=np.int32), (2, 1))
-    expected = forward(loaded.model, loaded.params, {"inputs": tokens, "segments": ones, "positions": positions})
+    expected = forward(
+        loaded.model, loaded.params, {"inputs": tokens, "segments": ones, "positions": positions}
+    )
     np.testing.assert_allclose(whole, expected, atol=1e-5)  # one is compiled as a whole
     padded = np.concatenate([tokens, np.full((2, 3), 7, np.int32)], axis=1)
     masked = loaded.logits(padded, mask=np.arange(12)[None] < np.full((2, 1), 9))
-    np.testing.assert_allclose(masked[:, :9], whole, atol=1e-5)  # another shape, another order of sums
+    np.testing.assert_allclose(
+        masked[:, :9], whole, atol=1e-5
+    )  # another shape, another order of sums
 
 
 def test_a_model_is_quantized_as_it_is_loaded(tmp_path):
@@ -113,7 +131,11 @@ def test_a_model_is_quantized_as_it_is_loaded(tmp_path):
 
 def test_a_certificate_is_checked_whenever_the_folder_is_opened(llama, tmp_path):
     convert(llama[0], tmp_path / "ours")
-    assert verify(tmp_path / "ours")["rechecked"] == ["target hashes", "source hashes", "round trip"]
+    assert verify(tmp_path / "ours")["rechecked"] == [
+        "target hashes",
+        "source hashes",
+        "round trip",
+    ]
     weights = tmp_path / "ours/params.safetensors"
     content = bytearray(weights.read_bytes())
     content[-5] ^= 1
@@ -145,7 +167,10 @@ def test_a_narrower_type_is_certified_with_its_error(llama, tmp_path):
     trip = convert(llama[0], tmp_path / "half", dtype="bfloat16")["round_trip"]
     # bfloat16 keeps 8 bits: half a unit in the last place of values up to 4 is 2^-7.
     assert 0 < trip["root_mean_square_error"] < trip["largest_error"] <= 2**-7
-    assert load(tmp_path / "half", "bfloat16").params["layers"]["mlp"]["up"].dtype == jax.numpy.bfloat16
+    assert (
+        load(tmp_path / "half", "bfloat16").params["layers"]["mlp"]["up"].dtype
+        == jax.numpy.bfloat16
+    )
 
 
 def test_nothing_is_left_of_a_conversion_that_fails(llama, tmp_path, monkeypatch):
@@ -172,10 +197,16 @@ def test_a_target_that_is_there_is_left_alone(llama, tmp_path):
         (lambda v: v | {"model_type": "rwkv"}, "model_type='rwkv'; there are llama, "),
         (lambda v: v | {"hidden_size": "large"}, "hidden_size='large'; wanted a positive integer"),
         (lambda v: v | {"hidden_size": 2**63}, "wanted a positive integer"),
-        (lambda v: v | {"num_hidden_layers": 3}, "no tensor 'model.layers.2.input_layernorm.weight'"),
+        (
+            lambda v: v | {"num_hidden_layers": 3},
+            "no tensor 'model.layers.2.input_layernorm.weight'",
+        ),
         (lambda v: v | {"num_hidden_layers": 1}, "'model.layers.1.* no place for"),
         (lambda v: v | {"intermediate_size": 65}, r"shape \[64, 32\], the config wants \[65, 32\]"),
-        (lambda v: v | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn'; default and llama3"),
+        (
+            lambda v: v | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            "rope_type='yarn'; default and llama3",
+        ),
         (lambda v: v | {"hidden_act": "mish"}, "hidden_act='mish'"),
         (lambda v: {k: x for k, x in v.items() if k != "vocab_size"}, "no vocab_size"),
         (lambda v: [v], "no JSON object"),
@@ -191,7 +222,16 @@ def test_a_config_that_does_not_fit_is_named_in_one_line(llama, change, says):
 
 @pytest.mark.parametrize(
     "where",
-    ["../llama/model.safetensors", "/etc/passwd", "..", "a/b.safetensors", "a\\b", "missing.safetensors", "", 7],
+    [
+        "../llama/model.safetensors",
+        "/etc/passwd",
+        "..",
+        "a/b.safetensors",
+        "a\\b",
+        "missing.safetensors",
+        "",
+        7,
+    ],
 )
 def test_an_index_cannot_lead_out_of_its_folder(llama, where):
     index = {"weight_map": {"lm_head.weight": where}}
@@ -221,11 +261,14 @@ def test_new_and_old_spellings_of_the_rotary_scaling_mean_the_same(tmp_path):
         hf.write_folder(in_memory(c, random_params(c)), folder)
     file = tmp_path / "model/config.json"
     values = json.loads(file.read_text())
-    assert values["rope_scaling"]["rope_type"] == "llama3" and open_checkpoint(tmp_path / "model").config == replace(
-        c, dropout=0.0, router_loss=0.0
-    )
+    assert values["rope_scaling"]["rope_type"] == "llama3" and open_checkpoint(
+        tmp_path / "model"
+    ).config == replace(c, dropout=0.0, router_loss=0.0)
     scaling, theta = values.pop("rope_scaling"), values.pop("rope_theta")
-    for new in ({**scaling, "rope_theta": theta}, {"full_attention": {**scaling, "rope_theta": theta}}):
+    for new in (
+        {**scaling, "rope_theta": theta},
+        {"full_attention": {**scaling, "rope_theta": theta}},
+    ):
         file.write_text(json.dumps(values | {"rope_parameters": new}))
         assert open_checkpoint(tmp_path / "model").config.rope_scaling == c.rope_scaling
         assert open_checkpoint(tmp_path / "model").config.rope_theta == c.rope_theta
@@ -240,7 +283,10 @@ def test_new_and_old_spellings_of_the_rotary_scaling_mean_the_same(tmp_path):
         ({"use_sliding_window": True}, 0),
         ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}, 5),
         ({"use_sliding_window": True, "max_window_layers": 1}, None),
-        ({"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]}, None),
+        (
+            {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]},
+            None,
+        ),
     ],
 )
 def test_qwens_windows_are_read_as_transformers_reads_them(change, window, tmp_path):
@@ -270,14 +316,23 @@ def test_experts_that_are_one_mlp_compute_what_it_computes():
     dense = FAMILIES["llama2_7b"]
     mixed = replace(dense, experts=4)
     params = random_params(dense)
-    mlp = {name: np.repeat(np.asarray(w)[:, None], 4, axis=1) for name, w in params["layers"]["mlp"].items()}
+    mlp = {
+        name: np.repeat(np.asarray(w)[:, None], 4, axis=1)
+        for name, w in params["layers"]["mlp"].items()
+    }
     mlp["router"] = np.random.default_rng(1).normal(size=(2, 32, 4)).astype(np.float32)
     copied = {**params, "layers": {**params["layers"], "mlp": mlp}}
     from research.models.model import Model
 
-    batch = {name: field for name, field in random_batch(2, 16).items() if not name.startswith("encoder_")}
+    batch = {
+        name: field
+        for name, field in random_batch(2, 16).items()
+        if not name.startswith("encoder_")
+    }
     # The two experts' shares sum to one only to rounding.
-    np.testing.assert_allclose(forward(Model(mixed), copied, batch), forward(Model(dense), params, batch), atol=2e-5)
+    np.testing.assert_allclose(
+        forward(Model(mixed), copied, batch), forward(Model(dense), params, batch), atol=2e-5
+    )
 
 
 def run(*arguments, **kwargs):
@@ -292,7 +347,11 @@ def test_the_command_converts_verifies_and_answers_bad_input_in_one_line(llama, 
     assert run(f"--verify={tmp_path / 'ours'}").returncode == 0
     (tmp_path / "ours/model.json").write_text("{}")
     refused = run(f"--verify={tmp_path / 'ours'}")
-    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and refused.stderr.startswith("error: ")
+    assert (
+        refused.returncode == 2
+        and refused.stderr.count("\n") == 1
+        and refused.stderr.startswith("error: ")
+    )
     truncated = llama[0] / "model.safetensors"
     truncated.write_bytes(truncated.read_bytes()[:1000])
     refused = run(f"--source={llama[0]}", f"--target={tmp_path / 'new'}")

@@ -1,4 +1,5 @@
-"""Every family against transformers: what the reference computed with random weights, our model computes too."""
+"""Every family against transformers: what the reference computed with random weights, our model
+computes too."""
 
 from dataclasses import replace
 
@@ -13,10 +14,19 @@ from research.infer.sampling import SamplingConfig
 from research.interop.load import load, open_checkpoint
 from research.models.config import Execution
 from research.models.embedding import relative_bias
-from tests.interop.golden import GOLDENS, TWO_SIDED, WRITERS, golden, inputs, real, tensors, write
+from tests.interop.golden import (
+    GOLDENS,
+    TWO_SIDED,
+    WRITERS,
+    golden,
+    inputs,
+    real,
+    tensors,
+    write,
+)
 
-# Logits and states are of the order of 5, whose float32 spacing is 5e-7, and pass through a few tens of sums whose
-# order differs between the two libraries.
+# Logits and states are of the order of 5, whose float32 spacing is 5e-7, and pass through a few
+# tens of sums whose order differs between the two libraries.
 TOLERANCE = 1e-5
 SCORERS = [name for name in GOLDENS if "logits" in golden(name)]
 STATES = [name for name in GOLDENS if "hidden" in golden(name)]
@@ -70,7 +80,8 @@ def test_a_cache_writes_the_references_continuation(name, tmp_path):
     np.testing.assert_array_equal([g.token_ids for g in generations], fields["greedy"])
 
 
-# One key head and one row of four experts do not divide by the mesh; T5's tables and BERT's heads lie across it.
+# One key head and one row of four experts do not divide by the mesh; T5's tables and BERT's heads
+# lie across it.
 @pytest.mark.parametrize("name", ["gpt2", "llama_mqa", "mixtral", "bert_pretraining", "t5"])
 def test_a_mesh_changes_nothing(name, tmp_path):
     loaded = load(write(name, tmp_path), mesh="fsdp:4,tensor:2")
@@ -81,30 +92,42 @@ def test_a_mesh_changes_nothing(name, tmp_path):
 
 def test_gpt2_as_it_was_first_published(tmp_path):
     # Without the class's prefix, with the causal mask saved as a tensor.
-    mask = {f"h.{layer}.attn.bias": np.tril(np.ones((1, 1, 64, 64), np.float32)) for layer in (0, 1)}
-    folder = write("gpt2", tmp_path, "config_v4", lambda key: key.removeprefix("transformer."), mask)
+    mask = {
+        f"h.{layer}.attn.bias": np.tril(np.ones((1, 1, 64, 64), np.float32)) for layer in (0, 1)
+    }
+    folder = write(
+        "gpt2", tmp_path, "config_v4", lambda key: key.removeprefix("transformer."), mask
+    )
     compare(load(folder).logits(**inputs("gpt2")), "gpt2")
 
 
 def test_bert_as_it_was_first_published(tmp_path):
     # Norms under TensorFlow's names, positions and the tied head saved as tensors.
     table = tensors("bert_pretraining")["bert.embeddings.word_embeddings.weight"]
-    more = {"bert.embeddings.position_ids": np.arange(64)[None], "cls.predictions.decoder.weight": table}
+    more = {
+        "bert.embeddings.position_ids": np.arange(64)[None],
+        "cls.predictions.decoder.weight": table,
+    }
     more["cls.predictions.decoder.bias"] = tensors("bert_pretraining")["cls.predictions.bias"]
 
     def rename(key):
-        return key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        return key.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        )
 
     folder = write("bert_pretraining", tmp_path, "config_v4", rename, more)
     compare(load(folder).logits(**inputs("bert_pretraining")), "bert_pretraining")
 
 
 def test_t5_as_it_was_first_published(tmp_path):
-    # Each use of the shared table saved again, and a table of positions for cross-attention that nothing reads.
+    # Each use of the shared table saved again, and a table of positions for cross-attention that
+    # nothing reads.
     arrays = tensors("t5")
     again = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
     more = {name: arrays["shared.weight"] for name in again}
-    more["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = np.ones((32, 4), np.float32)
+    more["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = np.ones(
+        (32, 4), np.float32
+    )
     folder = write("t5", tmp_path, "config_v4", more=more)
     compare(load(folder).logits(**inputs("t5")), "t5")
 
@@ -112,7 +135,9 @@ def test_t5_as_it_was_first_published(tmp_path):
 def test_biases_of_keys_load_though_no_logit_shows_them(tmp_path):
     # They move all scores of a query alike, which softmax does not see.
     loaded = load(write("gpt2", tmp_path))
-    bias = np.stack([tensors("gpt2")[f"transformer.h.{layer}.attn.c_attn.bias"] for layer in (0, 1)])
+    bias = np.stack(
+        [tensors("gpt2")[f"transformer.h.{layer}.attn.c_attn.bias"] for layer in (0, 1)]
+    )
     got = loaded.params["layers"]["attention"]["key_bias"]
     np.testing.assert_array_equal(got.reshape(2, -1), np.split(bias, 3, axis=1)[1])
 
@@ -126,7 +151,10 @@ def test_bfloat16_loads_without_a_change(tmp_path):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_distances_fall_into_the_references_buckets(causal):
-    # The edges of the logarithmic buckets are powers of two, where a rounding of the logarithm decides.
+    # The edges of the logarithmic buckets are powers of two, where a rounding of the logarithm
+    # decides.
     numbers = {"table": jnp.arange(32.0)[:, None]}
-    bias_BNTS = relative_bias(numbers, jnp.zeros((1, 1), jnp.int32), jnp.arange(-300, 300)[None], causal=causal)
+    bias_BNTS = relative_bias(
+        numbers, jnp.zeros((1, 1), jnp.int32), jnp.arange(-300, 300)[None], causal=causal
+    )
     np.testing.assert_array_equal(bias_BNTS[0, 0, 0], golden("t5")["buckets"][int(causal)])

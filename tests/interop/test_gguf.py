@@ -1,4 +1,5 @@
-"""GGUF files: what is written is read, by us and by the `gguf` package; damage and malice get one line at once."""
+"""GGUF files: what is written is read, by us and by the `gguf` package; damage and malice get one
+line at once."""
 
 import os
 import struct
@@ -14,10 +15,10 @@ from gguf.quants import dequantize, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.interop import gguf as gguf_file
-from research.interop import gguf_write
-from research.interop.gguf import dequantizable, open_gguf
-from research.interop.gguf_write import TYPES, write_gguf
+from research.interop.gguf import file as gguf_file
+from research.interop.gguf import write as gguf_write
+from research.interop.gguf.file import dequantizable, open_gguf
+from research.interop.gguf.write import TYPES, write_gguf
 
 METADATA = {
     "general.architecture": "llama",
@@ -41,7 +42,10 @@ STORED = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 def arrays(kind="F32"):
     rng = np.random.default_rng(0)
-    return {name: rng.normal(size=shape).astype(STORED.get(kind, np.float32)) for name, shape in SHAPES.items()}
+    return {
+        name: rng.normal(size=shape).astype(STORED.get(kind, np.float32))
+        for name, shape in SHAPES.items()
+    }
 
 
 def entries(values, kind):
@@ -69,11 +73,18 @@ def test_what_is_written_is_read_by_us_and_by_the_package(kind, alignment, tmp_p
     theirs = GGUFReader(path)
     found = {tensor.name: tensor for tensor in theirs.tensors}
     with open_gguf(path) as ours:
-        assert list(ours.names) == list(values) == list(found) and set(ours.types.values()) == {kind}
+        assert list(ours.names) == list(values) == list(found) and set(ours.types.values()) == {
+            kind
+        }
         assert {key: plain(value) for key, value in ours.metadata.items()} == {
-            **{key: plain(value) for key, value in METADATA.items()}, "general.alignment": alignment,
-        }  # fmt: skip
-        fields = {key: field.contents() for key, field in theirs.fields.items() if not key.startswith("GGUF.")}
+            **{key: plain(value) for key, value in METADATA.items()},
+            "general.alignment": alignment,
+        }
+        fields = {
+            key: field.contents()
+            for key, field in theirs.fields.items()
+            if not key.startswith("GGUF.")
+        }
         assert fields == {key: plain(value) for key, value in ours.metadata.items()}
         for name, value in values.items():
             got = ours.read(name)
@@ -96,7 +107,9 @@ def test_what_the_packages_writer_writes_is_read(tmp_path):
     writer.add_array("i", [1, 2])
     writer.add_bool("b", False)
     for name, value in values.items():
-        writer.add_tensor(name, quantize(value, GGMLQuantizationType.Q4_1), raw_dtype=GGMLQuantizationType.Q4_1)
+        writer.add_tensor(
+            name, quantize(value, GGMLQuantizationType.Q4_1), raw_dtype=GGMLQuantizationType.Q4_1
+        )
     writer.add_tensor("half", values["v"].astype(np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -104,7 +117,14 @@ def test_what_the_packages_writer_writes_is_read(tmp_path):
     writer.close()
     with open_gguf(path) as ours:
         read = {key: plain(value) for key, value in ours.metadata.items()}
-        assert read == {"general.architecture": "llama", "n": 7, "f": 0.1, "s": ["a", "bc"], "i": [1, 2], "b": False}
+        assert read == {
+            "general.architecture": "llama",
+            "n": 7,
+            "f": 0.1,
+            "s": ["a", "bc"],
+            "i": [1, 2],
+            "b": False,
+        }
         for tensor in GGUFReader(path).tensors:
             got = ours.read(tensor.name)
             assert np.array_equal(got, dequantize(tensor.data, tensor.tensor_type)), tensor.name
@@ -115,7 +135,9 @@ def test_what_the_packages_writer_writes_is_read(tmp_path):
 def test_every_type_is_dequantized_as_the_package_does(kind, tmp_path, monkeypatch):
     number = GGMLQuantizationType[kind]
     block, block_bytes = GGML_QUANT_SIZES[number]
-    monkeypatch.setattr(gguf_file, "_CHUNK_BYTES", 3 * block_bytes + 1)  # so that there are several, the last one short
+    monkeypatch.setattr(
+        gguf_file, "_CHUNK_BYTES", 3 * block_bytes + 1
+    )  # so that there are several, the last one short
     rng = np.random.default_rng(1)
     content = rng.integers(0, 256, (5, 2 * block_bytes), np.uint8)
     path = tmp_path / "x.gguf"
@@ -143,7 +165,9 @@ def test_rows_are_read_alone(kind, tmp_path):
             for start, stop in [(0, size), (1, 3), (size - 1, size), (2, 2)]:
                 assert np.array_equal(file.read_rows(name, start, stop), whole[start:stop])
             assert np.array_equal(file.read_row(name, 1), whole[1])
-            with pytest.raises(ValueError, match=f"rows 1 to {size + 1} of '{name}', which has {size}"):
+            with pytest.raises(
+                ValueError, match=f"rows 1 to {size + 1} of '{name}', which has {size}"
+            ):
                 file.read_rows(name, 1, size + 1)
 
 
@@ -159,7 +183,8 @@ def test_reading_and_writing_take_little_more_than_the_tensor(tmp_path):
         read = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # Chunks are a million elements, 4 MB in float32; the package holds up to ten such at once. A tensor is 16 MB here.
+    # Chunks are a million elements, 4 MB in float32; the package holds up to ten such at once. A
+    # tensor is 16 MB here.
     assert written < 44e6 and read - value.nbytes < 44e6
 
 
@@ -172,7 +197,11 @@ def test_arrays_are_asked_for_one_after_the_other_and_may_come_in_parts(tmp_path
         yield from np.array_split(values[name], 2) if values[name].ndim > 1 else [values[name]]
         assert alive.pop() == name and not alive
 
-    write_gguf(path, {}, [(name, shape, "Q8_0", lambda name=name: give(name)) for name, shape in SHAPES.items()])
+    write_gguf(
+        path,
+        {},
+        [(name, shape, "Q8_0", lambda name=name: give(name)) for name, shape in SHAPES.items()],
+    )
     with open_gguf(path) as file:
         for name, value in values.items():
             number = GGMLQuantizationType.Q8_0
@@ -182,8 +211,16 @@ def test_arrays_are_asked_for_one_after_the_other_and_may_come_in_parts(tmp_path
 @pytest.mark.parametrize(
     "metadata, entry, problem",
     [
-        ({}, ("w", (2, 48), "Q4_0", np.zeros((2, 48))), "rows of 48, wanted a multiple of 32 for Q4_0"),
-        ({}, ("w", (2, 32), "Q4_K", np.zeros((2, 32))), "'Q4_K' is not written; wanted one of F32, F16"),
+        (
+            {},
+            ("w", (2, 48), "Q4_0", np.zeros((2, 48))),
+            "rows of 48, wanted a multiple of 32 for Q4_0",
+        ),
+        (
+            {},
+            ("w", (2, 32), "Q4_K", np.zeros((2, 32))),
+            "'Q4_K' is not written; wanted one of F32, F16",
+        ),
         ({}, ("w", (2, 32), "Q8_0", np.full((2, 32), np.nan)), "NaN or infinity"),
         ({}, ("w", (2, 32), "F16", np.full((2, 32), 1e6)), "beyond 65504"),
         ({}, ("w", (2, 32), "F32", np.zeros((32, 2))), r"shape \[32, 2\] came, wanted \[2, 32\]"),
@@ -201,7 +238,9 @@ def test_arrays_are_asked_for_one_after_the_other_and_may_come_in_parts(tmp_path
         ({"general.alignment": 24}, None, "general.alignment is 24, wanted a power of two"),
     ],
 )
-def test_what_cannot_be_written_is_refused_in_one_line_and_leaves_nothing(metadata, entry, problem, tmp_path):
+def test_what_cannot_be_written_is_refused_in_one_line_and_leaves_nothing(
+    metadata, entry, problem, tmp_path
+):
     path = tmp_path / "x.gguf"
     path.write_text("what was there")
     tensors = [("first", (32,), "F32", lambda: np.zeros(32, np.float32))]
@@ -214,7 +253,9 @@ def test_what_cannot_be_written_is_refused_in_one_line_and_leaves_nothing(metada
 
 def test_names_twice_are_refused(tmp_path):
     with pytest.raises(ValueError, match="'v' is there twice"):
-        write_gguf(tmp_path / "x.gguf", {}, 2 * [("v", (32,), "F32", lambda: np.zeros(32, np.float32))])
+        write_gguf(
+            tmp_path / "x.gguf", {}, 2 * [("v", (32,), "F32", lambda: np.zeros(32, np.float32))]
+        )
 
 
 # Hostile files, made by hand.
@@ -230,7 +271,10 @@ def tensor(name="w", dims=(32,), kind=0, offset=0):
 
 
 def file(*tensors, keys=(), data=4096, version=3, tensor_count=None, key_count=None):
-    counts = (len(tensors) if tensor_count is None else tensor_count, len(keys) if key_count is None else key_count)
+    counts = (
+        len(tensors) if tensor_count is None else tensor_count,
+        len(keys) if key_count is None else key_count,
+    )
     head = b"GGUF" + struct.pack("<IQQ", version, *counts) + b"".join(keys) + b"".join(tensors)
     return head + bytes(-len(head) % 32) + bytes(data)
 
@@ -250,26 +294,51 @@ HOSTILE = {
         b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("k") + struct.pack("<IIQ", 9, 8, 2**63),
         "claims 9223372036854775808 strings",
     ),
-    "2^63 numbers": (file(keys=[key("k", 9, struct.pack("<IQ", 10, 2**63))]), "claims 73786976294838206464 bytes"),
+    "2^63 numbers": (
+        file(keys=[key("k", 9, struct.pack("<IQ", 10, 2**63))]),
+        "claims 73786976294838206464 bytes",
+    ),
     "2^63 tensors": (file(tensor_count=2**63), "claims 9223372036854775808 tensors"),
     "2^63 keys": (file(key_count=2**63), "claims 9223372036854775808 keys"),
     "a million keys": (file(key_count=10**6, data=10**8), "claims 1000000 keys"),
     "three million empty strings": (
-        file(keys=[key("k", 9, STRINGS + struct.pack("<Q", 3 * 10**6))], data=25 * 10**6), "claims 3000000 strings",
+        file(keys=[key("k", 9, STRINGS + struct.pack("<Q", 3 * 10**6))], data=25 * 10**6),
+        "claims 3000000 strings",
     ),
-    "a string beyond the end": (file(keys=[key("k", 8, struct.pack("<Q", 2**40))]), "claims 1099511627776 bytes"),
-    "a key beyond the end": (file(keys=[struct.pack("<Q", 2**64 - 1)]), "a key of 18446744073709551615 bytes"),
+    "a string beyond the end": (
+        file(keys=[key("k", 8, struct.pack("<Q", 2**40))]),
+        "claims 1099511627776 bytes",
+    ),
+    "a key beyond the end": (
+        file(keys=[struct.pack("<Q", 2**64 - 1)]),
+        "a key of 18446744073709551615 bytes",
+    ),
     "a key of no UTF-8": (file(keys=[key(b"\xff\xfe", 4, bytes(4))]), "not UTF-8"),
     "a value of no UTF-8": (file(keys=[key("k", 8, text(b"\xc3\x28"))]), "not UTF-8"),
     "a key of nothing": (file(keys=[key("", 4, bytes(4))]), "key '' is empty"),
     "a key twice": (file(keys=2 * [key("k", 4, bytes(4))]), "key 'k' is there twice"),
     "an unknown type of value": (file(keys=[key("k", 13, bytes(4))]), "of type 13, wanted 0 to 12"),
-    "a nested array": (file(keys=[key("k", 9, struct.pack("<IQ", 9, 1) + bytes(20))]), "array of type 9"),
-    "an alignment of nothing": (file(keys=[key("general.alignment", 4, bytes(4))]), "general.alignment is '0'"),
-    "an alignment in words": (file(keys=[key("general.alignment", 8, text("32"))]), "general.alignment is '32'"),
-    "an alignment of 24": (file(keys=[key("general.alignment", 4, struct.pack("<I", 24))]), "wanted a power of two"),
+    "a nested array": (
+        file(keys=[key("k", 9, struct.pack("<IQ", 9, 1) + bytes(20))]),
+        "array of type 9",
+    ),
+    "an alignment of nothing": (
+        file(keys=[key("general.alignment", 4, bytes(4))]),
+        "general.alignment is '0'",
+    ),
+    "an alignment in words": (
+        file(keys=[key("general.alignment", 8, text("32"))]),
+        "general.alignment is '32'",
+    ),
+    "an alignment of 24": (
+        file(keys=[key("general.alignment", 4, struct.pack("<I", 24))]),
+        "wanted a power of two",
+    ),
     "no dimensions": (file(tensor(dims=())), "0 dimensions"),
-    "2^31 dimensions": (file(text("w") + struct.pack("<I", 2**31) + bytes(64)), "2147483648 dimensions"),
+    "2^31 dimensions": (
+        file(text("w") + struct.pack("<I", 2**31) + bytes(64)),
+        "2147483648 dimensions",
+    ),
     "a dimension of 0": (file(tensor(dims=(32, 0))), r"\[0, 32\]"),
     "a dimension of 2^63": (file(tensor(dims=(2**63,))), "ends at byte 36893488147419103[0-9]* of"),
     "dimensions whose product is 2^64": (file(tensor(dims=(2**32, 2**32))), "ends at byte"),
@@ -279,14 +348,17 @@ HOSTILE = {
     "data beyond the end": (file(tensor(offset=4096)), "ends at byte 4288 of"),
     "an offset of 2^64-32": (file(tensor(offset=2**64 - 32)), "ends at byte"),
     "an unaligned offset": (file(tensor(offset=4)), "begins at 4, wanted a multiple of 32"),
-    "overlapping tensors": (file(tensor("a", (64,)), tensor("b", offset=128)), "'a' and 'b' overlap"),
+    "overlapping tensors": (
+        file(tensor("a", (64,)), tensor("b", offset=128)),
+        "'a' and 'b' overlap",
+    ),
     "the same data twice": (file(tensor("a"), tensor("b")), "'a' and 'b' overlap"),
     "a tensor twice": (file(tensor(), tensor(offset=128)), "'w' is there twice"),
     "a name that leads out": (file(tensor("../../etc/x")), "path separator"),
     "a name with a backslash": (file(tensor("a\\b")), "path separator"),
     "a name with a line break": (file(tensor("a\nb")), r"'a\\nb'.*control"),
     "a name with an escape": (file(tensor("a\x1b[31m")), "control"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("content, problem", HOSTILE.values(), ids=HOSTILE.keys())
@@ -301,7 +373,11 @@ def test_hostile_files_get_one_line_at_once(content, problem, tmp_path):
         took, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value) and len(str(caught.value)) < 700
+    assert (
+        str(caught.value).startswith(str(path))
+        and "\n" not in str(caught.value)
+        and len(str(caught.value)) < 700
+    )
     assert took < 2 and peak < 1e6 + 2 * len(content)
 
 
@@ -321,7 +397,9 @@ def test_a_type_without_dequantizer_is_refused_when_read(tmp_path):
     path.write_bytes(file(tensor(dims=(256,), kind=GGMLQuantizationType.Q8_K)))
     with open_gguf(path) as opened:
         assert opened.types == {"w": "Q8_K"}
-        with pytest.raises(ValueError, match="'w' is of type Q8_K; wanted one of F64, F32, F16, BF16, .*Q4_0"):
+        with pytest.raises(
+            ValueError, match="'w' is of type Q8_K; wanted one of F64, F32, F16, BF16, .*Q4_0"
+        ):
             opened.read("w")
 
 
@@ -342,10 +420,14 @@ def test_damaged_files_open_or_raise_value_errors(data, tmp_path_factory):
         write_gguf(path, METADATA, entries(arrays(), "Q8_0"))
     content = bytearray(path.read_bytes())
     damaged = path.with_suffix(".damaged")
-    end = content.index(bytes(16), content.rindex(b"blk.0.experts") + 60)  # of the table; data may be anything
+    end = content.index(
+        bytes(16), content.rindex(b"blk.0.experts") + 60
+    )  # of the table; data may be anything
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, end))
-        extreme = st.sampled_from([bytes(8), b"\xff" * 8, struct.pack("<Q", 2**63), struct.pack("<Q", 2**31 - 1)])
+        extreme = st.sampled_from(
+            [bytes(8), b"\xff" * 8, struct.pack("<Q", 2**63), struct.pack("<Q", 2**31 - 1)]
+        )
         new = data.draw(st.binary(min_size=1, max_size=4) | extreme)
         content[at : at + len(new)] = new
     content = content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))]

@@ -5,10 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.interop import gguf_model
-from research.interop.checkpoint import specs_by_path, stacked_axes
-from research.interop.hf import FAMILIES as HF
-from research.interop.layout import inverse, letter_sizes, pieces, rearrange, source_shape
+from research.interop.gguf import model as gguf_model
+from research.interop.huggingface.folder import FAMILIES as HF
+from research.interop.storage.checkpoint import specs_by_path, stacked_axes
+from research.interop.storage.layout import (
+    inverse,
+    letter_sizes,
+    pieces,
+    rearrange,
+    source_shape,
+)
 from tests.families import FAMILIES
 
 SIZES = {"N": 2, "K": 3, "H": 4, "D": 5, "p": 2, "h": 2}
@@ -20,19 +26,25 @@ def patterns(draw):
     letters = draw(st.permutations(sorted(SIZES)).map(lambda order: order[:4]))
     sides = [draw(st.permutations(letters)), draw(st.permutations(letters))]
     cuts = [draw(st.integers(1, 3)) for _ in sides]
-    return " -> ".join(f"({' '.join(side[:cut])}) {' '.join(side[cut:])}" for side, cut in zip(sides, cuts))
+    return " -> ".join(
+        f"({' '.join(side[:cut])}) {' '.join(side[cut:])}" for side, cut in zip(sides, cuts)
+    )
 
 
 @given(patterns())
 def test_the_inverse_of_a_pattern_undoes_it(pattern):
     shape = source_shape(pattern, SIZES)
     x = np.arange(math.prod(shape)).reshape(shape)
-    np.testing.assert_array_equal(rearrange(rearrange(x, pattern, SIZES), inverse(pattern), SIZES), x)
+    np.testing.assert_array_equal(
+        rearrange(rearrange(x, pattern, SIZES), inverse(pattern), SIZES), x
+    )
 
 
 def test_patterns_mean_what_numpy_writes_with_reshape_and_transpose():
     x = np.random.default_rng(0).normal(size=(8, 5))
-    np.testing.assert_array_equal(rearrange(x, "(N H) D -> D N H", SIZES), x.reshape(2, 4, 5).transpose(2, 0, 1))
+    np.testing.assert_array_equal(
+        rearrange(x, "(N H) D -> D N H", SIZES), x.reshape(2, 4, 5).transpose(2, 0, 1)
+    )
     # llama.cpp's order of the rows of a head, pair by pair, to ours, half by half.
     mixed = x.reshape(2, 2, 2, 5).swapaxes(1, 2).reshape(2, 4, 5).transpose(2, 0, 1)
     np.testing.assert_array_equal(rearrange(x, "(N h p) D -> D N (p h)", SIZES), mixed)
@@ -56,7 +68,9 @@ def test_the_rules_of_a_family_name_every_parameter_once(name):
         if c.position == "sinusoidal":  # Marian's layers have biases that the paper's do not
             continue
         elements = dict.fromkeys(specs, 0)
-        for piece in pieces(rules, {path: spec.shape[: stacked_axes(spec)] for path, spec in specs.items()}):
+        for piece in pieces(
+            rules, {path: spec.shape[: stacked_axes(spec)] for path, spec in specs.items()}
+        ):
             for path in piece.paths:
                 elements[path] += math.prod(source_shape(piece.pattern, sizes)) // len(piece.paths)
         assert elements == {path: math.prod(spec.shape) for path, spec in specs.items()}

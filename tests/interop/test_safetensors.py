@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from research.interop.safetensors import open_safetensors, write_safetensors
-from research.interop.tensors import Tensor
+from research.interop.storage.safetensors import open_safetensors, write_safetensors
+from research.interop.storage.tensors import Tensor
 
 ARRAYS = {
     "a/b": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -22,15 +22,23 @@ ARRAYS = {
 
 def streams(arrays):
     """The arrays as the writer takes them, a row at a time."""
-    return {name: (Tensor(x.shape, str(x.dtype)), lambda x=x: iter(x)) for name, x in arrays.items()}
+    return {
+        name: (Tensor(x.shape, str(x.dtype)), lambda x=x: iter(x)) for name, x in arrays.items()
+    }
 
 
 def test_what_is_written_row_by_row_is_what_the_library_reads(tmp_path):
-    assert write_safetensors(tmp_path, streams(ARRAYS), metadata={"format": "pt"}) == ["model.safetensors"]
+    assert write_safetensors(tmp_path, streams(ARRAYS), metadata={"format": "pt"}) == [
+        "model.safetensors"
+    ]
     loaded = load_file(tmp_path / "model.safetensors")
     assert loaded.keys() == ARRAYS.keys()
     for name, x in ARRAYS.items():
-        assert loaded[name].dtype == x.dtype and loaded[name].tobytes() == x.tobytes() and loaded[name].shape == x.shape
+        assert (
+            loaded[name].dtype == x.dtype
+            and loaded[name].tobytes() == x.tobytes()
+            and loaded[name].shape == x.shape
+        )
 
 
 def test_what_the_library_writes_is_read_whole_and_by_row(tmp_path):
@@ -45,7 +53,9 @@ def test_what_the_library_writes_is_read_whole_and_by_row(tmp_path):
 
 def test_parts_that_do_not_make_up_a_tensor_are_refused(tmp_path):
     with pytest.raises(ValueError, match="came as 16 bytes, wanted 48"):
-        write_safetensors(tmp_path, {"x": (Tensor((3, 4), "float32"), lambda: [np.zeros(4, np.float32)])})
+        write_safetensors(
+            tmp_path, {"x": (Tensor((3, 4), "float32"), lambda: [np.zeros(4, np.float32)])}
+        )
 
 
 def test_a_shard_of_another_checkpoint_is_found_out(tmp_path):
@@ -91,7 +101,9 @@ def test_a_hostile_header_is_refused_in_one_line_at_once(content, tmp_path):
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_no_change_of_a_file_does_anything_but_be_read_or_refused(tmp_path, data):
     save_file(ARRAYS, tmp_path / "model.safetensors")
     content = bytearray((tmp_path / "model.safetensors").read_bytes())

@@ -1,4 +1,5 @@
-"""Bottlenecks, prefixes and prompts: whatever the family, packed or alone, whole or token by token."""
+"""Bottlenecks, prefixes and prompts: whatever the family, packed or alone, whole or token by
+token."""
 
 from dataclasses import replace
 from functools import cache, partial
@@ -10,16 +11,16 @@ import pytest
 from jax.sharding import NamedSharding
 
 from research import tree
-from research.axes import partition
 from research.data.tokenizers import load_tokenizer
 from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
-from research.mesh import make_mesh
 from research.models import adapters
 from research.models.config import Execution
 from research.models.linen import Transformer
 from research.models.model import Model, forward
 from research.models.spec import initialize, ones, shardings
+from research.parallel.axes import partition
+from research.parallel.mesh import make_mesh
 from research.weights.rules import attach
 from tests.families import FAMILIES, random_batch
 from tests.weights.test_parity import GOLDEN, MODEL, batch, params  # noqa: F401
@@ -66,13 +67,20 @@ def adapted(name, kind):
 def one_text(name):
     """A row of one document."""
     ids = random_batch(1, LENGTH)["inputs"]
-    return {"inputs": ids, "positions": np.arange(LENGTH, dtype=np.int32)[None], "segments": np.ones_like(ids)}
+    return {
+        "inputs": ids,
+        "positions": np.arange(LENGTH, dtype=np.int32)[None],
+        "segments": np.ones_like(ids),
+    }
 
 
 @pytest.mark.parametrize("name", ["gpt2", "t5_small"])
 def test_fresh_bottlenecks_change_nothing(name):
     model, fresh = Model(FAMILIES[name]), adapters.bottleneck_specs(FAMILIES[name], 4, "houlsby")
-    rows, both = random_batch(2, LENGTH), attach(base(name), initialize(jax.random.key(2), fresh, jnp.float32))
+    rows, both = (
+        random_batch(2, LENGTH),
+        attach(base(name), initialize(jax.random.key(2), fresh, jnp.float32)),
+    )
     np.testing.assert_array_equal(logits(model, both, rows), logits(model, base(name), rows))
 
 
@@ -89,7 +97,10 @@ def test_every_parameter_is_used(name, kind):
 
 def test_bottlenecks_stand_where_their_papers_put_them():
     def parts(name, placement):
-        return {path.rsplit("/", 1)[0] for path in tree.paths(adapters.bottleneck_specs(FAMILIES[name], 4, placement))}
+        return {
+            path.rsplit("/", 1)[0]
+            for path in tree.paths(adapters.bottleneck_specs(FAMILIES[name], 4, placement))
+        }
 
     assert parts("gpt2", "pfeiffer") == {"layers/mlp_adapter"}
     assert parts("gpt2", "houlsby") == {"layers/attention_adapter", "layers/mlp_adapter"}
@@ -102,10 +113,17 @@ def test_bottlenecks_stand_where_their_papers_put_them():
 def test_a_bottleneck_is_the_formula_of_its_paper():
     rng = np.random.default_rng(0)
     sizes = {"down": (8, 3), "down_bias": (3,), "up": (3, 8), "up_bias": (8,)}
-    p, y = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}, rng.normal(size=(2, 5, 8))
+    p, y = (
+        {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()},
+        rng.normal(size=(2, 5, 8)),
+    )
     want = y + np.maximum(y @ p["down"] + p["down_bias"], 0) @ p["up"] + p["up_bias"]
-    got = adapters.bottleneck(jax.tree.map(jnp.asarray, p), jnp.asarray(y, jnp.float32), jax.nn.relu)
-    np.testing.assert_allclose(got, want, atol=1e-5)  # float32 sums of 8 and of 3 terms against float64
+    got = adapters.bottleneck(
+        jax.tree.map(jnp.asarray, p), jnp.asarray(y, jnp.float32), jax.nn.relu
+    )
+    np.testing.assert_allclose(
+        got, want, atol=1e-5
+    )  # float32 sums of 8 and of 3 terms against float64
 
 
 PROMPTED = ("gpt2", "mistral_7b", "mixtral_8x7b")
@@ -136,8 +154,13 @@ def test_scanned_unrolled_and_apart_are_the_same(name, kind):
     rows, tuned, model = random_batch(2, LENGTH), adapted(name, kind), Model(FAMILIES[name])
     want = logits(model, tuned, rows)
     # Float order alone differs.
-    np.testing.assert_allclose(logits(replace(model, execution=Execution(unroll=0)), tuned, rows), want, atol=2e-5)
-    apart = {**tuned, "layers": tuple(jax.tree.map(lambda w: w[i], tuned["layers"]) for i in range(2))}
+    np.testing.assert_allclose(
+        logits(replace(model, execution=Execution(unroll=0)), tuned, rows), want, atol=2e-5
+    )
+    apart = {
+        **tuned,
+        "layers": tuple(jax.tree.map(lambda w: w[i], tuned["layers"]) for i in range(2)),
+    }
     np.testing.assert_allclose(logits(model, apart, rows), want, atol=2e-5)
 
 
@@ -145,13 +168,19 @@ def test_scanned_unrolled_and_apart_are_the_same(name, kind):
 def test_a_few_tokens_at_a_time_are_all_at_once(name, kind):
     model, tuned, rows = Model(FAMILIES[name]), adapted(name, kind), one_text(name)
     want, _ = jax.jit(model.hidden)(tuned, rows)
-    decode, ready, kv = jax.jit(model.decode), jax.jit(model.prompted)(tuned), model.make_cache(1, LENGTH, 4)
+    decode, ready, kv = (
+        jax.jit(model.decode),
+        jax.jit(model.prompted)(tuned),
+        model.make_cache(1, LENGTH, 4),
+    )
     assert "prompt" not in ready
     for at in range(0, LENGTH, 4):
         part = {field: x[:, at : at + 4] for field, x in rows.items()}
         # The prompt as it is and read beforehand are the same.
         x_BTD, kv = decode(ready if at else tuned, part, kv)
-        np.testing.assert_allclose(x_BTD, want[:, at : at + 4], atol=5e-5)  # float order, states of norm 1
+        np.testing.assert_allclose(
+            x_BTD, want[:, at : at + 4], atol=5e-5
+        )  # float order, states of norm 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -160,14 +189,22 @@ def test_a_continuation_is_what_the_whole_text_makes_likely(kind):
     model = Model(replace(FAMILIES["gpt2"], vocab_size=tokenizer.vocab_size))
     tuned = attach(drawn(model.specs(), 0.15), drawn(MAKERS[kind](model.config), 0.5))
     prompts = [[5, 9, 3, 7, 11, 20], [1, 2]]
-    for one in generate(model, tuned, tokenizer, prompts, SamplingConfig(temperature=0, max_tokens=100)):
+    for one in generate(
+        model, tuned, tokenizer, prompts, SamplingConfig(temperature=0, max_tokens=100)
+    ):
         ids = np.array([[*one.prompt, *one.token_ids]], np.int32)
         # Of the table's 32 positions, the virtual tokens take theirs.
         assert ids.shape[1] == 32 - VIRTUAL or one.finish == "eos"
-        rows = {"inputs": ids, "positions": np.arange(ids.shape[1], dtype=np.int32)[None], "segments": np.ones_like(ids)}
+        rows = {
+            "inputs": ids,
+            "positions": np.arange(ids.shape[1], dtype=np.int32)[None],
+            "segments": np.ones_like(ids),
+        }
         told = np.asarray(logits(model, tuned, rows))[0, len(one.prompt) - 1 : -1]
         chosen = np.take_along_axis(told, np.array(one.token_ids)[:, None], axis=1)[:, 0]
-        np.testing.assert_allclose(chosen, told.max(axis=1), atol=5e-5)  # float order may break a tie otherwise
+        np.testing.assert_allclose(
+            chosen, told.max(axis=1), atol=5e-5
+        )  # float order may break a tie otherwise
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -175,16 +212,24 @@ def test_a_window_leaves_virtual_tokens_behind_as_any_other(kind):
     c = replace(FAMILIES["mistral_7b"], layers=1)  # of which no token sees further than the window
     model = Model(c)
     weights = drawn(model.specs(), 0.15)
-    specs = adapters.prompt_specs(c, VIRTUAL) if kind == "prompt" else adapters.prefix_specs(c, VIRTUAL)
+    specs = (
+        adapters.prompt_specs(c, VIRTUAL) if kind == "prompt" else adapters.prefix_specs(c, VIRTUAL)
+    )
 
     @jax.jit
     @jax.grad
     def seen_by(virtual, position):
-        return jnp.sum(jnp.sin(model.hidden(attach(weights, virtual), one_text("mistral_7b"))[0][0, position]))
+        return jnp.sum(
+            jnp.sin(model.hidden(attach(weights, virtual), one_text("mistral_7b"))[0][0, position])
+        )
 
     virtual = drawn(specs, 0.5)
-    got = [any(np.any(leaf != 0) for leaf in jax.tree.leaves(seen_by(virtual, at))) for at in range(LENGTH)]
-    # The last virtual token stands next to the text's first, which sees it, as do the window - 2 after that.
+    got = [
+        any(np.any(leaf != 0) for leaf in jax.tree.leaves(seen_by(virtual, at)))
+        for at in range(LENGTH)
+    ]
+    # The last virtual token stands next to the text's first, which sees it, as do the window - 2
+    # after that.
     assert got == [at < c.window - 1 for at in range(LENGTH)]
 
 
@@ -211,11 +256,14 @@ def test_prefix_tuning_is_pefts(params):  # noqa: F811
 def test_a_mesh_changes_where_the_gradients_are_and_not_what():
     # A prompt becomes a prefix on the way.
     name, c = "llama3_405b", FAMILIES["llama3_405b"]
-    model, specs = Model(c), attach(adapters.bottleneck_specs(c, 4, "houlsby"), adapters.prompt_specs(c, VIRTUAL))
+    model, specs = (
+        Model(c),
+        attach(adapters.bottleneck_specs(c, 4, "houlsby"), adapters.prompt_specs(c, VIRTUAL)),
+    )
     mine = drawn(specs, 0.5)
     rows = {field: random_batch(4, LENGTH)[field] for field in FIELDS}
 
-    def loss(trained, params, rows):
+    def loss(trained, params, rows):  # noqa: F811
         return jnp.mean(jnp.sin(forward(model, attach(params, trained), rows)))
 
     want = jax.jit(jax.grad(loss))(mine, base(name), rows)
@@ -223,7 +271,9 @@ def test_a_mesh_changes_where_the_gradients_are_and_not_what():
     with jax.set_mesh(mesh):
         places = tuple(shardings(each, mesh) for each in (specs, model.specs()))
         there = jax.device_put((mine, base(name)), places)
-        rows = jax.device_put(rows, NamedSharding(mesh, partition(("batch", "length"), (4, LENGTH), mesh)))
+        rows = jax.device_put(
+            rows, NamedSharding(mesh, partition(("batch", "length"), (4, LENGTH), mesh))
+        )
         got = tree.paths(jax.jit(jax.grad(loss))(*there, rows))
     for path, leaf in tree.paths(want).items():
         # Float order alone differs.
@@ -232,7 +282,11 @@ def test_a_mesh_changes_where_the_gradients_are_and_not_what():
 
 def prefix(*sizes):
     """A prefix of two layers, zeros of these sizes a layer."""
-    return {"layers": {"attention": {name: jnp.zeros((2, *sizes)) for name in ("prefix_key", "prefix_value")}}}
+    return {
+        "layers": {
+            "attention": {name: jnp.zeros((2, *sizes)) for name in ("prefix_key", "prefix_value")}
+        }
+    }
 
 
 def prompt(*sizes):
@@ -257,7 +311,10 @@ def run(name, more, **execution):
         (lambda: run("bert_base", prompt(3, 32)), "take a prefix"),
         (lambda: run("gpt2", prefix(3, 2, 8)), "prefix_key .* made for another model"),
         (lambda: run("gpt2", {**prefix(3, 4, 8), **prompt(3, 32)}), "take one of the two"),
-        (lambda: run("gpt2", prefix(21, 4, 8)), "21 virtual tokens and 12 of a text are over the 32 positions"),
+        (
+            lambda: run("gpt2", prefix(21, 4, 8)),
+            "21 virtual tokens and 12 of a text are over the 32 positions",
+        ),
         (lambda: run("gpt2", prefix(3, 4, 8), attention="splash"), "seen by every document"),
     ],
 )

@@ -4,23 +4,28 @@ import jax
 import numpy as np
 import pytest
 
-from research.mesh import make_mesh, place_batch
 from research.models.config import Execution
 from research.models.model import Model
 from research.models.spec import initialize
 from research.objectives.causal_lm import CausalLM
+from research.parallel.mesh import make_mesh, place_batch
 from tests.families import FAMILIES, random_batch
 
 
 def value_and_gradients(execution, batch):
     model = Model(FAMILIES["llama2_7b"], execution=execution)
     params = initialize(jax.random.key(0), model.specs(), np.dtype("float32"))
-    return jax.jit(jax.value_and_grad(lambda p: CausalLM().loss(model, p, {}, batch, None)[0]))(params)
+    return jax.jit(jax.value_and_grad(lambda p: CausalLM().loss(model, p, {}, batch, None)[0]))(
+        params
+    )
 
 
 EXECUTIONS = [
-    Execution(feed_tokens=8), Execution(feed_tokens=5, remat="full"), Execution(feed_tokens=1000), Execution(remat="offload"),
-]  # fmt: skip
+    Execution(feed_tokens=8),
+    Execution(feed_tokens=5, remat="full"),
+    Execution(feed_tokens=1000),
+    Execution(remat="offload"),
+]
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)

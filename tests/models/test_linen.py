@@ -20,7 +20,9 @@ def test_module_declares_the_tree_and_computes_the_function(name):
     variables = Transformer(model).init(jax.random.key(0), batch)
     assert variables.keys() == {"params"}
     shapes = {path: leaf.shape for path, leaf in tree.paths(variables["params"]).items()}
-    assert shapes == {path: leaf.shape for path, leaf in tree.paths(abstract(model.specs(), jnp.float32)).items()}
+    assert shapes == {
+        path: leaf.shape for path, leaf in tree.paths(abstract(model.specs(), jnp.float32)).items()
+    }
     got = Transformer(model).apply(variables, batch)
     np.testing.assert_array_equal(got, forward(model, variables["params"], batch))
 

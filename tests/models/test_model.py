@@ -25,25 +25,35 @@ def parameters(name: str) -> tree.Tree:
     params = initialize(jax.random.key(0), specs, jnp.float32)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    return structure.unflatten([w + 0.1 * jax.random.normal(k, w.shape) for k, w in zip(keys, leaves)])
+    return structure.unflatten(
+        [w + 0.1 * jax.random.normal(k, w.shape) for k, w in zip(keys, leaves)]
+    )
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_no_token_sees_what_comes_after_it_or_another_document(name):
-    # The gradient of one position's logits with respect to the input states shows exactly what it can see.
+    # The gradient of one position's logits with respect to the input states shows exactly what it
+    # can see.
     c, batch = FAMILIES[name], random_batch(1, LENGTH)
     model, params = Model(c), parameters(name)
 
     def at(table, position):
         changed = {**params, "embed": {**params["embed"], "table": table}}
-        ids = {**batch, "inputs": jnp.arange(LENGTH, dtype=jnp.int32)[None]}  # each token its own row of the table
+        ids = {
+            **batch,
+            "inputs": jnp.arange(LENGTH, dtype=jnp.int32)[None],
+        }  # each token its own row of the table
         hidden_BTD, _ = model.hidden(changed, ids)
-        return jnp.sum(jnp.sin(hidden_BTD[0, position]))  # not a plain sum, which a norm would make constant
+        return jnp.sum(
+            jnp.sin(hidden_BTD[0, position])
+        )  # not a plain sum, which a norm would make constant
 
     gradient = jax.jit(jax.grad(at))
     start = int(np.argmax(batch["segments"][0] == 2))
     for position in (start - 1, start, LENGTH - 1):
-        seen = np.any(np.asarray(gradient(params["embed"]["table"], position))[:LENGTH] != 0, axis=1)
+        seen = np.any(
+            np.asarray(gradient(params["embed"]["table"], position))[:LENGTH] != 0, axis=1
+        )
         own = batch["segments"][0] == batch["segments"][0, position]
         want = own & (np.arange(LENGTH) <= position)
         if c.window:
@@ -64,7 +74,9 @@ def test_packing_two_documents_equals_each_alone(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("execution", [Execution(unroll=0), Execution(remat="full"), Execution(remat="dots")], ids=str)
+@pytest.mark.parametrize(
+    "execution", [Execution(unroll=0), Execution(remat="full"), Execution(remat="dots")], ids=str
+)
 def test_execution_changes_nothing_but_float_order(name, execution):
     batch = random_batch(2, LENGTH)
 
@@ -78,7 +90,9 @@ def test_execution_changes_nothing_but_float_order(name, execution):
     # Some gradients are zero but for rounding (key biases), so the scale is that of all of them.
     scale = max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(want_gradient))
     for path, leaf in tree.paths(gradient).items():
-        np.testing.assert_allclose(leaf, tree.paths(want_gradient)[path], atol=2e-5 * scale, err_msg=path)
+        np.testing.assert_allclose(
+            leaf, tree.paths(want_gradient)[path], atol=2e-5 * scale, err_msg=path
+        )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -91,8 +105,13 @@ def test_every_parameter_is_used(name):
         return total + (jnp.sum(model.pooled(params, hidden_BTD)) if model.config.pooler else 0.0)
 
     gradient = tree.paths(jax.jit(jax.grad(loss))(parameters(name)))
-    # Key biases shift all scores of a query alike, which softmax does not see; without them, all must matter.
-    unused = [p for p, g in gradient.items() if not np.any(np.abs(g) > 1e-7) and not p.endswith("key_bias")]
+    # Key biases shift all scores of a query alike, which softmax does not see; without them, all
+    # must matter.
+    unused = [
+        p
+        for p, g in gradient.items()
+        if not np.any(np.abs(g) > 1e-7) and not p.endswith("key_bias")
+    ]
     assert unused == []
 
 
@@ -102,7 +121,9 @@ def test_dropout_needs_a_key_and_follows_it(name):
     model = Model(replace(FAMILIES[name], dropout=0.5))
     plain = forward(model, params, batch)
     np.testing.assert_array_equal(plain, forward(Model(FAMILIES[name]), params, batch))
-    first, again, other = (forward(model, params, batch, jax.random.key(seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        forward(model, params, batch, jax.random.key(seed)) for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other) and not np.allclose(first, plain)
 

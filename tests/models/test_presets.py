@@ -69,19 +69,25 @@ def test_count_rounds_to_the_published_digits(name):
     assert round(count(PRESETS[name]) / 10 ** int(exponent), decimals) == float(digits)
 
 
-@pytest.mark.parametrize(("name", "body"), [("bert_base", 109_482_240), ("bert_large", 335_141_888)])
+@pytest.mark.parametrize(
+    ("name", "body"), [("bert_base", 109_482_240), ("bert_large", 335_141_888)]
+)
 def test_bert_body_with_pooler_is_the_published_count(name, body):
     specs = Model(PRESETS[name]).specs()
     assert tree.count({part: node for part, node in specs.items() if part != "head"}) == body
 
 
-@pytest.mark.parametrize(("name", "body"), [("transformer_base", 44_101_632), ("transformer_big", 176_283_648)])
+@pytest.mark.parametrize(
+    ("name", "body"), [("transformer_base", 44_101_632), ("transformer_big", 176_283_648)]
+)
 def test_transformer_body_is_that_of_the_paper(name, body):
-    # By hand from table 3: encoder layers 4 d^2 + 2 d f, decoder layers 8 d^2 + 2 d f, f + d biases of each
-    # feed-forward, 2 d of each norm (2 in an encoder layer, 3 in a decoder layer).
+    # By hand from table 3: encoder layers 4 d^2 + 2 d f, decoder layers 8 d^2 + 2 d f, f + d biases
+    # of each feed-forward, 2 d of each norm (2 in an encoder layer, 3 in a decoder layer).
     c = PRESETS[name]
     d, f = c.d_model, c.d_ff
-    by_hand = 6 * (4 * d * d + 2 * d * f + f + d + 4 * d) + 6 * (8 * d * d + 2 * d * f + f + d + 6 * d)
+    by_hand = 6 * (4 * d * d + 2 * d * f + f + d + 4 * d) + 6 * (
+        8 * d * d + 2 * d * f + f + d + 6 * d
+    )
     assert by_hand == body == count(c) - c.vocab_size * d
 
 

@@ -1,4 +1,5 @@
-"""What fine-tuning minimises: the assistant's tokens alone, packed or not, and classes of whole texts."""
+"""What fine-tuning minimises: the assistant's tokens alone, packed or not, and classes of whole
+texts."""
 
 import json
 from dataclasses import replace
@@ -13,12 +14,12 @@ from research.data.chat_windows import PackedConversations
 from research.data.files import FileDocuments
 from research.data.tokenizers import load_tokenizer
 from research.data.tokens import tokenize_conversations
-from research.mesh import make_mesh, place_batch
 from research.models.model import Model
 from research.models.spec import initialize, shardings
 from research.objectives.chat import Chat
 from research.objectives.choose import NAMES, ObjectiveConfig
 from research.objectives.classification import Classification
+from research.parallel.mesh import make_mesh, place_batch
 from tests.data.chat_templates import CONVERSATIONS, TEMPLATES, save_tokenizer
 from tests.families import FAMILIES
 
@@ -32,7 +33,9 @@ def chat(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat")
     save_tokenizer(folder, TEMPLATES["chatml"]["plain"])
     tokenizer = load_tokenizer(folder)
-    (folder / "x.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in CONVERSATIONS.values()))
+    (folder / "x.jsonl").write_text(
+        "".join(json.dumps({"messages": m}) + "\n" for m in CONVERSATIONS.values())
+    )
     documents = FileDocuments(folder / "x.jsonl", "", folder / "cache", "conversations")
     store = tokenize_conversations(documents, ChatEncoder(tokenizer), folder / "cache")
     model = Model(replace(FAMILIES["llama2_7b"], vocab_size=tokenizer.vocab_size))
@@ -72,20 +75,30 @@ def test_packed_loss_and_gradients_equal_those_of_each_conversation_alone(chat):
     packed = batch_of(PackedConversations(store, LENGTH + 1, seed=0))
     alone = []
     for a, b in zip(store.offsets, store.offsets[1:]):
-        part = replace(store, ids=store.ids[a:b], mask=store.mask[a:b], offsets=np.array([0, b - a]), n_bytes=np.ones(1))
+        part = replace(
+            store,
+            ids=store.ids[a:b],
+            mask=store.mask[a:b],
+            offsets=np.array([0, b - a]),
+            n_bytes=np.ones(1),
+        )
         alone.append(batch_of(PackedConversations(part, LENGTH + 1, seed=None)))
     apart = {name: np.concatenate([row[name] for row in alone]) for name in packed}
     assert len(packed["inputs"]) < len(apart["inputs"]) == 4
     got, want = loss_of(model, params, packed), loss_of(model, params, apart)
     assert got[1] == want[1] > 0
-    # The same float32 terms added in another order: 75 terms near 6 nats, each exact to 1e-7 of its size.
+    # The same float32 terms added in another order: 75 terms near 6 nats, each exact to 1e-7 of its
+    # size.
     np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
     for g, w in zip(jax.tree.leaves(got[2]), jax.tree.leaves(want[2])):
         np.testing.assert_allclose(g, w, atol=1e-5 * float(np.abs(w).max()) + 1e-6)
 
 
 def test_each_objective_says_what_it_trains_and_reads():
-    assert {name: (ObjectiveConfig(name=name).trains, ObjectiveConfig(name=name).reads) for name in NAMES} == NAMES
+    assert {
+        name: (ObjectiveConfig(name=name).trains, ObjectiveConfig(name=name).reads)
+        for name in NAMES
+    } == NAMES
     with pytest.raises(ValueError, match="objective.z_loss"):
         ObjectiveConfig(name="classification", z_loss=0.1)
 
@@ -105,14 +118,20 @@ def classes_batch(rows: int = 8, length: int = 12):
 def test_classification_is_cross_entropy_of_a_layer_over_the_pooled_text():
     model, batch = Model(BERT), classes_batch()
     params = initialize(jax.random.key(0), model.specs(), jnp.float32)
-    assert params["classifier"]["kernel"].shape == (32, 3) and params["classifier"]["bias"].shape == (3,)
+    assert params["classifier"]["kernel"].shape == (32, 3) and params["classifier"][
+        "bias"
+    ].shape == (3,)
     params["classifier"]["bias"] = jnp.array([0.1, -0.2, 0.3])
     total, count, totals = Classification().loss(model, params, {}, batch, None)
     pooled = np.asarray(model.pooled(params, model.hidden(params, batch)[0]))[:, 0]
-    logits = pooled @ np.asarray(params["classifier"]["kernel"]) + np.asarray(params["classifier"]["bias"])
+    logits = pooled @ np.asarray(params["classifier"]["kernel"]) + np.asarray(
+        params["classifier"]["bias"]
+    )
     logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     rows, targets = np.arange(7), batch["targets"][:7, 0]  # the last row has no weight
-    np.testing.assert_allclose(total, -logs[rows, targets].sum(), rtol=1e-5)  # float32 against numpy's
+    np.testing.assert_allclose(
+        total, -logs[rows, targets].sum(), rtol=1e-5
+    )  # float32 against numpy's
     assert count == 7 and totals["accuracy"] == ((logits[:7].argmax(-1) == targets).sum(), 7)
     none = batch | {"weights": np.zeros((8, 1), np.float32)}
     assert Classification().loss(model, params, {}, none, None)[2]["accuracy"] == (0, 0)
@@ -123,9 +142,15 @@ def test_padding_and_other_texts_do_not_change_a_class():
     params = initialize(jax.random.key(0), model.specs(), jnp.float32)
     logits = model.class_logits(params, model.hidden(params, batch)[0])
     noise = np.where(batch["segments"] > 0, batch["inputs"], 5)
-    np.testing.assert_allclose(model.class_logits(params, model.hidden(params, batch | {"inputs": noise})[0]), logits, atol=1e-6)
+    np.testing.assert_allclose(
+        model.class_logits(params, model.hidden(params, batch | {"inputs": noise})[0]),
+        logits,
+        atol=1e-6,
+    )
     one = {name: rows[2:3] for name, rows in batch.items()}
-    np.testing.assert_allclose(model.class_logits(params, model.hidden(params, one)[0])[0], logits[2], atol=1e-5)
+    np.testing.assert_allclose(
+        model.class_logits(params, model.hidden(params, one)[0])[0], logits[2], atol=1e-5
+    )
 
 
 def test_dropout_reaches_the_pooled_text():
@@ -144,5 +169,9 @@ def test_classification_is_the_same_on_a_mesh(mesh):
         want = [float(x) for x in Classification().loss(model, params, {}, batch, None)[:2]]
         held = jax.tree.map(np.asarray, params)
     placed = jax.tree.map(jax.device_put, held, shardings(model.specs(), mesh))
-    got = jax.jit(lambda p, b: Classification().loss(model, p, {}, b, None)[:2])(placed, place_batch(batch, mesh, 8))
-    np.testing.assert_allclose([float(x) for x in got], want, rtol=1e-5)  # sums over devices in another order
+    got = jax.jit(lambda p, b: Classification().loss(model, p, {}, b, None)[:2])(
+        placed, place_batch(batch, mesh, 8)
+    )
+    np.testing.assert_allclose(
+        [float(x) for x in got], want, rtol=1e-5
+    )  # sums over devices in another order

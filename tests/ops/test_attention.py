@@ -1,4 +1,5 @@
-"""The attention seam: the plain formula, whatever implements it and however it is spread over devices."""
+"""The attention seam: the plain formula, whatever implements it and however it is spread over
+devices."""
 
 import subprocess
 import sys
@@ -13,16 +14,19 @@ from hypothesis import given, settings
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from research.axes import MESH_AXES, partition
-from research.mesh import make_mesh
 from research.models.config import ModelConfig
 from research.models.model import Model
 from research.models.spec import abstract
 from research.ops.attention import Visibility, attend, reference
 from research.ops.kernels import flash, splash
 from research.ops.kernels.attention import choose
+from research.parallel.axes import MESH_AXES, partition
+from research.parallel.mesh import make_mesh
 
-KERNELS = {"splash": partial(splash.attend, interpret=True), "flash": partial(flash.attend, interpret=True)}
+KERNELS = {
+    "splash": partial(splash.attend, interpret=True),
+    "flash": partial(flash.attend, interpret=True),
+}
 
 
 def plain(q, k, v, mask_BTS, scale, bias):
@@ -35,12 +39,15 @@ def plain(q, k, v, mask_BTS, scale, bias):
         scores += 0 if bias is None else np.asarray(bias, np.float64)[:, n]
         scores = np.where(mask_BTS, scores, -np.inf)
         probs = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
-        heads.append(np.einsum("bts,bsh->bth", probs / probs.sum(-1, keepdims=True), v[:, :, group]))
+        heads.append(
+            np.einsum("bts,bsh->bth", probs / probs.sum(-1, keepdims=True), v[:, :, group])
+        )
     return np.stack(heads, axis=2)
 
 
 def packed_rows(B, T, seed=0):
-    """Rows of documents of random lengths with padding after the last: segments and positions, [B, T] int32."""
+    """Rows of documents of random lengths with padding after the last: segments and positions, [B,
+    T] int32."""
     rng = np.random.default_rng(seed)
     segments, positions = np.zeros((2, B, T), np.int32)
     for b in range(B):
@@ -103,7 +110,9 @@ def value_and_gradients(run, q, k, v, visibility, scale):
         out = jnp.where(real, run(q, k, v, visibility, scale), 0)
         return jnp.sum(out * cotangent), out
 
-    (_, out), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v, visibility)
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(
+        q, k, v, visibility
+    )
     return out, *gradients
 
 
@@ -124,8 +133,14 @@ close = partial(np.testing.assert_allclose, atol=5e-5, rtol=0)
         ("splash", dict(B=2, T=256, N=4, K=2, H=16, causal=True)),
         ("splash", dict(B=1, T=384, N=2, K=1, H=8, causal=True, window=20)),
         ("flash", dict(B=2, T=256, N=4, K=2, H=16, causal=True)),
-        ("flash", dict(B=1, T=128, N=2, K=1, H=24, causal=False)),  # a head that the kernel pads to 32
-        ("flash", dict(B=1, T=150, N=2, K=1, H=16, causal=False)),  # a length that is filled up to 256
+        (
+            "flash",
+            dict(B=1, T=128, N=2, K=1, H=24, causal=False),
+        ),  # a head that the kernel pads to 32
+        (
+            "flash",
+            dict(B=1, T=150, N=2, K=1, H=16, causal=False),
+        ),  # a length that is filled up to 256
     ],
 )
 def test_kernel_is_the_reference(kernel, case):
@@ -160,11 +175,15 @@ def test_splash_under_context_parallelism_is_one_device(causal):
 
 
 def test_flash_on_a_mesh_is_one_device():
-    check_on_mesh("data:2,fsdp:2,tensor:2", KERNELS["flash"], the_case(4, 128, 4, 2, 8, causal=True))
+    check_on_mesh(
+        "data:2,fsdp:2,tensor:2", KERNELS["flash"], the_case(4, 128, 4, 2, 8, causal=True)
+    )
 
 
 def attend_named(implementation):
-    return lambda q, k, v, visibility, scale: attend(q, k, v, visibility, scale=scale, implementation=implementation)
+    return lambda q, k, v, visibility, scale: attend(
+        q, k, v, visibility, scale=scale, implementation=implementation
+    )
 
 
 def check_on_mesh(mesh, run, operands):
@@ -174,7 +193,8 @@ def check_on_mesh(mesh, run, operands):
     made = make_mesh(mesh)
     with jax.set_mesh(made):
         q, k, v = (
-            jax.device_put(x, partition(("batch", "length", "heads", "head"), x.shape, made)) for x in (q, k, v)
+            jax.device_put(x, partition(("batch", "length", "heads", "head"), x.shape, made))
+            for x in (q, k, v)
         )
         visibility = jax.device_put(visibility, partition(("batch", "length"), q.shape[:2], made))
         for a, b in zip(value_and_gradients(run, q, k, v, visibility, 0.3), want):
@@ -189,7 +209,16 @@ def at(platform, context=1):
 
 
 def chosen(
-    mesh, implementation="auto", T=256, S=256, H=64, dtype="bfloat16", causal=True, window=0, packed=True, bias=False
+    mesh,
+    implementation="auto",
+    T=256,
+    S=256,
+    H=64,
+    dtype="bfloat16",
+    causal=True,
+    window=0,
+    packed=True,
+    bias=False,
 ):
     """What serves a case of these sizes on this mesh."""
     answer = []
@@ -226,7 +255,12 @@ def test_auto_takes_the_kernel_for_what_it_alone_can_serve():
 
 REFUSED = [
     ("splash", at("tpu"), dict(bias=True), "bias"),
-    ("splash", at("tpu"), dict(T=200, S=200), "200 queries a device and 200 keys must be multiples of 128"),
+    (
+        "splash",
+        at("tpu"),
+        dict(T=200, S=200),
+        "200 queries a device and 200 keys must be multiples of 128",
+    ),
     ("splash", at("tpu", context=4), dict(), "64 queries a device"),
     ("splash", at("tpu"), dict(T=128, packed=False), "not one packed row"),
     ("splash", at("tpu"), dict(H=36), "head_size=36"),
@@ -242,7 +276,9 @@ REFUSED = [
 @pytest.mark.parametrize(("name", "mesh", "case", "reason"), REFUSED)
 def test_what_a_kernel_cannot_serve_goes_to_the_reference_or_raises(name, mesh, case, reason):
     assert chosen(mesh, **case) is None
-    with pytest.raises(NotImplementedError, match=f"attention '{name}' cannot serve.*{reason}.*execution.attention"):
+    with pytest.raises(
+        NotImplementedError, match=f"attention '{name}' cannot serve.*{reason}.*execution.attention"
+    ):
         chosen(mesh, name, **case)
 
 
@@ -270,7 +306,15 @@ def traced(platform, config, cached):
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_models_train_through_the_kernel_and_decode_through_the_reference(platform, name, kind):
     config = ModelConfig(
-        kind=kind, vocab_size=64, layers=1, d_model=16, heads=2, kv_heads=1, head_size=8, d_ff=16, max_length=128
+        kind=kind,
+        vocab_size=64,
+        layers=1,
+        d_model=16,
+        heads=2,
+        kv_heads=1,
+        head_size=8,
+        d_ff=16,
+        max_length=128,
     )
     assert name in traced(platform, config, cached=False)
     if kind == "decoder":

@@ -1,7 +1,9 @@
-"""The attention kernels compile for devices that are not here, and need far less memory than the reference there.
+"""The attention kernels compile for devices that are not here, and need far less memory than the
+reference there.
 
-A small attention layer of LLaMA's kind, forward and backward at 8,192 tokens, goes through the real compilers of TPU
-and GPU on this machine's CPU. They run in a process of their own, this file's, which prints what came out as JSON.
+A small attention layer of LLaMA's kind, forward and backward at 8,192 tokens, goes through the real
+compilers of TPU and GPU on this machine's CPU. They run in a process of their own, this file's,
+which prints what came out as JSON.
 """
 
 import importlib.util
@@ -15,27 +17,33 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 TOKENS, HEADS = 8192, 2
-QUADRATIC = HEADS * TOKENS**2  # half the scores of a row at 2 bytes, the least that keeping the scores takes
+QUADRATIC = (
+    HEADS * TOKENS**2
+)  # half the scores of a row at 2 bytes, the least that keeping the scores takes
 TARGETS = {"tpu": "v5e:2x2", "cuda": "h100:1"}
 CALLS = {"tpu": "tpu_custom_call", "cuda": "__gpu$xla.gpu.triton"}
-KERNELS = {"tpu": ["splash_mha_fwd", "splash_mha_dq", "splash_mha_dkv"], "cuda": ["mha_forward", "mha_backward"]}
+KERNELS = {
+    "tpu": ["splash_mha_fwd", "splash_mha_dq", "splash_mha_dkv"],
+    "cuda": ["mha_forward", "mha_backward"],
+}
 
 
 def compiled(target: str, implementation: str) -> dict:
-    """Bytes of temporaries a device, and the text, of the layer's gradient compiled for four TPU chips or one GPU."""
+    """Bytes of temporaries a device, and the text, of the layer's gradient compiled for four TPU
+    chips or one GPU."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding
 
-    from research.axes import partition
     from research.fit.targets import parse_target
-    from research.mesh import make_mesh
     from research.models import layers
     from research.models.config import ModelConfig
     from research.models.initial import initial
     from research.models.spec import abstract
     from research.ops.attention import Visibility
     from research.ops.rope import frequencies, rotation
+    from research.parallel.axes import partition
+    from research.parallel.mesh import make_mesh
 
     chosen = parse_target(TARGETS[target])
     devices = chosen.devices()
@@ -43,26 +51,40 @@ def compiled(target: str, implementation: str) -> dict:
     c = ModelConfig(d_model=256, heads=HEADS, kv_heads=1, head_size=128)
 
     def loss(p, x_BTD, positions_BT, segments_BT):
-        visibility = Visibility(positions_BT, positions_BT, segments_BT, segments_BT, causal=True, packed=True)
+        visibility = Visibility(
+            positions_BT, positions_BT, segments_BT, segments_BT, causal=True, packed=True
+        )
         turned = rotation(positions_BT, frequencies(c.head_size, c.rope_theta, c.rope_scaling))
-        y_BTD, _ = layers.attention(p, x_BTD, c, visibility, rotation=turned, implementation=implementation)
+        y_BTD, _ = layers.attention(
+            p, x_BTD, c, visibility, rotation=turned, implementation=implementation
+        )
         return jnp.sum(jnp.square(y_BTD.astype(jnp.float32)))
 
     def shaped(axes, shape, dtype):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, partition(axes, shape, mesh)))
+        return jax.ShapeDtypeStruct(
+            shape, dtype, sharding=NamedSharding(mesh, partition(axes, shape, mesh))
+        )
 
     B = len(devices)
     with jax.set_mesh(mesh):
         p = abstract(layers.attention_specs(c, initial(c)), jnp.float32, mesh)
         x_BTD = shaped(("batch", "length", "vector"), (B, TOKENS, c.d_model), jnp.bfloat16)
         tokens_BT = shaped(("batch", "length"), (B, TOKENS), jnp.int32)
-        program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(p, x_BTD, tokens_BT, tokens_BT).compile(chosen.compiler_options)
+        program = (
+            jax.jit(jax.grad(loss, argnums=(0, 1)))
+            .lower(p, x_BTD, tokens_BT, tokens_BT)
+            .compile(chosen.compiler_options)
+        )
     return {"temp_bytes": program.memory_analysis().temp_size_in_bytes, "text": program.as_text()}
 
 
 def in_a_process(target: str, implementation: str) -> dict:
     """`compiled` where the environment suits compilers without their devices."""
-    settings = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
     done = subprocess.run(
         [sys.executable, __file__, target, implementation],
         env={**os.environ, **settings, "PYTHONPATH": str(ROOT)},
@@ -77,7 +99,9 @@ def need_compiler(target: str) -> None:
     """Skips where the target's compiler is not installed; setup.cfg's extra "fit" brings both."""
     package = {"tpu": "libtpu", "cuda": "jax_cuda13_plugin"}[target]
     if importlib.util.find_spec(package) is None:
-        pytest.skip(f"the compiler for {target} is in the package {package}, which is not installed")
+        pytest.skip(
+            f"the compiler for {target} is in the package {package}, which is not installed"
+        )
 
 
 @pytest.mark.parametrize("target", ["tpu", "cuda"])

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.axes import constrain
-from research.mesh import make_mesh
 from research.ops import blocked
 from research.ops.attention import Visibility, reference
+from research.parallel.axes import constrain
+from research.parallel.mesh import make_mesh
 
 B, T, H = 8, 4 * blocked.SMALLEST, 8
 
@@ -16,7 +16,9 @@ B, T, H = 8, 4 * blocked.SMALLEST, 8
 def case(heads: int, kv_heads: int, window: int):
     """Queries, keys, values of two packed documents and padding, and who sees whom."""
     rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.normal(size=(B, T, n, H)), jnp.float32) for n in (heads, kv_heads, kv_heads))
+    q, k, v = (
+        jnp.asarray(rng.normal(size=(B, T, n, H)), jnp.float32) for n in (heads, kv_heads, kv_heads)
+    )
     positions = np.tile(np.arange(T, dtype=np.int32), (B, 1))
     segments = np.ones((B, T), np.int32)
     segments[:, 50:], segments[:, 120:] = 2, 0
@@ -26,7 +28,9 @@ def case(heads: int, kv_heads: int, window: int):
 
 def gradients(attend, q, k, v, positions, segments, window):
     """Output and gradients of a loss over tokens that are no padding."""
-    visibility = Visibility(positions, positions, segments, segments, causal=True, window=window, packed=True)
+    visibility = Visibility(
+        positions, positions, segments, segments, causal=True, window=window, packed=True
+    )
     real = (segments > 0)[:, :, None, None]
 
     def loss(q, k, v):
@@ -42,7 +46,9 @@ def gradients(attend, q, k, v, positions, segments, window):
 def test_blocks_are_the_whole(heads, kv_heads, window):
     arrays = case(heads, kv_heads, window)
     for got, want in zip(gradients(blocked.attend, *arrays), gradients(reference, *arrays)):
-        np.testing.assert_allclose(got, want, atol=3e-5)  # sums over up to 128 keys in another order
+        np.testing.assert_allclose(
+            got, want, atol=3e-5
+        )  # sums over up to 128 keys in another order
 
 
 def test_bfloat16_compiles_with_all_optimizations_and_is_close():
@@ -68,17 +74,23 @@ def test_blocks_are_the_whole_on_a_mesh(heads, kv_heads):
         index = [constrain(jnp.asarray(x), ("batch", "length")) for x in arrays[3:5]]
         got = gradients(blocked.attend, *qkv, *index, 0)
     for mine, right in zip(got, want):
-        np.testing.assert_allclose(mine, right, atol=3e-5)  # sums over up to 128 keys in another order
+        np.testing.assert_allclose(
+            mine, right, atol=3e-5
+        )  # sums over up to 128 keys in another order
 
 
 def test_the_hidden_half_is_not_computed():
     visibility = Visibility(*(jnp.zeros((1, T), jnp.int32),) * 4, causal=True, packed=True)
     x = jnp.zeros((1, T, 1, 64))
     flops = [
-        jax.jit(lambda x, f=f: f(x, x, x, visibility, 1.0)).lower(x).compile().cost_analysis()["flops"]
+        jax.jit(lambda x, f=f: f(x, x, x, visibility, 1.0))
+        .lower(x)
+        .compile()
+        .cost_analysis()["flops"]
         for f in (blocked.attend, reference)
     ]
-    # Four blocks do 1/4 + 2/4 + 3/4 + 4/4 of their rows' products: 10/16; the softmax is beside that.
+    # Four blocks do 1/4 + 2/4 + 3/4 + 4/4 of their rows' products: 10/16; the softmax is beside
+    # that.
     assert flops[0] / flops[1] < 0.68
 
 

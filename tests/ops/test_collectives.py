@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from research.ops import collectives
-from research.ops.collectives import all_gather, stages, sum_to_place
+from research.parallel import collectives
+from research.parallel.collectives import all_gather, stages, sum_to_place
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 32, 48, 64, 128, 256, 512, 2048, 7])
-@pytest.mark.parametrize("kind", ["TPU v4", "TPU v5", "TPU v5 lite", "TPU v6 lite", "NVIDIA H100 80GB HBM3", "cpu"])
+@pytest.mark.parametrize(
+    "kind", ["TPU v4", "TPU v5", "TPU v5 lite", "TPU v6 lite", "NVIDIA H100 80GB HBM3", "cpu"]
+)
 def test_stages_multiply_to_the_group(kind, size):
     cut = stages(size, kind)
     assert np.prod(cut) == size and len(cut) <= 2
@@ -21,8 +23,16 @@ def test_stages_multiply_to_the_group(kind, size):
 
 
 def test_slices_that_there_are_are_cut_into_planes_and_lines():
-    assert stages(64, "TPU v5") == (16, 4) and stages(512, "TPU v5") == (64, 8) and stages(2048, "TPU v5") == (256, 8)
-    assert stages(256, "TPU v5 lite") == (16, 16) and stages(64, "TPU v6 lite") == (8, 8) and stages(16, "TPU v5 lite") == (4, 4)
+    assert (
+        stages(64, "TPU v5") == (16, 4)
+        and stages(512, "TPU v5") == (64, 8)
+        and stages(2048, "TPU v5") == (256, 8)
+    )
+    assert (
+        stages(256, "TPU v5 lite") == (16, 16)
+        and stages(64, "TPU v6 lite") == (8, 8)
+        and stages(16, "TPU v5 lite") == (4, 4)
+    )
 
 
 @pytest.mark.parametrize("cut", [(8,), (4, 2), (2, 4), (2, 2, 2)])

@@ -6,15 +6,27 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from research.ops.einsum import add_bias, contract, einsum, gather, spec, take
+from research.ops.einsum import add_bias, contract, einsum, take
+from research.parallel.placement import gather, spec
 
 BATCH = ("data", "fsdp", "expert")
-# Equation, axes of x, axes of the weight as stored, axes of the result: column parallel, row parallel, heads, tied head.
+# Equation, axes of x, axes of the weight as stored, axes of the result: column parallel, row
+# parallel, heads, tied head.
 CASES = [
     ("BTD,DF->BTF", P(BATCH, "context", None), P("fsdp", "tensor"), (BATCH, "context", "tensor")),
     ("BTF,FD->BTD", P(BATCH, None, "tensor"), P("tensor", "fsdp"), (BATCH, None, None)),
-    ("BTD,DNH->BTNH", P(BATCH, None, None), P("fsdp", "tensor", None), (BATCH, None, "tensor", None)),
-    ("BTNH,NHD->BTD", P(BATCH, None, "tensor", None), P("tensor", None, "fsdp"), (BATCH, None, None)),
+    (
+        "BTD,DNH->BTNH",
+        P(BATCH, None, None),
+        P("fsdp", "tensor", None),
+        (BATCH, None, "tensor", None),
+    ),
+    (
+        "BTNH,NHD->BTD",
+        P(BATCH, None, "tensor", None),
+        P("tensor", None, "fsdp"),
+        (BATCH, None, None),
+    ),
     ("BTD,VD->BTV", P(BATCH, None, None), P("tensor", "fsdp"), (BATCH, None, "tensor")),
     ("BTD,DF->BTF", P(BATCH, None, None), P(None, None), (BATCH, None, None)),
 ]
@@ -25,10 +37,14 @@ def operands(eqn: str) -> tuple[jax.Array, jax.Array]:
     sizes = dict(zip("BTDFNHV", (8, 8, 16, 24, 8, 8, 32)))
     x, w = eqn.split("->")[0].split(",")
     keys = jax.random.split(jax.random.key(0))
-    return jax.random.normal(keys[0], [sizes[a] for a in x]), jax.random.normal(keys[1], [sizes[a] for a in w])
+    return jax.random.normal(keys[0], [sizes[a] for a in x]), jax.random.normal(
+        keys[1], [sizes[a] for a in w]
+    )
 
 
-@pytest.mark.parametrize("mesh", ["data:2,fsdp:2,tensor:2", "fsdp:2,context:2,tensor:2"], indirect=True)
+@pytest.mark.parametrize(
+    "mesh", ["data:2,fsdp:2,tensor:2", "fsdp:2,context:2,tensor:2"], indirect=True
+)
 @pytest.mark.parametrize(("eqn", "of_x", "of_w", "of_y"), CASES)
 def test_result_and_gradients_have_derived_shardings_and_plain_values(mesh, eqn, of_x, of_w, of_y):
     x, w = operands(eqn)
@@ -93,22 +109,31 @@ def test_a_bfloat16_product_is_rounded_once():
     y = contract("BTD,DF->BTF", x, w)
     assert y.dtype == jnp.bfloat16
     want = jnp.einsum("BTD,DF->BTF", *(a.astype(jnp.float32) for a in (x, w)), precision="highest")
-    np.testing.assert_allclose(y.astype(jnp.float32), want, rtol=2**-8, atol=1e-6)  # half a unit of bfloat16's last place
+    np.testing.assert_allclose(
+        y.astype(jnp.float32), want, rtol=2**-8, atol=1e-6
+    )  # half a unit of bfloat16's last place
 
 
 def test_the_cpu_is_given_the_bfloat16_product_that_it_has():
     x, w = (a.astype(jnp.bfloat16) for a in operands("BTD,DF->BTF"))
-    # Forward and both gradients: operands are not widened, which would be a float32 product at its speed.
-    loss = jax.grad(lambda x, w: jnp.sum(einsum("BTD,DF->BTF", x, w).astype(jnp.float32) ** 2), argnums=(0, 1))
+    # Forward and both gradients: operands are not widened, which would be a float32 product at its
+    # speed.
+    loss = jax.grad(
+        lambda x, w: jnp.sum(einsum("BTD,DF->BTF", x, w).astype(jnp.float32) ** 2), argnums=(0, 1)
+    )
     products = [e for e in jax.make_jaxpr(loss)(x, w).eqns if e.primitive.name == "dot_general"]
     assert len(products) == 3
     for product in products:
-        assert [v.aval.dtype for v in (*product.invars, *product.outvars)] == [jnp.bfloat16] * 2 + [jnp.float32]
+        assert [v.aval.dtype for v in (*product.invars, *product.outvars)] == [jnp.bfloat16] * 2 + [
+            jnp.float32
+        ]
 
 
 def test_a_bias_gets_the_float32_sum_of_its_gradient():
     # 1001 is no bfloat16 (their step is 4 there), so the sum was not rounded to one.
-    gradient = jax.grad(lambda b: jnp.sum(add_bias(jnp.ones((7, 143, 3), jnp.bfloat16), b).astype(jnp.float32)))(jnp.zeros(3))
+    gradient = jax.grad(
+        lambda b: jnp.sum(add_bias(jnp.ones((7, 143, 3), jnp.bfloat16), b).astype(jnp.float32))
+    )(jnp.zeros(3))
     np.testing.assert_array_equal(gradient, [1001.0] * 3)
 
 
@@ -116,18 +141,34 @@ def test_a_bias_gets_the_float32_sum_of_its_gradient():
 def test_a_gradient_is_scattered_to_where_its_weight_is_stored(mesh):
     x, w = jnp.ones((8, 8, 16)), jnp.ones((16, 24))
     placed = jax.reshard(x, P(BATCH, None, None)), jax.reshard(w, P("fsdp", "tensor"))
-    text = jax.jit(jax.grad(lambda w, x: jnp.sum(jnp.sin(einsum("BTD,DF->BTF", x, w))))).lower(*placed[::-1]).as_text()
+    text = (
+        jax.jit(jax.grad(lambda w, x: jnp.sum(jnp.sin(einsum("BTD,DF->BTF", x, w)))))
+        .lower(*placed[::-1])
+        .as_text()
+    )
     assert text.count("reduce_scatter") == 1
-    ids, table = jax.reshard(jnp.zeros((8, 8), jnp.int32), P(BATCH, None)), jax.reshard(jnp.ones((32, 16)), P("tensor", "fsdp"))
-    text = jax.jit(jax.grad(lambda t: jnp.sum(jnp.sin(take(t, ids, jnp.float32))))).lower(table).as_text()
+    ids, table = (
+        jax.reshard(jnp.zeros((8, 8), jnp.int32), P(BATCH, None)),
+        jax.reshard(jnp.ones((32, 16)), P("tensor", "fsdp")),
+    )
+    text = (
+        jax.jit(jax.grad(lambda t: jnp.sum(jnp.sin(take(t, ids, jnp.float32)))))
+        .lower(table)
+        .as_text()
+    )
     assert text.count("reduce_scatter") == 1
 
 
 def test_gradients_are_in_the_type_of_their_parameter():
-    # 1001 equal gradients of 1: a bfloat16 sum would stop at 256, and one that is rounded to it is no 1001.
+    # 1001 equal gradients of 1: a bfloat16 sum would stop at 256, and one that is rounded to it is
+    # no 1001.
     x, ids = jnp.ones((7, 143, 1), jnp.bfloat16), jnp.zeros((7, 143), jnp.int32)
-    of_product = jax.grad(lambda w: jnp.sum(einsum("BTD,DF->BTF", x, w).astype(jnp.float32)))(jnp.ones((1, 3)))
-    of_table = jax.grad(lambda t: jnp.sum(take(t, ids, jnp.bfloat16).astype(jnp.float32)))(jnp.ones((4, 3)))
+    of_product = jax.grad(lambda w: jnp.sum(einsum("BTD,DF->BTF", x, w).astype(jnp.float32)))(
+        jnp.ones((1, 3))
+    )
+    of_table = jax.grad(lambda t: jnp.sum(take(t, ids, jnp.bfloat16).astype(jnp.float32)))(
+        jnp.ones((4, 3))
+    )
     np.testing.assert_array_equal(of_product, [[1001.0] * 3])
     np.testing.assert_array_equal(of_table, [[1001.0] * 3] + [[0.0] * 3] * 3)
 
@@ -142,4 +183,6 @@ def test_the_gradient_of_a_split_table_is_that_of_a_whole_one(mesh):
     placed = jax.reshard(table, P("tensor", "fsdp")), jax.reshard(ids, P(("data", "fsdp"), None))
     split = jax.jit(gradient)(*placed)
     assert spec(split) == ("tensor", "fsdp")
-    np.testing.assert_allclose(split, jax.grad(lambda t: jnp.sum(jnp.sin(t[ids])))(table), rtol=1e-6)  # sums of three cosines
+    np.testing.assert_allclose(
+        split, jax.grad(lambda t: jnp.sum(jnp.sin(t[ids])))(table), rtol=1e-6
+    )  # sums of three cosines

@@ -1,4 +1,5 @@
-"""The loss over a frozen table: that of its dense form, without a table, its gradient or logits in memory."""
+"""The loss over a frozen table: that of its dense form, without a table, its gradient or logits in
+memory."""
 
 from dataclasses import replace
 
@@ -7,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.axes import constrain
-from research.mesh import make_mesh
 from research.ops import frozen_head
 from research.ops import loss as losses
 from research.ops.frozen_head import frozen_head_loss
 from research.ops.loss import head_loss
+from research.parallel.axes import constrain
+from research.parallel.mesh import make_mesh
 from research.weights.quantized import quantize_array
 
 
@@ -35,17 +36,23 @@ def test_it_is_the_loss_of_the_dense_table(format, smoothing, z_loss, chunk, blo
     held = quantize_array(table, format, inputs=-1)
 
     def value_and_grad(head, table):
-        return jax.value_and_grad(lambda x: head(x, table, targets, weights, smoothing, z_loss)[0])(states)
+        return jax.value_and_grad(lambda x: head(x, table, targets, weights, smoothing, z_loss)[0])(
+            states
+        )
 
     got, gradient = value_and_grad(frozen_head_loss, held)
     want, wanted = value_and_grad(head_loss, held.dense())
     np.testing.assert_allclose(got, want, rtol=1e-6)
     np.testing.assert_allclose(gradient, wanted, atol=1e-5)  # sums over the words in another order
     nll = frozen_head_loss(states, held, targets, weights, smoothing, z_loss)[1]
-    np.testing.assert_allclose(nll, head_loss(states, held.dense(), targets, weights, smoothing, z_loss)[1], rtol=1e-6)
+    np.testing.assert_allclose(
+        nll, head_loss(states, held.dense(), targets, weights, smoothing, z_loss)[1], rtol=1e-6
+    )
 
 
-@pytest.mark.parametrize("mesh", ["data:2,fsdp:2,tensor:2", "fsdp:2,context:2,tensor:2", "expert:8"])
+@pytest.mark.parametrize(
+    "mesh", ["data:2,fsdp:2,tensor:2", "fsdp:2,context:2,tensor:2", "expert:8"]
+)
 def test_split_tokens_and_a_split_vocabulary_change_nothing(mesh):
     states, table, targets, weights = arrays(rows=8)
     held = quantize_array(table, "nf4", inputs=-1)
@@ -74,8 +81,12 @@ def test_neither_table_nor_logits_nor_the_tables_gradient_exist_whole(monkeypatc
     held = jax.eval_shape(lambda w: quantize_array(w, "nf4", inputs=-1), dense)
     targets, weights = jnp.zeros((1, tokens), jnp.int32), jnp.ones((1, tokens))
     whole, chunk = 4 * words * width, 4 * losses.CHUNK * words
-    frozen = temporaries(lambda x, table: frozen_head_loss(x, table, targets, weights)[0], states, held)
-    assert frozen < chunk + 0.5 * whole  # the logits of a chunk, a block of the table, the states' gradient
+    frozen = temporaries(
+        lambda x, table: frozen_head_loss(x, table, targets, weights)[0], states, held
+    )
+    assert (
+        frozen < chunk + 0.5 * whole
+    )  # the logits of a chunk, a block of the table, the states' gradient
     array = temporaries(lambda x, table: head_loss(x, table, targets, weights)[0], states, dense)
     trained = temporaries(lambda both: head_loss(*both, targets, weights)[0], (states, dense))
     assert array < trained - 0.5 * whole  # a dense table that is not trained has no gradient either

@@ -1,4 +1,5 @@
-"""The grouped products' TPU kernels, interpreted on this machine, against `lax.ragged_dot` and its own gradients."""
+"""The grouped products' TPU kernels, interpreted on this machine, against `lax.ragged_dot` and its
+own gradients."""
 
 from functools import partial
 
@@ -8,12 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from research.mesh import make_mesh
 from research.ops import einsum, route
 from research.ops.kernels import grouped_matmul
+from research.parallel.mesh import make_mesh
 
 M, I, O = 300, 96, 160
-# Sums of 96 to 300 products of order 1, in another order; bfloat16 rounds a sum of float32 once, half a unit of 8 bits.
+# Sums of 96 to 300 products of order 1, in another order; bfloat16 rounds a sum of float32 once,
+# half a unit of 8 bits.
 FLOAT32 = dict(rtol=0, atol=1e-4)
 BFLOAT16 = dict(rtol=2**-8, atol=2e-2)
 SIZES = {
@@ -36,7 +38,9 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(grouped_matmul, "TILE", 128)
     monkeypatch.setattr(grouped_matmul, "_columns", lambda size, limit: min(size, 128))
     for name in ("rows", "matrices"):
-        monkeypatch.setattr(grouped_matmul, name, partial(getattr(grouped_matmul, name), interpret=True))
+        monkeypatch.setattr(
+            grouped_matmul, name, partial(getattr(grouped_matmul, name), interpret=True)
+        )
 
 
 def product_and_gradients(multiply, x, w, dy, inside):
@@ -59,7 +63,11 @@ def test_the_product_and_both_gradients_are_those_of_ragged_dot(interpreted, dty
     got = product_and_gradients(lambda x, w: einsum.grouped(x, w, sizes), x, w, dy, inside)
     exact = partial(jax.lax.ragged_dot, group_sizes=sizes, precision="highest")
     want = product_and_gradients(exact, x.astype(jnp.float32), w, dy.astype(jnp.float32), inside)
-    assert [a.dtype for a in got] == [dtype, dtype, jnp.float32]  # the parameter's gradient is as the parameter
+    assert [a.dtype for a in got] == [
+        dtype,
+        dtype,
+        jnp.float32,
+    ]  # the parameter's gradient is as the parameter
     tolerances = [FLOAT32 if a.dtype == jnp.float32 else BFLOAT16 for a in got]
     for a, b, tolerance in zip(got, want, tolerances):
         np.testing.assert_allclose(np.asarray(a, np.float32), b, **tolerance)
@@ -86,7 +94,10 @@ def test_any_number_of_rows_will_do(interpreted, rows):
     np.testing.assert_allclose(einsum.grouped(x, w, sizes), want, **FLOAT32)
 
 
-@pytest.mark.parametrize(("size", "tile"), [(14336, 1024), (4096, 1024), (1792, 896), (16, 16), (1000, 1000), (1500, 1024)])
+@pytest.mark.parametrize(
+    ("size", "tile"),
+    [(14336, 1024), (4096, 1024), (1792, 896), (16, 16), (1000, 1000), (1500, 1024)],
+)
 def test_tiles_fill_an_axis_evenly_where_they_can(size, tile):
     assert grouped_matmul._columns(size, 1024) == tile
 
@@ -94,14 +105,18 @@ def test_tiles_fill_an_axis_evenly_where_they_can(size, tile):
 def test_a_type_that_the_kernels_do_not_know_is_xla_s(interpreted):
     x, w, sizes = random(4, I, dtype=jnp.float16), random(2, I, O), jnp.array([2, 2], jnp.int32)
     assert "config.precision.compute" in grouped_matmul.refusal(x.dtype)
-    np.testing.assert_array_equal(einsum.grouped(x, w, sizes), jax.lax.ragged_dot(x, w.astype(x.dtype), sizes))
+    np.testing.assert_array_equal(
+        einsum.grouped(x, w, sizes), jax.lax.ragged_dot(x, w.astype(x.dtype), sizes)
+    )
 
 
 E, D, F = 4, 32, 16
 
 
 def loss(x, weights, ids, *matrices):
-    return jnp.sum(jax.checkpoint(lambda *a: route.experts(*a, jax.nn.silu))(x, weights, ids, *matrices) ** 2)
+    return jnp.sum(
+        jax.checkpoint(lambda *a: route.experts(*a, jax.nn.silu))(x, weights, ids, *matrices) ** 2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +136,12 @@ def test_experts_on_a_mesh_are_those_of_one_device(alone, interpreted, mesh):
     batch = P(tuple(name for name in ("data", "fsdp", "expert") if made.shape[name] > 1))
     up, down = P("expert", "fsdp", tensor), P("expert", tensor, "fsdp")
     with jax.set_mesh(made):
-        placed = [jax.device_put(a, jax.NamedSharding(made, at)) for a, at in zip(arrays, (batch,) * 3 + (up, up, down))]
+        placed = [
+            jax.device_put(a, jax.NamedSharding(made, at))
+            for a, at in zip(arrays, (batch,) * 3 + (up, up, down))
+        ]
         got = jax.device_get(jax.jit(jax.value_and_grad(loss, (0, 1, 3, 4, 5)))(*placed))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5 * np.abs(b).max())  # float32 sums of 32 to 64 in another order
+        np.testing.assert_allclose(
+            a, b, rtol=2e-5, atol=2e-5 * np.abs(b).max()
+        )  # float32 sums of 32 to 64 in another order

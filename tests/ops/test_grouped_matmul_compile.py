@@ -1,6 +1,8 @@
-"""The experts' products compile for TPUs that are not here, at the sizes of Mixtral 8x7B, and a train step runs through them.
+"""The experts' products compile for TPUs that are not here, at the sizes of Mixtral 8x7B, and a
+train step runs through them.
 
-They go through the real compiler in a process of their own, this file's, which prints what came out as JSON.
+They go through the real compiler in a process of their own, this file's, which prints what came out
+as JSON.
 """
 
 import json
@@ -18,22 +20,36 @@ sys.path.insert(0, str(ROOT))
 from tests.ops.test_attention_compile import need_compiler  # noqa: E402
 
 M, E, D, F = 4096, 8, 4096, 14336
-CASES = [("v5e:2x2", "bfloat16"), ("v5e:2x2", "float32"), ("v5p:2x2x1", "bfloat16"), ("v6e:2x2", "bfloat16")]
+CASES = [
+    ("v5e:2x2", "bfloat16"),
+    ("v5e:2x2", "float32"),
+    ("v5p:2x2x1", "bfloat16"),
+    ("v6e:2x2", "bfloat16"),
+]
 SMALL = {
-    "mesh": "fsdp:2,expert:2", "model.layers": 2, "model.d_model": 256, "model.d_ff": 512, "model.heads": 2,
-    "model.kv_heads": 2, "model.head_size": 128, "model.vocab_size": 512, "model.max_length": 512, "data.sequence_length": 512,
-}  # fmt: skip
+    "mesh": "fsdp:2,expert:2",
+    "model.layers": 2,
+    "model.d_model": 256,
+    "model.d_ff": 512,
+    "model.heads": 2,
+    "model.kv_heads": 2,
+    "model.head_size": 128,
+    "model.vocab_size": 512,
+    "model.max_length": 512,
+    "data.sequence_length": 512,
+}
 
 
 def compiled(chip: str, dtype: str) -> dict:
-    """Kernels and bytes of temporaries of a product with the widest matrices and both of its gradients."""
+    """Kernels and bytes of temporaries of a product with the widest matrices and both of its
+    gradients."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
     from research.fit.targets import parse_target
-    from research.mesh import make_mesh
     from research.ops.einsum import grouped
+    from research.parallel.mesh import make_mesh
 
     chosen = parse_target(chip)
     mesh = make_mesh("fsdp:-1", chosen.devices()[:1])
@@ -43,9 +59,18 @@ def compiled(chip: str, dtype: str) -> dict:
         y, backward = jax.vjp(lambda x, w: grouped(x, w, sizes), x, w)
         return y, *backward(dy)
 
-    island = jax.shard_map(gradients, mesh=mesh, in_specs=(whole,) * 4, out_specs=whole, check_vma=False)
-    of = {"x": ((M, D), dtype), "w": ((E, D, F), dtype), "sizes": ((E,), "int32"), "dy": ((M, F), dtype)}
-    shaped = [jax.ShapeDtypeStruct(*one, sharding=NamedSharding(mesh, whole)) for one in of.values()]
+    island = jax.shard_map(
+        gradients, mesh=mesh, in_specs=(whole,) * 4, out_specs=whole, check_vma=False
+    )
+    of = {
+        "x": ((M, D), dtype),
+        "w": ((E, D, F), dtype),
+        "sizes": ((E,), "int32"),
+        "dy": ((M, F), dtype),
+    }
+    shaped = [
+        jax.ShapeDtypeStruct(*one, sharding=NamedSharding(mesh, whole)) for one in of.values()
+    ]
     with jax.set_mesh(mesh):
         program = jax.jit(island).lower(*shaped).compile(chosen.compiler_options)
     return {
@@ -56,21 +81,29 @@ def compiled(chip: str, dtype: str) -> dict:
 
 
 def step(chip: str) -> dict:
-    """How often a train step of a small Mixtral, experts over half of the mesh, calls each kernel in a layer."""
+    """How often a train step of a small Mixtral, experts over half of the mesh, calls each kernel
+    in a layer."""
     from configs import pretrain
-    from research.experiment import from_config
     from research.fit.compile import compile_step
+    from research.run.resolve import from_config
 
     config = pretrain.get_config("model=mixtral_8x7b")
     config.update_from_flattened_dict(SMALL)
     text = compile_step(from_config(config), chip).as_text()
     calls = [line for line in text.splitlines() if '"tpu_custom_call"' in line]
-    return {name: sum(bool(re.match(rf"\s*(ROOT )?%{name}\b", line)) for line in calls) for name in ("gmm", "tgmm")}
+    return {
+        name: sum(bool(re.match(rf"\s*(ROOT )?%{name}\b", line)) for line in calls)
+        for name in ("gmm", "tgmm")
+    }
 
 
 def in_a_process(*arguments: str) -> dict:
     need_compiler("tpu")
-    settings = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
     done = subprocess.run(
         [sys.executable, __file__, *arguments],
         env={**os.environ, **settings, "PYTHONPATH": str(ROOT)},
@@ -89,7 +122,8 @@ def test_three_kernels_and_nothing_as_large_as_the_rows(chip, dtype):
 
 
 def test_a_train_step_multiplies_experts_through_the_kernels():
-    # Forward three; backward two again, of gate and up, and three gradients of rows; three of matrices.
+    # Forward three; backward two again, of gate and up, and three gradients of rows; three of
+    # matrices.
     assert in_a_process("v5p:2x2x1") == {"gmm": 8, "tgmm": 3}
 
 

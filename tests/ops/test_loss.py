@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.axes import constrain
-from research.mesh import make_mesh
 from research.ops import loss as losses
 from research.ops.loss import cross_entropy, head_loss
+from research.parallel.axes import constrain
+from research.parallel.mesh import make_mesh
 
 B, T, D, V = 8, 96, 16, 40
 TERMS = [(0.0, 0.0), (0.1, 0.0), (0.1, 1e-2)]
@@ -19,7 +19,12 @@ def arrays():
     rng = np.random.default_rng(0)
     states, table = rng.normal(size=(B, T, D)), rng.normal(size=(V, D))
     targets, weights = rng.integers(0, V, (B, T)), rng.integers(0, 2, (B, T))
-    return states.astype(np.float32), table.astype(np.float32), targets.astype(np.int32), weights.astype(np.float32)
+    return (
+        states.astype(np.float32),
+        table.astype(np.float32),
+        targets.astype(np.int32),
+        weights.astype(np.float32),
+    )
 
 
 @pytest.mark.parametrize(("smoothing", "z_loss"), TERMS)
@@ -30,15 +35,23 @@ def test_cross_entropy_is_its_definition(smoothing, z_loss):
     log_p = logits - log_z[..., None]
     nll = -np.take_along_axis(log_p, targets[..., None], -1)[..., 0]
     want = (1 - smoothing) * nll - smoothing * log_p.mean(-1) + z_loss * log_z**2
-    got, got_nll = cross_entropy(jnp.asarray(logits, jnp.float32), targets, label_smoothing=smoothing, z_loss=z_loss)
-    np.testing.assert_allclose(got, want, atol=2e-5)  # logits of up to 20, of which float32 keeps 1e-6 relative
+    got, got_nll = cross_entropy(
+        jnp.asarray(logits, jnp.float32), targets, label_smoothing=smoothing, z_loss=z_loss
+    )
+    np.testing.assert_allclose(
+        got, want, atol=2e-5
+    )  # logits of up to 20, of which float32 keeps 1e-6 relative
     np.testing.assert_allclose(got_nll, nll, atol=2e-5)
 
 
 @pytest.mark.parametrize("chunk", [losses.CHUNK, 7, 1])
 @pytest.mark.parametrize(("smoothing", "z_loss"), TERMS)
-def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits(smoothing, z_loss, chunk, monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK", chunk)  # 7 divides nothing here: the largest divisor below it is taken
+def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits(
+    smoothing, z_loss, chunk, monkeypatch
+):
+    monkeypatch.setattr(
+        losses, "CHUNK", chunk
+    )  # 7 divides nothing here: the largest divisor below it is taken
     states, table, targets, weights = arrays()
 
     def chunked(states, table):
@@ -53,10 +66,14 @@ def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits(smoothing, z
     want, wanted = jax.value_and_grad(whole, argnums=(0, 1))(states, table)
     np.testing.assert_allclose(got, want, rtol=1e-5)
     for gradient, right in zip(gradients, wanted):
-        np.testing.assert_allclose(gradient, right, atol=1e-4)  # sums over 768 tokens in another order
+        np.testing.assert_allclose(
+            gradient, right, atol=1e-4
+        )  # sums over 768 tokens in another order
 
 
-@pytest.mark.parametrize("mesh", ["data:2,fsdp:2,tensor:2", "fsdp:2,context:2,tensor:2", "expert:8"])
+@pytest.mark.parametrize(
+    "mesh", ["data:2,fsdp:2,tensor:2", "fsdp:2,context:2,tensor:2", "expert:8"]
+)
 def test_the_loss_of_split_tokens_and_a_split_vocabulary_is_the_same(mesh):
     states, table, targets, weights = arrays()
 
@@ -66,12 +83,17 @@ def test_the_loss_of_split_tokens_and_a_split_vocabulary_is_the_same(mesh):
     value_and_grad = jax.value_and_grad(loss, argnums=(0, 1))
     want, wanted = value_and_grad(states, table, targets, weights)
     with jax.set_mesh(make_mesh(mesh)):
-        placed = constrain(jnp.asarray(states), ("batch", "length", "vector")), constrain(table, ("vocab", "vector"))
+        placed = (
+            constrain(jnp.asarray(states), ("batch", "length", "vector")),
+            constrain(table, ("vocab", "vector")),
+        )
         rest = (constrain(jnp.asarray(x), ("batch", "length")) for x in (targets, weights))
         got, gradients = jax.jit(value_and_grad)(*placed, *rest)
     np.testing.assert_allclose(got, want, rtol=1e-5)
     for gradient, right, x in zip(gradients, wanted, placed):
-        np.testing.assert_allclose(gradient, right, atol=1e-4)  # sums over 768 tokens in another order
+        np.testing.assert_allclose(
+            gradient, right, atol=1e-4
+        )  # sums over 768 tokens in another order
         assert jax.typeof(gradient).sharding == jax.typeof(x).sharding
 
 
@@ -82,7 +104,12 @@ def test_no_more_logits_exist_than_those_of_a_chunk():
         zeros = jnp.zeros((1, tokens), jnp.int32)
         return head_loss(states, table, zeros, jnp.ones((1, tokens)))[0]
 
-    shapes = jax.ShapeDtypeStruct((1, tokens, 8), jnp.float32), jax.ShapeDtypeStruct((words, 8), jnp.float32)
+    shapes = (
+        jax.ShapeDtypeStruct((1, tokens, 8), jnp.float32),
+        jax.ShapeDtypeStruct((words, 8), jnp.float32),
+    )
     memory = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile().memory_analysis()
     all_logits = tokens * words * 4
-    assert memory.temp_size_in_bytes < 0.8 * all_logits  # three arrays of a chunk's size live at a time
+    assert (
+        memory.temp_size_in_bytes < 0.8 * all_logits
+    )  # three arrays of a chunk's size live at a time

@@ -1,4 +1,5 @@
-"""The quantized product's kernels, interpreted on this machine: values, gradients, meshes, and what they refuse."""
+"""The quantized product's kernels, interpreted on this machine: values, gradients, meshes, and what
+they refuse."""
 
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from research.ops.einsum import contract, gather, spec
-from research.ops.kernels import quantized_matmul, quantized_matmul_gpu, quantized_matmul_tpu
+from research.ops.einsum import contract
+from research.ops.kernels import (
+    quantized_matmul,
+    quantized_matmul_gpu,
+    quantized_matmul_tpu,
+)
+from research.parallel.placement import gather, spec
 from research.weights.formats import FORMATS
 from research.weights.quantized import quantize_array
 
@@ -25,7 +31,8 @@ def random(*shape):
 
 
 def operands(format, inputs, outputs, group):
-    """Codes, float scales and book of a random weight, and its dense form, all of `research.weights`."""
+    """Codes, float scales and book of a random weight, and its dense form, all of
+    `research.weights`."""
     w = quantize_array(random(inputs, outputs), format, inputs=1, group=group)
     book = FORMATS[format].book
     return w.codes, w.plain_scale(), None if book is None else tuple(book), w.dense()
@@ -34,13 +41,16 @@ def operands(format, inputs, outputs, group):
 def interpreted(kernel):
     """A kernel module that runs on any device."""
     return SimpleNamespace(
-        PLATFORM=kernel.PLATFORM, refusal=kernel.refusal, matmul=partial(kernel.matmul, interpret=True)
+        PLATFORM=kernel.PLATFORM,
+        refusal=kernel.refusal,
+        matmul=partial(kernel.matmul, interpret=True),
     )
 
 
 @pytest.fixture(params=KERNELS)
 def kernel(request, monkeypatch):
-    """The kernels, taken for this machine's, with small tiles on TPU: groups of 512 below are cut into several."""
+    """The kernels, taken for this machine's, with small tiles on TPU: groups of 512 below are cut
+    into several."""
     monkeypatch.setattr(quantized_matmul_tpu, "TILE", 128)
     made = interpreted(KERNELS[request.param])
     monkeypatch.setattr(quantized_matmul, "_kernel", lambda: made)
@@ -49,7 +59,16 @@ def kernel(request, monkeypatch):
 
 @pytest.mark.parametrize(
     ("format", "group"),
-    [("int8", 64), ("int8", 0), ("int4", 64), ("int4", 0), ("nf4", 64), ("nf4", 0), ("fp4", 64), ("fp8_e4m3", 0)],
+    [
+        ("int8", 64),
+        ("int8", 0),
+        ("int4", 64),
+        ("int4", 0),
+        ("nf4", 64),
+        ("nf4", 0),
+        ("fp4", 64),
+        ("fp8_e4m3", 0),
+    ],
 )
 def test_both_products_are_those_of_the_dense_weight(kernel, format, group):
     codes, scale, book, w = operands(format, 512, 128, group)
@@ -57,7 +76,9 @@ def test_both_products_are_those_of_the_dense_weight(kernel, format, group):
     multiply = partial(kernel.matmul, codes_NRO=codes, scale_N1O=scale, book=book)
     got = multiply(x), multiply(dy, transposed=True)
     for y, want in zip(got, (x @ w, dy @ w.T)):
-        np.testing.assert_allclose(y, want, atol=2e-4)  # float32 sums of 512 products of order 1, in another order
+        np.testing.assert_allclose(
+            y, want, atol=2e-4
+        )  # float32 sums of 512 products of order 1, in another order
     xla = partial(quantized_matmul.reference, codes_NRO=codes, scale_N1O=scale, book=book)
     np.testing.assert_allclose(xla(x), x @ w, atol=2e-4)
     np.testing.assert_allclose(xla(dy, transposed=True), dy @ w.T, atol=2e-4)
@@ -67,7 +88,9 @@ def test_both_products_are_those_of_the_dense_weight(kernel, format, group):
 def test_any_number_of_tokens_will_do(kernel, tokens):
     codes, scale, book, w = operands("nf4", 128, 128, 64)
     x = random(tokens, 128)
-    np.testing.assert_allclose(kernel.matmul(x, codes, scale, book=book), x @ w, atol=1e-4)  # as above, of 128
+    np.testing.assert_allclose(
+        kernel.matmul(x, codes, scale, book=book), x @ w, atol=1e-4
+    )  # as above, of 128
 
 
 def test_in_bfloat16_the_sum_is_rounded_once(kernel):
@@ -76,24 +99,34 @@ def test_in_bfloat16_the_sum_is_rounded_once(kernel):
     y = kernel.matmul(x, codes, scale)
     want = np.asarray(x, np.float64) @ np.asarray(w.astype(jnp.bfloat16), np.float64)
     assert y.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(y, np.float64), want, rtol=2**-8, atol=1e-3)  # half a unit of its last place
+    np.testing.assert_allclose(
+        np.asarray(y, np.float64), want, rtol=2**-8, atol=1e-3
+    )  # half a unit of its last place
 
 
 def test_the_product_with_one_is_bitsandbytes_dense_weight(kernel):
     w = GOLDEN["base/model.layers.0.mlp.down_proj.weight"].T
     made = quantize_array(jnp.asarray(w), "nf4", inputs=1)
-    dense = kernel.matmul(jnp.eye(len(w)), made.codes, made.plain_scale(), book=tuple(FORMATS["nf4"].book))
-    np.testing.assert_allclose(dense.T, GOLDEN["dq/0/down_proj"], rtol=0, atol=3e-7)  # the last bit of the scales' mean
+    dense = kernel.matmul(
+        jnp.eye(len(w)), made.codes, made.plain_scale(), book=tuple(FORMATS["nf4"].book)
+    )
+    np.testing.assert_allclose(
+        dense.T, GOLDEN["dq/0/down_proj"], rtol=0, atol=3e-7
+    )  # the last bit of the scales' mean
 
 
 def test_the_product_with_one_is_llm_int8s_dense_weight(kernel):
-    codes, scale = jnp.asarray(GOLDEN["l8/CB"].T)[None], jnp.asarray(GOLDEN["l8/SCB"] / np.float32(127))[None, None]
+    codes, scale = (
+        jnp.asarray(GOLDEN["l8/CB"].T)[None],
+        jnp.asarray(GOLDEN["l8/SCB"] / np.float32(127))[None, None],
+    )
     dense = kernel.matmul(jnp.eye(256), codes, scale)
     want = GOLDEN["l8/CB"].T.astype(np.float64) * GOLDEN["l8/SCB"] / 127
     np.testing.assert_allclose(dense, want, rtol=3e-7)  # two roundings of float32
 
 
-# Equation, sizes of the weight's axes, how many are inputs, axes of x, of the weight's groups and outputs as stored.
+# Equation, sizes of the weight's axes, how many are inputs, axes of x, of the weight's groups and
+# outputs as stored.
 CASES = [
     ("BTD,DF->BTF", (128, 128), 1, P(BATCH, "context", None), ("fsdp",), ("tensor",)),
     ("BTF,FD->BTD", (128, 64), 1, P(BATCH, None, "tensor"), ("tensor",), ("fsdp",)),
@@ -112,7 +145,9 @@ def placed_case(eqn, sizes, inputs, of_x, groups, outputs):
 
 
 @pytest.mark.parametrize("mesh", ["data:2,fsdp:2,tensor:2"], indirect=True)
-@pytest.mark.parametrize("kernel", ["gpu"], indirect=True)  # the seam is the same for both, and this compiles sooner
+@pytest.mark.parametrize(
+    "kernel", ["gpu"], indirect=True
+)  # the seam is the same for both, and this compiles sooner
 @pytest.mark.parametrize("case", CASES)
 def test_on_a_mesh_values_and_places_are_those_of_the_dense_contraction(mesh, kernel, case):
     eqn, book = case[0], tuple(FORMATS["nf4"].book)
@@ -127,11 +162,15 @@ def test_on_a_mesh_values_and_places_are_those_of_the_dense_contraction(mesh, ke
 
     for got, want in jax.jit(both)(x, codes, scale, jax.reshard(made.dense(), stored)):
         assert spec(got) == spec(want)
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-3)  # float32 sums, of values of some tens
+        np.testing.assert_allclose(
+            got, want, rtol=1e-5, atol=1e-3
+        )  # float32 sums, of values of some tens
 
 
 @pytest.mark.parametrize("mesh", ["fsdp:8"], indirect=True)
-@pytest.mark.parametrize("kernel", ["gpu"], indirect=True)  # the seam is the same for both, and this compiles sooner
+@pytest.mark.parametrize(
+    "kernel", ["gpu"], indirect=True
+)  # the seam is the same for both, and this compiles sooner
 def test_it_runs_in_layers_that_are_scanned_checkpointed_and_mapped_over_devices(mesh, kernel):
     w = quantize_array(0.05 * random(3, 128, 128), "int4", inputs=1, stacked=1)
 
@@ -153,17 +192,26 @@ def test_it_runs_in_layers_that_are_scanned_checkpointed_and_mapped_over_devices
 
     layers, x = (w.codes, w.plain_scale()), random(8, 2, 128)
     gradient, placed = jax.grad(partial(loss, product=multiply)), jax.reshard(x, P("fsdp"))
-    mapped = jax.shard_map(gradient, in_specs=(P("fsdp"), P()), out_specs=P("fsdp"), check_vma=False)
+    mapped = jax.shard_map(
+        gradient, in_specs=(P("fsdp"), P()), out_specs=P("fsdp"), check_vma=False
+    )
     want = jax.grad(partial(loss, product=dense))(x, layers)
     for dx in (jax.jit(gradient)(placed, layers), jax.jit(mapped)(placed, layers)):
-        np.testing.assert_allclose(dx, want, atol=1e-5)  # three layers of float32 sums of 128 products below 1
+        np.testing.assert_allclose(
+            dx, want, atol=1e-5
+        )  # three layers of float32 sums of 128 products below 1
 
 
 @pytest.mark.parametrize("mesh", ["data:2,fsdp:2,tensor:2"], indirect=True)
 @pytest.mark.parametrize(
     ("eqn", "x", "codes", "why"),
     [
-        ("BTD,VD->BTV", (2, 4, 64), (96, 1, 32), "does not sum over the last axes of x and the first of the weight"),
+        (
+            "BTD,VD->BTV",
+            (2, 4, 64),
+            (96, 1, 32),
+            "does not sum over the last axes of x and the first of the weight",
+        ),
         ("BTD,DF->BTF", (2, 4, 48), (2, 12, 64), "set config.quantize.group to 64 or 128"),
         ("BTD,DF->BTF", (2, 4, 64), (1, 32, 1025), "1025 outputs must be a multiple of"),
     ],
@@ -184,10 +232,19 @@ def test_the_cpu_has_no_kernel():
 def test_what_is_multiplied_as_it_is_held_follows_the_chip(monkeypatch):
     # The kinds are those that JAX's topologies give, the facts those of the table's sources.
     kinds = {
-        "TPU v4": (0, 0), "TPU v5 lite": (1, 0), "TPU v5": (1, 0), "TPU v6 lite": (1, 0), "TPU7x": (0, 1),
-        "NVIDIA A100-SXM4-80GB": (1, 0), "NVIDIA H100 80GB HBM3": (1, 1), "AMD Instinct MI300X": (0, 0), "cpu": (1, 1),
-    }  # fmt: skip
+        "TPU v4": (0, 0),
+        "TPU v5 lite": (1, 0),
+        "TPU v5": (1, 0),
+        "TPU v6 lite": (1, 0),
+        "TPU7x": (0, 1),
+        "NVIDIA A100-SXM4-80GB": (1, 0),
+        "NVIDIA H100 80GB HBM3": (1, 1),
+        "AMD Instinct MI300X": (0, 0),
+        "cpu": (1, 1),
+    }
     for kind, wanted in kinds.items():
         mesh = SimpleNamespace(abstract_device=SimpleNamespace(device_kind=kind))
         monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: mesh)
-        assert tuple(map(quantized_matmul.multiplies, (jnp.int8, jnp.float8_e4m3fn))) == wanted, kind
+        assert tuple(map(quantized_matmul.multiplies, (jnp.int8, jnp.float8_e4m3fn))) == wanted, (
+            kind
+        )

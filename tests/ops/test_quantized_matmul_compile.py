@@ -1,7 +1,9 @@
-"""Quantized products compile for chips that are not here: kernels without dense weights, 8-bit products where there are.
+"""Quantized products compile for chips that are not here: kernels without dense weights, 8-bit
+products where there are.
 
-Those of a weight of an 8B model's feed-forward layer, forward and backward, go through the real compilers of TPU and
-GPU. They run in a process of their own, this file's, which prints what came out as JSON.
+Those of a weight of an 8B model's feed-forward layer, forward and backward, go through the real
+compilers of TPU and GPU. They run in a process of their own, this file's, which prints what came
+out as JSON.
 """
 
 import json
@@ -23,23 +25,28 @@ DENSE = 2 * D * F  # bytes of the weight in bfloat16
 TARGETS = {"tpu": ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"], "cuda": ["h100:1"]}
 CASES = [("int8", 0), ("int4", 64), ("nf4", 64), ("nf4", 0)]
 XLA = ("nf4", 64)  # what XLA's form is compiled for too, which takes several times as long
-# With quantized activations: the type of the sums, which says what the chip multiplies. Without integer products it is the
-# weight alone that is quantized, and goes through the kernel.
+# With quantized activations: the type of the sums, which says what the chip multiplies. Without
+# integer products it is the weight alone that is quantized, and goes through the kernel.
 SUMS = {
-    "tpu": [("v5e:2x2", "int8", "s32"), ("tpu7x:2x2x1", "int8", None), ("tpu7x:2x2x1", "fp8_e4m3", "f32")],
+    "tpu": [
+        ("v5e:2x2", "int8", "s32"),
+        ("tpu7x:2x2x1", "int8", None),
+        ("tpu7x:2x2x1", "fp8_e4m3", "f32"),
+    ],
     "cuda": [("h100:1", "int8", "s32"), ("h100:1", "fp8_e4m3", "f32")],
 }
 
 
 def compiled(target: str) -> list[dict]:
-    """For each chip and format bytes of temporaries, the number of kernels, and the types of XLA's products."""
+    """For each chip and format bytes of temporaries, the number of kernels, and the types of XLA's
+    products."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
     from research.fit.targets import parse_target
-    from research.mesh import make_mesh
     from research.ops.kernels import quantized_matmul
+    from research.parallel.mesh import make_mesh
     from research.weights.dynamic import DynamicQuantized
     from research.weights.formats import FORMATS
     from research.weights.quantized import Quantized
@@ -61,7 +68,9 @@ def compiled(target: str) -> list[dict]:
             return quantized_matmul.reference(x[0], codes, scale, book), dx
 
         def dynamic(x, dy, codes, scale):
-            return DynamicQuantized(Quantized(codes, scale, None, format, (D,), 1)).einsum("BTD,DF->BTF", x)
+            return DynamicQuantized(Quantized(codes, scale, None, format, (D,), 1)).einsum(
+                "BTD,DF->BTF", x
+            )
 
         def shaped(shape, dtype):
             return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
@@ -70,23 +79,35 @@ def compiled(target: str) -> list[dict]:
         codes, scale = shaped((D // G, held[0], F), held[1]), shaped((D // G, 1, F), jnp.float32)
         with jax.set_mesh(mesh):
             form_of = {"kernels": kernels, "xla": xla, "dynamic": dynamic}
-            program = jax.jit(form_of[form]).lower(x, dy, codes, scale).compile(chosen.compiler_options)
+            program = (
+                jax.jit(form_of[form]).lower(x, dy, codes, scale).compile(chosen.compiler_options)
+            )
         text = program.as_text()
         return {
-            "chip": chip, "form": form, "format": format, "group": group, "calls": text.count(call),
+            "chip": chip,
+            "form": form,
+            "format": format,
+            "group": group,
+            "calls": text.count(call),
             "temp_bytes": program.memory_analysis().temp_size_in_bytes,
             "sums": re.findall(r"= (\w+)\[[\d,]*\]\S* (?:convolution|dot)\(", text),
-        }  # fmt: skip
+        }
 
     chips = TARGETS[target]
-    weights = [rows(chip, "kernels", *case) for chip in chips for case in CASES] + [rows(chips[0], "xla", *XLA)]
+    weights = [rows(chip, "kernels", *case) for chip in chips for case in CASES] + [
+        rows(chips[0], "xla", *XLA)
+    ]
     return weights + [rows(chip, "dynamic", format, 0) for chip, format, _ in SUMS[target]]
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_chips_that_are_not_here_multiply_what_they_can(target):
     need_compiler(target)
-    settings = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
     done = subprocess.run(
         [sys.executable, __file__, target],
         env={**os.environ, **settings, "PYTHONPATH": str(ROOT)},
@@ -98,9 +119,14 @@ def test_chips_that_are_not_here_multiply_what_they_can(target):
     weights, activations = rows[: -len(SUMS[target])], rows[-len(SUMS[target]) :]
     assert len(weights) == len(TARGETS[target]) * len(CASES) + 1
     for row in weights:
-        # Both products run through kernels and make no dense weight; XLA's form says that the bound means something.
+        # Both products run through kernels and make no dense weight; XLA's form says that the bound
+        # means something.
         assert row["calls"] == (2 if row["form"] == "kernels" else 0), row
-        assert row["temp_bytes"] < 0.1 * DENSE if row["form"] == "kernels" else row["temp_bytes"] >= DENSE, row
+        assert (
+            row["temp_bytes"] < 0.1 * DENSE
+            if row["form"] == "kernels"
+            else row["temp_bytes"] >= DENSE
+        ), row
     for row, (_, _, sums) in zip(activations, SUMS[target]):
         if sums is None:
             assert row["calls"] == 1 and not row["sums"], row

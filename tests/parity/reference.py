@@ -1,5 +1,5 @@
-"""The real models as transformers computes them, made without a line of the project: weights by the `gguf` package, ids
-by llama.cpp's tokenizer or by `tokenizers`."""
+"""The real models as transformers computes them, made without a line of the project: weights by the
+`gguf` package, ids by llama.cpp's tokenizer or by `tokenizers`."""
 
 import json
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ SENTENCES = [
 def smollm2(path: Path) -> transformers.LlamaForCausalLM:
     """SmolLM2 from its GGUF file, float32.
 
-    transformers' own GGUF loader is not used: it drops the tokenizer's `pre` rule. Rows of queries and keys lie there
-    for rotation of neighbours and are put back in halves.
+    transformers' own GGUF loader is not used: it drops the tokenizer's `pre` rule. Rows of queries
+    and keys lie there for rotation of neighbours and are put back in halves.
     """
     import gguf
 
@@ -45,18 +45,30 @@ def smollm2(path: Path) -> transformers.LlamaForCausalLM:
     meta = {key: field.contents() for key, field in file.fields.items()}
     heads, kv_heads = meta["llama.attention.head_count"], meta["llama.attention.head_count_kv"]
     config = transformers.LlamaConfig(
-        vocab_size=len(meta["tokenizer.ggml.tokens"]), hidden_size=meta["llama.embedding_length"],
-        intermediate_size=meta["llama.feed_forward_length"], num_hidden_layers=meta["llama.block_count"],
-        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=meta["llama.context_length"],
-        rms_norm_eps=meta["llama.attention.layer_norm_rms_epsilon"], tie_word_embeddings=True,
+        vocab_size=len(meta["tokenizer.ggml.tokens"]),
+        hidden_size=meta["llama.embedding_length"],
+        intermediate_size=meta["llama.feed_forward_length"],
+        num_hidden_layers=meta["llama.block_count"],
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=meta["llama.context_length"],
+        rms_norm_eps=meta["llama.attention.layer_norm_rms_epsilon"],
+        tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": meta["llama.rope.freq_base"]},
-        bos_token_id=meta["tokenizer.ggml.bos_token_id"], eos_token_id=meta["tokenizer.ggml.eos_token_id"],
-    )  # fmt: skip
+        bos_token_id=meta["tokenizer.ggml.bos_token_id"],
+        eos_token_id=meta["tokenizer.ggml.eos_token_id"],
+    )
     names = {
-        "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-        "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-    }  # fmt: skip
+        "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }
     state = {}
     for tensor in file.tensors:
         weight = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
@@ -64,10 +76,14 @@ def smollm2(path: Path) -> transformers.LlamaForCausalLM:
         if parts[0] == "blk":
             name = f"model.layers.{parts[1]}.{names[parts[2]]}.weight"
         else:
-            name = {"token_embd": "model.embed_tokens.weight", "output_norm": "model.norm.weight"}[parts[0]]
+            name = {"token_embd": "model.embed_tokens.weight", "output_norm": "model.norm.weight"}[
+                parts[0]
+            ]
         if parts[-2] in ("attn_q", "attn_k"):
             count = heads if parts[-2] == "attn_q" else kv_heads
-            weight = weight.reshape(count, -1, 2, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
+            weight = (
+                weight.reshape(count, -1, 2, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
+            )
         state[name] = torch.from_numpy(weight.copy())
     model = transformers.LlamaForCausalLM(config).eval()
     missing, unexpected = model.load_state_dict(state, strict=False)
@@ -85,18 +101,27 @@ def prompt_ids(path: Path) -> list[list[int]]:
     vocabulary = Llama(str(path), vocab_only=True, verbose=False)
     template = jinja2.Template(vocabulary.metadata["tokenizer.chat_template"])
     said = [[{"role": "user", "content": text}] for text in CHATS]
-    texts = [template.render(messages=messages, add_generation_prompt=True) for messages in said] + TEXTS
+    texts = [
+        template.render(messages=messages, add_generation_prompt=True) for messages in said
+    ] + TEXTS
     return [vocabulary.tokenize(text.encode(), add_bos=False, special=True) for text in texts]
 
 
-def greedy(model: transformers.LlamaForCausalLM, ids: Sequence[int], count: int) -> tuple[list[int], float]:
-    """The likeliest continuation, up to and with the end token, and the least lead of a token over the next."""
+def greedy(
+    model: transformers.LlamaForCausalLM, ids: Sequence[int], count: int
+) -> tuple[list[int], float]:
+    """The likeliest continuation, up to and with the end token, and the least lead of a token over
+    the next."""
     with torch.no_grad():
         found = model.generate(
-            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False,
-            max_new_tokens=count, output_logits=True, return_dict_in_generate=True,
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=count,
+            output_logits=True,
+            return_dict_in_generate=True,
             pad_token_id=model.config.eos_token_id,
-        )  # fmt: skip
+        )
     best, second = torch.topk(torch.stack(found.logits)[:, 0], 2).values.T
     return found.sequences[0, len(ids) :].tolist(), float((best - second).min())
 
@@ -113,7 +138,8 @@ def nll(model: transformers.LlamaForCausalLM, ids: np.ndarray, window: int) -> f
 
 
 def embeddings(folder: Path, texts: Sequence[str]) -> np.ndarray:
-    """MiniLM's vectors of texts: the mean of the last states over what is no padding, of length 1."""
+    """MiniLM's vectors of texts: the mean of the last states over what is no padding, of length
+    1."""
     from safetensors.torch import load_file
     from tokenizers import Tokenizer
 
@@ -125,7 +151,9 @@ def embeddings(folder: Path, texts: Sequence[str]) -> np.ndarray:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_padding()
     rows = tokenizer.encode_batch(list(texts))
-    ids, mask = (torch.tensor([getattr(row, name) for row in rows]) for name in ("ids", "attention_mask"))
+    ids, mask = (
+        torch.tensor([getattr(row, name) for row in rows]) for name in ("ids", "attention_mask")
+    )
     with torch.no_grad():
         states = model(input_ids=ids, attention_mask=mask).last_hidden_state
     kept = mask[:, :, None].float()

@@ -1,4 +1,5 @@
-"""llama.cpp reads what we write: a tiny LLaMA and SmolLM2, converted to GGUF, give the same greedy text there."""
+"""llama.cpp reads what we write: a tiny LLaMA and SmolLM2, converted to GGUF, give the same greedy
+text there."""
 
 from dataclasses import replace
 
@@ -13,8 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from research.files import building
 from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
-from research.interop import hf
 from research.interop.convert import convert
+from research.interop.huggingface import folder as hf
 from research.interop.load import load
 from research.ops.rope import RopeScaling
 from tests.families import FAMILIES
@@ -25,7 +26,12 @@ from tests.parity.reference import CHATS, TEXTS, prompt_ids
 # Llama 3's scaling acts within a few tens of tokens here; GGUF has it as a tensor of factors.
 SCALING = RopeScaling(factor=8.0, original_length=32)
 TINY = replace(
-    FAMILIES["llama3_405b"], vocab_size=296, d_model=64, head_size=16, rope_theta=500.0, rope_scaling=SCALING
+    FAMILIES["llama3_405b"],
+    vocab_size=296,
+    d_model=64,
+    head_size=16,
+    rope_theta=500.0,
+    rope_scaling=SCALING,
 )
 PROMPTS = [[10, 20, 30, 40, 50], [7, 290, 8, 291, 9, 292, 11, 293]]
 
@@ -33,9 +39,15 @@ PROMPTS = [[10, 20, 30, 40, 50], [7, 290, 8, 291, 9, 292, 11, 293]]
 def opened(path):
     """llama.cpp with a cache in float32, whose own default is float16."""
     return llama_cpp.Llama(
-        str(path), n_ctx=512, logits_all=True, type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,
-        flash_attn=False, n_threads=2, verbose=False,
-    )  # fmt: skip
+        str(path),
+        n_ctx=512,
+        logits_all=True,
+        type_k=llama_cpp.GGML_TYPE_F32,
+        type_v=llama_cpp.GGML_TYPE_F32,
+        flash_attn=False,
+        n_threads=2,
+        verbose=False,
+    )
 
 
 def greedy(model, ids, count, ends=()):
@@ -62,15 +74,23 @@ def tiny(tmp_path_factory):
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        text = "the quick brown fox jumps over the lazy dog and the other dogs bark at the moon over there " * 9
+        text = (
+            "the quick brown fox jumps over the lazy dog and the other dogs bark at the moon over there "
+            * 9
+        )
         special = ["<|endoftext|>"]
         trainer = trainers.BpeTrainer(
-            vocab_size=TINY.vocab_size, initial_alphabet=alphabet, special_tokens=special, show_progress=False
+            vocab_size=TINY.vocab_size,
+            initial_alphabet=alphabet,
+            special_tokens=special,
+            show_progress=False,
         )
         tokenizer.train_from_iterator([text], trainer)
         assert tokenizer.get_vocab_size() == TINY.vocab_size
         tokenizer.save(str(made / "tokenizer.json"))
-        (made / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}')
+        (made / "tokenizer_config.json").write_text(
+            '{"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}'
+        )
     return folder
 
 
@@ -81,8 +101,9 @@ def both(folder, dtype, tmp_path):
     return opened(tmp_path / "gguf/model.gguf"), load(tmp_path / "native")
 
 
-# Root mean square; logits are of the order of 10, and any wrong layout moves them by some 3. llama.cpp rounds what it
-# multiplies with bfloat16 weights to bfloat16, 2^-9 of itself, and random weights as large as these carry that far.
+# Root mean square; logits are of the order of 10, and any wrong layout moves them by some 3.
+# llama.cpp rounds what it multiplies with bfloat16 weights to bfloat16, 2^-9 of itself, and random
+# weights as large as these carry that far.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.1)])
 def test_a_tiny_llama_exported_to_gguf_has_the_same_logits(tiny, dtype, tolerance, tmp_path):
     theirs, ours = both(tiny, dtype, tmp_path)
@@ -96,7 +117,9 @@ def test_a_tiny_llama_exported_to_gguf_has_the_same_logits(tiny, dtype, toleranc
 def test_a_tiny_llama_exported_to_gguf_writes_the_same_text(tiny, tmp_path):
     theirs, ours = both(tiny, "float32", tmp_path)
     config = SamplingConfig(temperature=0, max_tokens=16)
-    generations = generate(ours.model, ours.params, replace(ours.tokenizer, eos_id=None), PROMPTS, config)
+    generations = generate(
+        ours.model, ours.params, replace(ours.tokenizer, eos_id=None), PROMPTS, config
+    )
     for prompt, g in zip(PROMPTS, generations):
         written, text, margin = greedy(theirs, prompt, 16)
         assert margin > 1e-3, "a near-tie; choose another prompt"
@@ -111,7 +134,9 @@ def test_smollm2_exported_to_gguf_writes_the_same(optimised, tmp_path):  # noqa:
     theirs, prompts = opened(tmp_path / "gguf/model.gguf"), prompt_ids(tmp_path / "gguf/model.gguf")
     config = SamplingConfig(temperature=0, max_tokens=24, stop_ids=ours.stop_ids)
     chosen = [*range(2), *range(len(CHATS), len(CHATS) + 2)]
-    generations = generate(ours.model, ours.params, ours.tokenizer, [prompts[n] for n in chosen], config)
+    generations = generate(
+        ours.model, ours.params, ours.tokenizer, [prompts[n] for n in chosen], config
+    )
     for n, g in zip(chosen, generations):
         written, text, margin = greedy(theirs, prompts[n], 24, ours.stop_ids)
         assert margin > 1e-2, f"a near-tie in {[*CHATS, *TEXTS][n]!r}; choose another prompt"

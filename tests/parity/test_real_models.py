@@ -1,4 +1,5 @@
-"""SmolLM2 and MiniLM through the commands that people use, against transformers on the same weights."""
+"""SmolLM2 and MiniLM through the commands that people use, against transformers on the same
+weights."""
 
 import json
 import os
@@ -9,8 +10,12 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="torch is not installed; pip install -e '.[parity]'")
-pytest.importorskip("transformers", reason="transformers is not installed; pip install -e '.[parity]'")
-pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed; it is the tokenizer of the reference")
+pytest.importorskip(
+    "transformers", reason="transformers is not installed; pip install -e '.[parity]'"
+)
+pytest.importorskip(
+    "llama_cpp", reason="llama-cpp-python is not installed; it is the tokenizer of the reference"
+)
 
 from pathlib import Path
 
@@ -24,9 +29,12 @@ TOKENS, WINDOW, WRITTEN = 20_000, 1024, 48
 
 
 def use(*arguments):
-    """The JSON that an entry point prints, run in its own process with the compiler as users have it."""
+    """The JSON that an entry point prints, run in its own process with the compiler as users have
+    it."""
     command = [sys.executable, "-m", *map(str, arguments), "--json"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=1800
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -49,7 +57,12 @@ def smollm2():
 
 def test_ten_greedy_continuations_are_the_same_tokens(smollm2):
     model, ids = smollm2
-    shared = ("research.generate", f"--checkpoint={SMOLLM2}", "--temperature=0", f"--max_tokens={WRITTEN}")
+    shared = (
+        "research.generate",
+        f"--checkpoint={SMOLLM2}",
+        "--temperature=0",
+        f"--max_tokens={WRITTEN}",
+    )
     samples = use(*shared, *(f"--chat={text}" for text in reference.CHATS))["samples"]
     samples += use(*shared, *(f"--prompt={text}" for text in reference.TEXTS))["samples"]
     for prompt, sample in zip(ids, samples, strict=True):
@@ -68,11 +81,15 @@ def test_the_perplexity_of_a_text_is_the_same(smollm2, tmp_path):
     assert len(ids) == TOKENS
     np.save(tmp_path / "ids.npy", ids)
     found = use(
-        "research.evaluate", f"--checkpoint={SMOLLM2}", f"--token_ids={tmp_path / 'ids.npy'}", f"--window={WINDOW}"
+        "research.evaluate",
+        f"--checkpoint={SMOLLM2}",
+        f"--token_ids={tmp_path / 'ids.npy'}",
+        f"--window={WINDOW}",
     )
     wanted = reference.nll(model, ids, WINDOW)
     print(f"nats per token: ours {found['nll_per_token']:.6f}, transformers {wanted:.6f}")
-    # Float32 sums in another order: 7e-6 was seen. Anything left out of the model costs a hundredth and more.
+    # Float32 sums in another order: 7e-6 was seen. Anything left out of the model costs a hundredth
+    # and more.
     assert abs(found["nll_per_token"] - wanted) < 1e-4
     assert abs(found["perplexity"] / np.exp(wanted) - 1) < 1e-3
 

@@ -1,4 +1,5 @@
-"""transformers reads what we write: every golden, converted to our form and back, is the golden again."""
+"""transformers reads what we write: every golden, converted to our form and back, is the golden
+again."""
 
 import json
 
@@ -6,7 +7,9 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed; pip install -e '.[parity]'")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed; pip install -e '.[parity]'")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed; pip install -e '.[parity]'"
+)
 
 from safetensors.numpy import load_file
 
@@ -14,14 +17,18 @@ from research.interop.convert import convert
 from tests.interop.golden import GOLDENS, golden, real, tensors, write
 
 INPUTS = {
-    "ids": "input_ids", "mask": "attention_mask", "token_types": "token_type_ids", "decoder_ids": "decoder_input_ids",
-}  # fmt: skip
+    "ids": "input_ids",
+    "mask": "attention_mask",
+    "token_types": "token_type_ids",
+    "decoder_ids": "decoder_input_ids",
+}
 # The next-sentence head is none of our model's.
 LEFT_OUT = {"cls.seq_relationship.weight", "cls.seq_relationship.bias"}
 
 
 def plain(name):
-    """A tensor's name without the prefix that BertModel alone leaves out; transformers takes both."""
+    """A tensor's name without the prefix that BertModel alone leaves out; transformers takes
+    both."""
     return name.removeprefix("bert.")
 
 
@@ -31,20 +38,37 @@ def test_an_exported_folder_is_the_model(name, tmp_path):
     write(name, tmp_path / "theirs")
     convert(tmp_path / "theirs", tmp_path / "ours", "native", certified=False)
     convert(tmp_path / "ours", tmp_path / "again", "hf", certified=False)
-    written = {plain(key): value for key, value in load_file(tmp_path / "again/model.safetensors").items()}
+    written = {
+        plain(key): value for key, value in load_file(tmp_path / "again/model.safetensors").items()
+    }
     wanted = {plain(key): value for key, value in tensors(name).items() if key not in LEFT_OUT}
     assert written.keys() == wanted.keys()
     for key, value in wanted.items():
         assert written[key].dtype == value.dtype and written[key].tobytes() == value.tobytes(), key
 
-    kind = getattr(transformers, json.loads((tmp_path / "again/config.json").read_text())["architectures"][0])
-    model, info = kind.from_pretrained(tmp_path / "again", dtype=torch.float32, output_loading_info=True)
-    assert set(info["missing_keys"]) <= LEFT_OUT and not info["unexpected_keys"] and not info["mismatched_keys"]
+    kind = getattr(
+        transformers, json.loads((tmp_path / "again/config.json").read_text())["architectures"][0]
+    )
+    model, info = kind.from_pretrained(
+        tmp_path / "again", dtype=torch.float32, output_loading_info=True
+    )
+    assert (
+        set(info["missing_keys"]) <= LEFT_OUT
+        and not info["unexpected_keys"]
+        and not info["mismatched_keys"]
+    )
     fields = golden(name)
-    given = {theirs: fields[key].astype(np.int64) for key, theirs in INPUTS.items() if key in fields}
+    given = {
+        theirs: fields[key].astype(np.int64) for key, theirs in INPUTS.items() if key in fields
+    }
     with torch.no_grad():
         found = model.eval()(**{key: torch.from_numpy(value) for key, value in given.items()})
-    outputs = {"logits": "logits", "hidden": "last_hidden_state", "pooled": "pooler_output", "classes": "logits"}
+    outputs = {
+        "logits": "logits",
+        "hidden": "last_hidden_state",
+        "pooled": "pooler_output",
+        "classes": "logits",
+    }
     if "prediction_logits" in found:
         outputs["logits"] = "prediction_logits"
     compared = [key for key in outputs if key in fields and outputs[key] in found]
@@ -52,4 +76,6 @@ def test_an_exported_folder_is_the_model(name, tmp_path):
     for key in compared:
         where = real(name) if fields[key].ndim == 3 else ...
         # Float32: the golden's own attention was the eager one, whose sums have another order.
-        np.testing.assert_allclose(found[outputs[key]].numpy()[where], fields[key][where], atol=1e-4, err_msg=key)
+        np.testing.assert_allclose(
+            found[outputs[key]].numpy()[where], fields[key][where], atol=1e-4, err_msg=key
+        )

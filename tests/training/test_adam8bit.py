@@ -1,4 +1,5 @@
-"""Adam in eight bits: bitsandbytes' steps, as good an end as float32 Adam's, and the memory that it is for."""
+"""Adam in eight bits: bitsandbytes' steps, as good an end as float32 Adam's, and the memory that it
+is for."""
 
 from functools import cache
 from pathlib import Path
@@ -11,9 +12,16 @@ import pytest
 from jax.sharding import NamedSharding
 
 from research import tree
-from research.axes import partition
-from research.mesh import make_mesh
-from research.training.adam8bit import Adam8bitState, Moment, block_of, dequantize, quantize, scale_by_adam_8bit
+from research.parallel.axes import partition
+from research.parallel.mesh import make_mesh
+from research.training.adam8bit import (
+    Adam8bitState,
+    Moment,
+    block_of,
+    dequantize,
+    quantize,
+    scale_by_adam_8bit,
+)
 from research.training.optimizer import OptimizerConfig, make
 from research.weights.dynamic_map import DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP
 
@@ -25,7 +33,10 @@ def state_of(step):
     """bitsandbytes' state after so many steps."""
     if not step:
         return scale_by_adam_8bit(0.9, 0.95, 1e-8).init(jnp.asarray(GOLDEN["start"]))
-    codes, scales = ([jnp.asarray(GOLDEN[f"{step - 1}/{name}{n}"]) for n in (1, 2)] for name in ("state", "absmax"))
+    codes, scales = (
+        [jnp.asarray(GOLDEN[f"{step - 1}/{name}{n}"]) for n in (1, 2)]
+        for name in ("state", "absmax")
+    )
     return Adam8bitState(jnp.int32(step), *(Moment(c, s) for c, s in zip(codes, scales)))
 
 
@@ -33,12 +44,15 @@ def state_of(step):
 def test_a_step_is_bitsandbytes_own(step):
     before = jnp.asarray(GOLDEN["start"] if step == 0 else GOLDEN[f"{step - 1}/w"])
     optimizer = scale_by_adam_8bit(0.9, 0.95, 1e-8)
-    update, state = jax.jit(optimizer.update)(jnp.asarray(GOLDEN["gradients"][step]), state_of(step))
+    update, state = jax.jit(optimizer.update)(
+        jnp.asarray(GOLDEN["gradients"][step]), state_of(step)
+    )
     # A learning rate times a step of about 1, to float32; the arithmetic goes in another order.
     after = before * (1 - LEARNING_RATE * DECAY) - LEARNING_RATE * update
     np.testing.assert_allclose(after, GOLDEN[f"{step}/w"], atol=1e-6)
-    # Its CPU library looks codes up on a grid of 65,536 points, 3.1e-5 of a block's largest value apart; ours are the
-    # nearest, as on its GPUs. Half a step of that grid aside, both are as near to the value.
+    # Its CPU library looks codes up on a grid of 65,536 points, 3.1e-5 of a block's largest value
+    # apart; ours are the nearest, as on its GPUs. Half a step of that grid aside, both are as near
+    # to the value.
     for moment, book, n in ((state.mu, DYNAMIC_MAP, 1), (state.nu, UNSIGNED_DYNAMIC_MAP, 2)):
         np.testing.assert_allclose(moment.absmax, GOLDEN[f"{step}/absmax{n}"], rtol=1e-6)
         theirs = GOLDEN[f"{step}/state{n}"]
@@ -66,7 +80,8 @@ def test_codes_are_the_nearest_entries(book):
 
 
 def test_what_a_row_once_learnt_does_not_explode_when_its_gradient_stops():
-    """A first moment outlives a second one that rounds to zero; m / eps would be a step of thousands."""
+    """A first moment outlives a second one that rounds to zero; m / eps would be a step of
+    thousands."""
     optimizer = scale_by_adam_8bit(0.9, 0.95, 1e-8)
     g = jnp.ones((16, 256)).at[:, ::2].set(1e-3)
     state, update = optimizer.init(g), jax.jit(optimizer.update)
@@ -81,7 +96,10 @@ def losses(optimizer):
     keys = jax.random.split(jax.random.key(0), 4)
     x, teacher = jax.random.normal(keys[0], (256, 64)), jax.random.normal(keys[1], (64, 64)) / 8
     y = jnp.tanh(x @ teacher)
-    params = {"up": jax.random.normal(keys[2], (64, 128)) / 8, "down": jax.random.normal(keys[3], (128, 64)) / 16}
+    params = {
+        "up": jax.random.normal(keys[2], (64, 128)) / 8,
+        "down": jax.random.normal(keys[3], (128, 64)) / 16,
+    }
     params["bias"] = jnp.zeros((64,))
 
     def loss(p):
@@ -93,7 +111,10 @@ def losses(optimizer):
             params, state = carry
             value, gradients = jax.value_and_grad(loss)(params)
             updates, state = optimizer.update(gradients, state, params)
-            return (optax.apply_updates(params, jax.tree.map(lambda u: -3e-3 * u, updates)), state), value
+            return (
+                optax.apply_updates(params, jax.tree.map(lambda u: -3e-3 * u, updates)),
+                state,
+            ), value
 
         return jax.lax.scan(step, (params, optimizer.init(params)), length=300)[1]
 
@@ -101,9 +122,14 @@ def losses(optimizer):
 
 
 def test_training_ends_where_float32_adam_ends():
-    ours, theirs = losses(scale_by_adam_8bit(0.9, 0.95, 1e-8)), losses(optax.scale_by_adam(0.9, 0.95, 1e-8))
+    ours, theirs = (
+        losses(scale_by_adam_8bit(0.9, 0.95, 1e-8)),
+        losses(optax.scale_by_adam(0.9, 0.95, 1e-8)),
+    )
     assert theirs[-1] < theirs[0] / 20
-    assert ours[-1] == pytest.approx(float(theirs[-1]), rel=0.1)  # 5% apart after a fall by a factor of 50
+    assert ours[-1] == pytest.approx(
+        float(theirs[-1]), rel=0.1
+    )  # 5% apart after a fall by a factor of 50
 
 
 SPECS = {
@@ -126,25 +152,33 @@ def split(specs):
     """Axes and random parameters of a tree of (axes, shape)."""
     rng = np.random.default_rng(0)
     axes = jax.tree.map(lambda s: s[0], specs, is_leaf=is_entry)
-    return axes, jax.tree.map(lambda s: rng.standard_normal(s[1], np.float32), specs, is_leaf=is_entry)
+    return axes, jax.tree.map(
+        lambda s: rng.standard_normal(s[1], np.float32), specs, is_leaf=is_entry
+    )
 
 
 def trainer(axes):
     """A function from parameters to (parameters, state) after three steps."""
-    config = OptimizerConfig("adamw8bit", learning_rate=1e-2, schedule="constant", warmup_steps=0, clip_norm=None)
+    config = OptimizerConfig(
+        "adamw8bit", learning_rate=1e-2, schedule="constant", warmup_steps=0, clip_norm=None
+    )
     optimizer, _ = make(config, axes, 10)
     init = jax.jit(optimizer.init)
 
     @jax.jit
     def update(params, state):
-        updates, new = optimizer.update(jax.tree.map(lambda p: jnp.sin(3 * p), params), state, params)
+        updates, new = optimizer.update(
+            jax.tree.map(lambda p: jnp.sin(3 * p), params), state, params
+        )
         return optax.apply_updates(params, updates), new
 
     def run(params):
         state = init(params)
         for _ in range(3):
             params, new = update(params, state)
-            assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, state)  # donation and resuming need it
+            assert jax.tree.map(jax.typeof, new) == jax.tree.map(
+                jax.typeof, state
+            )  # donation and resuming need it
             state = new
         return params, state
 
@@ -171,26 +205,40 @@ def test_sharded_equals_unsharded_and_codes_lie_where_parameters_do(shape):
     axes, params = split(SPECS)
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh):
-        specs = jax.tree.map(lambda names, x: partition(names, x.shape, mesh), axes, params, is_leaf=is_entry)
-        placed = jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), params, specs)
+        specs = jax.tree.map(
+            lambda names, x: partition(names, x.shape, mesh), axes, params, is_leaf=is_entry
+        )
+        placed = jax.tree.map(
+            lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), params, specs
+        )
         sharded, state = trainer(axes)(placed)
     for path, x in tree.paths(unsharded()[0]).items():
         np.testing.assert_allclose(tree.paths(sharded)[path], x, rtol=0, atol=1e-6)
     states = tree.paths(state)
     for path, param in tree.paths(placed).items():
         assert tree.paths(sharded)[path].sharding == param.sharding
-        moments = [x for p, x in states.items() if f"/{path}/" in f"{p}/" and x.shape == param.shape]
-        assert len(moments) == 2 and all(x.sharding.is_equivalent_to(param.sharding, x.ndim) for x in moments)
+        moments = [
+            x for p, x in states.items() if f"/{path}/" in f"{p}/" and x.shape == param.shape
+        ]
+        assert len(moments) == 2 and all(
+            x.sharding.is_equivalent_to(param.sharding, x.ndim) for x in moments
+        )
     # A shard holds whole blocks: their scales lie with it.
     [(path, scales)] = [(p, x) for p, x in states.items() if p.endswith("mu/layers/query/absmax")]
-    assert tuple(scales.sharding.spec) == tuple(states[path.replace("absmax", "codes")].sharding.spec)[:3]
+    assert (
+        tuple(scales.sharding.spec)
+        == tuple(states[path.replace("absmax", "codes")].sharding.spec)[:3]
+    )
 
 
 def test_moments_take_two_bytes_and_small_ones_stay_float32():
     _, params = split(SPECS)
     state = unsharded()[1]
     size = {path: leaf.nbytes for path, leaf in tree.paths(state).items()}
-    of = {name: sum(n for path, n in size.items() if f"/{name}" in path) for name in ("query", "a/", "scale", "table")}
+    of = {
+        name: sum(n for path, n in size.items() if f"/{name}" in path)
+        for name in ("query", "a/", "scale", "table")
+    }
     assert of["query"] / params["layers"]["query"].size == pytest.approx(2 + 2 * 4 / 192)
     assert of["a/"] / params["layers"]["a"].size == 2 + 2 * 4 / 256
     assert of["scale"] / params["layers"]["scale"].size == 8

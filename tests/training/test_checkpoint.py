@@ -44,11 +44,14 @@ def random_array(rng, dtype, shape):
         if dtype.name.startswith("int"):  # sign-extended in the byte that holds one of them
             raw = raw.astype(np.int8) - values // 2
         return jnp.array(raw.astype(dtype))
-    return jnp.array(np.frombuffer(rng.bytes(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape))
+    return jnp.array(
+        np.frombuffer(rng.bytes(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
+    )
 
 
 def state_of(step, shape=(8, 16)):
-    """A state with an array of every type, a vector, a scalar, an empty array, a key and all negative zeros."""
+    """A state with an array of every type, a vector, a scalar, an empty array, a key and all
+    negative zeros."""
     rng = np.random.default_rng(step)
     weights = {"w": random_array(rng, "float32", (4, *shape))}
     return {
@@ -66,19 +69,27 @@ def bits(x):
 
 
 def same(a, b):
-    return {path: bits(x) for path, x in tree.paths(a).items()} == {path: bits(x) for path, x in tree.paths(b).items()}
+    return {path: bits(x) for path, x in tree.paths(a).items()} == {
+        path: bits(x) for path, x in tree.paths(b).items()
+    }
 
 
 def abstract(state, mesh=None, spec=P(None, "fsdp", "tensor")):
     def describe(x):
-        place = None if mesh is None else NamedSharding(mesh, P(*spec[-x.ndim :]) if x.ndim > 1 and x.size else P())
+        place = (
+            None
+            if mesh is None
+            else NamedSharding(mesh, P(*spec[-x.ndim :]) if x.ndim > 1 and x.size else P())
+        )
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
     return jax.tree.map(describe, state)
 
 
 def place(state, mesh):
-    return jax.tree.map(lambda x, like: jax.device_put(np.asarray(x), like.sharding), state, abstract(state, mesh))
+    return jax.tree.map(
+        lambda x, like: jax.device_put(np.asarray(x), like.sharding), state, abstract(state, mesh)
+    )
 
 
 def save_steps(folder, steps, state_of=state_of, **config):
@@ -105,7 +116,9 @@ def test_fingerprint_does_not_depend_on_the_sharding(shape, kind):
 @given(st.sampled_from(DTYPES), st.integers(0, 2**32), st.integers(0, 127), st.integers(0, 63))
 def test_fingerprint_changes_with_every_bit(dtype, seed, element, bit):
     x = random_array(np.random.default_rng(seed), dtype, (8, 16))
-    width = {"bool": 1, "int2": 2, "uint2": 2, "int4": 4, "uint4": 4}.get(dtype, 8 * x.dtype.itemsize)
+    width = {"bool": 1, "int2": 2, "uint2": 2, "int4": 4, "uint4": 4}.get(
+        dtype, 8 * x.dtype.itemsize
+    )
     raw = np.asarray(x).copy().view(np.uint8).reshape(128, -1)
     bit %= width
     raw[element, bit // 8] ^= 1 << bit % 8
@@ -117,7 +130,12 @@ def test_fingerprint_changes_with_every_bit(dtype, seed, element, bit):
 
 def test_fingerprint_sees_swapped_elements_axes_and_two_flipped_signs():
     x = jnp.array(np.random.default_rng(0).normal(size=(8, 8)), jnp.float32)
-    changes = [x.T, x[::-1], x.at[0].set(x[1]).at[1].set(x[0]), x.at[0, 0].multiply(-1).at[3, 5].multiply(-1)]
+    changes = [
+        x.T,
+        x[::-1],
+        x.at[0].set(x[1]).at[1].set(x[0]),
+        x.at[0, 0].multiply(-1).at[3, 5].multiply(-1),
+    ]
     prints = {fingerprint({"x": y})["x"] for y in [x, *changes]}
     assert len(prints) == 5
 
@@ -125,7 +143,9 @@ def test_fingerprint_sees_swapped_elements_axes_and_two_flipped_signs():
 def test_the_halves_of_a_fingerprint_are_independent():
     rng = np.random.default_rng(0)
     prints = fingerprint({str(n): random_array(rng, "float32", (16,)) for n in range(40)}).values()
-    assert sum(text[:2] == text[8:10] for text in prints) < 4  # top bytes, equal by chance in one of 256
+    assert (
+        sum(text[:2] == text[8:10] for text in prints) < 4
+    )  # top bytes, equal by chance in one of 256
 
 
 def test_fingerprint_of_eight_byte_types():
@@ -140,7 +160,9 @@ def test_fingerprint_of_eight_byte_types():
         "        seen.add(f({'x': jnp.array(flipped.view(t))})['x'])\n"
         "    assert len(seen) == 1 + len(range(0, 8 * np.dtype(t).itemsize, 5)), t\n"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, env=child_environment())
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], check=True, env=child_environment()
+    )
 
 
 def test_fingerprint_refuses_what_has_no_bits():
@@ -158,12 +180,22 @@ def toy_training():
 
     def step(state, x_BD):
         loss = lambda params: jnp.mean((jnp.tanh(x_BD @ params["w"]) @ params["v"]) ** 2)  # noqa: E731
-        updates, moments = optimizer.update(jax.grad(loss)(state["params"]), state["moments"], state["params"])
+        updates, moments = optimizer.update(
+            jax.grad(loss)(state["params"]), state["moments"], state["params"]
+        )
         key = jax.random.key_data(jax.random.split(jax.random.wrap_key_data(state["key"]))[0])
-        return {"params": optax.apply_updates(state["params"], updates), "moments": moments, "key": key}
+        return {
+            "params": optax.apply_updates(state["params"], updates),
+            "moments": moments,
+            "key": key,
+        }
 
     params = {"w": jax.random.normal(jax.random.key(0), (64, 32)), "v": jnp.ones((32, 1))}
-    state = {"params": params, "moments": optimizer.init(params), "key": jax.random.key_data(jax.random.key(1))}
+    state = {
+        "params": params,
+        "moments": optimizer.init(params),
+        "key": jax.random.key_data(jax.random.key(1)),
+    }
     return jax.jit(step, donate_argnums=0), state
 
 
@@ -187,7 +219,9 @@ def test_four_steps_are_two_and_two_from_a_checkpoint(tmp_path):
 
 def test_saved_buffers_may_be_donated_at_once(tmp_path):
     add = jax.jit(lambda x: jax.tree.map(lambda y: y + 1, x), donate_argnums=0)
-    state = {f"x{i}": jnp.full((1 << 20,), i, jnp.float32) for i in range(8)}  # 32 MB, so that writing lasts
+    state = {
+        f"x{i}": jnp.full((1 << 20,), i, jnp.float32) for i in range(8)
+    }  # 32 MB, so that writing lasts
     kept = jax.tree.map(np.array, state)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
@@ -289,7 +323,10 @@ def test_a_sharding_that_does_not_divide_is_no_damage(tmp_path):
     like = abstract(state_of(0))
     thirds = NamedSharding(make_mesh(3, 1), P("fsdp"))
     like["params"]["scale"] = jax.ShapeDtypeStruct((16,), jnp.bfloat16, sharding=thirds)
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="params/scale cannot be restored onto"):
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match="params/scale cannot be restored onto"),
+    ):
         checkpoints.restore(like)
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
 
@@ -299,7 +336,8 @@ def test_a_sharding_that_does_not_divide_is_no_damage(tmp_path):
 
 @pytest.fixture
 def collected():
-    """Orbax drops coroutines it has not awaited when a read fails; they are collected while the filter below holds."""
+    """Orbax drops coroutines it has not awaited when a read fails; they are collected while the
+    filter below holds."""
     yield
     gc.collect()
 
@@ -329,7 +367,8 @@ def step_files(folder):
 
 
 def restore_damaged(saved, copy, damage, caplog):
-    """Restores a copy of `saved` after `damage(step folder)`; what the warning says, "" where it was harmless."""
+    """Restores a copy of `saved` after `damage(step folder)`; what the warning says, "" where it
+    was harmless."""
     shutil.copytree(saved, copy)
     damage(copy / "2")
     caplog.clear()
@@ -337,12 +376,18 @@ def restore_damaged(saved, copy, damage, caplog):
         step, state, meta = checkpoints.restore(abstract(big_state(0)))
         assert same(state, big_state(step)) and meta == {"step": step}
         names = sorted(p.name for p in copy.iterdir())
-        warnings = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
+        warnings = [
+            record.getMessage() for record in caplog.records if "damaged" in record.getMessage()
+        ]
         if step == 2:
             assert names == ["1", "2"] and not warnings
             return ""
         assert (step, names) == (1, ["1", "damaged-2"])
-        assert len(warnings) == 1 and "checkpoint step 2 (" in warnings[0] and "renamed to damaged-2" in warnings[0]
+        assert (
+            len(warnings) == 1
+            and "checkpoint step 2 (" in warnings[0]
+            and "renamed to damaged-2" in warnings[0]
+        )
         assert checkpoints.latest() == 1
         return warnings[0]
 
@@ -366,7 +411,9 @@ def test_no_flipped_bit_is_silent(saved, tmp_path, caplog):
             copy = tmp_path / f"{number}-{str(file).replace('/', '-')}"
             said.setdefault(what, []).append(restore_damaged(saved, copy, flip, caplog))
     assert sum(map(len, said.values())) >= 24
-    assert all("the bits of" in text for text in said["payload"])  # Orbax alone restores every one of them
+    assert all(
+        "the bits of" in text for text in said["payload"]
+    )  # Orbax alone restores every one of them
     assert all("its record" in text for text in said["record/metadata"])
 
 
@@ -383,7 +430,11 @@ def test_truncated_and_missing_files_are_found_or_harmless(saved, tmp_path, capl
             found[name, str(file)] = restore_damaged(saved, copy, damage, caplog)
     needed = ["record/metadata", "state/manifest.ocdbt"]
     assert all(found[name, file] for name in ("cut", "gone") for file in needed)
-    assert any(found["gone", str(file)] for file in step_files(saved / "2") if str(file).startswith("state/d/"))
+    assert any(
+        found["gone", str(file)]
+        for file in step_files(saved / "2")
+        if str(file).startswith("state/d/")
+    )
 
 
 @damages
@@ -485,7 +536,9 @@ def test_the_error_of_the_block_wins_over_that_of_the_save(tmp_path, small_files
 @pytest.mark.parametrize("below", ["file", "file/deeper"])
 def test_an_unwritable_directory_is_one_clear_error(tmp_path, below):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="checkpoints cannot be written to .*choose another workdir"):
+    with pytest.raises(
+        ValueError, match="checkpoints cannot be written to .*choose another workdir"
+    ):
         Checkpoints(tmp_path / below)
 
 
@@ -501,7 +554,9 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
         assert checkpoints.save(1, state_of(1), {})
 
 
-@pytest.mark.parametrize("fields", [{"every": 0}, {"keep": 0}, {"keep": True}, {"every": 1.5}, {"keep_period": -1}])
+@pytest.mark.parametrize(
+    "fields", [{"every": 0}, {"keep": 0}, {"keep": True}, {"every": 1.5}, {"keep_period": -1}]
+)
 def test_bad_configuration_is_refused(fields):
     with pytest.raises(ValueError, match=f"checkpoint.{next(iter(fields))}=.*at least 1"):
         CheckpointConfig(**fields)
@@ -550,5 +605,7 @@ def test_a_killed_writer_loses_nothing_that_was_committed(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         last, state, _ = checkpoints.restore({"x": jax.ShapeDtypeStruct((1 << 18,), np.float32)})
     assert last >= max(steps)
-    assert np.array_equal(state["x"], np.random.default_rng(last).standard_normal(1 << 18, np.float32))
+    assert np.array_equal(
+        state["x"], np.random.default_rng(last).standard_normal(1 << 18, np.float32)
+    )
     assert not list(tmp_path.glob("damaged-*"))

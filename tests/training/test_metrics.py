@@ -1,4 +1,5 @@
-"""The run log: rows that are exact and survive a resume, speeds that count training alone, a screen that stays sane."""
+"""The run log: rows that are exact and survive a resume, speeds that count training alone, a screen
+that stays sane."""
 
 import io
 import itertools
@@ -11,15 +12,20 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tensorboardX.proto.event_pb2 import Event
 
+from research.devices.table import CHIPS, memory_bandwidth, peak_flops
 from research.training.metrics import RunLog, read_rows
-from research.training.peaks import CHIPS, memory_bandwidth, peak_flops
 from research.training.progress import bar_parts, clock_time, printable, short_number
 from research.training.samples import Sample, append_sample, keep_samples, read_samples
 
-CLOCKED = ("seconds", "tokens_per_second", "mfu")  # what depends on the time and so differs between equal runs
+CLOCKED = (
+    "seconds",
+    "tokens_per_second",
+    "mfu",
+)  # what depends on the time and so differs between equal runs
 
 
 class Clock:
@@ -66,7 +72,11 @@ def test_a_loss_that_is_not_finite_stays_valid_json_and_is_told(tmp_path, value)
     with open_log(tmp_path, stream=stream) as log:
         log.step(1, {"loss": np.float32(value), "grad_norm": 1.0}, tokens=1)
     row = strict((tmp_path / "metrics.jsonl").read_text())
-    assert row["loss"] is None and row["nonfinite"] == {"loss": str(float(value))} and row["grad_norm"] == 1.0
+    assert (
+        row["loss"] is None
+        and row["nonfinite"] == {"loss": str(float(value))}
+        and row["grad_norm"] == 1.0
+    )
     assert f"loss is {float(value)}" in stream.getvalue()
 
 
@@ -119,7 +129,7 @@ def play(folder, first, last, start_step=0):
             log.step(step, {"loss": np.float32(1 / step), "learning_rate": 0.1}, tokens=7)
             if step % 3 == 0:
                 log.evaluation(step, {"loss": 1.0 + 1 / step})
-                log.sample(step, "def ", f"f{step}():\n    # step 9, prompt \"x\"\n")
+                log.sample(step, "def ", f'f{step}():\n    # step 9, prompt "x"\n')
 
 
 def unclocked(folder):
@@ -163,7 +173,9 @@ def test_a_run_from_the_beginning_drops_what_a_dead_one_left(tmp_path):
         log.evaluation(0, {"loss": 9.0})
         log.sample(0, "a", "b")
     open_log(tmp_path).close()
-    assert read_rows(tmp_path / "metrics.jsonl") == [] and read_samples(tmp_path / "samples.txt") == []
+    assert (
+        read_rows(tmp_path / "metrics.jsonl") == [] and read_samples(tmp_path / "samples.txt") == []
+    )
 
 
 def test_a_damaged_row_is_named_and_nothing_is_lost(tmp_path):
@@ -206,7 +218,9 @@ def test_steps_run_inside_a_pause_do_not_count(tmp_path, clock):
         clock.now += 2
         log.step(3, {"loss": 1.0}, tokens=100)
     first, second = read_rows(tmp_path / "metrics.jsonl")
-    assert first["tokens_per_second"] == 2.0 and "mfu" not in first  # nothing but the pause to measure by
+    assert (
+        first["tokens_per_second"] == 2.0 and "mfu" not in first
+    )  # nothing but the pause to measure by
     assert second["tokens_per_second"] == second["mfu"] == 100.0
 
 
@@ -220,18 +234,30 @@ def test_utilisation_is_left_out_where_a_figure_is_missing(tmp_path, known):
 def test_the_peak_of_an_unknown_chip_is_none():
     for kind in ("cpu", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "TPU v99", ""):
         assert peak_flops(kind) is None and memory_bandwidth(kind) is None
-    assert peak_flops("Tesla T4") is None and peak_flops("Tesla T4", "float16") == 65e12  # no bfloat16 in hardware
-    assert peak_flops("NVIDIA H100 80GB HBM3", "float32") is None  # which unit runs it is not known from the type
+    assert (
+        peak_flops("Tesla T4") is None and peak_flops("Tesla T4", "float16") == 65e12
+    )  # no bfloat16 in hardware
+    assert (
+        peak_flops("NVIDIA H100 80GB HBM3", "float32") is None
+    )  # which unit runs it is not known from the type
 
 
 def test_peaks_are_per_device_and_dense():
-    assert peak_flops("TPU v3") == 123e12 / 2 and peak_flops("TPU7x", "float8_e4m3fn") == 4614e12 / 2
+    assert (
+        peak_flops("TPU v3") == 123e12 / 2 and peak_flops("TPU7x", "float8_e4m3fn") == 4614e12 / 2
+    )
     assert peak_flops("TPU v5 lite") == peak_flops("TPU v5e") == 197e12
-    assert peak_flops("NVIDIA H100 80GB HBM3") == 989.4e12 and memory_bandwidth("NVIDIA H100 80GB HBM3") == 3.35e12
+    assert (
+        peak_flops("NVIDIA H100 80GB HBM3") == 989.4e12
+        and memory_bandwidth("NVIDIA H100 80GB HBM3") == 3.35e12
+    )
     for kind, chip in CHIPS.items():
-        # Hardware runs 8-bit products at one to four times the 16-bit rate; a sparse figure among dense ones breaks this.
+        # Hardware runs 8-bit products at one to four times the 16-bit rate; a sparse figure among
+        # dense ones breaks this.
         wide = chip.flops.get("bfloat16") or chip.flops["float16"]
-        assert all(1 <= value / wide <= 4.001 for name, value in chip.flops.items() if name.endswith("8")), kind
+        assert all(
+            1 <= value / wide <= 4.001 for name, value in chip.flops.items() if name.endswith("8")
+        ), kind
         assert 0.48 <= chip.flops.get("tfloat32", wide / 2) / wide <= 0.51, kind
 
 
@@ -246,7 +272,9 @@ def test_plain_lines_are_rare_but_first_and_last_are_there(tmp_path, clock, caps
             log.step(step, {"loss": 2.5, "learning_rate": 3e-4, "grad_norm": 0.5}, tokens=100)
         lines = stream.getvalue().splitlines()
     assert stream.getvalue().splitlines() == lines  # closing has nothing to add
-    assert lines[0].startswith("step 1/1,000  loss 2.5000  10k tok/s") and lines[-1].startswith("step 1,000/1,000")
+    assert lines[0].startswith("step 1/1,000  loss 2.5000  10k tok/s") and lines[-1].startswith(
+        "step 1,000/1,000"
+    )
     assert 10 <= len(lines) <= 12  # 10 s of training
     assert "ETA 0:10" in lines[0] and "ETA" not in lines[-1]
     assert capsys.readouterr().out == ""  # standard output belongs to the program's result
@@ -284,9 +312,12 @@ def test_an_evaluation_is_shown_beside_gzip(tmp_path):
 
 
 @given(
-    width=st.integers(20, 200), total=st.integers(1, 10**7), share=st.floats(0, 1),
-    fields=st.lists(st.text("abc 123", max_size=30), max_size=4), state=st.sampled_from(["", "evaluating"]),
-)  # fmt: skip
+    width=st.integers(20, 200),
+    total=st.integers(1, 10**7),
+    share=st.floats(0, 1),
+    fields=st.lists(st.text("abc 123", max_size=30), max_size=4),
+    state=st.sampled_from(["", "evaluating"]),
+)
 def test_the_bar_fills_the_line_and_never_more(width, total, share, fields, state):
     step = round(total * share)
     left, filled, empty, right = bar_parts(width, step, total, fields, state)
@@ -322,13 +353,17 @@ def test_the_terminal_is_sane_at_every_moment(tmp_path, terminal):
     stream, written = terminal
     with pytest.raises(KeyboardInterrupt), RunLog(tmp_path, 50, stream=stream) as log:
         opened = written()
-        assert opened.rfind("\x1b[?25h") > opened.rfind("\x1b[?25l")  # the cursor is there even if the process is killed now
+        assert opened.rfind("\x1b[?25h") > opened.rfind(
+            "\x1b[?25l"
+        )  # the cursor is there even if the process is killed now
         log.step(25, {"loss": 2.5}, tokens=100)
         log.note("hello")
         raise KeyboardInterrupt
     text = written()
     assert "hello" in text and "25/50" in text and "loss 2.5000" in text and "took 0:0" in text
-    assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") and text.rstrip("\x1b[?25h\r").endswith("\n")
+    assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") and text.rstrip(
+        "\x1b[?25h\r"
+    ).endswith("\n")
 
 
 def test_a_terminal_that_cannot_redraw_gets_plain_lines(tmp_path, terminal, monkeypatch):
@@ -345,13 +380,24 @@ def test_what_a_model_writes_cannot_steer_the_terminal(text):
 
 
 @pytest.mark.parametrize(
-    "value, shown", [(0, "0"), (999.4, "999"), (999.9, "1k"), (45_210, "45.2k"), (999_900, "1M"), (8.03e9, "8.03B")]
+    "value, shown",
+    [
+        (0, "0"),
+        (999.4, "999"),
+        (999.9, "1k"),
+        (45_210, "45.2k"),
+        (999_900, "1M"),
+        (8.03e9, "8.03B"),
+    ],
 )
 def test_short_numbers(value, shown):
     assert short_number(value) == shown
 
 
-@pytest.mark.parametrize("value, shown", [(5, "0:05"), (59.6, "1:00"), (3723, "1:02:03"), (187_200, "2d 04:00"), (-1, "0:00")])
+@pytest.mark.parametrize(
+    "value, shown",
+    [(5, "0:05"), (59.6, "1:00"), (3723, "1:02:03"), (187_200, "2d 04:00"), (-1, "0:00")],
+)
 def test_clock_times(value, shown):
     assert clock_time(value) == shown
 
@@ -384,7 +430,10 @@ def scalars(folder):
             place += 16 + length
             if event.HasField("session_log"):
                 yield path.name, event.step, "session", None
-            yield from ((path.name, event.step, value.tag, value.simple_value) for value in event.summary.value)
+            yield from (
+                (path.name, event.step, value.tag, value.simple_value)
+                for value in event.summary.value
+            )
 
 
 def test_tensorboard_gets_the_values_and_forgets_the_future(tmp_path):
@@ -409,7 +458,9 @@ def test_wandb_gets_the_values_and_resumes_its_run(tmp_path, monkeypatch):
 
     def init(**settings):
         starts.append(settings)
-        return types.SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: None)
+        return types.SimpleNamespace(
+            log=lambda values, step: logged.append((step, values)), finish=lambda: None
+        )
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     for start in (0, 1):

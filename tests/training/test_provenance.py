@@ -9,17 +9,26 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from research import files
-from research.training.provenance import HIDDEN, describe_run, git_state, hide_secrets, write_provenance
+from research.training.provenance import (
+    HIDDEN,
+    describe_run,
+    git_state,
+    hide_secrets,
+    write_provenance,
+)
 
 SECRET = "hunter2-hunter2"
 
 
 def describe(**more):
     more.setdefault("argv", ["train.py"])
-    return describe_run(seed=7, dataset={"fingerprint": "ab", "heldout_files": ["x.py"]}, tokenizer="cd", **more)
+    return describe_run(
+        seed=7, dataset={"fingerprint": "ab", "heldout_files": ["x.py"]}, tokenizer="cd", **more
+    )
 
 
 @pytest.fixture
@@ -30,7 +39,12 @@ def git(tmp_path, monkeypatch):
 
     def run(*command):
         identity = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
-        done = subprocess.run(["git", *identity, "-C", str(tmp_path), *command], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", *identity, "-C", str(tmp_path), *command],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         return done.stdout.strip()
 
     run("init", "--quiet")
@@ -66,8 +80,17 @@ def test_the_record_describes_this_process(tmp_path):
     record = describe(parameters=np.int64(5), parent=Path("runs/base"))
     write_provenance(tmp_path, record)
     read = json.loads((tmp_path / "provenance.json").read_text())
-    assert read["seed"] == 7 and read["dataset"]["heldout_files"] == ["x.py"] and read["tokenizer"] == "cd"
-    assert read["devices"] == {"platform": "cpu", "kind": "cpu", "count": jax.device_count(), "processes": 1}
+    assert (
+        read["seed"] == 7
+        and read["dataset"]["heldout_files"] == ["x.py"]
+        and read["tokenizer"] == "cd"
+    )
+    assert read["devices"] == {
+        "platform": "cpu",
+        "kind": "cpu",
+        "count": jax.device_count(),
+        "processes": 1,
+    }
     assert read["packages"]["jax"] == jax.__version__ and read["started"].endswith("+00:00")
     assert read["parameters"] == 5 and read["parent"] == "runs/base"
 
@@ -77,14 +100,29 @@ def test_no_secret_is_written(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.setenv("UNRELATED_SETTING", "swordfish")
     monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to=/tmp/{SECRET}")
-    argv = ["train.py", f"--note=uses {SECRET}", "--api_key", SECRET, f"--hub.token={SECRET}", f"https://me:{SECRET}@host/x"]
+    argv = [
+        "train.py",
+        f"--note=uses {SECRET}",
+        "--api_key",
+        SECRET,
+        f"--hub.token={SECRET}",
+        f"https://me:{SECRET}@host/x",
+    ]
     write_provenance(tmp_path, describe(argv=argv))
     text = (tmp_path / "provenance.json").read_text()
     assert SECRET not in text and "swordfish" not in text
 
 
 @pytest.mark.parametrize(
-    "word", ["--max_tokens=64", "--tokenizer=bytes", "--config.data.tokenizer=bpe:4096", "--monkey=x", "key=1", "runs/secret"]
+    "word",
+    [
+        "--max_tokens=64",
+        "--tokenizer=bytes",
+        "--config.data.tokenizer=bpe:4096",
+        "--monkey=x",
+        "key=1",
+        "runs/secret",
+    ],
 )
 def test_what_only_resembles_a_secret_is_kept(word):
     assert hide_secrets([word, "next"]) == [word, "next"]
@@ -106,7 +144,10 @@ def test_a_resumed_run_keeps_its_origin(tmp_path):
     write_provenance(tmp_path, {**first, "started": "friday"}, step=30)
     record = files.read_json(tmp_path / "provenance.json")
     assert record == first | {
-        "resumed": [{"step": 20, "git": {"commit": "b"}, "started": "tuesday"}, {"step": 30, "started": "friday"}]
+        "resumed": [
+            {"step": 20, "git": {"commit": "b"}, "started": "tuesday"},
+            {"step": 30, "started": "friday"},
+        ]
     }
 
 

@@ -25,7 +25,11 @@ for case, ranks, how in (
     ("svd3", (4, 2), dict(combination_type="svd", svd_rank=3)),
 ):
     torch.manual_seed(0)
-    net = get_peft_model(Net(), LoraConfig(r=ranks[0], lora_alpha=8, target_modules=["table", "linear"]), adapter_name="0")
+    net = get_peft_model(
+        Net(),
+        LoraConfig(r=ranks[0], lora_alpha=8, target_modules=["table", "linear"]),
+        adapter_name="0",
+    )
     net.add_adapter("1", LoraConfig(r=ranks[1], lora_alpha=16, target_modules=["table", "linear"]))
     for name, p in net.named_parameters():
         if "lora_" in name:
@@ -41,7 +45,12 @@ for case, ranks, how in (
             else:
                 a, b = layer.lora_embedding_A[name], layer.lora_embedding_B[name]
             if name != "both":
-                out[f"{case}/{module}/{name}/a"], out[f"{case}/{module}/{name}/b"] = a.detach().numpy(), b.detach().numpy()
+                out[f"{case}/{module}/{name}/a"], out[f"{case}/{module}/{name}/b"] = (
+                    a.detach().numpy(),
+                    b.detach().numpy(),
+                )
         out[f"{case}/{module}/delta"] = layer.get_delta_weight("both").detach().numpy()
-        out[f"{case}/{module}/scale"] = np.array([layer.scaling["0"], layer.scaling["1"]], np.float32)
+        out[f"{case}/{module}/scale"] = np.array(
+            [layer.scaling["0"], layer.scaling["1"]], np.float32
+        )
 np.savez_compressed(Path(__file__).parent / "golden_several.npz", **out)

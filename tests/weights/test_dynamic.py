@@ -1,4 +1,5 @@
-"""Products with quantized activations: what they compute, their gradients, meshes, and whole models."""
+"""Products with quantized activations: what they compute, their gradients, meshes, and whole
+models."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,14 @@ from jax.sharding import PartitionSpec as P
 
 from research.models.model import Model, forward
 from research.models.spec import initialize
-from research.ops.einsum import einsum, spec
+from research.ops.einsum import einsum
+from research.parallel.placement import spec
 from research.weights import dynamic
-from research.weights.dynamic import DynamicQuantized, quantize_activations, quantize_tokens
+from research.weights.dynamic import (
+    DynamicQuantized,
+    quantize_activations,
+    quantize_tokens,
+)
 from research.weights.quantized import quantize_array
 from research.weights.rules import quantize
 from tests.families import FAMILIES, random_batch
@@ -18,9 +24,11 @@ from tests.families import FAMILIES, random_batch
 MATRICES = r"layers/.*/(query|key|value|out|up|gate|down)"
 CHOSEN = [(MATRICES, True), (".*", False)]
 CASES = [
-    ("BTD,DF->BTF", (64, 32), 1), ("BTD,DNH->BTNH", (64, 4, 8), 1), ("BTNH,NHD->BTD", (4, 16, 32), 2),
+    ("BTD,DF->BTF", (64, 32), 1),
+    ("BTD,DNH->BTNH", (64, 4, 8), 1),
+    ("BTNH,NHD->BTD", (4, 16, 32), 2),
     ("BTD,VD->BTV", (48, 64), -1),
-]  # fmt: skip
+]
 
 
 def random(*shape):
@@ -30,7 +38,9 @@ def random(*shape):
 def operands(eqn, sizes, inputs, format="int8"):
     x_letters, w_letters = eqn.split("->")[0].split(",")
     known = dict(zip(w_letters, sizes)) | {"B": 2, "T": 3}
-    return random(*(known[letter] for letter in x_letters)), quantize_array(random(*sizes), format, inputs=inputs)
+    return random(*(known[letter] for letter in x_letters)), quantize_array(
+        random(*sizes), format, inputs=inputs
+    )
 
 
 @pytest.mark.parametrize(("eqn", "sizes", "inputs"), CASES)
@@ -44,14 +54,20 @@ def test_the_int8_product_is_the_integer_one_to_the_bit(eqn, sizes, inputs):
     tokens = codes * largest.astype(np.float64) / 127
     w_letters, of_y = eqn.split("->")[0].split(",")[1], eqn.split("->")[1]
     of_outputs = [size if letter in of_y else 1 for letter, size in zip(w_letters, w.shape)]
-    weight = np.asarray(w.codes, np.float64).reshape(w.shape) * np.asarray(w.scale).reshape(of_outputs)
+    weight = np.asarray(w.codes, np.float64).reshape(w.shape) * np.asarray(w.scale).reshape(
+        of_outputs
+    )
     want = np.einsum(eqn, tokens, weight)
-    np.testing.assert_allclose(DynamicQuantized(w).einsum(eqn, x), want, rtol=1e-6)  # a few roundings of float32
+    np.testing.assert_allclose(
+        DynamicQuantized(w).einsum(eqn, x), want, rtol=1e-6
+    )  # a few roundings of float32
 
 
-# Half a step of both: 1 / 254 of the largest, or 2^-4 of each value with 3 bits behind the point (2^-3 with 2), of
-# which the sum of 64 keeps the part that does not cancel.
-@pytest.mark.parametrize(("format", "bound"), [("int8", 0.02), ("fp8_e4m3", 0.05), ("fp8_e5m2", 0.09)])
+# Half a step of both: 1 / 254 of the largest, or 2^-4 of each value with 3 bits behind the point
+# (2^-3 with 2), of which the sum of 64 keeps the part that does not cancel.
+@pytest.mark.parametrize(
+    ("format", "bound"), [("int8", 0.02), ("fp8_e4m3", 0.05), ("fp8_e5m2", 0.09)]
+)
 def test_it_is_near_the_product_of_what_was_quantized(format, bound):
     x, w = random(2, 3, 64), random(64, 32)
     y = DynamicQuantized(quantize_array(w, format, inputs=1)).einsum("BTD,DF->BTF", x)
@@ -79,7 +95,9 @@ def test_a_token_does_not_depend_on_its_neighbours_and_zeros_stay_zero(format):
 
 
 @pytest.mark.parametrize(("eqn", "sizes", "inputs"), CASES)
-def test_the_gradient_is_that_of_the_weight_only_product_and_keeps_the_weight_alone(eqn, sizes, inputs):
+def test_the_gradient_is_that_of_the_weight_only_product_and_keeps_the_weight_alone(
+    eqn, sizes, inputs
+):
     x, w = operands(eqn, sizes, inputs)
     y, pull = jax.vjp(lambda x: DynamicQuantized(w).einsum(eqn, x), x)
     dy = random(*y.shape)
@@ -109,7 +127,9 @@ def test_on_a_mesh_it_computes_the_same(mesh, case, of_x, of_w, of_y):
 def test_where_the_chip_has_no_such_product_only_the_weight_is_quantized(monkeypatch):
     x, w = operands(*CASES[0])
     monkeypatch.setattr(dynamic, "multiplies", lambda dtype: False)
-    np.testing.assert_array_equal(DynamicQuantized(w).einsum("BTD,DF->BTF", x), w.einsum("BTD,DF->BTF", x))
+    np.testing.assert_array_equal(
+        DynamicQuantized(w).einsum("BTD,DF->BTF", x), w.einsum("BTD,DF->BTF", x)
+    )
 
 
 @pytest.mark.parametrize("format", ["int8", "fp8_e4m3"])
@@ -122,7 +142,9 @@ def test_a_model_runs_with_it_and_says_nearly_the_same(format):
     base = forward(model, params, batch)
     error = lambda tree: float(jnp.linalg.norm(forward(model, tree, batch) - base))  # noqa: E731
     assert 0.1 * error(held) < error(both) < 4 * error(held)  # two roundings where there was one
-    gradient = jax.grad(lambda final: jnp.sum(forward(model, both | {"final_norm": final}, batch) ** 2))
+    gradient = jax.grad(
+        lambda final: jnp.sum(forward(model, both | {"final_norm": final}, batch) ** 2)
+    )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(both["final_norm"])))
 
 
@@ -130,8 +152,18 @@ def test_a_model_runs_with_it_and_says_nearly_the_same(format):
     ("format", "group", "rules", "says"),
     [
         ("nf4", 32, CHOSEN, "layers/.* is nf4; quantize it to int8 or fp8"),
-        ("int8", 32, CHOSEN, "layers/.* has a scale for each 32 inputs; set config.quantize.group to 0"),
-        ("int8", 0, [("embed/table", True), (".*", False)], "embed/table is .*; quantize it to int8 or fp8"),
+        (
+            "int8",
+            32,
+            CHOSEN,
+            "layers/.* has a scale for each 32 inputs; set config.quantize.group to 0",
+        ),
+        (
+            "int8",
+            0,
+            [("embed/table", True), (".*", False)],
+            "embed/table is .*; quantize it to int8 or fp8",
+        ),
         ("int8", 0, [("layers/atention/.*", True), (".*", False)], "nearest are"),
     ],
 )

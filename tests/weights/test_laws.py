@@ -10,23 +10,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research import tree
-from research.mesh import make_mesh, place_batch
 from research.models.model import Model, forward
 from research.models.spec import abstract, initialize, shardings
 from research.objectives.causal_lm import CausalLM
+from research.parallel.mesh import make_mesh, place_batch
+from research.tuning.lora_specs import LoraConfig, lora_specs
 from research.weights.formats import FORMATS, decode, encode, pack, unpack
 from research.weights.matrices import LINEAR
-from research.weights.new_lora import LoraConfig, lora_specs
 from research.weights.quantized import Quantized, quantize_array, stack
-from research.weights.rules import attach, detach, is_leaf, merge, quantize, quantize_specs
+from research.weights.rules import (
+    attach,
+    detach,
+    is_leaf,
+    merge,
+    quantize,
+    quantize_specs,
+)
 from tests.families import FAMILIES, random_batch
 
 MATRICES = r"(encoder/)?layers/(attention|cross)/(query|key|value|out)"
-# Of a group's largest value: half a step of the code. e4m3 keeps 4 bits of a value, e5m2 3; the books' widest gaps are
-# 0.30 (NF4) and 1/3 (FP4), their halves' scales within 1/250 of what they stand for.
+# Of a group's largest value: half a step of the code. e4m3 keeps 4 bits of a value, e5m2 3; the
+# books' widest gaps are 0.30 (NF4) and 1/3 (FP4), their halves' scales within 1/250 of what they
+# stand for.
 BOUND = {
-    "int8": 0.5 / 127, "int4": 0.5 / 7, "uint4": 1 / 15, "nf4": 0.155, "fp4": 0.17, "fp8_e4m3": 2**-4, "fp8_e5m2": 2**-3,
-}  # fmt: skip
+    "int8": 0.5 / 127,
+    "int4": 0.5 / 7,
+    "uint4": 1 / 15,
+    "nf4": 0.155,
+    "fp4": 0.17,
+    "fp8_e4m3": 2**-4,
+    "fp8_e5m2": 2**-3,
+}
 
 
 def equal(first, second):
@@ -38,7 +52,11 @@ def equal(first, second):
 
 def new_lora(specs, targets=MATRICES, **settings):
     """Fresh adapters."""
-    return initialize(jax.random.key(1), lora_specs(specs, LoraConfig(targets=targets, **settings)), np.dtype("float32"))
+    return initialize(
+        jax.random.key(1),
+        lora_specs(specs, LoraConfig(targets=targets, **settings)),
+        np.dtype("float32"),
+    )
 
 
 def model_of(name):
@@ -62,19 +80,33 @@ def test_a_fresh_adapter_changes_nothing_and_comes_off_again(name):
 def test_merging_an_adapter_changes_nothing(name):
     model, specs, params = model_of(name)
     # Of the embedding table too, which is read by rows and, where it is tied, multiplied with.
-    adapters = new_lora(specs, rank=4, targets=f"{MATRICES}|embed/table", rank_rules=(("embed/table", 2),))
-    noisy = [x + 0.1 * jax.random.normal(jax.random.key(n), x.shape) for n, x in enumerate(jax.tree.leaves(adapters))]
+    adapters = new_lora(
+        specs, rank=4, targets=f"{MATRICES}|embed/table", rank_rules=(("embed/table", 2),)
+    )
+    noisy = [
+        x + 0.1 * jax.random.normal(jax.random.key(n), x.shape)
+        for n, x in enumerate(jax.tree.leaves(adapters))
+    ]
     adapted = attach(params, jax.tree.unflatten(jax.tree.structure(adapters), noisy))
     batch = random_batch(2, 16)
     got, want = forward(model, merge(adapted), batch), forward(model, adapted, batch)
     assert float(jnp.abs(want - forward(model, params, batch)).max()) > 0.01
-    np.testing.assert_allclose(got, want, atol=1e-4)  # W + ab and x W + (x a) b round apart, in logits of some tens
+    np.testing.assert_allclose(
+        got, want, atol=1e-4
+    )  # W + ab and x W + (x a) b round apart, in logits of some tens
 
 
-@given(format=st.sampled_from(sorted(FORMATS)), seed=st.integers(0, 2**16), group=st.sampled_from([32, 64]))
+@given(
+    format=st.sampled_from(sorted(FORMATS)),
+    seed=st.integers(0, 2**16),
+    group=st.sampled_from([32, 64]),
+)
 @settings(max_examples=40, deadline=None)
 def test_a_value_is_within_half_a_step_of_what_is_kept(format, seed, group):
-    x = np.random.default_rng(seed).normal(size=(4, group)).astype(np.float32) * 10.0 ** np.arange(-2, 2)[:, None]
+    x = (
+        np.random.default_rng(seed).normal(size=(4, group)).astype(np.float32)
+        * 10.0 ** np.arange(-2, 2)[:, None]
+    )
     got = decode(FORMATS[format], *encode(FORMATS[format], jnp.asarray(x)))
     largest = np.abs(x).max(axis=1, keepdims=True)
     assert (np.abs(np.asarray(got) - x) <= BOUND[format] * largest * (1 + 1e-5)).all()
@@ -90,11 +122,18 @@ def test_quantizing_a_stack_is_stacking_what_is_quantized(format):
     assert whole.codes.shape[inner] == (FORMATS[format].group or 128) // (8 // FORMATS[format].bits)
 
 
-@given(format=st.sampled_from([f for f in sorted(FORMATS) if FORMATS[f].bits == 4]), seed=st.integers(0, 99))
+@given(
+    format=st.sampled_from([f for f in sorted(FORMATS) if FORMATS[f].bits == 4]),
+    seed=st.integers(0, 99),
+)
 @settings(max_examples=20, deadline=None)
 def test_codes_of_four_bits_come_out_of_their_bytes(format, seed):
     low = -8 if FORMATS[format].dtype == "int4" else 0
-    codes = np.random.default_rng(seed).integers(low, low + 16, (3, 8, 2)).astype("int8" if low else "uint8")
+    codes = (
+        np.random.default_rng(seed)
+        .integers(low, low + 16, (3, 8, 2))
+        .astype("int8" if low else "uint8")
+    )
     packed = pack(jnp.asarray(codes), axis=1)
     assert packed.shape == (3, 4, 2) and packed.dtype == jnp.uint8
     np.testing.assert_array_equal(unpack(FORMATS[format], packed, axis=1), codes)
@@ -117,10 +156,14 @@ def test_a_quantized_model_computes_what_its_dense_form_does(format):
     model, specs, params = model_of("llama2_7b")
     quantized = quantize(params, specs, [(MATRICES, format), (".*", None)], group=32)
     dense = jax.tree.map(
-        lambda leaf: jax.vmap(Quantized.dense)(leaf) if isinstance(leaf, Quantized) else leaf, quantized, is_leaf=is_leaf
+        lambda leaf: jax.vmap(Quantized.dense)(leaf) if isinstance(leaf, Quantized) else leaf,
+        quantized,
+        is_leaf=is_leaf,
     )
     batch = random_batch(2, 16)
-    np.testing.assert_allclose(forward(model, quantized, batch), forward(model, dense, batch), atol=1e-5)
+    np.testing.assert_allclose(
+        forward(model, quantized, batch), forward(model, dense, batch), atol=1e-5
+    )
     assert tree.nbits(quantized) < tree.nbits(params)
 
 
@@ -132,7 +175,10 @@ def test_rows_of_a_quantized_table_are_those_of_its_dense_form():
 
 
 def test_no_dense_weight_is_kept_for_the_backward_pass():
-    w, x = quantize_array(jax.random.normal(jax.random.key(0), (512, 512)), "nf4", inputs=1), jnp.ones((4, 8, 512))
+    w, x = (
+        quantize_array(jax.random.normal(jax.random.key(0), (512, 512)), "nf4", inputs=1),
+        jnp.ones((4, 8, 512)),
+    )
     _, pull = jax.vjp(lambda x: w.einsum("BTD,DF->BTF", x), x)
     kept = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull)]
     # Codes count a byte each here, whatever the device packs.
@@ -140,11 +186,16 @@ def test_no_dense_weight_is_kept_for_the_backward_pass():
 
 
 def test_no_dense_weight_is_kept_by_a_training_step():
-    """Without rematerialisation, on a batch so small that every activation is far smaller than a weight."""
-    model = Model(replace(FAMILIES["llama2_7b"], d_model=128, d_ff=256, heads=8, kv_heads=8, head_size=16))
+    """Without rematerialisation, on a batch so small that every activation is far smaller than a
+    weight."""
+    model = Model(
+        replace(FAMILIES["llama2_7b"], d_model=128, d_ff=256, heads=8, kv_heads=8, head_size=16)
+    )
     specs = model.specs()
     params = initialize(jax.random.key(0), specs, np.dtype("float32"))
-    frozen = quantize(params, specs, [(LINEAR, "nf4"), ("embed/table|head/table", "int8"), (".*", None)])
+    frozen = quantize(
+        params, specs, [(LINEAR, "nf4"), ("embed/table|head/table", "int8"), (".*", None)]
+    )
     adapters = new_lora(specs, targets="all-linear", rank=2)
     batch = random_batch(1, 4)
     _, pull = jax.vjp(lambda a: CausalLM().loss(model, a, frozen, batch, None)[0], adapters)
@@ -160,7 +211,10 @@ def test_experts_in_codes_with_adapters_compute_what_their_dense_form_does(forma
     model, specs, params = model_of("mixtral_8x7b")
     experts = "layers/mlp/(gate|up|down)"
     adapters = new_lora(specs, targets=experts, rank=4)
-    noisy = [x + 0.1 * jax.random.normal(jax.random.key(n), x.shape) for n, x in enumerate(jax.tree.leaves(adapters))]
+    noisy = [
+        x + 0.1 * jax.random.normal(jax.random.key(n), x.shape)
+        for n, x in enumerate(jax.tree.leaves(adapters))
+    ]
     adapters = jax.tree.unflatten(jax.tree.structure(adapters), noisy)
     rules = [(experts, format), (".*", None)]
     frozen, batch = quantize(params, specs, rules, group=16), random_batch(4, 8)
@@ -169,8 +223,12 @@ def test_experts_in_codes_with_adapters_compute_what_their_dense_form_does(forma
         mesh = make_mesh(mesh)
         with jax.set_mesh(mesh):
             frozen = jax.device_put(frozen, shardings(quantize_specs(specs, rules, group=16), mesh))
-            adapters = jax.device_put(adapters, shardings(lora_specs(specs, LoraConfig(targets=experts, rank=4)), mesh))
-            got = jax.jit(lambda f, a, b: forward(model, attach(f, a), b))(frozen, adapters, place_batch(batch, mesh, 4))
+            adapters = jax.device_put(
+                adapters, shardings(lora_specs(specs, LoraConfig(targets=experts, rank=4)), mesh)
+            )
+            got = jax.jit(lambda f, a, b: forward(model, attach(f, a), b))(
+                frozen, adapters, place_batch(batch, mesh, 4)
+            )
     else:
         got = forward(model, attach(frozen, adapters), batch)
     np.testing.assert_allclose(got, want, atol=1e-4)  # W + ab and x W + (x a) b round apart
@@ -179,9 +237,18 @@ def test_experts_in_codes_with_adapters_compute_what_their_dense_form_does(forma
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda p, s: quantize(p, s, [("layers/atention/query", "nf4"), (".*", None)]), "nearest are"),
-        (lambda p, s: quantize(p, s, [("final_norm/scale", "nf4"), (".*", None)]), "final_norm/scale is no matrix"),
-        (lambda p, s: quantize(p, s, [(MATRICES, "nf4"), (".*", None)]), "groups of 64 do not divide 32 inputs"),
+        (
+            lambda p, s: quantize(p, s, [("layers/atention/query", "nf4"), (".*", None)]),
+            "nearest are",
+        ),
+        (
+            lambda p, s: quantize(p, s, [("final_norm/scale", "nf4"), (".*", None)]),
+            "final_norm/scale is no matrix",
+        ),
+        (
+            lambda p, s: quantize(p, s, [(MATRICES, "nf4"), (".*", None)]),
+            "groups of 64 do not divide 32 inputs",
+        ),
         (lambda p, s: new_lora(s, rank=64), "rank 64 is over the 32 of"),
         (lambda p, s: attach(p["embed"], new_lora(s, rank=4)), "another model"),
     ],

@@ -21,17 +21,22 @@ MATRICES = r"layers/.*/(query|key|value|out|up|gate|down)"
 
 def golden_weight():
     scale = jnp.asarray(GOLDEN["l8/SCB"] / np.float32(127))
-    return Quantized(jnp.asarray(GOLDEN["l8/CB"].T)[None], scale[None, None], None, "int8", (256,), 1)
+    return Quantized(
+        jnp.asarray(GOLDEN["l8/CB"].T)[None], scale[None, None], None, "int8", (256,), 1
+    )
 
 
 def error(leaf):
     """Of the golden linear layer, its bias in float16 as the layer had it."""
     y = leaf.einsum("MI,IO->MO", jnp.asarray(GOLDEN["l8/x"], jnp.float16))
-    return np.abs(np.asarray(y + jnp.asarray(GOLDEN["l8/b"], jnp.float16)[None], np.float32) - GOLDEN["l8/y"])
+    return np.abs(
+        np.asarray(y + jnp.asarray(GOLDEN["l8/b"], jnp.float16)[None], np.float32) - GOLDEN["l8/y"]
+    )
 
 
 def test_it_is_bitsandbytes_within_a_unit_of_float16():
-    # Values reach 3.29, where the unit is 2^-9; the layer adds its bias before the outliers, we after, and each rounds.
+    # Values reach 3.29, where the unit is 2^-9; the layer adds its bias before the outliers, we
+    # after, and each rounds.
     off = error(LlmInt8(golden_weight()))
     assert off.max() <= 2**-9 and off.mean() < 2**-12
     # Neither without the outliers' own product, nor with another threshold.
@@ -42,9 +47,13 @@ def test_it_is_bitsandbytes_within_a_unit_of_float16():
 def test_without_outliers_it_is_the_int8_product_and_with_outliers_alone_the_weight_only_one():
     w = quantize_array(jax.random.normal(jax.random.key(0), (64, 32)), "int8", inputs=1)
     x = jax.random.uniform(jax.random.key(1), (2, 3, 64), minval=-5, maxval=5)
-    np.testing.assert_array_equal(LlmInt8(w).einsum("BTD,DF->BTF", x), DynamicQuantized(w).einsum("BTD,DF->BTF", x))
+    np.testing.assert_array_equal(
+        LlmInt8(w).einsum("BTD,DF->BTF", x), DynamicQuantized(w).einsum("BTD,DF->BTF", x)
+    )
     large = jnp.sign(x) * 7 + x
-    np.testing.assert_array_equal(LlmInt8(w).einsum("BTD,DF->BTF", large), w.einsum("BTD,DF->BTF", large))
+    np.testing.assert_array_equal(
+        LlmInt8(w).einsum("BTD,DF->BTF", large), w.einsum("BTD,DF->BTF", large)
+    )
 
 
 def test_outlier_features_lose_nothing_and_leave_the_others_their_scale():
@@ -58,14 +67,21 @@ def test_outlier_features_lose_nothing_and_leave_the_others_their_scale():
 
 @pytest.mark.parametrize("eqn", ["BTNH,NHD->BTD", "BTD,VD->BTV"])
 def test_gradients_are_those_of_the_weight_only_product(eqn):
-    sizes, inputs, of_x = ((4, 16, 32), 2, (2, 3, 4, 16)) if "N" in eqn else ((48, 64), -1, (2, 3, 64))
+    sizes, inputs, of_x = (
+        ((4, 16, 32), 2, (2, 3, 4, 16)) if "N" in eqn else ((48, 64), -1, (2, 3, 64))
+    )
     w = quantize_array(jax.random.normal(jax.random.key(0), sizes), "int8", inputs=inputs)
     x = 4 * jax.random.normal(jax.random.key(1), of_x)
     y, pull = jax.vjp(lambda x: LlmInt8(w).einsum(eqn, x), x)
-    assert float(jnp.abs(y - w.einsum(eqn, x)).max()) < 0.02 * float(jnp.abs(y).max())  # steps of 1/127
+    assert float(jnp.abs(y - w.einsum(eqn, x)).max()) < 0.02 * float(
+        jnp.abs(y).max()
+    )  # steps of 1/127
     np.testing.assert_array_equal(pull(y)[0], jax.vjp(lambda x: w.einsum(eqn, x), x)[1](y)[0])
     kept = jax.jit(lambda x: jax.vjp(lambda x: LlmInt8(w).einsum(eqn, x), x)[1])(x)
-    assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept)) <= w.codes.size + 4 * w.scale.size
+    assert (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+        <= w.codes.size + 4 * w.scale.size
+    )
 
 
 def test_any_model_runs_with_it():
@@ -73,7 +89,9 @@ def test_any_model_runs_with_it():
     params = initialize(jax.random.key(0), model.specs(), np.dtype("float32"))
     held = quantize(params, model.specs(), [(MATRICES, "int8"), (".*", None)])
     # Outliers as they come in larger models: a feature of the residual stream's norm is large.
-    held["layers"]["attention_norm"]["scale"] = held["layers"]["attention_norm"]["scale"].at[:, 3].set(30.0)
+    held["layers"]["attention_norm"]["scale"] = (
+        held["layers"]["attention_norm"]["scale"].at[:, 3].set(30.0)
+    )
     wrapped = llm_int8(held, [(MATRICES, True), (".*", False)])
     assert isinstance(wrapped["layers"]["attention"]["query"], LlmInt8)
     batch = random_batch(2, 16)

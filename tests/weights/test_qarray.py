@@ -1,4 +1,5 @@
-"""Leaves as the fields of qwix's QArray: its own equation gives the dense weight, and the way back the leaf."""
+"""Leaves as the fields of qwix's QArray: its own equation gives the dense weight, and the way back
+the leaf."""
 
 from types import SimpleNamespace
 
@@ -13,12 +14,24 @@ from research.weights.quantized import quantize_array
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if name != "fp4"])
-@pytest.mark.parametrize(("shape", "inputs", "stacked"), [((64, 2, 6), 1, 0), ((2, 64, 6), 1, 1), ((4, 16, 6), 2, 0)])
-def test_qwix_equation_gives_the_dense_weight_and_the_way_back_the_leaf(format, shape, inputs, stacked):
-    w = quantize_array(jax.random.normal(jax.random.key(0), shape), format, inputs=inputs, stacked=stacked, group=32)
+@pytest.mark.parametrize(
+    ("shape", "inputs", "stacked"), [((64, 2, 6), 1, 0), ((2, 64, 6), 1, 1), ((4, 16, 6), 2, 0)]
+)
+def test_qwix_equation_gives_the_dense_weight_and_the_way_back_the_leaf(
+    format, shape, inputs, stacked
+):
+    w = quantize_array(
+        jax.random.normal(jax.random.key(0), shape),
+        format,
+        inputs=inputs,
+        stacked=stacked,
+        group=32,
+    )
     fields = to_qarray(w)
     qvalue, scale = np.asarray(fields["qvalue"]).astype(np.float32), np.asarray(fields["scale"])
-    zero = 0.0 if fields["zero_point"] is None else np.asarray(fields["zero_point"]).astype(np.float32)
+    zero = (
+        0.0 if fields["zero_point"] is None else np.asarray(fields["zero_point"]).astype(np.float32)
+    )
     if format == "nf4":
         qvalue = NF4[qvalue.astype(int)]
     tiles = [big // small for big, small in zip(qvalue.shape, scale.shape)]

@@ -10,16 +10,16 @@ import pytest
 from jax.sharding import NamedSharding
 
 from research import tree
-from research.axes import partition
-from research.mesh import make_mesh
 from research.models.model import Model, forward
 from research.models.spec import initialize, shardings
+from research.parallel.axes import partition
+from research.parallel.mesh import make_mesh
+from research.tuning.adapter_bank import Bank, bank, select
+from research.tuning.lora_specs import LoraConfig, lora_specs
+from research.tuning.multi_adapter import alike, combine
 from research.weights.lora import LoraAdapter
-from research.weights.new_lora import LoraConfig, lora_specs
 from research.weights.quantized import quantize_array
 from research.weights.rules import attach, is_leaf, quantize
-from research.weights.bank import Bank, bank, select
-from research.weights.several import alike, combine
 from tests.families import FAMILIES, random_batch
 
 GOLDEN = np.load(Path(__file__).parent / "golden_several.npz")
@@ -29,9 +29,13 @@ SPECS = MODEL.specs()
 
 def adapter(seed, targets, specs=SPECS, **fields):
     """An adapter that does something."""
-    made = initialize(jax.random.key(seed), lora_specs(specs, LoraConfig(targets=targets, **fields)), jnp.float32)
+    made = initialize(
+        jax.random.key(seed), lora_specs(specs, LoraConfig(targets=targets, **fields)), jnp.float32
+    )
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(np.abs(x + 0.1 * rng.normal(size=x.shape)), jnp.float32), made)
+    return jax.tree.map(
+        lambda x: jnp.asarray(np.abs(x + 0.1 * rng.normal(size=x.shape)), jnp.float32), made
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +78,18 @@ def test_adapters_of_other_ranks_and_targets_take_one_trace(params, three):
 def test_each_row_of_a_batch_has_its_own_adapter(params, three, format):
     rows, index = random_batch(5, 8), np.array([2, 0, -1, 1, 0])
     if format:
-        params = quantize(params, SPECS, [(r"layers/attention/\w+", format), (".*", None)], group=32)
+        params = quantize(
+            params, SPECS, [(r"layers/attention/\w+", format), (".*", None)], group=32
+        )
     logits = jax.jit(lambda params, rows: forward(MODEL, params, rows))
     mixed = bank(params, three, index)
     got = logits(mixed, rows)
     for row, number in enumerate(index):
         own = params if number < 0 else attach(params, three[number])
         want = logits(own, {name: x[row : row + 1] for name, x in rows.items()})
-        np.testing.assert_allclose(got[row], want[0], atol=3e-5)  # float order, logits of some tenths
+        np.testing.assert_allclose(
+            got[row], want[0], atol=3e-5
+        )  # float order, logits of some tenths
     before = logits._cache_size()
     turned = logits(select(mixed, index[::-1].copy()), {name: x[::-1] for name, x in rows.items()})
     np.testing.assert_allclose(turned[::-1], got, atol=1e-6)
@@ -108,20 +116,30 @@ def test_the_base_is_contracted_once_and_no_dense_adapter_is_made():
 
 
 def test_a_mesh_changes_nothing(params, three):
-    mesh, rows, index = make_mesh("fsdp:4,tensor:2"), random_batch(8, 8), np.array([2, 0, -1, 1, 0, 1, 2, -1])
+    mesh, rows, index = (
+        make_mesh("fsdp:4,tensor:2"),
+        random_batch(8, 8),
+        np.array([2, 0, -1, 1, 0, 1, 2, -1]),
+    )
     want = np.asarray(forward(MODEL, bank(params, three, index), rows))
     with jax.set_mesh(mesh):
         where = NamedSharding(mesh, partition(("batch",), (8,), mesh))
-        rows = jax.device_put(rows, NamedSharding(mesh, partition(("batch", "length"), (8, 8), mesh)))
+        rows = jax.device_put(
+            rows, NamedSharding(mesh, partition(("batch", "length"), (8, 8), mesh))
+        )
         held = jax.device_put(params, shardings(SPECS, mesh))
         own = [lora_specs(SPECS, LoraConfig(**fields)) for fields in THREE]
         three = jax.device_put(three, [shardings(specs, mesh) for specs in own])
-        logits = jax.jit(lambda params, three, index, rows: forward(MODEL, bank(params, three, index), rows))
+        logits = jax.jit(
+            lambda params, three, index, rows: forward(MODEL, bank(params, three, index), rows)
+        )
         got = logits(held, three, jax.device_put(index, where), rows)
     np.testing.assert_allclose(got, want, atol=3e-5)  # float order
 
 
-@pytest.mark.parametrize(("case", "how"), [("linear", {}), ("cat", {}), ("svd", {}), ("svd3", {"rank": 3})])
+@pytest.mark.parametrize(
+    ("case", "how"), [("linear", {}), ("cat", {}), ("svd", {}), ("svd3", {"rank": 3})]
+)
 @pytest.mark.parametrize("module", ["linear", "table"])
 def test_weighted_merges_are_pefts(case, how, module):
     table, own = module == "table", []
@@ -130,13 +148,22 @@ def test_weighted_merges_are_pefts(case, how, module):
         scale = jnp.full(2, GOLDEN[f"{case}/{module}/scale"][number])
         # Stacked twice, as layers are; peft's A of a table has the rows.
         first, second = (b, a) if table else (a.T, b.T)
-        own.append({"w": LoraAdapter(*(jnp.asarray(np.stack([x, x])) for x in (first, second)), scale, table=table)})
+        own.append(
+            {
+                "w": LoraAdapter(
+                    *(jnp.asarray(np.stack([x, x])) for x in (first, second)), scale, table=table
+                )
+            }
+        )
     made = combine(own, [0.7, -0.4], case.removesuffix("3"), **how)["w"]
     assert made.a.shape[-1] == {"linear": 4, "cat": 6, "svd": 4, "svd3": 3}[case]
     update = np.asarray(made.a[1] @ made.b[1]) * float(made.scale[1])
     # Singular vectors of float32 of updates of some tens.
-    np.testing.assert_allclose(update if not table else update.T, GOLDEN[f"{case}/{module}/delta"].T if not table
-                               else GOLDEN[f"{case}/{module}/delta"], atol=5e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        update if not table else update.T,
+        GOLDEN[f"{case}/{module}/delta"].T if not table else GOLDEN[f"{case}/{module}/delta"],
+        atol=5e-5,
+    )
 
 
 def test_a_merge_by_cat_is_the_sum_of_what_the_adapters_do(three):
@@ -145,9 +172,12 @@ def test_a_merge_by_cat_is_the_sum_of_what_the_adapters_do(three):
         zero = jnp.zeros(tree.paths(SPECS)[path].shape)
         want = sum(
             weight * attach({"w": zero}, {"w": tree.paths(one, is_leaf)[path]})["w"].dense()
-            for weight, one in zip(weights, three) if path in tree.paths(one, is_leaf)
-        )  # fmt: skip
-        np.testing.assert_allclose(attach({"w": zero}, {"w": leaf})["w"].dense(), want, atol=1e-5)  # float order
+            for weight, one in zip(weights, three)
+            if path in tree.paths(one, is_leaf)
+        )
+        np.testing.assert_allclose(
+            attach({"w": zero}, {"w": leaf})["w"].dense(), want, atol=1e-5
+        )  # float order
 
 
 NARROW = Model(replace(MODEL.config, d_model=16)).specs()
@@ -158,24 +188,42 @@ MOE = Model(FAMILIES["mixtral_8x7b"]).specs()
     ("make", "says"),
     [
         (lambda p, a: alike(a, rank=2), "rank=2 is below the 4 of an adapter of"),
-        (lambda p, a: alike([a[0], adapter(4, "query", decompose=True)]), r"layers/attention/query has a magnitude"),
+        (
+            lambda p, a: alike([a[0], adapter(4, "query", decompose=True)]),
+            r"layers/attention/query has a magnitude",
+        ),
         (lambda p, a: alike([a[0], adapter(4, "query", NARROW)]), "different models"),
         (lambda p, a: combine([a[0], adapter(4, "query", NARROW)], [1, 1]), "different models"),
         (lambda p, a: bank(p["embed"], a, jnp.array([0])), "made for another model"),
         (lambda p, a: bank(p, a, jnp.array([3])), "none of 3 adapters"),
         (lambda p, a: select(bank(p, a, jnp.array([0])), jnp.array([-2])), "none of 3 adapters"),
-        (lambda p, a: bank(p, [{"prompt": {"table": jnp.ones((3, 32))}}], jnp.array([0])), "prompt/table of adapter 0"),
-        (lambda p, a: forward(MODEL, bank(p, [a[1]], jnp.array([0])), random_batch(2, 8)), "select an adapter for each"),
+        (
+            lambda p, a: bank(p, [{"prompt": {"table": jnp.ones((3, 32))}}], jnp.array([0])),
+            "prompt/table of adapter 0",
+        ),
+        (
+            lambda p, a: forward(MODEL, bank(p, [a[1]], jnp.array([0])), random_batch(2, 8)),
+            "select an adapter for each",
+        ),
         (lambda p, a: combine(a, [1, 1, 1], "ties"), "choose one of svd, linear, cat"),
         (lambda p, a: combine(a, [1, 1]), "2 weights for 3 adapters"),
         (lambda p, a: combine(a, [1, 1, 1], "linear"), "different ranks, which linear cannot add"),
         (lambda p, a: combine(a, [1, 1, 1], "cat", rank=3), "leave it out"),
         (lambda p, a: combine([adapter(4, "query", decompose=True)], [1.0]), "those do not add"),
-        (lambda p, a: bank(p, a, jnp.array([0]))["layers"]["attention"]["query"].dense(), "no one weight"),
-        (lambda p, a: bank({"layers": {"mlp": {"up": jnp.ones(1)}}}, [adapter(4, "up", MOE, rank=2)], jnp.array([0])),
-         "switch or merge its adapters"),
+        (
+            lambda p, a: bank(p, a, jnp.array([0]))["layers"]["attention"]["query"].dense(),
+            "no one weight",
+        ),
+        (
+            lambda p, a: bank(
+                {"layers": {"mlp": {"up": jnp.ones(1)}}},
+                [adapter(4, "up", MOE, rank=2)],
+                jnp.array([0]),
+            ),
+            "switch or merge its adapters",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_mix_says_why(make, says, params, three):
     with pytest.raises(ValueError, match=says):
         make(params, three)

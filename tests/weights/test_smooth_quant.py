@@ -1,4 +1,5 @@
-"""SmoothQuant, and calibration of whole models: folds change nothing, and each method lowers the error of the layers."""
+"""SmoothQuant, and calibration of whole models: folds change nothing, and each method lowers the
+error of the layers."""
 
 from functools import cache
 
@@ -7,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import calibration, tree
+from research import tree
+from research.compress import calibration, smooth_quant
 from research.models.model import Model, forward
 from research.models.spec import initialize
-from research.weights import smooth_quant
 from research.weights.matrices import LINEAR
 from research.weights.quantized import quantize_array
 from research.weights.rules import quantize
@@ -41,16 +42,24 @@ def test_outliers_of_activations_cost_less_in_int8():
 def test_factors_are_those_of_equation_4(alpha):
     largest, w = jnp.asarray([1.0, 4.0, 16.0]), jnp.asarray([[1.0, -2.0], [0.5, 0.5], [4.0, 1.0]])
     wanted = np.array([1.0, 4.0, 16.0]) ** alpha / np.array([2.0, 0.5, 4.0]) ** (1 - alpha)
-    np.testing.assert_allclose(smooth_quant.smoothing(largest, [w[:, :1], w[:, 1:]], alpha), wanted, rtol=1e-6)
+    np.testing.assert_allclose(
+        smooth_quant.smoothing(largest, [w[:, :1], w[:, 1:]], alpha), wanted, rtol=1e-6
+    )
 
 
 @cache
 def model_of(name):
-    """A family's small model with parameters large enough for attention to choose, biases, and outliers behind its norms."""
+    """A family's small model with parameters large enough for attention to choose, biases, and
+    outliers behind its norms."""
     model = Model(FAMILIES[name])
-    params = jax.tree.map(lambda w: 4 * w, initialize(jax.random.key(0), model.specs(), jnp.float32))
+    params = jax.tree.map(
+        lambda w: 4 * w, initialize(jax.random.key(0), model.specs(), jnp.float32)
+    )
     biases = {path: w for path, w in tree.paths(params).items() if path.endswith("bias")}
-    drawn = {path: jax.random.normal(jax.random.key(n), w.shape) for n, (path, w) in enumerate(biases.items())}
+    drawn = {
+        path: jax.random.normal(jax.random.key(n), w.shape)
+        for n, (path, w) in enumerate(biases.items())
+    }
     params = tree.unflatten(tree.paths(params) | drawn)
     for norm in ("attention_norm", "mlp_norm"):
         params["layers"][norm]["scale"] = params["layers"][norm]["scale"].at[:, 3].multiply(20.0)
@@ -68,7 +77,9 @@ def test_a_fold_changes_nothing(name):
     layers = []
     for index in range(model.config.layers):
         layer = {path: w[index] for path, w in tree.paths(params["layers"]).items()}
-        for before, after in calibration.folds(model.config) + calibration.inner_folds(model.config):
+        for before, after in calibration.folds(model.config) + calibration.inner_folds(
+            model.config
+        ):
             inputs = {path: tree.paths(model.specs())[f"layers/{path}"].inputs for path in after}
             size = smooth_quant.as_matrix(layer[after[0]], inputs[after[0]]).shape[0]
             factors = jnp.exp(jax.random.normal(jax.random.key(index), (size,)))
@@ -76,8 +87,12 @@ def test_a_fold_changes_nothing(name):
         layers.append(tree.unflatten(layer))
     folded = {**params, "layers": jax.tree.map(lambda *ws: jnp.stack(ws), *layers)}
     got, want = (forward(model, p, batches()[0]) for p in (folded, params))
-    assert not np.array_equal(folded["layers"]["attention"]["query"], params["layers"]["attention"]["query"])
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * float(jnp.abs(want).max()))  # float32 products apart
+    assert not np.array_equal(
+        folded["layers"]["attention"]["query"], params["layers"]["attention"]["query"]
+    )
+    np.testing.assert_allclose(
+        got, want, rtol=1e-4, atol=1e-4 * float(jnp.abs(want).max())
+    )  # float32 products apart
 
 
 def test_a_layer_that_adds_nothing_is_wrong_by_all_that_it_should_add():
@@ -94,7 +109,9 @@ def test_a_layer_that_adds_nothing_is_wrong_by_all_that_it_should_add():
 @pytest.mark.parametrize("name", ["llama3_405b", "gpt2"])
 def test_each_method_lowers_the_error_of_layers_on_other_text(name):
     model, params = model_of(name)
-    made = {m: calibration.calibrate(model, params, RULES, batches(), m, 16) for m in ("gptq", "awq")}
+    made = {
+        m: calibration.calibrate(model, params, RULES, batches(), m, 16) for m in ("gptq", "awq")
+    }
     made["rtn"] = quantize(params, model.specs(), RULES, 16)
     errors = calibration.layer_errors(model, params, made, batches(seed=1, count=16))
     errors = {method: error.mean() for method, error in errors.items()}
@@ -120,18 +137,38 @@ def test_smoothing_lowers_the_error_of_int8_activations(monkeypatch):
 
     einsum = Quantized.einsum
     monkeypatch.setattr(Quantized, "einsum", lambda self, eqn, x: einsum(self, eqn, to_bytes(x)))
-    errors = {m: float(jnp.linalg.norm(forward(model, p, batches(seed=1)[0]) - wanted)) for m, p in made.items()}
+    errors = {
+        m: float(jnp.linalg.norm(forward(model, p, batches(seed=1)[0]) - wanted))
+        for m, p in made.items()
+    }
     assert errors["smoothquant"] < 0.8 * errors["rtn"]
 
 
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda m, p: calibration.calibrate(m, p, RULES, batches(), "nearest"), "choose one of gptq, awq"),
-        (lambda m, p: calibration.calibrate(m, p, RULES, batches(), "awq", 24), "layers/.*: groups of 24 do not divide 32 inputs"),
-        (lambda m, p: calibration.calibrate(m, p, [("embed/table", "int8"), (".*", None)], batches(), "gptq"), "embed/table"),
-        (lambda m, p: calibration.windows(np.arange(5), 8, 1), "5 tokens do not fill a window of 8"),
-        (lambda m, p: calibration.calibrate(*model_of("bert_base"), RULES, batches(), "gptq"), "calibration runs decoders"),
+        (
+            lambda m, p: calibration.calibrate(m, p, RULES, batches(), "nearest"),
+            "choose one of gptq, awq",
+        ),
+        (
+            lambda m, p: calibration.calibrate(m, p, RULES, batches(), "awq", 24),
+            "layers/.*: groups of 24 do not divide 32 inputs",
+        ),
+        (
+            lambda m, p: calibration.calibrate(
+                m, p, [("embed/table", "int8"), (".*", None)], batches(), "gptq"
+            ),
+            "embed/table",
+        ),
+        (
+            lambda m, p: calibration.windows(np.arange(5), 8, 1),
+            "5 tokens do not fill a window of 8",
+        ),
+        (
+            lambda m, p: calibration.calibrate(*model_of("bert_base"), RULES, batches(), "gptq"),
+            "calibration runs decoders",
+        ),
     ],
 )
 def test_what_cannot_be_calibrated_is_one_line(call, says):

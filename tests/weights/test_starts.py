@@ -8,15 +8,23 @@ import numpy as np
 import pytest
 
 from research import tree
-from research.mesh import make_mesh
 from research.models.model import Model, forward
 from research.models.spec import initialize, shardings
-from research.weights.new_lora import LoraConfig, lora_specs
+from research.parallel.mesh import make_mesh
+from research.tuning.lora_init import loftq, start
+from research.tuning.lora_specs import LoraConfig, lora_specs
 from research.weights.quantized import quantize_array
 from research.weights.rules import attach, is_leaf, merge, quantize, quantize_specs
-from research.weights.starts import loftq, start
 from tests.families import FAMILIES, random_batch
-from tests.weights.test_parity import GOLDEN, MODEL, PROJECTIONS, SPECS, batch, params, theirs  # noqa: F401
+from tests.weights.test_parity import (  # noqa: F401
+    GOLDEN,
+    MODEL,
+    PROJECTIONS,
+    SPECS,
+    batch,
+    params,
+    theirs,
+)
 
 TAKEN = ("pissa", "olora")
 NF4 = [(r"layers/attention/(query|out)", "nf4"), (".*", None)]
@@ -32,16 +40,25 @@ def fresh(specs, **fields):
 def test_factors_and_residuals_are_pefts(method, params):  # noqa: F811
     adapters, base = start(method, fresh(SPECS, rank=8, alpha=16.0), params, SPECS)
     for name, (path, inputs, module) in PROJECTIONS.items():
-        adapter, w = tree.paths(adapters, is_leaf)[f"layers/{path}"], tree.paths(base)[f"layers/{path}"]
+        adapter, w = (
+            tree.paths(adapters, is_leaf)[f"layers/{path}"],
+            tree.paths(base)[f"layers/{path}"],
+        )
         for layer in range(2):
             a, b = (theirs(method, layer, name, f"lora_{side}.default.weight") for side in "AB")
-            got = np.asarray(adapter.a[layer]).reshape(-1, 8) @ np.asarray(adapter.b[layer]).reshape(8, -1)
+            got = np.asarray(adapter.a[layer]).reshape(-1, 8) @ np.asarray(
+                adapter.b[layer]
+            ).reshape(8, -1)
             # Singular vectors of float32, of weights of 0.2 each.
             np.testing.assert_allclose(got, (b @ a).T, atol=1e-5)
             want = GOLDEN[f"{method}_base/model.layers.{layer}.{module}.{name}.base_layer.weight"]
-            np.testing.assert_allclose(np.asarray(w[layer]).reshape(want.T.shape), want.T, atol=1e-5)
+            np.testing.assert_allclose(
+                np.asarray(w[layer]).reshape(want.T.shape), want.T, atol=1e-5
+            )
     # peft's own logits before and after merging differ by 7e-6 to 2e-5.
-    np.testing.assert_allclose(forward(MODEL, attach(base, adapters), batch()), GOLDEN[f"logits/{method}"], atol=5e-5)
+    np.testing.assert_allclose(
+        forward(MODEL, attach(base, adapters), batch()), GOLDEN[f"logits/{method}"], atol=5e-5
+    )
 
 
 @pytest.mark.parametrize(("name", "method"), [("gpt2", "pissa"), ("mixtral_8x7b", "olora")])
@@ -56,7 +73,9 @@ def test_a_start_takes_from_the_base_what_it_gives_the_adapter(name, method):
     for path, w in tree.paths(weights).items():
         # Residual and product round apart, at the size of the weights.
         np.testing.assert_allclose(got[path], w, atol=1e-5 * float(jnp.abs(w).max()), err_msg=path)
-        assert (path in tree.paths(adapters, is_leaf)) != np.array_equal(tree.paths(base)[path], w), path
+        assert (path in tree.paths(adapters, is_leaf)) != np.array_equal(
+            tree.paths(base)[path], w
+        ), path
 
 
 @pytest.mark.parametrize("format", ["nf4", "uint4"])
@@ -76,13 +95,19 @@ def test_loftq_loses_less_than_quantization_and_no_more_with_every_step(format):
     for steps in (1, 2, 3, 4, 5):
         before = update
         update, base, kept = after(steps)
-        np.testing.assert_allclose(base, w - before, atol=1e-5)  # float order: each step from where the last one stood
+        np.testing.assert_allclose(
+            base, w - before, atol=1e-5
+        )  # float order: each step from where the last one stood
         errors.append(float(jnp.linalg.norm(w - kept - update)))
         # The best that rank 8 can do: the singular values beyond it.
         assert errors[-1] == pytest.approx(np.linalg.norm(np.linalg.svd(w - kept)[1][8:]), rel=1e-5)
     assert errors[1] < 0.95 * errors[0]
-    # The steps are no descent, for codes are the nearest and not the best: by so little may one lose.
-    assert all(later < 1.002 * earlier for earlier, later in zip(errors, errors[1:])) and errors[5] < errors[1]
+    # The steps are no descent, for codes are the nearest and not the best: by so little may one
+    # lose.
+    assert (
+        all(later < 1.002 * earlier for earlier, later in zip(errors, errors[1:]))
+        and errors[5] < errors[1]
+    )
 
 
 @pytest.mark.parametrize("method", ["default", "pissa", "loftq"])
@@ -90,19 +115,25 @@ def test_a_fresh_dora_is_the_weight_that_it_lies_on(method):
     model = Model(replace(FAMILIES["llama2_7b"], d_model=64, head_size=16))
     weights, rows = initialize(jax.random.key(0), model.specs(), jnp.float32), random_batch(2, 8)
     targets = "out"
-    with_magnitude = start(method, fresh(model.specs(), targets=targets, decompose=True), weights, model.specs(), NF4)
+    with_magnitude = start(
+        method, fresh(model.specs(), targets=targets, decompose=True), weights, model.specs(), NF4
+    )
     without = start(method, fresh(model.specs(), targets=targets), weights, model.specs(), NF4)
     logits = jax.jit(lambda adapters, base: forward(model, attach(base, adapters), rows))
     got, want = logits(*with_magnitude), logits(*without)
     np.testing.assert_allclose(got, want, atol=2e-5)  # a column times its norm over its norm
     magnitude = with_magnitude[0]["layers"]["attention"]["out"].magnitude
     merged = merge(attach(without[1], without[0]))["layers"]["attention"]["out"]
-    np.testing.assert_allclose(magnitude, jnp.linalg.norm(merged.reshape(2, -1, 64), axis=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        magnitude, jnp.linalg.norm(merged.reshape(2, -1, 64), axis=1), rtol=1e-5
+    )
     plain = quantize(weights, model.specs(), NF4)
     assert jax.tree.structure(without[1]) == jax.tree.structure(plain)
     if method == "loftq":
         w = weights["layers"]["attention"]["out"]
-        assert jnp.linalg.norm(merged - w) < 0.9 * jnp.linalg.norm(plain["layers"]["attention"]["out"].dense() - w)
+        assert jnp.linalg.norm(merged - w) < 0.9 * jnp.linalg.norm(
+            plain["layers"]["attention"]["out"].dense() - w
+        )
 
 
 def test_a_mesh_changes_nothing():
@@ -110,15 +141,26 @@ def test_a_mesh_changes_nothing():
     specs, config = model.specs(), LoraConfig(rank=4, targets=r"query|out|down", decompose=True)
     weights = initialize(jax.random.key(0), specs, jnp.float32)
     own = initialize(jax.random.key(1), lora_specs(specs, config), jnp.float32)
-    rules = [("layers/mlp/up", "int8"), ("layers/(attention/(out|query|key)|mlp/down)", "uint4"), (".*", None)]
+    rules = [
+        ("layers/mlp/up", "int8"),
+        ("layers/(attention/(out|query|key)|mlp/down)", "uint4"),
+        (".*", None),
+    ]
     want = start("pissa", own, weights, specs, rules, 8)
     places = shardings(lora_specs(specs, config), mesh), shardings(specs, mesh)
     with jax.set_mesh(mesh):
         got = start("pissa", *jax.device_put((own, weights), places), specs, rules, 8)
-        assert jax.tree.map(lambda x: x.sharding, got) == (places[0], shardings(quantize_specs(specs, rules, 8), mesh))
-    got, want = (tree.paths(merge(attach(base, adapters))) for adapters, base in (jax.device_get(got), want))
+        assert jax.tree.map(lambda x: x.sharding, got) == (
+            places[0],
+            shardings(quantize_specs(specs, rules, 8), mesh),
+        )
+    got, want = (
+        tree.paths(merge(attach(base, adapters))) for adapters, base in (jax.device_get(got), want)
+    )
     for path, w in want.items():
-        np.testing.assert_allclose(got[path], w, atol=1e-5, err_msg=path)  # the same arithmetic, compiled elsewhere
+        np.testing.assert_allclose(
+            got[path], w, atol=1e-5, err_msg=path
+        )  # the same arithmetic, compiled elsewhere
 
 
 @pytest.mark.parametrize(

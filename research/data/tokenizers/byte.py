@@ -29,7 +29,10 @@ def load() -> Tokenizer:
 
 
 def _encode_texts(texts: list[str]) -> list[list[int]]:
-    return [[token_id for part in _SPLIT.split(text) for token_id in _encode_part(part)] for text in texts]
+    return [
+        [token_id for part in _SPLIT.split(text) for token_id in _encode_part(part)]
+        for text in texts
+    ]
 
 
 def _encode_part(part: str) -> list[int]:
@@ -51,5 +54,8 @@ def _align(text: str) -> Aligned:
 
 
 def _decode_ids(ids: list[int]) -> str:
-    pieces = (bytes([token_id]) if token_id < 256 else RESERVED[token_id - 256].encode() for token_id in ids)
+    pieces = (
+        bytes([token_id]) if token_id < 256 else RESERVED[token_id - 256].encode()
+        for token_id in ids
+    )
     return b"".join(pieces).decode(errors="replace")

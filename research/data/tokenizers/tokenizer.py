@@ -20,10 +20,11 @@ Aligned = tuple[list[int], list[tuple[int, int]]]
 class Tokenizer:
     """Text to token ids and back.
 
-    Ids are below `vocab_size`; a role the vocabulary has no token for is None. `sentinel_ids` mark removed spans, in
-    order. Equal `fingerprint`s (sha256) mean equal ids for every text and equal roles. `word_starts` bool [V] says
-    which tokens begin a word, for masking whole words. `files` is what `save` writes and loading reads. `chat_template`
-    is the jinja source that makes a text of a conversation, None where there is none; it has no part in the fingerprint.
+    Ids are below `vocab_size`; a role the vocabulary has no token for is None. `sentinel_ids` mark
+    removed spans, in order. Equal `fingerprint`s (sha256) mean equal ids for every text and equal
+    roles. `word_starts` bool [V] says which tokens begin a word, for masking whole words. `files`
+    is what `save` writes and loading reads. `chat_template` is the jinja source that makes a text
+    of a conversation, None where there is none; it has no part in the fingerprint.
     """
 
     kind: str
@@ -42,7 +43,8 @@ class Tokenizer:
     chat_template: str | None = None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text, none added around it; the string of a special token becomes that token."""
+        """Ids of the text, none added around it; the string of a special token becomes that
+        token."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -55,7 +57,8 @@ class Tokenizer:
             raise
 
     def align_batch(self, texts: list[str]) -> list[Aligned]:
-        """`encode_batch` with the place of each token in its text. ValueError for a text that UTF-8 cannot hold."""
+        """`encode_batch` with the place of each token in its text. ValueError for a text that UTF-8
+        cannot hold."""
         try:
             return self.align_texts(texts)
         except (TypeError, RuntimeError, UnicodeEncodeError):
@@ -64,10 +67,12 @@ class Tokenizer:
             raise
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text, special tokens as their strings; the inverse of `encode` where the kind is lossless.
+        """The text, special tokens as their strings; the inverse of `encode` where the kind is
+        lossless.
 
-        U+FFFD stands for bytes that are not UTF-8, such as the first half of a letter while tokens stream in, and for
-        ids outside the vocabulary. Hold back a trailing U+FFFD until the next token when printing as tokens come.
+        U+FFFD stands for bytes that are not UTF-8, such as the first half of a letter while tokens
+        stream in, and for ids outside the vocabulary. Hold back a trailing U+FFFD until the next
+        token when printing as tokens come.
         """
         parts, known = [], []
         for token_id in map(int, ids):
@@ -79,7 +84,8 @@ class Tokenizer:
         return "".join(parts) + self.decode_ids(known)
 
     def save(self, directory: str | Path) -> None:
-        """Write all that `load_tokenizer(directory)` needs; other libraries read the model file in there too."""
+        """Write all that `load_tokenizer(directory)` needs; other libraries read the model file in
+        there too."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
@@ -87,14 +93,18 @@ class Tokenizer:
         if self.chat_template is not None:
             (folder / CHAT_TEMPLATE).write_text(self.chat_template, encoding="utf-8", newline="")
         # Last, so that a folder with a record is whole.
-        write_json(folder / RECORD, {"kind": self.kind, "vocab_size": self.vocab_size, "fingerprint": self.fingerprint})
+        write_json(
+            folder / RECORD,
+            {"kind": self.kind, "vocab_size": self.vocab_size, "fingerprint": self.fingerprint},
+        )
 
 
 def begins_word(token: str | bytes) -> bool:
-    """Whether a word begins with this token: its first character is no letter, digit, mark or underscore.
+    """Whether a word begins with this token: its first character is no letter, digit, mark or
+    underscore.
 
-    The token alone decides, so a line's first word counts as part of the line break before it, and a text in a script
-    without spaces as one word.
+    The token alone decides, so a line's first word counts as part of the line break before it, and
+    a text in a script without spaces as one word.
     """
     if isinstance(token, bytes):
         if token[:1] >= b"\x80" and token[:1] < b"\xc0":
@@ -102,7 +112,11 @@ def begins_word(token: str | bytes) -> bool:
         token = token.decode(errors="replace")
     first = token[:1]
     # U+FFFD is the start of a character cut in two, most often a letter.
-    return not (first.isalnum() or first in ("_", "\ufffd") or unicodedata.category(first or " ").startswith("M"))
+    return not (
+        first.isalnum()
+        or first in ("_", "\ufffd")
+        or unicodedata.category(first or " ").startswith("M")
+    )
 
 
 def refuse_surrogates(index: int, text: str) -> None:

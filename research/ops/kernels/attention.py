@@ -1,4 +1,5 @@
-"""Which attention kernel serves a case: splash on TPU, flash on GPU, or none, which is the XLA reference."""
+"""Which attention kernel serves a case: splash on TPU, flash on GPU, or none, which is the XLA
+reference."""
 
 import functools
 import logging
@@ -6,16 +7,18 @@ from collections.abc import Callable
 
 import jax
 
-from research.ops.backend import platform
+from research.devices.backend import platform
 from research.ops.kernels import flash, splash
 
 
 def choose(implementation: str, q_BTNH, k_BSKH, visibility, bias_BNTS) -> Callable | None:
-    """The kernel that serves the case, called (q, k, v, visibility, scale); None for the XLA reference.
+    """The kernel that serves the case, called (q, k, v, visibility, scale); None for the XLA
+    reference.
 
-    "auto" takes the one made for the platform of the mesh, and where that one refuses says why, once. "splash" or
-    "flash" raises NotImplementedError with the reason instead, also on a mesh of another platform than its own; without
-    a mesh it is taken at its word, so that a program can be lowered for a device that is not here.
+    "auto" takes the one made for the platform of the mesh, and where that one refuses says why,
+    once. "splash" or "flash" raises NotImplementedError with the reason instead, also on a mesh of
+    another platform than its own; without a mesh it is taken at its word, so that a program can be
+    lowered for a device that is not here.
     """
     at = platform()
     if implementation == "auto":
@@ -24,7 +27,9 @@ def choose(implementation: str, q_BTNH, k_BSKH, visibility, bias_BNTS) -> Callab
             return None
         reason = _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS)
         if reason and (visibility.packed or visibility.shared):
-            _note(f"attention on {at} takes XLA's reference, whose memory grows with length squared: {reason}")
+            _note(
+                f"attention on {at} takes XLA's reference, whose memory grows with length squared: {reason}"
+            )
         return None if reason else kernel.attend
     kernel = {"splash": splash, "flash": flash}[implementation]
     reason = _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS)
@@ -42,7 +47,9 @@ def _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS) -> str | None:
     if visibility.shared:
         return "a prefix or a prompt is seen by every document of a row and the kernels know documents apart"
     if bias_BNTS is not None:
-        return "the scores have a bias and the kernels take none; use other positions than 'relative'"
+        return (
+            "the scores have a bias and the kernels take none; use other positions than 'relative'"
+        )
     return kernel.refusal(q_BTNH, k_BSKH, visibility)
 
 

@@ -1,8 +1,9 @@
-"""Flash attention on GPU (arXiv:2307.08691): scores live in a multiprocessor, block by block, never whole in memory.
+"""Flash attention on GPU (arXiv:2307.08691): scores live in a multiprocessor, block by block, never
+whole in memory.
 
-The kernel is JAX's in Pallas Triton (jax.experimental.pallas.ops.gpu.attention), forward and backward. It knows
-positions as indices of a row and has one row of segments for queries and keys alike, so it serves packed
-self-attention.
+The kernel is JAX's in Pallas Triton (jax.experimental.pallas.ops.gpu.attention), forward and
+backward. It knows positions as indices of a row and has one row of segments for queries and keys
+alike, so it serves packed self-attention.
 """
 
 import functools
@@ -12,13 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from research.ops.backend import before_triton
-from research.ops.einsum import local_shape, spec
-from research.ops.kernels import share
+from research.devices.backend import before_triton
+from research.ops.kernels import visible_share as share
+from research.parallel.placement import local_shape, spec
 
 PLATFORM = "gpu"
 BLOCK = 128  # the longest tile; lengths are filled up to a multiple of it
-TILE_BYTES = 32768  # of queries; with two keys' and two values' tiles of half as much it fits the 99 KiB of compute 8.9
+# of queries; with two keys' and two values' tiles of half as much it fits the 99 KiB of compute 8.9
+TILE_BYTES = 32768
 BACKWARD = 32  # tiles of the backward pass, the kernel's own choice
 
 
@@ -39,9 +41,16 @@ def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
 
 
 def attend(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visibility, scale: float, *, interpret: bool = False
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    visibility,
+    scale: float,
+    *,
+    interpret: bool = False,
 ) -> jax.Array:
-    """The seam's attention, [B, T, N, H], where `refusal` is None. `interpret` runs the kernel on any device."""
+    """The seam's attention, [B, T, N, H], where `refusal` is None. `interpret` runs the kernel on
+    any device."""
     rows = functools.partial(_rows, scale=scale, causal=visibility.causal, interpret=interpret)
     if jax.sharding.get_abstract_mesh().empty:
         return rows(q_BTNH, k_BSKH, v_BSKH, visibility.k_segments_BS)
@@ -53,8 +62,11 @@ def attend(
     return jax.shard_map(rows, in_specs=specs, out_specs=by_head, check_vma=False)(*operands)
 
 
-def _rows(q_BTNH, k_BSKH, v_BSKH, segments_BS, *, scale: float, causal: bool, interpret: bool) -> jax.Array:
-    """The kernel on a device's part. It wants a key head for each query head: the group is mapped over, not copied."""
+def _rows(
+    q_BTNH, k_BSKH, v_BSKH, segments_BS, *, scale: float, causal: bool, interpret: bool
+) -> jax.Array:
+    """The kernel on a device's part. It wants a key head for each query head: the group is mapped
+    over, not copied."""
     with warnings.catch_warnings():  # deprecated since JAX 0.12, without a successor inside JAX
         warnings.simplefilter("ignore", DeprecationWarning)
         from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
@@ -63,7 +75,9 @@ def _rows(q_BTNH, k_BSKH, v_BSKH, segments_BS, *, scale: float, causal: bool, in
     K = k_BSKH.shape[2]
     # Filled up behind the end to whole tiles, with a segment that no token has, and cut off again.
     added = -T % BLOCK
-    q_BTNH, k_BSKH, v_BSKH = (jnp.pad(x, ((0, 0), (0, added), (0, 0), (0, 0))) for x in (q_BTNH, k_BSKH, v_BSKH))
+    q_BTNH, k_BSKH, v_BSKH = (
+        jnp.pad(x, ((0, 0), (0, added), (0, 0), (0, 0))) for x in (q_BTNH, k_BSKH, v_BSKH)
+    )
     segments_BS = jnp.pad(segments_BS, ((0, 0), (0, added)), constant_values=-1)
     block_q = min(BLOCK, TILE_BYTES // _row_bytes(q_BTNH))
     block_k = min(BLOCK, TILE_BYTES // 2 // _row_bytes(q_BTNH))
@@ -75,7 +89,8 @@ def _rows(q_BTNH, k_BSKH, v_BSKH, segments_BS, *, scale: float, causal: bool, in
         interpret=interpret,
     )
     forward, backward = (
-        share.visited(T + added, T + added, *blocks, causal=causal) for blocks in ((block_q, block_k), (BACKWARD, BACKWARD))
+        share.visited(T + added, T + added, *blocks, causal=causal)
+        for blocks in ((block_q, block_k), (BACKWARD, BACKWARD))
     )
     with share.scope(forward=forward, backward=backward):
         out_BTKGH = jax.vmap(kernel, in_axes=(3, None, None, None), out_axes=3)(

@@ -1,12 +1,14 @@
-"""Products of rows in groups, each group with a matrix of its own: JAX's Pallas kernels on TPU, XLA's form elsewhere.
+"""Products of rows in groups, each group with a matrix of its own: JAX's Pallas kernels on TPU,
+XLA's form elsewhere.
 
-Rows [M, I] are sorted by their groups, of which `sizes` [E] tells the lengths; rows behind the last group belong to none.
-`rows` multiplies them by the matrices [E, I, O], `matrices` makes the gradient of those.
+Rows [M, I] are sorted by their groups, of which `sizes` [E] tells the lengths; rows behind the last
+group belong to none. `rows` multiplies them by the matrices [E, I, O], `matrices` makes the
+gradient of those.
 
-XLA's form is `lax.ragged_dot`. TPU's compiler has a kernel for it, but spells the gradient of the matrices out densely, once
-for every group, so that Mixtral 8x7B computes two and a half times as much in a step. JAX's kernels
-(jax.experimental.pallas.ops.tpu.megablox, after arXiv:2211.15841) meet each row once in all three products, and skip the rows
-of no group.
+XLA's form is `lax.ragged_dot`. TPU's compiler has a kernel for it, but spells the gradient of the
+matrices out densely, once for every group, so that Mixtral 8x7B computes two and a half times as
+much in a step. JAX's kernels (jax.experimental.pallas.ops.tpu.megablox, after arXiv:2211.15841)
+meet each row once in all three products, and skip the rows of no group.
 """
 
 import functools
@@ -16,21 +18,32 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from research.ops.backend import platform
+from research.devices.backend import platform
 
 PLATFORM = "tpu"
 LANES = 128  # of the vector unit: a tile is a multiple of it wide, or as wide as the array
 TILE = 512  # rows of a tile
-WIDE = 2048  # bytes of a row of a tile; with their float32 sums two of each fit the 16 MiB that a kernel has on v5e
-_TO_ROWS = lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0])
-_TO_MATRICES = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[])
+# bytes of a row of a tile; with their float32 sums two of each fit the 16 MiB that a kernel has on
+# v5e
+WIDE = 2048
+_TO_ROWS = lax.RaggedDotDimensionNumbers(
+    (((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0]
+)
+_TO_MATRICES = lax.RaggedDotDimensionNumbers(
+    (((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
+)
 
 
 def rows(
-    x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, *, transposed: bool = False, interpret: bool | None = None
+    x_MI: jax.Array,
+    w_EIO: jax.Array,
+    sizes_E: jax.Array,
+    *,
+    transposed: bool = False,
+    interpret: bool | None = None,
 ) -> jax.Array:
-    """Rows times the matrix of their group, [M, O] in the dtype of `x`, or with `transposed` rows [M, O] times its transpose,
-    [M, I]. Rows of no group become anything, NaN too.
+    """Rows times the matrix of their group, [M, O] in the dtype of `x`, or with `transposed` rows
+    [M, O] times its transpose, [M, I]. Rows of no group become anything, NaN too.
 
     `interpret` runs the kernel on any device; without it the platform of the mesh decides.
     """
@@ -38,7 +51,9 @@ def rows(
         if transposed:
             return lax.ragged_dot_general(x_MI, w_EIO, sizes_E, _TO_ROWS)
         return lax.ragged_dot(x_MI, w_EIO, sizes_E)
-    from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm  # Pallas takes a second
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import (
+        gmm,  # Pallas takes a second
+    )
 
     inner, outer = w_EIO.shape[:0:-1] if transposed else w_EIO.shape[1:]
     x, tile = _filled(x_MI)
@@ -48,16 +63,25 @@ def rows(
 
 
 def matrices(
-    x_MI: jax.Array, dy_MO: jax.Array, sizes_E: jax.Array, dtype: jnp.dtype, *, interpret: bool | None = None
+    x_MI: jax.Array,
+    dy_MO: jax.Array,
+    sizes_E: jax.Array,
+    dtype: jnp.dtype,
+    *,
+    interpret: bool | None = None,
 ) -> jax.Array:
-    """Each group's rows of `x` contracted with those of `dy`, [E, I, O] summed in float32 and rounded once to `dtype`; zeros
-    for an empty group. Rows of no group count nothing, whatever they hold."""
+    """Each group's rows of `x` contracted with those of `dy`, [E, I, O] summed in float32 and
+    rounded once to `dtype`; zeros for an empty group. Rows of no group count nothing, whatever they
+    hold."""
     if not _kernel(x_MI, interpret):
-        return lax.ragged_dot_general(x_MI, dy_MO, sizes_E, _TO_MATRICES, preferred_element_type=dtype)
+        return lax.ragged_dot_general(
+            x_MI, dy_MO, sizes_E, _TO_MATRICES, preferred_element_type=dtype
+        )
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
     (x, tile), (dy, _) = _filled(x_MI), _filled(dy_MO)
-    # One half as wide: the tile that is written is of float32, and the kernel widens both that it reads.
+    # One half as wide: the tile that is written is of float32, and the kernel widens both that it
+    # reads.
     wide = WIDE // x.dtype.itemsize
     tiling = tile, _columns(x.shape[1], wide), _columns(dy.shape[1], wide // 2)
     return tgmm(x.T, dy, sizes_E, dtype, tiling, interpret=bool(interpret))
@@ -81,7 +105,9 @@ def _kernel(x: jax.Array, interpret: bool | None) -> bool:
         return False
     reason = refusal(x.dtype)
     if reason:
-        _note(f"the experts' products on {PLATFORM} take XLA's form, whose gradient visits every row for each: {reason}")
+        _note(
+            f"the experts' products on {PLATFORM} take XLA's form, whose gradient visits every row for each: {reason}"
+        )
     return reason is None
 
 
@@ -93,7 +119,8 @@ def _filled(x: jax.Array) -> tuple[jax.Array, int]:
 
 
 def _columns(size: int, limit: int) -> int:
-    """The widest tile up to `limit` that fills an axis evenly, or that where none does; the kernels mask what is over."""
+    """The widest tile up to `limit` that fills an axis evenly, or that where none does; the kernels
+    mask what is over."""
     if size <= limit:
         return size
     return next((tile for tile in range(limit, LANES, -LANES) if size % tile == 0), limit)

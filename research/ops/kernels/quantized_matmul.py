@@ -1,13 +1,16 @@
-"""Products with a weight held as codes and scales, without the dense weight in memory: Mosaic on TPU, Triton on GPU.
+"""Products with a weight held as codes and scales, without the dense weight in memory: Mosaic on
+TPU, Triton on GPU.
 
-The weight is a matrix [I, O] in N groups of G inputs, I = N G. Its codes are [N, R, O]: of 8 bits with R = G, or packed
-uint8 with R = G / 2, where byte j of a group holds code j (low nibble) and code j + R (high nibble). A scale float32
-[N, 1, O] stands for each group of an output. A 4-bit code is an index of a book of 16 values, or two's complement
-without one. XLA's form of both products, `reference`, makes the matrix dense first, in the dtype of the activations.
+The weight is a matrix [I, O] in N groups of G inputs, I = N G. Its codes are [N, R, O]: of 8 bits
+with R = G, or packed uint8 with R = G / 2, where byte j of a group holds code j (low nibble) and
+code j + R (high nibble). A scale float32 [N, 1, O] stands for each group of an output. A 4-bit code
+is an index of a book of 16 values, or two's complement without one. XLA's form of both products,
+`reference`, makes the matrix dense first, in the dtype of the activations.
 
-Compiled for an H100, the gradient through four layers of Llama-3-8B (NF4, bfloat16, full remat, 2,048 tokens) needs
-0.40 GiB of temporaries with the kernels and 0.61 without, two of its 70B form 0.88 and 1.76. They have not been timed: a
-GPU widens a tile anew for every 128 tokens, so memory is what they are sure to give.
+Compiled for an H100, the gradient through four layers of Llama-3-8B (NF4, bfloat16, full remat,
+2,048 tokens) needs 0.40 GiB of temporaries with the kernels and 0.61 without, two of its 70B form
+0.88 and 1.76. They have not been timed: a GPU widens a tile anew for every 128 tokens, so memory is
+what they are sure to give.
 """
 
 import functools
@@ -21,12 +24,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from research.ops.backend import platform
-from research.ops.einsum import gather, spec
+from research.devices.backend import platform
+from research.ops.equation import parse
+from research.ops.kernels.codes import dense
+from research.parallel.placement import gather, mesh_axes, spec
 
-# What chips multiply faster than bfloat16, by the beginning of the device's name: the int8 and float8 rates of JAX's
-# `pltpu.get_tpu_info_for_chip` (TPU v6's float8 runs at bfloat16's rate; v7 has no integers) and of NVIDIA's data
-# sheets. None has a 4-bit product that keeps a group's scale: those formats are widened to bfloat16 everywhere.
+# What chips multiply faster than bfloat16, by the beginning of the device's name: the int8 and
+# float8 rates of JAX's `pltpu.get_tpu_info_for_chip` (TPU v6's float8 runs at bfloat16's rate; v7
+# has no integers) and of NVIDIA's data sheets. None has a 4-bit product that keeps a group's scale:
+# those formats are widened to bfloat16 everywhere.
 _CHIPS = {
     "TPU v5": ("int8",),  # v5e is "TPU v5 lite", v5p "TPU v5"
     "TPU v6": ("int8",),
@@ -44,19 +50,23 @@ _CHIPS = {
 
 
 def multiplies(dtype: jnp.dtype) -> bool:
-    """Whether the chip at hand has a product of this 8-bit type that is worth quantizing activations for."""
+    """Whether the chip at hand has a product of this 8-bit type that is worth quantizing
+    activations for."""
     kind = "float8" if jnp.issubdtype(dtype, jnp.floating) else "int8"
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    return any(device.device_kind.startswith(name) and kind in kinds for name, kinds in _CHIPS.items())
+    return any(
+        device.device_kind.startswith(name) and kind in kinds for name, kinds in _CHIPS.items()
+    )
 
 
 def product(
     eqn: str, x: jax.Array, codes: jax.Array, scale: jax.Array, book: Sequence[float] | None = None
 ) -> jax.Array | None:
-    """`eqn` of activations and the weight by the platform's kernel, as "BTD,DNH->BTNH"; None where XLA's form serves.
+    """`eqn` of activations and the weight by the platform's kernel, as "BTD,DNH->BTNH"; None where
+    XLA's form serves.
 
-    `codes` [N, R, ...] and `scale` [N, 1, ...] float32 have the weight's output axes behind; the inputs are the last
-    axes of `x`, in the weight's order.
+    `codes` [N, R, ...] and `scale` [N, 1, ...] float32 have the weight's output axes behind; the
+    inputs are the last axes of `x`, in the weight's order.
     """
     return _product(eqn, x, codes, scale, book, _sizes(eqn, x), transposed=False)
 
@@ -69,62 +79,26 @@ def pullback(
     inputs: tuple[int, ...],
     book: Sequence[float] | None = None,
 ) -> jax.Array | None:
-    """The gradient of `product`'s `x` from that of its result; `inputs` are the sizes of the weight's input axes."""
+    """The gradient of `product`'s `x` from that of its result; `inputs` are the sizes of the
+    weight's input axes."""
     return _product(eqn, dy, codes, scale, book, inputs, transposed=True)
 
 
-def reference(x_MI: jax.Array, codes_NRO: jax.Array, scale_N1O: jax.Array, book=None, *, transposed=False) -> jax.Array:
+def reference(
+    x_MI: jax.Array, codes_NRO: jax.Array, scale_N1O: jax.Array, book=None, *, transposed=False
+) -> jax.Array:
     """XLA's form: x W [M, O], or x W^T [M, I] of x [M, O]; with the dense W."""
     w_IO = dense(codes_NRO, scale_N1O, book, x_MI.dtype)
     return lax.dot_general(x_MI, w_IO, (((1,), (1 if transposed else 0,)), ((), ())))
 
 
-def dense(codes_NRO: jax.Array, scale_N1O: jax.Array, book: Sequence[float] | None, dtype: jnp.dtype) -> jax.Array:
-    """The weight [I, O] in `dtype`, a kernel's tile of it as well as the whole."""
-    parts = [decode(codes_NRO, part, book) * scale_N1O for part in range(codes_per_byte(codes_NRO))]
-    values = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
-    return values.astype(dtype).reshape(-1, codes_NRO.shape[-1])
-
-
-def decode(codes: jax.Array, part: int | jax.Array, book: Sequence[float] | None) -> jax.Array:
-    """The values of codes, float32 of their shape: of packed ones those in nibble `part`, 0 the low and 1 the high."""
-    if codes.dtype != jnp.uint8:
-        return codes.astype(jnp.float32)
-    nibbles = lax.shift_right_logical(codes.astype(jnp.int32), jnp.full(codes.shape, 4 * part, jnp.int32)) & 15
-    if book is None:
-        return ((nibbles ^ 8) - 8).astype(jnp.float32)
-    # By halves, with selects: neither kernel language can look a register up in a table.
-    values = list(book)
-    for bit in range(4):
-        high = (nibbles & (1 << bit)) != 0
-        values = [jnp.where(high, odd, even) for even, odd in zip(values[::2], values[1::2])]
-    return values[0].astype(jnp.float32)
-
-
-def codes_per_byte(codes: jax.Array) -> int:
-    """2 for packed codes."""
-    return 2 if codes.dtype == jnp.uint8 else 1
-
-
-def cost(tokens: int, tiles: int, x: jax.Array, codes_NRO: jax.Array, scale_N1O: jax.Array):
-    """What a kernel tells of its work: the product for all tokens, filled up as they are, and codes read for each tile."""
-    from jax.experimental import pallas as pl  # Pallas takes a second
-
-    I, O = codes_NRO.shape[0] * codes_NRO.shape[1] * codes_per_byte(codes_NRO), codes_NRO.shape[2]
-    weight = codes_NRO.size * codes_NRO.dtype.itemsize + scale_N1O.size * scale_N1O.dtype.itemsize
-    moved = tokens * (I + O) * x.dtype.itemsize + tiles * weight
-    return pl.CostEstimate(flops=2 * tokens * I * O, bytes_accessed=moved, transcendentals=0)
-
-
-def divisor(size: int, limit: int, multiple: int = 1) -> int:
-    """The largest divisor of `size` up to `limit` that is a multiple of `multiple`; 0 if there is none."""
-    return next((d for d in range(min(size, limit), 0, -1) if size % d == 0 and d % multiple == 0), 0)
-
-
-def spread(kernel: Callable, x: jax.Array, codes, scale, inputs: tuple[int, ...], *, transposed: bool) -> jax.Array:
+def spread(
+    kernel: Callable, x: jax.Array, codes, scale, inputs: tuple[int, ...], *, transposed: bool
+) -> jax.Array:
     """`kernel(x_MI, codes_NRO, scale_N1O, transposed=...)` on each device's part of the mesh.
 
-    Partial sums over the axis that splits the weight's inputs, or its outputs in the pullback, are added up.
+    Partial sums over the axis that splits the weight's inputs, or its outputs in the pullback, are
+    added up.
     """
     mesh = jax.sharding.get_abstract_mesh()
     free = frozenset(mesh.axis_names) - frozenset(mesh.manual_axes)  # none inside jax.shard_map
@@ -135,10 +109,16 @@ def spread(kernel: Callable, x: jax.Array, codes, scale, inputs: tuple[int, ...]
     behind, made = (of_outputs, of_inputs) if transposed else (of_inputs, of_outputs)
     lead = spec(x)[: x.ndim - len(behind)]
     of_x, of_w = PartitionSpec(*lead, *behind), PartitionSpec(*spec(codes))
-    part = functools.partial(_part, kernel, inputs=inputs, summed=_names(behind[0]), transposed=transposed)
+    part = functools.partial(
+        _part, kernel, inputs=inputs, summed=mesh_axes(behind[0]), transposed=transposed
+    )
     # The kernel does not say over which mesh axes its results vary, so that check is off.
     mapped = jax.shard_map(
-        part, in_specs=(of_x, of_w, of_w), out_specs=PartitionSpec(*lead, *made), axis_names=free, check_vma=False
+        part,
+        in_specs=(of_x, of_w, of_w),
+        out_specs=PartitionSpec(*lead, *made),
+        axis_names=free,
+        check_vma=False,
     )
     return mapped(*map(jax.reshard, (x, codes, scale), (of_x, of_w, of_w)))
 
@@ -159,23 +139,29 @@ def _product(eqn, x, codes, scale, book, inputs, *, transposed):
         return None
     codes, scale = gather(codes), gather(scale)
     N, R, *outputs = _held(codes)
-    reason = _misfit(eqn, x, codes, inputs) or kernel.refusal(N, R, math.prod(outputs), codes.dtype, x.dtype)
+    reason = _misfit(eqn, x, codes, inputs) or kernel.refusal(
+        N, R, math.prod(outputs), codes.dtype, x.dtype
+    )
     if reason:
-        _note(f"a quantized product on {kernel.PLATFORM} takes XLA's form, which makes the weight dense: {reason}")
+        _note(
+            f"a quantized product on {kernel.PLATFORM} takes XLA's form, which makes the weight dense: {reason}"
+        )
         return None
-    multiply = functools.partial(kernel.matmul, book=None if book is None else tuple(map(float, book)))
+    multiply = functools.partial(
+        kernel.matmul, book=None if book is None else tuple(map(float, book))
+    )
     return spread(multiply, x, codes, scale, inputs, transposed=transposed)
 
 
 def _sizes(eqn: str, x: jax.Array) -> tuple[int, ...]:
     """Sizes of the weight's input axes."""
-    (of_x, of_w), of_y = eqn.split("->")[0].split(","), eqn.split("->")[1]
+    of_x, of_w, of_y = parse(eqn)
     return tuple(x.shape[of_x.index(letter)] for letter in of_w if letter not in of_y)
 
 
 def _misfit(eqn: str, x: jax.Array, codes: jax.Array, inputs: tuple[int, ...]) -> str | None:
     """What about the equation or the mesh the kernels do not know, or None."""
-    (of_x, of_w), of_y = eqn.split("->")[0].split(","), eqn.split("->")[1]
+    of_x, of_w, of_y = parse(eqn)
     inner = "".join(letter for letter in of_w if letter not in of_y)
     outer = of_w.removeprefix(inner)
     lead = of_x.removesuffix(inner)
@@ -188,8 +174,8 @@ def _misfit(eqn: str, x: jax.Array, codes: jax.Array, inputs: tuple[int, ...]) -
         return f"the mesh splits a group or a head of a weight of {eqn!r}; set config.mesh with fewer on tensor"
     if inputs[0] % (codes.shape[0] // _held(codes)[0]):
         return f"the mesh splits {codes.shape[0]} groups and not {inputs[0]} inputs of {eqn!r}"
-    taken = {name for entry in spec(x)[: len(lead)] for name in _names(entry)}
-    if taken & {name for entry in (groups, *outputs) for name in _names(entry)}:
+    taken = {name for entry in spec(x)[: len(lead)] for name in mesh_axes(entry)}
+    if taken & {name for entry in (groups, *outputs) for name in mesh_axes(entry)}:
         return f"the mesh splits tokens and weight of {eqn!r} over the same axis"
     return None
 
@@ -199,15 +185,15 @@ def _held(x: jax.Array) -> list[int]:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return list(x.shape)
-    return [size // math.prod(mesh.shape[name] for name in _names(entry)) for size, entry in zip(x.shape, spec(x))]
-
-
-def _names(entry) -> tuple[str, ...]:
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+    return [
+        size // math.prod(mesh.shape[name] for name in mesh_axes(entry))
+        for size, entry in zip(x.shape, spec(x))
+    ]
 
 
 def _kernel() -> ModuleType | None:
-    """The kernels for the platform of the mesh; imported where there are any, since Pallas takes a second."""
+    """The kernels for the platform of the mesh; imported where there are any, since Pallas takes a
+    second."""
     if platform() == "tpu":
         from research.ops.kernels import quantized_matmul_tpu as kernel
     elif platform() == "gpu":

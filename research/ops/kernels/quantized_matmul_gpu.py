@@ -1,8 +1,10 @@
-"""The quantized product on GPU: tiles of codes are widened in registers, on their way to the tensor cores.
+"""The quantized product on GPU: tiles of codes are widened in registers, on their way to the tensor
+cores.
 
-A program of the Triton backend makes one tile of the result and walks what is summed. It sees the inputs' axis as
-[N, parts, S, rows]: N groups, the nibbles of packed codes, and what rows of a group are taken at once. There is no need
-for groups to be whole in a tile, nor for more of x than the columns that a nibble multiplies.
+A program of the Triton backend makes one tile of the result and walks what is summed. It sees the
+inputs' axis as [N, parts, S, rows]: N groups, the nibbles of packed codes, and what rows of a group
+are taken at once. There is no need for groups to be whole in a tile, nor for more of x than the
+columns that a nibble multiplies.
 """
 
 import functools
@@ -13,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from research.ops.backend import before_triton
-from research.ops.kernels.quantized_matmul import codes_per_byte, cost, decode
+from research.devices.backend import before_triton
+from research.ops.kernels.codes import codes_per_byte, cost, decode
 
 PLATFORM = "gpu"
 TOKENS = 128  # tokens a tile at most; 128 x 128 float32 sums fill half the registers of 8 warps
@@ -24,7 +26,8 @@ LEAST = 16  # of any axis of a tile: the tensor cores' own
 
 
 def refusal(N: int, R: int, O: int, codes: jnp.dtype, x: jnp.dtype) -> str | None:
-    """Why the kernel cannot serve N groups of R rows of codes for O outputs, or None where it can."""
+    """Why the kernel cannot serve N groups of R rows of codes for O outputs, or None where it
+    can."""
     if card := before_triton():
         return f"Triton makes no kernels for {card}; they begin with compute capability 8"
     if x not in (jnp.bfloat16, jnp.float16, jnp.float32):
@@ -38,16 +41,22 @@ def refusal(N: int, R: int, O: int, codes: jnp.dtype, x: jnp.dtype) -> str | Non
     return None
 
 
-def matmul(x_MI, codes_NRO, scale_N1O, *, book=None, transposed: bool = False, interpret: bool = False) -> jax.Array:
+def matmul(
+    x_MI, codes_NRO, scale_N1O, *, book=None, transposed: bool = False, interpret: bool = False
+) -> jax.Array:
     """x W [M, O], or with `transposed` x W^T [M, I] of x [M, O], in the dtype of x."""
-    with warnings.catch_warnings():  # deprecated since JAX 0.12, without a successor that is not for one GPU only
+    with (
+        warnings.catch_warnings()
+    ):  # deprecated since JAX 0.12, without a successor that is not for one GPU only
         warnings.simplefilter("ignore", DeprecationWarning)
         from jax.experimental.pallas import triton
 
     (N, R, O), parts = codes_NRO.shape, codes_per_byte(codes_NRO)
     rows, block_o = _power(R, ROWS), _power(O, COLUMNS)
     groups, splits = (_power(N, ROWS // rows) if rows == R else 1), R // rows
-    block_m = next(block for block in (16, 32, 64, TOKENS) if block == TOKENS or block >= x_MI.shape[0])
+    block_m = next(
+        block for block in (16, 32, 64, TOKENS) if block == TOKENS or block >= x_MI.shape[0]
+    )
     M = pl.cdiv(x_MI.shape[0], block_m) * block_m
     x = jnp.pad(x_MI, ((0, M - x_MI.shape[0]), (0, 0)))
     sizes = N, parts, splits, rows
@@ -60,14 +69,19 @@ def matmul(x_MI, codes_NRO, scale_N1O, *, book=None, transposed: bool = False, i
         body, grid = _forward, (M // block_m, O // block_o)
         taken, made = inputs, pl.BlockSpec((block_m, block_o), lambda i, j: (i, j))
         x, result = x.reshape(M, *sizes), (M, O)
-    whole = [pl.BlockSpec((N, splits, rows, O), lambda i, j: (0, 0, 0, 0)), pl.BlockSpec((N, O), lambda i, j: (0, 0))]
+    whole = [
+        pl.BlockSpec((N, splits, rows, O), lambda i, j: (0, 0, 0, 0)),
+        pl.BlockSpec((N, O), lambda i, j: (0, 0)),
+    ]
     y = pl.pallas_call(
         functools.partial(body, book=book, groups=groups, block_o=block_o),
         grid=grid,
         in_specs=[taken, *whole],
         out_specs=made,
         out_shape=jax.ShapeDtypeStruct(result, x.dtype),
-        compiler_params=triton.CompilerParams(num_warps=8 if block_m == TOKENS else 4, num_stages=3),
+        compiler_params=triton.CompilerParams(
+            num_warps=8 if block_m == TOKENS else 4, num_stages=3
+        ),
         interpret=interpret,
         cost_estimate=cost(M, M // block_m, x_MI, codes_NRO, scale_N1O),
         name="quantized_matmul_transposed" if transposed else "quantized_matmul",
@@ -82,7 +96,9 @@ def _forward(x_ref, codes_ref, scale_ref, y_ref, *, book, groups: int, block_o: 
 
     def step(k, total):
         group, split = pl.ds(lax.div(k, splits) * groups, groups), lax.rem(k, splits)
-        for part, w_IO in enumerate(_tiles(codes_ref, scale_ref, group, split, outputs, book, x_ref.dtype)):
+        for part, w_IO in enumerate(
+            _tiles(codes_ref, scale_ref, group, split, outputs, book, x_ref.dtype)
+        ):
             x_MI = x_ref[:, group, part, split, :].reshape(block_m, groups * rows)
             total += _dot(x_MI, w_IO)
         return total
@@ -113,7 +129,10 @@ def _tiles(codes_ref, scale_ref, group, split, outputs, book, dtype) -> list[jax
     codes = codes_ref[group, split, :, outputs]
     scale = scale_ref[group, outputs][:, None, :]
     parts = codes_per_byte(codes)
-    return [(decode(codes, part, book) * scale).astype(dtype).reshape(-1, codes.shape[-1]) for part in range(parts)]
+    return [
+        (decode(codes, part, book) * scale).astype(dtype).reshape(-1, codes.shape[-1])
+        for part in range(parts)
+    ]
 
 
 def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -121,5 +140,6 @@ def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _power(size: int, limit: int) -> int:
-    """The largest power of two that divides `size`, up to `limit`: Triton's tiles have no other sizes."""
+    """The largest power of two that divides `size`, up to `limit`: Triton's tiles have no other
+    sizes."""
     return min(size & -size, limit)

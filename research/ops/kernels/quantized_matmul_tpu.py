@@ -1,8 +1,10 @@
-"""The quantized product on TPU: tiles of codes are widened in the chip's own memory, on their way to the matrix unit.
+"""The quantized product on TPU: tiles of codes are widened in the chip's own memory, on their way
+to the matrix unit.
 
-The grid walks tiles of tokens, then of what the result keeps, then of what is summed, into a float32 accumulator. A
-tile of the weight is whole groups, or a part of one where groups are long; then the two nibbles of a packed tile belong
-to columns of x that lie apart, and are two steps of the grid in a row, which fetch the codes once.
+The grid walks tiles of tokens, then of what the result keeps, then of what is summed, into a
+float32 accumulator. A tile of the weight is whole groups, or a part of one where groups are long;
+then the two nibbles of a packed tile belong to columns of x that lie apart, and are two steps of
+the grid in a row, which fetch the codes once.
 """
 
 import functools
@@ -13,17 +15,20 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from research.ops.kernels.quantized_matmul import codes_per_byte, cost, decode, dense, divisor
+from research.ops.kernels.codes import codes_per_byte, cost, decode, dense, divisor
 
 PLATFORM = "tpu"
 LANES = 128  # of the vector unit: a tile is a multiple of it wide, or as wide as the array
 SUBLANES = 32  # rows of a tile of 8-bit numbers
-TILE = 512  # rows and columns of a tile; widening a tile then costs little beside its product with as many tokens
+# rows and columns of a tile; widening a tile then costs little beside its product with as many
+# tokens
+TILE = 512
 WHOLE = 1024  # up to which an axis that no multiple of 128 divides is one tile
 
 
 def refusal(N: int, R: int, O: int, codes: jnp.dtype, x: jnp.dtype) -> str | None:
-    """Why the kernel cannot serve N groups of R rows of codes for O outputs, or None where it can."""
+    """Why the kernel cannot serve N groups of R rows of codes for O outputs, or None where it
+    can."""
     if x not in (jnp.bfloat16, jnp.float32):
         return f"{x} activations must be bfloat16 or float32; set config.precision.compute"
     if codes not in (jnp.int8, jnp.uint8, jnp.float8_e4m3fn, jnp.float8_e5m2):
@@ -35,7 +40,9 @@ def refusal(N: int, R: int, O: int, codes: jnp.dtype, x: jnp.dtype) -> str | Non
     return None
 
 
-def matmul(x_MI, codes_NRO, scale_N1O, *, book=None, transposed: bool = False, interpret: bool = False) -> jax.Array:
+def matmul(
+    x_MI, codes_NRO, scale_N1O, *, book=None, transposed: bool = False, interpret: bool = False
+) -> jax.Array:
     """x W [M, O], or with `transposed` x W^T [M, I] of x [M, O], in the dtype of x."""
     (N, R, O), parts = codes_NRO.shape, codes_per_byte(codes_NRO)
     block_m, M = _tokens(x_MI.shape[0])
@@ -72,7 +79,9 @@ def matmul(x_MI, codes_NRO, scale_N1O, *, book=None, transposed: bool = False, i
         out_specs=made,
         out_shape=jax.ShapeDtypeStruct((M, N * R * parts if transposed else O), x_MI.dtype),
         scratch_shapes=[pltpu.VMEM((block_m, inputs if transposed else block_o), jnp.float32)],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary")
+        ),
         interpret=interpret,
         cost_estimate=cost(M, M // block_m, x_MI, codes_NRO, scale_N1O),
         name="quantized_matmul_transposed" if transposed else "quantized_matmul",
@@ -94,7 +103,10 @@ def _kernel(x_ref, codes_ref, scale_ref, y_ref, sum_ref, *, book, apart: int, tr
         part = pl.program_id(1 if transposed else 2) % apart
         w_IO = (decode(codes_ref[...], part, book) * scale_ref[...]).astype(x_ref.dtype)[0]
     sum_ref[...] += lax.dot_general(
-        x_ref[...], w_IO, (((1,), (1 if transposed else 0,)), ((), ())), preferred_element_type=jnp.float32
+        x_ref[...],
+        w_IO,
+        (((1,), (1 if transposed else 0,)), ((), ())),
+        preferred_element_type=jnp.float32,
     )
 
     @pl.when(summed == pl.num_programs(2) - 1)
@@ -120,7 +132,9 @@ def _rows(N: int, R: int, parts: int) -> tuple[int, int] | None:
     """Groups, and rows of codes of each, in a tile; None if none will do."""
     G = R * parts
     if G <= TILE:
-        groups = next((n for n in range(TILE // G, 0, -1) if N % n == 0 and (n * G % LANES == 0 or n == N)), 0)
+        groups = next(
+            (n for n in range(TILE // G, 0, -1) if N % n == 0 and (n * G % LANES == 0 or n == N)), 0
+        )
         return (groups, R) if groups else ((N, R) if N * G <= WHOLE else None)
     rows = divisor(R, TILE, LANES)
     return (1, rows) if rows else ((1, R) if N == 1 and G <= 2 * WHOLE else None)

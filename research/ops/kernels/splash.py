@@ -1,8 +1,9 @@
-"""Splash attention on TPU: scores live in the chip's own memory, block by block, and hidden blocks are skipped.
+"""Splash attention on TPU: scores live in the chip's own memory, block by block, and hidden blocks
+are skipped.
 
-The kernel is JAX's (jax.experimental.pallas.ops.tpu.splash_attention). It knows positions as indices of a row, which is
-the seam's rule where rows are packed: positions then rise by one within a segment, so indices and segments hide the
-same keys as positions and segments.
+The kernel is JAX's (jax.experimental.pallas.ops.tpu.splash_attention). It knows positions as
+indices of a row, which is the seam's rule where rows are packed: positions then rise by one within
+a segment, so indices and segments hide the same keys as positions and segments.
 """
 
 import functools
@@ -11,13 +12,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from research.ops.einsum import local_shape, spec
-from research.ops.kernels import share
+from research.ops.kernels import visible_share as share
+from research.parallel.placement import local_shape, spec
 
 PLATFORM = "tpu"
 RESIDUALS = "attention"  # checkpoint name of the output and log-sum-exp, for remat policies
 LANES = 128  # of the vector unit; segment ids fill them, so no block can be shorter
-BLOCKS = (512, 256, LANES)  # the largest that divides the length; 512 compiles for v4 to 7x at head size 256 in float32
+BLOCKS = (
+    512,
+    256,
+    LANES,
+)  # the largest that divides the length; 512 compiles for v4 to 7x at head size 256 in float32
 
 
 def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
@@ -35,29 +40,47 @@ def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
 
 
 def attend(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visibility, scale: float, *, interpret: bool = False
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    visibility,
+    scale: float,
+    *,
+    interpret: bool = False,
 ) -> jax.Array:
-    """The seam's attention, [B, T, N, H], where `refusal` is None. `interpret` runs the kernel on any device."""
+    """The seam's attention, [B, T, N, H], where `refusal` is None. `interpret` runs the kernel on
+    any device."""
     # The kernel takes no scale. A power of two, as of head sizes 64 and 256, rounds nothing.
     q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
     segments = visibility.q_segments_BT, visibility.k_segments_BS
     kernel = _kernel(q_BTNH, k_BSKH, visibility, interpret)
-    rows = functools.partial(_rows, shares=_shares(kernel, q_BTNH.shape[1], k_BSKH.shape[1], visibility))
+    rows = functools.partial(
+        _rows, shares=_shares(kernel, q_BTNH.shape[1], k_BSKH.shape[1], visibility)
+    )
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return rows(kernel, q_BTNH, k_BSKH, v_BSKH, *segments)
     batch, length, heads, _ = spec(q_BTNH)
-    queries, keys = PartitionSpec(batch, length, heads, None), PartitionSpec(batch, None, heads, None)
+    queries, keys = (
+        PartitionSpec(batch, length, heads, None),
+        PartitionSpec(batch, None, heads, None),
+    )
     specs = (
         kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, length))),
-        queries, keys, keys, PartitionSpec(batch, length), PartitionSpec(batch, None),
-    )  # fmt: skip
+        queries,
+        keys,
+        keys,
+        PartitionSpec(batch, length),
+        PartitionSpec(batch, None),
+    )
     operands = jax.tree.map(jax.reshard, (kernel, q_BTNH, k_BSKH, v_BSKH, *segments), specs)
     # The kernel does not say over which mesh axes its results vary, so that check is off.
     return jax.shard_map(rows, in_specs=specs, out_specs=queries, check_vma=False)(*operands)
 
 
-def _rows(kernel, q_BTNH, k_BSKH, v_BSKH, q_segments_BT, k_segments_BS, *, shares: dict[str, float]) -> jax.Array:
+def _rows(
+    kernel, q_BTNH, k_BSKH, v_BSKH, q_segments_BT, k_segments_BS, *, shares: dict[str, float]
+) -> jax.Array:
     """The kernel over each row of a device's part of the batch; it wants heads before time."""
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
@@ -68,35 +91,52 @@ def _rows(kernel, q_BTNH, k_BSKH, v_BSKH, q_segments_BT, k_segments_BS, *, share
 
 
 def _shares(kernel, T: int, S: int, visibility) -> dict[str, float]:
-    """The share of all pairs that each of its kernels multiplies, by the word in its name; the mean over devices."""
-    sizes, rule = kernel.kwargs["block_sizes"], dict(causal=visibility.causal, window=visibility.window)
-    blocks = {"fwd": (sizes.block_q, sizes.block_kv), "dkv": (sizes.block_q_dkv, sizes.block_kv_dkv)}
+    """The share of all pairs that each of its kernels multiplies, by the word in its name; the mean
+    over devices."""
+    sizes, rule = (
+        kernel.kwargs["block_sizes"],
+        dict(causal=visibility.causal, window=visibility.window),
+    )
+    blocks = {
+        "fwd": (sizes.block_q, sizes.block_kv),
+        "dkv": (sizes.block_q_dkv, sizes.block_kv_dkv),
+    }
     if not sizes.use_fused_bwd_kernel:
         blocks["dq"] = sizes.block_q_dq, sizes.block_kv_dq
     return {word: share.visited(T, S, *block, **rule) for word, block in blocks.items()}
 
 
 def _kernel(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility, interpret: bool):
-    """The kernel with the index rule's blocks sorted into hidden, partly and wholly visible, a part for each device."""
+    """The kernel with the index rule's blocks sorted into hidden, partly and wholly visible, a part
+    for each device."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
     local_T = local_shape(q_BTNH)[1]
-    block_q, block_kv = (next(block for block in BLOCKS if length % block == 0) for length in (local_T, S))
+    block_q, block_kv = (
+        next(block for block in BLOCKS if length % block == 0) for length in (local_T, S)
+    )
     if visibility.window:
-        mask = library.LocalMask((T, S), (visibility.window - 1, 0 if visibility.causal else None), 0)
+        mask = library.LocalMask(
+            (T, S), (visibility.window - 1, 0 if visibility.causal else None), 0
+        )
     else:
         mask = library.CausalMask((T, S)) if visibility.causal else library.FullMask((T, S))
     return library.make_splash_mha(
         # One mask stands for all heads: they share the rule.
         library.MultiHeadMask([mask]),
         head_shards=1,
-        q_seq_shards=1 if isinstance(mask, library.FullMask) else T // local_T,  # no blocks to sort where all are seen
+        q_seq_shards=1
+        if isinstance(mask, library.FullMask)
+        else T // local_T,  # no blocks to sort where all are seen
         block_sizes=library.BlockSizes(
-            block_q=block_q, block_kv=block_kv,
-            block_q_dkv=block_q, block_kv_dkv=block_kv,
-            block_q_dq=block_q, block_kv_dq=block_kv,
-        ),  # fmt: skip
+            block_q=block_q,
+            block_kv=block_kv,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_kv,
+            block_q_dq=block_q,
+            block_kv_dq=block_kv,
+        ),
         residual_checkpoint_name=RESIDUALS,
         interpret=interpret,
     )

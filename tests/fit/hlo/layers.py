@@ -1,6 +1,8 @@
-"""What research.fit reads in small steps compiled for a target: python layers.py TARGET prints one JSON object.
+"""What research.fit reads in small steps compiled for a target: python layers.py TARGET prints one
+JSON object.
 
-`measured(target)` runs it in a process of its own, where the environment suits compilers without their devices.
+`measured(target)` runs it in a process of its own, where the environment suits compilers without
+their devices.
 """
 
 import functools
@@ -29,11 +31,18 @@ L, B, D, F = 3, 4096, 512, 2048
 
 @functools.cache
 def measured(target: str) -> dict:
-    """What `read` finds in each step for the target, by the step's name; skips where its compiler is not installed."""
+    """What `read` finds in each step for the target, by the step's name; skips where its compiler
+    is not installed."""
     package = COMPILERS.get(target.partition(":")[0])
     if package and importlib.util.find_spec(package) is None:
-        pytest.skip(f"the compiler for {target} is in the package {package}, which is not installed")
-    settings = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+        pytest.skip(
+            f"the compiler for {target} is in the package {package}, which is not installed"
+        )
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
     command = [sys.executable, __file__, target]
     done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -44,12 +53,15 @@ def compile_for(target, function, *arguments):
     """A jitted function of arrays of (shape, dtype, spec), on all devices of a target, axis "x"."""
     mesh = Mesh(np.array(target.devices()), ("x",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
-        placed = [jax.ShapeDtypeStruct(s, t, sharding=NamedSharding(mesh, p)) for s, t, p in arguments]
+        placed = [
+            jax.ShapeDtypeStruct(s, t, sharding=NamedSharding(mesh, p)) for s, t, p in arguments
+        ]
         return jax.jit(function).lower(*placed).compile(target.compiler_options)
 
 
 def stack(target, unroll, gradient):
-    """L residual layers with two sharded float32 matrices, gathered in bfloat16; of the gradient the layers are recomputed."""
+    """L residual layers with two sharded float32 matrices, gathered in bfloat16; of the gradient
+    the layers are recomputed."""
 
     def layer(h, weights):
         a, b = (jax.reshard(w.astype(jnp.bfloat16), P(None, None)) for w in weights)
@@ -59,13 +71,23 @@ def stack(target, unroll, gradient):
         h, _ = jax.lax.scan(jax.checkpoint(layer) if gradient else layer, h, weights, unroll=unroll)
         return jnp.sum(h.astype(jnp.float32) ** 2)
 
-    a, b = ((L, D, F), jnp.float32, P(None, "x", None)), ((L, F, D), jnp.float32, P(None, None, "x"))
+    a, b = (
+        ((L, D, F), jnp.float32, P(None, "x", None)),
+        ((L, F, D), jnp.float32, P(None, None, "x")),
+    )
     h = ((B, D), jnp.bfloat16, P("x", None))
-    return compile_for(target, lambda a, b, h: (jax.grad(loss) if gradient else loss)((a, b), h), a, b, h)
+    return compile_for(
+        target, lambda a, b, h: (jax.grad(loss) if gradient else loss)((a, b), h), a, b, h
+    )
 
 
 def product(target):
-    return compile_for(target, lambda x, y: x @ y, ((8192, 512), jnp.bfloat16, P()), ((512, 8192), jnp.bfloat16, P()))
+    return compile_for(
+        target,
+        lambda x, y: x @ y,
+        ((8192, 512), jnp.bfloat16, P()),
+        ((512, 8192), jnp.bfloat16, P()),
+    )
 
 
 def chain(target):
@@ -73,30 +95,49 @@ def chain(target):
 
 
 def read_stack(target):
-    """Sixteen float32 matrices, 268 MB: more than a chip holds beside its memory, each for one product."""
+    """Sixteen float32 matrices, 268 MB: more than a chip holds beside its memory, each for one
+    product."""
     step = lambda h, w: (jnp.tanh(h @ w), None)
     return compile_for(
-        target, lambda w, h: jax.lax.scan(step, h, w)[0], ((16, 2048, 2048), jnp.float32, P()), ((256, 2048), jnp.float32, P())
+        target,
+        lambda w, h: jax.lax.scan(step, h, w)[0],
+        ((16, 2048, 2048), jnp.float32, P()),
+        ((256, 2048), jnp.float32, P()),
     )
 
 
 def write_stack(target):
     """The states of 64 steps, kept."""
     step = lambda h, _: (h * 1.5, h * 1.5)
-    return compile_for(target, lambda h: jax.lax.scan(step, h, None, length=64)[1], ((1024, 1024), jnp.float32, P()))
+    return compile_for(
+        target,
+        lambda h: jax.lax.scan(step, h, None, length=64)[1],
+        ((1024, 1024), jnp.float32, P()),
+    )
 
 
 def packed(target):
     """Six int4 matrices, each for one product."""
     step = lambda h, w: (jnp.tanh(h @ w.astype(jnp.bfloat16)), None)
     return compile_for(
-        target, lambda w, h: jax.lax.scan(step, h, w)[0], ((6, 2048, 2048), jnp.int4, P()), ((256, 2048), jnp.bfloat16, P())
+        target,
+        lambda w, h: jax.lax.scan(step, h, w)[0],
+        ((6, 2048, 2048), jnp.int4, P()),
+        ((256, 2048), jnp.bfloat16, P()),
     )
 
 
-ONE = {"product": product, "chain": chain, "read_stack": read_stack, "write_stack": write_stack, "packed": packed}
+ONE = {
+    "product": product,
+    "chain": chain,
+    "read_stack": read_stack,
+    "write_stack": write_stack,
+    "packed": packed,
+}
 MANY = {
-    f"{'gradient' if gradient else 'forward'}_{'unrolled' if unroll else 'scanned'}": lambda t, u=unroll, g=gradient: stack(t, u, g)
+    f"{'gradient' if gradient else 'forward'}_{'unrolled' if unroll else 'scanned'}": lambda t,
+    u=unroll,
+    g=gradient: stack(t, u, g)
     for gradient in (False, True)
     for unroll in (False, True)
 }
@@ -110,7 +151,9 @@ def read(compiled):
         "trips": sorted(set(module.executions.values())),
         "bytes": collective_bytes(found),
         "wire": sum(one.wire_bytes * one.times for one in found),
-        "groups": sorted({group for one in found if one.operand_bytes > 1000 for group in one.groups}),
+        "groups": sorted(
+            {group for one in found if one.operand_bytes > 1000 for group in one.groups}
+        ),
         "memory": traffic.memory_bytes(module),
         "compiler": cost.get("bytes accessed"),  # loops counted once; None on CUDA
     }

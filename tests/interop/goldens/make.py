@@ -1,4 +1,5 @@
-"""Tiny random models of every family and what transformers computes with them, one .npz each beside this file.
+"""Tiny random models of every family and what transformers computes with them, one .npz each beside
+this file.
 
     python tests/interop/goldens/make.py [NAME ...]    # torch 2.13, transformers 5.23; imports none of the project
 
@@ -10,10 +11,11 @@
     token_types, decoder_ids, lengths [B] of the prompts, greedy [B, 12]
     logits, hidden, pooled, classes    float32, of the model as reloaded from what was saved
     buckets             [2, 600]: T5's bucket of the distances -300..299, for encoder and decoder
-Weights are drawn far larger than a trained model's, norms and biases too, so that each matters; `unseen` names those
-that do not: key biases, which softmax does not see where nothing is rotated, and BERT's next-sentence head.
-Seeds are tried until no near-tie decides a greedy token or a route, and roundings do not grow (`shaken`): the order of
-float sums is then all that two right models differ by.
+Weights are drawn far larger than a trained model's, norms and biases too, so that each matters;
+`unseen` names those that do not: key biases, which softmax does not see where nothing is rotated,
+and BERT's next-sentence head. Seeds are tried until no near-tie decides a greedy token or a route,
+and roundings do not grow (`shaken`): the order of float sums is then all that two right models
+differ by.
 """
 
 import json
@@ -30,23 +32,32 @@ from safetensors import safe_open
 
 VOCAB, LENGTH, PADDED, DECODER, WRITTEN = 96, 24, 17, 9, 12
 INPUTS = {
-    "ids": "input_ids", "mask": "attention_mask", "token_types": "token_type_ids", "decoder_ids": "decoder_input_ids",
-}  # fmt: skip
+    "ids": "input_ids",
+    "mask": "attention_mask",
+    "token_types": "token_type_ids",
+    "decoder_ids": "decoder_input_ids",
+}
 OUTPUTS = {  # by the name of an output in transformers
-    "logits": "logits", "prediction_logits": "logits", "last_hidden_state": "hidden", "pooler_output": "pooled",
-}  # fmt: skip
+    "logits": "logits",
+    "prediction_logits": "logits",
+    "last_hidden_state": "hidden",
+    "pooler_output": "pooled",
+}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A class of transformers and its config; `v4` makes the config.json of transformers 4 from that of 5."""
+    """A class of transformers and its config; `v4` makes the config.json of transformers 4 from
+    that of 5."""
 
     model: type
     config: hf.PreTrainedConfig
     v4: Callable[[dict], dict]
     dtype: torch.dtype = torch.float32
     length: int = LENGTH
-    stds: dict = field(default_factory=dict)  # by a part of the name; a large tied table repeats its words
+    stds: dict = field(
+        default_factory=dict
+    )  # by a part of the name; a large tied table repeats its words
     save: dict = field(default_factory=dict)
 
 
@@ -54,20 +65,38 @@ def v4_rope(text: dict) -> dict:
     """The rotary base and its scaling at the top, the type under its old name."""
     text = {**text}
     rope = text.pop("rope_parameters")
-    scaling = None if rope["rope_type"] == "default" else {k: v for k, v in rope.items() if k != "rope_theta"}
+    scaling = (
+        None
+        if rope["rope_type"] == "default"
+        else {k: v for k, v in rope.items() if k != "rope_theta"}
+    )
     tied = text["tie_word_embeddings"]
-    return v4(text) | {"rope_theta": rope["rope_theta"], "rope_scaling": scaling, "tie_word_embeddings": tied}
+    return v4(text) | {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": scaling,
+        "tie_word_embeddings": tied,
+    }
 
 
 def v4(text: dict) -> dict:
-    """Without what equals a default of transformers 4, which tied the head unless told otherwise."""
-    kept = {key: value for key, value in text.items() if key not in ("dtype", "tie_word_embeddings")}
+    """Without what equals a default of transformers 4, which tied the head unless told
+    otherwise."""
+    kept = {
+        key: value for key, value in text.items() if key not in ("dtype", "tie_word_embeddings")
+    }
     return kept | {"torch_dtype": text["dtype"], "transformers_version": "4.57.1"}
 
 
 def v4_llama1(text: dict) -> dict:
     """As of the first LLaMA: no key heads, no rotary base, no head size, nothing on biases."""
-    left_out = ("num_key_value_heads", "rope_theta", "rope_scaling", "head_dim", "attention_bias", "mlp_bias")
+    left_out = (
+        "num_key_value_heads",
+        "rope_theta",
+        "rope_scaling",
+        "head_dim",
+        "attention_bias",
+        "mlp_bias",
+    )
     return {key: value for key, value in v4_rope(text).items() if key not in left_out}
 
 
@@ -79,7 +108,12 @@ def v4_qwen2(text: dict) -> dict:
 
 def v4_t5(text: dict) -> dict:
     """t5-small says nothing of its activation; version 1.1 is told apart by an untied head."""
-    left_out = ["is_gated_act", "dense_act_fn", "scale_decoder_outputs", "relative_attention_max_distance"]
+    left_out = [
+        "is_gated_act",
+        "dense_act_fn",
+        "scale_decoder_outputs",
+        "relative_attention_max_distance",
+    ]
     gated = text["is_gated_act"]
     left_out += [] if gated else ["feed_forward_proj"]
     old = {key: value for key, value in v4(text).items() if key not in left_out}
@@ -88,37 +122,78 @@ def v4_t5(text: dict) -> dict:
 
 def llama(config=hf.LlamaConfig, theta=10000.0, rope={}, **changes):
     shared = dict(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2,
-        tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": theta, **rope},
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        rms_norm_eps=1e-5,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": theta, **rope},
+    )
     return config(**{**shared, **changes})
 
 
 def bert(**changes):
     return hf.BertConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=64, **changes,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        **changes,
+    )
 
 
 def t5(**changes):
     return hf.T5Config(
-        vocab_size=VOCAB, d_model=32, d_kv=4, d_ff=32, num_layers=2, num_decoder_layers=3, num_heads=4,
-        decoder_start_token_id=0, **changes,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        d_model=32,
+        d_kv=4,
+        d_ff=32,
+        num_layers=2,
+        num_decoder_layers=3,
+        num_heads=4,
+        decoder_start_token_id=0,
+        **changes,
+    )
 
 
-# Three regimes of Llama 3's scaling: of the wavelengths 6, 30, 140 and 664 the first stays, the second lies between.
+# Three regimes of Llama 3's scaling: of the wavelengths 6, 30, 140 and 664 the first stays, the
+# second lies between.
 ROPE3 = dict(
-    rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+    rope_type="llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=32,
 )
-T5 = {"shared": 0.5, "Attention.q.": 0.1}  # its scores are not scaled by the head size: its queries are small instead
+T5 = {
+    "shared": 0.5,
+    "Attention.q.": 0.1,
+}  # its scores are not scaled by the head size: its queries are small instead
 MARIAN = hf.MarianConfig(
-    vocab_size=VOCAB, d_model=24, encoder_layers=2, decoder_layers=3, encoder_attention_heads=4,
-    decoder_attention_heads=4, encoder_ffn_dim=32, decoder_ffn_dim=32, activation_function="relu", scale_embedding=True,
-    max_position_embeddings=64, pad_token_id=95, decoder_start_token_id=95, eos_token_id=0, forced_eos_token_id=None,
-)  # fmt: skip
+    vocab_size=VOCAB,
+    d_model=24,
+    encoder_layers=2,
+    decoder_layers=3,
+    encoder_attention_heads=4,
+    decoder_attention_heads=4,
+    encoder_ffn_dim=32,
+    decoder_ffn_dim=32,
+    activation_function="relu",
+    scale_embedding=True,
+    max_position_embeddings=64,
+    pad_token_id=95,
+    decoder_start_token_id=95,
+    eos_token_id=0,
+    forced_eos_token_id=None,
+)
 GPT2 = hf.GPT2Config(
     vocab_size=VOCAB, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
 )
@@ -126,38 +201,63 @@ LLAMA = hf.LlamaForCausalLM
 CASES = {
     "gpt2": Case(hf.GPT2LMHeadModel, GPT2, v4),
     "llama_mha": Case(LLAMA, llama(num_key_value_heads=4, rms_norm_eps=1e-6), v4_llama1),
-    "llama_gqa": Case(LLAMA, llama(theta=5e5, rms_norm_eps=1e-2, tie_word_embeddings=True), v4_rope),
+    "llama_gqa": Case(
+        LLAMA, llama(theta=5e5, rms_norm_eps=1e-2, tie_word_embeddings=True), v4_rope
+    ),
     "llama_mqa": Case(LLAMA, llama(theta=100.0, num_key_value_heads=1), v4_rope),
     "llama_rope3": Case(LLAMA, llama(theta=500.0, rope=ROPE3), v4_rope),
-    "llama_wide": Case(LLAMA, llama(head_dim=16, attention_bias=True, mlp_bias=True, theta=1000.0), v4_rope),
+    "llama_wide": Case(
+        LLAMA, llama(head_dim=16, attention_bias=True, mlp_bias=True, theta=1000.0), v4_rope
+    ),
     "llama_bfloat16": Case(LLAMA, llama(tie_word_embeddings=True), v4_rope, dtype=torch.bfloat16),
     "llama_sharded": Case(LLAMA, llama(), v4_rope, save={"max_shard_size": "40KB"}),
     "mistral": Case(hf.MistralForCausalLM, llama(hf.MistralConfig, sliding_window=6), v4_rope),
     "mixtral": Case(
         hf.MixtralForCausalLM,
-        llama(hf.MixtralConfig, theta=1e6, intermediate_size=32, num_local_experts=4, num_experts_per_tok=2),
+        llama(
+            hf.MixtralConfig,
+            theta=1e6,
+            intermediate_size=32,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+        ),
         v4_rope,
     ),
-    "qwen2": Case(hf.Qwen2ForCausalLM, llama(hf.Qwen2Config, theta=1e6, tie_word_embeddings=True), v4_qwen2),
-    "qwen3": Case(hf.Qwen3ForCausalLM, llama(hf.Qwen3Config, theta=1e6, head_dim=16, rms_norm_eps=1e-6), v4_rope),
+    "qwen2": Case(
+        hf.Qwen2ForCausalLM, llama(hf.Qwen2Config, theta=1e6, tie_word_embeddings=True), v4_qwen2
+    ),
+    "qwen3": Case(
+        hf.Qwen3ForCausalLM,
+        llama(hf.Qwen3Config, theta=1e6, head_dim=16, rms_norm_eps=1e-6),
+        v4_rope,
+    ),
     "bert": Case(hf.BertModel, bert(), v4),
     "bert_mlm": Case(hf.BertForMaskedLM, bert(layer_norm_eps=1e-3), v4),
     "bert_pretraining": Case(hf.BertForPreTraining, bert(), v4),
     "bert_classifier": Case(hf.BertForSequenceClassification, bert(num_labels=3), v4),
     "t5": Case(hf.T5ForConditionalGeneration, t5(), v4_t5, length=72, stds=T5),
     "t5_v1_1": Case(
-        hf.T5ForConditionalGeneration, t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False), v4_t5, length=72,
+        hf.T5ForConditionalGeneration,
+        t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+        v4_t5,
+        length=72,
         stds=T5,
-    ),  # fmt: skip
+    ),
     "marian": Case(
-        hf.MarianMTModel, MARIAN, v4, stds={"bias": 0.1, "shared": 0.1, "fc": 0.5, "v_proj": 0.15, "out_proj": 0.15}
+        hf.MarianMTModel,
+        MARIAN,
+        v4,
+        stds={"bias": 0.1, "shared": 0.1, "fc": 0.5, "v_proj": 0.15, "out_proj": 0.15},
     ),
 }
 
 
 def randomise(model: torch.nn.Module, stds: dict[str, float], rng: np.random.Generator) -> None:
-    """Norm scales in 0.5..1.5, the rest normal: biases of std 0.3, matrices 0.2, and what `stds` says of either."""
-    named = dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n == "final_logits_bias"}
+    """Norm scales in 0.5..1.5, the rest normal: biases of std 0.3, matrices 0.2, and what `stds`
+    says of either."""
+    named = dict(model.named_parameters()) | {
+        n: b for n, b in model.named_buffers() if n == "final_logits_bias"
+    }
     for name, weight in named.items():
         if "embed_positions" in name:
             continue  # Marian's sinusoids
@@ -165,20 +265,26 @@ def randomise(model: torch.nn.Module, stds: dict[str, float], rng: np.random.Gen
             drawn = rng.uniform(0.5, 1.5, weight.shape)
         else:
             usual = 0.3 if name.endswith("bias") else 0.2
-            drawn = rng.normal(0, next((std for part, std in stds.items() if part in name), usual), weight.shape)
+            drawn = rng.normal(
+                0, next((std for part, std in stds.items() if part in name), usual), weight.shape
+            )
         weight.data.copy_(torch.from_numpy(drawn))
 
 
 def inputs(case: Case, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Two rows, the second shorter, with what the class reads beside them."""
     shape = (2, case.length)
-    mask = (np.arange(case.length) < [[case.length], [case.length * PADDED // LENGTH]]).astype(np.int64)
+    mask = (np.arange(case.length) < [[case.length], [case.length * PADDED // LENGTH]]).astype(
+        np.int64
+    )
     fields = {"ids": rng.integers(3, VOCAB - 1, shape), "mask": mask}
     if case.config.model_type == "bert":
         fields["token_types"] = (np.arange(case.length) >= [[10], [6]]).astype(np.int64) * mask
     if case.config.is_encoder_decoder:
         starts = np.full((2, 1), case.config.decoder_start_token_id)
-        fields["decoder_ids"] = np.concatenate([starts, rng.integers(3, VOCAB - 1, (2, DECODER - 1))], axis=1)
+        fields["decoder_ids"] = np.concatenate(
+            [starts, rng.integers(3, VOCAB - 1, (2, DECODER - 1))], axis=1
+        )
     return fields
 
 
@@ -188,7 +294,9 @@ def outputs(model: torch.nn.Module, fields: dict[str, np.ndarray]) -> dict[str, 
     with torch.no_grad():
         found = dict(model(**arguments))
         if hasattr(model, "bert"):
-            found |= {key: value for key, value in model.bert(**arguments).items() if value is not None}
+            found |= {
+                key: value for key, value in model.bert(**arguments).items() if value is not None
+            }
     known = {OUTPUTS[key]: value.numpy() for key, value in found.items() if key in OUTPUTS}
     if isinstance(model, hf.BertForSequenceClassification):
         known["classes"] = known.pop("logits")
@@ -206,7 +314,8 @@ def unlike(found: dict, other: dict, fields: dict) -> float:
 
 
 def greedy(model: torch.nn.Module, fields: dict, lengths: list[int]) -> tuple[np.ndarray, float]:
-    """The likeliest continuation of each row's first `length` ids, written without a cache, and its least margin."""
+    """The likeliest continuation of each row's first `length` ids, written without a cache, and its
+    least margin."""
     rows, margin = [], np.inf
     for ids, length in zip(fields["ids"], lengths):
         two, source = "decoder_ids" in fields, ids[None, :length]
@@ -223,16 +332,21 @@ def greedy(model: torch.nn.Module, fields: dict, lengths: list[int]) -> tuple[np
 
 
 def route_margin(model: torch.nn.Module, fields: dict, rows: np.ndarray) -> float:
-    """How far the last chosen expert's score is above the first left out, at worst, also over what was written."""
+    """How far the last chosen expert's score is above the first left out, at worst, also over what
+    was written."""
     least, texts = np.inf, [fields["ids"], *rows]
     for ids in texts:
         with torch.no_grad():
-            scores = model(input_ids=torch.from_numpy(np.atleast_2d(ids)), output_router_logits=True).router_logits
+            scores = model(
+                input_ids=torch.from_numpy(np.atleast_2d(ids)), output_router_logits=True
+            ).router_logits
         for layer in scores:
             ranked = torch.sort(layer, dim=-1, descending=True).values
             least = min(least, float((ranked[:, 1] - ranked[:, 2]).min()))
             if ids is fields["ids"]:
-                assert len(torch.unique(torch.topk(layer, 2).indices)) == 4, "an expert has no token"
+                assert len(torch.unique(torch.topk(layer, 2).indices)) == 4, (
+                    "an expert has no token"
+                )
     return least
 
 
@@ -240,7 +354,10 @@ def saved(case: Case, model: torch.nn.Module, folder: str) -> dict[str, np.ndarr
     """What save_pretrained wrote, as arrays."""
     model.save_pretrained(folder, **case.save)
     text = (Path(folder) / "config.json").read_text()
-    fields = {"config": np.array(text), "config_v4": np.array(json.dumps(case.v4(json.loads(text)), indent=2))}
+    fields = {
+        "config": np.array(text),
+        "config_v4": np.array(json.dumps(case.v4(json.loads(text)), indent=2)),
+    }
     index = Path(folder) / "model.safetensors.index.json"
     if index.exists():
         fields["index"] = np.array(index.read_text())
@@ -249,7 +366,9 @@ def saved(case: Case, model: torch.nn.Module, folder: str) -> dict[str, np.ndarr
             for name in file.keys():
                 tensor = file.get_tensor(name)
                 narrow = tensor.dtype == torch.bfloat16
-                kind, tensor = ("bfloat16", tensor.view(torch.uint16)) if narrow else ("tensor", tensor)
+                kind, tensor = (
+                    ("bfloat16", tensor.view(torch.uint16)) if narrow else ("tensor", tensor)
+                )
                 fields[f"{kind}/{name}"] = tensor.numpy()
     return fields
 
@@ -268,7 +387,8 @@ def unseen(model: torch.nn.Module, fields: dict, known: dict) -> list[str]:
 
 
 def shaken(model: torch.nn.Module, fields: dict, known: dict) -> float:
-    """By how much an output changes where each weight is off by 1e-6 of itself, some sixteen roundings of float32."""
+    """By how much an output changes where each weight is off by 1e-6 of itself, some sixteen
+    roundings of float32."""
     rng = torch.Generator().manual_seed(0)
     before = {name: weight.data.clone() for name, weight in model.named_parameters()}
     for weight in model.parameters():
@@ -284,12 +404,16 @@ def golden(case: Case, seed: int) -> tuple[dict[str, np.ndarray], str]:
     rng = np.random.default_rng(seed)
     model = case.model(case.config).eval()
     if case.config.model_type == "t5" and not case.config.scale_decoder_outputs:
-        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))  # version 1.1 is not tied
+        model.lm_head.weight = torch.nn.Parameter(
+            torch.empty_like(model.lm_head.weight)
+        )  # version 1.1 is not tied
     randomise(model, case.stds, rng)
     fields = inputs(case, rng)
     with tempfile.TemporaryDirectory() as folder:
         files = saved(case, model.to(case.dtype), folder)
-        model = case.model.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        model = case.model.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
     known, lengths, more = outputs(model, fields), [10, 7], {}
     if (change := shaken(model, fields, known)) > 6e-5:
         return {}, f"roundings grow to {change:.1e}"
@@ -299,13 +423,17 @@ def golden(case: Case, seed: int) -> tuple[dict[str, np.ndarray], str]:
         if margin < 1e-3 or min(len(set(row)) for row in written) < 3 or np.array_equal(*written):
             return {}, f"margin {margin:.1e}, or a text of few words or twice the same"
     if case.config.model_type == "mixtral":
-        texts = [np.concatenate([ids[:n], row]) for ids, n, row in zip(fields["ids"], lengths, written)]
+        texts = [
+            np.concatenate([ids[:n], row]) for ids, n, row in zip(fields["ids"], lengths, written)
+        ]
         if (margin := route_margin(model, fields, texts)) < 1e-3:
             return {}, f"routes {margin:.1e} apart"
     if case.config.model_type == "t5":
         distances = torch.arange(-300, 300)
         bucket = model.encoder.block[0].layer[0].SelfAttention._relative_position_bucket
-        more["buckets"] = np.stack([bucket(distances, bidirectional=both).numpy() for both in (True, False)])
+        more["buckets"] = np.stack(
+            [bucket(distances, bidirectional=both).numpy() for both in (True, False)]
+        )
     largest = max(np.abs(value).max() for value in known.values())
     print(f"  |output| up to {largest:.1f}; does not matter: {unseen(model, fields, known)}")
     narrow = {key: value.astype(np.int32) for key, value in {**fields, **more}.items()}

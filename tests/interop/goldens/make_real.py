@@ -29,9 +29,14 @@ def smollm2(path: Path) -> list[dict]:
 def main(gguf: str, folder: str) -> None:
     vectors = reference.embeddings(Path(folder), reference.SENTENCES)
     cosines = (vectors @ vectors.T).tolist()
-    found = {"smollm2": smollm2(Path(gguf)), "minilm": {"texts": reference.SENTENCES, "cosines": cosines}}
+    found = {
+        "smollm2": smollm2(Path(gguf)),
+        "minilm": {"texts": reference.SENTENCES, "cosines": cosines},
+    }
     for name, content in found.items():
-        Path(__file__).with_name(f"{name}.json").write_text(json.dumps(content, ensure_ascii=False) + "\n")
+        Path(__file__).with_name(f"{name}.json").write_text(
+            json.dumps(content, ensure_ascii=False) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Tiny random models quantized by bitsandbytes and saved by transformers, one .npz each beside this file.
+"""Tiny random models quantized by bitsandbytes and saved by transformers, one .npz each beside this
+file.
 
     python tests/interop/quantized/make.py [NAME ...]   # torch 2.13, transformers 5.23, bitsandbytes 0.50.2
 
@@ -26,19 +27,37 @@ from safetensors.torch import save_file
 
 VOCAB = 96
 LLAMA = hf.LlamaConfig(
-    vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
+    vocab_size=VOCAB,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    tie_word_embeddings=True,
+    bos_token_id=1,
+    eos_token_id=2,
+)
 GPT2 = hf.GPT2Config(
-    vocab_size=VOCAB, n_positions=64, n_embd=64, n_layer=2, n_head=4, n_inner=128, bos_token_id=0, eos_token_id=0
+    vocab_size=VOCAB,
+    n_positions=64,
+    n_embd=64,
+    n_layer=2,
+    n_head=4,
+    n_inner=128,
+    bos_token_id=0,
+    eos_token_id=0,
 )
 
 
 def bits4(kind="nf4", double=True, **more):
     return hf.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=double,
-        bnb_4bit_compute_dtype=torch.float32, **more,
-    )  # fmt: skip
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype=torch.float32,
+        **more,
+    )
 
 
 SKIPPED = ["lm_head", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn"]
@@ -58,7 +77,9 @@ def plain(config: hf.PreTrainedConfig, folder: str, dtype: torch.dtype) -> type:
     model, generator = kind(config), torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
         drawn = torch.randn(weight.shape, generator=generator)
-        weight.data.copy_(1 + 0.2 * drawn if weight.ndim == 1 and name.endswith("weight") else 0.15 * drawn)
+        weight.data.copy_(
+            1 + 0.2 * drawn if weight.ndim == 1 and name.endswith("weight") else 0.15 * drawn
+        )
     model.to(dtype).save_pretrained(folder)
     return kind
 
@@ -79,11 +100,17 @@ def in_blocks(folder: str, size: int) -> None:
     for name in [key for key in tensors if key.endswith(".quant_map")]:
         weight = name.removesuffix(".quant_map")
         state = bnb.functional.QuantState.from_dict(
-            {key.removeprefix(weight + "."): value for key, value in tensors.items() if key.startswith(weight + ".")},
+            {
+                key.removeprefix(weight + "."): value
+                for key, value in tensors.items()
+                if key.startswith(weight + ".")
+            },
             device=torch.device("cpu"),
         )
         dense = bnb.functional.dequantize_4bit(tensors[weight], state)
-        tensors[weight], state = bnb.functional.quantize_4bit(dense, blocksize=size, quant_type=state.quant_type)
+        tensors[weight], state = bnb.functional.quantize_4bit(
+            dense, blocksize=size, quant_type=state.quant_type
+        )
         tensors |= {f"{weight}.{key}": value for key, value in state.as_dict(packed=True).items()}
     save_file(tensors, path, metadata={"format": "pt"})
 
@@ -108,17 +135,29 @@ def golden(name: str) -> dict[str, np.ndarray]:
             for key in file.keys():
                 tensor = file.get_tensor(key)
                 narrow = tensor.dtype == torch.bfloat16
-                kind, tensor = ("bfloat16", tensor.view(torch.uint16)) if narrow else ("tensor", tensor)
+                kind, tensor = (
+                    ("bfloat16", tensor.view(torch.uint16)) if narrow else ("tensor", tensor)
+                )
                 fields[f"{kind}/{key}"] = tensor.numpy()
-        model = in_float32(kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager"))
+        model = in_float32(
+            kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        )
         ids = torch.from_numpy(np.random.default_rng(0).integers(3, VOCAB, (2, 17)))
-        layers = {n: m for n, m in model.named_modules() if isinstance(m, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt))}
+        layers = {
+            n: m
+            for n, m in model.named_modules()
+            if isinstance(m, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt))
+        }
         weights = {n: dense(m) for n, m in layers.items()}
-        fields |= {f"dense/{n}.weight": weight[[0, -1]].float().numpy() for n, weight in weights.items()}
+        fields |= {
+            f"dense/{n}.weight": weight[[0, -1]].float().numpy() for n, weight in weights.items()
+        }
         with torch.no_grad():
             found = {"logits": model(ids).logits}
             if size == 0:
-                trained = model.train()(ids).logits  # bitsandbytes' CPU code computes with floats then
+                trained = model.train()(
+                    ids
+                ).logits  # bitsandbytes' CPU code computes with floats then
                 model.eval()
                 found = {"activations": found["logits"]}
                 for n, m in layers.items():
@@ -128,7 +167,11 @@ def golden(name: str) -> dict[str, np.ndarray]:
                 found["logits"] = model(ids).logits
                 print(f"  in training {(trained - found['logits']).abs().max():.1e} from that")
     print(f"  |logits| {found['logits'].abs().max():.1f}; quantized {len(layers)} layers")
-    return fields | {"ids": ids.numpy().astype(np.int32)} | {key: value.float().numpy() for key, value in found.items()}
+    return (
+        fields
+        | {"ids": ids.numpy().astype(np.int32)}
+        | {key: value.float().numpy() for key, value in found.items()}
+    )
 
 
 def main(names: list[str]) -> None:
@@ -137,7 +180,11 @@ def main(names: list[str]) -> None:
         path = Path(__file__).with_name(f"{name}.npz")
         fields = golden(name)
         np.savez_compressed(path, **fields)
-        print(f"{name}: {path.stat().st_size / 1e3:.0f} kB", json.loads(str(fields["config"])).get("dtype"), flush=True)
+        print(
+            f"{name}: {path.stat().st_size / 1e3:.0f} kB",
+            json.loads(str(fields["config"])).get("dtype"),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

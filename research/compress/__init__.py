@@ -1,0 +1,1 @@
+"""Quantization that looks at data: calibration, GPTQ, AWQ, SmoothQuant."""

@@ -1,0 +1,49 @@
+"""Activation-aware weight quantization (arXiv:2306.00978): inputs that are large on average are
+rounded finer.
+
+    s = mean |x|^e,    e in [0, 1] where the error of x Q(s W) / s is least        (section 3.2, equations 4 and 5)
+
+As in the released code s is scaled to sqrt(max s * min s) = 1. Its search for clipped ranges is
+left out.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from research.compress.observe import Inputs, output_error
+from research.weights.quantized import quantize_array
+
+GRID = 20  # exponents tried, 0 among them: never worse than rounding to nearest on what is observed
+_LEAST = 1e-4  # of a mean
+
+
+@partial(jax.jit, static_argnames=("format", "group"))
+def search(
+    observed: Inputs, weights_IO: Sequence[jax.Array], format: str, group: int | None = None
+) -> jax.Array:
+    """The factor of each input, float32 [I], with the least squared error of all outputs of the
+    weights that share it."""
+
+    def factors(exponent):
+        powers_I = jnp.maximum(observed.mean_I, _LEAST) ** exponent
+        return powers_I / jnp.sqrt(powers_I.max() * powers_I.min())
+
+    def loss(exponent):
+        rounded = [_rounded(w_IO, factors(exponent), format, group) for w_IO in weights_IO]
+        return sum(
+            output_error(observed.gram_II, made_IO - w_IO)
+            for made_IO, w_IO in zip(rounded, weights_IO)
+        )
+
+    exponents = jnp.arange(GRID) / GRID
+    return factors(exponents[jnp.argmin(jax.lax.map(loss, exponents))])
+
+
+def _rounded(w_IO: jax.Array, factors_I: jax.Array, format: str, group: int | None) -> jax.Array:
+    return (
+        quantize_array(w_IO * factors_I[:, None], format, inputs=1, group=group).dense()
+        / factors_I[:, None]
+    )

@@ -1,0 +1,54 @@
+"""SmoothQuant (arXiv:2211.10438): outliers of activations are moved into the weights, which bear
+them better.
+
+    x W = (x / s) (s W),    s_j = max |x_j|^alpha / max |W_j|^(1 - alpha)        (equation 4)
+
+The division goes into what makes x: the scale of a norm, or the columns of the matrix before it.
+Both are exact.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+_LEAST = 1e-5  # a factor below it would blow up what it divides
+
+
+def smoothing(
+    largest_I: jax.Array, weights_IO: Sequence[jax.Array], alpha: float = 0.5
+) -> jax.Array:
+    """The factor of each input, float32 [I], for the weights that share it; `largest` is max
+    |x|."""
+    largest_w_I = jnp.max(
+        jnp.stack([jnp.max(jnp.abs(w_IO), axis=1) for w_IO in weights_IO]), axis=0
+    )
+    factors_I = jnp.maximum(largest_I, _LEAST) ** alpha / jnp.maximum(largest_w_I, _LEAST) ** (
+        1 - alpha
+    )
+    return jnp.maximum(factors_I, _LEAST)
+
+
+def as_matrix(w: jax.Array, inputs: int) -> jax.Array:
+    """A weight whose first so many axes are inputs, as float32 [I, O]."""
+    return w.reshape(math.prod(w.shape[:inputs]), -1).astype(jnp.float32)
+
+
+def fold(
+    layer: Mapping[str, jax.Array], before: str, after: Mapping[str, int], factors_I: jax.Array
+) -> dict[str, jax.Array]:
+    """A layer that computes the same, with the inputs of the weights `after` (path: number of input
+    axes) divided by the factors where they are made, in `before`: a norm, by its path, or a matrix
+    whose outputs they are."""
+    made = dict(layer)
+    names = [before] if before in layer else [f"{before}/scale", f"{before}/bias"]
+    for name in (*names, f"{before}_bias"):
+        if name in layer:
+            w = layer[name]
+            flat = w.reshape(-1, factors_I.size).astype(jnp.float32) / factors_I[None]
+            made[name] = flat.reshape(w.shape).astype(w.dtype)
+    for path, inputs in after.items():
+        w = layer[path]
+        made[path] = (as_matrix(w, inputs) * factors_I[:, None]).reshape(w.shape).astype(w.dtype)
+    return made

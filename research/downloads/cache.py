@@ -1,0 +1,97 @@
+"""Directories built once: each is whole or absent, whoever is killed and however many processes
+build at a time."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from research.files import read_json, write_json
+
+T = TypeVar("T")
+
+
+def cache_directory() -> Path:
+    """Where downloads, built data sets and tokens are kept: GRAFT_CACHE, or ~/.cache/graft."""
+    return Path(os.environ.get("GRAFT_CACHE", "~/.cache/graft")).expanduser()
+
+
+class Damaged(ValueError):
+    """A cached directory is there but does not hold what was written into it."""
+
+
+def built(directory: Path, build: Callable[[Path], None], read: Callable[[Path], T]) -> T:
+    """`read(directory)`, after `build(temporary)` and a rename where the directory is missing or
+    damaged.
+
+    `read` raises FileNotFoundError for an absent directory and Damaged for one that lost its
+    content, which is then replaced with a warning. Processes of one machine wait for each other
+    instead of building the same thing twice.
+    """
+    try:
+        return read(directory)
+    except (FileNotFoundError, Damaged):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(directory) as alone:
+        try:
+            return read(directory)
+        except FileNotFoundError:
+            pass
+        except Damaged as error:
+            logging.warning("%s; building it again", error)
+        if alone:
+            _clear(directory)
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".part", dir=directory.parent)
+        )
+        try:
+            build(temporary)
+            temporary.chmod(0o755)
+            _move(temporary, directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return read(directory)
+
+
+def remembered(path: Path, compute: Callable[[], Any]) -> Any:
+    """The JSON value at `path`, or `compute()` written there first."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return read_json(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, compute())
+    return read_json(path)
+
+
+def _clear(directory: Path) -> None:
+    """Remove a damaged directory and what killed builders left beside it; only for the holder of
+    the lock."""
+    for path in (directory, *directory.parent.glob(f".{directory.name}.*.part")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _move(temporary: Path, directory: Path) -> None:
+    try:
+        os.rename(temporary, directory)
+    except OSError:
+        # Without a working lock another builder may have been first; the same key means the same
+        # content.
+        if not directory.is_dir():
+            raise
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    """Hold the directory's lock, which the kernel drops with the process; False where the file
+    system has no locks."""
+    with open(directory.parent / f".{directory.name}.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+        else:
+            yield True

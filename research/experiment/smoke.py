@@ -1,0 +1,26 @@
+"""Smoke forms of recipes: the same architecture in sizes that run in seconds on a CPU."""
+
+from ml_collections import ConfigDict
+
+from research.models.config import ModelConfig
+
+
+def shrink_model(config: ConfigDict, family: ModelConfig) -> None:
+    """Sets the sizes of a smoke run: the family's layers at a width of 64, in numbers that 8
+    devices divide."""
+    m = config.model
+    m.vocab_size, m.layers, m.d_model, m.d_ff = 512, 2, 64, 128
+    m.heads = m.kv_heads = 8
+    m.head_size, m.max_length = 8, 64
+    if family.kv_heads != family.heads:
+        m.kv_heads = 4
+    if family.encoder_layers:
+        m.encoder_layers = 2
+    if family.window:
+        m.window = 16
+    if family.experts:
+        m.experts = 8
+    if family.head_scale != 1.0:
+        m.head_scale = m.d_model**-0.5
+    if family.embedding_scale != 1.0:
+        m.embedding_scale = m.d_model**0.5

@@ -1,0 +1,95 @@
+"""The least communication that a sharding needs of one device in a train step, as operand bytes.
+
+One all-gather of each sharded parameter in the compute type for the forward pass and one for the
+backward pass, one reduce-scatter of the gradients of what is trained in the type they accumulate
+in, and an all-reduce where copies of a parameter are trained on different data; a gather and a
+scatter of the activations for each tensor-parallel block and pass; an all-to-all each way for each
+layer of experts and pass; keys and values gathered over a split context, and their gradients
+scattered.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+
+from research.fit.compile import abstract_batch
+from research.parallel.placement import COMPUTE_AXES
+from research.run.program import Program
+
+PASSES = 2  # forward and backward
+
+
+def least_bytes(program: Program) -> int:
+    """Operand bytes of a device in a step."""
+    state, e = program.state, program.experiment
+    compute, accumulate = e.precision.compute_dtype.itemsize, e.precision.accumulate_dtype.itemsize
+    sizes = program.mesh.shape
+    data = [name for name in program.rules["batch"] + program.rules["length"] if sizes[name] > 1]
+    total = sum(
+        PASSES * _gather(leaf, sizes, compute)
+        for leaf in jax.tree.leaves((state.trainable, state.frozen))
+    )
+    total += sum(
+        _reduce(leaf, sizes, data, accumulate) for leaf in jax.tree.leaves(state.trainable)
+    )
+    return round(total + PASSES * sum(_activations(program, compute)))
+
+
+def _gather(leaf: jax.ShapeDtypeStruct, sizes: Mapping[str, int], itemsize: int) -> float:
+    """The shard that goes into the all-gather of a parameter; 0 where nothing of it is only stored
+    split. Codes and other integers are gathered as they are."""
+    names = _split(leaf)
+    stored = math.prod(sizes[name] for name in names if name not in COMPUTE_AXES)
+    if stored == 1:
+        return 0
+    width = itemsize if jax.numpy.issubdtype(leaf.dtype, np.floating) else leaf.dtype.itemsize
+    return width * leaf.size / math.prod(sizes[name] for name in names)
+
+
+def _reduce(
+    leaf: jax.ShapeDtypeStruct, sizes: Mapping[str, int], data: list[str], itemsize: int
+) -> float:
+    """What goes into the reduce-scatter of a gradient over the axes that store its parameter, and
+    into the all-reduce of what is left over the other axes that data is split over."""
+    names = _split(leaf)
+    stored = [name for name in names if name not in COMPUTE_AXES]
+    kept = math.prod(sizes[name] for name in names)
+    whole = itemsize * leaf.size / math.prod(sizes[name] for name in names if name in COMPUTE_AXES)
+    scattered = whole if any(sizes[name] > 1 for name in stored) else 0
+    copies = [name for name in data if name not in names]
+    return scattered + (itemsize * leaf.size / kept if copies else 0)
+
+
+def _activations(program: Program, itemsize: int) -> Iterator[float]:
+    """Of one pass through all layers."""
+    c, sizes = program.experiment.model, program.mesh.shape
+    tensor, context, expert = sizes["tensor"], sizes["context"], sizes["expert"]
+    stacks = [(c.layers, "inputs", 3 if c.kind == "encoder_decoder" else 2)]
+    stacks += [(c.encoder_layers, "encoder_inputs", 2)] if c.kind == "encoder_decoder" else []
+    batch = abstract_batch(program)
+    for layers, name, blocks in stacks:
+        tokens = math.prod(batch[name].sharding.shard_shape(batch[name].shape))
+        if tensor > 1:
+            yield layers * blocks * tokens * c.d_model * itemsize * (1 / tensor + 1)
+        if context > 1:
+            keys = (
+                2
+                * tokens
+                * c.kv_heads
+                * c.head_size
+                * itemsize
+                / (tensor if c.kv_heads % tensor == 0 else 1)
+            )
+            yield (
+                layers * keys * (1 + context) / 2
+            )  # gathered in the one pass, scattered in the other
+        if c.experts and expert > 1:
+            yield layers * 2 * tokens * c.experts_per_token * c.d_model * itemsize
+
+
+def _split(leaf: jax.ShapeDtypeStruct) -> list[str]:
+    """Mesh axes that an array is split over."""
+    entries = [entry for entry in leaf.sharding.spec if entry]
+    return [name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry)]

@@ -1,0 +1,1 @@
+"""Weights as transformers stores them with bitsandbytes, in and out."""

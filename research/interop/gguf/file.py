@@ -1,0 +1,193 @@
+"""GGUF files read: their tables checked before anything is believed, their tensors one at a
+time."""
+
+import math
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+
+from research.interop.gguf.header import Header, read_header
+from research.interop.storage.tensors import Tensor
+
+_CHUNK_BYTES = 1 << 20  # read and dequantized at a time
+STORED = {
+    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16), "I8": np.dtype(np.int8), "I16": np.dtype(np.int16),
+    "I32": np.dtype(np.int32), "I64": np.dtype(np.int64),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """The tensors of an open file, shapes in numpy's order ([out, in]); close it, or use it in a
+    `with`.
+
+    `types` are ggml's ("Q4_1"). `metadata` has numbers, bools, strings, and arrays: of strings as
+    lists, else numpy's.
+    """
+
+    path: Path
+    names: Mapping[str, Tensor]
+    types: Mapping[str, str]
+    metadata: dict[str, Any] = field(repr=False)
+    _offsets: Mapping[str, int] = field(repr=False)
+    _file: BinaryIO = field(repr=False)
+
+    def read(self, name: str) -> np.ndarray:
+        """The whole tensor: floats and integers as they are stored, quantized types dequantized to
+        float32."""
+        return self.read_rows(name, 0, self.names[name].shape[0])
+
+    def read_row(self, name: str, row: int) -> np.ndarray:
+        """`tensor[row]`, without reading the rest."""
+        return self.read_rows(name, row, row + 1)[0]
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """`tensor[start:stop]` along the first axis, 0 <= start <= stop <= its size, without
+        reading the rest.
+
+        ValueError for a type that the `gguf` package cannot dequantize, and for a file cut short
+        since it was opened.
+        """
+        shape, kind = self.names[name].shape, self.types[name]
+        if not 0 <= start <= stop <= shape[0]:
+            raise ValueError(
+                f"{self.path}: rows {start} to {stop} of {name!r}, which has {shape[0]}"
+            )
+        if kind not in STORED and kind not in dequantizable():
+            raise ValueError(
+                f"{self.path}: {name!r} is of type {kind}; wanted one of {', '.join([*STORED, *dequantizable()])}"
+            )
+        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+        row = math.prod(shape[1:])
+        offset = self._offsets[name] + start * row // block * block_bytes
+        # A one-dimensional quantized tensor has no whole block a row.
+        if start * row % block or stop * row % block:
+            return self.read(name)[start:stop]
+        if kind in STORED:
+            out = np.empty((stop - start, *shape[1:]), STORED[kind])
+            self._fill(out.reshape(-1).view(np.uint8), offset, name)
+            return out
+        out = np.empty((stop - start, *shape[1:]), np.float32)
+        flat = out.reshape(-1)
+        chunk = _CHUNK_BYTES // block_bytes * block
+        for at in range(0, flat.size, chunk):
+            part = flat[at : at + chunk]
+            blocks = np.empty(part.size // block * block_bytes, np.uint8)
+            self._fill(blocks, offset + at // block * block_bytes, name)
+            # Blocks are independent, so a chunk may pass for one long row, which is faster than
+            # many short ones.
+            with np.errstate(all="ignore"):  # a scale of infinity is the file's own
+                part[:] = dequantize(blocks[None], GGMLQuantizationType[kind])[0]
+        return out
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._file.close()
+
+    def __enter__(self) -> "Gguf":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    def _fill(self, out: np.ndarray, offset: int, name: str) -> None:
+        """By reading, as mapped pages would count as this process's memory: all of a checkpoint in
+        the end."""
+        done = 0
+        while done < out.nbytes:
+            got = os.preadv(self._file.fileno(), [out[done:]], offset + done)
+            if not got:
+                raise ValueError(
+                    f"{self.path} ends within {name!r}; it was cut short after it was opened"
+                )
+            done += got
+
+
+def open_gguf(path: str | os.PathLike) -> Gguf:
+    """The file, its metadata and tensor table read. ValueError, one line, for anything that is not
+    as it should be."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is missing or no file; wanted a GGUF file")
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be opened ({error.strerror}); wanted a GGUF file"
+        ) from None
+    try:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            header = read_header(data)
+            names, types, offsets = _tensors(header, len(data))
+    except (ValueError, OSError) as error:  # an empty file cannot be mapped
+        file.close()
+        raise ValueError(
+            f"{path} is no whole GGUF file: {error}; fetch or convert it again"
+        ) from None
+    except BaseException:
+        file.close()
+        raise
+    return Gguf(path, names, types, header.metadata, offsets, file)
+
+
+@cache
+def dequantizable() -> tuple[str, ...]:
+    """The quantized types that the `gguf` package turns into float32: those with which it takes a
+    block of zeros."""
+    found = []
+    for kind, (_, block_bytes) in GGML_QUANT_SIZES.items():
+        try:
+            dequantize(np.zeros((1, block_bytes), np.uint8), kind)
+        except NotImplementedError:
+            continue
+        found.append(kind.name)
+    return tuple(name for name in found if name not in STORED)
+
+
+def _tensors(header: Header, size: int) -> tuple[dict[str, Tensor], dict[str, str], dict[str, int]]:
+    """Tensors, types and places in a file of `size` bytes. ValueError for data not there, not
+    aligned or used twice."""
+    alignment = header.alignment
+    start = header.size + -header.size % alignment
+    names, types, offsets, ranges = {}, {}, {}, []
+    for row in header.table:
+        name = f"tensor {row.name!r:.80}"
+        if row.name in names:
+            raise ValueError(f"{name} is there twice")
+        if row.type not in iter(GGMLQuantizationType):
+            known = ", ".join(kind.name for kind in GGMLQuantizationType)
+            raise ValueError(f"{name} is of type {row.type}, wanted one of {known}")
+        kind = GGMLQuantizationType(row.type)
+        block, block_bytes = GGML_QUANT_SIZES[kind]
+        if 0 in row.shape or row.shape[-1] % block:
+            raise ValueError(
+                f"{name} is {list(row.shape)} of {kind.name}, wanted rows of whole blocks of {block}"
+            )
+        if row.offset % alignment:
+            raise ValueError(f"{name} begins at {row.offset}, wanted a multiple of {alignment}")
+        begin = start + row.offset
+        end = begin + math.prod(row.shape) // block * block_bytes
+        if end > size:
+            raise ValueError(
+                f"{name}, {list(row.shape)} of {kind.name}, ends at byte {end} of {size}"
+            )
+        names[row.name] = Tensor(
+            row.shape, STORED[kind.name].name if kind.name in STORED else "float32"
+        )
+        types[row.name], offsets[row.name] = kind.name, begin
+        ranges.append((begin, end, row.name))
+    ranges.sort()
+    for (_, end, first), (begin, _, second) in zip(ranges, ranges[1:]):
+        if begin < end:
+            raise ValueError(f"tensors {first!r:.80} and {second!r:.80} overlap")
+    return names, types, offsets

@@ -1,0 +1,246 @@
+"""The tokenizer in a GGUF file's metadata made into the files of a Hugging Face folder.
+
+Two kinds of vocabulary: "gpt2", byte-level with merges, and "llama", sentencepiece BPE whose scores
+say what to merge first. Ids are llama.cpp's, but for text that is not in form NFC under Qwen's
+rule: Qwen's own tokenizer.json normalizes it, llama.cpp does not. Where sentencepiece puts a space
+before a text, llama.cpp and transformers' converted files put one after each special token too.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from research.interop.gguf import pretokenizers as gguf_pre
+from research.interop.gguf.vocabulary import (
+    CONFIG,
+    CONTROL,
+    FILE,
+    NORMAL,
+    ROLES,
+    SPACE,
+    TEMPLATE,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    merges_from_scores,
+)
+from research.interop.gguf.vocabulary import tokenizer_metadata as tokenizer_metadata
+
+_KEY = "tokenizer.ggml."
+# characters of a token; sentencepiece's own longest are 64, and cutting one in two takes the square
+_LONGEST = 256
+_LLAMA_IDS = {"bos": 1, "eos": 2, "unk": 0}  # llama.cpp's own where a "llama" vocabulary names none
+
+
+def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """tokenizer.json, tokenizer_config.json and, where there is a chat template,
+    chat_template.jinja.
+
+    ValueError, one line, for another kind of vocabulary, an unknown `pre`, and arrays that do not
+    fit together.
+    """
+    model = _get(metadata, "model", str)
+    tokens, types = _vocabulary(metadata)
+    roles = _roles(metadata, tokens, _LLAMA_IDS if model == "llama" else {})
+    if model == "gpt2":
+        pre = gguf_pre.find(_get(metadata, "pre", str, "default"))
+        spec, add_bos = _byte_level(tokens, _strings(metadata, "merges"), pre), pre.add_bos
+    elif model == "llama":
+        spec, add_bos = _sentencepiece(metadata, tokens, types, roles), "bos" in roles
+    else:
+        raise ValueError(f"tokenizer.ggml.model is {model!r:.40}; wanted 'gpt2' or 'llama'")
+    adds = {
+        "bos": _get(metadata, "add_bos_token", bool, add_bos),
+        "eos": _get(metadata, "add_eos_token", bool, False),
+    }
+    spec["added_tokens"] = _added(tokens, types, {roles[role] for role in roles if role != "unk"})
+    spec["post_processor"] = _post_processor(tokens, roles, adds)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **{f"{role}_token": tokens[token_id] for role, token_id in roles.items()},
+        **{f"add_{role}_token": added for role, added in adds.items()},
+    }
+    files = {FILE: _dump(spec), CONFIG: _dump(config)}
+    template = metadata.get("tokenizer.chat_template")
+    if isinstance(template, str) and template:
+        files[TEMPLATE] = template.encode()
+    try:
+        tokenizers.Tokenizer.from_str(files[FILE].decode())
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(
+            f"the file's vocabulary makes no tokenizer ({' '.join(str(error).split())[:200]})"
+        ) from None
+    return files
+
+
+def _byte_level(tokens: list[str], merges: Sequence[str], pre: gguf_pre.Pre) -> dict[str, Any]:
+    pairs = [merge.split(" ") for merge in merges]
+    for pair in pairs:
+        if len(pair) != 2 or not all(pair):
+            raise ValueError(
+                f"tokenizer.ggml.merges has {' '.join(pair)!r:.60}, wanted two tokens and a space between"
+            )
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": pre.ignore_merges,
+        "vocab": {token: n for n, token in enumerate(tokens)},
+        "merges": pairs,
+    }
+    return _spec(**gguf_pre.parts(pre), decoder=gguf_pre.byte_level(use_regex=True), model=model)
+
+
+def _sentencepiece(
+    metadata: Mapping[str, Any], tokens: list[str], types: Sequence[int], roles: Mapping[str, int]
+) -> dict[str, Any]:
+    scores = _numbers(metadata, "scores", tokens)
+    # Control tokens, bytes and the rest never come out of a merge in sentencepiece.
+    pieces = {
+        token: score
+        for token, score, kind in zip(tokens, scores, types)
+        if kind in (NORMAL, UNUSED)
+    }
+    if (longest := max(map(len, pieces), default=0)) > _LONGEST:
+        raise ValueError(
+            f"tokenizer.ggml.tokens has one of {longest} characters, wanted at most {_LONGEST}"
+        )
+    prefix = _get(metadata, "add_space_prefix", bool, True)
+    normalizers = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
+    normalizers.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
+    decoders = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []),
+    ]
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": tokens[roles["unk"]] if "unk" in roles else None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "ignore_merges": False,
+        "vocab": {token: n for n, token in enumerate(tokens)},
+        "merges": merges_from_scores(pieces),
+    }
+    return _spec(
+        normalizer=normalizers[0]
+        if len(normalizers) == 1
+        else {"type": "Sequence", "normalizers": normalizers},
+        pre_tokenizer=None,
+        decoder={"type": "Sequence", "decoders": decoders},
+        model=model,
+    )
+
+
+def _spec(**parts: Any) -> dict[str, Any]:
+    """A tokenizer.json in the order in which the library writes it."""
+    first = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
+    model, decoder = parts.pop("model"), parts.pop("decoder")
+    return {**first, **parts, "post_processor": None, "decoder": decoder, "model": model}
+
+
+def _vocabulary(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+    """Tokens and their types by id."""
+    tokens = _strings(metadata, "tokens")
+    if not tokens:
+        raise ValueError(
+            "the file has no tokenizer.ggml.tokens; name the tokenizer's own folder instead"
+        )
+    if len(set(tokens)) != len(tokens):
+        seen: set[str] = set()
+        twice = next(token for token in tokens if token in seen or seen.add(token))
+        raise ValueError(f"tokenizer.ggml.tokens has {twice!r:.60} twice")
+    named = f"{_KEY}token_type" in metadata
+    return tokens, _numbers(metadata, "token_type", tokens) if named else [NORMAL] * len(tokens)
+
+
+def _get(metadata: Mapping[str, Any], name: str, kind: type, default: Any = None) -> Any:
+    value = metadata.get(_KEY + name, default)
+    if not isinstance(value, kind) and value is not default:
+        raise ValueError(f"{_KEY}{name} is of type {type(value).__name__}, wanted {kind.__name__}")
+    return value
+
+
+def _strings(metadata: Mapping[str, Any], name: str) -> list[str]:
+    value = metadata.get(_KEY + name, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{_KEY}{name} is of type {type(value).__name__}, wanted strings")
+    return value
+
+
+def _numbers(metadata: Mapping[str, Any], name: str, tokens: list[str]) -> list[Any]:
+    """One a token."""
+    value = np.asarray(metadata.get(_KEY + name, []))
+    if value.shape != (len(tokens),) or value.dtype.kind not in "iuf":
+        got = f"{value.dtype.name} {list(value.shape)}"
+        raise ValueError(f"{_KEY}{name} is {got}, wanted a number for each of {len(tokens)} tokens")
+    return value.tolist()
+
+
+def _roles(
+    metadata: Mapping[str, Any], tokens: list[str], usual: Mapping[str, int]
+) -> dict[str, int]:
+    roles = {}
+    for role, name in ROLES.items():
+        token_id = _get(metadata, f"{name}_token_id", int, usual.get(role))
+        if token_id is None:
+            continue
+        if not 0 <= token_id < len(tokens):
+            raise ValueError(f"{_KEY}{name}_token_id is {token_id} of {len(tokens)} tokens")
+        roles[role] = token_id
+    return roles
+
+
+def _added(tokens: list[str], types: Sequence[int], named: set[int]) -> list[dict[str, Any]]:
+    """The tokens that are found in the text before anything else; those with a role always are."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return [
+        {"id": n, "content": token, **flags, "special": kind != USER_DEFINED or n in named}
+        for n, (token, kind) in enumerate(zip(tokens, types))
+        if (kind in (UNKNOWN, CONTROL, USER_DEFINED) or n in named) and token
+    ]
+
+
+def _post_processor(
+    tokens: list[str], roles: Mapping[str, int], adds: Mapping[str, bool]
+) -> dict[str, Any] | None:
+    used = [role for role in ("bos", "eos") if adds[role] and role in roles]
+    if not used:
+        return None
+
+    def pattern(sequence: str, type_id: int) -> list[dict[str, Any]]:
+        special = {
+            role: {"SpecialToken": {"id": tokens[roles[role]], "type_id": type_id}} for role in used
+        }
+        inner = {"Sequence": {"id": sequence, "type_id": type_id}}
+        return [part for part in (special.get("bos"), inner, special.get("eos")) if part]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": pattern("A", 0),
+        "pair": pattern("A", 0) + pattern("B", 1),
+        "special_tokens": {
+            tokens[roles[role]]: {
+                "id": tokens[roles[role]],
+                "ids": [roles[role]],
+                "tokens": [tokens[roles[role]]],
+            }
+            for role in used
+        },
+    }
+
+
+def _dump(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,124 @@
+"""GPT-2 in Hugging Face's names. Its linear layers are stored [in, out], queries, keys and values
+side by side."""
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+from research.interop.huggingface.families.family import Family
+from research.interop.huggingface.families.fields import (
+    THEIR_ACTIVATIONS,
+    activation,
+    flag,
+    integer,
+    number,
+    refuse,
+)
+from research.interop.storage.layout import Rule
+from research.models.config import ModelConfig
+
+
+def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
+    """The model of a config.json."""
+    d_model, heads = integer(values, "n_embd"), integer(values, "n_head")
+    refuse(
+        values,
+        scale_attn_by_inverse_layer_idx=False,
+        reorder_and_upcast_attn=False,
+        scale_attn_weights=True,
+        add_cross_attention=False,
+    )
+    return ModelConfig(
+        kind="decoder",
+        vocab_size=integer(values, "vocab_size"),
+        layers=integer(values, "n_layer"),
+        d_model=d_model,
+        heads=heads,
+        kv_heads=heads,
+        head_size=max(1, d_model // heads),
+        d_ff=integer(values, "n_inner", 4 * d_model),
+        max_length=integer(values, "n_positions"),
+        position="learned",
+        norm="layer",
+        norm_eps=number(values, "layer_norm_epsilon", 1e-5),
+        activation=activation(values, "activation_function", "gelu_new"),
+        gated=False,
+        attention_bias="all",
+        mlp_bias=True,
+        tied=flag(values, "tie_word_embeddings", True),
+        dropout=number(values, "resid_pdrop", 0.1),
+        init_std=number(values, "initializer_range", 0.02),
+    )
+
+
+def serves(c: ModelConfig) -> bool:
+    """Whether it is a decoder with learned positions."""
+    return c.kind == "decoder" and c.position == "learned"
+
+
+def write_config(c: ModelConfig) -> dict[str, Any]:
+    """The config.json."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": c.vocab_size,
+        "n_positions": c.max_length,
+        "n_embd": c.d_model,
+        "n_layer": c.layers,
+        "n_head": c.heads,
+        "n_inner": c.d_ff,
+        "activation_function": THEIR_ACTIVATIONS[c.activation],
+        "layer_norm_epsilon": c.norm_eps,
+        "resid_pdrop": c.dropout,
+        "embd_pdrop": c.dropout,
+        "attn_pdrop": 0.0,
+        "tie_word_embeddings": c.tied,
+        "initializer_range": c.init_std,
+    }
+
+
+def rules(c: ModelConfig) -> tuple[Rule, ...]:
+    """The tensors of GPT2LMHeadModel."""
+    layer = "transformer.h.{layer}"
+    side_by_side = ("query", "key", "value")
+    found = [
+        Rule("transformer.wte.weight", "embed/table", "V D -> V D"),
+        Rule("transformer.wpe.weight", "embed/positions", "P D -> P D"),
+        Rule(
+            f"{layer}.attn.c_attn.weight",
+            tuple(f"layers/attention/{n}" for n in side_by_side),
+            "D (3 N H) -> 3 D N H",
+        ),
+        Rule(
+            f"{layer}.attn.c_attn.bias",
+            tuple(f"layers/attention/{n}_bias" for n in side_by_side),
+            "(3 N H) -> 3 N H",
+        ),
+        Rule(f"{layer}.attn.c_proj.weight", "layers/attention/out", "(N H) D -> N H D"),
+        Rule(f"{layer}.attn.c_proj.bias", "layers/attention/out_bias", "D -> D"),
+        Rule(f"{layer}.mlp.c_fc.weight", "layers/mlp/up", "D F -> D F"),
+        Rule(f"{layer}.mlp.c_fc.bias", "layers/mlp/up_bias", "F -> F"),
+        Rule(f"{layer}.mlp.c_proj.weight", "layers/mlp/down", "F D -> F D"),
+        Rule(f"{layer}.mlp.c_proj.bias", "layers/mlp/down_bias", "D -> D"),
+    ]
+    for theirs, ours in (
+        (f"{layer}.ln_1", "layers/attention_norm"),
+        (f"{layer}.ln_2", "layers/mlp_norm"),
+        ("transformer.ln_f", "final_norm"),
+    ):
+        found += [
+            Rule(f"{theirs}.weight", f"{ours}/scale", "D -> D"),
+            Rule(f"{theirs}.bias", f"{ours}/bias", "D -> D"),
+        ]
+    return (*found, *([] if c.tied else [Rule("lm_head.weight", "head/table", "V D -> V D")]))
+
+
+FAMILY = Family(
+    model_types=("gpt2",),
+    serves=serves,
+    read_config=read_config,
+    write_config=write_config,
+    rules=rules,
+    prefix="transformer.",
+    unused=((r".*\.attn\.(bias|masked_bias)", "the causal mask"),),
+    copies=(("lm_head.weight", "embed/table"),),
+)

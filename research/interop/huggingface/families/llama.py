@@ -1,0 +1,239 @@
+"""LLaMA and what grew out of it, in Hugging Face's names: LLaMA, SmolLM2, Mistral, Mixtral, Qwen 2
+and 3."""
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+from research.interop.huggingface.families.family import Family
+from research.interop.huggingface.families.fields import (
+    THEIR_ACTIVATIONS,
+    activation,
+    flag,
+    integer,
+    number,
+    refuse,
+)
+from research.interop.storage.layout import Rule
+from research.models.config import ModelConfig
+from research.ops.rope import RopeScaling
+
+_EPS = {"mixtral": 1e-5}  # else 1e-6, the defaults of transformers' classes
+
+
+def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
+    """The model of a config.json of transformers 4 or 5."""
+    kind, heads, d_model = (
+        values["model_type"],
+        integer(values, "num_attention_heads"),
+        integer(values, "hidden_size"),
+    )
+    theta, scaling = read_rope(values)
+    refuse(values, partial_rotary_factor=1.0, pretraining_tp=1)
+    biased = flag(values, "attention_bias", False)
+    experts = integer(values, "num_local_experts", 8) if kind == "mixtral" else 0
+    return ModelConfig(
+        kind="decoder",
+        vocab_size=integer(values, "vocab_size"),
+        layers=integer(values, "num_hidden_layers"),
+        d_model=d_model,
+        heads=heads,
+        kv_heads=integer(values, "num_key_value_heads", heads),
+        head_size=integer(values, "head_dim", max(1, d_model // heads)),
+        d_ff=integer(values, "intermediate_size"),
+        max_length=integer(values, "max_position_embeddings"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        window=_read_window(values),
+        norm_eps=number(values, "rms_norm_eps", _EPS.get(kind, 1e-6)),
+        query_norm=kind == "qwen3",
+        activation=activation(values, "hidden_act", "silu"),
+        attention_bias="qkv" if kind == "qwen2" else "all" if biased else "none",
+        mlp_bias=flag(values, "mlp_bias", False),
+        tied=flag(values, "tie_word_embeddings", False),
+        experts=experts,
+        experts_per_token=integer(values, "num_experts_per_tok", 2),
+        router_loss=number(values, "router_aux_loss_coef", 0.001) if experts else 0.0,
+        init_std=number(values, "initializer_range", 0.02),
+    )
+
+
+def read_rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling]:
+    """Base and scaling of the rotary positions, from `rope_parameters` or from `rope_theta` and
+    `rope_scaling`."""
+    new = values.get("rope_parameters") or {}
+    if new and all(
+        isinstance(value, Mapping) for value in new.values()
+    ):  # one for each type of layer
+        first, *others = new.values()
+        if any(other != first for other in others):
+            raise ValueError(
+                "config.json has rope_parameters that differ by layer type; one for all layers is supported"
+            )
+        new = first
+    scaling = new or values.get("rope_scaling") or {}
+    theta = number(new if "rope_theta" in new else values, "rope_theta", 10000.0)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return theta, RopeScaling()
+    if kind != "llama3":
+        raise ValueError(f"config.json has rope_type={kind!r}; default and llama3 are supported")
+    return theta, RopeScaling(
+        factor=number(scaling, "factor"),
+        low_factor=number(scaling, "low_freq_factor"),
+        high_factor=number(scaling, "high_freq_factor"),
+        original_length=integer(scaling, "original_max_position_embeddings"),
+    )
+
+
+def _read_window(values: Mapping[str, Any]) -> int:
+    """Tokens of the window that every layer has, 0 for none. Qwen alone has a switch for it, and
+    layers before one whose number config.json gives are without. ValueError where layers differ."""
+    qwen, count = values["model_type"].startswith("qwen"), integer(values, "num_hidden_layers")
+    if values["model_type"] == "llama" or not flag(values, "use_sliding_window", not qwen):
+        return 0
+    window, kinds = integer(values, "sliding_window", 0), set(values.get("layer_types") or ())
+    if qwen and not kinds:
+        first = values.get("max_window_layers", 28)  # transformers' default
+        if type(first) is not int:
+            raise ValueError(
+                f"config.json has max_window_layers={first!r}; wanted a number of layers"
+            )
+        kinds = (
+            {"full_attention"}
+            if first >= count
+            else {"sliding_attention"}
+            if first <= 0
+            else {"full", "sliding"}
+        )
+    if window and len(kinds) > 1:
+        raise ValueError(
+            f"config.json mixes the layer types {', '.join(sorted(kinds))}; one for all is supported"
+        )
+    return 0 if kinds == {"full_attention"} else window
+
+
+def serves(c: ModelConfig) -> bool:
+    """Whether it is a decoder with rotary positions."""
+    return c.kind == "decoder" and c.position == "rope" and c.norm == "rms"
+
+
+def write_config(c: ModelConfig) -> dict[str, Any]:
+    """The config.json, in the spelling of transformers 4, which 5 reads too."""
+    if c.experts:
+        kind, name = "mixtral", "MixtralForCausalLM"
+    elif c.query_norm:
+        kind, name = "qwen3", "Qwen3ForCausalLM"
+    elif c.attention_bias == "qkv":
+        kind, name = "qwen2", "Qwen2ForCausalLM"
+    elif c.window:
+        kind, name = "mistral", "MistralForCausalLM"
+    else:
+        kind, name = "llama", "LlamaForCausalLM"
+    values = {
+        "architectures": [name],
+        "model_type": kind,
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.d_model,
+        "intermediate_size": c.d_ff,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_size,
+        "hidden_act": THEIR_ACTIVATIONS[c.activation],
+        "max_position_embeddings": c.max_length,
+        "rms_norm_eps": c.norm_eps,
+        "rope_theta": c.rope_theta,
+        "rope_scaling": _write_scaling(c.rope_scaling),
+        "tie_word_embeddings": c.tied,
+        "initializer_range": c.init_std,
+        "attention_dropout": 0.0,
+    }
+    if kind in ("llama", "qwen3"):
+        values |= {"attention_bias": c.attention_bias == "all"}
+    if kind == "llama":
+        values |= {"mlp_bias": c.mlp_bias}
+    if kind in ("mistral", "mixtral"):
+        values |= {"sliding_window": c.window or None}
+    if kind in ("qwen2", "qwen3"):
+        values |= {
+            "use_sliding_window": bool(c.window),
+            "sliding_window": c.window or None,
+            "max_window_layers": 0,
+        }
+    if c.experts:
+        experts = {"num_local_experts": c.experts, "num_experts_per_tok": c.experts_per_token}
+        values |= {**experts, "router_aux_loss_coef": c.router_loss}
+    return values
+
+
+def _write_scaling(scaling: RopeScaling) -> dict[str, Any] | None:
+    if scaling == RopeScaling():
+        return None
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_factor,
+        "high_freq_factor": scaling.high_factor,
+        "original_max_position_embeddings": scaling.original_length,
+    }
+
+
+def rules(c: ModelConfig) -> tuple[Rule, ...]:
+    """The tensors of LlamaForCausalLM and its relatives; of a linear layer [out, in]."""
+    layer, ours = "model.layers.{layer}", "layers"
+    found = [
+        Rule("model.embed_tokens.weight", "embed/table", "V D -> V D"),
+        Rule(f"{layer}.input_layernorm.weight", f"{ours}/attention_norm/scale", "D -> D"),
+        Rule(f"{layer}.self_attn.q_proj.weight", f"{ours}/attention/query", "(N H) D -> D N H"),
+        Rule(f"{layer}.self_attn.k_proj.weight", f"{ours}/attention/key", "(K H) D -> D K H"),
+        Rule(f"{layer}.self_attn.v_proj.weight", f"{ours}/attention/value", "(K H) D -> D K H"),
+        Rule(f"{layer}.self_attn.o_proj.weight", f"{ours}/attention/out", "D (N H) -> N H D"),
+        Rule(f"{layer}.post_attention_layernorm.weight", f"{ours}/mlp_norm/scale", "D -> D"),
+        Rule("model.norm.weight", "final_norm/scale", "D -> D"),
+    ]
+    if c.attention_bias != "none":
+        found += [
+            Rule(f"{layer}.self_attn.q_proj.bias", f"{ours}/attention/query_bias", "(N H) -> N H"),
+            Rule(f"{layer}.self_attn.k_proj.bias", f"{ours}/attention/key_bias", "(K H) -> K H"),
+            Rule(f"{layer}.self_attn.v_proj.bias", f"{ours}/attention/value_bias", "(K H) -> K H"),
+        ]
+    if c.attention_bias == "all":
+        found += [Rule(f"{layer}.self_attn.o_proj.bias", f"{ours}/attention/out_bias", "D -> D")]
+    if c.query_norm:
+        found += [
+            Rule(f"{layer}.self_attn.q_norm.weight", f"{ours}/attention/query_norm", "H -> H"),
+            Rule(f"{layer}.self_attn.k_norm.weight", f"{ours}/attention/key_norm", "H -> H"),
+        ]
+    if c.experts:
+        expert = f"{layer}.block_sparse_moe.experts.{{expert}}"
+        found += [
+            Rule(f"{layer}.block_sparse_moe.gate.weight", f"{ours}/mlp/router", "E D -> D E"),
+            Rule(f"{expert}.w1.weight", f"{ours}/mlp/gate", "F D -> D F"),
+            Rule(f"{expert}.w2.weight", f"{ours}/mlp/down", "D F -> F D"),
+            Rule(f"{expert}.w3.weight", f"{ours}/mlp/up", "F D -> D F"),
+        ]
+    else:
+        found += [
+            Rule(f"{layer}.mlp.gate_proj.weight", f"{ours}/mlp/gate", "F D -> D F"),
+            Rule(f"{layer}.mlp.up_proj.weight", f"{ours}/mlp/up", "F D -> D F"),
+            Rule(f"{layer}.mlp.down_proj.weight", f"{ours}/mlp/down", "D F -> F D"),
+        ]
+    if c.mlp_bias:
+        found += [
+            Rule(f"{layer}.mlp.gate_proj.bias", f"{ours}/mlp/gate_bias", "F -> F"),
+            Rule(f"{layer}.mlp.up_proj.bias", f"{ours}/mlp/up_bias", "F -> F"),
+            Rule(f"{layer}.mlp.down_proj.bias", f"{ours}/mlp/down_bias", "D -> D"),
+        ]
+    return (*found, *([] if c.tied else [Rule("lm_head.weight", "head/table", "V D -> V D")]))
+
+
+FAMILY = Family(
+    model_types=("llama", "mistral", "mixtral", "qwen2", "qwen3"),
+    serves=serves,
+    read_config=read_config,
+    write_config=write_config,
+    rules=rules,
+    prefix="model.",
+    unused=((r".*\.rotary_emb\.inv_freq", "computed from rope_theta"),),
+    copies=(("lm_head.weight", "embed/table"),),
+)

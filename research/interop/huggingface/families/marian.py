@@ -1,0 +1,151 @@
+"""The transformer of 2017 in Hugging Face's names: Marian, one table for source, target and output
+words."""
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+from research.interop.huggingface.families.family import Family
+from research.interop.huggingface.families.fields import (
+    THEIR_ACTIVATIONS,
+    activation,
+    flag,
+    integer,
+    number,
+    refuse,
+)
+from research.interop.storage.layout import Rule
+from research.models.config import ModelConfig
+
+
+def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
+    """The model of a config.json."""
+    d_model, vocab_size = integer(values, "d_model"), integer(values, "vocab_size")
+    heads, d_ff = integer(values, "decoder_attention_heads"), integer(values, "decoder_ffn_dim")
+    refuse(
+        values,
+        encoder_attention_heads=heads,
+        encoder_ffn_dim=d_ff,
+        share_encoder_decoder_embeddings=True,
+        tie_word_embeddings=True,
+        decoder_vocab_size=vocab_size,
+        normalize_before=False,
+        normalize_embedding=False,
+        add_final_layer_norm=False,
+        static_position_embeddings=True,
+    )
+    return ModelConfig(
+        kind="encoder_decoder",
+        vocab_size=vocab_size,
+        layers=integer(values, "decoder_layers"),
+        encoder_layers=integer(values, "encoder_layers"),
+        d_model=d_model,
+        heads=heads,
+        kv_heads=heads,
+        head_size=max(1, d_model // heads),
+        d_ff=d_ff,
+        max_length=integer(values, "max_position_embeddings", 1024),
+        position="sinusoidal",
+        norm="layer",
+        norm_after=True,
+        activation=activation(values, "activation_function", "gelu"),
+        gated=False,
+        attention_bias="all",
+        mlp_bias=True,
+        tied=True,
+        head_bias=True,
+        embedding_scale=d_model**0.5 if flag(values, "scale_embedding", False) else 1.0,
+        dropout=number(values, "dropout", 0.1),
+        init="xavier",
+    )
+
+
+def serves(c: ModelConfig) -> bool:
+    """Whether it is an encoder-decoder with sinusoidal positions."""
+    return c.kind == "encoder_decoder" and c.position == "sinusoidal"
+
+
+def write_config(c: ModelConfig) -> dict[str, Any]:
+    """The config.json. ValueError for a model without the biases that Marian's layers have."""
+    if c.attention_bias != "all" or not c.head_bias:
+        raise ValueError(
+            "Marian, the one architecture of transformers with the layers of 2017, has biases in attention and head; "
+            "train with config.model.attention_bias=all and config.model.head_bias=True to export"
+        )
+    return {
+        "architectures": ["MarianMTModel"],
+        "model_type": "marian",
+        "is_encoder_decoder": True,
+        "vocab_size": c.vocab_size,
+        "decoder_vocab_size": c.vocab_size,
+        "d_model": c.d_model,
+        "encoder_layers": c.encoder_layers,
+        "decoder_layers": c.layers,
+        "encoder_attention_heads": c.heads,
+        "decoder_attention_heads": c.heads,
+        "encoder_ffn_dim": c.d_ff,
+        "decoder_ffn_dim": c.d_ff,
+        "max_position_embeddings": c.max_length,
+        "activation_function": THEIR_ACTIVATIONS[c.activation],
+        "scale_embedding": c.embedding_scale != 1.0,
+        "share_encoder_decoder_embeddings": True,
+        "tie_word_embeddings": True,
+        "dropout": c.dropout,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+    }
+
+
+def rules(c: ModelConfig) -> tuple[Rule, ...]:
+    """The tensors of MarianMTModel."""
+    found = [
+        Rule("model.shared.weight", "embed/table", "V D -> V D"),
+        Rule("final_logits_bias", "head/output_bias", "1 V -> V"),
+    ]
+    for theirs, ours in (("encoder", "encoder/layers"), ("decoder", "layers")):
+        layer = f"model.{theirs}.layers.{{layer}}"
+        branches = [("self_attn", "attention")] + (
+            [("encoder_attn", "cross")] if theirs == "decoder" else []
+        )
+        norms = [(f"{name}_layer_norm", role) for name, role in branches] + [
+            ("final_layer_norm", "mlp")
+        ]
+        for name, role in branches:
+            found += _attention(f"{layer}.{name}", f"{ours}/{role}")
+        for name, role in norms:
+            found += [
+                Rule(f"{layer}.{name}.weight", f"{ours}/{role}_norm/scale", "D -> D"),
+                Rule(f"{layer}.{name}.bias", f"{ours}/{role}_norm/bias", "D -> D"),
+            ]
+        found += [
+            Rule(f"{layer}.fc1.weight", f"{ours}/mlp/up", "F D -> D F"),
+            Rule(f"{layer}.fc1.bias", f"{ours}/mlp/up_bias", "F -> F"),
+            Rule(f"{layer}.fc2.weight", f"{ours}/mlp/down", "D F -> F D"),
+            Rule(f"{layer}.fc2.bias", f"{ours}/mlp/down_bias", "D -> D"),
+        ]
+    return tuple(found)
+
+
+def _attention(theirs: str, ours: str) -> list[Rule]:
+    found = []
+    for name, role in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
+        found += [
+            Rule(f"{theirs}.{name}.weight", f"{ours}/{role}", "(N H) D -> D N H"),
+            Rule(f"{theirs}.{name}.bias", f"{ours}/{role}_bias", "(N H) -> N H"),
+        ]
+    found += [Rule(f"{theirs}.out_proj.weight", f"{ours}/out", "D (N H) -> N H D")]
+    return [*found, Rule(f"{theirs}.out_proj.bias", f"{ours}/out_bias", "D -> D")]
+
+
+FAMILY = Family(
+    model_types=("marian",),
+    serves=serves,
+    read_config=read_config,
+    write_config=write_config,
+    rules=rules,
+    unused=((r"model\.(en|de)coder\.embed_positions\.weight", "the sinusoids"),),
+    copies=(
+        ("model.encoder.embed_tokens.weight", "embed/table"),
+        ("model.decoder.embed_tokens.weight", "embed/table"),
+        ("lm_head.weight", "embed/table"),
+    ),
+)

@@ -1,0 +1,162 @@
+"""T5 1.0 and 1.1 in Hugging Face's names."""
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+from research.interop.huggingface.families.family import Family
+from research.interop.huggingface.families.fields import flag, integer, number, refuse
+from research.interop.storage.layout import Rule
+from research.models.config import ModelConfig
+from research.models.embedding import BUCKETS, FARTHEST
+
+_ACTIVATIONS = {
+    "relu": ("relu", False),
+    "gated-gelu": ("gelu_tanh", True),
+    "gated-silu": ("silu", True),
+}
+
+
+def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
+    """The model of a config.json.
+
+    The head is a table of its own where there is one: transformers 5 writes
+    tie_word_embeddings=true for every T5. Its older releases took that field for another thing too,
+    whether states are scaled before the head.
+    """
+    d_model, layers, heads = (
+        integer(values, "d_model"),
+        integer(values, "num_layers"),
+        integer(values, "num_heads"),
+    )
+    refuse(values, relative_attention_num_buckets=BUCKETS, relative_attention_max_distance=FARTHEST)
+    feed = values.get("feed_forward_proj", "relu")
+    if feed not in _ACTIVATIONS:
+        raise ValueError(
+            f"config.json has feed_forward_proj={feed!r}; there are {', '.join(_ACTIVATIONS)}"
+        )
+    scaled = flag(values, "scale_decoder_outputs", flag(values, "tie_word_embeddings", True))
+    name, gated = _ACTIVATIONS[feed]
+    return ModelConfig(
+        kind="encoder_decoder",
+        vocab_size=integer(values, "vocab_size"),
+        layers=integer(values, "num_decoder_layers", layers),
+        encoder_layers=layers,
+        d_model=d_model,
+        heads=heads,
+        kv_heads=heads,
+        head_size=integer(values, "d_kv"),
+        d_ff=integer(values, "d_ff"),
+        max_length=integer(values, "n_positions", 512),
+        position="relative",
+        norm_eps=number(values, "layer_norm_epsilon", 1e-6),
+        activation=name,
+        gated=gated,
+        attention_scale=1.0,
+        tied="lm_head.weight" not in names,
+        head_scale=d_model**-0.5 if scaled else 1.0,
+        dropout=number(values, "dropout_rate", 0.1),
+        init="t5",
+        init_std=1.0,
+    )
+
+
+def serves(c: ModelConfig) -> bool:
+    """Whether it is an encoder-decoder with relative positions."""
+    return c.kind == "encoder_decoder" and c.position == "relative"
+
+
+def write_config(c: ModelConfig) -> dict[str, Any]:
+    """The config.json."""
+    feed = next(
+        (theirs for theirs, ours in _ACTIVATIONS.items() if ours == (c.activation, c.gated)), None
+    )
+    if feed is None:
+        raise ValueError(
+            f"T5 has no layer with {c.activation}, gated={c.gated}; there are {', '.join(_ACTIVATIONS)}"
+        )
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "is_encoder_decoder": True,
+        "vocab_size": c.vocab_size,
+        "d_model": c.d_model,
+        "d_kv": c.head_size,
+        "d_ff": c.d_ff,
+        "num_layers": c.encoder_layers,
+        "num_decoder_layers": c.layers,
+        "num_heads": c.heads,
+        "n_positions": c.max_length,
+        "relative_attention_num_buckets": BUCKETS,
+        "relative_attention_max_distance": FARTHEST,
+        "feed_forward_proj": feed,
+        "layer_norm_epsilon": c.norm_eps,
+        "dropout_rate": c.dropout,
+        # What transformers takes for "scale the states before the head", whether or not the head is
+        # the table.
+        "tie_word_embeddings": c.head_scale != 1.0,
+    }
+
+
+def rules(c: ModelConfig) -> tuple[Rule, ...]:
+    """The tensors of T5ForConditionalGeneration."""
+    found = [Rule("shared.weight", "embed/table", "V D -> V D")]
+    for theirs, ours, feed in (("encoder", "encoder/", 1), ("decoder", "", 2)):
+        block = f"{theirs}.block.{{layer}}.layer"
+        found += _attention(f"{block}.0.SelfAttention", f"{ours}layers/attention")
+        found += [
+            Rule(f"{block}.0.layer_norm.weight", f"{ours}layers/attention_norm/scale", "D -> D")
+        ]
+        if theirs == "decoder":
+            found += _attention(f"{block}.1.EncDecAttention", "layers/cross")
+            found += [Rule(f"{block}.1.layer_norm.weight", "layers/cross_norm/scale", "D -> D")]
+        names = {"wi_0": "gate", "wi_1": "up"} if c.gated else {"wi": "up"}
+        for name, role in names.items():
+            found += [
+                Rule(
+                    f"{block}.{feed}.DenseReluDense.{name}.weight",
+                    f"{ours}layers/mlp/{role}",
+                    "F D -> D F",
+                )
+            ]
+        found += [
+            Rule(
+                f"{block}.{feed}.DenseReluDense.wo.weight", f"{ours}layers/mlp/down", "D F -> F D"
+            ),
+            Rule(f"{block}.{feed}.layer_norm.weight", f"{ours}layers/mlp_norm/scale", "D -> D"),
+            Rule(f"{theirs}.final_layer_norm.weight", f"{ours}final_norm/scale", "D -> D"),
+            Rule(
+                f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+                f"{ours}relative/table",
+                "U N -> U N",
+            ),
+        ]
+    return (*found, *([] if c.tied else [Rule("lm_head.weight", "head/table", "V D -> V D")]))
+
+
+def _attention(theirs: str, ours: str) -> list[Rule]:
+    pairs = (("q", "query"), ("k", "key"), ("v", "value"))
+    inward = [
+        Rule(f"{theirs}.{name}.weight", f"{ours}/{role}", "(N H) D -> D N H")
+        for name, role in pairs
+    ]
+    return [*inward, Rule(f"{theirs}.o.weight", f"{ours}/out", "D (N H) -> N H D")]
+
+
+FAMILY = Family(
+    model_types=("t5",),
+    serves=serves,
+    read_config=read_config,
+    write_config=write_config,
+    rules=rules,
+    unused=(
+        (
+            r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
+            "cross-attention has no positions; early releases saved a table all the same",
+        ),
+    ),
+    copies=(
+        ("encoder.embed_tokens.weight", "embed/table"),
+        ("decoder.embed_tokens.weight", "embed/table"),
+        ("lm_head.weight", "embed/table"),
+    ),
+)

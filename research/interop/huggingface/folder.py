@@ -1,0 +1,186 @@
+"""Hugging Face folders: config.json, safetensors in one file or in shards, and the tokenizer's
+files."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from research.data.tokenizers.tokenizer import RECORD as TOKENIZER_RECORD
+from research.files import read_json, write_json
+from research.interop.bitsandbytes.read import codes_by_path, open_quantized
+from research.interop.huggingface.families import bert, gpt2, llama, marian, t5
+from research.interop.huggingface.families.family import Family
+from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.foreign import Names, read_parameters, write_tensors
+from research.interop.storage.modules import modules
+from research.interop.storage.safetensors import (
+    SHARD_BYTES,
+    open_safetensors,
+    write_safetensors,
+)
+from research.models.config import ModelConfig
+
+FAMILIES = (llama.FAMILY, gpt2.FAMILY, bert.FAMILY, t5.FAMILY, marian.FAMILY)
+
+# What makes a folder complete beside the weights and the config, as transformers and
+# sentence-transformers name it.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "source.spm",
+    "target.spm",
+    "chat_template.jinja",
+    "generation_config.json",
+    TOKENIZER_RECORD,
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+)
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    TOKENIZER_RECORD,
+)  # any of them makes a tokenizer
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+# Fields that say how a model is trained and not what it computes; config.json need not keep them.
+_TRAINING = dict(dropout=0.0, init="plain", init_std=0.02, router_loss=0.0)
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder of `save_pretrained`. ValueError for an architecture or a setting
+    that is not supported."""
+    values = read_json(folder / "config.json")
+    if not isinstance(values, dict):
+        raise ValueError(f"{folder / 'config.json'} is no JSON object; restore it from the source")
+    family = _family(folder, values)
+    _refuse_pickles(folder)
+    tensors = open_safetensors(folder)
+    try:
+        names = Names(family.prefix, family.renames, family.unused, family.copies)
+        actual = names.canonical(tensors.names)
+        config = family.read_config(values, actual.keys())
+        codes = {}
+        if values.get("quantization_config"):
+            known = modules(config, family)
+            turned = {actual.get(f"{name}.weight") for name, module in known.items() if module.conv}
+            tensors = open_quantized(values["quantization_config"], tensors, turned.__contains__)
+            codes = codes_by_path(config, known, tensors, actual)
+        parameters, unused, original = read_parameters(config, family.rules(config), tensors, names)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    special = {name: values[name] for name in SPECIAL if values.get(name) is not None}
+    return Checkpoint(
+        folder,
+        "hf",
+        config,
+        parameters,
+        {**special, **_generation(folder)},
+        companions(folder),
+        unused,
+        original,
+        bool(codes),
+        tokenizer_folder(folder),
+        codes=codes,
+    )
+
+
+def write_folder(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes config.json, the weights and the companions of a checkpoint into an existing
+    folder."""
+    family, values = describe(checkpoint.config)
+    tensors = write_tensors(
+        checkpoint.config, family.rules(checkpoint.config), checkpoint.parameters
+    )
+    dtypes = [tensor.dtype for tensor, _ in tensors.values()]
+    values |= {**checkpoint.special, "torch_dtype": max(set(dtypes), key=dtypes.count)}
+    write_json(folder / "config.json", values)
+    streams = {
+        name: (tensor, lambda make=make: [make()]) for name, (tensor, make) in tensors.items()
+    }
+    write_safetensors(folder, streams, metadata={"format": "pt"}, shard_bytes=shard_bytes)
+
+
+def describe(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
+    """The family of a model and its config.json. ValueError for a model that no architecture there
+    is the same as."""
+    family = family_of(c)
+    values = family.write_config(c)
+    heads = {"pooler.dense.weight"} if c.pooler else set()
+    heads |= {"cls.predictions.transform.dense.weight"} if c.mlm_head else set()
+    heads |= {"classifier.weight"} if c.labels else set()
+    heads |= set() if c.tied else {"lm_head.weight"}
+    again = family.read_config(values, heads)
+    differing = [
+        f"{name}={ours!r}"
+        for name, ours in vars(replace(c, **_TRAINING)).items()
+        if vars(replace(again, **_TRAINING))[name] != ours
+        and not (name == "experts_per_token" and not c.experts)
+    ]
+    if differing:
+        raise ValueError(
+            f"{values['architectures'][0]}, the nearest Hugging Face architecture, has no {', '.join(differing)}"
+        )
+    return family, values
+
+
+def family_of(c: ModelConfig) -> Family:
+    """The family whose names a model has. ValueError where there is none."""
+    family = next((family for family in FAMILIES if family.serves(c)), None)
+    if family is None:
+        raise ValueError(
+            f"no Hugging Face architecture has {c.position} positions in a {c.kind} with {c.norm} norms"
+        )
+    return family
+
+
+def companions(folder: Path) -> dict[str, Path]:
+    """The files there are of those that make a folder complete."""
+    return {name: folder / name for name in COMPANIONS if (folder / name).is_file()}
+
+
+def tokenizer_folder(folder: Path) -> Path | None:
+    """`folder` where it holds a tokenizer that can be opened."""
+    return folder if any((folder / name).is_file() for name in TOKENIZERS) else None
+
+
+def _refuse_pickles(folder: Path) -> None:
+    pickled = [
+        name
+        for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")
+        if (folder / name).is_file()
+    ]
+    if pickled and not any(folder.glob("model*.safetensors")):
+        raise ValueError(
+            f"{folder} has {pickled[0]} and no safetensors; pickled weights are never read, for opening them runs their code: "
+            "load them with transformers and save_pretrained(..., safe_serialization=True) elsewhere"
+        )
+
+
+def _family(folder: Path, values: Mapping[str, Any]) -> Family:
+    kind = values.get("model_type")
+    known = {name: family for family in FAMILIES for name in family.model_types}
+    if kind not in known:
+        raise ValueError(
+            f"{folder / 'config.json'} has model_type={kind!r}; there are {', '.join(known)}"
+        )
+    return known[kind]
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    """Special ids that generation_config.json has; an instruction-tuned model may end at several
+    tokens."""
+    file = folder / "generation_config.json"
+    values = read_json(file) if file.is_file() else {}
+    return {
+        name: values[name]
+        for name in SPECIAL
+        if isinstance(values, dict) and values.get(name) is not None
+    }

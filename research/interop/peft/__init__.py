@@ -1,0 +1,1 @@
+"""Adapters as peft stores them, in and out."""

@@ -1,0 +1,58 @@
+"""What lies in an adapter's file, sorted by the modules of a model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from research.interop.huggingface.families.family import Family
+from research.interop.peft.config import PeftConfig
+from research.interop.peft.experts import Parts, experts_apart
+from research.interop.storage.modules import canonical
+from research.interop.storage.safetensors import SafeTensors
+from research.models.config import ModelConfig
+
+_PARTS = (
+    ".lora_A.weight",
+    ".lora_B.weight",
+    ".lora_embedding_A",
+    ".lora_embedding_B",
+    ".lora_magnitude_vector",
+    ".lora_magnitude_vector.weight",
+    ".ia3_l",
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies in an adapter's file: parts by module, whole weights with the name of the tensor
+    that has them, and for modules that are parts of others there the names that patterns go by."""
+
+    config: PeftConfig
+    tensors: SafeTensors
+    parts: Parts
+    whole: dict[str, str]
+    names: dict[str, str]
+
+    def rank(self, module: str) -> int:
+        """The rank that the config gives a module."""
+        return self.config.rank_of(self.names.get(module, module))
+
+    def scale(self, module: str) -> np.float32:
+        """What its update is multiplied with."""
+        return np.float32(self.config.scale_of(self.names.get(module, module)))
+
+
+def sort_tensors(config: PeftConfig, tensors: SafeTensors, c: ModelConfig, family: Family) -> Found:
+    """The tensors of an adapter for a model of this config, by the names of the family's rules."""
+    whole, parts = {}, {}
+    for name, actual in canonical(tensors.names, c, family).items():
+        part = next((part for part in _PARTS if name.endswith(part)), None)
+        if part is None:
+            whole[name.replace(".base_layer.", ".")] = actual
+        else:
+            key = part.removeprefix(".").removesuffix(".weight")
+            parts.setdefault(name.removesuffix(part), {})[key] = tensors.read(actual).astype(
+                np.float32
+            )
+    parts, names = experts_apart(parts, c)
+    return Found(config, tensors, parts, whole, names)

@@ -1,0 +1,1 @@
+"""What all formats share: named tensors, their layouts, and a checkpoint opened for reading."""

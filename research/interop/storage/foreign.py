@@ -1,0 +1,221 @@
+"""From the tensors of another format to our parameters and back, by a family's rules."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import ml_dtypes
+import numpy as np
+
+from research.interop.storage.checkpoint import (
+    Parameter,
+    Read,
+    specs_by_path,
+    stacked_axes,
+)
+from research.interop.storage.layout import (
+    Piece,
+    Rule,
+    inverse,
+    letter_sizes,
+    pieces,
+    rearrange,
+    source_shape,
+)
+from research.interop.storage.tensors import Tensor, Tensors
+from research.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a format calls its tensors beside what its rules say: see
+    `research.interop.huggingface.families.family.Family`."""
+
+    prefix: str = ""
+    renames: Sequence[tuple[str, str]] = ()
+    unused: Sequence[tuple[str, str]] = ()
+    copies: Sequence[tuple[str, str]] = ()
+
+    def canonical(self, names: Iterable[str]) -> dict[str, str]:
+        """Names as the rules have them, with the names in the file."""
+        found = {}
+        for name in names:
+            plain = name
+            for pattern, replacement in self.renames:
+                plain = re.sub(pattern, replacement, plain)
+            found[plain] = name
+        if self.prefix and not any(name.startswith(self.prefix) for name in found):
+            found = {self.prefix + name: actual for name, actual in found.items()}
+        return found
+
+
+Original = Callable[[Mapping[str, Parameter]], Iterator[tuple[str, Read, Read]]]
+
+
+def read_parameters(
+    c: ModelConfig, rules: Sequence[Rule], tensors: Tensors, names: Names
+) -> tuple[dict[str, Parameter], dict[str, str], Original]:
+    """Parameters by path; why each tensor that is none of them is not needed; and the way back, see
+    `Checkpoint.original`.
+
+    ValueError for a tensor that is missing, of another shape, or of no use that anybody knows.
+    """
+    specs, sizes = specs_by_path(c), letter_sizes(c)
+    actual = names.canonical(tensors.names)
+    held: dict[str, dict[tuple[int, ...], tuple[Piece, int]]] = {path: {} for path in specs}
+    used = set()
+    for piece in pieces(
+        rules, {path: spec.shape[: stacked_axes(spec)] for path, spec in specs.items()}
+    ):
+        if piece.name not in actual:
+            raise ValueError(
+                f"the checkpoint has no tensor {piece.name!r}; it has {_some(tensors.names)}"
+            )
+        tensor, wanted = tensors.names[actual[piece.name]], source_shape(piece.pattern, sizes)
+        if tensor.shape != wanted:
+            raise ValueError(
+                f"{piece.name} has the shape {list(tensor.shape)}, the config wants {list(wanted)}"
+            )
+        used.add(piece.name)
+        for part, path in enumerate(piece.paths):
+            held[path][piece.index] = (piece, part)
+    read = _reader(tensors, actual, sizes)
+    parameters = {}
+    for path, spec in specs.items():
+        stack = stacked_axes(spec)
+        dtype = _common(
+            {tensors.names[actual[piece.name]].dtype for piece, _ in held[path].values()}
+        )
+        parameters[path] = Parameter(spec.shape, dtype, stack, _slices(held[path], read, dtype))
+
+    def original(others: Mapping[str, Parameter]) -> Iterator[tuple[str, Read, Read]]:
+        for name, (_, make) in write_tensors(c, rules, others).items():
+            yield actual[name], partial(tensors.read, actual[name]), make
+
+    return (
+        parameters,
+        _account(tensors, {n: a for n, a in actual.items() if n not in used}, names, parameters),
+        original,
+    )
+
+
+def write_tensors(
+    c: ModelConfig, rules: Sequence[Rule], parameters: Mapping[str, Parameter]
+) -> dict[str, tuple[Tensor, Callable[[], np.ndarray]]]:
+    """The tensors that the rules ask for, each with a function that makes it; layer by layer,
+    unlayered ones first."""
+    specs, sizes = specs_by_path(c), letter_sizes(c)
+    found = pieces(rules, {path: spec.shape[: stacked_axes(spec)] for path, spec in specs.items()})
+    written = {}
+    for piece in sorted(found, key=lambda piece: piece.index[:1]):
+        dtype = parameters[piece.paths[0]].dtype
+        tensor = Tensor(source_shape(piece.pattern, sizes), dtype)
+        written[piece.name] = (tensor, _maker(piece, parameters, sizes))
+    return written
+
+
+def _reader(
+    tensors: Tensors, actual: Mapping[str, str], sizes: Mapping[str, int]
+) -> Callable[[Piece], np.ndarray]:
+    """Reads a piece in our layout. The last one stays: one tensor may hold several slices, asked
+    for one after the other."""
+    last: dict[Piece, np.ndarray] = {}
+
+    def read(piece: Piece) -> np.ndarray:
+        if piece not in last:
+            last.clear()
+            last[piece] = rearrange(tensors.read(actual[piece.name]), piece.pattern, sizes)
+        return last[piece]
+
+    return read
+
+
+def _slices(
+    held: Mapping[tuple[int, ...], tuple[Piece, int]],
+    read: Callable[[Piece], np.ndarray],
+    dtype: str,
+) -> Callable[[tuple[int, ...]], np.ndarray]:
+    """A parameter's `read`. One piece is every expert's where the rule names no expert: the rest of
+    the index is into it."""
+
+    def read_slice(index: tuple[int, ...]) -> np.ndarray:
+        known = next(n for n in range(len(index), -1, -1) if index[:n] in held)
+        piece, part = held[index[:known]]
+        values = read(piece)
+        values = values[part] if len(piece.paths) > 1 else values
+        return values[index[known:]].astype(as_dtype(dtype), copy=False)
+
+    return read_slice
+
+
+def _maker(
+    piece: Piece, parameters: Mapping[str, Parameter], sizes: Mapping[str, int]
+) -> Callable[[], np.ndarray]:
+    def make() -> np.ndarray:
+        values = [_slice(parameters[path], piece.index) for path in piece.paths]
+        return rearrange(
+            np.stack(values) if len(values) > 1 else values[0], inverse(piece.pattern), sizes
+        )
+
+    return make
+
+
+def _slice(parameter: Parameter, index: tuple[int, ...]) -> np.ndarray:
+    """The parameter at an index that may leave out its last stacked axes."""
+    rest = parameter.shape[len(index) : parameter.stack]
+    if not rest:
+        return parameter.read(index)
+    parts = [parameter.read((*index, *more)) for more in np.ndindex(*rest)]
+    return np.stack(parts).reshape(*rest, *parts[0].shape)
+
+
+def _account(
+    tensors: Tensors, left: Mapping[str, str], names: Names, parameters: Mapping[str, Parameter]
+) -> dict[str, str]:
+    """Why each tensor left over is not needed; ValueError for one of which nobody knows."""
+    reasons = {}
+    for name, actual in left.items():
+        reason = next(
+            (reason for pattern, reason in names.unused if re.fullmatch(pattern, name)), None
+        )
+        original = next(
+            (path for copy, path in names.copies if copy == name and path in parameters), None
+        )
+        if reason is None and original is not None:
+            if _digest(tensors.read(actual)) != _digest(parameters[original].read(())):
+                raise ValueError(
+                    f"{actual} is meant to repeat {original} and differs from it; untie them in config.json"
+                )
+            reason = f"repeats {original}"
+        if reason is None:
+            raise ValueError(
+                f"the checkpoint has the tensor {actual!r}, which the model has no place for"
+            )
+        reasons[actual] = reason
+    return reasons
+
+
+def _digest(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).view(np.uint8)).hexdigest()
+
+
+def as_dtype(name: str) -> np.dtype:
+    """The numpy type of a name, those of ml_dtypes among them."""
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def _common(dtypes: set[str]) -> str:
+    """The one type of a parameter's tensors; float32 where they have several."""
+    for name in dtypes:
+        if name not in ("float32", "float64", "bfloat16", "float16"):
+            raise ValueError(f"the checkpoint has weights of type {name}; wanted floats")
+    return next(iter(dtypes)) if len(dtypes) == 1 else "float32"
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(map(repr, listed[:3])) + (
+        f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+    )

@@ -1,0 +1,224 @@
+"""safetensors files: opened together as one set of tensors, and written as a stream that never
+holds two tensors."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from research.files import read_json
+from research.interop.storage.tensors import Tensor
+
+INDEX = "{stem}.safetensors.index.json"
+SHARD_BYTES = 5 * 1000**3  # of one file, as transformers cuts them
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_CODES = {name: code for code, name in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class SafeTensors:
+    """The tensors of one or more files."""
+
+    names: Mapping[str, Tensor]
+    _places: Mapping[str, tuple[Path, int]] = field(repr=False)
+
+    def read(self, name: str) -> np.ndarray:
+        """The whole tensor."""
+        return self.read_row(name, ())
+
+    def read_row(self, name: str, index: tuple[int, ...]) -> np.ndarray:
+        """`tensor[index]`, an index over its first axes, without reading the rest."""
+        tensor, (path, offset) = self.names[name], self._places[name]
+        shape, dtype = tensor.shape[len(index) :], _dtype(tensor.dtype)
+        row = int(np.ravel_multi_index(index, tensor.shape[: len(index)])) if index else 0
+        count = math.prod(shape)
+        # Not mapped: mapped pages would count as this process's memory, all of a checkpoint in the
+        # end.
+        return np.fromfile(
+            path, dtype, count, offset=offset + row * count * dtype.itemsize
+        ).reshape(shape)
+
+
+def open_safetensors(folder: Path, stem: str = "model") -> SafeTensors:
+    """All tensors of `stem`.safetensors in a folder, or of the files that its index names.
+
+    ValueError, one line, for a missing file or tensor, a damaged header, and an index that leads
+    out of the folder.
+    """
+    index = folder / INDEX.format(stem=stem)
+    where = _read_index(index) if index.is_file() else None
+    paths = (
+        [folder / name for name in sorted(set(where.values()))]
+        if where
+        else [folder / f"{stem}.safetensors"]
+    )
+    names: dict[str, Tensor] = {}
+    places = {}
+    for path in paths:
+        for name, (tensor, offset) in _read_header(path).items():
+            if name in names:
+                raise ValueError(
+                    f"{path} has {name!r}, which another file of {folder} has too; keep one of them"
+                )
+            if where is not None and where.get(name) != path.name:
+                raise ValueError(
+                    f"{path} has {name!r}, which is not where {index.name} says; restore the index"
+                )
+            names[name], places[name] = tensor, (path, offset)
+    missing = sorted(set(where or ()) - set(names))
+    if missing:
+        raise ValueError(
+            f"{index} names {missing[0]!r} and {len(missing) - 1} more tensors that its files lack"
+        )
+    return SafeTensors(names, places)
+
+
+def _read_header(path: Path) -> dict[str, tuple[Tensor, int]]:
+    """The tensors of a file and where in it they begin."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; give the whole checkpoint folder")
+    try:
+        # The library checks the header: its length, the offsets, that nothing overlaps. Where
+        # tensors lie it does not tell, and its slices read the whole tensor.
+        with safe_open(path, framework="numpy", backend="pread"), open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no whole safetensors file ({error}); fetch it again") from None
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(
+                f"{path}: {name!r} is of type {entry['dtype']}; wanted one of {', '.join(_DTYPES)}"
+            )
+        tensor, (start, stop) = (
+            Tensor(tuple(entry["shape"]), _DTYPES[entry["dtype"]]),
+            entry["data_offsets"],
+        )
+        if stop - start != nbytes(tensor):
+            raise ValueError(
+                f"{path}: {name!r} has {stop - start} bytes for {tensor}; fetch it again"
+            )
+        found[name] = (tensor, 8 + length + start)
+    return found
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    content = read_json(file)
+    where = content.get("weight_map") if isinstance(content, dict) else None
+    if (
+        not isinstance(where, dict)
+        or not where
+        or not all(isinstance(name, str) for name in where.values())
+    ):
+        raise ValueError(
+            f"{file} has no weight_map of tensors to files; restore it from the source"
+        )
+    for name in where.values():
+        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+            raise ValueError(
+                f"{file} names the file {name!r}; a shard must lie in the folder itself"
+            )
+    return where
+
+
+Parts = Callable[[], Iterable[np.ndarray]]
+
+
+def write_safetensors(
+    folder: Path,
+    tensors: Mapping[str, tuple[Tensor, Parts]],
+    stem: str = "model",
+    metadata: Mapping[str, str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> list[str]:
+    """Writes the tensors in order as `stem`.safetensors, or as several files and their index where
+    one would be over `shard_bytes`; the files' names.
+
+    Each tensor comes as parts that are its bytes in order, so that no more than a part is in
+    memory. ValueError where parts do not make up the tensor.
+    """
+    shards: list[dict[str, tuple[Tensor, Parts]]] = [{}]
+    filled = 0
+    for name, (tensor, parts) in tensors.items():
+        if shards[-1] and filled + nbytes(tensor) > shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = (tensor, parts)
+        filled += nbytes(tensor)
+    count = len(shards)
+    files = (
+        [f"{stem}.safetensors"]
+        if count == 1
+        else [f"{stem}-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
+    )
+    for file, shard in zip(files, shards):
+        _write_file(folder / file, shard, metadata or {})
+    if count > 1:
+        total = sum(nbytes(tensor) for tensor, _ in tensors.values())
+        where = {name: file for file, shard in zip(files, shards) for name in shard}
+        index = folder / INDEX.format(stem=stem)
+        index.write_text(
+            json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2) + "\n"
+        )
+        files.append(index.name)
+    return files
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Bytes of a tensor as it is stored."""
+    return math.prod(tensor.shape) * _dtype(tensor.dtype).itemsize
+
+
+def _write_file(
+    path: Path, shard: Mapping[str, tuple[Tensor, Parts]], metadata: Mapping[str, str]
+) -> None:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    # Wide types first, so that every tensor begins at a multiple of its element's size.
+    order = sorted(shard, key=lambda name: -_dtype(shard[name][0].dtype).itemsize)
+    end = 0
+    for name in order:
+        tensor = shard[name][0]
+        start, end = end, end + nbytes(tensor)
+        header[name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            tensor, parts = shard[name]
+            written = 0
+            for part in parts():
+                part = np.ascontiguousarray(part, _dtype(tensor.dtype))
+                file.write(part.reshape(-1).view(np.uint8))
+                written += part.nbytes
+            if written != nbytes(tensor):
+                raise ValueError(
+                    f"{name} came as {written} bytes, wanted {nbytes(tensor)} for {tensor}"
+                )
+
+
+def _dtype(name: str) -> np.dtype:
+    return np.dtype(getattr(ml_dtypes, name, name))

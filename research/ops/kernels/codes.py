@@ -1,0 +1,65 @@
+"""Codes as quantized kernels hold them: how they are decoded, and what a kernel reads and
+multiplies.
+
+Codes are [N, R, O]: N groups of R bytes for each of O outputs. Of 8 bits R is the group's size G,
+of packed 4-bit codes R = G / 2, where byte j of a group holds code j in its low and code j + R in
+its high nibble.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def dense(
+    codes_NRO: jax.Array, scale_N1O: jax.Array, book: Sequence[float] | None, dtype: jnp.dtype
+) -> jax.Array:
+    """The weight [I, O] in `dtype`, a kernel's tile of it as well as the whole."""
+    parts = [decode(codes_NRO, part, book) * scale_N1O for part in range(codes_per_byte(codes_NRO))]
+    values = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+    return values.astype(dtype).reshape(-1, codes_NRO.shape[-1])
+
+
+def decode(codes: jax.Array, part: int | jax.Array, book: Sequence[float] | None) -> jax.Array:
+    """The values of codes, float32 of their shape: of packed ones those in nibble `part`, 0 the low
+    and 1 the high."""
+    if codes.dtype != jnp.uint8:
+        return codes.astype(jnp.float32)
+    nibbles = (
+        lax.shift_right_logical(codes.astype(jnp.int32), jnp.full(codes.shape, 4 * part, jnp.int32))
+        & 15
+    )
+    if book is None:
+        return ((nibbles ^ 8) - 8).astype(jnp.float32)
+    # By halves, with selects: neither kernel language can look a register up in a table.
+    values = list(book)
+    for bit in range(4):
+        high = (nibbles & (1 << bit)) != 0
+        values = [jnp.where(high, odd, even) for even, odd in zip(values[::2], values[1::2])]
+    return values[0].astype(jnp.float32)
+
+
+def codes_per_byte(codes: jax.Array) -> int:
+    """2 for packed codes."""
+    return 2 if codes.dtype == jnp.uint8 else 1
+
+
+def cost(tokens: int, tiles: int, x: jax.Array, codes_NRO: jax.Array, scale_N1O: jax.Array):
+    """What a kernel tells of its work: the product for all tokens, filled up as they are, and codes
+    read for each tile."""
+    from jax.experimental import pallas as pl  # Pallas takes a second
+
+    I, O = codes_NRO.shape[0] * codes_NRO.shape[1] * codes_per_byte(codes_NRO), codes_NRO.shape[2]
+    weight = codes_NRO.size * codes_NRO.dtype.itemsize + scale_N1O.size * scale_N1O.dtype.itemsize
+    moved = tokens * (I + O) * x.dtype.itemsize + tiles * weight
+    return pl.CostEstimate(flops=2 * tokens * I * O, bytes_accessed=moved, transcendentals=0)
+
+
+def divisor(size: int, limit: int, multiple: int = 1) -> int:
+    """The largest divisor of `size` up to `limit` that is a multiple of `multiple`; 0 if there is
+    none."""
+    return next(
+        (d for d in range(min(size, limit), 0, -1) if size % d == 0 and d % multiple == 0), 0
+    )

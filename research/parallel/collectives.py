@@ -1,0 +1,86 @@
+"""Gathers and scattered sums of stored weights, inside `shard_map`.
+
+A TPU slice is a torus. Its compiler has all-gathers and reduce-scatters along a line or over a
+plane; asked for one over a whole slice it makes an all-reduce of full size instead (libtpu 0.0.42:
+every gather of v5p:4x4x4 over 64 chips, every scatter of v5e:16x16 over 256), which moves twice the
+bytes and holds as much. So there they run in two stages, first within planes or lines, then across
+them, which moves what one stage would.
+"""
+
+from collections.abc import Collection, Sequence
+
+import jax
+from jax import lax
+
+# Chips in a plane; other generations are three-dimensional.
+PLANAR = ("TPU v2", "TPU v3", "TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
+
+
+def stages(size: int, device_kind: str) -> tuple[int, ...]:
+    """How a group of so many devices is cut, outer stage first: their product is the size.
+
+    The outer stage, which moves the most, is a plane of a torus of three dimensions or a line of a
+    plane, where the slice is as even as slices are and the group is all of it.
+
+    >>> stages(64, "TPU v5"), stages(512, "TPU v5p"), stages(256, "TPU v6 lite"), stages(64, "NVIDIA H100")
+    ((16, 4), (64, 8), (16, 16), (64,))
+    """
+    dimensions = 2 if device_kind in PLANAR else 3
+    if not device_kind.startswith("TPU") or size < 2 ** (dimensions + 2):
+        return (size,)
+    line = max(n for n in range(1, size + 1) if size % n == 0 and n**dimensions <= size)
+    return (size // line, line) if line > 1 else (size,)
+
+
+def all_gather(x: jax.Array, name: str, axis: int) -> jax.Array:
+    """The parts of `x` along `axis` that the devices of a mesh axis hold, one behind the other."""
+    size, within = lax.axis_size(name), 1
+    for parts in reversed(_stages(size)):
+        x = lax.all_gather(
+            x, name, axis=axis, tiled=True, axis_index_groups=_groups(size, parts, within)
+        )
+        within *= parts
+    return x
+
+
+def sum_scatter(x: jax.Array, name: str, axis: int) -> jax.Array:
+    """The device's part along `axis` of the sum of `x` over a mesh axis."""
+    size = within = lax.axis_size(name)
+    for parts in _stages(size):
+        within //= parts
+        groups = _groups(size, parts, within)
+        x = lax.psum_scatter(x, name, scatter_dimension=axis, tiled=True, axis_index_groups=groups)
+    return x
+
+
+def sum_to_place(
+    x: jax.Array, stored: Sequence[Sequence[str]], summed: Collection[str]
+) -> jax.Array:
+    """The sum of `x` over the mesh axes `summed`, of which the device keeps its part along each
+    dimension's axes `stored`.
+
+    An axis that is stored and not summed holds equal values on all its devices: each takes its
+    part.
+    """
+    for axis, names in enumerate(stored):
+        for name in names:
+            if name in summed:
+                x = sum_scatter(x, name, axis)
+            else:
+                size = x.shape[axis] // lax.axis_size(name)
+                x = lax.dynamic_slice_in_dim(x, lax.axis_index(name) * size, size, axis)
+    rest = tuple(name for name in sorted(summed) if not any(name in names for names in stored))
+    return lax.psum(x, rest) if rest else x
+
+
+def _stages(size: int) -> tuple[int, ...]:
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return stages(size, "" if device is None else device.device_kind)
+
+
+def _groups(size: int, parts: int, within: int) -> list[list[int]] | None:
+    """Indices along a mesh axis in groups of `parts`, `within` apart; None for all in one."""
+    if parts == size:
+        return None
+    starts = (block + i for block in range(0, size, parts * within) for i in range(within))
+    return [[start + i * within for i in range(parts)] for start in starts]

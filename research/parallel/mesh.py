@@ -1,0 +1,93 @@
+"""The device mesh of a run, from a string such as "fsdp:4,tensor:2"."""
+
+import math
+
+import jax
+import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from research.parallel.axes import MESH_AXES, partition
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Sizes by axis name; at most one may be -1, "the remaining devices". An empty string is all
+    ones.
+
+    >>> parse_mesh("fsdp:-1,tensor:2")
+    {'fsdp': -1, 'tensor': 2}
+    """
+    sizes: dict[str, int] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, number = part.partition(":")
+        if name not in MESH_AXES:
+            raise ValueError(
+                f"mesh={text!r} names the axis {name!r}; choose from {', '.join(MESH_AXES)}"
+            )
+        if name in sizes:
+            raise ValueError(f"mesh={text!r} names the axis {name!r} twice")
+        try:
+            sizes[name] = int(number)
+        except ValueError:
+            raise ValueError(f"mesh={text!r}: {part!r} is not AXIS:SIZE, such as fsdp:4") from None
+        if sizes[name] < 1 and sizes[name] != -1:
+            raise ValueError(
+                f"mesh={text!r}: a size must be positive, or -1 for the remaining devices"
+            )
+    if list(sizes.values()).count(-1) > 1:
+        raise ValueError(f"mesh={text!r}: only one axis can be -1, the remaining devices")
+    return sizes
+
+
+def mesh_shape(text: str, devices: int) -> tuple[int, ...]:
+    """Sizes in the order of MESH_AXES for so many devices; ValueError where they do not fit."""
+    sizes = parse_mesh(text)
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if devices % fixed or (-1 not in sizes.values() and fixed != devices):
+        raise ValueError(
+            f"mesh={text!r} takes {fixed} devices and there are {devices}; "
+            "set config.mesh to sizes whose product is that number, or one of them to -1"
+        )
+    return tuple(
+        devices // fixed if sizes.get(name) == -1 else sizes.get(name, 1) for name in MESH_AXES
+    )
+
+
+def make_mesh(text: str, devices: list | None = None) -> Mesh:
+    """A mesh that names all of MESH_AXES, with explicit axes. "" is a single device, the first."""
+    if devices is None:
+        devices = jax.devices() if parse_mesh(text) else jax.devices()[:1]
+    shape = mesh_shape(text, len(devices))
+    explicit = (AxisType.Explicit,) * len(MESH_AXES)
+    return Mesh(_arranged(shape, devices), MESH_AXES, axis_types=explicit)
+
+
+def _arranged(shape: tuple[int, ...], devices: list) -> np.ndarray:
+    """Devices as an array of this shape: on TPU along the axes of the torus, slices outermost along
+    "data" where it splits them; elsewhere in their order, which is that of nodes."""
+    slices: dict[int, list] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    if devices[0].platform != "tpu" or shape[0] % len(slices):
+        return np.array(devices).reshape(shape)
+    inside = (shape[0] // len(slices), *shape[1:])
+    return np.concatenate(
+        [
+            create_device_mesh(inside, part, allow_split_physical_axes=True)
+            for _, part in sorted(slices.items())
+        ]
+    )
+
+
+def place_batch(
+    batch: dict[str, np.ndarray], mesh: Mesh, global_batch: int
+) -> dict[str, jax.Array]:
+    """A host's rows of a batch as global arrays, [B, T, ...] split by the logical axes "batch" and
+    "length"."""
+    placed = {}
+    for name, rows in batch.items():
+        shape = (global_batch, *rows.shape[1:])
+        axes = ("batch", "length")[: rows.ndim] + ("vector",) * (rows.ndim - 2)
+        sharding = NamedSharding(mesh, partition(axes, shape, mesh))
+        placed[name] = jax.make_array_from_process_local_data(sharding, rows, shape)
+    return placed

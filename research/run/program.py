@@ -1,0 +1,186 @@
+"""The compiled side of a run: its mesh, model, state and steps. Training, evaluation and `fit`
+build the same one."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from research import tree
+from research.experiment.config import Experiment
+from research.models import spec
+from research.models.model import Model
+from research.objectives.choose import Objective
+from research.parallel.axes import merge_rules, unsplit
+from research.parallel.mesh import make_mesh
+from research.training import optimizer as optimizers
+from research.training.state import TrainState, abstract_state, device_bytes, new_state
+from research.training.step import eval_step, train_step
+from research.tuning.method import check_groups, split_specs
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything that is jitted. Enter `jax.set_mesh(program.mesh)` to call or lower it."""
+
+    experiment: Experiment
+    objective: Objective
+    mesh: Mesh
+
+    @cached_property
+    def model(self) -> Model:
+        e = self.experiment
+        return Model(e.model, e.precision, e.execution)
+
+    @cached_property
+    def specs(self) -> tuple[tree.Tree, tree.Tree]:
+        """(trainable, frozen), as specs."""
+        e = self.experiment
+        return split_specs(self.model.specs(), e.model, e.tune, e.lora, e.quantize)
+
+    @cached_property
+    def rules(self) -> dict[str, tuple[str, ...]]:
+        """Logical axes to mesh axes."""
+        return merge_rules(self.experiment.axes)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Rows of a step over all devices."""
+        return self.experiment.data.global_batch(self.mesh.size)
+
+    @cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        return self._optimizer_and_schedule[0]
+
+    @cached_property
+    def schedule(self) -> Any:
+        """Learning rate by step."""
+        return self._optimizer_and_schedule[1]
+
+    @cached_property
+    def _optimizer_and_schedule(self):
+        axes = jax.tree.map(lambda s: s.axes, self.specs[0])
+        e = self.experiment
+        ratio = (
+            e.lora.learning_rate_ratio
+        )  # LoRA+: the same schedule, times this for what starts at zero
+        config = (
+            e.optimizer
+            if ratio == 1
+            else replace(
+                e.optimizer,
+                learning_rate_rules=(
+                    (r".*/b", ratio),
+                    *(e.optimizer.learning_rate_rules or ((".*", 1.0),)),
+                ),
+            )
+        )
+        return optimizers.make(config, axes, e.train.steps)
+
+    def make_state(self) -> TrainState:
+        """What is trained before the first step, from the seed, without the frozen parameters. To
+        be traced, so that it is born sharded."""
+        seed, dtype = self.experiment.train.seed, self.experiment.precision.param_dtype
+        params = spec.initialize(jax.random.key(seed), self.specs[0], dtype, self.mesh, self.rules)
+        return new_state(params, {}, self.optimizer, seed)
+
+    @cached_property
+    def trained(self) -> TrainState:
+        """Shapes and shardings of the state without the frozen parameters."""
+        with jax.set_mesh(self.mesh):
+            return abstract_state(self.make_state, self.mesh)
+
+    @cached_property
+    def state(self) -> TrainState:
+        """The state's shapes and shardings."""
+        dtype = self.experiment.precision.compute_dtype
+        return replace(
+            self.trained, frozen=spec.abstract(self.specs[1], dtype, self.mesh, self.rules)
+        )
+
+    @property
+    def keeps_frozen(self) -> bool:
+        """Whether checkpoints hold the frozen parameters too, which the start of the adapters has
+        changed."""
+        return self.experiment.tune.method == "lora" and self.experiment.lora.start != "default"
+
+    def stored(self, state: TrainState) -> TrainState:
+        """What of a state, arrays or shapes, a checkpoint holds."""
+        return state if self.keeps_frozen else replace(state, frozen={})
+
+    def init(self) -> TrainState:
+        """`make_state` on the devices, without the frozen parameters."""
+        return jax.jit(self.make_state, out_shardings=_places(self.trained))()
+
+    def check_bytes(self, state: TrainState) -> None:
+        """ValueError unless a device holds exactly the bytes that the shardings predict."""
+        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+        predicted = device_bytes(self.state)
+        if held != predicted:
+            raise ValueError(
+                f"a device holds {held:,} bytes of state, its shardings predict {predicted:,}"
+            )
+
+    @cached_property
+    def train_step(self) -> Any:
+        """Jitted (state, batch) -> (state, metrics); the state is donated."""
+        step = partial(
+            train_step,
+            model=self.model,
+            objective=self.objective,
+            optimizer=self.optimizer,
+            accumulate=self.experiment.train.accumulate,
+        )
+        return jax.jit(step, donate_argnums=0)
+
+    @cached_property
+    def eval_step(self) -> Any:
+        """Jitted (trainable, frozen, batch) -> (sum, count) pairs."""
+        return jax.jit(partial(eval_step, model=self.model, objective=self.objective))
+
+    def whole_dimensions(self) -> list[str]:
+        """What the mesh could not split, "vocab 50257 over tensor:2", each once."""
+        found = [
+            unsplit(s.axes, s.shape, self.mesh, self.rules)
+            for s in jax.tree.leaves(self.model.specs())
+        ]
+        return sorted({line for lines in found for line in lines})
+
+
+def make_program(
+    experiment: Experiment, objective: Objective, devices: list | None = None
+) -> Program:
+    """The program of an experiment; ValueError where mesh, batch and accumulation do not fit one
+    another."""
+    program = Program(experiment, objective, make_mesh(experiment.mesh, devices))
+    batch, parts, accumulate = (
+        program.batch_size,
+        _batch_parts(program),
+        experiment.train.accumulate,
+    )
+    if batch % (parts * accumulate):
+        raise ValueError(
+            f"a batch of {batch} must be a multiple of {parts} (devices that split it) times {accumulate} "
+            "(train.accumulate); set config.data.batch_size"
+        )
+    check_groups(program.model.specs(), program.specs[1], program.mesh, program.rules)
+    length, context = experiment.data.sequence_length, program.mesh.shape["context"]
+    if length % context:
+        raise ValueError(
+            f"data.sequence_length={length} must be a multiple of context:{context}; set config.data.sequence_length"
+        )
+    return program
+
+
+def _places(abstract: tree.Tree) -> tree.Tree:
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def _batch_parts(program: Program) -> int:
+    parts = 1
+    for axis in program.rules["batch"]:
+        parts *= program.mesh.shape[axis]
+    return parts

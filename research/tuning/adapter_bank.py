@@ -1,0 +1,201 @@
+"""A bank of low-rank adapters on one weight, for batches whose rows have different ones.
+
+bank(params, adapters, index_B)    parameters under which every row of a batch has its own adapter
+select(params, index_B)            the same with other adapters for the rows
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from research import tree
+from research.ops.einsum import contract, einsum, take
+from research.ops.equation import parse
+from research.parallel.placement import gather, spec
+from research.tuning.lora_init import column_norms
+from research.tuning.multi_adapter import low_rank, pad, rank_of
+from research.weights.lora import RANK, LoraAdapter
+from research.weights.over import Over
+from research.weights.rules import is_leaf
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["base", "a", "b", "scale", "gain", "index_B"],
+    meta_fields=["table"],
+)
+@dataclass(frozen=True)
+class Bank(Over):
+    """A weight with n adapters, of which row r of a batch has number `index_B[r]`, or none where
+    that is -1.
+
+    `a`, `b` and `scale` are those of `LoraAdapter` with n in front, behind the layers' axis; `gain`
+    has the outputs, DoRA's factors as they were when the bank was made, None where none has. The
+    base is contracted once for all rows.
+    """
+
+    base: Any
+    a: jax.Array
+    b: jax.Array
+    scale: jax.Array
+    gain: jax.Array | None
+    index_B: jax.Array
+    table: bool = False
+
+    def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
+        """`eqn` of `x`, whose first axis is the batch, and the weight as each row has it."""
+        if x.shape[0] != len(self.index_B):
+            rows = f"a batch of {x.shape[0]} rows and an index of {len(self.index_B)}"
+            raise ValueError(f"{rows}; select an adapter for each")
+        y = einsum(eqn, x, self.base)
+        inner, outer = _products(eqn)
+        low = contract(inner, x, self._of_row(self.a, x.dtype))
+        y += _along(self._scale(), y).astype(x.dtype) * contract(
+            outer, low, self._of_row(self.b, x.dtype)
+        )
+        if self.gain is None:
+            return y
+        gain = self._of_row(self.gain)
+        gain = jnp.where(_along(self.index_B >= 0, gain), gain, 1).astype(y.dtype)
+        return y * jnp.expand_dims(gain, tuple(range(1, 1 + y.ndim - gain.ndim)))
+
+    def take(self, ids: jax.Array) -> jax.Array:
+        """Rows of a table [V, D] at `ids` [B, T], float32 [B, T, D]."""
+        if self.gain is not None:
+            raise ValueError(
+                "a table's rows have no DoRA in a bank; merge that adapter into the weights"
+            )
+        rows = take(self.base, ids, jnp.float32)
+        b_nVR = jnp.moveaxis(gather(self.b.astype(jnp.float32)), 1, -1)
+        at = b_nVR.at[self._clipped()[:, None], ids]
+        low_BTR = at.get(mode="clip", **_placed(*spec(ids), None))
+        update = contract("BTR,BDR->BTD", low_BTR, self._of_row(self.a, jnp.float32))
+        return rows + _along(self._scale(), rows) * update
+
+    def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        """Refused: it is as many weights as adapters."""
+        raise ValueError("a bank is no one weight; attach or combine the adapters to merge them")
+
+    def nbits(self) -> int:
+        """Bits of storage of the weight and all adapters."""
+        return tree.nbits((self.base, self.a, self.b, self.scale, self.gain))
+
+    def _clipped(self) -> jax.Array:
+        return jnp.clip(self.index_B, 0, self.scale.shape[0] - 1)
+
+    def _scale(self) -> jax.Array:
+        """float32 [B], 0 for rows without adapter."""
+        return jnp.where(self.index_B >= 0, self._of_row(self.scale), 0)
+
+    def _of_row(self, parts: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        """[n, ...] as [B, ...]."""
+        parts = gather(parts.astype(dtype))
+        return parts.at[self._clipped()].get(
+            mode="clip", **_placed(*spec(self.index_B), *spec(parts)[1:])
+        )
+
+
+def bank(params: tree.Tree, adapters: Sequence[tree.Tree], index_B: jax.Array) -> tree.Tree:
+    """The parameters under which row r of a batch has `adapters[index_B[r]]`, or none where that is
+    -1.
+
+    ValueError for an adapter whose weight is not there, for what is no low-rank adapter, and an
+    index beyond them.
+    """
+    made, trees = (
+        tree.paths(params, is_leaf),
+        [low_rank(index, one) for index, one in enumerate(adapters)],
+    )
+    _check_index(index_B, len(trees))
+    for path in dict.fromkeys(path for one in trees for path in one):
+        if path not in made:
+            raise ValueError(
+                f"an adapter has {path}, which the parameters have not; it was made for another model"
+            )
+        if any(path in one and one[path].scale.ndim > 1 for one in trees):
+            raise ValueError(
+                f"{path} is an expert's, which sees tokens of all texts; switch or merge its adapters"
+            )
+        made[path] = _bank(made[path], [one.get(path) for one in trees], index_B)
+    return tree.unflatten(made)
+
+
+def select(params: tree.Tree, index_B: jax.Array) -> tree.Tree:
+    """The parameters of a bank with other adapters for the rows of a batch: no recompilation for as
+    many rows."""
+
+    def chosen(leaf: Any) -> Any:
+        if not isinstance(leaf, Bank):
+            return leaf
+        stack = leaf.index_B.shape[:-1]
+        _check_index(index_B, leaf.scale.shape[len(stack)])
+        return replace(leaf, index_B=_index(index_B, stack))
+
+    return jax.tree.map(
+        chosen, params, is_leaf=lambda node: isinstance(node, Bank) or is_leaf(node)
+    )
+
+
+def _bank(base: Any, held: Sequence[LoraAdapter | None], index_B: jax.Array) -> Bank:
+    given = [one for one in held if one is not None]
+    stack, rank = given[0].scale.ndim, max(map(rank_of, given))
+    blank = replace(
+        given[0], a=jnp.zeros_like(given[0].a), b=jnp.zeros_like(given[0].b), magnitude=None
+    )
+    padded = [pad(blank if one is None else one, rank) for one in held]
+    a, b, scale = (
+        jnp.stack([getattr(one, field) for one in padded], axis=stack)
+        for field in ("a", "b", "scale")
+    )
+    gain = None
+    if any(one.magnitude is not None for one in given):
+        outputs = next(one.magnitude for one in given if one.magnitude is not None)
+        plain = jnp.ones_like(outputs)
+        gains = [
+            plain if one.magnitude is None else one.magnitude / column_norms(base, one)
+            for one in padded
+        ]
+        gain = jnp.stack(gains, axis=stack)
+    return Bank(base, a, b, scale, gain, _index(index_B, given[0].scale.shape), given[0].table)
+
+
+def _products(eqn: str) -> tuple[str, str]:
+    """The two products of row-wise adapters for the one of a weight: "BTD,DF->BTF" is
+    "BTD,BDR->BTR", "BTR,BRF->BTF"."""
+    of_x, of_w, of_y = parse(eqn)
+    inner = "".join(letter for letter in of_w if letter not in of_y)
+    outer = "".join(letter for letter in of_w if letter in of_y)
+    row, low = of_x[0], "".join(letter for letter in of_x if letter not in inner) + RANK
+    return f"{of_x},{row}{inner}{RANK}->{low}", f"{low},{row}{RANK}{outer}->{of_y}"
+
+
+def _index(index_B: jax.Array, stack: tuple[int, ...]) -> jax.Array:
+    """A copy for every layer."""
+    index_B = jnp.asarray(index_B, jnp.int32)
+    where = _placed(*[None] * len(stack), *spec(index_B))
+    return jnp.broadcast_to(
+        index_B.reshape(*(1,) * len(stack), -1), (*stack, len(index_B)), **where
+    )
+
+
+def _check_index(index_B: Any, count: int) -> None:
+    if not isinstance(index_B, jax.core.Tracer) and not ((index_B >= -1) & (index_B < count)).all():
+        raise ValueError(
+            f"an index of {index_B} is none of {count} adapters; give 0 to {count - 1}, or -1 for none"
+        )
+
+
+def _along(rows: jax.Array, like: jax.Array) -> jax.Array:
+    """[B] with as many axes as another array."""
+    return jnp.expand_dims(rows, tuple(range(1, like.ndim)))
+
+
+def _placed(*entries: Any) -> dict[str, PartitionSpec]:
+    return (
+        {} if jax.sharding.get_abstract_mesh().empty else {"out_sharding": PartitionSpec(*entries)}
+    )

@@ -1,0 +1,221 @@
+"""How a low-rank adapter starts from its weight, W = base + s a b, instead of from noise and zero.
+
+    pissa   a b are the R largest singular triples of W (arXiv:2404.02948, equations 2 to 4)
+    olora   b holds R rows of an orthonormal basis of the outputs, a their factors in the QR product (arXiv:2406.01775)
+    loftq   a b are the R largest singular triples of what quantization loses, which is then quantized anew, and so on
+            (arXiv:2310.08659, algorithm 1)
+
+Signs of singular vectors are free; products are not.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from research import tree
+from research.parallel.placement import spec
+from research.tuning.lora_specs import STARTS
+from research.weights.lora import Lora, LoraAdapter
+from research.weights.matrices import parts
+from research.weights.quantized import Quantized, quantize_array
+from research.weights.rules import Rules, is_leaf, quantize
+
+LOFTQ_STEPS = 5  # arXiv:2310.08659, section 4.1
+
+Factors = tuple[jax.Array, jax.Array]
+
+
+def start(
+    method: str,
+    adapters: tree.Tree,
+    params: tree.Tree,
+    specs: tree.Tree,
+    rules: Rules | None = None,
+    group: int | None = None,
+) -> tuple[tree.Tree, tree.Tree]:
+    """The adapters as `method` starts them, and the parameters without what it took from them,
+    quantized by `rules`.
+
+    `params` are the loaded ones, plain, `adapters` fresh; rules and group are those of
+    `rules.quantize`, which is part of this because LoftQ looks at what quantization loses and
+    because a fresh DoRA, whatever the method, has the norms of the weights that it lies on. With
+    "default" these magnitudes are all that changes. To be called outside jit, once.
+
+    ValueError for an unknown method, weights that are quantized already, and LoftQ of a weight that
+    no rule quantizes.
+    """
+    if method not in STARTS:
+        raise ValueError(f"lora.start={method!r}; choose one of {', '.join(STARTS)}")
+    own, weights, by_path = (
+        tree.paths(adapters, is_leaf),
+        tree.paths(params, is_leaf),
+        tree.paths(specs),
+    )
+    formats = tree.paths(
+        tree.choose(rules or [(".*", None)], specs), is_leaf=lambda node: node is None
+    )
+    lora = {path: adapter for path, adapter in own.items() if isinstance(adapter, LoraAdapter)}
+    for path in lora:
+        if path not in weights or path not in by_path:
+            raise ValueError(
+                f"the adapter has {path}, which the parameters have not; it was made for another model"
+            )
+    for path, adapter in lora.items() if method != "default" else ():
+        if method == "loftq" and formats[path] is None:
+            raise ValueError(
+                f"loftq wants {path} quantized; set config.quantize.format, or another config.lora.start"
+            )
+        own[path], weights[path] = _started(
+            method, path, adapter, weights[path], by_path[path], formats[path], group
+        )
+    for path in weights if rules is not None else ():
+        if formats.get(path) is not None:
+            weights[path] = _quantized(path, weights[path], specs, rules, group)
+    for path in lora:
+        if own[path].magnitude is not None:
+            norms = column_norms(weights[path], own[path])
+            own[path] = replace(own[path], magnitude=_like(norms, own[path].magnitude))
+    return tree.unflatten(own), tree.unflatten(weights)
+
+
+def pissa(w_IO: jax.Array, rank: int, scale: jax.Array) -> Factors:
+    """a [I, R] and b [R, O] so that scale a b is the best approximation of the matrix that has this
+    rank."""
+    left_IR, values, right_RO = jnp.linalg.svd(w_IO, full_matrices=False)
+    root = jnp.sqrt(values[:rank] / scale)
+    return left_IR[:, :rank] * root[None, :], right_RO[:rank] * root[:, None]
+
+
+def olora(w_IO: jax.Array, rank: int, scale: jax.Array) -> Factors:
+    """a [I, R] and b [R, O], whose rows are orthonormal, so that a b is the matrix seen in R of its
+    output directions.
+
+    The scale does not enter, as in peft: what the base loses is scale a b.
+    """
+    basis_OR, rest_RI = jnp.linalg.qr(w_IO.T)
+    return rest_RI[:rank].T, basis_OR[:, :rank].T
+
+
+def loftq(
+    w_IO: jax.Array,
+    rank: int,
+    scale: jax.Array,
+    rounded: Callable[[jax.Array], jax.Array],
+    steps: int = LOFTQ_STEPS,
+) -> tuple[Factors, jax.Array]:
+    """a [I, R], b [R, O] and the base [I, O] to quantize; `rounded(base)` is the quantized base as
+    an array.
+
+    No step undoes what another gained by more than rounding to codes: the singular triples are the
+    best of their rank, the codes only the nearest.
+    """
+
+    def step(_, before: tuple[jax.Array, Factors]) -> tuple[jax.Array, Factors]:
+        base_IO = w_IO - scale * (before[1][0] @ before[1][1])
+        return base_IO, pissa(w_IO - rounded(base_IO), rank, scale)
+
+    nothing = jnp.zeros((w_IO.shape[0], rank)), jnp.zeros((rank, w_IO.shape[1]))
+    base_IO, factors = jax.lax.fori_loop(0, steps, step, (w_IO, nothing))
+    return factors, base_IO
+
+
+def _started(
+    method: str,
+    path: str,
+    adapter: LoraAdapter,
+    w: Any,
+    spec: Any,
+    format: str | None,
+    group: int | None,
+) -> tuple[LoraAdapter, jax.Array]:
+    """An adapter and its base; each matrix of a stack for itself and one after the other, as
+    float32 takes memory."""
+    if not isinstance(w, jax.Array):
+        raise ValueError(
+            f"{path} is a {type(w).__name__} already; start {method} from the plain parameters"
+        )
+    if not bool(jnp.all(adapter.scale > 0)):
+        raise ValueError(
+            f"{method} divides by the scale of {path}, which must be positive; set config.lora.alpha"
+        )
+    stack, inner, outer = ([size for size, _ in axes] for axes in parts(path, spec))
+    rank, table = adapter.b.shape[len(stack)], spec.inputs < 0
+
+    def matrix(w: jax.Array) -> jax.Array:
+        w = w.astype(jnp.float32)
+        return w.T if table else w.reshape(math.prod(inner), math.prod(outer))
+
+    def weight(w_IO: jax.Array) -> jax.Array:
+        return (w_IO.T if table else w_IO.reshape(*inner, *outer)).astype(w.dtype)
+
+    def rounded(w_IO: jax.Array) -> jax.Array:
+        return matrix(quantize_array(weight(w_IO), format, inputs=spec.inputs, group=group).dense())
+
+    def one(w_and_scale: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        w_IO, scale = matrix(w_and_scale[0]), w_and_scale[1]
+        if method == "loftq":
+            (a_IR, b_RO), base_IO = loftq(w_IO, rank, scale, rounded)
+        else:
+            a_IR, b_RO = {"pissa": pissa, "olora": olora}[method](w_IO, rank, scale)
+            base_IO = w_IO - scale * (a_IR @ b_RO)
+        return a_IR, b_RO, weight(base_IO)
+
+    rows = _whole(w).reshape(-1, *w.shape[len(stack) :]), _whole(adapter.scale).reshape(-1)
+    a, b, base = jax.jit(lambda rows: jax.lax.map(one, rows))(rows)
+    adapter = replace(adapter, a=_like(a, adapter.a), b=_like(b, adapter.b))
+    return adapter, _like(base, w)
+
+
+def _quantized(path: str, w: Any, specs: tree.Tree, rules: Rules, group: int | None) -> Quantized:
+    """One weight as `rules.quantize` has it, codes and scales where the weight was: groups as the
+    first of the inputs."""
+    alone = tree.unflatten({path: jax.tree.map(_whole, w)})
+    leaf = tree.paths(quantize(alone, specs, rules, group), is_leaf)[path]
+    if jax.sharding.get_abstract_mesh().empty:
+        return leaf
+    at, entries = leaf.codes.ndim - leaf.after - 2, spec(w)
+    entries = (*entries[: at + 1], None, *entries[at + len(leaf.inputs) :])
+
+    def placed(part: jax.Array) -> jax.Array:
+        if part.ndim != len(
+            entries
+        ):  # of scales that are quantized themselves, whole on every device
+            return part
+        fits = (
+            names if size % devices(names) == 0 else None
+            for names, size in zip(entries, part.shape)
+        )
+        return jax.reshard(part, PartitionSpec(*fits))
+
+    def devices(names: str | tuple[str, ...] | None) -> int:
+        names = (names,) if isinstance(names, str) else names or ()
+        return math.prod(w.sharding.mesh.shape[name] for name in names)
+
+    return jax.tree.map(placed, leaf)
+
+
+def column_norms(base: Any, adapter: LoraAdapter) -> jax.Array:
+    """The norm of each column of the adapted weight over its inputs, float32, as a magnitude starts
+    (arXiv:2402.09353, section 4.1). The adapter's own magnitude is not looked at."""
+    plain = Lora(
+        jax.tree.map(_whole, base), jax.tree.map(_whole, replace(adapter, magnitude=None))
+    ).dense()
+    inner = (
+        (plain.ndim - 1,) if adapter.table else tuple(range(adapter.scale.ndim, adapter.a.ndim - 1))
+    )
+    return jnp.sqrt(jnp.sum(plain**2, axis=inner))
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """`x` with all of it on every device of the mesh that is set."""
+    return x if jax.sharding.get_abstract_mesh().empty else jax.reshard(x, PartitionSpec())
+
+
+def _like(x: jax.Array, model: jax.Array) -> jax.Array:
+    """`x` in the shape, the type and the place of another array."""
+    return jax.device_put(x.reshape(model.shape).astype(model.dtype), model.sharding)

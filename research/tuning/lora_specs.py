@@ -1,0 +1,147 @@
+"""Which matrices get a low-rank adapter, of what rank, and how it starts."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research import tree
+from research.weights.lora import LoraAdapter
+from research.weights.matrices import ALL_LINEAR, LINEAR, parts
+
+STARTS = ("default", "pissa", "olora", "loftq")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters.
+
+    rank, alpha          the update is alpha / rank a b; rank 16 and alpha twice that is a common start
+    targets              regex of the names, or of whole paths, of the matrices that get one; "all-linear" is every matrix
+                         of the layers
+    rank_rules           ordered (path regex, rank) for those that differ; rank 0 is no adapter
+    alpha_rules          ordered (path regex, alpha) likewise
+    dropout              share of the adapters' inputs dropped in training
+    rank_stable          alpha / sqrt(rank) instead (rsLoRA, arXiv:2312.03732)
+    decompose            magnitude and direction apart (DoRA, arXiv:2402.09353)
+    start                "default": a uniform, b zero; "pissa" (arXiv:2404.02948), "olora" (arXiv:2406.01775) and "loftq"
+                         (arXiv:2310.08659) take the base apart
+    learning_rate_ratio  of b to a (LoRA+, arXiv:2402.12354)
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: str = ALL_LINEAR
+    rank_rules: tuple[tuple[str, int], ...] = ()
+    alpha_rules: tuple[tuple[str, float], ...] = ()
+    dropout: float = 0.0
+    rank_stable: bool = False
+    decompose: bool = False
+    start: str = "default"
+    learning_rate_ratio: float = 1.0
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"lora.rank={self.rank} must be positive")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout={self.dropout} must lie in [0, 1)")
+        if self.start not in STARTS:
+            raise ValueError(f"lora.start={self.start!r}; choose one of {', '.join(STARTS)}")
+        if self.learning_rate_ratio <= 0:
+            raise ValueError(
+                f"lora.learning_rate_ratio={self.learning_rate_ratio} must be positive"
+            )
+        try:
+            [
+                re.compile(pattern)
+                for pattern in (
+                    self.targets,
+                    *(rule[0] for rule in self.rank_rules + self.alpha_rules),
+                )
+            ]
+        except re.error as error:
+            raise ValueError(f"lora.targets or a rule is no regular expression: {error}") from None
+
+
+def lora_specs(specs: tree.Tree, config: LoraConfig) -> tree.Tree:
+    """Adapters as specs: a tree of `LoraAdapter` at the paths of the matrices that get one, axes
+    derived from theirs.
+
+    As drawn from these, an adapter is the identity until it is trained: `a` is uniform within 1 /
+    sqrt(inputs), `b` zero, as peft starts them. ValueError for targets that match nothing, what is
+    no matrix, and a rank above the matrix's.
+    """
+    by_path = tree.paths(specs)
+    chosen = tree.match(LINEAR if config.targets == ALL_LINEAR else config.targets, by_path)
+    ranks, alphas = (
+        {**dict.fromkeys(chosen, default), **_ruled(rules, chosen)}
+        for rules, default in ((config.rank_rules, config.rank), (config.alpha_rules, config.alpha))
+    )
+    made = {
+        path: _adapter(path, by_path[path], ranks[path], alphas[path], config)
+        for path in chosen
+        if ranks[path]
+    }
+    return tree.unflatten(made)
+
+
+def _ruled(rules: Sequence[tuple[str, Any]], paths: Sequence[str]) -> dict[str, Any]:
+    """For each path that a rule matches the choice of the first that does."""
+    found = {}
+    for pattern, choice in reversed(rules):
+        found |= dict.fromkeys(tree.match(pattern, paths), choice)
+    return found
+
+
+def _adapter(path: str, w: Any, rank: int, alpha: float, config: LoraConfig) -> LoraAdapter:
+    stack, inner, outer = parts(path, w)
+    sizes = [math.prod(size for size, _ in axes) for axes in (inner, outer)]
+    if rank > min(sizes):
+        raise ValueError(
+            f"rank {rank} is over the {min(sizes)} of {path}; set config.lora.rank or a rule to a lower one"
+        )
+
+    if config.decompose and (w.inputs < 0 or "experts" in w.axes):
+        raise ValueError(
+            f"DoRA is not for tables or experts; leave {path} out of config.lora.targets, or take lora"
+        )
+
+    def spec(axes, init, dtype=None):
+        return replace(
+            w,
+            shape=tuple(s for s, _ in axes),
+            axes=tuple(a for _, a in axes),
+            init=init,
+            dtype=dtype,
+            inputs=1,
+        )
+
+    low, scale = [(rank, "rank")], alpha / (math.sqrt(rank) if config.rank_stable else rank)
+    return LoraAdapter(
+        a=spec([*stack, *inner, *low], _uniform(1 / math.sqrt(sizes[0]))),
+        b=spec([*stack, *low, *outer], _constant(0.0)),
+        scale=spec(stack, _constant(scale), "float32"),
+        magnitude=spec([*stack, *outer], _constant(1.0)) if config.decompose else None,
+        table=w.inputs < 0,
+        dropout=config.dropout,
+    )
+
+
+def _uniform(bound: float):
+    def init(key, shape, dtype, sharding):
+        return jax.random.uniform(
+            key, shape, jnp.float32, -bound, bound, out_sharding=sharding
+        ).astype(dtype)
+
+    return init
+
+
+def _constant(value: float):
+    def init(key, shape, dtype, sharding):
+        return jnp.full(shape, value, dtype, out_sharding=sharding)
+
+    return init

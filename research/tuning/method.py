@@ -1,0 +1,222 @@
+"""What a run trains, and in what form it holds the rest.
+
+A method splits the model's specs in two: `trainable`, which has gradients, optimizer state and a
+place in checkpoints, and `frozen`, which is read from the parent again. `attach(frozen, trainable)`
+is what the model computes with.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from research import tree
+from research.models.adapters import (
+    PLACEMENTS,
+    bottleneck_specs,
+    prefix_specs,
+    prompt_specs,
+)
+from research.models.config import ModelConfig
+from research.models.spec import initialize
+from research.parallel.axes import RULES, partition
+from research.parallel.placement import COMPUTE_AXES
+from research.tuning.lora_specs import LoraConfig, lora_specs
+from research.weights.formats import FORMATS
+from research.weights.ia3 import ia3_specs
+from research.weights.matrices import ALL_LINEAR, LINEAR
+from research.weights.quantized import Quantized
+from research.weights.rules import is_leaf, quantize, quantize_specs
+
+METHODS = ("full", "lora", "ia3", "adapter", "prompt", "prefix")
+# Fields of TuneConfig that only these methods look at.
+_USED_BY = {
+    "bottleneck": ("adapter",),
+    "placement": ("adapter",),
+    "virtual_tokens": ("prompt", "prefix"),
+    "also": METHODS[1:],
+}
+# Layers that a checkpoint may lack, by the field of the model that says so. They start as in an
+# untrained model, and are trained whatever the method.
+FRESH = {"classifier": "labels", "pooler": "pooler"}
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """What is trained.
+
+    method           full: all parameters | lora: low-rank adapters, see config.lora | ia3: factors of keys, values and the
+                     inputs of down (arXiv:2205.05638) | adapter: bottlenecks in the layers |
+                     prompt: virtual tokens (arXiv:2104.08691) | prefix: virtual keys and values in
+                     every layer (arXiv:2101.00190)
+    also             regex of names or paths of parameters that are trained as they are beside the adapters
+    bottleneck       width of the bottlenecks
+    placement        houlsby: behind attention and feed-forward (arXiv:1902.00751) | pfeiffer: behind feed-forward alone
+                     (arXiv:2005.00247)
+    virtual_tokens   of a prompt or prefix
+    """
+
+    method: str = "full"
+    also: str = ""
+    bottleneck: int = 64
+    placement: str = "houlsby"
+    virtual_tokens: int = 20
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"tune.method={self.method!r}; choose one of {', '.join(METHODS)}")
+        for field in fields(self):
+            users = _USED_BY.get(field.name, METHODS)
+            if self.method not in users and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"tune.{field.name} is set and tune.method={self.method!r} does not use it; leave it out"
+                )
+        if self.placement not in PLACEMENTS:
+            raise ValueError(
+                f"tune.placement={self.placement!r}; choose one of {', '.join(PLACEMENTS)}"
+            )
+        for name in ("bottleneck", "virtual_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"tune.{name}={getattr(self, name)} must be positive")
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """Formats of what is frozen, see research/weights/formats.py; "" leaves it in the compute type.
+
+    format           of the matrices that `targets`, a regex of names or paths, chooses; "all-linear" is all of the layers
+    embeddings       of the embedding and head tables
+    group            values that share a scale, where not the format's own
+    """
+
+    format: str = ""
+    targets: str = ALL_LINEAR
+    embeddings: str = ""
+    group: int | None = None
+
+    def __post_init__(self):
+        for field in ("format", "embeddings"):
+            if getattr(self, field) and getattr(self, field) not in FORMATS:
+                raise ValueError(
+                    f"quantize.{field}={getattr(self, field)!r}; choose one of {', '.join(FORMATS)}"
+                )
+        if self.group is not None and self.group < 1:
+            raise ValueError(f"quantize.group={self.group} must be positive")
+        if not self.format and (self.group is not None or self.targets != ALL_LINEAR):
+            raise ValueError(
+                "quantize.group and quantize.targets have no effect without quantize.format; leave them out"
+            )
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ValueError(
+                f"quantize.targets={self.targets!r} is no regular expression: {error}"
+            ) from None
+
+
+def refuse_unused(tune: TuneConfig, lora: LoraConfig, quantize: QuantizeConfig) -> None:
+    """ValueError for a section that the method does not look at."""
+    if tune.method != "lora" and lora != LoraConfig():
+        raise ValueError(
+            f"config.lora is set and tune.method={tune.method!r} does not use it; set config.tune.method=lora"
+        )
+    if tune.method == "full" and quantize != QuantizeConfig():
+        raise ValueError(
+            "config.quantize holds weights still and tune.method='full' trains them: codes have no gradient; set "
+            "config.tune.method=lora, or another adapter, or leave config.quantize out"
+        )
+
+
+def split_specs(
+    specs: tree.Tree,
+    model: ModelConfig,
+    tune: TuneConfig,
+    lora: LoraConfig,
+    quantize: QuantizeConfig,
+) -> tuple[tree.Tree, tree.Tree]:
+    """(trainable, frozen) specs. ValueError for targets that match nothing and matrices that do not
+    suit."""
+    if tune.method == "full":
+        return specs, {}
+    by_path = tree.paths(specs)
+    whole = [path for path in by_path if path.split("/")[0] in FRESH] + (
+        tree.match(tune.also, by_path) if tune.also else []
+    )
+    frozen = tree.unflatten({path: spec for path, spec in by_path.items() if path not in whole})
+    added = tree.paths(_added(frozen, model, tune, lora), is_leaf)
+    trainable = tree.unflatten({**added, **{path: by_path[path] for path in whole}})
+    return trainable, quantize_specs(frozen, quantize_rules(frozen, quantize), quantize.group)
+
+
+def quantize_rules(specs: tree.Tree, config: QuantizeConfig) -> list[tuple[str, str | None]]:
+    """Rules for `research.weights.rules.quantize`."""
+    names, rules = list(tree.paths(specs)), []
+    if config.embeddings:
+        rules += [
+            (re.escape(path), config.embeddings)
+            for path in names
+            if path in ("embed/table", "head/table")
+        ]
+    if config.format:
+        targets = LINEAR if config.targets == ALL_LINEAR else config.targets
+        rules += [(re.escape(path), config.format) for path in tree.match(targets, names)]
+    return [*rules, (".*", None)]
+
+
+def new_frozen(
+    specs: tree.Tree,
+    frozen: tree.Tree,
+    config: QuantizeConfig,
+    seed: int,
+    dtype: jnp.dtype,
+    mesh: Mesh | None = None,
+    rules: Mapping[str, Sequence[str]] = RULES,
+) -> tree.Tree:
+    """Parameters for the `frozen` part of a model's specs that come from no checkpoint but from the
+    seed, for trials."""
+    dense = dense_specs(specs, frozen)
+    params = initialize(jax.random.key(seed), dense, dtype, mesh, rules)
+    return quantize(params, dense, quantize_rules(dense, config), config.group)
+
+
+def check_groups(
+    specs: tree.Tree, frozen: tree.Tree, mesh: Mesh, rules: Mapping[str, Sequence[str]]
+) -> None:
+    """ValueError for a quantized matrix that a product wants split where its groups cannot be."""
+    whole = tree.paths(specs)
+    for path, leaf in tree.paths(frozen, is_leaf).items():
+        if not isinstance(leaf, Quantized):
+            continue
+        w, codes, at = whole[path], leaf.codes, len(leaf.codes.shape) - leaf.after - 2
+        wanted, got = (partition(one.axes, one.shape, mesh, rules)[at] for one in (w, codes))
+        wanted, got = (
+            (entry,) if isinstance(entry, str) else entry or () for entry in (wanted, got)
+        )
+        for axis in (set(wanted) - set(got)) & set(COMPUTE_AXES):
+            inputs = math.prod(leaf.inputs)
+            raise ValueError(
+                f"{path}: groups of {inputs // codes.shape[at]} do not divide the {inputs // mesh.shape[axis]} inputs that "
+                f"each of {axis}:{mesh.shape[axis]} holds; set config.quantize.group to a divisor of them"
+            )
+
+
+def dense_specs(specs: tree.Tree, part: tree.Tree) -> tree.Tree:
+    """Of a model's specs those at the paths of a part, whatever stands there."""
+    names = tree.paths(part, is_leaf)
+    return tree.unflatten({path: spec for path, spec in tree.paths(specs).items() if path in names})
+
+
+def _added(specs: tree.Tree, model: ModelConfig, tune: TuneConfig, lora: LoraConfig) -> Any:
+    """What the method adds to the model, as specs."""
+    if tune.method == "adapter":
+        return bottleneck_specs(model, tune.bottleneck, tune.placement)
+    if tune.method == "prompt":
+        return prompt_specs(model, tune.virtual_tokens)
+    if tune.method == "prefix":
+        return prefix_specs(model, tune.virtual_tokens)
+    return ia3_specs(specs) if tune.method == "ia3" else lora_specs(specs, lora)
