@@ -76,25 +76,28 @@ def token_terms(
     z_loss: float = 0.0,
     softcap: float = 0.0,
     axes: Sequence[int] = (-1,),
+    log_z: jax.Array | None = None,
 ) -> TokenTerms:
     """Loss and negative log-likelihood of each token, float32 in the shape of `targets`.
 
     `logits` [..., V] are float32 and soft-capped already, where the model does so. The words that
     they belong to, `words`, broadcast against them. Logits may be cut into blocks of words,
     [n, C, v], whose word axes are then `axes`, (0, 2). The target's logit is read by a one-hot
-    sum, which needs no gather across the vocabulary's shards.
+    sum, which needs no gather across the vocabulary's shards. `log_z`, the log of the sum of their
+    exponentials, is computed where it is not given.
     """
 
     def total(x):
         return vocabulary.sum(jnp.sum(x, axis=axes))
 
-    # Its gradient is zero: the shift by the maximum cancels out.
-    top = lax.stop_gradient(vocabulary.max(jnp.max(logits, axis=axes)))
-    log_z = top + jnp.log(total(jnp.exp(logits - _column(top, logits))))
+    if log_z is None:
+        # Its gradient is zero: the shift by the maximum cancels out.
+        top = lax.stop_gradient(vocabulary.max(jnp.max(logits, axis=axes)))
+        log_z = top + jnp.log(total(jnp.exp(logits - _column(top, logits))))
     nll = log_z - total(jnp.where(words == _column(targets, logits), logits, 0.0))
-    loss = (1 - label_smoothing) * nll if label_smoothing else nll
-    if z_loss:
-        loss += z_loss * log_z**2
+    # Both products stand even where z_loss is 0: without the second a CPU would fuse the first with
+    # what follows, and runs made before would differ by a rounding.
+    loss = (1 - label_smoothing) * nll + z_loss * log_z**2 if label_smoothing or z_loss else nll
     if label_smoothing:
         loss += label_smoothing * (log_z - total(logits) / vocabulary.size)
 
@@ -133,6 +136,7 @@ def cross_entropy(
         Vocabulary(logits_BTV.shape[2]),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
+        log_z=jax.nn.logsumexp(logits_BTV, axis=-1),  # whose derivative JAX has written out
     )
     return terms.loss, terms.nll
 
