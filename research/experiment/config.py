@@ -102,6 +102,12 @@ class Experiment:
                 "positions; set config.model.max_length"
             )
 
+    @property
+    def changes_base(self) -> bool:
+        """Whether the start of the adapters changes the weights that they lie on (PiSSA, OLoRA,
+        LoftQ), so that these are the run's own and no longer those of `init`."""
+        return self.tune.method == "lora" and self.lora.start != "default"
+
     def to_json(self) -> dict[str, Any]:
         """The resolved config as JSON values, as `config.json` has it."""
         return json.loads(json.dumps(dataclasses.asdict(self)))

@@ -51,12 +51,12 @@ def executed(closed_jaxpr: Any, devices: int) -> dict[str, float]:
 def forward(program: Program) -> float:
     """The causal forward of a step over all its rows, head and adapters included: see
     `training.flops.forward_flops`."""
-    return forward_flops(program.experiment.model, program.specs, _texts(program))
+    return forward_flops(program.experiment.model, program.trainable_specs, _texts(program))
 
 
 def model(program: Program) -> float:
     """What a step has to compute: see `training.flops.model_flops`."""
-    return model_flops(program.experiment.model, program.specs, _texts(program))
+    return model_flops(program.experiment.model, program.trainable_specs, _texts(program))
 
 
 def recompute_ratio(program: Program, flops: Mapping[str, float]) -> float:

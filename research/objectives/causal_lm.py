@@ -1,5 +1,6 @@
 """Causal language modelling: predict the next token."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -44,9 +45,9 @@ class CausalLM:
         self,
         model: Model,
         trainable: Tree,
-        frozen: Tree,
+        held: Mapping[str, Tree],
         batch: dict[str, jax.Array],
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """Sum of nats, token count, further totals."""
-        return token_loss(model, trainable, frozen, batch, key, self.label_smoothing, self.z_loss)
+        return token_loss(model, trainable, held, batch, key, self.label_smoothing, self.z_loss)

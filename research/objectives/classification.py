@@ -1,5 +1,6 @@
 """Classification of whole texts (arXiv:1810.04805, section 4.1)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -42,13 +43,13 @@ class Classification:
         self,
         model: Model,
         trainable: tree.Tree,
-        frozen: tree.Tree,
+        held: Mapping[str, tree.Tree],
         batch: dict[str, jax.Array],
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """Sum of nats over the texts, their count, and the pairs of the plain negative
         log-likelihood and of the texts whose class is the likeliest."""
-        params = attach(frozen, trainable, key)
+        params = attach(held["base"], trainable, key)
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         hidden_BTD, balance = model.hidden(params, batch, keys[0])
         logits_B1V = model.class_logits(params, hidden_BTD, keys[1])

@@ -1,5 +1,6 @@
 """Masked language modelling (arXiv:1810.04805, section 3.1), by token or by whole word."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -57,12 +58,12 @@ class MaskedLM:
         self,
         model: Model,
         trainable: Tree,
-        frozen: Tree,
+        held: Mapping[str, Tree],
         batch: dict[str, jax.Array],
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """Sum of nats over the chosen tokens, their count, further totals."""
-        return token_loss(model, trainable, frozen, batch, key, self.label_smoothing, self.z_loss)
+        return token_loss(model, trainable, held, batch, key, self.label_smoothing, self.z_loss)
 
     def _choose(
         self, tokens: np.ndarray, segments: np.ndarray, rng: np.random.Generator

@@ -2,6 +2,7 @@
 text."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -59,12 +60,12 @@ class SpanCorruption:
         self,
         model: Model,
         trainable: Tree,
-        frozen: Tree,
+        held: Mapping[str, Tree],
         batch: dict[str, jax.Array],
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """Sum of nats over the decoder's tokens, their count, further totals."""
-        return token_loss(model, trainable, frozen, batch, key, self.label_smoothing, self.z_loss)
+        return token_loss(model, trainable, held, batch, key, self.label_smoothing, self.z_loss)
 
     def _corrupt(
         self, tokens: np.ndarray, rng: np.random.Generator

@@ -1,5 +1,7 @@
 """The loss over counted tokens that all token-predicting objectives share."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +19,7 @@ Totals = dict[str, tuple[jax.Array, jax.Array]]
 def token_loss(
     model: Model,
     trainable: tree.Tree,
-    frozen: tree.Tree,
+    held: Mapping[str, tree.Tree],
     batch: dict[str, jax.Array],
     key: jax.Array | None,
     label_smoothing: float,
@@ -25,7 +27,7 @@ def token_loss(
 ) -> tuple[jax.Array, jax.Array, Totals]:
     """Sum of the loss over tokens of weight 1, their count, and the pair of the plain negative
     log-likelihood."""
-    params = attach(frozen, trainable, key)
+    params = attach(held["base"], trainable, key)
     hidden_BTD, balance = model.hidden(params, batch, key)
     states_BTD, table_VD, bias_V = model.head(params, hidden_BTD)
     count = jnp.sum(batch["weights"])

@@ -15,7 +15,6 @@ from research.infer.sampling import SamplingConfig
 from research.parallel.mesh import place_batch
 from research.run.program import Program
 from research.training.state import TrainState
-from research.weights.rules import attach
 
 
 def evaluate(
@@ -40,7 +39,7 @@ def evaluate(
         placed = place_batch(batch, program.mesh, program.rules, program.batch_size)
         # Fetched one by one: independent programs in flight could meet their collectives in another
         # order elsewhere.
-        pairs = jax.device_get(program.eval_step(state.trainable, state.frozen, placed))
+        pairs = jax.device_get(program.eval_step(state.trainable, state.held, placed))
         for name, (total, count) in pairs.items():
             before = totals.get(name, (0.0, 0.0))
             totals[name] = (before[0] + float(total), before[1] + float(count))
@@ -78,6 +77,6 @@ def sample(
         bos=e.objective.name != "translation" and not chat,
         stop_ids=stop_ids,
     )
-    params = attach(state.frozen, state.trainable)
+    params = state.params
     [generation] = generate(program.model, params, tokenizer, [prompt], config)
     return prompt, generation.text
