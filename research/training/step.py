@@ -57,7 +57,7 @@ def eval_step(
     trainable: tree.Tree, frozen: tree.Tree, batch: Batch, *, model: Model, objective: Any
 ) -> dict[str, tuple]:
     """(sum, count) pairs of the loss and the objective's totals, without dropout."""
-    total, count, totals = objective.loss(model, trainable, frozen, batch, None)
+    total, count, totals = objective.loss(model, trainable, {"base": frozen}, batch, None)
     return {"loss": (total, count), **totals}
 
 
@@ -68,7 +68,7 @@ def _gradients(
     micro-batches."""
 
     def loss(trainable, micro, key):
-        total, count, totals = objective.loss(model, trainable, state.frozen, micro, key)
+        total, count, totals = objective.loss(model, trainable, {"base": state.frozen}, micro, key)
         return total, (count, totals)
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
