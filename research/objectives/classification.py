@@ -1,32 +1,62 @@
 """Classification of whole texts (arXiv:1810.04805, section 4.1)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research import tree
 from research.models.model import Model
-from research.objectives.tokens import Totals
+from research.objectives.config import ObjectiveConfig, refuse_smoothing
+from research.objectives.objective import Objective, Totals
 from research.ops.loss import cross_entropy
+from research.tree import Tree
 from research.weights.rules import attach
 
 
 @dataclass(frozen=True)
-class Classification:
+class ClassificationConfig(ObjectiveConfig):
+    """`label_smoothing`: share of the target's probability that goes to all classes alike."""
+
+    name: str = field(default="classification", init=False)
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        refuse_smoothing(self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class Classification(Objective):
     """The class of a text from the pooled state of its first token; a row is a text, and nothing is
     packed."""
 
     label_smoothing: float = 0.0
 
-    kind = "encoder"
+    name = "classification"
+    config = ClassificationConfig
+    model_kind = "encoder"
+    reads = "labels"
     overlap = 0
+    begins_texts = True
+    answers_chats = False
+    classifies = True
+    reports = ("accuracy",)
+    bits_per_byte = False
+
+    @classmethod
+    def make(cls, config: ClassificationConfig, tokenizer: Any) -> "Classification":
+        """Nothing is asked of the tokenizer."""
+        return cls(config.label_smoothing)
 
     def window_length(self, sequence_length: int) -> int:
         """T tokens, the first and the last of them special."""
         return sequence_length
+
+    def predicted_tokens(self, sequence_length: int) -> float:
+        """None: the class is read from the pooled text."""
+        return 0.0
 
     def example(
         self, window: dict[str, np.ndarray], rng: np.random.Generator
@@ -42,8 +72,8 @@ class Classification:
     def loss(
         self,
         model: Model,
-        trainable: tree.Tree,
-        held: Mapping[str, tree.Tree],
+        trainable: Tree,
+        held: Mapping[str, Tree],
         batch: dict[str, jax.Array],
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:

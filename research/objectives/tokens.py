@@ -5,21 +5,20 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from research import tree
 from research.models.model import Model
+from research.objectives.objective import Totals
 from research.ops.frozen_head import frozen_head_loss
 from research.ops.loss import CHUNK, cross_entropy, head_loss
 from research.parallel.placement import divide, local_shape
+from research.tree import Tree
 from research.weights.quantized import Quantized
 from research.weights.rules import attach
-
-Totals = dict[str, tuple[jax.Array, jax.Array]]
 
 
 def token_loss(
     model: Model,
-    trainable: tree.Tree,
-    held: Mapping[str, tree.Tree],
+    trainable: Tree,
+    held: Mapping[str, Tree],
     batch: dict[str, jax.Array],
     key: jax.Array | None,
     label_smoothing: float,

@@ -13,6 +13,7 @@ from research.interop.load import open_checkpoint
 from research.interop.restored import read_base
 from research.interop.storage.checkpoint import Checkpoint
 from research.models.config import Body, ModelConfig
+from research.objectives.choose import objective_class
 from research.run.program import Program
 from research.training.state import TrainState, from_stored
 from research.tuning.lora_init import start
@@ -40,7 +41,10 @@ def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> C
         if given is None:
             raise ValueError(f"{experiment.init} has no tokenizer; set config.data.tokenizer")
     corpus = open_corpus(
-        experiment.data, tokenizer_folder, wanted=experiment.objective.reads, given=given
+        experiment.data,
+        tokenizer_folder,
+        wanted=objective_class(experiment.objective.name).reads,
+        given=given,
     )
     words, classes = corpus.tokenizer.vocab_size, len(corpus.labels)
     if words > experiment.model.vocab_size:
