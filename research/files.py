@@ -114,3 +114,15 @@ def _sync_folder(folder: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+def read_text(file: Path, setting: str) -> str:
+    """The text of a UTF-8 file, line ends untouched. ValueError where it is missing, empty or not
+    UTF-8; it names `setting`, which is what chose the file."""
+    try:
+        text = file.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{setting}={file} cannot be read as UTF-8 text: {error}") from None
+    if not text:
+        raise ValueError(f"{setting}={file} is empty; give a file with text")
+    return text

@@ -116,7 +116,8 @@ def round_inputs(params: tree.Tree) -> tree.Tree:
             return leaf
         if FORMATS[leaf.format].bits != 8 or leaf.group != math.prod(leaf.inputs):
             raise ValueError(
-                f"{name} is {leaf.format} in groups of {leaf.group}; --activations wants 8 bits and no --group"
+                f"{name} is {leaf.format} in groups of {leaf.group}; "
+                "--activations wants 8 bits and no --group"
             )
         return RoundedInputs(leaf)
 
@@ -163,7 +164,8 @@ def _windows(
         )
     if not count:
         raise ValueError(
-            f"{len(ids)} tokens do not fill a window of {window}; give more text or a shorter window"
+            f"{len(ids)} tokens do not fill a window of {window}; "
+            "give more text or a shorter window"
         )
     rows = max(1, min(count, _LOGITS // (window * model.config.vocab_size)))
     cut = (
