@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,7 +51,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} cannot hold this value: {error}; use null, strings, finite numbers, lists, dicts"
+            f"{path} cannot hold this value: {error}; "
+            "use null, strings, finite numbers, lists, dicts"
         ) from None
     write_text(path, text + "\n")
 
@@ -114,6 +115,21 @@ def _sync_folder(folder: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested JSON objects by dotted path. An empty object is a value.
+
+    >>> flatten({"data": {"batch_size": 16}, "axes": {}})
+    {'data.batch_size': 16, 'axes': {}}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def read_text(file: Path, setting: str) -> str:

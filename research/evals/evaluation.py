@@ -1,11 +1,12 @@
 """The protocol of evaluations: what training and `research.evaluate` ask of every measurement."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from research.data.corpus import Corpus
-from research.data.packing import Chained
+from research.data.loader import Window
 from research.data.tokenizers import Tokenizer
 from research.models.model import Model
 from research.objectives.objective import Objective
@@ -34,7 +35,7 @@ class RunData:
     the rows of its batches over all devices. `corpus` knows the size of the held-out text."""
 
     objective: Objective
-    windows: Chained | list[dict[str, Any]]
+    windows: Sequence[Window]
     batch_size: int
     corpus: Corpus | None = None
 

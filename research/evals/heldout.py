@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from research.data.corpus import Corpus
-from research.data.loader import heldout_batches
+from research.data.loader import Window, heldout_batches
 from research.evals.evaluation import Evaluation, Opened, RunData, Totals
 from research.models.model import Model
 from research.objectives.objective import Objective
@@ -38,7 +38,7 @@ class HeldOut(Evaluation):
     """
 
     objective: Objective
-    windows: Sequence[dict[str, Any]]
+    windows: Sequence[Window]
     batch_size: int
     corpus: Corpus | None = None
     batches: int = 0
@@ -63,9 +63,10 @@ class HeldOut(Evaluation):
         )
         mesh = jax.sharding.get_mesh()
         for batch in batches:
+            placed: dict[str, Any] = batch
             if not mesh.empty:
-                batch = place_batch(batch, mesh, opened.model.rules, self.batch_size)
-            sums = _sums(opened.params, batch, model=opened.model, objective=self.objective)
+                placed = place_batch(batch, mesh, opened.model.rules, self.batch_size)
+            sums = _sums(opened.params, placed, model=opened.model, objective=self.objective)
             # Fetched one by one: independent programs in flight could meet their collectives in
             # another order elsewhere.
             for name, (total, count) in jax.device_get(sums).items():

@@ -194,9 +194,8 @@ class RunLog:
             row["nonfinite"] = odd
             if not self._warned:
                 self._warned = True
-                self.note(
-                    f"step {row['step']:,}: {', '.join(f'{name} is {value}' for name, value in odd.items())}"
-                )
+                values_shown = ", ".join(f"{name} is {value}" for name, value in odd.items())
+                self.note(f"step {row['step']:,}: {values_shown}")
         self._file.write(_line(row))
         self._file.flush()
         step = exact.pop("step")

@@ -39,8 +39,10 @@ def matrix_axes(axes: Sequence[str]) -> tuple[int, int] | None:
     A head axis belongs to the heads before it, so an attention kernel is a matrix and its bias a
     vector:
 
-    >>> matrix_axes(("layers", "embed", "heads", "head")), matrix_axes(("layers", "heads", "head", "embed"))
-    ((1, 1), (1, 2))
+    >>> matrix_axes(("layers", "embed", "heads", "head"))
+    (1, 1)
+    >>> matrix_axes(("layers", "heads", "head", "embed"))
+    (1, 2)
     >>> matrix_axes(("layers", "heads", "head")) is None
     True
     """

@@ -188,7 +188,8 @@ def _require_same_form(
             for p in differing[:5]
         )
         raise ValueError(
-            f"{folder} holds another model than the one configured: {len(differing)} of {len(want)} arrays differ "
+            f"{folder} holds another model than the one configured: "
+            f"{len(differing)} of {len(want)} arrays differ "
             f"({shown}); restore the configuration it was saved with, or start in a new folder"
         )
 

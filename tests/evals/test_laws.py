@@ -1,5 +1,6 @@
 """What holds of every evaluation: see `research.evals.evaluation.Evaluation`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -18,6 +19,7 @@ from research.models.model import Model
 from research.models.spec import initialize
 from research.objectives.causal_lm import CausalLM
 from research.parallel.mesh import make_mesh
+from research.run.appraisal import TrainedModel
 from tests.families import FAMILIES
 
 TOKENIZER = load_tokenizer("bytes")
@@ -27,6 +29,10 @@ TEXT = "Sums, not means: 5 windows of 8 bytes..."
 
 # What implements a protocol, for mypy.
 ROWS: tuple[type[Evaluation], ...] = (HeldOut, TextPerplexity)
+
+
+def _is_opened(tiny: "Tiny", trained: TrainedModel) -> list[Opened]:
+    return [tiny, trained]
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Tiny:
 
 
 @cache
-def opened() -> Opened:
+def opened() -> Tiny:
     params = initialize(jax.random.key(0), MODEL.specs(), jnp.float32)
     return Tiny(MODEL, jax.tree.map(lambda w: w * 4, params), TOKENIZER, LENGTH)
 
@@ -64,7 +70,7 @@ def ids_of(text: str) -> np.ndarray:
 
 
 # (an evaluation, evaluations of the parts of its data) by the row of the table.
-CASES = {
+CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
     "heldout": lambda: (heldout(WINDOWS), [heldout(WINDOWS[:3]), heldout(WINDOWS[3:])]),
     # Windows of 8 do not overlap, so a text may be cut where one ends; the cut token is read twice.
     "perplexity": lambda: (
@@ -124,7 +130,7 @@ def test_the_loss_on_windows_is_the_perplexity_of_their_text():
 def test_config_chooses_evaluations_and_names_them(tmp_path):
     (tmp_path / "a.txt").write_text("one text")
     text = str(tmp_path / "a.txt")
-    chosen = {
+    chosen: dict[str, dict[str, Any]] = {
         "perplexity": {"text": text},
         "short": {"kind": "perplexity", "text": text, "window": 4},
     }
