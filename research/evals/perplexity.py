@@ -53,8 +53,8 @@ def score_text(
     window: int,
     stride: int | None = None,
 ) -> Score:
-    """Every token of the text, the first one after the token that begins a text, or ends the one
-    before."""
+    """The score of every token of a text. The first follows the token that begins a text, or for a
+    tokenizer without one the token that ends a text. ValueError for an empty text."""
     if not text:
         raise ValueError("the text is empty; give one with at least a character")
     first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
@@ -68,10 +68,10 @@ def score_ids(
 ) -> Score:
     """Every id but the first, [N], given those before it in a window of `window` tokens.
 
-    A window starts every `stride` tokens (None: every `window`) and counts the tokens that no
-    earlier one has, so each counts once; a shorter stride gives more of them a long past, at the
-    price of computing more. ValueError for ids that are not the model's, and for windows beyond its
-    positions.
+    A window starts every `stride` tokens (None: every `window`) and scores the tokens that no
+    earlier window has, so each counts once. A shorter stride gives more tokens a long context and
+    costs more computation. ValueError for ids outside the vocabulary, and for windows that are
+    longer than the model's positions.
     """
     stride = window if stride is None else stride
     _check(model, ids, window, stride)

@@ -44,9 +44,10 @@ def compare(
     ids: np.ndarray,
     window: int,
 ) -> tuple[Score, dict[str, Comparison]]:
-    """The original's score and each changed model's comparison with it, over ids [N] but the first,
-    each given those before it in its window of so many tokens; what does not fill a window is left
-    out.
+    """(the original's score, the comparison of each changed model with it).
+
+    Predicts every id of [N] but the first from those before it in its window of `window` tokens;
+    ids at the end that do not fill a window are left out.
 
     ValueError for ids that do not fill one, and for a model that is no decoder.
     """
@@ -76,9 +77,8 @@ def compare(
 @partial(jax.tree_util.register_dataclass, data_fields=["base"], meta_fields=[])
 @dataclass(frozen=True)
 class RoundedInputs:
-    """What `DynamicQuantized` computes where the chip multiplies 8-bit numbers, on any chip: the
-    inputs are quantized, and the products of the codes are those of the numbers that they stand
-    for."""
+    """Computes on any chip what `DynamicQuantized` does where the chip multiplies 8-bit numbers:
+    inputs are rounded to 8 bits for each token, then multiplied as floats."""
 
     base: Quantized
 

@@ -19,12 +19,9 @@ KNOWN = (
 
 
 def charts(rows: Sequence[Row]) -> Iterable[str]:
-    """One figure for each quantity that the rows have; what this file does not know by name comes
-    last."""
-    steps = (
-        0.0,
-        float(max(row["step"] for row in rows)) or 1.0,
-    )  # every figure shows the same steps
+    """One figure for each quantity that the rows have. Those that are not in `KNOWN` come last."""
+    # Every figure shows the same steps, so that they can be compared by eye.
+    steps = (0.0, float(max(row["step"] for row in rows)) or 1.0)
     loss = {"training": _line(rows, "loss"), "held out": _line(rows, "eval/loss")}
     look = {"smooth": ["training"], "points": ["held out"]}
     yield _figure("Loss", "nats per token", loss, steps, **look)

@@ -47,9 +47,8 @@ def headline(
 
 
 def predicted_and_measured(fit: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
-    """What `research.fit` said of the run before it began beside what was measured: a device's
-    memory at the peak, and the least time of a step beside the median one. Nothing for a run
-    without a prediction."""
+    """What `research.fit` predicted beside what the run measured: the peak memory of a device, and
+    the least time of a step beside the median time. {} for a run without a prediction."""
     if not fit:
         return {}
     target, predicted, bound = (
@@ -62,9 +61,8 @@ def predicted_and_measured(fit: Mapping[str, Any], rows: Sequence[Row]) -> dict[
     if peaks:
         memory = f"{max(peaks) / 2**30:.2f} GiB measured, {max(peaks) / predicted:.1%} of that"
     timed = [row for row in rows if row.get("tokens_per_second") and row.get("tokens")]
-    speeds = [
-        row["tokens_per_second"] * row["step"] / row["tokens"] for row in timed
-    ]  # steps a second
+    # In steps a second.
+    speeds = [row["tokens_per_second"] * row["step"] / row["tokens"] for row in timed]
     time = (
         f"{1 / median(speeds):.4g} s measured at the median" if speeds else "no step was measured"
     )

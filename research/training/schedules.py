@@ -49,6 +49,18 @@ def make_schedule(
         return _after_warmup(
             lambda step: jnp.full(jnp.shape(step), peak, jnp.float32), peak, warmup
         )
+    return _decaying(name, peak, total_steps, warmup, decay_steps, min_ratio)
+
+
+def _decaying(
+    name: str,
+    peak: float,
+    total_steps: int,
+    warmup: int,
+    decay_steps: int | None,
+    min_ratio: float | None,
+) -> Schedule:
+    """One of `DECAYING`, see `make_schedule`."""
     rest = total_steps - warmup
     default = min(rest, math.ceil(total_steps / 5)) if name == "wsd" else rest
     decay = default if decay_steps is None else decay_steps
@@ -58,7 +70,8 @@ def make_schedule(
             f"train.steps={total_steps}; "
             "set optimizer.warmup_steps and optimizer.decay_steps to at most that sum"
         )
-    ratio = (0.1 if name == "cosine" else 0.0) if min_ratio is None else min_ratio
+    usual = 0.1 if name == "cosine" else 0.0
+    ratio = usual if min_ratio is None else min_ratio
     if name == "cosine":
         return _after_warmup(optax.cosine_decay_schedule(peak, decay, alpha=ratio), peak, warmup)
     line = optax.linear_schedule(
