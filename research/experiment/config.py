@@ -14,7 +14,8 @@ from typing import Any, get_type_hints
 from ml_collections import ConfigDict
 
 from research.data.config import DataConfig
-from research.experiment.fields import build, defaults, flatten, may_change, placeholders
+from research.experiment.fields import build, defaults, may_change, placeholders
+from research.files import flatten
 from research.models.config import Execution, ModelConfig
 from research.models.config_checks import reset_unused
 from research.objectives.choose import flat_defaults, objective_class, own_settings

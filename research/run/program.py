@@ -161,8 +161,8 @@ def make_program(
     split = parts("batch", program.mesh, program.rules)
     if batch % (split * accumulate):
         raise ValueError(
-            f"a batch of {batch} must be a multiple of {split} (devices that split it) times {accumulate} "
-            "(train.accumulate); set config.data.batch_size"
+            f"a batch of {batch} must be a multiple of {split} (devices that split it) times "
+            f"{accumulate} (train.accumulate); set config.data.batch_size"
         )
     check_groups(program.model.specs(), program.held_specs["base"], program.mesh, program.rules)
     length, split = experiment.data.sequence_length, parts("length", program.mesh, program.rules)
