@@ -4,7 +4,7 @@ the published peaks."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from research.devices.table import CHIPS
+from research.devices.table import DEVICES
 from research.fit.collectives import Collective
 from research.fit.targets import Target
 
@@ -41,7 +41,7 @@ def roofline(
 ) -> Roofline:
     """Of a step with these FLOPs by type over all devices, bytes of a device's memory, and
     collectives of a device."""
-    chip = CHIPS.get(target.device_kind) if target.device_kind else None
+    chip = DEVICES.get(target.device_kind) if target.device_kind else None
     if chip is None:
         return Roofline(None, None, None)
     compute = sum(count / peak(chip.flops, dtype) for dtype, count in flops.items()) / target.count
@@ -51,7 +51,7 @@ def roofline(
 def peak_flops(target: Target, dtype: str) -> float | None:
     """Of all devices together for products in a type; None where nothing is published, as of a
     CPU."""
-    chip = CHIPS.get(target.device_kind)
+    chip = DEVICES.get(target.device_kind)
     return None if chip is None else target.count * peak(chip.flops, dtype)
 
 

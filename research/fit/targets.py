@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from research.devices.cards import CARDS, NODE, description
-from research.devices.chips import GENERATIONS, GIB, is_real, real_shapes, received
+from research.devices.nvidia import NODE, description
+from research.devices.slices import is_real, real_shapes, received
+from research.devices.table import TARGETS
 
 _COMPILERS = {"tpu": "libtpu", "gpu": "jax_cuda13_plugin"}
 # There is no chip and no machine of a pod to ask about (libtpu complains of any that it cannot
@@ -38,11 +39,11 @@ class Network:
 
 @dataclass(frozen=True)
 class Target:
-    """`name` as it was asked for; `kind` is the key of `cards.CARDS` or `chips.GENERATIONS`, or
+    """`name` as it was asked for; `kind` is the key of `research.devices.table.TARGETS`, or
     "cpu".
 
     `platform` is "tpu", "gpu" or "cpu". There are `slices` equal slices or nodes of `shape`, chips
-    along each axis or cards, `count` devices in all, each a `device_kind` of `training.peaks.CHIPS`
+    along each axis or cards, `count` devices in all, each a `device_kind` of the same table
     with `capacity_bytes` of memory. That kind, capacity and network are None for the CPU.
     """
 
@@ -98,11 +99,11 @@ def parse_target(text: str) -> Target:
     kind, _, shape = text.strip().partition(":")
     if kind == "cpu":
         return _cpu(text.strip(), shape or "1")
-    if kind in CARDS:
-        return _nodes(text.strip(), kind, shape or "1")
-    if kind in GENERATIONS:
+    if kind in TARGETS and TARGETS[kind].slices is not None:
         return _slices(text.strip(), kind, shape)
-    known = (*CARDS, *GENERATIONS, "cpu")
+    if kind in TARGETS:
+        return _nodes(text.strip(), kind, shape or "1")
+    known = (*TARGETS, "cpu")
     begun = [name for name in known if kind and name.startswith(kind)]
     near = (begun or difflib.get_close_matches(kind, known, n=1, cutoff=0.0))[0]
     raise ValueError(
@@ -128,7 +129,7 @@ def _cpu(name: str, shape: str) -> Target:
 
 
 def _nodes(name: str, kind: str, shape: str) -> Target:
-    card, sizes = CARDS[kind], _sizes(shape)
+    card, sizes = TARGETS[kind], _sizes(shape)
     if len(sizes) not in (1, 2) or sizes[-1] > NODE:
         raise ValueError(
             f"target {name!r}: {shape!r} is no number of cards up to {NODE}, a node's, nor NODESxCARDS; "
@@ -142,18 +143,18 @@ def _nodes(name: str, kind: str, shape: str) -> Target:
 
 
 def _slices(name: str, kind: str, text: str) -> Target:
-    generation = GENERATIONS[kind]
+    tpu = TARGETS[kind]
     shape, at, number = text.partition("@")
     sizes, slices = _sizes(shape), _sizes(number) if at else (1,)
-    if not is_real(generation, sizes) or len(slices) != 1:
+    if not is_real(tpu, sizes) or len(slices) != 1:
         raise ValueError(
-            f"target {name!r}: {text!r} is no slice of {kind}; there are {real_shapes(generation)}, "
+            f"target {name!r}: {text!r} is no slice of {kind}; there are {real_shapes(tpu)}, "
             "with @N for N slices"
         )
-    network = Network(received(generation, sizes), generation.datacenter / generation.devices)
-    count = math.prod(sizes) * generation.devices * slices[0]
-    capacity = int(generation.memory_gib * GIB)
-    return Target(name, "tpu", kind, generation.kind, capacity, sizes, slices[0], count, network)
+    wires = tpu.slices
+    network = Network(received(tpu, sizes), wires.datacenter / wires.devices)
+    count = math.prod(sizes) * wires.devices * slices[0]
+    return Target(name, "tpu", kind, tpu.kind, tpu.memory, sizes, slices[0], count, network)
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -170,7 +171,7 @@ def _topology(target: Target) -> dict[str, Any]:
         return dict(
             platform="cuda",
             topology_name="",
-            target_config=description(CARDS[target.kind]),
+            target_config=description(TARGETS[target.kind]),
             topology=nodes,
         )
     asked: dict[str, Any] = {

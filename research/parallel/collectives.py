@@ -12,8 +12,7 @@ from collections.abc import Collection, Sequence
 import jax
 from jax import lax
 
-# Chips in a plane; other generations are three-dimensional.
-PLANAR = ("TPU v2", "TPU v3", "TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
+from research.devices.table import torus
 
 
 def stages(size: int, device_kind: str) -> tuple[int, ...]:
@@ -22,13 +21,15 @@ def stages(size: int, device_kind: str) -> tuple[int, ...]:
     The outer stage, which moves the most, is a plane of a torus of three dimensions or a line of a
     plane, where the slice is as even as slices are and the group is all of it.
 
-    >>> stages(64, "TPU v5"), stages(512, "TPU v5p"), stages(256, "TPU v6 lite"), stages(64, "NVIDIA H100")
-    ((16, 4), (64, 8), (16, 16), (64,))
+    >>> stages(64, "TPU v5"), stages(512, "TPU v5p"), stages(256, "TPU v6 lite")
+    ((16, 4), (64, 8), (16, 16))
+    >>> stages(64, "NVIDIA H100 80GB HBM3")
+    (64,)
     """
-    dimensions = 2 if device_kind in PLANAR else 3
-    if not device_kind.startswith("TPU") or size < 2 ** (dimensions + 2):
+    axes = torus(device_kind)
+    if axes is None or size < 2 ** (axes + 2):
         return (size,)
-    line = max(n for n in range(1, size + 1) if size % n == 0 and n**dimensions <= size)
+    line = max(n for n in range(1, size + 1) if size % n == 0 and n**axes <= size)
     return (size // line, line) if line > 1 else (size,)
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from research.devices.cards import CARDS, description
-from research.devices.chips import GENERATIONS
-from research.devices.table import CHIPS, memory_bandwidth, peak_flops
+from research.devices.nvidia import description
+from research.devices.table import DEVICES, TARGETS, memory_bandwidth, peak_flops
 from research.fit.targets import parse_target, parse_targets
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,9 +28,9 @@ TPU = [
     "v5p:1x1x1", "v5p:2x2x1", "v5p:4x4x4", "v5p:4x4x4@2", "v5p:8x16x16", "v6e:1x1", "v6e:16x16",
     "tpu7x:1x1x1", "tpu7x:2x2x1", "tpu7x:4x4x4@2",
 ]  # fmt: skip
-SINGLE = {
-    kind: f"{kind}:{'x'.join('1' * generation.axes)}" for kind, generation in GENERATIONS.items()
-}
+SINGLE = {name: f"{name}:{'x'.join('1' * tpu.torus)}" for name, tpu in TARGETS.items() if tpu.torus}
+
+CARDS = [name for name, device in TARGETS.items() if device.processors]
 
 
 def child(*arguments: str) -> subprocess.Popen:
@@ -138,7 +137,7 @@ def test_what_is_not_made_is_refused_in_a_line(text, says):
 @pytest.mark.parametrize("text", [*NVIDIA, *TPU])
 def test_peaks_memory_and_network_are_known_of_each(text):
     target = parse_target(text)
-    assert target.device_kind in CHIPS and memory_bandwidth(target.device_kind) > 0
+    assert target.device_kind in DEVICES and memory_bandwidth(target.device_kind) > 0
     assert peak_flops(target.device_kind, "float16" if text == "t4" else "bfloat16") > 0
     assert target.capacity_bytes > 14 * GIB
     # The network within is what is next to the chips, and slower than their own memory.
@@ -163,7 +162,7 @@ def test_a_pods_links_add_up_to_what_is_published(text, bandwidth):
 def test_links_are_those_that_a_slice_has():
     def links(text):
         target = parse_target(text)
-        return target.network.inside / GENERATIONS[target.kind].link
+        return target.network.inside / TARGETS[target.kind].slices.link
 
     # Lines have one link an axis at their ends, rings two; axes of one chip none.
     assert [links(f"v5e:{shape}") for shape in ("2x2", "4x8", "8x16", "16x16")] == [2, 2, 3, 4]
@@ -180,11 +179,11 @@ def test_links_are_those_that_a_slice_has():
 
 @pytest.mark.parametrize("kind", CARDS)
 def test_descriptions_are_of_the_card(kind):
-    text = description(CARDS[kind])
+    text = description(TARGETS[kind])
     values = dict(re.findall(r"(\w+): ([^\s{}]+|\"[^\"]*\")", text))
     assert text.count("{") == text.count("}") == 3
-    assert f'device_description_str: "{CARDS[kind].kind}"' in text
-    assert float(values["memory_bandwidth"]) == memory_bandwidth(CARDS[kind].kind)
+    assert f'device_description_str: "{TARGETS[kind].kind}"' in text
+    assert float(values["memory_bandwidth"]) == memory_bandwidth(TARGETS[kind].kind)
     # Peak float32 of the sheet is a fused multiply-add a lane and clock: in TFLOP/s, of each card's
     # data sheet or whitepaper.
     sheet = {
@@ -218,7 +217,8 @@ def test_shared_memory_of_a_block_is_that_of_the_capability():
         (10, 0): 232448,
         (12, 0): 101376,
     }
-    for card in CARDS.values():
+    for kind in CARDS:
+        card = TARGETS[kind]
         assert f"shared_memory_per_block_optin: {wanted[card.capability]}" in description(card)
 
 
