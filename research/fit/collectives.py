@@ -26,7 +26,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from research.fit.hlo import Computation, Instruction, Module
+from research.fit.hlo.instructions import Computation, Instruction
+from research.fit.hlo.module import Module
 
 Groups = tuple[tuple[int, ...], ...]
 

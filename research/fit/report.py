@@ -16,7 +16,7 @@ from research.fit import flops as counts
 from research.fit.collectives import collective_bytes, collectives
 from research.fit.compile import plan, trace
 from research.fit.decode import plan_decode
-from research.fit.hlo import parse
+from research.fit.hlo.text import parse
 from research.fit.minimal_traffic import least_bytes
 from research.fit.oom import required_bytes
 from research.fit.roofline import Roofline, peak_flops, roofline

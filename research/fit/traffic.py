@@ -6,7 +6,8 @@ value that is read by two instructions is read twice: caches (50 MB on an H100) 
 """
 
 from research.fit.collectives import carried_on
-from research.fit.hlo import HOST, Array, Computation, Instruction, Module
+from research.fit.hlo.instructions import HOST, Array, Computation, Instruction
+from research.fit.hlo.module import Module
 
 # These move nothing: they name, group or wait for what others move, or hand control to computations
 # that count themselves.

@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.fit import hlo
 from research.fit.collectives import (
     Collective,
     collective_bytes,
     collectives,
     parse_groups,
 )
+from research.fit.hlo.text import parse
 from tests.fit.hlo.layers import D, F, L, measured
 
 HEAD = "HloModule jit_f, is_scheduled=true, num_partitions=4\n"
 
 
 def found(text: str) -> list[Collective]:
-    return collectives(hlo.parse(HEAD + text))
+    return collectives(parse(HEAD + text))
 
 
 # Of float32 weights [L, D, F] and [L, F, D], gathered in bfloat16 and used once forward and,

@@ -8,7 +8,8 @@ the compilers are installed.
 
 import pytest
 
-from research.fit import hlo
+from research.fit.hlo.module import Module
+from research.fit.hlo.text import parse
 from research.fit.traffic import host_bytes, memory_bytes
 from tests.fit.hlo.layers import measured
 
@@ -76,8 +77,8 @@ def test_as_many_bytes_as_xla_counts_itself(target, step):
     assert found["memory"] == pytest.approx(found["compiler"], rel=1e-6)
 
 
-def module(body: str, entry: str, head: str = "") -> hlo.Module:
-    return hlo.parse(f"HloModule m\n{head}\n%body {body}\n}}\n\nENTRY %main {entry}\n}}\n")
+def module(body: str, entry: str, head: str = "") -> Module:
+    return parse(f"HloModule m\n{head}\n%body {body}\n}}\n\nENTRY %main {entry}\n}}\n")
 
 
 UPDATE = """(p: f32[8,4], u: f32[1,4], i: s32[]) -> f32[8,4] {
@@ -160,7 +161,7 @@ ENTRY %main (p: bf16[80,64], x: bf16[1,64], i: s32[]) -> bf16[80,64] {
 
 
 def test_the_host_the_chip_and_the_device_each_have_their_own_bytes():
-    found = hlo.parse("HloModule m\n" + OFFLOAD)
+    found = parse("HloModule m\n" + OFFLOAD)
     assert host_bytes(found) == 128 + 128  # a row put, a row taken
     assert (
         memory_bytes(found) == 128 + 128 + 128 + 12
@@ -169,7 +170,7 @@ def test_the_host_the_chip_and_the_device_each_have_their_own_bytes():
 
 def test_a_cards_network_buffers_are_its_memory():
     text = "HloModule m\n\nENTRY %main (p: f32[9]) -> f32[9] {\n  %p = f32[9]{0} parameter(0)\n  ROOT %c = f32[9]{0:S(1)} copy(%p)\n}\n"
-    assert memory_bytes(hlo.parse(text)) == 72
+    assert memory_bytes(parse(text)) == 72
 
 
 def test_a_fusion_that_carries_a_gather_on_moves_its_own_product_alone():
