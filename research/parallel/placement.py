@@ -132,7 +132,8 @@ def result_spec(eqn: str, *operands: jax.Array) -> PartitionSpec:
         for name in where[letter]:
             if name in owner:
                 raise ValueError(
-                    f"einsum {eqn!r}: {owner[name]!r} and {letter!r} are both split over mesh axis {name!r}"
+                    f"einsum {eqn!r}: {owner[name]!r} and {letter!r} are both split over "
+                    f"mesh axis {name!r}"
                 )
             owner[name] = letter
     return PartitionSpec(*(as_entry(where[letter]) for letter in result))
