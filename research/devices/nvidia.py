@@ -239,6 +239,8 @@ CARDS = _VOLTA + _TURING + _AMPERE + _ADA + _HOPPER + _BLACKWELL
 
 def description(card: Device) -> str:
     """A card that `fit` compiles for, as a GpuTargetConfigProto of openxla/xla in text form."""
+    if card.capability is None or card.processors is None:
+        raise ValueError(f"{card.kind} has no row of what a compiler wants to know of it")
     major, minor = card.capability
     chip = card.processors
     # OpenXLA takes a card it finds to have what is its capability's alone from 9.0 on

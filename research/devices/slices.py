@@ -2,7 +2,7 @@
 
 import math
 
-from research.devices.device import Device
+from research.devices.device import Device, Slices
 
 # Tables of cloud.google.com/tpu/docs, for a torus of two axes and of three; larger slices of the
 # latter are made of whole cubes of 4x4x4.
@@ -18,7 +18,7 @@ def real_shapes(tpu: Device) -> str:
         return ", ".join(FLAT)
     return (
         f"{', '.join(SMALL)} and AxBxC of multiples of 4, A <= B <= C, "
-        f"up to {tpu.slices.most} chips"
+        f"up to {_wires(tpu).most} chips"
     )
 
 
@@ -27,7 +27,7 @@ def is_real(tpu: Device, shape: tuple[int, ...]) -> bool:
     if "x".join(map(str, shape)) in (FLAT if tpu.torus == 2 else SMALL):
         return True
     cubes = tpu.torus == len(shape) == 3 and all(size and size % _CUBE == 0 for size in shape)
-    return cubes and tuple(sorted(shape)) == shape and math.prod(shape) <= tpu.slices.most
+    return cubes and tuple(sorted(shape)) == shape and math.prod(shape) <= _wires(tpu).most
 
 
 def received(tpu: Device, shape: tuple[int, ...]) -> float:
@@ -41,10 +41,16 @@ def received(tpu: Device, shape: tuple[int, ...]) -> float:
     over a link (cloud.google.com/tpu/docs/tpu7x). A single chip has no links: its only device waits
     for nobody (infinite).
     """
-    link = tpu.slices.link
+    wires = _wires(tpu)
     if math.prod(shape) == 1:
-        return math.inf if tpu.slices.devices == 1 else 6 * link
+        return math.inf if wires.devices == 1 else 6 * wires.link
     cubes = all(size % _CUBE == 0 for size in shape)
     rings = [size >= _RING if tpu.torus == 2 else cubes for size in shape]
     links = sum(2 if ring else size > 1 for size, ring in zip(shape, rings))
-    return links * link
+    return links * wires.link
+
+
+def _wires(tpu: Device) -> Slices:
+    if tpu.slices is None:
+        raise ValueError(f"{tpu.kind} has no row of how its chips are wired")
+    return tpu.slices

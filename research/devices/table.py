@@ -29,14 +29,14 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
     unit runs such a product depends on its precision ("tfloat32" names NVIDIA's 19-bit one, and a
     TPU makes bfloat16 passes).
     """
-    device = DEVICES.get(device_kind)
-    return device and device.flops.get("float8" if dtype.startswith("float8") else dtype)
+    if device_kind not in DEVICES:
+        return None
+    return DEVICES[device_kind].flops.get("float8" if dtype.startswith("float8") else dtype)
 
 
 def memory_bandwidth(device_kind: str) -> float | None:
     """Peak bytes/s between one `jax.Device` and its memory, or None where it is not published."""
-    device = DEVICES.get(device_kind)
-    return device and device.memory_bandwidth
+    return DEVICES[device_kind].memory_bandwidth if device_kind in DEVICES else None
 
 
 def fast_types(device_kind: str) -> frozenset[str]:
@@ -52,7 +52,7 @@ def fast_types(device_kind: str) -> frozenset[str]:
 def capability(device_kind: str) -> tuple[int, int] | None:
     """CUDA's compute capability of an NVIDIA card; None for other devices and unknown cards."""
     device = _row(device_kind)
-    return device and device.capability
+    return None if device is None else device.capability
 
 
 def torus(device_kind: str) -> int | None:

@@ -16,6 +16,7 @@ from research.experiment.config import Experiment
 from research.fit.answer import DOES_NOT_FIT, TIME_LIMIT, answer, record
 from research.fit.page import write_page
 from research.fit.report import GIB, Fit
+from research.fit.table import table
 from research.fit.targets import Target, parse_targets
 from research.parallel.axes import merge_rules
 from research.run.resolve import from_config
@@ -108,7 +109,7 @@ def _tell(experiment: Experiment, targets: list[Target]) -> int:
         values = [fit.to_json() for fit in fits]
         print(json.dumps(values if len(values) > 1 else values[0]))
     else:
-        print("\n\n".join(fit.table() for fit in fits))
+        print("\n\n".join(table(fit) for fit in fits))
         for target, fit in zip(targets, fits):
             if not fit.fits and fit.step == "train":
                 _advise(experiment, target, fit)

@@ -28,7 +28,8 @@ from research.command import BUG, Stop
 from research.experiment.config import from_json
 from research.files import write_text
 from research.fit import cache
-from research.fit.report import Fit, measure
+from research.fit.measure import measure
+from research.fit.report import Fit
 from research.fit.targets import parse_target
 from research.training.progress import clock_time, printable
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research.experiment.config import Experiment
-from research.fit.targets import Target, parse_target
+from research.fit.targets import Target
 from research.infer.decode_layout import prepare
 from research.infer.sampling import SamplingConfig
 from research.infer.steps import Writing, advance, chunk_size, empty
@@ -21,7 +21,6 @@ from research.models.model import Model
 from research.models.spec import abstract
 from research.parallel.axes import merge_rules
 from research.parallel.mesh import make_mesh
-from research.run.resolve import from_config
 from research.training.state import device_bytes
 from research.tree import Tree
 from research.tuning.method import split_specs
@@ -92,18 +91,6 @@ class Decode:
         """The compiled loop; its state is donated, so parameters and cache are there once."""
         with jax.set_mesh(self.mesh):
             return self.traced.lower().compile(target.compiler_options)
-
-
-def compile_decode(config: Any, target: str | Target) -> jax.stages.Compiled:
-    """The compiled (params, state, ...) -> (state, ids, log-probabilities) of a ConfigDict or an
-    `Experiment`.
-
-    Nothing is allocated. ValueError as from `plan_decode`, and for a config or target that is
-    wrong.
-    """
-    experiment = config if isinstance(config, Experiment) else from_config(config)
-    target = parse_target(target) if isinstance(target, str) else target
-    return plan_decode(experiment, target).compile(target)
 
 
 def plan_decode(experiment: Experiment, target: Target) -> Decode:

@@ -18,6 +18,7 @@ from research.experiment.config import Experiment
 from research.fit.answer import DOES_NOT_FIT, answer
 from research.fit.estimate import Estimate, Weights, estimate, weigh
 from research.fit.report import GIB, Fit
+from research.fit.table import verdict
 from research.fit.targets import Target
 from research.parallel.mesh import mesh_shape
 from research.run.override import change, flags, set_batch
@@ -51,7 +52,7 @@ def search(
 
     def ask(settings: Settings) -> Fit:
         fit = answer(change(experiment, **settings), target.name, capacity_bytes=capacity, **terms)
-        print(f"{flags(settings) or 'as it is'}: {fit.verdict()}", file=sys.stderr)
+        print(f"{flags(settings) or 'as it is'}: {verdict(fit)}", file=sys.stderr)
         return fit
 
     compiled = [({}, ask({}))]
@@ -217,9 +218,9 @@ def _changed(e: Experiment, settings: Settings) -> Settings:
 def _table(
     given: Fit, smallest: tuple[Settings, Fit] | None, found: list[tuple[Settings, Fit]]
 ) -> str:
-    lines = [f"{given.target}: as it is it {given.verdict()}"]
+    lines = [f"{given.target}: as it is it {verdict(given)}"]
     if smallest:
-        lines.append(f"smallest change that fits: {flags(smallest[0])}  ({smallest[1].verdict()})")
+        lines.append(f"smallest change that fits: {flags(smallest[0])}  ({verdict(smallest[1])})")
     if not found:
         lines.append(
             "nothing that was tried fits; take more devices, a smaller model or fewer tokens a device"

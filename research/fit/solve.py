@@ -16,6 +16,7 @@ from research import command
 from research.experiment.config import Experiment
 from research.fit.answer import DOES_NOT_FIT, answer
 from research.fit.report import GIB, Fit
+from research.fit.table import table
 from research.fit.targets import Target
 from research.parallel.mesh import parse_mesh
 from research.run.override import change, flags, set_batch
@@ -90,7 +91,7 @@ def solve(
         print(json.dumps({what: value, **fit.to_json()}))
     else:
         print(
-            f"{what} {value:,} is the largest that fits: {flags(sought.settings(value))}\n{fit.table()}"
+            f"{what} {value:,} is the largest that fits: {flags(sought.settings(value))}\n{table(fit)}"
         )
     return command.DONE
 

@@ -125,7 +125,8 @@ def partition(
             f"axes {tuple(axes)} name {len(axes)} dimensions, "
             f"the shape {tuple(shape)} has {len(shape)}"
         )
-    entries, used = [], {}
+    entries = []
+    used: dict[str, str] = {}
     for axis, size in zip(axes, shape):
         if axis not in rules:
             raise ValueError(f"unknown logical axis {axis!r}; choose from {', '.join(rules)}")

@@ -154,16 +154,13 @@ def test_the_second_answer_compiles_nothing(monkeypatch, capfd):
     assert (small.capacity, small.total, small.fits) == (1000, fit.total, False)
 
 
-def test_a_run_that_does_not_fit_is_refused_and_its_prediction_kept(monkeypatch, tmp_path):
-    small, large = Fit.from_json(fit_json()), Fit.from_json(fit_json(capacity=GIB))
-    monkeypatch.setattr(
-        answers, "answer", lambda experiment, target: small if target == "v5p:4x4x4" else large
-    )
-    assert answers.refuse_unless_it_fits(None, "v5p:4x4x4", tmp_path / "run") == small
-    assert Fit.from_json(json.loads((tmp_path / "run" / "fit.json").read_text())) == small
-    with pytest.raises(answers.DoesNotFit, match="does not fit") as caught:
-        answers.refuse_unless_it_fits(None, "v5e:1x1", tmp_path / "run")
-    assert caught.value.code == 3
+def test_a_prediction_is_kept_in_the_run_to_come(tmp_path):
+    fit = Fit.from_json(fit_json())
+    answers.record(fit, tmp_path / "run")
+    assert Fit.from_json(json.loads((tmp_path / "run" / "fit.json").read_text())) == fit
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="--workdir=.*cannot be written"):
+        answers.record(fit, tmp_path / "file")
 
 
 # Of libtpu 0.0.42.1 for a LLaMA of 4 layers on a v5e, and the form it has where the estimate passed

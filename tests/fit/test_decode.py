@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from research.data.tokenizers import load_tokenizer
-from research.fit.decode import compile_decode, plan_decode
+from research.fit.decode import plan_decode
 from research.fit.flops import executed
 from research.fit.targets import parse_target
 from research.infer import decode, steps
@@ -66,10 +66,10 @@ def total_bytes(program: jax.stages.Compiled) -> int:
     [("", "cpu", 0.01), ("tensor:4,fsdp:2", "cpu:8", 0.25), ("data:8", "cpu:8", 0.25)],
 )
 def test_memory_is_parameters_and_cache(mesh, target, part):
-    recipe = llama(mesh)
-    plan = plan_decode(recipe, parse_target(target))
+    chosen = parse_target(target)
+    plan = plan_decode(llama(mesh), chosen)
     held = plan.params_bytes + plan.cache_bytes
-    assert held <= total_bytes(compile_decode(recipe, target)) < (1 + part) * held
+    assert held <= total_bytes(plan.compile(chosen)) < (1 + part) * held
 
 
 def test_bytes_are_those_of_the_model():
@@ -190,4 +190,4 @@ if __name__ == "__main__":
     recipe, chosen = llama(**changes), parse_target(sys.argv[1])
     plan = plan_decode(recipe, chosen)
     held = {"params": plan.params_bytes, "cache": plan.cache_bytes}
-    print(json.dumps(held | {"total": total_bytes(compile_decode(recipe, chosen))}))
+    print(json.dumps(held | {"total": total_bytes(plan.compile(chosen))}))

@@ -115,8 +115,10 @@ def invariants(frame: Frame, loop: Instruction) -> Scalars:
     are."""
 
     def kept(number: int, path: Path) -> int | None:
-        mark = lambda _, asked: _MARK if asked == path else None
-        body = frame.enter(called(loop, "body"), mark)
+        def marked(_: int, asked: Path) -> int | None:
+            return _MARK if asked == path else None
+
+        body = frame.enter(called(loop, "body"), marked)
         unchanged = value(body, body.computation.root.name, path) == _MARK
         return value(frame, loop.operands[0], path) if unchanged else None
 
@@ -139,7 +141,7 @@ def value(frame: Frame, name: str, path: Path = ()) -> int | None:
     if one.opcode == "tuple":
         return value(frame, one.operands[path[0]], path[1:]) if path else None
     if one.opcode == "get-tuple-element":
-        return value(frame, one.operands[0], (int(one.attribute("index")), *path))
+        return value(frame, one.operands[0], (int(one.attribute("index") or 0), *path))
     if one.opcode == "copy-start":
         return value(frame, one.operands[0], path[1:])
     if one.opcode in _SAME:
@@ -160,11 +162,11 @@ def _constant(text: str) -> int | None:
 
 def _computed(frame: Frame, one: Instruction) -> int | None:
     """The result of a comparison or of arithmetic whose operands are all known."""
+    act: Callable[..., int] | None = _ARITHMETIC.get(one.opcode)
     if one.opcode == "compare":
         act = _COMPARE.get(one.attribute("direction") or "")
-    else:
-        act = _ARITHMETIC.get(one.opcode)
     if act is None:
         return None
-    values = [value(frame, operand) for operand in one.operands]
-    return None if None in values else int(act(*values))
+    operands = [value(frame, operand) for operand in one.operands]
+    known = [number for number in operands if number is not None]
+    return int(act(*known)) if len(known) == len(operands) else None

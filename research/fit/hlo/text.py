@@ -20,7 +20,9 @@ _HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
 def parse(text: str, otherwise: int | None = None) -> Module:
     """A module's text, optimized or not, with `Module.otherwise`. ValueError where there is no
     entry computation."""
-    computations, entry, lines = {}, None, []
+    computations: dict[str, Computation] = {}
+    entry: str | None = None
+    lines: list[str] = []
     for line in text.splitlines():
         if not line[:1].isspace() and (header := _HEADER.match(line)):
             entered, name, lines = bool(header[1]), header[2], []
@@ -41,10 +43,13 @@ def parse(text: str, otherwise: int | None = None) -> Module:
 
 
 def _computation(name: str, lines: list[str]) -> Computation:
-    found = [_INSTRUCTION.match(line) for line in lines]
-    instructions = {one[2]: _instruction(one[2], one[3]) for one in found}
-    roots = [one[2] for one in found if one[1]]
-    return Computation(name, instructions, instructions[roots[0] if roots else found[-1][2]])
+    instructions, root = {}, ""
+    for line in lines:
+        if found := _INSTRUCTION.match(line):
+            instructions[found[2]] = _instruction(found[2], found[3])
+            root = found[2] if found[1] else root
+    # Without a ROOT it is the last.
+    return Computation(name, instructions, instructions[root or next(reversed(instructions))])
 
 
 def _instruction(name: str, text: str) -> Instruction:
