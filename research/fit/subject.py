@@ -49,7 +49,9 @@ class Subject(Protocol):
 class TrainStep:
     """The step that `research.train` runs."""
 
-    step, trains = "train", True
+    step: str = "train"
+    trains: bool = True
+    least_bytes: int | None
 
     def __init__(self, experiment: Experiment, target: Target):
         self._program = program = plan(experiment, target)
@@ -79,7 +81,9 @@ class DecodeStep:
     No collectives are counted as needed: generation gathers what training stores split.
     """
 
-    step, trains, least_bytes = "decode", False, None
+    step: str = "decode"
+    trains: bool = False
+    least_bytes: int | None = None
 
     def __init__(self, experiment: Experiment, target: Target):
         self._decode = decode = plan_decode(experiment, target)
