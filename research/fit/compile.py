@@ -41,7 +41,7 @@ def trace(program: Program) -> jax.stages.Traced:
 
 def plan(experiment: Experiment, target: Target) -> Program:
     """The program of an experiment on a target's devices."""
-    return make_program(experiment, _objective(experiment), target.devices())
+    return make_program(experiment, objective_without_data(experiment), target.devices())
 
 
 def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
@@ -68,18 +68,17 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     return placed
 
 
-def _objective(experiment: Experiment) -> Objective:
-    """The objective without a tokenizer: the ids of special tokens are constants of the data, not
-    of the step."""
+def objective_without_data(experiment: Experiment) -> Objective:
+    """The objective as a step knows it, without the tokenizer that makes its data: the ids of
+    special tokens are constants of the data."""
     vocab_size = experiment.model.vocab_size
-    ids = dict(
+    tokenizer = SimpleNamespace(
         bos_id=0,
         eos_id=1,
         pad_id=2,
         mask_id=3,
         sentinel_ids=tuple(range(4, 104)),
         vocab_size=vocab_size,
+        word_starts=[True] * vocab_size,
     )
-    return make_objective(
-        experiment.objective, SimpleNamespace(**ids, word_starts=[True] * vocab_size)
-    )
+    return make_objective(experiment.objective, tokenizer)

@@ -16,10 +16,11 @@ from typing import Any
 from research import command
 from research.experiment.config import Experiment
 from research.fit.answer import DOES_NOT_FIT, answer
-from research.fit.estimate import Estimate, Weights, estimate, weigh
+from research.fit.estimate import Estimate, estimate
 from research.fit.report import GIB, Fit
 from research.fit.table import verdict
 from research.fit.targets import Target
+from research.fit.weigh import Weights, weigh
 from research.parallel.mesh import mesh_shape
 from research.run.override import change, flags, set_batch
 
