@@ -39,11 +39,11 @@ def compare(batches: list[int], rounds: int, peers: bool, gguf: str = "") -> lis
         )
     if gguf and not os.path.isfile(gguf):
         raise ValueError(f"--gguf={gguf} is no file")
-    names = (
-        {OURS: OURS}
-        | ({EAGER: EAGER} if peers else {})
-        | ({LLAMA_CPP: f"{LLAMA_CPP}:{gguf}"} if gguf else {})
-    )
+    names = {OURS: OURS}
+    if peers:
+        names[EAGER] = EAGER
+    if gguf:
+        names[LLAMA_CPP] = f"{LLAMA_CPP}:{gguf}"
     reads = [f"read:{library}" for library in (("jax", "torch") if peers else ("jax",))]
     measured = _take_turns([*names.values(), *reads], sorted(batches), rounds)
     weight_bytes = 4 * sum(
@@ -108,8 +108,8 @@ def _take_turns(
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as lines for a person."""
     lines = [
-        f"{'batch':>5} {'contender':13} {'prefill tok/s':>13} {'ratio':>6} {'decode tok/s':>12} {'ratio':>6} "
-        f"{'of read':>8} {'peak MB':>8}"
+        f"{'batch':>5} {'contender':13} {'prefill tok/s':>13} {'ratio':>6} {'decode tok/s':>12} "
+        f"{'ratio':>6} {'of read':>8} {'peak MB':>8}"
     ]
     for row in rows:
         ratios = [
@@ -117,15 +117,19 @@ def table(rows: list[dict[str, Any]]) -> str:
             for phase in ("prefill", "decode")
         ]
         lines.append(
-            f"{row['batch']:5} {row['contender']:13} {row['prefill_tokens_per_second']:13.0f} {ratios[0]:>6} "
-            f"{row['decode_tokens_per_second']:12.1f} {ratios[1]:>6} {row['share']:8.0%} {row['peak_bytes'] / 1e6:8.0f}"
+            f"{row['batch']:5} {row['contender']:13} "
+            f"{row['prefill_tokens_per_second']:13.0f} {ratios[0]:>6} "
+            f"{row['decode_tokens_per_second']:12.1f} {ratios[1]:>6} "
+            f"{row['share']:8.0%} {row['peak_bytes'] / 1e6:8.0f}"
         )
     read = max(row["read_bytes_per_second"] for row in rows) / 1e9
     prepared = max(row.get("prepare_seconds", 0) for row in rows)
     lines.append(
-        f"ratio: over transformers, in the same run; of read: share of {read:.0f} GB/s, which reading the weights takes"
+        "ratio: over transformers, in the same run; "
+        f"of read: share of {read:.0f} GB/s, which reading the weights takes"
     )
     lines.append(
-        f"before the first token {OURS} lays out the weights, {prepared:.2f} s a call that no rate counts"
+        f"before the first token {OURS} lays out the weights, {prepared:.2f} s a call "
+        "that no rate counts"
     )
     return "\n".join(lines)

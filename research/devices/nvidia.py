@@ -19,8 +19,8 @@ KIB, MIB = 2**10, 2**20
 #   descriptions of openxla/xla, whose figures are the driver's. H200 and RTX 4090: as PyTorch shows
 #   it. The others: deviceQuery's, with error correction where a card has it.
 # Multiprocessors: xla/backends/gpu/target_config/specs of openxla/xla for A100, H100, H200, B200;
-#   T4: Turing architecture whitepaper, table 4; L4: Ada architecture whitepaper; RTX 4090 and 5090: as
-#   above. Threads and shared memory by capability: CUDA C++ Programming Guide.
+#   T4: Turing architecture whitepaper, table 4; L4: Ada architecture whitepaper; RTX 4090 and
+#   5090: as above. Threads and shared memory by capability: CUDA C++ Programming Guide.
 # Inside a node: NVLink's total of both directions is 600, 900, 900 and 1800 GB/s on the sheets of
 #   A100, H100, H200 and B200; the others have 16 lanes of PCI Express 3, 4, 4 and 5.
 # Between nodes: an adapter for each card of 200 Gbit/s in DGX A100, of 400 in DGX H100, H200 and

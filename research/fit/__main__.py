@@ -1,4 +1,6 @@
-"""Does it fit?  python -m research.fit --config=configs/finetune.py:model=llama3_8b,method=qlora --target=h100:1 --json
+"""Does it fit?
+
+python -m research.fit --config=configs/finetune.py:model=llama3_8b,method=qlora --target=h100:1
 
 Compiles the train step of a config for hardware that is not here and tells the memory that a device
 needs and what bounds its speed. Several targets with commas: --target=v5e:4x4,v6e:4x4,h100:8.
@@ -61,7 +63,8 @@ def main(arguments: list[str]) -> int:
     """Reads the flags, asks, and tells; the exit code."""
     if arguments:
         raise ValueError(
-            f"unexpected argument {arguments[0]!r}; flags are --config, --target and --config.FIELD=VALUE"
+            f"unexpected argument {arguments[0]!r}; "
+            "flags are --config, --target and --config.FIELD=VALUE"
         )
     config = command.read_config(CONFIG)
     if not TARGET.value:
@@ -76,7 +79,8 @@ def main(arguments: list[str]) -> int:
     ]
     if alone and len(targets) > 1:
         raise ValueError(
-            f"--{alone[0]} is for one target, --target={TARGET.value!r} names {len(targets)}; give one"
+            f"--{alone[0]} is for one target, --target={TARGET.value!r} names {len(targets)}; "
+            "give one"
         )
     if SEARCH.value:
         from research.fit.search import search
@@ -124,12 +128,13 @@ def _advise(experiment: Experiment, target: Target, fit: Fit) -> None:
     for settings, guess in changes(experiment, target):
         if guess.total <= fit.capacity:
             print(
-                f"{target.name}: the smallest change that would fit, by estimate: {spelt(settings)} "
-                f"({guess.total / GIB:.2f} GiB); --search compiles it"
+                f"{target.name}: the smallest change that would fit, by estimate: "
+                f"{spelt(settings)} ({guess.total / GIB:.2f} GiB); --search compiles it"
             )
             return
     print(
-        f"{target.name}: no single change would make it fit, by estimate; --search tries them together"
+        f"{target.name}: no single change would make it fit, by estimate; "
+        "--search tries them together"
     )
 
 

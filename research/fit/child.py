@@ -34,9 +34,8 @@ from research.fit.targets import parse_target
 from research.training.progress import clock_time, printable
 
 TICK = 0.5  # seconds between two looks at the clock
-PLAIN_INTERVAL = (
-    60.0  # seconds between lines of a stage that lasts, where a line cannot be rewritten
-)
+# seconds between lines of a stage that lasts, where a line cannot be rewritten
+PLAIN_INTERVAL = 60.0
 COMMAND = (sys.executable, "-P", "-m", "research.fit.child")
 # The compiler's last words, among much that is not: a fatal line of absl's log, or the C++
 # runtime's.
@@ -57,11 +56,8 @@ class Progress:
 
     def __init__(self, target: str, stream: TextIO | None = None):
         self._target, self._stream = target, stream or sys.stderr
-        self._live = self._stream.isatty() and os.environ.get("TERM", "") not in (
-            "",
-            "dumb",
-            "unknown",
-        )
+        named = os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+        self._live = self._stream.isatty() and named
         self._began = self._printed = time.monotonic()
         self._stage = ""
 
@@ -129,7 +125,8 @@ def _listen(child: subprocess.Popen, target: str, time_limit: float) -> dict[str
             progress.show(stage)
     except TimeoutError:
         raise TookTooLong(
-            f"{target}: no answer in {time_limit:g} s, the last stage was {stage}; set --time_limit=SECONDS to wait longer"
+            f"{target}: no answer in {time_limit:g} s, the last stage was {stage}; "
+            "set --time_limit=SECONDS to wait longer"
         ) from None
     finally:
         progress.close()
@@ -181,8 +178,9 @@ def _failure(target: str, code: int, log: BinaryIO) -> CompilerFailed:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         return CompilerFailed(
             BUG,
-            f"{target}: the compiler was killed, most likely for want of memory (this machine has {memory:.1f} GiB); "
-            "close other programs, compile fewer layers, or take a larger machine",
+            f"{target}: the compiler was killed, most likely for want of memory "
+            f"(this machine has {memory:.1f} GiB); close other programs, "
+            "compile fewer layers, or take a larger machine",
         )
     ended = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"failed (exit code {code})"
     return CompilerFailed(

@@ -103,7 +103,8 @@ def plan_decode(experiment: Experiment, target: Target) -> Decode:
     e, dtype = experiment, experiment.precision.compute_dtype
     if e.model.kind == "encoder":
         raise ValueError(
-            "the model is an encoder, which fills in masks and writes no text; decoding wants a decoder"
+            "the model is an encoder, which fills in masks and writes no text; "
+            "decoding wants a decoder"
         )
     mesh, rules = make_mesh(e.mesh, target.devices()), merge_rules(e.axes)
     # Generation unrolls and gathers as it likes, whatever trains the model.

@@ -48,7 +48,8 @@ def search(
     capacity = target.capacity_bytes if capacity_bytes is None else capacity_bytes
     if capacity is None or terms.get("step") == "decode":
         raise ValueError(
-            "--search wants --step=train and a target with a capacity; for the CPU give --capacity_gib"
+            "--search wants --step=train and a target with a capacity; "
+            "for the CPU give --capacity_gib"
         )
 
     def ask(settings: Settings) -> Fit:
@@ -71,16 +72,12 @@ def search(
     found = front([(settings, fit) for settings, fit in compiled if fit.fits], _measured)
     if print_json:
         rows = [{"flags": flags(settings), **fit.to_json()} for settings, fit in found]
-        change_flags = flags(smallest[0]) if smallest else None
-        print(
-            json.dumps(
-                {
-                    "front": rows,
-                    "fits_as_given": compiled[0][1].fits,
-                    "smallest_change": change_flags,
-                }
-            )
-        )
+        answered = {
+            "front": rows,
+            "fits_as_given": compiled[0][1].fits,
+            "smallest_change": flags(smallest[0]) if smallest else None,
+        }
+        print(json.dumps(answered))
     else:
         print(_table(compiled[0][1], smallest, found))
     return command.DONE if found else DOES_NOT_FIT
@@ -156,9 +153,8 @@ def front(
 
 
 def _estimated(one: Estimate) -> tuple[float, float]:
-    return float(
-        f"{one.tokens_per_second or 0:.2g}"
-    ), one.total  # to a closed form speeds this near are the same
+    # A closed form cannot tell speeds apart that agree in two digits.
+    return float(f"{one.tokens_per_second or 0:.2g}"), one.total
 
 
 def _measured(one: Fit) -> tuple[float, float]:
@@ -224,7 +220,8 @@ def _table(
         lines.append(f"smallest change that fits: {flags(smallest[0])}  ({verdict(smallest[1])})")
     if not found:
         lines.append(
-            "nothing that was tried fits; take more devices, a smaller model or fewer tokens a device"
+            "nothing that was tried fits; "
+            "take more devices, a smaller model or fewer tokens a device"
         )
         return "\n".join(lines)
     lines.append(f"{'tokens/s at most':>18}{'GiB':>9}{'MFU':>7}{'bound by':>10}  flags")

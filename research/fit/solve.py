@@ -53,7 +53,8 @@ def unknown(experiment: Experiment, what: str, devices: int) -> Unknown:
     if what == "rank":
         if e.tune.method != "lora":
             raise ValueError(
-                f"--solve=rank is for adapters of low rank and config.tune.method={e.tune.method!r}; set it to 'lora'"
+                "--solve=rank is for adapters of low rank and "
+                f"config.tune.method={e.tune.method!r}; set it to 'lora'"
             )
         widths = e.model.d_model, e.model.kv_heads * e.model.head_size
         return Unknown(e.lora.rank, 1, lambda n: {"lora__rank": n}, min(widths))
@@ -83,16 +84,16 @@ def solve(
     best, least_too_large = largest(ask, sought)
     if best is None:
         value, fit = least_too_large
-        line = f"{target.name}: even {what} {value:,} does not fit: {fit.total / GIB:.2f} GiB of {fit.capacity / GIB:.2f}"
+        size = f"{fit.total / GIB:.2f} GiB of {fit.capacity / GIB:.2f}"
+        line = f"{target.name}: even {what} {value:,} does not fit: {size}"
         print(json.dumps({what: 0, **fit.to_json()}) if print_json else line)
         return DOES_NOT_FIT
     value, fit = best
     if print_json:
         print(json.dumps({what: value, **fit.to_json()}))
     else:
-        print(
-            f"{what} {value:,} is the largest that fits: {flags(sought.settings(value))}\n{table(fit)}"
-        )
+        print(f"{what} {value:,} is the largest that fits: {flags(sought.settings(value))}")
+        print(table(fit))
     return command.DONE
 
 

@@ -39,12 +39,17 @@ class Network:
 
 @dataclass(frozen=True)
 class Target:
-    """`name` as it was asked for; `kind` is the key of `research.devices.table.TARGETS`, or
-    "cpu".
+    """Devices that a step is compiled for.
 
-    `platform` is "tpu", "gpu" or "cpu". There are `slices` equal slices or nodes of `shape`, chips
-    along each axis or cards, `count` devices in all, each a `device_kind` of the same table
-    with `capacity_bytes` of memory. That kind, capacity and network are None for the CPU.
+    name            as it was asked for
+    platform        "tpu", "gpu" or "cpu"
+    kind            its name in `research.devices.table.TARGETS`, or "cpu"
+    device_kind     JAX's name of each device; None for the CPU
+    capacity_bytes  memory of a device; None for the CPU
+    shape           of a slice its chips along each axis, of a node its cards
+    slices          equal slices or nodes
+    count           devices in all
+    network         None for the CPU
     """
 
     name: str
@@ -132,8 +137,8 @@ def _nodes(name: str, kind: str, shape: str) -> Target:
     card, sizes = TARGETS[kind], _sizes(shape)
     if len(sizes) not in (1, 2) or sizes[-1] > NODE:
         raise ValueError(
-            f"target {name!r}: {shape!r} is no number of cards up to {NODE}, a node's, nor NODESxCARDS; "
-            f"write {kind}, {kind}:{NODE} or {kind}:2x{NODE}"
+            f"target {name!r}: {shape!r} is no number of cards up to {NODE}, a node's, "
+            f"nor NODESxCARDS; write {kind}, {kind}:{NODE} or {kind}:2x{NODE}"
         )
     nodes, cards = (1, *sizes)[-2:]
     network = Network(card.inside, card.between)
@@ -199,8 +204,8 @@ def _cpu_devices(target: Target) -> list[Any]:
     found = jax.devices("cpu")
     if len(found) < target.count:
         raise ValueError(
-            f"target {target.name!r} wants {target.count} devices and this process has {len(found)}; "
-            f"set JAX_NUM_CPU_DEVICES={target.count} before it starts"
+            f"target {target.name!r} wants {target.count} devices and this process has "
+            f"{len(found)}; set JAX_NUM_CPU_DEVICES={target.count} before it starts"
         )
     return found[: target.count]
 

@@ -15,8 +15,8 @@ from research.fit.collectives import (
     Collective,
     collective_bytes,
     collectives,
-    parse_groups,
 )
+from research.fit.hlo.groups import parse_groups
 from research.fit.hlo.text import parse
 from tests.fit.hlo.layers import D, F, L, measured
 
