@@ -20,7 +20,7 @@ from research.infer.sampling import SamplingConfig
 from research.models.model import Model
 from research.models.spec import initialize
 from tests.configs import experiment
-from tests.fit.test_targets import need_compiler
+from tests.fit.processes import need_compiler
 
 ROOT = Path(__file__).parent.parent.parent
 # Eight layers: what is read out of the stack a layer at a time is then an eighth.
@@ -162,7 +162,7 @@ def test_an_encoder_decoder_reads_its_encoders_memory_and_an_encoder_decodes_not
 
 @pytest.mark.parametrize("target", ["v5e:1x1", "h100:1"])
 def test_it_compiles_for_what_is_not_here(target):
-    need_compiler(parse_target(target).platform)
+    need_compiler(target)
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, __file__, target], env=environment, capture_output=True, text=True

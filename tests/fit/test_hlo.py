@@ -45,12 +45,12 @@ ENTRY %main (x.1: f32[8]) -> f32[8] {
   %while = (s32[]{:T(128)}, f32[8]{0:T(128)S(1)}, s32[]{:T(128)}, /*index=3*/s32[]{:T(128)}) while(%state), condition=%cond, body=%body, metadata={op_name="jit(f)/while"}
   ROOT %result = f32[8]{0:T(128)} get-tuple-element(%while), index=1
 }
-"""
+"""  # noqa: E501
 PLAIN = "  %y = f32[8]{0:T(128)S(1)} negate(%x)"
 # A kernel's description has line breaks in it, and a brace at the start of a line.
 KERNEL = """  %y = f32[8]{0:T(128)S(1)} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block_q\\": 512}"
-}}, metadata={op_name="jit(f)/kernel"}, backend_config={"custom_call_config": {"body": "TUzvUgFN"}}"""
+}}, metadata={op_name="jit(f)/kernel"}, backend_config={"custom_call_config": {"body": "TUzvUgFN"}}"""  # noqa: E501
 # The loop inside starts at a number of the state of the loop outside, which hands it on as it is.
 NESTED = """  %state.1 = (s32[]{:T(128)}, s32[]{:T(128)}) tuple(%step, %bound)
   %while.1 = (s32[]{:T(128)}, s32[]{:T(128)}) while(%state.1), condition=%cond.1, body=%body.1
