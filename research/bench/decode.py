@@ -27,18 +27,7 @@ def compare(batches: list[int], rounds: int, peers: bool, gguf: str = "") -> lis
     takes part where `gguf` names a file of the model, which should be float32. All contenders take
     turns; medians of `rounds`.
     """
-    if not batches or min(batches) < 1:
-        raise ValueError(f"batches={batches} must be one or more sizes of at least 1")
-    if peers and not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-        raise ValueError(
-            "the peers need torch and transformers; pip install '.[parity]', or pass --nopeers"
-        )
-    if gguf and not importlib.util.find_spec("llama_cpp"):
-        raise ValueError(
-            "--gguf is for llama.cpp; pip install llama-cpp-python, or leave the flag out"
-        )
-    if gguf and not os.path.isfile(gguf):
-        raise ValueError(f"--gguf={gguf} is no file")
+    check(batches, peers, gguf)
     names = {OURS: OURS}
     if peers:
         names[EAGER] = EAGER
@@ -70,6 +59,22 @@ def compare(batches: list[int], rounds: int, peers: bool, gguf: str = "") -> lis
                 row[f"{phase}_ratio"] = theirs / result[f"{phase}_seconds"] if peers else None
             rows.append(row)
     return rows
+
+
+def check(batches: list[int], peers: bool, gguf: str) -> None:
+    """ValueError for sizes that are none, and for a contender that is not installed."""
+    if not batches or min(batches) < 1:
+        raise ValueError(f"batches={batches} must be one or more sizes of at least 1")
+    if peers and not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        raise ValueError(
+            "the peers need torch and transformers; pip install '.[parity]', or pass --nopeers"
+        )
+    if gguf and not importlib.util.find_spec("llama_cpp"):
+        raise ValueError(
+            "--gguf is for llama.cpp; pip install llama-cpp-python, or leave the flag out"
+        )
+    if gguf and not os.path.isfile(gguf):
+        raise ValueError(f"--gguf={gguf} is no file")
 
 
 def _take_turns(

@@ -31,13 +31,12 @@ _STOPS = 8  # ids that end a text; generation pads them to such sizes
 
 @dataclass(frozen=True)
 class Decode:
-    """Everything that generation's loop is called with, as shapes and shardings; `length` tokens a
-    row are cached.
+    """Everything that generation's loop is called with, as shapes and shardings.
 
-    `params` are those that the loop is given: in the compute type or as codes, adapters attached,
-    on a single CPU device turned (`turned.prepare`, which keeps the others too, to read prompts
-    with). Generation itself allocates `steps.bucket(length)` slots for a power of two of rows,
-    which is this where both are such numbers already.
+    `length` tokens of each row are in the cache. `params` are in the compute type or as codes, with
+    adapters attached, and laid out as `research.infer.decode_layout.prepare` does it. Generation
+    itself keeps the original layout too, to read prompts with, and rounds rows and slots up to
+    `steps.bucket` sizes; here they are taken as given.
     """
 
     model: Model
@@ -63,18 +62,20 @@ class Decode:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the cache on one device; the encoder's keys and values of an encoder-decoder are
-        of it."""
+        """Bytes of the cache on one device, with the encoder's keys and values of an
+        encoder-decoder."""
         return device_bytes((self.state.cache, self.state.memory))
 
     @cached_property
     def traced(self) -> jax.stages.Traced:
         """Generation's own jitted function, traced."""
-        whole = NamedSharding(self.mesh, PartitionSpec())
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
         given = (
-            jax.ShapeDtypeStruct((self.tokens,), np.bool_, sharding=whole),  # which rows are open
-            jax.ShapeDtypeStruct((), np.int32, sharding=whole),  # how many tokens at most
-            jax.ShapeDtypeStruct((_STOPS,), np.int32, sharding=whole),
+            jax.ShapeDtypeStruct(
+                (self.tokens,), np.bool_, sharding=everywhere
+            ),  # which rows are open
+            jax.ShapeDtypeStruct((), np.int32, sharding=everywhere),  # how many tokens at most
+            jax.ShapeDtypeStruct((_STOPS,), np.int32, sharding=everywhere),
         )
         with jax.set_mesh(self.mesh):
             return advance.trace(
@@ -84,6 +85,7 @@ class Decode:
     @property
     def jaxpr(self) -> Any:
         """The closed jaxpr of one turn of the loop, which writes `tokens` tokens."""
+        # Everything but the loop is preparation that a call makes once.
         loops = [eqn for eqn in self.traced.jaxpr.eqns if eqn.primitive.name == "while"]
         return loops[0].params["body_jaxpr"]
 

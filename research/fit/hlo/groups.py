@@ -72,6 +72,7 @@ def _chunks(devices: list[int], dims: list[int]) -> Groups:
 
 
 def _mesh_groups(text: str) -> Groups:
+    """The groups of `mesh['a'=2,'b'=4] {'b'}`, see `parse_groups`."""
     found = re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", text)
     if found is None:
         raise ValueError(
@@ -84,6 +85,7 @@ def _mesh_groups(text: str) -> Groups:
     taken = {name: (1, int(size)) for name, size in axes if name in named}
     for name, before, size in re.findall(r"'?(\w+)'?:\((\d+)\)(\d+)", found[3]):
         taken[name] = int(before), int(size)
+    # Each axis as three: what is before the part of it that groups, that part, and what is behind.
     sizes, grouped = [], []
     for name, size in axes:
         before, part = taken.get(name, (int(size), 1))

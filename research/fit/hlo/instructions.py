@@ -13,9 +13,12 @@ _CALLED = re.compile(
 
 @dataclass(frozen=True)
 class Array:
-    """An array of a shape. `bits` are those of an element as it lies in memory: 4 of a packed int4.
-    `space` is the memory: 0 the device's, 5 the host's, others are on the chip (TPU) or kinds of
-    the device's memory (CUDA)."""
+    """An array, or one element of a tuple.
+
+    `bits` are those of an element as it lies in memory: 4 of a packed int4. `space` is the memory:
+    0 the device's, 5 the host's; others are on the chip (TPU) or kinds of the device's memory
+    (CUDA).
+    """
 
     dtype: str
     dims: tuple[int, ...]
@@ -24,19 +27,24 @@ class Array:
 
     @property
     def elements(self) -> int:
+        """Elements of the array, without what tiles add."""
         return math.prod(self.dims)
 
     @property
     def nbytes(self) -> int:
-        """Without what tiles add."""
+        """Bytes of the array, without what tiles add."""
         return (self.elements * self.bits + 7) // 8
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """`arrays` are the leaves of its shape, in order; `inside` is what stands between its
-    parentheses (a constant's value, a parameter's number) and `attributes` all behind them, as
-    printed."""
+    """A line of a computation.
+
+    arrays      the leaves of its result's shape, in order
+    operands    names of instructions of the same computation
+    inside      what is printed between its parentheses: a constant's value, a parameter's number
+    attributes  what is printed behind them
+    """
 
     name: str
     opcode: str
@@ -47,6 +55,7 @@ class Instruction:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all arrays of its result."""
         return sum(array.nbytes for array in self.arrays)
 
     @property
@@ -57,8 +66,9 @@ class Instruction:
 
     @property
     def calls(self) -> list[str]:
-        """Computations it calls, but a loop's: of a fusion its body, of a conditional its
-        branches."""
+        """The computations that it calls: a fusion's body, a conditional's branches. A loop names
+        its own by role, see `attribute`."""
+        # An op_name in the metadata may contain "calls=".
         head = self.attributes.partition("metadata={")[0]
         return [
             name
@@ -83,6 +93,7 @@ class Computation:
 
     @cached_property
     def parameters(self) -> dict[int, Instruction]:
+        """Parameters by their number."""
         return {
             int(one.inside): one for one in self.instructions.values() if one.opcode == "parameter"
         }
@@ -97,4 +108,5 @@ class Computation:
         return found
 
     def operands(self, one: Instruction) -> list[Instruction]:
+        """The instructions whose values an instruction takes, in order."""
         return [self.instructions[name] for name in one.operands]

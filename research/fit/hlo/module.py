@@ -11,11 +11,13 @@ from research.fit.hlo.scalars import Frame, Scalars, arguments, called, invarian
 
 @dataclass(frozen=True)
 class Module:
-    """All computations by name. `devices` run the program; `tiled` tells a TPU's module by its
-    layouts.
+    """A program that all devices run.
 
-    `otherwise` is how often a loop counts whose trips only its data tell, None where there is to be
-    none.
+    computations  by name
+    entry         the name of the one that a step runs
+    devices       how many run it
+    tiled         whether layouts have tiles, as on a TPU
+    otherwise     trips of a loop that only its data end; None refuses such loops
     """
 
     computations: dict[str, Computation]
@@ -47,10 +49,11 @@ class Module:
     def _reached(self, frame: Frame, one: Instruction, times: int) -> list[Counter[str]]:
         """Executions of the computations that an instruction runs."""
         if one.opcode == "while":
-            trips, kept = self._trips(frame, one), invariants(frame, one)
+            count, kept = self._trips(frame, one), invariants(frame, one)
             return [
-                self._run(called(one, "body"), times * trips, kept),
-                self._run(called(one, "condition"), times * (trips + 1), kept),
+                self._run(called(one, "body"), times * count, kept),
+                # The condition is asked once more than it holds.
+                self._run(called(one, "condition"), times * (count + 1), kept),
             ]
         if one.opcode == "conditional":
             branches = [self._run(branch, times, unknown) for branch in one.calls]
@@ -60,6 +63,7 @@ class Module:
         return []
 
     def _trips(self, frame: Frame, loop: Instruction) -> int:
+        """Trips of a loop; ValueError where neither its text nor `otherwise` tells them."""
         found = trips(frame, loop)
         if found is None:
             found = self.otherwise

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from research.fit.hlo.instructions import Computation, Instruction
 
-# Of a parameter's number and the indices into its tuple: the integer there, None where it is not
-# known.
+# Indices into a tuple, outermost first; () is the value itself.
 Path = tuple[int, ...]
+# From the number of a parameter and a path in it to the integer there, None where it is not known.
 Scalars = Callable[[int, Path], int | None]
 
 # trips that are counted one by one; longer than any loop over layers, chunks or tokens

@@ -53,12 +53,14 @@ def _computation(name: str, lines: list[str]) -> Computation:
 
 
 def _instruction(name: str, text: str) -> Instruction:
-    """From what stands behind the equals sign."""
+    """The instruction `name`, of the text behind its equals sign: shape, opcode(operands),
+    attributes."""
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
     start = text.index("(", end)
     close = _closing(text, start)
     inside = re.sub(r"/\*.*?\*/", "", text[start + 1 : close])
     operands = re.findall(r"%([\w.-]+)", inside)
+    # CUDA's and the CPU's compilers print names without percent signs in some places.
     if not operands and text[end:start].strip() not in ("constant", "parameter", "iota"):
         operands = [part.split()[-1] for part in inside.split(",") if part.strip()]
     arrays = tuple(_array(found) for found in _ARRAY.finditer(re.sub(r"/\*.*?\*/", "", text[:end])))
@@ -78,6 +80,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _array(found: re.Match) -> Array:
+    """The array of a match of `_ARRAY`: type, dimensions, layout."""
     dtype, dims, layout = found[1] or found[4], found[2] or "", found[3] or ""
     bits = re.search(r"E\((\d+)\)", layout)
     space = re.search(r"S\((\d+)\)", layout)
