@@ -87,8 +87,8 @@ def collective_bytes(found: Iterable[Collective]) -> dict[str, int]:
 
 
 def _all(module: Module) -> Iterator[tuple[Computation, Instruction, str, int]]:
-    """Collectives with the computation they stand in, the origin of the fusion that calls it, and
-    their executions."""
+    """Every collective: its computation, its instruction, the origin of the fusion that calls the
+    computation, and how often it runs."""
 
     def inside(
         computation: Computation, within: str, times: int
@@ -107,7 +107,8 @@ def _all(module: Module) -> Iterator[tuple[Computation, Instruction, str, int]]:
 
 
 def _kind(one: Instruction) -> str | None:
-    """None of what is no collective, and of what ends one that has begun."""
+    """The kind of collective that an instruction is or begins; None for any other, also for what
+    ends a collective."""
     if one.opcode == "send":
         said = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.attributes)
         return said and {"ONE_TO_ONE": "collective-permute"}.get(
@@ -129,6 +130,7 @@ def carried_on(computation: Computation, one: Instruction) -> bool:
 def _measure(
     module: Module, computation: Computation, one: Instruction, within: str, times: int
 ) -> Collective:
+    """The collective that an instruction is; `within` is the origin of the fusion around it."""
     kind = _kind(one)
     operand = sum(taken.nbytes for taken in computation.operands(one))
     groups = parse_groups(one.attributes, module.devices)
@@ -146,7 +148,7 @@ def _measure(
 
 
 def _is_sliced(computation: Computation, one: Instruction, n: int) -> bool:
-    """Whether all that is used of a result in its fusion is one of n slices."""
+    """Whether a fusion uses one of n slices of a result and nothing else of it."""
     slices, waiting = [], [one]
     while waiting:
         for user in computation.users[waiting.pop().name]:
@@ -160,8 +162,11 @@ def _is_sliced(computation: Computation, one: Instruction, n: int) -> bool:
 
 
 def _origin(computation: Computation, one: Instruction) -> str:
-    """Of what the compiler made itself, and therefore does not say, the origin of what it takes or
-    else of who takes it."""
+    """The place in the traced program that an instruction comes from.
+
+    The compiler gives none to instructions of its own making; they have the origin of an operand,
+    or else of a user.
+    """
     # What passes through these comes from another place.
     elsewhere = ("constant", "parameter", "tuple", "while")
     for follow in (computation.operands, lambda taken: computation.users[taken.name]):

@@ -47,18 +47,12 @@ def plan(experiment: Experiment, target: Target) -> Program:
 def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch's shapes, types and shardings."""
     length = program.objective.window_length(program.experiment.data.sequence_length)
-    names = [
-        "tokens",
-        "segments",
-        "positions",
-        "assistant",
-    ]  # of texts and conversations; of pairs:
-    names += [
-        f"{side}{what}"
-        for side in ("inputs", "targets")
-        for what in ("", "_segments", "_positions")
-    ]
-    window = {**{name: np.ones(length, np.int32) for name in names}, "label": np.zeros(1, np.int32)}
+    # A window of any kind of data, texts, conversations and pairs: an objective reads what it wants.
+    names = ["tokens", "segments", "positions", "assistant"]
+    for side in ("inputs", "targets"):
+        names += [side, f"{side}_segments", f"{side}_positions"]
+    window = {name: np.ones(length, np.int32) for name in names}
+    window["label"] = np.zeros(1, np.int32)
     example = program.objective.example(window, np.random.default_rng(0))
     placed = {}
     for name, row in example.items():

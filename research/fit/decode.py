@@ -152,6 +152,7 @@ def _started(model: Model, rows: int, length: int, params: Tree) -> Writing:
 def _placed(shapes: Tree, mesh: Mesh) -> Tree:
     """Traced shapes with their shardings on the mesh's own devices."""
 
+    # Under a mesh eval_shape gives abstract meshes; a compile wants the devices.
     def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         spec = PartitionSpec() if x.sharding is None else x.sharding.spec
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))

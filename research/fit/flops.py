@@ -17,6 +17,7 @@ from jax.sharding import AxisType
 
 from research.fit.compile import abstract_batch
 from research.ops.kernels import visible_share as share
+from research.parallel.placement import mesh_axes
 from research.run.program import Program
 from research.training.flops import Texts, forward_flops, model_flops
 
@@ -45,6 +46,7 @@ def executed(closed_jaxpr: Any, devices: int) -> dict[str, float]:
     ValueError for products in a loop whose end is not known, also inside a kernel that tells no
     cost.
     """
+    # XLA drops what nobody uses, and so does this: a gradient that is not asked for is not counted.
     jaxpr, _ = dce_jaxpr(closed_jaxpr.jaxpr, True)
     return dict(_count(jaxpr, "", devices))
 
@@ -70,7 +72,7 @@ def recompute_ratio(program: Program, flops: Mapping[str, float]) -> float:
 
 
 def _texts(program: Program) -> Texts:
-    """What a step reads, from the shapes of its batch."""
+    """What a step reads, by the shapes of its batch."""
     batch, objective = abstract_batch(program), program.experiment.objective
     rows, length = batch["inputs"].shape
     encoder = batch["encoder_inputs"].shape[1] if "encoder_inputs" in batch else 0
@@ -93,6 +95,7 @@ def _count(jaxpr: Any, scopes: str, devices: int) -> Counter:
 
 
 def _equation(eqn: Any, scopes: str, devices: int) -> Counter:
+    """FLOPs by type of an equation, and of the jaxprs that it calls."""
     name = eqn.primitive.name
     if name in _PRODUCTS:
         flops = _PRODUCTS[name](eqn, scopes) * _copies(eqn, devices)
@@ -112,8 +115,8 @@ def _equation(eqn: Any, scopes: str, devices: int) -> Counter:
 
 
 def _kernel(eqn: Any, scopes: str, devices: int) -> Counter:
-    """By the cost that it tells; JAX's attention by the pairs that a mask leaves; else its body for
-    each step."""
+    """FLOPs by type of a Pallas kernel: the cost that it tells; of JAX's attention kernels the
+    pairs of queries and keys that their masks leave; else its body for each step of its grid."""
     name, shares, cost = eqn.params["name"] or "", share.shares(scopes), eqn.params["cost_estimate"]
     floats = [v for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
     known = next((kernel for kernel in _ATTENTION if name.startswith(kernel)), None)
@@ -186,14 +189,13 @@ _PRODUCTS = {
 
 
 def _copies(eqn: Any, devices: int) -> float:
-    """How many devices do the work that the shapes of an equation show: all that do not share it
-    between them."""
+    """How many devices repeat the work that the shapes of an equation show: all of them, divided by
+    those that share it."""
     avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
     mesh = avals[0].sharding.mesh
     if mesh.empty:
-        return 1
-    entries = [entry for aval in avals for entry in aval.sharding.spec if entry]
-    named = {name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry)}
+        return 1  # one device, or the count of a kernel's body
+    named = {name for aval in avals for entry in aval.sharding.spec for name in mesh_axes(entry)}
     # What the compiler spreads by itself it is taken to spread over all that it may.
     kinds = zip(mesh.axis_names, mesh.axis_types)
     split = [

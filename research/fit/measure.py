@@ -54,6 +54,7 @@ def measure(
 
 
 def _lower(subject: Subject, target: Target) -> jax.stages.Lowered:
+    """The step lowered; ValueError where JAX has no kernels for the card."""
     try:
         return subject.lower()
     except RuntimeError as error:

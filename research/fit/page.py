@@ -48,7 +48,7 @@ def _headline(fits: Sequence[Mapping]) -> str:
 
 
 def facts(fit: Mapping) -> dict[str, str]:
-    """What a fit knows beside its pictures, in words; what it does not know is left out."""
+    """Rows of the table below the pictures, name to words; what is not known is left out."""
     rows = {}
     if fit.get("host_bytes"):
         rows["in host memory, for each device"] = _size(fit["host_bytes"])
@@ -72,6 +72,8 @@ def facts(fit: Mapping) -> dict[str, str]:
 
 
 def _tiles(fit: Mapping):
+    """The figures at the top of a target's section, as HTML; those that are not known are left
+    out."""
     size = fit["device_bytes"]
     note = f"of {size['capacity'] / GIB:.2f}" if size["capacity"] else "of the machine's"
     words, mood = ("fits", "good") if fit["fits"] else ("does not fit", "bad")

@@ -26,7 +26,7 @@ def memory_svg(fits: Sequence[Mapping]) -> str:
     capacity; what is over the capacity is outlined. The parts and their sizes appear under the
     mouse."""
     longest = max([1, *(size for fit in fits for size in _sizes(fit))])
-    top, foot = 26, 30
+    top, foot = 26, 30  # room for the legend and for the ticks' numbers
     floor = top + ROW * len(fits)
     parts = [_head(WIDTH, floor + foot, "memory of a device"), STYLE, _legend()]
     for tick in linear_ticks(0, longest / GIB, 8):
@@ -125,6 +125,7 @@ def _stacked(fit: Mapping, y: int, scale: float) -> list[str]:
         box = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="{BAR}" fill="{colour}"'
         label = f"<title>{escape(title)}: {size / GIB:.2f} GiB</title>"
         drawn.append(f"<rect {box}>{label}</rect>")
+        # A narrower one has no room for its number.
         if width > 64:
             inside = f'x="{x + width / 2:.1f}" y="{y + 15}" text-anchor="middle" style="fill:#fff"'
             drawn.append(f'<text {inside} pointer-events="none">{size / GIB:.2f}</text>')

@@ -59,6 +59,7 @@ def peak(peaks: Mapping[str, float], dtype: str) -> float:
     """FLOP/s of products in a type as XLA makes them by default: of float32 in one bfloat16 pass on
     a TPU and as tfloat32 on a card that has it. A type without units of its own counts as the
     fastest wider one, which is kind to it."""
+    # XLA's default precision of float32 products: see jax.lax.Precision.
     if dtype == "float32":
         dtype = "tfloat32"
     named = peaks.get("float8" if dtype.startswith("float8") else dtype)
@@ -68,6 +69,8 @@ def peak(peaks: Mapping[str, float], dtype: str) -> float:
 def network_seconds(target: Target, found: Sequence[Collective]) -> float:
     """Time of all collectives at the network's full rate, what leaves a slice or a node at the rate
     between them."""
+    # Links inside a slice and the network between slices carry at the same time, so the longer of
+    # the two counts.
     inside = between = 0.0
     per_slice = target.count // target.slices
     for one in found:

@@ -114,6 +114,7 @@ def largest(
             best = value
         else:
             worst = value
+        # Nothing larger can be asked for, or nothing smaller.
         if best == most or worst == step:
             break
         if best is not None and worst is not None and worst - best <= max(step, best // PRECISION):

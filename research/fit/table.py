@@ -55,6 +55,7 @@ def _collectives(fit: Fit) -> list[str]:
 
 
 def _times(fit: Fit) -> list[str]:
+    """Seconds of each resource and the bounds that follow; none on a CPU."""
     times = fit.roofline
     if times.seconds is None:
         return []

@@ -110,6 +110,7 @@ def parse_target(text: str) -> Target:
         return _nodes(text.strip(), kind, shape or "1")
     known = (*TARGETS, "cpu")
     begun = [name for name in known if kind and name.startswith(kind)]
+    # A name that begins so is meant more likely than one with as many letters in common.
     near = (begun or difflib.get_close_matches(kind, known, n=1, cutoff=0.0))[0]
     raise ValueError(
         f"target {text!r} is unknown; the nearest is {near!r}; there are {', '.join(known)}"
@@ -134,6 +135,7 @@ def _cpu(name: str, shape: str) -> Target:
 
 
 def _nodes(name: str, kind: str, shape: str) -> Target:
+    """Cards of one node ("8") or of several ("2x8")."""
     card, sizes = TARGETS[kind], _sizes(shape)
     if len(sizes) not in (1, 2) or sizes[-1] > NODE:
         raise ValueError(
@@ -148,6 +150,7 @@ def _nodes(name: str, kind: str, shape: str) -> Target:
 
 
 def _slices(name: str, kind: str, text: str) -> Target:
+    """A slice by its chips along each axis ("4x4x4"), or several of it ("4x4x4@2")."""
     tpu = TARGETS[kind]
     shape, at, number = text.partition("@")
     sizes, slices = _sizes(shape), _sizes(number) if at else (1,)
@@ -183,8 +186,10 @@ def _topology(target: Target) -> dict[str, Any]:
         "platform": "tpu",
         "topology_name": target.kind + ":" + "x".join(map(str, target.shape)),
     }
+    # By default a host has several chips, and no slice is a part of a host.
     if math.prod(target.shape) == 1:
         asked["chips_per_host_bounds"] = (1, 1, 1)
+    # Its two cores as one device, as Cloud TPU has them.
     if target.kind == "v4":
         asked["chip_config_name"] = "megacore"
     return asked | ({"num_slices": target.slices} if target.slices > 1 else {})

@@ -53,6 +53,7 @@ def weigh(experiment: Experiment, target: Target) -> Weights:
     mesh = AbstractMesh(
         mesh_shape(e.mesh, target.count), MESH_AXES, (AxisType.Explicit,) * len(MESH_AXES)
     )
+    # No devices are made: the specs of parameters and their shardings are all that is asked of it.
     program = Program(e, objective_without_data(e), mesh)
     itemsize, layers = e.precision.compute_dtype.itemsize, c.layers + c.encoder_layers
     trainable = abstract(program.specs[0], e.precision.param_dtype, mesh, program.rules)
@@ -73,6 +74,7 @@ def weigh(experiment: Experiment, target: Target) -> Weights:
         trained,
         device_bytes(frozen),
         round(trained * _moments(program)),
+        # Stacked matrices: a layer has its share of each.
         sum(matrices) / layers,
         max(matrices, default=0.0) / layers,
         received,
