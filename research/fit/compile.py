@@ -47,7 +47,7 @@ def plan(experiment: Experiment, target: Target) -> Program:
 def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch's shapes, types and shardings."""
     length = program.objective.window_length(program.experiment.data.sequence_length)
-    # A window of any kind of data, texts, conversations and pairs: an objective reads what it wants.
+    # A window of any kind of data: of texts, of conversations and of pairs.
     names = ["tokens", "segments", "positions", "assistant"]
     for side in ("inputs", "targets"):
         names += [side, f"{side}_segments", f"{side}_positions"]
