@@ -72,7 +72,7 @@ def recompute_ratio(program: Program, flops: Mapping[str, float]) -> float:
 
 
 def _texts(program: Program) -> Texts:
-    """What a step reads, by the shapes of its batch."""
+    """What a step reads, from the shapes of its batch."""
     batch, objective = abstract_batch(program), program.experiment.objective
     rows, length = batch["inputs"].shape
     encoder = batch["encoder_inputs"].shape[1] if "encoder_inputs" in batch else 0
