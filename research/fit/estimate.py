@@ -1,9 +1,9 @@
-"""What a train step takes, in closed form: for looking through many settings before a few are
+"""What a train step needs, in closed form: for looking through many settings before a few are
 compiled.
 
-Memory of a device is the sum of what is held, the gradients, what the layers keep for the backward
-pass, one layer at work and the head at work. The last two are counted as the compilers lay them
-out: they meet at the turn from forward to backward.
+Memory of a device is the sum of five parts: state (parameters and optimizer), gradients, what the
+layers keep for the backward pass, one layer at work and the head at work. The last two are counted
+as the compilers lay them out: both are there when the forward pass turns into the backward.
 """
 
 import math
@@ -31,10 +31,20 @@ RECOMPUTED = {"none": 0.0, "dots": 0.05, "full": 0.9, "offload": 0.9}
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of a device and of the host for each device; seconds of a step at the peaks, None where
-    none are published."""
+    """A train step in closed form; bytes are of one device.
 
-    held: int
+    state       parameters and the optimizer's state
+    gradients   of what is trained
+    kept        what all layers keep for the backward pass
+    layer       one layer at work in its backward pass
+    head        the head at work
+    host_bytes  what is offloaded to the host for each device
+    tokens      of a step over all devices
+    compute     seconds at the published peak, and `network` of gathering parameters and scattering
+                gradients; None where no peak is published
+    """
+
+    state: int
     gradients: int
     kept: int
     layer: int
@@ -47,7 +57,7 @@ class Estimate:
     @property
     def total(self) -> int:
         """Bytes of a device."""
-        return self.held + self.gradients + self.kept + self.layer + self.head
+        return self.state + self.gradients + self.kept + self.layer + self.head
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -67,7 +77,7 @@ def estimate(experiment: Experiment, target: Target, weights: Weights | None = N
     offloads = e.execution.remat == "offload" and target.platform != "cpu"
     compute, network = _seconds(e, target, w)
     return Estimate(
-        held=w.trained + w.frozen + w.moments,
+        state=w.trained + w.frozen + w.moments,
         gradients=round(w.trained * gradient / e.precision.param_dtype.itemsize),
         kept=round(per_element * _kept(c, e.execution.remat, w, target)),
         layer=round(_layer_bytes(e, target, w, tokens)),

@@ -32,7 +32,7 @@ class Weights:
     matrix       the largest of them
     received     over the network in a step
     whole_model  whether matrices of the model are trained
-    table        how the head's is held: "trained", "frozen", or in "codes"
+    table        of the head: "trained", "frozen", or in "codes"
     """
 
     sizes: Mapping[str, int]
@@ -84,6 +84,7 @@ def weigh(experiment: Experiment, target: Target) -> Weights:
 
 
 def _table(trained: Collection[str], frozen: Collection[str]) -> str:
+    """`Weights.table`, from the paths of trained and of frozen arrays: codes have other names."""
     if any(path.endswith("/table") for path in trained):
         return "trained"
     return "frozen" if any(path.endswith("/table") for path in frozen) else "codes"

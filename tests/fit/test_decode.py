@@ -54,8 +54,8 @@ def llama(mesh: str = "", **changes):
 def total_bytes(program: jax.stages.Compiled) -> int:
     """What a device holds at a program's peak."""
     memory = program.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
-    return held - memory.alias_size_in_bytes
+    size = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+    return size - memory.alias_size_in_bytes
 
 
 # Alone a device has each layer apart and copies none. Over several it reads a layer's keys and
@@ -68,8 +68,8 @@ def total_bytes(program: jax.stages.Compiled) -> int:
 def test_memory_is_parameters_and_cache(mesh, target, part):
     chosen = parse_target(target)
     plan = plan_decode(llama(mesh), chosen)
-    held = plan.params_bytes + plan.cache_bytes
-    assert held <= total_bytes(plan.compile(chosen)) < (1 + part) * held
+    size = plan.params_bytes + plan.cache_bytes
+    assert size <= total_bytes(plan.compile(chosen)) < (1 + part) * size
 
 
 def test_bytes_are_those_of_the_model():
@@ -169,10 +169,10 @@ def test_it_compiles_for_what_is_not_here(target):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    held = found["params"] + found["cache"]
+    size = found["params"] + found["cache"]
     # A TPU copies the head's table, a tenth, into the order that its product wants, and a layer's
     # keys and values.
-    assert held <= found["total"] < 1.3 * held
+    assert size <= found["total"] < 1.3 * size
 
 
 if __name__ == "__main__":
@@ -189,5 +189,5 @@ if __name__ == "__main__":
     }
     recipe, chosen = llama(**changes), parse_target(sys.argv[1])
     plan = plan_decode(recipe, chosen)
-    held = {"params": plan.params_bytes, "cache": plan.cache_bytes}
-    print(json.dumps(held | {"total": total_bytes(plan.compile(chosen))}))
+    size = {"params": plan.params_bytes, "cache": plan.cache_bytes}
+    print(json.dumps(size | {"total": total_bytes(plan.compile(chosen))}))
