@@ -34,11 +34,10 @@ def graft_step(method: str, dtype: str) -> Callable[[], None]:
     rematerialisation."""
     import jax
 
-    from research.data.corpus import DataConfig
+    from research.data.config import DataConfig
     from research.experiment.config import Experiment, LoggingConfig, TrainConfig
     from research.models.config import Execution
-    from research.objectives.causal_lm import CausalLM
-    from research.objectives.choose import ObjectiveConfig
+    from research.objectives.causal_lm import CausalLM, CausalLMConfig
     from research.parallel.mesh import place_batch
     from research.precision import Precision
     from research.run.program import make_program
@@ -55,7 +54,7 @@ def graft_step(method: str, dtype: str) -> Callable[[], None]:
         QuantizeConfig("nf4" if method == "qlora" else ""),
         Execution(),
         Precision(compute=dtype),
-        ObjectiveConfig(),
+        CausalLMConfig(),
         DataConfig(sequence_length=LENGTH, batch_size=BATCH),
         OptimizerConfig(clip_norm=None, weight_decay=0.0),
         TrainConfig(),

@@ -54,12 +54,12 @@ def executed(closed_jaxpr: Any, devices: int) -> dict[str, float]:
 def forward(program: Program) -> float:
     """The causal forward of a step over all its rows, head and adapters included: see
     `training.flops.forward_flops`."""
-    return forward_flops(program.experiment.model, program.specs, _texts(program))
+    return forward_flops(program.experiment.model, program.trainable_specs, _texts(program))
 
 
 def model(program: Program) -> float:
     """What a step has to compute: see `training.flops.model_flops`."""
-    return model_flops(program.experiment.model, program.specs, _texts(program))
+    return model_flops(program.experiment.model, program.trainable_specs, _texts(program))
 
 
 def recompute_ratio(program: Program, flops: Mapping[str, float]) -> float:
@@ -73,17 +73,13 @@ def recompute_ratio(program: Program, flops: Mapping[str, float]) -> float:
 
 def _texts(program: Program) -> Texts:
     """What a step reads, from the shapes of its batch."""
-    batch, objective = abstract_batch(program), program.experiment.objective
+    batch, objective = abstract_batch(program), program.objective
     rows, length = batch["inputs"].shape
     encoder = batch["encoder_inputs"].shape[1] if "encoder_inputs" in batch else 0
-    predicted = {"masked_lm": objective.share * length, "classification": 0.0}.get(
-        objective.name, float(length)
-    )
+    predicted = objective.predicted_tokens(program.experiment.data.sequence_length)
     tune = program.experiment.tune
     virtual = tune.virtual_tokens if tune.method in ("prompt", "prefix") else 0
-    return Texts(
-        rows, length, encoder, predicted, pooled=objective.name == "classification", virtual=virtual
-    )
+    return Texts(rows, length, encoder, predicted, pooled=objective.classifies, virtual=virtual)
 
 
 def _count(jaxpr: Any, scopes: str, devices: int) -> Counter:

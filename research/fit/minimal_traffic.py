@@ -30,7 +30,7 @@ def least_bytes(program: Program) -> int:
     data = [name for name in program.rules["batch"] + program.rules["length"] if sizes[name] > 1]
     total = sum(
         PASSES * _gather(leaf, sizes, compute)
-        for leaf in jax.tree.leaves((state.trainable, state.frozen))
+        for leaf in jax.tree.leaves((state.trainable, state.held))
     )
     total += sum(
         _reduce(leaf, sizes, data, accumulate) for leaf in jax.tree.leaves(state.trainable)

@@ -60,7 +60,7 @@ class TrainStep:
         state = program.state
         self.device_bytes = {
             "params": device_bytes(state.trainable),
-            "frozen": device_bytes(state.frozen),
+            "frozen": device_bytes(state.held),
             "optimizer": device_bytes(state.optimizer),
         }
         self.tokens = program.batch_size * experiment.data.sequence_length

@@ -56,8 +56,8 @@ def weigh(experiment: Experiment, target: Target) -> Weights:
     # No devices are made: the specs of parameters and their shardings are all that is asked of it.
     program = Program(e, objective_without_data(e), mesh)
     itemsize, layers = e.precision.compute_dtype.itemsize, c.layers + c.encoder_layers
-    trainable = abstract(program.specs[0], e.precision.param_dtype, mesh, program.rules)
-    frozen = abstract(program.specs[1], e.precision.compute_dtype, mesh, program.rules)
+    trainable = abstract(program.trainable_specs, e.precision.param_dtype, mesh, program.rules)
+    frozen = abstract(program.held_specs["base"], e.precision.compute_dtype, mesh, program.rules)
     matrices = [
         _matrix(path, leaf, itemsize)
         for part in (frozen, trainable)
@@ -110,7 +110,7 @@ def _received(part: tree.Tree, mesh: AbstractMesh, bytes_per_element: int) -> fl
 
 def _moments(program: Program) -> float:
     """Bytes of the optimizer's state for each byte of what is trained."""
-    plain = abstract(program.specs[0], program.experiment.precision.param_dtype)
+    plain = abstract(program.trainable_specs, program.experiment.precision.param_dtype)
     if not jax.tree.leaves(plain):
         return 0.0
     state = jax.eval_shape(program.optimizer.init, plain)

@@ -39,7 +39,7 @@ def test_the_forward_is_what_evaluation_executes_but_for_what_nobody_needs(model
     program, c = plan(e, parse_target("cpu")), e.model
     batch = abstract_batch(program)
     with jax.set_mesh(program.mesh):
-        traced = program.eval_step.trace(program.state.trainable, program.state.frozen, batch)
+        traced = program.eval_step.trace(program.state.trainable, program.state.held, batch)
     (B, T), S = batch["inputs"].shape, batch["encoder_inputs"].shape[1] if c.encoder_layers else 0
     hidden = T * T - visible_pairs(T, T, causal=c.kind != "encoder", window=c.window)
     wasted = 4 * B * c.layers * c.heads * c.head_size * hidden
@@ -74,7 +74,7 @@ def test_what_is_frozen_has_no_gradient(method):
 
 def test_experts_that_a_token_visits():
     c = replace(experiment("pretrain", "model=mixtral_8x7b,smoke").model, layers=1)
-    specs = {"layers": {}}, {}
+    specs = {"layers": {}}
     more = replace(c, experts_per_token=2 * c.experts_per_token)
     one, two = (forward_flops(config, specs, Texts(1, 64, predicted=64)) for config in (c, more))
     assert two - one == 2 * 64 * c.experts_per_token * 3 * c.d_model * c.d_ff

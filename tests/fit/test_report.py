@@ -35,7 +35,7 @@ def tiny(**changes):
 
 def weights(program) -> tuple[int, int]:
     """(elements of the matrices, of the vectors) that are trained."""
-    leaves = jax.tree.leaves(program.specs[0])
+    leaves = jax.tree.leaves(program.trainable_specs)
     split = [math.prod(leaf.shape) for leaf in leaves if "embed" in leaf.axes]
     return sum(split), sum(math.prod(leaf.shape) for leaf in leaves) - sum(split)
 
