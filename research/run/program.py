@@ -14,7 +14,7 @@ from research.experiment.config import Experiment
 from research.models import spec
 from research.models.model import Model
 from research.objectives.choose import Objective
-from research.parallel.axes import merge_rules, parts, unsplit
+from research.parallel.axes import check_rules, merge_rules, parts, unsplit
 from research.parallel.mesh import make_mesh
 from research.training import optimizer as optimizers
 from research.training.state import TrainState, abstract_state, device_bytes, new_state, to_stored
@@ -157,6 +157,8 @@ def make_program(
     """The program of an experiment; ValueError where mesh, batch and accumulation do not fit one
     another."""
     program = Program(experiment, objective, make_mesh(experiment.mesh, devices))
+    check_rules(program.rules, program.mesh)
+    spec.shardings(program.model.specs(), program.mesh, program.rules)  # for its errors
     batch, accumulate = program.batch_size, experiment.train.accumulate
     split = parts("batch", program.mesh, program.rules)
     if batch % (split * accumulate):

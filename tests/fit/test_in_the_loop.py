@@ -96,7 +96,7 @@ def measured(case: str) -> dict[str, int]:
     import numpy as np
 
     from research.fit.compile import abstract_batch, plan
-    from research.fit.report import measure
+    from research.fit.measure import measure
     from research.fit.targets import parse_target
     from tests.configs import experiment
 
