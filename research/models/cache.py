@@ -19,7 +19,7 @@ from research.models.adapters import with_prefix
 from research.models.kv import KVCache, Prefix
 from research.ops import attention
 from research.ops.attention import Visibility
-from research.parallel.axes import constrain
+from research.parallel.axes import AxisRules, constrain
 from research.parallel.placement import spec
 
 
@@ -165,6 +165,7 @@ def make_cache(
     dtype: jnp.dtype,
     window: int,
     chunk: int,
+    rules: AxisRules,
 ) -> StackedCache:
     """An empty cache for texts of up to `length` tokens, written at most `chunk` at a time.
     `window` is that of all layers; 0 where any of them sees the whole text."""
@@ -172,11 +173,11 @@ def make_cache(
     index, content = ("batch", "position"), ("layers", "batch", "kv_heads", "position", "head")
     # Each array its own: a donated buffer must not be given twice.
     keys, values = (
-        constrain(jnp.zeros((layers, batch, kv_heads, slots, head_size), dtype), content)
+        constrain(jnp.zeros((layers, batch, kv_heads, slots, head_size), dtype), content, rules)
         for _ in range(2)
     )
     positions_BS, segments_BS = (
-        constrain(jnp.zeros((batch, slots), jnp.int32), index) for _ in range(2)
+        constrain(jnp.zeros((batch, slots), jnp.int32), index, rules) for _ in range(2)
     )
     return StackedCache(keys, values, positions_BS, segments_BS)
 

@@ -7,10 +7,10 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from research.models.config_checks import check
+from research.models.config_checks import check, reset_unused
 from research.ops.attention import IMPLEMENTATIONS
 from research.ops.rope import RopeScaling
 
@@ -114,9 +114,11 @@ class ModelConfig(Initialization, Regularization, Shape):
 
 
 def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
-    """The config of `dataclasses.asdict(config)`, as JSON gives it back. TypeError for fields that
-    it has not."""
-    return ModelConfig(**{**values, "rope_scaling": RopeScaling(**values["rope_scaling"])})
+    """The config of `dataclasses.asdict(config)`, as JSON gives it back, also an older one with
+    fewer fields or with fields that change nothing. TypeError for fields that there are not."""
+    defaults = {field.name: field.default for field in fields(ModelConfig)}
+    scaling = RopeScaling(**values.get("rope_scaling", {}))
+    return ModelConfig(**reset_unused({**defaults, **values, "rope_scaling": scaling}, defaults))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@ contradict each other, and fields that are set and change nothing in such a mode
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 CHOICES = {
@@ -41,6 +42,25 @@ _USED: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("local_rope_theta",), lambda c: c.global_every > 0, "model.global_every"),
     (("norm_offset",), lambda c: c.norm == "rms", "model.norm='rms'"),
 )
+
+
+def reset_unused(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], given: Collection[str] = ()
+) -> dict[str, Any]:
+    """The fields of a model with those that change nothing in it at their defaults, but for those
+    `given`: what a preset or an older run has beside the field that makes it useless.
+
+    A LLaMA with learned positions has its preset's `rope_theta` and no use for it.
+    """
+    kept, before = dict(values), None
+    while kept != before:  # resetting one field can make another useless
+        before = dict(kept)
+        for names, used, _ in _USED:
+            if not used(SimpleNamespace(**before)):
+                kept |= {
+                    name: defaults[name] for name in names if name in kept and name not in given
+                }
+    return kept
 
 
 def check(c: Any) -> None:

@@ -1,7 +1,7 @@
 """A transformer as pure functions on its parameter tree, for every kind: decoder, encoder,
 encoder-decoder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from research.models.spec import Spec, zeros
 from research.models.stack import each, run
 from research.ops.einsum import add_bias, einsum
 from research.ops.elementwise import soft_cap
+from research.parallel.axes import RULES, AxisRules
 from research.parallel.placement import whole
 from research.precision import Precision
 from research.tree import Tree
@@ -27,12 +28,14 @@ Batch = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Model:
-    """What to compute (`config`), in which types (`precision`), and how (`execution`). Holds no
-    arrays."""
+    """What to compute (`config`), in which types (`precision`), how (`execution`), and which mesh
+    axes split which logical axis (`rules`). Holds no arrays."""
 
     config: ModelConfig
     precision: Precision = Precision(compute="float32")
     execution: Execution = Execution()
+    # A dict has no hash, and two models that differ in nothing else may share one.
+    rules: AxisRules = field(default_factory=lambda: RULES, hash=False)
 
     def specs(self) -> Tree:
         """The parameter tree, as specs."""
@@ -182,6 +185,7 @@ class Model:
             # One index serves all layers, so one that sees the whole text needs slots for all.
             0 if c.global_every else c.window,
             chunk,
+            self.rules,
         )
 
     def prompted(self, params: Tree, key: jax.Array | None = None) -> Tree:

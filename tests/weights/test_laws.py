@@ -13,6 +13,7 @@ from research import tree
 from research.models.model import Model, forward
 from research.models.spec import abstract, initialize, shardings
 from research.objectives.causal_lm import CausalLM
+from research.parallel.axes import RULES
 from research.parallel.mesh import make_mesh, place_batch
 from research.tuning.lora_specs import LoraConfig, lora_specs
 from research.weights.formats import FORMATS, decode, encode, pack, unpack
@@ -198,7 +199,9 @@ def test_no_dense_weight_is_kept_by_a_training_step():
     )
     adapters = new_lora(specs, targets="all-linear", rank=2)
     batch = random_batch(1, 4)
-    _, pull = jax.vjp(lambda a: CausalLM().loss(model, a, frozen, batch, None)[0], adapters)
+    _, pull = jax.vjp(
+        lambda a: CausalLM().loss(model, a, {"base": frozen}, batch, None)[0], adapters
+    )
     kept = [x for x in jax.tree.leaves(pull) if jnp.issubdtype(x.dtype, jnp.floating)]
     own = {x.unsafe_buffer_pointer() for x in jax.tree.leaves((frozen, adapters))}
     largest = max(x.size for x in kept if x.unsafe_buffer_pointer() not in own)
@@ -222,12 +225,15 @@ def test_experts_in_codes_with_adapters_compute_what_their_dense_form_does(forma
     if mesh:
         mesh = make_mesh(mesh)
         with jax.set_mesh(mesh):
-            frozen = jax.device_put(frozen, shardings(quantize_specs(specs, rules, group=16), mesh))
+            frozen = jax.device_put(
+                frozen, shardings(quantize_specs(specs, rules, group=16), mesh, RULES)
+            )
             adapters = jax.device_put(
-                adapters, shardings(lora_specs(specs, LoraConfig(targets=experts, rank=4)), mesh)
+                adapters,
+                shardings(lora_specs(specs, LoraConfig(targets=experts, rank=4)), mesh, RULES),
             )
             got = jax.jit(lambda f, a, b: forward(model, attach(f, a), b))(
-                frozen, adapters, place_batch(batch, mesh, 4)
+                frozen, adapters, place_batch(batch, mesh, RULES, 4)
             )
     else:
         got = forward(model, attach(frozen, adapters), batch)
