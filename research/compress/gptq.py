@@ -15,7 +15,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from research.weights.formats import FORMATS, Format, decode, pack
+from research.weights.formats import FORMATS, Format, all_codes, decode, pack
 from research.weights.quantized import Quantized, quantize_array
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
@@ -53,7 +53,7 @@ def gptq(
     codes = (
         jnp.zeros_like(codes).at[order].set(codes).reshape(size // nearest.group, nearest.group, -1)
     )
-    codes = pack(codes, axis=1) if chosen.bits == 4 else codes
+    codes = pack(chosen, codes, axis=1)
     return replace(nearest, codes=codes.reshape(nearest.codes.shape).astype(nearest.codes.dtype))
 
 
@@ -100,16 +100,11 @@ def _solve(
 
 def _code(format: Format, x: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:
     """The code whose value is nearest, under a scale that is given."""
-    if format.bits == 4:
-        codes = (
-            jnp.arange(-7, 8, dtype=jnp.int8)
-            if format.dtype == "int4"
-            else jnp.arange(16, dtype=jnp.uint8)
-        )
+    if format.bits < 8 or format.codes in ("affine", "book"):
+        codes = all_codes(format)
         values = decode(format, codes[:, None], scale[None], None if zero is None else zero[None])
         return codes[jnp.argmin(jnp.abs(values - x[None]), axis=0)]
     scaled = x / jnp.where(scale == 0, 1, scale)
-    if format.dtype == "int8":
-        return jnp.clip(jnp.round(scaled), -127, 127).astype(jnp.int8)
-    top = float(jnp.finfo(format.dtype).max)
-    return jnp.clip(scaled, -top, top).astype(format.dtype)
+    if format.codes == "integer":
+        return jnp.clip(jnp.round(scaled), -format.top, format.top).astype(jnp.int8)
+    return jnp.clip(scaled, -format.top, format.top).astype(format.dtype)

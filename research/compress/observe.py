@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.ops.einsum import einsum
+from research import tree
+from research.ops.einsum import einsum, take
 from research.ops.equation import parse
+from research.weights.leaf import Wrapper, dense, gathered
 
 
 @partial(
@@ -41,22 +43,37 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Observed:
+class Observed(Wrapper):
     """A weight that appends the `Inputs` of each product to `seen`. Made, used and read inside one
     traced function; it is no pytree, so that it cannot leave it."""
 
-    w: Any
+    base: Any
     seen: list[Inputs] = field(default_factory=list)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The weight's."""
-        return self.w.shape
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x` and the weight."""
         self.seen.append(inputs_of(eqn, x))
-        return einsum(eqn, x, self.w)
+        return einsum(eqn, x, self.base)
+
+    def take(self, ids: jax.Array) -> jax.Array:
+        """Rows of a table [V, D] at `ids`, float32 [..., D]: no inputs to note."""
+        return take(self.base, ids, jnp.float32)
+
+    def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+        """Refused: an expert's inputs are those of some tokens, and which is not known here."""
+        raise ValueError("the inputs of experts cannot be observed; set --method=rtn")
+
+    def gathered(self) -> "Observed":
+        """This leaf, over the gathered weight and with the same notes."""
+        return Observed(gathered(self.base), self.seen)
+
+    def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        """The weight as an array."""
+        return dense(self.base).astype(dtype)
+
+    def nbits(self) -> int:
+        """Bits of storage of the weight."""
+        return tree.nbits(self.base)
 
 
 def inputs_of(eqn: str, x: jax.Array) -> Inputs:

@@ -2,7 +2,7 @@
 
 A token's products read every weight once for a handful of rows, so they are at best as fast as
 memory. With the trained layout XLA's CPU backend is far from that: a layer sliced out of the stack
-is copied for every token, and the columns of [K, N] that a kernel works on lie N apart. Turned to
+is copied for every token, and the columns of [K, N] that a kernel works on lie N apart. Transposed to
 [N, K] and made the left operand, weights are read as they stand, by all threads; 8 rows then take
 half to two thirds of the time.
 """
@@ -19,25 +19,31 @@ from research.devices.backend import barrier, platform
 from research.models.model import Model
 from research.ops.equation import parse
 from research.tree import Tree
+from research.weights.leaf import Leaf
 
 # Leading axes that a product contracts, by the weight's name; what is not named stays an array.
 _CONTRACTED = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "down": 1}
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["turned_NK"], meta_fields=["shape", "contracted"]
+    jax.tree_util.register_dataclass, data_fields=["turned_NK"], meta_fields=["sizes", "contracted"]
 )
 @dataclass(frozen=True)
-class Turned:
+class DecodeLayout(Leaf):
     """A weight in place of an array, see `research.ops.einsum`: a matrix [K, N] as [N, K].
 
-    `shape` is the weight's own, `contracted` its axes that make K, leading ones or, for a table,
+    `sizes` are the weight's own, `contracted` its axes that make K, leading ones or, for a table,
     the last alone.
     """
 
     turned_NK: jax.Array
-    shape: tuple[int, ...]
+    sizes: tuple[int, ...]
     contracted: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape."""
+        return self.sizes
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """The product over K, in the dtype of `x`, whose last axes K must be; the result's are
@@ -57,13 +63,21 @@ class Turned:
         kept = [size for axis, size in enumerate(self.shape) if axis not in self.contracted]
         return barrier(y_NM).T.reshape(*x.shape[: len(rows)], *kept)
 
+    def gathered(self) -> "DecodeLayout":
+        """This leaf, whose device holds all of it."""
+        return self
+
+    def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        """The weight as an array."""
+        kept = [axis for axis in range(self.ndim) if axis not in self.contracted]
+        order = (*kept, *self.contracted)
+        w = self.turned_NK.astype(dtype).reshape([self.sizes[axis] for axis in order])
+        return jnp.transpose(w, [order.index(axis) for axis in range(self.ndim)])
+
     def take(self, ids: jax.Array) -> jax.Array:
         """Rows of a table [V, D] as [..., D]."""
-        at = self.turned_NK.at[ids]
-        return at.get(
-            mode="clip",
-            **({} if jax.sharding.get_abstract_mesh().empty else {"out_sharding": PartitionSpec()}),
-        )
+        place = None if jax.sharding.get_abstract_mesh().empty else PartitionSpec()
+        return self.turned_NK.at[ids].get(mode="clip", out_sharding=place)
 
 
 def prepare(model: Model, params: Tree) -> Tree:
@@ -121,7 +135,9 @@ def _layer(dtype: jnp.dtype, index: int, path: tuple, w):
     return _turned(own, dtype, tuple(range(leading)))
 
 
-def _turned(w: jax.Array, dtype: jnp.dtype, contracted: tuple[int, ...]) -> Turned:
+def _turned(w: jax.Array, dtype: jnp.dtype, contracted: tuple[int, ...]) -> DecodeLayout:
     order = (*(axis for axis in range(w.ndim) if axis not in contracted), *contracted)
     inner = math.prod(w.shape[axis] for axis in contracted)
-    return Turned(jnp.transpose(w.astype(dtype), order).reshape(-1, inner), w.shape, contracted)
+    return DecodeLayout(
+        jnp.transpose(w.astype(dtype), order).reshape(-1, inner), w.shape, contracted
+    )

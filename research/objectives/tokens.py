@@ -8,7 +8,6 @@ from research.models.model import Model
 from research.ops.frozen_head import frozen_head_loss
 from research.ops.loss import CHUNK, cross_entropy, head_loss
 from research.parallel.placement import divide, local_shape
-from research.weights.quantized import Quantized
 from research.weights.rules import attach
 
 Totals = dict[str, tuple[jax.Array, jax.Array]]
@@ -29,7 +28,7 @@ def token_loss(
     hidden_BTD, balance = model.hidden(params, batch, key)
     states_BTD, table_VD, bias_V = model.head(params, hidden_BTD)
     count = jnp.sum(batch["weights"])
-    if bias_V is None and isinstance(table_VD, (jax.Array, Quantized)):
+    if bias_V is None and (isinstance(table_VD, jax.Array) or table_VD.frozen):
         head = head_loss if isinstance(table_VD, jax.Array) else frozen_head_loss
         total, nll = head(
             states_BTD, table_VD, batch["targets"], batch["weights"], label_smoothing, z_loss

@@ -1,4 +1,4 @@
-"""A bank of low-rank adapters on one weight, for batches whose rows have different ones.
+"""A bank of low-rank adapters on one weight, for batches whose rows use different ones.
 
 bank(params, adapters, index_B)    parameters under which every row of a batch has its own adapter
 select(params, index_B)            the same with other adapters for the rows
@@ -20,7 +20,7 @@ from research.parallel.placement import gather, spec
 from research.tuning.lora_init import column_norms
 from research.tuning.multi_adapter import low_rank, pad, rank_of
 from research.weights.lora import RANK, LoraAdapter
-from research.weights.over import Over
+from research.weights.leaf import Wrapper, gathered
 from research.weights.rules import is_leaf
 
 
@@ -30,7 +30,7 @@ from research.weights.rules import is_leaf
     meta_fields=["table"],
 )
 @dataclass(frozen=True)
-class Bank(Over):
+class AdapterBank(Wrapper):
     """A weight with n adapters, of which row r of a batch has number `index_B[r]`, or none where
     that is -1.
 
@@ -78,11 +78,16 @@ class Bank(Over):
         return rows + _along(self._scale(), rows) * update
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """Refused: it is as many weights as adapters."""
+        """Refused with a ValueError: a bank is as many weights as it has adapters."""
         raise ValueError("a bank is no one weight; attach or combine the adapters to merge them")
 
+    def gathered(self) -> "AdapterBank":
+        """This leaf with the mesh axes that only store it gathered."""
+        a, b, scale, gain = jax.tree.map(gather, (self.a, self.b, self.scale, self.gain))
+        return replace(self, base=gathered(self.base), a=a, b=b, scale=scale, gain=gain)
+
     def nbits(self) -> int:
-        """Bits of storage of the weight and all adapters."""
+        """Bits of storage of the weight and all adapters; the index is no part of them."""
         return tree.nbits((self.base, self.a, self.b, self.scale, self.gain))
 
     def _clipped(self) -> jax.Array:
@@ -130,18 +135,18 @@ def select(params: tree.Tree, index_B: jax.Array) -> tree.Tree:
     many rows."""
 
     def chosen(leaf: Any) -> Any:
-        if not isinstance(leaf, Bank):
+        if not isinstance(leaf, AdapterBank):
             return leaf
         stack = leaf.index_B.shape[:-1]
         _check_index(index_B, leaf.scale.shape[len(stack)])
         return replace(leaf, index_B=_index(index_B, stack))
 
     return jax.tree.map(
-        chosen, params, is_leaf=lambda node: isinstance(node, Bank) or is_leaf(node)
+        chosen, params, is_leaf=lambda node: isinstance(node, AdapterBank) or is_leaf(node)
     )
 
 
-def _bank(base: Any, held: Sequence[LoraAdapter | None], index_B: jax.Array) -> Bank:
+def _bank(base: Any, held: Sequence[LoraAdapter | None], index_B: jax.Array) -> AdapterBank:
     given = [one for one in held if one is not None]
     stack, rank = given[0].scale.ndim, max(map(rank_of, given))
     blank = replace(
@@ -161,17 +166,17 @@ def _bank(base: Any, held: Sequence[LoraAdapter | None], index_B: jax.Array) -> 
             for one in padded
         ]
         gain = jnp.stack(gains, axis=stack)
-    return Bank(base, a, b, scale, gain, _index(index_B, given[0].scale.shape), given[0].table)
+    return AdapterBank(
+        base, a, b, scale, gain, _index(index_B, given[0].scale.shape), given[0].table
+    )
 
 
 def _products(eqn: str) -> tuple[str, str]:
     """The two products of row-wise adapters for the one of a weight: "BTD,DF->BTF" is
     "BTD,BDR->BTR", "BTR,BRF->BTF"."""
-    of_x, of_w, of_y = parse(eqn)
-    inner = "".join(letter for letter in of_w if letter not in of_y)
-    outer = "".join(letter for letter in of_w if letter in of_y)
-    row, low = of_x[0], "".join(letter for letter in of_x if letter not in inner) + RANK
-    return f"{of_x},{row}{inner}{RANK}->{low}", f"{low},{row}{RANK}{outer}->{of_y}"
+    of = parse(eqn)
+    row, low = of.x[0], "".join(letter for letter in of.x if letter not in of.inputs) + RANK
+    return f"{of.x},{row}{of.inputs}{RANK}->{low}", f"{low},{row}{RANK}{of.outputs}->{of.y}"
 
 
 def _index(index_B: jax.Array, stack: tuple[int, ...]) -> jax.Array:
@@ -195,7 +200,7 @@ def _along(rows: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.expand_dims(rows, tuple(range(1, like.ndim)))
 
 
-def _placed(*entries: Any) -> dict[str, PartitionSpec]:
+def _placed(*entries: Any) -> dict[str, Any]:
     return (
         {} if jax.sharding.get_abstract_mesh().empty else {"out_sharding": PartitionSpec(*entries)}
     )

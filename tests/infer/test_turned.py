@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from research.infer import decode_layout as turned
-from research.infer.decode_layout import Turned, prepare
+from research.infer.decode_layout import DecodeLayout, prepare
 from research.models.model import Model
 from research.models.spec import initialize
 from research.ops.einsum import einsum, take
@@ -75,8 +75,8 @@ def test_prepared_parameters_give_the_models_logits(name):
     params = initialize(jax.random.key(0), model.specs(), jnp.float32)
     prepared = prepare(model, params)
     assert any(
-        isinstance(leaf, Turned)
-        for leaf in jax.tree.leaves(prepared, is_leaf=lambda x: isinstance(x, Turned))
+        isinstance(leaf, DecodeLayout)
+        for leaf in jax.tree.leaves(prepared, is_leaf=lambda x: isinstance(x, DecodeLayout))
     )
     assert prepare(model, prepared) is prepared
     want = decoded(model, params, batch, False)

@@ -7,6 +7,7 @@ its high nibble.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +34,17 @@ def decode(codes: jax.Array, part: int | jax.Array, book: Sequence[float] | None
     )
     if book is None:
         return ((nibbles ^ 8) - 8).astype(jnp.float32)
-    # By halves, with selects: neither kernel language can look a register up in a table.
-    values = list(book)
-    for bit in range(4):
-        high = (nibbles & (1 << bit)) != 0
+    return select(book, nibbles)
+
+
+def select(book: Any, codes: jax.Array) -> jax.Array:
+    """book[codes], float32, for a book of 2^bits values, by halving it once for each bit: kernels
+    cannot look a register up in a table."""
+    values, bit = list(book), 0
+    while len(values) > 1:
+        high = (codes & (1 << bit)) != 0
         values = [jnp.where(high, odd, even) for even, odd in zip(values[::2], values[1::2])]
+        bit += 1
     return values[0].astype(jnp.float32)
 
 

@@ -16,8 +16,9 @@ what they are sure to give.
 import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ def multiplies(dtype: jnp.dtype) -> bool:
 
 
 def product(
-    eqn: str, x: jax.Array, codes: jax.Array, scale: jax.Array, book: Sequence[float] | None = None
+    eqn: str, x: jax.Array, codes: jax.Array, scale: jax.Array, book: Any = None
 ) -> jax.Array | None:
     """`eqn` of activations and the weight by the platform's kernel, as "BTD,DNH->BTNH"; None where
     XLA's form serves.
@@ -77,7 +78,7 @@ def pullback(
     codes: jax.Array,
     scale: jax.Array,
     inputs: tuple[int, ...],
-    book: Sequence[float] | None = None,
+    book: Any = None,
 ) -> jax.Array | None:
     """The gradient of `product`'s `x` from that of its result; `inputs` are the sizes of the
     weight's input axes."""
