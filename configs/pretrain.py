@@ -8,7 +8,7 @@ keeps the family and shrinks its sizes to a minute on a CPU. One config serves e
 devices: the batch is set per device.
 
 Known to fit, by the chips' own compilers (`python -m research.fit
---config=configs/pretrain.py:model=MODEL --target=TARGET`; the README has the figures), as shipped
+--config=configs/pretrain.py:model=MODEL --target=TARGET`; research/fit/README.md has the figures), as shipped
 unless flags are given:
 
     llama3_8b       v5p:4x4x4, v6e:16x16, v5e:16x16, h100:8

@@ -158,7 +158,7 @@ def loop(session: Session, log: RunLog, request: command.StopRequest, profile: r
     tokens = program.batch_size * e.data.sequence_length
     with batches:
         while step < e.train.steps and not _stop_now(request, step):
-            batch = place_batch(next(batches)[1], program.mesh, program.batch_size)
+            batch = place_batch(next(batches)[1], program.mesh, program.rules, program.batch_size)
             if step in profile and step == max(profile.start, session.start_step):
                 jax.profiler.start_trace(str(session.workdir / "profile"))
             if step == session.start_step:

@@ -60,6 +60,73 @@ def test_imports_go_down(path):
         )
 
 
+def is_module(name: str) -> bool:
+    place = ROOT.parent / name.replace(".", "/")
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+def imported_files(path: Path) -> set[Path]:
+    """Files of `research` that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "research":
+            # A module of the package, or else a name that the package's __init__.py or the module has.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if is_module(name) else node.module for name in names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.startswith("research.")]
+        else:
+            continue
+        for name in names:
+            place = ROOT.parent / name.replace(".", "/")
+            found |= {
+                file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()
+            }
+    return found - {path, ROOT / "__init__.py"}
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """The nodes of one circle of arrows in order, [] where there is none."""
+    done, walk = set(), []
+
+    def visit(node: str) -> list[str]:
+        if node in walk:
+            return walk[walk.index(node) :]
+        if node in done:
+            return []
+        walk.append(node)
+        found = next(filter(None, map(visit, sorted(arrows.get(node, ())))), [])
+        if not found:
+            walk.pop()
+            done.add(node)
+        return found
+
+    return next(filter(None, map(visit, sorted(arrows))), [])
+
+
+def test_a_circle_would_be_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_no_circle_of_files():
+    name = lambda path: str(path.relative_to(ROOT))
+    assert not circle({name(path): set(map(name, imported_files(path))) for path in FILES})
+
+
+def test_no_circle_of_folders():
+    """A folder within a folder counts as one of its own; a file at the top is its own folder."""
+
+    def folder(path: Path) -> str:
+        place = path.relative_to(ROOT)
+        return str(place if len(place.parts) == 1 else place.parent)
+
+    arrows: dict[str, set[str]] = {}
+    for path in FILES:
+        arrows.setdefault(folder(path), set()).update(map(folder, imported_files(path)))
+    assert not circle({one: others - {one} for one, others in arrows.items()})
+
+
 def test_no_file_hides_behind_a_name_that_says_nothing():
     assert not [p for p in FILES if p.stem in {"utils", "util", "common", "helpers", "misc", "lib"}]
 

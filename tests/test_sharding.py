@@ -40,7 +40,9 @@ def losses(p: Program) -> list[float]:
     with jax.set_mesh(p.mesh):
         state, seen = p.init(), []
         for step in range(STEPS):
-            batch = place_batch(random_batch(p.batch_size, 16, seed=step % 4), p.mesh, p.batch_size)
+            batch = place_batch(
+                random_batch(p.batch_size, 16, seed=step % 4), p.mesh, p.rules, p.batch_size
+            )
             state, metrics = p.train_step(state, batch)
             seen.append(metrics["loss"])
         p.check_bytes(state)
@@ -89,7 +91,7 @@ def test_accumulation_over_uneven_micro_batches_equals_one_batch():
     results = []
     for p in (whole, parts):
         with jax.set_mesh(p.mesh):
-            state, metrics = p.train_step(p.init(), place_batch(batch, p.mesh, 8))
+            state, metrics = p.train_step(p.init(), place_batch(batch, p.mesh, p.rules, 8))
             results.append((metrics["loss"], metrics["grad_norm"], state.trainable))
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-5)  # sums in another order
@@ -103,7 +105,9 @@ def test_bfloat16_masters_stay_float32():
     )
     p = make_program(e, make_objective(e.objective, load_tokenizer("bytes")))
     with jax.set_mesh(p.mesh):
-        state, metrics = p.train_step(p.init(), place_batch(random_batch(8, 16), p.mesh, 8))
+        state, metrics = p.train_step(
+            p.init(), place_batch(random_batch(8, 16), p.mesh, p.rules, 8)
+        )
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.trainable)} == {"float32"}
     assert np.isfinite(metrics["loss"])
 

@@ -54,3 +54,37 @@ def test_users_errors_are_no_assertions_and_nothing_is_left_to_do(path):
     assert not [node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Assert)]
     assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
     assert not re.search(r"(?<!\.)\b(eval|exec)\(|import pickle|yaml\.load\(", text)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short_and_no_ternary_holds_another(path):
+    text = path.read_text()
+    assert text.count("\n") <= 300, (
+        f"{path.name} has {text.count(chr(10))} lines; give part of it a file of its own"
+    )
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= 50, f"{path.name}:{node.lineno} {node.name} has {lines} lines"
+        if isinstance(node, ast.IfExp):
+            inner = (node.body, node.orelse)
+            assert not any(isinstance(part, ast.IfExp) for part in inner), (
+                f"{path.name}:{node.lineno}"
+            )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_tables_are_exempt_from_the_formatter(path):
+    lines = path.read_text().splitlines()
+    skipped = {number for number, line in enumerate(lines, 1) if "# fmt: skip" in line}
+    tables = {
+        node.end_lineno
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, (ast.Assign, ast.AnnAssign))
+    }
+    assert skipped <= tables, f"{path.name}: lines {sorted(skipped - tables)} are no table"
+
+
+def test_half_of_all_files_have_at_most_120_lines():
+    lengths = sorted(path.read_text().count("\n") for path in FILES)
+    assert lengths[len(lengths) // 2] <= 120

@@ -64,7 +64,7 @@ def graft_step(method: str, dtype: str) -> Callable[[], None]:
     program = make_program(experiment, CausalLM())
     with jax.set_mesh(program.mesh):
         state, _ = first_state(program)
-        batch = place_batch(batch_of(tokens()), program.mesh, BATCH)
+        batch = place_batch(batch_of(tokens()), program.mesh, program.rules, BATCH)
 
     def run() -> None:
         nonlocal state

@@ -6,8 +6,8 @@ from research.models.config import ModelConfig
 
 
 def shrink_model(config: ConfigDict, family: ModelConfig) -> None:
-    """Sets the sizes of a smoke run: the family's layers at a width of 64, in numbers that 8
-    devices divide."""
+    """Sets the sizes in `config.model` to those of a smoke run: two layers of the family, 64 wide,
+    in numbers that 8 devices divide. What else makes the family stays."""
     m = config.model
     m.vocab_size, m.layers, m.d_model, m.d_ff = 512, 2, 64, 128
     m.heads = m.kv_heads = 8
@@ -18,6 +18,8 @@ def shrink_model(config: ConfigDict, family: ModelConfig) -> None:
         m.encoder_layers = 2
     if family.window:
         m.window = 16
+    if family.global_every:
+        m.global_every = 2  # one layer of each kind
     if family.experts:
         m.experts = 8
     if family.head_scale != 1.0:

@@ -26,7 +26,7 @@ COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "jax-cuda13-pjrt")
 LIBRARIES = (*COMPILERS, "flax", "optax")  # what a program is traced through
 READERS = (
     "fit",
-    "training/peaks.py",
+    "devices",
     "training/flops.py",
 )  # what makes a Fit of a compiled program
 # What the compilers and JAX read from the environment; how many fake CPU devices there are is the

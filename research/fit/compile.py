@@ -5,12 +5,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from research.experiment.config import Experiment
 from research.fit.targets import Target, parse_target
 from research.objectives.choose import Objective, make_objective
-from research.parallel.axes import partition
+from research.parallel.mesh import batch_sharding
 from research.run.program import Program, make_program
 from research.run.resolve import from_config
 
@@ -64,8 +63,7 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     placed = {}
     for name, row in example.items():
         shape = (program.batch_size, *row.shape)
-        axes = ("batch", "length")[: len(shape)] + ("vector",) * (len(shape) - 2)
-        where = NamedSharding(program.mesh, partition(axes, shape, program.mesh, program.rules))
+        where = batch_sharding(shape, program.mesh, program.rules)
         placed[name] = jax.ShapeDtypeStruct(shape, row.dtype, sharding=where)
     return placed
 

@@ -119,7 +119,8 @@ def plan_decode(experiment: Experiment, target: Target) -> Decode:
             "the model is an encoder, which fills in masks and writes no text; decoding wants a decoder"
         )
     mesh, rules = make_mesh(e.mesh, target.devices()), merge_rules(e.axes)
-    model = Model(e.model, e.precision, Execution())  # as generation takes it, whatever trains it
+    # Generation unrolls and gathers as it likes, whatever trains the model.
+    model = Model(e.model, e.precision, Execution(), rules)
     trainable, frozen = split_specs(model.specs(), e.model, e.tune, e.lora, e.quantize)
     params = attach(abstract(frozen, dtype, mesh, rules), abstract(trainable, dtype, mesh, rules))
     rows, length = e.data.global_batch(mesh.size), e.data.sequence_length

@@ -22,9 +22,8 @@ from research.models.embedding import BUCKETS
 from research.models.spec import abstract
 from research.ops.frozen_head import BLOCK
 from research.ops.loss import CHUNK
-from research.parallel.axes import MESH_AXES
+from research.parallel.axes import AXES, COMPUTE, MESH_AXES
 from research.parallel.mesh import mesh_shape
-from research.parallel.placement import COMPUTE_AXES
 from research.run.program import Program
 from research.training.flops import train_flops_per_token
 from research.training.state import device_bytes
@@ -95,7 +94,7 @@ def weigh(experiment: Experiment, target: Target) -> Weights:
         for path, leaf in tree.paths(part).items()
     ]
     trained = device_bytes(trainable)
-    stored = math.prod(size for name, size in mesh.shape.items() if name not in COMPUTE_AXES)
+    stored = math.prod(size for name, size in mesh.shape.items() if AXES[name] != COMPUTE)
     received = 0.0
     for part, gradient in ((trainable, e.precision.accumulate_dtype.itemsize), (frozen, 0)):
         whole = (
@@ -141,7 +140,7 @@ def estimate(experiment: Experiment, target: Target, weights: Weights | None = N
     gradient = e.precision.accumulate_dtype.itemsize
     # Where the table is stored split, its gradient is whole for a moment, the head's and the
     # embedding's; TPU's compiler mostly has one of them gone before the other.
-    stored = math.prod(size for name, size in sizes.items() if name not in COMPUTE_AXES)
+    stored = math.prod(size for name, size in sizes.items() if AXES[name] != COMPUTE)
     # A head with a bias takes the plain form of the loss, whose gradients are there beside the
     # logits.
     plain = (
@@ -222,7 +221,7 @@ def _matrix(path: str, leaf: jax.ShapeDtypeStruct, itemsize: int) -> float:
         return 0.0
     entries = [entry for entry in leaf.sharding.spec if entry]
     names = [name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry)]
-    split = math.prod(leaf.sharding.mesh.shape[name] for name in names if name in COMPUTE_AXES)
+    split = math.prod(leaf.sharding.mesh.shape[name] for name in names if AXES[name] == COMPUTE)
     return itemsize * leaf.size / split
 
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from research.fit.compile import abstract_batch
-from research.parallel.placement import COMPUTE_AXES
+from research.parallel.axes import AXES, COMPUTE
 from research.run.program import Program
 
 PASSES = 2  # forward and backward
@@ -41,7 +41,7 @@ def _gather(leaf: jax.ShapeDtypeStruct, sizes: Mapping[str, int], itemsize: int)
     """The shard that goes into the all-gather of a parameter; 0 where nothing of it is only stored
     split. Codes and other integers are gathered as they are."""
     names = _split(leaf)
-    stored = math.prod(sizes[name] for name in names if name not in COMPUTE_AXES)
+    stored = math.prod(sizes[name] for name in names if AXES[name] != COMPUTE)
     if stored == 1:
         return 0
     width = itemsize if jax.numpy.issubdtype(leaf.dtype, np.floating) else leaf.dtype.itemsize
@@ -54,9 +54,9 @@ def _reduce(
     """What goes into the reduce-scatter of a gradient over the axes that store its parameter, and
     into the all-reduce of what is left over the other axes that data is split over."""
     names = _split(leaf)
-    stored = [name for name in names if name not in COMPUTE_AXES]
+    stored = [name for name in names if AXES[name] != COMPUTE]
     kept = math.prod(sizes[name] for name in names)
-    whole = itemsize * leaf.size / math.prod(sizes[name] for name in names if name in COMPUTE_AXES)
+    whole = itemsize * leaf.size / math.prod(sizes[name] for name in names if AXES[name] == COMPUTE)
     scattered = whole if any(sizes[name] > 1 for name in stored) else 0
     copies = [name for name in data if name not in names]
     return scattered + (itemsize * leaf.size / kept if copies else 0)

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from research.infer.sampling import SamplingConfig, log_probability, one_hot, sample
 from research.models.cache import Cache
 from research.models.model import Model
-from research.parallel.axes import constrain
+from research.parallel.axes import AxisRules, constrain
 from research.parallel.placement import whole
 from research.tree import Tree
 
@@ -151,8 +151,8 @@ def advance(
 
     A row's entries after its end mean nothing, and the loop ends with the last row.
     """
-    state = _placed(replace(state, left_B=jnp.where(open_B, state.left_B, 0)))
-    ids_BT = _rowwise(jnp.zeros((open_B.shape[0], TOKENS), jnp.int32))
+    state = _placed(replace(state, left_B=jnp.where(open_B, state.left_B, 0)), model.rules)
+    ids_BT = _rowwise(jnp.zeros((open_B.shape[0], TOKENS), jnp.int32), model.rules)
     carry = (jnp.int32(0), state, ids_BT, ids_BT.astype(jnp.float32))
 
     def unfinished(carry):
@@ -200,14 +200,15 @@ def empty(
     cache = model.make_cache(lengths_B.shape[0], length, chunk)
     memory = None
     if source_BS is not None:
-        batch = _batch(source_BS, 0, source_lengths_B)
+        batch = _batch(source_BS, 0, source_lengths_B, model.rules)
         memory = model.encode(params, {f"encoder_{name}": field for name, field in batch.items()})
     key = jax.random.key(seed)
     key_B = jax.vmap(
         lambda stream: jax.random.fold_in(jax.random.fold_in(key, stream[0]), stream[1])
     )(streams_B2)
     zeros_B = jnp.zeros_like(lengths_B)
-    return _placed(Writing(cache, memory, zeros_B, lengths_B - 1, left_B, key_B, seen_BV))
+    state = Writing(cache, memory, zeros_B, lengths_B - 1, left_B, key_B, seen_BV)
+    return _placed(state, model.rules)
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames=("state", "last_B1D"))
@@ -216,9 +217,9 @@ def _feed(
 ) -> tuple[Writing, jax.Array]:
     """The state with tokens `first` to `first + T` in its cache, and the last states so far of each
     row's last token."""
-    batch = _batch(tokens_BT, first, lengths_B)
+    batch = _batch(tokens_BT, first, lengths_B, model.rules)
     hidden_BTD, cache = model.decode(params, batch, state.cache, state.memory)
-    last_BT1 = (batch["positions"] == _rowwise(lengths_B)[:, None] - 1)[:, :, None]
+    last_BT1 = (batch["positions"] == _rowwise(lengths_B, model.rules)[:, None] - 1)[:, :, None]
     found_B1D = jnp.sum(jnp.where(last_BT1, hidden_BTD, 0), axis=1, keepdims=True)
     return replace(state, cache=cache), found_B1D if last_B1D is None else last_B1D + found_B1D
 
@@ -247,10 +248,11 @@ def _pick(
     state = replace(
         state, token_B=token_B, position_B=state.position_B + 1, left_B=left_B, seen_BV=seen_BV
     )
-    return _placed(state), _rowwise(log_probability(logits_BV, token_B))
+    logprob_B = log_probability(logits_BV, token_B)
+    return _placed(state, model.rules), _rowwise(logprob_B, model.rules)
 
 
-def _batch(tokens_BT, first, lengths_B) -> dict[str, jax.Array]:
+def _batch(tokens_BT, first, lengths_B, rules: AxisRules) -> dict[str, jax.Array]:
     """The fields of a model's batch for tokens at positions `first`, `first` + 1, ... of
     right-padded rows."""
     positions_BT = jnp.broadcast_to(
@@ -261,19 +263,20 @@ def _batch(tokens_BT, first, lengths_B) -> dict[str, jax.Array]:
         "positions": positions_BT,
         "segments": positions_BT < lengths_B[:, None],
     }
-    return {name: _rowwise(field.astype(jnp.int32)) for name, field in fields.items()}
+    return {name: _rowwise(field.astype(jnp.int32), rules) for name, field in fields.items()}
 
 
-def _placed(state: Writing) -> Writing:
+def _placed(state: Writing, rules: AxisRules) -> Writing:
     """The state with its rows split over the devices as a batch is."""
     names = ("token_B", "position_B", "left_B", "key_B", "seen_BV")
     return replace(
-        state, **{name: _rowwise(x) for name in names if (x := getattr(state, name)) is not None}
+        state,
+        **{name: _rowwise(x, rules) for name in names if (x := getattr(state, name)) is not None},
     )
 
 
-def _rowwise(x: jax.Array) -> jax.Array:
-    return constrain(x, ("batch", *["position"] * (x.ndim - 1)))
+def _rowwise(x: jax.Array, rules: AxisRules) -> jax.Array:
+    return constrain(x, ("batch", *["position"] * (x.ndim - 1)), rules)
 
 
 def _everywhere(x: jax.Array) -> jax.Array:

@@ -194,10 +194,11 @@ def load(
             matrices = rf"(encoder/)?layers/({parts})/(query|key|value|out|gate|up|down)"
             specs = rules.quantize_specs(specs, [(matrices, quantize), (".*", None)])
         if checkpoint.codes:
-            params = restore_leaves(checkpoint, specs, precision.param_dtype, placed)
+            params = restore_leaves(checkpoint, specs, precision.param_dtype, placed, model.rules)
         else:
-            params = checkpoint.restore(abstract(specs, precision.param_dtype, placed))
-        params = attach_layers(params, place_adapters(adapters, checkpoint.config, placed))
+            params = checkpoint.restore(abstract(specs, precision.param_dtype, placed, model.rules))
+        adapters = place_adapters(adapters, checkpoint.config, placed, model.rules)
+        params = attach_layers(params, adapters)
         return Loaded(checkpoint.config, params, checkpoint.tokenizer, model, placed, checkpoint)
 
 

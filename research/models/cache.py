@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from research.parallel.axes import constrain
+from research.parallel.axes import AxisRules, constrain
 from research.parallel.placement import spec
 
 
@@ -107,17 +107,18 @@ def make_cache(
     dtype: jnp.dtype,
     window: int,
     chunk: int,
+    rules: AxisRules,
 ) -> Cache:
     """An empty cache for texts of up to `length` tokens, written at most `chunk` at a time."""
     slots = min(length, window + chunk - 1) if window else length
     index, content = ("batch", "position"), ("layers", "batch", "kv_heads", "position", "head")
     # Each array its own: a donated buffer must not be given twice.
     keys, values = (
-        constrain(jnp.zeros((layers, batch, kv_heads, slots, head_size), dtype), content)
+        constrain(jnp.zeros((layers, batch, kv_heads, slots, head_size), dtype), content, rules)
         for _ in range(2)
     )
     positions_BS, segments_BS = (
-        constrain(jnp.zeros((batch, slots), jnp.int32), index) for _ in range(2)
+        constrain(jnp.zeros((batch, slots), jnp.int32), index, rules) for _ in range(2)
     )
     return Cache(keys, values, positions_BS, segments_BS)
 

@@ -1,24 +1,25 @@
-"""The shape of a transformer: one dataclass for all families, and how it is executed."""
+"""The configuration of a transformer: one flat dataclass for all families.
+
+`ModelConfig` is put together from parts that answer different questions: `Body` and `Heads`
+(together `Shape`) say what the parameters compute, `Regularization` what training adds to the loss,
+`Initialization` what fresh parameters are drawn from. Whoever needs to know which is which asks for
+`dataclasses.fields(Shape)` and keeps no list of names.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from research.models.config_checks import check, reset_unused
 from research.ops.attention import IMPLEMENTATIONS
 from research.ops.rope import RopeScaling
 
-KINDS = ("decoder", "encoder", "encoder_decoder")
-POSITIONS = ("rope", "learned", "sinusoidal", "relative")
-NORMS = ("rms", "layer")
-ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
-BIASES = ("none", "qkv", "all")
-INITS = ("scaled", "plain", "xavier", "t5")
 REMATS = ("none", "full", "dots", "offload")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """A transformer. `research/models/presets.py` has the published ones by name."""
+class Body:
+    """What the logits of a text are computed from: embeddings, layers and a plain head."""
 
     kind: str = "decoder"
     vocab_size: int = 32000
@@ -29,97 +30,90 @@ class ModelConfig:
     kv_heads: int = 12
     head_size: int = 64
     d_ff: int = 3072
-    max_length: int = (
-        1024  # rows of a learned position table; otherwise the length that the model was made for
-    )
+    # rows of a learned position table; otherwise the length that the model was made for
+    max_length: int = 1024
     position: str = "rope"
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling = RopeScaling()
-    # a token sees itself and the window - 1 before it (arXiv:2310.06825, section 2); 0: all of them
+    # A token sees itself and the window - 1 before it (arXiv:2310.06825, section 2); 0: all.
     window: int = 0
+    # Layers n - 1, 2n - 1, ... see all of the text, the others the window (Gemma 2 and 3);
+    # 0: every layer has the window.
+    global_every: int = 0
+    # Rotary base of the layers with a window, which `rope_scaling` then leaves as they are
+    # (Gemma 3); 0: both kinds of layers rotate alike.
+    local_rope_theta: float = 0.0
     norm: str = "rms"
-    norm_after: bool = (
-        False  # normalise after the residual sum (arXiv:1706.03762), not before the layer
-    )
+    norm_after: bool = False  # normalise after the residual sum (arXiv:1706.03762)
+    branch_norm: bool = False  # normalise what a branch adds to the sum, beside its input (Gemma 2)
+    norm_offset: float = 0.0  # RMS norms scale by this + w (1 in Hugging Face's Gemma files)
     norm_eps: float = 1e-5
     query_norm: bool = False  # RMS norm of each query and key head (Qwen 3)
     activation: str = "silu"
-    gated: bool = True  # activation(x gate) * (x up) instead of activation(x up) (arXiv:2002.05202)
+    gated: bool = True  # activation(x gate) * (x up), not activation(x up) (arXiv:2002.05202)
     attention_bias: str = "none"
     mlp_bias: bool = False
-    attention_scale: float = 0.0  # of the scores; 0: head_size ** -0.5
-    tied: bool = False  # the head is the embedding table
+    attention_scale: float = 0.0  # multiplies the scores; 0: head_size ** -0.5
+    attention_softcap: float = 0.0  # scores s become c tanh(s / c) (arXiv:2408.00118); 0: stay
     embedding_scale: float = 1.0  # multiplies the embeddings
-    head_scale: float = 1.0  # multiplies the final states before the head
     experts: int = 0  # 0: a dense layer
     experts_per_token: int = 2
-    router_loss: float = 0.0  # weight of the load-balancing loss
     token_types: int = 0  # BERT's segment embeddings
+    tied: bool = False  # the head is the embedding table
+    head_scale: float = 1.0  # multiplies the final states before the head
+    logit_softcap: float = 0.0  # logits z become c tanh(z / c) (arXiv:2408.00118); 0: stay
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Parameters that read the last states beside a plain head. The same body serves with and
+    without them."""
+
     pooler: bool = False  # BERT's tanh layer over the first token
     mlm_head: bool = False  # BERT's transform and norm before the tied head, with an output bias
     head_bias: bool = False  # a bias of the logits
     labels: int = 0  # classes of a layer over the pooled text; 0: no classifier
+
+
+@dataclass(frozen=True)
+class Shape(Heads, Body):
+    """What the parameters compute. An exported model keeps these fields and no others."""
+
+
+@dataclass(frozen=True)
+class Regularization:
+    """What training adds to the loss of the same parameters."""
+
     dropout: float = 0.0
+    router_loss: float = 0.0  # weight of the load-balancing loss
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """What fresh parameters are drawn from, see `research.models.initial`."""
+
     init: str = "scaled"
     init_std: float = 0.02
 
+
+@dataclass(frozen=True)
+class ModelConfig(Initialization, Regularization, Shape):
+    """A transformer. `research/models/presets.py` has the published ones by name.
+
+    ValueError for a value out of range, for fields that contradict each other, and for a field
+    that is set and changes nothing in such a model (`experts_per_token` of a dense one).
+    """
+
     def __post_init__(self):
-        for field, choices in (
-            ("kind", KINDS),
-            ("position", POSITIONS),
-            ("norm", NORMS),
-            ("activation", ACTIVATIONS),
-            ("attention_bias", BIASES),
-            ("init", INITS),
-        ):
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"model.{field}={getattr(self, field)!r}; choose one of {', '.join(choices)}"
-                )
-        for field in (
-            "vocab_size",
-            "layers",
-            "d_model",
-            "heads",
-            "kv_heads",
-            "head_size",
-            "d_ff",
-            "max_length",
-        ):
-            if getattr(self, field) < 1:
-                raise ValueError(f"model.{field}={getattr(self, field)} must be positive")
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}"
-            )
-        if (self.kind == "encoder_decoder") != (self.encoder_layers > 0):
-            raise ValueError(
-                f"model.encoder_layers={self.encoder_layers} does not fit model.kind={self.kind!r}"
-            )
-        if self.window < 0:
-            raise ValueError(f"model.window={self.window} must be positive, or 0 for no window")
-        if self.experts and (not self.gated or self.mlp_bias):
-            raise ValueError(
-                "model.experts wants model.gated=True and model.mlp_bias=False, the only experts there are"
-            )
-        if self.experts and not 1 <= self.experts_per_token <= self.experts:
-            raise ValueError(
-                f"model.experts_per_token={self.experts_per_token} must lie in 1..{self.experts}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout={self.dropout} must lie in [0, 1)")
-        if self.position == "rope" and self.head_size % 2:
-            raise ValueError(f"model.head_size={self.head_size} must be even for rotary positions")
-        if self.labels < 0 or (self.labels and not self.pooler):
-            raise ValueError(
-                f"model.labels={self.labels} must not be negative, and a classifier wants model.pooler=True"
-            )
+        check(self)
 
 
 def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
-    """The config of `dataclasses.asdict(config)`, as JSON gives it back. TypeError for fields that
-    it has not."""
-    return ModelConfig(**{**values, "rope_scaling": RopeScaling(**values["rope_scaling"])})
+    """The config of `dataclasses.asdict(config)`, as JSON gives it back, also an older one with
+    fewer fields or with fields that change nothing. TypeError for fields that there are not."""
+    defaults = {field.name: field.default for field in fields(ModelConfig)}
+    scaling = RopeScaling(**values.get("rope_scaling", {}))
+    return ModelConfig(**reset_unused({**defaults, **values, "rope_scaling": scaling}, defaults))
 
 
 @dataclass(frozen=True)
@@ -128,11 +122,10 @@ class Execution:
 
     `remat` is what a layer keeps for its backward pass: "none" recomputes nothing, "dots" keeps
     matrix products, "full" keeps the layer's input alone, "offload" keeps that input in host
-    memory, which on a CPU is no other. `unroll` is how many layers one iteration of the scan runs,
-    0 for all of them; `attention` names the implementation. `feed_tokens` is how many tokens of a
-    device go through a dense feed-forward layer at a time, recomputed for the backward pass, 0 for
-    all: its hidden states, several times as wide as the model's, are what bounds the length of a
-    context.
+    memory (on a CPU the same as "full"). `unroll` is how many layers one iteration of the scan
+    runs, 0 for all of them. `attention` names the implementation. `feed_tokens` is how many tokens
+    of a device go through a dense feed-forward layer at a time, recomputed for the backward pass, 0
+    for all: its hidden states, several times as wide as the model's, bound the length of a context.
     """
 
     remat: str = "none"
@@ -153,5 +146,6 @@ class Execution:
             )
         if self.attention not in IMPLEMENTATIONS:
             raise ValueError(
-                f"execution.attention={self.attention!r}; choose one of {', '.join(IMPLEMENTATIONS)}"
+                f"execution.attention={self.attention!r}; "
+                f"choose one of {', '.join(IMPLEMENTATIONS)}"
             )

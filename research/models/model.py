@@ -1,7 +1,7 @@
 """A transformer as pure functions on its parameter tree, for every kind: decoder, encoder,
 encoder-decoder."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from research.models.stack import Surroundings, each, layer_specs, run
 from research.ops.attention import Visibility
 from research.ops.einsum import add_bias, einsum
 from research.ops.rope import frequencies, rotation
+from research.parallel.axes import RULES, AxisRules
 from research.parallel.placement import whole
 from research.precision import Precision
 from research.tree import Tree
@@ -25,12 +26,14 @@ Batch = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Model:
-    """What to compute (`config`), in which types (`precision`), and how (`execution`). Holds no
-    arrays."""
+    """What to compute (`config`), in which types (`precision`), how (`execution`), and which mesh
+    axes split which logical axis (`rules`). Holds no arrays."""
 
     config: ModelConfig
     precision: Precision = Precision(compute="float32")
     execution: Execution = Execution()
+    # A dict has no hash, and two models that differ in nothing else may share one.
+    rules: AxisRules = field(default_factory=lambda: RULES, hash=False)
 
     def specs(self) -> Tree:
         """The parameter tree, as specs."""
@@ -140,6 +143,7 @@ class Model:
             self.precision.compute_dtype,
             c.window,
             chunk,
+            self.rules,
         )
 
     def prompted(self, params: Tree, key: jax.Array | None = None) -> Tree:

@@ -5,7 +5,7 @@ are all maps over that one tree, so no big model is ever allocated to answer a q
 """
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from research import tree
-from research.parallel.axes import RULES, partition
+from research.parallel.axes import AxisRules, partition
 
 # (key, shape, dtype, sharding) -> array. The sharding matters: without it each device would build
 # the whole array.
@@ -64,9 +64,7 @@ def stack(specs: tree.Tree, layers: int) -> tree.Tree:
     )
 
 
-def shardings(
-    specs: tree.Tree, mesh: Mesh, rules: Mapping[str, Sequence[str]] = RULES
-) -> tree.Tree:
+def shardings(specs: tree.Tree, mesh: Mesh, rules: AxisRules) -> tree.Tree:
     """NamedSharding of every parameter."""
     return jax.tree.map(
         lambda s: NamedSharding(mesh, partition(s.axes, s.shape, mesh, rules)), specs
@@ -77,12 +75,12 @@ def abstract(
     specs: tree.Tree,
     dtype: jnp.dtype,
     mesh: Mesh | None = None,
-    rules: Mapping[str, Sequence[str]] = RULES,
+    rules: AxisRules | None = None,
 ) -> tree.Tree:
-    """Parameters as ShapeDtypeStructs, with shardings where a mesh is given."""
+    """Parameters as ShapeDtypeStructs, with shardings where a mesh and its rules are given."""
     if mesh is None:
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype or dtype), specs)
-    places = shardings(specs, mesh, rules)
+    places = shardings(specs, mesh, _required(rules))
     return jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype or dtype, sharding=place),
         specs,
@@ -95,18 +93,22 @@ def initialize(
     specs: tree.Tree,
     dtype: jnp.dtype,
     mesh: Mesh | None = None,
-    rules: Mapping[str, Sequence[str]] = RULES,
+    rules: AxisRules | None = None,
 ) -> tree.Tree:
     """Parameters, each drawn with a key folded with its path: adding one parameter leaves the
     others as they were."""
 
     def draw(path, s):
         name = tree.path_name(path)
-        place = (
-            None if mesh is None else NamedSharding(mesh, partition(s.axes, s.shape, mesh, rules))
-        )
+        place = None if mesh is None else shardings(s, mesh, _required(rules))
         return s.init(
             jax.random.fold_in(key, zlib.crc32(name.encode())), s.shape, s.dtype or dtype, place
         )
 
     return jax.tree.map_with_path(draw, specs)
+
+
+def _required(rules: AxisRules | None) -> AxisRules:
+    if rules is None:
+        raise ValueError("a mesh was given without rules; pass `model.rules` beside it")
+    return rules

@@ -1,5 +1,5 @@
-"""Rotary positions (arXiv:2104.09864) in the half-split layout of Hugging Face checkpoints, with
-Llama 3's scaling."""
+"""Rotary positions (arXiv:2104.09864) in the half-split layout of Hugging Face checkpoints, and
+their scaling to longer texts."""
 
 import math
 from dataclasses import dataclass
@@ -8,21 +8,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+SCALINGS = ("llama3", "linear")
+
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's stretch of the slow frequencies (arXiv:2407.21783, section 3.4; constants of its
-    released code).
+    """How rotary frequencies are lowered for texts longer than the model was first trained on.
 
-    Wavelengths beyond `original_length / low_factor` are multiplied by `factor`, those below
-    `original_length / high_factor` stay, those between are interpolated. A factor of 1 changes
-    nothing.
+    kind "llama3" (arXiv:2407.21783, section 3.4; constants of the released code): wavelengths
+    longer than `original_length / low_factor` are multiplied by `factor`, those shorter than
+    `original_length / high_factor` stay, those between are interpolated. kind "linear"
+    (arXiv:2306.15595): every frequency is divided by `factor`, and the other numbers have no
+    effect. A factor of 1 changes nothing.
     """
 
     factor: float = 1.0
     low_factor: float = 1.0
     high_factor: float = 4.0
     original_length: int = 8192
+    kind: str = "llama3"
+
+    def __post_init__(self):
+        if self.kind not in SCALINGS:
+            raise ValueError(
+                f"model.rope_scaling.kind={self.kind!r}; choose one of {', '.join(SCALINGS)}"
+            )
+        for name in ("factor", "low_factor", "high_factor", "original_length"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"model.rope_scaling.{name}={getattr(self, name)} must be positive"
+                )
+        if not self.low_factor < self.high_factor:
+            raise ValueError(
+                f"model.rope_scaling.low_factor={self.low_factor} must be below "
+                f"high_factor={self.high_factor}"
+            )
 
 
 def frequencies(head_size: int, theta: float, scaling: RopeScaling = RopeScaling()) -> np.ndarray:
@@ -30,6 +50,8 @@ def frequencies(head_size: int, theta: float, scaling: RopeScaling = RopeScaling
     freq = theta ** -(np.arange(0, head_size, 2, dtype=np.float64) / head_size)
     if scaling.factor == 1.0:
         return freq
+    if scaling.kind == "linear":
+        return freq / scaling.factor
     wavelength = 2 * math.pi / freq
     smooth = (scaling.original_length / wavelength - scaling.low_factor) / (
         scaling.high_factor - scaling.low_factor

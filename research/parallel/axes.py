@@ -1,21 +1,39 @@
-"""Logical axes of arrays and the mesh axes that shard them.
+"""Mesh axes and their roles, and the logical axes of arrays that they split.
 
-Parameters and activations name their dimensions logically ("embed", "heads", "batch"); one table
-maps those names to mesh axes. A dimension that a mesh axis does not divide stays whole on that axis
-(GPT-2's 50,257 words on tensor:2), and `unsplit` lists such cases so that a run can say so.
+Parameters and activations name their dimensions logically ("embed", "heads", "batch"); rules map
+those names to mesh axes. A mesh axis that does not divide a dimension leaves it whole (GPT-2's
+50,257 words on tensor:2), and `unsplit` lists such cases so that a run can say so.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
+AxisRules = Mapping[str, Sequence[str]]  # logical axis -> the mesh axes that split it
 
-# "embed" is the model width of a weight, which fsdp splits for storage and gathers for use;
-# "vector" is the same width in a norm's scale or a bias, too small to be worth a collective.
-# Batches are spread over every axis that has no dimension of its own to split in a dense layer.
-RULES: Mapping[str, tuple[str, ...]] = {
+STORE = "store"  # splits rows of a batch; a weight is split for storage and gathered for use
+SEQUENCE = "sequence"  # splits the tokens of a row; to a weight the same as STORE
+COMPUTE = "compute"  # splits weights in computation too: each device multiplies its own part
+
+# The mesh axes, outermost first, and the role of each. A new axis is a row here and an entry of
+# RULES for what it splits. For one of an existing role that is all. A pipeline axis has a role of
+# its own: besides the row it needs `research.models.stack` to run a device's layers alone and pass
+# states on, and the loop over microbatches of `research.training.step` inside the model.
+AXES: Mapping[str, str] = {
+    "data": STORE,
+    "fsdp": STORE,
+    "expert": COMPUTE,
+    "context": SEQUENCE,
+    "tensor": COMPUTE,
+}
+MESH_AXES = tuple(AXES)
+
+# What `config.axes` overrides and `Model.rules` carries. "embed" is the model width of a weight,
+# "vector" the same width in a norm's scale or a bias, too small to be worth a collective. A batch
+# is spread over every axis that has no dimension of its own to split in a dense layer.
+RULES: AxisRules = {
     "batch": ("data", "fsdp", "expert"),
     "length": ("context",),
     "vocab": ("tensor",),
@@ -37,30 +55,27 @@ RULES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def merge_rules(overrides: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+def merge_rules(overrides: AxisRules) -> dict[str, tuple[str, ...]]:
     """RULES with `overrides`; an unknown logical or mesh axis raises ValueError."""
     for logical, mesh_axes in overrides.items():
         if logical not in RULES:
             raise ValueError(f"unknown logical axis {logical!r}; choose from {', '.join(RULES)}")
         for name in mesh_axes:
-            if name not in MESH_AXES:
+            if name not in AXES:
                 raise ValueError(
-                    f"axes.{logical} names the mesh axis {name!r}; choose from {', '.join(MESH_AXES)}"
+                    f"axes.{logical} names the mesh axis {name!r}; choose from {', '.join(AXES)}"
                 )
-    return {**RULES, **{logical: tuple(names) for logical, names in overrides.items()}}
+    merged = {**RULES, **overrides}
+    return {logical: tuple(names) for logical, names in merged.items()}
 
 
 def partition(
-    axes: Sequence[str],
-    shape: Sequence[int],
-    mesh: Mesh | AbstractMesh,
-    rules: Mapping[str, Sequence[str]] = RULES,
+    axes: Sequence[str], shape: Sequence[int], mesh: Mesh | AbstractMesh, rules: AxisRules
 ) -> PartitionSpec:
-    """The PartitionSpec of an array with these logical axes; mesh axes of size 1 split nothing and
-    are not named.
+    """The PartitionSpec of an array with these logical axes.
 
-    Raises ValueError for an unknown logical axis and for two dimensions that map to one mesh axis
-    of size over 1.
+    Mesh axes of size 1, and those that do not divide a dimension, are not named. Raises ValueError
+    for an unknown logical axis and for two dimensions that map to one mesh axis of size over 1.
     """
     if len(axes) != len(shape):
         raise ValueError(
@@ -81,15 +96,24 @@ def partition(
             used[name] = axis
             names.append(name)
             parts *= mesh.shape[name]
-        entries.append(tuple(names) if len(names) > 1 else names[0] if names else None)
+        entries.append(as_entry(tuple(names)))
     return PartitionSpec(*entries)
 
 
+def as_entry(names: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    """The entry of a PartitionSpec for these mesh axes: None, a name, or a tuple of names."""
+    if not names:
+        return None
+    return names[0] if len(names) == 1 else names
+
+
+def parts(logical: str, mesh: Mesh | AbstractMesh, rules: AxisRules) -> int:
+    """Devices that a logical axis is split over, where its size is a multiple of them."""
+    return math.prod(mesh.shape[name] for name in rules[logical])
+
+
 def unsplit(
-    axes: Sequence[str],
-    shape: Sequence[int],
-    mesh: Mesh | AbstractMesh,
-    rules: Mapping[str, Sequence[str]] = RULES,
+    axes: Sequence[str], shape: Sequence[int], mesh: Mesh | AbstractMesh, rules: AxisRules
 ) -> list[str]:
     """One "vocab 50257 over tensor:2" for each dimension left whole because a mesh axis does not
     divide it."""
@@ -101,9 +125,7 @@ def unsplit(
     ]
 
 
-def constrain(
-    x: jax.Array, axes: Sequence[str], rules: Mapping[str, Sequence[str]] = RULES
-) -> jax.Array:
+def constrain(x: jax.Array, axes: Sequence[str], rules: AxisRules) -> jax.Array:
     """`x` moved to the sharding of these logical axes; `x` itself where no mesh is set."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.reshard(x, partition(axes, x.shape, mesh, rules))

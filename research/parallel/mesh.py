@@ -7,7 +7,7 @@ import numpy as np
 from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from research.parallel.axes import MESH_AXES, partition
+from research.parallel.axes import MESH_AXES, AxisRules, partition
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -80,14 +80,20 @@ def _arranged(shape: tuple[int, ...], devices: list) -> np.ndarray:
 
 
 def place_batch(
-    batch: dict[str, np.ndarray], mesh: Mesh, global_batch: int
+    batch: dict[str, np.ndarray], mesh: Mesh, rules: AxisRules, global_batch: int
 ) -> dict[str, jax.Array]:
-    """A host's rows of a batch as global arrays, [B, T, ...] split by the logical axes "batch" and
-    "length"."""
+    """This process's rows of a batch as global arrays of `global_batch` rows, see
+    `batch_sharding`."""
     placed = {}
     for name, rows in batch.items():
         shape = (global_batch, *rows.shape[1:])
-        axes = ("batch", "length")[: rows.ndim] + ("vector",) * (rows.ndim - 2)
-        sharding = NamedSharding(mesh, partition(axes, shape, mesh))
+        sharding = batch_sharding(shape, mesh, rules)
         placed[name] = jax.make_array_from_process_local_data(sharding, rows, shape)
     return placed
+
+
+def batch_sharding(shape: tuple[int, ...], mesh: Mesh, rules: AxisRules) -> NamedSharding:
+    """Where a field of a batch lives, [B, T, ...]: split by the logical axes "batch" and
+    "length"."""
+    axes = ("batch", "length")[: len(shape)] + ("vector",) * (len(shape) - 2)
+    return NamedSharding(mesh, partition(axes, shape, mesh, rules))

@@ -15,11 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from research.devices.backend import platform
+from research.parallel.axes import AXES, COMPUTE, as_entry
 from research.parallel.collectives import all_gather
-
-# Mesh axes that split a weight in computation too. Any other axis of a weight is storage and is
-# gathered for use.
-COMPUTE_AXES = ("tensor", "expert")
 
 
 def spec(x: jax.Array) -> tuple:
@@ -97,9 +94,7 @@ def joinable(w: jax.Array) -> bool:
 
 def storing(entries: Sequence) -> list[tuple[str, ...]]:
     """Of the mesh axes of each dimension, those that only store it."""
-    return [
-        tuple(name for name in mesh_axes(entry) if name not in COMPUTE_AXES) for entry in entries
-    ]
+    return [tuple(name for name in mesh_axes(entry) if AXES[name] != COMPUTE) for entry in entries]
 
 
 def divide(x: jax.Array, axis: int, parts: int) -> jax.Array:
@@ -150,9 +145,4 @@ def mesh_axes(entry: Any) -> tuple[str, ...]:
 
 def computing(entry: Any) -> tuple[str, ...]:
     """Of the mesh axes of a dimension, those that split the computation too."""
-    return tuple(name for name in mesh_axes(entry) if name in COMPUTE_AXES)
-
-
-def as_entry(names: tuple[str, ...]) -> Any:
-    """The entry of a PartitionSpec for these mesh axes: None, a name, or a tuple of names."""
-    return None if not names else names[0] if len(names) == 1 else names
+    return tuple(name for name in mesh_axes(entry) if AXES[name] == COMPUTE)

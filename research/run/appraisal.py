@@ -37,7 +37,7 @@ def evaluate(
         process_count=jax.process_count(),
     )
     for batch in batches:
-        placed = place_batch(batch, program.mesh, program.batch_size)
+        placed = place_batch(batch, program.mesh, program.rules, program.batch_size)
         # Fetched one by one: independent programs in flight could meet their collectives in another
         # order elsewhere.
         pairs = jax.device_get(program.eval_step(state.trainable, state.frozen, placed))

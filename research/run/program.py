@@ -14,7 +14,7 @@ from research.experiment.config import Experiment
 from research.models import spec
 from research.models.model import Model
 from research.objectives.choose import Objective
-from research.parallel.axes import merge_rules, unsplit
+from research.parallel.axes import merge_rules, parts, unsplit
 from research.parallel.mesh import make_mesh
 from research.training import optimizer as optimizers
 from research.training.state import TrainState, abstract_state, device_bytes, new_state
@@ -33,7 +33,7 @@ class Program:
     @cached_property
     def model(self) -> Model:
         e = self.experiment
-        return Model(e.model, e.precision, e.execution)
+        return Model(e.model, e.precision, e.execution, self.rules)
 
     @cached_property
     def specs(self) -> tuple[tree.Tree, tree.Tree]:
@@ -156,31 +156,23 @@ def make_program(
     """The program of an experiment; ValueError where mesh, batch and accumulation do not fit one
     another."""
     program = Program(experiment, objective, make_mesh(experiment.mesh, devices))
-    batch, parts, accumulate = (
-        program.batch_size,
-        _batch_parts(program),
-        experiment.train.accumulate,
-    )
-    if batch % (parts * accumulate):
+    batch, accumulate = program.batch_size, experiment.train.accumulate
+    split = parts("batch", program.mesh, program.rules)
+    if batch % (split * accumulate):
         raise ValueError(
-            f"a batch of {batch} must be a multiple of {parts} (devices that split it) times {accumulate} "
+            f"a batch of {batch} must be a multiple of {split} (devices that split it) times {accumulate} "
             "(train.accumulate); set config.data.batch_size"
         )
     check_groups(program.model.specs(), program.specs[1], program.mesh, program.rules)
-    length, context = experiment.data.sequence_length, program.mesh.shape["context"]
-    if length % context:
+    length, split = experiment.data.sequence_length, parts("length", program.mesh, program.rules)
+    if length % split:
+        over = ", ".join(f"{name}:{program.mesh.shape[name]}" for name in program.rules["length"])
         raise ValueError(
-            f"data.sequence_length={length} must be a multiple of context:{context}; set config.data.sequence_length"
+            f"data.sequence_length={length} must be a multiple of {over}; "
+            "set config.data.sequence_length"
         )
     return program
 
 
 def _places(abstract: tree.Tree) -> tree.Tree:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
-
-
-def _batch_parts(program: Program) -> int:
-    parts = 1
-    for axis in program.rules["batch"]:
-        parts *= program.mesh.shape[axis]
-    return parts

@@ -9,6 +9,7 @@ from research.experiment.config import Experiment
 from research.experiment.fields import build, nearest, refuse_unknown
 from research.interop.load import open_checkpoint
 from research.models.config import ModelConfig
+from research.models.config_checks import reset_unused
 from research.models.presets import PRESETS
 
 
@@ -45,4 +46,7 @@ def _resolve_model(values: dict[str, Any], init: str) -> ModelConfig:
             base[name] = {**base[name], **{k: v for k, v in value.items() if v is not None}}
         elif value is not None:
             base[name] = value
-    return build(ModelConfig, base, "config.model")
+    named = {name for name, value in given.items() if value not in (None, {})}
+    return build(
+        ModelConfig, reset_unused(base, dataclasses.asdict(ModelConfig()), named), "config.model"
+    )

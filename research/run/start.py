@@ -15,7 +15,7 @@ from research.experiment.config import Experiment
 from research.interop.load import open_checkpoint
 from research.interop.storage.checkpoint import Checkpoint
 from research.models import spec
-from research.models.config import ModelConfig
+from research.models.config import Body, ModelConfig
 from research.run.program import Program
 from research.training.state import TrainState
 from research.tuning.lora_init import start
@@ -155,21 +155,12 @@ def resumed_state(program: Program, stored: TrainState) -> TrainState:
 def changes(before: ModelConfig, after: ModelConfig) -> list[str]:
     """ "window: 4096 -> 0" for each field that differs and changes what the same parameters
     compute."""
-    harmless = {
-        "dropout",
-        "init",
-        "init_std",
-        "router_loss",
-        "labels",
-        "pooler",
-        "mlm_head",
-        "head_bias",
-    }
+    names = {field.name for field in dataclasses.fields(Body)}
     if before.position != "learned":
-        harmless.add("max_length")
+        names.remove("max_length")  # the length that the model was made for, and no table's
     old, new = dataclasses.asdict(before), dataclasses.asdict(after)
     return [
         f"{name}: {old[name]} -> {new[name]}"
         for name in old
-        if old[name] != new[name] and name not in harmless
+        if name in names and old[name] != new[name]
     ]

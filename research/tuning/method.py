@@ -7,7 +7,6 @@ is what the model computes with.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -24,8 +23,7 @@ from research.models.adapters import (
 )
 from research.models.config import ModelConfig
 from research.models.spec import initialize
-from research.parallel.axes import RULES, partition
-from research.parallel.placement import COMPUTE_AXES
+from research.parallel.axes import AXES, COMPUTE, AxisRules, partition
 from research.tuning.lora_specs import LoraConfig, lora_specs
 from research.weights.formats import FORMATS
 from research.weights.ia3 import ia3_specs
@@ -175,7 +173,7 @@ def new_frozen(
     seed: int,
     dtype: jnp.dtype,
     mesh: Mesh | None = None,
-    rules: Mapping[str, Sequence[str]] = RULES,
+    rules: AxisRules | None = None,
 ) -> tree.Tree:
     """Parameters for the `frozen` part of a model's specs that come from no checkpoint but from the
     seed, for trials."""
@@ -184,9 +182,7 @@ def new_frozen(
     return quantize(params, dense, quantize_rules(dense, config), config.group)
 
 
-def check_groups(
-    specs: tree.Tree, frozen: tree.Tree, mesh: Mesh, rules: Mapping[str, Sequence[str]]
-) -> None:
+def check_groups(specs: tree.Tree, frozen: tree.Tree, mesh: Mesh, rules: AxisRules) -> None:
     """ValueError for a quantized matrix that a product wants split where its groups cannot be."""
     whole = tree.paths(specs)
     for path, leaf in tree.paths(frozen, is_leaf).items():
@@ -197,7 +193,7 @@ def check_groups(
         wanted, got = (
             (entry,) if isinstance(entry, str) else entry or () for entry in (wanted, got)
         )
-        for axis in (set(wanted) - set(got)) & set(COMPUTE_AXES):
+        for axis in (name for name in wanted if name not in got and AXES[name] == COMPUTE):
             inputs = math.prod(leaf.inputs)
             raise ValueError(
                 f"{path}: groups of {inputs // codes.shape[at]} do not divide the {inputs // mesh.shape[axis]} inputs that "

@@ -19,6 +19,7 @@ from research.infer.sampling import SamplingConfig
 from research.models.config import Execution
 from research.models.model import Model, forward
 from research.models.spec import initialize, shardings
+from research.parallel.axes import RULES
 from research.parallel.mesh import make_mesh
 from tests.families import FAMILIES, VOCAB
 
@@ -212,7 +213,7 @@ def test_a_mesh_changes_nothing():
     mesh = make_mesh("data:2,fsdp:2,tensor:2")
     config = replace(GREEDY, repetition_penalty=1.2)
     alone = generate(model, params, TOKENIZER, PROMPTS, config)
-    split = jax.device_put(params, shardings(model.specs(), mesh))
+    split = jax.device_put(params, shardings(model.specs(), mesh, RULES))
     with jax.set_mesh(mesh):
         spread = generate(model, split, TOKENIZER, PROMPTS, config)
     for a, b in zip(alone, spread):

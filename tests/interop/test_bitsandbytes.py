@@ -22,6 +22,7 @@ from research.interop.peft.write import write_peft
 from research.interop.storage.layout import letter_sizes, source_shape
 from research.models.model import Model
 from research.models.spec import abstract, initialize
+from research.parallel.axes import RULES
 from research.parallel.mesh import make_mesh
 from research.tuning.lora_specs import LoraConfig, lora_specs
 from research.weights.flat import FlatQuantized
@@ -322,7 +323,7 @@ def test_a_checkpoint_is_quantized_slice_by_slice_as_a_whole(mesh, tmp_path):
         return replace(parameter, read=read)
 
     with open_checkpoint(tmp_path / "dense") as checkpoint:
-        wanted = abstract(quantize_specs(specs, ONE), np.dtype("float32"), mesh)
+        wanted = abstract(quantize_specs(specs, ONE), np.dtype("float32"), mesh, RULES)
         watching = replace(
             checkpoint, parameters={path: watched(p) for path, p in checkpoint.parameters.items()}
         )

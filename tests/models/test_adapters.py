@@ -19,7 +19,7 @@ from research.models.config import Execution
 from research.models.linen import Transformer
 from research.models.model import Model, forward
 from research.models.spec import initialize, ones, shardings
-from research.parallel.axes import partition
+from research.parallel.axes import RULES, partition
 from research.parallel.mesh import make_mesh
 from research.weights.rules import attach
 from tests.families import FAMILIES, random_batch
@@ -269,10 +269,10 @@ def test_a_mesh_changes_where_the_gradients_are_and_not_what():
     want = jax.jit(jax.grad(loss))(mine, base(name), rows)
     mesh = make_mesh("fsdp:2,context:2,tensor:2")
     with jax.set_mesh(mesh):
-        places = tuple(shardings(each, mesh) for each in (specs, model.specs()))
+        places = tuple(shardings(each, mesh, RULES) for each in (specs, model.specs()))
         there = jax.device_put((mine, base(name)), places)
         rows = jax.device_put(
-            rows, NamedSharding(mesh, partition(("batch", "length"), (4, LENGTH), mesh))
+            rows, NamedSharding(mesh, partition(("batch", "length"), (4, LENGTH), mesh, RULES))
         )
         got = tree.paths(jax.jit(jax.grad(loss))(*there, rows))
     for path, leaf in tree.paths(want).items():

@@ -8,6 +8,7 @@ from research.models.config import Execution
 from research.models.model import Model
 from research.models.spec import initialize
 from research.objectives.causal_lm import CausalLM
+from research.parallel.axes import RULES
 from research.parallel.mesh import make_mesh, place_batch
 from tests.families import FAMILIES, random_batch
 
@@ -34,6 +35,6 @@ def test_loss_and_gradients_stay(execution, mesh):
     batch = random_batch(8, 12)
     want = value_and_gradients(Execution(), batch)
     with jax.set_mesh(make_mesh(mesh)):
-        got = value_and_gradients(execution, place_batch(batch, make_mesh(mesh), 8))
+        got = value_and_gradients(execution, place_batch(batch, make_mesh(mesh), RULES, 8))
     # The sums over tokens of a weight's gradient come in parts.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)

@@ -19,6 +19,7 @@ from research.models.spec import initialize, shardings
 from research.objectives.chat import Chat
 from research.objectives.choose import NAMES, ObjectiveConfig
 from research.objectives.classification import Classification
+from research.parallel.axes import RULES
 from research.parallel.mesh import make_mesh, place_batch
 from tests.data.chat_templates import CONVERSATIONS, TEMPLATES, save_tokenizer
 from tests.families import FAMILIES
@@ -168,9 +169,9 @@ def test_classification_is_the_same_on_a_mesh(mesh):
         params = initialize(jax.random.key(0), model.specs(), jnp.float32)
         want = [float(x) for x in Classification().loss(model, params, {}, batch, None)[:2]]
         held = jax.tree.map(np.asarray, params)
-    placed = jax.tree.map(jax.device_put, held, shardings(model.specs(), mesh))
+    placed = jax.tree.map(jax.device_put, held, shardings(model.specs(), mesh, RULES))
     got = jax.jit(lambda p, b: Classification().loss(model, p, {}, b, None)[:2])(
-        placed, place_batch(batch, mesh, 8)
+        placed, place_batch(batch, mesh, RULES, 8)
     )
     np.testing.assert_allclose(
         [float(x) for x in got], want, rtol=1e-5

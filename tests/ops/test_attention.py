@@ -20,7 +20,7 @@ from research.models.spec import abstract
 from research.ops.attention import Visibility, attend, reference
 from research.ops.kernels import flash, splash
 from research.ops.kernels.attention import choose
-from research.parallel.axes import MESH_AXES, partition
+from research.parallel.axes import MESH_AXES, RULES, partition
 from research.parallel.mesh import make_mesh
 
 KERNELS = {
@@ -193,10 +193,12 @@ def check_on_mesh(mesh, run, operands):
     made = make_mesh(mesh)
     with jax.set_mesh(made):
         q, k, v = (
-            jax.device_put(x, partition(("batch", "length", "heads", "head"), x.shape, made))
+            jax.device_put(x, partition(("batch", "length", "heads", "head"), x.shape, made, RULES))
             for x in (q, k, v)
         )
-        visibility = jax.device_put(visibility, partition(("batch", "length"), q.shape[:2], made))
+        visibility = jax.device_put(
+            visibility, partition(("batch", "length"), q.shape[:2], made, RULES)
+        )
         for a, b in zip(value_and_gradients(run, q, k, v, visibility, 0.3), want):
             close(a, b)
 
@@ -299,7 +301,7 @@ def traced(platform, config, cached):
 
     with jax.sharding.use_abstract_mesh(mesh):
         tokens = jax.ShapeDtypeStruct((2, 128), jnp.int32, sharding=NamedSharding(mesh, P()))
-        return str(jax.make_jaxpr(run)(abstract(model.specs(), jnp.float32, mesh), tokens))
+        return str(jax.make_jaxpr(run)(abstract(model.specs(), jnp.float32, mesh, RULES), tokens))
 
 
 @pytest.mark.parametrize(("platform", "name"), [("tpu", "splash_mha_fwd"), ("gpu", "mha_forward")])

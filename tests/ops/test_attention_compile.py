@@ -42,7 +42,7 @@ def compiled(target: str, implementation: str) -> dict:
     from research.models.spec import abstract
     from research.ops.attention import Visibility
     from research.ops.rope import frequencies, rotation
-    from research.parallel.axes import partition
+    from research.parallel.axes import RULES, partition
     from research.parallel.mesh import make_mesh
 
     chosen = parse_target(TARGETS[target])
@@ -62,12 +62,12 @@ def compiled(target: str, implementation: str) -> dict:
 
     def shaped(axes, shape, dtype):
         return jax.ShapeDtypeStruct(
-            shape, dtype, sharding=NamedSharding(mesh, partition(axes, shape, mesh))
+            shape, dtype, sharding=NamedSharding(mesh, partition(axes, shape, mesh, RULES))
         )
 
     B = len(devices)
     with jax.set_mesh(mesh):
-        p = abstract(layers.attention_specs(c, initial(c)), jnp.float32, mesh)
+        p = abstract(layers.attention_specs(c, initial(c)), jnp.float32, mesh, RULES)
         x_BTD = shaped(("batch", "length", "vector"), (B, TOKENS, c.d_model), jnp.bfloat16)
         tokens_BT = shaped(("batch", "length"), (B, TOKENS), jnp.int32)
         program = (

@@ -7,7 +7,7 @@ import pytest
 
 from research.ops import blocked
 from research.ops.attention import Visibility, reference
-from research.parallel.axes import constrain
+from research.parallel.axes import RULES, constrain
 from research.parallel.mesh import make_mesh
 
 B, T, H = 8, 4 * blocked.SMALLEST, 8
@@ -70,8 +70,8 @@ def test_blocks_are_the_whole_on_a_mesh(heads, kv_heads):
     want = gradients(reference, *arrays)
     with jax.set_mesh(make_mesh("data:2,fsdp:2,tensor:2" if kv_heads > 1 else "fsdp:8")):
         axes = [("batch", "length", name, "head") for name in ("heads", "kv_heads", "kv_heads")]
-        qkv = [constrain(x, names) for x, names in zip(arrays[:3], axes)]
-        index = [constrain(jnp.asarray(x), ("batch", "length")) for x in arrays[3:5]]
+        qkv = [constrain(x, names, RULES) for x, names in zip(arrays[:3], axes)]
+        index = [constrain(jnp.asarray(x), ("batch", "length"), RULES) for x in arrays[3:5]]
         got = gradients(blocked.attend, *qkv, *index, 0)
     for mine, right in zip(got, want):
         np.testing.assert_allclose(
@@ -102,5 +102,5 @@ def test_what_it_does_not_serve_is_left_to_the_reference():
     assert not blocked.serves(q, Visibility(*zeros, causal=True, packed=False))
     assert not blocked.serves(q[:, :1], Visibility(*zeros, causal=True, packed=True))
     with jax.set_mesh(make_mesh("context:8")):
-        split = constrain(q, ("batch", "length", "heads", "head"))
+        split = constrain(q, ("batch", "length", "heads", "head"), RULES)
         assert not blocked.serves(split, Visibility(*zeros, causal=True, packed=True))

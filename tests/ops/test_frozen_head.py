@@ -12,7 +12,7 @@ from research.ops import frozen_head
 from research.ops import loss as losses
 from research.ops.frozen_head import frozen_head_loss
 from research.ops.loss import head_loss
-from research.parallel.axes import constrain
+from research.parallel.axes import RULES, constrain
 from research.parallel.mesh import make_mesh
 from research.weights.quantized import quantize_array
 
@@ -59,9 +59,9 @@ def test_split_tokens_and_a_split_vocabulary_change_nothing(mesh):
     value_and_grad = jax.value_and_grad(lambda *of: frozen_head_loss(*of, 0.1, 1e-2)[0])
     want, wanted = value_and_grad(states, held, targets, weights)
     with jax.set_mesh(make_mesh(mesh)):
-        codes = constrain(held.codes, ("vocab", "embed", "group"))
-        placed = constrain(states, ("batch", "length", "vector"))
-        rest = (constrain(jnp.asarray(x), ("batch", "length")) for x in (targets, weights))
+        codes = constrain(held.codes, ("vocab", "embed", "group"), RULES)
+        placed = constrain(states, ("batch", "length", "vector"), RULES)
+        rest = (constrain(jnp.asarray(x), ("batch", "length"), RULES) for x in (targets, weights))
         got, gradient = jax.jit(value_and_grad)(placed, replace(held, codes=codes), *rest)
     np.testing.assert_allclose(got, want, rtol=1e-6)
     np.testing.assert_allclose(gradient, wanted, atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 
 from research.ops import loss as losses
 from research.ops.loss import cross_entropy, head_loss
-from research.parallel.axes import constrain
+from research.parallel.axes import RULES, constrain
 from research.parallel.mesh import make_mesh
 
 B, T, D, V = 8, 96, 16, 40
@@ -84,10 +84,10 @@ def test_the_loss_of_split_tokens_and_a_split_vocabulary_is_the_same(mesh):
     want, wanted = value_and_grad(states, table, targets, weights)
     with jax.set_mesh(make_mesh(mesh)):
         placed = (
-            constrain(jnp.asarray(states), ("batch", "length", "vector")),
-            constrain(table, ("vocab", "vector")),
+            constrain(jnp.asarray(states), ("batch", "length", "vector"), RULES),
+            constrain(table, ("vocab", "vector"), RULES),
         )
-        rest = (constrain(jnp.asarray(x), ("batch", "length")) for x in (targets, weights))
+        rest = (constrain(jnp.asarray(x), ("batch", "length"), RULES) for x in (targets, weights))
         got, gradients = jax.jit(value_and_grad)(*placed, *rest)
     np.testing.assert_allclose(got, want, rtol=1e-5)
     for gradient, right, x in zip(gradients, wanted, placed):

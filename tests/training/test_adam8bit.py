@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from research import tree
-from research.parallel.axes import partition
+from research.parallel.axes import RULES, partition
 from research.parallel.mesh import make_mesh
 from research.training.adam8bit import (
     Adam8bitState,
@@ -206,7 +206,7 @@ def test_sharded_equals_unsharded_and_codes_lie_where_parameters_do(shape):
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh):
         specs = jax.tree.map(
-            lambda names, x: partition(names, x.shape, mesh), axes, params, is_leaf=is_entry
+            lambda names, x: partition(names, x.shape, mesh, RULES), axes, params, is_leaf=is_entry
         )
         placed = jax.tree.map(
             lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), params, specs

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 
 from research import tree
-from research.parallel.axes import partition
+from research.parallel.axes import RULES, partition
 from research.parallel.mesh import make_mesh
 from research.training.muon import matrix_axes
 from research.training.optimizer import (
@@ -273,7 +273,7 @@ def test_sharded_equals_unsharded(name, shape):
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh):
         specs = jax.tree.map(
-            lambda names, x: partition(names, x.shape, mesh), axes, params, is_leaf=is_entry
+            lambda names, x: partition(names, x.shape, mesh, RULES), axes, params, is_leaf=is_entry
         )
         placed = jax.tree.map(
             lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), params, specs
@@ -312,7 +312,7 @@ def test_muon_moves_matrices_and_gathers_only_over_data(shape, gathers):
     mesh = make_mesh(shape)
     optimizer, _ = make(flat_config("muon", clip_norm=None), {"up": ("layers", "embed", "mlp")}, 10)
     with jax.set_mesh(mesh):
-        spec = partition(("layers", "embed", "mlp"), (8, 128, 160), mesh)
+        spec = partition(("layers", "embed", "mlp"), (8, 128, 160), mesh, RULES)
         params = {"up": jax.device_put(jnp.zeros((8, 128, 160)), NamedSharding(mesh, spec))}
         program = str(jax.make_jaxpr(optimizer.update)(params, optimizer.init(params), params))
     split_over = sum(mesh.shape[axis] > 1 for axis in ("fsdp", "tensor"))

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from research import tree
 from research.models.model import Model, forward
 from research.models.spec import initialize, shardings
-from research.parallel.axes import partition
+from research.parallel.axes import RULES, partition
 from research.parallel.mesh import make_mesh
 from research.weights.ia3 import Ia3, Ia3Adapter, ia3_specs
 from research.weights.quantized import quantize_array
@@ -144,9 +144,9 @@ def test_a_mesh_changes_nothing(name, at):
         lambda adapters, weights, rows: forward(model, attached(weights, adapters), rows)
     )
     want = np.asarray(logits(adapters, weights, rows))
-    places = shardings(specs, mesh), shardings(model.specs(), mesh)
+    places = shardings(specs, mesh, RULES), shardings(model.specs(), mesh, RULES)
     with jax.set_mesh(mesh):
-        there = NamedSharding(mesh, partition(("batch", "length"), (4, 8), mesh))
+        there = NamedSharding(mesh, partition(("batch", "length"), (4, 8), mesh, RULES))
         got = logits(*jax.device_put((adapters, weights), places), jax.device_put(rows, there))
     np.testing.assert_allclose(got, want, atol=2e-5)  # float order
 

@@ -13,6 +13,7 @@ from research import tree
 from research.models.model import Model, forward
 from research.models.spec import abstract, initialize, shardings
 from research.objectives.causal_lm import CausalLM
+from research.parallel.axes import RULES
 from research.parallel.mesh import make_mesh, place_batch
 from research.tuning.lora_specs import LoraConfig, lora_specs
 from research.weights.formats import FORMATS, decode, encode, pack, unpack
@@ -210,12 +211,15 @@ def test_experts_in_codes_with_adapters_compute_what_their_dense_form_does(forma
     if mesh:
         mesh = make_mesh(mesh)
         with jax.set_mesh(mesh):
-            frozen = jax.device_put(frozen, shardings(quantize_specs(specs, rules, group=16), mesh))
+            frozen = jax.device_put(
+                frozen, shardings(quantize_specs(specs, rules, group=16), mesh, RULES)
+            )
             adapters = jax.device_put(
-                adapters, shardings(lora_specs(specs, LoraConfig(targets=experts, rank=4)), mesh)
+                adapters,
+                shardings(lora_specs(specs, LoraConfig(targets=experts, rank=4)), mesh, RULES),
             )
             got = jax.jit(lambda f, a, b: forward(model, attach(f, a), b))(
-                frozen, adapters, place_batch(batch, mesh, 4)
+                frozen, adapters, place_batch(batch, mesh, RULES, 4)
             )
     else:
         got = forward(model, attach(frozen, adapters), batch)

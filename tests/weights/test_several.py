@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from research import tree
 from research.models.model import Model, forward
 from research.models.spec import initialize, shardings
-from research.parallel.axes import partition
+from research.parallel.axes import RULES, partition
 from research.parallel.mesh import make_mesh
 from research.tuning.adapter_bank import AdapterBank, bank, select
 from research.tuning.lora_specs import LoraConfig, lora_specs
@@ -125,13 +125,13 @@ def test_a_mesh_changes_nothing(params, three):
     )
     want = np.asarray(forward(MODEL, bank(params, three, index), rows))
     with jax.set_mesh(mesh):
-        where = NamedSharding(mesh, partition(("batch",), (8,), mesh))
+        where = NamedSharding(mesh, partition(("batch",), (8,), mesh, RULES))
         rows = jax.device_put(
-            rows, NamedSharding(mesh, partition(("batch", "length"), (8, 8), mesh))
+            rows, NamedSharding(mesh, partition(("batch", "length"), (8, 8), mesh, RULES))
         )
-        held = jax.device_put(params, shardings(SPECS, mesh))
+        held = jax.device_put(params, shardings(SPECS, mesh, RULES))
         own = [lora_specs(SPECS, LoraConfig(**fields)) for fields in THREE]
-        three = jax.device_put(three, [shardings(specs, mesh) for specs in own])
+        three = jax.device_put(three, [shardings(specs, mesh, RULES) for specs in own])
         logits = jax.jit(
             lambda params, three, index, rows: forward(MODEL, bank(params, three, index), rows)
         )

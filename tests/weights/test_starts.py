@@ -10,6 +10,7 @@ import pytest
 from research import tree
 from research.models.model import Model, forward
 from research.models.spec import initialize, shardings
+from research.parallel.axes import RULES
 from research.parallel.mesh import make_mesh
 from research.tuning.lora_init import loftq, start
 from research.tuning.lora_specs import LoraConfig, lora_specs
@@ -147,12 +148,12 @@ def test_a_mesh_changes_nothing():
         (".*", None),
     ]
     want = start("pissa", own, weights, specs, rules, 8)
-    places = shardings(lora_specs(specs, config), mesh), shardings(specs, mesh)
+    places = shardings(lora_specs(specs, config), mesh, RULES), shardings(specs, mesh, RULES)
     with jax.set_mesh(mesh):
         got = start("pissa", *jax.device_put((own, weights), places), specs, rules, 8)
         assert jax.tree.map(lambda x: x.sharding, got) == (
             places[0],
-            shardings(quantize_specs(specs, rules, 8), mesh),
+            shardings(quantize_specs(specs, rules, 8), mesh, RULES),
         )
     got, want = (
         tree.paths(merge(attach(base, adapters))) for adapters, base in (jax.device_get(got), want)

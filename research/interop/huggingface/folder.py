@@ -2,7 +2,7 @@
 files."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from research.interop.storage.safetensors import (
     open_safetensors,
     write_safetensors,
 )
-from research.models.config import ModelConfig
+from research.models.config import ModelConfig, Shape
 
 FAMILIES = (llama.FAMILY, gpt2.FAMILY, bert.FAMILY, t5.FAMILY, marian.FAMILY)
 
@@ -50,8 +50,6 @@ TOKENIZERS = (
     TOKENIZER_RECORD,
 )  # any of them makes a tokenizer
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-# Fields that say how a model is trained and not what it computes; config.json need not keep them.
-_TRAINING = dict(dropout=0.0, init="plain", init_std=0.02, router_loss=0.0)
 
 
 def open_folder(folder: Path) -> Checkpoint:
@@ -119,10 +117,9 @@ def describe(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
     heads |= set() if c.tied else {"lm_head.weight"}
     again = family.read_config(values, heads)
     differing = [
-        f"{name}={ours!r}"
-        for name, ours in vars(replace(c, **_TRAINING)).items()
-        if vars(replace(again, **_TRAINING))[name] != ours
-        and not (name == "experts_per_token" and not c.experts)
+        f"{field.name}={getattr(c, field.name)!r}"
+        for field in fields(Shape)
+        if getattr(again, field.name) != getattr(c, field.name)
     ]
     if differing:
         raise ValueError(

@@ -39,6 +39,7 @@ from research.interop.storage.modules import arranged, modules
 from research.interop.storage.safetensors import open_safetensors
 from research.models.config import ModelConfig
 from research.models.spec import Spec, shardings, zeros
+from research.parallel.axes import AxisRules
 from research.weights.ia3 import Ia3Adapter
 from research.weights.lora import LoraAdapter
 from research.weights.rules import is_leaf
@@ -82,7 +83,7 @@ def read_peft(folder: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tr
 
 
 def place_adapters(
-    adapters: tree.Tree, c: ModelConfig, mesh: jax.sharding.Mesh | None
+    adapters: tree.Tree, c: ModelConfig, mesh: jax.sharding.Mesh | None, rules: AxisRules
 ) -> tree.Tree:
     """The adapters on the devices, each beside its weight: its axes are split as the weight's
     are."""
@@ -90,7 +91,8 @@ def place_adapters(
         return jax.tree.map(jnp.asarray, adapters)
     specs, leaves = specs_by_path(c), tree.paths(adapters, is_leaf)
     places = {
-        path: shardings(_spec_of(leaf, specs.get(path)), mesh) for path, leaf in leaves.items()
+        path: shardings(_spec_of(leaf, specs.get(path)), mesh, rules)
+        for path, leaf in leaves.items()
     }
     return jax.device_put(adapters, tree.unflatten(places))
 

@@ -17,6 +17,7 @@ import numpy as np
 from research import tree
 from research.interop.storage.checkpoint import Checkpoint, Parameter, place
 from research.models.spec import Spec, abstract, shardings
+from research.parallel.axes import AxisRules
 from research.weights import rules
 from research.weights.flat import FlatQuantized
 from research.weights.matrices import count_stacked
@@ -27,7 +28,11 @@ STACK = "layers/"
 
 
 def restore_leaves(
-    checkpoint: Checkpoint, specs: tree.Tree, dtype: np.dtype, mesh: jax.sharding.Mesh | None
+    checkpoint: Checkpoint,
+    specs: tree.Tree,
+    dtype: np.dtype,
+    mesh: jax.sharding.Mesh | None,
+    axis_rules: AxisRules,
 ) -> tree.Tree:
     """All parameters of a model with these specs, those in `checkpoint.codes` as leaves of the form
     that they have there."""
@@ -35,7 +40,7 @@ def restore_leaves(
     mixed = {path for path, codes in checkpoint.codes.items() if len(set(codes.forms.values())) > 1}
     apart = {path[: path.index(STACK)] for path in mixed}
     found = {
-        path: _leaf(checkpoint, path, spec, (), dtype, mesh)
+        path: _leaf(checkpoint, path, spec, (), dtype, mesh, axis_rules)
         for path, spec in by_path.items()
         if _stack_of(path) not in apart
     }
@@ -47,7 +52,7 @@ def restore_leaves(
             tree.unflatten(
                 {
                     path.removeprefix(stack + STACK): _leaf(
-                        checkpoint, path, _one(spec), (layer,), dtype, mesh
+                        checkpoint, path, _one(spec), (layer,), dtype, mesh, axis_rules
                     )
                     for path, spec in own.items()
                 }
@@ -93,7 +98,13 @@ def _one(spec: Spec) -> Spec:
 
 
 def _leaf(
-    checkpoint: Checkpoint, path: str, spec: Spec, prefix: Index, dtype: np.dtype, mesh: Any
+    checkpoint: Checkpoint,
+    path: str,
+    spec: Spec,
+    prefix: Index,
+    dtype: np.dtype,
+    mesh: jax.sharding.Mesh | None,
+    axis_rules: AxisRules,
 ) -> Any:
     """The parameter, or its layer `prefix`, which has this spec: a leaf where its slices are all of
     one form."""
@@ -109,12 +120,12 @@ def _leaf(
         rest = Parameter(
             spec.shape, parameter.dtype, len(stack), lambda index: parameter.read((*prefix, *index))
         )
-        return place(rest, abstract(spec, dtype, mesh))
+        return place(rest, abstract(spec, dtype, mesh, axis_rules))
     made = _stacked([codes.read(index) for index in indices], stack)
     return (
         jax.tree.map(jnp.asarray, made)
         if mesh is None
-        else jax.device_put(made, shardings(_specs(made, spec), mesh))
+        else jax.device_put(made, shardings(_specs(made, spec), mesh, axis_rules))
     )
 
 

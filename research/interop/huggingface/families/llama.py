@@ -51,7 +51,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         mlp_bias=flag(values, "mlp_bias", False),
         tied=flag(values, "tie_word_embeddings", False),
         experts=experts,
-        experts_per_token=integer(values, "num_experts_per_tok", 2),
+        experts_per_token=integer(values, "num_experts_per_tok", 2) if experts else 2,
         router_loss=number(values, "router_aux_loss_coef", 0.001) if experts else 0.0,
         init_std=number(values, "initializer_range", 0.02),
     )
