@@ -19,8 +19,8 @@ from research.ops.equation import parse
 from research.parallel.placement import gather, spec
 from research.tuning.lora_init import column_norms
 from research.tuning.multi_adapter import low_rank, pad, rank_of
-from research.weights.lora import RANK, LoraAdapter
 from research.weights.leaf import Wrapper, gathered
+from research.weights.lora import RANK, LoraAdapter
 from research.weights.rules import is_leaf
 
 

@@ -1,8 +1,12 @@
 """How the inputs of a weight are cut into groups that share a scale."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
+
+from research.parallel.axes import AXES, COMPUTE, AxisRules, partition
+from research.parallel.placement import mesh_axes
 from research.weights.formats import Format
 from research.weights.packing import packed_size
 
@@ -44,3 +48,19 @@ def cut_inputs(
         )
     packed_size(size, format.bits)  # refuses groups that do not fill bytes
     return Grouping(tuple(shape[:begin]), tuple(shape[begin:end]), tuple(shape[end:]), size)
+
+
+def check_split(leaf: Any, w: Any, mesh: Mesh, rules: AxisRules) -> None:
+    """ValueError where a mesh axis of computation splits the inputs of a weight with spec `w` and
+    cannot split the groups of its quantized form `leaf`, a `Quantized` of specs."""
+    at, codes = leaf.group_axis, leaf.codes
+    wanted, got = (mesh_axes(partition(one.axes, one.shape, mesh, rules)[at]) for one in (w, codes))
+    for axis in wanted:
+        if axis in got or AXES[axis] != COMPUTE:
+            continue
+        inputs = math.prod(leaf.inputs)
+        raise ValueError(
+            f"groups of {inputs // codes.shape[at]} do not divide the {inputs // mesh.shape[axis]} "
+            f"inputs that each of {axis}:{mesh.shape[axis]} holds; set config.quantize.group to a "
+            "divisor of them"
+        )

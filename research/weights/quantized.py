@@ -67,7 +67,7 @@ class Quantized(Leaf):
     @property
     def group_axis(self) -> int:
         """The axis of `codes` that numbers groups; the one behind it is a group's own."""
-        return self.codes.ndim - self.after - 2
+        return len(self.codes.shape) - self.after - 2  # of specs too, which have no `ndim`
 
     @property
     def group(self) -> int:
