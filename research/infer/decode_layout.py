@@ -26,17 +26,17 @@ _CONTRACTED = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["turned_NK"], meta_fields=["sizes", "contracted"]
+    jax.tree_util.register_dataclass, data_fields=["transposed_NK"], meta_fields=["sizes", "contracted"]
 )
 @dataclass(frozen=True)
-class DecodeLayout(Leaf):
+class DecodeWeight(Leaf):
     """A weight in place of an array, see `research.ops.einsum`: a matrix [K, N] as [N, K].
 
     `sizes` are the weight's own, `contracted` its axes that make K, leading ones or, for a table,
     the last alone.
     """
 
-    turned_NK: jax.Array
+    transposed_NK: jax.Array
     sizes: tuple[int, ...]
     contracted: tuple[int, ...]
 
@@ -56,14 +56,14 @@ class DecodeLayout(Leaf):
             raise ValueError(
                 f"einsum {eqn!r}: the weight contracts {inner!r}, which must end {of_x!r}, and leaves {outer!r}"
             )
-        x_MK = x.reshape(-1, self.turned_NK.shape[1])
-        y_NM = jax.lax.dot_general(self.turned_NK.astype(x.dtype), x_MK, (((1,), (1,)), ((), ())))
+        x_MK = x.reshape(-1, self.transposed_NK.shape[1])
+        y_NM = jax.lax.dot_general(self.transposed_NK.astype(x.dtype), x_MK, (((1,), (1,)), ((), ())))
         # Without the barrier the compiler turns the product instead of its result, and the weight
         # is the right operand.
         kept = [size for axis, size in enumerate(self.shape) if axis not in self.contracted]
         return barrier(y_NM).T.reshape(*x.shape[: len(rows)], *kept)
 
-    def gathered(self) -> "DecodeLayout":
+    def gathered(self) -> "DecodeWeight":
         """This leaf, whose device holds all of it."""
         return self
 
@@ -71,13 +71,13 @@ class DecodeLayout(Leaf):
         """The weight as an array."""
         kept = [axis for axis in range(self.ndim) if axis not in self.contracted]
         order = (*kept, *self.contracted)
-        w = self.turned_NK.astype(dtype).reshape([self.sizes[axis] for axis in order])
+        w = self.transposed_NK.astype(dtype).reshape([self.sizes[axis] for axis in order])
         return jnp.transpose(w, [order.index(axis) for axis in range(self.ndim)])
 
     def take(self, ids: jax.Array) -> jax.Array:
         """Rows of a table [V, D] as [..., D]."""
         place = None if jax.sharding.get_abstract_mesh().empty else PartitionSpec()
-        return self.turned_NK.at[ids].get(mode="clip", out_sharding=place)
+        return self.transposed_NK.at[ids].get(mode="clip", out_sharding=place)
 
 
 def prepare(model: Model, params: Tree) -> Tree:
@@ -135,9 +135,9 @@ def _layer(dtype: jnp.dtype, index: int, path: tuple, w):
     return _turned(own, dtype, tuple(range(leading)))
 
 
-def _turned(w: jax.Array, dtype: jnp.dtype, contracted: tuple[int, ...]) -> DecodeLayout:
+def _turned(w: jax.Array, dtype: jnp.dtype, contracted: tuple[int, ...]) -> DecodeWeight:
     order = (*(axis for axis in range(w.ndim) if axis not in contracted), *contracted)
     inner = math.prod(w.shape[axis] for axis in contracted)
-    return DecodeLayout(
+    return DecodeWeight(
         jnp.transpose(w.astype(dtype), order).reshape(-1, inner), w.shape, contracted
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from research.compress.observe import Observed
-from research.infer.decode_layout import DecodeLayout
+from research.infer.decode_layout import DecodeWeight
 from research.ops.einsum import einsum, grouped, take
 from research.tuning.adapter_bank import AdapterBank
 from research.weights.dynamic import DynamicQuantized
@@ -92,9 +92,9 @@ LEAVES = {
     # A bank is many weights at once, and has no one dense form: tests/tuning/test_several.py.
     AdapterBank: (None, None, None),
     Observed: (Observed(random(D, O)), Observed(random(V, D)), None),
-    DecodeLayout: (
-        DecodeLayout(random(D, O).T, (D, O), (0,)),
-        DecodeLayout(random(V, D), (V, D), (1,)),
+    DecodeWeight: (
+        DecodeWeight(random(D, O).T, (D, O), (0,)),
+        DecodeWeight(random(V, D), (V, D), (1,)),
         None,
     ),
 }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from research.infer import decode_layout as turned
-from research.infer.decode_layout import DecodeLayout, prepare
+from research.infer.decode_layout import DecodeWeight, prepare
 from research.models.model import Model
 from research.models.spec import initialize
 from research.ops.einsum import einsum, take
@@ -75,8 +75,8 @@ def test_prepared_parameters_give_the_models_logits(name):
     params = initialize(jax.random.key(0), model.specs(), jnp.float32)
     prepared = prepare(model, params)
     assert any(
-        isinstance(leaf, DecodeLayout)
-        for leaf in jax.tree.leaves(prepared, is_leaf=lambda x: isinstance(x, DecodeLayout))
+        isinstance(leaf, DecodeWeight)
+        for leaf in jax.tree.leaves(prepared, is_leaf=lambda x: isinstance(x, DecodeWeight))
     )
     assert prepare(model, prepared) is prepared
     want = decoded(model, params, batch, False)
@@ -88,7 +88,7 @@ def test_prepared_parameters_give_the_models_logits(name):
 def test_bfloat16_is_laid_out_in_the_type_of_computation():
     model = Model(FAMILIES["llama2_7b"], Precision(compute="bfloat16"))
     prepared = prepare(model, initialize(jax.random.key(0), model.specs(), jnp.float32))
-    assert prepared["layers"][0]["mlp"]["up"].turned_NK.dtype == jnp.bfloat16
+    assert prepared["layers"][0]["mlp"]["up"].transposed_NK.dtype == jnp.bfloat16
     assert (
         prepared["layers"][0]["mlp_norm"]["scale"].dtype == jnp.float32
     )  # norms are computed in it
