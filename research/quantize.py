@@ -1,11 +1,11 @@
 """Quantizes a checkpoint and measures what it costs: python -m research.quantize --checkpoint=DIR
 --format=nf4 --receipt
 
-    --format=FORMAT      one of research/weights/formats.py, or all of them, which prints a Markdown table
-    --method=METHOD      rtn (to nearest), gptq, awq or smoothquant; the last three look at calibration text
+    --format=FORMAT      one of research/weights/formats.py, or all, which prints a Markdown table
+    --method=METHOD      rtn (to nearest); or gptq, awq or smoothquant, with calibration text
     --embeddings=FORMAT  the embedding tables too
     --receipt            measure on held-out text and write receipt.json, into --target or here
-    --activations        with int8 or fp8: what comes into these matrices too, as a chip with 8-bit products has it
+    --activations        with int8 or fp8: the matrices' inputs too, as on chips with 8-bit products
     --target=FOLDER      save the quantized model (nf4, fp4 or int8) in the form of bitsandbytes
     --adapter=DIR        with an adapter of peft's on it: what merging it changes
 
@@ -113,7 +113,8 @@ def _check_flags(arguments: list[str]) -> None:
         )
     if TARGET.value and (FORMAT.value == "all" or ADAPTER.value or Path(TARGET.value).exists()):
         raise ValueError(
-            f"--target={TARGET.value} must not be there yet, and holds one format without an adapter"
+            f"--target={TARGET.value} must not be there yet, and holds one format without an "
+            "adapter"
         )
 
 

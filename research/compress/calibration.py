@@ -100,8 +100,8 @@ def layer_errors(
 
 
 def windows(ids: np.ndarray, length: int, rows: int) -> list[Batch]:
-    """Ids [n] cut into windows of `length`, as batches of up to `rows` windows; the last ids that fill
-    no window are left out. ValueError where none is filled."""
+    """Ids [n] cut into windows of `length`, as batches of up to `rows` windows; the last ids that
+    fill no window are left out. ValueError where none is filled."""
     count = len(ids) // length
     if not count:
         raise ValueError(
@@ -119,7 +119,8 @@ def windows(ids: np.ndarray, length: int, rows: int) -> list[Batch]:
 def _check_decoder(model: Model) -> None:
     if model.config.kind != "decoder":
         raise ValueError(
-            f"the model is an {model.config.kind}; calibration runs decoders alone; set --method=rtn"
+            f"the model is an {model.config.kind}; calibration runs decoders alone; set "
+            "--method=rtn"
         )
 
 

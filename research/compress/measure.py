@@ -87,8 +87,8 @@ def quantize_loaded(loaded: Loaded, format: str, settings: Settings, texts: Text
 def measure(
     loaded: Loaded, quantized: Mapping[str, Any], settings: Settings, texts: Texts
 ) -> dict[str, Any]:
-    """The receipt, of JSON values: what the model loses in each format, and what merging the adapter
-    changes."""
+    """The receipt, of JSON values: what the model loses in each format, and what merging the
+    adapter changes."""
     model, window = loaded.model, settings.window_of(loaded)
     base, adapters = rules.detach(loaded.params)
     changed = {name: rules.attach(params, adapters) for name, params in quantized.items()}

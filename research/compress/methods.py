@@ -1,4 +1,5 @@
-"""How one layer is quantized with what was observed of its inputs: a method is one row of `METHODS`."""
+"""How one layer is quantized with what was observed of its inputs: a method is one row of
+`METHODS`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -46,8 +46,8 @@ from research.parallel.placement import (
 def einsum(eqn: str, x: jax.Array, w: Any) -> jax.Array:
     """`eqn` of activations `x` and a weight `w`, in the dtype of `x`.
 
-    `w` is an array, cast to the dtype of `x` and gathered, or a leaf (`research.weights.leaf.Leaf`),
-    which contracts itself.
+    `w` is an array, cast to the dtype of `x` and gathered, or a leaf
+    (`research.weights.leaf.Leaf`), which contracts itself.
 
         einsum("BTD,DNH->BTNH", x_BTD, query_DNH)
     """
@@ -156,8 +156,8 @@ def _contract_to_weight(eqn: Equation, x: jax.Array, dy: jax.Array, dtype: jnp.d
 
 
 def take(w: Any, ids_BT: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Rows of a table `w` [V, D], an array or a leaf, at `ids` as [B, T, D] in `dtype`; ids must lie
-    in [0, V)."""
+    """Rows of a table `w` [V, D], an array or a leaf, at `ids` as [B, T, D] in `dtype`; ids must
+    lie in [0, V)."""
     if not isinstance(w, jax.Array):
         return w.take(ids_BT).astype(dtype)
     return _rows(w, ids_BT, jnp.dtype(dtype))
@@ -178,8 +178,8 @@ def _rows_forward(table_VD: jax.Array, ids_BT: jax.Array, dtype: jnp.dtype):
 
 
 def _rows_backward(dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], dy_BTD: jax.Array):
-    """The table's gradient, summed in float32: in bfloat16 the sum of a frequent token stops growing
-    at a few hundred terms."""
+    """The table's gradient, summed in float32: in bfloat16 the sum of a frequent token stops
+    growing at a few hundred terms."""
     table_VD, ids_BT = saved
     place, rows = placed(table_VD), table_VD.shape[0]
 
@@ -215,8 +215,8 @@ _rows.defvjp(_rows_forward, _rows_backward)
 def grouped(
     x_MI: jax.Array, w: Any, sizes_E: jax.Array, stored: Sequence[tuple[str, ...]] = ()
 ) -> jax.Array:
-    """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix in `w` [E, I, O], as
-    [M, O].
+    """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix in `w` [E, I, O],
+    as [M, O].
 
     What rows behind the last group become is unspecified; their gradient is 0. `w` is a leaf, or an
     array, cast to the dtype of `x`. Inside `shard_map` an array is a part, and is gathered over the

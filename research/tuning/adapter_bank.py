@@ -31,12 +31,11 @@ from research.weights.rules import is_leaf
 )
 @dataclass(frozen=True)
 class AdapterBank(Wrapper):
-    """A weight with n adapters, of which row r of a batch has number `index_B[r]`, or none where
-    that is -1.
+    """A weight with n adapters: row r of a batch uses number `index_B[r]`, or none for -1.
 
-    `a`, `b` and `scale` are those of `LoraAdapter` with n in front, behind the layers' axis; `gain`
-    has the outputs, DoRA's factors as they were when the bank was made, None where none has. The
-    base is contracted once for all rows.
+    `a`, `b` and `scale` are those of `LoraAdapter` with an axis n behind that of the layers. `gain`
+    [n, outputs] are DoRA's factors m / |W + s a b| when the bank was made, None if no adapter has a
+    magnitude. The base is contracted once for all rows.
     """
 
     base: Any
@@ -48,7 +47,7 @@ class AdapterBank(Wrapper):
     table: bool = False
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`eqn` of `x`, whose first axis is the batch, and the weight as each row has it."""
+        """`eqn` of `x`, whose first axis is the batch, and the weight with each row's adapter."""
         if x.shape[0] != len(self.index_B):
             rows = f"a batch of {x.shape[0]} rows and an index of {len(self.index_B)}"
             raise ValueError(f"{rows}; select an adapter for each")
@@ -106,33 +105,34 @@ class AdapterBank(Wrapper):
 
 
 def bank(params: tree.Tree, adapters: Sequence[tree.Tree], index_B: jax.Array) -> tree.Tree:
-    """The parameters under which row r of a batch has `adapters[index_B[r]]`, or none where that is
-    -1.
+    """The parameters under which row r of a batch uses `adapters[index_B[r]]`, or none for -1.
 
-    ValueError for an adapter whose weight is not there, for what is no low-rank adapter, and an
+        params = bank(params, [pirate, poet], jnp.array([0, 1, -1]))
+
+    ValueError for an adapter whose weight is not there, for what is no low-rank adapter, and for an
     index beyond them.
     """
-    made, trees = (
-        tree.paths(params, is_leaf),
-        [low_rank(index, one) for index, one in enumerate(adapters)],
-    )
+    leaves = tree.paths(params, is_leaf)
+    trees = [low_rank(index, one) for index, one in enumerate(adapters)]
     _check_index(index_B, len(trees))
     for path in dict.fromkeys(path for one in trees for path in one):
-        if path not in made:
+        if path not in leaves:
             raise ValueError(
-                f"an adapter has {path}, which the parameters have not; it was made for another model"
+                f"an adapter has {path}, which the parameters have not; it was made for another "
+                "model"
             )
         if any(path in one and one[path].scale.ndim > 1 for one in trees):
             raise ValueError(
-                f"{path} is an expert's, which sees tokens of all texts; switch or merge its adapters"
+                f"{path} is an expert's, which sees tokens of all texts; switch or merge its "
+                "adapters"
             )
-        made[path] = _bank(made[path], [one.get(path) for one in trees], index_B)
-    return tree.unflatten(made)
+        leaves[path] = _bank(leaves[path], [one.get(path) for one in trees], index_B)
+    return tree.unflatten(leaves)
 
 
 def select(params: tree.Tree, index_B: jax.Array) -> tree.Tree:
-    """The parameters of a bank with other adapters for the rows of a batch: no recompilation for as
-    many rows."""
+    """The parameters of a bank with other adapters for the rows of a batch. Nothing is compiled
+    again for as many rows."""
 
     def chosen(leaf: Any) -> Any:
         if not isinstance(leaf, AdapterBank):
@@ -146,13 +146,13 @@ def select(params: tree.Tree, index_B: jax.Array) -> tree.Tree:
     )
 
 
-def _bank(base: Any, held: Sequence[LoraAdapter | None], index_B: jax.Array) -> AdapterBank:
-    given = [one for one in held if one is not None]
+def _bank(base: Any, adapters: Sequence[LoraAdapter | None], index_B: jax.Array) -> AdapterBank:
+    given = [one for one in adapters if one is not None]
     stack, rank = given[0].scale.ndim, max(map(rank_of, given))
     blank = replace(
         given[0], a=jnp.zeros_like(given[0].a), b=jnp.zeros_like(given[0].b), magnitude=None
     )
-    padded = [pad(blank if one is None else one, rank) for one in held]
+    padded = [pad(blank if one is None else one, rank) for one in adapters]
     a, b, scale = (
         jnp.stack([getattr(one, field) for one in padded], axis=stack)
         for field in ("a", "b", "scale")
@@ -191,7 +191,8 @@ def _index(index_B: jax.Array, stack: tuple[int, ...]) -> jax.Array:
 def _check_index(index_B: Any, count: int) -> None:
     if not isinstance(index_B, jax.core.Tracer) and not ((index_B >= -1) & (index_B < count)).all():
         raise ValueError(
-            f"an index of {index_B} is none of {count} adapters; give 0 to {count - 1}, or -1 for none"
+            f"an index of {index_B} is none of {count} adapters; give 0 to {count - 1}, or -1 for "
+            "none"
         )
 
 

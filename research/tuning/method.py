@@ -76,14 +76,17 @@ METHODS = {
 class TuneConfig:
     """What is trained.
 
-    method           full: all parameters | lora: low-rank adapters, see config.lora | ia3: factors of keys, values and the
-                     inputs of down (arXiv:2205.05638) | adapter: bottlenecks in the layers |
-                     prompt: virtual tokens (arXiv:2104.08691) | prefix: virtual keys and values in
-                     every layer (arXiv:2101.00190)
-    also             regex of names or paths of parameters that are trained as they are beside the adapters
+    method           full      all parameters
+                     lora      low-rank adapters, see config.lora
+                     ia3       factors of keys, values and the inputs of down (arXiv:2205.05638)
+                     adapter   bottlenecks in the layers
+                     prompt    virtual tokens (arXiv:2104.08691)
+                     prefix    virtual keys and values in every layer (arXiv:2101.00190)
+    also             regex of names or paths of parameters that are trained themselves, beside the
+                     adapters
     bottleneck       width of the bottlenecks
-    placement        houlsby: behind attention and feed-forward (arXiv:1902.00751) | pfeiffer: behind feed-forward alone
-                     (arXiv:2005.00247)
+    placement        houlsby   behind attention and feed-forward (arXiv:1902.00751)
+                     pfeiffer  behind feed-forward alone (arXiv:2005.00247)
     virtual_tokens   of a prompt or prefix
     """
 
@@ -100,7 +103,8 @@ class TuneConfig:
         for field in fields(self):
             if field.name not in read and getattr(self, field.name) != field.default:
                 raise ValueError(
-                    f"tune.{field.name} is set and tune.method={self.method!r} does not use it; leave it out"
+                    f"tune.{field.name} is set and tune.method={self.method!r} does not use it; "
+                    "leave it out"
                 )
         if self.placement not in PLACEMENTS:
             raise ValueError(
@@ -137,7 +141,8 @@ class QuantizeConfig:
             raise ValueError(f"quantize.group={self.group} must be positive")
         if not self.format and (self.group is not None or self.targets != ALL_LINEAR):
             raise ValueError(
-                "quantize.group and quantize.targets have no effect without quantize.format; leave them out"
+                "quantize.group and quantize.targets have no effect without quantize.format; leave "
+                "them out"
             )
         try:
             re.compile(self.targets)
@@ -151,11 +156,13 @@ def refuse_unused(tune: TuneConfig, lora: LoraConfig, quantize: QuantizeConfig) 
     """ValueError for a section of the experiment that the method does not read."""
     if not METHODS[tune.method].lora and lora != LoraConfig():
         raise ValueError(
-            f"config.lora is set and tune.method={tune.method!r} does not use it; set config.tune.method=lora"
+            f"config.lora is set and tune.method={tune.method!r} does not use it; set "
+            "config.tune.method=lora"
         )
     if METHODS[tune.method].added is None and quantize != QuantizeConfig():
         raise ValueError(
-            "config.quantize holds weights still and tune.method='full' trains them: codes have no gradient; set "
+            "config.quantize freezes weights and tune.method='full' trains them: codes have no "
+            "gradient; set "
             "config.tune.method=lora, or another adapter, or leave config.quantize out"
         )
 

@@ -2,7 +2,7 @@
 scale of its own.
 
     int8   y = s_x s_w sum(x8 w8),   s_x = max |x| / 127 over a token's inputs, the sum in int32
-    fp8    the same with 448, the largest of float8_e4m3fn, and a float32 sum (arXiv:2209.05433: activations in e4m3)
+    fp8    the same with 448, the largest of float8_e4m3fn, and a float32 sum (arXiv:2209.05433)
 
 The weight has one scale an output, so both scales stand outside the sum, and the chip multiplies
 the codes. Where it has no such product (`research.ops.kernels.quantized_matmul.multiplies`) the

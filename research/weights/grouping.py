@@ -44,7 +44,8 @@ def cut_inputs(
     size = (format.group if group is None else group) or total
     if total % size:
         raise ValueError(
-            f"groups of {size} do not divide {total} inputs; set config.quantize.group to a divisor of it"
+            f"groups of {size} do not divide {total} inputs; set config.quantize.group to a "
+            "divisor of it"
         )
     packed_size(size, format.bits)  # refuses groups that do not fill bytes
     return Grouping(tuple(shape[:begin]), tuple(shape[begin:end]), tuple(shape[end:]), size)

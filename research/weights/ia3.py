@@ -17,7 +17,7 @@ from research.ops.einsum import einsum, grouped, take
 from research.ops.equation import parse
 from research.parallel.placement import gather
 from research.weights.leaf import Wrapper, dense, gathered
-from research.weights.matrices import Axes, parts
+from research.weights.matrices import Axes, split_axes
 
 OUTPUTS = r"(.*/)?layers/(attention|cross)/(key|value)"
 INPUTS = r"(.*/)?layers/mlp/down"
@@ -97,14 +97,15 @@ def ia3_specs(
         for path in () if pattern is None else tree.match(pattern, by_path):
             if path in adapters:
                 raise ValueError(
-                    f"{path} matches both outputs={outputs!r} and inputs={inputs!r}; let only one match it"
+                    f"{path} matches both outputs={outputs!r} and inputs={inputs!r}; let only one "
+                    "match it"
                 )
             adapters[path] = Ia3Adapter(_gain(path, by_path[path], on_inputs), on_inputs)
     return tree.unflatten(adapters)
 
 
 def _gain(path: str, w: Any, on_inputs: bool) -> Any:
-    stack, inner, outer = parts(path, w)
+    stack, inner, outer = split_axes(path, w)
     inner, outer = (inner, _single(outer)) if on_inputs else (_single(inner), outer)
     axes = [*stack, *(outer + inner if w.inputs < 0 else inner + outer)]
     return replace(

@@ -34,8 +34,8 @@ class Leaf(Protocol):
     and `jax.tree.map(lambda part: part[i], w)` is weight i.
     """
 
-    # Whether nothing in the leaf is trained and `einsum` is the product with `dense`. The loss reads
-    # such a head's table by `rows`, and gives it no gradient.
+    # Whether nothing in the leaf is trained and `einsum` is the product with `dense`. The loss
+    # reads such a head's table by `rows`, and gives it no gradient.
     frozen: ClassVar[bool] = False
 
     @property
@@ -63,8 +63,8 @@ class Leaf(Protocol):
 
     @abstractmethod
     def gathered(self) -> "Leaf | jax.Array":
-        """This leaf, or an array, with the mesh axes that only store it gathered, as the products of
-        a `shard_map` want it."""
+        """This leaf, or an array, with the mesh axes that only store it gathered, as the products
+        of a `shard_map` want it."""
 
     def take(self, ids: jax.Array) -> jax.Array:
         """Rows of a table [V, D] at `ids`, float32 [..., D]."""

@@ -1,7 +1,7 @@
 """LLM.int8 (arXiv:2208.07339): the few input features with outliers multiply in 16 bits, all others
 in int8.
 
-    y = x_O W_O + s_x s_w sum(x8 w8)      O the features in which any token reaches the threshold, section 3.2
+    y = x_O W_O + s_x s_w sum(x8 w8)   O: features in which any token reaches the threshold (3.2)
 
 As bitsandbytes computes it: the outliers of a token do not count in its scale, though its other
 values in the outlier features do; and whether a feature has outliers is asked over all tokens at

@@ -2,7 +2,9 @@
 over any leaf.
 
     LoRA   y = x W + s (drop(x) a) b
-    DoRA   y = m / |W + s a b| (x W + s (drop(x) a) b),   the norm over a column's inputs, without gradient (section 4.3)
+    DoRA   y = m / |W + s a b| (x W + s (drop(x) a) b)
+
+DoRA's norm is over a column's inputs and has no gradient (section 4.3).
 
 `a` has the weight's inputs and R, `b` has R and its outputs, whatever axes those are: [D, R] and
 [R, N, H] for a query kernel, [N, H, R] and [R, D] for an output kernel, [D, R] and [R, V] for a
@@ -86,7 +88,8 @@ class Lora(Wrapper):
         ValueError under DoRA."""
         if self.adapter.magnitude is not None:
             raise ValueError(
-                "the experts' matrices have no DoRA; leave them out of config.lora.targets or take lora"
+                "the experts' matrices have no DoRA; leave them out of config.lora.targets or take "
+                "lora"
             )
         low = grouped(self._dropped(x), self.adapter.a, sizes)
         scale = jnp.repeat(self._scale(), sizes, total_repeat_length=x.shape[0]).astype(x.dtype)

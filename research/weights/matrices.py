@@ -20,7 +20,7 @@ def count_stacked(axes: Sequence[str]) -> int:
     return sum(axis in STACKED for axis in axes)
 
 
-def parts(path: str, spec: Any) -> tuple[Axes, Axes, Axes]:
+def split_axes(path: str, spec: Any) -> tuple[Axes, Axes, Axes]:
     """(size, logical axis) of the stacked axes, of the inputs and of the outputs of a weight.
     ValueError, naming the path, for what is no matrix."""
     axes = list(zip(spec.shape, spec.axes))

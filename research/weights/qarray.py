@@ -1,10 +1,10 @@
 """Leaves as the fields of a `qwix.QArray`, which tokamax's kernels, tunix and MaxText take, and
 back.
 
-    original = (qvalue - zero_point) * scale,   each value of scale for a tile of qvalue     (qwix/_src/core/qarray.py)
+    original = (qvalue - zero_point) * scale          (qwix/_src/core/qarray.py)
 
-The inputs are one axis there, as in the leaf: an output kernel [N, H, D] is a qvalue [N H, D] with
-a scale [N H / G, D].
+with a value of scale for each tile of qvalue. The inputs are one axis there, as in the leaf: an
+output kernel [N, H, D] is a qvalue [N H, D] with a scale [N H / G, D].
 """
 
 from typing import Any

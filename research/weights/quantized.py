@@ -46,8 +46,8 @@ class Quantized(Leaf):
 
     codes    [..., I / G, G, ...] in the format's storage type; packed codes are bytes uint8
              [..., I / G, G bits / 8, ...], see research/weights/packing.py
-    scale    float32 [..., I / G, 1, ...], or its exponents uint8 (e8m0). Under double quantization a
-             `QuantizedScales` row [..., outputs * I / G], outputs first
+    scale    float32 [..., I / G, 1, ...], or their exponents uint8 (e8m0), or under double
+             quantization a `QuantizedScales` row [..., outputs * I / G], outputs first
     zero     float32 [..., I / G, 1, ...], the zero points of an affine format; else None
     inputs   sizes of the original input axes, with product I (sharded: only the first is local)
     after    number of output axes behind the group's; 0 for a table, whose inputs come last

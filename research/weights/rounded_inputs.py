@@ -64,7 +64,8 @@ def round_inputs(params: tree.Tree) -> tree.Tree:
             return leaf
         if FORMATS[leaf.format].bits != 8 or leaf.group != math.prod(leaf.inputs):
             raise ValueError(
-                f"{name} is {leaf.format} in groups of {leaf.group}; --activations wants 8 bits and no --group"
+                f"{name} is {leaf.format} in groups of {leaf.group}; --activations wants 8 bits "
+                "and no --group"
             )
         return RoundedInputs(leaf)
 

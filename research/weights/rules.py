@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from research import tree
 from research.weights.ia3 import Ia3, Ia3Adapter
 from research.weights.lora import Lora, LoraAdapter
-from research.weights.matrices import parts
+from research.weights.matrices import split_axes
 from research.weights.quantized import quantize_array, quantize_spec
 
 Rules = Sequence[tuple[str, str | None]]
@@ -48,7 +48,7 @@ def quantize(
             raise ValueError(
                 f"{path} is a {type(w).__name__} already; quantize the plain parameters"
             )
-        inputs, stacked = by_path[path].inputs, len(parts(path, by_path[path])[0])
+        inputs, stacked = by_path[path].inputs, len(split_axes(path, by_path[path])[0])
         return quantize_array(w, format, inputs=inputs, stacked=stacked, group=group)
 
     return _where_chosen(formats, tree.paths(params, is_leaf), one)
@@ -59,7 +59,7 @@ def quantize_specs(specs: tree.Tree, rules: Rules, group: int | None = None) -> 
     formats = _choices(rules, specs)
 
     def one(path: str, w: Any, format: str) -> Any:
-        return quantize_spec(w, format, stacked=len(parts(path, w)[0]), group=group)
+        return quantize_spec(w, format, stacked=len(split_axes(path, w)[0]), group=group)
 
     return _where_chosen(formats, tree.paths(specs), one)
 
@@ -79,7 +79,8 @@ def attach(params: tree.Tree, adapters: tree.Tree, key: jax.Array | None = None)
             leaves[path] = adapter
         elif path not in leaves:
             raise ValueError(
-                f"the adapter has {path}, which the parameters have not; it was made for another model"
+                f"the adapter has {path}, which the parameters have not; it was made for another "
+                "model"
             )
         elif isinstance(adapter, LoraAdapter):
             leaves[path] = Lora(leaves[path], adapter, _dropout_key(key, path, adapter))
@@ -130,7 +131,8 @@ def _choices(rules: Rules, specs: tree.Tree) -> dict[str, str | None]:
 def _where_chosen(
     formats: dict[str, str | None], leaves: dict[str, Any], one: Callable[[str, Any, str], Any]
 ) -> tree.Tree:
-    """The tree with `one(path, leaf, format)` where a format is chosen; its ValueErrors name the path."""
+    """The tree with `one(path, leaf, format)` where a format is chosen; its ValueErrors name the
+    path."""
     changed = dict(leaves)
     for path, leaf in leaves.items():
         format = formats[path]

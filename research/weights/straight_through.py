@@ -1,10 +1,13 @@
 """Training that sees its own quantization: a float weight whose products are those of its quantized
 form.
 
-    y = x Q(W),   dW = x^T dy    the rounding counts as the identity, "straight-through" (arXiv:1308.3432, section 4)
+    y = x Q(W),   dW = x^T dy
 
-    loss(params) = objective(straight_through(params, specs, rules, group))    trained as plain arrays are
-    quantize(params, specs, rules, group)                                      exactly what the last forward pass saw
+The rounding counts as the identity, "straight-through" (arXiv:1308.3432, section 4). The float
+parameters are trained as others are, and quantizing them gives exactly what the forward pass saw:
+
+    loss(params) = objective(straight_through(params, specs, rules, group))
+    quantize(params, specs, rules, group)
 
 With a key all three products of an int8 weight run on integers, x W as in
 `research.weights.dynamic` and the two of the backward pass with stochastic rounding, which keeps
@@ -34,7 +37,7 @@ from research.weights.code_products import (
     unite_codes,
 )
 from research.weights.leaf import Leaf
-from research.weights.matrices import parts
+from research.weights.matrices import split_axes
 from research.weights.quantized import Quantized, quantize_array
 
 
@@ -127,9 +130,10 @@ def _rounded(
     if key is not None and (format != "int8" or group):
         got = f"{format} with group {group}"
         raise ValueError(
-            f"{path}: integer gradients are of int8 with one scale an output, not {got}; set key to None"
+            f"{path}: integer gradients are of int8 with one scale an output, not {got}; set key "
+            "to None"
         )
-    stacked = len(parts(path, spec)[0])
+    stacked = len(split_axes(path, spec)[0])
     leaf = Rounded(w, Rounding(format, spec.inputs, w.ndim - stacked, group))
     try:
         jax.eval_shape(leaf.dense)

@@ -1,5 +1,5 @@
-"""Formats that are no part of the package, each added by one row: it quantizes, stacks, trains under
-LoRA, and comes back from a file."""
+"""Formats that are no part of the package, each added by one row: it quantizes, stacks, trains
+under LoRA, and comes back from a file."""
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from research.weights.rules import attach, quantize, quantize_specs
 from tests.families import FAMILIES, random_batch
 
 E2M1 = (0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6)
-# Bounds: MXFP4 cuts values up to 8 to 6, and has a gap of 2 of 4 and more. Half a step of int3's top
-# 3 and of uint6's 63, which may span twice the largest value.
+# Bounds: MXFP4 cuts values up to 8 to 6, and has a gap of 2 of 4 and more. Half a step of int3's
+# top 3 and of uint6's 63, which may span twice the largest value.
 OUTSIDE = [
     Format("mxfp4", 4, "book", 32, error=0.25, scales="e8m0", entries=E2M1),
     Format("int3", 3, "integer", 32, error=0.5 / 3),

@@ -11,7 +11,6 @@ much in a step. JAX's kernels (jax.experimental.pallas.ops.tpu.megablox, after a
 meet each row once in all three products, and skip the rows of no group.
 """
 
-
 import jax
 import jax.numpy as jnp
 from jax import lax

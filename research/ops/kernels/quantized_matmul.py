@@ -66,9 +66,9 @@ def product(
     """`eqn` of activations and the weight by the platform's kernel, as "BTD,DNH->BTNH"; None where
     XLA's form serves.
 
-    `codes` [N, R, ...] and `scale` [N, 1, ...] float32 have the weight's output axes behind, and are
-    gathered: mesh axes that only store a weight do not split them. The inputs are the last axes of
-    `x`, in the weight's order.
+    `codes` [N, R, ...] and `scale` [N, 1, ...] float32 have the weight's output axes behind, and
+    are gathered: mesh axes that only store a weight do not split them. The inputs are the last axes
+    of `x`, in the weight's order.
     """
     return _product(eqn, x, codes, scale, book, _sizes(eqn, x), transposed=False)
 
@@ -145,7 +145,8 @@ def _product(eqn, x, codes, scale, book, inputs, *, transposed):
     )
     if reason:
         warn_once(
-            f"a quantized product on {kernel.PLATFORM} takes XLA's form, which makes the weight dense: {reason}"
+            f"a quantized product on {kernel.PLATFORM} takes XLA's form, which makes the weight "
+            f"dense: {reason}"
         )
         return None
     multiply = functools.partial(
@@ -172,7 +173,10 @@ def _misfit(eqn: str, x: jax.Array, codes: jax.Array, inputs: tuple[int, ...]) -
         return None
     groups, within, *of_outputs = spec(codes)
     if within or any(of_outputs[1:]):
-        return f"the mesh splits a group or a head of a weight of {eqn!r}; set config.mesh with fewer on tensor"
+        return (
+            f"the mesh splits a group or a head of a weight of {eqn!r}; set config.mesh with fewer "
+            "on tensor"
+        )
     if inputs[0] % (codes.shape[0] // _local_shape(codes)[0]):
         return f"the mesh splits {codes.shape[0]} groups and not {inputs[0]} inputs of {eqn!r}"
     taken = {name for entry in spec(x)[: len(lead)] for name in mesh_axes(entry)}

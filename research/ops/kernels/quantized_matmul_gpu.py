@@ -37,7 +37,10 @@ def refusal(N: int, R: int, O: int, codes: jnp.dtype, x: jnp.dtype) -> str | Non
     if _power(O, COLUMNS) < LEAST:
         return f"{O} outputs must be a multiple of {LEAST}"
     if _power(R, ROWS) < LEAST:
-        return f"groups of {R} rows of codes must be a multiple of {LEAST}; set config.quantize.group to 64 or 128"
+        return (
+            f"groups of {R} rows of codes must be a multiple of {LEAST}; set config.quantize.group "
+            "to 64 or 128"
+        )
     return None
 
 

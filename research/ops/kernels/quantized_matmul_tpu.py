@@ -36,7 +36,10 @@ def refusal(N: int, R: int, O: int, codes: jnp.dtype, x: jnp.dtype) -> str | Non
     if not _columns(O):
         return f"{O} outputs must be a multiple of {LANES} or at most {WHOLE}"
     if R % SUBLANES or not _rows(N, R, 2 if codes == jnp.uint8 else 1):
-        return f"{N} groups of {R} rows of codes do not make tiles; set config.quantize.group to 64 or 128"
+        return (
+            f"{N} groups of {R} rows of codes do not make tiles; set config.quantize.group to 64 "
+            "or 128"
+        )
     return None
 
 
