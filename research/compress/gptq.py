@@ -1,10 +1,10 @@
-"""GPTQ (arXiv:2210.17323): inputs are rounded one after the other, and those to come make up for
-the error.
+"""GPTQ (arXiv:2210.17323): inputs are rounded one after the other, and those not yet rounded
+compensate for the error.
 
 With H = x^T x and its inverse's Cholesky factor U (upper, H^-1 = U^T U), rounding input i leaves
 the error e = (w_i - q_i) / U_ii in each output, of which U_ij is taken from every later w_j
-(section 3.3, step 3), at once within a block and in one product behind it (step 2). Scales are
-those of round-to-nearest, taken before, so groups lie where they lay whatever the order of the
+(section 3.3, step 3): at once within a block, and in one product behind it (step 2). Scales are
+those of rounding to the nearest, fixed before, so groups are the same whatever the order of the
 inputs, and every format can be used.
 """
 
@@ -35,8 +35,8 @@ def gptq(
     """A weight in a format, as `quantize_array` makes it, with codes chosen for inputs of this gram
     matrix.
 
-    `by_activation` begins with the inputs of largest square sum ("act-order"). ValueError where
-    groups do not divide.
+    `by_activation` begins with the inputs of the largest sum of squares ("act-order"). ValueError
+    for groups that do not divide the inputs.
     """
     nearest, chosen = quantize_array(w, format, inputs=inputs, group=group), FORMATS[format]
     size = math.prod(w.shape[:inputs])

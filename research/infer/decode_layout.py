@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from research.devices.backend import barrier, platform
 from research.models.model import Model
-from research.ops.equation import parse
+from research.ops.kernels.equation import parse
 from research.tree import Tree
 from research.weights.leaf import Leaf
 
@@ -26,7 +26,9 @@ _CONTRACTED = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["transposed_NK"], meta_fields=["sizes", "contracted"]
+    jax.tree_util.register_dataclass,
+    data_fields=["transposed_NK"],
+    meta_fields=["sizes", "contracted"],
 )
 @dataclass(frozen=True)
 class DecodeWeight(Leaf):
@@ -57,7 +59,9 @@ class DecodeWeight(Leaf):
                 f"einsum {eqn!r}: the weight contracts {inner!r}, which must end {of_x!r}, and leaves {outer!r}"
             )
         x_MK = x.reshape(-1, self.transposed_NK.shape[1])
-        y_NM = jax.lax.dot_general(self.transposed_NK.astype(x.dtype), x_MK, (((1,), (1,)), ((), ())))
+        y_NM = jax.lax.dot_general(
+            self.transposed_NK.astype(x.dtype), x_MK, (((1,), (1,)), ((), ()))
+        )
         # Without the barrier the compiler turns the product instead of its result, and the weight
         # is the right operand.
         kept = [size for axis, size in enumerate(self.shape) if axis not in self.contracted]

@@ -24,8 +24,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from research.devices.backend import barrier, platform
-from research.ops.equation import Equation, parse
 from research.ops.kernels import grouped_matmul
+from research.ops.kernels.equation import Equation, parse
 from research.parallel.collectives import sum_to_place
 from research.parallel.placement import (
     as_entry,

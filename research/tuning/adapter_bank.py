@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from research import tree
 from research.ops.einsum import contract, einsum, take
-from research.ops.equation import parse
+from research.ops.kernels.equation import parse
 from research.parallel.placement import gather, spec
 from research.tuning.lora_init import column_norms
 from research.tuning.multi_adapter import low_rank, pad, rank_of

@@ -10,7 +10,7 @@ Signs of singular vectors are arbitrary; those of the products a b are not.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -52,21 +52,11 @@ def start(
     """
     if method not in STARTS:
         raise ValueError(f"lora.start={method!r}; choose one of {', '.join(STARTS)}")
-    adapted, weights, by_path = (
-        tree.paths(adapters, is_leaf),
-        tree.paths(params, is_leaf),
-        tree.paths(specs),
-    )
-    formats = tree.paths(
-        tree.choose(rules or [(".*", None)], specs), is_leaf=lambda node: node is None
-    )
+    adapted, weights = tree.paths(adapters, is_leaf), tree.paths(params, is_leaf)
+    by_path, choices = tree.paths(specs), tree.choose(rules or [(".*", None)], specs)
+    formats = tree.paths(choices, is_leaf=lambda node: node is None)
     lora = {path: adapter for path, adapter in adapted.items() if isinstance(adapter, LoraAdapter)}
-    for path in lora:
-        if path not in weights or path not in by_path:
-            raise ValueError(
-                f"the adapter has {path}, which the parameters have not; it was made for another "
-                "model"
-            )
+    _check_weights(lora, weights.keys() & by_path.keys())
     for path, adapter in lora.items() if method != "default" else ():
         if method == "loftq" and formats[path] is None:
             raise ValueError(
@@ -84,6 +74,15 @@ def start(
             norms = column_norms(weights[path], adapted[path])
             adapted[path] = replace(adapted[path], magnitude=_like(norms, adapted[path].magnitude))
     return tree.unflatten(adapted), tree.unflatten(weights)
+
+
+def _check_weights(adapters: Iterable[str], weights: Container[str]) -> None:
+    for path in adapters:
+        if path not in weights:
+            raise ValueError(
+                f"the adapter has {path}, which the parameters have not; it was made for another "
+                "model"
+            )
 
 
 def pissa(w_IO: jax.Array, rank: int, scale: jax.Array) -> Factors:

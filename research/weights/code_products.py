@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 
 from research.devices.backend import platform
 from research.ops.einsum import contract
-from research.ops.equation import parse
+from research.ops.kernels.equation import parse
 from research.ops.lookup import reciprocal
 from research.parallel.placement import spec
 from research.weights.quantized import Quantized

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from research import tree
 from research.ops.einsum import einsum, grouped, take
-from research.ops.equation import parse
+from research.ops.kernels.equation import parse
 from research.parallel.placement import gather
 from research.weights.leaf import Wrapper, dense, gathered
 from research.weights.matrices import Axes, split_axes

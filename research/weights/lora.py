@@ -21,7 +21,7 @@ from jax import lax
 
 from research import tree
 from research.ops.einsum import contract, einsum, grouped, take
-from research.ops.equation import parse
+from research.ops.kernels.equation import parse
 from research.parallel.placement import gather
 from research.weights.leaf import Wrapper, dense, gathered
 

@@ -19,8 +19,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from research.ops.einsum import contract
-from research.ops.equation import parse
 from research.ops.kernels import quantized_matmul
+from research.ops.kernels.equation import parse
 from research.parallel.placement import gather, place_as, placed, spec, unite
 from research.weights.formats import FORMATS, Format, decode, encode, pack, unpack
 from research.weights.grouping import cut_inputs

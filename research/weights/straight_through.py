@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec
 
 from research import tree
 from research.ops.einsum import einsum
-from research.ops.equation import parse
+from research.ops.kernels.equation import parse
 from research.ops.kernels.quantized_matmul import multiplies
 from research.parallel.placement import gather, place_as, placed, spec
 from research.weights.code_products import (

@@ -25,8 +25,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from research.devices.backend import platform
-from research.ops.equation import parse
 from research.ops.kernels.codes import dense
+from research.ops.kernels.equation import parse
 from research.ops.kernels.notes import warn_once
 from research.parallel.placement import mesh_axes, spec
 
