@@ -40,9 +40,10 @@ def compare(
     ids: np.ndarray,
     window: int,
 ) -> tuple[Score, dict[str, Comparison]]:
-    """The original's score and each changed model's comparison with it, over ids [N] but the first,
-    each given those before it in its window of so many tokens; what does not fill a window is left
-    out.
+    """(the original's score, the comparison of each changed model with it).
+
+    Predicts every id of [N] but the first from those before it in its window of `window` tokens;
+    ids at the end that do not fill a window are left out.
 
     ValueError for ids that do not fill one, and for a model that is no decoder.
     """
@@ -109,7 +110,8 @@ def _windows(
         )
     if not count:
         raise ValueError(
-            f"{len(ids)} tokens do not fill a window of {window}; give more text or a shorter window"
+            f"{len(ids)} tokens do not fill a window of {window}; "
+            "give more text or a shorter window"
         )
     rows = max(1, min(count, _LOGITS // (window * model.config.vocab_size)))
     cut = (

@@ -5,7 +5,7 @@ scale of its own.
     fp8    the same with 448, the largest of float8_e4m3fn, and a float32 sum (arXiv:2209.05433)
 
 The weight has one scale an output, so both scales stand outside the sum, and the chip multiplies
-the codes. Where it has no such product (`research.ops.kernels.quantized_matmul.multiplies`) the
+the codes. Where it has no such product (`research.devices.backend.multiplies`) the
 weight alone is quantized, which is more exact. The gradient of the activations is that of the
 weight-only product: rounding counts as the identity.
 """
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from research import tree
-from research.ops.kernels.quantized_matmul import multiplies
+from research.devices.backend import multiplies
 from research.weights.code_products import multiply_codes, quantize_tokens
 from research.weights.leaf import Wrapper
 from research.weights.quantized import Quantized

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from research import tree
+from research.devices.backend import multiplies
 from research.ops.kernels.equation import parse
-from research.ops.kernels.quantized_matmul import multiplies
 from research.weights.code_products import multiply_codes, quantize_tokens
 from research.weights.dynamic import DynamicQuantized, wrap_quantized
 from research.weights.quantized import Quantized

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from research import tree
+from research.devices.backend import multiplies
 from research.ops.einsum import einsum
 from research.ops.kernels.equation import parse
-from research.ops.kernels.quantized_matmul import multiplies
 from research.parallel.placement import gather, place_as, placed, spec
 from research.weights.code_products import (
     multiply_codes,
