@@ -77,7 +77,7 @@ def test_a_model_trains_adapters_over_it_and_comes_back_from_a_file(row, tmp_pat
 
     @jax.jit
     def loss(adapters):
-        total, count, _ = CausalLM().loss(MODEL, adapters, frozen, batch, None)
+        total, count, _ = CausalLM().loss(MODEL, adapters, {"base": frozen}, batch, None)
         return total / count
 
     before, gradient = jax.value_and_grad(loss)(adapters)
