@@ -11,7 +11,6 @@ from research.ops.frozen_head import frozen_head_loss
 from research.ops.loss import CHUNK, cross_entropy, head_loss
 from research.parallel.placement import divide, local_shape
 from research.tree import Tree
-from research.weights.quantized import Quantized
 from research.weights.rules import attach
 
 
@@ -30,7 +29,7 @@ def token_loss(
     hidden_BTD, balance = model.hidden(params, batch, key)
     states_BTD, table_VD, bias_V = model.head(params, hidden_BTD)
     count = jnp.sum(batch["weights"])
-    if bias_V is None and isinstance(table_VD, (jax.Array, Quantized)):
+    if bias_V is None and (isinstance(table_VD, jax.Array) or table_VD.frozen):
         head = head_loss if isinstance(table_VD, jax.Array) else frozen_head_loss
         total, nll = head(
             states_BTD,

@@ -33,7 +33,7 @@ from research.weights.dynamic_map import DYNAMIC_MAP
 from research.weights.flat import FlatQuantized
 from research.weights.formats import FORMATS, unpack
 from research.weights.matrices import LINEAR
-from research.weights.quantized import Quantized, quantize_array
+from research.weights.quantized import Quantized, is_quantized, quantize_array
 from research.weights.rules import is_leaf
 from research.weights.scales import BLOCK, QuantizedScales
 
@@ -171,7 +171,7 @@ def _is_linear(path: str, c: ModelConfig) -> bool:
 
 def _dense(slices: Slice, path: str, dtype: str, index: tuple[int, ...]) -> np.ndarray:
     values = slices(path, index)
-    if isinstance(values, Quantized):
+    if is_quantized(values):
         values = np.asarray(jax.tree.map(jnp.asarray, values).dense()).astype(as_dtype(dtype))
     return values
 
