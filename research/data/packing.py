@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from research.data.documents import Documents
 from research.data.tokens import TokenStore
+from research.data.windows import WindowOptions
 
 
 class PackedWindows:
@@ -98,3 +100,18 @@ class Chained:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         which = int(np.searchsorted(self._ends, index, side="right"))
         return self._windows[which][index - (int(self._ends[which - 1]) if which else 0)]
+
+
+def text_windows(documents: Documents, options: WindowOptions) -> PackedWindows:
+    """Packed windows of texts."""
+    # Without a token that begins a text its first word could not be predicted, and bits per byte
+    # would be too few.
+    eos, bos = options.tokenizer.eos_id, options.tokenizer.bos_id
+    return PackedWindows(
+        options.tokens(documents, "text"),
+        options.length,
+        seed=options.seed,
+        bos_id=eos if bos is None else bos,
+        eos_id=eos,
+        overlap=options.overlap,
+    )

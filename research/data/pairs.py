@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from research.data.documents import Documents
 from research.data.tokens import TokenStore
+from research.data.windows import WindowOptions
 
 
 class PackedPairs:
@@ -75,3 +77,10 @@ class PackedPairs:
                 at = end
             window |= {name: tokens, f"{name}_segments": segments, f"{name}_positions": positions}
         return window
+
+
+def pair_windows(documents: Documents, options: WindowOptions) -> PackedPairs:
+    """Packed windows of pairs, as long on either side."""
+    inputs, targets = (options.tokens(documents, side) for side in ("inputs", "targets"))
+    length, eos = options.length, options.tokenizer.eos_id
+    return PackedPairs(inputs, targets, length, length, seed=options.seed, eos_id=eos)

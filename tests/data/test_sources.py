@@ -188,7 +188,7 @@ def test_tfds_uses_its_own_validation_split_or_the_hash(tmp_path, monkeypatch, c
     source = open_source("tfds:graft_with_validation", cache)
     assert (len(source.train), len(source.heldout)) == (40, 5)
     assert {text.split()[0] for text in texts(source.heldout)} == {"validation"}
-    source = open_source("tfds:graft_train_only?inputs=text&targets=de", cache)
+    source = open_source("tfds:graft_train_only?inputs=text&targets=de", cache, "pairs")
     assert len(source.train) + len(source.heldout) == 40 and len(source.heldout) >= 1
     assert source.train.fields == ("inputs", "targets")
     assert set(source.train[0]) == {"inputs", "targets", "path"} and source.train[0][
