@@ -42,7 +42,8 @@ class PackedConversations:
         order = order[speaks[order]]
         if not len(order):
             raise ValueError(
-                f"the assistant says nothing in the first {length} tokens of {len(store)} conversation(s); "
+                f"the assistant says nothing in the first {length} tokens of {len(store)} "
+                f"conversation(s); "
                 "set config.data.sequence_length"
             )
         self._windows = best_fit((self._ends - starts)[order].tolist(), length)

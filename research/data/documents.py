@@ -91,7 +91,8 @@ def heldout_mask(ids: Iterable[str]) -> np.ndarray:
     hashes = np.array([int(digest(name)[:16], 16) for name in ids], dtype=np.uint64)
     if len(hashes) < 2:
         raise ValueError(
-            f"{len(hashes)} document(s) where at least 2 are wanted, one to train on and one to hold out"
+            f"{len(hashes)} document(s) where at least 2 are wanted, one to train on and one to "
+            f"hold out"
         )
     chosen = np.flatnonzero(hashes % HELDOUT_ONE_IN == 0)
     chosen = chosen[np.argsort(hashes[chosen], kind="stable")][: min(HELDOUT_MAX, len(hashes) - 1)]

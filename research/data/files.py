@@ -152,7 +152,8 @@ def _open_readers(path: Path) -> list["Reader"]:
     opened."""
     if not path.exists():
         raise ValueError(
-            f"data {str(path)!r} does not exist; set config.data.source to a file, a folder or a data set"
+            f"data {str(path)!r} does not exist; set config.data.source to a file, a folder or a "
+            f"data set"
         )
     found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     found = [p for p in found if p.suffix in (".txt", ".jsonl", ".parquet")]

@@ -51,7 +51,8 @@ class Labels:
         unknown = sorted({text for text in texts if text not in self._numbers})
         if unknown:
             raise ValueError(
-                f"label {unknown[0]!r} is in the held-out data alone; give training data of every class"
+                f"label {unknown[0]!r} is in the held-out data alone; give training data of every "
+                f"class"
             )
         return [[self._numbers[text]] for text in texts]
 
@@ -75,11 +76,13 @@ class LabelledTexts:
     ):
         if len(texts) != len(labels):
             raise ValueError(
-                f"{len(texts)} texts but {len(labels)} labels; tokenise fields of the same documents"
+                f"{len(texts)} texts but {len(labels)} labels; tokenise fields of the same "
+                f"documents"
             )
         if length < 3:
             raise ValueError(
-                f"length={length} is under 3, for a token, bos and eos; set config.data.sequence_length"
+                f"length={length} is under 3, for a token, bos and eos; set "
+                f"config.data.sequence_length"
             )
         self.length, self._texts, self._labels = length, texts, labels
         self._before = [] if bos_id is None else [bos_id]

@@ -35,7 +35,8 @@ class PackedWindows:
     ):
         if not 0 <= overlap < length:
             raise ValueError(
-                f"length={length} must be more than overlap={overlap}; set config.data.sequence_length"
+                f"length={length} must be more than overlap={overlap}; set "
+                f"config.data.sequence_length"
             )
         if not len(store.ids):
             raise ValueError("no tokens to pack; give more text")

@@ -31,11 +31,13 @@ class PackedPairs:
     ):
         if len(inputs) != len(targets):
             raise ValueError(
-                f"{len(inputs)} inputs but {len(targets)} targets; tokenise fields of the same documents"
+                f"{len(inputs)} inputs but {len(targets)} targets; tokenise fields of the same "
+                f"documents"
             )
         if min(inputs_length, targets_length) < 2:
             raise ValueError(
-                f"lengths {inputs_length} and {targets_length} must be at least 2, for a token and eos"
+                f"lengths {inputs_length} and {targets_length} must be at least 2, for a token "
+                f"and eos"
             )
         self._sides = (("inputs", inputs, inputs_length), ("targets", targets, targets_length))
         self._eos = eos_id

@@ -145,7 +145,8 @@ def _split(documents: Documents, paths: Any, name: str) -> tuple[Subset, Subset]
 
 
 def _measure(heldout: Documents, field: str) -> dict[str, Any]:
-    """Bytes and gzip figure of a field of the held-out part, and paths; ValueError where it holds nothing."""
+    """Bytes and gzip figure of a field of the held-out part, and paths; ValueError where it holds
+    nothing."""
     texts, paths, size = [], [], 0
     for index in range(len(heldout)):
         try:
