@@ -14,7 +14,8 @@ from typing import Any, get_type_hints
 from ml_collections import ConfigDict
 
 from research.data.config import DataConfig
-from research.experiment.fields import build, defaults, flatten, may_change, placeholders
+from research.experiment.fields import build, defaults, may_change, placeholders
+from research.files import flatten
 from research.models.config import Execution, ModelConfig
 from research.models.config_checks import reset_unused
 from research.objectives.choose import flat_defaults, objective_class, own_settings
@@ -108,6 +109,12 @@ class Experiment:
                 f"data.sequence_length={length} is over the {self.model.max_length} learned "
                 "positions; set config.model.max_length"
             )
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the start of the adapters changes the weights that they lie on (PiSSA, OLoRA,
+        LoftQ), so that these are the run's own and no longer those of `init`."""
+        return self.tune.method == "lora" and self.lora.start != "default"
 
     def to_json(self) -> dict[str, Any]:
         """The resolved config as JSON values, as `config.json` has it: the objective's section is

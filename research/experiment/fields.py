@@ -117,15 +117,3 @@ def may_change(kind: type, path: str) -> bool:
         return True
     section = get_type_hints(kind)[name]
     return bool(rest) and dataclasses.is_dataclass(section) and may_change(section, rest)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"data.batch_size": 16, ...} of nested dictionaries; an empty one is a value."""
-    flat = {}
-    for name, value in values.items():
-        flat |= (
-            flatten(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping) and value
-            else {f"{prefix}{name}": value}
-        )
-    return flat

@@ -49,7 +49,7 @@ def open_checkpoint(source: str | Path, verify: bool = True) -> Checkpoint:
     if (path / native.RECORD).is_file():
         return native.open_native(path)
     if runs.is_run(path):
-        return runs.open_run(path, open_checkpoint)
+        return runs.run_as_checkpoint(path, open_checkpoint)
     if (path / "config.json").is_file():
         return hf.open_folder(path)
     files = sorted(path.glob("*.gguf")) if path.is_dir() else []
