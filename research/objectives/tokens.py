@@ -9,7 +9,7 @@ from research.models.model import Model
 from research.objectives.objective import Totals
 from research.ops.frozen_head import frozen_head_loss
 from research.ops.loss import CHUNK, cross_entropy, head_loss
-from research.parallel.placement import divide, local_shape
+from research.parallel.placement import local_shape, split_axis
 from research.tree import Tree
 from research.weights.rules import attach
 
@@ -78,5 +78,5 @@ def _logits_loss(
         return part(start, tokens)[0]
     count = next(n for n in range(1, T + 1) if T % n == 0 and (B * T // n <= CHUNK or n == T))
     return jax.lax.scan(
-        part, start, tuple(jnp.moveaxis(divide(x, 1, count), 1, 0) for x in tokens)
+        part, start, tuple(jnp.moveaxis(split_axis(x, 1, count), 1, 0) for x in tokens)
     )[0]

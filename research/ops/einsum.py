@@ -29,17 +29,17 @@ from research.ops.kernels.equation import Equation, parse
 from research.parallel.collectives import sum_to_place
 from research.parallel.placement import (
     as_entry,
-    computing,
+    compute_axes,
     gather,
+    gather_axis,
     join_parts,
     mesh_axes,
-    place_as,
-    placed,
+    partition_spec,
+    reshard_to,
     result_spec,
-    spec,
-    storing,
-    unplaced,
-    whole,
+    spec_entries,
+    storage_axes,
+    unsharded,
 )
 
 
@@ -70,7 +70,7 @@ def _product_backward(eqn: str, saved: tuple[jax.Array, jax.Array], dy: jax.Arra
     """The gradients of `x` and `w`, each in the type and the sharding of what it belongs to."""
     x, w = saved
     dx = contract(parse(eqn).to_x, dy, gather(w.astype(x.dtype)))
-    return place_as(dx, placed(x)), _weight_gradient(parse(eqn), x, dy, w)
+    return reshard_to(dx, partition_spec(x)), _weight_gradient(parse(eqn), x, dy, w)
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -90,11 +90,11 @@ class _Layout:
     @classmethod
     def of(cls, eqn: Equation, x: jax.Array, dy: jax.Array, w: jax.Array) -> "_Layout":
         """The layout of these arrays; where `x` and `dy` differ about a letter, that of `x`."""
-        computed = {letter: mesh_axes(entry) for letter, entry in zip(eqn.x, spec(x))}
-        for letter, entry in zip(eqn.y, spec(dy)):
+        computed = {letter: mesh_axes(entry) for letter, entry in zip(eqn.x, spec_entries(x))}
+        for letter, entry in zip(eqn.y, spec_entries(dy)):
             computed[letter] = computed.get(letter) or mesh_axes(entry)
         stored = []
-        for letter, entry in zip(eqn.w, spec(w)):
+        for letter, entry in zip(eqn.w, spec_entries(w)):
             stored.append(tuple(axis for axis in mesh_axes(entry) if axis not in computed[letter]))
         return cls(computed, stored)
 
@@ -121,8 +121,8 @@ def _weight_gradient(eqn: Equation, x: jax.Array, dy: jax.Array, w: jax.Array) -
     Each device contracts its own tokens; the sum over the others' is scattered to where the
     gradient is stored.
     """
-    place = placed(w)
-    if place is None or not any((*spec(x), *spec(dy), *place)):  # one device
+    place = partition_spec(w)
+    if place is None or not any((*spec_entries(x), *spec_entries(dy), *place)):  # one device
         return _contract_to_weight(eqn, x, dy, w.dtype)
     layout = _Layout.of(eqn, x, dy, w)
 
@@ -130,14 +130,14 @@ def _weight_gradient(eqn: Equation, x: jax.Array, dy: jax.Array, w: jax.Array) -
         part = _contract_to_weight(eqn, x, dy, w.dtype)
         return sum_to_place(part, layout.stored, layout.summed(eqn.w))
 
-    dy = place_as(dy, layout.place(eqn.y))
+    dy = reshard_to(dy, layout.place(eqn.y))
     dw = jax.shard_map(
         local,
-        in_specs=(placed(x), placed(dy)),
+        in_specs=(partition_spec(x), partition_spec(dy)),
         out_specs=layout.scattered(eqn.w),
         check_vma=False,
     )(x, dy)
-    return place_as(dw, place)
+    return reshard_to(dw, place)
 
 
 def _contract_to_weight(eqn: Equation, x: jax.Array, dy: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -169,7 +169,7 @@ def _rows(table_VD: jax.Array, ids_BT: jax.Array, dtype: jnp.dtype) -> jax.Array
     if jax.sharding.get_abstract_mesh().empty:
         return table_VD.at[ids_BT].get(mode="clip")
     return table_VD.at[ids_BT].get(
-        mode="clip", out_sharding=PartitionSpec(*spec(ids_BT), spec(table_VD)[1])
+        mode="clip", out_sharding=PartitionSpec(*spec_entries(ids_BT), spec_entries(table_VD)[1])
     )
 
 
@@ -181,7 +181,7 @@ def _rows_backward(dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], dy_BTD:
     """The table's gradient, summed in float32: in bfloat16 the sum of a frequent token stops
     growing at a few hundred terms."""
     table_VD, ids_BT = saved
-    place, rows = placed(table_VD), table_VD.shape[0]
+    place, rows = partition_spec(table_VD), table_VD.shape[0]
 
     def added(ids_BT, dy_BTD, rows):
         sums_VD = jnp.zeros((rows, dy_BTD.shape[-1]), jnp.float32)
@@ -191,22 +191,25 @@ def _rows_backward(dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], dy_BTD:
 
     if place is None:
         return added(ids_BT, dy_BTD, rows), None
-    owners = computing(place[0])
-    stored = storing(place)
-    summed = {name for entry in spec(dy_BTD)[:2] for name in mesh_axes(entry)}
+    owners = compute_axes(place[0])
+    stored = storage_axes(place)
+    summed = {name for entry in spec_entries(dy_BTD)[:2] for name in mesh_axes(entry)}
 
     def local(ids_BT, dy_BTD):
         own = rows // math.prod(lax.axis_size(name) for name in owners)
         first = lax.axis_index(owners) * own if owners else 0
         return sum_to_place(added(ids_BT - first, dy_BTD, own), stored, summed)
 
-    dy_BTD = whole(dy_BTD, axis=2)
-    ids_BT = place_as(ids_BT, PartitionSpec(*spec(dy_BTD)[:2]))
+    dy_BTD = gather_axis(dy_BTD, axis=2)
+    ids_BT = reshard_to(ids_BT, PartitionSpec(*spec_entries(dy_BTD)[:2]))
     split = PartitionSpec(as_entry((*owners, *stored[0])), as_entry(stored[1]))
     dtable = jax.shard_map(
-        local, in_specs=(placed(ids_BT), placed(dy_BTD)), out_specs=split, check_vma=False
+        local,
+        in_specs=(partition_spec(ids_BT), partition_spec(dy_BTD)),
+        out_specs=split,
+        check_vma=False,
     )(ids_BT, dy_BTD)
-    return place_as(dtable, place), None
+    return reshard_to(dtable, place), None
 
 
 _rows.defvjp(_rows_forward, _rows_backward)
@@ -276,7 +279,7 @@ def contract(eqn: str, *operands: jax.Array, dtype: jnp.dtype | None = None) -> 
     XLA's CPU backend multiplies bfloat16 to float32, and widens both operands where a bfloat16
     result is asked for; on a CPU the result is narrowed afterwards instead.
     """
-    out = None if unplaced() else result_spec(eqn, *operands)
+    out = None if unsharded() else result_spec(eqn, *operands)
     if (dtype or jnp.result_type(*operands)) == jnp.bfloat16 and platform() == "cpu":
         return jnp.einsum(
             eqn, *operands, preferred_element_type=jnp.float32, out_sharding=out

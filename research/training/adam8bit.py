@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 
 from research import tree
 from research.ops.lookup import look_up, reciprocal
-from research.parallel.placement import divide, spec, whole
+from research.parallel.placement import gather_axis, spec_entries, split_axis
 from research.training.muon import stack_axes
 from research.weights.dynamic_map import DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP
 
@@ -199,20 +199,20 @@ def _grouped(x: jax.Array, block: tuple[int, int]) -> jax.Array:
     parts = x.shape[axis] // entries
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
-        names = spec(x)[axis] or ()
+        names = spec_entries(x)[axis] or ()
         shards = math.prod(
             mesh.shape[name] for name in ((names,) if isinstance(names, str) else names)
         )
-        x = x if parts % shards == 0 else whole(x, axis)
-    return divide(x, axis, parts)
+        x = x if parts % shards == 0 else gather_axis(x, axis)
+    return split_axis(x, axis, parts)
 
 
 def _ungrouped(groups: jax.Array, block: tuple[int, int], like: jax.Array) -> jax.Array:
     """Groups in the shape and sharding of the array that they were cut from."""
     if jax.sharding.get_abstract_mesh().empty:
         return groups.reshape(like.shape)
-    entries = spec(groups)
+    entries = spec_entries(groups)
     merged = PartitionSpec(*entries[: block[0] + 1], *entries[block[0] + 2 :])
     return jax.reshard(
-        jnp.reshape(groups, like.shape, out_sharding=merged), PartitionSpec(*spec(like))
+        jnp.reshape(groups, like.shape, out_sharding=merged), PartitionSpec(*spec_entries(like))
     )

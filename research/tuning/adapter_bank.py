@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from research import tree
 from research.ops.einsum import contract, einsum, take
 from research.ops.kernels.equation import parse
-from research.parallel.placement import gather, spec
+from research.parallel.placement import gather, spec_entries
 from research.tuning.lora_init import column_norms
 from research.tuning.multi_adapter import low_rank, pad, rank_of
 from research.weights.leaf import Wrapper, gathered
@@ -72,7 +72,7 @@ class AdapterBank(Wrapper):
         rows = take(self.base, ids, jnp.float32)
         b_nVR = jnp.moveaxis(gather(self.b.astype(jnp.float32)), 1, -1)
         at = b_nVR.at[self._clipped()[:, None], ids]
-        low_BTR = at.get(mode="clip", **_placed(*spec(ids), None))
+        low_BTR = at.get(mode="clip", **_placed(*spec_entries(ids), None))
         update = contract("BTR,BDR->BTD", low_BTR, self._of_row(self.a, jnp.float32))
         return rows + _along(self._scale(), rows) * update
 
@@ -100,7 +100,7 @@ class AdapterBank(Wrapper):
         """[n, ...] as [B, ...]."""
         parts = gather(parts.astype(dtype))
         return parts.at[self._clipped()].get(
-            mode="clip", **_placed(*spec(self.index_B), *spec(parts)[1:])
+            mode="clip", **_placed(*spec_entries(self.index_B), *spec_entries(parts)[1:])
         )
 
 
@@ -182,7 +182,7 @@ def _products(eqn: str) -> tuple[str, str]:
 def _index(index_B: jax.Array, stack: tuple[int, ...]) -> jax.Array:
     """A copy for every layer."""
     index_B = jnp.asarray(index_B, jnp.int32)
-    where = _placed(*[None] * len(stack), *spec(index_B))
+    where = _placed(*[None] * len(stack), *spec_entries(index_B))
     return jnp.broadcast_to(
         index_B.reshape(*(1,) * len(stack), -1), (*stack, len(index_B)), **where
     )

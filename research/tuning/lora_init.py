@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from research import tree
-from research.parallel.placement import spec
+from research.parallel.placement import spec_entries
 from research.tuning.lora_specs import STARTS
 from research.weights.lora import Lora, LoraAdapter
 from research.weights.matrices import split_axes
@@ -184,7 +184,7 @@ def _quantized(path: str, w: Any, specs: tree.Tree, rules: Rules, group: int | N
     leaf = tree.paths(quantize(alone, specs, rules, group), is_leaf)[path]
     if jax.sharding.get_abstract_mesh().empty:
         return leaf
-    at, entries = leaf.group_axis, spec(w)
+    at, entries = leaf.group_axis, spec_entries(w)
     entries = (*entries[: at + 1], None, *entries[at + len(leaf.inputs) :])
 
     def place(part: jax.Array) -> jax.Array:

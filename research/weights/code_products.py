@@ -9,7 +9,7 @@ from research.devices.backend import platform
 from research.ops.einsum import contract
 from research.ops.kernels.equation import parse
 from research.ops.lookup import reciprocal
-from research.parallel.placement import spec
+from research.parallel.placement import spec_entries
 from research.weights.quantized import Quantized
 
 
@@ -78,6 +78,6 @@ def unite_codes(w: Quantized) -> jax.Array:
     """The codes of 8 bits in the shape of the weight."""
     if jax.sharding.get_abstract_mesh().empty:
         return w.codes.reshape(w.shape)
-    at, entries = w.group_axis, spec(w.codes)
+    at, entries = w.group_axis, spec_entries(w.codes)
     place = PartitionSpec(*entries[:at], *(None,) * len(w.inputs), *entries[at + 2 :])
     return jnp.reshape(w.codes, w.shape, out_sharding=place)

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 from research.ops.einsum import contract
 from research.ops.kernels import quantized_matmul
 from research.ops.kernels.equation import parse
-from research.parallel.placement import gather, place_as, placed, spec, unite
+from research.parallel.placement import gather, merge_axes, partition_spec, reshard_to, spec_entries
 from research.weights.formats import FORMATS, Format, decode, encode, pack, unpack
 from research.weights.grouping import cut_inputs
 from research.weights.leaf import Leaf
@@ -97,14 +97,14 @@ class Quantized(Leaf):
         values = decode(format, codes, self.plain_scale(), self.zero).astype(dtype)
         if jax.sharding.get_abstract_mesh().empty:
             return values.reshape(self.shape)
-        entries, unsplit = spec(values), (None,) * (len(self.inputs) - 1)
+        entries, unsplit = spec_entries(values), (None,) * (len(self.inputs) - 1)
         place = PartitionSpec(*entries[: at + 1], *unsplit, *entries[at + 2 :])
         return jnp.reshape(values, self.shape, out_sharding=place)
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x` and the weight. The backward pass keeps codes and scales, and no dense
         weight."""
-        return _product(eqn, placed(x), x, self)
+        return _product(eqn, partition_spec(x), x, self)
 
     def take(self, ids: jax.Array) -> jax.Array:
         """Rows of a table [V, D] at `ids`, float32 [..., D]: only those are made dense.
@@ -120,7 +120,7 @@ class Quantized(Leaf):
         )
         format = FORMATS[self.format]
         values = decode(format, unpack(format, taken.codes), taken.scale, taken.zero)
-        return unite(values, values.ndim - 2)
+        return merge_axes(values, values.ndim - 2)
 
     def rows(self, first: jax.Array, count: int, dtype: jnp.dtype) -> jax.Array:
         """Rows `first` to `first + count` of a gathered table [V, D]: only those are made dense."""
@@ -138,7 +138,9 @@ class Quantized(Leaf):
         codes, scale = gather(self.codes), self.plain_scale()
         if not jax.sharding.get_abstract_mesh().empty:
             inside = self.group_axis + 1
-            place = [None if at == inside else entry for at, entry in enumerate(spec(codes))]
+            place = [
+                None if at == inside else entry for at, entry in enumerate(spec_entries(codes))
+            ]
             scale = jax.reshard(scale, PartitionSpec(*place))
         zero = None if self.zero is None else gather(self.zero)
         return replace(self, codes=codes, scale=scale, zero=zero)
@@ -238,7 +240,9 @@ def _take(part: jax.Array, ids: jax.Array) -> jax.Array:
     """part[ids] of [V, I / G, G] for ids of any shape, placed as the ids are."""
     if jax.sharding.get_abstract_mesh().empty:
         return part.at[ids].get(mode="clip")
-    return part.at[ids].get(mode="clip", out_sharding=PartitionSpec(*spec(ids), *spec(part)[1:]))
+    return part.at[ids].get(
+        mode="clip", out_sharding=PartitionSpec(*spec_entries(ids), *spec_entries(part)[1:])
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -259,7 +263,7 @@ def _backward(eqn: str, place: PartitionSpec | None, w: Quantized, dy: jax.Array
         dx = quantized_matmul.pullback(eqn, dy, w.codes, w.scale, w.inputs, FORMATS[w.format].book)
     if dx is None:
         dx = contract(parse(eqn).to_x, dy, w.dense(dy.dtype))
-    return place_as(dx, place), None
+    return reshard_to(dx, place), None
 
 
 _product.defvjp(_forward, _backward)

@@ -27,7 +27,7 @@ from research import tree
 from research.devices.backend import multiplies
 from research.ops.einsum import einsum
 from research.ops.kernels.equation import parse
-from research.parallel.placement import gather, place_as, placed, spec
+from research.parallel.placement import gather, partition_spec, reshard_to, spec_entries
 from research.weights.code_products import (
     multiply_codes,
     quantize_tokens,
@@ -147,7 +147,7 @@ def _rounded(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _dense(rounding: Rounding, w: jax.Array) -> jax.Array:
-    return place_as(rounding.quantized(w).dense(), placed(w)).astype(w.dtype)
+    return reshard_to(rounding.quantized(w).dense(), partition_spec(w)).astype(w.dtype)
 
 
 _dense.defvjp(lambda rounding, w: (_dense(rounding, w), None), lambda rounding, _, dw: (dw,))
@@ -205,7 +205,11 @@ def _integers_backward(eqn: str, rounding: Rounding, saved: tuple[jax.Array, ...
     y_codes, y_scales = quantize_tokens(to_w_of_y, dy, jnp.int8, keys[2])
     dw = sum_codes(to_w, x_codes, y_codes) * scale_of_tokens(to_w, x_scales)
     dw = dw * scale_of_tokens(to_w_of_y, y_scales)
-    return place_as(dx.astype(x.dtype), placed(x)), place_as(dw.astype(w.dtype), placed(w)), None
+    return (
+        reshard_to(dx.astype(x.dtype), partition_spec(x)),
+        reshard_to(dw.astype(w.dtype), partition_spec(w)),
+        None,
+    )
 
 
 _integers.defvjp(_integers_forward, _integers_backward)
@@ -216,7 +220,7 @@ def _quantized(rounding: Rounding, w: jax.Array) -> Quantized:
     quantized = rounding.quantized(w)
     if jax.sharding.get_abstract_mesh().empty:
         return quantized
-    entries = spec(gather(w))
+    entries = spec_entries(gather(w))
     outputs = entries[rounding.inputs :] if rounding.inputs > 0 else ()
     stacked = entries[:-1] if rounding.inputs < 0 else ()
     place = PartitionSpec(*stacked, None, None, *outputs)

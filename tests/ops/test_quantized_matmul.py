@@ -18,7 +18,7 @@ from research.ops.kernels import (
     quantized_matmul_tpu,
 )
 from research.ops.kernels.notes import warn_once
-from research.parallel.placement import gather, spec
+from research.parallel.placement import gather, spec_entries
 from research.weights.formats import FORMATS
 from research.weights.quantized import quantize_array
 
@@ -163,7 +163,7 @@ def test_on_a_mesh_values_and_places_are_those_of_the_dense_contraction(mesh, ke
         return (y, want), (dx, contract(f"{of_y},{of_w}->{of_x}", want, gather(w)))
 
     for got, want in jax.jit(both)(x, codes, scale, jax.reshard(made.dense(), stored)):
-        assert spec(got) == spec(want)
+        assert spec_entries(got) == spec_entries(want)
         np.testing.assert_allclose(
             got, want, rtol=1e-5, atol=1e-3
         )  # float32 sums, of values of some tens

@@ -27,7 +27,7 @@ from research.devices.backend import platform
 from research.ops.kernels.codes import dense
 from research.ops.kernels.equation import parse
 from research.ops.kernels.notes import warn_once
-from research.parallel.placement import mesh_axes, spec
+from research.parallel.placement import mesh_axes, spec_entries
 
 
 def product(
@@ -76,11 +76,11 @@ def spread(
     free = frozenset(mesh.axis_names) - frozenset(mesh.manual_axes)  # none inside jax.shard_map
     if not free:
         return _part(kernel, x, codes, scale, inputs, (), transposed)
-    split, _, *of_outputs = spec(codes)
+    split, _, *of_outputs = spec_entries(codes)
     of_inputs = [split, *[None] * (len(inputs) - 1)]
     behind, made = (of_outputs, of_inputs) if transposed else (of_inputs, of_outputs)
-    lead = spec(x)[: x.ndim - len(behind)]
-    of_x, of_w = PartitionSpec(*lead, *behind), PartitionSpec(*spec(codes))
+    lead = spec_entries(x)[: x.ndim - len(behind)]
+    of_x, of_w = PartitionSpec(*lead, *behind), PartitionSpec(*spec_entries(codes))
     part = functools.partial(
         _part, kernel, inputs=inputs, summed=mesh_axes(behind[0]), transposed=transposed
     )
@@ -141,7 +141,7 @@ def _misfit(eqn: str, x: jax.Array, codes: jax.Array, inputs: tuple[int, ...]) -
         return f"{eqn!r} does not sum over the last axes of x and the first of the weight"
     if jax.sharding.get_abstract_mesh().empty:
         return None
-    groups, within, *of_outputs = spec(codes)
+    groups, within, *of_outputs = spec_entries(codes)
     if within or any(of_outputs[1:]):
         return (
             f"the mesh splits a group or a head of a weight of {eqn!r}; set config.mesh with fewer "
@@ -149,7 +149,7 @@ def _misfit(eqn: str, x: jax.Array, codes: jax.Array, inputs: tuple[int, ...]) -
         )
     if inputs[0] % (codes.shape[0] // _local_shape(codes)[0]):
         return f"the mesh splits {codes.shape[0]} groups and not {inputs[0]} inputs of {eqn!r}"
-    taken = {name for entry in spec(x)[: len(lead)] for name in mesh_axes(entry)}
+    taken = {name for entry in spec_entries(x)[: len(lead)] for name in mesh_axes(entry)}
     if taken & {name for entry in (groups, *of_outputs) for name in mesh_axes(entry)}:
         return f"the mesh splits tokens and weight of {eqn!r} over the same axis"
     return None
@@ -163,7 +163,7 @@ def _local_shape(x: jax.Array) -> list[int]:
         return list(x.shape)
     return [
         size // math.prod(mesh.shape[name] for name in mesh_axes(entry))
-        for size, entry in zip(x.shape, spec(x))
+        for size, entry in zip(x.shape, spec_entries(x))
     ]
 
 
