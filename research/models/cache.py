@@ -6,10 +6,11 @@ see them. Heads come before slots, so that a head's keys lie together, as the pr
 read them.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +36,9 @@ class SlotCache(KVCache):
 
     def enter(self, positions_BT: jax.Array, segments_BT: jax.Array) -> Self:
         slots_BT = self._slots(positions_BT, segments_BT)
+        index: Any = self  # each cache is a dataclass with the fields above
         return replace(
-            self,
+            index,
             positions_BS=_put(self.positions_BS, positions_BT, slots_BT),
             segments_BS=_put(self.segments_BS, segments_BT, slots_BT),
         )
@@ -66,16 +68,16 @@ class SlotCache(KVCache):
         k_BSKH, v_BSKH, visibility = with_prefix(prefix, k_BSKH, v_BSKH, visibility)
         return attention.attend(q_BTNH, k_BSKH, v_BSKH, visibility, **scoring), cache
 
+    @abstractmethod
     def write(
         self, layer: jax.Array | int, k_BTKH: jax.Array, v_BTKH: jax.Array, slots_BT: jax.Array
     ) -> Self:
         """The cache with a layer's new keys and values in these slots; a slot behind the last one
         takes nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, layer: jax.Array | int) -> tuple[jax.Array, jax.Array]:
         """Keys and values [B, K, S, H] of a layer."""
-        raise NotImplementedError
 
     def _slots(self, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         """The slot of each token; that of padding lies behind the last one."""
@@ -211,8 +213,8 @@ def _put(
     # types cannot tell.
     where = spec_entries(cached)
     rows, *heads = where if layer is None else where[1:]
-    heads = (heads[0], heads[2]) if len(heads) == 3 else ()
-    parts = PartitionSpec(rows, None, *heads), PartitionSpec(rows, None)
+    of_new = (heads[0], heads[2]) if len(heads) == 3 else ()
+    parts = PartitionSpec(rows, None, *of_new), PartitionSpec(rows, None)
     new, slots_BT = jax.reshard(new, parts[0]), jax.reshard(slots_BT, parts[1])
     specs = (PartitionSpec(*where), *parts, None if layer is None else PartitionSpec())
     write = jax.shard_map(scatter, in_specs=specs, out_specs=specs[0])

@@ -3,6 +3,7 @@
 import importlib
 import json
 import pkgutil
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from research.run.window_feed import WindowFeed
 LENGTH, ROWS = 8, 4
 
 
-class Windows:
+class Windows(Sequence):
     """Twelve windows of tokens that say which they are."""
 
     def __len__(self):
