@@ -4,7 +4,7 @@ are."""
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from research import tree
 from research.files import write_json
 from research.interop.bitsandbytes.read import STATE
-from research.interop.huggingface import folder as hf
+from research.interop.huggingface.families.table import describe
 from research.interop.storage.checkpoint import (
     Checkpoint,
     Parameter,
@@ -26,6 +26,7 @@ from research.interop.storage.checkpoint import (
 from research.interop.storage.foreign import as_dtype, write_tensors
 from research.interop.storage.layout import letter_sizes, rearrange
 from research.interop.storage.modules import Module, modules
+from research.interop.storage.norm_offset import with_norm_offset
 from research.interop.storage.safetensors import SHARD_BYTES, Parts, write_safetensors
 from research.interop.storage.tensors import Tensor
 from research.models.config import ModelConfig
@@ -70,7 +71,7 @@ def write_bitsandbytes(
     c = checkpoint.config
     if format and format not in QUANTIZABLE:
         raise ValueError(f"bitsandbytes has no {format!r}; choose one of {', '.join(QUANTIZABLE)}")
-    family, values = hf.describe(c)
+    family, values = describe(c)
     # transformers keeps T5's `wo` in float32, whatever the folder says.
     known = {
         name: m
@@ -100,7 +101,8 @@ def write_bitsandbytes(
     }
     streams: dict[str, tuple[Tensor, Parts]] = {}
     kinds = set()
-    for name, (tensor, make) in write_tensors(c, family.rules(c), parameters).items():
+    plain = with_norm_offset(replace(checkpoint, parameters=parameters), family.norm_offset)
+    for name, (tensor, make) in write_tensors(c, family.rules(c), plain.parameters).items():
         module = chosen.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         if module is None:
             streams[name] = (tensor, lambda make=make: [make()])

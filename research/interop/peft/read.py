@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research import tree
-from research.interop.huggingface import folder as hf
-from research.interop.huggingface.families.family import Family
+from research.interop.huggingface.families.table import family_of
 from research.interop.peft.config import IA3, LORA, read_config
 from research.interop.peft.ia3 import read_ia3
 from research.interop.peft.lora import read_lora
@@ -34,6 +33,7 @@ from research.interop.storage.checkpoint import (
     specs_by_path,
     stacked_axes,
 )
+from research.interop.storage.family import Family
 from research.interop.storage.layout import letter_sizes, pieces
 from research.interop.storage.modules import arranged, modules
 from research.interop.storage.safetensors import open_safetensors
@@ -64,7 +64,7 @@ def read_peft(folder: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tr
     try:
         if config.kind not in (LORA, IA3):
             return checkpoint, read_prompts(config, tensors, checkpoint.config)
-        family = hf.family_of(checkpoint.config)
+        family = family_of(checkpoint.config)
         found = sort_tensors(config, tensors, checkpoint.config, family)
         checkpoint = _untied(found, checkpoint, family)
         known = modules(checkpoint.config, family)

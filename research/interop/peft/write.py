@@ -10,7 +10,7 @@ import numpy as np
 
 from research import tree
 from research.files import write_json
-from research.interop.huggingface import folder as hf
+from research.interop.huggingface.families.table import describe
 from research.interop.peft.config import FILE, IA3, LORA, PREFIX_TUNING, PROMPT_TUNING
 from research.interop.peft.prompts import (
     NAME,
@@ -42,7 +42,7 @@ def write_peft(folder: Path, adapters: tree.Tree, c: ModelConfig, base: str = ""
     B, which higher ones beside them have filled up, are left out. ValueError for adapters of two
     kinds, and those that peft has not.
     """
-    family, values = hf.describe(c)
+    family, values = describe(c)
     leaves = tree.paths(adapters, is_leaf)
     loras = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, LoraAdapter)}
     gains = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Ia3Adapter)}

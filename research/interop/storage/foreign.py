@@ -31,7 +31,7 @@ from research.models.config import ModelConfig
 @dataclass(frozen=True)
 class Names:
     """What a format calls its tensors beside what its rules say: see
-    `research.interop.huggingface.families.family.Family`."""
+    `research.interop.storage.family.Family`."""
 
     prefix: str = ""
     renames: Sequence[tuple[str, str]] = ()

@@ -4,7 +4,6 @@ and 3."""
 from collections.abc import Mapping, Set
 from typing import Any
 
-from research.interop.huggingface.families.family import Family
 from research.interop.huggingface.families.fields import (
     THEIR_ACTIVATIONS,
     activation,
@@ -13,6 +12,7 @@ from research.interop.huggingface.families.fields import (
     number,
     refuse,
 )
+from research.interop.storage.family import Family
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
 from research.ops.rope import RopeScaling
@@ -75,8 +75,12 @@ def read_rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling]:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return theta, RopeScaling()
+    if kind == "linear":
+        return theta, RopeScaling(factor=number(scaling, "factor"), kind="linear")
     if kind != "llama3":
-        raise ValueError(f"config.json has rope_type={kind!r}; default and llama3 are supported")
+        raise ValueError(
+            f"config.json has rope_type={kind!r}; default, linear and llama3 are supported"
+        )
     return theta, RopeScaling(
         factor=number(scaling, "factor"),
         low_factor=number(scaling, "low_freq_factor"),
@@ -143,7 +147,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": c.max_length,
         "rms_norm_eps": c.norm_eps,
         "rope_theta": c.rope_theta,
-        "rope_scaling": _write_scaling(c.rope_scaling),
+        "rope_scaling": write_scaling(c.rope_scaling),
         "tie_word_embeddings": c.tied,
         "initializer_range": c.init_std,
         "attention_dropout": 0.0,
@@ -166,9 +170,12 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
     return values
 
 
-def _write_scaling(scaling: RopeScaling) -> dict[str, Any] | None:
+def write_scaling(scaling: RopeScaling) -> dict[str, Any] | None:
+    """`rope_scaling` of a config.json, None for rotary positions as they are."""
     if scaling == RopeScaling():
         return None
+    if scaling.kind == "linear":
+        return {"rope_type": "linear", "factor": scaling.factor}
     return {
         "rope_type": "llama3",
         "factor": scaling.factor,
