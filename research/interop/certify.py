@@ -75,7 +75,8 @@ def round_trip(source: Checkpoint, target: Checkpoint) -> dict[str, Any]:
             equal += 1
         elif lossless:
             raise ValueError(
-                f"{name} is not the same after the way to {target.source} and back; convert it again"
+                f"{name} is not the same after the way to {target.source} and back; convert it "
+                "again"
             )
         else:
             error = np.abs(read().astype(np.float32) - make().astype(np.float32))
@@ -109,7 +110,8 @@ def check_hashes(folder: Path) -> dict[str, Any] | None:
     for name, wanted in files.items():
         if not (folder / name).is_file():
             raise ValueError(
-                f"{folder} lacks {name}, which its certificate speaks of; convert the checkpoint again"
+                f"{folder} lacks {name}, which its certificate speaks of; convert the checkpoint "
+                "again"
             )
         if _hash(folder / name) != wanted:
             raise ValueError(

@@ -82,14 +82,16 @@ def verify(folder: Path) -> dict[str, Any]:
     certificate = certify.check_hashes(folder)
     if certificate is None:
         raise ValueError(
-            f"{folder} has no {certify.FILE}; it was not made by research.convert, or not with --certify"
+            f"{folder} has no {certify.FILE}; it was not made by research.convert, or not with "
+            "--certify"
         )
     rechecked, origin = ["target hashes"], Path(certificate["source"]["name"])
     if origin.exists() and certify.hash_files(origin) == certificate["source"]["files"]:
         with open_checkpoint(origin) as source, open_checkpoint(folder) as target:
             if certify.round_trip(source, target) != certificate["round_trip"]:
                 raise ValueError(
-                    f"the way from {origin} to {folder} and back is not what was certified; convert it again"
+                    f"the way from {origin} to {folder} and back is not what was certified; "
+                    "convert it again"
                 )
         rechecked += ["source hashes", "round trip"]
     return certificate | {"rechecked": rechecked}

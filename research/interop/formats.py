@@ -34,7 +34,8 @@ Open = Callable[[str | Path], Checkpoint]
 class Format:
     """`recognises` says whether a path is of this format. `opens` takes the path and what opens
     another checkpoint, for a run of adapters, which is nothing without its base. `writes` puts a
-    checkpoint into an existing folder, its matrices in one of `types`; None for what only is read."""
+    checkpoint into an existing folder, its matrices in one of `types`; None for a format that is
+    only read."""
 
     wanted: str
     recognises: Callable[[Path], bool]

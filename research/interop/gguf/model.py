@@ -118,7 +118,7 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> None:
 
 
 def _check_same(c: ModelConfig, again: ModelConfig, kind: str) -> None:
-    """ValueError for fields that the metadata does not bring back; Llama 3's scaling is a tensor."""
+    """ValueError for fields that the metadata does not bring back (Llama 3's is a tensor)."""
     names = [f.name for f in fields(Shape) if f.name != "rope_scaling"]
     names += ["rope_scaling"] if c.rope_scaling.kind == "linear" else []
     differing = [f"{n}={getattr(c, n)!r}" for n in names if getattr(c, n) != getattr(again, n)]

@@ -14,15 +14,10 @@ import tokenizers
 from research.data.tokenizers import sentencepiece
 from research.data.tokenizers.special import find_roles
 from research.interop.gguf import pretokenizers as gguf_pre
+from research.interop.gguf.scores import NORMAL, scores_from_merges
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-)  # token types, ggml's docs/gguf.md
+# Token types, ggml's docs/gguf.md; the first is NORMAL.
+UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6
 FILE, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 SPACE = "▁"  # U+2581, how sentencepiece's pieces spell a space
 # Hugging Face's name of a role and GGUF's, "seperator" as it is spelt there.
@@ -71,7 +66,8 @@ def tokenizer_metadata(files: Mapping[str, bytes], vocab_size: int = 0) -> dict[
         found = _from_model(files[sentencepiece.FILE])
     else:
         raise ValueError(
-            f"there is no {FILE} or {sentencepiece.FILE} among {sorted(files)}; a GGUF file needs one"
+            f"there is no {FILE} or {sentencepiece.FILE} among {sorted(files)}; a GGUF file needs "
+            "one"
         )
     tokens = found.tokens + [f"[PAD{n}]" for n in range(len(found.tokens), vocab_size)]
     types = found.types + [UNUSED] * (len(tokens) - len(found.types))
@@ -101,22 +97,6 @@ def tokenizer_metadata(files: Mapping[str, bytes], vocab_size: int = 0) -> dict[
     }
 
 
-def merges_from_scores(scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Every pair of pieces that joins to a piece, best score first: what sentencepiece does, said
-    as merges.
-
-    Of the pairs that make one piece, the longest left part comes first, as in transformers'
-    converted files.
-    """
-    found = []
-    for piece, score in scores.items():
-        for cut in range(len(piece) - 1, 0, -1):
-            if piece[:cut] in scores and piece[cut:] in scores:
-                found.append((-score, -cut, cut - len(piece), piece[:cut], piece[cut:]))
-    found.sort(key=lambda pair: pair[:3])
-    return [pair[3:] for pair in found]
-
-
 def _from_json(spec: Mapping[str, Any]) -> _Vocabulary:
     model = spec["model"]
     if (
@@ -129,13 +109,15 @@ def _from_json(spec: Mapping[str, Any]) -> _Vocabulary:
     byte_level = '"ByteLevel"' in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
     if not byte_level and not model.get("byte_fallback"):
         raise ValueError(
-            "this BPE tokenizer falls back on no bytes; a GGUF file takes byte-level or sentencepiece BPE"
+            "this BPE tokenizer falls back on no bytes; a GGUF file takes byte-level or "
+            "sentencepiece BPE"
         )
     added = {token["id"]: token for token in spec.get("added_tokens") or []}
     for token in added.values():
         if token.get("lstrip") or token.get("rstrip") or token.get("single_word"):
             raise ValueError(
-                f"token {token['content']!r:.60} takes the blanks beside it, which a GGUF file cannot say"
+                f"token {token['content']!r:.60} takes the blanks beside it, which a GGUF file "
+                "cannot say"
             )
     by_id = {n: token for token, n in model["vocab"].items()} | {
         n: token["content"] for n, token in added.items()
@@ -166,45 +148,10 @@ def _from_json(spec: Mapping[str, Any]) -> _Vocabulary:
     ]
     extra = {
         "pre": "default",
-        "scores": _scores(tokens, types, pairs),
+        "scores": scores_from_merges(tokens, types, pairs),
         "add_space_prefix": _dummy_prefix(spec),
     }
     return _Vocabulary(_with_spaces(tokens, types), types, unk, extra)
-
-
-def _scores(tokens: list[str], types: list[int], pairs: list[tuple[str, ...]]) -> np.ndarray:
-    """float32 [V] that bring the merges back; ValueError where none do, as sentencepiece knows no
-    order of pairs."""
-    pieces = [token for token, kind in zip(tokens, types) if kind == NORMAL]
-    known = set(pieces)
-    pairs = [pair for pair in pairs if "".join(pair) in known and known.issuperset(pair)]
-    made = ["".join(pair) for pair in pairs]
-    last = {piece: n for n, piece in enumerate(made)}
-    # Pieces whose pairs lie in among each other's have one score: runs of spaces have in LLaMA's
-    # vocabulary.
-    scores, starts, end = {}, [], -1
-    for n, piece in enumerate(made):
-        if n > end:
-            starts.append(n)
-        end = max(end, last[piece])
-        scores[piece] = -float(len(starts))
-    scores = {
-        piece: scores.get(piece, -float(len(starts) + n)) for n, piece in enumerate(pieces, 1)
-    }
-    again = merges_from_scores(scores)
-    same = len(again) == len(pairs) and all(
-        again[a:b] == pairs[a:b]
-        or (len(set(made[a:b])) == 1 and set(again[a:b]) == set(pairs[a:b]))
-        for a, b in zip(starts, [*starts[1:], len(pairs)])
-    )
-    if not same:
-        raise ValueError(
-            "its merges are not what a sentencepiece model's scores give, so that a GGUF file cannot hold them; "
-            "use the tokenizer.model"
-        )
-    return np.array(
-        [scores[token] if kind == NORMAL else 0.0 for token, kind in zip(tokens, types)], np.float32
-    )
 
 
 def _dummy_prefix(spec: Mapping[str, Any]) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 
 from research.data.tokenizers.tokenizer import RECORD as TOKENIZER_RECORD
 from research.files import read_json, write_json
-from research.interop.bitsandbytes.read import codes_by_path, open_quantized
+from research.interop.bitsandbytes.matrices import open_quantized
+from research.interop.bitsandbytes.read import codes_by_path
 from research.interop.huggingface.families.table import FAMILIES, describe
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.family import Family
@@ -122,8 +123,10 @@ def _refuse_pickles(folder: Path) -> None:
     ]
     if pickled and not any(folder.glob("model*.safetensors")):
         raise ValueError(
-            f"{folder} has {pickled[0]} and no safetensors; pickled weights are never read, for opening them runs their code: "
-            "load them with transformers and save_pretrained(..., safe_serialization=True) elsewhere"
+            f"{folder} has {pickled[0]} and no safetensors; pickled weights are never read, for "
+            "opening them runs their code: "
+            "load them with transformers and save_pretrained(..., safe_serialization=True) "
+            "elsewhere"
         )
 
 

@@ -43,7 +43,8 @@ def _adapters(
         raise ValueError(f"{module.name} has rank {a.shape[0]}, its config says {rank}")
     if config.dora and by_rows:
         raise ValueError(
-            f"use_dora=True on the table {module.name} is not supported; train it with use_dora=False"
+            f"use_dora=True on the table {module.name} is not supported; train it with "
+            "use_dora=False"
         )
     if by_rows != module.embedding:
         raise ValueError(f"{module.name} has {', '.join(parts)}, which is not how it is used")

@@ -5,7 +5,7 @@ our tree.
     lora_embedding_A [R, V], lora_embedding_B [D, R]                LoRA on a table
     ia3_l [out, 1] or [1, in]                                       IA3 on outputs or inputs
     prompt_embeddings [n, D] or [n, 2 L K H]                        prompt and prefix tuning
-    any other tensor                                                a whole weight: modules_to_save, base_layer
+    any other tensor                                                a whole weight (modules_to_save)
 
 Layers of one stacked weight that have no adapter get one that changes nothing, lower ranks are
 filled up with zeros.
@@ -58,7 +58,8 @@ def read_peft(folder: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tr
     config = read_config(folder)
     if not (folder / f"{STEM}.safetensors").is_file():
         raise ValueError(
-            f"{folder} has no {STEM}.safetensors; pickled adapters are never read: save it again with peft"
+            f"{folder} has no {STEM}.safetensors; pickled adapters are never read: save it again "
+            "with peft"
         )
     tensors = open_safetensors(folder, STEM)
     try:
@@ -139,7 +140,8 @@ def _untied(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
         if c.kind != "decoder":
             kind = family.model_types[0]
             raise ValueError(
-                f"an adapter on {touched.pop()}, which a {kind} uses in several places, is not supported"
+                f"an adapter on {touched.pop()}, which a {kind} uses in several places, is not "
+                "supported"
             )
         c = replace(c, tied=False)
         for held in (parameters, codes):

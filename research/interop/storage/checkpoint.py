@@ -167,11 +167,13 @@ class Checkpoint:
         for path, leaf in wanted.items():
             if path not in self.parameters:
                 raise ValueError(
-                    f"{self.source} has no {path}; it holds {', '.join(list(self.parameters)[:5])}, ..."
+                    f"{self.source} has no {path}; it holds "
+                    f"{', '.join(list(self.parameters)[:5])}, ..."
                 )
             if self.parameters[path].shape != leaf.shape:
                 raise ValueError(
-                    f"{self.source}: {path} is {self.parameters[path].shape}, the model wants {leaf.shape}"
+                    f"{self.source}: {path} is {self.parameters[path].shape}, the model wants "
+                    f"{leaf.shape}"
                 )
         arrays = [
             place_quantized(self.parameters[path], leaf, specs[path].inputs, self.codes.get(path))

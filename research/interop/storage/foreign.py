@@ -186,7 +186,8 @@ def _account(
         if reason is None and original is not None:
             if _digest(tensors.read(actual)) != _digest(parameters[original].read(())):
                 raise ValueError(
-                    f"{actual} is meant to repeat {original} and differs from it; untie them in config.json"
+                    f"{actual} is meant to repeat {original} and differs from it; untie them in "
+                    "config.json"
                 )
             reason = f"repeats {original}"
         if reason is None:

@@ -1,13 +1,15 @@
 """Tiny random models of every family and what transformers computes with them, one .npz each beside
 this file.
 
-    python tests/interop/goldens/make.py [NAME ...]    # torch 2.13, transformers 5.24; imports none of the project
+    python tests/interop/goldens/make.py [NAME ...]
+
+torch 2.13, transformers 5.23 (Gemma: 5.24); imports none of the project.
 
 `Golden` in tests/interop/golden.py reads what is written here:
     config, config_v4   config.json as save_pretrained wrote it, and as transformers 4 would have
     index               model.safetensors.index.json of a sharded checkpoint
     tensor/NAME         a saved tensor; bfloat16/NAME its bits as uint16 where it is bfloat16
-    ids, mask           [B, T], the encoder's where there are two; the second row is padded on the right
+    ids, mask           [B, T], the encoder's where there are two; the second row is padded
     token_types, decoder_ids, lengths [B] of the prompts, greedy [B, 12]
     logits, hidden, pooled, classes    float32, of the model as reloaded from what was saved
     buckets             [2, 600]: T5's bucket of the distances -300..299, for encoder and decoder
@@ -163,7 +165,7 @@ def llama(config=hf.LlamaConfig, theta=10000.0, rope={}, **changes):
 
 
 def gemma(config, **changes):
-    """Norms in 0.5..1.5 once 1 is added, a window shorter than the text, and what `changes` says."""
+    """A window shorter than the text, scores not scaled by the head size, and `changes`."""
     shared = dict(
         num_hidden_layers=4,
         head_dim=8,

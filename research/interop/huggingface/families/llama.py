@@ -67,7 +67,8 @@ def read_rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling]:
         first, *others = new.values()
         if any(other != first for other in others):
             raise ValueError(
-                "config.json has rope_parameters that differ by layer type; one for all layers is supported"
+                "config.json has rope_parameters that differ by layer type; one for all layers is "
+                "supported"
             )
         new = first
     scaling = new or values.get("rope_scaling") or {}
@@ -111,7 +112,8 @@ def _read_window(values: Mapping[str, Any]) -> int:
         )
     if window and len(kinds) > 1:
         raise ValueError(
-            f"config.json mixes the layer types {', '.join(sorted(kinds))}; one for all is supported"
+            f"config.json mixes the layer types {', '.join(sorted(kinds))}; one for all is "
+            "supported"
         )
     return 0 if kinds == {"full_attention"} else window
 

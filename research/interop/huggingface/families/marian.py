@@ -68,7 +68,8 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
     """The config.json. ValueError for a model without the biases that Marian's layers have."""
     if c.attention_bias != "all" or not c.head_bias:
         raise ValueError(
-            "Marian, the one architecture of transformers with the layers of 2017, has biases in attention and head; "
+            "Marian, the one architecture of transformers with the layers of 2017, has biases in "
+            "attention and head; "
             "train with config.model.attention_bias=all and config.model.head_bias=True to export"
         )
     return {

@@ -72,7 +72,8 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
     )
     if feed is None:
         raise ValueError(
-            f"T5 has no layer with {c.activation}, gated={c.gated}; there are {', '.join(_ACTIVATIONS)}"
+            f"T5 has no layer with {c.activation}, gated={c.gated}; there are "
+            f"{', '.join(_ACTIVATIONS)}"
         )
     return {
         "architectures": ["T5ForConditionalGeneration"],
