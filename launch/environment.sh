@@ -1,11 +1,12 @@
 # shellcheck shell=bash
-# For the other scripts: the virtual environment, made where it is missing and brought up to date where it is old.
-# With pip from the standard library's venv; nothing but Python 3.11 or newer has to be there.
+# For the other scripts to source: makes the virtual environment where it is missing, and updates
+# it where it is old. Nothing but Python 3.11 or newer has to be there.
 
 venv=${GRAFT_VENV:-.venv}
 # shellcheck disable=SC2034  # used by the scripts that source this file
 python="$venv/bin/python"
 
+# run COMMAND...: runs it, or prints it under DRY_RUN=1.
 run() {
   if [ -n "${DRY_RUN:-}" ]; then
     printf '%q ' "$@" && echo
@@ -14,7 +15,8 @@ run() {
   fi
 }
 
-# make_environment [EXTRAS]: EXTRAS such as '[test]'. Skips pip where setup.cfg has not changed since the last time.
+# make_environment [EXTRAS]: installs Graft with EXTRAS such as '[test]' into $venv.
+# A copy of setup.cfg is kept for each set of extras, so that pip runs only after a change of it.
 make_environment() {
   local extras=${1:-} stamp
   stamp="$venv/.installed$(printf '%s' "$extras" | tr -dc 'a-z,')"
@@ -30,7 +32,8 @@ make_environment() {
 newest_python() {
   local name
   for name in python3 python3.13 python3.12 python3.11 python; do
-    if command -v "$name" > /dev/null && "$name" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
+    if command -v "$name" > /dev/null &&
+      "$name" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
       echo "$name"
       return
     fi

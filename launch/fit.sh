@@ -1,8 +1,9 @@
 # shellcheck shell=bash
-# For scripts that submit a run elsewhere: read what is to run, and ask whether it fits before anything is paid for.
-# Sourced after environment.sh.
+# For scripts that submit a run elsewhere: reads what is to run, and asks whether it fits before
+# anything is paid for. Source it after environment.sh.
 
-# read_arguments ARGUMENTS...: those of research.train into `recipe` (what fit has to know) and `workdir`.
+# read_arguments ARGUMENTS...: takes the arguments of research.train apart. Sets `recipe` to those
+# that research.fit takes too, and `workdir`.
 read_arguments() {
   recipe=() workdir=
   local argument
@@ -22,11 +23,11 @@ read_arguments() {
   fi
 }
 
-# fit_first TARGET FOLDER: the prediction on standard output and in FOLDER/fit.json. Fails, in fit's own words and with its
-# exit code, where the recipe does not fit (3) or is wrong (2). SKIP_FIT=1 leaves it out.
+# fit_first TARGET FOLDER: prints the prediction and writes it to FOLDER/fit.json. Fails with fit's
+# exit code and error where the recipe does not fit (3) or is wrong (2). SKIP_FIT=1 leaves it out.
 fit_first() {
   [ -z "${SKIP_FIT:-}" ] || return 0
-  # An environment of its own: libtpu beside a run on CUDA, or on the CPU, would be found there.
+  # In an environment apart: JAX would take the libtpu that fit needs for this machine's.
   local venv=${GRAFT_FIT_VENV:-.venv-fit} code=0
   local python="$venv/bin/python"
   make_environment '[fit]'

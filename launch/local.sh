@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Trains on this machine: makes a virtual environment, installs Graft with CPU wheels, runs the main job.
+# Trains on this machine: makes a virtual environment, installs Graft with CPU wheels, and runs the
+# quickstart or what the arguments say.
 #
-#   ./launch/local.sh                                                 the quickstart
-#   ./launch/local.sh --config=configs/quickstart.py --config.train.steps=50 --workdir=runs/short
+#   ./launch/local.sh                                     the quickstart
+#   ./launch/local.sh --config.train.steps=50 --workdir=runs/short
 #
 # Arguments go to research.train; --config and --workdir are added where they are not given.
 # GRAFT_VENV: the environment's folder (.venv). DRY_RUN=1 prints the commands instead.

@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
-# Trains on a SLURM cluster of NVIDIA cards: asks whether the recipe fits, then submits it with sbatch. Run it from the
-# checkout, on a file system that the nodes share.
+# Trains on a SLURM cluster of NVIDIA cards: asks whether the recipe fits, then submits it with
+# sbatch. Run it from the checkout, on a file system that the nodes share.
 #
-#   CARD=h100 NODES=2 CARDS=8 ./launch/slurm.sh --config=configs/pretrain.py:model=llama3_8b --workdir=runs/llama3_8b
+#   CARD=h100 NODES=2 CARDS=8 ./launch/slurm.sh \
+#     --config=configs/pretrain.py:model=llama3_8b --workdir=runs/llama3_8b
 #
-# Arguments go to research.train. A job that is told to end, by its time limit or for another's sake, saves a checkpoint and
-# is queued again, as is one that lost a node (exit code 42); it goes on where it was.
-# CARD: as research.fit spells it. NODES (1) and CARDS of each (8). FIT_TARGET: instead of the target that these make.
-# sbatch takes the rest from its own variables: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, ...
-# GRAFT_VENV, GRAFT_FIT_VENV: environments of the run (.venv) and of fit (.venv-fit). DRY_RUN=1 prints the commands instead.
+# Arguments go to research.train. A job that SLURM ends, at its time limit or for another job, saves
+# a checkpoint and is queued again, as is one that lost a node (exit code 42); it resumes there.
+#
+# CARD            the nodes' cards, as research.fit spells them
+# NODES, CARDS    nodes (1) and cards of each (8)
+# FIT_TARGET      what fit is asked about, instead of the target that these make
+# SBATCH_...      sbatch's own: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT
+# GRAFT_VENV      environment of the run (.venv)
+# GRAFT_FIT_VENV  environment of fit (.venv-fit)
+# DRY_RUN=1       prints the commands instead
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
@@ -22,7 +28,7 @@ if [ -z "${FIT_TARGET:-}" ] && [ -z "${CARD:-}" ] && [ -z "${SKIP_FIT:-}" ]; the
 fi
 shape=$cards
 [ "$nodes" = 1 ] || shape=${nodes}x$cards
-# JAX gives each process of a job that spans nodes one card; within a node one process drives them all.
+# JAX gives each process of a job that spans nodes one card; within a node one process drives all.
 tasks=1
 [ "$nodes" = 1 ] || tasks=$cards
 
@@ -36,8 +42,9 @@ srun $(printf '%q ' "$python" -m research.train "$@")|| code=\$?
 [ \"\$code\" != 42 ] || scontrol requeue \"\$SLURM_JOB_ID\"
 exit \"\$code\""
 submit=(
-  sbatch "--job-name=$(basename "$workdir")" "--nodes=$nodes" "--ntasks-per-node=$tasks" "--gpus-per-node=$cards"
-  --requeue --open-mode=append --signal=TERM@300 "--output=$workdir/slurm-%j.log"
+  sbatch "--job-name=$(basename "$workdir")" "--nodes=$nodes" "--ntasks-per-node=$tasks"
+  "--gpus-per-node=$cards" --requeue --open-mode=append
+  --signal=TERM@300 "--output=$workdir/slurm-%j.log" # five minutes for the last checkpoint
 )
 if [ -n "${DRY_RUN:-}" ]; then
   run "${submit[@]}"

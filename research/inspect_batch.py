@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     console = Console(highlight=False)
     for number in range(ROWS.value):
         row = {name: rows[number] for name, rows in batch.items()}
-        chat = experiment.objective.reads == "conversations"
+        chat = objective.answers_chats
         for line in describe(number, row, corpus.tokenizer, corpus.labels, chat):
             console.print(line, soft_wrap=not console.is_terminal)
     return command.DONE

@@ -1,5 +1,8 @@
 """Meshes and logical axes."""
 
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,6 +123,30 @@ def test_a_batch_its_cache_and_decoding_are_placed_by_the_rules_of_the_config():
     np.testing.assert_allclose(spread[0], alone[0], rtol=1e-6)  # float32 sums over devices
     np.testing.assert_array_equal(spread[1], alone[1])
     np.testing.assert_array_equal(spread[2], alone[2])
+
+
+@pytest.mark.parametrize(
+    ("mesh", "axes", "words"),
+    [
+        ("data:2", {"layers": ("data",)}, "'data', which cannot split 'layers'"),
+        ("fsdp:2", {"vector": ("fsdp",)}, "'fsdp', which cannot split 'vector'"),
+        ("context:2", {"batch": ("context",)}, "axes.batch and axes.length"),
+        ("tensor:2", {"length": ("tensor",)}, "axes.length and axes.vocab"),
+        ("data:2,tensor:4", {"batch": ("data", "tensor")}, "axes.batch and axes.vocab"),
+        ("expert:2", {"embed": ("expert",)}, "axes.batch and axes.embed"),
+        ("fsdp:2", {"mlp": ("fsdp",)}, "'mlp' and 'embed'|'embed' and 'mlp'"),
+    ],
+)
+def test_rules_that_no_step_can_follow_are_refused_before_it(mesh, axes, words):
+    changes = {f"axes.{logical}": names for logical, names in axes.items()}
+    e = experiment("pretrain", "model=llama2_7b,smoke", mesh=mesh, **changes)
+    devices = jax.devices()[: math.prod(parse_mesh(mesh).values())]
+    with pytest.raises(ValueError, match=words) as caught:
+        make_program(e, make_objective(e.objective, load_tokenizer("bytes")), devices)
+    assert "config.axes." in str(caught.value) and "\n" not in str(caught.value)
+    # An axis of size 1 splits nothing, whatever the rules say.
+    alone = dataclasses.replace(e, mesh="")
+    make_program(alone, make_objective(e.objective, load_tokenizer("bytes")))
 
 
 def begin_texts(model, params):

@@ -33,12 +33,14 @@ def site(tmp_path):
     """A machine whose pip, fit, sbatch, srun, scontrol and gcloud note their arguments in
     `calls`."""
     note = 'echo "$(basename "$0") $*" >> "$CALLS"'
-    fit = f'{note}\n[[ "$*" != *research.fit* ]] || {{ echo "10.00 GiB of 4.00 GiB"; exit "${{FIT_CODE:-0}}"; }}'
+    fit = f"""{note}
+[[ "$*" != *research.fit* ]] || {{ echo "10.00 GiB of 4.00 GiB"; exit "${{FIT_CODE:-0}}"; }}"""
     for venv in ("venv", "fit"):
         write_program(tmp_path / venv / "bin" / "python", fit)
     write_program(tmp_path / "bin" / "sbatch", f"{note}\ncat > {tmp_path}/job")
     # The request is new: its slice is there after it was created.
-    gcloud = f'{note}\ncase "$*" in *tpu-vm\\ describe*value*) echo READY ;; *tpu-vm\\ describe*) exit 1 ;; esac'
+    gcloud = f"""{note}
+case "$*" in *tpu-vm\\ describe*value*) echo READY ;; *tpu-vm\\ describe*) exit 1 ;; esac"""
     write_program(tmp_path / "bin" / "gcloud", gcloud)
     write_program(tmp_path / "bin" / "scontrol", note)
     write_program(tmp_path / "bin" / "srun", f'{note}\nexit "${{SRUN_CODE:-0}}"')

@@ -12,6 +12,15 @@ import numpy as np
 from research.training.metrics import read_rows
 from tests.configs import ROOT
 
+CONFIG = """
+from configs import quickstart
+
+def get_config(arg=""):
+    config = quickstart.get_config(arg)
+    config.evals = {"license": {"kind": "perplexity", "text": "LICENSE", "window": 64}}
+    return config
+"""
+
 
 def start(workdir: Path, processes: int, steps: int) -> list[subprocess.Popen]:
     """A smoke run over four devices on so many processes."""
@@ -35,7 +44,7 @@ def start(workdir: Path, processes: int, steps: int) -> list[subprocess.Popen]:
             sys.executable,
             "-m",
             "research.train",
-            f"--config={ROOT}/configs/quickstart.py:smoke",
+            f"--config={workdir.parent}/scored.py:smoke",
         ]
         command += [
             f"--workdir={workdir}",
@@ -57,6 +66,7 @@ def finish(started: list[subprocess.Popen]) -> None:
 
 
 def test_two_processes_are_one(tmp_path):
+    (tmp_path / "scored.py").write_text(CONFIG)
     finish(start(tmp_path / "one", 1, 8))
     finish(start(tmp_path / "two", 2, 4))
     finish(start(tmp_path / "two", 2, 8))  # resumes
@@ -69,10 +79,19 @@ def test_two_processes_are_one(tmp_path):
         # The same devices and examples; only the order of a sum over processes may differ.
         np.testing.assert_allclose(two[step]["loss"], one[step]["loss"], rtol=2e-6)
     evaluations = [
-        row["eval/loss"]
-        for row in read_rows(tmp_path / "two" / "metrics.jsonl")
-        if "eval/loss" in row
+        {
+            row["step"]: row
+            for row in read_rows(tmp_path / name / "metrics.jsonl")
+            if "eval/loss" in row
+        }
+        for name in ("one", "two")
     ]
-    assert len(evaluations) == 2
+    assert all(list(rows) == [4, 8] for rows in evaluations)
+    of_one, of_two = evaluations
+    for step in (4, 8):
+        name = "eval/license/nll_per_token"
+        np.testing.assert_allclose(of_two[step][name], of_one[step][name], rtol=2e-6)
+    # At step 4 one run was at its end and took all held-out data, the other was on its way.
+    np.testing.assert_allclose(of_two[8]["eval/loss"], of_one[8]["eval/loss"], rtol=2e-6)
     provenance = json.loads((tmp_path / "two" / "provenance.json").read_text())
     assert provenance["devices"]["processes"] == 2 and provenance["devices"]["count"] == 4

@@ -38,7 +38,7 @@ def train(workdir: Path, allow_changed: bool = False, **changes) -> int:
 def run(tmp_path_factory) -> Path:
     """A finished run."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    assert train(workdir) == 0
+    assert train(workdir).exit_code == 0
     return workdir
 
 
@@ -105,7 +105,7 @@ def test_a_run_cut_short_and_resumed_is_the_whole_run_bit_for_bit(run, tmp_path)
     workdir = tmp_path / "resumed"
     shutil.copytree(run, workdir)
     shutil.rmtree(workdir / "checkpoints" / "12")
-    assert train(workdir) == 0
+    assert train(workdir).exit_code == 0
     whole, resumed = parameters(run), parameters(workdir)
     for path, leaf in whole.items():
         np.testing.assert_array_equal(
@@ -131,7 +131,7 @@ def test_a_run_resumes_on_another_mesh(run, tmp_path):
     workdir = tmp_path / "moved"
     shutil.copytree(run, workdir)
     shutil.rmtree(workdir / "checkpoints" / "12")
-    assert train(workdir, mesh="fsdp:4,tensor:2") == 0
+    assert train(workdir, mesh="fsdp:4,tensor:2").exit_code == 0
     whole, moved = parameters(run), parameters(workdir)
     for path, leaf in whole.items():
         np.testing.assert_allclose(
@@ -142,7 +142,7 @@ def test_a_run_resumes_on_another_mesh(run, tmp_path):
 def test_a_longer_run_goes_on_where_the_shorter_ended(run, tmp_path):
     workdir = tmp_path / "longer"
     shutil.copytree(run, workdir)
-    assert train(workdir, **{"train.steps": 14}) == 0
+    assert train(workdir, **{"train.steps": 14}).exit_code == 0
     assert [row["step"] for row in read_rows(workdir / "metrics.jsonl") if "loss" in row] == list(
         range(1, 15)
     )

@@ -266,7 +266,7 @@ def test_a_classifier_is_trained_whole_beside_adapters_of_the_encoder(tmp_path):
         "init": str(tmp_path / "bert"),
     }
     e = experiment("finetune", f"task=classification,method=lora,data={data},smoke", **faster)
-    assert train(e, tmp_path / "run", live=False) == 0
+    assert train(e, tmp_path / "run", live=False).exit_code == 0
     assert losses(tmp_path / "run", "eval/accuracy")[-1] > 0.9
     params = opened(tmp_path / "run").params
     assert isinstance(params["layers"]["attention"]["query"], Lora)

@@ -80,7 +80,7 @@ def graft_step(shape: str, dtype: str) -> Callable[[], None]:
     with jax.set_mesh(mesh):
         batch = jax.device_put(batch_of(tokens()))
         params = initialize(jax.random.key(0), specs, "float32", mesh, model.rules)
-        state = jax.jit(lambda: new_state(params, {}, optimizer, 0))()
+        state = jax.jit(lambda: new_state(params, {"base": {}}, optimizer, 0))()
 
     def run() -> None:
         nonlocal state

@@ -27,23 +27,12 @@ def compare(batches: list[int], rounds: int, peers: bool, gguf: str = "") -> lis
     takes part where `gguf` names a file of the model, which should be float32. All contenders take
     turns; medians of `rounds`.
     """
-    if not batches or min(batches) < 1:
-        raise ValueError(f"batches={batches} must be one or more sizes of at least 1")
-    if peers and not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-        raise ValueError(
-            "the peers need torch and transformers; pip install '.[parity]', or pass --nopeers"
-        )
-    if gguf and not importlib.util.find_spec("llama_cpp"):
-        raise ValueError(
-            "--gguf is for llama.cpp; pip install llama-cpp-python, or leave the flag out"
-        )
-    if gguf and not os.path.isfile(gguf):
-        raise ValueError(f"--gguf={gguf} is no file")
-    names = (
-        {OURS: OURS}
-        | ({EAGER: EAGER} if peers else {})
-        | ({LLAMA_CPP: f"{LLAMA_CPP}:{gguf}"} if gguf else {})
-    )
+    check(batches, peers, gguf)
+    names = {OURS: OURS}
+    if peers:
+        names[EAGER] = EAGER
+    if gguf:
+        names[LLAMA_CPP] = f"{LLAMA_CPP}:{gguf}"
     reads = [f"read:{library}" for library in (("jax", "torch") if peers else ("jax",))]
     measured = _take_turns([*names.values(), *reads], sorted(batches), rounds)
     weight_bytes = 4 * sum(
@@ -70,6 +59,22 @@ def compare(batches: list[int], rounds: int, peers: bool, gguf: str = "") -> lis
                 row[f"{phase}_ratio"] = theirs / result[f"{phase}_seconds"] if peers else None
             rows.append(row)
     return rows
+
+
+def check(batches: list[int], peers: bool, gguf: str) -> None:
+    """ValueError for sizes that are none, and for a contender that is not installed."""
+    if not batches or min(batches) < 1:
+        raise ValueError(f"batches={batches} must be one or more sizes of at least 1")
+    if peers and not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        raise ValueError(
+            "the peers need torch and transformers; pip install '.[parity]', or pass --nopeers"
+        )
+    if gguf and not importlib.util.find_spec("llama_cpp"):
+        raise ValueError(
+            "--gguf is for llama.cpp; pip install llama-cpp-python, or leave the flag out"
+        )
+    if gguf and not os.path.isfile(gguf):
+        raise ValueError(f"--gguf={gguf} is no file")
 
 
 def _take_turns(
@@ -108,8 +113,8 @@ def _take_turns(
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as lines for a person."""
     lines = [
-        f"{'batch':>5} {'contender':13} {'prefill tok/s':>13} {'ratio':>6} {'decode tok/s':>12} {'ratio':>6} "
-        f"{'of read':>8} {'peak MB':>8}"
+        f"{'batch':>5} {'contender':13} {'prefill tok/s':>13} {'ratio':>6} {'decode tok/s':>12} "
+        f"{'ratio':>6} {'of read':>8} {'peak MB':>8}"
     ]
     for row in rows:
         ratios = [
@@ -117,15 +122,19 @@ def table(rows: list[dict[str, Any]]) -> str:
             for phase in ("prefill", "decode")
         ]
         lines.append(
-            f"{row['batch']:5} {row['contender']:13} {row['prefill_tokens_per_second']:13.0f} {ratios[0]:>6} "
-            f"{row['decode_tokens_per_second']:12.1f} {ratios[1]:>6} {row['share']:8.0%} {row['peak_bytes'] / 1e6:8.0f}"
+            f"{row['batch']:5} {row['contender']:13} "
+            f"{row['prefill_tokens_per_second']:13.0f} {ratios[0]:>6} "
+            f"{row['decode_tokens_per_second']:12.1f} {ratios[1]:>6} "
+            f"{row['share']:8.0%} {row['peak_bytes'] / 1e6:8.0f}"
         )
     read = max(row["read_bytes_per_second"] for row in rows) / 1e9
     prepared = max(row.get("prepare_seconds", 0) for row in rows)
     lines.append(
-        f"ratio: over transformers, in the same run; of read: share of {read:.0f} GB/s, which reading the weights takes"
+        "ratio: over transformers, in the same run; "
+        f"of read: share of {read:.0f} GB/s, which reading the weights takes"
     )
     lines.append(
-        f"before the first token {OURS} lays out the weights, {prepared:.2f} s a call that no rate counts"
+        f"before the first token {OURS} lays out the weights, {prepared:.2f} s a call "
+        "that no rate counts"
     )
     return "\n".join(lines)

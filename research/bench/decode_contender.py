@@ -167,7 +167,7 @@ def llama_cpp(path: str) -> Run:
         times.append(time.perf_counter())
         return dict(zip(("prefill_seconds", "decode_seconds"), np.diff(times).tolist()))
 
-    run.log = silent  # which the library calls to the end
+    run.log = silent  # ctypes frees a callback that nobody holds, and the library calls it later
     return run
 
 
@@ -190,6 +190,8 @@ def torch_read() -> Run:
 
 
 def _timed(read: Callable) -> Run:
+    """Seconds for each byte of four readings, whatever the batch."""
+
     def run(_: int) -> dict[str, float]:
         start = time.perf_counter()
         for _ in range(4):

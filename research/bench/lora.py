@@ -54,7 +54,8 @@ def compare(
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as lines for a person."""
     lines = [
-        f"{'method':7} {'dtype':9} {'contender':10} {'s/step':>7} {'tokens/s':>9} {'ratio':>6} {'peak MB':>8}"
+        f"{'method':7} {'dtype':9} {'contender':10} {'s/step':>7} {'tokens/s':>9} "
+        f"{'ratio':>6} {'peak MB':>8}"
     ]
     for row in rows:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"

@@ -4,6 +4,7 @@ Weights are random."""
 import sys
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -33,11 +34,10 @@ def graft_step(method: str, dtype: str) -> Callable[[], None]:
     rematerialisation."""
     import jax
 
-    from research.data.corpus import DataConfig
+    from research.data.config import DataConfig
     from research.experiment.config import Experiment, LoggingConfig, TrainConfig
     from research.models.config import Execution
-    from research.objectives.causal_lm import CausalLM
-    from research.objectives.choose import ObjectiveConfig
+    from research.objectives.causal_lm import CausalLM, CausalLMConfig
     from research.parallel.mesh import place_batch
     from research.precision import Precision
     from research.run.program import make_program
@@ -54,7 +54,7 @@ def graft_step(method: str, dtype: str) -> Callable[[], None]:
         QuantizeConfig("nf4" if method == "qlora" else ""),
         Execution(),
         Precision(compute=dtype),
-        ObjectiveConfig(),
+        CausalLMConfig(),
         DataConfig(sequence_length=LENGTH, batch_size=BATCH),
         OptimizerConfig(clip_norm=None, weight_decay=0.0),
         TrainConfig(),
@@ -80,43 +80,9 @@ def peft_step(method: str, dtype: str) -> Callable[[], None]:
     in `dtype`, or in bitsandbytes' NF4 with products in `dtype`."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import (
-        AutoModelForCausalLM,
-        BitsAndBytesConfig,
-        LlamaConfig,
-        LlamaForCausalLM,
-    )
 
-    c = PRESETS[PRESET]
-    torch.manual_seed(0)
-    own = getattr(torch, dtype)
-    config = LlamaConfig(
-        vocab_size=c.vocab_size,
-        hidden_size=c.d_model,
-        intermediate_size=c.d_ff,
-        num_hidden_layers=c.layers,
-        num_attention_heads=c.heads,
-        num_key_value_heads=c.kv_heads,
-        max_position_embeddings=c.max_length,
-        rope_theta=c.rope_theta,
-        tie_word_embeddings=True,
-        use_cache=False,
-    )
-    model = LlamaForCausalLM(config).to(own)
-    if method == "qlora":
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            four = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=own,
-            )
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, quantization_config=four, dtype=own, device_map="cpu"
-            )
     model = get_peft_model(
-        model,
+        _base(method, getattr(torch, dtype)),
         LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -130,6 +96,48 @@ def peft_step(method: str, dtype: str) -> Callable[[], None]:
 
     run()
     return run
+
+
+def _base(method: str, dtype: Any) -> Any:
+    """The Hugging Face model in a torch type, or in NF4 with products in that type."""
+    import torch
+    from transformers import (
+        AutoModelForCausalLM,
+        BitsAndBytesConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
+
+    c = PRESETS[PRESET]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=c.vocab_size,
+        hidden_size=c.d_model,
+        intermediate_size=c.d_ff,
+        num_hidden_layers=c.layers,
+        num_attention_heads=c.heads,
+        num_key_value_heads=c.kv_heads,
+        max_position_embeddings=c.max_length,
+        rope_theta=c.rope_theta,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    model = LlamaForCausalLM(config).to(dtype)
+    if method != "qlora":
+        return model
+    # bitsandbytes quantizes what it loads, so the random weights go through a folder.
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        four = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=four, dtype=dtype, device_map="cpu"
+        )
+    return model
 
 
 if __name__ == "__main__":

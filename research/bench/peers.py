@@ -71,9 +71,8 @@ def nanogpt_step(folder: str, dtype: str, compiled: bool, rows: np.ndarray) -> C
 
     c = SHAPES["gpt2"]
     torch.manual_seed(0)
-    with contextlib.redirect_stdout(
-        sys.stderr
-    ):  # it prints, and standard output carries the answers
+    # It prints, and standard output carries the answers.
+    with contextlib.redirect_stdout(sys.stderr):
         model = GPT(
             GPTConfig(
                 block_size=LENGTH,
@@ -96,6 +95,7 @@ def nanogpt_step(folder: str, dtype: str, compiled: bool, rows: np.ndarray) -> C
 
 
 def _torch_step(loss: Callable[[], Any], optimizer: Any, dtype: str) -> Callable[[], None]:
+    """A step of torch by a function of the loss, run once so that all is compiled."""
     import torch
 
     def run() -> None:

@@ -36,9 +36,9 @@ def compare(
             )
         if "gpt2" not in shapes:
             raise ValueError(f"--{peer} is timed on the shape gpt2; add it to --shapes")
-    needed = (
-        ("torch", "transformers") if transformers else ("torch",) if "nanogpt" in checkouts else ()
-    )
+    needed: tuple[str, ...] = ("torch",) if "nanogpt" in checkouts else ()
+    if transformers:
+        needed = ("torch", "transformers")
     if not all(importlib.util.find_spec(name) for name in needed):
         raise ValueError(
             "the peers need torch and transformers; pip install '.[parity]', or pass --nopeers"
@@ -100,15 +100,15 @@ def rows(
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as lines for a person."""
     lines = [
-        f"{'shape':6} {'dtype':9} {'contender':22} {'s/step':>7} {'tokens/s':>9} {'ratio':>6} {'Graft to it':>11} "
-        f"{'of GEMM':>8} {'peak MB':>8}"
+        f"{'shape':6} {'dtype':9} {'contender':22} {'s/step':>7} {'tokens/s':>9} {'ratio':>6} "
+        f"{'Graft to it':>11} {'of GEMM':>8} {'peak MB':>8}"
     ]
     for row in rows:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         lines.append(
             f"{row['shape']:6} {row['dtype']:9} {row['contender']:22} {row['seconds']:7.3f} "
-            f"{row['tokens_per_second']:9.0f} {ratio:>6} {row['graft_ratio']:11.2f} {row['share']:8.0%} "
-            f"{row['peak_bytes'] / 1e6:8.0f}"
+            f"{row['tokens_per_second']:9.0f} {ratio:>6} {row['graft_ratio']:11.2f} "
+            f"{row['share']:8.0%} {row['peak_bytes'] / 1e6:8.0f}"
         )
     lines.append(
         "ratio: tokens per second over those of transformers under torch.compile, in the same run"

@@ -35,7 +35,8 @@ class Contender:
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(
-                f"contender {self.name} ended with exit code {self.process.wait()}; its errors are above"
+                f"contender {self.name} ended with exit code {self.process.wait()}; "
+                "its errors are above"
             )
         return json.loads(line)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from research.data.chat import ChatEncoder
 from research.data.chat_windows import PackedConversations
+from research.data.config import DataConfig
 from research.data.documents import Documents, UnreadableRecord, digest
 from research.data.labelled import LabelledTexts, Labels, label_names
 from research.data.mixture import Mixture, mixture_provenance, open_mixture
@@ -22,44 +23,6 @@ from research.downloads.cache import Damaged, built, cache_directory
 TRAINING_CHARACTERS = (
     32 * 1024 * 1024
 )  # what a tokenizer is trained on; more text changes few merges
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """What a run reads.
-
-    `source` is "stdlib", "shakespeare", "alpaca" (conversations), a local file or folder,
-    "tfds:NAME", or several with weights ("stdlib:0.7,shakespeare:0.3"). `tokenizer` is "bytes",
-    "gpt2", "bpe:VOCAB" or "sentencepiece:VOCAB" (trained on the train part), or a file or folder;
-    empty is that of the checkpoint `config.init`. `chat_template` is the file of one to use instead
-    of the tokenizer's. The batch is global; `batch_size_per_device` is the alternative to it, 0 is
-    unset.
-    """
-
-    source: str = "stdlib"
-    tokenizer: str = "bpe:8192"
-    chat_template: str = ""
-    sequence_length: int = 1024
-    batch_size: int = 32
-    batch_size_per_device: int = 0
-    max_bad_records: int = 100
-    threads: int = 2
-
-    def __post_init__(self):
-        if self.sequence_length < 2:
-            raise ValueError(f"data.sequence_length={self.sequence_length} must be at least 2")
-        if bool(self.batch_size) == bool(self.batch_size_per_device):
-            raise ValueError(
-                f"data.batch_size={self.batch_size} and data.batch_size_per_device={self.batch_size_per_device}: "
-                "set exactly one, the other to 0"
-            )
-        for field in ("batch_size", "batch_size_per_device", "max_bad_records", "threads"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"data.{field}={getattr(self, field)} must not be negative")
-
-    def global_batch(self, devices: int) -> int:
-        """Rows of a batch over all devices."""
-        return self.batch_size or self.batch_size_per_device * devices
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,39 @@
-"""The backend that a program is for, and how the CPU's is kept from fusing what should stand
-apart."""
+"""The device that a program is for, present or not: what it multiplies, which kernels run on it,
+and how the CPU's compiler is kept from fusing what should stand apart."""
 
 import jax
+import jax.numpy as jnp
 from jax import lax
+
+from research.devices.table import capability, fast_types
 
 
 def platform() -> str:
-    """The platform that the program is for: that of the mesh's devices, present or not, else the
-    default backend's."""
+    """ "tpu", "gpu" or "cpu": the platform of the mesh's devices, else the default backend's."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
-# Of compute capability 7, for which Triton makes no code any more.
-_BEFORE_AMPERE = (
-    "Tesla V100",
-    "Tesla T4",
-    "Quadro RTX",
-    "NVIDIA GeForce RTX 20",
-    "NVIDIA TITAN RTX",
-)
-
-
 def before_triton() -> str | None:
-    """The name of the card that the program is for, if Triton's kernels do not run on it."""
+    """The name of the mesh's card, if Triton makes no code for it: it wants compute capability
+    8.0."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     kind = "" if device is None else device.device_kind
-    return kind if kind.startswith(_BEFORE_AMPERE) else None
+    known = capability(kind)
+    return kind if known is not None and known < (8, 0) else None
+
+
+def multiplies(dtype: jnp.dtype) -> bool:
+    """Whether the device has a product of this 8-bit type that is worth quantizing activations
+    for.
+
+    A CPU counts as having both: neither is fast there, but it shows what accelerators compute.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    if device.device_kind == "cpu":
+        return True
+    kind = "float8" if jnp.issubdtype(dtype, jnp.floating) else "int8"
+    return kind in fast_types(device.device_kind)
 
 
 def barrier(arrays):

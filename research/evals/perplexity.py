@@ -9,10 +9,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from research.data.tokenizers import Tokenizer
 from research.models.model import Model, forward
 from research.ops.loss import cross_entropy
+from research.parallel.axes import parts
+from research.parallel.mesh import batch_sharding
 from research.tree import Tree
 
 _LOGITS = 2**25  # of a batch, 128 MiB in float32
@@ -50,8 +53,8 @@ def score_text(
     window: int,
     stride: int | None = None,
 ) -> Score:
-    """Every token of the text, the first one after the token that begins a text, or ends the one
-    before."""
+    """The score of every token of a text. The first follows the token that begins a text, or for a
+    tokenizer without one the token that ends a text. ValueError for an empty text."""
     if not text:
         raise ValueError("the text is empty; give one with at least a character")
     first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
@@ -65,21 +68,34 @@ def score_ids(
 ) -> Score:
     """Every id but the first, [N], given those before it in a window of `window` tokens.
 
-    A window starts every `stride` tokens (None: every `window`) and counts the tokens that no
-    earlier one has, so each counts once; a shorter stride gives more of them a long past, at the
-    price of computing more. ValueError for ids that are not the model's, and for windows beyond its
-    positions.
+    A window starts every `stride` tokens (None: every `window`) and scores the tokens that no
+    earlier window has, so each counts once. A shorter stride gives more tokens a long context and
+    costs more computation. ValueError for ids outside the vocabulary, and for windows that are
+    longer than the model's positions.
     """
     stride = window if stride is None else stride
     _check(model, ids, window, stride)
+    mesh = jax.sharding.get_mesh()
     rows = max(
         1, min(16, _LOGITS // (window * model.config.vocab_size), -(-(len(ids) - 1) // stride))
     )
+    if not mesh.empty:  # rows that the devices can split between them
+        split = parts("batch", mesh, model.rules)
+        rows = -(-rows // split) * split
     total = 0.0
     for batch in _batches(ids, window, stride, rows):
-        nll_BT = np.asarray(_nll(params, batch, model=model), np.float64)
+        placed = batch if mesh.empty else _place(batch, mesh, model)
+        nll_BT = np.asarray(_nll(params, placed, model=model), np.float64)
         total += float(nll_BT.sum())
     return Score(total, len(ids) - 1, None)
+
+
+def _place(batch: dict[str, np.ndarray], mesh: Mesh, model: Model) -> dict[str, jax.Array]:
+    """A batch that every process has whole, split over the mesh."""
+    return {
+        name: jax.device_put(rows, batch_sharding(rows.shape, mesh, model.rules))
+        for name, rows in batch.items()
+    }
 
 
 @partial(jax.jit, static_argnames="model")
@@ -87,7 +103,10 @@ def _nll(params: Tree, batch: dict[str, jax.Array], *, model: Model) -> jax.Arra
     """Nats of each counted token, float32 [B, T], 0 elsewhere."""
     fields = {name: batch[name] for name in ("inputs", "segments", "positions")}
     _, nll_BT = cross_entropy(forward(model, params, fields), batch["targets"])
-    return jnp.where(batch["counted"], nll_BT, 0)
+    counted_BT = jnp.where(batch["counted"], nll_BT, 0)
+    mesh = jax.sharding.get_abstract_mesh()
+    # Whole on every device, so that every process can read all of it.
+    return counted_BT if mesh.empty else jax.reshard(counted_BT, PartitionSpec())
 
 
 def _batches(
@@ -125,7 +144,8 @@ def _check(model: Model, ids: np.ndarray, window: int, stride: int) -> None:
         )
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or len(ids) < 2:
         raise ValueError(
-            f"ids are {ids.dtype} of shape {ids.shape}; wanted two or more integers in one dimension"
+            f"ids are {ids.dtype} of shape {ids.shape}; "
+            "wanted two or more integers in one dimension"
         )
     if ids.min() < 0 or ids.max() >= c.vocab_size:
         raise ValueError(
@@ -135,5 +155,6 @@ def _check(model: Model, ids: np.ndarray, window: int, stride: int) -> None:
         raise ValueError(f"window={window} must be positive, and stride={stride} in 1..{window}")
     if c.position == "learned" and window > c.max_length:
         raise ValueError(
-            f"window={window} is over the model's {c.max_length} positions; set a window of at most that"
+            f"window={window} is over the model's {c.max_length} positions; "
+            "set a window of at most that"
         )

@@ -44,9 +44,10 @@ def compare(
     ids: np.ndarray,
     window: int,
 ) -> tuple[Score, dict[str, Comparison]]:
-    """The original's score and each changed model's comparison with it, over ids [N] but the first,
-    each given those before it in its window of so many tokens; what does not fill a window is left
-    out.
+    """(the original's score, the comparison of each changed model with it).
+
+    Predicts every id of [N] but the first from those before it in its window of `window` tokens;
+    ids at the end that do not fill a window are left out.
 
     ValueError for ids that do not fill one, and for a model that is no decoder.
     """
@@ -76,9 +77,8 @@ def compare(
 @partial(jax.tree_util.register_dataclass, data_fields=["base"], meta_fields=[])
 @dataclass(frozen=True)
 class RoundedInputs:
-    """What `DynamicQuantized` computes where the chip multiplies 8-bit numbers, on any chip: the
-    inputs are quantized, and the products of the codes are those of the numbers that they stand
-    for."""
+    """Computes on any chip what `DynamicQuantized` does where the chip multiplies 8-bit numbers:
+    inputs are rounded to 8 bits for each token, then multiplied as floats."""
 
     base: Quantized
 
@@ -116,7 +116,8 @@ def round_inputs(params: tree.Tree) -> tree.Tree:
             return leaf
         if FORMATS[leaf.format].bits != 8 or leaf.group != math.prod(leaf.inputs):
             raise ValueError(
-                f"{name} is {leaf.format} in groups of {leaf.group}; --activations wants 8 bits and no --group"
+                f"{name} is {leaf.format} in groups of {leaf.group}; "
+                "--activations wants 8 bits and no --group"
             )
         return RoundedInputs(leaf)
 
@@ -163,7 +164,8 @@ def _windows(
         )
     if not count:
         raise ValueError(
-            f"{len(ids)} tokens do not fill a window of {window}; give more text or a shorter window"
+            f"{len(ids)} tokens do not fill a window of {window}; "
+            "give more text or a shorter window"
         )
     rows = max(1, min(count, _LOGITS // (window * model.config.vocab_size)))
     cut = (

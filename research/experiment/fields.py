@@ -66,13 +66,11 @@ def refuse_unknown(where: str, values: Mapping[str, Any], known: Mapping[str, An
 
 
 def nearest(name: str, known: Mapping[str, Any]) -> str:
-    """The end of an error line: the known name most like this one, and all of them where they are few."""
+    """The end of an error line: the known name most like this one, and all of them where they are
+    few."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return (
-        f"the nearest is {near[0]!r}; there are {', '.join(known)}"
-        if len(known) < 20
-        else f"the nearest is {near[0]!r}"
-    )
+    all_names = f"; there are {', '.join(known)}" if len(known) < 20 else ""
+    return f"the nearest is {near[0]!r}{all_names}"
 
 
 def defaults(kind: type) -> dict[str, Any]:
@@ -84,6 +82,7 @@ def defaults(kind: type) -> dict[str, Any]:
         if getattr(plain, f.name) is None
         else getattr(plain, f.name)
         for f in dataclasses.fields(kind)
+        if f.init
     }
 
 
@@ -107,13 +106,14 @@ def placeholders(kind: type) -> dict[str, Any]:
     }
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"data.batch_size": 16, ...} of nested dictionaries; an empty one is a value."""
-    flat = {}
-    for name, value in values.items():
-        flat |= (
-            flatten(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping) and value
-            else {f"{prefix}{name}": value}
-        )
-    return flat
+def may_change(kind: type, path: str) -> bool:
+    """Whether a resumed run may change the field at "section.name": the field, or a section it is
+    in, has {"resume": True} for its metadata."""
+    name, _, rest = path.partition(".")
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    if name not in known:
+        return False
+    if known[name].metadata.get("resume"):
+        return True
+    section = get_type_hints(kind)[name]
+    return bool(rest) and dataclasses.is_dataclass(section) and may_change(section, rest)

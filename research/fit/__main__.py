@@ -1,4 +1,6 @@
-"""Does it fit?  python -m research.fit --config=configs/finetune.py:model=llama3_8b,method=qlora --target=h100:1 --json
+"""Does it fit?
+
+python -m research.fit --config=configs/finetune.py:model=llama3_8b,method=qlora --target=h100:1
 
 Compiles the train step of a config for hardware that is not here and tells the memory that a device
 needs and what bounds its speed. Several targets with commas: --target=v5e:4x4,v6e:4x4,h100:8.
@@ -16,6 +18,7 @@ from research.experiment.config import Experiment
 from research.fit.answer import DOES_NOT_FIT, TIME_LIMIT, answer, record
 from research.fit.page import write_page
 from research.fit.report import GIB, Fit
+from research.fit.table import table
 from research.fit.targets import Target, parse_targets
 from research.parallel.axes import merge_rules
 from research.run.resolve import from_config
@@ -60,7 +63,8 @@ def main(arguments: list[str]) -> int:
     """Reads the flags, asks, and tells; the exit code."""
     if arguments:
         raise ValueError(
-            f"unexpected argument {arguments[0]!r}; flags are --config, --target and --config.FIELD=VALUE"
+            f"unexpected argument {arguments[0]!r}; "
+            "flags are --config, --target and --config.FIELD=VALUE"
         )
     config = command.read_config(CONFIG)
     if not TARGET.value:
@@ -75,7 +79,8 @@ def main(arguments: list[str]) -> int:
     ]
     if alone and len(targets) > 1:
         raise ValueError(
-            f"--{alone[0]} is for one target, --target={TARGET.value!r} names {len(targets)}; give one"
+            f"--{alone[0]} is for one target, --target={TARGET.value!r} names {len(targets)}; "
+            "give one"
         )
     if SEARCH.value:
         from research.fit.search import search
@@ -108,7 +113,7 @@ def _tell(experiment: Experiment, targets: list[Target]) -> int:
         values = [fit.to_json() for fit in fits]
         print(json.dumps(values if len(values) > 1 else values[0]))
     else:
-        print("\n\n".join(fit.table() for fit in fits))
+        print("\n\n".join(table(fit) for fit in fits))
         for target, fit in zip(targets, fits):
             if not fit.fits and fit.step == "train":
                 _advise(experiment, target, fit)
@@ -123,12 +128,13 @@ def _advise(experiment: Experiment, target: Target, fit: Fit) -> None:
     for settings, guess in changes(experiment, target):
         if guess.total <= fit.capacity:
             print(
-                f"{target.name}: the smallest change that would fit, by estimate: {spelt(settings)} "
-                f"({guess.total / GIB:.2f} GiB); --search compiles it"
+                f"{target.name}: the smallest change that would fit, by estimate: "
+                f"{spelt(settings)} ({guess.total / GIB:.2f} GiB); --search compiles it"
             )
             return
     print(
-        f"{target.name}: no single change would make it fit, by estimate; --search tries them together"
+        f"{target.name}: no single change would make it fit, by estimate; "
+        "--search tries them together"
     )
 
 

@@ -1,15 +1,10 @@
 """A Fit asked for: from the cache, or measured in a process of its own with a time limit and its
-progress shown.
-
-from research.fit.answer import refuse_unless_it_fits
-refuse_unless_it_fits(experiment, "v5p:4x4x4", workdir)     what asks before it submits a run calls this
-"""
+progress shown."""
 
 import os
 from dataclasses import replace
 from pathlib import Path
 
-from research.command import Stop
 from research.experiment.config import Experiment
 from research.files import write_json
 from research.fit import cache
@@ -22,10 +17,6 @@ RECORD = "fit.json"
 DOES_NOT_FIT = 3  # the exit code
 
 
-class DoesNotFit(Stop):
-    """A run that no device of its target has the memory for."""
-
-
 def answer(
     experiment: Experiment,
     target: str,
@@ -35,7 +26,7 @@ def answer(
     step: str = "train",
     time_limit: float = TIME_LIMIT,
 ) -> Fit:
-    """What `research.fit.report.measure` says, kept between calls; nothing is compiled in this
+    """What `research.fit.measure.measure` says, kept between calls; nothing is compiled in this
     process.
 
     Progress goes to standard error. ValueError for what a user can mend, the time limit (seconds)
@@ -53,19 +44,6 @@ def answer(
         cache.keep(key, program, fit)
     capacity = known if capacity_bytes is None else capacity_bytes
     return replace(fit, capacity=capacity, price_per_hour=price_per_hour)
-
-
-def refuse_unless_it_fits(
-    experiment: Experiment, target: str, workdir: str | os.PathLike | None = None
-) -> Fit:
-    """The prediction for a run that is about to be submitted, written down in its directory;
-    `DoesNotFit`, with what it takes and what there is, for one that cannot run."""
-    fit = answer(experiment, target)
-    if workdir is not None:
-        record(fit, workdir)
-    if not fit.fits:
-        raise DoesNotFit(DOES_NOT_FIT, f"not submitted: {fit.table()}")
-    return fit
 
 
 def record(fit: Fit, workdir: str | os.PathLike) -> None:

@@ -24,11 +24,7 @@ from research.fit.report import Fit
 
 COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "jax-cuda13-pjrt")
 LIBRARIES = (*COMPILERS, "flax", "optax")  # what a program is traced through
-READERS = (
-    "fit",
-    "devices",
-    "training/flops.py",
-)  # what makes a Fit of a compiled program
+READERS = ("fit", "devices", "training/flops.py")  # what makes a Fit of a compiled program
 # What the compilers and JAX read from the environment; how many fake CPU devices there are is the
 # target's to say.
 SETTINGS = (
@@ -55,6 +51,7 @@ def recall(key: str) -> Fit | None:
     """What `keep` was given under either key; None where there is nothing, or something damaged."""
     try:
         entry = read_json(_file(key))
+        # A question's entry only names the program, which others may share.
         if "program" in entry:
             entry = read_json(_file(entry["program"]))
         return Fit.from_json(entry["fit"])
@@ -81,6 +78,7 @@ def folder() -> Path:
 def settings() -> dict[str, str]:
     """The variables of `SETTINGS` that are set, as a compile in a process of its own sees them."""
     found = {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    # Tests and trials set this flag for their own CPU devices; it changes no compile.
     flags = re.sub(
         r"--xla_force_host_platform_device_count=\S*", "", found.pop("XLA_FLAGS", "")
     ).split()

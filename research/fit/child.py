@@ -1,5 +1,5 @@
-"""A process of its own for a compile: a compiler can crash, hang or take all memory, and then it
-costs that process alone.
+"""A compile in a process of its own: when a compiler crashes, hangs or takes all memory, only that
+process is lost.
 
 The parent writes the question as one JSON line on the child's standard input and leaves it open:
 when it closes, for whatever reason, the child ends. The child answers in JSON lines on its standard
@@ -28,14 +28,14 @@ from research.command import BUG, Stop
 from research.experiment.config import from_json
 from research.files import write_text
 from research.fit import cache
-from research.fit.report import Fit, measure
+from research.fit.measure import measure
+from research.fit.report import Fit
 from research.fit.targets import parse_target
 from research.training.progress import clock_time, printable
 
 TICK = 0.5  # seconds between two looks at the clock
-PLAIN_INTERVAL = (
-    60.0  # seconds between lines of a stage that lasts, where a line cannot be rewritten
-)
+# seconds between lines of a stage that lasts, where a line cannot be rewritten
+PLAIN_INTERVAL = 60.0
 COMMAND = (sys.executable, "-P", "-m", "research.fit.child")
 # The compiler's last words, among much that is not: a fatal line of absl's log, or the C++
 # runtime's.
@@ -56,16 +56,13 @@ class Progress:
 
     def __init__(self, target: str, stream: TextIO | None = None):
         self._target, self._stream = target, stream or sys.stderr
-        self._live = self._stream.isatty() and os.environ.get("TERM", "") not in (
-            "",
-            "dumb",
-            "unknown",
-        )
+        named = os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+        self._live = self._stream.isatty() and named
         self._began = self._printed = time.monotonic()
         self._stage = ""
 
     def show(self, stage: str) -> None:
-        """To be called whenever time has passed."""
+        """Shows the stage, or that it still lasts; to be called every few seconds."""
         now = time.monotonic()
         if not self._live and stage == self._stage and now - self._printed < PLAIN_INTERVAL:
             return
@@ -79,13 +76,15 @@ class Progress:
         )
 
     def close(self) -> None:
-        """Leaves nothing on a terminal."""
+        """Clears the line of a terminal."""
         if self._live:
             print("\r\033[K", end="", file=self._stream, flush=True)
 
 
 def measure_in_a_child(question: dict[str, Any], time_limit: float) -> tuple[Fit, str]:
-    """(a Fit, the key of its program) for {"experiment", "target", "step"}, of a new process.
+    """Asks a new process; (its Fit, the cache's key of the program).
+
+    `question` has "experiment" (as `Experiment.to_json`), "target" and "step".
 
     ValueError for what the child refuses and at the time limit (seconds); `CompilerFailed` for any
     other end.
@@ -98,7 +97,7 @@ def measure_in_a_child(question: dict[str, Any], time_limit: float) -> tuple[Fit
             stdout=subprocess.PIPE,
             stderr=log,
             env=_environment(),
-            start_new_session=True,
+            start_new_session=True,  # a group that can be killed with all its children
         )
         try:
             child.stdin.write(json.dumps(question).encode() + b"\n")
@@ -116,7 +115,7 @@ def measure_in_a_child(question: dict[str, Any], time_limit: float) -> tuple[Fit
 
 
 def _listen(child: subprocess.Popen, target: str, time_limit: float) -> dict[str, Any]:
-    """The last thing the child says, {} where it ends without; shows the stages on the way."""
+    """The child's answer, {} where it ends without one; shows the stages on the way."""
     progress, stage, ends = Progress(target), "starting", time.monotonic() + time_limit
     try:
         for line in _lines(child.stdout, ends):
@@ -128,7 +127,8 @@ def _listen(child: subprocess.Popen, target: str, time_limit: float) -> dict[str
             progress.show(stage)
     except TimeoutError:
         raise TookTooLong(
-            f"{target}: no answer in {time_limit:g} s, the last stage was {stage}; set --time_limit=SECONDS to wait longer"
+            f"{target}: no answer in {time_limit:g} s, the last stage was {stage}; "
+            "set --time_limit=SECONDS to wait longer"
         ) from None
     finally:
         progress.close()
@@ -136,8 +136,8 @@ def _listen(child: subprocess.Popen, target: str, time_limit: float) -> dict[str
 
 
 def _nothing(child: subprocess.Popen) -> dict[str, Any]:
-    """What a child has said that closed its streams; it has a moment to be gone, with an exit code
-    of its own."""
+    """The answer of a child that closed its output without one: {}. Waits a moment for it to end,
+    so that it has an exit code of its own and not that of being killed."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(10)
     return {}
@@ -172,16 +172,17 @@ def _end(child: subprocess.Popen) -> None:
 
 
 def _failure(target: str, code: int, log: BinaryIO) -> CompilerFailed:
-    """What became of a child without an answer, in one line; all that it said is kept in a file,
-    named in the line."""
+    """The error of a child that gave no answer, in one line. Its log is kept in a file that the
+    line names."""
     log.seek(0)
     text = log.read().decode(errors="replace")
     if code == -signal.SIGKILL:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         return CompilerFailed(
             BUG,
-            f"{target}: the compiler was killed, most likely for want of memory (this machine has {memory:.1f} GiB); "
-            "close other programs, compile fewer layers, or take a larger machine",
+            f"{target}: the compiler was killed, most likely for want of memory "
+            f"(this machine has {memory:.1f} GiB); close other programs, "
+            "compile fewer layers, or take a larger machine",
         )
     ended = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"failed (exit code {code})"
     return CompilerFailed(
@@ -196,6 +197,7 @@ def _last_words(text: str) -> str:
 
 
 def _kept(target: str, text: str) -> str:
+    """Writes a log beside the cache; where it is, in words, "" where it cannot be written."""
     file = cache.folder() / f"failed-{target.replace(':', '-')}.log"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -206,8 +208,8 @@ def _kept(target: str, text: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """The child's: nothing is run there, so that no accelerator is looked for; and this very
-    package is found first."""
+    """The child's environment: on the CPU, for nothing is run there, and with this very package
+    first on its path."""
     root = str(Path(research.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     # A program that comes from JAX's own cache has no memory analysis.
@@ -257,6 +259,7 @@ def _measure(question: dict[str, Any], tell: Callable[[str], None]) -> tuple[Fit
 
 
 def _end_with_the_parent() -> None:
+    """Ends the process when its standard input closes, however the parent ended."""
     while os.read(0, 1):
         pass
     os._exit(1)

@@ -41,24 +41,18 @@ def trace(program: Program) -> jax.stages.Traced:
 
 def plan(experiment: Experiment, target: Target) -> Program:
     """The program of an experiment on a target's devices."""
-    return make_program(experiment, _objective(experiment), target.devices())
+    return make_program(experiment, objective_without_data(experiment), target.devices())
 
 
 def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch's shapes, types and shardings."""
     length = program.objective.window_length(program.experiment.data.sequence_length)
-    names = [
-        "tokens",
-        "segments",
-        "positions",
-        "assistant",
-    ]  # of texts and conversations; of pairs:
-    names += [
-        f"{side}{what}"
-        for side in ("inputs", "targets")
-        for what in ("", "_segments", "_positions")
-    ]
-    window = {**{name: np.ones(length, np.int32) for name in names}, "label": np.zeros(1, np.int32)}
+    # A window of any kind of data: of texts, of conversations and of pairs.
+    names = ["tokens", "segments", "positions", "assistant"]
+    for side in ("inputs", "targets"):
+        names += [side, f"{side}_segments", f"{side}_positions"]
+    window = {name: np.ones(length, np.int32) for name in names}
+    window["label"] = np.zeros(1, np.int32)
     example = program.objective.example(window, np.random.default_rng(0))
     placed = {}
     for name, row in example.items():
@@ -68,18 +62,17 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     return placed
 
 
-def _objective(experiment: Experiment) -> Objective:
-    """The objective without a tokenizer: the ids of special tokens are constants of the data, not
-    of the step."""
+def objective_without_data(experiment: Experiment) -> Objective:
+    """The objective as a step knows it, without the tokenizer that makes its data: the ids of
+    special tokens are constants of the data."""
     vocab_size = experiment.model.vocab_size
-    ids = dict(
+    tokenizer = SimpleNamespace(
         bos_id=0,
         eos_id=1,
         pad_id=2,
         mask_id=3,
         sentinel_ids=tuple(range(4, 104)),
         vocab_size=vocab_size,
+        word_starts=[True] * vocab_size,
     )
-    return make_objective(
-        experiment.objective, SimpleNamespace(**ids, word_starts=[True] * vocab_size)
-    )
+    return make_objective(experiment.objective, tokenizer)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research.experiment.config import Experiment
-from research.fit.targets import Target, parse_target
+from research.fit.targets import Target
 from research.infer.decode_layout import prepare
 from research.infer.sampling import SamplingConfig
 from research.infer.steps import Writing, advance, chunk_size, empty
@@ -21,7 +21,6 @@ from research.models.model import Model
 from research.models.spec import abstract
 from research.parallel.axes import merge_rules
 from research.parallel.mesh import make_mesh
-from research.run.resolve import from_config
 from research.training.state import device_bytes
 from research.tree import Tree
 from research.tuning.method import split_specs
@@ -32,13 +31,12 @@ _STOPS = 8  # ids that end a text; generation pads them to such sizes
 
 @dataclass(frozen=True)
 class Decode:
-    """Everything that generation's loop is called with, as shapes and shardings; `length` tokens a
-    row are cached.
+    """Everything that generation's loop is called with, as shapes and shardings.
 
-    `params` are those that the loop is given: in the compute type or as codes, adapters attached,
-    on a single CPU device turned (`turned.prepare`, which keeps the others too, to read prompts
-    with). Generation itself allocates `steps.bucket(length)` slots for a power of two of rows,
-    which is this where both are such numbers already.
+    `length` tokens of each row are in the cache. `params` are in the compute type or as codes, with
+    adapters attached, and laid out as `research.infer.decode_layout.prepare` does it. Generation
+    itself keeps the original layout too, to read prompts with, and rounds rows and slots up to
+    `steps.bucket` sizes; here they are taken as given.
     """
 
     model: Model
@@ -64,18 +62,20 @@ class Decode:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the cache on one device; the encoder's keys and values of an encoder-decoder are
-        of it."""
+        """Bytes of the cache on one device, with the encoder's keys and values of an
+        encoder-decoder."""
         return device_bytes((self.state.cache, self.state.memory))
 
     @cached_property
     def traced(self) -> jax.stages.Traced:
         """Generation's own jitted function, traced."""
-        whole = NamedSharding(self.mesh, PartitionSpec())
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
         given = (
-            jax.ShapeDtypeStruct((self.tokens,), np.bool_, sharding=whole),  # which rows are open
-            jax.ShapeDtypeStruct((), np.int32, sharding=whole),  # how many tokens at most
-            jax.ShapeDtypeStruct((_STOPS,), np.int32, sharding=whole),
+            jax.ShapeDtypeStruct(
+                (self.tokens,), np.bool_, sharding=everywhere
+            ),  # which rows are open
+            jax.ShapeDtypeStruct((), np.int32, sharding=everywhere),  # how many tokens at most
+            jax.ShapeDtypeStruct((_STOPS,), np.int32, sharding=everywhere),
         )
         with jax.set_mesh(self.mesh):
             return advance.trace(
@@ -85,6 +85,7 @@ class Decode:
     @property
     def jaxpr(self) -> Any:
         """The closed jaxpr of one turn of the loop, which writes `tokens` tokens."""
+        # Everything but the loop is preparation that a call makes once.
         loops = [eqn for eqn in self.traced.jaxpr.eqns if eqn.primitive.name == "while"]
         return loops[0].params["body_jaxpr"]
 
@@ -92,18 +93,6 @@ class Decode:
         """The compiled loop; its state is donated, so parameters and cache are there once."""
         with jax.set_mesh(self.mesh):
             return self.traced.lower().compile(target.compiler_options)
-
-
-def compile_decode(config: Any, target: str | Target) -> jax.stages.Compiled:
-    """The compiled (params, state, ...) -> (state, ids, log-probabilities) of a ConfigDict or an
-    `Experiment`.
-
-    Nothing is allocated. ValueError as from `plan_decode`, and for a config or target that is
-    wrong.
-    """
-    experiment = config if isinstance(config, Experiment) else from_config(config)
-    target = parse_target(target) if isinstance(target, str) else target
-    return plan_decode(experiment, target).compile(target)
 
 
 def plan_decode(experiment: Experiment, target: Target) -> Decode:
@@ -116,7 +105,8 @@ def plan_decode(experiment: Experiment, target: Target) -> Decode:
     e, dtype = experiment, experiment.precision.compute_dtype
     if e.model.kind == "encoder":
         raise ValueError(
-            "the model is an encoder, which fills in masks and writes no text; decoding wants a decoder"
+            "the model is an encoder, which fills in masks and writes no text; "
+            "decoding wants a decoder"
         )
     mesh, rules = make_mesh(e.mesh, target.devices()), merge_rules(e.axes)
     # Generation unrolls and gathers as it likes, whatever trains the model.
@@ -162,6 +152,7 @@ def _started(model: Model, rows: int, length: int, params: Tree) -> Writing:
 def _placed(shapes: Tree, mesh: Mesh) -> Tree:
     """Traced shapes with their shardings on the mesh's own devices."""
 
+    # Under a mesh eval_shape gives abstract meshes; a compile wants the devices.
     def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         spec = PartitionSpec() if x.sharding is None else x.sharding.spec
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))

@@ -17,6 +17,7 @@ from jax.sharding import AxisType
 
 from research.fit.compile import abstract_batch
 from research.ops.kernels import visible_share as share
+from research.parallel.placement import mesh_axes
 from research.run.program import Program
 from research.training.flops import Texts, forward_flops, model_flops
 
@@ -35,15 +36,17 @@ _ATTENTION = {
 def executed(closed_jaxpr: Any, devices: int) -> dict[str, float]:
     """FLOPs of one call over all devices, by the name of the operands' type.
 
-    A loop counts by its trips, of branches the dearest, and what nobody uses not at all. Work that
-    several devices do alike counts for each: under `jax.shard_map`, and where explicit shardings
-    leave axes of the mesh out. Equal products count each, though XLA merges those of one
-    computation: layers that are recomputed in full and unrolled (libtpu makes of them what it makes
-    without recomputation), which no loop then keeps apart.
+    A loop counts its body by its trips, a conditional its dearest branch, and results that nobody
+    uses nothing. Work that several devices repeat counts for each of them: under `jax.shard_map`,
+    and where explicit shardings leave out axes of the mesh.
 
-    ValueError for products in a loop whose end is not known, in a kernel that tells no cost as
-    elsewhere.
+    Duplicate products count twice. XLA may merge them where layers are unrolled under full
+    rematerialisation; this count then overestimates.
+
+    ValueError for products in a loop whose end is not known, also inside a kernel that tells no
+    cost.
     """
+    # XLA drops what nobody uses, and so does this: a gradient that is not asked for is not counted.
     jaxpr, _ = dce_jaxpr(closed_jaxpr.jaxpr, True)
     return dict(_count(jaxpr, "", devices))
 
@@ -51,12 +54,12 @@ def executed(closed_jaxpr: Any, devices: int) -> dict[str, float]:
 def forward(program: Program) -> float:
     """The causal forward of a step over all its rows, head and adapters included: see
     `training.flops.forward_flops`."""
-    return forward_flops(program.experiment.model, program.specs, _texts(program))
+    return forward_flops(program.experiment.model, program.trainable_specs, _texts(program))
 
 
 def model(program: Program) -> float:
     """What a step has to compute: see `training.flops.model_flops`."""
-    return model_flops(program.experiment.model, program.specs, _texts(program))
+    return model_flops(program.experiment.model, program.trainable_specs, _texts(program))
 
 
 def recompute_ratio(program: Program, flops: Mapping[str, float]) -> float:
@@ -70,17 +73,13 @@ def recompute_ratio(program: Program, flops: Mapping[str, float]) -> float:
 
 def _texts(program: Program) -> Texts:
     """What a step reads, from the shapes of its batch."""
-    batch, objective = abstract_batch(program), program.experiment.objective
+    batch, objective = abstract_batch(program), program.objective
     rows, length = batch["inputs"].shape
     encoder = batch["encoder_inputs"].shape[1] if "encoder_inputs" in batch else 0
-    predicted = {"masked_lm": objective.share * length, "classification": 0.0}.get(
-        objective.name, float(length)
-    )
+    predicted = objective.predicted_tokens(program.experiment.data.sequence_length)
     tune = program.experiment.tune
     virtual = tune.virtual_tokens if tune.method in ("prompt", "prefix") else 0
-    return Texts(
-        rows, length, encoder, predicted, pooled=objective.name == "classification", virtual=virtual
-    )
+    return Texts(rows, length, encoder, predicted, pooled=objective.classifies, virtual=virtual)
 
 
 def _count(jaxpr: Any, scopes: str, devices: int) -> Counter:
@@ -92,11 +91,11 @@ def _count(jaxpr: Any, scopes: str, devices: int) -> Counter:
 
 
 def _equation(eqn: Any, scopes: str, devices: int) -> Counter:
+    """FLOPs by type of an equation, and of the jaxprs that it calls."""
     name = eqn.primitive.name
     if name in _PRODUCTS:
-        return Counter(
-            {_widest(eqn.invars[:2]): _PRODUCTS[name](eqn, scopes) * _copies(eqn, devices)}
-        )
+        flops = _PRODUCTS[name](eqn, scopes) * _copies(eqn, devices)
+        return Counter({_widest(eqn.invars[:2]): flops})
     if name == "pallas_call":
         return _kernel(eqn, scopes, devices)
     counts = [_count(body, scopes, devices) for body in _bodies(eqn)]
@@ -104,15 +103,16 @@ def _equation(eqn: Any, scopes: str, devices: int) -> Counter:
         return max(counts, key=Counter.total)
     if name == "while" and any(counts):
         raise ValueError(
-            f"a while loop at {scopes!r} has products and its iterations are only known when it runs; make it a lax.scan "
-            "or a lax.fori_loop between plain numbers, or give the kernel that has it a cost_estimate"
+            f"a while loop at {scopes!r} has products and its iterations are only known when it "
+            "runs; make it a lax.scan or a lax.fori_loop between plain numbers, or give the kernel "
+            "that has it a cost_estimate"
         )
     return _times(sum(counts, Counter()), eqn.params["length"] if name == "scan" else 1)
 
 
 def _kernel(eqn: Any, scopes: str, devices: int) -> Counter:
-    """By the cost that it tells; JAX's attention by the pairs that a mask leaves; else its body for
-    each step."""
+    """FLOPs by type of a Pallas kernel: the cost that it tells; of JAX's attention kernels the
+    pairs of queries and keys that their masks leave; else its body for each step of its grid."""
     name, shares, cost = eqn.params["name"] or "", share.shares(scopes), eqn.params["cost_estimate"]
     floats = [v for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
     known = next((kernel for kernel in _ATTENTION if name.startswith(kernel)), None)
@@ -129,22 +129,17 @@ def _kernel(eqn: Any, scopes: str, devices: int) -> Counter:
         q, k = (v.aval.shape for v in floats[:2])
         # Triton's tiles have powers of two; splash has heads before time, [..., K, S, H], and flash
         # behind it.
-        head, keys = (
-            (q[-1], k[-2]) if known.startswith("splash") else (1 << (q[-1] - 1).bit_length(), k[-3])
-        )
+        if known.startswith("splash"):
+            head, keys = q[-1], k[-2]
+        else:
+            head, keys = 1 << (q[-1] - 1).bit_length(), k[-3]
         pairs = math.prod(q[:-1]) * keys * shares[known.rpartition("_")[2]]
-        return Counter(
-            {
-                _widest(floats[:1]): 2
-                * (_ATTENTION[known] + fused)
-                * head
-                * pairs
-                * _copies(eqn, devices)
-            }
-        )
+        flops = 2 * (_ATTENTION[known] + fused) * head * pairs * _copies(eqn, devices)
+        return Counter({_widest(floats[:1]): flops})
     if mapping.num_dynamic_grid_bounds:
         raise ValueError(
-            f"the kernel {name!r} has a grid that is only known when it runs; give it a cost_estimate"
+            f"the kernel {name!r} has a grid that is only known when it runs; "
+            "give it a cost_estimate"
         )
     return _times(
         _count(eqn.params["jaxpr"], scopes, 1), math.prod(mapping.grid) * _copies(eqn, devices)
@@ -168,10 +163,8 @@ def _ragged_dot(eqn: Any, scopes: str) -> float:
     numbers, out = eqn.params["ragged_dot_dimension_numbers"], math.prod(eqn.outvars[0].aval.shape)
     (contracted, _), _ = numbers.dot_dimension_numbers
     flops, groups = 2.0 * out * _size(eqn.invars[0], contracted), eqn.invars[2].aval.shape[-1]
-    if (
-        numbers.lhs_ragged_dimensions[0] in contracted
-    ):  # the result already has the groups as an axis
-        return flops
+    if numbers.lhs_ragged_dimensions[0] in contracted:
+        return flops  # the result already has the groups as an axis
     device = eqn.invars[0].aval.sharding.mesh.abstract_device
     platform = jax.default_backend() if device is None else device.platform
     return flops * share.shares(scopes).get("ragged", 1.0) if platform == "tpu" else flops * groups
@@ -192,14 +185,13 @@ _PRODUCTS = {
 
 
 def _copies(eqn: Any, devices: int) -> float:
-    """How many devices do the work that the shapes of an equation show: all that do not share it
-    between them."""
+    """How many devices repeat the work that the shapes of an equation show: all of them, divided by
+    those that share it."""
     avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
     mesh = avals[0].sharding.mesh
     if mesh.empty:
-        return 1
-    entries = [entry for aval in avals for entry in aval.sharding.spec if entry]
-    named = {name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry)}
+        return 1  # one device, or the count of a kernel's body
+    named = {name for aval in avals for entry in aval.sharding.spec for name in mesh_axes(entry)}
     # What the compiler spreads by itself it is taken to spread over all that it may.
     kinds = zip(mesh.axis_names, mesh.axis_types)
     split = [

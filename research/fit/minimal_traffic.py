@@ -16,20 +16,21 @@ import numpy as np
 
 from research.fit.compile import abstract_batch
 from research.parallel.axes import AXES, COMPUTE
+from research.parallel.placement import mesh_axes
 from research.run.program import Program
 
 PASSES = 2  # forward and backward
 
 
 def least_bytes(program: Program) -> int:
-    """Operand bytes of a device in a step."""
+    """Operand bytes of the collectives of a device in a step, as the module says."""
     state, e = program.state, program.experiment
     compute, accumulate = e.precision.compute_dtype.itemsize, e.precision.accumulate_dtype.itemsize
     sizes = program.mesh.shape
     data = [name for name in program.rules["batch"] + program.rules["length"] if sizes[name] > 1]
     total = sum(
         PASSES * _gather(leaf, sizes, compute)
-        for leaf in jax.tree.leaves((state.trainable, state.frozen))
+        for leaf in jax.tree.leaves((state.trainable, state.held))
     )
     total += sum(
         _reduce(leaf, sizes, data, accumulate) for leaf in jax.tree.leaves(state.trainable)
@@ -38,12 +39,13 @@ def least_bytes(program: Program) -> int:
 
 
 def _gather(leaf: jax.ShapeDtypeStruct, sizes: Mapping[str, int], itemsize: int) -> float:
-    """The shard that goes into the all-gather of a parameter; 0 where nothing of it is only stored
-    split. Codes and other integers are gathered as they are."""
+    """Bytes of the shard that goes into the all-gather of a parameter; 0 where no storage axis
+    splits it."""
     names = _split(leaf)
     stored = math.prod(sizes[name] for name in names if AXES[name] != COMPUTE)
     if stored == 1:
         return 0
+    # Floats are cast to the compute type before they are gathered, codes stay what they are.
     width = itemsize if jax.numpy.issubdtype(leaf.dtype, np.floating) else leaf.dtype.itemsize
     return width * leaf.size / math.prod(sizes[name] for name in names)
 
@@ -51,19 +53,21 @@ def _gather(leaf: jax.ShapeDtypeStruct, sizes: Mapping[str, int], itemsize: int)
 def _reduce(
     leaf: jax.ShapeDtypeStruct, sizes: Mapping[str, int], data: list[str], itemsize: int
 ) -> float:
-    """What goes into the reduce-scatter of a gradient over the axes that store its parameter, and
-    into the all-reduce of what is left over the other axes that data is split over."""
+    """Bytes that go into the reduce-scatter of a gradient over the axes that store its parameter,
+    and then into the all-reduce of its shard over the other axes that split the batch."""
     names = _split(leaf)
     stored = [name for name in names if AXES[name] != COMPUTE]
     kept = math.prod(sizes[name] for name in names)
-    whole = itemsize * leaf.size / math.prod(sizes[name] for name in names if AXES[name] == COMPUTE)
-    scattered = whole if any(sizes[name] > 1 for name in stored) else 0
+    computing = math.prod(sizes[name] for name in names if AXES[name] == COMPUTE)
+    gathered = itemsize * leaf.size / computing
+    scattered = gathered if any(sizes[name] > 1 for name in stored) else 0
     copies = [name for name in data if name not in names]
     return scattered + (itemsize * leaf.size / kept if copies else 0)
 
 
 def _activations(program: Program, itemsize: int) -> Iterator[float]:
-    """Of one pass through all layers."""
+    """Bytes of activations in one pass through all layers, forward or backward: each term is
+    one kind of collective."""
     c, sizes = program.experiment.model, program.mesh.shape
     tensor, context, expert = sizes["tensor"], sizes["context"], sizes["expert"]
     stacks = [(c.layers, "inputs", 3 if c.kind == "encoder_decoder" else 2)]
@@ -71,25 +75,21 @@ def _activations(program: Program, itemsize: int) -> Iterator[float]:
     batch = abstract_batch(program)
     for layers, name, blocks in stacks:
         tokens = math.prod(batch[name].sharding.shard_shape(batch[name].shape))
+        # Of each block (attention, feed-forward, cross-attention): tokens gathered from shards,
+        # then partial sums of all tokens scattered.
         if tensor > 1:
             yield layers * blocks * tokens * c.d_model * itemsize * (1 / tensor + 1)
         if context > 1:
-            keys = (
-                2
-                * tokens
-                * c.kv_heads
-                * c.head_size
-                * itemsize
-                / (tensor if c.kv_heads % tensor == 0 else 1)
-            )
-            yield (
-                layers * keys * (1 + context) / 2
-            )  # gathered in the one pass, scattered in the other
+            heads = c.kv_heads / (tensor if c.kv_heads % tensor == 0 else 1)
+            keys_values = 2 * tokens * heads * c.head_size * itemsize
+            # The forward pass gathers shards, the backward pass scatters gradients of all: half of
+            # both is the mean of a pass.
+            yield layers * keys_values * (1 + context) / 2
+        # Each token goes to its experts and comes back.
         if c.experts and expert > 1:
             yield layers * 2 * tokens * c.experts_per_token * c.d_model * itemsize
 
 
 def _split(leaf: jax.ShapeDtypeStruct) -> list[str]:
     """Mesh axes that an array is split over."""
-    entries = [entry for entry in leaf.sharding.spec if entry]
-    return [name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry)]
+    return [name for entry in leaf.sharding.spec for name in mesh_axes(entry)]

@@ -10,7 +10,8 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # hbm capacity by 276.50M. Other memory spaces (vmem, smem) are a kernel's own; what is short of
 # them does not fit a larger chip either.
 _REQUIRED = re.compile(
-    r"total memory required[^(]*\(([\d.]+)([KMGT]?)B?\)|Used ([\d.]+)([KMGT]?)B? of [\d.]+[KMGT]?B? hbm",
+    r"total memory required[^(]*\(([\d.]+)([KMGT]?)B?\)"
+    r"|Used ([\d.]+)([KMGT]?)B? of [\d.]+[KMGT]?B? hbm",
     re.I,
 )
 

@@ -7,18 +7,19 @@ from html import escape
 from research.files import write_text
 from research.fit.pictures import GIB, memory_svg, mesh_svg, roofline_svg, short_seconds
 from research.fit.report import Fit
-from research.parallel.axes import RULES
+from research.parallel.axes import AxisRules
 from research.training.page import facts_table, page, tile
 from research.training.progress import short_number
 
-FOOTER = "Compiled for hardware that is not here. Bytes are the compiler's; seconds are what published peaks allow at best."
+FOOTER = (
+    "Compiled for hardware that is not here. Bytes are the compiler's; seconds are what published "
+    "peaks allow at best."
+)
 
 
-def write_page(
-    fits: Sequence[Fit], file: str | os.PathLike, rules: Mapping[str, Sequence[str]] = RULES
-) -> None:
-    """Draws fits, in their order, into an HTML file. `rules` are the experiment's logical axes, for
-    what the mesh splits. ValueError where the file cannot be written."""
+def write_page(fits: Sequence[Fit], file: str | os.PathLike, rules: AxisRules) -> None:
+    """Draws fits, in their order, into an HTML file. `rules` are those of the experiment, for what
+    the mesh splits. ValueError where the file cannot be written."""
     try:
         write_text(file, render([fit.to_json() for fit in fits], rules))
     except OSError as error:
@@ -27,32 +28,30 @@ def write_page(
         ) from None
 
 
-def render(fits: Sequence[Mapping], rules: Mapping[str, Sequence[str]] = RULES) -> str:
+def render(fits: Sequence[Mapping], rules: AxisRules) -> str:
     """The page of fits as `Fit.to_json` gives them."""
-    count = sum(fit["fits"] for fit in fits)
-    verdict = (
-        f"Fits {count} of {len(fits)} targets"
-        if len(fits) > 1
-        else "It fits"
-        if count
-        else "It does not fit"
-    )
     memory = f"<figure><figcaption>Memory of a device</figcaption>{memory_svg(fits)}</figure>"
     sections = [("", f'<div style="margin-top:24px">{memory}</div>')]
     for fit in fits:
         tiles = f'<div class="tiles" style="margin:0 0 16px">{"".join(_tiles(fit))}</div>'
-        charts = f'<div class="charts" style="margin-bottom:16px">{_mesh(fit, rules)}{_roofline(fit)}</div>'
+        pictures = _mesh(fit, rules) + _roofline(fit)
+        charts = f'<div class="charts" style="margin-bottom:16px">{pictures}</div>'
         sections.append((fit["target"], tiles + charts + facts_table(facts(fit))))
-    return page(verdict, ", ".join(fit["target"] for fit in fits), sections, FOOTER)
+    return page(_headline(fits), ", ".join(fit["target"] for fit in fits), sections, FOOTER)
+
+
+def _headline(fits: Sequence[Mapping]) -> str:
+    count = sum(fit["fits"] for fit in fits)
+    if len(fits) > 1:
+        return f"Fits {count} of {len(fits)} targets"
+    return "It fits" if count else "It does not fit"
 
 
 def facts(fit: Mapping) -> dict[str, str]:
-    """What a fit knows beside its pictures, in words; what it does not know is left out."""
-    rows = (
-        {"in host memory, for each device": _size(fit["host_bytes"])}
-        if fit.get("host_bytes")
-        else {}
-    )
+    """Rows of the table below the pictures, name to words; what is not known is left out."""
+    rows = {}
+    if fit.get("host_bytes"):
+        rows["in host memory, for each device"] = _size(fit["host_bytes"])
     flops = fit.get("flops") or {}
     if flops.get("model"):
         rows["FLOPs of the model, a step over all devices"] = f"{flops['model']:.4g}"
@@ -73,10 +72,12 @@ def facts(fit: Mapping) -> dict[str, str]:
 
 
 def _tiles(fit: Mapping):
-    held = fit["device_bytes"]
-    note = f"of {held['capacity'] / GIB:.2f}" if held["capacity"] else "of the machine's"
+    """The figures at the top of a target's section, as HTML; those that are not known are left
+    out."""
+    size = fit["device_bytes"]
+    note = f"of {size['capacity'] / GIB:.2f}" if size["capacity"] else "of the machine's"
     words, mood = ("fits", "good") if fit["fits"] else ("does not fit", "bad")
-    yield tile("GiB of a device", f"{held['total'] / GIB:.2f}", f"{note}, {words}", mood)
+    yield tile("GiB of a device", f"{size['total'] / GIB:.2f}", f"{note}, {words}", mood)
     if fit.get("step_seconds_bound"):
         yield tile(
             "a step at least", short_seconds(fit["step_seconds_bound"]), "a bound, not a promise"
@@ -99,7 +100,7 @@ def _tiles(fit: Mapping):
         yield tile("a billion tokens", f"{fit['cost_per_billion_tokens']:,.2f}", "cost at least")
 
 
-def _mesh(fit: Mapping, rules: Mapping[str, Sequence[str]]) -> str:
+def _mesh(fit: Mapping, rules: AxisRules) -> str:
     if not fit.get("mesh"):
         return ""
     named = " ".join(f"{name}:{size}" for name, size in fit["mesh"].items() if size > 1)
@@ -124,12 +125,12 @@ def _roofline(fit: Mapping) -> str:
 
 
 def _figure(title: str, note: str, svg: str) -> str:
-    return f"<figure><figcaption>{escape(title)} <small>{escape(note)}</small></figcaption>{svg}</figure>"
+    caption = f"{escape(title)} <small>{escape(note)}</small>"
+    return f"<figure><figcaption>{caption}</figcaption>{svg}</figure>"
 
 
 def _size(size: float) -> str:
-    unit, name = next(
-        ((n, name) for n, name in ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if size >= n),
-        (1, "bytes"),
-    )
-    return f"{size / unit:,.4g} {name}"
+    for unit, name in ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:,.4g} {name}"
+    return f"{size:,.4g} bytes"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from research.parallel.axes import AxisRules
 from research.training.curves import linear_ticks, tick_text
 from research.training.plot import COLOURS, STYLE
 
@@ -25,25 +26,23 @@ def memory_svg(fits: Sequence[Mapping]) -> str:
     capacity; what is over the capacity is outlined. The parts and their sizes appear under the
     mouse."""
     longest = max([1, *(size for fit in fits for size in _sizes(fit))])
-    top, foot = 26, 30
+    top, foot = 26, 30  # room for the legend and for the ticks' numbers
     floor = top + ROW * len(fits)
     parts = [_head(WIDTH, floor + foot, "memory of a device"), STYLE, _legend()]
     for tick in linear_ticks(0, longest / GIB, 8):
         x = round(tick * GIB / longest * WIDTH, 1)
-        anchor = "start" if x < 20 else "end" if x > WIDTH - 20 else "middle"
         parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{floor}"/>')
+        where = f'x="{x}" y="{floor + 18}" text-anchor="{_anchor(x)}"'
         unit = " GiB" if tick == 0 else ""
-        parts.append(
-            f'<text class="soft" x="{x}" y="{floor + 18}" text-anchor="{anchor}">{tick_text(tick)}{unit}</text>'
-        )
+        parts.append(f'<text class="soft" {where}>{tick_text(tick)}{unit}</text>')
     for index, fit in enumerate(fits):
         parts += _memory_bar(fit, top + index * ROW + 6, WIDTH / longest)
     return "".join([*parts, "</svg>"])
 
 
-def mesh_svg(mesh: Mapping[str, int], rules: Mapping[str, Sequence[str]]) -> str:
-    """The mesh, a parameter and a batch, each cut as its logical axes (`rules`, as
-    `research.parallel.axes.RULES`) map to the mesh; the part that one device holds is filled."""
+def mesh_svg(mesh: Mapping[str, int], rules: AxisRules) -> str:
+    """The mesh, a parameter and a batch, each cut as the rules map its logical axes to the mesh;
+    the part that one device holds is filled."""
     used = [name for name, size in mesh.items() if size > 1]
     panels = [
         ("the mesh", used[:-1] or used, used[1:][-1:]),
@@ -73,57 +72,72 @@ def roofline_svg(seconds: Mapping[str, float | None], bound: str | None) -> str:
 def short_seconds(seconds: float) -> str:
     """Three digits in the unit that suits: 1.25 s, 310 ms, 42 µs."""
     for size, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= size * 99.95:
+            return f"{seconds / size:,.0f} {unit}"
         if seconds >= size * 0.9995:
-            return (
-                f"{seconds / size:,.0f} {unit}"
-                if seconds >= 99.95 * size
-                else f"{seconds / size:.3g} {unit}"
-            )
+            return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 1e-6:.2g} µs"
 
 
 def _memory_bar(fit: Mapping, y: int, scale: float) -> list[str]:
-    held, capacity = fit["device_bytes"], fit["device_bytes"]["capacity"]
-    of = f" of {capacity / GIB:.2f}" if capacity else ""
-    over = bool(capacity) and held["total"] > capacity
-    verdict = f"does not fit: {(held['total'] - capacity) / GIB:.2f} GiB over" if over else "fits"
-    parts = [
-        f'<text x="0" y="{y + 11}"{BOLD}>{escape(fit["target"])}</text>'
-        f'<text x="{WIDTH}" y="{y + 11}" text-anchor="end">{held["total"] / GIB:.2f}{of} GiB, '
-        f'<tspan style="font-weight:700;fill:{OVER if over else COLOURS[2]}">{verdict}</tspan></text>'
-    ]
+    """The row of a target: its name and verdict, and the bar below them. `scale` is pixels a
+    byte."""
+    capacity, end = fit["device_bytes"]["capacity"], fit["device_bytes"]["total"] * scale
+    parts = [_verdict_line(fit, y + 11)]
     y += 18
-    if capacity:
-        parts.append(
-            f'<rect x="0" y="{y}" width="{capacity * scale:.1f}" height="{BAR}" fill="currentColor" fill-opacity=".09"/>'
-        )
-    x = 0.0
-    for colour, (name, title) in zip(COLOURS_OF_PARTS, PARTS.items()):
-        width, title = (
-            held[name] * scale,
-            "cache" if fit.get("step") == "decode" and name == "optimizer" else title,
-        )
-        label = f"<title>{escape(title)}: {held[name] / GIB:.2f} GiB</title>"
-        parts.append(
-            f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{BAR}" fill="{colour}">{label}</rect>'
-        )
+    if not capacity:
+        return parts + _stacked(fit, y, scale)
+    at = capacity * scale
+    track = f'x="0" y="{y}" width="{at:.1f}" height="{BAR}"'
+    parts.append(f'<rect {track} fill="currentColor" fill-opacity=".09"/>')
+    parts += _stacked(fit, y, scale)
+    if end > at:
+        over = f'x="{at:.1f}" y="{y - 1}" width="{end - at:.1f}" height="{BAR + 2}"'
+        parts.append(f'<rect {over} fill="none" stroke="{OVER}" stroke-width="2"/>')
+    mark = f'x1="{at:.1f}" x2="{at:.1f}" y1="{y - 4}" y2="{y + BAR + 4}"'
+    parts.append(
+        f'<line {mark} stroke="currentColor" stroke-width="2">'
+        f"<title>capacity: {capacity / GIB:.2f} GiB</title></line>"
+    )
+    return parts
+
+
+def _verdict_line(fit: Mapping, y: int) -> str:
+    size, capacity = fit["device_bytes"]["total"], fit["device_bytes"]["capacity"]
+    of = f" of {capacity / GIB:.2f}" if capacity else ""
+    verdict, colour = "fits", COLOURS[2]
+    if capacity and size > capacity:
+        verdict, colour = f"does not fit: {(size - capacity) / GIB:.2f} GiB over", OVER
+    return (
+        f'<text x="0" y="{y}"{BOLD}>{escape(fit["target"])}</text>'
+        f'<text x="{WIDTH}" y="{y}" text-anchor="end">{size / GIB:.2f}{of} GiB, '
+        f'<tspan style="font-weight:700;fill:{colour}">{verdict}</tspan></text>'
+    )
+
+
+def _stacked(fit: Mapping, y: int, scale: float) -> list[str]:
+    """A rectangle for each part of a device's memory, with its size inside where there is room."""
+    titles = {**PARTS, "optimizer": "cache"} if fit.get("step") == "decode" else PARTS
+    drawn, x = [], 0.0
+    for colour, (name, title) in zip(COLOURS_OF_PARTS, titles.items()):
+        size = fit["device_bytes"][name]
+        width = size * scale
+        box = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="{BAR}" fill="{colour}"'
+        label = f"<title>{escape(title)}: {size / GIB:.2f} GiB</title>"
+        drawn.append(f"<rect {box}>{label}</rect>")
+        # A narrower one has no room for its number.
         if width > 64:
             inside = f'x="{x + width / 2:.1f}" y="{y + 15}" text-anchor="middle" style="fill:#fff"'
-            parts.append(f'<text {inside} pointer-events="none">{held[name] / GIB:.2f}</text>')
+            drawn.append(f'<text {inside} pointer-events="none">{size / GIB:.2f}</text>')
         x += width
-    if over:
-        edge = f'fill="none" stroke="{OVER}" stroke-width="2"'
-        at = capacity * scale
-        parts.append(
-            f'<rect x="{at:.1f}" y="{y - 1}" width="{x - at:.1f}" height="{BAR + 2}" {edge}/>'
-        )
-    if capacity:
-        at = capacity * scale
-        parts.append(
-            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y - 4}" y2="{y + BAR + 4}" stroke="currentColor" stroke-width="2">'
-            f"<title>capacity: {capacity / GIB:.2f} GiB</title></line>"
-        )
-    return parts
+    return drawn
+
+
+def _anchor(x: float) -> str:
+    """Where a tick's text is held, so that it stays inside the picture at either end."""
+    if x < 20:
+        return "start"
+    return "end" if x > WIDTH - 20 else "middle"
 
 
 def _sizes(fit: Mapping) -> tuple[int, int]:
@@ -131,11 +145,12 @@ def _sizes(fit: Mapping) -> tuple[int, int]:
 
 
 def _legend() -> str:
-    entries = (
-        f'<tspan dx="{14 if place else 0}" style="fill:{colour}">■</tspan><tspan dx="4">{escape(title)}</tspan>'
-        for place, (colour, title) in enumerate(zip(COLOURS_OF_PARTS, PARTS.values()))
-    )
-    return f'<text x="0" y="14">{"".join(entries)}<tspan dx="14">❘</tspan><tspan dx="4">capacity</tspan></text>'
+    entries = []
+    for place, (colour, title) in enumerate(zip(COLOURS_OF_PARTS, PARTS.values())):
+        square = f'<tspan dx="{14 if place else 0}" style="fill:{colour}">■</tspan>'
+        entries.append(f'{square}<tspan dx="4">{escape(title)}</tspan>')
+    capacity = '<tspan dx="14">❘</tspan><tspan dx="4">capacity</tspan>'
+    return f'<text x="0" y="14">{"".join(entries)}{capacity}</text>'
 
 
 def _panel(
@@ -151,16 +166,20 @@ def _panel(
     ):
         shown = min(count, MOST_LINES)
         lines += [line(step / shown) for step in range(1, shown)]
-    cell = f'width="{width / min(columns, MOST_LINES):.1f}" height="{height / min(rows, MOST_LINES):.1f}"'
+    across_one, down_one = width / min(columns, MOST_LINES), height / min(rows, MOST_LINES)
+    cell = f'width="{across_one:.1f}" height="{down_one:.1f}" fill="{COLOURS[0]}"'
+    frame = f'width="{width}" height="{height}" fill="none" stroke="currentColor"'
+    above = f'x="{x + width / 2}" y="{y - 8}" text-anchor="middle"'
     share = f"1 / {rows * columns:,} on a device" if rows * columns > 1 else "whole on every device"
+    below = share if title != "the mesh" else _devices(mesh)
     side = f'transform="translate({x - 7} {y + height / 2}) rotate(-90)" text-anchor="middle"'
     return (
         f'<text x="{x}" y="14"{BOLD}>{escape(title)}</text>'
-        f'<text class="soft" x="{x + width / 2}" y="{y - 8}" text-anchor="middle">{escape(_axes(across, mesh))}</text>'
+        f'<text class="soft" {above}>{escape(_axes(across, mesh))}</text>'
         f'<text class="soft" {side}>{escape(_axes(down, mesh))}</text>'
-        f'<rect x="{x}" y="{y}" {cell} fill="{COLOURS[0]}" fill-opacity=".75"/>{"".join(lines)}'
-        f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="none" stroke="currentColor" stroke-opacity=".6"/>'
-        f'<text x="{x}" y="{y + height + 20}">{share if title != "the mesh" else _devices(mesh)}</text>'
+        f'<rect x="{x}" y="{y}" {cell} fill-opacity=".75"/>{"".join(lines)}'
+        f'<rect x="{x}" y="{y}" {frame} stroke-opacity=".6"/>'
+        f'<text x="{x}" y="{y + height + 20}">{below}</text>'
     )
 
 
@@ -173,7 +192,8 @@ def _down(x: int, y: int, width: int, height: int):
 
 
 def _thin_line(x1: float, x2: float, y1: float, y2: float) -> str:
-    return f'<line x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}" stroke="currentColor" stroke-opacity=".35"/>'
+    ends = f'x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"'
+    return f'<line {ends} stroke="currentColor" stroke-opacity=".35"/>'
 
 
 def _axes(names: Sequence[str], mesh: Mapping[str, int]) -> str:
@@ -187,6 +207,7 @@ def _devices(mesh: Mapping[str, int]) -> str:
 
 def _head(width: int, height: int, title: str) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="graft-plot" role="img" aria-label="{escape(title)}" '
-        f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="graft-plot" role="img" '
+        f'aria-label="{escape(title)}" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}">'
     )

@@ -4,7 +4,7 @@ the published peaks."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from research.devices.table import CHIPS
+from research.devices.table import DEVICES
 from research.fit.collectives import Collective
 from research.fit.targets import Target
 
@@ -41,7 +41,7 @@ def roofline(
 ) -> Roofline:
     """Of a step with these FLOPs by type over all devices, bytes of a device's memory, and
     collectives of a device."""
-    chip = CHIPS.get(target.device_kind) if target.device_kind else None
+    chip = DEVICES.get(target.device_kind) if target.device_kind else None
     if chip is None:
         return Roofline(None, None, None)
     compute = sum(count / peak(chip.flops, dtype) for dtype, count in flops.items()) / target.count
@@ -51,7 +51,7 @@ def roofline(
 def peak_flops(target: Target, dtype: str) -> float | None:
     """Of all devices together for products in a type; None where nothing is published, as of a
     CPU."""
-    chip = CHIPS.get(target.device_kind)
+    chip = DEVICES.get(target.device_kind)
     return None if chip is None else target.count * peak(chip.flops, dtype)
 
 
@@ -59,6 +59,7 @@ def peak(peaks: Mapping[str, float], dtype: str) -> float:
     """FLOP/s of products in a type as XLA makes them by default: of float32 in one bfloat16 pass on
     a TPU and as tfloat32 on a card that has it. A type without units of its own counts as the
     fastest wider one, which is kind to it."""
+    # XLA's default precision of float32 products: see jax.lax.Precision.
     if dtype == "float32":
         dtype = "tfloat32"
     named = peaks.get("float8" if dtype.startswith("float8") else dtype)
@@ -68,6 +69,8 @@ def peak(peaks: Mapping[str, float], dtype: str) -> float:
 def network_seconds(target: Target, found: Sequence[Collective]) -> float:
     """Time of all collectives at the network's full rate, what leaves a slice or a node at the rate
     between them."""
+    # Links inside a slice and the network between slices carry at the same time, so the longer of
+    # the two counts.
     inside = between = 0.0
     per_slice = target.count // target.slices
     for one in found:

@@ -1,10 +1,9 @@
-"""The adviser: settings that make most of a target, found by closed forms and settled by the
-compiler.
+"""The adviser: settings that make the most of a target.
 
 Every combination of mesh, batch, remat policy, optimizer and, where a base is frozen, its format is
-estimated; those that are beaten in both speed and memory fall out, and the fastest few of the rest
-are compiled. Where the settings as given do not fit, the smallest change that does is looked for
-too, one setting at a time.
+estimated in closed form. Those that another beats in both speed and memory fall out, and the
+fastest few of the rest are compiled. Where the settings as given do not fit, it also looks for the
+smallest change that does, one setting at a time.
 """
 
 import itertools
@@ -16,9 +15,11 @@ from typing import Any
 from research import command
 from research.experiment.config import Experiment
 from research.fit.answer import DOES_NOT_FIT, answer
-from research.fit.estimate import Estimate, Weights, estimate, weigh
+from research.fit.estimate import Estimate, estimate
 from research.fit.report import GIB, Fit
+from research.fit.table import verdict
 from research.fit.targets import Target
+from research.fit.weigh import Weights, weigh
 from research.parallel.mesh import mesh_shape
 from research.run.override import change, flags, set_batch
 
@@ -38,20 +39,22 @@ def search(
     capacity_bytes: int | None,
     **terms: Any,
 ) -> int:
-    """Prints the Pareto front of what was compiled, the fastest first, with the flags of each; the
-    exit code is 3 where nothing fits. `terms` are those of `answer`.
+    """Prints the Pareto front of what was compiled, the fastest first, with the flags of each.
+
+    Returns the exit code, 3 where nothing fits. `terms` are passed on to `answer`.
 
     ValueError for a target without a known capacity, and for another step than training.
     """
     capacity = target.capacity_bytes if capacity_bytes is None else capacity_bytes
     if capacity is None or terms.get("step") == "decode":
         raise ValueError(
-            "--search wants --step=train and a target with a capacity; for the CPU give --capacity_gib"
+            "--search wants --step=train and a target with a capacity; "
+            "for the CPU give --capacity_gib"
         )
 
     def ask(settings: Settings) -> Fit:
         fit = answer(change(experiment, **settings), target.name, capacity_bytes=capacity, **terms)
-        print(f"{flags(settings) or 'as it is'}: {fit.verdict()}", file=sys.stderr)
+        print(f"{flags(settings) or 'as it is'}: {verdict(fit)}", file=sys.stderr)
         return fit
 
     compiled = [({}, ask({}))]
@@ -69,16 +72,12 @@ def search(
     found = front([(settings, fit) for settings, fit in compiled if fit.fits], _measured)
     if print_json:
         rows = [{"flags": flags(settings), **fit.to_json()} for settings, fit in found]
-        change_flags = flags(smallest[0]) if smallest else None
-        print(
-            json.dumps(
-                {
-                    "front": rows,
-                    "fits_as_given": compiled[0][1].fits,
-                    "smallest_change": change_flags,
-                }
-            )
-        )
+        answered = {
+            "front": rows,
+            "fits_as_given": compiled[0][1].fits,
+            "smallest_change": flags(smallest[0]) if smallest else None,
+        }
+        print(json.dumps(answered))
     else:
         print(_table(compiled[0][1], smallest, found))
     return command.DONE if found else DOES_NOT_FIT
@@ -86,15 +85,16 @@ def search(
 
 def estimates(experiment: Experiment, target: Target) -> Iterator[tuple[Settings, Estimate]]:
     """Every combination of settings that the experiment allows, with its estimate."""
+    # Parameters depend on few of the settings, and weighing them takes longest.
     weights: dict[tuple, Weights] = {}
     for heavy in itertools.product(
         _meshes(experiment, target), _optimizers(experiment), _formats(experiment)
     ):
-        held = {name: value for settings in heavy for name, value in settings.items()}
+        fixed = {name: value for settings in heavy for name, value in settings.items()}
         for light in itertools.product(
             _batches(experiment), ({"execution__remat": remat} for remat in REMATS)
         ):
-            settings = _changed(experiment, {**held, **light[0], **light[1]})
+            settings = _changed(experiment, {**fixed, **light[0], **light[1]})
             try:
                 changed = change(experiment, **settings)
                 key = tuple(map(str, heavy))
@@ -118,9 +118,11 @@ def smallest_change(
 
 
 def changes(experiment: Experiment, target: Target) -> Iterator[tuple[Settings, Estimate]]:
-    """Single settings, from what changes nothing but time to what changes the training: less is
-    kept of the layers, the batch goes in parts, the mesh splits more, the optimizer rounds, the
-    base is in fewer bits, batch and texts are smaller."""
+    """Single settings with their estimates, those that change the training least first.
+
+    In order: keep less of the layers, split the batch into micro-batches, another mesh, an 8-bit
+    optimizer, a frozen base in fewer bits, a smaller batch, shorter texts.
+    """
     e = experiment
     options: list[Settings] = [
         {"execution__remat": remat} for remat in REMATS[REMATS.index(e.execution.remat) + 1 :]
@@ -141,8 +143,10 @@ def changes(experiment: Experiment, target: Target) -> Iterator[tuple[Settings, 
 def front(
     rows: list[tuple[Settings, Any]], measure: Callable[[Any], tuple[float, float]]
 ) -> list[tuple[Settings, Any]]:
-    """The rows that no other beats in speed and in memory, the fastest first; of equal ones that
-    with fewer settings."""
+    """The Pareto front: rows that no other beats in both speed and memory, the fastest first.
+
+    `measure` gives (speed, memory) of a row. Of equal rows the one with fewer settings stays.
+    """
     best, least = [], float("inf")
     for settings, row in sorted(
         rows, key=lambda one: (-measure(one[1])[0], measure(one[1])[1], len(one[0]))
@@ -154,9 +158,8 @@ def front(
 
 
 def _estimated(one: Estimate) -> tuple[float, float]:
-    return float(
-        f"{one.tokens_per_second or 0:.2g}"
-    ), one.total  # to a closed form speeds this near are the same
+    # A closed form cannot tell speeds apart that agree in two digits.
+    return float(f"{one.tokens_per_second or 0:.2g}"), one.total
 
 
 def _measured(one: Fit) -> tuple[float, float]:
@@ -164,10 +167,12 @@ def _measured(one: Fit) -> tuple[float, float]:
 
 
 def _meshes(e: Experiment, target: Target) -> Iterator[Settings]:
-    """Ways to lay out the devices; slices and nodes that divide the batch alone are the first."""
+    """Meshes of the target's devices. Within one split of the model, those that leave slices or
+    nodes to data parallelism follow the one that shards parameters over all."""
     c, n, halves = e.model, target.count, (1, 2, 4, 8)
     contexts = halves if e.data.sequence_length >= LONG else (1,)
     for tensor, expert, context in itertools.product(halves, _divisors(c.experts), contexts):
+        # Heads and hidden units that do not divide would stay whole on every device.
         if n % (tensor * expert * context) or c.heads % tensor or c.d_ff % tensor:
             continue
         split = {"expert": expert, "context": context, "tensor": tensor}
@@ -176,6 +181,7 @@ def _meshes(e: Experiment, target: Target) -> Iterator[Settings]:
             if rest % data == 0:
                 sizes = {"data": data, "fsdp": rest // data, **split}
                 mesh = ",".join(f"{name}:{size}" for name, size in sizes.items() if size > 1)
+                # The experiment's own spelling, so that it does not count as a change.
                 yield {"mesh": e.mesh if mesh_shape(mesh, n) == mesh_shape(e.mesh, n) else mesh}
 
 
@@ -198,31 +204,33 @@ def _optimizers(e: Experiment) -> Iterator[Settings]:
 
 
 def _formats(e: Experiment) -> Iterator[Settings]:
-    """Of what is frozen: as it is, and in fewer bits."""
+    """Formats of the frozen base: the experiment's, and ones of fewer bits."""
+    # Other starts of the adapters, such as PiSSA, are made for the base in one given form.
     frozen = e.tune.method == "lora" and e.lora.start == "default"
     for name in dict.fromkeys((e.quantize.format, *(("int8", "nf4") if frozen else ()))):
         yield {"quantize__format": name}
 
 
 def _changed(e: Experiment, settings: Settings) -> Settings:
-    """Without those that the experiment has already."""
+    """The settings without those that the experiment has already."""
 
-    def had(path: str) -> Any:
+    def current(path: str) -> Any:
         section, _, name = path.partition("__")
         return getattr(getattr(e, section), name) if name else getattr(e, section)
 
-    return {path: value for path, value in settings.items() if had(path) != value}
+    return {path: value for path, value in settings.items() if current(path) != value}
 
 
 def _table(
     given: Fit, smallest: tuple[Settings, Fit] | None, found: list[tuple[Settings, Fit]]
 ) -> str:
-    lines = [f"{given.target}: as it is it {given.verdict()}"]
+    lines = [f"{given.target}: as it is it {verdict(given)}"]
     if smallest:
-        lines.append(f"smallest change that fits: {flags(smallest[0])}  ({smallest[1].verdict()})")
+        lines.append(f"smallest change that fits: {flags(smallest[0])}  ({verdict(smallest[1])})")
     if not found:
         lines.append(
-            "nothing that was tried fits; take more devices, a smaller model or fewer tokens a device"
+            "nothing that was tried fits; "
+            "take more devices, a smaller model or fewer tokens a device"
         )
         return "\n".join(lines)
     lines.append(f"{'tokens/s at most':>18}{'GiB':>9}{'MFU':>7}{'bound by':>10}  flags")

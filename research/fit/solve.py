@@ -16,6 +16,7 @@ from research import command
 from research.experiment.config import Experiment
 from research.fit.answer import DOES_NOT_FIT, answer
 from research.fit.report import GIB, Fit
+from research.fit.table import table
 from research.fit.targets import Target
 from research.parallel.mesh import parse_mesh
 from research.run.override import change, flags, set_batch
@@ -26,9 +27,9 @@ LARGEST = 2**30
 
 
 @dataclass(frozen=True)
-class Unknown:
-    """What is looked for: its value now, its smallest step, and the settings that make another of
-    it."""
+class Variable:
+    """What is varied: its value in the experiment (`now`), the step it moves in, the settings that
+    give it another value, and the largest it can have."""
 
     now: int
     step: int
@@ -36,27 +37,30 @@ class Unknown:
     most: int = LARGEST
 
 
-def unknown(experiment: Experiment, what: str, devices: int) -> Unknown:
-    """ValueError where the experiment has no such thing to vary."""
+def variable(experiment: Experiment, what: str, devices: int) -> Variable:
+    """The variable that --solve names. ValueError where the experiment has no such thing."""
     e = experiment
     if what == "context":
         shards = parse_mesh(e.mesh).get("context", 1)
         most = e.model.max_length if e.model.position == "learned" else LARGEST
         step = min(KERNEL_STEP, most) * max(1, shards)
-        return Unknown(e.data.sequence_length, step, lambda n: {"data__sequence_length": n}, most)
+        return Variable(e.data.sequence_length, step, lambda n: {"data__sequence_length": n}, most)
     if what == "batch":
+        # A batch is a multiple of its micro-batches, on each device or over all.
         step = e.train.accumulate if not e.data.batch_size else devices * e.train.accumulate
-        return Unknown(
+        return Variable(
             e.data.batch_size or e.data.batch_size_per_device, step, lambda n: set_batch(e, n)
         )
     if what == "rank":
         if e.tune.method != "lora":
             raise ValueError(
-                f"--solve=rank is for adapters of low rank and config.tune.method={e.tune.method!r}; set it to 'lora'"
+                "--solve=rank is for adapters of low rank and "
+                f"config.tune.method={e.tune.method!r}; set it to 'lora'"
             )
+        # Of a matrix [inputs, outputs] no rank is larger than the smaller side.
         widths = e.model.d_model, e.model.kv_heads * e.model.head_size
-        return Unknown(e.lora.rank, 1, lambda n: {"lora__rank": n}, min(widths))
-    return Unknown(e.model.layers, 1, lambda n: {"model__layers": n})
+        return Variable(e.lora.rank, 1, lambda n: {"lora__rank": n}, min(widths))
+    return Variable(e.model.layers, 1, lambda n: {"model__layers": n})
 
 
 def solve(
@@ -67,7 +71,7 @@ def solve(
 
     ValueError for a target without a known capacity and for what cannot be varied.
     """
-    sought = unknown(experiment, what, target.count)
+    sought = variable(experiment, what, target.count)
 
     def ask(value: int) -> Fit:
         fit = answer(change(experiment, **sought.settings(value)), target.name, **terms)
@@ -82,21 +86,21 @@ def solve(
     best, least_too_large = largest(ask, sought)
     if best is None:
         value, fit = least_too_large
-        line = f"{target.name}: even {what} {value:,} does not fit: {fit.total / GIB:.2f} GiB of {fit.capacity / GIB:.2f}"
+        size = f"{fit.total / GIB:.2f} GiB of {fit.capacity / GIB:.2f}"
+        line = f"{target.name}: even {what} {value:,} does not fit: {size}"
         print(json.dumps({what: 0, **fit.to_json()}) if print_json else line)
         return DOES_NOT_FIT
     value, fit = best
     if print_json:
         print(json.dumps({what: value, **fit.to_json()}))
     else:
-        print(
-            f"{what} {value:,} is the largest that fits: {flags(sought.settings(value))}\n{fit.table()}"
-        )
+        print(f"{what} {value:,} is the largest that fits: {flags(sought.settings(value))}")
+        print(table(fit))
     return command.DONE
 
 
 def largest(
-    ask: Callable[[int], Fit], sought: Unknown
+    ask: Callable[[int], Fit], sought: Variable
 ) -> tuple[tuple[int, Fit] | None, tuple[int, Fit] | None]:
     """((the largest value that fits, its Fit), (the smallest known that does not, its Fit)); None
     for what there is not."""
@@ -110,6 +114,7 @@ def largest(
             best = value
         else:
             worst = value
+        # Nothing larger can be asked for, or nothing smaller.
         if best == most or worst == step:
             break
         if best is not None and worst is not None and worst - best <= max(step, best // PRECISION):
@@ -119,11 +124,12 @@ def largest(
 
 
 def _next(known: dict[int, Fit], best: int | None, worst: int | None, step: int, most: int) -> int:
-    """Where the line through the two values nearest the capacity meets it; every fourth time the
-    middle, for what is no line.
+    """The next value to compile: where the line through the two values nearest the capacity meets
+    it.
 
-    Inside the bracket it keeps half the precision from either end, so that a good guess is soon
-    enclosed; without an upper end it at least doubles.
+    Every fourth time it is the middle of the bracket, in case memory is no line. Inside the bracket
+    it keeps half the precision from either end, so that a good guess is soon enclosed. While
+    nothing too large is known it at least doubles.
     """
     low, high = best or 0, worst or most + step
     nearest = sorted(known, key=lambda value: abs(known[value].total - known[value].capacity))[:2]
@@ -136,6 +142,7 @@ def _next(known: dict[int, Fit], best: int | None, worst: int | None, step: int,
         guess = min(max(guess, 2 * low), 128 * low)
     elif rise <= 0 or len(known) % 4 == 0:
         guess = (low + high) // 2
+    # A guess at an end of the bracket would close it from one side only, by tiny steps.
     margin = max(step, int(low / PRECISION / 2) // step * step)
     guess = min(max(int(guess) // step * step, low + margin), high - margin)
     return min(max(guess, low + step), high - step)

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from research.devices.cards import CARDS, NODE, description
-from research.devices.chips import GENERATIONS, GIB, is_real, real_shapes, received
+from research.devices.nvidia import NODE, description
+from research.devices.slices import is_real, real_shapes, received
+from research.devices.table import TARGETS
 
 _COMPILERS = {"tpu": "libtpu", "gpu": "jax_cuda13_plugin"}
 # There is no chip and no machine of a pod to ask about (libtpu complains of any that it cannot
@@ -38,12 +39,17 @@ class Network:
 
 @dataclass(frozen=True)
 class Target:
-    """`name` as it was asked for; `kind` is the key of `cards.CARDS` or `chips.GENERATIONS`, or
-    "cpu".
+    """Devices that a step is compiled for.
 
-    `platform` is "tpu", "gpu" or "cpu". There are `slices` equal slices or nodes of `shape`, chips
-    along each axis or cards, `count` devices in all, each a `device_kind` of `training.peaks.CHIPS`
-    with `capacity_bytes` of memory. That kind, capacity and network are None for the CPU.
+    name            as it was asked for
+    platform        "tpu", "gpu" or "cpu"
+    kind            its name in `research.devices.table.TARGETS`, or "cpu"
+    device_kind     JAX's name of each device; None for the CPU
+    capacity_bytes  memory of a device; None for the CPU
+    shape           of a slice its chips along each axis, of a node its cards
+    slices          equal slices or nodes
+    count           devices in all
+    network         None for the CPU
     """
 
     name: str
@@ -98,12 +104,13 @@ def parse_target(text: str) -> Target:
     kind, _, shape = text.strip().partition(":")
     if kind == "cpu":
         return _cpu(text.strip(), shape or "1")
-    if kind in CARDS:
-        return _nodes(text.strip(), kind, shape or "1")
-    if kind in GENERATIONS:
+    if kind in TARGETS and TARGETS[kind].slices is not None:
         return _slices(text.strip(), kind, shape)
-    known = (*CARDS, *GENERATIONS, "cpu")
+    if kind in TARGETS:
+        return _nodes(text.strip(), kind, shape or "1")
+    known = (*TARGETS, "cpu")
     begun = [name for name in known if kind and name.startswith(kind)]
+    # A name that begins so is meant more likely than one with as many letters in common.
     near = (begun or difflib.get_close_matches(kind, known, n=1, cutoff=0.0))[0]
     raise ValueError(
         f"target {text!r} is unknown; the nearest is {near!r}; there are {', '.join(known)}"
@@ -128,11 +135,12 @@ def _cpu(name: str, shape: str) -> Target:
 
 
 def _nodes(name: str, kind: str, shape: str) -> Target:
-    card, sizes = CARDS[kind], _sizes(shape)
+    """Cards of one node ("8") or of several ("2x8")."""
+    card, sizes = TARGETS[kind], _sizes(shape)
     if len(sizes) not in (1, 2) or sizes[-1] > NODE:
         raise ValueError(
-            f"target {name!r}: {shape!r} is no number of cards up to {NODE}, a node's, nor NODESxCARDS; "
-            f"write {kind}, {kind}:{NODE} or {kind}:2x{NODE}"
+            f"target {name!r}: {shape!r} is no number of cards up to {NODE}, a node's, "
+            f"nor NODESxCARDS; write {kind}, {kind}:{NODE} or {kind}:2x{NODE}"
         )
     nodes, cards = (1, *sizes)[-2:]
     network = Network(card.inside, card.between)
@@ -142,18 +150,19 @@ def _nodes(name: str, kind: str, shape: str) -> Target:
 
 
 def _slices(name: str, kind: str, text: str) -> Target:
-    generation = GENERATIONS[kind]
+    """A slice by its chips along each axis ("4x4x4"), or several of it ("4x4x4@2")."""
+    tpu = TARGETS[kind]
     shape, at, number = text.partition("@")
     sizes, slices = _sizes(shape), _sizes(number) if at else (1,)
-    if not is_real(generation, sizes) or len(slices) != 1:
+    if not is_real(tpu, sizes) or len(slices) != 1:
         raise ValueError(
-            f"target {name!r}: {text!r} is no slice of {kind}; there are {real_shapes(generation)}, "
+            f"target {name!r}: {text!r} is no slice of {kind}; there are {real_shapes(tpu)}, "
             "with @N for N slices"
         )
-    network = Network(received(generation, sizes), generation.datacenter / generation.devices)
-    count = math.prod(sizes) * generation.devices * slices[0]
-    capacity = int(generation.memory_gib * GIB)
-    return Target(name, "tpu", kind, generation.kind, capacity, sizes, slices[0], count, network)
+    wires = tpu.slices
+    network = Network(received(tpu, sizes), wires.datacenter / wires.devices)
+    count = math.prod(sizes) * wires.devices * slices[0]
+    return Target(name, "tpu", kind, tpu.kind, tpu.memory, sizes, slices[0], count, network)
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -170,15 +179,17 @@ def _topology(target: Target) -> dict[str, Any]:
         return dict(
             platform="cuda",
             topology_name="",
-            target_config=description(CARDS[target.kind]),
+            target_config=description(TARGETS[target.kind]),
             topology=nodes,
         )
     asked: dict[str, Any] = {
         "platform": "tpu",
         "topology_name": target.kind + ":" + "x".join(map(str, target.shape)),
     }
+    # By default a host has several chips, and no slice is a part of a host.
     if math.prod(target.shape) == 1:
         asked["chips_per_host_bounds"] = (1, 1, 1)
+    # Its two cores as one device, as Cloud TPU has them.
     if target.kind == "v4":
         asked["chip_config_name"] = "megacore"
     return asked | ({"num_slices": target.slices} if target.slices > 1 else {})
@@ -198,8 +209,8 @@ def _cpu_devices(target: Target) -> list[Any]:
     found = jax.devices("cpu")
     if len(found) < target.count:
         raise ValueError(
-            f"target {target.name!r} wants {target.count} devices and this process has {len(found)}; "
-            f"set JAX_NUM_CPU_DEVICES={target.count} before it starts"
+            f"target {target.name!r} wants {target.count} devices and this process has "
+            f"{len(found)}; set JAX_NUM_CPU_DEVICES={target.count} before it starts"
         )
     return found[: target.count]
 

@@ -6,7 +6,8 @@ value that is read by two instructions is read twice: caches (50 MB on an H100) 
 """
 
 from research.fit.collectives import carried_on
-from research.fit.hlo import HOST, Array, Computation, Instruction, Module
+from research.fit.hlo.instructions import HOST, Array, Computation, Instruction
+from research.fit.hlo.module import Module
 
 # These move nothing: they name, group or wait for what others move, or hand control to computations
 # that count themselves.
@@ -21,23 +22,18 @@ _NOTHING = {
 _NOTES = {"AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # the operand that is written into the first
+# Of one operand, element by element: in a fusion they need of it what is needed of their result.
 _ELEMENTWISE = {
-    "bitcast",
-    "copy",
-    "convert",
-    "transpose",
-    "reshape",
-    "negate",
-    "get-tuple-element",
-}  # of one operand, in fusions
+    "bitcast", "copy", "convert", "transpose", "reshape", "negate", "get-tuple-element",
+}  # fmt: skip
 
 
 def memory_bytes(module: Module) -> int:
     """Bytes read and written in the device's own memory, on one device in one step.
 
-    What is only sliced is read as far as its slices, a slice that is updated in place is written
-    and not read. On a TPU the memories on the chip cost nothing (`S(1)`, vector memory, and the
-    scalar ones); the host's memory has `host_bytes`.
+    An array that is only sliced counts as its slices, and a slice that is updated in place is
+    written and not read. On a TPU the memories on the chip cost nothing: `S(1)`, vector memory, and
+    the scalar ones. The host's memory is counted by `host_bytes`.
     """
     return sum(
         times * _moved(module, computation, one, _on_device(module))
@@ -59,7 +55,7 @@ def _on_device(module: Module) -> set[int]:
 
 
 def _moved(module: Module, computation: Computation, one: Instruction, spaces: set[int]) -> int:
-    """Bytes of one execution in these memories."""
+    """Bytes that one execution of an instruction moves in these memory spaces."""
     opcode = one.opcode.removesuffix("-start")
     if (
         one.opcode in _NOTHING
@@ -71,6 +67,7 @@ def _moved(module: Module, computation: Computation, one: Instruction, spaces: s
     if one.opcode in ("fusion", "fusion-start"):
         return _fusion(module, computation, one, spaces)
     if opcode in _UPDATES:
+        # In place: the operands are read, and of the buffer the updated part is written.
         buffer, update = operands[0], operands[_UPDATES[opcode]]
         read = sum(_bytes(taken.arrays, spaces) for taken in operands[1:])
         return read + _share(
@@ -82,11 +79,8 @@ def _moved(module: Module, computation: Computation, one: Instruction, spaces: s
         taken = _share(
             _bytes([source], spaces), sum(array.elements for array in written), source.elements
         )
-        return (
-            taken
-            + sum(_bytes(index.arrays, spaces) for index in operands[1:])
-            + _bytes(written, spaces)
-        )
+        indices = sum(_bytes(index.arrays, spaces) for index in operands[1:])
+        return taken + indices + _bytes(written, spaces)
     return sum(_bytes(taken.arrays, spaces) for taken in operands) + _bytes(written, spaces)
 
 
@@ -99,27 +93,27 @@ def _bytes(arrays, spaces: set[int]) -> int:
 
 
 def _share(nbytes: int, part: int, whole: int) -> int:
+    """The bytes of `part` of an array's `whole` elements."""
     return nbytes * min(part, whole) // max(whole, 1)
 
 
 def _results(one: Instruction, operands: list[Instruction]) -> list[Array]:
-    """What an asynchronous start will have written; its own shape also names its operands and its
-    flags. A copy names its result first."""
+    """The arrays that an asynchronous start will have written. Its shape is (operands, results,
+    flags); that of a copy has the result first."""
     if one.opcode == "copy-start":
         return [one.arrays[0]]
     if one.opcode == "all-reduce-start":
         return list(one.arrays)
     taken = sum(len(operand.arrays) for operand in operands)
-    flags = [
-        array
-        for array in one.arrays[taken:]
-        if not (array.dims == () and array.dtype in ("u32", "s32"))
-    ]
-    return flags if one.opcode not in ("send", "recv") else list(one.arrays[:1])
+    if one.opcode in ("send", "recv"):
+        return list(one.arrays[:1])
+    scalars = ("u32", "s32")  # the flags
+    return [a for a in one.arrays[taken:] if not (a.dims == () and a.dtype in scalars)]
 
 
 def _fusion(module: Module, computation: Computation, one: Instruction, spaces: set[int]) -> int:
-    """A fusion reads what its parameters need and writes its results."""
+    """Bytes of a fusion: of its operands what its body needs of them, and of its results what the
+    body writes."""
     body = module.computations[one.calls[0]]
     operands = computation.operands(one)
     total = 0
@@ -139,11 +133,14 @@ def _fusion(module: Module, computation: Computation, one: Instruction, spaces: 
 
 
 def _needed(module: Module, body: Computation, value: Instruction, onward: int) -> int:
-    """Elements of a value that a fusion reads: those of the slices, where nothing else is done with
-    it. `onward` are those that who takes the fusion's result needs of it."""
+    """Elements of a value that a fusion reads: those of its slices, if it is only sliced.
+
+    `onward` is how many elements of the fusion's result are needed, for a value that is the result.
+    """
     elements = sum(array.elements for array in value.arrays)
     total = onward if value is body.root else 0
     for user in body.users[value.name]:
+        # An index of a slice is needed whole, and so falls to the last case.
         if user.opcode in _SLICES and user.operands[0] == value.name:
             total += sum(array.elements for array in user.arrays)
         elif user.opcode in _UPDATES and user.operands[0] == value.name:
@@ -164,8 +161,8 @@ def _needed(module: Module, body: Computation, value: Instruction, onward: int) 
 
 
 def _sources(body: Computation) -> list[Instruction]:
-    """What each result of a fusion is: the elements of its tuple. What begins a collective hands
-    its operand on first."""
+    """The instruction that makes each result of a fusion: the elements of its tuple. A fusion that
+    begins a collective has its operand as the first result."""
     if body.root.opcode == "tuple":
         return body.operands(body.root)
     handed_on = [body.parameters[0]] if '"AsyncCollectiveStart"' in body.root.attributes else []
@@ -173,8 +170,8 @@ def _sources(body: Computation) -> list[Instruction]:
 
 
 def _written(module: Module, body: Computation, source: Instruction, elements: int) -> int:
-    """Elements of a result that a fusion writes: of one updated in place the update, of a parameter
-    handed on nothing."""
+    """Elements of a result that a fusion writes: the update of one that is updated in place, none
+    of a parameter that is handed on."""
     while source.opcode == "bitcast":
         source = body.instructions[source.operands[0]]
     if source.opcode == "fusion" and len(source.arrays) == 1:

@@ -1,4 +1,6 @@
-"""The README's table of verdicts, anew:  python -m research.fit.verdicts [--write=research/fit/README.md]
+"""The README's table of verdicts, made again.
+
+python -m research.fit.verdicts [--write=research/fit/README.md]
 
 Compiles each recipe as shipped for its target, or recalls the answer, and prints a table in
 Markdown; --write puts it between the marks `<!-- verdicts -->` and `<!-- /verdicts -->` of a file.

@@ -109,7 +109,7 @@ FORMATS = {
         partial(_write_folder, native.write_native),
         FLOATS,
     ),
-    "run": Format("the workdir of a run", runs.is_run, runs.open_run),
+    "run": Format("the workdir of a run", runs.is_run, runs.run_as_checkpoint),
     "hf": Format(
         "a folder with config.json and model.safetensors",
         lambda path: (path / "config.json").is_file(),

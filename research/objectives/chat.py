@@ -1,11 +1,19 @@
 """Supervised fine-tuning on conversations: predict what the assistant says, given all that was said
 before."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from research.objectives.causal_lm import CausalLM
+from research.objectives.config import TokenLossConfig
+
+
+@dataclass(frozen=True)
+class ChatConfig(TokenLossConfig):
+    """No settings beside those of the loss."""
+
+    name: str = field(default="chat", init=False)
 
 
 @dataclass(frozen=True)
@@ -13,7 +21,12 @@ class Chat(CausalLM):
     """A causal model that reads whole conversations and is asked for the assistant's tokens
     alone."""
 
+    name = "chat"
+    config = ChatConfig
+    reads = "conversations"
     overlap = 0  # conversations are packed whole, so windows share nothing
+    answers_chats = True
+    bits_per_byte = False  # what the others say is not predicted
 
     def example(
         self, window: dict[str, np.ndarray], rng: np.random.Generator

@@ -1,31 +1,62 @@
 """Classification of whole texts (arXiv:1810.04805, section 4.1)."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research import tree
 from research.models.model import Model
-from research.objectives.tokens import Totals
+from research.objectives.config import ObjectiveConfig, refuse_smoothing
+from research.objectives.objective import Objective, Totals
 from research.ops.loss import cross_entropy
+from research.tree import Tree
 from research.weights.rules import attach
 
 
 @dataclass(frozen=True)
-class Classification:
+class ClassificationConfig(ObjectiveConfig):
+    """`label_smoothing`: share of the target's probability that goes to all classes alike."""
+
+    name: str = field(default="classification", init=False)
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        refuse_smoothing(self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class Classification(Objective):
     """The class of a text from the pooled state of its first token; a row is a text, and nothing is
     packed."""
 
     label_smoothing: float = 0.0
 
-    kind = "encoder"
+    name = "classification"
+    config = ClassificationConfig
+    model_kind = "encoder"
+    reads = "labels"
     overlap = 0
+    begins_texts = True
+    answers_chats = False
+    classifies = True
+    reports = ("accuracy",)
+    bits_per_byte = False
+
+    @classmethod
+    def make(cls, config: ClassificationConfig, tokenizer: Any) -> "Classification":
+        """Nothing is asked of the tokenizer."""
+        return cls(config.label_smoothing)
 
     def window_length(self, sequence_length: int) -> int:
         """T tokens, the first and the last of them special."""
         return sequence_length
+
+    def predicted_tokens(self, sequence_length: int) -> float:
+        """None: the class is read from the pooled text."""
+        return 0.0
 
     def example(
         self, window: dict[str, np.ndarray], rng: np.random.Generator
@@ -41,14 +72,14 @@ class Classification:
     def loss(
         self,
         model: Model,
-        trainable: tree.Tree,
-        frozen: tree.Tree,
+        trainable: Tree,
+        held: Mapping[str, Tree],
         batch: dict[str, jax.Array],
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """Sum of nats over the texts, their count, and the pairs of the plain negative
         log-likelihood and of the texts whose class is the likeliest."""
-        params = attach(frozen, trainable, key)
+        params = attach(held["base"], trainable, key)
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         hidden_BTD, balance = model.hidden(params, batch, keys[0])
         logits_B1V = model.class_logits(params, hidden_BTD, keys[1])

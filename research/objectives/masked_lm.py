@@ -1,17 +1,34 @@
 """Masked language modelling (arXiv:1810.04805, section 3.1), by token or by whole word."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
 
 from research.models.model import Model
-from research.objectives.tokens import Totals, token_loss
+from research.objectives.config import TokenLossConfig, refuse_share
+from research.objectives.objective import Objective, Totals
+from research.objectives.tokens import token_loss
 from research.tree import Tree
 
 
 @dataclass(frozen=True)
-class MaskedLM:
+class MaskedLMConfig(TokenLossConfig):
+    """`share` of the tokens is to be predicted, chosen token by token, or by `whole_words`."""
+
+    name: str = field(default="masked_lm", init=False)
+    share: float = 0.15
+    whole_words: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        refuse_share(self.share)
+
+
+@dataclass(frozen=True)
+class MaskedLM(Objective):
     """A share of the tokens is to be predicted: 80% of these are masked, 10% replaced at random,
     10% left.
 
@@ -27,12 +44,42 @@ class MaskedLM:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
 
-    kind = "encoder"
+    name = "masked_lm"
+    config = MaskedLMConfig
+    model_kind = "encoder"
+    reads = "texts"
     overlap = 0
+    begins_texts = True
+    answers_chats = False
+    classifies = False
+    reports = ()
+    bits_per_byte = False  # the loss is on a share of the tokens
+
+    @classmethod
+    def make(cls, config: MaskedLMConfig, tokenizer: Any) -> "MaskedLM":
+        """ValueError for a tokenizer without a mask token."""
+        if tokenizer.mask_id is None:
+            raise ValueError(
+                "objective masked_lm needs a tokenizer with a mask token, such as bpe:8192"
+            )
+        special = (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.mask_id)
+        return cls(
+            mask_id=tokenizer.mask_id,
+            vocab_size=tokenizer.vocab_size,
+            special_ids=tuple(i for i in (*special, *tokenizer.sentinel_ids) if i is not None),
+            share=config.share,
+            word_starts=tuple(map(bool, tokenizer.word_starts)) if config.whole_words else None,
+            label_smoothing=config.label_smoothing,
+            z_loss=config.z_loss,
+        )
 
     def window_length(self, sequence_length: int) -> int:
         """T tokens."""
         return sequence_length
+
+    def predicted_tokens(self, sequence_length: int) -> float:
+        """The share that is chosen."""
+        return self.share * sequence_length
 
     def example(
         self, window: dict[str, np.ndarray], rng: np.random.Generator
@@ -57,12 +104,12 @@ class MaskedLM:
         self,
         model: Model,
         trainable: Tree,
-        frozen: Tree,
+        held: Mapping[str, Tree],
         batch: dict[str, jax.Array],
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """Sum of nats over the chosen tokens, their count, further totals."""
-        return token_loss(model, trainable, frozen, batch, key, self.label_smoothing, self.z_loss)
+        return token_loss(model, trainable, held, batch, key, self.label_smoothing, self.z_loss)
 
     def _choose(
         self, tokens: np.ndarray, segments: np.ndarray, rng: np.random.Generator

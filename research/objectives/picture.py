@@ -35,7 +35,10 @@ def describe(
     is the assistant's."""
     asked, real = int((row["weights"] > 0).sum()), int((row["segments"] > 0).sum())
     texts = int(row["segments"].max(initial=0))
-    heading = f"row {number}: {texts} segment{'s' * (texts != 1)}, {real} tokens of {len(row['inputs'])}, loss on {asked}"
+    heading = (
+        f"row {number}: {texts} segment{'s' * (texts != 1)}, "
+        f"{real} tokens of {len(row['inputs'])}, loss on {asked}"
+    )
     yield Text(heading, style="bold underline")
     for stream in streams(row):
         if stream.name:

@@ -1,23 +1,24 @@
 """The loss over counted tokens that all token-predicting objectives share."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
-from research import tree
 from research.models.model import Model
+from research.objectives.objective import Totals
 from research.ops.frozen_head import frozen_head_loss
 from research.ops.loss import CHUNK, cross_entropy, head_loss
 from research.parallel.placement import divide, local_shape
+from research.tree import Tree
 from research.weights.quantized import Quantized
 from research.weights.rules import attach
-
-Totals = dict[str, tuple[jax.Array, jax.Array]]
 
 
 def token_loss(
     model: Model,
-    trainable: tree.Tree,
-    frozen: tree.Tree,
+    trainable: Tree,
+    held: Mapping[str, Tree],
     batch: dict[str, jax.Array],
     key: jax.Array | None,
     label_smoothing: float,
@@ -25,7 +26,7 @@ def token_loss(
 ) -> tuple[jax.Array, jax.Array, Totals]:
     """Sum of the loss over tokens of weight 1, their count, and the pair of the plain negative
     log-likelihood."""
-    params = attach(frozen, trainable, key)
+    params = attach(held["base"], trainable, key)
     hidden_BTD, balance = model.hidden(params, batch, key)
     states_BTD, table_VD, bias_V = model.head(params, hidden_BTD)
     count = jnp.sum(batch["weights"])

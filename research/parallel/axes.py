@@ -69,6 +69,49 @@ def merge_rules(overrides: AxisRules) -> dict[str, tuple[str, ...]]:
     return {logical: tuple(names) for logical, names in merged.items()}
 
 
+# What mesh axes of some roles cannot split: a scan takes each layer whole, a norm's scale or a bias
+# meets states that are whole along it, and the largest of all routes are looked for at once.
+_WHOLE = {
+    "layers": (STORE, SEQUENCE, COMPUTE),
+    "vector": (STORE, SEQUENCE, COMPUTE),
+    "routes": (COMPUTE,),
+}
+# Axes of weights that products put beside, or sum away against, the axes of tokens.
+_OF_PRODUCTS = ("embed", "vocab", "heads", "kv_heads", "head", "mlp")
+_OF_TOKENS = ("batch", "length")
+
+
+def check_rules(rules: AxisRules, mesh: Mesh | AbstractMesh) -> None:
+    """ValueError for rules that no step can follow on this mesh, whatever the model."""
+    split = {
+        logical: {name for name in names if mesh.shape[name] > 1}
+        for logical, names in rules.items()
+    }
+    for logical, roles in _WHOLE.items():
+        for name in split[logical]:
+            if AXES[name] in roles:
+                raise ValueError(
+                    f"axes.{logical} names the mesh axis {name!r}, which cannot split {logical!r}; "
+                    f"set config.axes.{logical} to ()"
+                )
+    if shared := split["batch"] & split["length"]:
+        raise ValueError(_both("batch", "length", shared, "split a batch"))
+    for of_tokens in _OF_TOKENS:
+        # A weight that such an axis only stores is gathered; one that it splits in computation
+        # would need the axis on two dimensions of the product.
+        computing = {name for name in split[of_tokens] if AXES[name] == COMPUTE}
+        for of_weights in _OF_PRODUCTS:
+            if shared := computing & split[of_weights]:
+                raise ValueError(_both(of_tokens, of_weights, shared, "split a product"))
+
+
+def _both(one: str, other: str, shared: set[str], what: str) -> str:
+    return (
+        f"axes.{one} and axes.{other} both {what} over the mesh axis {min(shared)!r}; "
+        f"take it out of config.axes.{one} or config.axes.{other}"
+    )
+
+
 def partition(
     axes: Sequence[str], shape: Sequence[int], mesh: Mesh | AbstractMesh, rules: AxisRules
 ) -> PartitionSpec:
@@ -79,9 +122,11 @@ def partition(
     """
     if len(axes) != len(shape):
         raise ValueError(
-            f"axes {tuple(axes)} name {len(axes)} dimensions, the shape {tuple(shape)} has {len(shape)}"
+            f"axes {tuple(axes)} name {len(axes)} dimensions, "
+            f"the shape {tuple(shape)} has {len(shape)}"
         )
-    entries, used = [], {}
+    entries = []
+    used: dict[str, str] = {}
     for axis, size in zip(axes, shape):
         if axis not in rules:
             raise ValueError(f"unknown logical axis {axis!r}; choose from {', '.join(rules)}")
@@ -91,7 +136,9 @@ def partition(
                 continue
             if name in used:
                 raise ValueError(
-                    f"axes {used[name]!r} and {axis!r} of {tuple(axes)} are both split over mesh axis {name!r}"
+                    f"axes {used[name]!r} and {axis!r} of {tuple(axes)} are both split over "
+                    f"mesh axis {name!r}; take it out of config.axes.{used[name]} or "
+                    f"config.axes.{axis}"
                 )
             used[name] = axis
             names.append(name)

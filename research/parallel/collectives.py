@@ -12,28 +12,31 @@ from collections.abc import Collection, Sequence
 import jax
 from jax import lax
 
-# Chips in a plane; other generations are three-dimensional.
-PLANAR = ("TPU v2", "TPU v3", "TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
+from research.devices.table import torus
 
 
 def stages(size: int, device_kind: str) -> tuple[int, ...]:
-    """How a group of so many devices is cut, outer stage first: their product is the size.
+    """Sizes of the stages that a collective over `size` devices runs in, outer stage first; their
+    product is `size`.
 
-    The outer stage, which moves the most, is a plane of a torus of three dimensions or a line of a
-    plane, where the slice is as even as slices are and the group is all of it.
+    The outer stage moves the most. Where the group is a whole slice of usual shape, it is a plane
+    of a three-dimensional torus or a line of a plane.
 
-    >>> stages(64, "TPU v5"), stages(512, "TPU v5p"), stages(256, "TPU v6 lite"), stages(64, "NVIDIA H100")
-    ((16, 4), (64, 8), (16, 16), (64,))
+    >>> stages(64, "TPU v5"), stages(512, "TPU v5p"), stages(256, "TPU v6 lite")
+    ((16, 4), (64, 8), (16, 16))
+    >>> stages(64, "NVIDIA H100 80GB HBM3")
+    (64,)
     """
-    dimensions = 2 if device_kind in PLANAR else 3
-    if not device_kind.startswith("TPU") or size < 2 ** (dimensions + 2):
+    axes = torus(device_kind)
+    if axes is None or size < 2 ** (axes + 2):
         return (size,)
-    line = max(n for n in range(1, size + 1) if size % n == 0 and n**dimensions <= size)
+    line = max(n for n in range(1, size + 1) if size % n == 0 and n**axes <= size)
     return (size // line, line) if line > 1 else (size,)
 
 
 def all_gather(x: jax.Array, name: str, axis: int) -> jax.Array:
-    """The parts of `x` along `axis` that the devices of a mesh axis hold, one behind the other."""
+    """The shards of `x` that the devices of a mesh axis hold, concatenated along `axis`."""
+    # Inner stages first: they join neighbours, whose shards are contiguous.
     size, within = lax.axis_size(name), 1
     for parts in reversed(_stages(size)):
         x = lax.all_gather(
@@ -44,7 +47,8 @@ def all_gather(x: jax.Array, name: str, axis: int) -> jax.Array:
 
 
 def sum_scatter(x: jax.Array, name: str, axis: int) -> jax.Array:
-    """The device's part along `axis` of the sum of `x` over a mesh axis."""
+    """The device's shard, along `axis`, of the sum of `x` over a mesh axis."""
+    # Outer stages first, the reverse of `all_gather`: each leaves less for the next.
     size = within = lax.axis_size(name)
     for parts in _stages(size):
         within //= parts
@@ -56,17 +60,17 @@ def sum_scatter(x: jax.Array, name: str, axis: int) -> jax.Array:
 def sum_to_place(
     x: jax.Array, stored: Sequence[Sequence[str]], summed: Collection[str]
 ) -> jax.Array:
-    """The sum of `x` over the mesh axes `summed`, of which the device keeps its part along each
-    dimension's axes `stored`.
+    """The device's shard of the sum of `x` over the mesh axes `summed`.
 
-    An axis that is stored and not summed holds equal values on all its devices: each takes its
-    part.
+    `stored` are the mesh axes that split each dimension of the result. Along an axis that is stored
+    and not summed all devices have equal values, and each slices its own.
     """
     for axis, names in enumerate(stored):
         for name in names:
             if name in summed:
                 x = sum_scatter(x, name, axis)
             else:
+                # Nothing to add up along this axis, so nothing has to move either.
                 size = x.shape[axis] // lax.axis_size(name)
                 x = lax.dynamic_slice_in_dim(x, lax.axis_index(name) * size, size, axis)
     rest = tuple(name for name in sorted(summed) if not any(name in names for names in stored))

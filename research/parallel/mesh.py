@@ -11,8 +11,8 @@ from research.parallel.axes import MESH_AXES, AxisRules, partition
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """Sizes by axis name; at most one may be -1, "the remaining devices". An empty string is all
-    ones.
+    """Sizes by axis name. At most one may be -1, which stands for the remaining devices; axes that
+    are not named have size 1.
 
     >>> parse_mesh("fsdp:-1,tensor:2")
     {'fsdp': -1, 'tensor': 2}
@@ -40,7 +40,8 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def mesh_shape(text: str, devices: int) -> tuple[int, ...]:
-    """Sizes in the order of MESH_AXES for so many devices; ValueError where they do not fit."""
+    """Sizes in the order of MESH_AXES for this number of devices; ValueError where they do not
+    multiply to it."""
     sizes = parse_mesh(text)
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if devices % fixed or (-1 not in sizes.values() and fixed != devices):
@@ -54,7 +55,10 @@ def mesh_shape(text: str, devices: int) -> tuple[int, ...]:
 
 
 def make_mesh(text: str, devices: list | None = None) -> Mesh:
-    """A mesh that names all of MESH_AXES, with explicit axes. "" is a single device, the first."""
+    """A mesh that names all of MESH_AXES, with explicit axes.
+
+    `devices` are all of this program's unless given. An empty `text` takes the first alone.
+    """
     if devices is None:
         devices = jax.devices() if parse_mesh(text) else jax.devices()[:1]
     shape = mesh_shape(text, len(devices))
@@ -63,13 +67,18 @@ def make_mesh(text: str, devices: list | None = None) -> Mesh:
 
 
 def _arranged(shape: tuple[int, ...], devices: list) -> np.ndarray:
-    """Devices as an array of this shape: on TPU along the axes of the torus, slices outermost along
-    "data" where it splits them; elsewhere in their order, which is that of nodes."""
+    """Devices as an array of this shape.
+
+    On TPUs mesh axes follow the axes of the torus, and several slices lie along the outermost mesh
+    axis where it is a multiple of them. Elsewhere devices stay in their order, which is that of
+    nodes.
+    """
     slices: dict[int, list] = {}
     for device in devices:
         slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
     if devices[0].platform != "tpu" or shape[0] % len(slices):
         return np.array(devices).reshape(shape)
+    # What crosses slices is slow: only the outermost axis does, with a gradient sum a step.
     inside = (shape[0] // len(slices), *shape[1:])
     return np.concatenate(
         [

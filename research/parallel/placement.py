@@ -1,9 +1,8 @@
-"""Where arrays live: reading, deriving and changing the sharding of an array under explicit mesh
-axes.
+"""Reading, deriving and changing the sharding of an array under explicit mesh axes.
 
-Shardings are types in JAX's explicit mode, so each function reads them from the arrays themselves.
-Without a mesh, and on one device's part inside `jax.shard_map`, everything here returns its
-argument as it is.
+Shardings are types in JAX's explicit mode, so each function reads them from the arrays. An *entry*
+is what a PartitionSpec says of one dimension: None, a mesh axis, or a tuple of them. Without a mesh
+everything here returns its argument unchanged.
 """
 
 from collections.abc import Sequence
@@ -20,54 +19,54 @@ from research.parallel.collectives import all_gather
 
 
 def spec(x: jax.Array) -> tuple:
-    """Entries of the array's PartitionSpec, one a dimension."""
+    """The entry of each dimension; JAX leaves out the last ones where they are None."""
     entries = tuple(jax.typeof(x).sharding.spec)
     return entries + (None,) * (x.ndim - len(entries))
 
 
 def placed(x: jax.Array) -> PartitionSpec | None:
-    """Where `x` lives, one entry a dimension; None without a mesh."""
+    """The PartitionSpec of `x` with an entry for every dimension; None without a mesh."""
     return None if jax.sharding.get_abstract_mesh().empty else PartitionSpec(*spec(x))
 
 
 def place_as(x: jax.Array, place: PartitionSpec | None) -> jax.Array:
-    """`x` moved to where `placed` said that something lives."""
+    """`x` resharded to a PartitionSpec that `placed` returned; None leaves it as it is."""
     return x if place is None or spec(x) == tuple(place) else jax.reshard(x, place)
 
 
 def local_shape(x: jax.Array) -> tuple[int, ...]:
-    """The shape of one device's part of `x`."""
-    return (
-        x.shape
-        if jax.sharding.get_abstract_mesh().empty
-        else jax.typeof(x).sharding.shard_shape(x.shape)
-    )
+    """The shape of one device's shard of `x`."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x.shape
+    return jax.typeof(x).sharding.shard_shape(x.shape)
 
 
 def unplaced() -> bool:
-    """Whether arrays have no shardings here: without a mesh, and on one device's part inside
-    `shard_map`."""
+    """True where arrays have no shardings: without a mesh, and on a device's shards inside
+    `jax.shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or mesh.are_all_axes_manual
 
 
 def whole(x: jax.Array, axis: int) -> jax.Array:
-    """`x` gathered along one axis: every device holds all of it."""
+    """`x` gathered along one dimension, of which every device then holds all."""
     if jax.sharding.get_abstract_mesh().empty or spec(x)[axis] is None:
         return x
-    return jax.reshard(
-        x, PartitionSpec(*(None if i == axis else entry for i, entry in enumerate(spec(x))))
-    )
+    entries = list(spec(x))
+    entries[axis] = None
+    return jax.reshard(x, PartitionSpec(*entries))
 
 
 def gather(w: jax.Array) -> jax.Array:
-    """`w` with the mesh axes that only store it gathered (the all-gather of fully sharded data
-    parallelism)."""
+    """A weight with its storage axes gathered and its compute axes as they are: the all-gather of
+    fully sharded data parallelism."""
     if jax.sharding.get_abstract_mesh().empty:
         return w
     kept = PartitionSpec(*(as_entry(computing(entry)) for entry in spec(w)))
     if tuple(kept) == spec(w):
         return w
+    # One gather over a whole TPU slice is an all-reduce of full size to its compiler; in stages, as
+    # `all_gather` does it, it moves half. That wants contiguous shards.
     if platform() != "tpu" or not joinable(w):
         return jax.reshard(w, kept)
     join = partial(join_parts, stored=storing(spec(w)))
@@ -75,17 +74,18 @@ def gather(w: jax.Array) -> jax.Array:
 
 
 def join_parts(w: jax.Array, stored: Sequence[tuple[str, ...]]) -> jax.Array:
-    """Inside `shard_map`, the parts of each dimension of `w` that the devices of these mesh axes
-    hold, as one array."""
+    """Inside `jax.shard_map`: a device's shard `w` with each dimension gathered over these mesh
+    axes, which `storing` gives."""
     for axis, names in enumerate(stored):
+        # The last mesh axis of a dimension splits it finest, so its shards are joined first.
         for name in reversed(names):
             w = all_gather(w, name, axis)
     return w
 
 
 def joinable(w: jax.Array) -> bool:
-    """Whether the parts of `w` that only storage splits lie side by side: no axis of computation
-    splits them further."""
+    """True if each dimension is sharded by compute axes first and storage axes last, so that
+    gathering the storage axes yields contiguous blocks."""
     return all(
         mesh_axes(entry) == (*computing(entry), *names)
         for entry, names in zip(spec(w), storing(spec(w)))
@@ -93,13 +93,13 @@ def joinable(w: jax.Array) -> bool:
 
 
 def storing(entries: Sequence) -> list[tuple[str, ...]]:
-    """Of the mesh axes of each dimension, those that only store it."""
+    """The storage axes of each dimension: mesh axes that split a weight until it is used."""
     return [tuple(name for name in mesh_axes(entry) if AXES[name] != COMPUTE) for entry in entries]
 
 
 def divide(x: jax.Array, axis: int, parts: int) -> jax.Array:
-    """`x` with an axis as two, of `parts` and of the rest; the first of them keeps the mesh
-    axes."""
+    """`x` with one axis reshaped into two, of sizes `parts` and size / `parts`; the first keeps the
+    mesh axes."""
     shape = (*x.shape[:axis], parts, x.shape[axis] // parts, *x.shape[axis + 1 :])
     if jax.sharding.get_abstract_mesh().empty:
         return x.reshape(shape)
@@ -110,7 +110,8 @@ def divide(x: jax.Array, axis: int, parts: int) -> jax.Array:
 
 
 def unite(x: jax.Array, axis: int) -> jax.Array:
-    """`x` with an axis and the one behind it as one, which keeps the mesh axes of the first."""
+    """`x` with `axis` and the next one reshaped into one, which keeps the mesh axes of the
+    first."""
     shape = (*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])
     if jax.sharding.get_abstract_mesh().empty:
         return x.reshape(shape)
@@ -121,18 +122,24 @@ def unite(x: jax.Array, axis: int) -> jax.Array:
 
 
 def result_spec(eqn: str, *operands: jax.Array) -> PartitionSpec:
-    """PartitionSpec of the result; ValueError where two of its letters would share a mesh axis."""
+    """The PartitionSpec of an einsum's result: each letter keeps the mesh axes that its operands
+    have.
+
+    ValueError where two letters of the result would be split over one mesh axis.
+    """
     inputs, result = eqn.split("->")
     where: dict[str, tuple[str, ...]] = {}
     for letters, operand in zip(inputs.split(","), operands):
         for letter, entry in zip(letters, spec(operand)):
+            # A letter that one operand has whole takes the other's sharding.
             where[letter] = where.get(letter) or mesh_axes(entry)
     owner: dict[str, str] = {}
     for letter in result:
         for name in where[letter]:
             if name in owner:
                 raise ValueError(
-                    f"einsum {eqn!r}: {owner[name]!r} and {letter!r} are both split over mesh axis {name!r}"
+                    f"einsum {eqn!r}: {owner[name]!r} and {letter!r} are both split over "
+                    f"mesh axis {name!r}"
                 )
             owner[name] = letter
     return PartitionSpec(*(as_entry(where[letter]) for letter in result))
@@ -140,9 +147,11 @@ def result_spec(eqn: str, *operands: jax.Array) -> PartitionSpec:
 
 def mesh_axes(entry: Any) -> tuple[str, ...]:
     """The mesh axes in an entry of a PartitionSpec, the inverse of `as_entry`."""
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def computing(entry: Any) -> tuple[str, ...]:
-    """Of the mesh axes of a dimension, those that split the computation too."""
+    """The compute axes of an entry: mesh axes that split a weight in computation too."""
     return tuple(name for name in mesh_axes(entry) if AXES[name] == COMPUTE)

@@ -7,12 +7,12 @@ import jax
 
 def start_processes() -> None:
     """Joins the other processes of a pod or cluster job, where the launcher says that there are
-    any.
+    any; does nothing otherwise.
 
-    SLURM jobs and TPU pods that name their workers are found by JAX itself, and
-    GRAFT_PROCESSES=auto has it look, as launch/tpu.sh does on the machines of a pod; elsewhere
-    GRAFT_COORDINATOR (host:port), GRAFT_PROCESSES and GRAFT_PROCESS name them. The coordinator
-    listens on its own address only, for it has no authentication.
+    JAX finds the processes of SLURM jobs and of TPU pods that name their workers.
+    GRAFT_PROCESSES=auto has it look for them, as launch/tpu.sh does. Elsewhere three variables name
+    them: GRAFT_COORDINATOR (host:port of process 0), GRAFT_PROCESSES (how many) and GRAFT_PROCESS
+    (this one's number).
     """
     coordinator = os.environ.get("GRAFT_COORDINATOR")
     if coordinator:
@@ -21,6 +21,7 @@ def start_processes() -> None:
             coordinator,
             int(os.environ["GRAFT_PROCESSES"]),
             process,
+            # JAX would listen on all addresses, and the coordinator has no authentication.
             coordinator_bind_address=coordinator if process == 0 else None,
             heartbeat_timeout_seconds=30,
         )

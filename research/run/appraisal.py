@@ -1,73 +1,82 @@
-"""What a run is judged by on its way and at its end: its loss on held-out data, and what the model
-writes."""
+"""What a run is judged by on its way and at its end: its evaluations, and what the model writes."""
 
-import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import jax
 
 from research.data.chat import end_of_turn, render_chat
 from research.data.corpus import Corpus
-from research.data.loader import heldout_batches
 from research.data.packing import Chained
 from research.data.tokenizers import Tokenizer
+from research.evals.choose import make_evaluations
+from research.evals.evaluation import Evaluation, RunData
+from research.evals.heldout import HeldOut
 from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
-from research.parallel.mesh import place_batch
+from research.models.model import Model
 from research.run.program import Program
 from research.training.state import TrainState
-from research.weights.rules import attach
+from research.tree import Tree
 
 
-def evaluate(
-    program: Program, corpus: Corpus, heldout: Chained, state: TrainState, limit: int
-) -> dict[str, float]:
-    """Mean loss on the held-out data in nats per token, with accuracy for classes, and for plain
-    text bits per byte beside gzip's.
+@dataclass(frozen=True)
+class TrainedModel:
+    """The model of a run at one step, as evaluations read it (`research.evals.evaluation.Opened`).
+    `window` is the length of the training sequences in tokens."""
 
-    `limit` batches of it, 0 for all. Bits per byte of a part of the data take its bytes per token
-    to be those of all.
-    """
-    totals = {}
-    batches = heldout_batches(
-        heldout,
-        program.objective.example,
-        batch=program.batch_size,
-        limit=limit or None,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    for batch in batches:
-        placed = place_batch(batch, program.mesh, program.rules, program.batch_size)
-        # Fetched one by one: independent programs in flight could meet their collectives in another
-        # order elsewhere.
-        pairs = jax.device_get(program.eval_step(state.trainable, state.frozen, placed))
-        for name, (total, count) in pairs.items():
-            before = totals.get(name, (0.0, 0.0))
-            totals[name] = (before[0] + float(total), before[1] + float(count))
-    values = {
-        name: totals[name][0] / max(totals[name][1], 1.0)
-        for name in ("loss", "accuracy")
-        if name in totals
-    }
-    if program.experiment.objective.name == "causal_lm":
-        nats, count = totals["nll"]
-        size, tokens = corpus.heldout_size()
-        values["bits_per_byte"] = nats / count / math.log(2) * tokens / size
-        values["gzip_bits_per_byte"] = corpus.provenance["gzip_bits_per_byte"]
-    return values
+    model: Model
+    params: Tree
+    tokenizer: Tokenizer
+    window: int
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """The evaluations of a run: the loss on its held-out data, and those of `config.evals`."""
+
+    program: Program
+    tokenizer: Tokenizer
+    heldout: HeldOut
+    others: Mapping[str, Evaluation]
+
+    def __call__(self, state: TrainState, limit: int) -> dict[str, float]:
+        """Every value by its name in `metrics.jsonl` behind "eval/": those of the held-out data on
+        `limit` batches (0: on all) under their own names, those of an evaluation of `config.evals`
+        as "NAME/value"."""
+        opened = TrainedModel(
+            self.program.model,
+            state.params,
+            self.tokenizer,
+            self.program.experiment.data.sequence_length,
+        )
+        heldout = replace(self.heldout, batches=limit)
+        values = heldout.values(heldout.run(opened))
+        for name, evaluation in self.others.items():
+            measured = evaluation.values(evaluation.run(opened))
+            # The run log leaves a name with a slash as it is.
+            values |= {f"eval/{name}/{key}": value for key, value in measured.items()}
+        return values
+
+
+def make_appraisal(program: Program, corpus: Corpus, heldout: Chained) -> Appraisal:
+    """The evaluations that a run's config chooses. ValueError for settings that do not fit, so
+    call it before the first step."""
+    data = RunData(program.objective, heldout, program.batch_size, corpus)
+    others = make_evaluations(program.experiment.evals, data)
+    return Appraisal(program, corpus.tokenizer, HeldOut.make(HeldOut.config(), data), others)
 
 
 def sample(
     program: Program, tokenizer: Tokenizer, state: TrainState, step: int
 ) -> tuple[str, str] | None:
-    """(the config's prompt, how the model goes on), under chat as a user's message and its answer;
-    None for models that do not generate."""
-    e = program.experiment
+    """(the config's prompt, how the model goes on), for a chat model as a user's message and its
+    answer; None for models that do not generate."""
+    e, objective = program.experiment, program.objective
     if e.model.kind == "encoder" or not e.train.sample_tokens or jax.process_count() > 1:
         return None
-    prompt, chat = e.train.sample_prompt, e.objective.name == "chat"
-    stop_ids = ()
-    if chat:  # the template writes its own beginning and end of a text
+    prompt, stop_ids = e.train.sample_prompt, ()
+    if objective.answers_chats:  # the template writes its own beginning and end of a text
         prompt = render_chat(tokenizer, [{"role": "user", "content": prompt}])
         stop_ids = tuple(token for token in (end_of_turn(tokenizer),) if token is not None)
     config = SamplingConfig(
@@ -75,9 +84,8 @@ def sample(
         temperature=0.8,
         top_p=0.95,
         seed=step,
-        bos=e.objective.name != "translation" and not chat,
+        bos=objective.begins_texts and not objective.answers_chats,
         stop_ids=stop_ids,
     )
-    params = attach(state.frozen, state.trainable)
-    [generation] = generate(program.model, params, tokenizer, [prompt], config)
+    [generation] = generate(program.model, state.params, tokenizer, [prompt], config)
     return prompt, generation.text

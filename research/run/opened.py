@@ -1,4 +1,4 @@
-"""A run directory opened for use: its config, tokenizer and parameters."""
+"""A model opened for use: of a run, or of a checkpoint of any format."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,100 +8,89 @@ import jax
 from research.data.chat import end_of_turn
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.downloads.cache import cache_directory
-from research.experiment import config as experiments
 from research.experiment.config import Experiment
-from research.files import read_json
-from research.interop.load import open_checkpoint
+from research.interop.load import load, open_checkpoint
+from research.interop.restored import read_experiment, restore_run
 from research.models.model import Model
-from research.models.spec import abstract
-from research.training.checkpoint import restore_params
+from research.objectives.choose import objective_class
+from research.run.source import check_source
 from research.tree import Tree
-from research.tuning.method import new_frozen, split_specs
-from research.weights.rules import attach
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a run has made: the parameters of `step` on the first device, and what belongs to
-    them."""
+class Opened:
+    """A model with its parameters on the first device, and how texts are put to it.
 
-    experiment: Experiment
-    tokenizer: Tokenizer
+    tokenizer      None where a checkpoint has none
+    window         tokens that the model sees at once: those of its training, or up to 1,024
+    begins_texts   whether a text has the token that begins one in front
+    stop_ids       tokens that end what the model writes
+    source         the workdir or checkpoint, for error lines
+    experiment, step   of a run; None for a checkpoint
+    """
+
     model: Model
     params: Tree
-    step: int
-
-    @property
-    def begins_texts(self) -> bool:
-        """Whether the run's training texts had the token that begins a text in front; pairs to
-        translate have not."""
-        return self.experiment.objective.name != "translation"
-
-    @property
-    def window(self) -> int:
-        """Tokens that the model saw at once in training."""
-        return self.experiment.data.sequence_length
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """The tokens that end what the model writes, beside the tokenizer's own: a chat model's end
-        of turn."""
-        ends = end_of_turn(self.tokenizer) if self.experiment.objective.name == "chat" else None
-        return () if ends is None else (ends,)
+    tokenizer: Tokenizer | None
+    window: int
+    begins_texts: bool
+    stop_ids: tuple[int, ...]
+    source: str
+    experiment: Experiment | None = None
+    step: int | None = None
 
 
-def open_run(workdir: str | Path, step: int | None = None) -> Run:
-    """The run in `workdir` at its newest good checkpoint, or at `step`; nothing in there is
-    changed.
+def open_model(
+    workdir: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    *,
+    adapter: str = "",
+    step: int | None = None,
+    dtype: str = "float32",
+) -> Opened:
+    """The model of a run (`workdir`, at `step` or its newest good checkpoint) or of a `checkpoint`
+    as `research.interop.load.load` takes it, in `dtype` and with an `adapter` on it.
 
-    ValueError for a folder that is no run, a run without a good checkpoint, and a step that is not
-    there.
+    ValueError unless exactly one of the two is given, and for what cannot be opened.
     """
+    check_source(workdir, checkpoint, adapter)
+    if workdir:
+        return open_run(workdir, step)
+    loaded = load(checkpoint, dtype, adapter=adapter)
+    return Opened(
+        loaded.model,
+        loaded.params,
+        loaded.tokenizer,
+        loaded.window,
+        loaded.begins_texts,
+        loaded.stop_ids,
+        str(checkpoint),
+    )
+
+
+def open_run(workdir: str | Path, step: int | None = None) -> Opened:
+    """The run in `workdir` at its newest good checkpoint, or at `step`; nothing in there is
+    changed. ValueErrors as `research.interop.restored.restore_run` raises them."""
     folder = Path(workdir)
-    experiment = read_experiment(folder)
+    read_experiment(folder)  # what is no run is told before its tokenizer is missed
     tokenizer = load_tokenizer(folder / "tokenizer")
+    run = restore_run(folder, open_checkpoint, step)
+    e, objective = run.experiment, objective_class(run.experiment.objective.name)
     # Nothing is rematerialised without a backward pass, and this machine need not have the kernels
     # that trained the run.
-    execution = replace(experiment.execution, remat="none", attention="auto")
-    model, precision = (
-        Model(experiment.model, experiment.precision, execution),
-        experiment.precision,
+    execution = replace(e.execution, remat="none", attention="auto")
+    ends = end_of_turn(tokenizer) if objective.answers_chats else None
+    return Opened(
+        Model(e.model, e.precision, execution),
+        run.params,
+        tokenizer,
+        e.data.sequence_length,
+        objective.begins_texts,
+        () if ends is None else (ends,),
+        str(folder),
+        e,
+        run.step,
     )
-    specs = model.specs()
-    trainable, frozen = split_specs(
-        specs, experiment.model, experiment.tune, experiment.lora, experiment.quantize
-    )
-    wanted = abstract(trainable, precision.param_dtype)
-    step, params, _ = restore_params(folder / "checkpoints", wanted, key="trainable", step=step)
-    if frozen and experiment.lora.start != "default":  # which has changed them, so they were saved
-        held = abstract(frozen, precision.compute_dtype)
-        params = attach(
-            restore_params(folder / "checkpoints", held, key="frozen", step=step)[1], params
-        )
-    elif frozen and experiment.init:
-        with open_checkpoint(experiment.init) as checkpoint:
-            params = attach(checkpoint.restore(abstract(frozen, precision.compute_dtype)), params)
-    elif frozen:
-        made = new_frozen(
-            specs, frozen, experiment.quantize, experiment.train.seed, precision.compute_dtype
-        )
-        params = attach(made, params)
-    return Run(experiment, tokenizer, model, params, step)
-
-
-def read_experiment(folder: Path) -> Experiment:
-    """The resolved config of a run; ValueError where the folder has none."""
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ValueError(
-            f"{folder} is no run: it has no config.json; give the --workdir of a run of research.train"
-        )
-    try:
-        return experiments.from_json(read_json(file))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{file} is not the config of a run ({error!r}); restore it from a copy"
-        ) from None
 
 
 def keep_compiled_programs() -> None:

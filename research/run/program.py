@@ -14,10 +14,10 @@ from research.experiment.config import Experiment
 from research.models import spec
 from research.models.model import Model
 from research.objectives.choose import Objective
-from research.parallel.axes import merge_rules, parts, unsplit
+from research.parallel.axes import check_rules, merge_rules, parts, unsplit
 from research.parallel.mesh import make_mesh
 from research.training import optimizer as optimizers
-from research.training.state import TrainState, abstract_state, device_bytes, new_state
+from research.training.state import TrainState, abstract_state, device_bytes, new_state, to_stored
 from research.training.step import eval_step, train_step
 from research.tuning.method import check_groups, split_specs
 
@@ -35,9 +35,18 @@ class Program:
         e = self.experiment
         return Model(e.model, e.precision, e.execution, self.rules)
 
+    @property
+    def trainable_specs(self) -> tree.Tree:
+        """What has gradients and optimizer state, as specs."""
+        return self._split_specs[0]
+
+    @property
+    def held_specs(self) -> dict[str, tree.Tree]:
+        """The named trees that are not trained, as specs; "base" is {} where everything is."""
+        return {"base": self._split_specs[1]}
+
     @cached_property
-    def specs(self) -> tuple[tree.Tree, tree.Tree]:
-        """(trainable, frozen), as specs."""
+    def _split_specs(self) -> tuple[tree.Tree, tree.Tree]:
         e = self.experiment
         return split_specs(self.model.specs(), e.model, e.tune, e.lora, e.quantize)
 
@@ -62,58 +71,50 @@ class Program:
 
     @cached_property
     def _optimizer_and_schedule(self):
-        axes = jax.tree.map(lambda s: s.axes, self.specs[0])
+        axes = jax.tree.map(lambda s: s.axes, self.trainable_specs)
         e = self.experiment
-        ratio = (
-            e.lora.learning_rate_ratio
-        )  # LoRA+: the same schedule, times this for what starts at zero
-        config = (
-            e.optimizer
-            if ratio == 1
-            else replace(
-                e.optimizer,
-                learning_rate_rules=(
-                    (r".*/b", ratio),
-                    *(e.optimizer.learning_rate_rules or ((".*", 1.0),)),
-                ),
-            )
-        )
+        config, ratio = e.optimizer, e.lora.learning_rate_ratio
+        if ratio != 1:  # LoRA+: the same schedule, times this for what starts at zero
+            others = config.learning_rate_rules or ((".*", 1.0),)
+            config = replace(config, learning_rate_rules=((r".*/b", ratio), *others))
         return optimizers.make(config, axes, e.train.steps)
 
     def make_state(self) -> TrainState:
-        """What is trained before the first step, from the seed, without the frozen parameters. To
-        be traced, so that it is born sharded."""
-        seed, dtype = self.experiment.train.seed, self.experiment.precision.param_dtype
-        params = spec.initialize(jax.random.key(seed), self.specs[0], dtype, self.mesh, self.rules)
-        return new_state(params, {}, self.optimizer, seed)
+        """The state before the first step, from the seed, with an empty base. To be traced, so that
+        every array is born sharded."""
+        e = self.experiment
+        params = spec.initialize(
+            jax.random.key(e.train.seed),
+            self.trainable_specs,
+            e.precision.param_dtype,
+            self.mesh,
+            self.rules,
+        )
+        return new_state(params, {"base": {}}, self.optimizer, e.train.seed)
 
     @cached_property
-    def trained(self) -> TrainState:
-        """Shapes and shardings of the state without the frozen parameters."""
+    def baseless_state(self) -> TrainState:
+        """Shapes and shardings of `make_state()`."""
         with jax.set_mesh(self.mesh):
             return abstract_state(self.make_state, self.mesh)
 
     @cached_property
     def state(self) -> TrainState:
-        """The state's shapes and shardings."""
+        """Shapes and shardings of the whole state."""
         dtype = self.experiment.precision.compute_dtype
-        return replace(
-            self.trained, frozen=spec.abstract(self.specs[1], dtype, self.mesh, self.rules)
-        )
+        held = {
+            name: spec.abstract(specs, dtype, self.mesh, self.rules)
+            for name, specs in self.held_specs.items()
+        }
+        return replace(self.baseless_state, held=held)
 
-    @property
-    def keeps_frozen(self) -> bool:
-        """Whether checkpoints hold the frozen parameters too, which the start of the adapters has
-        changed."""
-        return self.experiment.tune.method == "lora" and self.experiment.lora.start != "default"
-
-    def stored(self, state: TrainState) -> TrainState:
+    def to_stored(self, state: TrainState) -> dict[str, tree.Tree]:
         """What of a state, arrays or shapes, a checkpoint holds."""
-        return state if self.keeps_frozen else replace(state, frozen={})
+        return to_stored(state, with_base=self.experiment.changes_base)
 
     def init(self) -> TrainState:
-        """`make_state` on the devices, without the frozen parameters."""
-        return jax.jit(self.make_state, out_shardings=_places(self.trained))()
+        """`make_state()` on the devices."""
+        return jax.jit(self.make_state, out_shardings=_places(self.baseless_state))()
 
     def check_bytes(self, state: TrainState) -> None:
         """ValueError unless a device holds exactly the bytes that the shardings predict."""
@@ -138,7 +139,7 @@ class Program:
 
     @cached_property
     def eval_step(self) -> Any:
-        """Jitted (trainable, frozen, batch) -> (sum, count) pairs."""
+        """Jitted (trainable, held, batch) -> (sum, count) pairs."""
         return jax.jit(partial(eval_step, model=self.model, objective=self.objective))
 
     def whole_dimensions(self) -> list[str]:
@@ -156,14 +157,16 @@ def make_program(
     """The program of an experiment; ValueError where mesh, batch and accumulation do not fit one
     another."""
     program = Program(experiment, objective, make_mesh(experiment.mesh, devices))
+    check_rules(program.rules, program.mesh)
+    spec.shardings(program.model.specs(), program.mesh, program.rules)  # for its errors
     batch, accumulate = program.batch_size, experiment.train.accumulate
     split = parts("batch", program.mesh, program.rules)
     if batch % (split * accumulate):
         raise ValueError(
-            f"a batch of {batch} must be a multiple of {split} (devices that split it) times {accumulate} "
-            "(train.accumulate); set config.data.batch_size"
+            f"a batch of {batch} must be a multiple of {split} (devices that split it) times "
+            f"{accumulate} (train.accumulate); set config.data.batch_size"
         )
-    check_groups(program.model.specs(), program.specs[1], program.mesh, program.rules)
+    check_groups(program.model.specs(), program.held_specs["base"], program.mesh, program.rules)
     length, split = experiment.data.sequence_length, parts("length", program.mesh, program.rules)
     if length % split:
         over = ", ".join(f"{name}:{program.mesh.shape[name]}" for name in program.rules["length"])

@@ -1,12 +1,12 @@
-"""From a ConfigDict to an experiment. This is the only file that reads a ConfigDict."""
+"""From a ConfigDict to an experiment: the preset or the checkpoint that its model starts from."""
 
 import dataclasses
 from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
 
-from research.experiment.config import Experiment
-from research.experiment.fields import build, nearest, refuse_unknown
+from research.experiment.config import Experiment, make_experiment
+from research.experiment.fields import nearest, refuse_unknown
 from research.interop.load import open_checkpoint
 from research.models.config import ModelConfig
 from research.models.config_checks import reset_unused
@@ -15,23 +15,16 @@ from research.models.presets import PRESETS
 
 def from_config(config: ConfigDict) -> Experiment:
     """The experiment a ConfigDict describes. ValueError, one line, for an unknown field or a value
-    that does not fit."""
+    that does not fit. Reads the checkpoint `config.init` where no preset is named."""
     values = config.to_dict()
-    kinds = get_type_hints(Experiment)
-    refuse_unknown("config", values, kinds)
-    parts = {}
-    for name, kind in kinds.items():
-        if name == "model":
-            parts[name] = _resolve_model(values.get(name, {}), values.get("init", ""))
-        elif dataclasses.is_dataclass(kind):
-            parts[name] = build(kind, values.get(name, {}), f"config.{name}")
-    axes = {name: tuple(names) for name, names in values.get("axes", {}).items()}
-    return Experiment(**parts, init=values.get("init", ""), mesh=values.get("mesh", ""), axes=axes)
+    refuse_unknown("config", values, get_type_hints(Experiment))
+    model = _resolve_model(values.get("model", {}), values.get("init", ""))
+    return make_experiment({**values, "model": model})
 
 
-def _resolve_model(values: dict[str, Any], init: str) -> ModelConfig:
-    """The preset with the fields that are set; without a preset the checkpoint's model, or the
-    defaults, with them."""
+def _resolve_model(values: dict[str, Any], init: str) -> dict[str, Any]:
+    """The fields of the preset with those that are set in their place; without a preset of the
+    checkpoint's model, without both the defaults."""
     given = {name: value for name, value in values.items() if name != "preset"}
     preset = values.get("preset", "")
     if preset and preset not in PRESETS:
@@ -47,6 +40,4 @@ def _resolve_model(values: dict[str, Any], init: str) -> ModelConfig:
         elif value is not None:
             base[name] = value
     named = {name for name, value in given.items() if value not in (None, {})}
-    return build(
-        ModelConfig, reset_unused(base, dataclasses.asdict(ModelConfig()), named), "config.model"
-    )
+    return reset_unused(base, dataclasses.asdict(ModelConfig()), named)

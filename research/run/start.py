@@ -4,26 +4,23 @@ one."""
 import dataclasses
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-
-import jax
 
 from research import tree
 from research.data.corpus import Corpus, open_corpus
 from research.experiment.config import Experiment
 from research.interop.load import open_checkpoint
+from research.interop.restored import read_base
 from research.interop.storage.checkpoint import Checkpoint
-from research.models import spec
 from research.models.config import Body, ModelConfig
+from research.objectives.choose import objective_class
 from research.run.program import Program
-from research.training.state import TrainState
+from research.training.state import TrainState, from_stored
 from research.tuning.lora_init import start
 from research.tuning.method import (
     FRESH,
     QuantizeConfig,
     dense_specs,
-    new_frozen,
     quantize_rules,
 )
 from research.weights.rules import is_leaf
@@ -44,7 +41,10 @@ def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> C
         if given is None:
             raise ValueError(f"{experiment.init} has no tokenizer; set config.data.tokenizer")
     corpus = open_corpus(
-        experiment.data, tokenizer_folder, wanted=experiment.objective.reads, given=given
+        experiment.data,
+        tokenizer_folder,
+        wanted=objective_class(experiment.objective.name).reads,
+        given=given,
     )
     words, classes = corpus.tokenizer.vocab_size, len(corpus.labels)
     if words > experiment.model.vocab_size:
@@ -90,7 +90,7 @@ def with_parameters(
     ]
     trainable, wanted = (
         tree.paths(state.trainable, is_leaf),
-        tree.paths(program.trained.trainable, is_leaf),
+        tree.paths(program.baseless_state.trainable, is_leaf),
     )
     known = [path for path in tree.paths(program.model.specs()) if path.split("/")[0] not in fresh]
     own = {path: wanted[path] for path in known if path in wanted and not is_leaf(wanted[path])}
@@ -103,53 +103,43 @@ def with_parameters(
 
 
 def with_base(program: Program, state: TrainState, checkpoint: Checkpoint | None) -> TrainState:
-    """A fresh state with its frozen parameters, of the checkpoint or from the seed, and adapters
-    that start from them."""
-    e, specs = program.experiment, program.model.specs()
-    if not program.specs[1] or e.tune.method != "lora":
-        return replace(state, frozen=read_frozen(program, checkpoint))
-    if e.lora.start == "default":
-        frozen, plain, rules = read_frozen(program, checkpoint), specs, None
-    else:  # which takes the weights apart before they are quantized
-        plain = dense_specs(specs, program.specs[1])
-        frozen = read_frozen(program, checkpoint, plain)
+    """A fresh state with its base, of the checkpoint or from the seed, and adapters that start from
+    it."""
+    e, plain = program.experiment, program.model.specs()
+    base_specs = program.held_specs["base"]
+    if not e.changes_base:
+        base = _read_base(program, checkpoint, base_specs)
+        if not base_specs or e.tune.method != "lora":
+            return replace(state, held={"base": base})
+        rules = None
+    else:  # the weights are taken apart before they are quantized
+        plain = dense_specs(plain, base_specs)
+        base = _read_base(program, checkpoint, plain, QuantizeConfig())
         rules = quantize_rules(plain, e.quantize)
-    trainable, frozen = start(e.lora.start, state.trainable, frozen, plain, rules, e.quantize.group)
-    return replace(state, trainable=trainable, frozen=frozen)
+    trainable, base = start(e.lora.start, state.trainable, base, plain, rules, e.quantize.group)
+    return replace(state, trainable=trainable, held={"base": base})
 
 
-def read_frozen(
-    program: Program, checkpoint: Checkpoint | None, plain: tree.Tree | None = None
-) -> tree.Tree:
-    """The frozen parameters in their formats, or not quantized where `plain` has their specs."""
-    if not program.specs[1]:
-        return {}
-    e = program.experiment
-    specs, config = (program.specs[1], e.quantize) if plain is None else (plain, QuantizeConfig())
-    abstract = spec.abstract(specs, e.precision.compute_dtype, program.mesh, program.rules)
-    if checkpoint is not None:
-        return checkpoint.restore(abstract)
-    make = partial(
-        new_frozen,
-        program.model.specs(),
-        specs,
-        config,
-        e.train.seed,
-        e.precision.compute_dtype,
-        program.mesh,
-        program.rules,
-    )
-    return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
-
-
-def resumed_state(program: Program, stored: TrainState) -> TrainState:
-    """A state from a checkpoint with the frozen parameters that are not in there: read as at the
-    start."""
-    if program.keeps_frozen or not program.specs[1]:
-        return stored
+def resumed_state(program: Program, stored: dict[str, tree.Tree]) -> TrainState:
+    """The state of a checkpoint with what is not in there: the base, read as at the start."""
+    state, base_specs = from_stored(stored), program.held_specs["base"]
+    if program.experiment.changes_base or not base_specs:
+        return state
     source = program.experiment.init
     with open_checkpoint(source) if source else nullcontext() as checkpoint:
-        return replace(stored, frozen=read_frozen(program, checkpoint))
+        return replace(state, held={"base": _read_base(program, checkpoint, base_specs)})
+
+
+def _read_base(
+    program: Program,
+    checkpoint: Checkpoint | None,
+    specs: tree.Tree,
+    quantize: QuantizeConfig | None = None,
+) -> tree.Tree:
+    """`research.interop.restored.read_base` onto the program's mesh; {} for no specs."""
+    if not specs:
+        return {}
+    return read_base(program.experiment, specs, checkpoint, program.mesh, program.rules, quantize)
 
 
 def changes(before: ModelConfig, after: ModelConfig) -> list[str]:

@@ -23,11 +23,10 @@ from research.training.muon import stack_axes
 from research.weights.dynamic_map import DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP
 
 BLOCK = 256  # values that share a scale
-# values of one layer's parameter; one with fewer keeps float32 moments, as in bitsandbytes
+# Values of one layer's parameter; one with fewer keeps float32 moments, as in bitsandbytes.
 SMALLEST = 4096
-_LEAST_BLOCK = (
-    32  # below it the scales would take more than they save, and the moments stay float32
-)
+# Values of a block; with fewer the scales would take more than they save, so moments stay float32.
+_LEAST_BLOCK = 32
 
 
 class Moment(NamedTuple):
@@ -57,17 +56,11 @@ def scale_by_adam_8bit(
     of more than one never exist.
     """
 
-    def stacks(params):
-        structure = jax.tree.structure(params)
-        if names is None:
-            return [0] * structure.num_leaves
-        return [stack_axes(name.split()) for name in structure.flatten_up_to(names)]
-
     def init(params):
         leaves, structure = jax.tree.flatten(params)
         # Arrays of their own for each, so that all can be donated.
         mu, nu = (
-            [_zeros(p, block_of(p.shape, n)) for p, n in zip(leaves, stacks(params))]
+            [_zeros(p, block_of(p.shape, n)) for p, n in zip(leaves, _stacks(params, names))]
             for _ in range(2)
         )
         return Adam8bitState(
@@ -81,7 +74,7 @@ def scale_by_adam_8bit(
         leaves, structure = jax.tree.flatten(updates)
         made = []
         for g, mu, nu, n in zip(
-            leaves, *map(structure.flatten_up_to, (state.mu, state.nu)), stacks(updates)
+            leaves, *map(structure.flatten_up_to, (state.mu, state.nu)), _stacks(updates, names)
         ):
             block = block_of(g.shape, n)
 
@@ -98,6 +91,14 @@ def scale_by_adam_8bit(
         return steps, Adam8bitState(count, mus, nus)
 
     return optax.GradientTransformation(init, update)
+
+
+def _stacks(params: tree.Tree, names: tree.Tree | None) -> list[int]:
+    """How many leading axes of each parameter number layers or experts; none without names."""
+    structure = jax.tree.structure(params)
+    if names is None:
+        return [0] * structure.num_leaves
+    return [stack_axes(name.split()) for name in structure.flatten_up_to(names)]
 
 
 def block_of(shape: Sequence[int], stacked: int = 0) -> tuple[int, int] | None:

@@ -166,7 +166,8 @@ def restore_params(
     found = newest(root, abstract_params, f"{key}/", lambda step: "passed over", only=step)
     if found is None:
         raise ValueError(
-            f"{root} holds no checkpoint; give the checkpoints directory of a run that has saved one"
+            f"{root} holds no checkpoint; "
+            "give the checkpoints directory of a run that has saved one"
         )
     return found
 

@@ -23,22 +23,20 @@ _UNSIGNED = {
     32: jnp.uint32,
     64: jnp.uint64,
 }
-_ROTATION = np.uint32(
-    0x9E3779B9
-)  # 2**32 over the golden ratio, odd: spreads neighbouring positions
-_MIX = (
-    np.uint32(0x85EBCA6B),
-    np.uint32(0xC2B2AE35),
-)  # multipliers of MurmurHash3's 32-bit finalizer
+# 2**32 over the golden ratio, made odd: it spreads neighbouring positions.
+_ROTATION = np.uint32(0x9E3779B9)
+# The multipliers of MurmurHash3's 32-bit finalizer.
+_MIX = (np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35))
 
 
 def fingerprint(state: tree.Tree) -> dict[str, str]:
-    """For every path of a tree of jax.Arrays, 16 hexadecimal digits decided by its bits and their
-    positions.
+    """{path: 16 hexadecimal digits} of a tree of jax.Arrays. The digits depend on the bits of the
+    array and on their positions, and on nothing else.
 
-    A change confined to one element always changes the value; any other escapes with a probability
-    of about 2**-64. One program for the whole tree, which makes no array larger than a leaf without
-    its last axis. A typed random key raises ValueError (pass `jax.random.key_data` of it).
+    A change of one element always changes the digits; any other change goes unnoticed with a
+    probability of about 2**-64. The whole tree is one program, and no temporary array of it is
+    larger than a leaf without its last axis. ValueError for a typed random key: pass
+    `jax.random.key_data` of it.
     """
     leaves = tree.paths(state)
     for path, leaf in leaves.items():
@@ -82,6 +80,7 @@ def _words(x: jax.Array) -> list[jax.Array]:
 
 
 def _word_checksum(word: jax.Array, salt: int) -> tuple[jax.Array, jax.Array]:
+    """The two sums of one uint32 array; `salt` tells the words of a wide element apart."""
     if word.ndim == 0:
         word = word.reshape(1)
     position = jnp.full(word.shape, salt, jnp.uint32)

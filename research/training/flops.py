@@ -77,18 +77,17 @@ def _sum_to(count: int, most: int) -> float:
     return rising * (rising + 1) / 2 + (count - rising) * most
 
 
-def forward_flops(c: ModelConfig, specs: tuple[tree.Tree, tree.Tree], texts: Texts) -> float:
-    """The forward pass of a step for a model of these (trainable, frozen) specs,
-    `research.run.program.Program.specs`.
+def forward_flops(c: ModelConfig, trainable: tree.Tree, texts: Texts) -> float:
+    """The forward pass of a step, where `trainable` are the specs of what is trained.
 
     Each weight times the tokens that it meets, of experts those that a token visits; attention over
     the pairs that the mask shows, where a row is one document; the head. Tables that are read,
     DoRA's norms and a prompt's own pass are left out.
     """
-    return sum(_weights(c, specs, texts).values()) + _attention(c, texts)
+    return sum(_weights(c, trainable, texts).values()) + _attention(c, texts)
 
 
-def model_flops(c: ModelConfig, specs: tuple[tree.Tree, tree.Tree], texts: Texts) -> float:
+def model_flops(c: ModelConfig, trainable: tree.Tree, texts: Texts) -> float:
     """What a step has to compute: three times the forward, less the gradients of the weights that
     are frozen.
 
@@ -96,8 +95,8 @@ def model_flops(c: ModelConfig, specs: tuple[tree.Tree, tree.Tree], texts: Texts
     first layer, and once more for its weight's gradient where that is trained; both products of
     attention are needed for both their operands.
     """
-    trained = {path for path in tree.paths(specs[0])}
-    products = _weights(c, specs, texts)
+    trained = {path for path in tree.paths(trainable)}
+    products = _weights(c, trainable, texts)
     tied = "embed/table" in trained and c.tied
     return 3 * _attention(c, texts) + sum(
         flops * (3 if path in trained or (path == "head/tied" and tied) else 2)
@@ -105,13 +104,13 @@ def model_flops(c: ModelConfig, specs: tuple[tree.Tree, tree.Tree], texts: Texts
     )
 
 
-def _weights(c: ModelConfig, specs: tuple[tree.Tree, tree.Tree], texts: Texts) -> dict[str, float]:
+def _weights(c: ModelConfig, trainable: tree.Tree, texts: Texts) -> dict[str, float]:
     """Forward FLOPs of the products with weights, by path: the model's, and the adapters' that are
     trained beside them."""
     base = tree.paths(Model(c).specs())
     added = {
         path: spec
-        for path, spec in tree.paths(specs[0]).items()
+        for path, spec in tree.paths(trainable).items()
         if path not in base and _is_adapter(path)
     }
     weights = {path: _visited(path, spec, c) for path, spec in {**base, **added}.items()}

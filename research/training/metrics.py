@@ -58,16 +58,14 @@ class RunLog:
         and lines; `stream` defaults to standard error.
         """
         self.enabled = enabled
-        self.evaluated_step: int | None = (
-            None  # the last step with an evaluation row, also one of a former process
-        )
+        # The last step with an evaluation row, which may be one of a former process.
+        self.evaluated_step: int | None = None
         self._clock, self._step, self._total = clock, start_step, total_steps
         self._utilisation = flops_per_token / peak_flops if flops_per_token and peak_flops else None
         self._mark = self._began = clock()
         self._paused, self._pauses, self._uncounted = 0.0, 0, 0
-        self._origin: tuple[float, int] | None = (
-            None  # (time, step) from which the time left is reckoned
-        )
+        # (time, step) from which the time left is estimated.
+        self._origin: tuple[float, int] | None = None
         self._warned = False
         if not enabled:
             return
@@ -81,10 +79,12 @@ class RunLog:
         self._display = open_display(stream or sys.stderr, start_step, total_steps, live, clock)
 
     def step(self, step: int, values: Mapping[str, Any], tokens: int) -> None:
-        """Log a training step. `tokens` is what every step trains on (batch x length); the speed is
-        that of all steps since the last call, and where all of them ran inside a pause, the speed
-        with the pause. Values are scalars of any array library; fetch them together before, one by
-        one is slow."""
+        """Log a training step, in which `tokens` (batch times length) were trained on.
+
+        The speed is that of all steps since the last call, without pauses unless all of them ran
+        inside one. `values` are scalars of any array library; fetch them from the device together
+        before the call, because fetching one by one is slow.
+        """
         if not self.enabled:
             return
         if step <= self._step and self._origin:
@@ -111,8 +111,8 @@ class RunLog:
         self._step, self._mark, self._paused, self._uncounted = step, self._clock(), 0.0, 0
 
     def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
-        """Log an evaluation; a name without a slash is put under `eval/`. Nothing else is reckoned
-        from it."""
+        """Log an evaluation. A name without a slash is written as `eval/<name>`, one with a slash
+        as it is."""
         if not self.enabled:
             return
         named = {name if "/" in name else f"eval/{name}": value for name, value in values.items()}
@@ -194,9 +194,8 @@ class RunLog:
             row["nonfinite"] = odd
             if not self._warned:
                 self._warned = True
-                self.note(
-                    f"step {row['step']:,}: {', '.join(f'{name} is {value}' for name, value in odd.items())}"
-                )
+                values_shown = ", ".join(f"{name} is {value}" for name, value in odd.items())
+                self.note(f"step {row['step']:,}: {values_shown}")
         self._file.write(_line(row))
         self._file.flush()
         step = exact.pop("step")

@@ -35,14 +35,15 @@ _TABLES = ("vocab", "position", "bucket")  # axes that are looked up
 class OptimizerConfig:
     """An optimizer, its schedule (see `make_schedule`) and its rules by path.
 
-    name                   adamw | adamw8bit | adafactor | lion | muon (its b1, b2, eps are of the AdamW that takes what is
-                           no hidden matrix)
+    name                   adamw | adamw8bit | adafactor | lion | muon (whose b1, b2 and eps are
+                           of the AdamW that takes all but the hidden matrices)
     learning_rate          at the peak of the schedule
     decay_fraction         `decay_steps` as a share of the run
     b1                     of adafactor: momentum, none where None
     parameter_scale        adafactor: updates in units of the parameter's root mean square
     weight_decay           times the learning rate, taken from the weights (arXiv:1711.05101)
-    decay_embeddings       without `weight_decay_rules` matrices decay, vectors do not; this is for lookup tables
+    decay_embeddings       whether lookup tables decay; without `weight_decay_rules` matrices do and
+                           vectors do not
     weight_decay_rules     ordered (path regex, multiple of weight_decay), covering every parameter
     learning_rate_rules    ordered (path regex, multiple of learning_rate), covering every parameter
     clip_norm              largest norm of all gradients together, None for no limit
@@ -105,7 +106,8 @@ class OptimizerConfig:
         for field in ("decay_steps", "decay_fraction", "min_ratio"):
             if getattr(self, field) is not None and self.schedule not in DECAYING:
                 raise ValueError(
-                    f"optimizer.{field} is set and schedule {self.schedule} does not use it; leave it out"
+                    f"optimizer.{field} is set and schedule {self.schedule} does not use it; "
+                    "leave it out"
                 )
         if self.decay_steps is not None and self.decay_fraction is not None:
             raise ValueError(

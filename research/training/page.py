@@ -12,19 +12,24 @@ READ = "Move over a curve to read its values."
 LONG_LIST = 6  # values; longer lists are folded
 
 STYLE = """
-:root{color-scheme:light dark;--page:#f6f7f9;--card:#fff;--text:#1c2430;--soft:#667085;--edge:#e3e6eb;--good:#1d8a52;--bad:#c2413b}
-@media(prefers-color-scheme:dark){:root{--page:#12151a;--card:#1b2027;--text:#e4e8ee;--soft:#98a2b3;--edge:#2c333d;--good:#4cc48a;--bad:#f07a74}}
+:root{color-scheme:light dark;--page:#f6f7f9;--card:#fff;--text:#1c2430;
+--soft:#667085;--edge:#e3e6eb;--good:#1d8a52;--bad:#c2413b}
+@media(prefers-color-scheme:dark){:root{--page:#12151a;--card:#1b2027;--text:#e4e8ee;
+--soft:#98a2b3;--edge:#2c333d;--good:#4cc48a;--bad:#f07a74}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--text);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+body{margin:0;background:var(--page);color:var(--text);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1180px;margin:0 auto;padding:32px 24px 64px}
 h1{font-size:26px;margin:0}
 h2{font-size:17px;margin:36px 0 12px}
 small,.soft{color:var(--soft);font-weight:400}
-code,pre,td{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:13px}
+code,pre,td{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;
+font-size:13px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin-top:24px}
 .tile,figure,.sample,table{background:var(--card);border:1px solid var(--edge);border-radius:10px}
 .tile{padding:12px 16px}
-.tile b{display:block;font-size:24px;font-weight:650;font-variant-numeric:tabular-nums;white-space:nowrap}
+.tile b{display:block;font-size:24px;font-weight:650;
+font-variant-numeric:tabular-nums;white-space:nowrap}
 .tile span{display:block;font-size:12px;color:var(--soft)}
 .good b,.good .note{color:var(--good)}
 .bad b,.bad .note{color:var(--bad)}
@@ -34,17 +39,20 @@ figure{margin:0;padding:14px 14px 6px}
 figure svg{width:100%;height:auto;display:block}
 figcaption{font-weight:600}
 .sample{padding:12px 16px;margin:0 0 12px}
-.sample pre{margin:6px 0 0;white-space:pre-wrap;overflow-wrap:anywhere;max-height:24em;overflow:auto}
+.sample pre{margin:6px 0 0;white-space:pre-wrap;overflow-wrap:anywhere;
+max-height:24em;overflow:auto}
 .sample .prompt{color:var(--soft)}
 table{border-collapse:separate;border-spacing:0;width:100%;overflow:hidden}
-td,th{text-align:left;vertical-align:top;padding:4px 14px;border-top:1px solid var(--edge);overflow-wrap:anywhere}
+td,th{text-align:left;vertical-align:top;padding:4px 14px;border-top:1px solid var(--edge);
+overflow-wrap:anywhere}
 tr:first-child>*{border-top:0}
 th{font-weight:500;color:var(--soft);width:32%;font-size:13px}
 del{color:var(--bad)}
 ins{color:var(--good);text-decoration:none}
 summary{cursor:pointer;color:var(--soft);padding:4px 0}
 footer{margin-top:40px;color:var(--soft);font-size:12px}
-@media print{body{background:#fff}.charts{grid-template-columns:1fr 1fr}details:not([open]){display:none}}
+@media print{body{background:#fff}.charts{grid-template-columns:1fr 1fr}
+details:not([open]){display:none}}
 """
 
 
@@ -66,8 +74,9 @@ def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]], footer:
 
 def tile(label: str, value: str, note: str = "", mood: str = "") -> str:
     """A headline number; `mood` is "good", "bad" or nothing."""
-    words = f'<span>{escape(label)}</span><b>{escape(value)}</b><span class="note">{escape(note)}</span>'
-    return f'<div class="tile {escape(mood)}">{words}</div>'
+    words = f"<span>{escape(label)}</span><b>{escape(value)}</b>"
+    beside = f'<span class="note">{escape(note)}</span>'
+    return f'<div class="tile {escape(mood)}">{words}{beside}</div>'
 
 
 def sample_card(step: int, prompt: str, text: str) -> str:

@@ -93,11 +93,13 @@ def curve_svg(
     highest. `from_zero` starts a linear y axis at 0.
     """
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="graft-plot" role="img" aria-label="{escape(title)}" {size}>'
+    look = f'class="graft-plot" role="img" aria-label="{escape(title)}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {look} {size}>'
     kept = {name: usable(line, log_x, log_y) for name, line in lines.items()}
     kept = {name: line for name, line in kept.items() if line[0]}
     if not kept:
-        return f'{head}{STYLE}<text x="{width // 2}" y="{height // 2}" text-anchor="middle">no values</text></svg>'
+        place = f'x="{width // 2}" y="{height // 2}" text-anchor="middle"'
+        return f"{head}{STYLE}<text {place}>no values</text></svg>"
     marks = {
         name: y
         for name, y in (marks or {}).items()
@@ -127,9 +129,8 @@ def _axes(frame: Frame) -> list[str]:
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{y}" y2="{y}"/>'
         )
-        parts.append(
-            f'<text class="soft" x="{LEFT - 7}" y="{y}" dy=".35em" text-anchor="end">{tick_text(tick)}</text>'
-        )
+        place = f'x="{LEFT - 7}" y="{y}" dy=".35em" text-anchor="end"'
+        parts.append(f'<text class="soft" {place}>{tick_text(tick)}</text>')
     for tick in (log_ticks if frame.log_x else linear_ticks)(*frame.x_range):
         place = f'x="{frame.x(tick)}" y="{frame.height - BOTTOM + 18}" text-anchor="middle"'
         parts.append(f'<text class="soft" {place}>{tick_text(tick)}</text>')
@@ -138,9 +139,11 @@ def _axes(frame: Frame) -> list[str]:
 
 def _mark(name: str, y: float, frame: Frame, colour: str) -> str:
     right, at = frame.width - RIGHT, frame.y(y)
-    line = f'<line x1="{LEFT}" x2="{right}" y1="{at}" y2="{at}" stroke="{colour}" stroke-dasharray="6 4" stroke-width="1.5"/>'
+    look = f'stroke="{colour}" stroke-dasharray="6 4" stroke-width="1.5"'
+    line = f'<line x1="{LEFT}" x2="{right}" y1="{at}" y2="{at}" {look}/>'
     below = at < TOP + 14
-    text = f'<text x="{right}" y="{at + (14 if below else -6)}" text-anchor="end" style="fill:{colour}">'
+    place = f'x="{right}" y="{at + (14 if below else -6)}" text-anchor="end"'
+    text = f'<text {place} style="fill:{colour}">'
     return f"{line}{text}{escape(name)} {y:.4g}</text>"
 
 
@@ -162,9 +165,8 @@ def _curve(line: Clean, frame: Frame, colour: str, dots: bool, smooth: bool) -> 
     if smooth:
         groups = thin((line[0], running_mean(line[1])), POINTS, *axis)
     path = _places([(x, y) for x, y, _, _ in groups], frame)
-    parts.append(
-        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"/>'
-    )
+    look = f'fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"'
+    parts.append(f'<polyline points="{path}" {look}/>')
     if (dots and len(line[0]) <= DOTS) or len(line[0]) == 1:
         parts += [
             f'<circle cx="{frame.x(x)}" cy="{frame.y(y)}" r="3" fill="{colour}"/>'

@@ -60,9 +60,10 @@ def evaluation_line(row: dict[str, Any]) -> str:
     gzip = values.pop("gzip_bits_per_byte", None)
     parts = []
     for key, value in values.items():
-        shown = (
-            "nan" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-        )
+        if value is None:  # a metric that is no number, which JSON cannot hold
+            shown = "nan"
+        else:
+            shown = f"{value:.4f}" if isinstance(value, float) else str(value)
         parts.append(f"{key.replace('_', ' ')} {shown}")
         if key == "bits_per_byte" and gzip is not None:
             parts[-1] += f" (gzip {gzip:.4f})"

@@ -39,13 +39,13 @@ _PASSING = (
 )
 
 
-# TensorStore has no unsigned types below a byte; their bits travel as the signed type of that
+# TensorStore has no unsigned types below a byte, so these are stored as the signed type of their
 # width.
 _CARRIERS = {"uint4": "int4", "uint2": "int2"}
 
 
 class _Damaged(Exception):
-    """What is wrong with a step."""
+    """A step cannot be read, or is not what was saved; the message says why."""
 
 
 def committed_steps(root: epath.Path) -> list[int]:
@@ -86,10 +86,11 @@ def newest(
     """(step, tree like `abstract`, meta) of the newest good step, or None where there is no step,
     good or bad.
 
-    `only` leaves no choice of the step. `below` is "" for the whole state or "params/" for the
-    arrays under that key. A damaged step is warned of and handed to `set_aside`, which says what it
-    did. ValueError where no step is good, and where a step's arrays differ from `abstract` in
-    structure, type or shape: that is a changed model and no damage.
+    `only` is the one step to read, instead of the newest. `below` chooses arrays by the beginning
+    of their path: "" for the whole state, "params/" for those under that key. A damaged step is
+    logged as a warning and given to `set_aside`, which returns what it did with it. ValueError
+    where no step is good, and where a step's arrays differ from `abstract` in structure, type or
+    shape: then the model has changed and the step is not damaged.
     """
     wanted = {below + path: leaf for path, leaf in tree.paths(abstract).items()}
     _require_divisible(wanted)
@@ -160,9 +161,8 @@ def _read_arrays(
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             arrays = tree.paths(reader.restore(folder, args=arguments))
-    except (
-        Exception
-    ) as error:  # any of Orbax, TensorStore, JSON and the file system, by what was damaged
+    # Which of Orbax, TensorStore, JSON and the file system fails depends on what was damaged.
+    except Exception as error:
         _reraise_passing(error)
         raise _Damaged(_line(error)) from error
     if {path: _form(array) for path, array in arrays.items()} != {
@@ -188,7 +188,8 @@ def _require_same_form(
             for p in differing[:5]
         )
         raise ValueError(
-            f"{folder} holds another model than the one configured: {len(differing)} of {len(want)} arrays differ "
+            f"{folder} holds another model than the one configured: "
+            f"{len(differing)} of {len(want)} arrays differ "
             f"({shown}); restore the configuration it was saved with, or start in a new folder"
         )
 
@@ -209,11 +210,9 @@ def _form(leaf: jax.Array | jax.ShapeDtypeStruct) -> list:
 
 def _view(array: jax.Array, dtype: Any) -> jax.Array:
     """The same bits as another type of that width; `array` itself for None and for its own type."""
-    return (
-        array
-        if dtype is None or array.dtype == dtype
-        else jax.lax.bitcast_convert_type(array, dtype)
-    )
+    if dtype is None or array.dtype == dtype:
+        return array
+    return jax.lax.bitcast_convert_type(array, dtype)
 
 
 def _empty(leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -247,8 +246,6 @@ def _line(error: Exception) -> str:
 
 def _everywhere(good: bool) -> bool:
     """Whether it is good for every process: all must agree on the step to use."""
-    return (
-        good
-        if jax.process_count() == 1
-        else bool(np.all(multihost_utils.process_allgather(np.array(good))))
-    )
+    if jax.process_count() == 1:
+        return good
+    return bool(np.all(multihost_utils.process_allgather(np.array(good))))

@@ -24,10 +24,12 @@ def make_schedule(
     """Learning rate by step, counted from 0: 0 at step 0, `peak` at `warmup_steps`.
 
     constant      `peak` from there on
-    cosine        half a cosine to `min_ratio * peak` in `decay_steps` (arXiv:1608.03983, without restarts)
+    cosine        half a cosine to `min_ratio * peak` in `decay_steps` (arXiv:1608.03983, without
+                  restarts)
     linear        a straight line to `min_ratio * peak` in `decay_steps`
     inverse_sqrt  peak * sqrt(warmup_steps / step) (arXiv:1706.03762, section 5.3)
-    wsd           `peak` until `decay_steps` before the end, then a line to `min_ratio * peak` (arXiv:2405.18392)
+    wsd           `peak` until `decay_steps` before the end, then a line to `min_ratio * peak`
+                  (arXiv:2405.18392)
 
     Lengths left None follow from `total_steps`: a twentieth of it for the warm-up, at most 2000
     steps; for the decay all the rest, a fifth of `total_steps` with wsd. `min_ratio` left None is
@@ -47,15 +49,29 @@ def make_schedule(
         return _after_warmup(
             lambda step: jnp.full(jnp.shape(step), peak, jnp.float32), peak, warmup
         )
+    return _decaying(name, peak, total_steps, warmup, decay_steps, min_ratio)
+
+
+def _decaying(
+    name: str,
+    peak: float,
+    total_steps: int,
+    warmup: int,
+    decay_steps: int | None,
+    min_ratio: float | None,
+) -> Schedule:
+    """One of `DECAYING`, see `make_schedule`."""
     rest = total_steps - warmup
     default = min(rest, math.ceil(total_steps / 5)) if name == "wsd" else rest
     decay = default if decay_steps is None else decay_steps
     if not 0 < decay <= rest:
         raise ValueError(
-            f"warmup_steps={warmup} and decay_steps={decay} do not fit into train.steps={total_steps}; "
+            f"warmup_steps={warmup} and decay_steps={decay} do not fit into "
+            f"train.steps={total_steps}; "
             "set optimizer.warmup_steps and optimizer.decay_steps to at most that sum"
         )
-    ratio = (0.1 if name == "cosine" else 0.0) if min_ratio is None else min_ratio
+    usual = 0.1 if name == "cosine" else 0.0
+    ratio = usual if min_ratio is None else min_ratio
     if name == "cosine":
         return _after_warmup(optax.cosine_decay_schedule(peak, decay, alpha=ratio), peak, warmup)
     line = optax.linear_schedule(

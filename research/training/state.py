@@ -11,31 +11,63 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research import tree
+from research.weights.rules import attach
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "trainable", "frozen", "optimizer", "key"],
+    data_fields=["step", "trainable", "held", "optimizer", "key"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
 class TrainState:
-    """Step count, parameters with and without gradients, optimizer state, and the run's random key
-    (as its data)."""
+    """Everything that a step reads, and what it returns anew.
+
+    `step` int32 [] counts the updates so far. `trainable` has gradients and optimizer state. `held`
+    are the named trees that have neither: "base" is what `trainable` is attached to ({} where
+    everything is trained); objectives that compare models have further ones, such as "reference".
+    `key` is the data of the run's random key.
+    """
 
     step: jax.Array
     trainable: tree.Tree
-    frozen: tree.Tree
+    held: dict[str, tree.Tree]
     optimizer: tree.Tree
     key: jax.Array
 
+    @property
+    def params(self) -> tree.Tree:
+        """What the model computes with: `trainable` attached to the base."""
+        return attach(self.held["base"], self.trainable)
+
 
 def new_state(
-    trainable: tree.Tree, frozen: tree.Tree, optimizer: optax.GradientTransformation, seed: int
+    trainable: tree.Tree,
+    held: dict[str, tree.Tree],
+    optimizer: optax.GradientTransformation,
+    seed: int,
 ) -> TrainState:
     """The state before the first step."""
     key = jax.random.key_data(jax.random.key(seed))
-    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable), key)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, held, optimizer.init(trainable), key)
+
+
+def to_stored(state: TrainState, with_base: bool) -> dict[str, tree.Tree]:
+    """What a checkpoint holds of a state, arrays or shapes: the base under the name "frozen", and
+    only where it cannot be read again from where it came from."""
+    return {
+        "step": state.step,
+        "trainable": state.trainable,
+        "frozen": state.held["base"] if with_base else {},
+        "optimizer": state.optimizer,
+        "key": state.key,
+    }
+
+
+def from_stored(stored: dict[str, tree.Tree]) -> TrainState:
+    """The state that `to_stored` was given; its base is {} where the checkpoint does not have it."""
+    rest = {name: value for name, value in stored.items() if name != "frozen"}
+    return TrainState(held={"base": stored["frozen"]}, **rest)
 
 
 def abstract_state(make: Callable[[], TrainState], mesh: Mesh) -> TrainState:

@@ -1,5 +1,6 @@
 """The train step and the evaluation step: pure functions, the same for every objective."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -46,7 +47,7 @@ def train_step(
     new = TrainState(
         state.step + 1,
         optax.apply_updates(state.trainable, updates),
-        state.frozen,
+        state.held,
         optimizer_state,
         state.key,
     )
@@ -54,10 +55,15 @@ def train_step(
 
 
 def eval_step(
-    trainable: tree.Tree, frozen: tree.Tree, batch: Batch, *, model: Model, objective: Any
+    trainable: tree.Tree,
+    held: Mapping[str, tree.Tree],
+    batch: Batch,
+    *,
+    model: Model,
+    objective: Any,
 ) -> dict[str, tuple]:
     """(sum, count) pairs of the loss and the objective's totals, without dropout."""
-    total, count, totals = objective.loss(model, trainable, frozen, batch, None)
+    total, count, totals = objective.loss(model, trainable, held, batch, None)
     return {"loss": (total, count), **totals}
 
 
@@ -68,7 +74,7 @@ def _gradients(
     micro-batches."""
 
     def loss(trainable, micro, key):
-        total, count, totals = objective.loss(model, trainable, state.frozen, micro, key)
+        total, count, totals = objective.loss(model, trainable, state.held, micro, key)
         return total, (count, totals)
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)

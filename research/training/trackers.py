@@ -8,9 +8,8 @@ from typing import Any
 
 from research.files import write_text
 
-Tracker = tuple[
-    Callable[[int, dict[str, float]], None], Callable[[], None]
-]  # (write the values of a step, close)
+# (write the values of a step, close)
+Tracker = tuple[Callable[[int, dict[str, float]], None], Callable[[], None]]
 
 
 def open_tensorboard(folder: Path, start_step: int) -> Tracker:

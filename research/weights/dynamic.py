@@ -5,7 +5,7 @@ scale of its own.
     fp8    the same with 448, the largest of float8_e4m3fn, and a float32 sum (arXiv:2209.05433: activations in e4m3)
 
 The weight has one scale an output, so both scales stand outside the sum, and the chip multiplies
-what is held. Where it has no such product (`research.ops.kernels.quantized_matmul.multiplies`) the
+what is held. Where it has no such product (`research.devices.backend.multiplies`) the
 weight alone is quantized, which is more exact. The gradient of the activations is that of the
 weight-only product: rounding counts as the identity.
 """
@@ -20,9 +20,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from research import tree
-from research.devices.backend import platform
+from research.devices.backend import multiplies, platform
 from research.ops.einsum import contract
-from research.ops.kernels.quantized_matmul import multiplies
 from research.parallel.placement import spec
 from research.weights.over import Over
 from research.weights.quantized import Quantized

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from research import tree
-from research.ops.kernels.quantized_matmul import multiplies
+from research.devices.backend import multiplies
 from research.weights.dynamic import (
     DynamicQuantized,
     multiply_codes,

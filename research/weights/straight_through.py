@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from research import tree
+from research.devices.backend import multiplies
 from research.ops.einsum import einsum, grouped, take
 from research.ops.equation import parse
-from research.ops.kernels.quantized_matmul import multiplies
 from research.parallel.placement import gather, place_as, placed, spec
 from research.weights.dynamic import (
     multiply_codes,

@@ -20,7 +20,8 @@ from tests.fit.fits import GIB, fit_json
 CONFIG = f"--config={ROOT}/configs/pretrain.py:model=llama3_8b,smoke"
 TINY = {"model.layers": 1, "data.sequence_length": 16}
 READ = "import json, os, signal, sys, time; q = json.loads(sys.stdin.readline())\n"
-SAY = f"print(json.dumps({{'stage': 'compiling'}}), flush=True)\nprint(json.dumps({{'fit': {fit_json()!r}, 'program': 'p'}}))"
+SAY = f"""print(json.dumps({{'stage': 'compiling'}}), flush=True)
+print(json.dumps({{'fit': {fit_json()!r}, 'program': 'p'}}))"""
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,8 @@ def test_a_child_answers_and_its_noise_is_not_shown(monkeypatch, capfd):
 
 def test_a_crash_is_one_line_with_the_compilers_last_words_and_its_log(monkeypatch):
     words = "F0000 00:00:1 12 tpu_compiler.cc:81] Check failed: shape.rank() == 2"
-    script = f"print('noise', file=sys.stderr)\nprint({words!r}, file=sys.stderr)\nprint('*** trace', file=sys.stderr, flush=True)\nos.abort()"
+    said = "\n".join(["noise", words, "*** trace"])
+    script = f"print({said!r}, file=sys.stderr, flush=True)\nos.abort()"
     with pytest.raises(child.CompilerFailed, match="SIGABRT.*shape.rank") as caught:
         ask(monkeypatch, script)
     line = str(caught.value)
@@ -90,7 +92,9 @@ def test_what_the_child_refuses_is_the_users(monkeypatch):
         ask(monkeypatch, "print(json.dumps({'refused': 'set config.mesh'}))")
 
 
-SLEEPER = "open(q_file, 'w').write(str(os.getpid()))\nprint(json.dumps({'stage': 'compiling'}), flush=True)\ntime.sleep(600)"
+SLEEPER = """open(q_file, 'w').write(str(os.getpid()))
+print(json.dumps({'stage': 'compiling'}), flush=True)
+time.sleep(600)"""
 
 
 def test_a_hang_ends_at_the_limit_and_nothing_is_left_running(monkeypatch, tmp_path):
@@ -154,25 +158,22 @@ def test_the_second_answer_compiles_nothing(monkeypatch, capfd):
     assert (small.capacity, small.total, small.fits) == (1000, fit.total, False)
 
 
-def test_a_run_that_does_not_fit_is_refused_and_its_prediction_kept(monkeypatch, tmp_path):
-    small, large = Fit.from_json(fit_json()), Fit.from_json(fit_json(capacity=GIB))
-    monkeypatch.setattr(
-        answers, "answer", lambda experiment, target: small if target == "v5p:4x4x4" else large
-    )
-    assert answers.refuse_unless_it_fits(None, "v5p:4x4x4", tmp_path / "run") == small
-    assert Fit.from_json(json.loads((tmp_path / "run" / "fit.json").read_text())) == small
-    with pytest.raises(answers.DoesNotFit, match="does not fit") as caught:
-        answers.refuse_unless_it_fits(None, "v5e:1x1", tmp_path / "run")
-    assert caught.value.code == 3
+def test_a_prediction_is_kept_in_the_run_to_come(tmp_path):
+    fit = Fit.from_json(fit_json())
+    answers.record(fit, tmp_path / "run")
+    assert Fit.from_json(json.loads((tmp_path / "run" / "fit.json").read_text())) == fit
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="--workdir=.*cannot be written"):
+        answers.record(fit, tmp_path / "file")
 
 
 # Of libtpu 0.0.42.1 for a LLaMA of 4 layers on a v5e, and the form it has where the estimate passed
 # and the layout did not.
 EXHAUSTED = {
-    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (19.52G) exceeds available "
-    "HBM (15.75G).": round(19.52 * GIB),
-    "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 16.02G of 15.75G hbm. "
-    "Exceeded hbm capacity by 276.50M.": round(16.02 * GIB),
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+    "(19.52G) exceeds available HBM (15.75G).": round(19.52 * GIB),
+    "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+    "Used 16.02G of 15.75G hbm. Exceeded hbm capacity by 276.50M.": round(16.02 * GIB),
     "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 20.02M of 16.00M vmem.": None,
     "INTERNAL: the total memory required (19.52G) is of no interest": None,
 }

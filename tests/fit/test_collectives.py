@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.fit import hlo
 from research.fit.collectives import (
     Collective,
     collective_bytes,
     collectives,
-    parse_groups,
 )
+from research.fit.hlo.groups import parse_groups
+from research.fit.hlo.text import parse
 from tests.fit.hlo.layers import D, F, L, measured
 
 HEAD = "HloModule jit_f, is_scheduled=true, num_partitions=4\n"
 
 
 def found(text: str) -> list[Collective]:
-    return collectives(hlo.parse(HEAD + text))
+    return collectives(parse(HEAD + text))
 
 
 # Of float32 weights [L, D, F] and [L, F, D], gathered in bfloat16 and used once forward and,
@@ -95,7 +95,7 @@ ENTRY %main (p: bf16[100]) -> bf16[100] {
   %p = bf16[100]{0} parameter(0)
   ROOT %x = bf16[100]{0} collective-permute(%p), channel_id=1, source_target_pairs={{0,1},{1,0},{2,2}}
 }
-"""
+"""  # noqa: E501
     assert found(text) == [Collective("collective-permute", 200, 200, 1, ((0, 1), (1, 0)))]
     assert found(text.replace("{{0,1},{1,0},{2,2}}", "{{0,0},{1,1}}")) == []
 
@@ -110,7 +110,7 @@ ENTRY %main (p: bf16[8], q: bf16[16]) -> bf16[32] {
   %d = (bf16[32]{0}, bf16[64]{0}, bf16[32]{0}) all-gather-done(%s)
   ROOT %r = bf16[32]{0} get-tuple-element(%d), index=0
 }
-"""
+"""  # noqa: E501
     assert [(one.kind, one.operand_bytes, one.wire_bytes) for one in found(text)] == [
         ("all-gather", 64, 192)
     ]
@@ -136,7 +136,7 @@ ENTRY %main (p: bf16[8192,4]) -> bf16[240,4] {
   %start = (bf16[240,4]{1,0:T(8,128)(2,1)}, bf16[240,4]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%rest), channel_id=1, source_target_pairs={{0,1},{1,2},{2,3}}
   ROOT %done = bf16[240,4]{1,0:T(8,128)(2,1)} collective-permute-done(%start)
 }
-"""
+"""  # noqa: E501
 
 
 def test_a_fused_all_reduce_of_which_a_slice_is_used_is_a_reduce_scatter():
@@ -167,7 +167,10 @@ def test_an_all_reduce_of_which_more_is_used_stays_one():
 
 def test_an_asynchronous_chain_of_fusions_is_one_collective():
     """Of two gathers on the same channel, in a loop that a TPU unrolled, each begins once."""
-    gather = "all-gather(%p), channel_id=3, replica_groups=mesh['a'=1,'b'=4] {'b'}, dimensions={0}, frontend_attributes={chain_id=\"0\"}"
+    gather = (
+        "all-gather(%p), channel_id=3, replica_groups=mesh['a'=1,'b'=4] {'b'}, dimensions={0}, "
+        'frontend_attributes={chain_id="0"}'
+    )
     begin = """
 %begin.N (p: bf16[8]) -> (bf16[8], bf16[32], u32[]) {
   %p = bf16[8]{0:T(8,128)(2,1)S(1)} parameter(0)
@@ -190,7 +193,7 @@ def test_an_asynchronous_chain_of_fusions_is_one_collective():
   %gather = bf16[32]{0:T(8,128)(2,1)} GATHER
   ROOT %call = bf16[32]{0:T(8,128)(2,1)} custom-call(%p, %o, %gather, %s), custom_call_target="AsyncCollectiveDone"
 }
-""".replace("GATHER", gather)
+""".replace("GATHER", gather)  # noqa: E501
     calls = "".join(
         f"  %f{n}{part} = (bf16[8]{{0}}) fusion(%w), kind=kCustom, calls=%{part}.{n}\n"
         for n in (1, 2)
@@ -215,7 +218,7 @@ ENTRY %main (p: bf16[8,4]) -> bf16[16,4] {
   %done = (bf16[16,4]{1,0}, token[]) recv-done(%recv), channel_id=1
   ROOT %r = bf16[16,4]{1,0} get-tuple-element(%done), index=0
 }
-"""
+"""  # noqa: E501
     assert found(text) == [Collective("all-gather", 64, 64, 1, ((0, 4), (1, 5), (2, 6), (3, 7)))]
 
 
@@ -255,7 +258,8 @@ def test_groups_of_reshaped_devices_are_numpys(sizes, order, last):
         .transpose(order)
         .reshape(-1, int(np.prod([sizes[axis] for axis in order[last:]])))
     )
-    text = f"replica_groups=[{len(rows)},{rows.shape[1]}]<=[{','.join(map(str, sizes))}]T({','.join(map(str, order))})"
+    dims, axes = (",".join(map(str, numbers)) for numbers in (sizes, order))
+    text = f"replica_groups=[{len(rows)},{rows.shape[1]}]<=[{dims}]T({axes})"
     assert parse_groups(text, 0) == tuple(map(tuple, rows))
     inside = [
         axis for axis in range(3) if axis in order[last:]

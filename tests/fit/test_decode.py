@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from research.data.tokenizers import load_tokenizer
-from research.fit.decode import compile_decode, plan_decode
+from research.fit.decode import plan_decode
 from research.fit.flops import executed
 from research.fit.targets import parse_target
 from research.infer import decode, steps
@@ -20,7 +20,7 @@ from research.infer.sampling import SamplingConfig
 from research.models.model import Model
 from research.models.spec import initialize
 from tests.configs import experiment
-from tests.fit.test_targets import need_compiler
+from tests.fit.processes import need_compiler
 
 ROOT = Path(__file__).parent.parent.parent
 # Eight layers: what is read out of the stack a layer at a time is then an eighth.
@@ -54,8 +54,8 @@ def llama(mesh: str = "", **changes):
 def total_bytes(program: jax.stages.Compiled) -> int:
     """What a device holds at a program's peak."""
     memory = program.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
-    return held - memory.alias_size_in_bytes
+    size = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+    return size - memory.alias_size_in_bytes
 
 
 # Alone a device has each layer apart and copies none. Over several it reads a layer's keys and
@@ -66,10 +66,10 @@ def total_bytes(program: jax.stages.Compiled) -> int:
     [("", "cpu", 0.01), ("tensor:4,fsdp:2", "cpu:8", 0.25), ("data:8", "cpu:8", 0.25)],
 )
 def test_memory_is_parameters_and_cache(mesh, target, part):
-    recipe = llama(mesh)
-    plan = plan_decode(recipe, parse_target(target))
-    held = plan.params_bytes + plan.cache_bytes
-    assert held <= total_bytes(compile_decode(recipe, target)) < (1 + part) * held
+    chosen = parse_target(target)
+    plan = plan_decode(llama(mesh), chosen)
+    size = plan.params_bytes + plan.cache_bytes
+    assert size <= total_bytes(plan.compile(chosen)) < (1 + part) * size
 
 
 def test_bytes_are_those_of_the_model():
@@ -162,17 +162,17 @@ def test_an_encoder_decoder_reads_its_encoders_memory_and_an_encoder_decodes_not
 
 @pytest.mark.parametrize("target", ["v5e:1x1", "h100:1"])
 def test_it_compiles_for_what_is_not_here(target):
-    need_compiler(parse_target(target).platform)
+    need_compiler(target)
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, __file__, target], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    held = found["params"] + found["cache"]
+    size = found["params"] + found["cache"]
     # A TPU copies the head's table, a tenth, into the order that its product wants, and a layer's
     # keys and values.
-    assert held <= found["total"] < 1.3 * held
+    assert size <= found["total"] < 1.3 * size
 
 
 if __name__ == "__main__":
@@ -189,5 +189,5 @@ if __name__ == "__main__":
     }
     recipe, chosen = llama(**changes), parse_target(sys.argv[1])
     plan = plan_decode(recipe, chosen)
-    held = {"params": plan.params_bytes, "cache": plan.cache_bytes}
-    print(json.dumps(held | {"total": total_bytes(compile_decode(recipe, chosen))}))
+    size = {"params": plan.params_bytes, "cache": plan.cache_bytes}
+    print(json.dumps(size | {"total": total_bytes(plan.compile(chosen))}))

@@ -127,7 +127,7 @@ def test_what_is_held_is_exact_and_the_host_has_what_is_offloaded():
     # Parameters and two moments over eight cards, vectors whole on each; the moments are taken to
     # be split just as they are.
     assert (
-        math.isclose(guess.held, 4016062464 + 8032124936, rel_tol=1e-6)
+        math.isclose(guess.state, 4016062464 + 8032124936, rel_tol=1e-6)
         and guess.gradients == 4016062464
     )
     assert guess.host_bytes == 32 * 8192 * 4096 * 2

@@ -3,52 +3,25 @@ their bodies."""
 
 import json
 import sys
-from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 
 from research.fit import flops
-from research.fit.compile import abstract_batch, plan
 from research.fit.flops import executed
-from research.fit.targets import parse_target
-from research.ops.attention import Visibility
-from research.ops.kernels import (
-    flash,
-    quantized_matmul_gpu,
-    quantized_matmul_tpu,
-    splash,
-)
 from research.ops.kernels import visible_share as share
 from research.parallel.mesh import make_mesh
-from research.training.flops import (
-    Texts,
-    forward_flops,
-    train_flops_per_token,
-    visible_pairs,
-)
 from tests.configs import experiment
+from tests.fit.counting import SIZES, count, shape, trace
 from tests.fit.test_memory import in_a_process, need_compiler
-
-F32 = jnp.float32
-
-
-def count(function, *arrays) -> dict[str, float]:
-    """Executed FLOPs of a function without a mesh."""
-    return executed(jax.make_jaxpr(function)(*arrays), 1)
 
 
 def two_layers(w, v, x):
     return jnp.sum(jnp.tanh(x @ w) @ v)
-
-
-def shape(*sizes, dtype=F32) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(sizes, dtype)
 
 
 @pytest.mark.parametrize(
@@ -187,24 +160,6 @@ def test_a_kernel_that_ends_with_the_last_group_tells_the_cost_of_all_rows(known
     assert count(function, shape(dtype=jnp.int32), shape(32, 128)) == {"float32": flops}
 
 
-# XLA's CPU compiler, layers unrolled and the head in one chunk, so that nothing is in a loop. It
-# counts elementwise operations too: 1 to 3 in a hundred at these sizes, 3.5 for BERT with its erf.
-# Layers recomputed in full it merges in part for BERT, whose queries are a product of the layer's
-# very input.
-SIZES = {
-    "model.layers": 2,
-    "model.d_model": 256,
-    "model.d_ff": 1024,
-    "model.heads": 4,
-    "model.kv_heads": 4,
-    "model.head_size": 64,
-    "model.vocab_size": 2048,
-    "model.max_length": 128,
-    "data.sequence_length": 128,
-    "data.batch_size": 4,
-    "execution.unroll": 0,
-    "execution.attention": "xla",
-}
 CASES = [
     ("pretrain", "gpt2", "full"),
     ("finetune", "llama3_8b,method=qlora", "none"),
@@ -233,175 +188,6 @@ def test_a_train_step_is_what_xla_says(config, model, remat):
     with jax.set_mesh(program.mesh):
         found = traced.lower().compile().cost_analysis()["flops"]
     assert 1.0 <= found / sum(executed(jaxpr, 1).values()) < 1.036
-
-
-def trace(e, target="cpu"):
-    """The program of an experiment, its train step's jaxpr and the traced step."""
-    program = plan(e, parse_target(target))
-    with jax.set_mesh(program.mesh):
-        traced = program.train_step.trace(program.state, abstract_batch(program))
-    return program, traced.jaxpr, traced
-
-
-# Attention kernels
-
-
-@pytest.mark.parametrize(
-    ("T", "block_q", "block_k", "window"),
-    [
-        (1024, 128, 128, 0),
-        (1024, 256, 128, 0),
-        (1024, 128, 512, 0),
-        (2048, 128, 256, 300),
-        (2048, 256, 128, 1),
-        (512, 256, 256, 999),
-    ],
-)
-@pytest.mark.parametrize("causal", [True, False])
-def test_the_share_of_visited_pairs_is_the_mask_s(T, block_q, block_k, window, causal):
-    seen = np.ones((T, T), bool) if not causal else np.tri(T, dtype=bool)
-    seen &= ~np.tri(T, k=-window, dtype=bool) if window else True
-    blocks = seen.reshape(T // block_q, block_q, T // block_k, block_k).any((1, 3))
-    assert share.visited(T, T, block_q, block_k, causal=causal, window=window) == pytest.approx(
-        blocks.mean(), rel=1e-12
-    )
-
-
-def attention(kernel, T, K, H, causal, dtype=F32):
-    """The gradient of a kernel's attention of 2 rows and 4 heads, as a jaxpr."""
-    numbers = jnp.broadcast_to(jnp.arange(T), (2, T))
-    visibility = Visibility(
-        numbers,
-        numbers,
-        jnp.ones((2, T), jnp.int32),
-        jnp.ones((2, T), jnp.int32),
-        causal,
-        packed=True,
-    )
-    loss = lambda q, k, v: jnp.sum(kernel.attend(q, k, v, visibility, 0.1, interpret=True))
-    return jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(
-        shape(2, T, 4, H, dtype=dtype), *(shape(2, T, K, H, dtype=dtype),) * 2
-    )
-
-
-@pytest.mark.parametrize(
-    "kernel", [splash, flash], ids=lambda kernel: kernel.__name__.split(".")[-1]
-)
-def test_attention_kernels_count_as_their_bodies_do(kernel, monkeypatch):
-    # Without a mask every block is visited and every loop of Triton's has a known end, so that the
-    # bodies can be counted. A head of 24 is one of 32 to Triton.
-    jaxpr = attention(kernel, 256, 2, 24, causal=False)
-    named = sum(executed(jaxpr, 1).values())
-    monkeypatch.setattr(share, "shares", lambda scopes: {})
-    assert named == sum(executed(jaxpr, 1).values())
-
-
-def test_attention_kernels_under_a_mask():
-    whole, masked = (
-        sum(executed(attention(splash, 1024, 4, 64, causal), 1).values())
-        for causal in (False, True)
-    )
-    di = 2 * 2 * 4 * 1024 * 64  # products beside the kernels: of the output and its gradient
-    # Blocks of 512: three of four.
-    assert (masked - di) / (whole - di) == 0.75
-    whole, masked = (
-        sum(executed(attention(flash, 512, 4, 64, causal), 1).values()) for causal in (False, True)
-    )
-    pair = 2 * 2 * 4 * 512 * 512 * 64
-    assert whole == 9 * pair
-    # Forward blocks of 128 queries and 64 keys: 2 + 4 + 6 + 8 of 4 x 8; backward 32 by 32: 16 x 17
-    # / 2 of 16 x 16.
-    assert masked == pytest.approx((2 * 20 / 32 + 7 * 136 / 256) * pair, rel=1e-12)
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("kernel", [quantized_matmul_tpu, quantized_matmul_gpu], ids=["tpu", "gpu"])
-@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8])
-def test_quantized_products_tell_what_their_bodies_do(kernel, transposed, dtype):
-    N, R, O, M = 4, 64, 256, 200
-    inputs = N * R * (2 if dtype == jnp.uint8 else 1)
-    multiply = partial(kernel.matmul, book=None, transposed=transposed)
-    x = shape(M, O if transposed else inputs, dtype=jnp.bfloat16)
-    jaxpr = jax.make_jaxpr(multiply)(x, shape(N, R, O, dtype=dtype), shape(N, 1, O))
-    told = executed(jaxpr, 1)
-    filled = (
-        256 if kernel is quantized_matmul_gpu else 208
-    )  # whole tiles of 128 tokens, or of 16 rows
-    assert told == {"bfloat16": 2 * filled * inputs * O}
-    eqns = [
-        e.replace(params={**e.params, "cost_estimate": None}) if "cost_estimate" in e.params else e
-        for e in jaxpr.eqns
-    ]
-    assert told == executed(jaxpr.replace(jaxpr=jaxpr.jaxpr.replace(eqns=eqns)), 1)
-
-
-# What a model needs
-
-
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize(
-    ("T", "S", "window"), [(7, 7, 0), (9, 9, 4), (5, 8, 0), (5, 8, 3), (5, 5, 9), (1, 6, 2)]
-)
-def test_visible_pairs_are_the_mask_s(T, S, causal, window):
-    q, k = jnp.arange(S - T, S)[None], jnp.arange(S)[None]
-    mask = Visibility(q, k, jnp.ones_like(q), jnp.ones_like(k), causal, window).mask_BTS()
-    assert visible_pairs(T, S, causal=causal, window=window) == int(mask.sum())
-
-
-@pytest.mark.parametrize(
-    "model", ["llama3_8b", "gpt2", "mistral_7b", "t5_base", "transformer_base", "bert_base"]
-)
-def test_the_forward_is_what_evaluation_executes_but_for_what_nobody_needs(model):
-    e = experiment("pretrain", f"model={model},smoke", **{"execution.attention": "xla"})
-    program, c = plan(e, parse_target("cpu")), e.model
-    batch = abstract_batch(program)
-    with jax.set_mesh(program.mesh):
-        traced = program.eval_step.trace(program.state.trainable, program.state.frozen, batch)
-    (B, T), S = batch["inputs"].shape, batch["encoder_inputs"].shape[1] if c.encoder_layers else 0
-    hidden = T * T - visible_pairs(T, T, causal=c.kind != "encoder", window=c.window)
-    wasted = 4 * B * c.layers * c.heads * c.head_size * hidden
-    if model == "bert_base":  # the head over the tokens that are not predicted
-        wasted += 0.85 * 2 * B * T * c.d_model * (c.vocab_size + c.d_model)
-    if model == "t5_base":  # distances as products with their one-hot buckets, once a stack
-        wasted += 2 * B * 32 * c.heads * (T * T + S * S)
-    assert sum(executed(traced.jaxpr, 1).values()) == pytest.approx(
-        flops.forward(program) + wasted, rel=1e-12
-    )
-
-
-@pytest.mark.parametrize("method", ["full", "lora", "qlora", "adapter", "prefix", "ia3"])
-def test_what_is_frozen_has_no_gradient(method):
-    sizes = {name: size for name, size in SIZES.items() if name != "execution.unroll"} | {
-        "model.kv_heads": 2
-    }
-    changes = {"execution.remat": "none", "execution.feed_tokens": 0}
-    program, jaxpr, _ = trace(
-        experiment("finetune", f"model=llama3_8b,method={method}", **sizes, **changes)
-    )
-    c, T, n = program.experiment.model, 128, 20 if method == "prefix" else 0
-    hidden = T * (T + n) - visible_pairs(T, T + n, causal=True)
-    if n == 0:  # attention in four blocks of queries, each over what stands before and in it
-        hidden = 0.625 * T * T - visible_pairs(T, T, causal=True)
-    wasted = 3 * 4 * program.batch_size * c.layers * c.heads * c.head_size * hidden
-    assert sum(executed(jaxpr, 1).values()) == pytest.approx(
-        flops.model(program) + wasted, rel=1e-12
-    )
-    assert (method == "full") == (flops.model(program) == 3 * flops.forward(program))
-
-
-def test_experts_that_a_token_visits():
-    c = replace(experiment("pretrain", "model=mixtral_8x7b,smoke").model, layers=1)
-    specs = {"layers": {}}, {}
-    more = replace(c, experts_per_token=2 * c.experts_per_token)
-    one, two = (forward_flops(config, specs, Texts(1, 64, predicted=64)) for config in (c, more))
-    assert two - one == 2 * 64 * c.experts_per_token * 3 * c.d_model * c.d_ff
-
-
-def test_the_training_figure_is_the_model_s():
-    e = experiment("pretrain", "model=llama3_8b,smoke")
-    program = plan(e, parse_target("cpu"))
-    tokens = program.batch_size * e.data.sequence_length
-    assert flops.model(program) == train_flops_per_token(e.model, e.data.sequence_length) * tokens
 
 
 # For hardware that is not here

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from research.fit import hlo
+from research.fit.hlo.text import parse
 from tests.fit.hlo.layers import L, measured
 
 # A TPU's loop says no trip count. Its counter starts at a copy of a constant, its step and its
@@ -45,12 +45,12 @@ ENTRY %main (x.1: f32[8]) -> f32[8] {
   %while = (s32[]{:T(128)}, f32[8]{0:T(128)S(1)}, s32[]{:T(128)}, /*index=3*/s32[]{:T(128)}) while(%state), condition=%cond, body=%body, metadata={op_name="jit(f)/while"}
   ROOT %result = f32[8]{0:T(128)} get-tuple-element(%while), index=1
 }
-"""
+"""  # noqa: E501
 PLAIN = "  %y = f32[8]{0:T(128)S(1)} negate(%x)"
 # A kernel's description has line breaks in it, and a brace at the start of a line.
 KERNEL = """  %y = f32[8]{0:T(128)S(1)} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block_q\\": 512}"
-}}, metadata={op_name="jit(f)/kernel"}, backend_config={"custom_call_config": {"body": "TUzvUgFN"}}"""
+}}, metadata={op_name="jit(f)/kernel"}, backend_config={"custom_call_config": {"body": "TUzvUgFN"}}"""  # noqa: E501
 # The loop inside starts at a number of the state of the loop outside, which hands it on as it is.
 NESTED = """  %state.1 = (s32[]{:T(128)}, s32[]{:T(128)}) tuple(%step, %bound)
   %while.1 = (s32[]{:T(128)}, s32[]{:T(128)}) while(%state.1), condition=%cond.1, body=%body.1
@@ -77,7 +77,7 @@ NESTED_COMPUTATIONS = """
 
 def loop(inner=PLAIN, bound="constant(24)"):
     text = TPU_LOOP.replace("INNER", inner).replace("BOUND", bound)
-    return hlo.parse(text.replace("\n%body ", NESTED_COMPUTATIONS, 1) if inner is NESTED else text)
+    return parse(text.replace("\n%body ", NESTED_COMPUTATIONS, 1) if inner is NESTED else text)
 
 
 def test_a_loop_is_counted_through_its_state():
@@ -111,7 +111,7 @@ def test_a_kernel_with_line_breaks_ends_nothing():
 
 def test_what_is_no_module_is_refused():
     with pytest.raises(ValueError, match="no ENTRY computation"):
-        hlo.parse("HloModule empty")
+        parse("HloModule empty")
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_what_is_no_module_is_refused():
     ],
 )
 def test_bytes_and_memories_of_a_shape(shape, nbytes, spaces):
-    module = hlo.parse(
+    module = parse(
         f"HloModule m\n\nENTRY %main () -> f32[] {{\n  ROOT %x = {shape} custom-call()\n}}\n"
     )
     arrays = module.computations["main"].root.arrays
@@ -146,7 +146,7 @@ def test_bytes_and_memories_of_a_shape(shape, nbytes, spaces):
 def test_of_a_conditional_the_larger_branch_runs(larger_first):
     branches = [lambda x: x, lambda x: jnp.sort(jnp.sin(x) @ x)][:: -1 if larger_first else 1]
     step = jax.jit(lambda p, x: jax.lax.cond(p, *branches, x))
-    module = hlo.parse(step.lower(True, jnp.ones((64, 64))).compile().as_text())
+    module = parse(step.lower(True, jnp.ones((64, 64))).compile().as_text())
     branches = next(one.calls for _, one, _ in module.run() if one.opcode == "conditional")
     ran = [branch for branch in branches if branch in module.executions]
     made = [

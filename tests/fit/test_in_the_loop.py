@@ -52,7 +52,7 @@ def test_a_run_keeps_its_prediction(tmp_path):
         "train.sample_tokens": 1,
         "data.sequence_length": 16,
     }
-    assert train(experiment("quickstart", "smoke", **changes), tmp_path, live=False) == 0
+    assert train(experiment("quickstart", "smoke", **changes), tmp_path, live=False).exit_code == 0
     assert (tmp_path / "fit.json").read_bytes() == before
     assert "GiB predicted for cpu; not measured" in (tmp_path / "report.html").read_text()
 
@@ -96,7 +96,7 @@ def measured(case: str) -> dict[str, int]:
     import numpy as np
 
     from research.fit.compile import abstract_batch, plan
-    from research.fit.report import measure
+    from research.fit.measure import measure
     from research.fit.targets import parse_target
     from tests.configs import experiment
 

@@ -38,7 +38,7 @@ def titled(svg: str) -> dict[str, float]:
 
 
 def test_the_page_says_what_the_fits_say():
-    text = render(FITS)
+    text = render(FITS, RULES)
     for words in (
         "Fits 2 of 3 targets",
         "does not fit: 6.00 GiB over",
@@ -48,13 +48,13 @@ def test_the_page_says_what_the_fits_say():
         "1.050 x",
     ):
         assert words in text, words
-    assert "<h1>It fits</h1>" in render(FITS[:1]) and "<h1>It does not fit</h1>" in render(
-        FITS[1:2]
+    assert "<h1>It fits</h1>" in render(FITS[:1], RULES) and "<h1>It does not fit</h1>" in render(
+        FITS[1:2], RULES
     )
 
 
 def test_the_page_loads_and_runs_nothing():
-    text = render([fit_json(target=HOSTILE, notes=[HOSTILE])])
+    text = render([fit_json(target=HOSTILE, notes=[HOSTILE])], RULES)
     tags = []
     reader = HTMLParser()
     reader.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
@@ -125,7 +125,7 @@ def test_seconds_have_three_digits(seconds, text):
 
 
 def test_a_file_that_cannot_be_written_is_the_users(tmp_path):
-    write_page([Fit.from_json(FITS[0])], tmp_path / "fit.html")
-    assert (tmp_path / "fit.html").read_text() == render(FITS[:1])
+    write_page([Fit.from_json(FITS[0])], tmp_path / "fit.html", RULES)
+    assert (tmp_path / "fit.html").read_text() == render(FITS[:1], RULES)
     with pytest.raises(ValueError, match="--html=.*choose another"):
-        write_page([], tmp_path / "none" / "fit.html")
+        write_page([], tmp_path / "none" / "fit.html", RULES)

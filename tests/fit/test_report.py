@@ -9,9 +9,11 @@ import pytest
 
 from research.fit.collectives import Collective
 from research.fit.compile import plan, trace
+from research.fit.measure import measure
 from research.fit.minimal_traffic import least_bytes
-from research.fit.report import Fit, measure
+from research.fit.report import Fit
 from research.fit.roofline import Roofline, network_seconds, peak, roofline
+from research.fit.table import table
 from research.fit.targets import parse_target
 from research.training.state import device_bytes
 from tests.configs import experiment
@@ -33,7 +35,7 @@ def tiny(**changes):
 
 def weights(program) -> tuple[int, int]:
     """(elements of the matrices, of the vectors) that are trained."""
-    leaves = jax.tree.leaves(program.specs[0])
+    leaves = jax.tree.leaves(program.trainable_specs)
     split = [math.prod(leaf.shape) for leaf in leaves if "embed" in leaf.axes]
     return sum(split), sum(math.prod(leaf.shape) for leaf in leaves) - sum(split)
 
@@ -140,7 +142,7 @@ def test_a_price_is_that_of_all_chips():
     # 64 chips at 3.6 an hour are 0.064 a second, and a second is 524,288 / 1.25 tokens.
     assert math.isclose(one.cost_per_billion_tokens, 0.064 * 1e9 / (524288 / 1.25))
     assert math.isclose(one.mfu, 3.0e16 / (2.9376e16 * 1.25)) and one.roofline.bound == "compute"
-    assert "fits: 10.00 GiB of 95.00 GiB" in one.table() and "<- bounds" in one.table()
+    assert "fits: 10.00 GiB of 95.00 GiB" in table(one) and "<- bounds" in table(one)
     assert not Fit.from_json(fit_json(capacity=1)).fits
 
 

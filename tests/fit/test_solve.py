@@ -7,7 +7,7 @@ import pytest
 
 from research.fit import solve as solving
 from research.fit.report import Fit
-from research.fit.solve import PRECISION, Unknown, largest, unknown
+from research.fit.solve import PRECISION, Variable, largest, variable
 from research.fit.targets import parse_target
 from research.run.resolve import from_config
 from tests.configs import load_config
@@ -48,33 +48,33 @@ def test_the_answer_fits_and_a_little_more_does_not(shape, step, start):
         asked.append(value)
         return Held(SHAPES[shape](value))
 
-    (value, fit), (beyond, more) = largest(ask, Unknown(start, step, lambda n: {}))
+    (value, fit), (beyond, more) = largest(ask, Variable(start, step, lambda n: {}))
     assert fit.fits and not more.fits and value < beyond <= value + max(step, value // PRECISION)
     assert len(asked) == len(set(asked)) <= 30  # bisection of 2**30 alone would be 30
 
 
 def test_a_line_takes_few_compiles():
     asked = []
-    largest(lambda n: asked.append(n) or Held(50_000 + 3 * n), Unknown(2048, 128, lambda n: {}))
+    largest(lambda n: asked.append(n) or Held(50_000 + 3 * n), Variable(2048, 128, lambda n: {}))
     assert len(asked) <= 6
 
 
 def test_nothing_fits_and_everything_fits():
-    best, worst = largest(lambda n: Held(2_000_000), Unknown(4096, 128, lambda n: {}))
+    best, worst = largest(lambda n: Held(2_000_000), Variable(4096, 128, lambda n: {}))
     assert best is None and worst[0] == 128
-    best, worst = largest(lambda n: Held(5), Unknown(100, 1, lambda n: {}, most=4096))
+    best, worst = largest(lambda n: Held(5), Variable(100, 1, lambda n: {}, most=4096))
     assert best[0] == 4096 and worst is None
 
 
 def test_what_is_varied_follows_the_experiment():
     tuned = from_config(load_config("finetune", "model=llama3_8b,method=qlora"))
-    assert unknown(tuned, "rank", 1).most == 1024  # keys and values of eight heads of 128
-    assert unknown(tuned, "batch", 8).settings(16) == {"data__batch_size": 16}
+    assert variable(tuned, "rank", 1).most == 1024  # keys and values of eight heads of 128
+    assert variable(tuned, "batch", 8).settings(16) == {"data__batch_size": 16}
     trained = from_config(load_config("pretrain", "model=gpt2"))
-    assert unknown(trained, "context", 1).most == 1024  # learned positions
-    assert unknown(trained, "batch", 8).settings(16) == {"data__batch_size_per_device": 16}
+    assert variable(trained, "context", 1).most == 1024  # learned positions
+    assert variable(trained, "batch", 8).settings(16) == {"data__batch_size_per_device": 16}
     with pytest.raises(ValueError, match="config.tune.method='full'"):
-        unknown(trained, "rank", 1)
+        variable(trained, "rank", 1)
 
 
 def told(monkeypatch, capsys, grows, what="context", capacity=100 * 2**30, **terms):

@@ -8,7 +8,8 @@ the compilers are installed.
 
 import pytest
 
-from research.fit import hlo
+from research.fit.hlo.module import Module
+from research.fit.hlo.text import parse
 from research.fit.traffic import host_bytes, memory_bytes
 from tests.fit.hlo.layers import measured
 
@@ -76,8 +77,8 @@ def test_as_many_bytes_as_xla_counts_itself(target, step):
     assert found["memory"] == pytest.approx(found["compiler"], rel=1e-6)
 
 
-def module(body: str, entry: str, head: str = "") -> hlo.Module:
-    return hlo.parse(f"HloModule m\n{head}\n%body {body}\n}}\n\nENTRY %main {entry}\n}}\n")
+def module(body: str, entry: str, head: str = "") -> Module:
+    return parse(f"HloModule m\n{head}\n%body {body}\n}}\n\nENTRY %main {entry}\n}}\n")
 
 
 UPDATE = """(p: f32[8,4], u: f32[1,4], i: s32[]) -> f32[8,4] {
@@ -130,7 +131,12 @@ def test_a_fusion_reads_what_it_slices_in_the_type_that_lies_in_memory():
 
 def test_a_slice_of_a_slice_in_a_fusion_of_a_fusion():
     """A TPU's fusions nest; the inner one here only renames."""
-    inner = "\n%inner (q: f32[8,4]) -> f32[8,4] {\n  %q = f32[8,4]{1,0} parameter(0)\n  ROOT %b = f32[8,4]{1,0} bitcast(%q)\n}\n"
+    inner = """
+%inner (q: f32[8,4]) -> f32[8,4] {
+  %q = f32[8,4]{1,0} parameter(0)
+  ROOT %b = f32[8,4]{1,0} bitcast(%q)
+}
+"""
     nested = SLICE.replace(
         "bf16[8,4]{1,0} convert(%p)", "f32[8,4]{1,0} fusion(%p), kind=kLoop, calls=%inner"
     )
@@ -156,20 +162,25 @@ ENTRY %main (p: bf16[80,64], x: bf16[1,64], i: s32[]) -> bf16[80,64] {
   %room = f32[1000]{0:T(1024)} custom-call(), custom_call_target="AllocateBuffer"
   ROOT %t = (bf16[80,64]{1,0:T(8,128)(2,1)S(5)}) tuple(%kept)
 }
-"""
+"""  # noqa: E501
 
 
 def test_the_host_the_chip_and_the_device_each_have_their_own_bytes():
-    found = hlo.parse("HloModule m\n" + OFFLOAD)
+    found = parse("HloModule m\n" + OFFLOAD)
     assert host_bytes(found) == 128 + 128  # a row put, a row taken
-    assert (
-        memory_bytes(found) == 128 + 128 + 128 + 12
-    )  # read to be put, written when taken, fetched, and the kernel's result
+    # Read to be put, written when taken, fetched, and the kernel's result.
+    assert memory_bytes(found) == 128 + 128 + 128 + 12
 
 
 def test_a_cards_network_buffers_are_its_memory():
-    text = "HloModule m\n\nENTRY %main (p: f32[9]) -> f32[9] {\n  %p = f32[9]{0} parameter(0)\n  ROOT %c = f32[9]{0:S(1)} copy(%p)\n}\n"
-    assert memory_bytes(hlo.parse(text)) == 72
+    text = """HloModule m
+
+ENTRY %main (p: f32[9]) -> f32[9] {
+  %p = f32[9]{0} parameter(0)
+  ROOT %c = f32[9]{0:S(1)} copy(%p)
+}
+"""
+    assert memory_bytes(parse(text)) == 72
 
 
 def test_a_fusion_that_carries_a_gather_on_moves_its_own_product_alone():
@@ -180,18 +191,18 @@ def test_a_fusion_that_carries_a_gather_on_moves_its_own_product_alone():
   %x = f32[16]{0:T(128)} parameter(2)
   %y = f32[16]{0:T(128)} tanh(%x)
   %g = bf16[32]{0:T(8,128)(2,1)} all-gather(%p), dimensions={0}, frontend_attributes={chain_id="0"}
-  ROOT %t = (f32[16]{0:T(128)}, bf16[8]{0:T(8,128)(2,1)}, bf16[32]{0:T(8,128)(2,1)}) tuple(%y, %p, %g)"""
+  ROOT %t = (f32[16]{0:T(128)}, bf16[8]{0:T(8,128)(2,1)}, bf16[32]{0:T(8,128)(2,1)}) tuple(%y, %p, %g)"""  # noqa: E501
     entry = """(p: bf16[8], o: bf16[32], x: f32[16]) -> f32[16] {
   %p = bf16[8]{0:T(8,128)(2,1)} parameter(0)
   %o = bf16[32]{0:T(8,128)(2,1)} parameter(1)
   %x = f32[16]{0:T(128)} parameter(2)
-  ROOT %f = (f32[16]{0:T(128)}, bf16[8]{0:T(8,128)(2,1)}, bf16[32]{0:T(8,128)(2,1)}) fusion(%p, %o, %x), kind=kOutput, calls=%body"""
+  ROOT %f = (f32[16]{0:T(128)}, bf16[8]{0:T(8,128)(2,1)}, bf16[32]{0:T(8,128)(2,1)}) fusion(%p, %o, %x), kind=kOutput, calls=%body"""  # noqa: E501
     assert memory_bytes(module(body, entry)) == 2 * 64
     begin = """(p: bf16[8]) -> (bf16[8], bf16[32], u32[]) {
   %p = bf16[8]{0:T(8,128)(2,1)} parameter(0)
   %g = bf16[32]{0:T(8,128)(2,1)} all-gather(%p), dimensions={0}, frontend_attributes={chain_id="0"}
-  ROOT %c = (bf16[8]{0:T(8,128)(2,1)}, bf16[32]{0:T(8,128)(2,1)}, u32[]{:S(2)}) custom-call(%g), custom_call_target="AsyncCollectiveStart\""""
+  ROOT %c = (bf16[8]{0:T(8,128)(2,1)}, bf16[32]{0:T(8,128)(2,1)}, u32[]{:S(2)}) custom-call(%g), custom_call_target="AsyncCollectiveStart\""""  # noqa: E501
     entry = """(p: bf16[8]) -> bf16[8] {
   %p = bf16[8]{0:T(8,128)(2,1)} parameter(0)
-  ROOT %f = (bf16[8]{0:T(8,128)(2,1)}, bf16[32]{0:T(8,128)(2,1)}, u32[]{:S(2)}) fusion(%p), kind=kCustom, calls=%body"""
+  ROOT %f = (bf16[8]{0:T(8,128)(2,1)}, bf16[32]{0:T(8,128)(2,1)}, u32[]{:S(2)}) fusion(%p), kind=kCustom, calls=%body"""  # noqa: E501
     assert memory_bytes(module(begin, entry)) == 2 * 8 + 2 * 32

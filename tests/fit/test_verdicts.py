@@ -12,7 +12,8 @@ from tests.fit.fits import fit_json
 
 
 def test_the_readme_has_a_row_for_each_recipe():
-    part = (ROOT / "research" / "fit" / "README.md").read_text().partition(BEGIN)[2].partition(END)[0]
+    text = (ROOT / "research" / "fit" / "README.md").read_text()
+    part = text.partition(BEGIN)[2].partition(END)[0]
     rows = [line for line in part.splitlines() if line.startswith("| `")]
     assert len(RECIPES) >= 12 and len(rows) == len(RECIPES)
     for recipe, line in zip(RECIPES, rows):

@@ -16,9 +16,9 @@ from tests.families import FAMILIES, random_batch
 def value_and_gradients(execution, batch):
     model = Model(FAMILIES["llama2_7b"], execution=execution)
     params = initialize(jax.random.key(0), model.specs(), np.dtype("float32"))
-    return jax.jit(jax.value_and_grad(lambda p: CausalLM().loss(model, p, {}, batch, None)[0]))(
-        params
-    )
+    return jax.jit(
+        jax.value_and_grad(lambda p: CausalLM().loss(model, p, {"base": {}}, batch, None)[0])
+    )(params)
 
 
 EXECUTIONS = [

@@ -17,7 +17,7 @@ from research.data.tokens import tokenize_conversations
 from research.models.model import Model
 from research.models.spec import initialize, shardings
 from research.objectives.chat import Chat
-from research.objectives.choose import NAMES, ObjectiveConfig
+from research.objectives.choose import OBJECTIVES, flat_defaults, own_settings
 from research.objectives.classification import Classification
 from research.parallel.axes import RULES
 from research.parallel.mesh import make_mesh, place_batch
@@ -50,7 +50,7 @@ def batch_of(windows):
 
 def loss_of(model, params, batch):
     def total(params):
-        total, count, _ = Chat().loss(model, params, {}, batch, None)
+        total, count, _ = Chat().loss(model, params, {"base": {}}, batch, None)
         return total, count
 
     (value, count), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
@@ -96,12 +96,19 @@ def test_packed_loss_and_gradients_equal_those_of_each_conversation_alone(chat):
 
 
 def test_each_objective_says_what_it_trains_and_reads():
-    assert {
-        name: (ObjectiveConfig(name=name).trains, ObjectiveConfig(name=name).reads)
-        for name in NAMES
-    } == NAMES
+    assert {name: (o.model_kind, o.reads) for name, o in OBJECTIVES.items()} == {
+        "causal_lm": ("decoder", "texts"),
+        "chat": ("decoder", "conversations"),
+        "masked_lm": ("encoder", "texts"),
+        "classification": ("encoder", "labels"),
+        "span_corruption": ("encoder_decoder", "texts"),
+        "translation": ("encoder_decoder", "pairs"),
+    }
+
+
+def test_a_setting_of_another_objective_is_refused():
     with pytest.raises(ValueError, match="objective.z_loss"):
-        ObjectiveConfig(name="classification", z_loss=0.1)
+        own_settings(flat_defaults() | {"name": "classification", "z_loss": 0.1})
 
 
 def classes_batch(rows: int = 8, length: int = 12):
@@ -123,7 +130,7 @@ def test_classification_is_cross_entropy_of_a_layer_over_the_pooled_text():
         "bias"
     ].shape == (3,)
     params["classifier"]["bias"] = jnp.array([0.1, -0.2, 0.3])
-    total, count, totals = Classification().loss(model, params, {}, batch, None)
+    total, count, totals = Classification().loss(model, params, {"base": {}}, batch, None)
     pooled = np.asarray(model.pooled(params, model.hidden(params, batch)[0]))[:, 0]
     logits = pooled @ np.asarray(params["classifier"]["kernel"]) + np.asarray(
         params["classifier"]["bias"]
@@ -135,7 +142,7 @@ def test_classification_is_cross_entropy_of_a_layer_over_the_pooled_text():
     )  # float32 against numpy's
     assert count == 7 and totals["accuracy"] == ((logits[:7].argmax(-1) == targets).sum(), 7)
     none = batch | {"weights": np.zeros((8, 1), np.float32)}
-    assert Classification().loss(model, params, {}, none, None)[2]["accuracy"] == (0, 0)
+    assert Classification().loss(model, params, {"base": {}}, none, None)[2]["accuracy"] == (0, 0)
 
 
 def test_padding_and_other_texts_do_not_change_a_class():
@@ -167,10 +174,12 @@ def test_classification_is_the_same_on_a_mesh(mesh):
     model, batch = Model(BERT), classes_batch()
     with jax.set_mesh(make_mesh("")):
         params = initialize(jax.random.key(0), model.specs(), jnp.float32)
-        want = [float(x) for x in Classification().loss(model, params, {}, batch, None)[:2]]
+        want = [
+            float(x) for x in Classification().loss(model, params, {"base": {}}, batch, None)[:2]
+        ]
         held = jax.tree.map(np.asarray, params)
     placed = jax.tree.map(jax.device_put, held, shardings(model.specs(), mesh, RULES))
-    got = jax.jit(lambda p, b: Classification().loss(model, p, {}, b, None)[:2])(
+    got = jax.jit(lambda p, b: Classification().loss(model, p, {"base": {}}, b, None)[:2])(
         placed, place_batch(batch, mesh, RULES, 8)
     )
     np.testing.assert_allclose(

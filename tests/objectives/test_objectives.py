@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from research.objectives.causal_lm import CausalLM
 from research.objectives.masked_lm import MaskedLM
-from research.objectives.seq2seq import SpanCorruption, Translation
+from research.objectives.span_corruption import SpanCorruption
+from research.objectives.translation import Translation
 
 EOS, START, MASK, VOCAB = 1, 0, 2, 200
 SENTINELS = tuple(range(3, 35))

@@ -227,24 +227,3 @@ def test_the_cpu_has_no_kernel():
     codes, scale, book, _ = operands("nf4", 64, 128, 64)
     assert quantized_matmul.product("MI,IO->MO", random(2, 64), codes, scale, book) is None
     assert quantized_matmul.pullback("MI,IO->MO", random(2, 128), codes, scale, (64,), book) is None
-
-
-def test_what_is_multiplied_as_it_is_held_follows_the_chip(monkeypatch):
-    # The kinds are those that JAX's topologies give, the facts those of the table's sources.
-    kinds = {
-        "TPU v4": (0, 0),
-        "TPU v5 lite": (1, 0),
-        "TPU v5": (1, 0),
-        "TPU v6 lite": (1, 0),
-        "TPU7x": (0, 1),
-        "NVIDIA A100-SXM4-80GB": (1, 0),
-        "NVIDIA H100 80GB HBM3": (1, 1),
-        "AMD Instinct MI300X": (0, 0),
-        "cpu": (1, 1),
-    }
-    for kind, wanted in kinds.items():
-        mesh = SimpleNamespace(abstract_device=SimpleNamespace(device_kind=kind))
-        monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: mesh)
-        assert tuple(map(quantized_matmul.multiplies, (jnp.int8, jnp.float8_e4m3fn))) == wanted, (
-            kind
-        )

@@ -40,64 +40,71 @@ SUMS = {
 def compiled(target: str) -> list[dict]:
     """For each chip and format bytes of temporaries, the number of kernels, and the types of XLA's
     products."""
+    call = {"tpu": '"tpu_custom_call"', "cuda": '"__gpu$xla.gpu.triton"'}[target]
+    chips = TARGETS[target]
+    rows = [row(call, chip, "kernels", *case) for chip in chips for case in CASES]
+    rows.append(row(call, chips[0], "xla", *XLA))
+    return rows + [row(call, chip, "dynamic", format, 0) for chip, format, _ in SUMS[target]]
+
+
+def row(call: str, chip: str, form: str, format: str, group: int) -> dict:
+    """One product compiled for a chip; kernels are custom calls to `call`."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
     from research.fit.targets import parse_target
-    from research.ops.kernels import quantized_matmul
     from research.parallel.mesh import make_mesh
+    from research.weights.formats import FORMATS
+
+    chosen = parse_target(chip)
+    mesh = make_mesh("fsdp:-1", chosen.devices()[:1])
+    G = group or D
+    rows = G // 2 if FORMATS[format].bits == 4 else G
+
+    def shaped(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    x, dy = (shaped((1, TOKENS, size), jnp.bfloat16) for size in (D, F))
+    codes = shaped((D // G, rows, F), FORMATS[format].storage)
+    scale = shaped((D // G, 1, F), jnp.float32)
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(products(form, format)).lower(x, dy, codes, scale)
+        program = lowered.compile(chosen.compiler_options)
+    text = program.as_text()
+    return {
+        "chip": chip,
+        "form": form,
+        "format": format,
+        "group": group,
+        "calls": text.count(call),
+        "temp_bytes": program.memory_analysis().temp_size_in_bytes,
+        "sums": re.findall(r"= (\w+)\[[\d,]*\]\S* (?:convolution|dot)\(", text),
+    }
+
+
+def products(form: str, format: str):
+    """The product of a form and its pullback, or its product alone for "dynamic"."""
+    from research.ops.kernels import quantized_matmul
     from research.weights.dynamic import DynamicQuantized
     from research.weights.formats import FORMATS
     from research.weights.quantized import Quantized
 
-    call = {"tpu": '"tpu_custom_call"', "cuda": '"__gpu$xla.gpu.triton"'}[target]
+    book = FORMATS[format].book
 
-    def rows(chip, form, format, group):
-        chosen = parse_target(chip)
-        mesh = make_mesh("fsdp:-1", chosen.devices()[:1])
-        book, G = FORMATS[format].book, group or D
-        held = (G // 2 if FORMATS[format].bits == 4 else G, FORMATS[format].storage)
+    def kernels(x, dy, codes, scale):
+        y = quantized_matmul.product("BTD,DF->BTF", x, codes, scale, book)
+        return y, quantized_matmul.pullback("BTD,DF->BTF", dy, codes, scale, (D,), book)
 
-        def kernels(x, dy, codes, scale):
-            y = quantized_matmul.product("BTD,DF->BTF", x, codes, scale, book)
-            return y, quantized_matmul.pullback("BTD,DF->BTF", dy, codes, scale, (D,), book)
+    def xla(x, dy, codes, scale):
+        dx = quantized_matmul.reference(dy[0], codes, scale, book, transposed=True)
+        return quantized_matmul.reference(x[0], codes, scale, book), dx
 
-        def xla(x, dy, codes, scale):
-            dx = quantized_matmul.reference(dy[0], codes, scale, book, transposed=True)
-            return quantized_matmul.reference(x[0], codes, scale, book), dx
+    def dynamic(x, dy, codes, scale):
+        w = DynamicQuantized(Quantized(codes, scale, None, format, (D,), 1))
+        return w.einsum("BTD,DF->BTF", x)
 
-        def dynamic(x, dy, codes, scale):
-            return DynamicQuantized(Quantized(codes, scale, None, format, (D,), 1)).einsum(
-                "BTD,DF->BTF", x
-            )
-
-        def shaped(shape, dtype):
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-
-        x, dy = (shaped((1, TOKENS, size), jnp.bfloat16) for size in (D, F))
-        codes, scale = shaped((D // G, held[0], F), held[1]), shaped((D // G, 1, F), jnp.float32)
-        with jax.set_mesh(mesh):
-            form_of = {"kernels": kernels, "xla": xla, "dynamic": dynamic}
-            program = (
-                jax.jit(form_of[form]).lower(x, dy, codes, scale).compile(chosen.compiler_options)
-            )
-        text = program.as_text()
-        return {
-            "chip": chip,
-            "form": form,
-            "format": format,
-            "group": group,
-            "calls": text.count(call),
-            "temp_bytes": program.memory_analysis().temp_size_in_bytes,
-            "sums": re.findall(r"= (\w+)\[[\d,]*\]\S* (?:convolution|dot)\(", text),
-        }
-
-    chips = TARGETS[target]
-    weights = [rows(chip, "kernels", *case) for chip in chips for case in CASES] + [
-        rows(chips[0], "xla", *XLA)
-    ]
-    return weights + [rows(chip, "dynamic", format, 0) for chip, format, _ in SUMS[target]]
+    return {"kernels": kernels, "xla": xla, "dynamic": dynamic}[form]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -26,7 +26,8 @@ from research.training.checkpoint import CheckpointConfig, Checkpoints, restore_
 from research.training.fingerprint import fingerprint
 
 DTYPES = (
-    "int2 int4 uint2 uint4 int8 uint8 int16 int32 uint32 bool float8_e4m3fn bfloat16 float16 float32 complex64"
+    "int2 int4 uint2 uint4 int8 uint8 int16 int32 uint32 bool "
+    "float8_e4m3fn bfloat16 float16 float32 complex64"
 ).split()
 
 
@@ -150,7 +151,8 @@ def test_the_halves_of_a_fingerprint_are_independent():
 
 def test_fingerprint_of_eight_byte_types():
     script = (
-        "import jax, numpy as np; jax.config.update('jax_enable_x64', True); import jax.numpy as jnp\n"
+        "import jax, numpy as np; jax.config.update('jax_enable_x64', True)\n"
+        "import jax.numpy as jnp\n"
         "from research.training.fingerprint import fingerprint as f\n"
         "for t in ('float64', 'int64', 'uint64', 'complex128'):\n"
         "    raw = np.random.default_rng(0).integers(0, 256, 64 * np.dtype(t).itemsize, np.uint8)\n"
@@ -576,7 +578,8 @@ import jax, numpy as np
 from research.training.checkpoint import Checkpoints
 
 def state(step):
-    return {"x": jax.numpy.asarray(np.random.default_rng(step).standard_normal(1 << 18, np.float32))}
+    values = np.random.default_rng(step).standard_normal(1 << 18, np.float32)
+    return {"x": jax.numpy.asarray(values)}
 
 with Checkpoints(sys.argv[1]) as checkpoints:
     found = checkpoints.restore({"x": jax.ShapeDtypeStruct((1 << 18,), np.float32)})

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboardX.proto.event_pb2 import Event
 
-from research.devices.table import CHIPS, memory_bandwidth, peak_flops
+from research.devices.table import DEVICES, memory_bandwidth, peak_flops
 from research.training.metrics import RunLog, read_rows
 from research.training.progress import bar_parts, clock_time, printable, short_number
 from research.training.samples import Sample, append_sample, keep_samples, read_samples
@@ -251,7 +251,7 @@ def test_peaks_are_per_device_and_dense():
         peak_flops("NVIDIA H100 80GB HBM3") == 989.4e12
         and memory_bandwidth("NVIDIA H100 80GB HBM3") == 3.35e12
     )
-    for kind, chip in CHIPS.items():
+    for kind, chip in DEVICES.items():
         # Hardware runs 8-bit products at one to four times the 16-bit rate; a sparse figure among
         # dense ones breaks this.
         wide = chip.flops.get("bfloat16") or chip.flops["float16"]

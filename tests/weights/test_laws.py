@@ -199,7 +199,9 @@ def test_no_dense_weight_is_kept_by_a_training_step():
     )
     adapters = new_lora(specs, targets="all-linear", rank=2)
     batch = random_batch(1, 4)
-    _, pull = jax.vjp(lambda a: CausalLM().loss(model, a, frozen, batch, None)[0], adapters)
+    _, pull = jax.vjp(
+        lambda a: CausalLM().loss(model, a, {"base": frozen}, batch, None)[0], adapters
+    )
     kept = [x for x in jax.tree.leaves(pull) if jnp.issubdtype(x.dtype, jnp.floating)]
     own = {x.unsafe_buffer_pointer() for x in jax.tree.leaves((frozen, adapters))}
     largest = max(x.size for x in kept if x.unsafe_buffer_pointer() not in own)

@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
@@ -28,35 +27,6 @@ from research.devices.backend import platform
 from research.ops.equation import parse
 from research.ops.kernels.codes import dense
 from research.parallel.placement import gather, mesh_axes, spec
-
-# What chips multiply faster than bfloat16, by the beginning of the device's name: the int8 and
-# float8 rates of JAX's `pltpu.get_tpu_info_for_chip` (TPU v6's float8 runs at bfloat16's rate; v7
-# has no integers) and of NVIDIA's data sheets. None has a 4-bit product that keeps a group's scale:
-# those formats are widened to bfloat16 everywhere.
-_CHIPS = {
-    "TPU v5": ("int8",),  # v5e is "TPU v5 lite", v5p "TPU v5"
-    "TPU v6": ("int8",),
-    "TPU7": ("float8",),
-    "TPU v7": ("float8",),
-    "NVIDIA A100": ("int8",),
-    "NVIDIA L4": ("int8", "float8"),
-    "NVIDIA H100": ("int8", "float8"),
-    "NVIDIA H200": ("int8", "float8"),
-    "NVIDIA GH200": ("int8", "float8"),
-    "NVIDIA B200": ("int8", "float8"),
-    "NVIDIA GB200": ("int8", "float8"),
-    "cpu": ("int8", "float8"),  # neither is fast there; it shows what the chips will compute
-}
-
-
-def multiplies(dtype: jnp.dtype) -> bool:
-    """Whether the chip at hand has a product of this 8-bit type that is worth quantizing
-    activations for."""
-    kind = "float8" if jnp.issubdtype(dtype, jnp.floating) else "int8"
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    return any(
-        device.device_kind.startswith(name) and kind in kinds for name, kinds in _CHIPS.items()
-    )
 
 
 def product(

@@ -20,8 +20,9 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from research.fit import hlo, traffic
+from research.fit import traffic
 from research.fit.collectives import collective_bytes, collectives
+from research.fit.hlo.text import parse
 from research.fit.targets import parse_target
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -144,7 +145,7 @@ MANY = {
 
 
 def read(compiled):
-    module = hlo.parse(compiled.as_text())
+    module = parse(compiled.as_text())
     found = collectives(module)
     cost = compiled.cost_analysis() or {}
     return {

@@ -1,19 +1,38 @@
-"""Sequence to sequence for encoder-decoders: teacher forcing on pairs, and span corruption of plain
-text."""
+"""Span corruption: T5's objective on plain texts (arXiv:1910.10683, section 3.1.4)."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
 
 from research.models.model import Model
-from research.objectives.tokens import Totals, token_loss
+from research.objectives.config import TokenLossConfig, refuse_share
+from research.objectives.objective import Objective, Totals
+from research.objectives.pairs import decoder_start, pair_example
+from research.objectives.tokens import token_loss
 from research.tree import Tree
 
 
 @dataclass(frozen=True)
-class SpanCorruption:
+class SpanCorruptionConfig(TokenLossConfig):
+    """`share` of the tokens is corrupted, in spans of `mean_span` tokens on average."""
+
+    name: str = field(default="span_corruption", init=False)
+    share: float = 0.15
+    mean_span: float = 3.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        refuse_share(self.share)
+        if self.mean_span < 1:
+            raise ValueError(f"objective.mean_span={self.mean_span} must be at least 1")
+
+
+@dataclass(frozen=True)
+class SpanCorruption(Objective):
     """Spans of a text are replaced by sentinels, and the sentinels with their spans are predicted.
 
     arXiv:1910.10683, section 3.1.4: 15% of the tokens in spans of 3 on average. Documents of a
@@ -28,12 +47,41 @@ class SpanCorruption:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
 
-    kind = "encoder_decoder"
+    name = "span_corruption"
+    config = SpanCorruptionConfig
+    model_kind = "encoder_decoder"
+    reads = "texts"
     overlap = 0
+    begins_texts = True
+    answers_chats = False
+    classifies = False
+    reports = ()
+    bits_per_byte = False
+
+    @classmethod
+    def make(cls, config: SpanCorruptionConfig, tokenizer: Any) -> "SpanCorruption":
+        """ValueError for a tokenizer without sentinels."""
+        if not tokenizer.sentinel_ids:
+            raise ValueError(
+                "objective span_corruption needs a tokenizer with sentinels, such as bpe:8192"
+            )
+        return cls(
+            decoder_start(tokenizer),
+            tokenizer.eos_id,
+            tokenizer.sentinel_ids,
+            share=config.share,
+            mean_span=config.mean_span,
+            label_smoothing=config.label_smoothing,
+            z_loss=config.z_loss,
+        )
 
     def window_length(self, sequence_length: int) -> int:
         """S tokens, which corruption only shortens."""
         return sequence_length
+
+    def predicted_tokens(self, sequence_length: int) -> float:
+        """All positions of the decoder."""
+        return float(self.target_length(sequence_length))
 
     def target_length(self, sequence_length: int) -> int:
         """Room for noise, sentinels and ends, a multiple of 8; 512 gives 120 (T5's 114 and a few
@@ -59,12 +107,12 @@ class SpanCorruption:
         self,
         model: Model,
         trainable: Tree,
-        frozen: Tree,
+        held: Mapping[str, Tree],
         batch: dict[str, jax.Array],
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """Sum of nats over the decoder's tokens, their count, further totals."""
-        return token_loss(model, trainable, frozen, batch, key, self.label_smoothing, self.z_loss)
+        return token_loss(model, trainable, held, batch, key, self.label_smoothing, self.z_loss)
 
     def _corrupt(
         self, tokens: np.ndarray, rng: np.random.Generator
@@ -89,79 +137,6 @@ class SpanCorruption:
             kept += [tokens[clean:start], sentinel]
             noised += [sentinel, tokens[start:end]]
         return np.concatenate(kept), np.concatenate(noised)
-
-
-@dataclass(frozen=True)
-class Translation:
-    """Teacher forcing (arXiv:1706.03762): the target text is predicted from the source text and its
-    own past.
-
-    A window holds one or more pairs, as `research.data.pairs.PackedPairs` lays them out.
-    """
-
-    start_id: int
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-
-    kind = "encoder_decoder"
-    overlap = 0
-
-    def window_length(self, sequence_length: int) -> int:
-        """S tokens of source and as many of target."""
-        return sequence_length
-
-    def example(
-        self, window: dict[str, np.ndarray], rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
-        """encoder_inputs and the like [S], inputs, targets and the like [T]."""
-        segments = range(1, int(window["targets_segments"].max(initial=0)) + 1)
-        source, target = (
-            [window[side][window[f"{side}_segments"] == segment] for segment in segments]
-            for side in ("inputs", "targets")
-        )
-        return pair_example(
-            source, target, len(window["inputs"]), len(window["targets"]), self.start_id
-        )
-
-    loss = SpanCorruption.loss
-
-
-def pair_example(
-    source: list[np.ndarray],
-    target: list[np.ndarray],
-    source_length: int,
-    target_length: int,
-    start_id: int,
-) -> dict[str, np.ndarray]:
-    """Pairs packed side by side: pair i is segment i + 1 in the encoder and in the decoder, cut at
-    the lengths."""
-    inputs = [np.concatenate([[start_id], row[:-1]]) for row in target]
-    encoder = _packed(source, source_length)
-    return {
-        "encoder_inputs": encoder[0],
-        "encoder_segments": encoder[1],
-        "encoder_positions": encoder[2],
-        "inputs": _packed(inputs, target_length)[0],
-        "targets": _packed(target, target_length)[0],
-        "segments": _packed(target, target_length)[1],
-        "positions": _packed(target, target_length)[2],
-        "weights": (_packed(target, target_length)[1] > 0).astype(np.float32),
-    }
-
-
-def _packed(rows: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, segments and positions of rows laid end to end, int32 [length], zeros behind."""
-    out = np.zeros((3, length), np.int32)
-    if rows:
-        flat = np.stack(
-            [
-                np.concatenate(rows),
-                np.concatenate([np.full(len(row), i + 1) for i, row in enumerate(rows)]),
-                np.concatenate([np.arange(len(row)) for row in rows]),
-            ]
-        )[:, :length]
-        out[:, : flat.shape[1]] = flat
-    return out[0], out[1], out[2]
 
 
 def _parts(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:

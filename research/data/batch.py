@@ -1,0 +1,23 @@
+"""The fields of a batch: what an objective's examples may hold and a model reads."""
+
+from typing import Any, TypedDict
+
+
+class Batch(TypedDict, total=False):
+    """Arrays by name, of B rows each; [B, 1] instead of [B, T] where a row is one text with one
+    class. An example is one row, without the axis B.
+
+    A causal model's `targets` are its `inputs` one token on. An encoder-decoder reads the
+    `encoder_` fields, of S tokens, and predicts in the others. Arrays are NumPy's until they are
+    placed on the devices, JAX's from there on.
+    """
+
+    inputs: Any  # int32 [B, T], tokens that are read
+    targets: Any  # int32 [B, T], tokens to predict; [B, 1], the class of the text
+    weights: Any  # float32 [B, T], 1 where the target counts, 0 where it does not; [B, 1]
+    segments: Any  # int32 [B, T], 1, 2, ... for the texts of a row, 0 for padding
+    positions: Any  # int32 [B, T], from 0 in each text
+    token_types: Any  # int32 [B, T], BERT's first or second text; without it all are 0
+    encoder_inputs: Any  # int32 [B, S]
+    encoder_segments: Any  # int32 [B, S], segment i is what segment i of the decoder looks at
+    encoder_positions: Any  # int32 [B, S]

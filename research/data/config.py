@@ -1,0 +1,46 @@
+"""What the section `config.data` may hold."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a run reads.
+
+    source                 "stdlib", "shakespeare", "alpaca" (conversations), a file or folder,
+                           "tfds:NAME", or several with weights: "stdlib:0.7,shakespeare:0.3"
+    tokenizer              "bytes", "gpt2", "bpe:VOCAB" or "sentencepiece:VOCAB" (trained on the
+                           train part), or a file or folder; "" is that of the checkpoint
+                           `config.init`
+    chat_template          file of one that replaces the tokenizer's
+    sequence_length        tokens of an example
+    batch_size             rows of a step over all devices; 0 for `batch_size_per_device` instead
+    max_bad_records        records of a source that may be unreadable
+    threads                that read ahead
+    """
+
+    source: str = "stdlib"
+    tokenizer: str = "bpe:8192"
+    chat_template: str = ""
+    sequence_length: int = 1024
+    batch_size: int = 32
+    batch_size_per_device: int = 0
+    max_bad_records: int = 100
+    # Who reads ahead changes no batch, so a resumed run may change it.
+    threads: int = field(default=2, metadata={"resume": True})
+
+    def __post_init__(self):
+        if self.sequence_length < 2:
+            raise ValueError(f"data.sequence_length={self.sequence_length} must be at least 2")
+        if bool(self.batch_size) == bool(self.batch_size_per_device):
+            raise ValueError(
+                f"data.batch_size={self.batch_size} and data.batch_size_per_device="
+                f"{self.batch_size_per_device}: set exactly one, the other to 0"
+            )
+        for name in ("batch_size", "batch_size_per_device", "max_bad_records", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name}={getattr(self, name)} must not be negative")
+
+    def global_batch(self, devices: int) -> int:
+        """Rows of a batch over all devices."""
+        return self.batch_size or self.batch_size_per_device * devices

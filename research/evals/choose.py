@@ -1,0 +1,46 @@
+"""The table of evaluations, and those that a run's config chooses from it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from research.evals.evaluation import Evaluation, RunData
+from research.evals.heldout import HeldOut
+from research.evals.text_perplexity import TextPerplexity
+from research.experiment.fields import build, nearest
+
+# One row an evaluation: its name in config.evals and its class.
+EVALUATIONS: dict[str, type[Evaluation]] = {
+    "heldout": HeldOut,
+    "perplexity": TextPerplexity,
+}
+
+
+def make_evaluations(
+    settings: Mapping[str, Mapping[str, Any]], data: RunData
+) -> dict[str, Evaluation]:
+    """The evaluations of `config.evals`, by name.
+
+    A name is a row of `EVALUATIONS`, or any other where the settings say under `kind` which row it
+    is, so that two texts can be scored:
+
+        config.evals.perplexity = {"text": "notes.txt"}
+        config.evals.letters = {"kind": "perplexity", "text": "letters.txt", "window": 256}
+
+    ValueError for an unknown evaluation or setting, and for one that does not fit the run.
+    """
+    made = {}
+    for name, values in settings.items():
+        where = f"config.evals.{name}"
+        if "/" in name or not isinstance(values, Mapping):
+            raise ValueError(f"{where}={values!r} must be a name without a slash and its settings")
+        own = dict(values)
+        kind = own.pop("kind", name)
+        if kind not in EVALUATIONS:
+            raise ValueError(f"{where}: no evaluation {kind!r}; {nearest(str(kind), EVALUATIONS)}")
+        evaluation = EVALUATIONS[kind]
+        try:
+            made[name] = evaluation.make(build(evaluation.config, own, where), data)
+        except ValueError as error:
+            line = str(error)
+            raise ValueError(line if line.startswith(where) else f"{where}: {line}") from None
+    return made

@@ -1,0 +1,71 @@
+"""The protocol of evaluations: what training and `research.evaluate` ask of every measurement."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from research.data.corpus import Corpus
+from research.data.loader import Window
+from research.data.tokenizers import Tokenizer
+from research.models.model import Model
+from research.objectives.objective import Objective
+from research.tree import Tree
+
+Totals = dict[str, tuple[float, float]]
+
+
+class Opened(Protocol):
+    """A model to measure. On a mesh, enter `jax.set_mesh` around the measurement."""
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def params(self) -> Tree: ...
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+    @property
+    def window(self) -> int:
+        """Tokens that the model saw at once in training."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What the run that is evaluated has beside its model: its held-out windows, its objective and
+    the rows of its batches over all devices. `corpus` knows the size of the held-out text."""
+
+    objective: Objective
+    windows: Sequence[Window]
+    batch_size: int
+    corpus: Corpus | None = None
+
+
+class Evaluation(Protocol):
+    """Measures a model on data of its own, in sums and counts.
+
+    An implementer is a frozen dataclass in a file of its own and one row of
+    `research.evals.choose.EVALUATIONS`. The laws, which tests/evals/test_laws.py runs over all:
+
+    - `run` returns sums and counts, never means: those of some data are the sums over its parts.
+    - Every count is positive, and two calls with the same model return the same bits.
+    - `run` changes nothing in what it is given, and every process returns the same numbers.
+    - `values` is a function of the totals, so totals can be added before they become means.
+
+    `config.evals.NAME` chooses an evaluation of a run and has the fields of `config`.
+    """
+
+    config: ClassVar[type]  # a dataclass: the settings in config.evals
+
+    @classmethod
+    @abstractmethod
+    def make(cls, config: Any, data: RunData) -> "Evaluation":
+        """The evaluation of a `config` of its own class. ValueError for settings that do not fit,
+        before anything is computed."""
+
+    @abstractmethod
+    def run(self, opened: Opened) -> Totals:
+        """(sum, count) by name. ValueError for a model that it cannot measure."""
+
+    def values(self, totals: Totals) -> dict[str, float]:
+        """What is reported of the totals: here the mean of each."""
+        return {name: total / max(count, 1.0) for name, (total, count) in totals.items()}

@@ -1,0 +1,85 @@
+"""How well a model predicts the text of a file, as an evaluation."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from research.evals.evaluation import Evaluation, Opened, RunData, Totals
+from research.evals.perplexity import Score, score_ids, score_text
+from research.files import read_text
+
+
+@dataclass(frozen=True)
+class TextPerplexityConfig:
+    """`text` is a UTF-8 file. The model sees `window` tokens at once (0: those that it was trained
+    on), and a window starts every `stride` tokens (0: every `window`)."""
+
+    text: str = ""
+    window: int = 0
+    stride: int = 0
+
+    def __post_init__(self):
+        if not self.text:
+            raise ValueError("text is not set; set it to a UTF-8 file to score")
+        if self.window < 0 or self.stride < 0:
+            raise ValueError(f"window={self.window} and stride={self.stride} must not be negative")
+
+
+@dataclass(frozen=True)
+class TextPerplexity(Evaluation):
+    """The negative log-likelihood of every token of a text, or of ids [N] but the first.
+
+    >>> TextPerplexity("Some text").run(opened)["nll"]  # doctest: +SKIP
+    (31.4, 9)
+    """
+
+    content: str | np.ndarray
+    window: int = 0
+    stride: int = 0
+
+    config = TextPerplexityConfig
+
+    @classmethod
+    def make(cls, config: TextPerplexityConfig, data: RunData) -> "TextPerplexity":
+        """ValueError for a file that cannot be read, and a run whose model does not predict a text
+        from its past."""
+        kind = data.objective.model_kind
+        if kind != "decoder":
+            raise ValueError(f"the model is an {kind}, and only a decoder has a perplexity")
+        return cls(read_text(Path(config.text), "text"), config.window, config.stride)
+
+    def run(self, opened: Opened) -> Totals:
+        """ "nll": (nats, tokens), and for a text "bits_per_byte": (bits, bytes of UTF-8).
+
+        ValueError for a text without a tokenizer, and a window beyond the model's positions.
+        """
+        score = self._score(opened)
+        totals: Totals = {"nll": (score.nll, score.tokens)}
+        if score.n_bytes:
+            totals["bits_per_byte"] = (score.nll / math.log(2), score.n_bytes)
+        return totals
+
+    def values(self, totals: Totals) -> dict[str, float]:
+        """Nats per token, their exponential, and bits per byte."""
+        nats, tokens = totals["nll"]
+        score = Score(nats, int(tokens), None)
+        values = {"nll_per_token": score.nll_per_token, "perplexity": score.perplexity}
+        if "bits_per_byte" in totals:
+            bits, n_bytes = totals["bits_per_byte"]
+            values["bits_per_byte"] = bits / n_bytes
+        return values
+
+    def _score(self, opened: Opened) -> Score:
+        window = self.window or opened.window
+        stride = self.stride or None
+        if not isinstance(self.content, str):
+            return score_ids(opened.model, opened.params, self.content, window, stride)
+        if opened.tokenizer is None:
+            raise ValueError(
+                "the model has no tokenizer; put its tokenizer.json into the folder, or give ids"
+            )
+        return score_text(
+            opened.model, opened.params, opened.tokenizer, self.content, window, stride
+        )

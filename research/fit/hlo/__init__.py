@@ -1,0 +1,1 @@
+"""Optimized HLO modules as text, read into instructions, calls and trip counts."""

@@ -1,0 +1,49 @@
+"""Pairs of texts as examples for an encoder-decoder."""
+
+from typing import Any
+
+import numpy as np
+
+
+def decoder_start(tokenizer: Any) -> int:
+    """The token that the decoder reads first: padding, as in T5, or where there is none the end of
+    a text."""
+    return tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
+
+
+def pair_example(
+    source: list[np.ndarray],
+    target: list[np.ndarray],
+    source_length: int,
+    target_length: int,
+    start_id: int,
+) -> dict[str, np.ndarray]:
+    """Pairs packed side by side: pair i is segment i + 1 in the encoder and in the decoder, cut at
+    the lengths."""
+    inputs = [np.concatenate([[start_id], row[:-1]]) for row in target]
+    encoder = _packed(source, source_length)
+    return {
+        "encoder_inputs": encoder[0],
+        "encoder_segments": encoder[1],
+        "encoder_positions": encoder[2],
+        "inputs": _packed(inputs, target_length)[0],
+        "targets": _packed(target, target_length)[0],
+        "segments": _packed(target, target_length)[1],
+        "positions": _packed(target, target_length)[2],
+        "weights": (_packed(target, target_length)[1] > 0).astype(np.float32),
+    }
+
+
+def _packed(rows: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, segments and positions of rows laid end to end, int32 [length], zeros behind."""
+    out = np.zeros((3, length), np.int32)
+    if rows:
+        flat = np.stack(
+            [
+                np.concatenate(rows),
+                np.concatenate([np.full(len(row), i + 1) for i, row in enumerate(rows)]),
+                np.concatenate([np.arange(len(row)) for row in rows]),
+            ]
+        )[:, :length]
+        out[:, : flat.shape[1]] = flat
+    return out[0], out[1], out[2]

@@ -1,0 +1,63 @@
+"""What a run says of itself: what will run, each logged step, what the model writes."""
+
+import math
+
+import jax
+
+from research import command, tree
+from research.run.appraisal import sample
+from research.run.session import Session
+from research.training.metrics import RunLog
+from research.training.state import TrainState
+
+
+def announce(session: Session, log: RunLog) -> None:
+    """Says what will run."""
+    program, data = session.program, session.experiment.data
+    split = (f"{name}:{size}" for name, size in program.mesh.shape.items() if size > 1)
+    devices = ", ".join(split) or "one device"
+    trained = f"{tree.count(program.trainable_specs):,} parameters"
+    if program.held_specs["base"]:
+        trained += f" trained beside {tree.count(program.model.specs()):,}"
+    begin = "resuming at" if session.start_step else "from"
+    log.note(
+        f"{trained} on {devices}; batches of {program.batch_size} x {data.sequence_length} tokens "
+        f"of {data.source}; {begin} step {session.start_step:,}"
+    )
+    for line in session.notes:
+        log.note(line)
+    for line in program.whole_dimensions():
+        log.note(f"not split: {line} does not divide")
+
+
+def log_step(
+    session: Session, log: RunLog, step: int, metrics: dict[str, jax.Array]
+) -> dict[str, float]:
+    """Writes a step's metrics, and returns them; ends the run where the loss is no number any
+    more."""
+    program = session.program
+    values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+    # They differ under label smoothing and the like.
+    if math.isclose(values["nll"], values["loss"], rel_tol=1e-5):
+        del values["nll"]
+    values["learning_rate"] = float(program.schedule(step - 1))
+    stats = (device.memory_stats() or {} for device in jax.local_devices())
+    peak = max(one.get("peak_bytes_in_use", 0) for one in stats)
+    if peak:  # a CPU does not tell
+        values["memory_bytes"] = peak
+    log.step(step, values, program.batch_size * session.experiment.data.sequence_length)
+    if not math.isfinite(values["loss"]):
+        raise command.Stop(
+            command.BUG,
+            f"the loss is {values['loss']} at step {step}; the last checkpoint is from step "
+            f"{session.checkpoints.latest()}; lower config.optimizer.learning_rate or set "
+            "config.optimizer.clip_norm",
+        )
+    return values
+
+
+def log_sample(session: Session, log: RunLog, state: TrainState, step: int) -> None:
+    """Writes down what the model makes of the config's prompt, for models that generate."""
+    written = sample(session.program, session.corpus.tokenizer, state, step)
+    if written is not None:
+        log.sample(step, *written)

@@ -1,0 +1,164 @@
+"""The training loop: steps over a feed, and what is due between them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from research import command
+from research.devices.table import peak_flops
+from research.experiment.config import Experiment
+from research.objectives.choose import make_objective
+from research.parallel.mesh import place_batch
+from research.run.feed import Feed
+from research.run.lines import announce, log_sample, log_step
+from research.run.opened import keep_compiled_programs
+from research.run.program import Program, make_program
+from research.run.session import Session, prepare
+from research.run.start import open_data
+from research.run.step_trace import StepTrace
+from research.training.checkpoint import Checkpoints
+from research.training.flops import train_flops_per_token
+from research.training.metrics import RunLog
+from research.training.report import write_report
+from research.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a call of `train` ended: the step it came to, the last values of all metrics by name,
+    those of evaluations included, and the exit code (`research.command`)."""
+
+    step: int
+    metrics: dict[str, float]
+    exit_code: int
+
+
+def train(
+    experiment: Experiment,
+    workdir: Path,
+    *,
+    allow_changed: bool = False,
+    profile: range = range(0),
+    live: bool | None = None,
+) -> Result:
+    """Trains, or goes on with what `workdir` holds. ValueError for what is wrong before the first
+    step.
+
+    `live` chooses between a bar and lines, None by whether standard error is a terminal; `profile`
+    are the steps of which a trace is written.
+    """
+    keep_compiled_programs()
+    workdir = Path(workdir)
+    corpus = open_data(experiment, workdir / "tokenizer")
+    program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
+    with (
+        jax.set_mesh(program.mesh),
+        Checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints,
+    ):
+        session, feed = prepare(experiment, workdir, corpus, program, checkpoints, allow_changed)
+        log = RunLog(
+            workdir,
+            experiment.train.steps,
+            start_step=session.start_step,
+            flops_per_token=train_flops_per_token(
+                experiment.model, experiment.data.sequence_length
+            ),
+            peak_flops=_peak_flops(program),
+            wandb=experiment.logging.wandb,
+            config=experiment.to_json(),
+            enabled=jax.process_index() == 0,
+            live=live,
+        )
+        with log, command.StopRequest(jax.process_count() > 1) as request:
+            announce(session, log)
+            step, metrics = loop(session, feed, log, request, profile)
+        if jax.process_index() == 0:
+            write_report(workdir)
+    exit_code = command.DONE if request.received is None else request.exit_code
+    return Result(step, metrics, exit_code)
+
+
+def loop(
+    session: Session, feed: Feed, log: RunLog, request: command.StopRequest, profile: range
+) -> tuple[int, dict[str, float]]:
+    """Steps until the end or a request to stop, with what is due on the way; then a checkpoint.
+
+    The steps that are done, and the last value of each metric.
+    """
+    e, program, state, step = session.experiment, session.program, session.state, session.start_step
+    trace = StepTrace(profile, step, e.train.steps, session.workdir / "profile")
+    last: dict[str, float] = {}
+    feed.begin(step, session.feed_state)
+    with feed:
+        while step < e.train.steps and not _stop_now(request, step):
+            batch = place_batch(next(feed)[1], program.mesh, program.rules, program.batch_size)
+            trace.before(step)
+            if step == session.start_step:
+                with log.pause("compiling", steps=1):
+                    state, metrics = jax.block_until_ready(program.train_step(state, batch))
+            else:
+                state, metrics = program.train_step(state, batch)
+            step += 1
+            trace.after(step, state, log)
+            if step % e.train.log_every == 0 or step in (1, e.train.steps):
+                last |= log_step(session, log, step, metrics)
+            if step < e.train.steps:
+                last |= _between_steps(session, feed, log, state, step)
+        last |= _finish(session, feed, log, state, step)
+    return step, last
+
+
+def _between_steps(
+    session: Session, feed: Feed, log: RunLog, state: TrainState, step: int
+) -> dict[str, float]:
+    """What is due after a step that is not the last: evaluation, sample, checkpoint."""
+    e, values = session.experiment, {}
+    if _due(step, e.train.eval_every):
+        with log.pause("evaluating"):
+            values = session.appraisal(state, e.train.eval_batches)
+            log.evaluation(step, values)
+    if _due(step, e.train.sample_every):
+        with log.pause("sampling"):
+            log_sample(session, log, state, step)
+    if _due(step, e.checkpoint.every):
+        with log.pause("saving"):
+            session.save(state, step, feed.state())
+    return values
+
+
+def _finish(
+    session: Session, feed: Feed, log: RunLog, state: TrainState, step: int
+) -> dict[str, float]:
+    """The last checkpoint, and for a run that came to its end an evaluation on all held-out data
+    and a sample."""
+    values: dict[str, float] = {}
+    with log.pause("saving"):
+        session.save(state, step, feed.state())
+        session.checkpoints.wait()
+    if step >= session.experiment.train.steps and log.evaluated_step != step:
+        with log.pause("evaluating"):
+            values = session.appraisal(state, 0)
+            log.evaluation(step, values)
+        with log.pause("sampling"):
+            log_sample(session, log, state, step)
+    log.note(f"step {step:,} is saved in {session.workdir}")
+    return values
+
+
+def _peak_flops(program: Program) -> float | None:
+    """The published peak of all of the mesh's devices; None where it is not known."""
+    device = program.mesh.devices.flat[0]
+    peak = peak_flops(device.device_kind, program.experiment.precision.compute)
+    return peak and peak * program.mesh.size
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _stop_now(request: command.StopRequest, step: int) -> bool:
+    if jax.process_count() > 1:  # all processes must leave the loop at the same step
+        return multihost_utils.reached_preemption_sync_point(step)
+    return request.received is not None

@@ -1,0 +1,31 @@
+"""One batch at every step: what benchmarks time, and what a model can learn by heart."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from research.data.loader import Batch
+from research.run.feed import Feed
+
+
+@dataclass
+class RepeatedFeed(Feed):
+    """Gives `batch`, this process's rows, again and again."""
+
+    batch: Batch
+    _step: int = field(default=0, init=False)
+
+    def begin(self, step: int, state: Mapping[str, Any]) -> None:
+        """Counts on from `step`."""
+        self._step = step
+
+    def __next__(self) -> tuple[int, Batch]:
+        self._step += 1
+        return self._step - 1, self.batch
+
+    def state(self) -> dict[str, Any]:
+        """Nothing beside the step."""
+        return {}
+
+    def close(self) -> None:
+        """There is nothing to end."""

@@ -1,0 +1,161 @@
+"""A run made ready: its data, its state, and the record in its directory of what it is."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research import tree
+from research.data.corpus import Corpus
+from research.data.documents import digest
+from research.experiment.config import Experiment, refused_changes
+from research.files import read_json, write_json
+from research.run.appraisal import Appraisal, make_appraisal
+from research.run.program import Program
+from research.run.start import first_state, resumed_state
+from research.run.window_feed import WindowFeed
+from research.training.checkpoint import Checkpoints
+from research.training.fingerprint import fingerprint
+from research.training.provenance import describe_run, write_provenance
+from research.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run that is ready to go: everything that can be wrong beforehand has been checked.
+
+    start_step     steps that are done; `state` is the one behind them
+    feed_state     what the feed had to save with that step
+    notes          lines for the user on what the first state is made of
+    fingerprints   of tokenizer, data and base, which a resumed run must find unchanged
+    """
+
+    experiment: Experiment
+    workdir: Path
+    corpus: Corpus
+    program: Program
+    checkpoints: Checkpoints
+    appraisal: Appraisal
+    start_step: int
+    state: TrainState
+    feed_state: dict[str, Any]
+    notes: list[str]
+    fingerprints: dict[str, str]
+
+    def save(self, state: TrainState, step: int, feed_state: dict[str, Any]) -> None:
+        """Starts to save the state, without a base that can be read again, with the fingerprints of
+        what it was trained on."""
+        meta: dict[str, Any] = dict(self.fingerprints)
+        if feed_state:
+            meta["feed"] = feed_state
+        self.checkpoints.save(step, self.program.to_stored(state), meta)
+
+
+def prepare(
+    experiment: Experiment,
+    workdir: Path,
+    corpus: Corpus,
+    program: Program,
+    checkpoints: Checkpoints,
+    allow_changed: bool,
+) -> tuple[Session, WindowFeed]:
+    """A new run, or the one in `workdir` from its newest good checkpoint, and the feed of its
+    corpus. ValueError for what does not fit together."""
+    objective = program.objective
+    length = objective.window_length(experiment.data.sequence_length)
+    windows = corpus.train_windows(
+        length, objective.overlap, experiment.train.seed, _tell_tokenizing
+    )
+    heldout = corpus.heldout_windows(length, objective.overlap)
+    appraisal = make_appraisal(program, corpus, heldout)
+    record = workdir / "config.json"
+    if record.exists():
+        _refuse_another_run(read_json(record), experiment.to_json(), allow_changed)
+    start_step, state, meta, notes = _restore_or_begin(program, checkpoints)
+    fingerprints = {
+        "tokenizer": corpus.tokenizer.fingerprint,
+        "data": corpus.provenance["fingerprint"],
+        **_base_fingerprint(state),
+    }
+    if meta and not allow_changed:
+        _refuse_other_inputs(workdir, meta, fingerprints)
+    if jax.process_index() == 0:
+        _record(experiment, workdir, corpus, program, start_step)
+    session = Session(
+        experiment,
+        workdir,
+        corpus,
+        program,
+        checkpoints,
+        appraisal,
+        start_step,
+        state,
+        meta.get("feed", {}),
+        notes,
+        fingerprints,
+    )
+    seed, threads = experiment.train.seed, experiment.data.threads
+    return session, WindowFeed(windows, objective, seed, program.batch_size, threads)
+
+
+def _restore_or_begin(
+    program: Program, checkpoints: Checkpoints
+) -> tuple[int, TrainState, dict[str, Any], list[str]]:
+    """(step, state, what was saved beside it, lines for the user); {} for a new run."""
+    restored = checkpoints.restore(program.to_stored(program.state))
+    if restored is None:
+        state, notes = first_state(program)
+        return 0, state, {}, notes
+    step, stored, meta = restored
+    return step, resumed_state(program, stored), meta, []
+
+
+def _record(
+    experiment: Experiment, workdir: Path, corpus: Corpus, program: Program, start_step: int
+) -> None:
+    """Writes tokenizer, config.json and provenance.json of the run."""
+    corpus.tokenizer.save(workdir / "tokenizer")
+    write_json(workdir / "config.json", experiment.to_json())
+    facts: dict[str, Any] = {
+        "seed": experiment.train.seed,
+        "dataset": corpus.provenance,
+        "tokenizer": corpus.tokenizer.fingerprint,
+        "parameters": tree.count(program.model.specs()),
+    }
+    if experiment.init:
+        facts["parent"] = experiment.init
+    write_provenance(workdir, describe_run(**facts), start_step)
+
+
+def _base_fingerprint(state: TrainState) -> dict[str, str]:
+    """{"base": digest of the base's bits}, {} where everything is trained."""
+    base = state.held["base"]
+    prints = fingerprint(base) if base else {}
+    lines = (f"{path} {bits}" for path, bits in prints.items())
+    return {"base": digest(*lines, "")} if prints else {}
+
+
+def _refuse_another_run(old: dict[str, Any], new: dict[str, Any], allow_changed: bool) -> None:
+    changes = refused_changes(old, new)
+    if changes and not allow_changed:
+        raise ValueError(
+            f"the workdir holds a run with another config ({'; '.join(changes)}); "
+            "take another --workdir, or pass --allow_changed_config"
+        )
+
+
+def _refuse_other_inputs(workdir: Path, meta: dict[str, Any], fingerprints: dict[str, str]) -> None:
+    for name, value in fingerprints.items():
+        if meta[name] != value:
+            raise ValueError(
+                f"the {name} is not that of the run in {workdir} (fingerprint {value[:12]}, the "
+                f"run's {meta[name][:12]}); restore it, take another --workdir, or pass "
+                "--allow_changed_config"
+            )
+
+
+def _tell_tokenizing(done: int, documents: int) -> None:
+    end = "\n" if done == documents else ""
+    print(f"\rtokenizing {done:,} of {documents:,} documents", end=end, file=sys.stderr)

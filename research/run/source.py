@@ -1,0 +1,19 @@
+"""Where a command takes its model from, checked before JAX is imported."""
+
+from pathlib import Path
+
+
+def check_source(
+    workdir: str | Path | None, checkpoint: str | Path | None, adapter: str = ""
+) -> None:
+    """ValueError unless exactly one of a run's `workdir` and a `checkpoint` is given, and for an
+    adapter on a run."""
+    if bool(workdir) == bool(checkpoint):
+        raise ValueError(
+            "give --workdir=FOLDER, the directory of a run such as runs/quickstart, "
+            "or --checkpoint=CHECKPOINT"
+        )
+    if adapter and not checkpoint:
+        raise ValueError(
+            "--adapter wants the --checkpoint that it is for; a run has its own adapters"
+        )

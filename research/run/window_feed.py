@@ -1,0 +1,55 @@
+"""Windows of a corpus as a feed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from research.data.loader import Batch, TrainBatches, Window, train_batches
+from research.objectives.objective import Objective
+from research.run.feed import Feed
+
+
+@dataclass
+class WindowFeed(Feed):
+    """Batches of `batch_size` rows over all processes, each the objective's example of a window.
+
+    The position in the data is the step, so there is nothing else to save.
+    """
+
+    windows: Sequence[Window]
+    objective: Objective
+    seed: int
+    batch_size: int
+    threads: int = 2
+    _batches: TrainBatches | None = field(default=None, init=False, repr=False)
+
+    def begin(self, step: int, state: Mapping[str, Any]) -> None:
+        """Starts to read ahead from `step` on."""
+        self.close()
+        self._batches = train_batches(
+            self.windows,
+            self.objective.example,
+            seed=self.seed,
+            global_batch=self.batch_size,
+            start_step=step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=self.threads,
+        )
+
+    def __next__(self) -> tuple[int, Batch]:
+        if self._batches is None:
+            raise RuntimeError("a feed begins before it gives batches; call begin(step, state)")
+        return next(self._batches)
+
+    def state(self) -> dict[str, Any]:
+        """Nothing beside the step."""
+        return {}
+
+    def close(self) -> None:
+        """Ends the threads that read ahead."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None

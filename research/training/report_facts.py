@@ -1,0 +1,111 @@
+"""The figures at the top of `report.html`: tiles, what was predicted, and a warning."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from statistics import median
+from typing import Any
+
+from research.training.metrics import Row
+from research.training.page import tile
+from research.training.progress import clock_time, short_number
+
+
+def headline(
+    rows: Sequence[Row], config: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> Iterable[str]:
+    """The tiles at the top: how far, how good, how fast."""
+    training = [row for row in rows if "loss" in row]
+    steps = config.get("train", {}).get("steps")
+    if training:
+        last = training[-1]
+        done = f"{last['step']:,}" + (
+            f" of {steps:,}" if isinstance(steps, int) and steps != last["step"] else ""
+        )
+        tokens = f"{short_number(last['tokens'])} tokens" if last.get("tokens") else ""
+        yield tile("steps", done, tokens)
+        yield tile("training loss", _shown(last["loss"]), "nats per token, last step")
+    for row in [row for row in rows if row.get("eval/loss") is not None][-1:]:
+        yield tile(
+            "held-out loss", _shown(row["eval/loss"]), f"nats per token, step {row['step']:,}"
+        )
+    yield from _bits_tile(rows)
+    speeds = [row["tokens_per_second"] for row in training if row.get("tokens_per_second")]
+    if speeds:
+        used = [row["mfu"] for row in training if row.get("mfu")]
+        yield tile(
+            "tokens/s",
+            short_number(median(speeds)),
+            f"median, MFU {median(used):.1%}" if used else "median",
+        )
+    seconds = max((row.get("seconds") or 0.0 for row in rows), default=0.0)
+    if seconds:
+        yield tile("time", clock_time(seconds), "with evaluation and compilation")
+    if isinstance(provenance.get("parameters"), int):
+        yield tile(
+            "parameters", short_number(provenance["parameters"]), f"{provenance['parameters']:,}"
+        )
+
+
+def predicted_and_measured(fit: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
+    """What `research.fit` predicted beside what the run measured: the peak memory of a device, and
+    the least time of a step beside the median time. {} for a run without a prediction."""
+    if not fit:
+        return {}
+    target, predicted, bound = (
+        fit["target"],
+        fit["device_bytes"]["total"],
+        fit.get("step_seconds_bound"),
+    )
+    peaks = [row["memory_bytes"] for row in rows if row.get("memory_bytes")]
+    memory = "not measured, for this backend does not tell it"
+    if peaks:
+        memory = f"{max(peaks) / 2**30:.2f} GiB measured, {max(peaks) / predicted:.1%} of that"
+    timed = [row for row in rows if row.get("tokens_per_second") and row.get("tokens")]
+    # In steps a second.
+    speeds = [row["tokens_per_second"] * row["step"] / row["tokens"] for row in timed]
+    time = (
+        f"{1 / median(speeds):.4g} s measured at the median" if speeds else "no step was measured"
+    )
+    if bound and speeds:
+        time += f", of which the bound is {bound * median(speeds):.1%}"
+    least = (
+        f"{bound:.4g} s at least" if bound else "no bound, for no peak of this device is published"
+    )
+    return {
+        "memory of a device": f"{predicted / 2**30:.2f} GiB predicted for {target}; {memory}",
+        "time of a step": f"{least}; {time}",
+    }
+
+
+def warning(rows: Sequence[Row]) -> str:
+    """A paragraph on values that JSON lacks, NaN and the infinities; "" where all are finite."""
+    odd = [row for row in rows if "nonfinite" in row]
+    if not odd:
+        return ""
+    first = ", ".join(f"{name} was {value}" for name, value in odd[0]["nonfinite"].items())
+    count = "1 row has" if len(odd) == 1 else f"{len(odd):,} rows have"
+    words = f"{count} values that are not finite. At step {odd[0]['step']:,} {escape(first)}."
+    return f'<p class="warning">{words}</p>'
+
+
+def _bits_tile(rows: Sequence[Row]) -> Iterable[str]:
+    measured = [row for row in rows if row.get("eval/bits_per_byte") is not None]
+    if not measured:
+        return
+    bits, gzip = measured[-1]["eval/bits_per_byte"], measured[-1].get("eval/gzip_bits_per_byte")
+    if gzip:
+        side, mood = ("below", "good") if bits < gzip else ("above", "bad")
+        yield tile(
+            "bits per byte",
+            _shown(bits),
+            f"{abs(1 - bits / gzip):.1%} {side} gzip -9, {_shown(gzip)}",
+            mood,
+        )
+    else:
+        yield tile("bits per byte", _shown(bits), "held out")
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "not finite"
+    return f"{value:.4g}" if abs(value) < 100 else f"{value:,.0f}"

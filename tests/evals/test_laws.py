@@ -1,0 +1,157 @@
+"""What holds of every evaluation: see `research.evals.evaluation.Evaluation`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.data.tokenizers import load_tokenizer
+from research.evals.choose import EVALUATIONS, make_evaluations
+from research.evals.evaluation import Evaluation, Opened, RunData
+from research.evals.heldout import HeldOut
+from research.evals.text_perplexity import TextPerplexity
+from research.models.model import Model
+from research.models.spec import initialize
+from research.objectives.causal_lm import CausalLM
+from research.parallel.mesh import make_mesh
+from research.run.appraisal import TrainedModel
+from tests.families import FAMILIES
+
+TOKENIZER = load_tokenizer("bytes")
+MODEL = Model(replace(FAMILIES["llama2_7b"], vocab_size=TOKENIZER.vocab_size, layers=1))
+LENGTH = 8
+TEXT = "Sums, not means: 5 windows of 8 bytes..."
+
+# What implements a protocol, for mypy.
+ROWS: tuple[type[Evaluation], ...] = (HeldOut, TextPerplexity)
+
+
+def _is_opened(tiny: "Tiny", trained: TrainedModel) -> list[Opened]:
+    return [tiny, trained]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A model that is opened."""
+
+    model: Model
+    params: Any
+    tokenizer: Any
+    window: int
+
+
+@cache
+def opened() -> Tiny:
+    params = initialize(jax.random.key(0), MODEL.specs(), jnp.float32)
+    return Tiny(MODEL, jax.tree.map(lambda w: w * 4, params), TOKENIZER, LENGTH)
+
+
+def window(seed: int) -> dict[str, np.ndarray]:
+    ids = np.random.default_rng(seed).integers(0, 256, LENGTH + 1, dtype=np.int32)
+    ones = np.ones(LENGTH + 1, np.int32)
+    return {"tokens": ids, "segments": ones, "positions": np.arange(LENGTH + 1, dtype=np.int32)}
+
+
+WINDOWS = [window(seed) for seed in range(5)]
+DATA = RunData(CausalLM(), WINDOWS, batch_size=2)
+
+
+def heldout(windows) -> HeldOut:
+    return HeldOut.make(HeldOut.config(), replace(DATA, windows=windows))
+
+
+def ids_of(text: str) -> np.ndarray:
+    return np.array([TOKENIZER.bos_id or TOKENIZER.eos_id, *text.encode()], np.int32)
+
+
+# (an evaluation, evaluations of the parts of its data) by the row of the table.
+CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
+    "heldout": lambda: (heldout(WINDOWS), [heldout(WINDOWS[:3]), heldout(WINDOWS[3:])]),
+    # Windows of 8 do not overlap, so a text may be cut where one ends; the cut token is read twice.
+    "perplexity": lambda: (
+        TextPerplexity(ids_of(TEXT)),
+        [TextPerplexity(ids_of(TEXT)[:17]), TextPerplexity(ids_of(TEXT)[16:])],
+    ),
+}
+
+
+def test_every_evaluation_has_a_case():
+    assert CASES.keys() == EVALUATIONS.keys()
+    assert all(type(make()[0]) is EVALUATIONS[name] for name, make in CASES.items())
+    assert set(ROWS) == set(EVALUATIONS.values())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_totals_add_up_over_parts_and_counts_are_positive(name):
+    whole, parts = CASES[name]()
+    totals, of_parts = whole.run(opened()), [part.run(opened()) for part in parts]
+    for key, (total, count) in totals.items():
+        assert count > 0 and count == sum(one[key][1] for one in of_parts)
+        # Sums of a batch are float32, and the parts make other batches.
+        assert total == pytest.approx(sum(one[key][0] for one in of_parts), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_calls_return_the_same_bits(name):
+    evaluation = CASES[name]()[0]
+    first = evaluation.run(opened())
+    assert first == evaluation.run(opened())
+    assert evaluation.values(first) == evaluation.values(first)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mesh_changes_nothing(name):
+    evaluation = CASES[name]()[0]
+    alone = evaluation.run(opened())
+    mesh = make_mesh("data:2", jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        made = initialize(jax.random.key(0), MODEL.specs(), jnp.float32, mesh, MODEL.rules)
+        spread = replace(opened(), params=jax.tree.map(lambda w: w * 4, made))
+        totals = evaluation.run(spread)
+    for key, (total, count) in alone.items():
+        # Two devices add float32 numbers in another order.
+        assert totals[key] == (pytest.approx(total, rel=1e-6), count)
+
+
+def test_the_loss_on_windows_is_the_perplexity_of_their_text():
+    """Two evaluations with nothing in common but the model: one window, one loss."""
+    [ids] = [WINDOWS[0]["tokens"]]
+    loss = heldout(WINDOWS[:1]).run(opened())["loss"]
+    nll = TextPerplexity(ids).run(opened())["nll"]
+    # Float32 sums in different orders.
+    assert loss == (pytest.approx(nll[0], rel=1e-6), nll[1])
+
+
+def test_config_chooses_evaluations_and_names_them(tmp_path):
+    (tmp_path / "a.txt").write_text("one text")
+    text = str(tmp_path / "a.txt")
+    chosen: dict[str, dict[str, Any]] = {
+        "perplexity": {"text": text},
+        "short": {"kind": "perplexity", "text": text, "window": 4},
+    }
+    made = make_evaluations(chosen, DATA)
+    assert list(made) == ["perplexity", "short"]
+    assert made["perplexity"] == TextPerplexity("one text")
+    assert made["short"] == TextPerplexity("one text", window=4)
+
+
+@pytest.mark.parametrize(
+    "settings, line",
+    [
+        ({"perplexty": {}}, "config.evals.perplexty: no evaluation 'perplexty'; the nearest is"),
+        ({"perplexity": {"txt": "a"}}, "config.evals.perplexity has no field 'txt'; the nearest"),
+        ({"perplexity": {}}, "config.evals.perplexity: text is not set"),
+        ({"perplexity": {"text": "no/file"}}, "config.evals.perplexity: text=no/file cannot be"),
+        ({"a/b": {"kind": "heldout"}}, "must be a name without a slash"),
+        ({"heldout": {"batches": -1}}, "config.evals.heldout: batches=-1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_in_a_line(settings, line):
+    with pytest.raises(ValueError) as caught:
+        make_evaluations(settings, DATA)
+    assert line in str(caught.value) and "\n" not in str(caught.value)

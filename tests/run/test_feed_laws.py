@@ -1,0 +1,87 @@
+"""The laws of `research.run.feed.Feed`, over every feed there is."""
+
+import importlib
+import json
+import pkgutil
+
+import numpy as np
+import pytest
+
+import research.run
+from research.objectives.causal_lm import CausalLM
+from research.run.feed import Feed
+from research.run.repeated_feed import RepeatedFeed
+from research.run.window_feed import WindowFeed
+
+LENGTH, ROWS = 8, 4
+
+
+class Windows:
+    """Twelve windows of tokens that say which they are."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        tokens = np.arange(LENGTH + 1, dtype=np.int32) + 100 * index
+        ones = np.ones(LENGTH + 1, np.int32)
+        return {"tokens": tokens, "segments": ones, "positions": np.arange(LENGTH + 1)}
+
+
+FEEDS = {
+    WindowFeed: lambda: WindowFeed(Windows(), CausalLM(), seed=3, batch_size=ROWS, threads=1),
+    RepeatedFeed: lambda: RepeatedFeed({"inputs": np.arange(ROWS * LENGTH).reshape(ROWS, LENGTH)}),
+}
+
+
+def test_every_feed_of_the_package_is_listed_here():
+    for module in pkgutil.iter_modules(research.run.__path__, "research.run."):
+        importlib.import_module(module.name)
+    assert set(Feed.__subclasses__()) == set(FEEDS)
+
+
+def taken(feed, count):
+    """So many (step, batch) pairs."""
+    return [next(feed) for _ in range(count)]
+
+
+@pytest.mark.parametrize("make", FEEDS.values(), ids=lambda make: type(make()).__name__)
+def test_steps_count_up_from_where_it_begins_and_batches_keep_their_shapes(make):
+    for first in (0, 5):
+        with make() as feed:
+            feed.begin(first, {})
+            pairs = taken(feed, 4)
+        assert [step for step, _ in pairs] == list(range(first, first + 4))
+        shapes = [{name: (x.shape, x.dtype) for name, x in batch.items()} for _, batch in pairs]
+        assert shapes == shapes[:1] * 4
+        assert all(len(x) == ROWS for x in pairs[0][1].values())
+
+
+@pytest.mark.parametrize("make", FEEDS.values(), ids=lambda make: type(make()).__name__)
+def test_a_feed_goes_on_from_its_saved_state_with_the_same_bits(make):
+    with make() as whole:
+        whole.begin(0, {})
+        taken(whole, 3)
+        state = json.loads(json.dumps(whole.state()))
+        rest = taken(whole, 4)
+    with make() as resumed:
+        resumed.begin(3, state)
+        again = taken(resumed, 4)
+    for (step, batch), (other_step, other) in zip(rest, again):
+        assert step == other_step
+        assert batch.keys() == other.keys()
+        assert all(np.array_equal(batch[name], other[name]) for name in batch)
+
+
+@pytest.mark.parametrize("make", FEEDS.values(), ids=lambda make: type(make()).__name__)
+def test_closing_twice_is_nothing(make):
+    feed = make()
+    feed.begin(0, {})
+    next(feed)
+    feed.close()
+    feed.close()
+
+
+def test_a_window_feed_gives_nothing_before_it_begins():
+    with pytest.raises(RuntimeError, match="begin"):
+        next(FEEDS[WindowFeed]())
