@@ -1,6 +1,8 @@
 """Gemma 3 270M as its packages hold it, Q4_K, Q5_0, Q6_K and Q8_0 among its types: what we compute
 of it is what transformers computes of our export and llama.cpp of the file in float32."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -43,7 +45,7 @@ def test_gemma3_writes_and_scores_as_the_others(optimised, tmp_path):  # noqa: F
     for ids, own in zip(prompts, written, strict=True):
         assert own == reference.greedy(torchs, ids, WRITTEN)[0]
 
-    text = open(reference.__file__).read()
+    text = Path(reference.__file__).read_text()
     ids = np.array([ours.tokenizer.bos_id, *ours.tokenizer.encode(text)][:700], np.int32)
     # Longer than the window of 512; float32 sums in another order.
     logits_TV = np.asarray(ours.logits(ids[:-1])).astype(np.float64)
