@@ -2,7 +2,7 @@
 are."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,10 @@ from research.interop.storage.checkpoint import (
     specs_by_path,
     stacked_axes,
 )
+from research.interop.storage.family import Family
 from research.interop.storage.foreign import as_dtype, write_tensors
 from research.interop.storage.layout import letter_sizes
-from research.interop.storage.modules import modules
+from research.interop.storage.modules import Module, modules
 from research.interop.storage.norm_offset import with_norm_offset
 from research.interop.storage.safetensors import SHARD_BYTES, Parts, write_safetensors
 from research.interop.storage.tensors import Tensor
@@ -60,6 +61,27 @@ def write_bitsandbytes(
         if family.model_types != ("t5",) or not name.endswith(".wo")
     }
     slices, quantized = _of_checkpoint(checkpoint, format) if params is None else _of_params(params)
+    chosen = _choose(known, quantized)
+    streams, kinds = _streams(checkpoint, family, chosen, slices)
+    skipped = {
+        name: None for name, module in known.items() if name not in chosen and not module.embedding
+    }
+    skipped |= {name.removesuffix(".weight"): None for name, _ in family.copies}
+    found = [
+        tensor.dtype for tensor, _ in streams.values() if tensor.dtype not in ("uint8", "int8")
+    ]
+    values |= {**checkpoint.special, "torch_dtype": max(set(found), key=found.count)}
+    write_json(
+        folder / "config.json",
+        values | ({"quantization_config": _settings(kinds, list(skipped))} if kinds else {}),
+    )
+    write_safetensors(folder, streams, metadata={"format": "pt"}, shard_bytes=shard_bytes)
+
+
+def _choose(
+    known: Mapping[str, Module], quantized: Callable[[str, tuple[int, ...]], bool]
+) -> dict[str, Module]:
+    """The modules that are quantized. ValueError for one of which only a part is."""
     chosen = {
         name: module
         for name, module in known.items()
@@ -71,6 +93,15 @@ def write_bitsandbytes(
                 f"{name} holds {', '.join(module.paths)}, of which some are quantized and some are "
                 "not"
             )
+    return chosen
+
+
+def _streams(
+    checkpoint: Checkpoint, family: Family, chosen: Mapping[str, Module], slices: Slice
+) -> tuple[dict[str, tuple[Tensor, Parts]], set[tuple[str, bool]]]:
+    """Every tensor of the file, and the formats of those quantized, each with whether its scales
+    are too."""
+    c = checkpoint.config
     dtypes = {path: parameter.dtype for path, parameter in checkpoint.parameters.items()}
     parameters = {
         path: Parameter(
@@ -97,19 +128,7 @@ def write_bitsandbytes(
             streams |= {
                 key: (Tensor(x.shape, str(x.dtype)), lambda x=x: [x]) for key, x in made.items()
             }
-    skipped = {
-        name: None for name, module in known.items() if name not in chosen and not module.embedding
-    }
-    skipped |= {name.removesuffix(".weight"): None for name, _ in family.copies}
-    found = [
-        tensor.dtype for tensor, _ in streams.values() if tensor.dtype not in ("uint8", "int8")
-    ]
-    values |= {**checkpoint.special, "torch_dtype": max(set(found), key=found.count)}
-    write_json(
-        folder / "config.json",
-        values | ({"quantization_config": _settings(kinds, list(skipped))} if kinds else {}),
-    )
-    write_safetensors(folder, streams, metadata={"format": "pt"}, shard_bytes=shard_bytes)
+    return streams, kinds
 
 
 def _of_params(params: tree.Tree) -> tuple[Slice, Callable[[str, tuple[int, ...]], bool]]:

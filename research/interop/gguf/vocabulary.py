@@ -52,23 +52,7 @@ def tokenizer_metadata(files: Mapping[str, bytes], vocab_size: int = 0) -> dict[
     rest become unused ones. ValueError, one line, for what llama.cpp could not encode alike.
     """
     config = _json(files, CONFIG) if CONFIG in files else {}
-    if FILE in files:
-        spec = _json(files, FILE)
-        try:
-            tokenizers.Tokenizer.from_str(files[FILE].decode())
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(
-                f"not a tokenizer.json of the `tokenizers` library ({error})"
-            ) from None
-        found = _from_json(spec)
-    elif sentencepiece.FILE in files:
-        spec = {}
-        found = _from_model(files[sentencepiece.FILE])
-    else:
-        raise ValueError(
-            f"there is no {FILE} or {sentencepiece.FILE} among {sorted(files)}; a GGUF file needs "
-            "one"
-        )
+    spec, found = _read(files)
     tokens = found.tokens + [f"[PAD{n}]" for n in range(len(found.tokens), vocab_size)]
     types = found.types + [UNUSED] * (len(tokens) - len(found.types))
     if vocab_size and len(tokens) > vocab_size:
@@ -97,6 +81,24 @@ def tokenizer_metadata(files: Mapping[str, bytes], vocab_size: int = 0) -> dict[
     }
 
 
+def _read(files: Mapping[str, bytes]) -> tuple[dict[str, Any], _Vocabulary]:
+    """The tokenizer.json, {} where there is none, and the vocabulary of the files."""
+    if FILE in files:
+        spec = _json(files, FILE)
+        try:
+            tokenizers.Tokenizer.from_str(files[FILE].decode())
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(
+                f"not a tokenizer.json of the `tokenizers` library ({error})"
+            ) from None
+        return spec, _from_json(spec)
+    if sentencepiece.FILE in files:
+        return {}, _from_model(files[sentencepiece.FILE])
+    raise ValueError(
+        f"there is no {FILE} or {sentencepiece.FILE} among {sorted(files)}; a GGUF file needs one"
+    )
+
+
 def _from_json(spec: Mapping[str, Any]) -> _Vocabulary:
     model = spec["model"]
     if (
@@ -112,25 +114,7 @@ def _from_json(spec: Mapping[str, Any]) -> _Vocabulary:
             "this BPE tokenizer falls back on no bytes; a GGUF file takes byte-level or "
             "sentencepiece BPE"
         )
-    added = {token["id"]: token for token in spec.get("added_tokens") or []}
-    for token in added.values():
-        if token.get("lstrip") or token.get("rstrip") or token.get("single_word"):
-            raise ValueError(
-                f"token {token['content']!r:.60} takes the blanks beside it, which a GGUF file "
-                "cannot say"
-            )
-    by_id = {n: token for token, n in model["vocab"].items()} | {
-        n: token["content"] for n, token in added.items()
-    }
-    tokens = [by_id.get(n, f"[PAD{n}]") for n in range(max(by_id) + 1)]
-    types = [
-        (CONTROL if added[n]["special"] else USER_DEFINED)
-        if n in added
-        else NORMAL
-        if n in by_id
-        else UNUSED
-        for n in range(len(tokens))
-    ]
+    tokens, types = _by_id(spec)
     pairs = [
         tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]
     ]
@@ -142,16 +126,39 @@ def _from_json(spec: Mapping[str, Any]) -> _Vocabulary:
         }
         return _Vocabulary(tokens, types, None, extra)
     unk = model.get("unk_token")
-    types = [
-        UNKNOWN if token == unk else BYTE if kind == NORMAL and _BYTE.fullmatch(token) else kind
-        for token, kind in zip(tokens, types)
-    ]
+    for n, token in enumerate(tokens):
+        if types[n] == NORMAL and _BYTE.fullmatch(token):
+            types[n] = BYTE
+        if token == unk:
+            types[n] = UNKNOWN
     extra = {
         "pre": "default",
         "scores": scores_from_merges(tokens, types, pairs),
         "add_space_prefix": _dummy_prefix(spec),
     }
     return _Vocabulary(_with_spaces(tokens, types), types, unk, extra)
+
+
+def _by_id(spec: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+    """Tokens and their types by id. ValueError for a token that takes the blanks beside it."""
+    model = spec["model"]
+    added = {token["id"]: token for token in spec.get("added_tokens") or []}
+    for token in added.values():
+        if token.get("lstrip") or token.get("rstrip") or token.get("single_word"):
+            raise ValueError(
+                f"token {token['content']!r:.60} takes the blanks beside it, which a GGUF file "
+                "cannot say"
+            )
+    by_id = {n: token for token, n in model["vocab"].items()} | {
+        n: token["content"] for n, token in added.items()
+    }
+    tokens = [by_id.get(n, f"[PAD{n}]") for n in range(max(by_id) + 1)]
+    types = [UNUSED] * len(tokens)
+    for n in by_id:
+        types[n] = NORMAL
+    for n, token in added.items():
+        types[n] = CONTROL if token["special"] else USER_DEFINED
+    return tokens, types
 
 
 def _dummy_prefix(spec: Mapping[str, Any]) -> bool:

@@ -147,13 +147,9 @@ class Checkpoint:
 
     def _content(self, name: str) -> str | None:
         file = self.files.get(name)
-        return (
-            None
-            if file is None
-            else file.decode()
-            if isinstance(file, bytes)
-            else file.read_text(encoding="utf-8")
-        )
+        if file is None:
+            return None
+        return file.decode() if isinstance(file, bytes) else file.read_text(encoding="utf-8")
 
     def restore(self, abstract: tree.Tree) -> tree.Tree:
         """The parameters of a tree of ShapeDtypeStructs, in their types and each read straight onto

@@ -144,7 +144,8 @@ def _specs(leaf: Quantized, spec: Spec) -> Quantized:
     stacked = sum(axis in STACKED for axis in spec.axes)
     double = isinstance(leaf.scale, QuantizedScales)
     # Of the formats that lie alike, one with the scales that these are.
-    alike = leaf.format if leaf.format == "int8" else "nf4" if double else "int4"
+    of_four_bits = "nf4" if double else "int4"
+    alike = "int8" if leaf.format == "int8" else of_four_bits
     return replace(
         quantize_spec(spec, alike, stacked=stacked, group=leaf.group), format=leaf.format
     )

@@ -29,7 +29,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     )
     theta, scaling = read_rope(values)
     refuse(values, partial_rotary_factor=1.0, pretraining_tp=1)
-    biased = flag(values, "attention_bias", False)
+    biased = "all" if flag(values, "attention_bias", False) else "none"
     experts = integer(values, "num_local_experts", 8) if kind == "mixtral" else 0
     return ModelConfig(
         kind="decoder",
@@ -47,7 +47,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         norm_eps=number(values, "rms_norm_eps", _EPS.get(kind, 1e-6)),
         query_norm=kind == "qwen3",
         activation=activation(values, "hidden_act", "silu"),
-        attention_bias="qkv" if kind == "qwen2" else "all" if biased else "none",
+        attention_bias="qkv" if kind == "qwen2" else biased,
         mlp_bias=flag(values, "mlp_bias", False),
         tied=flag(values, "tie_word_embeddings", False),
         experts=experts,
@@ -103,13 +103,8 @@ def _read_window(values: Mapping[str, Any]) -> int:
             raise ValueError(
                 f"config.json has max_window_layers={first!r}; wanted a number of layers"
             )
-        kinds = (
-            {"full_attention"}
-            if first >= count
-            else {"sliding_attention"}
-            if first <= 0
-            else {"full", "sliding"}
-        )
+        layers = (("full_attention", first), ("sliding_attention", count - first))
+        kinds = {name for name, number in layers if number > 0}
     if window and len(kinds) > 1:
         raise ValueError(
             f"config.json mixes the layer types {', '.join(sorted(kinds))}; one for all is "
