@@ -13,8 +13,8 @@ from typing import Any
 from absl import flags
 
 from research import command
-from research.run.source import check_source
 from research.files import read_text
+from research.run.source import check_source
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
 CHECKPOINT = flags.DEFINE_string(

@@ -16,6 +16,9 @@ _NAMES = {
     "mixtral_8x7b": {"kv_heads": 2, "experts": 4},
     "qwen2.5_7b": {"kv_heads": 2},
     "qwen3_8b": {"kv_heads": 2},
+    # Two whole periods of local and global layers, and one layer left over.
+    "gemma2_2b": {"kv_heads": 2, "window": 4, "layers": 5, "attention_softcap": 5.0},
+    "gemma3_1b": {"kv_heads": 2, "window": 3, "layers": 4, "global_every": 3},
     "bert_base": {},
     "transformer_base": {"encoder_layers": 2, "embedding_scale": 32**0.5},
     "t5_small": {"encoder_layers": 2, "head_scale": 32**-0.5},
@@ -35,6 +38,7 @@ FAMILIES: dict[str, ModelConfig] = {
                 max_length=32,
             ),
             **dict(dropout=0.0),
+            **({"embedding_scale": 32**0.5} if name.startswith("gemma") else {}),
             **changes,
         },
     )

@@ -53,9 +53,9 @@ def graft() -> Run:
     from research.models.model import Model
     from research.models.spec import initialize
 
-    model, law, stop_ids = (
+    model, sampling, stop_ids = (
         Model(PRESETS[PRESET]),
-        SamplingConfig(temperature=0).law,
+        SamplingConfig(temperature=0).distribution,
         np.full(8, -1, np.int32),
     )
     params = jax.jit(lambda: initialize(jax.random.key(0), model.specs(), "float32"))()
@@ -66,13 +66,19 @@ def graft() -> Run:
         times.append(time.perf_counter())
         streams = [(row, 0) for row in range(batch)]
         start = steps.Start(prompts(batch).tolist(), None, [NEW] * batch, streams, 0)
-        state, *written = steps.begin(model, params, prepared, start, law, stop_ids)
+        state, *written = steps.begin(model, params, prepared, start, sampling, stop_ids)
         jax.device_get(written)
         times.append(time.perf_counter())
         for first in range(1, NEW, steps.TOKENS):
             count = np.int32(min(steps.TOKENS, NEW - first))
             state, *written = steps.advance(
-                prepared, state, np.ones(batch, bool), count, stop_ids, model=model, law=law
+                prepared,
+                state,
+                np.ones(batch, bool),
+                count,
+                stop_ids,
+                model=model,
+                sampling=sampling,
             )
             jax.device_get(written)
         times.append(time.perf_counter())

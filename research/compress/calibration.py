@@ -17,12 +17,10 @@ from research import tree
 from research.compress import awq, smooth_quant
 from research.compress.gptq import gptq
 from research.compress.observe import Inputs, Observed
-from research.models import embedding
 from research.models.config import ModelConfig
+from research.models.context import layer_kind
 from research.models.model import Batch, Model
-from research.models.stack import Surroundings, block
-from research.ops.attention import Visibility
-from research.ops.rope import frequencies, rotation
+from research.models.stack import layer_of
 from research.weights.quantized import quantize_array, stack
 from research.weights.rules import Rules, is_leaf, quantize_specs
 
@@ -64,9 +62,9 @@ def calibrate(
     states = [_embed(params, batch, model=model) for batch in batches]
     made = []
     for index in range(c.layers):
-        layer, seen = _layer(params["layers"], index), None
+        layer, seen, kind = layer_of(params["layers"], index), None, layer_kind(c, index)
         for batch, x_BTD in zip(batches, states):
-            new = _observe(layer, x_BTD, batch, index, model=model, paths=tuple(own))
+            new = _observe(layer, x_BTD, batch, kind, model=model, paths=tuple(own))
             seen = (
                 new
                 if seen is None
@@ -76,7 +74,7 @@ def calibrate(
             _transform(c, tree.paths(layer, is_leaf), seen, own, inputs, method, group)
         )
         states = [
-            _run(layer, x_BTD, batch, index, model=model) for batch, x_BTD in zip(batches, states)
+            _run(layer, x_BTD, batch, kind, model=model) for batch, x_BTD in zip(batches, states)
         ]
         made.append(layer)
     return {**params, "layers": stack(made)}
@@ -94,13 +92,14 @@ def layer_errors(
     states = [_embed(params, batch, model=model) for batch in batches]
     squares = np.zeros((len(changed) + 1, model.config.layers))
     for index in range(model.config.layers):
-        layer, *others = (_layer(p["layers"], index) for p in (params, *changed.values()))
+        layer, *others = (layer_of(p["layers"], index) for p in (params, *changed.values()))
+        kind = layer_kind(model.config, index)
         for at, (batch, x_BTD) in enumerate(zip(batches, states)):
-            states[at] = _run(layer, x_BTD, batch, index, model=model)
+            states[at] = _run(layer, x_BTD, batch, kind, model=model)
             squares[0, index] += _square(states[at] - x_BTD)
             for n, other in enumerate(others):
                 squares[n + 1, index] += _square(
-                    _run(other, x_BTD, batch, index, model=model) - states[at]
+                    _run(other, x_BTD, batch, kind, model=model) - states[at]
                 )
     return {name: np.sqrt(row / squares[0]) for name, row in zip(changed, squares[1:])}
 
@@ -191,49 +190,26 @@ def _is_inputs(node: object) -> bool:
     return isinstance(node, Inputs)
 
 
-def _surroundings(model: Model, batch: Batch) -> Surroundings:
-    """What the layers of a decoder share, as `Model` makes it."""
-    c, positions_BT, segments_BT = model.config, batch["positions"], batch["segments"]
-    seen = Visibility(
-        positions_BT, positions_BT, segments_BT, segments_BT, True, c.window, packed=True
-    )
-    rates = frequencies(c.head_size, c.rope_theta, c.rope_scaling)
-    rotated = rotation(positions_BT, rates) if c.position == "rope" else None
-    return Surroundings(
-        visibility=seen, counted_BT=(segments_BT > 0).astype(jnp.float32), rotation=rotated
-    )
-
-
 def _square(x: jax.Array) -> float:
     return float(jnp.sum(jnp.square(x.astype(jnp.float32))))
 
 
-def _layer(layers: tree.Tree, index: int) -> tree.Tree:
-    """One layer's parameters; the layers as `research.models.stack.run` takes them."""
-    return layers[index] if isinstance(layers, tuple) else jax.tree.map(lambda w: w[index], layers)
-
-
 @partial(jax.jit, static_argnames="model")
 def _embed(params: tree.Tree, batch: Batch, *, model: Model) -> jax.Array:
-    dtype = model.precision.compute_dtype
-    return embedding.embed(
-        params["embed"], batch["inputs"], batch["positions"], model.config, dtype
-    )
+    return model.states(params, batch)
 
 
-@partial(jax.jit, static_argnames="model")
-def _run(
-    layer: tree.Tree, x_BTD: jax.Array, batch: Batch, index: int, *, model: Model
-) -> jax.Array:
-    return _block(layer, x_BTD, batch, index, model)
+@partial(jax.jit, static_argnames=("model", "kind"))
+def _run(layer: tree.Tree, x_BTD: jax.Array, batch: Batch, kind: int, *, model: Model) -> jax.Array:
+    return model.layer(layer, x_BTD, batch, kind)
 
 
-@partial(jax.jit, static_argnames=("model", "paths"))
+@partial(jax.jit, static_argnames=("model", "kind", "paths"))
 def _observe(
     layer: tree.Tree,
     x_BTD: jax.Array,
     batch: Batch,
-    index: int,
+    kind: int,
     *,
     model: Model,
     paths: tuple[str, ...],
@@ -241,11 +217,5 @@ def _observe(
     """What comes into the weights at these paths, by path."""
     leaves = tree.paths(layer, is_leaf)
     watched = {path: Observed(leaves[path]) for path in paths}
-    _block(tree.unflatten({**leaves, **watched}), x_BTD, batch, index, model)
+    model.layer(tree.unflatten({**leaves, **watched}), x_BTD, batch, kind)
     return {path: leaf.seen[0] for path, leaf in watched.items()}
-
-
-def _block(layer: tree.Tree, x_BTD: jax.Array, batch: Batch, index: int, model: Model) -> jax.Array:
-    return block(
-        layer, x_BTD, model.config, model.execution, _surroundings(model, batch), index, None
-    )[0]

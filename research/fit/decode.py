@@ -14,9 +14,10 @@ from research.experiment.config import Experiment
 from research.fit.targets import Target
 from research.infer.decode_layout import prepare
 from research.infer.sampling import SamplingConfig
-from research.infer.steps import Writing, advance, chunk_size, empty
-from research.models.cache import Cache
+from research.infer.steps import DecodeState, advance, chunk_size, empty
+from research.models.cache import StackedCache
 from research.models.config import Execution
+from research.models.kv import KVCache
 from research.models.model import Model
 from research.models.spec import abstract
 from research.parallel.axes import merge_rules
@@ -42,11 +43,11 @@ class Decode:
     model: Model
     mesh: Mesh
     params: Tree
-    state: Writing
+    state: DecodeState
     length: int
 
     @property
-    def cache(self) -> Cache:
+    def cache(self) -> KVCache:
         """Keys and values of all layers, and what is in each slot."""
         return self.state.cache
 
@@ -79,7 +80,7 @@ class Decode:
         )
         with jax.set_mesh(self.mesh):
             return advance.trace(
-                self.params, self.state, *given, model=self.model, law=SamplingConfig()
+                self.params, self.state, *given, model=self.model, sampling=SamplingConfig()
             )
 
     @property
@@ -118,7 +119,7 @@ def plan_decode(experiment: Experiment, target: Target) -> Decode:
         prepared = _placed(jax.eval_shape(partial(_prepared, model), params), mesh)
         state = jax.eval_shape(partial(_started, model, rows, length), params)
         if isinstance(prepared["layers"], tuple):
-            state = replace(state, cache=jax.eval_shape(Cache.apart, state.cache))
+            state = replace(state, cache=jax.eval_shape(StackedCache.layered, state.cache))
     return Decode(model, mesh, prepared, _placed(state, mesh), length)
 
 
@@ -127,7 +128,7 @@ def _prepared(model: Model, params: Tree) -> Tree:
     return prepare(model, model.prompted(params))
 
 
-def _started(model: Model, rows: int, length: int, params: Tree) -> Writing:
+def _started(model: Model, rows: int, length: int, params: Tree) -> DecodeState:
     """The state of so many texts before anything is read; an encoder's are as long."""
     lengths_B = jnp.full((rows,), length, jnp.int32)
     source_BS = (

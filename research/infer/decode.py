@@ -153,7 +153,9 @@ def _write(
     limits, streams = [row.limit for row in rows], [row.stream for row in rows]
     start = Start([row.ids for row in rows], sources, limits, streams, config.seed)
     prepared = prepare(model, params)
-    state, ids_BT, logprobs_BT = begin(model, params, prepared, start, config.law, stop_ids)
+    state, ids_BT, logprobs_BT = begin(
+        model, params, prepared, start, config.distribution, stop_ids
+    )
     count = 1
     while True:
         ids_BT, logprobs_BT = jax.device_get((ids_BT, logprobs_BT))
@@ -168,7 +170,13 @@ def _write(
         count = min(tokens, max(left))
         open_B = np.array([*left, *[0] * (len(ids_BT) - len(left))]) > 0
         state, ids_BT, logprobs_BT = advance(
-            prepared, state, open_B, np.int32(count), stop_ids, model=model, law=config.law
+            prepared,
+            state,
+            open_B,
+            np.int32(count),
+            stop_ids,
+            model=model,
+            sampling=config.distribution,
         )
 
 

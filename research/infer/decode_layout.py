@@ -2,7 +2,7 @@
 
 A token's products read every weight once for a handful of rows, so they are at best as fast as
 memory. With the trained layout XLA's CPU backend is far from that: a layer sliced out of the stack
-is copied for every token, and the columns of [K, N] that a kernel works on lie N apart. Turned to
+is copied for every token, and the columns of [K, N] that a kernel works on lie N apart. DecodeWeight to
 [N, K] and made the left operand, weights are read as they stand, by all threads; 8 rows then take
 half to two thirds of the time.
 """
@@ -25,17 +25,20 @@ _CONTRACTED = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["turned_NK"], meta_fields=["shape", "contracted"]
+    jax.tree_util.register_dataclass,
+    data_fields=["transposed_NK"],
+    meta_fields=["shape", "contracted"],
 )
 @dataclass(frozen=True)
-class Turned:
-    """A weight in place of an array, see `research.ops.einsum`: a matrix [K, N] as [N, K].
+class DecodeWeight:
+    """A stand-in for an array whose matrix [K, N] is stored transposed, [N, K]; see
+    `research.ops.einsum` for what a stand-in is.
 
-    `shape` is the weight's own, `contracted` its axes that make K, leading ones or, for a table,
-    the last alone.
+    `shape` is the shape of the weight that it stands for. `contracted` are the axes of that shape
+    that make up K: the leading ones or, for a table, the last one.
     """
 
-    turned_NK: jax.Array
+    transposed_NK: jax.Array
     shape: tuple[int, ...]
     contracted: tuple[int, ...]
 
@@ -50,8 +53,10 @@ class Turned:
             raise ValueError(
                 f"einsum {eqn!r}: the weight contracts {inner!r}, which must end {of_x!r}, and leaves {outer!r}"
             )
-        x_MK = x.reshape(-1, self.turned_NK.shape[1])
-        y_NM = jax.lax.dot_general(self.turned_NK.astype(x.dtype), x_MK, (((1,), (1,)), ((), ())))
+        x_MK = x.reshape(-1, self.transposed_NK.shape[1])
+        y_NM = jax.lax.dot_general(
+            self.transposed_NK.astype(x.dtype), x_MK, (((1,), (1,)), ((), ()))
+        )
         # Without the barrier the compiler turns the product instead of its result, and the weight
         # is the right operand.
         kept = [size for axis, size in enumerate(self.shape) if axis not in self.contracted]
@@ -59,7 +64,7 @@ class Turned:
 
     def take(self, ids: jax.Array) -> jax.Array:
         """Rows of a table [V, D] as [..., D]."""
-        at = self.turned_NK.at[ids]
+        at = self.transposed_NK.at[ids]
         return at.get(
             mode="clip",
             **({} if jax.sharding.get_abstract_mesh().empty else {"out_sharding": PartitionSpec()}),
@@ -70,7 +75,7 @@ def prepare(model: Model, params: Tree) -> Tree:
     """Parameters that decode faster to the same logits but for float order, at the price of a copy
     of the weights.
 
-    The layers come as a tuple of trees, and weights that are arrays turned; what contracts itself
+    The layers come as a tuple of trees, with arrays as `DecodeWeight`s; what contracts itself
     stays as it is. For a single CPU device; elsewhere, and where `params` are prepared already,
     they are returned.
     """
@@ -93,7 +98,7 @@ def _prepared(params: Tree, *, model: Model) -> Tree:
     table = params[owner]["table"]
     head = {
         **params[owner],
-        "table": _turned(table, dtype, (1,)) if isinstance(table, jax.Array) else table,
+        "table": _transpose(table, dtype, (1,)) if isinstance(table, jax.Array) else table,
     }
     return {
         **params,
@@ -107,7 +112,7 @@ def _is_weight(node) -> bool:
 
 
 def _layer(dtype: jnp.dtype, index: int, path: tuple, w):
-    """One layer of a stacked weight, turned where the model multiplies tokens with it and it is no
+    """One layer of a stacked weight, transposed where the model multiplies tokens with it and it is no
     expert's."""
     owner, name = path[0].key, path[-1].key
     own = jax.tree.map(lambda part: part[index], w)
@@ -118,10 +123,12 @@ def _layer(dtype: jnp.dtype, index: int, path: tuple, w):
     )  # read when the encoder has run, and then no more
     if not isinstance(w, jax.Array) or not leading or of_memory or (owner == "mlp" and w.ndim > 3):
         return own
-    return _turned(own, dtype, tuple(range(leading)))
+    return _transpose(own, dtype, tuple(range(leading)))
 
 
-def _turned(w: jax.Array, dtype: jnp.dtype, contracted: tuple[int, ...]) -> Turned:
+def _transpose(w: jax.Array, dtype: jnp.dtype, contracted: tuple[int, ...]) -> DecodeWeight:
     order = (*(axis for axis in range(w.ndim) if axis not in contracted), *contracted)
     inner = math.prod(w.shape[axis] for axis in contracted)
-    return Turned(jnp.transpose(w.astype(dtype), order).reshape(-1, inner), w.shape, contracted)
+    return DecodeWeight(
+        jnp.transpose(w.astype(dtype), order).reshape(-1, inner), w.shape, contracted
+    )

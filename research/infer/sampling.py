@@ -60,14 +60,14 @@ class SamplingConfig:
                 raise ValueError(f"sampling.{name}={getattr(self, name)!r} must be {wanted}")
 
     @property
-    def law(self) -> "SamplingConfig":
-        """Only what the distribution of a token depends on: programs compiled for it serve any
-        seed, length and stop."""
-        return replace(SamplingConfig(), **{name: getattr(self, name) for name in _LAW})
+    def distribution(self) -> "SamplingConfig":
+        """The fields that a token's distribution depends on, the others at their defaults: a
+        program compiled for it serves any seed, length and stop."""
+        return replace(SamplingConfig(), **{name: getattr(self, name) for name in _DISTRIBUTION})
 
 
 _BITS_OVER_1 = 0x3F800001  # the bits of the float32 that follows 1
-_LAW = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_DISTRIBUTION = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty: Number) -> jax.Array:

@@ -18,7 +18,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from research.infer.sampling import SamplingConfig, log_probability, one_hot, sample
-from research.models.cache import Cache
+from research.models.cache import StackedCache
+from research.models.kv import KVCache
 from research.models.model import Model
 from research.parallel.axes import AxisRules, constrain
 from research.parallel.placement import whole
@@ -51,12 +52,16 @@ class Start:
     meta_fields=[],
 )
 @dataclass(frozen=True)
-class Writing:
-    """A batch being written. Row b's last token `token` belongs at `position` and is not in the
-    cache yet; `left` more may follow it, 0 where the row has ended. `seen` marks the tokens of a
-    row, where a repetition penalty asks for them."""
+class DecodeState:
+    """A batch of texts that are being continued, as the compiled loop carries it.
 
-    cache: Cache
+    Row b's last token `token_B` belongs at `position_B` and is not in the cache yet. `left_B` more
+    tokens may follow it, 0 where the row has ended. `memory` is the encoder's of an
+    encoder-decoder. `seen_BV` marks the tokens of each row, where a repetition penalty asks for
+    them.
+    """
+
+    cache: KVCache
     memory: tuple | None
     token_B: jax.Array
     position_B: jax.Array
@@ -83,13 +88,13 @@ def begin(
     params: Tree,
     prepared: Tree,
     start: Start,
-    law: SamplingConfig,
+    sampling: SamplingConfig,
     stop_ids: np.ndarray,
-) -> tuple[Writing, jax.Array, jax.Array]:
+) -> tuple[DecodeState, jax.Array, jax.Array]:
     """Reads the prompts; the state with each row's first token, int32 [B, 1], and its
     log-probability.
 
-    `prepared` are the parameters that `advance` will be given (`turned.prepare`). Prompts are read
+    `prepared` are the parameters that `advance` will be given (`decode_layout.prepare`). Prompts are read
     with `params`: many tokens at once gain nothing from another layout, and a scan over stacked
     layers compiles faster.
     """
@@ -109,7 +114,7 @@ def begin(
     )
     streams_B2 = np.zeros((rows, 2), np.uint32)
     streams_B2[: len(start.streams)] = start.streams
-    seen_BV = _seen(start.prompts, rows, model, law)
+    seen_BV = _seen(start.prompts, rows, model, sampling)
     length = bucket(int((lengths_B + left_B).max()))
     state = empty(
         params,
@@ -131,21 +136,21 @@ def begin(
             params, state, last_B1D, tokens_BC, np.int32(first), lengths_B, model=model
         )
     if isinstance(prepared["layers"], tuple):
-        state = replace(state, cache=_apart(state.cache))
-    return _first(prepared, state, last_B1D, stop_ids, model=model, law=law)
+        state = replace(state, cache=_layered(state.cache))
+    return _first(prepared, state, last_B1D, stop_ids, model=model, sampling=sampling)
 
 
-@partial(jax.jit, static_argnames=("model", "law"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames="state")
 def advance(
     params: Tree,
-    state: Writing,
+    state: DecodeState,
     open_B: jax.Array,
     limit: jax.Array,
     stop_ids: jax.Array,
     *,
     model: Model,
-    law: SamplingConfig,
-) -> tuple[Writing, jax.Array, jax.Array]:
+    sampling: SamplingConfig,
+) -> tuple[DecodeState, jax.Array, jax.Array]:
     """Up to `limit` more tokens, int32 [B, TOKENS], and their log-probabilities; rows that are not
     open end here.
 
@@ -167,7 +172,7 @@ def advance(
         }
         hidden_B1D, cache = model.decode(params, batch, state.cache, state.memory)
         state, logprob_B = _pick(
-            params, hidden_B1D, replace(state, cache=cache), stop_ids, model, law
+            params, hidden_B1D, replace(state, cache=cache), stop_ids, model, sampling
         )
         put = partial(lax.dynamic_update_slice_in_dim, start_index=index, axis=1)
         return (
@@ -195,7 +200,7 @@ def empty(
     model,
     length,
     chunk,
-) -> Writing:
+) -> DecodeState:
     """The state before anything is read; an encoder-decoder's encoder runs here."""
     cache = model.make_cache(lengths_B.shape[0], length, chunk)
     memory = None
@@ -207,14 +212,14 @@ def empty(
         lambda stream: jax.random.fold_in(jax.random.fold_in(key, stream[0]), stream[1])
     )(streams_B2)
     zeros_B = jnp.zeros_like(lengths_B)
-    state = Writing(cache, memory, zeros_B, lengths_B - 1, left_B, key_B, seen_BV)
+    state = DecodeState(cache, memory, zeros_B, lengths_B - 1, left_B, key_B, seen_BV)
     return _placed(state, model.rules)
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames=("state", "last_B1D"))
 def _feed(
     params, state, last_B1D, tokens_BT, first, lengths_B, *, model
-) -> tuple[Writing, jax.Array]:
+) -> tuple[DecodeState, jax.Array]:
     """The state with tokens `first` to `first + T` in its cache, and the last states so far of each
     row's last token."""
     batch = _batch(tokens_BT, first, lengths_B, model.rules)
@@ -224,24 +229,24 @@ def _feed(
     return replace(state, cache=cache), found_B1D if last_B1D is None else last_B1D + found_B1D
 
 
-_apart = jax.jit(Cache.apart)
+_layered = jax.jit(StackedCache.layered)
 
 
-@partial(jax.jit, static_argnames=("model", "law"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames="state")
 def _first(
-    params, state, hidden_B1D, stop_ids, *, model, law
-) -> tuple[Writing, jax.Array, jax.Array]:
-    state, logprob_B = _pick(params, hidden_B1D, state, stop_ids, model, law)
+    params, state, hidden_B1D, stop_ids, *, model, sampling
+) -> tuple[DecodeState, jax.Array, jax.Array]:
+    state, logprob_B = _pick(params, hidden_B1D, state, stop_ids, model, sampling)
     return state, _everywhere(state.token_B[:, None]), _everywhere(logprob_B[:, None])
 
 
 def _pick(
-    params, hidden_B1D, state: Writing, stop_ids, model: Model, law: SamplingConfig
-) -> tuple[Writing, jax.Array]:
+    params, hidden_B1D, state: DecodeState, stop_ids, model: Model, sampling: SamplingConfig
+) -> tuple[DecodeState, jax.Array]:
     """The state one token on, and that token's log-probability [B]."""
     logits_BV = whole(model.logits(params, hidden_B1D)[:, 0], axis=1)
     keys_B = jax.vmap(jax.random.fold_in)(state.key_B, state.position_B)
-    token_B = sample(logits_BV, keys_B, law, state.seen_BV)
+    token_B = sample(logits_BV, keys_B, sampling, state.seen_BV)
     ended_B = jnp.any(token_B[:, None] == stop_ids[None, :], axis=1)
     left_B = jnp.where(ended_B, 0, jnp.maximum(state.left_B - 1, 0))
     seen_BV = None if state.seen_BV is None else state.seen_BV | one_hot(token_B, logits_BV)
@@ -266,7 +271,7 @@ def _batch(tokens_BT, first, lengths_B, rules: AxisRules) -> dict[str, jax.Array
     return {name: _rowwise(field.astype(jnp.int32), rules) for name, field in fields.items()}
 
 
-def _placed(state: Writing, rules: AxisRules) -> Writing:
+def _placed(state: DecodeState, rules: AxisRules) -> DecodeState:
     """The state with its rows split over the devices as a batch is."""
     names = ("token_B", "position_B", "left_B", "key_B", "seen_BV")
     return replace(
@@ -295,10 +300,10 @@ def _padded(numbers: Sequence[int], rows: int) -> np.ndarray:
 
 
 def _seen(
-    prompts: Sequence[Sequence[int]], rows: int, model: Model, law: SamplingConfig
+    prompts: Sequence[Sequence[int]], rows: int, model: Model, sampling: SamplingConfig
 ) -> np.ndarray | None:
     """The tokens of each prompt, [B, V], where a repetition penalty asks for them."""
-    if law.repetition_penalty == 1:
+    if sampling.repetition_penalty == 1:
         return None
     seen_BV = np.zeros((rows, model.config.vocab_size), bool)
     for row, ids in zip(seen_BV, prompts):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from research.models.config import ModelConfig
 from research.models.initial import initial
+from research.models.kv import Prefix
 from research.models.spec import Spec, normal, zeros
 from research.models.spec import stack as stack_specs
 from research.ops.attention import EVERYONE, Visibility
@@ -135,31 +136,35 @@ def add_prefix(params: Tree, key_LSKH: jax.Array, value_LSKH: jax.Array) -> Tree
     return {**params, "layers": layers}
 
 
-def with_prefix(
-    p: Tree, k_BSKH: jax.Array, v_BSKH: jax.Array, visibility: Visibility
-) -> tuple[jax.Array, jax.Array, Visibility]:
-    """A layer's keys and values with its prefix in front, where it has one, and the visibility of
-    both.
-
-    Every document of a row sees the prefix. That is no packed row to itself, all that the kernels
-    and the blocked form know, so attention takes the plain XLA form here. ValueError for a prefix
-    that was made for another model.
-    """
+def prefix_of(p: Tree, c: ModelConfig) -> Prefix | None:
+    """The keys and values [n, K, H] of a layer's prefix; None without one. ValueError for a prefix
+    that was made for another model."""
     if "prefix_key" not in p:
-        return k_BSKH, v_BSKH, visibility
+        return None
     for name in ("prefix_key", "prefix_value"):
-        if p[name].ndim != 3 or p[name].shape[1:] != k_BSKH.shape[2:]:
-            wanted = f"(n, {k_BSKH.shape[2]}, {k_BSKH.shape[3]}) a layer"
+        if p[name].ndim != 3 or p[name].shape[1:] != (c.kv_heads, c.head_size):
             raise ValueError(
-                f"layers/attention/{name} {p[name].shape} wants {wanted}; it was made for another model"
+                f"layers/attention/{name} {p[name].shape} wants (n, {c.kv_heads}, {c.head_size}) "
+                "a layer; it was made for another model"
             )
-    length = p["prefix_key"].shape[0]
-    fields = (
-        (jnp.arange(length, dtype=jnp.int32), visibility.k_positions_BS),
-        (jnp.full(length, EVERYONE, jnp.int32), visibility.k_segments_BS),
-    )
-    k_BSKH, v_BSKH = in_front(p["prefix_key"], k_BSKH), in_front(p["prefix_value"], v_BSKH)
-    positions_BS, segments_BS = (in_front(one, field) for one, field in fields)
+    return p["prefix_key"], p["prefix_value"]
+
+
+def with_prefix(
+    prefix: Prefix | None, k_BSKH: jax.Array, v_BSKH: jax.Array, visibility: Visibility
+) -> tuple[jax.Array, jax.Array, Visibility]:
+    """Keys and values with a prefix in front of every row, and the visibility of both; as they are
+    without a prefix.
+
+    Every document of a row sees the prefix. Kernels and the blocked form know documents that see
+    only themselves, so attention takes the plain XLA form here.
+    """
+    if prefix is None:
+        return k_BSKH, v_BSKH, visibility
+    key_nKH, value_nKH = prefix
+    length = key_nKH.shape[0]
+    positions_BS = in_front(jnp.arange(length, dtype=jnp.int32), visibility.k_positions_BS)
+    segments_BS = in_front(jnp.full(length, EVERYONE, jnp.int32), visibility.k_segments_BS)
     seen = replace(
         visibility,
         k_positions_BS=positions_BS,
@@ -167,7 +172,7 @@ def with_prefix(
         packed=False,
         shared=True,
     )
-    return k_BSKH, v_BSKH, seen
+    return in_front(key_nKH, k_BSKH), in_front(value_nKH, v_BSKH), seen
 
 
 def in_front(first: jax.Array, rows: jax.Array) -> jax.Array:

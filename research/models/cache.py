@@ -1,101 +1,159 @@
-"""The key-value cache of decoding: a plain pytree, passed in and out.
+"""Key-value caches with a row of slots for each text, in one array for all layers or one for each.
 
-Slots hold keys and values with the position and segment of the token they came from (segment 0:
-empty), so attention over a cache is attention like any other. A token of position p lives in slot p
-mod S: without a window S covers the whole text, with one S is the window plus the longest chunk
-written at once, older tokens being overwritten when no query can see them. Heads come before slots,
-so that a head's keys lie together, as the products of decoding read them.
+A token of position p lives in slot p mod S: without a window S covers the whole text, with one S is
+the window plus the longest chunk written at once, older tokens being overwritten when no query can
+see them. Heads come before slots, so that a head's keys lie together, as the products of decoding
+read them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from research.models.adapters import with_prefix
+from research.models.kv import KVCache, Prefix
+from research.ops import attention
+from research.ops.attention import Visibility
 from research.parallel.axes import AxisRules, constrain
 from research.parallel.placement import spec
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["key_LBKSH", "value_LBKSH", "positions_BS", "segments_BS"],
-    meta_fields=[],
-)
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values of all layers, and what is in each slot.
+class SlotCache(KVCache):
+    """What the caches of this file share: the index of slots and attention over them.
 
-    `apart`, a tuple of the layers [B, K, S, H] stands for an array: an unrolled stack then copies
-    no layer out to read it.
+    `positions_BS` and `segments_BS` say which token is in each slot, in every layer (segment 0:
+    empty).
     """
 
-    key_LBKSH: jax.Array | tuple[jax.Array, ...]
-    value_LBKSH: jax.Array | tuple[jax.Array, ...]
     positions_BS: jax.Array
     segments_BS: jax.Array
 
-    @property
-    def slots(self) -> int:
-        return self.positions_BS.shape[1]
-
-    def claim(self, positions_BT: jax.Array, segments_BT: jax.Array) -> "Cache":
-        """The cache with these tokens entered in its index; padding (segment 0) claims no slot."""
-        slots_BT = self.places(positions_BT, segments_BT)
-        positions_BS = _put(self.positions_BS, positions_BT, slots_BT)
-        segments_BS = _put(self.segments_BS, segments_BT, slots_BT)
-        return replace(self, positions_BS=positions_BS, segments_BS=segments_BS)
-
-    def apart(self) -> "Cache":
-        """The cache with each layer an array of its own."""
-        if isinstance(self.key_LBKSH, tuple):
-            return self
-        keys, values = (
-            tuple(kv[layer] for layer in range(kv.shape[0]))
-            for kv in (self.key_LBKSH, self.value_LBKSH)
+    def enter(self, positions_BT: jax.Array, segments_BT: jax.Array) -> Self:
+        slots_BT = self._slots(positions_BT, segments_BT)
+        return replace(
+            self,
+            positions_BS=_put(self.positions_BS, positions_BT, slots_BT),
+            segments_BS=_put(self.segments_BS, segments_BT, slots_BT),
         )
+
+    def key_positions(self) -> jax.Array:
+        return self.positions_BS
+
+    def attend(
+        self,
+        layer: jax.Array | int,
+        q_BTNH: jax.Array,
+        k_BTKH: jax.Array,
+        v_BTKH: jax.Array,
+        visibility: Visibility,
+        *,
+        prefix: Prefix | None = None,
+        **scoring,
+    ) -> tuple[jax.Array, Self]:
+        slots_BT = self._slots(visibility.q_positions_BT, visibility.q_segments_BT)
+        cache = self.write(layer, k_BTKH, v_BTKH, slots_BT)
+        k_BSKH, v_BSKH = (
+            jnp.swapaxes(kv_BKSH, 1, 2).astype(q_BTNH.dtype) for kv_BKSH in cache.read(layer)
+        )
+        visibility = replace(
+            visibility, k_positions_BS=self.positions_BS, k_segments_BS=self.segments_BS
+        )
+        k_BSKH, v_BSKH, visibility = with_prefix(prefix, k_BSKH, v_BSKH, visibility)
+        return attention.attend(q_BTNH, k_BSKH, v_BSKH, visibility, **scoring), cache
+
+    def write(
+        self, layer: jax.Array | int, k_BTKH: jax.Array, v_BTKH: jax.Array, slots_BT: jax.Array
+    ) -> Self:
+        """The cache with a layer's new keys and values in these slots; a slot behind the last one
+        takes nothing."""
+        raise NotImplementedError
+
+    def read(self, layer: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [B, K, S, H] of a layer."""
+        raise NotImplementedError
+
+    def _slots(self, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+        """The slot of each token; that of padding lies behind the last one."""
+        slots = self.positions_BS.shape[1]
+        return jnp.where(segments_BT > 0, positions_BT % slots, slots)
+
+
+_index_fields = ["positions_BS", "segments_BS"]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["key_LBKSH", "value_LBKSH", *_index_fields],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class StackedCache(SlotCache):
+    """The layers in one array, which a scan over layers carries and indexes."""
+
+    key_LBKSH: jax.Array
+    value_LBKSH: jax.Array
+    positions_BS: jax.Array
+    segments_BS: jax.Array
+
+    def write(self, layer, k_BTKH, v_BTKH, slots_BT) -> Self:
+        keys = _put(self.key_LBKSH, k_BTKH, slots_BT, layer)
+        values = _put(self.value_LBKSH, v_BTKH, slots_BT, layer)
         return replace(self, key_LBKSH=keys, value_LBKSH=values)
 
-    def places(self, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-        """The slot of each token; that of padding lies outside the cache."""
-        return jnp.where(segments_BT > 0, positions_BT % self.slots, self.slots)
+    def read(self, layer) -> tuple[jax.Array, jax.Array]:
+        index = partial(jax.lax.dynamic_index_in_dim, index=layer, axis=0, keepdims=False)
+        return index(self.key_LBKSH), index(self.value_LBKSH)
+
+    def layered(self) -> "LayeredCache":
+        """The same cache with an array for each layer."""
+        count = self.key_LBKSH.shape[0]
+        keys, values = (
+            tuple(kv[layer] for layer in range(count)) for kv in (self.key_LBKSH, self.value_LBKSH)
+        )
+        return LayeredCache(keys, values, self.positions_BS, self.segments_BS)
+
+    def first_row(self) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [L, S, K, H] of the first row, slot by slot."""
+        return jnp.swapaxes(self.key_LBKSH[:, 0], 1, 2), jnp.swapaxes(self.value_LBKSH[:, 0], 1, 2)
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["keys_BKSH", "values_BKSH", *_index_fields],
+    meta_fields=[],
+)
 @dataclass(frozen=True)
-class LayerCache:
-    """One layer's view of the cache: where this call's tokens go."""
+class LayeredCache(SlotCache):
+    """An array for each layer, for a stack that runs unrolled: no layer is copied out to be
+    read. Layers are asked for by Python integers."""
 
-    cache: Cache
-    layer: jax.Array | int
-    slots_BT: jax.Array
+    keys_BKSH: tuple[jax.Array, ...]
+    values_BKSH: tuple[jax.Array, ...]
+    positions_BS: jax.Array
+    segments_BS: jax.Array
 
-    def write(self, k_BTKH: jax.Array, v_BTKH: jax.Array) -> "LayerCache":
-        """The cache with this layer's new keys and values in their slots."""
-        keys = self._entered(self.cache.key_LBKSH, k_BTKH)
-        values = self._entered(self.cache.value_LBKSH, v_BTKH)
-        return replace(self, cache=replace(self.cache, key_LBKSH=keys, value_LBKSH=values))
-
-    def read(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-        """This layer's keys and values, [B, S, K, H]."""
-        k_BKSH, v_BKSH = self._own(self.cache.key_LBKSH), self._own(self.cache.value_LBKSH)
-        return jnp.swapaxes(k_BKSH, 1, 2).astype(dtype), jnp.swapaxes(v_BKSH, 1, 2).astype(dtype)
-
-    def _own(self, layers):
-        if isinstance(layers, tuple):
-            return layers[self.layer]
-        return jax.lax.dynamic_index_in_dim(layers, self.layer, axis=0, keepdims=False)
-
-    def _entered(self, layers, new_BTKH: jax.Array):
-        if not isinstance(layers, tuple):
-            return _put(layers, new_BTKH, self.slots_BT, self.layer)
-        slots_BT = self.slots_BT
+    def write(self, layer, k_BTKH, v_BTKH, slots_BT) -> Self:
         if slots_BT.size == 1:
             # Written twice, it stays a scatter. A single update the CPU backend fuses into what
             # reads the cache and once more into what keeps it, and copies the cache for that.
-            slots_BT, new_BTKH = jnp.repeat(slots_BT, 2, axis=1), jnp.repeat(new_BTKH, 2, axis=1)
-        own = _put(layers[self.layer], new_BTKH, slots_BT)
-        return (*layers[: self.layer], own, *layers[self.layer + 1 :])
+            slots_BT, k_BTKH, v_BTKH = (
+                jnp.repeat(x, 2, axis=1) for x in (slots_BT, k_BTKH, v_BTKH)
+            )
+        return replace(
+            self,
+            keys_BKSH=_changed(self.keys_BKSH, layer, partial(_put, new=k_BTKH, slots_BT=slots_BT)),
+            values_BKSH=_changed(
+                self.values_BKSH, layer, partial(_put, new=v_BTKH, slots_BT=slots_BT)
+            ),
+        )
+
+    def read(self, layer) -> tuple[jax.Array, jax.Array]:
+        return self.keys_BKSH[layer], self.values_BKSH[layer]
 
 
 def make_cache(
@@ -108,8 +166,9 @@ def make_cache(
     window: int,
     chunk: int,
     rules: AxisRules,
-) -> Cache:
-    """An empty cache for texts of up to `length` tokens, written at most `chunk` at a time."""
+) -> StackedCache:
+    """An empty cache for texts of up to `length` tokens, written at most `chunk` at a time.
+    `window` is that of all layers; 0 where any of them sees the whole text."""
     slots = min(length, window + chunk - 1) if window else length
     index, content = ("batch", "position"), ("layers", "batch", "kv_heads", "position", "head")
     # Each array its own: a donated buffer must not be given twice.
@@ -120,7 +179,14 @@ def make_cache(
     positions_BS, segments_BS = (
         constrain(jnp.zeros((batch, slots), jnp.int32), index, rules) for _ in range(2)
     )
-    return Cache(keys, values, positions_BS, segments_BS)
+    return StackedCache(keys, values, positions_BS, segments_BS)
+
+
+def _changed(
+    layers: tuple[jax.Array, ...], layer: int, change: Callable[[jax.Array], jax.Array]
+) -> tuple[jax.Array, ...]:
+    """The arrays of all layers, one of them changed."""
+    return (*layers[:layer], change(layers[layer]), *layers[layer + 1 :])
 
 
 def _put(

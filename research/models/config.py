@@ -107,6 +107,11 @@ class ModelConfig(Initialization, Regularization, Shape):
     def __post_init__(self):
         check(self)
 
+    @property
+    def final_dropout(self) -> bool:
+        """Whether the stack's output has dropout too, as T5's has (arXiv:1910.10683's code)."""
+        return self.position == "relative"
+
 
 def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
     """The config of `dataclasses.asdict(config)`, as JSON gives it back, also an older one with

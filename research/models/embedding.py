@@ -113,7 +113,7 @@ def head_specs(c: ModelConfig, start: Initial) -> Tree:
 
 
 def head_states(p_head: Tree, hidden_BTD: jax.Array, c: ModelConfig) -> jax.Array:
-    """What is multiplied with the head's table, [B, T, D]."""
+    """The states [B, T, D] that are multiplied with the head's table, from the last states."""
     if c.mlm_head:
         hidden_BTD = add_bias(einsum("BTD,DM->BTM", hidden_BTD, p_head["kernel"]), p_head["bias"])
         hidden_BTD = layers.ACTIVATIONS[c.activation](hidden_BTD)

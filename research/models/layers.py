@@ -10,11 +10,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from research.models.adapters import with_prefix
-from research.models.cache import LayerCache
+from research.models.adapters import prefix_of, with_prefix
 from research.models.config import ModelConfig
+from research.models.context import LayerKind
 from research.models.initial import Initial
-from research.models.spec import Spec, ones, zeros
+from research.models.kv import KVCache
+from research.models.spec import Init, Spec, constant, ones, zeros
 from research.ops import attention as attention_op
 from research.ops import route
 from research.ops.attention import Visibility
@@ -33,15 +34,20 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def norm_specs(c: ModelConfig) -> Tree:
-    """Scale [D], and a bias [D] for layer norm."""
-    scale = {"scale": Spec((c.d_model,), ("vector",), ones)}
+    """Scale [D], and a bias [D] for layer norm. With `norm_offset` the scale starts at what is left
+    to 1."""
+    scale = {"scale": Spec((c.d_model,), ("vector",), _first_scale(c))}
     return scale if c.norm == "rms" else {**scale, "bias": Spec((c.d_model,), ("vector",), zeros)}
+
+
+def _first_scale(c: ModelConfig) -> Init:
+    return constant(1 - c.norm_offset) if c.norm_offset else ones
 
 
 def norm(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
     """The family's norm over D."""
     if c.norm == "rms":
-        return rms_norm(x_BTD, p["scale"], c.norm_eps)
+        return rms_norm(x_BTD, p["scale"], c.norm_eps, c.norm_offset)
     return layer_norm(x_BTD, p["scale"], p["bias"], c.norm_eps)
 
 
@@ -62,8 +68,8 @@ def attention_specs(c: ModelConfig, start: Initial) -> Tree:
     if c.attention_bias == "all":
         specs["out_bias"] = Spec((D,), ("vector",), zeros)
     if c.query_norm:
-        specs["query_norm"] = Spec((H,), ("vector",), ones)
-        specs["key_norm"] = Spec((H,), ("vector",), ones)
+        specs["query_norm"] = Spec((H,), ("vector",), _first_scale(c))
+        specs["key_norm"] = Spec((H,), ("vector",), _first_scale(c))
     return specs
 
 
@@ -73,7 +79,7 @@ def queries(p: Tree, x_BTD: jax.Array, c: ModelConfig, rotation: tuple | None) -
     if "query_bias" in p:
         q_BTNH = add_bias(q_BTNH, p["query_bias"])
     if c.query_norm:
-        q_BTNH = rms_norm(q_BTNH, p["query_norm"], c.norm_eps)
+        q_BTNH = rms_norm(q_BTNH, p["query_norm"], c.norm_eps, c.norm_offset)
     return q_BTNH if rotation is None else rotate(q_BTNH, *rotation)
 
 
@@ -86,7 +92,7 @@ def keys_values(
     if "key_bias" in p:
         k_BSKH, v_BSKH = add_bias(k_BSKH, p["key_bias"]), add_bias(v_BSKH, p["value_bias"])
     if c.query_norm:
-        k_BSKH = rms_norm(k_BSKH, p["key_norm"], c.norm_eps)
+        k_BSKH = rms_norm(k_BSKH, p["key_norm"], c.norm_eps, c.norm_offset)
     return (k_BSKH if rotation is None else rotate(k_BSKH, *rotation)), v_BSKH
 
 
@@ -94,33 +100,63 @@ def attention(
     p: Tree,
     x_BTD: jax.Array,
     c: ModelConfig,
+    kind: LayerKind,
+    *,
+    bias_BNTS: jax.Array | None = None,
+    layer: jax.Array | int = 0,
+    cache: KVCache | None = None,
+    implementation: str = "auto",
+) -> tuple[jax.Array, KVCache | None]:
+    """Attention of `x` [B, T, D] over itself, or over a cache that its keys and values are first
+    written to, as those of this `layer`; [B, T, D] and the cache."""
+    q_BTNH = queries(p, x_BTD, c, kind.rotation)
+    k_BTKH, v_BTKH = keys_values(p, x_BTD, c, kind.rotation)
+    prefix = prefix_of(p, c)
+    scoring = {
+        "scale": _score_scale(c),
+        "softcap": c.attention_softcap,
+        "bias_BNTS": bias_BNTS,
+        "implementation": implementation,
+    }
+    if cache is None:
+        k_BSKH, v_BSKH, visibility = with_prefix(prefix, k_BTKH, v_BTKH, kind.visibility)
+        out_BTNH = attention_op.attend(q_BTNH, k_BSKH, v_BSKH, visibility, **scoring)
+    else:
+        out_BTNH, cache = cache.attend(
+            layer, q_BTNH, k_BTKH, v_BTKH, kind.visibility, prefix=prefix, **scoring
+        )
+    return _attention_output(p, out_BTNH), cache
+
+
+def cross_attention(
+    p: Tree,
+    x_BTD: jax.Array,
+    c: ModelConfig,
+    memory_BSKH: tuple[jax.Array, jax.Array],
     visibility: Visibility,
     *,
-    rotation: tuple | None = None,
-    bias_BNTS: jax.Array | None = None,
-    cache: LayerCache | None = None,
-    memory: tuple[jax.Array, jax.Array] | None = None,
     implementation: str = "auto",
-) -> tuple[jax.Array, LayerCache | None]:
-    """Attention over `x` itself, over a cache that `x` is first written to, or over a memory's keys
-    and values."""
-    q_BTNH = queries(p, x_BTD, c, rotation)
-    k_BSKH, v_BSKH = keys_values(p, x_BTD, c, rotation) if memory is None else memory
-    if cache is not None:
-        cache = cache.write(k_BSKH, v_BSKH)
-        k_BSKH, v_BSKH = cache.read(x_BTD.dtype)
-    k_BSKH, v_BSKH, visibility = with_prefix(p, k_BSKH, v_BSKH, visibility)
+) -> jax.Array:
+    """Attention of `x` [B, T, D] over the keys and values that this layer has of an encoder's
+    text."""
     out_BTNH = attention_op.attend(
-        q_BTNH,
-        k_BSKH,
-        v_BSKH,
+        queries(p, x_BTD, c, None),
+        *memory_BSKH,
         visibility,
-        scale=c.attention_scale or c.head_size**-0.5,
-        bias_BNTS=bias_BNTS,
+        scale=_score_scale(c),
+        softcap=c.attention_softcap,
         implementation=implementation,
     )
+    return _attention_output(p, out_BTNH)
+
+
+def _score_scale(c: ModelConfig) -> float:
+    return c.attention_scale or c.head_size**-0.5
+
+
+def _attention_output(p: Tree, out_BTNH: jax.Array) -> jax.Array:
     y_BTD = einsum("BTNH,NHD->BTD", out_BTNH, p["out"])
-    return (add_bias(y_BTD, p["out_bias"]) if "out_bias" in p else y_BTD), cache
+    return add_bias(y_BTD, p["out_bias"]) if "out_bias" in p else y_BTD
 
 
 def mlp_specs(c: ModelConfig, start: Initial) -> Tree:

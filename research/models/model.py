@@ -1,21 +1,23 @@
 """A transformer as pure functions on its parameter tree, for every kind: decoder, encoder,
 encoder-decoder."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from research.models import adapters, embedding, layers
-from research.models.cache import Cache, make_cache
+from research.models.block import block, layer_specs
+from research.models.cache import StackedCache, make_cache
 from research.models.config import Execution, ModelConfig
+from research.models.context import Memory, make_context
 from research.models.initial import initial
+from research.models.kv import KVCache
 from research.models.spec import Spec, zeros
-from research.models.stack import Surroundings, each, layer_specs, run
-from research.ops.attention import Visibility
+from research.models.stack import each, run
 from research.ops.einsum import add_bias, einsum
-from research.ops.rope import frequencies, rotation
+from research.ops.elementwise import soft_cap
 from research.parallel.axes import RULES, AxisRules
 from research.parallel.placement import whole
 from research.precision import Precision
@@ -68,29 +70,66 @@ class Model:
     ) -> tuple[jax.Array, jax.Array]:
         """Last states [B, T, D] of `batch["inputs"]` and the load-balancing loss; dropout where a
         key is given."""
-        keys = (None, None) if key is None else tuple(jax.random.split(key))
-        memory = (
-            self.encode(params, batch, keys[0]) if self.config.kind == "encoder_decoder" else None
-        )
-        x_BTD, _, balance = self._decode(params, batch, memory, None, keys[1])
-        return x_BTD, balance
+        encoder_key, key = (None, None) if key is None else tuple(jax.random.split(key))
+        memory = None
+        if self.config.kind == "encoder_decoder":
+            memory = self.encode(params, batch, encoder_key)
+        states_BTD = self.states(params, batch, key)
+        hidden_BTD, _, balance = self.run(params, states_BTD, batch, memory=memory, key=key)
+        return hidden_BTD, balance
+
+    def states(self, params: Tree, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+        """Input states [B, T, D] of `batch["inputs"]`, what `run` takes: embeddings of tokens and,
+        where the model has them, of positions and token types; dropout where a key is given."""
+        virtual = adapters.virtual_tokens(params)
+        self._check_positions(virtual, batch["inputs"].shape[1])
+        return self._embed(params, virtual, batch, key)
+
+    def run(
+        self,
+        params: Tree,
+        states_BTD: jax.Array,
+        batch: Batch,
+        *,
+        memory: Memory | None = None,
+        cache: KVCache | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, KVCache | None, jax.Array]:
+        """(last states [B, T, D], the cache with these tokens, load-balancing loss) of the stack
+        over input states, those of `states` or others of their shape and type.
+
+        `batch` has their "positions" and "segments" [B, T]. `memory` is what `encode` gives for an
+        encoder-decoder. With dropout `key` must be that which `states` was given.
+        """
+        if "prompt" in params:
+            prompt_key = None if key is None else jax.random.fold_in(key, 0)
+            params = self.prompted(params, prompt_key)
+        causal = self.config.kind != "encoder"
+        return self._run(params, states_BTD, batch, causal, memory, cache, key)
+
+    def layer(self, p_layer: Tree, states_BTD: jax.Array, batch: Batch, kind: int) -> jax.Array:
+        """The states [B, T, D] after one layer of a decoder, given its parameters and its input
+        states, without dropout. `kind` is `context.layer_kind(config, index)`."""
+        causal = self.config.kind != "encoder"
+        context = make_context(self.config, batch["positions"], batch["segments"], causal=causal)
+        return block(p_layer, states_BTD, self.config, self.execution, context, kind=kind)[0]
 
     def logits(self, params: Tree, hidden_BTD: jax.Array) -> jax.Array:
         """Logits float32 [B, T, V] of last states."""
         states_BTD, table_VD, bias_V = self.head(params, hidden_BTD)
-        logits_BTV = einsum("BTD,VD->BTV", states_BTD, table_VD).astype(jnp.float32)
-        return logits_BTV if bias_V is None else add_bias(logits_BTV, bias_V)
+        with jax.named_scope("head"):
+            logits_BTV = einsum("BTD,VD->BTV", states_BTD, table_VD).astype(jnp.float32)
+            logits_BTV = logits_BTV if bias_V is None else add_bias(logits_BTV, bias_V)
+            return soft_cap(logits_BTV, self.config.logit_softcap)
 
     def head(self, params: Tree, hidden_BTD: jax.Array) -> tuple[jax.Array, Any, jax.Array | None]:
-        """What the logits are made of: states [B, T, D], table [V, D] as stored, and a bias [V] or
-        None."""
+        """What logits are made of, their soft cap aside: states [B, T, D], the table [V, D] as it
+        is stored, and a bias [V] or None."""
         p_head = params.get("head", {})
         table_VD = params["embed"]["table"] if self.config.tied else p_head["table"]
-        return (
-            embedding.head_states(p_head, hidden_BTD, self.config),
-            table_VD,
-            p_head.get("output_bias"),
-        )
+        with jax.named_scope("head"):
+            states_BTD = embedding.head_states(p_head, hidden_BTD, self.config)
+        return states_BTD, table_VD, p_head.get("output_bias")
 
     def pooled(self, params: Tree, hidden_BTD: jax.Array) -> jax.Array:
         """BERT's summary of a text, tanh of a layer over its first token, [B, 1, D]."""
@@ -109,29 +148,31 @@ class Model:
             jnp.float32
         )
 
-    def encode(
-        self, params: Tree, batch: Batch, key: jax.Array | None = None
-    ) -> tuple[tuple, Batch]:
-        """The memory of an encoder-decoder: keys and values of every decoder layer, and the
-        encoder's batch fields."""
-        c = self.config
+    def encode(self, params: Tree, batch: Batch, key: jax.Array | None = None) -> Memory:
+        """The memory of an encoder-decoder: keys and values [L, B, S, K, H] of the encoder's text
+        in every decoder layer, and its positions and segments, from the batch's encoder fields."""
         inputs = {name: batch[f"encoder_{name}"] for name in ("inputs", "segments", "positions")}
-        states_BSD, _, _ = self._stack(
-            params["embed"], params["encoder"], inputs, None, None, key, causal=False
-        )
+        p_encoder = params["encoder"]
+        virtual = adapters.virtual_tokens(p_encoder)
+        self._check_positions(virtual, inputs["inputs"].shape[1])
+        states_BSD = self._embed(params, virtual, inputs, key)
+        hidden_BSD, _, _ = self._run(p_encoder, states_BSD, inputs, False, None, None, key)
         keys_values = each(
-            lambda p: layers.keys_values(p["cross"], states_BSD, c, None), params["layers"]
+            lambda p: layers.keys_values(p["cross"], hidden_BSD, self.config, None),
+            params["layers"],
         )
         return keys_values, inputs
 
     def decode(
-        self, params: Tree, batch: Batch, cache: Cache, memory: tuple[tuple, Batch] | None = None
-    ) -> tuple[jax.Array, Cache]:
-        """Last states of the next tokens after those in the cache, and the cache with them."""
-        x_BTD, cache, _ = self._decode(params, batch, memory, cache, None)
-        return x_BTD, cache
+        self, params: Tree, batch: Batch, cache: KVCache, memory: Memory | None = None
+    ) -> tuple[jax.Array, KVCache]:
+        """Last states [B, T, D] of the tokens that follow those in the cache, and the cache with
+        them."""
+        states_BTD = self._embed(params, adapters.virtual_tokens(params), batch, None)
+        hidden_BTD, cache, _ = self.run(params, states_BTD, batch, memory=memory, cache=cache)
+        return hidden_BTD, cache
 
-    def make_cache(self, batch: int, length: int, chunk: int) -> Cache:
+    def make_cache(self, batch: int, length: int, chunk: int) -> StackedCache:
         """An empty cache for texts of up to `length` tokens, written at most `chunk` at a time."""
         c = self.config
         return make_cache(
@@ -141,7 +182,8 @@ class Model:
             c.kv_heads,
             c.head_size,
             self.precision.compute_dtype,
-            c.window,
+            # One index serves all layers, so one that sees the whole text needs slots for all.
+            0 if c.global_every else c.window,
             chunk,
             self.rules,
         )
@@ -161,101 +203,78 @@ class Model:
         n = adapters.virtual_tokens(params)
         ids_1T = jnp.arange(n, dtype=jnp.int32)[None]
         batch = {"inputs": ids_1T, "positions": ids_1T, "segments": jnp.ones_like(ids_1T)}
-        rows = {**params["embed"], **params["prompt"]}  # its table in place of the tokens'
-        _, cache, _ = self._stack(
-            rows, rest, batch, None, self.make_cache(1, n, n), key, causal=True
-        )
-        keys_LSKH, values_LSKH = (
-            jnp.swapaxes(kv[:, 0], 1, 2) for kv in (cache.key_LBKSH, cache.value_LBKSH)
-        )
-        return adapters.add_prefix(rest, keys_LSKH, values_LSKH)
+        # The prompt's rows stand in place of the token table, and its ids are their numbers.
+        p_prompt = {"embed": {**params["embed"], **params["prompt"]}}
+        states_1TD = self._embed(p_prompt, 0, batch, key)
+        cache = self.make_cache(1, n, n)
+        _, cache, _ = self._run(rest, states_1TD, batch, True, None, cache, key)
+        return adapters.add_prefix(rest, *cache.first_row())
 
-    def _decode(self, params, batch, memory, cache, key):
-        causal = self.config.kind != "encoder"
-        if "prompt" in params:
-            own = None if key is None else jax.random.fold_in(key, 0)
-            params = self.prompted(params, own)
-        return self._stack(params["embed"], params, batch, memory, cache, key, causal=causal)
+    def _embed(self, params: Tree, virtual: int, batch: Batch, key: jax.Array | None) -> jax.Array:
+        """Input states of tokens behind so many virtual ones."""
+        positions_BT = batch["positions"] + virtual if virtual else batch["positions"]
+        with jax.named_scope("embed"):
+            return embedding.embed(
+                params["embed"],
+                batch["inputs"],
+                positions_BT,
+                self.config,
+                self.precision.compute_dtype,
+                batch.get("token_types"),
+                None if key is None else jax.random.split(key)[0],
+            )
 
-    def _stack(self, p_embed, p_stack, batch, memory, cache, key, *, causal):
-        """Embeds `batch["inputs"]`, runs a stack over it and normalises what comes out."""
-        c = self.config
-        positions_BT, segments_BT = batch["positions"], batch["segments"]
+    def _run(
+        self,
+        p_stack: Tree,
+        x_BTD: jax.Array,
+        batch: Batch,
+        causal: bool,
+        memory: Memory | None,
+        cache: KVCache | None,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, KVCache | None, jax.Array]:
+        """A stack, the decoder's or the encoder's, with its final norm."""
+        c, segments_BT = self.config, batch["segments"]
         virtual = adapters.virtual_tokens(p_stack)
-        if virtual:
-            positions_BT = self._behind(virtual, positions_BT, cache)
-        keys = (None, None) if key is None else tuple(jax.random.split(key))
-        x_BTD = embedding.embed(
-            p_embed,
-            batch["inputs"],
-            positions_BT,
-            c,
-            self.precision.compute_dtype,
-            batch.get("token_types"),
-            keys[0],
-        )
+        positions_BT = batch["positions"] + virtual if virtual else batch["positions"]
+        embed_key, layer_key = (None, None) if key is None else tuple(jax.random.split(key))
+        if cache is not None:
+            cache = cache.enter(positions_BT, segments_BT)
         bias_BNTS = None
         if c.position == "relative":
-            seen = (
-                positions_BT
-                if cache is None
-                else cache.claim(positions_BT, segments_BT).positions_BS
-            )
-            seen = adapters.in_front(jnp.arange(virtual), seen) if virtual else seen
+            seen_BS = positions_BT if cache is None else cache.key_positions()
+            seen_BS = adapters.in_front(jnp.arange(virtual), seen_BS) if virtual else seen_BS
             bias_BNTS = embedding.relative_bias(
-                p_stack["relative"], positions_BT, seen, causal=causal
+                p_stack["relative"], positions_BT, seen_BS, causal=causal
             )
-        shared = Surroundings(
-            visibility=Visibility(
-                positions_BT,
-                positions_BT,
-                segments_BT,
-                segments_BT,
-                causal,
-                c.window,
-                packed=cache is None,
-            ),
-            counted_BT=(segments_BT > 0).astype(jnp.float32),
-            rotation=rotation(positions_BT, frequencies(c.head_size, c.rope_theta, c.rope_scaling))
-            if c.position == "rope"
-            else None,
+        context = make_context(
+            c,
+            positions_BT,
+            segments_BT,
+            causal=causal,
+            packed=cache is None,
             bias_BNTS=bias_BNTS,
-            key=keys[1],
+            memory=memory,
+            key=layer_key,
         )
-        if memory is not None:
-            shared = _with_memory(shared, memory)
-        x_BTD, cache, balance = run(p_stack["layers"], x_BTD, c, self.execution, shared, cache)
+        x_BTD, cache, balance = run(p_stack["layers"], x_BTD, c, self.execution, context, cache)
         if not c.norm_after:
             x_BTD = layers.norm(p_stack["final_norm"], x_BTD, c)
-        return (
-            layers.dropout(x_BTD, c.dropout if c.position == "relative" else 0.0, keys[0]),
-            cache,
-            balance,
-        )
+        if c.final_dropout:
+            # The key of the embeddings' dropout once more, so that both masks are the same. A key
+            # of its own would be better, but no run made with this one could go on unchanged.
+            x_BTD = layers.dropout(x_BTD, c.dropout, embed_key)
+        return x_BTD, cache, balance
 
-    def _behind(self, virtual: int, positions_BT: jax.Array, cache: Cache | None) -> jax.Array:
-        """Positions behind so many virtual tokens. ValueError where a position table may end before
-        them."""
-        c, T = self.config, positions_BT.shape[1]
-        if c.position == "learned" and cache is None and T + virtual > c.max_length:
+    def _check_positions(self, virtual: int, length: int) -> None:
+        """ValueError where texts may be longer than the position table, virtual tokens included."""
+        c = self.config
+        if virtual and c.position == "learned" and length + virtual > c.max_length:
             raise ValueError(
-                f"{virtual} virtual tokens and {T} of a text are over the {c.max_length} positions of the model; "
-                "set config.data.sequence_length lower"
+                f"{virtual} virtual tokens and {length} of a text are over the {c.max_length} "
+                "positions of the model; set config.data.sequence_length lower"
             )
-        return positions_BT + virtual
-
-
-def _with_memory(shared: Surroundings, memory: tuple[tuple, Batch]) -> Surroundings:
-    keys_values, inputs = memory
-    seen = shared.visibility
-    visibility = Visibility(
-        seen.q_positions_BT,
-        inputs["positions"],
-        seen.q_segments_BT,
-        inputs["segments"],
-        causal=False,
-    )
-    return replace(shared, memory_LBSKH=keys_values, memory_visibility=visibility)
 
 
 def forward(model: Model, params: Tree, batch: Batch, key: jax.Array | None = None) -> jax.Array:

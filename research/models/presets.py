@@ -75,6 +75,71 @@ def _qwen(
     )
 
 
+def _gemma2(
+    layers: int, d_model: int, heads: int, kv_heads: int, d_ff: int, head_size: int, **changes
+) -> ModelConfig:
+    """Gemma 2 (arXiv:2408.00118, table 1): every second layer sees a window of 4,096, branches are
+    normalised before and after, scores and logits are soft-capped. Norms hold w of 1 + w."""
+    return _llama(
+        256000,
+        layers,
+        d_model,
+        heads,
+        kv_heads,
+        d_ff,
+        8192,
+        **{
+            "head_size": head_size,
+            "window": 4096,
+            "global_every": 2,
+            "attention_softcap": 50.0,
+            "logit_softcap": 30.0,
+            **_gemma(d_model),
+            **changes,
+        },
+    )
+
+
+def _gemma3(
+    layers: int, d_model: int, heads: int, kv_heads: int, d_ff: int, head_size: int, **changes
+) -> ModelConfig:
+    """Gemma 3's text model (arXiv:2503.19786, section 2): five layers with a window of 1,024, then
+    one that sees everything and rotates slower; query norms in place of soft caps."""
+    return _llama(
+        changes.pop("vocab_size", 262144),
+        layers,
+        d_model,
+        heads,
+        kv_heads,
+        d_ff,
+        changes.pop("max_length", 131072),
+        **{
+            "head_size": head_size,
+            "window": 1024,
+            "global_every": 6,
+            "rope_theta": 1e6,
+            "rope_scaling": RopeScaling(8.0, kind="linear"),
+            "local_rope_theta": 10000.0,
+            "query_norm": True,
+            "attention_scale": 256**-0.5,
+            **_gemma(d_model),
+            **changes,
+        },
+    )
+
+
+def _gemma(d_model: int) -> dict:
+    """What Gemma 2 and 3 share."""
+    return {
+        "norm_eps": 1e-6,
+        "norm_offset": 1.0,
+        "branch_norm": True,
+        "activation": "gelu_tanh",
+        "tied": True,
+        "embedding_scale": d_model**0.5,
+    }
+
+
 def _bert(layers: int, d_model: int, heads: int) -> ModelConfig:
     """BERT (arXiv:1810.04805), uncased: post-norm encoder, token types, pooler, masked-LM head."""
     return ModelConfig(
@@ -163,6 +228,7 @@ def _t5(layers: int, d_model: int, heads: int, d_ff: int, head_size: int = 64) -
 
 
 _LLAMA31 = RopeScaling(factor=8.0, low_factor=1.0, high_factor=4.0, original_length=8192)
+_GEMMA3_SMALL = dict(max_length=32768, rope_scaling=RopeScaling())  # made for 32k, unscaled
 _SMOLLM2 = dict(rope_theta=100000.0, tied=True)
 
 PRESETS: dict[str, ModelConfig] = {
@@ -222,6 +288,17 @@ PRESETS: dict[str, ModelConfig] = {
     "qwen2.5_7b": _qwen(28, 3584, 28, 4, 18944, attention_bias="qkv", vocab_size=152064),
     "qwen3_0.6b": _qwen(28, 1024, 16, 8, 3072, head_size=128, query_norm=True, tied=True),
     "qwen3_8b": _qwen(36, 4096, 32, 8, 12288, query_norm=True),
+    "gemma2_2b": _gemma2(26, 2304, 8, 4, 9216, 256),
+    "gemma2_9b": _gemma2(42, 3584, 16, 8, 14336, 256),
+    # The one of the three whose scores are scaled by d_model / heads, not by the head size.
+    "gemma2_27b": _gemma2(46, 4608, 32, 16, 36864, 128, attention_scale=144**-0.5),
+    "gemma3_270m": _gemma3(18, 640, 4, 1, 2048, 256, **_GEMMA3_SMALL, window=512),
+    "gemma3_1b": _gemma3(26, 1152, 4, 1, 6912, 256, **_GEMMA3_SMALL, window=512),
+    "gemma3_4b": _gemma3(34, 2560, 8, 4, 10240, 256, vocab_size=262208),
+    "gemma3_12b": _gemma3(48, 3840, 16, 8, 15360, 256, vocab_size=262208),
+    "gemma3_27b": _gemma3(
+        62, 5376, 32, 16, 21504, 128, vocab_size=262208, attention_scale=168**-0.5
+    ),
     "bert_base": _bert(12, 768, 12),
     "bert_large": _bert(24, 1024, 16),
     "transformer_base": _transformer(512, 8, 2048, 0.1),

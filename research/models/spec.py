@@ -57,6 +57,15 @@ def ones(key, shape, dtype, sharding):
     return jnp.ones(shape, dtype, out_sharding=sharding)
 
 
+def constant(value: float) -> Init:
+    """All of one value."""
+
+    def init(key, shape, dtype, sharding):
+        return jnp.full(shape, value, dtype, out_sharding=sharding)
+
+    return init
+
+
 def stack(specs: tree.Tree, layers: int) -> tree.Tree:
     """The specs of `layers` equal layers as one tree with a leading layer axis."""
     return jax.tree.map(

@@ -33,7 +33,13 @@ def token_loss(
     if bias_V is None and isinstance(table_VD, (jax.Array, Quantized)):
         head = head_loss if isinstance(table_VD, jax.Array) else frozen_head_loss
         total, nll = head(
-            states_BTD, table_VD, batch["targets"], batch["weights"], label_smoothing, z_loss
+            states_BTD,
+            table_VD,
+            batch["targets"],
+            batch["weights"],
+            label_smoothing,
+            z_loss,
+            model.config.logit_softcap,
         )
     else:
         total, nll = _logits_loss(model, params, hidden_BTD, batch, label_smoothing, z_loss)

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from research.ops import blocked
 from research.ops.einsum import contract
+from research.ops.elementwise import soft_cap
 from research.parallel.placement import divide, spec, whole
 
 IMPLEMENTATIONS = ("auto", "xla", "splash", "flash")
@@ -64,11 +65,12 @@ def attend(
     visibility: Visibility,
     *,
     scale: float,
+    softcap: float = 0.0,
     bias_BNTS: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """softmax(scale * q k + bias) v over the visible keys, [B, T, N, H], N a multiple of K
-    (arXiv:2305.13245).
+    (arXiv:2305.13245). A `softcap` c makes c tanh(s / c) of each score s before the bias is added.
 
     `implementation` "auto" takes the best that serves the case on this backend: splash on TPU,
     flash on GPU, else XLA. A named one raises NotImplementedError for a case that it cannot serve.
@@ -84,12 +86,12 @@ def attend(
     if implementation in ("auto", "splash", "flash"):
         from research.ops.kernels import attention as kernels
 
-        chosen = kernels.choose(implementation, q_BTNH, k_BSKH, visibility, bias_BNTS)
+        chosen = kernels.choose(implementation, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap)
         if chosen is not None:
-            return chosen(q_BTNH, k_BSKH, v_BSKH, visibility, scale)
+            return chosen(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap)
     if bias_BNTS is None and blocked.serves(q_BTNH, visibility):
-        return blocked.attend(q_BTNH, k_BSKH, v_BSKH, visibility, scale)
-    return reference(q_BTNH, k_BSKH, v_BSKH, visibility, scale, bias_BNTS)
+        return blocked.attend(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap)
+    return reference(q_BTNH, k_BSKH, v_BSKH, visibility, scale, bias_BNTS, softcap)
 
 
 def reference(
@@ -99,6 +101,7 @@ def reference(
     visibility: Visibility,
     scale: float,
     bias_BNTS: jax.Array | None = None,
+    softcap: float = 0.0,
 ) -> jax.Array:
     """Attention as two batched products with a float32 softmax between them; memory grows with T *
     S."""
@@ -106,6 +109,7 @@ def reference(
     K = k_BSKH.shape[2]
     q_BTKGH = divide(q_BTNH, 2, K)
     scores_BKGTS = contract("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, dtype=jnp.float32) * scale
+    scores_BKGTS = soft_cap(scores_BKGTS, softcap)
     if bias_BNTS is not None:
         scores_BKGTS += divide(bias_BNTS, 1, K)
     seen = visibility.mask_BTS()[:, None, None, :, :]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from research.devices.backend import barrier
 from research.ops.einsum import contract
+from research.ops.elementwise import soft_cap, soft_cap_slope
 from research.parallel.placement import divide, local_shape
 
 SMALLEST = 32  # queries of a block; below that the products are too small to gain anything
@@ -34,15 +35,20 @@ def serves(q_BTNH: jax.Array, visibility) -> bool:
     return visibility.packed and visibility.causal and local_shape(q_BTNH)[1] == T and blocks(T) > 1
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def attend(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visibility, scale: float
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    visibility,
+    scale: float,
+    softcap: float = 0.0,
 ) -> jax.Array:
     """As `research.ops.attention.reference` for a case that `serves`, [B, T, N, H]."""
-    return _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale)[0]
+    return _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap)[0]
 
 
-def _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale):
+def _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap):
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BKGTH = jnp.moveaxis(divide(q_BTNH, 2, K), 1, 3)
@@ -53,6 +59,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale):
         scores_BKGTS = (
             _scores("BKGTH,BKSH->BKGTS", q_BKGTH[..., block, :], k_BKSH[:, :, prefix]) * scale
         )
+        scores_BKGTS = soft_cap(scores_BKGTS, softcap)
         seen_BTS = _part(visibility, block, prefix).mask_BTS()
         scores_BKGTS = jnp.where(seen_BTS[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
         probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)
@@ -68,7 +75,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale):
     )
 
 
-def _backward(scale, saved, dout_BTNH):
+def _backward(scale, softcap, saved, dout_BTNH):
     q_BKGTH, k_BKSH, v_BKSH, out_BKGTH, probs = saved
     B, K, G, T, H = q_BKGTH.shape
     dout_BKGTH = jnp.moveaxis(divide(dout_BTNH, 2, K), 1, 3)
@@ -78,9 +85,12 @@ def _backward(scale, saved, dout_BTNH):
         prefix = slice(0, block.stop)
         part_BKGTH, queries_BKGTH = dout_BKGTH[..., block, :], q_BKGTH[..., block, :]
         dprobs_BKGTS = _scores("BKGTH,BKSH->BKGTS", part_BKGTH, v_BKSH[:, :, prefix])
-        dscores_BKGTS = (probs_BKGTS * (dprobs_BKGTS - delta_BKGT1[..., block, :]) * scale).astype(
-            q_BKGTH.dtype
-        )
+        dscores_BKGTS = probs_BKGTS * (dprobs_BKGTS - delta_BKGT1[..., block, :]) * scale
+        if softcap:
+            # The scores once more: kept, they would double what a layer holds of [T, S].
+            scores_BKGTS = _scores("BKGTH,BKSH->BKGTS", queries_BKGTH, k_BKSH[:, :, prefix]) * scale
+            dscores_BKGTS *= soft_cap_slope(soft_cap(scores_BKGTS, softcap), softcap)
+        dscores_BKGTS = dscores_BKGTS.astype(q_BKGTH.dtype)
         dqs.append(contract("BKGTS,BKSH->BKGTH", dscores_BKGTS, k_BKSH[:, :, prefix]))
         behind = ((0, 0), (0, 0), (0, T - block.stop), (0, 0))
         dk_BKHS = _scores("BKGTH,BKGTS->BKHS", queries_BKGTH, dscores_BKGTS)

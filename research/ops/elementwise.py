@@ -1,4 +1,4 @@
-"""Elementwise functions as one loop each."""
+"""Elementwise functions: soft caps, and functions that run as one loop each."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,6 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from research.devices.backend import barrier
+
+
+def soft_cap(x: jax.Array, cap: float) -> jax.Array:
+    """`cap` tanh(x / cap), which keeps every element within -cap..cap (arXiv:2408.00118, section
+    2); `x` itself for a cap of 0."""
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
+def soft_cap_slope(capped: jax.Array, cap: float) -> jax.Array | float:
+    """The derivative of `soft_cap` from what it returned, 1 - (capped / cap)^2; 1.0 for no cap."""
+    return 1 - jnp.square(capped / cap) if cap else 1.0
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

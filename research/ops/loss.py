@@ -3,13 +3,17 @@
     loss = (1 - s) * nll + s * mean over V of -log p  (label smoothing, arXiv:1512.00567, section 7)
            + z_loss * log(Z)^2                        (arXiv:2204.02311, section 5)
 
-`cross_entropy` takes logits. `head_loss` takes the states before the head and never holds more
-logits than those of a chunk of tokens: the gradient of a chunk is taken while its logits are there,
-in the forward pass.
+`token_terms` is that formula and its gradient. `cross_entropy` takes logits. `head_loss` takes the
+states before the head and never holds more logits than those of a chunk of tokens: the gradient of
+a chunk is taken while its logits are there, in the forward pass.
+
+Letters: B batch, T time, C tokens of a chunk, D model, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +21,99 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
+from research.ops.elementwise import soft_cap, soft_cap_slope
 from research.parallel.collectives import sum_to_place
-from research.parallel.placement import gather, placed, spec, storing
+from research.parallel.placement import gather, mesh_axes, placed, spec, storing
+
+# tokens of a device whose logits exist at a time: enough for its matrix units, little beside the
+# states
+CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The V words of which a device has logits; of more, where `axis` names the mesh axis that
+    splits them and the code runs under `shard_map`."""
+
+    words: int
+    axis: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Words on all devices."""
+        return self.words * (lax.axis_size(self.axis) if self.axis else 1)
+
+    @property
+    def first(self) -> jax.Array | int:
+        """Index of this device's first word."""
+        return lax.axis_index(self.axis) * self.words if self.axis else 0
+
+    def sum(self, x: jax.Array) -> jax.Array:
+        """Sum of every device's part."""
+        return lax.psum(x, self.axis) if self.axis else x
+
+    def max(self, x: jax.Array) -> jax.Array:
+        """Maximum over every device's part."""
+        return lax.pmax(x, self.axis) if self.axis else x
+
+
+class TokenTerms(NamedTuple):
+    """What `token_terms` says of each token. `gradient(logits, words)` is the derivative of `loss`
+    in the logits before their soft cap, in the shape of the logits that it is given."""
+
+    loss: jax.Array
+    nll: jax.Array
+    gradient: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def token_terms(
+    logits: jax.Array,
+    targets: jax.Array,
+    words: jax.Array,
+    vocabulary: Vocabulary,
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float = 0.0,
+    axes: Sequence[int] = (-1,),
+    log_z: jax.Array | None = None,
+) -> TokenTerms:
+    """Loss and negative log-likelihood of each token, float32 in the shape of `targets`.
+
+    `logits` [..., V] are float32 and soft-capped already, where the model does so. The words that
+    they belong to, `words`, broadcast against them. Logits may be cut into blocks of words,
+    [n, C, v], whose word axes are then `axes`, (0, 2). The target's logit is read by a one-hot
+    sum, which needs no gather across the vocabulary's shards. `log_z`, the log of the sum of their
+    exponentials, is computed where it is not given.
+    """
+
+    def total(x):
+        return vocabulary.sum(jnp.sum(x, axis=axes))
+
+    if log_z is None:
+        # Its gradient is zero: the shift by the maximum cancels out.
+        top = lax.stop_gradient(vocabulary.max(jnp.max(logits, axis=axes)))
+        log_z = top + jnp.log(total(jnp.exp(logits - _column(top, logits))))
+    nll = log_z - total(jnp.where(words == _column(targets, logits), logits, 0.0))
+    # Both products stand even where z_loss is 0: without the second a CPU would fuse the first with
+    # what follows, and runs made before would differ by a rounding.
+    loss = (1 - label_smoothing) * nll + z_loss * log_z**2 if label_smoothing or z_loss else nll
+    if label_smoothing:
+        loss += label_smoothing * (log_z - total(logits) / vocabulary.size)
+
+    def gradient(logits, words):
+        log_z_1 = _column(log_z, logits)
+        d = jnp.exp(logits - log_z_1) * (1 + 2 * z_loss * log_z_1)
+        d -= label_smoothing / vocabulary.size
+        d -= (1 - label_smoothing) * (words == _column(targets, logits))
+        return d * soft_cap_slope(logits, softcap) if softcap else d
+
+    return TokenTerms(loss, nll, gradient)
+
+
+def _column(x: jax.Array, logits: jax.Array) -> jax.Array:
+    """A number a token, to be broadcast against logits whose last axis is of words."""
+    return jnp.expand_dims(x, (*range(logits.ndim - 1 - x.ndim), -1))
 
 
 def cross_entropy(
@@ -28,35 +123,29 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Per token (loss, negative log-likelihood), float32 [B, T].
-
-    The target's logit is read by a one-hot sum, which needs no gather across the vocabulary's
-    shards.
-    """
+    """Per token (loss, negative log-likelihood), float32 [B, T], of logits as `Model.logits` gives
+    them, soft-capped already where the model does so."""
     logits_BTV = logits_BTV.astype(jnp.float32)
-    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    vocab = lax.broadcasted_iota(jnp.int32, logits_BTV.shape, 2, out_sharding=_sharding(logits_BTV))
-    target_BT = jnp.sum(jnp.where(vocab == targets_BT[:, :, None], logits_BTV, 0.0), axis=-1)
-    nll_BT = log_z_BT - target_BT
-    loss_BT = nll_BT
-    if label_smoothing:
-        uniform_BT = log_z_BT - jnp.mean(logits_BTV, axis=-1)
-        loss_BT = (1 - label_smoothing) * nll_BT + label_smoothing * uniform_BT
-    if z_loss:
-        loss_BT += z_loss * log_z_BT**2
-    return loss_BT, nll_BT
+    words_BTV = lax.broadcasted_iota(
+        jnp.int32, logits_BTV.shape, 2, out_sharding=_sharding(logits_BTV)
+    )
+    terms = token_terms(
+        logits_BTV,
+        targets_BT,
+        words_BTV,
+        Vocabulary(logits_BTV.shape[2]),
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        log_z=jax.nn.logsumexp(logits_BTV, axis=-1),  # whose derivative JAX has written out
+    )
+    return terms.loss, terms.nll
 
 
 def _sharding(x: jax.Array):
     return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding
 
 
-# tokens of a device whose logits exist at a time: enough for its matrix units, little beside the
-# states
-CHUNK = 512
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def head_loss(
     states_BTD: jax.Array,
     table_VD: jax.Array,
@@ -64,23 +153,26 @@ def head_loss(
     weights_BT: jax.Array,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """(weighted sum of losses, weighted sum of negative log-likelihoods) of the logits `states
     table^T`, float32 scalars.
 
-    The product is in the dtype of the states. The second sum is for reports and has no gradient.
+    The product is in the dtype of the states, and with a `softcap` c logits are c tanh(product /
+    c). The second sum is for reports and has no gradient.
     """
-    return _head(states_BTD, table_VD, targets_BT, weights_BT, label_smoothing, z_loss, of=())[0]
+    settings = label_smoothing, z_loss, softcap
+    return _head(states_BTD, table_VD, targets_BT, weights_BT, settings, of=())[0]
 
 
-def _head_forward(states_BTD, table_VD, targets_BT, weights_BT, label_smoothing, z_loss):
+def _head_forward(states_BTD, table_VD, targets_BT, weights_BT, *settings):
     # A frozen table has no gradient, and as large as a table that must not be computed for nothing.
     of = ("states", "table") if table_VD.perturbed else ("states",)
     values = (x.value for x in (states_BTD, table_VD, targets_BT, weights_BT))
-    return _head(*values, label_smoothing, z_loss, of=of)
+    return _head(*values, settings, of=of)
 
 
-def _head_backward(label_smoothing, z_loss, gradients, cotangents):
+def _head_backward(label_smoothing, z_loss, softcap, gradients, cotangents):
     scale = jnp.asarray(0.0) if isinstance(cotangents[0], SymbolicZero) else cotangents[0]
     return (*(None if g is None else g * scale.astype(g.dtype) for g in gradients), None, None)
 
@@ -88,35 +180,33 @@ def _head_backward(label_smoothing, z_loss, gradients, cotangents):
 head_loss.defvjp(_head_forward, _head_backward, symbolic_zeros=True)
 
 
-def _head(states_BTD, table_VD, targets_BT, weights_BT, label_smoothing, z_loss, *, of):
+def _head(states_BTD, table_VD, targets_BT, weights_BT, settings, *, of):
     """((loss, nll), (gradient in the states, in the table), each None unless it is among `of`), on
     one device or under shard_map."""
-    local = partial(
-        _local_head, label_smoothing=label_smoothing, z_loss=z_loss, of=of, dtype=table_VD.dtype
-    )
+    local = partial(_local_head, settings=settings, of=of, dtype=table_VD.dtype)
     whole_VD = gather(table_VD.astype(states_BTD.dtype))
     if jax.sharding.get_abstract_mesh().empty:
-        return local(
-            states_BTD,
-            whole_VD,
-            targets_BT,
-            weights_BT,
-            token_axes=(),
-            stored=((), ()),
-            vocab_axis=None,
-        )
+        local = partial(local, token_axes=(), stored=((), ()), vocab_axis=None)
+        return local(states_BTD, whole_VD, targets_BT, weights_BT)
     states, stored = PartitionSpec(*spec(states_BTD)), placed(table_VD)
     tokens = PartitionSpec(*spec(states_BTD)[:2])
-    axes = tuple(
-        name for entry in tokens for name in ((entry,) if isinstance(entry, str) else entry or ())
-    )
     sums = (PartitionSpec(), PartitionSpec())
     return jax.shard_map(
-        partial(local, token_axes=axes, stored=storing(stored), vocab_axis=spec(whole_VD)[0]),
+        partial(
+            local,
+            token_axes=token_mesh_axes(tokens),
+            stored=storing(stored),
+            vocab_axis=spec(whole_VD)[0],
+        ),
         in_specs=(states, placed(whole_VD), tokens, tokens),
         out_specs=(sums, (states if "states" in of else None, stored if "table" in of else None)),
         check_vma=False,
     )(states_BTD, whole_VD, jax.reshard(targets_BT, tokens), jax.reshard(weights_BT, tokens))
+
+
+def token_mesh_axes(tokens: PartitionSpec) -> tuple[str, ...]:
+    """The mesh axes that split the tokens [B, T] of a batch."""
+    return tuple(name for entry in tokens for name in mesh_axes(entry))
 
 
 def _local_head(
@@ -125,8 +215,7 @@ def _local_head(
     targets_BT,
     weights_BT,
     *,
-    label_smoothing,
-    z_loss,
+    settings,
     of,
     dtype,
     token_axes,
@@ -136,44 +225,8 @@ def _local_head(
     """A device's tokens against its part of the vocabulary; sums over the others' parts where there
     are any. The table's gradient, in `dtype`, is left along the axes that store the table."""
     V, D = table_VD.shape
-    over_vocab, words, first = vocabulary(V, vocab_axis)
-    table_DV = table_VD.T  # once, where the loop's products would each make their own copy
-
-    def chunk(carry, tokens):
-        loss, nll, dtable_DV = carry
-        states_CD, targets_C, weights_C = tokens
-        logits_CV = jnp.dot(states_CD, table_DV, preferred_element_type=jnp.float32)
-        top_C1 = jnp.max(logits_CV, axis=-1, keepdims=True)
-        top_C1 = lax.pmax(top_C1, vocab_axis) if vocab_axis else top_C1
-        log_z_C1 = top_C1 + jnp.log(
-            over_vocab(jnp.sum(jnp.exp(logits_CV - top_C1), axis=-1, keepdims=True))
-        )
-        hit_CV = (first + jnp.arange(V))[None, :] == targets_C[:, None]
-        nll_C1 = log_z_C1 - over_vocab(
-            jnp.sum(jnp.where(hit_CV, logits_CV, 0.0), axis=-1, keepdims=True)
-        )
-        loss_C1 = (1 - label_smoothing) * nll_C1 + z_loss * log_z_C1**2
-        if label_smoothing:
-            loss_C1 += label_smoothing * (
-                log_z_C1 - over_vocab(jnp.sum(logits_CV, axis=-1, keepdims=True)) / words
-            )
-        loss += jnp.sum(loss_C1[:, 0] * weights_C)
-        nll += jnp.sum(nll_C1[:, 0] * weights_C)
-        if not of:
-            return (loss, nll, dtable_DV), None
-        dlogits_CV = (
-            jnp.exp(logits_CV - log_z_C1) * (1 + 2 * z_loss * log_z_C1) - label_smoothing / words
-        )
-        dlogits_CV = ((dlogits_CV - (1 - label_smoothing) * hit_CV) * weights_C[:, None]).astype(
-            states_CD.dtype
-        )
-        if "table" in of:
-            dtable_DV += lax.dot_general(
-                states_CD, dlogits_CV, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
-            )
-        dstates_CD = jnp.dot(dlogits_CV, table_VD, preferred_element_type=jnp.float32)
-        return (loss, nll, dtable_DV), dstates_CD.astype(states_CD.dtype)
-
+    vocabulary = Vocabulary(V, vocab_axis)
+    chunk = partial(_chunk, table_VD, table_VD.T, vocabulary, settings, of)
     tokens = in_chunks(states_BTD, targets_BT, weights_BT)
     start = (
         jnp.float32(0),
@@ -183,23 +236,46 @@ def _local_head(
     (loss, nll, dtable_DV), dstates = lax.scan(chunk, start, tokens)
     over_tokens = partial(lax.psum, axis_name=token_axes) if token_axes else lambda x: x
     sums = over_tokens(loss), over_tokens(nll)
-    dtable_VD = (
-        sum_to_place(dtable_DV.astype(dtype), stored[::-1], token_axes).T if "table" in of else None
-    )
     if not of:
         return sums, (None, None)
+    dtable_VD = None
+    if "table" in of:
+        dtable_VD = sum_to_place(dtable_DV.astype(dtype), stored[::-1], token_axes).T
     B, T, _ = states_BTD.shape
-    return sums, (over_vocab(dstates.reshape(-1, D)[: B * T].reshape(states_BTD.shape)), dtable_VD)
+    dstates_BTD = dstates.reshape(-1, D)[: B * T].reshape(states_BTD.shape)
+    return sums, (vocabulary.sum(dstates_BTD), dtable_VD)
 
 
-def vocabulary(
-    V: int, axis: str | None
-) -> tuple[Callable[[jax.Array], jax.Array], int, jax.Array | int]:
-    """For a device's V words of those split over a mesh axis: the sum over all parts, the number of
-    all words, and the first of its own."""
-    if axis is None:
-        return lambda x: x, V, 0
-    return partial(lax.psum, axis_name=axis), V * lax.axis_size(axis), lax.axis_index(axis) * V
+def _chunk(table_VD, table_DV, vocabulary, settings, of, carry, tokens):
+    """Adds a chunk of tokens to the sums (loss, nll, gradient in the table) and gives its gradient
+    in the states, [C, D]. The table comes transposed too: made here, that would be a copy a chunk.
+    """
+    loss, nll, dtable_DV = carry
+    states_CD, targets_C, weights_C = tokens
+    label_smoothing, z_loss, softcap = settings
+    logits_CV = jnp.dot(states_CD, table_DV, preferred_element_type=jnp.float32)
+    logits_CV = soft_cap(logits_CV, softcap)
+    words_1V = (vocabulary.first + jnp.arange(vocabulary.words))[None, :]
+    terms = token_terms(
+        logits_CV,
+        targets_C,
+        words_1V,
+        vocabulary,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+    )
+    loss += jnp.sum(terms.loss * weights_C)
+    nll += jnp.sum(terms.nll * weights_C)
+    if not of:
+        return (loss, nll, dtable_DV), None
+    dlogits_CV = (terms.gradient(logits_CV, words_1V) * weights_C[:, None]).astype(states_CD.dtype)
+    if "table" in of:
+        dtable_DV += lax.dot_general(
+            states_CD, dlogits_CV, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        )
+    dstates_CD = jnp.dot(dlogits_CV, table_VD, preferred_element_type=jnp.float32)
+    return (loss, nll, dtable_DV), dstates_CD.astype(states_CD.dtype)
 
 
 def in_chunks(

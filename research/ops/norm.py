@@ -5,12 +5,13 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """x / sqrt(mean(x^2) + eps) * scale, over the last axis, in the dtype of `x` (arXiv:1910.07467,
-    eq. 4)."""
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * (offset + scale), over the last axis, in the dtype of `x`
+    (arXiv:1910.07467, eq. 4). Gemma's files hold scales with an offset of 1."""
     wide = x.astype(jnp.float32)
     inverse = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * inverse * _row(scale, x)).astype(x.dtype)
+    scale = _row(scale, x)
+    return (wide * inverse * (offset + scale if offset else scale)).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:

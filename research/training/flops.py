@@ -6,11 +6,13 @@ for each element of a head and each of attention's two products. Elementwise ope
 counted.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from research import tree
 from research.models.config import ModelConfig
+from research.models.context import layer_windows
 from research.models.model import Model
 
 
@@ -47,9 +49,7 @@ def train_flops_per_token(c: ModelConfig, sequence_length: int) -> float:
     the same length.
     """
     T, width = sequence_length, c.heads * c.head_size
-    attention = (
-        12 * c.layers * width * visible_pairs(T, T, causal=c.kind != "encoder", window=c.window) / T
-    )
+    attention = 12 * width * _layer_pairs(c, T, T) / T
     if c.kind == "encoder_decoder":
         attention += 12 * width * T * (c.encoder_layers + c.layers)
     return 6 * matmul_parameters(c) + attention
@@ -58,8 +58,10 @@ def train_flops_per_token(c: ModelConfig, sequence_length: int) -> float:
 def decode_flops(c: ModelConfig, rows: int, length: int) -> float:
     """Writing one token a row behind `length` tokens: 2 per weight, and 4 per layer, head element
     and key."""
-    keys = min(c.window or length, length) + (length if c.kind == "encoder_decoder" else 0)
-    return rows * (2 * matmul_parameters(c) + 4 * c.layers * c.heads * c.head_size * keys)
+    keys = sum(min(window or length, length) for window in layer_windows(c))
+    if c.kind == "encoder_decoder":
+        keys += c.layers * length
+    return rows * (2 * matmul_parameters(c) + 4 * c.heads * c.head_size * keys)
 
 
 def visible_pairs(T: int, S: int, *, causal: bool, window: int = 0) -> float:
@@ -69,6 +71,15 @@ def visible_pairs(T: int, S: int, *, causal: bool, window: int = 0) -> float:
     # The query at position t sees min(t, most) keys up to its own, and without a causal mask all
     # that follow.
     return _sum_to(S, most) - _sum_to(S - T, most) + (0 if causal else T * (T - 1) / 2)
+
+
+def _layer_pairs(c: ModelConfig, T: int, S: int) -> float:
+    """`visible_pairs` of all layers together."""
+    causal = c.kind != "encoder"
+    return sum(
+        layers * visible_pairs(T, S, causal=causal, window=window)
+        for window, layers in Counter(layer_windows(c)).items()
+    )
 
 
 def _sum_to(count: int, most: int) -> float:
@@ -122,7 +133,7 @@ def _weights(c: ModelConfig, trainable: tree.Tree, texts: Texts) -> dict[str, fl
 def _attention(c: ModelConfig, texts: Texts) -> float:
     """Forward FLOPs of scores and weighted sums over all rows and layers."""
     T, S, n = texts.length, texts.encoder, texts.virtual
-    pairs = c.layers * visible_pairs(T, T + n, causal=c.kind != "encoder", window=c.window)
+    pairs = _layer_pairs(c, T, T + n)
     if c.kind == "encoder_decoder":
         pairs += c.encoder_layers * S * (S + n) + c.layers * T * S
     return 4.0 * c.heads * c.head_size * pairs * texts.rows

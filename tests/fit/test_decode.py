@@ -111,7 +111,7 @@ def test_it_is_what_generation_calls(monkeypatch):
         model, params, tokenizer, ["def f(", "x"], SamplingConfig(max_tokens=40)
     )  # which makes 64 slots
     (params, state, *rest), named = calls[0]
-    assert named == {"model": plan.model, "law": SamplingConfig()}
+    assert named == {"model": plan.model, "sampling": SamplingConfig()}
     ours, generations = (
         jax.tree.map(lambda x: (x.shape, x.dtype), each)
         for each in ((plan.params, plan.state), (params, state))

@@ -32,7 +32,11 @@ GREEDY = SamplingConfig(temperature=0, max_tokens=12)
 
 # Grouped key heads and learned positions, which end.
 WRITER = replace(
-    FAMILIES["llama3_405b"], vocab_size=TOKENIZER.vocab_size, position="learned", max_length=32
+    FAMILIES["llama2_7b"],
+    vocab_size=TOKENIZER.vocab_size,
+    kv_heads=2,
+    position="learned",
+    max_length=32,
 )
 TRANSLATOR = replace(FAMILIES["transformer_base"], vocab_size=TOKENIZER.vocab_size)
 

@@ -33,6 +33,11 @@ EXACT = {
     "qwen2.5_7b": 7_615_616_512,
     "qwen3_0.6b": 596_049_920,
     "qwen3_8b": 8_190_735_360,
+    "gemma2_2b": 2_614_341_888,
+    "gemma2_9b": 9_241_705_984,
+    "gemma2_27b": 27_227_128_320,
+    "gemma3_270m": 268_098_176,
+    "gemma3_1b": 999_885_952,
     "t5_small": 60_506_624,
     "t5_base": 222_903_552,
     "t5_large": 737_668_096,
@@ -67,6 +72,16 @@ def test_count_rounds_to_the_published_digits(name):
     digits, exponent = ROUNDED[name].split("e")
     decimals = len(digits.partition(".")[2])
     assert round(count(PRESETS[name]) / 10 ** int(exponent), decimals) == float(digits)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("gemma3_1b", 698), ("gemma3_4b", 3209), ("gemma3_12b", 10759), ("gemma3_27b", 25600)],
+)
+def test_gemma_without_its_table_is_the_published_count(name, millions):
+    # arXiv:2503.19786, table 1, non-embedding parameters of the text model.
+    c = PRESETS[name]
+    assert round((count(c) - c.vocab_size * c.d_model) / 1e6) == millions
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def compiled(target: str, implementation: str) -> dict:
     from research.fit.targets import parse_target
     from research.models import layers
     from research.models.config import ModelConfig
+    from research.models.context import LayerKind
     from research.models.initial import initial
     from research.models.spec import abstract
     from research.ops.attention import Visibility
@@ -55,9 +56,8 @@ def compiled(target: str, implementation: str) -> dict:
             positions_BT, positions_BT, segments_BT, segments_BT, causal=True, packed=True
         )
         turned = rotation(positions_BT, frequencies(c.head_size, c.rope_theta, c.rope_scaling))
-        y_BTD, _ = layers.attention(
-            p, x_BTD, c, visibility, rotation=turned, implementation=implementation
-        )
+        kind = LayerKind(visibility, turned)
+        y_BTD, _ = layers.attention(p, x_BTD, c, kind, implementation=implementation)
         return jnp.sum(jnp.square(y_BTD.astype(jnp.float32)))
 
     def shaped(axes, shape, dtype):

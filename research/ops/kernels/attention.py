@@ -11,9 +11,11 @@ from research.devices.backend import platform
 from research.ops.kernels import flash, splash
 
 
-def choose(implementation: str, q_BTNH, k_BSKH, visibility, bias_BNTS) -> Callable | None:
-    """The kernel that serves the case, called (q, k, v, visibility, scale); None for the XLA
-    reference.
+def choose(
+    implementation: str, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap: float = 0.0
+) -> Callable | None:
+    """The kernel that serves the case, called (q, k, v, visibility, scale, softcap); None for the
+    XLA reference.
 
     "auto" takes the one made for the platform of the mesh, and where that one refuses says why,
     once. "splash" or "flash" raises NotImplementedError with the reason instead, also on a mesh of
@@ -25,14 +27,14 @@ def choose(implementation: str, q_BTNH, k_BSKH, visibility, bias_BNTS) -> Callab
         kernel = {"tpu": splash, "gpu": flash}.get(at)
         if kernel is None:
             return None
-        reason = _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS)
+        reason = _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap)
         if reason and (visibility.packed or visibility.shared):
             _note(
                 f"attention on {at} takes XLA's reference, whose memory grows with length squared: {reason}"
             )
         return None if reason else kernel.attend
     kernel = {"splash": splash, "flash": flash}[implementation]
-    reason = _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS)
+    reason = _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap)
     if at != kernel.PLATFORM and not jax.sharding.get_abstract_mesh().empty:
         reason = f"the mesh is of {at} devices and it wants {kernel.PLATFORM}"
     if reason:
@@ -43,7 +45,9 @@ def choose(implementation: str, q_BTNH, k_BSKH, visibility, bias_BNTS) -> Callab
     return kernel.attend
 
 
-def _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS) -> str | None:
+def _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap) -> str | None:
+    if softcap and not kernel.SOFT_CAP:
+        return f"it has no soft cap and model.attention_softcap={softcap}"
     if visibility.shared:
         return "a prefix or a prompt is seen by every document of a row and the kernels know documents apart"
     if bias_BNTS is not None:

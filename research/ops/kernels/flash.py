@@ -18,6 +18,7 @@ from research.ops.kernels import visible_share as share
 from research.parallel.placement import local_shape, spec
 
 PLATFORM = "gpu"
+SOFT_CAP = False  # the kernel has none
 BLOCK = 128  # the longest tile; lengths are filled up to a multiple of it
 # of queries; with two keys' and two values' tiles of half as much it fits the 99 KiB of compute 8.9
 TILE_BYTES = 32768
@@ -46,6 +47,7 @@ def attend(
     v_BSKH: jax.Array,
     visibility,
     scale: float,
+    softcap: float = 0.0,
     *,
     interpret: bool = False,
 ) -> jax.Array:

@@ -16,6 +16,7 @@ from research.ops.kernels import visible_share as share
 from research.parallel.placement import local_shape, spec
 
 PLATFORM = "tpu"
+SOFT_CAP = True
 RESIDUALS = "attention"  # checkpoint name of the output and log-sum-exp, for remat policies
 LANES = 128  # of the vector unit; segment ids fill them, so no block can be shorter
 BLOCKS = (
@@ -45,6 +46,7 @@ def attend(
     v_BSKH: jax.Array,
     visibility,
     scale: float,
+    softcap: float = 0.0,
     *,
     interpret: bool = False,
 ) -> jax.Array:
@@ -53,7 +55,7 @@ def attend(
     # The kernel takes no scale. A power of two, as of head sizes 64 and 256, rounds nothing.
     q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
     segments = visibility.q_segments_BT, visibility.k_segments_BS
-    kernel = _kernel(q_BTNH, k_BSKH, visibility, interpret)
+    kernel = _kernel(q_BTNH, k_BSKH, visibility, softcap, interpret)
     rows = functools.partial(
         _rows, shares=_shares(kernel, q_BTNH.shape[1], k_BSKH.shape[1], visibility)
     )
@@ -106,7 +108,7 @@ def _shares(kernel, T: int, S: int, visibility) -> dict[str, float]:
     return {word: share.visited(T, S, *block, **rule) for word, block in blocks.items()}
 
 
-def _kernel(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility, interpret: bool):
+def _kernel(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility, softcap: float, interpret: bool):
     """The kernel with the index rule's blocks sorted into hidden, partly and wholly visible, a part
     for each device."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library
@@ -138,5 +140,6 @@ def _kernel(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility, interpret: bool):
             block_kv_dq=block_kv,
         ),
         residual_checkpoint_name=RESIDUALS,
+        attn_logits_soft_cap=softcap or None,
         interpret=interpret,
     )

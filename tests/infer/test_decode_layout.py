@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.infer import decode_layout as turned
-from research.infer.decode_layout import Turned, prepare
+from research.infer import decode_layout
+from research.infer.decode_layout import DecodeWeight, prepare
 from research.models.model import Model
 from research.models.spec import initialize
 from research.ops.einsum import einsum, take
@@ -34,29 +34,29 @@ def test_a_turned_weight_multiplies_like_the_array(eqn, shape, contracted, rows)
     w = jax.random.normal(jax.random.key(0), shape)
     inner = tuple(shape[axis] for axis in contracted)
     x = jax.random.normal(jax.random.key(1), (1, rows, *inner))
-    laid = turned._turned(w, jnp.float32, contracted)
+    laid = decode_layout._transpose(w, jnp.float32, contracted)
     # Sums of 48 products of the order of 1 in another order.
     np.testing.assert_allclose(einsum(eqn, x, laid), einsum(eqn, x, w), atol=2e-5)
 
 
 def test_a_turned_weight_refuses_a_product_over_other_axes():
-    laid = turned._turned(jnp.ones((8, 8)), jnp.float32, (0,))
+    laid = decode_layout._transpose(jnp.ones((8, 8)), jnp.float32, (0,))
     with pytest.raises(ValueError, match="the weight contracts 'D'"):
         laid.einsum("BTD,DF->BFT", jnp.ones((1, 2, 8)))
 
 
 def test_rows_of_a_turned_table_are_its_rows():
     table, ids = jax.random.normal(jax.random.key(0), (130, 8)), np.array([[0, 63], [64, 129]])
-    laid = turned._turned(table, jnp.float32, (1,))
+    laid = decode_layout._transpose(table, jnp.float32, (1,))
     np.testing.assert_array_equal(take(laid, ids, jnp.float32), table[ids])
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def decoded(model, params, batch, apart):
-    """Logits of two chunks from a cache, its layers in one array or apart."""
+def decoded(model, params, batch, layered):
+    """Logits of two chunks from a cache, its layers in one array or layered."""
     memory = model.encode(params, batch) if model.config.kind == "encoder_decoder" else None
     cache = model.make_cache(2, LENGTH, CHUNK)
-    cache, logits = cache.apart() if apart else cache, []
+    cache, logits = cache.layered() if layered else cache, []
     for first in range(0, 2 * CHUNK, CHUNK):
         part = {
             name: batch[name][:, first : first + CHUNK]
@@ -75,20 +75,20 @@ def test_prepared_parameters_give_the_models_logits(name):
     params = initialize(jax.random.key(0), model.specs(), jnp.float32)
     prepared = prepare(model, params)
     assert any(
-        isinstance(leaf, Turned)
-        for leaf in jax.tree.leaves(prepared, is_leaf=lambda x: isinstance(x, Turned))
+        isinstance(leaf, DecodeWeight)
+        for leaf in jax.tree.leaves(prepared, is_leaf=lambda x: isinstance(x, DecodeWeight))
     )
     assert prepare(model, prepared) is prepared
     want = decoded(model, params, batch, False)
-    for apart in (False, True):
+    for layered in (False, True):
         # Sums of the same float32 products in another order; logits are of the order of 1.
-        np.testing.assert_allclose(decoded(model, prepared, batch, apart), want, atol=1e-5)
+        np.testing.assert_allclose(decoded(model, prepared, batch, layered), want, atol=1e-5)
 
 
 def test_bfloat16_is_laid_out_in_the_type_of_computation():
     model = Model(FAMILIES["llama2_7b"], Precision(compute="bfloat16"))
     prepared = prepare(model, initialize(jax.random.key(0), model.specs(), jnp.float32))
-    assert prepared["layers"][0]["mlp"]["up"].turned_NK.dtype == jnp.bfloat16
+    assert prepared["layers"][0]["mlp"]["up"].transposed_NK.dtype == jnp.bfloat16
     assert (
         prepared["layers"][0]["mlp_norm"]["scale"].dtype == jnp.float32
     )  # norms are computed in it

@@ -1,0 +1,187 @@
+"""What a model's configuration accepts, and that nothing it accepts is without effect."""
+
+import dataclasses
+import math
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.models.config import (
+    Body,
+    Heads,
+    Initialization,
+    ModelConfig,
+    Regularization,
+    Shape,
+    config_from_json,
+)
+from research.models.model import Model
+from research.models.presets import PRESETS
+from research.models.spec import abstract, initialize
+from research.ops.rope import RopeScaling
+from tests.families import FAMILIES, random_batch
+
+PARTS = (Body, Heads, Regularization, Initialization)
+# Other values of every field, each tried on every family.
+OTHER = {
+    "kind": ["decoder", "encoder"],
+    "vocab_size": [97],
+    "layers": [3],
+    "encoder_layers": [3],
+    "d_model": [48],
+    "heads": [8],
+    "kv_heads": [1],
+    "head_size": [16],
+    "d_ff": [48],
+    "position": ["rope", "learned", "sinusoidal", "relative"],
+    "rope_theta": [123.0],
+    "rope_scaling": [RopeScaling(2.0), RopeScaling(2.0, kind="linear")],
+    "window": [3],
+    "global_every": [2],
+    "local_rope_theta": [77.0],
+    "norm": ["rms", "layer"],
+    "norm_after": [True, False],
+    "branch_norm": [True, False],
+    "norm_offset": [0.5],
+    "norm_eps": [1e-3],
+    "query_norm": [True, False],
+    "activation": ["gelu", "relu"],
+    "gated": [True, False],
+    "attention_bias": ["none", "qkv", "all"],
+    "mlp_bias": [True, False],
+    "attention_scale": [0.3],
+    "attention_softcap": [3.0],
+    "embedding_scale": [1.5],
+    "experts": [2],
+    "experts_per_token": [1],
+    "token_types": [3],
+    "tied": [True, False],
+    "head_scale": [0.3],
+    "logit_softcap": [4.0],
+    "pooler": [True, False],
+    "mlm_head": [True, False],
+    "head_bias": [True, False],
+    "labels": [3],
+    "dropout": [0.25],
+    "router_loss": [0.3],
+    "init": ["scaled", "plain", "xavier", "t5"],
+    "init_std": [0.3],
+}
+# Without rows in a table it is the length that evaluation and serving take as the model's longest.
+ELSEWHERE = {"max_length"}
+
+
+@cache
+def program(c: ModelConfig) -> str:
+    """The traced forward pass with dropout, the pooler and classifier where there are any, and the
+    shapes of the parameters; initialisers by what they draw."""
+    model = Model(c)
+
+    def outputs(params, batch, key):
+        hidden_BTD, balance = model.hidden(params, batch, key)
+        found = [model.logits(params, hidden_BTD), c.router_loss * balance]
+        found += [model.pooled(params, hidden_BTD)] if c.pooler else []
+        return found + ([model.class_logits(params, hidden_BTD)] if c.labels else [])
+
+    params = abstract(model.specs(), jnp.float32)
+    traced = jax.make_jaxpr(outputs)(params, random_batch(1, 8), jax.random.key(0))
+    constants = [np.asarray(x).tobytes() for x in traced.consts]
+    return f"{traced}{constants}{jax.tree.map(lambda leaf: leaf.shape, params)}"
+
+
+@cache
+def drawn(c: ModelConfig) -> str:
+    """The traced initialisation."""
+    return str(
+        jax.make_jaxpr(lambda key: initialize(key, Model(c).specs(), jnp.float32))(
+            jax.random.key(0)
+        )
+    )
+
+
+def test_every_field_has_another_value_here():
+    names = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert names == set(OTHER) | ELSEWHERE
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_a_field_changes_the_program_or_is_refused(field):
+    of = drawn if field in {f.name for f in dataclasses.fields(Initialization)} else program
+    changed = 0
+    for name in ("gpt2", "mixtral_8x7b", "mistral_7b", "gemma3_1b", "bert_base", "t5_small"):
+        c = FAMILIES[name]
+        for value in OTHER[field]:
+            if value == getattr(c, field):
+                continue
+            try:
+                other = dataclasses.replace(c, **{field: value})
+            except ValueError:
+                continue
+            assert of(other) != of(c), f"{name}: {field}={value} changes nothing"
+            changed += 1
+    assert changed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm_eps": -1.0}, "model.norm_eps=-1.0 must be positive"),
+        ({"norm_eps": math.nan}, "model.norm_eps=nan must be positive"),
+        ({"rope_theta": -1.0}, "model.rope_theta=-1.0 must be positive"),
+        ({"attention_scale": -1.0}, "model.attention_scale=-1.0 must be at least 0"),
+        ({"head_scale": 0.0}, "model.head_scale=0.0 must be positive"),
+        ({"init_std": -0.1}, "model.init_std=-0.1 must be at least 0"),
+        ({"dropout": 1.0}, r"model.dropout=1.0 must be in \[0, 1\)"),
+        ({"layers": 0}, "model.layers=0 must be positive"),
+        ({"position": "alibi"}, "model.position='alibi'; choose one of rope, learned"),
+        ({"experts_per_token": 1}, "experts_per_token=1 changes nothing.*set model.experts"),
+        ({"router_loss": 0.1}, "router_loss=0.1 changes nothing.*set model.experts"),
+        ({"position": "learned", "rope_theta": 5e5}, "rope_theta=500000.0 changes nothing"),
+        ({"token_types": 2}, "token_types=2 changes nothing.*set model.kind='encoder'"),
+        ({"mlm_head": True}, "mlm_head=True changes nothing"),
+        ({"pooler": True}, "pooler=True changes nothing"),
+        ({"kind": "encoder", "labels": 2}, "labels=2 changes nothing.*set model.pooler=True"),
+        ({"global_every": 2}, "global_every=2 changes nothing.*set model.window"),
+        ({"window": 4, "global_every": 1}, "leaves no layer model.window=4"),
+        ({"experts": 4, "experts_per_token": 5}, "experts_per_token=5 must be in 1..4"),
+        ({"experts": 4, "gated": False}, "experts are gated"),
+        ({"branch_norm": True, "norm_after": True}, "normalise a branch twice"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"factor": 0.0}, "model.rope_scaling.factor=0.0 must be positive"),
+        ({"low_factor": 4.0}, "must be below"),
+        ({"kind": "yarn"}, "model.rope_scaling.kind='yarn'; choose one of llama3, linear"),
+    ],
+)
+def test_scalings_that_mean_nothing_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        RopeScaling(**changes)
+
+
+def test_the_parts_are_the_whole_and_share_no_field():
+    names = [field.name for part in PARTS for field in dataclasses.fields(part)]
+    assert names == [field.name for field in dataclasses.fields(ModelConfig)]
+    assert len(set(names)) == len(names)
+    assert {field.name for field in dataclasses.fields(Shape)} == set(names) - {
+        field.name for part in PARTS[2:] for field in dataclasses.fields(part)
+    }
+
+
+def test_a_config_comes_back_from_json_and_an_older_one_gets_defaults():
+    c = PRESETS["llama3_405b"]
+    values = dataclasses.asdict(c)
+    assert config_from_json(values) == c
+    older = {name: value for name, value in values.items() if name != "attention_softcap"}
+    older["rope_scaling"] = {k: v for k, v in older["rope_scaling"].items() if k != "kind"}
+    assert config_from_json(older) == c
