@@ -138,7 +138,7 @@ def _read_rope(
 
 def serves(c: ModelConfig) -> bool:
     """Whether it is a decoder like LLaMA with scaled embeddings or norms of the branches."""
-    return llama.serves(c) and (c.branch_norm or c.embedding_scale != 1.0)
+    return llama.is_rotary_decoder(c) and not llama.serves(c)
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:

@@ -113,9 +113,14 @@ def _read_window(values: Mapping[str, Any]) -> int:
     return 0 if kinds == {"full_attention"} else window
 
 
-def serves(c: ModelConfig) -> bool:
-    """Whether it is a decoder with rotary positions."""
+def is_rotary_decoder(c: ModelConfig) -> bool:
+    """Whether it is a decoder with rotary positions and RMS norms, LLaMA's or Gemma's."""
     return c.kind == "decoder" and c.position == "rope" and c.norm == "rms"
+
+
+def serves(c: ModelConfig) -> bool:
+    """Whether it is such a decoder without what only Gemma has."""
+    return is_rotary_decoder(c) and not c.branch_norm and c.embedding_scale == 1.0
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from research.interop.huggingface.families import bert, gemma, gpt2, llama, mari
 from research.interop.storage.family import Family
 from research.models.config import ModelConfig, Shape
 
-# The first that serves a model has it: Gemma's layers are LLaMA's with more.
+# A row serves models that no other row serves.
 FAMILIES = {
     "gemma": gemma.FAMILY,
     "llama": llama.FAMILY,
