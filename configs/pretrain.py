@@ -1,15 +1,14 @@
 """Pretraining of a published model, fully sharded over whatever devices there are.
 
-    python -m research.train --config=configs/pretrain.py:model=llama3_8b --workdir=gs://bucket/llama3_8b \
-        --config.data.source=tfds:c4 --config.mesh=fsdp:-1
+    python -m research.train --config=configs/pretrain.py:model=llama3_8b \
+        --workdir=gs://bucket/llama3_8b --config.data.source=tfds:c4 --config.mesh=fsdp:-1
 
 `model` is a name of research/models/presets.py, `data` a source as in config.data.source; `smoke`
 keeps the family and shrinks its sizes to a minute on a CPU. One config serves every number of
 devices: the batch is set per device.
 
-Known to fit, by the chips' own compilers (`python -m research.fit
---config=configs/pretrain.py:model=MODEL --target=TARGET`; research/fit/README.md has the figures), as shipped
-unless flags are given:
+Known to fit as shipped, by the chips' own compilers (`python -m research.fit
+--config=configs/pretrain.py:model=MODEL --target=TARGET`; research/fit/README.md has the figures):
 
     llama3_8b       v5p:4x4x4, v6e:16x16, v5e:16x16, h100:8
     llama3_70b      v5p:8x8x8

@@ -23,7 +23,8 @@ def main(arguments: list[str]) -> int:
     """Reads the flags and prints the rows; the exit code."""
     if arguments:
         raise ValueError(
-            f"unexpected argument {arguments[0]!r}; flags are --config, --rows and --config.FIELD=VALUE"
+            f"unexpected argument {arguments[0]!r}; flags are --config, --rows and "
+            f"--config.FIELD=VALUE"
         )
     config = command.read_config(CONFIG)
     # Here, so that a wrong flag is answered before JAX is imported.

@@ -1,9 +1,9 @@
 """Parameter trees as paths: names, ordered rules, counts.
 
-A tree is nested dicts whose leaves are arrays, abstract arrays or weight stand-ins. A path is its
-keys joined by "/", `layers/attention/query`. Everything that chooses per parameter (decay, learning
-rate, freezing, quantization) does so by an ordered list of (regex, choice) rules over these paths,
-and a rule that matches nothing is an error.
+A tree is nested dicts whose leaves are arrays, abstract arrays, specs or weight leaves. A path is
+its keys joined by "/", `layers/attention/query`. Everything that chooses per parameter (decay,
+learning rate, freezing, quantization) does so by an ordered list of (regex, choice) rules over
+these paths, and a rule that matches nothing is an error.
 """
 
 import difflib
@@ -66,18 +66,18 @@ def choose(
 
 
 def match(pattern: str, names: Iterable[str]) -> list[str]:
-    """The paths that a regex matches as a whole, or by their last name. ValueError, with the
-    nearest, where none is."""
+    """The paths that a regex matches as a whole, or by their last name. ValueError, naming the
+    nearest paths, where it matches none."""
     names = list(names)
-    found = [
+    matched = [
         name
         for name in names
         if re.fullmatch(pattern, name) or re.fullmatch(pattern, name.rsplit("/", 1)[-1])
     ]
-    if not found:
+    if not matched:
         near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
         raise ValueError(f"{pattern!r} matches no parameter; the nearest are {', '.join(near)}")
-    return found
+    return matched
 
 
 def count(tree: Tree) -> int:
@@ -86,13 +86,12 @@ def count(tree: Tree) -> int:
 
 
 def nbytes(tree: Tree) -> int:
-    """Bytes of all leaves as held by one whole copy."""
+    """Bytes of all leaves, each counted once however many devices have copies."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def nbits(tree: Tree) -> int:
-    """Bits that the storage of all leaves takes, whatever they stand for: codes of 4 bits count
-    4."""
+    """Bits of storage of all arrays in the tree, whatever weights they stand for."""
     return sum(
         math.prod(leaf.shape) * jax.dtypes.itemsize_bits(leaf.dtype)
         for leaf in jax.tree.leaves(tree)

@@ -116,7 +116,13 @@ def test_a_batch_its_cache_and_decoding_are_placed_by_the_rules_of_the_config():
                 assert state.cache.key_LBKSH.sharding.spec[1] == rows
                 assert state.token_B.sharding.spec[0] == rows
             state, ids_BT, _ = advance(
-                params, state, np.ones(8, bool), np.int32(4), NO_STOP, model=p.model, law=GREEDY
+                params,
+                state,
+                np.ones(8, bool),
+                np.int32(4),
+                NO_STOP,
+                model=p.model,
+                sampling=GREEDY,
             )
             results[mesh] = float(metrics["loss"]), np.asarray(ids_B1), np.asarray(ids_BT)[:, :4]
     alone, spread = results.values()

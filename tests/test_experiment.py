@@ -2,12 +2,21 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
-from research.experiment.config import base_config, from_json, refused_changes
-from research.experiment.fields import parse_arg
+from research.experiment.config import (
+    Experiment,
+    base_config,
+    complete,
+    from_json,
+    make_experiment,
+    refused_changes,
+)
+from research.experiment.fields import may_change, parse_arg
 from research.models.presets import PRESETS
+from research.objectives.choose import flat_defaults
 from research.run.resolve import from_config
 from tests.configs import experiment, load_config
 
@@ -108,3 +117,82 @@ def test_resume_may_change_how_far_and_where_but_not_what():
     must_not = experiment("quickstart", **{"data.batch_size": 32, "optimizer.learning_rate": 1.0})
     lines = refused_changes(old, must_not.to_json())
     assert lines == ["data.batch_size: 16 -> 32", "optimizer.learning_rate: 0.01 -> 1.0"]
+
+
+# Runs of older versions, whose config.json lacks fields of today.
+
+GOLDENS = sorted((Path(__file__).parent / "experiment_goldens").glob("*.json"))
+
+
+def leaves(values, prefix=()):
+    """(path of names, value) of everything in nested dictionaries."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, (*prefix, name))
+        else:
+            yield (*prefix, name), value
+
+
+def without(values, path):
+    """A copy of nested dictionaries without the value at a path."""
+    name, *rest = path
+    if rest:
+        return values | {name: without(values[name], rest)}
+    return {other: value for other, value in values.items() if other != name}
+
+
+def replaced(values, path, value):
+    """A copy of nested dictionaries with another value at a path."""
+    name, *rest = path
+    return values | {name: replaced(values[name], rest, value) if rest else value}
+
+
+DEFAULTS = json.loads(json.dumps(complete({})))
+
+
+@pytest.mark.parametrize("golden", GOLDENS, ids=lambda path: path.stem)
+def test_a_run_of_an_older_version_resumes(golden):
+    old = json.loads(golden.read_text())
+    assert refused_changes(old, from_json(old).to_json()) == []
+
+
+@pytest.mark.parametrize("path", [path for path, _ in leaves(DEFAULTS)], ids=".".join)
+def test_a_field_that_a_run_was_made_without_is_its_default(path):
+    old = without(DEFAULTS, path)
+    assert refused_changes(old, DEFAULTS) == refused_changes(DEFAULTS, old) == []
+    assert from_json(old) == from_json(DEFAULTS)
+
+
+def test_a_section_that_a_run_was_made_without_is_its_default():
+    for section in DEFAULTS:
+        assert from_json(without(DEFAULTS, [section])) == from_json(DEFAULTS)
+
+
+def test_fields_say_themselves_whether_a_resumed_run_may_change_them():
+    may = {path for path, _ in leaves(DEFAULTS) if may_change(Experiment, ".".join(path))}
+    sections = {"execution", "checkpoint", "logging", "mesh", "axes", "evals"}
+    assert {path[0] for path in may if path[0] not in ("train", "data")} == sections
+    assert {path for path in may if path[0] == "data"} == {("data", "threads")}
+    assert {path[1] for path, _ in leaves(DEFAULTS) if path[0] == "train"} - {
+        path[1] for path in may if path[0] == "train"
+    } == {"seed", "accumulate"}
+    # What has no such mark is refused, whatever its section.
+    for path, value in leaves(DEFAULTS):
+        # Fields of the model and the objective may be of no use to those of the defaults.
+        if path in may or path[0] in ("model", "objective"):
+            continue
+        other = f"another than {value}"
+        lines = refused_changes(DEFAULTS, replaced(DEFAULTS, path, other))
+        assert lines == [f"{'.'.join(path)}: {value!r} -> {other!r}"]
+
+
+def test_a_setting_of_another_objective_is_refused():
+    for name, field, value in (
+        ("causal_lm", "share", 0.3),
+        ("chat", "mean_span", 2.0),
+        ("translation", "whole_words", True),
+        ("classification", "z_loss", 0.1),
+    ):
+        values = replaced(DEFAULTS, ["objective"], flat_defaults() | {"name": name, field: value})
+        with pytest.raises(ValueError, match=f"objective.{field}={value} is set .* {name}"):
+            make_experiment(values)

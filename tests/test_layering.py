@@ -26,6 +26,7 @@ SAME_LEVEL = {
     "parallel": {"devices"},
     "experiment": {"objectives", "training", "tuning"},
     "run": {"evals"},
+    "compress": {"evals"},
 }
 
 

@@ -1,9 +1,9 @@
-"""Activation-aware weight quantization (arXiv:2306.00978): inputs that are large on average are
-rounded finer.
+"""Activation-aware weight quantization (arXiv:2306.00978, section 3.2): inputs that are large on
+average are rounded more finely.
 
-    s = mean |x|^e,    e in [0, 1] where the error of x Q(s W) / s is least        (section 3.2, equations 4 and 5)
+    s = mean |x|^e,   e in [0, 1] with the least error of (x / s) Q(s W)   (equations 4 and 5)
 
-As in the released code s is scaled to sqrt(max s * min s) = 1. Its search for clipped ranges is
+As in the released code, s is scaled to sqrt(max s * min s) = 1. Its search for clipped ranges is
 left out.
 """
 

@@ -1,9 +1,9 @@
-"""Post-training quantization with calibration texts, and what quantization costs, one layer of a
-decoder at a time.
+"""Post-training quantization with calibration texts, and the error that quantization makes, one
+layer of a decoder at a time.
 
-A layer is run over all batches with leaves that note their inputs, transformed, and run again: what
-the next one is calibrated with has gone through quantized layers. No more than one layer's
-activations and gram matrices exist at once.
+A layer is run over all batches with leaves that note their inputs, quantized, and run again, so the
+next layer is calibrated with states that quantized layers give. Only one layer's activations and
+gram matrices exist at a time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,18 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from research import tree
-from research.compress import awq, smooth_quant
-from research.compress.gptq import gptq
+from research.compress.methods import METHODS, Request, quantize_layer
 from research.compress.observe import Inputs, Observed
-from research.models.config import ModelConfig
 from research.models.context import layer_kind
 from research.models.model import Batch, Model
 from research.models.stack import layer_of
-from research.weights.quantized import quantize_array, stack
+from research.weights.quantized import stack
 from research.weights.rules import Rules, is_leaf, quantize_specs
-
-METHODS = ("gptq", "awq", "smoothquant")
-Layer = Mapping[str, jax.Array]
 
 
 def calibrate(
@@ -36,12 +31,12 @@ def calibrate(
     method: str,
     group: int | None = None,
 ) -> tree.Tree:
-    """The parameters with the matrices of layers that the rules name quantized by a method of
-    `METHODS`: the tree that `rules.quantize` makes, in which they are rounded to nearest.
+    """The parameters with matrices of layers quantized by a method of `METHODS`: the tree that
+    `research.weights.rules.quantize` makes with these rules by rounding to the nearest.
 
     Batches have inputs, segments and positions [B, T], without padding. ValueError for what is no
     decoder, for rules over anything but single matrices of layers (experts have no inputs of their
-    own to observe), and for groups that do not divide.
+    own to observe), and for groups that do not divide the inputs.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}; choose one of {', '.join(METHODS)}")
@@ -70,9 +65,8 @@ def calibrate(
                 if seen is None
                 else jax.tree.map(lambda a, b: a + b, seen, new, is_leaf=_is_inputs)
             )
-        layer = tree.unflatten(
-            _transform(c, tree.paths(layer, is_leaf), seen, own, inputs, method, group)
-        )
+        leaves = tree.paths(layer, is_leaf)
+        layer = tree.unflatten(quantize_layer(c, leaves, seen, Request(own, inputs, group), method))
         states = [
             _run(layer, x_BTD, batch, kind, model=model) for batch, x_BTD in zip(batches, states)
         ]
@@ -83,10 +77,10 @@ def calibrate(
 def layer_errors(
     model: Model, params: tree.Tree, changed: Mapping[str, tree.Tree], batches: Sequence[Batch]
 ) -> dict[str, np.ndarray]:
-    """How far each layer of each changed model is from what it should add to its input, relative,
-    float64 [L].
+    """The relative error of each layer of each changed model, float64 [L] by name.
 
-    |changed(x) - layer(x)| / |layer(x) - x| over the states x that the unchanged layers give.
+    |changed(x) - layer(x)| / |layer(x) - x| over the states x that the unchanged layers give: the
+    error of what the layer adds to its input.
     """
     _check_decoder(model)
     states = [_embed(params, batch, model=model) for batch in batches]
@@ -105,8 +99,8 @@ def layer_errors(
 
 
 def windows(ids: np.ndarray, length: int, rows: int) -> list[Batch]:
-    """Ids [n] as batches of whole windows, up to so many rows each. ValueError where they do not
-    fill one."""
+    """Ids [n] cut into windows of `length`, as batches of up to `rows` windows; the last ids that
+    fill no window are left out. ValueError where none is filled."""
     count = len(ids) // length
     if not count:
         raise ValueError(
@@ -121,68 +115,11 @@ def windows(ids: np.ndarray, length: int, rows: int) -> list[Batch]:
     ]
 
 
-def folds(c: ModelConfig) -> list[tuple[str, tuple[str, ...]]]:
-    """(what makes the inputs, the weights that share them) where a norm can take the factor of an
-    input."""
-    made = (
-        []
-        if c.norm_after
-        else [("attention_norm", ("attention/query", "attention/key", "attention/value"))]
-    )
-    if not c.norm_after and not c.experts:
-        made.append(("mlp_norm", ("mlp/up", "mlp/gate") if c.gated else ("mlp/up",)))
-    return made
-
-
-def inner_folds(c: ModelConfig) -> list[tuple[str, tuple[str, ...]]]:
-    """The same where a matrix makes the inputs and nothing but products lies between."""
-    made = [("attention/value", ("attention/out",))] if c.heads == c.kv_heads else []
-    return [*made, ("mlp/up", ("mlp/down",))] if c.gated and not c.experts else made
-
-
-def _transform(c, layer: Layer, seen, formats, inputs, method, group) -> dict:
-    """One layer quantized, by paths."""
-    if method in ("smoothquant", "awq"):
-        for before, after in folds(c) + (inner_folds(c) if method == "awq" else []):
-            sharing = [path for path in after if path in formats]
-            if len(sharing) < len(after):
-                continue  # one that stays as it is would need the factor too
-            weights = [smooth_quant.as_matrix(layer[path], inputs[path]) for path in sharing]
-            if method == "awq":
-                factors_I = awq.search(seen[sharing[0]], weights, formats[sharing[0]], group)
-            else:
-                factors_I = smooth_quant.smoothing(seen[sharing[0]].largest_I, weights)
-            layer = smooth_quant.fold(
-                layer, before, {path: inputs[path] for path in sharing}, factors_I
-            )
-            seen = _rescaled(seen, before, sharing, factors_I) if method == "awq" else seen
-    made = dict(layer)
-    for path, format in formats.items():
-        if method == "gptq":
-            made[path] = gptq(
-                layer[path], seen[path].gram_II, format, inputs=inputs[path], group=group
-            )
-        else:
-            made[path] = quantize_array(layer[path], format, inputs=inputs[path], group=group)
-    return made
-
-
-def _rescaled(
-    seen: Mapping[str, Inputs], before: str, after: Sequence[str], factors_I: jax.Array
-) -> dict[str, Inputs]:
-    """What the weights would have seen after a fold."""
-    made = dict(seen)
-    for path in after:
-        s = seen[path]
-        gram_II = s.gram_II / factors_I[:, None] / factors_I[None]
-        made[path] = Inputs(s.count, s.total_I / factors_I, s.largest_I / factors_I, gram_II)
-    return made
-
-
 def _check_decoder(model: Model) -> None:
     if model.config.kind != "decoder":
         raise ValueError(
-            f"the model is an {model.config.kind}; calibration runs decoders alone; set --method=rtn"
+            f"the model is an {model.config.kind}; calibration runs decoders alone; set "
+            "--method=rtn"
         )
 
 

@@ -1,10 +1,10 @@
-"""GPTQ (arXiv:2210.17323): inputs are rounded one after the other, and those to come make up for
-the error.
+"""GPTQ (arXiv:2210.17323): inputs are rounded one after the other, and those not yet rounded
+compensate for the error.
 
 With H = x^T x and its inverse's Cholesky factor U (upper, H^-1 = U^T U), rounding input i leaves
 the error e = (w_i - q_i) / U_ii in each output, of which U_ij is taken from every later w_j
-(section 3.3, step 3), at once within a block and in one product behind it (step 2). Scales are
-those of round-to-nearest, taken before, so groups lie where they lay whatever the order of the
+(section 3.3, step 3): at once within a block, and in one product behind it (step 2). Scales are
+those of rounding to the nearest, fixed before, so groups are the same whatever the order of the
 inputs, and every format can be used.
 """
 
@@ -15,7 +15,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from research.weights.formats import FORMATS, Format, decode, pack
+from research.weights.formats import FORMATS, Format, all_codes, decode, pack
 from research.weights.quantized import Quantized, quantize_array
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
@@ -35,8 +35,8 @@ def gptq(
     """A weight in a format, as `quantize_array` makes it, with codes chosen for inputs of this gram
     matrix.
 
-    `by_activation` begins with the inputs of largest square sum ("act-order"). ValueError where
-    groups do not divide.
+    `by_activation` begins with the inputs of the largest sum of squares ("act-order"). ValueError
+    for groups that do not divide the inputs.
     """
     nearest, chosen = quantize_array(w, format, inputs=inputs, group=group), FORMATS[format]
     size = math.prod(w.shape[:inputs])
@@ -53,7 +53,7 @@ def gptq(
     codes = (
         jnp.zeros_like(codes).at[order].set(codes).reshape(size // nearest.group, nearest.group, -1)
     )
-    codes = pack(codes, axis=1) if chosen.bits == 4 else codes
+    codes = pack(chosen, codes, axis=1)
     return replace(nearest, codes=codes.reshape(nearest.codes.shape).astype(nearest.codes.dtype))
 
 
@@ -100,16 +100,11 @@ def _solve(
 
 def _code(format: Format, x: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:
     """The code whose value is nearest, under a scale that is given."""
-    if format.bits == 4:
-        codes = (
-            jnp.arange(-7, 8, dtype=jnp.int8)
-            if format.dtype == "int4"
-            else jnp.arange(16, dtype=jnp.uint8)
-        )
+    if format.bits < 8 or format.codes in ("affine", "book"):
+        codes = all_codes(format)
         values = decode(format, codes[:, None], scale[None], None if zero is None else zero[None])
         return codes[jnp.argmin(jnp.abs(values - x[None]), axis=0)]
     scaled = x / jnp.where(scale == 0, 1, scale)
-    if format.dtype == "int8":
-        return jnp.clip(jnp.round(scaled), -127, 127).astype(jnp.int8)
-    top = float(jnp.finfo(format.dtype).max)
-    return jnp.clip(scaled, -top, top).astype(format.dtype)
+    if format.codes == "integer":
+        return jnp.clip(jnp.round(scaled), -format.top, format.top).astype(jnp.int8)
+    return jnp.clip(scaled, -format.top, format.top).astype(format.dtype)

@@ -1,4 +1,4 @@
-"""What comes into a weight: a leaf that contracts as the weight it holds and notes its inputs."""
+"""The inputs of a weight: a leaf that computes what its weight does and notes what it is given."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.ops.einsum import einsum
-from research.ops.equation import parse
+from research import tree
+from research.ops.einsum import einsum, take
+from research.ops.kernels.equation import parse
+from research.weights.leaf import Wrapper, dense, gathered
 
 
 @partial(
@@ -18,7 +20,8 @@ from research.ops.equation import parse
 )
 @dataclass(frozen=True)
 class Inputs:
-    """Of `count` inputs x_MI of a weight, in float32: sums and maxima of |x| over M, and x^T x."""
+    """Statistics of `count` inputs x_MI of a weight, float32: over M the sum of |x|, the largest
+    |x|, and x^T x."""
 
     count: jax.Array
     total_I: jax.Array
@@ -31,7 +34,7 @@ class Inputs:
         return self.total_I / self.count
 
     def __add__(self, other: "Inputs") -> "Inputs":
-        """Of both."""
+        """The statistics of both sets of inputs together."""
         return Inputs(
             self.count + other.count,
             self.total_I + other.total_I,
@@ -41,28 +44,44 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Observed:
-    """A weight that appends the `Inputs` of each product to `seen`. Made, used and read inside one
-    traced function; it is no pytree, so that it cannot leave it."""
+class Observed(Wrapper):
+    """A weight that appends the `Inputs` of each product to `seen`. It is created, used and read
+    inside one traced function, and is no pytree, so that it cannot leave that function."""
 
-    w: Any
+    base: Any
     seen: list[Inputs] = field(default_factory=list)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The weight's."""
-        return self.w.shape
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x` and the weight."""
         self.seen.append(inputs_of(eqn, x))
-        return einsum(eqn, x, self.w)
+        return einsum(eqn, x, self.base)
+
+    def take(self, ids: jax.Array) -> jax.Array:
+        """Rows of a table [V, D] at `ids`, float32 [..., D]: no inputs to note."""
+        return take(self.base, ids, jnp.float32)
+
+    def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+        """Refused: an expert's inputs are those of some tokens, and which is not known here."""
+        raise ValueError("the inputs of experts cannot be observed; set --method=rtn")
+
+    def gathered(self) -> "Observed":
+        """This leaf, over the gathered weight and with the same notes."""
+        return Observed(gathered(self.base), self.seen)
+
+    def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        """The weight as an array."""
+        return dense(self.base).astype(dtype)
+
+    def nbits(self) -> int:
+        """Bits of storage of the weight."""
+        return tree.nbits(self.base)
 
 
 def inputs_of(eqn: str, x: jax.Array) -> Inputs:
-    """What is summed over in `eqn`, with the inputs I in the order of the weight's axes."""
-    of_x, of_w, of_y = parse(eqn)
-    inner = [of_x.index(letter) for letter in of_w if letter not in of_y]
+    """The statistics of what `eqn` sums over, with the inputs I in the order of the weight's
+    axes."""
+    of = parse(eqn)
+    inner = [of.x.index(letter) for letter in of.inputs]
     outer = [at for at in range(x.ndim) if at not in inner]
     x_MI = jnp.transpose(x, outer + inner).reshape(-1, *(x.shape[at] for at in inner))
     x_MI = x_MI.reshape(x_MI.shape[0], -1).astype(jnp.float32)
@@ -71,5 +90,5 @@ def inputs_of(eqn: str, x: jax.Array) -> Inputs:
 
 
 def output_error(gram_II: jax.Array, error_IO: jax.Array) -> jax.Array:
-    """Sum over all inputs and outputs of (x error)^2, of the inputs with this gram matrix."""
+    """The sum of (x error)^2 over all outputs and over the inputs x with this gram matrix x^T x."""
     return jnp.sum(error_IO * (gram_II @ error_IO))

@@ -1,5 +1,5 @@
-"""SmoothQuant (arXiv:2211.10438): outliers of activations are moved into the weights, which bear
-them better.
+"""SmoothQuant (arXiv:2211.10438): outliers of activations are moved into the weights, whose
+quantization suffers less from them.
 
     x W = (x / s) (s W),    s_j = max |x_j|^alpha / max |W_j|^(1 - alpha)        (equation 4)
 
@@ -19,36 +19,37 @@ _LEAST = 1e-5  # a factor below it would blow up what it divides
 def smoothing(
     largest_I: jax.Array, weights_IO: Sequence[jax.Array], alpha: float = 0.5
 ) -> jax.Array:
-    """The factor of each input, float32 [I], for the weights that share it; `largest` is max
-    |x|."""
+    """The factor s of each input, float32 [I], of the weights that share these inputs; `largest_I`
+    is max |x|."""
     largest_w_I = jnp.max(
         jnp.stack([jnp.max(jnp.abs(w_IO), axis=1) for w_IO in weights_IO]), axis=0
     )
-    factors_I = jnp.maximum(largest_I, _LEAST) ** alpha / jnp.maximum(largest_w_I, _LEAST) ** (
-        1 - alpha
-    )
-    return jnp.maximum(factors_I, _LEAST)
+    of_inputs_I = jnp.maximum(largest_I, _LEAST) ** alpha
+    of_weights_I = jnp.maximum(largest_w_I, _LEAST) ** (1 - alpha)
+    return jnp.maximum(of_inputs_I / of_weights_I, _LEAST)
 
 
 def as_matrix(w: jax.Array, inputs: int) -> jax.Array:
-    """A weight whose first so many axes are inputs, as float32 [I, O]."""
+    """A weight whose first `inputs` axes are summed over, as float32 [I, O]."""
     return w.reshape(math.prod(w.shape[:inputs]), -1).astype(jnp.float32)
 
 
 def fold(
     layer: Mapping[str, jax.Array], before: str, after: Mapping[str, int], factors_I: jax.Array
 ) -> dict[str, jax.Array]:
-    """A layer that computes the same, with the inputs of the weights `after` (path: number of input
-    axes) divided by the factors where they are made, in `before`: a norm, by its path, or a matrix
-    whose outputs they are."""
-    made = dict(layer)
+    """A layer that computes the same with the inputs of some weights divided by factors.
+
+    `after` are those weights (path: number of input axes), which are multiplied by the factors.
+    `before`, the path of the norm or matrix whose results they take, is divided by them.
+    """
+    folded = dict(layer)
     names = [before] if before in layer else [f"{before}/scale", f"{before}/bias"]
     for name in (*names, f"{before}_bias"):
         if name in layer:
             w = layer[name]
             flat = w.reshape(-1, factors_I.size).astype(jnp.float32) / factors_I[None]
-            made[name] = flat.reshape(w.shape).astype(w.dtype)
+            folded[name] = flat.reshape(w.shape).astype(w.dtype)
     for path, inputs in after.items():
         w = layer[path]
-        made[path] = (as_matrix(w, inputs) * factors_I[:, None]).reshape(w.shape).astype(w.dtype)
-    return made
+        folded[path] = (as_matrix(w, inputs) * factors_I[:, None]).reshape(w.shape).astype(w.dtype)
+    return folded

@@ -18,8 +18,9 @@ PACKAGE = (
 _MEMBER = "llamafactory-0.9.5/data/alpaca_en_demo.json"
 
 
-def open_alpaca(cache_dir: Path) -> tuple[Documents, dict[str, Any]]:
-    """The conversations, fetched with pip once. ValueError where they cannot be had."""
+def open_alpaca(cache_dir: Path) -> tuple[Documents, None, dict[str, Any]]:
+    """The conversations, fetched with pip once, without a held-out part of their own, and facts
+    for the provenance. ValueError where they cannot be had."""
     requirement, sha256 = PACKAGE
 
     def write(directory: Path) -> None:
@@ -35,7 +36,5 @@ def open_alpaca(cache_dir: Path) -> tuple[Documents, dict[str, Any]]:
         return directory / "alpaca.jsonl"
 
     file = built(cache_dir / "alpaca" / sha256[:16], write, check)
-    return FileDocuments(file, "", cache_dir, "conversations"), {
-        "package": requirement,
-        "sha256": sha256,
-    }
+    documents = FileDocuments(file, "", cache_dir, "conversations")
+    return documents, None, {"package": requirement, "sha256": sha256}

@@ -135,8 +135,10 @@ class ChatEncoder:
         for turn, asked, answered in zip(turns, parts[::2], parts[1::2]):
             if not (answered.startswith(asked) and whole.startswith(answered)):
                 raise ValueError(
-                    f"the chat template writes the text before message {turn + 1} differently once it follows, so what the "
-                    "assistant says cannot be told; mark that with {% generation %} in a template of your own and set "
+                    f"the chat template writes the text before message {turn + 1} differently "
+                    f"once it follows, so what the "
+                    "assistant says cannot be told; mark that with {% generation %} in a template "
+                    "of your own and set "
                     "config.data.chat_template, or give conversations of one answer"
                 )
             said = answered[len(asked) :]
@@ -146,8 +148,10 @@ class ChatEncoder:
                 and asked == self._render((messages[:turn], False))[0].text
             ):
                 raise ValueError(
-                    "the chat template has no generation prompt (add_generation_prompt changes nothing), so where the "
-                    "assistant begins cannot be told; give one that has with config.data.chat_template"
+                    "the chat template has no generation prompt (add_generation_prompt changes "
+                    "nothing), so where the "
+                    "assistant begins cannot be told; give one that has with "
+                    "config.data.chat_template"
                 )
             # A line break behind a mark of the end of turn is the template's: the model has stopped
             # by then. Where there is no such mark the break is the end.
@@ -180,7 +184,8 @@ def _masked(
 def _template(tokenizer: Tokenizer) -> str:
     if tokenizer.chat_template is None:
         raise ValueError(
-            "the tokenizer has no chat template; give the file of one with config.data.chat_template, or start from a "
+            "the tokenizer has no chat template; give the file of one with "
+            "config.data.chat_template, or start from a "
             "model that was tuned for chat"
         )
     return tokenizer.chat_template

@@ -89,7 +89,8 @@ class Sandbox:
         except (BrokenPipeError, EOFError, TimeoutError):
             self.close()
             raise ValueError(
-                f"the chat template cannot be used: it takes over {chat_renderer.CPU_SECONDS:g} s or "
+                f"the chat template cannot be used: it takes over {chat_renderer.CPU_SECONDS:g} s "
+                f"or "
                 f"{chat_renderer.MEMORY_BYTES >> 20} MiB for one conversation"
             ) from None
         except BaseException:  # Ctrl-C: an answer half read would be taken for the next one's

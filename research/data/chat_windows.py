@@ -4,7 +4,10 @@ import bisect
 
 import numpy as np
 
-from research.data.tokens import TokenStore
+from research.data.chat import ChatEncoder
+from research.data.documents import Documents
+from research.data.tokens import TokenStore, tokenize_conversations
+from research.data.windows import WindowOptions
 
 
 class PackedConversations:
@@ -39,7 +42,8 @@ class PackedConversations:
         order = order[speaks[order]]
         if not len(order):
             raise ValueError(
-                f"the assistant says nothing in the first {length} tokens of {len(store)} conversation(s); "
+                f"the assistant says nothing in the first {length} tokens of {len(store)} "
+                f"conversation(s); "
                 "set config.data.sequence_length"
             )
         self._windows = best_fit((self._ends - starts)[order].tolist(), length)
@@ -95,3 +99,15 @@ def best_fit(sizes: list[int], room: int) -> list[list[int]]:
                 bisect.insort(spaces, left)
             by_space[left].append(chosen)
     return bins
+
+
+def conversation_windows(documents: Documents, options: WindowOptions) -> PackedConversations:
+    """Packed windows of conversations, as the tokenizer's chat template writes them."""
+    store = tokenize_conversations(
+        documents,
+        ChatEncoder(options.tokenizer),
+        options.cache,
+        max_bad_records=options.max_bad_records,
+        progress=options.progress,
+    )
+    return PackedConversations(store, options.length, seed=options.seed)

@@ -36,7 +36,8 @@ def conversation(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dic
             messages = [dict(zip(messages, values)) for values in zip(*messages.values())]
         if not isinstance(messages, list):
             raise ValueError(
-                f"field {columns['messages']!r} is {type(messages).__name__}, wanted a list of messages"
+                f"field {columns['messages']!r} is {type(messages).__name__}, wanted a list of "
+                f"messages"
             )
     if not messages:
         raise ValueError("it has no messages")

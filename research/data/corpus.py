@@ -1,28 +1,25 @@
 """A run's data: its sources, its tokenizer, and the windows that both give."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from research.data.chat import ChatEncoder
-from research.data.chat_windows import PackedConversations
 from research.data.config import DataConfig
 from research.data.documents import Documents, UnreadableRecord, digest
-from research.data.labelled import LabelledTexts, Labels, label_names
+from research.data.labelled import label_names
+from research.data.layouts import LAYOUTS, Layout
 from research.data.mixture import Mixture, mixture_provenance, open_mixture
-from research.data.packing import Chained, PackedWindows
-from research.data.pairs import PackedPairs
+from research.data.packing import Chained
 from research.data.sources import Source
 from research.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
-from research.data.tokens import TokenStore, tokenize, tokenize_conversations
+from research.data.windows import Progress, WindowOptions, Windows
 from research.downloads.cache import Damaged, built, cache_directory
 
-TRAINING_CHARACTERS = (
-    32 * 1024 * 1024
-)  # what a tokenizer is trained on; more text changes few merges
+# What a tokenizer is trained on; more text changes few merges.
+TRAINING_CHARACTERS = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,7 @@ class Corpus:
     sources: tuple[tuple[Source, float], ...]
     tokenizer: Tokenizer
     cache: Path
+    layout: Layout = LAYOUTS["texts"]
     labels: tuple[str, ...] = ()
 
     @property
@@ -52,11 +50,11 @@ class Corpus:
         length: int,
         overlap: int,
         seed: int,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Mixture:
         """Packed windows of the train parts, to be drawn by weight."""
         parts = [
-            self._packed(source.train, length, overlap, seed, progress)
+            self._windows(source.train, length, overlap, seed, progress)
             for source, _ in self.sources
         ]
         return Mixture(tuple(parts), tuple(weight for _, weight in self.sources), seed=seed)
@@ -64,49 +62,35 @@ class Corpus:
     def heldout_windows(self, length: int, overlap: int) -> Chained:
         """Packed windows of the held-out parts, all of them and in order."""
         return Chained(
-            [
-                self._packed(source.heldout, length, overlap, None, None)
-                for source, _ in self.sources
-            ]
+            [self._windows(source.heldout, length, overlap) for source, _ in self.sources]
         )
 
     def heldout_size(self) -> tuple[int, int]:
         """Bytes of UTF-8 in the held-out texts, and the tokens that a causal model predicts in
         them, ends included."""
-        stores = [
-            self._tokens(source.heldout, source.heldout.fields[-1], None)
-            for source, _ in self.sources
-        ]
+        options, field = self._options(0, 0), self.layout.measured
+        stores = [options.tokens(source.heldout, field) for source, _ in self.sources]
         return sum(int(s.n_bytes.sum()) for s in stores), sum(len(s.ids) + len(s) for s in stores)
 
-    def _packed(self, documents: Documents, length: int, overlap: int, seed: int | None, progress):
-        if documents.fields == ("text",):
-            store = self._tokens(documents, "text", progress)
-            # Without a token that begins a text its first word could not be predicted, and bits per
-            # byte would be too few.
-            eos = self.tokenizer.eos_id
-            bos = eos if self.tokenizer.bos_id is None else self.tokenizer.bos_id
-            return PackedWindows(store, length, seed=seed, bos_id=bos, eos_id=eos, overlap=overlap)
-        if documents.fields == ("conversation",):
-            limit, encoder = self.config.max_bad_records, ChatEncoder(self.tokenizer)
-            store = tokenize_conversations(
-                documents, encoder, self.cache, max_bad_records=limit, progress=progress
-            )
-            return PackedConversations(store, length, seed=seed)
-        stores = [self._tokens(documents, field, progress) for field in documents.fields]
-        if documents.fields == ("text", "label"):
-            return LabelledTexts(
-                *stores, length, bos_id=self.tokenizer.bos_id, eos_id=self.tokenizer.eos_id
-            )
-        return PackedPairs(*stores, length, length, seed=seed, eos_id=self.tokenizer.eos_id)
+    def _windows(self, documents: Documents, length: int, overlap: int, *more: Any) -> Windows:
+        return self.layout.windows(documents, self._options(length, overlap, *more))
 
-    def _tokens(self, documents: Documents, field: str, progress) -> TokenStore:
-        limit, encoder = (
-            self.config.max_bad_records,
-            Labels(self.labels) if field == "label" else self.tokenizer,
-        )
-        return tokenize(
-            documents, encoder, self.cache, field=field, max_bad_records=limit, progress=progress
+    def _options(
+        self,
+        length: int,
+        overlap: int,
+        seed: int | None = None,
+        progress: Progress | None = None,
+    ) -> WindowOptions:
+        return WindowOptions(
+            tokenizer=self.tokenizer,
+            cache=self.cache,
+            length=length,
+            overlap=overlap,
+            seed=seed,
+            labels=self.labels,
+            max_bad_records=self.config.max_bad_records,
+            progress=progress,
         )
 
 
@@ -117,8 +101,7 @@ def open_corpus(
     wanted: str = "texts",
     given: Tokenizer | None = None,
 ) -> Corpus:
-    """The corpus of a config, of the texts, labelled texts ("labels") or conversations that are
-    `wanted`.
+    """The corpus of a config, of the layout `wanted` (`research.data.layouts.LAYOUTS`).
 
     The tokenizer is read from `tokenizer_folder` where a run has saved one there, and is the one
     `given` where config.tokenizer is empty. ValueError for what cannot be opened or does not fit
@@ -142,10 +125,10 @@ def open_corpus(
         raise ValueError(
             f"tokenizer {config.tokenizer!r} has no token that ends a text; choose one that has"
         )
-    labels = (
-        label_names((source.train for source, _ in sources), cache) if wanted == "labels" else ()
-    )
-    return Corpus(config, tuple(sources), tokenizer, cache, labels)
+    layout, labels = LAYOUTS[wanted], ()
+    if layout.classes:
+        labels = label_names((source.train for source, _ in sources), cache, layout.classes)
+    return Corpus(config, tuple(sources), tokenizer, cache, layout, labels)
 
 
 def _with_template(config: DataConfig, tokenizer: Tokenizer) -> Tokenizer:

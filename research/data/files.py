@@ -11,13 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from research.data.documents import (
-    UnreadableRecord,
-    choose_fields,
-    digest,
-    made_of,
-    pick,
-)
+from research.data.documents import UnreadableRecord, digest
+from research.data.layouts import LAYOUTS, choose_columns, read_record
 from research.downloads.cache import remembered
 
 PIECE_BYTES = (
@@ -54,12 +49,12 @@ class FileDocuments:
         except OSError as error:
             raise ValueError(f"data {str(path)!r} cannot be read: {error}") from None
         self._ends = np.cumsum([len(reader) for reader in self._readers])
-        self._fields = choose_fields(query, _columns(self._readers), f"{path}?{query}", wanted)
-        self.fields = made_of(self._fields)
+        self._fields = choose_columns(query, _columns(self._readers), f"{path}?{query}", wanted)
+        self._layout, self.fields = wanted, LAYOUTS[wanted].fields
         files = [(str(reader.path), reader.name) for reader in self._readers]
-        layout = [len(reader) for reader in self._readers]
+        counts = [len(reader) for reader in self._readers]
         self.fingerprint = digest(
-            content_digest(files, cache_dir), json.dumps([self._fields, layout])
+            content_digest(files, cache_dir), json.dumps([self._fields, counts])
         )
 
     def __len__(self) -> int:
@@ -70,7 +65,8 @@ class FileDocuments:
         reader = self._readers[which]
         row = index - (int(self._ends[which - 1]) if which else 0)
         columns = reader.row(row, list(self._fields.values()))
-        return pick(columns, self._fields, str(reader.path), row) | {"path": reader.identity(row)}
+        document = read_record(columns, self._fields, self._layout, str(reader.path), row)
+        return document | {"path": reader.identity(row)}
 
     def identities(self) -> Iterator[str]:
         """A name for each document, in order: its file's path in the folder, then its place in it
@@ -156,7 +152,8 @@ def _open_readers(path: Path) -> list["Reader"]:
     opened."""
     if not path.exists():
         raise ValueError(
-            f"data {str(path)!r} does not exist; set config.data.source to a file, a folder or a data set"
+            f"data {str(path)!r} does not exist; set config.data.source to a file, a folder or a "
+            f"data set"
         )
     found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     found = [p for p in found if p.suffix in (".txt", ".jsonl", ".parquet")]

@@ -7,10 +7,13 @@ import numpy as np
 
 from research.data.documents import Documents, UnreadableRecord, digest
 from research.data.tokens import TokenStore
+from research.data.windows import WindowOptions
 from research.downloads.cache import remembered
 
 
-def label_names(parts: Iterable[Documents], cache_dir: Path) -> tuple[str, ...]:
+def label_names(
+    parts: Iterable[Documents], cache_dir: Path, field: str = "label"
+) -> tuple[str, ...]:
     """The classes of labelled documents in the order of their numbers: names in alphabetical order;
     where all labels are numbers, every number up to the largest."""
     parts = list(parts)
@@ -21,7 +24,7 @@ def label_names(parts: Iterable[Documents], cache_dir: Path) -> tuple[str, ...]:
         for part in parts:
             for index in range(len(part)):
                 try:
-                    found.add(part[index]["label"])
+                    found.add(part[index][field])
                 except UnreadableRecord:  # counted where the records are tokenised
                     continue
         if all(name.isascii() and name.isdecimal() for name in found):
@@ -48,7 +51,8 @@ class Labels:
         unknown = sorted({text for text in texts if text not in self._numbers})
         if unknown:
             raise ValueError(
-                f"label {unknown[0]!r} is in the held-out data alone; give training data of every class"
+                f"label {unknown[0]!r} is in the held-out data alone; give training data of every "
+                f"class"
             )
         return [[self._numbers[text]] for text in texts]
 
@@ -72,11 +76,13 @@ class LabelledTexts:
     ):
         if len(texts) != len(labels):
             raise ValueError(
-                f"{len(texts)} texts but {len(labels)} labels; tokenise fields of the same documents"
+                f"{len(texts)} texts but {len(labels)} labels; tokenise fields of the same "
+                f"documents"
             )
         if length < 3:
             raise ValueError(
-                f"length={length} is under 3, for a token, bos and eos; set config.data.sequence_length"
+                f"length={length} is under 3, for a token, bos and eos; set "
+                f"config.data.sequence_length"
             )
         self.length, self._texts, self._labels = length, texts, labels
         self._before = [] if bos_id is None else [bos_id]
@@ -94,3 +100,14 @@ class LabelledTexts:
         window[:, : len(row)] = row, np.ones(len(row)), np.arange(len(row))
         label = np.asarray(self._labels.ids[index : index + 1], np.int32)
         return {"tokens": tokens, "segments": segments, "positions": positions, "label": label}
+
+
+def labelled_windows(documents: Documents, options: WindowOptions) -> LabelledTexts:
+    """A window a text, in the documents' order."""
+    return LabelledTexts(
+        options.tokens(documents, "text"),
+        options.tokens(documents, "label", Labels(options.labels)),
+        options.length,
+        bos_id=options.tokenizer.bos_id,
+        eos_id=options.tokenizer.eos_id,
+    )

@@ -140,7 +140,8 @@ def _stack(rows: list[Batch]) -> Batch:
 def _rows_per_process(batch: int, process_index: int, process_count: int) -> int:
     if batch < 1 or batch % process_count or not 0 <= process_index < process_count:
         raise ValueError(
-            f"batch_size={batch} must be a multiple of {process_count} process(es), this one's index being "
+            f"batch_size={batch} must be a multiple of {process_count} process(es), this one's "
+            f"index being "
             f"{process_index}; set config.data.batch_size"
         )
     return batch // process_count

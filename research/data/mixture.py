@@ -10,8 +10,7 @@ import numpy as np
 
 from research.data.documents import digest
 from research.data.sources import Source, open_source
-
-Windows = Sequence[dict[str, np.ndarray]]
+from research.data.windows import Windows
 
 
 class Mixture:

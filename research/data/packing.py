@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from research.data.documents import Documents
 from research.data.tokens import TokenStore
+from research.data.windows import WindowOptions
 
 
 class PackedWindows:
@@ -33,7 +35,8 @@ class PackedWindows:
     ):
         if not 0 <= overlap < length:
             raise ValueError(
-                f"length={length} must be more than overlap={overlap}; set config.data.sequence_length"
+                f"length={length} must be more than overlap={overlap}; set "
+                f"config.data.sequence_length"
             )
         if not len(store.ids):
             raise ValueError("no tokens to pack; give more text")
@@ -98,3 +101,18 @@ class Chained:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         which = int(np.searchsorted(self._ends, index, side="right"))
         return self._windows[which][index - (int(self._ends[which - 1]) if which else 0)]
+
+
+def text_windows(documents: Documents, options: WindowOptions) -> PackedWindows:
+    """Packed windows of texts."""
+    # Without a token that begins a text its first word could not be predicted, and bits per byte
+    # would be too few.
+    eos, bos = options.tokenizer.eos_id, options.tokenizer.bos_id
+    return PackedWindows(
+        options.tokens(documents, "text"),
+        options.length,
+        seed=options.seed,
+        bos_id=eos if bos is None else bos,
+        eos_id=eos,
+        overlap=options.overlap,
+    )

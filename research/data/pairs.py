@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from research.data.documents import Documents
 from research.data.tokens import TokenStore
+from research.data.windows import WindowOptions
 
 
 class PackedPairs:
@@ -29,11 +31,13 @@ class PackedPairs:
     ):
         if len(inputs) != len(targets):
             raise ValueError(
-                f"{len(inputs)} inputs but {len(targets)} targets; tokenise fields of the same documents"
+                f"{len(inputs)} inputs but {len(targets)} targets; tokenise fields of the same "
+                f"documents"
             )
         if min(inputs_length, targets_length) < 2:
             raise ValueError(
-                f"lengths {inputs_length} and {targets_length} must be at least 2, for a token and eos"
+                f"lengths {inputs_length} and {targets_length} must be at least 2, for a token "
+                f"and eos"
             )
         self._sides = (("inputs", inputs, inputs_length), ("targets", targets, targets_length))
         self._eos = eos_id
@@ -75,3 +79,10 @@ class PackedPairs:
                 at = end
             window |= {name: tokens, f"{name}_segments": segments, f"{name}_positions": positions}
         return window
+
+
+def pair_windows(documents: Documents, options: WindowOptions) -> PackedPairs:
+    """Packed windows of pairs, as long on either side."""
+    inputs, targets = (options.tokens(documents, side) for side in ("inputs", "targets"))
+    length, eos = options.length, options.tokenizer.eos_id
+    return PackedPairs(inputs, targets, length, length, seed=options.seed, eos_id=eos)

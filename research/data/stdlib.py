@@ -36,7 +36,8 @@ def open_stdlib(
     contents = dict(sorted(_sources(root)))
     if len(contents) < 2:
         raise ValueError(
-            f"{root} holds {len(contents)} source files; this Python comes without its library's source"
+            f"{root} holds {len(contents)} source files; this Python comes without its library's "
+            f"source"
         )
     version = platform.python_version()
     fingerprint = digest(_FORMAT, version, *(part for pair in contents.items() for part in pair))

@@ -2,19 +2,14 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets
 
-from research.data.documents import (
-    UnreadableRecord,
-    choose_fields,
-    digest,
-    made_of,
-    pick,
-)
+from research.data.documents import UnreadableRecord, digest
+from research.data.layouts import LAYOUTS, choose_columns, read_record
 
 HELDOUT_SPLITS = (
     "validation",
@@ -40,6 +35,7 @@ class TfdsDocuments:
         split: str,
         fields: dict[str, str],
         *,
+        layout: str = "texts",
         content: str = "",
         paths: Sequence[str] | None = None,
     ):
@@ -47,7 +43,7 @@ class TfdsDocuments:
         sizes = [
             (length, path.stat().length) for length, path in zip(info.shard_lengths, info.filepaths)
         ]
-        self.fields = made_of(fields)
+        self._layout, self.fields = layout, LAYOUTS[layout].fields
         self.fingerprint = digest(
             content, builder.info.full_name, split, repr((sizes, info.num_bytes, fields))
         )
@@ -72,7 +68,11 @@ class TfdsDocuments:
         ) as error:  # RuntimeError is what array_record gives for a bad hash
             raise UnreadableRecord(file, row, error) from None
         path = self._paths[index] if self._paths else f"{self._split}/{index}"
-        return pick(record, self._columns, file, row) | {"path": path}
+        return read_record(record, self._columns, self._layout, file, row) | {"path": path}
+
+    def identities(self) -> Iterator[str]:
+        """A name for each record, in order."""
+        return (f"{self._split}/{index}" for index in range(len(self)))
 
 
 def open_tfds(
@@ -98,12 +98,13 @@ def open_tfds(
         raise ValueError(
             f"tfds:{name} has the splits {', '.join(splits) or '(none)'}; wanted train"
         )
-    fields = choose_fields(query, tuple(builder.info.features), f"tfds:{name}?{query}", wanted)
+    fields = choose_columns(query, tuple(builder.info.features), f"tfds:{name}?{query}", wanted)
     own = next(
         (split for split in HELDOUT_SPLITS if split in splits and len(splits[split].shard_lengths)),
         None,
     )
-    return TfdsDocuments(builder, "train", fields), own and TfdsDocuments(builder, own, fields)
+    train = TfdsDocuments(builder, "train", fields, layout=wanted)
+    return train, own and TfdsDocuments(builder, own, fields, layout=wanted)
 
 
 @contextlib.contextmanager

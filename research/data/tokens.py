@@ -85,7 +85,8 @@ def tokenize(
     """
     if field not in documents.fields:
         raise ValueError(
-            f"the documents have {' and '.join(documents.fields)}, wanted {field}; set config.data.source"
+            f"the documents have {' and '.join(documents.fields)}, wanted {field}; set "
+            f"config.data.source"
         )
     key = digest(_FORMAT, documents.fingerprint, field, tokenizer.fingerprint)
 
@@ -178,7 +179,8 @@ def _write(
                 progress(done, len(documents))
     if not sum(lengths):
         raise ValueError(
-            f"no text in {len(documents)} document(s), {len(bad)} of them unreadable; give more data"
+            f"no text in {len(documents)} document(s), {len(bad)} of them unreadable; give more "
+            f"data"
         )
     table = np.array([lengths, n_bytes], "<i8")
     table.tofile(directory / "documents.bin")
@@ -228,7 +230,8 @@ def _leave_out(record: str, bad: list[str], max_bad: int) -> None:
 
 def _too_many(record: str, count: int, limit: int) -> BadRecords:
     return BadRecords(
-        f"{record} (unreadable record {count}, {limit} allowed); repair the file or set config.data.max_bad_records"
+        f"{record} (unreadable record {count}, {limit} allowed); repair the file or set "
+        f"config.data.max_bad_records"
     )
 
 

@@ -2,7 +2,6 @@
 predictions moved."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +14,7 @@ from research import tree
 from research.evals.perplexity import Score
 from research.models.model import Model, forward
 from research.ops.loss import cross_entropy
-from research.weights.dynamic import quantize_tokens
-from research.weights.formats import FORMATS
 from research.weights.matrices import LINEAR
-from research.weights.quantized import Quantized
 
 _LOGITS = 2**25  # of a batch, 128 MiB in float32
 
@@ -72,56 +68,6 @@ def compare(
             float(largest_M.max()),
         )
     return Score(nll, tokens, None), made
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["base"], meta_fields=[])
-@dataclass(frozen=True)
-class RoundedInputs:
-    """Computes on any chip what `DynamicQuantized` does where the chip multiplies 8-bit numbers:
-    inputs are rounded to 8 bits for each token, then multiplied as floats."""
-
-    base: Quantized
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the weight it stands for."""
-        return self.base.shape
-
-    def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`eqn` of `x`, rounded for each token, and the weight."""
-        dtype = jnp.int8 if self.base.format == "int8" else jnp.float8_e4m3fn
-        codes, scale = quantize_tokens(eqn, x, dtype)
-        return self.base.einsum(eqn, (codes.astype(jnp.float32) * scale).astype(x.dtype))
-
-    def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
-        """Of experts, whose inputs stay as they are."""
-        return self.base.grouped(x, sizes)
-
-    def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """The weight as an array."""
-        return self.base.dense(dtype)
-
-
-def round_inputs(params: tree.Tree) -> tree.Tree:
-    """The parameters with `RoundedInputs` over every quantized matrix of the layers, under adapters
-    too.
-
-    ValueError for one that is not of 8 bits with one scale an output, which no chip multiplies
-    codes of.
-    """
-
-    def wrap(path, leaf):
-        name = tree.path_name(path)
-        if not isinstance(leaf, Quantized) or not re.match(LINEAR, name):
-            return leaf
-        if FORMATS[leaf.format].bits != 8 or leaf.group != math.prod(leaf.inputs):
-            raise ValueError(
-                f"{name} is {leaf.format} in groups of {leaf.group}; "
-                "--activations wants 8 bits and no --group"
-            )
-        return RoundedInputs(leaf)
-
-    return jax.tree.map_with_path(wrap, params, is_leaf=lambda node: isinstance(node, Quantized))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A token's products read every weight once for a handful of rows, so they are at best as fast as
 memory. With the trained layout XLA's CPU backend is far from that: a layer sliced out of the stack
-is copied for every token, and the columns of [K, N] that a kernel works on lie N apart. DecodeWeight to
+is copied for every token, and the columns of [K, N] that a kernel works on lie N apart. Transposed to
 [N, K] and made the left operand, weights are read as they stand, by all threads; 8 rows then take
 half to two thirds of the time.
 """
@@ -17,8 +17,9 @@ from jax.sharding import PartitionSpec
 
 from research.devices.backend import barrier, platform
 from research.models.model import Model
-from research.ops.equation import parse
+from research.ops.kernels.equation import parse
 from research.tree import Tree
+from research.weights.leaf import Leaf
 
 # Leading axes that a product contracts, by the weight's name; what is not named stays an array.
 _CONTRACTED = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "down": 1}
@@ -27,20 +28,24 @@ _CONTRACTED = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["transposed_NK"],
-    meta_fields=["shape", "contracted"],
+    meta_fields=["sizes", "contracted"],
 )
 @dataclass(frozen=True)
-class DecodeWeight:
-    """A stand-in for an array whose matrix [K, N] is stored transposed, [N, K]; see
-    `research.ops.einsum` for what a stand-in is.
+class DecodeWeight(Leaf):
+    """A leaf whose matrix [K, N] is stored transposed, [N, K].
 
-    `shape` is the shape of the weight that it stands for. `contracted` are the axes of that shape
+    `sizes` is the shape of the weight that it stands for. `contracted` are the axes of that shape
     that make up K: the leading ones or, for a table, the last one.
     """
 
     transposed_NK: jax.Array
-    shape: tuple[int, ...]
+    sizes: tuple[int, ...]
     contracted: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape."""
+        return self.sizes
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """The product over K, in the dtype of `x`, whose last axes K must be; the result's are
@@ -62,13 +67,21 @@ class DecodeWeight:
         kept = [size for axis, size in enumerate(self.shape) if axis not in self.contracted]
         return barrier(y_NM).T.reshape(*x.shape[: len(rows)], *kept)
 
+    def gathered(self) -> "DecodeWeight":
+        """This leaf, whose device holds all of it."""
+        return self
+
+    def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        """The weight as an array."""
+        kept = [axis for axis in range(self.ndim) if axis not in self.contracted]
+        order = (*kept, *self.contracted)
+        w = self.transposed_NK.astype(dtype).reshape([self.sizes[axis] for axis in order])
+        return jnp.transpose(w, [order.index(axis) for axis in range(self.ndim)])
+
     def take(self, ids: jax.Array) -> jax.Array:
         """Rows of a table [V, D] as [..., D]."""
-        at = self.transposed_NK.at[ids]
-        return at.get(
-            mode="clip",
-            **({} if jax.sharding.get_abstract_mesh().empty else {"out_sharding": PartitionSpec()}),
-        )
+        place = None if jax.sharding.get_abstract_mesh().empty else PartitionSpec()
+        return self.transposed_NK.at[ids].get(mode="clip", out_sharding=place)
 
 
 def prepare(model: Model, params: Tree) -> Tree:

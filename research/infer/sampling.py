@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from research.parallel.placement import whole
+from research.parallel.placement import gather_axis
 
 Number = float | jax.Array
 
@@ -141,7 +141,7 @@ def sample(
     `seen_BV` is true for tokens that the row's text has already; only a repetition penalty needs
     it.
     """
-    logits_BV = process(whole(logits_BV.astype(jnp.float32), axis=1), config, seen_BV)
+    logits_BV = process(gather_axis(logits_BV.astype(jnp.float32), axis=1), config, seen_BV)
     if config.temperature == 0:
         return _likeliest(logits_BV)
     return _draw(jax.nn.softmax(logits_BV, axis=-1), jax.vmap(jax.random.uniform)(keys_B))

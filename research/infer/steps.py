@@ -22,7 +22,7 @@ from research.models.cache import StackedCache
 from research.models.kv import KVCache
 from research.models.model import Model
 from research.parallel.axes import AxisRules, constrain
-from research.parallel.placement import whole
+from research.parallel.placement import gather_axis
 from research.tree import Tree
 
 # tokens of a prompt fed at once; bounds the memory of attention and the slots of a windowed cache
@@ -244,7 +244,7 @@ def _pick(
     params, hidden_B1D, state: DecodeState, stop_ids, model: Model, sampling: SamplingConfig
 ) -> tuple[DecodeState, jax.Array]:
     """The state one token on, and that token's log-probability [B]."""
-    logits_BV = whole(model.logits(params, hidden_B1D)[:, 0], axis=1)
+    logits_BV = gather_axis(model.logits(params, hidden_B1D)[:, 0], axis=1)
     keys_B = jax.vmap(jax.random.fold_in)(state.key_B, state.position_B)
     token_B = sample(logits_BV, keys_B, sampling, state.seen_BV)
     ended_B = jnp.any(token_B[:, None] == stop_ids[None, :], axis=1)

@@ -22,7 +22,7 @@ from research.models.spec import Spec, normal, zeros
 from research.models.spec import stack as stack_specs
 from research.ops.attention import EVERYONE, Visibility
 from research.ops.einsum import add_bias, einsum
-from research.parallel.placement import place_as, placed, whole
+from research.parallel.placement import gather_axis, partition_spec, reshard_to
 from research.tree import Tree
 
 # Which of a layer's parts a bottleneck follows: arXiv:1902.00751, figure 2; arXiv:2005.00247,
@@ -178,9 +178,9 @@ def with_prefix(
 def in_front(first: jax.Array, rows: jax.Array) -> jax.Array:
     """`rows` [B, S, ...] with `first` [n, ...] in front of every row, [B, n + S, ...], placed and
     typed as the rows."""
-    rows = whole(jnp.asarray(rows), axis=1)
+    rows = gather_axis(jnp.asarray(rows), axis=1)
     copies = jnp.broadcast_to(first.astype(rows.dtype)[None], (rows.shape[0], *first.shape))
-    return jnp.concatenate([place_as(copies, placed(rows)), rows], axis=1)
+    return jnp.concatenate([reshard_to(copies, partition_spec(rows)), rows], axis=1)
 
 
 def _decoder(c: ModelConfig) -> None:

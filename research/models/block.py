@@ -17,7 +17,7 @@ from research.models.context import LayerContext
 from research.models.initial import Initial
 from research.models.kv import KVCache
 from research.models.spec import stack as stack_specs
-from research.parallel.placement import divide, local_shape, unite
+from research.parallel.placement import local_shape, merge_axes, split_axis
 from research.tree import Tree
 
 
@@ -126,6 +126,6 @@ def by_tokens(
     size = max(1, tokens // B)
     added = -T % size
     filled_BTD = jnp.pad(x_BTD, ((0, 0), (0, added), (0, 0))) if added else x_BTD
-    parts = jnp.moveaxis(divide(filled_BTD, 1, (T + added) // size), 1, 0)
+    parts = jnp.moveaxis(split_axis(filled_BTD, 1, (T + added) // size), 1, 0)
     _, y = jax.lax.scan(jax.checkpoint(lambda _, part: (None, function(part))), None, parts)
-    return unite(jnp.moveaxis(y, 0, 1), 1)[:, :T]
+    return merge_axes(jnp.moveaxis(y, 0, 1), 1)[:, :T]

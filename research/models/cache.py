@@ -20,7 +20,7 @@ from research.models.kv import KVCache, Prefix
 from research.ops import attention
 from research.ops.attention import Visibility
 from research.parallel.axes import AxisRules, constrain
-from research.parallel.placement import spec
+from research.parallel.placement import spec_entries
 
 
 class SlotCache(KVCache):
@@ -209,7 +209,7 @@ def _put(
         return scatter(cached, new, slots_BT, layer)
     # Rows and heads are split, slots are not: each device writes its own part, which the scatter's
     # types cannot tell.
-    where = spec(cached)
+    where = spec_entries(cached)
     rows, *heads = where if layer is None else where[1:]
     heads = (heads[0], heads[2]) if len(heads) == 3 else ()
     parts = PartitionSpec(rows, None, *heads), PartitionSpec(rows, None)

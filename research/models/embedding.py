@@ -11,7 +11,7 @@ from research.models.config import ModelConfig
 from research.models.initial import Initial
 from research.models.spec import Spec, zeros
 from research.ops.einsum import add_bias, contract, einsum, take
-from research.parallel.placement import gather, whole
+from research.parallel.placement import gather, gather_axis
 from research.tree import Tree
 
 BUCKETS = 32  # relative positions, arXiv:1910.10683, section 2.1
@@ -77,7 +77,7 @@ def relative_bias(
     p: Tree, q_positions_BT: jax.Array, k_positions_BS: jax.Array, *, causal: bool
 ) -> jax.Array:
     """Offsets of the scores, float32 [B, N, T, S] (arXiv:1910.10683, section 2.1)."""
-    distance_BTS = whole(k_positions_BS, axis=1)[:, None, :] - q_positions_BT[:, :, None]
+    distance_BTS = gather_axis(k_positions_BS, axis=1)[:, None, :] - q_positions_BT[:, :, None]
     one_hot_BTSb = jax.nn.one_hot(_bucket(distance_BTS, causal), BUCKETS)
     return contract("BTSb,bN->BNTS", one_hot_BTSb, gather(p["table"].astype(jnp.float32)))
 

@@ -19,7 +19,7 @@ from research.models.stack import each, run
 from research.ops.einsum import add_bias, einsum
 from research.ops.elementwise import soft_cap
 from research.parallel.axes import RULES, AxisRules
-from research.parallel.placement import whole
+from research.parallel.placement import gather_axis
 from research.precision import Precision
 from research.tree import Tree
 
@@ -133,7 +133,7 @@ class Model:
 
     def pooled(self, params: Tree, hidden_BTD: jax.Array) -> jax.Array:
         """BERT's summary of a text, tanh of a layer over its first token, [B, 1, D]."""
-        first_B1D = whole(hidden_BTD, axis=1)[:, :1]
+        first_B1D = gather_axis(hidden_BTD, axis=1)[:, :1]
         p = params["pooler"]
         return jnp.tanh(add_bias(einsum("BTD,DM->BTM", first_B1D, p["kernel"]), p["bias"]))
 

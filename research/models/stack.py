@@ -18,7 +18,7 @@ from research.models.block import block
 from research.models.config import Execution, ModelConfig
 from research.models.context import LayerContext, layer_pattern
 from research.models.kv import KVCache
-from research.parallel.placement import divide
+from research.parallel.placement import split_axis
 from research.tree import Tree
 
 
@@ -75,7 +75,7 @@ def _scan(steps: list[Callable], carry: tuple, p_layers: Tree, count: int, unrol
             carry, _ = step(carry, (layer_of(p_period, at), indices[at]))
         return carry, None
 
-    periods = jax.tree.map(lambda w: divide(w[:count], 0, count // period), p_layers)
+    periods = jax.tree.map(lambda w: split_axis(w[:count], 0, count // period), p_layers)
     indices = indices.reshape(-1, period)
     return jax.lax.scan(one_period, carry, (periods, indices), unroll=unroll)[0]
 

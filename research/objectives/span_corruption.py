@@ -130,7 +130,8 @@ class SpanCorruption(Objective):
             [_parts(len(tokens) - noise, spans, rng), _parts(noise, spans, rng)], axis=1
         )
         edges = np.concatenate([[0], np.cumsum(lengths.reshape(-1))])
-        kept, noised = [], []
+        kept: list[Any] = []
+        noised: list[Any] = []
         for span in range(spans):
             clean, start, end = edges[2 * span], edges[2 * span + 1], edges[2 * span + 2]
             sentinel = [self.sentinel_ids[span]]

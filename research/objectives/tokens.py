@@ -9,9 +9,8 @@ from research.models.model import Model
 from research.objectives.objective import Totals
 from research.ops.frozen_head import frozen_head_loss
 from research.ops.loss import CHUNK, cross_entropy, head_loss
-from research.parallel.placement import divide, local_shape
+from research.parallel.placement import local_shape, split_axis
 from research.tree import Tree
-from research.weights.quantized import Quantized
 from research.weights.rules import attach
 
 
@@ -30,7 +29,7 @@ def token_loss(
     hidden_BTD, balance = model.hidden(params, batch, key)
     states_BTD, table_VD, bias_V = model.head(params, hidden_BTD)
     count = jnp.sum(batch["weights"])
-    if bias_V is None and isinstance(table_VD, (jax.Array, Quantized)):
+    if bias_V is None and (isinstance(table_VD, jax.Array) or table_VD.frozen):
         head = head_loss if isinstance(table_VD, jax.Array) else frozen_head_loss
         total, nll = head(
             states_BTD,
@@ -79,5 +78,5 @@ def _logits_loss(
         return part(start, tokens)[0]
     count = next(n for n in range(1, T + 1) if T % n == 0 and (B * T // n <= CHUNK or n == T))
     return jax.lax.scan(
-        part, start, tuple(jnp.moveaxis(divide(x, 1, count), 1, 0) for x in tokens)
+        part, start, tuple(jnp.moveaxis(split_axis(x, 1, count), 1, 0) for x in tokens)
     )[0]

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from research.ops import blocked
 from research.ops.einsum import contract
 from research.ops.elementwise import soft_cap
-from research.parallel.placement import divide, spec, whole
+from research.parallel.placement import gather_axis, spec_entries, split_axis
 
 IMPLEMENTATIONS = ("auto", "xla", "splash", "flash")
 EVERYONE = -1  # the segment of keys that the queries of every segment see
@@ -77,11 +77,11 @@ def attend(
     Under context parallelism keys and values are gathered over the context axis while queries stay
     split.
     """
-    k_BSKH, v_BSKH = (_match_heads(q_BTNH, whole(kv, axis=1)) for kv in (k_BSKH, v_BSKH))
+    k_BSKH, v_BSKH = (_match_heads(q_BTNH, gather_axis(kv, axis=1)) for kv in (k_BSKH, v_BSKH))
     visibility = replace(
         visibility,
-        k_positions_BS=whole(visibility.k_positions_BS, axis=1),
-        k_segments_BS=whole(visibility.k_segments_BS, axis=1),
+        k_positions_BS=gather_axis(visibility.k_positions_BS, axis=1),
+        k_segments_BS=gather_axis(visibility.k_segments_BS, axis=1),
     )
     if implementation in ("auto", "splash", "flash"):
         from research.ops.kernels import attention as kernels
@@ -107,11 +107,11 @@ def reference(
     S."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    q_BTKGH = divide(q_BTNH, 2, K)
+    q_BTKGH = split_axis(q_BTNH, 2, K)
     scores_BKGTS = contract("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, dtype=jnp.float32) * scale
     scores_BKGTS = soft_cap(scores_BKGTS, softcap)
     if bias_BNTS is not None:
-        scores_BKGTS += divide(bias_BNTS, 1, K)
+        scores_BKGTS += split_axis(bias_BNTS, 1, K)
     seen = visibility.mask_BTS()[:, None, None, :, :]
     scores_BKGTS = jnp.where(seen, scores_BKGTS, jnp.finfo(jnp.float32).min)
     probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)
@@ -124,11 +124,12 @@ def reference(
 def _match_heads(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
     """Keys repeated to the query's heads where those are split over more devices than there are key
     heads."""
-    if jax.sharding.get_abstract_mesh().empty or spec(q_BTNH)[2] == spec(k_BSKH)[2]:
+    if jax.sharding.get_abstract_mesh().empty or spec_entries(q_BTNH)[2] == spec_entries(k_BSKH)[2]:
         return k_BSKH
     repeats = q_BTNH.shape[2] // k_BSKH.shape[2]
-    batch, length, _, head = spec(k_BSKH)
+    batch, length, _, head = spec_entries(k_BSKH)
     whole = jax.reshard(k_BSKH, PartitionSpec(batch, length, None, head))
     return jax.reshard(
-        jnp.repeat(whole, repeats, axis=2), PartitionSpec(batch, length, spec(q_BTNH)[2], head)
+        jnp.repeat(whole, repeats, axis=2),
+        PartitionSpec(batch, length, spec_entries(q_BTNH)[2], head),
     )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from research.devices.backend import barrier
 from research.ops.einsum import contract
 from research.ops.elementwise import soft_cap, soft_cap_slope
-from research.parallel.placement import divide, local_shape
+from research.parallel.placement import local_shape, split_axis
 
 SMALLEST = 32  # queries of a block; below that the products are too small to gain anything
 MOST = 16  # blocks; each is traced on its own
@@ -51,7 +51,7 @@ def attend(
 def _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap):
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    q_BKGTH = jnp.moveaxis(divide(q_BTNH, 2, K), 1, 3)
+    q_BKGTH = jnp.moveaxis(split_axis(q_BTNH, 2, K), 1, 3)
     k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
     outs, probs = [], []
     for block in _cuts(T):
@@ -78,7 +78,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap):
 def _backward(scale, softcap, saved, dout_BTNH):
     q_BKGTH, k_BKSH, v_BKSH, out_BKGTH, probs = saved
     B, K, G, T, H = q_BKGTH.shape
-    dout_BKGTH = jnp.moveaxis(divide(dout_BTNH, 2, K), 1, 3)
+    dout_BKGTH = jnp.moveaxis(split_axis(dout_BTNH, 2, K), 1, 3)
     delta_BKGT1 = jnp.sum((dout_BKGTH * out_BKGTH).astype(jnp.float32), axis=-1, keepdims=True)
     dqs, dk_BKSH, dv_BKSH = [], 0.0, 0.0
     for block, probs_BKGTS in zip(_cuts(T), probs):

@@ -1,17 +1,20 @@
-"""The one contraction of activations with weights, and where its result lives.
+"""The one contraction of activations with weights, and the sharding of its result.
 
 Shardings are types (explicit mesh axes), so the sharding of a result follows from those of the
 operands: a kept letter keeps its mesh axes, a contracted letter is summed over its own. Models
 therefore write equations and no shardings:
 
-    x_BTD @(batch over data, fsdp)  *  w_DF @(D over fsdp, F over tensor)  ->  y_BTF @(batch over data, fsdp; F over tensor)
+    x_BTD  batch over data and fsdp
+    w_DF   D over fsdp, F over tensor
+    y_BTF  batch over data and fsdp, F over tensor
 
-where the weight's fsdp axis exists for storage only and is gathered before the product (its
-gradient is scattered back).
+where fsdp only stores the weight: it is gathered before the product, and the gradient is scattered
+back.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,30 +24,32 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from research.devices.backend import barrier, platform
-from research.ops.equation import parse
 from research.ops.kernels import grouped_matmul
+from research.ops.kernels.equation import Equation, parse
 from research.parallel.collectives import sum_to_place
 from research.parallel.placement import (
     as_entry,
-    computing,
+    compute_axes,
     gather,
+    gather_axis,
     join_parts,
     mesh_axes,
-    place_as,
-    placed,
+    partition_spec,
+    reshard_to,
     result_spec,
-    spec,
-    storing,
-    unplaced,
-    whole,
+    spec_entries,
+    storage_axes,
+    unsharded,
 )
 
 
 def einsum(eqn: str, x: jax.Array, w: Any) -> jax.Array:
     """`eqn` of activations `x` and a weight `w`, in the dtype of `x`.
 
-    `w` is an array, cast to the dtype of `x` and gathered, or a weight stand-in, which contracts
-    itself.
+    `w` is an array, cast to the dtype of `x` and gathered, or a leaf
+    (`research.weights.leaf.Leaf`), which contracts itself.
+
+        einsum("BTD,DNH->BTNH", x_BTD, query_DNH)
     """
     if not isinstance(w, jax.Array):
         return w.einsum(eqn, x)
@@ -62,70 +67,97 @@ def _product_forward(eqn: str, x: jax.Array, w: jax.Array):
 
 
 def _product_backward(eqn: str, saved: tuple[jax.Array, jax.Array], dy: jax.Array):
-    """Both gradients in the type of what they belong to and where that lives."""
+    """The gradients of `x` and `w`, each in the type and the sharding of what it belongs to."""
     x, w = saved
-    of_x, of_w, of_y = parse(eqn)
-    dx = contract(f"{of_y},{of_w}->{of_x}", dy, gather(w.astype(x.dtype)))
-    return place_as(dx, placed(x)), _weight_gradient(of_x, of_y, of_w, x, dy, w)
+    dx = contract(parse(eqn).to_x, dy, gather(w.astype(x.dtype)))
+    return reshard_to(dx, partition_spec(x)), _weight_gradient(parse(eqn), x, dy, w)
 
 
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _weight_gradient(
-    of_x: str, of_y: str, of_w: str, x: jax.Array, dy: jax.Array, w: jax.Array
-) -> jax.Array:
-    """`x` and `dy` contracted over all letters that the weight has not, in the weight's layout,
-    type and place.
+@dataclass(frozen=True)
+class _Layout:
+    """Where the operands of a weight's gradient live: mesh axes by letter.
+
+    computed   of each letter of activations and result
+    stored     of each letter of the weight, in order, the axes that only store it
+    """
+
+    computed: dict[str, tuple[str, ...]]
+    stored: list[tuple[str, ...]]
+
+    @classmethod
+    def of(cls, eqn: Equation, x: jax.Array, dy: jax.Array, w: jax.Array) -> "_Layout":
+        """The layout of these arrays; where `x` and `dy` differ about a letter, that of `x`."""
+        computed = {letter: mesh_axes(entry) for letter, entry in zip(eqn.x, spec_entries(x))}
+        for letter, entry in zip(eqn.y, spec_entries(dy)):
+            computed[letter] = computed.get(letter) or mesh_axes(entry)
+        stored = []
+        for letter, entry in zip(eqn.w, spec_entries(w)):
+            stored.append(tuple(axis for axis in mesh_axes(entry) if axis not in computed[letter]))
+        return cls(computed, stored)
+
+    def place(self, letters: str) -> PartitionSpec:
+        """Where an array with these letters lives in computation."""
+        return PartitionSpec(*(as_entry(self.computed[letter]) for letter in letters))
+
+    def scattered(self, letters: str) -> PartitionSpec:
+        """Where the weight's gradient lives when its parts have been scattered."""
+        axes = ((*self.computed[letter], *storing) for letter, storing in zip(letters, self.stored))
+        return PartitionSpec(*map(as_entry, axes))
+
+    def summed(self, kept: str) -> set[str]:
+        """The mesh axes of the letters that are not kept: each of their devices has a part of the
+        sum."""
+        gone = (axes for letter, axes in self.computed.items() if letter not in kept)
+        return {axis for axes in gone for axis in axes}
+
+
+def _weight_gradient(eqn: Equation, x: jax.Array, dy: jax.Array, w: jax.Array) -> jax.Array:
+    """`x` and `dy` contracted over all letters that the weight does not have, in the weight's axes,
+    type and sharding.
 
     Each device contracts its own tokens; the sum over the others' is scattered to where the
     gradient is stored.
     """
-    place = placed(w)
-    if place is None or not any((*spec(x), *spec(dy), *place)):  # one device
-        return _outer(of_x, of_y, of_w, x, dy, w.dtype)
-    where = {letter: mesh_axes(entry) for letter, entry in zip(of_x, spec(x))}
-    where |= {
-        letter: where.get(letter) or mesh_axes(entry) for letter, entry in zip(of_y, spec(dy))
-    }
-    summed = {name for letter, names in where.items() if letter not in of_w for name in names}
-    stored = [
-        tuple(n for n in mesh_axes(entry) if n not in where[letter])
-        for letter, entry in zip(of_w, place)
-    ]
+    place = partition_spec(w)
+    if place is None or not any((*spec_entries(x), *spec_entries(dy), *place)):  # one device
+        return _contract_to_weight(eqn, x, dy, w.dtype)
+    layout = _Layout.of(eqn, x, dy, w)
 
-    def local(x, dy):
-        return sum_to_place(_outer(of_x, of_y, of_w, x, dy, w.dtype), stored, summed)
+    def local(x: jax.Array, dy: jax.Array) -> jax.Array:
+        part = _contract_to_weight(eqn, x, dy, w.dtype)
+        return sum_to_place(part, layout.stored, layout.summed(eqn.w))
 
-    dy = place_as(dy, PartitionSpec(*(as_entry(where[letter]) for letter in of_y)))
-    split = PartitionSpec(
-        *(as_entry((*where[letter], *names)) for letter, names in zip(of_w, stored))
-    )
-    dw = jax.shard_map(local, in_specs=(placed(x), placed(dy)), out_specs=split, check_vma=False)(
-        x, dy
-    )
-    return place_as(dw, place)
+    dy = reshard_to(dy, layout.place(eqn.y))
+    dw = jax.shard_map(
+        local,
+        in_specs=(partition_spec(x), partition_spec(dy)),
+        out_specs=layout.scattered(eqn.w),
+        check_vma=False,
+    )(x, dy)
+    return reshard_to(dw, place)
 
 
-def _outer(
-    of_x: str, of_y: str, of_w: str, x: jax.Array, dy: jax.Array, dtype: jnp.dtype
-) -> jax.Array:
+def _contract_to_weight(eqn: Equation, x: jax.Array, dy: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """`x` and `dy` contracted to the weight's letters, in that order.
 
     JAX's own rule contracts (dy, x), which gives the transpose: the copy back, into which XLA's CPU
     backend fuses the activation's derivative, took a fifth of a training step.
     """
     if platform() == "cpu" and x.dtype == jnp.float32 and dy.size < x.size:
-        # The backend copies the left operand to transpose it. Let it be the smaller, and turn the
-        # yet smaller result; in bfloat16 the copy is cheap, and this gains nothing.
-        turned = "".join(sorted(of_w, key=lambda letter: letter not in of_y))
-        dw = barrier(contract(f"{of_y},{of_x}->{turned}", dy, x))
-        return jnp.transpose(dw, [turned.index(letter) for letter in of_w])
-    return contract(f"{of_x},{of_y}->{of_w}", x, dy, dtype=dtype)
+        # The backend copies the left operand to transpose it. Let it be the smaller one, and
+        # transpose the yet smaller result; in bfloat16 the copy is cheap, and this gains nothing.
+        transposed = "".join(sorted(eqn.w, key=lambda letter: letter not in eqn.y))
+        dw = barrier(contract(f"{eqn.y},{eqn.x}->{transposed}", dy, x))
+        return jnp.transpose(dw, [transposed.index(letter) for letter in eqn.w])
+    return contract(f"{eqn.x},{eqn.y}->{eqn.w}", x, dy, dtype=dtype)
 
 
 def take(w: Any, ids_BT: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Rows of a table `w` [V, D] at `ids` as [B, T, D] in `dtype`; ids must lie in [0, V)."""
+    """Rows of a table `w` [V, D], an array or a leaf, at `ids` as [B, T, D] in `dtype`; ids must
+    lie in [0, V)."""
     if not isinstance(w, jax.Array):
         return w.take(ids_BT).astype(dtype)
     return _rows(w, ids_BT, jnp.dtype(dtype))
@@ -137,7 +169,7 @@ def _rows(table_VD: jax.Array, ids_BT: jax.Array, dtype: jnp.dtype) -> jax.Array
     if jax.sharding.get_abstract_mesh().empty:
         return table_VD.at[ids_BT].get(mode="clip")
     return table_VD.at[ids_BT].get(
-        mode="clip", out_sharding=PartitionSpec(*spec(ids_BT), spec(table_VD)[1])
+        mode="clip", out_sharding=PartitionSpec(*spec_entries(ids_BT), spec_entries(table_VD)[1])
     )
 
 
@@ -146,36 +178,38 @@ def _rows_forward(table_VD: jax.Array, ids_BT: jax.Array, dtype: jnp.dtype):
 
 
 def _rows_backward(dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], dy_BTD: jax.Array):
-    """Rows summed in float32: in bfloat16 the sum of a frequent token stops growing at a few
-    hundred terms."""
+    """The table's gradient, summed in float32: in bfloat16 the sum of a frequent token stops
+    growing at a few hundred terms."""
     table_VD, ids_BT = saved
-    place, rows = placed(table_VD), table_VD.shape[0]
+    place, rows = partition_spec(table_VD), table_VD.shape[0]
 
     def added(ids_BT, dy_BTD, rows):
         sums_VD = jnp.zeros((rows, dy_BTD.shape[-1]), jnp.float32)
-        owned = jnp.where(
-            ids_BT < 0, rows, ids_BT
-        )  # what is of other devices falls out of the table
+        # Rows of other devices fall out of the table; a negative index would count from its end.
+        owned = jnp.where(ids_BT < 0, rows, ids_BT)
         return sums_VD.at[owned].add(dy_BTD.astype(jnp.float32), mode="drop").astype(table_VD.dtype)
 
     if place is None:
         return added(ids_BT, dy_BTD, rows), None
-    owners = computing(place[0])
-    stored = storing(place)
-    summed = {name for entry in spec(dy_BTD)[:2] for name in mesh_axes(entry)}
+    owners = compute_axes(place[0])
+    stored = storage_axes(place)
+    summed = {name for entry in spec_entries(dy_BTD)[:2] for name in mesh_axes(entry)}
 
     def local(ids_BT, dy_BTD):
         own = rows // math.prod(lax.axis_size(name) for name in owners)
         first = lax.axis_index(owners) * own if owners else 0
         return sum_to_place(added(ids_BT - first, dy_BTD, own), stored, summed)
 
-    dy_BTD = whole(dy_BTD, axis=2)
-    ids_BT = place_as(ids_BT, PartitionSpec(*spec(dy_BTD)[:2]))
+    dy_BTD = gather_axis(dy_BTD, axis=2)
+    ids_BT = reshard_to(ids_BT, PartitionSpec(*spec_entries(dy_BTD)[:2]))
     split = PartitionSpec(as_entry((*owners, *stored[0])), as_entry(stored[1]))
     dtable = jax.shard_map(
-        local, in_specs=(placed(ids_BT), placed(dy_BTD)), out_specs=split, check_vma=False
+        local,
+        in_specs=(partition_spec(ids_BT), partition_spec(dy_BTD)),
+        out_specs=split,
+        check_vma=False,
     )(ids_BT, dy_BTD)
-    return place_as(dtable, place), None
+    return reshard_to(dtable, place), None
 
 
 _rows.defvjp(_rows_forward, _rows_backward)
@@ -184,12 +218,12 @@ _rows.defvjp(_rows_forward, _rows_backward)
 def grouped(
     x_MI: jax.Array, w: Any, sizes_E: jax.Array, stored: Sequence[tuple[str, ...]] = ()
 ) -> jax.Array:
-    """Rows [M, I] in groups of these sizes, each group times the matrix of its expert in `w` [E, I,
-    O], as [M, O].
+    """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix in `w` [E, I, O],
+    as [M, O].
 
-    What rows behind the last group become is unspecified; their gradient is 0. `w` is a stand-in,
-    or an array, cast to the dtype of `x`, of which the mesh axes `stored` hold parts of each
-    dimension: inside `shard_map` it is gathered over them.
+    What rows behind the last group become is unspecified; their gradient is 0. `w` is a leaf, or an
+    array, cast to the dtype of `x`. Inside `shard_map` an array is a part, and is gathered over the
+    mesh axes `stored` of each dimension.
     """
     if not isinstance(w, jax.Array):
         return w.grouped(x_MI, sizes_E)
@@ -212,8 +246,8 @@ def _groups_forward(
 def _groups_backward(
     stored: Sequence[tuple[str, ...]], saved: tuple[jax.Array, ...], dy_MO: jax.Array
 ):
-    """Both gradients in the type of what they belong to; the matrices' is scattered as they are
-    stored, in one go."""
+    """The gradients of rows and matrices, each in the type of what it belongs to; that of the
+    matrices is scattered as they are stored, in one collective."""
     x_MI, w_EIO, sizes_E = saved
     dx_MI = grouped_matmul.rows(
         dy_MO, join_parts(w_EIO.astype(x_MI.dtype), stored), sizes_E, transposed=True
@@ -221,8 +255,8 @@ def _groups_backward(
     dw_EIO = grouped_matmul.matrices(x_MI, dy_MO, sizes_E, w_EIO.dtype)
     summed = {name for names in stored for name in names}
     if stored and not stored[0] and dw_EIO.shape[0] == 1:
-        # As a matrix: of a scatter behind an axis of 1 TPU's compiler makes an all-reduce, which
-        # moves twice the bytes.
+        # As a matrix: TPU's compiler turns a scatter behind an axis of size 1 into an all-reduce,
+        # which moves twice the bytes.
         dw_EIO = sum_to_place(dw_EIO[0], stored[1:], summed)[None]
     else:
         dw_EIO = sum_to_place(dw_EIO, stored, summed)
@@ -233,8 +267,8 @@ _groups.defvjp(_groups_forward, _groups_backward)
 
 
 def gathered(w: Any, dtype: jnp.dtype) -> Any:
-    """A weight as the products of a `shard_map` want it: gathered like an array in `dtype`, or a
-    stand-in whose parts are gathered and split alike."""
+    """A weight as the products of a `shard_map` want it: an array in `dtype`, or a leaf, with the
+    mesh axes that only store it gathered."""
     return gather(w.astype(dtype)) if isinstance(w, jax.Array) else w.gathered()
 
 
@@ -242,10 +276,10 @@ def contract(eqn: str, *operands: jax.Array, dtype: jnp.dtype | None = None) -> 
     """`jnp.einsum` with the result's sharding derived from the operands'; `dtype` is the element
     type of the result.
 
-    XLA's CPU backend has a bfloat16 product with a float32 result and none with a bfloat16 one, for
-    which it widens both operands; there the result is narrowed afterwards.
+    XLA's CPU backend multiplies bfloat16 to float32, and widens both operands where a bfloat16
+    result is asked for; on a CPU the result is narrowed afterwards instead.
     """
-    out = None if unplaced() else result_spec(eqn, *operands)
+    out = None if unsharded() else result_spec(eqn, *operands)
     if (dtype or jnp.result_type(*operands)) == jnp.bfloat16 and platform() == "cpu":
         return jnp.einsum(
             eqn, *operands, preferred_element_type=jnp.float32, out_sharding=out

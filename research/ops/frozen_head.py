@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 
 from research.ops.elementwise import soft_cap
 from research.ops.loss import Vocabulary, in_chunks, token_mesh_axes, token_terms
-from research.parallel.placement import spec
+from research.parallel.placement import spec_entries
 
 BLOCK = 16384  # rows of the table that are dense at a time
 
@@ -57,9 +57,12 @@ def _head(states_BTD, table, targets_BT, weights_BT, settings, *, gradient):
     table = table.gathered()
     if jax.sharding.get_abstract_mesh().empty:
         return local(states_BTD, table, targets_BT, weights_BT, token_axes=(), vocab_axis=None)
-    states, tokens = PartitionSpec(*spec(states_BTD)), PartitionSpec(*spec(states_BTD)[:2])
-    parts = jax.tree.map(lambda part: PartitionSpec(*spec(part)), table)
-    vocab_axis = spec(jax.tree.leaves(table)[0])[0]
+    states, tokens = (
+        PartitionSpec(*spec_entries(states_BTD)),
+        PartitionSpec(*spec_entries(states_BTD)[:2]),
+    )
+    parts = jax.tree.map(lambda part: PartitionSpec(*spec_entries(part)), table)
+    vocab_axis = spec_entries(jax.tree.leaves(table)[0])[0]
     return jax.shard_map(
         partial(local, token_axes=token_mesh_axes(tokens), vocab_axis=vocab_axis),
         in_specs=(states, parts, tokens, tokens),

@@ -23,7 +23,13 @@ from jax.sharding import PartitionSpec
 
 from research.ops.elementwise import soft_cap, soft_cap_slope
 from research.parallel.collectives import sum_to_place
-from research.parallel.placement import gather, mesh_axes, placed, spec, storing
+from research.parallel.placement import (
+    gather,
+    mesh_axes,
+    partition_spec,
+    spec_entries,
+    storage_axes,
+)
 
 # tokens of a device whose logits exist at a time: enough for its matrix units, little beside the
 # states
@@ -188,17 +194,17 @@ def _head(states_BTD, table_VD, targets_BT, weights_BT, settings, *, of):
     if jax.sharding.get_abstract_mesh().empty:
         local = partial(local, token_axes=(), stored=((), ()), vocab_axis=None)
         return local(states_BTD, whole_VD, targets_BT, weights_BT)
-    states, stored = PartitionSpec(*spec(states_BTD)), placed(table_VD)
-    tokens = PartitionSpec(*spec(states_BTD)[:2])
+    states, stored = PartitionSpec(*spec_entries(states_BTD)), partition_spec(table_VD)
+    tokens = PartitionSpec(*spec_entries(states_BTD)[:2])
     sums = (PartitionSpec(), PartitionSpec())
     return jax.shard_map(
         partial(
             local,
             token_axes=token_mesh_axes(tokens),
-            stored=storing(stored),
-            vocab_axis=spec(whole_VD)[0],
+            stored=storage_axes(stored),
+            vocab_axis=spec_entries(whole_VD)[0],
         ),
-        in_specs=(states, placed(whole_VD), tokens, tokens),
+        in_specs=(states, partition_spec(whole_VD), tokens, tokens),
         out_specs=(sums, (states if "states" in of else None, stored if "table" in of else None)),
         check_vma=False,
     )(states_BTD, whole_VD, jax.reshard(targets_BT, tokens), jax.reshard(weights_BT, tokens))

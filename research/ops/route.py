@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 
 from research.ops.einsum import gathered, grouped
 from research.ops.kernels import visible_share as share
-from research.parallel.placement import joinable, spec, storing
+from research.parallel.placement import contiguous, spec_entries, storage_axes
 
 
 def top_k(logits_BTE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -61,17 +61,17 @@ def experts(
     split as they are.
     """
     matrices, number = (gate_EDF, up_EDF, down_EFD), gate_EDF.shape[0]
-    alone = [isinstance(w, jax.Array) and joinable(w) for w in matrices]
-    stored = [storing(spec(w)) if own else () for w, own in zip(matrices, alone)]
+    alone = [isinstance(w, jax.Array) and contiguous(w) for w in matrices]
+    stored = [storage_axes(spec_entries(w)) if own else () for w, own in zip(matrices, alone)]
     matrices = [w if own else gathered(w, x_BTD.dtype) for w, own in zip(matrices, alone)]
     if jax.sharding.get_abstract_mesh().empty:
         products = [partial(grouped, w=w) for w in matrices]
         return _local(x_BTD, weights_BTk, ids_BTk, products, activation, 0, number)
 
     split_tokens = "expert" in (
-        spec(x_BTD)[0] or ()
+        spec_entries(x_BTD)[0] or ()
     )  # not so for a batch too small to split, as in decoding
-    specs = jax.tree.map(lambda part: PartitionSpec(*spec(part)), matrices)
+    specs = jax.tree.map(lambda part: PartitionSpec(*spec_entries(part)), matrices)
     entries = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
     named = {
         name
@@ -106,7 +106,7 @@ def experts(
             else lax.psum(y, "expert")
         )
 
-    tokens = PartitionSpec(*spec(x_BTD))
+    tokens = PartitionSpec(*spec_entries(x_BTD))
     return jax.shard_map(
         island, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False
     )(x_BTD, weights_BTk, ids_BTk, matrices)

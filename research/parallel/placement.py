@@ -18,20 +18,20 @@ from research.parallel.axes import AXES, COMPUTE, as_entry
 from research.parallel.collectives import all_gather
 
 
-def spec(x: jax.Array) -> tuple:
+def spec_entries(x: jax.Array) -> tuple:
     """The entry of each dimension; JAX leaves out the last ones where they are None."""
     entries = tuple(jax.typeof(x).sharding.spec)
     return entries + (None,) * (x.ndim - len(entries))
 
 
-def placed(x: jax.Array) -> PartitionSpec | None:
+def partition_spec(x: jax.Array) -> PartitionSpec | None:
     """The PartitionSpec of `x` with an entry for every dimension; None without a mesh."""
-    return None if jax.sharding.get_abstract_mesh().empty else PartitionSpec(*spec(x))
+    return None if jax.sharding.get_abstract_mesh().empty else PartitionSpec(*spec_entries(x))
 
 
-def place_as(x: jax.Array, place: PartitionSpec | None) -> jax.Array:
-    """`x` resharded to a PartitionSpec that `placed` returned; None leaves it as it is."""
-    return x if place is None or spec(x) == tuple(place) else jax.reshard(x, place)
+def reshard_to(x: jax.Array, place: PartitionSpec | None) -> jax.Array:
+    """`x` resharded to a PartitionSpec that `partition_spec` returned; None leaves it as it is."""
+    return x if place is None or spec_entries(x) == tuple(place) else jax.reshard(x, place)
 
 
 def local_shape(x: jax.Array) -> tuple[int, ...]:
@@ -41,18 +41,18 @@ def local_shape(x: jax.Array) -> tuple[int, ...]:
     return jax.typeof(x).sharding.shard_shape(x.shape)
 
 
-def unplaced() -> bool:
+def unsharded() -> bool:
     """True where arrays have no shardings: without a mesh, and on a device's shards inside
     `jax.shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or mesh.are_all_axes_manual
 
 
-def whole(x: jax.Array, axis: int) -> jax.Array:
+def gather_axis(x: jax.Array, axis: int) -> jax.Array:
     """`x` gathered along one dimension, of which every device then holds all."""
-    if jax.sharding.get_abstract_mesh().empty or spec(x)[axis] is None:
+    if jax.sharding.get_abstract_mesh().empty or spec_entries(x)[axis] is None:
         return x
-    entries = list(spec(x))
+    entries = list(spec_entries(x))
     entries[axis] = None
     return jax.reshard(x, PartitionSpec(*entries))
 
@@ -62,20 +62,20 @@ def gather(w: jax.Array) -> jax.Array:
     fully sharded data parallelism."""
     if jax.sharding.get_abstract_mesh().empty:
         return w
-    kept = PartitionSpec(*(as_entry(computing(entry)) for entry in spec(w)))
-    if tuple(kept) == spec(w):
+    kept = PartitionSpec(*(as_entry(compute_axes(entry)) for entry in spec_entries(w)))
+    if tuple(kept) == spec_entries(w):
         return w
     # One gather over a whole TPU slice is an all-reduce of full size to its compiler; in stages, as
     # `all_gather` does it, it moves half. That wants contiguous shards.
-    if platform() != "tpu" or not joinable(w):
+    if platform() != "tpu" or not contiguous(w):
         return jax.reshard(w, kept)
-    join = partial(join_parts, stored=storing(spec(w)))
-    return jax.shard_map(join, in_specs=placed(w), out_specs=kept, check_vma=False)(w)
+    join = partial(join_parts, stored=storage_axes(spec_entries(w)))
+    return jax.shard_map(join, in_specs=partition_spec(w), out_specs=kept, check_vma=False)(w)
 
 
 def join_parts(w: jax.Array, stored: Sequence[tuple[str, ...]]) -> jax.Array:
     """Inside `jax.shard_map`: a device's shard `w` with each dimension gathered over these mesh
-    axes, which `storing` gives."""
+    axes, which `storage_axes` gives."""
     for axis, names in enumerate(stored):
         # The last mesh axis of a dimension splits it finest, so its shards are joined first.
         for name in reversed(names):
@@ -83,39 +83,39 @@ def join_parts(w: jax.Array, stored: Sequence[tuple[str, ...]]) -> jax.Array:
     return w
 
 
-def joinable(w: jax.Array) -> bool:
+def contiguous(w: jax.Array) -> bool:
     """True if each dimension is sharded by compute axes first and storage axes last, so that
     gathering the storage axes yields contiguous blocks."""
     return all(
-        mesh_axes(entry) == (*computing(entry), *names)
-        for entry, names in zip(spec(w), storing(spec(w)))
+        mesh_axes(entry) == (*compute_axes(entry), *names)
+        for entry, names in zip(spec_entries(w), storage_axes(spec_entries(w)))
     )
 
 
-def storing(entries: Sequence) -> list[tuple[str, ...]]:
+def storage_axes(entries: Sequence) -> list[tuple[str, ...]]:
     """The storage axes of each dimension: mesh axes that split a weight until it is used."""
     return [tuple(name for name in mesh_axes(entry) if AXES[name] != COMPUTE) for entry in entries]
 
 
-def divide(x: jax.Array, axis: int, parts: int) -> jax.Array:
+def split_axis(x: jax.Array, axis: int, parts: int) -> jax.Array:
     """`x` with one axis reshaped into two, of sizes `parts` and size / `parts`; the first keeps the
     mesh axes."""
     shape = (*x.shape[:axis], parts, x.shape[axis] // parts, *x.shape[axis + 1 :])
     if jax.sharding.get_abstract_mesh().empty:
         return x.reshape(shape)
-    entries = spec(x)
+    entries = spec_entries(x)
     return jnp.reshape(
         x, shape, out_sharding=PartitionSpec(*entries[: axis + 1], None, *entries[axis + 1 :])
     )
 
 
-def unite(x: jax.Array, axis: int) -> jax.Array:
+def merge_axes(x: jax.Array, axis: int) -> jax.Array:
     """`x` with `axis` and the next one reshaped into one, which keeps the mesh axes of the
     first."""
     shape = (*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])
     if jax.sharding.get_abstract_mesh().empty:
         return x.reshape(shape)
-    entries = spec(x)
+    entries = spec_entries(x)
     return jnp.reshape(
         x, shape, out_sharding=PartitionSpec(*entries[: axis + 1], *entries[axis + 2 :])
     )
@@ -130,7 +130,7 @@ def result_spec(eqn: str, *operands: jax.Array) -> PartitionSpec:
     inputs, result = eqn.split("->")
     where: dict[str, tuple[str, ...]] = {}
     for letters, operand in zip(inputs.split(","), operands):
-        for letter, entry in zip(letters, spec(operand)):
+        for letter, entry in zip(letters, spec_entries(operand)):
             # A letter that one operand has whole takes the other's sharding.
             where[letter] = where.get(letter) or mesh_axes(entry)
     owner: dict[str, str] = {}
@@ -152,6 +152,6 @@ def mesh_axes(entry: Any) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def computing(entry: Any) -> tuple[str, ...]:
+def compute_axes(entry: Any) -> tuple[str, ...]:
     """The compute axes of an entry: mesh axes that split a weight in computation too."""
     return tuple(name for name in mesh_axes(entry) if AXES[name] == COMPUTE)

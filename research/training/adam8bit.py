@@ -18,7 +18,8 @@ import optax
 from jax.sharding import PartitionSpec
 
 from research import tree
-from research.parallel.placement import divide, spec, whole
+from research.ops.lookup import look_up, reciprocal
+from research.parallel.placement import gather_axis, spec_entries, split_axis
 from research.training.muon import stack_axes
 from research.weights.dynamic_map import DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP
 
@@ -123,7 +124,7 @@ def quantize(x: jax.Array, block: tuple[int, int], book: np.ndarray) -> Moment:
     eps."""
     groups = _grouped(x, block)
     absmax = jnp.max(jnp.abs(groups), axis=tuple(range(block[0] + 1, groups.ndim)), keepdims=True)
-    scaled = groups * jnp.where(absmax == 0, 0, 1 / jnp.where(absmax == 0, 1, absmax))
+    scaled = groups * reciprocal(absmax)
     codes = _nearest(scaled, book)
     if book[0] == 0:
         codes = jnp.where((codes == 0) & (groups > 0), 1, codes)
@@ -135,7 +136,7 @@ def dequantize(moment: Moment, block: tuple[int, int], book: np.ndarray) -> jax.
     """The values, float32 in the parameter's shape."""
     codes = _grouped(moment.codes, block)
     absmax = jnp.expand_dims(moment.absmax, tuple(range(moment.absmax.ndim, codes.ndim)))
-    return _ungrouped(_look_up(book, codes) * absmax, block, moment.codes)
+    return _ungrouped(look_up(book, codes) * absmax, block, moment.codes)
 
 
 def _nearest(x: jax.Array, book: np.ndarray) -> jax.Array:
@@ -143,14 +144,8 @@ def _nearest(x: jax.Array, book: np.ndarray) -> jax.Array:
     middles = (book[1:] + book[:-1]) / np.float32(2)
     codes = jnp.zeros_like(x, jnp.int32)
     for half in (128, 64, 32, 16, 8, 4, 2, 1):
-        codes += half * (x > _look_up(middles, codes + (half - 1)))
+        codes += half * (x > look_up(middles, codes + (half - 1)))
     return codes
-
-
-def _look_up(table: np.ndarray, at: jax.Array) -> jax.Array:
-    """`table[at]`, sharded as `at`."""
-    place = None if jax.sharding.get_abstract_mesh().empty else PartitionSpec(*spec(at))
-    return jnp.asarray(table).at[at].get(mode="clip", out_sharding=place)
 
 
 def _each_layer(
@@ -204,20 +199,20 @@ def _grouped(x: jax.Array, block: tuple[int, int]) -> jax.Array:
     parts = x.shape[axis] // entries
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
-        names = spec(x)[axis] or ()
+        names = spec_entries(x)[axis] or ()
         shards = math.prod(
             mesh.shape[name] for name in ((names,) if isinstance(names, str) else names)
         )
-        x = x if parts % shards == 0 else whole(x, axis)
-    return divide(x, axis, parts)
+        x = x if parts % shards == 0 else gather_axis(x, axis)
+    return split_axis(x, axis, parts)
 
 
 def _ungrouped(groups: jax.Array, block: tuple[int, int], like: jax.Array) -> jax.Array:
     """Groups in the shape and sharding of the array that they were cut from."""
     if jax.sharding.get_abstract_mesh().empty:
         return groups.reshape(like.shape)
-    entries = spec(groups)
+    entries = spec_entries(groups)
     merged = PartitionSpec(*entries[: block[0] + 1], *entries[block[0] + 2 :])
     return jax.reshard(
-        jnp.reshape(groups, like.shape, out_sharding=merged), PartitionSpec(*spec(like))
+        jnp.reshape(groups, like.shape, out_sharding=merged), PartitionSpec(*spec_entries(like))
     )

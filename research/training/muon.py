@@ -16,17 +16,17 @@ import jax.numpy as jnp
 import optax
 
 from research import tree
+from research.weights.matrices import STACKED
 
 ITERATIONS = 5
 # Jordan's: the largest slope at 0 whose iterations end within about 0.7 to 1.2.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 RMS = 0.2  # of an update, as AdamW's is in practice (arXiv:2502.16982, section 2.2)
-_STACKS = ("layers", "experts")  # leading axes that number matrices
 
 
 def stack_axes(axes: Sequence[str]) -> int:
     """How many leading axes number layers or experts."""
-    return next((n for n, name in enumerate(axes) if name not in _STACKS), len(axes))
+    return next((n for n, name in enumerate(axes) if name not in STACKED), len(axes))
 
 
 def matrix_axes(axes: Sequence[str]) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""A bank of low-rank adapters on one weight, for batches whose rows have different ones.
+"""A bank of low-rank adapters on one weight, for batches whose rows use different ones.
 
 bank(params, adapters, index_B)    parameters under which every row of a batch has its own adapter
 select(params, index_B)            the same with other adapters for the rows
@@ -15,12 +15,12 @@ from jax.sharding import PartitionSpec
 
 from research import tree
 from research.ops.einsum import contract, einsum, take
-from research.ops.equation import parse
-from research.parallel.placement import gather, spec
+from research.ops.kernels.equation import parse
+from research.parallel.placement import gather, spec_entries
 from research.tuning.lora_init import column_norms
 from research.tuning.multi_adapter import low_rank, pad, rank_of
+from research.weights.leaf import Wrapper, gathered
 from research.weights.lora import RANK, LoraAdapter
-from research.weights.over import Over
 from research.weights.rules import is_leaf
 
 
@@ -30,13 +30,12 @@ from research.weights.rules import is_leaf
     meta_fields=["table"],
 )
 @dataclass(frozen=True)
-class Bank(Over):
-    """A weight with n adapters, of which row r of a batch has number `index_B[r]`, or none where
-    that is -1.
+class AdapterBank(Wrapper):
+    """A weight with n adapters: row r of a batch uses number `index_B[r]`, or none for -1.
 
-    `a`, `b` and `scale` are those of `LoraAdapter` with n in front, behind the layers' axis; `gain`
-    has the outputs, DoRA's factors as they were when the bank was made, None where none has. The
-    base is contracted once for all rows.
+    `a`, `b` and `scale` are those of `LoraAdapter` with an axis n behind that of the layers. `gain`
+    [n, outputs] are DoRA's factors m / |W + s a b| when the bank was made, None if no adapter has a
+    magnitude. The base is contracted once for all rows.
     """
 
     base: Any
@@ -48,7 +47,7 @@ class Bank(Over):
     table: bool = False
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`eqn` of `x`, whose first axis is the batch, and the weight as each row has it."""
+        """`eqn` of `x`, whose first axis is the batch, and the weight with each row's adapter."""
         if x.shape[0] != len(self.index_B):
             rows = f"a batch of {x.shape[0]} rows and an index of {len(self.index_B)}"
             raise ValueError(f"{rows}; select an adapter for each")
@@ -73,16 +72,21 @@ class Bank(Over):
         rows = take(self.base, ids, jnp.float32)
         b_nVR = jnp.moveaxis(gather(self.b.astype(jnp.float32)), 1, -1)
         at = b_nVR.at[self._clipped()[:, None], ids]
-        low_BTR = at.get(mode="clip", **_placed(*spec(ids), None))
+        low_BTR = at.get(mode="clip", **_placed(*spec_entries(ids), None))
         update = contract("BTR,BDR->BTD", low_BTR, self._of_row(self.a, jnp.float32))
         return rows + _along(self._scale(), rows) * update
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """Refused: it is as many weights as adapters."""
+        """Refused with a ValueError: a bank is as many weights as it has adapters."""
         raise ValueError("a bank is no one weight; attach or combine the adapters to merge them")
 
+    def gathered(self) -> "AdapterBank":
+        """This leaf with the mesh axes that only store it gathered."""
+        a, b, scale, gain = jax.tree.map(gather, (self.a, self.b, self.scale, self.gain))
+        return replace(self, base=gathered(self.base), a=a, b=b, scale=scale, gain=gain)
+
     def nbits(self) -> int:
-        """Bits of storage of the weight and all adapters."""
+        """Bits of storage of the weight and all adapters; the index is no part of them."""
         return tree.nbits((self.base, self.a, self.b, self.scale, self.gain))
 
     def _clipped(self) -> jax.Array:
@@ -96,58 +100,59 @@ class Bank(Over):
         """[n, ...] as [B, ...]."""
         parts = gather(parts.astype(dtype))
         return parts.at[self._clipped()].get(
-            mode="clip", **_placed(*spec(self.index_B), *spec(parts)[1:])
+            mode="clip", **_placed(*spec_entries(self.index_B), *spec_entries(parts)[1:])
         )
 
 
 def bank(params: tree.Tree, adapters: Sequence[tree.Tree], index_B: jax.Array) -> tree.Tree:
-    """The parameters under which row r of a batch has `adapters[index_B[r]]`, or none where that is
-    -1.
+    """The parameters under which row r of a batch uses `adapters[index_B[r]]`, or none for -1.
 
-    ValueError for an adapter whose weight is not there, for what is no low-rank adapter, and an
+        params = bank(params, [pirate, poet], jnp.array([0, 1, -1]))
+
+    ValueError for an adapter whose weight is not there, for what is no low-rank adapter, and for an
     index beyond them.
     """
-    made, trees = (
-        tree.paths(params, is_leaf),
-        [low_rank(index, one) for index, one in enumerate(adapters)],
-    )
+    leaves = tree.paths(params, is_leaf)
+    trees = [low_rank(index, one) for index, one in enumerate(adapters)]
     _check_index(index_B, len(trees))
     for path in dict.fromkeys(path for one in trees for path in one):
-        if path not in made:
+        if path not in leaves:
             raise ValueError(
-                f"an adapter has {path}, which the parameters have not; it was made for another model"
+                f"an adapter has {path}, which the parameters have not; it was made for another "
+                "model"
             )
         if any(path in one and one[path].scale.ndim > 1 for one in trees):
             raise ValueError(
-                f"{path} is an expert's, which sees tokens of all texts; switch or merge its adapters"
+                f"{path} is an expert's, which sees tokens of all texts; switch or merge its "
+                "adapters"
             )
-        made[path] = _bank(made[path], [one.get(path) for one in trees], index_B)
-    return tree.unflatten(made)
+        leaves[path] = _bank(leaves[path], [one.get(path) for one in trees], index_B)
+    return tree.unflatten(leaves)
 
 
 def select(params: tree.Tree, index_B: jax.Array) -> tree.Tree:
-    """The parameters of a bank with other adapters for the rows of a batch: no recompilation for as
-    many rows."""
+    """The parameters of a bank with other adapters for the rows of a batch. Nothing is compiled
+    again for as many rows."""
 
     def chosen(leaf: Any) -> Any:
-        if not isinstance(leaf, Bank):
+        if not isinstance(leaf, AdapterBank):
             return leaf
         stack = leaf.index_B.shape[:-1]
         _check_index(index_B, leaf.scale.shape[len(stack)])
         return replace(leaf, index_B=_index(index_B, stack))
 
     return jax.tree.map(
-        chosen, params, is_leaf=lambda node: isinstance(node, Bank) or is_leaf(node)
+        chosen, params, is_leaf=lambda node: isinstance(node, AdapterBank) or is_leaf(node)
     )
 
 
-def _bank(base: Any, held: Sequence[LoraAdapter | None], index_B: jax.Array) -> Bank:
-    given = [one for one in held if one is not None]
+def _bank(base: Any, adapters: Sequence[LoraAdapter | None], index_B: jax.Array) -> AdapterBank:
+    given = [one for one in adapters if one is not None]
     stack, rank = given[0].scale.ndim, max(map(rank_of, given))
     blank = replace(
         given[0], a=jnp.zeros_like(given[0].a), b=jnp.zeros_like(given[0].b), magnitude=None
     )
-    padded = [pad(blank if one is None else one, rank) for one in held]
+    padded = [pad(blank if one is None else one, rank) for one in adapters]
     a, b, scale = (
         jnp.stack([getattr(one, field) for one in padded], axis=stack)
         for field in ("a", "b", "scale")
@@ -161,23 +166,23 @@ def _bank(base: Any, held: Sequence[LoraAdapter | None], index_B: jax.Array) -> 
             for one in padded
         ]
         gain = jnp.stack(gains, axis=stack)
-    return Bank(base, a, b, scale, gain, _index(index_B, given[0].scale.shape), given[0].table)
+    return AdapterBank(
+        base, a, b, scale, gain, _index(index_B, given[0].scale.shape), given[0].table
+    )
 
 
 def _products(eqn: str) -> tuple[str, str]:
     """The two products of row-wise adapters for the one of a weight: "BTD,DF->BTF" is
     "BTD,BDR->BTR", "BTR,BRF->BTF"."""
-    of_x, of_w, of_y = parse(eqn)
-    inner = "".join(letter for letter in of_w if letter not in of_y)
-    outer = "".join(letter for letter in of_w if letter in of_y)
-    row, low = of_x[0], "".join(letter for letter in of_x if letter not in inner) + RANK
-    return f"{of_x},{row}{inner}{RANK}->{low}", f"{low},{row}{RANK}{outer}->{of_y}"
+    of = parse(eqn)
+    row, low = of.x[0], "".join(letter for letter in of.x if letter not in of.inputs) + RANK
+    return f"{of.x},{row}{of.inputs}{RANK}->{low}", f"{low},{row}{RANK}{of.outputs}->{of.y}"
 
 
 def _index(index_B: jax.Array, stack: tuple[int, ...]) -> jax.Array:
     """A copy for every layer."""
     index_B = jnp.asarray(index_B, jnp.int32)
-    where = _placed(*[None] * len(stack), *spec(index_B))
+    where = _placed(*[None] * len(stack), *spec_entries(index_B))
     return jnp.broadcast_to(
         index_B.reshape(*(1,) * len(stack), -1), (*stack, len(index_B)), **where
     )
@@ -186,7 +191,8 @@ def _index(index_B: jax.Array, stack: tuple[int, ...]) -> jax.Array:
 def _check_index(index_B: Any, count: int) -> None:
     if not isinstance(index_B, jax.core.Tracer) and not ((index_B >= -1) & (index_B < count)).all():
         raise ValueError(
-            f"an index of {index_B} is none of {count} adapters; give 0 to {count - 1}, or -1 for none"
+            f"an index of {index_B} is none of {count} adapters; give 0 to {count - 1}, or -1 for "
+            "none"
         )
 
 
@@ -195,7 +201,7 @@ def _along(rows: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.expand_dims(rows, tuple(range(1, like.ndim)))
 
 
-def _placed(*entries: Any) -> dict[str, PartitionSpec]:
+def _placed(*entries: Any) -> dict[str, Any]:
     return (
         {} if jax.sharding.get_abstract_mesh().empty else {"out_sharding": PartitionSpec(*entries)}
     )

@@ -1,15 +1,16 @@
-"""How a low-rank adapter starts from its weight, W = base + s a b, instead of from noise and zero.
+"""Low-rank adapters that start from their weight, W = base + s a b, instead of from noise and zero.
 
     pissa   a b are the R largest singular triples of W (arXiv:2404.02948, equations 2 to 4)
-    olora   b holds R rows of an orthonormal basis of the outputs, a their factors in the QR product (arXiv:2406.01775)
-    loftq   a b are the R largest singular triples of what quantization loses, which is then quantized anew, and so on
+    olora   b has R rows of an orthonormal basis of the outputs, and a their factors in W = QR
+            (arXiv:2406.01775)
+    loftq   a b are the R largest singular triples of W - Q(base), base = W - s a b, found in turn
             (arXiv:2310.08659, algorithm 1)
 
-Signs of singular vectors are free; products are not.
+Signs of singular vectors are arbitrary; those of the products a b are not.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +19,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from research import tree
-from research.parallel.placement import spec
+from research.parallel.placement import spec_entries
 from research.tuning.lora_specs import STARTS
 from research.weights.lora import Lora, LoraAdapter
-from research.weights.matrices import parts
+from research.weights.matrices import split_axes
 from research.weights.quantized import Quantized, quantize_array
 from research.weights.rules import Rules, is_leaf, quantize
 
@@ -38,53 +39,54 @@ def start(
     rules: Rules | None = None,
     group: int | None = None,
 ) -> tuple[tree.Tree, tree.Tree]:
-    """The adapters as `method` starts them, and the parameters without what it took from them,
-    quantized by `rules`.
+    """(adapters, parameters) as `method` starts them: the parameters without what the adapters took
+    over, quantized by `rules`. Called once, outside jit.
 
-    `params` are the loaded ones, plain, `adapters` fresh; rules and group are those of
-    `rules.quantize`, which is part of this because LoftQ looks at what quantization loses and
-    because a fresh DoRA, whatever the method, has the norms of the weights that it lies on. With
-    "default" these magnitudes are all that changes. To be called outside jit, once.
+    `params` are the loaded arrays, `adapters` new ones. `rules` and `group` are those of
+    `research.weights.rules.quantize`, which is done here because LoftQ needs what quantization
+    loses, and because a new DoRA has the column norms of the weights that it is put on. With
+    "default" these magnitudes are all that changes.
 
-    ValueError for an unknown method, weights that are quantized already, and LoftQ of a weight that
-    no rule quantizes.
+    ValueError for an unknown method, for weights that are quantized already, and for LoftQ of a
+    weight that no rule quantizes.
     """
     if method not in STARTS:
         raise ValueError(f"lora.start={method!r}; choose one of {', '.join(STARTS)}")
-    own, weights, by_path = (
-        tree.paths(adapters, is_leaf),
-        tree.paths(params, is_leaf),
-        tree.paths(specs),
-    )
-    formats = tree.paths(
-        tree.choose(rules or [(".*", None)], specs), is_leaf=lambda node: node is None
-    )
-    lora = {path: adapter for path, adapter in own.items() if isinstance(adapter, LoraAdapter)}
-    for path in lora:
-        if path not in weights or path not in by_path:
-            raise ValueError(
-                f"the adapter has {path}, which the parameters have not; it was made for another model"
-            )
+    adapted, weights = tree.paths(adapters, is_leaf), tree.paths(params, is_leaf)
+    by_path, choices = tree.paths(specs), tree.choose(rules or [(".*", None)], specs)
+    formats = tree.paths(choices, is_leaf=lambda node: node is None)
+    lora = {path: adapter for path, adapter in adapted.items() if isinstance(adapter, LoraAdapter)}
+    _check_weights(lora, weights.keys() & by_path.keys())
     for path, adapter in lora.items() if method != "default" else ():
         if method == "loftq" and formats[path] is None:
             raise ValueError(
-                f"loftq wants {path} quantized; set config.quantize.format, or another config.lora.start"
+                f"loftq wants {path} quantized; set config.quantize.format, or another "
+                "config.lora.start"
             )
-        own[path], weights[path] = _started(
+        adapted[path], weights[path] = _started(
             method, path, adapter, weights[path], by_path[path], formats[path], group
         )
     for path in weights if rules is not None else ():
         if formats.get(path) is not None:
             weights[path] = _quantized(path, weights[path], specs, rules, group)
     for path in lora:
-        if own[path].magnitude is not None:
-            norms = column_norms(weights[path], own[path])
-            own[path] = replace(own[path], magnitude=_like(norms, own[path].magnitude))
-    return tree.unflatten(own), tree.unflatten(weights)
+        if adapted[path].magnitude is not None:
+            norms = column_norms(weights[path], adapted[path])
+            adapted[path] = replace(adapted[path], magnitude=_like(norms, adapted[path].magnitude))
+    return tree.unflatten(adapted), tree.unflatten(weights)
+
+
+def _check_weights(adapters: Iterable[str], weights: Container[str]) -> None:
+    for path in adapters:
+        if path not in weights:
+            raise ValueError(
+                f"the adapter has {path}, which the parameters have not; it was made for another "
+                "model"
+            )
 
 
 def pissa(w_IO: jax.Array, rank: int, scale: jax.Array) -> Factors:
-    """a [I, R] and b [R, O] so that scale a b is the best approximation of the matrix that has this
+    """a [I, R] and b [R, O] such that scale a b is the best approximation of the matrix of this
     rank."""
     left_IR, values, right_RO = jnp.linalg.svd(w_IO, full_matrices=False)
     root = jnp.sqrt(values[:rank] / scale)
@@ -92,10 +94,10 @@ def pissa(w_IO: jax.Array, rank: int, scale: jax.Array) -> Factors:
 
 
 def olora(w_IO: jax.Array, rank: int, scale: jax.Array) -> Factors:
-    """a [I, R] and b [R, O], whose rows are orthonormal, so that a b is the matrix seen in R of its
+    """a [I, R] and b [R, O], whose rows are orthonormal: a b is the matrix projected on R of its
     output directions.
 
-    The scale does not enter, as in peft: what the base loses is scale a b.
+    As in peft the scale does not enter; the base loses scale a b.
     """
     basis_OR, rest_RI = jnp.linalg.qr(w_IO.T)
     return rest_RI[:rank].T, basis_OR[:, :rank].T
@@ -111,8 +113,8 @@ def loftq(
     """a [I, R], b [R, O] and the base [I, O] to quantize; `rounded(base)` is the quantized base as
     an array.
 
-    No step undoes what another gained by more than rounding to codes: the singular triples are the
-    best of their rank, the codes only the nearest.
+    The error may grow from one step to the next, but only by what rounding to codes adds: the
+    singular triples are the best of their rank.
     """
 
     def step(_, before: tuple[jax.Array, Factors]) -> tuple[jax.Array, Factors]:
@@ -133,17 +135,18 @@ def _started(
     format: str | None,
     group: int | None,
 ) -> tuple[LoraAdapter, jax.Array]:
-    """An adapter and its base; each matrix of a stack for itself and one after the other, as
-    float32 takes memory."""
+    """An adapter and its base. Matrices of a stack are treated one after the other, since each is
+    float32 meanwhile."""
     if not isinstance(w, jax.Array):
         raise ValueError(
             f"{path} is a {type(w).__name__} already; start {method} from the plain parameters"
         )
     if not bool(jnp.all(adapter.scale > 0)):
         raise ValueError(
-            f"{method} divides by the scale of {path}, which must be positive; set config.lora.alpha"
+            f"{method} divides by the scale of {path}, which must be positive; set "
+            "config.lora.alpha"
         )
-    stack, inner, outer = ([size for size, _ in axes] for axes in parts(path, spec))
+    stack, inner, outer = ([size for size, _ in axes] for axes in split_axes(path, spec))
     rank, table = adapter.b.shape[len(stack)], spec.inputs < 0
 
     def matrix(w: jax.Array) -> jax.Array:
@@ -165,26 +168,27 @@ def _started(
             base_IO = w_IO - scale * (a_IR @ b_RO)
         return a_IR, b_RO, weight(base_IO)
 
-    rows = _whole(w).reshape(-1, *w.shape[len(stack) :]), _whole(adapter.scale).reshape(-1)
+    rows = (
+        _replicated(w).reshape(-1, *w.shape[len(stack) :]),
+        _replicated(adapter.scale).reshape(-1),
+    )
     a, b, base = jax.jit(lambda rows: jax.lax.map(one, rows))(rows)
     adapter = replace(adapter, a=_like(a, adapter.a), b=_like(b, adapter.b))
     return adapter, _like(base, w)
 
 
 def _quantized(path: str, w: Any, specs: tree.Tree, rules: Rules, group: int | None) -> Quantized:
-    """One weight as `rules.quantize` has it, codes and scales where the weight was: groups as the
-    first of the inputs."""
-    alone = tree.unflatten({path: jax.tree.map(_whole, w)})
+    """One weight as `rules.quantize` makes it, with codes and scales placed as the weight was: the
+    groups take the mesh axes of the first input."""
+    alone = tree.unflatten({path: jax.tree.map(_replicated, w)})
     leaf = tree.paths(quantize(alone, specs, rules, group), is_leaf)[path]
     if jax.sharding.get_abstract_mesh().empty:
         return leaf
-    at, entries = leaf.codes.ndim - leaf.after - 2, spec(w)
+    at, entries = leaf.group_axis, spec_entries(w)
     entries = (*entries[: at + 1], None, *entries[at + len(leaf.inputs) :])
 
-    def placed(part: jax.Array) -> jax.Array:
-        if part.ndim != len(
-            entries
-        ):  # of scales that are quantized themselves, whole on every device
+    def place(part: jax.Array) -> jax.Array:
+        if part.ndim != len(entries):  # of doubly quantized scales, which every device has all of
             return part
         fits = (
             names if size % devices(names) == 0 else None
@@ -196,14 +200,14 @@ def _quantized(path: str, w: Any, specs: tree.Tree, rules: Rules, group: int | N
         names = (names,) if isinstance(names, str) else names or ()
         return math.prod(w.sharding.mesh.shape[name] for name in names)
 
-    return jax.tree.map(placed, leaf)
+    return jax.tree.map(place, leaf)
 
 
 def column_norms(base: Any, adapter: LoraAdapter) -> jax.Array:
     """The norm of each column of the adapted weight over its inputs, float32, as a magnitude starts
-    (arXiv:2402.09353, section 4.1). The adapter's own magnitude is not looked at."""
+    (arXiv:2402.09353, section 4.1). The adapter's adapted magnitude is not looked at."""
     plain = Lora(
-        jax.tree.map(_whole, base), jax.tree.map(_whole, replace(adapter, magnitude=None))
+        jax.tree.map(_replicated, base), jax.tree.map(_replicated, replace(adapter, magnitude=None))
     ).dense()
     inner = (
         (plain.ndim - 1,) if adapter.table else tuple(range(adapter.scale.ndim, adapter.a.ndim - 1))
@@ -211,11 +215,11 @@ def column_norms(base: Any, adapter: LoraAdapter) -> jax.Array:
     return jnp.sqrt(jnp.sum(plain**2, axis=inner))
 
 
-def _whole(x: jax.Array) -> jax.Array:
-    """`x` with all of it on every device of the mesh that is set."""
+def _replicated(x: jax.Array) -> jax.Array:
+    """`x` replicated: every device of the mesh that is set has all of it."""
     return x if jax.sharding.get_abstract_mesh().empty else jax.reshard(x, PartitionSpec())
 
 
 def _like(x: jax.Array, model: jax.Array) -> jax.Array:
-    """`x` in the shape, the type and the place of another array."""
+    """`x` in the shape, the type and the sharding of another array."""
     return jax.device_put(x.reshape(model.shape).astype(model.dtype), model.sharding)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from research import tree
 from research.weights.lora import LoraAdapter
-from research.weights.matrices import ALL_LINEAR, LINEAR, parts
+from research.weights.matrices import ALL_LINEAR, LINEAR, split_axes
 
 STARTS = ("default", "pissa", "olora", "loftq")
 
@@ -20,17 +20,18 @@ STARTS = ("default", "pissa", "olora", "loftq")
 class LoraConfig:
     """Low-rank adapters.
 
-    rank, alpha          the update is alpha / rank a b; rank 16 and alpha twice that is a common start
-    targets              regex of the names, or of whole paths, of the matrices that get one; "all-linear" is every matrix
-                         of the layers
-    rank_rules           ordered (path regex, rank) for those that differ; rank 0 is no adapter
+    rank, alpha          the update is alpha / rank a b; rank 16 with alpha 32 is a common choice
+    targets              regex of the names, or of whole paths, of the matrices that get an adapter;
+                         "all-linear" is every matrix of the layers
+    rank_rules           ordered (path regex, rank) for matrices of another rank; 0 is no adapter
     alpha_rules          ordered (path regex, alpha) likewise
     dropout              share of the adapters' inputs dropped in training
-    rank_stable          alpha / sqrt(rank) instead (rsLoRA, arXiv:2312.03732)
-    decompose            magnitude and direction apart (DoRA, arXiv:2402.09353)
-    start                "default": a uniform, b zero; "pissa" (arXiv:2404.02948), "olora" (arXiv:2406.01775) and "loftq"
-                         (arXiv:2310.08659) take the base apart
-    learning_rate_ratio  of b to a (LoRA+, arXiv:2402.12354)
+    rank_stable          the update is alpha / sqrt(rank) a b (rsLoRA, arXiv:2312.03732)
+    decompose            magnitude and direction are trained separately (DoRA, arXiv:2402.09353)
+    start                "default": a uniform, b zero. Others split a weight in base and adapter:
+                         "pissa" (arXiv:2404.02948), "olora" (arXiv:2406.01775) or "loftq"
+                         (arXiv:2310.08659), see research/tuning/lora_init.py
+    learning_rate_ratio  learning rate of b over that of a (LoRA+, arXiv:2402.12354)
     """
 
     rank: int = 16
@@ -68,12 +69,12 @@ class LoraConfig:
 
 
 def lora_specs(specs: tree.Tree, config: LoraConfig) -> tree.Tree:
-    """Adapters as specs: a tree of `LoraAdapter` at the paths of the matrices that get one, axes
-    derived from theirs.
+    """Adapters as specs: a tree of `LoraAdapter` at the paths of the matrices that get one. Their
+    axes are derived from the matrices'.
 
-    As drawn from these, an adapter is the identity until it is trained: `a` is uniform within 1 /
-    sqrt(inputs), `b` zero, as peft starts them. ValueError for targets that match nothing, what is
-    no matrix, and a rank above the matrix's.
+    An adapter that is initialized from these changes nothing until it is trained: `a` is uniform
+    within 1 / sqrt(inputs), `b` zero, as peft starts them. ValueError for targets that match
+    nothing, for what is no matrix, and for a rank above the matrix's.
     """
     by_path = tree.paths(specs)
     chosen = tree.match(LINEAR if config.targets == ALL_LINEAR else config.targets, by_path)
@@ -81,33 +82,35 @@ def lora_specs(specs: tree.Tree, config: LoraConfig) -> tree.Tree:
         {**dict.fromkeys(chosen, default), **_ruled(rules, chosen)}
         for rules, default in ((config.rank_rules, config.rank), (config.alpha_rules, config.alpha))
     )
-    made = {
+    adapters = {
         path: _adapter(path, by_path[path], ranks[path], alphas[path], config)
         for path in chosen
         if ranks[path]
     }
-    return tree.unflatten(made)
+    return tree.unflatten(adapters)
 
 
 def _ruled(rules: Sequence[tuple[str, Any]], paths: Sequence[str]) -> dict[str, Any]:
-    """For each path that a rule matches the choice of the first that does."""
-    found = {}
+    """By path the choice of the first rule that matches it, for the paths that any rule matches."""
+    choices: dict[str, Any] = {}
     for pattern, choice in reversed(rules):
-        found |= dict.fromkeys(tree.match(pattern, paths), choice)
-    return found
+        choices |= dict.fromkeys(tree.match(pattern, paths), choice)
+    return choices
 
 
 def _adapter(path: str, w: Any, rank: int, alpha: float, config: LoraConfig) -> LoraAdapter:
-    stack, inner, outer = parts(path, w)
+    stack, inner, outer = split_axes(path, w)
     sizes = [math.prod(size for size, _ in axes) for axes in (inner, outer)]
     if rank > min(sizes):
         raise ValueError(
-            f"rank {rank} is over the {min(sizes)} of {path}; set config.lora.rank or a rule to a lower one"
+            f"rank {rank} is over the {min(sizes)} of {path}; set config.lora.rank or a rule to a "
+            "lower one"
         )
 
     if config.decompose and (w.inputs < 0 or "experts" in w.axes):
         raise ValueError(
-            f"DoRA is not for tables or experts; leave {path} out of config.lora.targets, or take lora"
+            f"DoRA is not for tables or experts; leave {path} out of config.lora.targets, or take "
+            "lora"
         )
 
     def spec(axes, init, dtype=None):

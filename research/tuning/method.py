@@ -1,14 +1,13 @@
-"""What a run trains, and in what form it holds the rest.
+"""What a run trains, and in what form it keeps the other parameters.
 
 A method splits the model's specs in two: `trainable`, which has gradients, optimizer state and a
-place in checkpoints, and `frozen`, which is read from the parent again. `attach(frozen, trainable)`
-is what the model computes with.
+place in checkpoints, and `frozen`, which is read again from the checkpoint that the run starts
+from. `attach(frozen, trainable)` is what the model computes with. A method is one row of `METHODS`.
 """
 
-import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,39 +22,71 @@ from research.models.adapters import (
 )
 from research.models.config import ModelConfig
 from research.models.spec import initialize
-from research.parallel.axes import AXES, COMPUTE, AxisRules, partition
+from research.parallel.axes import AxisRules
 from research.tuning.lora_specs import LoraConfig, lora_specs
 from research.weights.formats import FORMATS
+from research.weights.grouping import check_split
 from research.weights.ia3 import ia3_specs
 from research.weights.matrices import ALL_LINEAR, LINEAR
-from research.weights.quantized import Quantized
+from research.weights.quantized import is_quantized
 from research.weights.rules import is_leaf, quantize, quantize_specs
 
-METHODS = ("full", "lora", "ia3", "adapter", "prompt", "prefix")
-# Fields of TuneConfig that only these methods look at.
-_USED_BY = {
-    "bottleneck": ("adapter",),
-    "placement": ("adapter",),
-    "virtual_tokens": ("prompt", "prefix"),
-    "also": METHODS[1:],
-}
 # Layers that a checkpoint may lack, by the field of the model that says so. They start as in an
-# untrained model, and are trained whatever the method.
+# untrained model, and are trained whatever the method is.
 FRESH = {"classifier": "labels", "pooler": "pooler"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of fine-tuning.
+
+    added      `added(specs, model, tune, lora)` is what is trained beside the model's parameters,
+               which are frozen, as specs; None trains the parameters themselves
+    settings   the fields of TuneConfig that it reads, beside `method`
+    lora       whether it reads config.lora
+    """
+
+    added: Callable[[tree.Tree, ModelConfig, "TuneConfig", LoraConfig], tree.Tree] | None
+    settings: tuple[str, ...] = ()
+    lora: bool = False
+
+
+METHODS = {
+    "full": Method(None),
+    "lora": Method(
+        lambda specs, model, tune, lora: lora_specs(specs, lora), settings=("also",), lora=True
+    ),
+    "ia3": Method(lambda specs, model, tune, lora: ia3_specs(specs), settings=("also",)),
+    "adapter": Method(
+        lambda specs, model, tune, lora: bottleneck_specs(model, tune.bottleneck, tune.placement),
+        settings=("also", "bottleneck", "placement"),
+    ),
+    "prompt": Method(
+        lambda specs, model, tune, lora: prompt_specs(model, tune.virtual_tokens),
+        settings=("also", "virtual_tokens"),
+    ),
+    "prefix": Method(
+        lambda specs, model, tune, lora: prefix_specs(model, tune.virtual_tokens),
+        settings=("also", "virtual_tokens"),
+    ),
+}
 
 
 @dataclass(frozen=True)
 class TuneConfig:
     """What is trained.
 
-    method           full: all parameters | lora: low-rank adapters, see config.lora | ia3: factors of keys, values and the
-                     inputs of down (arXiv:2205.05638) | adapter: bottlenecks in the layers |
-                     prompt: virtual tokens (arXiv:2104.08691) | prefix: virtual keys and values in
-                     every layer (arXiv:2101.00190)
-    also             regex of names or paths of parameters that are trained as they are beside the adapters
+    method           full      all parameters
+                     lora      low-rank adapters, see config.lora
+                     ia3       factors of keys, values and the inputs of down (arXiv:2205.05638)
+                     adapter   bottlenecks in the layers
+                     prompt    virtual tokens (arXiv:2104.08691)
+                     prefix    virtual keys and values in every layer (arXiv:2101.00190)
+    also             regex of names or paths of parameters that are trained themselves, beside the
+                     adapters
     bottleneck       width of the bottlenecks
-    placement        houlsby: behind attention and feed-forward (arXiv:1902.00751) | pfeiffer: behind feed-forward alone
-                     (arXiv:2005.00247)
+    placement        houlsby   behind attention and feed-forward (arXiv:1902.00751)
+                     pfeiffer  behind feed-forward alone (arXiv:2005.00247)
     virtual_tokens   of a prompt or prefix
     """
 
@@ -68,11 +99,12 @@ class TuneConfig:
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"tune.method={self.method!r}; choose one of {', '.join(METHODS)}")
+        read = ("method", *METHODS[self.method].settings)
         for field in fields(self):
-            users = _USED_BY.get(field.name, METHODS)
-            if self.method not in users and getattr(self, field.name) != field.default:
+            if field.name not in read and getattr(self, field.name) != field.default:
                 raise ValueError(
-                    f"tune.{field.name} is set and tune.method={self.method!r} does not use it; leave it out"
+                    f"tune.{field.name} is set and tune.method={self.method!r} does not use it; "
+                    "leave it out"
                 )
         if self.placement not in PLACEMENTS:
             raise ValueError(
@@ -85,11 +117,13 @@ class TuneConfig:
 
 @dataclass(frozen=True)
 class QuantizeConfig:
-    """Formats of what is frozen, see research/weights/formats.py; "" leaves it in the compute type.
+    """Formats of the frozen parameters, names of research/weights/formats.py; "" leaves them in the
+    compute type.
 
-    format           of the matrices that `targets`, a regex of names or paths, chooses; "all-linear" is all of the layers
+    format           of the matrices that `targets` chooses
+    targets          regex of names or paths; "all-linear" is every matrix of the layers
     embeddings       of the embedding and head tables
-    group            values that share a scale, where not the format's own
+    group            values that share a scale; None takes the format's own number
     """
 
     format: str = ""
@@ -107,7 +141,8 @@ class QuantizeConfig:
             raise ValueError(f"quantize.group={self.group} must be positive")
         if not self.format and (self.group is not None or self.targets != ALL_LINEAR):
             raise ValueError(
-                "quantize.group and quantize.targets have no effect without quantize.format; leave them out"
+                "quantize.group and quantize.targets have no effect without quantize.format; leave "
+                "them out"
             )
         try:
             re.compile(self.targets)
@@ -118,14 +153,16 @@ class QuantizeConfig:
 
 
 def refuse_unused(tune: TuneConfig, lora: LoraConfig, quantize: QuantizeConfig) -> None:
-    """ValueError for a section that the method does not look at."""
-    if tune.method != "lora" and lora != LoraConfig():
+    """ValueError for a section of the experiment that the method does not read."""
+    if not METHODS[tune.method].lora and lora != LoraConfig():
         raise ValueError(
-            f"config.lora is set and tune.method={tune.method!r} does not use it; set config.tune.method=lora"
+            f"config.lora is set and tune.method={tune.method!r} does not use it; set "
+            "config.tune.method=lora"
         )
-    if tune.method == "full" and quantize != QuantizeConfig():
+    if METHODS[tune.method].added is None and quantize != QuantizeConfig():
         raise ValueError(
-            "config.quantize holds weights still and tune.method='full' trains them: codes have no gradient; set "
+            "config.quantize freezes weights and tune.method='full' trains them: codes have no "
+            "gradient; set "
             "config.tune.method=lora, or another adapter, or leave config.quantize out"
         )
 
@@ -137,22 +174,23 @@ def split_specs(
     lora: LoraConfig,
     quantize: QuantizeConfig,
 ) -> tuple[tree.Tree, tree.Tree]:
-    """(trainable, frozen) specs. ValueError for targets that match nothing and matrices that do not
-    suit."""
-    if tune.method == "full":
+    """(trainable, frozen) specs of a model's specs. ValueError for targets that match nothing, and
+    for matrices that the method or the format cannot take."""
+    method = METHODS[tune.method]
+    if method.added is None:
         return specs, {}
     by_path = tree.paths(specs)
-    whole = [path for path in by_path if path.split("/")[0] in FRESH] + (
-        tree.match(tune.also, by_path) if tune.also else []
-    )
-    frozen = tree.unflatten({path: spec for path, spec in by_path.items() if path not in whole})
-    added = tree.paths(_added(frozen, model, tune, lora), is_leaf)
-    trainable = tree.unflatten({**added, **{path: by_path[path] for path in whole}})
+    # These are trained themselves, without an adapter on them.
+    plain = [path for path in by_path if path.split("/")[0] in FRESH]
+    plain += tree.match(tune.also, by_path) if tune.also else []
+    frozen = tree.unflatten({path: spec for path, spec in by_path.items() if path not in plain})
+    added = tree.paths(method.added(frozen, model, tune, lora), is_leaf)
+    trainable = tree.unflatten({**added, **{path: by_path[path] for path in plain}})
     return trainable, quantize_specs(frozen, quantize_rules(frozen, quantize), quantize.group)
 
 
 def quantize_rules(specs: tree.Tree, config: QuantizeConfig) -> list[tuple[str, str | None]]:
-    """Rules for `research.weights.rules.quantize`."""
+    """The config as rules for `research.weights.rules.quantize` over a tree of these specs."""
     names, rules = list(tree.paths(specs)), []
     if config.embeddings:
         rules += [
@@ -175,8 +213,8 @@ def new_frozen(
     mesh: Mesh | None = None,
     rules: AxisRules | None = None,
 ) -> tree.Tree:
-    """Parameters for the `frozen` part of a model's specs that come from no checkpoint but from the
-    seed, for trials."""
+    """Initial parameters, from the seed instead of a checkpoint, for the `frozen` part of a model's
+    specs: for trials of speed and memory."""
     dense = dense_specs(specs, frozen)
     params = initialize(jax.random.key(seed), dense, dtype, mesh, rules)
     return quantize(params, dense, quantize_rules(dense, config), config.group)
@@ -184,35 +222,16 @@ def new_frozen(
 
 def check_groups(specs: tree.Tree, frozen: tree.Tree, mesh: Mesh, rules: AxisRules) -> None:
     """ValueError for a quantized matrix that a product wants split where its groups cannot be."""
-    whole = tree.paths(specs)
+    by_path = tree.paths(specs)
     for path, leaf in tree.paths(frozen, is_leaf).items():
-        if not isinstance(leaf, Quantized):
-            continue
-        w, codes, at = whole[path], leaf.codes, len(leaf.codes.shape) - leaf.after - 2
-        wanted, got = (partition(one.axes, one.shape, mesh, rules)[at] for one in (w, codes))
-        wanted, got = (
-            (entry,) if isinstance(entry, str) else entry or () for entry in (wanted, got)
-        )
-        for axis in (name for name in wanted if name not in got and AXES[name] == COMPUTE):
-            inputs = math.prod(leaf.inputs)
-            raise ValueError(
-                f"{path}: groups of {inputs // codes.shape[at]} do not divide the {inputs // mesh.shape[axis]} inputs that "
-                f"each of {axis}:{mesh.shape[axis]} holds; set config.quantize.group to a divisor of them"
-            )
+        if is_quantized(leaf):
+            try:
+                check_split(leaf, by_path[path], mesh, rules)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
 
 
 def dense_specs(specs: tree.Tree, part: tree.Tree) -> tree.Tree:
-    """Of a model's specs those at the paths of a part, whatever stands there."""
+    """The model's specs at the paths of a part of it, whatever kind of leaf stands there."""
     names = tree.paths(part, is_leaf)
     return tree.unflatten({path: spec for path, spec in tree.paths(specs).items() if path in names})
-
-
-def _added(specs: tree.Tree, model: ModelConfig, tune: TuneConfig, lora: LoraConfig) -> Any:
-    """What the method adds to the model, as specs."""
-    if tune.method == "adapter":
-        return bottleneck_specs(model, tune.bottleneck, tune.placement)
-    if tune.method == "prompt":
-        return prompt_specs(model, tune.virtual_tokens)
-    if tune.method == "prefix":
-        return prefix_specs(model, tune.virtual_tokens)
-    return ia3_specs(specs) if tune.method == "ia3" else lora_specs(specs, lora)

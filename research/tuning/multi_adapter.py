@@ -1,5 +1,5 @@
-"""Several low-rank adapters of one model: given one structure, or made one. For batches that mix
-them, see bank.py.
+"""Several low-rank adapters of one model: padded to one structure, or combined to one adapter. For
+batches that mix them, see adapter_bank.py.
 
 alike(adapters)                trees of one structure, so that a compiled program takes any of them
 combine(adapters, weights)     one adapter for several
@@ -21,36 +21,38 @@ METHODS = ("svd", "linear", "cat")
 
 
 def alike(adapters: Sequence[tree.Tree], rank: int | None = None) -> list[tree.Tree]:
-    """The adapters with the paths of all of them and one rank at each, filled up with zeros, which
-    changes nothing.
+    """The adapters, each with the paths of all of them and with one rank at each path. Zeros are
+    added, which changes no result; dropout is removed.
 
-    `rank` is that rank everywhere, so that one loaded later fits too; None is the highest at each
-    path. Dropout goes. ValueError for a rank below what an adapter has, and for DoRA beside none,
-    since a magnitude has no zero.
+    `rank` is the rank everywhere, so that an adapter that is loaded later fits too; None takes the
+    highest at each path. ValueError for a rank below an adapter's, and for a path where only some
+    adapters have a magnitude (DoRA): no magnitude changes nothing.
     """
     trees = [low_rank(index, one) for index, one in enumerate(adapters)]
-    made: list[dict[str, LoraAdapter]] = [{} for _ in trees]
+    padded: list[dict[str, LoraAdapter]] = [{} for _ in trees]
     for path in dict.fromkeys(path for one in trees for path in one):
-        held = [one[path] for one in trees if path in one]
-        highest = max(map(rank_of, held))
+        present = [one[path] for one in trees if path in one]
+        highest = max(map(rank_of, present))
         if rank is not None and rank < highest:
             raise ValueError(
-                f"rank={rank} is below the {highest} of an adapter of {path}; set it to the highest of all"
+                f"rank={rank} is below the {highest} of an adapter of {path}; set it to the "
+                "highest of all"
             )
-        decomposed = {one.magnitude is not None for one in held}
-        if len(decomposed) > 1 or (True in decomposed and len(held) < len(trees)):
+        decomposed = {one.magnitude is not None for one in present}
+        if len(decomposed) > 1 or (True in decomposed and len(present) < len(trees)):
             raise ValueError(
-                f"{path} has a magnitude (DoRA) in some adapters alone; mix them in a bank, or merge them"
+                f"{path} has a magnitude (DoRA) in some adapters alone; mix them in a bank, or "
+                "merge them"
             )
-        _check_sizes(path, held)
-        blank = replace(held[0], a=jnp.zeros_like(held[0].a), b=jnp.zeros_like(held[0].b))
-        for one, own in zip(trees, made):
-            own[path] = pad(one.get(path, blank), rank or highest)
-    return [tree.unflatten(own) for own in made]
+        _check_sizes(path, present)
+        blank = replace(present[0], a=jnp.zeros_like(present[0].a), b=jnp.zeros_like(present[0].b))
+        for one, result in zip(trees, padded):
+            result[path] = pad(one.get(path, blank), rank or highest)
+    return [tree.unflatten(result) for result in padded]
 
 
 def pad(adapter: LoraAdapter, rank: int) -> LoraAdapter:
-    """An adapter with `a` and `b` filled up with zeros to a rank: it does what it did. Without
+    """An adapter with `a` and `b` padded with zeros to a rank, which changes no result, and without
     dropout."""
     more, at = rank - rank_of(adapter), adapter.scale.ndim
     a = jnp.pad(adapter.a, [(0, 0)] * (adapter.a.ndim - 1) + [(0, more)])
@@ -67,12 +69,13 @@ def combine(
     """One adapter for the sum of weight * adapter, with a scale of 1, as peft's
     `add_weighted_adapter` defines it.
 
-        cat      exact, of the sum of the ranks
-        svd      the best of `rank`, the highest of theirs where it is None
-        linear   sums of a and of b, each by the roots of weight * scale: of their rank, with terms of neither adapter
+        cat      exact; its rank is the sum of the ranks
+        svd      the best approximation of rank `rank`; None takes the highest of their ranks
+        linear   sums of a and of b, each times the root of weight * scale: of the adapters' rank,
+                 and not exact, since the product of two sums has mixed terms
 
-    ValueError for an unknown method, weights that are not as many, DoRA, and ranks that "linear"
-    cannot add.
+    ValueError for an unknown method, weights that are not one an adapter, DoRA, and different ranks
+    under "linear".
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}; choose one of {', '.join(METHODS)}")
@@ -80,53 +83,58 @@ def combine(
         raise ValueError(f"{len(weights)} weights for {len(adapters)} adapters; give one for each")
     if rank is not None and method != "svd":
         raise ValueError(f"rank={rank} is set and method={method!r} has its own; leave it out")
-    trees, made = [low_rank(index, one) for index, one in enumerate(adapters)], {}
+    trees, combined = [low_rank(index, one) for index, one in enumerate(adapters)], {}
     for path in dict.fromkeys(path for one in trees for path in one):
-        held = [(one[path], weight) for one, weight in zip(trees, weights) if path in one]
-        _check_sizes(path, [one for one, _ in held])
-        if any(one.magnitude is not None for one, _ in held):
+        present = [(one[path], weight) for one, weight in zip(trees, weights) if path in one]
+        _check_sizes(path, [one for one, _ in present])
+        if any(one.magnitude is not None for one, _ in present):
             raise ValueError(
-                f"{path} has a magnitude (DoRA), and those do not add; merge that adapter into the weights"
+                f"{path} has a magnitude (DoRA), and those do not add; merge that adapter into the "
+                "weights"
             )
-        if method == "linear" and len({rank_of(one) for one, _ in held}) > 1:
+        if method == "linear" and len({rank_of(one) for one, _ in present}) > 1:
             raise ValueError(
-                f"the adapters of {path} have different ranks, which linear cannot add; take svd or cat"
+                f"the adapters of {path} have different ranks, which linear cannot add; take svd "
+                "or cat"
             )
-        made[path] = _combined(held, method, rank)
-    return tree.unflatten(made)
+        combined[path] = _combined(present, method, rank)
+    return tree.unflatten(combined)
 
 
-def _check_sizes(path: str, held: Sequence[LoraAdapter]) -> None:
-    if len({(one.a.shape[:-1], one.b.shape[one.scale.ndim + 1 :], one.table) for one in held}) > 1:
+def _check_sizes(path: str, present: Sequence[LoraAdapter]) -> None:
+    if (
+        len({(one.a.shape[:-1], one.b.shape[one.scale.ndim + 1 :], one.table) for one in present})
+        > 1
+    ):
         raise ValueError(
             f"the adapters of {path} have different sizes; they were made for different models"
         )
 
 
 def _combined(
-    held: Sequence[tuple[LoraAdapter, float]], method: str, rank: int | None
+    present: Sequence[tuple[LoraAdapter, float]], method: str, rank: int | None
 ) -> LoraAdapter:
-    first, stack = held[0][0], held[0][0].scale.ndim
+    first, stack = present[0][0], present[0][0].scale.ndim
 
     def scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
         return x.astype(jnp.float32) * factor.reshape(*factor.shape, *(1,) * (x.ndim - stack))
 
-    factors = [weight * one.scale for one, weight in held]
+    factors = [weight * one.scale for one, weight in present]
     if method == "linear":
         roots = [jnp.sqrt(jnp.abs(factor)) for factor in factors]
         # peft has a negative weight's sign on its A, which is the second factor of a table.
         signed = [jnp.where(factor < 0, -root, root) for factor, root in zip(factors, roots)]
         of_a, of_b = (roots, signed) if first.table else (signed, roots)
-        a = sum(scaled(one.a, factor) for (one, _), factor in zip(held, of_a))
-        b = sum(scaled(one.b, factor) for (one, _), factor in zip(held, of_b))
+        a = sum(scaled(one.a, factor) for (one, _), factor in zip(present, of_a))
+        b = sum(scaled(one.b, factor) for (one, _), factor in zip(present, of_b))
     else:
         a = jnp.concatenate(
-            [scaled(one.a, factor) for (one, _), factor in zip(held, factors)], axis=-1
+            [scaled(one.a, factor) for (one, _), factor in zip(present, factors)], axis=-1
         )
-        b = jnp.concatenate([one.b.astype(jnp.float32) for one, _ in held], axis=stack)
+        b = jnp.concatenate([one.b.astype(jnp.float32) for one, _ in present], axis=stack)
         if method == "svd":
             a, b = _shortened(
-                a, b, stack, max(rank_of(one) for one, _ in held) if rank is None else rank
+                a, b, stack, max(rank_of(one) for one, _ in present) if rank is None else rank
             )
     return LoraAdapter(a, b, jnp.ones_like(first.scale), table=first.table)
 
@@ -147,15 +155,16 @@ def _shortened(a: jax.Array, b: jax.Array, stack: int, rank: int) -> tuple[jax.A
 
 
 def low_rank(index: int, adapters: tree.Tree) -> dict[str, LoraAdapter]:
-    """The adapters of a tree by path. ValueError, with the tree's number, for what is no low-rank
-    adapter."""
-    found = tree.paths(adapters, is_leaf)
-    for path, leaf in found.items():
+    """The adapters of a tree by path. ValueError, with the tree's number `index`, for what is no
+    low-rank adapter."""
+    leaves = tree.paths(adapters, is_leaf)
+    for path, leaf in leaves.items():
         if not isinstance(leaf, LoraAdapter):
             raise ValueError(
-                f"{path} of adapter {index} is no low-rank adapter, which alone mix; load it by itself"
+                f"{path} of adapter {index} is no low-rank adapter, which alone mix; load it by "
+                "itself"
             )
-    return found
+    return leaves
 
 
 def rank_of(adapter: LoraAdapter) -> int:

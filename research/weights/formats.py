@@ -2,19 +2,24 @@
 float32.
 
 A group lies along one axis, the last when it is encoded, [..., G]; its codes have the same shape,
-its scale and zero point are [..., 1]. Codes of 4 bits are kept two in a byte: `pack` puts those of
-j and j + G/2 into byte j, so that unpacking is two masks and a concatenation, which compilers fuse
-and no axis has to be interleaved for. (XLA's own 4-bit types are packed too, but the GPU backend
-unpacks whatever a scan slices: 64 GiB where a 70B model takes 47.)
+its scale and zero point are [..., 1]. A format is one row of `FORMATS` and needs nothing else; that
+of the Open Compute Project's MXFP4 would be
 
-    absolute   x = code * scale,                scale = max |x| / top                (int8, int4, fp8)
-    affine     x = (code - zero) * scale,       scale = (max x - min x) / (2^bits - 1)  (uint4)
-    book       x = book[code] * scale,          scale = max |x|                      (NF4, FP4)
+    Format("mxfp4", bits=4, codes="book", group=32, scales="e8m0", error=0.25,
+           book=(0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6))
+
+Codes are of four kinds, where `top` is the largest value that a code stands for at scale 1:
+
+    integer    x = code * scale            scale = max |x| / top       codes in [-top, top]
+    float      x = code * scale            scale = max |x| / top       codes are numbers of `dtype`
+    affine     x = (code - zero) * scale   scale = (max x - min x) / (2^bits - 1)
+    book       x = book[code] * scale      scale = max |x| / top       the nearest entry
 
 The last is bitsandbytes' arithmetic to the bit: products with the reciprocal, ties to the lower
 code.
 """
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -23,62 +28,110 @@ import ml_dtypes
 import numpy as np
 
 from research.devices.backend import platform
+from research.ops.kernels.codes import select
+from research.ops.lookup import look_up, reciprocal
+from research.weights import packing
+from research.weights.scales import from_exponents, to_exponents
+
+KINDS = ("integer", "float", "affine", "book")
+SCALES = ("float32", "double", "e8m0")
 
 # arXiv:2305.14314, appendix E: quantiles of a normal distribution, with an exact zero.
-NF4 = np.array(
-    [
-        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
-        0.7229568362236023, 1.0,
-    ],
-    np.float32,
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
 )  # fmt: skip
 # bitsandbytes' FP4 by bit pattern. It is not the E2M1 of the Open Compute Project: the smallest
 # step is finer.
-FP4 = np.array(
-    [0, 0.0625, 8, 12, 4, 6, 2, 3, -0.0, -0.0625, -8, -12, -4, -6, -2, -3], np.float32
-) / np.float32(12)
+_FP4 = (0.0, 0.0625, 8, 12, 4, 6, 2, 3, -0.0, -0.0625, -8, -12, -4, -6, -2, -3)
+FP4 = tuple(value / 12 for value in _FP4)
 
 
 @dataclass(frozen=True)
 class Format:
-    """One format. `group` is how many values share a scale, 0 for all of an input; `double`
-    quantizes the scales again."""
+    """One format.
+
+    bits     of one code, 1 to 8
+    codes    kind of the codes, one of `KINDS`
+    group    values that share a scale; 0 for all inputs of an output
+    error    bound of |x - decode(encode(x))|, in units of the largest |x| of its group
+    scales   how scales are stored: "float32", "double" (8 bits, quantized in turn, see
+             research/weights/scales.py), or "e8m0" (8 bits, powers of two)
+    dtype    the type of the codes of kind "float"
+    entries  the values of the codes of kind "book", 2^bits of them
+    qtype    what `qwix` calls the format; "" where it has none like it
+    """
 
     name: str
-    dtype: str
-    kind: str
+    bits: int
+    codes: str
     group: int
-    double: bool = False
+    error: float
+    scales: str = "float32"
+    dtype: str = ""
+    entries: tuple[float, ...] = ()
+    qtype: str = ""
 
-    @property
-    def bits(self) -> int:
-        """Of one code."""
-        return _BITS[self.dtype]
+    def __post_init__(self):
+        for field, known in (("codes", KINDS), ("scales", SCALES)):
+            if getattr(self, field) not in known:
+                raise ValueError(
+                    f"format {self.name}: {field}={getattr(self, field)!r} is none of {known}"
+                )
+        if not 1 <= self.bits <= 8 or (self.codes == "float" and self.bits != 8):
+            raise ValueError(f"format {self.name}: bits={self.bits} must be 1 to 8, 8 for floats")
+        if self.codes == "book" and len(self.entries) != 2**self.bits:
+            raise ValueError(
+                f"format {self.name}: {len(self.entries)} entries for codes of {self.bits} bits; "
+                f"give {2**self.bits}"
+            )
 
     @property
     def storage(self) -> str:
-        """The type of the arrays that hold codes: two of 4 bits share a byte."""
-        return "uint8" if self.bits == 4 else self.dtype
+        """The type of the array that holds codes: bytes where they are packed or without sign."""
+        if self.codes == "float":
+            return self.dtype
+        return "int8" if self.bits == 8 and self.codes == "integer" else "uint8"
 
     @property
     def book(self) -> np.ndarray | None:
-        """The values of the codes, float32 [2^bits], for the formats that have a book."""
-        return {"nf4": NF4, "fp4": FP4}.get(self.name)
+        """The values of the codes, float32 [2^bits]; None for a format without a book."""
+        return _book(self) if self.codes == "book" else None
+
+    @property
+    def top(self) -> float:
+        """The largest value of a code at scale 1. Integers are symmetric, without their lowest."""
+        if self.codes == "book":
+            return max(map(abs, self.entries))
+        if self.codes == "float":
+            return float(ml_dtypes.finfo(self.dtype).max)
+        return float(2 ** (self.bits - (self.codes == "integer")) - 1)
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether `research.ops.kernels.quantized_matmul` can read the codes: bytes are pairs of 4
+        bits to it, and it knows no zero points."""
+        return self.codes != "affine" and (self.bits == 4 or self.storage != "uint8")
 
 
-_BITS = {"int8": 8, "int4": 4, "uint4": 4, "float8_e4m3fn": 8, "float8_e5m2": 8}
 FORMATS = {
     format.name: format
     for format in (
-        Format("int8", "int8", "absolute", 0),
-        Format("int4", "int4", "absolute", 64),
-        Format("uint4", "uint4", "affine", 64),
-        Format("nf4", "uint4", "book", 64, double=True),
-        Format("fp4", "uint4", "book", 64, double=True),
-        Format("fp8_e4m3", "float8_e4m3fn", "absolute", 0),
-        Format("fp8_e5m2", "float8_e5m2", "absolute", 0),
+        # Half a step of a code.
+        Format("int8", 8, "integer", 0, error=0.5 / 127, qtype="int8"),
+        Format("int4", 4, "integer", 64, error=0.5 / 7, qtype="int4"),
+        # One step, of a range that may be twice the largest value.
+        Format("uint4", 4, "affine", 64, error=1 / 15, qtype="uint4"),
+        # Half the widest gaps of the books, 0.30 and 1/3, and a 250th for the scales' own rounding.
+        Format("nf4", 4, "book", 64, error=0.155, scales="double", entries=NF4, qtype="nf4"),
+        Format("fp4", 4, "book", 64, error=0.17, scales="double", entries=FP4),
+        # e4m3 keeps 4 bits of a value, e5m2 keeps 3.
+        Format(
+            "fp8_e4m3", 8, "float", 0, error=2**-4, dtype="float8_e4m3fn", qtype="float8_e4m3fn"
+        ),
+        Format("fp8_e5m2", 8, "float", 0, error=2**-3, dtype="float8_e5m2", qtype="float8_e5m2"),
     )
 }
 
@@ -86,73 +139,82 @@ FORMATS = {
 def encode(format: Format, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Codes [..., G], scale and, for affine formats, zero point [..., 1] of groups of float values.
 
-    Codes of 4 bits come as bytes, uint8 or for int4 int8, each with one.
+    Codes are not packed yet: int8 with sign, uint8 without, or the format's own float type. Scales
+    are float32, rounded to what the format can store but for double quantization.
     """
     x = x.astype(jnp.float32)
-    dtype = jnp.dtype(format.dtype)
-    if format.kind == "affine":
-        return _encode_affine(x, dtype)
+    if format.codes == "affine":
+        return _encode_affine(x, format.top)
     absmax = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    if format.kind == "book":
-        codes = _nearest(x * _reciprocal(absmax), format.book)
-        return codes.astype(jnp.uint8), absmax, None
-    top = _top(dtype)
-    # As torch evaluates top / absmax: the reciprocal first, then the product.
-    scaled = x * (_reciprocal(absmax) * top)
-    codes = (
-        scaled.astype(dtype)
-        if jnp.issubdtype(dtype, jnp.floating)
-        else jnp.round(scaled).astype(dtype)
-    )
-    return codes.astype(jnp.int8) if format.bits == 4 else codes, absmax / top, None
+    scale = _scale(format, absmax)
+    if format.codes == "book":
+        return _nearest(x * reciprocal(scale), _book(format)).astype(jnp.uint8), scale, None
+    if format.scales == "e8m0":
+        scaled = jnp.clip(x * reciprocal(scale), -format.top, format.top)
+    else:
+        # As torch evaluates top / absmax: the reciprocal first, then the product.
+        scaled = x * (reciprocal(absmax) * format.top)
+    if format.codes == "float":
+        return scaled.astype(format.dtype), scale, None
+    return jnp.round(scaled).astype(jnp.int8), scale, None
 
 
 def decode(format: Format, codes: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:
-    """The values of codes, float32 [..., G]."""
-    if format.kind == "book":
-        return look_up(format.book, codes) * scale
+    """The values of codes that are not packed, float32 [..., G]."""
+    if format.codes == "book":
+        return _book_values(_book(format), codes) * scale
     values = codes.astype(jnp.float32)
     return (values if zero is None else values - zero) * scale
 
 
-def look_up(book: np.ndarray, codes: jax.Array) -> jax.Array:
-    """book[codes], float32. By selects on TPU, where a gather is slow and fuses with nothing;
-    elsewhere it fuses, and the selects would be too many for one loop."""
-    if platform() != "tpu":
-        at = jnp.asarray(book, jnp.float32).at[codes]
-        whole = jax.sharding.get_abstract_mesh().empty
-        return at.get(
-            mode="clip", **({} if whole else {"out_sharding": jax.typeof(codes).sharding})
-        )
-    values = list(np.float32(book))
-    while len(values) > 1:
-        odd = (codes & 1) == 1
-        values = [jnp.where(odd, high, low) for low, high in zip(values[::2], values[1::2])]
-        codes = codes >> 1
-    return values[0]
-
-
-def pack(codes: jax.Array, axis: int = -1) -> jax.Array:
-    """Codes of 4 bits, one an element, as bytes of two; the axis is that of a group and halves."""
-    low, high = jnp.split(codes.astype(jnp.uint8) & 15, 2, axis=axis)
-    return low | (high << 4)
+def pack(format: Format, codes: jax.Array, axis: int = -1) -> jax.Array:
+    """Codes as they are stored, in `format.storage`; `axis` is that of a group."""
+    return packing.pack(codes, format.bits, axis)
 
 
 def unpack(format: Format, packed: jax.Array, axis: int = -1) -> jax.Array:
-    """What `pack` packed, uint8 or for int4 int8; the codes themselves for formats of 8 bits."""
+    """The codes that `pack` packed, as `encode` gives them."""
     if format.bits == 8:
         return packed
-    codes = jnp.concatenate([packed & 15, packed >> 4], axis=axis)
-    return (codes ^ 8).astype(jnp.int8) - 8 if format.dtype == "int4" else codes
+    codes = packing.unpack(packed, format.bits, axis)
+    if format.codes != "integer":
+        return codes
+    half = 2 ** (format.bits - 1)  # flips the sign bit, so that subtracting it extends the sign
+    return (codes ^ half).astype(jnp.int8) - half
 
 
-def _encode_affine(x: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
+def all_codes(format: Format) -> jax.Array:
+    """Every code that `encode` may give, for formats of less than 8 bits."""
+    if format.codes == "integer":
+        return jnp.arange(-int(format.top), int(format.top) + 1, dtype=jnp.int8)
+    return jnp.arange(2**format.bits, dtype=jnp.uint8)
+
+
+def _book(format: Format) -> np.ndarray:
+    return np.array(format.entries, np.float32)
+
+
+def _book_values(book: np.ndarray, codes: jax.Array) -> jax.Array:
+    """book[codes], float32. By selects on TPU, where a gather is slow and fuses with nothing;
+    elsewhere it fuses, and the selects would be too many for one loop."""
+    return select(book, codes) if platform() == "tpu" else look_up(book, codes)
+
+
+def _scale(format: Format, absmax: jax.Array) -> jax.Array:
+    """The scale of groups with these largest values, as the format stores it. A power of two is the
+    largest up to max |x| over the largest power of two among the codes' values, so values above
+    `top` are cut to it (Open Compute Project, MX specification 1.0, section 6.3)."""
+    if format.scales == "e8m0":
+        return from_exponents(to_exponents(absmax / 2 ** math.floor(math.log2(format.top))))
+    return absmax / format.top
+
+
+def _encode_affine(x: jax.Array, top: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     low, high = (reduce(x, axis=-1, keepdims=True) for reduce in (jnp.min, jnp.max))
     low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)  # zero has a code of its own
-    top = float(jnp.iinfo(dtype).max)
     scale = (high - low) / top
-    zero = jnp.round(-low * _reciprocal(scale))
-    codes = jnp.clip(jnp.round(x * _reciprocal(scale)) + zero, 0, top)
+    zero = jnp.round(-low * reciprocal(scale))
+    codes = jnp.clip(jnp.round(x * reciprocal(scale)) + zero, 0, top)
     return codes.astype(jnp.uint8), scale, zero
 
 
@@ -164,17 +226,3 @@ def _nearest(x: jax.Array, book: np.ndarray) -> jax.Array:
     middles = (values[1:] + values[:-1]) / np.float32(2)
     ranks = sum((x > middle).astype(jnp.int32) for middle in middles)
     return jnp.asarray(order, jnp.int32)[ranks]
-
-
-def _top(dtype: jnp.dtype) -> float:
-    """The largest value of a type; integers symmetric, without their lowest."""
-    return (
-        float(ml_dtypes.finfo(dtype).max)
-        if jnp.issubdtype(dtype, jnp.floating)
-        else float(jnp.iinfo(dtype).max)
-    )
-
-
-def _reciprocal(x: jax.Array) -> jax.Array:
-    """1 / x, and 0 for a group that is all zero."""
-    return jnp.where(x == 0, 0, 1 / jnp.where(x == 0, 1, x))

@@ -1,5 +1,5 @@
-"""IA3 (arXiv:2205.05638, section 3.3): learnt factors of what goes into a weight or comes out of
-it, over any leaf.
+"""IA3 (arXiv:2205.05638, section 3.3): learnt factors of a weight's inputs or of its outputs, over
+any leaf.
 
 on outputs   y = l * (x W)      keys and values
 on inputs    y = (l * x) W      the down projection of the feed-forward layer
@@ -14,11 +14,10 @@ import jax.numpy as jnp
 
 from research import tree
 from research.ops.einsum import einsum, grouped, take
-from research.ops.equation import parse
+from research.ops.kernels.equation import parse
 from research.parallel.placement import gather
-from research.weights.lora import dense
-from research.weights.matrices import Axes, parts
-from research.weights.over import Over
+from research.weights.leaf import Wrapper, dense, gathered
+from research.weights.matrices import Axes, split_axes
 
 OUTPUTS = r"(.*/)?layers/(attention|cross)/(key|value)"
 INPUTS = r"(.*/)?layers/mlp/down"
@@ -27,9 +26,9 @@ INPUTS = r"(.*/)?layers/mlp/down"
 @partial(jax.tree_util.register_dataclass, data_fields=["gain"], meta_fields=["on_inputs"])
 @dataclass(frozen=True)
 class Ia3Adapter:
-    """What is trained. `gain` has the axes of the weight, of size 1 where it is the same: [L, 1, K,
-    H] for the outputs of keys [L, D, K, H], [L, F, 1] for the inputs of a down projection [L, F,
-    D]."""
+    """What is trained. `gain` has the axes of the weight, of size 1 along those that it does not
+    scale: [L, 1, K, H] for the outputs of keys [L, D, K, H], [L, F, 1] for the inputs of a down
+    projection [L, F, D]."""
 
     gain: jax.Array
     on_inputs: bool
@@ -37,8 +36,8 @@ class Ia3Adapter:
 
 @partial(jax.tree_util.register_dataclass, data_fields=["base", "adapter"], meta_fields=[])
 @dataclass(frozen=True)
-class Ia3(Over):
-    """A weight with factors on it: a leaf like any other. `base` is an array or another leaf."""
+class Ia3(Wrapper):
+    """A weight with factors on its inputs or outputs. `base` is an array or another leaf."""
 
     base: Any
     adapter: Ia3Adapter
@@ -58,7 +57,7 @@ class Ia3(Over):
         return _times(rows, take(self.adapter.gain, ids, jnp.float32))
 
     def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
-        """Rows [M, I] in groups of these sizes, each times the matrix of its expert, [M, O]."""
+        """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix, [M, O]."""
         gain_EX = self.adapter.gain.reshape(self.adapter.gain.shape[0], -1)
         gain_MX = jnp.repeat(gain_EX, sizes, axis=0, total_repeat_length=x.shape[0])
         if self.adapter.on_inputs:
@@ -66,21 +65,16 @@ class Ia3(Over):
         return _times(grouped(x, self.base, sizes), gain_MX)
 
     def gathered(self) -> "Ia3":
-        """This leaf over fewer devices, as `research.ops.einsum.gathered` says."""
-        base = gather(self.base) if isinstance(self.base, jax.Array) else self.base.gathered()
-        return replace(self, base=base, adapter=jax.tree.map(gather, self.adapter))
+        """This leaf with the mesh axes that only store it gathered."""
+        return replace(self, base=gathered(self.base), adapter=jax.tree.map(gather, self.adapter))
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """The weight times its factors as an array: what `merge` makes of it. Stacked leaves give
-        stacked weights."""
+        """The weight times its factors as an array, also of a stack."""
         return (dense(self.base) * self.adapter.gain.astype(jnp.float32)).astype(dtype)
 
-    def nbits(self) -> int:
-        """Bits of storage of the weight and its factors."""
-        return tree.nbits((self.base, self.adapter))
-
     def _along(self, of_w: str, of_x: str) -> jax.Array:
-        """The factors with one axis for each letter of what they multiply."""
+        """The factors with the axes of the activations `of_x` that they multiply, of size 1 for the
+        letters that a weight `of_w` does not have."""
         kept = "".join(letter for letter in of_w if letter in of_x)
         gone = tuple(at for at, letter in enumerate(of_w) if letter not in of_x)
         gain = jnp.squeeze(gather(self.adapter.gain), gone)
@@ -91,26 +85,27 @@ class Ia3(Over):
 def ia3_specs(
     specs: tree.Tree, outputs: str | None = OUTPUTS, inputs: str | None = INPUTS
 ) -> tree.Tree:
-    """Adapters as specs: a tree of `Ia3Adapter` at the paths of the weights that get one, axes
-    derived from theirs; all factors start at 1, which changes nothing.
+    """Adapters as specs: a tree of `Ia3Adapter` at the paths of the weights that get one. Their
+    axes are derived from the weights'; all factors start at 1, which changes nothing.
 
     `outputs` and `inputs` are regexes of the names, or of whole paths, of weights whose outputs or
-    inputs are multiplied, None for none. ValueError for one that matches nothing, for what is no
-    matrix and for a weight that both match.
+    inputs are multiplied; None chooses no weight. ValueError for a regex that matches nothing, for
+    what is no matrix, and for a weight that both match.
     """
-    by_path, made = tree.paths(specs), {}
+    by_path, adapters = tree.paths(specs), {}
     for pattern, on_inputs in ((outputs, False), (inputs, True)):
         for path in () if pattern is None else tree.match(pattern, by_path):
-            if path in made:
+            if path in adapters:
                 raise ValueError(
-                    f"{path} matches both outputs={outputs!r} and inputs={inputs!r}; let only one match it"
+                    f"{path} matches both outputs={outputs!r} and inputs={inputs!r}; let only one "
+                    "match it"
                 )
-            made[path] = Ia3Adapter(_gain(path, by_path[path], on_inputs), on_inputs)
-    return tree.unflatten(made)
+            adapters[path] = Ia3Adapter(_gain(path, by_path[path], on_inputs), on_inputs)
+    return tree.unflatten(adapters)
 
 
 def _gain(path: str, w: Any, on_inputs: bool) -> Any:
-    stack, inner, outer = parts(path, w)
+    stack, inner, outer = split_axes(path, w)
     inner, outer = (inner, _single(outer)) if on_inputs else (_single(inner), outer)
     axes = [*stack, *(outer + inner if w.inputs < 0 else inner + outer)]
     return replace(

@@ -1,7 +1,7 @@
 """LLM.int8 (arXiv:2208.07339): the few input features with outliers multiply in 16 bits, all others
 in int8.
 
-    y = x_O W_O + s_x s_w sum(x8 w8)      O the features in which any token reaches the threshold, section 3.2
+    y = x_O W_O + s_x s_w sum(x8 w8)   O: features in which any token reaches the threshold (3.2)
 
 As bitsandbytes computes it: the outliers of a token do not count in its scale, though its other
 values in the outlier features do; and whether a feature has outliers is asked over all tokens at
@@ -19,12 +19,9 @@ import jax.numpy as jnp
 
 from research import tree
 from research.devices.backend import multiplies
-from research.weights.dynamic import (
-    DynamicQuantized,
-    multiply_codes,
-    on_quantized,
-    quantize_tokens,
-)
+from research.ops.kernels.equation import parse
+from research.weights.code_products import multiply_codes, quantize_tokens
+from research.weights.dynamic import DynamicQuantized, wrap_quantized
 from research.weights.quantized import Quantized
 
 THRESHOLD = 6.0  # section 4, and bitsandbytes' own
@@ -33,13 +30,13 @@ THRESHOLD = 6.0  # section 4, and bitsandbytes' own
 @partial(jax.tree_util.register_dataclass, data_fields=["base"], meta_fields=["threshold"])
 @dataclass(frozen=True)
 class LlmInt8(DynamicQuantized):
-    """A leaf over an int8 weight with one scale an output. Where the chip has no int8 product all
-    is in 16 bits."""
+    """A leaf over an int8 weight with one scale an output. Where the chip has no int8 product,
+    everything is multiplied in the type of the activations."""
 
     threshold: float = THRESHOLD
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`eqn` of `x` and the weight in two parts. Its backward pass keeps codes and scales and
+        """`eqn` of `x` and the weight, in two parts. The backward pass keeps codes and scales and
         nothing of `x`."""
         if not multiplies(self.base.codes.dtype):
             return self.base.einsum(eqn, x)
@@ -49,9 +46,9 @@ class LlmInt8(DynamicQuantized):
 def llm_int8(
     params: tree.Tree, rules: Sequence[tuple[str, bool]], threshold: float = THRESHOLD
 ) -> tree.Tree:
-    """The tree with the int8 weights whose first matching rule says True as `LlmInt8`.
+    """The tree with an `LlmInt8` over each int8 weight whose first matching rule says True.
 
-    ValueError for a rule that matches nothing and for a weight that is not int8 with one scale an
+    ValueError for a rule that matches nothing, and for a weight that is not int8 with one scale an
     output.
     """
 
@@ -62,12 +59,12 @@ def llm_int8(
             )
         return LlmInt8(w, threshold)
 
-    return on_quantized(params, rules, leaf)
+    return wrap_quantized(params, rules, leaf)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _product(eqn: str, threshold: float, x: jax.Array, w: Quantized) -> jax.Array:
-    of_x, of_y = eqn.split(",")[0], eqn.split("->")[1]
+    of_x, _, of_y = parse(eqn)
     tokens = tuple(at for at, letter in enumerate(of_x) if letter in of_y)
     outliers = jnp.abs(x) >= threshold
     features = jnp.any(outliers, axis=tokens, keepdims=True)

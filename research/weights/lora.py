@@ -2,7 +2,9 @@
 over any leaf.
 
     LoRA   y = x W + s (drop(x) a) b
-    DoRA   y = m / |W + s a b| (x W + s (drop(x) a) b),   the norm over a column's inputs, without gradient (section 4.3)
+    DoRA   y = m / |W + s a b| (x W + s (drop(x) a) b)
+
+DoRA's norm is over a column's inputs and has no gradient (section 4.3).
 
 `a` has the weight's inputs and R, `b` has R and its outputs, whatever axes those are: [D, R] and
 [R, N, H] for a query kernel, [N, H, R] and [R, D] for an output kernel, [D, R] and [R, V] for a
@@ -11,7 +13,7 @@ table.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +21,9 @@ from jax import lax
 
 from research import tree
 from research.ops.einsum import contract, einsum, grouped, take
-from research.ops.equation import parse
+from research.ops.kernels.equation import parse
 from research.parallel.placement import gather
-from research.weights.over import Over
+from research.weights.leaf import Wrapper, dense, gathered
 
 RANK = "R"
 
@@ -33,10 +35,14 @@ RANK = "R"
 )
 @dataclass(frozen=True)
 class LoraAdapter:
-    """What is trained. `scale` [] (one a layer where stacked) is alpha / R, or alpha / sqrt(R) for
-    rsLoRA; `magnitude` has the weight's outputs, None without decomposition. `table` says that the
-    inputs are the weight's last axis; `dropout` is the share of the adapter's inputs that are
-    dropped in training."""
+    """What is trained.
+
+    a, b        [inputs, R] and [R, outputs]
+    scale       [] (one a layer where stacked): alpha / R, or alpha / sqrt(R) for rsLoRA
+    magnitude   DoRA's m, of the weight's outputs; None without decomposition
+    table       whether the inputs are the weight's last axis
+    dropout     share of the adapter's inputs that are dropped in training
+    """
 
     a: jax.Array
     b: jax.Array
@@ -48,9 +54,9 @@ class LoraAdapter:
 
 @partial(jax.tree_util.register_dataclass, data_fields=["base", "adapter", "key"], meta_fields=[])
 @dataclass(frozen=True)
-class Lora(Over):
-    """A weight with an adapter on it: a leaf like any other. `base` is an array or another leaf;
-    `key` uint32 [2] (one a layer where stacked) is the randomness of its dropout, None for none."""
+class Lora(Wrapper):
+    """A weight with a low-rank adapter on it. `base` is an array or another leaf; `key` uint32 [2]
+    (one a layer where stacked) is the randomness of the dropout, None for no dropout."""
 
     base: Any
     adapter: LoraAdapter
@@ -58,57 +64,50 @@ class Lora(Over):
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x` and the adapted weight; the base is contracted as it is."""
-        of_inner, of_outer = _split(eqn)
-        # Apart: the GPU compiler would join both products of `x`, for which it copies the base and
-        # `a` into one matrix.
-        low = einsum(of_inner, lax.optimization_barrier(self._dropped(x)), self.adapter.a)
-        y = einsum(eqn, x, self.base) + einsum(
-            of_outer, low, self.adapter.b
-        ) * self._scale().astype(x.dtype)
+        to_low, to_y = _low_rank_products(eqn)
+        # Without the barrier the GPU compiler joins both products of `x`, for which it copies the
+        # base and `a` into one matrix.
+        low = einsum(to_low, lax.optimization_barrier(self._dropped(x)), self.adapter.a)
+        update = einsum(to_y, low, self.adapter.b) * self._scale().astype(x.dtype)
+        y = einsum(eqn, x, self.base) + update
         if self.adapter.magnitude is None:
             return y
-        whole = self.gathered()
-        gain = whole._gain(jax.lax.stop_gradient(dense(whole.base) + whole._update())).astype(
-            x.dtype
-        )
+        leaf = self.gathered()
+        gain = leaf._gain(lax.stop_gradient(dense(leaf.base) + leaf._update())).astype(x.dtype)
         return y * jnp.expand_dims(gain, tuple(range(y.ndim - gain.ndim)))
 
     def take(self, ids: jax.Array) -> jax.Array:
         """Rows of a table [V, D] at `ids` [B, T], float32 [B, T, D]."""
-        rows = take(self.base, ids, jnp.float32)
-        low = take(jnp.moveaxis(self.adapter.b, 0, -1), ids, jnp.float32)
-        return (
-            rows
-            + contract("BTR,DR->BTD", low, gather(self.adapter.a.astype(jnp.float32)))
-            * self._scale()
-        )
+        rows_BTD = take(self.base, ids, jnp.float32)
+        low_BTR = take(jnp.moveaxis(self.adapter.b, 0, -1), ids, jnp.float32)
+        a_DR = gather(self.adapter.a.astype(jnp.float32))
+        return rows_BTD + contract("BTR,DR->BTD", low_BTR, a_DR) * self._scale()
 
     def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
-        """Rows [M, I] in groups of these sizes, each times the matrix of its expert, [M, O]; no
-        DoRA."""
+        """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix, [M, O].
+        ValueError under DoRA."""
         if self.adapter.magnitude is not None:
             raise ValueError(
-                "the experts' matrices have no DoRA; leave them out of config.lora.targets or take lora"
+                "the experts' matrices have no DoRA; leave them out of config.lora.targets or take "
+                "lora"
             )
         low = grouped(self._dropped(x), self.adapter.a, sizes)
         scale = jnp.repeat(self._scale(), sizes, total_repeat_length=x.shape[0]).astype(x.dtype)
         return grouped(x, self.base, sizes) + grouped(low, self.adapter.b, sizes) * scale[:, None]
 
     def gathered(self) -> "Lora":
-        """This leaf over fewer devices, as `research.ops.einsum.gathered` says."""
-        base = gather(self.base) if isinstance(self.base, jax.Array) else self.base.gathered()
-        return replace(self, base=base, adapter=jax.tree.map(gather, self.adapter))
+        """This leaf with the mesh axes that only store it gathered."""
+        return replace(self, base=gathered(self.base), adapter=jax.tree.map(gather, self.adapter))
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """The adapted weight as an array: what `merge` makes of it. Stacked leaves give stacked
-        weights."""
+        """The adapted weight as an array, also of a stack."""
         one = Lora._dense
         for _ in range(self.adapter.scale.ndim):
             one = jax.vmap(one)
         return one(self).astype(dtype)
 
     def nbits(self) -> int:
-        """Bits of storage of the weight and its adapter."""
+        """Bits of storage of the weight and its adapter; the key is no part of them."""
         return tree.nbits((self.base, self.adapter))
 
     def _scale(self) -> jax.Array:
@@ -125,12 +124,11 @@ class Lora(Over):
         return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
     def _dense(self) -> jax.Array:
+        """The adapted weight of a leaf that is no stack."""
         w = dense(self.base) + self._update()
-        return (
-            w
-            if self.adapter.magnitude is None
-            else w * jnp.expand_dims(self._gain(w), self._inner_axes())
-        )
+        if self.adapter.magnitude is None:
+            return w
+        return w * jnp.expand_dims(self._gain(w), self._inner_axes())
 
     def _update(self) -> jax.Array:
         """s a b in the weight's own axes, float32."""
@@ -142,22 +140,17 @@ class Lora(Over):
     def _gain(self, w: jax.Array) -> jax.Array:
         """DoRA's factor of each output: its magnitude over the norm of its column in the adapted
         weight `w`."""
-        return self.adapter.magnitude / jnp.sqrt(jnp.sum(w * w, axis=self._inner_axes()))
+        return cast(jax.Array, self.adapter.magnitude) / jnp.sqrt(
+            jnp.sum(w * w, axis=self._inner_axes())
+        )
 
     def _inner_axes(self) -> tuple[int, ...]:
         return (1,) if self.adapter.table else tuple(range(self.adapter.a.ndim - 1))
 
 
-def dense(leaf: Any) -> jax.Array:
-    """A leaf as a float32 array."""
-    return leaf.astype(jnp.float32) if isinstance(leaf, jax.Array) else leaf.dense()
-
-
-def _split(eqn: str) -> tuple[str, str]:
-    """The two products of an adapter for the one of its weight: "BTD,DNH->BTNH" is "BTD,DR->BTR"
-    and "BTR,RNH->BTNH"."""
-    of_x, of_w, of_y = parse(eqn)
-    inner = "".join(letter for letter in of_w if letter not in of_y)
-    outer = "".join(letter for letter in of_w if letter in of_y)
-    low = "".join(letter for letter in of_x if letter not in inner) + RANK
-    return f"{of_x},{inner}{RANK}->{low}", f"{low},{RANK}{outer}->{of_y}"
+def _low_rank_products(eqn: str) -> tuple[str, str]:
+    """The two products of an adapter for the one of its weight: "BTD,DNH->BTNH" becomes
+    "BTD,DR->BTR" and "BTR,RNH->BTNH"."""
+    of = parse(eqn)
+    low = "".join(letter for letter in of.x if letter not in of.inputs) + RANK
+    return f"{of.x},{of.inputs}{RANK}->{low}", f"{low},{RANK}{of.outputs}->{of.y}"

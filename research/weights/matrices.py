@@ -1,26 +1,33 @@
-"""A weight's spec as the matrix that it is: what is stacked, what is summed over, what comes
-out."""
+"""A weight's spec as the matrix that it is: stacked axes, inputs, outputs."""
 
+from collections.abc import Sequence
 from typing import Any
 
-STACKED = ("layers", "experts")  # axes of a spec that are no part of one matrix
+STACKED = ("layers", "experts")  # logical axes that number matrices and are no part of one
 ALL_LINEAR = "all-linear"
-# every matrix of the layers, by path
+# Every matrix of the layers, by path.
 LINEAR = r"(.*/)?layers/(attention|cross|mlp)/(query|key|value|out|gate|up|down)"
 
 Axes = list[tuple[int, str]]
 
 
-def parts(path: str, spec: Any) -> tuple[Axes, Axes, Axes]:
-    """(size, logical axis) of the stacked axes, the inputs and the outputs. ValueError for what is
-    no matrix."""
+def count_stacked(axes: Sequence[str]) -> int:
+    """How many of a parameter's logical axes number layers and experts; they are its first ones.
+
+    >>> count_stacked(("layers", "embed", "heads", "head")), count_stacked(("vocab", "embed"))
+    (1, 0)
+    """
+    return sum(axis in STACKED for axis in axes)
+
+
+def split_axes(path: str, spec: Any) -> tuple[Axes, Axes, Axes]:
+    """(size, logical axis) of the stacked axes, of the inputs and of the outputs of a weight.
+    ValueError, naming the path, for what is no matrix."""
     axes = list(zip(spec.shape, spec.axes))
-    stacked = sum(axis in STACKED for axis in spec.axes)
-    stack, own = axes[:stacked], axes[stacked:]
-    if len(own) < 2:
+    stacked = count_stacked(spec.axes)
+    stack, matrix = axes[:stacked], axes[stacked:]
+    if len(matrix) < 2:
         raise ValueError(f"{path} is no matrix; leave it out of the rules")
-    return (
-        (stack, own[-1:], own[:-1])
-        if spec.inputs < 0
-        else (stack, own[: spec.inputs], own[spec.inputs :])
-    )
+    if spec.inputs < 0:  # a table, whose last axis is summed over
+        return stack, matrix[-1:], matrix[:-1]
+    return stack, matrix[: spec.inputs], matrix[spec.inputs :]

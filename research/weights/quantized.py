@@ -1,9 +1,10 @@
-"""A weight held as codes and scales: a leaf that stands where an array would, and contracts itself.
+"""A weight stored as codes and scales: a leaf that stands where an array would, and contracts
+itself.
 
 The axes that a product sums over (a weight's inputs) are one axis here, cut into groups: a query
-kernel [D, N, H] is held as codes [D / G, G, N, H], an output kernel [N, H, D] as [N H / G, G, D], a
-table [V, D] as [V, D / G, G]. Stacked axes stay in front of everything, so quantizing a stack is
-stacking what is quantized.
+kernel [D, N, H] has codes [D / G, G, N, H], an output kernel [N, H, D] has [N H / G, G, D], a table
+[V, D] has [V, D / G, G]. Stacked axes stay in front of everything, so quantizing a stack of weights
+is stacking the quantized weights.
 """
 
 import math
@@ -17,13 +18,21 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from research import tree
 from research.ops.einsum import contract
-from research.ops.equation import parse
 from research.ops.kernels import quantized_matmul
-from research.parallel.placement import gather, place_as, placed, spec, unite
-from research.weights.formats import FORMATS, decode, encode, pack, unpack
-from research.weights.scales import QuantizedScales, count_blocks, quantize_scales
+from research.ops.kernels.equation import parse
+from research.parallel.placement import gather, merge_axes, partition_spec, reshard_to, spec_entries
+from research.weights.formats import FORMATS, Format, decode, encode, pack, unpack
+from research.weights.grouping import cut_inputs
+from research.weights.leaf import Leaf
+from research.weights.packing import packed_size
+from research.weights.scales import (
+    QuantizedScales,
+    count_blocks,
+    from_exponents,
+    quantize_scales,
+    to_exponents,
+)
 
 
 @partial(
@@ -32,222 +41,215 @@ from research.weights.scales import QuantizedScales, count_blocks, quantize_scal
     meta_fields=["format", "inputs", "after"],
 )
 @dataclass(frozen=True)
-class Quantized:
-    """`codes` [..., I / G, G, ...] in the format's type, those of 4 bits packed as bytes [..., I /
-    G, G / 2, ...]; `scale` and `zero` float32 of that shape with 1 for G, the scales of a doubly
-    quantized format in a row, outputs first. `inputs` are the sizes that make up I, of which a
-    device may hold a part of the first; `after` is the number of axes behind the group's."""
+class Quantized(Leaf):
+    """A weight in the format named `format`, of I inputs in groups of G.
+
+    codes    [..., I / G, G, ...] in the format's storage type; packed codes are bytes uint8
+             [..., I / G, G bits / 8, ...], see research/weights/packing.py
+    scale    float32 [..., I / G, 1, ...], or their exponents uint8 (e8m0), or under double
+             quantization a `QuantizedScales` row [..., outputs * I / G], outputs first
+    zero     float32 [..., I / G, 1, ...], the zero points of an affine format; else None
+    inputs   sizes of the original input axes, with product I (sharded: only the first is local)
+    after    number of output axes behind the group's; 0 for a table, whose inputs come last
+
+    Nothing in it is trained.
+    """
 
     codes: jax.Array
-    scale: jax.Array | QuantizedScales
+    scale: Any  # an array or `QuantizedScales`
     zero: jax.Array | None
     format: str
     inputs: tuple[int, ...]
     after: int
 
+    frozen = True
+
+    @property
+    def group_axis(self) -> int:
+        """The axis of `codes` that numbers groups; the one behind it is a group's own."""
+        return len(self.codes.shape) - self.after - 2  # of specs too, which have no `ndim`
+
     @property
     def group(self) -> int:
         """Values that share a scale."""
-        return self.codes.shape[self._at + 1] * (2 if FORMATS[self.format].bits == 4 else 1)
+        return self.codes.shape[self.group_axis + 1] * 8 // FORMATS[self.format].bits
+
+    @property
+    def scales(self) -> str:
+        """How scales are stored, as `Format.scales` says it: other than the format does where a
+        checkpoint's are plain, and in what `gathered` returns."""
+        if isinstance(self.scale, QuantizedScales):
+            return "double"
+        return "e8m0" if self.scale.dtype == jnp.uint8 else "float32"
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the weight it stands for."""
-        held, (_, *rest) = self.codes.shape[self._at] * self.group, self.inputs
-        return (
-            *self.codes.shape[: self._at],
-            held // math.prod(rest),
-            *rest,
-            *self.codes.shape[self._at + 2 :],
-        )
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
+        at = self.group_axis
+        # The first input axis by what is here, which inside `shard_map` is a device's part.
+        first = self.codes.shape[at] * self.group // math.prod(self.inputs[1:])
+        return (*self.codes.shape[:at], first, *self.inputs[1:], *self.codes.shape[at + 2 :])
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         """The weight as an array."""
-        at, chosen = self._at, FORMATS[self.format]
-        values = decode(
-            chosen, unpack(chosen, self.codes, at + 1), self.plain_scale(), self.zero
-        ).astype(dtype)
+        at, format = self.group_axis, FORMATS[self.format]
+        codes = unpack(format, self.codes, at + 1)
+        values = decode(format, codes, self.plain_scale(), self.zero).astype(dtype)
         if jax.sharding.get_abstract_mesh().empty:
             return values.reshape(self.shape)
-        entries, whole = spec(values), (None,) * (len(self.inputs) - 1)
-        where = PartitionSpec(*entries[: at + 1], *whole, *entries[at + 2 :])
-        return jnp.reshape(values, self.shape, out_sharding=where)
+        entries, unsplit = spec_entries(values), (None,) * (len(self.inputs) - 1)
+        place = PartitionSpec(*entries[: at + 1], *unsplit, *entries[at + 2 :])
+        return jnp.reshape(values, self.shape, out_sharding=place)
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`eqn` of `x` and the weight. Its backward pass keeps codes and scales and no dense
+        """`eqn` of `x` and the weight. The backward pass keeps codes and scales, and no dense
         weight."""
-        return _product(eqn, placed(x), x, self)
+        return _product(eqn, partition_spec(x), x, self)
 
     def take(self, ids: jax.Array) -> jax.Array:
-        """Rows of a table [V, D] at `ids`, float32 [..., D]: only those are made dense."""
+        """Rows of a table [V, D] at `ids`, float32 [..., D]: only those are made dense.
+
+        ValueError for a weight that is no table.
+        """
         if self.after or self.codes.ndim != 3:
             raise ValueError(
                 f"a weight of shape {self.shape} is no table; rows are read from tables alone"
             )
-        rows = jax.tree.map(
-            lambda part: _rows(gather(part), ids), replace(self, scale=self.plain_scale())
+        taken = jax.tree.map(
+            lambda part: _take(gather(part), ids), replace(self, scale=self.plain_scale())
         )
-        chosen = FORMATS[self.format]
-        values = decode(chosen, unpack(chosen, rows.codes), rows.scale, rows.zero)
-        return unite(values, values.ndim - 2)
+        format = FORMATS[self.format]
+        values = decode(format, unpack(format, taken.codes), taken.scale, taken.zero)
+        return merge_axes(values, values.ndim - 2)
 
     def rows(self, first: jax.Array, count: int, dtype: jnp.dtype) -> jax.Array:
-        """`count` rows of a table [V, D] from `first` on, dense; of a leaf with float scales, as
-        `gathered` gives it."""
+        """Rows `first` to `first + count` of a gathered table [V, D]: only those are made dense."""
         return jax.tree.map(lambda part: lax.dynamic_slice_in_dim(part, first, count), self).dense(
             dtype
         )
 
     def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
-        """Rows [M, I] in groups of these sizes, each times the matrix of its expert in this [E, I,
-        O], as [M, O]."""
+        """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix in this weight
+        [E, I, O], as [M, O]."""
         return _grouped(x, sizes, self)
 
     def gathered(self) -> "Quantized":
-        """This leaf over fewer devices, as `research.ops.einsum.gathered` says, with float
-        scales."""
+        """This leaf with the mesh axes that only store it gathered, and with float32 scales."""
         codes, scale = gather(self.codes), self.plain_scale()
         if not jax.sharding.get_abstract_mesh().empty:
-            where = [None if at == self._at + 1 else entry for at, entry in enumerate(spec(codes))]
-            scale = jax.reshard(scale, PartitionSpec(*where))
-        return replace(
-            self, codes=codes, scale=scale, zero=None if self.zero is None else gather(self.zero)
-        )
-
-    def nbits(self) -> int:
-        """Bits of storage, scales included."""
-        return tree.nbits(self)
-
-    @property
-    def _at(self) -> int:
-        """The axis of the groups."""
-        return self.codes.ndim - self.after - 2
+            inside = self.group_axis + 1
+            place = [
+                None if at == inside else entry for at, entry in enumerate(spec_entries(codes))
+            ]
+            scale = jax.reshard(scale, PartitionSpec(*place))
+        zero = None if self.zero is None else gather(self.zero)
+        return replace(self, codes=codes, scale=scale, zero=zero)
 
     def plain_scale(self) -> jax.Array:
-        """Float scales [..., I / G, 1, ...]."""
-        if not isinstance(self.scale, QuantizedScales):
+        """The scales as float32 [..., I / G, 1, ...]."""
+        if self.scales == "float32":
             return self.scale
-        at, rows = self._at, self.scale.dense()
-        stack = rows.shape[:-1]
-        groups = self.codes.shape[at]
+        if self.scales == "e8m0":
+            return from_exponents(self.scale)
+        at, row = self.group_axis, self.scale.dense()
+        stack = row.shape[:-1]
         outputs = (*self.codes.shape[len(stack) : at], *self.codes.shape[at + 2 :])
         # Outputs before groups, as rows of a matrix [out, in] have them.
-        grouped = rows.reshape(*stack, *outputs, groups)
-        return jnp.expand_dims(jnp.moveaxis(grouped, -1, at), at + 1)
+        scale = row.reshape(*stack, *outputs, self.codes.shape[at])
+        return jnp.expand_dims(jnp.moveaxis(scale, -1, at), at + 1)
+
+
+def is_quantized(node: Any) -> bool:
+    """Whether a node of a tree is a weight stored as codes."""
+    return isinstance(node, Quantized)
 
 
 def quantize_array(
     w: jax.Array, format: str, *, inputs: int, stacked: int = 0, group: int | None = None
 ) -> Quantized:
-    """A weight in a format. `inputs` counts the axes behind the `stacked` ones that a product sums
-    over, -1 is the last one of a table; `group` is the format's own where it is None.
+    """A weight in a format.
 
-    ValueError where groups do not divide the inputs, or are odd in a format of 4 bits.
+    `inputs` is the number of axes that a product sums over, counted after the `stacked` ones, and
+    -1 means the last axis, of a table. `group` values share a scale; None takes the format's own
+    number, 0 all inputs.
+
+        quantize_array(query_LDNH, "nf4", inputs=1, stacked=1)
+
+    ValueError for groups that do not divide the inputs, or that do not fill bytes.
     """
     chosen = FORMATS[format]
-    at, sizes, total, size = _cut(w.shape, format, inputs, stacked, group)
-    after = w.ndim - at - len(sizes)
-    grouped = w.reshape(*w.shape[:at], total // size, size, *w.shape[at + len(sizes) :])
-    codes, scale, zero = _encoded(format, at + 1, grouped)
-    if chosen.double:
-        rows = jnp.moveaxis(jnp.squeeze(scale, at + 1), at, -1)
+    cut = cut_inputs(w.shape, chosen, inputs, stacked, group)
+    grouped = w.reshape(cut.shape(cut.group))
+    codes, scale, zero = _encoded(chosen, cut.axis + 1, grouped)
+    if chosen.scales == "double":
+        rows = jnp.moveaxis(jnp.squeeze(scale, cut.axis + 1), cut.axis, -1)
         scale = quantize_scales(rows.reshape(*w.shape[:stacked], -1))
-    return Quantized(codes, scale, zero, format, sizes, after)
+    elif chosen.scales == "e8m0":
+        scale = to_exponents(scale)
+    return Quantized(codes, scale, zero, format, cut.inputs, len(cut.behind))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _encoded(
-    format: str, axis: int, grouped: jax.Array
+    format: Format, axis: int, grouped: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Packed codes, scale and zero point of the groups along an axis."""
-    chosen = FORMATS[format]
-    codes, scale, zero = encode(chosen, jnp.moveaxis(grouped, axis, -1))
-    codes = pack(codes) if chosen.bits == 4 else codes
-    return tuple(None if x is None else jnp.moveaxis(x, -1, axis) for x in (codes, scale, zero))
+    codes, scale, zero = encode(format, jnp.moveaxis(grouped, axis, -1))
+    back = partial(jnp.moveaxis, source=-1, destination=axis)
+    return back(pack(format, codes)), back(scale), None if zero is None else back(zero)
 
 
-def quantize_spec(w: Any, format: str, *, stacked: int, group: int | None = None) -> Quantized:
+def quantize_spec(
+    w: Any, format: str, *, stacked: int, group: int | None = None, scales: str | None = None
+) -> Quantized:
     """What `quantize_array` makes of a weight with this spec, as specs: shapes, logical axes and
-    types.
+    types. `scales` is how scales are stored where it is not the format's own way.
 
-    The groups take the mesh axes of the first of the inputs; scales that are quantized themselves,
-    a hundredth of the codes, are whole on every device. ValueErrors as there.
+    The groups take the logical axis of the first input. Scales that are quantized in turn, a
+    hundredth of the codes, are whole on every device. ValueErrors as there.
     """
     chosen = FORMATS[format]
-    at, sizes, total, size = _cut(w.shape, format, w.inputs, stacked, group)
-    behind = at + len(sizes)
-    bytes_a_group = size // 2 if chosen.bits == 4 else size
+    cut = cut_inputs(w.shape, chosen, w.inputs, stacked, group)
+    scales = chosen.scales if scales is None else scales
 
     def part(inside: int, dtype: str) -> Any:
-        shape = (*w.shape[:at], total // size, inside, *w.shape[behind:])
-        axes = (*w.axes[:at], w.axes[at], "group", *w.axes[behind:])
+        axes = (*w.axes[: cut.axis + 1], "group", *w.axes[len(w.shape) - len(cut.behind) :])
+        return replace(w, shape=cut.shape(inside), axes=axes, dtype=dtype, init=None)
+
+    def row(length: int, dtype: str) -> Any:
+        shape, axes = (*w.shape[:stacked], length), (*w.axes[:stacked], "group")
         return replace(w, shape=shape, axes=axes, dtype=dtype, init=None)
 
-    scale = part(1, "float32")
-    if chosen.double:
+    scale = part(1, "uint8" if scales == "e8m0" else "float32")
+    if scales == "double":
         count = math.prod(scale.shape[stacked:])
-
-        def row(length: int, dtype: str) -> Any:
-            shape, axes = (*w.shape[:stacked], length), (*w.axes[:stacked], "group")
-            return replace(w, shape=shape, axes=axes, dtype=dtype, init=None)
-
         scale = QuantizedScales(
             row(count, "uint8"), row(count_blocks(count), "float32"), row(1, "float32")
         )
-    zero = part(1, "float32") if chosen.kind == "affine" else None
-    return Quantized(
-        part(bytes_a_group, chosen.storage), scale, zero, format, sizes, len(w.shape) - behind
-    )
+    zero = part(1, "float32") if chosen.codes == "affine" else None
+    codes = part(packed_size(cut.group, chosen.bits), chosen.storage)
+    return Quantized(codes, scale, zero, format, cut.inputs, len(cut.behind))
 
 
 def stack(leaves: Sequence[Quantized]) -> Quantized:
-    """Equal leaves as one with a leading axis."""
+    """Leaves of equal shape and format as one leaf with a leading axis."""
     return jax.tree.map(lambda *xs: jnp.stack(xs), *leaves)
 
 
-def _cut(
-    shape: tuple[int, ...], format: str, inputs: int, stacked: int, group: int | None
-) -> tuple[int, tuple[int, ...], int, int]:
-    """Where the inputs begin, their sizes, their number, and the size of a group."""
-    at = len(shape) - 1 if inputs < 0 else stacked
-    sizes = shape[at:] if inputs < 0 else shape[at : at + inputs]
-    total, size = math.prod(sizes), FORMATS[format].group if group is None else group
-    size = size or total
-    if total % size:
-        raise ValueError(
-            f"groups of {size} do not divide {total} inputs; set config.quantize.group to a divisor of it"
-        )
-    if FORMATS[format].bits == 4 and size % 2:
-        raise ValueError(
-            f"{format} keeps two codes a byte and a group of {size} is odd; set config.quantize.group"
-        )
-    return at, tuple(sizes), total, size
-
-
-def _rows(part: jax.Array, ids: jax.Array) -> jax.Array:
-    """part[ids] of [V, I / G, G] for ids of any shape, spread as the ids are."""
+def _take(part: jax.Array, ids: jax.Array) -> jax.Array:
+    """part[ids] of [V, I / G, G] for ids of any shape, placed as the ids are."""
     if jax.sharding.get_abstract_mesh().empty:
         return part.at[ids].get(mode="clip")
-    return part.at[ids].get(mode="clip", out_sharding=PartitionSpec(*spec(ids), *spec(part)[1:]))
+    return part.at[ids].get(
+        mode="clip", out_sharding=PartitionSpec(*spec_entries(ids), *spec_entries(part)[1:])
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _product(eqn: str, place: PartitionSpec | None, x: jax.Array, w: Quantized) -> jax.Array:
-    w = w.gathered()
-    # A kernel that decodes tile by tile, where there is one for the case; it knows no zero points.
-    y = (
-        quantized_matmul.product(eqn, x, w.codes, w.scale, FORMATS[w.format].book)
-        if w.zero is None
-        else None
-    )
+    w, y = w.gathered(), None
+    if FORMATS[w.format].has_kernel:  # decodes tile by tile, where the platform has one
+        y = quantized_matmul.product(eqn, x, w.codes, w.scale, FORMATS[w.format].book)
     return contract(eqn, x, w.dense(x.dtype)) if y is None else y
 
 
@@ -257,12 +259,11 @@ def _forward(eqn: str, place: PartitionSpec | None, x: jax.Array, w: Quantized):
 
 def _backward(eqn: str, place: PartitionSpec | None, w: Quantized, dy: jax.Array):
     w, dx = w.gathered(), None
-    if w.zero is None:
+    if FORMATS[w.format].has_kernel:
         dx = quantized_matmul.pullback(eqn, dy, w.codes, w.scale, w.inputs, FORMATS[w.format].book)
     if dx is None:
-        of_x, of_w, of_y = parse(eqn)
-        dx = contract(f"{of_y},{of_w}->{of_x}", dy, w.dense(dy.dtype))
-    return place_as(dx, place), None
+        dx = contract(parse(eqn).to_x, dy, w.dense(dy.dtype))
+    return reshard_to(dx, place), None
 
 
 _product.defvjp(_forward, _backward)

@@ -1,5 +1,5 @@
-"""Scales that are quantized themselves, as in QLoRA (arXiv:2305.14314, section 3, "double
-quantization")."""
+"""Scales in 8 bits: quantized in turn, as in QLoRA (arXiv:2305.14314, section 3, "double
+quantization"), or powers of two (the e8m0 type of the Open Compute Project)."""
 
 from dataclasses import dataclass
 from functools import cache, partial
@@ -7,8 +7,10 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from research.devices.backend import barrier
+from research.ops.lookup import look_up, reciprocal
 from research.weights.dynamic_map import DYNAMIC_MAP
 
 BLOCK = 256  # scales that share a second scale
@@ -33,7 +35,7 @@ class QuantizedScales:
 
     def dense(self) -> jax.Array:
         """The scales, float32 [..., count]."""
-        values = _look_up(self.codes, DYNAMIC_MAP)
+        values = look_up(DYNAMIC_MAP, self.codes)
         return values * _by_scale(self.absmax, values.shape[-1]) + self.offset
 
 
@@ -41,7 +43,8 @@ def quantize_scales(scales: jax.Array) -> QuantizedScales:
     """The scales float32 [..., count] in 8 bits each; bitsandbytes' CPU arithmetic to the bit but
     for the mean."""
     offset = jnp.mean(scales, axis=-1, keepdims=True)
-    return QuantizedScales(*_encoded(scales, offset), offset)
+    codes, absmax = _encoded(scales, offset)
+    return QuantizedScales(codes, absmax, offset)
 
 
 @jax.jit
@@ -51,14 +54,24 @@ def _encoded(scales: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array
     filled = jnp.pad(centred, [(0, 0)] * (scales.ndim - 1) + [(0, -count % BLOCK)])
     absmax = jnp.max(jnp.abs(filled.reshape(*scales.shape[:-1], -1, BLOCK)), axis=-1)
     largest = _by_scale(absmax, count)
-    scaled = jnp.clip(
-        centred * jnp.where(largest == 0, 0, 1 / jnp.where(largest == 0, 1, largest)), -1, 1
-    )
+    scaled = jnp.clip(centred * reciprocal(largest), -1, 1)
     # Not to the nearest code of the value itself but of the nearest point of a grid. The compiler
     # must not make one operation of product and sum, which rounds once where bitsandbytes rounds
     # twice.
     index = jnp.floor(barrier((scaled + 1) * 0.5 * _STEPS) + 0.5).astype(jnp.int32)
-    return jnp.where(largest == 0, 0, _look_up(index, _table())).astype(jnp.uint8), absmax
+    return jnp.where(largest == 0, 0, look_up(_table(), index)).astype(jnp.uint8), absmax
+
+
+def to_exponents(scales: jax.Array) -> jax.Array:
+    """The largest powers of two up to positive scales, as exponents uint8: 127 stands for 1. What
+    is below 2^-126, zero included, becomes that."""
+    bits = lax.bitcast_convert_type(scales.astype(jnp.float32), jnp.uint32)
+    return jnp.clip((bits >> 23) & 255, 1, 254).astype(jnp.uint8)
+
+
+def from_exponents(exponents: jax.Array) -> jax.Array:
+    """The float32 powers of two of exponents in [1, 254]: they are a float32's own exponent."""
+    return lax.bitcast_convert_type(exponents.astype(jnp.uint32) << 23, jnp.float32)
 
 
 def count_blocks(count: int) -> int:
@@ -69,13 +82,6 @@ def count_blocks(count: int) -> int:
 def _by_scale(absmax: jax.Array, count: int) -> jax.Array:
     """[..., blocks] as [..., count]: each block's value for its scales."""
     return jnp.repeat(absmax, BLOCK, axis=-1)[..., :count]
-
-
-def _look_up(codes: jax.Array, table: np.ndarray) -> jax.Array:
-    at = jnp.asarray(table).at[codes.astype(jnp.int32)]
-    if jax.sharding.get_abstract_mesh().empty:
-        return at.get(mode="clip")
-    return at.get(mode="clip", out_sharding=jax.typeof(codes).sharding)
 
 
 @cache

@@ -1,10 +1,13 @@
 """Training that sees its own quantization: a float weight whose products are those of its quantized
 form.
 
-    y = x Q(W),   dW = x^T dy    the rounding counts as the identity, "straight-through" (arXiv:1308.3432, section 4)
+    y = x Q(W),   dW = x^T dy
 
-    loss(params) = objective(straight_through(params, specs, rules, group))    trained as plain arrays are
-    quantize(params, specs, rules, group)                                      exactly what the last forward pass saw
+The rounding counts as the identity, "straight-through" (arXiv:1308.3432, section 4). The float
+parameters are trained as others are, and quantizing them gives exactly what the forward pass saw:
+
+    loss(params) = objective(straight_through(params, specs, rules, group))
+    quantize(params, specs, rules, group)
 
 With a key all three products of an int8 weight run on integers, x W as in
 `research.weights.dynamic` and the two of the backward pass with stochastic rounding, which keeps
@@ -22,24 +25,26 @@ from jax.sharding import PartitionSpec
 
 from research import tree
 from research.devices.backend import multiplies
-from research.ops.einsum import einsum, grouped, take
-from research.ops.equation import parse
-from research.parallel.placement import gather, place_as, placed, spec
-from research.weights.dynamic import (
+from research.ops.einsum import einsum
+from research.ops.kernels.equation import parse
+from research.parallel.placement import gather, partition_spec, reshard_to, spec_entries
+from research.weights.code_products import (
     multiply_codes,
     quantize_tokens,
-    scale_of,
+    scale_of_outputs,
+    scale_of_tokens,
     sum_codes,
-    whole_codes,
+    unite_codes,
 )
-from research.weights.matrices import parts
+from research.weights.leaf import Leaf
+from research.weights.matrices import split_axes
 from research.weights.quantized import Quantized, quantize_array
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How a weight is quantized, as `quantize_array` is told; `axes` are those of one matrix,
-    layers not counted."""
+    """How a weight is quantized: the arguments of `quantize_array`, and the number of `axes` of one
+    matrix, those of layers and experts not counted."""
 
     format: str
     inputs: int
@@ -47,20 +52,23 @@ class Rounding:
     group: int | None = None
 
     def quantized(self, w: jax.Array) -> Quantized:
-        """`w` in the format. On a mesh each device rounds all of it: blocks of scales reach across
-        what is split."""
-        whole = w if jax.sharding.get_abstract_mesh().empty else jax.reshard(w, PartitionSpec())
+        """`w` in the format. On a mesh each device rounds all of it, since blocks of doubly
+        quantized scales reach across the devices' parts."""
+        if not jax.sharding.get_abstract_mesh().empty:
+            w = jax.reshard(w, PartitionSpec())
         return quantize_array(
-            whole, self.format, inputs=self.inputs, stacked=w.ndim - self.axes, group=self.group
+            w, self.format, inputs=self.inputs, stacked=w.ndim - self.axes, group=self.group
         )
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["w", "key"], meta_fields=["rounding"])
 @dataclass(frozen=True)
-class Rounded:
-    """A leaf over the float array `w`, which is what is trained. `key` uint32 [2] (one a layer
-    where stacked) makes all products integer ones, None makes them those of the dense quantized
-    weight."""
+class Rounded(Leaf):
+    """A leaf over the float array `w`, which is what is trained.
+
+    `key` uint32 [2] (one a layer where stacked) makes all three products of an int8 weight integer
+    ones; with None they are those of the dense quantized weight.
+    """
 
     w: jax.Array
     rounding: Rounding
@@ -71,14 +79,6 @@ class Rounded:
         """The weight's shape."""
         return self.w.shape
 
-    @property
-    def ndim(self) -> int:
-        return self.w.ndim
-
-    @property
-    def size(self) -> int:
-        return self.w.size
-
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x` and the quantized weight. The backward pass keeps `x` and `w` and rounds
         anew."""
@@ -86,18 +86,9 @@ class Rounded:
             return _product(eqn, self.rounding, x, self.w)
         return _integers(eqn, self.rounding, x, self.w, self.key)
 
-    def take(self, ids: jax.Array) -> jax.Array:
-        """Rows of a table [V, D] at `ids`, float32 [..., D]."""
-        return take(self.dense(), ids, jnp.float32)
-
-    def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
-        """Rows [M, I] in groups of these sizes, each times the matrix of its expert, [M, O]; not in
-        integers."""
-        return grouped(x, self.dense(), sizes)
-
     def gathered(self) -> jax.Array:
-        """The rounded weight over fewer devices, an array: rounding a part of it would not give a
-        part of this."""
+        """The rounded weight, an array with the mesh axes that only store it gathered: rounding a
+        part of a weight would not give a part of the rounded weight."""
         return gather(self.dense())
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -105,7 +96,7 @@ class Rounded:
         return _dense(self.rounding, self.w).astype(dtype)
 
     def nbits(self) -> int:
-        """Bits of storage of what is trained."""
+        """Bits of storage of the float array that is trained."""
         return tree.nbits(self.w)
 
 
@@ -116,22 +107,19 @@ def straight_through(
     group: int | None = None,
     key: jax.Array | None = None,
 ) -> tree.Tree:
-    """The tree with each matrix as `Rounded` to the format that its first matching rule names, None
-    as it is.
+    """The tree with each matrix as `Rounded` to the format that its first matching rule names; None
+    leaves it as it is.
 
     `key` is the randomness of one step's gradients. ValueError for a rule that matches nothing, one
     that names what is no matrix, groups that do not divide the inputs, and a key with another
     format than int8 with one scale an output.
     """
     formats = tree.paths(tree.choose(rules, specs), is_leaf=lambda node: node is None)
-    made, by_path = {}, tree.paths(specs)
+    leaves, by_path = {}, tree.paths(specs)
     for path, w in tree.paths(params, is_leaf=lambda node: not isinstance(node, dict)).items():
-        made[path] = (
-            w
-            if formats[path] is None
-            else _rounded(path, w, by_path[path], formats[path], group, key)
-        )
-    return tree.unflatten(made)
+        format = formats[path]
+        leaves[path] = w if format is None else _rounded(path, w, by_path[path], format, group, key)
+    return tree.unflatten(leaves)
 
 
 def _rounded(
@@ -142,9 +130,10 @@ def _rounded(
     if key is not None and (format != "int8" or group):
         got = f"{format} with group {group}"
         raise ValueError(
-            f"{path}: integer gradients are of int8 with one scale an output, not {got}; set key to None"
+            f"{path}: integer gradients are of int8 with one scale an output, not {got}; set key "
+            "to None"
         )
-    stacked = len(parts(path, spec)[0])
+    stacked = len(split_axes(path, spec)[0])
     leaf = Rounded(w, Rounding(format, spec.inputs, w.ndim - stacked, group))
     try:
         jax.eval_shape(leaf.dense)
@@ -158,7 +147,7 @@ def _rounded(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _dense(rounding: Rounding, w: jax.Array) -> jax.Array:
-    return place_as(rounding.quantized(w).dense(), placed(w)).astype(w.dtype)
+    return reshard_to(rounding.quantized(w).dense(), partition_spec(w)).astype(w.dtype)
 
 
 _dense.defvjp(lambda rounding, w: (_dense(rounding, w), None), lambda rounding, _, dw: (dw,))
@@ -187,7 +176,7 @@ _product.defvjp(_product_forward, _product_backward)
 def _integers(
     eqn: str, rounding: Rounding, x: jax.Array, w: jax.Array, key: jax.Array
 ) -> jax.Array:
-    return multiply_codes(eqn, *quantize_tokens(eqn, x, jnp.int8), _held(rounding, w)).astype(
+    return multiply_codes(eqn, *quantize_tokens(eqn, x, jnp.int8), _quantized(rounding, w)).astype(
         x.dtype
     )
 
@@ -205,41 +194,38 @@ def _integers_backward(eqn: str, rounding: Rounding, saved: tuple[jax.Array, ...
     """
     x, w, key = saved
     of_x, of_w, of_y = parse(eqn)
-    keys, held = jax.random.split(jax.random.wrap_key_data(key), 3), _held(rounding, w)
-    scale = jnp.squeeze(
-        held.scale, (held.scale.ndim - held.after - 2, held.scale.ndim - held.after - 1)
+    keys, rounded = jax.random.split(jax.random.wrap_key_data(key), 3), _quantized(rounding, w)
+    to_x = parse(eqn).to_x
+    codes, scales = quantize_tokens(to_x, dy * scale_of_outputs(eqn, rounded), jnp.int8, keys[0])
+    dx = sum_codes(to_x, codes, unite_codes(rounded)) * scale_of_tokens(to_x, scales)
+
+    # Of the weight's gradient either operand is first once, for the scales of its own outputs.
+    to_w, to_w_of_y = f"{of_x},{of_y}->{of_w}", f"{of_y},{of_x}->{of_w}"
+    x_codes, x_scales = quantize_tokens(to_w, x, jnp.int8, keys[1])
+    y_codes, y_scales = quantize_tokens(to_w_of_y, dy, jnp.int8, keys[2])
+    dw = sum_codes(to_w, x_codes, y_codes) * scale_of_tokens(to_w, x_scales)
+    dw = dw * scale_of_tokens(to_w_of_y, y_scales)
+    return (
+        reshard_to(dx.astype(x.dtype), partition_spec(x)),
+        reshard_to(dw.astype(w.dtype), partition_spec(w)),
+        None,
     )
-    scaled = dy * jnp.expand_dims(
-        scale, tuple(at for at, letter in enumerate(of_y) if letter in of_x)
-    )
-    to_x, to_w, turned = (
-        f"{of_y},{of_w}->{of_x}",
-        f"{of_x},{of_y}->{of_w}",
-        f"{of_y},{of_x}->{of_w}",
-    )
-    codes, scales = quantize_tokens(to_x, scaled, jnp.int8, keys[0])
-    dx = sum_codes(to_x, codes, whole_codes(held)) * scale_of(to_x, scales)
-    (x_codes, x_scales), (y_codes, y_scales) = (
-        quantize_tokens(to_w, x, jnp.int8, keys[1]),
-        quantize_tokens(turned, dy, jnp.int8, keys[2]),
-    )
-    dw = sum_codes(to_w, x_codes, y_codes) * scale_of(to_w, x_scales) * scale_of(turned, y_scales)
-    return place_as(dx.astype(x.dtype), placed(x)), place_as(dw.astype(w.dtype), placed(w)), None
 
 
 _integers.defvjp(_integers_forward, _integers_backward)
 
 
-def _held(rounding: Rounding, w: jax.Array) -> Quantized:
+def _quantized(rounding: Rounding, w: jax.Array) -> Quantized:
     """The quantized weight, its outputs split as those of `w` are in computation."""
-    held = rounding.quantized(w)
+    quantized = rounding.quantized(w)
     if jax.sharding.get_abstract_mesh().empty:
-        return held
-    entries = spec(gather(w))
-    where = (
-        (*entries[:-1], None, None)
-        if rounding.inputs < 0
-        else (None, None, *entries[rounding.inputs :])
+        return quantized
+    entries = spec_entries(gather(w))
+    outputs = entries[rounding.inputs :] if rounding.inputs > 0 else ()
+    stacked = entries[:-1] if rounding.inputs < 0 else ()
+    place = PartitionSpec(*stacked, None, None, *outputs)
+    return replace(
+        quantized,
+        codes=jax.reshard(quantized.codes, place),
+        scale=jax.reshard(quantized.scale, place),
     )
-    place = PartitionSpec(*where)
-    return replace(held, codes=jax.reshard(held.codes, place), scale=jax.reshard(held.scale, place))

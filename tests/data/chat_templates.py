@@ -9,28 +9,38 @@ import json
 from typing import Any
 
 _CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}"
-    "OPEN{{ message['content'] + '<|im_end|>' }}CLOSE{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if "
+    "message['role'] == 'assistant' %}"
+    "OPEN{{ message['content'] + '<|im_end|>' }}CLOSE{% else %}{{ message['content'] + "
+    "'<|im_end|>' }}{% endif %}"
     "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 _LLAMA3 = (
-    "{{- bos_token }}\n{%- if messages[0]['role'] == 'system' %}\n    {%- set system = messages[0]['content']|trim %}\n"
-    "    {%- set messages = messages[1:] %}\n{%- else %}\n    {%- set system = '' %}\n{%- endif %}\n"
-    "{{- '<|start|>system<|end|>\n\nToday is ' + strftime_now('%d %b %Y') + '\n\n' + system + '<|eot|>' }}\n"
+    "{{- bos_token }}\n{%- if messages[0]['role'] == 'system' %}\n    {%- set system = "
+    "messages[0]['content']|trim %}\n"
+    "    {%- set messages = messages[1:] %}\n{%- else %}\n    {%- set system = '' %}\n{%- endif "
+    "%}\n"
+    "{{- '<|start|>system<|end|>\n\nToday is ' + strftime_now('%d %b %Y') + '\n\n' + system + "
+    "'<|eot|>' }}\n"
     "{%- for message in messages %}\n    {{- '<|start|>' + message['role'] + '<|end|>\n\n' }}\n"
-    "    {%- if message['role'] == 'assistant' %}\n        OPEN{{- message['content']|trim + '<|eot|>' }}CLOSE\n"
-    "    {%- else %}\n        {{- message['content']|trim + '<|eot|>' }}\n    {%- endif %}\n{%- endfor %}\n"
+    "    {%- if message['role'] == 'assistant' %}\n        OPEN{{- message['content']|trim + "
+    "'<|eot|>' }}CLOSE\n"
+    "    {%- else %}\n        {{- message['content']|trim + '<|eot|>' }}\n    {%- endif %}\n{%- "
+    "endfor %}\n"
     "{%- if add_generation_prompt %}\n    {{- '<|start|>assistant<|end|>\n\n' }}\n{%- endif %}\n"
 )
 _MISTRAL = (
-    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != "
+    "(loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
     "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
     "{% else %}OPEN{{ ' ' + message['content'] + eos_token }}CLOSE{% endif %}{% endfor %}"
 )
 _LOOPS = (  # loop controls, tojson, blocks on lines of their own
-    "{% for message in messages %}\n    {% if message.role == 'system' %}\n        {% continue %}\n    {% endif %}\n"
-    "{{ message.role }}: {% if message.role == 'assistant' %}OPEN{{ message.content | tojson }}CLOSE"
+    "{% for message in messages %}\n    {% if message.role == 'system' %}\n        {% continue "
+    "%}\n    {% endif %}\n"
+    "{{ message.role }}: {% if message.role == 'assistant' %}OPEN{{ message.content | tojson "
+    "}}CLOSE"
     "{% else %}{{ message.content | tojson }}{% endif %}\n\n{% endfor %}\n"
     "{% if add_generation_prompt %}\nassistant: {% endif %}"
 )
@@ -58,8 +68,10 @@ TEMPLATES = {
 
 # Thoughts are written for the last answer alone, as Qwen 3's template does it.
 STRIPS_THOUGHTS = (
-    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}{% if message.role == 'assistant' and not loop.last %}"
-    "{{ message.content.split('</think>')[-1] }}{% else %}{{ message.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}{% if message.role == "
+    "'assistant' and not loop.last %}"
+    "{{ message.content.split('</think>')[-1] }}{% else %}{{ message.content }}{% endif %}{{ "
+    "'<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 

@@ -105,7 +105,10 @@ def test_a_template_without_a_generation_prompt_is_refused(tokenizer):
 
 
 def test_a_marked_template_that_marks_nothing_is_refused(tokenizer):
-    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if false %}{% generation %}x{% endgeneration %}{% endif %}"
+    template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}"
+        "{% if false %}{% generation %}x{% endgeneration %}{% endif %}"
+    )
     with pytest.raises(ChatRefused, match="nothing of the assistant's"):
         encode_chat(with_template(tokenizer, template), CONVERSATIONS["one"])
 
@@ -195,10 +198,13 @@ def test_the_places_of_tokens_cover_the_text_in_order(kinds, known, other):
 
 
 HOSTILE = {
-    "endless loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
+    "endless loops": "{% for a in range(99999) %}{% for b in range(99999) %}"
+    "{% for c in range(99999) %}"
     "{% endfor %}{% endfor %}{% endfor %}",
-    "endless text": "{% for a in range(99999) %}{% for b in range(99999) %}xxxxxxxxxxxxxxxxx{% endfor %}{% endfor %}",
-    "a loop inside C": "{{ ([3] * 10**7)|sort|length }}{{ ([3, 2] * 10**7)|sort|sort(reverse=true)|sort|length }}"
+    "endless text": "{% for a in range(99999) %}{% for b in range(99999) %}"
+    "xxxxxxxxxxxxxxxxx{% endfor %}{% endfor %}",
+    "a loop inside C": "{{ ([3] * 10**7)|sort|length }}"
+    "{{ ([3, 2] * 10**7)|sort|sort(reverse=true)|sort|length }}"
     "{{ ('ab' * 10**7)|wordwrap(1)|length }}",
     "a huge range": "{{ range(10**12)|list }}",
     "a huge product": "{{ 'a' * 10**11 }}",
@@ -208,7 +214,8 @@ HOSTILE = {
     "another wide format": "{{ '{:>1000000000000}'.format(1) }}",
     "a wide centre": "{{ 'a'|center(10**10) }}",
     "a wide indent": "{{ messages|tojson(indent=10**9) }}",
-    "doubling": "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+    "doubling": "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
+    "{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
     "recursion": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
     "a recursive loop": "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
     "deep parentheses": "{{ " + "(" * 50_000 + "1" + ")" * 50_000 + " }}",

@@ -68,7 +68,7 @@ def test_a_folder_mixes_formats_in_path_order_and_passes_over_the_rest(tmp_path)
 def test_fields_are_chosen_by_a_query(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"en": "a", "fr": "b"}\n' * 3)
-    pair = FileDocuments(path, "inputs=en&targets=fr", tmp_path)[2]
+    pair = FileDocuments(path, "inputs=en&targets=fr", tmp_path, "pairs")[2]
     assert pair == {"inputs": "a", "targets": "b", "path": "pairs.jsonl:2"}
     assert FileDocuments(path, "text=fr", tmp_path)[0]["text"] == "b"
     for query in ("", "text=de", "inputs=en", "words=en"):

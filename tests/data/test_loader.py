@@ -172,7 +172,8 @@ def test_a_program_that_forgets_to_close_still_ends(tmp_path):
     code = (
         "import numpy as np\n"
         "from research.data.loader import train_batches\n"
-        "batches = train_batches([{'x': np.zeros(3)}] * 9, lambda w, rng: w, seed=0, global_batch=2)\n"
+        "batches = train_batches([{'x': np.zeros(3)}] * 9, lambda w, rng: w, seed=0, "
+        "global_batch=2)\n"
         "print(next(batches)[0])\n"
     )
     done = subprocess.run(

@@ -124,14 +124,17 @@ def test_the_whole_data_layer_runs_without_tensorflow(library, tmp_path):
     code = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from research.data import loader, packing, tokens, stdlib, pairs, parquet, sources, mixture\n"
+        "from research.data import loader, packing, tokens, stdlib, pairs, parquet, sources, "
+        "mixture\n"
         "class Bytes:\n"
         "    vocab_size, fingerprint = 256, 'bytes'\n"
         "    def encode_batch(self, texts): return [list(text.encode()) for text in texts]\n"
-        f"train, heldout, _ = stdlib.open_stdlib(Path({str(tmp_path / 'cache')!r}), Path({str(library)!r}))\n"
+        f"train, heldout, _ = stdlib.open_stdlib(Path({str(tmp_path / 'cache')!r}), "
+        f"Path({str(library)!r}))\n"
         f"store = tokens.tokenize(train, Bytes(), Path({str(tmp_path / 'cache')!r}))\n"
         "windows = packing.PackedWindows(store, 33, seed=0, bos_id=None, eos_id=0)\n"
-        "with loader.train_batches(windows, lambda w, rng: dict(w), seed=0, global_batch=4) as batches:\n"
+        "with loader.train_batches(windows, lambda w, rng: dict(w), seed=0, global_batch=4) as "
+        "batches:\n"
         "    step, batch = next(batches)\n"
         "assert step == 0 and batch['tokens'].shape == (4, 33)\n"
         "assert 'tensorflow' not in sys.modules\n"
@@ -188,7 +191,7 @@ def test_tfds_uses_its_own_validation_split_or_the_hash(tmp_path, monkeypatch, c
     source = open_source("tfds:graft_with_validation", cache)
     assert (len(source.train), len(source.heldout)) == (40, 5)
     assert {text.split()[0] for text in texts(source.heldout)} == {"validation"}
-    source = open_source("tfds:graft_train_only?inputs=text&targets=de", cache)
+    source = open_source("tfds:graft_train_only?inputs=text&targets=de", cache, "pairs")
     assert len(source.train) + len(source.heldout) == 40 and len(source.heldout) >= 1
     assert source.train.fields == ("inputs", "targets")
     assert set(source.train[0]) == {"inputs", "targets", "path"} and source.train[0][

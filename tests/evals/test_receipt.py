@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from research.evals.perplexity import score_ids
-from research.evals.receipt import RoundedInputs, compare, size_of
+from research.evals.receipt import compare, size_of
 from research.models.model import Model, forward
 from research.models.spec import initialize
 from research.tuning.lora_specs import LoraConfig, lora_specs
 from research.weights.matrices import LINEAR
 from research.weights.quantized import quantize_array
+from research.weights.rounded_inputs import RoundedInputs
 from research.weights.rules import attach, merge, quantize
 from tests.families import FAMILIES, VOCAB
 

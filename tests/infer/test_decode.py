@@ -111,7 +111,7 @@ def test_a_cache_changes_nothing(name, unroll):
 def test_a_window_needs_no_more_slots_than_it_and_a_chunk_have():
     window = FAMILIES["mistral_7b"].window
     cache = jax.eval_shape(lambda: Model(FAMILIES["mistral_7b"]).make_cache(2, 10_000, CHUNK))
-    assert cache.key_LBKSH.shape[3] == cache.slots == window + CHUNK - 1
+    assert cache.key_LBKSH.shape[3] == cache.positions_BS.shape[1] == window + CHUNK - 1
 
 
 def write(prompts=PROMPTS, tokenizer=TOKENIZER, **changes):
@@ -166,7 +166,7 @@ def test_a_second_prompt_compiles_nothing():
         steps._feed,
         steps._first,
         steps.advance,
-        steps._apart,
+        steps._layered,
         turned._prepared,
     )
     before = [program._cache_size() for program in programs]
@@ -266,16 +266,20 @@ def test_the_cache_is_written_in_place():
     model, stop_ids = Model(WRITER), np.full(8, -1, np.int32)
     start = steps.Start(prompts=[[1]], sources=None, max_tokens=[50_000], streams=[(0, 0)], seed=0)
     for params, copied in ((parameters(WRITER), 1), (prepare(model, parameters(WRITER)), 0.5)):
-        state, _, _ = steps.begin(model, parameters(WRITER), params, start, GREEDY.law, stop_ids)
+        state, _, _ = steps.begin(
+            model, parameters(WRITER), params, start, GREEDY.distribution, stop_ids
+        )
         inputs = params, state, np.ones(1, bool), np.int32(1), stop_ids
         memory = (
-            steps.advance.lower(*inputs, model=model, law=GREEDY.law).compile().memory_analysis()
+            steps.advance.lower(*inputs, model=model, sampling=GREEDY.distribution)
+            .compile()
+            .memory_analysis()
         )
         held = sum(
             leaf.nbytes
-            for leaf in jax.tree.leaves((state.cache.key_LBKSH, state.cache.value_LBKSH))
+            for leaf in jax.tree.leaves([x for x in jax.tree.leaves(state.cache) if x.ndim > 2])
         )
         assert memory.alias_size_in_bytes > held  # the caller's buffers come back
         # Of stacked layers, two here, one's keys and values are copied out at a time, of layers
-        # apart none; scores are as long as the cache.
+        # of their own none; scores are as long as the cache.
         assert memory.temp_size_in_bytes < copied * held

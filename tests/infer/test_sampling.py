@@ -136,9 +136,9 @@ def test_a_number_out_of_range_is_refused_by_name(fields):
         SamplingConfig(**fields)
 
 
-def test_what_is_no_part_of_the_law_compiles_nothing_anew():
+def test_what_is_no_part_of_the_distribution_compiles_nothing_anew():
     one, other = (
         SamplingConfig(top_p=0.9, seed=1, max_tokens=5, stop=("x",)),
         SamplingConfig(top_p=0.9, stop_ids=(3,)),
     )
-    assert one.law == other.law != SamplingConfig(top_p=0.8).law
+    assert one.distribution == other.distribution != SamplingConfig(top_p=0.8).distribution

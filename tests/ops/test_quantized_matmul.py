@@ -17,7 +17,8 @@ from research.ops.kernels import (
     quantized_matmul_gpu,
     quantized_matmul_tpu,
 )
-from research.parallel.placement import gather, spec
+from research.ops.kernels.notes import warn_once
+from research.parallel.placement import gather, spec_entries
 from research.weights.formats import FORMATS
 from research.weights.quantized import quantize_array
 
@@ -156,12 +157,13 @@ def test_on_a_mesh_values_and_places_are_those_of_the_dense_contraction(mesh, ke
     stored = P(*case[4], *(None,) * (case[2] - 1), *case[5])
 
     def both(x, codes, scale, w):
+        codes, scale = gather(codes), gather(scale)
         y, want = quantized_matmul.product(eqn, x, codes, scale, book), contract(eqn, x, gather(w))
         dx = quantized_matmul.pullback(eqn, want, codes, scale, made.inputs, book)
         return (y, want), (dx, contract(f"{of_y},{of_w}->{of_x}", want, gather(w)))
 
     for got, want in jax.jit(both)(x, codes, scale, jax.reshard(made.dense(), stored)):
-        assert spec(got) == spec(want)
+        assert spec_entries(got) == spec_entries(want)
         np.testing.assert_allclose(
             got, want, rtol=1e-5, atol=1e-3
         )  # float32 sums, of values of some tens
@@ -217,7 +219,7 @@ def test_it_runs_in_layers_that_are_scanned_checkpointed_and_mapped_over_devices
     ],
 )
 def test_what_does_not_fit_is_left_to_xla_and_said(mesh, kernel, caplog, eqn, x, codes, why):
-    quantized_matmul._note.cache_clear()
+    warn_once.cache_clear()
     made = jnp.zeros(codes, jnp.uint8), jnp.ones((codes[0], 1, codes[2]))
     assert quantized_matmul.product(eqn, jnp.ones(x), *made) is None
     assert why in caplog.text

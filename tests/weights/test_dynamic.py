@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from research.models.model import Model, forward
 from research.models.spec import initialize
 from research.ops.einsum import einsum
-from research.parallel.placement import spec
+from research.parallel.placement import spec_entries
 from research.weights import dynamic
 from research.weights.dynamic import (
     DynamicQuantized,
@@ -120,7 +120,7 @@ def test_on_a_mesh_it_computes_the_same(mesh, case, of_x, of_w, of_y):
     want = DynamicQuantized(w).einsum(case[0], x)
     placed = jax.tree.map(lambda part: jax.reshard(part, of_w), w)
     y = jax.jit(lambda x, w: DynamicQuantized(w).einsum(case[0], x))(jax.reshard(x, of_x), placed)
-    assert spec(y) == of_y
+    assert spec_entries(y) == of_y
     np.testing.assert_allclose(y, want, rtol=1e-6)  # integer sums are exact in any order
 
 

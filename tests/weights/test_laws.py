@@ -30,18 +30,6 @@ from research.weights.rules import (
 from tests.families import FAMILIES, random_batch
 
 MATRICES = r"(encoder/)?layers/(attention|cross)/(query|key|value|out)"
-# Of a group's largest value: half a step of the code. e4m3 keeps 4 bits of a value, e5m2 3; the
-# books' widest gaps are 0.30 (NF4) and 1/3 (FP4), their halves' scales within 1/250 of what they
-# stand for.
-BOUND = {
-    "int8": 0.5 / 127,
-    "int4": 0.5 / 7,
-    "uint4": 1 / 15,
-    "nf4": 0.155,
-    "fp4": 0.17,
-    "fp8_e4m3": 2**-4,
-    "fp8_e5m2": 2**-3,
-}
 
 
 def equal(first, second):
@@ -110,7 +98,7 @@ def test_a_value_is_within_half_a_step_of_what_is_kept(format, seed, group):
     )
     got = decode(FORMATS[format], *encode(FORMATS[format], jnp.asarray(x)))
     largest = np.abs(x).max(axis=1, keepdims=True)
-    assert (np.abs(np.asarray(got) - x) <= BOUND[format] * largest * (1 + 1e-5)).all()
+    assert (np.abs(np.asarray(got) - x) <= FORMATS[format].error * largest * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -129,13 +117,13 @@ def test_quantizing_a_stack_is_stacking_what_is_quantized(format):
 )
 @settings(max_examples=20, deadline=None)
 def test_codes_of_four_bits_come_out_of_their_bytes(format, seed):
-    low = -8 if FORMATS[format].dtype == "int4" else 0
+    low = -8 if FORMATS[format].codes == "integer" else 0
     codes = (
         np.random.default_rng(seed)
         .integers(low, low + 16, (3, 8, 2))
         .astype("int8" if low else "uint8")
     )
-    packed = pack(jnp.asarray(codes), axis=1)
+    packed = pack(FORMATS[format], jnp.asarray(codes), axis=1)
     assert packed.shape == (3, 4, 2) and packed.dtype == jnp.uint8
     np.testing.assert_array_equal(unpack(FORMATS[format], packed, axis=1), codes)
 

@@ -97,7 +97,8 @@ def adapters(case, alpha_of_v=16, root=False):
             a, b = (theirs(case, layer, name, f"lora_{side}.default.weight") for side in "AB")
             rank = len(a)
             alpha = alpha_of_v if name == "v_proj" else 16
-            magnitude = f"{case}/model.layers.{layer}.{PROJECTIONS[name][2]}.{name}.lora_magnitude_vector.default.weight"
+            module = f"{case}/model.layers.{layer}.{PROJECTIONS[name][2]}.{name}"
+            magnitude = f"{module}.lora_magnitude_vector.default.weight"
             rows.append(
                 LoraAdapter(
                     jnp.asarray(np.pad(a, ((0, 8 - rank), (0, 0))).T.reshape(*inner, 8)),

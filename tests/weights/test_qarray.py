@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.weights.formats import FORMATS, NF4
+from research.weights.formats import FORMATS
 from research.weights.qarray import from_qarray, to_qarray
 from research.weights.quantized import quantize_array
 
@@ -33,7 +33,7 @@ def test_qwix_equation_gives_the_dense_weight_and_the_way_back_the_leaf(
         0.0 if fields["zero_point"] is None else np.asarray(fields["zero_point"]).astype(np.float32)
     )
     if format == "nf4":
-        qvalue = NF4[qvalue.astype(int)]
+        qvalue = FORMATS["nf4"].book[qvalue.astype(int)]
     tiles = [big // small for big, small in zip(qvalue.shape, scale.shape)]
     assert max(tiles) == 32 and sorted(tiles)[:-1] == [1] * (len(tiles) - 1)
 

@@ -44,7 +44,8 @@ def merges_from_ranks(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes
         parts = _merge(token, ranks)
         if len(parts) != 2:
             raise ValueError(
-                f"no earlier pair makes token {token!r} of rank {ranks[token]}; use a tokenizer.json"
+                f"no earlier pair makes token {token!r} of rank {ranks[token]}; use a "
+                f"tokenizer.json"
             )
         yield parts[0], parts[1]
 
@@ -74,7 +75,8 @@ def _parse(content: bytes) -> dict[bytes, int]:
             ) from None
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise ValueError(
-            f"the ranks of its {len(ranks)} different tokens are not 0 to {len(ranks) - 1}, each once"
+            f"the ranks of its {len(ranks)} different tokens are not 0 to {len(ranks) - 1}, each "
+            f"once"
         )
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:

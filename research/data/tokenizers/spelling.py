@@ -18,7 +18,8 @@ from research.data.tokenizers.tokenizer import (
 from research.files import read_json
 
 _WANTED = (
-    "bytes, gpt2, bpe:VOCAB, sentencepiece:VOCAB, a tokenizer.json, a sentencepiece .model, a .tiktoken ranks file, "
+    "bytes, gpt2, bpe:VOCAB, sentencepiece:VOCAB, a tokenizer.json, a sentencepiece .model, a "
+    ".tiktoken ranks file, "
     "or a folder with a tokenizer.json or tokenizer.model"
 )
 _TRAINERS = {"bpe": huggingface.train, "sentencepiece": sentencepiece.train}
@@ -114,11 +115,13 @@ def _load_folder(folder: Path) -> Tokenizer:
         tokenizer = _load_model(folder / sentencepiece.FILE)
     else:
         raise ValueError(
-            f"folder {folder} has no tokenizer; wanted {huggingface.FILE} or {sentencepiece.FILE} in it"
+            f"folder {folder} has no tokenizer; wanted {huggingface.FILE} or {sentencepiece.FILE} "
+            f"in it"
         )
     if record and record.get("fingerprint") != tokenizer.fingerprint:
         raise ValueError(
-            f"tokenizer in {folder} has fingerprint {tokenizer.fingerprint[:16]}, but was saved with "
+            f"tokenizer in {folder} has fingerprint {tokenizer.fingerprint[:16]}, but was saved "
+            f"with "
             f"{str(record.get('fingerprint'))[:16]}; restore the folder from a copy"
         )
     return replace(tokenizer, chat_template=_read_template(folder))

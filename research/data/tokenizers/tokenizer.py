@@ -125,6 +125,7 @@ def refuse_surrogates(index: int, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"text {index} has the lone surrogate {text[error.start]!a} at {error.start}, which is no character; "
+            f"text {index} has the lone surrogate {text[error.start]!a} at {error.start}, which "
+            f"is no character; "
             "read the file with errors='replace'"
         ) from None

@@ -31,7 +31,7 @@ from research.interop.storage.safetensors import SHARD_BYTES, Parts, write_safet
 from research.interop.storage.tensors import Tensor
 from research.models.config import ModelConfig
 from research.weights.matrices import LINEAR
-from research.weights.quantized import Quantized, quantize_array
+from research.weights.quantized import Quantized, is_quantized, quantize_array
 from research.weights.rules import is_leaf
 from research.weights.scales import QuantizedScales
 
@@ -174,7 +174,7 @@ def _is_linear(path: str, c: ModelConfig) -> bool:
 
 def _dense(slices: Slice, path: str, dtype: str, index: tuple[int, ...]) -> np.ndarray:
     values = slices(path, index)
-    if isinstance(values, Quantized):
+    if is_quantized(values):
         values = np.asarray(jax.tree.map(jnp.asarray, values).dense()).astype(as_dtype(dtype))
     return values
 

@@ -21,10 +21,8 @@ from research.interop.storage.shards import Shards
 from research.models.config import ModelConfig
 from research.models.model import Model
 from research.models.spec import Spec
-from research.weights.quantized import Quantized, quantize_array
-
-STACKED = ("layers", "experts")  # logical axes along which parameters are read one by one
-
+from research.weights.matrices import count_stacked
+from research.weights.quantized import Quantized, is_quantized, quantize_array
 
 Read = Callable[[], np.ndarray]
 
@@ -180,11 +178,6 @@ class Checkpoint:
         return jax.tree.unflatten(jax.tree.structure(abstract, is_leaf=is_quantized), arrays)
 
 
-def is_quantized(leaf: Any) -> bool:
-    """Whether a node stands for a weight that is held as codes."""
-    return isinstance(leaf, Quantized)
-
-
 def place(parameter: Parameter, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     """The parameter as an array of this type on this sharding; each slice is read once and only
     where it is wanted."""
@@ -238,4 +231,4 @@ def specs_by_path(c: ModelConfig) -> dict[str, Spec]:
 
 def stacked_axes(spec: Spec) -> int:
     """How many leading axes are those of layers and experts."""
-    return sum(axis in STACKED for axis in spec.axes)
+    return count_stacked(spec.axes)

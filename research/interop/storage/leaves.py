@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from research import tree
-from research.interop.storage.checkpoint import STACKED, Checkpoint, Parameter, place
+from research.interop.storage.checkpoint import Checkpoint, Parameter, place
 from research.models.spec import Spec, abstract, shardings
 from research.parallel.axes import AxisRules
 from research.weights import rules
 from research.weights.flat import FlatQuantized
+from research.weights.matrices import count_stacked
 from research.weights.quantized import Quantized, quantize_spec
-from research.weights.scales import QuantizedScales
 
 Index = tuple[int, ...]
 STACK = "layers/"
@@ -141,11 +141,5 @@ def _specs(leaf: Quantized, spec: Spec) -> Quantized:
     every device."""
     if isinstance(leaf, FlatQuantized):
         return jax.tree.map(lambda x: Spec(x.shape, ("group",) * x.ndim, spec.init), leaf)
-    stacked = sum(axis in STACKED for axis in spec.axes)
-    double = isinstance(leaf.scale, QuantizedScales)
-    # Of the formats that lie alike, one with the scales that these are.
-    of_four_bits = "nf4" if double else "int4"
-    alike = "int8" if leaf.format == "int8" else of_four_bits
-    return replace(
-        quantize_spec(spec, alike, stacked=stacked, group=leaf.group), format=leaf.format
-    )
+    stacked = count_stacked(spec.axes)
+    return quantize_spec(spec, leaf.format, stacked=stacked, group=leaf.group, scales=leaf.scales)

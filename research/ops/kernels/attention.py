@@ -1,14 +1,13 @@
 """Which attention kernel serves a case: splash on TPU, flash on GPU, or none, which is the XLA
 reference."""
 
-import functools
-import logging
 from collections.abc import Callable
 
 import jax
 
 from research.devices.backend import platform
 from research.ops.kernels import flash, splash
+from research.ops.kernels.notes import warn_once
 
 
 def choose(
@@ -29,7 +28,7 @@ def choose(
             return None
         reason = _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap)
         if reason and (visibility.packed or visibility.shared):
-            _note(
+            warn_once(
                 f"attention on {at} takes XLA's reference, whose memory grows with length squared: {reason}"
             )
         return None if reason else kernel.attend
@@ -55,8 +54,3 @@ def _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap) -> str | No
             "the scores have a bias and the kernels take none; use other positions than 'relative'"
         )
     return kernel.refusal(q_BTNH, k_BSKH, visibility)
-
-
-@functools.cache  # a layer is traced many times; a reason is told once
-def _note(message: str) -> None:
-    logging.warning(message)

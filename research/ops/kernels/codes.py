@@ -1,12 +1,13 @@
-"""Codes as quantized kernels hold them: how they are decoded, and what a kernel reads and
+"""Codes in the layout of the quantized kernels: how they are decoded, and what a kernel reads and
 multiplies.
 
-Codes are [N, R, O]: N groups of R bytes for each of O outputs. Of 8 bits R is the group's size G,
-of packed 4-bit codes R = G / 2, where byte j of a group holds code j in its low and code j + R in
-its high nibble.
+Codes are [N, R, O]: N groups of R bytes for each of O outputs. For codes of 8 bits R is the group's
+size G. For packed codes of 4 bits R = G / 2, and byte j of a group has code j in its low nibble and
+code j + R in its high one.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,28 +17,34 @@ from jax import lax
 def dense(
     codes_NRO: jax.Array, scale_N1O: jax.Array, book: Sequence[float] | None, dtype: jnp.dtype
 ) -> jax.Array:
-    """The weight [I, O] in `dtype`, a kernel's tile of it as well as the whole."""
-    parts = [decode(codes_NRO, part, book) * scale_N1O for part in range(codes_per_byte(codes_NRO))]
-    values = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+    """The weight [I, O] in `dtype`, or a kernel's tile of it."""
+    nibbles = range(codes_per_byte(codes_NRO))
+    halves = [decode(codes_NRO, nibble, book) * scale_N1O for nibble in nibbles]
+    values = halves[0] if len(halves) == 1 else jnp.concatenate(halves, axis=1)
     return values.astype(dtype).reshape(-1, codes_NRO.shape[-1])
 
 
-def decode(codes: jax.Array, part: int | jax.Array, book: Sequence[float] | None) -> jax.Array:
-    """The values of codes, float32 of their shape: of packed ones those in nibble `part`, 0 the low
+def decode(codes: jax.Array, nibble: int | jax.Array, book: Sequence[float] | None) -> jax.Array:
+    """The values of codes, float32 of their shape. Of packed codes those in one nibble, 0 the low
     and 1 the high."""
     if codes.dtype != jnp.uint8:
         return codes.astype(jnp.float32)
-    nibbles = (
-        lax.shift_right_logical(codes.astype(jnp.int32), jnp.full(codes.shape, 4 * part, jnp.int32))
-        & 15
-    )
+    places = jnp.full(codes.shape, 4 * nibble, jnp.int32)
+    unpacked = lax.shift_right_logical(codes.astype(jnp.int32), places) & 15
     if book is None:
-        return ((nibbles ^ 8) - 8).astype(jnp.float32)
-    # By halves, with selects: neither kernel language can look a register up in a table.
-    values = list(book)
-    for bit in range(4):
-        high = (nibbles & (1 << bit)) != 0
+        # Two's complement of 4 bits: flipping the sign bit, then taking it off, extends the sign.
+        return ((unpacked ^ 8) - 8).astype(jnp.float32)
+    return select(book, unpacked)
+
+
+def select(book: Any, codes: jax.Array) -> jax.Array:
+    """book[codes], float32, for a book of 2^bits values, by halving it once for each bit: kernels
+    cannot look a register up in a table."""
+    values, bit = list(book), 0
+    while len(values) > 1:
+        high = (codes & (1 << bit)) != 0
         values = [jnp.where(high, odd, even) for even, odd in zip(values[::2], values[1::2])]
+        bit += 1
     return values[0].astype(jnp.float32)
 
 
@@ -47,8 +54,8 @@ def codes_per_byte(codes: jax.Array) -> int:
 
 
 def cost(tokens: int, tiles: int, x: jax.Array, codes_NRO: jax.Array, scale_N1O: jax.Array):
-    """What a kernel tells of its work: the product for all tokens, filled up as they are, and codes
-    read for each tile."""
+    """The cost that a kernel tells XLA: the product for all tokens, padding included, with codes
+    read once for each of `tiles` tiles of tokens."""
     from jax.experimental import pallas as pl  # Pallas takes a second
 
     I, O = codes_NRO.shape[0] * codes_NRO.shape[1] * codes_per_byte(codes_NRO), codes_NRO.shape[2]

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from research.devices.backend import before_triton
 from research.ops.kernels import visible_share as share
-from research.parallel.placement import local_shape, spec
+from research.parallel.placement import local_shape, spec_entries
 
 PLATFORM = "gpu"
 SOFT_CAP = False  # the kernel has none
@@ -56,7 +56,7 @@ def attend(
     rows = functools.partial(_rows, scale=scale, causal=visibility.causal, interpret=interpret)
     if jax.sharding.get_abstract_mesh().empty:
         return rows(q_BTNH, k_BSKH, v_BSKH, visibility.k_segments_BS)
-    batch, _, heads, _ = spec(q_BTNH)
+    batch, _, heads, _ = spec_entries(q_BTNH)
     by_head = PartitionSpec(batch, None, heads, None)
     specs = by_head, by_head, by_head, PartitionSpec(batch, None)
     operands = map(jax.reshard, (q_BTNH, k_BSKH, v_BSKH, visibility.k_segments_BS), specs)

@@ -11,14 +11,12 @@ much in a step. JAX's kernels (jax.experimental.pallas.ops.tpu.megablox, after a
 meet each row once in all three products, and skip the rows of no group.
 """
 
-import functools
-import logging
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from research.devices.backend import platform
+from research.ops.kernels.notes import warn_once
 
 PLATFORM = "tpu"
 LANES = 128  # of the vector unit: a tile is a multiple of it wide, or as wide as the array
@@ -105,7 +103,7 @@ def _kernel(x: jax.Array, interpret: bool | None) -> bool:
         return False
     reason = refusal(x.dtype)
     if reason:
-        _note(
+        warn_once(
             f"the experts' products on {PLATFORM} take XLA's form, whose gradient visits every row for each: {reason}"
         )
     return reason is None
@@ -124,8 +122,3 @@ def _columns(size: int, limit: int) -> int:
     if size <= limit:
         return size
     return next((tile for tile in range(limit, LANES, -LANES) if size % tile == 0), limit)
-
-
-@functools.cache  # a layer is traced many times; a reason is told once
-def _note(message: str) -> None:
-    logging.warning(message)

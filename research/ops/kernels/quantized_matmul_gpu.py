@@ -2,9 +2,9 @@
 cores.
 
 A program of the Triton backend makes one tile of the result and walks what is summed. It sees the
-inputs' axis as [N, parts, S, rows]: N groups, the nibbles of packed codes, and what rows of a group
-are taken at once. There is no need for groups to be whole in a tile, nor for more of x than the
-columns that a nibble multiplies.
+inputs' axis as [N, nibbles, S, rows]: N groups, the nibbles of packed codes, and what rows of a
+group are taken at once. There is no need for groups to be whole in a tile, nor for more of x than
+the columns that a nibble multiplies.
 """
 
 import functools
@@ -34,10 +34,13 @@ def refusal(N: int, R: int, O: int, codes: jnp.dtype, x: jnp.dtype) -> str | Non
         return f"{x} activations must be bfloat16, float16 or float32; set config.precision.compute"
     if codes not in (jnp.int8, jnp.uint8, jnp.float8_e4m3fn, jnp.float8_e5m2):
         return f"it knows no codes of {codes}"
-    if _power(O, COLUMNS) < LEAST:
+    if _power_of_two(O, COLUMNS) < LEAST:
         return f"{O} outputs must be a multiple of {LEAST}"
-    if _power(R, ROWS) < LEAST:
-        return f"groups of {R} rows of codes must be a multiple of {LEAST}; set config.quantize.group to 64 or 128"
+    if _power_of_two(R, ROWS) < LEAST:
+        return (
+            f"groups of {R} rows of codes must be a multiple of {LEAST}; set config.quantize.group "
+            "to 64 or 128"
+        )
     return None
 
 
@@ -51,23 +54,23 @@ def matmul(
         warnings.simplefilter("ignore", DeprecationWarning)
         from jax.experimental.pallas import triton
 
-    (N, R, O), parts = codes_NRO.shape, codes_per_byte(codes_NRO)
-    rows, block_o = _power(R, ROWS), _power(O, COLUMNS)
-    groups, splits = (_power(N, ROWS // rows) if rows == R else 1), R // rows
+    (N, R, O), nibbles = codes_NRO.shape, codes_per_byte(codes_NRO)
+    rows, block_o = _power_of_two(R, ROWS), _power_of_two(O, COLUMNS)
+    groups, splits = (_power_of_two(N, ROWS // rows) if rows == R else 1), R // rows
     block_m = next(
         block for block in (16, 32, 64, TOKENS) if block == TOKENS or block >= x_MI.shape[0]
     )
     M = pl.cdiv(x_MI.shape[0], block_m) * block_m
     x = jnp.pad(x_MI, ((0, M - x_MI.shape[0]), (0, 0)))
-    sizes = N, parts, splits, rows
+    sizes = N, nibbles, splits, rows
     inputs = pl.BlockSpec((block_m, *sizes), lambda i, j: (i, 0, 0, 0, 0))
     if transposed:
         body, grid = _transposed, (M // block_m, N // groups * splits)
-        taken, made = pl.BlockSpec((block_m, O), lambda i, j: (i, 0)), inputs
+        operand, result_spec = pl.BlockSpec((block_m, O), lambda i, j: (i, 0)), inputs
         result = (M, *sizes)
     else:
         body, grid = _forward, (M // block_m, O // block_o)
-        taken, made = inputs, pl.BlockSpec((block_m, block_o), lambda i, j: (i, j))
+        operand, result_spec = inputs, pl.BlockSpec((block_m, block_o), lambda i, j: (i, j))
         x, result = x.reshape(M, *sizes), (M, O)
     whole = [
         pl.BlockSpec((N, splits, rows, O), lambda i, j: (0, 0, 0, 0)),
@@ -76,8 +79,8 @@ def matmul(
     y = pl.pallas_call(
         functools.partial(body, book=book, groups=groups, block_o=block_o),
         grid=grid,
-        in_specs=[taken, *whole],
-        out_specs=made,
+        in_specs=[operand, *whole],
+        out_specs=result_spec,
         out_shape=jax.ShapeDtypeStruct(result, x.dtype),
         compiler_params=triton.CompilerParams(
             num_warps=8 if block_m == TOKENS else 4, num_stages=3
@@ -91,15 +94,15 @@ def matmul(
 
 def _forward(x_ref, codes_ref, scale_ref, y_ref, *, book, groups: int, block_o: int):
     """A tile [m, o] of x W, summed over the inputs."""
-    block_m, N, parts, splits, rows = x_ref.shape
+    block_m, N, nibbles, splits, rows = x_ref.shape
     outputs = pl.ds(pl.program_id(1) * block_o, block_o)
 
     def step(k, total):
         group, split = pl.ds(lax.div(k, splits) * groups, groups), lax.rem(k, splits)
-        for part, w_IO in enumerate(
+        for nibble, w_IO in enumerate(
             _tiles(codes_ref, scale_ref, group, split, outputs, book, x_ref.dtype)
         ):
-            x_MI = x_ref[:, group, part, split, :].reshape(block_m, groups * rows)
+            x_MI = x_ref[:, group, nibble, split, :].reshape(block_m, groups * rows)
             total += _dot(x_MI, w_IO)
         return total
 
@@ -109,7 +112,7 @@ def _forward(x_ref, codes_ref, scale_ref, y_ref, *, book, groups: int, block_o: 
 
 def _transposed(dy_ref, codes_ref, scale_ref, dx_ref, *, book, groups: int, block_o: int):
     """The tiles of dy W^T for some rows of codes, one a nibble, summed over the outputs."""
-    block_m, _, parts, splits, rows = dx_ref.shape
+    block_m, _, nibbles, splits, rows = dx_ref.shape
     at = pl.program_id(1)
     group, split = pl.ds(lax.div(at, splits) * groups, groups), lax.rem(at, splits)
 
@@ -118,20 +121,22 @@ def _transposed(dy_ref, codes_ref, scale_ref, dx_ref, *, book, groups: int, bloc
         tiles = _tiles(codes_ref, scale_ref, group, split, outputs, book, dy_ref.dtype)
         return tuple(total + _dot(dy_ref[:, outputs], w_IO.T) for total, w_IO in zip(totals, tiles))
 
-    zeros = tuple(jnp.zeros((block_m, groups * rows), jnp.float32) for _ in range(parts))
+    zeros = tuple(jnp.zeros((block_m, groups * rows), jnp.float32) for _ in range(nibbles))
     totals = lax.fori_loop(0, dy_ref.shape[1] // block_o, step, zeros)
-    for part, total in enumerate(totals):
-        dx_ref[:, group, part, split, :] = total.reshape(block_m, groups, rows).astype(dx_ref.dtype)
+    for nibble, total in enumerate(totals):
+        dx_ref[:, group, nibble, split, :] = total.reshape(block_m, groups, rows).astype(
+            dx_ref.dtype
+        )
 
 
 def _tiles(codes_ref, scale_ref, group, split, outputs, book, dtype) -> list[jax.Array]:
     """The weight [groups * rows, o] of each nibble."""
     codes = codes_ref[group, split, :, outputs]
     scale = scale_ref[group, outputs][:, None, :]
-    parts = codes_per_byte(codes)
+    nibbles = codes_per_byte(codes)
     return [
-        (decode(codes, part, book) * scale).astype(dtype).reshape(-1, codes.shape[-1])
-        for part in range(parts)
+        (decode(codes, nibble, book) * scale).astype(dtype).reshape(-1, codes.shape[-1])
+        for nibble in range(nibbles)
     ]
 
 
@@ -139,7 +144,7 @@ def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
     return jnp.dot(x, w, preferred_element_type=jnp.float32)
 
 
-def _power(size: int, limit: int) -> int:
-    """The largest power of two that divides `size`, up to `limit`: Triton's tiles have no other
+def _power_of_two(size: int, limit: int) -> int:
+    """The largest power of two up to `limit` that divides `size`: Triton's tiles have no other
     sizes."""
     return min(size & -size, limit)

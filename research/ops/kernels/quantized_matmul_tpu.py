@@ -1,10 +1,10 @@
 """The quantized product on TPU: tiles of codes are widened in the chip's own memory, on their way
 to the matrix unit.
 
-The grid walks tiles of tokens, then of what the result keeps, then of what is summed, into a
-float32 accumulator. A tile of the weight is whole groups, or a part of one where groups are long;
-then the two nibbles of a packed tile belong to columns of x that lie apart, and are two steps of
-the grid in a row, which fetch the codes once.
+The grid walks tiles of tokens, then of the axis that the result keeps, then of the axis that is
+summed into a float32 accumulator. A tile of the weight is one or more groups, or a part of one
+where groups are long. Then the two nibbles of a packed tile multiply columns of x that do not lie
+side by side, and take two steps of the grid in a row, which fetch the codes once.
 """
 
 import functools
@@ -20,10 +20,10 @@ from research.ops.kernels.codes import codes_per_byte, cost, decode, dense, divi
 PLATFORM = "tpu"
 LANES = 128  # of the vector unit: a tile is a multiple of it wide, or as wide as the array
 SUBLANES = 32  # rows of a tile of 8-bit numbers
-# rows and columns of a tile; widening a tile then costs little beside its product with as many
-# tokens
+# Rows and columns of a tile. Widening a tile then costs little beside its product with as many
+# tokens.
 TILE = 512
-WHOLE = 1024  # up to which an axis that no multiple of 128 divides is one tile
+LARGEST = 1024  # size up to which an axis that no multiple of 128 divides is one tile
 
 
 def refusal(N: int, R: int, O: int, codes: jnp.dtype, x: jnp.dtype) -> str | None:
@@ -34,9 +34,12 @@ def refusal(N: int, R: int, O: int, codes: jnp.dtype, x: jnp.dtype) -> str | Non
     if codes not in (jnp.int8, jnp.uint8, jnp.float8_e4m3fn, jnp.float8_e5m2):
         return f"it knows no codes of {codes}"
     if not _columns(O):
-        return f"{O} outputs must be a multiple of {LANES} or at most {WHOLE}"
+        return f"{O} outputs must be a multiple of {LANES} or at most {LARGEST}"
     if R % SUBLANES or not _rows(N, R, 2 if codes == jnp.uint8 else 1):
-        return f"{N} groups of {R} rows of codes do not make tiles; set config.quantize.group to 64 or 128"
+        return (
+            f"{N} groups of {R} rows of codes do not make tiles; set config.quantize.group to 64 "
+            "or 128"
+        )
     return None
 
 
@@ -44,18 +47,18 @@ def matmul(
     x_MI, codes_NRO, scale_N1O, *, book=None, transposed: bool = False, interpret: bool = False
 ) -> jax.Array:
     """x W [M, O], or with `transposed` x W^T [M, I] of x [M, O], in the dtype of x."""
-    (N, R, O), parts = codes_NRO.shape, codes_per_byte(codes_NRO)
+    (N, R, O), nibbles = codes_NRO.shape, codes_per_byte(codes_NRO)
     block_m, M = _tokens(x_MI.shape[0])
     block_o = _columns(O)
-    groups, rows = _rows(N, R, parts)
-    apart = parts if rows < R else 1  # steps that a packed tile is read in
-    inputs, per_group = groups * rows * parts // apart, R // rows
-    steps = N // groups * per_group * apart
+    groups, rows = _rows(N, R, nibbles)
+    reads = nibbles if rows < R else 1  # steps of the grid that a tile of codes is read in
+    inputs, per_group = groups * rows * nibbles // reads, R // rows
+    steps = N // groups * per_group * reads
 
     def tile(k):
         """Group tile, tile within the group, and tile of the inputs' axis at step k."""
-        group, within = k // (per_group * apart), k // apart % per_group
-        return group, within, group * per_group * apart + k % apart * per_group + within
+        group, within = k // (per_group * reads), k // reads % per_group
+        return group, within, group * per_group * reads + k % reads * per_group + within
 
     if transposed:
         grid, order = (M // block_m, steps, O // block_o), (lambda i, k, o: (i, k, o))
@@ -67,17 +70,17 @@ def matmul(
 
     of_inputs = block((block_m, inputs), lambda i, k, o: (i, tile(k)[2]))
     of_outputs = block((block_m, block_o), lambda i, k, o: (i, o))
-    taken, made = (of_outputs, of_inputs) if transposed else (of_inputs, of_outputs)
+    operand, result = (of_outputs, of_inputs) if transposed else (of_inputs, of_outputs)
     y = pl.pallas_call(
-        functools.partial(_kernel, book=book, apart=apart, transposed=transposed),
+        functools.partial(_kernel, book=book, reads=reads, transposed=transposed),
         grid=grid,
         in_specs=[
-            taken,
+            operand,
             block((groups, rows, block_o), lambda i, k, o: (*tile(k)[:2], o)),
             block((groups, 1, block_o), lambda i, k, o: (tile(k)[0], 0, o)),
         ],
-        out_specs=made,
-        out_shape=jax.ShapeDtypeStruct((M, N * R * parts if transposed else O), x_MI.dtype),
+        out_specs=result,
+        out_shape=jax.ShapeDtypeStruct((M, N * R * nibbles if transposed else O), x_MI.dtype),
         scratch_shapes=[pltpu.VMEM((block_m, inputs if transposed else block_o), jnp.float32)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
@@ -89,19 +92,19 @@ def matmul(
     return y[: x_MI.shape[0]]
 
 
-def _kernel(x_ref, codes_ref, scale_ref, y_ref, sum_ref, *, book, apart: int, transposed: bool):
-    """One step of the grid: the product of a tile of x and a tile of the weight, onto the sum."""
+def _kernel(x_ref, codes_ref, scale_ref, y_ref, sum_ref, *, book, reads: int, transposed: bool):
+    """One step of the grid: adds the product of a tile of x and a tile of the weight to the sum."""
     summed = pl.program_id(2)
 
     @pl.when(summed == 0)
     def _():
         sum_ref[...] = jnp.zeros_like(sum_ref)
 
-    if apart == 1:
+    if reads == 1:
         w_IO = dense(codes_ref[...], scale_ref[...], book, x_ref.dtype)
     else:
-        part = pl.program_id(1 if transposed else 2) % apart
-        w_IO = (decode(codes_ref[...], part, book) * scale_ref[...]).astype(x_ref.dtype)[0]
+        nibble = pl.program_id(1 if transposed else 2) % reads
+        w_IO = (decode(codes_ref[...], nibble, book) * scale_ref[...]).astype(x_ref.dtype)[0]
     sum_ref[...] += lax.dot_general(
         x_ref[...],
         w_IO,
@@ -115,26 +118,30 @@ def _kernel(x_ref, codes_ref, scale_ref, y_ref, sum_ref, *, book, apart: int, tr
 
 
 def _tokens(M: int) -> tuple[int, int]:
-    """Tokens a tile, and all of them filled up to a multiple of that."""
+    """(tokens a tile, tokens padded to a multiple of that)."""
     if M <= TILE:
-        whole = -(-M // 16) * 16  # rows of a tile of bfloat16
-        return whole, whole
-    whole = -(-M // LANES) * LANES
-    return divisor(whole, TILE, LANES), whole
+        padded = -(-M // 16) * 16  # rows of a tile of bfloat16
+        return padded, padded
+    padded = -(-M // LANES) * LANES
+    return divisor(padded, TILE, LANES), padded
 
 
 def _columns(O: int) -> int:
     """Outputs a tile; 0 if none will do."""
-    return divisor(O, TILE, LANES) or (O if O <= WHOLE else 0)
+    return divisor(O, TILE, LANES) or (O if O <= LARGEST else 0)
 
 
-def _rows(N: int, R: int, parts: int) -> tuple[int, int] | None:
+def _rows(N: int, R: int, nibbles: int) -> tuple[int, int] | None:
     """Groups, and rows of codes of each, in a tile; None if none will do."""
-    G = R * parts
+    G = R * nibbles
     if G <= TILE:
         groups = next(
             (n for n in range(TILE // G, 0, -1) if N % n == 0 and (n * G % LANES == 0 or n == N)), 0
         )
-        return (groups, R) if groups else ((N, R) if N * G <= WHOLE else None)
+        if groups:
+            return groups, R
+        return (N, R) if N * G <= LARGEST else None
     rows = divisor(R, TILE, LANES)
-    return (1, rows) if rows else ((1, R) if N == 1 and G <= 2 * WHOLE else None)
+    if rows:
+        return 1, rows
+    return (1, R) if N == 1 and G <= 2 * LARGEST else None

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from research.ops.kernels import visible_share as share
-from research.parallel.placement import local_shape, spec
+from research.parallel.placement import local_shape, spec_entries
 
 PLATFORM = "tpu"
 SOFT_CAP = True
@@ -62,7 +62,7 @@ def attend(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return rows(kernel, q_BTNH, k_BSKH, v_BSKH, *segments)
-    batch, length, heads, _ = spec(q_BTNH)
+    batch, length, heads, _ = spec_entries(q_BTNH)
     queries, keys = (
         PartitionSpec(batch, length, heads, None),
         PartitionSpec(batch, None, heads, None),

@@ -17,6 +17,11 @@ class Equation(NamedTuple):
     y: str
 
     @property
+    def to_x(self) -> str:
+        """The product of the result's gradient with the weight that gives the activations'."""
+        return f"{self.y},{self.w}->{self.x}"
+
+    @property
     def inputs(self) -> str:
         """The weight's letters that the product sums over."""
         return "".join(letter for letter in self.w if letter not in self.y)
@@ -25,6 +30,11 @@ class Equation(NamedTuple):
     def outputs(self) -> str:
         """The weight's letters that the result keeps."""
         return "".join(letter for letter in self.w if letter in self.y)
+
+    @property
+    def tokens(self) -> str:
+        """The activations' letters that the result keeps."""
+        return "".join(letter for letter in self.x if letter in self.y)
 
 
 def parse(eqn: str) -> Equation:

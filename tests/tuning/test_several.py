@@ -14,7 +14,7 @@ from research.models.model import Model, forward
 from research.models.spec import initialize, shardings
 from research.parallel.axes import RULES, partition
 from research.parallel.mesh import make_mesh
-from research.tuning.adapter_bank import Bank, bank, select
+from research.tuning.adapter_bank import AdapterBank, bank, select
 from research.tuning.lora_specs import LoraConfig, lora_specs
 from research.tuning.multi_adapter import alike, combine
 from research.weights.lora import LoraAdapter
@@ -109,7 +109,9 @@ def test_dora_beside_lora_in_a_bank(params):
 
 def test_the_base_is_contracted_once_and_no_dense_adapter_is_made():
     w = quantize_array(jax.random.normal(jax.random.key(0), (64, 32)), "int8", inputs=1)
-    leaf = Bank(w, jnp.ones((3, 64, 2)), jnp.ones((3, 2, 32)), jnp.ones(3), None, jnp.array([0, 2]))
+    leaf = AdapterBank(
+        w, jnp.ones((3, 64, 2)), jnp.ones((3, 2, 32)), jnp.ones(3), None, jnp.array([0, 2])
+    )
     jaxpr = str(jax.make_jaxpr(lambda x: leaf.einsum("BTD,DF->BTF", x))(jnp.ones((2, 5, 64))))
     assert jaxpr.count("dot_general") == 3  # the base, a and b
     assert leaf.shape == (64, 32) and leaf.nbits() > w.nbits()

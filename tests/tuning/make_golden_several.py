@@ -1,4 +1,4 @@
-"""tests/weights/golden_several.npz: weighted merges of two adapters by peft 0.21.2."""
+"""tests/tuning/golden_several.npz: weighted merges of two adapters by peft 0.21.2."""
 
 from pathlib import Path
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from research import tree
-from research.compress import calibration, smooth_quant
+from research.compress import calibration, methods, smooth_quant
 from research.models.model import Model, forward
 from research.models.spec import initialize
 from research.weights.matrices import LINEAR
@@ -77,9 +77,7 @@ def test_a_fold_changes_nothing(name):
     layers = []
     for index in range(model.config.layers):
         layer = {path: w[index] for path, w in tree.paths(params["layers"]).items()}
-        for before, after in calibration.folds(model.config) + calibration.inner_folds(
-            model.config
-        ):
+        for before, after in methods.folds(model.config) + methods.inner_folds(model.config):
             inputs = {path: tree.paths(model.specs())[f"layers/{path}"].inputs for path in after}
             size = smooth_quant.as_matrix(layer[after[0]], inputs[after[0]]).shape[0]
             factors = jnp.exp(jax.random.normal(jax.random.key(index), (size,)))

@@ -1,0 +1,10 @@
+"""What a kernel that cannot serve a case tells the user."""
+
+import functools
+import logging
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Logs a warning, once for each message: a layer is traced many times."""
+    logging.warning(message)

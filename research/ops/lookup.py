@@ -1,0 +1,19 @@
+"""Tables of constants, read at codes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def look_up(table: np.ndarray, codes: jax.Array) -> jax.Array:
+    """`table[codes]` for integers of any shape, sharded as the codes are; codes beyond the table
+    read its last entry."""
+    at = jnp.asarray(table).at[codes]
+    if jax.sharding.get_abstract_mesh().empty:
+        return at.get(mode="clip")
+    return at.get(mode="clip", out_sharding=jax.typeof(codes).sharding)
+
+
+def reciprocal(x: jax.Array) -> jax.Array:
+    """1 / x, and 0 where x is 0: of a group of values that is all zero, whose scale is 0."""
+    return jnp.where(x == 0, 0, 1 / jnp.where(x == 0, 1, x))
