@@ -31,7 +31,7 @@ from research.interop.storage.safetensors import SHARD_BYTES, Parts, write_safet
 from research.interop.storage.tensors import Tensor
 from research.models.config import ModelConfig
 from research.weights.matrices import LINEAR
-from research.weights.quantized import Quantized, is_quantized, quantize_array
+from research.weights.quantized import is_quantized, quantize_array
 from research.weights.rules import is_leaf
 from research.weights.scales import QuantizedScales
 
@@ -144,7 +144,7 @@ def _of_params(params: tree.Tree) -> tuple[Slice, Callable[[str, tuple[int, ...]
         leaf, rest = find(path, index)
         return jax.tree.map(lambda x: np.asarray(x[rest]), leaf)
 
-    return one, lambda path, index: isinstance(find(path, index)[0], Quantized)
+    return one, lambda path, index: is_quantized(find(path, index)[0])
 
 
 def _of_checkpoint(
