@@ -1,1 +1,18 @@
-"""Graft: weights are a tree, and everything done to a model is a graft on that tree."""
+"""Graft: weights are a tree, and everything done to a model is a graft on that tree.
+
+from research import load  # any checkpoint as a model, see research.interop.load.load
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from research.interop.load import load as load
+
+
+def __getattr__(name: str) -> Any:
+    """`load`, imported when it is asked for: commands answer a wrong flag before JAX is there."""
+    if name != "load":
+        raise AttributeError(f"module 'research' has no attribute {name!r}")
+    from research.interop.load import load
+
+    return load

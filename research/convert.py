@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> int:
     """Reads the flags and converts or verifies; the exit code."""
     if arguments:
         raise ValueError(
-            f"unexpected argument {arguments[0]!r}; flags are --source, --target, --to, --certify, --verify"
+            f"unexpected argument {arguments[0]!r}; flags are --source, --target, --to, --certify, "
+            "--verify"
         )
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.interop.convert import convert, export_adapter, verify
@@ -76,7 +77,8 @@ def describe(certificate: dict[str, Any]) -> list[str]:
     lines = [f"{trip['bit_equal']} of {trip['tensors']} tensors come back bit by bit"]
     if "largest_error" in trip:
         lines += [
-            f"the others differ by up to {trip['largest_error']:.3g}, {trip['root_mean_square_error']:.3g} rms over all"
+            f"the others differ by up to {trip['largest_error']:.3g}, "
+            f"{trip['root_mean_square_error']:.3g} rms over all"
         ]
     lines += [
         f"not needed: {name} ({reason})"
@@ -84,8 +86,10 @@ def describe(certificate: dict[str, Any]) -> list[str]:
     ]
     if reference:
         lines += [
-            f"against {reference['implementation']}: logits differ by up to {reference['largest_logit_difference']:.3g}, "
-            f"KL {reference['mean_kl_nats']:.3g} nats, top-1 agrees on {reference['top1_agreement']:.1%}"
+            f"against {reference['implementation']}: logits differ by up to "
+            f"{reference['largest_logit_difference']:.3g}, "
+            f"KL {reference['mean_kl_nats']:.3g} nats, top-1 agrees on "
+            f"{reference['top1_agreement']:.1%}"
         ]
     return lines
 

@@ -1,4 +1,4 @@
-"""The older name of `research.interop.storage.checkpoint`, which scripts outside this tree import."""
+"""The older name of `research.interop.storage.checkpoint`, for scripts outside this tree."""
 
 from research.interop.storage.checkpoint import Checkpoint, Parameter, specs_by_path, stacked_axes
 

@@ -1,6 +1,5 @@
 """Conversion of a checkpoint from any format to any other, slice by slice."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,8 @@ import numpy as np
 
 from research import tree
 from research.files import building, read_json
-from research.interop import certify, native, reference, runs
-from research.interop.huggingface import folder as hf
+from research.interop import certify, reference, runs
+from research.interop.formats import FLOATS, FORMATS, check_target
 from research.interop.load import open_checkpoint
 from research.interop.peft.read import read_peft
 from research.interop.peft.write import write_peft
@@ -19,18 +18,6 @@ from research.interop.storage.checkpoint import Checkpoint, Parameter
 from research.interop.storage.foreign import as_dtype
 from research.models.config import config_from_json
 from research.weights.rules import is_leaf
-
-TARGETS = ("native", "hf", "gguf")
-GGUF_FILE = "model.gguf"
-FLOATS = ("float32", "bfloat16", "float16")
-GGUF_TYPES = {
-    "float32": "F32",
-    "bfloat16": "BF16",
-    "float16": "F16",
-    "q8_0": "Q8_0",
-    "q4_0": "Q4_0",
-    "q4_1": "Q4_1",
-}
 
 
 def convert(
@@ -50,7 +37,7 @@ def convert(
     check_target(to, dtype)
     with open_checkpoint(source) as opened, building(target) as folder:
         checkpoint = cast(opened, dtype) if dtype in FLOATS else opened
-        _write(checkpoint, folder, to, dtype)
+        FORMATS[to].writes(checkpoint, folder, dtype)
         if not certified:
             return {}
         with open_checkpoint(folder, verify=False) as written:
@@ -95,26 +82,19 @@ def verify(folder: Path) -> dict[str, Any]:
     certificate = certify.check_hashes(folder)
     if certificate is None:
         raise ValueError(
-            f"{folder} has no {certify.FILE}; it was not made by research.convert, or not with --certify"
+            f"{folder} has no {certify.FILE}; it was not made by research.convert, or not with "
+            "--certify"
         )
     rechecked, origin = ["target hashes"], Path(certificate["source"]["name"])
     if origin.exists() and certify.hash_files(origin) == certificate["source"]["files"]:
         with open_checkpoint(origin) as source, open_checkpoint(folder) as target:
             if certify.round_trip(source, target) != certificate["round_trip"]:
                 raise ValueError(
-                    f"the way from {origin} to {folder} and back is not what was certified; convert it again"
+                    f"the way from {origin} to {folder} and back is not what was certified; "
+                    "convert it again"
                 )
         rechecked += ["source hashes", "round trip"]
     return certificate | {"rechecked": rechecked}
-
-
-def check_target(to: str, dtype: str) -> None:
-    """ValueError for a format that is not known, and for a type that it does not have."""
-    if to not in TARGETS:
-        raise ValueError(f"--to={to!r}; choose one of {', '.join(TARGETS)}")
-    types = tuple(GGUF_TYPES) if to == "gguf" else FLOATS
-    if dtype and dtype not in types:
-        raise ValueError(f"--dtype={dtype!r} is no type of {to}; choose one of {', '.join(types)}")
 
 
 def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
@@ -128,19 +108,3 @@ def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
 
 def _casting(parameter: Parameter, dtype: np.dtype) -> Callable[[tuple[int, ...]], np.ndarray]:
     return lambda index: parameter.read(index).astype(dtype)
-
-
-def _write(checkpoint: Checkpoint, folder: Path, to: str, dtype: str) -> None:
-    if to == "gguf":
-        from research.interop.gguf.model import write_gguf_model
-
-        stored = next(iter(checkpoint.parameters.values())).dtype
-        write_gguf_model(checkpoint, folder / GGUF_FILE, GGUF_TYPES.get(dtype or stored, "F32"))
-        return
-    (native.write_native if to == "native" else hf.write_folder)(checkpoint, folder)
-    for name, content in checkpoint.files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        if isinstance(content, bytes):
-            (folder / name).write_bytes(content)
-        else:
-            shutil.copyfile(content, folder / name)

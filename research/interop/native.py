@@ -44,7 +44,8 @@ def open_native(folder: Path) -> Checkpoint:
     specs = specs_by_path(config)
     for path in sorted(specs.keys() ^ tensors.names.keys()):
         raise ValueError(
-            f"{folder} {'lacks' if path in specs else 'has no place for'} {path}; convert the model again"
+            f"{folder} {'lacks' if path in specs else 'has no place for'} {path}; convert the "
+            "model again"
         )
     for path, spec in specs.items():
         if tensors.names[path].shape != spec.shape:

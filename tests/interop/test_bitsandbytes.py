@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from research import tree
 from research.interop.bitsandbytes.write import write_bitsandbytes
 from research.interop.convert import convert
-from research.interop.huggingface import folder as hf
+from research.interop.huggingface.families.table import family_of
 from research.interop.load import load, open_checkpoint
 from research.interop.peft.write import write_peft
 from research.interop.storage.layout import letter_sizes, source_shape
@@ -169,9 +169,9 @@ def narrow(name, changes, linear, turned, block, folder):
     the same weights dense."""
     config = json.loads(str(golden(name)["config"])) | changes
     quantization = config.pop("quantization_config")
-    c = hf.family_of(load(write(name, folder / "wide")).config).read_config(config, set())
+    c = family_of(load(write(name, folder / "wide")).config).read_config(config, set())
     rng, quantized, dense = np.random.default_rng(0), {}, {}
-    for rule in hf.family_of(c).rules(c):
+    for rule in family_of(c).rules(c):
         for layer in range(c.layers if "{layer}" in rule.name else 1):
             key, shape = rule.name.format(layer=layer), source_shape(rule.pattern, letter_sizes(c))
             w = (

@@ -194,7 +194,7 @@ def test_a_target_that_is_there_is_left_alone(llama, tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda v: v | {"model_type": "rwkv"}, "model_type='rwkv'; there are llama, "),
+        (lambda v: v | {"model_type": "rwkv"}, "model_type='rwkv'; there are gemma, "),
         (lambda v: v | {"hidden_size": "large"}, "hidden_size='large'; wanted a positive integer"),
         (lambda v: v | {"hidden_size": 2**63}, "wanted a positive integer"),
         (
@@ -205,7 +205,7 @@ def test_a_target_that_is_there_is_left_alone(llama, tmp_path):
         (lambda v: v | {"intermediate_size": 65}, r"shape \[64, 32\], the config wants \[65, 32\]"),
         (
             lambda v: v | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-            "rope_type='yarn'; default and llama3",
+            "rope_type='yarn'; default, linear and llama3",
         ),
         (lambda v: v | {"hidden_act": "mish"}, "hidden_act='mish'"),
         (lambda v: {k: x for k, x in v.items() if k != "vocab_size"}, "no vocab_size"),
@@ -357,3 +357,19 @@ def test_the_command_converts_verifies_and_answers_bad_input_in_one_line(llama, 
     refused = run(f"--source={llama[0]}", f"--target={tmp_path / 'new'}")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_one_text_has_the_logits_of_a_batch_of_one(llama):
+    loaded = load(llama[0])
+    ids = [5, 17, 3, 80, 2]
+    got = loaded.logits(ids)
+    assert got.dtype == np.float32 and got.shape == (5, 96)
+    np.testing.assert_array_equal(got, loaded.logits(np.array([ids]))[0])
+
+
+def test_the_package_gives_load_and_imports_no_jax_for_it():
+    said = "import sys, research; assert 'jax' not in sys.modules; print(research.load.__module__)"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "research.interop.load"
+    with pytest.raises(ImportError, match="cannot import name 'unload'"):
+        from research import unload  # noqa: F401

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.interop.gguf import model as gguf_model
-from research.interop.huggingface.folder import FAMILIES as HF
+from research.interop.huggingface.families.table import FAMILIES as HF
 from research.interop.storage.checkpoint import specs_by_path, stacked_axes
 from research.interop.storage.layout import (
     inverse,
@@ -59,9 +59,9 @@ def test_a_wrong_shape_is_named_with_the_one_wanted():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_rules_of_a_family_name_every_parameter_once(name):
     c = FAMILIES[name]
-    tables = [family.rules(c) for family in HF if family.serves(c)]
+    tables = [family.rules(c) for family in HF.values() if family.serves(c)]
     if c.kind == "decoder" and c.position == "rope":
-        tables.append(gguf_model.rules(c))
+        tables.append(gguf_model.architecture_of(c).rules(c))
     assert tables
     specs, sizes = specs_by_path(c), letter_sizes(c)
     for rules in tables:

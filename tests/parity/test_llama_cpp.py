@@ -33,6 +33,38 @@ TINY = replace(
     rope_theta=500.0,
     rope_scaling=SCALING,
 )
+GEMMA = replace(
+    TINY,
+    rope_scaling=RopeScaling(),
+    activation="gelu_tanh",
+    norm_offset=1.0,
+    embedding_scale=8.0,
+    tied=True,
+)
+# Windows shorter than the texts, caps of the size of what they cap, both rotations different.
+GEMMAS = {
+    "gemma": GEMMA,
+    "gemma2": replace(
+        GEMMA,
+        layers=4,
+        branch_norm=True,
+        window=5,
+        global_every=2,
+        attention_softcap=2.0,
+        logit_softcap=3.0,
+    ),
+    "gemma3": replace(
+        GEMMA,
+        layers=7,
+        branch_norm=True,
+        query_norm=True,
+        window=5,
+        global_every=3,
+        rope_theta=1e4,
+        rope_scaling=RopeScaling(factor=4.0, kind="linear"),
+        local_rope_theta=100.0,
+    ),
+}
 PROMPTS = [[10, 20, 30, 40, 50], [7, 290, 8, 291, 9, 292, 11, 293]]
 
 
@@ -64,34 +96,34 @@ def greedy(model, ids, count, ends=()):
         model.eval(written[-1:])
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A folder of a random LLaMA with a byte-level tokenizer of as many tokens."""
-    folder = tmp_path_factory.mktemp("tiny") / "hf"
+def write_tiny(c, folder):
+    """A folder of a random model with a byte-level tokenizer of as many tokens."""
     with building(folder) as made:
-        hf.write_folder(in_memory(TINY, random_params(TINY)), made)
+        hf.write_folder(in_memory(c, random_params(c)), made)
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        text = (
-            "the quick brown fox jumps over the lazy dog and the other dogs bark at the moon over there "
-            * 9
-        )
-        special = ["<|endoftext|>"]
+        text = "the quick brown fox jumps over the lazy dog and the other dogs bark at the moon "
         trainer = trainers.BpeTrainer(
-            vocab_size=TINY.vocab_size,
+            vocab_size=c.vocab_size,
             initial_alphabet=alphabet,
-            special_tokens=special,
+            special_tokens=["<|endoftext|>"],
             show_progress=False,
         )
-        tokenizer.train_from_iterator([text], trainer)
-        assert tokenizer.get_vocab_size() == TINY.vocab_size
+        tokenizer.train_from_iterator([(text + "over there ") * 9], trainer)
+        assert tokenizer.get_vocab_size() == c.vocab_size
         tokenizer.save(str(made / "tokenizer.json"))
         (made / "tokenizer_config.json").write_text(
             '{"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}'
         )
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder of a random LLaMA."""
+    return write_tiny(TINY, tmp_path_factory.mktemp("tiny") / "hf")
 
 
 def both(folder, dtype, tmp_path):
@@ -112,6 +144,21 @@ def test_a_tiny_llama_exported_to_gguf_has_the_same_logits(tiny, dtype, toleranc
     apart = np.asarray(ours.logits(ids[None]))[0] - theirs.scores[: len(ids)]
     print(f"{dtype}: rms {np.sqrt(np.mean(apart**2)):.2e}, at most {np.abs(apart).max():.2e}")
     assert np.sqrt(np.mean(apart**2)) < tolerance
+
+
+@pytest.mark.parametrize("name", GEMMAS)
+def test_a_tiny_gemma_exported_to_gguf_and_back_has_the_same_logits(name, tmp_path):
+    folder = write_tiny(GEMMAS[name], tmp_path / "hf")
+    theirs, ours = both(folder, "float32", tmp_path)
+    again = load(tmp_path / "gguf")
+    assert again.config.norm_offset == 0 and ours.config.norm_offset == 1
+    ids = np.random.default_rng(0).integers(0, TINY.vocab_size, 60)
+    theirs.eval(ids.tolist())
+    for model in (ours, again):
+        apart = np.asarray(model.logits(ids)) - theirs.scores[: len(ids)]
+        print(f"{name}: rms {np.sqrt(np.mean(apart**2)):.2e}, at most {np.abs(apart).max():.2e}")
+        # As for LLaMA; Gemma's GELU is llama.cpp's own table of float16.
+        assert np.sqrt(np.mean(apart**2)) < 5e-3
 
 
 def test_a_tiny_llama_exported_to_gguf_writes_the_same_text(tiny, tmp_path):

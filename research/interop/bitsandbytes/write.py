@@ -1,10 +1,9 @@
 """Folders that transformers loads with bitsandbytes, from weights that are quantized as ours
 are."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,42 +14,26 @@ import numpy as np
 
 from research import tree
 from research.files import write_json
-from research.interop.bitsandbytes.read import STATE
-from research.interop.huggingface import folder as hf
+from research.interop.bitsandbytes.sides import QUANTIZABLE, Slice, join_leaves, matrix_tensors
+from research.interop.huggingface.families.table import describe
 from research.interop.storage.checkpoint import (
     Checkpoint,
     Parameter,
     specs_by_path,
     stacked_axes,
 )
+from research.interop.storage.family import Family
 from research.interop.storage.foreign import as_dtype, write_tensors
-from research.interop.storage.layout import letter_sizes, rearrange
+from research.interop.storage.layout import letter_sizes
 from research.interop.storage.modules import Module, modules
+from research.interop.storage.norm_offset import with_norm_offset
 from research.interop.storage.safetensors import SHARD_BYTES, Parts, write_safetensors
 from research.interop.storage.tensors import Tensor
 from research.models.config import ModelConfig
-from research.weights.dynamic_map import DYNAMIC_MAP
-from research.weights.flat import FlatQuantized
-from research.weights.formats import FORMATS, unpack
 from research.weights.matrices import LINEAR
-from research.weights.quantized import Quantized, is_quantized, quantize_array
+from research.weights.quantized import is_quantized, quantize_array
 from research.weights.rules import is_leaf
-from research.weights.scales import BLOCK, QuantizedScales
-
-QUANTIZABLE = ("nf4", "fp4", "int8")
-# What a slice of a parameter is: codes, or plain numbers.
-Slice = Callable[[str, tuple[int, ...]], Any]
-
-
-@dataclass(frozen=True)
-class Side:
-    """The codes of a matrix [out, in] in the file's order: [rows, in] of 8 bits, [blocks, block] of
-    4, with their scales."""
-
-    format: str
-    codes: np.ndarray
-    scale: Any
-    block: int
+from research.weights.scales import QuantizedScales
 
 
 def write_bitsandbytes(
@@ -70,7 +53,7 @@ def write_bitsandbytes(
     c = checkpoint.config
     if format and format not in QUANTIZABLE:
         raise ValueError(f"bitsandbytes has no {format!r}; choose one of {', '.join(QUANTIZABLE)}")
-    family, values = hf.describe(c)
+    family, values = describe(c)
     # transformers keeps T5's `wo` in float32, whatever the folder says.
     known = {
         name: m
@@ -78,41 +61,8 @@ def write_bitsandbytes(
         if family.model_types != ("t5",) or not name.endswith(".wo")
     }
     slices, quantized = _of_checkpoint(checkpoint, format) if params is None else _of_params(params)
-    chosen = {
-        name: module
-        for name, module in known.items()
-        if all(quantized(p, module.index) for p in module.paths)
-    }
-    for name, module in known.items():
-        if name not in chosen and any(quantized(path, module.index) for path in module.paths):
-            raise ValueError(
-                f"{name} holds {', '.join(module.paths)}, of which some are quantized and some are not"
-            )
-    dtypes = {path: parameter.dtype for path, parameter in checkpoint.parameters.items()}
-    parameters = {
-        path: Parameter(
-            spec.shape,
-            dtypes[path],
-            stacked_axes(spec),
-            partial(_dense, slices, path, dtypes[path]),
-        )
-        for path, spec in specs_by_path(c).items()
-    }
-    streams: dict[str, tuple[Tensor, Parts]] = {}
-    kinds = set()
-    for name, (tensor, make) in write_tensors(c, family.rules(c), parameters).items():
-        module = chosen.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        if module is None:
-            streams[name] = (tensor, lambda make=make: [make()])
-        else:
-            side = _side(module, slices, letter_sizes(c))
-            kinds.add((side.format, isinstance(side.scale, QuantizedScales)))
-            made = _tensors(
-                name, side, tensor.shape[::-1] if module.conv else tensor.shape, tensor.dtype
-            )
-            streams |= {
-                key: (Tensor(x.shape, str(x.dtype)), lambda x=x: [x]) for key, x in made.items()
-            }
+    chosen = _choose(known, quantized)
+    streams, kinds = _streams(checkpoint, family, chosen, slices)
     skipped = {
         name: None for name, module in known.items() if name not in chosen and not module.embedding
     }
@@ -128,6 +78,59 @@ def write_bitsandbytes(
     write_safetensors(folder, streams, metadata={"format": "pt"}, shard_bytes=shard_bytes)
 
 
+def _choose(
+    known: Mapping[str, Module], quantized: Callable[[str, tuple[int, ...]], bool]
+) -> dict[str, Module]:
+    """The modules that are quantized. ValueError for one of which only a part is."""
+    chosen = {
+        name: module
+        for name, module in known.items()
+        if all(quantized(p, module.index) for p in module.paths)
+    }
+    for name, module in known.items():
+        if name not in chosen and any(quantized(path, module.index) for path in module.paths):
+            raise ValueError(
+                f"{name} holds {', '.join(module.paths)}, of which some are quantized and some are "
+                "not"
+            )
+    return chosen
+
+
+def _streams(
+    checkpoint: Checkpoint, family: Family, chosen: Mapping[str, Module], slices: Slice
+) -> tuple[dict[str, tuple[Tensor, Parts]], set[tuple[str, bool]]]:
+    """Every tensor of the file, and the formats of those quantized, each with whether its scales
+    are too."""
+    c = checkpoint.config
+    dtypes = {path: parameter.dtype for path, parameter in checkpoint.parameters.items()}
+    parameters = {
+        path: Parameter(
+            spec.shape,
+            dtypes[path],
+            stacked_axes(spec),
+            partial(_dense, slices, path, dtypes[path]),
+        )
+        for path, spec in specs_by_path(c).items()
+    }
+    streams: dict[str, tuple[Tensor, Parts]] = {}
+    kinds = set()
+    plain = with_norm_offset(replace(checkpoint, parameters=parameters), family.norm_offset)
+    for name, (tensor, make) in write_tensors(c, family.rules(c), plain.parameters).items():
+        module = chosen.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        if module is None:
+            streams[name] = (tensor, lambda make=make: [make()])
+        else:
+            side = join_leaves(module, slices, letter_sizes(c))
+            kinds.add((side.format, isinstance(side.scale, QuantizedScales)))
+            made = matrix_tensors(
+                name, side, tensor.shape[::-1] if module.conv else tensor.shape, tensor.dtype
+            )
+            streams |= {
+                key: (Tensor(x.shape, str(x.dtype)), lambda x=x: [x]) for key, x in made.items()
+            }
+    return streams, kinds
+
+
 def _of_params(params: tree.Tree) -> tuple[Slice, Callable[[str, tuple[int, ...]], bool]]:
     """Slices of a tree, also where `layers` is a tuple."""
     leaves = tree.paths(params, is_leaf)
@@ -141,7 +144,7 @@ def _of_params(params: tree.Tree) -> tuple[Slice, Callable[[str, tuple[int, ...]
         leaf, rest = find(path, index)
         return jax.tree.map(lambda x: np.asarray(x[rest]), leaf)
 
-    return one, lambda path, index: isinstance(find(path, index)[0], Quantized)
+    return one, lambda path, index: is_quantized(find(path, index)[0])
 
 
 def _of_checkpoint(
@@ -176,133 +179,13 @@ def _dense(slices: Slice, path: str, dtype: str, index: tuple[int, ...]) -> np.n
     return values
 
 
-def _side(module: Module, slices: Slice, sizes: Mapping[str, int]) -> Side:
-    """The matrix of a module, joined where it holds several weights."""
-    leaves = [slices(path, module.index) for path in module.paths]
-    first = leaves[0]
-    if any(
-        (leaf.format, leaf.group, type(leaf)) != (first.format, first.group, type(first))
-        for leaf in leaves
-    ):
-        raise ValueError(
-            f"the weights of {module.name} are quantized in several ways; bitsandbytes has one for all of them"
-        )
-    if first.format not in QUANTIZABLE:
-        raise ValueError(
-            f"{module.name} is quantized as {first.format}; bitsandbytes has {', '.join(QUANTIZABLE)}"
-        )
-    if isinstance(first, FlatQuantized):
-        return _flat_side(leaves)
-    codes = np.concatenate([_theirs(_codes(leaf), module, sizes) for leaf in leaves])
-    scale = _joined([leaf.scale for leaf in leaves])
-    if scale is None:
-        plain = [np.asarray(jax.tree.map(jnp.asarray, leaf).plain_scale()) for leaf in leaves]
-        scale = np.concatenate([_theirs(one, module, sizes) for one in plain]).reshape(-1)
-    block = first.group
-    if first.format == "int8":
-        if codes.shape[1] != 1:
-            raise ValueError(
-                f"{module.name} has int8 in groups of {block}; bitsandbytes has one scale a row"
-            )
-        return Side("int8", codes[:, 0], scale, block)
-    return Side(first.format, codes.reshape(-1, block), scale, block)
-
-
-def _codes(leaf: Quantized) -> np.ndarray:
-    """One code an element, [..., I / G, G, ...]."""
-    at = leaf.codes.ndim - leaf.after - 2
-    return np.asarray(unpack(FORMATS[leaf.format], jnp.asarray(leaf.codes), at + 1))
-
-
-def _theirs(x: np.ndarray, module: Module, sizes: Mapping[str, int]) -> np.ndarray:
-    """A leaf's codes or scales as rows, [out, groups, ...]: what `bitsandbytes._ours` undoes."""
-    left, right = module.outputs.split(" -> ")
-    own = right.split()[len(module.paths) > 1 :]
-    at = len(own) if module.table else 0
-    order = [*own, "g", "j"] if module.table else ["g", "j", *own]
-    groups = {"g": x.shape[at], "j": x.shape[at + 1]}
-    return rearrange(x, f"{' '.join(order)} -> ({' '.join(own)}) g j", {**sizes, **groups})
-
-
-def _joined(scales: list[Any]) -> QuantizedScales | None:
-    """Doubly quantized scales in a row; None where they are floats, or rows with other offsets or
-    that end in a block."""
-    if not all(isinstance(scale, QuantizedScales) for scale in scales):
-        return None
-    whole = all(len(scale.codes) % BLOCK == 0 for scale in scales[:-1])
-    if not whole or any((scale.offset != scales[0].offset).any() for scale in scales):
-        return None
-    return QuantizedScales(
-        np.concatenate([scale.codes for scale in scales]),
-        np.concatenate([scale.absmax for scale in scales]),
-        scales[0].offset,
-    )
-
-
-def _flat_side(leaves: list[FlatQuantized]) -> Side:
-    """Flat weights behind each other, as they were before they were taken apart: neighbours share a
-    block."""
-    block = leaves[0].group
-    values = [
-        np.asarray(unpack(FORMATS[leaf.format], jnp.asarray(leaf.codes))).reshape(-1)
-        for leaf in leaves
-    ]
-    codes = np.concatenate(
-        [v[leaf.start : leaf.start + leaf.size] for v, leaf in zip(values, leaves)]
-    )
-    scale = _joined([leaf.scale for leaf in leaves])
-    if scale is None:
-        scale = np.zeros(-(-len(codes) // block), np.float32)
-        begin = 0
-        for leaf in leaves:
-            plain = np.asarray(jax.tree.map(jnp.asarray, leaf).plain_scale())[:, 0]
-            scale[begin // block : begin // block + len(plain)] = plain
-            begin += leaf.size
-    return Side(leaves[0].format, codes, scale, block)
-
-
-def _tensors(name: str, side: Side, shape: tuple[int, ...], dtype: str) -> dict[str, np.ndarray]:
-    """A matrix [out, in] of this shape, which was of this type, as its tensors in the file."""
-    if side.format == "int8":
-        largest = side.scale * np.float32(127)
-        module = name.removesuffix(".weight")
-        return {
-            name: side.codes,
-            f"{module}.SCB": largest,
-            f"{module}.weight_format": np.array(0, np.uint8),
-        }
-    flat = side.codes.reshape(-1)
-    flat = np.pad(flat, (0, len(flat) % 2))
-    state: dict[str, Any] = {
-        "quant_type": side.format,
-        "blocksize": side.block,
-        "dtype": dtype,
-        "shape": list(shape),
-    }
-    found = {
-        name: (flat[::2] << 4 | flat[1::2]).astype(np.uint8)[:, None],
-        f"{name}.quant_map": FORMATS[side.format].book,
-    }
-    if isinstance(side.scale, QuantizedScales):
-        offset = float(side.scale.offset[0])
-        state |= {"nested_blocksize": BLOCK, "nested_dtype": "float32", "nested_offset": offset}
-        found |= {
-            f"{name}.absmax": side.scale.codes,
-            f"{name}.nested_absmax": side.scale.absmax,
-            f"{name}.nested_quant_map": DYNAMIC_MAP,
-        }
-    else:
-        found[f"{name}.absmax"] = side.scale
-    found[f"{name}{STATE}{side.format}"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
-    return found
-
-
 def _settings(kinds: Iterable[tuple[str, bool]], skipped: list[str]) -> dict[str, Any]:
     """quantization_config. ValueError for weights of 4 and of 8 bits in one model."""
     formats = {format for format, _ in kinds}
     if len(formats) > 1:
         raise ValueError(
-            f"the weights are {' and '.join(sorted(formats))}; bitsandbytes' folders have one format"
+            f"the weights are {' and '.join(sorted(formats))}; bitsandbytes' folders have one "
+            "format"
         )
     eight = formats == {"int8"}
     settings: dict[str, Any] = {

@@ -65,7 +65,8 @@ class Gguf:
             )
         if kind not in STORED and kind not in dequantizable():
             raise ValueError(
-                f"{self.path}: {name!r} is of type {kind}; wanted one of {', '.join([*STORED, *dequantizable()])}"
+                f"{self.path}: {name!r} is of type {kind}; wanted one of "
+                f"{', '.join([*STORED, *dequantizable()])}"
             )
         block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
         row = math.prod(shape[1:])
@@ -171,7 +172,8 @@ def _tensors(header: Header, size: int) -> tuple[dict[str, Tensor], dict[str, st
         block, block_bytes = GGML_QUANT_SIZES[kind]
         if 0 in row.shape or row.shape[-1] % block:
             raise ValueError(
-                f"{name} is {list(row.shape)} of {kind.name}, wanted rows of whole blocks of {block}"
+                f"{name} is {list(row.shape)} of {kind.name}, wanted rows of whole blocks of "
+                f"{block}"
             )
         if row.offset % alignment:
             raise ValueError(f"{name} begins at {row.offset}, wanted a multiple of {alignment}")

@@ -88,7 +88,8 @@ def check_name(name: str) -> None:
     report."""
     if not name or not name.isprintable() or "/" in name or "\\" in name or ".." in name:
         raise ValueError(
-            f"tensor name {name[:80]!a} is empty or has control characters, a path separator or '..'"
+            f"tensor name {name[:80]!a} is empty or has control characters, a path separator or "
+            "'..'"
         )
 
 
@@ -131,7 +132,8 @@ class _Cursor:
         start = self.at
         if (count := self.number("<Q")) > MAX_NAME_BYTES:
             raise ValueError(
-                f"it claims a {what} of {count} bytes at byte {start}, wanted at most {MAX_NAME_BYTES}"
+                f"it claims a {what} of {count} bytes at byte {start}, wanted at most "
+                f"{MAX_NAME_BYTES}"
             )
         self.at = start
         name = self.text()

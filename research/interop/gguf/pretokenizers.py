@@ -56,7 +56,8 @@ def find(name: str) -> Pre:
     """The rules by llama.cpp's name; ValueError that names those known."""
     if name not in PRE:
         raise ValueError(
-            f"tokenizer.ggml.pre is {name!r:.40}, which is not known; wanted one of {', '.join(PRE)}"
+            f"tokenizer.ggml.pre is {name!r:.40}, which is not known; wanted one of "
+            f"{', '.join(PRE)}"
         )
     return PRE[name]
 
@@ -98,7 +99,8 @@ def recognise(spec: Mapping[str, Any]) -> str:
             return name
     described = f"splits {list(splits)}, ignore_merges {ignore_merges}, normalizer {normalizer}"
     raise ValueError(
-        f"llama.cpp has no rule that cuts text as this tokenizer does ({described:.240}); wanted that of one of "
+        f"llama.cpp has no rule that cuts text as this tokenizer does ({described:.240}); wanted "
+        "that of one of "
         f"{', '.join(PRE)}"
     )
 

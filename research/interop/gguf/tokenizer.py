@@ -14,18 +14,17 @@ import numpy as np
 import tokenizers
 
 from research.interop.gguf import pretokenizers as gguf_pre
+from research.interop.gguf.scores import NORMAL, merges_from_scores
 from research.interop.gguf.vocabulary import (
     CONFIG,
     CONTROL,
     FILE,
-    NORMAL,
     ROLES,
     SPACE,
     TEMPLATE,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
-    merges_from_scores,
 )
 from research.interop.gguf.vocabulary import tokenizer_metadata as tokenizer_metadata
 
@@ -82,7 +81,8 @@ def _byte_level(tokens: list[str], merges: Sequence[str], pre: gguf_pre.Pre) -> 
     for pair in pairs:
         if len(pair) != 2 or not all(pair):
             raise ValueError(
-                f"tokenizer.ggml.merges has {' '.join(pair)!r:.60}, wanted two tokens and a space between"
+                f"tokenizer.ggml.merges has {' '.join(pair)!r:.60}, wanted two tokens and a space "
+                "between"
             )
     model = {
         "type": "BPE",

@@ -14,15 +14,10 @@ import tokenizers
 from research.data.tokenizers import sentencepiece
 from research.data.tokenizers.special import find_roles
 from research.interop.gguf import pretokenizers as gguf_pre
+from research.interop.gguf.scores import NORMAL, scores_from_merges
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-)  # token types, ggml's docs/gguf.md
+# Token types, ggml's docs/gguf.md; the first is NORMAL.
+UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6
 FILE, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 SPACE = "▁"  # U+2581, how sentencepiece's pieces spell a space
 # Hugging Face's name of a role and GGUF's, "seperator" as it is spelt there.
@@ -57,22 +52,7 @@ def tokenizer_metadata(files: Mapping[str, bytes], vocab_size: int = 0) -> dict[
     rest become unused ones. ValueError, one line, for what llama.cpp could not encode alike.
     """
     config = _json(files, CONFIG) if CONFIG in files else {}
-    if FILE in files:
-        spec = _json(files, FILE)
-        try:
-            tokenizers.Tokenizer.from_str(files[FILE].decode())
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(
-                f"not a tokenizer.json of the `tokenizers` library ({error})"
-            ) from None
-        found = _from_json(spec)
-    elif sentencepiece.FILE in files:
-        spec = {}
-        found = _from_model(files[sentencepiece.FILE])
-    else:
-        raise ValueError(
-            f"there is no {FILE} or {sentencepiece.FILE} among {sorted(files)}; a GGUF file needs one"
-        )
+    spec, found = _read(files)
     tokens = found.tokens + [f"[PAD{n}]" for n in range(len(found.tokens), vocab_size)]
     types = found.types + [UNUSED] * (len(tokens) - len(found.types))
     if vocab_size and len(tokens) > vocab_size:
@@ -101,20 +81,22 @@ def tokenizer_metadata(files: Mapping[str, bytes], vocab_size: int = 0) -> dict[
     }
 
 
-def merges_from_scores(scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Every pair of pieces that joins to a piece, best score first: what sentencepiece does, said
-    as merges.
-
-    Of the pairs that make one piece, the longest left part comes first, as in transformers'
-    converted files.
-    """
-    found = []
-    for piece, score in scores.items():
-        for cut in range(len(piece) - 1, 0, -1):
-            if piece[:cut] in scores and piece[cut:] in scores:
-                found.append((-score, -cut, cut - len(piece), piece[:cut], piece[cut:]))
-    found.sort(key=lambda pair: pair[:3])
-    return [pair[3:] for pair in found]
+def _read(files: Mapping[str, bytes]) -> tuple[dict[str, Any], _Vocabulary]:
+    """The tokenizer.json, {} where there is none, and the vocabulary of the files."""
+    if FILE in files:
+        spec = _json(files, FILE)
+        try:
+            tokenizers.Tokenizer.from_str(files[FILE].decode())
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(
+                f"not a tokenizer.json of the `tokenizers` library ({error})"
+            ) from None
+        return spec, _from_json(spec)
+    if sentencepiece.FILE in files:
+        return {}, _from_model(files[sentencepiece.FILE])
+    raise ValueError(
+        f"there is no {FILE} or {sentencepiece.FILE} among {sorted(files)}; a GGUF file needs one"
+    )
 
 
 def _from_json(spec: Mapping[str, Any]) -> _Vocabulary:
@@ -129,26 +111,10 @@ def _from_json(spec: Mapping[str, Any]) -> _Vocabulary:
     byte_level = '"ByteLevel"' in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
     if not byte_level and not model.get("byte_fallback"):
         raise ValueError(
-            "this BPE tokenizer falls back on no bytes; a GGUF file takes byte-level or sentencepiece BPE"
+            "this BPE tokenizer falls back on no bytes; a GGUF file takes byte-level or "
+            "sentencepiece BPE"
         )
-    added = {token["id"]: token for token in spec.get("added_tokens") or []}
-    for token in added.values():
-        if token.get("lstrip") or token.get("rstrip") or token.get("single_word"):
-            raise ValueError(
-                f"token {token['content']!r:.60} takes the blanks beside it, which a GGUF file cannot say"
-            )
-    by_id = {n: token for token, n in model["vocab"].items()} | {
-        n: token["content"] for n, token in added.items()
-    }
-    tokens = [by_id.get(n, f"[PAD{n}]") for n in range(max(by_id) + 1)]
-    types = [
-        (CONTROL if added[n]["special"] else USER_DEFINED)
-        if n in added
-        else NORMAL
-        if n in by_id
-        else UNUSED
-        for n in range(len(tokens))
-    ]
+    tokens, types = _by_id(spec)
     pairs = [
         tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]
     ]
@@ -160,51 +126,39 @@ def _from_json(spec: Mapping[str, Any]) -> _Vocabulary:
         }
         return _Vocabulary(tokens, types, None, extra)
     unk = model.get("unk_token")
-    types = [
-        UNKNOWN if token == unk else BYTE if kind == NORMAL and _BYTE.fullmatch(token) else kind
-        for token, kind in zip(tokens, types)
-    ]
+    for n, token in enumerate(tokens):
+        if types[n] == NORMAL and _BYTE.fullmatch(token):
+            types[n] = BYTE
+        if token == unk:
+            types[n] = UNKNOWN
     extra = {
         "pre": "default",
-        "scores": _scores(tokens, types, pairs),
+        "scores": scores_from_merges(tokens, types, pairs),
         "add_space_prefix": _dummy_prefix(spec),
     }
     return _Vocabulary(_with_spaces(tokens, types), types, unk, extra)
 
 
-def _scores(tokens: list[str], types: list[int], pairs: list[tuple[str, ...]]) -> np.ndarray:
-    """float32 [V] that bring the merges back; ValueError where none do, as sentencepiece knows no
-    order of pairs."""
-    pieces = [token for token, kind in zip(tokens, types) if kind == NORMAL]
-    known = set(pieces)
-    pairs = [pair for pair in pairs if "".join(pair) in known and known.issuperset(pair)]
-    made = ["".join(pair) for pair in pairs]
-    last = {piece: n for n, piece in enumerate(made)}
-    # Pieces whose pairs lie in among each other's have one score: runs of spaces have in LLaMA's
-    # vocabulary.
-    scores, starts, end = {}, [], -1
-    for n, piece in enumerate(made):
-        if n > end:
-            starts.append(n)
-        end = max(end, last[piece])
-        scores[piece] = -float(len(starts))
-    scores = {
-        piece: scores.get(piece, -float(len(starts) + n)) for n, piece in enumerate(pieces, 1)
+def _by_id(spec: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+    """Tokens and their types by id. ValueError for a token that takes the blanks beside it."""
+    model = spec["model"]
+    added = {token["id"]: token for token in spec.get("added_tokens") or []}
+    for token in added.values():
+        if token.get("lstrip") or token.get("rstrip") or token.get("single_word"):
+            raise ValueError(
+                f"token {token['content']!r:.60} takes the blanks beside it, which a GGUF file "
+                "cannot say"
+            )
+    by_id = {n: token for token, n in model["vocab"].items()} | {
+        n: token["content"] for n, token in added.items()
     }
-    again = merges_from_scores(scores)
-    same = len(again) == len(pairs) and all(
-        again[a:b] == pairs[a:b]
-        or (len(set(made[a:b])) == 1 and set(again[a:b]) == set(pairs[a:b]))
-        for a, b in zip(starts, [*starts[1:], len(pairs)])
-    )
-    if not same:
-        raise ValueError(
-            "its merges are not what a sentencepiece model's scores give, so that a GGUF file cannot hold them; "
-            "use the tokenizer.model"
-        )
-    return np.array(
-        [scores[token] if kind == NORMAL else 0.0 for token, kind in zip(tokens, types)], np.float32
-    )
+    tokens = [by_id.get(n, f"[PAD{n}]") for n in range(max(by_id) + 1)]
+    types = [UNUSED] * len(tokens)
+    for n in by_id:
+        types[n] = NORMAL
+    for n, token in added.items():
+        types[n] = CONTROL if token["special"] else USER_DEFINED
+    return tokens, types
 
 
 def _dummy_prefix(spec: Mapping[str, Any]) -> bool:

@@ -89,11 +89,13 @@ def _check(name: str, shape: tuple[int, ...], kind: str, seen: set[str]) -> None
     block = GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0]
     if not 1 <= len(shape) <= MAX_DIMS or min(shape) < 1:
         raise ValueError(
-            f"tensor {name!r} is {list(shape)}; wanted 1 to {MAX_DIMS} dimensions, none of them empty"
+            f"tensor {name!r} is {list(shape)}; wanted 1 to {MAX_DIMS} dimensions, none of them "
+            "empty"
         )
     if shape[-1] % block:
         raise ValueError(
-            f"tensor {name!r} has rows of {shape[-1]}, wanted a multiple of {block} for {kind}; use F16"
+            f"tensor {name!r} has rows of {shape[-1]}, wanted a multiple of {block} for {kind}; "
+            "use F16"
         )
 
 

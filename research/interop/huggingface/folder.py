@@ -2,26 +2,24 @@
 files."""
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from research.data.tokenizers.tokenizer import RECORD as TOKENIZER_RECORD
 from research.files import read_json, write_json
-from research.interop.bitsandbytes.read import codes_by_path, open_quantized
-from research.interop.huggingface.families import bert, gpt2, llama, marian, t5
-from research.interop.huggingface.families.family import Family
+from research.interop.bitsandbytes.matrices import open_quantized
+from research.interop.bitsandbytes.read import codes_by_path
+from research.interop.huggingface.families.table import FAMILIES, describe
 from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.family import Family
 from research.interop.storage.foreign import Names, read_parameters, write_tensors
 from research.interop.storage.modules import modules
+from research.interop.storage.norm_offset import with_norm_offset
 from research.interop.storage.safetensors import (
     SHARD_BYTES,
     open_safetensors,
     write_safetensors,
 )
-from research.models.config import ModelConfig, Shape
-
-FAMILIES = (llama.FAMILY, gpt2.FAMILY, bert.FAMILY, t5.FAMILY, marian.FAMILY)
 
 # What makes a folder complete beside the weights and the config, as transformers and
 # sentence-transformers name it.
@@ -94,6 +92,7 @@ def write_folder(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_
     """Writes config.json, the weights and the companions of a checkpoint into an existing
     folder."""
     family, values = describe(checkpoint.config)
+    checkpoint = with_norm_offset(checkpoint, family.norm_offset)
     tensors = write_tensors(
         checkpoint.config, family.rules(checkpoint.config), checkpoint.parameters
     )
@@ -104,38 +103,6 @@ def write_folder(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_
         name: (tensor, lambda make=make: [make()]) for name, (tensor, make) in tensors.items()
     }
     write_safetensors(folder, streams, metadata={"format": "pt"}, shard_bytes=shard_bytes)
-
-
-def describe(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
-    """The family of a model and its config.json. ValueError for a model that no architecture there
-    is the same as."""
-    family = family_of(c)
-    values = family.write_config(c)
-    heads = {"pooler.dense.weight"} if c.pooler else set()
-    heads |= {"cls.predictions.transform.dense.weight"} if c.mlm_head else set()
-    heads |= {"classifier.weight"} if c.labels else set()
-    heads |= set() if c.tied else {"lm_head.weight"}
-    again = family.read_config(values, heads)
-    differing = [
-        f"{field.name}={getattr(c, field.name)!r}"
-        for field in fields(Shape)
-        if getattr(again, field.name) != getattr(c, field.name)
-    ]
-    if differing:
-        raise ValueError(
-            f"{values['architectures'][0]}, the nearest Hugging Face architecture, has no {', '.join(differing)}"
-        )
-    return family, values
-
-
-def family_of(c: ModelConfig) -> Family:
-    """The family whose names a model has. ValueError where there is none."""
-    family = next((family for family in FAMILIES if family.serves(c)), None)
-    if family is None:
-        raise ValueError(
-            f"no Hugging Face architecture has {c.position} positions in a {c.kind} with {c.norm} norms"
-        )
-    return family
 
 
 def companions(folder: Path) -> dict[str, Path]:
@@ -156,14 +123,16 @@ def _refuse_pickles(folder: Path) -> None:
     ]
     if pickled and not any(folder.glob("model*.safetensors")):
         raise ValueError(
-            f"{folder} has {pickled[0]} and no safetensors; pickled weights are never read, for opening them runs their code: "
-            "load them with transformers and save_pretrained(..., safe_serialization=True) elsewhere"
+            f"{folder} has {pickled[0]} and no safetensors; pickled weights are never read, for "
+            "opening them runs their code: "
+            "load them with transformers and save_pretrained(..., safe_serialization=True) "
+            "elsewhere"
         )
 
 
 def _family(folder: Path, values: Mapping[str, Any]) -> Family:
     kind = values.get("model_type")
-    known = {name: family for family in FAMILIES for name in family.model_types}
+    known = {name: family for family in FAMILIES.values() for name in family.model_types}
     if kind not in known:
         raise ValueError(
             f"{folder / 'config.json'} has model_type={kind!r}; there are {', '.join(known)}"

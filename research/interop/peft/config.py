@@ -92,7 +92,8 @@ def read_config(folder: Path) -> PeftConfig:
         raise ValueError(f"{file} has bias={values['bias']!r}; only bias='none' is supported")
     if values.get("init_lora_weights", True) not in _INITS:
         raise ValueError(
-            f"{file} has init_lora_weights={values['init_lora_weights']!r}, which changes the base's weights: save it with "
+            f"{file} has init_lora_weights={values['init_lora_weights']!r}, which changes the "
+            "base's weights: save it with "
             "peft's path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
         )
     return PeftConfig(
@@ -141,6 +142,7 @@ def _number(
     )
     if not positive or not abs(value) < 1e30:
         raise ValueError(
-            f"{file} has {name}={value!r}; wanted a {'positive integer' if kind is int else 'number'}"
+            f"{file} has {name}={value!r}; wanted a "
+            f"{'positive integer' if kind is int else 'number'}"
         )
     return kind(value)

@@ -4,8 +4,8 @@ expert by expert.
 peft wraps such a module once for each parameter, so the names tell the order and not the parameter,
 its shape does:
 
-    gate_up_proj  [E, 2 F, D]   lora_A [E R, D], lora_B [2 F, R E]   of experts.N.w1 and experts.N.w3, one A for both
-    down_proj     [E, D, F]     lora_A [E R, F], lora_B [D, R E]     of experts.N.w2
+    gate_up_proj  [E, 2 F, D]   lora_A [E R, D], lora_B [2 F, R E]   of w1 and w3, one A for both
+    down_proj     [E, D, F]     lora_A [E R, F], lora_B [D, R E]     of w2
 """
 
 import re

@@ -47,7 +47,8 @@ def read_ia3(
             if held.on_inputs != on_inputs:
                 side = "inputs" if on_inputs else "outputs"
                 raise ValueError(
-                    f"{name} is multiplied on its {side}, and in other layers it is not; adapt all alike"
+                    f"{name} is multiplied on its {side}, and in other layers it is not; adapt all "
+                    "alike"
                 )
             held.gain[module.index] = full
     for path, adapter in gains.items():

@@ -43,7 +43,8 @@ def _adapters(
         raise ValueError(f"{module.name} has rank {a.shape[0]}, its config says {rank}")
     if config.dora and by_rows:
         raise ValueError(
-            f"use_dora=True on the table {module.name} is not supported; train it with use_dora=False"
+            f"use_dora=True on the table {module.name} is not supported; train it with "
+            "use_dora=False"
         )
     if by_rows != module.embedding:
         raise ValueError(f"{module.name} has {', '.join(parts)}, which is not how it is used")
@@ -53,13 +54,15 @@ def _adapters(
     magnitude = parts.get("lora_magnitude_vector") if config.dora else None
     gains = None if magnitude is None else arranged(magnitude, module.outputs, sizes, module.name)
     scale, made = found.scale(module.name), []
+    # One vector for each weight that the module holds; a single weight is all of it.
+    per_part = gains if gains is None or several > 1 else gains[None]
     for part, own in enumerate(_own_ranks(outer) if several > 1 else [slice(None)]):
         made.append(
             LoraAdapter(
                 inner[..., own],
                 (outer[part] if several > 1 else outer)[own],
                 scale,
-                None if gains is None else gains[part] if several > 1 else gains,
+                None if per_part is None else per_part[part],
                 module.table,
                 config.dropout,
             )

@@ -5,7 +5,7 @@ our tree.
     lora_embedding_A [R, V], lora_embedding_B [D, R]                LoRA on a table
     ia3_l [out, 1] or [1, in]                                       IA3 on outputs or inputs
     prompt_embeddings [n, D] or [n, 2 L K H]                        prompt and prefix tuning
-    any other tensor                                                a whole weight: modules_to_save, base_layer
+    any other tensor                                                a whole weight (modules_to_save)
 
 Layers of one stacked weight that have no adapter get one that changes nothing, lower ranks are
 filled up with zeros.
@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research import tree
-from research.interop.huggingface import folder as hf
-from research.interop.huggingface.families.family import Family
+from research.interop.huggingface.families.table import family_of
 from research.interop.peft.config import IA3, LORA, read_config
 from research.interop.peft.ia3 import read_ia3
 from research.interop.peft.lora import read_lora
@@ -34,6 +33,7 @@ from research.interop.storage.checkpoint import (
     specs_by_path,
     stacked_axes,
 )
+from research.interop.storage.family import Family
 from research.interop.storage.layout import letter_sizes, pieces
 from research.interop.storage.modules import arranged, modules
 from research.interop.storage.safetensors import open_safetensors
@@ -58,13 +58,14 @@ def read_peft(folder: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tr
     config = read_config(folder)
     if not (folder / f"{STEM}.safetensors").is_file():
         raise ValueError(
-            f"{folder} has no {STEM}.safetensors; pickled adapters are never read: save it again with peft"
+            f"{folder} has no {STEM}.safetensors; pickled adapters are never read: save it again "
+            "with peft"
         )
     tensors = open_safetensors(folder, STEM)
     try:
         if config.kind not in (LORA, IA3):
             return checkpoint, read_prompts(config, tensors, checkpoint.config)
-        family = hf.family_of(checkpoint.config)
+        family = family_of(checkpoint.config)
         found = sort_tensors(config, tensors, checkpoint.config, family)
         checkpoint = _untied(found, checkpoint, family)
         known = modules(checkpoint.config, family)
@@ -139,7 +140,8 @@ def _untied(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
         if c.kind != "decoder":
             kind = family.model_types[0]
             raise ValueError(
-                f"an adapter on {touched.pop()}, which a {kind} uses in several places, is not supported"
+                f"an adapter on {touched.pop()}, which a {kind} uses in several places, is not "
+                "supported"
             )
         c = replace(c, tied=False)
         for held in (parameters, codes):

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from research.interop.huggingface.families.family import Family
 from research.interop.peft.config import PeftConfig
 from research.interop.peft.experts import Parts, experts_apart
+from research.interop.storage.family import Family
 from research.interop.storage.modules import canonical
 from research.interop.storage.safetensors import SafeTensors
 from research.models.config import ModelConfig

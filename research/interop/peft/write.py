@@ -10,7 +10,7 @@ import numpy as np
 
 from research import tree
 from research.files import write_json
-from research.interop.huggingface import folder as hf
+from research.interop.huggingface.families.table import describe
 from research.interop.peft.config import FILE, IA3, LORA, PREFIX_TUNING, PROMPT_TUNING
 from research.interop.peft.prompts import (
     NAME,
@@ -42,7 +42,7 @@ def write_peft(folder: Path, adapters: tree.Tree, c: ModelConfig, base: str = ""
     B, which higher ones beside them have filled up, are left out. ValueError for adapters of two
     kinds, and those that peft has not.
     """
-    family, values = hf.describe(c)
+    family, values = describe(c)
     leaves = tree.paths(adapters, is_leaf)
     loras = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, LoraAdapter)}
     gains = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Ia3Adapter)}
@@ -60,7 +60,8 @@ def write_peft(folder: Path, adapters: tree.Tree, c: ModelConfig, base: str = ""
         bare = ""
     else:
         raise ValueError(
-            f"peft has no adapter that is {', '.join(sorted(leaves)[:4])}, ... at once; write one kind of them"
+            f"peft has no adapter that is {', '.join(sorted(leaves)[:4])}, ... at once; write one "
+            "kind of them"
         )
     kinds = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}
     fields = {
@@ -146,11 +147,13 @@ def _pair(
     a, b, scale, magnitude = given[0]
     if len(given) < len(found) and magnitude is not None:
         raise ValueError(
-            f"{module.name} has DoRA on {len(given)} of the {len(found)} weights that it holds; adapt all"
+            f"{module.name} has DoRA on {len(given)} of the {len(found)} weights that it holds; "
+            "adapt all"
         )
     if any(one[2] != scale for one in given):
         raise ValueError(
-            f"the weights of {module.name} have adapters of different scale; peft has one for all of them"
+            f"the weights of {module.name} have adapters of different scale; peft has one for all "
+            "of them"
         )
     filled = [(a, np.zeros_like(b), scale, None) if one is None else one for one in found]
     if any(one[0].shape != a.shape or (one[0] != a).any() for one in filled):
@@ -213,7 +216,8 @@ def _ia3(
         biased = not on_inputs and any(f"{path}_bias" in specs_by_path(c) for path in module.paths)
         if biased or (len(own) > 1 and on_inputs):
             raise ValueError(
-                f"peft's factors of {name} multiply {'its bias' if biased else 'the inputs of all that it holds'} too; "
+                f"peft's factors of {name} multiply "
+                f"{'its bias' if biased else 'the inputs of all that it holds'} too; "
                 "merge them into the weights instead"
             )
         gain = np.stack(own) if len(own) > 1 else own[0]
@@ -238,7 +242,8 @@ def _prompts(plain: Mapping[str, np.ndarray], c: ModelConfig) -> tuple[dict[str,
         kind, values = PREFIX_TUNING, prefix_embeddings(plain[PREFIX_KEY], plain[PREFIX_VALUE])
     else:
         raise ValueError(
-            f"peft has no adapter that is {', '.join(sorted(plain)[:4])}; write the merged model instead"
+            f"peft has no adapter that is {', '.join(sorted(plain)[:4])}; write the merged model "
+            "instead"
         )
     heads = c.kv_heads if kind == PREFIX_TUNING else c.heads
     return {
@@ -258,7 +263,8 @@ def _whole(
     specs = specs_by_path(c)
     for path in plain.keys() - specs.keys():
         raise ValueError(
-            f"peft has no adapter that has {path} beside low-rank ones; write the merged model instead"
+            f"peft has no adapter that has {path} beside low-rank ones; write the merged model "
+            "instead"
         )
     parameters = {
         path: Parameter(
@@ -271,7 +277,8 @@ def _whole(
     arrays = {name: make() for name, (_, make) in write_tensors(c, rules, parameters).items()}
     for path in plain.keys() - {path for rule in rules for path in rule.paths}:
         raise ValueError(
-            f"{path} is one part of a tensor of {family.model_types[0]}, whose others are not trained with it"
+            f"{path} is one part of a tensor of {family.model_types[0]}, whose others are not "
+            "trained with it"
         )
     return sorted({name.rpartition(".")[0] for name in arrays}), arrays
 

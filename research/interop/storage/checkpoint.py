@@ -145,13 +145,9 @@ class Checkpoint:
 
     def _content(self, name: str) -> str | None:
         file = self.files.get(name)
-        return (
-            None
-            if file is None
-            else file.decode()
-            if isinstance(file, bytes)
-            else file.read_text(encoding="utf-8")
-        )
+        if file is None:
+            return None
+        return file.decode() if isinstance(file, bytes) else file.read_text(encoding="utf-8")
 
     def restore(self, abstract: tree.Tree) -> tree.Tree:
         """The parameters of a tree of ShapeDtypeStructs, in their types and each read straight onto
@@ -165,11 +161,13 @@ class Checkpoint:
         for path, leaf in wanted.items():
             if path not in self.parameters:
                 raise ValueError(
-                    f"{self.source} has no {path}; it holds {', '.join(list(self.parameters)[:5])}, ..."
+                    f"{self.source} has no {path}; it holds "
+                    f"{', '.join(list(self.parameters)[:5])}, ..."
                 )
             if self.parameters[path].shape != leaf.shape:
                 raise ValueError(
-                    f"{self.source}: {path} is {self.parameters[path].shape}, the model wants {leaf.shape}"
+                    f"{self.source}: {path} is {self.parameters[path].shape}, the model wants "
+                    f"{leaf.shape}"
                 )
         arrays = [
             place_quantized(self.parameters[path], leaf, specs[path].inputs, self.codes.get(path))

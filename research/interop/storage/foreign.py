@@ -31,7 +31,7 @@ from research.models.config import ModelConfig
 @dataclass(frozen=True)
 class Names:
     """What a format calls its tensors beside what its rules say: see
-    `research.interop.huggingface.families.family.Family`."""
+    `research.interop.storage.family.Family`."""
 
     prefix: str = ""
     renames: Sequence[tuple[str, str]] = ()
@@ -186,7 +186,8 @@ def _account(
         if reason is None and original is not None:
             if _digest(tensors.read(actual)) != _digest(parameters[original].read(())):
                 raise ValueError(
-                    f"{actual} is meant to repeat {original} and differs from it; untie them in config.json"
+                    f"{actual} is meant to repeat {original} and differs from it; untie them in "
+                    "config.json"
                 )
             reason = f"repeats {original}"
         if reason is None:

@@ -90,7 +90,8 @@ def rearrange(x: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.ndarr
     left, right = parse(pattern)
     if x.shape != shape(left, sizes):
         raise ValueError(
-            f"got shape {list(x.shape)}, wanted {list(shape(left, sizes))} for {pattern.split(' -> ')[0]!r}"
+            f"got shape {list(x.shape)}, wanted {list(shape(left, sizes))} for "
+            f"{pattern.split(' -> ')[0]!r}"
         )
     letters = [letter for group in left for letter in group if letter != "1"]
     order = [letters.index(letter) for group in right for letter in group if letter != "1"]

@@ -111,7 +111,8 @@ def _leaf(
     parameter, codes = checkpoint.parameters.get(path), checkpoint.codes.get(path)
     if parameter is None:
         raise ValueError(
-            f"{checkpoint.source} has no {path}; it holds {', '.join(list(checkpoint.parameters)[:5])}, ..."
+            f"{checkpoint.source} has no {path}; it holds "
+            f"{', '.join(list(checkpoint.parameters)[:5])}, ..."
         )
     stack = parameter.shape[len(prefix) : parameter.stack]
     indices = [(*prefix, *rest) for rest in np.ndindex(*stack)]

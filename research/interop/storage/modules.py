@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from research.interop.huggingface.families.family import Family
 from research.interop.storage.checkpoint import specs_by_path, stacked_axes
+from research.interop.storage.family import Family
 from research.interop.storage.layout import parse, pieces, rearrange
 from research.models.config import ModelConfig
 from research.models.spec import Spec

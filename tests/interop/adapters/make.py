@@ -167,7 +167,8 @@ def golden(name: str) -> dict[str, np.ndarray]:
         logits[:, -before.shape[1] :] if before.ndim == 3 else logits
     )  # without those of virtual tokens
     print(
-        f"  |logits| {np.abs(logits).max():.1f}, from the base's by {np.abs(logits - before).max():.2f}"
+        f"  |logits| {np.abs(logits).max():.1f}, from the base's by "
+        f"{np.abs(logits - before).max():.2f}"
     )
     text["base_model_name_or_path"] = source
     fields = {"base": np.array(source), "config": np.array(json.dumps(text, indent=2))}

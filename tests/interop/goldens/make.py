@@ -1,13 +1,15 @@
 """Tiny random models of every family and what transformers computes with them, one .npz each beside
 this file.
 
-    python tests/interop/goldens/make.py [NAME ...]    # torch 2.13, transformers 5.23; imports none of the project
+    python tests/interop/goldens/make.py [NAME ...]
+
+torch 2.13, transformers 5.23 (Gemma: 5.24); imports none of the project.
 
 `Golden` in tests/interop/golden.py reads what is written here:
     config, config_v4   config.json as save_pretrained wrote it, and as transformers 4 would have
     index               model.safetensors.index.json of a sharded checkpoint
     tensor/NAME         a saved tensor; bfloat16/NAME its bits as uint16 where it is bfloat16
-    ids, mask           [B, T], the encoder's where there are two; the second row is padded on the right
+    ids, mask           [B, T], the encoder's where there are two; the second row is padded
     token_types, decoder_ids, lengths [B] of the prompts, greedy [B, 12]
     logits, hidden, pooled, classes    float32, of the model as reloaded from what was saved
     buckets             [2, 600]: T5's bucket of the distances -300..299, for encoder and decoder
@@ -106,6 +108,30 @@ def v4_qwen2(text: dict) -> dict:
     return kept | {"use_sliding_window": False, "sliding_window": 4, "max_window_layers": 1}
 
 
+def v4_gemma(text: dict) -> dict:
+    """Published ones name the activation twice, of which the older name said another one."""
+    return v4_rope(text) | {"hidden_act": "gelu"}
+
+
+def v4_gemma2(text: dict) -> dict:
+    """Nothing says which layers are local: every second one is."""
+    kept = {key: value for key, value in v4_rope(text).items() if key != "layer_types"}
+    return kept | {"hidden_act": "gelu_pytorch_tanh", "cache_implementation": "hybrid"}
+
+
+def v4_gemma3(text: dict) -> dict:
+    """Both rotary bases at the top, and the period of the global layers for their list."""
+    text = {**text}
+    rope, types = text.pop("rope_parameters"), text.pop("layer_types")
+    wide = rope["full_attention"]
+    return v4(text) | {
+        "rope_theta": wide["rope_theta"],
+        "rope_local_base_freq": rope["sliding_attention"]["rope_theta"],
+        "rope_scaling": {"rope_type": "linear", "factor": wide["factor"]},
+        "sliding_window_pattern": types.index("full_attention") + 1,
+    }
+
+
 def v4_t5(text: dict) -> dict:
     """t5-small says nothing of its activation; version 1.1 is told apart by an untied head."""
     left_out = [
@@ -136,6 +162,20 @@ def llama(config=hf.LlamaConfig, theta=10000.0, rope={}, **changes):
         rope_parameters={"rope_type": "default", "rope_theta": theta, **rope},
     )
     return config(**{**shared, **changes})
+
+
+def gemma(config, **changes):
+    """A window shorter than the text, scores not scaled by the head size, and `changes`."""
+    shared = dict(
+        num_hidden_layers=4,
+        head_dim=8,
+        query_pre_attn_scalar=24,
+        sliding_window=5,
+        pad_token_id=0,
+        rms_norm_eps=1e-4,
+        tie_word_embeddings=True,
+    )
+    return llama(config, **{**shared, **changes})
 
 
 def bert(**changes):
@@ -177,6 +217,8 @@ T5 = {
     "shared": 0.5,
     "Attention.q.": 0.1,
 }  # its scores are not scaled by the head size: its queries are small instead
+# Embeddings are multiplied by sqrt(32), and logits by the same table.
+GEMMA = {"embed_tokens": 0.15}
 MARIAN = hf.MarianConfig(
     vocab_size=VOCAB,
     d_model=24,
@@ -231,6 +273,32 @@ CASES = {
         llama(hf.Qwen3Config, theta=1e6, head_dim=16, rms_norm_eps=1e-6),
         v4_rope,
     ),
+    "gemma": Case(
+        hf.GemmaForCausalLM,
+        llama(hf.GemmaConfig, head_dim=16, pad_token_id=0, tie_word_embeddings=True),
+        v4_gemma,
+        stds=GEMMA,
+    ),
+    # Soft caps of the size of what they cap.
+    "gemma2": Case(
+        hf.Gemma2ForCausalLM,
+        gemma(hf.Gemma2Config, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+        v4_gemma2,
+        stds=GEMMA,
+    ),
+    "gemma3": Case(
+        hf.Gemma3ForCausalLM,
+        gemma(
+            hf.Gemma3TextConfig,
+            num_hidden_layers=7,
+            rope_parameters={
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
+            },
+        ),
+        v4_gemma3,
+        stds=GEMMA,
+    ),
     "bert": Case(hf.BertModel, bert(), v4),
     "bert_mlm": Case(hf.BertForMaskedLM, bert(layer_norm_eps=1e-3), v4),
     "bert_pretraining": Case(hf.BertForPreTraining, bert(), v4),
@@ -262,7 +330,10 @@ def randomise(model: torch.nn.Module, stds: dict[str, float], rng: np.random.Gen
         if "embed_positions" in name:
             continue  # Marian's sinusoids
         if weight.ndim == 1 and name.endswith("weight"):
-            drawn = rng.uniform(0.5, 1.5, weight.shape)
+            # Gemma's norms scale by 1 + w.
+            drawn = rng.uniform(0.5, 1.5, weight.shape) - model.config.model_type.startswith(
+                "gemma"
+            )
         else:
             usual = 0.3 if name.endswith("bias") else 0.2
             drawn = rng.normal(

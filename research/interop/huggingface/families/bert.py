@@ -4,7 +4,6 @@ has them."""
 from collections.abc import Mapping, Set
 from typing import Any
 
-from research.interop.huggingface.families.family import Family
 from research.interop.huggingface.families.fields import (
     THEIR_ACTIVATIONS,
     activation,
@@ -12,6 +11,7 @@ from research.interop.huggingface.families.fields import (
     number,
     refuse,
 )
+from research.interop.storage.family import Family
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
 
@@ -71,14 +71,10 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
     """The config.json of the class that has these heads."""
     if c.labels:
         name = "BertForSequenceClassification"
+    elif c.mlm_head:
+        name = "BertForPreTraining" if c.pooler else "BertForMaskedLM"
     else:
-        name = (
-            "BertForMaskedLM"
-            if c.mlm_head and not c.pooler
-            else "BertForPreTraining"
-            if c.mlm_head
-            else "BertModel"
-        )
+        name = "BertModel"
     labels = {str(n): f"LABEL_{n}" for n in range(c.labels)}
     values = {
         "architectures": [name],

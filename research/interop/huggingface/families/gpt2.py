@@ -4,7 +4,6 @@ side by side."""
 from collections.abc import Mapping, Set
 from typing import Any
 
-from research.interop.huggingface.families.family import Family
 from research.interop.huggingface.families.fields import (
     THEIR_ACTIVATIONS,
     activation,
@@ -13,6 +12,7 @@ from research.interop.huggingface.families.fields import (
     number,
     refuse,
 )
+from research.interop.storage.family import Family
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
 

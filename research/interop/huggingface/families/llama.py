@@ -4,7 +4,6 @@ and 3."""
 from collections.abc import Mapping, Set
 from typing import Any
 
-from research.interop.huggingface.families.family import Family
 from research.interop.huggingface.families.fields import (
     THEIR_ACTIVATIONS,
     activation,
@@ -13,6 +12,7 @@ from research.interop.huggingface.families.fields import (
     number,
     refuse,
 )
+from research.interop.storage.family import Family
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
 from research.ops.rope import RopeScaling
@@ -29,7 +29,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     )
     theta, scaling = read_rope(values)
     refuse(values, partial_rotary_factor=1.0, pretraining_tp=1)
-    biased = flag(values, "attention_bias", False)
+    biased = "all" if flag(values, "attention_bias", False) else "none"
     experts = integer(values, "num_local_experts", 8) if kind == "mixtral" else 0
     return ModelConfig(
         kind="decoder",
@@ -47,7 +47,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         norm_eps=number(values, "rms_norm_eps", _EPS.get(kind, 1e-6)),
         query_norm=kind == "qwen3",
         activation=activation(values, "hidden_act", "silu"),
-        attention_bias="qkv" if kind == "qwen2" else "all" if biased else "none",
+        attention_bias="qkv" if kind == "qwen2" else biased,
         mlp_bias=flag(values, "mlp_bias", False),
         tied=flag(values, "tie_word_embeddings", False),
         experts=experts,
@@ -67,7 +67,8 @@ def read_rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling]:
         first, *others = new.values()
         if any(other != first for other in others):
             raise ValueError(
-                "config.json has rope_parameters that differ by layer type; one for all layers is supported"
+                "config.json has rope_parameters that differ by layer type; one for all layers is "
+                "supported"
             )
         new = first
     scaling = new or values.get("rope_scaling") or {}
@@ -75,8 +76,12 @@ def read_rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling]:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return theta, RopeScaling()
+    if kind == "linear":
+        return theta, RopeScaling(factor=number(scaling, "factor"), kind="linear")
     if kind != "llama3":
-        raise ValueError(f"config.json has rope_type={kind!r}; default and llama3 are supported")
+        raise ValueError(
+            f"config.json has rope_type={kind!r}; default, linear and llama3 are supported"
+        )
     return theta, RopeScaling(
         factor=number(scaling, "factor"),
         low_factor=number(scaling, "low_freq_factor"),
@@ -98,23 +103,24 @@ def _read_window(values: Mapping[str, Any]) -> int:
             raise ValueError(
                 f"config.json has max_window_layers={first!r}; wanted a number of layers"
             )
-        kinds = (
-            {"full_attention"}
-            if first >= count
-            else {"sliding_attention"}
-            if first <= 0
-            else {"full", "sliding"}
-        )
+        layers = (("full_attention", first), ("sliding_attention", count - first))
+        kinds = {name for name, number in layers if number > 0}
     if window and len(kinds) > 1:
         raise ValueError(
-            f"config.json mixes the layer types {', '.join(sorted(kinds))}; one for all is supported"
+            f"config.json mixes the layer types {', '.join(sorted(kinds))}; one for all is "
+            "supported"
         )
     return 0 if kinds == {"full_attention"} else window
 
 
-def serves(c: ModelConfig) -> bool:
-    """Whether it is a decoder with rotary positions."""
+def is_rotary_decoder(c: ModelConfig) -> bool:
+    """Whether it is a decoder with rotary positions and RMS norms, LLaMA's or Gemma's."""
     return c.kind == "decoder" and c.position == "rope" and c.norm == "rms"
+
+
+def serves(c: ModelConfig) -> bool:
+    """Whether it is such a decoder without what only Gemma has."""
+    return is_rotary_decoder(c) and not c.branch_norm and c.embedding_scale == 1.0
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
@@ -143,7 +149,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": c.max_length,
         "rms_norm_eps": c.norm_eps,
         "rope_theta": c.rope_theta,
-        "rope_scaling": _write_scaling(c.rope_scaling),
+        "rope_scaling": write_scaling(c.rope_scaling),
         "tie_word_embeddings": c.tied,
         "initializer_range": c.init_std,
         "attention_dropout": 0.0,
@@ -166,9 +172,12 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
     return values
 
 
-def _write_scaling(scaling: RopeScaling) -> dict[str, Any] | None:
+def write_scaling(scaling: RopeScaling) -> dict[str, Any] | None:
+    """`rope_scaling` of a config.json, None for rotary positions as they are."""
     if scaling == RopeScaling():
         return None
+    if scaling.kind == "linear":
+        return {"rope_type": "linear", "factor": scaling.factor}
     return {
         "rope_type": "llama3",
         "factor": scaling.factor,

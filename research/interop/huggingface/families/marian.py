@@ -4,7 +4,6 @@ words."""
 from collections.abc import Mapping, Set
 from typing import Any
 
-from research.interop.huggingface.families.family import Family
 from research.interop.huggingface.families.fields import (
     THEIR_ACTIVATIONS,
     activation,
@@ -13,6 +12,7 @@ from research.interop.huggingface.families.fields import (
     number,
     refuse,
 )
+from research.interop.storage.family import Family
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
 
@@ -68,7 +68,8 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
     """The config.json. ValueError for a model without the biases that Marian's layers have."""
     if c.attention_bias != "all" or not c.head_bias:
         raise ValueError(
-            "Marian, the one architecture of transformers with the layers of 2017, has biases in attention and head; "
+            "Marian, the one architecture of transformers with the layers of 2017, has biases in "
+            "attention and head; "
             "train with config.model.attention_bias=all and config.model.head_bias=True to export"
         )
     return {

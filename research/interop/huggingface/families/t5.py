@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Set
 from typing import Any
 
-from research.interop.huggingface.families.family import Family
 from research.interop.huggingface.families.fields import flag, integer, number, refuse
+from research.interop.storage.family import Family
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
 from research.models.embedding import BUCKETS, FARTHEST
@@ -72,7 +72,8 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
     )
     if feed is None:
         raise ValueError(
-            f"T5 has no layer with {c.activation}, gated={c.gated}; there are {', '.join(_ACTIVATIONS)}"
+            f"T5 has no layer with {c.activation}, gated={c.gated}; there are "
+            f"{', '.join(_ACTIVATIONS)}"
         )
     return {
         "architectures": ["T5ForConditionalGeneration"],

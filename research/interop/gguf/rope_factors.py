@@ -1,0 +1,49 @@
+"""Llama 3's scaling of rotary positions in GGUF files: a tensor of the factors of the wavelengths,
+float32 [H / 2]."""
+
+import numpy as np
+
+from research.interop.gguf.file import Gguf
+from research.ops.rope import RopeScaling, frequencies
+
+FREQUENCIES = "rope_freqs.weight"
+# Ours: what the factors come from, which llama.cpp does not need to know.
+SCALING = "graft.rope.scaling"
+# Original lengths and factors of published models: other programs store the factors alone.
+_PUBLISHED = tuple(
+    RopeScaling(factor, 1.0, 4.0, length)
+    for factor in (8.0, 32.0, 16.0, 4.0, 2.0)
+    for length in (8192, 4096, 2048, 16384)
+)
+
+
+def read_scaling(gguf: Gguf, head_size: int, theta: float) -> RopeScaling | None:
+    """The scaling that a file's factors come from, None without factors. ValueError for those of no
+    known scaling."""
+    if FREQUENCIES not in gguf.names:
+        return None
+    got = gguf.read(FREQUENCIES).astype(np.float64)
+    said = gguf.metadata.get(SCALING)
+    known = _PUBLISHED
+    if said is not None and len(said) == 4:
+        known = (RopeScaling(*map(float, said[:3]), int(said[3])), *known)
+    for scaling in known:
+        wanted = factors(head_size, theta, scaling)
+        # Factors are stored in float32.
+        if got.shape == wanted.shape and np.allclose(got, wanted, rtol=1e-5):
+            return scaling
+    raise ValueError(
+        f"{FREQUENCIES} holds factors up to {got.max():.6g} that are those of no known scaling"
+    )
+
+
+def record(scaling: RopeScaling) -> np.ndarray:
+    """The value of `SCALING`, from which `read_scaling` makes the scaling again."""
+    numbers = [scaling.factor, scaling.low_factor, scaling.high_factor, scaling.original_length]
+    return np.array(numbers, np.float64)
+
+
+def factors(head_size: int, theta: float, scaling: RopeScaling) -> np.ndarray:
+    """By how much each pair's wavelength is multiplied, float32 [H / 2]."""
+    plain, scaled = frequencies(head_size, theta), frequencies(head_size, theta, scaling)
+    return (plain / scaled).astype(np.float32)

@@ -1,0 +1,223 @@
+"""Gemma 1, 2 and 3 (text) in Hugging Face's names.
+
+Beyond LLaMA's layers (arXiv:2408.00118, section 2; arXiv:2503.19786, section 2): embeddings are
+multiplied by sqrt(D), norms scale by 1 + w, and what attention and feed-forward give is normalised
+before it is added. Gemma 2 caps scores and logits, Gemma 3 normalises queries and keys. Most layers
+see a window, every second (Gemma 2) or sixth (Gemma 3) all of the text.
+"""
+
+from collections.abc import Mapping, Set
+from dataclasses import replace
+from typing import Any
+
+from research.interop.huggingface.families import llama
+from research.interop.huggingface.families.fields import (
+    THEIR_ACTIVATIONS,
+    activation,
+    flag,
+    integer,
+    number,
+    refuse,
+)
+from research.interop.storage.family import Family
+from research.interop.storage.layout import Rule
+from research.models.config import ModelConfig
+from research.ops.rope import RopeScaling
+
+# Global layers come every so many where config.json does not say.
+_PERIODS = {"gemma2": 2, "gemma3_text": 6}
+_LOCAL, _GLOBAL = "sliding_attention", "full_attention"
+
+
+def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
+    """The model of a config.json of transformers 4 or 5."""
+    kind, d_model = values["model_type"], integer(values, "hidden_size")
+    heads, head_size = integer(values, "num_attention_heads"), integer(values, "head_dim", 256)
+    refuse(values, use_bidirectional_attention=False)
+    window, period = _read_layers(values)
+    theta, scaling, local_theta = _read_rope(values, window, period)
+    return ModelConfig(
+        kind="decoder",
+        vocab_size=integer(values, "vocab_size"),
+        layers=integer(values, "num_hidden_layers"),
+        d_model=d_model,
+        heads=heads,
+        kv_heads=integer(values, "num_key_value_heads", heads),
+        head_size=head_size,
+        d_ff=integer(values, "intermediate_size"),
+        max_length=integer(values, "max_position_embeddings", 8192),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        local_rope_theta=local_theta,
+        window=window,
+        global_every=period,
+        norm_offset=1.0,
+        norm_eps=number(values, "rms_norm_eps", 1e-6),
+        branch_norm=kind != "gemma",
+        query_norm=kind == "gemma3_text",
+        activation=_read_activation(values),
+        attention_bias="all" if flag(values, "attention_bias", False) else "none",
+        attention_scale=_read_scale(values, head_size),
+        attention_softcap=_read_cap(values, "attn_logit_softcapping", 50.0),
+        logit_softcap=_read_cap(values, "final_logit_softcapping", 30.0),
+        embedding_scale=d_model**0.5,
+        tied=flag(values, "tie_word_embeddings", True),
+        init_std=number(values, "initializer_range", 0.02),
+    )
+
+
+def _read_activation(values: Mapping[str, Any]) -> str:
+    """The first release of Gemma 1 said "gelu" and meant its approximation by tanh."""
+    name = "hidden_act" if values.get("hidden_activation") is None else "hidden_activation"
+    found = activation(values, name, "gelu_pytorch_tanh")
+    return "gelu_tanh" if (name, found) == ("hidden_act", "gelu") else found
+
+
+def _read_scale(values: Mapping[str, Any], head_size: int) -> float:
+    """What multiplies the scores, 0 for the usual head_size ** -0.5."""
+    if values["model_type"] == "gemma":
+        return 0.0
+    scalar = number(values, "query_pre_attn_scalar", 256)
+    return 0.0 if scalar == head_size else scalar**-0.5
+
+
+def _read_cap(values: Mapping[str, Any], name: str, default: float) -> float:
+    """The bound of a soft cap, 0 for none. Null says none; only an absent field of Gemma 2 is the
+    default."""
+    if name not in values and values["model_type"] == "gemma2":
+        return default
+    return number(values, name, 0.0)
+
+
+def _read_layers(values: Mapping[str, Any]) -> tuple[int, int]:
+    """Window and period of the global layers, both 0 where all layers see all of the text.
+    ValueError for layers of another order."""
+    kind, count = values["model_type"], integer(values, "num_hidden_layers")
+    if kind == "gemma":
+        return 0, 0
+    types = values.get("layer_types")
+    if types is None:
+        period = integer(values, "sliding_window_pattern", _PERIODS[kind])
+    else:
+        period = types.index(_GLOBAL) + 1 if _GLOBAL in types else count + 1
+    wanted = [_LOCAL if (layer + 1) % period else _GLOBAL for layer in range(count)]
+    if types is not None and list(types) != wanted:
+        raise ValueError(
+            f"config.json has layer_types={types}; global layers after equal numbers of local ones "
+            "are supported"
+        )
+    if period == 1:
+        return 0, 0
+    return integer(values, "sliding_window", 4096), 0 if period > count else period
+
+
+def _read_rope(
+    values: Mapping[str, Any], window: int, period: int
+) -> tuple[float, RopeScaling, float]:
+    """Rotary base and scaling, and the base of the local layers where it is another one."""
+    if values["model_type"] != "gemma3_text":
+        return *llama.read_rope(values), 0.0
+    kinds = values.get("rope_parameters") or {}
+    if kinds:
+        wide, narrow = (
+            llama.read_rope({"rope_parameters": kinds.get(k)}) for k in (_GLOBAL, _LOCAL)
+        )
+    else:
+        wide = llama.read_rope({"rope_theta": 1e6, **values})
+        narrow = number(values, "rope_local_base_freq", 10000.0), RopeScaling()
+    if narrow[1] != RopeScaling():
+        raise ValueError(
+            "config.json scales the rotary positions of local layers; none is supported"
+        )
+    if not window:
+        return *wide, 0.0
+    if not period:
+        return *narrow, 0.0
+    return *wide, 0.0 if wide == narrow else narrow[0]
+
+
+def serves(c: ModelConfig) -> bool:
+    """Whether it is a decoder like LLaMA with scaled embeddings or norms of the branches."""
+    return llama.is_rotary_decoder(c) and not llama.serves(c)
+
+
+def write_config(c: ModelConfig) -> dict[str, Any]:
+    """The config.json, in the spelling of transformers 4, which 5 reads too."""
+    if not c.branch_norm:
+        kind, name = "gemma", "GemmaForCausalLM"
+    elif c.query_norm:
+        kind, name = "gemma3_text", "Gemma3ForCausalLM"
+    else:
+        kind, name = "gemma2", "Gemma2ForCausalLM"
+    act = "gelu_pytorch_tanh" if c.activation == "gelu_tanh" else THEIR_ACTIVATIONS[c.activation]
+    values = {
+        "architectures": [name],
+        "model_type": kind,
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.d_model,
+        "intermediate_size": c.d_ff,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_size,
+        "hidden_act": act,
+        "hidden_activation": act,
+        "max_position_embeddings": c.max_length,
+        "rms_norm_eps": c.norm_eps,
+        "rope_theta": c.rope_theta,
+        "rope_scaling": llama.write_scaling(c.rope_scaling),
+        "tie_word_embeddings": c.tied,
+        "initializer_range": c.init_std,
+        "attention_bias": c.attention_bias == "all",
+        "attention_dropout": 0.0,
+    }
+    return values if kind == "gemma" else values | _write_layers(c, kind)
+
+
+def _write_layers(c: ModelConfig, kind: str) -> dict[str, Any]:
+    """What Gemma 2 and 3 say beside Gemma 1."""
+    period = (c.global_every or c.layers + 1) if c.window else 1
+    scalar = c.attention_scale**-2 if c.attention_scale else c.head_size
+    whole = round(scalar)
+    values = {
+        "query_pre_attn_scalar": whole if whole**-0.5 == c.attention_scale else scalar,
+        "attn_logit_softcapping": c.attention_softcap or None,
+        "final_logit_softcapping": c.logit_softcap or None,
+        "sliding_window": c.window or 4096,
+        "layer_types": [_LOCAL if (n + 1) % period else _GLOBAL for n in range(c.layers)],
+    }
+    if kind == "gemma3_text":
+        local_theta = c.local_rope_theta or c.rope_theta
+        values |= {"rope_local_base_freq": local_theta, "sliding_window_pattern": period}
+    return values
+
+
+def rules(c: ModelConfig) -> tuple[Rule, ...]:
+    """LLaMA's tensors, with two norms more a layer: there `post_attention_layernorm` is the norm
+    before the feed-forward, here that of what attention gives."""
+    found = llama.rules(c)
+    if not c.branch_norm:
+        return found
+    layer = "model.layers.{layer}"
+    before = f"{layer}.pre_feedforward_layernorm.weight"
+    shared = [replace(r, name=before) if r.path == "layers/mlp_norm/scale" else r for r in found]
+    return (
+        *shared,
+        Rule(
+            f"{layer}.post_attention_layernorm.weight", "layers/attention_out_norm/scale", "D -> D"
+        ),
+        Rule(f"{layer}.post_feedforward_layernorm.weight", "layers/mlp_out_norm/scale", "D -> D"),
+    )
+
+
+FAMILY = Family(
+    model_types=("gemma", "gemma2", "gemma3_text"),
+    serves=serves,
+    read_config=read_config,
+    write_config=write_config,
+    rules=rules,
+    prefix="model.",
+    unused=((r".*\.rotary_emb\.inv_freq", "computed from rope_theta"),),
+    copies=(("lm_head.weight", "embed/table"),),
+    norm_offset=1.0,
+)
