@@ -83,19 +83,9 @@ def main(arguments: list[str]) -> int:
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.data.chat import end_of_turn
     from research.infer.decode import generate, stream
-    from research.infer.sampling import SamplingConfig
     from research.run.opened import keep_compiled_programs, open_model
 
-    config = SamplingConfig(
-        temperature=TEMPERATURE.value,
-        top_k=TOP_K.value,
-        top_p=TOP_P.value,
-        min_p=MIN_P.value,
-        repetition_penalty=REPETITION_PENALTY.value,
-        max_tokens=MAX_TOKENS.value,
-        stop=tuple(STOP.value),
-        seed=SEED.value,
-    )
+    config = _sampling()
     keep_compiled_programs()
     opened = open_model(
         WORKDIR.value,
@@ -124,6 +114,22 @@ def main(arguments: list[str]) -> int:
         for text, generation in zip(CHAT.value or texts, generate(*inputs)):
             print(f"==> {json.dumps(text)} <==\n{generation.text}\n")
     return command.DONE
+
+
+def _sampling() -> Any:
+    """The flags as a `SamplingConfig`."""
+    from research.infer.sampling import SamplingConfig
+
+    return SamplingConfig(
+        temperature=TEMPERATURE.value,
+        top_k=TOP_K.value,
+        top_p=TOP_P.value,
+        min_p=MIN_P.value,
+        repetition_penalty=REPETITION_PENALTY.value,
+        max_tokens=MAX_TOKENS.value,
+        stop=tuple(STOP.value),
+        seed=SEED.value,
+    )
 
 
 def ask(tokenizer: Any, text: str, system: str | None) -> list[int]:

@@ -17,8 +17,8 @@ LEVELS = {
     "interop": 5,
     "run": 6, "evals": 6, "compress": 6,
     "fit": 7, "bench": 7, "sweep": 7,
-    "train": 8, "generate": 8, "evaluate": 8, "convert": 8, "quantize": 8, "embed": 8, "inspect_batch": 8,
-    "chat": 8, "run_directory": 8,
+    "train": 8, "generate": 8, "evaluate": 8, "convert": 8, "quantize": 8, "embed": 8,
+    "inspect_batch": 8, "chat": 8, "run_directory": 8,
 }  # fmt: skip
 # Within a level: who may import whom beside itself.
 SAME_LEVEL = {
@@ -71,7 +71,7 @@ def imported_files(path: Path) -> set[Path]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "research":
-            # A module of the package, or else a name that the package's __init__.py or the module has.
+            # A module of the package, or else a name that its __init__.py or the module has.
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             names = [name if is_module(name) else node.module for name in names]
         elif isinstance(node, ast.Import):

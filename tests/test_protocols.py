@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Protocol, an implementer's file and class, and a method of it that the protocol has no default for.
+# An implementer's file and class, and a method that its protocol has no default for.
 CASES = {
     "Leaf": ("research/weights/lora.py", "Lora", "gathered"),
     "Objective": ("research/objectives/masked_lm.py", "MaskedLM", "predicted_tokens"),

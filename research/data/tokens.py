@@ -178,10 +178,8 @@ def _write(
             if progress:
                 progress(done, len(documents))
     if not sum(lengths):
-        raise ValueError(
-            f"no text in {len(documents)} document(s), {len(bad)} of them unreadable; give more "
-            f"data"
-        )
+        unreadable = f"{len(bad)} of them unreadable"
+        raise ValueError(f"no text in {len(documents)} document(s), {unreadable}; give more data")
     table = np.array([lengths, n_bytes], "<i8")
     table.tofile(directory / "documents.bin")
     meta = {

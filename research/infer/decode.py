@@ -107,17 +107,16 @@ class _Row:
         """Takes the next token, and closes the row where it is the last."""
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
-        if token_id == eos_id or token_id in stop_ids:
-            self.finish = "eos" if token_id == eos_id else "stop"
+        if token_id == eos_id:
+            self.finish = "eos"
+        elif token_id in stop_ids:
+            self.finish = "stop"
         else:
             self.text.add(token_id)
-            self.finish = (
-                "stop"
-                if self.text.stopped
-                else "length"
-                if len(self.token_ids) == self.limit
-                else ""
-            )
+            if self.text.stopped:
+                self.finish = "stop"
+            elif len(self.token_ids) == self.limit:
+                self.finish = "length"
         if self.finish:
             self.text.close()
 
@@ -146,9 +145,8 @@ def _write(
         params = _prompted(model, params)
     eos_id = tokenizer.eos_id
     ends = [i for i in (eos_id, *config.stop_ids) if i is not None]
-    stop_ids = np.array(
-        ends + [-1] * (-len(ends) % 8), np.int32
-    )  # of few sizes, for each is compiled
+    # Of few sizes, for each is compiled.
+    stop_ids = np.array(ends + [-1] * (-len(ends) % 8), np.int32)
     sources = None if rows[0].source is None else [row.source for row in rows]
     limits, streams = [row.limit for row in rows], [row.stream for row in rows]
     start = Start([row.ids for row in rows], sources, limits, streams, config.seed)

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from research.infer.padding import mark_seen, pad_numbers, pad_texts, row_count
 from research.infer.sampling import SamplingConfig, log_probability, one_hot, sample
 from research.models.cache import StackedCache
 from research.models.kv import KVCache
@@ -94,27 +95,23 @@ def begin(
     """Reads the prompts; the state with each row's first token, int32 [B, 1], and its
     log-probability.
 
-    `prepared` are the parameters that `advance` will be given (`decode_layout.prepare`). Prompts are read
-    with `params`: many tokens at once gain nothing from another layout, and a scan over stacked
-    layers compiles faster.
+    `prepared` are the parameters that `advance` will be given (`decode_layout.prepare`). Prompts are
+    read with `params`: many tokens at once gain nothing from another layout, and a scan compiles
+    faster.
     """
-    rows = _rows(len(start.prompts), model)
-    lengths_B = _padded([len(ids) for ids in start.prompts], rows)
-    left_B = _padded(start.max_tokens, rows)
+    rows = row_count(len(start.prompts), model)
+    lengths_B = pad_numbers([len(ids) for ids in start.prompts], rows)
+    left_B = pad_numbers(start.max_tokens, rows)
     longest = int(lengths_B.max())
     chunk = chunk_size(longest)
-    tokens_BT = _table(start.prompts, rows, chunk * math.ceil(longest / chunk))
-    source_BS = (
-        None
-        if start.sources is None
-        else _table(start.sources, rows, bucket(max(map(len, start.sources))))
-    )
-    source_lengths_B = (
-        None if start.sources is None else _padded([len(ids) for ids in start.sources], rows)
-    )
+    tokens_BT = pad_texts(start.prompts, rows, chunk * math.ceil(longest / chunk))
+    source_BS = source_lengths_B = None
+    if start.sources is not None:
+        source_BS = pad_texts(start.sources, rows, bucket(max(map(len, start.sources))))
+        source_lengths_B = pad_numbers([len(ids) for ids in start.sources], rows)
     streams_B2 = np.zeros((rows, 2), np.uint32)
     streams_B2[: len(start.streams)] = start.streams
-    seen_BV = _seen(start.prompts, rows, model, sampling)
+    seen_BV = mark_seen(start.prompts, rows, model, sampling)
     length = bucket(int((lengths_B + left_B).max()))
     state = empty(
         params,
@@ -286,33 +283,3 @@ def _rowwise(x: jax.Array, rules: AxisRules) -> jax.Array:
 
 def _everywhere(x: jax.Array) -> jax.Array:
     return x if jax.sharding.get_abstract_mesh().empty else jax.reshard(x, PartitionSpec())
-
-
-def _rows(prompts: int, model: Model) -> int:
-    """A power of two; two at least where the CPU's product of one row in bfloat16 would take 25
-    times as long."""
-    slow = model.precision.compute != "float32" and jax.default_backend() == "cpu"
-    return max(2 ** math.ceil(math.log2(prompts)), 2 if slow else 1)
-
-
-def _padded(numbers: Sequence[int], rows: int) -> np.ndarray:
-    return np.array([*numbers, *[0] * (rows - len(numbers))], np.int32)
-
-
-def _seen(
-    prompts: Sequence[Sequence[int]], rows: int, model: Model, sampling: SamplingConfig
-) -> np.ndarray | None:
-    """The tokens of each prompt, [B, V], where a repetition penalty asks for them."""
-    if sampling.repetition_penalty == 1:
-        return None
-    seen_BV = np.zeros((rows, model.config.vocab_size), bool)
-    for row, ids in zip(seen_BV, prompts):
-        row[list(ids)] = True
-    return seen_BV
-
-
-def _table(texts: Sequence[Sequence[int]], rows: int, width: int) -> np.ndarray:
-    table_BT = np.zeros((rows, width), np.int32)
-    for row, ids in zip(table_BT, texts):
-        row[: len(ids)] = ids
-    return table_BT

@@ -47,11 +47,9 @@ def block(
     index: jax.Array | int = 0,
     cache: KVCache | None = None,
 ) -> tuple[jax.Array, KVCache | None, jax.Array]:
-    """The states [B, T, D] after a layer, the cache with its keys and values, and its
-    load-balancing loss (0 of a dense one).
+    """(states [B, T, D] after a layer, the cache with its keys and values, load-balancing loss).
 
-    `kind` chooses among `context.kinds`; `index` is the layer's number, which its cache and its
-    dropout go by.
+    `kind` chooses among `context.kinds`; `index` is the layer's number in cache and dropout.
     """
     attention_key, cross_key, mlp_key = context.dropout_keys(index)
     balance = jnp.zeros((), jnp.float32)
@@ -73,13 +71,9 @@ def block(
     if "cross" in p:
         with jax.named_scope("cross"):
             y_BTD = _branch_input(p, "cross", x_BTD, c)
+            memory, visible = _layer_of(context.memory_LBSKH, index), context.memory_visibility
             y_BTD = layers.cross_attention(
-                p["cross"],
-                y_BTD,
-                c,
-                _layer_of(context.memory_LBSKH, index),
-                context.memory_visibility,
-                implementation=execution.attention,
+                p["cross"], y_BTD, c, memory, visible, implementation=execution.attention
             )
             x_BTD = _add_branch(p, "cross", x_BTD, y_BTD, c, cross_key)
 

@@ -259,29 +259,11 @@ PRESETS: dict[str, ModelConfig] = {
     "smollm2_1.7b": _llama(49152, 24, 2048, 32, 32, 8192, 8192, rope_theta=130000.0, tied=True),
     "mistral_7b": _llama(32000, 32, 4096, 32, 8, 14336, 32768, window=4096),
     "mixtral_8x7b": _llama(
-        32000,
-        32,
-        4096,
-        32,
-        8,
-        14336,
-        32768,
-        rope_theta=1e6,
-        experts=8,
-        experts_per_token=2,
+        32000, 32, 4096, 32, 8, 14336, 32768, rope_theta=1e6, experts=8, experts_per_token=2,
         router_loss=0.02,
     ),
     "mixtral_8x22b": _llama(
-        32768,
-        56,
-        6144,
-        48,
-        8,
-        16384,
-        65536,
-        rope_theta=1e6,
-        experts=8,
-        experts_per_token=2,
+        32768, 56, 6144, 48, 8, 16384, 65536, rope_theta=1e6, experts=8, experts_per_token=2,
         router_loss=0.001,
     ),
     "qwen2.5_0.5b": _qwen(24, 896, 14, 2, 4864, attention_bias="qkv", tied=True),
@@ -290,14 +272,13 @@ PRESETS: dict[str, ModelConfig] = {
     "qwen3_8b": _qwen(36, 4096, 32, 8, 12288, query_norm=True),
     "gemma2_2b": _gemma2(26, 2304, 8, 4, 9216, 256),
     "gemma2_9b": _gemma2(42, 3584, 16, 8, 14336, 256),
-    # The one of the three whose scores are scaled by d_model / heads, not by the head size.
     "gemma2_27b": _gemma2(46, 4608, 32, 16, 36864, 128, attention_scale=144**-0.5),
     "gemma3_270m": _gemma3(18, 640, 4, 1, 2048, 256, **_GEMMA3_SMALL, window=512),
     "gemma3_1b": _gemma3(26, 1152, 4, 1, 6912, 256, **_GEMMA3_SMALL, window=512),
     "gemma3_4b": _gemma3(34, 2560, 8, 4, 10240, 256, vocab_size=262208),
     "gemma3_12b": _gemma3(48, 3840, 16, 8, 15360, 256, vocab_size=262208),
     "gemma3_27b": _gemma3(
-        62, 5376, 32, 16, 21504, 128, vocab_size=262208, attention_scale=168**-0.5
+        62, 5376, 32, 16, 21504, 128, vocab_size=262208, attention_scale=168**-0.5,
     ),
     "bert_base": _bert(12, 768, 12),
     "bert_large": _bert(24, 1024, 16),
@@ -306,4 +287,4 @@ PRESETS: dict[str, ModelConfig] = {
     "t5_small": _t5(6, 512, 8, 2048),
     "t5_base": _t5(12, 768, 12, 3072),
     "t5_large": _t5(24, 1024, 16, 4096),
-}
+}  # fmt: skip

@@ -106,7 +106,9 @@ def _without_padding(stream: Stream) -> Stream:
 def _stretch(stream: Stream, start: int, stop: int, tokenizer: Tokenizer, chat: bool) -> Text:
     segment, loss = stream.segments[start], stream.loss[start]
     places = f"{stream.positions[start]}-{stream.positions[stop - 1]}"
-    role = ("assistant  " if loss else "others     ") if chat else ""
+    role = ""
+    if chat:
+        role = "assistant  " if loss else "others     "
     line = Text(
         f"  {'LOSS' if loss else '    '}  {role}{segment:>3}  {places:<11}",
         style="dim" if not loss else "",

@@ -17,8 +17,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from research.ops.einsum import gathered, grouped
-from research.ops.kernels import visible_share as share
-from research.parallel.placement import contiguous, spec_entries, storage_axes
+from research.ops.kernels import visible_share
+from research.parallel.placement import contiguous, mesh_axes, spec_entries, storage_axes
 
 
 def top_k(logits_BTE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -68,48 +68,46 @@ def experts(
         products = [partial(grouped, w=w) for w in matrices]
         return _local(x_BTD, weights_BTk, ids_BTk, products, activation, 0, number)
 
-    split_tokens = "expert" in (
-        spec_entries(x_BTD)[0] or ()
-    )  # not so for a batch too small to split, as in decoding
     specs = jax.tree.map(lambda part: PartitionSpec(*spec_entries(part)), matrices)
-    entries = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
-    named = {
-        name
-        for entry in entries
-        for axes in entry
-        if axes
-        for name in ((axes,) if isinstance(axes, str) else axes)
-    }
-    split_experts, split_hidden = "expert" in named, "tensor" in named
+    # Tokens are not split over the experts' axis where the batch is too small, as in decoding.
+    split_tokens = "expert" in mesh_axes(spec_entries(x_BTD)[0])
+    split = _names(specs)
 
     def island(x, weights, ids, matrices):
         # Every device of one expert row sees all of that row's tokens and keeps those of its own
         # experts.
-        if split_tokens and split_experts:
+        if split_tokens and "expert" in split:
             x, weights, ids = (
                 lax.all_gather(a, "expert", axis=0, tiled=True) for a in (x, weights, ids)
             )
-        parts = lax.axis_size("expert") if split_experts else 1
-        held = number // parts
-        first = lax.axis_index("expert") * held if split_experts else 0
         products = [partial(grouped, w=w, stored=axes) for w, axes in zip(matrices, stored)]
-        with share.scope(
-            ragged=1 / parts
-        ):  # the share of rows that are for these experts, on average over devices
-            y = _local(x, weights, ids, products, activation, first, held)
-        y = lax.psum(y, "tensor") if split_hidden else y
-        if not split_experts:
-            return y
-        return (
-            lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True)
-            if split_tokens
-            else lax.psum(y, "expert")
-        )
+        parts = lax.axis_size("expert") if "expert" in split else 1
+        first = lax.axis_index("expert") * (number // parts) if "expert" in split else 0
+        # The share of rows that are for these experts, on average over devices.
+        with visible_share.scope(ragged=1 / parts):
+            y = _local(x, weights, ids, products, activation, first, number // parts)
+        return _summed(y, split, split_tokens)
 
     tokens = PartitionSpec(*spec_entries(x_BTD))
     return jax.shard_map(
         island, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False
     )(x_BTD, weights_BTk, ids_BTk, matrices)
+
+
+def _summed(y_BTD: jax.Array, split: set[str], split_tokens: bool) -> jax.Array:
+    """The sum of what every device's experts and parts of them add, each token's on its owner."""
+    y_BTD = lax.psum(y_BTD, "tensor") if "tensor" in split else y_BTD
+    if "expert" not in split:
+        return y_BTD
+    if split_tokens:
+        return lax.psum_scatter(y_BTD, "expert", scatter_dimension=0, tiled=True)
+    return lax.psum(y_BTD, "expert")
+
+
+def _names(specs: Any) -> set[str]:
+    """All mesh axes that a tree of PartitionSpecs names."""
+    found = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    return {name for spec in found for entry in spec for name in mesh_axes(entry)}
 
 
 def _local(

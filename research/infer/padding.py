@@ -1,0 +1,43 @@
+"""Texts of unlike lengths as arrays of one size, on the host."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from research.infer.sampling import SamplingConfig
+from research.models.model import Model
+
+
+def row_count(prompts: int, model: Model) -> int:
+    """Rows of a batch for so many prompts: the next power of two, so that few sizes are compiled,
+    and at least two where the CPU's product of one row in bfloat16 takes 25 times as long."""
+    slow = model.precision.compute != "float32" and jax.default_backend() == "cpu"
+    return max(2 ** math.ceil(math.log2(prompts)), 2 if slow else 1)
+
+
+def pad_numbers(numbers: Sequence[int], rows: int) -> np.ndarray:
+    """The numbers, int32 [rows], with zeros behind."""
+    return np.array([*numbers, *[0] * (rows - len(numbers))], np.int32)
+
+
+def mark_seen(
+    prompts: Sequence[Sequence[int]], rows: int, model: Model, sampling: SamplingConfig
+) -> np.ndarray | None:
+    """True for the tokens of each prompt, bool [B, V]; None where no repetition penalty asks for
+    them."""
+    if sampling.repetition_penalty == 1:
+        return None
+    seen_BV = np.zeros((rows, model.config.vocab_size), bool)
+    for row, ids in zip(seen_BV, prompts):
+        row[list(ids)] = True
+    return seen_BV
+
+
+def pad_texts(texts: Sequence[Sequence[int]], rows: int, width: int) -> np.ndarray:
+    """The ids, int32 [rows, width], with zeros behind each text and below the last."""
+    table_BT = np.zeros((rows, width), np.int32)
+    for row, ids in zip(table_BT, texts):
+        row[: len(ids)] = ids
+    return table_BT
