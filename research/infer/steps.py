@@ -92,8 +92,7 @@ def begin(
     sampling: SamplingConfig,
     stop_ids: np.ndarray,
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
-    """Reads the prompts; the state with each row's first token, int32 [B, 1], and its
-    log-probability.
+    """Reads the prompts: (state, each row's first token, int32 [B, 1], its log-probability).
 
     `prepared` are the parameters that `advance` will be given (`decode_layout.prepare`). Prompts are
     read with `params`: many tokens at once gain nothing from another layout, and a scan compiles
