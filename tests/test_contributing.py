@@ -1,5 +1,5 @@
-"""What CONTRIBUTING.md says is enough: each addition is made here from outside by a row of a table, and used through the
-ordinary entry points."""
+"""What CONTRIBUTING.md says is enough: each addition is made here from outside by a row of a table,
+and used through the ordinary entry points."""
 
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
