@@ -68,7 +68,7 @@ def _by_awq(c: ModelConfig, layer: Layer, seen: Seen, request: Request) -> dict:
     for before, after in _foldable(folds(c) + inner_folds(c), request):
         weights = _matrices(layer, after, request)
         factors_I = awq.search(seen[after[0]], weights, request.formats[after[0]], request.group)
-        layer = _fold(layer, before, after, factors_I, request)
+        layer = _fold(c, layer, before, after, factors_I, request)
         # The next search must see these inputs as they now are.
         seen = _rescaled(seen, after, factors_I)
     return _to_nearest(layer, request)
@@ -78,7 +78,7 @@ def _by_smooth_quant(c: ModelConfig, layer: Layer, seen: Seen, request: Request)
     for before, after in _foldable(folds(c), request):
         weights = _matrices(layer, after, request)
         factors_I = smooth_quant.smoothing(seen[after[0]].largest_I, weights)
-        layer = _fold(layer, before, after, factors_I, request)
+        layer = _fold(c, layer, before, after, factors_I, request)
     return _to_nearest(layer, request)
 
 
@@ -102,10 +102,15 @@ def _matrices(layer: Layer, paths: Sequence[str], request: Request) -> list[jax.
 
 
 def _fold(
-    layer: Layer, before: str, after: Sequence[str], factors_I: jax.Array, request: Request
+    c: ModelConfig,
+    layer: Layer,
+    before: str,
+    after: Sequence[str],
+    factors_I: jax.Array,
+    request: Request,
 ) -> dict[str, jax.Array]:
     inputs = {path: request.inputs[path] for path in after}
-    return smooth_quant.fold(layer, before, inputs, factors_I)
+    return smooth_quant.fold(layer, before, inputs, factors_I, c.norm_offset)
 
 
 def _rescaled(seen: Seen, after: Sequence[str], factors_I: jax.Array) -> dict[str, Inputs]:

@@ -35,20 +35,27 @@ def as_matrix(w: jax.Array, inputs: int) -> jax.Array:
 
 
 def fold(
-    layer: Mapping[str, jax.Array], before: str, after: Mapping[str, int], factors_I: jax.Array
+    layer: Mapping[str, jax.Array],
+    before: str,
+    after: Mapping[str, int],
+    factors_I: jax.Array,
+    norm_offset: float = 0.0,
 ) -> dict[str, jax.Array]:
     """A layer that computes the same with the inputs of some weights divided by factors.
 
     `after` are those weights (path: number of input axes), which are multiplied by the factors.
-    `before`, the path of the norm or matrix whose results they take, is divided by them.
+    `before`, the path of the norm or matrix whose results they take, is divided by them. A norm
+    that scales by `norm_offset` + w keeps its w.
     """
     folded = dict(layer)
     names = [before] if before in layer else [f"{before}/scale", f"{before}/bias"]
     for name in (*names, f"{before}_bias"):
         if name in layer:
             w = layer[name]
-            flat = w.reshape(-1, factors_I.size).astype(jnp.float32) / factors_I[None]
-            folded[name] = flat.reshape(w.shape).astype(w.dtype)
+            # What is divided is the whole scale; what is kept of it is w.
+            offset = norm_offset if name == f"{before}/scale" else 0.0
+            flat = w.reshape(-1, factors_I.size).astype(jnp.float32) + offset
+            folded[name] = (flat / factors_I[None] - offset).reshape(w.shape).astype(w.dtype)
     for path, inputs in after.items():
         w = layer[path]
         folded[path] = (as_matrix(w, inputs) * factors_I[:, None]).reshape(w.shape).astype(w.dtype)

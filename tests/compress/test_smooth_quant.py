@@ -71,7 +71,7 @@ def batches(seed=0, count=32):
     return calibration.windows(ids, 24, 16)
 
 
-@pytest.mark.parametrize("name", ["llama2_7b", "llama3_405b", "gpt2", "qwen2.5_7b"])
+@pytest.mark.parametrize("name", ["llama2_7b", "llama3_405b", "gpt2", "qwen2.5_7b", "gemma2_2b"])
 def test_a_fold_changes_nothing(name):
     model, params = model_of(name)
     layers = []
@@ -81,7 +81,7 @@ def test_a_fold_changes_nothing(name):
             inputs = {path: tree.paths(model.specs())[f"layers/{path}"].inputs for path in after}
             size = smooth_quant.as_matrix(layer[after[0]], inputs[after[0]]).shape[0]
             factors = jnp.exp(jax.random.normal(jax.random.key(index), (size,)))
-            layer = smooth_quant.fold(layer, before, inputs, factors)
+            layer = smooth_quant.fold(layer, before, inputs, factors, model.config.norm_offset)
         layers.append(tree.unflatten(layer))
     folded = {**params, "layers": jax.tree.map(lambda *ws: jnp.stack(ws), *layers)}
     got, want = (forward(model, p, batches()[0]) for p in (folded, params))

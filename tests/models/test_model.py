@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from research import tree
+from research.models import layers
 from research.models.config import Execution
+from research.models.context import GLOBAL, LOCAL, layer_kind
 from research.models.model import Model, forward
 from research.models.spec import initialize
+from research.models.stack import layer_of
 from research.precision import Precision
 from tests.families import DECODERS, FAMILIES, random_batch
 
@@ -136,3 +139,57 @@ def test_bfloat16_stays_bfloat16_and_close():
     want, _ = Model(c).hidden(params, batch)
     # bfloat16 has 8 bits: a few roundings of 2^-9 each on states of norm 1.
     assert np.mean(np.abs(hidden_BTD.astype(jnp.float32) - want)) < 0.03
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2_2b", "t5_small"])
+def test_states_and_the_stack_over_them_are_the_forward_pass(name):
+    # With dropout, whose masks both draw from the key of the whole.
+    model = Model(replace(FAMILIES[name], dropout=0.5))
+    batch, params, key = random_batch(2, LENGTH), parameters(name), jax.random.key(1)
+    memory, decoder_key = None, jax.random.split(key)[1]
+    if model.config.kind == "encoder_decoder":
+        memory = model.encode(params, batch, jax.random.split(key)[0])
+    states_BTD = model.states(params, batch, decoder_key)
+    got, _, _ = model.run(params, states_BTD, batch, memory=memory, key=decoder_key)
+    np.testing.assert_array_equal(got, model.hidden(params, batch, key)[0])
+
+
+def test_soft_tokens_are_states_like_those_of_words():
+    # States from anywhere, here of words mixed half and half, pass through where ids could not.
+    model, params, batch = Model(FAMILIES["llama2_7b"]), parameters("llama2_7b"), random_batch(1, 4)
+    other = {**batch, "inputs": batch["inputs"][:, ::-1]}
+    mixed_BTD = (model.states(params, batch) + model.states(params, other)) / 2
+    table = params["embed"]["table"]
+    rows = (table[batch["inputs"][0]] + table[other["inputs"][0]]) / 2
+    changed = {**params, "embed": {"table": table.at[:4].set(rows)}}
+    ids = {**batch, "inputs": jnp.arange(4, dtype=jnp.int32)[None]}
+    want, _ = model.hidden(changed, ids)
+    np.testing.assert_array_equal(model.run(params, mixed_BTD, batch)[0], want)
+
+
+@pytest.mark.parametrize("name", ["gemma2_2b", "gemma3_1b", "qwen3_8b"])
+def test_layers_one_by_one_are_the_stack(name):
+    model, params, batch = Model(FAMILIES[name]), parameters(name), random_batch(2, LENGTH)
+    x_BTD = model.states(params, batch)
+    for index in range(model.config.layers):
+        kind = layer_kind(model.config, index)
+        x_BTD = model.layer(layer_of(params["layers"], index), x_BTD, batch, kind)
+    got = layers.norm(params["final_norm"], x_BTD, model.config)
+    # The same products, compiled one by one and in a scan.
+    np.testing.assert_allclose(got, model.hidden(params, batch)[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["gemma2_2b", "gemma3_1b"])
+def test_only_global_layers_see_beyond_the_window(name):
+    c, batch, params = FAMILIES[name], random_batch(1, LENGTH), parameters(name)
+    batch["segments"], batch["positions"] = (
+        np.ones((1, LENGTH), np.int32),
+        np.arange(LENGTH, dtype=np.int32)[None],
+    )
+    model = Model(c)
+    x_BTD = model.states(params, batch)
+    p = layer_of(params["layers"], 0)
+    for kind, reach in ((LOCAL, c.window), (GLOBAL, LENGTH)):
+        gradient = jax.grad(lambda x: jnp.sum(jnp.sin(model.layer(p, x, batch, kind)[0, -1])))
+        seen = np.any(np.asarray(gradient(x_BTD))[0] != 0, axis=1)
+        np.testing.assert_array_equal(seen, np.arange(LENGTH) >= LENGTH - reach)

@@ -29,13 +29,14 @@ KERNELS = {
 }
 
 
-def plain(q, k, v, mask_BTS, scale, bias):
+def plain(q, k, v, mask_BTS, scale, bias, softcap=0.0):
     """Attention in float64, one head after the other."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     heads = []
     for n in range(q.shape[2]):
         group = n // (q.shape[2] // k.shape[2])
         scores = scale * np.einsum("bth,bsh->bts", q[:, :, n], k[:, :, group])
+        scores = softcap * np.tanh(scores / softcap) if softcap else scores
         scores += 0 if bias is None else np.asarray(bias, np.float64)[:, n]
         scores = np.where(mask_BTS, scores, -np.inf)
         probs = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
@@ -68,9 +69,10 @@ def normals(seed, *shapes):
     causal=st.booleans(),
     window=st.sampled_from([0, 1, 3]),
     with_bias=st.booleans(),
+    softcap=st.sampled_from([0.0, 0.5]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_reference_is_the_formula(sizes, causal, window, with_bias, seed):
+def test_reference_is_the_formula(sizes, causal, window, with_bias, softcap, seed):
     B, T, S, N, K, H = sizes
     rng = np.random.default_rng(seed)
     q, k, v, bias = normals(seed, (B, T, N, H), (B, S, K, H), (B, S, K, H), (B, N, T, S))
@@ -78,13 +80,13 @@ def test_reference_is_the_formula(sizes, causal, window, with_bias, seed):
     q_positions, k_positions = rng.integers(0, 5, (B, T)), rng.integers(0, 5, (B, S))
     q_segments, k_segments = rng.integers(0, 3, (B, T)), rng.integers(0, 3, (B, S))
     visibility = Visibility(q_positions, k_positions, q_segments, k_segments, causal, window)
-    got = jax.jit(reference)(q, k, v, visibility, 0.3, bias)
+    got = jax.jit(reference, static_argnums=6)(q, k, v, visibility, 0.3, bias, softcap)
     distance = q_positions[:, :, None] - k_positions[:, None, :]
     mask = q_segments[:, :, None] == k_segments[:, None, :]
     mask &= (distance >= 0) | (not causal)
     mask &= (distance < window) | (window == 0)
     sees = mask.any(-1)  # a query that sees nothing has no answer
-    want = plain(q, k, v, mask | ~sees[:, :, None], 0.3, bias)
+    want = plain(q, k, v, mask | ~sees[:, :, None], 0.3, bias, softcap)
     # Float32 sums of up to 6 products of order 1.
     np.testing.assert_allclose(np.asarray(got)[sees], want[sees], atol=1e-5)
 
@@ -148,6 +150,18 @@ def test_kernel_is_the_reference(kernel, case):
     want = value_and_gradients(reference, *operands, 0.3)
     for a, b in zip(value_and_gradients(KERNELS[kernel], *operands, 0.3), want):
         close(a, b)
+
+
+def test_splash_caps_scores_as_the_reference_does():
+    operands = the_case(B=1, T=128, N=2, K=1, H=8, causal=True, window=20)
+
+    def capped(run):
+        return lambda q, k, v, visibility, scale: run(q, k, v, visibility, scale, softcap=0.5)
+
+    want = value_and_gradients(capped(reference), *operands, 0.3)
+    for a, b in zip(value_and_gradients(capped(KERNELS["splash"]), *operands, 0.3), want):
+        close(a, b)
+    assert not np.allclose(want[0], value_and_gradients(reference, *operands, 0.3)[0], atol=1e-3)
 
 
 def test_splash_serves_cross_attention_by_segments_alone():
@@ -221,13 +235,14 @@ def chosen(
     window=0,
     packed=True,
     bias=False,
+    softcap=0.0,
 ):
     """What serves a case of these sizes on this mesh."""
     answer = []
 
     def ask(q, k, tokens, memory):
         visibility = Visibility(tokens, memory, tokens, memory, causal, window, packed)
-        answer.append(choose(implementation, q, k, visibility, q if bias else None))
+        answer.append(choose(implementation, q, k, visibility, q if bias else None, softcap))
 
     def shaped(shape, dtype, spec):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
@@ -251,6 +266,7 @@ def test_auto_takes_the_kernel_of_the_platform():
 
 def test_auto_takes_the_kernel_for_what_it_alone_can_serve():
     assert chosen(at("tpu"), window=64) is splash.attend
+    assert chosen(at("tpu"), softcap=50.0) is splash.attend
     assert chosen(at("tpu", context=2)) is splash.attend
     assert chosen(at("tpu"), S=512, causal=False, packed=False) is splash.attend
 
@@ -270,6 +286,7 @@ REFUSED = [
     ("flash", at("gpu"), dict(bias=True), "bias"),
     ("flash", at("gpu"), dict(causal=False, packed=False), "not one packed row"),
     ("flash", at("gpu"), dict(window=64), "no window"),
+    ("flash", at("gpu"), dict(softcap=50.0), "no soft cap and model.attention_softcap=50.0"),
     ("flash", at("gpu", context=2), dict(), "without a context axis"),
     ("flash", at("gpu"), dict(H=256, dtype="float32"), "over 512 bytes"),
 ]
@@ -329,7 +346,8 @@ def test_pallas_is_imported_only_for_a_kernel():
         "import sys, jax, jax.numpy as jnp, research.models.model\n"
         "from research.ops.attention import Visibility, attend\n"
         "ids, x = jnp.ones((1, 128), int), jnp.ones((1, 128, 1, 8))\n"
-        "jax.eval_shape(lambda: attend(x, x, x, Visibility(ids, ids, ids, ids, True, 0, True), scale=1.0))\n"
+        "seen = Visibility(ids, ids, ids, ids, True, 0, True)\n"
+        "jax.eval_shape(lambda: attend(x, x, x, seen, scale=1.0))\n"
         "assert not [name for name in sys.modules if name.startswith('jax.experimental.pallas')]\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

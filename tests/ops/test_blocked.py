@@ -51,6 +51,18 @@ def test_blocks_are_the_whole(heads, kv_heads, window):
         )  # sums over up to 128 keys in another order
 
 
+def test_blocks_with_a_soft_cap_are_the_whole():
+    arrays = case(4, 2, 20)
+
+    def capped(attend):
+        return lambda q, k, v, visibility, scale: attend(q, k, v, visibility, scale, softcap=0.5)
+
+    got, want = gradients(capped(blocked.attend), *arrays), gradients(capped(reference), *arrays)
+    for mine, right in zip(got, want):
+        np.testing.assert_allclose(mine, right, atol=3e-5)  # as without a cap
+    assert not np.allclose(got[0], gradients(reference, *arrays)[0], atol=1e-3)
+
+
 def test_bfloat16_compiles_with_all_optimizations_and_is_close():
     # Under the passes that the other tests leave out, XLA's CPU backend refused this gradient once.
     jax.config.update("jax_disable_most_optimizations", False)

@@ -50,6 +50,22 @@ def test_it_is_the_loss_of_the_dense_table(format, smoothing, z_loss, chunk, blo
     )
 
 
+def test_a_soft_cap_is_that_of_the_dense_table(monkeypatch):
+    monkeypatch.setattr(frozen_head, "BLOCK", 128)
+    states, table, targets, weights = arrays()
+    codes = quantize_array(table, "int8", inputs=-1)
+
+    def value_and_grad(head, table):
+        return jax.value_and_grad(lambda x: head(x, table, targets, weights, 0.1, 1e-2, 3.0)[0])(
+            states
+        )
+
+    got, gradient = value_and_grad(frozen_head_loss, codes)
+    want, wanted = value_and_grad(head_loss, codes.dense())
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    np.testing.assert_allclose(gradient, wanted, atol=1e-5)  # sums over the words in another order
+
+
 @pytest.mark.parametrize(
     "mesh", ["data:2,fsdp:2,tensor:2", "fsdp:2,context:2,tensor:2", "expert:8"]
 )

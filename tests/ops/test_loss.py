@@ -71,6 +71,24 @@ def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits(
         )  # sums over 768 tokens in another order
 
 
+def test_a_soft_cap_bounds_logits_and_is_in_the_gradients():
+    states, table, targets, weights = arrays()
+
+    def chunked(states, table):
+        return head_loss(states, table, targets, weights, 0.1, 1e-2, 3.0)[0]
+
+    def whole(states, table):
+        logits = 3 * jnp.tanh(jnp.einsum("BTD,VD->BTV", states, table) / 3)
+        loss, _ = cross_entropy(logits, targets, label_smoothing=0.1, z_loss=1e-2)
+        return jnp.sum(loss * weights)
+
+    got, gradients = jax.value_and_grad(chunked, argnums=(0, 1))(states, table)
+    want, wanted = jax.value_and_grad(whole, argnums=(0, 1))(states, table)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for gradient, right in zip(gradients, wanted):
+        np.testing.assert_allclose(gradient, right, atol=1e-4)  # as without a cap, above
+
+
 @pytest.mark.parametrize(
     "mesh", ["data:2,fsdp:2,tensor:2", "fsdp:2,context:2,tensor:2", "expert:8"]
 )
