@@ -103,12 +103,23 @@ class Experiment:
         refuse_unused(self.tune, self.lora, self.quantize)
         merge_rules(self.axes)
         _refuse_misfits(self.objective.name, self.model)
+        self._refuse_unused()
         length = self.data.sequence_length
         if self.model.position == "learned" and length > self.model.max_length:
             raise ValueError(
                 f"data.sequence_length={length} is over the {self.model.max_length} learned "
                 "positions; set config.model.max_length"
             )
+
+    def _refuse_unused(self) -> None:
+        for section, name, default in _unused(self.model.experts, self.objective.name):
+            value = getattr(getattr(self, section), name)
+            if value != default:
+                raise ValueError(
+                    f"{section}.{name}={value!r} changes nothing with model.experts="
+                    f"{self.model.experts} under objective {self.objective.name}; "
+                    f"leave it at {default!r}"
+                )
 
     @property
     def changes_base(self) -> bool:
@@ -122,6 +133,16 @@ class Experiment:
         values = dataclasses.asdict(self)
         values["objective"] = flat_defaults() | values["objective"]
         return json.loads(json.dumps(values))
+
+
+def _unused(experts: int, objective: str) -> list[tuple[str, str, Any]]:
+    """(section, field, default) of what changes nothing in a run because of another section."""
+    unused: list[tuple[str, str, Any]] = []
+    if experts:  # tokens go to experts by groups of their own
+        unused.append(("execution", "feed_tokens", Execution().feed_tokens))
+    if not objective_class(objective).answers_chats:
+        unused.append(("data", "chat_template", DataConfig().chat_template))
+    return unused
 
 
 def _refuse_misfits(name: str, model: ModelConfig) -> None:
@@ -194,6 +215,8 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
     own = {f.name for f in dataclasses.fields(objective_class(plain["name"]).config)}
     unused = {name: value for name, value in flat_defaults().items() if name not in own}
     whole["objective"] = {**plain, **unused}
+    for section, name, default in _unused(whole["model"]["experts"], plain["name"]):
+        whole[section] = {**whole[section], name: default}
     return whole
 
 

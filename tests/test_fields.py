@@ -1,0 +1,295 @@
+"""Every field of a config changes what a run does or is refused; so is one out of range, and one
+that is set where a run has no use for it.
+
+What a run does is asked of the code that does it: the traced step and first state, the events of a
+training loop, the data that are opened. `tests/fields.py` has one case a field.
+"""
+
+import dataclasses
+import hashlib
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from research import tree
+from research.evals.choose import EVALUATIONS
+from research.experiment.config import Experiment
+from research.fit.compile import abstract_batch, objective_without_data, trace
+from research.objectives.choose import Objective
+from research.parallel.mesh import make_mesh
+from research.run import appraisal, loop, session, start
+from research.run.program import make_program
+from research.run.window_feed import WindowFeed
+from research.training import checkpoint, metrics
+from research.training.checkpoint import Checkpoints
+from tests.fields import CASES, REFUSED, UNUSED, every_field, key, numbers, tiny
+
+EVERY_FIELD = sorted(name for name, _ in every_field())
+ROUTES = {  # the cases of evaluations and files of data need a path
+    "OTHER": "other.jsonl",
+    "TEMPLATE": "template.jinja",
+}
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+
+def test_every_field_has_a_case():
+    assert EVERY_FIELD == sorted(CASES)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two data sets that every objective's layout can be read from, and a chat template."""
+    made = tmp_path_factory.mktemp("fields")
+    for name, word in (("source", "one"), ("other", "two")):
+        messages = f'[{{"role": "user", "content": "{word}"}}, {{"role": "assistant", "content": "b"}}]'
+        rows = [f'{{"text": "{word} {i}", "messages": {messages}}}' for i in range(40)]
+        (made / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    (made / "template.jinja").write_text(TEMPLATE)
+    (made / "other.txt").write_text("a text")
+    return made
+
+
+def in_folder(value, folder: Path):
+    """A case's value with the path of the file that it names."""
+    if value in ({"text_perplexity": {}},):
+        return {"perplexity": {"text": str(folder / "other.txt")}}
+    return str(folder / ROUTES[value]) if isinstance(value, str) and value in ROUTES else value
+
+
+# What a run does, by the section that its fields are in.
+
+
+def digest(closed, found=None) -> str:
+    """A digest of a traced function: its text, and the values of its constants, which the text
+    leaves out."""
+    outer = found is None
+    found = hashlib.sha1() if outer else found
+    found.update(str(closed.jaxpr).encode())
+    for constant in closed.consts:
+        found.update(np.asarray(constant).tobytes())
+    for equation in closed.jaxpr.eqns:
+        for value in equation.params.values():
+            for one in value if isinstance(value, (tuple, list)) else (value,):
+                if hasattr(one, "consts") and hasattr(one, "jaxpr"):
+                    digest(one, found)
+    return found.hexdigest() if outer else ""
+
+
+def objective_of(e: Experiment) -> Objective:
+    """The objective with a tokenizer of which every other token begins a word."""
+    objective = objective_without_data(e)
+    if hasattr(objective, "word_starts") and objective.word_starts is not None:
+        starts = np.arange(e.model.vocab_size) % 2 == 0
+        objective = dataclasses.replace(objective, word_starts=starts)
+    return objective
+
+
+def program(e: Experiment, folder: Path, monkeypatch) -> object:
+    """The step, the first state, where they are on the mesh, what checkpoints hold, and an example
+    of the data."""
+    p = make_program(e, objective_of(e), jax.devices()[: 2 if e.mesh else 1])
+    batch = abstract_batch(p)
+    with jax.set_mesh(p.mesh):
+        begin = jax.jit(p.make_state).trace().jaxpr
+    places = [str(leaf.sharding) for leaf in jax.tree.leaves((p.state, batch))]
+    window = {name: np.arange(200) % 50 + 10 for name in ("tokens", "inputs", "targets")}
+    example = {}
+    if e.objective.name in ("masked_lm", "span_corruption"):
+        length = p.objective.window_length(e.data.sequence_length)
+        window = {"tokens": np.arange(length, dtype=np.int32) % 50 + 10}
+        window |= {name: np.ones(length, np.int32) for name in ("segments", "positions")}
+        example = p.objective.example(window, np.random.default_rng(0))
+    return (
+        digest(trace(p).jaxpr),
+        digest(begin),
+        places,
+        sorted(tree.paths(p.to_stored(p.state))),
+        {name: row.tolist() for name, row in example.items()},
+    )
+
+
+def events(e: Experiment, folder: Path, monkeypatch) -> object:
+    """What a training loop does at which step, and what it asks the model to write."""
+    seen = []
+
+    def note(*event):
+        seen.append(event)
+        return {}
+
+    monkeypatch.setattr(loop, "place_batch", lambda *_: None)
+    monkeypatch.setattr(loop, "log_step", lambda s, log, step, values: note("log", step))
+    monkeypatch.setattr(loop, "log_sample", lambda s, log, state, step: note("sample", step))
+    run = SimpleNamespace(
+        experiment=e,
+        program=SimpleNamespace(
+            train_step=lambda state, batch: (state, {}), mesh=None, rules=None, batch_size=1
+        ),
+        state=None,
+        start_step=0,
+        feed_state={},
+        workdir=folder,
+        appraisal=lambda state, limit: note("evaluate", limit),
+        save=lambda state, step, feed: note("save", step),
+        checkpoints=SimpleNamespace(wait=lambda: None),
+    )
+    quiet = SimpleNamespace(
+        pause=lambda *_, **__: nullcontext(),
+        note=lambda *_: None,
+        evaluation=lambda step, _: note("evaluated", step),
+        evaluated_step=None,
+    )
+
+    class Feed:
+        begin = close = lambda *_: None
+        state = dict
+        __enter__ = lambda self: self
+        __exit__ = lambda *_: None
+        __next__ = lambda self: (0, None)
+
+    loop.loop(run, Feed(), quiet, SimpleNamespace(received=None), range(0))
+
+    def generate(model, params, tokenizer, prompts, config):
+        note(*prompts, config)
+        return [SimpleNamespace(text="")]
+
+    monkeypatch.setattr(appraisal, "generate", generate)
+    model = SimpleNamespace(experiment=e, objective=objective_of(e), model=None)
+    appraisal.sample(model, None, SimpleNamespace(params=None), 1)
+    return seen
+
+
+def retention(e: Experiment, folder: Path, monkeypatch) -> object:
+    """Which checkpoints are kept, as orbax is told, and when they are saved."""
+    seen = events(e, folder, monkeypatch)
+    options = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp, "CheckpointManager", lambda *_, **given: options.update(given))
+        Checkpoints(folder / "checkpoints", e.checkpoint)
+    return seen, options["options"].max_to_keep, options["options"].keep_period
+
+
+class Reached(Exception):
+    """Ends a call of `train` where it has shown enough."""
+
+
+def trackers(e: Experiment, folder: Path, monkeypatch) -> object:
+    """Whether `train` opens W&B."""
+
+    def reach(*what):
+        raise Reached(what[0])
+
+    mesh = make_mesh("", jax.devices()[:1])
+    for name, fake in {
+        "keep_compiled_programs": lambda: None,
+        "open_data": lambda *_: SimpleNamespace(tokenizer=None),
+        "make_objective": lambda *_: None,
+        "make_program": lambda *_: SimpleNamespace(mesh=mesh, experiment=e),
+        "Checkpoints": lambda *_: nullcontext(),
+        "prepare": lambda *_: (SimpleNamespace(start_step=0), None),
+        "announce": lambda *_: reach("begun"),
+    }.items():
+        monkeypatch.setattr(loop, name, fake)
+    monkeypatch.setattr(metrics, "open_wandb", lambda *_: reach("wandb"))
+    monkeypatch.setattr(metrics, "open_tensorboard", lambda *_: (lambda *_: None, lambda: None))
+    with pytest.raises(Reached) as caught:
+        loop.train(e, folder / "run", live=False)
+    return str(caught.value)
+
+
+def data(e: Experiment, folder: Path, monkeypatch) -> object:
+    """The sources, the tokenizer, the records that may be bad, and the threads that read ahead."""
+    source = e.data.source if "/" in e.data.source else str(folder / "source.jsonl")
+    opened = start.open_data(
+        dataclasses.replace(e, data=dataclasses.replace(e.data, source=source),
+                            model=dataclasses.replace(e.model, vocab_size=512))
+    )
+    corpus = SimpleNamespace(
+        train_windows=lambda *_: None, heldout_windows=lambda *_: None,
+        tokenizer=opened.tokenizer, provenance=opened.provenance,
+    )
+    for name, fake in {
+        "make_appraisal": lambda *_: None,
+        "_restore_or_begin": lambda *_: (0, SimpleNamespace(held={"base": {}}), {}, []),
+        "_record": lambda *_: None,
+    }.items():
+        monkeypatch.setattr(session, name, fake)
+    fake = SimpleNamespace(objective=objective_of(e), batch_size=1)
+    _, feed = session.prepare(e, folder / "none", corpus, fake, None, False)
+    assert isinstance(feed, WindowFeed)
+    return (
+        opened.provenance["fingerprint"],
+        opened.tokenizer.fingerprint,
+        opened.tokenizer.chat_template,
+        opened._options(1, 0).max_bad_records,
+        feed.threads,
+    )
+
+
+def beginning(e: Experiment, folder: Path, monkeypatch) -> object:
+    """The checkpoint that parameters are read from."""
+    seen = []
+    monkeypatch.setattr(start, "open_checkpoint", lambda source: nullcontext(source))
+    monkeypatch.setattr(start, "with_parameters", lambda p, s, source: (seen.append(source), []))
+    monkeypatch.setattr(start, "with_base", lambda p, s, source: s)
+    blank = lambda *_: None
+    start.first_state(SimpleNamespace(experiment=e, init=blank, check_bytes=blank))
+    return seen
+
+
+def judged(e: Experiment, folder: Path, monkeypatch) -> object:
+    """The evaluations that a run makes beside its held-out loss."""
+    fake = SimpleNamespace(experiment=e, objective=objective_of(e), batch_size=1)
+    made = appraisal.make_appraisal(fake, SimpleNamespace(tokenizer=None), [])
+    return sorted((name, type(one).__name__) for name, one in made.others.items())
+
+
+PROBES = {
+    **dict.fromkeys(("data.sequence_length", "data.batch_size"), program),
+    **dict.fromkeys(("data.batch_size_per_device", "train.accumulate", "train.seed"), program),
+    **{"data": data, "train": events, "checkpoint": retention, "logging": trackers},
+    **{"init": beginning, "evals": judged},
+}
+KNOWN: dict[str, object] = {}  # what a run does, by probe and changes: bases are shared
+
+
+def does(probe, changes, folder, monkeypatch):
+    """`probe` of the tiny run with these changes, once."""
+    name = f"{probe.__name__} {key(changes)}"
+    if name not in KNOWN:
+        KNOWN[name] = probe(tiny(changes), folder, monkeypatch)
+    return KNOWN[name]
+
+
+@pytest.mark.parametrize("name", EVERY_FIELD)
+def test_a_field_changes_what_a_run_does_or_is_refused(name, folder, monkeypatch):
+    base, other = CASES[name]
+    probe = PROBES.get(name) or PROBES.get(name.partition(".")[0], program)
+    before = does(probe, base, folder, monkeypatch)
+    changes = {**base, name: in_folder(other, folder)}
+    if name in REFUSED:
+        with pytest.raises(ValueError, match=REFUSED[name]):
+            tiny(changes)
+    else:
+        assert does(probe, changes, folder, monkeypatch) != before
+
+
+@pytest.mark.parametrize(("name", "value"), list(numbers()))
+def test_a_number_out_of_range_is_refused_by_name(name, value):
+    base, _ = CASES[name]
+    tiny(base)
+    with pytest.raises(ValueError, match=name.rpartition(".")[2]):
+        tiny({**base, name: value})
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "value"), UNUSED, ids=[f"{name}-{i}" for i, (_, name, _) in enumerate(UNUSED)]
+)
+def test_a_field_that_a_run_has_no_use_for_is_refused(base, name, value):
+    tiny(base)
+    with pytest.raises(ValueError, match="set|leave"):
+        tiny({**base, name: value})
