@@ -24,6 +24,7 @@ TINY = {
 WINDOW = {"model.window": 4}
 GLOBAL = {**WINDOW, "model.global_every": 2}
 SCALED = {"model.rope_scaling.factor": 2.0, "model.rope_scaling.original_length": 16}
+LINEAR = {"model.rope_scaling.factor": 2.0, "model.rope_scaling.kind": "linear"}
 LEARNED = {"model.position": "learned"}
 EXPERTS = {"model.experts": 4}
 MASKED = {"model.kind": "encoder", "objective.name": "masked_lm"}
@@ -91,7 +92,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.init": ({}, "xavier"),
     "model.init_std": ({}, 0.1),
     "tune.method": ({}, "ia3"),
-    "tune.also": (LORA, "norm"),
+    "tune.also": (LORA, "scale"),
     "tune.bottleneck": (ADAPTER, 3),
     "tune.placement": (ADAPTER, "pfeiffer"),
     "tune.virtual_tokens": (PROMPT, 3),
@@ -161,7 +162,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "init": ({}, "OTHER"),
     "mesh": (TWO, "tensor:2"),
     "axes": (TWO, {"embed": ()}),
-    "evals": ({}, {"text_perplexity": {}}),
+    "evals": ({}, {"perplexity": {"text": "OTHER"}}),
 }
 _RUNS = {
     **{"causal_lm": {}, "chat": CHAT, "masked_lm": MASKED, "classification": CLASSES},
@@ -178,6 +179,7 @@ for _name in _RUNS:
 REFUSED = {
     "model.kind": "for a model of kind 'encoder'",
     "model.pooler": "set model.pooler=True",
+    "execution.attention": "set config.execution.attention",  # a GPU's, on a CPU
     **{f"objective.{name}.name": "for a model of kind" for name in _RUNS if name not in _DECODERS},
 }
 
@@ -192,7 +194,7 @@ UNUSED: list[tuple[dict[str, Any], str, Any]] = [
     ({}, "model.rope_scaling.low_factor", 0.5),
     ({}, "model.rope_scaling.high_factor", 8.0),
     ({}, "model.rope_scaling.original_length", 32),
-    ({**SCALED, "model.rope_scaling.kind": "linear"}, "model.rope_scaling.low_factor", 0.5),
+    (LINEAR, "model.rope_scaling.low_factor", 0.5),
     ({}, "model.global_every", 2),
     (WINDOW, "model.local_rope_theta", 500.0),
     ({"model.norm": "layer"}, "model.norm_offset", 1.0),

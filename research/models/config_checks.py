@@ -64,8 +64,7 @@ def reset_unused(
     if "rope_scaling" in kept:
         kept["rope_scaling"] = {
             name: defaults["rope_scaling"][name]
-            if name in _unused_scaling(kept["rope_scaling"])
-            and f"rope_scaling.{name}" not in given
+            if name in _unused_scaling(kept["rope_scaling"]) and f"rope_scaling.{name}" not in given
             else value
             for name, value in kept["rope_scaling"].items()
         }
@@ -130,7 +129,7 @@ def _check_combinations(c: Any) -> None:
     if (c.kind == "encoder_decoder") != (c.encoder_layers > 0):
         raise ValueError(
             f"model.encoder_layers={c.encoder_layers} does not fit model.kind={c.kind!r}; "
-            "encoder-decoders have one or more, other models 0"
+            "encoder-decoders have one or more, other models 0; set one of the two"
         )
     if c.experts and (not c.gated or c.mlp_bias):
         raise ValueError("model.experts are gated without bias; set model.gated, not mlp_bias")
