@@ -102,7 +102,7 @@ class Experiment:
         parse_mesh(self.mesh)
         refuse_unused(self.tune, self.lora, self.quantize)
         merge_rules(self.axes)
-        _refuse_misfits(self.objective.name, self.model)
+        _refuse_misfits(self.objective.name, self.model.kind, self.model.labels)
         self._refuse_unused()
         length = self.data.sequence_length
         if self.model.position == "learned" and length > self.model.max_length:
@@ -112,13 +112,12 @@ class Experiment:
             )
 
     def _refuse_unused(self) -> None:
-        for section, name, default in _unused(self.model.experts, self.objective.name):
+        for section, name, default, of in _unused(self.model.experts, self.objective.name):
             value = getattr(getattr(self, section), name)
             if value != default:
                 raise ValueError(
-                    f"{section}.{name}={value!r} changes nothing with model.experts="
-                    f"{self.model.experts} under objective {self.objective.name}; "
-                    f"leave it at {default!r}"
+                    f"{section}.{name}={value!r} is for {of}, which this run is not; "
+                    f"set config.{section}.{name} to {default!r}"
                 )
 
     @property
@@ -135,27 +134,28 @@ class Experiment:
         return json.loads(json.dumps(values))
 
 
-def _unused(experts: int, objective: str) -> list[tuple[str, str, Any]]:
-    """(section, field, default) of what changes nothing in a run because of another section."""
-    unused: list[tuple[str, str, Any]] = []
+def _unused(experts: int, objective: str) -> list[tuple[str, str, Any, str]]:
+    """(section, field, default, what it is for) of each field that changes nothing in a run because
+    of another section."""
+    unused: list[tuple[str, str, Any, str]] = []
     if experts:  # tokens go to experts by groups of their own
-        unused.append(("execution", "feed_tokens", Execution().feed_tokens))
+        unused.append(("execution", "feed_tokens", Execution().feed_tokens, "dense models"))
     if not objective_class(objective).answers_chats:
-        unused.append(("data", "chat_template", DataConfig().chat_template))
+        unused.append(("data", "chat_template", DataConfig().chat_template, "the objective chat"))
     return unused
 
 
-def _refuse_misfits(name: str, model: ModelConfig) -> None:
+def _refuse_misfits(name: str, kind: str, labels: int) -> None:
     """ValueError for a model of a kind that the objective does not train, or without its head."""
     objective = objective_class(name)
-    if model.kind != objective.model_kind:
+    if kind != objective.model_kind:
         raise ValueError(
             f"objective {name} is for a model of kind {objective.model_kind!r}, "
-            f"this one is {model.kind!r}"
+            f"this one is {kind!r}"
         )
-    if (model.labels > 1) != objective.classifies or model.labels == 1:
+    if (labels > 1) != objective.classifies or labels == 1:
         raise ValueError(
-            f"model.labels={model.labels} under objective {name}: set config.model.labels to the "
+            f"model.labels={labels} under objective {name}: set config.model.labels to the "
             "number of classes for classification, and to 0 otherwise"
         )
 
@@ -177,11 +177,15 @@ def make_experiment(values: Mapping[str, Any]) -> Experiment:
     """The experiment of plain values by section, what is absent at its default. ValueError for an
     unknown field, a value of another type, or one that does not fit."""
     parts = {}
+    flat = flat_defaults() | values.get("objective", {})
+    settings = own_settings(flat)
+    model = {"kind": ModelConfig.kind, "labels": ModelConfig.labels, **values.get("model", {})}
+    # Before the model is made: that it is of the wrong kind says more than which field it lacks.
+    _refuse_misfits(flat["name"], model["kind"], model["labels"])
     for name, kind in get_type_hints(Experiment).items():
         if name == "objective":
-            flat = flat_defaults() | values.get(name, {})
             kind = objective_class(flat["name"]).config
-            parts[name] = build(kind, own_settings(flat), "config.objective")
+            parts[name] = build(kind, settings, "config.objective")
         elif dataclasses.is_dataclass(kind):
             parts[name] = build(kind, values.get(name, {}), f"config.{name}")
         elif name in values:
@@ -215,7 +219,7 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
     own = {f.name for f in dataclasses.fields(objective_class(plain["name"]).config)}
     unused = {name: value for name, value in flat_defaults().items() if name not in own}
     whole["objective"] = {**plain, **unused}
-    for section, name, default in _unused(whole["model"]["experts"], plain["name"]):
+    for section, name, default, _ in _unused(whole["model"]["experts"], plain["name"]):
         whole[section] = {**whole[section], name: default}
     return whole
 
