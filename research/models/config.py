@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from research.models.config_checks import check, reset_unused
@@ -116,9 +116,10 @@ class ModelConfig(Initialization, Regularization, Shape):
 def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
     """The config of `dataclasses.asdict(config)`, as JSON gives it back, also an older one with
     fewer fields or with fields that change nothing. TypeError for fields that there are not."""
-    defaults = {field.name: field.default for field in fields(ModelConfig)}
-    scaling = RopeScaling(**values.get("rope_scaling", {}))
-    return ModelConfig(**reset_unused({**defaults, **values, "rope_scaling": scaling}, defaults))
+    defaults = asdict(ModelConfig())
+    scaling = {**defaults["rope_scaling"], **values.get("rope_scaling", {})}
+    kept = reset_unused({**defaults, **values, "rope_scaling": scaling}, defaults)
+    return ModelConfig(**{**kept, "rope_scaling": RopeScaling(**kept["rope_scaling"])})
 
 
 @dataclass(frozen=True)

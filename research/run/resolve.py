@@ -39,5 +39,11 @@ def _resolve_model(values: dict[str, Any], init: str) -> dict[str, Any]:
             base[name] = {**base[name], **{k: v for k, v in value.items() if v is not None}}
         elif value is not None:
             base[name] = value
-    named = {name for name, value in given.items() if value not in (None, {})}
+    named = {
+        f"{name}.{inner}" if inner else name
+        for name, value in given.items()
+        for inner, one in (value.items() if isinstance(value, dict) else [("", value)])
+        if one is not None
+    }
+    named |= {name.partition(".")[0] for name in named}
     return reset_unused(base, dataclasses.asdict(ModelConfig()), named)
