@@ -9,8 +9,8 @@ class ObjectiveConfig:
     """The settings of one objective: a subclass has the fields of its own and no others.
 
     In a config file the section is flat: it has the fields of all objectives, and
-    `research.objectives.choose.objective_config` keeps those of the one that is named. `name` is
-    no argument, because each subclass belongs to one row of the table.
+    `research.objectives.choose.own_settings` keeps those of the one that is named. `name` is no
+    argument, because each subclass belongs to one row of the table.
     """
 
     name: str = field(default="", init=False)
