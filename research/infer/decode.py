@@ -199,7 +199,8 @@ def _rows(
         ids = _ids(tokenizer, prompt, config.bos)
         if not ids or not all(0 <= i < c.vocab_size for i in ids):
             raise ValueError(
-                f"prompt {index} must be one or more ids in [0, {c.vocab_size}), the model's vocabulary"
+                f"prompt {index} must be one or more ids in [0, {c.vocab_size}), "
+                "the model's vocabulary"
             )
         source, content = None, np.array(ids, "<i4").tobytes()
         if c.kind == "encoder_decoder":
@@ -210,7 +211,8 @@ def _rows(
             limit = min(limit, c.max_length - len(ids))
             if limit < 1 or longest > c.max_length:
                 raise ValueError(
-                    f"prompt {index} has {longest} tokens, the model {c.max_length} positions; shorten it"
+                    f"prompt {index} has {longest} tokens, the model {c.max_length} positions; "
+                    "shorten it"
                 )
         text = Continuation(tokenizer.decode, ids if source is None else [], config.stop)
         rows.append(_Row(prompt, ids, source, (zlib.crc32(content), copies[content]), limit, text))

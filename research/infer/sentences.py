@@ -42,13 +42,13 @@ def embed(
     """A vector for each text, float32 [texts, D]. ValueError for a model that is no encoder."""
     if model.config.kind != "encoder":
         raise ValueError(
-            f"the model is a {model.config.kind}; sentence embeddings come from an encoder such as BERT"
+            f"the model is a {model.config.kind}; "
+            "sentence embeddings come from an encoder such as BERT"
         )
     longest = min(settings.max_tokens, model.config.max_length)
     rows = [_framed(tokenizer, ids, longest) for ids in tokenizer.encode_batch(list(texts))]
-    order = sorted(
-        range(len(rows)), key=lambda n: len(rows[n])
-    )  # texts of one length lie together: less padding
+    # Texts of similar length share a batch, which needs little padding.
+    order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
     vectors = np.zeros((len(rows), model.config.d_model), np.float32)
     for first in range(0, len(order), ROWS):
         chosen = order[first : first + ROWS]

@@ -94,9 +94,9 @@ def begin(
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
     """Reads the prompts: (state, each row's first token, int32 [B, 1], its log-probability).
 
-    `prepared` are the parameters that `advance` will be given (`decode_layout.prepare`). Prompts are
-    read with `params`: many tokens at once gain nothing from another layout, and a scan compiles
-    faster.
+    `prepared` are the parameters in the layout of `decode_layout.prepare`, which `advance` takes
+    too. Prompts are read with `params`: a product of many tokens gains nothing from that layout,
+    and a scan over stacked layers compiles faster than the unrolled ones.
     """
     rows = row_count(len(start.prompts), model)
     lengths_B = pad_numbers([len(ids) for ids in start.prompts], rows)

@@ -65,7 +65,7 @@ def to_stored(state: TrainState, with_base: bool) -> dict[str, tree.Tree]:
 
 
 def from_stored(stored: dict[str, tree.Tree]) -> TrainState:
-    """The state that `to_stored` was given; its base is {} where the checkpoint does not have it."""
+    """The inverse of `to_stored`; the base is {} where the checkpoint lacks it."""
     rest = {name: value for name, value in stored.items() if name != "frozen"}
     return TrainState(held={"base": stored["frozen"]}, **rest)
 

@@ -31,13 +31,22 @@ def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
     if card := before_triton():
         return f"Triton makes no kernels for {card}; they begin with compute capability 8"
     if not visibility.packed:
-        return "queries and keys are not one packed row and it knows only indices; decode and cross-attend with 'xla'"
+        return (
+            "queries and keys are not one packed row and it knows only indices; "
+            "decode and cross-attend with 'xla'"
+        )
     if visibility.window:
         return f"it has no window and model.window={visibility.window}"
     if local_shape(q_BTNH)[1] != T:
-        return "it wants whole rows of queries and the mesh splits them; set config.mesh without a context axis"
+        return (
+            "it wants whole rows of queries and the mesh splits them; "
+            "set config.mesh without a context axis"
+        )
     if _row_bytes(q_BTNH) > 512:
-        return f"a head of {q_BTNH.shape[3]} {q_BTNH.dtype} is over 512 bytes; set config.precision.compute to bfloat16"
+        return (
+            f"a head of {q_BTNH.shape[3]} {q_BTNH.dtype} is over 512 bytes; "
+            "set config.precision.compute to bfloat16"
+        )
     return None
 
 

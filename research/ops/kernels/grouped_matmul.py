@@ -104,7 +104,8 @@ def _kernel(x: jax.Array, interpret: bool | None) -> bool:
     reason = refusal(x.dtype)
     if reason:
         warn_once(
-            f"the experts' products on {PLATFORM} take XLA's form, whose gradient visits every row for each: {reason}"
+            f"the experts' products on {PLATFORM} take XLA's form, whose gradient visits every row "
+            f"for each: {reason}"
         )
     return reason is None
 

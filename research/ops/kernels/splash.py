@@ -19,20 +19,24 @@ PLATFORM = "tpu"
 SOFT_CAP = True
 RESIDUALS = "attention"  # checkpoint name of the output and log-sum-exp, for remat policies
 LANES = 128  # of the vector unit; segment ids fill them, so no block can be shorter
-BLOCKS = (
-    512,
-    256,
-    LANES,
-)  # the largest that divides the length; 512 compiles for v4 to 7x at head size 256 in float32
+# The largest that divides the length is taken. 512 compiles for v4 to 7x, also for float32 heads of
+# 256.
+BLOCKS = (512, 256, LANES)
 
 
 def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
     """Why the kernel cannot serve the case and what to set, or None where it can."""
     T, S, H = local_shape(q_BTNH)[1], k_BSKH.shape[1], q_BTNH.shape[3]
     if (visibility.causal or visibility.window) and not visibility.packed:
-        return "queries and keys are not one packed row and it knows only indices; decode over a cache with 'xla'"
+        return (
+            "queries and keys are not one packed row and it knows only indices; "
+            "decode over a cache with 'xla'"
+        )
     if T % LANES or S % LANES:
-        return f"{T} queries a device and {S} keys must be multiples of {LANES}; set config.data.sequence_length"
+        return (
+            f"{T} queries a device and {S} keys must be multiples of {LANES}; "
+            "set config.data.sequence_length"
+        )
     if H % 8:
         return f"head_size={H} must be a multiple of 8; set config.model.head_size"
     if q_BTNH.dtype not in (jnp.float32, jnp.bfloat16):
