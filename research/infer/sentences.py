@@ -20,8 +20,12 @@ _STEP = 16  # lengths are rounded up to a multiple, so that few programs are com
 
 @dataclass(frozen=True)
 class SentenceSettings:
-    """`pooling` takes the mean of all states or that of the first token; `normalize` makes the
-    vector's length 1; a text is cut at `max_tokens`, the tokens around it included."""
+    """How a text becomes a vector.
+
+    pooling     "mean" of all tokens' states, or "cls", the first token's state
+    normalize   scale the vector to length 1
+    max_tokens  longer texts are cut, [CLS] and [SEP] included in the count
+    """
 
     pooling: str = "mean"
     normalize: bool = True
@@ -39,7 +43,7 @@ def embed(
     texts: Sequence[str],
     settings: SentenceSettings,
 ) -> np.ndarray:
-    """A vector for each text, float32 [texts, D]. ValueError for a model that is no encoder."""
+    """A vector for each text, float32 [texts, D]. ValueError for a model that is not an encoder."""
     if model.config.kind != "encoder":
         raise ValueError(
             f"the model is a {model.config.kind}; "
