@@ -132,8 +132,7 @@ def read_line() -> str | None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(
-        ImportError
-    ):  # not on every system: with it `input` edits lines and recalls earlier ones
+    # With readline, which not every system has, `input` edits lines and recalls earlier ones.
+    with contextlib.suppress(ImportError):
         importlib.import_module("readline")
     command.run(main)

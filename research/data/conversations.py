@@ -30,9 +30,8 @@ def conversation(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dic
             )
     else:
         messages = _plain(row.get(columns["messages"]))
-        if isinstance(
-            messages, Mapping
-        ):  # how TFDS has a sequence of records: a record of sequences
+        # TFDS turns a sequence of records into a record of sequences.
+        if isinstance(messages, Mapping):
             messages = [dict(zip(messages, values)) for values in zip(*messages.values())]
         if not isinstance(messages, list):
             raise ValueError(

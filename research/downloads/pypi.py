@@ -16,23 +16,14 @@ from typing import IO
 
 from research.downloads.cache import Damaged, built
 
-MEMBER_BYTES = (
-    64 * 1024 * 1024
-)  # longest member read: a bound on what a hostile archive can make us allocate
+# Longest member read into memory: a bound on what a hostile archive can make us allocate.
+MEMBER_BYTES = 64 * 1024 * 1024
 EXTRACTED_BYTES = 2 * 1024**3  # longest member written to disk
 _PIP_SECONDS = 600  # for a hundred megabytes over a slow line
-_BROKEN = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    RuntimeError,
-)  # encrypted: RuntimeError
-_WHEEL = (
-    "--only-binary=:all:",
-    "--platform=any",
-)  # files of no platform: nothing but Python and data in them
+# Errors of a broken archive; zipfile raises RuntimeError for an encrypted one.
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
+# A wheel for any platform, which has only Python and data files.
+_WHEEL = ("--only-binary=:all:", "--platform=any")
 
 
 def fetch(requirement: str, sha256: str, cache_dir: Path, wheel: bool = False) -> Path:

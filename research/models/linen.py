@@ -32,9 +32,8 @@ class Transformer(nn.Module):
         stands for.
         """
         if not self.is_initializing():
-            return dict(
-                self.variables["params"]
-            )  # a prompt included, which the model's specs know nothing of
+            # All of them, also a prompt's, which the model's specs lack.
+            return dict(self.variables["params"])
         specs = self.model.specs()
         made = initialize(self.make_rng("params"), specs, self.model.precision.param_dtype)
         return {name: self.param(name, lambda _, name=name: made[name]) for name in specs}

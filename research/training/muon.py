@@ -150,8 +150,8 @@ def _moves(
     """The exchanges after which every device has whole matrices: mesh axes that split matrices, and
     idle ones, split the layers instead, until a device has one layer.
 
-    Each is one all-to-all, and no two devices orthogonalise the same matrix. Axes beyond the number
-    of layers are gathered.
+    Each is one all-to-all, so devices do not repeat each other's work. Where the layers run out,
+    the remaining axes that split matrices are gathered.
     """
     spec, mesh = sharding.spec, sharding.mesh
     entries = [_mesh_axes(entry) for entry in spec]

@@ -152,9 +152,8 @@ class LiveBar:
             redirect_stderr=stream is sys.stderr,
         )
         self._live.start(refresh=True)
-        self._console.show_cursor(
-            True
-        )  # rich hides it, and a process that is killed could not bring it back
+        # rich hides the cursor, and a killed process could not show it again.
+        self._console.show_cursor(True)
 
     def row(self, row: dict[str, Any], finish_at: float | None) -> None:
         """Show a training row; `finish_at` is the expected end on the clock."""
@@ -187,9 +186,8 @@ class LiveBar:
             fields.append(f"ETA {clock_time(self._finish_at - self._clock())}")
         if self._took:
             fields.append(self._took)
-        width = (
-            self._console.width - 3
-        )  # a full last column wraps, and so would the ^C that a terminal echoes
+        # A full last column wraps, and so would the ^C that a terminal echoes.
+        width = self._console.width - 3
         left, filled, empty, right = bar_parts(width, self._step, self._total, fields, self._state)
         heavy, light = ("━", "─") if "utf" in (self._console.encoding or "") else ("#", "-")
         return Text.assemble(
