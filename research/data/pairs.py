@@ -8,7 +8,7 @@ from research.data.windows import WindowOptions
 
 
 class PackedPairs:
-    """Windows of several pairs each: as many of the (permuted) pairs in a row as fit on both sides.
+    """Windows of several (inputs, targets) pairs each: consecutive pairs as long as both sides fit.
 
     `[i]` is int32: "inputs", "inputs_segments", "inputs_positions" [inputs_length] and "targets",
     "targets_segments", "targets_positions" [targets_length]. A pair has the same segment 1, 2, ...

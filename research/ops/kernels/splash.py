@@ -1,9 +1,9 @@
-"""Splash attention on TPU: scores live in the chip's own memory, block by block, and hidden blocks
+"""Splash attention on TPU: scores exist only block by block in on-chip memory, and hidden blocks
 are skipped.
 
-The kernel is JAX's (jax.experimental.pallas.ops.tpu.splash_attention). It knows positions as
-indices of a row, which is the seam's rule where rows are packed: positions then rise by one within
-a segment, so indices and segments hide the same keys as positions and segments.
+The kernel is JAX's (jax.experimental.pallas.ops.tpu.splash_attention). Its masks compare indices in
+a row instead of positions. For packed rows that is the same (`Visibility.packed`): positions rise
+by one within a segment, so indices and segments hide the same keys as positions and segments.
 """
 
 import functools
@@ -54,9 +54,10 @@ def attend(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """The seam's attention, [B, T, N, H], where `refusal` is None. `interpret` runs the kernel on
-    any device."""
-    # The kernel takes no scale. A power of two, as of head sizes 64 and 256, rounds nothing.
+    """`research.ops.attention.attend` by this kernel, [B, T, N, H], where `refusal` is None.
+    `interpret` runs it on any device."""
+    # The kernel has no scale, so queries are scaled. For head sizes such as 64 and 256 the scale is
+    # a power of two, and this rounds nothing.
     q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
     segments = visibility.q_segments_BT, visibility.k_segments_BS
     kernel = _kernel(q_BTNH, k_BSKH, visibility, softcap, interpret)
@@ -113,8 +114,8 @@ def _shares(kernel, T: int, S: int, visibility) -> dict[str, float]:
 
 
 def _kernel(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility, softcap: float, interpret: bool):
-    """The kernel with the index rule's blocks sorted into hidden, partly and wholly visible, a part
-    for each device."""
+    """The kernel for a mask over indices. Its construction sorts blocks into hidden, partly visible
+    and fully visible ones, for each device's share of the queries."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
