@@ -63,9 +63,8 @@ def bert(tmp_path_factory):
 def finetune(workdir: Path, arg: str, init: Path, **changed) -> int:
     from research.train import train
 
-    return train(
-        experiment("finetune", f"{arg},smoke", init=str(init), **changed), workdir, live=False
-    )
+    e = experiment("finetune", f"{arg},smoke", init=str(init), **changed)
+    return train(e, workdir, live=False).exit_code
 
 
 def parameters(workdir: Path) -> dict[str, np.ndarray]:

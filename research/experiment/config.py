@@ -102,7 +102,7 @@ class Experiment:
         parse_mesh(self.mesh)
         refuse_unused(self.tune, self.lora, self.quantize)
         merge_rules(self.axes)
-        _refuse_misfits(self.objective.name, self.model)
+        _refuse_misfits(self.objective.name, self.model.kind, self.model.labels)
         length = self.data.sequence_length
         if self.model.position == "learned" and length > self.model.max_length:
             raise ValueError(
@@ -124,17 +124,17 @@ class Experiment:
         return json.loads(json.dumps(values))
 
 
-def _refuse_misfits(name: str, model: ModelConfig) -> None:
+def _refuse_misfits(name: str, kind: str, labels: int) -> None:
     """ValueError for a model of a kind that the objective does not train, or without its head."""
     objective = objective_class(name)
-    if model.kind != objective.model_kind:
+    if kind != objective.model_kind:
         raise ValueError(
             f"objective {name} is for a model of kind {objective.model_kind!r}, "
-            f"this one is {model.kind!r}"
+            f"this one is {kind!r}"
         )
-    if (model.labels > 1) != objective.classifies or model.labels == 1:
+    if (labels > 1) != objective.classifies or labels == 1:
         raise ValueError(
-            f"model.labels={model.labels} under objective {name}: set config.model.labels to the "
+            f"model.labels={labels} under objective {name}: set config.model.labels to the "
             "number of classes for classification, and to 0 otherwise"
         )
 
@@ -156,11 +156,15 @@ def make_experiment(values: Mapping[str, Any]) -> Experiment:
     """The experiment of plain values by section, what is absent at its default. ValueError for an
     unknown field, a value of another type, or one that does not fit."""
     parts = {}
+    flat = flat_defaults() | values.get("objective", {})
+    settings = own_settings(flat)
+    model = {"kind": ModelConfig.kind, "labels": ModelConfig.labels, **values.get("model", {})}
+    # Before the model is made: that it is of the wrong kind says more than which field it lacks.
+    _refuse_misfits(flat["name"], model["kind"], model["labels"])
     for name, kind in get_type_hints(Experiment).items():
         if name == "objective":
-            flat = flat_defaults() | values.get(name, {})
             kind = objective_class(flat["name"]).config
-            parts[name] = build(kind, own_settings(flat), "config.objective")
+            parts[name] = build(kind, settings, "config.objective")
         elif dataclasses.is_dataclass(kind):
             parts[name] = build(kind, values.get(name, {}), f"config.{name}")
         elif name in values:

@@ -53,7 +53,9 @@ def read_experiment(workdir: Path) -> Experiment:
             "give the --workdir of a run of research.train"
         )
     try:
-        return from_json(read_json(file))
+        values = read_json(file)
+        values["model"]  # whatever else an older run's config lacks is at its default
+        return from_json(values)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file} is not the config of a run ({error!r}); restore it from a copy"

@@ -59,7 +59,7 @@ def tune(folder: Path, workdir: Path, method: str, **changed) -> int:
         **METHODS[method],
         **changed,
     }
-    return train(experiment("finetune", arg, **settings), workdir, live=False)
+    return train(experiment("finetune", arg, **settings), workdir, live=False).exit_code
 
 
 def opened(workdir: Path):
