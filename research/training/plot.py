@@ -27,8 +27,8 @@ from research.training.curves import (
 
 # Readable on white and on black.
 COLOURS = ("#4c8bf5", "#e8833a", "#2fa36b", "#a66bdb", "#d9534f", "#8a8f98")
-POINTS = 400  # a curve has at most so many; more cannot be told apart at this width
-DOTS = 100  # more would touch each other
+POINTS = 400  # most points of a curve; more cannot be told apart at this width
+DOTS = 100  # most points that are drawn as dots; more would touch each other
 READINGS = 120  # places where the mouse finds values
 TOP, RIGHT, BOTTOM, LEFT = 16, 16, 28, 54  # margins, room for legend and tick labels
 

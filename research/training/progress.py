@@ -1,5 +1,4 @@
-"""What a person sees of a run, on standard error: a live bar on a terminal, plain lines anywhere
-else."""
+"""The display of a run on standard error: a live bar on a terminal, plain lines elsewhere."""
 
 import os
 import sys
@@ -41,7 +40,7 @@ def printable(text: str) -> str:
 
 
 def row_fields(row: dict[str, Any]) -> list[str]:
-    """The parts of a training row worth a glance, the most telling first."""
+    """The values of a training row that are displayed, the most important first."""
     fields = []
     if "loss" in row:
         fields.append("loss nan" if row["loss"] is None else f"loss {row['loss']:.4f}")
@@ -115,7 +114,7 @@ class PlainLines:
         print(text, file=self._stream, flush=True)
 
     def state(self, text: str) -> None:
-        """What the run is busy with: shown by the bar alone."""
+        """Ignored here: only the bar shows what the run is doing."""
 
     def close(self) -> None:
         """Print the last row if throttling held it back."""

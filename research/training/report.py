@@ -1,5 +1,5 @@
-"""`report.html`: a run on one page, made from the files of its directory. It needs no network and
-runs no script."""
+"""`report.html`: a page about a run, made from the files of its directory; it needs no network and
+no scripts."""
 
 import os
 import shlex
