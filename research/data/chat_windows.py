@@ -83,6 +83,7 @@ def best_fit(sizes: list[int], room: int) -> list[list[int]]:
     bins: list[list[int]] = []
     by_space: dict[int, list[int]] = {}  # free space: the bins that have exactly this much left
     spaces: list[int] = []  # the keys of `by_space`, sorted, to be searched by bisection
+    # Sorting is stable, so the given order decides among equal sizes.
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         at = bisect.bisect_left(spaces, sizes[index])
         if at == len(spaces):

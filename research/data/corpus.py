@@ -148,6 +148,7 @@ def _open_tokenizer(spelling: str, sources: list[Source], cache: Path) -> Tokeni
     """The tokenizer of a spelling: loaded, or trained on the train parts and cached."""
     if not spelling.startswith(("bpe:", "sentencepiece:")):
         return load_tokenizer(spelling, cache)
+    # A trained tokenizer is determined by its spelling and the texts it is trained on.
     key = digest(spelling, *(source.train.fingerprint for source in sources))
 
     def build(folder: Path) -> None:

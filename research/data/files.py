@@ -49,6 +49,7 @@ class FileDocuments:
         self._ends = np.cumsum([len(reader) for reader in self._readers])
         self._fields = choose_columns(query, _columns(self._readers), f"{path}?{query}", wanted)
         self._layout, self.fields = wanted, LAYOUTS[wanted].fields
+        # The fingerprint covers names, contents, the columns read and how texts are cut.
         files = [(str(reader.path), reader.name) for reader in self._readers]
         counts = [len(reader) for reader in self._readers]
         self.fingerprint = digest(

@@ -86,6 +86,7 @@ class _Batches:
     rows: int
 
     def __len__(self) -> int:
+        # Endless in practice; grain needs a length.
         return sys.maxsize // self.global_batch
 
     def __getitem__(self, step: int) -> Batch:
@@ -93,6 +94,7 @@ class _Batches:
         return _stack([self._row(index) for index in range(first, first + self.rows)])
 
     def _row(self, index: int) -> Batch:
+        # A generator for each row: threads and resumed runs then draw the same numbers.
         return self.example(self.stream[index], np.random.default_rng([self.seed, index]))
 
 

@@ -47,6 +47,7 @@ class PackedPairs:
             else np.random.default_rng(seed).permutation(len(inputs))
         )
         # Greedy: a new window starts where the next pair would overflow either side.
+        # + 1 for eos.
         lengths = [np.diff(store.offsets)[self._order] + 1 for _, store, _ in self._sides]
         sizes = (
             np.minimum(lengths[0], inputs_length).tolist(),

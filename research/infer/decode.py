@@ -168,6 +168,7 @@ def _write(
         if not any(left):
             return
         count = min(tokens, max(left))
+        # Stop strings are found on the host, so the device is told which rows have ended.
         open_B = np.array([*left, *[0] * (len(ids_BT) - len(left))]) > 0
         state, ids_BT, logprobs_BT = advance(
             prepared,
@@ -218,6 +219,7 @@ def _rows(
                 )
         text = Continuation(tokenizer.decode, ids if source is None else [], config.stop)
         rows.append(_Row(prompt, ids, source, (zlib.crc32(content), copies[content]), limit, text))
+        # Equal prompts are numbered, so that they get different random numbers.
         copies[content] += 1
     return rows
 

@@ -102,6 +102,7 @@ def keep_top_p(logits_BV: jax.Array, p: Number) -> jax.Array:
         enough_B1 = jnp.sum(jnp.where(kept_BV, probs_BV, 0), axis=-1, keepdims=True) >= p
         return jnp.where(enough_B1, middle_B1, low_B1), jnp.where(enough_B1, high_B1, middle_B1)
 
+    # Both bounds are bits of floats: a threshold of 0.0 keeps all tokens, one above 1 none.
     low_B1 = jnp.zeros_like(probs_BV[:, :1], jnp.int32)
     low_B1, _ = lax.fori_loop(0, 30, halve, (low_B1, low_B1 + _BITS_OVER_1))
     return jnp.where(probs_BV < lax.bitcast_convert_type(low_B1, jnp.float32), -jnp.inf, logits_BV)

@@ -183,6 +183,7 @@ def with_prefix(
 def in_front(first: jax.Array, rows: jax.Array) -> jax.Array:
     """`rows` [B, S, ...] with `first` [n, ...] in front of every row, [B, n + S, ...], placed and
     typed as the rows."""
+    # A mesh may split S, into which the first tokens are inserted.
     rows = gather_axis(jnp.asarray(rows), axis=1)
     copies = jnp.broadcast_to(first.astype(rows.dtype)[None], (rows.shape[0], *first.shape))
     return jnp.concatenate([reshard_to(copies, partition_spec(rows)), rows], axis=1)

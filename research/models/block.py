@@ -70,6 +70,7 @@ def block(
         )
         x_BTD = _add_branch(p, "attention", x_BTD, y_BTD, c, attention_key)
 
+    # Only the decoder of an encoder-decoder has the parameters of this branch.
     if "cross" in p:
         with jax.named_scope("cross"):
             y_BTD = _branch_input(p, "cross", x_BTD, c)

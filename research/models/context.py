@@ -97,6 +97,8 @@ def make_context(
     for a decoder that has one."""
     kinds = _kinds(c, positions_BT, segments_BT, causal=causal, packed=packed)
     keys_values, visibility = None, None
+    # Cross-attention: segment i of the decoder's row sees segment i of the encoder's, all
+    # positions.
     if memory is not None:
         keys_values, inputs = memory
         of_memory = inputs["positions"], segments_BT, inputs["segments"]

@@ -65,6 +65,7 @@ def sinusoids(positions_BT: jax.Array, d_model: int) -> jax.Array:
     The rates are those of arXiv:1706.03762, section 3.5. The paper interleaves sines and cosines;
     its released code and Marian do not, which is the same model with D in another order.
     """
+    # Powers in float64 on the host, rounded once.
     rates = jnp.asarray(10000.0 ** (-np.arange(0, d_model, 2) / d_model), jnp.float32)
     angles_BTh = positions_BT[:, :, None].astype(jnp.float32) * rates[None, None, :]
     return jnp.concatenate([jnp.sin(angles_BTh), jnp.cos(angles_BTh)], axis=-1)

@@ -66,6 +66,7 @@ def attention_specs(c: ModelConfig, start: Initial) -> Tree:
         specs["query_bias"] = Spec((N, H), ("heads", "head"), zeros)
         specs["key_bias"] = Spec((K, H), ("kv_heads", "head"), zeros)
         specs["value_bias"] = Spec((K, H), ("kv_heads", "head"), zeros)
+    # "qkv" (Qwen 2) has no bias on the output projection.
     if c.attention_bias == "all":
         specs["out_bias"] = Spec((D,), ("vector",), zeros)
     if c.query_norm:
@@ -155,6 +156,7 @@ def cross_attention(
 
 
 def _score_scale(c: ModelConfig) -> float:
+    # 1 / sqrt(H) keeps the variance of scores independent of H (arXiv:1706.03762, section 3.2.1).
     return c.attention_scale or c.head_size**-0.5
 
 
@@ -194,6 +196,7 @@ def mlp(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
         gate_BTF = einsum("BTD,DF->BTF", x_BTD, p["gate"])
         if "gate_bias" in p:
             gate_BTF = add_bias(gate_BTF, p["gate_bias"])
+        # A loop of its own, see `apart`.
         hidden_BTF = apart(partial(_gated, activation), gate_BTF, up_BTF)
     else:
         hidden_BTF = apart(activation, up_BTF)
@@ -227,5 +230,6 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or rate == 0.0:
         return x
     sharding = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding
+    # The mask is drawn in the sharding of `x`, so that no device draws all of it.
     kept = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=sharding)
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)

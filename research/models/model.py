@@ -51,6 +51,7 @@ class Model:
         }
         if two:
             specs["encoder"] = {"layers": layer_specs(c, start, c.encoder_layers, cross=False)}
+        # The decoder's stack lies at the root of the tree, the encoder's below "encoder".
         for stack in (specs, *([specs["encoder"]] if two else [])):
             if c.position == "relative":
                 stack["relative"] = embedding.relative_specs(c, start)

@@ -107,6 +107,7 @@ def reference(
     B * N * T * S."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
+    # Grouped queries: G = N / K query heads share each key head, so keys are not repeated.
     q_BTKGH = split_axis(q_BTNH, 2, K)
     scores_BKGTS = contract("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, dtype=jnp.float32) * scale
     scores_BKGTS = soft_cap(scores_BKGTS, softcap)

@@ -94,6 +94,7 @@ def _backward(scale, softcap, saved, dout_BTNH):
             dscores_BKGTS *= soft_cap_slope(soft_cap(scores_BKGTS, softcap), softcap)
         dscores_BKGTS = dscores_BKGTS.astype(q_BKGTH.dtype)
         dqs.append(contract("BKGTS,BKSH->BKGTH", dscores_BKGTS, k_BKSH[:, :, prefix]))
+        # Keys after the block were not used in it; their gradient is 0.
         behind = ((0, 0), (0, 0), (0, T - block.stop), (0, 0))
         dk_BKHS = _scores("BKGTH,BKGTS->BKHS", queries_BKGTH, dscores_BKGTS)
         dv_BKHS = _scores("BKGTH,BKGTS->BKHS", part_BKGTH, probs_BKGTS)

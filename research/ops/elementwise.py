@@ -17,6 +17,7 @@ def soft_cap(x: jax.Array, cap: float) -> jax.Array:
 
 def soft_cap_slope(capped: jax.Array, cap: float) -> jax.Array | float:
     """The derivative of `soft_cap` from what it returned, 1 - (capped / cap)^2; 1.0 for no cap."""
+    # d tanh(u) / du = 1 - tanh(u)^2.
     return 1 - jnp.square(capped / cap) if cap else 1.0
 
 

@@ -36,6 +36,7 @@ def load_balance(logits_BTE: jax.Array, ids_BTk: jax.Array, weights_BT: jax.Arra
     `weights_BT` is 1 for tokens and 0 for padding.
     """
     experts = logits_BTE.shape[-1]
+    # Weights of the mean over tokens; padding gets 0.
     counted = weights_BT / jnp.maximum(jnp.sum(weights_BT), 1.0)
     probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
     share_E = jnp.sum(
@@ -137,6 +138,7 @@ def _local(
     expert = ids_BTk.reshape(-1) - first
     mine = (expert >= 0) & (expert < held)
     order = jnp.argsort(jnp.where(mine, expert, held), stable=True)
+    # Assignments to other devices' experts are counted in a last bin, which is dropped.
     sizes = jnp.bincount(jnp.where(mine, expert, held), length=held + 1)[:held].astype(jnp.int32)
     token = order // k
     rows = x_BTD.reshape(-1, D)[token]

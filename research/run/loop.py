@@ -78,6 +78,7 @@ def train(
             step, metrics = loop(session, feed, log, request, profile)
         if jax.process_index() == 0:
             write_report(workdir)
+    # A preempted run exits with a code that asks the launcher to start it again.
     exit_code = command.DONE if request.received is None else request.exit_code
     return Result(step, metrics, exit_code)
 

@@ -73,6 +73,7 @@ class Program:
 
     @cached_property
     def _optimizer_and_schedule(self):
+        # The optimizer tells matrices from vectors by their logical axes.
         axes = jax.tree.map(lambda s: s.axes, self.trainable_specs)
         e = self.experiment
         config, ratio = e.optimizer, e.lora.learning_rate_ratio
@@ -138,6 +139,7 @@ class Program:
             optimizer=self.optimizer,
             accumulate=self.experiment.train.accumulate,
         )
+        # The old state's buffers become the new state's, so a step needs no second copy.
         return jax.jit(step, donate_argnums=0)
 
     @cached_property

@@ -127,6 +127,7 @@ def resumed_state(program: Program, stored: dict[str, tree.Tree]) -> TrainState:
     """The state of a checkpoint, with its base read again from `config.init` where it is not in the
     checkpoint."""
     state, base_specs = from_stored(stored), program.held_specs["base"]
+    # A base that LoRA's start has changed is in the checkpoint; any other is read from its source.
     if program.experiment.changes_base or not base_specs:
         return state
     source = program.experiment.init

@@ -146,6 +146,7 @@ class Checkpoints:
             (self._root / str(step)).rename(self._root / name)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"{name} is set aside")
+        # Orbax caches the list of steps.
         self._manager.reload()
         return f"renamed to {name}"
 

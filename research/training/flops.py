@@ -54,6 +54,7 @@ def train_flops_per_token(c: ModelConfig, sequence_length: int) -> float:
     T, width = sequence_length, c.heads * c.head_size
     attention = 12 * width * _layer_pairs(c, T, T) / T
     if c.kind == "encoder_decoder":
+        # The encoder's layers see all pairs, and so does the decoder's cross-attention.
         attention += 12 * width * T * (c.encoder_layers + c.layers)
     return 6 * matmul_parameters(c) + attention
 

@@ -91,6 +91,7 @@ class RunLog:
                 f"step {step} is logged after step {self._step}; log steps in order, each once"
             )
         now = self._clock()
+        # Steps run inside a pause, such as the first one, which compiles, count for neither.
         busy, steps = now - self._mark - self._paused, step - self._step - self._uncounted
         speed = steps * tokens / busy if steps > 0 and busy > 0 else None
         row = {
@@ -197,6 +198,7 @@ class RunLog:
                 values_shown = ", ".join(f"{name} is {value}" for name, value in odd.items())
                 self.note(f"step {row['step']:,}: {values_shown}")
         self._file.write(_line(row))
+        # A process that crashes then loses no logged row.
         self._file.flush()
         step = exact.pop("step")
         for write, _ in self._trackers:

@@ -76,6 +76,7 @@ class OptimizerConfig:
             raise ValueError(
                 f"optimizer.schedule={self.schedule!r}; choose one of {', '.join(SCHEDULES)}"
             )
+        # Lists, as JSON gives them, become tuples, so that configs compare and hash.
         for field in ("weight_decay_rules", "learning_rate_rules"):
             object.__setattr__(
                 self, field, tuple((pattern, number) for pattern, number in getattr(self, field))
@@ -153,6 +154,7 @@ def make(
     )
     names = jax.tree.map(" ".join, axes, is_leaf=lambda leaf: type(leaf) is tuple)
     links = [] if config.clip_norm is None else [clip_by_global_norm(config.clip_norm)]
+    # Order as in AdamW: clip, direction, decay (not seen by the moments), multiples, learning rate.
     links.append(_direction(config, names))
     if config.weight_decay:
         links.append(_decay_weights(config.weight_decay, _decay_multiples(config, names)))
@@ -234,6 +236,8 @@ def _direction(config: OptimizerConfig, names: tree.Tree) -> optax.GradientTrans
     if config.name == "lion":
         return optax.scale_by_lion(value("b1"), value("b2"))
     if config.name == "adafactor":
+        # arXiv:1804.04235, sections 4 and 6: factored second moments, and updates clipped to an RMS
+        # of 1.
         links = [optax.scale_by_factored_rms(epsilon=value("eps")), optax.clip_by_block_rms(1.0)]
         links += [optax.scale_by_param_block_rms()] if value("parameter_scale") else []
         momentum = [] if value("b1") is None else [optax.ema(value("b1"), debias=False)]
@@ -243,6 +247,7 @@ def _direction(config: OptimizerConfig, names: tree.Tree) -> optax.GradientTrans
     adam = optax.scale_by_adam(value("b1"), value("b2"), value("eps"))
     if config.name == "adamw":
         return adam
+    # Muon is for the matrices of hidden layers; embeddings, heads and vectors take AdamW.
     labels = jax.tree.map(
         lambda name: "muon" if _is_hidden_matrix(name.split()) else "adamw", names
     )

@@ -91,6 +91,7 @@ def newest(
     model has changed and the step is not damaged.
     """
     wanted = {below + path: leaf for path, leaf in tree.paths(abstract).items()}
+    # Before any read: an impossible sharding is the caller's mistake, not a damaged step.
     _require_divisible(wanted)
     # From the newest step back to the first one that every process can read.
     problems = []

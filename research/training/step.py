@@ -80,6 +80,7 @@ def _gradients(
         return total, (count, totals)
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    # Without dropout no key is passed, so the program has no random numbers in it.
     use_key = model.config.dropout > 0 or drops(state.trainable)
     if accumulate == 1:
         (total, (count, totals)), gradients = value_and_grad(
@@ -92,6 +93,7 @@ def _gradients(
         out, gradients = value_and_grad(
             state.trainable, rows, jax.random.fold_in(key, index) if use_key else None
         )
+        # A sum over many micro-batches in bfloat16 would lose the smaller ones.
         wide = jax.tree.map(lambda g: g.astype(model.precision.accumulate_dtype), gradients)
         return jax.tree.map(jnp.add, carry, (out, wide)), None
 
