@@ -137,7 +137,6 @@ def begin(
         state, last_B1D = _feed(
             params, state, last_B1D, tokens_BC, np.int32(first), lengths_B, model=model
         )
-    # Unrolled layers would copy each layer's cache out of the stacked array.
     if isinstance(prepared["layers"], tuple):
         state = replace(state, cache=_layered(state.cache))
     return _first(prepared, state, last_B1D, stop_ids, model=model, sampling=sampling)
