@@ -47,11 +47,11 @@ _USED: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
 def reset_unused(
     values: Mapping[str, Any], defaults: Mapping[str, Any], given: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The fields of a model with those that change nothing in it at their defaults, but for those
-    `given`: what a preset or an older run has beside the field that makes it useless. The section
-    `rope_scaling` is a dictionary here, and a field of it is given as "rope_scaling.NAME".
+    """`values` with every field that changes nothing in this model reset to its default, except
+    those in `given`, which the user has set and `check` is to refuse. The section `rope_scaling` is
+    a dictionary here, and a field of it is given as "rope_scaling.NAME".
 
-    A LLaMA with learned positions has its preset's `rope_theta` and no use for it.
+    For example, a LLaMA preset with learned positions has a `rope_theta` that is not used.
     """
     kept, before = dict(values), None
     while kept != before:  # resetting one field can make another useless

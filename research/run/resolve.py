@@ -1,4 +1,4 @@
-"""From a ConfigDict to an experiment: the preset or the checkpoint that its model starts from."""
+"""From a ConfigDict to an `Experiment`, with the model of a preset or a checkpoint filled in."""
 
 import dataclasses
 from typing import Any, get_type_hints
@@ -23,8 +23,8 @@ def from_config(config: ConfigDict) -> Experiment:
 
 
 def _resolve_model(values: dict[str, Any], init: str) -> dict[str, Any]:
-    """The fields of the preset with those that are set in their place; without a preset of the
-    checkpoint's model, without both the defaults."""
+    """The fields of the model: those given in `values`, the others from the preset, else from the
+    checkpoint `init`, else defaults. None means not given."""
     given = {name: value for name, value in values.items() if name != "preset"}
     preset = values.get("preset", "")
     if preset and preset not in PRESETS:
