@@ -1,6 +1,7 @@
 """From a ConfigDict to an `Experiment`, with the model of a preset or a checkpoint filled in."""
 
 import dataclasses
+import logging
 from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
@@ -19,6 +20,16 @@ def from_config(config: ConfigDict) -> Experiment:
     values = config.to_dict()
     refuse_unknown("config", values, get_type_hints(Experiment))
     model = _resolve_model(values.get("model", {}), values.get("init", ""))
+    execution = values.get("execution", {})
+    named = values.get("model", {}).get("preset") or not values.get("init")
+    if model["experts"] and execution.get("feed_tokens") and not named:
+        # The recipe named no model, so it could not know that the checkpoint's has experts.
+        logging.warning(
+            "execution.feed_tokens=%d is for dense models, and %s has experts: it is 0",
+            execution["feed_tokens"],
+            values["init"],
+        )
+        values["execution"] = {**execution, "feed_tokens": 0}
     return make_experiment({**values, "model": model})
 
 
