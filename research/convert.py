@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
 
 
 def describe(certificate: dict[str, Any]) -> list[str]:
-    """A certificate in lines for a person; none without one."""
+    """A certificate as lines of text; [] without one."""
     if not certificate:
         return []
     trip, reference = certificate["round_trip"], certificate["reference"]

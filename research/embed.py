@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a file that hold something. ValueError where it cannot be read as UTF-8 text."""
+    """The lines of a file that are not blank. ValueError if it cannot be read as UTF-8 text."""
     try:
         lines = file.read_bytes().decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
 
 
 def score(opened: Any, content: Any) -> dict[str, float | int | None]:
-    """What is printed of a text or of ids [N], by name; None for what ids alone do not tell."""
+    """The printed values of a text or of ids [N], by name; None for those that need the text."""
     from research.evals.text_perplexity import TextPerplexity
 
     evaluation = TextPerplexity(content, WINDOW.value or 0, STRIDE.value or 0)
@@ -89,7 +89,7 @@ def score(opened: Any, content: Any) -> dict[str, float | int | None]:
 
 
 def print_values(values: dict[str, float | int | None], as_json: bool) -> None:
-    """One JSON value, where an infinity is null, or a line for each value that there is."""
+    """Prints one JSON object, in which infinities are null, or a line for each value but None."""
     if as_json:
         infinite = [k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)]
         print(json.dumps(values | dict.fromkeys(infinite)))
@@ -100,7 +100,8 @@ def print_values(values: dict[str, float | int | None], as_json: bool) -> None:
 
 
 def read_ids(file: Path) -> Any:
-    """The ids of a .npy file; nothing in it is executed. ValueError where it is none."""
+    """The ids of a .npy file, read without executing anything in it. ValueError for another
+    file."""
     import numpy as np
 
     try:

@@ -1,5 +1,4 @@
-"""Whole files and folders written atomically: a reader sees the old content or the new, never a
-part of either."""
+"""Atomic writes of files and folders: readers see the old content or the new, never a mixture."""
 
 import contextlib
 import json
@@ -19,8 +18,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` when the block ends well, and is gone when it
-    does not.
+    """A file opened for writing, which replaces `path` when the block ends and is deleted when it
+    raises.
 
     The bytes reach the disk before the name does (fsync, rename, fsync of the folder), so that not
     even a power loss leaves a part. A symbolic link is followed. OSError where the folder is
@@ -41,8 +40,8 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write `value` as JSON, indented, its key order kept. Paths and numpy scalars are written as
-    what they hold.
+    """Write `value` as indented JSON in its own key order. Paths become strings, NumPy scalars
+    numbers.
 
     ValueError for a value that JSON lacks, NaN and the infinities among them; nothing is written
     then.
@@ -69,10 +68,10 @@ def read_json(path: str | os.PathLike) -> Any:
 
 @contextlib.contextmanager
 def building(folder: str | os.PathLike) -> Iterator[Path]:
-    """A new folder to fill, which takes the name `folder` when the block ends well and is gone when
-    it does not.
+    """A temporary folder to fill, which is renamed to `folder` when the block ends and deleted when
+    it raises.
 
-    ValueError for a folder that is there and not empty, or one that cannot be made.
+    ValueError if `folder` exists and is not empty, or cannot be made.
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -142,8 +142,8 @@ def ask(tokenizer: Any, text: str, system: str | None) -> list[int]:
 
 
 def read_prompts(file: Path) -> list[str]:
-    """The prompts of a file, blank lines left out. ValueError that names the line for one that is
-    none."""
+    """The prompts of a file, without blank lines. ValueError with the number of a line that is no
+    prompt."""
     try:
         lines = file.read_bytes().decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -171,7 +171,7 @@ def _prompt(file: Path, number: int, line: str) -> str:
 
 
 def _sample(prompt: str, generation: Any) -> dict[str, Any]:
-    """A continuation as JSON values; a log-probability that is no number is null."""
+    """A continuation as JSON values; a log-probability that is not finite is null."""
     return {
         "prompt": prompt,
         "text": generation.text,

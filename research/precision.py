@@ -21,7 +21,8 @@ class Precision:
         for field in ("param", "compute", "accumulate"):
             if getattr(self, field) not in _FLOATS:
                 raise ValueError(
-                    f"precision.{field}={getattr(self, field)!r}; choose one of {', '.join(_FLOATS)}"
+                    f"precision.{field}={getattr(self, field)!r}; "
+                    f"choose one of {', '.join(_FLOATS)}"
                 )
 
     @property

@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _check_flags(arguments: list[str]) -> None:
-    """ValueError for flags that do not go together."""
+    """ValueError for unexpected arguments and flags that contradict each other."""
     if arguments:
         raise ValueError(
             f"unexpected argument {arguments[0]!r}; name the model with --checkpoint=DIR"
@@ -119,7 +119,7 @@ def _check_flags(arguments: list[str]) -> None:
 
 
 def _check_choices(formats: Mapping[str, Any]) -> None:
-    """ValueError for a format or a method that is not there, or that --target cannot hold."""
+    """ValueError for an unknown format or method, and for one that --target cannot store."""
     from research.compress.methods import METHODS
     from research.interop.bitsandbytes.write import QUANTIZABLE
 

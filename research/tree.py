@@ -43,10 +43,12 @@ def unflatten(flat: dict[str, Any]) -> Tree:
 def choose(
     rules: Sequence[tuple[str, Any]], tree: Tree, is_leaf: Callable[[Any], bool] | None = None
 ) -> Tree:
-    """For every leaf the choice of the first rule whose regex matches its whole path.
+    """A tree with, for each leaf, the choice of the first rule whose regex matches its whole path.
 
-    Raises ValueError for a rule that matches no path (naming the nearest paths) and for paths that
-    no rule covers. A rule shadowed by earlier ones is fine as long as it matches.
+        choose([(".*/bias", 0.0), (".*", 1.0)], params)
+
+    ValueError for a rule that matches no path, with the nearest paths, and for a path that no rule
+    covers. A rule may be shadowed by earlier ones as long as it matches a path.
     """
     names = list(paths(tree, is_leaf))
     for pattern, _ in rules:
@@ -91,7 +93,8 @@ def nbytes(tree: Tree) -> int:
 
 
 def nbits(tree: Tree) -> int:
-    """Bits of storage of all arrays in the tree, whatever weights they stand for."""
+    """Bits of storage of all arrays in the tree; for quantized leaves, of their codes and
+    scales."""
     return sum(
         math.prod(leaf.shape) * jax.dtypes.itemsize_bits(leaf.dtype)
         for leaf in jax.tree.leaves(tree)

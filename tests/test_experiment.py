@@ -178,12 +178,35 @@ def test_fields_say_themselves_whether_a_resumed_run_may_change_them():
     } == {"seed", "accumulate"}
     # What has no such mark is refused, whatever its section.
     for path, value in leaves(DEFAULTS):
-        # Fields of the model and the objective may be of no use to those of the defaults.
-        if path in may or path[0] in ("model", "objective"):
+        # Fields of the model and the objective may be of no use to those of the defaults, as a
+        # chat template is to a causal model.
+        if path in may or path[0] in ("model", "objective") or path[1:] == ("chat_template",):
             continue
         other = f"another than {value}"
         lines = refused_changes(DEFAULTS, replaced(DEFAULTS, path, other))
         assert lines == [f"{'.'.join(path)}: {value!r} -> {other!r}"]
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "value"),
+    [
+        ({}, ["data", "chat_template"], "chat.jinja"),
+        ({"experts": 4}, ["execution", "feed_tokens"], 8),
+        ({}, ["model", "rope_scaling", "original_length"], 4096),
+    ],
+)
+def test_what_an_older_run_let_stand_is_refused_in_a_new_one_alone(model, path, value):
+    plain = DEFAULTS | {"model": DEFAULTS["model"] | model}
+    old = replaced(plain, path, value)
+    assert from_json(old) == from_json(plain) and refused_changes(old, plain) == []
+    with pytest.raises(ValueError, match=path[-1]):
+        make_experiment(old)
+
+
+def test_a_resumed_chat_may_not_change_its_template():
+    old = DEFAULTS | {"objective": DEFAULTS["objective"] | {"name": "chat"}}
+    new = replaced(old, ["data", "chat_template"], "other.jinja")
+    assert refused_changes(old, new) == ["data.chat_template: '' -> 'other.jinja'"]
 
 
 def test_a_setting_of_another_objective_is_refused():

@@ -237,3 +237,11 @@ def test_changes_of_the_computation_are_listed():
         "rope_theta: 500000.0 -> 1.0",
         "window: 0 -> 8",
     ]
+
+
+def test_a_recipe_that_cannot_know_of_experts_says_what_it_leaves_out(tmp_path, caplog):
+    """QLoRA's recipe cuts dense layers by tokens; the checkpoint alone says that there are none."""
+    save_checkpoint(tmp_path / "moe", replace(FAMILIES["mixtral_8x7b"], vocab_size=320))
+    e = experiment("finetune", "method=qlora,task=causal_lm,smoke", init=str(tmp_path / "moe"))
+    assert e.execution.feed_tokens == 0
+    assert "execution.feed_tokens=8192 is for dense models" in caplog.text

@@ -1,4 +1,4 @@
-"""The fields of a batch: what an objective's examples may hold and a model reads."""
+"""The fields of a batch, which objectives make and models read."""
 
 from typing import Any, TypedDict
 

@@ -1,9 +1,9 @@
-"""Conversations as token ids, with a mask of what the assistant says.
+"""Conversations as token ids, with a mask of the tokens that the assistant says.
 
-The ids are those of the whole rendered text, as a server encodes it. What the assistant says is
-what the template has inside `{% generation %}`, else what an answer adds to the text of the
-messages before it with their generation prompt: just what the model is to write when asked, its end
-of turn included. A token is the assistant's where any of its characters is.
+The ids are those of the whole rendered text, as a server encodes it. The assistant's text is what
+the template marks with `{% generation %}`. Without such marks it is what each answer adds to the
+messages before it, rendered with a generation prompt: exactly what the model has to write when it
+is asked, with the end of turn. A token is masked if any of its characters belongs to that text.
 """
 
 import re
@@ -19,13 +19,12 @@ from research.data.tokenizers import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
 
-# Training texts must not change with the day they are made on. Llama 3.1's template falls back on
-# this one itself.
+# The date that templates see in training, fixed so that the texts do not change from day to day.
+# Llama 3.1's template has this one as its default.
 TRAINING_DAY = datetime(2024, 7, 26)
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-_FORMAT = (
-    "1"  # part of the fingerprint: raise it when the ids or masks of the same conversation change
-)
+# Part of the fingerprint: raise it when the ids or masks of the same conversation change.
+_FORMAT = "1"
 
 
 def render_chat(
@@ -36,11 +35,11 @@ def render_chat(
     now: datetime | None = None,
     sandbox: Sandbox | None = None,
 ) -> str:
-    """The conversation as text, by default up to where the assistant is to go on; special tokens
-    are in it as strings.
+    """The conversation as text, by default with a generation prompt at the end, after which the
+    assistant goes on. Special tokens are written as strings.
 
-    `now` is what the template's clock tells. ValueError, one line, where there is no template, it
-    rejects the messages, or breaks, does not end or writes without end.
+    `now` is the time that the template sees. ValueError, one line, if there is no template, if it
+    rejects the messages or raises an error, and if it runs too long or writes too much.
     """
     variables = {
         "messages": list(messages),
@@ -56,11 +55,11 @@ def render_chat(
 def encode_chat(
     tokenizer: Tokenizer, messages: Messages, sandbox: Sandbox | None = None
 ) -> tuple[list[int], list[bool]]:
-    """Ids of the conversation, and for each whether the assistant says it.
+    """(ids of the conversation, for each id whether the assistant says it).
 
     ChatRefused, a ValueError, for messages that the template rejects. ValueError for a template
-    that writes earlier messages differently once later ones follow (such as one that strips earlier
-    thoughts), as then no one text is what the model reads at each answer.
+    that writes earlier messages differently once later ones follow, such as one that strips earlier
+    thoughts: then no single text shows the model what it reads before each answer.
     """
     [encoded] = ChatEncoder(tokenizer, sandbox).encode_batch([messages])
     if isinstance(encoded, ChatRefused):
@@ -69,8 +68,8 @@ def encode_chat(
 
 
 def end_of_turn(tokenizer: Tokenizer, sandbox: Sandbox | None = None) -> int | None:
-    """The token with which the template has the assistant end; None where that is no token of its
-    own, such as a line break that others are made of too."""
+    """The id with which the template ends an assistant's turn; None where that is not a token of
+    its own, such as a line break, which also occurs within answers."""
     ids, mask = encode_chat(
         tokenizer,
         [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
@@ -84,8 +83,8 @@ def end_of_turn(tokenizer: Tokenizer, sandbox: Sandbox | None = None) -> int | N
 
 
 class ChatEncoder:
-    """A tokenizer and its chat template; what both decide has one `fingerprint`. ValueError without
-    a template."""
+    """A tokenizer with its chat template. Encoders with equal `fingerprint` give equal ids and
+    masks. ValueError for a tokenizer without a template."""
 
     def __init__(self, tokenizer: Tokenizer, sandbox: Sandbox | None = None):
         self._template, self._tokenizer = _template(tokenizer), tokenizer
@@ -98,7 +97,8 @@ class ChatEncoder:
     def encode_batch(
         self, conversations: Sequence[Messages]
     ) -> list[tuple[list[int], list[bool]] | ChatRefused]:
-        """`encode_chat` of each; one that the template rejects is in its place as the error."""
+        """`encode_chat` of each conversation; the error in place of one that the template
+        rejects."""
         found: list[Rendered | ChatRefused] = []
         for messages in conversations:
             try:
@@ -114,7 +114,7 @@ class ChatEncoder:
         ]
 
     def _assistant(self, messages: Messages) -> Rendered:
-        """The text with the spans of what the assistant says in it."""
+        """The rendered conversation, with the spans of characters that the assistant says."""
         if _GENERATION.search(self._template):
             [whole] = self._render((messages, False))
             if not whole.spans:
@@ -153,8 +153,8 @@ class ChatEncoder:
                     "assistant begins cannot be told; give one that has with "
                     "config.data.chat_template"
                 )
-            # A line break behind a mark of the end of turn is the template's: the model has stopped
-            # by then. Where there is no such mark the break is the end.
+            # A line break after an end-of-turn token is the template's, since the model has stopped
+            # by then. Without such a token the line break itself is the end of the turn.
             ended = not said.rstrip().endswith(content)
             spans.append((len(asked), len(asked) + len(said.rstrip() if ended else said)))
         return Rendered(whole, spans)
@@ -170,12 +170,12 @@ class ChatEncoder:
 def _masked(
     ids: list[int], places: list[tuple[int, int]], spans: Sequence[tuple[int, int]]
 ) -> tuple[list[int], list[bool]]:
-    """The ids, and for each whether it stands for a character inside a span; spans are in order and
-    apart."""
+    """(ids, for each id whether one of its characters, `places`, is inside a span). Spans are
+    sorted and disjoint."""
     start, stop = np.array(places, np.int64).reshape(-1, 2).T
     edges = np.array(spans, np.int64).reshape(-1, 2)
-    # The first span that ends behind the token's start begins before its end. A token of no width
-    # is where it starts.
+    # A token is inside a span if the first span that ends after the token's start begins before the
+    # token's end. A token without characters counts as one character wide.
     which = np.searchsorted(edges[:, 1], start, side="right")
     begins = np.append(edges[:, 0], np.iinfo(np.int64).max)[which]
     return ids, (begins < np.maximum(stop, start + 1)).tolist()
@@ -192,8 +192,8 @@ def _template(tokenizer: Tokenizer) -> str:
 
 
 def _specials(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What templates know beside the messages: the special tokens that there are, and no tools or
-    documents."""
+    """The variables of a template beside the messages: the tokenizer's special tokens as strings;
+    tools and documents are None."""
     roles = {role: getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad", "mask")}
     named = {
         f"{role}_token": tokenizer.decode([number])

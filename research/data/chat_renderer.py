@@ -153,9 +153,8 @@ def main() -> None:
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
     ):
-        with contextlib.suppress(
-            ValueError, OSError
-        ):  # macOS has no limit of memory; that of time still holds
+        # macOS has no limit of memory; that of time still holds.
+        with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(limit, (size, size))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which closes the pipe
     for line in sys.stdin.buffer:

@@ -1,5 +1,5 @@
-"""Chat templates rendered in a process of their own, which a hostile one can spoil without harm to
-the run."""
+"""Rendering of chat templates in a separate process, so that a hostile template cannot harm the
+run."""
 
 import atexit
 import contextlib
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from research.data import chat_renderer
 
-WALL_SECONDS = 20.0  # for all jobs of a request, on a machine that may have other things to do
+WALL_SECONDS = 20.0  # for all jobs of a request; generous, since the machine may be busy
 _READ_BYTES = 1 << 20
 
 
@@ -34,8 +34,8 @@ class ChatRefused(ValueError):
 
 
 class Sandbox:
-    """One renderer process, started when first needed and again after it has died. Threads take
-    turns."""
+    """One renderer process, started when first needed and restarted after it has died. Requests of
+    several threads are served one after the other."""
 
     def __init__(self):
         self._process: subprocess.Popen | None = None
@@ -45,10 +45,11 @@ class Sandbox:
     def render(
         self, template: str, jobs: Sequence[Mapping[str, Any]], now: datetime
     ) -> list[Rendered]:
-        """The texts of the template with each job's variables (JSON values), at the time `now`.
+        """The template rendered with each job's variables (JSON values); templates see `now` as the
+        current time.
 
-        ChatRefused where the template rejects a conversation. ValueError where it breaks: no
-        template, an access that the sandbox forbids, over the limits of time, memory or output.
+        ChatRefused if the template rejects a conversation. ValueError if it is no valid template,
+        does what the sandbox forbids, or exceeds the limits of time, memory or output.
         """
         request = (
             json.dumps({"template": template, "jobs": list(jobs), "now": now.isoformat()}).encode()
@@ -93,7 +94,7 @@ class Sandbox:
                 f"or "
                 f"{chat_renderer.MEMORY_BYTES >> 20} MiB for one conversation"
             ) from None
-        except BaseException:  # Ctrl-C: an answer half read would be taken for the next one's
+        except BaseException:  # after Ctrl-C the rest of this answer would be read as the next one
             self.close()
             raise
 
@@ -105,8 +106,8 @@ def shared_sandbox() -> Sandbox:
 
 
 def _start() -> subprocess.Popen:
-    # -P: the folder of the script is no place to import from. None of the run's environment, where
-    # keys may be.
+    # -P keeps the script's folder out of sys.path. Of the environment, which may contain keys, only
+    # what Python needs to start is passed on.
     kept = {
         name: os.environ[name]
         for name in ("PYTHONPATH", "LD_LIBRARY_PATH", "LANG")

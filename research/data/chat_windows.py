@@ -1,4 +1,4 @@
-"""Packing of whole conversations."""
+"""Packing of whole conversations into windows."""
 
 import bisect
 
@@ -11,16 +11,18 @@ from research.data.windows import WindowOptions
 
 
 class PackedConversations:
-    """Windows of one or more whole conversations each; only one longer than the window is cut, at
-    its end.
+    """Windows of one or more whole conversations. One longer than a window is cut at its end, and
+    left out if the assistant says nothing before the cut.
 
-    `[i]` is int32 [length] each: "tokens"; "assistant", 1 where the assistant speaks; "segments",
-    1, 2, ... for the window's conversations, 0 for the padding behind them; "positions", from 0 in
-    each conversation. A conversation in which the assistant says nothing before the cut is left
-    out.
+    `[i]` is a dict of int32 [length] arrays:
 
-    `seed` permutes the conversations once, which decides among those of one length; None keeps
-    their order. ValueError for a store without a mask, and where nothing is left.
+    tokens      ids, 0 for padding
+    assistant   1 where the assistant speaks
+    segments    1, 2, ... for the window's conversations, 0 for padding
+    positions   counted from 0 in each conversation
+
+    `seed` permutes the conversations once, which changes the order of those of equal length; None
+    keeps it. ValueError for a store without a mask, and if no conversation is left.
     """
 
     def __init__(self, store: TokenStore, length: int, *, seed: int | None):
@@ -37,7 +39,7 @@ class PackedConversations:
         starts = store.offsets[:-1]
         self._ends = np.minimum(store.offsets[1:], starts + length)
         said = np.concatenate([[0], np.cumsum(store.mask, dtype=np.int64)])
-        # A conversation's first token is predicted from nothing, so it does not count.
+        # The first token of a conversation is never a target, so it does not count.
         speaks = said[self._ends] > said[np.minimum(starts + 1, self._ends)]
         order = order[speaks[order]]
         if not len(order):
@@ -79,8 +81,9 @@ def best_fit(sizes: list[int], room: int) -> list[list[int]]:
     """Indices of `sizes`, none over `room`, in bins of that room: longest first, each into the
     fullest bin that it fits (best fit decreasing; arXiv:2404.10830, section 3)."""
     bins: list[list[int]] = []
-    by_space: dict[int, list[int]] = {}
-    spaces: list[int] = []  # those that some bin has left, ascending
+    by_space: dict[int, list[int]] = {}  # free space: the bins that have exactly this much left
+    spaces: list[int] = []  # the keys of `by_space`, sorted, to be searched by bisection
+    # Sorting is stable, so the given order decides among equal sizes.
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         at = bisect.bisect_left(spaces, sizes[index])
         if at == len(spaces):

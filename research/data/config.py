@@ -1,11 +1,11 @@
-"""What the section `config.data` may hold."""
+"""`DataConfig`: the section `data` of a config."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What a run reads.
+    """The data of a run. ValueError for values out of range.
 
     source                 "stdlib", "shakespeare", "alpaca" (conversations), a file or folder,
                            "tfds:NAME", or several with weights: "stdlib:0.7,shakespeare:0.3"
@@ -26,7 +26,7 @@ class DataConfig:
     batch_size: int = 32
     batch_size_per_device: int = 0
     max_bad_records: int = 100
-    # Who reads ahead changes no batch, so a resumed run may change it.
+    # The number of threads changes no batch, so a resumed run may change it.
     threads: int = field(default=2, metadata={"resume": True})
 
     def __post_init__(self):

@@ -1,5 +1,4 @@
-"""Records of chat data sets as conversations: a list of {"role", "content"}, checked and in one
-spelling."""
+"""Conversations from the records of chat data sets: checked lists of {"role", "content"}."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,13 +10,12 @@ _OTHER_NAMES = {"human": "user", "gpt": "assistant", "function": "tool"}
 
 
 def conversation(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The messages of a record whose `columns` are {"messages": COLUMN}, a list of {"role",
-    "content"} or {"from", "value"}, or Alpaca's {"instruction", "output"} with or without "input",
-    each a text.
+    """The messages of a record as [{"role", "content", ...}].
 
-    Whatever else a message has stays, for the template to use. ValueError for a conversation that
-    nothing can be learnt from: without messages or without an assistant's, a role that is none, a
-    text that is none or empty.
+    `columns` are {"messages": COLUMN}, a list of {"role", "content"} or ShareGPT's {"from",
+    "value"}; or Alpaca's "instruction", "output" and optionally "input", each a text. Other fields
+    of a message are kept, for the template. ValueError for a conversation without messages or
+    without one of the assistant, for an unknown role, and for a content that is no text or empty.
     """
     if "instruction" in columns:
         names = (columns.get(name, name) for name in ("instruction", "input", "output"))
@@ -30,9 +28,8 @@ def conversation(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dic
             )
     else:
         messages = _plain(row.get(columns["messages"]))
-        if isinstance(
-            messages, Mapping
-        ):  # how TFDS has a sequence of records: a record of sequences
+        # TFDS turns a sequence of records into a record of sequences.
+        if isinstance(messages, Mapping):
             messages = [dict(zip(messages, values)) for values in zip(*messages.values())]
         if not isinstance(messages, list):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A run's data: its sources, its tokenizer, and the windows that both give."""
+"""The data of a run: its sources, its tokenizer, and the windows of tokens made from them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,16 +18,16 @@ from research.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from research.data.windows import Progress, WindowOptions, Windows
 from research.downloads.cache import Damaged, built, cache_directory
 
-# What a tokenizer is trained on; more text changes few merges.
+# A tokenizer is trained on this much text; more changes few merges.
 TRAINING_CHARACTERS = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Sources with their weights, and the tokenizer of the run. ValueErrors of all kinds are raised
-    by opening it.
+    """Weighted sources and the tokenizer of a run, made by `open_corpus`.
 
-    `labels` are the names of the classes, () for data without.
+    `cache` is the folder for what is computed once, such as tokens. `labels` are the names of the
+    classes, () for data without.
     """
 
     config: DataConfig
@@ -39,8 +39,7 @@ class Corpus:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Sources, fingerprint, heldout_files, heldout_bytes and gzip_bits_per_byte, and labels
-        where there are any."""
+        """`mixture_provenance` of the sources, and the labels if there are any: JSON values."""
         return mixture_provenance(list(self.sources)) | (
             {"labels": list(self.labels)} if self.labels else {}
         )
@@ -52,7 +51,8 @@ class Corpus:
         seed: int,
         progress: Progress | None = None,
     ) -> Mixture:
-        """Packed windows of the train parts, to be drawn by weight."""
+        """Windows of `length` tokens of the train parts, mixed by weight. `progress(done,
+        documents)` is called while documents are tokenised."""
         parts = [
             self._windows(source.train, length, overlap, seed, progress)
             for source, _ in self.sources
@@ -60,14 +60,14 @@ class Corpus:
         return Mixture(tuple(parts), tuple(weight for _, weight in self.sources), seed=seed)
 
     def heldout_windows(self, length: int, overlap: int) -> Chained:
-        """Packed windows of the held-out parts, all of them and in order."""
+        """All windows of the held-out parts, in order."""
         return Chained(
             [self._windows(source.heldout, length, overlap) for source, _ in self.sources]
         )
 
     def heldout_size(self) -> tuple[int, int]:
-        """Bytes of UTF-8 in the held-out texts, and the tokens that a causal model predicts in
-        them, ends included."""
+        """(bytes of the held-out texts in UTF-8, number of tokens that a causal model predicts for
+        them, with one eos a text)."""
         options, field = self._options(0, 0), self.layout.measured
         stores = [options.tokens(source.heldout, field) for source, _ in self.sources]
         return sum(int(s.n_bytes.sum()) for s in stores), sum(len(s.ids) + len(s) for s in stores)
@@ -103,9 +103,9 @@ def open_corpus(
 ) -> Corpus:
     """The corpus of a config, of the layout `wanted` (`research.data.layouts.LAYOUTS`).
 
-    The tokenizer is read from `tokenizer_folder` where a run has saved one there, and is the one
-    `given` where config.tokenizer is empty. ValueError for what cannot be opened or does not fit
-    together.
+    The tokenizer is, in this order: the one that a run has saved in `tokenizer_folder`, that of
+    `config.tokenizer`, the one `given`. ValueError for what cannot be opened, for no tokenizer, and
+    for one without a token that ends a text.
     """
     cache = cache_directory()
     sources = open_mixture(config.source, cache, wanted)
@@ -145,9 +145,10 @@ def _with_template(config: DataConfig, tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _open_tokenizer(spelling: str, sources: list[Source], cache: Path) -> Tokenizer:
-    """Loaded, or trained on the train parts and kept in the cache."""
+    """The tokenizer of a spelling: loaded, or trained on the train parts and cached."""
     if not spelling.startswith(("bpe:", "sentencepiece:")):
         return load_tokenizer(spelling, cache)
+    # A trained tokenizer is determined by its spelling and the texts it is trained on.
     key = digest(spelling, *(source.train.fingerprint for source in sources))
 
     def build(folder: Path) -> None:

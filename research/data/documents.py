@@ -1,4 +1,4 @@
-"""Documents: random access to the texts of one split, and the rule that holds some of them out."""
+"""Documents: texts with random access, and the rule that holds some of them out for evaluation."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,11 +20,11 @@ class UnreadableRecord(ValueError):
 
 
 class Documents(Protocol):
-    """Records of text by index. `[i]` has the `fields`, which are those of a layout
-    (`research.data.layouts`), and "path", which names the record; all are str.
+    """Records of text with random access. `[i]` maps the `fields` of a layout
+    (`research.data.layouts`) and "path", a name of the record, to strings.
 
     Equal `fingerprint`s mean equal content in equal order. `[i]` raises UnreadableRecord for a
-    record that cannot be read, and another index still can be.
+    record that cannot be read; other records can still be read after that.
     """
 
     fields: tuple[str, ...]
@@ -72,7 +72,8 @@ class Subset:
 
 
 def texts(documents: Documents) -> Iterator[str]:
-    """Every text of every readable document, both of a pair: what a tokenizer is trained on."""
+    """All fields of all readable documents, such as both texts of a pair; for training
+    tokenizers."""
     for index in range(len(documents)):
         try:
             document = documents[index]
@@ -82,9 +83,9 @@ def texts(documents: Documents) -> Iterator[str]:
 
 
 def heldout_mask(ids: Iterable[str]) -> np.ndarray:
-    """True for each document to hold out: where the first 64 bits of sha256(id) are a multiple of
-    20, so that none changes sides when others come or go. At most 1,000, those of the smallest
-    hashes; at least one, and never all.
+    """Bool [documents], true for each document to hold out: those for which the first 64 bits of
+    sha256(id) are a multiple of 20, so that a document stays on its side when others are added or
+    removed. At most the 1,000 with the smallest hashes, at least one, and never all.
 
     ValueError for fewer than two documents.
     """
@@ -102,7 +103,8 @@ def heldout_mask(ids: Iterable[str]) -> np.ndarray:
 
 
 def digest(*parts: str | bytes) -> str:
-    """sha256 in hex of one part as it is, or of several, each with its length before it."""
+    """sha256 in hex. Several parts are hashed with their lengths, so that ("ab", "c") and ("a",
+    "bc") differ; a single part is hashed alone."""
     if len(parts) == 1:
         return hashlib.sha256(_encoded(parts[0])).hexdigest()
     sha = hashlib.sha256()

@@ -15,18 +15,16 @@ from research.data.documents import UnreadableRecord, digest
 from research.data.layouts import LAYOUTS, choose_columns, read_record
 from research.downloads.cache import remembered
 
-PIECE_BYTES = (
-    256 * 1024
-)  # longest document cut from a text file, some 64k tokens: longer than the windows we train on
-PIECES_WANTED = (
-    20  # so that the rule of documents.heldout_mask finds something in a single small file
-)
+# Longest document cut from a text file: some 64k tokens, more than the windows of training.
+PIECE_BYTES = 256 * 1024
+# Least number of pieces, so that `documents.heldout_mask` finds some even in one small file.
+PIECES_WANTED = 20
 _BLOCK_BYTES = 64 * 1024 * 1024
 
 
 class Reader(Protocol):
-    """One file's records: `row` gives the columns of one, at least those wanted, or raises
-    UnreadableRecord; `identity` names it in the folder."""
+    """The records of one file. `row(i, wanted)` gives at least the wanted columns of record i, or
+    raises UnreadableRecord; `identity(i)` is a name for it, unique in the folder."""
 
     path: Path
     name: str
@@ -40,8 +38,8 @@ class Reader(Protocol):
 
 
 class FileDocuments:
-    """The records of a file, or of a folder's files in path order. Text files are cut at line ends
-    into pieces."""
+    """The records of a file, or of all files of a folder in path order, as `Documents`. Text files
+    are cut at line ends into pieces. ValueError for data that cannot be read."""
 
     def __init__(self, path: Path, query: str, cache_dir: Path, wanted: str = "texts"):
         try:
@@ -51,6 +49,7 @@ class FileDocuments:
         self._ends = np.cumsum([len(reader) for reader in self._readers])
         self._fields = choose_columns(query, _columns(self._readers), f"{path}?{query}", wanted)
         self._layout, self.fields = wanted, LAYOUTS[wanted].fields
+        # The fingerprint covers names, contents, the columns read and how texts are cut.
         files = [(str(reader.path), reader.name) for reader in self._readers]
         counts = [len(reader) for reader in self._readers]
         self.fingerprint = digest(
@@ -69,15 +68,15 @@ class FileDocuments:
         return document | {"path": reader.identity(row)}
 
     def identities(self) -> Iterator[str]:
-        """A name for each document, in order: its file's path in the folder, then its place in it
-        if it is a part."""
+        """A name for each document, in order: its file's path in the folder, and its place in the
+        file if that has several."""
         for reader in self._readers:
             yield from map(reader.identity, range(len(reader)))
 
 
 class Text:
-    """A text file in pieces of at most `limit` bytes, cut after a line end, or in a longer line
-    between characters."""
+    """A text file in pieces of at most `limit` bytes, cut after line ends; a line longer than that
+    is cut between characters."""
 
     columns = ("text",)
 
@@ -133,8 +132,8 @@ class JsonLines:
 
 
 def content_digest(files: list[tuple[str, str]], cache_dir: Path) -> str:
-    """sha256 over the names and bytes of (path, name) pairs, kept in the cache until a size or a
-    time stamp changes."""
+    """sha256 over names and contents of the files (path, name). It is cached until the size or time
+    stamp of one changes."""
     stats = [(path, name, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path, name in files]
 
     def read_all() -> str:
@@ -148,8 +147,8 @@ def content_digest(files: list[tuple[str, str]], cache_dir: Path) -> str:
 
 
 def _open_readers(path: Path) -> list["Reader"]:
-    """A reader for each file that holds something. ValueError where there is none, or one cannot be
-    opened."""
+    """A reader for each file with at least one record. ValueError if there is none, or one cannot
+    be opened."""
     if not path.exists():
         raise ValueError(
             f"data {str(path)!r} does not exist; set config.data.source to a file, a folder or a "
@@ -196,16 +195,15 @@ def _cut(path: Path, limit: int) -> list[int]:
             cut = data.rfind(b"\n", cuts[-1], cuts[-1] + limit) + 1
             if not cut:
                 cut = cuts[-1] + limit
-                while (
-                    data[cut] & 0xC0 == 0x80 and cut > cuts[-1] + limit - 3
-                ):  # not inside a UTF-8 character
+                # Not inside a UTF-8 character, whose later bytes are 10xxxxxx, at most three.
+                while data[cut] & 0xC0 == 0x80 and cut > cuts[-1] + limit - 3:
                     cut -= 1
             cuts.append(cut)
     return [*cuts, size]
 
 
 def _lines(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Where the lines that hold something start and stop, line ends left out."""
+    """(first bytes, end bytes) of all lines that are not empty, without their line ends."""
     ends, position = [], 0
     with open(path, "rb") as file:
         while block := file.read(_BLOCK_BYTES):

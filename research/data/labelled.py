@@ -1,4 +1,4 @@
-"""Texts with a label each, for classification."""
+"""Windows of labelled texts, for classification."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +14,8 @@ from research.downloads.cache import remembered
 def label_names(
     parts: Iterable[Documents], cache_dir: Path, field: str = "label"
 ) -> tuple[str, ...]:
-    """The classes of labelled documents in the order of their numbers: names in alphabetical order;
-    where all labels are numbers, every number up to the largest."""
+    """Names of the classes of labelled documents; a class's number is its index. Names are sorted
+    alphabetically. If all labels are numbers, the classes are 0 to the largest one."""
     parts = list(parts)
     key = digest("labels", *(part.fingerprint for part in parts))
 
@@ -35,8 +35,8 @@ def label_names(
 
 
 class Labels:
-    """Class names as what a token store takes for a tokenizer: a label is one id, the number of its
-    class."""
+    """A tokenizer of labels, so that a token store can hold them: the id of a label is the number
+    of its class."""
 
     def __init__(self, names: tuple[str, ...]):
         self.names, self.vocab_size, self.fingerprint = (
@@ -58,11 +58,10 @@ class Labels:
 
 
 class LabelledTexts:
-    """A text and its label a window: [bos] text [eos], cut before eos where it is longer than
-    `length`.
+    """Windows of one labelled text each: [bos] text [eos], with a long text cut so that eos fits.
 
-    `[i]` is int32: "tokens", "segments" (1, and 0 for padding) and "positions" [length], and
-    "label" [1].
+    `[i]` is a dict of int32 arrays: "tokens", "segments" (1, 0 for padding) and "positions"
+    [length], and "label" [1]. ValueError for stores of different lengths and a `length` under 3.
     """
 
     def __init__(

@@ -20,15 +20,14 @@ Columns = Mapping[str, str]  # our name of a column: the name that the data have
 class Layout:
     """A kind of records, from the columns of a data set to windows of tokens.
 
-    fields   what a document has beside "path"; a tokenizer is trained on all of them
-    columns  the sets of names that a query "?NAME=COLUMN" may give, the first for messages
-    read     a record's fields as text, from the record and its columns; ValueError for a record
-             that is none
-    windows  documents as windows, by random access
-    usual    columns to look for where there is no query, the first that the data have; empty:
-             those of `columns` under their own names
-    measured the field whose bytes and gzip figure are reported
-    classes  the field that names a class, "" where there are none
+    fields    the fields of a document beside "path"; a tokenizer is trained on all of them
+    columns   the sets of names that a query "?NAME=COLUMN" may give; error messages show the first
+    read      (record, its columns) -> its fields as text; ValueError for an unsuitable record
+    windows   (documents, options) -> windows with random access
+    measured  the field whose bytes and gzip figure are reported
+    usual     columns to look for without a query: the first set that the data have; where empty,
+              the names of `columns`
+    classes   the field that names a class, "" for none
     """
 
     fields: tuple[str, ...]
@@ -41,7 +40,7 @@ class Layout:
 
 
 def read_texts(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
-    """Each column as a text. ValueError where one is missing, no text, or not UTF-8."""
+    """Each column as text. ValueError if one is missing, not text, or not UTF-8."""
     return {name: _text(row.get(column), column) for name, column in columns.items()}
 
 
@@ -92,10 +91,10 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def choose_columns(query: str, columns: Sequence[str], source: str, layout: str) -> dict[str, str]:
-    """Which of the data's `columns` give a layout: from a query "text=content",
-    "inputs=en&targets=de" or "messages=chat", or by the usual names where the query is empty.
+    """{name in the layout: column of the data}, from a query such as "text=content",
+    "inputs=en&targets=de" or "messages=chat", or by the usual names for an empty query.
 
-    ValueError, which shows how to write `source`, for a query or columns that do not fit.
+    ValueError for a query or columns that do not fit; the message shows how to write `source`.
     """
     row = LAYOUTS[layout]
     chosen = dict(parse_qsl(query, keep_blank_values=True))
@@ -118,8 +117,7 @@ def choose_columns(query: str, columns: Sequence[str], source: str, layout: str)
 def read_record(
     row: Mapping[str, Any], columns: Columns, layout: str, file: str, index: int
 ) -> dict[str, str]:
-    """A record's fields as text; UnreadableRecord, which names the file, where it has not got
-    them."""
+    """A record's fields as text; UnreadableRecord with file and index if it lacks one."""
     try:
         return LAYOUTS[layout].read(row, columns)
     except ValueError as error:  # UnicodeError is one

@@ -1,5 +1,5 @@
-"""The loader: batches of numpy arrays by global step, which is the data position; there is no other
-state to save."""
+"""The loader: batches of NumPy arrays, which depend on the step alone, so the step is all the state
+to save."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +15,12 @@ Window = Mapping[str, np.ndarray]
 Batch = dict[str, np.ndarray]
 Example = Callable[[Any, np.random.Generator], Batch]
 
-# enough to ride over a checkpoint's burst of disk traffic, little enough memory at any batch size
+# Batches read ahead: enough to bridge the disk traffic of a checkpoint, few enough for memory.
 PREFETCH_BATCHES = 8
 
 
 class TrainBatches:
-    """Iterator over (step, batch); close it, or use it in a `with`, to end its threads."""
+    """Iterator over (step, batch). `close`, or leaving its `with` block, ends its threads."""
 
     def __init__(self, batches: grain.DatasetIterator, start_step: int):
         self._batches, self._step = batches, start_step
@@ -54,15 +54,14 @@ def train_batches(
     process_count: int = 1,
     threads: int = 2,
 ) -> TrainBatches:
-    """Endless (step, batch) from `start_step` on, read ahead by `threads` (0: each made when asked
-    for).
+    """Endless (step, batch) from `start_step` on, read ahead by `threads` threads; 0 for none.
 
-    Row r of step s is window i = s * global_batch + r of the stream: `windows` itself if it is a
-    Mixture, else its epochs, each permuted by (seed, epoch). `example(window, rng)` makes the row,
-    with a generator that depends on (seed, i) alone, so a step has the same bits after a resume.
-    This process gets rows [p, p + 1) * global_batch / process_count: the global batch is the same
-    for any number of processes. The batch has the keys that `example` returns, each stacked along a
-    new first axis B. ValueError for a batch that does not divide among the processes.
+    Row r of step s is made from window i = s * global_batch + r of the stream: of `windows` if that
+    is a Mixture, else of its epochs, permuted by (seed, epoch). `example(window, rng)` makes the
+    row; its generator depends on (seed, i) only, so a step has the same bits after a resume.
+    Process p gets rows p * B to (p + 1) * B, B = global_batch / process_count, so the global batch
+    is the same for any number of processes. A batch has the fields of `example`, stacked to [B,
+    ...]. ValueError for a batch that does not divide among the processes.
     """
     rows = _rows_per_process(global_batch, process_index, process_count)
     stream = windows if isinstance(windows, Mixture) else Mixture((windows,), seed=seed)
@@ -77,7 +76,7 @@ def train_batches(
 
 @dataclass(frozen=True)
 class _Batches:
-    """This process's part of each step's batch, by step."""
+    """This process's rows of each batch, with random access by step."""
 
     stream: Mixture
     example: Example
@@ -87,6 +86,7 @@ class _Batches:
     rows: int
 
     def __len__(self) -> int:
+        # Endless in practice; grain needs a length.
         return sys.maxsize // self.global_batch
 
     def __getitem__(self, step: int) -> Batch:
@@ -94,6 +94,7 @@ class _Batches:
         return _stack([self._row(index) for index in range(first, first + self.rows)])
 
     def _row(self, index: int) -> Batch:
+        # A generator for each row: threads and resumed runs then draw the same numbers.
         return self.example(self.stream[index], np.random.default_rng([self.seed, index]))
 
 
@@ -106,10 +107,11 @@ def heldout_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """All windows once and in order, at most `limit` batches, the same at every call; `example`'s
-    generator depends on the window's index alone. Every batch has `batch` rows over all processes:
-    the last is filled up with copies of its first row whose "weights" are 0. ValueError where an
-    example has no "weights" to mark that with.
+    """Batches of all windows in order, each once, or of the first `limit` batches; the same at
+    every call, since the generator of `example` depends on the window's index only.
+
+    Every batch has `batch` rows over all processes. The last one is filled with copies of its first
+    row with "weights" of 0. ValueError for an example without "weights".
     """
     rows = _rows_per_process(batch, process_index, process_count)
     count = -(-len(windows) // batch)

@@ -1,4 +1,4 @@
-"""Mixtures: an endless stream of windows, from one data set or from several by weight."""
+"""Mixtures: endless streams of windows from one or several weighted data sets."""
 
 import functools
 import sys
@@ -14,13 +14,12 @@ from research.data.windows import Windows
 
 
 class Mixture:
-    """An endless stream of windows by random access: `[i]` for any i >= 0, the same for the same
-    seed.
+    """An endless stream of windows with random access: `[i]` for any i >= 0, determined by `seed`.
 
-    Of the first n windows each part has its share of n by `weights` to within the number of parts,
-    so the weights need not sum to 1 and count windows. A part's windows come in epochs, permuted by
-    (seed, part, epoch); re-weighting changes neither their order nor what is cached, only how far a
-    part gets. ValueError for an empty part or no weight.
+    `weights` are relative numbers of windows and need not sum to 1: of the first n windows each
+    part has its share of n, up to the number of parts. Each part is read in epochs, permuted by
+    (seed, part, epoch); other weights change how far a part gets, not the order of its windows.
+    ValueError for an empty part, and unless every part has a positive weight.
     """
 
     def __init__(self, parts: Sequence[Windows], weights: Sequence[float] = (1.0,), *, seed: int):
@@ -31,9 +30,9 @@ class Mixture:
         if not all(len(part) for part in parts):
             raise ValueError("a part of the data has no windows; give more text")
         self._parts, self._seed = parts, seed
-        # Integers, for exact floors at any index.
+        # Integers, so that the divisions of `locate` are exact at any index.
         self._weights = [max(1, round(weight / max(weights) * 2**32)) for weight in weights]
-        # Two epochs are in use while threads read across the border, of each part.
+        # Permutations of two epochs of each part: threads read ahead across the end of an epoch.
         self._order = functools.lru_cache(maxsize=2 * len(parts))(self._permutation)
 
     def __len__(self) -> int:
@@ -45,21 +44,22 @@ class Mixture:
         return self._parts[part][int(self._order(part, epoch)[index])]
 
     def locate(self, index: int) -> tuple[int, int]:
-        """The part that gives window `index`, and how many that part has given before."""
+        """(the part that window `index` is from, the number of earlier windows from that part)."""
+        # Part by part: this one takes its share of the windows, and the rest, numbered anew, is
+        # left to the parts after it.
         total = sum(self._weights)
         for part, weight in enumerate(self._weights[:-1]):
             rest = total - weight
-            past = (
-                index * rest // total
-            )  # of the windows before this one, those left to the parts that follow
+            # Of the `index` windows before this one, how many the parts after this one have given.
+            past = index * rest // total
             if past == (index + 1) * rest // total:
                 return part, index - past
             index, total = past, rest
         return len(self._weights) - 1, index
 
     def _permutation(self, part: int, epoch: int) -> np.ndarray:
-        # Not grain's shuffle: its seed for epoch 1 is that of epoch 0 under seed + 1, and an index
-        # of a set of 50 windows takes it a millisecond.
+        # Not grain's shuffle, whose epoch 1 is epoch 0 of seed + 1, and which takes a millisecond
+        # an index for a set of 50 windows.
         return np.random.default_rng([self._seed, part, epoch]).permutation(len(self._parts[part]))
 
 
@@ -69,7 +69,7 @@ def parse_mixture(spelling: str) -> list[tuple[str, float]]:
 
     ValueError for a spelling without names, a weight not above 0, or a name given twice.
     """
-    if spelling and Path(spelling).exists():  # whatever commas and colons it has
+    if spelling and Path(spelling).exists():  # a path may contain commas and colons
         return [(spelling, 1.0)]
     parts = []
     for item in spelling.split(","):
@@ -99,9 +99,9 @@ def open_mixture(
 
 
 def mixture_provenance(parts: list[tuple[Source, float]]) -> dict[str, Any]:
-    """One source's provenance as it is; of several, each under "sources" with its weight, and over
-    all held-out parts fingerprint, heldout_bytes, heldout_files, and gzip_bits_per_byte, in which
-    each part is compressed alone."""
+    """The provenance of a single source unchanged. For several: "sources" with each one's
+    provenance and weight, and over all held-out parts "fingerprint", "heldout_bytes",
+    "heldout_files" and "gzip_bits_per_byte", for which each part is compressed alone."""
     if len(parts) == 1:
         return parts[0][0].provenance
     each = [source.provenance | {"weight": weight} for source, weight in parts]

@@ -1,4 +1,4 @@
-"""Packing: documents one after the other, cut into windows of one length, by random access."""
+"""Packing: documents are concatenated and cut into windows of one length, with random access."""
 
 from collections.abc import Sequence
 
@@ -10,17 +10,20 @@ from research.data.windows import WindowOptions
 
 
 class PackedWindows:
-    """Windows over the stream [bos] document [eos] [bos] document [eos] ...; neighbours share
-    `overlap` tokens.
+    """Windows of the stream [bos] document [eos] [bos] document [eos] ...; consecutive windows
+    share `overlap` tokens.
 
-    `[i]` is int32 [length] each: "tokens"; "segments", 1, 2, ... for the window's documents in
-    turn, 0 for the padding after the last window's tokens; "positions", from 0 at each document's
-    or the window's start, whichever is later, so that no window depends on another. With overlap 1
-    every token of the stream but the first is the right neighbour of another in exactly one window,
-    the target of a causal model; with overlap 0 every token is in exactly one window.
+    `[i]` is a dict of int32 [length] arrays:
 
+    tokens      ids, 0 after the stream's end
+    segments    1, 2, ... for the window's documents, 0 for padding
+    positions   counted from the start of the document or of the window, whichever is later, so that
+                no window depends on another
+
+    With overlap 1 every token of the stream but the first is the target of its left neighbour in
+    exactly one window, as a causal model needs; with overlap 0 each token is in exactly one window.
     `seed` permutes the documents once; None keeps their order. ValueError for a store without
-    tokens, or a length that leaves nothing to advance.
+    tokens, and unless 0 <= overlap < length.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class PackedWindows:
         lengths = np.diff(store.offsets)[order] + extra
         order, lengths = order[lengths > 0], lengths[lengths > 0]
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
-        # Stream position + shift = index into ids, in the document that owns the position.
+        # For a document's tokens, position in the stream + shift = index in `ids`.
         self._shifts = store.offsets[order] - self._starts[:-1] - (bos_id is not None)
         self.n_tokens = int(self._starts[-1])
         self._count = max(1, -(-(self.n_tokens - overlap) // self._stride))
@@ -60,15 +63,13 @@ class PackedWindows:
         return self._count
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        first = (
-            range(self._count)[index] * self._stride
-        )  # IndexError out of range, negative ones count from the end
+        # Indexing a range raises IndexError and counts negative indices from the end.
+        first = range(self._count)[index] * self._stride
         size = min(self.length, self.n_tokens - first)
         begin = int(self._starts.searchsorted(first, "right")) - 1
         end = int(self._starts.searchsorted(first + size, "left"))
-        edges = (
-            self._starts[begin : end + 1] - first
-        )  # where the window's documents start, and the last one's end
+        # Where each of the window's documents starts, and the last one ends.
+        edges = self._starts[begin : end + 1] - first
         whole_first, whole_last = edges[0] == 0, edges[-1] == size
         edges[0], edges[-1] = 0, size
         counts = edges[1:] - edges[:-1]
@@ -77,7 +78,8 @@ class PackedWindows:
         here = np.arange(size)
         at = (self._shifts[begin:end] + first).repeat(counts)
         at += here
-        tokens[:size] = self._ids.take(at, mode="clip")  # one off at bos and eos, which follow
+        # The positions of bos and eos read a neighbouring id here and are overwritten below.
+        tokens[:size] = self._ids.take(at, mode="clip")
         if self._bos is not None:
             tokens[edges[0 if whole_first else 1 : -1]] = self._bos
         if self._eos is not None:
@@ -88,8 +90,7 @@ class PackedWindows:
 
 
 class Chained:
-    """Several windows' sequences one after the other, for evaluating all held-out parts of a
-    mixture at once."""
+    """Several sequences of windows as one, for evaluating all held-out parts of a mixture."""
 
     def __init__(self, windows: Sequence[Sequence[dict[str, np.ndarray]]]):
         self._windows = windows
@@ -105,8 +106,8 @@ class Chained:
 
 def text_windows(documents: Documents, options: WindowOptions) -> PackedWindows:
     """Packed windows of texts."""
-    # Without a token that begins a text its first word could not be predicted, and bits per byte
-    # would be too few.
+    # A text's first token is predicted from the token before it. Without one it would not count,
+    # and bits per byte would be too low.
     eos, bos = options.tokenizer.eos_id, options.tokenizer.bos_id
     return PackedWindows(
         options.tokens(documents, "text"),

@@ -8,7 +8,7 @@ from research.data.windows import WindowOptions
 
 
 class PackedPairs:
-    """Windows of several pairs each: as many of the (permuted) pairs in a row as fit on both sides.
+    """Windows of several (inputs, targets) pairs each: consecutive pairs as long as both sides fit.
 
     `[i]` is int32: "inputs", "inputs_segments", "inputs_positions" [inputs_length] and "targets",
     "targets_segments", "targets_positions" [targets_length]. A pair has the same segment 1, 2, ...
@@ -47,6 +47,7 @@ class PackedPairs:
             else np.random.default_rng(seed).permutation(len(inputs))
         )
         # Greedy: a new window starts where the next pair would overflow either side.
+        # + 1 for eos.
         lengths = [np.diff(store.offsets)[self._order] + 1 for _, store, _ in self._sides]
         sizes = (
             np.minimum(lengths[0], inputs_length).tolist(),

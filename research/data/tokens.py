@@ -1,5 +1,5 @@
-"""The token store: a split tokenised once, its ids (and for conversations a mask) in flat
-memory-mapped files."""
+"""The token store: documents tokenised once, as flat memory-mapped files of ids and, for
+conversations, of a mask."""
 
 import functools
 import json
@@ -18,15 +18,14 @@ from research.downloads.cache import Damaged, built
 from research.files import read_json, write_json
 
 _FORMAT = "1"  # part of the key: raise it when the files below change
-_CHUNK_CHARACTERS = (
-    4 * 1024 * 1024
-)  # given to the tokenizer at a time, enough to keep its threads busy
+# Characters given to the tokenizer at a time, enough to keep its threads busy.
+_CHUNK_CHARACTERS = 4 * 1024 * 1024
 _BLOCK_BYTES = 64 * 1024 * 1024
 
 
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer here: ids below vocab_size, all decided by what the fingerprint
-    hashes."""
+    """A tokenizer for this file. Its ids are below `vocab_size`, and two with equal `fingerprint`
+    give equal ids."""
 
     vocab_size: int
     fingerprint: str
@@ -34,26 +33,27 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
 
 
-# Ids of a text and, for a conversation, which of them the assistant says; the reason where it is
-# refused.
+# (ids of a text, mask of the assistant's tokens or None for plain text), or the error for a
+# conversation that is refused.
 _Encoded = tuple[list[int], list[bool] | None] | ValueError
 _Encode = Callable[[list[str]], list[_Encoded]]
 
 
 class BadRecords(ValueError):
-    """More records of a source could not be read than were allowed; names the file and index of the
-    last straw."""
+    """More records of a source are unreadable than allowed. Names the file and index of the record
+    that was one too many."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenStore:
-    """Document d is `ids[offsets[d]:offsets[d + 1]]`, without special tokens, and was `n_bytes[d]`
-    bytes of UTF-8.
+    """Token ids of documents. Document d is `ids[offsets[d]:offsets[d + 1]]`, without bos and eos.
 
-    ids uint16 or uint32 [tokens], offsets int64 [documents + 1], n_bytes int64 [documents].
-    `bad_records` are the messages of those left out. Equal `fingerprint`s mean equal arrays. For
-    conversations `mask`, bool [tokens], is true where the assistant speaks; it is None for plain
-    text.
+    ids          uint16 or uint32 [tokens]
+    offsets      int64 [documents + 1]
+    n_bytes      int64 [documents], bytes of each document in UTF-8
+    fingerprint  equal ones mean equal arrays
+    bad_records  error messages of the records that were left out
+    mask         bool [tokens], true where the assistant speaks; None for plain text
     """
 
     ids: np.ndarray
@@ -76,12 +76,12 @@ def tokenize(
     max_bad_records: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenStore:
-    """The tokens of one field of the documents, from the cache if these documents met this
-    tokenizer before.
+    """The token store of one field of the documents, from the cache if they have been tokenised
+    with this tokenizer before.
 
-    `progress(done, documents)` is called now and then while tokenising. A damaged cache is made
-    again with a warning. BadRecords, a ValueError, for more than `max_bad_records` unreadable
-    records; ValueError if no token comes out.
+    `progress(done, documents)` is called from time to time. A damaged cache is rebuilt with a
+    warning. BadRecords, a ValueError, for more than `max_bad_records` unreadable records;
+    ValueError if there are no tokens at all.
     """
     if field not in documents.fields:
         raise ValueError(
@@ -106,8 +106,8 @@ def tokenize_conversations(
     max_bad_records: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenStore:
-    """The same for conversations, with their mask. One that the chat template rejects is an
-    unreadable record."""
+    """`tokenize` for conversations, with their mask. A conversation that the chat template rejects
+    counts as an unreadable record."""
     key = digest(_FORMAT, documents.fingerprint, "conversation", encoder.fingerprint)
 
     def encode(texts: list[str]) -> list[_Encoded]:
@@ -199,8 +199,8 @@ def _write(
 def _chunks(
     documents: Documents, field: str, bad: list[str], max_bad: int
 ) -> Iterator[tuple[int, list[str], list[str]]]:
-    """Texts and their paths, with the number of documents behind them; unreadable ones go to `bad`
-    until it is too long."""
+    """Chunks of (number of documents read so far, texts, their paths). The errors of unreadable
+    documents are added to `bad`; BadRecords for more than `max_bad`."""
     texts: list[str] = []
     names: list[str] = []
     size = 0
@@ -234,8 +234,8 @@ def _too_many(record: str, count: int, limit: int) -> BadRecords:
 
 
 def _open(directory: Path, key: str) -> TokenStore:
-    """See cache.built for the errors."""
-    directory.stat()
+    """The store in `directory`; Damaged where a checksum differs, see `cache.built`."""
+    directory.stat()  # FileNotFoundError for a directory that is not there
     try:
         meta = read_json(directory / "meta.json")
         ids = np.memmap(

@@ -1,1 +1,1 @@
-"""What is fetched or built once and kept: the cache directory and packages of PyPI."""
+"""Downloads and the cache directory: what is fetched or built once and kept."""

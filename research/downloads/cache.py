@@ -1,5 +1,5 @@
-"""Directories built once: each is whole or absent, whoever is killed and however many processes
-build at a time."""
+"""Cached directories: built once, and either complete or absent, also when processes are killed or
+several build at the same time."""
 
 import contextlib
 import fcntl
@@ -22,21 +22,21 @@ def cache_directory() -> Path:
 
 
 class Damaged(ValueError):
-    """A cached directory is there but does not hold what was written into it."""
+    """A cached directory exists, but its content is not what was written."""
 
 
 def built(directory: Path, build: Callable[[Path], None], read: Callable[[Path], T]) -> T:
-    """`read(directory)`, after `build(temporary)` and a rename where the directory is missing or
-    damaged.
+    """`read(directory)`. If the directory is missing or damaged, `build(folder)` fills a temporary
+    folder first, which is then renamed to it.
 
-    `read` raises FileNotFoundError for an absent directory and Damaged for one that lost its
-    content, which is then replaced with a warning. Processes of one machine wait for each other
-    instead of building the same thing twice.
+    `read` must raise FileNotFoundError for an absent directory and Damaged for a damaged one, which
+    is rebuilt with a warning. Processes on one machine wait for each other and build only once.
     """
     try:
         return read(directory)
     except (FileNotFoundError, Damaged):
         directory.parent.mkdir(parents=True, exist_ok=True)
+    # Read again under the lock: another process may have built it while this one waited.
     with _locked(directory) as alone:
         try:
             return read(directory)
@@ -78,16 +78,16 @@ def _move(temporary: Path, directory: Path) -> None:
     try:
         os.rename(temporary, directory)
     except OSError:
-        # Without a working lock another builder may have been first; the same key means the same
-        # content.
+        # Where locks do not work another process may have built it first. Its content is the same,
+        # since directories are named after a hash of what they are built from.
         if not directory.is_dir():
             raise
 
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[bool]:
-    """Hold the directory's lock, which the kernel drops with the process; False where the file
-    system has no locks."""
+    """Holds the directory's lock, which the kernel releases if the process dies. Yields False on
+    file systems without locks."""
     with open(directory.parent / f".{directory.name}.lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

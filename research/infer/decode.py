@@ -1,4 +1,4 @@
-"""Continuations of prompts: ids in, text out, whole or as it is written."""
+"""Generation of text: `generate` returns whole continuations, `stream` yields them in pieces."""
 
 import zlib
 from collections import Counter
@@ -18,22 +18,23 @@ from research.models.config import Execution, ModelConfig
 from research.models.model import Model
 from research.tree import Tree
 
-ROWS = 64  # texts written at once; more prompts wait their turn
-STREAMED = (
-    4  # tokens between two pieces of a stream: few enough to look fluent, enough to hide the call
-)
+ROWS = 64  # most prompts of a batch; `generate` takes more in several batches
+# Tokens between two pieces of a stream: few enough to look fluent, enough to hide the call.
+STREAMED = 4
 
 Prompt = str | Sequence[int]
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A continuation. `text` follows the prompt and lacks what ended it; `token_ids` are all that
-    were written for it, an end token or the tokens of a stop string included, each with its
-    log-probability under the model itself, in nats.
+    """A continuation of a prompt.
 
-    `finish` is "eos" for the tokenizer's end token, "stop" for one of the config's, "length" for
-    neither.
+    text       the text after the prompt, without the stop string or end token
+    token_ids  all tokens that were sampled, those of the end included
+    logprobs   their log-probabilities in nats under the model itself, before temperature and the
+               like
+    finish     why it ended: "eos" at the tokenizer's end token, "stop" at a stop string or stop id
+               of the config, "length" at the limit of tokens
     """
 
     prompt: Prompt
@@ -50,11 +51,13 @@ def generate(
     prompts: Sequence[Prompt],
     config: SamplingConfig = SamplingConfig(),
 ) -> list[Generation]:
-    """One continuation of each prompt, a string or ids that are taken as they are.
+    """One continuation for each prompt, which is a string or token ids; ids are used unchanged.
 
-    A continuation depends on its prompt, the config and how many equal prompts stand before it, not
-    on the other prompts. To be called under the mesh that the parameters are on, if any. ValueError
-    for prompts that the model cannot continue.
+        generate(model, params, tokenizer, ["Once upon"], SamplingConfig(max_tokens=8))[0].text
+
+    A continuation depends on its prompt, the config and the number of equal prompts before it, not
+    on other prompts. Call it under the mesh of the parameters, if any. ValueError for an encoder, a
+    prompt outside the vocabulary, and one that is too long.
     """
     rows = _rows(_of_text(model.config, params), tokenizer, prompts, config)
     for first in range(0, len(rows), ROWS):
@@ -70,10 +73,10 @@ def stream(
     prompts: Sequence[Prompt],
     config: SamplingConfig = SamplingConfig(),
 ) -> Iterator[tuple[int, str]]:
-    """(index of the prompt, piece of its text) as pieces become certain; the pieces of a prompt
-    joined are the text.
+    """Yields (index of the prompt, piece of its text) as soon as a piece can no longer change. The
+    pieces of a prompt joined are the text of its continuation.
 
-    The generator's value (`yield from`, StopIteration.value) is what `generate` returns.
+    The generator returns (`yield from`, StopIteration.value) what `generate` does.
     """
     rows = _rows(_of_text(model.config, params), tokenizer, prompts, config)
     sent = [0] * len(rows)
@@ -88,8 +91,8 @@ def stream(
 
 @dataclass
 class _Row:
-    """One prompt on the host and what has been written after it. `source` is the encoder's text,
-    `limit` the most tokens."""
+    """A prompt and its continuation so far, on the host. `ids` are the decoder's tokens before the
+    continuation, `source` the encoder's, `limit` the largest number of new tokens."""
 
     prompt: Prompt
     ids: list[int]
@@ -104,7 +107,7 @@ class _Row:
     def add(
         self, token_id: int, logprob: float, eos_id: int | None, stop_ids: Sequence[int]
     ) -> None:
-        """Takes the next token, and closes the row where it is the last."""
+        """Adds the next token, and sets `finish` if it is the last one."""
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
         if token_id == eos_id:
@@ -134,18 +137,17 @@ def _write(
     config: SamplingConfig,
     tokens: int,
 ) -> Iterator[None]:
-    """Continues the rows to their ends, yielding each time that up to `tokens` were added."""
+    """Continues the rows to their ends, and yields whenever each has got up to `tokens` more."""
     if not rows:
         return
-    # Not as the model trains: with all layers unrolled every token copies their weights out of the
-    # stack (GPT-2 on a CPU: 66 ms against 54 scanned, 123 against 64 for 8 rows), and the kernels
-    # of training read no cache.
+    # Not the execution of training: its kernels read no cache, and unrolled layers copy their
+    # weights for every token (GPT-2 on a CPU: 66 ms against 54 scanned, for 8 rows 123 against 64).
     model = replace(model, execution=Execution())
     if "prompt" in params:
         params = _prompted(model, params)
     eos_id = tokenizer.eos_id
     ends = [i for i in (eos_id, *config.stop_ids) if i is not None]
-    # Of few sizes, for each is compiled.
+    # Padded to a multiple of 8, since every size is compiled; -1 is no token.
     stop_ids = np.array(ends + [-1] * (-len(ends) % 8), np.int32)
     sources = None if rows[0].source is None else [row.source for row in rows]
     limits, streams = [row.limit for row in rows], [row.stream for row in rows]
@@ -166,6 +168,7 @@ def _write(
         if not any(left):
             return
         count = min(tokens, max(left))
+        # Stop strings are found on the host, so the device is told which rows have ended.
         open_B = np.array([*left, *[0] * (len(ids_BT) - len(left))]) > 0
         state, ids_BT, logprobs_BT = advance(
             prepared,
@@ -182,7 +185,7 @@ _prompted = jax.jit(Model.prompted, static_argnums=0)
 
 
 def _of_text(c: ModelConfig, params: Tree) -> ModelConfig:
-    """The config with the positions that virtual tokens leave to a text."""
+    """The config with `max_length` less the virtual tokens: the positions left for a text."""
     virtual = virtual_tokens(params)
     return replace(c, max_length=c.max_length - virtual) if virtual else c
 
@@ -199,7 +202,8 @@ def _rows(
         ids = _ids(tokenizer, prompt, config.bos)
         if not ids or not all(0 <= i < c.vocab_size for i in ids):
             raise ValueError(
-                f"prompt {index} must be one or more ids in [0, {c.vocab_size}), the model's vocabulary"
+                f"prompt {index} must be one or more ids in [0, {c.vocab_size}), "
+                "the model's vocabulary"
             )
         source, content = None, np.array(ids, "<i4").tobytes()
         if c.kind == "encoder_decoder":
@@ -210,10 +214,12 @@ def _rows(
             limit = min(limit, c.max_length - len(ids))
             if limit < 1 or longest > c.max_length:
                 raise ValueError(
-                    f"prompt {index} has {longest} tokens, the model {c.max_length} positions; shorten it"
+                    f"prompt {index} has {longest} tokens, the model {c.max_length} positions; "
+                    "shorten it"
                 )
         text = Continuation(tokenizer.decode, ids if source is None else [], config.stop)
         rows.append(_Row(prompt, ids, source, (zlib.crc32(content), copies[content]), limit, text))
+        # Equal prompts are numbered, so that they get different random numbers.
         copies[content] += 1
     return rows
 
@@ -221,15 +227,15 @@ def _rows(
 def _source_and_start(
     tokenizer: Tokenizer, prompt: Prompt, ids: list[int]
 ) -> tuple[list[int], list[int]]:
-    """What the encoder reads and what the decoder starts from, both as in training
+    """(ids that the encoder reads, ids that the decoder starts from), both as in training
     (objectives/choose.py)."""
     source = [*ids, tokenizer.eos_id] if isinstance(prompt, str) else ids
     return source, [tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id]
 
 
 def _ids(tokenizer: Tokenizer, prompt: Prompt, bos: bool) -> list[int]:
-    """Ids of a prompt as training texts begin: with the token that begins a text, or ends the one
-    before."""
+    """Ids of a prompt. With `bos` a string gets the token in front that begins a text or, where the
+    tokenizer has none, the one that ends a text, as documents in training do."""
     if not isinstance(prompt, str):
         return [int(i) for i in prompt]
     ids = tokenizer.encode(prompt)

@@ -1,10 +1,10 @@
-"""Weights laid out anew for decoding on a CPU, once before the first token.
+"""The layout of weights for decoding on a CPU: transposed, and a tuple of layers, not a stack.
 
-A token's products read every weight once for a handful of rows, so they are at best as fast as
-memory. With the trained layout XLA's CPU backend is far from that: a layer sliced out of the stack
-is copied for every token, and the columns of [K, N] that a kernel works on lie N apart. Transposed to
-[N, K] and made the left operand, weights are read as they stand, by all threads; 8 rows then take
-half to two thirds of the time.
+Each token's products read every weight once for a few rows, so memory bandwidth is their limit.
+In the layout of training XLA's CPU backend stays far below it: a layer sliced out of the stack is
+copied for every token, and a column of a [K, N] matrix, which a product's kernel reads, has its
+values N apart. Transposed to [N, K] and as the left operand, weights are read in the order of
+memory by all threads; 8 rows then take half to two thirds of the time.
 """
 
 import math
@@ -34,8 +34,8 @@ _CONTRACTED = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "
 class DecodeWeight(Leaf):
     """A leaf whose matrix [K, N] is stored transposed, [N, K].
 
-    `sizes` is the shape of the weight that it stands for. `contracted` are the axes of that shape
-    that make up K: the leading ones or, for a table, the last one.
+    `sizes` is the shape of the original weight. `contracted` are the axes of that shape that make
+    up K: the leading ones or, for a table, the last one.
     """
 
     transposed_NK: jax.Array
@@ -48,15 +48,16 @@ class DecodeWeight(Leaf):
         return self.sizes
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """The product over K, in the dtype of `x`, whose last axes K must be; the result's are
-        N."""
+        """The product over K in the dtype of `x`. `x` must end in the axes of K, and the result
+        ends in those of N; ValueError for another equation."""
         of_x, of_w, of_y = parse(eqn)
         inner = "".join(of_w[axis] for axis in self.contracted)
         outer = "".join(letter for letter in of_w if letter not in inner)
         rows = of_x.removesuffix(inner)
         if (of_x, of_y) != (rows + inner, rows + outer):
             raise ValueError(
-                f"einsum {eqn!r}: the weight contracts {inner!r}, which must end {of_x!r}, and leaves {outer!r}"
+                f"einsum {eqn!r}: the weight contracts {inner!r}, which must end {of_x!r}, "
+                f"and leaves {outer!r}"
             )
         x_MK = x.reshape(-1, self.transposed_NK.shape[1])
         y_NM = jax.lax.dot_general(
@@ -85,12 +86,12 @@ class DecodeWeight(Leaf):
 
 
 def prepare(model: Model, params: Tree) -> Tree:
-    """Parameters that decode faster to the same logits but for float order, at the price of a copy
-    of the weights.
+    """`params` in the layout for decoding: the same logits up to float rounding, in less time, for
+    the memory of a second copy of the weights.
 
-    The layers come as a tuple of trees, with arrays as `DecodeWeight`s; what contracts itself
-    stays as it is. For a single CPU device; elsewhere, and where `params` are prepared already,
-    they are returned.
+    `layers` becomes a tuple with a tree for each layer, whose arrays are `DecodeWeight`s; other
+    leaves, such as `Quantized`, are only sliced. Returns `params` unchanged on any mesh of several
+    devices, on other platforms than the CPU, and where they have this layout already.
     """
     mesh = jax.sharding.get_abstract_mesh()
     alone = mesh.empty or mesh.size == 1
@@ -125,15 +126,13 @@ def _is_weight(node) -> bool:
 
 
 def _layer(dtype: jnp.dtype, index: int, path: tuple, w):
-    """One layer of a stacked weight, transposed where the model multiplies tokens with it and it is no
-    expert's."""
+    """Layer `index` of a stacked weight: a `DecodeWeight` where tokens are multiplied by it, the
+    plain slice for everything else (norms, biases, experts, leaves, keys of an encoder's text)."""
     owner, name = path[0].key, path[-1].key
     own = jax.tree.map(lambda part: part[index], w)
     leading = _CONTRACTED.get(name, 0)
-    of_memory = owner == "cross" and name in (
-        "key",
-        "value",
-    )  # read when the encoder has run, and then no more
+    # These run once, on the encoder's states, and not for every token.
+    of_memory = owner == "cross" and name in ("key", "value")
     if not isinstance(w, jax.Array) or not leading or of_memory or (owner == "mlp" and w.ndim > 3):
         return own
     return _transpose(own, dtype, tuple(range(leading)))

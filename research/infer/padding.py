@@ -1,4 +1,4 @@
-"""Texts of unlike lengths as arrays of one size, on the host."""
+"""Padding of texts and numbers to the sizes of a compiled batch, on the host."""
 
 import math
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ from research.models.model import Model
 
 
 def row_count(prompts: int, model: Model) -> int:
-    """Rows of a batch for so many prompts: the next power of two, so that few sizes are compiled,
-    and at least two where the CPU's product of one row in bfloat16 takes 25 times as long."""
+    """Rows of a batch for this number of prompts: the next power of two, so that few sizes are
+    compiled; at least two in bfloat16 on a CPU, where a product of one row takes 25 times as
+    long."""
     slow = model.precision.compute != "float32" and jax.default_backend() == "cpu"
     return max(2 ** math.ceil(math.log2(prompts)), 2 if slow else 1)
 
 
 def pad_numbers(numbers: Sequence[int], rows: int) -> np.ndarray:
-    """The numbers, int32 [rows], with zeros behind."""
+    """The numbers padded with zeros, int32 [rows]."""
     return np.array([*numbers, *[0] * (rows - len(numbers))], np.int32)
 
 
 def mark_seen(
     prompts: Sequence[Sequence[int]], rows: int, model: Model, sampling: SamplingConfig
 ) -> np.ndarray | None:
-    """True for the tokens of each prompt, bool [B, V]; None where no repetition penalty asks for
-    them."""
+    """True for the tokens of each prompt, bool [B, V]; None without a repetition penalty."""
     if sampling.repetition_penalty == 1:
         return None
     seen_BV = np.zeros((rows, model.config.vocab_size), bool)
@@ -36,7 +36,7 @@ def mark_seen(
 
 
 def pad_texts(texts: Sequence[Sequence[int]], rows: int, width: int) -> np.ndarray:
-    """The ids, int32 [rows, width], with zeros behind each text and below the last."""
+    """The ids padded with zeros on the right and with rows of zeros, int32 [rows, width]."""
     table_BT = np.zeros((rows, width), np.int32)
     for row, ids in zip(table_BT, texts):
         row[: len(ids)] = ids

@@ -1,9 +1,8 @@
-"""From logits to the next token: the usual changes of a distribution, and one draw from what is
-left of it.
+"""Sampling: from logits to the next token.
 
-Every function takes float32 logits [B, V] and leaves out a token by giving it minus infinity. A
-number may be a float, or an array [B, 1] with one for each row. Values are those of transformers'
-logits processors, in their order: penalty, temperature, top-k, top-p, min-p.
+The functions on logits take float32 [B, V] and exclude a token by setting it to minus infinity. A
+`Number` is a float for all rows or an array [B, 1] with one for each. Results equal those of
+transformers' logits processors, in their order: penalty, temperature, top-k, top-p, min-p.
 """
 
 from dataclasses import dataclass, replace
@@ -21,9 +20,13 @@ Number = float | jax.Array
 class SamplingConfig:
     """How a text is continued. 0 turns `top_k` and `min_p` off, 1 `top_p` and `repetition_penalty`.
 
-    `temperature` 0 takes the likeliest token. A text ends with one of the strings in `stop`, which
-    it then lacks, with the tokenizer's end token or one of `stop_ids`, or after `max_tokens`. `bos`
-    puts the token that begins a text in front of a prompt given as a string.
+    temperature  divides the logits; 0 takes the likeliest token
+    stop         strings that end a text; the text is cut before them
+    stop_ids     tokens that end a text, beside the tokenizer's end token
+    max_tokens   most new tokens
+    bos          put the token that begins a text in front of prompts given as strings
+
+    ValueError for a value out of range.
     """
 
     temperature: float = 1.0
@@ -66,7 +69,7 @@ class SamplingConfig:
         return replace(SamplingConfig(), **{name: getattr(self, name) for name in _DISTRIBUTION})
 
 
-_BITS_OVER_1 = 0x3F800001  # the bits of the float32 that follows 1
+_BITS_OVER_1 = 0x3F800001  # the bits of the least float32 above 1
 _DISTRIBUTION = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -79,33 +82,34 @@ def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty: Number) -> jax.A
 
 
 def keep_top_k(logits_BV: jax.Array, k: int) -> jax.Array:
-    """The k likeliest tokens, and those as likely as the last of them (arXiv:1805.04833)."""
+    """Keeps the k likeliest tokens, and those as likely as the last of them (arXiv:1805.04833)."""
     least_B1 = lax.top_k(logits_BV, min(k, logits_BV.shape[1]))[0][:, -1:]
     return jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
 
 
 def keep_top_p(logits_BV: jax.Array, p: Number) -> jax.Array:
-    """The fewest likeliest tokens whose probabilities reach p, and those as likely as the last
-    (arXiv:1904.09751, 3.1)."""
+    """Keeps the fewest likeliest tokens whose probabilities sum to p or more, and those as likely
+    as the last of them (arXiv:1904.09751, section 3.1)."""
     probs_BV = jax.nn.softmax(logits_BV, axis=-1)
 
     def halve(_, bounds):
-        # Floats from 0 to 1 are in the order of their bits, so 30 halvings find the least
-        # probability to keep exactly. Sorting 50,000 words takes the CPU as long as the rest of a
-        # small model.
+        # A binary search for the least probability to keep. Floats from 0 to 1 are in the order of
+        # their bits read as integers, below 2^30, so 30 halvings find it exactly. Sorting 50,000
+        # words would take a CPU as long as the rest of a small model.
         low_B1, high_B1 = bounds
         middle_B1 = (low_B1 + high_B1) // 2
         kept_BV = probs_BV >= lax.bitcast_convert_type(middle_B1, jnp.float32)
         enough_B1 = jnp.sum(jnp.where(kept_BV, probs_BV, 0), axis=-1, keepdims=True) >= p
         return jnp.where(enough_B1, middle_B1, low_B1), jnp.where(enough_B1, high_B1, middle_B1)
 
+    # Both bounds are bits of floats: a threshold of 0.0 keeps all tokens, one above 1 none.
     low_B1 = jnp.zeros_like(probs_BV[:, :1], jnp.int32)
     low_B1, _ = lax.fori_loop(0, 30, halve, (low_B1, low_B1 + _BITS_OVER_1))
     return jnp.where(probs_BV < lax.bitcast_convert_type(low_B1, jnp.float32), -jnp.inf, logits_BV)
 
 
 def keep_min_p(logits_BV: jax.Array, p: Number) -> jax.Array:
-    """The tokens at least p times as likely as the likeliest (arXiv:2407.01082)."""
+    """Keeps the tokens at least p times as likely as the likeliest (arXiv:2407.01082)."""
     probs_BV = jax.nn.softmax(logits_BV, axis=-1)
     return jnp.where(probs_BV < p * jnp.max(probs_BV, axis=-1, keepdims=True), -jnp.inf, logits_BV)
 
@@ -113,8 +117,8 @@ def keep_min_p(logits_BV: jax.Array, p: Number) -> jax.Array:
 def process(
     logits_BV: jax.Array, config: SamplingConfig, seen_BV: jax.Array | None = None
 ) -> jax.Array:
-    """Logits of the distribution that `config` asks for; at temperature 0 only the penalty bears on
-    them."""
+    """Logits of the distribution that `config` describes. At temperature 0 only the repetition
+    penalty is applied: the others do not change which token is likeliest."""
     if config.repetition_penalty != 1:
         logits_BV = penalize(logits_BV, seen_BV, config.repetition_penalty)
     if config.temperature == 0:
@@ -135,11 +139,10 @@ def sample(
     config: SamplingConfig,
     seen_BV: jax.Array | None = None,
 ) -> jax.Array:
-    """The next token of each row, int32 [B], drawn with that row's own key so that no row bears on
-    another.
+    """The next token of each row, int32 [B]. Each row has its own key, so rows do not affect each
+    other.
 
-    `seen_BV` is true for tokens that the row's text has already; only a repetition penalty needs
-    it.
+    `seen_BV` is true for the tokens of the row's text; only a repetition penalty needs it.
     """
     logits_BV = process(gather_axis(logits_BV.astype(jnp.float32), axis=1), config, seen_BV)
     if config.temperature == 0:
@@ -148,22 +151,24 @@ def sample(
 
 
 def _likeliest(logits_BV: jax.Array) -> jax.Array:
-    """The first of the largest, int32 [B]; `argmax` takes the CPU seven times as long."""
+    """The index of the largest logit, the first of equals, int32 [B]; on a CPU `argmax` takes seven
+    times as long."""
     words, largest_B1 = logits_BV.shape[1], jnp.max(logits_BV, axis=-1, keepdims=True)
     index_1V = jnp.arange(words, dtype=jnp.int32)[None, :]
     return jnp.min(jnp.where(logits_BV == largest_B1, index_1V, words - 1), axis=-1)
 
 
 def _draw(probs_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """The token at which the running sum of probabilities passes a uniform number.
+    """The token at which the running sum of probabilities exceeds a uniform number (inverse
+    transform sampling), int32 [B].
 
-    One random number a row; Gumbel noise would take one a word, and longer than the rest of a small
-    model.
+    This takes one random number a row. Gumbel noise takes one a word, which on a CPU costs more
+    than the rest of a small model.
     """
     sums_BV = jnp.cumsum(probs_BV, axis=-1)
     passed_BV = sums_BV > uniform_B[:, None] * jnp.max(sums_BV, axis=-1, keepdims=True)
-    # Sums are not formed one by one and may waver in the last bit, where a token without
-    # probability could slip in.
+    # A parallel prefix sum may decrease or grow in the last bit at a token of probability 0, which
+    # must not be drawn for that.
     passed_BV &= probs_BV > 0
     drawn_B = jnp.where(
         jnp.any(passed_BV, axis=-1), jnp.argmax(passed_BV, axis=-1), jnp.argmax(probs_BV, axis=-1)
@@ -172,8 +177,8 @@ def _draw(probs_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
 
 
 def log_probability(logits_BV: jax.Array, ids_B: jax.Array) -> jax.Array:
-    """Log-probability of each row's token under the model itself, whatever it was drawn from; nats,
-    float32 [B]."""
+    """Log-probability in nats, float32 [B], of each row's token in softmax(logits): under the model
+    itself, not under the distribution that it was sampled from."""
     logits_BV = logits_BV.astype(jnp.float32)
     return jnp.sum(jnp.where(one_hot(ids_B, logits_BV), logits_BV, 0), axis=-1) - jax.nn.logsumexp(
         logits_BV, axis=-1

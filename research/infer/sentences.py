@@ -20,8 +20,12 @@ _STEP = 16  # lengths are rounded up to a multiple, so that few programs are com
 
 @dataclass(frozen=True)
 class SentenceSettings:
-    """`pooling` takes the mean of all states or that of the first token; `normalize` makes the
-    vector's length 1; a text is cut at `max_tokens`, the tokens around it included."""
+    """How a text becomes a vector.
+
+    pooling     "mean" of all tokens' states, or "cls", the first token's state
+    normalize   scale the vector to length 1
+    max_tokens  longer texts are cut, [CLS] and [SEP] included in the count
+    """
 
     pooling: str = "mean"
     normalize: bool = True
@@ -39,16 +43,16 @@ def embed(
     texts: Sequence[str],
     settings: SentenceSettings,
 ) -> np.ndarray:
-    """A vector for each text, float32 [texts, D]. ValueError for a model that is no encoder."""
+    """A vector for each text, float32 [texts, D]. ValueError for a model that is not an encoder."""
     if model.config.kind != "encoder":
         raise ValueError(
-            f"the model is a {model.config.kind}; sentence embeddings come from an encoder such as BERT"
+            f"the model is a {model.config.kind}; "
+            "sentence embeddings come from an encoder such as BERT"
         )
     longest = min(settings.max_tokens, model.config.max_length)
     rows = [_framed(tokenizer, ids, longest) for ids in tokenizer.encode_batch(list(texts))]
-    order = sorted(
-        range(len(rows)), key=lambda n: len(rows[n])
-    )  # texts of one length lie together: less padding
+    # Texts of similar length share a batch, which needs little padding.
+    order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
     vectors = np.zeros((len(rows), model.config.d_model), np.float32)
     for first in range(0, len(order), ROWS):
         chosen = order[first : first + ROWS]

@@ -1,9 +1,10 @@
-"""The compiled side of decoding: prompts are fed in chunks, then tokens follow in a loop that never
-returns to Python.
+"""The compiled part of decoding: prompts are read in chunks, then a loop on the device adds tokens.
 
-Shapes come from a few sizes (`bucket`), so that a second prompt finds its programs compiled. Rows
-of a batch are padded on the right and share nothing: every row has its own position, its own random
-key and its own number of tokens left.
+Shapes are rounded up to a few sizes (`bucket`), so that most prompts find their programs compiled.
+Rows of a batch are padded on the right and independent: each has its position, its random key and
+its number of tokens left.
+
+Letters: B batch, T time, S source time, C chunk, D model, V vocabulary.
 """
 
 import math
@@ -26,18 +27,21 @@ from research.parallel.axes import AxisRules, constrain
 from research.parallel.placement import gather_axis
 from research.tree import Tree
 
-# tokens of a prompt fed at once; bounds the memory of attention and the slots of a windowed cache
+# Largest number of prompt tokens read at once: it bounds the memory of attention and the slots that
+# a windowed cache has beside its window.
 PREFILL = 512
-TOKENS = 32  # the most that one call of `advance` writes
+TOKENS = 32  # most tokens that one call of `advance` adds to a row
 
 
 @dataclass(frozen=True)
 class Start:
-    """A batch of texts to continue, on the host: ids [B][n], for encoder-decoders also the
-    encoder's, and limits [B].
+    """A batch of texts to continue, on the host.
 
-    `streams` [B, 2] names each row's random numbers under `seed`: rows that differ in it are
-    independent.
+    prompts     token ids of each text
+    sources     token ids that an encoder-decoder's encoder reads, None for decoders
+    max_tokens  most new tokens of each text
+    streams     two numbers for each text that select its random numbers under `seed`; texts with
+                different ones are sampled independently
     """
 
     prompts: Sequence[Sequence[int]]
@@ -54,12 +58,14 @@ class Start:
 )
 @dataclass(frozen=True)
 class DecodeState:
-    """A batch of texts that are being continued, as the compiled loop carries it.
+    """A batch of texts in the middle of decoding, as the compiled loop carries it.
 
-    Row b's last token `token_B` belongs at `position_B` and is not in the cache yet. `left_B` more
-    tokens may follow it, 0 where the row has ended. `memory` is the encoder's of an
-    encoder-decoder. `seen_BV` marks the tokens of each row, where a repetition penalty asks for
-    them.
+    token_B     the last token of each row, which is not in the cache yet
+    position_B  its position
+    left_B      tokens that may still follow it; 0 where the row has ended
+    key_B       each row's random key
+    seen_BV     true for tokens of the row's text; None without a repetition penalty
+    memory      what `Model.encode` gives for an encoder-decoder, else None
     """
 
     cache: KVCache
@@ -72,13 +78,13 @@ class DecodeState:
 
 
 def chunk_size(longest: int) -> int:
-    """Tokens fed at once for prompts of up to `longest`: 16, 32, 64, ..., PREFILL."""
+    """Tokens read at once for prompts of up to `longest` tokens: 16, 32, 64, ..., PREFILL."""
     return min(max(16, 2 ** math.ceil(math.log2(longest))), PREFILL)
 
 
 def bucket(size: int) -> int:
-    """The next of 64, 80, 96, 112, 128, 160, ...: four sizes a doubling, of which at most a fifth
-    is unused."""
+    """`size` rounded up to one of 64, 80, 96, 112, 128, 160, ...: four sizes a doubling, so at most
+    a fifth of a larger size is padding."""
     size = max(size, 64)
     step = 2 ** (math.ceil(math.log2(size)) - 3)
     return step * math.ceil(size / step)
@@ -92,11 +98,11 @@ def begin(
     sampling: SamplingConfig,
     stop_ids: np.ndarray,
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
-    """Reads the prompts: (state, each row's first token, int32 [B, 1], its log-probability).
+    """Reads the prompts: (state, first new token of each row int32 [B, 1], its log-probability
+    float32 [B, 1] in nats). B is at least the number of texts (`row_count`).
 
-    `prepared` are the parameters that `advance` will be given (`decode_layout.prepare`). Prompts are
-    read with `params`: many tokens at once gain nothing from another layout, and a scan compiles
-    faster.
+    `prepared` are `params` in the layout that `advance` takes (`decode_layout.prepare`). Prompts
+    are read with `params`: many tokens gain nothing from that layout, and a scan compiles faster.
     """
     rows = row_count(len(start.prompts), model)
     lengths_B = pad_numbers([len(ids) for ids in start.prompts], rows)
@@ -147,10 +153,10 @@ def advance(
     model: Model,
     sampling: SamplingConfig,
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
-    """Up to `limit` more tokens, int32 [B, TOKENS], and their log-probabilities; rows that are not
-    open end here.
+    """(state, up to `limit` more tokens int32 [B, TOKENS], their log-probabilities in nats).
 
-    A row's entries after its end mean nothing, and the loop ends with the last row.
+    Rows with `open_B` false end before the first of them: the host has found a stop string. The
+    loop ends when all rows have ended. Entries after a row's end are arbitrary.
     """
     state = _placed(replace(state, left_B=jnp.where(open_B, state.left_B, 0)), model.rules)
     ids_BT = _rowwise(jnp.zeros((open_B.shape[0], TOKENS), jnp.int32), model.rules)
@@ -197,7 +203,7 @@ def empty(
     length,
     chunk,
 ) -> DecodeState:
-    """The state before anything is read; an encoder-decoder's encoder runs here."""
+    """The state before the prompts are read; runs the encoder of an encoder-decoder."""
     cache = model.make_cache(lengths_B.shape[0], length, chunk)
     memory = None
     if source_BS is not None:
@@ -216,11 +222,12 @@ def empty(
 def _feed(
     params, state, last_B1D, tokens_BT, first, lengths_B, *, model
 ) -> tuple[DecodeState, jax.Array]:
-    """The state with tokens `first` to `first + T` in its cache, and the last states so far of each
-    row's last token."""
+    """The state with the T prompt tokens from position `first` on in its cache, and the model's
+    states [B, 1, D] at each row's last prompt token, once it has been read (else zeros)."""
     batch = _batch(tokens_BT, first, lengths_B, model.rules)
     hidden_BTD, cache = model.decode(params, batch, state.cache, state.memory)
     last_BT1 = (batch["positions"] == _rowwise(lengths_B, model.rules)[:, None] - 1)[:, :, None]
+    # A masked sum and no gather: rows may end in different chunks, and be split over devices.
     found_B1D = jnp.sum(jnp.where(last_BT1, hidden_BTD, 0), axis=1, keepdims=True)
     return replace(state, cache=cache), found_B1D if last_B1D is None else last_B1D + found_B1D
 
@@ -239,8 +246,10 @@ def _first(
 def _pick(
     params, hidden_B1D, state: DecodeState, stop_ids, model: Model, sampling: SamplingConfig
 ) -> tuple[DecodeState, jax.Array]:
-    """The state one token on, and that token's log-probability [B]."""
+    """The state after sampling a token from the states of the last one, and the new token's
+    log-probability [B]."""
     logits_BV = gather_axis(model.logits(params, hidden_B1D)[:, 0], axis=1)
+    # A draw depends on the row's key and the position, not on the batch or the calls of `advance`.
     keys_B = jax.vmap(jax.random.fold_in)(state.key_B, state.position_B)
     token_B = sample(logits_BV, keys_B, sampling, state.seen_BV)
     ended_B = jnp.any(token_B[:, None] == stop_ids[None, :], axis=1)

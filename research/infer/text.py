@@ -1,9 +1,9 @@
-"""The text of one continuation as its tokens come, and how much of it is certain."""
+"""Incremental decoding of a continuation: its text token by token, and how much of it is final."""
 
 from collections.abc import Callable, Sequence
 
-_CONTEXT = 8  # ids before the ones being decoded; a space or a letter can depend on its neighbours
-# ids after which the context moves on, so that a long text costs no more per token than a short one
+_CONTEXT = 8  # ids decoded again before the new ones: a space or letter can depend on neighbours
+# New ids after which the context moves on, so that the cost of a token does not grow with the text.
 _DECODED = 16
 _UNFINISHED = "\ufffd"
 
@@ -11,10 +11,10 @@ _UNFINISHED = "\ufffd"
 class Continuation:
     """Text after a prompt, token by token, cut before the first stop string.
 
-    `text` is what has been decoded so far, of which the first `certain` characters can no longer
-    change: a trailing U+FFFD may become a letter with the next token, and what may be the beginning
-    of a stop string may have to go. After `close`, or once `stopped`, all of it is certain. Joined
-    with the prompt's text it is the decoded whole.
+    `text` is what has been decoded so far. Its first `certain` characters can no longer change; the
+    others can, because a trailing U+FFFD may become a letter with the next token, and the beginning
+    of a stop string is removed once the string is complete. After `close`, or once `stopped`, all
+    is certain. The prompt's text and `text` joined are the text of all ids together.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class Continuation:
         self.text, self.certain, self.stopped = "", 0, False
 
     def add(self, token_id: int) -> None:
-        """Takes the next token. None may follow one that completed a stop string."""
+        """Adds the next token. Do not call it again once `stopped`."""
         self._ids.append(token_id)
         fresh = self._decode(self._context + self._ids)[len(self._prefix) :]
         self.text = self._settled + fresh
@@ -42,7 +42,7 @@ class Continuation:
             self._move_context(self._context + self._ids)
 
     def close(self) -> None:
-        """No token follows."""
+        """Ends the text: all of it is certain."""
         self.certain = len(self.text)
 
     def _move_context(self, ids: list[int]) -> None:
@@ -51,7 +51,7 @@ class Continuation:
 
 
 def _begun(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of `text` that a stop string begins with."""
+    """Length of the longest suffix of `text` that is a proper prefix of a stop string."""
     longest = max(map(len, stops), default=1) - 1
     return next(
         (

@@ -1,12 +1,14 @@
-"""Adapters that are parameters more, beside those of a model: bottlenecks, a prefix, a prompt.
+"""Adapters that add parameters to a model: bottlenecks, a prefix, or a prompt.
 
-    bottleneck   y + activation(y down) up      behind a layer's attention and feed-forward, before the residual sum
-    prefix       keys and values in front of every layer's own (arXiv:2101.00190)
-    prompt       virtual tokens in front of every text (arXiv:2104.08691)
+    bottleneck   y + activation(y down) up, where y is what a layer's attention or feed-forward
+                 adds to the residual stream (arXiv:1902.00751)
+    prefix       trained keys and values before those of the tokens, in every layer
+                 (arXiv:2101.00190)
+    prompt       trained embeddings before those of the tokens (arXiv:2104.08691)
 
-A prefix and a prompt stand at the positions 0 to n - 1 in front of every document, also of each of
-a packed row, and the tokens' own positions start at n. They are tokens like any other to a window,
-which leaves them behind.
+A prefix or prompt of n virtual tokens takes the positions 0 to n - 1 before every document, also
+before each document of a packed row; the tokens' positions start at n. In a layer with a window,
+virtual tokens go out of sight like any others.
 """
 
 from collections.abc import Callable
@@ -31,14 +33,15 @@ PLACEMENTS = {"houlsby": ("attention", "cross", "mlp"), "pfeiffer": ("mlp",)}
 
 
 def bottleneck_specs(c: ModelConfig, size: int, placement: str = "pfeiffer") -> Tree:
-    """Specs of bottlenecks of this size in every layer, `layers/mlp_adapter/down` [L, D, M] and so
-    on: the identity until they are trained, since `up` starts at zero. ValueError for an unknown
-    placement and a size outside 1..D."""
+    """Specs of bottlenecks of `size` M in every layer: `layers/mlp_adapter/down` [L, D, M], `up`
+    [L, M, D] and their biases. `up` starts at zero, so an untrained bottleneck is the identity.
+    ValueError for an unknown placement and a size outside 1..D."""
     if placement not in PLACEMENTS:
         raise ValueError(f"placement={placement!r}; choose one of {', '.join(PLACEMENTS)}")
     if not 1 <= size <= c.d_model:
         raise ValueError(
-            f"bottlenecks of {size} must lie in 1..{c.d_model}, the width of the model; set a lower size"
+            f"bottlenecks of {size} must lie in 1..{c.d_model}, the width of the model; "
+            "set a lower size"
         )
     D, M = c.d_model, size
     one = {
@@ -60,14 +63,15 @@ def bottleneck_specs(c: ModelConfig, size: int, placement: str = "pfeiffer") -> 
 def bottleneck(
     p: Tree, y_BTD: jax.Array, activation: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-    """What a layer's part gave, with the bottleneck's correction, [B, T, D]."""
+    """`y_BTD` plus its correction, activation(y down + b) up + b', [B, T, D]."""
     hidden_BTM = activation(add_bias(einsum("BTD,DM->BTM", y_BTD, p["down"]), p["down_bias"]))
     return y_BTD + add_bias(einsum("BTM,MD->BTD", hidden_BTM, p["up"]), p["up_bias"])
 
 
 def prefix_specs(c: ModelConfig, tokens: int) -> Tree:
-    """Specs of `layers/attention/prefix_key` and `prefix_value` [L, n, K, H], of decoder and
-    encoder; unrotated keys."""
+    """Specs of `layers/attention/prefix_key` and `prefix_value` [L, n, K, H] for n = `tokens`; in
+    an encoder-decoder also those of the encoder. The keys are used without rotation. ValueError
+    unless n is positive."""
     _positive(tokens)
     axes = ("virtual", "kv_heads", "head")
     one = Spec((tokens, c.kv_heads, c.head_size), axes, normal(c.init_std))
@@ -83,8 +87,8 @@ def prefix_specs(c: ModelConfig, tokens: int) -> Tree:
 
 
 def prompt_specs(c: ModelConfig, tokens: int) -> Tree:
-    """Specs of `prompt/table` [n, D], rows in place of the token table's. ValueError for what is no
-    decoder."""
+    """Specs of `prompt/table` [n, D] for n = `tokens`: the embeddings of the virtual tokens.
+    ValueError unless n is positive and the model a decoder."""
     _positive(tokens)
     _decoder(c)
     return {
@@ -93,8 +97,8 @@ def prompt_specs(c: ModelConfig, tokens: int) -> Tree:
 
 
 def virtual_tokens(params: Tree) -> int:
-    """How many virtual tokens stand in front of every text: rows of a prompt, or keys of the prefix
-    of a stack."""
+    """Number of virtual tokens before every text: rows of the prompt table or, without one, keys of
+    a layer's prefix; 0 without either."""
     if "prompt" in params:
         return params["prompt"]["table"].shape[0]
     layers = params.get("layers", {})
@@ -105,13 +109,14 @@ def virtual_tokens(params: Tree) -> int:
 
 
 def check_prompt(c: ModelConfig, params: Tree) -> None:
-    """ValueError for a prompt that was made for another model, that is no decoder's, or that stands
-    beside a prefix."""
+    """ValueError for a prompt whose width is not the model's, in a model that is no decoder, or
+    together with a prefix."""
     _decoder(c)
     table_SD = params["prompt"]["table"]
     if table_SD.ndim != 2 or table_SD.shape[1] != c.d_model:
         raise ValueError(
-            f"prompt/table {table_SD.shape} wants rows of {c.d_model}; it was made for another model"
+            f"prompt/table {table_SD.shape} wants rows of {c.d_model}; "
+            "it was made for another model"
         )
     if virtual_tokens({"layers": params["layers"]}):
         raise ValueError(
@@ -120,8 +125,8 @@ def check_prompt(c: ModelConfig, params: Tree) -> None:
 
 
 def add_prefix(params: Tree, key_LSKH: jax.Array, value_LSKH: jax.Array) -> Tree:
-    """The parameters, their layers stacked or a tuple, with these keys and values in front of every
-    layer's own."""
+    """`params`, whose layers are stacked or a tuple, with these keys and values as the prefix of
+    each layer."""
 
     def added(p: Tree, key, value) -> Tree:
         return {**p, "attention": {**p["attention"], "prefix_key": key, "prefix_value": value}}
@@ -178,6 +183,7 @@ def with_prefix(
 def in_front(first: jax.Array, rows: jax.Array) -> jax.Array:
     """`rows` [B, S, ...] with `first` [n, ...] in front of every row, [B, n + S, ...], placed and
     typed as the rows."""
+    # A mesh may split S, into which the first tokens are inserted.
     rows = gather_axis(jnp.asarray(rows), axis=1)
     copies = jnp.broadcast_to(first.astype(rows.dtype)[None], (rows.shape[0], *first.shape))
     return jnp.concatenate([reshard_to(copies, partition_spec(rows)), rows], axis=1)
@@ -186,8 +192,8 @@ def in_front(first: jax.Array, rows: jax.Array) -> jax.Array:
 def _decoder(c: ModelConfig) -> None:
     if c.kind != "decoder":
         raise ValueError(
-            f"a prompt is for decoders and the model is an {c.kind}, where virtual tokens see the text, so that the "
-            "documents of a packed row could not share them; take a prefix"
+            f"a prompt is for decoders and the model is an {c.kind}, where virtual tokens see the "
+            "text, so that the documents of a packed row could not share them; take a prefix"
         )
 
 

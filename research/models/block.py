@@ -1,5 +1,7 @@
-"""One layer of a transformer: branches of attention, of cross-attention where there is a memory,
-and of a feed-forward network, each added to the residual stream.
+"""One layer of a transformer.
+
+Its branches (self-attention, cross-attention in the decoder of an encoder-decoder, feed-forward)
+each read the residual stream and add to it.
 
 Letters: B batch, T query time, S key time, D model, L layers.
 """
@@ -22,8 +24,8 @@ from research.tree import Tree
 
 
 def layer_specs(c: ModelConfig, start: Initial, count: int, cross: bool) -> Tree:
-    """Specs of `count` stacked layers: attention, cross-attention where asked for, feed-forward,
-    and their norms."""
+    """Specs of `count` stacked layers: `attention`, `cross` if asked for, `mlp`, and the norms of
+    each (`attention_norm`, with `branch_norm` also `attention_out_norm`, ...)."""
     branches = {"attention": layers.attention_specs(c, start)}
     if cross:
         branches["cross"] = layers.attention_specs(c, start)
@@ -47,9 +49,9 @@ def block(
     index: jax.Array | int = 0,
     cache: KVCache | None = None,
 ) -> tuple[jax.Array, KVCache | None, jax.Array]:
-    """(states [B, T, D] after a layer, the cache with its keys and values, load-balancing loss).
+    """(states [B, T, D] after the layer, the cache with its keys and values, load-balancing loss).
 
-    `kind` chooses among `context.kinds`; `index` is the layer's number in cache and dropout.
+    `kind` chooses the layer's entry of `context.kinds`; `index` is its number in the stack.
     """
     attention_key, cross_key, mlp_key = context.dropout_keys(index)
     balance = jnp.zeros((), jnp.float32)
@@ -68,6 +70,7 @@ def block(
         )
         x_BTD = _add_branch(p, "attention", x_BTD, y_BTD, c, attention_key)
 
+    # Only the decoder of an encoder-decoder has the parameters of this branch.
     if "cross" in p:
         with jax.named_scope("cross"):
             y_BTD = _branch_input(p, "cross", x_BTD, c)
@@ -88,15 +91,16 @@ def block(
 
 
 def _branch_input(p: Tree, name: str, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
-    """What a branch reads: the residual stream, normalised unless the norm comes after the sum."""
+    """The input of a branch: the normalised residual stream (pre-norm), or the stream itself where
+    the norm follows the sum (`norm_after`, post-norm as in BERT)."""
     return x_BTD if c.norm_after else layers.norm(p[f"{name}_norm"], x_BTD, c)
 
 
 def _add_branch(
     p: Tree, name: str, x_BTD: jax.Array, y_BTD: jax.Array, c: ModelConfig, key: jax.Array | None
 ) -> jax.Array:
-    """The residual stream with what a branch gives: through its adapter, its norm and dropout, as
-    far as the model has them."""
+    """The residual stream plus a branch's output `y_BTD`, which first goes through the branch's
+    bottleneck adapter, its output norm and dropout, where the model has them."""
     if f"{name}_adapter" in p:
         y_BTD = bottleneck(p[f"{name}_adapter"], y_BTD, layers.ACTIVATIONS[c.activation])
     if c.branch_norm:
@@ -112,9 +116,14 @@ def _layer_of(stacked, index: jax.Array | int):
 def by_tokens(
     function: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, tokens: int
 ) -> jax.Array:
-    """`function`, which treats each token alone, over at most `tokens` of a device's tokens at a
-    time, one part after the other (0: all at once). A part is computed again for its gradient."""
+    """`function(x_BTD)` in chunks of at most `tokens` tokens of a device, one after the other; all
+    at once for 0.
+
+    `function` must treat each token alone. A chunk is recomputed in the backward pass, so the
+    hidden states of a wide feed-forward network exist for one chunk at a time.
+    """
     B, T, _ = local_shape(x_BTD)
+    # Chunks are cut along T, which a mesh with a context axis has cut already.
     if not tokens or B * T <= tokens or T != x_BTD.shape[1]:
         return function(x_BTD)
     size = max(1, tokens // B)

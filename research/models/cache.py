@@ -1,9 +1,9 @@
-"""Key-value caches with a row of slots for each text, in one array for all layers or one for each.
+"""Key-value caches with S slots for each row of a batch, as one array for all layers or one each.
 
-A token of position p lives in slot p mod S: without a window S covers the whole text, with one S is
-the window plus the longest chunk written at once, older tokens being overwritten when no query can
-see them. Heads come before slots, so that a head's keys lie together, as the products of decoding
-read them.
+A token at position p is stored in slot p mod S. Without a window S is the longest text. With one,
+S is the window plus the longest chunk written at once, less one, and a token is overwritten when no
+later query can see it. Arrays are [B, K, S, H]: the keys of one head are contiguous, in the order
+in which the products of decoding read them.
 """
 
 from abc import abstractmethod
@@ -25,10 +25,10 @@ from research.parallel.placement import spec_entries
 
 
 class SlotCache(KVCache):
-    """What the caches of this file share: the index of slots and attention over them.
+    """The part that both caches share: which token each slot has, and attention over the slots.
 
-    `positions_BS` and `segments_BS` say which token is in each slot, in every layer (segment 0:
-    empty).
+    `positions_BS` and `segments_BS` are the position and the segment of the token in each slot, the
+    same in every layer; segment 0 marks an empty slot.
     """
 
     positions_BS: jax.Array
@@ -57,6 +57,7 @@ class SlotCache(KVCache):
         prefix: Prefix | None = None,
         **scoring,
     ) -> tuple[jax.Array, Self]:
+        # Written before reading: the tokens of a chunk attend to each other through the cache too.
         slots_BT = self._slots(visibility.q_positions_BT, visibility.q_segments_BT)
         cache = self.write(layer, k_BTKH, v_BTKH, slots_BT)
         k_BSKH, v_BSKH = (
@@ -72,15 +73,15 @@ class SlotCache(KVCache):
     def write(
         self, layer: jax.Array | int, k_BTKH: jax.Array, v_BTKH: jax.Array, slots_BT: jax.Array
     ) -> Self:
-        """The cache with a layer's new keys and values in these slots; a slot behind the last one
-        takes nothing."""
+        """The cache with a layer's new keys and values in these slots. Tokens whose slot is S, one
+        past the last, are not written."""
 
     @abstractmethod
     def read(self, layer: jax.Array | int) -> tuple[jax.Array, jax.Array]:
         """Keys and values [B, K, S, H] of a layer."""
 
     def _slots(self, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-        """The slot of each token; that of padding lies behind the last one."""
+        """The slot of each token, int [B, T]; S, out of range, for padding."""
         slots = self.positions_BS.shape[1]
         return jnp.where(segments_BT > 0, positions_BT % slots, slots)
 
@@ -95,7 +96,8 @@ _index_fields = ["positions_BS", "segments_BS"]
 )
 @dataclass(frozen=True)
 class StackedCache(SlotCache):
-    """The layers in one array, which a scan over layers carries and indexes."""
+    """One array [L, B, K, S, H] for the keys of all layers and one for the values; a scan over
+    layers carries and indexes them."""
 
     key_LBKSH: jax.Array
     value_LBKSH: jax.Array
@@ -131,8 +133,8 @@ class StackedCache(SlotCache):
 )
 @dataclass(frozen=True)
 class LayeredCache(SlotCache):
-    """An array for each layer, for a stack that runs unrolled: no layer is copied out to be
-    read. Layers are asked for by Python integers."""
+    """Arrays [B, K, S, H] for each layer, for a stack that runs unrolled: reading a layer copies
+    nothing. Layers are numbered by Python integers, not by traced ones."""
 
     keys_BKSH: tuple[jax.Array, ...]
     values_BKSH: tuple[jax.Array, ...]
@@ -141,8 +143,9 @@ class LayeredCache(SlotCache):
 
     def write(self, layer, k_BTKH, v_BTKH, slots_BT) -> Self:
         if slots_BT.size == 1:
-            # Written twice, it stays a scatter. A single update the CPU backend fuses into what
-            # reads the cache and once more into what keeps it, and copies the cache for that.
+            # The one token is written twice, so that the update stays a scatter. The CPU backend
+            # fuses a single update into both of its users, attention and the returned cache, and
+            # copies the cache for that.
             slots_BT, k_BTKH, v_BTKH = (
                 jnp.repeat(x, 2, axis=1) for x in (slots_BT, k_BTKH, v_BTKH)
             )
@@ -169,11 +172,16 @@ def make_cache(
     chunk: int,
     rules: AxisRules,
 ) -> StackedCache:
-    """An empty cache for texts of up to `length` tokens, written at most `chunk` at a time.
-    `window` is that of all layers; 0 where any of them sees the whole text."""
+    """An empty cache for texts of up to `length` tokens, of which at most `chunk` enter at a time.
+
+    `window` is the longest window of any layer, 0 where one sees the whole text. `rules` place the
+    arrays on the mesh.
+    """
+    # The first token of a chunk sees window - 1 tokens before it, which the chunk's own slots must
+    # not overwrite.
     slots = min(length, window + chunk - 1) if window else length
     index, content = ("batch", "position"), ("layers", "batch", "kv_heads", "position", "head")
-    # Each array its own: a donated buffer must not be given twice.
+    # Zeros are made for each array anew: two of them sharing a buffer could not be donated.
     keys, values = (
         constrain(jnp.zeros((layers, batch, kv_heads, slots, head_size), dtype), content, rules)
         for _ in range(2)
@@ -187,32 +195,34 @@ def make_cache(
 def _changed(
     layers: tuple[jax.Array, ...], layer: int, change: Callable[[jax.Array], jax.Array]
 ) -> tuple[jax.Array, ...]:
-    """The arrays of all layers, one of them changed."""
+    """The arrays of all layers, with `change` applied to that of `layer`."""
     return (*layers[:layer], change(layers[layer]), *layers[layer + 1 :])
 
 
 def _put(
     cached: jax.Array, new: jax.Array, slots_BT: jax.Array, layer: jax.Array | int | None = None
 ) -> jax.Array:
-    """`cached` [B, S] with `new` [B, T] in its slots, [B, K, S, H] with `new` [B, T, K, H], or all
-    layers of the latter.
+    """`cached` with the values of T new tokens in their slots.
 
-    Written in place where the caller's buffer may be: a copy of the cache for every token would
-    cost more than the model.
+    `cached` is [B, S] and `new` [B, T]; or [B, K, S, H] and [B, T, K, H]; or [L, B, K, S, H], of
+    which `layer` is written. XLA updates a donated or carried cache in place; a copy for every
+    token would cost more than the model.
     """
 
     def scatter(cached, new, slots_BT, layer):
         rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
         at = (rows_B1, slots_BT) if cached.ndim == 2 else (rows_B1, slice(None), slots_BT)
         at = at if layer is None else (layer, *at)
+        # "drop": the slot of padding is out of range.
         return cached.at[at].set(new.astype(cached.dtype), mode="drop")
 
     if jax.sharding.get_abstract_mesh().empty:
         return scatter(cached, new, slots_BT, layer)
-    # Rows and heads are split, slots are not: each device writes its own part, which the scatter's
-    # types cannot tell.
+    # Rows and heads may be split over devices, slots never are, so each device writes its own part.
+    # The sharding rules of a scatter cannot express that, hence shard_map.
     where = spec_entries(cached)
     rows, *heads = where if layer is None else where[1:]
+    # `cached` is split as [B, K, S, H] and `new` as [B, T, K, H].
     of_new = (heads[0], heads[2]) if len(heads) == 3 else ()
     parts = PartitionSpec(rows, None, *of_new), PartitionSpec(rows, None)
     new, slots_BT = jax.reshard(new, parts[0]), jax.reshard(slots_BT, parts[1])

@@ -1,13 +1,12 @@
 """The configuration of a transformer: one flat dataclass for all families.
 
-`ModelConfig` is put together from parts that answer different questions: `Body` and `Heads`
-(together `Shape`) say what the parameters compute, `Regularization` what training adds to the loss,
-`Initialization` what fresh parameters are drawn from. Whoever needs to know which is which asks for
-`dataclasses.fields(Shape)` and keeps no list of names.
+`ModelConfig` inherits its fields from parts: `Body` and `Heads` (together `Shape`) are what the
+parameters compute, `Regularization` what training adds to the loss, `Initialization` how new
+parameters are drawn. `dataclasses.fields(Shape)` lists a part's fields; no list is kept by hand.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from research.models.config_checks import check, reset_unused
@@ -114,11 +113,13 @@ class ModelConfig(Initialization, Regularization, Shape):
 
 
 def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
-    """The config of `dataclasses.asdict(config)`, as JSON gives it back, also an older one with
-    fewer fields or with fields that change nothing. TypeError for fields that there are not."""
-    defaults = {field.name: field.default for field in fields(ModelConfig)}
-    scaling = RopeScaling(**values.get("rope_scaling", {}))
-    return ModelConfig(**reset_unused({**defaults, **values, "rope_scaling": scaling}, defaults))
+    """The config from `dataclasses.asdict(config)` read back from JSON. Absent fields, as of an
+    older run, get their defaults; those that change nothing in this model are reset to theirs.
+    TypeError for unknown fields."""
+    defaults = asdict(ModelConfig())
+    scaling = {**defaults["rope_scaling"], **values.get("rope_scaling", {})}
+    kept = reset_unused({**defaults, **values, "rope_scaling": scaling}, defaults)
+    return ModelConfig(**{**kept, "rope_scaling": RopeScaling(**kept["rope_scaling"])})
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,11 @@ _USED: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
 def reset_unused(
     values: Mapping[str, Any], defaults: Mapping[str, Any], given: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The fields of a model with those that change nothing in it at their defaults, but for those
-    `given`: what a preset or an older run has beside the field that makes it useless.
+    """`values` with every field that changes nothing in this model reset to its default, except
+    those in `given`, which the user has set and `check` is to refuse. The section `rope_scaling` is
+    a dictionary here, and a field of it is given as "rope_scaling.NAME".
 
-    A LLaMA with learned positions has its preset's `rope_theta` and no use for it.
+    For example, a LLaMA preset with learned positions has a `rope_theta` that is not used.
     """
     kept, before = dict(values), None
     while kept != before:  # resetting one field can make another useless
@@ -60,7 +61,22 @@ def reset_unused(
                 kept |= {
                     name: defaults[name] for name in names if name in kept and name not in given
                 }
+    if "rope_scaling" in kept:
+        kept["rope_scaling"] = {
+            name: defaults["rope_scaling"][name]
+            if name in _unused_scaling(kept["rope_scaling"]) and f"rope_scaling.{name}" not in given
+            else value
+            for name, value in kept["rope_scaling"].items()
+        }
     return kept
+
+
+def _unused_scaling(scaling: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields of a `research.ops.rope.RopeScaling` that change nothing beside the others."""
+    lengths = ("low_factor", "high_factor", "original_length")
+    if scaling["factor"] == 1:
+        return ("kind", *lengths)
+    return lengths if scaling["kind"] == "linear" else ()
 
 
 def check(c: Any) -> None:
@@ -81,6 +97,14 @@ def check(c: Any) -> None:
                     f"model.{name}={getattr(c, name)} changes nothing in this model; "
                     f"set {wanted}, or leave it at {defaults[name]}"
                 )
+    scaling, plain = dataclasses.asdict(c.rope_scaling), dataclasses.asdict(type(c.rope_scaling)())
+    for name in _unused_scaling(scaling):
+        if scaling[name] != plain[name]:
+            raise ValueError(
+                f"model.rope_scaling.{name}={scaling[name]} changes nothing beside factor="
+                f"{scaling['factor']} and kind={scaling['kind']!r}; set "
+                f"model.rope_scaling.factor and kind, or leave it at {plain[name]}"
+            )
 
 
 def _check_ranges(c: Any) -> None:
@@ -105,7 +129,7 @@ def _check_combinations(c: Any) -> None:
     if (c.kind == "encoder_decoder") != (c.encoder_layers > 0):
         raise ValueError(
             f"model.encoder_layers={c.encoder_layers} does not fit model.kind={c.kind!r}; "
-            "encoder-decoders have one or more, other models 0"
+            "encoder-decoders have one or more, other models 0; set one of the two"
         )
     if c.experts and (not c.gated or c.mlp_bias):
         raise ValueError("model.experts are gated without bias; set model.gated, not mlp_bias")

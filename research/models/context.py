@@ -1,4 +1,8 @@
-"""What the layers of a stack share, and what is different for each kind of layer."""
+"""The inputs of a stack's layers beside states and parameters: visibility, rotation, dropout key.
+
+Layers of one kind share them. Models such as Gemma 2 have two kinds: local layers, which see a
+window, and global ones, which see the whole text.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +15,8 @@ from research.models.config import ModelConfig
 from research.ops.attention import Visibility
 from research.ops.rope import frequencies, rotation
 
-# Of an encoder's text: keys and values [L, B, S, K, H] in every decoder layer, and its batch fields.
+# What a decoder reads of an encoder: keys and values [L, B, S, K, H] for the cross-attention of its
+# layers, and the batch fields of the encoder's text.
 Memory = tuple[tuple[jax.Array, jax.Array], Mapping[str, jax.Array]]
 LOCAL, GLOBAL = 0, 1  # kinds of layers where `global_every` sets some apart
 
@@ -19,8 +24,8 @@ LOCAL, GLOBAL = 0, 1  # kinds of layers where `global_every` sets some apart
 @partial(jax.tree_util.register_dataclass, data_fields=["visibility", "rotation"], meta_fields=[])
 @dataclass(frozen=True)
 class LayerKind:
-    """How one kind of layer attends: who sees whom, and the rotation (cos, sin) of queries and
-    keys, or None without rotary positions."""
+    """How layers of one kind attend: which key a query sees, and the rotation (cos, sin) of queries
+    and keys, None without rotary positions."""
 
     visibility: Visibility
     rotation: tuple[jax.Array, jax.Array] | None = None
@@ -33,11 +38,14 @@ class LayerKind:
 )
 @dataclass(frozen=True)
 class LayerContext:
-    """What `stack.run` gives to every layer beside its parameters and its input.
+    """The inputs that `stack.run` gives to every layer beside its parameters and states.
 
-    `kinds` has an entry for each kind of layer, which `layer_pattern` numbers. `counted_BT` is 1
-    for tokens that are no padding. `bias_BNTS` is added to the scores of attention.
-    `memory_LBSKH` are the cross-attention keys and values of all layers. `key` is that of dropout.
+    kinds              a `LayerKind` for each kind of layer, in the numbering of `layer_pattern`
+    counted_BT         1 for tokens, 0 for padding, float32
+    bias_BNTS          added to the scores of self-attention (relative positions of T5)
+    memory_LBSKH       keys and values of all layers' cross-attention, from the encoder's states
+    memory_visibility  which of those keys a query sees
+    key                random key of dropout, None for no dropout
     """
 
     kinds: tuple[LayerKind, ...]
@@ -55,8 +63,8 @@ class LayerContext:
 
 
 def layer_pattern(c: ModelConfig) -> tuple[int, ...]:
-    """The kinds of the first layers, which those after them repeat: (0,) where all are alike, for
-    Gemma 2 (LOCAL, GLOBAL)."""
+    """One period of the kinds of layers, repeated from the first layer to the last: (LOCAL,) where
+    all layers are alike, (LOCAL, GLOBAL) for Gemma 2."""
     if not c.global_every:
         return (LOCAL,)
     return (LOCAL,) * (c.global_every - 1) + (GLOBAL,)
@@ -84,10 +92,13 @@ def make_context(
     memory: Memory | None = None,
     key: jax.Array | None = None,
 ) -> LayerContext:
-    """The context of a stack for these tokens, which attend to themselves or, over a cache, to
-    those before them; see `Visibility` for `packed`. `memory` is the encoder's."""
+    """The context of a stack for tokens [B, T] that attend to each other; over a cache, which puts
+    in its own keys, also to earlier ones. `packed` is that of `Visibility`, `memory` the encoder's
+    for a decoder that has one."""
     kinds = _kinds(c, positions_BT, segments_BT, causal=causal, packed=packed)
     keys_values, visibility = None, None
+    # Cross-attention: segment i of the decoder's row sees segment i of the encoder's, all
+    # positions.
     if memory is not None:
         keys_values, inputs = memory
         of_memory = inputs["positions"], segments_BT, inputs["segments"]
@@ -104,7 +115,7 @@ def _kinds(
     causal: bool,
     packed: bool,
 ) -> tuple[LayerKind, ...]:
-    """An entry for each kind of layer of a model."""
+    """The `LayerKind`s of a model, in the numbering of `layer_pattern`."""
 
     def kind(window: int, rates) -> LayerKind:
         visibility = Visibility(

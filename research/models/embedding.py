@@ -1,4 +1,4 @@
-"""Token and position embeddings on the way in, logits on the way out."""
+"""Embeddings of tokens, positions and token types, and the parameters of the output head."""
 
 import math
 
@@ -14,13 +14,15 @@ from research.ops.einsum import add_bias, contract, einsum, take
 from research.parallel.placement import gather, gather_axis
 from research.tree import Tree
 
-BUCKETS = 32  # relative positions, arXiv:1910.10683, section 2.1
+# T5's relative positions (arXiv:1910.10683, section 2.1): buckets of distances, and the distance
+# from which all share the last bucket.
+BUCKETS = 32
 FARTHEST = 128
 
 
 def embed_specs(c: ModelConfig, start: Initial) -> Tree:
-    """Token table [V, D], with position and type tables and a norm for the families that have
-    them."""
+    """Token table [V, D]; with learned positions a table [max_length, D]; with token types (BERT)
+    their table and a norm."""
     specs = {
         "table": Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.embedding, inputs=-1)
     }
@@ -41,7 +43,8 @@ def embed(
     token_types_BT: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Input states [B, T, D] in `dtype`."""
+    """Input states [B, T, D] in `dtype`: the sum of the embeddings that the model has, normalised
+    where it has token types; dropout with a key. Token types default to 0."""
     x_BTD = take(p["table"], tokens_BT, dtype)
     if c.embedding_scale != 1.0:
         x_BTD = x_BTD * jnp.asarray(c.embedding_scale, dtype)
@@ -59,32 +62,35 @@ def embed(
 def sinusoids(positions_BT: jax.Array, d_model: int) -> jax.Array:
     """Sines in the first half of D, cosines in the second, float32 [B, T, D].
 
-    The rates are those of arXiv:1706.03762, section 3.5; the halves stand apart, as in its released
-    code and in Marian, where the print has them interleaved, which is the same model with D in
-    another order.
+    The rates are those of arXiv:1706.03762, section 3.5. The paper interleaves sines and cosines;
+    its released code and Marian do not, which is the same model with D in another order.
     """
+    # Powers in float64 on the host, rounded once.
     rates = jnp.asarray(10000.0 ** (-np.arange(0, d_model, 2) / d_model), jnp.float32)
     angles_BTh = positions_BT[:, :, None].astype(jnp.float32) * rates[None, None, :]
     return jnp.concatenate([jnp.sin(angles_BTh), jnp.cos(angles_BTh)], axis=-1)
 
 
 def relative_specs(c: ModelConfig, start: Initial) -> Tree:
-    """Score offsets by bucket of distance and head, [32, N]; one table serves a stack."""
+    """Score offsets [32, N] for each bucket of distances and head; all layers of a stack share
+    them."""
     return {"table": Spec((BUCKETS, c.heads), ("bucket", "heads"), start.position)}
 
 
 def relative_bias(
     p: Tree, q_positions_BT: jax.Array, k_positions_BS: jax.Array, *, causal: bool
 ) -> jax.Array:
-    """Offsets of the scores, float32 [B, N, T, S] (arXiv:1910.10683, section 2.1)."""
+    """Offsets added to the scores, float32 [B, N, T, S] (arXiv:1910.10683, section 2.1)."""
     distance_BTS = gather_axis(k_positions_BS, axis=1)[:, None, :] - q_positions_BT[:, :, None]
+    # A product with one-hots, whose gradient is a product too, and no scatter over T * S ids.
     one_hot_BTSb = jax.nn.one_hot(_bucket(distance_BTS, causal), BUCKETS)
     return contract("BTSb,bN->BNTS", one_hot_BTSb, gather(p["table"].astype(jnp.float32)))
 
 
 def _bucket(distance: jax.Array, causal: bool) -> jax.Array:
-    """Half the buckets are exact distances, half are logarithmic up to FARTHEST; without causality
-    a sign takes a half."""
+    """The bucket of each distance (key minus query position): half of the buckets are for one
+    distance each, the others grow logarithmically up to FARTHEST. Without causality, keys before
+    and after the query each have half of the buckets."""
     buckets, offset = BUCKETS, 0
     if causal:
         distance = jnp.maximum(-distance, 0)
@@ -99,7 +105,8 @@ def _bucket(distance: jax.Array, causal: bool) -> jax.Array:
 
 
 def head_specs(c: ModelConfig, start: Initial) -> Tree:
-    """What stands between the last states and the logits, beside a tied table."""
+    """Parameters of the head: the table [V, D] unless tied, BERT's transform and norm with
+    `mlm_head`, and a bias of the logits."""
     specs: Tree = {}
     if not c.tied:
         specs["table"] = Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.head, inputs=-1)
@@ -113,13 +120,12 @@ def head_specs(c: ModelConfig, start: Initial) -> Tree:
 
 
 def head_states(p_head: Tree, hidden_BTD: jax.Array, c: ModelConfig) -> jax.Array:
-    """The states [B, T, D] that are multiplied with the head's table, from the last states."""
+    """The states [B, T, D] that the head's table multiplies: the last states, through BERT's
+    transform with `mlm_head`, times `head_scale`."""
     if c.mlm_head:
         hidden_BTD = add_bias(einsum("BTD,DM->BTM", hidden_BTD, p_head["kernel"]), p_head["bias"])
         hidden_BTD = layers.ACTIVATIONS[c.activation](hidden_BTD)
         hidden_BTD = layers.norm(p_head["norm"], hidden_BTD, c)
-    return (
-        hidden_BTD
-        if c.head_scale == 1.0
-        else hidden_BTD * jnp.asarray(c.head_scale, hidden_BTD.dtype)
-    )
+    if c.head_scale == 1.0:
+        return hidden_BTD
+    return hidden_BTD * jnp.asarray(c.head_scale, hidden_BTD.dtype)

@@ -1,4 +1,4 @@
-"""How the matrices of each family start."""
+"""Initialisers of weight matrices, for each scheme that a family of models uses."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from research.models.spec import Init, normal
 
 @dataclass(frozen=True)
 class Initial:
-    """An initialiser for each role of a matrix."""
+    """An initialiser for each role that a matrix has in a layer."""
 
     embedding: Init
     position: Init
@@ -26,10 +26,13 @@ class Initial:
 def initial(c: ModelConfig) -> Initial:
     """The family's initialisers, by `c.init`.
 
-    scaled: normal(init_std), and 1/sqrt(2 layers) of it for what adds to the residual (GPT-2,
-    section 2.3). plain: normal(init_std) everywhere (BERT). xavier: std sqrt(2 / (fan in + fan
-    out)), embeddings d_model^-0.5 (arXiv:1706.03762's released code). t5: variance 1 / fan in,
-    queries also over head_size, embeddings init_std (arXiv:1910.10683's released code).
+    scaled   normal(init_std); out and down matrices, which add to the residual stream,
+             init_std / sqrt(2 layers) (GPT-2, section 2.3)
+    plain    normal(init_std) everywhere (BERT)
+    xavier   std sqrt(2 / (fan in + fan out)), embeddings d_model^-0.5 (arXiv:1706.03762's
+             released code)
+    t5       variance 1 / fan in, for queries 1 / (fan in * head_size), embeddings init_std
+             (arXiv:1910.10683's released code)
     """
     D, F, heads, H = c.d_model, c.d_ff, c.heads * c.head_size, c.head_size
     plain = normal(c.init_std)

@@ -1,4 +1,4 @@
-"""The protocol of a key-value cache: what decoding remembers of the tokens before.
+"""The protocol of key-value caches, which keep the keys and values of earlier tokens.
 
 A cache is a pytree, passed in and out. `stack.run` calls `enter` once for the tokens of a call and
 `attend` once in every layer, and knows nothing else of it: keys and values may lie in one array for

@@ -1,4 +1,5 @@
-"""The layers that all families are made of: each a tree of specs and a function on that tree.
+"""The layers that all families share: for each a function that gives its specs and one that runs
+it.
 
 Letters: B batch, T query time, S key time, D model, N query heads, K key heads, H head size, F
 feed-forward, E experts.
@@ -34,8 +35,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def norm_specs(c: ModelConfig) -> Tree:
-    """Scale [D], and a bias [D] for layer norm. With `norm_offset` the scale starts at what is left
-    to 1."""
+    """Scale [D], and for layer norm a bias [D]. The scale starts at 1 - `norm_offset`, so that a
+    new norm scales by 1."""
     scale = {"scale": Spec((c.d_model,), ("vector",), _first_scale(c))}
     return scale if c.norm == "rms" else {**scale, "bias": Spec((c.d_model,), ("vector",), zeros)}
 
@@ -45,15 +46,15 @@ def _first_scale(c: ModelConfig) -> Init:
 
 
 def norm(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
-    """The family's norm over D."""
+    """RMS norm or layer norm over D, as `c.norm` says."""
     if c.norm == "rms":
         return rms_norm(x_BTD, p["scale"], c.norm_eps, c.norm_offset)
     return layer_norm(x_BTD, p["scale"], p["bias"], c.norm_eps)
 
 
 def attention_specs(c: ModelConfig, start: Initial) -> Tree:
-    """Query [D, N, H], key and value [D, K, H], out [N, H, D], and the biases and head norms of
-    families that have them."""
+    """Query [D, N, H], key and value [D, K, H], out [N, H, D]; biases by `attention_bias`, and
+    norms of query and key heads [H] with `query_norm`."""
     D, N, K, H = c.d_model, c.heads, c.kv_heads, c.head_size
     specs = {
         "query": Spec((D, N, H), ("embed", "heads", "head"), start.query),
@@ -65,6 +66,7 @@ def attention_specs(c: ModelConfig, start: Initial) -> Tree:
         specs["query_bias"] = Spec((N, H), ("heads", "head"), zeros)
         specs["key_bias"] = Spec((K, H), ("kv_heads", "head"), zeros)
         specs["value_bias"] = Spec((K, H), ("kv_heads", "head"), zeros)
+    # "qkv" (Qwen 2) has no bias on the output projection.
     if c.attention_bias == "all":
         specs["out_bias"] = Spec((D,), ("vector",), zeros)
     if c.query_norm:
@@ -74,7 +76,7 @@ def attention_specs(c: ModelConfig, start: Initial) -> Tree:
 
 
 def queries(p: Tree, x_BTD: jax.Array, c: ModelConfig, rotation: tuple | None) -> jax.Array:
-    """Queries [B, T, N, H], normalised and rotated where the family does so."""
+    """Queries [B, T, N, H], normalised with `query_norm` and rotated unless `rotation` is None."""
     q_BTNH = einsum("BTD,DNH->BTNH", x_BTD, p["query"])
     if "query_bias" in p:
         q_BTNH = add_bias(q_BTNH, p["query_bias"])
@@ -86,7 +88,7 @@ def queries(p: Tree, x_BTD: jax.Array, c: ModelConfig, rotation: tuple | None) -
 def keys_values(
     p: Tree, x_BSD: jax.Array, c: ModelConfig, rotation: tuple | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Keys and values [B, S, K, H]."""
+    """Keys and values [B, S, K, H]; keys are normalised and rotated as queries are."""
     k_BSKH = einsum("BSD,DKH->BSKH", x_BSD, p["key"])
     v_BSKH = einsum("BSD,DKH->BSKH", x_BSD, p["value"])
     if "key_bias" in p:
@@ -107,8 +109,11 @@ def attention(
     cache: KVCache | None = None,
     implementation: str = "auto",
 ) -> tuple[jax.Array, KVCache | None]:
-    """Attention of `x` [B, T, D] over itself, or over a cache that its keys and values are first
-    written to, as those of this `layer`; [B, T, D] and the cache."""
+    """(self-attention of `x`, [B, T, D]; the cache or None).
+
+    With a cache, the keys and values of `x` are written to it as those of layer number `layer`, and
+    queries attend to everything in it. `kind` says which keys a query sees.
+    """
     q_BTNH = queries(p, x_BTD, c, kind.rotation)
     k_BTKH, v_BTKH = keys_values(p, x_BTD, c, kind.rotation)
     prefix = prefix_of(p, c)
@@ -137,8 +142,8 @@ def cross_attention(
     *,
     implementation: str = "auto",
 ) -> jax.Array:
-    """Attention of `x` [B, T, D] over the keys and values that this layer has of an encoder's
-    text."""
+    """Attention of `x` over `memory_BSKH`, the keys and values that this layer computes from an
+    encoder's states (`Model.encode`), [B, T, D]."""
     out_BTNH = attention_op.attend(
         queries(p, x_BTD, c, None),
         *memory_BSKH,
@@ -151,6 +156,7 @@ def cross_attention(
 
 
 def _score_scale(c: ModelConfig) -> float:
+    # 1 / sqrt(H) keeps the variance of scores independent of H (arXiv:1706.03762, section 3.2.1).
     return c.attention_scale or c.head_size**-0.5
 
 
@@ -160,8 +166,8 @@ def _attention_output(p: Tree, out_BTNH: jax.Array) -> jax.Array:
 
 
 def mlp_specs(c: ModelConfig, start: Initial) -> Tree:
-    """Up [D, F], down [F, D], gate [D, F] where gated; with experts a leading E on each and a
-    router [D, E]."""
+    """Up [D, F], down [F, D] and, if gated, gate [D, F]; with experts each has a leading axis E,
+    and there is a router [D, E]."""
     D, F = c.d_model, c.d_ff
     E, e = ((c.experts,), ("experts",)) if c.experts else ((), ())
     specs = {
@@ -190,6 +196,7 @@ def mlp(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
         gate_BTF = einsum("BTD,DF->BTF", x_BTD, p["gate"])
         if "gate_bias" in p:
             gate_BTF = add_bias(gate_BTF, p["gate_bias"])
+        # A loop of its own, see `apart`.
         hidden_BTF = apart(partial(_gated, activation), gate_BTF, up_BTF)
     else:
         hidden_BTF = apart(activation, up_BTF)
@@ -206,8 +213,9 @@ def _gated(
 def moe(
     p: Tree, x_BTD: jax.Array, c: ModelConfig, counted_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixture of experts and its load-balancing loss over the tokens that `counted` marks with
-    1."""
+    """(mixture of experts [B, T, D], its load-balancing loss over the tokens for which `counted_BT`
+    is 1)."""
+    # The router computes in float32, for stable training (arXiv:2101.03961, section 2.4).
     logits_BTE = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), p["router"])
     weights_BTk, ids_BTk = route.top_k(logits_BTE, c.experts_per_token)
     y_BTD = route.experts(
@@ -217,10 +225,11 @@ def moe(
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """`x` with each element zeroed at `rate` and the rest scaled up (arXiv:1207.0580); `x` itself
-    without a key."""
+    """`x` with elements zeroed with probability `rate` and the others divided by 1 - rate
+    (arXiv:1207.0580); `x` itself without a key."""
     if key is None or rate == 0.0:
         return x
     sharding = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding
+    # The mask is drawn in the sharding of `x`, so that no device draws all of it.
     kept = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=sharding)
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)

@@ -1,8 +1,7 @@
-"""The model as a Flax Linen module, for programs built of those: a thin skin over the same tree and
-the same functions.
+"""The model as a Flax Linen module, for programs that are made of such modules.
 
 module = Transformer(Model(PRESETS["gpt2"]))
-variables = module.init(jax.random.key(0), batch)        # {"params": the tree of every other file here}
+variables = module.init(jax.random.key(0), batch)  # {"params": the tree that `Model` takes}
 logits_BTV = module.apply(variables, batch)
 """
 
@@ -15,8 +14,8 @@ from research.tree import Tree
 
 
 class Transformer(nn.Module):
-    """Declares the parameters of `model.specs()` and calls `forward`; holds no state and no layers
-    of its own."""
+    """Declares the parameters of `model.specs()` and calls `forward`; has no submodules and no
+    other variables."""
 
     model: Model
 
@@ -27,15 +26,14 @@ class Transformer(nn.Module):
         return forward(self.model, self._params(), batch, key)
 
     def _params(self) -> Tree:
-        """The variables as they are, whatever their leaves; at `init` they are made.
+        """The given variables, whatever types their leaves have; initial ones during `init`.
 
         `self.param` would compare shapes, and a weight stand-in need not have those of the array it
         stands for.
         """
         if not self.is_initializing():
-            return dict(
-                self.variables["params"]
-            )  # a prompt included, which the model's specs know nothing of
+            # All of them, also a prompt's, which the model's specs lack.
+            return dict(self.variables["params"])
         specs = self.model.specs()
         made = initialize(self.make_rng("params"), specs, self.model.precision.param_dtype)
         return {name: self.param(name, lambda _, name=name: made[name]) for name in specs}

@@ -1,5 +1,4 @@
-"""A transformer as pure functions on its parameter tree, for every kind: decoder, encoder,
-encoder-decoder."""
+"""`Model`: a decoder, encoder or encoder-decoder as pure functions of its parameter tree."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,17 +27,22 @@ Batch = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Model:
-    """What to compute (`config`), in which types (`precision`), how (`execution`), and which mesh
-    axes split which logical axis (`rules`). Holds no arrays."""
+    """A transformer without its parameters: what it computes (`config`), in which types
+    (`precision`), how it runs (`execution`), and which mesh axes split its logical axes (`rules`).
+
+        model = Model(PRESETS["gpt2"])
+        params = spec.initialize(jax.random.key(0), model.specs(), jnp.float32)
+        logits_BTV = forward(model, params, batch)  # "inputs", "positions", "segments" [B, T]
+    """
 
     config: ModelConfig
     precision: Precision = Precision(compute="float32")
     execution: Execution = Execution()
-    # A dict has no hash, and two models that differ in nothing else may share one.
+    # Left out of the hash, since a dict has none; equality still compares it.
     rules: AxisRules = field(default_factory=lambda: RULES, hash=False)
 
     def specs(self) -> Tree:
-        """The parameter tree, as specs."""
+        """The parameter tree, with a `Spec` for each parameter."""
         c, start = self.config, initial(self.config)
         two = c.kind == "encoder_decoder"
         specs = {
@@ -47,6 +51,7 @@ class Model:
         }
         if two:
             specs["encoder"] = {"layers": layer_specs(c, start, c.encoder_layers, cross=False)}
+        # The decoder's stack lies at the root of the tree, the encoder's below "encoder".
         for stack in (specs, *([specs["encoder"]] if two else [])):
             if c.position == "relative":
                 stack["relative"] = embedding.relative_specs(c, start)
@@ -123,8 +128,8 @@ class Model:
             return soft_cap(logits_BTV, self.config.logit_softcap)
 
     def head(self, params: Tree, hidden_BTD: jax.Array) -> tuple[jax.Array, Any, jax.Array | None]:
-        """What logits are made of, their soft cap aside: states [B, T, D], the table [V, D] as it
-        is stored, and a bias [V] or None."""
+        """(states [B, T, D], table [V, D] as stored, bias [V] or None), from which logits are
+        computed: states table^T + bias, then the soft cap."""
         p_head = params.get("head", {})
         table_VD = params["embed"]["table"] if self.config.tied else p_head["table"]
         with jax.named_scope("head"):
@@ -166,8 +171,8 @@ class Model:
     def decode(
         self, params: Tree, batch: Batch, cache: KVCache, memory: Memory | None = None
     ) -> tuple[jax.Array, KVCache]:
-        """Last states [B, T, D] of the tokens that follow those in the cache, and the cache with
-        them."""
+        """(last states [B, T, D], cache) for tokens that continue the texts in the cache, which is
+        returned with them."""
         states_BTD = self._embed(params, adapters.virtual_tokens(params), batch, None)
         hidden_BTD, cache, _ = self.run(params, states_BTD, batch, memory=memory, cache=cache)
         return hidden_BTD, cache
@@ -182,19 +187,19 @@ class Model:
             c.kv_heads,
             c.head_size,
             self.precision.compute_dtype,
-            # One index serves all layers, so one that sees the whole text needs slots for all.
+            # All layers have the same slots, so one global layer makes them as many as the text.
             0 if c.global_every else c.window,
             chunk,
             self.rules,
         )
 
     def prompted(self, params: Tree, key: jax.Array | None = None) -> Tree:
-        """The parameters with a prompt's tokens as a prefix, read once for all texts; without a
-        prompt as they are.
+        """`params` with their prompt replaced by the prefix that it amounts to; unchanged without a
+        prompt.
 
-        No token of a decoder sees what follows it, so to a text a prompt is the keys and values
-        that every layer has of it. Documents of a packed row share them, and decoding, given these
-        parameters, reads no prompt at all.
+        In a decoder no token sees later ones, so all that a text sees of a prompt are its keys and
+        values in each layer. They are computed once here, and serve every document of a packed row
+        and every step of decoding.
         """
         if "prompt" not in params:
             return params
@@ -203,7 +208,7 @@ class Model:
         n = adapters.virtual_tokens(params)
         ids_1T = jnp.arange(n, dtype=jnp.int32)[None]
         batch = {"inputs": ids_1T, "positions": ids_1T, "segments": jnp.ones_like(ids_1T)}
-        # The prompt's rows stand in place of the token table, and its ids are their numbers.
+        # The prompt replaces the token table; token id i is its row i.
         p_prompt = {"embed": {**params["embed"], **params["prompt"]}}
         states_1TD = self._embed(p_prompt, 0, batch, key)
         cache = self.make_cache(1, n, n)
@@ -211,7 +216,7 @@ class Model:
         return adapters.add_prefix(rest, *cache.first_row())
 
     def _embed(self, params: Tree, virtual: int, batch: Batch, key: jax.Array | None) -> jax.Array:
-        """Input states of tokens behind so many virtual ones."""
+        """Input states of tokens whose positions follow those of `virtual` virtual tokens."""
         positions_BT = batch["positions"] + virtual if virtual else batch["positions"]
         with jax.named_scope("embed"):
             return embedding.embed(
@@ -234,7 +239,7 @@ class Model:
         cache: KVCache | None,
         key: jax.Array | None,
     ) -> tuple[jax.Array, KVCache | None, jax.Array]:
-        """A stack, the decoder's or the encoder's, with its final norm."""
+        """`run` for the stack `p_stack`, the decoder's or the encoder's, with its final norm."""
         c, segments_BT = self.config, batch["segments"]
         virtual = adapters.virtual_tokens(p_stack)
         positions_BT = batch["positions"] + virtual if virtual else batch["positions"]
@@ -262,8 +267,8 @@ class Model:
         if not c.norm_after:
             x_BTD = layers.norm(p_stack["final_norm"], x_BTD, c)
         if c.final_dropout:
-            # The key of the embeddings' dropout once more, so that both masks are the same. A key
-            # of its own would be better, but no run made with this one could go on unchanged.
+            # The same key as for the embeddings, hence the same mask. A separate key would be
+            # better, but with it older runs could not be resumed bit for bit.
             x_BTD = layers.dropout(x_BTD, c.dropout, embed_key)
         return x_BTD, cache, balance
 

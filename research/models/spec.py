@@ -1,7 +1,7 @@
-"""What a parameter is before it exists: shape, logical axes, initialisation.
+"""`Spec`, the declaration of a parameter: shape, logical axes, initialisation.
 
-A model is declared as a tree of `Spec`; its parameters, their shardings, abstract shapes and sizes
-are all maps over that one tree, so no big model is ever allocated to answer a question about it.
+A model is declared as a tree of specs. Its parameters, their shardings, abstract shapes and sizes
+are maps over that tree, so questions about a big model are answered without allocating it.
 """
 
 import zlib
@@ -22,11 +22,15 @@ Init = Callable[[jax.Array, tuple[int, ...], jnp.dtype, NamedSharding | None], j
 
 @dataclass(frozen=True)
 class Spec:
-    """One parameter: `shape`, a logical axis name for each of its dimensions, and how it starts.
+    """One parameter.
 
-    `inputs` says which axes a product sums over: the first so many behind those of layers and
-    experts, and -1 the last one, of a table that is also read by rows. What is no matrix has no use
-    for it. `dtype` is its own where that is not the model's, as of codes.
+    shape   its sizes
+    axes    a logical axis name for each dimension (`research.parallel.axes`)
+    init    draws its first value
+    inputs  number of axes that a product contracts, counted after the stacked ones (layers,
+            experts); -1 is the last axis, for tables that are also read by rows. Ignored for
+            vectors
+    dtype   element type if it is not the model's, as for integer codes
     """
 
     shape: tuple[int, ...]
@@ -104,8 +108,8 @@ def initialize(
     mesh: Mesh | None = None,
     rules: AxisRules | None = None,
 ) -> tree.Tree:
-    """Parameters, each drawn with a key folded with its path: adding one parameter leaves the
-    others as they were."""
+    """Parameters, sharded where a mesh is given. Each is drawn with `key` folded with a hash of its
+    path, so adding a parameter to a model changes no other one."""
 
     def draw(path, s):
         name = tree.path_name(path)

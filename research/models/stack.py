@@ -1,9 +1,9 @@
 """A stack of layers with equal shapes, run by a scan over their stacked parameters.
 
-Parameters are stacked whether the scan is unrolled or not, so a checkpoint never depends on how it
-was run. Layers of different kinds, such as those with and without a window, alternate in a fixed
-pattern, and one step of the scan then runs one whole period of it: a kernel wants its window as a
-constant of the program.
+Parameters are stacked also where the scan is unrolled, so a checkpoint never depends on how the
+layers were run. Layers of different kinds, such as local and global ones, follow a repeating
+pattern, and a step of the scan runs one period of it: attention kernels need the window as a
+constant of the program, which rules out a scan over all layers alike.
 """
 
 from collections.abc import Callable
@@ -30,11 +30,11 @@ def run(
     context: LayerContext,
     cache: KVCache | None = None,
 ) -> tuple[jax.Array, KVCache | None, jax.Array]:
-    """The states after the last layer, the cache with what was written, and the load-balancing loss
-    averaged over layers.
+    """(states [B, T, D] after the last layer, the cache with the new keys and values, the
+    load-balancing loss as a mean over layers, 0 without experts).
 
-    `p_layers` is a tree of stacked layers, or a tuple with a tree for each, which is run unrolled.
-    The tokens must have been entered in the cache.
+    `p_layers` is a tree of parameters stacked over layers, or a tuple with a tree for each layer,
+    which always runs unrolled. The caller has entered the tokens in `cache` (`KVCache.enter`).
     """
     pattern = layer_pattern(c)
     count = len(p_layers) if isinstance(p_layers, tuple) else layer_count(p_layers)
@@ -42,13 +42,15 @@ def run(
     def one_layer(kind, carry, layer):
         x_BTD, cache, balance = carry
         p, index = layer
+        # Named for the policy "offload" of `_remat`.
         x_BTD = checkpoint_name(x_BTD, "residual")
         x_BTD, cache, layer_balance = block(
             p, x_BTD, c, execution, context, kind=kind, index=index, cache=cache
         )
         return (x_BTD, cache, balance + layer_balance), None
 
-    # Each layer is a step of recomputation, also where the scan's step is a period of several.
+    # Recomputed layer by layer also where a step of the scan is a period of several layers: the
+    # backward pass then needs the activations of one layer at a time.
     steps = [_remat(partial(one_layer, kind), execution.remat) for kind in pattern]
     carry = (x_BTD, cache, jnp.zeros((), jnp.float32))
     unroll = min(execution.unroll or count, count)
@@ -56,6 +58,7 @@ def run(
     if not isinstance(p_layers, tuple) and unroll < count:
         scanned = count - count % len(pattern)
         carry = _scan(steps, carry, p_layers, scanned, max(1, unroll // len(pattern)))
+    # The layers after the last full period, or all of them where nothing is scanned.
     for index in range(scanned, count):
         carry, _ = steps[index % len(steps)](carry, (layer_of(p_layers, index), index))
     x_BTD, cache, balance = carry
@@ -63,8 +66,8 @@ def run(
 
 
 def _scan(steps: list[Callable], carry: tuple, p_layers: Tree, count: int, unroll: int) -> tuple:
-    """The carry after the first `count` of the stacked layers, a multiple of the number of
-    steps."""
+    """The carry after the first `count` stacked layers. `steps` has a function for each layer of a
+    period, and `count` is a multiple of their number."""
     indices, period = jnp.arange(count), len(steps)
     if period == 1:
         return jax.lax.scan(steps[0], carry, (p_layers, indices), unroll=unroll)[0]
@@ -100,15 +103,18 @@ def each(function: Callable[[Tree], Tree], p_layers: Tree | tuple[Tree, ...]) ->
 
 
 def _remat(body: Callable, policy: str) -> Callable:
-    """`body` that keeps for its backward pass what the policy names, see `Execution`."""
+    """`body` that saves for its backward pass only what `policy` says, one of `Execution.remat`."""
     policies = jax.checkpoint_policies
     if policy == "none":
         return body
+    # prevent_cse=False: in a scan forward and backward pass are loops of their own, whose equal
+    # computations XLA does not merge. "offload" needs a memory beside the device's, which a CPU
+    # has not.
     if policy == "full" or (policy == "offload" and platform() == "cpu"):
         return jax.checkpoint(body, prevent_cse=False)
     if policy == "dots":
-        # A kernel is no matrix product to the policy, so what it saves under its name is asked for
-        # by name.
+        # The policy sees matrix products, and a kernel is none: its outputs are saved by the name
+        # that it gives them.
         kept = policies.save_from_both_policies(
             policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("attention")
         )

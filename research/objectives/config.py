@@ -1,5 +1,6 @@
 """What the section `config.objective` may hold."""
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -8,8 +9,8 @@ class ObjectiveConfig:
     """The settings of one objective: a subclass has the fields of its own and no others.
 
     In a config file the section is flat: it has the fields of all objectives, and
-    `research.objectives.choose.objective_config` keeps those of the one that is named. `name` is
-    no argument, because each subclass belongs to one row of the table.
+    `research.objectives.choose.own_settings` keeps those of the one that is named. `name` is no
+    argument, because each subclass belongs to one row of the table.
     """
 
     name: str = field(default="", init=False)
@@ -30,8 +31,8 @@ class TokenLossConfig(ObjectiveConfig):
 
     def __post_init__(self):
         refuse_smoothing(self.label_smoothing)
-        if self.z_loss < 0:
-            raise ValueError(f"objective.z_loss={self.z_loss} must not be negative")
+        if not 0 <= self.z_loss < math.inf:
+            raise ValueError(f"objective.z_loss={self.z_loss} must be a number of at least 0")
 
 
 def refuse_smoothing(label_smoothing: float) -> None:

@@ -1,5 +1,5 @@
-"""A row of a batch as coloured lines for people: its tokens, who speaks, what the loss is on,
-segments and positions."""
+"""Rows of a batch as coloured text: tokens, speakers, targets of the loss, segments and
+positions."""
 
 import json
 from collections.abc import Iterator
@@ -13,8 +13,9 @@ COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")
 
 
 class Stream(NamedTuple):
-    """A row's tokens as they are read: lists of one length. `loss` says which are asked for,
-    `instead` what is to be predicted in place of each, None where that is the token itself."""
+    """One sequence of a row, as lists of equal length. `loss` is true for tokens that count in the
+    loss; `instead` is the token to predict in place of each, None where that is the token
+    itself."""
 
     name: str
     tokens: list[int]
@@ -31,8 +32,8 @@ def describe(
     labels: tuple[str, ...] = (),
     chat: bool = False,
 ) -> Iterator[Text]:
-    """The lines of a row, as rich texts; `labels` are names of classes, `chat` says that the loss
-    is the assistant's."""
+    """The lines of a row as rich texts. `labels` are names of classes; with `chat` the loss is on
+    what the assistant says."""
     asked, real = int((row["weights"] > 0).sum()), int((row["segments"] > 0).sum())
     texts = int(row["segments"].max(initial=0))
     heading = (
@@ -54,8 +55,8 @@ def describe(
 
 
 def streams(row: dict[str, Any]) -> list[Stream]:
-    """The sequences of a row without their padding; a causal model's inputs and targets are one
-    sequence."""
+    """The sequences of a row, without padding. Inputs and targets of a causal model are shown as
+    one sequence."""
     fields = {name: values.tolist() for name, values in row.items()}
     tokens, targets, segments, positions = (
         fields[name] for name in ("inputs", "targets", "segments", "positions")
@@ -124,8 +125,8 @@ def _stretch(stream: Stream, start: int, stop: int, tokenizer: Tokenizer, chat: 
 
 
 def shown(tokenizer: Tokenizer, token: int) -> str:
-    """A token so that it stays on its line and cannot steer the terminal; one that is part of a
-    letter by its number."""
+    """A token's text with line ends and control characters escaped, or "<ID>" for a token that is
+    only part of a letter."""
     text = tokenizer.decode([token])
     if not text or "\ufffd" in text:
         return f"<{token}>"

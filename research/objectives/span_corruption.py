@@ -27,7 +27,7 @@ class SpanCorruptionConfig(TokenLossConfig):
     def __post_init__(self):
         super().__post_init__()
         refuse_share(self.share)
-        if self.mean_span < 1:
+        if not 1 <= self.mean_span < math.inf:
             raise ValueError(f"objective.mean_span={self.mean_span} must be at least 1")
 
 

@@ -1,8 +1,8 @@
-"""The attention seam: one function over interchangeable implementations.
+"""Attention: one function, `attend`, over interchangeable implementations.
 
-Which key a query sees is decided by numbers that travel with the tokens, so packing, padding,
-caches and windows are one rule: same segment, and under a causal mask a key position at most the
-query's, and in a window less than `window` away.
+Which key a query sees follows from two numbers of each token, its segment and its position: the
+segments are equal, under a causal mask the key's position is at most the query's, and with a window
+it is less than `window` before it. Packing, padding, caches and windows are all cases of this rule.
 """
 
 from dataclasses import dataclass, replace
@@ -28,12 +28,13 @@ EVERYONE = -1  # the segment of keys that the queries of every segment see
 )
 @dataclass(frozen=True)
 class Visibility:
-    """Who sees whom. Segment 0 is padding (or an empty cache slot); `window` 0 is unlimited.
+    """Which key each query sees. Segment 0 is padding or an empty cache slot.
 
-    `packed` is the maker's word that queries and keys are the same rows and that within a segment
-    the tokens stand together, positions rising by one. Indices then hide what positions hide, all
-    that kernels know; padding aside. `shared` says that some keys are of the segment EVERYONE, a
-    prefix, which no kernel knows.
+    window   tokens that a query sees, itself included; 0 is no limit
+    packed   a promise that queries and keys are the same tokens, and that those of a segment are
+             adjacent with positions rising by one. Masks over indices, the only ones that kernels
+             have, then equal masks over positions (rows of padding aside)
+    shared   some keys, those of a prefix, are in the segment EVERYONE; kernels cannot express it
     """
 
     q_positions_BT: jax.Array
@@ -69,13 +70,12 @@ def attend(
     bias_BNTS: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
-    """softmax(scale * q k + bias) v over the visible keys, [B, T, N, H], N a multiple of K
-    (arXiv:2305.13245). A `softcap` c makes c tanh(s / c) of each score s before the bias is added.
+    """softmax(scale * q k + bias) v over the visible keys, [B, T, N, H]; N is a multiple of K
+    (arXiv:2305.13245). With a `softcap` c each score s becomes c tanh(s / c) before the bias.
 
-    `implementation` "auto" takes the best that serves the case on this backend: splash on TPU,
-    flash on GPU, else XLA. A named one raises NotImplementedError for a case that it cannot serve.
-    Under context parallelism keys and values are gathered over the context axis while queries stay
-    split.
+    `implementation` "auto" takes the fastest that supports the case on this backend: splash on TPU,
+    flash on GPU, else XLA. A named one raises NotImplementedError for a case that it does not
+    support. Under context parallelism queries stay split along T, and keys and values are gathered.
     """
     k_BSKH, v_BSKH = (_match_heads(q_BTNH, gather_axis(kv, axis=1)) for kv in (k_BSKH, v_BSKH))
     visibility = replace(
@@ -103,27 +103,29 @@ def reference(
     bias_BNTS: jax.Array | None = None,
     softcap: float = 0.0,
 ) -> jax.Array:
-    """Attention as two batched products with a float32 softmax between them; memory grows with T *
-    S."""
+    """`attend` as two batched products with a float32 softmax between them; its scores take memory
+    B * N * T * S."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
+    # Grouped queries: G = N / K query heads share each key head, so keys are not repeated.
     q_BTKGH = split_axis(q_BTNH, 2, K)
     scores_BKGTS = contract("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, dtype=jnp.float32) * scale
     scores_BKGTS = soft_cap(scores_BKGTS, softcap)
     if bias_BNTS is not None:
         scores_BKGTS += split_axis(bias_BNTS, 1, K)
     seen = visibility.mask_BTS()[:, None, None, :, :]
+    # The least float instead of -inf: a row of padding, which sees no key, must not become NaN.
     scores_BKGTS = jnp.where(seen, scores_BKGTS, jnp.finfo(jnp.float32).min)
     probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)
-    # In the product's own order: XLA's CPU backend then makes no copy of the probabilities to get
-    # another.
+    # The result keeps the axis order of a batched product; for another order XLA's CPU backend
+    # would copy the probabilities first.
     out_BKGTH = contract("BKGTS,BSKH->BKGTH", probs_BKGTS, v_BSKH)
     return jnp.moveaxis(out_BKGTH, 3, 1).reshape(B, T, N, H)
 
 
 def _match_heads(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
-    """Keys repeated to the query's heads where those are split over more devices than there are key
-    heads."""
+    """Keys or values with their heads repeated to N, [B, S, N, H], where the mesh splits the query
+    heads but not the fewer key heads; unchanged where it splits both alike."""
     if jax.sharding.get_abstract_mesh().empty or spec_entries(q_BTNH)[2] == spec_entries(k_BSKH)[2]:
         return k_BSKH
     repeats = q_BTNH.shape[2] // k_BSKH.shape[2]

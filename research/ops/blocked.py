@@ -1,9 +1,9 @@
-"""Causal attention in XLA by blocks of queries, each over its prefix of keys only.
+"""Causal attention in XLA by blocks of queries, each of which meets only the keys up to its end.
 
-Half of a causal score matrix is never looked at; with blocks most of that half is never computed
-either. The backward pass is written out: it keeps the probabilities alone of all that is [T, S],
-and takes the gradients of keys and values transposed, so that XLA's CPU backend transposes the
-small operand of each product and not the [T, S] one.
+Half of a causal score matrix is hidden; blocks skip the computation of most of that half. The
+backward pass is written by hand: of the arrays of size [T, S] it keeps only the probabilities, and
+it computes the gradients of keys and values transposed, so that XLA's CPU backend transposes the
+small operand of each product and not the one of size [T, S].
 """
 
 from dataclasses import replace
@@ -17,20 +17,20 @@ from research.ops.einsum import contract
 from research.ops.elementwise import soft_cap, soft_cap_slope
 from research.parallel.placement import local_shape, split_axis
 
-SMALLEST = 32  # queries of a block; below that the products are too small to gain anything
-MOST = 16  # blocks; each is traced on its own
+SMALLEST = 32  # least queries of a block; the products of smaller ones are too small to gain time
+MOST = 16  # most blocks; each is traced and compiled by itself
 
 
 def blocks(T: int) -> int:
-    """Number of query blocks for T queries: 4, and more for long texts; 1 where they would not be
-    equal or be tiny."""
+    """Number of query blocks for T queries: T / 256 within 4..MOST, or 1 where such blocks would be
+    unequal or have fewer than SMALLEST queries."""
     count = min(MOST, max(4, T // 256))
     return count if T % count == 0 and T // count >= SMALLEST else 1
 
 
 def serves(q_BTNH: jax.Array, visibility) -> bool:
-    """Whether a case is causal attention of a packed row to itself, cut along T into more than one
-    block."""
+    """True for causal self-attention of packed rows that are long enough for several blocks and not
+    split along T over devices."""
     T = q_BTNH.shape[1]
     return visibility.packed and visibility.causal and local_shape(q_BTNH)[1] == T and blocks(T) > 1
 
@@ -44,7 +44,7 @@ def attend(
     scale: float,
     softcap: float = 0.0,
 ) -> jax.Array:
-    """As `research.ops.attention.reference` for a case that `serves`, [B, T, N, H]."""
+    """`research.ops.attention.reference`, [B, T, N, H], for cases in which `serves` is true."""
     return _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap)[0]
 
 
@@ -79,6 +79,8 @@ def _backward(scale, softcap, saved, dout_BTNH):
     q_BKGTH, k_BKSH, v_BKSH, out_BKGTH, probs = saved
     B, K, G, T, H = q_BKGTH.shape
     dout_BKGTH = jnp.moveaxis(split_axis(dout_BTNH, 2, K), 1, 3)
+    # The softmax's gradient is p * (dp - sum_s p dp), and that sum equals dout . out (the D of
+    # arXiv:2205.14135, algorithm 4), which needs no [T, S] array.
     delta_BKGT1 = jnp.sum((dout_BKGTH * out_BKGTH).astype(jnp.float32), axis=-1, keepdims=True)
     dqs, dk_BKSH, dv_BKSH = [], 0.0, 0.0
     for block, probs_BKGTS in zip(_cuts(T), probs):
@@ -87,16 +89,17 @@ def _backward(scale, softcap, saved, dout_BTNH):
         dprobs_BKGTS = _scores("BKGTH,BKSH->BKGTS", part_BKGTH, v_BKSH[:, :, prefix])
         dscores_BKGTS = probs_BKGTS * (dprobs_BKGTS - delta_BKGT1[..., block, :]) * scale
         if softcap:
-            # The scores once more: kept, they would double what a layer holds of [T, S].
+            # Scores are computed again: kept, they would be a second [T, S] array in each layer.
             scores_BKGTS = _scores("BKGTH,BKSH->BKGTS", queries_BKGTH, k_BKSH[:, :, prefix]) * scale
             dscores_BKGTS *= soft_cap_slope(soft_cap(scores_BKGTS, softcap), softcap)
         dscores_BKGTS = dscores_BKGTS.astype(q_BKGTH.dtype)
         dqs.append(contract("BKGTS,BKSH->BKGTH", dscores_BKGTS, k_BKSH[:, :, prefix]))
+        # Keys after the block were not used in it; their gradient is 0.
         behind = ((0, 0), (0, 0), (0, T - block.stop), (0, 0))
         dk_BKHS = _scores("BKGTH,BKGTS->BKHS", queries_BKGTH, dscores_BKGTS)
         dv_BKHS = _scores("BKGTH,BKGTS->BKHS", part_BKGTH, probs_BKGTS)
-        # XLA would fold the transposes below into the products, and its CPU backend has no such
-        # bfloat16 product.
+        # Without the barrier XLA folds the transposes below into the products, in a form for which
+        # its CPU backend has no bfloat16 product.
         dk_BKHS, dv_BKHS = barrier((dk_BKHS, dv_BKHS))
         dk_BKSH += jnp.pad(jnp.swapaxes(dk_BKHS, 2, 3), behind)
         dv_BKSH += jnp.pad(jnp.swapaxes(dv_BKHS, 2, 3), behind)

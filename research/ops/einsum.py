@@ -62,12 +62,12 @@ def _product(eqn: str, x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _product_forward(eqn: str, x: jax.Array, w: jax.Array):
-    # What is kept is the weight as it is stored; it is gathered again for the backward pass.
+    # The stored shards are kept, not the gathered weight, which is gathered again in the backward.
     return contract(eqn, x, gather(w.astype(x.dtype))), (x, w)
 
 
 def _product_backward(eqn: str, saved: tuple[jax.Array, jax.Array], dy: jax.Array):
-    """The gradients of `x` and `w`, each in the type and the sharding of what it belongs to."""
+    """The gradients by `x` and `w`, in their types and shardings."""
     x, w = saved
     dx = contract(parse(eqn).to_x, dy, gather(w.astype(x.dtype)))
     return reshard_to(dx, partition_spec(x)), _weight_gradient(parse(eqn), x, dy, w)
@@ -78,10 +78,10 @@ _product.defvjp(_product_forward, _product_backward)
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the operands of a weight's gradient live: mesh axes by letter.
+    """The sharding of a weight's gradient and its operands, as mesh axes by letter.
 
-    computed   of each letter of activations and result
-    stored     of each letter of the weight, in order, the axes that only store it
+    computed   for each letter of `x` and `y`, the mesh axes that split it
+    stored     for each letter of `w`, in order, the mesh axes that only split its storage
     """
 
     computed: dict[str, tuple[str, ...]]
@@ -89,7 +89,7 @@ class _Layout:
 
     @classmethod
     def of(cls, eqn: Equation, x: jax.Array, dy: jax.Array, w: jax.Array) -> "_Layout":
-        """The layout of these arrays; where `x` and `dy` differ about a letter, that of `x`."""
+        """The layout for these arrays; where `x` and `dy` split a letter differently, as in `x`."""
         computed = {letter: mesh_axes(entry) for letter, entry in zip(eqn.x, spec_entries(x))}
         for letter, entry in zip(eqn.y, spec_entries(dy)):
             computed[letter] = computed.get(letter) or mesh_axes(entry)
@@ -99,27 +99,26 @@ class _Layout:
         return cls(computed, stored)
 
     def place(self, letters: str) -> PartitionSpec:
-        """Where an array with these letters lives in computation."""
+        """The sharding in computation of an array with these letters."""
         return PartitionSpec(*(as_entry(self.computed[letter]) for letter in letters))
 
     def scattered(self, letters: str) -> PartitionSpec:
-        """Where the weight's gradient lives when its parts have been scattered."""
+        """The sharding of the weight's gradient after the scatter over storage axes."""
         axes = ((*self.computed[letter], *storing) for letter, storing in zip(letters, self.stored))
         return PartitionSpec(*map(as_entry, axes))
 
     def summed(self, kept: str) -> set[str]:
-        """The mesh axes of the letters that are not kept: each of their devices has a part of the
-        sum."""
+        """The mesh axes of all letters but those `kept`: the gradient is summed over them."""
         gone = (axes for letter, axes in self.computed.items() if letter not in kept)
         return {axis for axes in gone for axis in axes}
 
 
 def _weight_gradient(eqn: Equation, x: jax.Array, dy: jax.Array, w: jax.Array) -> jax.Array:
-    """`x` and `dy` contracted over all letters that the weight does not have, in the weight's axes,
-    type and sharding.
+    """`x` and `dy` contracted over all letters that the weight lacks, in the weight's shape, type
+    and sharding.
 
-    Each device contracts its own tokens; the sum over the others' is scattered to where the
-    gradient is stored.
+    Each device contracts its own tokens, and a reduce-scatter sums the parts of all devices to
+    where the gradient is stored.
     """
     place = partition_spec(w)
     if place is None or not any((*spec_entries(x), *spec_entries(dy), *place)):  # one device
@@ -185,7 +184,7 @@ def _rows_backward(dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], dy_BTD:
 
     def added(ids_BT, dy_BTD, rows):
         sums_VD = jnp.zeros((rows, dy_BTD.shape[-1]), jnp.float32)
-        # Rows of other devices fall out of the table; a negative index would count from its end.
+        # Ids of other devices' rows are out of range and dropped; negative ones count from the end.
         owned = jnp.where(ids_BT < 0, rows, ids_BT)
         return sums_VD.at[owned].add(dy_BTD.astype(jnp.float32), mode="drop").astype(table_VD.dtype)
 
@@ -218,12 +217,12 @@ _rows.defvjp(_rows_forward, _rows_backward)
 def grouped(
     x_MI: jax.Array, w: Any, sizes_E: jax.Array, stored: Sequence[tuple[str, ...]] = ()
 ) -> jax.Array:
-    """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix in `w` [E, I, O],
-    as [M, O].
+    """Rows [M, I] in consecutive groups of `sizes` [E], each multiplied by its expert's matrix in
+    `w` [E, I, O]: [M, O].
 
-    What rows behind the last group become is unspecified; their gradient is 0. `w` is a leaf, or an
-    array, cast to the dtype of `x`. Inside `shard_map` an array is a part, and is gathered over the
-    mesh axes `stored` of each dimension.
+    Rows after the last group have unspecified results and zero gradients. `w` is a leaf, or an
+    array, cast to the dtype of `x`. Inside `shard_map` an array is a device's shard, gathered over
+    the mesh axes in `stored`, one tuple a dimension.
     """
     if not isinstance(w, jax.Array):
         return w.grouped(x_MI, sizes_E)
@@ -246,8 +245,8 @@ def _groups_forward(
 def _groups_backward(
     stored: Sequence[tuple[str, ...]], saved: tuple[jax.Array, ...], dy_MO: jax.Array
 ):
-    """The gradients of rows and matrices, each in the type of what it belongs to; that of the
-    matrices is scattered as they are stored, in one collective."""
+    """The gradients by rows and matrices, in their types; one collective sums that of the matrices
+    and scatters it over the axes that store them."""
     x_MI, w_EIO, sizes_E = saved
     dx_MI = grouped_matmul.rows(
         dy_MO, join_parts(w_EIO.astype(x_MI.dtype), stored), sizes_E, transposed=True
@@ -267,8 +266,8 @@ _groups.defvjp(_groups_forward, _groups_backward)
 
 
 def gathered(w: Any, dtype: jnp.dtype) -> Any:
-    """A weight as the products of a `shard_map` want it: an array in `dtype`, or a leaf, with the
-    mesh axes that only store it gathered."""
+    """A weight for products inside `shard_map`: gathered over the mesh axes that only split its
+    storage; an array also cast to `dtype`."""
     return gather(w.astype(dtype)) if isinstance(w, jax.Array) else w.gathered()
 
 

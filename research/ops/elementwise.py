@@ -1,4 +1,4 @@
-"""Elementwise functions: soft caps, and functions that run as one loop each."""
+"""Elementwise functions: soft caps, and `apart`, which keeps a function in a loop of its own."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,19 +17,19 @@ def soft_cap(x: jax.Array, cap: float) -> jax.Array:
 
 def soft_cap_slope(capped: jax.Array, cap: float) -> jax.Array | float:
     """The derivative of `soft_cap` from what it returned, 1 - (capped / cap)^2; 1.0 for no cap."""
+    # d tanh(u) / du = 1 - tanh(u)^2.
     return 1 - jnp.square(capped / cap) if cap else 1.0
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def apart(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """`function(*arrays)`, elementwise, computed in float32 and once in each direction; in the
-    dtype of its arguments.
+    """`function(*arrays)` for an elementwise function: computed in float32, returned in the dtype
+    of the arrays, and on a CPU kept apart from the operations around it by barriers.
 
-    Left to itself XLA's CPU backend fuses an activation and its derivative into the strided copies
-    of the products that use them, and computes them again in each; between barriers they run once,
-    vectorised, over contiguous memory. In bfloat16 it would round after each operation of the
-    function, five times the work. On accelerators, where fusing into the products is what one
-    wants, there are no barriers.
+    Without barriers XLA's CPU backend fuses an activation and its derivative into the strided
+    copies of the products that use them, and computes them again in each. With them each runs once,
+    vectorised over contiguous memory. In bfloat16 the backend would round after every operation of
+    the function, five times the work. Accelerators gain from that fusion and get no barriers.
     """
     return _widened(function)(*arrays)
 

@@ -1,9 +1,8 @@
-"""The head's loss over a table that is held in codes and not trained: neither the logits nor the
-table are ever whole.
+"""The loss of a head whose table is quantized and frozen, without all logits or a dense table.
 
-A chunk of tokens meets the table block by block of its rows, twice: for the logits, which are kept
-for the chunk, and for the gradient of the states, which follows from them (the idea of
-arXiv:2411.09009, Cut Cross-Entropy, with the logits of a chunk kept instead of computed again).
+For each chunk of tokens the table is decoded block by block of its rows, twice: for the logits of
+the chunk, which are kept, and for the gradient by the states, which follows from them. This is Cut
+Cross-Entropy (arXiv:2411.09009), except that the logits of a chunk are kept, not computed again.
 
 Letters: B batch, T time, C tokens of a chunk, D model, n blocks of v words each.
 """
@@ -20,7 +19,7 @@ from research.ops.elementwise import soft_cap
 from research.ops.loss import Vocabulary, in_chunks, token_mesh_axes, token_terms
 from research.parallel.placement import spec_entries
 
-BLOCK = 16384  # rows of the table that are dense at a time
+BLOCK = 16384  # largest number of table rows that are decoded at a time
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -33,8 +32,9 @@ def frozen_head_loss(
     z_loss: float = 0.0,
     softcap: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """`research.ops.loss.head_loss` of a stand-in with `shape`, `gathered()` and `rows(first,
-    count, dtype)`. Only the states have a gradient."""
+    """`research.ops.loss.head_loss` for a `table` [V, D] that is a leaf
+    (`research.weights.leaf.Leaf`) with `rows(first, count, dtype)`. Only the states get a
+    gradient."""
     settings = label_smoothing, z_loss, softcap
     return _head(states_BTD, table, targets_BT, weights_BT, settings, gradient=False)[0]
 
@@ -51,7 +51,7 @@ frozen_head_loss.defvjp(_forward, _backward)
 
 
 def _head(states_BTD, table, targets_BT, weights_BT, settings, *, gradient):
-    """((loss, nll), gradient of the loss in the states or None), on one device or under
+    """((loss, nll), gradient of the loss by the states or None), on one device or under
     shard_map."""
     local = partial(_local_head, settings=settings, gradient=gradient)
     table = table.gathered()
@@ -74,8 +74,7 @@ def _head(states_BTD, table, targets_BT, weights_BT, settings, *, gradient):
 def _local_head(
     states_BTD, table, targets_BT, weights_BT, *, settings, gradient, token_axes, vocab_axis
 ):
-    """A device's tokens against its part of the vocabulary; sums over the others' parts where there
-    are any."""
+    """`_head` of one device's tokens and its shard of the vocabulary, summed over devices."""
     V, D = table.shape
     vocabulary = Vocabulary(V, vocab_axis)
     chunk = partial(_chunk, table, vocabulary, settings, gradient)
@@ -86,11 +85,13 @@ def _local_head(
     if not gradient:
         return sums, None
     B, T, _ = states_BTD.shape
+    # Chunks are padded to equal size (`in_chunks`), hence the cut. A device's shard of the
+    # vocabulary gives its share of a state's gradient, hence the sum.
     return sums, vocabulary.sum(dstates.reshape(-1, D)[: B * T].reshape(states_BTD.shape))
 
 
 def _chunk(table, vocabulary, settings, gradient, carry, tokens):
-    """Adds a chunk of tokens to the sums (loss, nll), and gives its gradient in the states, [C, D]
+    """Adds a chunk of tokens to `carry` (loss, nll) and returns its gradient by the states, [C, D],
     or None."""
     states_CD, targets_C, weights_C = tokens
     label_smoothing, z_loss, softcap = settings
@@ -103,6 +104,7 @@ def _chunk(table, vocabulary, settings, gradient, carry, tokens):
         logits_Cv = jnp.einsum("CD,vD->Cv", states_CD, rows_vD, preferred_element_type=jnp.float32)
         return None, soft_cap(logits_Cv, softcap)
 
+    # The softmax needs all words, so the logits of all blocks are kept, for this chunk of tokens.
     _, logits_nCv = lax.scan(product, None, starts_n)
     words_n1v = vocabulary.first + (starts_n[:, None] + block_words_v[None, :])[:, None, :]
     terms = token_terms(

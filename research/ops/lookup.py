@@ -1,4 +1,4 @@
-"""Tables of constants, read at codes."""
+"""Table look-up by codes, and the reciprocal of quantization scales."""
 
 import jax
 import jax.numpy as jnp
@@ -15,5 +15,5 @@ def look_up(table: np.ndarray, codes: jax.Array) -> jax.Array:
 
 
 def reciprocal(x: jax.Array) -> jax.Array:
-    """1 / x, and 0 where x is 0: of a group of values that is all zero, whose scale is 0."""
+    """1 / x, and 0 where x is 0, as is the scale of a group of values that are all zero."""
     return jnp.where(x == 0, 0, 1 / jnp.where(x == 0, 1, x))

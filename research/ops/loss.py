@@ -3,9 +3,9 @@
     loss = (1 - s) * nll + s * mean over V of -log p  (label smoothing, arXiv:1512.00567, section 7)
            + z_loss * log(Z)^2                        (arXiv:2204.02311, section 5)
 
-`token_terms` is that formula and its gradient. `cross_entropy` takes logits. `head_loss` takes the
-states before the head and never holds more logits than those of a chunk of tokens: the gradient of
-a chunk is taken while its logits are there, in the forward pass.
+`token_terms` is that formula with its gradient. `cross_entropy` takes logits. `head_loss` takes the
+states before the head and computes logits for one chunk of tokens at a time; the gradient of a
+chunk is computed in the forward pass, while its logits exist.
 
 Letters: B batch, T time, C tokens of a chunk, D model, V vocabulary.
 """
@@ -31,15 +31,15 @@ from research.parallel.placement import (
     storage_axes,
 )
 
-# tokens of a device whose logits exist at a time: enough for its matrix units, little beside the
-# states
+# Tokens of a device whose logits exist at a time: enough to keep its matrix units busy, and their
+# logits are small beside the states of all tokens.
 CHUNK = 512
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The V words of which a device has logits; of more, where `axis` names the mesh axis that
-    splits them and the code runs under `shard_map`."""
+    """A vocabulary: `words` is the number on this device. Under `shard_map`, `axis` is the mesh
+    axis that splits the vocabulary over devices, None if it is not split."""
 
     words: int
     axis: str | None = None
@@ -64,8 +64,8 @@ class Vocabulary:
 
 
 class TokenTerms(NamedTuple):
-    """What `token_terms` says of each token. `gradient(logits, words)` is the derivative of `loss`
-    in the logits before their soft cap, in the shape of the logits that it is given."""
+    """`loss` and `nll` of each token in nats, and `gradient(logits, words)`: the derivative of
+    `loss` by the logits before their soft cap, in the shape of `logits`."""
 
     loss: jax.Array
     nll: jax.Array
@@ -86,11 +86,10 @@ def token_terms(
 ) -> TokenTerms:
     """Loss and negative log-likelihood of each token, float32 in the shape of `targets`.
 
-    `logits` [..., V] are float32 and soft-capped already, where the model does so. The words that
-    they belong to, `words`, broadcast against them. Logits may be cut into blocks of words,
-    [n, C, v], whose word axes are then `axes`, (0, 2). The target's logit is read by a one-hot
-    sum, which needs no gather across the vocabulary's shards. `log_z`, the log of the sum of their
-    exponentials, is computed where it is not given.
+    `logits` [..., V] are float32, after the model's soft cap. `words`, the id of each logit's word,
+    broadcasts against them. For logits in blocks of words, [n, C, v], `axes` are the two word axes
+    (0, 2). `log_z`, log of the sum of exp(logits), is computed if not given. The target's logit is
+    a masked sum, since a gather would have to cross the shards of a split vocabulary.
     """
 
     def total(x):
@@ -101,8 +100,8 @@ def token_terms(
         top = lax.stop_gradient(vocabulary.max(jnp.max(logits, axis=axes)))
         log_z = top + jnp.log(total(jnp.exp(logits - _column(top, logits))))
     nll = log_z - total(jnp.where(words == _column(targets, logits), logits, 0.0))
-    # Both products stand even where z_loss is 0: without the second a CPU would fuse the first with
-    # what follows, and runs made before would differ by a rounding.
+    # The second product stays where z_loss is 0: without it a CPU fuses the first with what
+    # follows, and losses differ in the last bit from those of older runs.
     loss = (1 - label_smoothing) * nll + z_loss * log_z**2 if label_smoothing or z_loss else nll
     if label_smoothing:
         loss += label_smoothing * (log_z - total(logits) / vocabulary.size)
@@ -118,7 +117,7 @@ def token_terms(
 
 
 def _column(x: jax.Array, logits: jax.Array) -> jax.Array:
-    """A number a token, to be broadcast against logits whose last axis is of words."""
+    """One number per token, with a last axis of 1 to broadcast over the words of `logits`."""
     return jnp.expand_dims(x, (*range(logits.ndim - 1 - x.ndim), -1))
 
 
@@ -129,8 +128,8 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Per token (loss, negative log-likelihood), float32 [B, T], of logits as `Model.logits` gives
-    them, soft-capped already where the model does so."""
+    """(loss, negative log-likelihood) of each token, float32 [B, T], from the logits of
+    `Model.logits`, which are soft-capped where the model says so."""
     logits_BTV = logits_BTV.astype(jnp.float32)
     words_BTV = lax.broadcasted_iota(
         jnp.int32, logits_BTV.shape, 2, out_sharding=_sharding(logits_BTV)
@@ -161,18 +160,17 @@ def head_loss(
     z_loss: float = 0.0,
     softcap: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """(weighted sum of losses, weighted sum of negative log-likelihoods) of the logits `states
-    table^T`, float32 scalars.
+    """(sum of weight * loss, sum of weight * nll) over all tokens, float32 scalars in nats.
 
-    The product is in the dtype of the states, and with a `softcap` c logits are c tanh(product /
-    c). The second sum is for reports and has no gradient.
+    Logits are `states table^T`, computed in the dtype of the states; with a `softcap` c they are
+    c tanh(product / c). Only the first sum has a gradient; the second is for reports.
     """
     settings = label_smoothing, z_loss, softcap
     return _head(states_BTD, table_VD, targets_BT, weights_BT, settings, of=())[0]
 
 
 def _head_forward(states_BTD, table_VD, targets_BT, weights_BT, *settings):
-    # A frozen table has no gradient, and as large as a table that must not be computed for nothing.
+    # A frozen table needs no gradient, which would be an array as large as the table.
     of = ("states", "table") if table_VD.perturbed else ("states",)
     values = (x.value for x in (states_BTD, table_VD, targets_BT, weights_BT))
     return _head(*values, settings, of=of)
@@ -187,8 +185,8 @@ head_loss.defvjp(_head_forward, _head_backward, symbolic_zeros=True)
 
 
 def _head(states_BTD, table_VD, targets_BT, weights_BT, settings, *, of):
-    """((loss, nll), (gradient in the states, in the table), each None unless it is among `of`), on
-    one device or under shard_map."""
+    """((loss, nll), (gradient by the states, by the table)) on one device or under shard_map; a
+    gradient is None unless `of` names it."""
     local = partial(_local_head, settings=settings, of=of, dtype=table_VD.dtype)
     whole_VD = gather(table_VD.astype(states_BTD.dtype))
     if jax.sharding.get_abstract_mesh().empty:
@@ -228,8 +226,8 @@ def _local_head(
     stored,
     vocab_axis,
 ):
-    """A device's tokens against its part of the vocabulary; sums over the others' parts where there
-    are any. The table's gradient, in `dtype`, is left along the axes that store the table."""
+    """`_head` of one device's tokens and its shard of the vocabulary, summed over devices. The
+    table's gradient, in `dtype`, is scattered over the mesh axes that store the table."""
     V, D = table_VD.shape
     vocabulary = Vocabulary(V, vocab_axis)
     chunk = partial(_chunk, table_VD, table_VD.T, vocabulary, settings, of)
@@ -253,8 +251,9 @@ def _local_head(
 
 
 def _chunk(table_VD, table_DV, vocabulary, settings, of, carry, tokens):
-    """Adds a chunk of tokens to the sums (loss, nll, gradient in the table) and gives its gradient
-    in the states, [C, D]. The table comes transposed too: made here, that would be a copy a chunk.
+    """Adds a chunk of tokens to `carry` (loss, nll, gradient by the table) and returns its gradient
+    by the states, [C, D]. The table is passed transposed too; transposing here costs a copy a
+    chunk.
     """
     loss, nll, dtable_DV = carry
     states_CD, targets_C, weights_C = tokens
@@ -287,10 +286,11 @@ def _chunk(table_VD, table_DV, vocabulary, settings, of, carry, tokens):
 def in_chunks(
     states_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """All tokens as [n, C, D], [n, C] and [n, C]; the last chunk is filled up with tokens of weight
-    0 where C does not divide their number."""
+    """All tokens in n chunks of C: [n, C, D], [n, C] and [n, C]. The last chunk is padded with
+    tokens of weight 0 where C does not divide their number."""
     D = states_BTD.shape[-1]
     rows = states_BTD.size // D
+    # An even division saves the copy of padding, unless its chunks would be tiny.
     best = max(n for n in range(1, min(CHUNK, rows) + 1) if rows % n == 0)
     size = best if 4 * best >= min(CHUNK, rows) else CHUNK
     added = -rows % size

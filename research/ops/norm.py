@@ -7,7 +7,7 @@ from jax import lax
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
     """x / sqrt(mean(x^2) + eps) * (offset + scale), over the last axis, in the dtype of `x`
-    (arXiv:1910.07467, eq. 4). Gemma's files hold scales with an offset of 1."""
+    (arXiv:1910.07467, eq. 4). Gemma's checkpoints store scale - 1, hence an offset of 1."""
     wide = x.astype(jnp.float32)
     inverse = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     scale = _row(scale, x)

@@ -17,9 +17,9 @@ class RopeScaling:
 
     kind "llama3" (arXiv:2407.21783, section 3.4; constants of the released code): wavelengths
     longer than `original_length / low_factor` are multiplied by `factor`, those shorter than
-    `original_length / high_factor` stay, those between are interpolated. kind "linear"
-    (arXiv:2306.15595): every frequency is divided by `factor`, and the other numbers have no
-    effect. A factor of 1 changes nothing.
+    `original_length / high_factor` stay, and between them frequencies are interpolated. kind
+    "linear" (arXiv:2306.15595): every frequency is divided by `factor`, and the other numbers have
+    no effect. A factor of 1 changes nothing.
     """
 
     factor: float = 1.0
@@ -56,6 +56,7 @@ def frequencies(head_size: int, theta: float, scaling: RopeScaling = RopeScaling
     smooth = (scaling.original_length / wavelength - scaling.low_factor) / (
         scaling.high_factor - scaling.low_factor
     )
+    # 0 for wavelengths over original_length / low_factor, 1 for those under / high_factor.
     smooth = np.clip(smooth, 0.0, 1.0)
     return (1 - smooth) * freq / scaling.factor + smooth * freq
 
@@ -72,6 +73,8 @@ def rotation(positions_BT: jax.Array, freq: np.ndarray) -> tuple[jax.Array, jax.
 
 
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Each pair (x[i], x[i + H/2]) turned by its angle, in the dtype of `x`."""
+    """Each pair (x[i], x[i + H/2]) rotated by its angle, in the dtype of `x`; `cos` and `sin` are
+    those of `rotation`."""
     wide = x_BTNH.astype(jnp.float32)
+    # The roll swaps the halves; the sign of the rotation is in `sin`.
     return (wide * cos + jnp.roll(wide, x_BTNH.shape[-1] // 2, axis=-1) * sin).astype(x_BTNH.dtype)

@@ -1,10 +1,11 @@
-"""Mixture of experts: top-k routing without dropped tokens, and the experts' products under
-shard_map.
+"""Mixture of experts: top-k routing without dropped tokens, and expert parallelism by shard_map.
 
-Tokens are gathered over the expert axis, each device sorts those meant for its own experts to the
-front and multiplies them group by group (`research.ops.kernels.grouped_matmul`), and the sums go
-back to the tokens' owners by a reduce-scatter. No capacity, so the result does not depend on the
-mesh.
+Tokens are gathered over the expert axis. Each device sorts the assignments to its own experts to
+the front and multiplies them group by group (`research.ops.kernels.grouped_matmul`); a
+reduce-scatter sums the results on the devices that own the tokens. Experts have no capacity limit,
+so the result does not depend on the mesh.
+
+Letters: B batch, T time, D model, F feed-forward, E experts, k experts of a token.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,19 +23,20 @@ from research.parallel.placement import contiguous, mesh_axes, spec_entries, sto
 
 
 def top_k(logits_BTE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """Mixing weights float32 [B, T, k] and expert ids int32 [B, T, k]: softmax over the chosen k
-    (arXiv:2401.04088, 2.1)."""
+    """Mixing weights float32 [B, T, k], a softmax over the k largest logits, and the ids of their
+    experts int32 [B, T, k] (arXiv:2401.04088, section 2.1)."""
     chosen, ids_BTk = lax.top_k(logits_BTE, k)
     return jax.nn.softmax(chosen, axis=-1), ids_BTk
 
 
 def load_balance(logits_BTE: jax.Array, ids_BTk: jax.Array, weights_BT: jax.Array) -> jax.Array:
-    """E * sum over experts of (share of assignments) * (mean router probability), 1 when uniform,
-    over counted tokens.
+    """E * sum over experts of (share of assignments) * (mean router probability): a float32 scalar,
+    1 for uniform routing (arXiv:2101.03961, eq. 4; each of a token's k assignments counts 1/k).
 
-    arXiv:2101.03961, eq. 4, with each of a token's k assignments counting 1/k.
+    `weights_BT` is 1 for tokens and 0 for padding.
     """
     experts = logits_BTE.shape[-1]
+    # Weights of the mean over tokens; padding gets 0.
     counted = weights_BT / jnp.maximum(jnp.sum(weights_BT), 1.0)
     probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
     share_E = jnp.sum(
@@ -56,11 +58,13 @@ def experts(
     """Sum over a token's experts of weight * (activation(x gate) * (x up)) down, [B, T, D] in the
     dtype of `x`.
 
-    The experts' matrices are arrays or stand-ins. An array is gathered where it is multiplied, so
-    that its gradient is summed and scattered at once; the parts of a stand-in are gathered and
-    split as they are.
+    The matrices are arrays or leaves (`research.weights.leaf.Leaf`). An array is gathered inside
+    the shard_map, where it is multiplied, so that a single collective sums and scatters its
+    gradient. A leaf is gathered before.
     """
     matrices, number = (gate_EDF, up_EDF, down_EFD), gate_EDF.shape[0]
+    # Gathering inside concatenates shards, which is right where storage axes split a dimension
+    # last.
     alone = [isinstance(w, jax.Array) and contiguous(w) for w in matrices]
     stored = [storage_axes(spec_entries(w)) if own else () for w, own in zip(matrices, alone)]
     matrices = [w if own else gathered(w, x_BTD.dtype) for w, own in zip(matrices, alone)]
@@ -74,8 +78,8 @@ def experts(
     split = _names(specs)
 
     def island(x, weights, ids, matrices):
-        # Every device of one expert row sees all of that row's tokens and keeps those of its own
-        # experts.
+        # The devices along the expert axis exchange their tokens: each sees those of all of them,
+        # and `_local` keeps the assignments to the device's own experts.
         if split_tokens and "expert" in split:
             x, weights, ids = (
                 lax.all_gather(a, "expert", axis=0, tiled=True) for a in (x, weights, ids)
@@ -83,7 +87,7 @@ def experts(
         products = [partial(grouped, w=w, stored=axes) for w, axes in zip(matrices, stored)]
         parts = lax.axis_size("expert") if "expert" in split else 1
         first = lax.axis_index("expert") * (number // parts) if "expert" in split else 0
-        # The share of rows that are for these experts, on average over devices.
+        # For cost estimates: on average over devices this share of the rows is multiplied.
         with visible_share.scope(ragged=1 / parts):
             y = _local(x, weights, ids, products, activation, first, number // parts)
         return _summed(y, split, split_tokens)
@@ -95,7 +99,8 @@ def experts(
 
 
 def _summed(y_BTD: jax.Array, split: set[str], split_tokens: bool) -> jax.Array:
-    """The sum of what every device's experts and parts of them add, each token's on its owner."""
+    """The devices' contributions summed over the tensor axis (shards of a matrix) and the expert
+    axis (other experts); each token's sum ends on the devices that own the token."""
     y_BTD = lax.psum(y_BTD, "tensor") if "tensor" in split else y_BTD
     if "expert" not in split:
         return y_BTD
@@ -119,23 +124,27 @@ def _local(
     first: jax.Array | int,
     held: int,
 ) -> jax.Array:
-    """Contribution of the experts `first`, `first + 1`, ... of which so many are `held`; other
-    assignments add nothing.
+    """The contribution [B, T, D] of experts `first` to `first + held - 1`; assignments to others
+    add nothing.
 
-    `products` are those with the experts' gate, up and down matrices, called (rows, sizes_E=...).
+    `products` multiply by the experts' gate, up and down matrices: called (rows, sizes_E=...), see
+    `research.ops.einsum.grouped`.
     """
     B, T, D = x_BTD.shape
     gate, up, down = products
     k = ids_BTk.shape[-1]
+    # One row for each assignment of a token to an expert, B * T * k of them, sorted by expert;
+    # assignments to other devices' experts come last.
     expert = ids_BTk.reshape(-1) - first
     mine = (expert >= 0) & (expert < held)
     order = jnp.argsort(jnp.where(mine, expert, held), stable=True)
+    # Assignments to other devices' experts are counted in a last bin, which is dropped.
     sizes = jnp.bincount(jnp.where(mine, expert, held), length=held + 1)[:held].astype(jnp.int32)
     token = order // k
     rows = x_BTD.reshape(-1, D)[token]
     weights = jnp.where(mine, weights_BTk.reshape(-1), 0.0)[order].astype(x_BTD.dtype)
-    # Weighted before the last product: after it, the gradient of the weights would want that
-    # product again.
+    # Weighted before the last product and not after it, where the gradient of the weights would
+    # need the product's result.
     hidden = activation(gate(rows, sizes_E=sizes)) * up(rows, sizes_E=sizes) * weights[:, None]
     # Rows past the last group belong to other devices; what a product leaves there is unspecified.
     out = jnp.where(mine[order][:, None], down(hidden, sizes_E=sizes), 0)

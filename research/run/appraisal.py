@@ -1,4 +1,4 @@
-"""What a run is judged by on its way and at its end: its evaluations, and what the model writes."""
+"""Evaluations and samples of a run, during training and at its end."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -41,9 +41,8 @@ class Appraisal:
     others: Mapping[str, Evaluation]
 
     def __call__(self, state: TrainState, limit: int) -> dict[str, float]:
-        """Every value by its name in `metrics.jsonl` behind "eval/": those of the held-out data on
-        `limit` batches (0: on all) under their own names, those of an evaluation of `config.evals`
-        as "NAME/value"."""
+        """Values by name: of the held-out data on `limit` batches (0: all), and those of each entry
+        NAME of `config.evals` as "eval/NAME/value". The run log puts "eval/" before the former."""
         opened = TrainedModel(
             self.program.model,
             state.params,
@@ -70,8 +69,9 @@ def make_appraisal(program: Program, corpus: Corpus, heldout: Chained) -> Apprai
 def sample(
     program: Program, tokenizer: Tokenizer, state: TrainState, step: int
 ) -> tuple[str, str] | None:
-    """(the config's prompt, how the model goes on), for a chat model as a user's message and its
-    answer; None for models that do not generate."""
+    """(the config's prompt, the model's continuation); for chat objectives the rendered user
+    message and the answer. None for encoders, without `train.sample_tokens`, and in runs of several
+    processes."""
     e, objective = program.experiment, program.objective
     if e.model.kind == "encoder" or not e.train.sample_tokens or jax.process_count() > 1:
         return None

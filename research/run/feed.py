@@ -1,4 +1,4 @@
-"""The protocol of feeds: what a training loop takes its batches from."""
+"""The protocol of feeds, from which a training loop takes its batches."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from research.data.loader import Batch
 class Feed(Protocol):
     """Gives one batch a step, on the host, until it is closed.
 
-    Windows of a corpus are a feed, and so is whatever makes its batches on the way, such as answers
-    that the model itself has written. The laws, which tests/run/test_feed_laws.py runs over all:
+    A feed reads windows of a corpus, or makes batches during training, such as from texts that the
+    model has generated. Its laws, tested over all implementers in tests/run/test_feed_laws.py:
 
     - `begin(s, state)` comes first; then `next` gives steps s, s + 1, s + 2, ...
     - A feed that begins at step s with what `state()` was before step s gives the same bits from s
       on as the feed that was not interrupted.
-    - `state()` is JSON, and small: it is saved with every checkpoint. {} says that the step is all
-      there is to know.
+    - `state()` is JSON, and small, since it is saved with every checkpoint. {} means that the step
+      alone determines what follows.
     - Every batch has the same fields and shapes: the rows of this process, which together with
       those of the other processes are the global batch.
     - `close` ends threads and may be called twice.
@@ -34,11 +34,11 @@ class Feed(Protocol):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What must be saved to go on with the next step, beside its number."""
+        """JSON values that must be saved, beside the step, to go on with the next one."""
 
     @abstractmethod
     def close(self) -> None:
-        """Ends what reads ahead."""
+        """Ends threads that read ahead."""
 
     def __enter__(self) -> "Feed":
         return self

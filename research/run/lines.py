@@ -1,4 +1,4 @@
-"""What a run says of itself: what will run, each logged step, what the model writes."""
+"""What a training loop writes to its log: a summary at the start, metrics of steps, samples."""
 
 import math
 
@@ -12,7 +12,8 @@ from research.training.state import TrainState
 
 
 def announce(session: Session, log: RunLog) -> None:
-    """Says what will run."""
+    """Notes the numbers of parameters, devices, batch and data, and dimensions that are not
+    split."""
     program, data = session.program, session.experiment.data
     split = (f"{name}:{size}" for name, size in program.mesh.shape.items() if size > 1)
     devices = ", ".join(split) or "one device"
@@ -33,11 +34,10 @@ def announce(session: Session, log: RunLog) -> None:
 def log_step(
     session: Session, log: RunLog, step: int, metrics: dict[str, jax.Array]
 ) -> dict[str, float]:
-    """Writes a step's metrics, and returns them; ends the run where the loss is no number any
-    more."""
+    """Logs a step's metrics and returns them. Raises `command.Stop` if the loss is not finite."""
     program = session.program
     values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-    # They differ under label smoothing and the like.
+    # Without label smoothing and the like they are equal, and one is enough.
     if math.isclose(values["nll"], values["loss"], rel_tol=1e-5):
         del values["nll"]
     values["learning_rate"] = float(program.schedule(step - 1))
@@ -57,7 +57,7 @@ def log_step(
 
 
 def log_sample(session: Session, log: RunLog, state: TrainState, step: int) -> None:
-    """Writes down what the model makes of the config's prompt, for models that generate."""
+    """Logs a continuation of the config's prompt, for models that generate."""
     written = sample(session.program, session.corpus.tokenizer, state, step)
     if written is not None:
         log.sample(step, *written)

@@ -1,4 +1,4 @@
-"""The training loop: steps over a feed, and what is due between them."""
+"""The training loop: steps over a feed, with evaluations, samples and checkpoints between them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,8 @@ from research.training.state import TrainState
 
 @dataclass(frozen=True)
 class Result:
-    """How a call of `train` ended: the step it came to, the last values of all metrics by name,
-    those of evaluations included, and the exit code (`research.command`)."""
+    """The end of a call of `train`: steps done, the last value of each metric by name (those of
+    evaluations included), and the process's exit code (`research.command`)."""
 
     step: int
     metrics: dict[str, float]
@@ -43,11 +43,13 @@ def train(
     profile: range = range(0),
     live: bool | None = None,
 ) -> Result:
-    """Trains, or goes on with what `workdir` holds. ValueError for what is wrong before the first
-    step.
+    """Trains a new run in `workdir`, or resumes the one there. ValueError for anything that can be
+    found wrong before the first step.
 
-    `live` chooses between a bar and lines, None by whether standard error is a terminal; `profile`
-    are the steps of which a trace is written.
+    allow_changed   resume although config or inputs differ from the run's
+    profile         steps of which a trace is written
+    live            a progress bar (True) or lines (False); None: by whether standard error is a
+                    terminal
     """
     keep_compiled_programs()
     workdir = Path(workdir)
@@ -76,6 +78,7 @@ def train(
             step, metrics = loop(session, feed, log, request, profile)
         if jax.process_index() == 0:
             write_report(workdir)
+    # A preempted run exits with a code that asks the launcher to start it again.
     exit_code = command.DONE if request.received is None else request.exit_code
     return Result(step, metrics, exit_code)
 
@@ -83,9 +86,9 @@ def train(
 def loop(
     session: Session, feed: Feed, log: RunLog, request: command.StopRequest, profile: range
 ) -> tuple[int, dict[str, float]]:
-    """Steps until the end or a request to stop, with what is due on the way; then a checkpoint.
+    """Trains until the last step or a request to stop, then saves a checkpoint.
 
-    The steps that are done, and the last value of each metric.
+    Returns (number of steps done, last value of each metric).
     """
     e, program, state, step = session.experiment, session.program, session.state, session.start_step
     trace = StepTrace(profile, step, e.train.steps, session.workdir / "profile")
@@ -95,6 +98,7 @@ def loop(
         while step < e.train.steps and not _stop_now(request, step):
             batch = place_batch(next(feed)[1], program.mesh, program.rules, program.batch_size)
             trace.before(step)
+            # The first call compiles. Waiting for it keeps that time out of the reported speed.
             if step == session.start_step:
                 with log.pause("compiling", steps=1):
                     state, metrics = jax.block_until_ready(program.train_step(state, batch))
@@ -113,7 +117,8 @@ def loop(
 def _between_steps(
     session: Session, feed: Feed, log: RunLog, state: TrainState, step: int
 ) -> dict[str, float]:
-    """What is due after a step that is not the last: evaluation, sample, checkpoint."""
+    """Evaluation, sample and checkpoint, each if due after this step; returns the values of the
+    evaluation or {}."""
     e, values = session.experiment, {}
     if _due(step, e.train.eval_every):
         with log.pause("evaluating"):
@@ -131,8 +136,8 @@ def _between_steps(
 def _finish(
     session: Session, feed: Feed, log: RunLog, state: TrainState, step: int
 ) -> dict[str, float]:
-    """The last checkpoint, and for a run that came to its end an evaluation on all held-out data
-    and a sample."""
+    """Saves the last checkpoint. After the last step of the run, also evaluates on all held-out
+    data and writes a sample; returns the values of the evaluation or {}."""
     values: dict[str, float] = {}
     with log.pause("saving"):
         session.save(state, step, feed.state())
@@ -148,7 +153,7 @@ def _finish(
 
 
 def _peak_flops(program: Program) -> float | None:
-    """The published peak of all of the mesh's devices; None where it is not known."""
+    """Published peak FLOP/s of all devices of the mesh together; None for unknown devices."""
     device = program.mesh.devices.flat[0]
     peak = peak_flops(device.device_kind, program.experiment.precision.compute)
     return peak and peak * program.mesh.size

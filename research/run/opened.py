@@ -1,4 +1,4 @@
-"""A model opened for use: of a run, or of a checkpoint of any format."""
+"""`open_model`: the model of a run, or of a checkpoint of any format, opened for use."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +19,14 @@ from research.tree import Tree
 
 @dataclass(frozen=True)
 class Opened:
-    """A model with its parameters on the first device, and how texts are put to it.
+    """A model with its parameters on the first device, and how it takes texts.
 
-    tokenizer      None where a checkpoint has none
-    window         tokens that the model sees at once: those of its training, or up to 1,024
-    begins_texts   whether a text has the token that begins one in front
-    stop_ids       tokens that end what the model writes
-    source         the workdir or checkpoint, for error lines
-    experiment, step   of a run; None for a checkpoint
+    tokenizer      None for a checkpoint without one
+    window         length in tokens for evaluation: that of training, for a checkpoint at most 1,024
+    begins_texts   whether texts start with the token that begins a text
+    stop_ids       tokens that end a text that the model generates
+    source         the workdir or checkpoint, for error messages
+    experiment, step   those of a run; None for a checkpoint
     """
 
     model: Model
@@ -69,15 +69,15 @@ def open_model(
 
 
 def open_run(workdir: str | Path, step: int | None = None) -> Opened:
-    """The run in `workdir` at its newest good checkpoint, or at `step`; nothing in there is
-    changed. ValueErrors as `research.interop.restored.restore_run` raises them."""
+    """The model of the run in `workdir` at its newest good checkpoint, or at `step`. Changes
+    nothing in `workdir`. ValueError as from `research.interop.restored.restore_run`."""
     folder = Path(workdir)
-    read_experiment(folder)  # what is no run is told before its tokenizer is missed
+    read_experiment(folder)  # its error says that this is no run; the next, that a file is missing
     tokenizer = load_tokenizer(folder / "tokenizer")
     run = restore_run(folder, open_checkpoint, step)
     e, objective = run.experiment, objective_class(run.experiment.objective.name)
-    # Nothing is rematerialised without a backward pass, and this machine need not have the kernels
-    # that trained the run.
+    # Without a backward pass nothing is recomputed, and this machine may lack the kernels of the
+    # one that trained the run.
     execution = replace(e.execution, remat="none", attention="auto")
     ends = end_of_turn(tokenizer) if objective.answers_chats else None
     return Opened(
@@ -94,7 +94,7 @@ def open_run(workdir: str | Path, step: int | None = None) -> Opened:
 
 
 def keep_compiled_programs() -> None:
-    """Lets JAX keep compiled programs under GRAFT_CACHE, so that a second start need not
-    compile."""
+    """Turns on JAX's cache of compiled programs, under GRAFT_CACHE, so that a second start does not
+    compile again."""
     jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,4 +1,4 @@
-"""One setting of an experiment changed, and the flags that say so."""
+"""Changes of single fields of an experiment, in Python and as flags of a command."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,8 +7,9 @@ from research.experiment.config import Experiment
 
 
 def change(experiment: Experiment, **settings: Any) -> Experiment:
-    """The experiment with fields set by their paths, a double underscore for the dot: change(e,
-    data__batch_size=8).
+    """The experiment with fields set by path, with a double underscore for the dot.
+
+        change(experiment, data__batch_size=8)
 
     ValueError for values that the experiment refuses.
     """
@@ -20,15 +21,15 @@ def change(experiment: Experiment, **settings: Any) -> Experiment:
 
 
 def flags(settings: dict[str, Any]) -> str:
-    """The same for a command line: "--config.data.batch_size=8 --config.mesh=fsdp:8"."""
+    """The settings of `change` as flags: "--config.data.batch_size=8 --config.mesh=fsdp:8"."""
     return " ".join(
         f"--config.{path.replace('__', '.')}={value}" for path, value in settings.items()
     )
 
 
 def set_batch(experiment: Experiment, rows: int) -> dict[str, int]:
-    """The setting of a batch, by what the experiment has it: rows of a device where it counts
-    those, else of the step."""
+    """The setting for `change` that sets the batch size to `rows`: per device if the experiment
+    counts rows per device, else over all devices."""
     return {
         "data__batch_size" if experiment.data.batch_size else "data__batch_size_per_device": rows
     }

@@ -1,5 +1,5 @@
-"""The compiled side of a run: its mesh, model, state and steps. Training, evaluation and `fit`
-build the same one."""
+"""`Program`: the mesh, model, state and jitted steps of an experiment. Training, evaluation and
+`fit` all use it."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -24,7 +24,8 @@ from research.tuning.method import check_groups, split_specs
 
 @dataclass(frozen=True)
 class Program:
-    """Everything that is jitted. Enter `jax.set_mesh(program.mesh)` to call or lower it."""
+    """What an experiment compiles, without its data. Enter `jax.set_mesh(program.mesh)` before
+    calling or lowering its functions."""
 
     experiment: Experiment
     objective: Objective
@@ -37,12 +38,13 @@ class Program:
 
     @property
     def trainable_specs(self) -> tree.Tree:
-        """What has gradients and optimizer state, as specs."""
+        """Specs of the parameters that have gradients and optimizer state."""
         return self._split_specs[0]
 
     @property
     def held_specs(self) -> dict[str, tree.Tree]:
-        """The named trees that are not trained, as specs; "base" is {} where everything is."""
+        """Specs of the parameters that are not trained, in named trees; "base" is {} where all are
+        trained."""
         return {"base": self._split_specs[1]}
 
     @cached_property
@@ -71,17 +73,18 @@ class Program:
 
     @cached_property
     def _optimizer_and_schedule(self):
+        # The optimizer tells matrices from vectors by their logical axes.
         axes = jax.tree.map(lambda s: s.axes, self.trainable_specs)
         e = self.experiment
         config, ratio = e.optimizer, e.lora.learning_rate_ratio
-        if ratio != 1:  # LoRA+: the same schedule, times this for what starts at zero
+        if ratio != 1:  # LoRA+ (arXiv:2402.12354): a higher rate for the b matrices
             others = config.learning_rate_rules or ((".*", 1.0),)
             config = replace(config, learning_rate_rules=((r".*/b", ratio), *others))
         return optimizers.make(config, axes, e.train.steps)
 
     def make_state(self) -> TrainState:
-        """The state before the first step, from the seed, with an empty base. To be traced, so that
-        every array is born sharded."""
+        """The state before the first step, from the seed, with an empty base. Call it under `jit`,
+        so that every array is created sharded."""
         e = self.experiment
         params = spec.initialize(
             jax.random.key(e.train.seed),
@@ -109,7 +112,7 @@ class Program:
         return replace(self.baseless_state, held=held)
 
     def to_stored(self, state: TrainState) -> dict[str, tree.Tree]:
-        """What of a state, arrays or shapes, a checkpoint holds."""
+        """The parts of a state that a checkpoint stores, arrays or shapes."""
         return to_stored(state, with_base=self.experiment.changes_base)
 
     def init(self) -> TrainState:
@@ -117,7 +120,8 @@ class Program:
         return jax.jit(self.make_state, out_shardings=_places(self.baseless_state))()
 
     def check_bytes(self, state: TrainState) -> None:
-        """ValueError unless a device holds exactly the bytes that the shardings predict."""
+        """ValueError unless the state takes exactly the bytes of a device that its shardings
+        predict."""
         held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
         predicted = device_bytes(self.state)
         if held != predicted:
@@ -135,6 +139,7 @@ class Program:
             optimizer=self.optimizer,
             accumulate=self.experiment.train.accumulate,
         )
+        # The old state's buffers become the new state's, so a step needs no second copy.
         return jax.jit(step, donate_argnums=0)
 
     @cached_property
@@ -143,7 +148,8 @@ class Program:
         return jax.jit(partial(eval_step, model=self.model, objective=self.objective))
 
     def whole_dimensions(self) -> list[str]:
-        """What the mesh could not split, "vocab 50257 over tensor:2", each once."""
+        """The dimensions that the mesh does not divide and that are therefore not split, such as
+        "vocab 50257 over tensor:2", each once."""
         found = [
             unsplit(s.axes, s.shape, self.mesh, self.rules)
             for s in jax.tree.leaves(self.model.specs())
@@ -154,8 +160,8 @@ class Program:
 def make_program(
     experiment: Experiment, objective: Objective, devices: list | None = None
 ) -> Program:
-    """The program of an experiment; ValueError where mesh, batch and accumulation do not fit one
-    another."""
+    """The program of an experiment. ValueError if mesh, batch size, accumulation, sequence length
+    or quantization groups do not fit each other."""
     program = Program(experiment, objective, make_mesh(experiment.mesh, devices))
     check_rules(program.rules, program.mesh)
     spec.shardings(program.model.specs(), program.mesh, program.rules)  # for its errors

@@ -1,4 +1,4 @@
-"""One batch at every step: what benchmarks time, and what a model can learn by heart."""
+"""A feed that repeats one batch, for benchmarks and for overfitting tests."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

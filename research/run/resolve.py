@@ -1,6 +1,7 @@
-"""From a ConfigDict to an experiment: the preset or the checkpoint that its model starts from."""
+"""From a ConfigDict to an `Experiment`, with the model of a preset or a checkpoint filled in."""
 
 import dataclasses
+import logging
 from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
@@ -19,12 +20,22 @@ def from_config(config: ConfigDict) -> Experiment:
     values = config.to_dict()
     refuse_unknown("config", values, get_type_hints(Experiment))
     model = _resolve_model(values.get("model", {}), values.get("init", ""))
+    execution = values.get("execution", {})
+    named = values.get("model", {}).get("preset") or not values.get("init")
+    if model["experts"] and execution.get("feed_tokens") and not named:
+        # The recipe named no model, so it could not know that the checkpoint's has experts.
+        logging.warning(
+            "execution.feed_tokens=%d is for dense models, and %s has experts: it is 0",
+            execution["feed_tokens"],
+            values["init"],
+        )
+        values["execution"] = {**execution, "feed_tokens": 0}
     return make_experiment({**values, "model": model})
 
 
 def _resolve_model(values: dict[str, Any], init: str) -> dict[str, Any]:
-    """The fields of the preset with those that are set in their place; without a preset of the
-    checkpoint's model, without both the defaults."""
+    """The fields of the model: those given in `values`, the others from the preset, else from the
+    checkpoint `init`, else defaults. None means not given."""
     given = {name: value for name, value in values.items() if name != "preset"}
     preset = values.get("preset", "")
     if preset and preset not in PRESETS:
@@ -39,5 +50,11 @@ def _resolve_model(values: dict[str, Any], init: str) -> dict[str, Any]:
             base[name] = {**base[name], **{k: v for k, v in value.items() if v is not None}}
         elif value is not None:
             base[name] = value
-    named = {name for name, value in given.items() if value not in (None, {})}
+    named = {
+        f"{name}.{inner}" if inner else name
+        for name, value in given.items()
+        for inner, one in (value.items() if isinstance(value, dict) else [("", value)])
+        if one is not None
+    }
+    named |= {name.partition(".")[0] for name in named}
     return reset_unused(base, dataclasses.asdict(ModelConfig()), named)

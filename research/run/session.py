@@ -1,4 +1,4 @@
-"""A run made ready: its data, its state, and the record in its directory of what it is."""
+"""Preparation of a run: its data and state, and the files in its directory that describe it."""
 
 import sys
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from research.training.state import TrainState
 
 @dataclass(frozen=True)
 class Session:
-    """A run that is ready to go: everything that can be wrong beforehand has been checked.
+    """A run that is ready to start; all that can be checked before the first step has been.
 
-    start_step     steps that are done; `state` is the one behind them
-    feed_state     what the feed had to save with that step
-    notes          lines for the user on what the first state is made of
-    fingerprints   of tokenizer, data and base, which a resumed run must find unchanged
+    start_step     number of steps done, after which `state` is the state
+    feed_state     the feed's `state()` saved with that step
+    notes          lines for the user on where the first state comes from
+    fingerprints   of tokenizer, data and base, which must be the same when a run is resumed
     """
 
     experiment: Experiment
@@ -45,8 +45,8 @@ class Session:
     fingerprints: dict[str, str]
 
     def save(self, state: TrainState, step: int, feed_state: dict[str, Any]) -> None:
-        """Starts to save the state, without a base that can be read again, with the fingerprints of
-        what it was trained on."""
+        """Starts to save the state, the feed's state and the fingerprints. A base that can be read
+        again from its source is left out."""
         meta: dict[str, Any] = dict(self.fingerprints)
         if feed_state:
             meta["feed"] = feed_state
@@ -61,8 +61,12 @@ def prepare(
     checkpoints: Checkpoints,
     allow_changed: bool,
 ) -> tuple[Session, WindowFeed]:
-    """A new run, or the one in `workdir` from its newest good checkpoint, and the feed of its
-    corpus. ValueError for what does not fit together."""
+    """(session of a new run, or of the one in `workdir` at its newest good checkpoint; the feed of
+    its corpus).
+
+    ValueError, unless `allow_changed`, if the config, tokenizer, data or base differ from those of
+    the run in `workdir`.
+    """
     objective = program.objective
     length = objective.window_length(experiment.data.sequence_length)
     windows = corpus.train_windows(
@@ -79,6 +83,7 @@ def prepare(
         "data": corpus.provenance["fingerprint"],
         **_base_fingerprint(state),
     }
+    # Compared before anything is written, so a refusal leaves the run as it is.
     if meta and not allow_changed:
         _refuse_other_inputs(workdir, meta, fingerprints)
     if jax.process_index() == 0:
@@ -103,7 +108,7 @@ def prepare(
 def _restore_or_begin(
     program: Program, checkpoints: Checkpoints
 ) -> tuple[int, TrainState, dict[str, Any], list[str]]:
-    """(step, state, what was saved beside it, lines for the user); {} for a new run."""
+    """(step, state, the checkpoint's `meta` or {} for a new run, lines for the user)."""
     restored = checkpoints.restore(program.to_stored(program.state))
     if restored is None:
         state, notes = first_state(program)

@@ -1,4 +1,4 @@
-"""Where a command takes its model from, checked before JAX is imported."""
+"""The check of a command's --workdir and --checkpoint; does not import JAX, so errors are fast."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""How a run starts: its data, and its first state, from a checkpoint where `config.init` names
-one."""
+"""The start of a run: its data, and its first state, with the parameters of `config.init` if
+set."""
 
 import dataclasses
 from contextlib import nullcontext
@@ -27,9 +27,12 @@ from research.weights.rules import is_leaf
 
 
 def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> Corpus:
-    """The corpus of an experiment. The tokenizer is the one in the folder, where there is such a
-    folder, else the one that config.data.tokenizer names, and where that is empty the checkpoint's.
-    ValueError for what does not fit together."""
+    """The corpus of an experiment, with the tokenizer saved in `tokenizer_folder` if that exists,
+    else that of `config.data.tokenizer`, else, if that is empty, that of the checkpoint
+    `config.init`.
+
+    ValueError for no tokenizer, and for more tokens or labels than the model has.
+    """
     saved, given = tokenizer_folder is not None and tokenizer_folder.is_dir(), None
     if not experiment.data.tokenizer and not experiment.init and not saved:
         raise ValueError(
@@ -62,11 +65,11 @@ def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> C
 
 
 def first_state(program: Program) -> tuple[TrainState, list[str]]:
-    """The state before the first step, and lines that say what it is made of.
+    """(state before the first step, lines for the user on where its parameters come from).
 
-    With `config.init` the parameters are the checkpoint's, each read straight onto its sharding and
-    into its format, but for a pooler or classifier that it lacks. ValueError where it lacks
-    another, or has one in another shape.
+    With `config.init` parameters are read from that checkpoint, each onto its sharding and into its
+    format; only a pooler or classifier that it lacks is new. ValueError for any other parameter
+    that is missing or has another shape.
     """
     source, state, lines = program.experiment.init, program.init(), []
     with open_checkpoint(source) if source else nullcontext() as checkpoint:
@@ -80,8 +83,8 @@ def first_state(program: Program) -> tuple[TrainState, list[str]]:
 def with_parameters(
     program: Program, state: TrainState, checkpoint: Checkpoint
 ) -> tuple[TrainState, list[str]]:
-    """A fresh state with the checkpoint's values for what is trained of the model itself, and lines
-    that say what is not."""
+    """(`state` with the checkpoint's values for the trained parameters of the model itself, not of
+    adapters; lines for the user)."""
     source, model = program.experiment.init, program.experiment.model
     fresh = [
         name
@@ -112,7 +115,7 @@ def with_base(program: Program, state: TrainState, checkpoint: Checkpoint | None
         if not base_specs or e.tune.method != "lora":
             return replace(state, held={"base": base})
         rules = None
-    else:  # the weights are taken apart before they are quantized
+    else:  # adapters start from the dense weights, which are quantized after that
         plain = dense_specs(plain, base_specs)
         base = _read_base(program, checkpoint, plain, QuantizeConfig())
         rules = quantize_rules(plain, e.quantize)
@@ -121,8 +124,10 @@ def with_base(program: Program, state: TrainState, checkpoint: Checkpoint | None
 
 
 def resumed_state(program: Program, stored: dict[str, tree.Tree]) -> TrainState:
-    """The state of a checkpoint with what is not in there: the base, read as at the start."""
+    """The state of a checkpoint, with its base read again from `config.init` where it is not in the
+    checkpoint."""
     state, base_specs = from_stored(stored), program.held_specs["base"]
+    # A base that LoRA's start has changed is in the checkpoint; any other is read from its source.
     if program.experiment.changes_base or not base_specs:
         return state
     source = program.experiment.init
@@ -147,7 +152,7 @@ def changes(before: ModelConfig, after: ModelConfig) -> list[str]:
     compute."""
     names = {field.name for field in dataclasses.fields(Body)}
     if before.position != "learned":
-        names.remove("max_length")  # the length that the model was made for, and no table's
+        names.remove("max_length")  # then it is no table's size and changes no computation
     old, new = dataclasses.asdict(before), dataclasses.asdict(after)
     return [
         f"{name}: {old[name]} -> {new[name]}"

@@ -1,4 +1,4 @@
-"""A trace of some steps for xprof."""
+"""Profiler traces of training steps, for xprof."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,9 @@ from research.training.metrics import RunLog
 
 @dataclass(frozen=True)
 class StepTrace:
-    """Writes what devices and host do in `steps` of a run of `total` steps to `folder`; an empty
-    range traces nothing. A run that begins within the range is traced from there."""
+    """Writes a trace of devices and host in `steps`, of a run of `total` steps, to `folder`; an
+    empty range traces nothing. A run that starts at `first` inside the range is traced from
+    there."""
 
     steps: range
     first: int
@@ -25,8 +26,8 @@ class StepTrace:
             jax.profiler.start_trace(str(self.folder))
 
     def after(self, step: int, state: Any, log: RunLog) -> None:
-        """Called when `step` steps are done. Waits for the last traced one: steps run ahead of the
-        host."""
+        """Called when `step` steps have been started. Waits for the last traced one to finish,
+        since devices run behind the host."""
         if step - 1 in self.steps and step in (self.steps.stop, self.total):
             jax.block_until_ready(state)
             jax.profiler.stop_trace()

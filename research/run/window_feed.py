@@ -1,4 +1,4 @@
-"""Windows of a corpus as a feed."""
+"""The feed that reads windows of a corpus."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +13,8 @@ from research.run.feed import Feed
 
 @dataclass
 class WindowFeed(Feed):
-    """Batches of `batch_size` rows over all processes, each the objective's example of a window.
-
-    The position in the data is the step, so there is nothing else to save.
+    """Batches of `batch_size` rows over all processes; each row is the objective's example of a
+    window. The step determines the position in the data, so `state()` is {}.
     """
 
     windows: Sequence[Window]

@@ -1,9 +1,9 @@
-"""Adam whose moments are held in eight bits (arXiv:2110.02861): 2 bytes a parameter instead of 8.
+"""Adam with moments in eight bits (arXiv:2110.02861): 2 bytes a parameter instead of 8.
 
-Both are quantized in blocks of up to 256 values to bitsandbytes' dynamic maps, with float32
-arithmetic in between. A block lies inside one layer and covers the last axes of a parameter, and as
-many entries of the axis before as keep it within 256 and divide that axis: three heads of 64, one
-row of 192. Codes have the parameter's shape and are sharded as it is.
+Both moments are quantized to bitsandbytes' dynamic maps in blocks of up to 256 values that share a
+scale; arithmetic is in float32. A block lies inside one layer. It covers the last axes of a
+parameter, and of the axis before them the largest divisor that keeps it within 256 values: three
+heads of 64, one row of 192. Codes have the parameter's shape and sharding.
 """
 
 import math
@@ -24,9 +24,9 @@ from research.training.muon import stack_axes
 from research.weights.dynamic_map import DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP
 
 BLOCK = 256  # values that share a scale
-# Values of one layer's parameter; one with fewer keeps float32 moments, as in bitsandbytes.
+# A parameter with fewer values in a layer keeps float32 moments, as in bitsandbytes.
 SMALLEST = 4096
-# Values of a block; with fewer the scales would take more than they save, so moments stay float32.
+# So does one whose blocks would have fewer values: their scales would cost more than codes save.
 _LEAST_BLOCK = 32
 
 
@@ -39,8 +39,8 @@ class Moment(NamedTuple):
 
 
 class Adam8bitState(NamedTuple):
-    """Updates made so far, and the moments of each parameter: `Moment`, or float32 where it is
-    small."""
+    """The number of updates so far, and both moments of each parameter: a `Moment`, or a float32
+    array for small parameters."""
 
     count: jax.Array
     mu: tree.Tree
@@ -52,14 +52,14 @@ def scale_by_adam_8bit(
 ) -> optax.GradientTransformation:
     """`optax.scale_by_adam` with moments in eight bits.
 
-    `names` has the structure of the parameters and for each its logical axes, such as "layers embed
-    mlp"; what is stacked over layers is updated one layer after the other, so that float32 moments
-    of more than one never exist.
+    `names` is a tree like the parameters with the logical axes of each, such as "layers embed mlp".
+    Parameters stacked over layers are updated layer by layer, so that float32 moments exist for one
+    layer at a time.
     """
 
     def init(params):
         leaves, structure = jax.tree.flatten(params)
-        # Arrays of their own for each, so that all can be donated.
+        # No array is shared between the moments, since a buffer can be donated only once.
         mu, nu = (
             [_zeros(p, block_of(p.shape, n)) for p, n in zip(leaves, _stacks(params, names))]
             for _ in range(2)
@@ -95,7 +95,7 @@ def scale_by_adam_8bit(
 
 
 def _stacks(params: tree.Tree, names: tree.Tree | None) -> list[int]:
-    """How many leading axes of each parameter number layers or experts; none without names."""
+    """For each parameter, how many leading axes number layers or experts; 0 without names."""
     structure = jax.tree.structure(params)
     if names is None:
         return [0] * structure.num_leaves
@@ -103,8 +103,8 @@ def _stacks(params: tree.Tree, names: tree.Tree | None) -> list[int]:
 
 
 def block_of(shape: Sequence[int], stacked: int = 0) -> tuple[int, int] | None:
-    """(axis, entries): a block is so many entries of the axis and all behind it. None for what
-    stays in float32.
+    """(axis, entries): a block is that many entries of the axis and everything after the axis. None
+    for parameters whose moments stay in float32. The first `stacked` axes are layers or experts.
 
     >>> block_of((30, 576, 9, 64), 1), block_of((576, 1536)), block_of((30, 576), 1)
     ((2, 3), (1, 256), None)
@@ -119,9 +119,12 @@ def block_of(shape: Sequence[int], stacked: int = 0) -> tuple[int, int] | None:
 
 
 def quantize(x: jax.Array, block: tuple[int, int], book: np.ndarray) -> Moment:
-    """Values as codes of the nearest entries of a map. A positive value never becomes zero in the
-    unsigned one: a second moment of zero under a first one that is none would be a step of 1 /
-    eps."""
+    """Each value as the code of the nearest entry of `book`, scaled by its block's largest
+    magnitude.
+
+    In the unsigned map a positive value never becomes zero: a second moment of 0 beside a first
+    moment that is not 0 would give a step of size 1 / eps.
+    """
     groups = _grouped(x, block)
     absmax = jnp.max(jnp.abs(groups), axis=tuple(range(block[0] + 1, groups.ndim)), keepdims=True)
     scaled = groups * reciprocal(absmax)
@@ -140,7 +143,8 @@ def dequantize(moment: Moment, block: tuple[int, int], book: np.ndarray) -> jax.
 
 
 def _nearest(x: jax.Array, book: np.ndarray) -> jax.Array:
-    """How many midpoints of a map lie strictly below each value: its code. Eight halvings."""
+    """The code of the nearest entry: the number of midpoints of the map strictly below each value,
+    by a binary search over its 256 entries."""
     middles = (book[1:] + book[:-1]) / np.float32(2)
     codes = jnp.zeros_like(x, jnp.int32)
     for half in (128, 64, 32, 16, 8, 4, 2, 1):
@@ -151,8 +155,8 @@ def _nearest(x: jax.Array, book: np.ndarray) -> jax.Array:
 def _each_layer(
     function: Callable, g: jax.Array, moments: tuple[Moment, Moment]
 ) -> tuple[jax.Array, Moment, Moment]:
-    """`function` of each layer's gradient and moments: only one layer's are in float32 at a time,
-    and its codes are written where the old ones were."""
+    """`function` applied to the gradient and moments of one layer after the other. Moments exist in
+    float32 for one layer at a time, and new codes overwrite the old ones in place."""
 
     def one(moments, layer):
         index, g = layer
@@ -168,7 +172,8 @@ def _each_layer(
 
 
 def _update(g, mu, nu, corrections, settings, block) -> tuple[jax.Array, Any, Any]:
-    """The step of one parameter, and its moments."""
+    """(update of one parameter, its new moments), by Adam with bias correction
+    (arXiv:1412.6980, algorithm 1)."""
     b1, b2, eps = settings
     x = g.astype(jnp.float32)
     if block is not None:
@@ -184,8 +189,8 @@ def _zeros(p: jax.Array, block: tuple[int, int] | None) -> Any:
     if block is None:
         return jnp.zeros_like(p, jnp.float32)
     codes = jnp.zeros_like(p, jnp.uint8)
-    # For its shape and sharding. Behind a barrier, since the compiler would spend seconds on the
-    # maxima of constants.
+    # Zeros in the shape and sharding of the scales. The barrier keeps the compiler from spending
+    # seconds on folding the maxima of a constant.
     groups = _grouped(jax.lax.optimization_barrier(codes), block)
     return Moment(
         codes, jnp.max(groups, axis=tuple(range(block[0] + 1, groups.ndim))).astype(jnp.float32)
@@ -193,8 +198,8 @@ def _zeros(p: jax.Array, block: tuple[int, int] | None) -> Any:
 
 
 def _grouped(x: jax.Array, block: tuple[int, int]) -> jax.Array:
-    """`x` [..., A, ...] as [..., A / entries, entries, ...]; gathered along that axis where a shard
-    would cut a block."""
+    """`x` [..., A, ...] as [..., A / entries, entries, ...]; gathered along A where a shard
+    boundary would cut a block."""
     axis, entries = block
     parts = x.shape[axis] // entries
     mesh = jax.sharding.get_abstract_mesh()
@@ -208,7 +213,7 @@ def _grouped(x: jax.Array, block: tuple[int, int]) -> jax.Array:
 
 
 def _ungrouped(groups: jax.Array, block: tuple[int, int], like: jax.Array) -> jax.Array:
-    """Groups in the shape and sharding of the array that they were cut from."""
+    """The inverse of `_grouped`, in the shape and sharding of `like`."""
     if jax.sharding.get_abstract_mesh().empty:
         return groups.reshape(like.shape)
     entries = spec_entries(groups)

@@ -1,8 +1,8 @@
-"""Checkpoints that are what was saved: asynchronous, verified bit by bit, restored onto any mesh.
+"""Checkpoints of a run: saved asynchronously, verified bit by bit, restored onto any mesh.
 
-`<directory>/<step>/` is committed by a rename, so a killed process leaves no half-written step. A
-step that is damaged later is found on restore, renamed to `damaged-<step>`, and the one before it
-is used.
+`<directory>/<step>/` is committed by a rename, so a killed process leaves no half-written step.
+Restoring detects a step that was damaged later, renames it to `damaged-<step>`, and uses the one
+before.
 """
 
 import contextlib
@@ -27,8 +27,12 @@ from research.training.restore import (
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Save `every` so many steps; retain the last `keep`, and for good each step divisible by
-    `keep_period`."""
+    """How often to save and what to keep.
+
+    every        steps between two checkpoints
+    keep         number of latest checkpoints that are kept
+    keep_period  steps divisible by it are kept for ever; None for no such steps
+    """
 
     every: int = 1000
     keep: int = 2
@@ -44,9 +48,9 @@ class CheckpointConfig:
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager that waits for the last save.
+    """The checkpoints of one run, as a context manager that waits for the last save on exit.
 
-    Opening removes what interrupted saves left behind, so a directory has one writer at a time.
+    Opening removes the remains of interrupted saves, so only one process may write to a directory.
     ValueError for a directory that cannot be written.
     """
 
@@ -65,12 +69,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._root, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: tree.Tree, meta: dict[str, Any]) -> bool:
-        """Starts to write `state`, a tree of jax.Arrays, beside `meta`, JSON; its buffers may be
-        donated on return.
+        """Starts to save `state`, a tree of jax.Arrays, and `meta`, JSON values. The state may be
+        donated once this returns.
 
-        False, and nothing written, where the step is there already. OSError where the save before
-        this one, or the start of this one, failed: earlier steps are kept and later saves may be
-        tried.
+        Returns False and writes nothing if the step exists. OSError if the previous save, or the
+        start of this one, failed; earlier steps are then still there, and later saves may succeed.
         """
         self.wait()
         if step in committed_steps(self._root):
@@ -89,18 +92,18 @@ class Checkpoints:
         return max(committed_steps(self._root), default=None)
 
     def restore(self, abstract_state: tree.Tree) -> Restored | None:
-        """(step, state, meta) of the newest good step, or None where nothing was ever saved.
+        """(step, state, meta) of the newest undamaged step; None if nothing was ever saved.
 
-        `abstract_state` is a tree of ShapeDtypeStructs, and each array is read straight onto the
-        sharding given there, whatever mesh it was saved from. A damaged step is named in a warning
-        and set aside. ValueError where every step is damaged, and where the checkpoint has another
-        structure, types or shapes (then nothing is set aside).
+        `abstract_state` is a tree of ShapeDtypeStructs. Each array is read onto the sharding given
+        there, from whatever mesh it was saved. A damaged step is logged and renamed. ValueError if
+        all steps are damaged, and if the checkpoint's structure, types or shapes differ from those
+        of `abstract_state`; in that case nothing is renamed.
         """
         self.wait()
         return newest(self._root, abstract_state, "", self._set_aside)
 
     def wait(self) -> None:
-        """Returns when no save is in progress; OSError where the last one failed."""
+        """Waits for the save in progress. OSError if it failed."""
         with self._surfacing():
             self._manager.wait_until_finished()
         self._saving = None
@@ -121,7 +124,7 @@ class Checkpoints:
         except OSError as failure:
             if error is None:
                 raise
-            logging.error("%s", failure)  # what ended the block is the error to see
+            logging.error("%s", failure)  # the error that ended the block is the one to raise
 
     @contextlib.contextmanager
     def _surfacing(self):
@@ -137,11 +140,13 @@ class Checkpoints:
         candidates = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, 1000))]
         name = next(name for name in candidates if not (self._root / name).exists())
         if jax.process_count() > 1:
+            # No process may rename the step before all have chosen its new name.
             multihost_utils.sync_global_devices(f"{name} is free")
         if jax.process_index() == 0:
             (self._root / str(step)).rename(self._root / name)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"{name} is set aside")
+        # Orbax caches the list of steps.
         self._manager.reload()
         return f"renamed to {name}"
 
@@ -154,10 +159,9 @@ def restore_params(
 ) -> Restored:
     """(step, parameters, meta) of the newest good step of another run's checkpoints, or of `step`.
 
-    Reads and verifies only the arrays below `key`, straight onto their shardings, and changes
-    nothing in `directory`: a damaged step is passed over with a warning. ValueError where there is
-    no good step, where `step` is not there, and where the parameters have another structure, types
-    or shapes.
+    Reads and verifies only the arrays below `key`, onto the shardings of `abstract_params`, and
+    changes nothing in `directory`: a damaged step is skipped with a warning. ValueError if there is
+    no undamaged step, if `step` does not exist, and if the structure, types or shapes differ.
     """
     root = epath.Path(directory).absolute()
     if step is not None and step not in committed_steps(root):

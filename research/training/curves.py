@@ -1,5 +1,4 @@
-"""The arithmetic behind a plotted curve: ticks, thinning, smoothing. No drawing here; `plot.py`
-draws."""
+"""The arithmetic of plotted curves: ticks, thinning, smoothing. `plot.py` draws them."""
 
 import itertools
 import math
@@ -8,7 +7,7 @@ from collections.abc import Sequence
 
 Line = tuple[Sequence[float], Sequence[float | None]]  # (xs, ys) of equal length
 Clean = tuple[list[float], list[float]]
-# float32's smallest normal number: below it a logarithmic axis shows no measurement, only length
+# About float32's smallest normal number; smaller values would only stretch a logarithmic axis.
 SMALLEST = 1.2e-38
 
 
@@ -30,9 +29,8 @@ def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    digits = 12 - math.floor(
-        math.log10(step)
-    )  # 3 * 0.1 is 0.30000000000000004, and nobody wants to read that
+    # Rounded to 12 digits of a step: 3 * 0.1 is 0.30000000000000004.
+    digits = 12 - math.floor(math.log10(step))
     return [round(i * step, digits) for i in range(first, last + 1)]
 
 
@@ -71,11 +69,9 @@ def padded(values: Sequence[float], log: bool, share: float) -> tuple[float, flo
     """The range of the values, wider by a share of itself on both sides and never empty."""
     low, high = min(values), max(values)
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # equal values: any range around them will do
-        return (
-            (low / 2, high * 2)
-            if log
-            else (low - (abs(low) / 2 or 1.0), high + (abs(high) / 2 or 1.0))
-        )
+        if log:
+            return low / 2, high * 2
+        return low - (abs(low) / 2 or 1.0), high + (abs(high) / 2 or 1.0)
     if log:
         factor = (high / low) ** share
         return low / factor, high * factor
@@ -108,14 +104,13 @@ def running_mean(ys: Sequence[float]) -> list[float]:
     beginning, a quarter of the way back, because a loss falls steeply there and a wide mean would
     lie above it."""
     count, low, high = len(ys), min(ys, default=0.0), max(ys, default=0.0)
-    for _ in range(
-        2
-    ):  # twice over a box makes the bell: one spike then leaves a hump and not a step
+    # A box applied twice is a bell: a spike becomes a smooth hump and not a step.
+    for _ in range(2):
         sums = [0.0, *itertools.accumulate(ys)]
         reach = [min(count // 60, i // 4) for i in range(count)]
         bounds = [(i - r, min(count, i + r + 1)) for i, r in enumerate(reach)]
-        # The difference of sums loses what is small beside an early spike; a mean never leaves the
-        # values' range.
+        # A difference of running sums loses digits after a large spike; a mean stays in the range
+        # of the values.
         ys = [
             min(high, max(low, (sums[end] - sums[start]) / (end - start))) for start, end in bounds
         ]

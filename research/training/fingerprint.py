@@ -1,8 +1,8 @@
-"""A checksum of every array's bits that no sharding changes.
+"""Checksums of arrays on devices, independent of their sharding.
 
-Storage returns flipped bits without complaint, and a checkpoint that loads is not yet the
-checkpoint that was saved. The checksum is exact integer arithmetic modulo 2**32, so any mesh,
-device count and order of summation gives the same value. It finds accidents, not forgeries.
+Storage can return flipped bits without an error. The checksum is integer arithmetic modulo 2**32,
+so any mesh, number of devices and order of summation gives the same value. It detects accidents,
+not forgeries.
 """
 
 import functools

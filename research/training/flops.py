@@ -1,9 +1,9 @@
-"""Floating-point operations that a model needs, for model FLOP utilisation (arXiv:2204.02311,
+"""Floating-point operations (FLOPs) of a model, for model FLOP utilisation (arXiv:2204.02311,
 appendix B).
 
-A product of a weight with a token takes 2 for each element; so does a pair of a query and a key,
-for each element of a head and each of attention's two products. Elementwise operations are not
-counted.
+Each weight takes 2 FLOPs for each token that it multiplies. Attention has two products, each with 2
+FLOPs for every visible pair of a query and a key and every element of a head. Elementwise
+operations are not counted.
 """
 
 from collections import Counter
@@ -18,12 +18,15 @@ from research.models.model import Model
 
 @dataclass(frozen=True)
 class Texts:
-    """What a step reads: `rows` of `length` tokens, of an encoder-decoder in its decoder and
-    `encoder` in its encoder.
+    """The sizes of a step's batch.
 
-    `predicted` tokens of a row need logits: of masked LM the share that is masked, though the head
-    may run over all of them. `pooled` says that the first token is classified instead. `virtual`
-    tokens stand in front of every row.
+    rows       rows of the batch
+    length     tokens of a row; of an encoder-decoder, those of the decoder
+    encoder    tokens of a row that an encoder-decoder's encoder reads
+    predicted  tokens of a row that need logits; for masked LM the masked ones, though the head may
+               run over all of them
+    pooled     True if the first token of a row is classified instead
+    virtual    virtual tokens before every row, of a prefix or prompt
     """
 
     rows: int
@@ -35,29 +38,30 @@ class Texts:
 
 
 def matmul_parameters(c: ModelConfig) -> int:
-    """Weights that a token is multiplied with: the head counts once, tables that are only read do
-    not, and of experts those that a token visits."""
+    """Number of weights that multiply a token: with the head, without embedding tables, and with as
+    many experts as a token visits."""
     total = sum(_visited(path, spec, c) for path, spec in tree.paths(Model(c).specs()).items())
     return total + (c.vocab_size * c.d_model if c.tied else 0)
 
 
 def train_flops_per_token(c: ModelConfig, sequence_length: int) -> float:
-    """Forward and backward: 6 per weight, and 12 per layer, head element and visible key; a causal
-    mask halves these.
+    """FLOPs of forward and backward for each token: 6 per weight, and 12 per layer, element of all
+    heads and visible key, of which a causal mask hides half.
 
-    Tokens of an encoder-decoder are those of its decoder; its encoder is taken to read a text of
-    the same length.
+    For an encoder-decoder these are tokens of the decoder, and the encoder is assumed to read as
+    many.
     """
     T, width = sequence_length, c.heads * c.head_size
     attention = 12 * width * _layer_pairs(c, T, T) / T
     if c.kind == "encoder_decoder":
+        # The encoder's layers see all pairs, and so does the decoder's cross-attention.
         attention += 12 * width * T * (c.encoder_layers + c.layers)
     return 6 * matmul_parameters(c) + attention
 
 
 def decode_flops(c: ModelConfig, rows: int, length: int) -> float:
-    """Writing one token a row behind `length` tokens: 2 per weight, and 4 per layer, head element
-    and key."""
+    """FLOPs of decoding one token in each of `rows` texts of `length` tokens: 2 per weight, and 4
+    per layer, element of all heads and visible key."""
     keys = sum(min(window or length, length) for window in layer_windows(c))
     if c.kind == "encoder_decoder":
         keys += c.layers * length
@@ -65,8 +69,8 @@ def decode_flops(c: ModelConfig, rows: int, length: int) -> float:
 
 
 def visible_pairs(T: int, S: int, *, causal: bool, window: int = 0) -> float:
-    """Pairs of a query and a key that it sees, of T queries and S keys that end together; a row is
-    one document."""
+    """Number of pairs of a query and a key that it sees, where the T queries are the last T of S
+    positions and a row is one document."""
     most = window or S
     # The query at position t sees min(t, most) keys up to its own, and without a causal mask all
     # that follow.
@@ -99,12 +103,12 @@ def forward_flops(c: ModelConfig, trainable: tree.Tree, texts: Texts) -> float:
 
 
 def model_flops(c: ModelConfig, trainable: tree.Tree, texts: Texts) -> float:
-    """What a step has to compute: three times the forward, less the gradients of the weights that
-    are frozen.
+    """FLOPs that a step has to compute: three times the forward pass, less the gradients of frozen
+    weights.
 
-    A product is needed once forward and once for the gradient of its input, all the way down to the
-    first layer, and once more for its weight's gradient where that is trained; both products of
-    attention are needed for both their operands.
+    Each product with a weight is computed forward, for the gradient of its input (down to the first
+    layer), and for the gradient of the weight if that is trained. Both products of attention need
+    the gradients of both operands.
     """
     trained = {path for path in tree.paths(trainable)}
     products = _weights(c, trainable, texts)
@@ -140,8 +144,7 @@ def _attention(c: ModelConfig, texts: Texts) -> float:
 
 
 def _visited(path: str, spec: Any, c: ModelConfig) -> int:
-    """Weights of a parameter that a token meets; 0 for what is no matrix, and for tables that are
-    only read."""
+    """Number of a parameter's weights that multiply a token; 0 for vectors and embedding tables."""
     table = path.startswith("embed/") or path.endswith("relative/table")
     if table or "bias" in path or len([axis for axis in spec.axes if axis != "layers"]) < 2:
         return 0
@@ -150,14 +153,13 @@ def _visited(path: str, spec: Any, c: ModelConfig) -> int:
 
 
 def _is_adapter(path: str) -> bool:
-    """Whether a parameter beside the model's is a matrix: one of a low-rank pair, or of a
-    bottleneck."""
+    """True for the matrices of adapters: of a low-rank pair, or of a bottleneck."""
     return path.endswith(("/a", "/b", "_adapter/down", "_adapter/up"))
 
 
 def _tokens(path: str, texts: Texts) -> float:
-    """Tokens of a step that meet a weight. Keys and values of cross-attention are those of the
-    encoder's tokens."""
+    """Number of tokens of a step that a weight multiplies. The key and value matrices of
+    cross-attention multiply the encoder's tokens."""
     part = path.split("/")[0]
     if part in ("pooler", "classifier"):
         return texts.rows if texts.pooled else 0

@@ -1,5 +1,4 @@
-"""The run log: the one object a train loop tells what happened, and it reaches the screen, the
-files and the trackers."""
+"""`RunLog`: a training loop's metrics, notes and samples, sent to screen, files and trackers."""
 
 import json
 import math
@@ -22,17 +21,17 @@ SAMPLE_SHOWN = 400  # characters of a sample on the screen; the file has all of 
 
 
 class RunLog:
-    """Progress, `metrics.jsonl`, `samples.txt`, TensorBoard and W&B of one run. Use it as a context
+    """Progress, `metrics.jsonl`, `samples.txt`, TensorBoard and W&B of one run, as a context
     manager.
 
-    `metrics.jsonl` holds one JSON object a line, whole after every call. A training row has `step`,
-    what the loop measured (`loss` is the float32 unrounded), `tokens_per_second`, `seconds` and
-    `tokens` since the run began, and `mfu` where both FLOP figures are known. An evaluation row has
-    `step`, `eval/...` and `seconds`. JSON lacks NaN and the infinities: such a value is null, and
-    the row says which one it was under `nonfinite`.
+    `metrics.jsonl` has one JSON object a line, complete after every call. A training row has
+    `step`, the loop's metrics (`loss` is the exact float32), `tokens_per_second`, `seconds` and
+    `tokens` since the run began, and `mfu` if both FLOP figures are known. An evaluation row has
+    `step`, `eval/...` and `seconds`. JSON has no NaN or infinity: such a value is null, and
+    `nonfinite` maps its name to what it was.
 
-    The clock of `tokens_per_second` stands still inside `pause()`. With `enabled=False` (every
-    process but the first) the object takes all calls and does nothing.
+    Time inside `pause()` does not count for `tokens_per_second`. With `enabled=False`, for every
+    process but the first, all calls do nothing.
     """
 
     def __init__(
@@ -52,19 +51,19 @@ class RunLog:
     ):
         """Open the log of a run that has done `start_step` steps of `total_steps`.
 
-        What a former process logged after `start_step` is dropped, because those steps are done
-        again; with 0 all of it. `flops_per_token` is one token's forward and backward, `peak_flops`
-        FLOP/s of all devices together. `config` is for W&B; `live` overrules the choice between bar
-        and lines; `stream` defaults to standard error.
+        Rows of an earlier process after `start_step` are dropped, because those steps run again;
+        all rows for 0. `flops_per_token` is for forward and backward, `peak_flops` the FLOP/s of
+        all devices together. `config` is passed to W&B. `live` chooses between a bar and lines,
+        None by whether `stream` (standard error by default) is a terminal.
         """
         self.enabled = enabled
-        # The last step with an evaluation row, which may be one of a former process.
+        # The last step with an evaluation row, possibly written by an earlier process.
         self.evaluated_step: int | None = None
         self._clock, self._step, self._total = clock, start_step, total_steps
         self._utilisation = flops_per_token / peak_flops if flops_per_token and peak_flops else None
         self._mark = self._began = clock()
         self._paused, self._pauses, self._uncounted = 0.0, 0, 0
-        # (time, step) from which the time left is estimated.
+        # (time, step) at the first logged step, from which the remaining time is estimated.
         self._origin: tuple[float, int] | None = None
         self._warned = False
         if not enabled:
@@ -79,11 +78,11 @@ class RunLog:
         self._display = open_display(stream or sys.stderr, start_step, total_steps, live, clock)
 
     def step(self, step: int, values: Mapping[str, Any], tokens: int) -> None:
-        """Log a training step, in which `tokens` (batch times length) were trained on.
+        """Log a training step on `tokens` tokens (batch size times length).
 
-        The speed is that of all steps since the last call, without pauses unless all of them ran
+        The speed is the mean since the last call, without pauses unless all steps since then ran
         inside one. `values` are scalars of any array library; fetch them from the device together
-        before the call, because fetching one by one is slow.
+        before the call, because fetching them one by one is slow.
         """
         if not self.enabled:
             return
@@ -92,6 +91,7 @@ class RunLog:
                 f"step {step} is logged after step {self._step}; log steps in order, each once"
             )
         now = self._clock()
+        # Steps run inside a pause, such as the first one, which compiles, count for neither.
         busy, steps = now - self._mark - self._paused, step - self._step - self._uncounted
         speed = steps * tokens / busy if steps > 0 and busy > 0 else None
         row = {
@@ -130,14 +130,14 @@ class RunLog:
         self.note(f"sample {step:,}\n" + "\n".join(f"  | {line}" for line in shown.split("\n")))
 
     def note(self, line: str) -> None:
-        """Show a line to the person who watches; it is kept nowhere."""
+        """Show a line on the screen only."""
         if self.enabled:
             self._display.line(printable(line))
 
     @contextmanager
     def pause(self, what: str = "", steps: int = 0) -> Iterator[None]:
-        """Time spent inside does not count for the speed: evaluation, saving, compiling. The bar
-        shows `what`. `steps` is the number of training steps run inside, which then do not count
+        """A context whose time does not count for the speed, such as evaluation, saving, compiling.
+        The bar shows `what`. `steps` is the number of training steps run inside, which do not count
         either."""
         start = self._clock()
         self._pauses += 1
@@ -154,8 +154,8 @@ class RunLog:
             self._uncounted += steps
 
     def close(self) -> None:
-        """Finish the screen and the files. Safe to call twice; the screen comes first, it must be
-        left sane."""
+        """Close screen, files and trackers; may be called twice. The screen comes first, so that an
+        error of the others leaves the terminal usable."""
         if not self.enabled:
             return
         self.enabled = False
@@ -174,7 +174,8 @@ class RunLog:
         return (step - self._step) * tokens / (now - self._mark) if now > self._mark else None
 
     def _keep_rows(self, start_step: int) -> float:
-        """Drop the rows of the future from the file; the seconds that the kept ones took."""
+        """Drop the rows after `start_step` from the file. Returns the seconds that the run had
+        taken by the last row kept."""
         path = self._workdir / "metrics.jsonl"
         rows = read_rows(path)
         kept = [row for row in rows if 0 < start_step >= row["step"]]
@@ -186,7 +187,7 @@ class RunLog:
         return max((row.get("seconds") or 0.0 for row in kept), default=0.0)
 
     def _write(self, values: Row) -> Row:
-        """Write a row to the file and the trackers; the row as it stands in the file."""
+        """Write a row to the file and the trackers. Returns it as written to the file."""
         exact = {name: _number(name, value) for name, value in values.items() if value is not None}
         odd = {name: str(value) for name, value in exact.items() if not math.isfinite(value)}
         row = {name: None if name in odd else exact.get(name) for name in values}
@@ -197,6 +198,7 @@ class RunLog:
                 values_shown = ", ".join(f"{name} is {value}" for name, value in odd.items())
                 self.note(f"step {row['step']:,}: {values_shown}")
         self._file.write(_line(row))
+        # A process that crashes then loses no logged row.
         self._file.flush()
         step = exact.pop("step")
         for write, _ in self._trackers:
@@ -205,8 +207,8 @@ class RunLog:
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
-    """The rows of a `metrics.jsonl`, [] without a file. A last line that a crash cut short is left
-    out; a damaged one elsewhere is a ValueError that names its number."""
+    """The rows of a `metrics.jsonl`, [] without a file. An incomplete last line, left by a crash,
+    is skipped. ValueError with the line number for any other line that is not a row."""
     if not Path(path).exists():
         return []
     lines = Path(path).read_bytes().split(b"\n")
@@ -230,7 +232,7 @@ def _line(row: Row) -> str:
 
 
 def _number(name: str, value: Any) -> int | float:
-    """The exact value: float32 and narrower fit in Python's float."""
+    """The exact value as a Python number, which holds float32 and narrower types exactly."""
     try:
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     except (TypeError, ValueError):

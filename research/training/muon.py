@@ -1,10 +1,9 @@
-"""Muon: momentum made orthogonal, matrix by matrix, also where the matrices are stacked and
-sharded.
+"""Muon: orthogonalised momentum, for matrices that are stacked over layers and sharded.
 
-Keller Jordan's optimizer for hidden matrices (https://kellerjordan.github.io/posts/muon) with the
-bias-corrected momentum and iteration of `optax.contrib.muon`, which refuses sharded matrices, and
-with the update scale of arXiv:2502.16982, section 2.2, that lets it share a learning rate with
-AdamW.
+Keller Jordan's optimizer for hidden matrices (https://kellerjordan.github.io/posts/muon). Momentum,
+its bias correction and the iteration are those of `optax.contrib.muon`, which refuses sharded
+matrices. The scale of updates is that of arXiv:2502.16982, section 2.2, with which Muon and AdamW
+can share a learning rate.
 """
 
 import math
@@ -19,9 +18,10 @@ from research import tree
 from research.weights.matrices import STACKED
 
 ITERATIONS = 5
-# Jordan's: the largest slope at 0 whose iterations end within about 0.7 to 1.2.
+# Jordan's coefficients: the steepest at 0 with which the iteration brings singular values to about
+# 0.7 to 1.2.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-RMS = 0.2  # of an update, as AdamW's is in practice (arXiv:2502.16982, section 2.2)
+RMS = 0.2  # root mean square of an update, that of AdamW (arXiv:2502.16982, section 2.2)
 
 
 def stack_axes(axes: Sequence[str]) -> int:
@@ -30,8 +30,8 @@ def stack_axes(axes: Sequence[str]) -> int:
 
 
 def matrix_axes(axes: Sequence[str]) -> tuple[int, int] | None:
-    """(leading stack axes, row axes) of a parameter with these logical axes, or None where it is no
-    matrix.
+    """(number of leading stack axes, number of row axes) of a matrix with these logical axes; None
+    for other parameters.
 
     A head axis belongs to the heads before it, so an attention kernel is a matrix and its bias a
     vector:
@@ -52,7 +52,7 @@ def matrix_axes(axes: Sequence[str]) -> tuple[int, int] | None:
 
 
 class MuonState(NamedTuple):
-    """Updates made so far, and the moving average of the gradients."""
+    """The number of updates so far, and the moving average of the gradients."""
 
     count: jax.Array
     momentum: tree.Tree
@@ -73,7 +73,7 @@ def scale_by_muon(axes: tree.Tree, momentum: float = 0.95) -> optax.GradientTran
         del params
         count = optax.safe_increment(state.count)
         average = optax.tree.update_moment(updates, state.momentum, momentum, 1)
-        # Nesterov: the average as the next gradient would leave it, were it this one
+        # Nesterov momentum: the average after one more step with the same gradient.
         ahead = jax.tree.map(
             lambda m, g: momentum * m + (1 - momentum) * g,
             optax.tree.bias_correction(average, momentum, optax.safe_increment(count)),
@@ -99,7 +99,7 @@ def _orthogonalize(x: jax.Array, axes: Sequence[str]) -> jax.Array:
             _local_update(_whole(part, moves), stacks, row_axes), part.shape[0], moves
         )
 
-    # Every device ends with what it began with, which the check of replication cannot know.
+    # check_vma cannot tell that `_split_again` restores the replication that `_whole` began with.
     return jax.shard_map(local, in_specs=sharding.spec, out_specs=sharding.spec, check_vma=False)(x)
 
 
@@ -113,8 +113,9 @@ def _local_update(x: jax.Array, stacks: int, row_axes: int) -> jax.Array:
 
 
 def _newton_schulz(x: jax.Array) -> jax.Array:
-    """Every matrix U S V' of `x` [..., rows, columns] as about U V', by five steps of a quintic
-    iteration in S."""
+    """Approximately U V' for every matrix U S V' of `x` [..., rows, columns], by five steps of a
+    quintic Newton-Schulz iteration on S."""
+    # The Gram matrix x x' is smaller for the transpose of a tall matrix.
     if x.shape[-2] > x.shape[-1]:
         return _newton_schulz(x.mT).mT
     a, b, c = COEFFICIENTS
@@ -124,13 +125,18 @@ def _newton_schulz(x: jax.Array) -> jax.Array:
         return a * x + (b * gram + c * gram @ gram) @ x
 
     return jax.lax.fori_loop(
-        0, ITERATIONS, step, x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-8)
+        # Divided by the Frobenius norm, so that no singular value is over 1, where it would
+        # diverge.
+        0,
+        ITERATIONS,
+        step,
+        x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-8),
     )
 
 
 class _Move(NamedTuple):
-    """A mesh axis, the matrix dimension that it splits or None, and whether it is to split the
-    layers instead."""
+    """One exchange that makes matrices whole: mesh axis `name` of `size` devices splits `dimension`
+    of the matrices (None: neither), and with `to_layers` is to split the layers instead."""
 
     name: str
     size: int
@@ -141,10 +147,11 @@ class _Move(NamedTuple):
 def _moves(
     shape: tuple[int, ...], sharding: jax.sharding.NamedSharding, stacks: int
 ) -> list[_Move]:
-    """What makes the matrices whole: mesh axes that split them split the layers instead, down to
-    one layer a device.
+    """The exchanges after which every device has whole matrices: mesh axes that split matrices, and
+    idle ones, split the layers instead, until a device has one layer.
 
-    The exchange is then one all-to-all per mesh axis, and no device computes what another does.
+    Each is one all-to-all, so devices do not repeat each other's work. Where the layers run out,
+    the remaining axes that split matrices are gathered.
     """
     spec, mesh = sharding.spec, sharding.mesh
     entries = [_mesh_axes(entry) for entry in spec]
@@ -171,8 +178,8 @@ def _mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _whole(x: jax.Array, moves: list[_Move]) -> jax.Array:
-    """A device's part of the stack as whole matrices of some of its layers; zero matrices fill the
-    last share."""
+    """A device's share of the stack as whole matrices of fewer layers. Zero matrices are appended
+    where the layers do not divide evenly."""
     parts = math.prod(move.size for move in moves if move.to_layers)
     x = jnp.pad(x, [(0, -x.shape[0] % parts)] + [(0, 0)] * (x.ndim - 1))
     for name, size, dimension, to_layers in moves:

@@ -1,8 +1,8 @@
-"""Optimizers: optax chains that know which axis of a parameter numbers layers.
+"""Optimizers as optax chains over stacked parameters.
 
-The parameters of all layers are stacked, so a norm's scale is [L, D] and a query kernel [L, D, N,
-H]. Whether something is a vector or a matrix, and over what a mean is taken, follows from logical
-axes and never from `ndim`.
+The parameters of all layers are stacked, so a norm's scale is [L, D] and a query kernel
+[L, D, N, H]. Whether a parameter is a vector or a matrix, and over which axes a mean is taken,
+follows from its logical axes, never from `ndim`.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from research.training.schedules import DECAYING, SCHEDULES, Schedule, make_sche
 
 Rules = tuple[tuple[str, float], ...]
 
-# What each optimizer takes, and its value where the configuration leaves it None.
+# The settings of each optimizer, and their values where the configuration leaves them None.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},  # b2 of GPT-3 and LLaMA
     "adamw8bit": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
@@ -28,7 +28,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "lion": {"b1": 0.9, "b2": 0.99},  # arXiv:2302.06675
     "muon": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "momentum": 0.95},
 }
-_TABLES = ("vocab", "position", "bucket")  # axes that are looked up
+_TABLES = ("vocab", "position", "bucket")  # logical axes of tables that are read by rows
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class OptimizerConfig:
             raise ValueError(
                 f"optimizer.schedule={self.schedule!r}; choose one of {', '.join(SCHEDULES)}"
             )
+        # Lists, as JSON gives them, become tuples, so that configs compare and hash.
         for field in ("weight_decay_rules", "learning_rate_rules"):
             object.__setattr__(
                 self, field, tuple((pattern, number) for pattern, number in getattr(self, field))
@@ -123,7 +124,7 @@ class OptimizerConfig:
             )
 
     def setting(self, field: str) -> Any:
-        """The value of b1, b2, eps, momentum or parameter_scale, the optimizer's own where it is
+        """The value of b1, b2, eps, momentum or parameter_scale; the optimizer's default for
         None."""
         value = getattr(self, field)
         return _SETTINGS[self.name][field] if value is None else value
@@ -132,13 +133,13 @@ class OptimizerConfig:
 def make(
     config: OptimizerConfig, axes: tree.Tree, total_steps: int
 ) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
-    """The transformation of gradients into updates, and the learning rate by step (before multiples
-    by rule).
+    """(transformation of gradients into updates, learning rate by step before
+    `learning_rate_rules`).
 
-    `axes` has the structure of the parameters and a tuple of logical axis names for each.
-    `update(gradients, state, params, grad_norm=norm)` clips by a norm already known (see
-    `global_norm`); without it the norm is computed. The state is sharded as the parameters it is
-    about. ValueError for rules that match nothing or leave a parameter out.
+    `axes` is a tree like the parameters, with a tuple of logical axis names for each.
+    `update(gradients, state, params, grad_norm=norm)` clips by the given norm (`global_norm`), or
+    computes it. Each array of the state is sharded as its parameter. ValueError for rules that
+    match nothing or leave a parameter out.
     """
     decay_steps = config.decay_steps
     if config.decay_fraction is not None:
@@ -153,6 +154,7 @@ def make(
     )
     names = jax.tree.map(" ".join, axes, is_leaf=lambda leaf: type(leaf) is tuple)
     links = [] if config.clip_norm is None else [clip_by_global_norm(config.clip_norm)]
+    # Order as in AdamW: clip, direction, decay (not seen by the moments), multiples, learning rate.
     links.append(_direction(config, names))
     if config.weight_decay:
         links.append(_decay_weights(config.weight_decay, _decay_multiples(config, names)))
@@ -162,18 +164,17 @@ def make(
 
 
 def global_norm(gradients: tree.Tree) -> jax.Array:
-    """Euclidean norm of all leaves together, accumulated in float32; a float32 scalar."""
+    """Euclidean norm of all leaves as one vector, a float32 scalar."""
     return jnp.sqrt(
         sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(gradients))
     )
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
-    """Scales gradients down to `max_norm`, as optax's of that name; takes a norm that is already
-    known as `grad_norm`.
+    """`optax.clip_by_global_norm`, which also accepts a known norm as `grad_norm`.
 
-    One factor is multiplied in, which fuses with the update; optax divides first and stores a
-    second set of gradients.
+    It multiplies by one factor, which XLA fuses with the update; optax's divides first, and stores
+    a second set of gradients.
     """
 
     def update(updates, state, params=None, *, grad_norm=None, **unused):
@@ -189,11 +190,11 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArg
 def per_layer(
     transform: optax.GradientTransformation, names: tree.Tree
 ) -> optax.GradientTransformation:
-    """`transform` of every leaf by itself, and of every layer and expert of a stacked leaf by
-    itself.
+    """`transform` applied to each leaf alone, and to each layer and expert of a stacked leaf alone,
+    for transforms that take means over a leaf.
 
-    For transforms that take means over a leaf. Scalars in the state, such as counts, are not
-    stacked.
+    `names` is a tree of logical axes such as "layers embed mlp". Scalars of the state, such as
+    counts, are not stacked.
     """
     structure = jax.tree.structure(names)
     depths = [stack_axes(name.split()) for name in jax.tree.leaves(names)]
@@ -213,8 +214,8 @@ def per_layer(
 
 
 def _stacked(function: Callable, depth: int) -> Callable:
-    """`function` mapped over so many leading axes of all arrays; what is scalar without them has
-    none."""
+    """`function` mapped over the first `depth` axes of all arrays; scalars, such as counts, are
+    shared."""
     if depth == 0:
         return function
     inner = _stacked(function, depth - 1)
@@ -230,11 +231,13 @@ def _stacked(function: Callable, depth: int) -> Callable:
 
 
 def _direction(config: OptimizerConfig, names: tree.Tree) -> optax.GradientTransformation:
-    """The link from gradients to steps of about unit size."""
+    """The optimizer itself: gradients to updates before weight decay and learning rate."""
     value = config.setting
     if config.name == "lion":
         return optax.scale_by_lion(value("b1"), value("b2"))
     if config.name == "adafactor":
+        # arXiv:1804.04235, sections 4 and 6: factored second moments, and updates clipped to an RMS
+        # of 1.
         links = [optax.scale_by_factored_rms(epsilon=value("eps")), optax.clip_by_block_rms(1.0)]
         links += [optax.scale_by_param_block_rms()] if value("parameter_scale") else []
         momentum = [] if value("b1") is None else [optax.ema(value("b1"), debias=False)]
@@ -244,6 +247,7 @@ def _direction(config: OptimizerConfig, names: tree.Tree) -> optax.GradientTrans
     adam = optax.scale_by_adam(value("b1"), value("b2"), value("eps"))
     if config.name == "adamw":
         return adam
+    # Muon is for the matrices of hidden layers; embeddings, heads and vectors take AdamW.
     labels = jax.tree.map(
         lambda name: "muon" if _is_hidden_matrix(name.split()) else "adamw", names
     )

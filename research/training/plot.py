@@ -25,16 +25,10 @@ from research.training.curves import (
     usable,
 )
 
-COLOURS = (
-    "#4c8bf5",
-    "#e8833a",
-    "#2fa36b",
-    "#a66bdb",
-    "#d9534f",
-    "#8a8f98",
-)  # readable on white and on black
-POINTS = 400  # a curve has at most so many; more cannot be told apart at this width
-DOTS = 100  # more would touch each other
+# Readable on white and on black.
+COLOURS = ("#4c8bf5", "#e8833a", "#2fa36b", "#a66bdb", "#d9534f", "#8a8f98")
+POINTS = 400  # most points of a curve; more cannot be told apart at this width
+DOTS = 100  # most points that are drawn as dots; more would touch each other
 READINGS = 120  # places where the mouse finds values
 TOP, RIGHT, BOTTOM, LEFT = 16, 16, 28, 54  # margins, room for legend and tick labels
 
@@ -218,9 +212,8 @@ def _reading(
     )
     middle, floor = frame.x(x), frame.height - BOTTOM
     anchor, shift = ("start", 6) if middle < (LEFT + frame.width) / 2 else ("end", -6)
-    low = (
-        sum(frame.y(y) for _, y in near.values()) / len(near) > (TOP + floor) / 2
-    )  # then the text goes to the top
+    # Where the curves are low, the text goes to the top.
+    low = sum(frame.y(y) for _, y in near.values()) / len(near) > (TOP + floor) / 2
     place = f'x="{middle + shift:.1f}" y="{TOP + 12 if low else floor - 6}" text-anchor="{anchor}"'
     strip = f'x="{start:.1f}" y="{TOP}" width="{max(0.1, end - start):.1f}" height="{floor - TOP}"'
     return (

@@ -1,5 +1,4 @@
-"""What a person sees of a run, on standard error: a live bar on a terminal, plain lines anywhere
-else."""
+"""The display of a run on standard error: a live bar on a terminal, plain lines elsewhere."""
 
 import os
 import sys
@@ -41,7 +40,7 @@ def printable(text: str) -> str:
 
 
 def row_fields(row: dict[str, Any]) -> list[str]:
-    """The parts of a training row worth a glance, the most telling first."""
+    """The values of a training row that are displayed, the most important first."""
     fields = []
     if "loss" in row:
         fields.append("loss nan" if row["loss"] is None else f"loss {row['loss']:.4f}")
@@ -115,7 +114,7 @@ class PlainLines:
         print(text, file=self._stream, flush=True)
 
     def state(self, text: str) -> None:
-        """What the run is busy with: shown by the bar alone."""
+        """Ignored here: only the bar shows what the run is doing."""
 
     def close(self) -> None:
         """Print the last row if throttling held it back."""
@@ -152,9 +151,8 @@ class LiveBar:
             redirect_stderr=stream is sys.stderr,
         )
         self._live.start(refresh=True)
-        self._console.show_cursor(
-            True
-        )  # rich hides it, and a process that is killed could not bring it back
+        # rich hides the cursor, and a killed process could not show it again.
+        self._console.show_cursor(True)
 
     def row(self, row: dict[str, Any], finish_at: float | None) -> None:
         """Show a training row; `finish_at` is the expected end on the clock."""
@@ -187,9 +185,8 @@ class LiveBar:
             fields.append(f"ETA {clock_time(self._finish_at - self._clock())}")
         if self._took:
             fields.append(self._took)
-        width = (
-            self._console.width - 3
-        )  # a full last column wraps, and so would the ^C that a terminal echoes
+        # A full last column wraps, and so would the ^C that a terminal echoes.
+        width = self._console.width - 3
         left, filled, empty, right = bar_parts(width, self._step, self._total, fields, self._state)
         heavy, light = ("━", "─") if "utf" in (self._console.encoding or "") else ("#", "-")
         return Text.assemble(

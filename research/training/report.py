@@ -1,5 +1,5 @@
-"""`report.html`: a run on one page, made from the files of its directory. It needs no network and
-runs no script."""
+"""`report.html`: a page about a run, made from the files of its directory; it needs no network and
+no scripts."""
 
 import os
 import shlex
@@ -80,9 +80,8 @@ def _changes(folder: Path, config: Mapping[str, Any]) -> str:
     if found is None:
         return f"<p>Started from <code>{escape(parent)}</code>, which has no config.json here.</p>"
     before = read_json(found / "config.json")
-    if not isinstance(before, dict) or not isinstance(
-        before.get("model"), dict
-    ):  # Hugging Face's, not a run's
+    # Hugging Face's config.json, not a run's.
+    if not isinstance(before, dict) or not isinstance(before.get("model"), dict):
         return f"<p>Started from <code>{escape(parent)}</code>, which is no run.</p>"
     return f"<p>Parent: <code>{escape(parent)}</code></p>" + diff_table(_fields(before), flat)
 

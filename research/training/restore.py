@@ -1,10 +1,9 @@
-"""Reading checkpoints back: which steps are there, what they hold, whether they are still what was
-saved.
+"""Reading and verifying checkpoints.
 
 A step is a directory with two Orbax items: `state`, the arrays as nested dicts, and `record`, JSON
-with the type, shape and fingerprint of every array beside the caller's own `meta`, signed with its
-SHA-256. Orbax restores flipped bits without a word; the fingerprints are what finds them, and the
-signature keeps a flip in the record from passing for a change of the model.
+with the type, shape and fingerprint of every array and the caller's `meta`, with the SHA-256 of all
+this. Orbax restores flipped bits without complaint; the fingerprints detect them. The SHA-256 keeps
+a flipped bit of the record from being taken for a change of the model.
 """
 
 import hashlib
@@ -27,8 +26,8 @@ from research.training.fingerprint import fingerprint
 
 Restored = tuple[int, tree.Tree, dict[str, Any]]
 
-# Failures that say nothing about the bytes in storage: to set a good step aside for one of these
-# would lose work.
+# Errors of a network or of permissions, which say nothing about the stored bytes: renaming a good
+# step for one of these would lose work.
 _PASSING = (
     "RESOURCE_EXHAUSTED",
     "UNAVAILABLE",
@@ -45,7 +44,7 @@ _CARRIERS = {"uint4": "int4", "uint2": "int2"}
 
 
 class _Damaged(Exception):
-    """A step cannot be read, or is not what was saved; the message says why."""
+    """A step cannot be read, or differs from what was saved; the message says how."""
 
 
 def committed_steps(root: epath.Path) -> list[int]:
@@ -66,8 +65,8 @@ def make_record(step: int, arrays: dict[str, jax.Array], meta: dict[str, Any]) -
 
 
 def storable(arrays: dict[str, jax.Array]) -> tree.Tree:
-    """The arrays as Orbax takes them: nested dicts, unsigned sub-byte types as signed ones, empty
-    arrays left out."""
+    """The arrays in the form that Orbax can store: as nested dicts, with unsigned types below a
+    byte viewed as signed ones, without empty arrays. ValueError if all are empty."""
     kept = {path: array for path, array in arrays.items() if array.size}
     if not kept:
         raise ValueError("a checkpoint needs at least one array with elements")
@@ -83,17 +82,18 @@ def newest(
     set_aside: Callable[[int], str],
     only: int | None = None,
 ) -> Restored | None:
-    """(step, tree like `abstract`, meta) of the newest good step, or None where there is no step,
-    good or bad.
+    """(step, tree like `abstract`, meta) of the newest undamaged step; None if there are no steps.
 
-    `only` is the one step to read, instead of the newest. `below` chooses arrays by the beginning
-    of their path: "" for the whole state, "params/" for those under that key. A damaged step is
-    logged as a warning and given to `set_aside`, which returns what it did with it. ValueError
-    where no step is good, and where a step's arrays differ from `abstract` in structure, type or
-    shape: then the model has changed and the step is not damaged.
+    `below` selects arrays by a prefix of their path: "" for all, "params/" for those under that
+    key. `only` is a step to read instead of the newest. A damaged step is logged as a warning and
+    passed to `set_aside`, which returns a phrase that says what it did. ValueError if all steps are
+    damaged, and if a step's arrays differ from `abstract` in structure, type or shape: then the
+    model has changed and the step is not damaged.
     """
     wanted = {below + path: leaf for path, leaf in tree.paths(abstract).items()}
+    # Before any read: an impossible sharding is the caller's mistake, not a damaged step.
     _require_divisible(wanted)
+    # From the newest step back to the first one that every process can read.
     problems = []
     for step in reversed(committed_steps(root)) if only is None else [only]:
         try:
@@ -161,7 +161,8 @@ def _read_arrays(
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             arrays = tree.paths(reader.restore(folder, args=arguments))
-    # Which of Orbax, TensorStore, JSON and the file system fails depends on what was damaged.
+    # Any exception: whether Orbax, TensorStore, JSON or the file system fails depends on which
+    # bytes are damaged.
     except Exception as error:
         _reraise_passing(error)
         raise _Damaged(_line(error)) from error
@@ -245,7 +246,7 @@ def _line(error: Exception) -> str:
 
 
 def _everywhere(good: bool) -> bool:
-    """Whether it is good for every process: all must agree on the step to use."""
+    """True if `good` is true in every process: all must agree on the step to use."""
     if jax.process_count() == 1:
         return good
     return bool(np.all(multihost_utils.process_allgather(np.array(good))))

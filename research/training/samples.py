@@ -1,4 +1,4 @@
-"""`samples.txt`: what the model wrote during a run, for people first and for programs too.
+"""`samples.txt`: texts that the model generated during a run, readable by people and programs.
 
 A sample is a heading, `# step 400, prompt "def "` (the prompt as JSON), and the text below it, each
 line indented by four spaces, so that no text can be taken for a heading and any text comes back as

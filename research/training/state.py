@@ -1,4 +1,4 @@
-"""What a run carries from step to step."""
+"""`TrainState`: everything that a run carries from step to step."""
 
 import math
 from collections.abc import Callable
@@ -21,12 +21,15 @@ from research.weights.rules import attach
 )
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a step reads, and what it returns anew.
+    """The state that a train step takes and returns.
 
-    `step` int32 [] counts the updates so far. `trainable` has gradients and optimizer state. `held`
-    are the named trees that have neither: "base" is what `trainable` is attached to ({} where
-    everything is trained); objectives that compare models have further ones, such as "reference".
-    `key` is the data of the run's random key.
+    step       updates so far, int32 []
+    trainable  parameters with gradients and optimizer state
+    held       named trees of parameters without: "base" is what `trainable` is attached to ({}
+               where everything is trained); objectives that compare models have more, such as
+               "reference"
+    optimizer  the optimizer's state
+    key        the run's random key, as `jax.random.key_data`
     """
 
     step: jax.Array
@@ -53,8 +56,8 @@ def new_state(
 
 
 def to_stored(state: TrainState, with_base: bool) -> dict[str, tree.Tree]:
-    """What a checkpoint holds of a state, arrays or shapes: the base under the name "frozen", and
-    only where it cannot be read again from where it came from."""
+    """The parts of a state that a checkpoint stores, arrays or shapes. The base is named "frozen"
+    in checkpoints; without `with_base` it is {}, to be read again from its source."""
     return {
         "step": state.step,
         "trainable": state.trainable,
@@ -65,7 +68,7 @@ def to_stored(state: TrainState, with_base: bool) -> dict[str, tree.Tree]:
 
 
 def from_stored(stored: dict[str, tree.Tree]) -> TrainState:
-    """The state that `to_stored` was given; its base is {} where the checkpoint does not have it."""
+    """The inverse of `to_stored`; the base is {} where the checkpoint lacks it."""
     rest = {name: value for name, value in stored.items() if name != "frozen"}
     return TrainState(held={"base": stored["frozen"]}, **rest)
 

@@ -1,4 +1,4 @@
-"""The train step and the evaluation step: pure functions, the same for every objective."""
+"""The train step and the evaluation step, pure functions for any objective."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,12 +25,13 @@ def train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update on a batch, in `accumulate` micro-batches; metrics are float32 scalars over the
-    whole batch.
+    """(state after one update on `batch`, metrics as float32 scalars over the whole batch).
 
-    The loss is (sum over all tokens) / (count of all tokens) however the batch is cut or spread,
-    and only `trainable` has gradients and optimizer state.
+    The batch is processed in `accumulate` micro-batches. The loss is (sum over all tokens) / (count
+    of all tokens), however the batch is cut into micro-batches or spread over devices. Only
+    `state.trainable` has gradients and optimizer state.
     """
+    # The step's key follows from the run's, so a resumed run draws the same numbers.
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     gradients, total, count, totals = _gradients(state, batch, key, model, objective, accumulate)
     # A batch without a single counted token must not divide by zero; its gradients are zero.
@@ -62,7 +63,8 @@ def eval_step(
     model: Model,
     objective: Any,
 ) -> dict[str, tuple]:
-    """(sum, count) pairs of the loss and the objective's totals, without dropout."""
+    """(sum, count) float32 pairs by name: of "loss" and of the objective's totals, without dropout.
+    The caller adds them over batches and divides once."""
     total, count, totals = objective.loss(model, trainable, held, batch, None)
     return {"loss": (total, count), **totals}
 
@@ -70,14 +72,15 @@ def eval_step(
 def _gradients(
     state: TrainState, batch: Batch, key: jax.Array, model: Model, objective: Any, accumulate: int
 ):
-    """Gradients of the summed loss with that sum, the count and the totals, over all
-    micro-batches."""
+    """(gradients of the summed loss, that sum, its count, the objective's totals), each summed over
+    all micro-batches."""
 
     def loss(trainable, micro, key):
         total, count, totals = objective.loss(model, trainable, state.held, micro, key)
         return total, (count, totals)
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    # Without dropout no key is passed, so the program has no random numbers in it.
     use_key = model.config.dropout > 0 or drops(state.trainable)
     if accumulate == 1:
         (total, (count, totals)), gradients = value_and_grad(
@@ -90,10 +93,12 @@ def _gradients(
         out, gradients = value_and_grad(
             state.trainable, rows, jax.random.fold_in(key, index) if use_key else None
         )
+        # A sum over many micro-batches in bfloat16 would lose the smaller ones.
         wide = jax.tree.map(lambda g: g.astype(model.precision.accumulate_dtype), gradients)
         return jax.tree.map(jnp.add, carry, (out, wide)), None
 
     micros = jnp.arange(accumulate), jax.tree.map(lambda x: _split(x, accumulate), batch)
+    # The scan's carry needs the shapes of the sums before the first micro-batch has run.
     first = jax.tree.map(lambda x: x[0], micros[1])
     sums = jax.eval_shape(loss, state.trainable, first, key if use_key else None)
     zeros = jax.tree.map(
@@ -105,6 +110,7 @@ def _gradients(
 
 
 def _split(x: jax.Array, parts: int) -> jax.Array:
-    """[B, ...] as [parts, B / parts, ...], row b in part b mod parts, so that each device keeps its
-    own rows."""
+    """[B, ...] as [parts, B / parts, ...], with row b in part b mod parts. Consecutive rows, which
+    are on one device, go to different parts, so every part is spread over all devices without
+    moving rows."""
     return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)

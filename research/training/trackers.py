@@ -1,4 +1,4 @@
-"""Other programs that follow a run: TensorBoard through event files, W&B through its own client."""
+"""Trackers: TensorBoard through event files, and Weights & Biases (W&B) through its own client."""
 
 import os
 import secrets

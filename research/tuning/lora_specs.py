@@ -52,10 +52,15 @@ class LoraConfig:
             raise ValueError(f"lora.dropout={self.dropout} must lie in [0, 1)")
         if self.start not in STARTS:
             raise ValueError(f"lora.start={self.start!r}; choose one of {', '.join(STARTS)}")
-        if self.learning_rate_ratio <= 0:
-            raise ValueError(
-                f"lora.learning_rate_ratio={self.learning_rate_ratio} must be positive"
-            )
+        for name in ("alpha", "learning_rate_ratio"):
+            if not 0 < getattr(self, name) < math.inf:  # so is NaN, which compares with nothing
+                raise ValueError(f"lora.{name}={getattr(self, name)} must be positive")
+        for name in ("rank_rules", "alpha_rules"):
+            for pattern, number in getattr(self, name):
+                if not 0 <= number < math.inf:
+                    raise ValueError(
+                        f"lora.{name} gives {pattern!r} {number}, which must be at least 0"
+                    )
         try:
             [
                 re.compile(pattern)

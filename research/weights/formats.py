@@ -6,7 +6,7 @@ its scale and zero point are [..., 1]. A format is one row of `FORMATS` and need
 of the Open Compute Project's MXFP4 would be
 
     Format("mxfp4", bits=4, codes="book", group=32, scales="e8m0", error=0.25,
-           book=(0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6))
+           entries=(0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6))
 
 Codes are of four kinds, where `top` is the largest value that a code stands for at scale 1:
 

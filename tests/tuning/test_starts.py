@@ -14,6 +14,7 @@ from research.parallel.axes import RULES
 from research.parallel.mesh import make_mesh
 from research.tuning.lora_init import loftq, start
 from research.tuning.lora_specs import LoraConfig, lora_specs
+from research.weights.lora import LoraAdapter
 from research.weights.quantized import quantize_array
 from research.weights.rules import attach, is_leaf, merge, quantize, quantize_specs
 from tests.families import FAMILIES, random_batch
@@ -165,16 +166,25 @@ def test_a_mesh_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("method", "change", "says"),
+    ("method", "says"),
     [
-        ("pisa", {}, "choose one of default, pissa, olora, loftq"),
-        ("loftq", {}, "loftq wants layers/attention/(query|key) quantized"),
-        ("pissa", {"alpha": 0.0}, "scale of layers/attention/key.*config.lora.alpha"),
+        ("pisa", "choose one of default, pissa, olora, loftq"),
+        ("loftq", "loftq wants layers/attention/(query|key) quantized"),
     ],
 )
-def test_what_cannot_start_says_why(method, change, says, params):  # noqa: F811
+def test_what_cannot_start_says_why(method, says, params):  # noqa: F811
     with pytest.raises(ValueError, match=says):
-        start(method, fresh(SPECS, targets="query|key", **change), params, SPECS)
+        start(method, fresh(SPECS, targets="query|key"), params, SPECS)
+
+
+def test_adapters_of_scale_0_cannot_start_from_their_weights(params):  # noqa: F811
+    silent = jax.tree.map(
+        lambda adapter: replace(adapter, scale=0 * adapter.scale),
+        fresh(SPECS, targets="query|key"),
+        is_leaf=lambda node: isinstance(node, LoraAdapter),
+    )
+    with pytest.raises(ValueError, match="scale of layers/attention/key.*config.lora.alpha"):
+        start("pissa", silent, params, SPECS)
 
 
 def test_quantized_weights_are_no_start(params):  # noqa: F811

@@ -155,9 +155,8 @@ def _fingerprint(spec: dict[str, Any], roles: Roles) -> str:
         model["merges"] = [
             pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]
         ]
-    if (
-        "merges" in model
-    ):  # a model of this kind was BPE before files named it, and "" is no prefix there
+    # Older files do not name the type BPE; and "" as a prefix is the same as none.
+    if "merges" in model:
         model = {"type": "BPE"} | {key: value for key, value in model.items() if value != ""}
     added = sorted(spec.get("added_tokens") or [], key=lambda token: token["id"])
     parts = (model, added, spec.get("normalizer"), spec.get("pre_tokenizer"), roles)

@@ -20,17 +20,11 @@ _CHUNK_CHARACTERS = 2000
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
 # in sentencepiece.proto, of a text: each with its id (2) and where it begins (4) and ends (5)
 _PIECES = 2
-_ID_OPTIONS = {
-    3: 1,
-    24: 0,
-    35: 0,
-}  # model_type, treat_whitespace_as_suffix, byte_fallback, with their defaults
-_NORMALIZER_OPTIONS = {
-    2: b"",
-    3: 1,
-    4: 1,
-    5: 1,
-}  # charsmap, dummy prefix, extra whitespace removed, spaces escaped
+# The options that decide ids, by field number, with their defaults: of the trainer model_type,
+# treat_whitespace_as_suffix, byte_fallback; of the normaliser the character map, the dummy prefix,
+# the removal of extra whitespace, and the escaping of spaces.
+_ID_OPTIONS = {3: 1, 24: 0, 35: 0}
+_NORMALIZER_OPTIONS = {2: b"", 3: 1, 4: 1, 5: 1}
 
 _TRAINING = {
     "model_type": "bpe",
@@ -125,9 +119,9 @@ def _insertions(
 ) -> dict[str, list[int]]:
     """Strings that sentencepiece would not encode as we want, with the ids they get."""
     insertions = {piece: [n] for piece, n in control.items()}
-    if control.keys() >= set(
-        RESERVED
-    ):  # ours: a written U+2581 goes by its bytes, or it would come back as a space
+    # In models trained here a U+2581 of the text is spelt by its bytes: decoding would turn the
+    # character itself into a space.
+    if control.keys() >= set(RESERVED):
         insertions[_SPACE] = [model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
     return insertions
 
@@ -171,9 +165,8 @@ def _align(
             places += [(at, at + len(part))] * len(insertions[part])
         else:
             raw = np.frombuffer(part.encode(), np.uint8)
-            character = at + np.concatenate(
-                [[0], np.cumsum(raw & 0xC0 != 0x80)]
-            )  # places are told in bytes
+            # Places come in bytes: the index of the character at each byte.
+            character = at + np.concatenate([[0], np.cumsum(raw & 0xC0 != 0x80)])
             for field, value in fields(model.encode(part, out_type="serialized_proto")):
                 if field == _PIECES:
                     piece = dict(fields(value))

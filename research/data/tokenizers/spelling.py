@@ -23,10 +23,8 @@ _WANTED = (
     "or a folder with a tokenizer.json or tokenizer.model"
 )
 _TRAINERS = {"bpe": huggingface.train, "sentencepiece": sentencepiece.train}
-_SMALLEST = {
-    "bpe": 256 + len(RESERVED),
-    "sentencepiece": 257 + len(RESERVED),
-}  # sentencepiece has <unk> too
+# Bytes and special tokens; sentencepiece has <unk> too.
+_SMALLEST = {"bpe": 256 + len(RESERVED), "sentencepiece": 257 + len(RESERVED)}
 
 # GPT-2's ranks as OpenAI publishes them, MIT licence.
 _GPT2_ARCHIVE = (

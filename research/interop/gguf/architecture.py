@@ -115,4 +115,6 @@ def _read_linear(m: Metadata) -> RopeScaling:
         return RopeScaling()
     if kind != "linear":
         raise ValueError(f"rotary scaling {kind!r} is not supported, only linear and Llama 3's")
+    if factor == 1:
+        return RopeScaling()
     return RopeScaling(factor=shortest(factor), kind="linear")

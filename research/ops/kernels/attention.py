@@ -29,7 +29,8 @@ def choose(
         reason = _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap)
         if reason and (visibility.packed or visibility.shared):
             warn_once(
-                f"attention on {at} takes XLA's reference, whose memory grows with length squared: {reason}"
+                f"attention on {at} takes XLA's reference, whose memory grows with length squared: "
+                f"{reason}"
             )
         return None if reason else kernel.attend
     kernel = {"splash": splash, "flash": flash}[implementation]
@@ -48,7 +49,10 @@ def _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap) -> str | No
     if softcap and not kernel.SOFT_CAP:
         return f"it has no soft cap and model.attention_softcap={softcap}"
     if visibility.shared:
-        return "a prefix or a prompt is seen by every document of a row and the kernels know documents apart"
+        return (
+            "a prefix or a prompt is seen by every document of a row and the kernels know "
+            "documents apart"
+        )
     if bias_BNTS is not None:
         return (
             "the scores have a bias and the kernels take none; use other positions than 'relative'"

@@ -1,5 +1,4 @@
-"""Codes in the layout of the quantized kernels: how they are decoded, and what a kernel reads and
-multiplies.
+"""The layout of codes in the quantized kernels, their decoding, and the cost of a kernel.
 
 Codes are [N, R, O]: N groups of R bytes for each of O outputs. For codes of 8 bits R is the group's
 size G. For packed codes of 4 bits R = G / 2, and byte j of a group has code j in its low nibble and
@@ -25,8 +24,8 @@ def dense(
 
 
 def decode(codes: jax.Array, nibble: int | jax.Array, book: Sequence[float] | None) -> jax.Array:
-    """The values of codes, float32 of their shape. Of packed codes those in one nibble, 0 the low
-    and 1 the high."""
+    """The values of codes, float32 in their shape. For packed codes, those of one nibble of each
+    byte: 0 the low, 1 the high."""
     if codes.dtype != jnp.uint8:
         return codes.astype(jnp.float32)
     places = jnp.full(codes.shape, 4 * nibble, jnp.int32)
@@ -38,8 +37,8 @@ def decode(codes: jax.Array, nibble: int | jax.Array, book: Sequence[float] | No
 
 
 def select(book: Any, codes: jax.Array) -> jax.Array:
-    """book[codes], float32, for a book of 2^bits values, by halving it once for each bit: kernels
-    cannot look a register up in a table."""
+    """book[codes], float32, for a book of 2^bits values, by one selection a bit of the code:
+    kernels have no indexed read of a register."""
     values, bit = list(book), 0
     while len(values) > 1:
         high = (codes & (1 << bit)) != 0

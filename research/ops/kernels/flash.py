@@ -1,9 +1,8 @@
-"""Flash attention on GPU (arXiv:2307.08691): scores live in a multiprocessor, block by block, never
-whole in memory.
+"""Flash attention on GPU (arXiv:2307.08691): scores exist only block by block in a multiprocessor.
 
-The kernel is JAX's in Pallas Triton (jax.experimental.pallas.ops.gpu.attention), forward and
-backward. It knows positions as indices of a row and has one row of segments for queries and keys
-alike, so it serves packed self-attention.
+The kernels are JAX's in Pallas Triton (jax.experimental.pallas.ops.gpu.attention), forward and
+backward. Their masks compare indices in a row instead of positions, and queries and keys share one
+array of segments, so they support packed self-attention only.
 """
 
 import functools
@@ -31,13 +30,22 @@ def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
     if card := before_triton():
         return f"Triton makes no kernels for {card}; they begin with compute capability 8"
     if not visibility.packed:
-        return "queries and keys are not one packed row and it knows only indices; decode and cross-attend with 'xla'"
+        return (
+            "queries and keys are not one packed row and it knows only indices; "
+            "decode and cross-attend with 'xla'"
+        )
     if visibility.window:
         return f"it has no window and model.window={visibility.window}"
     if local_shape(q_BTNH)[1] != T:
-        return "it wants whole rows of queries and the mesh splits them; set config.mesh without a context axis"
+        return (
+            "it wants whole rows of queries and the mesh splits them; "
+            "set config.mesh without a context axis"
+        )
     if _row_bytes(q_BTNH) > 512:
-        return f"a head of {q_BTNH.shape[3]} {q_BTNH.dtype} is over 512 bytes; set config.precision.compute to bfloat16"
+        return (
+            f"a head of {q_BTNH.shape[3]} {q_BTNH.dtype} is over 512 bytes; "
+            "set config.precision.compute to bfloat16"
+        )
     return None
 
 
@@ -51,8 +59,8 @@ def attend(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """The seam's attention, [B, T, N, H], where `refusal` is None. `interpret` runs the kernel on
-    any device."""
+    """`research.ops.attention.attend` by this kernel, [B, T, N, H], where `refusal` is None.
+    `interpret` runs it on any device."""
     rows = functools.partial(_rows, scale=scale, causal=visibility.causal, interpret=interpret)
     if jax.sharding.get_abstract_mesh().empty:
         return rows(q_BTNH, k_BSKH, v_BSKH, visibility.k_segments_BS)

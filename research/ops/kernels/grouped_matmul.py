@@ -1,14 +1,13 @@
-"""Products of rows in groups, each group with a matrix of its own: JAX's Pallas kernels on TPU,
-XLA's form elsewhere.
+"""Grouped products: rows in groups, each multiplied by its group's matrix, as experts need.
 
-Rows [M, I] are sorted by their groups, of which `sizes` [E] tells the lengths; rows behind the last
-group belong to none. `rows` multiplies them by the matrices [E, I, O], `matrices` makes the
-gradient of those.
+Rows [M, I] are sorted by group; `sizes` [E] are the lengths of the groups, and rows after the last
+group belong to none. `rows` multiplies them by matrices [E, I, O], and `matrices` computes the
+gradient of the matrices. On TPU both are JAX's Pallas kernels, elsewhere XLA's `lax.ragged_dot`.
 
-XLA's form is `lax.ragged_dot`. TPU's compiler has a kernel for it, but spells the gradient of the
-matrices out densely, once for every group, so that Mixtral 8x7B computes two and a half times as
-much in a step. JAX's kernels (jax.experimental.pallas.ops.tpu.megablox, after arXiv:2211.15841)
-meet each row once in all three products, and skip the rows of no group.
+TPU's compiler has a kernel for `lax.ragged_dot`, but computes the gradient of the matrices densely,
+over all rows for every group, so that a step of Mixtral 8x7B computes two and a half times as much.
+JAX's kernels (jax.experimental.pallas.ops.tpu.megablox, after arXiv:2211.15841) visit each row once
+in all three products, and skip rows without a group.
 """
 
 import jax
@@ -40,8 +39,8 @@ def rows(
     transposed: bool = False,
     interpret: bool | None = None,
 ) -> jax.Array:
-    """Rows times the matrix of their group, [M, O] in the dtype of `x`, or with `transposed` rows
-    [M, O] times its transpose, [M, I]. Rows of no group become anything, NaN too.
+    """Rows times the matrix of their group, [M, O] in the dtype of `x`; with `transposed`, rows [M,
+    O] times the transposed matrix, [M, I]. Rows without a group have arbitrary results, even NaN.
 
     `interpret` runs the kernel on any device; without it the platform of the mesh decides.
     """
@@ -68,9 +67,8 @@ def matrices(
     *,
     interpret: bool | None = None,
 ) -> jax.Array:
-    """Each group's rows of `x` contracted with those of `dy`, [E, I, O] summed in float32 and
-    rounded once to `dtype`; zeros for an empty group. Rows of no group count nothing, whatever they
-    hold."""
+    """x^T dy over the rows of each group, [E, I, O], summed in float32 and rounded once to `dtype`;
+    zeros for an empty group. Rows without a group do not count, whatever their values."""
     if not _kernel(x_MI, interpret):
         return lax.ragged_dot_general(
             x_MI, dy_MO, sizes_E, _TO_MATRICES, preferred_element_type=dtype
@@ -78,15 +76,14 @@ def matrices(
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
     (x, tile), (dy, _) = _filled(x_MI), _filled(dy_MO)
-    # One half as wide: the tile that is written is of float32, and the kernel widens both that it
-    # reads.
+    # The output tile is half as wide: it is float32, and the kernel widens both input tiles too.
     wide = WIDE // x.dtype.itemsize
     tiling = tile, _columns(x.shape[1], wide), _columns(dy.shape[1], wide // 2)
     return tgmm(x.T, dy, sizes_E, dtype, tiling, interpret=bool(interpret))
 
 
 def of_groups(y_MO: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """`y` with zeros for the rows of no group."""
+    """`y` with zeros in the rows without a group."""
     return jnp.where((jnp.arange(y_MO.shape[0]) < jnp.sum(sizes_E))[:, None], y_MO, 0)
 
 
@@ -104,7 +101,8 @@ def _kernel(x: jax.Array, interpret: bool | None) -> bool:
     reason = refusal(x.dtype)
     if reason:
         warn_once(
-            f"the experts' products on {PLATFORM} take XLA's form, whose gradient visits every row for each: {reason}"
+            f"the experts' products on {PLATFORM} take XLA's form, whose gradient visits every row "
+            f"for each: {reason}"
         )
     return reason is None
 

@@ -1,4 +1,4 @@
-"""What a kernel that cannot serve a case tells the user."""
+"""Warnings for cases that a kernel does not support."""
 
 import functools
 import logging

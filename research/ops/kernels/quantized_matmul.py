@@ -1,16 +1,17 @@
-"""Products with a weight stored as codes and scales, without the dense weight in memory: Mosaic on
-TPU, Triton on GPU.
+"""Products with a quantized weight that never exists densely in memory: Mosaic on TPU, Triton on
+GPU.
 
-The weight is a matrix [I, O] in N groups of G inputs, I = N G. Its codes are [N, R, O]: of 8 bits
-with R = G, or packed uint8 with R = G / 2, where byte j of a group holds code j (low nibble) and
-code j + R (high nibble). A scale float32 [N, 1, O] stands for each group of an output. A 4-bit code
-is an index of a book of 16 values, or two's complement without one. XLA's form of both products,
-`reference`, makes the matrix dense first, in the dtype of the activations.
+The weight is a matrix [I, O] in N groups of G inputs, I = N G. Its codes are [N, R, O]: 8-bit codes
+with R = G, or packed 4-bit ones in uint8 with R = G / 2, where byte j of a group has code j in its
+low nibble and code j + R in its high one. Scales are float32 [N, 1, O], one for each group of each
+output. A 4-bit code is an index into a book of 16 values, or without a book a two's complement
+number. `reference` is XLA's form of both products, which first makes the matrix dense in the dtype
+of the activations.
 
 Compiled for an H100, the gradient through four layers of Llama-3-8B (NF4, bfloat16, full remat,
-2,048 tokens) needs 0.40 GiB of temporaries with the kernels and 0.61 without, two of its 70B form
-0.88 and 1.76. They have not been timed: a GPU widens a tile anew for every 128 tokens, so memory is
-what they are sure to give.
+2,048 tokens) needs 0.40 GiB of temporaries with the kernels and 0.61 without; through two layers of
+the 70B model 0.88 and 1.76. The kernels have not been timed. A GPU decodes each tile again for
+every 128 tokens, so less memory is what they certainly give, not less time.
 """
 
 import functools
@@ -33,12 +34,12 @@ from research.parallel.placement import mesh_axes, spec_entries
 def product(
     eqn: str, x: jax.Array, codes: jax.Array, scale: jax.Array, book: Any = None
 ) -> jax.Array | None:
-    """`eqn` of activations and the weight by the platform's kernel, as "BTD,DNH->BTNH"; None where
-    XLA's form serves.
+    """`eqn`, such as "BTD,DNH->BTNH", of activations and a weight by the platform's kernel; None if
+    there is none for the case, and the caller is to use XLA's form.
 
-    `codes` [N, R, ...] and `scale` [N, 1, ...] float32 have the weight's output axes behind, and
-    are gathered: mesh axes that only store a weight do not split them. The inputs are the last axes
-    of `x`, in the weight's order.
+    `codes` [N, R, ...] and `scale` float32 [N, 1, ...] end in the weight's output axes. They are
+    gathered over mesh axes that only split a weight's storage. The last axes of `x` are the
+    weight's inputs, in its order.
     """
     return _product(eqn, x, codes, scale, book, _sizes(eqn, x), transposed=False)
 
@@ -51,15 +52,16 @@ def pullback(
     inputs: tuple[int, ...],
     book: Any = None,
 ) -> jax.Array | None:
-    """The gradient of `product`'s `x` from that of its result, `dy`; `inputs` are the sizes of the
-    weight's input axes. None where XLA's form serves."""
+    """The gradient by the `x` of `product` from that by its result, `dy`; None as for `product`.
+    `inputs` are the sizes of the weight's input axes."""
     return _product(eqn, dy, codes, scale, book, inputs, transposed=True)
 
 
 def reference(
     x_MI: jax.Array, codes_NRO: jax.Array, scale_N1O: jax.Array, book=None, *, transposed=False
 ) -> jax.Array:
-    """XLA's form, with the dense W: x W [M, O], or with `transposed` x W^T [M, I] of x [M, O]."""
+    """XLA's form, with the dense W: x W [M, O] for x [M, I], or with `transposed` x W^T [M, I] for
+    x [M, O]."""
     w_IO = dense(codes_NRO, scale_N1O, book, x_MI.dtype)
     return lax.dot_general(x_MI, w_IO, (((1,), (1 if transposed else 0,)), ((), ())))
 
@@ -67,10 +69,10 @@ def reference(
 def spread(
     kernel: Callable, x: jax.Array, codes, scale, inputs: tuple[int, ...], *, transposed: bool
 ) -> jax.Array:
-    """`kernel(x_MI, codes_NRO, scale_N1O, transposed=...)` on each device's part of the mesh.
+    """`kernel(x_MI, codes_NRO, scale_N1O, transposed=...)` run by each device on its shards.
 
-    Partial sums over the axis that splits the weight's inputs, or its outputs in the pullback, are
-    added up.
+    If the mesh splits the axes that are contracted (the weight's inputs, in the pullback its
+    outputs), the devices' partial sums are added.
     """
     mesh = jax.sharding.get_abstract_mesh()
     free = frozenset(mesh.axis_names) - frozenset(mesh.manual_axes)  # none inside jax.shard_map
@@ -96,7 +98,8 @@ def spread(
 
 
 def _part(kernel, x, codes, scale, inputs, summed, transposed) -> jax.Array:
-    """One device's product, its axes united to the kernel's two before and cut again behind."""
+    """One device's product: axes are merged into the two of the kernel's matrices, and split again
+    in the result."""
     outputs = codes.shape[2:]
     lead = x.shape[: x.ndim - len(outputs if transposed else inputs)]
     flat_codes, flat_scale = (a.reshape(*a.shape[:2], -1) for a in (codes, scale))

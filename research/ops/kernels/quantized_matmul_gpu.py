@@ -48,9 +48,8 @@ def matmul(
     x_MI, codes_NRO, scale_N1O, *, book=None, transposed: bool = False, interpret: bool = False
 ) -> jax.Array:
     """x W [M, O], or with `transposed` x W^T [M, I] of x [M, O], in the dtype of x."""
-    with (
-        warnings.catch_warnings()
-    ):  # deprecated since JAX 0.12, without a successor that is not for one GPU only
+    # Deprecated since JAX 0.12, whose successors are each for one kind of GPU only.
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from jax.experimental.pallas import triton
 

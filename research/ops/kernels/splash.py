@@ -1,9 +1,9 @@
-"""Splash attention on TPU: scores live in the chip's own memory, block by block, and hidden blocks
+"""Splash attention on TPU: scores exist only block by block in on-chip memory, and hidden blocks
 are skipped.
 
-The kernel is JAX's (jax.experimental.pallas.ops.tpu.splash_attention). It knows positions as
-indices of a row, which is the seam's rule where rows are packed: positions then rise by one within
-a segment, so indices and segments hide the same keys as positions and segments.
+The kernel is JAX's (jax.experimental.pallas.ops.tpu.splash_attention). Its masks compare indices in
+a row instead of positions. For packed rows that is the same (`Visibility.packed`): positions rise
+by one within a segment, so indices and segments hide the same keys as positions and segments.
 """
 
 import functools
@@ -19,20 +19,24 @@ PLATFORM = "tpu"
 SOFT_CAP = True
 RESIDUALS = "attention"  # checkpoint name of the output and log-sum-exp, for remat policies
 LANES = 128  # of the vector unit; segment ids fill them, so no block can be shorter
-BLOCKS = (
-    512,
-    256,
-    LANES,
-)  # the largest that divides the length; 512 compiles for v4 to 7x at head size 256 in float32
+# The largest that divides the length is taken. 512 compiles for v4 to 7x, also for float32 heads of
+# 256.
+BLOCKS = (512, 256, LANES)
 
 
 def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
     """Why the kernel cannot serve the case and what to set, or None where it can."""
     T, S, H = local_shape(q_BTNH)[1], k_BSKH.shape[1], q_BTNH.shape[3]
     if (visibility.causal or visibility.window) and not visibility.packed:
-        return "queries and keys are not one packed row and it knows only indices; decode over a cache with 'xla'"
+        return (
+            "queries and keys are not one packed row and it knows only indices; "
+            "decode over a cache with 'xla'"
+        )
     if T % LANES or S % LANES:
-        return f"{T} queries a device and {S} keys must be multiples of {LANES}; set config.data.sequence_length"
+        return (
+            f"{T} queries a device and {S} keys must be multiples of {LANES}; "
+            "set config.data.sequence_length"
+        )
     if H % 8:
         return f"head_size={H} must be a multiple of 8; set config.model.head_size"
     if q_BTNH.dtype not in (jnp.float32, jnp.bfloat16):
@@ -50,9 +54,10 @@ def attend(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """The seam's attention, [B, T, N, H], where `refusal` is None. `interpret` runs the kernel on
-    any device."""
-    # The kernel takes no scale. A power of two, as of head sizes 64 and 256, rounds nothing.
+    """`research.ops.attention.attend` by this kernel, [B, T, N, H], where `refusal` is None.
+    `interpret` runs it on any device."""
+    # The kernel has no scale, so queries are scaled. For head sizes such as 64 and 256 the scale is
+    # a power of two, and this rounds nothing.
     q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
     segments = visibility.q_segments_BT, visibility.k_segments_BS
     kernel = _kernel(q_BTNH, k_BSKH, visibility, softcap, interpret)
@@ -109,8 +114,8 @@ def _shares(kernel, T: int, S: int, visibility) -> dict[str, float]:
 
 
 def _kernel(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility, softcap: float, interpret: bool):
-    """The kernel with the index rule's blocks sorted into hidden, partly and wholly visible, a part
-    for each device."""
+    """The kernel for a mask over indices. Its construction sorts blocks into hidden, partly visible
+    and fully visible ones, for each device's share of the queries."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]

@@ -1,9 +1,8 @@
-"""What of all pairs of queries and keys an attention kernel multiplies, told to whoever counts its
-work.
+"""The share of query-key pairs that an attention kernel multiplies, for counting its FLOPs.
 
-JAX's attention kernels give no cost estimate and skip the blocks that a mask hides. The name of the
-scope that they are called in says how much is left, and a scope's name follows the equations into
-the backward pass.
+JAX's attention kernels report no cost and skip blocks that the mask hides. The share is therefore
+written into the name of the scope in which a kernel is called; names of scopes also appear on the
+operations of the backward pass.
 """
 
 import re
@@ -26,15 +25,15 @@ def visited(T: int, S: int, block_q: int, block_k: int, *, causal: bool, window:
 
 
 def scope(**shares: float) -> AbstractContextManager:
-    """The scope of a call whose kernels, by a word of their names, multiply these shares of all
-    pairs."""
+    """A named scope for a call of kernels: each keyword is a word in the name of some of them, its
+    value the share of all pairs that they multiply."""
     return jax.named_scope(
         "pairs[" + ",".join(f"{word}={share!r}" for word, share in shares.items()) + "]"
     )
 
 
 def shares(scopes: str) -> dict[str, float]:
-    """What the innermost `scope` among the names of scopes says; empty where there is none."""
+    """The shares given to the innermost `scope` in a path of scope names; {} without one."""
     found = _SCOPE.findall(scopes)
     return (
         {

@@ -76,14 +76,17 @@ def read_rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling]:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return theta, RopeScaling()
-    if kind == "linear":
-        return theta, RopeScaling(factor=number(scaling, "factor"), kind="linear")
-    if kind != "llama3":
+    if kind not in ("linear", "llama3"):
         raise ValueError(
             f"config.json has rope_type={kind!r}; default, linear and llama3 are supported"
         )
+    factor = number(scaling, "factor")
+    if factor == 1:  # whatever its kind, it changes nothing
+        return theta, RopeScaling()
+    if kind == "linear":
+        return theta, RopeScaling(factor=factor, kind="linear")
     return theta, RopeScaling(
-        factor=number(scaling, "factor"),
+        factor=factor,
         low_factor=number(scaling, "low_freq_factor"),
         high_factor=number(scaling, "high_freq_factor"),
         original_length=integer(scaling, "original_max_position_embeddings"),

@@ -1,0 +1,280 @@
+"""Every field of an experiment, and one case for each: a tiny run that uses it, and another value.
+
+A case is (what the run has beside `TINY`, the other value). A field of one objective is named with
+it: "objective.masked_lm.share".
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from types import UnionType
+from typing import Any, get_args, get_type_hints
+
+from research.experiment.config import Experiment, make_experiment
+from research.objectives.choose import OBJECTIVES
+
+TINY = {
+    **{"model.vocab_size": 128, "model.layers": 2, "model.d_model": 8, "model.d_ff": 16},
+    **{"model.heads": 2, "model.kv_heads": 2, "model.head_size": 4, "model.max_length": 16},
+    **{"data.sequence_length": 16, "data.batch_size": 2, "data.tokenizer": "bytes"},
+    **{"precision.compute": "float32", "train.steps": 20, "optimizer.warmup_steps": 2},
+}
+
+# Runs that use what the tiny one does not.
+WINDOW = {"model.window": 4}
+GLOBAL = {**WINDOW, "model.global_every": 2}
+SCALED = {"model.rope_scaling.factor": 2.0, "model.rope_scaling.original_length": 16}
+LINEAR = {"model.rope_scaling.factor": 2.0, "model.rope_scaling.kind": "linear"}
+LEARNED = {"model.position": "learned"}
+EXPERTS = {"model.experts": 4}
+MASKED = {"model.kind": "encoder", "objective.name": "masked_lm"}
+CLASSES = {**MASKED, "objective.name": "classification", "model.pooler": True, "model.labels": 3}
+SPANS = {
+    **{"model.kind": "encoder_decoder", "model.encoder_layers": 1},
+    "objective.name": "span_corruption",
+}
+PAIRS = {**SPANS, "objective.name": "translation"}
+CHAT = {"objective.name": "chat"}
+LORA = {"tune.method": "lora", "lora.rank": 2}
+ADAPTER = {"tune.method": "adapter", "tune.bottleneck": 2}
+PROMPT = {"tune.method": "prompt", "tune.virtual_tokens": 2}
+CODES = {**LORA, "quantize.format": "int8"}
+MUON = {"optimizer.name": "muon"}
+ADAFACTOR = {"optimizer.name": "adafactor"}
+TWO = {"mesh": "fsdp:2"}
+
+CASES: dict[str, tuple[dict[str, Any], Any]] = {
+    "model.kind": (MASKED, "decoder"),  # refused: masked_lm trains encoders
+    "model.vocab_size": ({}, 136),
+    "model.layers": ({}, 3),
+    "model.encoder_layers": (SPANS, 2),
+    "model.d_model": ({}, 16),
+    "model.heads": ({}, 4),
+    "model.kv_heads": ({}, 1),
+    "model.head_size": ({}, 8),
+    "model.d_ff": ({}, 8),
+    "model.max_length": (LEARNED, 32),
+    "model.position": ({}, "sinusoidal"),
+    "model.rope_theta": ({}, 500.0),
+    "model.rope_scaling.factor": (SCALED, 4.0),
+    "model.rope_scaling.low_factor": (SCALED, 0.5),
+    "model.rope_scaling.high_factor": (SCALED, 8.0),
+    "model.rope_scaling.original_length": (SCALED, 32),
+    "model.rope_scaling.kind": ({"model.rope_scaling.factor": 2.0}, "linear"),
+    "model.window": ({}, 4),
+    "model.global_every": (WINDOW, 2),
+    "model.local_rope_theta": (GLOBAL, 500.0),
+    "model.norm": ({}, "layer"),
+    "model.norm_after": ({}, True),
+    "model.branch_norm": ({}, True),
+    "model.norm_offset": ({}, 1.0),
+    "model.norm_eps": ({}, 1e-3),
+    "model.query_norm": ({}, True),
+    "model.activation": ({}, "relu"),
+    "model.gated": ({}, False),
+    "model.attention_bias": ({}, "qkv"),
+    "model.mlp_bias": ({}, True),
+    "model.attention_scale": ({}, 0.3),
+    "model.attention_softcap": ({}, 5.0),
+    "model.embedding_scale": ({}, 2.0),
+    "model.experts": ({}, 4),
+    "model.experts_per_token": (EXPERTS, 1),
+    "model.token_types": (MASKED, 2),
+    "model.tied": ({}, True),
+    "model.head_scale": ({}, 0.5),
+    "model.logit_softcap": ({}, 5.0),
+    "model.pooler": (CLASSES, False),  # refused: nothing else reads the text for its class
+    "model.mlm_head": ({**MASKED, "model.tied": True}, True),
+    "model.head_bias": ({}, True),
+    "model.labels": (CLASSES, 2),
+    "model.dropout": ({}, 0.1),
+    "model.router_loss": (EXPERTS, 0.1),
+    "model.init": ({}, "xavier"),
+    "model.init_std": ({}, 0.1),
+    "tune.method": ({}, "ia3"),
+    "tune.also": (LORA, "scale"),
+    "tune.bottleneck": (ADAPTER, 3),
+    "tune.placement": (ADAPTER, "pfeiffer"),
+    "tune.virtual_tokens": (PROMPT, 3),
+    "lora.rank": (LORA, 3),
+    "lora.alpha": (LORA, 8.0),
+    "lora.targets": (LORA, "query"),
+    "lora.rank_rules": (LORA, ((".*query.*", 1),)),
+    "lora.alpha_rules": (LORA, ((".*query.*", 1.0),)),
+    "lora.dropout": (LORA, 0.1),
+    "lora.rank_stable": (LORA, True),
+    "lora.decompose": (LORA, True),
+    "lora.start": (LORA, "pissa"),
+    "lora.learning_rate_ratio": (LORA, 16.0),
+    "quantize.format": (LORA, "int8"),
+    "quantize.targets": (CODES, "query"),
+    "quantize.embeddings": (CODES, "int8"),
+    "quantize.group": (CODES, 4),
+    "execution.remat": ({}, "full"),
+    "execution.unroll": ({}, 2),
+    "execution.attention": ({}, "flash"),
+    "execution.feed_tokens": ({}, 8),
+    "precision.param": ({}, "bfloat16"),
+    "precision.compute": ({}, "bfloat16"),
+    "precision.accumulate": ({"train.accumulate": 2}, "bfloat16"),
+    "objective.masked_lm.share": (MASKED, 0.4),
+    "objective.masked_lm.whole_words": (MASKED, True),
+    "objective.span_corruption.share": (SPANS, 0.4),
+    "objective.span_corruption.mean_span": (SPANS, 2.0),
+    "optimizer.name": ({}, "lion"),
+    "optimizer.learning_rate": ({}, 1.0),
+    "optimizer.schedule": ({}, "linear"),
+    "optimizer.warmup_steps": ({}, 3),
+    "optimizer.decay_steps": ({}, 7),
+    "optimizer.decay_fraction": ({"optimizer.schedule": "wsd"}, 0.4),
+    "optimizer.min_ratio": ({}, 0.3),
+    "optimizer.b1": ({}, 0.5),
+    "optimizer.b2": ({}, 0.5),
+    "optimizer.eps": ({}, 1e-3),
+    "optimizer.momentum": (MUON, 0.5),
+    "optimizer.parameter_scale": (ADAFACTOR, True),
+    "optimizer.weight_decay": ({}, 0.5),
+    "optimizer.decay_embeddings": ({}, False),
+    "optimizer.weight_decay_rules": ({}, ((".*", 0.5),)),
+    "optimizer.learning_rate_rules": ({}, ((".*", 0.5),)),
+    "optimizer.clip_norm": ({}, 2.0),
+    "data.source": ({}, "OTHER"),
+    "data.tokenizer": ({}, "bpe:300"),
+    "data.chat_template": (CHAT, "TEMPLATE"),
+    "data.sequence_length": ({}, 8),
+    "data.batch_size": ({}, 4),
+    "data.batch_size_per_device": ({"data.batch_size": 0, "data.batch_size_per_device": 2}, 4),
+    "data.max_bad_records": ({}, 3),
+    "data.threads": ({}, 1),
+    "train.steps": ({}, 30),
+    "train.seed": ({}, 1),
+    "train.accumulate": ({}, 2),
+    "train.log_every": ({}, 3),
+    "train.eval_every": ({}, 5),
+    "train.eval_batches": ({"train.eval_every": 5}, 2),
+    "train.sample_every": ({}, 5),
+    "train.sample_prompt": ({}, "def "),
+    "train.sample_tokens": ({}, 7),
+    "checkpoint.every": ({}, 5),
+    "checkpoint.keep": ({}, 3),
+    "checkpoint.keep_period": ({}, 10),
+    "logging.wandb": ({}, True),
+    "init": ({}, "OTHER"),
+    "mesh": (TWO, "tensor:2"),
+    "axes": (TWO, {"embed": ()}),
+    "evals": ({}, {"perplexity": {"text": "OTHER"}}),
+}
+_RUNS = {
+    **{"causal_lm": {}, "chat": CHAT, "masked_lm": MASKED, "classification": CLASSES},
+    **{"span_corruption": SPANS, "translation": PAIRS},
+}
+_DECODERS = ("causal_lm", "chat")
+for _name in _RUNS:
+    CASES[f"objective.{_name}.label_smoothing"] = (_RUNS[_name], 0.1)
+    if _name != "classification":
+        CASES[f"objective.{_name}.z_loss"] = (_RUNS[_name], 0.1)
+    CASES[f"objective.{_name}.name"] = (_RUNS[_name], "chat" if _name != "chat" else "causal_lm")
+
+# Fields whose other value does not fit the rest of the run, and what the line says.
+REFUSED = {
+    "model.kind": "for a model of kind 'encoder'",
+    "model.pooler": "set model.pooler=True",
+    "execution.attention": "set config.execution.attention",  # a GPU's, on a CPU
+    **{f"objective.{name}.name": "for a model of kind" for name in _RUNS if name not in _DECODERS},
+}
+
+# (what a run has, a setting that it has no use for): refused.
+UNUSED: list[tuple[dict[str, Any], str, Any]] = [
+    ({}, "model.experts_per_token", 1),
+    ({}, "model.router_loss", 0.1),
+    (LEARNED, "model.rope_theta", 500.0),
+    (LEARNED, "model.rope_scaling.factor", 2.0),
+    (GLOBAL | LEARNED, "model.local_rope_theta", 500.0),
+    ({}, "model.rope_scaling.kind", "linear"),
+    ({}, "model.rope_scaling.low_factor", 0.5),
+    ({}, "model.rope_scaling.high_factor", 8.0),
+    ({}, "model.rope_scaling.original_length", 32),
+    (LINEAR, "model.rope_scaling.low_factor", 0.5),
+    ({}, "model.global_every", 2),
+    (WINDOW, "model.local_rope_theta", 500.0),
+    ({"model.norm": "layer"}, "model.norm_offset", 1.0),
+    ({}, "model.token_types", 2),
+    ({}, "model.pooler", True),
+    ({}, "model.mlm_head", True),
+    ({}, "model.labels", 2),
+    ({}, "model.encoder_layers", 2),
+    ({**MASKED, "model.mlm_head": True}, "model.head_bias", True),
+    ({}, "tune.also", "norm"),
+    ({}, "tune.bottleneck", 3),
+    ({}, "tune.placement", "pfeiffer"),
+    (LORA, "tune.virtual_tokens", 3),
+    ({}, "lora.rank", 2),
+    ({}, "quantize.format", "int8"),
+    (LORA, "quantize.group", 4),
+    (LORA, "quantize.targets", "query"),
+    (EXPERTS, "execution.feed_tokens", 8),
+    ({}, "objective.share", 0.4),
+    ({}, "objective.whole_words", True),
+    (MASKED, "objective.mean_span", 2.0),
+    (CLASSES, "objective.z_loss", 0.1),
+    ({}, "optimizer.momentum", 0.5),
+    (ADAFACTOR, "optimizer.b2", 0.5),
+    ({"optimizer.name": "lion"}, "optimizer.eps", 1e-3),
+    ({}, "optimizer.parameter_scale", True),
+    ({"optimizer.schedule": "constant"}, "optimizer.decay_steps", 5),
+    ({"optimizer.schedule": "constant"}, "optimizer.decay_fraction", 0.5),
+    ({"optimizer.schedule": "constant"}, "optimizer.min_ratio", 0.5),
+    ({}, "data.chat_template", "TEMPLATE"),
+    ({}, "data.batch_size_per_device", 2),
+]
+
+
+def every_field() -> Iterator[tuple[str, Any]]:
+    """(name, type) of each field there is; those of an objective with its name."""
+    for name, kind in get_type_hints(Experiment).items():
+        if name == "objective":
+            for objective, row in OBJECTIVES.items():
+                yield from _fields(row.config, f"objective.{objective}")
+        elif dataclasses.is_dataclass(kind):
+            yield from _fields(kind, name)
+        else:
+            yield name, kind
+
+
+def _fields(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, hint in get_type_hints(kind).items():
+        if name == "name" and prefix.startswith("objective."):
+            yield f"{prefix}.{name}", str
+        elif dataclasses.is_dataclass(hint):
+            yield from _fields(hint, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}", hint
+
+
+def numbers() -> Iterator[tuple[str, float]]:
+    """(name, value out of range) for each field that is a number, or is one or None."""
+    for name, hint in every_field():
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if int in kinds:
+            yield name, -1
+        if float in kinds:
+            yield from ((name, -1.0), (name, float("nan")), (name, float("inf")))
+
+
+def tiny(changes: dict[str, Any]) -> Experiment:
+    """The experiment of `TINY` with changes by name, such as {"lora.rank": 2}."""
+    values: dict[str, Any] = {}
+    for name, value in (TINY | changes).items():
+        *sections, last = name.split(".")
+        if len(sections) == 2 and sections[0] == "objective":
+            sections = ["objective"]
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[last] = value
+    return make_experiment(values)
+
+
+def key(changes: dict[str, Any]) -> str:
+    """Changes as text, to remember what was found for them."""
+    return json.dumps(changes, sort_keys=True)

@@ -1,0 +1,231 @@
+"""What a run does, as values that can be compared: each function asks the code that does it, with
+as little else as that code can stand.
+
+All take an experiment, a folder with data, and pytest's monkeypatch.
+"""
+
+import dataclasses
+import hashlib
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from research import tree
+from research.experiment.config import Experiment
+from research.fit.compile import abstract_batch, objective_without_data, trace
+from research.objectives.choose import Objective
+from research.parallel.mesh import make_mesh
+from research.run import appraisal, loop, session, start
+from research.run.program import make_program
+from research.run.window_feed import WindowFeed
+from research.training import metrics
+from research.training.checkpoint import Checkpoints
+
+
+def digest(closed, found=None) -> str:
+    """A digest of a traced function: its text, and the values of its constants, which the text
+    leaves out."""
+    outer = found is None
+    found = hashlib.sha1() if outer else found
+    found.update(re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)).encode())  # addresses of functions
+    for constant in closed.consts:
+        found.update(np.asarray(constant).tobytes())
+    for equation in closed.jaxpr.eqns:
+        for value in equation.params.values():
+            for one in value if isinstance(value, (tuple, list)) else (value,):
+                if hasattr(one, "consts") and hasattr(one, "jaxpr"):
+                    digest(one, found)
+    return found.hexdigest() if outer else ""
+
+
+def objective_of(e: Experiment) -> Objective:
+    """The objective with a tokenizer of which every other token begins a word."""
+    objective = objective_without_data(e)
+    if hasattr(objective, "word_starts") and objective.word_starts is not None:
+        starts = np.arange(e.model.vocab_size) % 2 == 0
+        objective = dataclasses.replace(objective, word_starts=starts)
+    return objective
+
+
+def program(e: Experiment, folder: Path, monkeypatch) -> object:
+    """The step, the first state, where they are on the mesh, what checkpoints hold, and an example
+    of the data."""
+    p = make_program(e, objective_of(e), jax.devices()[: 2 if e.mesh else 1])
+    batch = abstract_batch(p)
+    with jax.set_mesh(p.mesh):
+        begin = jax.jit(p.make_state).trace().jaxpr
+    places = [str(leaf.sharding) for leaf in jax.tree.leaves((p.state, batch))]
+    return (
+        digest(trace(p).jaxpr),
+        digest(begin),
+        places,
+        sorted(tree.paths(p.to_stored(p.state))),
+        example(p.objective),
+    )
+
+
+def example(objective: Objective) -> dict[str, list]:
+    """What an objective makes of 64 tokens, none of them special and every other an assistant's."""
+    tokens = np.arange(64, dtype=np.int32) % 20 + 105
+    window = {"tokens": tokens, "inputs": tokens, "targets": tokens}
+    window |= {"assistant": tokens % 2, "label": np.zeros(1, np.int32)}
+    for side in ("", "inputs_", "targets_"):
+        window[f"{side}segments"] = np.ones(64, np.int32)
+        window[f"{side}positions"] = np.arange(64, dtype=np.int32)
+    row = objective.example(window, np.random.default_rng(0))
+    return {name: values.tolist() for name, values in row.items()}
+
+
+def events(e: Experiment, folder: Path, monkeypatch) -> object:
+    """What a training loop does at which step, and what it asks the model to write."""
+    seen = []
+
+    def note(*event):
+        seen.append(event)
+        return {}
+
+    monkeypatch.setattr(loop, "place_batch", lambda *_: None)
+    monkeypatch.setattr(loop, "log_step", lambda s, log, step, values: note("log", step))
+    monkeypatch.setattr(loop, "log_sample", lambda s, log, state, step: note("sample", step))
+    run = SimpleNamespace(
+        experiment=e,
+        program=SimpleNamespace(
+            train_step=lambda state, batch: (state, {}), mesh=None, rules=None, batch_size=1
+        ),
+        state=None,
+        start_step=0,
+        feed_state={},
+        workdir=folder,
+        appraisal=lambda state, limit: note("evaluate", limit),
+        save=lambda state, step, feed: note("save", step),
+        checkpoints=SimpleNamespace(wait=lambda: None),
+    )
+    quiet = SimpleNamespace(
+        pause=lambda *_, **__: nullcontext(),
+        note=lambda *_: None,
+        evaluation=lambda step, _: note("evaluated", step),
+        evaluated_step=None,
+    )
+
+    class Feed:
+        begin = close = lambda *_: None
+        state = dict
+        __enter__ = lambda self: self
+        __exit__ = lambda *_: None
+        __next__ = lambda self: (0, None)
+
+    loop.loop(run, Feed(), quiet, SimpleNamespace(received=None), range(0))
+
+    def generate(model, params, tokenizer, prompts, config):
+        note(*prompts, config)
+        return [SimpleNamespace(text="")]
+
+    monkeypatch.setattr(appraisal, "generate", generate)
+    model = SimpleNamespace(experiment=e, objective=objective_of(e), model=None)
+    appraisal.sample(model, None, SimpleNamespace(params=None), 1)
+    return seen
+
+
+def retention(e: Experiment, folder: Path, monkeypatch) -> object:
+    """Which checkpoints are kept, as orbax is told, and when they are saved."""
+    seen = events(e, folder, monkeypatch)
+    options = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp, "CheckpointManager", lambda *_, **given: options.update(given))
+        Checkpoints(folder / "checkpoints", e.checkpoint)
+    return seen, options["options"].max_to_keep, options["options"].keep_period
+
+
+class Reached(Exception):
+    """Ends a call of `train` where it has shown enough."""
+
+
+def trackers(e: Experiment, folder: Path, monkeypatch) -> object:
+    """Whether `train` opens W&B."""
+
+    def reach(*what):
+        raise Reached(what[0])
+
+    mesh = make_mesh("", jax.devices()[:1])
+    for name, fake in {
+        "keep_compiled_programs": lambda: None,
+        "open_data": lambda *_: SimpleNamespace(tokenizer=None),
+        "make_objective": lambda *_: None,
+        "make_program": lambda *_: SimpleNamespace(mesh=mesh, experiment=e),
+        "Checkpoints": lambda *_: nullcontext(),
+        "prepare": lambda *_: (SimpleNamespace(start_step=0), None),
+        "announce": lambda *_: reach("begun"),
+    }.items():
+        monkeypatch.setattr(loop, name, fake)
+    monkeypatch.setattr(metrics, "open_wandb", lambda *_: reach("wandb"))
+    monkeypatch.setattr(metrics, "open_tensorboard", lambda *_: (lambda *_: None, lambda: None))
+    with pytest.raises(Reached) as caught:
+        loop.train(e, folder / "run", live=False)
+    return str(caught.value)
+
+
+def data(e: Experiment, folder: Path, monkeypatch) -> object:
+    """The sources, the tokenizer, the records that may be bad, and the threads that read ahead."""
+    source = e.data.source if "/" in e.data.source else str(folder / "source.jsonl")
+    opened = start.open_data(
+        dataclasses.replace(
+            e,
+            data=dataclasses.replace(e.data, source=source),
+            model=dataclasses.replace(e.model, vocab_size=512),
+        )
+    )
+    corpus = SimpleNamespace(
+        train_windows=lambda *_: None,
+        heldout_windows=lambda *_: None,
+        tokenizer=opened.tokenizer,
+        provenance=opened.provenance,
+    )
+    for name, fake in {
+        "make_appraisal": lambda *_: None,
+        "_restore_or_begin": lambda *_: (0, SimpleNamespace(held={"base": {}}), {}, []),
+        "_record": lambda *_: None,
+    }.items():
+        monkeypatch.setattr(session, name, fake)
+    fake = SimpleNamespace(objective=objective_of(e), batch_size=1)
+    _, feed = session.prepare(e, folder / "none", corpus, fake, None, False)
+    assert isinstance(feed, WindowFeed)
+    return (
+        opened.provenance["fingerprint"],
+        opened.tokenizer.fingerprint,
+        opened.tokenizer.chat_template,
+        opened._options(1, 0).max_bad_records,
+        feed.threads,
+    )
+
+
+def beginning(e: Experiment, folder: Path, monkeypatch) -> object:
+    """The checkpoint that parameters are read from."""
+    seen = []
+    monkeypatch.setattr(start, "open_checkpoint", lambda source: nullcontext(source))
+    monkeypatch.setattr(start, "with_parameters", lambda p, s, source: (seen.append(source), []))
+    monkeypatch.setattr(start, "with_base", lambda p, s, source: s)
+    blank = lambda *_: None
+    start.first_state(SimpleNamespace(experiment=e, init=blank, check_bytes=blank))
+    return seen
+
+
+def judged(e: Experiment, folder: Path, monkeypatch) -> object:
+    """The evaluations that a run makes beside its held-out loss."""
+    fake = SimpleNamespace(experiment=e, objective=objective_of(e), batch_size=1)
+    made = appraisal.make_appraisal(fake, SimpleNamespace(tokenizer=None), [])
+    return sorted((name, type(one).__name__) for name, one in made.others.items())
+
+
+# By field, or by the section that it is in; `program` for all others.
+PROBES = {
+    **dict.fromkeys(("data.sequence_length", "data.batch_size"), program),
+    **dict.fromkeys(("data.batch_size_per_device", "train.accumulate", "train.seed"), program),
+    **{"data": data, "train": events, "checkpoint": retention, "logging": trackers},
+    **{"init": beginning, "evals": judged},
+}
