@@ -14,6 +14,7 @@ from research.evals.evaluation import Evaluation, Opened, RunData, Totals
 from research.models.model import Model
 from research.objectives.objective import Objective
 from research.parallel.mesh import place_batch
+from research.training.step import eval_step
 from research.tree import Tree
 
 
@@ -90,6 +91,5 @@ class HeldOut(Evaluation):
 def _sums(
     params: Tree, batch: dict[str, jax.Array], *, model: Model, objective: Objective
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """(sum, count) pairs of the loss and the objective's totals, without dropout."""
-    total, count, totals = objective.loss(model, params, {"base": {}}, batch, None)
-    return {"loss": (total, count), **totals}
+    """`eval_step` of parameters that are attached already."""
+    return eval_step(params, {"base": {}}, batch, model=model, objective=objective)

@@ -35,6 +35,7 @@ class SlotCache(KVCache):
     segments_BS: jax.Array
 
     def enter(self, positions_BT: jax.Array, segments_BT: jax.Array) -> Self:
+        """See `KVCache.enter`."""
         slots_BT = self._slots(positions_BT, segments_BT)
         index: Any = self  # each cache is a dataclass with the fields above
         return replace(
@@ -44,6 +45,7 @@ class SlotCache(KVCache):
         )
 
     def key_positions(self) -> jax.Array:
+        """Positions [B, S] of the tokens in the slots."""
         return self.positions_BS
 
     def attend(
@@ -57,6 +59,7 @@ class SlotCache(KVCache):
         prefix: Prefix | None = None,
         **scoring,
     ) -> tuple[jax.Array, Self]:
+        """See `KVCache.attend`."""
         # Written before reading: the tokens of a chunk attend to each other through the cache too.
         slots_BT = self._slots(visibility.q_positions_BT, visibility.q_segments_BT)
         cache = self.write(layer, k_BTKH, v_BTKH, slots_BT)

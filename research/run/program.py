@@ -18,7 +18,7 @@ from research.parallel.axes import check_rules, merge_rules, parts, unsplit
 from research.parallel.mesh import make_mesh
 from research.training import optimizer as optimizers
 from research.training.state import TrainState, abstract_state, device_bytes, new_state, to_stored
-from research.training.step import eval_step, train_step
+from research.training.step import train_step
 from research.tuning.method import check_groups, split_specs
 
 
@@ -141,11 +141,6 @@ class Program:
         )
         # The old state's buffers become the new state's, so a step needs no second copy.
         return jax.jit(step, donate_argnums=0)
-
-    @cached_property
-    def eval_step(self) -> Any:
-        """Jitted (trainable, held, batch) -> (sum, count) pairs."""
-        return jax.jit(partial(eval_step, model=self.model, objective=self.objective))
 
     def whole_dimensions(self) -> list[str]:
         """The dimensions that the mesh does not divide and that are therefore not split, such as

@@ -1,6 +1,7 @@
 """FLOPs that a model needs, against what a step executes and by hand."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from research.training.flops import (
     train_flops_per_token,
     visible_pairs,
 )
+from research.training.step import eval_step
 from tests.configs import experiment
 from tests.fit.counting import SIZES, trace
 
@@ -39,7 +41,8 @@ def test_the_forward_is_what_evaluation_executes_but_for_what_nobody_needs(model
     program, c = plan(e, parse_target("cpu")), e.model
     batch = abstract_batch(program)
     with jax.set_mesh(program.mesh):
-        traced = program.eval_step.trace(program.state.trainable, program.state.held, batch)
+        evaluation = jax.jit(partial(eval_step, model=program.model, objective=program.objective))
+        traced = evaluation.trace(program.state.trainable, program.state.held, batch)
     (B, T), S = batch["inputs"].shape, batch["encoder_inputs"].shape[1] if c.encoder_layers else 0
     hidden = T * T - visible_pairs(T, T, causal=c.kind != "encoder", window=c.window)
     wasted = 4 * B * c.layers * c.heads * c.head_size * hidden
