@@ -7,7 +7,7 @@ from research.interop.huggingface.families import bert, gemma, gpt2, llama, mari
 from research.interop.storage.family import Family
 from research.models.config import ModelConfig, Shape
 
-# A row serves models that no other row serves.
+# The last row that serves a model has it, so one that adds to another's layers stands below it.
 FAMILIES = {
     "gemma": gemma.FAMILY,
     "llama": llama.FAMILY,
@@ -47,7 +47,8 @@ def describe(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
 
 def family_of(c: ModelConfig) -> Family:
     """The family whose names a model has. ValueError where there is none."""
-    family = next((family for family in FAMILIES.values() if family.serves(c)), None)
+    rows = reversed(FAMILIES.values())
+    family = next((family for family in rows if family.serves(c)), None)
     if family is None:
         raise ValueError(
             f"no Hugging Face architecture has {c.position} positions in a {c.kind} "
