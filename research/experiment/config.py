@@ -213,7 +213,7 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
     whole = {"init": "", "mesh": "", "axes": {}, "evals": {}, **values, **sections}
     model = dataclasses.asdict(ModelConfig())
     scaling = {**model["rope_scaling"], **whole["model"]["rope_scaling"]}
-    whole["model"] = reset_unused({**whole["model"], "rope_scaling": scaling}, model)
+    whole["model"] = reset_unused(ModelConfig, {**whole["model"], "rope_scaling": scaling})
 
     plain = {**flat_defaults(), **values.get("objective", {})}
     own = {f.name for f in dataclasses.fields(objective_class(plain["name"]).config)}

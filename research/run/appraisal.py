@@ -1,7 +1,7 @@
 """Evaluations and samples of a run, during training and at its end."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import jax
 
@@ -29,6 +29,7 @@ class TrainedModel:
     params: Tree
     tokenizer: Tokenizer
     window: int
+    held: Mapping[str, Tree] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Appraisal:
             state.params,
             self.tokenizer,
             self.program.experiment.data.sequence_length,
+            state.held_params,
         )
         heldout = replace(self.heldout, batches=limit)
         values = heldout.values(heldout.run(opened))

@@ -38,7 +38,7 @@ def log_step(
     program = session.program
     values = {name: value.item() for name, value in jax.device_get(metrics).items()}
     # Without label smoothing and the like they are equal, and one is enough.
-    if math.isclose(values["nll"], values["loss"], rel_tol=1e-5):
+    if math.isclose(values.get("nll", math.inf), values["loss"], rel_tol=1e-5):
         del values["nll"]
     values["learning_rate"] = float(program.schedule(step - 1))
     stats = (device.memory_stats() or {} for device in jax.local_devices())

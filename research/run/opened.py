@@ -1,6 +1,7 @@
 """`open_model`: the model of a run, or of a checkpoint of any format, opened for use."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -27,6 +28,7 @@ class Opened:
     stop_ids       tokens that end a text that the model generates
     source         the workdir or checkpoint, for error messages
     experiment, step   those of a run; None for a checkpoint
+    held           frozen models beside it; there are none once a run has ended
     """
 
     model: Model
@@ -38,6 +40,7 @@ class Opened:
     source: str
     experiment: Experiment | None = None
     step: int | None = None
+    held: Mapping[str, Tree] = field(default_factory=dict)
 
 
 def open_model(

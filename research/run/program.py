@@ -19,6 +19,7 @@ from research.parallel.mesh import make_mesh
 from research.training import optimizer as optimizers
 from research.training.state import TrainState, abstract_state, device_bytes, new_state, to_stored
 from research.training.step import train_step
+from research.tuning.held import held_trees
 from research.tuning.method import check_groups, split_specs
 
 
@@ -43,9 +44,23 @@ class Program:
 
     @property
     def held_specs(self) -> dict[str, tree.Tree]:
-        """Specs of the parameters that are not trained, in named trees; "base" is {} where all are
-        trained."""
-        return {"base": self._split_specs[1]}
+        """Specs of the parameters that are not trained, in named trees: "base", {} where all are
+        trained, and those of `Objective.holds`."""
+        trainable, base = self._split_specs
+        return {"base": base, **held_trees(self.objective.holds, trainable)}
+
+    @property
+    def abstract_held(self) -> dict[str, tree.Tree]:
+        """Shapes and shardings of the trees of `held_specs`: the base in the type that the model
+        computes in, the others in that of the parameters that they were copied from."""
+        precision = self.experiment.precision
+        types = {"base": precision.compute_dtype}
+        return {
+            name: spec.abstract(
+                specs, types.get(name, precision.param_dtype), self.mesh, self.rules
+            )
+            for name, specs in self.held_specs.items()
+        }
 
     @cached_property
     def _split_specs(self) -> tuple[tree.Tree, tree.Tree]:
@@ -104,12 +119,7 @@ class Program:
     @cached_property
     def state(self) -> TrainState:
         """Shapes and shardings of the whole state."""
-        dtype = self.experiment.precision.compute_dtype
-        held = {
-            name: spec.abstract(specs, dtype, self.mesh, self.rules)
-            for name, specs in self.held_specs.items()
-        }
-        return replace(self.baseless_state, held=held)
+        return replace(self.baseless_state, held=self.abstract_held)
 
     def to_stored(self, state: TrainState) -> dict[str, tree.Tree]:
         """The parts of a state that a checkpoint stores, arrays or shapes."""

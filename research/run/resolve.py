@@ -57,4 +57,4 @@ def _resolve_model(values: dict[str, Any], init: str) -> dict[str, Any]:
         if one is not None
     }
     named |= {name.partition(".")[0] for name in named}
-    return reset_unused(base, dataclasses.asdict(ModelConfig()), named)
+    return reset_unused(ModelConfig, base, named)

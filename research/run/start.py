@@ -6,6 +6,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+
 from research import tree
 from research.data.corpus import Corpus, open_corpus
 from research.experiment.config import Experiment
@@ -16,6 +19,7 @@ from research.models.config import Body, ModelConfig
 from research.objectives.choose import objective_class
 from research.run.program import Program
 from research.training.state import TrainState, from_stored
+from research.tuning.held import held_trees
 from research.tuning.lora_init import start
 from research.tuning.method import (
     FRESH,
@@ -76,6 +80,7 @@ def first_state(program: Program) -> tuple[TrainState, list[str]]:
         if checkpoint is not None:
             state, lines = with_parameters(program, state, checkpoint)
         state = with_base(program, state, checkpoint)
+        state = with_held(program, state)
     program.check_bytes(state)
     return state, lines
 
@@ -123,6 +128,13 @@ def with_base(program: Program, state: TrainState, checkpoint: Checkpoint | None
     return replace(state, trainable=trainable, held={"base": base})
 
 
+def with_held(program: Program, state: TrainState) -> TrainState:
+    """A fresh state that has its base, with the further frozen trees that the objective holds."""
+    others = held_trees(program.objective.holds, state.trainable)
+    # Copied, because the train step gives away the buffers of a state, and each only once.
+    return replace(state, held={**state.held, **jax.tree.map(jnp.copy, others)})
+
+
 def resumed_state(program: Program, stored: dict[str, tree.Tree]) -> TrainState:
     """The state of a checkpoint, with its base read again from `config.init` where it is not in the
     checkpoint."""
@@ -132,7 +144,8 @@ def resumed_state(program: Program, stored: dict[str, tree.Tree]) -> TrainState:
         return state
     source = program.experiment.init
     with open_checkpoint(source) if source else nullcontext() as checkpoint:
-        return replace(state, held={"base": _read_base(program, checkpoint, base_specs)})
+        base = _read_base(program, checkpoint, base_specs)
+        return replace(state, held={**state.held, "base": base})
 
 
 def _read_base(

@@ -26,8 +26,7 @@ class TrainState:
     step       updates so far, int32 []
     trainable  parameters with gradients and optimizer state
     held       named trees of parameters without: "base" is what `trainable` is attached to ({}
-               where everything is trained); objectives that compare models have more, such as
-               "reference"
+               where everything is trained), and so are the others, those of `Objective.holds`
     optimizer  the optimizer's state
     key        the run's random key, as `jax.random.key_data`
     """
@@ -43,6 +42,12 @@ class TrainState:
         """What the model computes with: `trainable` attached to the base."""
         return attach(self.held["base"], self.trainable)
 
+    @property
+    def held_params(self) -> dict[str, tree.Tree]:
+        """What the model computes with by each held tree but the base, such as "reference"."""
+        base = self.held["base"]
+        return {name: attach(base, one) for name, one in self.held.items() if name != "base"}
+
 
 def new_state(
     trainable: tree.Tree,
@@ -57,20 +62,23 @@ def new_state(
 
 def to_stored(state: TrainState, with_base: bool) -> dict[str, tree.Tree]:
     """The parts of a state that a checkpoint stores, arrays or shapes. The base is named "frozen"
-    in checkpoints; without `with_base` it is {}, to be read again from its source."""
-    return {
+    in checkpoints; without `with_base` it is {}, to be read again from its source. Other trees that
+    are held are of the run's own making, and always stored."""
+    stored = {
         "step": state.step,
         "trainable": state.trainable,
         "frozen": state.held["base"] if with_base else {},
         "optimizer": state.optimizer,
         "key": state.key,
     }
+    others = {name: one for name, one in state.held.items() if name != "base"}
+    return {**stored, "held": others} if others else stored
 
 
 def from_stored(stored: dict[str, tree.Tree]) -> TrainState:
     """The inverse of `to_stored`; the base is {} where the checkpoint lacks it."""
-    rest = {name: value for name, value in stored.items() if name != "frozen"}
-    return TrainState(held={"base": stored["frozen"]}, **rest)
+    rest = {name: value for name, value in stored.items() if name not in ("frozen", "held")}
+    return TrainState(held={"base": stored["frozen"], **stored.get("held", {})}, **rest)
 
 
 def abstract_state(make: Callable[[], TrainState], mesh: Mesh) -> TrainState:
