@@ -83,6 +83,7 @@ def main(arguments: list[str]) -> int:
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.data.chat import end_of_turn
     from research.infer.decode import generate, stream
+    from research.infer.decode_layout import move
     from research.run.opened import keep_compiled_programs, open_model
 
     config = _sampling()
@@ -102,7 +103,8 @@ def main(arguments: list[str]) -> int:
     ends = (end_of_turn(opened.tokenizer),) if CHAT.value else ()
     stop_ids = tuple(n for n in (*opened.stop_ids, *ends) if n is not None)
     config = replace(config, bos=opened.begins_texts, stop_ids=stop_ids)
-    inputs = opened.model, opened.params, opened.tokenizer, prompts, config
+    params = move(opened.model, opened.params)  # nothing below reads them in the other layout
+    inputs = opened.model, params, opened.tokenizer, prompts, config
     if JSON.value:
         pairs = zip(CHAT.value or texts, generate(*inputs))
         print(json.dumps({"samples": [_sample(*pair) for pair in pairs]}))

@@ -103,6 +103,7 @@ def begin(
 
     `prepared` are `params` in the layout that `advance` takes (`decode_layout.prepare`). Prompts
     are read with `params`: many tokens gain nothing from that layout, and a scan compiles faster.
+    Both are the same tree where the weights are on the device once (`decode_layout.move`).
     """
     rows = row_count(len(start.prompts), model)
     lengths_B = pad_numbers([len(ids) for ids in start.prompts], rows)
@@ -137,7 +138,7 @@ def begin(
         state, last_B1D = _feed(
             params, state, last_B1D, tokens_BC, np.int32(first), lengths_B, model=model
         )
-    if isinstance(prepared["layers"], tuple):
+    if isinstance(state.cache, StackedCache) and isinstance(prepared["layers"], tuple):
         state = replace(state, cache=_layered(state.cache))
     return _first(prepared, state, last_B1D, stop_ids, model=model, sampling=sampling)
 
@@ -205,6 +206,8 @@ def empty(
 ) -> DecodeState:
     """The state before the prompts are read; runs the encoder of an encoder-decoder."""
     cache = model.make_cache(lengths_B.shape[0], length, chunk)
+    if isinstance(params["layers"], tuple):  # apart from the first: to take it apart is to copy it
+        cache = cache.layered()
     memory = None
     if source_BS is not None:
         batch = _batch(source_BS, 0, source_lengths_B, model.rules)
