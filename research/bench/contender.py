@@ -13,7 +13,9 @@ from research.bench.turns import serve
 
 def main() -> None:
     """Prepares the work that the argument names and does it when asked."""
+    # A folder comes last, since its path may have colons of its own.
     kind, dtype, name, *folder = sys.argv[1].split(":", 3)
+    # The same peer under torch.compile is a contender of its own.
     peer, compiled = name.removesuffix("_compiled"), name.endswith("_compiled")
     if kind == "product":
         serve(jax_product(dtype) if name == "jax" else torch_product(dtype))
@@ -73,22 +75,25 @@ def graft_step(shape: str, dtype: str) -> Callable[[], None]:
     optimizer, _ = make(
         OptimizerConfig(clip_norm=None), jax.tree.map(lambda s: s.axes, specs), 1000
     )
+    # Donating the state is what training does too: without it the step holds it twice.
     step = jax.jit(
         partial(train_step, model=model, objective=CausalLM(), optimizer=optimizer),
         donate_argnums=0,
     )
     with jax.set_mesh(mesh):
+        # One batch for all steps: its loading is not what is measured.
         batch = jax.device_put(batch_of(tokens()))
         params = initialize(jax.random.key(0), specs, "float32", mesh, model.rules)
         state = jax.jit(lambda: new_state(params, {"base": {}}, optimizer, 0))()
 
-    def run() -> None:
+    def _run() -> None:
         nonlocal state
         with jax.set_mesh(mesh):
+            # JAX returns before the work is done, so the clock must wait for it.
             state, _ = jax.block_until_ready(step(state, batch))
 
-    run()
-    return run
+    _run()
+    return _run
 
 
 def jax_product(dtype: str) -> Callable[[], None]:
@@ -97,6 +102,7 @@ def jax_product(dtype: str) -> Callable[[], None]:
     import jax
     import jax.numpy as jnp
 
+    # The values do not matter for the time, as long as they are normal numbers.
     x = jnp.ones((PRODUCT_SIDE, PRODUCT_SIDE), dtype)
     product = jax.jit(lambda x, y: jnp.matmul(x, y, preferred_element_type=jnp.float32))
     return lambda: jax.block_until_ready(product(x, x))

@@ -47,6 +47,7 @@ def graft_step(method: str, dtype: str) -> Callable[[], None]:
     from research.tuning.lora_specs import LoraConfig
     from research.tuning.method import QuantizeConfig, TuneConfig
 
+    # Sections in the order of the dataclass; everything that is not given has the default of a run.
     experiment = Experiment(
         PRESETS[PRESET],
         TuneConfig("lora"),
@@ -56,23 +57,25 @@ def graft_step(method: str, dtype: str) -> Callable[[], None]:
         Precision(compute=dtype),
         CausalLMConfig(),
         DataConfig(sequence_length=LENGTH, batch_size=BATCH),
+        # Neither side clips or decays, so that both do the same arithmetic.
         OptimizerConfig(clip_norm=None, weight_decay=0.0),
         TrainConfig(),
         CheckpointConfig(),
         LoggingConfig(),
     )
+    # The very program that `research.train` runs, on one device.
     program = make_program(experiment, CausalLM())
     with jax.set_mesh(program.mesh):
         state, _ = first_state(program)
         batch = place_batch(batch_of(tokens()), program.mesh, program.rules, BATCH)
 
-    def run() -> None:
+    def _run() -> None:
         nonlocal state
         with jax.set_mesh(program.mesh):
             state, _ = jax.block_until_ready(program.train_step(state, batch))
 
-    run()
-    return run
+    _run()
+    return _run
 
 
 def peft_step(method: str, dtype: str) -> Callable[[], None]:
@@ -85,17 +88,20 @@ def peft_step(method: str, dtype: str) -> Callable[[], None]:
         _base(method, getattr(torch, dtype)),
         LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
+    # AdamW over frozen parameters would skip them one by one in every step.
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-4, fused=True)
+    # Its model shifts the labels by itself, so inputs and labels are the same ids.
     ids = torch.from_numpy(tokens()[:, :-1].astype(np.int64))
 
-    def run() -> None:
+    def _run() -> None:
+        # Freed and made anew, as torch does it by default.
         optimizer.zero_grad(set_to_none=True)
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
 
-    run()
-    return run
+    _run()
+    return _run
 
 
 def _base(method: str, dtype: Any) -> Any:
@@ -110,6 +116,7 @@ def _base(method: str, dtype: Any) -> Any:
 
     c = PRESETS[PRESET]
     torch.manual_seed(0)
+    # The shape of our preset, so that both sides do the same products.
     config = LlamaConfig(
         vocab_size=c.vocab_size,
         hidden_size=c.d_model,
