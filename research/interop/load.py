@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -92,6 +93,18 @@ def load(
         params = attach_layers(params, adapters)
         # The tokenizer is read here, while the checkpoint is open.
         return Loaded(checkpoint.config, params, checkpoint.tokenizer, model, devices, checkpoint)
+
+
+def read_generation(source: str | Path) -> dict[str, Any]:
+    """What a checkpoint says about generating, as a generation_config.json: its own, with the end
+    ids that config.json or a GGUF file names. The weights are not read. {} where it says
+    nothing."""
+    path = Path(source).expanduser()
+    if runs.is_run(path):
+        return runs.run_generation(path)
+    with open_checkpoint(source, verify=False) as checkpoint:
+        ends = checkpoint.special.get("eos_token_id")
+        return {**checkpoint.generation, **({} if ends is None else {"eos_token_id": ends})}
 
 
 def open_adapter(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tree]:
