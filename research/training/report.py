@@ -1,5 +1,5 @@
-"""`report.html`: a page about a run, made from the files of its directory; it needs no network and
-no scripts."""
+"""`report.html`: a page about a run, made from the files of its directory. It has no scripts and opens
+without a network."""
 
 import os
 import shlex
@@ -15,17 +15,16 @@ from research.training.report_charts import charts
 from research.training.report_facts import headline, predicted_and_measured, warning
 from research.training.samples import read_samples
 
-# The entry of config.json that names the checkpoint, or the directory of the run, this one starts
-# from.
+# The field of config.json that names the checkpoint or run that this one starts from.
 PARENT = "init"
 SAMPLES_OPEN = 3  # samples shown unfolded, the last ones
 
 
 def write_report(workdir: str | os.PathLike) -> Path:
-    """Write `report.html` from what the run directory holds so far, and return its path.
+    """Writes `report.html` from the files that the run directory has so far, and returns its path.
 
-    Files that are missing leave out their section; a directory without `metrics.jsonl` is a
-    ValueError.
+    A section whose file is missing is left out. ValueError for a directory without rows in
+    `metrics.jsonl`.
     """
     folder = Path(workdir)
     rows = read_rows(folder / "metrics.jsonl")
@@ -69,17 +68,19 @@ def _samples(path: Path) -> str:
 
 
 def _changes(folder: Path, config: Mapping[str, Any]) -> str:
-    """A table of differing fields, or a line that says why there is none; "" for a run without a
-    parent."""
+    """A table of the config fields that differ from the parent's, or a line that says why there is
+    none; "" for a run without a parent."""
     flat = _fields(config)
     parent = flat.get(PARENT)
     if not parent or not isinstance(parent, str):
         return ""
+    # `init` is relative to the folder where the run was started, which may not be this one. A
+    # parent is often a sibling of the run.
     places = [Path(parent), folder.parent / parent]
-    found = next((place for place in places if (place / "config.json").is_file()), None)
-    if found is None:
+    parent_folder = next((place for place in places if (place / "config.json").is_file()), None)
+    if parent_folder is None:
         return f"<p>Started from <code>{escape(parent)}</code>, which has no config.json here.</p>"
-    before = read_json(found / "config.json")
+    before = read_json(parent_folder / "config.json")
     # Hugging Face's config.json, not a run's.
     if not isinstance(before, dict) or not isinstance(before.get("model"), dict):
         return f"<p>Started from <code>{escape(parent)}</code>, which is no run.</p>"
