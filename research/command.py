@@ -54,6 +54,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 def _guarded(main: Callable[[list[str]], int | None]) -> int:
     try:
         return main(_parse(sys.argv)) or DONE
+    # Order matters: `Stop` names its own code; ValueError is how all checks of settings and data
+    # refuse, in words that need no traceback.
     except Stop as stop:
         return _say(stop.code, str(stop))
     except ValueError as error:

@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
             f"unexpected argument {arguments[0]!r}; "
             "flags are --config, --workdir and --config.FIELD=VALUE"
         )
+    # Settings first: a mistake in a flag should not wait for the other processes of a job.
     config = command.read_config(CONFIG)
     if not WORKDIR.value:
         raise ValueError("give --workdir=FOLDER, such as --workdir=runs/quickstart")

@@ -164,6 +164,7 @@ def _refuse_misfits(name: str, kind: str, labels: int) -> None:
             f"objective {name} is for a model of kind {objective.model_kind!r}, "
             f"this one is {kind!r}"
         )
+    # One class is no choice; several classes are only for a classifier.
     if (labels > 1) != objective.classifies or labels == 1:
         raise ValueError(
             f"model.labels={labels} under objective {name}: set config.model.labels to the "
@@ -233,9 +234,11 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
             sections[name] = {**dataclasses.asdict(kind()), **values.get(name, {})}
     whole = {"init": "", "mesh": "", "axes": {}, "evals": {}, **values, **sections}
     model = dataclasses.asdict(ModelConfig())
+    # A section inside a section, which the merge above has taken whole.
     scaling = {**model["rope_scaling"], **whole["model"]["rope_scaling"]}
     whole["model"] = reset_unused(ModelConfig, {**whole["model"], "rope_scaling": scaling})
 
+    # The section "objective" has the settings of all objectives; only those of its own are in use.
     plain = {**flat_defaults(), **values.get("objective", {})}
     used = {f.name for f in dataclasses.fields(objective_class(plain["name"]).config)}
     unused = {name: value for name, value in flat_defaults().items() if name not in used}
@@ -246,8 +249,9 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refused_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines such as "data.batch_size: 16 -> 32" for fields that differ between two `config.json` and
-    must not change on resume, see `RESUME`. A field that one of them lacks is at its default.
+    """Lines such as "data.batch_size: 16 -> 32" for the fields that differ between two configs,
+    values of `config.json`, and must not change on resume (`RESUME`). An absent field is at its
+    default.
     """
     before, after = (flatten(json.loads(json.dumps(complete(one)))) for one in (old, new))
     return [

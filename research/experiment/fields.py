@@ -120,7 +120,7 @@ def may_change(kind: type, path: str) -> bool:
     section that it is in, has the metadata {"resume": True}."""
     name, _, rest = path.partition(".")
     known = {field.name: field for field in dataclasses.fields(kind)}
-    if name not in known:
+    if name not in known:  # one that no longer exists has no metadata
         return False
     if known[name].metadata.get("resume"):
         return True

@@ -15,9 +15,11 @@ def announce(session: Session, log: RunLog) -> None:
     """Writes what is about to run: parameters, devices, batch, data and first step. Then the lines
     of `session.notes`, and one for each dimension that the mesh does not divide."""
     program, data = session.program, session.experiment.data
+    # Axes of size 1 exist in every mesh and split nothing.
     split = (f"{name}:{size}" for name, size in program.mesh.shape.items() if size > 1)
     devices = ", ".join(split) or "one device"
     trained = f"{tree.count(program.trainable_specs):,} parameters"
+    # Adapters: the number that is trained, and the model that it changes.
     if program.held_specs["base"]:
         trained += f" trained beside {tree.count(program.model.specs()):,}"
     begin = "resuming at" if session.start_step else "from"

@@ -136,6 +136,7 @@ def _between_steps(
     """Evaluation, sample and checkpoint, each if due after this step; returns the values of the
     evaluation or {}."""
     e, values = session.experiment, {}
+    # Saved last, so that a process killed in between repeats the evaluation and does not lose it.
     if _due(step, e.train.eval_every):
         with log.pause("evaluating"):
             values = session.appraisal(state, e.train.eval_batches)

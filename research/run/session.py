@@ -125,6 +125,8 @@ def _record(
     experiment: Experiment, workdir: Path, corpus: Corpus, program: Program, start_step: int
 ) -> None:
     """Writes tokenizer, config.json and provenance.json of the run."""
+    # A later start reads the tokenizer from here, so a changed or missing source does not change
+    # it.
     corpus.tokenizer.save(workdir / "tokenizer")
     write_json(workdir / "config.json", experiment.to_json())
     facts: dict[str, Any] = {

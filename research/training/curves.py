@@ -77,6 +77,7 @@ def padded(values: Sequence[float], log: bool, share: float) -> tuple[float, flo
             return low / 2, high * 2
         return low - (abs(low) / 2 or 1.0), high + (abs(high) / 2 or 1.0)
     if log:
+        # On a logarithmic axis a share of the range is a factor.
         factor = (high / low) ** share
         return low / factor, high * factor
     return low - share * (high - low), high + share * (high - low)

@@ -134,6 +134,7 @@ def _weights(c: ModelConfig, trainable: tree.Tree, texts: Texts) -> dict[str, fl
     """Forward FLOPs of the products with weights, by path: the model's, and the adapters' that are
     trained beside them."""
     base = tree.paths(Model(c).specs())
+    # Adapters lie beside the weights they change, so their products come in addition.
     added = {
         path: spec
         for path, spec in tree.paths(trainable).items()

@@ -156,6 +156,7 @@ class RunLog:
             yield
         finally:
             self._pauses -= 1
+            # Only the outermost pause counts: saving inside an evaluation is one stretch of time.
             if not self._pauses:
                 self._paused += self._clock() - start
             if self.enabled:

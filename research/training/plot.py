@@ -122,6 +122,7 @@ def curve_svg(
 
 def _axes(frame: Frame) -> list[str]:
     elements = []
+    # Positions are numbers and tick texts come from numbers, so nothing here needs escaping.
     for tick in (log_ticks if frame.log_y else linear_ticks)(*frame.y_range):
         y = frame.y(tick)
         elements.append(

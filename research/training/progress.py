@@ -44,6 +44,7 @@ def row_fields(row: dict[str, Any]) -> list[str]:
     """The values of a training row that are displayed, the most important first."""
     fields = []
     if "loss" in row:
+        # Rows are as in metrics.jsonl, which has null for what JSON lacks.
         fields.append("loss nan" if row["loss"] is None else f"loss {row['loss']:.4f}")
     if row.get("tokens_per_second") is not None:
         fields.append(f"{short_number(row['tokens_per_second'])} tok/s")

@@ -1,5 +1,5 @@
-"""`provenance.json`: code, data, machine and command of a run, so that its numbers can be made again.
-No secret is written."""
+"""`provenance.json`: code, data, machine and command of a run, so that its numbers can be made
+again. No secret is written."""
 
 import importlib.metadata
 import os

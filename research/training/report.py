@@ -1,5 +1,5 @@
-"""`report.html`: a page about a run, made from the files of its directory. It has no scripts and opens
-without a network."""
+"""`report.html`: a page about a run, made from the files of its directory. It has no scripts and
+opens without a network."""
 
 import os
 import shlex
@@ -32,6 +32,8 @@ def write_report(workdir: str | os.PathLike) -> Path:
         raise ValueError(
             f"{folder} has no metrics.jsonl with rows; pass the --workdir of a training run"
         )
+    # Only the metrics are required: a report of a run that crashed, or of an older version, is
+    # worth having.
     config = _read(folder / "config.json")
     provenance = _read(folder / "provenance.json")
     tiles = f'<div class="tiles">{"".join(headline(rows, config, provenance))}</div>'
@@ -57,6 +59,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _samples(path: Path) -> str:
+    # The newest first, since it says how good the model is now.
     cards = [sample_card(*sample) for sample in reversed(read_samples(path))]
     older = cards[SAMPLES_OPEN:]
     fold = (

@@ -96,6 +96,7 @@ def _bits_tile(rows: Sequence[Row]) -> Iterable[str]:
         return
     bits, gzip = measured[-1]["eval/bits_per_byte"], measured[-1].get("eval/gzip_bits_per_byte")
     if gzip:
+        # gzip is the bar: a model above it has learned less than repetition.
         side, mood = ("below", "good") if bits < gzip else ("above", "bad")
         yield tile(
             "bits per byte",

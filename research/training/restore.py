@@ -148,6 +148,7 @@ def _read_record(file: epath.Path, step: int) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         _reraise_passing(error)
         raise _Damaged(f"its record cannot be read: {_line(error)}") from error
+    # The step is part of the digest, so a directory that was renamed to another step is found too.
     if signature != _digest(record) or record["step"] != step:
         raise _Damaged("its record was changed")
     return record

@@ -38,6 +38,7 @@ def read_samples(path: Path) -> list[Sample]:
     if not path.exists():
         return []
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        # Not splitlines, which would also split at characters such as U+2028 inside a text.
         lines = file.read().split("\n")
     samples: list[tuple[int, str, list[str]]] = []
     for line in lines:

@@ -34,8 +34,8 @@ def open_tensorboard(folder: Path, start_step: int) -> Tracker:
 
 
 def open_wandb(workdir: Path, config: Mapping[str, Any] | None) -> Tracker:
-    """A tracker that logs to a W&B run named after the folder; a resumed run goes on in the same one.
-    ValueError if the package is missing."""
+    """A tracker that logs to a W&B run named after the folder; a resumed run goes on in the same
+    W&B run. ValueError if the package is missing."""
     try:
         import wandb
     except ImportError:
@@ -44,6 +44,7 @@ def open_wandb(workdir: Path, config: Mapping[str, Any] | None) -> Tracker:
         ) from None
     identity = workdir / "wandb" / "run_id"
     if not identity.exists():
+        # The identity is kept in the run directory, since W&B would give a resumed run a new one.
         identity.parent.mkdir(exist_ok=True)
         write_text(identity, secrets.token_hex(8))
     run = wandb.init(
