@@ -1,4 +1,5 @@
-"""The workdir of a run as a checkpoint, and the adapters that a run has trained for another one."""
+"""The workdir of a run opened as a checkpoint, and the adapters that a run trained, on their
+own."""
 
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,16 @@ from research.weights.rules import is_leaf, merge
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path is the workdir of a run."""
+    """True for the workdir of a run of research.train."""
     return (path / "checkpoints").is_dir() and (path / "config.json").is_file()
 
 
 def run_as_checkpoint(workdir: Path, open_parent: OpenCheckpoint) -> Checkpoint:
-    """A run's newest good checkpoint, in memory; one of adapters with these merged into the
-    parent's weights, dense.
+    """A run's newest good checkpoint, its parameters in memory; adapters are merged into the dense
+    weights of the base, which `open_parent` opens.
 
-    ValueError for what is no run, for adapters that are no change of a weight, and for a trial on
-    random parameters, which is nobody's model.
+    ValueError for a folder that is no run, for adapters that cannot be merged into a weight (such
+    as prompt tuning), and for adapters trained on a random base, for which no base is kept.
     """
     experiment = read_experiment(workdir)
     config, (trainable, base) = experiment.model, specs_of(experiment)
@@ -50,6 +51,7 @@ def run_as_checkpoint(workdir: Path, open_parent: OpenCheckpoint) -> Checkpoint:
     params = restore_run(workdir, open_parent).params
     if base:
         params = merge(params, experiment.precision.param_dtype)
+    # On the host, where writers take them slice by slice.
     arrays = {path: np.asarray(_dense(leaf)) for path, leaf in tree.paths(params, is_leaf).items()}
     parameters = {
         path: Parameter(
@@ -66,10 +68,10 @@ def run_as_checkpoint(workdir: Path, open_parent: OpenCheckpoint) -> Checkpoint:
 
 
 def run_adapters(workdir: Path, config: ModelConfig) -> tuple[tree.Tree, str]:
-    """The adapters that a run has trained, as numpy arrays, and the checkpoint that they are for.
+    """(adapters as numpy arrays, spelling of the checkpoint they belong to) of a run.
 
-    ValueError for a run of all parameters, one whose start changed the base, and a model of another
-    shape than `config`.
+    ValueError for a run that trained all parameters, for one whose adapters changed the base when
+    they were initialised, and where `config` is a model of another shape than the run's.
     """
     experiment = read_experiment(workdir)
     trained_all = not specs_of(experiment)[1]
@@ -79,6 +81,7 @@ def run_adapters(workdir: Path, config: ModelConfig) -> tuple[tree.Tree, str]:
             f"{workdir} {'trained all parameters' if trained_all else what}, "
             "so its adapters alone are nothing; open it as a checkpoint of its own"
         )
+    # Adapters fit a base by its shapes; whether it is the same model nobody can tell from here.
     mine, theirs = (tree.paths(Model(c).specs()) for c in (experiment.model, config))
     for path in sorted(mine.keys() | theirs.keys()):
         sizes = [getattr(specs.get(path), "shape", "nothing") for specs in (mine, theirs)]

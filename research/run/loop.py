@@ -10,11 +10,10 @@ from research import command
 from research.devices.table import peak_flops
 from research.experiment.config import Experiment
 from research.objectives.choose import make_objective
-from research.parallel.mesh import place_batch
 from research.run.feed import Feed
 from research.run.lines import announce, log_sample, log_step
 from research.run.opened import keep_compiled_programs
-from research.run.program import Program, make_program
+from research.run.program import Program, make_program, take_step
 from research.run.session import Session, prepare
 from research.run.start import open_data
 from research.run.step_trace import StepTrace
@@ -109,14 +108,13 @@ def loop(
     feed.begin(step, session.feed_state)
     with feed:
         while step < e.train.steps and not _stop_now(request, step):
-            batch = place_batch(next(feed)[1], program.mesh, program.rules, program.batch_size)
             trace.before(step)
             # The first call compiles. Waiting for it keeps that time out of the reported speed.
             if step == session.start_step:
                 with log.pause("compiling", steps=1):
-                    state, metrics = jax.block_until_ready(program.train_step(state, batch))
+                    state, metrics = jax.block_until_ready(take_step(program, state, feed))
             else:
-                state, metrics = program.train_step(state, batch)
+                state, metrics = take_step(program, state, feed)
             step += 1
             trace.after(step, state, log)
             # The first step is logged whatever the interval, so that a run shows a sign of life

@@ -17,7 +17,8 @@ from research.models import spec
 from research.models.model import Model
 from research.objectives.choose import Objective
 from research.parallel.axes import check_rules, merge_rules, parts, unsplit
-from research.parallel.mesh import make_mesh
+from research.parallel.mesh import make_mesh, place_batch
+from research.run.feed import Feed
 from research.training import optimizer as optimizers
 from research.training.state import TrainState, abstract_state, device_bytes, new_state, to_stored
 from research.training.step import train_step
@@ -206,6 +207,14 @@ def make_program(
             "set config.data.sequence_length"
         )
     return program
+
+
+def take_step(
+    program: Program, state: TrainState, feed: Feed
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """(state, metrics) after one step on the feed's next batch; the state is donated."""
+    batch = place_batch(next(feed)[1], program.mesh, program.rules, program.batch_size)
+    return program.train_step(state, batch)
 
 
 def _places(abstract: tree.Tree) -> tree.Tree:

@@ -1,4 +1,4 @@
-"""A feed that repeats one batch, for benchmarks and for overfitting tests."""
+"""A feed that repeats one batch, for benchmarks (`research.bench.contender.step_of`)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
