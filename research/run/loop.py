@@ -68,20 +68,7 @@ def train(
         Checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints,
     ):
         session, feed = prepare(experiment, workdir, corpus, program, checkpoints, allow_changed)
-        log = RunLog(
-            workdir,
-            experiment.train.steps,
-            start_step=session.start_step,
-            flops_per_token=train_flops_per_token(
-                experiment.model, experiment.data.sequence_length
-            ),
-            peak_flops=_peak_flops(program),
-            wandb=experiment.logging.wandb,
-            config=experiment.to_json(),
-            # One process writes the files of the run; the others would write the same lines.
-            enabled=jax.process_index() == 0,
-            live=live,
-        )
+        log = _open_log(session, live)
         # Several processes leave signals to jax.distributed, see `_stop_now`.
         with log, command.StopRequest(jax.process_count() > 1) as request:
             announce(session, log)
@@ -92,6 +79,22 @@ def train(
     # A preempted run exits with a code that asks the launcher to start it again.
     exit_code = command.DONE if request.received is None else request.exit_code
     return Result(step, metrics, exit_code)
+
+
+def _open_log(session: Session, live: bool | None) -> RunLog:
+    e = session.experiment
+    return RunLog(
+        session.workdir,
+        e.train.steps,
+        start_step=session.start_step,
+        flops_per_token=train_flops_per_token(e.model, e.data.sequence_length),
+        peak_flops=_peak_flops(session.program),
+        wandb=e.logging.wandb,
+        config=e.to_json(),
+        # One process writes the files of the run; the others would write the same lines.
+        enabled=jax.process_index() == 0,
+        live=live,
+    )
 
 
 def loop(
