@@ -81,11 +81,7 @@ def prepare(
     if record.exists():
         _refuse_another_run(read_json(record), experiment.to_json(), allow_changed)
     start_step, state, meta, notes = _restore_or_begin(program, checkpoints)
-    fingerprints = {
-        "tokenizer": corpus.tokenizer.fingerprint,
-        "data": corpus.provenance["fingerprint"],
-        **_base_fingerprint(state),
-    }
+    fingerprints = _fingerprints(corpus, state)
     # Compared before anything is written, so a refusal leaves the run as it is.
     if meta and not allow_changed:
         _refuse_other_inputs(workdir, meta, fingerprints)
@@ -140,13 +136,17 @@ def _record(
     write_provenance(workdir, describe_run(**facts), start_step)
 
 
-def _base_fingerprint(state: TrainState) -> dict[str, str]:
-    """{"base": digest of the base's bits}, {} where everything is trained."""
+def _fingerprints(corpus: Corpus, state: TrainState) -> dict[str, str]:
+    """Digests of "tokenizer", "data" and, unless everything is trained, the bits of the "base"."""
     # The base is not in every checkpoint, so a changed source would go unnoticed without this.
     base = state.held["base"]
     prints = fingerprint(base) if base else {}
     lines = (f"{path} {bits}" for path, bits in prints.items())
-    return {"base": digest(*lines, "")} if prints else {}
+    return {
+        "tokenizer": corpus.tokenizer.fingerprint,
+        "data": corpus.provenance["fingerprint"],
+        **({"base": digest(*lines, "")} if prints else {}),
+    }
 
 
 def _refuse_another_run(old: dict[str, Any], new: dict[str, Any], allow_changed: bool) -> None:
