@@ -102,11 +102,8 @@ def curve_svg(
         if math.isfinite(y) and (y > SMALLEST or not log_y)
     }
     # Marks are part of the picture, so the axis covers them.
-    heights = (
-        [y for _, ys in kept.values() for y in ys]
-        + list(marks.values())
-        + [0.0] * (from_zero and not log_y)
-    )
+    heights = [y for _, ys in kept.values() for y in ys] + list(marks.values())
+    heights += [0.0] * (from_zero and not log_y)
     x_range = x_range or padded([x for xs, _ in kept.values() for x in xs], log_x, 0.0)
     frame = Frame(width, height, x_range, padded(heights, log_y, 0.05), log_x, log_y)
     # By the order of all lines, so that a line keeps its colour when another one has no values.
