@@ -7,7 +7,8 @@ from research.interop.huggingface.families import bert, gemma, gpt2, llama, mari
 from research.interop.storage.family import Family
 from research.models.config import ModelConfig, Shape
 
-# `serves` of the rows exclude each other (Gemma's asks LLaMA's), so the order does not matter.
+# The last row that serves a model writes it, so a family that adds something to another's layers
+# stands below it. `serves` of the rows here exclude each other (Gemma's asks LLaMA's).
 FAMILIES = {
     "gemma": gemma.FAMILY,
     "llama": llama.FAMILY,
@@ -51,7 +52,8 @@ def describe(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
 
 def family_of(c: ModelConfig) -> Family:
     """The family that writes a model. ValueError where no family has its kind of layers."""
-    family = next((family for family in FAMILIES.values() if family.serves(c)), None)
+    rows = reversed(FAMILIES.values())
+    family = next((family for family in rows if family.serves(c)), None)
     if family is None:
         raise ValueError(
             f"no Hugging Face architecture has {c.position} positions in a {c.kind} "
