@@ -3,6 +3,8 @@ product:DTYPE:LIBRARY."""
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -54,43 +56,41 @@ def batch_of(rows: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def graft_step(shape: str, dtype: str) -> Callable[[], None]:
-    """Our train step, as `research.train` jits it."""
-    from functools import partial
+    """Our train step, as `research.train` takes it, with AdamW and without clipping."""
+    from research.models.config import Execution
+    from research.precision import Precision
+    from research.training.optimizer import OptimizerConfig
 
+    sections = {"execution": Execution(unroll=0), "precision": Precision(compute=dtype)}
+    sections["optimizer"] = OptimizerConfig(clip_norm=None)
+    return step_of(SHAPES[shape], tokens(), **sections)
+
+
+def step_of(model: Any, rows: np.ndarray, **sections: Any) -> Callable[[], None]:
+    """A function that takes a train step of a new model on the same texts int32 [B, T + 1] at each
+    call, compiled. `sections` are those of `Experiment` that are not at their defaults."""
     import jax
 
-    from research.models.config import Execution
-    from research.models.model import Model
-    from research.models.spec import initialize
+    from research.data.config import DataConfig
+    from research.experiment.config import Experiment, make_experiment
     from research.objectives.causal_lm import CausalLM
-    from research.parallel.mesh import make_mesh
-    from research.precision import Precision
-    from research.training.optimizer import OptimizerConfig, make
-    from research.training.state import new_state
-    from research.training.step import train_step
+    from research.run.program import make_program, take_step
+    from research.run.repeated_feed import RepeatedFeed
+    from research.run.start import first_state
 
-    mesh = make_mesh("")
-    model = Model(SHAPES[shape], Precision(compute=dtype), Execution(unroll=0))
-    specs = model.specs()
-    optimizer, _ = make(
-        OptimizerConfig(clip_norm=None), jax.tree.map(lambda s: s.axes, specs), 1000
-    )
-    # Donating the state is what training does too: without it the step holds it twice.
-    step = jax.jit(
-        partial(train_step, model=model, objective=CausalLM(), optimizer=optimizer),
-        donate_argnums=0,
-    )
-    with jax.set_mesh(mesh):
-        # One batch for all steps: its loading is not what is measured.
-        batch = jax.device_put(batch_of(tokens()))
-        params = initialize(jax.random.key(0), specs, "float32", mesh, model.rules)
-        state = jax.jit(lambda: new_state(params, {"base": {}}, optimizer, 0))()
+    data = DataConfig(sequence_length=rows.shape[1] - 1, batch_size=len(rows))
+    experiment: Experiment = replace(make_experiment({}), model=model, data=data, **sections)
+    # One batch for all steps: its loading is not what is measured.
+    program, feed = make_program(experiment, CausalLM()), RepeatedFeed(batch_of(rows))
+    feed.begin(0, {})
+    with jax.set_mesh(program.mesh):
+        state, _ = first_state(program)
 
     def _run() -> None:
         nonlocal state
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(program.mesh):
             # JAX returns before the work is done, so the clock must wait for it.
-            state, _ = jax.block_until_ready(step(state, batch))
+            state, _ = jax.block_until_ready(take_step(program, state, feed))
 
     _run()
     return _run

@@ -154,7 +154,7 @@ def _embed(params: tree.Tree, batch: Batch, *, model: Model) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames=("model", "kind"))
-def _run(layer: tree.Tree, x_BTD: jax.Array, batch: Batch, kind: int, *, model: Model) -> jax.Array:
+def _run(layer: tree.Tree, x_BTD: jax.Array, batch: Batch, kind: str, *, model: Model) -> jax.Array:
     return model.layer(layer, x_BTD, batch, kind)
 
 
@@ -163,7 +163,7 @@ def _observe(
     layer: tree.Tree,
     x_BTD: jax.Array,
     batch: Batch,
-    kind: int,
+    kind: str,
     *,
     model: Model,
     paths: tuple[str, ...],

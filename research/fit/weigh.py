@@ -57,17 +57,18 @@ def weigh(experiment: Experiment, target: Target) -> Weights:
     program = Program(e, objective_without_data(e), mesh)
     itemsize, layers = e.precision.compute_dtype.itemsize, c.layers + c.encoder_layers
     trainable = abstract(program.trainable_specs, e.precision.param_dtype, mesh, program.rules)
-    frozen = abstract(program.held_specs["base"], e.precision.compute_dtype, mesh, program.rules)
+    frozen = list(program.abstract_held.values())
     matrices = [
         _matrix(path, leaf, itemsize)
-        for part in (frozen, trainable)
+        for part in (*frozen, trainable)
         for path, leaf in tree.paths(part).items()
     ]
     trained = device_bytes(trainable)
     # Forward and backward gather each weight; what is trained also scatters its gradient.
     gathers = 2 * itemsize
     scatter = e.precision.accumulate_dtype.itemsize
-    received = _received(trainable, mesh, gathers + scatter) + _received(frozen, mesh, gathers)
+    received = _received(trainable, mesh, gathers + scatter)
+    received += sum(_received(part, mesh, gathers) for part in frozen)
     return Weights(
         mesh.shape,
         program.rules["batch"],
@@ -79,7 +80,7 @@ def weigh(experiment: Experiment, target: Target) -> Weights:
         max(matrices, default=0.0) / layers,
         received,
         whole_model=any(leaf.size >= c.d_model**2 for leaf in jax.tree.leaves(trainable)),
-        table=_table(tree.paths(trainable), tree.paths(frozen)),
+        table=_table(tree.paths(trainable), [path for part in frozen for path in tree.paths(part)]),
     )
 
 
