@@ -120,6 +120,7 @@ def block_of(shape: Sequence[int], stacked: int = 0) -> tuple[int, int] | None:
     axis, inner = len(shape) - 1, 1
     while axis > stacked and inner * shape[axis] <= BLOCK:
         inner, axis = inner * shape[axis], axis - 1
+    # A divisor, so that no block crosses into the next row of the axis before.
     entries = max(n for n in range(1, BLOCK // inner + 1) if shape[axis] % n == 0)
     return (axis, entries) if inner * entries >= _LEAST_BLOCK else None
 

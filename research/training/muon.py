@@ -187,6 +187,7 @@ def _whole(x: jax.Array, moves: list[_Move]) -> jax.Array:
     """A device's share of the stack as whole matrices of fewer layers. Zero matrices are appended
     if the layers do not divide evenly; they stay zero and `_split_again` drops them."""
     parts = math.prod(move.size for move in moves if move.to_layers)
+    # all_to_all wants equal parts of the layers on all devices.
     x = jnp.pad(x, [(0, -x.shape[0] % parts)] + [(0, 0)] * (x.ndim - 1))
     for name, size, dimension, to_layers in moves:
         if not to_layers:

@@ -184,6 +184,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArg
 
     def _update(updates, state, params=None, *, grad_norm=None, **unused):
         del params, unused
+        # A norm of 0 gives infinity, of which the minimum is 1.
         factor = jnp.minimum(
             1.0, max_norm / (global_norm(updates) if grad_norm is None else grad_norm)
         )
@@ -202,6 +203,7 @@ def per_layer(
     counts, are shared by the layers of a leaf.
     """
     structure = jax.tree.structure(names)
+    # Statistics over a stack would mix the layers, which are unrelated matrices.
     depths = [stack_axes(name.split()) for name in jax.tree.leaves(names)]
 
     def _init(params):

@@ -38,16 +38,17 @@ def make_schedule(
     """
     if name not in SCHEDULES:
         raise ValueError(f"optimizer.schedule={name!r}; choose one of {', '.join(SCHEDULES)}")
-    # 2000 steps is the warm-up of LLaMA 2 and of most long runs since; a twentieth suits short
-    # ones.
+    # 2000 steps as in LLaMA (arXiv:2302.13971, section 2.3), a twentieth of shorter runs.
     warmup = min(2000, total_steps // 20) if warmup_steps is None else warmup_steps
     if name == "inverse_sqrt":
+        # At least 1: without a warm-up 1 / sqrt(step) would begin at infinity.
         start = max(1, warmup)
         # The joined schedule also asks for steps before the start, whose values it does not use.
         return _after_warmup(
             lambda step: peak * jnp.sqrt(start / jnp.maximum(step + start, 1)), peak, warmup
         )
     if name == "constant":
+        # As a function of the step's shape: schedules are also evaluated on arrays of steps.
         return _after_warmup(
             lambda step: jnp.full(jnp.shape(step), peak, jnp.float32), peak, warmup
         )

@@ -182,6 +182,7 @@ def _started(
         _replicated(w).reshape(-1, *w.shape[len(stack) :]),
         _replicated(adapter.scale).reshape(-1),
     )
+    # `map` and not vmap: one matrix at a time is in memory as float32 with its factors.
     a, b, base = jax.jit(lambda pairs: jax.lax.map(_decompose, pairs))(stacked_matrices)
     adapter = replace(adapter, a=_like(a, adapter.a), b=_like(b, adapter.b))
     return adapter, _like(base, w)

@@ -101,6 +101,7 @@ class TuneConfig:
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"tune.method={self.method!r}; choose one of {', '.join(METHODS)}")
+        # A setting that does nothing is a mistake in a config, so it is refused and not ignored.
         read = ("method", *METHODS[self.method].settings)
         for field in fields(self):
             if field.name not in read and getattr(self, field.name) != field.default:
@@ -219,6 +220,7 @@ def new_frozen(
 ) -> tree.Tree:
     """Random parameters in the place of a checkpoint's for the `frozen` part of a model's specs, to
     try speed and memory without a checkpoint."""
+    # Drawn dense and then quantized, as a checkpoint would be.
     dense = dense_specs(specs, frozen)
     params = initialize(jax.random.key(seed), dense, dtype, mesh, rules)
     return quantize(params, dense, quantize_rules(dense, config), config.group)

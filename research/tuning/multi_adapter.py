@@ -45,6 +45,7 @@ def alike(adapters: Sequence[tree.Tree], rank: int | None = None) -> list[tree.T
                 "merge them"
             )
         _check_sizes(path, present)
+        # A path that an adapter lacks gets an update of zero there.
         blank = replace(present[0], a=jnp.zeros_like(present[0].a), b=jnp.zeros_like(present[0].b))
         for one, result in zip(trees, padded):
             result[path] = pad(one.get(path, blank), rank or highest)
@@ -121,6 +122,7 @@ def _combined(
     def _scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
         return x.astype(jnp.float32) * factor.reshape(*factor.shape, *(1,) * (x.ndim - stack))
 
+    # The result has scale 1, so each adapter's own is part of its factor.
     factors = [weight * one.scale for one, weight in present]
     if method == "linear":
         roots = [jnp.sqrt(jnp.abs(factor)) for factor in factors]

@@ -31,6 +31,7 @@ def pack(codes: jax.Array, bits: int, axis: int = -1) -> jax.Array:
     packed = []
     for lowest, width in _fields(bits):
         fields = (codes >> lowest) & (2**width - 1)
+        # Contiguous parts of the group become the low, next, ... bits of its bytes.
         byte, *higher = jnp.split(fields, 8 // width, axis=axis)
         for place, part in enumerate(higher, 1):
             byte = byte | (part << (place * width))

@@ -25,6 +25,7 @@ def to_qarray(w: Quantized) -> dict[str, Any]:
     if not format.qtype:
         raise ValueError(f"{w.format} is no type of qwix's; it has {', '.join(_by_qtype())}")
     dtype = _code_type(format)
+    # qwix keeps 4-bit codes in JAX's packed types and not in pairs of its own.
     codes = unpack(format, w.codes, at + 1).astype(dtype)
     shape = (*codes.shape[:at], codes.shape[at] * codes.shape[at + 1], *codes.shape[at + 2 :])
     # qwix holds the zero point in the type of the codes; ours is float32 with an integer value.

@@ -29,8 +29,12 @@ class RoundedInputs(Wrapper):
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x`, each token rounded to 8 bits, and the weight, in the dtype of `x`."""
+        # Beside float8 weights of either kind activations are e4m3, as in
+        # `research.weights.dynamic`.
         dtype = jnp.int8 if self.base.format == "int8" else jnp.float8_e4m3fn
         codes, scale = quantize_tokens(eqn, x, dtype)
+        # codes * scale are the numbers that the 8-bit product multiplies, up to the order of the
+        # sum.
         return self.base.einsum(eqn, (codes.astype(jnp.float32) * scale).astype(x.dtype))
 
     def take(self, ids: jax.Array) -> jax.Array:

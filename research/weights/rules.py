@@ -75,6 +75,7 @@ def attach(params: tree.Tree, adapters: tree.Tree, key: jax.Array | None = None)
     """
     leaves = tree.paths(params, is_leaf)
     for path, adapter in tree.paths(adapters, is_leaf).items():
+        # A parameter that the model reads under its own path, such as prompt/table.
         if type(adapter) not in ADAPTED:
             if path in leaves:
                 raise ValueError(f"both trees have {path}; one of the two would be lost")
@@ -147,6 +148,7 @@ def _where_chosen(
         try:
             changed[path] = one(path, leaf, format)
         except ValueError as error:
+            # Errors that name the path already are not given it twice.
             named = str(error).startswith(path)
             raise error if named else ValueError(f"{path}: {error}") from None
     return tree.unflatten(changed)

@@ -93,6 +93,7 @@ def _table() -> np.ndarray:
     points = (np.arange(_STEPS + 1, dtype=np.float32) / np.float32(_STEPS)) * np.float32(
         2
     ) - np.float32(1)
+    # The two map values around each grid point; the nearer wins, ties go down.
     above = np.clip(np.searchsorted(DYNAMIC_MAP, points), 1, len(DYNAMIC_MAP) - 1)
     low, high = DYNAMIC_MAP[above - 1], DYNAMIC_MAP[above]
     return np.where(points - low <= high - points, above - 1, above).astype(np.uint8)

@@ -224,6 +224,7 @@ def _quantized(rounding: Rounding, w: jax.Array) -> Quantized:
     if jax.sharding.get_abstract_mesh().empty:
         return quantized
     entries = spec_entries(gather(w))
+    # The inputs stay whole on each device, as the rounding left them; only outputs are split.
     outputs = entries[rounding.inputs :] if rounding.inputs > 0 else ()
     stacked = entries[:-1] if rounding.inputs < 0 else ()
     place = PartitionSpec(*stacked, None, None, *outputs)

@@ -68,6 +68,7 @@ class QuantizedTensors:
             dense = self.codes(matrix).astype(np.float32) * self.scales(matrix)[:, None]
         else:
             blocks = values[self.codes(matrix)] * self.scales(matrix)[:, None]
+            # Blocks run through the flat matrix; what the last one has beyond it is padding.
             dense = blocks.reshape(-1)[: matrix.rows * matrix.columns].reshape(
                 matrix.rows, matrix.columns
             )
@@ -90,6 +91,7 @@ class QuantizedTensors:
                 f"{matrix.name} has {len(codes)} codes, its quant_state says {matrix.rows} x "
                 f"{matrix.columns}"
             )
+        # The last block may be short in the file.
         return np.pad(codes[:wanted], (0, -wanted % matrix.block)).reshape(-1, matrix.block)
 
     def scales(self, matrix: Matrix) -> np.ndarray:
@@ -150,6 +152,7 @@ def open_quantized(
             weight = name.removesuffix(".SCB") + ".weight"
             if weight not in tensors.names or len(tensors.names[weight].shape) != 2:
                 raise ValueError(f"the checkpoint has {name} and no matrix {weight}")
+            # LLM.int8: one scale for each row, so there is no block.
             matrices[weight] = Matrix(weight, *tensors.names[weight].shape, "int8", 0)
             # `weight_format` says how int8 is laid out in memory; row-major is the only one in
             # files.

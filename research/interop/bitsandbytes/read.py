@@ -67,6 +67,7 @@ def _form(matrix: Matrix, tensors: QuantizedTensors, parts: int) -> Form:
     scales if the blocks of scales end where the weights do."""
     if matrix.format == "int8":
         return Form("int8", matrix.columns, False, False)
+    # A fused matrix holds its weights one after the other along its rows.
     values = matrix.rows * matrix.columns // parts
     whole = parts == 1 or values % (matrix.block * BLOCK) == 0
     # bitsandbytes counts blocks through the whole flat matrix, whatever the length of a row.
@@ -115,6 +116,7 @@ def _ours(x: np.ndarray, module: Module, part: int, sizes: Mapping[str, int]) ->
     letters, several = right.split(), len(module.paths) > 1
     lead, own = letters[:several], letters[several:]
     order = [*lead, *own, "g", "j"] if module.table else [*lead, "g", "j", *own]
+    # g numbers groups, j the codes in a group; neither is a letter of the model.
     moved = rearrange(
         x, f"{left} g j -> {' '.join(order)}", {**sizes, "g": x.shape[1], "j": x.shape[2]}
     )
@@ -125,7 +127,10 @@ def _slice(scale: Any, first: int, last: int) -> Any:
     if not isinstance(scale, QuantizedScales):
         return scale[first:last]
     return QuantizedScales(
-        scale.codes[first:last], scale.absmax[first // BLOCK : -(-last // BLOCK)], scale.offset
+        # `_form` made sure that `first` is where a block of scales begins.
+        scale.codes[first:last],
+        scale.absmax[first // BLOCK : -(-last // BLOCK)],
+        scale.offset,
     )
 
 

@@ -68,6 +68,7 @@ def join_leaves(module: Module, slices: Slice, sizes: Mapping[str, int]) -> Side
         scale = np.concatenate([_theirs(one, module, sizes) for one in plain]).reshape(-1)
     block = first.group
     if first.format == "int8":
+        # Rows [out, groups, ...]: more than one group is more than one scale for a row.
         if codes.shape[1] != 1:
             raise ValueError(
                 f"{module.name} has int8 in groups of {block}; bitsandbytes has one scale a row"
@@ -121,6 +122,8 @@ def _flat_side(leaves: list[FlatQuantized]) -> Side:
     scale = _joined([leaf.scale for leaf in leaves])
     if scale is None:
         scale = np.zeros(-(-len(codes) // block), np.float32)
+        # Where neighbours share a block they have the same scale for it, so writing it twice is
+        # right.
         begin = 0
         for leaf in leaves:
             plain = np.asarray(jax.tree.map(jnp.asarray, leaf).plain_scale())[:, 0]

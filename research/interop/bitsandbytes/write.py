@@ -103,6 +103,7 @@ def _streams(
 ) -> tuple[dict[str, tuple[Tensor, Parts]], set[tuple[str, bool]]]:
     """(tensors of the file, kinds): each kind is (format, True if scales are doubly quantized)."""
     c = checkpoint.config
+    # Dense weights keep the type that they had in the checkpoint.
     dtypes = {path: parameter.dtype for path, parameter in checkpoint.parameters.items()}
     parameters = {
         path: Parameter(
@@ -115,6 +116,7 @@ def _streams(
     }
     streams: dict[str, tuple[Tensor, Parts]] = {}
     kinds = set()
+    # Weights in memory have our offset, the family's files theirs.
     plain = with_norm_offset(replace(checkpoint, parameters=parameters), family.norm_offset)
     for name, (tensor, make) in write_tensors(c, family.rules(c), plain.parameters).items():
         module = chosen.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
@@ -171,6 +173,7 @@ def _of_checkpoint(
 
 
 def _is_linear(path: str, c: ModelConfig) -> bool:
+    # transformers keeps experts in stacked parameters, which bitsandbytes does not quantize.
     return re.fullmatch(LINEAR, path) is not None and not (c.experts and "/mlp/" in path)
 
 
@@ -199,6 +202,7 @@ def _settings(kinds: Iterable[tuple[str, bool]], skipped: list[str]) -> dict[str
         settings |= {
             "bnb_4bit_quant_type": formats.pop(),
             "bnb_4bit_use_double_quant": any(double for _, double in kinds),
+            # The type of the products when transformers loads it: the most exact one.
             "bnb_4bit_compute_dtype": "float32",
             "bnb_4bit_quant_storage": "uint8",
         }

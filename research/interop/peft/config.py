@@ -125,6 +125,7 @@ def read_config(folder: Path) -> PeftConfig:
 def _matching(patterns: Mapping[str, Any], module: str) -> str:
     """The first key that matches, as a regex, the module's name or its end after a dot, as in
     peft's `get_pattern_key`; without a match the name itself."""
+    # The name itself is no key then, so `.get` falls back to the default.
     return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
 
 

@@ -65,6 +65,7 @@ def read_ia3(
             adapter.gain[module.index] = full_gain
     for path, adapter in gains.items():
         bias = f"{path}_bias"
+        # l * (x W + b) = x (W l) + l b: the bias is scaled once, here.
         if not adapter.on_inputs and bias in parameters:
             parameters[bias] = _times(parameters[bias], adapter.gain)
     return replace(checkpoint, parameters=parameters), tree.unflatten(gains)
@@ -105,6 +106,7 @@ def write_ia3(
             else np.asarray(one.gain, np.float32)[module.index].reshape(shape)
             for one in given
         ]
+        # peft scales the layer's output, bias included; ours scales the weight alone.
         biased = not on_inputs and any(f"{path}_bias" in specs_by_path(c) for path in module.paths)
         if biased or (len(factors) > 1 and on_inputs):
             raise ValueError(
@@ -116,6 +118,7 @@ def write_ia3(
         flat = rearrange(gain, inverse(module.inputs if on_inputs else module.outputs), sizes)
         arrays[f"{name}.ia3_l"] = flat[None] if on_inputs else flat[:, None]
         adapted.add(name)
+        # peft takes the modules that scale their inputs from a list of its own.
         inward |= {name} if on_inputs else set()
     targets = [suffixes(group, known) for group in (adapted - inward, inward)]
     return {

@@ -47,6 +47,7 @@ def _adapters(
     # it: peft's B [D, R] is our a, its A [R, V] our b, both transposed.
     a, b = (parts[part].T if by_rows else parts[part] for part in pair)
     rank, config = found.rank(module.name), found.config
+    # alpha / rank is computed from the config's rank, so it must be the tensors'.
     if a.shape[0] != rank:
         raise ValueError(f"{module.name} has rank {a.shape[0]}, its config says {rank}")
     if config.dora and by_rows:
@@ -57,6 +58,7 @@ def _adapters(
     if by_rows != module.embedding:
         raise ValueError(f"{module.name} has {', '.join(parts)}, which is not how it is used")
     sizes, several = {**sizes, "R": rank}, len(module.paths)
+    # A's axes are the weight's inputs, B's its outputs, in the weight's own order.
     inner = arranged(a, module.a, sizes, module.name)
     outer = arranged(b, module.b, sizes, module.name)
     magnitude = parts.get("lora_magnitude_vector") if config.dora else None
@@ -148,6 +150,7 @@ def write_lora(
         rank = a.shape[-1]
         sizes = letter_sizes(c) | {"R": rank}
         a, b = rearrange(a, inverse(module.a), sizes), rearrange(b, inverse(module.b), sizes)
+        # peft names the factors of an embedding otherwise, without `.weight`.
         names = (
             ("lora_embedding_B", "lora_embedding_A")
             if module.embedding
@@ -163,21 +166,34 @@ def write_lora(
         ranks[name], alphas[name] = rank, _as_json_number(float(scale) * rank)
     if not ranks:
         raise ValueError("every adapter is zero; there is nothing to write")
+    return _fields(ranks, alphas, next(iter(adapters.values())), known), arrays
+
+
+def _fields(
+    ranks: Mapping[str, int],
+    alphas: Mapping[str, float],
+    adapter: LoraAdapter,
+    known: Mapping[str, Module],
+) -> dict[str, Any]:
+    """LoRA's fields of adapter_config.json for the ranks and alphas of modules by name; `adapter`
+    is any of them."""
     # The commonest numbers become the config's own, so that the patterns name only exceptions.
     rank, alpha = (Counter(numbers.values()).most_common(1)[0][0] for numbers in (ranks, alphas))
     return {
         "peft_type": LORA,
         "r": rank,
         "lora_alpha": alpha,
-        "lora_dropout": next(iter(adapters.values())).dropout,
+        "lora_dropout": adapter.dropout,
         "bias": "none",
+        # rsLoRA's root is part of each alpha already, see above.
         "use_rslora": False,
-        "use_dora": True in decomposed,
+        "use_dora": adapter.magnitude is not None,
         "fan_in_fan_out": any(known[name].conv for name in ranks),
         "target_modules": suffixes(set(ranks), known),
+        # Whole names: peft matches a pattern with the end of a name behind a dot.
         "rank_pattern": {name: other for name, other in ranks.items() if other != rank},
         "alpha_pattern": {name: other for name, other in alphas.items() if other != alpha},
-    }, arrays
+    }
 
 
 def _pair(
@@ -201,6 +217,7 @@ def _pair(
             f"{module.name} has DoRA on {len(given)} of the {len(layers)} weights that it holds; "
             "adapt all"
         )
+    # B could absorb a different scale, but a round trip would not give the same adapters back.
     if any(one[2] != scale for one in given):
         raise ValueError(
             f"the weights of {module.name} have adapters of different scale; peft has one for all "
@@ -208,6 +225,7 @@ def _pair(
         )
     # A weight without an adapter gets B = 0, which leaves it unchanged whatever A is.
     filled = [(a, np.zeros_like(b), scale, None) if one is None else one for one in layers]
+    # Equal A's (an adapter that was read from a fused module) need no blocks.
     if any(one[0].shape != a.shape or (one[0] != a).any() for one in filled):
         wide = sum(one[0].shape[-1] for one in filled)
         starts = np.cumsum([0] + [one[0].shape[-1] for one in filled])

@@ -69,6 +69,7 @@ def write_prompts(plain: Mapping[str, np.ndarray], c: ModelConfig) -> tuple[dict
             f"peft has no adapter that is {', '.join(sorted(plain)[:4])}; write the merged model "
             "instead"
         )
+    # peft sizes a prefix by heads * head size; under grouped queries these are the keys' heads.
     heads = c.kv_heads if kind == PREFIX_TUNING else c.heads
     return {
         "peft_type": kind,
@@ -76,5 +77,6 @@ def write_prompts(plain: Mapping[str, np.ndarray], c: ModelConfig) -> tuple[dict
         "num_layers": c.layers,
         "num_attention_heads": heads,
         "token_dim": c.head_size * heads if kind == PREFIX_TUNING else c.d_model,
+        # Decoders alone; an encoder-decoder has 2.
         "num_transformer_submodules": 1,
     }, {NAME: np.ascontiguousarray(values)}

@@ -63,10 +63,12 @@ def read_peft(folder: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tr
         )
     tensors = open_safetensors(folder, STEM)
     try:
+        # Prompts and prefixes are on no module.
         if config.kind not in (LORA, IA3):
             return checkpoint, read_prompts(config, tensors, checkpoint.config)
         family = family_of(checkpoint.config)
         found = sort_tensors(config, tensors, checkpoint.config, family)
+        # Before the modules are listed: an untied model has one more, its head.
         checkpoint = _untied(found, checkpoint, family)
         known = modules(checkpoint.config, family)
         for name in sorted(found.parts.keys() - known.keys()):
@@ -104,6 +106,7 @@ def _spec_of(leaf: Any, w: Spec | None) -> Any:
     if w is None:
         return Spec(leaf.shape, ("virtual",) + ("vector",) * (leaf.ndim - 1), zeros)
     if isinstance(leaf, Ia3Adapter):
+        # An axis of size 1 cannot be split as the weight's is.
         axes = tuple(axis if size > 1 else "vector" for axis, size in zip(w.axes, leaf.gain.shape))
         return replace(leaf, gain=Spec(leaf.gain.shape, axes, zeros))
     if not isinstance(leaf, LoraAdapter):
@@ -127,8 +130,10 @@ def _untied(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
     of a tied table, not both. A classifier that only the adapter has turns the model into one."""
     c, parameters, codes = checkpoint.config, dict(checkpoint.parameters), dict(checkpoint.codes)
     if c.kind == "encoder" and not c.labels and "classifier.weight" in found.whole:
+        # peft's sequence classification saves the head that the base lacks.
         labels = found.tensors.names[found.whole["classifier.weight"]].shape[0]
         c = replace(c, labels=labels)
+    # Families differ in the table's name; the rules know it.
     table = next(
         rule.name.removesuffix(".weight") for rule in family.rules(c) if rule.path == "embed/table"
     )

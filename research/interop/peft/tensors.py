@@ -52,6 +52,7 @@ class Found:
 def sort_tensors(config: PeftConfig, tensors: SafeTensors, c: ModelConfig, family: Family) -> Found:
     """The tensors of an adapter for a model of this config, named as in the family's rules."""
     whole, parts = {}, {}
+    # float32 whatever the file has: adapters are small, and their products are exact then.
     for name, actual in canonical(tensors.names, c, family).items():
         part = next((part for part in _PARTS if name.endswith(part)), None)
         if part is None:

@@ -128,6 +128,7 @@ class Checkpoint:
         chosen = [
             name for name, on in pooling.items() if name.startswith("pooling_mode_") and on is True
         ]
+        # The kinds that `research.infer.sentences` computes.
         names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
         if len(chosen) > 1 or not set(chosen) <= set(names):
             raise ValueError(
@@ -137,6 +138,7 @@ class Checkpoint:
         limit = self._settings("sentence_bert_config.json").get("max_seq_length")
         return SentenceSettings(
             names[chosen[0]] if chosen else "mean",
+            # modules.json lists the steps; normalization is one that a model may lack.
             modules is None or ".Normalize" in modules,
             limit or self.config.max_length,
         )
@@ -216,6 +218,7 @@ def place_quantized(
         if any(one.wants(index) for one in shards):
             slice_leaf = _stored(codes, index, leaf, parameter.stack)
             if slice_leaf is None:
+                # Scales and codes are computed in float32, so a bfloat16 file is widened first.
                 w = jnp.asarray(parameter.read(index).astype(np.float32))
                 slice_leaf = quantize_array(w, leaf.format, inputs=inputs, group=leaf.group)
             for one, values in zip(shards, jax.tree.leaves(slice_leaf), strict=True):
@@ -230,6 +233,7 @@ def _stored(
     if codes is None or codes.forms[index] is None:
         return None
     stored = codes.read(index)
+    # The structure includes format and sizes; shapes tell the group.
     same = jax.tree.structure(stored) == jax.tree.structure(leaf)
     shapes = [part.shape for part in jax.tree.leaves(stored)] == [
         part.shape[stack:] for part in jax.tree.leaves(leaf)

@@ -63,6 +63,7 @@ def read_parameters(
     ValueError for a tensor that is missing or has another shape, and for one without a known use.
     """
     specs, sizes = specs_by_path(c), letter_sizes(c)
+    # From here on tensors go by the rules' names; messages and `unused` by the file's.
     actual = names.canonical(tensors.names)
     sources: dict[str, dict[tuple[int, ...], tuple[Piece, int]]] = {path: {} for path in specs}
     used = set()
@@ -113,6 +114,7 @@ def write_tensors(
     written = {}
     # In file order of layers, so that a reader of shards needs one layer's tensors at a time.
     for piece in sorted(tensor_pieces, key=lambda piece: piece.index[:1]):
+        # A fused tensor has one type: its parameters were read from one.
         dtype = parameters[piece.paths[0]].dtype
         tensor = Tensor(source_shape(piece.pattern, sizes), dtype)
         written[piece.name] = (tensor, _maker(piece, parameters, sizes))
@@ -128,6 +130,7 @@ def _reader(
 
     def _read(piece: Piece) -> np.ndarray:
         if piece not in last:
+            # One at a time: a tensor may be gigabytes.
             last.clear()
             last[piece] = rearrange(tensors.read(actual[piece.name]), piece.pattern, sizes)
         return last[piece]
@@ -144,6 +147,7 @@ def _slices(
     rest of the index selects one of them."""
 
     def _read_slice(index: tuple[int, ...]) -> np.ndarray:
+        # The longest start of the index that a tensor holds.
         known = next(n for n in range(len(index), -1, -1) if index[:n] in sources)
         piece, part = sources[index[:known]]
         values = read(piece)

@@ -75,6 +75,7 @@ def pieces(rules: Sequence[Rule], stacks: Mapping[str, tuple[int, ...]]) -> Iter
     path, () for unstacked ones."""
     for rule in rules:
         lead = stacks[rule.paths[0]]
+        # A rule that names no {expert} has a tensor for all experts of a layer.
         wanted = len(re.findall(r"\{(?:layer|expert)\}", rule.name))
         for index in np.ndindex(*lead[:wanted]):
             name = rule.name.format(**dict(zip(("layer", "expert"), index)))

@@ -59,6 +59,7 @@ def restore_leaves(
             )
             for layer in range(count)
         )
+        # The tuple goes where the stack would have been: under `encoder` or at the top.
         node = params
         for name in stack.split("/")[:-1]:
             node = node.setdefault(name, {})
@@ -118,6 +119,7 @@ def _leaf(
     indices = [(*prefix, *rest) for rest in np.ndindex(*stack)]
     forms = {codes.forms[index] for index in indices} if codes is not None else {None}
     if len(forms) > 1 or None in forms:
+        # Read dense, in the run's type: layers of mixed forms have no common leaf.
         rest = Parameter(
             spec.shape, parameter.dtype, len(stack), lambda index: parameter.read((*prefix, *index))
         )

@@ -103,6 +103,7 @@ def suffixes(adapted: set[str], known: Mapping[str, Module]) -> list[str]:
     others."""
     targets: dict[str, None] = {}  # an ordered set
     for name in sorted(adapted):
+        # Ends that name a kind in every layer come before whole names: `q_proj` for all of them.
         for suffix in _ends(name, known[name].kind):
             if {other for other in known if f".{other}".endswith(f".{suffix}")} <= adapted:
                 targets[suffix] = None
@@ -122,6 +123,7 @@ def _module(
 ) -> Module:
     left, right = parse(pattern)
     fused_axis = " ".join(right[0]) + " " if len(paths) > 1 else ""
+    # Our side of a pattern has single letters; a leading axis counts fused weights.
     axes = [group[0] for group in right[len(paths) > 1 :]]
     table = spec.inputs < 0 or paths[0] in TABLES
     inner, outer = (axes[-1:], axes[:-1]) if table else (axes[: spec.inputs], axes[spec.inputs :])

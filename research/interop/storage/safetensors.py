@@ -47,6 +47,7 @@ class SafeTensors:
         """`tensor[index]` for an index over its first axes; only these bytes are read."""
         tensor, (path, offset) = self.names[name], self._places[name]
         shape, dtype = tensor.shape[len(index) :], _dtype(tensor.dtype)
+        # C order: a slice over leading axes is one run of bytes.
         row = int(np.ravel_multi_index(index, tensor.shape[: len(index)])) if index else 0
         count = math.prod(shape)
         # Not mapped: mapped pages would count as this process's memory, all of a checkpoint in the
@@ -208,6 +209,7 @@ def _write_file(
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     # The format wants data to begin at a multiple of 8 bytes; JSON allows spaces at its end.
     text += b" " * (-len(text) % 8)
+    # Exclusive: a file that is there is never overwritten.
     with open(path, "xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:

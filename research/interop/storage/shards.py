@@ -36,6 +36,7 @@ class Shards:
         """Copies the slice `[index]` into the parts of this process's devices."""
         for part, buffer in self._buffers.items():
             if _within(index, part):
+                # `index` covers leading axes; the buffer begins at `start` of each.
                 inner = tuple(i - start for i, (start, _) in zip(index, part))
                 buffer[inner] = values[tuple(slice(*bounds) for bounds in part[len(index) :])]
 
