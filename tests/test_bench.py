@@ -1,14 +1,19 @@
-"""The benchmark's arithmetic and its refusals; nothing is timed."""
+"""The benchmark's arithmetic, its refusals and our own contender; nothing is timed."""
 
 import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from research.bench import train
+from research.bench.contender import step_of
 from research.bench.shapes import BATCH, LENGTH
+from research.tuning.lora_specs import LoraConfig
+from research.tuning.method import TuneConfig
 from tests.configs import ROOT
+from tests.families import FAMILIES
 
 SECONDS = {"graft": 2.0, "graft_in_float32": 3.0, "transformers_compiled": 1.0, "nanogpt": 4.0}
 FLOPS = 1e12
@@ -134,3 +139,11 @@ def test_the_command_says_what_is_wrong_in_one_line(arguments, words):
     )
     assert done.returncode == 2 and not done.stdout
     assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("tune", [{}, {"tune": TuneConfig("lora"), "lora": LoraConfig(rank=2)}])
+def test_our_contender_steps_on_one_batch(tune):
+    rows = np.random.default_rng(0).integers(0, 96, (2, 9)).astype(np.int32)
+    step = step_of(FAMILIES["llama2_7b"], rows, **tune)
+    step()
+    step()

@@ -3,6 +3,8 @@ product:DTYPE:LIBRARY."""
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,9 @@ from research.bench.turns import serve
 
 def main() -> None:
     """Prepares the work that the argument names and does it when asked."""
+    # A folder comes last, since its path may have colons of its own.
     kind, dtype, name, *folder = sys.argv[1].split(":", 3)
+    # The same peer under torch.compile is a contender of its own.
     peer, compiled = name.removesuffix("_compiled"), name.endswith("_compiled")
     if kind == "product":
         serve(jax_product(dtype) if name == "jax" else torch_product(dtype))
@@ -52,43 +56,44 @@ def batch_of(rows: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def graft_step(shape: str, dtype: str) -> Callable[[], None]:
-    """Our train step, as `research.train` jits it."""
-    from functools import partial
+    """Our train step, as `research.train` takes it, with AdamW and without clipping."""
+    from research.models.config import Execution
+    from research.precision import Precision
+    from research.training.optimizer import OptimizerConfig
 
+    sections = {"execution": Execution(unroll=0), "precision": Precision(compute=dtype)}
+    sections["optimizer"] = OptimizerConfig(clip_norm=None)
+    return step_of(SHAPES[shape], tokens(), **sections)
+
+
+def step_of(model: Any, rows: np.ndarray, **sections: Any) -> Callable[[], None]:
+    """A function that takes a train step of a new model on the same texts int32 [B, T + 1] at each
+    call, compiled. `sections` are those of `Experiment` that are not at their defaults."""
     import jax
 
-    from research.models.config import Execution
-    from research.models.model import Model
-    from research.models.spec import initialize
+    from research.data.config import DataConfig
+    from research.experiment.config import Experiment, make_experiment
     from research.objectives.causal_lm import CausalLM
-    from research.parallel.mesh import make_mesh
-    from research.precision import Precision
-    from research.training.optimizer import OptimizerConfig, make
-    from research.training.state import new_state
-    from research.training.step import train_step
+    from research.run.program import make_program, take_step
+    from research.run.repeated_feed import RepeatedFeed
+    from research.run.start import first_state
 
-    mesh = make_mesh("")
-    model = Model(SHAPES[shape], Precision(compute=dtype), Execution(unroll=0))
-    specs = model.specs()
-    optimizer, _ = make(
-        OptimizerConfig(clip_norm=None), jax.tree.map(lambda s: s.axes, specs), 1000
-    )
-    step = jax.jit(
-        partial(train_step, model=model, objective=CausalLM(), optimizer=optimizer),
-        donate_argnums=0,
-    )
-    with jax.set_mesh(mesh):
-        batch = jax.device_put(batch_of(tokens()))
-        params = initialize(jax.random.key(0), specs, "float32", mesh, model.rules)
-        state = jax.jit(lambda: new_state(params, {"base": {}}, optimizer, 0))()
+    data = DataConfig(sequence_length=rows.shape[1] - 1, batch_size=len(rows))
+    experiment: Experiment = replace(make_experiment({}), model=model, data=data, **sections)
+    # One batch for all steps: its loading is not what is measured.
+    program, feed = make_program(experiment, CausalLM()), RepeatedFeed(batch_of(rows))
+    feed.begin(0, {})
+    with jax.set_mesh(program.mesh):
+        state, _ = first_state(program)
 
-    def run() -> None:
+    def _run() -> None:
         nonlocal state
-        with jax.set_mesh(mesh):
-            state, _ = jax.block_until_ready(step(state, batch))
+        with jax.set_mesh(program.mesh):
+            # JAX returns before the work is done, so the clock must wait for it.
+            state, _ = jax.block_until_ready(take_step(program, state, feed))
 
-    run()
-    return run
+    _run()
+    return _run
 
 
 def jax_product(dtype: str) -> Callable[[], None]:
@@ -97,6 +102,7 @@ def jax_product(dtype: str) -> Callable[[], None]:
     import jax
     import jax.numpy as jnp
 
+    # The values do not matter for the time, as long as they are normal numbers.
     x = jnp.ones((PRODUCT_SIDE, PRODUCT_SIDE), dtype)
     product = jax.jit(lambda x, y: jnp.matmul(x, y, preferred_element_type=jnp.float32))
     return lambda: jax.block_until_ready(product(x, x))

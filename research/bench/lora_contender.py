@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from research.bench.contender import batch_of
+from research.bench.contender import step_of
 from research.bench.lora import BATCH, LENGTH, OURS, PRESET, RANK
 from research.bench.turns import serve
 from research.models.presets import PRESETS
@@ -32,47 +32,20 @@ def tokens() -> np.ndarray:
 def graft_step(method: str, dtype: str) -> Callable[[], None]:
     """The step of `research.train`, with peft's AdamW instead of the 8-bit one, and without
     rematerialisation."""
-    import jax
-
-    from research.data.config import DataConfig
-    from research.experiment.config import Experiment, LoggingConfig, TrainConfig
-    from research.models.config import Execution
-    from research.objectives.causal_lm import CausalLM, CausalLMConfig
-    from research.parallel.mesh import place_batch
     from research.precision import Precision
-    from research.run.program import make_program
-    from research.run.start import first_state
-    from research.training.checkpoint import CheckpointConfig
     from research.training.optimizer import OptimizerConfig
     from research.tuning.lora_specs import LoraConfig
     from research.tuning.method import QuantizeConfig, TuneConfig
 
-    experiment = Experiment(
+    return step_of(
         PRESETS[PRESET],
-        TuneConfig("lora"),
-        LoraConfig(RANK),
-        QuantizeConfig("nf4" if method == "qlora" else ""),
-        Execution(),
-        Precision(compute=dtype),
-        CausalLMConfig(),
-        DataConfig(sequence_length=LENGTH, batch_size=BATCH),
-        OptimizerConfig(clip_norm=None, weight_decay=0.0),
-        TrainConfig(),
-        CheckpointConfig(),
-        LoggingConfig(),
+        tokens(),
+        tune=TuneConfig("lora"),
+        lora=LoraConfig(RANK),
+        quantize=QuantizeConfig("nf4" if method == "qlora" else ""),
+        precision=Precision(compute=dtype),
+        optimizer=OptimizerConfig(clip_norm=None, weight_decay=0.0),
     )
-    program = make_program(experiment, CausalLM())
-    with jax.set_mesh(program.mesh):
-        state, _ = first_state(program)
-        batch = place_batch(batch_of(tokens()), program.mesh, program.rules, BATCH)
-
-    def run() -> None:
-        nonlocal state
-        with jax.set_mesh(program.mesh):
-            state, _ = jax.block_until_ready(program.train_step(state, batch))
-
-    run()
-    return run
 
 
 def peft_step(method: str, dtype: str) -> Callable[[], None]:
@@ -85,17 +58,19 @@ def peft_step(method: str, dtype: str) -> Callable[[], None]:
         _base(method, getattr(torch, dtype)),
         LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
+    # AdamW over frozen parameters would skip them one by one in every step.
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-4, fused=True)
+    # Its model shifts the labels by itself, so inputs and labels are the same ids.
     ids = torch.from_numpy(tokens()[:, :-1].astype(np.int64))
 
-    def run() -> None:
+    def _run() -> None:
         optimizer.zero_grad(set_to_none=True)
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
 
-    run()
-    return run
+    _run()
+    return _run
 
 
 def _base(method: str, dtype: Any) -> Any:
@@ -110,6 +85,7 @@ def _base(method: str, dtype: Any) -> Any:
 
     c = PRESETS[PRESET]
     torch.manual_seed(0)
+    # The shape of our preset, so that both sides do the same products.
     config = LlamaConfig(
         vocab_size=c.vocab_size,
         hidden_size=c.d_model,

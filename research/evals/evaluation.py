@@ -1,7 +1,7 @@
 """The protocol of evaluations: what training and `research.evaluate` ask of every measurement."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -24,6 +24,10 @@ class Opened(Protocol):
     def params(self) -> Tree: ...
     @property
     def tokenizer(self) -> Tokenizer | None: ...
+    @property
+    def held(self) -> Mapping[str, Tree]:
+        """Parameters of the frozen models that a run's objective holds, by name."""
+
     @property
     def window(self) -> int:
         """Tokens that the model saw at once in training."""

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,11 +10,9 @@ import jax
 from research.data.corpus import Corpus
 from research.data.loader import Window, heldout_batches
 from research.evals.evaluation import Evaluation, Opened, RunData, Totals
-from research.models.model import Model
 from research.objectives.objective import Objective
 from research.parallel.mesh import place_batch
 from research.training.step import eval_step
-from research.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,13 @@ class HeldOut(Evaluation):
             placed: dict[str, Any] = batch
             if not mesh.empty:
                 placed = place_batch(batch, mesh, opened.model.rules, self.batch_size)
-            sums = _sums(opened.params, placed, model=opened.model, objective=self.objective)
+            sums = _sums(
+                opened.params,
+                {"base": {}, **opened.held},  # all are attached to the base already
+                placed,
+                model=opened.model,
+                objective=self.objective,
+            )
             # Fetched one by one: independent programs in flight could meet their collectives in
             # another order elsewhere.
             for name, (total, count) in jax.device_get(sums).items():
@@ -87,9 +90,4 @@ class HeldOut(Evaluation):
         return values
 
 
-@partial(jax.jit, static_argnames=("model", "objective"))
-def _sums(
-    params: Tree, batch: dict[str, jax.Array], *, model: Model, objective: Objective
-) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """`eval_step` of parameters that are attached already."""
-    return eval_step(params, {"base": {}}, batch, model=model, objective=objective)
+_sums = jax.jit(eval_step, static_argnames=("model", "objective"))

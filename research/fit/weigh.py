@@ -57,17 +57,18 @@ def weigh(experiment: Experiment, target: Target) -> Weights:
     program = Program(e, objective_without_data(e), mesh)
     itemsize, layers = e.precision.compute_dtype.itemsize, c.layers + c.encoder_layers
     trainable = abstract(program.trainable_specs, e.precision.param_dtype, mesh, program.rules)
-    frozen = abstract(program.held_specs["base"], e.precision.compute_dtype, mesh, program.rules)
+    frozen = list(program.abstract_held.values())
     matrices = [
         _matrix(path, leaf, itemsize)
-        for part in (frozen, trainable)
+        for part in (*frozen, trainable)
         for path, leaf in tree.paths(part).items()
     ]
     trained = device_bytes(trainable)
     # Forward and backward gather each weight; what is trained also scatters its gradient.
     gathers = 2 * itemsize
     scatter = e.precision.accumulate_dtype.itemsize
-    received = _received(trainable, mesh, gathers + scatter) + _received(frozen, mesh, gathers)
+    received = _received(trainable, mesh, gathers + scatter)
+    received += sum(_received(part, mesh, gathers) for part in frozen)
     return Weights(
         mesh.shape,
         program.rules["batch"],
@@ -79,7 +80,7 @@ def weigh(experiment: Experiment, target: Target) -> Weights:
         max(matrices, default=0.0) / layers,
         received,
         whole_model=any(leaf.size >= c.d_model**2 for leaf in jax.tree.leaves(trainable)),
-        table=_table(tree.paths(trainable), tree.paths(frozen)),
+        table=_table(tree.paths(trainable), [path for part in frozen for path in tree.paths(part)]),
     )
 
 
@@ -102,6 +103,7 @@ def _matrix(path: str, leaf: jax.ShapeDtypeStruct, itemsize: int) -> float:
 
 def _received(part: tree.Tree, mesh: AbstractMesh, bytes_per_element: int) -> float:
     """Bytes that a device receives of parameters that the other devices store."""
+    # A device already has 1 / stored of the part that its computation needs, and receives the rest.
     stored = math.prod(size for name, size in mesh.shape.items() if AXES[name] != COMPUTE)
     computing = mesh.size // stored
     elements = sum(leaf.size for leaf in jax.tree.leaves(part)) / computing
@@ -111,7 +113,9 @@ def _received(part: tree.Tree, mesh: AbstractMesh, bytes_per_element: int) -> fl
 def _moments(program: Program) -> float:
     """Bytes of the optimizer's state for each byte of what is trained."""
     plain = abstract(program.trainable_specs, program.experiment.precision.param_dtype)
+    # Nothing is trained, so there is nothing to divide by.
     if not jax.tree.leaves(plain):
         return 0.0
     state = jax.eval_shape(program.optimizer.init, plain)
+    # A ratio suffices: moments are sharded as what they belong to.
     return tree.nbits(state) / tree.nbits(plain)

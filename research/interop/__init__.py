@@ -1,2 +1,3 @@
-"""Checkpoints of others in and out: Hugging Face folders and GGUF files, read and written tensor by
-tensor, with proof."""
+"""Checkpoints of other programs, read and written tensor by tensor, with a certificate of each
+conversion: Hugging Face folders, GGUF files, peft's adapters and bitsandbytes' matrices.
+"""

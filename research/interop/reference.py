@@ -1,8 +1,9 @@
-"""The reference side of a certificate: the same token ids through the implementation that the
-source was made for.
+"""Comparison of a converted model's logits with those of the program its source was made for:
+transformers for Hugging Face folders, llama.cpp for GGUF files.
 
-In a process of its own (`python -m research.interop.reference KIND PATH IDS.npy LOGITS.npy`), for
-torch and llama.cpp are never part of ours and their memory is given back with it.
+The reference runs in a process of its own (`python -m research.interop.reference KIND PATH IDS.npy
+LOGITS.npy`): torch and llama.cpp are never imported into ours, and their memory is returned when
+the process ends.
 """
 
 import importlib.metadata
@@ -19,19 +20,19 @@ from research.interop.storage.checkpoint import Checkpoint
 from research.models.model import Model, forward
 from research.models.spec import abstract
 
-# of the one fixed text: enough that every position and head has its say, little enough for any
-# machine
+# Length of the fixed text. A wrong rotary order or window moves logits after a few tokens; 64 show
+# it and fit any machine.
 TOKENS = 64
-_SEED = 20260101
+_SEED = 20260101  # of the fixed text; the certificate repeats the ids themselves
+# The packages that must be installed, the one that computes last.
 _PACKAGES = {"hf": ("torch", "transformers"), "gguf": ("llama_cpp",)}
 
 
 def compare(source: Checkpoint, target: Checkpoint) -> dict[str, Any] | None:
-    """How far the target's logits are from the reference's on fixed ids; None where there is no
-    reference.
+    """Distance of the target's logits from the reference's on 64 fixed random token ids; None where
+    the reference is not installed, and for other models than decoders.
 
-    transformers for its own folders, llama.cpp for GGUF files, where they are installed; decoders
-    only.
+    Returns `implementation` (name and version), `token_ids`, and the numbers of `differences`.
     """
     packages = _PACKAGES.get(source.format, ("",))
     if source.config.kind != "decoder" or not all(
@@ -54,8 +55,10 @@ def compare(source: Checkpoint, target: Checkpoint) -> dict[str, Any] | None:
 
 
 def differences(ours_TV: np.ndarray, theirs_TV: np.ndarray) -> dict[str, float]:
-    """`largest_logit_difference`, `mean_kl_nats` of ours from theirs, and `top1_agreement`, a share
-    of the positions."""
+    """`largest_logit_difference`; `mean_kl_nats`, KL(theirs || ours) in nats per token; and
+    `top1_agreement`, the share of positions where both put the same token first. Logits are [T, V].
+    """
+    # In float64: a KL of 1e-7 nats is a difference of sums that float32 rounds away.
     ours_TV, theirs_TV = ours_TV.astype(np.float64), theirs_TV.astype(np.float64)
     log_p_TV, log_q_TV = _log_softmax(theirs_TV), _log_softmax(ours_TV)
     return {
@@ -71,7 +74,7 @@ def _log_softmax(logits_TV: np.ndarray) -> np.ndarray:
 
 
 def _logits(checkpoint: Checkpoint, ids_T: np.ndarray) -> np.ndarray:
-    """Ours, in float32."""
+    """The checkpoint's logits [T, V], computed by our model in float32."""
     import jax
 
     model = Model(checkpoint.config)
@@ -94,6 +97,7 @@ def _reference(source: Checkpoint, ids_T: np.ndarray) -> np.ndarray:
             ids,
             logits,
         ]
+        # No standard input: a library that asks whether to run a model's own code gets no answer.
         done = subprocess.run(arguments, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise ValueError(

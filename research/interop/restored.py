@@ -1,9 +1,9 @@
-"""The parameters of a run, read back from its directory: the one reader of them, for going on with
-a run, for using it and for converting it.
+"""The only reader of a run's parameters: for resuming it, for using its model and for converting
+it.
 
-A run's checkpoints hold what was trained. What that lies on, the base, is read again from where it
-came from: from the checkpoints too where the start of the adapters changed it, from the checkpoint
-`config.init`, or from the seed where a trial had none.
+A run's checkpoints hold the parameters that were trained. The frozen ones, the base, are read again
+from their origin: the checkpoint `config.init`; the seed, for a trial without one; or the run's own
+checkpoints, if initialising the adapters changed the base (PiSSA, OLoRA, LoftQ).
 """
 
 from collections.abc import Callable
@@ -30,8 +30,8 @@ OpenCheckpoint = Callable[[str], AbstractContextManager[Checkpoint]]
 
 @dataclass(frozen=True)
 class RunParameters:
-    """What a run had trained at `step`, on the first device, and the base that it lies on, {} where
-    everything was trained."""
+    """A run's trained parameters at `step` and its frozen base, {} where everything was trained;
+    both on the first device."""
 
     experiment: Experiment
     step: int
@@ -40,12 +40,13 @@ class RunParameters:
 
     @property
     def params(self) -> Tree:
-        """What the run's model computes with."""
+        """The whole tree that the run's model computes with: the base with adapters attached."""
         return attach(self.base, self.trainable)
 
 
 def read_experiment(workdir: Path) -> Experiment:
-    """The resolved config of a run, of an older one too. ValueError where the folder has none."""
+    """The resolved config of a run; fields that an older run did not have yet are at their
+    defaults. ValueError where the folder has no config.json, or one that is not a run's."""
     file = workdir / "config.json"
     if not file.is_file():
         raise ValueError(
@@ -54,7 +55,9 @@ def read_experiment(workdir: Path) -> Experiment:
         )
     try:
         values = read_json(file)
-        values["model"]  # whatever else an older run's config lacks is at its default
+        # A run's config has a "model"; without this line any JSON object would pass for one, as
+        # every other field has a default.
+        values["model"]
         return from_json(values)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -63,7 +66,7 @@ def read_experiment(workdir: Path) -> Experiment:
 
 
 def specs_of(experiment: Experiment) -> tuple[Tree, Tree]:
-    """(trainable, base) of a run, as specs."""
+    """(trainable, base): the parameter specs of a run, without reading any array."""
     e = experiment
     return split_specs(Model(e.model).specs(), e.model, e.tune, e.lora, e.quantize)
 
@@ -71,10 +74,10 @@ def specs_of(experiment: Experiment) -> tuple[Tree, Tree]:
 def restore_run(
     workdir: Path, open_checkpoint: OpenCheckpoint, step: int | None = None
 ) -> RunParameters:
-    """A run's parameters at its newest good checkpoint, or at `step`; nothing in there is changed.
+    """A run's parameters at its newest good checkpoint, or at `step`; the workdir is only read.
 
-    ValueError for a folder that is no run, a run without a good checkpoint, and a step that is not
-    there.
+    `open_checkpoint` opens `config.init`, if the base comes from there. ValueError for a folder
+    that is no run, for a run without a good checkpoint, and for a step that was not kept.
     """
     experiment = read_experiment(workdir)
     _, base_specs = specs_of(experiment)
@@ -93,7 +96,7 @@ def restore_run(
 def restore_trainable(
     workdir: Path, experiment: Experiment, step: int | None = None
 ) -> tuple[int, Tree]:
-    """(step, what a run had trained) at its newest good checkpoint, or at `step`."""
+    """(step, trained parameters) of a run at its newest good checkpoint, or at `step`."""
     return _restore(workdir, experiment, "trainable", specs_of(experiment)[0], step)
 
 
@@ -105,16 +108,18 @@ def read_base(
     rules: AxisRules = RULES,
     quantize: QuantizeConfig | None = None,
 ) -> Tree:
-    """The base of a run with these specs, as it was before the first step: of the checkpoint, each
-    array read straight onto its sharding and into its format, or without one from the seed.
+    """A run's base as it was before the first step.
 
-    `quantize` is what the specs were quantized by, where that is not the experiment's.
+    With a `checkpoint` each array is read straight onto its sharding and into its weight format;
+    without one the arrays are made from `config.train.seed`. `quantize` is what `specs` were
+    quantized by, if that is not the experiment's.
     """
     e = experiment
     dtype = e.precision.compute_dtype
     wanted = abstract(specs, dtype, mesh, rules)
     if checkpoint is not None:
         return checkpoint.restore(wanted)
+    # One program that draws and quantizes, so that the dense arrays are its temporaries.
     make = partial(
         new_frozen,
         Model(e.model).specs(),
@@ -133,6 +138,7 @@ def _restore(
 ) -> tuple[int, Tree]:
     from research.training.checkpoint import restore_params  # importing Orbax takes a second
 
+    # A base is never updated, so it is kept in the type it is computed in.
     precision = experiment.precision
     dtype = precision.param_dtype if key == "trainable" else precision.compute_dtype
     wanted = abstract(specs, dtype)

@@ -1,5 +1,7 @@
-"""The workdir of a run as a checkpoint, and the adapters that a run has trained for another one."""
+"""The workdir of a run opened as a checkpoint, and the adapters that a run trained, on their
+own."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,12 @@ import jax
 import numpy as np
 
 from research import tree
-from research.data.tokenizers import load_tokenizer
+from research.data.chat import end_of_turn
+from research.data.tokenizers import Tokenizer, load_tokenizer
+from research.data.tokenizers.huggingface import CONFIG
+from research.data.tokenizers.tokenizer import RECORD
+from research.experiment.config import Experiment
+from research.files import read_json
 from research.interop.restored import (
     OpenCheckpoint,
     read_experiment,
@@ -15,6 +22,7 @@ from research.interop.restored import (
     restore_trainable,
     specs_of,
 )
+from research.interop.storage import generation
 from research.interop.storage.checkpoint import (
     Checkpoint,
     Parameter,
@@ -23,20 +31,21 @@ from research.interop.storage.checkpoint import (
 )
 from research.models.config import ModelConfig
 from research.models.model import Model
+from research.objectives.choose import objective_class
 from research.weights.rules import is_leaf, merge
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path is the workdir of a run."""
+    """True for the workdir of a run of research.train."""
     return (path / "checkpoints").is_dir() and (path / "config.json").is_file()
 
 
 def run_as_checkpoint(workdir: Path, open_parent: OpenCheckpoint) -> Checkpoint:
-    """A run's newest good checkpoint, in memory; one of adapters with these merged into the
-    parent's weights, dense.
+    """A run's newest good checkpoint, its parameters in memory; adapters are merged into the dense
+    weights of the base, which `open_parent` opens.
 
-    ValueError for what is no run, for adapters that are no change of a weight, and for a trial on
-    random parameters, which is nobody's model.
+    ValueError for a folder that is no run, for adapters that cannot be merged into a weight (such
+    as prompt tuning), and for adapters trained on a random base, for which no base is kept.
     """
     experiment = read_experiment(workdir)
     config, (trainable, base) = experiment.model, specs_of(experiment)
@@ -50,6 +59,7 @@ def run_as_checkpoint(workdir: Path, open_parent: OpenCheckpoint) -> Checkpoint:
     params = restore_run(workdir, open_parent).params
     if base:
         params = merge(params, experiment.precision.param_dtype)
+    # On the host, where writers take them slice by slice.
     arrays = {path: np.asarray(_dense(leaf)) for path, leaf in tree.paths(params, is_leaf).items()}
     parameters = {
         path: Parameter(
@@ -59,17 +69,66 @@ def run_as_checkpoint(workdir: Path, open_parent: OpenCheckpoint) -> Checkpoint:
     }
     folder = workdir / "tokenizer"
     tokenizer = load_tokenizer(folder)
-    roles = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
-    special = {name: token_id for name, token_id in roles.items() if token_id is not None}
-    files = {file.name: file for file in sorted(folder.iterdir())}
+    special = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": generation.as_special(run_end_ids(experiment, tokenizer, workdir)),
+        "pad_token_id": tokenizer.pad_id,
+    }
+    special = {name: ids for name, ids in special.items() if ids is not None}
+    files = _files(workdir, tokenizer, _end_of_turn(experiment, tokenizer))
     return Checkpoint(workdir, "run", config, parameters, special, files, tokenizer_folder=folder)
 
 
-def run_adapters(workdir: Path, config: ModelConfig) -> tuple[tree.Tree, str]:
-    """The adapters that a run has trained, as numpy arrays, and the checkpoint that they are for.
+def run_generation(workdir: Path) -> dict[str, Any]:
+    """What the checkpoint that a run started from says about generating: the run's
+    generation_config.json, {} for a run without one."""
+    file = workdir / generation.FILE
+    values = read_json(file) if file.is_file() else {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is no JSON object; restore it from a copy, or remove it")
+    return values
 
-    ValueError for a run of all parameters, one whose start changed the base, and a model of another
-    shape than `config`.
+
+def run_end_ids(experiment: Experiment, tokenizer: Tokenizer, workdir: Path) -> tuple[int, ...]:
+    """The ids of the tokens that end what a run's model writes, each once: the end of a text, the
+    end of a turn if it learnt chats, and those of the checkpoint that it started from."""
+    ends = [tokenizer.eos_id, _end_of_turn(experiment, tokenizer)]
+    # With a tokenizer of its own, the checkpoint's ids would mean other tokens.
+    if not experiment.data.tokenizer:
+        ends += generation.end_ids(run_generation(workdir))
+    return tuple(dict.fromkeys(n for n in ends if n is not None))
+
+
+def _end_of_turn(experiment: Experiment, tokenizer: Tokenizer) -> int | None:
+    chats = objective_class(experiment.objective.name).answers_chats
+    return end_of_turn(tokenizer) if chats else None
+
+
+def _files(workdir: Path, tokenizer: Tokenizer, turn_end: int | None) -> dict[str, Path | bytes]:
+    """The files beside a run's weights: those of its tokenizer, and generation_config.json.
+
+    In tokenizer_config.json the end of a turn becomes the eos token, as in published chat models:
+    programs that read no generation_config.json stop at that one.
+    """
+    files: dict[str, Path | bytes] = {
+        file.name: file for file in sorted((workdir / "tokenizer").iterdir())
+    }
+    if (workdir / generation.FILE).is_file():
+        files[generation.FILE] = workdir / generation.FILE
+    if turn_end not in (None, tokenizer.eos_id) and CONFIG in files:
+        values = read_json(workdir / "tokenizer" / CONFIG)
+        values["eos_token"] = tokenizer.decode([turn_end])
+        files[CONFIG] = (json.dumps(values, ensure_ascii=False) + "\n").encode()
+        # The fingerprint in here covers the roles of tokens, of which one is another now.
+        del files[RECORD]
+    return files
+
+
+def run_adapters(workdir: Path, config: ModelConfig) -> tuple[tree.Tree, str]:
+    """(adapters as numpy arrays, spelling of the checkpoint they belong to) of a run.
+
+    ValueError for a run that trained all parameters, for one whose adapters changed the base when
+    they were initialised, and where `config` is a model of another shape than the run's.
     """
     experiment = read_experiment(workdir)
     trained_all = not specs_of(experiment)[1]
@@ -79,6 +138,7 @@ def run_adapters(workdir: Path, config: ModelConfig) -> tuple[tree.Tree, str]:
             f"{workdir} {'trained all parameters' if trained_all else what}, "
             "so its adapters alone are nothing; open it as a checkpoint of its own"
         )
+    # Adapters fit a base by its shapes; whether it is the same model nobody can tell from here.
     mine, theirs = (tree.paths(Model(c).specs()) for c in (experiment.model, config))
     for path in sorted(mine.keys() | theirs.keys()):
         sizes = [getattr(specs.get(path), "shape", "nothing") for specs in (mine, theirs)]

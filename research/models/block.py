@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from research.models import layers
 from research.models.adapters import bottleneck
-from research.models.config import Execution, ModelConfig
+from research.models.config import Execution, LayerLosses, ModelConfig
 from research.models.context import LayerContext
 from research.models.initial import Initial
 from research.models.kv import KVCache
@@ -45,16 +45,16 @@ def block(
     execution: Execution,
     context: LayerContext,
     *,
-    kind: int = 0,
+    kind: str,
     index: jax.Array | int = 0,
     cache: KVCache | None = None,
-) -> tuple[jax.Array, KVCache | None, jax.Array]:
-    """(states [B, T, D] after the layer, the cache with its keys and values, load-balancing loss).
+) -> tuple[jax.Array, KVCache | None, LayerLosses]:
+    """(states [B, T, D] after the layer, the cache with its keys and values, its losses by name).
 
     `kind` chooses the layer's entry of `context.kinds`; `index` is its number in the stack.
     """
     attention_key, cross_key, mlp_key = context.dropout_keys(index)
-    balance = jnp.zeros((), jnp.float32)
+    losses: LayerLosses = {}
 
     with jax.named_scope("attention"):
         y_BTD = _branch_input(p, "attention", x_BTD, c)
@@ -83,11 +83,11 @@ def block(
     with jax.named_scope("moe" if c.experts else "mlp"):
         y_BTD = _branch_input(p, "mlp", x_BTD, c)
         if c.experts:
-            y_BTD, balance = layers.moe(p["mlp"], y_BTD, c, context.counted_BT)
+            y_BTD, losses = layers.moe(p["mlp"], y_BTD, c, context.counted_BT)
         else:
             y_BTD = by_tokens(partial(layers.mlp, p["mlp"], c=c), y_BTD, execution.feed_tokens)
         x_BTD = _add_branch(p, "mlp", x_BTD, y_BTD, c, mlp_key)
-    return x_BTD, cache, balance
+    return x_BTD, cache, losses
 
 
 def _branch_input(p: Tree, name: str, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:

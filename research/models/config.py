@@ -6,10 +6,26 @@ parameters are drawn. `dataclasses.fields(Shape)` lists a part's fields; no list
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from research.models.config_checks import check, reset_unused
+import jax
+
+from research.models.config_checks import (
+    ENCODERS,
+    EXPERTS,
+    PLAIN_HEAD,
+    POOLED,
+    RMS,
+    ROTARY,
+    WINDOWED,
+    WITH_GLOBAL,
+    check,
+    choice,
+    missing_use,
+    reset_unused,
+    setting,
+)
 from research.ops.attention import IMPLEMENTATIONS
 from research.ops.rope import RopeScaling
 
@@ -20,46 +36,47 @@ REMATS = ("none", "full", "dots", "offload")
 class Body:
     """What the logits of a text are computed from: embeddings, layers and a plain head."""
 
-    kind: str = "decoder"
-    vocab_size: int = 32000
-    layers: int = 12
+    kind: str = choice("decoder", "encoder", "encoder_decoder")
+    vocab_size: int = setting(32000, positive=True)
+    layers: int = setting(12, positive=True)
     encoder_layers: int = 0  # encoder-decoders only, where `layers` counts the decoder's
-    d_model: int = 768
-    heads: int = 12
-    kv_heads: int = 12
-    head_size: int = 64
-    d_ff: int = 3072
+    d_model: int = setting(768, positive=True)
+    heads: int = setting(12, positive=True)
+    kv_heads: int = setting(12, positive=True)
+    head_size: int = setting(64, positive=True)
+    d_ff: int = setting(3072, positive=True)
     # rows of a learned position table; otherwise the length that the model was made for
-    max_length: int = 1024
-    position: str = "rope"
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling = RopeScaling()
+    max_length: int = setting(1024, positive=True)
+    position: str = choice("rope", "learned", "sinusoidal", "relative")
+    rope_theta: float = setting(10000.0, ROTARY, positive=True)
+    rope_scaling: RopeScaling = setting(RopeScaling(), ROTARY)
     # A token sees itself and the window - 1 before it (arXiv:2310.06825, section 2); 0: all.
     window: int = 0
     # Layers n - 1, 2n - 1, ... see all of the text, the others the window (Gemma 2 and 3);
     # 0: every layer has the window.
-    global_every: int = 0
+    global_every: int = setting(0, WINDOWED)
     # Rotary base of the layers with a window, which `rope_scaling` then leaves as they are
     # (Gemma 3); 0: both kinds of layers rotate alike.
-    local_rope_theta: float = 0.0
-    norm: str = "rms"
+    local_rope_theta: float = setting(0.0, ROTARY, WITH_GLOBAL)
+    norm: str = choice("rms", "layer")
     norm_after: bool = False  # normalise after the residual sum (arXiv:1706.03762)
     branch_norm: bool = False  # normalise what a branch adds to the sum, beside its input (Gemma 2)
-    norm_offset: float = 0.0  # RMS norms scale by this + w (1 in Hugging Face's Gemma files)
-    norm_eps: float = 1e-5
+    # RMS norms scale by this + w (1 in Hugging Face's Gemma files).
+    norm_offset: float = setting(0.0, RMS)
+    norm_eps: float = setting(1e-5, positive=True)
     query_norm: bool = False  # RMS norm of each query and key head (Qwen 3)
-    activation: str = "silu"
+    activation: str = choice("gelu", "gelu_tanh", "silu", "relu", default="silu")
     gated: bool = True  # activation(x gate) * (x up), not activation(x up) (arXiv:2002.05202)
-    attention_bias: str = "none"
+    attention_bias: str = choice("none", "qkv", "all")
     mlp_bias: bool = False
     attention_scale: float = 0.0  # multiplies the scores; 0: head_size ** -0.5
     attention_softcap: float = 0.0  # scores s become c tanh(s / c) (arXiv:2408.00118); 0: stay
-    embedding_scale: float = 1.0  # multiplies the embeddings
+    embedding_scale: float = setting(1.0, positive=True)  # multiplies the embeddings
     experts: int = 0  # 0: a dense layer
-    experts_per_token: int = 2
-    token_types: int = 0  # BERT's segment embeddings
+    experts_per_token: int = setting(2, EXPERTS)
+    token_types: int = setting(0, ENCODERS)  # BERT's segment embeddings
     tied: bool = False  # the head is the embedding table
-    head_scale: float = 1.0  # multiplies the final states before the head
+    head_scale: float = setting(1.0, positive=True)  # multiplies the final states before the head
     logit_softcap: float = 0.0  # logits z become c tanh(z / c) (arXiv:2408.00118); 0: stay
 
 
@@ -68,10 +85,12 @@ class Heads:
     """Parameters that read the last states beside a plain head. The same body serves with and
     without them."""
 
-    pooler: bool = False  # BERT's tanh layer over the first token
-    mlm_head: bool = False  # BERT's transform and norm before the tied head, with an output bias
-    head_bias: bool = False  # a bias of the logits
-    labels: int = 0  # classes of a layer over the pooled text; 0: no classifier
+    pooler: bool = setting(False, ENCODERS)  # BERT's tanh layer over the first token
+    # BERT's transform and norm before the tied head, with an output bias.
+    mlm_head: bool = setting(False, ENCODERS)
+    head_bias: bool = setting(False, PLAIN_HEAD)  # a bias of the logits
+    # Classes of a layer over the pooled text; 0: no classifier.
+    labels: int = setting(0, POOLED)
 
 
 @dataclass(frozen=True)
@@ -79,19 +98,27 @@ class Shape(Heads, Body):
     """What the parameters compute. An exported model keeps these fields and no others."""
 
 
+# Losses that layers add to an objective's, scalars by name; `layer_loss_weights` are their weights.
+LayerLosses = dict[str, jax.Array]
+
+
 @dataclass(frozen=True)
 class Regularization:
-    """What training adds to the loss of the same parameters."""
+    """What training adds to the loss of the same parameters.
+
+    A field that `weighs` NAME is the weight of the loss that a layer returns under that name.
+    """
 
     dropout: float = 0.0
-    router_loss: float = 0.0  # weight of the load-balancing loss
+    # Weight of the load-balancing loss.
+    router_loss: float = setting(0.0, EXPERTS, weighs="router_balance")
 
 
 @dataclass(frozen=True)
 class Initialization:
     """What fresh parameters are drawn from, see `research.models.initial`."""
 
-    init: str = "scaled"
+    init: str = choice("scaled", "plain", "xavier", "t5")
     init_std: float = 0.02
 
 
@@ -112,13 +139,21 @@ class ModelConfig(Initialization, Regularization, Shape):
         return self.position == "relative"
 
 
+def layer_loss_weights(c: ModelConfig) -> dict[str, float]:
+    """The weight of each loss that the layers of such a model return, by the loss's name."""
+    weights = {
+        f.metadata.get("weighs"): getattr(c, f.name) for f in fields(c) if not missing_use(c, f)
+    }
+    return {name: weight for name, weight in weights.items() if name}
+
+
 def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
     """The config from `dataclasses.asdict(config)` read back from JSON. Absent fields, as of an
     older run, get their defaults; those that change nothing in this model are reset to theirs.
     TypeError for unknown fields."""
     defaults = asdict(ModelConfig())
     scaling = {**defaults["rope_scaling"], **values.get("rope_scaling", {})}
-    kept = reset_unused({**defaults, **values, "rope_scaling": scaling}, defaults)
+    kept = reset_unused(ModelConfig, {**defaults, **values, "rope_scaling": scaling})
     return ModelConfig(**{**kept, "rope_scaling": RopeScaling(**kept["rope_scaling"])})
 
 

@@ -1,66 +1,74 @@
 """What a `ModelConfig` refuses: choices that do not exist, numbers out of range, fields that
-contradict each other, and fields that are set and change nothing in such a model."""
+contradict each other, and fields that are set and change nothing in such a model.
+
+A field says itself what it may be and which models use it (`choice`, `setting`); only what several
+fields must agree on is written here.
+"""
 
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import Field, dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-CHOICES = {
-    "kind": ("decoder", "encoder", "encoder_decoder"),
-    "position": ("rope", "learned", "sinusoidal", "relative"),
-    "norm": ("rms", "layer"),
-    "activation": ("gelu", "gelu_tanh", "silu", "relu"),
-    "attention_bias": ("none", "qkv", "all"),
-    "init": ("scaled", "plain", "xavier", "t5"),
-}
-_SIZES = ("vocab_size", "layers", "d_model", "heads", "kv_heads", "head_size", "d_ff", "max_length")
-_POSITIVE = (*_SIZES, "norm_eps", "rope_theta", "embedding_scale", "head_scale")
-_NOT_NEGATIVE = (
-    *("encoder_layers", "window", "global_every", "local_rope_theta", "attention_scale"),
-    *("attention_softcap", "logit_softcap", "norm_offset", "experts", "token_types", "labels"),
-    *("router_loss", "init_std"),
-)
 
-# (fields, whether a model uses them, what to set): each other model keeps their defaults.
-_USED: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (("experts_per_token", "router_loss"), lambda c: c.experts > 0, "model.experts"),
-    (
-        ("rope_theta", "rope_scaling", "local_rope_theta"),
-        lambda c: c.position == "rope",
-        "model.position='rope'",
-    ),
-    (
-        ("token_types", "pooler", "mlm_head"),
-        lambda c: c.kind == "encoder",
-        "model.kind='encoder'",
-    ),
-    (("head_bias",), lambda c: not c.mlm_head, "model.mlm_head=False, which has that bias too"),
-    (("labels",), lambda c: c.pooler, "model.pooler=True"),
-    (("global_every",), lambda c: c.window > 0, "model.window"),
-    (("local_rope_theta",), lambda c: c.global_every > 0, "model.global_every"),
-    (("norm_offset",), lambda c: c.norm == "rms", "model.norm='rms'"),
-)
+@dataclass(frozen=True)
+class Use:
+    """The models in which a field changes anything: those that `of` is true of. `wanted` is the
+    setting that makes a model one of them, for error messages."""
+
+    of: Callable[[Any], bool]
+    wanted: str
+
+
+ROTARY = Use(lambda c: c.position == "rope", "model.position='rope'")
+ENCODERS = Use(lambda c: c.kind == "encoder", "model.kind='encoder'")
+EXPERTS = Use(lambda c: c.experts > 0, "model.experts")
+WINDOWED = Use(lambda c: c.window > 0, "model.window")
+WITH_GLOBAL = Use(lambda c: c.global_every > 0, "model.global_every")
+RMS = Use(lambda c: c.norm == "rms", "model.norm='rms'")
+POOLED = Use(lambda c: c.pooler, "model.pooler=True")
+PLAIN_HEAD = Use(lambda c: not c.mlm_head, "model.mlm_head=False, which has that bias too")
+
+
+def choice(*names: str, default: str = "") -> Any:
+    """A field that is one of `names`, by default the first."""
+    return field(default=default or names[0], metadata={"choices": names})
+
+
+def setting(default: Any, *uses: Use, positive: bool = False, weighs: str = "") -> Any:
+    """A field with what `check` has to know of it beside its default.
+
+    A number is positive, or without `positive` at least 0. In models of which one of `uses` is not
+    true the field must keep its default. `weighs` names a loss of the layers whose weight it is.
+    """
+    return field(default=default, metadata={"uses": uses, "positive": positive, "weighs": weighs})
+
+
+def missing_use(c: Any, of: Field) -> Use | None:
+    """The first of a field's uses that is not true of a config, or of a namespace with its values;
+    None where the field changes something."""
+    return next((use for use in of.metadata.get("uses", ()) if not use.of(c)), None)
 
 
 def reset_unused(
-    values: Mapping[str, Any], defaults: Mapping[str, Any], given: Collection[str] = ()
+    config: type, values: Mapping[str, Any], given: Collection[str] = ()
 ) -> dict[str, Any]:
-    """`values` with every field that changes nothing in this model reset to its default, except
-    those in `given`, which the user has set and `check` is to refuse. The section `rope_scaling` is
-    a dictionary here, and a field of it is given as "rope_scaling.NAME".
+    """The `values` of a model's `config` class, each field that changes nothing in this model reset
+    to its default, except those in `given`, which the user has set and `check` is to refuse. The
+    section `rope_scaling` is a dictionary here, and a field of it is given as "rope_scaling.NAME".
 
     For example, a LLaMA preset with learned positions has a `rope_theta` that is not used.
     """
     kept, before = dict(values), None
+    defaults = dataclasses.asdict(config())
     while kept != before:  # resetting one field can make another useless
         before = dict(kept)
-        for names, used, _ in _USED:
-            if not used(SimpleNamespace(**before)):
-                kept |= {
-                    name: defaults[name] for name in names if name in kept and name not in given
-                }
+        for one in dataclasses.fields(config):
+            name = one.name
+            if name in kept and name not in given and missing_use(SimpleNamespace(**before), one):
+                kept[name] = defaults[name]
     if "rope_scaling" in kept:
         kept["rope_scaling"] = {
             name: defaults["rope_scaling"][name]
@@ -82,21 +90,19 @@ def _unused_scaling(scaling: Mapping[str, Any]) -> tuple[str, ...]:
 def check(c: Any) -> None:
     """ValueError for a `research.models.config.ModelConfig` that describes no model, with the field
     to change."""
-    for name, choices in CHOICES.items():
-        if getattr(c, name) not in choices:
-            raise ValueError(
-                f"model.{name}={getattr(c, name)!r}; choose one of {', '.join(choices)}"
-            )
+    for one in dataclasses.fields(c):
+        value, choices = getattr(c, one.name), one.metadata.get("choices")
+        if choices and value not in choices:
+            raise ValueError(f"model.{one.name}={value!r}; choose one of {', '.join(choices)}")
     _check_ranges(c)
     _check_combinations(c)
-    defaults = {field.name: field.default for field in dataclasses.fields(c)}
-    for names, used, wanted in _USED:
-        for name in names:
-            if getattr(c, name) != defaults[name] and not used(c):
-                raise ValueError(
-                    f"model.{name}={getattr(c, name)} changes nothing in this model; "
-                    f"set {wanted}, or leave it at {defaults[name]}"
-                )
+    for one in dataclasses.fields(c):
+        value, missing = getattr(c, one.name), missing_use(c, one)
+        if value != one.default and missing:
+            raise ValueError(
+                f"model.{one.name}={value} changes nothing in this model; "
+                f"set {missing.wanted}, or leave it at {one.default}"
+            )
     scaling, plain = dataclasses.asdict(c.rope_scaling), dataclasses.asdict(type(c.rope_scaling)())
     for name in _unused_scaling(scaling):
         if scaling[name] != plain[name]:
@@ -108,14 +114,16 @@ def check(c: Any) -> None:
 
 
 def _check_ranges(c: Any) -> None:
-    for names, good, wanted in (
-        (_POSITIVE, lambda value: 0 < value < math.inf, "positive"),
-        (_NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "at least 0"),
-        (("dropout",), lambda value: 0 <= value < 1, "in [0, 1)"),
-    ):
-        for name in names:
-            if not good(getattr(c, name)):  # so is NaN, which compares with nothing
-                raise ValueError(f"model.{name}={getattr(c, name)} must be {wanted}")
+    for one in dataclasses.fields(c):
+        value, positive = getattr(c, one.name), one.metadata.get("positive")
+        if not isinstance(value, int | float):
+            continue
+        # NaN compares with nothing, so it is refused too.
+        if not (0 < value if positive else 0 <= value) or value == math.inf:
+            wanted = "positive" if positive else "at least 0"
+            raise ValueError(f"model.{one.name}={value} must be {wanted}")
+    if not c.dropout < 1:
+        raise ValueError(f"model.dropout={c.dropout} must be in [0, 1)")
     if c.experts and not 1 <= c.experts_per_token <= c.experts:
         raise ValueError(
             f"model.experts_per_token={c.experts_per_token} must be in 1..{c.experts}, "

@@ -4,12 +4,14 @@ Layers of one kind share them. Models such as Gemma 2 have two kinds: local laye
 window, and global ones, which see the whole text.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from research.models.config import ModelConfig
 from research.ops.attention import Visibility
@@ -18,7 +20,6 @@ from research.ops.rope import frequencies, rotation
 # What a decoder reads of an encoder: keys and values [L, B, S, K, H] for the cross-attention of its
 # layers, and the batch fields of the encoder's text.
 Memory = tuple[tuple[jax.Array, jax.Array], Mapping[str, jax.Array]]
-LOCAL, GLOBAL = 0, 1  # kinds of layers where `global_every` sets some apart
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["visibility", "rotation"], meta_fields=[])
@@ -40,7 +41,7 @@ class LayerKind:
 class LayerContext:
     """The inputs that `stack.run` gives to every layer beside its parameters and states.
 
-    kinds              a `LayerKind` for each kind of layer, in the numbering of `layer_pattern`
+    kinds              a `LayerKind` by the name of each kind of layer that the model has
     counted_BT         1 for tokens, 0 for padding, float32
     bias_BNTS          added to the scores of self-attention (relative positions of T5)
     memory_LBSKH       keys and values of all layers' cross-attention, from the encoder's states
@@ -48,7 +49,7 @@ class LayerContext:
     key                random key of dropout, None for no dropout
     """
 
-    kinds: tuple[LayerKind, ...]
+    kinds: dict[str, LayerKind]
     counted_BT: jax.Array
     bias_BNTS: jax.Array | None = None
     memory_LBSKH: tuple[jax.Array, jax.Array] | None = None
@@ -62,20 +63,58 @@ class LayerContext:
         return list(jax.random.split(jax.random.fold_in(self.key, index), 3))
 
 
-def layer_pattern(c: ModelConfig) -> tuple[int, ...]:
-    """One period of the kinds of layers, repeated from the first layer to the last: (LOCAL,) where
-    all layers are alike, (LOCAL, GLOBAL) for Gemma 2."""
-    if not c.global_every:
-        return (LOCAL,)
-    return (LOCAL,) * (c.global_every - 1) + (GLOBAL,)
+@dataclass(frozen=True)
+class KindRule:
+    """A row of `KINDS`: which layers of a model are of a kind, and how they attend.
+
+    every   every(c) is n where layers n - 1, 2n - 1, ... are of the kind, 0 where none is
+    window  window(c) is how many tokens a query sees at most, itself among them; 0 for all
+    rates   rates(c) are the frequencies of the rotation, None for layers without one
+    """
+
+    every: Callable[[ModelConfig], int]
+    window: Callable[[ModelConfig], int]
+    rates: Callable[[ModelConfig], np.ndarray | None]
+
+
+def _rates(c: ModelConfig) -> np.ndarray | None:
+    return frequencies(c.head_size, c.rope_theta, c.rope_scaling) if c.position == "rope" else None
+
+
+def _local_rates(c: ModelConfig) -> np.ndarray | None:
+    # Text that local layers see is never longer than their window: no scaling for them.
+    return frequencies(c.head_size, c.local_rope_theta) if c.local_rope_theta else _rates(c)
+
+
+# Kinds of layers by name; all have the same parameters. The last row that claims a layer has it.
+KINDS: dict[str, KindRule] = {
+    "local": KindRule(lambda c: 1, lambda c: c.window, _local_rates),
+    "global": KindRule(lambda c: c.global_every, lambda c: 0, _rates),
+}
+
+
+def layer_pattern(c: ModelConfig) -> tuple[str, ...]:
+    """One period of the kinds of layers, repeated from the first layer to the last: ("local",)
+    where all layers are alike, ("local", "global") for Gemma 2."""
+    every = {name: rule.every(c) for name, rule in KINDS.items() if rule.every(c)}
+    pattern = []
+    for number in range(1, math.lcm(*every.values()) + 1):
+        pattern.append([name for name, n in every.items() if number % n == 0][-1])
+    return tuple(pattern)
 
 
 def layer_windows(c: ModelConfig) -> list[int]:
     """The window of each layer, 0 for those that see the whole text."""
-    return [0 if layer_kind(c, index) == GLOBAL else c.window for index in range(c.layers)]
+    return [KINDS[layer_kind(c, index)].window(c) for index in range(c.layers)]
 
 
-def layer_kind(c: ModelConfig, index: int) -> int:
+def longest_window(c: ModelConfig) -> int:
+    """The longest window of any kind of layer, 0 where one sees the whole text."""
+    windows = [KINDS[name].window(c) for name in layer_pattern(c)]
+    return 0 if 0 in windows else max(windows)
+
+
+def layer_kind(c: ModelConfig, index: int) -> str:
     """The kind of the layer with this number."""
     pattern = layer_pattern(c)
     return pattern[index % len(pattern)]
@@ -95,7 +134,14 @@ def make_context(
     """The context of a stack for tokens [B, T] that attend to each other; over a cache, which puts
     in its own keys, also to earlier ones. `packed` is that of `Visibility`, `memory` the encoder's
     for a decoder that has one."""
-    kinds = _kinds(c, positions_BT, segments_BT, causal=causal, packed=packed)
+    tokens = (positions_BT, positions_BT, segments_BT, segments_BT)
+    kinds = {}
+    for name in dict.fromkeys(layer_pattern(c)):
+        visibility = Visibility(*tokens, causal, KINDS[name].window(c), packed=packed)
+        rates = KINDS[name].rates(c)
+        kinds[name] = LayerKind(
+            visibility, None if rates is None else rotation(positions_BT, rates)
+        )
     keys_values, visibility = None, None
     # Cross-attention: segment i of the decoder's row sees segment i of the encoder's, all
     # positions.
@@ -105,29 +151,3 @@ def make_context(
         visibility = Visibility(positions_BT, *of_memory, causal=False)
     counted_BT = (segments_BT > 0).astype(jnp.float32)
     return LayerContext(kinds, counted_BT, bias_BNTS, keys_values, visibility, key)
-
-
-def _kinds(
-    c: ModelConfig,
-    positions_BT: jax.Array,
-    segments_BT: jax.Array,
-    *,
-    causal: bool,
-    packed: bool,
-) -> tuple[LayerKind, ...]:
-    """The `LayerKind`s of a model, in the numbering of `layer_pattern`."""
-
-    def kind(window: int, rates) -> LayerKind:
-        visibility = Visibility(
-            *(positions_BT, positions_BT, segments_BT, segments_BT), causal, window, packed=packed
-        )
-        return LayerKind(visibility, None if rates is None else rotation(positions_BT, rates))
-
-    rates = local_rates = None
-    if c.position == "rope":
-        rates = frequencies(c.head_size, c.rope_theta, c.rope_scaling)
-        # Text that local layers see is never longer than their window: no scaling for them.
-        local_rates = frequencies(c.head_size, c.local_rope_theta) if c.local_rope_theta else rates
-    if not c.global_every:
-        return (kind(c.window, rates),)
-    return kind(c.window, local_rates), kind(0, rates)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from research.models.adapters import prefix_of, with_prefix
-from research.models.config import ModelConfig
+from research.models.config import LayerLosses, ModelConfig
 from research.models.context import LayerKind
 from research.models.initial import Initial
 from research.models.kv import KVCache
@@ -212,16 +212,16 @@ def _gated(
 
 def moe(
     p: Tree, x_BTD: jax.Array, c: ModelConfig, counted_BT: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """(mixture of experts [B, T, D], its load-balancing loss over the tokens for which `counted_BT`
-    is 1)."""
+) -> tuple[jax.Array, LayerLosses]:
+    """(mixture of experts [B, T, D], the losses of its router by name, over the tokens for which
+    `counted_BT` is 1)."""
     # The router computes in float32, for stable training (arXiv:2101.03961, section 2.4).
     logits_BTE = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), p["router"])
     weights_BTk, ids_BTk = route.top_k(logits_BTE, c.experts_per_token)
     y_BTD = route.experts(
         x_BTD, weights_BTk, ids_BTk, p["gate"], p["up"], p["down"], ACTIVATIONS[c.activation]
     )
-    return y_BTD, route.load_balance(logits_BTE, ids_BTk, counted_BT)
+    return y_BTD, {"router_balance": route.load_balance(logits_BTE, ids_BTk, counted_BT)}
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

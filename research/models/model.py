@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from research.models import adapters, embedding, layers
 from research.models.block import block, layer_specs
 from research.models.cache import StackedCache, make_cache
-from research.models.config import Execution, ModelConfig
-from research.models.context import Memory, make_context
+from research.models.config import Execution, LayerLosses, ModelConfig
+from research.models.context import Memory, longest_window, make_context
 from research.models.initial import initial
 from research.models.kv import KVCache
 from research.models.spec import Spec, zeros
@@ -72,16 +72,16 @@ class Model:
 
     def hidden(
         self, params: Tree, batch: Batch, key: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Last states [B, T, D] of `batch["inputs"]` and the load-balancing loss; dropout where a
-        key is given."""
+    ) -> tuple[jax.Array, LayerLosses]:
+        """Last states [B, T, D] of `batch["inputs"]` and the layers' losses by name; dropout where
+        a key is given."""
         encoder_key, key = (None, None) if key is None else tuple(jax.random.split(key))
         memory = None
         if self.config.kind == "encoder_decoder":
             memory = self.encode(params, batch, encoder_key)
         states_BTD = self.states(params, batch, key)
-        hidden_BTD, _, balance = self.run(params, states_BTD, batch, memory=memory, key=key)
-        return hidden_BTD, balance
+        hidden_BTD, _, losses = self.run(params, states_BTD, batch, memory=memory, key=key)
+        return hidden_BTD, losses
 
     def states(self, params: Tree, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         """Input states [B, T, D] of `batch["inputs"]`, what `run` takes: embeddings of tokens and,
@@ -99,8 +99,8 @@ class Model:
         memory: Memory | None = None,
         cache: KVCache | None = None,
         key: jax.Array | None = None,
-    ) -> tuple[jax.Array, KVCache | None, jax.Array]:
-        """(last states [B, T, D], the cache with these tokens, load-balancing loss) of the stack
+    ) -> tuple[jax.Array, KVCache | None, LayerLosses]:
+        """(last states [B, T, D], the cache with these tokens, the layers' losses) of the stack
         over input states, those of `states` or others of their shape and type.
 
         `batch` has their "positions" and "segments" [B, T]. `memory` is what `encode` gives for an
@@ -112,7 +112,7 @@ class Model:
         causal = self.config.kind != "encoder"
         return self._run(params, states_BTD, batch, causal, memory, cache, key)
 
-    def layer(self, p_layer: Tree, states_BTD: jax.Array, batch: Batch, kind: int) -> jax.Array:
+    def layer(self, p_layer: Tree, states_BTD: jax.Array, batch: Batch, kind: str) -> jax.Array:
         """The states [B, T, D] after one layer of a decoder, given its parameters and its input
         states, without dropout. `kind` is `context.layer_kind(config, index)`."""
         causal = self.config.kind != "encoder"
@@ -188,7 +188,7 @@ class Model:
             c.head_size,
             self.precision.compute_dtype,
             # All layers have the same slots, so one global layer makes them as many as the text.
-            0 if c.global_every else c.window,
+            longest_window(c),
             chunk,
             self.rules,
         )
@@ -238,7 +238,7 @@ class Model:
         memory: Memory | None,
         cache: KVCache | None,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, KVCache | None, jax.Array]:
+    ) -> tuple[jax.Array, KVCache | None, LayerLosses]:
         """`run` for the stack `p_stack`, the decoder's or the encoder's, with its final norm."""
         c, segments_BT = self.config, batch["segments"]
         virtual = adapters.virtual_tokens(p_stack)
@@ -263,14 +263,14 @@ class Model:
             memory=memory,
             key=layer_key,
         )
-        x_BTD, cache, balance = run(p_stack["layers"], x_BTD, c, self.execution, context, cache)
+        x_BTD, cache, losses = run(p_stack["layers"], x_BTD, c, self.execution, context, cache)
         if not c.norm_after:
             x_BTD = layers.norm(p_stack["final_norm"], x_BTD, c)
         if c.final_dropout:
             # The same key as for the embeddings, hence the same mask. A separate key would be
             # better, but with it older runs could not be resumed bit for bit.
             x_BTD = layers.dropout(x_BTD, c.dropout, embed_key)
-        return x_BTD, cache, balance
+        return x_BTD, cache, losses
 
     def _check_positions(self, virtual: int, length: int) -> None:
         """ValueError where texts may be longer than the position table, virtual tokens included."""

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from research.devices.backend import platform
 from research.models.block import block
-from research.models.config import Execution, ModelConfig
+from research.models.config import Execution, LayerLosses, ModelConfig, layer_loss_weights
 from research.models.context import LayerContext, layer_pattern
 from research.models.kv import KVCache
 from research.parallel.placement import split_axis
@@ -29,9 +29,9 @@ def run(
     execution: Execution,
     context: LayerContext,
     cache: KVCache | None = None,
-) -> tuple[jax.Array, KVCache | None, jax.Array]:
-    """(states [B, T, D] after the last layer, the cache with the new keys and values, the
-    load-balancing loss as a mean over layers, 0 without experts).
+) -> tuple[jax.Array, KVCache | None, LayerLosses]:
+    """(states [B, T, D] after the last layer, the cache with the new keys and values, the losses of
+    the layers by name, each a mean over layers).
 
     `p_layers` is a tree of parameters stacked over layers, or a tuple with a tree for each layer,
     which always runs unrolled. The caller has entered the tokens in `cache` (`KVCache.enter`).
@@ -40,19 +40,25 @@ def run(
     count = len(p_layers) if isinstance(p_layers, tuple) else layer_count(p_layers)
 
     def one_layer(kind, carry, layer):
-        x_BTD, cache, balance = carry
+        x_BTD, cache, losses = carry
         p, index = layer
         # Named for the policy "offload" of `_remat`.
         x_BTD = checkpoint_name(x_BTD, "residual")
-        x_BTD, cache, layer_balance = block(
+        x_BTD, cache, of_layer = block(
             p, x_BTD, c, execution, context, kind=kind, index=index, cache=cache
         )
-        return (x_BTD, cache, balance + layer_balance), None
+        if of_layer.keys() != losses.keys():
+            raise ValueError(
+                f"a layer returns the losses {sorted(of_layer)}, and the fields of ModelConfig "
+                f"weigh {sorted(losses)}; add a field for each to Regularization"
+            )
+        return (x_BTD, cache, {name: losses[name] + of_layer[name] for name in losses}), None
 
     # Recomputed layer by layer also where a step of the scan is a period of several layers: the
     # backward pass then needs the activations of one layer at a time.
     steps = [_remat(partial(one_layer, kind), execution.remat) for kind in pattern]
-    carry = (x_BTD, cache, jnp.zeros((), jnp.float32))
+    losses = {name: jnp.zeros((), jnp.float32) for name in layer_loss_weights(c)}
+    carry = (x_BTD, cache, losses)
     unroll = min(execution.unroll or count, count)
     scanned = 0
     if not isinstance(p_layers, tuple) and unroll < count:
@@ -61,8 +67,8 @@ def run(
     # The layers after the last full period, or all of them where nothing is scanned.
     for index in range(scanned, count):
         carry, _ = steps[index % len(steps)](carry, (layer_of(p_layers, index), index))
-    x_BTD, cache, balance = carry
-    return x_BTD, cache, balance / count
+    x_BTD, cache, losses = carry
+    return x_BTD, cache, {name: value / count for name, value in losses.items()}
 
 
 def _scan(steps: list[Callable], carry: tuple, p_layers: Tree, count: int, unroll: int) -> tuple:

@@ -11,6 +11,7 @@ import numpy as np
 from research.models.model import Model
 from research.objectives.config import ObjectiveConfig, refuse_smoothing
 from research.objectives.objective import Objective, Totals
+from research.objectives.tokens import with_layer_losses
 from research.ops.loss import cross_entropy
 from research.tree import Tree
 from research.weights.rules import attach
@@ -81,13 +82,15 @@ class Classification(Objective):
         log-likelihood and of the texts whose class is the likeliest."""
         params = attach(held["base"], trainable, key)
         keys = (None, None) if key is None else tuple(jax.random.split(key))
-        hidden_BTD, balance = model.hidden(params, batch, keys[0])
+        hidden_BTD, layer_losses = model.hidden(params, batch, keys[0])
         logits_B1V = model.class_logits(params, hidden_BTD, keys[1])
         loss_B1, nll_B1 = cross_entropy(
             logits_B1V, batch["targets"], label_smoothing=self.label_smoothing
         )
         weights_B1, count = batch["weights"], jnp.sum(batch["weights"])
         right_B1 = (jnp.argmax(logits_B1V, axis=-1) == batch["targets"]).astype(jnp.float32)
-        total = jnp.sum(loss_B1 * weights_B1) + model.config.router_loss * balance * count
+        total, totals = with_layer_losses(
+            model.config, layer_losses, jnp.sum(loss_B1 * weights_B1), count
+        )
         nll, right = jnp.sum(nll_B1 * weights_B1), jnp.sum(right_B1 * weights_B1)
-        return total, count, {"nll": (nll, count), "accuracy": (right, count)}
+        return total, count, {"nll": (nll, count), "accuracy": (right, count), **totals}

@@ -40,6 +40,8 @@ class Objective(Protocol):
     classifies: ClassVar[bool]  # one class a text, from `model.labels` classes
     reports: ClassVar[tuple[str, ...]]  # totals that evaluation reports beside the loss
     bits_per_byte: ClassVar[bool]  # the loss is on every token of a held-out text
+    # Frozen trees that the loss needs beside the base, names of research.tuning.held.HELD.
+    holds: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     @abstractmethod
@@ -73,6 +75,7 @@ class Objective(Protocol):
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """(sum of losses in nats, count of what it is over, further (sum, count) pairs by name).
 
-        `held` are the trees that are not trained: `held["base"]` is what `trainable` is attached
-        to, {} where everything is trained. `key` is of the dropout, None for none.
+        `held` are the trees that are not trained: `held["base"]`, {} where everything is trained,
+        is what `trainable` and the trees of `holds` are attached to. `key` is of the dropout, None
+        for none.
         """

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from research.models.config import LayerLosses, ModelConfig, layer_loss_weights
 from research.models.model import Model
 from research.objectives.objective import Totals
 from research.ops.frozen_head import frozen_head_loss
@@ -26,7 +27,7 @@ def token_loss(
     """Sum of the loss over tokens of weight 1, their count, and the pair of the plain negative
     log-likelihood."""
     params = attach(held["base"], trainable, key)
-    hidden_BTD, balance = model.hidden(params, batch, key)
+    hidden_BTD, layer_losses = model.hidden(params, batch, key)
     states_BTD, table_VD, bias_V = model.head(params, hidden_BTD)
     count = jnp.sum(batch["weights"])
     if bias_V is None and (isinstance(table_VD, jax.Array) or table_VD.frozen):
@@ -42,11 +43,18 @@ def token_loss(
         )
     else:
         total, nll = _logits_loss(model, params, hidden_BTD, batch, label_smoothing, z_loss)
-    total += model.config.router_loss * balance * count
-    totals = {"nll": (nll, count)}
-    if model.config.experts:
-        totals["router_balance"] = (balance * count, count)
-    return total, count, totals
+    total, totals = with_layer_losses(model.config, layer_losses, total, count)
+    return total, count, {"nll": (nll, count), **totals}
+
+
+def with_layer_losses(
+    c: ModelConfig, losses: LayerLosses, total: jax.Array, count: jax.Array
+) -> tuple[jax.Array, Totals]:
+    """(`total`, a sum over `count` targets, with the layers' weighted losses added for each target;
+    the pair of each layer loss by name, without its weight)."""
+    for name, weight in layer_loss_weights(c).items():
+        total += weight * losses[name] * count
+    return total, {name: (value * count, count) for name, value in losses.items()}
 
 
 def _logits_loss(

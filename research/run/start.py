@@ -1,10 +1,12 @@
-"""The start of a run: its data, and its first state, with the parameters of `config.init` if
-set."""
+"""The start of a run: its data, and its first state with the parameters of `config.init`."""
 
 import dataclasses
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+
+import jax
+import jax.numpy as jnp
 
 from research import tree
 from research.data.corpus import Corpus, open_corpus
@@ -16,6 +18,7 @@ from research.models.config import Body, ModelConfig
 from research.objectives.choose import objective_class
 from research.run.program import Program
 from research.training.state import TrainState, from_stored
+from research.tuning.held import held_trees
 from research.tuning.lora_init import start
 from research.tuning.method import (
     FRESH,
@@ -27,11 +30,11 @@ from research.weights.rules import is_leaf
 
 
 def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> Corpus:
-    """The corpus of an experiment, with the tokenizer saved in `tokenizer_folder` if that exists,
-    else that of `config.data.tokenizer`, else, if that is empty, that of the checkpoint
-    `config.init`.
+    """The corpus of an experiment, with its tokenizer.
 
-    ValueError for no tokenizer, and for more tokens or labels than the model has.
+    The tokenizer is the first of these that there is: the one saved in `tokenizer_folder` by an
+    earlier start of the run, `config.data.tokenizer`, the one of the checkpoint `config.init`.
+    ValueError without a tokenizer, and for more tokens or labels than the model has.
     """
     saved, given = tokenizer_folder is not None and tokenizer_folder.is_dir(), None
     if not experiment.data.tokenizer and not experiment.init and not saved:
@@ -39,6 +42,7 @@ def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> C
             "data.tokenizer='' is the tokenizer of config.init, which is not set; set one of them"
         )
     if not saved and not experiment.data.tokenizer:
+        # Only the tokenizer is read, so the checksums of the weights can wait.
         with open_checkpoint(experiment.init, verify=False) as checkpoint:
             given = checkpoint.tokenizer
         if given is None:
@@ -67,15 +71,18 @@ def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> C
 def first_state(program: Program) -> tuple[TrainState, list[str]]:
     """(state before the first step, lines for the user on where its parameters come from).
 
-    With `config.init` parameters are read from that checkpoint, each onto its sharding and into its
-    format; only a pooler or classifier that it lacks is new. ValueError for any other parameter
-    that is missing or has another shape.
+    With `config.init` the parameters are read from that checkpoint, each straight onto its sharding
+    and into its format. A pooler or classifier that the checkpoint lacks keeps its random start.
+    ValueError for any other parameter that is missing or has another shape.
     """
     source, state, lines = program.experiment.init, program.init(), []
     with open_checkpoint(source) if source else nullcontext() as checkpoint:
         if checkpoint is not None:
             state, lines = with_parameters(program, state, checkpoint)
+        # In this order: adapters may start from the base (PiSSA), and the trees that the objective
+        # holds are copies of what the run starts from.
         state = with_base(program, state, checkpoint)
+        state = with_held(program, state)
     program.check_bytes(state)
     return state, lines
 
@@ -83,9 +90,10 @@ def first_state(program: Program) -> tuple[TrainState, list[str]]:
 def with_parameters(
     program: Program, state: TrainState, checkpoint: Checkpoint
 ) -> tuple[TrainState, list[str]]:
-    """(`state` with the checkpoint's values for the trained parameters of the model itself, not of
-    adapters; lines for the user)."""
+    """(`state` with the checkpoint's values for the model's own trained parameters, lines for the
+    user). Adapters keep their fresh values."""
     source, model = program.experiment.init, program.experiment.model
+    # A head of another size, or none, in the checkpoint: fine-tuning begins it anew.
     fresh = [
         name
         for name, field in FRESH.items()
@@ -96,18 +104,19 @@ def with_parameters(
         tree.paths(program.baseless_state.trainable, is_leaf),
     )
     known = [path for path in tree.paths(program.model.specs()) if path.split("/")[0] not in fresh]
-    own = {path: wanted[path] for path in known if path in wanted and not is_leaf(wanted[path])}
-    read = tree.paths(checkpoint.restore(tree.unflatten(own)))
+    # Without the paths at which an adapter lies (`is_leaf`): those are new in this run.
+    plain = {path: wanted[path] for path in known if path in wanted and not is_leaf(wanted[path])}
+    restored = tree.paths(checkpoint.restore(tree.unflatten(plain)))
     lines = [f"parameters of {source}"] + [
         f"the {name} is new: {source} has none for this model" for name in fresh
     ]
     lines += [f"not as in {source}: model.{change}" for change in changes(checkpoint.config, model)]
-    return replace(state, trainable=tree.unflatten(trainable | read)), lines
+    return replace(state, trainable=tree.unflatten(trainable | restored)), lines
 
 
 def with_base(program: Program, state: TrainState, checkpoint: Checkpoint | None) -> TrainState:
-    """A fresh state with its base, of the checkpoint or from the seed, and adapters that start from
-    it."""
+    """A fresh state with its frozen base, read from the checkpoint or drawn from the seed, and with
+    adapters that start from that base if `lora.start` says so."""
     e, plain = program.experiment, program.model.specs()
     base_specs = program.held_specs["base"]
     if not e.changes_base:
@@ -123,16 +132,25 @@ def with_base(program: Program, state: TrainState, checkpoint: Checkpoint | None
     return replace(state, trainable=trainable, held={"base": base})
 
 
+def with_held(program: Program, state: TrainState) -> TrainState:
+    """A state that has its base, with the further frozen trees of the objective, such as DPO's
+    reference model."""
+    others = held_trees(program.objective.holds, state.trainable)
+    # Copied, because the train step gives away the buffers of a state, and each only once.
+    return replace(state, held={**state.held, **jax.tree.map(jnp.copy, others)})
+
+
 def resumed_state(program: Program, stored: dict[str, tree.Tree]) -> TrainState:
-    """The state of a checkpoint, with its base read again from `config.init` where it is not in the
-    checkpoint."""
+    """The state of a checkpoint that `Program.to_stored` has made. A base that is not in it is read
+    again from `config.init` or drawn again from the seed."""
     state, base_specs = from_stored(stored), program.held_specs["base"]
     # A base that LoRA's start has changed is in the checkpoint; any other is read from its source.
     if program.experiment.changes_base or not base_specs:
         return state
     source = program.experiment.init
     with open_checkpoint(source) if source else nullcontext() as checkpoint:
-        return replace(state, held={"base": _read_base(program, checkpoint, base_specs)})
+        base = _read_base(program, checkpoint, base_specs)
+        return replace(state, held={**state.held, "base": base})
 
 
 def _read_base(
@@ -148,8 +166,8 @@ def _read_base(
 
 
 def changes(before: ModelConfig, after: ModelConfig) -> list[str]:
-    """ "window: 4096 -> 0" for each field that differs and changes what the same parameters
-    compute."""
+    """Lines such as "window: 4096 -> 0" for the fields that differ and change what the same
+    parameters compute, such as a norm's epsilon."""
     names = {field.name for field in dataclasses.fields(Body)}
     if before.position != "learned":
         names.remove("max_length")  # then it is no table's size and changes no computation

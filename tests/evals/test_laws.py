@@ -1,7 +1,7 @@
 """What holds of every evaluation: see `research.evals.evaluation.Evaluation`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -43,6 +43,7 @@ class Tiny:
     params: Any
     tokenizer: Any
     window: int
+    held: Any = field(default_factory=dict)
 
 
 @cache

@@ -19,7 +19,8 @@ from research.data.tokenizers import huggingface, train_tokenizer
 from research.downloads import pypi
 from research.interop.gguf import pretokenizers as gguf_pre
 from research.interop.gguf.file import open_gguf
-from research.interop.gguf.tokenizer import tokenizer_files, tokenizer_metadata
+from research.interop.gguf.tokenizer import tokenizer_files
+from research.interop.gguf.tokenizer_metadata import tokenizer_metadata
 from research.interop.gguf.write import write_gguf
 from research.interop.packages import checkpoint_path
 

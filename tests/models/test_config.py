@@ -17,6 +17,7 @@ from research.models.config import (
     Regularization,
     Shape,
     config_from_json,
+    layer_loss_weights,
 )
 from research.models.model import Model
 from research.models.presets import PRESETS
@@ -81,8 +82,9 @@ def program(c: ModelConfig) -> str:
     model = Model(c)
 
     def outputs(params, batch, key):
-        hidden_BTD, balance = model.hidden(params, batch, key)
-        found = [model.logits(params, hidden_BTD), c.router_loss * balance]
+        hidden_BTD, losses = model.hidden(params, batch, key)
+        weighted = [weight * losses[name] for name, weight in layer_loss_weights(c).items()]
+        found = [model.logits(params, hidden_BTD), *weighted]
         found += [model.pooled(params, hidden_BTD)] if c.pooler else []
         return found + ([model.class_logits(params, hidden_BTD)] if c.labels else [])
 

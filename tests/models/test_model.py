@@ -11,7 +11,7 @@ import pytest
 from research import tree
 from research.models import layers
 from research.models.config import Execution
-from research.models.context import GLOBAL, LOCAL, layer_kind
+from research.models.context import layer_kind
 from research.models.model import Model, forward
 from research.models.spec import initialize
 from research.models.stack import layer_of
@@ -189,7 +189,7 @@ def test_only_global_layers_see_beyond_the_window(name):
     model = Model(c)
     x_BTD = model.states(params, batch)
     p = layer_of(params["layers"], 0)
-    for kind, reach in ((LOCAL, c.window), (GLOBAL, LENGTH)):
+    for kind, reach in (("local", c.window), ("global", LENGTH)):
         gradient = jax.grad(lambda x: jnp.sum(jnp.sin(model.layer(p, x, batch, kind)[0, -1])))
         seen = np.any(np.asarray(gradient(x_BTD))[0] != 0, axis=1)
         np.testing.assert_array_equal(seen, np.arange(LENGTH) >= LENGTH - reach)

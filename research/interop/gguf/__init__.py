@@ -1,1 +1,1 @@
-"""GGUF files in and out: header, tensors, hyperparameters and tokenizer."""
+"""GGUF, llama.cpp's format, read and written: header, tensors, hyperparameters and tokenizer."""

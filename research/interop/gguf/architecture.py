@@ -1,5 +1,6 @@
-"""What an architecture of llama.cpp says of its models, and the metadata that all of them spell
-alike."""
+"""What an architecture of llama.cpp has to declare, and the hyperparameters that all architectures
+store under the same keys.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,19 +16,22 @@ from research.ops.rope import RopeScaling
 
 @dataclass(frozen=True)
 class Metadata:
-    """The hyperparameters of a file and the shapes of its tensors."""
+    """The key-value metadata of a file, and the shapes of its tensors, for an architecture's
+    `read_config`."""
 
     values: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
     @property
     def kind(self) -> str:
-        """The architecture's name, which hyperparameters begin with."""
+        """The architecture's name, such as "llama": the prefix of its hyperparameters' keys."""
         return self.values.get("general.architecture", "")
 
     def number(self, key: str, default: Any = None) -> Any:
-        """The hyperparameter "KIND.key". ValueError where it is no number of at least 0, or absent
-        without a default."""
+        """The hyperparameter "KIND.key", such as `number("block_count")`.
+
+        ValueError where it is not a number in [0, 2^40), or absent without a default.
+        """
         value = self.values.get(f"{self.kind}.{key}", default)
         if type(value) not in (int, float) or not 0 <= value < 2**40:
             raise ValueError(f"the metadata has {self.kind}.{key}={value!r}; wanted a number")
@@ -36,12 +40,12 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One or several architectures that share layers, in both directions.
+    """One or several architectures that share layers.
 
-    `name_of` gives the name that a model is written under, None where it is none of these.
-    `read_config` takes the metadata and refuses what our layers do not compute; `write_config`
-    gives the metadata of a model, the tokenizer's aside. `rules` are the tensors, [out, in] in
-    numpy's order.
+    `names`: as in general.architecture. `name_of(config)`: the name a model is written under, None
+    if it is none of these. `read_config(metadata)`: the model; ValueError for what our layers do
+    not compute. `write_config(config)`: the metadata, without the tokenizer's. `rules(config)`: the
+    tensors, [out, in] in numpy's order, read both ways.
     """
 
     names: tuple[str, ...]
@@ -52,7 +56,8 @@ class Architecture:
 
 
 def read_shape(m: Metadata) -> dict[str, Any]:
-    """The fields of a ModelConfig that every architecture has under the same key."""
+    """The fields of `ModelConfig` that every architecture has under the same keys, as keywords.
+    ValueError for heads whose queries, values and rotary part differ in size."""
     heads, d_model = m.number("attention.head_count"), m.number("embedding_length")
     head_size = m.number("attention.key_length", d_model // max(1, heads))
     others = (
@@ -61,6 +66,8 @@ def read_shape(m: Metadata) -> dict[str, Any]:
     )
     if others != (head_size, head_size):
         raise ValueError("keys, values and rotary dimensions of different sizes are not supported")
+    # The rows of the table, not "KIND.vocab_size", which many files lack. Without a table the file
+    # is refused later, by the tensor's name.
     table = m.tensors.get("token_embd.weight")
     return {
         "kind": "decoder",
@@ -80,7 +87,7 @@ def read_shape(m: Metadata) -> dict[str, Any]:
 
 
 def write_shape(c: ModelConfig, kind: str) -> dict[str, Any]:
-    """What `read_shape` reads, with the architecture's name."""
+    """The metadata that `read_shape` reads, with the architecture's name `kind`."""
     values = {
         "general.architecture": kind,
         f"{kind}.block_count": c.layers,
@@ -103,14 +110,20 @@ def write_shape(c: ModelConfig, kind: str) -> dict[str, Any]:
 
 
 def shortest(value: float) -> float:
-    """The shortest decimal that is the same float32: 1e-5 for 9.99999974e-06."""
+    """The shortest decimal that rounds to the same float32: 1e-5 for 9.99999974e-06.
+
+    GGUF stores float32, config.json decimals; without this a conversion there and back would change
+    every epsilon.
+    """
     return float(str(np.float32(value)))
 
 
 def _read_linear(m: Metadata) -> RopeScaling:
-    """Linear scaling of the rotary positions; Llama 3's is a tensor, see `rope_factors`."""
+    """Linear scaling of the rotary positions. Llama 3's scaling is stored as a tensor instead, see
+    `rope_factors`. ValueError for any other kind."""
     kind = m.values.get(f"{m.kind}.rope.scaling.type", "none")
     factor = m.number("rope.scaling.factor", 0.0)
+    # A factor of 0 is llama.cpp's way of saying that there is none.
     if kind in ("none", "") and not factor:
         return RopeScaling()
     if kind != "linear":

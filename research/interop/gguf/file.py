@@ -1,5 +1,6 @@
-"""GGUF files read: their tables checked before anything is believed, their tensors one at a
-time."""
+"""Reading GGUF files: the header and the table of tensors are checked against the file's size
+first, then tensors are read one at a time, whole or by rows.
+"""
 
 import math
 import mmap
@@ -18,7 +19,10 @@ from gguf.quants import dequantize
 from research.interop.gguf.header import Header, read_header
 from research.interop.storage.tensors import Tensor
 
-_CHUNK_BYTES = 1 << 20  # read and dequantized at a time
+# Read and dequantized at a time: the float32 of a quantized tensor is made once, its bytes never
+# all at once beside it.
+_CHUNK_BYTES = 1 << 20
+# The types that are plain numbers, with numpy's type of each; all others are quantized.
 STORED = {
     "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16), "I8": np.dtype(np.int8), "I16": np.dtype(np.int16),
@@ -28,11 +32,14 @@ STORED = {
 
 @dataclass(frozen=True)
 class Gguf:
-    """The tensors of an open file, shapes in numpy's order ([out, in]); close it, or use it in a
-    `with`.
+    """An open GGUF file. Close it, or use it in a `with`.
 
-    `types` are ggml's ("Q4_1"). `metadata` has numbers, bools, strings, and arrays: of strings as
-    lists, else numpy's.
+        with open_gguf("model.gguf") as file:
+            print(file.metadata["general.architecture"], file.read("output_norm.weight").shape)
+
+    `names`: shape and type of each tensor as it is read, in numpy's order ([out, in]). `types`:
+    ggml's type of each as stored, such as "Q4_1". `metadata`: numbers, bools, strings, lists of
+    strings, and numpy arrays of numbers.
     """
 
     path: Path
@@ -43,20 +50,18 @@ class Gguf:
     _file: BinaryIO = field(repr=False)
 
     def read(self, name: str) -> np.ndarray:
-        """The whole tensor: floats and integers as they are stored, quantized types dequantized to
-        float32."""
+        """The whole tensor: plain numbers in their stored type, quantized types as float32."""
         return self.read_rows(name, 0, self.names[name].shape[0])
 
     def read_row(self, name: str, row: int) -> np.ndarray:
-        """`tensor[row]`, without reading the rest."""
+        """`tensor[row]` along the first axis, read alone."""
         return self.read_rows(name, row, row + 1)[0]
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """`tensor[start:stop]` along the first axis, 0 <= start <= stop <= its size, without
-        reading the rest.
+        """`tensor[start:stop]` along the first axis, read alone; 0 <= start <= stop <= its size.
 
-        ValueError for a type that the `gguf` package cannot dequantize, and for a file cut short
-        since it was opened.
+        ValueError for rows outside the tensor, for a type that the `gguf` package cannot
+        dequantize, and for a file that was cut short after it was opened.
         """
         shape, kind = self.names[name].shape, self.types[name]
         if not 0 <= start <= stop <= shape[0]:
@@ -68,10 +73,11 @@ class Gguf:
                 f"{self.path}: {name!r} is of type {kind}; wanted one of "
                 f"{', '.join([*STORED, *dequantizable()])}"
             )
+        # Quantized types pack `block` values into `block_bytes`, along the last axis.
         block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
         row = math.prod(shape[1:])
         offset = self._offsets[name] + start * row // block * block_bytes
-        # A one-dimensional quantized tensor has no whole block a row.
+        # Rows of a one-dimensional tensor are single values, less than a block.
         if start * row % block or stop * row % block:
             return self.read(name)[start:stop]
         if kind in STORED:
@@ -92,7 +98,7 @@ class Gguf:
         return out
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file; tensors that were read stay."""
         self._file.close()
 
     def __enter__(self) -> "Gguf":
@@ -102,10 +108,14 @@ class Gguf:
         self.close()
 
     def _fill(self, out: np.ndarray, offset: int, name: str) -> None:
-        """By reading, as mapped pages would count as this process's memory: all of a checkpoint in
-        the end."""
+        """Reads `out.nbytes` bytes at `offset` into `out`.
+
+        The file is not mapped for this: mapped pages count as this process's memory, which would be
+        the whole checkpoint in the end.
+        """
         done = 0
         while done < out.nbytes:
+            # One call returns at most 2 GiB on Linux, and may return less for any reason.
             got = os.preadv(self._file.fileno(), [out[done:]], offset + done)
             if not got:
                 raise ValueError(
@@ -115,8 +125,11 @@ class Gguf:
 
 
 def open_gguf(path: str | os.PathLike) -> Gguf:
-    """The file, its metadata and tensor table read. ValueError, one line, for anything that is not
-    as it should be."""
+    """Opens a file and reads its metadata and table of tensors; see `Gguf`.
+
+    ValueError, one line, for a file that cannot be opened, is cut short, or claims more than it
+    has: no count or offset in it is believed unchecked.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is missing or no file; wanted a GGUF file")
@@ -143,21 +156,24 @@ def open_gguf(path: str | os.PathLike) -> Gguf:
 
 @cache
 def dequantizable() -> tuple[str, ...]:
-    """The quantized types that the `gguf` package turns into float32: those with which it takes a
-    block of zeros."""
-    found = []
+    """Names of the quantized types that the installed `gguf` package can turn into float32.
+
+    The package has no list of them, so each type is tried on a block of zeros.
+    """
+    names = []
     for kind, (_, block_bytes) in GGML_QUANT_SIZES.items():
         try:
             dequantize(np.zeros((1, block_bytes), np.uint8), kind)
         except NotImplementedError:
             continue
-        found.append(kind.name)
-    return tuple(name for name in found if name not in STORED)
+        names.append(kind.name)
+    return tuple(name for name in names if name not in STORED)
 
 
 def _tensors(header: Header, size: int) -> tuple[dict[str, Tensor], dict[str, str], dict[str, int]]:
-    """Tensors, types and places in a file of `size` bytes. ValueError for data not there, not
-    aligned or used twice."""
+    """(tensor, type, byte offset) by name, in a file of `size` bytes. ValueError for data beyond
+    the end, not aligned, or claimed by two tensors."""
+    # Offsets in the table count from the end of the header, rounded up to the alignment.
     alignment = header.alignment
     start = header.size + -header.size % alignment
     names, types, offsets, ranges = {}, {}, {}, []
@@ -188,6 +204,7 @@ def _tensors(header: Header, size: int) -> tuple[dict[str, Tensor], dict[str, st
         )
         types[row.name], offsets[row.name] = kind.name, begin
         ranges.append((begin, end, row.name))
+    # Sorted by begin, any two ranges overlap only if two neighbours do.
     ranges.sort()
     for (_, end, first), (begin, _, second) in zip(ranges, ranges[1:]):
         if begin < end:

@@ -1,4 +1,7 @@
-"""The architectures gemma, gemma2 and gemma3 (text), whose files hold 1 + w of each norm."""
+"""The architectures gemma, gemma2 and gemma3 (text).
+
+Their GGUF files hold 1 + w of each norm's scale, where Hugging Face folders hold w.
+"""
 
 from typing import Any
 
@@ -13,7 +16,7 @@ from research.interop.gguf.architecture import (
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
 
-# Global layers come every so many where a file does not say.
+# Every so many layers one is global, in a file that does not say.
 _PERIODS = {"gemma2": 2, "gemma3": 6}
 # llama.cpp knows the 27B models by their number of layers and scales their scores by the width a
 # head would have, not by the width it has.
@@ -21,7 +24,7 @@ _WIDE_SCORES = {"gemma2": 46, "gemma3": 62}
 
 
 def read_config(m: Metadata) -> ModelConfig:
-    """The model of a file's metadata."""
+    """The model that a file's metadata describes."""
     shape = read_shape(m)
     if m.kind != "gemma":
         shape |= _read_layers(m, shape)
@@ -35,33 +38,43 @@ def read_config(m: Metadata) -> ModelConfig:
 
 
 def _read_layers(m: Metadata, shape: dict[str, Any]) -> dict[str, Any]:
-    """Window, global layers, their rotary bases, and soft caps."""
+    """The fields that Gemma 2 and 3 have beyond Gemma 1: window, global layers, rotary bases of the
+    two kinds of layer, scale and soft caps of the scores."""
+    # Where a file lacks a key, llama.cpp's defaults for Gemma 2; for Gemma 3 an absent key is
+    # "none".
     window = m.number("attention.sliding_window", 4096 if m.kind == "gemma2" else 0)
     period = m.number("attention.sliding_window_pattern", _PERIODS[m.kind])
     theta, caps = shape["rope_theta"], (50.0, 30.0) if m.kind == "gemma2" else (0.0, 0.0)
     local_theta = theta if m.kind == "gemma2" else float(m.number("rope.freq_base_swa", 10000.0))
-    found = {
+    layer_fields = {
         "attention_scale": _scale(m.kind, shape),
         "attention_softcap": shortest(m.number("attn_logit_softcapping", caps[0])),
         "logit_softcap": shortest(m.number("final_logit_softcapping", caps[1])),
     }
     if not window or period == 1:
-        return found
+        return layer_fields
     if not 0 < period <= shape["layers"]:  # no layer is global
-        return {**found, "window": window, "rope_theta": local_theta}
-    own = local_theta if local_theta != theta else 0.0
-    return {**found, "window": window, "global_every": period, "local_rope_theta": own}
+        return {**layer_fields, "window": window, "rope_theta": local_theta}
+    # 0 says "as the global layers", and is how `ModelConfig` spells one rotation for all.
+    other_theta = local_theta if local_theta != theta else 0.0
+    return {
+        **layer_fields,
+        "window": window,
+        "global_every": period,
+        "local_rope_theta": other_theta,
+    }
 
 
 def _scale(kind: str, shape: dict[str, Any]) -> float:
-    """What multiplies the scores, 0 for the usual head_size ** -0.5."""
+    """The factor of the attention scores, 0 for the usual head_size ** -0.5."""
     wide = shape["layers"] == _WIDE_SCORES[kind]
     width = shape["d_model"] / shape["heads"] if wide else shape["head_size"]
     return 0.0 if width == shape["head_size"] else width**-0.5
 
 
 def name_of(c: ModelConfig) -> str | None:
-    """The architecture of a decoder like LLaMA with scaled embeddings or norms of the branches."""
+    """The architecture of a rotary decoder with scaled embeddings or norms after attention and MLP;
+    None for any other model."""
     if llama.name_of(c) is None or not (c.branch_norm or c.embedding_scale != 1.0):
         return None
     if not c.branch_norm:
@@ -70,7 +83,8 @@ def name_of(c: ModelConfig) -> str | None:
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
-    """The metadata of a model. ValueError for what llama.cpp takes for granted and it has not."""
+    """The metadata of a model. ValueError for a model without something that llama.cpp's layers
+    always have: tied tables, and Gemma 2's soft cap of the scores."""
     kind = name_of(c)
     if not c.tied:
         raise ValueError(f"GGUF's {kind} architecture ties the head to the table; use --to=hf")
@@ -92,12 +106,13 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
 
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
-    """The tensors of LLaMA with rotary pairs in halves, and two norms more a layer."""
-    found = llama.rotated_rules(c, "p h")
+    """The tensors of LLaMA with rotary pairs in halves, and from Gemma 2 on two more norms a
+    layer."""
+    llama_rules = llama.rotated_rules(c, "p h")
     if not c.branch_norm:
-        return found
+        return llama_rules
     return (
-        *found,
+        *llama_rules,
         Rule("blk.{layer}.post_attention_norm.weight", "layers/attention_out_norm/scale", "D -> D"),
         Rule("blk.{layer}.post_ffw_norm.weight", "layers/mlp_out_norm/scale", "D -> D"),
     )

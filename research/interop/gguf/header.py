@@ -1,8 +1,12 @@
-"""The header of a GGUF file: metadata and tensor table, taken from bytes of which nothing is
-believed unchecked.
+"""The header of a GGUF file: metadata and the table of tensors, parsed from untrusted bytes.
 
-The layout is that of ggml's docs/gguf.md, versions 2 and 3, little-endian: magic, version, counts;
-key, type and value of each piece of metadata; name, dimensions, type and offset of each tensor.
+The layout is that of ggml's docs/gguf.md, versions 2 and 3, little-endian:
+
+    magic "GGUF", version, number of tensors, number of keys
+    of each key:     name, type, value
+    of each tensor:  name, number of dimensions, dimensions, type, offset of the data
+
+Every count is compared with the bytes that are left before anything is allocated for it.
 """
 
 import mmap
@@ -16,10 +20,11 @@ from gguf.constants import GGUFValueType
 MAGIC, ALIGNMENT_KEY, ALIGNMENT = b"GGUF", "general.alignment", 32
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_NAME_BYTES = 65535  # of a key; the format's own bound
-# Of keys, of tensors and of strings in all. A large file's own counts could keep a loop busy for
-# minutes; published files have under 100 keys, 2000 tensors and 700 thousand strings.
+# Bounds on keys, on tensors, and on strings in all arrays together. The counts of a large damaged
+# file could keep a loop busy for minutes though each fits the file; published files have under 100
+# keys, 2000 tensors and 700 thousand strings.
 _MAX_ENTRIES, _MAX_STRINGS = 1 << 16, 1 << 21
-# As struct and numpy both spell them.
+# Little-endian type codes in a spelling that `struct` and numpy share.
 SCALARS = {
     GGUFValueType.UINT8: "<B",
     GGUFValueType.INT8: "<b",
@@ -37,8 +42,8 @@ SCALARS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the tensor table: shape in numpy's order, ggml's number of the type, offset from
-    the data's start."""
+    """One line of the table of tensors: `shape` in numpy's order, `type` as ggml's number, `offset`
+    in bytes from the start of the data."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Header:
-    """`size` is where the table ends, before padding."""
+    """A parsed header; `size` is its length in bytes, before the padding that follows."""
 
     metadata: dict[str, Any] = field(repr=False)
     table: list[Row] = field(repr=False)
@@ -56,21 +61,24 @@ class Header:
 
     @property
     def alignment(self) -> int:
-        """Of the data, in bytes."""
+        """Bytes to a multiple of which every tensor's data is aligned."""
         return check_alignment(self.metadata.get(ALIGNMENT_KEY, ALIGNMENT))
 
 
 def read_header(data: bytes | mmap.mmap) -> Header:
-    """The header at the start of a file's bytes; ValueError that says what is wrong where."""
+    """The header at the start of a file's bytes. ValueError, with the byte where it is wrong."""
     cursor = _Cursor(data)
     if (magic := cursor.take(4)) != MAGIC:
         raise ValueError(f"it begins with {magic!r}, wanted {MAGIC!r}")
     version = cursor.number("<I")
+    # Version 3 of a big-endian file reads as 0x03000000.
     if version & 0xFFFF == 0:
         raise ValueError("it is big-endian; wanted a little-endian one")
     if version not in (2, 3):
         raise ValueError(f"it is of version {version}, wanted 2 or 3")
     tensors, keys = cursor.number("<Q"), cursor.number("<Q")
+    # The shortest key is its length (8), one character, its type (4) and one byte; the shortest
+    # tensor has 8 + 1 + 4 + 8 + 4 + 8 bytes.
     for count, what, least_bytes in ((keys, "keys", 14), (tensors, "tensors", 33)):
         if count > min(_MAX_ENTRIES, len(data) // least_bytes):
             raise ValueError(f"it claims {count} {what} in {len(data)} bytes")
@@ -84,8 +92,8 @@ def read_header(data: bytes | mmap.mmap) -> Header:
 
 
 def check_name(name: str) -> None:
-    """ValueError for a tensor name that could not be a file's name, a tree's path or a line of a
-    report."""
+    """Refuses, with a ValueError, a tensor name that is unsafe in a path or in a line of a report:
+    empty, with control characters, a path separator or ".."."""
     if not name or not name.isprintable() or "/" in name or "\\" in name or ".." in name:
         raise ValueError(
             f"tensor name {name[:80]!a} is empty or has control characters, a path separator or "
@@ -94,7 +102,7 @@ def check_name(name: str) -> None:
 
 
 def check_alignment(alignment: Any) -> int:
-    """The alignment, a power of two below 2^32; ValueError for anything else."""
+    """The alignment as an int. ValueError for anything but a power of two below 2^32."""
     if (
         isinstance(alignment, bool)
         or not isinstance(alignment, (int, np.integer))
@@ -107,7 +115,7 @@ def check_alignment(alignment: Any) -> int:
 
 
 class _Cursor:
-    """A place in the header that moves on as values are taken, and never past the end."""
+    """A position in the header that advances as values are taken, and never past the end."""
 
     def __init__(self, data: bytes | mmap.mmap):
         self.data, self.at, self.strings = data, 0, 0
@@ -145,6 +153,7 @@ class _Cursor:
         kind = self.number("<I")
         if kind == GGUFValueType.STRING:
             return self.text()
+
         if kind == GGUFValueType.BOOL:
             return self.take(1) != b"\0"
         if kind in SCALARS:
@@ -159,6 +168,7 @@ class _Cursor:
                 f"key {key!r:.80} is an array of type {kind}, wanted numbers, bools or strings"
             )
         content = self.take(count * struct.calcsize(SCALARS[kind]))
+        # A numpy bool over any other byte than 0 and 1 is neither equal to True nor to False.
         if kind == GGUFValueType.BOOL:
             return np.frombuffer(content, np.uint8) != 0
         return np.frombuffer(content, SCALARS[kind])
@@ -169,18 +179,20 @@ class _Cursor:
             raise ValueError(
                 f"key {key!r:.80} claims {count} strings at byte {self.at} of {len(self.data)}"
             )
-        found, length, last = [], struct.Struct("<Q").unpack_from, len(self.data)
-        for _ in range(count):  # as `text` does, twice as fast
+        # The same as `text` in a loop, in half the time: a vocabulary has hundreds of thousands of
+        # strings. Whatever is wrong is left to `text`, which says so.
+        strings, length, last = [], struct.Struct("<Q").unpack_from, len(self.data)
+        for _ in range(count):
             start = self.at + 8
             end = start + length(self.data, self.at)[0] if start <= last else start
             if end > last:
-                self.text()  # says what is wrong
+                self.text()
             try:
-                found.append(self.data[start:end].decode())
+                strings.append(self.data[start:end].decode())
             except UnicodeDecodeError:
                 self.text()
             self.at = end
-        return found
+        return strings
 
     def row(self) -> Row:
         name = self.name("tensor name")
@@ -188,5 +200,6 @@ class _Cursor:
         dims = self.number("<I")
         if not 1 <= dims <= MAX_DIMS:
             raise ValueError(f"tensor {name!r:.80} has {dims} dimensions, wanted 1 to {MAX_DIMS}")
+        # ggml lists the fastest axis first.
         shape = struct.unpack(f"<{dims}Q", self.take(8 * dims))[::-1]
         return Row(name, shape, self.number("<I"), self.number("<Q"))

@@ -1,7 +1,8 @@
 """The architectures llama (LLaMA, Mistral, Mixtral, SmolLM2), qwen2 and qwen3.
 
-Under "llama" a rotary pair's halves are neighbours, so that the rows of queries and keys come in
-another order than in Hugging Face's folders; the others keep the order of those.
+llama.cpp rotates neighbouring elements (2i, 2i + 1) of a head under "llama", and elements
+(i, i + H/2) under the others. Hugging Face's folders and our layers have the second order, so the
+rows of queries and keys are permuted between the formats for "llama" alone.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from research.models.config import ModelConfig
 
 
 def read_config(m: Metadata) -> ModelConfig:
-    """The model of a file's metadata."""
+    """The model that a file's metadata describes."""
     experts = m.number("expert_count", 0)
     return ModelConfig(
         **read_shape(m),
@@ -25,7 +26,7 @@ def read_config(m: Metadata) -> ModelConfig:
 
 
 def name_of(c: ModelConfig) -> str | None:
-    """The architecture of a decoder with rotary positions and RMS norms."""
+    """The architecture of a decoder with rotary positions and RMS norms; None for other models."""
     if c.kind != "decoder" or c.position != "rope" or c.norm != "rms":
         return None
     if c.query_norm:
@@ -34,7 +35,8 @@ def name_of(c: ModelConfig) -> str | None:
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
-    """The metadata of a model. ValueError for a window or experts that llama.cpp's Qwen has not."""
+    """The metadata of a model. ValueError for a window or experts under a Qwen architecture, which
+    has neither in llama.cpp."""
     kind = name_of(c)
     if kind != "llama" and (c.experts or c.window):
         raise ValueError(f"GGUF's {kind} architecture has no experts and no window; use --to=hf")
@@ -50,14 +52,17 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
 
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
-    """The tensors of a model."""
+    """The tensors of a model, as rules that read both ways."""
     return rotated_rules(c, "h p" if name_of(c) == "llama" else "p h")
 
 
 def rotated_rules(c: ModelConfig, pair: str) -> tuple[Rule, ...]:
-    """The tensors of a model whose rotary pairs lie as "h p", neighbours, or "p h", in halves."""
+    """The tensors of a model whose rotary pairs are stored as `pair`: "h p", the two elements of a
+    pair next to each other, or "p h", in two halves of the head as in our layers."""
+    # p counts the two elements of a pair and h the H/2 pairs, so that "(h p) -> (p h)" is the
+    # permutation. Values are not rotated and need none.
     block, ours = "blk.{layer}", "layers"
-    found = [
+    tensor_rules = [
         Rule("token_embd.weight", "embed/table", "V D -> V D"),
         Rule(f"{block}.attn_norm.weight", f"{ours}/attention_norm/scale", "D -> D"),
         Rule(f"{block}.attn_q.weight", f"{ours}/attention/query", f"(N {pair}) D -> D N (p h)"),
@@ -68,21 +73,22 @@ def rotated_rules(c: ModelConfig, pair: str) -> tuple[Rule, ...]:
         Rule("output_norm.weight", "final_norm/scale", "D -> D"),
     ]
     if c.attention_bias == "qkv":
-        found += [
+        tensor_rules += [
             Rule(f"{block}.attn_q.bias", f"{ours}/attention/query_bias", f"(N {pair}) -> N (p h)"),
             Rule(f"{block}.attn_k.bias", f"{ours}/attention/key_bias", f"(K {pair}) -> K (p h)"),
             Rule(f"{block}.attn_v.bias", f"{ours}/attention/value_bias", "(K H) -> K H"),
         ]
     if c.query_norm:
-        found += [
+        tensor_rules += [
             Rule(f"{block}.attn_q_norm.weight", f"{ours}/attention/query_norm", "H -> H"),
             Rule(f"{block}.attn_k_norm.weight", f"{ours}/attention/key_norm", "H -> H"),
         ]
-    found += _feed_forward(c, block, ours)
-    return (*found, *([] if c.tied else [Rule("output.weight", "head/table", "V D -> V D")]))
+    tensor_rules += _feed_forward(c, block, ours)
+    return (*tensor_rules, *([] if c.tied else [Rule("output.weight", "head/table", "V D -> V D")]))
 
 
 def _feed_forward(c: ModelConfig, block: str, ours: str) -> list[Rule]:
+    # All experts of a layer are one tensor here, where Hugging Face's folders have one for each.
     if c.experts:
         return [
             Rule(f"{block}.ffn_gate_inp.weight", f"{ours}/mlp/router", "E D -> D E"),

@@ -1,38 +1,43 @@
-"""GGUF files as checkpoints: the architecture's hyperparameters, tensors and the tokenizer in one
-file.
+"""A GGUF file as a checkpoint: hyperparameters, tensors and tokenizer together, read and written.
 
-Names and values are llama.cpp's (src/llama-arch.cpp, src/llama-model.cpp).
+Keys and tensor names are llama.cpp's (src/llama-arch.cpp, src/llama-model.cpp).
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from research.interop.gguf import gemma, llama, rope_factors
+from research.interop.gguf import ends, gemma, llama, rope_factors
 from research.interop.gguf.architecture import Architecture, Metadata
 from research.interop.gguf.file import Gguf, open_gguf
 from research.interop.gguf.tokenizer import tokenizer_files
-from research.interop.gguf.vocabulary import tokenizer_metadata
+from research.interop.gguf.tokenizer_metadata import tokenizer_metadata
 from research.interop.gguf.write import write_gguf
+from research.interop.storage import generation
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.foreign import Names, read_parameters, write_tensors
 from research.interop.storage.norm_offset import with_norm_offset
 from research.models.config import ModelConfig, Shape
 
-# The first that has a name for a model writes it: Gemma's layers are LLaMA's with more.
+# The order matters for writing: the first row with a name for a model is taken, and LLaMA's would
+# take Gemma's, whose layers are LLaMA's with more.
 ARCHITECTURES = {"gemma": gemma.ARCHITECTURE, "llama": llama.ARCHITECTURE}
-# ggml's numbers for the type of most tensors of a file (llama.h, enum llama_ftype).
+# general.file_type, the type of most tensors: numbers of enum llama_ftype in llama.h, which are
+# other ones than those of the tensors' types.
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
 _NAMES = Names(
     unused=((r"rope_freqs\.weight", "computed from the scaling of the rotary positions"),)
 )
-_SPECIAL = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+
 _BLOCK = 32  # elements of a block of the quantized types
 
 
 def open_gguf_model(file: Path) -> Checkpoint:
-    """The checkpoint in a GGUF file. ValueError for an architecture or a setting that is not
-    supported."""
+    """The checkpoint in a GGUF file, its weights unread until asked for; it keeps the file open.
+
+    ValueError, which names the file, for an architecture or a setting that is not supported.
+    """
     gguf = open_gguf(file)
     try:
         config, architecture = read_config(gguf)
@@ -41,18 +46,18 @@ def open_gguf_model(file: Path) -> Checkpoint:
     except ValueError as error:
         gguf.close()
         raise ValueError(f"{file}: {error}") from None
-    special = {
-        name: int(gguf.metadata[f"tokenizer.ggml.{key}_token_id"])
-        for name, key in _SPECIAL.items()
-        if f"tokenizer.ggml.{key}_token_id" in gguf.metadata
-    }
+    special = ends.read_special(gguf.metadata)
+    files = tokenizer_files(gguf.metadata) if "tokenizer.ggml.model" in gguf.metadata else {}
+    values = generation.read_metadata(gguf.metadata, special)
+    if files and values:
+        files[generation.FILE] = json.dumps(values).encode()
     return Checkpoint(
         file,
         "gguf",
         config,
         parameters,
         special,
-        tokenizer_files(gguf.metadata) if "tokenizer.ggml.model" in gguf.metadata else {},
+        files,
         unused,
         original,
         quantized=any(kind not in ("F32", "F16", "BF16") for kind in gguf.types.values()),
@@ -61,7 +66,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
 
 
 def read_config(gguf: Gguf) -> tuple[ModelConfig, Architecture]:
-    """The model of a file, and the architecture that it is of."""
+    """(model, architecture) of an open file. ValueError for an unknown architecture."""
     metadata = Metadata(gguf.metadata, gguf.names)
     known = {name: row for row in ARCHITECTURES.values() for name in row.names}
     if metadata.kind not in known:
@@ -72,25 +77,28 @@ def read_config(gguf: Gguf) -> tuple[ModelConfig, Architecture]:
 
 
 def architecture_of(c: ModelConfig) -> Architecture:
-    """The architecture that a model is written under. ValueError for a model that is none."""
-    found = next((row for row in ARCHITECTURES.values() if row.name_of(c) is not None), None)
-    if found is None:
-        raise ValueError("only decoders like LLaMA can be written as GGUF; use --to=hf")
-    return found
+    """The row that writes a model. ValueError for a model that no row has a name for."""
+    for row in ARCHITECTURES.values():
+        if row.name_of(c) is not None:
+            return row
+    raise ValueError("only decoders like LLaMA can be written as GGUF; use --to=hf")
 
 
-def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> None:
-    """Writes a checkpoint as one GGUF file; `kind` is the type of its matrices, such as Q8_0.
+def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> list[str]:
+    """Writes a checkpoint as one GGUF file, with matrices of type `kind`, such as "Q8_0". Returns
+    lines on what the format cannot hold.
 
-    Vectors are float32. The table of a tied model, and rows that a block does not divide, get a
-    type with more bits, as llama.cpp gives them. ValueError for a model that no architecture
-    computes.
+    Vectors are float32. Tables under a 4-bit type, and rows that a block does not divide, get a
+    type with more bits, as llama.cpp's own quantizer does it. ValueError for a model that no
+    architecture computes, and for a tokenizer that GGUF cannot express.
     """
     checkpoint = with_norm_offset(checkpoint, 0.0)  # files hold what norms multiply by
     c = checkpoint.config
     architecture = architecture_of(c)
     tensors = write_tensors(c, architecture.rules(c), checkpoint.parameters)
     metadata = architecture.write_config(c)
+    # Read back at once: a field that the metadata cannot hold is refused before the tensors are
+    # written.
     again = architecture.read_config(Metadata(metadata, {n: t for n, (t, _) in tensors.items()}))
     _check_same(c, again, metadata["general.architecture"])
     name = checkpoint.source.stem if checkpoint.source.is_file() else checkpoint.source.name
@@ -100,25 +108,25 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> None:
             n: f if isinstance(f, bytes) else f.read_bytes() for n, f in checkpoint.files.items()
         }
         metadata |= tokenizer_metadata(contents, vocab_size=c.vocab_size)
-    for ours, theirs in _SPECIAL.items():
-        value = checkpoint.special.get(ours)
-        if value is not None:
-            first = value[0] if isinstance(value, list) else value
-            metadata[f"tokenizer.ggml.{theirs}_token_id"] = first
+    special, notes = ends.write_special(checkpoint)
+    metadata |= special | generation.write_metadata(checkpoint.sampling)
     entries = [
         (name, tensor.shape, _type(name, tensor.shape, kind), make)
         for name, (tensor, make) in tensors.items()
     ]
+    # llama.cpp takes Llama 3's scaling as factors; the numbers behind them are ours to keep.
     scaling = c.rope_scaling
     if scaling.kind == "llama3" and scaling.factor != 1.0:
         metadata[rope_factors.SCALING] = rope_factors.record(scaling)
         factors = rope_factors.factors(c.head_size, c.rope_theta, scaling)
         entries.append((rope_factors.FREQUENCIES, factors.shape, "F32", lambda: factors))
     write_gguf(file, metadata, entries)
+    return notes
 
 
 def _check_same(c: ModelConfig, again: ModelConfig, kind: str) -> None:
-    """ValueError for fields that the metadata does not bring back (Llama 3's is a tensor)."""
+    """Refuses, with a ValueError that lists them, fields that the metadata does not give back.
+    Llama 3's scaling of the positions is excepted, for it is stored as a tensor."""
     names = [f.name for f in fields(Shape) if f.name != "rope_scaling"]
     names += ["rope_scaling"] if c.rope_scaling.kind == "linear" else []
     differing = [f"{n}={getattr(c, n)!r}" for n in names if getattr(c, n) != getattr(again, n)]
@@ -127,8 +135,8 @@ def _check_same(c: ModelConfig, again: ModelConfig, kind: str) -> None:
 
 
 def _type(name: str, shape: Sequence[int], kind: str) -> str:
-    """The type of one tensor: norms, biases and the router are not worth quantizing, and llama.cpp
-    wants them whole."""
+    """The type that one tensor is stored in, where matrices are to be `kind`."""
+    # llama.cpp wants norms, biases and the router as float32, and they are too small to matter.
     if len(shape) == 1 or "ffn_gate_inp" in name:
         return "F32"
     if kind.startswith("Q") and shape[-1] % _BLOCK:

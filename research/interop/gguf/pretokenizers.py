@@ -1,8 +1,8 @@
-"""How a byte-level vocabulary's text is cut before merging: llama.cpp's names for it, as parts of a
-tokenizer.json.
+"""How text is split before byte-level BPE merges it: llama.cpp's names (`tokenizer.ggml.pre`) and
+the parts of a tokenizer.json that do the same.
 
-The names and the splits behind each are those of llama.cpp's src/llama-vocab.cpp; normalizers are
-those of the tokenizer.json that the models themselves are published with.
+Names and regular expressions are those of llama.cpp's src/llama-vocab.cpp; normalizers are those of
+the tokenizer.json that each model was published with.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,11 @@ _LLAMA3, _QWEN2 = _LATER.replace("DIGITS", r"\p{N}{1,3}"), _LATER.replace("DIGIT
 
 @dataclass(frozen=True)
 class Pre:
-    """Regexes that cut the text one after the other, and what else goes with the name.
+    """One way of splitting text.
 
-    `ignore_merges`: a whole piece that is a token is taken as it is. `add_bos`: unless the file
-    says otherwise.
+    `splits`: regular expressions, applied one after the other to the pieces of the last.
+    `ignore_merges`: a piece that is a token as a whole is taken without merging. `normalizer`: a
+    Unicode form, such as "NFC". `add_bos`: the default of add_bos_token.
     """
 
     splits: tuple[str, ...]
@@ -33,7 +34,7 @@ class Pre:
     add_bos: bool = False
 
 
-# Where several names mean the same, the first is the one written.
+# Models came with names of their own for the same splits; files are written under the first.
 PRE = {
     "gpt-2": Pre((_GPT2,)),
     "phi-2": Pre((_GPT2,)),
@@ -53,7 +54,7 @@ PRE = {
 
 
 def find(name: str) -> Pre:
-    """The rules by llama.cpp's name; ValueError that names those known."""
+    """The splitting that llama.cpp calls `name`. ValueError, which lists the names, for another."""
     if name not in PRE:
         raise ValueError(
             f"tokenizer.ggml.pre is {name!r:.40}, which is not known; wanted one of "
@@ -63,8 +64,10 @@ def find(name: str) -> Pre:
 
 
 def parts(pre: Pre) -> dict[str, Any]:
-    """`normalizer` and `pre_tokenizer` of a tokenizer.json, spelt as the models' own files spell
-    them."""
+    """`normalizer` and `pre_tokenizer` of a tokenizer.json for one way of splitting, spelt as the
+    models' own files spell them, so that `recognise` and other programs know them."""
+    # GPT-2's expression is built into the ByteLevel step, and single digits have a step of their
+    # own.
     *first, last = pre.splits
     steps = [
         {"type": "Digits", "individual_digits": True} if split == r"\p{N}" else _split(split)
@@ -80,7 +83,8 @@ def parts(pre: Pre) -> dict[str, Any]:
 
 
 def byte_level(use_regex: bool) -> dict[str, Any]:
-    """The step that spells bytes as characters, after GPT-2's split if `use_regex`."""
+    """The step of a tokenizer.json that spells bytes as printable characters; with `use_regex` it
+    first splits as GPT-2 does."""
     return {
         "type": "ByteLevel",
         "add_prefix_space": False,
@@ -90,7 +94,8 @@ def byte_level(use_regex: bool) -> dict[str, Any]:
 
 
 def recognise(spec: Mapping[str, Any]) -> str:
-    """llama.cpp's name for what a tokenizer.json does; ValueError, one line, where it has none."""
+    """llama.cpp's name for the splitting of a tokenizer.json. ValueError, one line, for a splitting
+    that llama.cpp does not have: it would encode text otherwise."""
     splits = _splits(spec.get("pre_tokenizer"))
     ignore_merges = bool(spec["model"].get("ignore_merges"))
     normalizer = _normalizer(spec.get("normalizer"))
@@ -106,7 +111,7 @@ def recognise(spec: Mapping[str, Any]) -> str:
 
 
 def _splits(step: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The regexes of a pre-tokenizer in order."""
+    """The regular expressions of a pre-tokenizer, in the order in which they split."""
     step = step or {}
     kind = step.get("type")
     if kind == "Sequence":
@@ -130,6 +135,7 @@ def _split(regex: str) -> dict[str, Any]:
 
 
 def _normalizer(step: Mapping[str, Any] | None) -> str | None:
+    # An empty sequence, which some published files have, does nothing.
     if step and step.get("type") == "Sequence" and not step.get("normalizers"):
         return None
     return str(step.get("type")) if step else None

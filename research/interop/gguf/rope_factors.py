@@ -1,5 +1,6 @@
-"""Llama 3's scaling of rotary positions in GGUF files: a tensor of the factors of the wavelengths,
-float32 [H / 2]."""
+"""Llama 3's scaling of rotary positions in GGUF files: the tensor `rope_freqs.weight`, float32
+[H / 2], by which llama.cpp multiplies the wavelength of each pair.
+"""
 
 import numpy as np
 
@@ -7,9 +8,11 @@ from research.interop.gguf.file import Gguf
 from research.ops.rope import RopeScaling, frequencies
 
 FREQUENCIES = "rope_freqs.weight"
-# Ours: what the factors come from, which llama.cpp does not need to know.
+# A key of ours with the scaling's four numbers, which llama.cpp ignores. From the factors alone
+# they could only be guessed.
 SCALING = "graft.rope.scaling"
-# Original lengths and factors of published models: other programs store the factors alone.
+# Files of other programs have the factors alone; these are the settings of published models, tried
+# until one gives the same factors.
 _PUBLISHED = tuple(
     RopeScaling(factor, 1.0, 4.0, length)
     for factor in (8.0, 32.0, 16.0, 4.0, 2.0)
@@ -18,8 +21,8 @@ _PUBLISHED = tuple(
 
 
 def read_scaling(gguf: Gguf, head_size: int, theta: float) -> RopeScaling | None:
-    """The scaling that a file's factors come from, None without factors. ValueError for those of no
-    known scaling."""
+    """The scaling whose factors a file holds, None for a file without factors. ValueError for
+    factors that no known scaling gives."""
     if FREQUENCIES not in gguf.names:
         return None
     got = gguf.read(FREQUENCIES).astype(np.float64)
@@ -38,12 +41,12 @@ def read_scaling(gguf: Gguf, head_size: int, theta: float) -> RopeScaling | None
 
 
 def record(scaling: RopeScaling) -> np.ndarray:
-    """The value of `SCALING`, from which `read_scaling` makes the scaling again."""
+    """The value of the key `SCALING`, float64 [4]; `read_scaling` is the inverse."""
     numbers = [scaling.factor, scaling.low_factor, scaling.high_factor, scaling.original_length]
     return np.array(numbers, np.float64)
 
 
 def factors(head_size: int, theta: float, scaling: RopeScaling) -> np.ndarray:
-    """By how much each pair's wavelength is multiplied, float32 [H / 2]."""
+    """The factor of each pair's wavelength, float32 [H / 2]."""
     plain, scaled = frequencies(head_size, theta), frequencies(head_size, theta, scaling)
     return (plain / scaled).astype(np.float32)

@@ -1,9 +1,10 @@
-"""The tokenizer in a GGUF file's metadata made into the files of a Hugging Face folder.
+"""From the tokenizer in a GGUF file's metadata to the files of a Hugging Face folder.
 
-Two kinds of vocabulary: "gpt2", byte-level with merges, and "llama", sentencepiece BPE whose scores
-say what to merge first. Ids are llama.cpp's, but for text that is not in form NFC under Qwen's
-rule: Qwen's own tokenizer.json normalizes it, llama.cpp does not. Where sentencepiece puts a space
-before a text, llama.cpp and transformers' converted files put one after each special token too.
+There are two kinds of vocabulary: "gpt2", byte-level BPE with a list of merges, and "llama",
+sentencepiece BPE with scores. The resulting files encode as llama.cpp does, with two exceptions.
+Qwen's own tokenizer.json normalizes text to NFC, llama.cpp does not. And where sentencepiece puts a
+space before a text, llama.cpp and transformers' converted files put one after each special token
+too.
 """
 
 import json
@@ -26,20 +27,21 @@ from research.interop.gguf.vocabulary import (
     UNUSED,
     USER_DEFINED,
 )
-from research.interop.gguf.vocabulary import tokenizer_metadata as tokenizer_metadata
 
 _KEY = "tokenizer.ggml."
-# characters of a token; sentencepiece's own longest are 64, and cutting one in two takes the square
+# Characters of the longest token that is accepted. Finding the merges of a piece takes the square
+# of its length; sentencepiece's own longest pieces are 64.
 _LONGEST = 256
-_LLAMA_IDS = {"bos": 1, "eos": 2, "unk": 0}  # llama.cpp's own where a "llama" vocabulary names none
+# Where a "llama" vocabulary names no special tokens, llama.cpp takes these ids, those of LLaMA's.
+_LLAMA_IDS = {"bos": 1, "eos": 2, "unk": 0}
 
 
 def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """tokenizer.json, tokenizer_config.json and, where there is a chat template,
-    chat_template.jinja.
+    """The contents of tokenizer.json, tokenizer_config.json and, if the file has a chat template,
+    chat_template.jinja, by file name.
 
-    ValueError, one line, for another kind of vocabulary, an unknown `pre`, and arrays that do not
-    fit together.
+    `metadata` is that of an open `Gguf`. ValueError, one line, for another kind of vocabulary, an
+    unknown way of splitting text, and arrays whose lengths do not fit together.
     """
     model = _get(metadata, "model", str)
     tokens, types = _vocabulary(metadata)
@@ -55,6 +57,7 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         "bos": _get(metadata, "add_bos_token", bool, add_bos),
         "eos": _get(metadata, "add_eos_token", bool, False),
     }
+    # The unknown token is never looked for in a text, it is what is left; so it is no added token.
     spec["added_tokens"] = _added(tokens, types, {roles[role] for role in roles if role != "unk"})
     spec["post_processor"] = _post_processor(tokens, roles, adds)
     config = {
@@ -67,6 +70,7 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str) and template:
         files[TEMPLATE] = template.encode()
+    # Whether merges and vocabulary fit, the library itself says best.
     try:
         tokenizers.Tokenizer.from_str(files[FILE].decode())
     except Exception as error:  # the library raises bare Exception
@@ -113,6 +117,8 @@ def _sentencepiece(
         raise ValueError(
             f"tokenizer.ggml.tokens has one of {longest} characters, wanted at most {_LONGEST}"
         )
+    # LLaMA's normalizer in transformers' converted files: a space before the text, then every space
+    # as U+2581. The decoder undoes both.
     prefix = _get(metadata, "add_space_prefix", bool, True)
     normalizers = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
     normalizers.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
@@ -145,19 +151,21 @@ def _sentencepiece(
 
 
 def _spec(**parts: Any) -> dict[str, Any]:
-    """A tokenizer.json in the order in which the library writes it."""
+    """A tokenizer.json of these parts, with its keys in the order in which the library writes
+    them."""
     first = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
     model, decoder = parts.pop("model"), parts.pop("decoder")
     return {**first, **parts, "post_processor": None, "decoder": decoder, "model": model}
 
 
 def _vocabulary(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
-    """Tokens and their types by id."""
+    """(tokens, types), each by id; all types are NORMAL in a file without types."""
     tokens = _strings(metadata, "tokens")
     if not tokens:
         raise ValueError(
             "the file has no tokenizer.ggml.tokens; name the tokenizer's own folder instead"
         )
+    # A tokenizer.json maps tokens to ids, so two ids of one token cannot both be kept.
     if len(set(tokens)) != len(tokens):
         seen: set[str] = set()
         twice = next(token for token in tokens if token in seen or seen.add(token))
@@ -181,7 +189,7 @@ def _strings(metadata: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _numbers(metadata: Mapping[str, Any], name: str, tokens: list[str]) -> list[Any]:
-    """One a token."""
+    """An array of the metadata that has one number for each token, as a list."""
     value = np.asarray(metadata.get(_KEY + name, []))
     if value.shape != (len(tokens),) or value.dtype.kind not in "iuf":
         got = f"{value.dtype.name} {list(value.shape)}"
@@ -192,6 +200,7 @@ def _numbers(metadata: Mapping[str, Any], name: str, tokens: list[str]) -> list[
 def _roles(
     metadata: Mapping[str, Any], tokens: list[str], usual: Mapping[str, int]
 ) -> dict[str, int]:
+    """Ids of the special tokens by role; `usual` has those of a file that names none."""
     roles = {}
     for role, name in ROLES.items():
         token_id = _get(metadata, f"{name}_token_id", int, usual.get(role))
@@ -204,7 +213,8 @@ def _roles(
 
 
 def _added(tokens: list[str], types: Sequence[int], named: set[int]) -> list[dict[str, Any]]:
-    """The tokens that are found in the text before anything else; those with a role always are."""
+    """The `added_tokens` of a tokenizer.json, which are found in a text before it is split: those
+    of a special type, and all that have a role."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return [
         {"id": n, "content": token, **flags, "special": kind != USER_DEFINED or n in named}
@@ -216,11 +226,12 @@ def _added(tokens: list[str], types: Sequence[int], named: set[int]) -> list[dic
 def _post_processor(
     tokens: list[str], roles: Mapping[str, int], adds: Mapping[str, bool]
 ) -> dict[str, Any] | None:
+    """The step that puts bos and eos around a text, or a pair of texts; None if it adds neither."""
     used = [role for role in ("bos", "eos") if adds[role] and role in roles]
     if not used:
         return None
 
-    def pattern(sequence: str, type_id: int) -> list[dict[str, Any]]:
+    def _pattern(sequence: str, type_id: int) -> list[dict[str, Any]]:
         special = {
             role: {"SpecialToken": {"id": tokens[roles[role]], "type_id": type_id}} for role in used
         }
@@ -229,8 +240,8 @@ def _post_processor(
 
     return {
         "type": "TemplateProcessing",
-        "single": pattern("A", 0),
-        "pair": pattern("A", 0) + pattern("B", 1),
+        "single": _pattern("A", 0),
+        "pair": _pattern("A", 0) + _pattern("B", 1),
         "special_tokens": {
             tokens[roles[role]]: {
                 "id": tokens[roles[role]],

@@ -1,5 +1,6 @@
-"""A tokenizer's files made into the metadata with which a GGUF file carries it, the inverse of
-gguf_tokenizer."""
+"""The vocabulary in a tokenizer's files, tokenizer.json or sentencepiece's tokenizer.model, with
+the types that GGUF gives its tokens.
+"""
 
 import json
 import re
@@ -12,15 +13,14 @@ import numpy as np
 import tokenizers
 
 from research.data.tokenizers import sentencepiece
-from research.data.tokenizers.special import find_roles
 from research.interop.gguf import pretokenizers as gguf_pre
 from research.interop.gguf.scores import NORMAL, scores_from_merges
 
-# Token types, ggml's docs/gguf.md; the first is NORMAL.
+# Types of tokens as ggml's docs/gguf.md numbers them; 1 is NORMAL, in `scores`.
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6
 FILE, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 SPACE = "▁"  # U+2581, how sentencepiece's pieces spell a space
-# Hugging Face's name of a role and GGUF's, "seperator" as it is spelt there.
+# Roles by Hugging Face's names, with GGUF's; "seperator" is how GGUF spells it.
 ROLES = {
     "bos": "bos",
     "eos": "eos",
@@ -29,13 +29,14 @@ ROLES = {
     "mask": "mask",
     "sep": "seperator",
 }
+# How sentencepiece names the tokens of single bytes, which spell what the vocabulary lacks.
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
-class _Vocabulary:
-    """Tokens and types by id; `extra` are the keys of one kind of vocabulary only, without their
-    prefix."""
+class Vocabulary:
+    """Tokens and their types by id, the unknown token, and in `extra` the keys that only this kind
+    of vocabulary has, without "tokenizer.ggml."."""
 
     tokens: list[str]
     types: list[int]
@@ -43,48 +44,11 @@ class _Vocabulary:
     extra: dict[str, Any] = field(repr=False)
 
 
-def tokenizer_metadata(files: Mapping[str, bytes], vocab_size: int = 0) -> dict[str, Any]:
-    """The tokenizer.* keys for a tokenizer.json (byte-level or sentencepiece BPE) or a
-    sentencepiece tokenizer.model.
-
-    A tokenizer_config.json and chat_template.jinja among the files have their say. `vocab_size` is
-    the number of rows that the model has for tokens, where it has more than there are tokens; the
-    rest become unused ones. ValueError, one line, for what llama.cpp could not encode alike.
-    """
-    config = _json(files, CONFIG) if CONFIG in files else {}
-    spec, found = _read(files)
-    tokens = found.tokens + [f"[PAD{n}]" for n in range(len(found.tokens), vocab_size)]
-    types = found.types + [UNUSED] * (len(tokens) - len(found.types))
-    if vocab_size and len(tokens) > vocab_size:
-        raise ValueError(
-            f"the tokenizer has {len(tokens)} tokens, but the model only {vocab_size} rows for them"
-        )
-    metadata = {
-        "model": "gpt2" if "merges" in found.extra else "llama",
-        "tokens": tokens,
-        "token_type": np.array(types, np.int32),
-        **found.extra,
-    }
-    if "scores" in metadata:
-        metadata["scores"] = np.pad(metadata["scores"], (0, len(tokens) - len(found.tokens)))
-    roles = _roles(config, found)
-    for role, token_id in roles.items():
-        metadata[f"{ROLES[role]}_token_id"] = token_id
-    for role in ("bos", "eos"):
-        added = _added_around(role, tokens[roles[role]] if role in roles else None, config, spec)
-        if added is not None:
-            metadata[f"add_{role}_token"] = added
-    template = _template(files, config)
-    return {
-        **{f"tokenizer.ggml.{key}": value for key, value in metadata.items()},
-        **({"tokenizer.chat_template": template} if template else {}),
-    }
-
-
-def _read(files: Mapping[str, bytes]) -> tuple[dict[str, Any], _Vocabulary]:
-    """The tokenizer.json, {} where there is none, and the vocabulary of the files."""
+def read_vocabulary(files: Mapping[str, bytes]) -> tuple[dict[str, Any], Vocabulary]:
+    """(tokenizer.json, vocabulary) of the files; the first is {} where there is none, and preferred
+    to a tokenizer.model where there are both."""
     if FILE in files:
-        spec = _json(files, FILE)
+        spec = parse_object(files, FILE)
         try:
             tokenizers.Tokenizer.from_str(files[FILE].decode())
         except Exception as error:  # the library raises bare Exception
@@ -99,7 +63,9 @@ def _read(files: Mapping[str, bytes]) -> tuple[dict[str, Any], _Vocabulary]:
     )
 
 
-def _from_json(spec: Mapping[str, Any]) -> _Vocabulary:
+def _from_json(spec: Mapping[str, Any]) -> Vocabulary:
+    """The vocabulary of a tokenizer.json. ValueError for WordPiece, Unigram, and BPE that is
+    neither byte-level nor falls back on bytes."""
     model = spec["model"]
     if (
         model.get("type", "BPE") != "BPE"
@@ -115,6 +81,7 @@ def _from_json(spec: Mapping[str, Any]) -> _Vocabulary:
             "sentencepiece BPE"
         )
     tokens, types = _by_id(spec)
+    # Older releases of the library wrote a merge as one string, "a b", newer ones as a list.
     pairs = [
         tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]
     ]
@@ -124,7 +91,8 @@ def _from_json(spec: Mapping[str, Any]) -> _Vocabulary:
             "merges": [" ".join(pair) for pair in pairs],
             "add_space_prefix": False,
         }
-        return _Vocabulary(tokens, types, None, extra)
+        return Vocabulary(tokens, types, None, extra)
+    # A tokenizer.json has no types; sentencepiece's are told by the tokens' names.
     unk = model.get("unk_token")
     for n, token in enumerate(tokens):
         if types[n] == NORMAL and _BYTE.fullmatch(token):
@@ -136,11 +104,12 @@ def _from_json(spec: Mapping[str, Any]) -> _Vocabulary:
         "scores": scores_from_merges(tokens, types, pairs),
         "add_space_prefix": _dummy_prefix(spec),
     }
-    return _Vocabulary(_with_spaces(tokens, types), types, unk, extra)
+    return Vocabulary(_with_spaces(tokens, types), types, unk, extra)
 
 
 def _by_id(spec: Mapping[str, Any]) -> tuple[list[str], list[int]]:
-    """Tokens and their types by id. ValueError for a token that takes the blanks beside it."""
+    """(tokens, types) of a tokenizer.json, each by id; ids that are left out get unused tokens.
+    ValueError for an added token that swallows the blanks beside it."""
     model = spec["model"]
     added = {token["id"]: token for token in spec.get("added_tokens") or []}
     for token in added.values():
@@ -162,11 +131,14 @@ def _by_id(spec: Mapping[str, Any]) -> tuple[list[str], list[int]]:
 
 
 def _dummy_prefix(spec: Mapping[str, Any]) -> bool:
-    """Whether a space goes before the text; ValueError for steps other than sentencepiece's."""
+    """True if sentencepiece's space goes before the text. ValueError for normalizers and
+    pre-tokenizers that do anything else than sentencepiece does."""
+    # The steps are compared whole: three spellings are known, the two normalizers of transformers 4
+    # (with and without the space) and the Metaspace step of transformers 5.
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     prepend = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}, replace]}
     normalizer, step = spec.get("normalizer"), spec.get("pre_tokenizer") or {}
-    # Gemma's file splits at spaces, of which its normalizer leaves none.
+    # Gemma's file splits at spaces too, but its normalizer has replaced them all by then.
     if step.get("type") == "Split" and step.get("pattern") == {"String": " "}:
         step = {}
     if not step and normalizer in (replace, prepend):
@@ -186,8 +158,10 @@ def _dummy_prefix(spec: Mapping[str, Any]) -> bool:
     )
 
 
-def _from_model(content: bytes) -> _Vocabulary:
-    sentencepiece.load(content)  # for its errors
+def _from_model(content: bytes) -> Vocabulary:
+    """The vocabulary of a sentencepiece tokenizer.model. ValueError for a model that is not BPE
+    with bytes, or that changes the text beyond its spaces."""
+    sentencepiece.load(content)  # refuses a damaged file with a line of its own
     pieces, trainer, normalizer = [], {}, {}
     for number, value in sentencepiece.fields(content):
         if number == 1:
@@ -196,8 +170,9 @@ def _from_model(content: bytes) -> _Vocabulary:
             trainer |= dict(sentencepiece.fields(value))
         elif number == 3:
             normalizer |= dict(sentencepiece.fields(value))
-    # Field numbers and defaults of sentencepiece_model.proto.
-    found = {
+    # Field numbers and defaults of sentencepiece_model.proto: ModelProto has pieces = 1,
+    # trainer_spec = 2 and normalizer_spec = 3. llama.cpp assumes the settings wanted below.
+    settings = {
         "model_type": trainer.get(3, 1) == 2 and "bpe",
         "byte_fallback": bool(trainer.get(35, 0)),
         "whitespace as suffix": bool(trainer.get(24, 0)),
@@ -205,12 +180,14 @@ def _from_model(content: bytes) -> _Vocabulary:
         "extra whitespace removed": bool(normalizer.get(4, 1)),
         "spaces escaped": bool(normalizer.get(5, 1)),
     }
-    wanted = dict(zip(found, ("bpe", True, False, False, False, True)))
+    wanted = dict(zip(settings, ("bpe", True, False, False, False, True)))
     for key, value in wanted.items():
-        if found[key] != value:
+        if settings[key] != value:
             raise ValueError(
-                f"this sentencepiece model has {key} {found[key]}, where a GGUF file wants {value}"
+                f"this sentencepiece model has {key} {settings[key]}, where a GGUF file wants "
+                f"{value}"
             )
+    # A piece is its text (1), its score (2), a float, and its type (3), which ggml numbers alike.
     tokens = [piece[1].decode() for piece in pieces]
     types = [piece.get(3, NORMAL) for piece in pieces]
     scores = [struct.unpack("<f", piece[2])[0] if 2 in piece else 0.0 for piece in pieces]
@@ -219,68 +196,20 @@ def _from_model(content: bytes) -> _Vocabulary:
         "scores": np.array(scores, np.float32),
         "add_space_prefix": bool(normalizer.get(3, 1)),
     }
-    return _Vocabulary(_with_spaces(tokens, types), types, tokens[types.index(UNKNOWN)], extra)
+    return Vocabulary(_with_spaces(tokens, types), types, tokens[types.index(UNKNOWN)], extra)
 
 
 def _with_spaces(tokens: list[str], types: list[int]) -> list[str]:
-    """The tokens that are looked for in the text itself, with the spaces that are there."""
+    """The tokens, with U+2581 turned into spaces in those of type USER_DEFINED: llama.cpp looks for
+    these in the text before it escapes its spaces."""
     return [
         token.replace(SPACE, " ") if kind == USER_DEFINED else token
         for token, kind in zip(tokens, types)
     ]
 
 
-def _roles(config: Mapping[str, Any], found: _Vocabulary) -> dict[str, int]:
-    named = {role: config[f"{role}_token"] for role in ROLES if f"{role}_token" in config}
-    named = {
-        role: token["content"] if isinstance(token, dict) else token
-        for role, token in named.items()
-    }
-    ids = {token: n for n, token in enumerate(found.tokens)}
-    special = {
-        found.tokens[n]: n
-        for n, kind in enumerate(found.types)
-        if kind not in (NORMAL, BYTE, UNUSED)
-    }
-    usual = find_roles(special, {role: token for role, token in named.items() if token})
-    roles = {
-        role: usual[f"{role}_id"]
-        for role in ("bos", "eos", "pad", "mask")
-        if named.get(role, "") is not None
-    }
-    for role in ("unk", "sep"):
-        roles[role] = ids.get(named.get(role) or (found.unk if role == "unk" else None))
-    return {role: roles[role] for role in ROLES if roles.get(role) is not None}
-
-
-def _added_around(
-    role: str, token: str | None, config: Mapping[str, Any], spec: Mapping[str, Any]
-) -> bool | None:
-    """Whether encoding puts the token of the role around a text; None where nothing says."""
-    if isinstance(config.get(f"add_{role}_token"), bool):
-        return config[f"add_{role}_token"] and token is not None
-    if not spec:
-        return None
-    step = spec.get("post_processor") or {}
-    for part in step.get("processors", [step]):
-        if part.get("type") == "TemplateProcessing":
-            edge = part["single"][0 if role == "bos" else -1]
-            return token is not None and edge.get("SpecialToken", {}).get("id") == token
-    return False
-
-
-def _template(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str | None:
-    if TEMPLATE in files:
-        return files[TEMPLATE].decode()
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = next(
-            (one.get("template") for one in template if one.get("name") == "default"), None
-        )
-    return template if isinstance(template, str) else None
-
-
-def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+def parse_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """The JSON object in one of the files. ValueError for anything else in it."""
     try:
         value = json.loads(files[name])
     except ValueError as error:

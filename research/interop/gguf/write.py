@@ -1,4 +1,4 @@
-"""GGUF files written, version 3: one tensor in memory at a time, and the whole file or none of
+"""Writing GGUF files, version 3: one tensor in memory at a time, and the whole file or none of
 it."""
 
 import math
@@ -25,32 +25,37 @@ from research.interop.gguf.header import (
     check_name,
 )
 
-TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")  # that are written
-_LONGEST_NAME = 63  # bytes of a tensor's name that llama.cpp reads, GGML_MAX_NAME with its end
-_CHUNK = 1 << 20  # elements converted at a time
+# Types that can be written. K-quants need importance weights and code that `gguf` does not have.
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
+_LONGEST_NAME = 63  # bytes of a tensor's name: llama.cpp's GGML_MAX_NAME is 64 with the final zero
+_CHUNK = 1 << 20  # elements converted at a time, a multiple of every type's block
 _KINDS = {np.dtype(kind): number for number, kind in SCALARS.items()}
 
-# Name, shape in numpy's order, one of TYPES, and what gives the array, or its parts in order, each
-# of whole rows.
+# (name, shape in numpy's order, one of TYPES, function). The function returns the array, or yields
+# it in pieces of whole rows, in order.
 Entry = tuple[str, Sequence[int], str, Callable[[], np.ndarray | Iterable[np.ndarray]]]
 
 
 def write_gguf(
     path: str | os.PathLike, metadata: Mapping[str, Any], tensors: Iterable[Entry]
 ) -> None:
-    """Writes the file beside its place, to the disk, and moves it there. Arrays are asked for one
-    after the other.
+    """Writes a GGUF file under a temporary name and renames it when it is complete. The functions
+    of `tensors` are called one after the other.
 
-    Metadata is bools, strings, numbers, lists of these, and numpy arrays and scalars, whose types
-    are kept. An int becomes uint32 where it fits (in a list int32), a float float32. ValueError,
-    one line, for rows that are no whole blocks of a quantized type, values that the type does not
-    have, and arrays that are not as announced.
+        weights = np.ones((2, 32), np.float32)
+        write_gguf("a.gguf", {"general.name": "a"}, [("w", (2, 32), "Q8_0", lambda: weights)])
+
+    Metadata values are bools, strings, numbers, lists of these, and numpy arrays and scalars, whose
+    types are kept. An int becomes uint32 where it fits (int32 in a list), a float float32.
+    ValueError, one line, for rows that are not whole blocks of a quantized type, for values that
+    the type cannot hold, and for arrays of another shape than announced.
     """
     path = Path(path)
     entries = [(name, tuple(map(int, shape)), kind, give) for name, shape, kind, give in tensors]
     alignment = check_alignment(metadata.get(ALIGNMENT_KEY, ALIGNMENT))
     header = [MAGIC, struct.pack("<IQQ", 3, len(entries), len(metadata))]
     header += [_text(key, MAX_NAME_BYTES) + _value(key, value) for key, value in metadata.items()]
+    # Sizes follow from shapes, so all offsets are known before any array is asked for.
     offset, seen = 0, set()
     for name, shape, kind, _ in entries:
         _check(name, shape, kind, seen)
@@ -78,6 +83,7 @@ def write_gguf(
 
 
 def _check(name: str, shape: tuple[int, ...], kind: str, seen: set[str]) -> None:
+    """Refuses a line of the table that a reader would refuse, before anything is written."""
     check_name(name)
     if name in seen:
         raise ValueError(f"tensor {name!r} is there twice")
@@ -102,6 +108,7 @@ def _check(name: str, shape: tuple[int, ...], kind: str, seen: set[str]) -> None
 def _write_tensor(
     file: BinaryIO, shape: tuple[int, ...], kind: str, given: np.ndarray | Iterable[np.ndarray]
 ) -> None:
+    """Writes one tensor's data, from a whole array or from its pieces."""
     written = 0
     for array in [given] if isinstance(given, np.ndarray) else given:
         flat = array.reshape(-1)
@@ -118,10 +125,12 @@ def _write_tensor(
 
 
 def _encode(values: np.ndarray, kind: str) -> np.ndarray:
-    """The bytes of some whole blocks. Quantizing is by block, so that they may pass for one row."""
+    """The stored bytes of some whole blocks. Blocks are quantized one by one, so a flat run of them
+    may pass for one row."""
     if kind in STORED:
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(values).astype(STORED[kind], copy=False)
+        # float16 ends at 65504; an infinity that was there before is the source's own.
         if (
             kind == "F16"
             and stored.dtype != values.dtype
@@ -132,9 +141,8 @@ def _encode(values: np.ndarray, kind: str) -> np.ndarray:
     values = np.ascontiguousarray(values, np.float32)
     if not np.isfinite(values).all():
         raise ValueError("it has NaN or infinity; choose BF16 or F32")
-    with np.errstate(
-        all="ignore"
-    ):  # a block of zeros is divided by its scale of zero, which the package then mends
+    # A block of zeros is divided by its scale of zero, which the package mends afterwards.
+    with np.errstate(all="ignore"):
         return quantize(values[None], GGMLQuantizationType[kind])
 
 
@@ -154,7 +162,7 @@ def _text(text: str, longest: int | None = None) -> bytes:
 
 
 def _value(key: str, value: Any) -> bytes:
-    """Type and value."""
+    """A metadata value as bytes: the number of its type, then its content."""
     if isinstance(value, str):
         return struct.pack("<I", GGUFValueType.STRING) + _text(value)
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, str) for item in value):
@@ -178,7 +186,8 @@ def _value(key: str, value: Any) -> bytes:
 
 
 def _numbers(value: Any) -> np.ndarray | None:
-    """The value with the type it is written in."""
+    """A number, bool, list or array as a numpy array of the type it is written in; None for other
+    values."""
     if isinstance(value, (np.ndarray, np.generic)):
         return np.asarray(value)
     items = list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,5 +1,6 @@
-"""Hugging Face folders: config.json, safetensors in one file or in shards, and the tokenizer's
-files."""
+"""Folders of `save_pretrained`, read and written: config.json, safetensors in one file or in
+shards, and the files beside them.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +22,8 @@ from research.interop.storage.safetensors import (
     write_safetensors,
 )
 
-# What makes a folder complete beside the weights and the config, as transformers and
-# sentence-transformers name it.
+# Files that belong to a model beside its weights and config.json, as transformers and
+# sentence-transformers name them. They are copied by a conversion, byte by byte.
 COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -42,17 +43,23 @@ COMPANIONS = (
     "sentence_bert_config.json",
     "1_Pooling/config.json",
 )
+# A tokenizer can be opened from any one of these.
 TOKENIZERS = (
     "tokenizer.json",
     "tokenizer.model",
     TOKENIZER_RECORD,
-)  # any of them makes a tokenizer
+)
+# Ids that config.json and generation_config.json may both have; the latter's are believed, as
+# transformers' generate does.
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 def open_folder(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder of `save_pretrained`. ValueError for an architecture or a setting
-    that is not supported."""
+    """The checkpoint in a folder of `save_pretrained`, its weights unread until they are asked for.
+
+    ValueError, which names the folder, for an architecture or a setting that is not supported, for
+    tensors that are missing, left over or of another shape, and for pickled weights.
+    """
     values = read_json(folder / "config.json")
     if not isinstance(values, dict):
         raise ValueError(f"{folder / 'config.json'} is no JSON object; restore it from the source")
@@ -64,8 +71,11 @@ def open_folder(folder: Path) -> Checkpoint:
         actual = names.canonical(tensors.names)
         config = family.read_config(values, actual.keys())
         codes = {}
+        # bitsandbytes stores a matrix as several tensors: the codes, and their scales beside them.
+        # From here on `tensors` reads as if the matrices were stored dense.
         if values.get("quantization_config"):
             known = modules(config, family)
+            # GPT-2's matrices are [in, out], and are quantized turned over.
             turned = {actual.get(f"{name}.weight") for name, module in known.items() if module.conv}
             tensors = open_quantized(values["quantization_config"], tensors, turned.__contains__)
             codes = codes_by_path(config, known, tensors, actual)
@@ -89,16 +99,23 @@ def open_folder(folder: Path) -> Checkpoint:
 
 
 def write_folder(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes config.json, the weights and the companions of a checkpoint into an existing
-    folder."""
+    """Writes config.json and the weights of a checkpoint into an existing folder, in shards of at
+    most `shard_bytes`. The companions are copied by the caller.
+
+    ValueError for a model that no architecture of transformers computes.
+    """
     family, values = describe(checkpoint.config)
     checkpoint = with_norm_offset(checkpoint, family.norm_offset)
     tensors = write_tensors(
         checkpoint.config, family.rules(checkpoint.config), checkpoint.parameters
     )
+    # transformers loads everything in this one type, so the type of most tensors it is: a run may
+    # keep its norms in float32.
     dtypes = [tensor.dtype for tensor, _ in tensors.values()]
+    # "torch_dtype" is read by every release; version 5 writes "dtype".
     values |= {**checkpoint.special, "torch_dtype": max(set(dtypes), key=dtypes.count)}
     write_json(folder / "config.json", values)
+    # `make=make` binds this turn's value: a closure would see the loop's last one.
     streams = {
         name: (tensor, lambda make=make: [make()]) for name, (tensor, make) in tensors.items()
     }
@@ -106,12 +123,12 @@ def write_folder(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_
 
 
 def companions(folder: Path) -> dict[str, Path]:
-    """The files there are of those that make a folder complete."""
+    """The files of `COMPANIONS` that a folder has, by their names."""
     return {name: folder / name for name in COMPANIONS if (folder / name).is_file()}
 
 
 def tokenizer_folder(folder: Path) -> Path | None:
-    """`folder` where it holds a tokenizer that can be opened."""
+    """`folder` itself if it holds a tokenizer that can be opened, else None."""
     return folder if any((folder / name).is_file() for name in TOKENIZERS) else None
 
 
@@ -141,8 +158,8 @@ def _family(folder: Path, values: Mapping[str, Any]) -> Family:
 
 
 def _generation(folder: Path) -> dict[str, Any]:
-    """Special ids that generation_config.json has; an instruction-tuned model may end at several
-    tokens."""
+    """The special ids in generation_config.json. `eos_token_id` may be a list there: an
+    instruction-tuned model ends at a turn's end too."""
     file = folder / "generation_config.json"
     values = read_json(file) if file.is_file() else {}
     return {

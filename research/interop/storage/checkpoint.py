@@ -17,6 +17,7 @@ import tokenizers
 from research import tree
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.infer.sentences import SentenceSettings
+from research.interop.storage import generation
 from research.interop.storage.shards import Shards
 from research.models.config import ModelConfig
 from research.models.model import Model
@@ -142,6 +143,17 @@ class Checkpoint:
             modules is None or ".Normalize" in modules,
             limit or self.config.max_length,
         )
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """The values of generation_config.json, {} where there is none."""
+        return self._settings(generation.FILE)
+
+    @cached_property
+    def sampling(self) -> dict[str, float]:
+        """The fields of a `SamplingConfig` that the checkpoint recommends, such as {"temperature":
+        0.6, "top_p": 0.9}; {} where it recommends none."""
+        return generation.read_sampling(self.generation, self.source)
 
     def _settings(self, name: str) -> dict[str, Any]:
         """The JSON object in a companion file, {} if there is no such file. ValueError for a file

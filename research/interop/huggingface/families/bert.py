@@ -1,5 +1,6 @@
-"""BERT in Hugging Face's names: with pooler, masked-LM head or classifier as far as a checkpoint
-has them."""
+"""BERT (arXiv:1810.04805) in Hugging Face's names: the encoder, and of pooler, masked-LM head and
+classifier those that a checkpoint has.
+"""
 
 from collections.abc import Mapping, Set
 from typing import Any
@@ -17,7 +18,9 @@ from research.models.config import ModelConfig
 
 
 def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
-    """The model of a config.json; its tensors tell which heads it has."""
+    """The model that a config.json and the tensors' `names` describe. ValueError for settings that
+    our layers do not compute."""
+    # config.json is the same for every head; only the tensors tell which ones were saved.
     heads, d_model = integer(values, "num_attention_heads"), integer(values, "hidden_size")
     refuse(
         values,
@@ -38,7 +41,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         max_length=integer(values, "max_position_embeddings"),
         position="learned",
         norm="layer",
-        norm_after=True,
+        norm_after=True,  # norms follow the residual sum, as in arXiv:1706.03762
         norm_eps=number(values, "layer_norm_eps", 1e-12),
         activation=activation(values, "hidden_act", "gelu"),
         gated=False,
@@ -56,6 +59,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
 
 
 def _count_labels(values: Mapping[str, Any]) -> int:
+    # transformers writes the labels' names and leaves out their number, which it takes from them.
     labels = values.get("id2label")
     return (
         len(labels) if isinstance(labels, Mapping) and labels else integer(values, "num_labels", 2)
@@ -63,18 +67,19 @@ def _count_labels(values: Mapping[str, Any]) -> int:
 
 
 def serves(c: ModelConfig) -> bool:
-    """Whether it is an encoder."""
+    """True for an encoder."""
     return c.kind == "encoder"
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
-    """The config.json of the class that has these heads."""
+    """The fields of config.json, for the class that has the model's heads."""
     if c.labels:
         name = "BertForSequenceClassification"
     elif c.mlm_head:
         name = "BertForPreTraining" if c.pooler else "BertForMaskedLM"
     else:
         name = "BertModel"
+    # transformers' own names where nobody gave others; JSON wants strings as keys.
     labels = {str(n): f"LABEL_{n}" for n in range(c.labels)}
     values = {
         "architectures": [name],
@@ -100,20 +105,22 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
 
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
-    """The tensors of BertForPreTraining and BertForSequenceClassification, as far as the model has
-    them."""
+    """The tensors of BertForPreTraining and BertForSequenceClassification that the model has, as
+    rules that read both ways. torch stores linear weights [out, in], ours are [in, out]."""
+    # "attention.self" projects queries, keys and values, "attention.output" has the projection out
+    # and the norm after it; "intermediate" and the layer's own "output" are the two of the MLP.
     layer, attention = "bert.encoder.layer.{layer}", "bert.encoder.layer.{layer}.attention"
-    found = [
+    tensor_rules = [
         Rule("bert.embeddings.word_embeddings.weight", "embed/table", "V D -> V D"),
         Rule("bert.embeddings.position_embeddings.weight", "embed/positions", "P D -> P D"),
         Rule("bert.embeddings.token_type_embeddings.weight", "embed/types", "Y D -> Y D"),
     ]
     for role in ("query", "key", "value"):
-        found += [
+        tensor_rules += [
             Rule(f"{attention}.self.{role}.weight", f"layers/attention/{role}", "(N H) D -> D N H"),
             Rule(f"{attention}.self.{role}.bias", f"layers/attention/{role}_bias", "(N H) -> N H"),
         ]
-    found += [
+    tensor_rules += [
         Rule(f"{attention}.output.dense.weight", "layers/attention/out", "D (N H) -> N H D"),
         Rule(f"{attention}.output.dense.bias", "layers/attention/out_bias", "D -> D"),
         Rule(f"{layer}.intermediate.dense.weight", "layers/mlp/up", "F D -> D F"),
@@ -121,28 +128,31 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
         Rule(f"{layer}.output.dense.weight", "layers/mlp/down", "D F -> F D"),
         Rule(f"{layer}.output.dense.bias", "layers/mlp/down_bias", "D -> D"),
     ]
+    # Norms are named after the part that they follow.
     norms = [
         ("bert.embeddings", "embed/norm"),
         (f"{attention}.output", "layers/attention_norm"),
         (f"{layer}.output", "layers/mlp_norm"),
     ]
     if c.mlm_head:
+        # A transform of the states, then the product with the table and a bias of its own; the
+        # decoder's weight is the table and therefore stands under `copies`.
         norms += [("cls.predictions.transform", "head/norm")]
-        found += [
+        tensor_rules += [
             Rule("cls.predictions.transform.dense.weight", "head/kernel", "M D -> D M"),
             Rule("cls.predictions.transform.dense.bias", "head/bias", "D -> D"),
             Rule("cls.predictions.bias", "head/output_bias", "V -> V"),
         ]
     for theirs, ours in norms:
-        found += [Rule(f"{theirs}.LayerNorm.weight", f"{ours}/scale", "D -> D")]
-        found += [Rule(f"{theirs}.LayerNorm.bias", f"{ours}/bias", "D -> D")]
+        tensor_rules += [Rule(f"{theirs}.LayerNorm.weight", f"{ours}/scale", "D -> D")]
+        tensor_rules += [Rule(f"{theirs}.LayerNorm.bias", f"{ours}/bias", "D -> D")]
     if c.pooler:
-        found += [Rule("bert.pooler.dense.weight", "pooler/kernel", "M D -> D M")]
-        found += [Rule("bert.pooler.dense.bias", "pooler/bias", "D -> D")]
+        tensor_rules += [Rule("bert.pooler.dense.weight", "pooler/kernel", "M D -> D M")]
+        tensor_rules += [Rule("bert.pooler.dense.bias", "pooler/bias", "D -> D")]
     if c.labels:
-        found += [Rule("classifier.weight", "classifier/kernel", "C D -> D C")]
-        found += [Rule("classifier.bias", "classifier/bias", "C -> C")]
-    return tuple(found)
+        tensor_rules += [Rule("classifier.weight", "classifier/kernel", "C D -> D C")]
+        tensor_rules += [Rule("classifier.bias", "classifier/bias", "C -> C")]
+    return tuple(tensor_rules)
 
 
 FAMILY = Family(
@@ -151,6 +161,8 @@ FAMILY = Family(
     read_config=read_config,
     write_config=write_config,
     rules=rules,
+    # BertModel alone saves its tensors without the prefix. Checkpoints converted from TensorFlow
+    # call a norm's scale gamma and its bias beta.
     prefix="bert.",
     renames=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
     unused=(

@@ -1,11 +1,14 @@
-"""Reading a config.json that somebody else wrote: each value is of the type it has to be, or the
-line says what it is."""
+"""Typed reading of the fields of a foreign config.json: a value of the wrong type is a one-line
+ValueError that names the field and the value.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 _MISSING = object()
-# transformers' names of activations, as ours.
+# transformers' names of activations, as ours. Its three spellings of the tanh approximation are
+# different code for the same function ("gelu_fast" multiplies by the constant 0.7978845608, which
+# is sqrt(2 / pi)), and "swish" is the older name of "silu".
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -15,28 +18,36 @@ ACTIVATIONS = {
     "swish": "silu",
     "relu": "relu",
 }
+# The way back takes the spelling that most published config.json files have.
 THEIR_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu", "relu": "relu"}
 
 
 def integer(values: Mapping[str, Any], name: str, default: Any = _MISSING) -> int:
-    """A positive integer; `default` where the name is absent or null."""
+    """The field as a positive integer; `default` where it is absent or null.
+
+    ValueError for another value, and for an absent field without a default.
+    """
     value = _get(values, name, default)
+    # `type(...) is int`, as JSON's true would pass for 1 under isinstance. The bound keeps sizes
+    # computed from it, such as d_model * layers, out of reach of an overflow.
     if type(value) is not int or not 0 < value < 2**40:
+        # A default may be 0 ("no window"), which is refused when the file itself says so.
         if value != default:
             raise ValueError(f"config.json has {name}={value!r}; wanted a positive integer")
     return value
 
 
 def number(values: Mapping[str, Any], name: str, default: Any = _MISSING) -> float:
-    """A finite number; `default` where the name is absent or null."""
+    """The field as a finite float; `default` where it is absent or null. Errors as `integer`."""
     value = _get(values, name, default)
+    # Python's JSON reader accepts NaN and Infinity; both fail the comparison.
     if type(value) not in (int, float) or not abs(value) < 1e30:
         raise ValueError(f"config.json has {name}={value!r}; wanted a number")
     return float(value)
 
 
 def flag(values: Mapping[str, Any], name: str, default: bool) -> bool:
-    """True or false; `default` where the name is absent or null."""
+    """The field as a bool; `default` where it is absent or null. Errors as `integer`."""
     value = _get(values, name, default)
     if type(value) is not bool:
         raise ValueError(f"config.json has {name}={value!r}; wanted true or false")
@@ -44,7 +55,8 @@ def flag(values: Mapping[str, Any], name: str, default: bool) -> bool:
 
 
 def activation(values: Mapping[str, Any], name: str, default: str) -> str:
-    """Our name of an activation."""
+    """Our name of the activation in a field, "gelu_tanh" for "gelu_new"; `default` is transformers'
+    name. ValueError for an activation that no layer here computes."""
     value = _get(values, name, default)
     if value not in ACTIVATIONS:
         raise ValueError(f"config.json has {name}={value!r}; there are {', '.join(ACTIVATIONS)}")
@@ -52,7 +64,11 @@ def activation(values: Mapping[str, Any], name: str, default: str) -> str:
 
 
 def refuse(values: Mapping[str, Any], **only: Any) -> None:
-    """ValueError where a field is there with another value than the one that our layers compute."""
+    """Refuses a model whose settings our layers do not compute: ValueError where a field is present
+    with another value than the one given.
+
+        refuse(values, pretraining_tp=1)  # absent, null and 1 pass
+    """
     for name, value in only.items():
         got = values.get(name)
         if got is not None and got != value:
@@ -60,6 +76,7 @@ def refuse(values: Mapping[str, Any], **only: Any) -> None:
 
 
 def _get(values: Mapping[str, Any], name: str, default: Any) -> Any:
+    # transformers writes null for "not set", so null and absent are one.
     value = values.get(name)
     if value is not None:
         return value

@@ -24,14 +24,17 @@ from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
 from research.ops.rope import RopeScaling
 
-# Global layers come every so many where config.json does not say.
+# Every so many layers one is global, in a config.json that does not say. These are the defaults of
+# transformers' classes.
 _PERIODS = {"gemma2": 2, "gemma3_text": 6}
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 
 
 def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
-    """The model of a config.json of transformers 4 or 5."""
+    """The model that a config.json of transformers 4 or 5 describes; `names`, the tensors, are not
+    asked. ValueError for settings that our layers do not compute."""
     kind, d_model = values["model_type"], integer(values, "hidden_size")
+    # Gemma's heads are wider than d_model / heads; 256 is the default of all three classes.
     heads, head_size = integer(values, "num_attention_heads"), integer(values, "head_dim", 256)
     refuse(values, use_bidirectional_attention=False)
     window, period = _read_layers(values)
@@ -60,6 +63,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         attention_scale=_read_scale(values, head_size),
         attention_softcap=_read_cap(values, "attn_logit_softcapping", 50.0),
         logit_softcap=_read_cap(values, "final_logit_softcapping", 30.0),
+        # transformers rounds this factor to the type of the weights; in float32 they agree.
         embedding_scale=d_model**0.5,
         tied=flag(values, "tie_word_embeddings", True),
         init_std=number(values, "initializer_range", 0.02),
@@ -67,14 +71,15 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
 
 
 def _read_activation(values: Mapping[str, Any]) -> str:
-    """The first release of Gemma 1 said "gelu" and meant its approximation by tanh."""
+    """Our name of the activation; the first config.json of Gemma 1 had hidden_act "gelu" and meant
+    the approximation by tanh."""
     name = "hidden_act" if values.get("hidden_activation") is None else "hidden_activation"
-    found = activation(values, name, "gelu_pytorch_tanh")
-    return "gelu_tanh" if (name, found) == ("hidden_act", "gelu") else found
+    ours = activation(values, name, "gelu_pytorch_tanh")
+    return "gelu_tanh" if (name, ours) == ("hidden_act", "gelu") else ours
 
 
 def _read_scale(values: Mapping[str, Any], head_size: int) -> float:
-    """What multiplies the scores, 0 for the usual head_size ** -0.5."""
+    """The factor of the attention scores, 0 for the usual head_size ** -0.5."""
     if values["model_type"] == "gemma":
         return 0.0
     scalar = number(values, "query_pre_attn_scalar", 256)
@@ -82,16 +87,17 @@ def _read_scale(values: Mapping[str, Any], head_size: int) -> float:
 
 
 def _read_cap(values: Mapping[str, Any], name: str, default: float) -> float:
-    """The bound of a soft cap, 0 for none. Null says none; only an absent field of Gemma 2 is the
-    default."""
+    """The bound of a soft cap, 0 for none. A null means no cap; the default stands in only for a
+    field that a Gemma 2 file leaves out."""
     if name not in values and values["model_type"] == "gemma2":
         return default
     return number(values, name, 0.0)
 
 
 def _read_layers(values: Mapping[str, Any]) -> tuple[int, int]:
-    """Window and period of the global layers, both 0 where all layers see all of the text.
-    ValueError for layers of another order."""
+    """(window, period): tokens that a local layer sees, and every how many layers one is global.
+    Both are 0 where every layer is global, and the period alone where none is. ValueError for
+    `layer_types` in another order."""
     kind, count = values["model_type"], integer(values, "num_hidden_layers")
     if kind == "gemma":
         return 0, 0
@@ -99,6 +105,8 @@ def _read_layers(values: Mapping[str, Any]) -> tuple[int, int]:
     if types is None:
         period = integer(values, "sliding_window_pattern", _PERIODS[kind])
     else:
+        # The first global layer tells the period, and one beyond the last layer means that no layer
+        # is global. The comparison below then holds the whole list to that.
         period = types.index(_GLOBAL) + 1 if _GLOBAL in types else count + 1
     wanted = [_LOCAL if (layer + 1) % period else _GLOBAL for layer in range(count)]
     if types is not None and list(types) != wanted:
@@ -114,7 +122,8 @@ def _read_layers(values: Mapping[str, Any]) -> tuple[int, int]:
 def _read_rope(
     values: Mapping[str, Any], window: int, period: int
 ) -> tuple[float, RopeScaling, float]:
-    """Rotary base and scaling, and the base of the local layers where it is another one."""
+    """(base, scaling, local base) of the rotary positions; the local base is 0 where local layers
+    rotate as the global ones do. ValueError where the positions of local layers are scaled."""
     if values["model_type"] != "gemma3_text":
         return *llama.read_rope(values), 0.0
     kinds = values.get("rope_parameters") or {}
@@ -123,12 +132,14 @@ def _read_rope(
             llama.read_rope({"rope_parameters": kinds.get(k)}) for k in (_GLOBAL, _LOCAL)
         )
     else:
+        # transformers 4: two fields beside each other, with these defaults.
         wide = llama.read_rope({"rope_theta": 1e6, **values})
         narrow = number(values, "rope_local_base_freq", 10000.0), RopeScaling()
     if narrow[1] != RopeScaling():
         raise ValueError(
             "config.json scales the rotary positions of local layers; none is supported"
         )
+    # With one type of layer there is one rotation: that of the type that is there.
     if not window:
         return *wide, 0.0
     if not period:
@@ -137,12 +148,12 @@ def _read_rope(
 
 
 def serves(c: ModelConfig) -> bool:
-    """Whether it is a decoder like LLaMA with scaled embeddings or norms of the branches."""
+    """True for a rotary decoder with scaled embeddings or with norms after attention and MLP."""
     return llama.is_rotary_decoder(c) and not llama.serves(c)
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
-    """The config.json, in the spelling of transformers 4, which 5 reads too."""
+    """The fields of config.json, in the spelling of transformers 4, which version 5 reads too."""
     if not c.branch_norm:
         kind, name = "gemma", "GemmaForCausalLM"
     elif c.query_norm:
@@ -160,6 +171,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": c.heads,
         "num_key_value_heads": c.kv_heads,
         "head_dim": c.head_size,
+        # Releases differ in which of the two they read.
         "hidden_act": act,
         "hidden_activation": act,
         "max_position_embeddings": c.max_length,
@@ -175,9 +187,12 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
 
 
 def _write_layers(c: ModelConfig, kind: str) -> dict[str, Any]:
-    """What Gemma 2 and 3 say beside Gemma 1."""
+    """The fields that Gemma 2 and 3 have and Gemma 1 has not."""
+    # The inverse of `_read_layers`: 1 for global layers only, beyond the last for none.
     period = (c.global_every or c.layers + 1) if c.window else 1
     scalar = c.attention_scale**-2 if c.attention_scale else c.head_size
+    # The scalar is a whole number in every published model; ** -2 of a float misses it by an ulp,
+    # which would change the scale on the way back.
     whole = round(scalar)
     values = {
         "query_pre_attn_scalar": whole if whole**-0.5 == c.attention_scale else scalar,
@@ -193,14 +208,19 @@ def _write_layers(c: ModelConfig, kind: str) -> dict[str, Any]:
 
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
-    """LLaMA's tensors, with two norms more a layer: there `post_attention_layernorm` is the norm
-    before the feed-forward, here that of what attention gives."""
-    found = llama.rules(c)
+    """LLaMA's tensors and, from Gemma 2 on, two more norms a layer.
+
+    The same name stands for two things: `post_attention_layernorm` is the norm before the MLP in
+    LLaMA and Gemma 1, and the norm of attention's output in Gemma 2 and 3.
+    """
+    llama_rules = llama.rules(c)
     if not c.branch_norm:
-        return found
+        return llama_rules
     layer = "model.layers.{layer}"
     before = f"{layer}.pre_feedforward_layernorm.weight"
-    shared = [replace(r, name=before) if r.path == "layers/mlp_norm/scale" else r for r in found]
+    shared = [
+        replace(r, name=before) if r.path == "layers/mlp_norm/scale" else r for r in llama_rules
+    ]
     return (
         *shared,
         Rule(
@@ -219,5 +239,5 @@ FAMILY = Family(
     prefix="model.",
     unused=((r".*\.rotary_emb\.inv_freq", "computed from rope_theta"),),
     copies=(("lm_head.weight", "embed/table"),),
-    norm_offset=1.0,
+    norm_offset=1.0,  # files hold w, layers multiply by 1 + w
 )

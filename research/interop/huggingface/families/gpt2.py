@@ -1,5 +1,8 @@
-"""GPT-2 in Hugging Face's names. Its linear layers are stored [in, out], queries, keys and values
-side by side."""
+"""GPT-2 in Hugging Face's names.
+
+Its linear layers are transformers' Conv1D, stored [in, out] as ours, with queries, keys and values
+in one matrix.
+"""
 
 from collections.abc import Mapping, Set
 from typing import Any
@@ -18,7 +21,8 @@ from research.models.config import ModelConfig
 
 
 def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
-    """The model of a config.json."""
+    """The model that a config.json describes; `names`, the tensors, are not asked. ValueError for
+    settings that our layers do not compute."""
     d_model, heads = integer(values, "n_embd"), integer(values, "n_head")
     refuse(
         values,
@@ -40,6 +44,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         position="learned",
         norm="layer",
         norm_eps=number(values, "layer_norm_epsilon", 1e-5),
+        # OpenAI's code has the approximation by tanh, which "gelu_new" names.
         activation=activation(values, "activation_function", "gelu_new"),
         gated=False,
         attention_bias="all",
@@ -51,12 +56,12 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
 
 
 def serves(c: ModelConfig) -> bool:
-    """Whether it is a decoder with learned positions."""
+    """True for a decoder with learned positions."""
     return c.kind == "decoder" and c.position == "learned"
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
-    """The config.json."""
+    """The fields of config.json."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -70,22 +75,23 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         "layer_norm_epsilon": c.norm_eps,
         "resid_pdrop": c.dropout,
         "embd_pdrop": c.dropout,
-        "attn_pdrop": 0.0,
+        "attn_pdrop": 0.0,  # our attention weights have no dropout
         "tie_word_embeddings": c.tied,
         "initializer_range": c.init_std,
     }
 
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
-    """The tensors of GPT2LMHeadModel."""
+    """The tensors of GPT2LMHeadModel, as rules that read both ways."""
     layer = "transformer.h.{layer}"
     side_by_side = ("query", "key", "value")
-    found = [
+    tensor_rules = [
         Rule("transformer.wte.weight", "embed/table", "V D -> V D"),
         Rule("transformer.wpe.weight", "embed/positions", "P D -> P D"),
         Rule(
             f"{layer}.attn.c_attn.weight",
             tuple(f"layers/attention/{n}" for n in side_by_side),
+            # One tensor is three of ours, taken apart along the first axis of the right side.
             "D (3 N H) -> 3 D N H",
         ),
         Rule(
@@ -105,11 +111,14 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
         (f"{layer}.ln_2", "layers/mlp_norm"),
         ("transformer.ln_f", "final_norm"),
     ):
-        found += [
+        tensor_rules += [
             Rule(f"{theirs}.weight", f"{ours}/scale", "D -> D"),
             Rule(f"{theirs}.bias", f"{ours}/bias", "D -> D"),
         ]
-    return (*found, *([] if c.tied else [Rule("lm_head.weight", "head/table", "V D -> V D")]))
+    return (
+        *tensor_rules,
+        *([] if c.tied else [Rule("lm_head.weight", "head/table", "V D -> V D")]),
+    )
 
 
 FAMILY = Family(
@@ -119,6 +128,8 @@ FAMILY = Family(
     write_config=write_config,
     rules=rules,
     prefix="transformer.",
+    # GPT2Model alone saves its tensors without the prefix. Older releases saved the causal mask as
+    # a buffer named like a parameter.
     unused=((r".*\.attn\.(bias|masked_bias)", "the causal mask"),),
     copies=(("lm_head.weight", "embed/table"),),
 )

@@ -17,11 +17,13 @@ from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
 from research.ops.rope import RopeScaling
 
-_EPS = {"mixtral": 1e-5}  # else 1e-6, the defaults of transformers' classes
+# Where config.json leaves a field out, transformers takes the default of the model's own class.
+_EPS = {"mixtral": 1e-5}  # else 1e-6
 
 
 def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
-    """The model of a config.json of transformers 4 or 5."""
+    """The model that a config.json of transformers 4 or 5 describes; `names`, the tensors, are not
+    asked. ValueError for settings that our layers do not compute."""
     kind, heads, d_model = (
         values["model_type"],
         integer(values, "num_attention_heads"),
@@ -47,6 +49,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         norm_eps=number(values, "rms_norm_eps", _EPS.get(kind, 1e-6)),
         query_norm=kind == "qwen3",
         activation=activation(values, "hidden_act", "silu"),
+        # Qwen 2 has these three biases without saying so, and no field that turns them off.
         attention_bias="qkv" if kind == "qwen2" else biased,
         mlp_bias=flag(values, "mlp_bias", False),
         tied=flag(values, "tie_word_embeddings", False),
@@ -58,12 +61,12 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
 
 
 def read_rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling]:
-    """Base and scaling of the rotary positions, from `rope_parameters` or from `rope_theta` and
-    `rope_scaling`."""
+    """(base, scaling) of the rotary positions, from `rope_parameters` (transformers 5) or from
+    `rope_theta` and `rope_scaling` (transformers 4). ValueError for a scaling that we do not have.
+    """
     new = values.get("rope_parameters") or {}
-    if new and all(
-        isinstance(value, Mapping) for value in new.values()
-    ):  # one for each type of layer
+    # transformers 5 nests one set of parameters under each type of layer where a model has several.
+    if new and all(isinstance(value, Mapping) for value in new.values()):
         first, *others = new.values()
         if any(other != first for other in others):
             raise ValueError(
@@ -81,7 +84,8 @@ def read_rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling]:
             f"config.json has rope_type={kind!r}; default, linear and llama3 are supported"
         )
     factor = number(scaling, "factor")
-    if factor == 1:  # whatever its kind, it changes nothing
+    # Every kind of scaling by 1 is the identity, and `RopeScaling()` is how "none" compares equal.
+    if factor == 1:
         return theta, RopeScaling()
     if kind == "linear":
         return theta, RopeScaling(factor=factor, kind="linear")
@@ -94,8 +98,11 @@ def read_rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling]:
 
 
 def _read_window(values: Mapping[str, Any]) -> int:
-    """Tokens of the window that every layer has, 0 for none. Qwen alone has a switch for it, and
-    layers before one whose number config.json gives are without. ValueError where layers differ."""
+    """Tokens in the attention window of every layer, 0 for full attention. ValueError where some
+    layers have a window and others have none."""
+    # Qwen alone has a switch, use_sliding_window, which is off by default, and a number of first
+    # layers that attend to everything, max_window_layers. The class of LLaMA has no window: a
+    # sliding_window in its config.json is ignored by transformers.
     qwen, count = values["model_type"].startswith("qwen"), integer(values, "num_hidden_layers")
     if values["model_type"] == "llama" or not flag(values, "use_sliding_window", not qwen):
         return 0
@@ -117,17 +124,19 @@ def _read_window(values: Mapping[str, Any]) -> int:
 
 
 def is_rotary_decoder(c: ModelConfig) -> bool:
-    """Whether it is a decoder with rotary positions and RMS norms, LLaMA's or Gemma's."""
+    """True for a decoder with rotary positions and RMS norms, whether LLaMA's or Gemma's."""
     return c.kind == "decoder" and c.position == "rope" and c.norm == "rms"
 
 
 def serves(c: ModelConfig) -> bool:
-    """Whether it is such a decoder without what only Gemma has."""
+    """True for such a decoder without the branch norms and scaled embeddings of Gemma."""
     return is_rotary_decoder(c) and not c.branch_norm and c.embedding_scale == 1.0
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
-    """The config.json, in the spelling of transformers 4, which 5 reads too."""
+    """The fields of config.json, in the spelling of transformers 4, which version 5 reads too."""
+    # The plainest class that has all the model needs; `describe` then refuses what it lacks, such
+    # as biases of a model with experts.
     if c.experts:
         kind, name = "mixtral", "MixtralForCausalLM"
     elif c.query_norm:
@@ -167,6 +176,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         values |= {
             "use_sliding_window": bool(c.window),
             "sliding_window": c.window or None,
+            # The first so many layers see everything: none, as the window is every layer's here.
             "max_window_layers": 0,
         }
     if c.experts:
@@ -176,7 +186,8 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
 
 
 def write_scaling(scaling: RopeScaling) -> dict[str, Any] | None:
-    """`rope_scaling` of a config.json, None for rotary positions as they are."""
+    """The value of `rope_scaling` in config.json, None for unscaled positions. `read_rope` is the
+    inverse."""
     if scaling == RopeScaling():
         return None
     if scaling.kind == "linear":
@@ -191,9 +202,13 @@ def write_scaling(scaling: RopeScaling) -> dict[str, Any] | None:
 
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
-    """The tensors of LlamaForCausalLM and its relatives; of a linear layer [out, in]."""
+    """The tensors of LlamaForCausalLM and its relatives, as rules that read both ways.
+
+    torch stores the weight of a linear layer as [out, in], ours are [in, out]; the letters of each
+    rule say which axes move, split and join.
+    """
     layer, ours = "model.layers.{layer}", "layers"
-    found = [
+    tensor_rules = [
         Rule("model.embed_tokens.weight", "embed/table", "V D -> V D"),
         Rule(f"{layer}.input_layernorm.weight", f"{ours}/attention_norm/scale", "D -> D"),
         Rule(f"{layer}.self_attn.q_proj.weight", f"{ours}/attention/query", "(N H) D -> D N H"),
@@ -204,39 +219,52 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
         Rule("model.norm.weight", "final_norm/scale", "D -> D"),
     ]
     if c.attention_bias != "none":
-        found += [
+        tensor_rules += [
             Rule(f"{layer}.self_attn.q_proj.bias", f"{ours}/attention/query_bias", "(N H) -> N H"),
             Rule(f"{layer}.self_attn.k_proj.bias", f"{ours}/attention/key_bias", "(K H) -> K H"),
             Rule(f"{layer}.self_attn.v_proj.bias", f"{ours}/attention/value_bias", "(K H) -> K H"),
         ]
     if c.attention_bias == "all":
-        found += [Rule(f"{layer}.self_attn.o_proj.bias", f"{ours}/attention/out_bias", "D -> D")]
+        tensor_rules += [
+            Rule(f"{layer}.self_attn.o_proj.bias", f"{ours}/attention/out_bias", "D -> D")
+        ]
     if c.query_norm:
-        found += [
+        tensor_rules += [
             Rule(f"{layer}.self_attn.q_norm.weight", f"{ours}/attention/query_norm", "H -> H"),
             Rule(f"{layer}.self_attn.k_norm.weight", f"{ours}/attention/key_norm", "H -> H"),
         ]
+    tensor_rules += _mlp_rules(c, layer, ours)
+    # A tied model has no head of its own: its logits are products with the table.
+    return (
+        *tensor_rules,
+        *([] if c.tied else [Rule("lm_head.weight", "head/table", "V D -> V D")]),
+    )
+
+
+def _mlp_rules(c: ModelConfig, layer: str, ours: str) -> list[Rule]:
     if c.experts:
+        # One tensor an expert, as Mixtral was published; transformers 5 joins them when loading.
+        # w1, w2, w3 are the gate, down and up projections.
         expert = f"{layer}.block_sparse_moe.experts.{{expert}}"
-        found += [
+        return [
             Rule(f"{layer}.block_sparse_moe.gate.weight", f"{ours}/mlp/router", "E D -> D E"),
             Rule(f"{expert}.w1.weight", f"{ours}/mlp/gate", "F D -> D F"),
             Rule(f"{expert}.w2.weight", f"{ours}/mlp/down", "D F -> F D"),
             Rule(f"{expert}.w3.weight", f"{ours}/mlp/up", "F D -> D F"),
         ]
-    else:
-        found += [
-            Rule(f"{layer}.mlp.gate_proj.weight", f"{ours}/mlp/gate", "F D -> D F"),
-            Rule(f"{layer}.mlp.up_proj.weight", f"{ours}/mlp/up", "F D -> D F"),
-            Rule(f"{layer}.mlp.down_proj.weight", f"{ours}/mlp/down", "D F -> F D"),
-        ]
-    if c.mlp_bias:
-        found += [
-            Rule(f"{layer}.mlp.gate_proj.bias", f"{ours}/mlp/gate_bias", "F -> F"),
-            Rule(f"{layer}.mlp.up_proj.bias", f"{ours}/mlp/up_bias", "F -> F"),
-            Rule(f"{layer}.mlp.down_proj.bias", f"{ours}/mlp/down_bias", "D -> D"),
-        ]
-    return (*found, *([] if c.tied else [Rule("lm_head.weight", "head/table", "V D -> V D")]))
+    matrices = [
+        Rule(f"{layer}.mlp.gate_proj.weight", f"{ours}/mlp/gate", "F D -> D F"),
+        Rule(f"{layer}.mlp.up_proj.weight", f"{ours}/mlp/up", "F D -> D F"),
+        Rule(f"{layer}.mlp.down_proj.weight", f"{ours}/mlp/down", "D F -> F D"),
+    ]
+    if not c.mlp_bias:
+        return matrices
+    return [
+        *matrices,
+        Rule(f"{layer}.mlp.gate_proj.bias", f"{ours}/mlp/gate_bias", "F -> F"),
+        Rule(f"{layer}.mlp.up_proj.bias", f"{ours}/mlp/up_bias", "F -> F"),
+        Rule(f"{layer}.mlp.down_proj.bias", f"{ours}/mlp/down_bias", "D -> D"),
+    ]
 
 
 FAMILY = Family(
@@ -246,6 +274,8 @@ FAMILY = Family(
     write_config=write_config,
     rules=rules,
     prefix="model.",
+    # Saved as a buffer by early releases of transformers.
     unused=((r".*\.rotary_emb\.inv_freq", "computed from rope_theta"),),
+    # A file of a tied model may repeat the table as its head; it is compared and left out.
     copies=(("lm_head.weight", "embed/table"),),
 )

@@ -1,5 +1,6 @@
-"""The transformer of 2017 in Hugging Face's names: Marian, one table for source, target and output
-words."""
+"""Marian in Hugging Face's names, the class of transformers whose layers are those of
+arXiv:1706.03762, with one table for source, target and output words.
+"""
 
 from collections.abc import Mapping, Set
 from typing import Any
@@ -18,7 +19,8 @@ from research.models.config import ModelConfig
 
 
 def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
-    """The model of a config.json."""
+    """The model that a config.json describes; `names`, the tensors, are not asked. ValueError for
+    settings that our layers do not compute."""
     d_model, vocab_size = integer(values, "d_model"), integer(values, "vocab_size")
     heads, d_ff = integer(values, "decoder_attention_heads"), integer(values, "decoder_ffn_dim")
     refuse(
@@ -60,12 +62,12 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
 
 
 def serves(c: ModelConfig) -> bool:
-    """Whether it is an encoder-decoder with sinusoidal positions."""
+    """True for an encoder-decoder with sinusoidal positions."""
     return c.kind == "encoder_decoder" and c.position == "sinusoidal"
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
-    """The config.json. ValueError for a model without the biases that Marian's layers have."""
+    """The fields of config.json. ValueError for a model without the biases of Marian's layers."""
     if c.attention_bias != "all" or not c.head_bias:
         raise ValueError(
             "Marian, the one architecture of transformers with the layers of 2017, has biases in "
@@ -91,19 +93,22 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         "share_encoder_decoder_embeddings": True,
         "tie_word_embeddings": True,
         "dropout": c.dropout,
+        # Our layers drop states alone, neither attention weights nor activations inside the MLP.
         "attention_dropout": 0.0,
         "activation_dropout": 0.0,
     }
 
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
-    """The tensors of MarianMTModel."""
-    found = [
+    """The tensors of MarianMTModel, as rules that read both ways. torch stores linear weights
+    [out, in], ours are [in, out]."""
+    tensor_rules = [
         Rule("model.shared.weight", "embed/table", "V D -> V D"),
         Rule("final_logits_bias", "head/output_bias", "1 V -> V"),
     ]
     for theirs, ours in (("encoder", "encoder/layers"), ("decoder", "layers")):
         layer = f"model.{theirs}.layers.{{layer}}"
+        # "final_layer_norm" is a layer's last, after the MLP; the stack itself has none at its end.
         branches = [("self_attn", "attention")] + (
             [("encoder_attn", "cross")] if theirs == "decoder" else []
         )
@@ -111,30 +116,30 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
             ("final_layer_norm", "mlp")
         ]
         for name, role in branches:
-            found += _attention(f"{layer}.{name}", f"{ours}/{role}")
+            tensor_rules += _attention(f"{layer}.{name}", f"{ours}/{role}")
         for name, role in norms:
-            found += [
+            tensor_rules += [
                 Rule(f"{layer}.{name}.weight", f"{ours}/{role}_norm/scale", "D -> D"),
                 Rule(f"{layer}.{name}.bias", f"{ours}/{role}_norm/bias", "D -> D"),
             ]
-        found += [
+        tensor_rules += [
             Rule(f"{layer}.fc1.weight", f"{ours}/mlp/up", "F D -> D F"),
             Rule(f"{layer}.fc1.bias", f"{ours}/mlp/up_bias", "F -> F"),
             Rule(f"{layer}.fc2.weight", f"{ours}/mlp/down", "D F -> F D"),
             Rule(f"{layer}.fc2.bias", f"{ours}/mlp/down_bias", "D -> D"),
         ]
-    return tuple(found)
+    return tuple(tensor_rules)
 
 
 def _attention(theirs: str, ours: str) -> list[Rule]:
-    found = []
+    tensor_rules = []
     for name, role in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
-        found += [
+        tensor_rules += [
             Rule(f"{theirs}.{name}.weight", f"{ours}/{role}", "(N H) D -> D N H"),
             Rule(f"{theirs}.{name}.bias", f"{ours}/{role}_bias", "(N H) -> N H"),
         ]
-    found += [Rule(f"{theirs}.out_proj.weight", f"{ours}/out", "D (N H) -> N H D")]
-    return [*found, Rule(f"{theirs}.out_proj.bias", f"{ours}/out_bias", "D -> D")]
+    tensor_rules += [Rule(f"{theirs}.out_proj.weight", f"{ours}/out", "D (N H) -> N H D")]
+    return [*tensor_rules, Rule(f"{theirs}.out_proj.bias", f"{ours}/out_bias", "D -> D")]
 
 
 FAMILY = Family(
@@ -143,6 +148,7 @@ FAMILY = Family(
     read_config=read_config,
     write_config=write_config,
     rules=rules,
+    # Sinusoids are computed here, and the three other uses of the table may be saved beside it.
     unused=((r"model\.(en|de)coder\.embed_positions\.weight", "the sinusoids"),),
     copies=(
         ("model.encoder.embed_tokens.weight", "embed/table"),

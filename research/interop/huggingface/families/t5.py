@@ -1,4 +1,6 @@
-"""T5 1.0 and 1.1 in Hugging Face's names."""
+"""T5 (arXiv:1910.10683) in Hugging Face's names: release 1.0 with relu and tied tables, 1.1 with a
+gated MLP and a head of its own.
+"""
 
 from collections.abc import Mapping, Set
 from typing import Any
@@ -9,6 +11,8 @@ from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
 from research.models.embedding import BUCKETS, FARTHEST
 
+# feed_forward_proj as (activation, gated); transformers takes "gated-gelu" for the approximation by
+# tanh, though "gelu" elsewhere is the exact one.
 _ACTIVATIONS = {
     "relu": ("relu", False),
     "gated-gelu": ("gelu_tanh", True),
@@ -17,11 +21,12 @@ _ACTIVATIONS = {
 
 
 def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
-    """The model of a config.json.
+    """The model that a config.json and the tensors' `names` describe. ValueError for settings that
+    our layers do not compute.
 
-    The head is a table of its own where there is one: transformers 5 writes
-    tie_word_embeddings=true for every T5. Its older releases took that field for another thing too,
-    whether states are scaled before the head.
+    Whether the head is tied is told by the tensors alone: transformers 5 writes
+    tie_word_embeddings=true for every T5. Releases before it read the same field as "scale the
+    states by 1 / sqrt(D) before the head", which version 5 calls scale_decoder_outputs.
     """
     d_model, layers, heads = (
         integer(values, "d_model"),
@@ -51,7 +56,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         norm_eps=number(values, "layer_norm_epsilon", 1e-6),
         activation=name,
         gated=gated,
-        attention_scale=1.0,
+        attention_scale=1.0,  # 1 / sqrt(H) is folded into the initialisation of the queries
         tied="lm_head.weight" not in names,
         head_scale=d_model**-0.5 if scaled else 1.0,
         dropout=number(values, "dropout_rate", 0.1),
@@ -61,12 +66,12 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
 
 
 def serves(c: ModelConfig) -> bool:
-    """Whether it is an encoder-decoder with relative positions."""
+    """True for an encoder-decoder with relative positions."""
     return c.kind == "encoder_decoder" and c.position == "relative"
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
-    """The config.json."""
+    """The fields of config.json. ValueError for an MLP that T5 does not have."""
     feed = next(
         (theirs for theirs, ours in _ACTIVATIONS.items() if ours == (c.activation, c.gated)), None
     )
@@ -92,46 +97,55 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         "feed_forward_proj": feed,
         "layer_norm_epsilon": c.norm_eps,
         "dropout_rate": c.dropout,
-        # What transformers takes for "scale the states before the head", whether or not the head is
-        # the table.
+        # Read by transformers as "scale the states before the head", whether or not the head is
+        # the table; see `read_config`.
         "tie_word_embeddings": c.head_scale != 1.0,
     }
 
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
-    """The tensors of T5ForConditionalGeneration."""
-    found = [Rule("shared.weight", "embed/table", "V D -> V D")]
+    """The tensors of T5ForConditionalGeneration, as rules that read both ways. torch stores linear
+    weights [out, in], ours are [in, out]."""
+    # A block's sublayers are numbered: self-attention 0, then in the decoder cross-attention 1, and
+    # the MLP last, which is 1 in the encoder and 2 in the decoder.
+    tensor_rules = [Rule("shared.weight", "embed/table", "V D -> V D")]
     for theirs, ours, feed in (("encoder", "encoder/", 1), ("decoder", "", 2)):
         block = f"{theirs}.block.{{layer}}.layer"
-        found += _attention(f"{block}.0.SelfAttention", f"{ours}layers/attention")
-        found += [
+        tensor_rules += _attention(f"{block}.0.SelfAttention", f"{ours}layers/attention")
+        tensor_rules += [
             Rule(f"{block}.0.layer_norm.weight", f"{ours}layers/attention_norm/scale", "D -> D")
         ]
         if theirs == "decoder":
-            found += _attention(f"{block}.1.EncDecAttention", "layers/cross")
-            found += [Rule(f"{block}.1.layer_norm.weight", "layers/cross_norm/scale", "D -> D")]
+            tensor_rules += _attention(f"{block}.1.EncDecAttention", "layers/cross")
+            tensor_rules += [
+                Rule(f"{block}.1.layer_norm.weight", "layers/cross_norm/scale", "D -> D")
+            ]
         names = {"wi_0": "gate", "wi_1": "up"} if c.gated else {"wi": "up"}
         for name, role in names.items():
-            found += [
+            tensor_rules += [
                 Rule(
                     f"{block}.{feed}.DenseReluDense.{name}.weight",
                     f"{ours}layers/mlp/{role}",
                     "F D -> D F",
                 )
             ]
-        found += [
+        tensor_rules += [
             Rule(
                 f"{block}.{feed}.DenseReluDense.wo.weight", f"{ours}layers/mlp/down", "D F -> F D"
             ),
             Rule(f"{block}.{feed}.layer_norm.weight", f"{ours}layers/mlp_norm/scale", "D -> D"),
             Rule(f"{theirs}.final_layer_norm.weight", f"{ours}final_norm/scale", "D -> D"),
+            # Only the first block has a table of relative biases; all blocks share it.
             Rule(
                 f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
                 f"{ours}relative/table",
                 "U N -> U N",
             ),
         ]
-    return (*found, *([] if c.tied else [Rule("lm_head.weight", "head/table", "V D -> V D")]))
+    return (
+        *tensor_rules,
+        *([] if c.tied else [Rule("lm_head.weight", "head/table", "V D -> V D")]),
+    )
 
 
 def _attention(theirs: str, ours: str) -> list[Rule]:

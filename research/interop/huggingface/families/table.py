@@ -1,4 +1,4 @@
-"""The families there are, one row each, and which of them a model belongs to."""
+"""Every supported Hugging Face family, one row each, and the choice of the row for a model."""
 
 from dataclasses import fields, replace
 from typing import Any
@@ -7,7 +7,8 @@ from research.interop.huggingface.families import bert, gemma, gpt2, llama, mari
 from research.interop.storage.family import Family
 from research.models.config import ModelConfig, Shape
 
-# A row serves models that no other row serves.
+# The last row that serves a model writes it, so a family that adds something to another's layers
+# stands below it. `serves` of the rows here exclude each other (Gemma's asks LLaMA's).
 FAMILIES = {
     "gemma": gemma.FAMILY,
     "llama": llama.FAMILY,
@@ -21,12 +22,16 @@ FAMILIES = {
 def describe(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
     """The family of a model and its config.json.
 
-    ValueError, which lists the fields, for a model that no architecture of transformers computes:
-    the config.json is read back and has to give the same `Shape`.
+    ValueError for a model that no architecture of transformers computes: the config.json is read
+    back, and the message lists each field of `Shape` that does not come back as it was.
     """
     family = family_of(c)
+    # Whether scales are stored as w or as 1 + w is the family's custom, not a property of the
+    # model: `with_norm_offset` rewrites the tensors to suit.
     c = replace(c, norm_offset=family.norm_offset)
     values = family.write_config(c)
+    # Some families tell what heads a model has by its tensors and not by config.json; these are the
+    # names that such a `read_config` looks for.
     heads = {"pooler.dense.weight"} if c.pooler else set()
     heads |= {"cls.predictions.transform.dense.weight"} if c.mlm_head else set()
     heads |= {"classifier.weight"} if c.labels else set()
@@ -46,8 +51,9 @@ def describe(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
 
 
 def family_of(c: ModelConfig) -> Family:
-    """The family whose names a model has. ValueError where there is none."""
-    family = next((family for family in FAMILIES.values() if family.serves(c)), None)
+    """The family that writes a model. ValueError where no family has its kind of layers."""
+    rows = reversed(FAMILIES.values())
+    family = next((family for family in rows if family.serves(c)), None)
     if family is None:
         raise ValueError(
             f"no Hugging Face architecture has {c.position} positions in a {c.kind} "

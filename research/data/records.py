@@ -1,0 +1,46 @@
+"""Windows of one record each, for records with several texts, such as a prompt and two answers."""
+
+import numpy as np
+
+from research.data.documents import Documents
+from research.data.tokens import TokenStore
+from research.data.windows import WindowOptions
+
+
+class Records:
+    """Windows of one record each, every field tokenised on its own.
+
+    `[i]` is a dict of int32 [length] arrays, for each FIELD of the records:
+
+    FIELD             ids without bos and eos, cut to the length, 0 for padding
+    FIELD_segments    1, 0 for padding
+    FIELD_positions   counted from 0
+
+    ValueError for stores of different lengths.
+    """
+
+    def __init__(self, stores: dict[str, TokenStore], length: int):
+        counts = {name: len(store) for name, store in stores.items()}
+        if len(set(counts.values())) != 1:
+            raise ValueError(f"fields of different lengths, {counts}; tokenise the same documents")
+        self.length, self._stores, self._count = length, stores, min(counts.values())
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        index = range(self._count)[index]
+        window = {}
+        for name, store in self._stores.items():
+            ids = store.ids[store.offsets[index] : store.offsets[index + 1]][: self.length]
+            tokens, segments, positions = np.zeros((3, self.length), np.int32)
+            tokens[: len(ids)], segments[: len(ids)] = ids, 1
+            positions[: len(ids)] = np.arange(len(ids))
+            window |= {name: tokens, f"{name}_segments": segments, f"{name}_positions": positions}
+        return window
+
+
+def record_windows(documents: Documents, options: WindowOptions) -> Records:
+    """A window a record, in the documents' order."""
+    stores = {field: options.tokens(documents, field) for field in documents.fields}
+    return Records(stores, options.length)

@@ -1,0 +1,119 @@
+"""From a tokenizer's files to the `tokenizer.*` metadata of a GGUF file: the inverse of
+`research.interop.gguf.tokenizer`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from research.data.tokenizers.special import find_roles
+from research.interop.gguf.scores import NORMAL
+from research.interop.gguf.vocabulary import (
+    BYTE,
+    CONFIG,
+    ROLES,
+    TEMPLATE,
+    UNUSED,
+    Vocabulary,
+    parse_object,
+    read_vocabulary,
+)
+
+
+def tokenizer_metadata(files: Mapping[str, bytes], vocab_size: int = 0) -> dict[str, Any]:
+    """The `tokenizer.*` keys for the contents of a tokenizer's files, by file name.
+
+    `files` has a tokenizer.json (byte-level or sentencepiece BPE) or a sentencepiece
+    tokenizer.model; special tokens and template are taken from tokenizer_config.json and
+    chat_template.jinja if these are there. `vocab_size` is the number of rows in the model's table:
+    rows without a token become unused tokens. ValueError, one line, for a tokenizer that llama.cpp
+    would not encode alike, and for more tokens than rows.
+    """
+    config = parse_object(files, CONFIG) if CONFIG in files else {}
+    spec, vocabulary = read_vocabulary(files)
+    count = len(vocabulary.tokens)
+    # llama.cpp wants as many tokens as the table has rows, which models pad to a round number.
+    # These names are those of its own conversion script.
+    tokens = vocabulary.tokens + [f"[PAD{n}]" for n in range(count, vocab_size)]
+    types = vocabulary.types + [UNUSED] * (len(tokens) - len(vocabulary.types))
+    if vocab_size and len(tokens) > vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokens)} tokens, but the model only {vocab_size} rows for them"
+        )
+    metadata = {
+        "model": "gpt2" if "merges" in vocabulary.extra else "llama",
+        "tokens": tokens,
+        "token_type": np.array(types, np.int32),
+        **vocabulary.extra,
+    }
+    if "scores" in metadata:
+        metadata["scores"] = np.pad(metadata["scores"], (0, len(tokens) - count))
+    roles = _roles(config, vocabulary)
+    for role, token_id in roles.items():
+        metadata[f"{ROLES[role]}_token_id"] = token_id
+    for role in ("bos", "eos"):
+        added = _added_around(role, tokens[roles[role]] if role in roles else None, config, spec)
+        if added is not None:
+            metadata[f"add_{role}_token"] = added
+    template = _template(files, config)
+    return {
+        **{f"tokenizer.ggml.{key}": value for key, value in metadata.items()},
+        **({"tokenizer.chat_template": template} if template else {}),
+    }
+
+
+def _roles(config: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, int]:
+    """Ids of the special tokens by role: as tokenizer_config.json names them, else by usual
+    names."""
+    # Releases differ: a token is written as a string or as an object with "content".
+    named = {role: config[f"{role}_token"] for role in ROLES if f"{role}_token" in config}
+    named = {
+        role: token["content"] if isinstance(token, dict) else token
+        for role, token in named.items()
+    }
+    ids = {token: n for n, token in enumerate(vocabulary.tokens)}
+    special = {
+        vocabulary.tokens[n]: n
+        for n, kind in enumerate(vocabulary.types)
+        if kind not in (NORMAL, BYTE, UNUSED)
+    }
+    usual = find_roles(special, {role: token for role, token in named.items() if token})
+    # A role that tokenizer_config.json sets to null has no token, whatever the usual name is.
+    roles = {
+        role: usual[f"{role}_id"]
+        for role in ("bos", "eos", "pad", "mask")
+        if named.get(role, "") is not None
+    }
+    for role in ("unk", "sep"):
+        roles[role] = ids.get(named.get(role) or (vocabulary.unk if role == "unk" else None))
+    return {role: roles[role] for role in ROLES if roles.get(role) is not None}
+
+
+def _added_around(
+    role: str, token: str | None, config: Mapping[str, Any], spec: Mapping[str, Any]
+) -> bool | None:
+    """True if encoding adds the token of the role ("bos" before, "eos" after) to a text; None where
+    neither tokenizer_config.json nor a tokenizer.json says."""
+    if isinstance(config.get(f"add_{role}_token"), bool):
+        return config[f"add_{role}_token"] and token is not None
+    if not spec:
+        return None
+    step = spec.get("post_processor") or {}
+    for part in step.get("processors", [step]):
+        if part.get("type") == "TemplateProcessing":
+            edge = part["single"][0 if role == "bos" else -1]
+            return token is not None and edge.get("SpecialToken", {}).get("id") == token
+    return False
+
+
+def _template(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str | None:
+    # transformers 5 keeps the template in a file of its own, which wins as it does there.
+    if TEMPLATE in files:
+        return files[TEMPLATE].decode()
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next(
+            (one.get("template") for one in template if one.get("name") == "default"), None
+        )
+    return template if isinstance(template, str) else None
