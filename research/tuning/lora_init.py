@@ -142,15 +142,7 @@ def _started(
 ) -> tuple[LoraAdapter, jax.Array]:
     """An adapter and its base. The matrices of a stack are decomposed one after the other, because
     each is in float32 meanwhile."""
-    if not isinstance(w, jax.Array):
-        raise ValueError(
-            f"{path} is a {type(w).__name__} already; start {method} from the plain parameters"
-        )
-    if not bool(jnp.all(adapter.scale > 0)):
-        raise ValueError(
-            f"{method} divides by the scale of {path}, which must be positive; set "
-            "config.lora.alpha"
-        )
+    _check_start(method, path, adapter, w)
     stack, inner, outer = ([size for size, _ in axes] for axes in split_axes(path, spec))
     rank, table = adapter.b.shape[len(stack)], spec.inputs < 0
 
@@ -186,6 +178,19 @@ def _started(
     a, b, base = jax.jit(lambda pairs: jax.lax.map(_decompose, pairs))(stacked_matrices)
     adapter = replace(adapter, a=_like(a, adapter.a), b=_like(b, adapter.b))
     return adapter, _like(base, w)
+
+
+def _check_start(method: str, path: str, adapter: LoraAdapter, w: Any) -> None:
+    """ValueError for a weight that is no array, and for a scale that is not positive."""
+    if not isinstance(w, jax.Array):
+        raise ValueError(
+            f"{path} is a {type(w).__name__} already; start {method} from the plain parameters"
+        )
+    if not bool(jnp.all(adapter.scale > 0)):
+        raise ValueError(
+            f"{method} divides by the scale of {path}, which must be positive; set "
+            "config.lora.alpha"
+        )
 
 
 def _quantized(path: str, w: Any, specs: tree.Tree, rules: Rules, group: int | None) -> Quantized:
