@@ -77,12 +77,7 @@ def describe(certificate: dict[str, Any]) -> list[str]:
     if "round_trip" not in certificate:
         return lines
     trip, reference = certificate["round_trip"], certificate["reference"]
-    lines += [f"{trip['bit_equal']} of {trip['tensors']} tensors come back bit by bit"]
-    if "largest_error" in trip:
-        lines += [
-            f"the others differ by up to {trip['largest_error']:.3g}, "
-            f"{trip['root_mean_square_error']:.3g} rms over all"
-        ]
+    lines += [_describe_round_trip(trip, certificate["target"])]
     lines += [
         f"not needed: {name} ({reason})"
         for name, reason in certificate["tensors"]["unused"].items()
@@ -95,6 +90,19 @@ def describe(certificate: dict[str, Any]) -> list[str]:
             f"{reference['top1_agreement']:.1%}"
         ]
     return lines
+
+
+def _describe_round_trip(trip: dict[str, Any], target: dict[str, Any]) -> str:
+    if "largest_error" not in trip:
+        return f"{trip['bit_equal']} of {trip['tensors']} tensors come back bit by bit"
+    # A loss that was asked for is no damage, and is not to read like it.
+    what = "quantized" if target["quantized"] else "rounded"
+    asked = f" as asked: {target['dtype']}" if target["dtype"] else ""
+    return (
+        f"{what}{asked}, {trip['root_mean_square_error']:.3g} rms, largest "
+        f"{trip['largest_error']:.3g} of {trip['tensors'] - trip['bit_equal']} tensors; "
+        f"{trip['bit_equal']} kept bit by bit"
+    )
 
 
 if __name__ == "__main__":
