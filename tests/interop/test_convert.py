@@ -223,6 +223,27 @@ def test_a_config_that_does_not_fit_is_named_in_one_line(llama, change, says):
 
 
 @pytest.mark.parametrize(
+    ("family", "field"),
+    [
+        ("llama2_7b", "num_hidden_layers"),
+        ("gemma3_1b", "num_hidden_layers"),
+        ("mixtral_8x7b", "num_local_experts"),
+        ("gpt2", "n_layer"),
+        ("t5_small", "num_layers"),
+        ("marian", "encoder_layers"),
+    ],
+)
+def test_more_layers_than_tensors_are_refused_before_anything_is_built(family, field, tmp_path):
+    c = MODELS[family]
+    with building(tmp_path / "model") as folder:
+        hf.write_folder(in_memory(c, random_params(c)), folder)
+    file = tmp_path / "model/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: 10**9}))
+    with pytest.raises(ValueError, match=rf"{field}=1,000,000,000, and the files hold \d+ tensors"):
+        open_checkpoint(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
     "where",
     [
         "../llama/model.safetensors",
