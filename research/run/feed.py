@@ -11,8 +11,16 @@ from research.data.loader import Batch
 class Feed(Protocol):
     """Gives one batch a step, on the host, until it is closed.
 
-    A feed reads windows of a corpus, or makes batches during training, such as from texts that the
-    model has generated. Its laws, tested over all implementers in tests/run/test_feed_laws.py:
+    A feed reads windows of a corpus, repeats a batch for a benchmark, or makes batches during
+    training, such as from texts that the model has generated. A loop uses it so:
+
+        feed.begin(step, saved)  # 0 and {} in a new run
+        with feed:
+            for _ in range(1000):
+                step, batch = next(feed)
+            saved = feed.state()
+
+    Its laws, tested over all implementers in tests/run/test_feed_laws.py:
 
     - `begin(s, state)` comes first; then `next` gives steps s, s + 1, s + 2, ...
     - A feed that begins at step s with what `state()` was before step s gives the same bits from s

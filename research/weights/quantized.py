@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from research.parallel.placement import gather, merge_axes, partition_spec, resh
 from research.weights.formats import FORMATS, Format, decode, encode, pack, unpack
 from research.weights.grouping import cut_inputs
 from research.weights.leaf import Leaf
+from research.weights.matrices import count_stacked
 from research.weights.packing import packed_size
 from research.weights.scales import (
     QuantizedScales,
@@ -63,6 +64,7 @@ class Quantized(Leaf):
     after: int
 
     frozen = True
+    flat: ClassVar[bool] = False  # whether a group may run over the end of a row
 
     @property
     def group_axis(self) -> int:
@@ -144,6 +146,11 @@ class Quantized(Leaf):
             scale = jax.reshard(scale, PartitionSpec(*place))
         zero = None if self.zero is None else gather(self.zero)
         return replace(self, codes=codes, scale=scale, zero=zero)
+
+    def specs(self, of: Any) -> "Quantized":
+        """A spec for each array in it, where the spec of its weight is `of`."""
+        stacked = count_stacked(of.axes)
+        return quantize_spec(of, self.format, stacked=stacked, group=self.group, scales=self.scales)
 
     def plain_scale(self) -> jax.Array:
         """The scales as float32 [..., I / G, 1, ...]."""

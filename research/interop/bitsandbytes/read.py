@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from research.models.config import ModelConfig
 from research.weights.flat import FlatQuantized
 from research.weights.formats import FORMATS
 from research.weights.quantized import Quantized
-from research.weights.scales import BLOCK, QuantizedScales
+from research.weights.scales import BLOCK
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,7 @@ def _leaf(
     values = matrix.rows * matrix.columns // parts
     if form.flat:
         first, last = part * values // form.block, -(-(part + 1) * values // form.block)
-        scale = _slice(scale, first, last)
-        own = scale if form.double else scale[:, None]
+        own = scale.part(first, last) if form.double else scale[first:last, None]
         start = part * values - first * form.block
         return FlatQuantized(
             _pack(codes[first:last]), own, None, form.format, inputs, after, outputs, start
@@ -94,7 +92,7 @@ def _leaf(
     codes = codes.reshape(matrix.rows, -1, form.block)
     codes = _ours(_pack(codes) if FORMATS[form.format].bits == 4 else codes, module, part, sizes)
     if form.double:
-        own = _slice(scale, part * values // form.block, (part + 1) * values // form.block)
+        own = scale.part(part * values // form.block, (part + 1) * values // form.block)
     else:
         own = _ours(scale.reshape(matrix.rows, -1, 1), module, part, sizes)
     return Quantized(codes, own, None, form.format, inputs, after)
@@ -111,14 +109,6 @@ def _ours(x: np.ndarray, module: Module, part: int, sizes: Mapping[str, int]) ->
         x, f"{left} g j -> {' '.join(order)}", {**sizes, "g": x.shape[1], "j": x.shape[2]}
     )
     return np.ascontiguousarray(moved[part] if several else moved)
-
-
-def _slice(scale: Any, first: int, last: int) -> Any:
-    if not isinstance(scale, QuantizedScales):
-        return scale[first:last]
-    return QuantizedScales(
-        scale.codes[first:last], scale.absmax[first // BLOCK : -(-last // BLOCK)], scale.offset
-    )
 
 
 def _pack(codes: np.ndarray) -> np.ndarray:

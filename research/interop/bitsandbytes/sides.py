@@ -13,7 +13,6 @@ from research.interop.bitsandbytes.matrices import STATE
 from research.interop.storage.layout import rearrange
 from research.interop.storage.modules import Module
 from research.weights.dynamic_map import DYNAMIC_MAP
-from research.weights.flat import FlatQuantized
 from research.weights.formats import FORMATS, unpack
 from research.weights.quantized import Quantized
 from research.weights.scales import BLOCK, QuantizedScales
@@ -26,12 +25,13 @@ Slice = Callable[[str, tuple[int, ...]], Any]
 @dataclass(frozen=True)
 class Side:
     """The codes of a matrix [out, in] in the file's order: [rows, in] of 8 bits, [blocks, block] of
-    4, with their scales."""
+    4, with their scales, float32 or with `double` a `QuantizedScales`."""
 
     format: str
     codes: np.ndarray
     scale: Any
     block: int
+    double: bool = False
 
 
 def join_leaves(module: Module, slices: Slice, sizes: Mapping[str, int]) -> Side:
@@ -51,10 +51,11 @@ def join_leaves(module: Module, slices: Slice, sizes: Mapping[str, int]) -> Side
             f"{module.name} is quantized as {first.format}; bitsandbytes has "
             f"{', '.join(QUANTIZABLE)}"
         )
-    if isinstance(first, FlatQuantized):
+    if first.flat:
         return _flat_side(leaves)
     codes = np.concatenate([_theirs(_codes(leaf), module, sizes) for leaf in leaves])
-    scale = _joined([leaf.scale for leaf in leaves])
+    scale = _joined(leaves)
+    double = scale is not None
     if scale is None:
         plain = [np.asarray(jax.tree.map(jnp.asarray, leaf).plain_scale()) for leaf in leaves]
         scale = np.concatenate([_theirs(one, module, sizes) for one in plain]).reshape(-1)
@@ -65,7 +66,7 @@ def join_leaves(module: Module, slices: Slice, sizes: Mapping[str, int]) -> Side
                 f"{module.name} has int8 in groups of {block}; bitsandbytes has one scale a row"
             )
         return Side("int8", codes[:, 0], scale, block)
-    return Side(first.format, codes.reshape(-1, block), scale, block)
+    return Side(first.format, codes.reshape(-1, block), scale, block, double)
 
 
 def _codes(leaf: Quantized) -> np.ndarray:
@@ -84,11 +85,12 @@ def _theirs(x: np.ndarray, module: Module, sizes: Mapping[str, int]) -> np.ndarr
     return rearrange(x, f"{' '.join(order)} -> ({' '.join(own)}) g j", {**sizes, **groups})
 
 
-def _joined(scales: list[Any]) -> QuantizedScales | None:
-    """Doubly quantized scales in a row; None where they are floats, or rows with other offsets or
-    that end in a block."""
-    if not all(isinstance(scale, QuantizedScales) for scale in scales):
+def _joined(leaves: list[Quantized]) -> QuantizedScales | None:
+    """The doubly quantized scales of leaves in a row; None where they are plain, and for rows with
+    other offsets or that end within a block."""
+    if any(leaf.scales != "double" for leaf in leaves):
         return None
+    scales = [leaf.scale for leaf in leaves]
     whole = all(len(scale.codes) % BLOCK == 0 for scale in scales[:-1])
     if not whole or any((scale.offset != scales[0].offset).any() for scale in scales):
         return None
@@ -99,7 +101,7 @@ def _joined(scales: list[Any]) -> QuantizedScales | None:
     )
 
 
-def _flat_side(leaves: list[FlatQuantized]) -> Side:
+def _flat_side(leaves: list[Any]) -> Side:
     """Flat weights behind each other, as they were before they were taken apart: neighbours share a
     block."""
     block = leaves[0].group
@@ -110,7 +112,8 @@ def _flat_side(leaves: list[FlatQuantized]) -> Side:
     codes = np.concatenate(
         [v[leaf.start : leaf.start + leaf.size] for v, leaf in zip(values, leaves)]
     )
-    scale = _joined([leaf.scale for leaf in leaves])
+    scale = _joined(leaves)
+    double = scale is not None
     if scale is None:
         scale = np.zeros(-(-len(codes) // block), np.float32)
         begin = 0
@@ -118,7 +121,7 @@ def _flat_side(leaves: list[FlatQuantized]) -> Side:
             plain = np.asarray(jax.tree.map(jnp.asarray, leaf).plain_scale())[:, 0]
             scale[begin // block : begin // block + len(plain)] = plain
             begin += leaf.size
-    return Side(leaves[0].format, codes, scale, block)
+    return Side(leaves[0].format, codes, scale, block, double)
 
 
 def matrix_tensors(
@@ -145,7 +148,7 @@ def matrix_tensors(
         name: (flat[::2] << 4 | flat[1::2]).astype(np.uint8)[:, None],
         f"{name}.quant_map": FORMATS[side.format].book,
     }
-    if isinstance(side.scale, QuantizedScales):
+    if side.double:
         offset = float(side.scale.offset[0])
         state |= {"nested_blocksize": BLOCK, "nested_dtype": "float32", "nested_offset": offset}
         found |= {

@@ -19,9 +19,7 @@ from research.interop.storage.checkpoint import Checkpoint, Parameter, place
 from research.models.spec import Spec, abstract, shardings
 from research.parallel.axes import AxisRules
 from research.weights import rules
-from research.weights.flat import FlatQuantized
-from research.weights.matrices import count_stacked
-from research.weights.quantized import Quantized, quantize_spec
+from research.weights.quantized import Quantized
 
 Index = tuple[int, ...]
 STACK = "layers/"
@@ -126,7 +124,7 @@ def _leaf(
     return (
         jax.tree.map(jnp.asarray, made)
         if mesh is None
-        else jax.device_put(made, shardings(_specs(made, spec), mesh, axis_rules))
+        else jax.device_put(made, shardings(made.specs(spec), mesh, axis_rules))
     )
 
 
@@ -134,12 +132,3 @@ def _stacked(leaves: Sequence[Quantized], stack: tuple[int, ...]) -> Quantized:
     if not stack:
         return leaves[0]
     return jax.tree.map(lambda *xs: np.stack(xs).reshape(*stack, *xs[0].shape), *leaves)
-
-
-def _specs(leaf: Quantized, spec: Spec) -> Quantized:
-    """A spec for each array of a leaf; what is flat, and scales that are quantized, lie whole on
-    every device."""
-    if isinstance(leaf, FlatQuantized):
-        return jax.tree.map(lambda x: Spec(x.shape, ("group",) * x.ndim, spec.init), leaf)
-    stacked = count_stacked(spec.axes)
-    return quantize_spec(spec, leaf.format, stacked=stacked, group=leaf.group, scales=leaf.scales)
