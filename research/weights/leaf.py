@@ -1,4 +1,4 @@
-"""Leaves: what may stand in a parameter tree where an array could."""
+"""The protocol of leaves: objects that may stand in a parameter tree in the place of an array."""
 
 import math
 from abc import abstractmethod
@@ -13,13 +13,13 @@ from research.ops import einsum as ops
 
 
 class Leaf(Protocol):
-    """A weight that contracts itself: quantized, adapted, laid out anew, observed, ...
+    """A weight that contracts itself: quantized, adapted, stored in another layout, observed, ...
 
-    Models call `research.ops.einsum.{einsum, take, grouped}`, which pass the work to the leaf, so
-    they never know which leaf it is. Leaves nest: QLoRA is a `Lora` over a `Quantized`. A leaf is a
-    registered dataclass that inherits from this class and gives `shape`, `einsum`, `dense` and
-    `gathered`; it overrides the other methods where it can do better than making itself dense. The
-    laws, which tests/weights/test_leaf.py checks for every leaf `w` of the package:
+    A model calls `research.ops.einsum.{einsum, take, grouped}`, which pass a leaf's work to the
+    leaf, so a model never knows which leaf it holds. Leaves nest: QLoRA is a `Lora` over a
+    `Quantized`. A new leaf is a registered dataclass that inherits from this class and gives
+    `shape`, `einsum`, `dense` and `gathered`; it overrides the other methods where it can do better
+    than making itself dense. The laws, checked for every leaf `w` in tests/weights/test_leaf.py:
 
         w.einsum(eqn, x)          == einsum(eqn, x, w.dense())     for activations x
         w.take(ids)               == w.dense()[ids]                for a table [V, D]
@@ -28,9 +28,9 @@ class Leaf(Protocol):
         w.gathered()              computes what w computes
         shape, ndim, size         are those of w.dense()
 
-    All hold up to float order, and products up to the rounding of leaves that quantize activations.
-    A leaf whose arrays have a leading axis more is a stack of weights, and `jax.tree.map(lambda
-    part: part[i], w)` is weight i.
+    The first holds up to float order, and up to the rounding of the activations in leaves that
+    quantize them. If all arrays of a leaf have one more leading axis, the leaf is a stack of
+    weights, and `jax.tree.map(lambda part: part[i], w)` is weight i.
     """
 
     # Nothing in it is trained, and `einsum` multiplies by `dense`: losses read a head by `rows`.
@@ -39,7 +39,7 @@ class Leaf(Protocol):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weight that the leaf stands for."""
+        """The shape of the weight that the leaf represents."""
 
     @property
     def ndim(self) -> int:

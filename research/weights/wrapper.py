@@ -10,7 +10,7 @@ from research.weights.leaf import Leaf
 
 
 class Wrapper(Leaf, Protocol):
-    """A leaf over a `base`, an array or another leaf, whose shape it has."""
+    """A leaf over a `base` (an array or another leaf) of the same shape."""
 
     base: Any
 
