@@ -27,11 +27,11 @@ from research.training.restore import (
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """How often to save and what to keep.
+    """How often to save and which checkpoints to keep.
 
-    every        steps between two checkpoints
-    keep         number of latest checkpoints that are kept
-    keep_period  steps divisible by it are kept for ever; None for no such steps
+    every        number of steps between two checkpoints
+    keep         number of latest checkpoints to keep
+    keep_period  keep every checkpoint whose step is a multiple of this; None keeps none for good
     """
 
     every: int = 1000
@@ -50,7 +50,11 @@ class CheckpointConfig:
 class Checkpoints:
     """The checkpoints of one run, as a context manager that waits for the last save on exit.
 
-    Opening removes the remains of interrupted saves, so only one process may write to a directory.
+        with Checkpoints(workdir / "checkpoints", CheckpointConfig(every=100)) as checkpoints:
+            restored = checkpoints.restore(abstract_state)
+            checkpoints.save(step, state, meta={})
+
+    Opening removes the remains of interrupted saves, so only one run may write to a directory.
     ValueError for a directory that cannot be written.
     """
 
@@ -72,10 +76,11 @@ class Checkpoints:
         """Starts to save `state`, a tree of jax.Arrays, and `meta`, JSON values. The state may be
         donated once this returns.
 
-        Returns False and writes nothing if the step exists. OSError if the previous save, or the
-        start of this one, failed; earlier steps are then still there, and later saves may succeed.
+        Returns False and writes nothing if the step exists already. OSError if the previous save
+        failed, or this one could not start; earlier steps stay, and later saves may succeed.
         """
         self.wait()
+        # A preempted run may save the step that it has just resumed from.
         if step in committed_steps(self._root):
             return False
         arrays = tree.paths(state)
@@ -85,6 +90,8 @@ class Checkpoints:
         )
         self._saving = step
         with self._surfacing():
+            # Forced, because this class decides when to save; Orbax would apply an interval of its
+            # own.
             return self._manager.save(step, args=items, force=True)
 
     def latest(self) -> int | None:
@@ -95,9 +102,9 @@ class Checkpoints:
         """(step, state, meta) of the newest undamaged step; None if nothing was ever saved.
 
         `abstract_state` is a tree of ShapeDtypeStructs. Each array is read onto the sharding given
-        there, from whatever mesh it was saved. A damaged step is logged and renamed. ValueError if
-        all steps are damaged, and if the checkpoint's structure, types or shapes differ from those
-        of `abstract_state`; in that case nothing is renamed.
+        there, on whatever mesh it was saved. A damaged step is logged and renamed. ValueError if
+        all steps are damaged, and if structure, types or shapes of the checkpoint differ from those
+        of `abstract_state`: then the config has changed, and nothing is renamed.
         """
         self.wait()
         return newest(self._root, abstract_state, "", self._set_aside)
@@ -132,11 +139,14 @@ class Checkpoints:
             yield
         except Exception as error:
             step, self._saving = self._saving, None
+            # Orbax raises many types. As an OSError it ends the process with the code that asks for
+            # another attempt, see `research.command`.
             raise OSError(
                 f"the checkpoint of step {step} in {self._root} was not saved: {error}"
             ) from error
 
     def _set_aside(self, step: int) -> str:
+        # A resumed run reaches the step again, and that checkpoint may be damaged as well.
         candidates = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, 1000))]
         name = next(name for name in candidates if not (self._root / name).exists())
         if jax.process_count() > 1:
@@ -157,28 +167,32 @@ def restore_params(
     key: str = "params",
     step: int | None = None,
 ) -> Restored:
-    """(step, parameters, meta) of the newest good step of another run's checkpoints, or of `step`.
+    """(step, parameters, meta) of `step` of a run's checkpoints, or of the newest good one.
 
-    Reads and verifies only the arrays below `key`, onto the shardings of `abstract_params`, and
-    changes nothing in `directory`: a damaged step is skipped with a warning. ValueError if there is
-    no undamaged step, if `step` does not exist, and if the structure, types or shapes differ.
+    Only the arrays below `key` are read and verified, onto the shardings of `abstract_params`.
+    Nothing in `directory` changes; a damaged step is skipped with a warning. ValueError without an
+    undamaged step, without `step`, and for another structure, type or shape.
+
+        step, params, meta = restore_params("runs/a/checkpoints", abstract_params, key="trainable")
     """
     root = epath.Path(directory).absolute()
     if step is not None and step not in committed_steps(root):
         there = ", ".join(map(str, committed_steps(root))) or "none"
         raise ValueError(f"{root} has no checkpoint of step {step}; there are {there}")
-    found = newest(root, abstract_params, f"{key}/", lambda step: "passed over", only=step)
-    if found is None:
+    restored = newest(root, abstract_params, f"{key}/", lambda step: "passed over", only=step)
+    if restored is None:
         raise ValueError(
             f"{root} holds no checkpoint; "
             "give the checkpoints directory of a run that has saved one"
         )
-    return found
+    return restored
 
 
 def _require_writable(root: epath.Path) -> None:
     if jax.process_index():
         return
+    # Permissions do not tell: a read-only mount, a full quota or an object store refuses only a
+    # write.
     probe = root / ".writable"
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """Reading and verifying checkpoints.
 
-A step is a directory with two Orbax items: `state`, the arrays as nested dicts, and `record`, JSON
-with the type, shape and fingerprint of every array and the caller's `meta`, with the SHA-256 of all
-this. Orbax restores flipped bits without complaint; the fingerprints detect them. The SHA-256 keeps
-a flipped bit of the record from being taken for a change of the model.
+A step is a directory with two Orbax items. `state` has the arrays as nested dicts. `record` is JSON
+with the type, shape and fingerprint of every array, the caller's `meta`, and the SHA-256 of all
+this. Orbax restores flipped bits without complaint; the fingerprints detect them. The SHA-256 tells
+a flipped bit in the record from a change of the model.
 """
 
 import hashlib
@@ -49,7 +49,8 @@ class _Damaged(Exception):
 
 def committed_steps(root: epath.Path) -> list[int]:
     """Steps whose save was completed, oldest first."""
-    return sorted(found.step for found in step_names.standard_name_format().find_all(root))
+    # Orbax's names: a step that is still being written has a suffix and is not among them.
+    return sorted(entry.step for entry in step_names.standard_name_format().find_all(root))
 
 
 def make_record(step: int, arrays: dict[str, jax.Array], meta: dict[str, Any]) -> dict[str, Any]:
@@ -58,6 +59,7 @@ def make_record(step: int, arrays: dict[str, jax.Array], meta: dict[str, Any]) -
         plain = json.loads(json.dumps(meta))
     except (TypeError, ValueError) as error:
         raise ValueError(f"a checkpoint's meta must be JSON: {error}") from None
+    # Taken before the save starts: the arrays may be donated to the next step once `save` returns.
     prints = fingerprint(arrays)
     entries = {path: [*_form(array), prints[path]] for path, array in arrays.items()}
     body = {"step": step, "meta": plain, "arrays": entries}
@@ -65,8 +67,8 @@ def make_record(step: int, arrays: dict[str, jax.Array], meta: dict[str, Any]) -
 
 
 def storable(arrays: dict[str, jax.Array]) -> tree.Tree:
-    """The arrays in the form that Orbax can store: as nested dicts, with unsigned types below a
-    byte viewed as signed ones, without empty arrays. ValueError if all are empty."""
+    """The arrays as nested dicts that Orbax can store: unsigned types below a byte are viewed as
+    signed ones, and arrays without elements are left out. ValueError if no array is left."""
     kept = {path: array for path, array in arrays.items() if array.size}
     if not kept:
         raise ValueError("a checkpoint needs at least one array with elements")
@@ -86,9 +88,9 @@ def newest(
 
     `below` selects arrays by a prefix of their path: "" for all, "params/" for those under that
     key. `only` is a step to read instead of the newest. A damaged step is logged as a warning and
-    passed to `set_aside`, which returns a phrase that says what it did. ValueError if all steps are
-    damaged, and if a step's arrays differ from `abstract` in structure, type or shape: then the
-    model has changed and the step is not damaged.
+    passed to `set_aside`, which returns a phrase for the log that says what it did. ValueError if
+    all steps are damaged. ValueError too if the arrays of a step differ from `abstract` in
+    structure, type or shape: that step is good, and the config has changed.
     """
     wanted = {below + path: leaf for path, leaf in tree.paths(abstract).items()}
     # Before any read: an impossible sharding is the caller's mistake, not a damaged step.
@@ -101,6 +103,7 @@ def newest(
             problem = None
         except _Damaged as error:
             problem = str(error)
+        # All processes must take the same step, so one that cannot read it decides for all.
         if _everywhere(problem is None):
             return (
                 step,
@@ -130,6 +133,7 @@ def _read(
     saved = {path: entry for path, entry in record["arrays"].items() if path.startswith(below)}
     _require_same_form(folder, saved, wanted)
     arrays = _read_arrays(folder / "state", wanted, partial=bool(below))
+    # The arrays as they are on the devices now: this covers storage, network and decoding at once.
     changed = [path for path, bits in fingerprint(arrays).items() if bits != saved[path][-1]]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -144,6 +148,7 @@ def _read_record(file: epath.Path, step: int) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         _reraise_passing(error)
         raise _Damaged(f"its record cannot be read: {_line(error)}") from error
+    # The step is part of the digest, so a directory that was renamed to another step is found too.
     if signature != _digest(record) or record["step"] != step:
         raise _Damaged("its record was changed")
     return record
@@ -179,7 +184,7 @@ def _read_arrays(
 def _require_same_form(
     folder: epath.Path, saved: dict[str, list], wanted: dict[str, jax.ShapeDtypeStruct]
 ) -> None:
-    """ValueError that lists the first paths at which checkpoint and model differ."""
+    """ValueError with the first paths at which checkpoint and model differ in type or shape."""
     got = {path: f"{entry[0]}{entry[1]}" for path, entry in saved.items()}
     want = {path: "{}{}".format(*_form(leaf)) for path, leaf in wanted.items()}
     differing = [path for path in {**want, **got} if got.get(path) != want.get(path)]
@@ -247,6 +252,7 @@ def _line(error: Exception) -> str:
 
 def _everywhere(good: bool) -> bool:
     """True if `good` is true in every process: all must agree on the step to use."""
+    # One process has nobody to agree with, and no collective to wait in.
     if jax.process_count() == 1:
         return good
     return bool(np.all(multihost_utils.process_allgather(np.array(good))))
