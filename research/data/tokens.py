@@ -189,12 +189,8 @@ def _write(
         raise ValueError(f"no text in {len(documents)} document(s), {unreadable}; give more data")
     table = np.array([lengths, n_bytes], "<i8")
     table.tofile(directory / "documents.bin")
-    meta = {
-        "dtype": dtype.name,
-        "tokens": sum(lengths),
-        "documents": len(lengths),
-        "bad_records": bad,
-    }
+    meta = {"dtype": dtype.name, "tokens": sum(lengths), "documents": len(lengths)}
+    meta |= {"bad_records": bad}
     meta |= {"ids_crc32": checksum, "documents_crc32": zlib.crc32(table.tobytes())}
     if masked:
         meta["mask_crc32"] = mask_checksum
