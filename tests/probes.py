@@ -92,6 +92,7 @@ def events(e: Experiment, folder: Path, monkeypatch) -> object:
 
     monkeypatch.setattr(loop, "place_batch", lambda *_: None)
     monkeypatch.setattr(loop, "log_step", lambda s, log, step, values: note("log", step))
+    monkeypatch.setattr(loop, "save", lambda s, log, state, step, feed: note("save", step))
     monkeypatch.setattr(loop, "log_sample", lambda s, log, state, step: note("sample", step))
     run = SimpleNamespace(
         experiment=e,
@@ -103,7 +104,6 @@ def events(e: Experiment, folder: Path, monkeypatch) -> object:
         feed_state={},
         workdir=folder,
         appraisal=lambda state, limit: note("evaluate", limit),
-        save=lambda state, step, feed: note("save", step),
         checkpoints=SimpleNamespace(wait=lambda: None),
     )
     quiet = SimpleNamespace(
