@@ -82,6 +82,18 @@ def end_of_turn(tokenizer: Tokenizer, sandbox: Sandbox | None = None) -> int | N
     )
 
 
+def endless_turns(tokenizer: Tokenizer) -> str | None:
+    """A line for the user where the template ends an assistant's turn in nothing that is a token of
+    its own, so that a model cannot tell where to stop; None where it does."""
+    if end_of_turn(tokenizer) is not None:
+        return None
+    return (
+        "the chat template ends an answer in no token of its own, so the model has nothing to stop "
+        "at and answers run to their limit; let the assistant's part end with {{ eos_token }} "
+        "in a template of config.data.chat_template"
+    )
+
+
 class ChatEncoder:
     """A tokenizer with its chat template. Encoders with equal `fingerprint` give equal ids and
     masks. ValueError for a tokenizer without a template."""

@@ -115,6 +115,7 @@ def _roofline(fit: Mapping) -> str:
     times = {
         name: (fit.get("roofline") or {}).get(name) for name in ("compute", "memory", "network")
     }
+    # A CPU has no published peaks, and a program that was given up has no traffic.
     if all(time is None for time in times.values()):
         return ""
     return _figure(

@@ -25,24 +25,26 @@ def memory_svg(fits: Sequence[Mapping]) -> str:
     """A stacked bar for each target's device on one scale of GiB, over a track as long as its
     capacity; what is over the capacity is outlined. The parts and their sizes appear under the
     mouse."""
+    # One byte at least, so that the scale of an empty step is not infinite.
     longest = max([1, *(size for fit in fits for size in _sizes(fit))])
     top, foot = 26, 30  # room for the legend and for the ticks' numbers
     floor = top + ROW * len(fits)
-    parts = [_head(WIDTH, floor + foot, "memory of a device"), STYLE, _legend()]
+    shapes = [_head(WIDTH, floor + foot, "memory of a device"), STYLE, _legend()]
     for tick in linear_ticks(0, longest / GIB, 8):
         x = round(tick * GIB / longest * WIDTH, 1)
-        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{floor}"/>')
-        where = f'x="{x}" y="{floor + 18}" text-anchor="{_anchor(x)}"'
+        shapes.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{floor}"/>')
+        place = f'x="{x}" y="{floor + 18}" text-anchor="{_anchor(x)}"'
         unit = " GiB" if tick == 0 else ""
-        parts.append(f'<text class="soft" {where}>{tick_text(tick)}{unit}</text>')
+        shapes.append(f'<text class="soft" {place}>{tick_text(tick)}{unit}</text>')
     for index, fit in enumerate(fits):
-        parts += _memory_bar(fit, top + index * ROW + 6, WIDTH / longest)
-    return "".join([*parts, "</svg>"])
+        shapes += _memory_bar(fit, top + index * ROW + 6, WIDTH / longest)
+    return "".join([*shapes, "</svg>"])
 
 
 def mesh_svg(mesh: Mapping[str, int], rules: AxisRules) -> str:
     """The mesh, a parameter and a batch, each cut as the rules map its logical axes to the mesh;
     the part that one device holds is filled."""
+    # The innermost axis runs across, all others down: a picture has two directions.
     used = [name for name, size in mesh.items() if size > 1]
     panels = [
         ("the mesh", used[:-1] or used, used[1:][-1:]),
@@ -55,22 +57,24 @@ def mesh_svg(mesh: Mapping[str, int], rules: AxisRules) -> str:
 
 def roofline_svg(seconds: Mapping[str, float | None], bound: str | None) -> str:
     """A bar of seconds for each resource on its own, the binding one filled."""
-    known = {name: time for name, time in seconds.items() if time is not None}
-    longest = max([*known.values(), 1e-12])
-    parts = [_head(540, 34 * len(known) + 8, "seconds of each resource"), STYLE]
-    for row, (name, time) in enumerate(known.items()):
+    seconds_by_name = {name: time for name, time in seconds.items() if time is not None}
+    # Steps that take no time at all still get bars.
+    longest = max([*seconds_by_name.values(), 1e-12])
+    shapes = [_head(540, 34 * len(seconds_by_name) + 8, "seconds of each resource"), STYLE]
+    for row, (name, time) in enumerate(seconds_by_name.items()):
         y, binds = 8 + 34 * row, name == bound
         width = max(1.0, round(300 * time / longest, 1))
         look = f'fill="{COLOURS[1]}"' if binds else f'fill="{COLOURS[0]}" fill-opacity=".35"'
         words = f"{short_seconds(time)}{', binds' if binds else ''}"
-        parts.append(f'<text x="84" y="{y + 16}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<rect x="94" y="{y}" width="{width}" height="{BAR}" rx="2" {look}/>')
-        parts.append(f'<text x="{100 + width}" y="{y + 16}"{BOLD if binds else ""}>{words}</text>')
-    return "".join([*parts, "</svg>"])
+        shapes.append(f'<text x="84" y="{y + 16}" text-anchor="end">{escape(name)}</text>')
+        shapes.append(f'<rect x="94" y="{y}" width="{width}" height="{BAR}" rx="2" {look}/>')
+        shapes.append(f'<text x="{100 + width}" y="{y + 16}"{BOLD if binds else ""}>{words}</text>')
+    return "".join([*shapes, "</svg>"])
 
 
 def short_seconds(seconds: float) -> str:
     """Three digits in the unit that suits: 1.25 s, 310 ms, 42 µs."""
+    # The thresholds are where three digits would round up: 99.95 shows as 100, 0.9995 as 1.
     for size, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if seconds >= size * 99.95:
             return f"{seconds / size:,.0f} {unit}"
@@ -83,23 +87,24 @@ def _memory_bar(fit: Mapping, y: int, scale: float) -> list[str]:
     """The row of a target: its name and verdict, and the bar below them. `scale` is pixels a
     byte."""
     capacity, end = fit["device_bytes"]["capacity"], fit["device_bytes"]["total"] * scale
-    parts = [_verdict_line(fit, y + 11)]
+    shapes = [_verdict_line(fit, y + 11)]
     y += 18
+    # Without a capacity there is no track to compare with, as on a CPU.
     if not capacity:
-        return parts + _stacked(fit, y, scale)
-    at = capacity * scale
-    track = f'x="0" y="{y}" width="{at:.1f}" height="{BAR}"'
-    parts.append(f'<rect {track} fill="currentColor" fill-opacity=".09"/>')
-    parts += _stacked(fit, y, scale)
-    if end > at:
-        over = f'x="{at:.1f}" y="{y - 1}" width="{end - at:.1f}" height="{BAR + 2}"'
-        parts.append(f'<rect {over} fill="none" stroke="{OVER}" stroke-width="2"/>')
-    mark = f'x1="{at:.1f}" x2="{at:.1f}" y1="{y - 4}" y2="{y + BAR + 4}"'
-    parts.append(
+        return shapes + _stacked(fit, y, scale)
+    capacity_x = capacity * scale
+    track = f'x="0" y="{y}" width="{capacity_x:.1f}" height="{BAR}"'
+    shapes.append(f'<rect {track} fill="currentColor" fill-opacity=".09"/>')
+    shapes += _stacked(fit, y, scale)
+    if end > capacity_x:
+        over = f'x="{capacity_x:.1f}" y="{y - 1}" width="{end - capacity_x:.1f}" height="{BAR + 2}"'
+        shapes.append(f'<rect {over} fill="none" stroke="{OVER}" stroke-width="2"/>')
+    mark = f'x1="{capacity_x:.1f}" x2="{capacity_x:.1f}" y1="{y - 4}" y2="{y + BAR + 4}"'
+    shapes.append(
         f'<line {mark} stroke="currentColor" stroke-width="2">'
         f"<title>capacity: {capacity / GIB:.2f} GiB</title></line>"
     )
-    return parts
+    return shapes
 
 
 def _verdict_line(fit: Mapping, y: int) -> str:
@@ -166,6 +171,7 @@ def _panel(
     ):
         shown = min(count, MOST_LINES)
         lines += [line(step / shown) for step in range(1, shown)]
+    # The filled cell keeps to the drawn grid, even where that is coarser than the mesh.
     across_one, down_one = width / min(columns, MOST_LINES), height / min(rows, MOST_LINES)
     cell = f'width="{across_one:.1f}" height="{down_one:.1f}" fill="{COLOURS[0]}"'
     frame = f'width="{width}" height="{height}" fill="none" stroke="currentColor"'

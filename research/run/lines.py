@@ -5,6 +5,7 @@ import math
 import jax
 
 from research import command, tree
+from research.data.chat import endless_turns
 from research.run.appraisal import sample
 from research.run.saving import remedy
 from research.run.session import Session
@@ -28,7 +29,8 @@ def announce(session: Session, log: RunLog) -> None:
         f"{trained} on {devices}; batches of {program.batch_size} x {data.sequence_length} tokens "
         f"of {data.source}; {begin} step {session.start_step:,}"
     )
-    for line in session.notes:
+    endless = endless_turns(session.corpus.tokenizer) if program.objective.answers_chats else None
+    for line in [*session.notes, *([endless] if endless else [])]:
         log.note(line)
     for line in program.whole_dimensions():
         log.note(f"not split: {line} does not divide")

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import jax
 
-from research.data.chat import end_of_turn
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.downloads.cache import cache_directory
 from research.experiment.config import Experiment
 from research.interop.load import load, open_checkpoint
 from research.interop.restored import read_experiment, restore_run
+from research.interop.runs import run_end_ids, run_generation
+from research.interop.storage.generation import read_sampling
 from research.models.model import Model
 from research.objectives.choose import objective_class
 from research.run.source import check_source
@@ -31,6 +32,7 @@ class Opened:
     experiment     the config of a run; None for a checkpoint
     step           the step of a run whose parameters these are; None for a checkpoint
     held           parameters of frozen models by name; {} here, because a finished run needs none
+    sampling       fields of a `SamplingConfig` that the checkpoint recommends; {} for none
     """
 
     model: Model
@@ -43,6 +45,7 @@ class Opened:
     experiment: Experiment | None = None
     step: int | None = None
     held: Mapping[str, Tree] = field(default_factory=dict)
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
 
 def open_model(
@@ -74,6 +77,7 @@ def open_model(
         loaded.begins_texts,
         loaded.stop_ids,
         str(checkpoint),
+        sampling=loaded.sampling,
     )
 
 
@@ -93,17 +97,18 @@ def open_run(workdir: str | Path, step: int | None = None) -> Opened:
     # Without a backward pass nothing is recomputed, and this machine may lack the kernels of the
     # one that trained the run.
     execution = replace(e.execution, remat="none", attention="auto")
-    ends = end_of_turn(tokenizer) if objective.answers_chats else None
+
     return Opened(
         Model(e.model, e.precision, execution),
         run.params,
         tokenizer,
         e.data.sequence_length,
         objective.begins_texts,
-        () if ends is None else (ends,),
+        run_end_ids(e, tokenizer, folder),
         str(folder),
         e,
         run.step,
+        sampling=read_sampling(run_generation(folder), folder),
     )
 
 

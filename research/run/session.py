@@ -12,6 +12,8 @@ from research.data.corpus import Corpus
 from research.data.documents import digest
 from research.experiment.config import Experiment, refused_changes
 from research.files import read_json, write_json
+from research.interop.load import read_generation
+from research.interop.storage.generation import FILE as GENERATION
 from research.run.appraisal import Appraisal, make_appraisal
 from research.run.program import Program
 from research.run.start import first_state, resumed_state
@@ -120,10 +122,14 @@ def _restore_or_begin(
 def _record(
     experiment: Experiment, workdir: Path, corpus: Corpus, program: Program, start_step: int
 ) -> None:
-    """Writes tokenizer, config.json and provenance.json of the run."""
+    """Writes tokenizer, config.json and provenance.json of the run, and how the checkpoint it
+    starts from generates."""
     # A later start reads the tokenizer from here, so a changed or missing source does not change
     # it.
     corpus.tokenizer.save(workdir / "tokenizer")
+    generation = read_generation(experiment.init) if experiment.init and not start_step else {}
+    if generation:  # kept, as the model made of the checkpoint ends and is drawn from alike
+        write_json(workdir / GENERATION, generation)
     write_json(workdir / "config.json", experiment.to_json())
     facts: dict[str, Any] = {
         "seed": experiment.train.seed,

@@ -1,4 +1,4 @@
-"""Leaves: what may stand in a parameter tree where an array could."""
+"""The protocol of leaves: objects that may stand in a parameter tree in the place of an array."""
 
 import math
 from abc import abstractmethod
@@ -13,7 +13,7 @@ from research.ops import einsum as ops
 
 
 class Leaf(Protocol):
-    """A weight that contracts itself: quantized, adapted, laid out anew, observed, ...
+    """A weight that contracts itself: quantized, adapted, stored in another layout, observed, ...
 
     A model calls `research.ops.einsum.{einsum, take, grouped}`, which pass a leaf's work to the
     leaf, so a model never knows which leaf it holds. Leaves nest: QLoRA is a `Lora` over a
@@ -30,18 +30,18 @@ class Leaf(Protocol):
         shape, ndim, size         are those of w.dense()
 
     The first holds up to float order, and up to the rounding of the activations in leaves that
-    quantize them. A leaf whose arrays all have a leading axis more stands for a stack of weights,
-    and `jax.tree.map(lambda part: part[i], w)` is weight i.
+    quantize them. If all arrays of a leaf have one more leading axis, the leaf is a stack of
+    weights, and `jax.tree.map(lambda part: part[i], w)` is weight i.
     """
 
-    # Whether nothing in the leaf is trained and `einsum` is the product with `dense`. The loss
-    # reads such a head's table by `rows`, and gives it no gradient.
+    # True if nothing in the leaf is trained and `einsum` is the product with `dense`. The loss then
+    # reads a head's table block by block with `rows`, and computes no gradient for it.
     frozen: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weight that the leaf stands for."""
+        """The shape of the weight that the leaf represents."""
 
     @property
     def ndim(self) -> int:
@@ -85,7 +85,7 @@ class Leaf(Protocol):
 
 
 class Wrapper(Leaf, Protocol):
-    """A leaf over a `base`, an array or another leaf, whose shape it has."""
+    """A leaf over a `base` (an array or another leaf) of the same shape."""
 
     base: Any
 
