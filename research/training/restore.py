@@ -99,28 +99,33 @@ def newest(
     wanted = {below + path: leaf for path, leaf in tree.paths(abstract).items()}
     # Before any read: an impossible sharding is the caller's mistake, not a damaged step.
     _require_divisible(wanted)
-    # From the newest step back to the first one that every process can read.
+    # From the newest step back to the first good one.
     problems = []
     for step in reversed(committed_steps(root)) if only is None else [only]:
+        problem, kind = "damaged for another process", "damaged"
+        arrays, meta = {}, {}
         try:
             arrays, meta = _read(root / str(step), step, wanted, below)
-            problem = None
         except _Damaged as error:
             problem = str(error)
-        kind = "damaged"
         # All processes must take the same step, so one that cannot read it decides for all. Only
         # then are the numbers looked at, which is a computation of all processes together.
-        if _everywhere(problem is None):
+        if _everywhere(bool(arrays)):
             odd = nonfinite(arrays)
             if odd and only is not None:
                 logging.warning("step %d in %s is not finite: %s", step, root, shown(odd))
             if not odd or only is not None:
                 leaves = [arrays[path] for path in wanted]
                 return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), meta
-            kind, problem = "nonfinite", f"NaN or infinite numbers in {shown(odd)}"
-        problem = problem or "damaged for another process"
+            problem, kind = f"NaN or infinite numbers in {shown(odd)}", "nonfinite"
         problems.append(f"step {step} ({problem}; {set_aside(step, kind)})")
         logging.warning("checkpoint %s in %s is %s", problems[-1], root, kind)
+    _refuse_to_begin(root, problems)
+    return None
+
+
+def _refuse_to_begin(root: epath.Path, problems: list[str]) -> None:
+    """ValueError if there are steps, here or set aside by an earlier start, and none is good."""
     if not problems:
         aside = [*root.glob("damaged-*"), *root.glob("nonfinite-*")]
         problems = [f"{folder.name} (set aside earlier)" for folder in sorted(aside)]
@@ -128,7 +133,6 @@ def newest(
         raise ValueError(
             f"no checkpoint in {root} is good: {', '.join(problems)}; delete them to start afresh"
         )
-    return None
 
 
 def _read(
