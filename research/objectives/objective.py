@@ -41,8 +41,7 @@ class Objective(Protocol):
     classifies: ClassVar[bool]  # one class a text, from `model.labels` classes
     reports: ClassVar[tuple[str, ...]]  # totals that evaluation reports beside the loss
     bits_per_byte: ClassVar[bool]  # the loss is on every token of a held-out text
-    # Frozen trees that the loss needs beside the base, names of research.tuning.held.HELD.
-    holds: ClassVar[tuple[str, ...]] = ()
+    holds: ClassVar[tuple[str, ...]] = ()  # frozen trees that it needs, of research.tuning.held
 
     @classmethod
     @abstractmethod
