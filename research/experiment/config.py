@@ -115,7 +115,7 @@ class Experiment:
         if self.model.position == "learned" and length > self.model.max_length:
             raise ValueError(
                 f"data.sequence_length={length} is over the {self.model.max_length} learned "
-                "positions; set config.model.max_length"
+                f"positions; set config.model.max_length to at least {length}"
             )
 
     def _refuse_unused(self) -> None:

@@ -67,6 +67,7 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
         path, config_from_json(read_json(path / "config.json")["model"])
     )
     with building(target) as folder, open_checkpoint(base) as parent:
+        _refuse_grown(path, parent)
         write_peft(folder, adapters, parent.config, base)
         back = tree.paths(read_peft(folder, parent)[1])
     ours = tree.paths(adapters)
@@ -78,6 +79,16 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
         "bit_equal": int(equal),
         "base": base,
     }
+
+
+def _refuse_grown(workdir: Path, base: Checkpoint) -> None:
+    model = runs.read_experiment(workdir).model
+    if model.vocab_size != base.config.vocab_size:
+        raise ValueError(
+            f"{workdir} has {model.vocab_size} tokens where its base {base.source} has "
+            f"{base.config.vocab_size}, so its adapters do not fit that; use --to=hf, which merges "
+            "them"
+        )
 
 
 def verify(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from research import tree
 from research.downloads.cache import cache_directory
 from research.interop import certify, packages, runs
 from research.interop.formats import format_of
+from research.interop.grow import fit_rows
 from research.interop.loaded import Loaded
 from research.interop.peft.read import place_adapters, read_peft
 from research.interop.storage.checkpoint import Checkpoint
@@ -115,5 +116,7 @@ def open_adapter(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint
     """
     path = Path(source).expanduser()
     if runs.is_run(path):
+        # A run that grew the tables of its base had its adapters on the grown ones.
+        checkpoint = fit_rows(checkpoint, runs.read_experiment(path).model)
         return checkpoint, runs.run_adapters(path, checkpoint.config)[0]
     return read_peft(path, checkpoint)

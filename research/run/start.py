@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from research import tree
 from research.data.corpus import Corpus, open_corpus
 from research.experiment.config import Experiment
+from research.interop.grow import grow
 from research.interop.load import open_checkpoint
 from research.interop.restored import read_base
 from research.interop.storage.checkpoint import Checkpoint
@@ -58,6 +59,7 @@ def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> C
         raise ValueError(
             f"the tokenizer has {words} tokens, the model {experiment.model.vocab_size}; "
             f"set config.model.vocab_size to at least {words}"
+            + (f", for which the tables of {experiment.init} grow" if experiment.init else "")
         )
     if classes > experiment.model.labels:
         shown = ", ".join(corpus.labels[:5]) + (", ..." if classes > 5 else "")
@@ -72,13 +74,16 @@ def first_state(program: Program) -> tuple[TrainState, list[str]]:
     """(state before the first step, lines for the user on where its parameters come from).
 
     With `config.init` the parameters are read from that checkpoint, each straight onto its sharding
-    and into its format. A pooler or classifier that the checkpoint lacks keeps its random start.
-    ValueError for any other parameter that is missing or has another shape.
+    and into its format. Tables of fewer tokens or learned positions than the model's get new rows;
+    a pooler or classifier that the checkpoint lacks keeps its random start. ValueError for any
+    other parameter that is missing or has another shape.
     """
     source, state, lines = program.experiment.init, program.init(), []
     with open_checkpoint(source) if source else nullcontext() as checkpoint:
         if checkpoint is not None:
+            checkpoint, grown = grow(checkpoint, program.experiment.model)
             state, lines = with_parameters(program, state, checkpoint)
+            lines += grown
         # In this order: adapters may start from the base (PiSSA), and the trees that the objective
         # holds are copies of what the run starts from.
         state = with_base(program, state, checkpoint)
