@@ -103,14 +103,14 @@ def newest(
     problems = []
     for step in reversed(committed_steps(root)) if only is None else [only]:
         problem, kind = "damaged for another process", "damaged"
-        arrays, meta = {}, {}
+        arrays = None
         try:
             arrays, meta = _read(root / str(step), step, wanted, below)
         except _Damaged as error:
             problem = str(error)
         # All processes must take the same step, so one that cannot read it decides for all. Only
         # then are the numbers looked at, which is a computation of all processes together.
-        if _everywhere(bool(arrays)):
+        if _everywhere(arrays is not None) and arrays is not None:
             odd = nonfinite(arrays)
             if odd and only is not None:
                 logging.warning("step %d in %s is not finite: %s", step, root, shown(odd))
