@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from research import tree
-from research.convert import describe
 from research.files import building
 from research.interop import formats, native
+from research.interop.certificate_lines import describe
 from research.interop.convert import convert, verify
 from research.interop.huggingface import folder as hf
 from research.interop.load import load, open_checkpoint
