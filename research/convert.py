@@ -72,11 +72,12 @@ def main(arguments: list[str]) -> int:
 
 
 def describe(certificate: dict[str, Any]) -> list[str]:
-    """A certificate as lines for the terminal; [] for {}, an uncertified conversion."""
-    if not certificate:
-        return []
+    """What `convert` returns as lines for the terminal: its notes, and the certificate if any."""
+    lines = [f"note: {line}" for line in certificate["notes"]]
+    if "round_trip" not in certificate:
+        return lines
     trip, reference = certificate["round_trip"], certificate["reference"]
-    lines = [f"{trip['bit_equal']} of {trip['tensors']} tensors come back bit by bit"]
+    lines += [f"{trip['bit_equal']} of {trip['tensors']} tensors come back bit by bit"]
     if "largest_error" in trip:
         lines += [
             f"the others differ by up to {trip['largest_error']:.3g}, "

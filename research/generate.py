@@ -9,6 +9,7 @@ prompt's text is printed as it is written; --json prints {"samples": [{"prompt",
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def main(arguments: list[str]) -> int:
             "give --prompt=TEXT, --prompt_file=FILE or --chat=TEXT; --prompt='' starts from nothing"
         )
     # Here, so that a wrong flag is answered before JAX is imported.
-    from research.data.chat import end_of_turn
+    from research.data.chat import end_of_turn, endless_turns
     from research.infer.decode import generate, stream
     from research.run.opened import keep_compiled_programs, open_model
 
@@ -100,6 +101,8 @@ def main(arguments: list[str]) -> int:
         )
     prompts = [ask(opened.tokenizer, text, SYSTEM.value) for text in CHAT.value] or texts
     ends = (end_of_turn(opened.tokenizer),) if CHAT.value else ()
+    if ends == (None,):
+        print(f"note: {endless_turns(opened.tokenizer)}", file=sys.stderr)
     stop_ids = tuple(n for n in (*opened.stop_ids, *ends) if n is not None)
     config = replace(config, bos=opened.begins_texts, stop_ids=stop_ids)
     # JSON needs all of a text; a single one is printed as it is written.

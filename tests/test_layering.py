@@ -22,6 +22,7 @@ LEVELS = {
 }  # fmt: skip
 # Within a level: who may import whom beside itself.
 SAME_LEVEL = {
+    "allocator": {"devices"},
     "downloads": {"files"},
     "parallel": {"devices"},
     "experiment": {"objectives", "training", "tuning"},
