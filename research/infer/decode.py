@@ -155,18 +155,14 @@ def _write(
     # Padded to a multiple of 8, since every size is compiled; -1 is no token.
     stop_ids = np.array(ends + [-1] * (-len(ends) % 8), np.int32)
     sources = None if rows[0].source is None else [row.source for row in rows]
-    # From here on the device has its own copies of what rows need (limits, keys); the host only
-    # reads its tokens, and says which rows a stop string has ended.
     limits, streams = [row.limit for row in rows], [row.stream for row in rows]
     start = Start([row.ids for row in rows], sources, limits, streams, config.seed)
     prepared = prepare(model, params)
     state, ids_BT, logprobs_BT = begin(
         model, params, prepared, start, config.distribution, stop_ids
     )
-    count = 1  # `begin` has sampled one token; later calls up to `tokens`
+    count = 1  # sampled by `begin`
     while True:
-        # Rows that have ended, and those that pad the batch, get arbitrary ids, which `finish` and
-        # `zip` leave out.
         ids_BT, logprobs_BT = jax.device_get((ids_BT, logprobs_BT))
         for row, ids, logprobs in zip(rows, ids_BT.tolist(), logprobs_BT.tolist()):
             for token_id, logprob in zip(ids[:count], logprobs[:count]):

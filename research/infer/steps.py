@@ -115,7 +115,6 @@ def begin(
     if start.sources is not None:
         source_BS = pad_texts(start.sources, rows, bucket(max(map(len, start.sources))))
         source_lengths_B = pad_numbers([len(ids) for ids in start.sources], rows)
-    # Keys are made on the device from these numbers, so that a seed is no constant of the program.
     streams_B2 = np.zeros((rows, 2), np.uint32)
     streams_B2[: len(start.streams)] = start.streams
     seen_BV = mark_seen(start.prompts, rows, model, sampling)
@@ -139,7 +138,6 @@ def begin(
         state, last_B1D = _feed(
             params, state, last_B1D, tokens_BC, np.int32(first), lengths_B, model=model
         )
-    # The scan over the prompt had a stacked cache; unrolled layers want one array each.
     if isinstance(prepared["layers"], tuple):
         state = replace(state, cache=_layered(state.cache))
     return _first(prepared, state, last_B1D, stop_ids, model=model, sampling=sampling)

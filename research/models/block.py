@@ -54,8 +54,6 @@ def block(
 
     `kind` chooses the layer's entry of `context.kinds`; `index` is its number in the stack.
     """
-    # One key for each branch: with a shared key all branches of equal shape would drop the same
-    # elements.
     attention_key, cross_key, mlp_key = context.dropout_keys(index)
     losses: LayerLosses = {}
 
@@ -77,7 +75,6 @@ def block(
     if "cross" in p:
         with jax.named_scope("cross"):
             y_BTD = _branch_input(p, "cross", x_BTD, c)
-            # One array has the keys of the encoder's text for all layers, see `Model.encode`.
             memory, visible = _layer_of(context.memory_LBSKH, index), context.memory_visibility
             y_BTD = layers.cross_attention(
                 p["cross"], y_BTD, c, memory, visible, implementation=execution.attention

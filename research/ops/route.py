@@ -74,7 +74,7 @@ def experts(
         return _local(x_BTD, weights_BTk, ids_BTk, products, activation, 0, number)
 
     specs = jax.tree.map(lambda array: PartitionSpec(*spec_entries(array)), matrices)
-    # Tokens are not split over the experts' axis where the batch is too small, as in decoding.
+    # Not where the batch is too small, as in decoding.
     split_tokens = "expert" in mesh_axes(spec_entries(x_BTD)[0])
     split = _names(specs)
 
@@ -86,7 +86,6 @@ def experts(
                 lax.all_gather(a, "expert", axis=0, tiled=True) for a in (x, weights, ids)
             )
         products = [partial(grouped, w=w, stored=axes) for w, axes in zip(matrices, stored)]
-        # Device i of the expert axis has experts i * E / devices and following.
         devices = lax.axis_size("expert") if "expert" in split else 1
         first = lax.axis_index("expert") * (number // devices) if "expert" in split else 0
         # For cost estimates: on average over devices this share of the rows is multiplied.
