@@ -251,8 +251,8 @@ class Model:
         c, segments_BT = self.config, batch["segments"]
         virtual = adapters.virtual_tokens(p_stack)
         positions_BT = batch["positions"] + virtual if virtual else batch["positions"]
-        # `_embed` splits the same key and takes its first half.
-        embed_key, layer_key = (None, None) if key is None else tuple(jax.random.split(key))
+        # `_embed` splits the same key and takes the first half.
+        layer_key = None if key is None else jax.random.split(key)[1]
         if cache is not None:
             cache = cache.enter(positions_BT, segments_BT)
         # T5 has no positions in its states; all layers of a stack add the same bias to the scores.
@@ -278,9 +278,9 @@ class Model:
         if not c.norm_after:
             x_BTD = layers.norm(p_stack["final_norm"], x_BTD, c)
         if c.final_dropout:
-            # The same key as for the embeddings, hence the same mask. A separate key would be
-            # better, but with it older runs could not be resumed bit for bit.
-            x_BTD = layers.dropout(x_BTD, c.dropout, embed_key)
+            # A third key, beside those of `_embed` and of the layers.
+            final_key = None if key is None else jax.random.fold_in(key, 2)
+            x_BTD = layers.dropout(x_BTD, c.dropout, final_key)
         return x_BTD, cache, losses
 
     def _check_positions(self, virtual: int, length: int) -> None:
