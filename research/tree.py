@@ -1,9 +1,9 @@
 """Parameter trees as paths: names, ordered rules, counts.
 
 A tree is nested dicts whose leaves are arrays, abstract arrays, specs or weight leaves. A path is
-its keys joined by "/", `layers/attention/query`. Everything that chooses per parameter (decay,
-learning rate, freezing, quantization) does so by an ordered list of (regex, choice) rules over
-these paths, and a rule that matches nothing is an error.
+the keys joined by "/", such as `layers/attention/query`. Every choice by parameter (decay, learning
+rate, freezing, quantization) is an ordered list of (regex, choice) rules over these paths; a rule
+that matches nothing is an error.
 """
 
 import difflib
@@ -18,18 +18,18 @@ Tree = Any
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """The "a/b/c" name of a jax key path."""
+    """The name "a/b/c" of a jax key path."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def paths(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-    """Leaves by path, in tree order."""
+    """The leaves by path, in tree order: {"embed/table": ..., "layers/mlp/up": ...}."""
     leaves, _ = jax.tree.flatten_with_path(tree, is_leaf=is_leaf)
     return {path_name(path): leaf for path, leaf in leaves}
 
 
 def unflatten(flat: dict[str, Any]) -> Tree:
-    """The nested dict of `paths`: `unflatten(paths(tree)) == tree` for nested dicts."""
+    """The nested dict with these leaves: `unflatten(paths(tree)) == tree` for nested dicts."""
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *parents, name = path.split("/")
@@ -53,23 +53,25 @@ def choose(
     names = list(paths(tree, is_leaf))
     for pattern, _ in rules:
         if not any(re.fullmatch(pattern, name) for name in names):
+            # cutoff=0: the best three whatever their distance, since a regex looks little like a
+            # path.
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
             raise ValueError(
                 f"rule {pattern!r} matches no parameter; the nearest are {', '.join(near)}"
             )
 
-    def pick(name: str) -> Any:
+    def _pick(name: str) -> Any:
         for pattern, choice in rules:
             if re.fullmatch(pattern, name):
                 return choice
         raise ValueError(f"no rule covers {name}; add one, such as ('.*', ...), at the end")
 
-    return jax.tree.map_with_path(lambda path, _: pick(path_name(path)), tree, is_leaf=is_leaf)
+    return jax.tree.map_with_path(lambda path, _: _pick(path_name(path)), tree, is_leaf=is_leaf)
 
 
 def match(pattern: str, names: Iterable[str]) -> list[str]:
-    """The paths that a regex matches as a whole, or by their last name. ValueError, naming the
-    nearest paths, where it matches none."""
+    """The names that a regex matches as a whole path or as the last part of one: "query" matches
+    "layers/attention/query". ValueError, with the nearest paths, if it matches none."""
     names = list(names)
     matched = [
         name
@@ -83,18 +85,18 @@ def match(pattern: str, names: Iterable[str]) -> list[str]:
 
 
 def count(tree: Tree) -> int:
-    """Number of elements in all leaves."""
+    """Total number of elements of all leaves."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def nbytes(tree: Tree) -> int:
-    """Bytes of all leaves, each counted once however many devices have copies."""
+    """Total bytes of all leaves; an array counts once, however many devices hold copies."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def nbits(tree: Tree) -> int:
-    """Bits of storage of all arrays in the tree; for quantized leaves, of their codes and
-    scales."""
+    """Total bits of storage of all arrays; a quantized leaf counts its codes and scales. In bits,
+    because JAX's int4 takes half a byte."""
     return sum(
         math.prod(leaf.shape) * jax.dtypes.itemsize_bits(leaf.dtype)
         for leaf in jax.tree.leaves(tree)

@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(
             f"benchmark {' '.join(arguments)!r} is unknown; there are: train, decode, lora"
         )
+    # Peers that are not installed from a registry are timed only where the user has a checkout.
     checkouts = {flag.name: flag.value for flag in CHECKOUTS if flag.value is not None}
     results = train.compare(SHAPES.value, DTYPES.value, ROUNDS.value, PEERS.value, checkouts)
     print(json.dumps(results) if JSON.value else train.table(results))

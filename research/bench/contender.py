@@ -15,7 +15,9 @@ from research.bench.turns import serve
 
 def main() -> None:
     """Prepares the work that the argument names and does it when asked."""
+    # A folder comes last, since its path may have colons of its own.
     kind, dtype, name, *folder = sys.argv[1].split(":", 3)
+    # The same peer under torch.compile is a contender of its own.
     peer, compiled = name.removesuffix("_compiled"), name.endswith("_compiled")
     if kind == "product":
         serve(jax_product(dtype) if name == "jax" else torch_product(dtype))
@@ -78,18 +80,20 @@ def step_of(model: Any, rows: np.ndarray, **sections: Any) -> Callable[[], None]
 
     data = DataConfig(sequence_length=rows.shape[1] - 1, batch_size=len(rows))
     experiment: Experiment = replace(make_experiment({}), model=model, data=data, **sections)
+    # One batch for all steps: its loading is not what is measured.
     program, feed = make_program(experiment, CausalLM()), RepeatedFeed(batch_of(rows))
     feed.begin(0, {})
     with jax.set_mesh(program.mesh):
         state, _ = first_state(program)
 
-    def run() -> None:
+    def _run() -> None:
         nonlocal state
         with jax.set_mesh(program.mesh):
+            # JAX returns before the work is done, so the clock must wait for it.
             state, _ = jax.block_until_ready(take_step(program, state, feed))
 
-    run()
-    return run
+    _run()
+    return _run
 
 
 def jax_product(dtype: str) -> Callable[[], None]:
@@ -98,6 +102,7 @@ def jax_product(dtype: str) -> Callable[[], None]:
     import jax
     import jax.numpy as jnp
 
+    # The values do not matter for the time, as long as they are normal numbers.
     x = jnp.ones((PRODUCT_SIDE, PRODUCT_SIDE), dtype)
     product = jax.jit(lambda x, y: jnp.matmul(x, y, preferred_element_type=jnp.float32))
     return lambda: jax.block_until_ready(product(x, x))

@@ -28,22 +28,29 @@ def compare(batches: list[int], rounds: int, peers: bool, gguf: str = "") -> lis
     turns; medians of `rounds`.
     """
     check(batches, peers, gguf)
+    # A contender's name in the table, and the argument of its process.
     names = {OURS: OURS}
     if peers:
         names[EAGER] = EAGER
     if gguf:
         names[LLAMA_CPP] = f"{LLAMA_CPP}:{gguf}"
+    # The machine's read bandwidth is measured in the same turns, so that a busy machine slows both
+    # sides of the ratio.
     reads = [f"read:{library}" for library in (("jax", "torch") if peers else ("jax",))]
     measured = _take_turns([*names.values(), *reads], sorted(batches), rounds)
+    # All are float32. llama.cpp reads its own file, whose size is taken as it is.
     weight_bytes = 4 * sum(
         math.prod(s.shape) for s in jax.tree.leaves(Model(PRESETS[PRESET]).specs())
     )
     rows = []
+    # Peak memory only grows in a process, so larger batches come last.
     for batch in sorted(batches):
+        # The better of the two libraries counts as what the machine can do.
         bandwidth = max(1 / measured[name, batch]["read_seconds"] for name in reads)
         for contender, name in names.items():
             result = measured[name, batch]
             step_bytes = os.path.getsize(gguf) if contender == LLAMA_CPP else weight_bytes
+            # The first new token comes with the prompt, so one less is decoded.
             decode = batch * (NEW - 1) / result["decode_seconds"]
             row = {
                 "batch": batch,
@@ -55,6 +62,7 @@ def compare(batches: list[int], rounds: int, peers: bool, gguf: str = "") -> lis
                 "share": decode / batch * step_bytes / bandwidth,
             }
             for phase in ("prefill", "decode"):
+                # Ratios of rates: more is better, so the peer's seconds are on top.
                 theirs = measured[EAGER, batch][f"{phase}_seconds"] if peers else None
                 row[f"{phase}_ratio"] = theirs / result[f"{phase}_seconds"] if peers else None
             rows.append(row)
@@ -62,7 +70,7 @@ def compare(batches: list[int], rounds: int, peers: bool, gguf: str = "") -> lis
 
 
 def check(batches: list[int], peers: bool, gguf: str) -> None:
-    """ValueError for sizes that are none, and for a contender that is not installed."""
+    """ValueError for batch sizes below 1, and for a contender that is not installed."""
     if not batches or min(batches) < 1:
         raise ValueError(f"batches={batches} must be one or more sizes of at least 1")
     if peers and not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
@@ -99,6 +107,7 @@ def _take_turns(
                 results[name, batch] = {
                     key: statistics.median(a[key] for a in counted) for key in counted[0]
                 }
+                # Every turn is kept beside the median: the spread says how quiet the machine was.
                 results[name, batch] |= {
                     f"all_{key}": [a[key] for a in counted] for key in counted[0]
                 }

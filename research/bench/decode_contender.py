@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ Run = Callable[[int], dict[str, float]]
 
 def main() -> None:
     """Prepares the work that the argument names and does it when asked."""
+    # Unix only, and not needed to import this module.
     import resource
 
     kind, _, rest = sys.argv[1].partition(":")
@@ -32,6 +34,7 @@ def main() -> None:
         run = llama_cpp(rest)
     else:
         run = graft() if kind == "graft" else transformers()
+    # Standard output carries one JSON line for each question, so nothing else may print there.
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         peak = {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
@@ -53,23 +56,27 @@ def graft() -> Run:
     from research.models.model import Model
     from research.models.spec import initialize
 
-    model, sampling, stop_ids = (
-        Model(PRESETS[PRESET]),
-        SamplingConfig(temperature=0).distribution,
-        np.full(8, -1, np.int32),
-    )
+    model = Model(PRESETS[PRESET])
+    sampling = SamplingConfig(temperature=0).distribution
+    # Ids of -1 never occur, so no row stops before all tokens are written.
+    stop_ids = np.full(8, -1, np.int32)
+    # Random weights: the time of a step does not depend on them.
     params = jax.jit(lambda: initialize(jax.random.key(0), model.specs(), "float32"))()
 
-    def run(batch: int) -> dict[str, float]:
+    def _run(batch: int) -> dict[str, float]:
         times = [time.perf_counter()]
+        # Generation lays out the weights anew for each call, so each turn does it too.
         prepared = jax.block_until_ready(prepare(model, params))
         times.append(time.perf_counter())
         streams = [(row, 0) for row in range(batch)]
         start = steps.Start(prompts(batch).tolist(), None, [NEW] * batch, streams, 0)
+        # The first token comes with the prompt: this is the prefill.
         state, *written = steps.begin(model, params, prepared, start, sampling, stop_ids)
+        # Fetching the tokens is part of generation, and waits until they are there.
         jax.device_get(written)
         times.append(time.perf_counter())
         for first in range(1, NEW, steps.TOKENS):
+            # A NumPy number is traced: a Python one would compile anew for each count.
             count = np.int32(min(steps.TOKENS, NEW - first))
             state, *written = steps.advance(
                 prepared,
@@ -86,7 +93,7 @@ def graft() -> Run:
             zip(("prepare_seconds", "prefill_seconds", "decode_seconds"), np.diff(times).tolist())
         )
 
-    return run
+    return _run
 
 
 def transformers() -> Run:
@@ -111,20 +118,21 @@ def transformers() -> Run:
     ).eval()
 
     @torch.inference_mode()
-    def run(batch: int) -> dict[str, float]:
-        def step(ids, cache):
+    def _run(batch: int) -> dict[str, float]:
+        def _step(ids, cache):
+            # Logits of the last position alone, which is what its own generation asks for.
             out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             return out.logits[:, -1].argmax(dim=-1, keepdim=True), out.past_key_values
 
         times = [time.perf_counter()]
-        ids, cache = step(torch.from_numpy(prompts(batch)), None)
+        ids, cache = _step(torch.from_numpy(prompts(batch)), None)
         times.append(time.perf_counter())
         for _ in range(NEW - 1):
-            ids, cache = step(ids, cache)
+            ids, cache = _step(ids, cache)
         times.append(time.perf_counter())
         return dict(zip(("prefill_seconds", "decode_seconds"), np.diff(times).tolist()))
 
-    return run
+    return _run
 
 
 def llama_cpp(path: str) -> Run:
@@ -133,6 +141,7 @@ def llama_cpp(path: str) -> Run:
     import llama_cpp as lib
 
     lib.llama_backend_init()
+    # It logs to standard error for each context, which would hide the progress of the turns.
     silent = lib.llama_log_callback(lambda *_: None)
     lib.llama_log_set(silent, None)
     model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
@@ -141,20 +150,15 @@ def llama_cpp(path: str) -> Run:
     words = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
     contexts = {}
 
-    def context(batch: int):
-        params = lib.llama_context_default_params()
-        params.n_ctx, params.n_seq_max = batch * 256, batch
-        params.n_batch = params.n_ubatch = 512
-        params.n_threads = params.n_threads_batch = os.cpu_count()
-        return lib.llama_init_from_model(model, params)
-
-    def step(ctx, ids_BT: np.ndarray, position: int) -> np.ndarray:
+    def _step(ctx, ids_BT: np.ndarray, position: int) -> np.ndarray:
         rows, width = ids_BT.shape
         batch = lib.llama_batch_init(rows * width, 0, 1)
         batch.n_tokens = rows * width
-        for at, (row, column) in enumerate(np.ndindex(rows, width)):
-            batch.token[at], batch.pos[at] = int(ids_BT[row, column]) % words, position + column
-            batch.n_seq_id[at], batch.seq_id[at][0], batch.logits[at] = 1, row, column == width - 1
+        for slot, (row, column) in enumerate(np.ndindex(rows, width)):
+            # Ids are drawn from the preset's vocabulary, which the file's may fall short of.
+            batch.token[slot], batch.pos[slot] = int(ids_BT[row, column]) % words, position + column
+            batch.n_seq_id[slot], batch.seq_id[slot][0] = 1, row
+            batch.logits[slot] = column == width - 1  # of the last position alone
         if lib.llama_decode(ctx, batch):
             raise RuntimeError("llama_decode failed")
         last = [lib.llama_get_logits_ith(ctx, row * width + width - 1) for row in range(rows)]
@@ -162,19 +166,29 @@ def llama_cpp(path: str) -> Run:
         lib.llama_batch_free(batch)
         return np.array(ids)
 
-    def run(batch: int) -> dict[str, float]:
-        ctx = contexts[batch] = contexts.get(batch) or context(batch)
+    def _run(batch: int) -> dict[str, float]:
+        ctx = contexts[batch] = contexts.get(batch) or _llama_context(lib, model, batch)
         lib.llama_memory_clear(lib.llama_get_memory(ctx), True)
         times = [time.perf_counter()]
-        ids_BT = step(ctx, prompts(batch), 0)
+        ids_BT = _step(ctx, prompts(batch), 0)
         times.append(time.perf_counter())
         for position in range(PROMPT, PROMPT + NEW - 1):
-            ids_BT = step(ctx, ids_BT, position)
+            ids_BT = _step(ctx, ids_BT, position)
         times.append(time.perf_counter())
         return dict(zip(("prefill_seconds", "decode_seconds"), np.diff(times).tolist()))
 
-    run.log = silent  # ctypes frees a callback that nobody holds, and the library calls it later
-    return run
+    _run.log = silent  # ctypes frees a callback that nobody holds, and the library calls it later
+    return _run
+
+
+def _llama_context(lib: Any, model: Any, batch: int) -> Any:
+    """A context of llama.cpp for that many sequences, on all of the machine's cores."""
+    params = lib.llama_context_default_params()
+    # 256 slots a sequence hold the prompt's 64 tokens and the 128 that follow.
+    params.n_ctx, params.n_seq_max = batch * 256, batch
+    params.n_batch = params.n_ubatch = 512
+    params.n_threads = params.n_threads_batch = os.cpu_count()
+    return lib.llama_init_from_model(model, params)
 
 
 def jax_read() -> Run:
@@ -182,6 +196,8 @@ def jax_read() -> Run:
     import jax
     import jax.numpy as jnp
 
+    # Rows of 1,024 float32 numbers, 4,096 bytes each: the vector stays in the cache, the matrix
+    # cannot.
     w, x = jnp.ones((READ_BYTES // 4096, 1024), jnp.float32), jnp.ones((1024,), jnp.float32)
     product = jax.jit(jnp.matmul)
     return _timed(lambda: jax.block_until_ready(product(w, x)))
@@ -198,13 +214,14 @@ def torch_read() -> Run:
 def _timed(read: Callable) -> Run:
     """Seconds for each byte of four readings, whatever the batch."""
 
-    def run(_: int) -> dict[str, float]:
+    def _run(_: int) -> dict[str, float]:
         start = time.perf_counter()
         for _ in range(4):
             read()
+        # Four readings, since one is short beside the clock and what else the machine does.
         return {"read_seconds": (time.perf_counter() - start) / 4 / READ_BYTES}
 
-    return run
+    return _run
 
 
 if __name__ == "__main__":

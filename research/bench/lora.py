@@ -17,11 +17,12 @@ def compare(
     """A row a method, type and contender: seconds (the median of its turns), tokens_per_second,
     peak_bytes, and ratio (its tokens a second over peft's in the same run, None without it).
     ValueError for what is unknown or missing."""
-    for name, known in [(m, METHODS) for m in methods] + [
+    for name, choices in [(m, METHODS) for m in methods] + [
         (d, ("float32", "bfloat16")) for d in dtypes
     ]:
-        if name not in known:
-            raise ValueError(f"{name!r} is unknown; choose from {', '.join(known)}")
+        if name not in choices:
+            raise ValueError(f"{name!r} is unknown; choose from {', '.join(choices)}")
+    # Asked before any contender starts: a missing package would end the run in its last process.
     needed = ("torch", "transformers", "peft", *(["bitsandbytes"] if "qlora" in methods else []))
     missing = [name for name in needed if peers and not importlib.util.find_spec(name)]
     if missing:
@@ -35,9 +36,12 @@ def compare(
                 name: f"{name}:{method}:{dtype}" for name in (OURS, *([PEFT] if peers else []))
             }
             timed = take_turns("research.bench.lora_contender", list(names.values()), rounds)
+            # Ratios are of one run alone: seconds of different runs are not comparable on a shared
+            # machine.
             reference = timed[names[PEFT]]["seconds"] if peers else None
             for contender, name in names.items():
                 seconds = timed[name]["seconds"]
+                # The measured figures first, then what follows from them.
                 rows.append(
                     {
                         "method": method,

@@ -58,17 +58,19 @@ def peft_step(method: str, dtype: str) -> Callable[[], None]:
         _base(method, getattr(torch, dtype)),
         LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
+    # AdamW over frozen parameters would skip them one by one in every step.
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-4, fused=True)
+    # Its model shifts the labels by itself, so inputs and labels are the same ids.
     ids = torch.from_numpy(tokens()[:, :-1].astype(np.int64))
 
-    def run() -> None:
+    def _run() -> None:
         optimizer.zero_grad(set_to_none=True)
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
 
-    run()
-    return run
+    _run()
+    return _run
 
 
 def _base(method: str, dtype: Any) -> Any:
@@ -83,6 +85,7 @@ def _base(method: str, dtype: Any) -> Any:
 
     c = PRESETS[PRESET]
     torch.manual_seed(0)
+    # The shape of our preset, so that both sides do the same products.
     config = LlamaConfig(
         vocab_size=c.vocab_size,
         hidden_size=c.d_model,

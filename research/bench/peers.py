@@ -55,6 +55,7 @@ def transformers_step(
                 use_cache=False,
             )
         )
+    # Its documentation calls the fused form the fastest.
     optimizer = torch.optim.AdamW(model.parameters(), fused=True, **ADAMW)
     forward = torch.compile(model) if compiled else model
     ids = torch.from_numpy(rows[:, :-1].astype(np.int64))
@@ -88,6 +89,7 @@ def nanogpt_step(folder: str, dtype: str, compiled: bool, rows: np.ndarray) -> C
             ADAMW["weight_decay"], ADAMW["lr"], ADAMW["betas"], "cpu"
         )
     forward = torch.compile(model) if compiled else model
+    # nanoGPT wants shifted targets, unlike the Hugging Face models.
     inputs, targets = (
         torch.from_numpy(ids.astype(np.int64)) for ids in (rows[:, :-1], rows[:, 1:])
     )
@@ -98,15 +100,16 @@ def _torch_step(loss: Callable[[], Any], optimizer: Any, dtype: str) -> Callable
     """A step of torch by a function of the loss, run once so that all is compiled."""
     import torch
 
-    def run() -> None:
+    def _run() -> None:
         optimizer.zero_grad(set_to_none=True)
+        # The backward pass stays outside, as torch's documentation of autocast wants it.
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
             nats = loss()
         nats.backward()
         optimizer.step()
 
-    run()
-    return run
+    _run()
+    return _run
 
 
 def nanodo_step(folder: str, dtype: str, rows: np.ndarray) -> Callable[[], None]:
@@ -125,25 +128,28 @@ def nanodo_step(folder: str, dtype: str, rows: np.ndarray) -> Callable[[], None]
     from nanodo.model import DoConfig, TransformerDo
 
     c = SHAPES["gpt2"]
+    # nanodo's letters: N are its layers.
     sizes = dict(D=c.d_model, H=c.heads, L=LENGTH, N=c.layers, V=c.vocab_size, F=c.d_ff)
     model = TransformerDo(DoConfig(**sizes, dtype=jnp.dtype(dtype), fsdp_enabled=False))
     b1, b2 = ADAMW["betas"]
     optimizer = optax.adamw(ADAMW["lr"], b1=b1, b2=b2, weight_decay=ADAMW["weight_decay"])
     tokens = jax.device_put(rows[:, :-1])
 
-    def train_step(params, state, tokens):
+    def _train_step(params, state, tokens):
+        # Its own loss, which makes inputs and targets of one array of tokens.
         loss = get_default_loss_fn(tokens, model.apply, {})
         (nats, _), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, nats
 
-    step = jax.jit(train_step, donate_argnums=(0, 1))
+    # Parameters and optimizer state are donated, as Graft's step does it.
+    step = jax.jit(_train_step, donate_argnums=(0, 1))
     params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
     state = optimizer.init(params)
 
-    def run() -> None:
+    def _run() -> None:
         nonlocal params, state
         params, state, _ = jax.block_until_ready(step(params, state, tokens))
 
-    run()
-    return run
+    _run()
+    return _run

@@ -26,9 +26,9 @@ def compare(
     `checkouts` has the folders of peers that are timed on the shape gpt2. ValueError for what is
     unknown or missing.
     """
-    for name, known in [(s, SHAPES) for s in shapes] + [(d, DTYPES) for d in dtypes]:
-        if name not in known:
-            raise ValueError(f"{name!r} is unknown; choose from {', '.join(known)}")
+    for name, choices in [(s, SHAPES) for s in shapes] + [(d, DTYPES) for d in dtypes]:
+        if name not in choices:
+            raise ValueError(f"{name!r} is unknown; choose from {', '.join(choices)}")
     for peer, folder in checkouts.items():
         if not (Path(folder) / CHECKOUTS[peer]).is_file():
             raise ValueError(
@@ -36,6 +36,7 @@ def compare(
             )
         if "gpt2" not in shapes:
             raise ValueError(f"--{peer} is timed on the shape gpt2; add it to --shapes")
+    # nanoGPT is written in torch, nanodo in JAX, which is here.
     needed: tuple[str, ...] = ("torch",) if "nanogpt" in checkouts else ()
     if transformers:
         needed = ("torch", "transformers")
@@ -46,11 +47,15 @@ def compare(
     results = []
     for shape in shapes:
         for dtype in dtypes:
+            # The products run in the same turns, so the share of the machine's rate is of the same
+            # minutes.
             names = contenders(shape, dtype, transformers, checkouts)
             products = [
                 f"product:{dtype}:{library}" for library in ["jax", *(["torch"] if needed else [])]
             ]
             timed = take_turns("research.bench.contender", [*names.values(), *products], rounds)
+            # The best product of the run is taken for the machine's peak, which no sheet tells of a
+            # shared machine.
             best = max(2 * PRODUCT_SIDE**3 / timed[name]["seconds"] for name in products)
             results += rows(
                 shape, dtype, {contender: timed[name] for contender, name in names.items()}, best
@@ -68,6 +73,7 @@ def contenders(
     peers = [("transformers", ""), (REFERENCE, "")] if transformers else []
     if shape == "gpt2":
         for peer, folder in checkouts.items():
+            # torch.compile is an option of nanoGPT; JAX compiles nanodo in any case.
             variants = [peer, f"{peer}_compiled"] if peer == "nanogpt" else [peer]
             peers += [(variant, f":{Path(folder).absolute()}") for variant in variants]
     return names | {peer: f"{shape}:{dtype}:{peer}{folder}" for peer, folder in peers}
@@ -79,6 +85,7 @@ def rows(
     """A row for each contender of a run: seconds, tokens_per_second, peak_bytes, gflops, share (of
     `best_flops`, the best matrix product a second of the same run), ratio (its speed over that of
     transformers under torch.compile, None without it) and graft_ratio (Graft's speed over its)."""
+    # One count for all contenders: the shapes have equal matrix work by design.
     flops = BATCH * LENGTH * train_flops_per_token(SHAPES[shape], LENGTH)
     reference = timed.get(REFERENCE)
     return [

@@ -26,6 +26,7 @@ class Contender:
         try:
             self.process.stdin.write(word + "\n")
             self.process.stdin.flush()
+        # The child has ended; reading its answer below says so, with its exit code.
         except BrokenPipeError:
             pass
         return self.answer()
@@ -52,10 +53,12 @@ def take_turns(module: str, names: list[str], rounds: int) -> dict[str, dict[str
     try:
         for name in names:  # one after the other, so that start-ups do not disturb each other
             contenders.append(start(module, name))
+            # Progress goes to standard error; standard output has the result alone.
             print(f"{name} is ready", file=sys.stderr)
         for turn in range(rounds + 1):
             for contender in contenders:
                 seconds = contender.ask("run")["seconds"]
+                # Turn 0 warms up.
                 contender.seconds += [seconds] if turn else []
             print(f"round {turn} of {rounds}", file=sys.stderr)
         return {
@@ -74,6 +77,8 @@ def take_turns(module: str, names: list[str], rounds: int) -> dict[str, dict[str
 def start(module: str, name: str, allocator: str = KEEPING) -> Contender:
     """A contender that has said that it is ready; `allocator` is the setting of glibc's, "" for
     none."""
+    # glibc reads its tunables when a process starts, so they must be in the environment of the
+    # child.
     environment = {**os.environ, "GLIBC_TUNABLES": allocator, "JAX_PLATFORMS": "cpu"}
     process = subprocess.Popen(
         [sys.executable, "-m", module, name],
@@ -96,9 +101,11 @@ def serve(run: Any) -> None:
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         if line.strip() == "stop":
+            # Linux counts it in KiB.
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             print(json.dumps({"peak_bytes": peak}), flush=True)
             return
+        # The child measures itself: the pipe is not in its seconds.
         start = time.perf_counter()
         run()
         print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)

@@ -27,23 +27,27 @@ def search(
     """The factor of each input, float32 [I], with the least squared error of all outputs of the
     weights that share it."""
 
-    def factors(exponent):
+    def _factors(exponent):
+        # An input that is never used would get the factor 0, by which the other side is divided.
         powers_I = jnp.maximum(observed.mean_I, _LEAST) ** exponent
         return powers_I / jnp.sqrt(powers_I.max() * powers_I.min())
 
-    def loss(exponent):
-        rounded = [_rounded(w_IO, factors(exponent), format, group) for w_IO in weights_IO]
+    def _loss(exponent):
+        rounded = [_rounded(w_IO, _factors(exponent), format, group) for w_IO in weights_IO]
         return sum(
             output_error(observed.gram_II, made_IO - w_IO)
             for made_IO, w_IO in zip(rounded, weights_IO)
         )
 
+    # `lax.map` tries one exponent after another: a batched search would hold all rounded weights.
     exponents = jnp.arange(GRID) / GRID
-    return factors(exponents[jnp.argmin(jax.lax.map(loss, exponents))])
+    return _factors(exponents[jnp.argmin(jax.lax.map(_loss, exponents))])
 
 
 def _rounded(w_IO: jax.Array, factors_I: jax.Array, format: str, group: int | None) -> jax.Array:
     return (
+        # Factors on the weight are undone on its inputs, so the two cancel but for the rounding
+        # between.
         quantize_array(w_IO * factors_I[:, None], format, inputs=1, group=group).dense()
         / factors_I[:, None]
     )

@@ -43,35 +43,30 @@ def calibrate(
     c, specs = model.config, model.specs()
     _check_decoder(model)
     quantize_specs(specs, rules, group)  # for its errors, which name the path
-    formats = {
-        p: f
-        for p, f in tree.paths(tree.choose(rules, specs), is_leaf=lambda n: n is None).items()
-        if f
-    }
-    by_path = tree.paths(specs)
-    for path in formats:
-        if not path.startswith("layers/") or "experts" in by_path[path].axes:
-            raise ValueError(f"{path} is no single matrix of a layer; set --method=rtn")
-    own = {path.removeprefix("layers/"): format for path, format in formats.items()}
-    inputs = {path: by_path[f"layers/{path}"].inputs for path in own}
+    layer_formats, by_path = _layer_formats(specs, rules), tree.paths(specs)
+    inputs = {path: by_path[f"layers/{path}"].inputs for path in layer_formats}
     states = [_embed(params, batch, model=model) for batch in batches]
-    made = []
+    quantized_layers = []
     for index in range(c.layers):
         layer, seen, kind = layer_of(params["layers"], index), None, layer_kind(c, index)
         for batch, x_BTD in zip(batches, states):
-            new = _observe(layer, x_BTD, batch, kind, model=model, paths=tuple(own))
+            # Statistics are sums, so those of all batches add up.
+            observed = _observe(layer, x_BTD, batch, kind, model=model, paths=tuple(layer_formats))
             seen = (
-                new
+                observed
                 if seen is None
-                else jax.tree.map(lambda a, b: a + b, seen, new, is_leaf=_is_inputs)
+                else jax.tree.map(lambda a, b: a + b, seen, observed, is_leaf=_is_inputs)
             )
         leaves = tree.paths(layer, is_leaf)
-        layer = tree.unflatten(quantize_layer(c, leaves, seen, Request(own, inputs, group), method))
+        layer = tree.unflatten(
+            quantize_layer(c, leaves, seen, Request(layer_formats, inputs, group), method)
+        )
+        # The layer runs a second time: the next one is calibrated on what quantized layers give.
         states = [
             _run(layer, x_BTD, batch, kind, model=model) for batch, x_BTD in zip(batches, states)
         ]
-        made.append(layer)
-    return {**params, "layers": stack(made)}
+        quantized_layers.append(layer)
+    return {**params, "layers": stack(quantized_layers)}
 
 
 def layer_errors(
@@ -86,14 +81,17 @@ def layer_errors(
     states = [_embed(params, batch, model=model) for batch in batches]
     squares = np.zeros((len(changed) + 1, model.config.layers))
     for index in range(model.config.layers):
+        # One layer of each model at a time, so that memory does not grow with depth.
         layer, *others = (layer_of(p["layers"], index) for p in (params, *changed.values()))
         kind = layer_kind(model.config, index)
-        for at, (batch, x_BTD) in enumerate(zip(batches, states)):
-            states[at] = _run(layer, x_BTD, batch, kind, model=model)
-            squares[0, index] += _square(states[at] - x_BTD)
+        for batch_index, (batch, x_BTD) in enumerate(zip(batches, states)):
+            states[batch_index] = _run(layer, x_BTD, batch, kind, model=model)
+            # A residual layer's error is measured against what it adds, not against the stream it
+            # adds to.
+            squares[0, index] += _square(states[batch_index] - x_BTD)
             for n, other in enumerate(others):
                 squares[n + 1, index] += _square(
-                    _run(other, x_BTD, batch, kind, model=model) - states[at]
+                    _run(other, x_BTD, batch, kind, model=model) - states[batch_index]
                 )
     return {name: np.sqrt(row / squares[0]) for name, row in zip(changed, squares[1:])}
 
@@ -107,12 +105,31 @@ def windows(ids: np.ndarray, length: int, rows: int) -> list[Batch]:
             f"{len(ids)} tokens do not fill a window of {length}; give more text or shorter windows"
         )
     ids_NT = np.asarray(ids[: count * length], np.int32).reshape(count, length)
-    batches = [ids_NT[at : at + rows] for at in range(0, count, rows)]
+    batches = [ids_NT[first : first + rows] for first in range(0, count, rows)]
+    # Every window is a text of its own, which begins at position 0.
     positions = np.arange(length, dtype=np.int32)
     return [
         {"inputs": b, "segments": np.ones_like(b), "positions": np.broadcast_to(positions, b.shape)}
         for b in batches
     ]
+
+
+def _layer_formats(specs: tree.Tree, rules: Rules) -> dict[str, str]:
+    """Formats by path in one layer, which is what runs alone. ValueError for any other path."""
+    formats = {
+        path: format
+        for path, format in tree.paths(
+            tree.choose(rules, specs), is_leaf=lambda node: node is None
+        ).items()
+        if format
+    }
+    by_path = tree.paths(specs)
+    # Experts see different tokens of one product, and tables are read by rows: neither has inputs
+    # that are observed here.
+    for path in formats:
+        if not path.startswith("layers/") or "experts" in by_path[path].axes:
+            raise ValueError(f"{path} is no single matrix of a layer; set --method=rtn")
+    return {path.removeprefix("layers/"): format for path, format in formats.items()}
 
 
 def _check_decoder(model: Model) -> None:
@@ -153,6 +170,7 @@ def _observe(
 ):
     """What comes into the weights at these paths, by path."""
     leaves = tree.paths(layer, is_leaf)
+    # The leaves are wrapped inside the traced function, run, and read again before it returns.
     watched = {path: Observed(leaves[path]) for path in paths}
     model.layer(tree.unflatten({**leaves, **watched}), x_BTD, batch, kind)
     return {path: leaf.seen[0] for path, leaf in watched.items()}

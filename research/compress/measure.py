@@ -54,6 +54,7 @@ def read_texts(loaded: Loaded, settings: Settings) -> Texts:
         raise ValueError(
             f"{settings.checkpoint} has no tokenizer; put its tokenizer.json into the folder"
         )
+    # Errors are measured on held-out documents, and calibration sees only the others.
     source = open_source(settings.data, cache_directory())
     heldout = _first_ids(loaded.tokenizer, source.heldout, settings.tokens + 1, settings.data)
     calibration = None

@@ -35,19 +35,21 @@ def quantize_layer(
 
 
 def folds(c: ModelConfig) -> list[tuple[str, tuple[str, ...]]]:
-    """(norm, the weights that share its result) for the norms that can take the factor of an
-    input."""
+    """Pairs (norm, the weights that read its result) where the norm's scale can absorb a factor of
+    each input: its result goes into these weights alone."""
     pairs = []
     if not c.norm_after:
         pairs.append(("attention_norm", ("attention/query", "attention/key", "attention/value")))
+    # A norm behind the layer's output feeds the residual stream, which other layers read too;
+    # experts' inputs also feed the router.
     if not c.norm_after and not c.experts:
         pairs.append(("mlp_norm", ("mlp/up", "mlp/gate") if c.gated else ("mlp/up",)))
     return pairs
 
 
 def inner_folds(c: ModelConfig) -> list[tuple[str, tuple[str, ...]]]:
-    """(matrix, the weights that share its result) where nothing but products lies between the
-    two, so that the matrix can take the factor of an input."""
+    """Pairs (matrix, the weights that read its result) with nothing but products between the two,
+    so that the matrix's columns can absorb a factor of each input."""
     pairs = []
     if c.heads == c.kv_heads:  # else a value's column is an input of several heads
         pairs.append(("attention/value", ("attention/out",)))
@@ -57,6 +59,7 @@ def inner_folds(c: ModelConfig) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _by_gptq(c: ModelConfig, layer: Layer, seen: Seen, request: Request) -> dict:
+    # The layer that came in stays as it is: the caller still holds it.
     changed = dict(layer)
     for path, format in request.formats.items():
         gram_II, inputs = seen[path].gram_II, request.inputs[path]
@@ -66,6 +69,7 @@ def _by_gptq(c: ModelConfig, layer: Layer, seen: Seen, request: Request) -> dict
 
 def _by_awq(c: ModelConfig, layer: Layer, seen: Seen, request: Request) -> dict:
     for before, after in _foldable(folds(c) + inner_folds(c), request):
+        # Weights that share their input also share its factors, so they are searched together.
         weights = _matrices(layer, after, request)
         factors_I = awq.search(seen[after[0]], weights, request.formats[after[0]], request.group)
         layer = _fold(c, layer, before, after, factors_I, request)
@@ -75,6 +79,7 @@ def _by_awq(c: ModelConfig, layer: Layer, seen: Seen, request: Request) -> dict:
 
 
 def _by_smooth_quant(c: ModelConfig, layer: Layer, seen: Seen, request: Request) -> dict:
+    # Only norms here: SmoothQuant's paper divides the inputs of attention and feed-forward.
     for before, after in _foldable(folds(c), request):
         weights = _matrices(layer, after, request)
         factors_I = smooth_quant.smoothing(seen[after[0]].largest_I, weights)
@@ -118,6 +123,7 @@ def _rescaled(seen: Seen, after: Sequence[str], factors_I: jax.Array) -> dict[st
     changed = dict(seen)
     for path in after:
         s = seen[path]
+        # x / s on both sides of x^T x.
         gram_II = s.gram_II / factors_I[:, None] / factors_I[None]
         changed[path] = Inputs(s.count, s.total_I / factors_I, s.largest_I / factors_I, gram_II)
     return changed

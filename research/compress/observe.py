@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from research import tree
 from research.ops.einsum import einsum, take
 from research.ops.kernels.equation import parse
-from research.weights.leaf import Wrapper, dense, gathered
+from research.weights.wrapper import Wrapper, dense, gathered
 
 
 @partial(
@@ -53,6 +53,7 @@ class Observed(Wrapper):
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x` and the weight."""
+        # A list inside a frozen leaf: tracing runs this line once for each product.
         self.seen.append(inputs_of(eqn, x))
         return einsum(eqn, x, self.base)
 
@@ -82,8 +83,9 @@ def inputs_of(eqn: str, x: jax.Array) -> Inputs:
     axes."""
     of = parse(eqn)
     inner = [of.x.index(letter) for letter in of.inputs]
-    outer = [at for at in range(x.ndim) if at not in inner]
-    x_MI = jnp.transpose(x, outer + inner).reshape(-1, *(x.shape[at] for at in inner))
+    outer = [axis for axis in range(x.ndim) if axis not in inner]
+    # Inputs may be several axes, such as heads and their size, which become one.
+    x_MI = jnp.transpose(x, outer + inner).reshape(-1, *(x.shape[axis] for axis in inner))
     x_MI = x_MI.reshape(x_MI.shape[0], -1).astype(jnp.float32)
     size = jnp.abs(x_MI)
     return Inputs(jnp.float32(len(x_MI)), size.sum(0), size.max(0), x_MI.T @ x_MI)
@@ -91,4 +93,5 @@ def inputs_of(eqn: str, x: jax.Array) -> Inputs:
 
 def output_error(gram_II: jax.Array, error_IO: jax.Array) -> jax.Array:
     """The sum of (x error)^2 over all outputs and over the inputs x with this gram matrix x^T x."""
+    # trace(E^T G E), without the matrix [O, O] whose diagonal it sums.
     return jnp.sum(error_IO * (gram_II @ error_IO))

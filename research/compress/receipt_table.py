@@ -21,8 +21,10 @@ def describe(receipt: Mapping[str, Any], markdown: bool = False) -> list[str]:
     rows = _rows(receipt)
     lines = _as_markdown(rows) if markdown else _in_columns(rows)
     text = receipt["text"]
-    where = f"{text['tokens']:,} held-out tokens of {text['source']} in windows of {text['window']}"
-    lines += ["", f"{where}, computed in float32; {receipt['seconds']:.0f} s"]
+    measured_on = (
+        f"{text['tokens']:,} held-out tokens of {text['source']} in windows of {text['window']}"
+    )
+    lines += ["", f"{measured_on}, computed in float32; {receipt['seconds']:.0f} s"]
     for name, drift in receipt["merge_drift"].items():
         moved = f"{drift['mean']:.3g} on average and {drift['largest']:.3g} at most"
         lines.append(f"merging the adapter into {name} moves logits by {moved}")
@@ -43,6 +45,7 @@ def _rows(receipt: Mapping[str, Any]) -> list[list[str]]:
         ["float32", *(_cell(name, first.get(name)) for name in COLUMNS)],
     ]
     for name, result in receipt["results"].items():
+        # Activations rounded to 8 bits as well.
         label = name + " x 8" * receipt["activations"]
         if receipt["method"] != "rtn":
             label += f", {receipt['method']}"

@@ -21,6 +21,7 @@ def smoothing(
 ) -> jax.Array:
     """The factor s of each input, float32 [I], of the weights that share these inputs; `largest_I`
     is max |x|."""
+    # Weights that share their inputs share the factors, so the largest of all of them counts.
     largest_w_I = jnp.max(
         jnp.stack([jnp.max(jnp.abs(w_IO), axis=1) for w_IO in weights_IO]), axis=0
     )
@@ -48,6 +49,7 @@ def fold(
     that scales by `norm_offset` + w keeps its w.
     """
     folded = dict(layer)
+    # A matrix is a path of its own, a norm is a folder of scale and bias.
     names = [before] if before in layer else [f"{before}/scale", f"{before}/bias"]
     for name in (*names, f"{before}_bias"):
         if name in layer:

@@ -19,8 +19,8 @@ def before_triton() -> str | None:
     8.0."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     kind = "" if device is None else device.device_kind
-    known = capability(kind)
-    return kind if known is not None and known < (8, 0) else None
+    compute_capability = capability(kind)
+    return kind if compute_capability is not None and compute_capability < (8, 0) else None
 
 
 def multiplies(dtype: jnp.dtype) -> bool:
@@ -29,6 +29,7 @@ def multiplies(dtype: jnp.dtype) -> bool:
 
     A CPU counts as having both: neither is fast there, but it shows what accelerators compute.
     """
+    # A mesh may be of devices that are not here, as where `research.fit` compiles for them.
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     if device.device_kind == "cpu":
         return True
@@ -37,6 +38,6 @@ def multiplies(dtype: jnp.dtype) -> bool:
 
 
 def barrier(arrays):
-    """`arrays`, which XLA's CPU backend will not fuse or fold across; as they are on
-    accelerators."""
+    """`arrays` behind an optimization barrier on the CPU, so that its compiler does not fuse or
+    fold across it; on accelerators `arrays` themselves."""
     return lax.optimization_barrier(arrays) if platform() == "cpu" else arrays

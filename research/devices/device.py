@@ -12,7 +12,7 @@ class Multiprocessors:
     """What OpenXLA's compiler wants to know of an NVIDIA card; sizes in bytes.
 
     `cores` are streaming multiprocessors, each with `lanes` float32 units, `threads` resident
-    threads and `shared` memory, of which one block may have all but a kilobyte.
+    threads and `shared` memory; one block may use all of it but a kilobyte.
     """
 
     cores: int

@@ -29,6 +29,7 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
     unit runs such a product depends on its precision ("tfloat32" names NVIDIA's 19-bit one, and a
     TPU makes bfloat16 passes).
     """
+    # No guess from a variant here: a part of a card has a part of its peak.
     if device_kind not in DEVICES:
         return None
     return DEVICES[device_kind].flops.get("float8" if dtype.startswith("float8") else dtype)

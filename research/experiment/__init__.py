@@ -1,5 +1,5 @@
-"""What a run is told: one frozen dataclass a section, and the ConfigDict that config files start
-from.
+"""The configuration of a run: one frozen dataclass for each section, and the ConfigDict that config
+files start from.
 
 Config files need this package alone:
 

@@ -1,8 +1,8 @@
-"""What a run is told: one frozen dataclass a section, from and to the values of a `config.json`.
+"""The configuration of a run: one frozen dataclass for each section, from and to a `config.json`.
 
-A config file starts from `base_config()`, which has every field there is with its default, and
-changes what differs. A misspelt field fails and names the nearest; every field either changes the
-run or is refused.
+A config file starts from `base_config()`, which has all fields with their defaults, and sets the
+ones that differ. A misspelt field is refused with the nearest name. A field that would change
+nothing in the run is refused too.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ from research.training.optimizer import OptimizerConfig
 from research.tuning.lora_specs import LoraConfig
 from research.tuning.method import QuantizeConfig, TuneConfig, refuse_unused
 
-# On a field: a resumed run may change it, because it bears on how far, how often and where a run
-# goes, and not on what it computes. On a section it holds for all of its fields.
+# Metadata of fields that a resumed run may change: they say how long, how often or on which devices
+# a run computes, and not what. On a section it holds for all fields of the section.
 RESUME = {"resume": True}
 
 
@@ -37,10 +37,12 @@ RESUME = {"resume": True}
 class TrainConfig:
     """How long a run is, and how often it reports. Intervals are in steps; 0 is never.
 
-    accumulate     micro-batches of a step, whose gradients are summed
-    eval_batches   of each evaluation but the last, which takes all; 0 takes all every time
-    sample_prompt  what the model goes on from, every `sample_every` steps and at the end, for
-                   `sample_tokens` tokens
+    accumulate     number of micro-batches that a step is cut into, to save memory; it does not
+                   change the loss
+    eval_batches   number of held-out batches of an evaluation in mid-run; 0 is all of them, which
+                   the last evaluation takes in any case
+    sample_prompt  text that the model continues for `sample_tokens` tokens, every `sample_every`
+                   steps and at the end
     """
 
     steps: int = field(default=1000, metadata=RESUME)
@@ -64,20 +66,23 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """Where metrics go beside the run directory."""
+    """Trackers that get the metrics in addition to the run directory."""
 
     wandb: bool = False
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A whole run, resolved.
+    """A whole run, with every field resolved.
 
-    init   the checkpoint whose parameters are the start, as
-           `research.interop.load.open_checkpoint` takes it; "" starts anew
-    mesh   axes and sizes, as `research.parallel.mesh.parse_mesh` reads them
+    init   checkpoint to start from, as `research.interop.load.open_checkpoint` names it; "" starts
+           from random parameters
+    mesh   axes and sizes of the device mesh, such as "fsdp:4,tensor:2", see
+           `research.parallel.mesh.parse_mesh`
     axes   changes to `research.parallel.axes.RULES`: mesh axes by logical axis
-    evals  settings by evaluation, for those that a run makes beside the held-out loss
+    evals  settings by name of the evaluations to make in addition to the held-out loss
+
+    ValueError for sections that do not fit each other.
     """
 
     model: ModelConfig
@@ -99,16 +104,18 @@ class Experiment:
     evals: dict[str, dict[str, Any]] = field(default_factory=dict, metadata=RESUME)
 
     def __post_init__(self):
+        # The sections have checked their own fields. What follows needs more than one of them.
         parse_mesh(self.mesh)
         refuse_unused(self.tune, self.lora, self.quantize)
         merge_rules(self.axes)
         _refuse_misfits(self.objective.name, self.model.kind, self.model.labels)
         self._refuse_unused()
         length = self.data.sequence_length
+        # Other kinds of positions are computed and have no last one.
         if self.model.position == "learned" and length > self.model.max_length:
             raise ValueError(
                 f"data.sequence_length={length} is over the {self.model.max_length} learned "
-                "positions; set config.model.max_length"
+                f"positions; set config.model.max_length to at least {length}"
             )
 
     def _refuse_unused(self) -> None:
@@ -122,21 +129,25 @@ class Experiment:
 
     @property
     def changes_base(self) -> bool:
-        """Whether the start of the adapters changes the weights that they lie on (PiSSA, OLoRA,
-        LoftQ), so that these are the run's own and no longer those of `init`."""
+        """True if the start of the adapters changes the frozen weights (PiSSA, OLoRA, LoftQ), which
+        then differ from those of `init` and must be saved."""
         return self.tune.method == "lora" and self.lora.start != "default"
 
     def to_json(self) -> dict[str, Any]:
-        """The resolved config as JSON values, as `config.json` has it: the objective's section is
-        flat, with the settings that it does not have at their defaults."""
+        """The values of `config.json`: plain JSON, every field there.
+
+        The section of the objective has the settings of all objectives, so that its shape is the
+        same in every run; those of other objectives are at their defaults.
+        """
         values = dataclasses.asdict(self)
         values["objective"] = flat_defaults() | values["objective"]
+        # Tuples become lists, as they do in the file, so that both compare equal.
         return json.loads(json.dumps(values))
 
 
 def _unused(experts: int, objective: str) -> list[tuple[str, str, Any, str]]:
-    """(section, field, default, what it is for) of each field that changes nothing in a run because
-    of another section."""
+    """(section, field, default, what the field is for) of each field that has no effect in a run
+    because of what another section says."""
     unused: list[tuple[str, str, Any, str]] = []
     if experts:  # tokens go to experts by groups of their own
         unused.append(("execution", "feed_tokens", Execution().feed_tokens, "dense models"))
@@ -153,6 +164,7 @@ def _refuse_misfits(name: str, kind: str, labels: int) -> None:
             f"objective {name} is for a model of kind {objective.model_kind!r}, "
             f"this one is {kind!r}"
         )
+    # One class is no choice; several classes are only for a classifier.
     if (labels > 1) != objective.classifies or labels == 1:
         raise ValueError(
             f"model.labels={labels} under objective {name}: set config.model.labels to the "
@@ -161,50 +173,60 @@ def _refuse_misfits(name: str, kind: str, labels: int) -> None:
 
 
 def base_config() -> ConfigDict:
-    """All defaults. Model fields are None: they are taken from `model.preset`, else from the
-    checkpoint `init`."""
+    """All fields with their defaults, for a config file to change.
+
+    Model fields are typed and None: `research.run.resolve` takes them from `model.preset`, or else
+    from the checkpoint `init`.
+    """
     sections = {
         name: defaults(kind)
         for name, kind in get_type_hints(Experiment).items()
         if dataclasses.is_dataclass(kind)
     }
+    # A ConfigDict refuses fields that it lacks, which is what catches a misspelt flag.
     sections["model"] = {"preset": "", **placeholders(ModelConfig)}
     sections["objective"] = flat_defaults()
     return ConfigDict({**sections, "init": "", "mesh": "", "axes": {}, "evals": {}})
 
 
 def make_experiment(values: Mapping[str, Any]) -> Experiment:
-    """The experiment of plain values by section, what is absent at its default. ValueError for an
-    unknown field, a value of another type, or one that does not fit."""
-    parts = {}
+    """The experiment of plain values by section; what is absent is at its default.
+
+        make_experiment({"objective": {"name": "masked_lm"}, "model": {"kind": "encoder"}})
+
+    ValueError for an unknown field, a value of another type, or one that does not fit.
+    """
+    sections = {}
     flat = flat_defaults() | values.get("objective", {})
     settings = own_settings(flat)
     model = {"kind": ModelConfig.kind, "labels": ModelConfig.labels, **values.get("model", {})}
-    # Before the model is made: that it is of the wrong kind says more than which field it lacks.
+    # Before the sections are built, because a model of the wrong kind explains more than the fields
+    # that it lacks for the objective.
     _refuse_misfits(flat["name"], model["kind"], model["labels"])
     for name, kind in get_type_hints(Experiment).items():
         if name == "objective":
             kind = objective_class(flat["name"]).config
-            parts[name] = build(kind, settings, "config.objective")
+            sections[name] = build(kind, settings, "config.objective")
         elif dataclasses.is_dataclass(kind):
-            parts[name] = build(kind, values.get(name, {}), f"config.{name}")
+            sections[name] = build(kind, values.get(name, {}), f"config.{name}")
         elif name in values:
-            parts[name] = values[name]
+            sections[name] = values[name]
+    # JSON has lists where `research.parallel.axes.RULES` has tuples.
     axes = {name: tuple(names) for name, names in values.get("axes", {}).items()}
-    return Experiment(**{**parts, "axes": axes})
+    return Experiment(**{**sections, "axes": axes})
 
 
 def from_json(values: Mapping[str, Any]) -> Experiment:
-    """The experiment of a `config.json`, of an older run as well: see `complete`."""
+    """The experiment of a `config.json`, also of an older run, see `complete`."""
     return make_experiment(complete(values))
 
 
 def complete(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a `config.json` with every field there is today.
+    """The values of a `config.json`, possibly of an older version, with all fields of today.
 
-    A field that a run was made without is at its default, which is what it did then. A setting
-    that changes nothing in its model or under its objective is at its default too: older versions
-    let it stand. Fields that there are not any more stay, for the caller to refuse.
+    A field that the file lacks gets its default, which is how such a run was computed. A setting
+    without effect gets its default too, because older versions accepted it and this one would
+    refuse it. Fields that no longer exist are kept, and refused by `make_experiment`.
     """
     sections = {}
     for name, kind in get_type_hints(Experiment).items():
@@ -212,12 +234,14 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
             sections[name] = {**dataclasses.asdict(kind()), **values.get(name, {})}
     whole = {"init": "", "mesh": "", "axes": {}, "evals": {}, **values, **sections}
     model = dataclasses.asdict(ModelConfig())
+    # A section inside a section, which the merge above has taken whole.
     scaling = {**model["rope_scaling"], **whole["model"]["rope_scaling"]}
     whole["model"] = reset_unused(ModelConfig, {**whole["model"], "rope_scaling": scaling})
 
+    # The section "objective" has the settings of all objectives; only those of its own are in use.
     plain = {**flat_defaults(), **values.get("objective", {})}
-    own = {f.name for f in dataclasses.fields(objective_class(plain["name"]).config)}
-    unused = {name: value for name, value in flat_defaults().items() if name not in own}
+    used = {f.name for f in dataclasses.fields(objective_class(plain["name"]).config)}
+    unused = {name: value for name, value in flat_defaults().items() if name not in used}
     whole["objective"] = {**plain, **unused}
     for section, name, default, _ in _unused(whole["model"]["experts"], plain["name"]):
         whole[section] = {**whole[section], name: default}
@@ -225,8 +249,10 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refused_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines "data.batch_size: 16 -> 32" of what differs between two `config.json` and may not on
-    resume, see `RESUME`. A field that one of them lacks is at its default."""
+    """Lines such as "data.batch_size: 16 -> 32" for the fields that differ between two configs,
+    values of `config.json`, and must not change on resume (`RESUME`). An absent field is at its
+    default.
+    """
     before, after = (flatten(json.loads(json.dumps(complete(one)))) for one in (old, new))
     return [
         f"{name}: {before.get(name)!r} -> {after.get(name)!r}"

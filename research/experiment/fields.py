@@ -1,5 +1,5 @@
-"""Dataclasses from plain dictionaries and back: what a config's fields may be, and one line for
-what they may not."""
+"""Dataclasses from plain dictionaries and back. A field or value that does not fit is refused in
+one line that names the field."""
 
 import dataclasses
 import difflib
@@ -11,10 +11,12 @@ from ml_collections import ConfigDict, config_dict
 
 
 def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
-    """The string behind the colon of `--config=FILE:ARG` as typed values: "model=gpt2,smoke" sets
-    model and smoke.
+    """The string after the colon of `--config=FILE:ARG` as typed values.
 
-    Types are those of the defaults; a bare name is True. ValueError for an unknown name.
+        parse_arg("model=gpt2,smoke", model="llama3_8b", smoke=False)  # model "gpt2", smoke True
+
+    Types are those of the defaults; a bare name is True. ValueError for an unknown name and for a
+    value of another type.
     """
     values = dict(defaults)
     for part in filter(None, arg.split(",")):
@@ -22,6 +24,7 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
         if name not in defaults:
             raise ValueError(f"config argument {name!r} is unknown; {nearest(name, defaults)}")
         default = defaults[name]
+        # bool("false") is True, so a word is compared instead.
         if isinstance(default, bool):
             if text.lower() not in ("", "true", "false", "1", "0"):
                 raise ValueError(f"config argument {part!r}: {name} is true or false")
@@ -37,11 +40,14 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
 
 
 def build(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from a dict; unknown fields, and values of another type than the field's default,
-    are refused."""
+    """The dataclass `kind` with these field values; sections inside it are dicts.
+
+    `where` is the path in error messages, such as "config.data". ValueError for an unknown field
+    and for a value of another type than the field's.
+    """
     hints = get_type_hints(kind)
     refuse_unknown(where, values, hints)
-    made = {}
+    built = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(hints[name]):
             value = build(hints[name], value, f"{where}.{name}")
@@ -51,31 +57,34 @@ def build(kind: type, values: Mapping[str, Any], where: str) -> Any:
             )
         elif value is not None or not isinstance(hints[name], UnionType):
             wanted = _present(hints[name])
+            # `--config.optimizer.learning_rate=1` is meant as 1.0. The other direction would round,
+            # and type() because True is an int.
             value = float(value) if wanted is float and type(value) is int else value
             if type(value) is not wanted:
                 raise ValueError(f"{where}.{name}={value!r} must be of type {wanted.__name__}")
-        made[name] = value
-    return kind(**made)
+        built[name] = value
+    return kind(**built)
 
 
 def refuse_unknown(where: str, values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """ValueError for a name that is not known, with the nearest that is."""
+    """ValueError for the first of `values` that is not in `known`, with the nearest known name."""
     for name in values:
         if name not in known:
             raise ValueError(f"{where} has no field {name!r}; {nearest(name, known)}")
 
 
 def nearest(name: str, known: Mapping[str, Any]) -> str:
-    """The end of an error line: the known name most like this one, and all of them where they are
-    few."""
+    """The end of an error line: the known name most like `name`, and a list of all known names if
+    they are fewer than 20."""
+    # A cutoff of 0 always finds a name, however unlike it is.
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     all_names = f"; there are {', '.join(known)}" if len(known) < 20 else ""
     return f"the nearest is {near[0]!r}{all_names}"
 
 
 def defaults(kind: type) -> dict[str, Any]:
-    """The defaults of a dataclass; a field that may be None and is gets a placeholder, so that it
-    can be overridden."""
+    """The defaults of a dataclass by field name. A default of None becomes a typed placeholder,
+    because a ConfigDict would not let a flag override None."""
     plain, hints = kind(), get_type_hints(kind)
     return {
         f.name: config_dict.placeholder(_present(hints[f.name]))
@@ -97,7 +106,7 @@ def _present(hint: Any) -> Any:
 
 
 def placeholders(kind: type) -> dict[str, Any]:
-    """A typed placeholder for each field."""
+    """A typed placeholder, None until it is set, for each field and each field of a section."""
     return {
         name: placeholders(hint)
         if dataclasses.is_dataclass(hint)
@@ -107,11 +116,11 @@ def placeholders(kind: type) -> dict[str, Any]:
 
 
 def may_change(kind: type, path: str) -> bool:
-    """Whether a resumed run may change the field at "section.name": the field, or a section it is
-    in, has {"resume": True} for its metadata."""
+    """True if a resumed run may change the field at `path`, such as "train.steps": the field, or a
+    section that it is in, has the metadata {"resume": True}."""
     name, _, rest = path.partition(".")
     known = {field.name: field for field in dataclasses.fields(kind)}
-    if name not in known:
+    if name not in known:  # one that no longer exists has no metadata
         return False
     if known[name].metadata.get("resume"):
         return True

@@ -6,12 +6,14 @@ from research.models.config import ModelConfig
 
 
 def shrink_model(config: ConfigDict, family: ModelConfig) -> None:
-    """Sets the sizes in `config.model` to those of a smoke run: two layers of the family, 64 wide,
-    in numbers that 8 devices divide. What else makes the family stays."""
+    """Sets the sizes in `config.model` to two layers of width 64; everything else that makes the
+    family, such as its norms and activations, stays."""
     m = config.model
     m.vocab_size, m.layers, m.d_model, m.d_ff = 512, 2, 64, 128
+    # Multiples of 8, so that a mesh of 8 devices can split these dimensions.
     m.heads = m.kv_heads = 8
     m.head_size, m.max_length = 8, 64
+    # The features below stay on wherever the family has them, at the least size that uses them.
     if family.kv_heads != family.heads:
         m.kv_heads = 4
     if family.encoder_layers:
@@ -22,6 +24,7 @@ def shrink_model(config: ConfigDict, family: ModelConfig) -> None:
         m.global_every = 2  # one layer of each kind
     if family.experts:
         m.experts = 8
+    # Both scales depend on the width, which has changed.
     if family.head_scale != 1.0:
         m.head_scale = m.d_model**-0.5
     if family.embedding_scale != 1.0:

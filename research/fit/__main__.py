@@ -72,15 +72,16 @@ def main(arguments: list[str]) -> int:
     if SEARCH.value and SOLVE.value:
         raise ValueError("--search and --solve are two questions; ask one at a time")
     experiment, targets = from_config(config), parse_targets(TARGET.value)
-    alone = [
+    # Each of these writes or prints one answer: a search, a solution, the fit.json of one run.
+    single_target = [
         name
-        for name, given in {"search": SEARCH, "solve": SOLVE, "workdir": WORKDIR}.items()
-        if given.value
+        for name, flag in {"search": SEARCH, "solve": SOLVE, "workdir": WORKDIR}.items()
+        if flag.value
     ]
-    if alone and len(targets) > 1:
+    if single_target and len(targets) > 1:
         raise ValueError(
-            f"--{alone[0]} is for one target, --target={TARGET.value!r} names {len(targets)}; "
-            "give one"
+            f"--{single_target[0]} is for one target and --target={TARGET.value!r} names "
+            f"{len(targets)}; give one"
         )
     if SEARCH.value:
         from research.fit.search import search
@@ -113,6 +114,7 @@ def _tell(experiment: Experiment, targets: list[Target]) -> int:
         values = [fit.to_json() for fit in fits]
         print(json.dumps(values if len(values) > 1 else values[0]))
     else:
+        # The advice comes after every table, so that the tables of several targets stay together.
         print("\n\n".join(table(fit) for fit in fits))
         for target, fit in zip(targets, fits):
             if not fit.fits and fit.step == "train":
@@ -125,6 +127,7 @@ def _advise(experiment: Experiment, target: Target, fit: Fit) -> None:
     from research.fit.search import changes
     from research.run.override import flags as spelt
 
+    # Closed forms only: a compile of each candidate would take minutes, and --search does that.
     for settings, guess in changes(experiment, target):
         if guess.total <= fit.capacity:
             print(

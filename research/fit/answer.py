@@ -33,16 +33,18 @@ def answer(
     among it; `child.CompilerFailed`, with the compiler's last words, where it crashed or the
     machine's memory ran out.
     """
-    known = parse_target(target).capacity_bytes
-    asked = experiment.to_json()
-    key = cache.question(asked, target, step)
+    target_capacity = parse_target(target).capacity_bytes
+    fields = experiment.to_json()
+    # Capacity and price are no part of the question: the same compile answers for any of them, and
+    # they are put into the Fit at the end.
+    key = cache.question(fields, target, step)
     fit = cache.recall(key)
     if fit is None:
         fit, program = measure_in_a_child(
-            {"experiment": asked, "target": target, "step": step}, time_limit
+            {"experiment": fields, "target": target, "step": step}, time_limit
         )
         cache.keep(key, program, fit)
-    capacity = known if capacity_bytes is None else capacity_bytes
+    capacity = target_capacity if capacity_bytes is None else capacity_bytes
     return replace(fit, capacity=capacity, price_per_hour=price_per_hour)
 
 
@@ -50,6 +52,7 @@ def record(fit: Fit, workdir: str | os.PathLike) -> None:
     """Writes a prediction to the directory of the run to come, as `--json` prints it: its report
     shows it beside what is measured. ValueError where the directory cannot be written."""
     try:
+        # The run itself starts later, so its directory may not be there yet.
         Path(workdir).mkdir(parents=True, exist_ok=True)
         write_json(Path(workdir) / RECORD, fit.to_json())
     except OSError as error:

@@ -39,11 +39,14 @@ SETTINGS = (
 def question(experiment: Mapping[str, Any], target: str, step: str) -> str:
     """The key of a question: an experiment as `Experiment.to_json` gives it, a target's spelling
     and the kind of step."""
+    # The whole package counts, since any module may change the program that is traced.
     return _digest(experiment, target, step, _versions(LIBRARIES), settings(), _source((".",)))
 
 
 def program(text: str, target: str, step: str) -> str:
     """The key of a lowered program, by its text."""
+    # The text already contains what models and optimizers made of it, so only the compilers and the
+    # code that reads a compiled program can still change the answer.
     return _digest(text, target, step, _versions(COMPILERS), settings(), _source(READERS))
 
 
@@ -55,6 +58,8 @@ def recall(key: str) -> Fit | None:
         if "program" in entry:
             entry = read_json(_file(entry["program"]))
         return Fit.from_json(entry["fit"])
+    # A damaged entry, or one of an older version, counts as absent: it is compiled and written
+    # again.
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -64,6 +69,7 @@ def keep(question_key: str, program_key: str, fit: Fit) -> None:
     the answer."""
     try:
         folder().mkdir(parents=True, exist_ok=True)
+        # The program goes first: a question never names a file that is not there yet.
         write_json(_file(program_key), {"fit": fit.to_json()})
         write_json(_file(question_key), {"program": program_key})
     except OSError:
@@ -77,12 +83,12 @@ def folder() -> Path:
 
 def settings() -> dict[str, str]:
     """The variables of `SETTINGS` that are set, as a compile in a process of its own sees them."""
-    found = {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    variables = {name: os.environ[name] for name in SETTINGS if name in os.environ}
     # Tests and trials set this flag for their own CPU devices; it changes no compile.
     flags = re.sub(
-        r"--xla_force_host_platform_device_count=\S*", "", found.pop("XLA_FLAGS", "")
+        r"--xla_force_host_platform_device_count=\S*", "", variables.pop("XLA_FLAGS", "")
     ).split()
-    return found | ({"XLA_FLAGS": " ".join(flags)} if flags else {})
+    return variables | ({"XLA_FLAGS": " ".join(flags)} if flags else {})
 
 
 def _file(key: str) -> Path:
@@ -90,6 +96,8 @@ def _file(key: str) -> Path:
 
 
 def _digest(*parts: Any) -> str:
+    # 128 bits are far more than any number of cached fits needs; sorted keys make equal dicts
+    # equal.
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -109,7 +117,7 @@ def _version(package: str) -> str | None:
 def _source(places: tuple[str, ...]) -> str:
     """A digest of the package's Python files in these folders or at these paths."""
     root = Path(research.__file__).parent
-    found = {
+    files = {
         path
         for place in places
         for path in ([root / place] if place.endswith(".py") else (root / place).rglob("*.py"))
@@ -117,6 +125,6 @@ def _source(places: tuple[str, ...]) -> str:
     return _digest(
         *(
             (str(path.relative_to(root)), hashlib.sha256(path.read_bytes()).hexdigest())
-            for path in sorted(found)
+            for path in sorted(files)
         )
     )

@@ -56,6 +56,7 @@ class Progress:
 
     def __init__(self, target: str, stream: TextIO | None = None):
         self._target, self._stream = target, stream or sys.stderr
+        # A dumb terminal is one that cannot return to the start of a line.
         named = os.environ.get("TERM", "") not in ("", "dumb", "unknown")
         self._live = self._stream.isatty() and named
         self._began = self._printed = time.monotonic()
@@ -64,6 +65,7 @@ class Progress:
     def show(self, stage: str) -> None:
         """Shows the stage, or that it still lasts; to be called every few seconds."""
         now = time.monotonic()
+        # A log file must not gain a line every half second.
         if not self._live and stage == self._stage and now - self._printed < PLAIN_INTERVAL:
             return
         self._stage, self._printed = stage, now
@@ -100,18 +102,20 @@ def measure_in_a_child(question: dict[str, Any], time_limit: float) -> tuple[Fit
             start_new_session=True,  # a group that can be killed with all its children
         )
         try:
+            # Standard input stays open: the child watches it, and ends when this process does.
             child.stdin.write(json.dumps(question).encode() + b"\n")
             child.stdin.flush()
-            said = _listen(child, target, time_limit)
-        except BrokenPipeError:  # it ends before it has read the question
-            said = _nothing(child)
+            message = _listen(child, target, time_limit)
+        except BrokenPipeError:  # it ended before it read the question; its log says why
+            message = _nothing(child)
         finally:
             _end(child)
-        if "refused" in said:
-            raise ValueError(said["refused"])
-        if "fit" not in said:
+        # A refusal is a user's error and is raised as one; every other end is the compiler's.
+        if "refused" in message:
+            raise ValueError(message["refused"])
+        if "fit" not in message:
             raise _failure(target, child.returncode, log)
-        return Fit.from_json(said["fit"]), said["program"]
+        return Fit.from_json(message["fit"]), message["program"]
 
 
 def _listen(child: subprocess.Popen, target: str, time_limit: float) -> dict[str, Any]:
@@ -120,10 +124,10 @@ def _listen(child: subprocess.Popen, target: str, time_limit: float) -> dict[str
     try:
         for line in _lines(child.stdout, ends):
             if line is not None:
-                said = json.loads(line)
-                if "stage" not in said:
-                    return said
-                stage = said["stage"]
+                message = json.loads(line)
+                if "stage" not in message:
+                    return message
+                stage = message["stage"]
             progress.show(stage)
     except TimeoutError:
         raise TookTooLong(
@@ -147,6 +151,8 @@ def _lines(stream: BinaryIO, ends: float) -> Iterator[bytes | None]:
     """The lines of a pipe, and None at every tick without one; TimeoutError at the time `ends`."""
     pending = b""
     while True:
+        # The wait is cut to what is left, so that the limit holds to the second and not to the
+        # tick.
         wait = min(TICK, ends - time.monotonic())
         if wait <= 0:
             raise TimeoutError
@@ -156,14 +162,17 @@ def _lines(stream: BinaryIO, ends: float) -> Iterator[bytes | None]:
         more = os.read(stream.fileno(), 65536)
         if not more:
             return
-        *whole, pending = (pending + more).split(b"\n")
-        yield from whole
+        # A read may end in the middle of a line; what is behind the last newline waits for the
+        # rest.
+        *complete, pending = (pending + more).split(b"\n")
+        yield from complete
 
 
 def _end(child: subprocess.Popen) -> None:
     """Kills the child and its own children where they run; `child.returncode` is set after."""
     if child.poll() is None:
         with contextlib.suppress(ProcessLookupError):
+            # The whole group: a compiler may have started processes of its own.
             os.killpg(child.pid, signal.SIGKILL)
     child.wait()
     child.stdout.close()
@@ -175,7 +184,10 @@ def _failure(target: str, code: int, log: BinaryIO) -> CompilerFailed:
     """The error of a child that gave no answer, in one line. Its log is kept in a file that the
     line names."""
     log.seek(0)
+    # C++ code may print bytes that are no UTF-8.
     text = log.read().decode(errors="replace")
+    # At the time limit an exception is raised before this is reached, so the signal is most likely
+    # the kernel's, which ends a process where memory runs out.
     if code == -signal.SIGKILL:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         return CompilerFailed(
@@ -192,8 +204,9 @@ def _failure(target: str, code: int, log: BinaryIO) -> CompilerFailed:
 
 def _last_words(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if _FATAL.match(line)]
-    return printable((telling or lines or ["it said nothing"])[-1])[:500]
+    # The last line alone may be a frame of a stack trace.
+    fatal = [line for line in lines if _FATAL.match(line)]
+    return printable((fatal or lines or ["it said nothing"])[-1])[:500]
 
 
 def _kept(target: str, text: str) -> str:
@@ -214,8 +227,9 @@ def _environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     # A program that comes from JAX's own cache has no memory analysis.
     mine = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": path}
-    kept = {name: value for name, value in os.environ.items() if name not in cache.SETTINGS}
-    return {**kept, **cache.settings(), **mine}
+    # Exactly the settings that the cache's key has, so that an answer belongs to its key.
+    inherited = {name: value for name, value in os.environ.items() if name not in cache.SETTINGS}
+    return {**inherited, **cache.settings(), **mine}
 
 
 def main() -> None:
@@ -228,17 +242,18 @@ def main() -> None:
     question = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
-    def say(**words: Any) -> None:
+    def _say(**words: Any) -> None:
         print(json.dumps(words), file=out, flush=True)
 
     try:
-        fit, key = _measure(question, lambda stage: say(stage=stage))
-        say(fit=fit.to_json(), program=key)
+        fit, key = _measure(question, lambda stage: _say(stage=stage))
+        _say(fit=fit.to_json(), program=key)
     except ValueError as error:
-        say(refused=" ".join(str(error).split()))
+        _say(refused=" ".join(str(error).split()))
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
+        # No cleanup: a compiler that has crashed may hang in its own destructors.
         os._exit(1)
     os._exit(0)  # the compilers' own threads and destructors have no more to say
 
@@ -248,18 +263,23 @@ def _measure(question: dict[str, Any], tell: Callable[[str], None]) -> tuple[Fit
     text."""
     target, step, keys = question["target"], question["step"], []
 
-    def recall(text: str) -> Fit | None:
+    def _recall(text: str) -> Fit | None:
         keys.append(cache.program(text, target, step))
         return cache.recall(keys[0])
 
     fit = measure(
-        from_json(question["experiment"]), parse_target(target), step=step, tell=tell, recall=recall
+        from_json(question["experiment"]),
+        parse_target(target),
+        step=step,
+        tell=tell,
+        recall=_recall,
     )
     return fit, keys[0]
 
 
 def _end_with_the_parent() -> None:
     """Ends the process when its standard input closes, however the parent ended."""
+    # Reading blocks until the pipe closes, which also happens when the parent is killed.
     while os.read(0, 1):
         pass
     os._exit(1)

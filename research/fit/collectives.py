@@ -75,14 +75,15 @@ def collectives(module: Module) -> list[Collective]:
         # on.
         if not carried_on(computation, one):
             found.append(_measure(module, computation, one, within, times))
+    # A collective over groups of one device moves nothing; compilers leave such behind.
     return [one for one in found if one.wire_bytes]
 
 
 def collective_bytes(found: Iterable[Collective]) -> dict[str, int]:
     """Operand bytes of a step by kind."""
     total: dict[str, int] = defaultdict(int)
-    for one in found:
-        total[one.kind] += one.operand_bytes * one.times
+    for collective in found:
+        total[collective.kind] += collective.operand_bytes * collective.times
     return dict(total)
 
 
@@ -90,52 +91,56 @@ def _all(module: Module) -> Iterator[tuple[Computation, Instruction, str, int]]:
     """Every collective: its computation, its instruction, the origin of the fusion that calls the
     computation, and how often it runs."""
 
-    def inside(
+    def _inside(
         computation: Computation, within: str, times: int
     ) -> Iterator[tuple[Computation, Instruction, str, int]]:
-        for one in computation.instructions.values():
-            if _kind(one):
-                yield computation, one, within, times
-            elif one.opcode == "fusion":
-                for called in one.calls:
-                    yield from inside(
-                        module.computations[called], _origin(computation, one) or within, times
+        for op in computation.instructions.values():
+            if _kind(op):
+                yield computation, op, within, times
+            elif op.opcode == "fusion":
+                for called in op.calls:
+                    yield from _inside(
+                        module.computations[called], _origin(computation, op) or within, times
                     )
 
     for name, times in module.executions.items():
-        yield from inside(module.computations[name], "", times)
+        yield from _inside(module.computations[name], "", times)
 
 
-def _kind(one: Instruction) -> str | None:
+def _kind(op: Instruction) -> str | None:
     """The kind of collective that an instruction is or begins; None for any other, also for what
     ends a collective."""
-    if one.opcode == "send":
-        said = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.attributes)
-        return said and {"ONE_TO_ONE": "collective-permute"}.get(
-            said[1], said[1].lower().replace("_", "-")
+    if op.opcode == "send":
+        transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', op.attributes)
+        # The compiler's names are those of the kinds in upper case with underscores, but for this
+        # one.
+        return transfer and {"ONE_TO_ONE": "collective-permute"}.get(
+            transfer[1], transfer[1].lower().replace("_", "-")
         )
-    return _KINDS.get(one.opcode.removesuffix("-start"))
+    return _KINDS.get(op.opcode.removesuffix("-start"))
 
 
-def carried_on(computation: Computation, one: Instruction) -> bool:
+def carried_on(computation: Computation, op: Instruction) -> bool:
     """Whether an instruction of a fusion repeats or ends a collective that an earlier fusion has
     begun."""
-    if '"AsyncCollectiveDone"' in one.attributes:
+    if '"AsyncCollectiveDone"' in op.attributes:
         return True
-    return "chain_id=" in one.attributes and not any(
+    return "chain_id=" in op.attributes and not any(
         '"AsyncCollectiveStart"' in other.attributes for other in computation.instructions.values()
     )
 
 
 def _measure(
-    module: Module, computation: Computation, one: Instruction, within: str, times: int
+    module: Module, computation: Computation, op: Instruction, within: str, times: int
 ) -> Collective:
     """The collective that an instruction is; `within` is the origin of the fusion around it."""
-    kind = _kind(one)
-    operand = sum(taken.nbytes for taken in computation.operands(one))
-    groups = parse_groups(one.attributes, module.devices)
+    kind = _kind(op)
+    operand = sum(source.nbytes for source in computation.operands(op))
+    groups = parse_groups(op.attributes, module.devices)
+    # A permute in which every device only sends to itself has no groups left.
     n = max((len(set(group)) for group in groups), default=1)
-    if kind == "all-reduce" and _is_sliced(computation, one, n):
+    # On a TPU this is how a reduce-scatter is printed, see the top of this file.
+    if kind == "all-reduce" and _is_sliced(computation, op, n):
         kind = "reduce-scatter"
     share = {
         "all-gather": n - 1,
@@ -143,13 +148,14 @@ def _measure(
         "collective-permute": float(n > 1),
     }.get(kind, (n - 1) / n)
     return Collective(
-        kind, operand, round(share * operand), times, groups, _origin(computation, one) or within
+        kind, operand, round(share * operand), times, groups, _origin(computation, op) or within
     )
 
 
-def _is_sliced(computation: Computation, one: Instruction, n: int) -> bool:
+def _is_sliced(computation: Computation, op: Instruction, n: int) -> bool:
     """Whether a fusion uses one of n slices of a result and nothing else of it."""
-    slices, waiting = [], [one]
+    # Follow the result through what only renames it, until something else uses it.
+    slices, waiting = [], [op]
     while waiting:
         for user in computation.users[waiting.pop().name]:
             if user.opcode in ("bitcast", "get-tuple-element"):
@@ -158,10 +164,11 @@ def _is_sliced(computation: Computation, one: Instruction, n: int) -> bool:
                 slices.append(user)
     if not slices or any(user.opcode != "dynamic-slice" for user in slices):
         return False
-    return one is not computation.root and sum(user.nbytes for user in slices) * n == one.nbytes
+    # The slices must make up one n-th of the result, which is what each device keeps.
+    return op is not computation.root and sum(user.nbytes for user in slices) * n == op.nbytes
 
 
-def _origin(computation: Computation, one: Instruction) -> str:
+def _origin(computation: Computation, op: Instruction) -> str:
     """The place in the traced program that an instruction comes from.
 
     The compiler gives none to instructions of its own making; they have the origin of an operand,
@@ -169,13 +176,14 @@ def _origin(computation: Computation, one: Instruction) -> str:
     """
     # What passes through these comes from another place.
     elsewhere = ("constant", "parameter", "tuple", "while")
-    for follow in (computation.operands, lambda taken: computation.users[taken.name]):
-        at = one
+    for follow in (computation.operands, lambda instruction: computation.users[instruction.name]):
+        current = op
+        # The limit keeps the walk near: an origin far away is that of other work.
         for _ in range(6):
-            if at.op_name:
-                return at.op_name
-            near = [other for other in follow(at) if other.opcode not in elsewhere]
-            if not near:
+            if current.op_name:
+                return current.op_name
+            neighbours = [other for other in follow(current) if other.opcode not in elsewhere]
+            if not neighbours:
                 break
-            at = near[0]
+            current = neighbours[0]
     return ""

@@ -48,19 +48,21 @@ def plan(experiment: Experiment, target: Target) -> Program:
 def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch's shapes, types and shardings."""
     length = program.objective.window_length(program.experiment.data.sequence_length)
-    # A window of any kind of data: packed texts and conversations, or the fields of records.
+    # A window of any kind of data: packed texts and conversations, or the fields of records. The
+    # objective reads the fields it needs and ignores the rest.
     names = ["tokens", "segments", "positions", "assistant"]
     for field in LAYOUTS[program.objective.reads].fields:
         names += [field, f"{field}_segments", f"{field}_positions"]
     window = {name: np.ones(length, np.int32) for name in names}
     window["label"] = np.zeros(1, np.int32)
+    # The objective itself makes an example, so shapes and types here are those of training.
     example = program.objective.example(window, np.random.default_rng(0))
-    placed = {}
+    fields = {}
     for name, row in example.items():
         shape = (program.batch_size, *row.shape)
-        where = batch_sharding(shape, program.mesh, program.rules)
-        placed[name] = jax.ShapeDtypeStruct(shape, row.dtype, sharding=where)
-    return placed
+        sharding = batch_sharding(shape, program.mesh, program.rules)
+        fields[name] = jax.ShapeDtypeStruct(shape, row.dtype, sharding=sharding)
+    return fields
 
 
 def objective_without_data(experiment: Experiment) -> Objective:

@@ -71,7 +71,7 @@ class Decode:
     def traced(self) -> jax.stages.Traced:
         """Generation's own jitted function, traced."""
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        given = (
+        arguments = (
             jax.ShapeDtypeStruct(
                 (self.tokens,), np.bool_, sharding=everywhere
             ),  # which rows are open
@@ -80,7 +80,7 @@ class Decode:
         )
         with jax.set_mesh(self.mesh):
             return advance.trace(
-                self.params, self.state, *given, model=self.model, sampling=SamplingConfig()
+                self.params, self.state, *arguments, model=self.model, sampling=SamplingConfig()
             )
 
     @property
@@ -113,11 +113,14 @@ def plan_decode(experiment: Experiment, target: Target) -> Decode:
     # Generation unrolls and gathers as it likes, whatever trains the model.
     model = Model(e.model, e.precision, Execution(), rules)
     trainable, frozen = split_specs(model.specs(), e.model, e.tune, e.lora, e.quantize)
+    # Adapters stay attached: merging would round them into a quantized base.
     params = attach(abstract(frozen, dtype, mesh, rules), abstract(trainable, dtype, mesh, rules))
     rows, length = e.data.global_batch(mesh.size), e.data.sequence_length
     with jax.set_mesh(mesh):
+        # Only shapes are computed: a 405B model is planned on a laptop.
         prepared = _placed(jax.eval_shape(partial(_prepared, model), params), mesh)
         state = jax.eval_shape(partial(_started, model, rows, length), params)
+        # Layers that are laid out one by one want a cache that is split the same way.
         if isinstance(prepared["layers"], tuple):
             state = replace(state, cache=jax.eval_shape(StackedCache.layered, state.cache))
     return Decode(model, mesh, prepared, _placed(state, mesh), length)
@@ -131,6 +134,7 @@ def _prepared(model: Model, params: Tree) -> Tree:
 
 def _started(model: Model, rows: int, length: int, params: Tree) -> DecodeState:
     """The state of so many texts before anything is read; an encoder's are as long."""
+    # A full cache is the worst case: attention of the token reads all of it.
     lengths_B = jnp.full((rows,), length, jnp.int32)
     source_BS = (
         jnp.zeros((rows, length), jnp.int32) if model.config.kind == "encoder_decoder" else None
@@ -155,8 +159,8 @@ def _placed(shapes: Tree, mesh: Mesh) -> Tree:
     """Traced shapes with their shardings on the mesh's own devices."""
 
     # Under a mesh eval_shape gives abstract meshes; a compile wants the devices.
-    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    def _place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         spec = PartitionSpec() if x.sharding is None else x.sharding.spec
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
-    return jax.tree.map(place, shapes)
+    return jax.tree.map(_place, shapes)

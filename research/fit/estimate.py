@@ -66,7 +66,10 @@ class Estimate:
 
 
 def estimate(experiment: Experiment, target: Target, weights: Weights | None = None) -> Estimate:
-    """Of a train step. ValueError for a mesh or a batch that does not fit the target's devices."""
+    """The estimate of a train step. `weights`, as `weigh` gives them, saves weighing again.
+
+    ValueError for a mesh or a batch that does not fit the target's devices.
+    """
     e, c = experiment, experiment.model
     w = weigh(e, target) if weights is None else weights
     rows, length = e.data.global_batch(target.count), e.data.sequence_length
@@ -74,6 +77,7 @@ def estimate(experiment: Experiment, target: Target, weights: Weights | None = N
     gradient = e.precision.accumulate_dtype.itemsize
     # Bytes of one element a token that every layer keeps.
     per_element = e.precision.compute_dtype.itemsize * tokens * (c.layers + c.encoder_layers)
+    # A CPU's memory is the host's, so nothing is offloaded there.
     offloads = e.execution.remat == "offload" and target.platform != "cpu"
     compute, network = _seconds(e, target, w)
     return Estimate(
@@ -92,6 +96,7 @@ def estimate(experiment: Experiment, target: Target, weights: Weights | None = N
 def _device_tokens(e: Experiment, rows: int, w: Weights) -> int:
     """Tokens of a device that go through the layers at once: its part of a micro-batch."""
     split = math.prod(w.sizes[name] for name in w.batch_axes)
+    # Each device takes whole rows of each micro-batch.
     if rows % (split * e.train.accumulate):
         raise ValueError(f"a batch of {rows} is no multiple of {split} x {e.train.accumulate}")
     tokens = rows // split // e.train.accumulate * e.data.sequence_length
@@ -102,7 +107,10 @@ def _layer_bytes(e: Experiment, target: Target, w: Weights, tokens: int) -> floa
     """One layer at work, in its backward pass."""
     c, tensor = e.model, w.sizes["tensor"]
     itemsize, gradient = e.precision.compute_dtype.itemsize, e.precision.accumulate_dtype.itemsize
+    # `feed_tokens` runs the feed-forward over so many tokens at a time.
     fed = min(tokens, e.execution.feed_tokens or tokens)
+    # A head that is wider or narrower than the model's share of it makes the attention's arrays as
+    # wide as all heads together.
     width = max(_stored(c.d_model, target), c.heads * _stored(c.head_size, target) / tensor)
     activations = itemsize * (
         HIDDEN_ARRAYS * fed * _hidden(c) / tensor + STATE_ARRAYS * tokens * width
@@ -147,6 +155,7 @@ def _kept(c: ModelConfig, remat: str, w: Weights, target: Target) -> float:
     if remat == "offload":
         return 0.0
     width, tensor = _stored(c.d_model, target), w.sizes["tensor"]
+    # Only the input of each layer is kept.
     if remat == "full":
         return width
     # Queries, keys, values and what attention gives; then the products into the hidden width.
@@ -176,5 +185,6 @@ def _seconds(e: Experiment, target: Target, w: Weights) -> tuple[float | None, f
     )
     # A forward, a backward for the activations, one for the weights if any are trained, and the
     # part of the forward that is computed again.
+    # One pass is one forward's worth of products.
     passes = (3 if w.whole_model else 2) + RECOMPUTED[e.execution.remat]
     return passes * forward / peak, w.received / target.network.inside

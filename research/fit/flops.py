@@ -99,14 +99,18 @@ def _equation(eqn: Any, scopes: str, devices: int) -> Counter:
     if name == "pallas_call":
         return _kernel(eqn, scopes, devices)
     counts = [_count(body, scopes, devices) for body in _bodies(eqn)]
+    # An upper bound: which branch runs depends on the data.
     if name == "cond":
         return max(counts, key=Counter.total)
+    # A loop without products, such as a search for a threshold, costs nothing here however long it
+    # is.
     if name == "while" and any(counts):
         raise ValueError(
             f"a while loop at {scopes!r} has products and its iterations are only known when it "
             "runs; make it a lax.scan or a lax.fori_loop between plain numbers, or give the kernel "
             "that has it a cost_estimate"
         )
+    # Calls, rematerialised blocks and custom derivatives run their body once.
     return _times(sum(counts, Counter()), eqn.params["length"] if name == "scan" else 1)
 
 
@@ -115,26 +119,27 @@ def _kernel(eqn: Any, scopes: str, devices: int) -> Counter:
     pairs of queries and keys that their masks leave; else its body for each step of its grid."""
     name, shares, cost = eqn.params["name"] or "", share.shares(scopes), eqn.params["cost_estimate"]
     floats = [v for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
-    known = next((kernel for kernel in _ATTENTION if name.startswith(kernel)), None)
+    # The rest of a name says more of the case, such as whether rows have segments.
+    attention = next((kernel for kernel in _ATTENTION if name.startswith(kernel)), None)
     mapping = eqn.params["grid_mapping"]
     if cost is not None:
         # A kernel for rows in groups tells the cost of all rows, and ends its grid with the last
         # group.
         rows = shares.get("ragged", 1.0) if mapping.num_dynamic_grid_bounds else 1.0
         return Counter({_widest(floats[:1]): cost.flops * rows * _copies(eqn, devices)})
-    if known is not None and shares:
+    if attention is not None and shares:
         # One kernel that makes all three gradients shares the scores and the probabilities'
         # gradient.
-        fused = known == "splash_mha_dkv" and "dq" not in shares
+        fused = attention == "splash_mha_dkv" and "dq" not in shares
         q, k = (v.aval.shape for v in floats[:2])
         # Triton's tiles have powers of two; splash has heads before time, [..., K, S, H], and flash
         # behind it.
-        if known.startswith("splash"):
+        if attention.startswith("splash"):
             head, keys = q[-1], k[-2]
         else:
             head, keys = 1 << (q[-1] - 1).bit_length(), k[-3]
-        pairs = math.prod(q[:-1]) * keys * shares[known.rpartition("_")[2]]
-        flops = 2 * (_ATTENTION[known] + fused) * head * pairs * _copies(eqn, devices)
+        pairs = math.prod(q[:-1]) * keys * shares[attention.rpartition("_")[2]]
+        flops = 2 * (_ATTENTION[attention] + fused) * head * pairs * _copies(eqn, devices)
         return Counter({_widest(floats[:1]): flops})
     if mapping.num_dynamic_grid_bounds:
         raise ValueError(
@@ -147,6 +152,8 @@ def _kernel(eqn: Any, scopes: str, devices: int) -> Counter:
 
 
 def _dot(eqn: Any, scopes: str) -> float:
+    # Each element of the result is a sum over the contracted axes: a product and an addition a
+    # term.
     (contracted, _), _ = eqn.params["dimension_numbers"]
     return 2.0 * math.prod(eqn.outvars[0].aval.shape) * _size(eqn.invars[0], contracted)
 
@@ -171,6 +178,8 @@ def _ragged_dot(eqn: Any, scopes: str) -> float:
 
 
 def _convolution(eqn: Any, scopes: str) -> float:
+    # Each element of the result sums over a window and over the input's features, which is the
+    # kernel without its output features.
     kernel = eqn.invars[1].aval.shape
     features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
     return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / features
@@ -191,6 +200,7 @@ def _copies(eqn: Any, devices: int) -> float:
     mesh = avals[0].sharding.mesh
     if mesh.empty:
         return 1  # one device, or the count of a kernel's body
+    # An axis that no operand and no result is split over has every device do the same work.
     named = {name for aval in avals for entry in aval.sharding.spec for name in mesh_axes(entry)}
     # What the compiler spreads by itself it is taken to spread over all that it may.
     kinds = zip(mesh.axis_names, mesh.axis_types)

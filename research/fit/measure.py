@@ -34,17 +34,19 @@ def measure(
     """
     tell("tracing")
     subject = SUBJECTS[step](experiment, target)
+    # Counted before the compile, so that a program which is too large still has its FLOPs.
     executed = counts.executed(subject.jaxpr, target.count)
     tell("lowering")
     lowered = _lower(subject, target)
-    known = recall(lowered.as_text())
-    if known is not None:
-        return known
+    cached = recall(lowered.as_text())
+    if cached is not None:
+        return cached
     tell("compiling")
     dtype = experiment.precision.compute
     try:
         compiled = lowered.compile(target.compiler_options)
     except jax.errors.JaxRuntimeError as error:
+        # libtpu gives up a program larger than the chip, and its error says how large it is.
         needed = required_bytes(str(error))
         if needed is None:
             raise
@@ -78,12 +80,13 @@ def _read(
 ) -> Fit:
     """The Fit of a step that its compiler has made."""
     memory = compiled.memory_analysis()
+    # Donated arguments are results too (`alias`) and take their memory once.
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
     gradients = subject.device_bytes["params"] if subject.trains else 0
     # Decoding's loop ends where its data say, and a turn of it is a step.
     module = parse(compiled.as_text(), otherwise=None if subject.trains else 1)
-    found, moved = collectives(module), memory_bytes(module)
+    step_collectives, moved_bytes = collectives(module), memory_bytes(module)
     return _fit(
         subject,
         target,
@@ -93,9 +96,9 @@ def _read(
         # A compiler may have used up a gradient before the next is there.
         gradients=min(gradients, memory.temp_size_in_bytes),
         host_bytes=memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes,
-        collective_bytes=collective_bytes(found),
-        memory_bytes=moved,
-        roofline=roofline(target, executed, moved, found),
+        collective_bytes=collective_bytes(step_collectives),
+        memory_bytes=moved_bytes,
+        roofline=roofline(target, executed, moved_bytes, step_collectives),
     )
 
 

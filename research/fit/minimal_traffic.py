@@ -27,6 +27,8 @@ def least_bytes(program: Program) -> int:
     state, e = program.state, program.experiment
     compute, accumulate = e.precision.compute_dtype.itemsize, e.precision.accumulate_dtype.itemsize
     sizes = program.mesh.shape
+    # Copies of a parameter along these axes see different tokens, so their gradients must be
+    # summed.
     data = [name for name in program.rules["batch"] + program.rules["length"] if sizes[name] > 1]
     total = sum(
         PASSES * _gather(leaf, sizes, compute)
@@ -42,6 +44,7 @@ def _gather(leaf: jax.ShapeDtypeStruct, sizes: Mapping[str, int], itemsize: int)
     """Bytes of the shard that goes into the all-gather of a parameter; 0 where no storage axis
     splits it."""
     names = _split(leaf)
+    # Axes of computation split the product itself: nothing of such a weight is gathered.
     stored = math.prod(sizes[name] for name in names if AXES[name] != COMPUTE)
     if stored == 1:
         return 0
@@ -57,12 +60,14 @@ def _reduce(
     and then into the all-reduce of its shard over the other axes that split the batch."""
     names = _split(leaf)
     stored = [name for name in names if AXES[name] != COMPUTE]
-    kept = math.prod(sizes[name] for name in names)
+    split = math.prod(sizes[name] for name in names)
     computing = math.prod(sizes[name] for name in names if AXES[name] == COMPUTE)
+    # A gradient is as large as the gathered weight before it is scattered.
     gathered = itemsize * leaf.size / computing
     scattered = gathered if any(sizes[name] > 1 for name in stored) else 0
+    # What is scattered over an axis is already summed over it.
     copies = [name for name in data if name not in names]
-    return scattered + (itemsize * leaf.size / kept if copies else 0)
+    return scattered + (itemsize * leaf.size / split if copies else 0)
 
 
 def _activations(program: Program, itemsize: int) -> Iterator[float]:
@@ -70,6 +75,8 @@ def _activations(program: Program, itemsize: int) -> Iterator[float]:
     one kind of collective."""
     c, sizes = program.experiment.model, program.mesh.shape
     tensor, context, expert = sizes["tensor"], sizes["context"], sizes["expert"]
+    # Blocks of a layer: attention and feed-forward, and in a decoder with an encoder the attention
+    # to it.
     stacks = [(c.layers, "inputs", 3 if c.kind == "encoder_decoder" else 2)]
     stacks += [(c.encoder_layers, "encoder_inputs", 2)] if c.kind == "encoder_decoder" else []
     batch = abstract_batch(program)
@@ -80,6 +87,7 @@ def _activations(program: Program, itemsize: int) -> Iterator[float]:
         if tensor > 1:
             yield layers * blocks * tokens * c.d_model * itemsize * (1 / tensor + 1)
         if context > 1:
+            # Key heads that the tensor axis does not divide are whole on each of its devices.
             heads = c.kv_heads / (tensor if c.kv_heads % tensor == 0 else 1)
             keys_values = 2 * tokens * heads * c.head_size * itemsize
             # The forward pass gathers shards, the backward pass scatters gradients of all: half of

@@ -19,8 +19,9 @@ _REQUIRED = re.compile(
 def required_bytes(message: str) -> int | None:
     """Bytes of a device that the program would take, of a compiler's RESOURCE_EXHAUSTED; None for
     any other error."""
-    found = _REQUIRED.search(message) if "RESOURCE_EXHAUSTED" in message else None
-    if found is None:
+    match = _REQUIRED.search(message) if "RESOURCE_EXHAUSTED" in message else None
+    if match is None:
         return None
-    size, unit = found[1] or found[3], (found[2] or found[4] or "").upper()
+    # One pair of groups for each of the two messages.
+    size, unit = match[1] or match[3], (match[2] or match[4] or "").upper()
     return round(float(size) * _UNITS[unit])

@@ -17,32 +17,37 @@ PARTS = {  # of a device's memory, by their names in a fit's JSON
 }  # fmt: skip
 COLOURS_OF_PARTS, OVER = (COLOURS[0], COLOURS[5], COLOURS[3], COLOURS[2], COLOURS[1]), COLOURS[4]
 BOLD = ' style="font-weight:700"'
-WIDTH, ROW, BAR = 1080, 60, 22  # pixels
+WIDTH, NARROW = 1080, 440  # pixels of the memory picture, on a desk and on a telephone
+ROW, BAR = 60, 22  # pixels
+LETTER = 6.5  # pixels, a little more than a letter is wide: SVG cannot wrap or measure text
 MOST_LINES = 16  # of a grid: more cannot be told apart, the label has the number
 
 
-def memory_svg(fits: Sequence[Mapping]) -> str:
+def memory_svg(fits: Sequence[Mapping], width: int = WIDTH) -> str:
     """A stacked bar for each target's device on one scale of GiB, over a track as long as its
     capacity; what is over the capacity is outlined. The parts and their sizes appear under the
-    mouse."""
+    mouse. Letters have the size of the page's where it is shown `width` pixels wide."""
+    # One byte at least, so that the scale of an empty step is not infinite.
     longest = max([1, *(size for fit in fits for size in _sizes(fit))])
-    top, foot = 26, 30  # room for the legend and for the ticks' numbers
+    legend = _legend(width)
+    top, foot = 8 + 18 * len(legend), 30  # room for the legend and for the ticks' numbers
     floor = top + ROW * len(fits)
-    parts = [_head(WIDTH, floor + foot, "memory of a device"), STYLE, _legend()]
-    for tick in linear_ticks(0, longest / GIB, 8):
-        x = round(tick * GIB / longest * WIDTH, 1)
-        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{floor}"/>')
-        where = f'x="{x}" y="{floor + 18}" text-anchor="{_anchor(x)}"'
+    shapes = [_head(width, floor + foot, "memory of a device"), STYLE, *legend]
+    for tick in linear_ticks(0, longest / GIB, max(3, width // 135)):
+        x = round(tick * GIB / longest * width, 1)
+        shapes.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{floor}"/>')
+        place = f'x="{x}" y="{floor + 18}" text-anchor="{_anchor(x, width)}"'
         unit = " GiB" if tick == 0 else ""
-        parts.append(f'<text class="soft" {where}>{tick_text(tick)}{unit}</text>')
+        shapes.append(f'<text class="soft" {place}>{tick_text(tick)}{unit}</text>')
     for index, fit in enumerate(fits):
-        parts += _memory_bar(fit, top + index * ROW + 6, WIDTH / longest)
-    return "".join([*parts, "</svg>"])
+        shapes += _memory_bar(fit, top + index * ROW + 6, width / longest, width)
+    return "".join([*shapes, "</svg>"])
 
 
 def mesh_svg(mesh: Mapping[str, int], rules: AxisRules) -> str:
     """The mesh, a parameter and a batch, each cut as the rules map its logical axes to the mesh;
     the part that one device holds is filled."""
+    # The innermost axis runs across, all others down: a picture has two directions.
     used = [name for name, size in mesh.items() if size > 1]
     panels = [
         ("the mesh", used[:-1] or used, used[1:][-1:]),
@@ -55,22 +60,24 @@ def mesh_svg(mesh: Mapping[str, int], rules: AxisRules) -> str:
 
 def roofline_svg(seconds: Mapping[str, float | None], bound: str | None) -> str:
     """A bar of seconds for each resource on its own, the binding one filled."""
-    known = {name: time for name, time in seconds.items() if time is not None}
-    longest = max([*known.values(), 1e-12])
-    parts = [_head(540, 34 * len(known) + 8, "seconds of each resource"), STYLE]
-    for row, (name, time) in enumerate(known.items()):
+    seconds_by_name = {name: time for name, time in seconds.items() if time is not None}
+    # Steps that take no time at all still get bars.
+    longest = max([*seconds_by_name.values(), 1e-12])
+    shapes = [_head(540, 34 * len(seconds_by_name) + 8, "seconds of each resource"), STYLE]
+    for row, (name, time) in enumerate(seconds_by_name.items()):
         y, binds = 8 + 34 * row, name == bound
         width = max(1.0, round(300 * time / longest, 1))
         look = f'fill="{COLOURS[1]}"' if binds else f'fill="{COLOURS[0]}" fill-opacity=".35"'
         words = f"{short_seconds(time)}{', binds' if binds else ''}"
-        parts.append(f'<text x="84" y="{y + 16}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<rect x="94" y="{y}" width="{width}" height="{BAR}" rx="2" {look}/>')
-        parts.append(f'<text x="{100 + width}" y="{y + 16}"{BOLD if binds else ""}>{words}</text>')
-    return "".join([*parts, "</svg>"])
+        shapes.append(f'<text x="84" y="{y + 16}" text-anchor="end">{escape(name)}</text>')
+        shapes.append(f'<rect x="94" y="{y}" width="{width}" height="{BAR}" rx="2" {look}/>')
+        shapes.append(f'<text x="{100 + width}" y="{y + 16}"{BOLD if binds else ""}>{words}</text>')
+    return "".join([*shapes, "</svg>"])
 
 
 def short_seconds(seconds: float) -> str:
     """Three digits in the unit that suits: 1.25 s, 310 ms, 42 µs."""
+    # The thresholds are where three digits would round up: 99.95 shows as 100, 0.9995 as 1.
     for size, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if seconds >= size * 99.95:
             return f"{seconds / size:,.0f} {unit}"
@@ -79,30 +86,31 @@ def short_seconds(seconds: float) -> str:
     return f"{seconds / 1e-6:.2g} µs"
 
 
-def _memory_bar(fit: Mapping, y: int, scale: float) -> list[str]:
+def _memory_bar(fit: Mapping, y: int, scale: float, width: int) -> list[str]:
     """The row of a target: its name and verdict, and the bar below them. `scale` is pixels a
     byte."""
     capacity, end = fit["device_bytes"]["capacity"], fit["device_bytes"]["total"] * scale
-    parts = [_verdict_line(fit, y + 11)]
+    shapes = [_verdict_line(fit, y + 11, width)]
     y += 18
+    # Without a capacity there is no track to compare with, as on a CPU.
     if not capacity:
-        return parts + _stacked(fit, y, scale)
-    at = capacity * scale
-    track = f'x="0" y="{y}" width="{at:.1f}" height="{BAR}"'
-    parts.append(f'<rect {track} fill="currentColor" fill-opacity=".09"/>')
-    parts += _stacked(fit, y, scale)
-    if end > at:
-        over = f'x="{at:.1f}" y="{y - 1}" width="{end - at:.1f}" height="{BAR + 2}"'
-        parts.append(f'<rect {over} fill="none" stroke="{OVER}" stroke-width="2"/>')
-    mark = f'x1="{at:.1f}" x2="{at:.1f}" y1="{y - 4}" y2="{y + BAR + 4}"'
-    parts.append(
+        return shapes + _stacked(fit, y, scale)
+    capacity_x = capacity * scale
+    track = f'x="0" y="{y}" width="{capacity_x:.1f}" height="{BAR}"'
+    shapes.append(f'<rect {track} fill="currentColor" fill-opacity=".09"/>')
+    shapes += _stacked(fit, y, scale)
+    if end > capacity_x:
+        over = f'x="{capacity_x:.1f}" y="{y - 1}" width="{end - capacity_x:.1f}" height="{BAR + 2}"'
+        shapes.append(f'<rect {over} fill="none" stroke="{OVER}" stroke-width="2"/>')
+    mark = f'x1="{capacity_x:.1f}" x2="{capacity_x:.1f}" y1="{y - 4}" y2="{y + BAR + 4}"'
+    shapes.append(
         f'<line {mark} stroke="currentColor" stroke-width="2">'
         f"<title>capacity: {capacity / GIB:.2f} GiB</title></line>"
     )
-    return parts
+    return shapes
 
 
-def _verdict_line(fit: Mapping, y: int) -> str:
+def _verdict_line(fit: Mapping, y: int, width: int) -> str:
     size, capacity = fit["device_bytes"]["total"], fit["device_bytes"]["capacity"]
     of = f" of {capacity / GIB:.2f}" if capacity else ""
     verdict, colour = "fits", COLOURS[2]
@@ -110,7 +118,7 @@ def _verdict_line(fit: Mapping, y: int) -> str:
         verdict, colour = f"does not fit: {(size - capacity) / GIB:.2f} GiB over", OVER
     return (
         f'<text x="0" y="{y}"{BOLD}>{escape(fit["target"])}</text>'
-        f'<text x="{WIDTH}" y="{y}" text-anchor="end">{size / GIB:.2f}{of} GiB, '
+        f'<text x="{width}" y="{y}" text-anchor="end">{size / GIB:.2f}{of} GiB, '
         f'<tspan style="font-weight:700;fill:{colour}">{verdict}</tspan></text>'
     )
 
@@ -133,24 +141,33 @@ def _stacked(fit: Mapping, y: int, scale: float) -> list[str]:
     return drawn
 
 
-def _anchor(x: float) -> str:
+def _anchor(x: float, width: int) -> str:
     """Where a tick's text is held, so that it stays inside the picture at either end."""
     if x < 20:
         return "start"
-    return "end" if x > WIDTH - 20 else "middle"
+    return "end" if x > width - 20 else "middle"
 
 
 def _sizes(fit: Mapping) -> tuple[int, int]:
     return fit["device_bytes"]["total"], fit["device_bytes"]["capacity"] or 0
 
 
-def _legend() -> str:
-    entries = []
-    for place, (colour, title) in enumerate(zip(COLOURS_OF_PARTS, PARTS.values())):
-        square = f'<tspan dx="{14 if place else 0}" style="fill:{colour}">■</tspan>'
-        entries.append(f'{square}<tspan dx="4">{escape(title)}</tspan>')
-    capacity = '<tspan dx="14">❘</tspan><tspan dx="4">capacity</tspan>'
-    return f'<text x="0" y="14">{"".join(entries)}{capacity}</text>'
+def _legend(width: int) -> list[str]:
+    """The names of the parts beside their colours, in as many lines of text as they need."""
+    lines: list[str] = []
+    used = float(width)
+    marks = [*zip(COLOURS_OF_PARTS, "■" * len(PARTS), PARTS.values()), ("", "❘", "capacity")]
+    for colour, mark, title in marks:
+        room = 32 + LETTER * len(title)
+        # The first entry begins a line too.
+        if used + room > width:
+            lines.append("")
+            used = 0.0
+        look = f' style="fill:{colour}"' if colour else ""
+        shift = ' dx="14"' if used else ""
+        lines[-1] += f'<tspan{shift}{look}>{mark}</tspan><tspan dx="4">{escape(title)}</tspan>'
+        used += room
+    return [f'<text x="0" y="{14 + 18 * row}">{line}</text>' for row, line in enumerate(lines)]
 
 
 def _panel(
@@ -166,6 +183,7 @@ def _panel(
     ):
         shown = min(count, MOST_LINES)
         lines += [line(step / shown) for step in range(1, shown)]
+    # The filled cell keeps to the drawn grid, even where that is coarser than the mesh.
     across_one, down_one = width / min(columns, MOST_LINES), height / min(rows, MOST_LINES)
     cell = f'width="{across_one:.1f}" height="{down_one:.1f}" fill="{COLOURS[0]}"'
     frame = f'width="{width}" height="{height}" fill="none" stroke="currentColor"'

@@ -33,9 +33,9 @@ class Fit:
     recompute_ratio   executed FLOPs over three forwards; None of decoding
     collective_bytes  operand bytes by kind of collective; `least_bytes` is what the sharding needs
     memory_bytes      read and written in the device's memory
-    chips             chips or cards, which `price_per_hour` is the price of one of
+    chips             chips or cards in all; `price_per_hour` is the price of one
 
-    A compiler gives up a program that is larger than the device; then all that is read from the
+    libtpu gives up a program that is larger than the device; then everything that is read from the
     compiled form is None.
     """
 
@@ -69,7 +69,7 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        """Whether a device has as much; a target without a known capacity always has."""
+        """Whether `total` is within the capacity; always true where no capacity is known."""
         return self.capacity is None or self.total <= self.capacity
 
     @property
@@ -97,6 +97,7 @@ class Fit:
         """In the unit of `price_per_hour`, which is that of one chip or card; at least."""
         if self.price_per_hour is None or self.tokens_per_second is None:
             return None
+        # Price of a second of all chips, times the seconds of 1e9 tokens.
         return self.price_per_hour * self.chips / 3600 * 1e9 / self.tokens_per_second
 
     def to_json(self) -> dict[str, Any]:

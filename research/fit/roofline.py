@@ -39,18 +39,22 @@ class Roofline:
 def roofline(
     target: Target, flops: Mapping[str, float], memory_bytes: float, found: Sequence[Collective]
 ) -> Roofline:
-    """Of a step with these FLOPs by type over all devices, bytes of a device's memory, and
-    collectives of a device."""
+    """The roofline of a step.
+
+    `flops` are by type, over all devices; `memory_bytes` are moved by one device, and `found` are
+    the collectives that it takes part in.
+    """
     chip = DEVICES.get(target.device_kind) if target.device_kind else None
     if chip is None:
         return Roofline(None, None, None)
+    # Products of different types run one after another on the same units.
     compute = sum(count / peak(chip.flops, dtype) for dtype, count in flops.items()) / target.count
     return Roofline(compute, memory_bytes / chip.memory_bandwidth, network_seconds(target, found))
 
 
 def peak_flops(target: Target, dtype: str) -> float | None:
-    """Of all devices together for products in a type; None where nothing is published, as of a
-    CPU."""
+    """FLOP/s of all devices together for products in a type; None where no peak is published, as
+    for a CPU."""
     chip = DEVICES.get(target.device_kind)
     return None if chip is None else target.count * peak(chip.flops, dtype)
 
@@ -62,6 +66,7 @@ def peak(peaks: Mapping[str, float], dtype: str) -> float:
     # XLA's default precision of float32 products: see jax.lax.Precision.
     if dtype == "float32":
         dtype = "tfloat32"
+    # Old cards multiply no bfloat16; XLA computes it there in float16's or float32's units.
     named = peaks.get("float8" if dtype.startswith("float8") else dtype)
     return named or peaks.get("bfloat16") or peaks["float16"]
 
@@ -73,16 +78,20 @@ def network_seconds(target: Target, found: Sequence[Collective]) -> float:
     # the two counts.
     inside = between = 0.0
     per_slice = target.count // target.slices
-    for one in found:
-        crosses = any(len({device // per_slice for device in group}) > 1 for group in one.groups)
+    for collective in found:
+        received = collective.wire_bytes * collective.times
+        # Devices are numbered slice by slice.
+        crosses = any(
+            len({device // per_slice for device in group}) > 1 for group in collective.groups
+        )
         if crosses:
-            between += one.wire_bytes * one.times / max(1, _members_inside(one, per_slice))
-        inside += one.wire_bytes * one.times
+            between += received / max(1, _members_inside(collective, per_slice))
+        inside += received
     return max(inside / target.network.inside, between / target.network.between if between else 0.0)
 
 
-def _members_inside(one: Collective, per_slice: int) -> int:
+def _members_inside(collective: Collective, per_slice: int) -> int:
     """Devices of a group in one slice: a hierarchical collective sends across slices only what one
     of them has not."""
-    group = one.groups[0]
+    group = collective.groups[0]
     return sum(1 for device in group if device // per_slice == group[0] // per_slice)

@@ -52,56 +52,64 @@ def search(
             "for the CPU give --capacity_gib"
         )
 
-    def ask(settings: Settings) -> Fit:
+    def _ask(settings: Settings) -> Fit:
         fit = answer(change(experiment, **settings), target.name, capacity_bytes=capacity, **terms)
         print(f"{flags(settings) or 'as it is'}: {verdict(fit)}", file=sys.stderr)
         return fit
 
-    compiled = [({}, ask({}))]
+    # The settings as given are always compiled: people want to see how far they are from the best.
+    compiled = [({}, _ask({}))]
     smallest = None
     if not compiled[0][1].fits:
-        smallest = smallest_change(experiment, target, capacity, ask)
+        smallest = smallest_change(experiment, target, capacity, _ask)
         compiled += [smallest] if smallest else []
-    promising = front(
-        [(s, e) for s, e in estimates(experiment, target) if e.total <= MARGIN * capacity],
-        _estimated,
-    )
-    for settings, _ in promising[:COMPILES]:
-        if settings not in [known for known, _ in compiled]:
-            compiled.append((settings, ask(settings)))
-    found = front([(settings, fit) for settings, fit in compiled if fit.fits], _measured)
+    # The front is sorted by estimated speed, and compiles are what takes time.
+    for settings in _promising(experiment, target, capacity)[:COMPILES]:
+        if settings not in [tried for tried, _ in compiled]:
+            compiled.append((settings, _ask(settings)))
+    best = front([(settings, fit) for settings, fit in compiled if fit.fits], _measured)
     if print_json:
-        rows = [{"flags": flags(settings), **fit.to_json()} for settings, fit in found]
-        answered = {
+        rows = [{"flags": flags(settings), **fit.to_json()} for settings, fit in best]
+        value = {
             "front": rows,
             "fits_as_given": compiled[0][1].fits,
             "smallest_change": flags(smallest[0]) if smallest else None,
         }
-        print(json.dumps(answered))
+        print(json.dumps(value))
     else:
-        print(_table(compiled[0][1], smallest, found))
-    return command.DONE if found else DOES_NOT_FIT
+        print(_table(compiled[0][1], smallest, best))
+    return command.DONE if best else DOES_NOT_FIT
 
 
 def estimates(experiment: Experiment, target: Target) -> Iterator[tuple[Settings, Estimate]]:
     """Every combination of settings that the experiment allows, with its estimate."""
     # Parameters depend on few of the settings, and weighing them takes longest.
     weights: dict[tuple, Weights] = {}
-    for heavy in itertools.product(
+    for costly in itertools.product(
         _meshes(experiment, target), _optimizers(experiment), _formats(experiment)
     ):
-        fixed = {name: value for settings in heavy for name, value in settings.items()}
-        for light in itertools.product(
+        fixed = {name: value for settings in costly for name, value in settings.items()}
+        for cheap in itertools.product(
             _batches(experiment), ({"execution__remat": remat} for remat in REMATS)
         ):
-            settings = _changed(experiment, {**fixed, **light[0], **light[1]})
+            settings = _changed(experiment, {**fixed, **cheap[0], **cheap[1]})
             try:
                 changed = change(experiment, **settings)
-                key = tuple(map(str, heavy))
+                key = tuple(map(str, costly))
                 weights[key] = weights.get(key) or weigh(changed, target)
                 yield settings, estimate(changed, target, weights[key])
             except ValueError:  # a batch that is no multiple, heads that do not split
                 continue
+
+
+def _promising(experiment: Experiment, target: Target, capacity: int) -> list[Settings]:
+    """Settings that no other beats by estimate and that may fit, the fastest first."""
+    possible = [
+        (settings, guess)
+        for settings, guess in estimates(experiment, target)
+        if guess.total <= MARGIN * capacity
+    ]
+    return [settings for settings, _ in front(possible, _estimated)]
 
 
 def smallest_change(
@@ -129,6 +137,7 @@ def changes(experiment: Experiment, target: Target) -> Iterator[tuple[Settings, 
     ]
     options += [{"train__accumulate": e.train.accumulate * times} for times in (2, 4, 8, 16)]
     options += [*_meshes(e, target), *_optimizers(e), *_formats(e)]
+    # A batch is given for all devices or for each, and is changed in the field that is set.
     rows = e.data.batch_size or e.data.batch_size_per_device
     options += [set_batch(e, rows // times) for times in (2, 4, 8) if rows % times == 0]
     options += [{"data__sequence_length": e.data.sequence_length // times} for times in (2, 4, 8)]
@@ -151,19 +160,21 @@ def front(
     for settings, row in sorted(
         rows, key=lambda one: (-measure(one[1])[0], measure(one[1])[1], len(one[0]))
     ):
+        # Rows come fastest first, so one that needs less memory than all before it is beaten by
+        # none.
         if measure(row)[1] < least:
             best.append((settings, row))
             least = measure(row)[1]
     return best
 
 
-def _estimated(one: Estimate) -> tuple[float, float]:
+def _estimated(guess: Estimate) -> tuple[float, float]:
     # A closed form cannot tell speeds apart that agree in two digits.
-    return float(f"{one.tokens_per_second or 0:.2g}"), one.total
+    return float(f"{guess.tokens_per_second or 0:.2g}"), guess.total
 
 
-def _measured(one: Fit) -> tuple[float, float]:
-    return one.tokens_per_second or 0.0, one.total
+def _measured(fit: Fit) -> tuple[float, float]:
+    return fit.tokens_per_second or 0.0, fit.total
 
 
 def _meshes(e: Experiment, target: Target) -> Iterator[Settings]:
@@ -177,6 +188,8 @@ def _meshes(e: Experiment, target: Target) -> Iterator[Settings]:
             continue
         split = {"expert": expert, "context": context, "tensor": tensor}
         rest = n // (tensor * expert * context)
+        # Data parallelism over slices sends a gradient a step between them; fsdp would send
+        # weights.
         for data in sorted({1, target.slices}):
             if rest % data == 0:
                 sizes = {"data": data, "fsdp": rest // data, **split}
@@ -207,6 +220,7 @@ def _formats(e: Experiment) -> Iterator[Settings]:
     """Formats of the frozen base: the experiment's, and ones of fewer bits."""
     # Other starts of the adapters, such as PiSSA, are made for the base in one given form.
     frozen = e.tune.method == "lora" and e.lora.start == "default"
+    # A dict keeps the order and drops a format that is there twice.
     for name in dict.fromkeys((e.quantize.format, *(("int8", "nf4") if frozen else ()))):
         yield {"quantize__format": name}
 
@@ -214,11 +228,12 @@ def _formats(e: Experiment) -> Iterator[Settings]:
 def _changed(e: Experiment, settings: Settings) -> Settings:
     """The settings without those that the experiment has already."""
 
-    def current(path: str) -> Any:
+    def _current(path: str) -> Any:
+        # A double underscore stands for the dot of a config's path: a keyword cannot have one.
         section, _, name = path.partition("__")
         return getattr(getattr(e, section), name) if name else getattr(e, section)
 
-    return {path: value for path, value in settings.items() if current(path) != value}
+    return {path: value for path, value in settings.items() if _current(path) != value}
 
 
 def _table(

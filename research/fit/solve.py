@@ -42,7 +42,9 @@ def variable(experiment: Experiment, what: str, devices: int) -> Variable:
     e = experiment
     if what == "context":
         shards = parse_mesh(e.mesh).get("context", 1)
+        # Learned positions end with their table; rotary and relative ones do not.
         most = e.model.max_length if e.model.position == "learned" else LARGEST
+        # Each device of a split context takes an equal, whole number of kernel tiles.
         step = min(KERNEL_STEP, most) * max(1, shards)
         return Variable(e.data.sequence_length, step, lambda n: {"data__sequence_length": n}, most)
     if what == "batch":
@@ -58,6 +60,7 @@ def variable(experiment: Experiment, what: str, devices: int) -> Variable:
                 f"config.tune.method={e.tune.method!r}; set it to 'lora'"
             )
         # Of a matrix [inputs, outputs] no rank is larger than the smaller side.
+        # The narrowest matrices of a layer are those of keys and values.
         widths = e.model.d_model, e.model.kv_heads * e.model.head_size
         return Variable(e.lora.rank, 1, lambda n: {"lora__rank": n}, min(widths))
     return Variable(e.model.layers, 1, lambda n: {"model__layers": n})
@@ -73,7 +76,7 @@ def solve(
     """
     sought = variable(experiment, what, target.count)
 
-    def ask(value: int) -> Fit:
+    def _ask(value: int) -> Fit:
         fit = answer(change(experiment, **sought.settings(value)), target.name, **terms)
         if fit.capacity is None:
             raise ValueError(
@@ -83,32 +86,52 @@ def solve(
         print(f"{what} {value:,}: {fit.total / GIB:.2f} GiB, {verdict}", file=sys.stderr)
         return fit
 
-    best, least_too_large = largest(ask, sought)
+    best, least_too_large = largest(_ask, sought)
+    fixed = _fixed(experiment, target, what)
     if best is None:
         value, fit = least_too_large
         size = f"{fit.total / GIB:.2f} GiB of {fit.capacity / GIB:.2f}"
-        line = f"{target.name}: even {what} {value:,} does not fit: {size}"
-        print(json.dumps({what: 0, **fit.to_json()}) if print_json else line)
+        line = f"{target.name}: even {what} {value:,} does not fit{_words(fixed)}: {size}"
+        print(json.dumps({what: 0, **fixed, **fit.to_json()}) if print_json else line)
         return DOES_NOT_FIT
     value, fit = best
     if print_json:
-        print(json.dumps({what: value, **fit.to_json()}))
+        print(json.dumps({what: value, **fixed, **fit.to_json()}))
     else:
-        print(f"{what} {value:,} is the largest that fits: {flags(sought.settings(value))}")
+        spelt = flags(sought.settings(value))
+        print(f"{what} {value:,} is the largest that fits{_words(fixed)}: {spelt}")
         print(table(fit))
     return command.DONE
+
+
+def _fixed(experiment: Experiment, target: Target, what: str) -> dict[str, int]:
+    """What else of a batch decides memory and stays as the experiment has it: rows over all
+    devices ("batch") and tokens of each ("context")."""
+    data = experiment.data
+    sizes = {"batch": data.global_batch(target.count), "context": data.sequence_length}
+    return {name: size for name, size in sizes.items() if name != what}
+
+
+def _words(fixed: dict[str, int]) -> str:
+    """ " with a batch of 8", or " with a batch of 8 x 4,096 tokens"."""
+    batch, length = fixed.get("batch"), fixed.get("context")
+    if batch is None:
+        return f" with rows of {length:,} tokens"
+    return f" with a batch of {batch:,}" + (f" x {length:,} tokens" if length else "")
 
 
 def largest(
     ask: Callable[[int], Fit], sought: Variable
 ) -> tuple[tuple[int, Fit] | None, tuple[int, Fit] | None]:
     """((the largest value that fits, its Fit), (the smallest known that does not, its Fit)); None
-    for what there is not."""
+    where no compiled value fits, or all do."""
     step, most = sought.step, sought.most // sought.step * sought.step
+    # The search starts at the recipe's own value, rounded down to a step.
     value = min(most, max(step, sought.now // step * step))
     known: dict[int, Fit] = {}
     best = worst = None
     while True:
+        # Every value is compiled once at most: the bracket moves strictly inward.
         known[value] = ask(value)
         if known[value].fits:
             best = value
@@ -137,8 +160,10 @@ def _next(known: dict[int, Fit], best: int | None, worst: int | None, step: int,
     if len(nearest) == 2:
         a, b = nearest
         rise = (known[b].total - known[a].total) / (b - a)
+    # A secant step of root finding on memory minus capacity.
     guess = a + (known[a].capacity - known[a].total) / rise if rise > 0 else 0
     if worst is None:
+        # A line through two small values may point far too high, hence the limit from above.
         guess = min(max(guess, 2 * low), 128 * low)
     elif rise <= 0 or len(known) % 4 == 0:
         guess = (low + high) // 2

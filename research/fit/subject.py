@@ -57,6 +57,7 @@ class TrainStep:
         self._program = program = plan(experiment, target)
         self._traced = trace(program)
         self.jaxpr, self.mesh = self._traced.jaxpr, program.mesh
+        # The state of a program is abstract: shapes, types and shardings.
         state = program.state
         self.device_bytes = {
             "params": device_bytes(state.trainable),

@@ -21,6 +21,7 @@ def verdict(fit: Fit) -> str:
 
 def table(fit: Fit) -> str:
     """Verdict and notes, then memory, arithmetic, collectives and times, a figure a line."""
+    # Axes of size 1 are left out: they split nothing.
     axes = ", ".join(f"{name}:{size}" for name, size in fit.mesh.items() if size > 1)
     lines = [f"{fit.target}: {verdict(fit)}", *fit.notes]
     lines += [_row("mesh", axes or "one device"), _row("tokens a step", f"{fit.tokens:,}")]

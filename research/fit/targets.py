@@ -63,12 +63,14 @@ class Target:
     network: Network | None
 
     def devices(self) -> list[Any]:
-        """The devices, absent ones but for the CPU's, those of a slice or node together.
+        """The target's devices, ordered by slice or node. All but the CPU's are descriptions that
+        programs are compiled for and that nothing can run on.
 
         ValueError where the compiler is not installed, or knows no such hardware.
         """
         if self.platform == "cpu":
             return _cpu_devices(self)
+        # Looked for before JAX is imported, whose own error would not name the extra.
         package = _COMPILERS[self.platform]
         if importlib.util.find_spec(package) is None:
             raise ValueError(
@@ -78,18 +80,21 @@ class Target:
         from jax.experimental import topologies
 
         try:
+            # They matter while libtpu loads and describes the slice, and are taken back after.
             with _environment(_ABSENT if self.platform == "tpu" else {}):
-                found = topologies.get_topology_desc(**_topology(self)).devices
+                devices = topologies.get_topology_desc(**_topology(self)).devices
         except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+            # Only the first line says what is wrong; more may follow for the compiler's developers.
             reason = str(error).splitlines()[0]
             raise ValueError(
                 f"target {self.name!r} is unknown to the compiler in {package}: {reason}"
             ) from None
-        return list(found)  # in the order of slices and nodes
+        return list(devices)  # in the order of slices and nodes
 
     @property
     def compiler_options(self) -> dict[str, Any] | None:
-        """What the compiler is told: there is no card to try alternatives on."""
+        """Options for the compiler. On a GPU target it must not autotune: there is no card to try
+        alternatives on."""
         return {"xla_gpu_autotune_level": 0} if self.platform == "gpu" else None
 
 
@@ -108,12 +113,12 @@ def parse_target(text: str) -> Target:
         return _slices(text.strip(), kind, shape)
     if kind in TARGETS:
         return _nodes(text.strip(), kind, shape or "1")
-    known = (*TARGETS, "cpu")
-    begun = [name for name in known if kind and name.startswith(kind)]
+    names = (*TARGETS, "cpu")
+    prefixed = [name for name in names if kind and name.startswith(kind)]
     # A name that begins so is meant more likely than one with as many letters in common.
-    near = (begun or difflib.get_close_matches(kind, known, n=1, cutoff=0.0))[0]
+    nearest = (prefixed or difflib.get_close_matches(kind, names, n=1, cutoff=0.0))[0]
     raise ValueError(
-        f"target {text!r} is unknown; the nearest is {near!r}; there are {', '.join(known)}"
+        f"target {text!r} is unknown; the nearest is {nearest!r}; there are {', '.join(names)}"
     )
 
 
@@ -142,6 +147,7 @@ def _nodes(name: str, kind: str, shape: str) -> Target:
             f"target {name!r}: {shape!r} is no number of cards up to {NODE}, a node's, "
             f"nor NODESxCARDS; write {kind}, {kind}:{NODE} or {kind}:2x{NODE}"
         )
+    # A single number is cards of one node.
     nodes, cards = (1, *sizes)[-2:]
     network = Network(card.inside, card.between)
     return Target(
@@ -160,6 +166,7 @@ def _slices(name: str, kind: str, text: str) -> Target:
             "with @N for N slices"
         )
     wires = tpu.slices
+    # A chip that is two devices shares its network card between them.
     network = Network(received(tpu, sizes), wires.datacenter / wires.devices)
     count = math.prod(sizes) * wires.devices * slices[0]
     return Target(name, "tpu", kind, tpu.kind, tpu.memory, sizes, slices[0], count, network)
@@ -182,23 +189,24 @@ def _topology(target: Target) -> dict[str, Any]:
             target_config=description(TARGETS[target.kind]),
             topology=nodes,
         )
-    asked: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "platform": "tpu",
         "topology_name": target.kind + ":" + "x".join(map(str, target.shape)),
     }
     # By default a host has several chips, and no slice is a part of a host.
     if math.prod(target.shape) == 1:
-        asked["chips_per_host_bounds"] = (1, 1, 1)
+        arguments["chips_per_host_bounds"] = (1, 1, 1)
     # Its two cores as one device, as Cloud TPU has them.
     if target.kind == "v4":
-        asked["chip_config_name"] = "megacore"
-    return asked | ({"num_slices": target.slices} if target.slices > 1 else {})
+        arguments["chip_config_name"] = "megacore"
+    return arguments | ({"num_slices": target.slices} if target.slices > 1 else {})
 
 
 def _cpu_devices(target: Target) -> list[Any]:
     """This machine's own; JAX is told to make as many, where it has not started."""
     import jax
 
+    # The flag and JAX's own option must not both be set.
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         try:
             jax.config.update(
@@ -206,13 +214,13 @@ def _cpu_devices(target: Target) -> list[Any]:
             )
         except RuntimeError:
             pass  # it has started: there are as many as there are
-    found = jax.devices("cpu")
-    if len(found) < target.count:
+    devices = jax.devices("cpu")
+    if len(devices) < target.count:
         raise ValueError(
             f"target {target.name!r} wants {target.count} devices and this process has "
-            f"{len(found)}; set JAX_NUM_CPU_DEVICES={target.count} before it starts"
+            f"{len(devices)}; set JAX_NUM_CPU_DEVICES={target.count} before it starts"
         )
-    return found[: target.count]
+    return devices[: target.count]
 
 
 @contextmanager

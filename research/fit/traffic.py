@@ -36,15 +36,15 @@ def memory_bytes(module: Module) -> int:
     the scalar ones. The host's memory is counted by `host_bytes`.
     """
     return sum(
-        times * _moved(module, computation, one, _on_device(module))
-        for computation, one, times in module.run()
+        times * _moved(module, computation, op, _on_device(module))
+        for computation, op, times in module.run()
     )
 
 
 def host_bytes(module: Module) -> int:
     """Bytes read and written in the host's memory by one device in one step: what is offloaded."""
     return sum(
-        times * _moved(module, computation, one, {HOST}) for computation, one, times in module.run()
+        times * _moved(module, computation, op, {HOST}) for computation, op, times in module.run()
     )
 
 
@@ -54,34 +54,35 @@ def _on_device(module: Module) -> set[int]:
     return {0} if module.tiled else {0, 1, 2}
 
 
-def _moved(module: Module, computation: Computation, one: Instruction, spaces: set[int]) -> int:
+def _moved(module: Module, computation: Computation, op: Instruction, spaces: set[int]) -> int:
     """Bytes that one execution of an instruction moves in these memory spaces."""
-    opcode = one.opcode.removesuffix("-start")
+    opcode = op.opcode.removesuffix("-start")
     if (
-        one.opcode in _NOTHING
-        or one.opcode.endswith("-done")
-        or one.attribute("custom_call_target") in _quoted(_NOTES)
+        op.opcode in _NOTHING
+        or op.opcode.endswith("-done")
+        or op.attribute("custom_call_target") in _quoted(_NOTES)
     ):
         return 0
-    operands = computation.operands(one)
-    if one.opcode in ("fusion", "fusion-start"):
-        return _fusion(module, computation, one, spaces)
+    operands = computation.operands(op)
+    # A fusion may need only slices of an operand, so its body is read.
+    if op.opcode in ("fusion", "fusion-start"):
+        return _fusion(module, computation, op, spaces)
     if opcode in _UPDATES:
         # In place: the operands are read, and of the buffer the updated part is written.
         buffer, update = operands[0], operands[_UPDATES[opcode]]
-        read = sum(_bytes(taken.arrays, spaces) for taken in operands[1:])
+        read = sum(_bytes(operand.arrays, spaces) for operand in operands[1:])
         return read + _share(
             _bytes(buffer.arrays, spaces), update.arrays[0].elements, buffer.arrays[0].elements
         )
-    written = one.arrays if opcode == one.opcode else _results(one, operands)
+    written = op.arrays if opcode == op.opcode else _results(op, operands)
     if opcode in _SLICES:
         source = operands[0].arrays[0]
-        taken = _share(
+        read = _share(
             _bytes([source], spaces), sum(array.elements for array in written), source.elements
         )
         indices = sum(_bytes(index.arrays, spaces) for index in operands[1:])
-        return taken + indices + _bytes(written, spaces)
-    return sum(_bytes(taken.arrays, spaces) for taken in operands) + _bytes(written, spaces)
+        return read + indices + _bytes(written, spaces)
+    return sum(_bytes(operand.arrays, spaces) for operand in operands) + _bytes(written, spaces)
 
 
 def _quoted(names: set[str]) -> set[str]:
@@ -97,33 +98,33 @@ def _share(nbytes: int, part: int, whole: int) -> int:
     return nbytes * min(part, whole) // max(whole, 1)
 
 
-def _results(one: Instruction, operands: list[Instruction]) -> list[Array]:
+def _results(op: Instruction, operands: list[Instruction]) -> list[Array]:
     """The arrays that an asynchronous start will have written. Its shape is (operands, results,
     flags); that of a copy has the result first."""
-    if one.opcode == "copy-start":
-        return [one.arrays[0]]
-    if one.opcode == "all-reduce-start":
-        return list(one.arrays)
-    taken = sum(len(operand.arrays) for operand in operands)
-    if one.opcode in ("send", "recv"):
-        return list(one.arrays[:1])
+    if op.opcode == "copy-start":
+        return [op.arrays[0]]
+    if op.opcode == "all-reduce-start":
+        return list(op.arrays)
+    operand_count = sum(len(operand.arrays) for operand in operands)
+    if op.opcode in ("send", "recv"):
+        return list(op.arrays[:1])
     scalars = ("u32", "s32")  # the flags
-    return [a for a in one.arrays[taken:] if not (a.dims == () and a.dtype in scalars)]
+    return [a for a in op.arrays[operand_count:] if not (a.dims == () and a.dtype in scalars)]
 
 
-def _fusion(module: Module, computation: Computation, one: Instruction, spaces: set[int]) -> int:
+def _fusion(module: Module, computation: Computation, op: Instruction, spaces: set[int]) -> int:
     """Bytes of a fusion: of its operands what its body needs of them, and of its results what the
     body writes."""
-    body = module.computations[one.calls[0]]
-    operands = computation.operands(one)
+    body = module.computations[op.calls[0]]
+    operands = computation.operands(op)
     total = 0
     for number, operand in enumerate(operands):
         parameter = body.parameters[number]
-        whole = sum(array.elements for array in operand.arrays)
+        elements = sum(array.elements for array in operand.arrays)
         total += _share(
-            _bytes(operand.arrays, spaces), _needed(module, body, parameter, whole), whole
+            _bytes(operand.arrays, spaces), _needed(module, body, parameter, elements), elements
         )
-    results = list(one.arrays) if one.opcode == "fusion" else _results(one, operands)
+    results = list(op.arrays) if op.opcode == "fusion" else _results(op, operands)
     for array, source in zip(results, _sources(body)):
         if array.space in spaces:
             total += _share(

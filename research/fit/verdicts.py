@@ -61,6 +61,7 @@ RECIPES = (
 
 def ask(recipe: Recipe) -> Fit:
     """What fit says of a recipe."""
+    # Configs are files beside the package and not modules of it.
     spec = importlib.util.spec_from_file_location(
         f"configs_{recipe.config}", CONFIGS / f"{recipe.config}.py"
     )
@@ -118,6 +119,7 @@ def replaced(text: str, new: str) -> str:
         raise ValueError(
             f"the file has no part between {BEGIN} and {END}, each on a line of its own"
         )
+    # A function, since a plain replacement would read backslashes in the table.
     return pattern.sub(lambda _: f"{new}\n", text)
 
 

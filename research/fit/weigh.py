@@ -103,6 +103,7 @@ def _matrix(path: str, leaf: jax.ShapeDtypeStruct, itemsize: int) -> float:
 
 def _received(part: tree.Tree, mesh: AbstractMesh, bytes_per_element: int) -> float:
     """Bytes that a device receives of parameters that the other devices store."""
+    # A device already has 1 / stored of the part that its computation needs, and receives the rest.
     stored = math.prod(size for name, size in mesh.shape.items() if AXES[name] != COMPUTE)
     computing = mesh.size // stored
     elements = sum(leaf.size for leaf in jax.tree.leaves(part)) / computing
@@ -112,7 +113,9 @@ def _received(part: tree.Tree, mesh: AbstractMesh, bytes_per_element: int) -> fl
 def _moments(program: Program) -> float:
     """Bytes of the optimizer's state for each byte of what is trained."""
     plain = abstract(program.trainable_specs, program.experiment.precision.param_dtype)
+    # Nothing is trained, so there is nothing to divide by.
     if not jax.tree.leaves(plain):
         return 0.0
     state = jax.eval_shape(program.optimizer.init, plain)
+    # A ratio suffices: moments are sharded as what they belong to.
     return tree.nbits(state) / tree.nbits(plain)

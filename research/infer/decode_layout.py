@@ -27,7 +27,8 @@ from research.ops.kernels.equation import parse
 from research.tree import Tree
 from research.weights.leaf import Leaf
 
-# Leading axes that a product contracts, by the weight's name; what is not named stays an array.
+# Number of leading axes that a product contracts, by the weight's name. Weights that are not named
+# here stay arrays.
 _CONTRACTED = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "down": 1}
 
 
@@ -69,8 +70,8 @@ class DecodeWeight(Leaf):
         y_NM = jax.lax.dot_general(
             self.transposed_NK.astype(x.dtype), x_MK, (((1,), (1,)), ((), ()))
         )
-        # Without the barrier the compiler turns the product instead of its result, and the weight
-        # is the right operand.
+        # Without the barrier the compiler transposes the product instead of its result, which makes
+        # the weight the right operand again.
         kept = [size for axis, size in enumerate(self.shape) if axis not in self.contracted]
         return barrier(y_NM).T.reshape(*x.shape[: len(rows)], *kept)
 
@@ -86,7 +87,8 @@ class DecodeWeight(Leaf):
         return jnp.transpose(w, [order.index(axis) for axis in range(self.ndim)])
 
     def take(self, ids: jax.Array) -> jax.Array:
-        """Rows of a table [V, D] as [..., D]."""
+        """Rows of a table [V, D] as [..., D], in its stored dtype."""
+        # A table contracts its last axis, so its transposed form [N, K] is the table itself.
         place = None if jax.sharding.get_abstract_mesh().empty else PartitionSpec()
         return self.transposed_NK.at[ids].get(mode="clip", out_sharding=place)
 
@@ -150,20 +152,19 @@ def lay_out(model: Model, params: Tree) -> Tree:
     """The layout itself, as a function that can be traced: `layers` becomes a tuple with a tree for
     each layer, whose arrays are `DecodeWeight`s; other leaves, such as `Quantized`, are only
     sliced."""
-
     dtype = model.precision.compute_dtype
 
-    def arranged(index: int, path: tuple, w):
+    def _arranged(index: int, path: tuple, w):
         own = jax.tree.map(lambda part: part[index], w)
         axes = _contracted_axes(path, own)
         return _transpose(own, dtype, axes) if axes else own
 
-    def one(index: int) -> Tree:
+    def _one(index: int) -> Tree:
         return jax.tree.map_with_path(
-            partial(arranged, index), params["layers"], is_leaf=_is_weight
+            partial(_arranged, index), params["layers"], is_leaf=_is_weight
         )
 
-    layers = tuple(one(index) for index in range(model.config.layers))
+    layers = tuple(_one(index) for index in range(model.config.layers))
     return {**params, **_head(model, params), "layers": layers}
 
 
@@ -207,12 +208,14 @@ def _contracted_axes(path: tuple, own) -> tuple[int, ...]:
     owner, name = path[0].key, path[-1].key
     # These run once, on the encoder's states, and not for every token.
     of_memory = owner == "cross" and name in ("key", "value")
+    # More than [D, F] in a feed-forward layer are experts, which a grouped product reads.
     if not isinstance(own, jax.Array) or of_memory or (owner == "mlp" and own.ndim > 2):
         return ()
     return tuple(range(_CONTRACTED.get(name, 0)))
 
 
 def _transpose(w: jax.Array, dtype: jnp.dtype, contracted: tuple[int, ...]) -> DecodeWeight:
+    """`w` as a `DecodeWeight` in `dtype`, that of computation, so that no token casts it again."""
     order = (*(axis for axis in range(w.ndim) if axis not in contracted), *contracted)
     inner = math.prod(w.shape[axis] for axis in contracted)
     matrix = (

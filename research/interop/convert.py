@@ -2,8 +2,6 @@
 memory holds a layer and not a model.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,8 @@ from research.interop.formats import FLOATS, FORMATS, check_target
 from research.interop.load import open_checkpoint
 from research.interop.peft.read import read_peft
 from research.interop.peft.write import write_peft
-from research.interop.storage.checkpoint import Checkpoint, Parameter
+from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.finite import cast, checked
 from research.interop.storage.foreign import as_dtype
 from research.models.config import config_from_json
 from research.weights.rules import is_leaf
@@ -36,19 +35,23 @@ def convert(
 
     `to` is a row of `research.interop.formats.FORMATS`. `dtype` is the type of the weights in the
     target, "" for that of the source; GGUF also has types that quantize, such as "q8_0". Returns
-    the certificate, {} if not `certified`. ValueError for a source that cannot be read and a model
-    that the format cannot hold.
+    the certificate if `certified`, and under "notes" lines on what the format cannot hold.
+    ValueError for a source that cannot be read, a model that the format cannot hold, and for NaN,
+    infinity and numbers that `dtype` is too small for, by the tensor's name.
     """
     check_target(to, dtype)
     with open_checkpoint(source) as opened, building(target) as folder:
         # Types that quantize are the writer's business: they act on stored blocks, not on numbers.
-        checkpoint = cast(opened, dtype) if dtype in FLOATS else opened
-        FORMATS[to].writes(checkpoint, folder, dtype)
+        checkpoint = checked(opened)
+        if dtype in FLOATS:
+            checkpoint = cast(checkpoint, as_dtype(dtype))
+        notes = FORMATS[to].writes(checkpoint, folder, dtype) or []
         if not certified:
-            return {}
+            return {"notes": notes}
         # What was written is read back from the disk: the certificate is about the files.
         with open_checkpoint(folder, verify=False) as written:
-            return certify.certify(opened, written, folder, reference.compare(opened, written))
+            compared = reference.compare(opened, written)
+            return certify.certify(opened, written, folder, compared, dtype) | {"notes": notes}
 
 
 def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
@@ -66,6 +69,7 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
         path, config_from_json(read_json(path / "config.json")["model"])
     )
     with building(target) as folder, open_checkpoint(base) as parent:
+        _refuse_grown(path, parent)
         write_peft(folder, adapters, parent.config, base)
         back = tree.paths(read_peft(folder, parent)[1])
     ours = tree.paths(adapters)
@@ -77,6 +81,16 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
         "bit_equal": int(equal),
         "base": base,
     }
+
+
+def _refuse_grown(workdir: Path, base: Checkpoint) -> None:
+    model = runs.read_experiment(workdir).model
+    if model.vocab_size != base.config.vocab_size:
+        raise ValueError(
+            f"{workdir} has {model.vocab_size} tokens where its base {base.source} has "
+            f"{base.config.vocab_size}, so its adapters do not fit that; use --to=hf, which merges "
+            "them"
+        )
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -102,17 +116,3 @@ def verify(folder: Path) -> dict[str, Any]:
                 )
         rechecked += ["source hashes", "round trip"]
     return certificate | {"rechecked": rechecked}
-
-
-def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
-    """The checkpoint with its parameters in another floating type, cast slice by slice as they are
-    read."""
-    parameters = {
-        path: replace(parameter, dtype=dtype, read=_casting(parameter, as_dtype(dtype)))
-        for path, parameter in checkpoint.parameters.items()
-    }
-    return replace(checkpoint, parameters=parameters)
-
-
-def _casting(parameter: Parameter, dtype: np.dtype) -> Callable[[tuple[int, ...]], np.ndarray]:
-    return lambda index: parameter.read(index).astype(dtype)

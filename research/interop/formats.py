@@ -13,6 +13,7 @@ from pathlib import Path
 from research.interop import native, runs
 from research.interop.huggingface import folder as hf
 from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.generation import generation_file
 
 GGUF_FILE = "model.gguf"
 # Values of --dtype, with the type that each stands for in the files. GGUF's own types that quantize
@@ -38,13 +39,14 @@ class Format:
     `wanted`: how an error message describes such a path. `recognises(path)`: true if the path is
     of this format. `opens(path, open_checkpoint)`: the checkpoint; the second argument opens the
     base of a run of adapters. `writes(checkpoint, folder, dtype)`: writes into an existing folder,
-    with `dtype` one of `types` or "" for the checkpoint's own; None if the format is only read.
+    with `dtype` one of `types` or "" for the checkpoint's own, and may return lines on what the
+    format cannot hold; None if the format is only read.
     """
 
     wanted: str
     recognises: Callable[[Path], bool]
     opens: Callable[[Path, Open], Checkpoint]
-    writes: Callable[[Checkpoint, Path, str], None] | None = None
+    writes: Callable[[Checkpoint, Path, str], list[str] | None] | None = None
     types: dict[str, str] = field(default_factory=dict)
 
 
@@ -85,13 +87,14 @@ def _open_gguf(path: Path, open_other: Open) -> Checkpoint:
     return open_gguf_model(_gguf_file(path))
 
 
-def _write_gguf(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
+def _write_gguf(checkpoint: Checkpoint, folder: Path, dtype: str) -> list[str]:
     from research.interop.gguf.model import write_gguf_model
 
     # All parameters of a checkpoint that was cast have one type; of others the first stands for
     # all.
     stored = next(iter(checkpoint.parameters.values())).dtype
-    write_gguf_model(checkpoint, folder / GGUF_FILE, GGUF_TYPES.get(dtype or stored, "F32"))
+    kind = GGUF_TYPES.get(dtype or stored, "F32")
+    return write_gguf_model(checkpoint, folder / GGUF_FILE, kind)
 
 
 def _write_folder(
@@ -101,7 +104,8 @@ def _write_folder(
     the model."""
     write(checkpoint, folder)
     # A file is a path to copy, or content: a GGUF file holds its tokenizer in its metadata.
-    for name, content in checkpoint.files.items():
+    files = {**checkpoint.files, **generation_file(checkpoint.generation, checkpoint.special)}
+    for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         if isinstance(content, bytes):
             (folder / name).write_bytes(content)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -9,6 +10,7 @@ from research import tree
 from research.downloads.cache import cache_directory
 from research.interop import certify, packages, runs
 from research.interop.formats import format_of
+from research.interop.grow import fit_rows
 from research.interop.loaded import Loaded
 from research.interop.peft.read import place_adapters, read_peft
 from research.interop.storage.checkpoint import Checkpoint
@@ -94,6 +96,18 @@ def load(
         return Loaded(checkpoint.config, params, checkpoint.tokenizer, model, devices, checkpoint)
 
 
+def read_generation(source: str | Path) -> dict[str, Any]:
+    """What a checkpoint says about generating, as a generation_config.json: its own, with the end
+    ids that config.json or a GGUF file names. The weights are not read. {} where it says
+    nothing."""
+    path = Path(source).expanduser()
+    if runs.is_run(path):
+        return runs.run_generation(path)
+    with open_checkpoint(source, verify=False) as checkpoint:
+        ends = checkpoint.special.get("eos_token_id")
+        return {**checkpoint.generation, **({} if ends is None else {"eos_token_id": ends})}
+
+
 def open_adapter(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tree]:
     """(checkpoint, adapters) for a folder of peft's or the workdir of a run.
 
@@ -102,5 +116,7 @@ def open_adapter(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint
     """
     path = Path(source).expanduser()
     if runs.is_run(path):
+        # A run that grew the tables of its base had its adapters on the grown ones.
+        checkpoint = fit_rows(checkpoint, runs.read_experiment(path).model)
         return checkpoint, runs.run_adapters(path, checkpoint.config)[0]
     return read_peft(path, checkpoint)

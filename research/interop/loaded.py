@@ -3,7 +3,7 @@ ids."""
 
 import contextlib
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from research import tree
 from research.data.tokenizers import Tokenizer
 from research.infer.sentences import SentenceSettings
 from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.generation import end_ids
 from research.models.config import ModelConfig
 from research.models.model import Model
 
@@ -49,11 +50,15 @@ class Loaded:
         # Logits of a window are [T, V] float32: a gigabyte already for 1,024 tokens at V = 256k.
         return min(self.config.max_length, 1024)
 
-    @cached_property
+    @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids of the tokens that end a generated text, () if the checkpoint names none."""
-        ids = self.checkpoint.special.get("eos_token_id", ())
-        return tuple(n for n in (ids if isinstance(ids, list) else [ids]) if type(n) is int)
+        return end_ids(self.checkpoint.special)
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """How the checkpoint wants tokens drawn; see `Checkpoint.sampling`."""
+        return self.checkpoint.sampling
 
     def logits(self, tokens_BT, mask=None, token_types=None, decoder_tokens=None) -> jax.Array:
         """Logits, float32 [B, T, V], of token ids [B, T]; [T, V] of one text, ids [T].

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from research.experiment.config import Experiment, from_json
 from research.files import read_json
+from research.interop.grow import grow
 from research.interop.storage.checkpoint import Checkpoint
 from research.models.model import Model
 from research.models.spec import abstract
@@ -111,14 +112,15 @@ def read_base(
     """A run's base as it was before the first step.
 
     With a `checkpoint` each array is read straight onto its sharding and into its weight format;
-    without one the arrays are made from `config.train.seed`. `quantize` is what `specs` were
-    quantized by, if that is not the experiment's.
+    without one the arrays are made from `config.train.seed`. Tables are grown to the experiment's
+    tokens and positions. `quantize` is what `specs` were quantized by, if that is not the
+    experiment's.
     """
     e = experiment
     dtype = e.precision.compute_dtype
     wanted = abstract(specs, dtype, mesh, rules)
     if checkpoint is not None:
-        return checkpoint.restore(wanted)
+        return grow(checkpoint, e.model)[0].restore(wanted)
     # One program that draws and quantizes, so that the dense arrays are its temporaries.
     make = partial(
         new_frozen,

@@ -1,6 +1,7 @@
 """The workdir of a run opened as a checkpoint, and the adapters that a run trained, on their
 own."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,12 @@ import jax
 import numpy as np
 
 from research import tree
-from research.data.tokenizers import load_tokenizer
+from research.data.chat import end_of_turn
+from research.data.tokenizers import Tokenizer, load_tokenizer
+from research.data.tokenizers.huggingface import CONFIG
+from research.data.tokenizers.tokenizer import RECORD
+from research.experiment.config import Experiment
+from research.files import read_json
 from research.interop.restored import (
     OpenCheckpoint,
     read_experiment,
@@ -16,6 +22,7 @@ from research.interop.restored import (
     restore_trainable,
     specs_of,
 )
+from research.interop.storage import generation
 from research.interop.storage.checkpoint import (
     Checkpoint,
     Parameter,
@@ -24,6 +31,7 @@ from research.interop.storage.checkpoint import (
 )
 from research.models.config import ModelConfig
 from research.models.model import Model
+from research.objectives.choose import objective_class
 from research.weights.rules import is_leaf, merge
 
 
@@ -61,10 +69,59 @@ def run_as_checkpoint(workdir: Path, open_parent: OpenCheckpoint) -> Checkpoint:
     }
     folder = workdir / "tokenizer"
     tokenizer = load_tokenizer(folder)
-    roles = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
-    special = {name: token_id for name, token_id in roles.items() if token_id is not None}
-    files = {file.name: file for file in sorted(folder.iterdir())}
+    special = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": generation.as_special(run_end_ids(experiment, tokenizer, workdir)),
+        "pad_token_id": tokenizer.pad_id,
+    }
+    special = {name: ids for name, ids in special.items() if ids is not None}
+    files = _files(workdir, tokenizer, _end_of_turn(experiment, tokenizer))
     return Checkpoint(workdir, "run", config, parameters, special, files, tokenizer_folder=folder)
+
+
+def run_generation(workdir: Path) -> dict[str, Any]:
+    """What the checkpoint that a run started from says about generating: the run's
+    generation_config.json, {} for a run without one."""
+    file = workdir / generation.FILE
+    values = read_json(file) if file.is_file() else {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is no JSON object; restore it from a copy, or remove it")
+    return values
+
+
+def run_end_ids(experiment: Experiment, tokenizer: Tokenizer, workdir: Path) -> tuple[int, ...]:
+    """The ids of the tokens that end what a run's model writes, each once: the end of a text, the
+    end of a turn if it learnt chats, and those of the checkpoint that it started from."""
+    ends = [tokenizer.eos_id, _end_of_turn(experiment, tokenizer)]
+    # With a tokenizer of its own, the checkpoint's ids would mean other tokens.
+    if not experiment.data.tokenizer:
+        ends += generation.end_ids(run_generation(workdir))
+    return tuple(dict.fromkeys(n for n in ends if n is not None))
+
+
+def _end_of_turn(experiment: Experiment, tokenizer: Tokenizer) -> int | None:
+    chats = objective_class(experiment.objective.name).answers_chats
+    return end_of_turn(tokenizer) if chats else None
+
+
+def _files(workdir: Path, tokenizer: Tokenizer, turn_end: int | None) -> dict[str, Path | bytes]:
+    """The files beside a run's weights: those of its tokenizer, and generation_config.json.
+
+    In tokenizer_config.json the end of a turn becomes the eos token, as in published chat models:
+    programs that read no generation_config.json stop at that one.
+    """
+    files: dict[str, Path | bytes] = {
+        file.name: file for file in sorted((workdir / "tokenizer").iterdir())
+    }
+    if (workdir / generation.FILE).is_file():
+        files[generation.FILE] = workdir / generation.FILE
+    if turn_end not in (None, tokenizer.eos_id) and CONFIG in files:
+        values = read_json(workdir / "tokenizer" / CONFIG)
+        values["eos_token"] = tokenizer.decode([turn_end])
+        files[CONFIG] = (json.dumps(values, ensure_ascii=False) + "\n").encode()
+        # The fingerprint in here covers the roles of tokens, of which one is another now.
+        del files[RECORD]
+    return files
 
 
 def run_adapters(workdir: Path, config: ModelConfig) -> tuple[tree.Tree, str]:

@@ -126,21 +126,25 @@ def partition(
             f"the shape {tuple(shape)} has {len(shape)}"
         )
     entries = []
-    used: dict[str, str] = {}
+    axis_of: dict[str, str] = {}
     for axis, size in zip(axes, shape):
         if axis not in rules:
             raise ValueError(f"unknown logical axis {axis!r}; choose from {', '.join(rules)}")
+        # `parts` are the pieces so far: several mesh axes may split one dimension, one within
+        # another.
         names, parts = [], 1
         for name in rules[axis]:
+            # A dimension that does not divide stays whole on every device, which is right though
+            # not fast.
             if mesh.shape[name] == 1 or size % (parts * mesh.shape[name]):
                 continue
-            if name in used:
+            if name in axis_of:
                 raise ValueError(
-                    f"axes {used[name]!r} and {axis!r} of {tuple(axes)} are both split over "
-                    f"mesh axis {name!r}; take it out of config.axes.{used[name]} or "
+                    f"axes {axis_of[name]!r} and {axis!r} of {tuple(axes)} are both split over "
+                    f"mesh axis {name!r}; take it out of config.axes.{axis_of[name]} or "
                     f"config.axes.{axis}"
                 )
-            used[name] = axis
+            axis_of[name] = axis
             names.append(name)
             parts *= mesh.shape[name]
         entries.append(as_entry(tuple(names)))

@@ -28,8 +28,11 @@ def stages(size: int, device_kind: str) -> tuple[int, ...]:
     (64,)
     """
     axes = torus(device_kind)
+    # Small groups are no whole slice, and one stage serves them: below 16 chips of a torus of two
+    # axes, below 32 of one of three.
     if axes is None or size < 2 ** (axes + 2):
         return (size,)
+    # The largest divisor up to the root of the torus's size: the side of a square or a cube.
     line = max(n for n in range(1, size + 1) if size % n == 0 and n**axes <= size)
     return (size // line, line) if line > 1 else (size,)
 
@@ -73,8 +76,11 @@ def sum_to_place(
                 # Nothing to add up along this axis, so nothing has to move either.
                 size = x.shape[axis] // lax.axis_size(name)
                 x = lax.dynamic_slice_in_dim(x, lax.axis_index(name) * size, size, axis)
-    rest = tuple(name for name in sorted(summed) if not any(name in names for names in stored))
-    return lax.psum(x, rest) if rest else x
+    # Sorted, so that every process traces the same program.
+    unscattered = tuple(
+        name for name in sorted(summed) if not any(name in names for names in stored)
+    )
+    return lax.psum(x, unscattered) if unscattered else x
 
 
 def _stages(size: int) -> tuple[int, ...]:
@@ -86,5 +92,6 @@ def _groups(size: int, parts: int, within: int) -> list[list[int]] | None:
     """Indices along a mesh axis in groups of `parts`, `within` apart; None for all in one."""
     if parts == size:
         return None
+    # Members of a group lie `within` apart, and groups are interleaved in blocks of parts x within.
     starts = (block + i for block in range(0, size, parts * within) for i in range(within))
     return [[start + i * within for i in range(parts)] for start in starts]

@@ -43,6 +43,7 @@ def mesh_shape(text: str, devices: int) -> tuple[int, ...]:
     """Sizes in the order of MESH_AXES for this number of devices; ValueError where they do not
     multiply to it."""
     sizes = parse_mesh(text)
+    # What is left after the fixed sizes goes to the axis of -1.
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if devices % fixed or (-1 not in sizes.values() and fixed != devices):
         raise ValueError(
@@ -73,6 +74,7 @@ def _arranged(shape: tuple[int, ...], devices: list) -> np.ndarray:
     axis where it is a multiple of them. Elsewhere devices stay in their order, which is that of
     nodes.
     """
+    # Only TPUs have slices; every other device counts as one of slice 0.
     slices: dict[int, list] = {}
     for device in devices:
         slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
@@ -93,16 +95,17 @@ def place_batch(
 ) -> dict[str, jax.Array]:
     """This process's rows of a batch as global arrays of `global_batch` rows, see
     `batch_sharding`."""
-    placed = {}
+    arrays = {}
     for name, rows in batch.items():
         shape = (global_batch, *rows.shape[1:])
         sharding = batch_sharding(shape, mesh, rules)
-        placed[name] = jax.make_array_from_process_local_data(sharding, rows, shape)
-    return placed
+        arrays[name] = jax.make_array_from_process_local_data(sharding, rows, shape)
+    return arrays
 
 
 def batch_sharding(shape: tuple[int, ...], mesh: Mesh, rules: AxisRules) -> NamedSharding:
     """Where a field of a batch lives, [B, T, ...]: split by the logical axes "batch" and
     "length"."""
+    # Further dimensions of a field stay whole, which "vector" says.
     axes = ("batch", "length")[: len(shape)] + ("vector",) * (len(shape) - 2)
     return NamedSharding(mesh, partition(axes, shape, mesh, rules))

@@ -53,6 +53,7 @@ def gather_axis(x: jax.Array, axis: int) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty or spec_entries(x)[axis] is None:
         return x
     entries = list(spec_entries(x))
+    # None says whole on every device.
     entries[axis] = None
     return jax.reshard(x, PartitionSpec(*entries))
 
@@ -62,15 +63,18 @@ def gather(w: jax.Array) -> jax.Array:
     fully sharded data parallelism."""
     if jax.sharding.get_abstract_mesh().empty:
         return w
-    kept = PartitionSpec(*(as_entry(compute_axes(entry)) for entry in spec_entries(w)))
-    if tuple(kept) == spec_entries(w):
+    # Compute axes stay: the product itself is split along them.
+    compute_spec = PartitionSpec(*(as_entry(compute_axes(entry)) for entry in spec_entries(w)))
+    if tuple(compute_spec) == spec_entries(w):
         return w
     # One gather over a whole TPU slice is an all-reduce of full size to its compiler; in stages, as
     # `all_gather` does it, it moves half. That wants contiguous shards.
     if platform() != "tpu" or not contiguous(w):
-        return jax.reshard(w, kept)
+        return jax.reshard(w, compute_spec)
     join = partial(join_parts, stored=storage_axes(spec_entries(w)))
-    return jax.shard_map(join, in_specs=partition_spec(w), out_specs=kept, check_vma=False)(w)
+    return jax.shard_map(join, in_specs=partition_spec(w), out_specs=compute_spec, check_vma=False)(
+        w
+    )
 
 
 def join_parts(w: jax.Array, stored: Sequence[tuple[str, ...]]) -> jax.Array:
@@ -128,21 +132,21 @@ def result_spec(eqn: str, *operands: jax.Array) -> PartitionSpec:
     ValueError where two letters of the result would be split over one mesh axis.
     """
     inputs, result = eqn.split("->")
-    where: dict[str, tuple[str, ...]] = {}
+    mesh_axes_of: dict[str, tuple[str, ...]] = {}
     for letters, operand in zip(inputs.split(","), operands):
         for letter, entry in zip(letters, spec_entries(operand)):
             # A letter that one operand has whole takes the other's sharding.
-            where[letter] = where.get(letter) or mesh_axes(entry)
+            mesh_axes_of[letter] = mesh_axes_of.get(letter) or mesh_axes(entry)
     owner: dict[str, str] = {}
     for letter in result:
-        for name in where[letter]:
+        for name in mesh_axes_of[letter]:
             if name in owner:
                 raise ValueError(
                     f"einsum {eqn!r}: {owner[name]!r} and {letter!r} are both split over "
                     f"mesh axis {name!r}"
                 )
             owner[name] = letter
-    return PartitionSpec(*(as_entry(where[letter]) for letter in result))
+    return PartitionSpec(*(as_entry(mesh_axes_of[letter]) for letter in result))
 
 
 def mesh_axes(entry: Any) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ def start_processes() -> None:
         )
     elif (
         os.environ.get("GRAFT_PROCESSES") == "auto"
+        # A job of one task has nobody to join.
         or int(os.environ.get("SLURM_NTASKS", "1")) > 1
         or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     ):

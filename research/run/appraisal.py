@@ -1,4 +1,4 @@
-"""Evaluations and samples of a run, during training and at its end."""
+"""Evaluations of a run and texts that its model generates, during training and at its end."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,10 @@ from research.tree import Tree
 @dataclass(frozen=True)
 class TrainedModel:
     """The model of a run at one step, as evaluations read it (`research.evals.evaluation.Opened`).
-    `window` is the length of the training sequences in tokens."""
+
+    window   length of the training sequences in tokens
+    held     parameters of frozen models by name, such as "reference"
+    """
 
     model: Model
     params: Tree
@@ -34,7 +37,7 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class Appraisal:
-    """The evaluations of a run: the loss on its held-out data, and those of `config.evals`."""
+    """The evaluations of a run: the loss on held-out data, and the entries of `config.evals`."""
 
     program: Program
     tokenizer: Tokenizer
@@ -42,8 +45,12 @@ class Appraisal:
     others: Mapping[str, Evaluation]
 
     def __call__(self, state: TrainState, limit: int) -> dict[str, float]:
-        """Values by name: of the held-out data on `limit` batches (0: all), and those of each entry
-        NAME of `config.evals` as "eval/NAME/value". The run log puts "eval/" before the former."""
+        """Measures the model of `state` and returns values by name.
+
+        Values on held-out data come from the first `limit` batches (0: all) and have plain names
+        such as "loss"; the run log writes them as "eval/loss". Those of the entry NAME of
+        `config.evals` are named "eval/NAME/value".
+        """
         opened = TrainedModel(
             self.program.model,
             state.params,
@@ -51,6 +58,8 @@ class Appraisal:
             self.program.experiment.data.sequence_length,
             state.held_params,
         )
+        # Only the number of batches differs between an evaluation in mid-run and the last one, so
+        # both share one compiled step.
         heldout = replace(self.heldout, batches=limit)
         values = heldout.values(heldout.run(opened))
         for name, evaluation in self.others.items():
@@ -61,8 +70,11 @@ class Appraisal:
 
 
 def make_appraisal(program: Program, corpus: Corpus, heldout: Chained) -> Appraisal:
-    """The evaluations that a run's config chooses. ValueError for settings that do not fit, so
-    call it before the first step."""
+    """The evaluations that the config of a run chooses.
+
+    ValueError for settings of `config.evals` that do not fit; call it before the first step, so
+    that they do not end the run later.
+    """
     data = RunData(program.objective, heldout, program.batch_size, corpus)
     others = make_evaluations(program.experiment.evals, data)
     return Appraisal(program, corpus.tokenizer, HeldOut.make(HeldOut.config(), data), others)
@@ -71,9 +83,11 @@ def make_appraisal(program: Program, corpus: Corpus, heldout: Chained) -> Apprai
 def sample(
     program: Program, tokenizer: Tokenizer, state: TrainState, step: int
 ) -> tuple[str, str] | None:
-    """(the config's prompt, the model's continuation); for chat objectives the rendered user
-    message and the answer. None for encoders, without `train.sample_tokens`, and in runs of several
-    processes."""
+    """Generates from `train.sample_prompt` and returns (prompt, continuation).
+
+    For chat objectives these are the rendered user message and the answer. None for encoders,
+    which generate nothing, if `train.sample_tokens` is 0, and in runs of several processes.
+    """
     e, objective = program.experiment, program.objective
     if e.model.kind == "encoder" or not e.train.sample_tokens or jax.process_count() > 1:
         return None
@@ -85,6 +99,7 @@ def sample(
         max_tokens=e.train.sample_tokens,
         temperature=0.8,
         top_p=0.95,
+        # Each step draws anew, and a resumed run writes the sample that it would have written.
         seed=step,
         bos=objective.begins_texts and not objective.answers_chats,
         stop_ids=stop_ids,

@@ -9,24 +9,31 @@ from research.data.loader import Batch
 
 
 class Feed(Protocol):
-    """Gives one batch a step, on the host, until it is closed.
+    """An iterator over the batches of a run, one a step, on the host.
 
-    A feed reads windows of a corpus, or makes batches during training, such as from texts that the
-    model has generated. Its laws, tested over all implementers in tests/run/test_feed_laws.py:
+    A feed reads windows of a corpus, repeats one batch for a benchmark, or makes batches during
+    training, for example from texts that the model has generated:
 
-    - `begin(s, state)` comes first; then `next` gives steps s, s + 1, s + 2, ...
-    - A feed that begins at step s with what `state()` was before step s gives the same bits from s
-      on as the feed that was not interrupted.
-    - `state()` is JSON, and small, since it is saved with every checkpoint. {} means that the step
-      alone determines what follows.
-    - Every batch has the same fields and shapes: the rows of this process, which together with
-      those of the other processes are the global batch.
+        feed.begin(step, state)
+        with feed:
+            step, batch = next(feed)
+            state = feed.state()
+
+    Laws, tested over all implementers in tests/run/test_feed_laws.py:
+
+    - `begin(s, state)` comes first; then `next` returns steps s, s + 1, s + 2, ...
+    - If `state()` returned `saved` before step s, then a feed after `begin(s, saved)` returns the
+      same bits from step s on as the feed that was not interrupted.
+    - `state()` is JSON, and small, because it is saved with every checkpoint. {} means that the
+      step alone determines the batches that follow.
+    - Every batch has the same fields and shapes. A process gets its own rows; the rows of all
+      processes together are the global batch.
     - `close` ends threads and may be called twice.
     """
 
     @abstractmethod
     def begin(self, step: int, state: Mapping[str, Any]) -> None:
-        """Goes to a step: 0 with {} for a new run, else with the `state()` that was saved."""
+        """Moves to a step: 0 with {} in a new run, otherwise a saved step with its `state()`."""
 
     @abstractmethod
     def __next__(self) -> tuple[int, Batch]:
@@ -34,12 +41,13 @@ class Feed(Protocol):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """JSON values that must be saved, beside the step, to go on with the next one."""
+        """The JSON values that `begin` needs, together with the step, to continue from here."""
 
     @abstractmethod
     def close(self) -> None:
         """Ends threads that read ahead."""
 
+    # Leaving the block closes the feed, so that its threads do not outlive an error of the loop.
     def __enter__(self) -> "Feed":
         return self
 

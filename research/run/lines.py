@@ -5,19 +5,23 @@ import math
 import jax
 
 from research import command, tree
+from research.data.chat import endless_turns
 from research.run.appraisal import sample
+from research.run.saving import remedy
 from research.run.session import Session
 from research.training.metrics import RunLog
 from research.training.state import TrainState
 
 
 def announce(session: Session, log: RunLog) -> None:
-    """Notes the numbers of parameters, devices, batch and data, and dimensions that are not
-    split."""
+    """Writes what is about to run: parameters, devices, batch, data and first step. Then the lines
+    of `session.notes`, and one for each dimension that the mesh does not divide."""
     program, data = session.program, session.experiment.data
+    # Axes of size 1 exist in every mesh and split nothing.
     split = (f"{name}:{size}" for name, size in program.mesh.shape.items() if size > 1)
     devices = ", ".join(split) or "one device"
     trained = f"{tree.count(program.trainable_specs):,} parameters"
+    # Adapters: the number that is trained, and the model that it changes.
     if program.held_specs["base"]:
         trained += f" trained beside {tree.count(program.model.specs()):,}"
     begin = "resuming at" if session.start_step else "from"
@@ -25,7 +29,8 @@ def announce(session: Session, log: RunLog) -> None:
         f"{trained} on {devices}; batches of {program.batch_size} x {data.sequence_length} tokens "
         f"of {data.source}; {begin} step {session.start_step:,}"
     )
-    for line in session.notes:
+    endless = endless_turns(session.corpus.tokenizer) if program.objective.answers_chats else None
+    for line in [*session.notes, *([endless] if endless else [])]:
         log.note(line)
     for line in program.whole_dimensions():
         log.note(f"not split: {line} does not divide")
@@ -34,24 +39,30 @@ def announce(session: Session, log: RunLog) -> None:
 def log_step(
     session: Session, log: RunLog, step: int, metrics: dict[str, jax.Array]
 ) -> dict[str, float]:
-    """Logs a step's metrics and returns them. Raises `command.Stop` if the loss is not finite."""
+    """Logs the metrics of a step, with learning rate and peak memory, and returns them by name.
+
+    `step` is the number of steps done. Raises `command.Stop` if the loss is not finite.
+    """
     program = session.program
+    # One transfer for all metrics. It waits for the devices, which otherwise run ahead of the host;
+    # steps that are not logged never wait.
     values = {name: value.item() for name, value in jax.device_get(metrics).items()}
     # Without label smoothing and the like they are equal, and one is enough.
     if math.isclose(values.get("nll", math.inf), values["loss"], rel_tol=1e-5):
         del values["nll"]
+    # The update that made `step` steps out of step - 1 used the rate at step - 1.
     values["learning_rate"] = float(program.schedule(step - 1))
     stats = (device.memory_stats() or {} for device in jax.local_devices())
     peak = max(one.get("peak_bytes_in_use", 0) for one in stats)
     if peak:  # a CPU does not tell
         values["memory_bytes"] = peak
     log.step(step, values, program.batch_size * session.experiment.data.sequence_length)
+    # After the row is written: metrics.jsonl then shows how the run ended.
     if not math.isfinite(values["loss"]):
         raise command.Stop(
             command.BUG,
             f"the loss is {values['loss']} at step {step}; the last checkpoint is from step "
-            f"{session.checkpoints.latest()}; lower config.optimizer.learning_rate or set "
-            "config.optimizer.clip_norm",
+            f"{session.checkpoints.latest()}; {remedy(session.experiment)}",
         )
     return values
 

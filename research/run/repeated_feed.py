@@ -10,7 +10,7 @@ from research.run.feed import Feed
 
 @dataclass
 class RepeatedFeed(Feed):
-    """Gives `batch`, this process's rows, again and again."""
+    """Returns `batch`, the rows of this process, at every step."""
 
     batch: Batch
     _step: int = field(default=0, init=False)
@@ -24,8 +24,8 @@ class RepeatedFeed(Feed):
         return self._step - 1, self.batch
 
     def state(self) -> dict[str, Any]:
-        """Nothing beside the step."""
+        """{}: the step alone is enough."""
         return {}
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Does nothing: this feed has no threads."""

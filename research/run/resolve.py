@@ -1,4 +1,4 @@
-"""From a ConfigDict to an `Experiment`, with the model of a preset or a checkpoint filled in."""
+"""From a ConfigDict to an `Experiment`: model fields that a config leaves open are filled in."""
 
 import dataclasses
 import logging
@@ -15,8 +15,14 @@ from research.models.presets import PRESETS
 
 
 def from_config(config: ConfigDict) -> Experiment:
-    """The experiment a ConfigDict describes. ValueError, one line, for an unknown field or a value
-    that does not fit. Reads the checkpoint `config.init` where no preset is named."""
+    """The experiment that a ConfigDict describes.
+
+    Model fields that are None come from `model.preset`, or else from the checkpoint `config.init`,
+    whose header is read for that. ValueError of one line for an unknown field or a value that does
+    not fit.
+
+        experiment = from_config(get_config("smoke"))
+    """
     values = config.to_dict()
     refuse_unknown("config", values, get_type_hints(Experiment))
     model = _resolve_model(values.get("model", {}), values.get("init", ""))
@@ -43,6 +49,7 @@ def _resolve_model(values: dict[str, Any], init: str) -> dict[str, Any]:
     if preset or not init:
         base = dataclasses.asdict(PRESETS[preset] if preset else ModelConfig())
     else:
+        # Only the config is read here; the bits are verified when the parameters are.
         with open_checkpoint(init, verify=False) as checkpoint:
             base = dataclasses.asdict(checkpoint.config)
     for name, value in given.items():
@@ -50,11 +57,13 @@ def _resolve_model(values: dict[str, Any], init: str) -> dict[str, Any]:
             base[name] = {**base[name], **{k: v for k, v in value.items() if v is not None}}
         elif value is not None:
             base[name] = value
+    # What the config itself sets must fit the model, or is refused; an unused field that only the
+    # preset or checkpoint sets falls back to its default.
     named = {
         f"{name}.{inner}" if inner else name
         for name, value in given.items()
-        for inner, one in (value.items() if isinstance(value, dict) else [("", value)])
-        if one is not None
+        for inner, setting in (value.items() if isinstance(value, dict) else [("", value)])
+        if setting is not None
     }
     named |= {name.partition(".")[0] for name in named}
     return reset_unused(ModelConfig, base, named)

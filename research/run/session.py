@@ -12,6 +12,8 @@ from research.data.corpus import Corpus
 from research.data.documents import digest
 from research.experiment.config import Experiment, refused_changes
 from research.files import read_json, write_json
+from research.interop.load import read_generation
+from research.interop.storage.generation import FILE as GENERATION
 from research.run.appraisal import Appraisal, make_appraisal
 from research.run.program import Program
 from research.run.start import first_state, resumed_state
@@ -24,12 +26,13 @@ from research.training.state import TrainState
 
 @dataclass(frozen=True)
 class Session:
-    """A run that is ready to start; all that can be checked before the first step has been.
+    """A run that is ready to start: everything that can be checked before a step has been.
 
-    start_step     number of steps done, after which `state` is the state
-    feed_state     the feed's `state()` saved with that step
+    start_step     number of steps done so far; `state` is the state after them
+    feed_state     the `Feed.state()` that was saved with that step
     notes          lines for the user on where the first state comes from
-    fingerprints   of tokenizer, data and base, which must be the same when a run is resumed
+    fingerprints   hexadecimal digests of "tokenizer", "data" and, with frozen weights, "base"; a
+                   resumed run must have the same ones
     """
 
     experiment: Experiment
@@ -45,8 +48,8 @@ class Session:
     fingerprints: dict[str, str]
 
     def save(self, state: TrainState, step: int, feed_state: dict[str, Any]) -> None:
-        """Starts to save the state, the feed's state and the fingerprints. A base that can be read
-        again from its source is left out."""
+        """Starts to save the state, the feed's state and the fingerprints. Frozen weights that can
+        be read again from `config.init` or the seed are left out."""
         meta: dict[str, Any] = dict(self.fingerprints)
         if feed_state:
             meta["feed"] = feed_state
@@ -61,11 +64,10 @@ def prepare(
     checkpoints: Checkpoints,
     allow_changed: bool,
 ) -> tuple[Session, WindowFeed]:
-    """(session of a new run, or of the one in `workdir` at its newest good checkpoint; the feed of
-    its corpus).
+    """The session of a run and the feed of its training data.
 
-    ValueError, unless `allow_changed`, if the config, tokenizer, data or base differ from those of
-    the run in `workdir`.
+    If `workdir` holds a run, the session continues it from its newest good checkpoint. Unless
+    `allow_changed`, ValueError if its config, tokenizer, data or frozen weights have changed.
     """
     objective = program.objective
     length = objective.window_length(experiment.data.sequence_length)
@@ -73,19 +75,19 @@ def prepare(
         length, objective.overlap, experiment.train.seed, _tell_tokenizing
     )
     heldout = corpus.heldout_windows(length, objective.overlap)
+    # For its errors, before the checkpoint is read, which may take long.
     appraisal = make_appraisal(program, corpus, heldout)
+    # The config is compared before a checkpoint is read: the names of two fields say more than
+    # arrays that differ in shape.
     record = workdir / "config.json"
     if record.exists():
         _refuse_another_run(read_json(record), experiment.to_json(), allow_changed)
     start_step, state, meta, notes = _restore_or_begin(program, checkpoints)
-    fingerprints = {
-        "tokenizer": corpus.tokenizer.fingerprint,
-        "data": corpus.provenance["fingerprint"],
-        **_base_fingerprint(state),
-    }
+    fingerprints = _fingerprints(corpus, state)
     # Compared before anything is written, so a refusal leaves the run as it is.
     if meta and not allow_changed:
         _refuse_other_inputs(workdir, meta, fingerprints)
+    # Processes share the workdir, so one of them writes.
     if jax.process_index() == 0:
         _record(experiment, workdir, corpus, program, start_step)
     session = Session(
@@ -120,8 +122,14 @@ def _restore_or_begin(
 def _record(
     experiment: Experiment, workdir: Path, corpus: Corpus, program: Program, start_step: int
 ) -> None:
-    """Writes tokenizer, config.json and provenance.json of the run."""
+    """Writes tokenizer, config.json and provenance.json of the run, and how the checkpoint it
+    starts from generates."""
+    # A later start reads the tokenizer from here, so a changed or missing source does not change
+    # it.
     corpus.tokenizer.save(workdir / "tokenizer")
+    generation = read_generation(experiment.init) if experiment.init and not start_step else {}
+    if generation:  # kept, as the model made of the checkpoint ends and is drawn from alike
+        write_json(workdir / GENERATION, generation)
     write_json(workdir / "config.json", experiment.to_json())
     facts: dict[str, Any] = {
         "seed": experiment.train.seed,
@@ -134,12 +142,17 @@ def _record(
     write_provenance(workdir, describe_run(**facts), start_step)
 
 
-def _base_fingerprint(state: TrainState) -> dict[str, str]:
-    """{"base": digest of the base's bits}, {} where everything is trained."""
+def _fingerprints(corpus: Corpus, state: TrainState) -> dict[str, str]:
+    """Digests of "tokenizer", "data" and, unless everything is trained, the bits of the "base"."""
+    # The base is not in every checkpoint, so a changed source would go unnoticed without this.
     base = state.held["base"]
     prints = fingerprint(base) if base else {}
     lines = (f"{path} {bits}" for path, bits in prints.items())
-    return {"base": digest(*lines, "")} if prints else {}
+    return {
+        "tokenizer": corpus.tokenizer.fingerprint,
+        "data": corpus.provenance["fingerprint"],
+        **({"base": digest(*lines, "")} if prints else {}),
+    }
 
 
 def _refuse_another_run(old: dict[str, Any], new: dict[str, Any], allow_changed: bool) -> None:
@@ -162,5 +175,6 @@ def _refuse_other_inputs(workdir: Path, meta: dict[str, Any], fingerprints: dict
 
 
 def _tell_tokenizing(done: int, documents: int) -> None:
+    # The carriage return overwrites the line until the last one.
     end = "\n" if done == documents else ""
     print(f"\rtokenizing {done:,} of {documents:,} documents", end=end, file=sys.stderr)

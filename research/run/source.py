@@ -6,8 +6,8 @@ from pathlib import Path
 def check_source(
     workdir: str | Path | None, checkpoint: str | Path | None, adapter: str = ""
 ) -> None:
-    """ValueError unless exactly one of a run's `workdir` and a `checkpoint` is given, and for an
-    adapter on a run."""
+    """ValueError unless exactly one of `workdir`, of a run, and `checkpoint` is given. An `adapter`
+    needs a checkpoint, because a run has its own."""
     if bool(workdir) == bool(checkpoint):
         raise ValueError(
             "give --workdir=FOLDER, the directory of a run such as runs/quickstart, "

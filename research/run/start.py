@@ -1,5 +1,4 @@
-"""The start of a run: its data, and its first state, with the parameters of `config.init` if
-set."""
+"""The start of a run: its data, and its first state with the parameters of `config.init`."""
 
 import dataclasses
 from contextlib import nullcontext
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from research import tree
 from research.data.corpus import Corpus, open_corpus
 from research.experiment.config import Experiment
+from research.interop.grow import grow
 from research.interop.load import open_checkpoint
 from research.interop.restored import read_base
 from research.interop.storage.checkpoint import Checkpoint
@@ -31,11 +31,11 @@ from research.weights.rules import is_leaf
 
 
 def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> Corpus:
-    """The corpus of an experiment, with the tokenizer saved in `tokenizer_folder` if that exists,
-    else that of `config.data.tokenizer`, else, if that is empty, that of the checkpoint
-    `config.init`.
+    """The corpus of an experiment, with its tokenizer.
 
-    ValueError for no tokenizer, and for more tokens or labels than the model has.
+    The tokenizer is the first of these that there is: the one saved in `tokenizer_folder` by an
+    earlier start of the run, `config.data.tokenizer`, the one of the checkpoint `config.init`.
+    ValueError without a tokenizer, and for more tokens or labels than the model has.
     """
     saved, given = tokenizer_folder is not None and tokenizer_folder.is_dir(), None
     if not experiment.data.tokenizer and not experiment.init and not saved:
@@ -43,6 +43,7 @@ def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> C
             "data.tokenizer='' is the tokenizer of config.init, which is not set; set one of them"
         )
     if not saved and not experiment.data.tokenizer:
+        # Only the tokenizer is read, so the checksums of the weights can wait.
         with open_checkpoint(experiment.init, verify=False) as checkpoint:
             given = checkpoint.tokenizer
         if given is None:
@@ -58,6 +59,7 @@ def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> C
         raise ValueError(
             f"the tokenizer has {words} tokens, the model {experiment.model.vocab_size}; "
             f"set config.model.vocab_size to at least {words}"
+            + (f", for which the tables of {experiment.init} grow" if experiment.init else "")
         )
     if classes > experiment.model.labels:
         shown = ", ".join(corpus.labels[:5]) + (", ..." if classes > 5 else "")
@@ -71,14 +73,19 @@ def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> C
 def first_state(program: Program) -> tuple[TrainState, list[str]]:
     """(state before the first step, lines for the user on where its parameters come from).
 
-    With `config.init` parameters are read from that checkpoint, each onto its sharding and into its
-    format; only a pooler or classifier that it lacks is new. ValueError for any other parameter
-    that is missing or has another shape.
+    With `config.init` the parameters are read from that checkpoint, each straight onto its sharding
+    and into its format. Tables of fewer tokens or learned positions than the model's get new rows;
+    a pooler or classifier that the checkpoint lacks keeps its random start. ValueError for any
+    other parameter that is missing or has another shape.
     """
     source, state, lines = program.experiment.init, program.init(), []
     with open_checkpoint(source) if source else nullcontext() as checkpoint:
         if checkpoint is not None:
+            checkpoint, grown = grow(checkpoint, program.experiment.model)
             state, lines = with_parameters(program, state, checkpoint)
+            lines += grown
+        # In this order: adapters may start from the base (PiSSA), and the trees that the objective
+        # holds are copies of what the run starts from.
         state = with_base(program, state, checkpoint)
         state = with_held(program, state)
     program.check_bytes(state)
@@ -88,9 +95,10 @@ def first_state(program: Program) -> tuple[TrainState, list[str]]:
 def with_parameters(
     program: Program, state: TrainState, checkpoint: Checkpoint
 ) -> tuple[TrainState, list[str]]:
-    """(`state` with the checkpoint's values for the trained parameters of the model itself, not of
-    adapters; lines for the user)."""
+    """(`state` with the checkpoint's values for the model's own trained parameters, lines for the
+    user). Adapters keep their fresh values."""
     source, model = program.experiment.init, program.experiment.model
+    # A head of another size, or none, in the checkpoint: fine-tuning begins it anew.
     fresh = [
         name
         for name, field in FRESH.items()
@@ -101,18 +109,19 @@ def with_parameters(
         tree.paths(program.baseless_state.trainable, is_leaf),
     )
     known = [path for path in tree.paths(program.model.specs()) if path.split("/")[0] not in fresh]
-    own = {path: wanted[path] for path in known if path in wanted and not is_leaf(wanted[path])}
-    read = tree.paths(checkpoint.restore(tree.unflatten(own)))
+    # Without the paths at which an adapter lies (`is_leaf`): those are new in this run.
+    plain = {path: wanted[path] for path in known if path in wanted and not is_leaf(wanted[path])}
+    restored = tree.paths(checkpoint.restore(tree.unflatten(plain)))
     lines = [f"parameters of {source}"] + [
         f"the {name} is new: {source} has none for this model" for name in fresh
     ]
     lines += [f"not as in {source}: model.{change}" for change in changes(checkpoint.config, model)]
-    return replace(state, trainable=tree.unflatten(trainable | read)), lines
+    return replace(state, trainable=tree.unflatten(trainable | restored)), lines
 
 
 def with_base(program: Program, state: TrainState, checkpoint: Checkpoint | None) -> TrainState:
-    """A fresh state with its base, of the checkpoint or from the seed, and adapters that start from
-    it."""
+    """A fresh state with its frozen base, read from the checkpoint or drawn from the seed, and with
+    adapters that start from that base if `lora.start` says so."""
     e, plain = program.experiment, program.model.specs()
     base_specs = program.held_specs["base"]
     if not e.changes_base:
@@ -129,15 +138,16 @@ def with_base(program: Program, state: TrainState, checkpoint: Checkpoint | None
 
 
 def with_held(program: Program, state: TrainState) -> TrainState:
-    """A fresh state that has its base, with the further frozen trees that the objective holds."""
+    """A state that has its base, with the further frozen trees of the objective, such as DPO's
+    reference model."""
     others = held_trees(program.objective.holds, state.trainable)
     # Copied, because the train step gives away the buffers of a state, and each only once.
     return replace(state, held={**state.held, **jax.tree.map(jnp.copy, others)})
 
 
 def resumed_state(program: Program, stored: dict[str, tree.Tree]) -> TrainState:
-    """The state of a checkpoint, with its base read again from `config.init` where it is not in the
-    checkpoint."""
+    """The state of a checkpoint that `Program.to_stored` has made. A base that is not in it is read
+    again from `config.init` or drawn again from the seed."""
     state, base_specs = from_stored(stored), program.held_specs["base"]
     # A base that LoRA's start has changed is in the checkpoint; any other is read from its source.
     if program.experiment.changes_base or not base_specs:
@@ -161,8 +171,8 @@ def _read_base(
 
 
 def changes(before: ModelConfig, after: ModelConfig) -> list[str]:
-    """ "window: 4096 -> 0" for each field that differs and changes what the same parameters
-    compute."""
+    """Lines such as "window: 4096 -> 0" for the fields that differ and change what the same
+    parameters compute, such as a norm's epsilon."""
     names = {field.name for field in dataclasses.fields(Body)}
     if before.position != "learned":
         names.remove("max_length")  # then it is no table's size and changes no computation

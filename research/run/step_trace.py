@@ -11,9 +11,11 @@ from research.training.metrics import RunLog
 
 @dataclass(frozen=True)
 class StepTrace:
-    """Writes a trace of devices and host in `steps`, of a run of `total` steps, to `folder`; an
-    empty range traces nothing. A run that starts at `first` inside the range is traced from
-    there."""
+    """Writes a profiler trace of devices and host during `steps` to `folder`.
+
+    The run starts at step `first`, from where it is traced if that is inside the range, and ends
+    after `total` steps. An empty range traces nothing.
+    """
 
     steps: range
     first: int
@@ -21,13 +23,13 @@ class StepTrace:
     folder: Path
 
     def before(self, step: int) -> None:
-        """Called before each step."""
+        """Call this before each step; `step` is the number of steps done."""
         if step in self.steps and step == max(self.steps.start, self.first):
             jax.profiler.start_trace(str(self.folder))
 
     def after(self, step: int, state: Any, log: RunLog) -> None:
-        """Called when `step` steps have been started. Waits for the last traced one to finish,
-        since devices run behind the host."""
+        """Call this when `step` steps have been started. It waits for the last traced step to
+        finish, because devices run behind the host."""
         if step - 1 in self.steps and step in (self.steps.stop, self.total):
             jax.block_until_ready(state)
             jax.profiler.stop_trace()

@@ -13,8 +13,11 @@ from research.run.feed import Feed
 
 @dataclass
 class WindowFeed(Feed):
-    """Batches of `batch_size` rows over all processes; each row is the objective's example of a
-    window. The step determines the position in the data, so `state()` is {}.
+    """Batches of `batch_size` rows over all processes; each row is the example that the objective
+    makes of one window of tokens.
+
+    The step, the seed and the batch size determine the position in the data, so `state()` is {}.
+    `threads` read ahead of the devices.
     """
 
     windows: Sequence[Window]
@@ -26,6 +29,7 @@ class WindowFeed(Feed):
 
     def begin(self, step: int, state: Mapping[str, Any]) -> None:
         """Starts to read ahead from `step` on."""
+        # A feed that begins again must not leave its former threads reading.
         self.close()
         self._batches = train_batches(
             self.windows,
@@ -33,6 +37,8 @@ class WindowFeed(Feed):
             seed=self.seed,
             global_batch=self.batch_size,
             start_step=step,
+            # Every process walks the same permutation of windows and takes its own rows of each
+            # batch.
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             threads=self.threads,
@@ -44,7 +50,7 @@ class WindowFeed(Feed):
         return next(self._batches)
 
     def state(self) -> dict[str, Any]:
-        """Nothing beside the step."""
+        """{}: the step alone is enough."""
         return {}
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""Training: state, step, optimizer, checkpoints, and what is told of them."""
+"""Training: state, step, optimizer, checkpoints, metrics and the report of a run."""

@@ -1,9 +1,10 @@
 """Adam with moments in eight bits (arXiv:2110.02861): 2 bytes a parameter instead of 8.
 
-Both moments are quantized to bitsandbytes' dynamic maps in blocks of up to 256 values that share a
-scale; arithmetic is in float32. A block lies inside one layer. It covers the last axes of a
-parameter, and of the axis before them the largest divisor that keeps it within 256 values: three
-heads of 64, one row of 192. Codes have the parameter's shape and sharding.
+Both moments are quantized with bitsandbytes' dynamic maps in blocks of up to 256 values that share
+a scale; arithmetic is in float32. A block lies inside one layer. It covers the last axes of a
+parameter, and of the axis before them as many entries as divide it and keep the block within 256
+values: three heads of 64, one row of 192. Codes have the parameter's shape and sharding, so the
+optimizer state is sharded like the parameters.
 """
 
 import math
@@ -23,7 +24,7 @@ from research.parallel.placement import gather_axis, spec_entries, split_axis
 from research.training.muon import stack_axes
 from research.weights.dynamic_map import DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP
 
-BLOCK = 256  # values that share a scale
+BLOCK = 256  # values that share a scale, as in bitsandbytes
 # A parameter with fewer values in a layer keeps float32 moments, as in bitsandbytes.
 SMALLEST = 4096
 # So does one whose blocks would have fewer values: their scales would cost more than codes save.
@@ -31,16 +32,16 @@ _LEAST_BLOCK = 32
 
 
 class Moment(NamedTuple):
-    """map[codes] * absmax: `codes` uint8 in the parameter's shape, `absmax` float32 [...,
-    blocks]."""
+    """A moment in 8 bits, map[codes] * absmax: `codes` uint8 in the parameter's shape, `absmax`
+    float32 [..., blocks]."""
 
     codes: jax.Array
     absmax: jax.Array
 
 
 class Adam8bitState(NamedTuple):
-    """The number of updates so far, and both moments of each parameter: a `Moment`, or a float32
-    array for small parameters."""
+    """`count`: int32 number of updates so far; `mu` and `nu`: first and second moments, trees with
+    a `Moment` for each parameter, or a float32 array for small ones."""
 
     count: jax.Array
     mu: tree.Tree
@@ -50,14 +51,14 @@ class Adam8bitState(NamedTuple):
 def scale_by_adam_8bit(
     b1: float, b2: float, eps: float, names: tree.Tree | None = None
 ) -> optax.GradientTransformation:
-    """`optax.scale_by_adam` with moments in eight bits.
+    """`optax.scale_by_adam` with moments in 8 bits.
 
     `names` is a tree like the parameters with the logical axes of each, such as "layers embed mlp".
-    Parameters stacked over layers are updated layer by layer, so that float32 moments exist for one
-    layer at a time.
+    Stacked parameters are updated layer by layer, so that float32 moments exist for one layer at a
+    time.
     """
 
-    def init(params):
+    def _init(params):
         leaves, structure = jax.tree.flatten(params)
         # No array is shared between the moments, since a buffer can be donated only once.
         mu, nu = (
@@ -68,34 +69,38 @@ def scale_by_adam_8bit(
             jnp.zeros([], jnp.int32), structure.unflatten(mu), structure.unflatten(nu)
         )
 
-    def update(updates, state, params=None):
+    def _update(updates, state, params=None):
         del params
         count = optax.safe_increment(state.count)
         corrections = tuple(1 - jnp.float32(b) ** count.astype(jnp.float32) for b in (b1, b2))
         leaves, structure = jax.tree.flatten(updates)
-        made = []
+        results = []
         for g, mu, nu, n in zip(
             leaves, *map(structure.flatten_up_to, (state.mu, state.nu)), _stacks(updates, names)
         ):
             block = block_of(g.shape, n)
 
-            def one(leaf, block=block):
-                return _update(*leaf, corrections, (b1, b2, eps), block)
+            def _one(leaf, block=block):
+                return _adam(*leaf, corrections, (b1, b2, eps), block)
 
+            # Small parameters are not worth a loop.
             if block is None or not n:
-                made.append(one((g, mu, nu)))
+                results.append(_one((g, mu, nu)))
             else:
-                made.append(_each_layer(partial(one, block=(block[0] - 1, block[1])), g, (mu, nu)))
+                results.append(
+                    _each_layer(partial(_one, block=(block[0] - 1, block[1])), g, (mu, nu))
+                )
         steps, mus, nus = (
-            map(structure.unflatten, zip(*made)) if made else (updates, state.mu, state.nu)
+            map(structure.unflatten, zip(*results)) if results else (updates, state.mu, state.nu)
         )
         return steps, Adam8bitState(count, mus, nus)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(_init, _update)
 
 
 def _stacks(params: tree.Tree, names: tree.Tree | None) -> list[int]:
-    """For each parameter, how many leading axes number layers or experts; 0 without names."""
+    """For each parameter the number of leading axes that number layers or experts; 0 without
+    names."""
     structure = jax.tree.structure(params)
     if names is None:
         return [0] * structure.num_leaves
@@ -103,8 +108,9 @@ def _stacks(params: tree.Tree, names: tree.Tree | None) -> list[int]:
 
 
 def block_of(shape: Sequence[int], stacked: int = 0) -> tuple[int, int] | None:
-    """(axis, entries): a block is that many entries of the axis and everything after the axis. None
-    for parameters whose moments stay in float32. The first `stacked` axes are layers or experts.
+    """(axis, entries): a block is that many entries of the axis, with everything after the axis.
+    None for parameters whose moments stay in float32. The first `stacked` axes are layers or
+    experts.
 
     >>> block_of((30, 576, 9, 64), 1), block_of((576, 1536)), block_of((30, 576), 1)
     ((2, 3), (1, 256), None)
@@ -114,16 +120,17 @@ def block_of(shape: Sequence[int], stacked: int = 0) -> tuple[int, int] | None:
     axis, inner = len(shape) - 1, 1
     while axis > stacked and inner * shape[axis] <= BLOCK:
         inner, axis = inner * shape[axis], axis - 1
+    # A divisor, so that no block crosses into the next row of the axis before.
     entries = max(n for n in range(1, BLOCK // inner + 1) if shape[axis] % n == 0)
     return (axis, entries) if inner * entries >= _LEAST_BLOCK else None
 
 
 def quantize(x: jax.Array, block: tuple[int, int], book: np.ndarray) -> Moment:
-    """Each value as the code of the nearest entry of `book`, scaled by its block's largest
-    magnitude.
+    """`x` in 8 bits: each value becomes the code of the nearest entry of `book`, after division by
+    the largest magnitude of its block.
 
-    In the unsigned map a positive value never becomes zero: a second moment of 0 beside a first
-    moment that is not 0 would give a step of size 1 / eps.
+    With the unsigned map (second moments) a positive value never becomes zero: a second moment of 0
+    beside a first moment that is not 0 would give a step of size 1 / eps.
     """
     groups = _grouped(x, block)
     absmax = jnp.max(jnp.abs(groups), axis=tuple(range(block[0] + 1, groups.ndim)), keepdims=True)
@@ -136,7 +143,7 @@ def quantize(x: jax.Array, block: tuple[int, int], book: np.ndarray) -> Moment:
 
 
 def dequantize(moment: Moment, block: tuple[int, int], book: np.ndarray) -> jax.Array:
-    """The values, float32 in the parameter's shape."""
+    """The values of a moment, float32 in the parameter's shape."""
     codes = _grouped(moment.codes, block)
     absmax = jnp.expand_dims(moment.absmax, tuple(range(moment.absmax.ndim, codes.ndim)))
     return _ungrouped(look_up(book, codes) * absmax, block, moment.codes)
@@ -156,23 +163,24 @@ def _each_layer(
     function: Callable, g: jax.Array, moments: tuple[Moment, Moment]
 ) -> tuple[jax.Array, Moment, Moment]:
     """`function` applied to the gradient and moments of one layer after the other. Moments exist in
-    float32 for one layer at a time, and new codes overwrite the old ones in place."""
+    float32 for one layer at a time."""
 
-    def one(moments, layer):
+    def _one(moments, layer):
         index, g = layer
-        own = jax.tree.map(
+        layer_moments = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), moments
         )
-        step, *new = function((g, *own))
+        step, *new = function((g, *layer_moments))
+        # The moments are the scan's carry, so XLA overwrites the old codes in place.
         write = partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=0)
         return jax.tree.map(write, moments, tuple(new)), step
 
-    moments, steps = jax.lax.scan(one, moments, (jnp.arange(g.shape[0]), g))
+    moments, steps = jax.lax.scan(_one, moments, (jnp.arange(g.shape[0]), g))
     return steps, *moments
 
 
-def _update(g, mu, nu, corrections, settings, block) -> tuple[jax.Array, Any, Any]:
-    """(update of one parameter, its new moments), by Adam with bias correction
+def _adam(g, mu, nu, corrections, settings, block) -> tuple[jax.Array, Any, Any]:
+    """(update of one parameter, new first moment, new second moment) by Adam with bias correction
     (arXiv:1412.6980, algorithm 1)."""
     b1, b2, eps = settings
     x = g.astype(jnp.float32)
@@ -198,8 +206,8 @@ def _zeros(p: jax.Array, block: tuple[int, int] | None) -> Any:
 
 
 def _grouped(x: jax.Array, block: tuple[int, int]) -> jax.Array:
-    """`x` [..., A, ...] as [..., A / entries, entries, ...]; gathered along A where a shard
-    boundary would cut a block."""
+    """`x` [..., A, ...] as [..., A / entries, entries, ...], gathered along A if a shard boundary
+    would cut a block."""
     axis, entries = block
     parts = x.shape[axis] // entries
     mesh = jax.sharding.get_abstract_mesh()

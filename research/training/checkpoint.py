@@ -16,6 +16,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from research import tree
+from research.training.literal_path import LiteralPath
 from research.training.restore import (
     Restored,
     committed_steps,
@@ -27,11 +28,11 @@ from research.training.restore import (
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """How often to save and what to keep.
+    """How often to save and which checkpoints to keep.
 
-    every        steps between two checkpoints
-    keep         number of latest checkpoints that are kept
-    keep_period  steps divisible by it are kept for ever; None for no such steps
+    every        number of steps between two checkpoints
+    keep         number of latest checkpoints to keep
+    keep_period  keep every checkpoint whose step is a multiple of this; None keeps none for good
     """
 
     every: int = 1000
@@ -50,12 +51,16 @@ class CheckpointConfig:
 class Checkpoints:
     """The checkpoints of one run, as a context manager that waits for the last save on exit.
 
-    Opening removes the remains of interrupted saves, so only one process may write to a directory.
+        with Checkpoints(workdir / "checkpoints", CheckpointConfig(every=100)) as checkpoints:
+            restored = checkpoints.restore(abstract_state)
+            checkpoints.save(step, state, meta={})
+
+    Opening removes the remains of interrupted saves, so only one run may write to a directory.
     ValueError for a directory that cannot be written.
     """
 
     def __init__(self, directory: epath.PathLike, config: CheckpointConfig = CheckpointConfig()):
-        self._root = epath.Path(directory).absolute()
+        self._root = LiteralPath(directory).absolute()
         self._saving: int | None = None
         _require_writable(self._root)
         options = ocp.CheckpointManagerOptions(
@@ -72,10 +77,11 @@ class Checkpoints:
         """Starts to save `state`, a tree of jax.Arrays, and `meta`, JSON values. The state may be
         donated once this returns.
 
-        Returns False and writes nothing if the step exists. OSError if the previous save, or the
-        start of this one, failed; earlier steps are then still there, and later saves may succeed.
+        Returns False and writes nothing if the step exists already. OSError if the previous save
+        failed, or this one could not start; earlier steps stay, and later saves may succeed.
         """
         self.wait()
+        # A preempted run may save the step that it has just resumed from.
         if step in committed_steps(self._root):
             return False
         arrays = tree.paths(state)
@@ -85,6 +91,8 @@ class Checkpoints:
         )
         self._saving = step
         with self._surfacing():
+            # Forced, because this class decides when to save; Orbax would apply an interval of its
+            # own.
             return self._manager.save(step, args=items, force=True)
 
     def latest(self) -> int | None:
@@ -92,12 +100,13 @@ class Checkpoints:
         return max(committed_steps(self._root), default=None)
 
     def restore(self, abstract_state: tree.Tree) -> Restored | None:
-        """(step, state, meta) of the newest undamaged step; None if nothing was ever saved.
+        """(step, state, meta) of the newest good step; None if nothing was ever saved.
 
         `abstract_state` is a tree of ShapeDtypeStructs. Each array is read onto the sharding given
-        there, from whatever mesh it was saved. A damaged step is logged and renamed. ValueError if
-        all steps are damaged, and if the checkpoint's structure, types or shapes differ from those
-        of `abstract_state`; in that case nothing is renamed.
+        there, on whatever mesh it was saved. A step that is damaged, or whose trained numbers are
+        not all finite, is logged and renamed. ValueError if no step is good, and if structure,
+        types or shapes of the checkpoint differ from those of `abstract_state`: then the config has
+        changed, and nothing is renamed.
         """
         self.wait()
         return newest(self._root, abstract_state, "", self._set_aside)
@@ -132,12 +141,15 @@ class Checkpoints:
             yield
         except Exception as error:
             step, self._saving = self._saving, None
+            # Orbax raises many types. As an OSError it ends the process with the code that asks for
+            # another attempt, see `research.command`.
             raise OSError(
                 f"the checkpoint of step {step} in {self._root} was not saved: {error}"
             ) from error
 
-    def _set_aside(self, step: int) -> str:
-        candidates = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, 1000))]
+    def _set_aside(self, step: int, kind: str) -> str:
+        # A resumed run reaches the step again, and that checkpoint may be bad as well.
+        candidates = [f"{kind}-{step}", *(f"{kind}-{step}-{n}" for n in range(2, 1000))]
         name = next(name for name in candidates if not (self._root / name).exists())
         if jax.process_count() > 1:
             # No process may rename the step before all have chosen its new name.
@@ -157,28 +169,33 @@ def restore_params(
     key: str = "params",
     step: int | None = None,
 ) -> Restored:
-    """(step, parameters, meta) of the newest good step of another run's checkpoints, or of `step`.
+    """(step, parameters, meta) of `step` of a run's checkpoints, or of the newest good one.
 
-    Reads and verifies only the arrays below `key`, onto the shardings of `abstract_params`, and
-    changes nothing in `directory`: a damaged step is skipped with a warning. ValueError if there is
-    no undamaged step, if `step` does not exist, and if the structure, types or shapes differ.
+    Only the arrays below `key` are read and verified, onto the shardings of `abstract_params`.
+    Nothing in `directory` changes; a step that is damaged or not finite is skipped with a warning,
+    unless it is the `step` that was asked for. ValueError without a good step, without `step`, and
+    for another structure, type or shape.
+
+        step, params, meta = restore_params("runs/a/checkpoints", abstract_params, key="trainable")
     """
-    root = epath.Path(directory).absolute()
+    root = LiteralPath(directory).absolute()
     if step is not None and step not in committed_steps(root):
         there = ", ".join(map(str, committed_steps(root))) or "none"
         raise ValueError(f"{root} has no checkpoint of step {step}; there are {there}")
-    found = newest(root, abstract_params, f"{key}/", lambda step: "passed over", only=step)
-    if found is None:
+    restored = newest(root, abstract_params, f"{key}/", lambda step, kind: "passed over", only=step)
+    if restored is None:
         raise ValueError(
             f"{root} holds no checkpoint; "
             "give the checkpoints directory of a run that has saved one"
         )
-    return found
+    return restored
 
 
 def _require_writable(root: epath.Path) -> None:
     if jax.process_index():
         return
+    # Permissions do not tell: a read-only mount, a full quota or an object store refuses only a
+    # write.
     probe = root / ".writable"
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ SMALLEST = 1.2e-38
 def tick_text(value: float) -> str:
     """Short, and exact for round numbers: 0, 0.0015, 3e-5, 250, 1.2k, 3M."""
     size = abs(value)
+    # From 1e15 on an exponent is shorter than a number of trillions.
     for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if limit <= size < 1e15:
             return f"{value / limit:.4g}{suffix}"
@@ -27,6 +28,7 @@ def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` multiples of 1, 2 or 5 times a power of ten within [low, high]."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
+    # The factor 0.999 keeps a range such as 0 to 1 from losing its step of 0.2 to rounding.
     step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     # Rounded to 12 digits of a step: 3 * 0.1 is 0.30000000000000004.
@@ -38,10 +40,12 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten within [low, high], thinned to about five; multiples of them too where there
     are fewer than three."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    # Three powers or more say enough by themselves.
     if last - first >= 2:
         return [
             10.0**exponent for exponent in range(first, last + 1, math.ceil((last - first + 1) / 6))
         ]
+    # Fewer labels for a wide range; a narrow one needs more to have any.
     factors = (1, 2, 5) if high > 10 * low else (1, 2, 3, 5, 7)
     fine = [
         factor * 10.0**exponent for exponent in range(first - 1, last + 1) for factor in factors
@@ -73,6 +77,7 @@ def padded(values: Sequence[float], log: bool, share: float) -> tuple[float, flo
             return low / 2, high * 2
         return low - (abs(low) / 2 or 1.0), high + (abs(high) / 2 or 1.0)
     if log:
+        # On a logarithmic axis a share of the range is a factor.
         factor = (high / low) ** share
         return low / factor, high * factor
     return low - share * (high - low), high + share * (high - low)
@@ -95,14 +100,18 @@ def thin(
     groups = itertools.groupby(
         zip(*line), lambda pair: int(count * fraction(pair[0], low, high, log))
     )
+    # Means over equal parts of the axis, so that a logarithmic axis is thinned where its points are
+    # dense.
     columns = (tuple(zip(*pairs)) for _, pairs in groups)
     return [(xs[-1], sum(ys) / len(ys), min(ys), max(ys)) for xs, ys in columns]
 
 
 def running_mean(ys: Sequence[float]) -> list[float]:
-    """The mean over a bell of neighbours, a twentieth of the values wide. It is narrower near the
-    beginning, a quarter of the way back, because a loss falls steeply there and a wide mean would
-    lie above it."""
+    """The mean of each value's neighbours, weighted by a bell about a twentieth of the values wide.
+
+    At position i the bell reaches at most i / 4 back, because a loss falls steeply near the
+    beginning, where a wide mean would lie above the curve.
+    """
     count, low, high = len(ys), min(ys, default=0.0), max(ys, default=0.0)
     # A box applied twice is a bell: a spike becomes a smooth hump and not a step.
     for _ in range(2):

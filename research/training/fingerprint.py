@@ -30,13 +30,13 @@ _MIX = (np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35))
 
 
 def fingerprint(state: tree.Tree) -> dict[str, str]:
-    """{path: 16 hexadecimal digits} of a tree of jax.Arrays. The digits depend on the bits of the
-    array and on their positions, and on nothing else.
+    """{path: 16 hexadecimal digits} for a tree of jax.Arrays, on whatever devices they are.
 
-    A change of one element always changes the digits; any other change goes unnoticed with a
-    probability of about 2**-64. The whole tree is one program, and no temporary array of it is
-    larger than a leaf without its last axis. ValueError for a typed random key: pass
-    `jax.random.key_data` of it.
+    The digits depend on the bits of an array and on their positions, and on nothing else. A change
+    of one element always changes the digits; any other change goes unnoticed with a probability of
+    about 2**-64. The whole tree is one program, whose temporary arrays are at most as large as a
+    leaf without its last axis. ValueError for a leaf that is no array, and for a typed random key:
+    pass `jax.random.key_data` of it.
     """
     leaves = tree.paths(state)
     for path, leaf in leaves.items():
@@ -44,6 +44,7 @@ def fingerprint(state: tree.Tree) -> dict[str, str]:
             raise ValueError(
                 f"{path} is {_describe(leaf)}; only plain jax.Arrays have a fingerprint"
             )
+    # One program and one transfer, instead of a dispatch and a wait for each leaf.
     sums = jax.device_get(_checksums(list(leaves.values())))
     return {path: f"{int(high):08x}{int(low):08x}" for path, (high, low) in zip(leaves, sums)}
 
@@ -73,6 +74,7 @@ def _words(x: jax.Array) -> list[jax.Array]:
     if x.dtype == jnp.bool_:
         return [x.astype(jnp.uint32)]
     info = jnp.finfo(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype)
+    # Bits and not values: NaN differs from itself, and -0.0 equals 0.0.
     bits = lax.bitcast_convert_type(x, _UNSIGNED[info.bits])
     if info.bits == 64:
         return [bits.astype(jnp.uint32), (bits >> 32).astype(jnp.uint32)]
@@ -81,11 +83,15 @@ def _words(x: jax.Array) -> list[jax.Array]:
 
 def _word_checksum(word: jax.Array, salt: int) -> tuple[jax.Array, jax.Array]:
     """The two sums of one uint32 array; `salt` tells the words of a wide element apart."""
+    # The reduction below needs a last axis.
     if word.ndim == 0:
         word = word.reshape(1)
+    # A hash of the position, so that two values that trade places change the sum. It is made of
+    # iotas, which XLA fuses into the reduction below.
     position = jnp.full(word.shape, salt, jnp.uint32)
     for axis in range(word.ndim):
         position = (position + lax.broadcasted_iota(jnp.uint32, word.shape, axis)) * _ROTATION
+    # Each line is invertible, so one changed element always changes the sum of its array.
     first = word + position
     first = (first ^ (first >> 16)) * _MIX[0]
     first = (first ^ (first >> 13)) * _MIX[1]
@@ -98,4 +104,4 @@ def _word_checksum(word: jax.Array, salt: int) -> tuple[jax.Array, jax.Array]:
     sums = lax.reduce(
         (first, second), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (word.ndim - 1,)
     )
-    return tuple(jnp.sum(part, dtype=jnp.uint32) for part in sums)
+    return tuple(jnp.sum(column, dtype=jnp.uint32) for column in sums)

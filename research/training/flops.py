@@ -18,15 +18,15 @@ from research.models.model import Model
 
 @dataclass(frozen=True)
 class Texts:
-    """The sizes of a step's batch.
+    """The sizes of the batch of a step.
 
-    rows       rows of the batch
-    length     tokens of a row; of an encoder-decoder, those of the decoder
-    encoder    tokens of a row that an encoder-decoder's encoder reads
-    predicted  tokens of a row that need logits; for masked LM the masked ones, though the head may
-               run over all of them
+    rows       number of rows
+    length     tokens of a row; in an encoder-decoder those of the decoder
+    encoder    tokens of a row that the encoder of an encoder-decoder reads
+    predicted  tokens of a row that need logits; for masked LM the masked ones, although the head
+               may run over all of them
     pooled     True if the first token of a row is classified instead
-    virtual    virtual tokens before every row, of a prefix or prompt
+    virtual    virtual tokens before every row, from a prefix or a prompt
     """
 
     rows: int
@@ -38,20 +38,23 @@ class Texts:
 
 
 def matmul_parameters(c: ModelConfig) -> int:
-    """Number of weights that multiply a token: with the head, without embedding tables, and with as
-    many experts as a token visits."""
+    """Number of weights that multiply a token. The head counts, embedding tables do not, and of the
+    experts only as many as a token visits."""
     total = sum(_visited(path, spec, c) for path, spec in tree.paths(Model(c).specs()).items())
+    # A tied table is counted here, as the head that it also is.
     return total + (c.vocab_size * c.d_model if c.tied else 0)
 
 
 def train_flops_per_token(c: ModelConfig, sequence_length: int) -> float:
-    """FLOPs of forward and backward for each token: 6 per weight, and 12 per layer, element of all
-    heads and visible key, of which a causal mask hides half.
+    """FLOPs of forward and backward pass for each token (arXiv:2204.02311, appendix B).
 
-    For an encoder-decoder these are tokens of the decoder, and the encoder is assumed to read as
-    many.
+    These are 6 for each weight, and 12 for each layer, visible key and element of all heads. A
+    causal mask hides half of the keys. Tokens of an encoder-decoder are those of its decoder; its
+    encoder is assumed to read as many.
     """
     T, width = sequence_length, c.heads * c.head_size
+    # 12: two products, 2 FLOPs for a multiplication with addition, and the backward pass takes
+    # twice the forward one. Divided by T, because the pairs are those of a whole row.
     attention = 12 * width * _layer_pairs(c, T, T) / T
     if c.kind == "encoder_decoder":
         # The encoder's layers see all pairs, and so does the decoder's cross-attention.
@@ -60,8 +63,10 @@ def train_flops_per_token(c: ModelConfig, sequence_length: int) -> float:
 
 
 def decode_flops(c: ModelConfig, rows: int, length: int) -> float:
-    """FLOPs of decoding one token in each of `rows` texts of `length` tokens: 2 per weight, and 4
-    per layer, element of all heads and visible key."""
+    """FLOPs of decoding one more token in each of `rows` texts of `length` tokens.
+
+    These are 2 for each weight, and 4 for each layer, visible key and element of all heads.
+    """
     keys = sum(min(window or length, length) for window in layer_windows(c))
     if c.kind == "encoder_decoder":
         keys += c.layers * length
@@ -69,8 +74,13 @@ def decode_flops(c: ModelConfig, rows: int, length: int) -> float:
 
 
 def visible_pairs(T: int, S: int, *, causal: bool, window: int = 0) -> float:
-    """Number of pairs of a query and a key that it sees, where the T queries are the last T of S
-    positions and a row is one document."""
+    """Number of (query, visible key) pairs of a row that is one document.
+
+    The T queries are the last T of S positions. `window` is the number of keys that a query sees at
+    most, itself included; 0 is no limit.
+
+        visible_pairs(3, 3, causal=True)  # 1 + 2 + 3 = 6
+    """
     most = window or S
     # The query at position t sees min(t, most) keys up to its own, and without a causal mask all
     # that follow.
@@ -93,25 +103,26 @@ def _sum_to(count: int, most: int) -> float:
 
 
 def forward_flops(c: ModelConfig, trainable: tree.Tree, texts: Texts) -> float:
-    """The forward pass of a step, where `trainable` are the specs of what is trained.
+    """FLOPs of the forward pass of a step; `trainable` are the specs of what is trained.
 
-    Each weight times the tokens that it meets, of experts those that a token visits; attention over
-    the pairs that the mask shows, where a row is one document; the head. Tables that are read,
-    DoRA's norms and a prompt's own pass are left out.
+    Counted are each weight for every token that it multiplies (of experts those that a token
+    visits), attention over the pairs that the mask shows if a row is one document, and the head.
+    Not counted are look-ups in tables, DoRA's norms and the pass that computes a prompt.
     """
     return sum(_weights(c, trainable, texts).values()) + _attention(c, texts)
 
 
 def model_flops(c: ModelConfig, trainable: tree.Tree, texts: Texts) -> float:
-    """FLOPs that a step has to compute: three times the forward pass, less the gradients of frozen
-    weights.
+    """FLOPs that a step has to compute: three times the forward pass, without the gradients of
+    frozen weights.
 
-    Each product with a weight is computed forward, for the gradient of its input (down to the first
-    layer), and for the gradient of the weight if that is trained. Both products of attention need
-    the gradients of both operands.
+    A product with a weight is computed once forward, once for the gradient of its input, down to
+    the first layer, and once for the gradient of the weight if it is trained. Both products of
+    attention need the gradients of both operands.
     """
     trained = {path for path in tree.paths(trainable)}
     products = _weights(c, trainable, texts)
+    # A tied table is one parameter with two uses: a look-up, not counted, and the head.
     tied = "embed/table" in trained and c.tied
     return 3 * _attention(c, texts) + sum(
         flops * (3 if path in trained or (path == "head/tied" and tied) else 2)
@@ -123,6 +134,7 @@ def _weights(c: ModelConfig, trainable: tree.Tree, texts: Texts) -> dict[str, fl
     """Forward FLOPs of the products with weights, by path: the model's, and the adapters' that are
     trained beside them."""
     base = tree.paths(Model(c).specs())
+    # Adapters lie beside the weights they change, so their products come in addition.
     added = {
         path: spec
         for path, spec in tree.paths(trainable).items()
@@ -145,6 +157,7 @@ def _attention(c: ModelConfig, texts: Texts) -> float:
 
 def _visited(path: str, spec: Any, c: ModelConfig) -> int:
     """Number of a parameter's weights that multiply a token; 0 for vectors and embedding tables."""
+    # A look-up is no product. Vectors (biases, gains) have fewer than two axes of their own.
     table = path.startswith("embed/") or path.endswith("relative/table")
     if table or "bias" in path or len([axis for axis in spec.axes if axis != "layers"]) < 2:
         return 0
@@ -165,5 +178,6 @@ def _tokens(path: str, texts: Texts) -> float:
         return texts.rows if texts.pooled else 0
     if part == "head":
         return texts.rows * texts.predicted
+    # Cross-attention makes its keys and values from the encoder's states.
     of_encoder = part == "encoder" or "/cross/key" in path or "/cross/value" in path
     return texts.rows * (texts.encoder if of_encoder else texts.length)

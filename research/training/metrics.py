@@ -24,14 +24,18 @@ class RunLog:
     """Progress, `metrics.jsonl`, `samples.txt`, TensorBoard and W&B of one run, as a context
     manager.
 
-    `metrics.jsonl` has one JSON object a line, complete after every call. A training row has
-    `step`, the loop's metrics (`loss` is the exact float32), `tokens_per_second`, `seconds` and
-    `tokens` since the run began, and `mfu` if both FLOP figures are known. An evaluation row has
-    `step`, `eval/...` and `seconds`. JSON has no NaN or infinity: such a value is null, and
-    `nonfinite` maps its name to what it was.
+        with RunLog(workdir, total_steps=100) as log:
+            log.step(1, {"loss": 3.2}, tokens=4096)
+            log.evaluation(1, {"loss": 3.3})
 
-    Time inside `pause()` does not count for `tokens_per_second`. With `enabled=False`, for every
-    process but the first, all calls do nothing.
+    `metrics.jsonl` has one JSON object a line, and all of it is on disk after every call. A
+    training row has `step`, the loop's metrics (`loss` is the exact float32), `tokens_per_second`,
+    `seconds` and `tokens` since the run began, and `mfu` (model FLOP utilisation, 0 to 1) if both
+    FLOP figures are known. An evaluation row has `step`, `eval/...` and `seconds`. JSON has no NaN
+    or infinity: such a value is null, and `nonfinite` has its text ("nan", "inf") by name.
+
+    Time inside `pause()` does not count for `tokens_per_second`. With `enabled=False`, which all
+    processes but the first use, every call does nothing.
     """
 
     def __init__(
@@ -51,10 +55,10 @@ class RunLog:
     ):
         """Open the log of a run that has done `start_step` steps of `total_steps`.
 
-        Rows of an earlier process after `start_step` are dropped, because those steps run again;
-        all rows for 0. `flops_per_token` is for forward and backward, `peak_flops` the FLOP/s of
-        all devices together. `config` is passed to W&B. `live` chooses between a bar and lines,
-        None by whether `stream` (standard error by default) is a terminal.
+        Rows of an earlier process after `start_step` are dropped, because those steps run again; a
+        new run (0) drops all. `flops_per_token` is for forward and backward, `peak_flops` the
+        FLOP/s of all devices together. `config` is passed to W&B. `live` chooses a bar (True) or
+        lines (False); None chooses the bar if `stream`, by default standard error, is a terminal.
         """
         self.enabled = enabled
         # The last step with an evaluation row, possibly written by an earlier process.
@@ -62,14 +66,18 @@ class RunLog:
         self._clock, self._step, self._total = clock, start_step, total_steps
         self._utilisation = flops_per_token / peak_flops if flops_per_token and peak_flops else None
         self._mark = self._began = clock()
+        # Since the last logged step: seconds in pauses, pauses that are open now (they nest), and
+        # steps that ran inside a pause.
         self._paused, self._pauses, self._uncounted = 0.0, 0, 0
         # (time, step) at the first logged step, from which the remaining time is estimated.
         self._origin: tuple[float, int] | None = None
+        # One line about values that are not finite is enough for a run.
         self._warned = False
         if not enabled:
             return
         self._workdir = Path(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
+        # As if the run had never stopped: `seconds` goes on from the last row kept.
         self._began -= self._keep_rows(start_step)
         keep_samples(self._workdir / "samples.txt", start_step if start_step else -1)
         self._trackers: list[Tracker] = [open_wandb(self._workdir, config)] if wandb else []
@@ -104,6 +112,7 @@ class RunLog:
         if self._utilisation and speed:
             row["mfu"] = speed * self._utilisation
         row = self._write(row)
+        # The pace over the whole process, pauses included, is what the time left will look like.
         pace = (
             (now - self._origin[0]) / (step - self._origin[1]) if step > self._origin[1] else None
         )
@@ -147,6 +156,7 @@ class RunLog:
             yield
         finally:
             self._pauses -= 1
+            # Only the outermost pause counts: saving inside an evaluation is one stretch of time.
             if not self._pauses:
                 self._paused += self._clock() - start
             if self.enabled:
@@ -177,6 +187,8 @@ class RunLog:
         """Drop the rows after `start_step` from the file. Returns the seconds that the run had
         taken by the last row kept."""
         path = self._workdir / "metrics.jsonl"
+        # A run that was killed has logged steps after its last checkpoint; they are run and logged
+        # again.
         rows = read_rows(path)
         kept = [row for row in rows if 0 < start_step >= row["step"]]
         text = "".join(_line(row) for row in kept)
@@ -188,6 +200,8 @@ class RunLog:
 
     def _write(self, values: Row) -> Row:
         """Write a row to the file and the trackers. Returns it as written to the file."""
+        # An absent value, such as an unknown speed, stays null in the row and is no point of a
+        # tracker's curve.
         exact = {name: _number(name, value) for name, value in values.items() if value is not None}
         odd = {name: str(value) for name, value in exact.items() if not math.isfinite(value)}
         row = {name: None if name in odd else exact.get(name) for name in values}
@@ -207,8 +221,11 @@ class RunLog:
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
-    """The rows of a `metrics.jsonl`, [] without a file. An incomplete last line, left by a crash,
-    is skipped. ValueError with the line number for any other line that is not a row."""
+    """The rows of a `metrics.jsonl` in file order; [] if there is no file.
+
+    An incomplete last line, which a crash leaves, is skipped. ValueError with the line number for
+    any other line that is not a JSON object with a `step`.
+    """
     if not Path(path).exists():
         return []
     lines = Path(path).read_bytes().split(b"\n")
@@ -220,6 +237,8 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
             row = json.loads(line)
             rows.append({"step": row.pop("step"), **row})
         except (ValueError, AttributeError, KeyError, TypeError):
+            # A complete file ends in a line break, so its last line is empty. Only a line that a
+            # crash cut short is last and not empty.
             if number < len(lines):
                 raise ValueError(
                     f"{path} line {number} is not a row with a step; mend or remove that line"

@@ -20,7 +20,7 @@ from research.training.schedules import DECAYING, SCHEDULES, Schedule, make_sche
 
 Rules = tuple[tuple[str, float], ...]
 
-# The settings of each optimizer, and their values where the configuration leaves them None.
+# The settings of each optimizer, and the defaults for those that the config leaves None.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},  # b2 of GPT-3 and LLaMA
     "adamw8bit": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
@@ -28,22 +28,25 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "lion": {"b1": 0.9, "b2": 0.99},  # arXiv:2302.06675
     "muon": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "momentum": 0.95},
 }
-_TABLES = ("vocab", "position", "bucket")  # logical axes of tables that are read by rows
+# A parameter with one of these logical axes is a table that is read by rows.
+_TABLES = ("vocab", "position", "bucket")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """An optimizer, its schedule (see `make_schedule`) and its rules by path.
+    """The section config.optimizer: an optimizer, its schedule (see `make_schedule`) and its rules
+    by path.
 
-    name                   adamw | adamw8bit | adafactor | lion | muon (whose b1, b2 and eps are
-                           of the AdamW that takes all but the hidden matrices)
+    name                   adamw | adamw8bit | adafactor | lion | muon (its b1, b2 and eps are those
+                           of the AdamW that updates everything but the hidden matrices)
     learning_rate          at the peak of the schedule
     decay_fraction         `decay_steps` as a share of the run
-    b1                     of adafactor: momentum, none where None
+    b1                     adafactor: momentum, None for none
     parameter_scale        adafactor: updates in units of the parameter's root mean square
-    weight_decay           times the learning rate, taken from the weights (arXiv:1711.05101)
-    decay_embeddings       whether lookup tables decay; without `weight_decay_rules` matrices do and
-                           vectors do not
+    weight_decay           each step subtracts weight_decay * learning rate * weight, decoupled from
+                           the gradient (arXiv:1711.05101). By default matrices decay and vectors
+                           do not
+    decay_embeddings       whether lookup tables decay too
     weight_decay_rules     ordered (path regex, multiple of weight_decay), covering every parameter
     learning_rate_rules    ordered (path regex, multiple of learning_rate), covering every parameter
     clip_norm              largest norm of all gradients together, None for no limit
@@ -124,8 +127,8 @@ class OptimizerConfig:
             )
 
     def setting(self, field: str) -> Any:
-        """The value of b1, b2, eps, momentum or parameter_scale; the optimizer's default for
-        None."""
+        """The value of b1, b2, eps, momentum or parameter_scale; the optimizer's default if the
+        config leaves it None."""
         value = getattr(self, field)
         return _SETTINGS[self.name][field] if value is None else value
 
@@ -133,16 +136,17 @@ class OptimizerConfig:
 def make(
     config: OptimizerConfig, axes: tree.Tree, total_steps: int
 ) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
-    """(transformation of gradients into updates, learning rate by step before
-    `learning_rate_rules`).
+    """(optax transformation of gradients into updates, learning rate by step). The learning rate is
+    that before `learning_rate_rules`.
 
     `axes` is a tree like the parameters, with a tuple of logical axis names for each.
-    `update(gradients, state, params, grad_norm=norm)` clips by the given norm (`global_norm`), or
-    computes it. Each array of the state is sharded as its parameter. ValueError for rules that
-    match nothing or leave a parameter out.
+    `update(gradients, state, params, grad_norm=norm)` clips by a norm that is already known
+    (`global_norm`), or computes it. Each array of the state is sharded as its parameter. ValueError
+    for rules that match nothing or leave a parameter out.
     """
     decay_steps = config.decay_steps
     if config.decay_fraction is not None:
+        # A share that rounds to no step still decays at the last one.
         decay_steps = max(1, round(config.decay_fraction * total_steps))
     schedule = make_schedule(
         config.schedule,
@@ -164,74 +168,78 @@ def make(
 
 
 def global_norm(gradients: tree.Tree) -> jax.Array:
-    """Euclidean norm of all leaves as one vector, a float32 scalar."""
+    """The Euclidean norm of all leaves taken as one vector, a float32 scalar. Summed in float32:
+    the squares of bfloat16 gradients would lose most of their sum."""
     return jnp.sqrt(
         sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(gradients))
     )
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
-    """`optax.clip_by_global_norm`, which also accepts a known norm as `grad_norm`.
+    """`optax.clip_by_global_norm` that also takes an already known norm as `grad_norm`.
 
-    It multiplies by one factor, which XLA fuses with the update; optax's divides first, and stores
-    a second set of gradients.
+    It multiplies by one factor, which XLA fuses with the update. optax's divides first and stores a
+    second set of gradients.
     """
 
-    def update(updates, state, params=None, *, grad_norm=None, **unused):
+    def _update(updates, state, params=None, *, grad_norm=None, **unused):
         del params, unused
+        # A norm of 0 gives infinity, of which the minimum is 1.
         factor = jnp.minimum(
             1.0, max_norm / (global_norm(updates) if grad_norm is None else grad_norm)
         )
         return jax.tree.map(lambda g: (g * factor).astype(g.dtype), updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), _update)
 
 
 def per_layer(
     transform: optax.GradientTransformation, names: tree.Tree
 ) -> optax.GradientTransformation:
-    """`transform` applied to each leaf alone, and to each layer and expert of a stacked leaf alone,
-    for transforms that take means over a leaf.
+    """`transform` applied separately to each layer and expert of each leaf, for transforms that
+    take means over a leaf.
 
     `names` is a tree of logical axes such as "layers embed mlp". Scalars of the state, such as
-    counts, are not stacked.
+    counts, are shared by the layers of a leaf.
     """
     structure = jax.tree.structure(names)
+    # Statistics over a stack would mix the layers, which are unrelated matrices.
     depths = [stack_axes(name.split()) for name in jax.tree.leaves(names)]
 
-    def init(params):
+    def _init(params):
         leaves = structure.flatten_up_to(params)
         return structure.unflatten(
             _stacked(transform.init, depth)(leaf) for depth, leaf in zip(depths, leaves)
         )
 
-    def update(updates, state, params):
+    def _update(updates, state, params):
         leaves = zip(depths, *map(structure.flatten_up_to, (updates, state, params)))
         results = [_stacked(transform.update, depth)(*leaf) for depth, *leaf in leaves]
         return tuple(map(structure.unflatten, zip(*results)))
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(_init, _update)
 
 
 def _stacked(function: Callable, depth: int) -> Callable:
-    """`function` mapped over the first `depth` axes of all arrays; scalars, such as counts, are
-    shared."""
+    """`function` mapped over the first `depth` axes of all arrays. Scalars, such as counts, are
+    passed to every call."""
     if depth == 0:
         return function
     inner = _stacked(function, depth - 1)
 
-    def outer(*arguments):
-        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), arguments)
+    def _mapped(*arguments):
+        one_layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), arguments)
         axes = jax.tree.map(
-            lambda x: 0 if x.ndim else None, (arguments, jax.eval_shape(inner, *one))
+            lambda x: 0 if x.ndim else None, (arguments, jax.eval_shape(inner, *one_layer))
         )
         return jax.vmap(inner, *axes)(*arguments)
 
-    return outer
+    return _mapped
 
 
 def _direction(config: OptimizerConfig, names: tree.Tree) -> optax.GradientTransformation:
-    """The optimizer itself: gradients to updates before weight decay and learning rate."""
+    """The optimizer's own transformation, from gradients to updates before weight decay and
+    learning rate."""
     value = config.setting
     if config.name == "lion":
         return optax.scale_by_lion(value("b1"), value("b2"))
@@ -247,7 +255,8 @@ def _direction(config: OptimizerConfig, names: tree.Tree) -> optax.GradientTrans
     adam = optax.scale_by_adam(value("b1"), value("b2"), value("eps"))
     if config.name == "adamw":
         return adam
-    # Muon is for the matrices of hidden layers; embeddings, heads and vectors take AdamW.
+    # Muon is defined for the matrices of hidden layers; embeddings, heads and vectors take AdamW,
+    # as in Jordan's runs.
     labels = jax.tree.map(
         lambda name: "muon" if _is_hidden_matrix(name.split()) else "adamw", names
     )

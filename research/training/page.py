@@ -1,5 +1,4 @@
-"""The HTML of a report: plain functions from values to markup. Every one escapes the text it is
-given."""
+"""The HTML of a report: plain functions from values to markup. All of them escape their texts."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -57,7 +56,8 @@ details:not([open]){display:none}}
 
 
 def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]], footer: str = READ) -> str:
-    """A whole document from (heading, markup) sections; those without markup are left out."""
+    """A whole HTML document from (heading, markup) sections. A section without markup is left out,
+    heading included."""
     headed = (
         (f"<h2>{escape(head)}</h2>" if head else "", markup) for head, markup in sections if markup
     )
@@ -100,6 +100,7 @@ def diff_table(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     names = [
         name
         for name in dict.fromkeys([*old, *new])
+        # A field that is absent differs from one that is null.
         if (name in old, old.get(name)) != (name in new, new.get(name))
     ]
     if not names:
@@ -115,6 +116,7 @@ def diff_table(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    # Such as the names of the held-out files, of which a folder may have many.
     if isinstance(value, list | tuple) and len(value) > LONG_LIST:
         return f"<details><summary>{len(value)} values</summary>{escape(text)}</details>"
     return escape(text)

@@ -55,11 +55,13 @@ class Frame:
     log_y: bool
 
     def x(self, value: float) -> float:
+        """The pixel column of a value, to a tenth."""
         return round(
             LEFT + (self.width - LEFT - RIGHT) * fraction(value, *self.x_range, self.log_x), 1
         )
 
     def y(self, value: float) -> float:
+        """The pixel row of a value, to a tenth; rows count from the top."""
         share = fraction(value, *self.y_range, self.log_y)
         return round(self.height - BOTTOM - (self.height - TOP - BOTTOM) * share, 1)
 
@@ -78,8 +80,8 @@ def curve_svg(
     width: int = 560,
     height: int = 250,
 ) -> str:
-    """An `<svg>` of named lines (xs, ys), the xs not decreasing. Values that are None, not finite,
-    or not positive on a logarithmic axis are left out; without any it says so.
+    """An `<svg>` of lines (xs, ys) by name; the xs must not decrease. Values that are None, not
+    finite, or not positive on a logarithmic axis are left out. Without any value it says so.
 
     Lines named in `points` get a dot at each value while there is room; those in `smooth` are drawn
     faintly below their running mean; `marks` are dashed horizontal lines by name. A line with more
@@ -99,36 +101,36 @@ def curve_svg(
         for name, y in (marks or {}).items()
         if math.isfinite(y) and (y > SMALLEST or not log_y)
     }
-    heights = (
-        [y for _, ys in kept.values() for y in ys]
-        + list(marks.values())
-        + [0.0] * (from_zero and not log_y)
-    )
+    # Marks are part of the picture, so the axis covers them.
+    heights = [y for _, ys in kept.values() for y in ys] + list(marks.values())
+    heights += [0.0] * (from_zero and not log_y)
     x_range = x_range or padded([x for xs, _ in kept.values() for x in xs], log_x, 0.0)
     frame = Frame(width, height, x_range, padded(heights, log_y, 0.05), log_x, log_y)
+    # By the order of all lines, so that a line keeps its colour when another one has no values.
     colours = dict(zip([*lines, *marks], COLOURS * (1 + len(lines) + len(marks))))
-    parts = [head, STYLE, *_axes(frame)]
-    parts += [_mark(name, y, frame, colours[name]) for name, y in marks.items()]
+    elements = [head, STYLE, *_axes(frame)]
+    elements += [_mark(name, y, frame, colours[name]) for name, y in marks.items()]
     for name, line in kept.items():
-        parts += _curve(line, frame, colours[name], dots=name in points, smooth=name in smooth)
+        elements += _curve(line, frame, colours[name], dots=name in points, smooth=name in smooth)
     if len(lines) > 1:
-        parts.append(_legend(kept, colours, frame))
-    return "".join([*parts, *_readings(kept, colours, frame), "</svg>"])
+        elements.append(_legend(kept, colours, frame))
+    return "".join([*elements, *_readings(kept, colours, frame), "</svg>"])
 
 
 def _axes(frame: Frame) -> list[str]:
-    parts = []
+    elements = []
+    # Positions are numbers and tick texts come from numbers, so nothing here needs escaping.
     for tick in (log_ticks if frame.log_y else linear_ticks)(*frame.y_range):
         y = frame.y(tick)
-        parts.append(
+        elements.append(
             f'<line class="grid" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{y}" y2="{y}"/>'
         )
         place = f'x="{LEFT - 7}" y="{y}" dy=".35em" text-anchor="end"'
-        parts.append(f'<text class="soft" {place}>{tick_text(tick)}</text>')
+        elements.append(f'<text class="soft" {place}>{tick_text(tick)}</text>')
     for tick in (log_ticks if frame.log_x else linear_ticks)(*frame.x_range):
         place = f'x="{frame.x(tick)}" y="{frame.height - BOTTOM + 18}" text-anchor="middle"'
-        parts.append(f'<text class="soft" {place}>{tick_text(tick)}</text>')
-    return parts
+        elements.append(f'<text class="soft" {place}>{tick_text(tick)}</text>')
+    return elements
 
 
 def _mark(name: str, y: float, frame: Frame, colour: str) -> str:
@@ -143,30 +145,32 @@ def _mark(name: str, y: float, frame: Frame, colour: str) -> str:
 
 def _curve(line: Clean, frame: Frame, colour: str, dots: bool, smooth: bool) -> list[str]:
     axis = (*frame.x_range, frame.log_x)
-    groups, parts = thin(line, POINTS, *axis), []
+    groups, elements = thin(line, POINTS, *axis), []
+    # A thinned line hides its extremes, which a loss spike is about: they are drawn as a band.
     if any(low < high for _, _, low, high in groups):
         band = [(x, high) for x, _, _, high in groups] + [
             (x, low) for x, _, low, _ in reversed(groups)
         ]
-        parts.append(
+        elements.append(
             f'<polygon points="{_places(band, frame)}" fill="{colour}" fill-opacity=".18"/>'
         )
     elif smooth:
         raw = _places([(x, y) for x, y, _, _ in groups], frame)
-        parts.append(
+        elements.append(
             f'<polyline points="{raw}" fill="none" stroke="{colour}" stroke-opacity=".4"/>'
         )
     if smooth:
         groups = thin((line[0], running_mean(line[1])), POINTS, *axis)
     path = _places([(x, y) for x, y, _, _ in groups], frame)
     look = f'fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"'
-    parts.append(f'<polyline points="{path}" {look}/>')
+    elements.append(f'<polyline points="{path}" {look}/>')
+    # A line of one value has no length and would not be seen.
     if (dots and len(line[0]) <= DOTS) or len(line[0]) == 1:
-        parts += [
+        elements += [
             f'<circle cx="{frame.x(x)}" cy="{frame.y(y)}" r="3" fill="{colour}"/>'
             for x, y in zip(*line)
         ]
-    return parts
+    return elements
 
 
 def _places(pairs: Sequence[tuple[float, float]], frame: Frame) -> str:
@@ -187,6 +191,7 @@ def _readings(kept: Mapping[str, Clean], colours: Mapping[str, str], frame: Fram
     """Strips that together cover the plot; the one under the mouse shows the nearest value of every
     line."""
     xs = sorted({x for line in kept.values() for x in line[0]})
+    # Every reading holds the values of all lines, so their number decides the size of the page.
     xs = xs[:: math.ceil(len(xs) / READINGS)]
     edges = [
         LEFT,
@@ -211,6 +216,7 @@ def _reading(
         for name, (at, y) in near.items()
     )
     middle, floor = frame.x(x), frame.height - BOTTOM
+    # The text goes to the side with more room.
     anchor, shift = ("start", 6) if middle < (LEFT + frame.width) / 2 else ("end", -6)
     # Where the curves are low, the text goes to the top.
     low = sum(frame.y(y) for _, y in near.values()) / len(near) > (TOP + floor) / 2

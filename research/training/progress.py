@@ -11,8 +11,9 @@ PLAIN_INTERVAL = 1.0  # seconds between plain lines: a log file of a long run st
 
 
 def short_number(value: float) -> str:
-    """Three digits with a suffix: 950, 45.2k, 1.31M, 8.03B."""
+    """The value in three digits with a suffix: 950, 45.2k, 1.31M, 8.03B."""
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        # Three digits round 999.5 up to 1,000, which the next suffix writes as 1.
         if abs(value) >= 0.9995 * size:
             return (
                 f"{value / size:.3g}{suffix}"
@@ -23,7 +24,7 @@ def short_number(value: float) -> str:
 
 
 def clock_time(seconds: float) -> str:
-    """4:05, 1:02:03, 2d 04:00."""
+    """A duration as 4:05, 1:02:03 or 2d 04:00."""
     minutes, second = divmod(round(max(0.0, seconds)), 60)
     hours, minute = divmod(minutes, 60)
     if hours >= 24:
@@ -43,6 +44,7 @@ def row_fields(row: dict[str, Any]) -> list[str]:
     """The values of a training row that are displayed, the most important first."""
     fields = []
     if "loss" in row:
+        # Rows are as in metrics.jsonl, which has null for what JSON lacks.
         fields.append("loss nan" if row["loss"] is None else f"loss {row['loss']:.4f}")
     if row.get("tokens_per_second") is not None:
         fields.append(f"{short_number(row['tokens_per_second'])} tok/s")
@@ -52,10 +54,11 @@ def row_fields(row: dict[str, Any]) -> list[str]:
 
 
 def evaluation_line(row: dict[str, Any]) -> str:
-    """An evaluation row on one line, bits per byte beside gzip's."""
+    """An evaluation row on one line, with gzip's bits per byte in brackets after the model's."""
     values = {
         key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")
     }
+    # A constant of the data, so it is no value of its own here.
     gzip = values.pop("gzip_bits_per_byte", None)
     parts = []
     for key, value in values.items():
@@ -72,12 +75,13 @@ def evaluation_line(row: dict[str, Any]) -> str:
 def bar_parts(
     width: int, step: int, total: int, fields: list[str], state: str
 ) -> tuple[str, int, int, str]:
-    """(left text, filled cells, empty cells, right text), together at most `width` cells where only
-    the count is wider.
+    """(left text, filled cells, empty cells, right text), together at most `width` cells unless the
+    step count alone is wider.
 
-    Where they do not fit, fields go until the bar has room: first those between the first (the
-    loss) and the last (the time left), then the last, then the first, then the state.
+    Fields are dropped until the bar has room, the least important first: those between the first
+    (the loss) and the last (the time left), then the last, the first, and the state.
     """
+    # Padded to the width of the total, so that the bar does not move as the count grows.
     left = f"{step:>{len(f'{total:,}')},}/{total:,}  "
     parts = [part for part in [state, *fields] if part]
     while parts and width - len(left) - sum(len(part) + 2 for part in parts) < BAR_MIN:
@@ -106,11 +110,13 @@ class PlainLines:
         if finish_at is not None and not last:
             fields.append(f"ETA {clock_time(finish_at - now)}")
         self._pending = "  ".join([f"step {row['step']:,}/{self._total:,}", *fields])
+        # The last row must not be held back: no other follows it.
         if last or self._printed_at is None or now - self._printed_at >= PLAIN_INTERVAL:
             self._flush()
 
     def line(self, text: str) -> None:
         """Print a line of its own at once."""
+        # Standard error of a batch job is a file, which would hold lines back for minutes.
         print(text, file=self._stream, flush=True)
 
     def state(self, text: str) -> None:

@@ -1,5 +1,5 @@
-"""`provenance.json`: where a run came from, so that its numbers can be trusted and made again. No
-secret is written."""
+"""`provenance.json`: code, data, machine and command of a run, so that its numbers can be made
+again. No secret is written."""
 
 import importlib.metadata
 import os
@@ -43,17 +43,18 @@ def describe_run(
     argv: Sequence[str] | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
-    """The provenance of the run that starts now in this process.
+    """The provenance of the run that starts now in this process, as JSON values.
 
     `dataset` has at least `fingerprint` and `heldout_files`; `tokenizer` is the tokenizer's
-    fingerprint; `argv` defaults to this process's. `facts` are written as they are: `parameters`
-    (their number), `parent` (the run it starts from).
+    fingerprint; `argv` defaults to the command line of this process. `facts` are further entries,
+    such as `parameters` (their number) and `parent` (the checkpoint that the run starts from).
     """
     import jax  # imported where used, so that reading a provenance needs no devices
 
     devices = jax.devices()
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        # orig_argv still has the interpreter and "-m research.train", which argv lacks.
         "command": hide_secrets(sys.orig_argv if argv is None else argv),
         "git": git_state(Path(research.__file__).parent),
         "seed": seed,
@@ -80,9 +81,11 @@ def describe_run(
 
 
 def write_provenance(workdir: str | os.PathLike, record: Mapping[str, Any], step: int = 0) -> None:
-    """Write `provenance.json`. In a folder that has one the first record stays, and what differs
-    from it in `record` is added to its list `resumed`, with the `step` from which the run goes
-    on."""
+    """Writes `provenance.json`.
+
+    If the run is resumed (`step` > 0) the first record stays. Its list `resumed` gets an entry with
+    the step and with whatever in `record` differs from the first record.
+    """
     path = Path(workdir) / "provenance.json"
     if step and path.exists():
         first = read_json(path)
@@ -120,12 +123,16 @@ def hide_secrets(argv: Sequence[str]) -> list[str]:
     """The command line without the values of flags named like a secret, without user names and
     passwords in URLs, and without any text that the environment holds under such a name."""
     secrets = [
-        value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= 6
+        # Shorter values, such as "1", would blot out parts of innocent words.
+        value
+        for name, value in os.environ.items()
+        if _SECRET_NAME.search(name) and len(value) >= 6
     ]
     shown, hide_next = [], False
     for word in argv:
         name, equals, value = word.partition("=")
         flag = name.startswith("-") and bool(_SECRET_NAME.search(name))
+        # The value of `--token VALUE` is a word of its own.
         if hide_next and not word.startswith("-"):
             word = HIDDEN
         elif flag and equals:
@@ -140,7 +147,11 @@ def hide_secrets(argv: Sequence[str]) -> list[str]:
 def _git(folder: Path, *command: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10
+            # A repository on a slow network file system must not keep a run from starting.
+            ["git", "-C", str(folder), *command],
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

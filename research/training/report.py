@@ -1,5 +1,5 @@
-"""`report.html`: a page about a run, made from the files of its directory; it needs no network and
-no scripts."""
+"""`report.html`: a page about a run, made from the files of its directory. It has no scripts and
+opens without a network."""
 
 import os
 import shlex
@@ -15,17 +15,16 @@ from research.training.report_charts import charts
 from research.training.report_facts import headline, predicted_and_measured, warning
 from research.training.samples import read_samples
 
-# The entry of config.json that names the checkpoint, or the directory of the run, this one starts
-# from.
+# The field of config.json that names the checkpoint or run that this one starts from.
 PARENT = "init"
 SAMPLES_OPEN = 3  # samples shown unfolded, the last ones
 
 
 def write_report(workdir: str | os.PathLike) -> Path:
-    """Write `report.html` from what the run directory holds so far, and return its path.
+    """Writes `report.html` from the files that the run directory has so far, and returns its path.
 
-    Files that are missing leave out their section; a directory without `metrics.jsonl` is a
-    ValueError.
+    A section whose file is missing is left out. ValueError for a directory without rows in
+    `metrics.jsonl`.
     """
     folder = Path(workdir)
     rows = read_rows(folder / "metrics.jsonl")
@@ -33,6 +32,8 @@ def write_report(workdir: str | os.PathLike) -> Path:
         raise ValueError(
             f"{folder} has no metrics.jsonl with rows; pass the --workdir of a training run"
         )
+    # Only the metrics are required: a report of a run that crashed, or of an older version, is
+    # worth having.
     config = _read(folder / "config.json")
     provenance = _read(folder / "provenance.json")
     tiles = f'<div class="tiles">{"".join(headline(rows, config, provenance))}</div>'
@@ -58,6 +59,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _samples(path: Path) -> str:
+    # The newest first, since it says how good the model is now.
     cards = [sample_card(*sample) for sample in reversed(read_samples(path))]
     older = cards[SAMPLES_OPEN:]
     fold = (
@@ -69,17 +71,19 @@ def _samples(path: Path) -> str:
 
 
 def _changes(folder: Path, config: Mapping[str, Any]) -> str:
-    """A table of differing fields, or a line that says why there is none; "" for a run without a
-    parent."""
+    """A table of the config fields that differ from the parent's, or a line that says why there is
+    none; "" for a run without a parent."""
     flat = _fields(config)
     parent = flat.get(PARENT)
     if not parent or not isinstance(parent, str):
         return ""
+    # `init` is relative to the folder where the run was started, which may not be this one. A
+    # parent is often a sibling of the run.
     places = [Path(parent), folder.parent / parent]
-    found = next((place for place in places if (place / "config.json").is_file()), None)
-    if found is None:
+    parent_folder = next((place for place in places if (place / "config.json").is_file()), None)
+    if parent_folder is None:
         return f"<p>Started from <code>{escape(parent)}</code>, which has no config.json here.</p>"
-    before = read_json(found / "config.json")
+    before = read_json(parent_folder / "config.json")
     # Hugging Face's config.json, not a run's.
     if not isinstance(before, dict) or not isinstance(before.get("model"), dict):
         return f"<p>Started from <code>{escape(parent)}</code>, which is no run.</p>"

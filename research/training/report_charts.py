@@ -12,6 +12,8 @@ SPEEDS = (  # (name in a row, title, unit, factor from the row's unit)
     ("mfu", "Model FLOP utilisation", "percent of the published peak", 100.0),
     ("memory_bytes", "Device memory", "GiB at the peak, fullest device", 2.0**-30),
 )
+# Quantities with a figure of their own, or that are no curve. Any other one, such as a metric of an
+# objective, gets a plain figure.
 KNOWN = (
     "step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "memory_bytes",
     "seconds", "tokens", "nonfinite", "eval/loss", "eval/bits_per_byte", "eval/gzip_bits_per_byte",
@@ -19,7 +21,8 @@ KNOWN = (
 
 
 def charts(rows: Sequence[Row]) -> Iterable[str]:
-    """One figure for each quantity that the rows have. Those that are not in `KNOWN` come last."""
+    """The figures of a report as HTML: one for each quantity that the rows have, those that are not
+    in `KNOWN` last. A quantity without a number gives ""."""
     # Every figure shows the same steps, so that they can be compared by eye.
     steps = (0.0, float(max(row["step"] for row in rows)) or 1.0)
     loss = {"training": _line(rows, "loss"), "held out": _line(rows, "eval/loss")}
@@ -50,10 +53,12 @@ def charts(rows: Sequence[Row]) -> Iterable[str]:
         {"norm": norm},
         steps,
         smooth=["norm"],
+        # A norm that falls by more than this hides its later course on a linear axis.
         log_y=_spans(norm[1], 30),
     )
     for name, title, note, factor in SPEEDS:
         line = _line(rows, name)
+        # `value and`: a value that is null stays null.
         scaled = {title: (line[0], [value and value * factor for value in line[1]])}
         yield _figure(title, note, scaled, steps, smooth=[title], from_zero=True)
     for name in dict.fromkeys(name for row in rows for name in row if name not in KNOWN):
@@ -62,9 +67,9 @@ def charts(rows: Sequence[Row]) -> Iterable[str]:
 
 
 def _line(rows: Sequence[Row], name: str) -> tuple[list[float], list[float | None]]:
-    found = [(row["step"], row[name]) for row in rows if name in row]
-    return [step for step, _ in found], [
-        value if isinstance(value, int | float) else None for _, value in found
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    return [step for step, _ in points], [
+        value if isinstance(value, int | float) else None for _, value in points
     ]
 
 

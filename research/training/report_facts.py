@@ -13,7 +13,8 @@ from research.training.progress import clock_time, short_number
 def headline(
     rows: Sequence[Row], config: Mapping[str, Any], provenance: Mapping[str, Any]
 ) -> Iterable[str]:
-    """The tiles at the top: how far, how good, how fast."""
+    """The tiles at the top of a report as HTML: steps, losses, speed, time and parameters, each if
+    the rows have it."""
     training = [row for row in rows if "loss" in row]
     steps = config.get("train", {}).get("steps")
     if training:
@@ -29,6 +30,7 @@ def headline(
             "held-out loss", _shown(row["eval/loss"]), f"nats per token, step {row['step']:,}"
         )
     yield from _bits_tile(rows)
+    # The median, because the first steps and a shared machine leave outliers.
     speeds = [row["tokens_per_second"] for row in training if row.get("tokens_per_second")]
     if speeds:
         used = [row["mfu"] for row in training if row.get("mfu")]
@@ -47,8 +49,8 @@ def headline(
 
 
 def predicted_and_measured(fit: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
-    """What `research.fit` predicted beside what the run measured: the peak memory of a device, and
-    the least time of a step beside the median time. {} for a run without a prediction."""
+    """The predictions of `research.fit` and the measurements of the run, as texts by name: the peak
+    memory of a device, and the least and the median time of a step. {} without a prediction."""
     if not fit:
         return {}
     target, predicted, bound = (
@@ -78,7 +80,7 @@ def predicted_and_measured(fit: Mapping[str, Any], rows: Sequence[Row]) -> dict[
 
 
 def warning(rows: Sequence[Row]) -> str:
-    """A paragraph on values that JSON lacks, NaN and the infinities; "" where all are finite."""
+    """A paragraph as HTML about values that were NaN or infinite; "" if all are finite."""
     odd = [row for row in rows if "nonfinite" in row]
     if not odd:
         return ""
@@ -94,6 +96,7 @@ def _bits_tile(rows: Sequence[Row]) -> Iterable[str]:
         return
     bits, gzip = measured[-1]["eval/bits_per_byte"], measured[-1].get("eval/gzip_bits_per_byte")
     if gzip:
+        # gzip is the bar: a model above it has learned less than repetition.
         side, mood = ("below", "good") if bits < gzip else ("above", "bad")
         yield tile(
             "bits per byte",

@@ -1,9 +1,9 @@
 """Reading and verifying checkpoints.
 
-A step is a directory with two Orbax items: `state`, the arrays as nested dicts, and `record`, JSON
-with the type, shape and fingerprint of every array and the caller's `meta`, with the SHA-256 of all
-this. Orbax restores flipped bits without complaint; the fingerprints detect them. The SHA-256 keeps
-a flipped bit of the record from being taken for a change of the model.
+A step is a directory with two Orbax items. `state` has the arrays as nested dicts. `record` is JSON
+with the type, shape and fingerprint of every array, the caller's `meta`, and the SHA-256 of all
+this. Orbax restores flipped bits without complaint; the fingerprints detect them. The SHA-256 tells
+a flipped bit in the record from a change of the model.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from orbax.checkpoint.path import step as step_names
 
 from research import tree
 from research.training.fingerprint import fingerprint
+from research.training.finite import nonfinite, shown
 
 Restored = tuple[int, tree.Tree, dict[str, Any]]
 
@@ -49,7 +50,8 @@ class _Damaged(Exception):
 
 def committed_steps(root: epath.Path) -> list[int]:
     """Steps whose save was completed, oldest first."""
-    return sorted(found.step for found in step_names.standard_name_format().find_all(root))
+    # Orbax's names: a step that is still being written has a suffix and is not among them.
+    return sorted(entry.step for entry in step_names.standard_name_format().find_all(root))
 
 
 def make_record(step: int, arrays: dict[str, jax.Array], meta: dict[str, Any]) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def make_record(step: int, arrays: dict[str, jax.Array], meta: dict[str, Any]) -
         plain = json.loads(json.dumps(meta))
     except (TypeError, ValueError) as error:
         raise ValueError(f"a checkpoint's meta must be JSON: {error}") from None
+    # Taken before the save starts: the arrays may be donated to the next step once `save` returns.
     prints = fingerprint(arrays)
     entries = {path: [*_form(array), prints[path]] for path, array in arrays.items()}
     body = {"step": step, "meta": plain, "arrays": entries}
@@ -65,8 +68,8 @@ def make_record(step: int, arrays: dict[str, jax.Array], meta: dict[str, Any]) -
 
 
 def storable(arrays: dict[str, jax.Array]) -> tree.Tree:
-    """The arrays in the form that Orbax can store: as nested dicts, with unsigned types below a
-    byte viewed as signed ones, without empty arrays. ValueError if all are empty."""
+    """The arrays as nested dicts that Orbax can store: unsigned types below a byte are viewed as
+    signed ones, and arrays without elements are left out. ValueError if no array is left."""
     kept = {path: array for path, array in arrays.items() if array.size}
     if not kept:
         raise ValueError("a checkpoint needs at least one array with elements")
@@ -79,48 +82,57 @@ def newest(
     root: epath.Path,
     abstract: tree.Tree,
     below: str,
-    set_aside: Callable[[int], str],
+    set_aside: Callable[[int, str], str],
     only: int | None = None,
 ) -> Restored | None:
-    """(step, tree like `abstract`, meta) of the newest undamaged step; None if there are no steps.
+    """(step, tree like `abstract`, meta) of the newest good step; None if there are no steps.
 
-    `below` selects arrays by a prefix of their path: "" for all, "params/" for those under that
-    key. `only` is a step to read instead of the newest. A damaged step is logged as a warning and
-    passed to `set_aside`, which returns a phrase that says what it did. ValueError if all steps are
-    damaged, and if a step's arrays differ from `abstract` in structure, type or shape: then the
-    model has changed and the step is not damaged.
+    A step is bad if it is damaged, and if a trained number in it is NaN or infinite: nothing could
+    be continued from it. `below` selects arrays by a prefix of their path: "" for all, "params/"
+    for those under that key. `only` is a step to read instead of the newest, finite or not.
+
+    A bad step is logged as a warning and passed, with the word "damaged" or "nonfinite", to
+    `set_aside`, which returns a phrase for the log that says what it did. ValueError if all steps
+    are bad. ValueError too if the arrays of a step differ from `abstract` in structure, type or
+    shape: that step is good, and the config has changed.
     """
     wanted = {below + path: leaf for path, leaf in tree.paths(abstract).items()}
     # Before any read: an impossible sharding is the caller's mistake, not a damaged step.
     _require_divisible(wanted)
-    # From the newest step back to the first one that every process can read.
+    # From the newest step back to the first good one.
     problems = []
     for step in reversed(committed_steps(root)) if only is None else [only]:
+        problem, kind = "damaged for another process", "damaged"
+        arrays = None
         try:
             arrays, meta = _read(root / str(step), step, wanted, below)
-            problem = None
         except _Damaged as error:
             problem = str(error)
-        if _everywhere(problem is None):
-            return (
-                step,
-                jax.tree.unflatten(jax.tree.structure(abstract), [arrays[path] for path in wanted]),
-                meta,
-            )
-        problems.append(
-            f"step {step} ({problem or 'damaged for another process'}; {set_aside(step)})"
-        )
-        logging.warning("checkpoint %s in %s is damaged", problems[-1], root)
-    problems += [
-        f"{folder.name} (set aside earlier)"
-        for folder in sorted(root.glob("damaged-*"))
-        if not problems
-    ]
+        # All processes must take the same step, so one that cannot read it decides for all. Only
+        # then are the numbers looked at, which is a computation of all processes together.
+        if _everywhere(arrays is not None) and arrays is not None:
+            odd = nonfinite(arrays)
+            if odd and only is not None:
+                logging.warning("step %d in %s is not finite: %s", step, root, shown(odd))
+            if not odd or only is not None:
+                leaves = [arrays[path] for path in wanted]
+                return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), meta
+            problem, kind = f"NaN or infinite numbers in {shown(odd)}", "nonfinite"
+        problems.append(f"step {step} ({problem}; {set_aside(step, kind)})")
+        logging.warning("checkpoint %s in %s is %s", problems[-1], root, kind)
+    _refuse_to_begin(root, problems)
+    return None
+
+
+def _refuse_to_begin(root: epath.Path, problems: list[str]) -> None:
+    """ValueError if there are steps, here or set aside by an earlier start, and none is good."""
+    if not problems:
+        aside = [*root.glob("damaged-*"), *root.glob("nonfinite-*")]
+        problems = [f"{folder.name} (set aside earlier)" for folder in sorted(aside)]
     if problems:
         raise ValueError(
             f"no checkpoint in {root} is good: {', '.join(problems)}; delete them to start afresh"
         )
-    return None
 
 
 def _read(
@@ -130,6 +142,7 @@ def _read(
     saved = {path: entry for path, entry in record["arrays"].items() if path.startswith(below)}
     _require_same_form(folder, saved, wanted)
     arrays = _read_arrays(folder / "state", wanted, partial=bool(below))
+    # The arrays as they are on the devices now: this covers storage, network and decoding at once.
     changed = [path for path, bits in fingerprint(arrays).items() if bits != saved[path][-1]]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -144,6 +157,7 @@ def _read_record(file: epath.Path, step: int) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         _reraise_passing(error)
         raise _Damaged(f"its record cannot be read: {_line(error)}") from error
+    # The step is part of the digest, so a directory that was renamed to another step is found too.
     if signature != _digest(record) or record["step"] != step:
         raise _Damaged("its record was changed")
     return record
@@ -179,7 +193,7 @@ def _read_arrays(
 def _require_same_form(
     folder: epath.Path, saved: dict[str, list], wanted: dict[str, jax.ShapeDtypeStruct]
 ) -> None:
-    """ValueError that lists the first paths at which checkpoint and model differ."""
+    """ValueError with the first paths at which checkpoint and model differ in type or shape."""
     got = {path: f"{entry[0]}{entry[1]}" for path, entry in saved.items()}
     want = {path: "{}{}".format(*_form(leaf)) for path, leaf in wanted.items()}
     differing = [path for path in {**want, **got} if got.get(path) != want.get(path)]
@@ -247,6 +261,7 @@ def _line(error: Exception) -> str:
 
 def _everywhere(good: bool) -> bool:
     """True if `good` is true in every process: all must agree on the step to use."""
+    # One process has nobody to agree with, and no collective to wait in.
     if jax.process_count() == 1:
         return good
     return bool(np.all(multihost_utils.process_allgather(np.array(good))))

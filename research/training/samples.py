@@ -1,8 +1,8 @@
 """`samples.txt`: texts that the model generated during a run, readable by people and programs.
 
-A sample is a heading, `# step 400, prompt "def "` (the prompt as JSON), and the text below it, each
-line indented by four spaces, so that no text can be taken for a heading and any text comes back as
-it was.
+A sample is a heading, `# step 400, prompt "def "` (the prompt as JSON), followed by the text with
+each line indented by four spaces. No text can therefore be mistaken for a heading, and every text
+is read back unchanged.
 """
 
 import json
@@ -17,7 +17,7 @@ _INDENT = "    "
 
 
 class Sample(NamedTuple):
-    """One continuation; `text` begins after the prompt."""
+    """One continuation after `step` steps; `text` begins after the prompt."""
 
     step: int
     prompt: str
@@ -26,16 +26,19 @@ class Sample(NamedTuple):
 
 def append_sample(path: Path, sample: Sample) -> None:
     """Add one sample at the end of the file, in one write."""
+    # newline="" keeps the line ends of the text. A model may generate half of a surrogate pair,
+    # which UTF-8 cannot encode and backslashreplace writes as an escape.
     with open(path, "a", encoding="utf-8", errors="backslashreplace", newline="") as file:
         file.write(_block(sample))
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """The samples in file order, [] without a file. A last one that a crash cut short comes back
-    short."""
+    """The samples in file order; [] if there is no file. If a crash has cut the last one short, it
+    is returned short."""
     if not path.exists():
         return []
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        # Not splitlines, which would also split at characters such as U+2028 inside a text.
         lines = file.read().split("\n")
     samples: list[tuple[int, str, list[str]]] = []
     for line in lines:
@@ -48,7 +51,7 @@ def read_samples(path: Path) -> list[Sample]:
 
 
 def keep_samples(path: Path, last_step: int) -> None:
-    """Drop the samples of steps after `last_step`, which a resumed run writes again."""
+    """Removes the samples of steps after `last_step`, which a resumed run writes again."""
     samples = read_samples(path)
     kept = [sample for sample in samples if sample.step <= last_step]
     if len(kept) < len(samples):

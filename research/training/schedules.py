@@ -1,4 +1,4 @@
-"""Learning rates over a run: a linear warm-up from 0, then one of five shapes."""
+"""Learning rate schedules: a linear warm-up from 0, then one of five shapes."""
 
 import math
 from collections.abc import Callable
@@ -38,14 +38,17 @@ def make_schedule(
     """
     if name not in SCHEDULES:
         raise ValueError(f"optimizer.schedule={name!r}; choose one of {', '.join(SCHEDULES)}")
+    # 2000 steps as in LLaMA (arXiv:2302.13971, section 2.3), a twentieth of shorter runs.
     warmup = min(2000, total_steps // 20) if warmup_steps is None else warmup_steps
     if name == "inverse_sqrt":
+        # At least 1: without a warm-up 1 / sqrt(step) would begin at infinity.
         start = max(1, warmup)
         # The joined schedule also asks for steps before the start, whose values it does not use.
         return _after_warmup(
             lambda step: peak * jnp.sqrt(start / jnp.maximum(step + start, 1)), peak, warmup
         )
     if name == "constant":
+        # As a function of the step's shape: schedules are also evaluated on arrays of steps.
         return _after_warmup(
             lambda step: jnp.full(jnp.shape(step), peak, jnp.float32), peak, warmup
         )
@@ -62,6 +65,7 @@ def _decaying(
 ) -> Schedule:
     """One of `DECAYING`, see `make_schedule`."""
     rest = total_steps - warmup
+    # With wsd the decay is the last fifth; arXiv:2405.18392 finds 10 to 20% to be enough.
     default = min(rest, math.ceil(total_steps / 5)) if name == "wsd" else rest
     decay = default if decay_steps is None else decay_steps
     if not 0 < decay <= rest:

@@ -23,12 +23,13 @@ from research.weights.rules import attach
 class TrainState:
     """The state that a train step takes and returns.
 
-    step       updates so far, int32 []
-    trainable  parameters with gradients and optimizer state
-    held       named trees of parameters without: "base" is what `trainable` is attached to ({}
-               where everything is trained), and so are the others, those of `Objective.holds`
+    step       number of updates so far, int32 []
+    trainable  parameters that have gradients and optimizer state
+    held       frozen parameters, in named trees. "base" is what `trainable` is attached to, {} if
+               everything is trained. The others are those of `Objective.holds`, such as
+               "reference"; each is attached to the base in place of `trainable`
     optimizer  the optimizer's state
-    key        the run's random key, as `jax.random.key_data`
+    key        the random key of the run, as `jax.random.key_data`, uint32
     """
 
     step: jax.Array
@@ -39,12 +40,13 @@ class TrainState:
 
     @property
     def params(self) -> tree.Tree:
-        """What the model computes with: `trainable` attached to the base."""
+        """The parameters of the model that is trained: `trainable` attached to the base."""
         return attach(self.held["base"], self.trainable)
 
     @property
     def held_params(self) -> dict[str, tree.Tree]:
-        """What the model computes with by each held tree but the base, such as "reference"."""
+        """The parameters of each frozen model, by name: every held tree but the base, attached to
+        the base."""
         base = self.held["base"]
         return {name: attach(base, one) for name, one in self.held.items() if name != "base"}
 
@@ -55,15 +57,17 @@ def new_state(
     optimizer: optax.GradientTransformation,
     seed: int,
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step, with a key made of `seed`."""
     key = jax.random.key_data(jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), trainable, held, optimizer.init(trainable), key)
 
 
 def to_stored(state: TrainState, with_base: bool) -> dict[str, tree.Tree]:
-    """The parts of a state that a checkpoint stores, arrays or shapes. The base is named "frozen"
-    in checkpoints; without `with_base` it is {}, to be read again from its source. Other trees that
-    are held are of the run's own making, and always stored."""
+    """The entries of a state that a checkpoint stores, by name; leaves are arrays or shapes.
+
+    The base is named "frozen" in checkpoints; without `with_base` it is {}, to be read again from
+    its source. The other held trees were made by this run, so they are always stored.
+    """
     stored = {
         "step": state.step,
         "trainable": state.trainable,
@@ -72,29 +76,32 @@ def to_stored(state: TrainState, with_base: bool) -> dict[str, tree.Tree]:
         "key": state.key,
     }
     others = {name: one for name, one in state.held.items() if name != "base"}
+    # Without others there is no entry at all, so that runs of older versions, which had none,
+    # resume.
     return {**stored, "held": others} if others else stored
 
 
 def from_stored(stored: dict[str, tree.Tree]) -> TrainState:
-    """The inverse of `to_stored`; the base is {} where the checkpoint lacks it."""
+    """The inverse of `to_stored`; the base is {} if the checkpoint lacks it."""
     rest = {name: value for name, value in stored.items() if name not in ("frozen", "held")}
     return TrainState(held={"base": stored["frozen"], **stored.get("held", {})}, **rest)
 
 
 def abstract_state(make: Callable[[], TrainState], mesh: Mesh) -> TrainState:
-    """Shapes and shardings of the state that `make()` returns; scalars and keys are on every
-    device."""
-    whole = NamedSharding(mesh, PartitionSpec())
+    """Shapes and shardings of the state that `make()` returns, without making it. Scalars and keys
+    are on every device."""
+    replicated = NamedSharding(mesh, PartitionSpec())
 
-    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(mesh, x.sharding.spec) if x.sharding is not None else whole
+    def _place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        # Abstract evaluation knows axis names only; the mesh adds the devices.
+        sharding = NamedSharding(mesh, x.sharding.spec) if x.sharding is not None else replicated
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    return jax.tree.map(place, jax.eval_shape(make))
+    return jax.tree.map(_place, jax.eval_shape(make))
 
 
 def device_bytes(abstract: tree.Tree) -> int:
-    """Bytes on one device, by the shardings."""
+    """Bytes that the leaves take on one device, by their shardings."""
     leaves = jax.tree.leaves(abstract)
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves

@@ -27,8 +27,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """(state after one update on `batch`, metrics as float32 scalars over the whole batch).
 
-    The batch is processed in `accumulate` micro-batches. The loss is (sum over all tokens) / (count
-    of all tokens), however the batch is cut into micro-batches or spread over devices. Only
+    `batch` has arrays [B, ...], processed in `accumulate` micro-batches of B / accumulate rows. The
+    loss is (sum over all tokens) / (count of all tokens), in nats per token, however the batch is
+    cut into micro-batches or spread over devices. "grad_norm" is the norm before clipping. Only
     `state.trainable` has gradients and optimizer state.
     """
     # The step's key follows from the run's, so a resumed run draws the same numbers.
@@ -40,6 +41,7 @@ def train_step(
         lambda g, w: (g * scale.astype(g.dtype)).astype(w.dtype), gradients, state.trainable
     )
     norm = global_norm(gradients)
+    # The norm is passed on, so that clipping does not compute it a second time.
     updates, optimizer_state = optimizer.update(
         gradients, state.optimizer, state.trainable, grad_norm=norm
     )
@@ -63,8 +65,12 @@ def eval_step(
     model: Model,
     objective: Any,
 ) -> dict[str, tuple]:
-    """(sum, count) float32 pairs by name: of "loss" and of the objective's totals, without dropout.
-    The caller adds them over batches and divides once."""
+    """(sum, count) pairs of float32 scalars by name: "loss" and the totals of the objective.
+
+    Without dropout. The caller adds the pairs over batches and divides once, so that a batch with
+    few tokens weighs less.
+    """
+    # No key, no dropout.
     total, count, totals = objective.loss(model, trainable, held, batch, None)
     return {"loss": (total, count), **totals}
 
@@ -75,11 +81,11 @@ def _gradients(
     """(gradients of the summed loss, that sum, its count, the objective's totals), each summed over
     all micro-batches."""
 
-    def loss(trainable, micro, key):
+    def _loss(trainable, micro, key):
         total, count, totals = objective.loss(model, trainable, state.held, micro, key)
         return total, (count, totals)
 
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    value_and_grad = jax.value_and_grad(_loss, has_aux=True)
     # Without dropout no key is passed, so the program has no random numbers in it.
     use_key = model.config.dropout > 0 or drops(state.trainable)
     if accumulate == 1:
@@ -88,10 +94,11 @@ def _gradients(
         )
         return gradients, total, count, totals
 
-    def one(carry, micro):
-        index, rows = micro
+    # Every micro-batch draws other dropout masks, as the rows of one batch do.
+    def _add(carry, numbered):
+        index, micro = numbered
         out, gradients = value_and_grad(
-            state.trainable, rows, jax.random.fold_in(key, index) if use_key else None
+            state.trainable, micro, jax.random.fold_in(key, index) if use_key else None
         )
         # A sum over many micro-batches in bfloat16 would lose the smaller ones.
         wide = jax.tree.map(lambda g: g.astype(model.precision.accumulate_dtype), gradients)
@@ -100,17 +107,17 @@ def _gradients(
     micros = jnp.arange(accumulate), jax.tree.map(lambda x: _split(x, accumulate), batch)
     # The scan's carry needs the shapes of the sums before the first micro-batch has run.
     first = jax.tree.map(lambda x: x[0], micros[1])
-    sums = jax.eval_shape(loss, state.trainable, first, key if use_key else None)
+    sums = jax.eval_shape(_loss, state.trainable, first, key if use_key else None)
     zeros = jax.tree.map(
         lambda w: jnp.zeros_like(w, model.precision.accumulate_dtype), state.trainable
     )
     start = (jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums), zeros)
-    ((total, (count, totals)), gradients), _ = jax.lax.scan(one, start, micros)
+    ((total, (count, totals)), gradients), _ = jax.lax.scan(_add, start, micros)
     return gradients, total, count, totals
 
 
-def _split(x: jax.Array, parts: int) -> jax.Array:
-    """[B, ...] as [parts, B / parts, ...], with row b in part b mod parts. Consecutive rows, which
-    are on one device, go to different parts, so every part is spread over all devices without
-    moving rows."""
-    return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+def _split(x: jax.Array, count: int) -> jax.Array:
+    """[B, ...] as [count, B / count, ...], with row b in micro-batch b mod count. Consecutive rows,
+    which are on one device, go to different micro-batches, so every micro-batch is spread over all
+    devices without moving rows."""
+    return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)

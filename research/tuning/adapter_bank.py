@@ -1,4 +1,4 @@
-"""A bank of low-rank adapters on one weight, for batches whose rows use different ones.
+"""Several low-rank adapters on one weight at once, for batches whose rows use different ones.
 
 bank(params, adapters, index_B)    parameters under which every row of a batch has its own adapter
 select(params, index_B)            the same with other adapters for the rows
@@ -19,9 +19,9 @@ from research.ops.kernels.equation import parse
 from research.parallel.placement import gather, spec_entries
 from research.tuning.lora_init import column_norms
 from research.tuning.multi_adapter import low_rank, pad, rank_of
-from research.weights.leaf import Wrapper, gathered
 from research.weights.lora import RANK, LoraAdapter
 from research.weights.rules import is_leaf
+from research.weights.wrapper import Wrapper, gathered
 
 
 @partial(
@@ -31,11 +31,14 @@ from research.weights.rules import is_leaf
 )
 @dataclass(frozen=True)
 class AdapterBank(Wrapper):
-    """A weight with n adapters: row r of a batch uses number `index_B[r]`, or none for -1.
+    """A weight with n adapters: row r of a batch uses adapter `index_B[r]`, or none for -1.
 
-    `a`, `b` and `scale` are those of `LoraAdapter` with an axis n behind that of the layers. `gain`
-    [n, outputs] are DoRA's factors m / |W + s a b| when the bank was made, None if no adapter has a
-    magnitude. The base is contracted once for all rows.
+    a, b, scale   those of `LoraAdapter`, with an axis n behind the stacked axes
+    gain          [n, outputs], DoRA's factors m / |W + s a b|, computed when the bank was made;
+                  None if no adapter has a magnitude
+    index_B       int32 [B], repeated for each layer if stacked
+
+    The base is contracted once for all rows.
     """
 
     base: Any
@@ -47,12 +50,15 @@ class AdapterBank(Wrapper):
     table: bool = False
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`eqn` of `x`, whose first axis is the batch, and the weight with each row's adapter."""
+        """`eqn` of `x`, whose first axis is the batch, and the weight with each row's adapter, in
+        the dtype of `x`. ValueError for a batch of another size than the index."""
         if x.shape[0] != len(self.index_B):
             rows = f"a batch of {x.shape[0]} rows and an index of {len(self.index_B)}"
             raise ValueError(f"{rows}; select an adapter for each")
         y = einsum(eqn, x, self.base)
         inner, outer = _products(eqn)
+        # Each row's own factors are gathered first, [B, inputs, R], so mixed batches are one
+        # product.
         low = contract(inner, x, self._of_row(self.a, x.dtype))
         y += _along(self._scale(), y).astype(x.dtype) * contract(
             outer, low, self._of_row(self.b, x.dtype)
@@ -60,11 +66,12 @@ class AdapterBank(Wrapper):
         if self.gain is None:
             return y
         gain = self._of_row(self.gain)
+        # -1 is clipped to adapter 0 when gathered: scale 0 and gain 1 undo it for rows without one.
         gain = jnp.where(_along(self.index_B >= 0, gain), gain, 1).astype(y.dtype)
         return y * jnp.expand_dims(gain, tuple(range(1, 1 + y.ndim - gain.ndim)))
 
     def take(self, ids: jax.Array) -> jax.Array:
-        """Rows of a table [V, D] at `ids` [B, T], float32 [B, T, D]."""
+        """Rows of a table [V, D] at `ids` [B, T], float32 [B, T, D]. ValueError under DoRA."""
         if self.gain is not None:
             raise ValueError(
                 "a table's rows have no DoRA in a bank; merge that adapter into the weights"
@@ -77,7 +84,7 @@ class AdapterBank(Wrapper):
         return rows + _along(self._scale(), rows) * update
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """Refused with a ValueError: a bank is as many weights as it has adapters."""
+        """Always a ValueError: a bank has as many dense weights as it has adapters."""
         raise ValueError("a bank is no one weight; attach or combine the adapters to merge them")
 
     def gathered(self) -> "AdapterBank":
@@ -86,7 +93,7 @@ class AdapterBank(Wrapper):
         return replace(self, base=gathered(self.base), a=a, b=b, scale=scale, gain=gain)
 
     def nbits(self) -> int:
-        """Bits of storage of the weight and all adapters; the index is no part of them."""
+        """Bits of storage of the weight and all adapters, without the index."""
         return tree.nbits((self.base, self.a, self.b, self.scale, self.gain))
 
     def _clipped(self) -> jax.Array:
@@ -96,21 +103,21 @@ class AdapterBank(Wrapper):
         """float32 [B], 0 for rows without adapter."""
         return jnp.where(self.index_B >= 0, self._of_row(self.scale), 0)
 
-    def _of_row(self, parts: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    def _of_row(self, by_adapter: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         """[n, ...] as [B, ...]."""
-        parts = gather(parts.astype(dtype))
-        return parts.at[self._clipped()].get(
-            mode="clip", **_placed(*spec_entries(self.index_B), *spec_entries(parts)[1:])
+        by_adapter = gather(by_adapter.astype(dtype))
+        return by_adapter.at[self._clipped()].get(
+            mode="clip", **_placed(*spec_entries(self.index_B), *spec_entries(by_adapter)[1:])
         )
 
 
 def bank(params: tree.Tree, adapters: Sequence[tree.Tree], index_B: jax.Array) -> tree.Tree:
-    """The parameters under which row r of a batch uses `adapters[index_B[r]]`, or none for -1.
+    """Parameters under which row r of a batch uses `adapters[index_B[r]]`, or no adapter for -1.
 
         params = bank(params, [pirate, poet], jnp.array([0, 1, -1]))
 
-    ValueError for an adapter whose weight is not there, for what is no low-rank adapter, and for an
-    index beyond them.
+    Adapters may differ in rank and in the weights that they adapt. ValueError for an adapter whose
+    weight is missing, for other kinds of adapters, and for an index out of range.
     """
     leaves = tree.paths(params, is_leaf)
     trees = [low_rank(index, one) for index, one in enumerate(adapters)]
@@ -131,10 +138,10 @@ def bank(params: tree.Tree, adapters: Sequence[tree.Tree], index_B: jax.Array) -
 
 
 def select(params: tree.Tree, index_B: jax.Array) -> tree.Tree:
-    """The parameters of a bank with other adapters for the rows of a batch. Nothing is compiled
-    again for as many rows."""
+    """The parameters of a bank with another choice of adapters for the rows. With the same number
+    of rows nothing is compiled again: only the index changes."""
 
-    def chosen(leaf: Any) -> Any:
+    def _chosen(leaf: Any) -> Any:
         if not isinstance(leaf, AdapterBank):
             return leaf
         stack = leaf.index_B.shape[:-1]
@@ -142,16 +149,18 @@ def select(params: tree.Tree, index_B: jax.Array) -> tree.Tree:
         return replace(leaf, index_B=_index(index_B, stack))
 
     return jax.tree.map(
-        chosen, params, is_leaf=lambda node: isinstance(node, AdapterBank) or is_leaf(node)
+        _chosen, params, is_leaf=lambda node: isinstance(node, AdapterBank) or is_leaf(node)
     )
 
 
 def _bank(base: Any, adapters: Sequence[LoraAdapter | None], index_B: jax.Array) -> AdapterBank:
     given = [one for one in adapters if one is not None]
     stack, rank = given[0].scale.ndim, max(map(rank_of, given))
+    # A weight that one of the adapters leaves alone gets a zero update for it.
     blank = replace(
         given[0], a=jnp.zeros_like(given[0].a), b=jnp.zeros_like(given[0].b), magnitude=None
     )
+    # Zero ranks make all adapters stackable and change no product.
     padded = [pad(blank if one is None else one, rank) for one in adapters]
     a, b, scale = (
         jnp.stack([getattr(one, field) for one in padded], axis=stack)
@@ -161,6 +170,7 @@ def _bank(base: Any, adapters: Sequence[LoraAdapter | None], index_B: jax.Array)
     if any(one.magnitude is not None for one in given):
         outputs = next(one.magnitude for one in given if one.magnitude is not None)
         plain = jnp.ones_like(outputs)
+        # Constant while serving, so the norms are taken once and not in every product.
         gains = [
             plain if one.magnitude is None else one.magnitude / column_norms(base, one)
             for one in padded
@@ -180,7 +190,7 @@ def _products(eqn: str) -> tuple[str, str]:
 
 
 def _index(index_B: jax.Array, stack: tuple[int, ...]) -> jax.Array:
-    """A copy for every layer."""
+    """The index repeated for every layer, so that a scan over layers can slice it."""
     index_B = jnp.asarray(index_B, jnp.int32)
     where = _placed(*[None] * len(stack), *spec_entries(index_B))
     return jnp.broadcast_to(
@@ -189,6 +199,7 @@ def _index(index_B: jax.Array, stack: tuple[int, ...]) -> jax.Array:
 
 
 def _check_index(index_B: Any, count: int) -> None:
+    # Values under jit are not known yet; such an index is clipped.
     if not isinstance(index_B, jax.core.Tracer) and not ((index_B >= -1) & (index_B < count)).all():
         raise ValueError(
             f"an index of {index_B} is none of {count} adapters; give 0 to {count - 1}, or -1 for "

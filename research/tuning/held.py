@@ -1,23 +1,24 @@
-"""Frozen trees that a run holds beside the base, by the names that objectives ask for.
+"""Frozen trees that a run keeps beside its base, by the names under which objectives ask for them.
 
-A run's base is what its trained parameters lie on. Further trees lie on the base in the same way:
-`attach(held["base"], held["reference"])` are the parameters of the model before the first step.
+The base holds the frozen parameters that the trained ones are attached to. A further tree is
+attached in the same way: `attach(held["base"], held["reference"])` gives the model's parameters
+before the first step.
 """
 
 from collections.abc import Callable, Iterable
 
 from research.tree import Tree
 
-# One row a tree: from what is trained, specs, shapes or first values, to the tree. A row that gives
-# arrays gives those of the trained tree; the caller copies them.
+# One row for each tree: a function from the trained tree (of specs, shapes or first values) to it.
+# The result may share arrays with the trained tree; the caller copies them.
 HELD: dict[str, Callable[[Tree], Tree]] = {
-    # What was trained, as it was before the first step.
+    # The trained parameters, as they were before the first step.
     "reference": lambda trainable: trainable,
 }
 
 
 def held_trees(names: Iterable[str], trainable: Tree) -> dict[str, Tree]:
-    """The trees of these names, from `trainable`. ValueError for a name that `HELD` has not."""
+    """The trees of these names by name, made from `trainable`. ValueError for an unknown name."""
     for name in names:
         if name not in HELD:
             raise ValueError(f"an objective holds {name!r}; choose from {', '.join(HELD)}")

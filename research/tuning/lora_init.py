@@ -1,12 +1,13 @@
-"""Low-rank adapters that start from their weight, W = base + s a b, instead of from noise and zero.
+"""Initial values of low-rank adapters that are taken from the weight, W = base + s a b, instead of
+from noise and zero.
 
-    pissa   a b are the R largest singular triples of W (arXiv:2404.02948, equations 2 to 4)
-    olora   b has R rows of an orthonormal basis of the outputs, and a their factors in W = QR
-            (arXiv:2406.01775)
-    loftq   a b are the R largest singular triples of W - Q(base), base = W - s a b, found in turn
-            (arXiv:2310.08659, algorithm 1)
+    pissa   a b holds the R largest singular triples of W (arXiv:2404.02948, equations 2 to 4)
+    olora   b has the first R rows of an orthonormal basis of the outputs, a their factors in the QR
+            decomposition of W (arXiv:2406.01775)
+    loftq   a b holds the R largest singular triples of W - Q(base), and base = W - s a b, computed
+            in alternation (arXiv:2310.08659, algorithm 1)
 
-Signs of singular vectors are arbitrary; those of the products a b are not.
+Signs of singular vectors are arbitrary and differ between libraries; their product a b does not.
 """
 
 import math
@@ -39,13 +40,13 @@ def start(
     rules: Rules | None = None,
     group: int | None = None,
 ) -> tuple[tree.Tree, tree.Tree]:
-    """(adapters, parameters) as `method` starts them: the parameters without what the adapters took
+    """(adapters, parameters) at the start of a run: the parameters less what the adapters took
     over, quantized by `rules`. Called once, outside jit.
 
-    `params` are the loaded arrays, `adapters` new ones. `rules` and `group` are those of
-    `research.weights.rules.quantize`, which is done here because LoftQ needs what quantization
-    loses, and because a new DoRA has the column norms of the weights that it is put on. With
-    "default" these magnitudes are all that changes.
+    `params` are the loaded arrays, `adapters` freshly initialized ones. `rules` and `group` are
+    those of `research.weights.rules.quantize`. Quantization happens here because LoftQ needs its
+    error, and because DoRA's magnitudes start as the column norms of the quantized weights. With
+    "default" only these magnitudes change.
 
     ValueError for an unknown method, for weights that are quantized already, and for LoftQ of a
     weight that no rule quantizes.
@@ -66,11 +67,14 @@ def start(
         adapted[path], weights[path] = _started(
             method, path, adapter, weights[path], by_path[path], formats[path], group
         )
+    # Quantization comes after the split: Q(base), not Q(W), is what the run computes with.
     for path in weights if rules is not None else ():
         if formats.get(path) is not None:
             weights[path] = _quantized(path, weights[path], specs, rules, group)
     for path in lora:
         if adapted[path].magnitude is not None:
+            # Of the weight as it is computed with, so that the gain is 1 and DoRA starts as LoRA
+            # does.
             norms = column_norms(weights[path], adapted[path])
             adapted[path] = replace(adapted[path], magnitude=_like(norms, adapted[path].magnitude))
     return tree.unflatten(adapted), tree.unflatten(weights)
@@ -86,19 +90,20 @@ def _check_weights(adapters: Iterable[str], weights: Container[str]) -> None:
 
 
 def pissa(w_IO: jax.Array, rank: int, scale: jax.Array) -> Factors:
-    """a [I, R] and b [R, O] such that scale a b is the best approximation of the matrix of this
-    rank."""
+    """(a [I, R], b [R, O]) such that scale * a b is the best rank-R approximation of `w_IO` in the
+    Frobenius norm."""
     left_IR, values, right_RO = jnp.linalg.svd(w_IO, full_matrices=False)
+    # Both factors get the root of the singular values (equations 2 and 3), so they start equally
+    # large.
     root = jnp.sqrt(values[:rank] / scale)
     return left_IR[:, :rank] * root[None, :], right_RO[:rank] * root[:, None]
 
 
 def olora(w_IO: jax.Array, rank: int, scale: jax.Array) -> Factors:
-    """a [I, R] and b [R, O], whose rows are orthonormal: a b is the matrix projected on R of its
-    output directions.
-
-    As in peft the scale does not enter; the base loses scale a b.
-    """
+    """(a [I, R], b [R, O]) with orthonormal rows in b: a b is the matrix projected on R of its
+    output directions. As in peft the factors do not depend on `scale`; the base loses scale * a
+    b."""
+    # peft decomposes its weight [out, in], the transpose of ours.
     basis_OR, rest_RI = jnp.linalg.qr(w_IO.T)
     return rest_RI[:rank].T, basis_OR[:, :rank].T
 
@@ -110,19 +115,19 @@ def loftq(
     rounded: Callable[[jax.Array], jax.Array],
     steps: int = LOFTQ_STEPS,
 ) -> tuple[Factors, jax.Array]:
-    """a [I, R], b [R, O] and the base [I, O] to quantize; `rounded(base)` is the quantized base as
-    an array.
+    """((a [I, R], b [R, O]), base [I, O]) after `steps` alternations; `rounded(base)` returns the
+    quantized base as an array, and the caller quantizes the returned base.
 
-    The error may grow from one step to the next, but only by what rounding to codes adds: the
-    singular triples are the best of their rank.
+    Each low-rank step is optimal, but the rounding step is not, so the error may grow in between.
     """
 
-    def step(_, before: tuple[jax.Array, Factors]) -> tuple[jax.Array, Factors]:
+    def _step(_, before: tuple[jax.Array, Factors]) -> tuple[jax.Array, Factors]:
         base_IO = w_IO - scale * (before[1][0] @ before[1][1])
         return base_IO, pissa(w_IO - rounded(base_IO), rank, scale)
 
-    nothing = jnp.zeros((w_IO.shape[0], rank)), jnp.zeros((rank, w_IO.shape[1]))
-    base_IO, factors = jax.lax.fori_loop(0, steps, step, (w_IO, nothing))
+    # The factors start at zero, so the first base is the weight itself.
+    no_factors = jnp.zeros((w_IO.shape[0], rank)), jnp.zeros((rank, w_IO.shape[1]))
+    base_IO, factors = jax.lax.fori_loop(0, steps, _step, (w_IO, no_factors))
     return factors, base_IO
 
 
@@ -135,8 +140,48 @@ def _started(
     format: str | None,
     group: int | None,
 ) -> tuple[LoraAdapter, jax.Array]:
-    """An adapter and its base. Matrices of a stack are treated one after the other, since each is
-    float32 meanwhile."""
+    """An adapter and its base. The matrices of a stack are decomposed one after the other, because
+    each is in float32 meanwhile."""
+    _check_start(method, path, adapter, w)
+    stack, inner, outer = ([size for size, _ in axes] for axes in split_axes(path, spec))
+    rank, table = adapter.b.shape[len(stack)], spec.inputs < 0
+
+    def _matrix(w: jax.Array) -> jax.Array:
+        w = w.astype(jnp.float32)
+        return w.T if table else w.reshape(math.prod(inner), math.prod(outer))
+
+    def _weight(w_IO: jax.Array) -> jax.Array:
+        return (w_IO.T if table else w_IO.reshape(*inner, *outer)).astype(w.dtype)
+
+    def _rounded(w_IO: jax.Array) -> jax.Array:
+        return _matrix(
+            quantize_array(_weight(w_IO), format, inputs=spec.inputs, group=group).dense()
+        )
+
+    def _decompose(
+        w_and_scale: tuple[jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        w_IO, scale = _matrix(w_and_scale[0]), w_and_scale[1]
+        if method == "loftq":
+            (a_IR, b_RO), base_IO = loftq(w_IO, rank, scale, _rounded)
+        else:
+            a_IR, b_RO = {"pissa": pissa, "olora": olora}[method](w_IO, rank, scale)
+            base_IO = w_IO - scale * (a_IR @ b_RO)
+        return a_IR, b_RO, _weight(base_IO)
+
+    # Whole matrices on every device: singular vectors mix all rows and columns.
+    stacked_matrices = (
+        _replicated(w).reshape(-1, *w.shape[len(stack) :]),
+        _replicated(adapter.scale).reshape(-1),
+    )
+    # `map` and not vmap: one matrix at a time is in memory as float32 with its factors.
+    a, b, base = jax.jit(lambda pairs: jax.lax.map(_decompose, pairs))(stacked_matrices)
+    adapter = replace(adapter, a=_like(a, adapter.a), b=_like(b, adapter.b))
+    return adapter, _like(base, w)
+
+
+def _check_start(method: str, path: str, adapter: LoraAdapter, w: Any) -> None:
+    """ValueError for a weight that is no array, and for a scale that is not positive."""
     if not isinstance(w, jax.Array):
         raise ValueError(
             f"{path} is a {type(w).__name__} already; start {method} from the plain parameters"
@@ -146,39 +191,10 @@ def _started(
             f"{method} divides by the scale of {path}, which must be positive; set "
             "config.lora.alpha"
         )
-    stack, inner, outer = ([size for size, _ in axes] for axes in split_axes(path, spec))
-    rank, table = adapter.b.shape[len(stack)], spec.inputs < 0
-
-    def matrix(w: jax.Array) -> jax.Array:
-        w = w.astype(jnp.float32)
-        return w.T if table else w.reshape(math.prod(inner), math.prod(outer))
-
-    def weight(w_IO: jax.Array) -> jax.Array:
-        return (w_IO.T if table else w_IO.reshape(*inner, *outer)).astype(w.dtype)
-
-    def rounded(w_IO: jax.Array) -> jax.Array:
-        return matrix(quantize_array(weight(w_IO), format, inputs=spec.inputs, group=group).dense())
-
-    def one(w_and_scale: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        w_IO, scale = matrix(w_and_scale[0]), w_and_scale[1]
-        if method == "loftq":
-            (a_IR, b_RO), base_IO = loftq(w_IO, rank, scale, rounded)
-        else:
-            a_IR, b_RO = {"pissa": pissa, "olora": olora}[method](w_IO, rank, scale)
-            base_IO = w_IO - scale * (a_IR @ b_RO)
-        return a_IR, b_RO, weight(base_IO)
-
-    rows = (
-        _replicated(w).reshape(-1, *w.shape[len(stack) :]),
-        _replicated(adapter.scale).reshape(-1),
-    )
-    a, b, base = jax.jit(lambda rows: jax.lax.map(one, rows))(rows)
-    adapter = replace(adapter, a=_like(a, adapter.a), b=_like(b, adapter.b))
-    return adapter, _like(base, w)
 
 
 def _quantized(path: str, w: Any, specs: tree.Tree, rules: Rules, group: int | None) -> Quantized:
-    """One weight as `rules.quantize` makes it, with codes and scales placed as the weight was: the
+    """One weight quantized by `rules.quantize`, its codes and scales sharded as the weight was:
     groups take the mesh axes of the first input."""
     alone = tree.unflatten({path: jax.tree.map(_replicated, w)})
     leaf = tree.paths(quantize(alone, specs, rules, group), is_leaf)[path]
@@ -187,25 +203,27 @@ def _quantized(path: str, w: Any, specs: tree.Tree, rules: Rules, group: int | N
     at, entries = leaf.group_axis, spec_entries(w)
     entries = (*entries[: at + 1], None, *entries[at + len(leaf.inputs) :])
 
-    def place(part: jax.Array) -> jax.Array:
-        if part.ndim != len(entries):  # of doubly quantized scales, which every device has all of
+    def _place(part: jax.Array) -> jax.Array:
+        if part.ndim != len(entries):  # a row of doubly quantized scales, which is replicated
             return part
+        # Fewer groups than devices: such an axis stays unsplit.
         fits = (
-            names if size % devices(names) == 0 else None
+            names if size % _devices(names) == 0 else None
             for names, size in zip(entries, part.shape)
         )
         return jax.reshard(part, PartitionSpec(*fits))
 
-    def devices(names: str | tuple[str, ...] | None) -> int:
+    def _devices(names: str | tuple[str, ...] | None) -> int:
         names = (names,) if isinstance(names, str) else names or ()
         return math.prod(w.sharding.mesh.shape[name] for name in names)
 
-    return jax.tree.map(place, leaf)
+    return jax.tree.map(_place, leaf)
 
 
 def column_norms(base: Any, adapter: LoraAdapter) -> jax.Array:
-    """The norm of each column of the adapted weight over its inputs, float32, as a magnitude starts
-    (arXiv:2402.09353, section 4.1). The adapter's adapted magnitude is not looked at."""
+    """The norm over the inputs of each column of the weight with its adapter, float32 with the
+    output axes: the initial DoRA magnitude (arXiv:2402.09353, section 4.1). The adapter's own
+    magnitude is ignored."""
     plain = Lora(
         jax.tree.map(_replicated, base), jax.tree.map(_replicated, replace(adapter, magnitude=None))
     ).dense()
@@ -221,5 +239,5 @@ def _replicated(x: jax.Array) -> jax.Array:
 
 
 def _like(x: jax.Array, model: jax.Array) -> jax.Array:
-    """`x` in the shape, the type and the sharding of another array."""
+    """`x` with the shape, type and sharding of another array."""
     return jax.device_put(x.reshape(model.shape).astype(model.dtype), model.sharding)

@@ -1,4 +1,4 @@
-"""Which matrices get a low-rank adapter, of what rank, and how it starts."""
+"""Which matrices get a low-rank adapter, of what rank, and its initial values, as specs."""
 
 import math
 import re
@@ -18,13 +18,13 @@ STARTS = ("default", "pissa", "olora", "loftq")
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters.
+    """The section config.lora: low-rank adapters.
 
     rank, alpha          the update is alpha / rank a b; rank 16 with alpha 32 is a common choice
-    targets              regex of the names, or of whole paths, of the matrices that get an adapter;
+    targets              regex of names, or of whole paths, of the matrices that get an adapter;
                          "all-linear" is every matrix of the layers
     rank_rules           ordered (path regex, rank) for matrices of another rank; 0 is no adapter
-    alpha_rules          ordered (path regex, alpha) likewise
+    alpha_rules          ordered (path regex, alpha) for matrices of another alpha
     dropout              share of the adapters' inputs dropped in training
     rank_stable          the update is alpha / sqrt(rank) a b (rsLoRA, arXiv:2312.03732)
     decompose            magnitude and direction are trained separately (DoRA, arXiv:2402.09353)
@@ -74,12 +74,12 @@ class LoraConfig:
 
 
 def lora_specs(specs: tree.Tree, config: LoraConfig) -> tree.Tree:
-    """Adapters as specs: a tree of `LoraAdapter` at the paths of the matrices that get one. Their
-    axes are derived from the matrices'.
+    """Adapters as specs: a tree of `LoraAdapter` at the paths of the matrices that get one, with
+    axes derived from the matrices'.
 
-    An adapter that is initialized from these changes nothing until it is trained: `a` is uniform
-    within 1 / sqrt(inputs), `b` zero, as peft starts them. ValueError for targets that match
-    nothing, for what is no matrix, and for a rank above the matrix's.
+    A fresh adapter changes nothing: `a` is uniform within 1 / sqrt(inputs) and `b` is zero, as in
+    peft. ValueError for targets that match nothing or that are not matrices, and for a rank above
+    the matrix's.
     """
     by_path = tree.paths(specs)
     chosen = tree.match(LINEAR if config.targets == ALL_LINEAR else config.targets, by_path)
@@ -96,8 +96,9 @@ def lora_specs(specs: tree.Tree, config: LoraConfig) -> tree.Tree:
 
 
 def _ruled(rules: Sequence[tuple[str, Any]], paths: Sequence[str]) -> dict[str, Any]:
-    """By path the choice of the first rule that matches it, for the paths that any rule matches."""
+    """The choice of the first matching rule, for each path that any rule matches."""
     choices: dict[str, Any] = {}
+    # Reversed, so that the first rule writes last and wins.
     for pattern, choice in reversed(rules):
         choices |= dict.fromkeys(tree.match(pattern, paths), choice)
     return choices
@@ -112,13 +113,15 @@ def _adapter(path: str, w: Any, rank: int, alpha: float, config: LoraConfig) -> 
             "lower one"
         )
 
+    # A table is read by rows, each of which would need the norms of all columns; experts' products
+    # are grouped by tokens and have no place for a gain.
     if config.decompose and (w.inputs < 0 or "experts" in w.axes):
         raise ValueError(
             f"DoRA is not for tables or experts; leave {path} out of config.lora.targets, or take "
             "lora"
         )
 
-    def spec(axes, init, dtype=None):
+    def _spec(axes, init, dtype=None):
         return replace(
             w,
             shape=tuple(s for s, _ in axes),
@@ -130,10 +133,13 @@ def _adapter(path: str, w: Any, rank: int, alpha: float, config: LoraConfig) -> 
 
     low, scale = [(rank, "rank")], alpha / (math.sqrt(rank) if config.rank_stable else rank)
     return LoraAdapter(
-        a=spec([*stack, *inner, *low], _uniform(1 / math.sqrt(sizes[0]))),
-        b=spec([*stack, *low, *outer], _constant(0.0)),
-        scale=spec(stack, _constant(scale), "float32"),
-        magnitude=spec([*stack, *outer], _constant(1.0)) if config.decompose else None,
+        # kaiming_uniform with a = sqrt(5), torch's default for linear layers and peft's for A.
+        a=_spec([*stack, *inner, *low], _uniform(1 / math.sqrt(sizes[0]))),
+        # With b zero the update is zero, and only b has a gradient in the first step.
+        b=_spec([*stack, *low, *outer], _constant(0.0)),
+        # float32 whatever the parameters are in: bfloat16 would round alpha / rank.
+        scale=_spec(stack, _constant(scale), "float32"),
+        magnitude=_spec([*stack, *outer], _constant(1.0)) if config.decompose else None,
         table=w.inputs < 0,
         dropout=config.dropout,
     )

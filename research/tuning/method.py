@@ -1,8 +1,8 @@
-"""What a run trains, and in what form it keeps the other parameters.
+"""The fine-tuning methods: what a run trains, and in what form it keeps the other parameters.
 
-A method splits the model's specs in two: `trainable`, which has gradients, optimizer state and a
-place in checkpoints, and `frozen`, which is read again from the checkpoint that the run starts
-from. `attach(frozen, trainable)` is what the model computes with. A method is one row of `METHODS`.
+A method splits the model's specs in two: `trainable` parameters have gradients, optimizer state and
+a place in checkpoints; `frozen` ones are read again from the checkpoint that the run starts from.
+The model computes with `attach(frozen, trainable)`. A method is one row of `METHODS`.
 """
 
 import re
@@ -31,19 +31,19 @@ from research.weights.matrices import ALL_LINEAR, LINEAR
 from research.weights.quantized import is_quantized
 from research.weights.rules import is_leaf, quantize, quantize_specs
 
-# Layers that a checkpoint may lack, by the field of the model that says so. They start as in an
-# untrained model, and are trained whatever the method is.
+# Layers that a checkpoint may lack, with the model field that adds them. They are initialized as in
+# an untrained model, so every method must train them.
 FRESH = {"classifier": "labels", "pooler": "pooler"}
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way of fine-tuning.
+    """One method of fine-tuning.
 
-    added      `added(specs, model, tune, lora)` is what is trained beside the model's parameters,
-               which are frozen, as specs; None trains the parameters themselves
-    settings   the fields of TuneConfig that it reads, beside `method`
-    lora       whether it reads config.lora
+    added      `added(specs, model, tune, lora)` returns the specs of the parameters that are added
+               and trained while the model's own are frozen; None trains the model's own
+    settings   the fields of TuneConfig that the method reads, beside `method`
+    lora       True if it reads config.lora
     """
 
     added: Callable[[tree.Tree, ModelConfig, "TuneConfig", LoraConfig], tree.Tree] | None
@@ -74,7 +74,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """What is trained.
+    """The section config.tune: what is trained.
 
     method           full      all parameters
                      lora      low-rank adapters, see config.lora
@@ -82,12 +82,14 @@ class TuneConfig:
                      adapter   bottlenecks in the layers
                      prompt    virtual tokens (arXiv:2104.08691)
                      prefix    virtual keys and values in every layer (arXiv:2101.00190)
-    also             regex of names or paths of parameters that are trained themselves, beside the
-                     adapters
+    also             regex of names or paths of the model's own parameters that are trained beside
+                     the adapters
     bottleneck       width of the bottlenecks
     placement        houlsby   behind attention and feed-forward (arXiv:1902.00751)
                      pfeiffer  behind feed-forward alone (arXiv:2005.00247)
-    virtual_tokens   of a prompt or prefix
+    virtual_tokens   length of a prompt or prefix, in tokens
+
+    A field that the method does not read is refused.
     """
 
     method: str = "full"
@@ -99,6 +101,7 @@ class TuneConfig:
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"tune.method={self.method!r}; choose one of {', '.join(METHODS)}")
+        # A setting that does nothing is a mistake in a config, so it is refused and not ignored.
         read = ("method", *METHODS[self.method].settings)
         for field in fields(self):
             if field.name not in read and getattr(self, field.name) != field.default:
@@ -117,13 +120,13 @@ class TuneConfig:
 
 @dataclass(frozen=True)
 class QuantizeConfig:
-    """Formats of the frozen parameters, names of research/weights/formats.py; "" leaves them in the
-    compute type.
+    """The section config.quantize: formats of the frozen parameters, by their names in
+    research/weights/formats.py; "" leaves them in the compute type.
 
     format           of the matrices that `targets` chooses
     targets          regex of names or paths; "all-linear" is every matrix of the layers
     embeddings       of the embedding and head tables
-    group            values that share a scale; None takes the format's own number
+    group            how many values share a scale; None takes the format's own number
     """
 
     format: str = ""
@@ -153,7 +156,7 @@ class QuantizeConfig:
 
 
 def refuse_unused(tune: TuneConfig, lora: LoraConfig, quantize: QuantizeConfig) -> None:
-    """ValueError for a section of the experiment that the method does not read."""
+    """ValueError if config.lora or config.quantize is set and the method does not read it."""
     if not METHODS[tune.method].lora and lora != LoraConfig():
         raise ValueError(
             f"config.lora is set and tune.method={tune.method!r} does not use it; set "
@@ -174,13 +177,14 @@ def split_specs(
     lora: LoraConfig,
     quantize: QuantizeConfig,
 ) -> tuple[tree.Tree, tree.Tree]:
-    """(trainable, frozen) specs of a model's specs. ValueError for targets that match nothing, and
-    for matrices that the method or the format cannot take."""
+    """(trainable, frozen) specs from a model's specs: adapters and parameters trained themselves,
+    and the rest, quantized as `quantize` says. ValueError for targets that match nothing, and for
+    matrices that the method or the format does not support."""
     method = METHODS[tune.method]
     if method.added is None:
         return specs, {}
     by_path = tree.paths(specs)
-    # These are trained themselves, without an adapter on them.
+    # Parameters that are trained themselves leave the frozen tree first: no adapter goes on them.
     plain = [path for path in by_path if path.split("/")[0] in FRESH]
     plain += tree.match(tune.also, by_path) if tune.also else []
     frozen = tree.unflatten({path: spec for path, spec in by_path.items() if path not in plain})
@@ -190,7 +194,7 @@ def split_specs(
 
 
 def quantize_rules(specs: tree.Tree, config: QuantizeConfig) -> list[tuple[str, str | None]]:
-    """The config as rules for `research.weights.rules.quantize` over a tree of these specs."""
+    """The config as rules for `research.weights.rules.quantize` on a tree with these specs."""
     names, rules = list(tree.paths(specs)), []
     if config.embeddings:
         rules += [
@@ -200,6 +204,7 @@ def quantize_rules(specs: tree.Tree, config: QuantizeConfig) -> list[tuple[str, 
         ]
     if config.format:
         targets = LINEAR if config.targets == ALL_LINEAR else config.targets
+        # `match` also takes last names, rules only whole paths: so one rule for each path.
         rules += [(re.escape(path), config.format) for path in tree.match(targets, names)]
     return [*rules, (".*", None)]
 
@@ -213,15 +218,17 @@ def new_frozen(
     mesh: Mesh | None = None,
     rules: AxisRules | None = None,
 ) -> tree.Tree:
-    """Initial parameters, from the seed instead of a checkpoint, for the `frozen` part of a model's
-    specs: for trials of speed and memory."""
+    """Random parameters in the place of a checkpoint's for the `frozen` part of a model's specs, to
+    try speed and memory without a checkpoint."""
+    # Drawn dense and then quantized, as a checkpoint would be.
     dense = dense_specs(specs, frozen)
     params = initialize(jax.random.key(seed), dense, dtype, mesh, rules)
     return quantize(params, dense, quantize_rules(dense, config), config.group)
 
 
 def check_groups(specs: tree.Tree, frozen: tree.Tree, mesh: Mesh, rules: AxisRules) -> None:
-    """ValueError for a quantized matrix that a product wants split where its groups cannot be."""
+    """ValueError, naming the path, for a quantized matrix whose inputs a compute axis of the mesh
+    splits, but whose groups it cannot split."""
     by_path = tree.paths(specs)
     for path, leaf in tree.paths(frozen, is_leaf).items():
         if is_quantized(leaf):
@@ -232,6 +239,6 @@ def check_groups(specs: tree.Tree, frozen: tree.Tree, mesh: Mesh, rules: AxisRul
 
 
 def dense_specs(specs: tree.Tree, part: tree.Tree) -> tree.Tree:
-    """The model's specs at the paths of a part of it, whatever kind of leaf stands there."""
+    """The model's own (dense) specs at the paths of `part`, whatever leaves stand there."""
     names = tree.paths(part, is_leaf)
     return tree.unflatten({path: spec for path, spec in tree.paths(specs).items() if path in names})

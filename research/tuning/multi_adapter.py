@@ -1,8 +1,8 @@
-"""Several low-rank adapters of one model: padded to one structure, or combined to one adapter. For
-batches that mix them, see adapter_bank.py.
+"""Several low-rank adapters of one model: padded to one structure, or combined into one adapter.
+For batches that mix them, see adapter_bank.py.
 
-alike(adapters)                trees of one structure, so that a compiled program takes any of them
-combine(adapters, weights)     one adapter for several
+alike(adapters)                trees of one structure, so that one compiled program takes any of
+them combine(adapters, weights)     one adapter for a weighted sum of several
 """
 
 import math
@@ -21,12 +21,12 @@ METHODS = ("svd", "linear", "cat")
 
 
 def alike(adapters: Sequence[tree.Tree], rank: int | None = None) -> list[tree.Tree]:
-    """The adapters, each with the paths of all of them and with one rank at each path. Zeros are
-    added, which changes no result; dropout is removed.
+    """The adapters, padded with zeros to the same paths and, at each path, the same rank. No result
+    changes; dropout is removed.
 
-    `rank` is the rank everywhere, so that an adapter that is loaded later fits too; None takes the
+    `rank` is the rank at every path, so that an adapter loaded later fits too; None takes the
     highest at each path. ValueError for a rank below an adapter's, and for a path where only some
-    adapters have a magnitude (DoRA): no magnitude changes nothing.
+    adapters have a magnitude (DoRA), since no constant magnitude leaves a weight unchanged.
     """
     trees = [low_rank(index, one) for index, one in enumerate(adapters)]
     padded: list[dict[str, LoraAdapter]] = [{} for _ in trees]
@@ -45,6 +45,7 @@ def alike(adapters: Sequence[tree.Tree], rank: int | None = None) -> list[tree.T
                 "merge them"
             )
         _check_sizes(path, present)
+        # A path that an adapter lacks gets an update of zero there.
         blank = replace(present[0], a=jnp.zeros_like(present[0].a), b=jnp.zeros_like(present[0].b))
         for one, result in zip(trees, padded):
             result[path] = pad(one.get(path, blank), rank or highest)
@@ -52,8 +53,8 @@ def alike(adapters: Sequence[tree.Tree], rank: int | None = None) -> list[tree.T
 
 
 def pad(adapter: LoraAdapter, rank: int) -> LoraAdapter:
-    """An adapter with `a` and `b` padded with zeros to a rank, which changes no result, and without
-    dropout."""
+    """The adapter with `a` and `b` padded with zeros to this rank, and without dropout. Its update
+    does not change: `scale` keeps the original alpha / R."""
     more, at = rank - rank_of(adapter), adapter.scale.ndim
     a = jnp.pad(adapter.a, [(0, 0)] * (adapter.a.ndim - 1) + [(0, more)])
     b = jnp.pad(adapter.b, [(0, more if axis == at else 0) for axis in range(adapter.b.ndim)])
@@ -66,16 +67,18 @@ def combine(
     method: str = "svd",
     rank: int | None = None,
 ) -> tree.Tree:
-    """One adapter for the sum of weight * adapter, with a scale of 1, as peft's
-    `add_weighted_adapter` defines it.
+    """One adapter for the weighted sum of several, with scale 1, as peft's `add_weighted_adapter`
+    computes it.
 
         cat      exact; its rank is the sum of the ranks
-        svd      the best approximation of rank `rank`; None takes the highest of their ranks
-        linear   sums of a and of b, each times the root of weight * scale: of the adapters' rank,
-                 and not exact, since the product of two sums has mixed terms
+        svd      the best approximation of rank `rank`; None takes the highest of the ranks
+        linear   sums of a and of b, each times the root of weight * scale: keeps the adapters'
+                 rank, but is not exact, because the product of two sums has mixed terms
 
-    ValueError for an unknown method, weights that are not one an adapter, DoRA, and different ranks
-    under "linear".
+        combine([pirate, poet], [0.7, 0.3])
+
+    ValueError for an unknown method, a number of weights other than that of adapters, DoRA, and
+    different ranks with "linear".
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}; choose one of {', '.join(METHODS)}")
@@ -116,20 +119,22 @@ def _combined(
 ) -> LoraAdapter:
     first, stack = present[0][0], present[0][0].scale.ndim
 
-    def scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
+    def _scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
         return x.astype(jnp.float32) * factor.reshape(*factor.shape, *(1,) * (x.ndim - stack))
 
+    # The result has scale 1, so each adapter's own is part of its factor.
     factors = [weight * one.scale for one, weight in present]
     if method == "linear":
         roots = [jnp.sqrt(jnp.abs(factor)) for factor in factors]
         # peft has a negative weight's sign on its A, which is the second factor of a table.
         signed = [jnp.where(factor < 0, -root, root) for factor, root in zip(factors, roots)]
         of_a, of_b = (roots, signed) if first.table else (signed, roots)
-        a = sum(scaled(one.a, factor) for (one, _), factor in zip(present, of_a))
-        b = sum(scaled(one.b, factor) for (one, _), factor in zip(present, of_b))
+        a = sum(_scaled(one.a, factor) for (one, _), factor in zip(present, of_a))
+        b = sum(_scaled(one.b, factor) for (one, _), factor in zip(present, of_b))
     else:
+        # Side by side along R, products of blocks add up: sum of s a b. The factors go into `a`.
         a = jnp.concatenate(
-            [scaled(one.a, factor) for (one, _), factor in zip(present, factors)], axis=-1
+            [_scaled(one.a, factor) for (one, _), factor in zip(present, factors)], axis=-1
         )
         b = jnp.concatenate([one.b.astype(jnp.float32) for one, _ in present], axis=stack)
         if method == "svd":
@@ -140,7 +145,8 @@ def _combined(
 
 
 def _shortened(a: jax.Array, b: jax.Array, stack: int, rank: int) -> tuple[jax.Array, jax.Array]:
-    """The best approximation of a b, of at most this rank, a with orthonormal columns."""
+    """(a, b) of the best approximation of the product a b with at most this rank; the new `a` has
+    orthonormal columns, `b` the singular values."""
     inner, outer = a.shape[stack:-1], b.shape[stack + 1 :]
     a_SIR = a.reshape(-1, math.prod(inner), a.shape[-1])
     b_SRO = b.reshape(len(a_SIR), a.shape[-1], -1)
@@ -155,8 +161,8 @@ def _shortened(a: jax.Array, b: jax.Array, stack: int, rank: int) -> tuple[jax.A
 
 
 def low_rank(index: int, adapters: tree.Tree) -> dict[str, LoraAdapter]:
-    """The adapters of a tree by path. ValueError, with the tree's number `index`, for what is no
-    low-rank adapter."""
+    """The adapters of a tree by path. ValueError, naming the tree's number `index`, for other kinds
+    of adapters."""
     leaves = tree.paths(adapters, is_leaf)
     for path, leaf in leaves.items():
         if not isinstance(leaf, LoraAdapter):
@@ -168,5 +174,5 @@ def low_rank(index: int, adapters: tree.Tree) -> dict[str, LoraAdapter]:
 
 
 def rank_of(adapter: LoraAdapter) -> int:
-    """The rank that an adapter has, zeros included."""
+    """The rank of an adapter, columns of zeros included."""
     return adapter.a.shape[-1]

@@ -1,12 +1,12 @@
-"""Products of 8-bit weights with activations that are quantized on the way in, each token with a
-scale of its own.
+"""Products of 8-bit weights with activations that are quantized to 8 bits as they come, each token
+with its own scale.
 
     int8   y = s_x s_w sum(x8 w8),   s_x = max |x| / 127 over a token's inputs, the sum in int32
-    fp8    the same with 448, the largest of float8_e4m3fn, and a float32 sum (arXiv:2209.05433)
+    fp8    the same with 448, the largest float8_e4m3fn, and a float32 sum (arXiv:2209.05433)
 
-The weight has one scale an output, so both scales stand outside the sum, and the chip multiplies
-the codes. Where it has no such product (`research.devices.backend.multiplies`) the
-weight alone is quantized, which is more exact. The gradient of the activations is that of the
+The weight has one scale for each output, so both scales stand outside the sum and the chip
+multiplies the codes. Where the chip has no such product (`research.devices.backend.multiplies`)
+only the weight is quantized, which is more exact. The activations' gradient is that of the
 weight-only product: rounding counts as the identity.
 """
 
@@ -21,21 +21,21 @@ import jax.numpy as jnp
 from research import tree
 from research.devices.backend import multiplies
 from research.weights.code_products import multiply_codes, quantize_tokens
-from research.weights.leaf import Wrapper
 from research.weights.quantized import Quantized
+from research.weights.wrapper import Wrapper
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["base"], meta_fields=[])
 @dataclass(frozen=True)
 class DynamicQuantized(Wrapper):
-    """A leaf over an 8-bit weight with one scale an output. Rows of tables and experts' products
-    are those of the weight alone."""
+    """An 8-bit weight with one scale for each output, whose products quantize their activations.
+    Rows of tables and the experts' products read the weight alone."""
 
     base: Quantized
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`eqn` of `x` and the weight, both quantized. The backward pass keeps codes and scales and
-        nothing of `x`."""
+        """`eqn` of `x` and the weight, both in 8 bits, in the dtype of `x`. Only the weight's codes
+        and scales are kept for the backward pass."""
         if not multiplies(self.base.codes.dtype):
             return self.base.einsum(eqn, x)
         return _product(eqn, x, self.base)
@@ -66,8 +66,10 @@ def quantize_activations(params: tree.Tree, rules: Sequence[tuple[str, bool]]) -
     """The tree with a `DynamicQuantized` over each quantized weight whose first matching rule says
     True.
 
-    ValueError for a rule that matches nothing, and for a weight that is not of 8 bits with one
-    scale an output.
+        quantize_activations(params, [("layers/.*/(query|up)", True), (".*", False)])
+
+    ValueError for a rule that matches nothing, and for a weight that is not in 8 bits with one
+    scale for each output.
     """
     return wrap_quantized(params, rules, DynamicQuantized)
 
@@ -99,6 +101,7 @@ def _check(path: str, w: Any) -> None:
         raise ValueError(
             f"{path} is {got}; quantize it to int8 or fp8 for products with quantized activations"
         )
+    # With several groups the weight's scale would vary inside the sum and could not be taken out.
     if w.codes.shape[w.group_axis] != 1:
         raise ValueError(
             f"{path} has a scale for each {w.group} inputs; set config.quantize.group to 0"
@@ -121,6 +124,7 @@ def _forward(eqn: str, x: jax.Array, w: Quantized):
 
 
 def _backward(eqn: str, pull: Any, dy: jax.Array):
+    # The weight is frozen: it has no gradient.
     return *pull(dy), None
 
 

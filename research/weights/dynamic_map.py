@@ -1,7 +1,8 @@
-"""bitsandbytes' dynamic maps of 8 bits (arXiv:1511.04561; arXiv:2110.02861, section 2), in order.
+"""bitsandbytes' dynamic 8-bit maps (arXiv:1511.04561; arXiv:2110.02861, section 2): the values that
+the codes 0 to 255 stand for, sorted.
 
-Literal, because their own arithmetic (torch.linspace in float32) cannot be had to the last bit
-without torch.
+They are written out because bitsandbytes makes them with torch.linspace in float32, whose last bit
+cannot be reproduced without torch.
 """
 
 import numpy as np
@@ -30,6 +31,7 @@ _POSITIVE = np.array(
     np.float32,
 )  # fmt: skip
 # Sorted, float32 [256]. 1 is there, -1 is not.
+# Negative values mirror the positive ones except -1, which makes room for 0 in 256 codes.
 DYNAMIC_MAP = np.concatenate([-_POSITIVE[-2::-1], np.zeros(1, np.float32), _POSITIVE])
 # The same without signs, for what is never negative: a bit more of fraction. Sorted, float32 [256],
 # from 0 to 1.

@@ -1,9 +1,10 @@
-"""Codes of a matrix [out, in] laid flat, as bitsandbytes cuts it into blocks: a block may cross the
-end of a row."""
+"""Quantized weights whose blocks run over the ends of rows: bitsandbytes cuts the flattened matrix
+[out, in] into blocks, so a block may hold the end of one row and the start of the next."""
 
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ from jax import lax
 
 from research.weights.formats import FORMATS, decode, unpack
 from research.weights.quantized import Quantized
-from research.weights.scales import QuantizedScales
 
 
 @partial(
@@ -23,17 +23,22 @@ from research.weights.scales import QuantizedScales
 class FlatQuantized(Quantized):
     """A weight whose blocks of G values do not divide its inputs.
 
-    `codes` [..., blocks, G / 2] are those of the matrix [outputs, inputs] laid flat, whose first
-    value is number `start` of the first block. `scale` is float32 [..., blocks, 1], or a row
-    [..., blocks] of `QuantizedScales`. `outputs` and `inputs` are the sizes of the weight's axes;
-    stacked ones are in front of all. `after` is 0 for a table, whose inputs come last, else the
-    number of outputs.
+    codes     [..., blocks, G / 2], packed, of the flattened matrix [outputs, inputs]; leading axes
+              are stacked layers and experts
+    scale     float32 [..., blocks, 1], or a `QuantizedScales` row [..., blocks]
+    start     where in the first block the matrix begins: a part of a fused matrix may begin inside
+              a block that it shares with its neighbour
+    inputs    sizes of the weight's input axes, with product I
+    outputs   sizes of its output axes
+    after     number of output axes; 0 for a table, whose inputs come last
 
     Every device holds all of it.
     """
 
     outputs: tuple[int, ...] = ()
     start: int = 0
+
+    flat = True
 
     @property
     def group(self) -> int:
@@ -42,7 +47,7 @@ class FlatQuantized(Quantized):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weight it stands for."""
+        """The shape of the weight that the codes stand for."""
         first, last = (self.inputs, self.outputs) if self.after else (self.outputs, self.inputs)
         return (*self.codes.shape[:-2], *first, *last)
 
@@ -51,24 +56,28 @@ class FlatQuantized(Quantized):
         stack, O, I = self.codes.shape[:-2], math.prod(self.outputs), math.prod(self.inputs)
         values = self._values(self.codes, self.plain_scale()).reshape(*stack, -1)
         matrix = values[..., self.start : self.start + O * I].reshape(*stack, O, I)
+        # bitsandbytes' rows are outputs; our weights have their inputs first, except tables.
         weight = jnp.swapaxes(matrix, -1, -2) if self.after else matrix
         return weight.reshape(self.shape).astype(dtype)
 
     def take(self, ids: jax.Array) -> jax.Array:
-        """Rows of a table [V, D] at `ids`, float32 [..., D]. ValueError for what is no table."""
+        """Rows of a table [V, D] at `ids`, float32 [..., D]. ValueError for other weights."""
         if self.after or self.codes.ndim != 2:
             raise ValueError(
                 f"a weight of shape {self.shape} is no table; rows are read from tables alone"
             )
+        # All of it is made dense: the blocks of arbitrary rows lie at no fixed stride.
         return self.dense()[ids]
 
     def rows(self, first: jax.Array, count: int, dtype: jnp.dtype) -> jax.Array:
-        """Rows `first` to `first + count` of a gathered table [V, D]: only the blocks that they
-        touch are made dense."""
+        """Rows `first` to `first + count` of a gathered table [V, D], as an array [count, D]. Only
+        the blocks that hold them are made dense."""
         width = math.prod(self.inputs)
         # Rows may begin within a block, so they touch one more than their values fill.
         blocks = min(self.codes.shape[0], count * width // self.group + 2)
         begin = self.start + first * width
+        # `first` is traced, so the slice has a fixed number of blocks; near the end it starts
+        # earlier instead of running over.
         block = jnp.minimum(begin // self.group, self.codes.shape[0] - blocks)
         codes, scale = (
             lax.dynamic_slice_in_dim(part, block, blocks) for part in (self.codes, self.scale)
@@ -78,14 +87,16 @@ class FlatQuantized(Quantized):
         return taken.reshape(count, width).astype(dtype)
 
     def gathered(self) -> "FlatQuantized":
-        """This leaf with float32 scales; every device holds all of it already."""
+        """This leaf with float32 scales; nothing is sharded, so there is nothing to gather."""
         return replace(self, scale=self.plain_scale())
+
+    def specs(self, of: Any) -> "FlatQuantized":
+        """A spec for each array in it; all lie whole on every device."""
+        return jax.tree.map(lambda x: replace(of, shape=x.shape, axes=("group",) * x.ndim), self)
 
     def plain_scale(self) -> jax.Array:
         """The scales as float32 [..., blocks, 1]."""
-        return (
-            self.scale.dense()[..., None] if isinstance(self.scale, QuantizedScales) else self.scale
-        )
+        return self.scale.dense()[..., None] if self.scales == "double" else self.scale
 
     def _values(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
         """The values of blocks, float32 [..., blocks, G]."""

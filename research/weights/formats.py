@@ -1,9 +1,9 @@
 """Number formats of quantized weights: groups of values to codes and scales, and back, all in
 float32.
 
-A group lies along one axis, the last when it is encoded, [..., G]; its codes have the same shape,
-its scale and zero point are [..., 1]. A format is one row of `FORMATS` and needs nothing else; that
-of the Open Compute Project's MXFP4 would be
+Groups lie along the last axis, [..., G], when they are encoded; codes have the same shape, scale
+and zero point are [..., 1]. A format is one row of `FORMATS` and needs nothing else. The Open
+Compute Project's MXFP4 would be
 
     Format("mxfp4", bits=4, codes="book", group=32, scales="e8m0", error=0.25,
            entries=(0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6))
@@ -15,8 +15,8 @@ Codes are of four kinds, where `top` is the largest value that a code stands for
     affine     x = (code - zero) * scale   scale = (max x - min x) / (2^bits - 1)
     book       x = book[code] * scale      scale = max |x| / top       the nearest entry
 
-The last is bitsandbytes' arithmetic to the bit: products with the reciprocal, ties to the lower
-code.
+The last equals bitsandbytes to the bit: values are multiplied with the scale's reciprocal, and ties
+go to the lower code.
 """
 
 import math
@@ -51,9 +51,9 @@ FP4 = tuple(value / 12 for value in _FP4)
 
 @dataclass(frozen=True)
 class Format:
-    """One format.
+    """One number format.
 
-    bits     of one code, 1 to 8
+    bits     bits of one code, 1 to 8
     codes    kind of the codes, one of `KINDS`
     group    values that share a scale; 0 for all inputs of an output
     error    bound of |x - decode(encode(x))|, in units of the largest |x| of its group
@@ -61,7 +61,7 @@ class Format:
              research/weights/scales.py), or "e8m0" (8 bits, powers of two)
     dtype    the type of the codes of kind "float"
     entries  the values of the codes of kind "book", 2^bits of them
-    qtype    what `qwix` calls the format; "" where it has none like it
+    qtype    the format's name in `qwix`; "" where qwix does not have it
     """
 
     name: str
@@ -90,7 +90,8 @@ class Format:
 
     @property
     def storage(self) -> str:
-        """The type of the array that holds codes: bytes where they are packed or without sign."""
+        """Type of the array that holds the codes: int8 or a float8, and uint8 for packed or
+        unsigned codes."""
         if self.codes == "float":
             return self.dtype
         return "int8" if self.bits == 8 and self.codes == "integer" else "uint8"
@@ -102,7 +103,8 @@ class Format:
 
     @property
     def top(self) -> float:
-        """The largest value of a code at scale 1. Integers are symmetric, without their lowest."""
+        """The largest value that a code stands for at scale 1; 127 for int8, which leaves out -128
+        so that it is symmetric."""
         if self.codes == "book":
             return max(map(abs, self.entries))
         if self.codes == "float":
@@ -111,8 +113,8 @@ class Format:
 
     @property
     def has_kernel(self) -> bool:
-        """Whether `research.ops.kernels.quantized_matmul` can read the codes: bytes are pairs of 4
-        bits to it, and it knows no zero points."""
+        """True if `research.ops.kernels.quantized_matmul` can read the codes. It takes uint8 as two
+        4-bit codes and has no zero points."""
         return self.codes != "affine" and (self.bits == 4 or self.storage != "uint8")
 
 
@@ -137,10 +139,12 @@ FORMATS = {
 
 
 def encode(format: Format, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Codes [..., G], scale and, for affine formats, zero point [..., 1] of groups of float values.
+    """(codes [..., G], scale [..., 1], zero point [..., 1] or None) of groups `x` [..., G]. Only
+    affine formats have a zero point.
 
-    Codes are not packed yet: int8 with sign, uint8 without, or the format's own float type. Scales
-    are float32, rounded to what the format can store but for double quantization.
+    Codes are one for each element, not packed: int8 if signed, uint8 if not, or the format's float
+    type. Scales are float32 values that the format can store, except under double quantization,
+    which rounds them later.
     """
     x = x.astype(jnp.float32)
     if format.codes == "affine":
@@ -150,6 +154,7 @@ def encode(format: Format, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arra
     if format.codes == "book":
         return _nearest(x * reciprocal(scale), _book(format)).astype(jnp.uint8), scale, None
     if format.scales == "e8m0":
+        # The scale is rounded down to a power of two, so the largest values overflow the codes.
         scaled = jnp.clip(x * reciprocal(scale), -format.top, format.top)
     else:
         # As torch evaluates top / absmax: the reciprocal first, then the product.
@@ -160,7 +165,7 @@ def encode(format: Format, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arra
 
 
 def decode(format: Format, codes: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:
-    """The values of codes that are not packed, float32 [..., G]."""
+    """The values of unpacked codes [..., G], float32; `scale` and `zero` broadcast against them."""
     if format.codes == "book":
         return _book_values(_book(format), codes) * scale
     values = codes.astype(jnp.float32)
@@ -168,7 +173,8 @@ def decode(format: Format, codes: jax.Array, scale: jax.Array, zero: jax.Array |
 
 
 def pack(format: Format, codes: jax.Array, axis: int = -1) -> jax.Array:
-    """Codes as they are stored, in `format.storage`; `axis` is that of a group."""
+    """Codes, one for each element, as they are stored in `format.storage`; the values of a group
+    lie along `axis`, which shrinks to bits / 8 of its size."""
     return packing.pack(codes, format.bits, axis)
 
 
@@ -184,7 +190,7 @@ def unpack(format: Format, packed: jax.Array, axis: int = -1) -> jax.Array:
 
 
 def all_codes(format: Format) -> jax.Array:
-    """Every code that `encode` may give, for formats of less than 8 bits."""
+    """Every code that `encode` can return, in order; for formats of less than 8 bits."""
     if format.codes == "integer":
         return jnp.arange(-int(format.top), int(format.top) + 1, dtype=jnp.int8)
     return jnp.arange(2**format.bits, dtype=jnp.uint8)
@@ -213,6 +219,7 @@ def _encode_affine(x: jax.Array, top: float) -> tuple[jax.Array, jax.Array, jax.
     low, high = (reduce(x, axis=-1, keepdims=True) for reduce in (jnp.min, jnp.max))
     low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)  # zero has a code of its own
     scale = (high - low) / top
+    # Rounded, so that 0 is exactly a code (padding and pruned weights stay 0).
     zero = jnp.round(-low * reciprocal(scale))
     codes = jnp.clip(jnp.round(x * reciprocal(scale)) + zero, 0, top)
     return codes.astype(jnp.uint8), scale, zero

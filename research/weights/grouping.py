@@ -12,8 +12,8 @@ from research.weights.packing import packed_size
 
 
 class Grouping(NamedTuple):
-    """Sizes of a weight's axes in front of its inputs, of the inputs, and behind them; and of a
-    group."""
+    """A weight's axis sizes, split at its inputs: `front` (stacked axes, and a table's rows),
+    `inputs`, `behind` (outputs); `group` is the number of values that share a scale."""
 
     front: tuple[int, ...]
     inputs: tuple[int, ...]
@@ -22,11 +22,11 @@ class Grouping(NamedTuple):
 
     @property
     def axis(self) -> int:
-        """The axis of the groups."""
+        """The axis that numbers groups in the quantized arrays."""
         return len(self.front)
 
     def shape(self, inside: int) -> tuple[int, ...]:
-        """The shape of an array with `inside` entries a group: [..., I / G, inside, ...]."""
+        """The shape of an array with `inside` entries for each group: [..., I / G, inside, ...]."""
         return (*self.front, math.prod(self.inputs) // self.group, inside, *self.behind)
 
 
@@ -36,11 +36,12 @@ def cut_inputs(
     """The grouping of a weight of this shape; the arguments are those of
     `research.weights.quantized.quantize_array`.
 
-    ValueError for groups that do not divide the inputs, or that do not fill bytes.
+    ValueError if groups do not divide the inputs, or if the codes of one do not fill whole bytes.
     """
     begin = len(shape) - 1 if inputs < 0 else stacked
     end = len(shape) if inputs < 0 else begin + inputs
     total = math.prod(shape[begin:end])
+    # 0 stands for one group of all inputs: one scale for each output.
     size = (format.group if group is None else group) or total
     if total % size:
         raise ValueError(
@@ -52,11 +53,12 @@ def cut_inputs(
 
 
 def check_split(leaf: Any, w: Any, mesh: Mesh, rules: AxisRules) -> None:
-    """ValueError where a mesh axis of computation splits the inputs of a weight with spec `w` and
-    cannot split the groups of its quantized form `leaf`, a `Quantized` of specs."""
+    """ValueError if a compute axis of the mesh splits the inputs of the weight with spec `w`, but
+    not the groups of its quantized form `leaf` (a `Quantized` of specs)."""
     at, codes = leaf.group_axis, leaf.codes
     wanted, got = (mesh_axes(partition(one.axes, one.shape, mesh, rules)[at]) for one in (w, codes))
     for axis in wanted:
+        # Storage axes may stay unsplit: their parts are gathered before the product anyway.
         if axis in got or AXES[axis] != COMPUTE:
             continue
         inputs = math.prod(leaf.inputs)

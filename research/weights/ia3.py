@@ -1,5 +1,5 @@
-"""IA3 (arXiv:2205.05638, section 3.3): learnt factors of a weight's inputs or of its outputs, over
-any leaf.
+"""IA3 (arXiv:2205.05638, section 3.3): learnt factors that multiply a weight's inputs or outputs.
+The weight may be an array or any leaf.
 
 on outputs   y = l * (x W)      keys and values
 on inputs    y = (l * x) W      the down projection of the feed-forward layer
@@ -16,8 +16,8 @@ from research import tree
 from research.ops.einsum import einsum, grouped, take
 from research.ops.kernels.equation import parse
 from research.parallel.placement import gather
-from research.weights.leaf import Wrapper, dense, gathered
 from research.weights.matrices import Axes, split_axes
+from research.weights.wrapper import Wrapper, dense, gathered
 
 OUTPUTS = r"(.*/)?layers/(attention|cross)/(key|value)"
 INPUTS = r"(.*/)?layers/mlp/down"
@@ -26,9 +26,9 @@ INPUTS = r"(.*/)?layers/mlp/down"
 @partial(jax.tree_util.register_dataclass, data_fields=["gain"], meta_fields=["on_inputs"])
 @dataclass(frozen=True)
 class Ia3Adapter:
-    """What is trained. `gain` has the axes of the weight, of size 1 along those that it does not
+    """The trained factors. `gain` has the weight's axes, with size 1 along those that it does not
     scale: [L, 1, K, H] for the outputs of keys [L, D, K, H], [L, F, 1] for the inputs of a down
-    projection [L, F, D]."""
+    projection [L, F, D]. `on_inputs` says which side it multiplies."""
 
     gain: jax.Array
     on_inputs: bool
@@ -43,14 +43,16 @@ class Ia3(Wrapper):
     adapter: Ia3Adapter
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`eqn` of `x` and the weight with its factors; the base is contracted as it is."""
+        """`eqn` of `x` and the scaled weight, in the dtype of `x`. The activations are scaled, so
+        the base may stay quantized."""
         of_x, of_w, of_y = parse(eqn)
         if self.adapter.on_inputs:
             return einsum(eqn, _times(x, self._along(of_w, of_x)), self.base)
         return _times(einsum(eqn, x, self.base), self._along(of_w, of_y))
 
     def take(self, ids: jax.Array) -> jax.Array:
-        """Rows of a table [V, D] at `ids`, float32 [..., D]; its outputs are V, its inputs D."""
+        """Rows of a table [V, D] at `ids`, float32 [..., D]. As a head the table has inputs D and
+        outputs V, and its factors act on the same axes here."""
         rows = take(self.base, ids, jnp.float32)
         if self.adapter.on_inputs:
             return _times(rows, gather(self.adapter.gain).reshape(*(1,) * ids.ndim, -1))
@@ -59,6 +61,7 @@ class Ia3(Wrapper):
     def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
         """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix, [M, O]."""
         gain_EX = self.adapter.gain.reshape(self.adapter.gain.shape[0], -1)
+        # Rows are sorted by expert, so each expert's factors are repeated for its rows.
         gain_MX = jnp.repeat(gain_EX, sizes, axis=0, total_repeat_length=x.shape[0])
         if self.adapter.on_inputs:
             return grouped(_times(x, gain_MX), self.base, sizes)
@@ -69,7 +72,8 @@ class Ia3(Wrapper):
         return replace(self, base=gathered(self.base), adapter=jax.tree.map(gather, self.adapter))
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """The weight times its factors as an array, also of a stack."""
+        """The weight times its factors as an array; works on stacked weights too, since `gain` has
+        the weight's axes."""
         return (dense(self.base) * self.adapter.gain.astype(jnp.float32)).astype(dtype)
 
     def _along(self, of_w: str, of_x: str) -> jax.Array:
@@ -85,12 +89,12 @@ class Ia3(Wrapper):
 def ia3_specs(
     specs: tree.Tree, outputs: str | None = OUTPUTS, inputs: str | None = INPUTS
 ) -> tree.Tree:
-    """Adapters as specs: a tree of `Ia3Adapter` at the paths of the weights that get one. Their
-    axes are derived from the weights'; all factors start at 1, which changes nothing.
+    """Adapters as specs: a tree of `Ia3Adapter` at the paths of the weights that get one, with axes
+    derived from the weights'. All factors start at 1, so a fresh adapter changes nothing.
 
-    `outputs` and `inputs` are regexes of the names, or of whole paths, of weights whose outputs or
+    `outputs` and `inputs` are regexes of names, or of whole paths, of the weights whose outputs or
     inputs are multiplied; None chooses no weight. ValueError for a regex that matches nothing, for
-    what is no matrix, and for a weight that both match.
+    a parameter that is not a matrix, and for a weight that both match.
     """
     by_path, adapters = tree.paths(specs), {}
     for pattern, on_inputs in ((outputs, False), (inputs, True)):
@@ -106,7 +110,9 @@ def ia3_specs(
 
 def _gain(path: str, w: Any, on_inputs: bool) -> Any:
     stack, inner, outer = split_axes(path, w)
+    # Size 1 along the side that is not scaled, so that `gain` broadcasts against the weight.
     inner, outer = (inner, _single(outer)) if on_inputs else (_single(inner), outer)
+    # A table's axes are [outputs, inputs]; every other weight's are [inputs, outputs].
     axes = [*stack, *(outer + inner if w.inputs < 0 else inner + outer)]
     return replace(
         w, shape=tuple(s for s, _ in axes), axes=tuple(a for _, a in axes), init=_ones, inputs=1

@@ -4,11 +4,11 @@ over any leaf.
     LoRA   y = x W + s (drop(x) a) b
     DoRA   y = m / |W + s a b| (x W + s (drop(x) a) b)
 
-DoRA's norm is over a column's inputs and has no gradient (section 4.3).
+|.| is the norm of each column over its inputs; it counts as a constant in the backward pass
+(DoRA, section 4.3).
 
-`a` has the weight's inputs and R, `b` has R and its outputs, whatever axes those are: [D, R] and
-[R, N, H] for a query kernel, [N, H, R] and [R, D] for an output kernel, [D, R] and [R, V] for a
-table.
+`a` has the weight's input axes and R, `b` has R and its output axes: [D, R] and [R, N, H] for a
+query kernel, [N, H, R] and [R, D] for an output kernel, [D, R] and [R, V] for a table.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from research import tree
 from research.ops.einsum import contract, einsum, grouped, take
 from research.ops.kernels.equation import parse
 from research.parallel.placement import gather
-from research.weights.leaf import Wrapper, dense, gathered
+from research.weights.wrapper import Wrapper, dense, gathered
 
 RANK = "R"
 
@@ -35,12 +35,13 @@ RANK = "R"
 )
 @dataclass(frozen=True)
 class LoraAdapter:
-    """What is trained.
+    """The adapter of one weight, or of a stack of them.
 
-    a, b        [inputs, R] and [R, outputs]
-    scale       [] (one a layer where stacked): alpha / R, or alpha / sqrt(R) for rsLoRA
-    magnitude   DoRA's m, of the weight's outputs; None without decomposition
-    table       whether the inputs are the weight's last axis
+    a, b        [inputs, R] and [R, outputs], the trained factors
+    scale       float32 [], or [layers] if stacked: alpha / R, or alpha / sqrt(R) for rsLoRA. It is
+                an array so that layers and adapters may differ; it is a constant, never trained
+    magnitude   DoRA's trained m, with the weight's output axes; None for plain LoRA
+    table       True if the weight's inputs are its last axis
     dropout     share of the adapter's inputs that are dropped in training
     """
 
@@ -55,23 +56,25 @@ class LoraAdapter:
 @partial(jax.tree_util.register_dataclass, data_fields=["base", "adapter", "key"], meta_fields=[])
 @dataclass(frozen=True)
 class Lora(Wrapper):
-    """A weight with a low-rank adapter on it. `base` is an array or another leaf; `key` uint32 [2]
-    (one a layer where stacked) is the randomness of the dropout, None for no dropout."""
+    """A weight with a low-rank adapter. `base` is an array or another leaf. `key` is the key data
+    of the adapter's dropout, uint32 [2], or [layers, 2] if stacked; None turns dropout off."""
 
     base: Any
     adapter: LoraAdapter
     key: jax.Array | None = None
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`eqn` of `x` and the adapted weight; the base is contracted as it is."""
+        """`eqn` of `x` and the adapted weight, in the dtype of `x`. The base may stay quantized:
+        the update is a product of its own."""
         to_low, to_y = _low_rank_products(eqn)
-        # Without the barrier the GPU compiler joins both products of `x`, for which it copies the
-        # base and `a` into one matrix.
+        # Without the barrier the GPU compiler merges both products of `x` into one, for which it
+        # copies the base and `a` into one matrix.
         low = einsum(to_low, lax.optimization_barrier(self._dropped(x)), self.adapter.a)
         update = einsum(to_y, low, self.adapter.b) * self._scale().astype(x.dtype)
         y = einsum(eqn, x, self.base) + update
         if self.adapter.magnitude is None:
             return y
+        # A norm over all inputs needs whole columns on every device.
         leaf = self.gathered()
         gain = leaf._gain(lax.stop_gradient(dense(leaf.base) + leaf._update())).astype(x.dtype)
         return y * jnp.expand_dims(gain, tuple(range(y.ndim - gain.ndim)))
@@ -79,6 +82,8 @@ class Lora(Wrapper):
     def take(self, ids: jax.Array) -> jax.Array:
         """Rows of a table [V, D] at `ids` [B, T], float32 [B, T, D]."""
         rows_BTD = take(self.base, ids, jnp.float32)
+        # Looked up, the table's one-hot input meets `b` first: its rows [V, R] are read and then
+        # multiplied with `a`.
         low_BTR = take(jnp.moveaxis(self.adapter.b, 0, -1), ids, jnp.float32)
         a_DR = gather(self.adapter.a.astype(jnp.float32))
         return rows_BTD + contract("BTR,DR->BTD", low_BTR, a_DR) * self._scale()
@@ -100,17 +105,19 @@ class Lora(Wrapper):
         return replace(self, base=gathered(self.base), adapter=jax.tree.map(gather, self.adapter))
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """The adapted weight as an array, also of a stack."""
+        """The adapted weight as an array; stacked weights are made dense layer by layer."""
         one = Lora._dense
+        # `scale` has exactly the stacked axes, so it says how often to map.
         for _ in range(self.adapter.scale.ndim):
             one = jax.vmap(one)
         return one(self).astype(dtype)
 
     def nbits(self) -> int:
-        """Bits of storage of the weight and its adapter; the key is no part of them."""
+        """Bits of storage of the weight and its adapter, without the dropout key."""
         return tree.nbits((self.base, self.adapter))
 
     def _scale(self) -> jax.Array:
+        # A leaf of the trainable tree, so autodiff reaches it; its gradient is zero.
         return jax.lax.stop_gradient(self.adapter.scale)
 
     def _dropped(self, x: jax.Array) -> jax.Array:
@@ -121,6 +128,7 @@ class Lora(Wrapper):
         kept = jax.random.bernoulli(
             jax.random.wrap_key_data(self.key), 1 - rate, x.shape, out_sharding=sharding
         )
+        # Divided by the kept share, so that the expected input is that of evaluation.
         return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
     def _dense(self) -> jax.Array:

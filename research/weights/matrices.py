@@ -1,9 +1,9 @@
-"""A weight's spec as the matrix that it is: stacked axes, inputs, outputs."""
+"""A weight's axes as those of a matrix: stacked axes, inputs, outputs."""
 
 from collections.abc import Sequence
 from typing import Any
 
-STACKED = ("layers", "experts")  # logical axes that number matrices and are no part of one
+STACKED = ("layers", "experts")  # logical axes that number matrices and are not part of one
 ALL_LINEAR = "all-linear"
 # Every matrix of the layers, by path.
 LINEAR = r"(.*/)?layers/(attention|cross|mlp)/(query|key|value|out|gate|up|down)"
@@ -12,7 +12,7 @@ Axes = list[tuple[int, str]]
 
 
 def count_stacked(axes: Sequence[str]) -> int:
-    """How many of a parameter's logical axes number layers and experts; they are its first ones.
+    """How many of a parameter's logical axes number layers and experts; these come first.
 
     >>> count_stacked(("layers", "embed", "heads", "head")), count_stacked(("vocab", "embed"))
     (1, 0)
@@ -21,8 +21,8 @@ def count_stacked(axes: Sequence[str]) -> int:
 
 
 def split_axes(path: str, spec: Any) -> tuple[Axes, Axes, Axes]:
-    """(size, logical axis) of the stacked axes, of the inputs and of the outputs of a weight.
-    ValueError, naming the path, for what is no matrix."""
+    """(stacked, inputs, outputs) of a weight's spec, each a list of (size, logical axis).
+    ValueError, naming the path, for a parameter that is not a matrix, such as a bias."""
     axes = list(zip(spec.shape, spec.axes))
     stacked = count_stacked(spec.axes)
     stack, matrix = axes[:stacked], axes[stacked:]

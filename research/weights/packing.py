@@ -1,13 +1,13 @@
 """Codes of fewer than 8 bits, packed into bytes.
 
-A code is cut into fields of 4, 2 and 1 bits, as few as make up its width: a code of 4 bits is one
-field, one of 3 bits a field of 2 and a field of 1, one of 6 a field of 4 and a field of 2, the
-lowest bits first. The fields of one width are packed on their own, and their bytes follow each
-other. With n = 8 / width fields a byte, byte j of G codes holds those of j, j + G/n, j + 2G/n, ...,
-so unpacking is masks and a concatenation, which compilers fuse; no axis has to be interleaved.
+A code is cut into as few fields of 4, 2 and 1 bits as make up its width, the lowest bits first: 4
+bits are one field, 3 bits are fields of 2 and 1, 6 bits are fields of 4 and 2. Fields of one width
+are packed together, and the bytes of the widths follow each other. A byte holds n = 8 / width
+fields: byte j of a group of G codes has those of codes j, j + G/n, j + 2G/n, ... Unpacking is then
+masks and a concatenation, which compilers fuse, with no axis to interleave.
 
-XLA's own 4-bit types are packed too, but its GPU backend unpacks whatever a scan slices: 64 GiB
-where a 70B model takes 47.
+XLA has packed 4-bit types of its own, but its GPU backend unpacks whatever a scan slices: 64 GiB
+for a 70B model that takes 47 packed.
 """
 
 import functools
@@ -19,8 +19,8 @@ from jax import lax
 
 
 def pack(codes: jax.Array, bits: int, axis: int = -1) -> jax.Array:
-    """Codes of so many bits, one an element, as bytes uint8; `axis` is that of a group and shrinks
-    to `bits` / 8 of its size. Codes of 8 bits are returned as they are.
+    """Codes of `bits` bits, one for each element, as bytes uint8. A group lies along `axis`, which
+    shrinks to `bits` / 8 of its size. Codes of 8 bits are returned unchanged.
 
     >>> pack(jnp.array([1, 2, 3, 4]), 4).tolist() == [1 | 3 << 4, 2 | 4 << 4]
     True
@@ -31,6 +31,7 @@ def pack(codes: jax.Array, bits: int, axis: int = -1) -> jax.Array:
     packed = []
     for lowest, width in _fields(bits):
         fields = (codes >> lowest) & (2**width - 1)
+        # Contiguous parts of the group become the low, next, ... bits of its bytes.
         byte, *higher = jnp.split(fields, 8 // width, axis=axis)
         for place, part in enumerate(higher, 1):
             byte = byte | (part << (place * width))
@@ -39,7 +40,7 @@ def pack(codes: jax.Array, bits: int, axis: int = -1) -> jax.Array:
 
 
 def unpack(packed: jax.Array, bits: int, axis: int = -1) -> jax.Array:
-    """The codes that `pack` packed, uint8 in [0, 2^bits)."""
+    """The codes that `pack` packed, uint8 in [0, 2^bits); 8-bit codes are returned unchanged."""
     if bits == 8:
         return packed
     count, begin, codes = packed.shape[axis] * 8 // bits, 0, []
@@ -53,12 +54,12 @@ def unpack(packed: jax.Array, bits: int, axis: int = -1) -> jax.Array:
 
 
 def packed_size(count: int, bits: int) -> int:
-    """How many bytes a group of `count` codes takes. ValueError where it is no whole number for
-    each of the fields.
+    """Bytes of a group of `count` codes. ValueError unless each field width fills whole bytes.
 
     >>> packed_size(64, 4), packed_size(64, 3), packed_size(64, 8)
     (32, 24, 64)
     """
+    # The narrowest field needs the most codes to fill a byte, so it decides.
     smallest = min((width for _, width in _fields(bits)), default=8)
     if count * smallest % 8:
         raise ValueError(

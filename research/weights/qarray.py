@@ -1,10 +1,10 @@
-"""Leaves as the fields of a `qwix.QArray`, which tokamax's kernels, tunix and MaxText take, and
-back.
+"""Conversion between `Quantized` leaves and `qwix.QArray`, which tokamax's kernels, tunix and
+MaxText take.
 
     original = (qvalue - zero_point) * scale          (qwix/_src/core/qarray.py)
 
-with a value of scale for each tile of qvalue. The inputs are one axis there, as in the leaf: an
-output kernel [N, H, D] is a qvalue [N H, D] with a scale [N H / G, D].
+with one scale for each tile of qvalue. A weight's inputs are one axis there, as in the leaf: an
+output kernel [N, H, D] has a qvalue [N H, D] and a scale [N H / G, D].
 """
 
 from typing import Any
@@ -16,8 +16,8 @@ from research.weights.quantized import Quantized
 
 
 def to_qarray(w: Quantized) -> dict[str, Any]:
-    """qvalue, scale, zero_point and qtype: `qwix.QArray(**to_qarray(w))`. Codes of 4 bits come in
-    JAX's own types of 4 bits, scales in float32.
+    """The fields qvalue, scale, zero_point and qtype: `qwix.QArray(**to_qarray(w))`. Codes of 4
+    bits are in JAX's int4 or uint4, scales in float32.
 
     ValueError for a format that qwix does not have, such as bitsandbytes' FP4.
     """
@@ -25,9 +25,10 @@ def to_qarray(w: Quantized) -> dict[str, Any]:
     if not format.qtype:
         raise ValueError(f"{w.format} is no type of qwix's; it has {', '.join(_by_qtype())}")
     dtype = _code_type(format)
+    # qwix keeps 4-bit codes in JAX's packed types and not in pairs of its own.
     codes = unpack(format, w.codes, at + 1).astype(dtype)
     shape = (*codes.shape[:at], codes.shape[at] * codes.shape[at + 1], *codes.shape[at + 2 :])
-    # A zero point is a code there.
+    # qwix holds the zero point in the type of the codes; ours is float32 with an integer value.
     zero = None if w.zero is None else jnp.squeeze(w.zero, at + 1).astype(dtype)
     scale = jnp.squeeze(w.plain_scale(), at + 1)
     return {
@@ -39,8 +40,9 @@ def to_qarray(w: Quantized) -> dict[str, Any]:
 
 
 def from_qarray(array: Any, *, stacked: int = 0) -> Quantized:
-    """The leaf of a QArray [..., I, ...] with the inputs behind `stacked` axes and float32 scales.
-    ValueError for a type that no format is like, and for tiles along other axes than the inputs."""
+    """The leaf of a QArray [..., I, ...] whose inputs I follow `stacked` leading axes; its scales
+    are float32. ValueError for a type without a format here, and for tiles along another axis than
+    I."""
     formats = _by_qtype()
     qtype = str(array.qtype if isinstance(array.qtype, str) else jnp.dtype(array.qtype))
     if qtype not in formats:
@@ -56,6 +58,7 @@ def from_qarray(array: Any, *, stacked: int = 0) -> Quantized:
     grouped = array.qvalue.reshape(
         *shape[:stacked], groups, shape[stacked] // groups, *shape[stacked + 1 :]
     )
+    # JAX's 4-bit types become bytes before `pack` packs two of them into one.
     if format.bits < 8:
         grouped = grouped.astype("int8" if format.codes == "integer" else "uint8")
     codes = pack(format, grouped, stacked + 1)

@@ -1,30 +1,29 @@
-"""A weight stored as codes and scales: a leaf that stands where an array would, and contracts
+"""A weight stored as codes and scales: a leaf that takes the place of an array and contracts
 itself.
 
-The axes that a product sums over (a weight's inputs) are one axis here, cut into groups: a query
-kernel [D, N, H] has codes [D / G, G, N, H], an output kernel [N, H, D] has [N H / G, G, D], a table
-[V, D] has [V, D / G, G]. Stacked axes stay in front of everything, so quantizing a stack of weights
-is stacking the quantized weights.
+The axes that a product sums over (a weight's inputs) are merged into one and cut into groups: a
+query kernel [D, N, H] has codes [D / G, G, N, H], an output kernel [N, H, D] has [N H / G, G, D], a
+table [V, D] has [V, D / G, G]. Stacked axes stay in front, so quantizing a stack of weights equals
+stacking quantized weights.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from research.ops.einsum import contract
-from research.ops.kernels import quantized_matmul
-from research.ops.kernels.equation import parse
-from research.parallel.placement import gather, merge_axes, partition_spec, reshard_to, spec_entries
+from research.parallel.placement import gather, merge_axes, partition_spec, spec_entries
+from research.weights import products
 from research.weights.formats import FORMATS, Format, decode, encode, pack, unpack
 from research.weights.grouping import cut_inputs
 from research.weights.leaf import Leaf
+from research.weights.matrices import count_stacked
 from research.weights.packing import packed_size
 from research.weights.scales import (
     QuantizedScales,
@@ -42,17 +41,17 @@ from research.weights.scales import (
 )
 @dataclass(frozen=True)
 class Quantized(Leaf):
-    """A weight in the format named `format`, of I inputs in groups of G.
+    """A weight with I inputs in groups of G, in the format that `format` names.
 
     codes    [..., I / G, G, ...] in the format's storage type; packed codes are bytes uint8
              [..., I / G, G bits / 8, ...], see research/weights/packing.py
-    scale    float32 [..., I / G, 1, ...], or their exponents uint8 (e8m0), or under double
-             quantization a `QuantizedScales` row [..., outputs * I / G], outputs first
+    scale    float32 [..., I / G, 1, ...], or their exponents uint8 (e8m0); for double quantization
+             a `QuantizedScales` row [..., outputs * I / G], outputs before groups
     zero     float32 [..., I / G, 1, ...], the zero points of an affine format; else None
     inputs   sizes of the original input axes, with product I (sharded: only the first is local)
     after    number of output axes behind the group's; 0 for a table, whose inputs come last
 
-    Nothing in it is trained.
+    Nothing in it is trained: its products have no gradient for codes or scales.
     """
 
     codes: jax.Array
@@ -63,10 +62,11 @@ class Quantized(Leaf):
     after: int
 
     frozen = True
+    flat: ClassVar[bool] = False  # whether a group may run over the end of a row
 
     @property
     def group_axis(self) -> int:
-        """The axis of `codes` that numbers groups; the one behind it is a group's own."""
+        """The axis of `codes` that numbers groups; the next one runs within a group."""
         return len(self.codes.shape) - self.after - 2  # of specs too, which have no `ndim`
 
     @property
@@ -76,17 +76,18 @@ class Quantized(Leaf):
 
     @property
     def scales(self) -> str:
-        """How scales are stored, as `Format.scales` says it: other than the format does where a
-        checkpoint's are plain, and in what `gathered` returns."""
+        """How the scales are stored: "float32", "double" or "e8m0". This differs from the format's
+        own `Format.scales` in checkpoints with plain scales, and in the result of `gathered`."""
         if isinstance(self.scale, QuantizedScales):
             return "double"
         return "e8m0" if self.scale.dtype == jnp.uint8 else "float32"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weight it stands for."""
+        """The shape of the weight that the codes stand for."""
         at = self.group_axis
-        # The first input axis by what is here, which inside `shard_map` is a device's part.
+        # Inside `shard_map` the codes are a device's part, so the first input axis is computed from
+        # them; the other input axes are never split (`inputs` still has the whole sizes).
         first = self.codes.shape[at] * self.group // math.prod(self.inputs[1:])
         return (*self.codes.shape[:at], first, *self.inputs[1:], *self.codes.shape[at + 2 :])
 
@@ -97,20 +98,20 @@ class Quantized(Leaf):
         values = decode(format, codes, self.plain_scale(), self.zero).astype(dtype)
         if jax.sharding.get_abstract_mesh().empty:
             return values.reshape(self.shape)
+        # JAX asks for the sharding of a reshape that splits an axis: the first input keeps the
+        # groups' mesh axes.
         entries, unsplit = spec_entries(values), (None,) * (len(self.inputs) - 1)
         place = PartitionSpec(*entries[: at + 1], *unsplit, *entries[at + 2 :])
         return jnp.reshape(values, self.shape, out_sharding=place)
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`eqn` of `x` and the weight. The backward pass keeps codes and scales, and no dense
-        weight."""
-        return _product(eqn, partition_spec(x), x, self)
+        """`eqn` of `x` and the weight, in the dtype of `x`. Codes and scales are kept for the
+        backward pass, never a dense weight."""
+        return products.product(eqn, partition_spec(x), x, self)
 
     def take(self, ids: jax.Array) -> jax.Array:
-        """Rows of a table [V, D] at `ids`, float32 [..., D]: only those are made dense.
-
-        ValueError for a weight that is no table.
-        """
+        """Rows of a table [V, D] at `ids`, float32 [..., D]; only these are made dense. ValueError
+        for a weight that is not a table."""
         if self.after or self.codes.ndim != 3:
             raise ValueError(
                 f"a weight of shape {self.shape} is no table; rows are read from tables alone"
@@ -123,7 +124,8 @@ class Quantized(Leaf):
         return merge_axes(values, values.ndim - 2)
 
     def rows(self, first: jax.Array, count: int, dtype: jnp.dtype) -> jax.Array:
-        """Rows `first` to `first + count` of a gathered table [V, D]: only those are made dense."""
+        """Rows `first` to `first + count` of a gathered table [V, D], as an array [count, D]; only
+        these are made dense."""
         return jax.tree.map(lambda part: lax.dynamic_slice_in_dim(part, first, count), self).dense(
             dtype
         )
@@ -131,19 +133,26 @@ class Quantized(Leaf):
     def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
         """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix in this weight
         [E, I, O], as [M, O]."""
-        return _grouped(x, sizes, self)
+        return products.grouped(x, sizes, self)
 
     def gathered(self) -> "Quantized":
         """This leaf with the mesh axes that only store it gathered, and with float32 scales."""
         codes, scale = gather(self.codes), self.plain_scale()
         if not jax.sharding.get_abstract_mesh().empty:
             inside = self.group_axis + 1
+            # `gather` moves codes; scales follow them, except along the axis within a group, where
+            # a scale has size 1.
             place = [
                 None if at == inside else entry for at, entry in enumerate(spec_entries(codes))
             ]
             scale = jax.reshard(scale, PartitionSpec(*place))
         zero = None if self.zero is None else gather(self.zero)
         return replace(self, codes=codes, scale=scale, zero=zero)
+
+    def specs(self, of: Any) -> "Quantized":
+        """A spec for each array in it, where the spec of its weight is `of`."""
+        stacked = count_stacked(of.axes)
+        return quantize_spec(of, self.format, stacked=stacked, group=self.group, scales=self.scales)
 
     def plain_scale(self) -> jax.Array:
         """The scales as float32 [..., I / G, 1, ...]."""
@@ -154,34 +163,36 @@ class Quantized(Leaf):
         at, row = self.group_axis, self.scale.dense()
         stack = row.shape[:-1]
         outputs = (*self.codes.shape[len(stack) : at], *self.codes.shape[at + 2 :])
-        # Outputs before groups, as rows of a matrix [out, in] have them.
+        # bitsandbytes numbers blocks along the rows of a matrix [out, in]: outputs before groups.
         scale = row.reshape(*stack, *outputs, self.codes.shape[at])
         return jnp.expand_dims(jnp.moveaxis(scale, -1, at), at + 1)
 
 
 def is_quantized(node: Any) -> bool:
-    """Whether a node of a tree is a weight stored as codes."""
+    """True if a node of a parameter tree is a weight stored as codes; use as `is_leaf`."""
     return isinstance(node, Quantized)
 
 
 def quantize_array(
     w: jax.Array, format: str, *, inputs: int, stacked: int = 0, group: int | None = None
 ) -> Quantized:
-    """A weight in a format.
+    """`w` in the format of this name.
 
-    `inputs` is the number of axes that a product sums over, counted after the `stacked` ones, and
-    -1 means the last axis, of a table. `group` values share a scale; None takes the format's own
-    number, 0 all inputs.
+    `inputs` is the number of axes that a product sums over, counted after the `stacked` ones; -1
+    means the last axis (tables). `group` is how many values share a scale: None takes the format's
+    own number, 0 all inputs of an output.
 
         quantize_array(query_LDNH, "nf4", inputs=1, stacked=1)
 
-    ValueError for groups that do not divide the inputs, or that do not fill bytes.
+    ValueError if groups do not divide the inputs, or if the codes of one do not fill whole bytes.
     """
     chosen = FORMATS[format]
     cut = cut_inputs(w.shape, chosen, inputs, stacked, group)
     grouped = w.reshape(cut.shape(cut.group))
     codes, scale, zero = _encoded(chosen, cut.axis + 1, grouped)
     if chosen.scales == "double":
+        # Scales are quantized in blocks of 256 along one row for each layer, in bitsandbytes'
+        # order, so that files can be written and read without touching them.
         rows = jnp.moveaxis(jnp.squeeze(scale, cut.axis + 1), cut.axis, -1)
         scale = quantize_scales(rows.reshape(*w.shape[:stacked], -1))
     elif chosen.scales == "e8m0":
@@ -202,37 +213,39 @@ def _encoded(
 def quantize_spec(
     w: Any, format: str, *, stacked: int, group: int | None = None, scales: str | None = None
 ) -> Quantized:
-    """What `quantize_array` makes of a weight with this spec, as specs: shapes, logical axes and
-    types. `scales` is how scales are stored where it is not the format's own way.
+    """The result of `quantize_array` for a weight with spec `w`, as specs: shapes, logical axes and
+    types. `scales` overrides how the format stores its scales.
 
-    The groups take the logical axis of the first input. Scales that are quantized in turn, a
-    hundredth of the codes, are whole on every device. ValueErrors as there.
+    Groups take the logical axis of the first input. Doubly quantized scales, about a hundredth of
+    the codes' bytes, are replicated. ValueErrors as in `quantize_array`.
     """
     chosen = FORMATS[format]
     cut = cut_inputs(w.shape, chosen, w.inputs, stacked, group)
     scales = chosen.scales if scales is None else scales
 
-    def part(inside: int, dtype: str) -> Any:
+    def _grouped_spec(inside: int, dtype: str) -> Any:
         axes = (*w.axes[: cut.axis + 1], "group", *w.axes[len(w.shape) - len(cut.behind) :])
         return replace(w, shape=cut.shape(inside), axes=axes, dtype=dtype, init=None)
 
-    def row(length: int, dtype: str) -> Any:
+    def _row_spec(length: int, dtype: str) -> Any:
         shape, axes = (*w.shape[:stacked], length), (*w.axes[:stacked], "group")
         return replace(w, shape=shape, axes=axes, dtype=dtype, init=None)
 
-    scale = part(1, "uint8" if scales == "e8m0" else "float32")
+    scale = _grouped_spec(1, "uint8" if scales == "e8m0" else "float32")
     if scales == "double":
         count = math.prod(scale.shape[stacked:])
         scale = QuantizedScales(
-            row(count, "uint8"), row(count_blocks(count), "float32"), row(1, "float32")
+            _row_spec(count, "uint8"),
+            _row_spec(count_blocks(count), "float32"),
+            _row_spec(1, "float32"),
         )
-    zero = part(1, "float32") if chosen.codes == "affine" else None
-    codes = part(packed_size(cut.group, chosen.bits), chosen.storage)
+    zero = _grouped_spec(1, "float32") if chosen.codes == "affine" else None
+    codes = _grouped_spec(packed_size(cut.group, chosen.bits), chosen.storage)
     return Quantized(codes, scale, zero, format, cut.inputs, len(cut.behind))
 
 
 def stack(leaves: Sequence[Quantized]) -> Quantized:
-    """Leaves of equal shape and format as one leaf with a leading axis."""
+    """Leaves of equal shape and format as one leaf with a new leading axis."""
     return jax.tree.map(lambda *xs: jnp.stack(xs), *leaves)
 
 
@@ -243,44 +256,3 @@ def _take(part: jax.Array, ids: jax.Array) -> jax.Array:
     return part.at[ids].get(
         mode="clip", out_sharding=PartitionSpec(*spec_entries(ids), *spec_entries(part)[1:])
     )
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(eqn: str, place: PartitionSpec | None, x: jax.Array, w: Quantized) -> jax.Array:
-    w, y = w.gathered(), None
-    if FORMATS[w.format].has_kernel:  # decodes tile by tile, where the platform has one
-        y = quantized_matmul.product(eqn, x, w.codes, w.scale, FORMATS[w.format].book)
-    return contract(eqn, x, w.dense(x.dtype)) if y is None else y
-
-
-def _forward(eqn: str, place: PartitionSpec | None, x: jax.Array, w: Quantized):
-    return _product(eqn, place, x, w), w
-
-
-def _backward(eqn: str, place: PartitionSpec | None, w: Quantized, dy: jax.Array):
-    w, dx = w.gathered(), None
-    if FORMATS[w.format].has_kernel:
-        dx = quantized_matmul.pullback(eqn, dy, w.codes, w.scale, w.inputs, FORMATS[w.format].book)
-    if dx is None:
-        dx = contract(parse(eqn).to_x, dy, w.dense(dy.dtype))
-    return reshard_to(dx, place), None
-
-
-_product.defvjp(_forward, _backward)
-
-
-@jax.custom_vjp
-def _grouped(x: jax.Array, sizes: jax.Array, w: Quantized) -> jax.Array:
-    return lax.ragged_dot(x, w.dense(x.dtype), sizes)
-
-
-def _grouped_forward(x: jax.Array, sizes: jax.Array, w: Quantized):
-    return _grouped(x, sizes, w), (sizes, w)
-
-
-def _grouped_backward(saved: tuple[jax.Array, Quantized], dy: jax.Array):
-    sizes, w = saved
-    return lax.ragged_dot(dy, jnp.swapaxes(w.dense(dy.dtype), 1, 2), sizes), None, None
-
-
-_grouped.defvjp(_grouped_forward, _grouped_backward)

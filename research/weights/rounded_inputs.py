@@ -1,4 +1,5 @@
-"""What products with quantized activations compute, on any device."""
+"""A simulation of products with 8-bit activations that runs on any device, to measure what they
+cost in accuracy."""
 
 import math
 import re
@@ -12,24 +13,28 @@ import jax.numpy as jnp
 from research import tree
 from research.weights.code_products import quantize_tokens
 from research.weights.formats import FORMATS
-from research.weights.leaf import Wrapper
 from research.weights.matrices import LINEAR
 from research.weights.quantized import Quantized, is_quantized
+from research.weights.wrapper import Wrapper
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["base"], meta_fields=[])
 @dataclass(frozen=True)
 class RoundedInputs(Wrapper):
-    """A leaf that computes what `DynamicQuantized` does where the chip multiplies 8-bit numbers:
-    activations are quantized, and the numbers that their codes stand for are multiplied. Rows of
-    tables and experts' products are those of the weight alone."""
+    """A leaf that computes, on any device, the numbers of `DynamicQuantized` on a chip with 8-bit
+    products: activations are quantized and dequantized, then multiplied as floats. Rows of tables
+    and the experts' products read the weight alone."""
 
     base: Quantized
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`eqn` of `x`, rounded for each token, and the weight."""
+        """`eqn` of `x`, each token rounded to 8 bits, and the weight, in the dtype of `x`."""
+        # Beside float8 weights of either kind activations are e4m3, as in
+        # `research.weights.dynamic`.
         dtype = jnp.int8 if self.base.format == "int8" else jnp.float8_e4m3fn
         codes, scale = quantize_tokens(eqn, x, dtype)
+        # codes * scale are the numbers that the 8-bit product multiplies, up to the order of the
+        # sum.
         return self.base.einsum(eqn, (codes.astype(jnp.float32) * scale).astype(x.dtype))
 
     def take(self, ids: jax.Array) -> jax.Array:
@@ -51,14 +56,14 @@ class RoundedInputs(Wrapper):
 
 
 def round_inputs(params: tree.Tree) -> tree.Tree:
-    """The parameters with `RoundedInputs` over every quantized matrix of the layers, under adapters
-    too.
+    """The parameters with `RoundedInputs` over every quantized matrix of the layers, also those
+    under adapters.
 
-    ValueError for one that is not of 8 bits with one scale an output, which no chip multiplies
-    codes of.
+    ValueError for a matrix that is not in 8 bits with one scale for each output: no chip has a
+    product of such codes.
     """
 
-    def wrap(path: tuple, leaf: Any) -> Any:
+    def _wrap(path: tuple, leaf: Any) -> Any:
         name = tree.path_name(path)
         if not is_quantized(leaf) or not re.match(LINEAR, name):
             return leaf
@@ -69,4 +74,4 @@ def round_inputs(params: tree.Tree) -> tree.Tree:
             )
         return RoundedInputs(leaf)
 
-    return jax.tree.map_with_path(wrap, params, is_leaf=is_quantized)
+    return jax.tree.map_with_path(_wrap, params, is_leaf=is_quantized)

@@ -1,11 +1,11 @@
-"""Transforms of a parameter tree: tree to tree, by ordered rules over paths.
+"""Transforms from parameter tree to parameter tree, chosen by ordered (path regex, choice) rules.
 
     quantize(params, specs, [("layers/.*/(query|up)", "nf4"), (".*", None)])
     attach(params, adapters)     detach(attach(p, a)) == (p, a)
-    merge(params)                the same tree with every adapter made part of its weight
+    merge(params)                every adapter is added to its weight
 
-QLoRA is attach(quantize(params), adapters): leaves nest, and the models never know which they hold.
-`specs` are the model's; of them only `shape`, `axes` and `inputs` are read.
+QLoRA is attach(quantize(params), adapters): leaves nest, and a model never knows which it holds.
+`specs` are the model's; only their `shape`, `axes` and `inputs` are read.
 """
 
 import zlib
@@ -23,27 +23,28 @@ from research.weights.quantized import quantize_array, quantize_spec
 
 Rules = Sequence[tuple[str, str | None]]
 
-# Adapters, and the leaf that each makes of a weight.
+# The kinds of adapters, and the leaf that a weight becomes under each.
 ADAPTED = {LoraAdapter: Lora, Ia3Adapter: Ia3}
 
 
 def is_leaf(node: Any) -> bool:
-    """True for leaves (see `research.weights.leaf.Leaf`) and for adapters; for maps over trees."""
+    """True for leaves (`research.weights.leaf.Leaf`) and for adapters; use as `is_leaf` in maps
+    over trees."""
     return type(node) in ADAPTED or hasattr(node, "einsum")
 
 
 def quantize(
     params: tree.Tree, specs: tree.Tree, rules: Rules, group: int | None = None
 ) -> tree.Tree:
-    """The tree with each matrix in the format that its first matching rule names; None leaves it as
-    it is. `group` is as in `research.weights.quantized.quantize_array`.
+    """The tree with each matrix in the format that its first matching rule names; None leaves a
+    weight unchanged. `group` is that of `research.weights.quantized.quantize_array`.
 
-    ValueError for a rule that matches nothing, one that names what is no matrix, groups that do not
-    divide the inputs, and a weight that is no array.
+    ValueError for a rule that matches nothing or chooses a parameter that is not a matrix, for
+    groups that do not divide the inputs, and for a weight that is not an array.
     """
     by_path, formats = tree.paths(specs), _choices(rules, specs)
 
-    def one(path: str, w: Any, format: str) -> Any:
+    def _quantize(path: str, w: Any, format: str) -> Any:
         if not isinstance(w, jax.Array):
             raise ValueError(
                 f"{path} is a {type(w).__name__} already; quantize the plain parameters"
@@ -51,28 +52,30 @@ def quantize(
         inputs, stacked = by_path[path].inputs, len(split_axes(path, by_path[path])[0])
         return quantize_array(w, format, inputs=inputs, stacked=stacked, group=group)
 
-    return _where_chosen(formats, tree.paths(params, is_leaf), one)
+    return _where_chosen(formats, tree.paths(params, is_leaf), _quantize)
 
 
 def quantize_specs(specs: tree.Tree, rules: Rules, group: int | None = None) -> tree.Tree:
-    """What `quantize` makes of parameters with these specs, as specs. ValueErrors as there."""
+    """The specs of the tree that `quantize` returns for parameters with these specs. ValueErrors as
+    in `quantize`."""
     formats = _choices(rules, specs)
 
-    def one(path: str, w: Any, format: str) -> Any:
+    def _quantize(path: str, w: Any, format: str) -> Any:
         return quantize_spec(w, format, stacked=len(split_axes(path, w)[0]), group=group)
 
-    return _where_chosen(formats, tree.paths(specs), one)
+    return _where_chosen(formats, tree.paths(specs), _quantize)
 
 
 def attach(params: tree.Tree, adapters: tree.Tree, key: jax.Array | None = None) -> tree.Tree:
-    """The parameters with each adapter on its weight; arrays among the adapters are added as
-    parameters of their own.
+    """The parameters with each adapter on its weight. Arrays among the adapters (prompts,
+    classifier heads, ...) are added as parameters of their own.
 
-    `key` is the randomness of the adapters' dropout, None for no dropout. ValueError for an adapter
-    whose weight is not there, and for an array at a path that the parameters have too.
+    `key` seeds the adapters' dropout, None turns it off. ValueError for an adapter whose weight is
+    missing, and for an array at a path that the parameters have too.
     """
     leaves = tree.paths(params, is_leaf)
     for path, adapter in tree.paths(adapters, is_leaf).items():
+        # A parameter that the model reads under its own path, such as prompt/table.
         if type(adapter) not in ADAPTED:
             if path in leaves:
                 raise ValueError(f"both trees have {path}; one of the two would be lost")
@@ -90,7 +93,8 @@ def attach(params: tree.Tree, adapters: tree.Tree, key: jax.Array | None = None)
 
 
 def detach(params: tree.Tree) -> tuple[tree.Tree, tree.Tree]:
-    """(parameters without their outermost adapters, those adapters)."""
+    """(parameters without their outermost adapters, these adapters). Arrays that `attach` added
+    stay among the parameters."""
     leaves = tree.paths(params, is_leaf)
     adapters = {path: leaf.adapter for path, leaf in leaves.items() if _adapted(leaf)}
     bases = {path: leaf.base if _adapted(leaf) else leaf for path, leaf in leaves.items()}
@@ -98,15 +102,15 @@ def detach(params: tree.Tree) -> tuple[tree.Tree, tree.Tree]:
 
 
 def merge(params: tree.Tree, dtype: jnp.dtype = jnp.float32) -> tree.Tree:
-    """The parameters with every adapter made part of its weight, which becomes an array; other
-    weights stay as they are."""
+    """The parameters with every adapter added to its weight, which becomes an array of type
+    `dtype`; weights without an adapter are unchanged."""
     return jax.tree.map(
         lambda leaf: leaf.dense(dtype) if _adapted(leaf) else leaf, params, is_leaf=is_leaf
     )
 
 
 def drops(adapters: tree.Tree) -> bool:
-    """Whether any of the adapters has dropout, for which `attach` needs a key in training."""
+    """True if any adapter has dropout, so that `attach` needs a key in training."""
     leaves = jax.tree.leaves(adapters, is_leaf=is_leaf)
     return any(isinstance(leaf, LoraAdapter) and leaf.dropout > 0 for leaf in leaves)
 
@@ -119,7 +123,10 @@ def _dropout_key(key: jax.Array | None, path: str, adapter: LoraAdapter) -> jax.
     """Key data of an adapter, one a layer where it is stacked; None where nothing is dropped."""
     if key is None or not adapter.dropout:
         return None
+    # The path makes masks of different weights independent; crc32 and not `hash`, which differs
+    # between processes.
     key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    # Key data and not a key: a scan over layers slices plain arrays.
     return jax.random.key_data(jax.random.split(key, adapter.scale.shape))
 
 
@@ -141,6 +148,7 @@ def _where_chosen(
         try:
             changed[path] = one(path, leaf, format)
         except ValueError as error:
+            # Errors that name the path already are not given it twice.
             named = str(error).startswith(path)
             raise error if named else ValueError(f"{path}: {error}") from None
     return tree.unflatten(changed)

@@ -1,5 +1,5 @@
-"""Scales in 8 bits: quantized in turn, as in QLoRA (arXiv:2305.14314, section 3, "double
-quantization"), or powers of two (the e8m0 type of the Open Compute Project)."""
+"""Scales stored in 8 bits: quantized themselves, as in QLoRA (arXiv:2305.14314, section 3, "double
+quantization"), or as powers of two (the Open Compute Project's e8m0)."""
 
 from dataclasses import dataclass
 from functools import cache, partial
@@ -22,11 +22,12 @@ _STEPS = 65535  # of the grid on which bitsandbytes' CPU library looks codes up
 )
 @dataclass(frozen=True)
 class QuantizedScales:
-    """Scales in a row, in blocks of 256 whose last may be shorter: scale = map[code] * absmax +
-    offset.
+    """A row of scales in blocks of 256, the last of which may be shorter. A scale is
+    map[code] * absmax + offset, with `research.weights.dynamic_map.DYNAMIC_MAP`.
 
-    `codes` uint8 [..., count]; `absmax` float32 [..., blocks]; `offset` float32 [..., 1], the
-    scales' mean.
+    codes    uint8 [..., count]
+    absmax   float32 [..., blocks], the largest distance from the offset in each block
+    offset   float32 [..., 1], the mean of the scales
     """
 
     codes: jax.Array
@@ -38,10 +39,15 @@ class QuantizedScales:
         values = look_up(DYNAMIC_MAP, self.codes)
         return values * _by_scale(self.absmax, values.shape[-1]) + self.offset
 
+    def part(self, first: int, last: int) -> "QuantizedScales":
+        """The scales from `first`, where a block starts, to `last`."""
+        blocks = slice(first // BLOCK, -(-last // BLOCK))
+        return QuantizedScales(self.codes[first:last], self.absmax[blocks], self.offset)
+
 
 def quantize_scales(scales: jax.Array) -> QuantizedScales:
-    """The scales float32 [..., count] in 8 bits each; bitsandbytes' CPU arithmetic to the bit but
-    for the mean."""
+    """Scales float32 [..., count] in 8 bits each. Equal to bitsandbytes' CPU arithmetic to the bit,
+    except for the mean, which is summed in another order."""
     offset = jnp.mean(scales, axis=-1, keepdims=True)
     codes, absmax = _encoded(scales, offset)
     return QuantizedScales(codes, absmax, offset)
@@ -55,27 +61,29 @@ def _encoded(scales: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array
     absmax = jnp.max(jnp.abs(filled.reshape(*scales.shape[:-1], -1, BLOCK)), axis=-1)
     largest = _by_scale(absmax, count)
     scaled = jnp.clip(centred * reciprocal(largest), -1, 1)
-    # Not to the nearest code of the value itself but of the nearest point of a grid. The compiler
-    # must not make one operation of product and sum, which rounds once where bitsandbytes rounds
-    # twice.
+    # bitsandbytes looks up the code of the nearest grid point, not of the value itself. The barrier
+    # keeps the compiler from fusing product and sum into one operation, which would round once
+    # where bitsandbytes rounds twice.
     index = jnp.floor(barrier((scaled + 1) * 0.5 * _STEPS) + 0.5).astype(jnp.int32)
     return jnp.where(largest == 0, 0, look_up(_table(), index)).astype(jnp.uint8), absmax
 
 
 def to_exponents(scales: jax.Array) -> jax.Array:
-    """The largest powers of two up to positive scales, as exponents uint8: 127 stands for 1. What
-    is below 2^-126, zero included, becomes that."""
+    """The largest power of two that is at most each (positive) scale, as an exponent uint8: 127
+    stands for 1. Scales below 2^-126, zero included, become 2^-126."""
     bits = lax.bitcast_convert_type(scales.astype(jnp.float32), jnp.uint32)
+    # Bits 23 to 30 of a float32 are its exponent: reading them rounds down to a power of two.
     return jnp.clip((bits >> 23) & 255, 1, 254).astype(jnp.uint8)
 
 
 def from_exponents(exponents: jax.Array) -> jax.Array:
-    """The float32 powers of two of exponents in [1, 254]: they are a float32's own exponent."""
+    """Float32 powers of two 2^(e - 127) for exponents e in [1, 254], which become a float32's own
+    exponent bits."""
     return lax.bitcast_convert_type(exponents.astype(jnp.uint32) << 23, jnp.float32)
 
 
 def count_blocks(count: int) -> int:
-    """How many blocks a row of scales has."""
+    """Number of blocks in a row of `count` scales; the last may be shorter."""
     return -(-count // BLOCK)
 
 
@@ -90,6 +98,7 @@ def _table() -> np.ndarray:
     points = (np.arange(_STEPS + 1, dtype=np.float32) / np.float32(_STEPS)) * np.float32(
         2
     ) - np.float32(1)
+    # The two map values around each grid point; the nearer wins, ties go down.
     above = np.clip(np.searchsorted(DYNAMIC_MAP, points), 1, len(DYNAMIC_MAP) - 1)
     low, high = DYNAMIC_MAP[above - 1], DYNAMIC_MAP[above]
     return np.where(points - low <= high - points, above - 1, above).astype(np.uint8)

@@ -1,17 +1,16 @@
-"""Training that sees its own quantization: a float weight whose products are those of its quantized
-form.
+"""Quantization-aware training: a float weight whose products are those of its quantized form.
 
     y = x Q(W),   dW = x^T dy
 
-The rounding counts as the identity, "straight-through" (arXiv:1308.3432, section 4). The float
-parameters are trained as others are, and quantizing them gives exactly what the forward pass saw:
+Rounding counts as the identity in the backward pass, "straight-through" (arXiv:1308.3432, section
+4). The float parameters are trained as usual; quantized, they equal what the forward pass saw:
 
     loss(params) = objective(straight_through(params, specs, rules, group))
     quantize(params, specs, rules, group)
 
-With a key all three products of an int8 weight run on integers, x W as in
-`research.weights.dynamic` and the two of the backward pass with stochastic rounding, which keeps
-the gradient's mean exact (arXiv:1502.02551, section 3.2).
+With a key all three products of an int8 weight are products of integers: x W as in
+`research.weights.dynamic`, and both of the backward pass with stochastic rounding, which keeps the
+expected gradient exact (arXiv:1502.02551, section 3.2).
 """
 
 import zlib
@@ -43,8 +42,8 @@ from research.weights.quantized import Quantized, quantize_array
 
 @dataclass(frozen=True)
 class Rounding:
-    """How a weight is quantized: the arguments of `quantize_array`, and the number of `axes` of one
-    matrix, those of layers and experts not counted."""
+    """How a weight is quantized: the arguments of `quantize_array`, and `axes`, the number of axes
+    of one matrix without layers and experts."""
 
     format: str
     inputs: int
@@ -52,8 +51,8 @@ class Rounding:
     group: int | None = None
 
     def quantized(self, w: jax.Array) -> Quantized:
-        """`w` in the format. On a mesh each device rounds all of it, since blocks of doubly
-        quantized scales reach across the devices' parts."""
+        """`w` in the format. On a mesh every device rounds the whole weight, because blocks of
+        doubly quantized scales may span several devices' parts."""
         if not jax.sharding.get_abstract_mesh().empty:
             w = jax.reshard(w, PartitionSpec())
         return quantize_array(
@@ -64,10 +63,10 @@ class Rounding:
 @partial(jax.tree_util.register_dataclass, data_fields=["w", "key"], meta_fields=["rounding"])
 @dataclass(frozen=True)
 class Rounded(Leaf):
-    """A leaf over the float array `w`, which is what is trained.
+    """A leaf over the trained float array `w`, quantized anew in every product.
 
-    `key` uint32 [2] (one a layer where stacked) makes all three products of an int8 weight integer
-    ones; with None they are those of the dense quantized weight.
+    `key` is key data, uint32 [2], or [layers, 2] if stacked: it makes all three products of an int8
+    weight integer products. None multiplies with the dequantized weight.
     """
 
     w: jax.Array
@@ -80,19 +79,19 @@ class Rounded(Leaf):
         return self.w.shape
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`eqn` of `x` and the quantized weight. The backward pass keeps `x` and `w` and rounds
-        anew."""
+        """`eqn` of `x` and the quantized weight, in the dtype of `x`. The backward pass rounds
+        again instead of keeping the rounded weight."""
         if self.key is None or not multiplies(jnp.int8):
             return _product(eqn, self.rounding, x, self.w)
         return _integers(eqn, self.rounding, x, self.w, self.key)
 
     def gathered(self) -> jax.Array:
-        """The rounded weight, an array with the mesh axes that only store it gathered: rounding a
-        part of a weight would not give a part of the rounded weight."""
+        """The rounded weight as an array, gathered over storage axes. A leaf could not be gathered
+        later: rounding a part of a weight is not a part of the rounded weight."""
         return gather(self.dense())
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """The quantized weight as an array, whose gradient is that of `w`."""
+        """The quantized weight as an array; its gradient passes to `w` unchanged."""
         return _dense(self.rounding, self.w).astype(dtype)
 
     def nbits(self) -> int:
@@ -108,11 +107,11 @@ def straight_through(
     key: jax.Array | None = None,
 ) -> tree.Tree:
     """The tree with each matrix as `Rounded` to the format that its first matching rule names; None
-    leaves it as it is.
+    leaves a weight unchanged.
 
-    `key` is the randomness of one step's gradients. ValueError for a rule that matches nothing, one
-    that names what is no matrix, groups that do not divide the inputs, and a key with another
-    format than int8 with one scale an output.
+    `key` seeds the stochastic rounding of one step's gradients. ValueError for a rule that matches
+    nothing or chooses a parameter that is not a matrix, for groups that do not divide the inputs,
+    and for a key with any format but int8 with one scale for each output.
     """
     formats = tree.paths(tree.choose(rules, specs), is_leaf=lambda node: node is None)
     leaves, by_path = {}, tree.paths(specs)
@@ -136,13 +135,15 @@ def _rounded(
     stacked = len(split_axes(path, spec)[0])
     leaf = Rounded(w, Rounding(format, spec.inputs, w.ndim - stacked, group))
     try:
+        # Shapes alone show whether groups fit, before a step is compiled.
         jax.eval_shape(leaf.dense)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if key is None:
         return leaf
-    own = jax.random.fold_in(key, zlib.crc32(path.encode()))
-    return replace(leaf, key=jax.random.key_data(jax.random.split(own, w.shape[:stacked])))
+    # Each weight, and each of its layers, rounds with randomness of its own.
+    weight_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    return replace(leaf, key=jax.random.key_data(jax.random.split(weight_key, w.shape[:stacked])))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -165,6 +166,7 @@ def _product_forward(eqn: str, rounding: Rounding, x: jax.Array, w: jax.Array):
 def _product_backward(
     eqn: str, rounding: Rounding, saved: tuple[jax.Array, jax.Array], dy: jax.Array
 ):
+    # The vjp of the dense product; `_dense`'s own vjp passes dw through the rounding.
     _, pull = jax.vjp(lambda x, w: einsum(eqn, x, _dense(rounding, w)), *saved)
     return pull(dy)
 
@@ -199,7 +201,8 @@ def _integers_backward(eqn: str, rounding: Rounding, saved: tuple[jax.Array, ...
     codes, scales = quantize_tokens(to_x, dy * scale_of_outputs(eqn, rounded), jnp.int8, keys[0])
     dx = sum_codes(to_x, codes, unite_codes(rounded)) * scale_of_tokens(to_x, scales)
 
-    # Of the weight's gradient either operand is first once, for the scales of its own outputs.
+    # dw sums over tokens, so each operand has one scale for each of its other letters. Both are
+    # quantized by an equation in which they come first, as `quantize_tokens` wants them.
     to_w, to_w_of_y = f"{of_x},{of_y}->{of_w}", f"{of_y},{of_x}->{of_w}"
     x_codes, x_scales = quantize_tokens(to_w, x, jnp.int8, keys[1])
     y_codes, y_scales = quantize_tokens(to_w_of_y, dy, jnp.int8, keys[2])
@@ -221,6 +224,7 @@ def _quantized(rounding: Rounding, w: jax.Array) -> Quantized:
     if jax.sharding.get_abstract_mesh().empty:
         return quantized
     entries = spec_entries(gather(w))
+    # The inputs stay whole on each device, as the rounding left them; only outputs are split.
     outputs = entries[rounding.inputs :] if rounding.inputs > 0 else ()
     stacked = entries[:-1] if rounding.inputs < 0 else ()
     place = PartitionSpec(*stacked, None, None, *outputs)

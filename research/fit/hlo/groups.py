@@ -16,28 +16,30 @@ def parse_groups(attributes: str, devices: int) -> Groups:
     to itself are left out. Between slices a target `{1,2}x{0:3}` is that of devices 0 to 3 of two
     slices, of `devices` each, of which those of the same place take part together.
     """
-    if found := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes):
-        pairs = [tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)\}", found[1])]
+    # The forms are tried from the most specific attribute to the general one, since an instruction
+    # may print several.
+    if match := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes):
+        pairs = [tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)\}", match[1])]
         return tuple(pair for pair in pairs if pair[0] != pair[1])
-    if found := re.search(r'_xla_megascale_target="\{([\d,:]+)\}x\{([\d,:]+)\}"', attributes):
-        slices, members = _ranges(found[1]), _ranges(found[2])
+    if match := re.search(r'_xla_megascale_target="\{([\d,:]+)\}x\{([\d,:]+)\}"', attributes):
+        slices, members = _ranges(match[1]), _ranges(match[2])
         return tuple(
             tuple(index * devices + member for index in range(len(slices))) for member in members
         )
     _, _, text = attributes.partition("replica_groups=")
     if text.startswith("mesh["):
         return _mesh_groups(text)
-    if found := re.match(r"\[[\d,]+\]<=\[[\d,]+\](T\([\d,]+\))?", text):
-        return _chunks(*_iota(found[0]))
-    if found := re.match(r"\{(\{[\d,]*\},?)+\}", text):
-        return tuple(tuple(_numbers(group)) for group in re.findall(r"\{([\d,]*)\}", found[0]))
+    if match := re.match(r"\[[\d,]+\]<=\[[\d,]+\](T\([\d,]+\))?", text):
+        return _chunks(*_iota(match[0]))
+    if match := re.match(r"\{(\{[\d,]*\},?)+\}", text):
+        return tuple(tuple(_numbers(group)) for group in re.findall(r"\{([\d,]*)\}", match[0]))
     return (tuple(range(devices)),)
 
 
 def _ranges(text: str) -> list[int]:
     """0, 1, 2 and 5 of "0:2,5"."""
-    parts = [_numbers(part) for part in text.split(",")]
-    return [number for part in parts for number in range(part[0], part[-1] + 1)]
+    ranges = [_numbers(part) for part in text.split(",")]
+    return [number for part in ranges for number in range(part[0], part[-1] + 1)]
 
 
 def _numbers(text: str) -> list[int]:
@@ -57,6 +59,7 @@ def _iota(text: str) -> tuple[list[int], list[int]]:
 def _transpose(values: list[int], sizes: list[int], order: list[int]) -> list[int]:
     """`values` of an array of these sizes, row by row after its dimensions are put in this
     order."""
+    # Row-major strides of the array before its dimensions are permuted.
     strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
     places = [0]
     for axis in order:
@@ -73,24 +76,25 @@ def _chunks(devices: list[int], dims: list[int]) -> Groups:
 
 def _mesh_groups(text: str) -> Groups:
     """The groups of `mesh['a'=2,'b'=4] {'b'}`, see `parse_groups`."""
-    found = re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", text)
-    if found is None:
+    match = re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", text)
+    if match is None:
         raise ValueError(
             f"replica_groups={text[:60]!r} is no mesh that is known; "
             "wanted mesh['a'=2,'b'=4] {'a'}"
         )
-    axes = [part.replace("'", "").split("=") for part in found[1].split(",")]
-    devices = _mesh_devices(found[2] or "")
-    named = found[3].replace("'", "").split(",")
-    taken = {name: (1, int(size)) for name, size in axes if name in named}
-    for name, before, size in re.findall(r"'?(\w+)'?:\((\d+)\)(\d+)", found[3]):
-        taken[name] = int(before), int(size)
+    axes = [part.replace("'", "").split("=") for part in match[1].split(",")]
+    devices = _mesh_devices(match[2] or "")
+    named = match[3].replace("'", "").split(",")
+    parts = {name: (1, int(size)) for name, size in axes if name in named}
+    for name, before, size in re.findall(r"'?(\w+)'?:\((\d+)\)(\d+)", match[3]):
+        parts[name] = int(before), int(size)
     # Each axis as three: what is before the part of it that groups, that part, and what is behind.
     sizes, grouped = [], []
     for name, size in axes:
-        before, part = taken.get(name, (int(size), 1))
-        grouped += [False, name in taken, False]
+        before, part = parts.get(name, (int(size), 1))
+        grouped += [False, name in parts, False]
         sizes += [before, part, int(size) // (before * part)]
+    # Sorting is stable: the grouped dimensions move last and keep their order.
     order = sorted(range(len(grouped)), key=lambda axis: grouped[axis])
     count = math.prod(size for size, inside in zip(sizes, grouped) if inside)
     return _chunks(_transpose(devices or list(range(math.prod(sizes))), sizes, order), [count])
@@ -101,6 +105,7 @@ def _mesh_devices(ids: str) -> list[int]:
     the sizes; [] where none are printed."""
     if "<=" in ids:
         return _iota(ids)[0]
+    # The shape in front is missing in this form; only the order of the devices is used.
     if "T(" in ids:
         return _iota(f"<={ids}")[0]
     return _numbers(ids.rpartition("]")[2])

@@ -33,6 +33,7 @@ class Array:
     @property
     def nbytes(self) -> int:
         """Bytes of the array, without what tiles add."""
+        # Packed types of less than a byte round up to whole bytes at the end of the array only.
         return (self.elements * self.bits + 7) // 8
 
 
@@ -61,8 +62,8 @@ class Instruction:
     @property
     def op_name(self) -> str:
         """Where in the traced program it comes from; empty where the compiler does not say."""
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found[1] if found else ""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match[1] if match else ""
 
     @property
     def calls(self) -> list[str]:
@@ -78,8 +79,8 @@ class Instruction:
 
     def attribute(self, name: str) -> str | None:
         """The word after `name=`, without the percent sign of names."""
-        found = re.search(rf"\b{name}=%?([^\s,{{}}]+)", self.attributes)
-        return found[1] if found else None
+        match = re.search(rf"\b{name}=%?([^\s,{{}}]+)", self.attributes)
+        return match[1] if match else None
 
 
 @dataclass(frozen=True)
@@ -94,19 +95,18 @@ class Computation:
     @cached_property
     def parameters(self) -> dict[int, Instruction]:
         """Parameters by their number."""
-        return {
-            int(one.inside): one for one in self.instructions.values() if one.opcode == "parameter"
-        }
+        return {int(op.inside): op for op in self.instructions.values() if op.opcode == "parameter"}
 
     @cached_property
     def users(self) -> dict[str, list[Instruction]]:
         """Who takes a value as an operand."""
-        found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
-        for one in self.instructions.values():
-            for operand in set(one.operands):
-                found[operand].append(one)
-        return found
+        users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
+        for op in self.instructions.values():
+            # An instruction that takes a value twice is one user of it.
+            for operand in set(op.operands):
+                users[operand].append(op)
+        return users
 
-    def operands(self, one: Instruction) -> list[Instruction]:
+    def operands(self, op: Instruction) -> list[Instruction]:
         """The instructions whose values an instruction takes, in order."""
-        return [self.instructions[name] for name in one.operands]
+        return [self.instructions[name] for name in op.operands]

@@ -41,49 +41,51 @@ class Module:
         """Executions of a computation that runs `times` times, and of all that it reaches."""
         counts = Counter({name: times})
         frame = Frame(self.computations, self.computations[name], scalars)
-        for one in frame.computation.instructions.values():
-            for part in self._reached(frame, one, times):
+        for op in frame.computation.instructions.values():
+            for part in self._reached(frame, op, times):
                 counts.update(part)
         return counts
 
-    def _reached(self, frame: Frame, one: Instruction, times: int) -> list[Counter[str]]:
+    def _reached(self, frame: Frame, op: Instruction, times: int) -> list[Counter[str]]:
         """Executions of the computations that an instruction runs."""
-        if one.opcode == "while":
-            count, kept = self._trips(frame, one), invariants(frame, one)
+        if op.opcode == "while":
+            count, invariant = self._trips(frame, op), invariants(frame, op)
             return [
-                self._run(called(one, "body"), times * count, kept),
+                self._run(called(op, "body"), times * count, invariant),
                 # The condition is asked once more than it holds.
-                self._run(called(one, "condition"), times * (count + 1), kept),
+                self._run(called(op, "condition"), times * (count + 1), invariant),
             ]
-        if one.opcode == "conditional":
-            branches = [self._run(branch, times, unknown) for branch in one.calls]
+        if op.opcode == "conditional":
+            # Which branch runs is known only with the data.
+            branches = [self._run(branch, times, unknown) for branch in op.calls]
             return [max(branches, key=self._result_bytes)]
-        if one.opcode in ("call", "async-start"):
-            return [self._run(name, times, arguments(frame, one)) for name in one.calls]
+        # The bodies of fusions and reductions are not followed: they are part of this instruction.
+        if op.opcode in ("call", "async-start"):
+            return [self._run(name, times, arguments(frame, op)) for name in op.calls]
         return []
 
     def _trips(self, frame: Frame, loop: Instruction) -> int:
         """Trips of a loop; ValueError where neither its text nor `otherwise` tells them."""
-        found = trips(frame, loop)
-        if found is None:
-            found = self.otherwise
-        if found is None:
+        count = trips(frame, loop)
+        if count is None:
+            count = self.otherwise
+        if count is None:
             where = loop.op_name or "no op_name"
             raise ValueError(
                 f"the loop {loop.name} ({where}) runs a number of times that its text does not tell"
             )
-        return found
+        return count
 
     def _result_bytes(self, counts: Mapping[str, int]) -> int:
         """Bytes of all results of computations that run so often."""
         return sum(
-            n * one.nbytes
+            n * op.nbytes
             for name, n in counts.items()
-            for one in self.computations[name].instructions.values()
+            for op in self.computations[name].instructions.values()
         )
 
     def run(self) -> Iterator[tuple[Computation, Instruction, int]]:
         """Every instruction that a step runs, with its computation and how often."""
         for name, times in self.executions.items():
-            for one in self.computations[name].instructions.values():
-                yield self.computations[name], one, times
+            for op in self.computations[name].instructions.values():
+                yield self.computations[name], op, times

@@ -65,7 +65,7 @@ class Frame:
 
 
 def unknown(number: int, path: Path) -> None:
-    """The `Scalars` of a computation of whose parameters nothing is known."""
+    """The `Scalars` of a computation whose parameters are all unknown."""
     return None
 
 
@@ -78,24 +78,25 @@ def called(loop: Instruction, role: str) -> str:
 
 
 def trips(frame: Frame, loop: Instruction) -> int | None:
-    """How often a loop runs its body, as its text says it or as counted; None where only the data
-    tell."""
-    said = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
-    if said:
-        return int(said[1])
+    """How often a loop runs its body: as its text says, or counted by following its condition. None
+    where that depends on the data."""
+    printed = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if printed:
+        return int(printed[1])
     # Scalars of the loop's state at the beginning of a trip, by their path in it. The first trip
     # finds out which ones the condition depends on; later trips ask for no others.
     state: dict[Path, int | None] = {}
     count = 0
 
-    def current(number: int, path: Path) -> int | None:
+    def _current(number: int, path: Path) -> int | None:
         if path not in state:
+            # A scalar that is asked for after the first trip has no known history.
             first = value(frame, loop.operands[0], path)
             state[path] = None if count else first
         return state[path]
 
-    condition = frame.enter(called(loop, "condition"), current)
-    body = frame.enter(called(loop, "body"), current)
+    condition = frame.enter(called(loop, "condition"), _current)
+    body = frame.enter(called(loop, "body"), _current)
     for count in range(_LONGEST_LOOP):
         holds = value(condition, condition.computation.root.name)
         if holds is None:
@@ -103,6 +104,8 @@ def trips(frame: Frame, loop: Instruction) -> int | None:
         if not holds:
             return count
         following: dict[Path, int | None] = {}
+        # Following one scalar through the body may ask for others that it depends on, which
+        # `_current` adds to `state`; they are followed in turn.
         while missing := state.keys() - following.keys():
             for path in missing:
                 following[path] = value(body, body.computation.root.name, path)
@@ -111,18 +114,19 @@ def trips(frame: Frame, loop: Instruction) -> int | None:
 
 
 def invariants(frame: Frame, loop: Instruction) -> Scalars:
-    """What is known inside a loop: those scalars of its state that every trip hands on as they
-    are."""
+    """What is known inside a loop: the scalars of its state that no trip changes."""
 
-    def kept(number: int, path: Path) -> int | None:
-        def marked(_: int, asked: Path) -> int | None:
+    def _kept(number: int, path: Path) -> int | None:
+        def _marked(_: int, asked: Path) -> int | None:
             return _MARK if asked == path else None
 
-        body = frame.enter(called(loop, "body"), marked)
+        body = frame.enter(called(loop, "body"), _marked)
+        # The body is run on an impossible number in this place; if it comes out, nothing has
+        # changed it.
         unchanged = value(body, body.computation.root.name, path) == _MARK
         return value(frame, loop.operands[0], path) if unchanged else None
 
-    return kept
+    return _kept
 
 
 def arguments(frame: Frame, call: Instruction) -> Scalars:
@@ -133,40 +137,42 @@ def arguments(frame: Frame, call: Instruction) -> Scalars:
 def value(frame: Frame, name: str, path: Path = ()) -> int | None:
     """The integer that an element of an instruction's value is, followed back to constants and to
     what is known of parameters; None where it is not known."""
-    one = frame.computation.instructions[name]
-    if one.opcode == "parameter":
-        return frame.scalars(int(one.inside), path)
-    if one.opcode == "constant":
-        return _constant(one.inside)
-    if one.opcode == "tuple":
-        return value(frame, one.operands[path[0]], path[1:]) if path else None
-    if one.opcode == "get-tuple-element":
-        return value(frame, one.operands[0], (int(one.attribute("index") or 0), *path))
-    if one.opcode == "copy-start":
-        return value(frame, one.operands[0], path[1:])
-    if one.opcode in _SAME:
-        return value(frame, one.operands[0], path)
-    if one.opcode in ("fusion", "call"):
-        inner = frame.enter(one.calls[0], arguments(frame, one))
+    op = frame.computation.instructions[name]
+    if op.opcode == "parameter":
+        return frame.scalars(int(op.inside), path)
+    if op.opcode == "constant":
+        return _constant(op.inside)
+    if op.opcode == "tuple":
+        return value(frame, op.operands[path[0]], path[1:]) if path else None
+    if op.opcode == "get-tuple-element":
+        return value(frame, op.operands[0], (int(op.attribute("index") or 0), *path))
+    # An asynchronous copy is a tuple (destination, source, flag).
+    if op.opcode == "copy-start":
+        return value(frame, op.operands[0], path[1:])
+    if op.opcode in _SAME:
+        return value(frame, op.operands[0], path)
+    if op.opcode in ("fusion", "call"):
+        inner = frame.enter(op.calls[0], arguments(frame, op))
         return value(inner, inner.computation.root.name, path)
-    if one.opcode == "while":
-        return invariants(frame, one)(0, path)
-    return _computed(frame, one)
+    if op.opcode == "while":
+        return invariants(frame, op)(0, path)
+    return _computed(frame, op)
 
 
 def _constant(text: str) -> int | None:
     if text in ("true", "false"):
         return int(text == "true")
+    # Arrays and floats are none of the scalars that end a loop.
     return int(text) if re.fullmatch(r"-?\d+", text) else None
 
 
-def _computed(frame: Frame, one: Instruction) -> int | None:
+def _computed(frame: Frame, op: Instruction) -> int | None:
     """The result of a comparison or of arithmetic whose operands are all known."""
-    act: Callable[..., int] | None = _ARITHMETIC.get(one.opcode)
-    if one.opcode == "compare":
-        act = _COMPARE.get(one.attribute("direction") or "")
+    act: Callable[..., int] | None = _ARITHMETIC.get(op.opcode)
+    if op.opcode == "compare":
+        act = _COMPARE.get(op.attribute("direction") or "")
     if act is None:
         return None
-    operands = [value(frame, operand) for operand in one.operands]
-    known = [number for number in operands if number is not None]
-    return int(act(*known)) if len(known) == len(operands) else None
+    operands = [value(frame, operand) for operand in op.operands]
+    numbers = [number for number in operands if number is not None]
+    return int(act(*numbers)) if len(numbers) == len(operands) else None

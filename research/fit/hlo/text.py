@@ -24,6 +24,7 @@ def parse(text: str, otherwise: int | None = None) -> Module:
     entry: str | None = None
     lines: list[str] = []
     for line in text.splitlines():
+        # Headers of computations begin in the first column, instructions are indented.
         if not line[:1].isspace() and (header := _HEADER.match(line)):
             entered, name, lines = bool(header[1]), header[2], []
         elif line.rstrip() == "}" and lines:
@@ -45,9 +46,9 @@ def parse(text: str, otherwise: int | None = None) -> Module:
 def _computation(name: str, lines: list[str]) -> Computation:
     instructions, root = {}, ""
     for line in lines:
-        if found := _INSTRUCTION.match(line):
-            instructions[found[2]] = _instruction(found[2], found[3])
-            root = found[2] if found[1] else root
+        if match := _INSTRUCTION.match(line):
+            instructions[match[2]] = _instruction(match[2], match[3])
+            root = match[2] if match[1] else root
     # Without a ROOT it is the last.
     return Computation(name, instructions, instructions[root or next(reversed(instructions))])
 
@@ -55,6 +56,7 @@ def _computation(name: str, lines: list[str]) -> Computation:
 def _instruction(name: str, text: str) -> Instruction:
     """The instruction `name`, of the text behind its equals sign: shape, opcode(operands),
     attributes."""
+    # A tuple's shape has spaces inside its parentheses, an array's has none.
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
     start = text.index("(", end)
     close = _closing(text, start)
@@ -63,6 +65,7 @@ def _instruction(name: str, text: str) -> Instruction:
     # CUDA's and the CPU's compilers print names without percent signs in some places.
     if not operands and text[end:start].strip() not in ("constant", "parameter", "iota"):
         operands = [part.split()[-1] for part in inside.split(",") if part.strip()]
+    # Long tuples have comments with an element's number, /*index=5*/.
     arrays = tuple(_array(found) for found in _ARRAY.finditer(re.sub(r"/\*.*?\*/", "", text[:end])))
     return Instruction(
         name, text[end:start].strip(), arrays, tuple(operands), inside, text[close + 1 :]
@@ -72,21 +75,22 @@ def _instruction(name: str, text: str) -> Instruction:
 def _closing(text: str, start: int) -> int:
     """Where the parenthesis at `start` closes."""
     depth = 0
-    for found in re.compile(r"[()]").finditer(text, start):
-        depth += 1 if found[0] == "(" else -1
+    for parenthesis in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if parenthesis[0] == "(" else -1
         if not depth:
-            return found.start()
+            return parenthesis.start()
     raise ValueError(f"an instruction has a parenthesis that does not close: {text[:80]!r}")
 
 
-def _array(found: re.Match) -> Array:
+def _array(match: re.Match) -> Array:
     """The array of a match of `_ARRAY`: type, dimensions, layout."""
-    dtype, dims, layout = found[1] or found[4], found[2] or "", found[3] or ""
+    dtype, dims, layout = match[1] or match[4], match[2] or "", match[3] or ""
     bits = re.search(r"E\((\d+)\)", layout)
     space = re.search(r"S\((\d+)\)", layout)
     # A type of less than a byte takes a whole one unless its layout says otherwise: s4, u2,
     # f8e4m3fn.
     digits = re.search(r"\d+", dtype)
     size = int(bits[1]) if bits else _BITS.get(dtype, max(8, int(digits[0])) if digits else 0)
+    # A bounded dynamic dimension is printed "<=8" and counts as its bound; a token has no elements.
     sizes = tuple(int(size) for size in re.findall(r"\d+", dims))
     return Array(dtype, (0,) if size == 0 else sizes, size, int(space[1]) if space else 0)

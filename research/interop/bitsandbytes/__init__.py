@@ -1,1 +1,1 @@
-"""Weights as transformers stores them with bitsandbytes, in and out."""
+"""Quantized weights in the file format of transformers with bitsandbytes: reading and writing."""

@@ -1,8 +1,7 @@
-"""bitsandbytes' matrices as leaves for our tree, which are never dense on the way."""
+"""Reads bitsandbytes' matrices as quantized leaves for our tree, without making them dense."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,13 +13,18 @@ from research.models.config import ModelConfig
 from research.weights.flat import FlatQuantized
 from research.weights.formats import FORMATS
 from research.weights.quantized import Quantized
-from research.weights.scales import BLOCK, QuantizedScales
+from research.weights.scales import BLOCK
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a matrix is held: its format, the values of a block, whether the block runs over rows'
-    ends, and whether its scales are quantized as ours are."""
+    """How a matrix is stored. Slices of one parameter can be stacked if their forms are equal.
+
+    format   name of the format, such as "nf4"
+    block    values that share a scale
+    flat     True if blocks run over the ends of rows, see `research.weights.flat`
+    double   True if the scales are doubly quantized in the same way as ours
+    """
 
     format: str
     block: int
@@ -34,8 +38,8 @@ def codes_by_path(
     tensors: QuantizedTensors,
     actual: Mapping[str, str],
 ) -> dict[str, Codes]:
-    """What the file holds quantized, by path of our tree. `known` are the model's modules, and
-    `actual` their tensors' names in the file by their own."""
+    """The quantized parameters of a file, by path of our tree. `known` has the model's modules by
+    name, `actual` the name in the file of each of their tensors."""
     forms: dict[str, dict[tuple[int, ...], Form | None]] = {}
     places: dict[str, dict[tuple[int, ...], tuple[Module, int, Matrix]]] = {}
     for name, module in known.items():
@@ -47,23 +51,25 @@ def codes_by_path(
                 places.setdefault(path, {})[module.index] = (module, part, matrix)
     sizes = letter_sizes(c)
 
-    def reader(path: str) -> Callable[[tuple[int, ...]], Quantized]:
-        def read(index: tuple[int, ...]) -> Quantized:
+    def _reader(path: str) -> Callable[[tuple[int, ...]], Quantized]:
+        def _read(index: tuple[int, ...]) -> Quantized:
             module, part, matrix = places[path][index]
             return _leaf(tensors, matrix, module, part, sizes, forms[path][index])
 
-        return read
+        return _read
 
-    return {path: Codes(forms[path], reader(path)) for path in places}
+    return {path: Codes(forms[path], _reader(path)) for path in places}
 
 
 def _form(matrix: Matrix, tensors: QuantizedTensors, parts: int) -> Form:
-    """Of the parts of a matrix that several weights share, which keep doubly quantized scales where
-    blocks end with them."""
+    """The form of each of the `parts` weights that a matrix holds. They keep doubly quantized
+    scales if the blocks of scales end where the weights do."""
     if matrix.format == "int8":
         return Form("int8", matrix.columns, False, False)
+    # A fused matrix holds its weights one after the other along its rows.
     values = matrix.rows * matrix.columns // parts
     whole = parts == 1 or values % (matrix.block * BLOCK) == 0
+    # bitsandbytes counts blocks through the whole flat matrix, whatever the length of a row.
     flat = matrix.columns % matrix.block > 0
     return Form(matrix.format, matrix.block, flat, whole and tensors.has_our_scales(matrix))
 
@@ -76,7 +82,7 @@ def _leaf(
     sizes: Mapping[str, int],
     form: Form,
 ) -> Quantized:
-    """One part of a matrix as a leaf of numpy arrays."""
+    """One of the weights that a matrix holds, as a leaf of numpy arrays."""
     parts = len(module.paths)
     codes = tensors.codes(matrix)
     scale = tensors.quantized_scales(matrix) if form.double else tensors.scales(matrix)
@@ -84,45 +90,42 @@ def _leaf(
     after = 0 if module.table else len(outputs)
     values = matrix.rows * matrix.columns // parts
     if form.flat:
+        # A weight may begin and end inside blocks that its neighbours share: take all blocks it
+        # touches.
         first, last = part * values // form.block, -(-(part + 1) * values // form.block)
-        scale = _slice(scale, first, last)
-        own = scale if form.double else scale[:, None]
+        leaf_scale = scale.part(first, last) if form.double else scale[first:last, None]
         start = part * values - first * form.block
         return FlatQuantized(
-            _pack(codes[first:last]), own, None, form.format, inputs, after, outputs, start
+            _pack(codes[first:last]), leaf_scale, None, form.format, inputs, after, outputs, start
         )
     codes = codes.reshape(matrix.rows, -1, form.block)
     codes = _ours(_pack(codes) if FORMATS[form.format].bits == 4 else codes, module, part, sizes)
     if form.double:
-        own = _slice(scale, part * values // form.block, (part + 1) * values // form.block)
+        # `_form` made sure that a weight begins where a block of scales does.
+        first, last = part * values // form.block, (part + 1) * values // form.block
+        leaf_scale = scale.part(first, last)
     else:
-        own = _ours(scale.reshape(matrix.rows, -1, 1), module, part, sizes)
-    return Quantized(codes, own, None, form.format, inputs, after)
+        leaf_scale = _ours(scale.reshape(matrix.rows, -1, 1), module, part, sizes)
+    return Quantized(codes, leaf_scale, None, form.format, inputs, after)
 
 
 def _ours(x: np.ndarray, module: Module, part: int, sizes: Mapping[str, int]) -> np.ndarray:
-    """[out, groups, ...] as a leaf has it: behind the groups of a matrix, in front of those of a
-    table."""
+    """Codes or scales [out, groups, ...] in a leaf's axis order: outputs behind the groups, but in
+    front of them for a table."""
     left, right = module.outputs.split(" -> ")
     letters, several = right.split(), len(module.paths) > 1
     lead, own = letters[:several], letters[several:]
     order = [*lead, *own, "g", "j"] if module.table else [*lead, "g", "j", *own]
+    # g numbers groups, j the codes in a group; neither is a letter of the model.
     moved = rearrange(
         x, f"{left} g j -> {' '.join(order)}", {**sizes, "g": x.shape[1], "j": x.shape[2]}
     )
     return np.ascontiguousarray(moved[part] if several else moved)
 
 
-def _slice(scale: Any, first: int, last: int) -> Any:
-    if not isinstance(scale, QuantizedScales):
-        return scale[first:last]
-    return QuantizedScales(
-        scale.codes[first:last], scale.absmax[first // BLOCK : -(-last // BLOCK)], scale.offset
-    )
-
-
 def _pack(codes: np.ndarray) -> np.ndarray:
-    """Codes [..., G] as `research.weights.formats.pack` packs them, [..., G / 2]."""
+    """Codes [..., G] packed as `research.weights.formats.pack` does, [..., G / 2]: code j shares a
+    byte with code j + G / 2."""
     half = codes.shape[-1] // 2
     return codes[..., :half] | codes[..., half:] << 4
 

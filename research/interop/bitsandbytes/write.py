@@ -1,5 +1,5 @@
-"""Folders that transformers loads with bitsandbytes, from weights that are quantized as ours
-are."""
+"""Writes folders that transformers loads with bitsandbytes. Weights that are quantized already keep
+their codes."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -33,7 +33,6 @@ from research.models.config import ModelConfig
 from research.weights.matrices import LINEAR
 from research.weights.quantized import is_quantized, quantize_array
 from research.weights.rules import is_leaf
-from research.weights.scales import QuantizedScales
 
 
 def write_bitsandbytes(
@@ -43,12 +42,12 @@ def write_bitsandbytes(
     format: str = "",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes config.json and the weights into an existing folder: those of `params`, a tree of
-    arrays and quantized leaves as `load` gives it, or with `format` those of the checkpoint, its
-    layers' matrices quantized one by one.
+    """Writes config.json and the weights into an existing folder.
 
-    What transformers does not quantize is written dense. ValueError for a format that bitsandbytes
-    has not, and for a matrix of which only a part is quantized.
+    The weights are those of `params`, a tree of arrays and quantized leaves as `load` returns it;
+    without `params` those of the checkpoint, the layers' matrices quantized one by one to `format`.
+    Weights that transformers does not quantize are written dense. ValueError for a format that
+    bitsandbytes does not have, and for a fused matrix that is quantized only in part.
     """
     c = checkpoint.config
     if format and format not in QUANTIZABLE:
@@ -63,14 +62,16 @@ def write_bitsandbytes(
     slices, quantized = _of_checkpoint(checkpoint, format) if params is None else _of_params(params)
     chosen = _choose(known, quantized)
     streams, kinds = _streams(checkpoint, family, chosen, slices)
+    # transformers quantizes every linear layer it is not told to leave alone.
     skipped = {
         name: None for name, module in known.items() if name not in chosen and not module.embedding
     }
+    # Tied heads repeat a table and are not stored, but are linear layers to transformers.
     skipped |= {name.removesuffix(".weight"): None for name, _ in family.copies}
-    found = [
+    float_dtypes = [
         tensor.dtype for tensor, _ in streams.values() if tensor.dtype not in ("uint8", "int8")
     ]
-    values |= {**checkpoint.special, "torch_dtype": max(set(found), key=found.count)}
+    values |= {**checkpoint.special, "torch_dtype": max(set(float_dtypes), key=float_dtypes.count)}
     write_json(
         folder / "config.json",
         values | ({"quantization_config": _settings(kinds, list(skipped))} if kinds else {}),
@@ -81,7 +82,7 @@ def write_bitsandbytes(
 def _choose(
     known: Mapping[str, Module], quantized: Callable[[str, tuple[int, ...]], bool]
 ) -> dict[str, Module]:
-    """The modules that are quantized. ValueError for one of which only a part is."""
+    """The quantized modules, by name. ValueError for one that is quantized only in part."""
     chosen = {
         name: module
         for name, module in known.items()
@@ -99,9 +100,9 @@ def _choose(
 def _streams(
     checkpoint: Checkpoint, family: Family, chosen: Mapping[str, Module], slices: Slice
 ) -> tuple[dict[str, tuple[Tensor, Parts]], set[tuple[str, bool]]]:
-    """Every tensor of the file, and the formats of those quantized, each with whether its scales
-    are too."""
+    """(tensors of the file, kinds): each kind is (format, True if scales are doubly quantized)."""
     c = checkpoint.config
+    # Dense weights keep the type that they had in the checkpoint.
     dtypes = {path: parameter.dtype for path, parameter in checkpoint.parameters.items()}
     parameters = {
         path: Parameter(
@@ -114,6 +115,7 @@ def _streams(
     }
     streams: dict[str, tuple[Tensor, Parts]] = {}
     kinds = set()
+    # Weights in memory have our offset, the family's files theirs.
     plain = with_norm_offset(replace(checkpoint, parameters=parameters), family.norm_offset)
     for name, (tensor, make) in write_tensors(c, family.rules(c), plain.parameters).items():
         module = chosen.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
@@ -121,30 +123,31 @@ def _streams(
             streams[name] = (tensor, lambda make=make: [make()])
         else:
             side = join_leaves(module, slices, letter_sizes(c))
-            kinds.add((side.format, isinstance(side.scale, QuantizedScales)))
-            made = matrix_tensors(
+            kinds.add((side.format, side.double))
+            tensors = matrix_tensors(
                 name, side, tensor.shape[::-1] if module.conv else tensor.shape, tensor.dtype
             )
             streams |= {
-                key: (Tensor(x.shape, str(x.dtype)), lambda x=x: [x]) for key, x in made.items()
+                key: (Tensor(x.shape, str(x.dtype)), lambda x=x: [x]) for key, x in tensors.items()
             }
     return streams, kinds
 
 
 def _of_params(params: tree.Tree) -> tuple[Slice, Callable[[str, tuple[int, ...]], bool]]:
-    """Slices of a tree, also where `layers` is a tuple."""
+    """(slice, is_quantized) of the parameters of a tree, by path and index."""
     leaves = tree.paths(params, is_leaf)
 
-    def find(path: str, index: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:
+    def _find(path: str, index: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:
         if path in leaves:
             return leaves[path], index
+        # Layers of different forms are a tuple of trees and not one stack.
         return leaves[path.replace("layers/", f"layers/{index[0]}/", 1)], index[1:]
 
-    def one(path: str, index: tuple[int, ...]) -> Any:
-        leaf, rest = find(path, index)
+    def _slice(path: str, index: tuple[int, ...]) -> Any:
+        leaf, rest = _find(path, index)
         return jax.tree.map(lambda x: np.asarray(x[rest]), leaf)
 
-    return one, lambda path, index: is_quantized(find(path, index)[0])
+    return _slice, lambda path, index: is_quantized(_find(path, index)[0])
 
 
 def _of_checkpoint(
@@ -153,22 +156,23 @@ def _of_checkpoint(
     specs = specs_by_path(checkpoint.config)
     linear = {path for path in specs if _is_linear(path, checkpoint.config)} if format else set()
 
-    def one(path: str, index: tuple[int, ...]) -> Any:
+    def _slice(path: str, index: tuple[int, ...]) -> Any:
         values = checkpoint.parameters[path].read(index)
         if path not in linear:
             return values
         try:
-            made = quantize_array(
+            leaf = quantize_array(
                 jnp.asarray(values.astype(np.float32)), format, inputs=specs[path].inputs
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        return jax.tree.map(np.asarray, made)
+        return jax.tree.map(np.asarray, leaf)
 
-    return one, lambda path, index: path in linear
+    return _slice, lambda path, index: path in linear
 
 
 def _is_linear(path: str, c: ModelConfig) -> bool:
+    # transformers keeps experts in stacked parameters, which bitsandbytes does not quantize.
     return re.fullmatch(LINEAR, path) is not None and not (c.experts and "/mlp/" in path)
 
 
@@ -180,7 +184,7 @@ def _dense(slices: Slice, path: str, dtype: str, index: tuple[int, ...]) -> np.n
 
 
 def _settings(kinds: Iterable[tuple[str, bool]], skipped: list[str]) -> dict[str, Any]:
-    """quantization_config. ValueError for weights of 4 and of 8 bits in one model."""
+    """The quantization_config of config.json. ValueError if weights are in several formats."""
     formats = {format for format, _ in kinds}
     if len(formats) > 1:
         raise ValueError(
@@ -197,6 +201,7 @@ def _settings(kinds: Iterable[tuple[str, bool]], skipped: list[str]) -> dict[str
         settings |= {
             "bnb_4bit_quant_type": formats.pop(),
             "bnb_4bit_use_double_quant": any(double for _, double in kinds),
+            # The type of the products when transformers loads it: the most exact one.
             "bnb_4bit_compute_dtype": "float32",
             "bnb_4bit_quant_storage": "uint8",
         }

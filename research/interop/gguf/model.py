@@ -3,16 +3,18 @@
 Keys and tensor names are llama.cpp's (src/llama-arch.cpp, src/llama-model.cpp).
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from research.interop.gguf import gemma, llama, rope_factors
+from research.interop.gguf import ends, gemma, llama, rope_factors
 from research.interop.gguf.architecture import Architecture, Metadata
 from research.interop.gguf.file import Gguf, open_gguf
 from research.interop.gguf.tokenizer import tokenizer_files
 from research.interop.gguf.tokenizer_metadata import tokenizer_metadata
 from research.interop.gguf.write import write_gguf
+from research.interop.storage import generation
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.foreign import Names, read_parameters, write_tensors
 from research.interop.storage.norm_offset import with_norm_offset
@@ -27,7 +29,7 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
 _NAMES = Names(
     unused=((r"rope_freqs\.weight", "computed from the scaling of the rotary positions"),)
 )
-_SPECIAL = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+
 _BLOCK = 32  # elements of a block of the quantized types
 
 
@@ -39,23 +41,23 @@ def open_gguf_model(file: Path) -> Checkpoint:
     gguf = open_gguf(file)
     try:
         config, architecture = read_config(gguf)
-        rules = architecture.rules(config)
+        rules = architecture.rules(config, gguf.metadata["general.architecture"])
         parameters, unused, original = read_parameters(config, rules, gguf, _NAMES)
     except ValueError as error:
         gguf.close()
         raise ValueError(f"{file}: {error}") from None
-    special = {
-        name: int(gguf.metadata[f"tokenizer.ggml.{key}_token_id"])
-        for name, key in _SPECIAL.items()
-        if f"tokenizer.ggml.{key}_token_id" in gguf.metadata
-    }
+    special = ends.read_special(gguf.metadata)
+    files = tokenizer_files(gguf.metadata) if "tokenizer.ggml.model" in gguf.metadata else {}
+    values = generation.read_metadata(gguf.metadata, special)
+    if files and values:
+        files[generation.FILE] = json.dumps(values).encode()
     return Checkpoint(
         file,
         "gguf",
         config,
         parameters,
         special,
-        tokenizer_files(gguf.metadata) if "tokenizer.ggml.model" in gguf.metadata else {},
+        files,
         unused,
         original,
         quantized=any(kind not in ("F32", "F16", "BF16") for kind in gguf.types.values()),
@@ -82,8 +84,9 @@ def architecture_of(c: ModelConfig) -> Architecture:
     raise ValueError("only decoders like LLaMA can be written as GGUF; use --to=hf")
 
 
-def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> None:
-    """Writes a checkpoint as one GGUF file, with matrices of type `kind`, such as "Q8_0".
+def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> list[str]:
+    """Writes a checkpoint as one GGUF file, with matrices of type `kind`, such as "Q8_0". Returns
+    lines on what the format cannot hold.
 
     Vectors are float32. Tables under a 4-bit type, and rows that a block does not divide, get a
     type with more bits, as llama.cpp's own quantizer does it. ValueError for a model that no
@@ -92,8 +95,9 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> None:
     checkpoint = with_norm_offset(checkpoint, 0.0)  # files hold what norms multiply by
     c = checkpoint.config
     architecture = architecture_of(c)
-    tensors = write_tensors(c, architecture.rules(c), checkpoint.parameters)
     metadata = architecture.write_config(c)
+    rules = architecture.rules(c, metadata["general.architecture"])
+    tensors = write_tensors(c, rules, checkpoint.parameters)
     # Read back at once: a field that the metadata cannot hold is refused before the tensors are
     # written.
     again = architecture.read_config(Metadata(metadata, {n: t for n, (t, _) in tensors.items()}))
@@ -105,11 +109,8 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> None:
             n: f if isinstance(f, bytes) else f.read_bytes() for n, f in checkpoint.files.items()
         }
         metadata |= tokenizer_metadata(contents, vocab_size=c.vocab_size)
-    for ours, theirs in _SPECIAL.items():
-        value = checkpoint.special.get(ours)
-        if value is not None:
-            first = value[0] if isinstance(value, list) else value
-            metadata[f"tokenizer.ggml.{theirs}_token_id"] = first
+    special, notes = ends.write_special(checkpoint)
+    metadata |= special | generation.write_metadata(checkpoint.sampling)
     entries = [
         (name, tensor.shape, _type(name, tensor.shape, kind), make)
         for name, (tensor, make) in tensors.items()
@@ -121,6 +122,7 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> None:
         factors = rope_factors.factors(c.head_size, c.rope_theta, scaling)
         entries.append((rope_factors.FREQUENCIES, factors.shape, "F32", lambda: factors))
     write_gguf(file, metadata, entries)
+    return [*architecture.notes(c), *notes]
 
 
 def _check_same(c: ModelConfig, again: ModelConfig, kind: str) -> None:

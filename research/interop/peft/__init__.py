@@ -1,1 +1,1 @@
-"""Adapters as peft stores them, in and out."""
+"""Adapters in the file format of Hugging Face's peft: reading and writing."""

@@ -1,5 +1,5 @@
-"""adapter_config.json as peft writes it: what it says of each module, and a line for what is not
-supported."""
+"""peft's adapter_config.json: the fields that give the tensors their meaning. Fields that are not
+supported are refused by name."""
 
 import math
 import re
@@ -19,8 +19,8 @@ LORA, IA3, PREFIX_TUNING, PROMPT_TUNING, P_TUNING = (
     "P_TUNING",
 )
 KINDS = (LORA, IA3, PREFIX_TUNING, PROMPT_TUNING, P_TUNING)
-# How modules were chosen, how the tensors in the file began, where they came from: nothing that
-# they compute.
+# Fields that change nothing in what the tensors compute: how modules were chosen, how tensors were
+# initialized, where they came from.
 _SILENT = {
     "peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision",
     "inference_mode", "target_modules", "target_parameters", "exclude_modules",
@@ -42,13 +42,23 @@ _READ = {
     "init_lora_weights",
     "bias",
 }
-# Beginnings that leave the base's weights as they are.
+# Initializations that leave the base's weights unchanged. PiSSA, OLoRA and LoftQ subtract from
+# them, so their adapters do not fit the original base.
 _INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The fields of an adapter_config.json that say what its tensors mean."""
+    """The fields of an adapter_config.json that say what its tensors compute.
+
+    kind           peft_type, one of `KINDS`
+    base           name or path of the base model, "" if the file has none
+    rank, alpha    LoRA's r and lora_alpha; the defaults are peft's
+    ranks, alphas  rank_pattern and alpha_pattern: numbers for modules whose name a regex matches
+    rank_stable    use_rslora: the update is alpha / sqrt(r), not alpha / r
+    dora           use_dora
+    dropout        lora_dropout
+    """
 
     kind: str
     base: str
@@ -61,19 +71,21 @@ class PeftConfig:
     dropout: float = 0.0
 
     def rank_of(self, module: str) -> int:
-        """The rank of a module, by the first pattern that its name ends with."""
+        """The rank of a module: of the first pattern that matches the end of its name, else
+        `rank`."""
         return self.ranks.get(_matching(self.ranks, module), self.rank)
 
     def scale_of(self, module: str) -> float:
-        """alpha / R, or alpha / sqrt(R) for rsLoRA (arXiv:2312.03732)."""
+        """The factor of a module's update: alpha / R, or alpha / sqrt(R) for rsLoRA
+        (arXiv:2312.03732)."""
         rank = self.rank_of(module)
         alpha = self.alphas.get(_matching(self.alphas, module), self.alpha)
         return alpha / (math.sqrt(rank) if self.rank_stable else rank)
 
 
 def read_config(folder: Path) -> PeftConfig:
-    """The config of an adapter's folder. ValueError, one line that names the field, for what is not
-    supported."""
+    """The config of the adapter in a folder. ValueError, one line that names the field, for a
+    folder without adapter_config.json and for fields that are not supported."""
     file = folder / FILE
     if not file.is_file():
         raise ValueError(
@@ -83,6 +95,7 @@ def read_config(folder: Path) -> PeftConfig:
     if not isinstance(values, dict) or values.get("peft_type") not in KINDS:
         kind = values.get("peft_type") if isinstance(values, dict) else values
         raise ValueError(f"{file} has peft_type={kind!r}; there are {', '.join(KINDS)}")
+    # peft writes every field of its version; unknown ones that are unset or off compute nothing.
     for name, value in values.items():
         if name not in _SILENT | _READ and value not in (None, False, 0, "", [], {}):
             raise ValueError(
@@ -110,37 +123,39 @@ def read_config(folder: Path) -> PeftConfig:
 
 
 def _matching(patterns: Mapping[str, Any], module: str) -> str:
-    """The first key that is a regex of the module's name or of its end behind a dot: peft's
-    rule."""
+    """The first key that matches, as a regex, the module's name or its end after a dot, as in
+    peft's `get_pattern_key`; without a match the name itself."""
+    # The name itself is no key then, so `.get` falls back to the default.
     return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
 
 
 def _pattern(
     file: Path, values: Mapping[str, Any], name: str, kind: type = float
 ) -> dict[str, Any]:
-    found = values.get(name) or {}
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} has {name}={found!r}; wanted numbers by module")
-    for key in found:
+    pattern = values.get(name) or {}
+    if not isinstance(pattern, dict):
+        raise ValueError(f"{file} has {name}={pattern!r}; wanted numbers by module")
+    for key in pattern:
         try:
             re.compile(key)
         except re.error as error:
             raise ValueError(
                 f"{file}: {name} has the key {key!r}, which is no regex ({error})"
             ) from None
-    return {key: _number(file, found, key, None, kind) for key in found}
+    return {key: _number(file, pattern, key, None, kind) for key in pattern}
 
 
 def _number(
     file: Path, values: Mapping[str, Any], name: str, default: Any, kind: type = float
 ) -> Any:
     value = values.get(name, default)
-    positive = (
+    # `type` and not isinstance: True is an int, and JSON's true is no number.
+    valid = (
         value > 0
         if kind is int and type(value) is int
         else type(value) in (int, float) and kind is float
     )
-    if not positive or not abs(value) < 1e30:
+    if not valid or not abs(value) < 1e30:
         raise ValueError(
             f"{file} has {name}={value!r}; wanted a "
             f"{'positive integer' if kind is int else 'number'}"

@@ -1,8 +1,8 @@
-"""Adapters on experts that a class holds as two stacked parameters, Mixtral's since transformers 5,
-expert by expert.
+"""Adapters on stacked experts (Mixtral since transformers 5, which holds all experts in two
+parameters), taken apart into adapters of single experts.
 
-peft wraps such a module once for each parameter, so the names tell the order and not the parameter,
-its shape does:
+peft wraps such a module once for each parameter, so a tensor's name tells the order of wrapping and
+not the parameter. The shape tells it:
 
     gate_up_proj  [E, 2 F, D]   lora_A [E R, D], lora_B [2 F, R E]   of w1 and w3, one A for both
     down_proj     [E, D, F]     lora_A [E R, F], lora_B [D, R E]     of w2
@@ -20,44 +20,48 @@ _MODULE = r"(.*)\.(?:mlp|block_sparse_moe)\.experts(?:\.base_layer)?"
 
 
 def experts_apart(parts: Parts, c: ModelConfig) -> tuple[Parts, dict[str, str]]:
-    """`parts` with those of stacked experts under each expert's own name, and by it the name that
-    rank and alpha patterns go by. ValueError for tensors that are no pair of such a parameter."""
-    made: Parts = {}
+    """(tensors by module, names): `parts` with stacked experts split into a module for each expert,
+    and for each of these the name that peft matches with rank and alpha patterns. ValueError for
+    tensors that are not lora_A and lora_B of a stacked parameter."""
+    by_module: Parts = {}
     names: dict[str, str] = {}
-    for name, own in parts.items():
+    for name, tensors in parts.items():
         match = re.fullmatch(_MODULE, name) if c.experts else None
         if match is None:
-            made[name] = own
+            by_module[name] = tensors
             continue
-        parameter, a, b = _parameter(name, own, c)
+        parameter, a, b = _parameter(name, tensors, c)
         for expert in range(c.experts):
             for role, rows in _roles(parameter, c.d_ff).items():
-                one = f"{match[1]}.block_sparse_moe.experts.{expert}.{role}"
-                made[one] = {
+                module = f"{match[1]}.block_sparse_moe.experts.{expert}.{role}"
+                by_module[module] = {
                     "lora_A": a[expert],
                     "lora_B": np.ascontiguousarray(b[rows, :, expert]),
                 }
-                names[one] = f"{match[1]}.mlp.experts.{parameter}"
-    return made, names
+                names[module] = f"{match[1]}.mlp.experts.{parameter}"
+    return by_module, names
 
 
 def _roles(parameter: str, d_ff: int) -> dict[str, slice]:
+    # gate_up_proj stacks w1 (gate) over w3 (up) along its outputs, so a slice of lora_B belongs to
+    # one of them; they share lora_A.
     if parameter == "down_proj":
         return {"w2": slice(None)}
     return {"w1": slice(0, d_ff), "w3": slice(d_ff, None)}
 
 
 def _parameter(
-    name: str, own: Mapping[str, np.ndarray], c: ModelConfig
+    name: str, tensors: Mapping[str, np.ndarray], c: ModelConfig
 ) -> tuple[str, np.ndarray, np.ndarray]:
-    """Which parameter it is, A [E, R, in] and B [out, R, E]."""
-    shapes = {part: x.shape for part, x in own.items()}
-    a, b = own.get("lora_A"), own.get("lora_B")
+    """(name of the parameter, A [E, R, in], B [out, R, E])."""
+    shapes = {part: x.shape for part, x in tensors.items()}
+    a, b = tensors.get("lora_A"), tensors.get("lora_B")
     pair = (
         (a.shape[1], b.shape[0])
-        if own.keys() == {"lora_A", "lora_B"} and a.ndim == b.ndim == 2
+        if tensors.keys() == {"lora_A", "lora_B"} and a.ndim == b.ndim == 2
         else ()
     )
+    # The pair (inputs, outputs) differs between the two, also where d_ff equals d_model.
     parameter = {(c.d_model, 2 * c.d_ff): "gate_up_proj", (c.d_ff, c.d_model): "down_proj"}.get(
         pair
     )
@@ -65,4 +69,5 @@ def _parameter(
         raise ValueError(
             f"{name} has {shapes}, which is not lora_A and lora_B of {c.experts} experts"
         )
+    # peft runs expert-major in A and rank-major in B.
     return parameter, a.reshape(c.experts, -1, a.shape[1]), b.reshape(len(b), -1, c.experts)

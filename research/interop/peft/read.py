@@ -1,5 +1,5 @@
-"""Adapters as peft writes them, adapter_config.json and adapter_model.safetensors, to leaves for
-our tree.
+"""Reads an adapter folder of peft's, adapter_config.json and adapter_model.safetensors, into leaves
+for our tree.
 
     lora_A [R, in], lora_B [out, R], lora_magnitude_vector [out]    LoRA, rsLoRA, DoRA
     lora_embedding_A [R, V], lora_embedding_B [D, R]                LoRA on a table
@@ -7,8 +7,8 @@ our tree.
     prompt_embeddings [n, D] or [n, 2 L K H]                        prompt and prefix tuning
     any other tensor                                                a whole weight (modules_to_save)
 
-Layers of one stacked weight that have no adapter get one that changes nothing, lower ranks are
-filled up with zeros.
+In a stack, layers without an adapter get one that changes nothing, and lower ranks are padded with
+zeros.
 """
 
 from dataclasses import replace
@@ -48,12 +48,12 @@ STEM = "adapter_model"
 
 
 def read_peft(folder: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tree]:
-    """The checkpoint as the adapter in a folder wants it, and the adapters by path of our tree, as
-    numpy arrays.
+    """(checkpoint, adapters): the checkpoint as the adapter in the folder changes it, and the
+    adapters by path of our tree, as numpy arrays.
 
-    That checkpoint has the adapter's whole weights in the place of its own, and a head apart from
-    the token table where only one of the two is adapted. ValueError for what is not supported, and
-    an adapter that was made for another base.
+    The returned checkpoint has the adapter's whole weights in place of its own, and a head separate
+    from the token table if only one of the two is adapted. ValueError for adapters that are not
+    supported, and for one that was made for another base.
     """
     config = read_config(folder)
     if not (folder / f"{STEM}.safetensors").is_file():
@@ -63,10 +63,12 @@ def read_peft(folder: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tr
         )
     tensors = open_safetensors(folder, STEM)
     try:
+        # Prompts and prefixes are on no module.
         if config.kind not in (LORA, IA3):
             return checkpoint, read_prompts(config, tensors, checkpoint.config)
         family = family_of(checkpoint.config)
         found = sort_tensors(config, tensors, checkpoint.config, family)
+        # Before the modules are listed: an untied model has one more, its head.
         checkpoint = _untied(found, checkpoint, family)
         known = modules(checkpoint.config, family)
         for name in sorted(found.parts.keys() - known.keys()):
@@ -86,8 +88,8 @@ def read_peft(folder: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tr
 def place_adapters(
     adapters: tree.Tree, c: ModelConfig, mesh: jax.sharding.Mesh | None, rules: AxisRules
 ) -> tree.Tree:
-    """The adapters on the devices, each beside its weight: its axes are split as the weight's
-    are."""
+    """The adapters as arrays on the devices, sharded as their weights are; without a mesh on the
+    default device."""
     if mesh is None:
         return jax.tree.map(jnp.asarray, adapters)
     specs, leaves = specs_by_path(c), tree.paths(adapters, is_leaf)
@@ -99,17 +101,19 @@ def place_adapters(
 
 
 def _spec_of(leaf: Any, w: Spec | None) -> Any:
-    """The leaf with a spec for each of its arrays."""
+    """The leaf with a spec in place of each of its arrays; `w` is its weight's spec, None for
+    parameters that the model itself does not have (prompts, prefixes)."""
     if w is None:
         return Spec(leaf.shape, ("virtual",) + ("vector",) * (leaf.ndim - 1), zeros)
     if isinstance(leaf, Ia3Adapter):
+        # An axis of size 1 cannot be split as the weight's is.
         axes = tuple(axis if size > 1 else "vector" for axis, size in zip(w.axes, leaf.gain.shape))
         return replace(leaf, gain=Spec(leaf.gain.shape, axes, zeros))
     if not isinstance(leaf, LoraAdapter):
         return w
-    stack, own = w.axes[: leaf.scale.ndim], w.axes[leaf.scale.ndim :]
+    stack, matrix = w.axes[: leaf.scale.ndim], w.axes[leaf.scale.ndim :]
     at = leaf.a.ndim - leaf.scale.ndim - 1
-    inner, outer = (own[-1:], own[:-1]) if leaf.table else (own[:at], own[at:])
+    inner, outer = (matrix[-1:], matrix[:-1]) if leaf.table else (matrix[:at], matrix[at:])
     return replace(
         leaf,
         a=Spec(leaf.a.shape, (*stack, *inner, "rank"), zeros),
@@ -122,16 +126,18 @@ def _spec_of(leaf: Any, w: Spec | None) -> Any:
 
 
 def _untied(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
-    """The checkpoint with a head of its own where the adapter has a table that is the head too: in
-    peft it adapts one use of it. A classifier that only the adapter has makes the model a
-    classifier."""
+    """The checkpoint with a separate head if the adapter changes a tied table: peft adapts one use
+    of a tied table, not both. A classifier that only the adapter has turns the model into one."""
     c, parameters, codes = checkpoint.config, dict(checkpoint.parameters), dict(checkpoint.codes)
     if c.kind == "encoder" and not c.labels and "classifier.weight" in found.whole:
+        # peft's sequence classification saves the head that the base lacks.
         labels = found.tensors.names[found.whole["classifier.weight"]].shape[0]
         c = replace(c, labels=labels)
+    # Families differ in the table's name; the rules know it.
     table = next(
         rule.name.removesuffix(".weight") for rule in family.rules(c) if rule.path == "embed/table"
     )
+    # Under `.base_layer.` lies a copy of the unchanged base, saved beside its adapter.
     saved = {name for name, actual in found.whole.items() if ".base_layer." not in actual}
     touched = {table, "lm_head"} & (
         found.parts.keys() | {name.removesuffix(".weight") for name in saved}
@@ -144,28 +150,30 @@ def _untied(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
                 "supported"
             )
         c = replace(c, tied=False)
-        for held in (parameters, codes):
-            held |= {"head/table": held["embed/table"]} if "embed/table" in held else {}
+        for tables in (parameters, codes):
+            tables |= {"head/table": tables["embed/table"]} if "embed/table" in tables else {}
     return replace(checkpoint, config=c, parameters=parameters, codes=codes)
 
 
 def _with_whole_weights(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
-    """The checkpoint with the adapter's own weights in the place of the base's."""
+    """The checkpoint with the adapter's whole weights (modules_to_save) in place of the base's."""
     c, sizes = checkpoint.config, letter_sizes(checkpoint.config)
-    specs, left = specs_by_path(c), dict(found.whole)
+    specs, unused = specs_by_path(c), dict(found.whole)
     slices: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
     for piece in pieces(
         family.rules(c), {path: spec.shape[: stacked_axes(spec)] for path, spec in specs.items()}
     ):
-        if piece.name in left:
+        if piece.name in unused:
             values = arranged(
-                found.tensors.read(left.pop(piece.name)), piece.pattern, sizes, piece.name
+                found.tensors.read(unused.pop(piece.name)), piece.pattern, sizes, piece.name
             )
             for part, path in enumerate(piece.paths):
                 slices.setdefault(path, {})[piece.index] = (
                     values[part] if len(piece.paths) > 1 else values
                 )
-    for name, actual in left.items():
+    for name, actual in unused.items():
+        # peft saves the tied head's base beside an adapted table; it repeats the table and is
+        # skipped.
         if not c.tied or name != "lm_head.weight" or ".base_layer." not in actual:
             raise ValueError(
                 f"the adapter has the tensor {actual!r}, which {checkpoint.source} has no place for"
@@ -173,6 +181,7 @@ def _with_whole_weights(found: Found, checkpoint: Checkpoint, family: Family) ->
     parameters, codes = dict(checkpoint.parameters), dict(checkpoint.codes)
     for path, own in slices.items():
         parameters[path] = _replaced(parameters.get(path), own, specs[path])
+        # A replaced slice is no longer the quantized one of the file.
         if path in codes:
             codes[path] = Codes({**codes[path].forms, **dict.fromkeys(own)}, codes[path].read)
     return replace(checkpoint, parameters=parameters, codes=codes)
@@ -181,10 +190,11 @@ def _with_whole_weights(found: Found, checkpoint: Checkpoint, family: Family) ->
 def _replaced(
     base: Parameter | None, own: dict[tuple[int, ...], np.ndarray], spec: Spec
 ) -> Parameter:
-    """The parameter with slices in the place of its own."""
+    """The parameter with the slices of `own` in place of its own; `base` None if the model had no
+    such parameter before."""
 
-    def read(index: tuple[int, ...]) -> np.ndarray:
+    def _read(index: tuple[int, ...]) -> np.ndarray:
         return own[index] if index in own or base is None else base.read(index)
 
     dtype = next(iter(own.values())).dtype if base is None else base.dtype
-    return Parameter(spec.shape, str(dtype), stacked_axes(spec), read)
+    return Parameter(spec.shape, str(dtype), stacked_axes(spec), _read)

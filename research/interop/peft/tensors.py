@@ -1,4 +1,4 @@
-"""What lies in an adapter's file, sorted by the modules of a model."""
+"""The tensors of an adapter's file, sorted by the modules of a model."""
 
 from dataclasses import dataclass
 
@@ -10,6 +10,8 @@ from research.interop.storage.family import Family
 from research.interop.storage.modules import canonical
 from research.interop.storage.safetensors import SafeTensors
 from research.models.config import ModelConfig
+
+Arrays = dict[str, np.ndarray]
 
 _PARTS = (
     ".lora_A.weight",
@@ -24,8 +26,13 @@ _PARTS = (
 
 @dataclass(frozen=True)
 class Found:
-    """What lies in an adapter's file: parts by module, whole weights with the name of the tensor
-    that has them, and for modules that are parts of others there the names that patterns go by."""
+    """The tensors of an adapter's file.
+
+    parts   float32 arrays by module and kind: parts["model.layers.0.mlp.up_proj"]["lora_A"]
+    whole   whole weights: their name in the model, with the tensor's name in the file
+    names   for experts that were split from a stacked module: the name that peft matches with its
+            patterns
+    """
 
     config: PeftConfig
     tensors: SafeTensors
@@ -38,18 +45,20 @@ class Found:
         return self.config.rank_of(self.names.get(module, module))
 
     def scale(self, module: str) -> np.float32:
-        """What its update is multiplied with."""
+        """The factor of a module's update, alpha / rank or alpha / sqrt(rank)."""
         return np.float32(self.config.scale_of(self.names.get(module, module)))
 
 
 def sort_tensors(config: PeftConfig, tensors: SafeTensors, c: ModelConfig, family: Family) -> Found:
-    """The tensors of an adapter for a model of this config, by the names of the family's rules."""
+    """The tensors of an adapter for a model of this config, named as in the family's rules."""
     whole, parts = {}, {}
+    # float32 whatever the file has: adapters are small, and their products are exact then.
     for name, actual in canonical(tensors.names, c, family).items():
         part = next((part for part in _PARTS if name.endswith(part)), None)
         if part is None:
             whole[name.replace(".base_layer.", ".")] = actual
         else:
+            # Older and newer releases of peft differ by `.weight` at the end of magnitudes.
             key = part.removeprefix(".").removesuffix(".weight")
             parts.setdefault(name.removesuffix(part), {})[key] = tensors.read(actual).astype(
                 np.float32

@@ -1,5 +1,5 @@
-"""A checkpoint of any format, opened: its model, its parameters to be read slice by slice, and the
-files that go with it."""
+"""An opened checkpoint of any format: the model's config, parameters that are read slice by slice,
+and companion files such as the tokenizer's."""
 
 import json
 import tempfile
@@ -17,6 +17,7 @@ import tokenizers
 from research import tree
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.infer.sentences import SentenceSettings
+from research.interop.storage import generation
 from research.interop.storage.shards import Shards
 from research.models.config import ModelConfig
 from research.models.model import Model
@@ -29,8 +30,11 @@ Read = Callable[[], np.ndarray]
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter in storage. `read` takes an index over its first `stack` axes, those of layers
-    and experts, and gives that slice; no more than it is read."""
+    """One parameter in storage, not yet read. `read` takes an index over the first `stack` axes
+    (layers and experts) and returns that slice; nothing else is read.
+
+        parameter.read((3,))        # layer 3 of a parameter [L, ...]
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -38,15 +42,15 @@ class Parameter:
     read: Callable[[tuple[int, ...]], np.ndarray]
 
     def indices(self) -> Iterator[tuple[int, ...]]:
-        """All that `read` takes, in order."""
+        """Every index that `read` takes, in order; one empty index for an unstacked parameter."""
         return np.ndindex(*self.shape[: self.stack])
 
 
 @dataclass(frozen=True)
 class Codes:
-    """A parameter that the storage holds quantized. `forms` says of each slice how, None for plain
-    numbers; `read` gives a slice that is quantized as a leaf of numpy arrays. Slices of one form
-    can be stacked."""
+    """A parameter that is quantized in storage. `forms` says for each slice how, None if it is
+    plain numbers; slices of equal form can be stacked. `read` returns a quantized slice as a leaf
+    of numpy arrays."""
 
     forms: Mapping[tuple[int, ...], Any]
     read: Callable[[tuple[int, ...]], Any]
@@ -54,12 +58,20 @@ class Codes:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `open_checkpoint` gives. `parameters` are by path of our tree. `special` has ids by the
-    names of a config.json (eos_token_id: one or several), `files` the tokenizer's and others that a
-    complete folder has, as paths or content. `codes` has those that are quantized in storage once
-    more, as leaves: `parameters` gives them dense. `unused` says of each tensor that is no
-    parameter why it is not needed, and `original` gives the tensors of another format as they would
-    be with other parameters in their place: name, what reads it there, what makes it so."""
+    """The result of `open_checkpoint`; a context manager that closes the files.
+
+    source      the folder or file
+    format      name of the format, such as "run" for our own
+    config      shape of the model
+    parameters  by path of our tree; quantized ones are read dense
+    special     special tokens' ids by their names in a config.json (eos_token_id: one or several)
+    files       the tokenizer's and other companions of a complete folder, as paths or content
+    unused      why each tensor that is not a parameter is not needed, by name
+    original    `original(params)` yields (tensor name, read the stored tensor, build it from
+                `params`): used to certify a round trip. None for our own format
+    quantized   True if the storage has fewer bits than `dtype`
+    codes       the parameters that are quantized in storage, to be read as leaves
+    """
 
     source: Path
     format: str
@@ -69,7 +81,7 @@ class Checkpoint:
     files: Mapping[str, Path | bytes] = field(default_factory=dict)
     unused: Mapping[str, str] = field(default_factory=dict)
     original: Callable[[Mapping[str, Parameter]], Iterator[tuple[str, Read, Read]]] | None = None
-    quantized: bool = False  # whether the storage has fewer bits than `dtype`
+    quantized: bool = False
     tokenizer_folder: Path | None = None
     close: Callable[[], None] = lambda: None
     codes: Mapping[str, Codes] = field(default_factory=dict)
@@ -82,39 +94,42 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that lies in the checkpoint, None where there is none."""
+        """The checkpoint's tokenizer, None if it has none."""
         if self.tokenizer_folder is not None:
             return load_tokenizer(self.tokenizer_folder)
-        made = {name: content for name, content in self.files.items() if isinstance(content, bytes)}
-        if not made:
+        contents = {
+            name: content for name, content in self.files.items() if isinstance(content, bytes)
+        }
+        if not contents:
             return None
+        # Tokenizers are loaded from folders only; GGUF files and packages have theirs as content.
         with tempfile.TemporaryDirectory() as folder:
-            for name, content in made.items():
+            for name, content in contents.items():
                 (Path(folder) / name).write_bytes(content)
             return load_tokenizer(folder)
 
     @cached_property
     def begins_texts(self) -> bool:
-        """Whether texts go behind the token that begins one: as tokenizer_config.json says, else as
-        tokenizer.json does it.
-
-        True without either: our own runs train so.
-        """
+        """True if a text follows a begin-of-text token: as tokenizer_config.json says, else as
+        tokenizer.json does it. True without either, which is how our own runs train."""
         says = self._settings("tokenizer_config.json").get("add_bos_token")
         whole = self._content("tokenizer.json")
         if isinstance(says, bool) or whole is None or self.format == "run":
             return says is not False
+        # The post-processor of tokenizer.json may add the token; encoding a letter shows whether it
+        # does.
         ids = tokenizers.Tokenizer.from_str(whole).encode("a", add_special_tokens=True).ids
         return ids[:1] == [self.tokenizer.bos_id]
 
     @cached_property
     def sentence_settings(self) -> SentenceSettings:
-        """How a text becomes one vector, by sentence-transformers' files. ValueError for a pooling
-        that is not there."""
+        """How a text becomes one vector, by sentence-transformers' files; by default the mean over
+        tokens, normalized. ValueError for a kind of pooling that we do not have."""
         pooling = self._settings("1_Pooling/config.json")
         chosen = [
             name for name, on in pooling.items() if name.startswith("pooling_mode_") and on is True
         ]
+        # The kinds that `research.infer.sentences` computes.
         names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
         if len(chosen) > 1 or not set(chosen) <= set(names):
             raise ValueError(
@@ -124,13 +139,25 @@ class Checkpoint:
         limit = self._settings("sentence_bert_config.json").get("max_seq_length")
         return SentenceSettings(
             names[chosen[0]] if chosen else "mean",
+            # modules.json lists the steps; normalization is one that a model may lack.
             modules is None or ".Normalize" in modules,
             limit or self.config.max_length,
         )
 
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """The values of generation_config.json, {} where there is none."""
+        return self._settings(generation.FILE)
+
+    @cached_property
+    def sampling(self) -> dict[str, float]:
+        """The fields of a `SamplingConfig` that the checkpoint recommends, such as {"temperature":
+        0.6, "top_p": 0.9}; {} where it recommends none."""
+        return generation.read_sampling(self.generation, self.source)
+
     def _settings(self, name: str) -> dict[str, Any]:
-        """A companion's JSON object, empty where there is no such file. ValueError for anything
-        else in it."""
+        """The JSON object in a companion file, {} if there is no such file. ValueError for a file
+        with anything else."""
         try:
             values = json.loads(self._content(name) or "{}")
         except (ValueError, RecursionError) as error:
@@ -150,12 +177,12 @@ class Checkpoint:
         return file.decode() if isinstance(file, bytes) else file.read_text(encoding="utf-8")
 
     def restore(self, abstract: tree.Tree) -> tree.Tree:
-        """The parameters of a tree of ShapeDtypeStructs, in their types and each read straight onto
-        its sharding.
+        """The parameters that a tree of ShapeDtypeStructs names, in these types, each read directly
+        onto its sharding.
 
-        Those that are `Quantized` there are quantized on the way, slice by slice, so that no whole
-        weight is ever dense. ValueError for one that the checkpoint lacks or has in another shape.
-        Others it has are left where they are.
+        Where the tree has a `Quantized` of ShapeDtypeStructs, slices are quantized one by one as
+        they are read, so that no whole weight is ever dense. ValueError for a parameter that the
+        checkpoint lacks or has in another shape. Other parameters are not read.
         """
         wanted, specs = tree.paths(abstract, is_quantized), specs_by_path(self.config)
         for path, leaf in wanted.items():
@@ -179,8 +206,8 @@ class Checkpoint:
 
 
 def place(parameter: Parameter, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """The parameter as an array of this type on this sharding; each slice is read once and only
-    where it is wanted."""
+    """The parameter as an array with the type and sharding of `leaf`. Each slice is read once, and
+    only if this process holds a part of it."""
     shards = Shards(leaf)
     for index in parameter.indices():
         if shards.wants(index):
@@ -191,21 +218,22 @@ def place(parameter: Parameter, leaf: jax.ShapeDtypeStruct) -> jax.Array:
 def place_quantized(
     parameter: Parameter, leaf: Quantized, inputs: int, codes: Codes | None = None
 ) -> Quantized:
-    """The parameter quantized as `leaf`, whose arrays are ShapeDtypeStructs, on their shardings;
-    `inputs` as a spec has it.
+    """The parameter quantized in the format of `leaf`, a `Quantized` of ShapeDtypeStructs, on their
+    shardings. `inputs` is the spec's.
 
-    One slice at a time is dense, none where `codes` has it in this form already. ValueError for
-    groups that do not divide the inputs.
+    One slice at a time is dense; none if `codes` already has it in this form. ValueError for groups
+    that do not divide the inputs.
     """
     parts, structure = jax.tree.flatten(leaf)
     shards = [Shards(part) for part in parts]
     for index in parameter.indices():
         if any(one.wants(index) for one in shards):
-            made = _stored(codes, index, leaf, parameter.stack)
-            if made is None:
+            slice_leaf = _stored(codes, index, leaf, parameter.stack)
+            if slice_leaf is None:
+                # Scales and codes are computed in float32, so a bfloat16 file is widened first.
                 w = jnp.asarray(parameter.read(index).astype(np.float32))
-                made = quantize_array(w, leaf.format, inputs=inputs, group=leaf.group)
-            for one, values in zip(shards, jax.tree.leaves(made), strict=True):
+                slice_leaf = quantize_array(w, leaf.format, inputs=inputs, group=leaf.group)
+            for one, values in zip(shards, jax.tree.leaves(slice_leaf), strict=True):
                 one.put(index, np.asarray(values))
     return jax.tree.unflatten(structure, [one.array() for one in shards])
 
@@ -213,22 +241,23 @@ def place_quantized(
 def _stored(
     codes: Codes | None, index: tuple[int, ...], leaf: Quantized, stack: int
 ) -> Quantized | None:
-    """A slice that is stored in the form of a leaf, None where it is not."""
+    """The stored slice if its form is that of `leaf`, else None."""
     if codes is None or codes.forms[index] is None:
         return None
-    made = codes.read(index)
-    same = jax.tree.structure(made) == jax.tree.structure(leaf)
-    shapes = [part.shape for part in jax.tree.leaves(made)] == [
+    stored = codes.read(index)
+    # The structure includes format and sizes; shapes tell the group.
+    same = jax.tree.structure(stored) == jax.tree.structure(leaf)
+    shapes = [part.shape for part in jax.tree.leaves(stored)] == [
         part.shape[stack:] for part in jax.tree.leaves(leaf)
     ]
-    return made if same and shapes else None
+    return stored if same and shapes else None
 
 
 def specs_by_path(c: ModelConfig) -> dict[str, Spec]:
-    """Shape and axes of every parameter of a model."""
+    """The spec of every parameter of a model, by path."""
     return tree.paths(Model(c).specs())
 
 
 def stacked_axes(spec: Spec) -> int:
-    """How many leading axes are those of layers and experts."""
+    """Number of leading axes that number layers and experts."""
     return count_stacked(spec.axes)

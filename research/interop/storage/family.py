@@ -1,4 +1,4 @@
-"""What a family of models says of its form in Hugging Face folders."""
+"""`Family`: how the models of one family are stored in Hugging Face folders."""
 
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
@@ -10,15 +10,20 @@ from research.models.config import ModelConfig
 
 @dataclass(frozen=True)
 class Family:
-    """A family in both directions.
+    """A family of models, for reading and writing.
 
-    `read_config` takes a config.json and the names of the tensors there are, and refuses what our
-    layers do not compute; `write_config` gives the config.json of a model, of which `serves` says
-    whether it is one of the family. `rules` are the tensors, named as the full model's class saves
-    them; `prefix` is what the bare model's class leaves out. `renames` are (regex, replacement) for
-    names of older releases. `unused` are (regex, reason) of tensors that hold nothing of the model,
-    and `copies` (name, parameter) of those that repeat one. `norm_offset` is what its files leave
-    out of the scales of RMS norms, see `research.interop.storage.norm_offset`.
+    model_types   values of model_type in config.json
+    serves        True for the configs that this family can write
+    read_config   a model's config from config.json and the names of the stored tensors; ValueError
+                  for settings that our layers do not compute
+    write_config  config.json of a model
+    rules         the tensors, named as the full model's class saves them
+    prefix        start of the names that the bare model's class leaves out
+    renames       (regex, replacement) for tensor names of older releases
+    unused        (regex, reason) of tensors that hold nothing of the model
+    copies        (name, parameter) of tensors that repeat a parameter
+    norm_offset   number that the files leave out of the scales of RMS norms, see
+                  `research.interop.storage.norm_offset`
     """
 
     model_types: tuple[str, ...]

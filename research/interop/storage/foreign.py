@@ -1,4 +1,4 @@
-"""From the tensors of another format to our parameters and back, by a family's rules."""
+"""Converts the tensors of another format to our parameters and back, by a family's rules."""
 
 import hashlib
 import re
@@ -30,7 +30,7 @@ from research.models.config import ModelConfig
 
 @dataclass(frozen=True)
 class Names:
-    """What a format calls its tensors beside what its rules say: see
+    """A format's tensor names beyond those of its rules; the fields are those of
     `research.interop.storage.family.Family`."""
 
     prefix: str = ""
@@ -39,16 +39,17 @@ class Names:
     copies: Sequence[tuple[str, str]] = ()
 
     def canonical(self, names: Iterable[str]) -> dict[str, str]:
-        """Names as the rules have them, with the names in the file."""
-        found = {}
+        """Names as in the rules, each with its name in the file."""
+        actual_names = {}
         for name in names:
             plain = name
             for pattern, replacement in self.renames:
                 plain = re.sub(pattern, replacement, plain)
-            found[plain] = name
-        if self.prefix and not any(name.startswith(self.prefix) for name in found):
-            found = {self.prefix + name: actual for name, actual in found.items()}
-        return found
+            actual_names[plain] = name
+        # The bare model's class saves the same tensors without the prefix.
+        if self.prefix and not any(name.startswith(self.prefix) for name in actual_names):
+            actual_names = {self.prefix + name: actual for name, actual in actual_names.items()}
+        return actual_names
 
 
 Original = Callable[[Mapping[str, Parameter]], Iterator[tuple[str, Read, Read]]]
@@ -57,14 +58,14 @@ Original = Callable[[Mapping[str, Parameter]], Iterator[tuple[str, Read, Read]]]
 def read_parameters(
     c: ModelConfig, rules: Sequence[Rule], tensors: Tensors, names: Names
 ) -> tuple[dict[str, Parameter], dict[str, str], Original]:
-    """Parameters by path; why each tensor that is none of them is not needed; and the way back, see
-    `Checkpoint.original`.
+    """(parameters by path, reason for each tensor that is not a parameter, `Checkpoint.original`).
 
-    ValueError for a tensor that is missing, of another shape, or of no use that anybody knows.
+    ValueError for a tensor that is missing or has another shape, and for one without a known use.
     """
     specs, sizes = specs_by_path(c), letter_sizes(c)
+    # From here on tensors go by the rules' names; messages and `unused` by the file's.
     actual = names.canonical(tensors.names)
-    held: dict[str, dict[tuple[int, ...], tuple[Piece, int]]] = {path: {} for path in specs}
+    sources: dict[str, dict[tuple[int, ...], tuple[Piece, int]]] = {path: {} for path in specs}
     used = set()
     for piece in pieces(
         rules, {path: spec.shape[: stacked_axes(spec)] for path, spec in specs.items()}
@@ -80,36 +81,40 @@ def read_parameters(
             )
         used.add(piece.name)
         for part, path in enumerate(piece.paths):
-            held[path][piece.index] = (piece, part)
+            sources[path][piece.index] = (piece, part)
     read = _reader(tensors, actual, sizes)
     parameters = {}
     for path, spec in specs.items():
         stack = stacked_axes(spec)
         dtype = _common(
-            {tensors.names[actual[piece.name]].dtype for piece, _ in held[path].values()}
+            {tensors.names[actual[piece.name]].dtype for piece, _ in sources[path].values()}
         )
-        parameters[path] = Parameter(spec.shape, dtype, stack, _slices(held[path], read, dtype))
+        parameters[path] = Parameter(spec.shape, dtype, stack, _slices(sources[path], read, dtype))
 
-    def original(others: Mapping[str, Parameter]) -> Iterator[tuple[str, Read, Read]]:
+    def _original(others: Mapping[str, Parameter]) -> Iterator[tuple[str, Read, Read]]:
         for name, (_, make) in write_tensors(c, rules, others).items():
             yield actual[name], partial(tensors.read, actual[name]), make
 
     return (
         parameters,
         _account(tensors, {n: a for n, a in actual.items() if n not in used}, names, parameters),
-        original,
+        _original,
     )
 
 
 def write_tensors(
     c: ModelConfig, rules: Sequence[Rule], parameters: Mapping[str, Parameter]
 ) -> dict[str, tuple[Tensor, Callable[[], np.ndarray]]]:
-    """The tensors that the rules ask for, each with a function that makes it; layer by layer,
-    unlayered ones first."""
+    """The tensors of the rules by name, each with a function that builds it from the parameters;
+    layer by layer, unlayered ones first."""
     specs, sizes = specs_by_path(c), letter_sizes(c)
-    found = pieces(rules, {path: spec.shape[: stacked_axes(spec)] for path, spec in specs.items()})
+    tensor_pieces = pieces(
+        rules, {path: spec.shape[: stacked_axes(spec)] for path, spec in specs.items()}
+    )
     written = {}
-    for piece in sorted(found, key=lambda piece: piece.index[:1]):
+    # In file order of layers, so that a reader of shards needs one layer's tensors at a time.
+    for piece in sorted(tensor_pieces, key=lambda piece: piece.index[:1]):
+        # A fused tensor has one type: its parameters were read from one.
         dtype = parameters[piece.paths[0]].dtype
         tensor = Tensor(source_shape(piece.pattern, sizes), dtype)
         written[piece.name] = (tensor, _maker(piece, parameters, sizes))
@@ -119,62 +124,64 @@ def write_tensors(
 def _reader(
     tensors: Tensors, actual: Mapping[str, str], sizes: Mapping[str, int]
 ) -> Callable[[Piece], np.ndarray]:
-    """Reads a piece in our layout. The last one stays: one tensor may hold several slices, asked
-    for one after the other."""
+    """A function that reads a tensor into our layout. It keeps the last one: a tensor may hold
+    several parameters or slices, which are asked for one after the other."""
     last: dict[Piece, np.ndarray] = {}
 
-    def read(piece: Piece) -> np.ndarray:
+    def _read(piece: Piece) -> np.ndarray:
         if piece not in last:
+            # One at a time: a tensor may be gigabytes.
             last.clear()
             last[piece] = rearrange(tensors.read(actual[piece.name]), piece.pattern, sizes)
         return last[piece]
 
-    return read
+    return _read
 
 
 def _slices(
-    held: Mapping[tuple[int, ...], tuple[Piece, int]],
+    sources: Mapping[tuple[int, ...], tuple[Piece, int]],
     read: Callable[[Piece], np.ndarray],
     dtype: str,
 ) -> Callable[[tuple[int, ...]], np.ndarray]:
-    """A parameter's `read`. One piece is every expert's where the rule names no expert: the rest of
-    the index is into it."""
+    """A parameter's `read`. If the rule names no {expert}, one tensor holds all experts, and the
+    rest of the index selects one of them."""
 
-    def read_slice(index: tuple[int, ...]) -> np.ndarray:
-        known = next(n for n in range(len(index), -1, -1) if index[:n] in held)
-        piece, part = held[index[:known]]
+    def _read_slice(index: tuple[int, ...]) -> np.ndarray:
+        # The longest start of the index that a tensor holds.
+        known = next(n for n in range(len(index), -1, -1) if index[:n] in sources)
+        piece, part = sources[index[:known]]
         values = read(piece)
         values = values[part] if len(piece.paths) > 1 else values
         return values[index[known:]].astype(as_dtype(dtype), copy=False)
 
-    return read_slice
+    return _read_slice
 
 
 def _maker(
     piece: Piece, parameters: Mapping[str, Parameter], sizes: Mapping[str, int]
 ) -> Callable[[], np.ndarray]:
-    def make() -> np.ndarray:
+    def _make() -> np.ndarray:
         values = [_slice(parameters[path], piece.index) for path in piece.paths]
         return rearrange(
             np.stack(values) if len(values) > 1 else values[0], inverse(piece.pattern), sizes
         )
 
-    return make
+    return _make
 
 
 def _slice(parameter: Parameter, index: tuple[int, ...]) -> np.ndarray:
-    """The parameter at an index that may leave out its last stacked axes."""
+    """The parameter at an index that may leave out the last stacked axes (experts)."""
     rest = parameter.shape[len(index) : parameter.stack]
     if not rest:
         return parameter.read(index)
-    parts = [parameter.read((*index, *more)) for more in np.ndindex(*rest)]
-    return np.stack(parts).reshape(*rest, *parts[0].shape)
+    slices = [parameter.read((*index, *more)) for more in np.ndindex(*rest)]
+    return np.stack(slices).reshape(*rest, *slices[0].shape)
 
 
 def _account(
     tensors: Tensors, left: Mapping[str, str], names: Names, parameters: Mapping[str, Parameter]
 ) -> dict[str, str]:
-    """Why each tensor left over is not needed; ValueError for one of which nobody knows."""
+    """The reason why each remaining tensor is not needed; ValueError for one without a reason."""
     reasons = {}
     for name, actual in left.items():
         reason = next(
@@ -184,6 +191,7 @@ def _account(
             (path for copy, path in names.copies if copy == name and path in parameters), None
         )
         if reason is None and original is not None:
+            # A tied head in the file must repeat the table; fine-tunes exist whose head does not.
             if _digest(tensors.read(actual)) != _digest(parameters[original].read(())):
                 raise ValueError(
                     f"{actual} is meant to repeat {original} and differs from it; untie them in "
@@ -203,12 +211,12 @@ def _digest(values: np.ndarray) -> str:
 
 
 def as_dtype(name: str) -> np.dtype:
-    """The numpy type of a name, those of ml_dtypes among them."""
+    """The numpy type of a name, including those of ml_dtypes ("bfloat16")."""
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def _common(dtypes: set[str]) -> str:
-    """The one type of a parameter's tensors; float32 where they have several."""
+    """The type of a parameter's tensors; float32, which holds all of them, if they differ."""
     for name in dtypes:
         if name not in ("float32", "float64", "bfloat16", "float16"):
             raise ValueError(f"the checkpoint has weights of type {name}; wanted floats")

@@ -1,15 +1,15 @@
-"""How a foreign tensor lies in our parameters, as one line that reads in both directions.
+"""Where a foreign tensor lies in our parameters, as one line that works in both directions.
 
-A rule names a tensor, the parameter it belongs to, and the pattern that takes one to the other:
+A rule names a tensor, the parameter it belongs to, and the pattern that converts between them:
 
-    Rule("model.layers.{layer}.self_attn.q_proj.weight", "layers/attention/query", "(N H) D -> D N
-    H")
+    Rule("model.layers.{layer}.self_attn.q_proj.weight", "layers/attention/query",
+         "(N H) D -> D N H")
 
 Our parameters are stacked, [L, ...] over layers and [L, E, ...] over experts; `{layer}` and
-`{expert}` in a name say which slice the tensor is. A tensor that holds several parameters side by
-side names them all, and the pattern's result then begins with an axis over them. Letters are those
-of the whole repository, and of tables: P learned positions, Y token types, U buckets of distance, C
-classes, M the width of a square layer's result; p the two halves of a rotary pair, h its H/2;
+`{expert}` in a name select the slice. A tensor that holds several parameters side by side names
+them all, and the pattern's result then begins with an axis over them. Letters are those of the
+whole repository, and for tables P learned positions, Y token types, U buckets of distance, C
+classes, M the output width of a square layer; p is the two halves of a rotary pair and h its H/2;
 digits are sizes.
 """
 
@@ -27,8 +27,8 @@ from research.models.embedding import BUCKETS
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor name, or one a layer and expert, with the parameter (several: side by side) and
-    pattern."""
+    """A tensor (one for each layer and expert if its name says so), the parameter or parameters
+    that it holds, and the pattern from the tensor to them."""
 
     name: str
     path: str | tuple[str, ...]
@@ -42,7 +42,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Piece:
-    """One tensor in place: slices `[index]` of the parameters `paths`, by `pattern`."""
+    """One tensor of a rule: it holds slices `[index]` of the parameters `paths`, by `pattern`."""
 
     name: str
     paths: tuple[str, ...]
@@ -71,10 +71,11 @@ def letter_sizes(c: ModelConfig) -> dict[str, int]:
 
 
 def pieces(rules: Sequence[Rule], stacks: Mapping[str, tuple[int, ...]]) -> Iterator[Piece]:
-    """Every tensor that the rules ask for. `stacks` has the sizes of the leading axes of each path,
-    () for a plain one."""
+    """Every tensor that the rules describe. `stacks` has the sizes of the stacked axes of each
+    path, () for unstacked ones."""
     for rule in rules:
         lead = stacks[rule.paths[0]]
+        # A rule that names no {expert} has a tensor for all experts of a layer.
         wanted = len(re.findall(r"\{(?:layer|expert)\}", rule.name))
         for index in np.ndindex(*lead[:wanted]):
             name = rule.name.format(**dict(zip(("layer", "expert"), index)))
@@ -82,17 +83,15 @@ def pieces(rules: Sequence[Rule], stacks: Mapping[str, tuple[int, ...]]) -> Iter
 
 
 def rearrange(x: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.ndarray:
-    """`x` by a pattern such as "(N H) D -> D N H": groups on the left are split, axes permuted,
-    groups on the right merged.
-
-    ValueError for another shape than the left side's.
-    """
+    """`x` rearranged by a pattern such as "(N H) D -> D N H": groups on the left are split, axes
+    permuted, groups on the right merged. ValueError for a shape other than the left side's."""
     left, right = parse(pattern)
     if x.shape != shape(left, sizes):
         raise ValueError(
             f"got shape {list(x.shape)}, wanted {list(shape(left, sizes))} for "
             f"{pattern.split(' -> ')[0]!r}"
         )
+    # "1" is an axis without a letter: it is dropped on the left and added on the right by reshape.
     letters = [letter for group in left for letter in group if letter != "1"]
     order = [letters.index(letter) for group in right for letter in group if letter != "1"]
     return (
@@ -103,18 +102,18 @@ def rearrange(x: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.ndarr
 
 
 def inverse(pattern: str) -> str:
-    """The pattern that undoes another."""
+    """The pattern in the other direction: "A B -> (B A)" becomes "(B A) -> A B"."""
     left, right = pattern.split(" -> ")
     return f"{right} -> {left}"
 
 
 def source_shape(pattern: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape that a pattern's left side asks for."""
+    """The shape of a pattern's left side."""
     return shape(parse(pattern)[0], sizes)
 
 
 def shape(groups: Sequence[tuple[str, ...]], sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of grouped letters."""
+    """The shape of groups of letters: each axis is the product of its letters' sizes."""
     return tuple(math.prod(_size(letter, sizes) for letter in group) for group in groups)
 
 

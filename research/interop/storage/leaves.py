@@ -1,9 +1,8 @@
-"""The parameters of a checkpoint that is quantized in storage: its codes as leaves, the rest as
-arrays.
+"""Loads a checkpoint that is quantized in storage: its codes become leaves, the rest arrays.
 
-Layers are stacked where they are all of one form. Where some are of another, 16-bit among those of
-4 bits or with blocks of another size, no stack holds them: `layers` is a tuple of trees then, one a
-layer, which `research.models.stack` runs unrolled, and adapters go on it layer by layer.
+Layers are stacked if they all have one form. If they differ (some in 16 bits among others in 4, or
+blocks of another size), they cannot be stacked: `layers` is then a tuple with a tree for each
+layer. `research.models.stack` runs it unrolled, and adapters are attached layer by layer.
 """
 
 from collections.abc import Sequence
@@ -19,9 +18,7 @@ from research.interop.storage.checkpoint import Checkpoint, Parameter, place
 from research.models.spec import Spec, abstract, shardings
 from research.parallel.axes import AxisRules
 from research.weights import rules
-from research.weights.flat import FlatQuantized
-from research.weights.matrices import count_stacked
-from research.weights.quantized import Quantized, quantize_spec
+from research.weights.quantized import Quantized
 
 Index = tuple[int, ...]
 STACK = "layers/"
@@ -34,31 +31,33 @@ def restore_leaves(
     mesh: jax.sharding.Mesh | None,
     axis_rules: AxisRules,
 ) -> tree.Tree:
-    """All parameters of a model with these specs, those in `checkpoint.codes` as leaves of the form
-    that they have there."""
+    """All parameters of a model with these specs; those in `checkpoint.codes` are leaves in their
+    stored form, the others arrays of type `dtype`. ValueError for a missing parameter."""
     by_path = tree.paths(specs)
+    # One mixed parameter splits its whole stack: a layer's parameters must be sliced alike.
     mixed = {path for path, codes in checkpoint.codes.items() if len(set(codes.forms.values())) > 1}
     apart = {path[: path.index(STACK)] for path in mixed}
-    found = {
+    params_by_path = {
         path: _leaf(checkpoint, path, spec, (), dtype, mesh, axis_rules)
         for path, spec in by_path.items()
         if _stack_of(path) not in apart
     }
-    params = tree.unflatten(found)
+    params = tree.unflatten(params_by_path)
     for stack in sorted(apart):
-        own = {path: spec for path, spec in by_path.items() if _stack_of(path) == stack}
-        count = next(iter(own.values())).shape[0]
+        layer_specs = {path: spec for path, spec in by_path.items() if _stack_of(path) == stack}
+        count = next(iter(layer_specs.values())).shape[0]
         layers = tuple(
             tree.unflatten(
                 {
                     path.removeprefix(stack + STACK): _leaf(
                         checkpoint, path, _one(spec), (layer,), dtype, mesh, axis_rules
                     )
-                    for path, spec in own.items()
+                    for path, spec in layer_specs.items()
                 }
             )
             for layer in range(count)
         )
+        # The tuple goes where the stack would have been: under `encoder` or at the top.
         node = params
         for name in stack.split("/")[:-1]:
             node = node.setdefault(name, {})
@@ -67,28 +66,28 @@ def restore_leaves(
 
 
 def attach_layers(params: tree.Tree, adapters: tree.Tree) -> tree.Tree:
-    """`research.weights.rules.attach`, also where `layers` is a tuple: there each layer gets its
-    part of the adapters."""
+    """`research.weights.rules.attach` that also takes trees whose `layers` is a tuple: each layer
+    then gets its slice of the stacked adapters."""
     if not isinstance(adapters, dict) or not isinstance(params, dict):
         return rules.attach(params, adapters)
     apart = {name for name, node in params.items() if isinstance(node, tuple)}
+    # An encoder-decoder has a stack of layers of its own under `encoder`.
     inner = {name for name in adapters if name == "encoder" and name in params}
     whole = {name: node for name, node in adapters.items() if name not in apart | inner}
-    made = {name: node for name, node in params.items() if name not in apart | inner}
-    made = rules.attach(made, whole) if whole else made
+    attached = {name: node for name, node in params.items() if name not in apart | inner}
+    attached = rules.attach(attached, whole) if whole else attached
     for name in apart | inner:
-        node, own = params[name], adapters.get(name, {})
+        node, inside = params[name], adapters.get(name, {})
         if name in apart:
-            cut = [jax.tree.map(lambda x: x[layer], own) for layer in range(len(node))]
-            made[name] = tuple(rules.attach(layer, part) for layer, part in zip(node, cut))
+            cut = [jax.tree.map(lambda x: x[layer], inside) for layer in range(len(node))]
+            attached[name] = tuple(rules.attach(layer, part) for layer, part in zip(node, cut))
         else:
-            made[name] = attach_layers(node, own)
-    return {**made, **{name: node for name, node in params.items() if name not in made}}
+            attached[name] = attach_layers(node, inside)
+    return {**attached, **{name: node for name, node in params.items() if name not in attached}}
 
 
 def _stack_of(path: str) -> str | None:
-    """What stands in front of the layers that a parameter belongs to, None for one that is no
-    layer's."""
+    """The path in front of `layers/` ("" or "encoder/"), None for parameters outside layers."""
     at = path.find(STACK)
     return path[:at] if at == 0 or path[at - 1 : at] == "/" else None
 
@@ -106,8 +105,8 @@ def _leaf(
     mesh: jax.sharding.Mesh | None,
     axis_rules: AxisRules,
 ) -> Any:
-    """The parameter, or its layer `prefix`, which has this spec: a leaf where its slices are all of
-    one form."""
+    """The parameter (or its layer `prefix`), which has this spec: a leaf if all its slices have one
+    quantized form, else an array."""
     parameter, codes = checkpoint.parameters.get(path), checkpoint.codes.get(path)
     if parameter is None:
         raise ValueError(
@@ -118,15 +117,16 @@ def _leaf(
     indices = [(*prefix, *rest) for rest in np.ndindex(*stack)]
     forms = {codes.forms[index] for index in indices} if codes is not None else {None}
     if len(forms) > 1 or None in forms:
+        # Read dense, in the run's type: layers of mixed forms have no common leaf.
         rest = Parameter(
             spec.shape, parameter.dtype, len(stack), lambda index: parameter.read((*prefix, *index))
         )
         return place(rest, abstract(spec, dtype, mesh, axis_rules))
-    made = _stacked([codes.read(index) for index in indices], stack)
+    leaf = _stacked([codes.read(index) for index in indices], stack)
     return (
-        jax.tree.map(jnp.asarray, made)
+        jax.tree.map(jnp.asarray, leaf)
         if mesh is None
-        else jax.device_put(made, shardings(_specs(made, spec), mesh, axis_rules))
+        else jax.device_put(leaf, shardings(leaf.specs(spec), mesh, axis_rules))
     )
 
 
@@ -134,12 +134,3 @@ def _stacked(leaves: Sequence[Quantized], stack: tuple[int, ...]) -> Quantized:
     if not stack:
         return leaves[0]
     return jax.tree.map(lambda *xs: np.stack(xs).reshape(*stack, *xs[0].shape), *leaves)
-
-
-def _specs(leaf: Quantized, spec: Spec) -> Quantized:
-    """A spec for each array of a leaf; what is flat, and scales that are quantized, lie whole on
-    every device."""
-    if isinstance(leaf, FlatQuantized):
-        return jax.tree.map(lambda x: Spec(x.shape, ("group",) * x.ndim, spec.init), leaf)
-    stacked = count_stacked(spec.axes)
-    return quantize_spec(spec, leaf.format, stacked=stacked, group=leaf.group, scales=leaf.scales)

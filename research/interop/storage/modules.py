@@ -1,14 +1,13 @@
-"""The modules of a model as peft and bitsandbytes see them: a family's rules, read once more for
-what lies on a weight.
+"""The modules of a model as peft and bitsandbytes see them, derived from a family's rules.
 
-A module holds one matrix (a linear layer's, a table's) or several side by side, GPT-2's queries,
-keys and values. Each of peft's tensors is taken to ours by a pattern, as a weight is: `lora_A` [R,
-in] of LLaMA's queries is "R D -> D R" and `lora_B` [out, R] is "(N H) R -> R N H"; those of GPT-2's
-fused layer are "R D -> D R", one for all three, and "(3 N H) R -> 3 R N H".
+A module holds one matrix (of a linear layer, of a table) or several side by side, like GPT-2's
+queries, keys and values. Patterns convert adapters' tensors as they convert weights: for LLaMA's
+queries `lora_A` [R, in] is "R D -> D R" and `lora_B` [out, R] is "(N H) R -> R N H"; GPT-2's fused
+layer has one A, "R D -> D R", and B is "(3 N H) R -> 3 R N H".
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +25,16 @@ TABLES = ("embed/table", "embed/positions", "embed/types")
 
 @dataclass(frozen=True)
 class Module:
-    """`name` in the model's class, the parameters `paths` at `[index]` that its weight holds, and
-    patterns of what lies on it: `a`, `b`, and vectors over its inputs and its outputs. `kind` is
-    the name without numbers of layers and experts."""
+    """A module with a matrix.
+
+    name             its name in the model's class
+    kind             the name with {} in place of the numbers of layers and experts
+    paths, index     the parameters of ours, at `[index]`, that its weight holds
+    a, b             patterns from LoRA's A and B to ours
+    inputs, outputs  patterns for vectors over its inputs and outputs (IA3, DoRA)
+    table            True if the inputs are the last axis of our weight
+    conv             True if its class stores the weight as [in, out]
+    """
 
     name: str
     kind: str
@@ -38,63 +44,71 @@ class Module:
     b: str
     inputs: str
     outputs: str
-    table: bool  # the inputs are the weight's last axis
-    conv: bool  # stored [in, out]
+    table: bool
+    conv: bool
 
     @property
     def embedding(self) -> bool:
-        """Whether it is read by rows."""
+        """True for tables that are read by rows."""
         return self.paths[0] in TABLES
 
 
 def modules(c: ModelConfig, family: Family) -> dict[str, Module]:
-    """Every module with a matrix, by name."""
+    """Every module of a model that holds a matrix, by its name in the model's class."""
     specs = specs_by_path(c)
-    found = {}
+    by_name = {}
     for piece in pieces(
         family.rules(c), {path: spec.shape[: stacked_axes(spec)] for path, spec in specs.items()}
     ):
         spec = specs[piece.paths[0]]
+        # Norms and biases have fewer than two axes of their own: nothing goes on them.
         if piece.name.endswith(".weight") and len(spec.shape) - stacked_axes(spec) > 1:
             name = piece.name.removesuffix(".weight")
-            found[name] = _module(name, piece.paths, piece.index, piece.pattern, spec)
-    return found
+            by_name[name] = _module(name, piece.paths, piece.index, piece.pattern, spec)
+    return by_name
 
 
 def canonical(names: Mapping[str, object], c: ModelConfig, family: Family) -> dict[str, str]:
-    """Names as the full class has them (the bare one leaves out its prefix), with those in the
-    file."""
-    found = {}
+    """Tensor names as in the full model's class (an adapter of the bare class lacks the prefix),
+    each with its name in the file."""
+    actual_names = {}
     for name in names:
         plain = name.removeprefix(PREFIX)
         for pattern, replacement in family.renames:
             plain = re.sub(pattern, replacement, plain)
         if c.experts:  # transformers 5's name of the router
             plain = re.sub(r"\.mlp\.gate\.", ".block_sparse_moe.gate.", plain)
-        found[plain] = name
-    if family.prefix and not any(name.startswith(family.prefix) for name in found):
-        return {family.prefix + name: actual for name, actual in found.items()}
-    return found
+        actual_names[plain] = name
+    if family.prefix and not any(name.startswith(family.prefix) for name in actual_names):
+        return {family.prefix + name: actual for name, actual in actual_names.items()}
+    return actual_names
 
 
 def arranged(x: np.ndarray, pattern: str, sizes: Mapping[str, int], name: str) -> np.ndarray:
-    """`research.interop.storage.layout.rearrange`, whose ValueError names the module."""
+    """`research.interop.storage.layout.rearrange` whose ValueError also names the module."""
     try:
         return rearrange(x, pattern, sizes)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
+def check_known(paths: Iterable[str], known: Mapping[str, Module]) -> None:
+    """ValueError for a path of our tree that no module of the model holds."""
+    for path in set(paths) - {path for module in known.values() for path in module.paths}:
+        raise ValueError(f"the adapter has {path}, which is no matrix of this model")
+
+
 def suffixes(adapted: set[str], known: Mapping[str, Module]) -> list[str]:
-    """The shortest ends of names that pick out the adapted modules and no other, as peft's
-    `target_modules` match them."""
-    found: dict[str, None] = {}
+    """peft's `target_modules`: the shortest ends of names that select the adapted modules and no
+    others."""
+    targets: dict[str, None] = {}  # an ordered set
     for name in sorted(adapted):
+        # Ends that name a kind in every layer come before whole names: `q_proj` for all of them.
         for suffix in _ends(name, known[name].kind):
             if {other for other in known if f".{other}".endswith(f".{suffix}")} <= adapted:
-                found[suffix] = None
+                targets[suffix] = None
                 break
-    return list(found)
+    return list(targets)
 
 
 def _ends(name: str, kind: str) -> Iterator[str]:
@@ -108,10 +122,13 @@ def _module(
     name: str, paths: tuple[str, ...], index: tuple[int, ...], pattern: str, spec: Spec
 ) -> Module:
     left, right = parse(pattern)
-    parts = " ".join(right[0]) + " " if len(paths) > 1 else ""
+    fused_axis = " ".join(right[0]) + " " if len(paths) > 1 else ""
+    # Our side of a pattern has single letters; a leading axis counts fused weights.
     axes = [group[0] for group in right[len(paths) > 1 :]]
     table = spec.inputs < 0 or paths[0] in TABLES
     inner, outer = (axes[-1:], axes[:-1]) if table else (axes[: spec.inputs], axes[spec.inputs :])
+    # Of the weight's two axes on the left, the one whose letters are inputs of ours is `in`: first
+    # for classes that store [in, out], second for all others.
     of_in, of_out = sorted(left, key=lambda group: not set(group) <= set(inner))
     theirs_in, theirs_out = (" ".join(group) for group in (of_in, of_out))
     ours_in, ours_out = " ".join(inner), " ".join(outer)
@@ -122,9 +139,9 @@ def _module(
         paths,
         index,
         f"R ({theirs_in}) -> {ours_in} R",
-        f"({theirs_out}) R -> {parts}R {ours_out}",
+        f"({theirs_out}) R -> {fused_axis}R {ours_out}",
         f"({theirs_in}) -> {ours_in}",
-        f"({theirs_out}) -> {parts}{ours_out}",
+        f"({theirs_out}) -> {fused_axis}{ours_out}",
         table,
         of_in is left[0],
     )

@@ -1,5 +1,5 @@
-"""The two ways in which files hold the scales of RMS norms: as they are, or less 1 (Gemma in
-Hugging Face's folders)."""
+"""The two conventions for scales of RMS norms in files: the scale itself, or the scale minus 1
+(Gemma in Hugging Face's folders)."""
 
 import re
 from collections.abc import Callable
@@ -13,11 +13,11 @@ _SCALES = re.compile(r"(.*/)?(\w*norm/scale|query_norm|key_norm)")
 
 
 def with_norm_offset(checkpoint: Checkpoint, offset: float) -> Checkpoint:
-    """The same model with `config.norm_offset` as given: norms scale by offset + w, so that w
-    becomes w + the old offset - the new one, in float32 whatever the other weights are.
+    """The same model with another `config.norm_offset`. Norms scale by offset + w, so w becomes
+    w + old offset - new offset, in float32 whatever type the other weights have.
 
-    Scales of 0.5 and more come back bit by bit on the way from 0 to 1 and back; in the other
-    direction, and below, they are rounded to float32's spacing at 1.
+    From offset 0 to 1 and back, scales of 0.5 and more return bit for bit; smaller ones, and those
+    of the other direction, are rounded to float32's spacing at 1.
     """
     change = checkpoint.config.norm_offset - offset
     if change == 0:

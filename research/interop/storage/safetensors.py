@@ -1,5 +1,5 @@
-"""safetensors files: opened together as one set of tensors, and written as a stream that never
-holds two tensors."""
+"""safetensors files: several are opened as one set of tensors, and files are written as a stream,
+one tensor at a time."""
 
 import json
 import math
@@ -34,7 +34,7 @@ _CODES = {name: code for code, name in _DTYPES.items()}
 
 @dataclass(frozen=True)
 class SafeTensors:
-    """The tensors of one or more files."""
+    """The tensors of one or more files, by name; nothing is read before `read` is called."""
 
     names: Mapping[str, Tensor]
     _places: Mapping[str, tuple[Path, int]] = field(repr=False)
@@ -44,9 +44,10 @@ class SafeTensors:
         return self.read_row(name, ())
 
     def read_row(self, name: str, index: tuple[int, ...]) -> np.ndarray:
-        """`tensor[index]`, an index over its first axes, without reading the rest."""
+        """`tensor[index]` for an index over its first axes; only these bytes are read."""
         tensor, (path, offset) = self.names[name], self._places[name]
         shape, dtype = tensor.shape[len(index) :], _dtype(tensor.dtype)
+        # C order: a slice over leading axes is one run of bytes.
         row = int(np.ravel_multi_index(index, tensor.shape[: len(index)])) if index else 0
         count = math.prod(shape)
         # Not mapped: mapped pages would count as this process's memory, all of a checkpoint in the
@@ -59,8 +60,8 @@ class SafeTensors:
 def open_safetensors(folder: Path, stem: str = "model") -> SafeTensors:
     """All tensors of `stem`.safetensors in a folder, or of the files that its index names.
 
-    ValueError, one line, for a missing file or tensor, a damaged header, and an index that leads
-    out of the folder.
+    ValueError, in one line, for a missing file or tensor, a damaged header, and an index that names
+    files outside the folder.
     """
     index = folder / INDEX.format(stem=stem)
     where = _read_index(index) if index.is_file() else None
@@ -91,19 +92,19 @@ def open_safetensors(folder: Path, stem: str = "model") -> SafeTensors:
 
 
 def _read_header(path: Path) -> dict[str, tuple[Tensor, int]]:
-    """The tensors of a file and where in it they begin."""
+    """The tensors of a file, each with the offset of its first byte."""
     if not path.is_file():
         raise ValueError(f"{path} is missing; give the whole checkpoint folder")
     try:
-        # The library checks the header: its length, the offsets, that nothing overlaps. Where
-        # tensors lie it does not tell, and its slices read the whole tensor.
+        # The library checks the header: its length, the offsets, that nothing overlaps. It does not
+        # tell where tensors lie, and its slices read the whole tensor, so the header is read again.
         with safe_open(path, framework="numpy", backend="pread"), open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}); fetch it again") from None
     header.pop("__metadata__", None)
-    found = {}
+    tensors = {}
     for name, entry in header.items():
         if entry["dtype"] not in _DTYPES:
             raise ValueError(
@@ -117,8 +118,8 @@ def _read_header(path: Path) -> dict[str, tuple[Tensor, int]]:
             raise ValueError(
                 f"{path}: {name!r} has {stop - start} bytes for {tensor}; fetch it again"
             )
-        found[name] = (tensor, 8 + length + start)
-    return found
+        tensors[name] = (tensor, 8 + length + start)
+    return tensors
 
 
 def _read_index(file: Path) -> dict[str, str]:
@@ -133,6 +134,7 @@ def _read_index(file: Path) -> dict[str, str]:
             f"{file} has no weight_map of tensors to files; restore it from the source"
         )
     for name in where.values():
+        # An index comes from a download: it must not make us read files elsewhere.
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
             raise ValueError(
                 f"{file} names the file {name!r}; a shard must lie in the folder itself"
@@ -150,11 +152,12 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> list[str]:
-    """Writes the tensors in order as `stem`.safetensors, or as several files and their index where
-    one would be over `shard_bytes`; the files' names.
+    """Writes the tensors in order and returns the names of the files: `stem`.safetensors, or
+    several files and their index if one would exceed `shard_bytes`.
 
-    Each tensor comes as parts that are its bytes in order, so that no more than a part is in
-    memory. ValueError where parts do not make up the tensor.
+    Each tensor comes as a function that yields arrays whose bytes, one after the other, are the
+    tensor's, so that no more than one of them is in memory. ValueError if they do not add up to the
+    tensor.
     """
     shards: list[dict[str, tuple[Tensor, Parts]]] = [{}]
     filled = 0
@@ -204,16 +207,21 @@ def _write_file(
             "data_offsets": [start, end],
         }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    # The format wants data to begin at a multiple of 8 bytes; JSON allows spaces at its end.
     text += b" " * (-len(text) % 8)
+    # Exclusive: a file that is there is never overwritten.
     with open(path, "xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             tensor, parts = shard[name]
             written = 0
-            for part in parts():
-                part = np.ascontiguousarray(part, _dtype(tensor.dtype))
-                file.write(part.reshape(-1).view(np.uint8))
-                written += part.nbytes
+            try:
+                for part in parts():
+                    part = np.ascontiguousarray(part, _dtype(tensor.dtype))
+                    file.write(part.reshape(-1).view(np.uint8))
+                    written += part.nbytes
+            except ValueError as error:  # of what makes the values, which does not know the name
+                raise ValueError(f"tensor {name!r} cannot be written: {error}") from None
             if written != nbytes(tensor):
                 raise ValueError(
                     f"{name} came as {written} bytes, wanted {nbytes(tensor)} for {tensor}"

@@ -1,13 +1,17 @@
-"""An array under way from storage to its devices: only the parts that this process's devices hold
-are in memory."""
+"""Builds a sharded array from slices: only the parts of this process's devices are in memory."""
 
 import jax
 import numpy as np
 
 
 class Shards:
-    """The parts of an array of a ShapeDtypeStruct's shape, type and sharding, filled slice by
-    slice; without a sharding it goes to the first device."""
+    """An array with the shape, type and sharding of a ShapeDtypeStruct, filled slice by slice.
+    Without a sharding it goes to the first device.
+
+        shards = Shards(leaf)
+        shards.put((3,), layer_3)      # a slice over leading axes
+        array = shards.array()
+    """
 
     def __init__(self, leaf: jax.ShapeDtypeStruct):
         self._shape = leaf.shape
@@ -18,25 +22,29 @@ class Shards:
             )
             for device, index in self._sharding.addressable_devices_indices_map(leaf.shape).items()
         }
-        self._held = {
+        # Replicas on several local devices share one buffer.
+        self._buffers = {
             part: np.empty([stop - start for start, stop in part], leaf.dtype)
             for part in set(self._where.values())
         }
 
     def wants(self, index: tuple[int, ...]) -> bool:
-        """Whether a part of the slice `[index]` lies here."""
-        return any(_within(index, part) for part in self._held)
+        """True if this process holds a part of the slice `[index]`."""
+        return any(_within(index, part) for part in self._buffers)
 
     def put(self, index: tuple[int, ...], values: np.ndarray) -> None:
-        """Takes the slice `[index]`."""
-        for part, held in self._held.items():
+        """Copies the slice `[index]` into the parts of this process's devices."""
+        for part, buffer in self._buffers.items():
             if _within(index, part):
+                # `index` covers leading axes; the buffer begins at `start` of each.
                 inner = tuple(i - start for i, (start, _) in zip(index, part))
-                held[inner] = values[tuple(slice(*bounds) for bounds in part[len(index) :])]
+                buffer[inner] = values[tuple(slice(*bounds) for bounds in part[len(index) :])]
 
     def array(self) -> jax.Array:
-        """What was put, on its devices."""
-        arrays = [jax.device_put(self._held[part], device) for device, part in self._where.items()]
+        """The filled array on its devices."""
+        arrays = [
+            jax.device_put(self._buffers[part], device) for device, part in self._where.items()
+        ]
         return jax.make_array_from_single_device_arrays(self._shape, self._sharding, arrays)
 
 

@@ -1,5 +1,5 @@
-"""Named arrays of a checkpoint, read one at a time: what every format offers, whatever its files
-look like."""
+"""`Tensors`: the named arrays of a checkpoint, read one at a time; the interface that every file
+format offers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Tensor:
 
 
 class Tensors(Protocol):
-    """Tensors by name. `read` gives a whole one; quantized formats give it dequantized, in
+    """Tensors by name. `read` returns a whole one; from quantized formats dequantized, in
     float32."""
 
     names: Mapping[str, Tensor]

@@ -23,10 +23,13 @@ def choose(
     """
     at = platform()
     if implementation == "auto":
+        # The CPU has no kernel of its own.
         kernel = {"tpu": splash, "gpu": flash}.get(at)
         if kernel is None:
             return None
         reason = _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap)
+        # Decoding over a cache is never packed, and the reference is right for it: no warning
+        # there.
         if reason and (visibility.packed or visibility.shared):
             warn_once(
                 f"attention on {at} takes XLA's reference, whose memory grows with length squared: "

@@ -17,6 +17,8 @@ def dense(
     codes_NRO: jax.Array, scale_N1O: jax.Array, book: Sequence[float] | None, dtype: jnp.dtype
 ) -> jax.Array:
     """The weight [I, O] in `dtype`, or a kernel's tile of it."""
+    # The low nibbles of a group are its first half and the high ones its second, so the halves join
+    # end to end.
     nibbles = range(codes_per_byte(codes_NRO))
     halves = [decode(codes_NRO, nibble, book) * scale_N1O for nibble in nibbles]
     values = halves[0] if len(halves) == 1 else jnp.concatenate(halves, axis=1)
@@ -26,8 +28,10 @@ def dense(
 def decode(codes: jax.Array, nibble: int | jax.Array, book: Sequence[float] | None) -> jax.Array:
     """The values of codes, float32 in their shape. For packed codes, those of one nibble of each
     byte: 0 the low, 1 the high."""
+    # Codes of 8 bits are numbers already.
     if codes.dtype != jnp.uint8:
         return codes.astype(jnp.float32)
+    # Shifted as 32-bit numbers, which every target has.
     places = jnp.full(codes.shape, 4 * nibble, jnp.int32)
     unpacked = lax.shift_right_logical(codes.astype(jnp.int32), places) & 15
     if book is None:
@@ -39,6 +43,7 @@ def decode(codes: jax.Array, nibble: int | jax.Array, book: Sequence[float] | No
 def select(book: Any, codes: jax.Array) -> jax.Array:
     """book[codes], float32, for a book of 2^bits values, by one selection a bit of the code:
     kernels have no indexed read of a register."""
+    # Bit by bit the candidates halve: after the lowest bit only every second entry is left.
     values, bit = list(book), 0
     while len(values) > 1:
         high = (codes & (1 << bit)) != 0
@@ -48,7 +53,7 @@ def select(book: Any, codes: jax.Array) -> jax.Array:
 
 
 def codes_per_byte(codes: jax.Array) -> int:
-    """2 for packed codes."""
+    """Codes in a byte: 2 of packed 4-bit codes, else 1."""
     return 2 if codes.dtype == jnp.uint8 else 1
 
 
@@ -59,6 +64,7 @@ def cost(tokens: int, tiles: int, x: jax.Array, codes_NRO: jax.Array, scale_N1O:
 
     I, O = codes_NRO.shape[0] * codes_NRO.shape[1] * codes_per_byte(codes_NRO), codes_NRO.shape[2]
     weight = codes_NRO.size * codes_NRO.dtype.itemsize + scale_N1O.size * scale_N1O.dtype.itemsize
+    # Each tile of tokens reads the whole weight again; x and y pass once.
     moved = tokens * (I + O) * x.dtype.itemsize + tiles * weight
     return pl.CostEstimate(flops=2 * tokens * I * O, bytes_accessed=moved, transcendentals=0)
 

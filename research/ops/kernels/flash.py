@@ -65,6 +65,7 @@ def attend(
     if jax.sharding.get_abstract_mesh().empty:
         return rows(q_BTNH, k_BSKH, v_BSKH, visibility.k_segments_BS)
     batch, _, heads, _ = spec_entries(q_BTNH)
+    # Heads and rows of the batch are independent; time must be whole.
     by_head = PartitionSpec(batch, None, heads, None)
     specs = by_head, by_head, by_head, PartitionSpec(batch, None)
     operands = map(jax.reshard, (q_BTNH, k_BSKH, v_BSKH, visibility.k_segments_BS), specs)
@@ -89,6 +90,7 @@ def _rows(
         jnp.pad(x, ((0, 0), (0, added), (0, 0), (0, 0))) for x in (q_BTNH, k_BSKH, v_BSKH)
     )
     segments_BS = jnp.pad(segments_BS, ((0, 0), (0, added)), constant_values=-1)
+    # Wide heads get shorter tiles, so that a tile has the same bytes.
     block_q = min(BLOCK, TILE_BYTES // _row_bytes(q_BTNH))
     block_k = min(BLOCK, TILE_BYTES // 2 // _row_bytes(q_BTNH))
     kernel = functools.partial(
@@ -98,11 +100,14 @@ def _rows(
         block_sizes=BlockSizes(block_q, block_k, BACKWARD, BACKWARD, BACKWARD, BACKWARD),
         interpret=interpret,
     )
+    # The count of FLOPs cannot see which blocks the kernel skips, so their share travels in the
+    # scope.
     forward, backward = (
         share.visited(T + added, T + added, *blocks, causal=causal)
         for blocks in ((block_q, block_k), (BACKWARD, BACKWARD))
     )
     with share.scope(forward=forward, backward=backward):
+        # Query heads are split into G groups of their K key heads: `vmap` over G shares the keys.
         out_BTKGH = jax.vmap(kernel, in_axes=(3, None, None, None), out_axes=3)(
             q_BTNH.reshape(B, T + added, K, N // K, H), k_BSKH, v_BSKH, segments_BS
         )

@@ -52,8 +52,10 @@ def rows(
         gmm,  # Pallas takes a second
     )
 
+    # (I, O), or (O, I) for the transposed product.
     inner, outer = w_EIO.shape[:0:-1] if transposed else w_EIO.shape[1:]
     x, tile = _filled(x_MI)
+    # Limits are in bytes, so that float32 rows get tiles half as wide.
     tiling = tile, *(_columns(size, WIDE // x.dtype.itemsize) for size in (inner, outer))
     y = gmm(x, w_EIO, sizes_E, x.dtype, tiling, transpose_rhs=transposed, interpret=bool(interpret))
     return y[: x_MI.shape[0]]
@@ -79,6 +81,7 @@ def matrices(
     # The output tile is half as wide: it is float32, and the kernel widens both input tiles too.
     wide = WIDE // x.dtype.itemsize
     tiling = tile, _columns(x.shape[1], wide), _columns(dy.shape[1], wide // 2)
+    # The kernel wants its first operand transposed, [I, M].
     return tgmm(x.T, dy, sizes_E, dtype, tiling, interpret=bool(interpret))
 
 
@@ -110,6 +113,7 @@ def _kernel(x: jax.Array, interpret: bool | None) -> bool:
 def _filled(x: jax.Array) -> tuple[jax.Array, int]:
     """`x` with rows of no group added to whole tiles, and the rows of a tile."""
     M = x.shape[0]
+    # Few rows make one tile, filled up to whole lanes.
     tile = min(TILE, -(-M // LANES) * LANES)
     return (jnp.pad(x, ((0, -M % tile), (0, 0))) if M % tile else x), tile
 

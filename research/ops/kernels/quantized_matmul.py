@@ -61,6 +61,7 @@ def reference(
 ) -> jax.Array:
     """XLA's form, with the dense W: x W [M, O] for x [M, I], or with `transposed` x W^T [M, I] for
     x [M, O]."""
+    # This is what the kernels avoid: the matrix exists in memory as floats.
     w_IO = dense(codes_NRO, scale_N1O, book, x_MI.dtype)
     return lax.dot_general(x_MI, w_IO, (((1,), (1 if transposed else 0,)), ((), ())))
 
@@ -79,17 +80,18 @@ def spread(
         return _part(kernel, x, codes, scale, inputs, (), transposed)
     split, _, *of_outputs = spec_entries(codes)
     of_inputs = [split, *[None] * (len(inputs) - 1)]
-    behind, made = (of_outputs, of_inputs) if transposed else (of_inputs, of_outputs)
-    lead = spec_entries(x)[: x.ndim - len(behind)]
-    of_x, of_w = PartitionSpec(*lead, *behind), PartitionSpec(*spec_entries(codes))
+    # Axes of x that are summed away, and axes of the result in their place.
+    contracted, of_result = (of_outputs, of_inputs) if transposed else (of_inputs, of_outputs)
+    lead = spec_entries(x)[: x.ndim - len(contracted)]
+    of_x, of_w = PartitionSpec(*lead, *contracted), PartitionSpec(*spec_entries(codes))
     part = functools.partial(
-        _part, kernel, inputs=inputs, summed=mesh_axes(behind[0]), transposed=transposed
+        _part, kernel, inputs=inputs, summed=mesh_axes(contracted[0]), transposed=transposed
     )
     # The kernel does not say over which mesh axes its results vary, so that check is off.
     mapped = jax.shard_map(
         part,
         in_specs=(of_x, of_w, of_w),
-        out_specs=PartitionSpec(*lead, *made),
+        out_specs=PartitionSpec(*lead, *of_result),
         axis_names=free,
         check_vma=False,
     )
@@ -108,6 +110,7 @@ def _part(kernel, x, codes, scale, inputs, summed, transposed) -> jax.Array:
 
 
 def _product(eqn, x, codes, scale, book, inputs, *, transposed):
+    # What a kernel gets is a device's part, and tiles must fit that.
     kernel, (N, R, *outputs) = _kernel(), _local_shape(codes)
     summed = len(outputs if transposed else inputs)
     rows = math.prod(_local_shape(x)[: x.ndim - summed])
@@ -122,6 +125,7 @@ def _product(eqn, x, codes, scale, book, inputs, *, transposed):
             f"dense: {reason}"
         )
         return None
+    # A tuple of floats can be a static argument; an array cannot.
     multiply = functools.partial(
         kernel.matmul, book=None if book is None else tuple(map(float, book))
     )
@@ -139,8 +143,9 @@ def _misfit(eqn: str, x: jax.Array, codes: jax.Array, inputs: tuple[int, ...]) -
     of = parse(eqn)
     outputs = of.w.removeprefix(of.inputs)
     lead = of.x.removesuffix(of.inputs)
-    known = (of.x, of.y) == (lead + of.inputs, lead + outputs)
-    if not known or codes.ndim != 2 + len(outputs):
+    # The kernels multiply plain matrices, so what is contracted must lie side by side.
+    plain = (of.x, of.y) == (lead + of.inputs, lead + outputs)
+    if not plain or codes.ndim != 2 + len(outputs):
         return f"{eqn!r} does not sum over the last axes of x and the first of the weight"
     if jax.sharding.get_abstract_mesh().empty:
         return None
@@ -150,10 +155,11 @@ def _misfit(eqn: str, x: jax.Array, codes: jax.Array, inputs: tuple[int, ...]) -
             f"the mesh splits a group or a head of a weight of {eqn!r}; set config.mesh with fewer "
             "on tensor"
         )
+    # Groups split evenly over devices must be whole inputs of the first axis too.
     if inputs[0] % (codes.shape[0] // _local_shape(codes)[0]):
         return f"the mesh splits {codes.shape[0]} groups and not {inputs[0]} inputs of {eqn!r}"
-    taken = {name for entry in spec_entries(x)[: len(lead)] for name in mesh_axes(entry)}
-    if taken & {name for entry in (groups, *of_outputs) for name in mesh_axes(entry)}:
+    token_axes = {name for entry in spec_entries(x)[: len(lead)] for name in mesh_axes(entry)}
+    if token_axes & {name for entry in (groups, *of_outputs) for name in mesh_axes(entry)}:
         return f"the mesh splits tokens and weight of {eqn!r} over the same axis"
     return None
 

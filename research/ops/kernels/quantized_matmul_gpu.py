@@ -73,10 +73,13 @@ def matmul(
 
     (N, R, O), nibbles = codes_NRO.shape, codes_per_byte(codes_NRO)
     rows, block_o = _power_of_two(R, ROWS), _power_of_two(O, COLUMNS)
+    # Short groups share a tile, long ones take several (`splits`).
     groups, splits = (_power_of_two(N, ROWS // rows) if rows == R else 1), R // rows
+    # The smallest tile that holds all tokens, else the largest: decoding has few of them.
     block_m = next(
         block for block in (16, 32, 64, TOKENS) if block == TOKENS or block >= x_MI.shape[0]
     )
+    # Rows of zeros fill the last tile and are cut off at the end.
     M = pl.cdiv(x_MI.shape[0], block_m) * block_m
     x = jnp.pad(x_MI, ((0, M - x_MI.shape[0]), (0, 0)))
     sizes = N, nibbles, splits, rows
@@ -89,14 +92,15 @@ def matmul(
         body, grid = _forward, (M // block_m, O // block_o)
         operand, result_spec = inputs, pl.BlockSpec((block_m, block_o), lambda i, j: (i, j))
         x, result = x.reshape(M, *sizes), (M, O)
-    whole = [
+    # Codes and scales are handed over whole and sliced inside: a program walks all that is summed.
+    weight_specs = [
         pl.BlockSpec((N, splits, rows, O), lambda i, j: (0, 0, 0, 0)),
         pl.BlockSpec((N, O), lambda i, j: (0, 0)),
     ]
     y = pl.pallas_call(
         functools.partial(body, book=book, groups=groups, block_o=block_o),
         grid=grid,
-        in_specs=[operand, *whole],
+        in_specs=[operand, *weight_specs],
         out_specs=result_spec,
         out_shape=jax.ShapeDtypeStruct(result, x.dtype),
         compiler_params=triton.CompilerParams(
@@ -112,9 +116,10 @@ def matmul(
 def _forward(x_ref, codes_ref, scale_ref, y_ref, *, book, groups: int, block_o: int):
     """A tile [m, o] of x W, summed over the inputs."""
     block_m, N, nibbles, splits, rows = x_ref.shape
+    # The first index of the grid is the tile of tokens, which block specs have sliced already.
     outputs = pl.ds(pl.program_id(1) * block_o, block_o)
 
-    def step(k, total):
+    def _step(k, total):
         group, split = pl.ds(lax.div(k, splits) * groups, groups), lax.rem(k, splits)
         for nibble, w_IO in enumerate(
             _tiles(codes_ref, scale_ref, group, split, outputs, book, x_ref.dtype)
@@ -123,23 +128,25 @@ def _forward(x_ref, codes_ref, scale_ref, y_ref, *, book, groups: int, block_o: 
             total += _dot(x_MI, w_IO)
         return total
 
-    total = lax.fori_loop(0, N // groups * splits, step, jnp.zeros((block_m, block_o), jnp.float32))
+    total = lax.fori_loop(
+        0, N // groups * splits, _step, jnp.zeros((block_m, block_o), jnp.float32)
+    )
     y_ref[...] = total.astype(y_ref.dtype)
 
 
 def _transposed(dy_ref, codes_ref, scale_ref, dx_ref, *, book, groups: int, block_o: int):
     """The tiles of dy W^T for some rows of codes, one a nibble, summed over the outputs."""
     block_m, _, nibbles, splits, rows = dx_ref.shape
-    at = pl.program_id(1)
-    group, split = pl.ds(lax.div(at, splits) * groups, groups), lax.rem(at, splits)
+    tile = pl.program_id(1)
+    group, split = pl.ds(lax.div(tile, splits) * groups, groups), lax.rem(tile, splits)
 
-    def step(k, totals):
+    def _step(k, totals):
         outputs = pl.ds(k * block_o, block_o)
         tiles = _tiles(codes_ref, scale_ref, group, split, outputs, book, dy_ref.dtype)
         return tuple(total + _dot(dy_ref[:, outputs], w_IO.T) for total, w_IO in zip(totals, tiles))
 
     zeros = tuple(jnp.zeros((block_m, groups * rows), jnp.float32) for _ in range(nibbles))
-    totals = lax.fori_loop(0, dy_ref.shape[1] // block_o, step, zeros)
+    totals = lax.fori_loop(0, dy_ref.shape[1] // block_o, _step, zeros)
     for nibble, total in enumerate(totals):
         dx_ref[:, group, nibble, split, :] = total.reshape(block_m, groups, rows).astype(
             dx_ref.dtype
@@ -148,6 +155,7 @@ def _transposed(dy_ref, codes_ref, scale_ref, dx_ref, *, book, groups: int, bloc
 
 def _tiles(codes_ref, scale_ref, group, split, outputs, book, dtype) -> list[jax.Array]:
     """The weight [groups * rows, o] of each nibble."""
+    # Loaded once for both nibbles.
     codes = codes_ref[group, split, :, outputs]
     scale = scale_ref[group, outputs][:, None, :]
     nibbles = codes_per_byte(codes)
@@ -158,6 +166,7 @@ def _tiles(codes_ref, scale_ref, group, split, outputs, book, dtype) -> list[jax
 
 
 def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
+    # Sums in float32 whatever multiplies, as XLA does it for 16-bit operands.
     return jnp.dot(x, w, preferred_element_type=jnp.float32)
 
 

@@ -57,6 +57,7 @@ def matmul(
     block_o = _columns(O)
     groups, rows = _rows(N, R, nibbles)
     reads = nibbles if rows < R else 1  # steps of the grid that a tile of codes is read in
+    # Inputs of a tile in one step, and tiles that a long group takes.
     inputs, per_group = groups * rows * nibbles // reads, R // rows
     steps = N // groups * per_group * reads
 
@@ -66,23 +67,25 @@ def matmul(
         return group, within, group * per_group * reads + k % reads * per_group + within
 
     if transposed:
+        # What is summed is the last axis of the grid: its steps come in a row and share the
+        # accumulator.
         grid, order = (M // block_m, steps, O // block_o), (lambda i, k, o: (i, k, o))
     else:
         grid, order = (M // block_m, O // block_o, steps), (lambda i, o, k: (i, k, o))
 
-    def block(shape, index):
+    def _block(shape, index):
         return pl.BlockSpec(shape, lambda *at: index(*order(*at)))
 
-    of_inputs = block((block_m, inputs), lambda i, k, o: (i, tile(k)[2]))
-    of_outputs = block((block_m, block_o), lambda i, k, o: (i, o))
+    of_inputs = _block((block_m, inputs), lambda i, k, o: (i, tile(k)[2]))
+    of_outputs = _block((block_m, block_o), lambda i, k, o: (i, o))
     operand, result = (of_outputs, of_inputs) if transposed else (of_inputs, of_outputs)
     y = pl.pallas_call(
         functools.partial(_kernel, book=book, reads=reads, transposed=transposed),
         grid=grid,
         in_specs=[
             operand,
-            block((groups, rows, block_o), lambda i, k, o: (*tile(k)[:2], o)),
-            block((groups, 1, block_o), lambda i, k, o: (tile(k)[0], 0, o)),
+            _block((groups, rows, block_o), lambda i, k, o: (*tile(k)[:2], o)),
+            _block((groups, 1, block_o), lambda i, k, o: (tile(k)[0], 0, o)),
         ],
         out_specs=result,
         out_shape=jax.ShapeDtypeStruct((M, N * R * nibbles if transposed else O), x_MI.dtype),
@@ -108,6 +111,7 @@ def _kernel(x_ref, codes_ref, scale_ref, y_ref, sum_ref, *, book, reads: int, tr
     if reads == 1:
         w_IO = dense(codes_ref[...], scale_ref[...], book, x_ref.dtype)
     else:
+        # Two steps in a row read the same codes: first their low nibbles, then their high ones.
         nibble = pl.program_id(1 if transposed else 2) % reads
         w_IO = (decode(codes_ref[...], nibble, book) * scale_ref[...]).astype(x_ref.dtype)[0]
     sum_ref[...] += lax.dot_general(
@@ -127,6 +131,7 @@ def _tokens(M: int) -> tuple[int, int]:
     if M <= TILE:
         padded = -(-M // 16) * 16  # rows of a tile of bfloat16
         return padded, padded
+    # Whole lanes, so that a divisor which is a multiple of them exists.
     padded = -(-M // LANES) * LANES
     return divisor(padded, TILE, LANES), padded
 
@@ -139,6 +144,7 @@ def _columns(O: int) -> int:
 def _rows(N: int, R: int, nibbles: int) -> tuple[int, int] | None:
     """Groups, and rows of codes of each, in a tile; None if none will do."""
     G = R * nibbles
+    # Short groups: as many as fit a tile, but whole lanes of x or all there are.
     if G <= TILE:
         groups = next(
             (n for n in range(TILE // G, 0, -1) if N % n == 0 and (n * G % LANES == 0 or n == N)), 0
@@ -146,6 +152,7 @@ def _rows(N: int, R: int, nibbles: int) -> tuple[int, int] | None:
         if groups:
             return groups, R
         return (N, R) if N * G <= LARGEST else None
+    # A long group: a part of it is a tile, whose columns of x must be whole lanes.
     rows = divisor(R, TILE, LANES)
     if rows:
         return 1, rows

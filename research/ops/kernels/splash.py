@@ -61,12 +61,14 @@ def attend(
     q_BTNH = (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)
     segments = visibility.q_segments_BT, visibility.k_segments_BS
     kernel = _kernel(q_BTNH, k_BSKH, visibility, softcap, interpret)
+    # FLOPs of the blocks that it skips must not be counted, see `visible_share`.
     rows = functools.partial(
         _rows, shares=_shares(kernel, q_BTNH.shape[1], k_BSKH.shape[1], visibility)
     )
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return rows(kernel, q_BTNH, k_BSKH, v_BSKH, *segments)
+    # Each device has its queries and all keys of its rows: keys are gathered over a split context.
     batch, length, heads, _ = spec_entries(q_BTNH)
     queries, keys = (
         PartitionSpec(batch, length, heads, None),
@@ -120,10 +122,12 @@ def _kernel(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility, softcap: float, in
 
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
     local_T = local_shape(q_BTNH)[1]
+    # Blocks divide a device's own queries; keys are there whole.
     block_q, block_kv = (
         next(block for block in BLOCKS if length % block == 0) for length in (local_T, S)
     )
     if visibility.window:
+        # A window counts the query itself, the library's reach to the left does not.
         mask = library.LocalMask(
             (T, S), (visibility.window - 1, 0 if visibility.causal else None), 0
         )

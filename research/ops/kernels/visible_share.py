@@ -17,10 +17,12 @@ _SCOPE = re.compile(r"pairs\[([^\]]*)\]")
 def visited(T: int, S: int, block_q: int, block_k: int, *, causal: bool, window: int = 0) -> float:
     """The share of T queries times S keys that lies in blocks with at least one visible pair;
     blocks divide the lengths."""
+    # Row by row of blocks: the range of key blocks from the first to the last that is not hidden.
     first_query = np.arange(0, T, block_q)
     last_block = (first_query + block_q - 1) // block_k if causal else S // block_k - 1
     first_block = np.maximum((first_query + 1 - window) // block_k, 0) if window else 0
     blocks = np.minimum(last_block, S // block_k - 1) - first_block + 1
+    # Mean number of visited key blocks of a row of query blocks, over all S / block_k of them.
     return float(np.mean(np.broadcast_to(blocks, first_query.shape))) * block_k / S
 
 
@@ -34,12 +36,12 @@ def scope(**shares: float) -> AbstractContextManager:
 
 def shares(scopes: str) -> dict[str, float]:
     """The shares given to the innermost `scope` in a path of scope names; {} without one."""
-    found = _SCOPE.findall(scopes)
+    matches = _SCOPE.findall(scopes)
     return (
         {
             word: float(share)
-            for word, _, share in (part.partition("=") for part in found[-1].split(","))
+            for word, _, share in (part.partition("=") for part in matches[-1].split(","))
         }
-        if found
+        if matches
         else {}
     )

@@ -1,0 +1,67 @@
+"""The special ids of a checkpoint in the metadata of a GGUF file, which ends a text at up to three
+of them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from research.data.chat import end_of_turn
+from research.data.tokenizers import Tokenizer
+from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.generation import as_special, end_ids
+
+_SPECIAL = {"bos_token_id": "bos", "pad_token_id": "padding"}
+# llama.cpp stops at each of these: the end of a text, of a turn, and of a message to a tool.
+_ENDS = ("eos", "eot", "eom")
+
+
+def read_special(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Ids by the names of a config.json; `eos_token_id` is a list where the file has several."""
+    ids = {name: metadata.get(_key(role)) for name, role in _SPECIAL.items()}
+    special = {name: int(number) for name, number in ids.items() if number is not None}
+    ends = as_special(int(metadata[_key(role)]) for role in _ENDS if _key(role) in metadata)
+    return special if ends is None else {**special, "eos_token_id": ends}
+
+
+def write_special(checkpoint: Checkpoint) -> tuple[dict[str, int], list[str]]:
+    """(metadata, lines for the user) of a checkpoint's special ids.
+
+    The end of a turn, by the chat template, is written as "eot"; of more than three ends the others
+    are named in a line.
+    """
+    ids = {_key(role): checkpoint.special.get(name) for name, role in _SPECIAL.items()}
+    metadata = {key: number for key, number in ids.items() if number is not None}
+    ends = _in_order(list(end_ids(checkpoint.special)), checkpoint)
+    metadata |= {_key(role): number for role, number in zip(_ENDS, ends)}
+    lost = ends[len(_ENDS) :]
+    if not lost:
+        return metadata, []
+    return metadata, [
+        f"a GGUF file ends a text at {len(_ENDS)} tokens, {ends[: len(_ENDS)]}; "
+        f"{len(lost)} more are left out: {lost}"
+    ]
+
+
+def _in_order(ends: list[int], checkpoint: Checkpoint) -> list[int]:
+    """The ends as `_ENDS` has them: that of a text, that of a turn, others."""
+    tokenizer = checkpoint.tokenizer if len(ends) > 1 else None
+    if tokenizer is None:
+        return ends
+    turn = _end_of_turn(tokenizer)
+    # The tokenizer's own end first, if it is not the turn's: chat models often have that one as
+    # eos.
+    texts = sorted((n for n in ends if n != turn), key=lambda n: n != tokenizer.eos_id)
+    return [texts[0], turn, *texts[1:]] if turn in ends else texts
+
+
+def _end_of_turn(tokenizer: Tokenizer) -> int | None:
+    if tokenizer.chat_template is None:
+        return None
+    try:
+        return end_of_turn(tokenizer)
+    except ValueError:  # a template that refuses the two messages it is tried with
+        return None
+
+
+def _key(role: str) -> str:
+    return f"tokenizer.ggml.{role}_token_id"

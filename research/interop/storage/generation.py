@@ -1,0 +1,101 @@
+"""What a checkpoint says about generating text, in generation_config.json or in the metadata of a
+GGUF file: the tokens that end a text, and how tokens are drawn.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+FILE = "generation_config.json"
+# Fields of `research.infer.sampling.SamplingConfig`, by which they are known here too, with the
+# keys of a GGUF file for the same numbers (llama.cpp's "recommended sampler parameters").
+SAMPLING = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
+_ENDS = "eos_token_id"
+
+
+def read_sampling(values: Mapping[str, Any], source: Any) -> dict[str, float]:
+    """The fields of a `SamplingConfig` that a generation_config.json sets; {} where it sets none.
+
+    `do_sample: false` is temperature 0, as transformers means it; an absent `do_sample` leaves the
+    other fields as they are. ValueError, which names `source`, for a field that is not a number or
+    is out of range.
+    """
+    sampling: dict[str, float] = {}
+    for name in SAMPLING:
+        value = values.get(name)
+        if value is None:
+            continue
+        if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
+            raise ValueError(
+                f"{source}: {FILE} has {name}={value!r}; wanted a number of at least 0"
+            )
+        sampling[name] = int(value) if name == "top_k" else float(value)
+    if values.get("do_sample") is False:
+        # What would narrow the draw has no say where the likeliest token is taken.
+        penalty = {k: v for k, v in sampling.items() if k == "repetition_penalty"}
+        return {"temperature": 0.0, **penalty}
+    # Two spellings of "off" that some files have, and that a `SamplingConfig` has not.
+    if sampling.get("top_p") == 0 or sampling.get("top_p", 0) > 1:
+        raise ValueError(f"{source}: {FILE} has top_p={values['top_p']!r}; wanted one in (0, 1]")
+    return sampling
+
+
+def describe_sampling(sampling: Mapping[str, float]) -> str:
+    """The fields as text, "temperature=0.6, top_p=0.9", for a line to the user."""
+    return ", ".join(f"{name}={value:g}" for name, value in sampling.items())
+
+
+def end_ids(special: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that end a text, of a checkpoint's `special`: `eos_token_id` is one or a list."""
+    ids = special.get(_ENDS, ())
+    return tuple(n for n in (ids if isinstance(ids, list) else [ids]) if type(n) is int)
+
+
+def as_special(ids: Iterable[int | None]) -> int | list[int] | None:
+    """Several end ids as `eos_token_id` spells them: each once and in order, a number if there is
+    one, None if there is none."""
+    unique = list(dict.fromkeys(n for n in ids if n is not None))
+    return unique if len(unique) > 1 else next(iter(unique), None)
+
+
+def generation_file(values: Mapping[str, Any], special: Mapping[str, Any]) -> dict[str, bytes]:
+    """The generation_config.json of a folder to be written, as {name: content}: that of the source,
+    `values`, with the end ids of `special`. {} where that of the source, or none, will do.
+
+    transformers ends at the ids of this file alone if there is one, whatever config.json says.
+    """
+    ends = special.get(_ENDS)
+    needed = bool(values) or isinstance(ends, list)
+    if ends is None or not needed or values.get(_ENDS) == ends:
+        return {}
+    text = json.dumps({**values, _ENDS: ends}, indent=2, ensure_ascii=False)
+    return {FILE: (text + "\n").encode()}
+
+
+def read_metadata(metadata: Mapping[str, Any], special: Mapping[str, Any]) -> dict[str, Any]:
+    """A generation_config.json of what a GGUF file says of it; {} where it says nothing."""
+    # Numbers come as float32; the shortest decimal of one is what was written: 0.9, not
+    # 0.899999976.
+    values = {
+        name: metadata[key] if name == "top_k" else float(str(np.float32(metadata[key])))
+        for name, key in SAMPLING.items()
+        if key in metadata
+    }
+    if values:
+        values = {"do_sample": values.get("temperature") != 0, **values}
+    several = {_ENDS: special[_ENDS]} if isinstance(special.get(_ENDS), list) else {}
+    return {**several, **values}
+
+
+def write_metadata(sampling: Mapping[str, float]) -> dict[str, int | float]:
+    """The keys of a GGUF file that recommend this sampling."""
+    return {SAMPLING[name]: value for name, value in sampling.items()}
