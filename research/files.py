@@ -1,4 +1,5 @@
-"""Atomic writes of files and folders: readers see the old content or the new, never a mixture."""
+"""Reading files, and writing files and folders atomically: readers see the old content or the new,
+never a mixture."""
 
 import contextlib
 import json
@@ -11,21 +12,27 @@ from typing import Any, BinaryIO
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Replace the file with `text` in UTF-8, unchanged in its line ends. As `replacing`."""
+    """Replaces the content of a file by `text` in UTF-8, line ends unchanged. Atomic, as
+    `replacing` is."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file opened for writing, which replaces `path` when the block ends and is deleted when it
-    raises.
+    """Opens a temporary file for writing. It replaces `path` when the block ends, and is deleted if
+    the block raises.
 
     The bytes reach the disk before the name does (fsync, rename, fsync of the folder), so that not
-    even a power loss leaves a part. A symbolic link is followed. OSError where the folder is
-    missing or refuses.
+    even a power loss leaves half a file. A symbolic link is followed, not replaced. OSError if the
+    folder is missing or not writable, or the disk is full.
+
+        with replacing("data.bin") as file:
+            file.write(content)
     """
     target = Path(os.path.realpath(path))
+    # In the target's folder, since a rename is atomic only within one file system; the random name
+    # keeps two writers apart.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -40,11 +47,10 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write `value` as indented JSON in its own key order. Paths become strings, NumPy scalars
-    numbers.
+    """Writes `value` as indented JSON, keys in the order of the dicts. Atomic, as `replacing` is.
+    Paths become strings, NumPy scalars numbers.
 
-    ValueError for a value that JSON lacks, NaN and the infinities among them; nothing is written
-    then.
+    ValueError for a value that JSON cannot hold, such as NaN; nothing is written then.
     """
     try:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
@@ -57,9 +63,11 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """The value in a JSON file; ValueError that names the file where it is damaged."""
+    """The value in a JSON file. ValueError, which names the file, if it is no valid JSON; OSError
+    if it cannot be read."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
+    # Deep nesting exhausts Python's stack before it is a syntax error.
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not JSON ({error}); restore it from a copy, or start in a new folder"
@@ -68,8 +76,8 @@ def read_json(path: str | os.PathLike) -> Any:
 
 @contextlib.contextmanager
 def building(folder: str | os.PathLike) -> Iterator[Path]:
-    """A temporary folder to fill, which is renamed to `folder` when the block ends and deleted when
-    it raises.
+    """A temporary folder to be filled. It is renamed to `folder` when the block ends, and deleted
+    if the block raises.
 
     ValueError if `folder` exists and is not empty, or cannot be made.
     """
@@ -83,6 +91,7 @@ def building(folder: str | os.PathLike) -> Iterator[Path]:
         raise ValueError(f"{target} cannot be written: {error}; choose another target") from None
     try:
         yield unfinished
+        # Data before names: a folder that has its final name after a power loss is complete.
         for path in unfinished.rglob("*"):
             if path.is_file():
                 with open(path, "rb") as file:
@@ -117,7 +126,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested JSON objects by dotted path. An empty object is a value.
+    """The values of nested dicts by dotted path. An empty dict counts as a value.
 
     >>> flatten({"data": {"batch_size": 16}, "axes": {}})
     {'data.batch_size': 16, 'axes': {}}
@@ -132,8 +141,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_text(file: Path, setting: str) -> str:
-    """The text of a UTF-8 file, line ends untouched. ValueError where it is missing, empty or not
-    UTF-8; it names `setting`, which is what chose the file."""
+    """The text of a UTF-8 file, line ends unchanged. ValueError if it is missing, empty or not
+    UTF-8. The message begins with `setting`, the name of the flag or field that gave the file."""
     try:
         text = file.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:

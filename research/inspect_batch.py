@@ -1,11 +1,11 @@
 """Prints what a run trains on: python -m research.inspect_batch --config=configs/quickstart.py
 --rows=2
 
-The first rows of the first batch, token by token between bars: a line for each stretch of one
-segment and one side of the loss, with its positions, and in conversations with who speaks, the
-assistant or the others. What is asked for is bold and marked LOSS, the rest is only read; a token
-to be predicted in another's place follows an arrow. Colours show the segments in a terminal; what
-is piped has none.
+The first rows of the first batch are printed token by token, with bars between tokens. A line
+holds tokens of one segment that all carry a loss or all carry none, with their positions; of
+conversations it also says whether the assistant speaks or others do. Predicted tokens are bold and
+marked LOSS, all others are only read. Where the token to predict is another one than the token
+shown, it follows an arrow. In a terminal segments have colours; piped output has none.
 """
 
 from absl import flags
@@ -20,7 +20,7 @@ ROWS = flags.DEFINE_integer("rows", 2, "rows of the batch to print", lower_bound
 
 
 def main(arguments: list[str]) -> int:
-    """Reads the flags and prints the rows; the exit code."""
+    """Prints the rows that the flags ask for, and returns the exit code."""
     if arguments:
         raise ValueError(
             f"unexpected argument {arguments[0]!r}; flags are --config, --rows and "
@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> int:
         objective.overlap,
         experiment.train.seed,
     )
+    # The windows of step 0 of a run with this many rows a batch; no threads for one batch.
     with train_batches(
         windows, objective.example, seed=experiment.train.seed, global_batch=ROWS.value, threads=0
     ) as batches:

@@ -90,20 +90,18 @@ def events(e: Experiment, folder: Path, monkeypatch) -> object:
         seen.append(event)
         return {}
 
-    monkeypatch.setattr(loop, "place_batch", lambda *_: None)
+    monkeypatch.setattr(loop, "take_step", lambda program, state, feed: (state, {}))
     monkeypatch.setattr(loop, "log_step", lambda s, log, step, values: note("log", step))
+    monkeypatch.setattr(loop, "save", lambda s, log, state, step, feed: note("save", step))
     monkeypatch.setattr(loop, "log_sample", lambda s, log, state, step: note("sample", step))
     run = SimpleNamespace(
         experiment=e,
-        program=SimpleNamespace(
-            train_step=lambda state, batch: (state, {}), mesh=None, rules=None, batch_size=1
-        ),
+        program=None,
         state=None,
         start_step=0,
         feed_state={},
         workdir=folder,
         appraisal=lambda state, limit: note("evaluate", limit),
-        save=lambda state, step, feed: note("save", step),
         checkpoints=SimpleNamespace(wait=lambda: None),
     )
     quiet = SimpleNamespace(
@@ -152,14 +150,15 @@ def trackers(e: Experiment, folder: Path, monkeypatch) -> object:
     def reach(*what):
         raise Reached(what[0])
 
-    mesh = make_mesh("", jax.devices()[:1])
+    program = SimpleNamespace(mesh=make_mesh("", jax.devices()[:1]), experiment=e)
+    begun = SimpleNamespace(start_step=0, experiment=e, workdir=folder / "run", program=program)
     for name, fake in {
         "keep_compiled_programs": lambda: None,
         "open_data": lambda *_: SimpleNamespace(tokenizer=None),
         "make_objective": lambda *_: None,
-        "make_program": lambda *_: SimpleNamespace(mesh=mesh, experiment=e),
+        "make_program": lambda *_: program,
         "Checkpoints": lambda *_: nullcontext(),
-        "prepare": lambda *_: (SimpleNamespace(start_step=0), None),
+        "prepare": lambda *_: (begun, None),
         "announce": lambda *_: reach("begun"),
     }.items():
         monkeypatch.setattr(loop, name, fake)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from research import tree
 from research.ops.einsum import einsum, take
 from research.ops.kernels.equation import parse
-from research.weights.leaf import Wrapper, dense, gathered
+from research.weights.wrapper import Wrapper, dense, gathered
 
 
 @partial(

@@ -1,15 +1,14 @@
-"""The fields of a batch, which objectives make and models read."""
+"""`Batch`: the arrays that objectives make, and that models and losses read."""
 
 from typing import Any, TypedDict
 
 
 class Batch(TypedDict, total=False):
-    """Arrays by name, of B rows each; [B, 1] instead of [B, T] where a row is one text with one
-    class. An example is one row, without the axis B.
+    """Arrays by name with B rows each. An example is one row, without the axis B.
 
-    A causal model's `targets` are its `inputs` one token on. An encoder-decoder reads the
-    `encoder_` fields, of S tokens, and predicts in the others. Arrays are NumPy's until they are
-    placed on the devices, JAX's from there on.
+    Of a causal model, `targets` are `inputs` shifted by one token. Of a classifier, a row is one
+    text: `targets` and `weights` are [B, 1]. An encoder-decoder reads the `encoder_` fields, of S
+    tokens, and predicts the others. Arrays are NumPy's until they are placed on devices.
     """
 
     inputs: Any  # int32 [B, T], tokens that are read

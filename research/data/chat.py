@@ -1,9 +1,10 @@
 """Conversations as token ids, with a mask of the tokens that the assistant says.
 
-The ids are those of the whole rendered text, as a server encodes it. The assistant's text is what
-the template marks with `{% generation %}`. Without such marks it is what each answer adds to the
-messages before it, rendered with a generation prompt: exactly what the model has to write when it
-is asked, with the end of turn. A token is masked if any of its characters belongs to that text.
+The whole rendered text is encoded at once, as a server would encode it. The assistant's text is
+what the template encloses in `{% generation %}`. Without such blocks it is found by rendering
+twice: the messages before an answer with a generation prompt, and the same messages with the
+answer. What the second adds to the first is what the model has to write when it is asked, including
+the end of turn. A token belongs to the assistant if any of its characters does.
 """
 
 import re
@@ -35,11 +36,11 @@ def render_chat(
     now: datetime | None = None,
     sandbox: Sandbox | None = None,
 ) -> str:
-    """The conversation as text, by default with a generation prompt at the end, after which the
-    assistant goes on. Special tokens are written as strings.
+    """The conversation as text, with special tokens as strings. By default it ends in a generation
+    prompt, after which the assistant's answer would follow.
 
-    `now` is the time that the template sees. ValueError, one line, if there is no template, if it
-    rejects the messages or raises an error, and if it runs too long or writes too much.
+    `now` is the time that the template sees. ValueError without a template, for one that rejects
+    the messages or fails, and for one that runs too long or writes too much.
     """
     variables = {
         "messages": list(messages),
@@ -55,11 +56,11 @@ def render_chat(
 def encode_chat(
     tokenizer: Tokenizer, messages: Messages, sandbox: Sandbox | None = None
 ) -> tuple[list[int], list[bool]]:
-    """(ids of the conversation, for each id whether the assistant says it).
+    """(token ids of the conversation, for each id whether the assistant says it).
 
     ChatRefused, a ValueError, for messages that the template rejects. ValueError for a template
-    that writes earlier messages differently once later ones follow, such as one that strips earlier
-    thoughts: then no single text shows the model what it reads before each answer.
+    that writes earlier messages differently once later ones follow, for example one that removes
+    earlier thoughts: no single text would then show what the model reads before each answer.
     """
     [encoded] = ChatEncoder(tokenizer, sandbox).encode_batch([messages])
     if isinstance(encoded, ChatRefused):
@@ -68,13 +69,15 @@ def encode_chat(
 
 
 def end_of_turn(tokenizer: Tokenizer, sandbox: Sandbox | None = None) -> int | None:
-    """The id with which the template ends an assistant's turn; None where that is not a token of
-    its own, such as a line break, which also occurs within answers."""
+    """The id of the token with which the template ends a turn of the assistant. None if the turn
+    does not end in a token of its own but, say, in a line break, which answers contain as well."""
     ids, mask = encode_chat(
         tokenizer,
         [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
         sandbox,
     )
+    # The last token of an answer of one letter; where that token holds the letter too, the turn
+    # has no end of its own.
     last = [token for token, said in zip(ids, mask) if said][-1]
     text = tokenizer.decode([last])
     return (
@@ -95,8 +98,8 @@ def endless_turns(tokenizer: Tokenizer) -> str | None:
 
 
 class ChatEncoder:
-    """A tokenizer with its chat template. Encoders with equal `fingerprint` give equal ids and
-    masks. ValueError for a tokenizer without a template."""
+    """Encodes conversations with a tokenizer and its chat template. Equal `fingerprint`s mean equal
+    ids and masks. ValueError for a tokenizer without a template."""
 
     def __init__(self, tokenizer: Tokenizer, sandbox: Sandbox | None = None):
         self._template, self._tokenizer = _template(tokenizer), tokenizer
@@ -109,20 +112,21 @@ class ChatEncoder:
     def encode_batch(
         self, conversations: Sequence[Messages]
     ) -> list[tuple[list[int], list[bool]] | ChatRefused]:
-        """`encode_chat` of each conversation; the error in place of one that the template
-        rejects."""
-        found: list[Rendered | ChatRefused] = []
+        """`encode_chat` of each conversation. A conversation that the template rejects gives the
+        error in its place, and the others are encoded."""
+        rendered: list[Rendered | ChatRefused] = []
         for messages in conversations:
             try:
-                found.append(self._assistant(messages))
+                rendered.append(self._assistant(messages))
             except ChatRefused as error:
-                found.append(error)
+                rendered.append(error)
+        # All texts in one call, which runs on all cores.
         encoded = iter(
-            self._tokenizer.align_batch([one.text for one in found if isinstance(one, Rendered)])
+            self._tokenizer.align_batch([one.text for one in rendered if isinstance(one, Rendered)])
         )
         return [
             _masked(*next(encoded), one.spans) if isinstance(one, Rendered) else one
-            for one in found
+            for one in rendered
         ]
 
     def _assistant(self, messages: Messages) -> Rendered:
@@ -134,6 +138,7 @@ class ChatEncoder:
                     "the chat template writes nothing of the assistant's inside {% generation %}"
                 )
             return whole
+        # All renderings of a conversation in one request: the whole, and two for each answer.
         turns = [
             number for number, message in enumerate(messages) if message["role"] == "assistant"
         ]
@@ -154,6 +159,9 @@ class ChatEncoder:
                     "config.data.chat_template, or give conversations of one answer"
                 )
             said = answered[len(asked) :]
+            # Without a generation prompt the answer would begin with "assistant:" or the like,
+            # which the model is not to write.
+            # A template may strip what a message says.
             content = str(messages[turn]["content"]).strip()
             if (
                 not said.lstrip().startswith(content)

@@ -1,10 +1,10 @@
 """The process in which chat templates are rendered; `research.data.chat_sandbox` starts it and
 reads its answers.
 
-A template comes with a download, so it is somebody else's program. jinja2's sandbox keeps it from
-Python's internals; that it also ends is for the kernel to see to: every rendering has so many
-seconds of processor time and the process so much memory, and where it takes more the process dies
-and not the run. Requests and answers are JSON, one a line.
+A template is downloaded with a model, so it is a stranger's program. jinja2's sandbox keeps it away
+from Python's internals but does not make it stop. The kernel does: it limits the processor time of
+each rendering and the memory of the process, and a template that takes more kills this process and
+not the run. Requests and answers are JSON, one on each line.
 """
 
 import contextlib
@@ -27,20 +27,21 @@ _LINE = 200  # characters of an error
 
 
 class TooLong(Exception):
-    """The text has more characters than OUTPUT_CHARACTERS."""
+    """The text would have more than OUTPUT_CHARACTERS characters."""
 
 
 class Generation(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}` around what the assistant says, as transformers has
-    it.
+    """The tag `{% generation %}...{% endgeneration %}`, with which templates enclose what the
+    assistant says; transformers has it too.
 
-    What is inside comes out between two marks, which no message can contain as they are drawn for
-    each rendering.
+    The enclosed text is written between two marks. They are drawn at random for each rendering, so
+    no message can contain them.
     """
 
     tags = {"generation"}
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        """The syntax tree of one block; called by jinja2."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return jinja2.nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
@@ -51,8 +52,8 @@ class Generation(jinja2.ext.Extension):
 
 
 def make_environment(now: datetime) -> ImmutableSandboxedEnvironment:
-    """jinja2 with the conventions of transformers' apply_chat_template; `strftime_now` tells the
-    time `now`."""
+    """A jinja2 environment with the functions and settings of transformers' apply_chat_template.
+    Its `strftime_now` formats the time `now`."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
@@ -64,8 +65,9 @@ def make_environment(now: datetime) -> ImmutableSandboxedEnvironment:
 def render(
     template: jinja2.Template, variables: dict[str, Any]
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The text, and where in it the generation blocks are. TooLong for a text beyond the limit."""
+    """(the text, the spans of its generation blocks). TooLong for more than OUTPUT_CHARACTERS."""
     marks = template.environment.marks = tuple(f"\0{secrets.token_hex(16)}" for _ in range(2))
+    # In pieces, so that an endless text is stopped before it fills the memory.
     pieces, size = [], 0
     for piece in template.generate(variables):
         size += len(piece)
@@ -76,12 +78,13 @@ def render(
 
 
 def unmarked(text: str, start: str, stop: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text without the marks, and the spans that they enclosed; an inner block is part of the
-    outer one."""
+    """(the text without its marks, the (start, stop) that each pair of them enclosed). A block
+    inside another one is part of the outer block."""
     parts, spans, length, depth, begin = [], [], 0, 0, 0
     while text:
-        found = [(text.find(mark), step) for mark, step in ((start, 1), (stop, -1)) if mark in text]
-        at, step = min(found, default=(len(text), 0))
+        # The next mark of either kind; step changes the depth of nesting.
+        marks = [(text.find(mark), step) for mark, step in ((start, 1), (stop, -1)) if mark in text]
+        at, step = min(marks, default=(len(text), 0))
         parts.append(text[:at])
         length += at
         text = text[at + len(start) :]
@@ -93,9 +96,11 @@ def unmarked(text: str, start: str, stop: str) -> tuple[str, list[tuple[int, int
 
 
 def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each of the request's `jobs`, the template's variables, {"text", "spans"}; the first
-    error ends the list: {"refused": why} where the template rejects this conversation, {"error":
-    why} where it can serve none."""
+    """The answers to the `jobs` of a request, {"text", "spans"} each.
+
+    The first error ends the list: {"refused": why} if the template rejects this conversation, which
+    others may survive, {"error": why} if the template itself is unusable.
+    """
     answers = []
     try:
         _limit_cpu(CPU_SECONDS)
@@ -147,7 +152,7 @@ def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=
 
 
 def main() -> None:
-    """Answers requests until the other side closes the pipe."""
+    """Answers requests from standard input until it is closed."""
     for limit, size in (
         (resource.RLIMIT_AS, MEMORY_BYTES),
         (resource.RLIMIT_FSIZE, 0),

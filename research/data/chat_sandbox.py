@@ -1,5 +1,4 @@
-"""Rendering of chat templates in a separate process, so that a hostile template cannot harm the
-run."""
+"""Renders chat templates in a separate process, so that a hostile template cannot harm the run."""
 
 import atexit
 import contextlib
@@ -23,19 +22,20 @@ _READ_BYTES = 1 << 20
 
 
 class Rendered(NamedTuple):
-    """A text, and the (start, stop) of each `{% generation %}` block in it, in characters."""
+    """The text that a template has written, and where its `{% generation %}` blocks are, as
+    (start, stop) in characters."""
 
     text: str
     spans: list[tuple[int, int]]
 
 
 class ChatRefused(ValueError):
-    """One conversation that the template rejects; others may well be fine."""
+    """The template rejects this conversation; it may accept others."""
 
 
 class Sandbox:
-    """One renderer process, started when first needed and restarted after it has died. Requests of
-    several threads are served one after the other."""
+    """A renderer process, started at the first request and again after it has died. Requests from
+    several threads wait for each other."""
 
     def __init__(self):
         self._process: subprocess.Popen | None = None
@@ -45,11 +45,12 @@ class Sandbox:
     def render(
         self, template: str, jobs: Sequence[Mapping[str, Any]], now: datetime
     ) -> list[Rendered]:
-        """The template rendered with each job's variables (JSON values); templates see `now` as the
-        current time.
+        """The template rendered once for each job, a dict of the template's variables (JSON).
+        Templates see `now` as the current time.
 
-        ChatRefused if the template rejects a conversation. ValueError if it is no valid template,
-        does what the sandbox forbids, or exceeds the limits of time, memory or output.
+        ChatRefused if the template rejects a conversation. ValueError for an invalid template, one
+        that does what the sandbox forbids, and one that exceeds the limits of time, memory or
+        output.
         """
         request = (
             json.dumps({"template": template, "jobs": list(jobs), "now": now.isoformat()}).encode()
@@ -80,6 +81,8 @@ class Sandbox:
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._process = _start()
+        # One request and one answer a line; a process that dies or stays silent is the template's
+        # doing, and the next request starts another.
         deadline, reply = time.monotonic() + WALL_SECONDS, b""
         try:
             self._process.stdin.write(request)
@@ -108,7 +111,7 @@ def shared_sandbox() -> Sandbox:
 def _start() -> subprocess.Popen:
     # -P keeps the script's folder out of sys.path. Of the environment, which may contain keys, only
     # what Python needs to start is passed on.
-    kept = {
+    environment = {
         name: os.environ[name]
         for name in ("PYTHONPATH", "LD_LIBRARY_PATH", "LANG")
         if name in os.environ
@@ -118,7 +121,7 @@ def _start() -> subprocess.Popen:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=kept,
+        env=environment,
         cwd="/",
     )
 

@@ -11,8 +11,8 @@ from research.data.windows import WindowOptions
 
 
 class PackedConversations:
-    """Windows of one or more whole conversations. One longer than a window is cut at its end, and
-    left out if the assistant says nothing before the cut.
+    """Windows of one or more whole conversations. A conversation longer than a window is cut at its
+    end, and left out if the assistant says nothing before the cut.
 
     `[i]` is a dict of int32 [length] arrays:
 
@@ -21,8 +21,8 @@ class PackedConversations:
     segments    1, 2, ... for the window's conversations, 0 for padding
     positions   counted from 0 in each conversation
 
-    `seed` permutes the conversations once, which changes the order of those of equal length; None
-    keeps it. ValueError for a store without a mask, and if no conversation is left.
+    `seed` permutes the conversations once, which decides the order among equal lengths; None keeps
+    their order. ValueError for a store without a mask, and if no conversation is left.
     """
 
     def __init__(self, store: TokenStore, length: int, *, seed: int | None):
@@ -39,7 +39,8 @@ class PackedConversations:
         starts = store.offsets[:-1]
         self._ends = np.minimum(store.offsets[1:], starts + length)
         said = np.concatenate([[0], np.cumsum(store.mask, dtype=np.int64)])
-        # The first token of a conversation is never a target, so it does not count.
+        # Tokens of the assistant between two places, by differences of a running sum. The first
+        # token of a conversation is never a target, so it does not count.
         speaks = said[self._ends] > said[np.minimum(starts + 1, self._ends)]
         order = order[speaks[order]]
         if not len(order):
@@ -78,11 +79,18 @@ class PackedConversations:
 
 
 def best_fit(sizes: list[int], room: int) -> list[list[int]]:
-    """Indices of `sizes`, none over `room`, in bins of that room: longest first, each into the
-    fullest bin that it fits (best fit decreasing; arXiv:2404.10830, section 3)."""
+    """Distributes items over bins of equal `room`; each bin is a list of indices into `sizes`.
+
+    Best fit decreasing (arXiv:2404.10830, section 3): the largest item first, each into the
+    fullest bin that still has room for it. No size may exceed `room`.
+
+    >>> best_fit([3, 5, 2], 5)
+    [[1], [0, 2]]
+    """
     bins: list[list[int]] = []
     by_space: dict[int, list[int]] = {}  # free space: the bins that have exactly this much left
     spaces: list[int] = []  # the keys of `by_space`, sorted, to be searched by bisection
+    # O(n log room): there are at most `room` different free spaces, however many bins there are.
     # Sorting is stable, so the given order decides among equal sizes.
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         at = bisect.bisect_left(spaces, sizes[index])
@@ -91,6 +99,7 @@ def best_fit(sizes: list[int], room: int) -> list[list[int]]:
             bins.append([])
         else:
             space = spaces[at]
+            # Any bin of this space is as good; the last one is the cheapest to take.
             chosen = by_space[space].pop()
             if not by_space[space]:
                 del by_space[space], spaces[at]
@@ -105,7 +114,7 @@ def best_fit(sizes: list[int], room: int) -> list[list[int]]:
 
 
 def conversation_windows(documents: Documents, options: WindowOptions) -> PackedConversations:
-    """Packed windows of conversations, as the tokenizer's chat template writes them."""
+    """Packed windows of conversations, rendered by the chat template of the tokenizer."""
     store = tokenize_conversations(
         documents,
         ChatEncoder(options.tokenizer),

@@ -1,4 +1,4 @@
-"""`DataConfig`: the section `data` of a config."""
+"""`DataConfig`: the section `data` of a config file."""
 
 from dataclasses import dataclass, field
 
@@ -10,13 +10,13 @@ class DataConfig:
     source                 "stdlib", "shakespeare", "alpaca" (conversations), a file or folder,
                            "tfds:NAME", or several with weights: "stdlib:0.7,shakespeare:0.3"
     tokenizer              "bytes", "gpt2", "bpe:VOCAB" or "sentencepiece:VOCAB" (trained on the
-                           train part), or a file or folder; "" is that of the checkpoint
+                           train part), or a file or folder; "" takes the one of the checkpoint
                            `config.init`
-    chat_template          file of one that replaces the tokenizer's
+    chat_template          file with a chat template to use instead of the tokenizer's
     sequence_length        tokens of an example
-    batch_size             rows of a step over all devices; 0 for `batch_size_per_device` instead
-    max_bad_records        records of a source that may be unreadable
-    threads                that read ahead
+    batch_size             rows of a step over all devices; 0 if `batch_size_per_device` is set
+    max_bad_records        unreadable records of a source that are left out before it is an error
+    threads                threads that read batches ahead; 0 reads each when it is needed
     """
 
     source: str = "stdlib"
@@ -42,5 +42,5 @@ class DataConfig:
                 raise ValueError(f"data.{name}={getattr(self, name)} must not be negative")
 
     def global_batch(self, devices: int) -> int:
-        """Rows of a batch over all devices."""
+        """The rows of a batch over all of `devices` devices."""
         return self.batch_size or self.batch_size_per_device * devices

@@ -1,4 +1,4 @@
-"""Conversations from the records of chat data sets: checked lists of {"role", "content"}."""
+"""Records of chat data sets as conversations: checked lists of {"role", "content"}."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -24,10 +24,14 @@ TRAINING_CHARACTERS = 32 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Corpus:
-    """Weighted sources and the tokenizer of a run, made by `open_corpus`.
+    """The data of a run, made by `open_corpus`.
 
-    `cache` is the folder for what is computed once, such as tokens. `labels` are the names of the
-    classes, () for data without.
+    config     the section `data` of the config
+    sources    (source, weight) pairs
+    tokenizer  of all sources
+    cache      the folder for what is computed once, such as tokens
+    layout     the kind of records that the objective reads
+    labels     names of the classes, () for data without classes
     """
 
     config: DataConfig
@@ -39,7 +43,8 @@ class Corpus:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """`mixture_provenance` of the sources, and the labels if there are any: JSON values."""
+        """What a run records about its data, as JSON values: see `mixture_provenance`; and the
+        names of the classes if there are any."""
         return mixture_provenance(list(self.sources)) | (
             {"labels": list(self.labels)} if self.labels else {}
         )
@@ -51,8 +56,8 @@ class Corpus:
         seed: int,
         progress: Progress | None = None,
     ) -> Mixture:
-        """Windows of `length` tokens of the train parts, mixed by weight. `progress(done,
-        documents)` is called while documents are tokenised."""
+        """Windows of `length` tokens of the train parts, mixed by weight. Tokenises the documents
+        at the first call and calls `progress(done, documents)` while it does."""
         parts = [
             self._windows(source.train, length, overlap, seed, progress)
             for source, _ in self.sources
@@ -60,14 +65,14 @@ class Corpus:
         return Mixture(tuple(parts), tuple(weight for _, weight in self.sources), seed=seed)
 
     def heldout_windows(self, length: int, overlap: int) -> Chained:
-        """All windows of the held-out parts, in order."""
+        """All windows of `length` tokens of the held-out parts, in order."""
         return Chained(
             [self._windows(source.heldout, length, overlap) for source, _ in self.sources]
         )
 
     def heldout_size(self) -> tuple[int, int]:
         """(bytes of the held-out texts in UTF-8, number of tokens that a causal model predicts for
-        them, with one eos a text)."""
+        them: those of the texts and an eos for each). Bits per byte are computed from these."""
         options, field = self._options(0, 0), self.layout.measured
         stores = [options.tokens(source.heldout, field) for source, _ in self.sources]
         return sum(int(s.n_bytes.sum()) for s in stores), sum(len(s.ids) + len(s) for s in stores)
@@ -101,11 +106,12 @@ def open_corpus(
     wanted: str = "texts",
     given: Tokenizer | None = None,
 ) -> Corpus:
-    """The corpus of a config, of the layout `wanted` (`research.data.layouts.LAYOUTS`).
+    """The data that `config` describes. `wanted` is the layout to read, a key of
+    `research.data.layouts.LAYOUTS`.
 
-    The tokenizer is, in this order: the one that a run has saved in `tokenizer_folder`, that of
-    `config.tokenizer`, the one `given`. ValueError for what cannot be opened, for no tokenizer, and
-    for one without a token that ends a text.
+    The tokenizer is the first of these that there is: the one that a run has saved in
+    `tokenizer_folder`, the one that `config.tokenizer` names, and `given`. ValueError for a source
+    or tokenizer that cannot be opened, for no tokenizer, and for one without an end of text.
     """
     cache = cache_directory()
     sources = open_mixture(config.source, cache, wanted)
@@ -126,6 +132,7 @@ def open_corpus(
             f"tokenizer {config.tokenizer!r} has no token that ends a text; choose one that has"
         )
     layout, labels = LAYOUTS[wanted], ()
+    # Classes are numbered by the training data alone; a held-out label beyond them is an error.
     if layout.classes:
         labels = label_names((source.train for source, _ in sources), cache, layout.classes)
     return Corpus(config, tuple(sources), tokenizer, cache, layout, labels)
@@ -168,6 +175,8 @@ def _open_tokenizer(spelling: str, sources: list[Source], cache: Path) -> Tokeni
 def _training_texts(sources: list[Source]) -> Iterator[str]:
     """Texts of the train parts in a fixed random order, so that any prefix is a fair sample of
     them."""
+    # Characters still to read. Random order matters, because folders are often sorted by topic or
+    # language.
     left = TRAINING_CHARACTERS
     for source in sources:
         for index in np.random.default_rng(0).permutation(len(source.train)):

@@ -1,4 +1,5 @@
-"""Documents: texts with random access, and the rule that holds some of them out for evaluation."""
+"""Documents: records of text with random access, and the rule that holds some of them out for
+evaluation."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,8 +12,8 @@ HELDOUT_MAX = 1000  # evaluating the held-out part must stay cheap however big t
 
 
 class UnreadableRecord(ValueError):
-    """One record that cannot be read or decoded; names its file and its index there, counted from
-    0."""
+    """One record that cannot be read or decoded. The message names its file and its index in the
+    file, counted from 0."""
 
     def __init__(self, file: str, index: int, reason: object):
         super().__init__(f"{file}, record {index}: {reason}")
@@ -20,11 +21,11 @@ class UnreadableRecord(ValueError):
 
 
 class Documents(Protocol):
-    """Records of text with random access. `[i]` maps the `fields` of a layout
-    (`research.data.layouts`) and "path", a name of the record, to strings.
+    """Records of text with random access.
 
-    Equal `fingerprint`s mean equal content in equal order. `[i]` raises UnreadableRecord for a
-    record that cannot be read; other records can still be read after that.
+    `[i]` is a dict of strings: the `fields` of a layout (`research.data.layouts`), and "path", a
+    name for the record. Equal `fingerprint`s mean equal content in equal order. UnreadableRecord
+    for a record that cannot be read; the other records can be read all the same.
     """
 
     fields: tuple[str, ...]
@@ -36,7 +37,7 @@ class Documents(Protocol):
 
 
 class TextDocuments:
-    """Texts in memory, by path, in path order."""
+    """Texts in memory, {path: text}, as documents in the order of their paths."""
 
     fields = ("text",)
 
@@ -57,7 +58,7 @@ class TextDocuments:
 
 
 class Subset:
-    """The documents at `indices`, in that order."""
+    """The documents at `indices` (int [n]), in that order."""
 
     def __init__(self, documents: Documents, indices: np.ndarray):
         self.fields = documents.fields
@@ -72,8 +73,8 @@ class Subset:
 
 
 def texts(documents: Documents) -> Iterator[str]:
-    """All fields of all readable documents, such as both texts of a pair; for training
-    tokenizers."""
+    """All fields of all readable documents one after the other, such as both texts of a pair. A
+    tokenizer can be trained on them."""
     for index in range(len(documents)):
         try:
             document = documents[index]
@@ -83,11 +84,12 @@ def texts(documents: Documents) -> Iterator[str]:
 
 
 def heldout_mask(ids: Iterable[str]) -> np.ndarray:
-    """Bool [documents], true for each document to hold out: those for which the first 64 bits of
-    sha256(id) are a multiple of 20, so that a document stays on its side when others are added or
-    removed. At most the 1,000 with the smallest hashes, at least one, and never all.
+    """Bool [documents], true for documents to hold out: about one in 20, at most 1,000, at least
+    one and never all.
 
-    ValueError for fewer than two documents.
+    Held out are the documents for which the first 64 bits of sha256(id) are a multiple of 20;
+    beyond 1,000 of these, the ones with the smallest hashes. Since a document's own id decides, it
+    stays on its side when others are added or removed. ValueError for fewer than two documents.
     """
     hashes = np.array([int(digest(name)[:16], 16) for name in ids], dtype=np.uint64)
     if len(hashes) < 2:
@@ -103,8 +105,8 @@ def heldout_mask(ids: Iterable[str]) -> np.ndarray:
 
 
 def digest(*parts: str | bytes) -> str:
-    """sha256 in hex. Several parts are hashed with their lengths, so that ("ab", "c") and ("a",
-    "bc") differ; a single part is hashed alone."""
+    """sha256 in hex of one part, or of several with their lengths, so that ("ab", "c") and
+    ("a", "bc") differ. Strings are encoded in UTF-8."""
     if len(parts) == 1:
         return hashlib.sha256(_encoded(parts[0])).hexdigest()
     sha = hashlib.sha256()
@@ -114,4 +116,5 @@ def digest(*parts: str | bytes) -> str:
 
 
 def _encoded(part: str | bytes) -> bytes:
+    # File names that are not UTF-8 reach Python with their bytes as lone surrogates.
     return part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part

@@ -1,4 +1,4 @@
-"""Local text: a .txt, .jsonl or .parquet file, or a folder of them, as documents."""
+"""Local files as documents: a .txt, .jsonl or .parquet file, or a folder of them."""
 
 import functools
 import hashlib
@@ -23,8 +23,11 @@ _BLOCK_BYTES = 64 * 1024 * 1024
 
 
 class Reader(Protocol):
-    """The records of one file. `row(i, wanted)` gives at least the wanted columns of record i, or
-    raises UnreadableRecord; `identity(i)` is a name for it, unique in the folder."""
+    """The records of one file.
+
+    `row(i, wanted)` returns record i as a dict with at least those columns in `wanted` that the
+    record has, or raises UnreadableRecord. `identity(i)` is a name for it, unique in the folder.
+    """
 
     path: Path
     name: str
@@ -38,8 +41,11 @@ class Reader(Protocol):
 
 
 class FileDocuments:
-    """The records of a file, or of all files of a folder in path order, as `Documents`. Text files
-    are cut at line ends into pieces. ValueError for data that cannot be read."""
+    """The records of a file, or of all files below a folder in the order of their paths.
+
+    Text files are cut at line ends into pieces, each of which is a document. ValueError for a path
+    that is missing, cannot be read or holds no records.
+    """
 
     def __init__(self, path: Path, query: str, cache_dir: Path, wanted: str = "texts"):
         try:
@@ -68,15 +74,15 @@ class FileDocuments:
         return document | {"path": reader.identity(row)}
 
     def identities(self) -> Iterator[str]:
-        """A name for each document, in order: its file's path in the folder, and its place in the
-        file if that has several."""
+        """A name for each document, in order: the path of its file in the folder, and its place in
+        that file if the file has several."""
         for reader in self._readers:
             yield from map(reader.identity, range(len(reader)))
 
 
 class Text:
-    """A text file in pieces of at most `limit` bytes, cut after line ends; a line longer than that
-    is cut between characters."""
+    """A text file in pieces of at most `limit` bytes. It is cut after line ends, and a line longer
+    than that between characters."""
 
     columns = ("text",)
 
@@ -97,7 +103,7 @@ class Text:
 
 
 class JsonLines:
-    """One JSON object a line; blank lines do not count."""
+    """A file with a JSON object on each line. Blank lines do not count."""
 
     def __init__(self, path: Path, name: str):
         self.path, self.name = path, name
@@ -132,8 +138,8 @@ class JsonLines:
 
 
 def content_digest(files: list[tuple[str, str]], cache_dir: Path) -> str:
-    """sha256 over names and contents of the files (path, name). It is cached until the size or time
-    stamp of one changes."""
+    """A sha256 of the names and contents of `files`, (path, name) pairs. It is kept in the cache
+    until the size or time stamp of a file changes."""
     stats = [(path, name, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path, name in files]
 
     def read_all() -> str:

@@ -14,29 +14,32 @@ from research.downloads.cache import remembered
 def label_names(
     parts: Iterable[Documents], cache_dir: Path, field: str = "label"
 ) -> tuple[str, ...]:
-    """Names of the classes of labelled documents; a class's number is its index. Names are sorted
-    alphabetically. If all labels are numbers, the classes are 0 to the largest one."""
+    """The names of the classes in labelled documents; the number of a class is its index.
+
+    Names are sorted alphabetically. If all labels are numbers, the classes are "0" to the largest
+    one, so that class 3 is number 3 even if the data have no class 2.
+    """
     parts = list(parts)
     key = digest("labels", *(part.fingerprint for part in parts))
 
     def read_all() -> list[str]:
-        found = set()
+        names = set()
         for part in parts:
             for index in range(len(part)):
                 try:
-                    found.add(part[index][field])
+                    names.add(part[index][field])
                 except UnreadableRecord:  # counted where the records are tokenised
                     continue
-        if all(name.isascii() and name.isdecimal() for name in found):
-            return [str(number) for number in range(max(map(int, found), default=-1) + 1)]
-        return sorted(found)
+        if all(name.isascii() and name.isdecimal() for name in names):
+            return [str(number) for number in range(max(map(int, names), default=-1) + 1)]
+        return sorted(names)
 
     return tuple(remembered(cache_dir / "labels" / f"{key[:32]}.json", read_all))
 
 
 class Labels:
-    """A tokenizer of labels, so that a token store can hold them: the id of a label is the number
-    of its class."""
+    """A tokenizer whose texts are labels and whose ids are the numbers of their classes, so that
+    labels are stored and aligned like the texts that they belong to."""
 
     def __init__(self, names: tuple[str, ...]):
         self.names, self.vocab_size, self.fingerprint = (
@@ -47,7 +50,7 @@ class Labels:
         self._numbers = {name: number for number, name in enumerate(names)}
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """ValueError for a label that is no class, which held-out data may have."""
+        """One id for each label. ValueError for a label that is no class of the training data."""
         unknown = sorted({text for text in texts if text not in self._numbers})
         if unknown:
             raise ValueError(
@@ -58,10 +61,11 @@ class Labels:
 
 
 class LabelledTexts:
-    """Windows of one labelled text each: [bos] text [eos], with a long text cut so that eos fits.
+    """Windows of one labelled text each: [bos] text [eos]. A longer text is cut in front of eos.
 
     `[i]` is a dict of int32 arrays: "tokens", "segments" (1, 0 for padding) and "positions"
-    [length], and "label" [1]. ValueError for stores of different lengths and a `length` under 3.
+    [length], and the number of the class, "label" [1]. ValueError if the stores hold different
+    numbers of records, and for a `length` under 3.
     """
 
     def __init__(
@@ -102,7 +106,7 @@ class LabelledTexts:
 
 
 def labelled_windows(documents: Documents, options: WindowOptions) -> LabelledTexts:
-    """A window a text, in the documents' order."""
+    """One window for each text, in the order of the documents."""
     return LabelledTexts(
         options.tokens(documents, "text"),
         options.tokens(documents, "label", Labels(options.labels)),

@@ -1,4 +1,7 @@
-"""Layouts: the kinds of records that objectives read. A new kind is one row of `LAYOUTS`."""
+"""Layouts: the kinds of records that objectives read. A new kind is one row of `LAYOUTS`.
+
+records of a source --columns, read--> documents --windows--> windows of tokens
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,16 +21,16 @@ Columns = Mapping[str, str]  # our name of a column: the name that the data have
 
 @dataclass(frozen=True)
 class Layout:
-    """A kind of records, from the columns of a data set to windows of tokens.
+    """A kind of records: how they become documents, and documents windows of tokens.
 
     fields    the fields of a document beside "path"; a tokenizer is trained on all of them
-    columns   the sets of names that a query "?NAME=COLUMN" may give; error messages show the first
-    read      (record, its columns) -> its fields as text; ValueError for an unsuitable record
+    columns   the sets of names that a query "?NAME=COLUMN" may use
+    read      (record, {name: its column}) -> {field: text}; ValueError for an unsuitable record
     windows   (documents, options) -> windows with random access
-    measured  the field whose bytes and gzip figure are reported
-    usual     columns to look for without a query: the first set that the data have; where empty,
-              the names of `columns`
-    classes   the field that names a class, "" for none
+    measured  the field whose size in bytes and under gzip is reported
+    usual     {name: column} sets that are tried without a query, the first that the data have;
+              () tries the names of `columns` themselves
+    classes   the field that names the class of a record, "" for none
     """
 
     fields: tuple[str, ...]
@@ -40,18 +43,18 @@ class Layout:
 
 
 def read_texts(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
-    """Each column as text. ValueError if one is missing, not text, or not UTF-8."""
+    """{name: text} of the columns. ValueError if one is missing, not text, or not UTF-8."""
     return {name: _text(row.get(column), column) for name, column in columns.items()}
 
 
 def read_labelled(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
-    """A text, and its class by name or number."""
+    """{"text", "label"}: a text, and the name or number of its class."""
     text, label = columns["text"], columns["label"]
     return {"text": _text(row.get(text), text), "label": _label(row.get(label), label)}
 
 
 def read_conversation(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
-    """Messages as JSON, see `research.data.conversations`."""
+    """{"conversation": the messages as JSON}; see `research.data.conversations`."""
     text = conversations.spell(conversations.conversation(row, columns))
     return {"conversation": text.encode("utf-8").decode("utf-8")}  # refuses half a surrogate pair
 
@@ -91,10 +94,13 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def choose_columns(query: str, columns: Sequence[str], source: str, layout: str) -> dict[str, str]:
-    """{name in the layout: column of the data}, from a query such as "text=content",
-    "inputs=en&targets=de" or "messages=chat", or by the usual names for an empty query.
+    """{name in the layout: column of the data}, by the query, or by the usual names if it is empty.
 
-    ValueError for a query or columns that do not fit; the message shows how to write `source`.
+    `columns` are those that the data have. `source` is quoted in messages, which show how to write
+    it. ValueError for a query with other names than the layout's, and for columns that are missing.
+
+    >>> choose_columns("text=content", ["content", "url"], "a.jsonl", "texts")
+    {'text': 'content'}
     """
     row = LAYOUTS[layout]
     chosen = dict(parse_qsl(query, keep_blank_values=True))
@@ -117,7 +123,8 @@ def choose_columns(query: str, columns: Sequence[str], source: str, layout: str)
 def read_record(
     row: Mapping[str, Any], columns: Columns, layout: str, file: str, index: int
 ) -> dict[str, str]:
-    """A record's fields as text; UnreadableRecord with file and index if it lacks one."""
+    """The fields of a record as text. UnreadableRecord, which names the file and the index, for a
+    record that does not suit the layout."""
     try:
         return LAYOUTS[layout].read(row, columns)
     except ValueError as error:  # UnicodeError is one

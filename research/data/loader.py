@@ -1,5 +1,5 @@
-"""The loader: batches of NumPy arrays, which depend on the step alone, so the step is all the state
-to save."""
+"""The loader: batches of NumPy arrays. A batch depends on its step alone, so the step is the whole
+state that a checkpoint has to save."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,8 @@ PREFETCH_BATCHES = 8
 
 
 class TrainBatches:
-    """Iterator over (step, batch). `close`, or leaving its `with` block, ends its threads."""
+    """Iterator over (step, batch), made by `train_batches`. Its reading threads end at `close` or
+    at the end of a `with` block."""
 
     def __init__(self, batches: grain.DatasetIterator, start_step: int):
         self._batches, self._step = batches, start_step
@@ -54,16 +55,18 @@ def train_batches(
     process_count: int = 1,
     threads: int = 2,
 ) -> TrainBatches:
-    """Endless (step, batch) from `start_step` on, read ahead by `threads` threads; 0 for none.
+    """Endless iterator over (step, batch) that starts at `start_step`. `threads` threads read
+    batches ahead; with 0 each is made when it is asked for.
 
-    Row r of step s is made from window i = s * global_batch + r of the stream: of `windows` if that
-    is a Mixture, else of its epochs, permuted by (seed, epoch). `example(window, rng)` makes the
-    row; its generator depends on (seed, i) only, so a step has the same bits after a resume.
-    Process p gets rows p * B to (p + 1) * B, B = global_batch / process_count, so the global batch
-    is the same for any number of processes. A batch has the fields of `example`, stacked to [B,
-    ...]. ValueError for a batch that does not divide among the processes.
+    Row r of step s is made from window i = s * global_batch + r of the stream. The stream is
+    `windows` itself if that is a Mixture, else its epochs, each permuted by (seed, epoch).
+    `example(window, rng)` makes the row; `rng` depends on (seed, i) only, so a step has the same
+    bits after a resume. Process p of n gets rows p * B to (p + 1) * B with B = global_batch / n, so
+    the global batch does not depend on n. A batch has the fields of `example`, each [B, ...].
+    ValueError for a batch that cannot be divided among the processes.
     """
     rows = _rows_per_process(global_batch, process_index, process_count)
+    # A single set of windows is a mixture of one part, so both are shuffled by the same rule.
     stream = windows if isinstance(windows, Mixture) else Mixture((windows,), seed=seed)
     batches = _Batches(stream, example, seed, global_batch, process_index * rows, rows)
     options = grain.ReadOptions(
@@ -94,7 +97,8 @@ class _Batches:
         return _stack([self._row(index) for index in range(first, first + self.rows)])
 
     def _row(self, index: int) -> Batch:
-        # A generator for each row: threads and resumed runs then draw the same numbers.
+        # A generator for each row and none for the batch: threads and resumed runs then draw the
+        # same numbers.
         return self.example(self.stream[index], np.random.default_rng([self.seed, index]))
 
 
@@ -107,11 +111,12 @@ def heldout_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Batches of all windows in order, each once, or of the first `limit` batches; the same at
-    every call, since the generator of `example` depends on the window's index only.
+    """Batches of all windows in order, each window once; with `limit` the first so many batches.
+    The same at every call, since the generator of `example` depends on the window's index only.
 
-    Every batch has `batch` rows over all processes. The last one is filled with copies of its first
-    row with "weights" of 0. ValueError for an example without "weights".
+    Every batch has `batch` rows over all processes, so that one compiled program serves for all.
+    The last one is filled up with copies of its first row whose "weights" are 0. ValueError for an
+    example without "weights".
     """
     rows = _rows_per_process(batch, process_index, process_count)
     count = -(-len(windows) // batch)

@@ -1,4 +1,4 @@
-"""Mixtures: endless streams of windows from one or several weighted data sets."""
+"""Mixtures: endless streams of windows from one or several data sets with weights."""
 
 import functools
 import sys
@@ -14,12 +14,14 @@ from research.data.windows import Windows
 
 
 class Mixture:
-    """An endless stream of windows with random access: `[i]` for any i >= 0, determined by `seed`.
+    """An endless stream of windows with random access: `[i]` is defined for every i >= 0 and
+    depends on `seed` and i alone.
 
-    `weights` are relative numbers of windows and need not sum to 1: of the first n windows each
-    part has its share of n, up to the number of parts. Each part is read in epochs, permuted by
-    (seed, part, epoch); other weights change how far a part gets, not the order of its windows.
-    ValueError for an empty part, and unless every part has a positive weight.
+    `weights` are the relative numbers of windows of the parts and need not sum to 1. Among the
+    first n windows the number from each part differs from its share of n by less than the number
+    of parts. A part is read in epochs, each permuted by (seed, part, epoch). Changing the weights
+    changes how fast a part is read, not the order of its windows. ValueError for an empty part,
+    and for a weight that is not positive.
     """
 
     def __init__(self, parts: Sequence[Windows], weights: Sequence[float] = (1.0,), *, seed: int):
@@ -44,9 +46,10 @@ class Mixture:
         return self._parts[part][int(self._order(part, epoch)[index])]
 
     def locate(self, index: int) -> tuple[int, int]:
-        """(the part that window `index` is from, the number of earlier windows from that part)."""
-        # Part by part: this one takes its share of the windows, and the rest, numbered anew, is
-        # left to the parts after it.
+        """(number of the part that window `index` comes from, how many earlier windows came from
+        that part)."""
+        # Part by part: this one takes its share of the windows. The remaining windows are numbered
+        # anew, and the same question is asked about them and the remaining parts.
         total = sum(self._weights)
         for part, weight in enumerate(self._weights[:-1]):
             rest = total - weight
@@ -64,10 +67,13 @@ class Mixture:
 
 
 def parse_mixture(spelling: str) -> list[tuple[str, float]]:
-    """Names and weights of "stdlib:0.7,shakespeare:0.3"; a name without a weight, as in "stdlib" or
-    "tfds:lm1b", has 1.
+    """[(name of a source, weight)] from the value of config.data.source. A name without a weight,
+    as in "stdlib" or "tfds:lm1b", has weight 1.
 
-    ValueError for a spelling without names, a weight not above 0, or a name given twice.
+    ValueError for an empty name, a weight that is not above 0, and a name that occurs twice.
+
+    >>> parse_mixture("stdlib:0.7,shakespeare:0.3")
+    [('stdlib', 0.7), ('shakespeare', 0.3)]
     """
     if spelling and Path(spelling).exists():  # a path may contain commas and colons
         return [(spelling, 1.0)]
@@ -91,17 +97,17 @@ def parse_mixture(spelling: str) -> list[tuple[str, float]]:
 def open_mixture(
     spelling: str, cache_dir: Path, wanted: str = "texts"
 ) -> list[tuple[Source, float]]:
-    """The sources of a mixture with their weights. ValueError as parse_mixture and open_source
-    raise it."""
+    """[(source, weight)] for the value of config.data.source. `wanted` is the layout to read.
+    ValueError as in `parse_mixture` and `open_source`."""
     return [
         (open_source(name, cache_dir, wanted), weight) for name, weight in parse_mixture(spelling)
     ]
 
 
 def mixture_provenance(parts: list[tuple[Source, float]]) -> dict[str, Any]:
-    """The provenance of a single source unchanged. For several: "sources" with each one's
-    provenance and weight, and over all held-out parts "fingerprint", "heldout_bytes",
-    "heldout_files" and "gzip_bits_per_byte", for which each part is compressed alone."""
+    """What a run records about its data. For one source its own provenance. For several: "sources"
+    with the provenance and weight of each, and over all held-out parts "fingerprint",
+    "heldout_bytes", "heldout_files" and "gzip_bits_per_byte" (each part compressed alone)."""
     if len(parts) == 1:
         return parts[0][0].provenance
     each = [source.provenance | {"weight": weight} for source, weight in parts]

@@ -10,8 +10,8 @@ from research.data.windows import WindowOptions
 
 
 class PackedWindows:
-    """Windows of the stream [bos] document [eos] [bos] document [eos] ...; consecutive windows
-    share `overlap` tokens.
+    """Windows cut from the stream [bos] document [eos] [bos] document [eos] ...; consecutive
+    windows share `overlap` tokens.
 
     `[i]` is a dict of int32 [length] arrays:
 
@@ -52,11 +52,15 @@ class PackedWindows:
             else np.random.default_rng(seed).permutation(len(store))
         )
         lengths = np.diff(store.offsets)[order] + extra
+        # The stream is never written down: these arrays say where each document would start in
+        # it, and a window is gathered from the token store when it is asked for.
         order, lengths = order[lengths > 0], lengths[lengths > 0]
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
         # For a document's tokens, position in the stream + shift = index in `ids`.
         self._shifts = store.offsets[order] - self._starts[:-1] - (bos_id is not None)
         self.n_tokens = int(self._starts[-1])
+        # The last window may be short. It must hold a token beyond the overlap, since the tokens
+        # of the overlap have been targets already.
         self._count = max(1, -(-(self.n_tokens - overlap) // self._stride))
 
     def __len__(self) -> int:
@@ -68,9 +72,10 @@ class PackedWindows:
         size = min(self.length, self.n_tokens - first)
         begin = int(self._starts.searchsorted(first, "right")) - 1
         end = int(self._starts.searchsorted(first + size, "left"))
-        # Where each of the window's documents starts, and the last one ends.
+        # Where each of the window's documents starts, and the last one ends. The window may begin
+        # and end in the middle of a document, which then has no bos or no eos here.
         edges = self._starts[begin : end + 1] - first
-        whole_first, whole_last = edges[0] == 0, edges[-1] == size
+        starts_whole, ends_whole = edges[0] == 0, edges[-1] == size
         edges[0], edges[-1] = 0, size
         counts = edges[1:] - edges[:-1]
         window = np.zeros((3, self.length), np.int32)
@@ -81,16 +86,17 @@ class PackedWindows:
         # The positions of bos and eos read a neighbouring id here and are overwritten below.
         tokens[:size] = self._ids.take(at, mode="clip")
         if self._bos is not None:
-            tokens[edges[0 if whole_first else 1 : -1]] = self._bos
+            tokens[edges[0 if starts_whole else 1 : -1]] = self._bos
         if self._eos is not None:
-            tokens[edges[1 : None if whole_last else -1] - 1] = self._eos
+            tokens[edges[1 : None if ends_whole else -1] - 1] = self._eos
         segments[:size] = np.arange(1, len(counts) + 1).repeat(counts)
         positions[:size] = here - edges[:-1].repeat(counts)
         return {"tokens": tokens, "segments": segments, "positions": positions}
 
 
 class Chained:
-    """Several sequences of windows as one, for evaluating all held-out parts of a mixture."""
+    """Several sequences of windows one after the other, as one sequence. Evaluation reads the
+    held-out parts of a mixture in this way."""
 
     def __init__(self, windows: Sequence[Sequence[dict[str, np.ndarray]]]):
         self._windows = windows
@@ -105,9 +111,10 @@ class Chained:
 
 
 def text_windows(documents: Documents, options: WindowOptions) -> PackedWindows:
-    """Packed windows of texts."""
-    # A text's first token is predicted from the token before it. Without one it would not count,
-    # and bits per byte would be too low.
+    """Packed windows of the field "text" of the documents."""
+    # The first token of a text is predicted from the token before it. A tokenizer without bos lends
+    # its eos for that: otherwise the first token would not count, and bits per byte would be too
+    # low.
     eos, bos = options.tokenizer.eos_id, options.tokenizer.bos_id
     return PackedWindows(
         options.tokens(documents, "text"),

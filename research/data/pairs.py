@@ -1,4 +1,4 @@
-"""Packing of (inputs, targets) pairs for an encoder-decoder."""
+"""Packing of pairs of texts, (inputs, targets), for an encoder-decoder."""
 
 import numpy as np
 
@@ -8,15 +8,15 @@ from research.data.windows import WindowOptions
 
 
 class PackedPairs:
-    """Windows of several (inputs, targets) pairs each: consecutive pairs as long as both sides fit.
+    """Windows of consecutive pairs, as many as fit on both sides.
 
-    `[i]` is int32: "inputs", "inputs_segments", "inputs_positions" [inputs_length] and "targets",
-    "targets_segments", "targets_positions" [targets_length]. A pair has the same segment 1, 2, ...
-    on both sides, 0 is padding, positions count from 0 in each pair. Every side ends in eos, and is
-    cut before it where it is longer than the window.
+    `[i]` is a dict of int32 arrays: "inputs", "inputs_segments", "inputs_positions"
+    [inputs_length] and the same for "targets" [targets_length]. A pair has the same segment
+    number 1, 2, ... on both sides; 0 is padding. Positions count from 0 in each text. Each text
+    ends in eos; one that is longer than the window is cut in front of it.
 
-    `seed` permutes the pairs once; None keeps their order. ValueError for stores of different
-    lengths.
+    `seed` permutes the pairs once; None keeps their order. ValueError if the stores hold different
+    numbers of texts, and for lengths under 2.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class PackedPairs:
             if seed is None
             else np.random.default_rng(seed).permutation(len(inputs))
         )
-        # Greedy: a new window starts where the next pair would overflow either side.
-        # + 1 for eos.
+        # Greedy: a new window starts where the next pair would overflow either side. Only the
+        # order of the pairs is kept, not a best fit, so that `seed=None` is the order of the file.
         lengths = [np.diff(store.offsets)[self._order] + 1 for _, store, _ in self._sides]
         sizes = (
             np.minimum(lengths[0], inputs_length).tolist(),
@@ -72,6 +72,8 @@ class PackedPairs:
             tokens, segments, positions = np.zeros((3, length), np.int32)
             at = 0
             for segment, pair in enumerate(pairs, 1):
+                # A text that is too long loses its end; its eos stays, or the model would never
+                # learn to stop there.
                 ids = store.ids[store.offsets[pair] : store.offsets[pair + 1]][: length - 1]
                 end = at + len(ids) + 1
                 tokens[at : end - 1], tokens[end - 1] = ids, self._eos
@@ -83,7 +85,7 @@ class PackedPairs:
 
 
 def pair_windows(documents: Documents, options: WindowOptions) -> PackedPairs:
-    """Packed windows of pairs, as long on either side."""
+    """Packed windows of pairs, with `options.length` tokens on each side."""
     inputs, targets = (options.tokens(documents, side) for side in ("inputs", "targets"))
     length, eos = options.length, options.tokenizer.eos_id
     return PackedPairs(inputs, targets, length, length, seed=options.seed, eos_id=eos)

@@ -8,15 +8,15 @@ from research.data.windows import WindowOptions
 
 
 class Records:
-    """Windows of one record each, every field tokenised on its own.
+    """Windows of one record each, with every field of the record as an array of its own.
 
-    `[i]` is a dict of int32 [length] arrays, for each FIELD of the records:
+    `[i]` is a dict of int32 [length] arrays, three for each FIELD of the records:
 
-    FIELD             ids without bos and eos, cut to the length, 0 for padding
-    FIELD_segments    1, 0 for padding
-    FIELD_positions   counted from 0
+    FIELD             token ids without bos and eos, cut to the length; 0 for padding
+    FIELD_segments    1 for a token, 0 for padding
+    FIELD_positions   0, 1, 2, ...
 
-    ValueError for stores of different lengths.
+    ValueError if the stores hold different numbers of records.
     """
 
     def __init__(self, stores: dict[str, TokenStore], length: int):
@@ -41,6 +41,8 @@ class Records:
 
 
 def record_windows(documents: Documents, options: WindowOptions) -> Records:
-    """A window a record, in the documents' order."""
+    """One window for each record, in the order of the documents."""
+    # All fields of one set of documents leave out the same unreadable records, so row i of every
+    # store is record i.
     stores = {field: options.tokens(documents, field) for field in documents.fields}
     return Records(stores, options.length)

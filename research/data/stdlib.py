@@ -1,5 +1,5 @@
-"""The embedded corpus: the source files of the running Python's own standard library, as a TFDS
-data set.
+"""The source "stdlib": the source files of the running Python's standard library, as a TFDS data
+set.
 
 It needs no download and no TensorFlow. The library's tests are left out: they are more than half of
 its bytes.
@@ -26,11 +26,11 @@ _FORMAT = "1"  # part of the fingerprint: raise it when the data set is built in
 def open_stdlib(
     cache_dir: Path, root: Path | None = None
 ) -> tuple[TfdsDocuments, TfdsDocuments, dict[str, Any]]:
-    """Train and held-out documents, both in path order, and facts for the provenance. `root` is the
-    standard library.
+    """(documents to train on, held-out documents, facts for the provenance), in path order. `root`
+    is the folder of the library, by default that of the running Python.
 
-    The data set is keyed by the Python version and the bytes of all files. ValueError where there
-    is no source to read, as in a Python that comes without its .py files.
+    The prepared data set is kept under a hash of the Python version and the bytes of all files.
+    ValueError for a Python that is installed without its .py files.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
     contents = dict(sorted(_sources(root)))
@@ -42,11 +42,12 @@ def open_stdlib(
     version = platform.python_version()
     fingerprint = digest(_FORMAT, version, *(part for pair in contents.items() for part in pair))
     split: dict[str, dict[str, bytes]] = {"train": {}, "heldout": {}}
-    for path, held in zip(contents, heldout_mask(contents)):
-        split["heldout" if held else "train"][path] = contents[path]
+    for path, is_heldout in zip(contents, heldout_mask(contents)):
+        split["heldout" if is_heldout else "train"][path] = contents[path]
     builder = built(
         cache_dir / "stdlib" / fingerprint[:32], functools.partial(_build, split), _read
     )
+    # TFDS knows the sizes of its files only, so the hash of the sources goes into the fingerprint.
     train, heldout = (
         TfdsDocuments(builder, name, {"text": "text"}, content=fingerprint, paths=list(split[name]))
         for name in split
@@ -56,7 +57,7 @@ def open_stdlib(
 
 
 class PythonStdlib(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """One record a file, {"text", "path"}, in path order."""
+    """The TFDS builder: one record {"text", "path"} for each file, in path order."""
 
     VERSION = tfds.core.Version("1.0.0")
     # nothing is downloaded; looking the checksums up needs a package that TFDS does not declare
@@ -104,7 +105,7 @@ def _build(contents: dict[str, dict[str, bytes]], directory: Path) -> None:
 
 def _read(directory: Path) -> Any:
     """The prepared data set's builder; see cache.built for the errors."""
-    directory.stat()
+    directory.stat()  # FileNotFoundError for a directory that does not exist
     try:
         builder = tfds.builder_from_directory(directory / "python_stdlib" / "1.0.0")
     except Exception as error:  # TFDS promises no particular error for files it cannot parse

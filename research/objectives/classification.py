@@ -30,8 +30,8 @@ class ClassificationConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class Classification(Objective):
-    """The class of a text from the pooled state of its first token; a row is a text, and nothing is
-    packed."""
+    """Predicts the class of a text from the pooled state of its first token. Every row is one
+    text; texts are not packed, since a row has one class."""
 
     label_smoothing: float = 0.0
 
@@ -48,7 +48,7 @@ class Classification(Objective):
 
     @classmethod
     def make(cls, config: ClassificationConfig, tokenizer: Any) -> "Classification":
-        """Nothing is asked of the tokenizer."""
+        """The objective with the label smoothing of `config`; works with every tokenizer."""
         return cls(config.label_smoothing)
 
     def window_length(self, sequence_length: int) -> int:
@@ -56,7 +56,7 @@ class Classification(Objective):
         return sequence_length
 
     def predicted_tokens(self, sequence_length: int) -> float:
-        """None: the class is read from the pooled text."""
+        """0: no token is predicted, the class is read from the pooled text."""
         return 0.0
 
     def example(
@@ -78,16 +78,19 @@ class Classification(Objective):
         batch: dict[str, jax.Array],
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
-        """Sum of nats over the texts, their count, and the pairs of the plain negative
-        log-likelihood and of the texts whose class is the likeliest."""
+        """(sum of the loss over texts in nats, number of texts, totals): "nll", the same without
+        label smoothing, and "accuracy", the texts whose likeliest class is the right one."""
+        # The encoder and the dropout in front of the classifier must not drop the same positions.
         params = attach(held["base"], trainable, key)
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         hidden_BTD, layer_losses = model.hidden(params, batch, keys[0])
         logits_B1V = model.class_logits(params, hidden_BTD, keys[1])
+        # V is the number of classes here, and the one target of a row is its class.
         loss_B1, nll_B1 = cross_entropy(
             logits_B1V, batch["targets"], label_smoothing=self.label_smoothing
         )
         weights_B1, count = batch["weights"], jnp.sum(batch["weights"])
+        # Weights are 0 in the rows that fill up the last batch of an evaluation.
         right_B1 = (jnp.argmax(logits_B1V, axis=-1) == batch["targets"]).astype(jnp.float32)
         total, totals = with_layer_losses(
             model.config, layer_losses, jnp.sum(loss_B1 * weights_B1), count

@@ -1,4 +1,4 @@
-"""What the section `config.objective` may hold."""
+"""The section `objective` of a config as dataclasses, and the checks that they share."""
 
 import math
 from dataclasses import dataclass, field
@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The settings of one objective: a subclass has the fields of its own and no others.
+    """The settings of one objective. Each objective has a subclass with its own fields.
 
-    In a config file the section is flat: it has the fields of all objectives, and
-    `research.objectives.choose.own_settings` keeps those of the one that is named. `name` is no
-    argument, because each subclass belongs to one row of the table.
+    In a config file the section is flat, with the fields of all objectives, and
+    `research.objectives.choose.own_settings` picks those of the objective that `name` gives.
+    `name` is a constant of the subclass and cannot be passed to it.
     """
 
     name: str = field(default="", init=False)
@@ -18,9 +18,9 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class TokenLossConfig(ObjectiveConfig):
-    """Settings of every loss over tokens of a vocabulary.
+    """Settings of every objective that predicts tokens.
 
-    label_smoothing  share of the target's probability that goes to all tokens alike
+    label_smoothing  probability taken from the target and spread evenly over the vocabulary
                      (arXiv:1512.00567, section 7)
     z_loss           weight of log(Z)^2, which keeps the normaliser of the softmax near 1
                      (arXiv:2204.02311, section 5)
@@ -36,12 +36,13 @@ class TokenLossConfig(ObjectiveConfig):
 
 
 def refuse_smoothing(label_smoothing: float) -> None:
-    """ValueError for a share of smoothing outside [0, 1)."""
+    """ValueError for a label smoothing outside [0, 1); at 1 the target would not matter."""
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"objective.label_smoothing={label_smoothing} must lie in [0, 1)")
 
 
 def refuse_share(share: float) -> None:
-    """ValueError for a share of masked or corrupted tokens outside (0, 1)."""
+    """ValueError for a share of masked or corrupted tokens outside (0, 1): with 0 nothing is
+    predicted, with 1 nothing is left to predict it from."""
     if not 0 < share < 1:
         raise ValueError(f"objective.share={share} must lie in (0, 1)")

@@ -16,7 +16,11 @@ from research.tree import Tree
 
 @dataclass(frozen=True)
 class MaskedLMConfig(TokenLossConfig):
-    """`share` of the tokens is to be predicted, chosen token by token, or by `whole_words`."""
+    """Settings of masked language modelling.
+
+    share        fraction of the tokens of a text that are predicted; 0.15 in BERT
+    whole_words  choose whole words instead of single tokens
+    """
 
     name: str = field(default="masked_lm", init=False)
     share: float = 0.15
@@ -29,11 +33,12 @@ class MaskedLMConfig(TokenLossConfig):
 
 @dataclass(frozen=True)
 class MaskedLM(Objective):
-    """A share of the tokens is to be predicted: 80% of these are masked, 10% replaced at random,
-    10% left.
+    """Predicts a random `share` of the tokens from both sides. Of these tokens the model sees a
+    mask in 80%, a random token in 10% and the token itself in 10%.
 
-    `word_starts` [V], where given, makes the choice by whole words: a token that begins no word
-    goes with the one before.
+    `word_starts` is a tuple of V booleans, true for tokens that begin a word. With it whole words
+    are chosen: a token that begins no word is chosen with the token before it. Without it (None)
+    tokens are chosen one by one.
     """
 
     mask_id: int
@@ -57,7 +62,7 @@ class MaskedLM(Objective):
 
     @classmethod
     def make(cls, config: MaskedLMConfig, tokenizer: Any) -> "MaskedLM":
-        """ValueError for a tokenizer without a mask token."""
+        """The objective for this tokenizer. ValueError for one without a mask token."""
         if tokenizer.mask_id is None:
             raise ValueError(
                 "objective masked_lm needs a tokenizer with a mask token, such as bpe:8192"
@@ -78,7 +83,7 @@ class MaskedLM(Objective):
         return sequence_length
 
     def predicted_tokens(self, sequence_length: int) -> float:
-        """The share that is chosen."""
+        """The tokens that are chosen on average, `share` of the length."""
         return self.share * sequence_length
 
     def example(
@@ -88,6 +93,9 @@ class MaskedLM(Objective):
         never chosen."""
         tokens = window["tokens"]
         chosen = self._choose(tokens, window["segments"], rng)
+        # One draw in [0, 1) decides for each chosen token: below 0.8 mask, from 0.9 on a random
+        # token, else unchanged. Not all are masked because later uses of the model see no masks
+        # (section 3.1).
         action = rng.random(tokens.shape)
         words = rng.integers(0, self.vocab_size, tokens.shape, dtype=np.int32)
         inputs = np.where(chosen & (action < 0.8), self.mask_id, tokens)
@@ -108,22 +116,27 @@ class MaskedLM(Objective):
         batch: dict[str, jax.Array],
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
-        """Sum of nats over the chosen tokens, their count, further totals."""
+        """(sum of the loss over the chosen tokens in nats, their number, further totals)."""
         return token_loss(model, trainable, held, batch, key, self.label_smoothing, self.z_loss)
 
     def _choose(
         self, tokens: np.ndarray, segments: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
-        """Units (tokens or words) in random order until their tokens are the wanted share."""
+        """Bool [T], true for the tokens to predict: random words or tokens, taken until they make
+        up the wanted share."""
+        # Special tokens and padding are never predicted.
         open_to = (segments > 0) & ~np.isin(tokens, self.special_ids)
         if self.word_starts is None:
             unit = np.arange(len(tokens))
         else:
+            # A word also ends at a special token and at the end of its document.
             new_word = np.asarray(self.word_starts)[tokens] | ~open_to
             new_word[1:] |= ~open_to[:-1] | (segments[1:] != segments[:-1])
             new_word[:1] = True
             unit = np.cumsum(new_word) - 1
         sizes = np.bincount(unit, weights=open_to)
+        # A unit is taken while the units before it are short of the share, so the last word may
+        # exceed it and a text of one word still has a target.
         order = rng.permutation(len(sizes))
         before = np.cumsum(sizes[order]) - sizes[order]
         picked = np.zeros(len(sizes), bool)

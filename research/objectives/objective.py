@@ -1,4 +1,4 @@
-"""The protocol of objectives: what the train step, the data and evaluation ask of each."""
+"""The protocol of objectives: what the train step, the data and evaluation need of each one."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -11,52 +11,52 @@ from research.models.model import Model
 from research.objectives.config import ObjectiveConfig
 from research.tree import Tree
 
+# (sum, count) pairs by name; their quotient over all batches is what is reported.
 Totals = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Objective(Protocol):
-    """Turns a window of tokens into an example, and a batch of examples into a sum of losses.
+    """Turns a window of tokens into an example, and a batch of examples into a loss.
 
     An implementer is one frozen dataclass in a file of its own and one row of
     `research.objectives.choose.OBJECTIVES`. The laws, which tests/objectives/test_laws.py runs
     over all of them:
 
-    - `example` takes a window of `window_length(T)` tokens, of the layout `reads`, and gives fields
-      of `research.data.batch.Batch` whose shapes depend on T alone. Whatever is random in it comes
-      from its generator, so a step has the same bits after a resume.
-    - `loss` returns sums and counts, never means: those of a batch are the sums over its parts, so
-      accumulation, packing and the number of devices do not change the loss.
+    - `example` takes a window of `window_length(T)` tokens in the layout `reads` and returns fields
+      of `research.data.batch.Batch`. Their shapes depend on T alone. Random choices come from the
+      generator that is passed in, so a step has the same bits after a resume.
+    - `loss` returns sums and counts, never means. The sums of a batch are those of its parts added
+      up, so accumulation, packing and the number of devices do not change the loss.
     - An example whose `weights` are 0 adds nothing to the loss, the count or the totals.
     - `loss` can be traced, and its count does not depend on parameters.
     """
 
-    name: ClassVar[str]  # in config.objective.name
-    config: ClassVar[type[ObjectiveConfig]]  # the fields of config.objective that it has
+    name: ClassVar[str]  # the value of config.objective.name that chooses it
+    config: ClassVar[type[ObjectiveConfig]]  # its settings
     model_kind: ClassVar[str]  # `kind` of the ModelConfig that it trains
-    reads: ClassVar[str]  # the layout of its data, a name of research.data.layouts.LAYOUTS
+    reads: ClassVar[str]  # the layout of its data, a key of research.data.layouts.LAYOUTS
     overlap: ClassVar[int]  # tokens that an example shares with the next of a packed text
     begins_texts: ClassVar[bool]  # training texts have the token that begins a text in front
     answers_chats: ClassVar[bool]  # prompts go through the chat template, answers end with a turn
     classifies: ClassVar[bool]  # one class a text, from `model.labels` classes
     reports: ClassVar[tuple[str, ...]]  # totals that evaluation reports beside the loss
     bits_per_byte: ClassVar[bool]  # the loss is on every token of a held-out text
-    # Frozen trees that the loss needs beside the base, names of research.tuning.held.HELD.
-    holds: ClassVar[tuple[str, ...]] = ()
+    holds: ClassVar[tuple[str, ...]] = ()  # frozen trees that it needs, of research.tuning.held
 
     @classmethod
     @abstractmethod
     def make(cls, config: Any, tokenizer: Any) -> "Objective":
-        """The objective of a `config` of its own class. ValueError where the tokenizer lacks a
-        token that it needs."""
+        """The objective with the settings `config`, an instance of the class `cls.config`.
+        ValueError if the tokenizer lacks a token that it needs."""
 
     @abstractmethod
     def window_length(self, sequence_length: int) -> int:
-        """Tokens of a window whose example is `sequence_length` long."""
+        """The number of tokens a window must have for an example of `sequence_length` tokens."""
 
     @abstractmethod
     def predicted_tokens(self, sequence_length: int) -> float:
-        """Positions of an example, on average, whose loss counts; 0 for an objective that reads
-        the pooled text alone."""
+        """The average number of positions of an example that carry a loss, which sets the work of
+        the output layer; 0 for an objective that reads only the pooled text."""
 
     @abstractmethod
     def example(
@@ -73,9 +73,9 @@ class Objective(Protocol):
         batch: dict[str, jax.Array],
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
-        """(sum of losses in nats, count of what it is over, further (sum, count) pairs by name).
+        """(sum of losses in nats, number of targets or texts summed over, further totals by name).
 
-        `held` are the trees that are not trained: `held["base"]`, {} where everything is trained,
-        is what `trainable` and the trees of `holds` are attached to. `key` is of the dropout, None
-        for none.
+        `held` has the trees that are not trained. `held["base"]` is the tree that `trainable` and
+        the trees named in `holds` are attached to, {} if all parameters are trained. `key` is the
+        random key of dropout, None for no dropout.
         """

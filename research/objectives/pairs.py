@@ -6,8 +6,8 @@ import numpy as np
 
 
 def decoder_start(tokenizer: Any) -> int:
-    """The token that the decoder reads first: padding, as in T5, or where there is none the end of
-    a text."""
+    """The id of the token that the decoder reads first: padding, as in T5, or the end of text for
+    a tokenizer without padding."""
     return tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
 
 
@@ -18,8 +18,12 @@ def pair_example(
     target_length: int,
     start_id: int,
 ) -> dict[str, np.ndarray]:
-    """Pairs packed side by side: pair i is segment i + 1 in the encoder and in the decoder, cut at
-    the lengths."""
+    """One example of several pairs, laid end to end in the encoder [S] and in the decoder [T].
+
+    Pair i is segment i + 1 on both sides, so that the decoder looks at its own source only. What
+    exceeds `source_length` (S) or `target_length` (T) is cut off at the end.
+    """
+    # The decoder reads each target one token late, behind the start token.
     inputs = [np.concatenate([[start_id], row[:-1]]) for row in target]
     encoder = _packed(source, source_length)
     return {

@@ -1,5 +1,5 @@
-"""Rows of a batch as coloured text: tokens, speakers, targets of the loss, segments and
-positions."""
+"""Rows of a batch as coloured text, for `research.inspect_batch`: tokens, speakers, targets of
+the loss, segments and positions."""
 
 import json
 from collections.abc import Iterator
@@ -13,9 +13,11 @@ COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")
 
 
 class Stream(NamedTuple):
-    """One sequence of a row, as lists of equal length. `loss` is true for tokens that count in the
-    loss; `instead` is the token to predict in place of each, None where that is the token
-    itself."""
+    """One sequence of a row, as lists of equal length.
+
+    loss     true for tokens that are predicted
+    instead  the token to predict in place of the one shown, None where they are the same
+    """
 
     name: str
     tokens: list[int]
@@ -32,8 +34,11 @@ def describe(
     labels: tuple[str, ...] = (),
     chat: bool = False,
 ) -> Iterator[Text]:
-    """The lines of a row as rich texts. `labels` are names of classes; with `chat` the loss is on
-    what the assistant says."""
+    """The lines that show row `number` of a batch, as rich texts.
+
+    `labels` are the names of the classes of a classifier. With `chat` each line says who speaks:
+    tokens with a loss are the assistant's.
+    """
     asked, real = int((row["weights"] > 0).sum()), int((row["segments"] > 0).sum())
     texts = int(row["segments"].max(initial=0))
     heading = (
@@ -55,8 +60,8 @@ def describe(
 
 
 def streams(row: dict[str, Any]) -> list[Stream]:
-    """The sequences of a row, without padding. Inputs and targets of a causal model are shown as
-    one sequence."""
+    """The sequences of a row, without padding: two for an encoder-decoder, else one. Inputs and
+    targets of a causal model are merged, since they are the same text one token apart."""
     fields = {name: values.tolist() for name, values in row.items()}
     tokens, targets, segments, positions = (
         fields[name] for name in ("inputs", "targets", "segments", "positions")
@@ -66,28 +71,31 @@ def streams(row: dict[str, Any]) -> list[Stream]:
     if "encoder_inputs" in fields:
         encoder = [fields[f"encoder_{name}"] for name in ("inputs", "segments", "positions")]
         quiet = [False] * len(encoder[0])
-        found = [
+        result = [
             Stream("encoder reads", *encoder, quiet, [None] * len(quiet)),
             Stream("decoder writes", targets, segments, positions, loss, none),
         ]
     elif len(targets) != len(tokens):
-        found = [Stream("", tokens, segments, positions, [False] * len(tokens), none)]
+        # A classifier: its one target is a class and no token.
+        result = [Stream("", tokens, segments, positions, [False] * len(tokens), none)]
     elif targets[:-1] == tokens[1:]:
         # The last target is no input; it continues the last segment where it is asked for.
         last = ([targets[-1]], [segments[-1]], [positions[-1] + 1]) if loss[-1] else ([], [], [])
         lists = [values + more for values, more in zip((tokens, segments, positions), last)]
         asked = [False, *loss][: len(lists[0])]
-        found = [Stream("", *lists, asked, [None] * len(asked))]
+        result = [Stream("", *lists, asked, [None] * len(asked))]
     else:
         instead = [
             t if said and t != shown else None for t, said, shown in zip(targets, loss, tokens)
         ]
-        found = [Stream("", tokens, segments, positions, loss, instead)]
-    return [_without_padding(stream) for stream in found]
+        # Masked language modelling: a target stands at the place of its input.
+        result = [Stream("", tokens, segments, positions, loss, instead)]
+    return [_without_padding(stream) for stream in result]
 
 
 def stretches(stream: Stream) -> Iterator[tuple[int, int]]:
-    """(start, stop) of each stretch of one segment and one side of the loss."""
+    """(start, stop) of each longest run of tokens of one segment that all carry a loss or all
+    carry none; each is printed on a line of its own."""
     start = 0
     for at in range(1, len(stream.tokens) + 1):
         ends = at == len(stream.tokens)
@@ -125,8 +133,8 @@ def _stretch(stream: Stream, start: int, stop: int, tokenizer: Tokenizer, chat: 
 
 
 def shown(tokenizer: Tokenizer, token: int) -> str:
-    """A token's text with line ends and control characters escaped, or "<ID>" for a token that is
-    only part of a letter."""
+    """The text of a token with line ends and control characters escaped, or "<ID>" for a token
+    that holds only some bytes of a character."""
     text = tokenizer.decode([token])
     if not text or "\ufffd" in text:
         return f"<{token}>"

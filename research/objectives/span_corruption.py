@@ -18,7 +18,11 @@ from research.tree import Tree
 
 @dataclass(frozen=True)
 class SpanCorruptionConfig(TokenLossConfig):
-    """`share` of the tokens is corrupted, in spans of `mean_span` tokens on average."""
+    """Settings of span corruption.
+
+    share      fraction of the tokens of a text that are removed; 0.15 in T5
+    mean_span  average number of tokens of a removed span; 3 in T5
+    """
 
     name: str = field(default="span_corruption", init=False)
     share: float = 0.15
@@ -33,10 +37,12 @@ class SpanCorruptionConfig(TokenLossConfig):
 
 @dataclass(frozen=True)
 class SpanCorruption(Objective):
-    """Spans of a text are replaced by sentinels, and the sentinels with their spans are predicted.
+    """Replaces random spans of a text by sentinel tokens; the decoder predicts each sentinel
+    followed by the tokens it stands for.
 
-    arXiv:1910.10683, section 3.1.4: 15% of the tokens in spans of 3 on average. Documents of a
-    packed window are corrupted one by one, so neither encoder nor decoder looks across them.
+    "Thank you for inviting me to your party" may become the input "Thank you <0> to your party"
+    and the target "<0> for inviting me <eos>". Documents of a packed window are corrupted one by
+    one, so neither encoder nor decoder looks across them.
     """
 
     start_id: int
@@ -60,7 +66,7 @@ class SpanCorruption(Objective):
 
     @classmethod
     def make(cls, config: SpanCorruptionConfig, tokenizer: Any) -> "SpanCorruption":
-        """ValueError for a tokenizer without sentinels."""
+        """The objective for this tokenizer. ValueError for one without sentinel tokens."""
         if not tokenizer.sentinel_ids:
             raise ValueError(
                 "objective span_corruption needs a tokenizer with sentinels, such as bpe:8192"
@@ -76,24 +82,26 @@ class SpanCorruption(Objective):
         )
 
     def window_length(self, sequence_length: int) -> int:
-        """S tokens, which corruption only shortens."""
+        """S tokens. Corruption never lengthens a text, since a sentinel stands for at least one
+        token."""
         return sequence_length
 
     def predicted_tokens(self, sequence_length: int) -> float:
-        """All positions of the decoder."""
+        """All positions of the decoder, `target_length`."""
         return float(self.target_length(sequence_length))
 
     def target_length(self, sequence_length: int) -> int:
-        """Room for noise, sentinels and ends, a multiple of 8; 512 gives 120 (T5's 114 and a few
-        more documents)."""
+        """Positions of the decoder for `sequence_length` tokens of text, a multiple of 8: the
+        removed tokens, a sentinel for each span, and 12 ends of documents. 512 gives 120, where T5
+        has 114 for one document."""
         noise = sequence_length * self.share * (1 + 1 / self.mean_span)
         return 8 * math.ceil((noise + 12) / 8)
 
     def example(
         self, window: dict[str, np.ndarray], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """encoder_inputs and the like [S], inputs, targets and the like [T]; what exceeds T is not
-        predicted."""
+        """encoder_inputs and the other encoder fields [S]; inputs, targets, weights and the other
+        decoder fields [T]. Targets beyond T are cut off."""
         source, target = [], []
         for segment in range(1, int(window["segments"].max(initial=0)) + 1):
             tokens = window["tokens"][window["segments"] == segment]
@@ -111,13 +119,15 @@ class SpanCorruption(Objective):
         batch: dict[str, jax.Array],
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
-        """Sum of nats over the decoder's tokens, their count, further totals."""
+        """(sum of the loss over the decoder's tokens in nats, their number, further totals)."""
         return token_loss(model, trainable, held, batch, key, self.label_smoothing, self.z_loss)
 
     def _corrupt(
         self, tokens: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The text with sentinels for its spans, and the sentinels each followed by its span."""
+        """(the text with a sentinel for each span, the sentinels each followed by its span)."""
+        # Like T5's random_spans_noise_mask: the number of tokens first, then that of spans, at
+        # least one if anything is removed. Each span needs a sentinel and a kept token before it.
         noise = int(round(len(tokens) * self.share))
         spans = min(
             int(round(noise / self.mean_span)) or int(noise > 0),
@@ -125,10 +135,12 @@ class SpanCorruption(Objective):
             len(tokens) - noise,
         )
         if spans < 1:
+            # Too short to lose a token: the text is read whole and its target is eos alone.
             return tokens, tokens[:0]
-        lengths = np.stack(
-            [_parts(len(tokens) - noise, spans, rng), _parts(noise, spans, rng)], axis=1
-        )
+        # Kept and removed stretches take turns, the first is kept.
+        kept_lengths = _random_composition(len(tokens) - noise, spans, rng)
+        noise_lengths = _random_composition(noise, spans, rng)
+        lengths = np.stack([kept_lengths, noise_lengths], axis=1)
         edges = np.concatenate([[0], np.cumsum(lengths.reshape(-1))])
         kept: list[Any] = []
         noised: list[Any] = []
@@ -140,8 +152,9 @@ class SpanCorruption(Objective):
         return np.concatenate(kept), np.concatenate(noised)
 
 
-def _parts(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """`total` as a sum of `parts` positive numbers, all ways alike."""
+def _random_composition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+    """int [parts], positive and with the sum `total`; every such vector is equally likely."""
+    # Cut a line of `total` tokens at parts - 1 different places.
     cuts = (
         np.sort(rng.choice(np.arange(1, total), parts - 1, replace=False))
         if parts > 1

@@ -24,12 +24,17 @@ def token_loss(
     label_smoothing: float,
     z_loss: float,
 ) -> tuple[jax.Array, jax.Array, Totals]:
-    """Sum of the loss over tokens of weight 1, their count, and the pair of the plain negative
-    log-likelihood."""
+    """(sum of the loss in nats over the targets of weight 1, their number, totals).
+
+    The totals have "nll", the negative log-likelihood without label smoothing and z-loss, and the
+    layer losses of the model, such as the balance of experts.
+    """
     params = attach(held["base"], trainable, key)
     hidden_BTD, layer_losses = model.hidden(params, batch, key)
     states_BTD, table_VD, bias_V = model.head(params, hidden_BTD)
     count = jnp.sum(batch["weights"])
+    # Logits [B, T, V] are the largest array of a step. The heads below never hold all of them;
+    # they need a plain or frozen table without a bias.
     if bias_V is None and (isinstance(table_VD, jax.Array) or table_VD.frozen):
         head = head_loss if isinstance(table_VD, jax.Array) else frozen_head_loss
         total, nll = head(
@@ -50,8 +55,12 @@ def token_loss(
 def with_layer_losses(
     c: ModelConfig, losses: LayerLosses, total: jax.Array, count: jax.Array
 ) -> tuple[jax.Array, Totals]:
-    """(`total`, a sum over `count` targets, with the layers' weighted losses added for each target;
-    the pair of each layer loss by name, without its weight)."""
+    """Adds the weighted losses of the layers to `total`, a sum over `count` targets.
+
+    Returns (new total, {name: (layer loss * count, count)}), the latter without their weights.
+    """
+    # A layer loss is a mean over the batch. Times the count it has the same weight for each target
+    # after the caller has divided by the count.
     for name, weight in layer_loss_weights(c).items():
         total += weight * losses[name] * count
     return total, {name: (value * count, count) for name, value in losses.items()}
@@ -80,10 +89,10 @@ def _logits_loss(
         (jnp.float32(0), jnp.float32(0)),
     )
     B, T, _ = local_shape(hidden_BTD)
-    if (
-        B * T <= CHUNK or T != hidden_BTD.shape[1]
-    ):  # a length that is split over devices stays whole
+    # A length that is split over devices stays whole: pieces of it would be on some devices only.
+    if B * T <= CHUNK or T != hidden_BTD.shape[1]:
         return part(start, tokens)[0]
+    # The fewest pieces of equal length that have at most CHUNK tokens each.
     count = next(n for n in range(1, T + 1) if T % n == 0 and (B * T // n <= CHUNK or n == T))
     return jax.lax.scan(
         part, start, tuple(jnp.moveaxis(split_axis(x, 1, count), 1, 0) for x in tokens)

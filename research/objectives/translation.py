@@ -1,4 +1,4 @@
-"""Translation: the text of a pair from the other (arXiv:1706.03762)."""
+"""Translation: predict the second text of a pair from the first (arXiv:1706.03762)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,17 +17,17 @@ from research.tree import Tree
 
 @dataclass(frozen=True)
 class TranslationConfig(TokenLossConfig):
-    """No settings beside those of the loss."""
+    """The settings of the loss over tokens; translation has none of its own."""
 
     name: str = field(default="translation", init=False)
 
 
 @dataclass(frozen=True)
 class Translation(Objective):
-    """Teacher forcing (arXiv:1706.03762): the target text is predicted from the source text and its
-    own past.
+    """Predicts each token of the target text from the source text and the target tokens before it
+    (teacher forcing).
 
-    A window holds one or more pairs, as `research.data.pairs.PackedPairs` lays them out.
+    A window holds one or more pairs, laid out by `research.data.pairs.PackedPairs`.
     """
 
     start_id: int
@@ -47,11 +47,12 @@ class Translation(Objective):
 
     @classmethod
     def make(cls, config: TokenLossConfig, tokenizer: Any) -> "Translation":
-        """Nothing is asked of the tokenizer."""
+        """The objective with the loss settings of `config`; the tokenizer must have an end of
+        text."""
         return cls(decoder_start(tokenizer), config.label_smoothing, config.z_loss)
 
     def window_length(self, sequence_length: int) -> int:
-        """S tokens of source and as many of target."""
+        """S tokens of source, and as many of target."""
         return sequence_length
 
     def predicted_tokens(self, sequence_length: int) -> float:
@@ -61,7 +62,9 @@ class Translation(Objective):
     def example(
         self, window: dict[str, np.ndarray], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """encoder_inputs and the like [S], inputs, targets and the like [T]."""
+        """encoder_inputs and the other encoder fields [S]; inputs, targets, weights and the other
+        decoder fields [T]."""
+        # Pairs of a window have equal segment numbers on both sides.
         segments = range(1, int(window["targets_segments"].max(initial=0)) + 1)
         source, target = (
             [window[side][window[f"{side}_segments"] == segment] for segment in segments]
@@ -79,5 +82,5 @@ class Translation(Objective):
         batch: dict[str, jax.Array],
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
-        """Sum of nats over the target texts, the count of their tokens, and the pair "nll"."""
+        """(sum of the loss over the tokens of the target texts in nats, their number, totals)."""
         return token_loss(model, trainable, held, batch, key, self.label_smoothing, self.z_loss)

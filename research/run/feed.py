@@ -11,12 +11,13 @@ from research.data.loader import Batch
 class Feed(Protocol):
     """An iterator over the batches of a run, one a step, on the host.
 
-    A feed reads windows of a corpus, or makes batches during training, for example from texts that
-    the model has generated:
+    A feed reads windows of a corpus, repeats one batch for a benchmark, or makes batches during
+    training, for example from texts that the model has generated:
 
         feed.begin(step, state)
         with feed:
             step, batch = next(feed)
+            state = feed.state()
 
     Laws, tested over all implementers in tests/run/test_feed_laws.py:
 

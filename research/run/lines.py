@@ -7,6 +7,7 @@ import jax
 from research import command, tree
 from research.data.chat import endless_turns
 from research.run.appraisal import sample
+from research.run.saving import remedy
 from research.run.session import Session
 from research.training.metrics import RunLog
 from research.training.state import TrainState
@@ -61,8 +62,7 @@ def log_step(
         raise command.Stop(
             command.BUG,
             f"the loss is {values['loss']} at step {step}; the last checkpoint is from step "
-            f"{session.checkpoints.latest()}; lower config.optimizer.learning_rate or set "
-            "config.optimizer.clip_norm",
+            f"{session.checkpoints.latest()}; {remedy(session.experiment)}",
         )
     return values
 

@@ -14,6 +14,7 @@ from research.run.feed import Feed
 from research.run.lines import announce, log_sample, log_step
 from research.run.opened import keep_compiled_programs
 from research.run.program import Program, make_program, take_step
+from research.run.saving import save
 from research.run.session import Session, prepare
 from research.run.start import open_data
 from research.run.step_trace import StepTrace
@@ -147,7 +148,7 @@ def _between_steps(
             log_sample(session, log, state, step)
     if _due(step, e.checkpoint.every):
         with log.pause("saving"):
-            session.save(state, step, feed.state())
+            save(session, log, state, step, feed.state())
     return values
 
 
@@ -158,7 +159,7 @@ def _finish(
     data and writes a sample; returns the values of the evaluation or {}."""
     values: dict[str, float] = {}
     with log.pause("saving"):
-        session.save(state, step, feed.state())
+        save(session, log, state, step, feed.state())
         # A process that ends during an asynchronous save would lose that checkpoint.
         session.checkpoints.wait()
     # A finished run that is started again has this evaluation in its log already.

@@ -16,6 +16,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from research import tree
+from research.training.literal_path import LiteralPath
 from research.training.restore import (
     Restored,
     committed_steps,
@@ -59,7 +60,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: epath.PathLike, config: CheckpointConfig = CheckpointConfig()):
-        self._root = epath.Path(directory).absolute()
+        self._root = LiteralPath(directory).absolute()
         self._saving: int | None = None
         _require_writable(self._root)
         options = ocp.CheckpointManagerOptions(
@@ -99,12 +100,13 @@ class Checkpoints:
         return max(committed_steps(self._root), default=None)
 
     def restore(self, abstract_state: tree.Tree) -> Restored | None:
-        """(step, state, meta) of the newest undamaged step; None if nothing was ever saved.
+        """(step, state, meta) of the newest good step; None if nothing was ever saved.
 
         `abstract_state` is a tree of ShapeDtypeStructs. Each array is read onto the sharding given
-        there, on whatever mesh it was saved. A damaged step is logged and renamed. ValueError if
-        all steps are damaged, and if structure, types or shapes of the checkpoint differ from those
-        of `abstract_state`: then the config has changed, and nothing is renamed.
+        there, on whatever mesh it was saved. A step that is damaged, or whose trained numbers are
+        not all finite, is logged and renamed. ValueError if no step is good, and if structure,
+        types or shapes of the checkpoint differ from those of `abstract_state`: then the config has
+        changed, and nothing is renamed.
         """
         self.wait()
         return newest(self._root, abstract_state, "", self._set_aside)
@@ -145,9 +147,9 @@ class Checkpoints:
                 f"the checkpoint of step {step} in {self._root} was not saved: {error}"
             ) from error
 
-    def _set_aside(self, step: int) -> str:
-        # A resumed run reaches the step again, and that checkpoint may be damaged as well.
-        candidates = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, 1000))]
+    def _set_aside(self, step: int, kind: str) -> str:
+        # A resumed run reaches the step again, and that checkpoint may be bad as well.
+        candidates = [f"{kind}-{step}", *(f"{kind}-{step}-{n}" for n in range(2, 1000))]
         name = next(name for name in candidates if not (self._root / name).exists())
         if jax.process_count() > 1:
             # No process may rename the step before all have chosen its new name.
@@ -170,16 +172,17 @@ def restore_params(
     """(step, parameters, meta) of `step` of a run's checkpoints, or of the newest good one.
 
     Only the arrays below `key` are read and verified, onto the shardings of `abstract_params`.
-    Nothing in `directory` changes; a damaged step is skipped with a warning. ValueError without an
-    undamaged step, without `step`, and for another structure, type or shape.
+    Nothing in `directory` changes; a step that is damaged or not finite is skipped with a warning,
+    unless it is the `step` that was asked for. ValueError without a good step, without `step`, and
+    for another structure, type or shape.
 
         step, params, meta = restore_params("runs/a/checkpoints", abstract_params, key="trainable")
     """
-    root = epath.Path(directory).absolute()
+    root = LiteralPath(directory).absolute()
     if step is not None and step not in committed_steps(root):
         there = ", ".join(map(str, committed_steps(root))) or "none"
         raise ValueError(f"{root} has no checkpoint of step {step}; there are {there}")
-    restored = newest(root, abstract_params, f"{key}/", lambda step: "passed over", only=step)
+    restored = newest(root, abstract_params, f"{key}/", lambda step, kind: "passed over", only=step)
     if restored is None:
         raise ValueError(
             f"{root} holds no checkpoint; "

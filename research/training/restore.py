@@ -23,6 +23,7 @@ from orbax.checkpoint.path import step as step_names
 
 from research import tree
 from research.training.fingerprint import fingerprint
+from research.training.finite import nonfinite, shown
 
 Restored = tuple[int, tree.Tree, dict[str, Any]]
 
@@ -81,49 +82,57 @@ def newest(
     root: epath.Path,
     abstract: tree.Tree,
     below: str,
-    set_aside: Callable[[int], str],
+    set_aside: Callable[[int, str], str],
     only: int | None = None,
 ) -> Restored | None:
-    """(step, tree like `abstract`, meta) of the newest undamaged step; None if there are no steps.
+    """(step, tree like `abstract`, meta) of the newest good step; None if there are no steps.
 
-    `below` selects arrays by a prefix of their path: "" for all, "params/" for those under that
-    key. `only` is a step to read instead of the newest. A damaged step is logged as a warning and
-    passed to `set_aside`, which returns a phrase for the log that says what it did. ValueError if
-    all steps are damaged. ValueError too if the arrays of a step differ from `abstract` in
-    structure, type or shape: that step is good, and the config has changed.
+    A step is bad if it is damaged, and if a trained number in it is NaN or infinite: nothing could
+    be continued from it. `below` selects arrays by a prefix of their path: "" for all, "params/"
+    for those under that key. `only` is a step to read instead of the newest, finite or not.
+
+    A bad step is logged as a warning and passed, with the word "damaged" or "nonfinite", to
+    `set_aside`, which returns a phrase for the log that says what it did. ValueError if all steps
+    are bad. ValueError too if the arrays of a step differ from `abstract` in structure, type or
+    shape: that step is good, and the config has changed.
     """
     wanted = {below + path: leaf for path, leaf in tree.paths(abstract).items()}
     # Before any read: an impossible sharding is the caller's mistake, not a damaged step.
     _require_divisible(wanted)
-    # From the newest step back to the first one that every process can read.
+    # From the newest step back to the first good one.
     problems = []
     for step in reversed(committed_steps(root)) if only is None else [only]:
+        problem, kind = "damaged for another process", "damaged"
+        arrays = None
         try:
             arrays, meta = _read(root / str(step), step, wanted, below)
-            problem = None
         except _Damaged as error:
             problem = str(error)
-        # All processes must take the same step, so one that cannot read it decides for all.
-        if _everywhere(problem is None):
-            return (
-                step,
-                jax.tree.unflatten(jax.tree.structure(abstract), [arrays[path] for path in wanted]),
-                meta,
-            )
-        problems.append(
-            f"step {step} ({problem or 'damaged for another process'}; {set_aside(step)})"
-        )
-        logging.warning("checkpoint %s in %s is damaged", problems[-1], root)
-    problems += [
-        f"{folder.name} (set aside earlier)"
-        for folder in sorted(root.glob("damaged-*"))
-        if not problems
-    ]
+        # All processes must take the same step, so one that cannot read it decides for all. Only
+        # then are the numbers looked at, which is a computation of all processes together.
+        if _everywhere(arrays is not None) and arrays is not None:
+            odd = nonfinite(arrays)
+            if odd and only is not None:
+                logging.warning("step %d in %s is not finite: %s", step, root, shown(odd))
+            if not odd or only is not None:
+                leaves = [arrays[path] for path in wanted]
+                return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), meta
+            problem, kind = f"NaN or infinite numbers in {shown(odd)}", "nonfinite"
+        problems.append(f"step {step} ({problem}; {set_aside(step, kind)})")
+        logging.warning("checkpoint %s in %s is %s", problems[-1], root, kind)
+    _refuse_to_begin(root, problems)
+    return None
+
+
+def _refuse_to_begin(root: epath.Path, problems: list[str]) -> None:
+    """ValueError if there are steps, here or set aside by an earlier start, and none is good."""
+    if not problems:
+        aside = [*root.glob("damaged-*"), *root.glob("nonfinite-*")]
+        problems = [f"{folder.name} (set aside earlier)" for folder in sorted(aside)]
     if problems:
         raise ValueError(
             f"no checkpoint in {root} is good: {', '.join(problems)}; delete them to start afresh"
         )
-    return None
 
 
 def _read(

@@ -19,9 +19,9 @@ from research.ops.kernels.equation import parse
 from research.parallel.placement import gather, spec_entries
 from research.tuning.lora_init import column_norms
 from research.tuning.multi_adapter import low_rank, pad, rank_of
-from research.weights.leaf import Wrapper, gathered
 from research.weights.lora import RANK, LoraAdapter
 from research.weights.rules import is_leaf
+from research.weights.wrapper import Wrapper, gathered
 
 
 @partial(

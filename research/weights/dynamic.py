@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from research import tree
 from research.devices.backend import multiplies
 from research.weights.code_products import multiply_codes, quantize_tokens
-from research.weights.leaf import Wrapper
 from research.weights.quantized import Quantized
+from research.weights.wrapper import Wrapper
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["base"], meta_fields=[])

@@ -4,6 +4,7 @@
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ from jax import lax
 
 from research.weights.formats import FORMATS, decode, unpack
 from research.weights.quantized import Quantized
-from research.weights.scales import QuantizedScales
 
 
 @partial(
@@ -37,6 +37,8 @@ class FlatQuantized(Quantized):
 
     outputs: tuple[int, ...] = ()
     start: int = 0
+
+    flat = True
 
     @property
     def group(self) -> int:
@@ -88,11 +90,13 @@ class FlatQuantized(Quantized):
         """This leaf with float32 scales; nothing is sharded, so there is nothing to gather."""
         return replace(self, scale=self.plain_scale())
 
+    def specs(self, of: Any) -> "FlatQuantized":
+        """A spec for each array in it; all lie whole on every device."""
+        return jax.tree.map(lambda x: replace(of, shape=x.shape, axes=("group",) * x.ndim), self)
+
     def plain_scale(self) -> jax.Array:
         """The scales as float32 [..., blocks, 1]."""
-        return (
-            self.scale.dense()[..., None] if isinstance(self.scale, QuantizedScales) else self.scale
-        )
+        return self.scale.dense()[..., None] if self.scales == "double" else self.scale
 
     def _values(self, codes: jax.Array, scale: jax.Array) -> jax.Array:
         """The values of blocks, float32 [..., blocks, G]."""

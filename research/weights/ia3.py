@@ -16,8 +16,8 @@ from research import tree
 from research.ops.einsum import einsum, grouped, take
 from research.ops.kernels.equation import parse
 from research.parallel.placement import gather
-from research.weights.leaf import Wrapper, dense, gathered
 from research.weights.matrices import Axes, split_axes
+from research.weights.wrapper import Wrapper, dense, gathered
 
 OUTPUTS = r"(.*/)?layers/(attention|cross)/(key|value)"
 INPUTS = r"(.*/)?layers/mlp/down"

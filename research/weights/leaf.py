@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,9 @@ class Leaf(Protocol):
 
     A model calls `research.ops.einsum.{einsum, take, grouped}`, which pass a leaf's work to the
     leaf, so a model never knows which leaf it holds. Leaves nest: QLoRA is a `Lora` over a
-    `Quantized`. A new leaf inherits from this class, is a registered dataclass, and gives `shape`,
-    `einsum`, `dense` and `gathered`; the other methods follow from these and are overridden where
-    the leaf can do better than making itself dense. The laws, which tests/weights/test_leaf.py
-    checks for every leaf `w` of the package:
+    `Quantized`. A new leaf is a registered dataclass that inherits from this class and gives
+    `shape`, `einsum`, `dense` and `gathered`; it overrides the other methods where it can do better
+    than making itself dense. The laws, checked for every leaf `w` in tests/weights/test_leaf.py:
 
         w.einsum(eqn, x)          == einsum(eqn, x, w.dense())     for activations x
         w.take(ids)               == w.dense()[ids]                for a table [V, D]
@@ -34,8 +33,7 @@ class Leaf(Protocol):
     weights, and `jax.tree.map(lambda part: part[i], w)` is weight i.
     """
 
-    # True if nothing in the leaf is trained and `einsum` is the product with `dense`. The loss then
-    # reads a head's table block by block with `rows`, and computes no gradient for it.
+    # Nothing in it is trained, and `einsum` multiplies by `dense`: losses read a head by `rows`.
     frozen: ClassVar[bool] = False
 
     @property
@@ -63,8 +61,7 @@ class Leaf(Protocol):
 
     @abstractmethod
     def gathered(self) -> "Leaf | jax.Array":
-        """This leaf, or an array, with the mesh axes that only store it gathered, as the products
-        of a `shard_map` want it."""
+        """This leaf, or an array, with the mesh axes that only store it gathered."""
 
     def take(self, ids: jax.Array) -> jax.Array:
         """Rows of a table [V, D] at `ids`, float32 [..., D]."""
@@ -75,31 +72,9 @@ class Leaf(Protocol):
         return lax.dynamic_slice_in_dim(self.dense(dtype), first, count)
 
     def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
-        """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix in this weight
-        [E, I, O], as [M, O]."""
+        """Rows [M, I] in groups of `sizes` [E], times an expert each in this weight [E, I, O]."""
         return ops.grouped(x, self.dense(), sizes)
 
     def nbits(self) -> int:
         """Bits of storage of all arrays in the leaf."""
         return tree.nbits(self)
-
-
-class Wrapper(Leaf, Protocol):
-    """A leaf over a `base` (an array or another leaf) of the same shape."""
-
-    base: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the base."""
-        return self.base.shape
-
-
-def dense(w: Any) -> jax.Array:
-    """An array or a leaf as a float32 array."""
-    return w.astype(jnp.float32) if isinstance(w, jax.Array) else w.dense()
-
-
-def gathered(w: Any) -> Any:
-    """An array or a leaf with the mesh axes that only store it gathered."""
-    return ops.gather(w) if isinstance(w, jax.Array) else w.gathered()

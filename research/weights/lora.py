@@ -23,7 +23,7 @@ from research import tree
 from research.ops.einsum import contract, einsum, grouped, take
 from research.ops.kernels.equation import parse
 from research.parallel.placement import gather
-from research.weights.leaf import Wrapper, dense, gathered
+from research.weights.wrapper import Wrapper, dense, gathered
 
 RANK = "R"
 

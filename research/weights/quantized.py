@@ -11,20 +11,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from research.ops.einsum import contract
-from research.ops.kernels import quantized_matmul
-from research.ops.kernels.equation import parse
-from research.parallel.placement import gather, merge_axes, partition_spec, reshard_to, spec_entries
+from research.parallel.placement import gather, merge_axes, partition_spec, spec_entries
+from research.weights import products
 from research.weights.formats import FORMATS, Format, decode, encode, pack, unpack
 from research.weights.grouping import cut_inputs
 from research.weights.leaf import Leaf
+from research.weights.matrices import count_stacked
 from research.weights.packing import packed_size
 from research.weights.scales import (
     QuantizedScales,
@@ -63,6 +62,7 @@ class Quantized(Leaf):
     after: int
 
     frozen = True
+    flat: ClassVar[bool] = False  # whether a group may run over the end of a row
 
     @property
     def group_axis(self) -> int:
@@ -107,7 +107,7 @@ class Quantized(Leaf):
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x` and the weight, in the dtype of `x`. Codes and scales are kept for the
         backward pass, never a dense weight."""
-        return _product(eqn, partition_spec(x), x, self)
+        return products.product(eqn, partition_spec(x), x, self)
 
     def take(self, ids: jax.Array) -> jax.Array:
         """Rows of a table [V, D] at `ids`, float32 [..., D]; only these are made dense. ValueError
@@ -133,7 +133,7 @@ class Quantized(Leaf):
     def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
         """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix in this weight
         [E, I, O], as [M, O]."""
-        return _grouped(x, sizes, self)
+        return products.grouped(x, sizes, self)
 
     def gathered(self) -> "Quantized":
         """This leaf with the mesh axes that only store it gathered, and with float32 scales."""
@@ -148,6 +148,11 @@ class Quantized(Leaf):
             scale = jax.reshard(scale, PartitionSpec(*place))
         zero = None if self.zero is None else gather(self.zero)
         return replace(self, codes=codes, scale=scale, zero=zero)
+
+    def specs(self, of: Any) -> "Quantized":
+        """A spec for each array in it, where the spec of its weight is `of`."""
+        stacked = count_stacked(of.axes)
+        return quantize_spec(of, self.format, stacked=stacked, group=self.group, scales=self.scales)
 
     def plain_scale(self) -> jax.Array:
         """The scales as float32 [..., I / G, 1, ...]."""
@@ -251,46 +256,3 @@ def _take(part: jax.Array, ids: jax.Array) -> jax.Array:
     return part.at[ids].get(
         mode="clip", out_sharding=PartitionSpec(*spec_entries(ids), *spec_entries(part)[1:])
     )
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(eqn: str, place: PartitionSpec | None, x: jax.Array, w: Quantized) -> jax.Array:
-    # Kernels and dense products take plain float32 scales and unsplit storage axes.
-    w, y = w.gathered(), None
-    if FORMATS[w.format].has_kernel:  # decodes tile by tile, where the platform has one
-        y = quantized_matmul.product(eqn, x, w.codes, w.scale, FORMATS[w.format].book)
-    return contract(eqn, x, w.dense(x.dtype)) if y is None else y
-
-
-def _forward(eqn: str, place: PartitionSpec | None, x: jax.Array, w: Quantized):
-    return _product(eqn, place, x, w), w
-
-
-def _backward(eqn: str, place: PartitionSpec | None, w: Quantized, dy: jax.Array):
-    w, dx = w.gathered(), None
-    if FORMATS[w.format].has_kernel:
-        dx = quantized_matmul.pullback(eqn, dy, w.codes, w.scale, w.inputs, FORMATS[w.format].book)
-    if dx is None:
-        dx = contract(parse(eqn).to_x, dy, w.dense(dy.dtype))
-    # The activations' gradient goes back to their sharding; frozen codes have none.
-    return reshard_to(dx, place), None
-
-
-_product.defvjp(_forward, _backward)
-
-
-@jax.custom_vjp
-def _grouped(x: jax.Array, sizes: jax.Array, w: Quantized) -> jax.Array:
-    return lax.ragged_dot(x, w.dense(x.dtype), sizes)
-
-
-def _grouped_forward(x: jax.Array, sizes: jax.Array, w: Quantized):
-    return _grouped(x, sizes, w), (sizes, w)
-
-
-def _grouped_backward(saved: tuple[jax.Array, Quantized], dy: jax.Array):
-    sizes, w = saved
-    return lax.ragged_dot(dy, jnp.swapaxes(w.dense(dy.dtype), 1, 2), sizes), None, None
-
-
-_grouped.defvjp(_grouped_forward, _grouped_backward)

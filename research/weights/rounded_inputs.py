@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from research import tree
 from research.weights.code_products import quantize_tokens
 from research.weights.formats import FORMATS
-from research.weights.leaf import Wrapper
 from research.weights.matrices import LINEAR
 from research.weights.quantized import Quantized, is_quantized
+from research.weights.wrapper import Wrapper
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["base"], meta_fields=[])

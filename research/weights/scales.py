@@ -39,6 +39,11 @@ class QuantizedScales:
         values = look_up(DYNAMIC_MAP, self.codes)
         return values * _by_scale(self.absmax, values.shape[-1]) + self.offset
 
+    def part(self, first: int, last: int) -> "QuantizedScales":
+        """The scales from `first`, where a block starts, to `last`."""
+        blocks = slice(first // BLOCK, -(-last // BLOCK))
+        return QuantizedScales(self.codes[first:last], self.absmax[blocks], self.offset)
+
 
 def quantize_scales(scales: jax.Array) -> QuantizedScales:
     """Scales float32 [..., count] in 8 bits each. Equal to bitsandbytes' CPU arithmetic to the bit,

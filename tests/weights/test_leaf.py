@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ import pytest
 from research.compress.observe import Observed
 from research.infer.decode_layout import DecodeWeight
 from research.ops.einsum import einsum, grouped, take
-from research.tuning.adapter_bank import AdapterBank
+from research.tuning.adapter_bank import AdapterBank, bank
 from research.weights.dynamic import DynamicQuantized
 from research.weights.flat import FlatQuantized
 from research.weights.ia3 import Ia3, Ia3Adapter
-from research.weights.leaf import Leaf, Wrapper
+from research.weights.leaf import Leaf
 from research.weights.llm_int8 import LlmInt8
 from research.weights.lora import Lora, LoraAdapter
 from research.weights.quantized import Quantized, quantize_array
 from research.weights.rounded_inputs import RoundedInputs
 from research.weights.straight_through import Rounded, Rounding
+from research.weights.wrapper import Wrapper, dense
 
 RESEARCH = Path(__file__).parent.parent.parent / "research"
 D, O, V, E = 32, 16, 24, 3
@@ -54,6 +56,29 @@ def ia3(w, *axes, on_inputs=False):
     """Factors along some axes of a weight, 1 along the others."""
     shape = [size if at in axes else 1 for at, size in enumerate(w.shape)]
     return Ia3(w, Ia3Adapter(1 + 0.1 * random(*shape), on_inputs))
+
+
+def bank_on(w, table=False, dora=False):
+    """Two adapters on a weight or table. Row 0 of a batch has the second, row 1 the first, which
+    is DoRA's, or none."""
+    first, second = lora(w, table, dora).adapter, lora(w, table).adapter
+    second = replace(second, a=second.a[..., :1], b=2 * second.b[:1])  # of another rank
+    return bank({"w": w}, [{"w": first}, {"w": second}], jnp.asarray([1, 0 if dora else -1]))["w"]
+
+
+def weights(leaf):
+    """The dense weight of each of two rows of a batch: in a bank they differ."""
+    if not isinstance(leaf, AdapterBank):
+        return [leaf.dense()] * 2
+    found = []
+    for index in leaf.index_B.tolist():
+        w = dense(leaf.base)
+        if index >= 0:
+            update = leaf.scale[index] * leaf.a[index] @ leaf.b[index]
+            w = w + (update.T if leaf.table else update)
+            w = w if leaf.gain is None else w * leaf.gain[index][None]
+        found.append(w)
+    return found
 
 
 # By class: a weight [D, O], a table [V, D] and experts [E, D, O]; None for what the leaf refuses.
@@ -90,8 +115,12 @@ LEAVES: dict[Any, tuple] = {
         lora(random(E, D, O)),
     ),
     Ia3: (ia3(random(D, O), 0, on_inputs=True), ia3(random(V, D), 0), ia3(random(E, D, O), 0, 2)),
-    # A bank is many weights at once, and has no one dense form: tests/tuning/test_several.py.
-    AdapterBank: (None, None, None),
+    # A bank is a weight for each row of a batch, see `weights`.
+    AdapterBank: (
+        bank_on(quantize_array(random(D, O), "int8", inputs=1), dora=True),
+        bank_on(random(V, D), table=True),
+        None,
+    ),
     Observed: (Observed(random(D, O)), Observed(random(V, D)), None),
     DecodeWeight: (
         DecodeWeight(random(D, O).T, (D, O), (0,)),
@@ -135,25 +164,45 @@ def test_no_leaf_of_the_package_is_missing_here():
 
 @cases(0)
 def test_a_leaf_has_the_shape_of_its_dense_form_and_its_product(leaf):
-    w, x = leaf.dense(), random(2, 3, D)
-    assert (leaf.shape, leaf.ndim, leaf.size) == (w.shape, w.ndim, w.size) == ((D, O), 2, D * O)
-    assert leaf.nbits() > 0 and leaf.dense(jnp.bfloat16).dtype == jnp.bfloat16
-    got, want = einsum("BTD,DF->BTF", x, leaf), einsum("BTD,DF->BTF", x, w)
+    rows, x = weights(leaf), random(2, 3, D)
+    shapes = {(w.shape, w.ndim, w.size) for w in rows}
+    assert shapes == {(leaf.shape, leaf.ndim, leaf.size)} == {((D, O), 2, D * O)}
+    assert leaf.nbits() > 0
+    got = einsum("BTD,DF->BTF", x, leaf)
     assert got.dtype == x.dtype
-    close(got, want, ROUNDED.get(type(leaf), 1e-5))
+    close(got, jnp.stack([row @ w for row, w in zip(x, rows)]), ROUNDED.get(type(leaf), 1e-5))
     close(einsum("BTD,DF->BTF", x, leaf.gathered()), got)
 
 
 @cases(1)
 def test_rows_of_a_table_are_those_of_its_dense_form(leaf):
-    w, ids = leaf.dense(), jnp.asarray([[3, 7, 7], [0, V - 1, 5]])
-    close(take(leaf, ids, jnp.float32), w[ids])
-    close(einsum("BTD,VD->BTV", w[ids], leaf), w[ids] @ w.T, ROUNDED.get(type(leaf), 1e-5))
-    gathered = leaf.gathered()
-    if not isinstance(gathered, jax.Array):
+    rows, ids = weights(leaf), jnp.asarray([[3, 7, 7], [0, V - 1, 5]])
+    taken = jnp.stack([w[own] for w, own in zip(rows, ids)])
+    close(take(leaf, ids, jnp.float32), taken)
+    products = jnp.stack([x @ w.T for x, w in zip(taken, rows)])
+    close(einsum("BTD,VD->BTV", taken, leaf), products, ROUNDED.get(type(leaf), 1e-5))
+    gathered, w = leaf.gathered(), rows[0]
+    if not isinstance(gathered, jax.Array | AdapterBank):
         for first in (0, 5, V - 8):
             rows = jax.jit(lambda first: gathered.rows(first, 8, jnp.float32))(first)  # noqa: B023
             close(rows, w[first : first + 8])
+
+
+@cases(0)
+def test_the_dense_form_is_an_array_of_the_wanted_type(leaf):
+    if isinstance(leaf, AdapterBank):  # as many weights as it has adapters
+        with pytest.raises(ValueError, match="no one weight"):
+            leaf.dense()
+    else:
+        assert leaf.dense(jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_layers_of_a_bank_are_a_stack_of_banks():
+    leaf = bank_on(random(D, O))
+    stack, x = jax.tree.map(lambda part: jnp.stack([part, part]), leaf), random(2, 3, D)
+    one = jax.tree.map(lambda part: part[1], stack)
+    close(einsum("BTD,DF->BTF", x, one), einsum("BTD,DF->BTF", x, leaf))
+    assert stack.shape == (2, D, O)
 
 
 @cases(2)

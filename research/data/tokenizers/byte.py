@@ -1,4 +1,4 @@
-"""The 256 bytes as tokens: id = byte, then the reserved special tokens."""
+"""The 256 bytes as tokens: ids 0 to 255 are bytes, the reserved special tokens follow."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ _SPLIT = re.compile("(" + "|".join(map(re.escape, RESERVED)) + ")")
 
 
 def load() -> Tokenizer:
-    """UTF-8 bytes, lossless for any text."""
+    """The tokenizer "bytes": UTF-8 bytes as ids, lossless for any text."""
     starts = [begins_word(bytes([byte])) for byte in range(256)] + [True] * len(RESERVED)
     return Tokenizer(
         kind="bytes",
@@ -44,6 +44,8 @@ def _align_texts(texts: list[str]) -> list[Aligned]:
 
 
 def _align(text: str) -> Aligned:
+    # Places count characters, and a character beyond ASCII is several bytes: all of its tokens
+    # have the place of the whole character.
     ids, places, at = [], [], 0
     for part in _SPLIT.split(text):
         for piece in [part] if part in _SPECIAL else part:
@@ -54,6 +56,7 @@ def _align(text: str) -> Aligned:
 
 
 def _decode_ids(ids: list[int]) -> str:
+    # Joined before they are decoded: the bytes of a character are tokens of their own.
     pieces = (
         bytes([token_id]) if token_id < 256 else RESERVED[token_id - 256].encode()
         for token_id in ids

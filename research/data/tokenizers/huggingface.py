@@ -1,5 +1,5 @@
-"""tokenizer.json, the format of the `tokenizers` library: any model loaded, byte-level BPE
-trained."""
+"""Tokenizers in tokenizer.json, the format of the `tokenizers` library: any model can be loaded,
+byte-level BPE can be trained."""
 
 import functools
 import hashlib
@@ -31,14 +31,18 @@ _SPLIT = (
 
 
 def load(content: bytes, config: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, its roles as its tokenizer_config.json says, else by their
-    usual names.
+    """The tokenizer of a tokenizer.json. `config` is the content of its tokenizer_config.json, {}
+    without one.
 
-    Truncation, padding, dropout and the post-processor's special tokens are left off: `encode`
-    gives every token of the text and no more. ValueError where the content is no tokenizer.json.
+    The special tokens for begin, end, padding and mask are those that `config` names, else those
+    with a usual name such as "</s>". Truncation, padding, dropout and the post-processor are
+    switched off: `encode` gives every token of the text and adds none. ValueError if the content
+    is no tokenizer.json.
     """
     try:
         spec = json.loads(content)
+        # Some files were saved in the middle of training, with settings that would cut or pad our
+        # texts, or with BPE dropout, which makes ids random.
         spec |= {"truncation": None, "padding": None}
         spec["model"] |= {"dropout": None} if "dropout" in spec["model"] else {}
         backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
@@ -60,7 +64,9 @@ def load(content: bytes, config: Mapping[str, Any]) -> Tokenizer:
 
 
 def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
-    """Byte-level BPE with the reserved special tokens first, lossless for any text."""
+    """Byte-level BPE of at most `vocab_size` tokens learnt from the texts, with the reserved
+    special tokens first; lossless for any text. Fewer tokens come back where the texts have fewer
+    pairs to merge."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -76,16 +82,16 @@ def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
+    # Through the file, so that a tokenizer just trained and one read later are the same.
     return load(backend.to_str().encode(), {})
 
 
 @functools.cache
 def byte_characters() -> tuple[str, ...]:
-    """The character that stands for each byte in a byte-level vocabulary, which has no blanks or
-    controls.
+    """256 characters: the one that stands for each byte in a byte-level vocabulary.
 
-    Source: `bytes_to_unicode` of GPT-2's encoder.py: printable bytes are themselves, the rest
-    U+0100 and up, in order.
+    Source: `bytes_to_unicode` of GPT-2's encoder.py. Bytes that are printable in Latin-1 stand for
+    themselves; the others, blanks and controls, are U+0100 and up in order.
     """
     printable = {
         *range(ord("!"), ord("~") + 1),
@@ -155,7 +161,8 @@ def _fingerprint(spec: dict[str, Any], roles: Roles) -> str:
         model["merges"] = [
             pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]
         ]
-    # Older files do not name the type BPE; and "" as a prefix is the same as none.
+    # Older releases wrote a merge as "a b" and newer ones as ["a", "b"]: above, both became a
+    # pair. Older files do not name the type BPE; and "" as a prefix is the same as none.
     if "merges" in model:
         model = {"type": "BPE"} | {key: value for key, value in model.items() if value != ""}
     added = sorted(spec.get("added_tokens") or [], key=lambda token: token["id"])
@@ -165,6 +172,8 @@ def _fingerprint(spec: dict[str, Any], roles: Roles) -> str:
 
 def _word_starts(spec: dict[str, Any], vocab: dict[str, int]) -> np.ndarray:
     """bool [V]; true for the special tokens and for ids without a token."""
+    # A byte-level vocabulary spells a leading space as a letter ("Ġ"), WordPiece marks what
+    # continues a word instead, and the others write a space as U+2581.
     byte_of = {character: byte for byte, character in enumerate(byte_characters())}
     byte_level = '"ByteLevel"' in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
     starts = np.ones(max(vocab.values()) + 1, bool)

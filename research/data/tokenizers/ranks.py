@@ -1,4 +1,4 @@
-"""GPT-2's ranks: a text file with one `base64(token) rank` a line, as tiktoken reads them."""
+"""GPT-2's vocabulary as tiktoken stores it: a text file with `base64(token) rank` on each line."""
 
 import base64
 import binascii
@@ -18,11 +18,11 @@ _CONTRACTIONS = (b"'s", b"'t", b"'re", b"'ve", b"'m", b"'ll", b"'d")
 
 
 def load(content: bytes) -> Tokenizer:
-    """Byte-level BPE with GPT-2's split and these ranks; `<|endoftext|>` follows the last rank and
-    is the end of text.
+    """The byte-level BPE tokenizer of a ranks file, with GPT-2's way of splitting text into words.
+    `<|endoftext|>`, the end of text, gets the id after the last rank.
 
-    ValueError for ranks that are not 0, 1, 2, ..., that lack a byte or cannot be reached by
-    merging, or that were made for another split.
+    ValueError for ranks that are not 0, 1, 2, ..., a byte without a rank, a token that no merge
+    of earlier tokens makes, and a vocabulary that was made with another split.
     """
     ranks = _parse(content)
     characters = huggingface.byte_characters()
@@ -33,32 +33,38 @@ def load(content: bytes) -> Tokenizer:
 
 
 def merges_from_ranks(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
-    """The pair that makes each token longer than a byte, in order of rank.
+    """The pair of tokens that merge into each token of more than one byte, in order of rank.
 
-    A token's rank is when it was learnt, so merging its bytes with the earlier tokens only leaves
-    just that pair.
+    The file has no merges. They are recovered: tokens are ranked in the order in which they were
+    learnt, so merging the bytes of a token by the earlier ranks alone ends in the two tokens that
+    it was made of. ValueError if more than two are left.
+
+    >>> list(merges_from_ranks({b"a": 0, b"b": 1, b"ab": 2}))
+    [(b'a', b'b')]
     """
     for token in sorted(ranks, key=ranks.__getitem__):
         if len(token) == 1:
             continue
-        parts = _merge(token, ranks)
-        if len(parts) != 2:
+        pieces = _merge(token, ranks)
+        if len(pieces) != 2:
             raise ValueError(
                 f"no earlier pair makes token {token!r} of rank {ranks[token]}; use a "
                 f"tokenizer.json"
             )
-        yield parts[0], parts[1]
+        yield pieces[0], pieces[1]
 
 
 def _merge(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
-    parts = [token[n : n + 1] for n in range(len(token))]
-    while len(parts) > 2:
-        pairs = [ranks.get(left + right, ranks[token]) for left, right in zip(parts, parts[1:])]
+    pieces = [token[n : n + 1] for n in range(len(token))]
+    while len(pieces) > 2:
+        # The lowest rank is merged first, as BPE does; pairs that are no token, or one learnt
+        # later than this one, count as out of reach.
+        pairs = [ranks.get(left + right, ranks[token]) for left, right in zip(pieces, pieces[1:])]
         at = pairs.index(min(pairs))
         if pairs[at] >= ranks[token]:
             break
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
+        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+    return pieces
 
 
 def _parse(content: bytes) -> dict[bytes, int]:
@@ -92,7 +98,8 @@ def _parse(content: bytes) -> dict[bytes, int]:
 
 
 def _spec(vocab: dict[str, int], merges: list[list[str]]) -> dict[str, Any]:
-    """The tokenizer.json. ByteLevel's own regex is GPT-2's split."""
+    """The tokenizer.json of this vocabulary. `use_regex` switches on ByteLevel's own regular
+    expression, which is GPT-2's split."""
     byte_level = {
         "type": "ByteLevel",
         "add_prefix_space": False,

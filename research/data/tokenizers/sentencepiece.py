@@ -1,4 +1,4 @@
-"""sentencepiece models: any loaded, lossless BPE trained."""
+"""sentencepiece models: any can be loaded, lossless BPE can be trained."""
 
 import functools
 import hashlib
@@ -14,7 +14,7 @@ from research.data.tokenizers.tokenizer import Aligned, Tokenizer, begins_word
 
 FILE = "tokenizer.model"
 _SPACE = "▁"  # U+2581, how pieces spell a space
-_CHUNK_CHARACTERS = 2000
+_CHUNK_CHARACTERS = 2000  # of a sentence given to the trainer
 # Field numbers in sentencepiece_model.proto: of the model, the trainer options and the normaliser
 # options.
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
@@ -26,6 +26,8 @@ _PIECES = 2
 _ID_OPTIONS = {3: 1, 24: 0, 35: 0}
 _NORMALIZER_OPTIONS = {2: b"", 3: 1, 4: 1, 5: 1}
 
+# Lossless: no normalisation, no blank added or removed, and bytes for unknown characters. The roles
+# get the names of our reserved tokens, the other reserved ones are control symbols.
 _TRAINING = {
     "model_type": "bpe",
     "normalization_rule_name": "identity",
@@ -43,10 +45,11 @@ _TRAINING = {
 
 
 def load(content: bytes) -> Tokenizer:
-    """The tokenizer of a .model file, its roles by their usual names among the control tokens.
+    """The tokenizer of a .model file. Its special tokens are the control tokens with a usual name,
+    such as "</s>".
 
-    The string of a control token in a text becomes that token, and the text on each side is encoded
-    alone. ValueError where the content is no sentencepiece model.
+    The string of a control token in a text becomes that token, and the text on each side of it is
+    encoded alone. ValueError if the content is no sentencepiece model.
     """
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=content)
@@ -76,8 +79,8 @@ def load(content: bytes) -> Tokenizer:
 
 
 def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
-    """BPE with byte fallback, no normalisation and the reserved special tokens, lossless for any
-    text.
+    """BPE of `vocab_size` tokens learnt from the texts, with byte fallback and the reserved special
+    tokens; lossless for any text.
 
     BPE because unigram takes 20 times as long and makes 6% more tokens of Python source.
     RuntimeError where the trainer refuses the size.
@@ -131,6 +134,7 @@ def _encode_texts(
 ) -> list[list[int]]:
     if not insertions:
         return model.encode(texts)
+    # All stretches of all texts in one call, which the library spreads over the cores.
     split = re.compile("(" + "|".join(map(re.escape, insertions)) + ")").split
     parts = [split(text) for text in texts]  # text, insertion, text, ...
     encoded = iter(model.encode([part for row in parts for part in row[::2]]))
@@ -206,18 +210,25 @@ def _digest(content: bytes) -> str:
         if field == _PIECE:
             digest.update(repr(sorted(fields(value))).encode())
         elif field == _TRAINER:
-            options |= {key: found for key, found in fields(value) if key in options}
+            options |= {key: option for key, option in fields(value) if key in options}
         elif field == _NORMALIZER:
-            normalizer |= {key: found for key, found in fields(value) if key in normalizer}
+            normalizer |= {key: option for key, option in fields(value) if key in normalizer}
     digest.update(repr((sorted(options.items()), sorted(normalizer.items()))).encode())
     return digest.hexdigest()
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field number and value of each field of a protocol buffer, read here to spare the
-    dependency."""
+    """(field number, value) of each field of a protocol buffer message, in order: int for varints,
+    bytes for all else. ValueError for a wire type that is out of use, IndexError for a message
+    that ends early.
+
+    Read by hand because the protobuf package is a large dependency for a few fields. Format:
+    https://protobuf.dev/programming-guides/encoding.
+    """
     at = 0
     while at < len(message):
+        # A field begins with its number and, in the last three bits, how its value is stored:
+        # 0 varint, 1 eight bytes, 2 length and bytes, 5 four bytes.
         key, at = _varint(message, at)
         wire = key & 7
         if wire == 0:
@@ -231,6 +242,7 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
+    # Seven bits a byte, the lowest first; the top bit says that another byte follows.
     value, shift = 0, 0
     while message[at] & 0x80:
         value, shift, at = value | (message[at] & 0x7F) << shift, shift + 7, at + 1

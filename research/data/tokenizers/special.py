@@ -1,5 +1,5 @@
-"""Special tokens: those our own vocabularies reserve, and the roles of those found in other
-people's."""
+"""Special tokens: those that our own vocabularies reserve, and how the special tokens of other
+vocabularies are recognised."""
 
 import re
 from collections.abc import Mapping
@@ -26,7 +26,8 @@ _SENTINEL = re.compile(r"<extra_(?:id_)?(\d+)>")
 
 
 class Roles(TypedDict):
-    """The fields of a tokenizer that name special tokens."""
+    """Ids of the special tokens of a vocabulary, None for those it lacks; `sentinel_ids` are
+    T5's, in order."""
 
     bos_id: int | None
     eos_id: int | None
@@ -36,13 +37,20 @@ class Roles(TypedDict):
 
 
 def find_roles(special: Mapping[str, int], named: Mapping[str, str | None]) -> Roles:
-    """Roles of the special tokens (string -> id): as `named` (role -> string) where it speaks, else
-    by usual names."""
-    found = {}
+    """The ids of the special tokens by role.
+
+    `special` maps strings to ids. `named` maps "bos", "eos", "pad" or "mask" to the string that
+    the tokenizer's own configuration gives it, None for none; a role that it does not mention is
+    looked for by its usual names.
+
+    >>> find_roles({"<s>": 1, "</s>": 2}, {})["eos_id"]
+    2
+    """
+    ids = {}
     for role, names in _NAMES.items():
         candidates = (named[role],) if role in named else names
-        found[f"{role}_id"] = next((special[name] for name in candidates if name in special), None)
+        ids[f"{role}_id"] = next((special[name] for name in candidates if name in special), None)
     sentinels = {
         int(match[1]): special[name] for name in special if (match := _SENTINEL.fullmatch(name))
     }
-    return Roles(**found, sentinel_ids=tuple(sentinels[number] for number in sorted(sentinels)))
+    return Roles(**ids, sentinel_ids=tuple(sentinels[number] for number in sorted(sentinels)))

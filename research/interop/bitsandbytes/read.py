@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from research.models.config import ModelConfig
 from research.weights.flat import FlatQuantized
 from research.weights.formats import FORMATS
 from research.weights.quantized import Quantized
-from research.weights.scales import BLOCK, QuantizedScales
+from research.weights.scales import BLOCK
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,7 @@ def _leaf(
         # A weight may begin and end inside blocks that its neighbours share: take all blocks it
         # touches.
         first, last = part * values // form.block, -(-(part + 1) * values // form.block)
-        scale = _slice(scale, first, last)
-        leaf_scale = scale if form.double else scale[:, None]
+        leaf_scale = scale.part(first, last) if form.double else scale[first:last, None]
         start = part * values - first * form.block
         return FlatQuantized(
             _pack(codes[first:last]), leaf_scale, None, form.format, inputs, after, outputs, start
@@ -103,7 +101,9 @@ def _leaf(
     codes = codes.reshape(matrix.rows, -1, form.block)
     codes = _ours(_pack(codes) if FORMATS[form.format].bits == 4 else codes, module, part, sizes)
     if form.double:
-        leaf_scale = _slice(scale, part * values // form.block, (part + 1) * values // form.block)
+        # `_form` made sure that a weight begins where a block of scales does.
+        first, last = part * values // form.block, (part + 1) * values // form.block
+        leaf_scale = scale.part(first, last)
     else:
         leaf_scale = _ours(scale.reshape(matrix.rows, -1, 1), module, part, sizes)
     return Quantized(codes, leaf_scale, None, form.format, inputs, after)
@@ -121,17 +121,6 @@ def _ours(x: np.ndarray, module: Module, part: int, sizes: Mapping[str, int]) ->
         x, f"{left} g j -> {' '.join(order)}", {**sizes, "g": x.shape[1], "j": x.shape[2]}
     )
     return np.ascontiguousarray(moved[part] if several else moved)
-
-
-def _slice(scale: Any, first: int, last: int) -> Any:
-    if not isinstance(scale, QuantizedScales):
-        return scale[first:last]
-    return QuantizedScales(
-        # `_form` made sure that `first` is where a block of scales begins.
-        scale.codes[first:last],
-        scale.absmax[first // BLOCK : -(-last // BLOCK)],
-        scale.offset,
-    )
 
 
 def _pack(codes: np.ndarray) -> np.ndarray:

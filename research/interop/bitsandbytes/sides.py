@@ -14,7 +14,6 @@ from research.interop.bitsandbytes.matrices import STATE
 from research.interop.storage.layout import rearrange
 from research.interop.storage.modules import Module
 from research.weights.dynamic_map import DYNAMIC_MAP
-from research.weights.flat import FlatQuantized
 from research.weights.formats import FORMATS, unpack
 from research.weights.quantized import Quantized
 from research.weights.scales import BLOCK, QuantizedScales
@@ -31,12 +30,14 @@ class Side:
     codes   [out, in] for 8 bits, [blocks, block] for 4 bits, one code in each element
     scale   float32 [out] or [blocks], or a row of `QuantizedScales`
     block   values that share a scale
+    double  whether the scales are `QuantizedScales`
     """
 
     format: str
     codes: np.ndarray
     scale: Any
     block: int
+    double: bool = False
 
 
 def join_leaves(module: Module, slices: Slice, sizes: Mapping[str, int]) -> Side:
@@ -57,12 +58,13 @@ def join_leaves(module: Module, slices: Slice, sizes: Mapping[str, int]) -> Side
             f"{module.name} is quantized as {first.format}; bitsandbytes has "
             f"{', '.join(QUANTIZABLE)}"
         )
-    if isinstance(first, FlatQuantized):
+    if first.flat:
         return _flat_side(leaves)
     codes = np.concatenate([_theirs(_codes(leaf), module, sizes) for leaf in leaves])
     # Scales stay doubly quantized if the rows join without a seam, else they are written as
     # float32: the same numbers in more bytes.
-    scale = _joined([leaf.scale for leaf in leaves])
+    scale = _joined(leaves)
+    double = scale is not None
     if scale is None:
         plain = [np.asarray(jax.tree.map(jnp.asarray, leaf).plain_scale()) for leaf in leaves]
         scale = np.concatenate([_theirs(one, module, sizes) for one in plain]).reshape(-1)
@@ -74,7 +76,7 @@ def join_leaves(module: Module, slices: Slice, sizes: Mapping[str, int]) -> Side
                 f"{module.name} has int8 in groups of {block}; bitsandbytes has one scale a row"
             )
         return Side("int8", codes[:, 0], scale, block)
-    return Side(first.format, codes.reshape(-1, block), scale, block)
+    return Side(first.format, codes.reshape(-1, block), scale, block, double)
 
 
 def _codes(leaf: Quantized) -> np.ndarray:
@@ -93,11 +95,12 @@ def _theirs(x: np.ndarray, module: Module, sizes: Mapping[str, int]) -> np.ndarr
     return rearrange(x, f"{' '.join(order)} -> ({' '.join(outputs)}) g j", {**sizes, **groups})
 
 
-def _joined(scales: list[Any]) -> QuantizedScales | None:
+def _joined(leaves: list[Quantized]) -> QuantizedScales | None:
     """Doubly quantized scales of several weights as one row. None if they are floats, have
     different offsets, or if one that is not the last ends within a block."""
-    if not all(isinstance(scale, QuantizedScales) for scale in scales):
+    if any(leaf.scales != "double" for leaf in leaves):
         return None
+    scales = [leaf.scale for leaf in leaves]
     whole = all(len(scale.codes) % BLOCK == 0 for scale in scales[:-1])
     if not whole or any((scale.offset != scales[0].offset).any() for scale in scales):
         return None
@@ -108,7 +111,7 @@ def _joined(scales: list[Any]) -> QuantizedScales | None:
     )
 
 
-def _flat_side(leaves: list[FlatQuantized]) -> Side:
+def _flat_side(leaves: list[Any]) -> Side:
     """Flat weights one after the other, as they were before they were split: neighbours may share a
     block, and then also its scale."""
     block = leaves[0].group
@@ -119,7 +122,8 @@ def _flat_side(leaves: list[FlatQuantized]) -> Side:
     codes = np.concatenate(
         [v[leaf.start : leaf.start + leaf.size] for v, leaf in zip(values, leaves)]
     )
-    scale = _joined([leaf.scale for leaf in leaves])
+    scale = _joined(leaves)
+    double = scale is not None
     if scale is None:
         scale = np.zeros(-(-len(codes) // block), np.float32)
         # Where neighbours share a block they have the same scale for it, so writing it twice is
@@ -129,7 +133,7 @@ def _flat_side(leaves: list[FlatQuantized]) -> Side:
             plain = np.asarray(jax.tree.map(jnp.asarray, leaf).plain_scale())[:, 0]
             scale[begin // block : begin // block + len(plain)] = plain
             begin += leaf.size
-    return Side(leaves[0].format, codes, scale, block)
+    return Side(leaves[0].format, codes, scale, block, double)
 
 
 def matrix_tensors(
@@ -159,7 +163,7 @@ def matrix_tensors(
         name: (flat[::2] << 4 | flat[1::2]).astype(np.uint8)[:, None],
         f"{name}.quant_map": FORMATS[side.format].book,
     }
-    if isinstance(side.scale, QuantizedScales):
+    if side.double:
         offset = float(side.scale.offset[0])
         state |= {"nested_blocksize": BLOCK, "nested_dtype": "float32", "nested_offset": offset}
         tensors |= {

@@ -33,7 +33,6 @@ from research.models.config import ModelConfig
 from research.weights.matrices import LINEAR
 from research.weights.quantized import is_quantized, quantize_array
 from research.weights.rules import is_leaf
-from research.weights.scales import QuantizedScales
 
 
 def write_bitsandbytes(
@@ -124,7 +123,7 @@ def _streams(
             streams[name] = (tensor, lambda make=make: [make()])
         else:
             side = join_leaves(module, slices, letter_sizes(c))
-            kinds.add((side.format, isinstance(side.scale, QuantizedScales)))
+            kinds.add((side.format, side.double))
             tensors = matrix_tensors(
                 name, side, tensor.shape[::-1] if module.conv else tensor.shape, tensor.dtype
             )

@@ -18,9 +18,7 @@ from research.interop.storage.checkpoint import Checkpoint, Parameter, place
 from research.models.spec import Spec, abstract, shardings
 from research.parallel.axes import AxisRules
 from research.weights import rules
-from research.weights.flat import FlatQuantized
-from research.weights.matrices import count_stacked
-from research.weights.quantized import Quantized, quantize_spec
+from research.weights.quantized import Quantized
 
 Index = tuple[int, ...]
 STACK = "layers/"
@@ -128,7 +126,7 @@ def _leaf(
     return (
         jax.tree.map(jnp.asarray, leaf)
         if mesh is None
-        else jax.device_put(leaf, shardings(_specs(leaf, spec), mesh, axis_rules))
+        else jax.device_put(leaf, shardings(leaf.specs(spec), mesh, axis_rules))
     )
 
 
@@ -136,11 +134,3 @@ def _stacked(leaves: Sequence[Quantized], stack: tuple[int, ...]) -> Quantized:
     if not stack:
         return leaves[0]
     return jax.tree.map(lambda *xs: np.stack(xs).reshape(*stack, *xs[0].shape), *leaves)
-
-
-def _specs(leaf: Quantized, spec: Spec) -> Quantized:
-    """A spec for each array of a leaf. Flat leaves and doubly quantized scales are replicated."""
-    if isinstance(leaf, FlatQuantized):
-        return jax.tree.map(lambda x: Spec(x.shape, ("group",) * x.ndim, spec.init), leaf)
-    stacked = count_stacked(spec.axes)
-    return quantize_spec(spec, leaf.format, stacked=stacked, group=leaf.group, scales=leaf.scales)

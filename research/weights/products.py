@@ -1,0 +1,62 @@
+"""Products with a quantized weight, a `research.weights.quantized.Quantized`, whose backward pass
+keeps its codes and scales and no dense weight."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from research.ops.einsum import contract
+from research.ops.kernels import quantized_matmul
+from research.ops.kernels.equation import parse
+from research.parallel.placement import reshard_to
+from research.weights.formats import FORMATS
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def product(eqn: str, place: PartitionSpec | None, x: jax.Array, w: Any) -> jax.Array:
+    """`eqn` of activations and the weight, in the dtype of `x`. The gradient of `x` is placed as
+    `place`, that of the weight is none."""
+    # Kernels and dense products take plain float32 scales and unsplit storage axes.
+    w, y = w.gathered(), None
+    if FORMATS[w.format].has_kernel:  # decodes tile by tile, where the platform has one
+        y = quantized_matmul.product(eqn, x, w.codes, w.scale, FORMATS[w.format].book)
+    return contract(eqn, x, w.dense(x.dtype)) if y is None else y
+
+
+def _forward(eqn: str, place: PartitionSpec | None, x: jax.Array, w: Any):
+    return product(eqn, place, x, w), w
+
+
+def _backward(eqn: str, place: PartitionSpec | None, w: Any, dy: jax.Array):
+    w, dx = w.gathered(), None
+    if FORMATS[w.format].has_kernel:
+        dx = quantized_matmul.pullback(eqn, dy, w.codes, w.scale, w.inputs, FORMATS[w.format].book)
+    if dx is None:
+        dx = contract(parse(eqn).to_x, dy, w.dense(dy.dtype))
+    # The activations' gradient goes back to their sharding; frozen codes have none.
+    return reshard_to(dx, place), None
+
+
+product.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def grouped(x: jax.Array, sizes: jax.Array, w: Any) -> jax.Array:
+    """Rows [M, I] in groups of `sizes` [E], each times its expert in a weight [E, I, O]: [M, O]."""
+    return lax.ragged_dot(x, w.dense(x.dtype), sizes)
+
+
+def _grouped_forward(x: jax.Array, sizes: jax.Array, w: Any):
+    return grouped(x, sizes, w), (sizes, w)
+
+
+def _grouped_backward(saved: tuple[jax.Array, Any], dy: jax.Array):
+    sizes, w = saved
+    return lax.ragged_dot(dy, jnp.swapaxes(w.dense(dy.dtype), 1, 2), sizes), None, None
+
+
+grouped.defvjp(_grouped_forward, _grouped_backward)
