@@ -28,6 +28,8 @@ from research.weights.ia3 import Ia3Adapter
 from research.weights.lora import LoraAdapter
 from research.weights.rules import is_leaf
 
+_TASKS = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}  # by kind of model
+
 
 def write_peft(folder: Path, adapters: tree.Tree, c: ModelConfig, base: str = "") -> None:
     """Writes a tree of adapters for a model of config `c` into an existing folder, in peft's
@@ -51,10 +53,10 @@ def write_peft(folder: Path, adapters: tree.Tree, c: ModelConfig, base: str = ""
     bare = family.prefix if values["architectures"] == ["BertModel"] else ""
     if loras and not gains:
         fields, arrays = write_lora(loras, known, c)
-        # peft then keeps both one while it trains them further. It knows tied tables by this name:
-        # GPT-2's `wte` it would forget as a target when it saves the adapter again.
-        ties = both_uses and TABLE in loras and "embed_tokens" in fields["target_modules"]
-        fields |= {"ensure_weight_tying": True} if ties else {}
+        if both_uses and TABLE in loras and "embed_tokens" in fields["target_modules"]:
+            # peft then keeps both one while it trains them further. It knows tied tables by this
+            # name: GPT-2's `wte` it would forget as a target when it saves the adapter again.
+            fields["ensure_weight_tying"] = True
         kept, whole = _whole(plain, c, family)
         fields, arrays = {**fields, "modules_to_save": kept or None}, arrays | whole
     elif gains and not loras and not plain:
@@ -67,10 +69,9 @@ def write_peft(folder: Path, adapters: tree.Tree, c: ModelConfig, base: str = ""
             f"peft has no adapter that is {', '.join(sorted(leaves)[:4])}, ... at once; write one "
             "kind of them"
         )
-    kinds = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}
     fields = {
         "base_model_name_or_path": base or None,
-        "task_type": "SEQ_CLS" if c.labels else kinds.get(c.kind),
+        "task_type": "SEQ_CLS" if c.labels else _TASKS.get(c.kind),
         "inference_mode": True,
         **fields,
     }
