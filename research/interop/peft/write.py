@@ -75,6 +75,11 @@ def write_peft(folder: Path, adapters: tree.Tree, c: ModelConfig, base: str = ""
         "inference_mode": True,
         **fields,
     }
+    _write_files(folder, fields, arrays, bare)
+
+
+def _write_files(folder: Path, fields: dict[str, Any], arrays: Arrays, bare: str) -> None:
+    """Writes both files; `bare` is the start that tensors' names lose."""
     write_json(folder / FILE, fields)
     # Only adapters on modules lie under the wrapped model's prefix.
     lead = "" if fields["peft_type"] in (PREFIX_TUNING, PROMPT_TUNING) else PREFIX
