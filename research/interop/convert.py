@@ -2,8 +2,6 @@
 memory holds a layer and not a model.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,8 @@ from research.interop.adapter_check import check_adapter
 from research.interop.formats import FLOATS, FORMATS, check_target
 from research.interop.load import open_checkpoint
 from research.interop.peft.write import write_peft
-from research.interop.storage.checkpoint import Checkpoint, Parameter
+from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.finite import cast, checked
 from research.interop.storage.foreign import as_dtype
 from research.models.config import config_from_json
 from research.weights.rules import is_leaf
@@ -37,19 +36,22 @@ def convert(
     `to` is a row of `research.interop.formats.FORMATS`. `dtype` is the type of the weights in the
     target, "" for that of the source; GGUF also has types that quantize, such as "q8_0". Returns
     the certificate if `certified`, and under "notes" lines on what the format cannot hold.
-    ValueError for a source that cannot be read and a model that the format cannot hold.
+    ValueError for a source that cannot be read, a model that the format cannot hold, and for NaN,
+    infinity and numbers that `dtype` is too small for, by the tensor's name.
     """
     check_target(to, dtype)
     with open_checkpoint(source) as opened, building(target) as folder:
         # Types that quantize are the writer's business: they act on stored blocks, not on numbers.
-        checkpoint = cast(opened, dtype) if dtype in FLOATS else opened
+        checkpoint = checked(opened)
+        if dtype in FLOATS:
+            checkpoint = cast(checkpoint, as_dtype(dtype))
         notes = FORMATS[to].writes(checkpoint, folder, dtype) or []
         if not certified:
             return {"notes": notes}
         # What was written is read back from the disk: the certificate is about the files.
         with open_checkpoint(folder, verify=False) as written:
             compared = reference.compare(opened, written)
-            return certify.certify(opened, written, folder, compared) | {"notes": notes}
+            return certify.certify(opened, written, folder, compared, dtype) | {"notes": notes}
 
 
 def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
@@ -97,17 +99,3 @@ def verify(folder: Path) -> dict[str, Any]:
                 )
         rechecked += ["source hashes", "round trip"]
     return certificate | {"rechecked": rechecked}
-
-
-def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
-    """The checkpoint with its parameters in another floating type, cast slice by slice as they are
-    read."""
-    parameters = {
-        path: replace(parameter, dtype=dtype, read=_casting(parameter, as_dtype(dtype)))
-        for path, parameter in checkpoint.parameters.items()
-    }
-    return replace(checkpoint, parameters=parameters)
-
-
-def _casting(parameter: Parameter, dtype: np.dtype) -> Callable[[tuple[int, ...]], np.ndarray]:
-    return lambda index: parameter.read(index).astype(dtype)
