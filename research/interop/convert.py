@@ -5,8 +5,6 @@ memory holds a layer and not a model.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from research import tree
 from research.files import building, read_json
 from research.interop import certify, reference, runs
@@ -14,7 +12,6 @@ from research.interop.adapter_check import check_adapter
 from research.interop.formats import FLOATS, FORMATS, check_target
 from research.interop.load import open_checkpoint
 from research.interop.peft.write import write_peft
-from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.finite import cast, checked
 from research.interop.storage.foreign import as_dtype
 from research.models.config import config_from_json
