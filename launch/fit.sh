@@ -23,6 +23,14 @@ read_arguments() {
   fi
 }
 
+# as_path FOLDER: with ./ before a name that begins with a dash, which find would take for an option.
+as_path() {
+  case "$1" in
+    -*) printf './%s' "$1" ;;
+    *) printf '%s' "$1" ;;
+  esac
+}
+
 # fit_first TARGET FOLDER: prints the prediction and writes it to FOLDER/fit.json. Fails with fit's
 # exit code and error where the recipe does not fit (3) or is wrong (2). SKIP_FIT=1 leaves it out.
 fit_first() {

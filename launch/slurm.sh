@@ -6,7 +6,9 @@
 #     --config=configs/pretrain.py:model=llama3_8b --workdir=runs/llama3_8b
 #
 # Arguments go to research.train. A job that SLURM ends, at its time limit or for another job, saves
-# a checkpoint and is queued again, as is one that lost a node (exit code 42); it resumes there.
+# a checkpoint and is queued again, as is one that lost a node or was killed (exit code 42, or 128
+# and more); it resumes there. One that saved no new checkpoint since it began is not: it would end
+# the same way again.
 #
 # CARD            the nodes' cards, as research.fit spells them
 # NODES, CARDS    nodes (1) and cards of each (8)
@@ -22,6 +24,12 @@ source launch/fit.sh
 
 read_arguments "$@"
 nodes=${NODES:-1} cards=${CARDS:-8}
+for setting in "NODES=$nodes" "CARDS=$cards"; do
+  if ! [[ ${setting#*=} =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: $setting is no number of ${setting%%=*}; give one such as ${setting%%=*}=8" >&2
+    exit 2
+  fi
+done
 if [ -z "${FIT_TARGET:-}" ] && [ -z "${CARD:-}" ] && [ -z "${SKIP_FIT:-}" ]; then
   echo "error: set CARD to the nodes' cards, such as CARD=h100, or FIT_TARGET" >&2
   exit 2
@@ -36,20 +44,35 @@ fit_first "${FIT_TARGET:-${CARD:-}:$shape}" "$workdir"
 make_environment '[cuda]'
 
 job="#!/usr/bin/env bash
+# The last step whose checkpoint is committed: unfinished ones have other names.
+last_step() {
+  find $(printf '%q' "$(as_path "$workdir")")/checkpoints -mindepth 1 -maxdepth 1 -printf '%f\\n' \\
+    2> /dev/null | grep -xE '[0-9]+' | sort -n | tail -n 1
+}
 trap : TERM  # srun's tasks have it too and save; this shell stays to queue the job again
-code=0
-srun $(printf '%q ' "$python" -m research.train "$@")|| code=\$?
-[ \"\$code\" != 42 ] || scontrol requeue \"\$SLURM_JOB_ID\"
+before=\$(last_step) code=0
+# Without the first option the other nodes' tasks would wait for one that is gone.
+srun --kill-on-bad-exit=1 $(printf '%q ' "$python" -m research.train "$@")|| code=\$?
+if [ \"\$code\" = 42 ] || [ \"\$code\" -ge 128 ]; then
+  if [ \"\$(last_step)\" = \"\$before\" ]; then
+    echo \"error: exit code \$code and no new checkpoint since the job began; not queued again\" >&2
+  elif [ \"\${SLURM_RESTART_COUNT:-0}\" -ge 100 ]; then
+    echo \"error: exit code \$code after 100 restarts; not queued again\" >&2
+  else
+    scontrol requeue \"\$SLURM_JOB_ID\"
+  fi
+fi
 exit \"\$code\""
 submit=(
-  sbatch "--job-name=$(basename "$workdir")" "--nodes=$nodes" "--ntasks-per-node=$tasks"
+  sbatch "--job-name=$(basename -- "$workdir")" "--nodes=$nodes" "--ntasks-per-node=$tasks"
   "--gpus-per-node=$cards" --requeue --open-mode=append
-  --signal=TERM@300 "--output=$workdir/slurm-%j.log" # five minutes for the last checkpoint
+  --signal=TERM@300 # five minutes for the last checkpoint
+  "--output=${workdir//%/%%}/slurm-%j.log" # sbatch takes a % for one of its own patterns
 )
 if [ -n "${DRY_RUN:-}" ]; then
   run "${submit[@]}"
   echo "$job"
 else
-  mkdir -p "$workdir"
+  mkdir -p -- "$workdir"
   "${submit[@]}" <<< "$job"
 fi

@@ -5,8 +5,12 @@ from research import load  # any checkpoint as a model, see research.interop.loa
 
 from typing import TYPE_CHECKING, Any
 
+from research.devices import nodes
+
 if TYPE_CHECKING:
     from research.interop.load import load as load
+
+nodes.choose_platform()  # before JAX is used, which then looks for no accelerator in vain
 
 
 def __getattr__(name: str) -> Any:

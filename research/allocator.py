@@ -9,6 +9,8 @@ itself once. GRAFT_ALLOCATOR=system turns this off, for less memory and more tim
 import os
 import sys
 
+from research.devices.nodes import runs_on_cpu
+
 KEEPING = (
     # Huge pages; no block by mmap and no trimming, so freed memory stays; one arena for all
     # threads.
@@ -25,7 +27,7 @@ def restart_keeping_memory() -> None:
     """
     if "GLIBC_TUNABLES" in os.environ or os.environ.get("GRAFT_ALLOCATOR") == "system":
         return
-    if not sys.platform.startswith("linux") or not hasattr(os, "confstr") or not _cpu_only():
+    if not sys.platform.startswith("linux") or not hasattr(os, "confstr") or not runs_on_cpu():
         return
     # Also the mark by which the restarted process knows that it is one.
     os.environ["GLIBC_TUNABLES"] = KEEPING
@@ -34,16 +36,3 @@ def restart_keeping_memory() -> None:
     # The process keeps its id, so launchers do not notice. orig_argv has the interpreter's own
     # options and "-m", which argv lacks.
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def _cpu_only() -> bool:
-    """True if JAX_PLATFORMS is "cpu" or, where that is unset, no accelerator's device file
-    exists."""
-    platforms = os.environ.get("JAX_PLATFORMS", "")
-    if platforms:
-        return platforms == "cpu"
-    return not any(
-        # Google's chips by either of their drivers, NVIDIA's cards, AMD's cards.
-        os.path.exists(path)
-        for path in ("/dev/accel0", "/dev/vfio/0", "/dev/nvidia0", "/dev/kfd")
-    )

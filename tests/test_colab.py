@@ -2,6 +2,9 @@
 
 import ast
 import os
+import shutil
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -41,3 +44,31 @@ def test_notebook_runs_top_to_bottom(path, tmp_path, monkeypatch):
     ]
     assert len(pictures) == 2 and (tmp_path / "run" / "report.html").exists()
     assert os.path.exists(tmp_path / "run" / "metrics.jsonl")
+
+
+def _first_cell(repository: str) -> str:
+    cells = nbformat.read(ROOT / "colabs" / "quickstart.ipynb", as_version=4).cells
+    source = next(cell.source for cell in cells if cell.cell_type == "code")
+    assert "repository = ''" in source
+    return source.replace("repository = ''", f"repository = {repository!r}")
+
+
+def test_the_notebook_alone_clones_its_checkout(tmp_path, monkeypatch):
+    """As on Colab, where the folder has the notebook's session and nothing else."""
+    origin, session = tmp_path / "origin", tmp_path / "session"
+    for name in ("setup.cfg", "research/train.py"):
+        (origin / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, origin / name)
+    session.mkdir()
+    git = ["git", "-C", str(origin), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=first"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.chdir(session)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    exec(_first_cell(str(origin)), {})  # installs nothing: all packages are here
+    assert (session / "graft" / "setup.cfg").exists()
+    assert sys.path[0] == str(session / "graft")
+    exec(_first_cell(""), {})  # a second time it is found
+    with monkeypatch.context() as elsewhere, pytest.raises(ValueError, match="set repository"):
+        elsewhere.chdir(tmp_path)
+        exec(_first_cell(""), {})

@@ -1,6 +1,7 @@
 """What is submitted elsewhere is asked of fit first, and is not submitted where it does not fit."""
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -109,20 +110,71 @@ def test_missing_arguments_are_one_line(site, name, arguments):
     )
 
 
-@pytest.mark.parametrize(("code", "queued"), [(0, False), (1, False), (42, True)])
-def test_a_preempted_job_is_queued_again(site, code, queued):
-    launch(site, "slurm", *RECIPE, f"--workdir={site}/a run")
+# Exit code of the tasks, steps saved before and after, restarts so far, and whether the job is to
+# be queued again.
+ENDS = {
+    "done": (0, [50], [50, 100], 0, False),
+    "a bug": (1, [50], [50, 100], 0, False),
+    "preempted": (42, [50], [50, 100], 0, True),
+    "killed for memory": (137, [50], [50, 100], 0, True),
+    "heartbeat lost": (134, [], [50], 0, True),
+    "a second signal": (130, [], [50], 3, True),
+    "a step of more digits": (42, [900], [900, 1000], 0, True),
+    "killed before anything is saved": (137, [], [], 0, False),
+    "preempted without progress": (42, [50], [50], 1, False),
+    "a save that was not finished": (137, [50], [50, "100.orbax-checkpoint-tmp"], 0, False),
+    "again and again": (137, [50], [50, 100], 100, False),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_job_is_queued_again_while_it_gets_on(site, end):
+    code, before, after, restarts, queued = ENDS[end]
+    workdir = site / "a run of 100% [x]"
+    launch(site, "slurm", *RECIPE, f"--workdir={workdir}")
+    for step in before:
+        (workdir / "checkpoints" / str(step)).mkdir(parents=True)
+    folders = " ".join(shlex.quote(str(workdir / "checkpoints" / str(step))) for step in after)
+    saves = f"mkdir -p {folders}\n" if after else ""
+    write_program(site / "bin" / "srun", f'echo "srun $*" >> "$CALLS"\n{saves}exit {code}')
     settings = {
         "PATH": f"{site}/bin:{os.environ['PATH']}",
         "CALLS": str(site / "job_calls"),
         "SLURM_JOB_ID": "7",
+        "SLURM_RESTART_COUNT": str(restarts),
     }
     done = subprocess.run(
-        ["bash", site / "job"], env={**os.environ, **settings, "SRUN_CODE": str(code)}
+        ["bash", site / "job"], env={**os.environ, **settings}, capture_output=True, text=True
     )
     calls = (site / "job_calls").read_text()
     assert done.returncode == code and ("scontrol requeue 7" in calls) == queued
-    assert f"-m research.train {' '.join(RECIPE)} --workdir={site}/a run" in calls
+    assert f"-m research.train {' '.join(RECIPE)} --workdir={workdir}" in calls
+    # What is not queued again although it could be is said in one line.
+    silent = queued or code in (0, 1)
+    assert done.stderr.count("\n") == (0 if silent else 1), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("workdir", "name", "output"),
+    [
+        ("runs/50%j", "50%j", "runs/50%%j/slurm-%j.log"),
+        ("-x", "-x", "-x/slurm-%j.log"),
+        ("runs/--help", "--help", "runs/--help/slurm-%j.log"),
+    ],
+)
+def test_any_name_of_a_workdir_is_a_name(site, workdir, name, output):
+    done, _ = launch(site, "slurm", *RECIPE, f"--workdir={workdir}", DRY_RUN="1")
+    assert done.returncode == 0, done.stderr
+    [submitted] = [line for line in done.stdout.splitlines() if line.startswith("sbatch ")]
+    assert {f"--job-name={name}", f"--output={output}"} <= set(shlex.split(submitted))
+
+
+@pytest.mark.parametrize("variables", [{"NODES": "abc"}, {"CARDS": "0"}, {"NODES": "2,4"}])
+def test_counts_that_are_no_numbers_are_one_line(site, variables):
+    [(name, value)] = variables.items()
+    done, calls = launch(site, "slurm", **variables)
+    assert done.returncode == 2 and calls == [] and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {name}={value} ")
 
 
 # Chips along each axis of Cloud TPU's usual slices: cloud.google.com/tpu/docs/v5e, v5p, v6e, v4.

@@ -1,1 +1,1 @@
-"""Downloads and the cache directory: what is fetched or built once and kept."""
+"""Downloads and the cache directory: what is fetched or built once and kept, packages included."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from research.files import write_text
-from research.fit.pictures import GIB, memory_svg, mesh_svg, roofline_svg, short_seconds
+from research.fit.pictures import GIB, NARROW, memory_svg, mesh_svg, roofline_svg, short_seconds
 from research.fit.report import Fit
 from research.parallel.axes import AxisRules
 from research.training.page import facts_table, page, tile
@@ -14,6 +14,11 @@ from research.training.progress import short_number
 FOOTER = (
     "Compiled for hardware that is not here. Bytes are the compiler's; seconds are what published "
     "peaks allow at best."
+)
+# Pixels of the window at which the wide picture's letters would be two thirds of their size.
+BY_WIDTH = (
+    "<style>@media(max-width:800px){.wide{display:none}}"
+    "@media(min-width:801px){.narrow{display:none}}</style>"
 )
 
 
@@ -30,7 +35,10 @@ def write_page(fits: Sequence[Fit], file: str | os.PathLike, rules: AxisRules) -
 
 def render(fits: Sequence[Mapping], rules: AxisRules) -> str:
     """The page of fits as `Fit.to_json` gives them."""
-    memory = f"<figure><figcaption>Memory of a device</figcaption>{memory_svg(fits)}</figure>"
+    # Drawn for both: a picture for a desk that is shrunk to a telephone cannot be read.
+    both = f'<div class="wide">{memory_svg(fits)}</div>'
+    both += f'<div class="narrow">{memory_svg(fits, NARROW)}</div>'
+    memory = f"{BY_WIDTH}<figure><figcaption>Memory of a device</figcaption>{both}</figure>"
     sections = [("", f'<div style="margin-top:24px">{memory}</div>')]
     for fit in fits:
         tiles = f'<div class="tiles" style="margin:0 0 16px">{"".join(_tiles(fit))}</div>'

@@ -17,27 +17,30 @@ PARTS = {  # of a device's memory, by their names in a fit's JSON
 }  # fmt: skip
 COLOURS_OF_PARTS, OVER = (COLOURS[0], COLOURS[5], COLOURS[3], COLOURS[2], COLOURS[1]), COLOURS[4]
 BOLD = ' style="font-weight:700"'
-WIDTH, ROW, BAR = 1080, 60, 22  # pixels
+WIDTH, NARROW = 1080, 440  # pixels of the memory picture, on a desk and on a telephone
+ROW, BAR = 60, 22  # pixels
+LETTER = 6.5  # pixels, a little more than a letter is wide: SVG cannot wrap or measure text
 MOST_LINES = 16  # of a grid: more cannot be told apart, the label has the number
 
 
-def memory_svg(fits: Sequence[Mapping]) -> str:
+def memory_svg(fits: Sequence[Mapping], width: int = WIDTH) -> str:
     """A stacked bar for each target's device on one scale of GiB, over a track as long as its
     capacity; what is over the capacity is outlined. The parts and their sizes appear under the
-    mouse."""
+    mouse. Letters have the size of the page's where it is shown `width` pixels wide."""
     # One byte at least, so that the scale of an empty step is not infinite.
     longest = max([1, *(size for fit in fits for size in _sizes(fit))])
-    top, foot = 26, 30  # room for the legend and for the ticks' numbers
+    legend = _legend(width)
+    top, foot = 8 + 18 * len(legend), 30  # room for the legend and for the ticks' numbers
     floor = top + ROW * len(fits)
-    shapes = [_head(WIDTH, floor + foot, "memory of a device"), STYLE, _legend()]
-    for tick in linear_ticks(0, longest / GIB, 8):
-        x = round(tick * GIB / longest * WIDTH, 1)
+    shapes = [_head(width, floor + foot, "memory of a device"), STYLE, *legend]
+    for tick in linear_ticks(0, longest / GIB, max(3, width // 135)):
+        x = round(tick * GIB / longest * width, 1)
         shapes.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{floor}"/>')
-        place = f'x="{x}" y="{floor + 18}" text-anchor="{_anchor(x)}"'
+        place = f'x="{x}" y="{floor + 18}" text-anchor="{_anchor(x, width)}"'
         unit = " GiB" if tick == 0 else ""
         shapes.append(f'<text class="soft" {place}>{tick_text(tick)}{unit}</text>')
     for index, fit in enumerate(fits):
-        shapes += _memory_bar(fit, top + index * ROW + 6, WIDTH / longest)
+        shapes += _memory_bar(fit, top + index * ROW + 6, width / longest, width)
     return "".join([*shapes, "</svg>"])
 
 
@@ -83,11 +86,11 @@ def short_seconds(seconds: float) -> str:
     return f"{seconds / 1e-6:.2g} µs"
 
 
-def _memory_bar(fit: Mapping, y: int, scale: float) -> list[str]:
+def _memory_bar(fit: Mapping, y: int, scale: float, width: int) -> list[str]:
     """The row of a target: its name and verdict, and the bar below them. `scale` is pixels a
     byte."""
     capacity, end = fit["device_bytes"]["capacity"], fit["device_bytes"]["total"] * scale
-    shapes = [_verdict_line(fit, y + 11)]
+    shapes = [_verdict_line(fit, y + 11, width)]
     y += 18
     # Without a capacity there is no track to compare with, as on a CPU.
     if not capacity:
@@ -107,7 +110,7 @@ def _memory_bar(fit: Mapping, y: int, scale: float) -> list[str]:
     return shapes
 
 
-def _verdict_line(fit: Mapping, y: int) -> str:
+def _verdict_line(fit: Mapping, y: int, width: int) -> str:
     size, capacity = fit["device_bytes"]["total"], fit["device_bytes"]["capacity"]
     of = f" of {capacity / GIB:.2f}" if capacity else ""
     verdict, colour = "fits", COLOURS[2]
@@ -115,7 +118,7 @@ def _verdict_line(fit: Mapping, y: int) -> str:
         verdict, colour = f"does not fit: {(size - capacity) / GIB:.2f} GiB over", OVER
     return (
         f'<text x="0" y="{y}"{BOLD}>{escape(fit["target"])}</text>'
-        f'<text x="{WIDTH}" y="{y}" text-anchor="end">{size / GIB:.2f}{of} GiB, '
+        f'<text x="{width}" y="{y}" text-anchor="end">{size / GIB:.2f}{of} GiB, '
         f'<tspan style="font-weight:700;fill:{colour}">{verdict}</tspan></text>'
     )
 
@@ -138,24 +141,33 @@ def _stacked(fit: Mapping, y: int, scale: float) -> list[str]:
     return drawn
 
 
-def _anchor(x: float) -> str:
+def _anchor(x: float, width: int) -> str:
     """Where a tick's text is held, so that it stays inside the picture at either end."""
     if x < 20:
         return "start"
-    return "end" if x > WIDTH - 20 else "middle"
+    return "end" if x > width - 20 else "middle"
 
 
 def _sizes(fit: Mapping) -> tuple[int, int]:
     return fit["device_bytes"]["total"], fit["device_bytes"]["capacity"] or 0
 
 
-def _legend() -> str:
-    entries = []
-    for place, (colour, title) in enumerate(zip(COLOURS_OF_PARTS, PARTS.values())):
-        square = f'<tspan dx="{14 if place else 0}" style="fill:{colour}">■</tspan>'
-        entries.append(f'{square}<tspan dx="4">{escape(title)}</tspan>')
-    capacity = '<tspan dx="14">❘</tspan><tspan dx="4">capacity</tspan>'
-    return f'<text x="0" y="14">{"".join(entries)}{capacity}</text>'
+def _legend(width: int) -> list[str]:
+    """The names of the parts beside their colours, in as many lines of text as they need."""
+    lines: list[str] = []
+    used = float(width)
+    marks = [*zip(COLOURS_OF_PARTS, "■" * len(PARTS), PARTS.values()), ("", "❘", "capacity")]
+    for colour, mark, title in marks:
+        room = 32 + LETTER * len(title)
+        # The first entry begins a line too.
+        if used + room > width:
+            lines.append("")
+            used = 0.0
+        look = f' style="fill:{colour}"' if colour else ""
+        shift = ' dx="14"' if used else ""
+        lines[-1] += f'<tspan{shift}{look}>{mark}</tspan><tspan dx="4">{escape(title)}</tspan>'
+        used += room
+    return [f'<text x="0" y="{14 + 18 * row}">{line}</text>' for row, line in enumerate(lines)]
 
 
 def _panel(

@@ -87,19 +87,37 @@ def solve(
         return fit
 
     best, least_too_large = largest(_ask, sought)
+    fixed = _fixed(experiment, target, what)
     if best is None:
         value, fit = least_too_large
         size = f"{fit.total / GIB:.2f} GiB of {fit.capacity / GIB:.2f}"
-        line = f"{target.name}: even {what} {value:,} does not fit: {size}"
-        print(json.dumps({what: 0, **fit.to_json()}) if print_json else line)
+        line = f"{target.name}: even {what} {value:,} does not fit{_words(fixed)}: {size}"
+        print(json.dumps({what: 0, **fixed, **fit.to_json()}) if print_json else line)
         return DOES_NOT_FIT
     value, fit = best
     if print_json:
-        print(json.dumps({what: value, **fit.to_json()}))
+        print(json.dumps({what: value, **fixed, **fit.to_json()}))
     else:
-        print(f"{what} {value:,} is the largest that fits: {flags(sought.settings(value))}")
+        spelt = flags(sought.settings(value))
+        print(f"{what} {value:,} is the largest that fits{_words(fixed)}: {spelt}")
         print(table(fit))
     return command.DONE
+
+
+def _fixed(experiment: Experiment, target: Target, what: str) -> dict[str, int]:
+    """What else of a batch decides memory and stays as the experiment has it: rows over all
+    devices ("batch") and tokens of each ("context")."""
+    data = experiment.data
+    sizes = {"batch": data.global_batch(target.count), "context": data.sequence_length}
+    return {name: size for name, size in sizes.items() if name != what}
+
+
+def _words(fixed: dict[str, int]) -> str:
+    """ " with a batch of 8", or " with a batch of 8 x 4,096 tokens"."""
+    batch, length = fixed.get("batch"), fixed.get("context")
+    if batch is None:
+        return f" with rows of {length:,} tokens"
+    return f" with a batch of {batch:,}" + (f" x {length:,} tokens" if length else "")
 
 
 def largest(

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.fit.page import render, write_page
+from research.fit.page import BY_WIDTH, render, write_page
 from research.fit.pictures import (
+    LETTER,
+    NARROW,
     WIDTH,
     memory_svg,
     mesh_svg,
@@ -129,3 +131,21 @@ def test_a_file_that_cannot_be_written_is_the_users(tmp_path):
     assert (tmp_path / "fit.html").read_text() == render(FITS[:1], RULES)
     with pytest.raises(ValueError, match="--html=.*choose another"):
         write_page([], tmp_path / "none" / "fit.html", RULES)
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDTH])
+@pytest.mark.parametrize("target", ["v5p:4x4x4", "v5p:8x16x16@2"])
+def test_the_letters_of_the_memory_picture_have_room_at_the_size_of_the_pages(target, width):
+    picture = ElementTree.fromstring(memory_svg([fit_json(target=target, capacity=4 * GIB)], width))
+    assert picture.get("width") == str(width)  # so a letter is as large as it says it is
+    lines: dict[str, float] = {}
+    for text in picture.iter(f"{SVG}text"):
+        words = "".join(text.itertext())
+        lines[text.get("y")] = lines.get(text.get("y"), 0) + LETTER * len(words)
+    assert len(lines) > 3 and max(lines.values()) <= width, lines
+
+
+def test_a_narrow_window_has_a_picture_of_its_own():
+    text = render(FITS, RULES)
+    assert BY_WIDTH in text and text.count('aria-label="memory of a device"') == 2
+    assert f'viewBox="0 0 {NARROW} ' in text and f'viewBox="0 0 {WIDTH} ' in text

@@ -77,8 +77,8 @@ def test_what_is_varied_follows_the_experiment():
         variable(trained, "rank", 1)
 
 
-def told(monkeypatch, capsys, grows, what="context", capacity=100 * 2**30, **terms):
-    """Exit code and JSON of `solve` where memory is this function of the solved value."""
+def said_of(monkeypatch, capsys, grows, what, arg, changes, capacity=100 * 2**30, **terms):
+    """Exit code and output of `solve` where memory is this function of the experiment."""
     asked = []
 
     def answer(experiment, target, **given):
@@ -86,9 +86,56 @@ def told(monkeypatch, capsys, grows, what="context", capacity=100 * 2**30, **ter
         return Fit.from_json(fit_json(temporaries=int(grows(experiment)), capacity=capacity))
 
     monkeypatch.setattr(solving, "answer", answer)
-    tuned = from_config(load_config("finetune", "model=llama3_8b,method=qlora"))
-    code = solving.solve(tuned, parse_target("h100:1"), what, print_json=True, **terms)
-    return code, json.loads(capsys.readouterr().out)
+    config = load_config("finetune", arg, **changes)
+    code = solving.solve(from_config(config), parse_target("h100:2"), what, **terms)
+    return code, capsys.readouterr().out
+
+
+def told(monkeypatch, capsys, grows, what="context", **terms):
+    """The same of one recipe, with the output as JSON."""
+    arg = "model=llama3_8b,method=qlora"
+    code, out = said_of(monkeypatch, capsys, grows, what, arg, {}, print_json=True, **terms)
+    return code, json.loads(out)
+
+
+@pytest.mark.parametrize(
+    ("what", "changes", "words", "fixed"),
+    [
+        ("context", {}, " with a batch of 8: ", {"batch": 8}),
+        ("context", {"data.batch_size": 2}, " with a batch of 2: ", {"batch": 2}),
+        (
+            "context",
+            {"data.batch_size": 0, "data.batch_size_per_device": 3},
+            " with a batch of 6: ",
+            {"batch": 6},
+        ),
+        ("batch", {"data.sequence_length": 512}, " with rows of 512 tokens: ", {"context": 512}),
+        (
+            "rank",
+            {"data.sequence_length": 512},
+            " with a batch of 8 x 512 tokens: ",
+            {"batch": 8, "context": 512},
+        ),
+    ],
+)
+def test_the_answer_names_what_of_the_batch_it_is_for(
+    monkeypatch, capsys, what, changes, words, fixed
+):
+    arg, grows = (
+        "model=llama3_8b,method=qlora",
+        {
+            "context": lambda e: e.data.sequence_length * 2**20,
+            "batch": lambda e: e.data.batch_size * 2**30,
+            "rank": lambda e: e.lora.rank * 2**28,
+        }[what],
+    )
+    asked = monkeypatch, capsys, grows, what, arg, changes
+    _, out = said_of(*asked, print_json=False)
+    assert f"is the largest that fits{words}" in out.split("\n")[0]
+    values = json.loads(said_of(*asked, print_json=True)[1])
+    assert {name: values[name] for name in fixed} == fixed
+    _, out = said_of(monkeypatch, capsys, lambda e: 2**40, *asked[3:], print_json=False)
+    assert f"does not fit{words}" in out
 
 
 def test_the_answer_is_a_fit_with_the_value(monkeypatch, capsys):
