@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> int:
         lines = [
             f"wrote {TARGET.value}",
             "{bit_equal:,} of {values:,} numbers come back bit by bit".format(**certificate),
+            *certificate["notes"],
         ]
     elif SOURCE.value and TARGET.value:
         certificate = convert(SOURCE.value, TARGET.value, TO.value, DTYPE.value, CERTIFY.value)
