@@ -102,9 +102,9 @@ def begin(
     """Reads the prompts: (state, first new token of each row int32 [B, 1], its log-probability
     float32 [B, 1] in nats). B is at least the number of texts (`row_count`).
 
-    `prepared` are `params` in the layout that `advance` takes (`decode_layout.prepare`). Prompts
-    are read with `params`: many tokens gain nothing from that layout, and a scan compiles faster.
-    Both are the same tree where the weights are on the device once (`decode_layout.move`).
+    `prepared` are `params` in the layout that `advance` takes (`decode_layout`), or the same tree.
+    Prompts are read with `params`: many tokens gain nothing from that layout, and a scan compiles
+    faster.
     """
     rows = row_count(len(start.prompts), model)
     lengths_B = pad_numbers([len(ids) for ids in start.prompts], rows)
@@ -208,8 +208,8 @@ def empty(
 ) -> DecodeState:
     """The state before the prompts are read; runs the encoder of an encoder-decoder."""
     cache = model.make_cache(lengths_B.shape[0], length, chunk)
-    if isinstance(params["layers"], tuple):  # apart from the first: to take it apart is to copy it
-        cache = cache.layered()
+    # Apart from the start where layers are: to take a full cache apart is to copy it.
+    cache = cache.layered() if isinstance(params["layers"], tuple) else cache
     memory = None
     if source_BS is not None:
         batch = _batch(source_BS, 0, source_lengths_B, model.rules)
