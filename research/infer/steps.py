@@ -208,8 +208,7 @@ def empty(
 ) -> DecodeState:
     """The state before the prompts are read; runs the encoder of an encoder-decoder."""
     cache = model.make_cache(lengths_B.shape[0], length, chunk)
-    # Apart from the start where layers are: to take a full cache apart is to copy it.
-    cache = cache.layered() if isinstance(params["layers"], tuple) else cache
+    cache = cache.layered() if isinstance(params["layers"], tuple) else cache  # copies zeros alone
     memory = None
     if source_BS is not None:
         batch = _batch(source_BS, 0, source_lengths_B, model.rules)
