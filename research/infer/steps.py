@@ -102,9 +102,8 @@ def begin(
     """Reads the prompts: (state, first new token of each row int32 [B, 1], its log-probability
     float32 [B, 1] in nats). B is at least the number of texts (`row_count`).
 
-    `prepared` are `params` in the layout that `advance` takes (`decode_layout`), or the same tree.
-    Prompts are read with `params`: many tokens gain nothing from that layout, and a scan compiles
-    faster.
+    `prepared` are `params` in the layout of `decode_layout`, or the same tree; prompts are read
+    with `params`: many tokens gain nothing from that layout, and a scan compiles faster.
     """
     rows = row_count(len(start.prompts), model)
     lengths_B = pad_numbers([len(ids) for ids in start.prompts], rows)
