@@ -16,10 +16,12 @@ import logging
 import sys
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
 from research import command
+from research.fit.at_hand import outlook
 from research.parallel.processes import start_processes
 from research.run.loop import Result, train
 from research.run.resolve import from_config
@@ -53,8 +55,14 @@ def main(arguments: list[str]) -> int:
         level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
     )
     start_processes()
+    experiment = from_config(config)
+    # Before data are read and parameters made: where memory is short the kernel ends a process
+    # without a word.
+    line = outlook(experiment) if jax.process_index() == 0 else ""
+    if line:
+        print(line, file=sys.stderr)
     result = train(
-        from_config(config),
+        experiment,
         Path(WORKDIR.value),
         allow_changed=ALLOW_CHANGED.value,
         profile=_profile_steps(PROFILE.value),
