@@ -70,8 +70,9 @@ def main(arguments: list[str]) -> int:
         stop_ids=stop_ids,
     )
 
-    def answer(messages: list[Message]) -> Iterator[str]:
+    def _answer(messages: list[Message]) -> Iterator[str]:
         room = opened.model.config.max_length - MAX_TOKENS.value
+        # The oldest turns are forgotten once the conversation leaves no room for an answer.
         while True:
             ids = opened.tokenizer.encode(render_chat(opened.tokenizer, messages))
             if len(ids) <= room or not forget(messages):
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> int:
         for _, piece in stream(opened.model, opened.params, opened.tokenizer, [ids], config):
             yield piece
 
-    converse(read_line, answer, SYSTEM.value)
+    converse(read_line, _answer, SYSTEM.value)
     return command.DONE
 
 
@@ -104,19 +105,20 @@ def converse(
 
 def say(pieces: Iterator[str]) -> str:
     """Prints an answer piece by piece. Returns its text, up to where Ctrl-C ended it."""
-    said = []
+    answer = []
     try:
         for piece in pieces:
-            said.append(piece)
+            answer.append(piece)
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
         pass
     print()
-    return "".join(said)
+    return "".join(answer)
 
 
 def forget(messages: list[Message]) -> bool:
     """Drops the oldest question and its answer; False if only the last question is left."""
+    # The system message, if there is one, stays.
     first = next(n for n, message in enumerate(messages) if message["role"] == "user")
     if first + 1 >= len(messages):
         return False

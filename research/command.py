@@ -22,6 +22,10 @@ from absl import flags
 DONE, BUG, REFUSED, RETRY, INTERRUPTED = 0, 1, 2, 42, 130
 
 
+HELP = flags.DEFINE_bool("help", False, "print this and do nothing", short_name="h")
+HELPFULL = flags.DEFINE_bool("helpfull", False, "as --help, with the flags of libraries")
+
+
 class Stop(Exception):
     """Raised to end the program with an exit code and one line on standard error."""
 
@@ -53,7 +57,14 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 def _guarded(main: Callable[[list[str]], int | None]) -> int:
     try:
-        return main(_parse(sys.argv)) or DONE
+        arguments = _parse(sys.argv)
+        if HELP.value or HELPFULL.value:
+            # Imported late: only this needs it, and most commands want to answer at once.
+            from research.usage import help_text
+
+            print(help_text(main, full=HELPFULL.value))
+            return DONE
+        return main(arguments) or DONE
     # Order matters: `Stop` names its own code; ValueError is how all checks of settings and data
     # refuse, in words that need no traceback.
     except Stop as stop:

@@ -105,6 +105,7 @@ def main(arguments: list[str]) -> int:
         print(f"note: {endless_turns(opened.tokenizer)}", file=sys.stderr)
     stop_ids = tuple(n for n in (*opened.stop_ids, *ends) if n is not None)
     config = replace(config, bos=opened.begins_texts, stop_ids=stop_ids)
+    # JSON needs all of a text; a single one is printed as it is written.
     inputs = opened.model, opened.params, opened.tokenizer, prompts, config
     if JSON.value:
         pairs = zip(CHAT.value or texts, generate(*inputs))
@@ -139,8 +140,10 @@ def ask(tokenizer: Any, text: str, system: str | None) -> list[int]:
     """Ids of a conversation that begins with this text, up to where the model answers."""
     from research.data.chat import render_chat
 
-    said = [{"role": "user", "content": text}]
-    messages = said if system is None else [{"role": "system", "content": system}, *said]
+    messages = [{"role": "user", "content": text}]
+    # Without one, many templates put in a system message of their own.
+    if system is not None:
+        messages = [{"role": "system", "content": system}, *messages]
     return tokenizer.encode(render_chat(tokenizer, messages))
 
 
@@ -148,6 +151,7 @@ def read_prompts(file: Path) -> list[str]:
     """The prompts of a file, without blank lines. ValueError with the number of a line that is no
     prompt."""
     try:
+        # Not `splitlines`, which also cuts at characters that JSON strings may contain (U+2028).
         lines = file.read_bytes().decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--prompt_file={file} cannot be read as text: {error}") from None

@@ -21,7 +21,8 @@ from research.ops.kernels.equation import parse
 from research.tree import Tree
 from research.weights.leaf import Leaf
 
-# Leading axes that a product contracts, by the weight's name; what is not named stays an array.
+# Number of leading axes that a product contracts, by the weight's name. Weights that are not named
+# here stay arrays.
 _CONTRACTED = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "down": 1}
 
 
@@ -63,8 +64,8 @@ class DecodeWeight(Leaf):
         y_NM = jax.lax.dot_general(
             self.transposed_NK.astype(x.dtype), x_MK, (((1,), (1,)), ((), ()))
         )
-        # Without the barrier the compiler turns the product instead of its result, and the weight
-        # is the right operand.
+        # Without the barrier the compiler transposes the product instead of its result, which makes
+        # the weight the right operand again.
         kept = [size for axis, size in enumerate(self.shape) if axis not in self.contracted]
         return barrier(y_NM).T.reshape(*x.shape[: len(rows)], *kept)
 
@@ -80,7 +81,8 @@ class DecodeWeight(Leaf):
         return jnp.transpose(w, [order.index(axis) for axis in range(self.ndim)])
 
     def take(self, ids: jax.Array) -> jax.Array:
-        """Rows of a table [V, D] as [..., D]."""
+        """Rows of a table [V, D] as [..., D], in its stored dtype."""
+        # A table contracts its last axis, so its transposed form [N, K] is the table itself.
         place = None if jax.sharding.get_abstract_mesh().empty else PartitionSpec()
         return self.transposed_NK.at[ids].get(mode="clip", out_sharding=place)
 
@@ -104,7 +106,7 @@ def prepare(model: Model, params: Tree) -> Tree:
 def _prepared(params: Tree, *, model: Model) -> Tree:
     dtype, owner = model.precision.compute_dtype, "embed" if model.config.tied else "head"
 
-    def one(index: int) -> Tree:
+    def _one(index: int) -> Tree:
         return jax.tree.map_with_path(
             partial(_layer, dtype, index), params["layers"], is_leaf=_is_weight
         )
@@ -117,7 +119,7 @@ def _prepared(params: Tree, *, model: Model) -> Tree:
     return {
         **params,
         owner: head,
-        "layers": tuple(one(index) for index in range(model.config.layers)),
+        "layers": tuple(_one(index) for index in range(model.config.layers)),
     }
 
 
@@ -129,16 +131,18 @@ def _layer(dtype: jnp.dtype, index: int, path: tuple, w):
     """Layer `index` of a stacked weight: a `DecodeWeight` where tokens are multiplied by it, the
     plain slice for everything else (norms, biases, experts, leaves, keys of an encoder's text)."""
     owner, name = path[0].key, path[-1].key
-    own = jax.tree.map(lambda part: part[index], w)
+    of_layer = jax.tree.map(lambda array: array[index], w)
     leading = _CONTRACTED.get(name, 0)
     # These run once, on the encoder's states, and not for every token.
     of_memory = owner == "cross" and name in ("key", "value")
+    # More than [L, D, F] in a feed-forward layer are experts, which a grouped product reads.
     if not isinstance(w, jax.Array) or not leading or of_memory or (owner == "mlp" and w.ndim > 3):
-        return own
-    return _transpose(own, dtype, tuple(range(leading)))
+        return of_layer
+    return _transpose(of_layer, dtype, tuple(range(leading)))
 
 
 def _transpose(w: jax.Array, dtype: jnp.dtype, contracted: tuple[int, ...]) -> DecodeWeight:
+    """`w` as a `DecodeWeight` in `dtype`, that of computation, so that no token casts it again."""
     order = (*(axis for axis in range(w.ndim) if axis not in contracted), *contracted)
     inner = math.prod(w.shape[axis] for axis in contracted)
     return DecodeWeight(

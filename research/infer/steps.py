@@ -65,7 +65,7 @@ class DecodeState:
     left_B      tokens that may still follow it; 0 where the row has ended
     key_B       each row's random key
     seen_BV     true for tokens of the row's text; None without a repetition penalty
-    memory      what `Model.encode` gives for an encoder-decoder, else None
+    memory      result of `Model.encode` for an encoder-decoder, else None
     """
 
     cache: KVCache
@@ -86,6 +86,7 @@ def bucket(size: int) -> int:
     """`size` rounded up to one of 64, 80, 96, 112, 128, 160, ...: four sizes a doubling, so at most
     a fifth of a larger size is padding."""
     size = max(size, 64)
+    # An eighth of the next power of two: four steps lead to it from the power before.
     step = 2 ** (math.ceil(math.log2(size)) - 3)
     return step * math.ceil(size / step)
 
@@ -162,11 +163,12 @@ def advance(
     ids_BT = _rowwise(jnp.zeros((open_B.shape[0], TOKENS), jnp.int32), model.rules)
     carry = (jnp.int32(0), state, ids_BT, ids_BT.astype(jnp.float32))
 
-    def unfinished(carry):
+    def _unfinished(carry):
         return (carry[0] < limit) & jnp.any(carry[1].left_B > 0)
 
-    def write(carry):
+    def _write(carry):
         index, state, ids_BT, logprobs_BT = carry
+        # A row that has ended goes through the model as padding (segment 0), which enters no cache.
         batch = {
             "inputs": state.token_B[:, None],
             "positions": state.position_B[:, None],
@@ -184,7 +186,7 @@ def advance(
             put(logprobs_BT, logprob_B[:, None]),
         )
 
-    _, state, ids_BT, logprobs_BT = lax.while_loop(unfinished, write, carry)
+    _, state, ids_BT, logprobs_BT = lax.while_loop(_unfinished, _write, carry)
     return state, _everywhere(ids_BT), _everywhere(logprobs_BT)
 
 
@@ -228,8 +230,8 @@ def _feed(
     hidden_BTD, cache = model.decode(params, batch, state.cache, state.memory)
     last_BT1 = (batch["positions"] == _rowwise(lengths_B, model.rules)[:, None] - 1)[:, :, None]
     # A masked sum and no gather: rows may end in different chunks, and be split over devices.
-    found_B1D = jnp.sum(jnp.where(last_BT1, hidden_BTD, 0), axis=1, keepdims=True)
-    return replace(state, cache=cache), found_B1D if last_B1D is None else last_B1D + found_B1D
+    here_B1D = jnp.sum(jnp.where(last_BT1, hidden_BTD, 0), axis=1, keepdims=True)
+    return replace(state, cache=cache), here_B1D if last_B1D is None else last_B1D + here_B1D
 
 
 _layered = jax.jit(StackedCache.layered)
@@ -248,6 +250,7 @@ def _pick(
 ) -> tuple[DecodeState, jax.Array]:
     """The state after sampling a token from the states of the last one, and the new token's
     log-probability [B]."""
+    # Sampling compares a row's logits with each other, so the vocabulary is gathered.
     logits_BV = gather_axis(model.logits(params, hidden_B1D)[:, 0], axis=1)
     # A draw depends on the row's key and the position, not on the batch or the calls of `advance`.
     keys_B = jax.vmap(jax.random.fold_in)(state.key_B, state.position_B)
@@ -286,8 +289,10 @@ def _placed(state: DecodeState, rules: AxisRules) -> DecodeState:
 
 
 def _rowwise(x: jax.Array, rules: AxisRules) -> jax.Array:
+    """`x` [B, ...] with its rows split over devices as those of a batch."""
     return constrain(x, ("batch", *["position"] * (x.ndim - 1)), rules)
 
 
 def _everywhere(x: jax.Array) -> jax.Array:
+    """`x` whole on every device, so that every process can fetch it."""
     return x if jax.sharding.get_abstract_mesh().empty else jax.reshard(x, PartitionSpec())

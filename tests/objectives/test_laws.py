@@ -14,6 +14,7 @@ from research.data.layouts import LAYOUTS
 from research.models.model import Model
 from research.models.spec import initialize
 from research.objectives.choose import OBJECTIVES, make_objective
+from research.tuning.held import HELD, held_trees
 from tests.families import FAMILIES
 
 LENGTH, ROWS = 24, 4
@@ -41,8 +42,8 @@ def window_of(objective, rng: np.random.Generator) -> dict[str, np.ndarray]:
     starts = np.array([0, length // 2, length - 3])
     positions = (np.arange(length) - np.repeat(starts, np.diff([*starts, length]))).astype(np.int32)
     window = {"tokens": tokens * (segments > 0), "segments": segments, "positions": positions}
-    for side in ("inputs", "targets"):
-        window |= {side: window["tokens"], f"{side}_segments": segments}
+    for name in LAYOUTS[objective.reads].fields:
+        window |= {name: window["tokens"], f"{name}_segments": segments}
     said = (rng.random(length) < 0.5).astype(np.int32)
     return window | {"assistant": said, "label": rng.integers(0, 3, 1, dtype=np.int32)}
 
@@ -62,7 +63,8 @@ def setup(request):
         for rng in map(np.random.default_rng, range(ROWS))
     ]
     batch = {name: np.stack([row[name] for row in examples]) for name in examples[0]}
-    loss = jax.jit(lambda batch: objective.loss(model, params, {"base": {}}, batch, None))
+    held = {"base": {}, **held_trees(objective.holds, params)}
+    loss = jax.jit(lambda batch: objective.loss(model, params, held, batch, None))
     return objective, model, batch, loss
 
 
@@ -80,6 +82,7 @@ def test_what_it_says_of_itself_is_known_elsewhere(setup):
     assert objective.config().name == objective.name
     assert objective.reads in LAYOUTS and objective.model_kind in MODELS
     assert not objective.bits_per_byte or objective.reads == "texts"
+    assert set(objective.holds) <= HELD.keys()
     names = {field.name for field in dataclasses.fields(objective.config)}
     assert "name" in names  # so that config.json says which it is
 
