@@ -56,16 +56,17 @@ def main(arguments: list[str]) -> int:
     )
     start_processes()
     experiment = from_config(config)
-    # Before data are read and parameters made: where memory is short the kernel ends a process
-    # without a word.
-    line = outlook(experiment) if jax.process_index() == 0 else ""
-    if line:
+    line, fits = outlook(experiment)
+    # At once, before data are read and parameters made: where memory is short the kernel ends a
+    # process without a word. What fits is told with the rest of what is about to run.
+    if not fits and jax.process_index() == 0:
         print(line, file=sys.stderr)
     result = train(
         experiment,
         Path(WORKDIR.value),
         allow_changed=ALLOW_CHANGED.value,
         profile=_profile_steps(PROFILE.value),
+        remarks=[line] if fits and line else [],
     )
     return result.exit_code
 

@@ -1,6 +1,7 @@
 """Whether a run fits the device at hand, by estimate and before anything is allocated: what
 `research.train` says before its first step."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,17 @@ from research.fit.targets import Target
 from research.parallel.mesh import parse_mesh
 from research.run.override import flags
 
-# What a process of Python, JAX and XLA's compiler takes beside a run's arrays: 0.7 GiB at its peak
-# for the quickstart's model, more for deeper ones.
-PROCESS = 0.75 * GIB
+# What a process of Python, JAX and XLA's compiler takes beside a run's arrays: half a GiB for the
+# quickstart, and one for SmolLM2's 30 layers while they are compiled.
+PROCESS = 1 * GIB
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def outlook(experiment: Experiment, devices: list[Any] | None = None) -> str:
-    """One line: what a device needs, by estimate, and what is free; where that is too little, also
-    what to set. "" where either is not known.
+def outlook(experiment: Experiment, devices: list[Any] | None = None) -> tuple[str, bool]:
+    """(one line of what a device needs, by estimate, and what is free; whether that is enough).
 
+    The line also says what to set where it is not enough, and is "" where either is not known.
     `devices` are JAX's own unless given. On CPUs bytes are those of the process, whose devices
     share the machine's memory.
     """
@@ -36,14 +37,15 @@ def outlook(experiment: Experiment, devices: list[Any] | None = None) -> str:
     try:
         needed = _needed(estimate(experiment, target).total, devices)
     except ValueError:  # a mesh or a batch that does not fit: the run itself says so
-        return ""
+        return "", True
     if free is None:
-        return ""
+        return "", True
     place = "this machine" if target.platform == "cpu" else f"each {devices[0].device_kind}"
     line = f"needs about {needed / GIB:.1f} GiB of {place}, {free / GIB:.1f} GiB are free"
     if needed <= free:
-        return line
-    return f"WARNING: {line}; it will most likely not fit: {_remedy(experiment, devices, free)}"
+        return line, True
+    remedy = _remedy(experiment, devices, free)
+    return f"WARNING: {line}; it will most likely not fit: {remedy}", False
 
 
 def free_bytes(device: Any) -> int | None:
@@ -124,7 +126,7 @@ def _left(group: Path, limit: str, usage: str) -> int | None:
     a group without a limit."""
     try:
         most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        stat = dict(re.findall(r"(\w+) (\d+)", (group / "memory.stat").read_text()))
     except (OSError, ValueError):
         return None
     # "max" is version 2's word for no limit, and version 1 has a number of pages near 2**63.

@@ -1,5 +1,6 @@
 """The training loop: steps over a feed, with evaluations, samples and checkpoints between them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def train(
     allow_changed: bool = False,
     profile: range = range(0),
     live: bool | None = None,
+    remarks: Sequence[str] = (),
 ) -> Result:
     """Trains a new run in `workdir`, or resumes the run there.
 
@@ -53,6 +55,7 @@ def train(
     profile         the steps to trace with the profiler
     live            True shows a progress bar, False prints lines; None chooses the bar if standard
                     error is a terminal
+    remarks         lines for the log, after those of what is about to run
 
     ValueError, before the first step, for settings and data that do not fit.
 
@@ -73,6 +76,8 @@ def train(
         # Several processes leave signals to jax.distributed, see `_stop_now`.
         with log, command.StopRequest(jax.process_count() > 1) as request:
             announce(session, log)
+            for line in remarks:
+                log.note(line)
             step, metrics = loop(session, feed, log, request, profile)
         # After the log is closed, so that the page shows every row.
         if jax.process_index() == 0:
