@@ -25,6 +25,7 @@ from research.fit.at_hand import outlook
 from research.parallel.processes import start_processes
 from research.run.loop import Result, train
 from research.run.resolve import from_config
+from research.run.workdir import refuse_addresses
 
 __all__ = ["Result", "main", "train"]
 
@@ -51,6 +52,7 @@ def main(arguments: list[str]) -> int:
     config = command.read_config(CONFIG)
     if not WORKDIR.value:
         raise ValueError("give --workdir=FOLDER, such as --workdir=runs/quickstart")
+    refuse_addresses(WORKDIR.value)
     logging.basicConfig(
         level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
     )

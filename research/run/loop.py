@@ -19,6 +19,7 @@ from research.run.saving import save
 from research.run.session import Session, prepare
 from research.run.start import open_data
 from research.run.step_trace import StepTrace
+from research.run.workdir import locked, refuse_lost_checkpoints
 from research.training.checkpoint import Checkpoints
 from research.training.flops import train_flops_per_token
 from research.training.metrics import RunLog
@@ -62,8 +63,17 @@ def train(
         result = train(from_config(get_config("smoke")), Path("runs/smoke"))
         result.metrics["eval/loss"]
     """
-    keep_compiled_programs()
     workdir = Path(workdir)
+    # One process of a job locks for all.
+    with locked(workdir, enabled=jax.process_index() == 0):
+        return _train(experiment, workdir, allow_changed, profile, live)
+
+
+def _train(
+    experiment: Experiment, workdir: Path, allow_changed: bool, profile: range, live: bool | None
+) -> Result:
+    refuse_lost_checkpoints(workdir)
+    keep_compiled_programs()
     # Data come before the program, because the objective needs the tokenizer.
     corpus = open_data(experiment, workdir / "tokenizer")
     program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
