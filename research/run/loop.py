@@ -66,11 +66,16 @@ def train(
     workdir = Path(workdir)
     # One process of a job locks for all.
     with locked(workdir, enabled=jax.process_index() == 0):
-        return _train(experiment, workdir, allow_changed, profile, live)
+        return _train(experiment, workdir, allow_changed, profile, live, remarks)
 
 
 def _train(
-    experiment: Experiment, workdir: Path, allow_changed: bool, profile: range, live: bool | None
+    experiment: Experiment,
+    workdir: Path,
+    allow_changed: bool,
+    profile: range,
+    live: bool | None,
+    remarks: Sequence[str],
 ) -> Result:
     refuse_lost_checkpoints(workdir)
     keep_compiled_programs()
