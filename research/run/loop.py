@@ -1,5 +1,6 @@
 """The training loop: steps over a feed, with evaluations, samples and checkpoints between them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def train(
     allow_changed: bool = False,
     profile: range = range(0),
     live: bool | None = None,
+    remarks: Sequence[str] = (),
 ) -> Result:
     """Trains a new run in `workdir`, or resumes the run there.
 
@@ -54,6 +56,7 @@ def train(
     profile         the steps to trace with the profiler
     live            True shows a progress bar, False prints lines; None chooses the bar if standard
                     error is a terminal
+    remarks         lines for the log, after those of what is about to run
 
     ValueError, before the first step, for settings and data that do not fit.
 
@@ -63,11 +66,16 @@ def train(
     workdir = Path(workdir)
     # One process of a job locks for all.
     with locked(workdir, enabled=jax.process_index() == 0):
-        return _train(experiment, workdir, allow_changed, profile, live)
+        return _train(experiment, workdir, allow_changed, profile, live, remarks)
 
 
 def _train(
-    experiment: Experiment, workdir: Path, allow_changed: bool, profile: range, live: bool | None
+    experiment: Experiment,
+    workdir: Path,
+    allow_changed: bool,
+    profile: range,
+    live: bool | None,
+    remarks: Sequence[str],
 ) -> Result:
     refuse_lost_checkpoints(workdir)
     keep_compiled_programs()
@@ -83,6 +91,8 @@ def _train(
         # Several processes leave signals to jax.distributed, see `_stop_now`.
         with log, command.StopRequest(jax.process_count() > 1) as request:
             announce(session, log)
+            for line in remarks:
+                log.note(line)
             step, metrics = loop(session, feed, log, request, profile)
         # After the log is closed, so that the page shows every row.
         if jax.process_index() == 0:
