@@ -130,19 +130,21 @@ def make_context(
     *,
     causal: bool,
     packed: bool = True,
+    single: bool = False,
     bias_BNTS: jax.Array | None = None,
     memory: Memory | None = None,
     key: jax.Array | None = None,
 ) -> LayerContext:
     """The context of a stack for tokens [B, T] that attend to each other; over a cache, which puts
-    in its own keys, also to earlier ones. `packed` is that of `Visibility`, `memory` the encoder's
-    for a decoder that has one."""
+    in its own keys, also to earlier ones. `packed` and `single` are those of `Visibility`, `memory`
+    the encoder's for a decoder that has one."""
     # Tokens are queries and keys alike; a cache replaces the keys by its own in `attend`.
     tokens = (positions_BT, positions_BT, segments_BT, segments_BT)
     kinds = {}
     # Once for each kind and not for each layer: rotations and masks do not depend on the layer.
     for name in dict.fromkeys(layer_pattern(c)):
-        visibility = Visibility(*tokens, causal, KINDS[name].window(c), packed=packed)
+        window = KINDS[name].window(c)
+        visibility = Visibility(*tokens, causal, window, packed=packed, single=single)
         rates = KINDS[name].rates(c)
         kinds[name] = LayerKind(
             visibility, None if rates is None else rotation(positions_BT, rates)
