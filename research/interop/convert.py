@@ -5,15 +5,13 @@ memory holds a layer and not a model.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from research import tree
 from research.files import building, read_json
 from research.interop import certify, reference, runs
+from research.interop.adapter_check import check_adapter
 from research.interop.formats import FLOATS, FORMATS, check_target
 from research.interop.load import open_checkpoint
 from research.interop.merged import merge_adapter
-from research.interop.peft.read import read_peft
 from research.interop.peft.write import write_peft
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.finite import cast, checked
@@ -73,10 +71,10 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
     """Writes the adapters trained by the run `source` as a new folder `target` for peft, and reads
     the folder back.
 
-    Returns {"adapters": number of adapted weights, "values": numbers in them, "bit_equal": how many
-    of these numbers read back unchanged, "base": the checkpoint they belong to, "notes": lines for
-    the user}. ValueError for a run without adapters, and for adapters of a kind that peft does not
-    have.
+    Returns {"adapters": number of adapted weights, "base": the checkpoint they belong to, "notes":
+    lines for the user} and the comparison of `research.interop.adapter_check.check_adapter`.
+    ValueError for a run without adapters, for adapters of a kind that peft does not have, and for a
+    folder under which the base computes anything else than the run.
     """
     path = Path(source).expanduser()
     if not runs.is_run(path):
@@ -84,18 +82,15 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
     adapters, base = runs.run_adapters(
         path, config_from_json(read_json(path / "config.json")["model"])
     )
-    with building(target) as folder, open_checkpoint(base) as parent:
-        _refuse_grown(path, parent)
-        write_peft(folder, adapters, parent.config, base)
-        back = tree.paths(read_peft(folder, parent)[1])
-        notes = notes_on_base(base, parent)
-    ours = tree.paths(adapters)
-    equal = sum(np.count_nonzero(x == back[path]) for path, x in ours.items() if path in back)
-    values = sum(x.size for x in ours.values())
+    with building(target) as folder:
+        with open_checkpoint(base) as parent:
+            _refuse_grown(path, parent)
+            write_peft(folder, adapters, parent.config, base)
+            notes = notes_on_base(base, parent)
+        compared = check_adapter(base, path, folder)
     return {
         "adapters": len(tree.paths(adapters, is_leaf)),
-        "values": values,
-        "bit_equal": int(equal),
+        **compared,
         "base": base,
         "notes": notes,
     }
