@@ -1,5 +1,6 @@
 """The training loop: steps over a feed, with evaluations, samples and checkpoints between them."""
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,20 +62,14 @@ def train(
         result.metrics["eval/loss"]
     """
     workdir = Path(workdir)
-    # One process of a job locks for all.
-    with locked(workdir, enabled=jax.process_index() == 0):
-        return _train(experiment, workdir, allow_changed, profile, live)
-
-
-def _train(
-    experiment: Experiment, workdir: Path, allow_changed: bool, profile: range, live: bool | None
-) -> Result:
     refuse_lost_checkpoints(workdir)
     keep_compiled_programs()
     # Data come before the program, because the objective needs the tokenizer.
     corpus = open_data(experiment, workdir / "tokenizer")
     program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
     with (
+        # One process of a job locks for all.
+        locked(workdir, enabled=jax.process_index() == 0),
         jax.set_mesh(program.mesh),
         Checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints,
     ):
@@ -83,7 +78,13 @@ def _train(
         # Several processes leave signals to jax.distributed, see `_stop_now`.
         with log, command.StopRequest(jax.process_count() > 1) as request:
             announce(session, log)
-            step, metrics = loop(session, feed, log, request, profile)
+            try:
+                step, metrics = loop(session, feed, log, request, profile)
+            except ValueError as error:
+                # Now it is no mistake in the settings, for which a ValueError stands before.
+                raise command.Stop(
+                    command.BUG, f"the run failed: {str(error).splitlines()[0]}"
+                ) from error
         # After the log is closed, so that the page shows every row.
         if jax.process_index() == 0:
             write_report(workdir)
@@ -197,5 +198,8 @@ def _due(step: int, every: int) -> bool:
 
 def _stop_now(request: command.StopRequest, step: int) -> bool:
     if jax.process_count() > 1:  # all processes must leave the loop at the same step
-        return multihost_utils.reached_preemption_sync_point(step)
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return False
+        # The notifier has taken the signal, so the request does not know of it.
+        request.received = request.received or signal.SIGTERM
     return request.received is not None
