@@ -1,6 +1,8 @@
 """The training loop: steps over a feed, with evaluations, samples and checkpoints between them."""
 
 import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +50,7 @@ def train(
     allow_changed: bool = False,
     profile: range = range(0),
     live: bool | None = None,
+    remarks: Sequence[str] = (),
 ) -> Result:
     """Trains a new run in `workdir`, or resumes the run there.
 
@@ -55,6 +58,7 @@ def train(
     profile         the steps to trace with the profiler
     live            True shows a progress bar, False prints lines; None chooses the bar if standard
                     error is a terminal
+    remarks         lines for the log, after those of what is about to run
 
     ValueError, before the first step, for settings and data that do not fit.
 
@@ -76,21 +80,28 @@ def train(
         session, feed = prepare(experiment, workdir, corpus, program, checkpoints, allow_changed)
         log = _open_log(session, live)
         # Several processes leave signals to jax.distributed, see `_stop_now`.
-        with log, command.StopRequest(jax.process_count() > 1) as request:
+        with log, command.StopRequest(jax.process_count() > 1) as request, _in_mid_run():
             announce(session, log)
-            try:
-                step, metrics = loop(session, feed, log, request, profile)
-            except ValueError as error:
-                # Now it is no mistake in the settings, for which a ValueError stands before.
-                raise command.Stop(
-                    command.BUG, f"the run failed: {str(error).splitlines()[0]}"
-                ) from error
+            for line in remarks:
+                log.note(line)
+            step, metrics = loop(session, feed, log, request, profile)
         # After the log is closed, so that the page shows every row.
         if jax.process_index() == 0:
             write_report(workdir)
     # A preempted run exits with a code that asks the launcher to start it again.
     exit_code = command.DONE if request.received is None else request.exit_code
     return Result(step, metrics, exit_code)
+
+
+@contextmanager
+def _in_mid_run() -> Iterator[None]:
+    """A context whose ValueErrors are failures of the run. Before the first step they stand for
+    mistakes in the settings, which a launcher must not start again."""
+    try:
+        yield
+    except ValueError as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise command.Stop(command.BUG, f"the run failed: {reason}") from error
 
 
 def _open_log(session: Session, live: bool | None) -> RunLog:
