@@ -117,7 +117,12 @@ def _parse(argv: list[str]) -> list[str]:
         # of their own. The config without the overrides tells them apart.
         overrides = [word for word in argv[1:] if word.startswith("--config.")]
         flags.FLAGS.unparse_flags()
-        flags.FLAGS([word for word in argv if word not in overrides])
+        # ml_collections looks for the overrides in sys.argv itself.
+        before, sys.argv = sys.argv, [word for word in argv if word not in overrides]
+        try:
+            flags.FLAGS(sys.argv)
+        finally:
+            sys.argv = before
         for word in overrides:
             _refuse_unknown_field(flags.FLAGS["config"].value, word.partition("=")[0])
         raise
@@ -133,7 +138,7 @@ def _refuse_unknown_field(config: Any, flag: str) -> None:
         if name not in node:
             near = difflib.get_close_matches(name, list(node), n=3, cutoff=0.0)
             raise ValueError(f"{where} has no field {name!r}; the nearest are {', '.join(near)}")
-        node = node.get_ref(name).get() if hasattr(node, "get_ref") else node[name]
+        node = node[name]
 
 
 def read_config(flag: flags.FlagHolder) -> Any:
