@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> int:
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.data.chat import end_of_turn, endless_turns, render_chat
     from research.infer.decode import stream
+    from research.infer.decode_layout import move
     from research.infer.sampling import SamplingConfig
     from research.run.opened import keep_compiled_programs, open_model
 
@@ -70,6 +71,8 @@ def main(arguments: list[str]) -> int:
         stop_ids=stop_ids,
     )
 
+    params = move(opened.model, opened.params)  # once: on a GPU every answer reads the same weights
+
     def _answer(messages: list[Message]) -> Iterator[str]:
         room = opened.model.config.max_length - MAX_TOKENS.value
         # The oldest turns are forgotten once the conversation leaves no room for an answer.
@@ -77,7 +80,7 @@ def main(arguments: list[str]) -> int:
             ids = opened.tokenizer.encode(render_chat(opened.tokenizer, messages))
             if len(ids) <= room or not forget(messages):
                 break
-        for _, piece in stream(opened.model, opened.params, opened.tokenizer, [ids], config):
+        for _, piece in stream(opened.model, params, opened.tokenizer, [ids], config):
             yield piece
 
     converse(read_line, _answer, SYSTEM.value)

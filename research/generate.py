@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
         )
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.data.chat import end_of_turn, endless_turns
-    from research.infer.decode import generate, stream
+    from research.infer.decode_layout import move
     from research.run.opened import keep_compiled_programs, open_model
 
     config = _sampling()
@@ -105,19 +105,26 @@ def main(arguments: list[str]) -> int:
         print(f"note: {endless_turns(opened.tokenizer)}", file=sys.stderr)
     stop_ids = tuple(n for n in (*opened.stop_ids, *ends) if n is not None)
     config = replace(config, bos=opened.begins_texts, stop_ids=stop_ids)
+    params = move(opened.model, opened.params)  # nothing below reads them in the other layout
+    _write(opened.model, params, opened.tokenizer, prompts, config, texts=CHAT.value or texts)
+    return command.DONE
+
+
+def _write(*inputs: Any, texts: list[str]) -> None:
+    """Prints the continuations of `inputs`, the arguments of `generate`, for the user's `texts`."""
+    from research.infer.decode import generate, stream
+
     # JSON needs all of a text; a single one is printed as it is written.
-    inputs = opened.model, opened.params, opened.tokenizer, prompts, config
     if JSON.value:
-        pairs = zip(CHAT.value or texts, generate(*inputs))
+        pairs = zip(texts, generate(*inputs))
         print(json.dumps({"samples": [_sample(*pair) for pair in pairs]}))
-    elif len(prompts) == 1:
+    elif len(texts) == 1:
         for _, piece in stream(*inputs):
             print(piece, end="", flush=True)
         print()
     else:
-        for text, generation in zip(CHAT.value or texts, generate(*inputs)):
+        for text, generation in zip(texts, generate(*inputs)):
             print(f"==> {json.dumps(text)} <==\n{generation.text}\n")
-    return command.DONE
 
 
 def _sampling() -> Any:
