@@ -10,15 +10,15 @@ Ctrl-C ends an answer, Ctrl-D or /quit the conversation. Lines may also come fro
 import contextlib
 import importlib
 import json
-import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from research import command
+from research.infer.dialogue import Message, converse, note
 from research.infer.prompt_file import read_prompts
 from research.run.source import check_source
 
@@ -66,13 +66,6 @@ ADAPTER = flags.DEFINE_string(
 
 # Used where the checkpoint recommends nothing: small models wander off at temperature 1.
 SAMPLING = {"temperature": 0.7, "top_p": 0.95}
-COMMANDS = {
-    "/help": "lists these commands",
-    "/reset": "forgets the conversation",
-    "/quit": "ends it, as Ctrl-D does",
-}
-
-Message = dict[str, Any]
 
 
 def main(arguments: list[str]) -> int:
@@ -164,7 +157,7 @@ def _converse_with(opened: Any, config: Any) -> None:
                 break
             dropped += 1
         if dropped:
-            _note(
+            note(
                 f"the conversation is too long for the model: the oldest {dropped} of its "
                 "questions and their answers are forgotten"
             )
@@ -172,53 +165,8 @@ def _converse_with(opened: Any, config: Any) -> None:
             yield piece
 
     if sys.stdin.isatty():
-        _note(
-            f"{opened.source}, {opened.model.config.max_length:,} positions; /help lists commands"
-        )
+        note(f"{opened.source}, {opened.model.config.max_length:,} positions; /help lists commands")
     converse(read_line, _answer, SYSTEM.value)
-
-
-def _note(line: str) -> None:
-    """A line to the user that is no answer: on standard error, so that a pipe has answers alone."""
-    print(f"({line})", file=sys.stderr)
-
-
-def converse(
-    read: Callable[[], str | None],
-    answer: Callable[[list[Message]], Iterator[str]],
-    system: str | None,
-) -> None:
-    """Reads lines until there are no more, and answers each one with the conversation so far as
-    context. A line whose first word is a slash and a name is a command and not said to the model;
-    a space in front of it makes it a question."""
-    beginning = [] if system is None else [{"role": "system", "content": system}]
-    messages = list(beginning)
-    while (line := read()) is not None:
-        name = line.split()[0] if re.match(r"/[A-Za-z?]\w*(\s|$)", line) else ""
-        if name == "/quit":
-            break
-        if name == "/reset":
-            messages = list(beginning)
-        elif name:
-            wrong = "" if name in COMMANDS else f"there is no command {name}; "
-            commands = "; ".join(f"{known} {does}" for known, does in COMMANDS.items())
-            _note(f"{wrong}{commands}; with a space in front a line is said to the model")
-        elif line.strip():
-            messages.append({"role": "user", "content": line.strip()})
-            messages.append({"role": "assistant", "content": say(answer(messages))})
-
-
-def say(pieces: Iterator[str]) -> str:
-    """Prints an answer piece by piece. Returns its text, up to where Ctrl-C ended it."""
-    answer = []
-    try:
-        for piece in pieces:
-            answer.append(piece)
-            print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        pass
-    print()
-    return "".join(answer)
 
 
 def read_line() -> str | None:
