@@ -12,6 +12,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def main(arguments: list[str]) -> int:
     check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
     prompts = read_prompts(Path(PROMPT_FILE.value)) if PROMPT_FILE.value else []
     # Here, so that a wrong flag is answered before JAX is imported.
+    from research.infer.decode_layout import move
     from research.run.opened import keep_compiled_programs, open_model
 
     keep_compiled_programs()
@@ -95,6 +97,8 @@ def main(arguments: list[str]) -> int:
             f"{opened.source} has no chat template; take a checkpoint that was tuned for chat"
         )
     config = _sampling(opened)
+    # Once: on a GPU every answer reads the same weights.
+    opened = replace(opened, params=move(opened.model, opened.params))
     if prompts:
         _answer_file(opened, prompts, config)
     else:

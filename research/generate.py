@@ -12,7 +12,7 @@ standard error.
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> int:
             "give --prompt=TEXT, --prompt_file=FILE or --chat=TEXT; --prompt='' starts from nothing"
         )
     # Here, so that a wrong flag is answered before JAX is imported.
-    from research.infer.decode import generate, stream
+    from research.infer.decode_layout import move
     from research.run.opened import keep_compiled_programs, open_model
 
     _sampling({})  # refuses what no checkpoint could make right, before one is opened
@@ -110,9 +110,16 @@ def main(arguments: list[str]) -> int:
             f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder"
         )
     ids, stop_ids = _inputs(opened, prompts)
-    prompts = prompts or CHAT.value
     config = replace(_sampling(opened.sampling), bos=opened.begins_texts, stop_ids=stop_ids)
-    inputs = opened.model, opened.params, opened.tokenizer, ids, config
+    params = move(opened.model, opened.params)  # nothing below reads them in the other layout
+    _write(opened.model, params, opened.tokenizer, ids, config, prompts=prompts or CHAT.value)
+    return command.DONE
+
+
+def _write(*inputs: Any, prompts: Sequence[Prompt]) -> None:
+    """Prints the continuations of `prompts`; `inputs` are the arguments of `decode.generate`."""
+    from research.infer.decode import generate, stream
+
     # JSON needs all of a text; a single one is printed as it is written.
     if JSON.value:
         pairs = zip(prompts, generate(*inputs))
@@ -125,7 +132,6 @@ def main(arguments: list[str]) -> int:
         for prompt, generation in zip(prompts, generate(*inputs)):
             said = prompt if isinstance(prompt, str) else prompt[-1].get("content")
             print(f"==> {json.dumps(said)} <==\n{generation.text}\n")
-    return command.DONE
 
 
 def _inputs(opened: Any, prompts: list[Prompt]) -> tuple[list[str | list[int]], tuple[int, ...]]:

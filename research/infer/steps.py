@@ -110,8 +110,8 @@ def begin(
     """Reads the prompts: (state, first new token of each row int32 [B, 1], its log-probability
     float32 [B, 1] in nats). B is at least the number of texts (`row_count`).
 
-    `prepared` are `params` in the layout that `advance` takes (`decode_layout.prepare`). Prompts
-    are read with `params`: many tokens gain nothing from that layout, and a scan compiles faster.
+    `prepared` are `params` in the layout of `decode_layout`, or the same tree; prompts are read
+    with `params`: many tokens gain nothing from that layout, and a scan compiles faster.
     """
     rows = row_count(len(start.prompts), model)
     lengths_B = pad_numbers([len(ids) for ids in start.prompts], rows)
@@ -141,7 +141,7 @@ def begin(
         chunk=chunk,
     )
     state, last_B1D = _read(model, params, state, tokens_BT, lengths_B, chunk)
-    if isinstance(prepared["layers"], tuple):
+    if isinstance(state.cache, StackedCache) and isinstance(prepared["layers"], tuple):
         state = replace(state, cache=_layered(state.cache))
     return _first(prepared, state, last_B1D, stop_ids, model=model, sampling=sampling)
 
@@ -231,6 +231,7 @@ def empty(
 ) -> DecodeState:
     """The state before the prompts are read; runs the encoder of an encoder-decoder."""
     cache = model.make_cache(lengths_B.shape[0], length, chunk)
+    cache = cache.layered() if isinstance(params["layers"], tuple) else cache  # copies zeros alone
     memory = None
     if source_BS is not None:
         batch = text_batch(source_BS, 0, source_lengths_B, model.rules)

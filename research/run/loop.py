@@ -1,5 +1,6 @@
 """The training loop: steps over a feed, with evaluations, samples and checkpoints between them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from research.run.saving import save
 from research.run.session import Session, prepare
 from research.run.start import open_data
 from research.run.step_trace import StepTrace
+from research.run.workdir import locked, refuse_lost_checkpoints
 from research.training.checkpoint import Checkpoints
 from research.training.flops import train_flops_per_token
 from research.training.metrics import RunLog
@@ -46,6 +48,7 @@ def train(
     allow_changed: bool = False,
     profile: range = range(0),
     live: bool | None = None,
+    remarks: Sequence[str] = (),
 ) -> Result:
     """Trains a new run in `workdir`, or resumes the run there.
 
@@ -53,14 +56,29 @@ def train(
     profile         the steps to trace with the profiler
     live            True shows a progress bar, False prints lines; None chooses the bar if standard
                     error is a terminal
+    remarks         lines for the log, after those of what is about to run
 
     ValueError, before the first step, for settings and data that do not fit.
 
         result = train(from_config(get_config("smoke")), Path("runs/smoke"))
         result.metrics["eval/loss"]
     """
-    keep_compiled_programs()
     workdir = Path(workdir)
+    # One process of a job locks for all.
+    with locked(workdir, enabled=jax.process_index() == 0):
+        return _train(experiment, workdir, allow_changed, profile, live, remarks)
+
+
+def _train(
+    experiment: Experiment,
+    workdir: Path,
+    allow_changed: bool,
+    profile: range,
+    live: bool | None,
+    remarks: Sequence[str],
+) -> Result:
+    refuse_lost_checkpoints(workdir)
+    keep_compiled_programs()
     # Data come before the program, because the objective needs the tokenizer.
     corpus = open_data(experiment, workdir / "tokenizer")
     program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
@@ -73,6 +91,8 @@ def train(
         # Several processes leave signals to jax.distributed, see `_stop_now`.
         with log, command.StopRequest(jax.process_count() > 1) as request:
             announce(session, log)
+            for line in remarks:
+                log.note(line)
             step, metrics = loop(session, feed, log, request, profile)
         # After the log is closed, so that the page shows every row.
         if jax.process_index() == 0:

@@ -224,7 +224,7 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     """The rows of a `metrics.jsonl` in file order; [] if there is no file.
 
     An incomplete last line, which a crash leaves, is skipped. ValueError with the line number for
-    any other line that is not a JSON object with a `step`.
+    any other line that is not a JSON object of numbers with a whole `step`.
     """
     if not Path(path).exists():
         return []
@@ -236,14 +236,23 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
         try:
             row = json.loads(line)
             rows.append({"step": row.pop("step"), **row})
-        except (ValueError, AttributeError, KeyError, TypeError):
+            _require_numbers(rows[-1])
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
             # A complete file ends in a line break, so its last line is empty. Only a line that a
             # crash cut short is last and not empty.
             if number < len(lines):
                 raise ValueError(
-                    f"{path} line {number} is not a row with a step; mend or remove that line"
+                    f"{path} line {number} is not a row of numbers with a whole step; "
+                    "mend or remove that line"
                 ) from None
     return rows
+
+
+def _require_numbers(row: Row) -> None:
+    """ValueError unless the step is a whole number and every other value a number or null."""
+    kinds = {type(value) for name, value in row.items() if name not in ("step", "nonfinite")}
+    if type(row["step"]) is not int or not kinds <= {int, float, type(None)}:
+        raise ValueError(row)
 
 
 def _line(row: Row) -> str:
