@@ -258,10 +258,12 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def _reraise_passing(error: Exception) -> None:
-    if isinstance(error, (MemoryError, PermissionError)) or any(
-        code in str(error) for code in _PASSING
-    ):
+    """Raises an error that does not concern the stored bytes; one of the storage as an OSError,
+    for TensorStore raises ValueErrors, which a command would take for mistakes of the user."""
+    if isinstance(error, (MemoryError, PermissionError)):
         raise error
+    if any(code in str(error) for code in _PASSING):
+        raise OSError(_line(error)) from error
 
 
 def _line(error: Exception) -> str:
