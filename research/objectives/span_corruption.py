@@ -94,6 +94,7 @@ class SpanCorruption(Objective):
         """Positions of the decoder for `sequence_length` tokens of text, a multiple of 8: the
         removed tokens, a sentinel for each span, and 12 ends of documents. 512 gives 120, where T5
         has 114 for one document."""
+        # Removed tokens, plus one sentinel for every `mean_span` of them.
         noise = sequence_length * self.share * (1 + 1 / self.mean_span)
         return 8 * math.ceil((noise + 12) / 8)
 
@@ -103,6 +104,7 @@ class SpanCorruption(Objective):
         """encoder_inputs and the other encoder fields [S]; inputs, targets, weights and the other
         decoder fields [T]. Targets beyond T are cut off."""
         source, target = [], []
+        # Each document ends with eos of its own, since it is decoded apart from its neighbours.
         for segment in range(1, int(window["segments"].max(initial=0)) + 1):
             tokens = window["tokens"][window["segments"] == segment]
             kept, noise = self._corrupt(tokens, rng)
@@ -144,6 +146,7 @@ class SpanCorruption(Objective):
         edges = np.concatenate([[0], np.cumsum(lengths.reshape(-1))])
         kept: list[Any] = []
         noised: list[Any] = []
+        # Sentinel i stands for span i on both sides; its order is the link between them.
         for span in range(spans):
             clean, start, end = edges[2 * span], edges[2 * span + 1], edges[2 * span + 2]
             sentinel = [self.sentinel_ids[span]]
