@@ -16,7 +16,6 @@ folder against it again.
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
@@ -47,6 +46,7 @@ def main(arguments: list[str]) -> int:
             "--verify"
         )
     # Imported here, so that a wrong flag is answered before the seconds that importing JAX takes.
+    from research.interop.certificate_lines import describe
     from research.interop.convert import convert, export_adapter, verify
 
     if VERIFY.value:
@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> int:
         lines = [
             f"wrote {TARGET.value}",
             "{bit_equal:,} of {values:,} numbers come back bit by bit".format(**certificate),
+            *certificate["notes"],
         ]
     elif SOURCE.value and TARGET.value:
         certificate = convert(SOURCE.value, TARGET.value, TO.value, DTYPE.value, CERTIFY.value)
@@ -69,32 +70,6 @@ def main(arguments: list[str]) -> int:
     for line in lines:
         print(line, file=sys.stderr)
     return command.DONE
-
-
-def describe(certificate: dict[str, Any]) -> list[str]:
-    """What `convert` returns as lines for the terminal: its notes, and the certificate if any."""
-    lines = [f"note: {line}" for line in certificate["notes"]]
-    if "round_trip" not in certificate:
-        return lines
-    trip, reference = certificate["round_trip"], certificate["reference"]
-    lines += [f"{trip['bit_equal']} of {trip['tensors']} tensors come back bit by bit"]
-    if "largest_error" in trip:
-        lines += [
-            f"the others differ by up to {trip['largest_error']:.3g}, "
-            f"{trip['root_mean_square_error']:.3g} rms over all"
-        ]
-    lines += [
-        f"not needed: {name} ({reason})"
-        for name, reason in certificate["tensors"]["unused"].items()
-    ]
-    if reference:
-        lines += [
-            f"against {reference['implementation']}: logits differ by up to "
-            f"{reference['largest_logit_difference']:.3g}, "
-            f"KL {reference['mean_kl_nats']:.3g} nats, top-1 agrees on "
-            f"{reference['top1_agreement']:.1%}"
-        ]
-    return lines
 
 
 if __name__ == "__main__":

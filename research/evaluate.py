@@ -73,11 +73,13 @@ def main(arguments: list[str]) -> int:
 
 
 def score(opened: Any, content: Any) -> dict[str, float | int | None]:
-    """The printed values of a text or of ids [N], by name; None for those that need the text."""
+    """The printed values by name, of a text or of ids [N]. Values that need the text (bits_per_byte
+    and bytes) are None for ids."""
     from research.evals.text_perplexity import TextPerplexity
 
     evaluation = TextPerplexity(content, WINDOW.value or 0, STRIDE.value or 0)
     totals = evaluation.run(opened)
+    # The names in front fix the order of the printed lines.
     return {
         "tokens": int(totals["nll"][1]),
         "nll_per_token": None,

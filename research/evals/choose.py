@@ -28,19 +28,20 @@ def make_evaluations(
 
     ValueError for an unknown evaluation or setting, and for one that does not fit the run.
     """
-    made = {}
+    evaluations = {}
     for name, values in settings.items():
         where = f"config.evals.{name}"
         if "/" in name or not isinstance(values, Mapping):
             raise ValueError(f"{where}={values!r} must be a name without a slash and its settings")
-        own = dict(values)
-        kind = own.pop("kind", name)
+        fields = dict(values)
+        kind = fields.pop("kind", name)
         if kind not in EVALUATIONS:
             raise ValueError(f"{where}: no evaluation {kind!r}; {nearest(str(kind), EVALUATIONS)}")
         evaluation = EVALUATIONS[kind]
         try:
-            made[name] = evaluation.make(build(evaluation.config, own, where), data)
+            evaluations[name] = evaluation.make(build(evaluation.config, fields, where), data)
         except ValueError as error:
+            # `build` names the field already; errors of `make` know nothing of the config.
             line = str(error)
             raise ValueError(line if line.startswith(where) else f"{where}: {line}") from None
-    return made
+    return evaluations

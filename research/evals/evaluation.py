@@ -12,6 +12,7 @@ from research.models.model import Model
 from research.objectives.objective import Objective
 from research.tree import Tree
 
+# (sum, count) by name: they add up over batches, devices and parts of a text, as means do not.
 Totals = dict[str, tuple[float, float]]
 
 
@@ -19,11 +20,17 @@ class Opened(Protocol):
     """A model to measure. On a mesh, enter `jax.set_mesh` around the measurement."""
 
     @property
-    def model(self) -> Model: ...
+    def model(self) -> Model:
+        """The model, without its parameters."""
+
     @property
-    def params(self) -> Tree: ...
+    def params(self) -> Tree:
+        """Its parameters, with adapters attached."""
+
     @property
-    def tokenizer(self) -> Tokenizer | None: ...
+    def tokenizer(self) -> Tokenizer | None:
+        """Its tokenizer; None for a checkpoint without one."""
+
     @property
     def held(self) -> Mapping[str, Tree]:
         """Parameters of the frozen models that a run's objective holds, by name."""
@@ -54,11 +61,9 @@ class Evaluation(Protocol):
     - Every count is positive, and two calls with the same model return the same bits.
     - `run` changes nothing in what it is given, and every process returns the same numbers.
     - `values` is a function of the totals, so totals can be added before they become means.
-
-    `config.evals.NAME` chooses an evaluation of a run and has the fields of `config`.
     """
 
-    config: ClassVar[type]  # a dataclass: the settings in config.evals
+    config: ClassVar[type]  # a dataclass: the fields of `config.evals.NAME`, which chooses it
 
     @classmethod
     @abstractmethod
@@ -71,5 +76,5 @@ class Evaluation(Protocol):
         """(sum, count) by name. ValueError for a model that it cannot measure."""
 
     def values(self, totals: Totals) -> dict[str, float]:
-        """What is reported of the totals: here the mean of each."""
+        """The reported numbers by name: here the mean of each total."""
         return {name: total / max(count, 1.0) for name, (total, count) in totals.items()}

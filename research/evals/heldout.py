@@ -61,13 +61,15 @@ class HeldOut(Evaluation):
         )
         mesh = jax.sharding.get_mesh()
         for batch in batches:
-            placed: dict[str, Any] = batch
+            # Each process has read its own rows; on a mesh they become one array over all devices.
+            inputs: dict[str, Any] = batch
             if not mesh.empty:
-                placed = place_batch(batch, mesh, opened.model.rules, self.batch_size)
+                inputs = place_batch(batch, mesh, opened.model.rules, self.batch_size)
             sums = _sums(
                 opened.params,
-                {"base": {}, **opened.held},  # all are attached to the base already
-                placed,
+                # No base apart: what a run trains is attached to it already in `params`.
+                {"base": {}, **opened.held},
+                inputs,
                 model=opened.model,
                 objective=self.objective,
             )
@@ -83,6 +85,7 @@ class HeldOut(Evaluation):
         reported = ("loss", *self.objective.reports)
         values = super().values({name: totals[name] for name in reported if name in totals})
         if self.objective.bits_per_byte and self.corpus is not None:
+            # nats/token -> bits/token -> bits/byte, with the held-out text's tokens per byte.
             nats, count = totals["nll"]
             size, tokens = self.corpus.heldout_size()
             values["bits_per_byte"] = nats / count / math.log(2) * tokens / size

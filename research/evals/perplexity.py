@@ -37,6 +37,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp of the nats per token; infinite beyond the range of floats."""
+        # exp(709.78) is the largest float64.
         return math.exp(self.nll_per_token) if self.nll_per_token < 709 else math.inf
 
     @property
@@ -57,6 +58,7 @@ def score_text(
     tokenizer without one the token that ends a text. ValueError for an empty text."""
     if not text:
         raise ValueError("the text is empty; give one with at least a character")
+    # As in training, where a document follows the token that begins it or ends the one before.
     first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     ids = np.array([first, *tokenizer.encode(text)], np.int32)
     nll = score_ids(model, params, ids, window, stride).nll
@@ -76,16 +78,18 @@ def score_ids(
     stride = window if stride is None else stride
     _check(model, ids, window, stride)
     mesh = jax.sharding.get_mesh()
+    # As many windows at once as the logits' memory allows, and no more than there are.
     rows = max(
         1, min(16, _LOGITS // (window * model.config.vocab_size), -(-(len(ids) - 1) // stride))
     )
     if not mesh.empty:  # rows that the devices can split between them
         split = parts("batch", mesh, model.rules)
         rows = -(-rows // split) * split
+    # Summed on the host in float64: a float32 sum over a book would lose digits.
     total = 0.0
     for batch in _batches(ids, window, stride, rows):
-        placed = batch if mesh.empty else _place(batch, mesh, model)
-        nll_BT = np.asarray(_nll(params, placed, model=model), np.float64)
+        inputs = batch if mesh.empty else _place(batch, mesh, model)
+        nll_BT = np.asarray(_nll(params, inputs, model=model), np.float64)
         total += float(nll_BT.sum())
     return Score(total, len(ids) - 1, None)
 
@@ -114,7 +118,9 @@ def _batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Windows in order, `rows` at a time; rows without a window, and columns past the text, are
     padding."""
+    # Windows start until one reaches the last target; the first may be the only one.
     starts = list(range(0, max(len(ids) - 1 - (window - stride), 1), stride))
+    # Positions start anew in each window, which is all of the text that the model sees.
     positions = np.tile(np.arange(window, dtype=np.int32), (rows, 1))
     for first in range(0, len(starts), rows):
         inputs, targets, segments = np.zeros((3, rows, window), np.int32)
@@ -126,6 +132,7 @@ def _batches(
                 ids[start + 1 : start + size + 1],
             )
             segments[row, :size] = 1
+            # A later window's first tokens are context: the window before has scored them.
             counted[row, (window - stride if start else 0) : size] = True
         yield {
             "inputs": inputs,

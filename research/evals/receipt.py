@@ -21,9 +21,13 @@ _LOGITS = 2**25  # of a batch, 128 MiB in float32
 
 @dataclass(frozen=True)
 class Comparison:
-    """A changed model on held-out tokens. KL(original || changed) in nats a token: its mean, and
-    what 99% stay below; `flip_rate` is the share of places where another token is the likeliest.
-    Logits differ by `mean_difference` on average and by `largest_difference` at most."""
+    """A changed model against its original on held-out tokens.
+
+    score                the changed model's own negative log-likelihood
+    mean_kl, kl_99       mean and 99th percentile of KL(original || changed), in nats per token
+    flip_rate            share of tokens at which the likeliest next token is another one
+    mean_difference, largest_difference   of the absolute difference of logits
+    """
 
     score: Score
     mean_kl: float
@@ -53,21 +57,23 @@ def compare(
         logits_BTV = _logits(original, batch, model=model)
         nll += float(np.asarray(cross_entropy(logits_BTV, targets_BT)[1], np.float64).sum())
         tokens += targets_BT.size
+        # Five numbers a token leave the device, since logits of a whole text would not fit.
         for name, params in changed.items():
             noted = _differences(logits_BTV, params, batch, targets_BT, model=model)
             notes[name].append(np.asarray(noted, np.float64).reshape(5, -1))
-    made = {}
-    for name, parts in notes.items():
-        nll_M, kl_M, flips_M, mean_M, largest_M = np.concatenate(parts, axis=1)
-        made[name] = Comparison(
+    comparisons = {}
+    for name, batches in notes.items():
+        nll_M, kl_M, flips_M, mean_M, largest_M = np.concatenate(batches, axis=1)
+        comparisons[name] = Comparison(
             Score(float(nll_M.sum()), tokens, None),
             float(kl_M.mean()),
+            # The tail, since a mean hides a few tokens that are badly off.
             float(np.quantile(kl_M, 0.99)),
             float(flips_M.mean()),
             float(mean_M.mean()),
             float(largest_M.max()),
         )
-    return Score(nll, tokens, None), made
+    return Score(nll, tokens, None), comparisons
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class Size:
 
 
 def size_of(params: tree.Tree, original: tree.Tree) -> Size:
-    """Bits of parameters by those of the original, whose elements are counted."""
+    """Bits of `params` per element of `original`, whose arrays say how many weights there are."""
     counts = {path: math.prod(w.shape) for path, w in tree.paths(original).items()}
     linear = set(tree.match(LINEAR, counts))
     bits = {path: tree.nbits(leaf) for path, leaf in _weights(params, counts).items()}
@@ -89,14 +95,16 @@ def size_of(params: tree.Tree, original: tree.Tree) -> Size:
 
 
 def _weights(params: tree.Tree, paths: Mapping[str, int]) -> dict[str, tree.Tree]:
-    """What stands at these paths, whatever kind of leaf it is."""
-    made = {}
+    """The nodes of `params` at these paths: arrays, or leaves such as `Quantized` with their
+    adapters."""
+    nodes = {}
     for path in paths:
+        # By hand: `tree.paths` would descend into a leaf, to its codes and scales.
         node = params
         for name in path.split("/"):
             node = node[name]
-        made[path] = node
-    return made
+        nodes[path] = node
+    return nodes
 
 
 def _windows(
@@ -114,10 +122,10 @@ def _windows(
             "give more text or a shorter window"
         )
     rows = max(1, min(count, _LOGITS // (window * model.config.vocab_size)))
-    cut = (
+    # Targets are the inputs one token later.
+    inputs_NT, targets_NT = (
         np.asarray(ids[at : at + count * window], np.int32).reshape(count, window) for at in (0, 1)
     )
-    inputs_NT, targets_NT = cut
     positions_T = np.arange(window, dtype=np.int32)
     for at in range(0, count, rows):
         inputs = inputs_NT[at : at + rows]
@@ -142,8 +150,8 @@ def _differences(
     *,
     model: Model,
 ) -> jax.Array:
-    """Of every place: nats, KL, whether the likeliest token changed, mean and largest difference of
-    a logit; float32 [5, B, T]."""
+    """Five numbers for every token, float32 [5, B, T]: nats, KL, 1 if the likeliest token changed,
+    mean and largest absolute difference of its logits."""
     other_BTV = _logits(params, batch, model=model)
     p_BTV, q_BTV = jax.nn.log_softmax(logits_BTV), jax.nn.log_softmax(other_BTV)
     kl_BT = jnp.sum(jnp.exp(p_BTV) * (p_BTV - q_BTV), axis=-1)

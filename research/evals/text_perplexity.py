@@ -45,6 +45,7 @@ class TextPerplexity(Evaluation):
     def make(cls, config: TextPerplexityConfig, data: RunData) -> "TextPerplexity":
         """ValueError for a file that cannot be read, and a run whose model does not predict a text
         from its past."""
+        # Refused here and not in `run`, so that a run learns of it before its first step.
         kind = data.objective.model_kind
         if kind != "decoder":
             raise ValueError(f"the model is an {kind}, and only a decoder has a perplexity")
@@ -55,6 +56,7 @@ class TextPerplexity(Evaluation):
 
         ValueError for a text without a tokenizer, and a window beyond the model's positions.
         """
+        # Bits per byte is a total of its own: its count is bytes, known only where there is a text.
         score = self._score(opened)
         totals: Totals = {"nll": (score.nll, score.tokens)}
         if score.n_bytes:

@@ -1,5 +1,6 @@
 """Generation of text: `generate` returns whole continuations, `stream` yields them in pieces."""
 
+import logging
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,11 +19,16 @@ from research.models.config import Execution, ModelConfig
 from research.models.model import Model
 from research.tree import Tree
 
-ROWS = 64  # most prompts of a batch; `generate` takes more in several batches
+# Most prompts of a batch: `generate` takes more in several batches, so that memory for their
+# caches does not grow with the number of prompts.
+ROWS = 64
 # Tokens between two pieces of a stream: few enough to look fluent, enough to hide the call.
 STREAMED = 4
 
 Prompt = str | Sequence[int]
+
+# Without a handler of the program's own, warnings are bare lines on standard error.
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,8 @@ def stream(
     rows = _rows(_of_text(model.config, params), tokenizer, prompts, config)
     sent = [0] * len(rows)
     for _ in _write(model, params, tokenizer, rows, config, STREAMED):
+        # Only what is certain is sent: a stop string may begin in the last characters, and half a
+        # letter of several bytes decodes to a replacement character.
         for index, row in enumerate(rows):
             text = row.text
             if text.certain > sent[index]:
@@ -124,6 +132,7 @@ class _Row:
             self.text.close()
 
     def generation(self) -> Generation:
+        """The row as it is returned to the user."""
         return Generation(
             self.prompt, self.text.text, tuple(self.token_ids), tuple(self.logprobs), self.finish
         )
@@ -156,7 +165,7 @@ def _write(
     state, ids_BT, logprobs_BT = begin(
         model, params, prepared, start, config.distribution, stop_ids
     )
-    count = 1
+    count = 1  # sampled by `begin`
     while True:
         ids_BT, logprobs_BT = jax.device_get((ids_BT, logprobs_BT))
         for row, ids, logprobs in zip(rows, ids_BT.tolist(), logprobs_BT.tolist()):
@@ -217,18 +226,40 @@ def _rows(
                     f"prompt {index} has {longest} tokens, the model {c.max_length} positions; "
                     "shorten it"
                 )
+        # A decoder's text goes on from the prompt: whether its first token begins with a space is
+        # only known beside the last tokens of the prompt.
         text = Continuation(tokenizer.decode, ids if source is None else [], config.stop)
+        # The stream of random numbers is chosen by the prompt's content, not by its place.
         rows.append(_Row(prompt, ids, source, (zlib.crc32(content), copies[content]), limit, text))
         # Equal prompts are numbered, so that they get different random numbers.
         copies[content] += 1
+    if line := _beyond_positions(c, rows):
+        _log.warning(line)
     return rows
+
+
+def _beyond_positions(c: ModelConfig, rows: list[_Row]) -> str | None:
+    """A line for the user where prompts are longer than the texts that the model was made for; None
+    where none is. Learned positions refuse such prompts, and relative ones (T5) have no end."""
+    lengths = [max(len(row.ids), len(row.source or ())) for row in rows]
+    beyond = [length for length in lengths if length > c.max_length]
+    if c.position in ("learned", "relative") or not beyond:
+        return None
+    which = (
+        "the prompt has" if len(rows) == 1 else f"{len(beyond)} of {len(rows)} prompts have up to"
+    )
+    return (
+        f"{which} {max(beyond):,} tokens; the model was made for {c.max_length:,} positions, "
+        "and what it writes gets worse beyond them"
+    )
 
 
 def _source_and_start(
     tokenizer: Tokenizer, prompt: Prompt, ids: list[int]
 ) -> tuple[list[int], list[int]]:
-    """(ids that the encoder reads, ids that the decoder starts from), both as in training
-    (objectives/choose.py)."""
+    """(ids that the encoder reads, ids that the decoder starts from), both as in training: a source
+    ends with the end token, and a target starts with the padding token or, for a tokenizer without
+    one, the end token."""
     source = [*ids, tokenizer.eos_id] if isinstance(prompt, str) else ids
     return source, [tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id]
 

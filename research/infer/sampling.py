@@ -5,7 +5,9 @@ The functions on logits take float32 [B, V] and exclude a token by setting it to
 transformers' logits processors, in their order: penalty, temperature, top-k, top-p, min-p.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,11 +66,37 @@ class SamplingConfig:
 
     @property
     def distribution(self) -> "SamplingConfig":
-        """The fields that a token's distribution depends on, the others at their defaults: a
-        program compiled for it serves any seed, length and stop."""
+        """The config with the fields at their defaults that do not change a token's distribution.
+        Programs are compiled for this one, so a new seed, length or stop string compiles nothing.
+        """
         return replace(SamplingConfig(), **{name: getattr(self, name) for name in _DISTRIBUTION})
 
 
+def choose_sampling(
+    recommended: Mapping[str, float],
+    chosen: Mapping[str, Any],
+    otherwise: Mapping[str, float] | None = None,
+) -> SamplingConfig:
+    """The fields that the user has `chosen` (None: has not), else those that the checkpoint
+    recommends (its generation_config.json) or, where it recommends none, those of `otherwise`."""
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return SamplingConfig(**{**(recommended or otherwise or {}), **given})
+
+
+def recommendation(recommended: Mapping[str, float], chosen: Mapping[str, Any]) -> str:
+    """A line for the user about the fields that are drawn as the checkpoint recommends, since the
+    user has `chosen` none (None) for them; "" where there are none."""
+    taken = {name: value for name, value in recommended.items() if chosen.get(name) is None}
+    if chosen.get("temperature") == 0:  # then the others decide nothing, see `process`
+        taken = {name: value for name, value in taken.items() if name == "repetition_penalty"}
+    if not taken:
+        return ""
+    fields = ", ".join(f"{name}={value:g}" for name, value in taken.items())
+    flags = ", ".join(f"--{name}" for name in taken)
+    return f"tokens are drawn with {fields}, as the checkpoint recommends; {flags} to change it"
+
+
+# The bits of 1.0 are 0x3F800000, and positive floats are in the order of their bits.
 _BITS_OVER_1 = 0x3F800001  # the bits of the least float32 above 1
 _DISTRIBUTION = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -83,6 +111,7 @@ def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty: Number) -> jax.A
 
 def keep_top_k(logits_BV: jax.Array, k: int) -> jax.Array:
     """Keeps the k likeliest tokens, and those as likely as the last of them (arXiv:1805.04833)."""
+    # A comparison keeps ties, as transformers does; ids from `top_k` would cut them.
     least_B1 = lax.top_k(logits_BV, min(k, logits_BV.shape[1]))[0][:, -1:]
     return jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
 
@@ -92,7 +121,7 @@ def keep_top_p(logits_BV: jax.Array, p: Number) -> jax.Array:
     as the last of them (arXiv:1904.09751, section 3.1)."""
     probs_BV = jax.nn.softmax(logits_BV, axis=-1)
 
-    def halve(_, bounds):
+    def _halve(_, bounds):
         # A binary search for the least probability to keep. Floats from 0 to 1 are in the order of
         # their bits read as integers, below 2^30, so 30 halvings find it exactly. Sorting 50,000
         # words would take a CPU as long as the rest of a small model.
@@ -104,7 +133,7 @@ def keep_top_p(logits_BV: jax.Array, p: Number) -> jax.Array:
 
     # Both bounds are bits of floats: a threshold of 0.0 keeps all tokens, one above 1 none.
     low_B1 = jnp.zeros_like(probs_BV[:, :1], jnp.int32)
-    low_B1, _ = lax.fori_loop(0, 30, halve, (low_B1, low_B1 + _BITS_OVER_1))
+    low_B1, _ = lax.fori_loop(0, 30, _halve, (low_B1, low_B1 + _BITS_OVER_1))
     return jnp.where(probs_BV < lax.bitcast_convert_type(low_B1, jnp.float32), -jnp.inf, logits_BV)
 
 
@@ -166,10 +195,12 @@ def _draw(probs_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
     than the rest of a small model.
     """
     sums_BV = jnp.cumsum(probs_BV, axis=-1)
+    # Scaled by the largest sum, not by 1: rounding may leave the sum of all below the number drawn.
     passed_BV = sums_BV > uniform_B[:, None] * jnp.max(sums_BV, axis=-1, keepdims=True)
     # A parallel prefix sum may decrease or grow in the last bit at a token of probability 0, which
     # must not be drawn for that.
     passed_BV &= probs_BV > 0
+    # `argmax` finds the first true; where rounding leaves none, the likeliest token is taken.
     drawn_B = jnp.where(
         jnp.any(passed_BV, axis=-1), jnp.argmax(passed_BV, axis=-1), jnp.argmax(probs_BV, axis=-1)
     )

@@ -55,20 +55,22 @@ def embed(
     order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
     vectors = np.zeros((len(rows), model.config.d_model), np.float32)
     for first in range(0, len(order), ROWS):
-        chosen = order[first : first + ROWS]
-        width = min(-(-max(len(rows[n]) for n in chosen) // _STEP) * _STEP, longest)
+        batch = order[first : first + ROWS]
+        width = min(-(-max(len(rows[n]) for n in batch) // _STEP) * _STEP, longest)
+        # Always ROWS rows, also in the last batch: only the width asks for another program.
         tokens_BT, kept_BT = np.zeros((2, ROWS, width), np.int32)
-        for at, n in enumerate(chosen):
+        for at, n in enumerate(batch):
             tokens_BT[at, : len(rows[n])], kept_BT[at, : len(rows[n])] = rows[n], 1
-        vectors[chosen] = np.asarray(
+        vectors[batch] = np.asarray(
             _vectors(params, tokens_BT, kept_BT, model=model, settings=settings)
-        )[: len(chosen)]
+        )[: len(batch)]
     return vectors
 
 
 def _framed(tokenizer: Tokenizer, ids: list[int], longest: int) -> list[int]:
     """The ids between the tokens that begin and end a text, [CLS] and [SEP]."""
     around = [n for n in (tokenizer.bos_id, tokenizer.eos_id) if n is not None]
+    # Cut before framing, so that a long text keeps its [SEP].
     ids = ids[: longest - len(around)]
     return [*around[:1], *ids, *around[1:]] if len(around) == 2 else [*ids, *around]
 
@@ -81,7 +83,7 @@ def _vectors(
     hidden_BTD, _ = model.hidden(
         params, {"inputs": tokens_BT, "segments": kept_BT, "positions": positions_BT}
     )
-    hidden_BTD = hidden_BTD.astype(jnp.float32)
+    hidden_BTD = hidden_BTD.astype(jnp.float32)  # the mean of many bfloat16 numbers loses digits
     if settings.pooling == "cls":
         vectors_BD = hidden_BTD[:, 0]
     else:
@@ -90,6 +92,7 @@ def _vectors(
         vectors_BD = jnp.sum(hidden_BTD * kept_BT1, axis=1) / jnp.maximum(
             jnp.sum(kept_BT1, axis=1), 1
         )
+    # The bound is that of torch.nn.functional.normalize, which sentence-transformers calls.
     if settings.normalize:
         vectors_BD /= jnp.maximum(jnp.linalg.norm(vectors_BD, axis=-1, keepdims=True), 1e-12)
     return vectors_BD

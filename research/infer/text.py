@@ -30,14 +30,16 @@ class Continuation:
         self._ids.append(token_id)
         fresh = self._decode(self._context + self._ids)[len(self._prefix) :]
         self.text = self._settled + fresh
-        found = [at for stop in self._stop if (at := self.text.find(stop, self.certain)) >= 0]
-        if found:
-            self.text, self.stopped = self.text[: min(found)], True
+        # A stop string cannot begin before `certain`: its beginning would not have been certain.
+        starts = [at for stop in self._stop if (at := self.text.find(stop, self.certain)) >= 0]
+        if starts:
+            self.text, self.stopped = self.text[: min(starts)], True
             self.certain = len(self.text)
             return
-        kept = self.text.rstrip(_UNFINISHED)
-        self.certain = max(self.certain, len(kept) - _begun(kept, self._stop))
-        if len(self._ids) >= _DECODED and kept == self.text:
+        finished = self.text.rstrip(_UNFINISHED)
+        self.certain = max(self.certain, len(finished) - _begun(finished, self._stop))
+        # Never in the middle of a letter, whose bytes must be decoded together.
+        if len(self._ids) >= _DECODED and finished == self.text:
             self._settled = self.text
             self._move_context(self._context + self._ids)
 

@@ -5,6 +5,7 @@ there and back bit by bit.
 the hashes before it reads any of them.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -17,18 +18,25 @@ import numpy as np
 from research.files import read_json, write_json
 from research.interop.storage.checkpoint import Checkpoint, Read
 from research.interop.storage.norm_offset import with_norm_offset
+from research.models.config import Shape
 
 FILE = "certificate.json"
 _FORMAT = "graft certificate 1"
 
 
 def certify(
-    source: Checkpoint, target: Checkpoint, folder: Path, reference: Mapping[str, Any] | None
+    source: Checkpoint,
+    target: Checkpoint,
+    folder: Path,
+    reference: Mapping[str, Any] | None,
+    dtype: str = "",
 ) -> dict[str, Any]:
     """Writes the certificate of `folder`, which `target` was opened from, and returns it.
 
-    `reference` is what `research.interop.reference.compare` returned. ValueError, before anything
-    is written, where a lossless conversion does not give the source's bits back.
+    `reference` is what `research.interop.reference.compare` returned, `dtype` the type that was
+    asked for, "" for the source's. ValueError, before anything is written, where a lossless
+    conversion does not give the source's bits back, and where the target's config describes another
+    computation.
     """
     body = {
         "format": _FORMAT,
@@ -37,7 +45,14 @@ def certify(
             "format": source.format,
             "files": hash_files(source.source),
         },
-        "target": {"format": target.format, "files": hash_files(folder)},
+        "target": {
+            "format": target.format,
+            "dtype": dtype,
+            "quantized": target.quantized,
+            "files": hash_files(folder),
+        },
+        "model": _same_model(source, target),
+        "special": dict(target.special),
         "tensors": {
             "parameters": len(source.parameters),
             "unused": dict(source.unused),
@@ -88,6 +103,21 @@ def round_trip(source: Checkpoint, target: Checkpoint) -> dict[str, Any]:
     if equal == compared:
         return counts
     return counts | {"largest_error": largest, "root_mean_square_error": (squares / size) ** 0.5}
+
+
+def _same_model(source: Checkpoint, target: Checkpoint) -> dict[str, Any]:
+    """The fields of `Shape`, which say what the parameters compute, as both have them; ValueError
+    for one that the target's config gives another value."""
+    # How norms are stored is each format's own; `round_trip` compares their values.
+    names = [field.name for field in dataclasses.fields(Shape) if field.name != "norm_offset"]
+    ours, theirs = (dataclasses.asdict(checkpoint.config) for checkpoint in (source, target))
+    for name in names:
+        if ours[name] != theirs[name]:
+            raise ValueError(
+                f"{target.source} came out with model.{name}={theirs[name]!r}, the source has "
+                f"{ours[name]!r}; choose another format"
+            )
+    return {name: ours[name] for name in names}
 
 
 def check_hashes(folder: Path) -> dict[str, Any] | None:

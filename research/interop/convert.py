@@ -2,21 +2,17 @@
 memory holds a layer and not a model.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from research import tree
 from research.files import building, read_json
 from research.interop import certify, reference, runs
+from research.interop.adapter_check import check_adapter
 from research.interop.formats import FLOATS, FORMATS, check_target
 from research.interop.load import open_checkpoint
-from research.interop.peft.read import read_peft
 from research.interop.peft.write import write_peft
-from research.interop.storage.checkpoint import Checkpoint, Parameter
+from research.interop.storage.finite import cast, checked
 from research.interop.storage.foreign import as_dtype
 from research.models.config import config_from_json
 from research.weights.rules import is_leaf
@@ -37,28 +33,32 @@ def convert(
     `to` is a row of `research.interop.formats.FORMATS`. `dtype` is the type of the weights in the
     target, "" for that of the source; GGUF also has types that quantize, such as "q8_0". Returns
     the certificate if `certified`, and under "notes" lines on what the format cannot hold.
-    ValueError for a source that cannot be read and a model that the format cannot hold.
+    ValueError for a source that cannot be read, a model that the format cannot hold, and for NaN,
+    infinity and numbers that `dtype` is too small for, by the tensor's name.
     """
     check_target(to, dtype)
     with open_checkpoint(source) as opened, building(target) as folder:
         # Types that quantize are the writer's business: they act on stored blocks, not on numbers.
-        checkpoint = cast(opened, dtype) if dtype in FLOATS else opened
+        checkpoint = checked(opened)
+        if dtype in FLOATS:
+            checkpoint = cast(checkpoint, as_dtype(dtype))
         notes = FORMATS[to].writes(checkpoint, folder, dtype) or []
         if not certified:
             return {"notes": notes}
         # What was written is read back from the disk: the certificate is about the files.
         with open_checkpoint(folder, verify=False) as written:
             compared = reference.compare(opened, written)
-            return certify.certify(opened, written, folder, compared) | {"notes": notes}
+            return certify.certify(opened, written, folder, compared, dtype) | {"notes": notes}
 
 
 def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
     """Writes the adapters trained by the run `source` as a new folder `target` for peft, and reads
     the folder back.
 
-    Returns {"adapters": number of adapted weights, "values": numbers in them, "bit_equal": how many
-    of these numbers read back unchanged, "base": the checkpoint they belong to}. ValueError for a
-    run without adapters, and for adapters of a kind that peft does not have.
+    Returns {"adapters": number of adapted weights, "base": the checkpoint they belong to} and the
+    comparison of `research.interop.adapter_check.check_adapter`. ValueError for a run without
+    adapters, for adapters of a kind that peft does not have, and for a folder under which the base
+    computes anything else than the run.
     """
     path = Path(source).expanduser()
     if not runs.is_run(path):
@@ -66,29 +66,11 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
     adapters, base = runs.run_adapters(
         path, config_from_json(read_json(path / "config.json")["model"])
     )
-    with building(target) as folder, open_checkpoint(base) as parent:
-        _refuse_grown(path, parent)
-        write_peft(folder, adapters, parent.config, base)
-        back = tree.paths(read_peft(folder, parent)[1])
-    ours = tree.paths(adapters)
-    equal = sum(np.count_nonzero(x == back[path]) for path, x in ours.items() if path in back)
-    values = sum(x.size for x in ours.values())
-    return {
-        "adapters": len(tree.paths(adapters, is_leaf)),
-        "values": values,
-        "bit_equal": int(equal),
-        "base": base,
-    }
-
-
-def _refuse_grown(workdir: Path, base: Checkpoint) -> None:
-    model = runs.read_experiment(workdir).model
-    if model.vocab_size != base.config.vocab_size:
-        raise ValueError(
-            f"{workdir} has {model.vocab_size} tokens where its base {base.source} has "
-            f"{base.config.vocab_size}, so its adapters do not fit that; use --to=hf, which merges "
-            "them"
-        )
+    with building(target) as folder:
+        with open_checkpoint(base) as parent:
+            write_peft(folder, adapters, parent.config, base)
+        compared = check_adapter(base, path, folder)
+    return {"adapters": len(tree.paths(adapters, is_leaf)), **compared, "base": base}
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -114,17 +96,3 @@ def verify(folder: Path) -> dict[str, Any]:
                 )
         rechecked += ["source hashes", "round trip"]
     return certificate | {"rechecked": rechecked}
-
-
-def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
-    """The checkpoint with its parameters in another floating type, cast slice by slice as they are
-    read."""
-    parameters = {
-        path: replace(parameter, dtype=dtype, read=_casting(parameter, as_dtype(dtype)))
-        for path, parameter in checkpoint.parameters.items()
-    }
-    return replace(checkpoint, parameters=parameters)
-
-
-def _casting(parameter: Parameter, dtype: np.dtype) -> Callable[[tuple[int, ...]], np.ndarray]:
-    return lambda index: parameter.read(index).astype(dtype)

@@ -27,7 +27,7 @@ from research.ops.einsum import add_bias, einsum
 from research.parallel.placement import gather_axis, partition_spec, reshard_to
 from research.tree import Tree
 
-# Which of a layer's parts a bottleneck follows: arXiv:1902.00751, figure 2; arXiv:2005.00247,
+# The branches of a layer that a bottleneck follows: arXiv:1902.00751, figure 2; arXiv:2005.00247,
 # section 3.
 PLACEMENTS = {"houlsby": ("attention", "cross", "mlp"), "pfeiffer": ("mlp",)}
 
@@ -51,13 +51,14 @@ def bottleneck_specs(c: ModelConfig, size: int, placement: str = "pfeiffer") -> 
         "up_bias": Spec((D,), ("vector",), zeros),
     }
 
-    def layers(count: int, cross: bool) -> Tree:
-        parts = [part for part in PLACEMENTS[placement] if part != "cross" or cross]
-        return {"layers": stack_specs({f"{part}_adapter": dict(one) for part in parts}, count)}
+    def _layers(count: int, cross: bool) -> Tree:
+        branches = [name for name in PLACEMENTS[placement] if name != "cross" or cross]
+        return {"layers": stack_specs({f"{name}_adapter": dict(one) for name in branches}, count)}
 
+    # Only the decoder of an encoder-decoder has cross-attention.
     if c.kind != "encoder_decoder":
-        return layers(c.layers, False)
-    return {**layers(c.layers, True), "encoder": layers(c.encoder_layers, False)}
+        return _layers(c.layers, False)
+    return {**_layers(c.layers, True), "encoder": _layers(c.encoder_layers, False)}
 
 
 def bottleneck(
@@ -73,17 +74,19 @@ def prefix_specs(c: ModelConfig, tokens: int) -> Tree:
     an encoder-decoder also those of the encoder. The keys are used without rotation. ValueError
     unless n is positive."""
     _positive(tokens)
+    # Without rotation because a virtual token never moves: its key turned by the angle of its
+    # position is only another trained key.
     axes = ("virtual", "kv_heads", "head")
     one = Spec((tokens, c.kv_heads, c.head_size), axes, normal(c.init_std))
 
-    def layers(count: int) -> Tree:
+    def _layers(count: int) -> Tree:
         return {
             "layers": {"attention": stack_specs({"prefix_key": one, "prefix_value": one}, count)}
         }
 
-    return layers(c.layers) | (
-        {"encoder": layers(c.encoder_layers)} if c.kind == "encoder_decoder" else {}
-    )
+    if c.kind != "encoder_decoder":
+        return _layers(c.layers)
+    return {**_layers(c.layers), "encoder": _layers(c.encoder_layers)}
 
 
 def prompt_specs(c: ModelConfig, tokens: int) -> Tree:
@@ -102,9 +105,12 @@ def virtual_tokens(params: Tree) -> int:
     if "prompt" in params:
         return params["prompt"]["table"].shape[0]
     layers = params.get("layers", {})
+    # Layers are one stacked tree in training and a tuple of trees in decoding. All have prefixes
+    # of the same length, so the first layer is enough.
     prefix = (
         (layers[0] if isinstance(layers, tuple) else layers).get("attention", {}).get("prefix_key")
     )
+    # [L, n, K, H] stacked, [n, K, H] in a tuple: n is the third axis from the end.
     return 0 if prefix is None else prefix.shape[-3]
 
 
@@ -118,6 +124,7 @@ def check_prompt(c: ModelConfig, params: Tree) -> None:
             f"prompt/table {table_SD.shape} wants rows of {c.d_model}; "
             "it was made for another model"
         )
+    # `Model.prompted` turns the prompt into a prefix, which would overwrite this one.
     if virtual_tokens({"layers": params["layers"]}):
         raise ValueError(
             "prompt/table stands beside layers/attention/prefix_key; take one of the two"
@@ -128,15 +135,15 @@ def add_prefix(params: Tree, key_LSKH: jax.Array, value_LSKH: jax.Array) -> Tree
     """`params`, whose layers are stacked or a tuple, with these keys and values as the prefix of
     each layer."""
 
-    def added(p: Tree, key, value) -> Tree:
+    def _added(p: Tree, key, value) -> Tree:
         return {**p, "attention": {**p["attention"], "prefix_key": key, "prefix_value": value}}
 
     layers = params["layers"]
     stacked = not isinstance(layers, tuple)
     layers = (
-        added(layers, key_LSKH, value_LSKH)
+        _added(layers, key_LSKH, value_LSKH)
         if stacked
-        else tuple(map(added, layers, key_LSKH, value_LSKH))
+        else tuple(map(_added, layers, key_LSKH, value_LSKH))
     )
     return {**params, "layers": layers}
 
@@ -158,8 +165,8 @@ def prefix_of(p: Tree, c: ModelConfig) -> Prefix | None:
 def with_prefix(
     prefix: Prefix | None, k_BSKH: jax.Array, v_BSKH: jax.Array, visibility: Visibility
 ) -> tuple[jax.Array, jax.Array, Visibility]:
-    """Keys and values with a prefix in front of every row, and the visibility of both; as they are
-    without a prefix.
+    """(keys [B, n + S, K, H], values, visibility) with the prefix's n tokens in front of every row;
+    the arguments unchanged where `prefix` is None.
 
     Every document of a row sees the prefix. Kernels and the blocked form know documents that see
     only themselves, so attention takes the plain XLA form here.
@@ -168,6 +175,8 @@ def with_prefix(
         return k_BSKH, v_BSKH, visibility
     key_nKH, value_nKH = prefix
     length = key_nKH.shape[0]
+    # The tokens' own positions start at n, so positions 0..n-1 make the prefix the past of every
+    # query under a causal mask, and let a window pass over it as over any tokens.
     positions_BS = in_front(jnp.arange(length, dtype=jnp.int32), visibility.k_positions_BS)
     segments_BS = in_front(jnp.full(length, EVERYONE, jnp.int32), visibility.k_segments_BS)
     seen = replace(

@@ -26,6 +26,7 @@ from research.tree import Tree
 def layer_specs(c: ModelConfig, start: Initial, count: int, cross: bool) -> Tree:
     """Specs of `count` stacked layers: `attention`, `cross` if asked for, `mlp`, and the norms of
     each (`attention_norm`, with `branch_norm` also `attention_out_norm`, ...)."""
+    # In the order in which they run, which is also that of the parameter tree.
     branches = {"attention": layers.attention_specs(c, start)}
     if cross:
         branches["cross"] = layers.attention_specs(c, start)
@@ -99,8 +100,9 @@ def _branch_input(p: Tree, name: str, x_BTD: jax.Array, c: ModelConfig) -> jax.A
 def _add_branch(
     p: Tree, name: str, x_BTD: jax.Array, y_BTD: jax.Array, c: ModelConfig, key: jax.Array | None
 ) -> jax.Array:
-    """The residual stream plus a branch's output `y_BTD`, which first goes through the branch's
-    bottleneck adapter, its output norm and dropout, where the model has them."""
+    """The residual stream [B, T, D] plus a branch's output `y_BTD`, which first goes through the
+    branch's bottleneck adapter, its output norm and dropout, where the model has them."""
+    # The bottleneck comes first, so that the norm of a Gemma layer also bounds what it adds.
     if f"{name}_adapter" in p:
         y_BTD = bottleneck(p[f"{name}_adapter"], y_BTD, layers.ACTIVATIONS[c.activation])
     if c.branch_norm:
@@ -110,6 +112,7 @@ def _add_branch(
 
 
 def _layer_of(stacked, index: jax.Array | int):
+    """Layer `index` of arrays stacked over layers; `index` may be traced, as it is in a scan."""
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), stacked)
 
 
@@ -127,8 +130,12 @@ def by_tokens(
     if not tokens or B * T <= tokens or T != x_BTD.shape[1]:
         return function(x_BTD)
     size = max(1, tokens // B)
+    # Padding to whole chunks is safe since each token is treated alone; it is cut off at the end.
     added = -T % size
     filled_BTD = jnp.pad(x_BTD, ((0, 0), (0, added), (0, 0))) if added else x_BTD
-    parts = jnp.moveaxis(split_axis(filled_BTD, 1, (T + added) // size), 1, 0)
-    _, y = jax.lax.scan(jax.checkpoint(lambda _, part: (None, function(part))), None, parts)
-    return merge_axes(jnp.moveaxis(y, 0, 1), 1)[:, :T]
+    chunks_nBtD = jnp.moveaxis(split_axis(filled_BTD, 1, (T + added) // size), 1, 0)
+    # Without the checkpoint the scan would save the hidden states of every chunk, which are the
+    # memory that chunks are meant to save.
+    step = jax.checkpoint(lambda _, chunk_BtD: (None, function(chunk_BtD)))
+    _, y_nBtD = jax.lax.scan(step, None, chunks_nBtD)
+    return merge_axes(jnp.moveaxis(y_nBtD, 0, 1), 1)[:, :T]

@@ -36,6 +36,8 @@ class SlotCache(KVCache):
 
     def enter(self, positions_BT: jax.Array, segments_BT: jax.Array) -> Self:
         """See `KVCache.enter`."""
+        # Slots hold the same tokens in all layers, so this index is written once, before the first
+        # layer, and `attend` of every layer reads it.
         slots_BT = self._slots(positions_BT, segments_BT)
         index: Any = self  # each cache is a dataclass with the fields above
         return replace(
@@ -66,6 +68,7 @@ class SlotCache(KVCache):
         k_BSKH, v_BSKH = (
             jnp.swapaxes(kv_BKSH, 1, 2).astype(q_BTNH.dtype) for kv_BKSH in cache.read(layer)
         )
+        # Empty slots have segment 0, which no query of a text sees, so their content never matters.
         visibility = replace(
             visibility, k_positions_BS=self.positions_BS, k_segments_BS=self.segments_BS
         )
@@ -86,6 +89,7 @@ class SlotCache(KVCache):
     def _slots(self, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         """The slot of each token, int [B, T]; S, out of range, for padding."""
         slots = self.positions_BS.shape[1]
+        # A ring: past S tokens the oldest is overwritten. Out of range is what `_put` drops.
         return jnp.where(segments_BT > 0, positions_BT % slots, slots)
 
 
@@ -117,7 +121,7 @@ class StackedCache(SlotCache):
         return index(self.key_LBKSH), index(self.value_LBKSH)
 
     def layered(self) -> "LayeredCache":
-        """The same cache with an array for each layer."""
+        """The same cache with an array for each layer, for decoding with a tuple of layers."""
         count = self.key_LBKSH.shape[0]
         keys, values = (
             tuple(kv[layer] for layer in range(count)) for kv in (self.key_LBKSH, self.value_LBKSH)
@@ -146,7 +150,7 @@ class LayeredCache(SlotCache):
 
     def write(self, layer, k_BTKH, v_BTKH, slots_BT) -> Self:
         if slots_BT.size == 1:
-            # The one token is written twice, so that the update stays a scatter. The CPU backend
+            # The one token is written twice, so that the update stays a scatter. XLA's CPU backend
             # fuses a single update into both of its users, attention and the returned cache, and
             # copies the cache for that.
             slots_BT, k_BTKH, v_BTKH = (
@@ -207,12 +211,12 @@ def _put(
 ) -> jax.Array:
     """`cached` with the values of T new tokens in their slots.
 
-    `cached` is [B, S] and `new` [B, T]; or [B, K, S, H] and [B, T, K, H]; or [L, B, K, S, H], of
-    which `layer` is written. XLA updates a donated or carried cache in place; a copy for every
-    token would cost more than the model.
+    `cached` is [B, S] and `new` [B, T]; or [B, K, S, H] and [B, T, K, H]. With a `layer`, `cached`
+    is [L, B, K, S, H] and only that layer is written. XLA updates a donated or carried cache in
+    place; a copy for every token would cost more than the model.
     """
 
-    def scatter(cached, new, slots_BT, layer):
+    def _scatter(cached, new, slots_BT, layer):
         rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
         at = (rows_B1, slots_BT) if cached.ndim == 2 else (rows_B1, slice(None), slots_BT)
         at = at if layer is None else (layer, *at)
@@ -220,15 +224,17 @@ def _put(
         return cached.at[at].set(new.astype(cached.dtype), mode="drop")
 
     if jax.sharding.get_abstract_mesh().empty:
-        return scatter(cached, new, slots_BT, layer)
+        return _scatter(cached, new, slots_BT, layer)
     # Rows and heads may be split over devices, slots never are, so each device writes its own part.
     # The sharding rules of a scatter cannot express that, hence shard_map.
-    where = spec_entries(cached)
-    rows, *heads = where if layer is None else where[1:]
+    cached_axes = spec_entries(cached)
+    batch_axes, *other_axes = cached_axes if layer is None else cached_axes[1:]
     # `cached` is split as [B, K, S, H] and `new` as [B, T, K, H].
-    of_new = (heads[0], heads[2]) if len(heads) == 3 else ()
-    parts = PartitionSpec(rows, None, *of_new), PartitionSpec(rows, None)
-    new, slots_BT = jax.reshard(new, parts[0]), jax.reshard(slots_BT, parts[1])
-    specs = (PartitionSpec(*where), *parts, None if layer is None else PartitionSpec())
-    write = jax.shard_map(scatter, in_specs=specs, out_specs=specs[0])
+    head_axes = (other_axes[0], other_axes[2]) if len(other_axes) == 3 else ()
+    new_spec = PartitionSpec(batch_axes, None, *head_axes)
+    slots_spec = PartitionSpec(batch_axes, None)
+    new, slots_BT = jax.reshard(new, new_spec), jax.reshard(slots_BT, slots_spec)
+    layer_spec = None if layer is None else PartitionSpec()
+    specs = (PartitionSpec(*cached_axes), new_spec, slots_spec, layer_spec)
+    write = jax.shard_map(_scatter, in_specs=specs, out_specs=specs[0])
     return write(cached, new, slots_BT, None if layer is None else jnp.asarray(layer))

@@ -29,6 +29,7 @@ from research.models.config_checks import (
 from research.ops.attention import IMPLEMENTATIONS
 from research.ops.rope import RopeScaling
 
+# What a layer keeps for its backward pass, see `Execution`.
 REMATS = ("none", "full", "dots", "offload")
 
 
@@ -36,6 +37,8 @@ REMATS = ("none", "full", "dots", "offload")
 class Body:
     """What the logits of a text are computed from: embeddings, layers and a plain head."""
 
+    # Each field says which values it may have and in which models it changes anything; `check`
+    # refuses the others.
     kind: str = choice("decoder", "encoder", "encoder_decoder")
     vocab_size: int = setting(32000, positive=True)
     layers: int = setting(12, positive=True)
@@ -118,6 +121,7 @@ class Regularization:
 class Initialization:
     """What fresh parameters are drawn from, see `research.models.initial`."""
 
+    # Neither changes a model whose parameters come from a checkpoint.
     init: str = choice("scaled", "plain", "xavier", "t5")
     init_std: float = 0.02
 
@@ -135,7 +139,8 @@ class ModelConfig(Initialization, Regularization, Shape):
 
     @property
     def final_dropout(self) -> bool:
-        """Whether the stack's output has dropout too, as T5's has (arXiv:1910.10683's code)."""
+        """True if the stack's output has dropout too, as in T5 (the code of arXiv:1910.10683)."""
+        # T5 is the only family here with relative positions, so they tell it.
         return self.position == "relative"
 
 
@@ -152,6 +157,7 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
     older run, get their defaults; those that change nothing in this model are reset to theirs.
     TypeError for unknown fields."""
     defaults = asdict(ModelConfig())
+    # Merged by field: an older run may lack some of `rope_scaling`'s fields too.
     scaling = {**defaults["rope_scaling"], **values.get("rope_scaling", {})}
     kept = reset_unused(ModelConfig, {**defaults, **values, "rope_scaling": scaling})
     return ModelConfig(**{**kept, "rope_scaling": RopeScaling(**kept["rope_scaling"])})
@@ -159,7 +165,7 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
 
 @dataclass(frozen=True)
 class Execution:
-    """How the layers run. Nothing here changes what is computed.
+    """How the layers run. Nothing here changes the results, but for float order.
 
     `remat` is what a layer keeps for its backward pass: "none" recomputes nothing, "dots" keeps
     matrix products, "full" keeps the layer's input alone, "offload" keeps that input in host

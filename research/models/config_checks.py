@@ -15,8 +15,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Use:
-    """The models in which a field changes anything: those that `of` is true of. `wanted` is the
-    setting that makes a model one of them, for error messages."""
+    """The models in which a field changes something: those for which `of(config)` is true. `wanted`
+    is the setting that makes a model one of them, for error messages."""
 
     of: Callable[[Any], bool]
     wanted: str
@@ -40,29 +40,31 @@ def choice(*names: str, default: str = "") -> Any:
 def setting(default: Any, *uses: Use, positive: bool = False, weighs: str = "") -> Any:
     """A field with what `check` has to know of it beside its default.
 
-    A number is positive, or without `positive` at least 0. In models of which one of `uses` is not
-    true the field must keep its default. `weighs` names a loss of the layers whose weight it is.
+    A number must be positive with `positive`, else at least 0. `uses` are the models in which the
+    field changes something: in others it must keep its default. `weighs` is the name of the layer
+    loss that the field weighs.
     """
     return field(default=default, metadata={"uses": uses, "positive": positive, "weighs": weighs})
 
 
 def missing_use(c: Any, of: Field) -> Use | None:
-    """The first of a field's uses that is not true of a config, or of a namespace with its values;
-    None where the field changes something."""
+    """The first `Use` of a field that a config does not meet; None if the field changes something.
+    `c` is a config or a namespace with its values."""
     return next((use for use in of.metadata.get("uses", ()) if not use.of(c)), None)
 
 
 def reset_unused(
     config: type, values: Mapping[str, Any], given: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The `values` of a model's `config` class, each field that changes nothing in this model reset
-    to its default, except those in `given`, which the user has set and `check` is to refuse. The
-    section `rope_scaling` is a dictionary here, and a field of it is given as "rope_scaling.NAME".
+    """`values` of the fields of `config`, with every field that changes nothing in this model reset
+    to its default. Example: a LLaMA preset with learned positions has a `rope_theta` without use.
 
-    For example, a LLaMA preset with learned positions has a `rope_theta` that is not used.
+    Fields in `given` stay: the user has set them, so `check` must be able to refuse them. The
+    section `rope_scaling` is a dictionary here; name a field of it "rope_scaling.NAME" in `given`.
     """
     kept, before = dict(values), None
     defaults = dataclasses.asdict(config())
+    # A namespace, because a `ModelConfig` with a useless field refuses to be made.
     while kept != before:  # resetting one field can make another useless
         before = dict(kept)
         for one in dataclasses.fields(config):
@@ -88,14 +90,15 @@ def _unused_scaling(scaling: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def check(c: Any) -> None:
-    """ValueError for a `research.models.config.ModelConfig` that describes no model, with the field
-    to change."""
+    """ValueError for a `research.models.config.ModelConfig` that describes no model; the message
+    names the field to change."""
     for one in dataclasses.fields(c):
         value, choices = getattr(c, one.name), one.metadata.get("choices")
         if choices and value not in choices:
             raise ValueError(f"model.{one.name}={value!r}; choose one of {', '.join(choices)}")
     _check_ranges(c)
     _check_combinations(c)
+    # Last: whether a field has a use is only known of values that are in range.
     for one in dataclasses.fields(c):
         value, missing = getattr(c, one.name), missing_use(c, one)
         if value != one.default and missing:
@@ -132,6 +135,7 @@ def _check_ranges(c: Any) -> None:
 
 
 def _check_combinations(c: Any) -> None:
+    # Each key head serves the same number of query heads (arXiv:2305.13245).
     if c.heads % c.kv_heads:
         raise ValueError(f"model.heads={c.heads} must be a multiple of model.kv_heads={c.kv_heads}")
     if (c.kind == "encoder_decoder") != (c.encoder_layers > 0):
@@ -139,8 +143,10 @@ def _check_combinations(c: Any) -> None:
             f"model.encoder_layers={c.encoder_layers} does not fit model.kind={c.kind!r}; "
             "encoder-decoders have one or more, other models 0; set one of the two"
         )
+    # `research.ops.route.experts` computes the one form that published mixtures have.
     if c.experts and (not c.gated or c.mlp_bias):
         raise ValueError("model.experts are gated without bias; set model.gated, not mlp_bias")
+    # Rotations turn pairs of elements; sinusoids are pairs of a sine and a cosine.
     if c.position == "rope" and c.head_size % 2:
         raise ValueError(f"model.head_size={c.head_size} must be even for rotary positions")
     if c.position == "sinusoidal" and c.d_model % 2:

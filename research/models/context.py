@@ -39,7 +39,7 @@ class LayerKind:
 )
 @dataclass(frozen=True)
 class LayerContext:
-    """The inputs that `stack.run` gives to every layer beside its parameters and states.
+    """The inputs that `stack.run` gives to every layer, beside the layer's parameters and states.
 
     kinds              a `LayerKind` by the name of each kind of layer that the model has
     counted_BT         1 for tokens, 0 for padding, float32
@@ -57,9 +57,11 @@ class LayerContext:
     key: jax.Array | None = None
 
     def dropout_keys(self, index: jax.Array | int) -> list:
-        """A key for each branch of a layer; None without dropout."""
+        """Three keys, for the layer's attention, cross-attention and feed-forward branch; three
+        times None without dropout."""
         if self.key is None:
             return [None] * 3
+        # Folded with the layer's number, so that layers differ though a scan traces one of them.
         return list(jax.random.split(jax.random.fold_in(self.key, index), 3))
 
 
@@ -98,6 +100,7 @@ def layer_pattern(c: ModelConfig) -> tuple[str, ...]:
     where all layers are alike, ("local", "global") for Gemma 2."""
     every = {name: rule.every(c) for name, rule in KINDS.items() if rule.every(c)}
     pattern = []
+    # Layers n - 1, 2n - 1, ... of each kind repeat together after the least common multiple.
     for number in range(1, math.lcm(*every.values()) + 1):
         pattern.append([name for name, n in every.items() if number % n == 0][-1])
     return tuple(pattern)
@@ -134,8 +137,10 @@ def make_context(
     """The context of a stack for tokens [B, T] that attend to each other; over a cache, which puts
     in its own keys, also to earlier ones. `packed` is that of `Visibility`, `memory` the encoder's
     for a decoder that has one."""
+    # Tokens are queries and keys alike; a cache replaces the keys by its own in `attend`.
     tokens = (positions_BT, positions_BT, segments_BT, segments_BT)
     kinds = {}
+    # Once for each kind and not for each layer: rotations and masks do not depend on the layer.
     for name in dict.fromkeys(layer_pattern(c)):
         visibility = Visibility(*tokens, causal, KINDS[name].window(c), packed=packed)
         rates = KINDS[name].rates(c)
@@ -147,7 +152,8 @@ def make_context(
     # positions.
     if memory is not None:
         keys_values, inputs = memory
-        of_memory = inputs["positions"], segments_BT, inputs["segments"]
-        visibility = Visibility(positions_BT, *of_memory, causal=False)
+        visibility = Visibility(
+            positions_BT, inputs["positions"], segments_BT, inputs["segments"], causal=False
+        )
     counted_BT = (segments_BT > 0).astype(jnp.float32)
     return LayerContext(kinds, counted_BT, bias_BNTS, keys_values, visibility, key)

@@ -46,12 +46,14 @@ def embed(
     """Input states [B, T, D] in `dtype`: the sum of the embeddings that the model has, normalised
     where it has token types; dropout with a key. Token types default to 0."""
     x_BTD = take(p["table"], tokens_BT, dtype)
+    # The factor is rounded to `dtype`, as in Gemma's code: sqrt(3072) is 55.5 in bfloat16.
     if c.embedding_scale != 1.0:
         x_BTD = x_BTD * jnp.asarray(c.embedding_scale, dtype)
     if c.position == "learned":
         x_BTD += take(p["positions"], positions_BT, dtype)
     if c.position == "sinusoidal":
         x_BTD += sinusoids(positions_BT, c.d_model).astype(dtype)
+    # Only BERT has token types, and it normalises the sum of its embeddings.
     if c.token_types:
         types_BT = jnp.zeros_like(tokens_BT) if token_types_BT is None else token_types_BT
         x_BTD += take(p["types"], types_BT, dtype)
@@ -81,6 +83,7 @@ def relative_bias(
     p: Tree, q_positions_BT: jax.Array, k_positions_BS: jax.Array, *, causal: bool
 ) -> jax.Array:
     """Offsets added to the scores, float32 [B, N, T, S] (arXiv:1910.10683, section 2.1)."""
+    # Queries may be split along T over devices; each query needs the distance to every key.
     distance_BTS = gather_axis(k_positions_BS, axis=1)[:, None, :] - q_positions_BT[:, :, None]
     # A product with one-hots, whose gradient is a product too, and no scatter over T * S ids.
     one_hot_BTSb = jax.nn.one_hot(_bucket(distance_BTS, causal), BUCKETS)
@@ -99,6 +102,7 @@ def _bucket(distance: jax.Array, causal: bool) -> jax.Array:
         offset = jnp.where(distance > 0, buckets, 0)
         distance = jnp.abs(distance)
     exact = buckets // 2
+    # The logarithm is only used from `exact` on; the maximum keeps it finite below.
     far = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(FARTHEST / exact)
     far = jnp.minimum(exact + (far * (buckets - exact)).astype(jnp.int32), buckets - 1)
     return offset + jnp.where(distance < exact, distance, far)
@@ -114,14 +118,15 @@ def head_specs(c: ModelConfig, start: Initial) -> Tree:
         specs["kernel"] = Spec((c.d_model, c.d_model), ("embed", "vector"), start.head)
         specs["bias"] = Spec((c.d_model,), ("vector",), zeros)
         specs["norm"] = layers.norm_specs(c)
+    # BERT's head has this bias beside its tied table.
     if c.mlm_head or c.head_bias:
         specs["output_bias"] = Spec((c.vocab_size,), ("vocab",), zeros)
     return specs
 
 
 def head_states(p_head: Tree, hidden_BTD: jax.Array, c: ModelConfig) -> jax.Array:
-    """The states [B, T, D] that the head's table multiplies: the last states, through BERT's
-    transform with `mlm_head`, times `head_scale`."""
+    """The states [B, T, D] that the head's table multiplies: the last states, with `mlm_head` after
+    BERT's transform (a layer, the activation, a norm), times `head_scale`."""
     if c.mlm_head:
         hidden_BTD = add_bias(einsum("BTD,DM->BTM", hidden_BTD, p_head["kernel"]), p_head["bias"])
         hidden_BTD = layers.ACTIVATIONS[c.activation](hidden_BTD)

@@ -37,6 +37,7 @@ def initial(c: ModelConfig) -> Initial:
     D, F, heads, H = c.d_model, c.d_ff, c.heads * c.head_size, c.head_size
     plain = normal(c.init_std)
     if c.init == "xavier":
+        # Projections of attention are D x (N H), those of the feed-forward layer D x F.
         square, wide = normal(math.sqrt(2 / (D + heads))), normal(math.sqrt(2 / (D + F)))
         table = normal(D**-0.5)
         return Initial(table, table, square, square, square, square, wide, wide, wide, table)
@@ -45,6 +46,7 @@ def initial(c: ModelConfig) -> Initial:
         return Initial(
             embedding=plain,
             position=normal(D**-0.5),
+            # T5's scores are not divided by sqrt(H); its queries start smaller by that instead.
             query=normal((D * H) ** -0.5),
             key=inward,
             value=inward,
@@ -54,5 +56,7 @@ def initial(c: ModelConfig) -> Initial:
             router=inward,
             head=inward,
         )
+    # 2 matrices a layer add to the residual stream; the division keeps the variance of their sum
+    # independent of depth.
     residual = normal(c.init_std / math.sqrt(2 * c.layers)) if c.init == "scaled" else plain
     return Initial(plain, plain, plain, plain, plain, residual, plain, residual, plain, plain)

@@ -1,5 +1,4 @@
-"""The layers that all families share: for each a function that gives its specs and one that runs
-it.
+"""The layers that all families share. Each has two functions: its specs, and its computation.
 
 Letters: B batch, T query time, S key time, D model, N query heads, K key heads, H head size, F
 feed-forward, E experts.
@@ -26,6 +25,7 @@ from research.ops.norm import layer_norm, rms_norm
 from research.ops.rope import rotate
 from research.tree import Tree
 
+# "gelu" is the exact function (BERT), "gelu_tanh" the approximation that GPT-2 was trained with.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -42,11 +42,12 @@ def norm_specs(c: ModelConfig) -> Tree:
 
 
 def _first_scale(c: ModelConfig) -> Init:
+    """The value at which a new norm's scale starts, see `norm_specs`."""
     return constant(1 - c.norm_offset) if c.norm_offset else ones
 
 
 def norm(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
-    """RMS norm or layer norm over D, as `c.norm` says."""
+    """RMS norm or layer norm over D (`c.norm`), in the shape and dtype of `x`."""
     if c.norm == "rms":
         return rms_norm(x_BTD, p["scale"], c.norm_eps, c.norm_offset)
     return layer_norm(x_BTD, p["scale"], p["bias"], c.norm_eps)
@@ -80,6 +81,7 @@ def queries(p: Tree, x_BTD: jax.Array, c: ModelConfig, rotation: tuple | None) -
     q_BTNH = einsum("BTD,DNH->BTNH", x_BTD, p["query"])
     if "query_bias" in p:
         q_BTNH = add_bias(q_BTNH, p["query_bias"])
+    # Before the rotation, as in Qwen 3 and Gemma 3. A rotation keeps the length that the norm sets.
     if c.query_norm:
         q_BTNH = rms_norm(q_BTNH, p["query_norm"], c.norm_eps, c.norm_offset)
     return q_BTNH if rotation is None else rotate(q_BTNH, *rotation)
@@ -88,7 +90,10 @@ def queries(p: Tree, x_BTD: jax.Array, c: ModelConfig, rotation: tuple | None) -
 def keys_values(
     p: Tree, x_BSD: jax.Array, c: ModelConfig, rotation: tuple | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Keys and values [B, S, K, H]; keys are normalised and rotated as queries are."""
+    """Keys and values [B, S, K, H]; keys are normalised and rotated like queries.
+
+    A cache stores keys after this rotation, which depends on a token's own position alone.
+    """
     k_BSKH = einsum("BSD,DKH->BSKH", x_BSD, p["key"])
     v_BSKH = einsum("BSD,DKH->BSKH", x_BSD, p["value"])
     if "key_bias" in p:
@@ -117,6 +122,7 @@ def attention(
     q_BTNH = queries(p, x_BTD, c, kind.rotation)
     k_BTKH, v_BTKH = keys_values(p, x_BTD, c, kind.rotation)
     prefix = prefix_of(p, c)
+    # The same arguments with and without a cache, so that decoding computes what training does.
     scoring = {
         "scale": _score_scale(c),
         "softcap": c.attention_softcap,
@@ -142,8 +148,9 @@ def cross_attention(
     *,
     implementation: str = "auto",
 ) -> jax.Array:
-    """Attention of `x` over `memory_BSKH`, the keys and values that this layer computes from an
-    encoder's states (`Model.encode`), [B, T, D]."""
+    """Attention of `x` over an encoder's text, [B, T, D]. `memory_BSKH` are this layer's keys and
+    values of it, computed once by `Model.encode`."""
+    # No rotation: the two texts have positions of their own, which do not compare.
     out_BTNH = attention_op.attend(
         queries(p, x_BTD, c, None),
         *memory_BSKH,
@@ -169,6 +176,7 @@ def mlp_specs(c: ModelConfig, start: Initial) -> Tree:
     """Up [D, F], down [F, D] and, if gated, gate [D, F]; with experts each has a leading axis E,
     and there is a router [D, E]."""
     D, F = c.d_model, c.d_ff
+    # Experts lie behind one leading axis, so that a grouped product or a mesh axis can split them.
     E, e = ((c.experts,), ("experts",)) if c.experts else ((), ())
     specs = {
         "up": Spec((*E, D, F), (*e, "embed", "mlp"), start.up),
@@ -213,8 +221,8 @@ def _gated(
 def moe(
     p: Tree, x_BTD: jax.Array, c: ModelConfig, counted_BT: jax.Array
 ) -> tuple[jax.Array, LayerLosses]:
-    """(mixture of experts [B, T, D], the losses of its router by name, over the tokens for which
-    `counted_BT` is 1)."""
+    """(output of the mixture of experts [B, T, D], its router's losses by name). `counted_BT` is 1
+    for the tokens that the losses count and 0 for padding."""
     # The router computes in float32, for stable training (arXiv:2101.03961, section 2.4).
     logits_BTE = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), p["router"])
     weights_BTk, ids_BTk = route.top_k(logits_BTE, c.experts_per_token)
@@ -231,5 +239,5 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         return x
     sharding = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding
     # The mask is drawn in the sharding of `x`, so that no device draws all of it.
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=sharding)
-    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=sharding)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

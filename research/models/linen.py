@@ -32,8 +32,9 @@ class Transformer(nn.Module):
         stands for.
         """
         if not self.is_initializing():
-            # All of them, also a prompt's, which the model's specs lack.
+            # All variables, also those of a prompt, which the model's specs do not have.
             return dict(self.variables["params"])
         specs = self.model.specs()
-        made = initialize(self.make_rng("params"), specs, self.model.precision.param_dtype)
-        return {name: self.param(name, lambda _, name=name: made[name]) for name in specs}
+        params = initialize(self.make_rng("params"), specs, self.model.precision.param_dtype)
+        # The key that `self.param` offers is not used: `initialize` has one for every path.
+        return {name: self.param(name, lambda _, name=name: params[name]) for name in specs}

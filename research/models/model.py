@@ -44,6 +44,7 @@ class Model:
     def specs(self) -> Tree:
         """The parameter tree, with a `Spec` for each parameter."""
         c, start = self.config, initial(self.config)
+        # Two stacks, of which only the decoder's has cross-attention.
         two = c.kind == "encoder_decoder"
         specs = {
             "embed": embedding.embed_specs(c, start),
@@ -100,13 +101,15 @@ class Model:
         cache: KVCache | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None, LayerLosses]:
-        """(last states [B, T, D], the cache with these tokens, the layers' losses) of the stack
-        over input states, those of `states` or others of their shape and type.
+        """Runs the stack over input states: (last states [B, T, D], the cache with these tokens,
+        the layers' losses by name). The input is what `states` returns or, for soft tokens such as
+        those of an image, other states of that shape and type.
 
         `batch` has their "positions" and "segments" [B, T]. `memory` is what `encode` gives for an
         encoder-decoder. With dropout `key` must be that which `states` was given.
         """
         if "prompt" in params:
+            # Folded rather than split, which would change the keys of the text below.
             prompt_key = None if key is None else jax.random.fold_in(key, 0)
             params = self.prompted(params, prompt_key)
         causal = self.config.kind != "encoder"
@@ -121,6 +124,7 @@ class Model:
 
     def logits(self, params: Tree, hidden_BTD: jax.Array) -> jax.Array:
         """Logits float32 [B, T, V] of last states."""
+        # In the compute dtype, then float32: soft cap, sampling and losses need its precision.
         states_BTD, table_VD, bias_V = self.head(params, hidden_BTD)
         with jax.named_scope("head"):
             logits_BTV = einsum("BTD,VD->BTV", states_BTD, table_VD).astype(jnp.float32)
@@ -138,6 +142,7 @@ class Model:
 
     def pooled(self, params: Tree, hidden_BTD: jax.Array) -> jax.Array:
         """BERT's summary of a text, tanh of a layer over its first token, [B, 1, D]."""
+        # The axis T may be split over devices, and only one of them has the first token.
         first_B1D = gather_axis(hidden_BTD, axis=1)[:, :1]
         p = params["pooler"]
         return jnp.tanh(add_bias(einsum("BTD,DM->BTM", first_B1D, p["kernel"]), p["bias"]))
@@ -154,14 +159,16 @@ class Model:
         )
 
     def encode(self, params: Tree, batch: Batch, key: jax.Array | None = None) -> Memory:
-        """The memory of an encoder-decoder: keys and values [L, B, S, K, H] of the encoder's text
-        in every decoder layer, and its positions and segments, from the batch's encoder fields."""
+        """What a decoder reads of the encoder's text: (keys and values [L, B, S, K, H] for the
+        cross-attention of its L layers, the text's fields). The text is the batch's
+        "encoder_inputs", "encoder_segments" and "encoder_positions" [B, S]."""
         inputs = {name: batch[f"encoder_{name}"] for name in ("inputs", "segments", "positions")}
         p_encoder = params["encoder"]
         virtual = adapters.virtual_tokens(p_encoder)
         self._check_positions(virtual, inputs["inputs"].shape[1])
         states_BSD = self._embed(params, virtual, inputs, key)
         hidden_BSD, _, _ = self._run(p_encoder, states_BSD, inputs, False, None, None, key)
+        # Once here and not in every layer's cross-attention: decoding reads them for every token.
         keys_values = each(
             lambda p: layers.keys_values(p["cross"], hidden_BSD, self.config, None),
             params["layers"],
@@ -171,8 +178,8 @@ class Model:
     def decode(
         self, params: Tree, batch: Batch, cache: KVCache, memory: Memory | None = None
     ) -> tuple[jax.Array, KVCache]:
-        """(last states [B, T, D], cache) for tokens that continue the texts in the cache, which is
-        returned with them."""
+        """(last states [B, T, D], cache with the new tokens) for tokens that continue the texts in
+        `cache`."""
         states_BTD = self._embed(params, adapters.virtual_tokens(params), batch, None)
         hidden_BTD, cache, _ = self.run(params, states_BTD, batch, memory=memory, cache=cache)
         return hidden_BTD, cache
@@ -211,6 +218,7 @@ class Model:
         # The prompt replaces the token table; token id i is its row i.
         p_prompt = {"embed": {**params["embed"], **params["prompt"]}}
         states_1TD = self._embed(p_prompt, 0, batch, key)
+        # A cache of exactly n slots holds the keys and values of every layer, token i in slot i.
         cache = self.make_cache(1, n, n)
         _, cache, _ = self._run(rest, states_1TD, batch, True, None, cache, key)
         return adapters.add_prefix(rest, *cache.first_row())
@@ -243,9 +251,11 @@ class Model:
         c, segments_BT = self.config, batch["segments"]
         virtual = adapters.virtual_tokens(p_stack)
         positions_BT = batch["positions"] + virtual if virtual else batch["positions"]
-        embed_key, layer_key = (None, None) if key is None else tuple(jax.random.split(key))
+        # `_embed` splits the same key and takes the first half.
+        layer_key = None if key is None else jax.random.split(key)[1]
         if cache is not None:
             cache = cache.enter(positions_BT, segments_BT)
+        # T5 has no positions in its states; all layers of a stack add the same bias to the scores.
         bias_BNTS = None
         if c.position == "relative":
             seen_BS = positions_BT if cache is None else cache.key_positions()
@@ -264,16 +274,18 @@ class Model:
             key=layer_key,
         )
         x_BTD, cache, losses = run(p_stack["layers"], x_BTD, c, self.execution, context, cache)
+        # Where norms follow the sums, that of the last layer is the final one.
         if not c.norm_after:
             x_BTD = layers.norm(p_stack["final_norm"], x_BTD, c)
         if c.final_dropout:
-            # The same key as for the embeddings, hence the same mask. A separate key would be
-            # better, but with it older runs could not be resumed bit for bit.
-            x_BTD = layers.dropout(x_BTD, c.dropout, embed_key)
+            # A third key, beside those of `_embed` and of the layers.
+            final_key = None if key is None else jax.random.fold_in(key, 2)
+            x_BTD = layers.dropout(x_BTD, c.dropout, final_key)
         return x_BTD, cache, losses
 
     def _check_positions(self, virtual: int, length: int) -> None:
         """ValueError where texts may be longer than the position table, virtual tokens included."""
+        # Rotary and relative positions have no end, though a model may know no later ones.
         c = self.config
         if virtual and c.position == "learned" and length + virtual > c.max_length:
             raise ValueError(

@@ -10,8 +10,9 @@ def _gpt(
 ) -> ModelConfig:
     """GPT-2 (Radford et al. 2019) and, with 2,048 positions, GPT-3 (arXiv:2005.14165, table 2.1).
 
-    Of GPT-3 the dense form: its every second layer attended in bands that were never published.
-    Table 2.1's 24 heads of 128 for the 1.3B model do not give 1.3B parameters; 16 do.
+    GPT-3 is given in dense form; the bands that every second layer of the original attended in
+    were never published. Table 2.1 lists 24 heads of 128 for the 1.3B model, which do not give
+    1.3B parameters; 16 do.
     """
     return ModelConfig(
         vocab_size=50257,
@@ -43,8 +44,8 @@ def _llama(
     max_length: int,
     **changes,
 ) -> ModelConfig:
-    """LLaMA (arXiv:2302.13971) and what grew out of it: RMS norm first, rotary positions, SwiGLU,
-    no biases."""
+    """LLaMA (arXiv:2302.13971) and the families after it: norms before each branch (RMS), rotary
+    positions, SwiGLU, no biases."""
     sizes = dict(
         vocab_size=vocab_size,
         layers=layers,
@@ -68,7 +69,7 @@ def _qwen(
 ) -> ModelConfig:
     """Qwen 2.5 (arXiv:2412.15115) with biases on queries, keys and values; Qwen 3
     (arXiv:2505.09388) with query norms."""
-    shared = dict(rope_theta=1e6, norm_eps=1e-6)
+    shared = dict(rope_theta=1e6, norm_eps=1e-6)  # of both families
     vocab_size = changes.pop("vocab_size", 151936)
     return _llama(
         vocab_size, layers, d_model, heads, kv_heads, d_ff, 32768, **{**shared, **changes}
@@ -79,7 +80,7 @@ def _gemma2(
     layers: int, d_model: int, heads: int, kv_heads: int, d_ff: int, head_size: int, **changes
 ) -> ModelConfig:
     """Gemma 2 (arXiv:2408.00118, table 1): every second layer sees a window of 4,096, branches are
-    normalised before and after, scores and logits are soft-capped. Norms hold w of 1 + w."""
+    normalised before and after, scores and logits are soft-capped. Norms scale by 1 + w."""
     return _llama(
         256000,
         layers,
@@ -117,6 +118,7 @@ def _gemma3(
             "head_size": head_size,
             "window": 1024,
             "global_every": 6,
+            # The base of the global layers; local ones keep that of Gemma 2.
             "rope_theta": 1e6,
             "rope_scaling": RopeScaling(8.0, kind="linear"),
             "local_rope_theta": 10000.0,
@@ -129,7 +131,7 @@ def _gemma3(
 
 
 def _gemma(d_model: int) -> dict:
-    """What Gemma 2 and 3 share."""
+    """The fields that Gemma 2 and 3 share."""
     return {
         "norm_eps": 1e-6,
         "norm_offset": 1.0,
@@ -141,7 +143,8 @@ def _gemma(d_model: int) -> dict:
 
 
 def _bert(layers: int, d_model: int, heads: int) -> ModelConfig:
-    """BERT (arXiv:1810.04805), uncased: post-norm encoder, token types, pooler, masked-LM head."""
+    """BERT (arXiv:1810.04805), with the vocabulary of the uncased models: post-norm encoder, token
+    types, pooler, masked-LM head."""
     return ModelConfig(
         kind="encoder",
         vocab_size=30522,
@@ -186,7 +189,7 @@ def _transformer(d_model: int, heads: int, d_ff: int, dropout: float) -> ModelCo
         kv_heads=heads,
         head_size=64,
         d_ff=d_ff,
-        max_length=1024,
+        max_length=1024,  # the paper sets no limit; its sinusoids have none
         position="sinusoidal",
         norm="layer",
         norm_after=True,
@@ -213,7 +216,7 @@ def _t5(layers: int, d_model: int, heads: int, d_ff: int, head_size: int = 64) -
         kv_heads=heads,
         head_size=head_size,
         d_ff=d_ff,
-        max_length=512,
+        max_length=512,  # of pretraining; relative positions have no limit
         position="relative",
         norm_eps=1e-6,
         activation="relu",

@@ -41,14 +41,15 @@ class Spec:
 
 
 def normal(std: float) -> Init:
-    """Gaussian with this standard deviation, drawn in float32."""
+    """Gaussian with mean 0 and this standard deviation, drawn in float32 and then cast, so that
+    parameters of another dtype are those of float32 rounded."""
 
-    def init(key, shape, dtype, sharding):
+    def _init(key, shape, dtype, sharding):
         return (std * jax.random.normal(key, shape, jnp.float32, out_sharding=sharding)).astype(
             dtype
         )
 
-    return init
+    return _init
 
 
 def zeros(key, shape, dtype, sharding):
@@ -64,10 +65,10 @@ def ones(key, shape, dtype, sharding):
 def constant(value: float) -> Init:
     """All of one value."""
 
-    def init(key, shape, dtype, sharding):
+    def _init(key, shape, dtype, sharding):
         return jnp.full(shape, value, dtype, out_sharding=sharding)
 
-    return init
+    return _init
 
 
 def stack(specs: tree.Tree, layers: int) -> tree.Tree:
@@ -93,6 +94,7 @@ def abstract(
     """Parameters as ShapeDtypeStructs, with shardings where a mesh and its rules are given."""
     if mesh is None:
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype or dtype), specs)
+    # Integer codes and the like say their own dtype, whatever the model's is.
     places = shardings(specs, mesh, _required(rules))
     return jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype or dtype, sharding=place),
@@ -111,14 +113,15 @@ def initialize(
     """Parameters, sharded where a mesh is given. Each is drawn with `key` folded with a hash of its
     path, so adding a parameter to a model changes no other one."""
 
-    def draw(path, s):
+    def _draw(path, s):
         name = tree.path_name(path)
+        # CRC-32 and not `hash`, which Python salts anew in every process.
         place = None if mesh is None else shardings(s, mesh, _required(rules))
         return s.init(
             jax.random.fold_in(key, zlib.crc32(name.encode())), s.shape, s.dtype or dtype, place
         )
 
-    return jax.tree.map_with_path(draw, specs)
+    return jax.tree.map_with_path(_draw, specs)
 
 
 def _required(rules: AxisRules | None) -> AxisRules:

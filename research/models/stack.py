@@ -30,8 +30,8 @@ def run(
     context: LayerContext,
     cache: KVCache | None = None,
 ) -> tuple[jax.Array, KVCache | None, LayerLosses]:
-    """(states [B, T, D] after the last layer, the cache with the new keys and values, the losses of
-    the layers by name, each a mean over layers).
+    """(states [B, T, D] after the last layer, the cache with the new keys and values, the layers'
+    losses by name, each the mean over layers).
 
     `p_layers` is a tree of parameters stacked over layers, or a tuple with a tree for each layer,
     which always runs unrolled. The caller has entered the tokens in `cache` (`KVCache.enter`).
@@ -39,7 +39,7 @@ def run(
     pattern = layer_pattern(c)
     count = len(p_layers) if isinstance(p_layers, tuple) else layer_count(p_layers)
 
-    def one_layer(kind, carry, layer):
+    def _one_layer(kind, carry, layer):
         x_BTD, cache, losses = carry
         p, index = layer
         # Named for the policy "offload" of `_remat`.
@@ -56,11 +56,13 @@ def run(
 
     # Recomputed layer by layer also where a step of the scan is a period of several layers: the
     # backward pass then needs the activations of one layer at a time.
-    steps = [_remat(partial(one_layer, kind), execution.remat) for kind in pattern]
+    steps = [_remat(partial(_one_layer, kind), execution.remat) for kind in pattern]
     losses = {name: jnp.zeros((), jnp.float32) for name in layer_loss_weights(c)}
     carry = (x_BTD, cache, losses)
     unroll = min(execution.unroll or count, count)
     scanned = 0
+    # A scan compiles one period of layers instead of all of them. Layers in a tuple are not
+    # scanned, since their leaves may differ in type and form.
     if not isinstance(p_layers, tuple) and unroll < count:
         scanned = count - count % len(pattern)
         carry = _scan(steps, carry, p_layers, scanned, max(1, unroll // len(pattern)))
@@ -78,15 +80,16 @@ def _scan(steps: list[Callable], carry: tuple, p_layers: Tree, count: int, unrol
     if period == 1:
         return jax.lax.scan(steps[0], carry, (p_layers, indices), unroll=unroll)[0]
 
-    def one_period(carry, layers):
+    def _one_period(carry, layers):
         p_period, indices = layers
-        for at, step in enumerate(steps):
-            carry, _ = step(carry, (layer_of(p_period, at), indices[at]))
+        for number, step in enumerate(steps):
+            carry, _ = step(carry, (layer_of(p_period, number), indices[number]))
         return carry, None
 
+    # [L, ...] to [periods, layers of a period, ...].
     periods = jax.tree.map(lambda w: split_axis(w[:count], 0, count // period), p_layers)
     indices = indices.reshape(-1, period)
-    return jax.lax.scan(one_period, carry, (periods, indices), unroll=unroll)[0]
+    return jax.lax.scan(_one_period, carry, (periods, indices), unroll=unroll)[0]
 
 
 def layer_count(p_layers: Tree) -> int:
@@ -95,14 +98,15 @@ def layer_count(p_layers: Tree) -> int:
 
 
 def layer_of(p_layers: Tree | tuple[Tree, ...], index: int) -> Tree:
-    """The parameters of one layer, from layers as `run` takes them."""
+    """The parameters of one layer, of stacked layers or of a tuple."""
     if isinstance(p_layers, tuple):
         return p_layers[index]
     return jax.tree.map(lambda w: w[index], p_layers)
 
 
 def each(function: Callable[[Tree], Tree], p_layers: Tree | tuple[Tree, ...]) -> Tree:
-    """`function` of every layer's parameters, results stacked; the layers as `run` takes them."""
+    """`function` of every layer's parameters, of stacked layers or of a tuple; its results are
+    stacked over layers."""
     if isinstance(p_layers, tuple):
         return jax.tree.map(lambda *results: jnp.stack(results), *map(function, p_layers))
     return jax.vmap(function)(p_layers)
@@ -113,18 +117,19 @@ def _remat(body: Callable, policy: str) -> Callable:
     policies = jax.checkpoint_policies
     if policy == "none":
         return body
-    # prevent_cse=False: in a scan forward and backward pass are loops of their own, whose equal
-    # computations XLA does not merge. "offload" needs a memory beside the device's, which a CPU
-    # has not.
+    # prevent_cse=False: in a scan, the forward and the backward pass are two loops, and XLA does
+    # not merge equal computations of two loops. "offload" needs a memory beside the device's,
+    # which a CPU does not have.
     if policy == "full" or (policy == "offload" and platform() == "cpu"):
         return jax.checkpoint(body, prevent_cse=False)
     if policy == "dots":
         # The policy sees matrix products, and a kernel is none: its outputs are saved by the name
         # that it gives them.
-        kept = policies.save_from_both_policies(
+        saved = policies.save_from_both_policies(
             policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("attention")
         )
-        return jax.checkpoint(body, prevent_cse=False, policy=kept)
+        return jax.checkpoint(body, prevent_cse=False, policy=saved)
+    # The named residual stream alone is saved, in pinned host memory; all else is recomputed.
     offload = policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=["residual"],

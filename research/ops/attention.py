@@ -77,6 +77,8 @@ def attend(
     flash on GPU, else XLA. A named one raises NotImplementedError for a case that it does not
     support. Under context parallelism queries stay split along T, and keys and values are gathered.
     """
+    # Context parallelism gathers keys and values: with shared heads they are smaller than queries,
+    # and each device then has all that its queries see.
     k_BSKH, v_BSKH = (_match_heads(q_BTNH, gather_axis(kv, axis=1)) for kv in (k_BSKH, v_BSKH))
     visibility = replace(
         visibility,
@@ -89,6 +91,7 @@ def attend(
         chosen = kernels.choose(implementation, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap)
         if chosen is not None:
             return chosen(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap)
+    # The blocked form writes its own backward pass, in which a bias would need a gradient too.
     if bias_BNTS is None and blocked.serves(q_BTNH, visibility):
         return blocked.attend(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap)
     return reference(q_BTNH, k_BSKH, v_BSKH, visibility, scale, bias_BNTS, softcap)
@@ -128,10 +131,12 @@ def _match_heads(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
     heads but not the fewer key heads; unchanged where it splits both alike."""
     if jax.sharding.get_abstract_mesh().empty or spec_entries(q_BTNH)[2] == spec_entries(k_BSKH)[2]:
         return k_BSKH
+    # Each device has G = N / K queries for a key head. Repeated heads are consecutive, as grouped
+    # queries are, so that head n of the result serves query n.
     repeats = q_BTNH.shape[2] // k_BSKH.shape[2]
     batch, length, _, head = spec_entries(k_BSKH)
-    whole = jax.reshard(k_BSKH, PartitionSpec(batch, length, None, head))
+    gathered_BSKH = jax.reshard(k_BSKH, PartitionSpec(batch, length, None, head))
     return jax.reshard(
-        jnp.repeat(whole, repeats, axis=2),
+        jnp.repeat(gathered_BSKH, repeats, axis=2),
         PartitionSpec(batch, length, spec_entries(q_BTNH)[2], head),
     )

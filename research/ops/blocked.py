@@ -31,6 +31,7 @@ def blocks(T: int) -> int:
 def serves(q_BTNH: jax.Array, visibility) -> bool:
     """True for causal self-attention of packed rows that are long enough for several blocks and not
     split along T over devices."""
+    # Without `packed`, keys behind a block's end could be in its past, as those of a cache are.
     T = q_BTNH.shape[1]
     return visibility.packed and visibility.causal and local_shape(q_BTNH)[1] == T and blocks(T) > 1
 
@@ -54,6 +55,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap):
     q_BKGTH = jnp.moveaxis(split_axis(q_BTNH, 2, K), 1, 3)
     k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
     outs, probs = [], []
+    # A Python loop and no scan: each block has its own number of keys, a constant of the program.
     for block in _cuts(T):
         prefix = slice(0, block.stop)
         scores_BKGTS = (
@@ -85,8 +87,9 @@ def _backward(scale, softcap, saved, dout_BTNH):
     dqs, dk_BKSH, dv_BKSH = [], 0.0, 0.0
     for block, probs_BKGTS in zip(_cuts(T), probs):
         prefix = slice(0, block.stop)
-        part_BKGTH, queries_BKGTH = dout_BKGTH[..., block, :], q_BKGTH[..., block, :]
-        dprobs_BKGTS = _scores("BKGTH,BKSH->BKGTS", part_BKGTH, v_BKSH[:, :, prefix])
+        dblock_BKGTH, queries_BKGTH = dout_BKGTH[..., block, :], q_BKGTH[..., block, :]
+        dprobs_BKGTS = _scores("BKGTH,BKSH->BKGTS", dblock_BKGTH, v_BKSH[:, :, prefix])
+        # Hidden keys have probability 0, hence no gradient: the mask is not needed again.
         dscores_BKGTS = probs_BKGTS * (dprobs_BKGTS - delta_BKGT1[..., block, :]) * scale
         if softcap:
             # Scores are computed again: kept, they would be a second [T, S] array in each layer.
@@ -97,7 +100,7 @@ def _backward(scale, softcap, saved, dout_BTNH):
         # Keys after the block were not used in it; their gradient is 0.
         behind = ((0, 0), (0, 0), (0, T - block.stop), (0, 0))
         dk_BKHS = _scores("BKGTH,BKGTS->BKHS", queries_BKGTH, dscores_BKGTS)
-        dv_BKHS = _scores("BKGTH,BKGTS->BKHS", part_BKGTH, probs_BKGTS)
+        dv_BKHS = _scores("BKGTH,BKGTS->BKHS", dblock_BKGTH, probs_BKGTS)
         # Without the barrier XLA folds the transposes below into the products, in a form for which
         # its CPU backend has no bfloat16 product.
         dk_BKHS, dv_BKHS = barrier((dk_BKHS, dv_BKHS))
@@ -105,6 +108,7 @@ def _backward(scale, softcap, saved, dout_BTNH):
         dv_BKSH += jnp.pad(jnp.swapaxes(dv_BKHS, 2, 3), behind)
     dq_BTNH = jnp.moveaxis(jnp.concatenate(dqs, axis=3), 3, 1).reshape(B, T, K * G, H)
     dk_BSKH, dv_BSKH = (jnp.moveaxis(d.astype(q_BKGTH.dtype), 2, 1) for d in (dk_BKSH, dv_BKSH))
+    # None: positions and segments are integers and have no gradient.
     return dq_BTNH, dk_BSKH, dv_BSKH, None
 
 

@@ -62,7 +62,7 @@ def _product(eqn: str, x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _product_forward(eqn: str, x: jax.Array, w: jax.Array):
-    # The stored shards are kept, not the gathered weight, which is gathered again in the backward.
+    # The stored shard is kept; the gathered weight would cost the memory that sharding saves.
     return contract(eqn, x, gather(w.astype(x.dtype))), (x, w)
 
 
@@ -80,8 +80,10 @@ _product.defvjp(_product_forward, _product_backward)
 class _Layout:
     """The sharding of a weight's gradient and its operands, as mesh axes by letter.
 
-    computed   for each letter of `x` and `y`, the mesh axes that split it
+    computed   for each letter of `x` and `y`, the mesh axes that split it in computation
     stored     for each letter of `w`, in order, the mesh axes that only split its storage
+
+    In the module's example: B (data, fsdp), F (tensor,) in `computed`, `stored` [(fsdp,), ()].
     """
 
     computed: dict[str, tuple[str, ...]]
@@ -109,8 +111,8 @@ class _Layout:
 
     def summed(self, kept: str) -> set[str]:
         """The mesh axes of all letters but those `kept`: the gradient is summed over them."""
-        gone = (axes for letter, axes in self.computed.items() if letter not in kept)
-        return {axis for axes in gone for axis in axes}
+        contracted = (axes for letter, axes in self.computed.items() if letter not in kept)
+        return {axis for axes in contracted for axis in axes}
 
 
 def _weight_gradient(eqn: Equation, x: jax.Array, dy: jax.Array, w: jax.Array) -> jax.Array:
@@ -125,13 +127,13 @@ def _weight_gradient(eqn: Equation, x: jax.Array, dy: jax.Array, w: jax.Array) -
         return _contract_to_weight(eqn, x, dy, w.dtype)
     layout = _Layout.of(eqn, x, dy, w)
 
-    def local(x: jax.Array, dy: jax.Array) -> jax.Array:
-        part = _contract_to_weight(eqn, x, dy, w.dtype)
-        return sum_to_place(part, layout.stored, layout.summed(eqn.w))
+    def _local(x: jax.Array, dy: jax.Array) -> jax.Array:
+        dw_of_device = _contract_to_weight(eqn, x, dy, w.dtype)
+        return sum_to_place(dw_of_device, layout.stored, layout.summed(eqn.w))
 
     dy = reshard_to(dy, layout.place(eqn.y))
     dw = jax.shard_map(
-        local,
+        _local,
         in_specs=(partition_spec(x), partition_spec(dy)),
         out_specs=layout.scattered(eqn.w),
         check_vma=False,
@@ -182,28 +184,30 @@ def _rows_backward(dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], dy_BTD:
     table_VD, ids_BT = saved
     place, rows = partition_spec(table_VD), table_VD.shape[0]
 
-    def added(ids_BT, dy_BTD, rows):
+    def _added(ids_BT, dy_BTD, rows):
         sums_VD = jnp.zeros((rows, dy_BTD.shape[-1]), jnp.float32)
         # Ids of other devices' rows are out of range and dropped; negative ones count from the end.
         owned = jnp.where(ids_BT < 0, rows, ids_BT)
         return sums_VD.at[owned].add(dy_BTD.astype(jnp.float32), mode="drop").astype(table_VD.dtype)
 
     if place is None:
-        return added(ids_BT, dy_BTD, rows), None
+        return _added(ids_BT, dy_BTD, rows), None
+    # Computation splits the rows (the vocabulary) over `owners`; `stored` splits storage further.
     owners = compute_axes(place[0])
     stored = storage_axes(place)
     summed = {name for entry in spec_entries(dy_BTD)[:2] for name in mesh_axes(entry)}
 
-    def local(ids_BT, dy_BTD):
-        own = rows // math.prod(lax.axis_size(name) for name in owners)
-        first = lax.axis_index(owners) * own if owners else 0
-        return sum_to_place(added(ids_BT - first, dy_BTD, own), stored, summed)
+    def _local(ids_BT, dy_BTD):
+        count = rows // math.prod(lax.axis_size(name) for name in owners)
+        first = lax.axis_index(owners) * count if owners else 0
+        return sum_to_place(_added(ids_BT - first, dy_BTD, count), stored, summed)
 
+    # A device sums whole rows, which `sum_to_place` splits afterwards if storage does.
     dy_BTD = gather_axis(dy_BTD, axis=2)
     ids_BT = reshard_to(ids_BT, PartitionSpec(*spec_entries(dy_BTD)[:2]))
     split = PartitionSpec(as_entry((*owners, *stored[0])), as_entry(stored[1]))
     dtable = jax.shard_map(
-        local,
+        _local,
         in_specs=(partition_spec(ids_BT), partition_spec(dy_BTD)),
         out_specs=split,
         check_vma=False,
@@ -291,5 +295,6 @@ def add_bias(x: jax.Array, bias: Any) -> jax.Array:
 
     Added in float32, so that the gradient of the bias, a sum over all tokens, is a float32 sum.
     """
+    # Aligned explicitly: the tests forbid implicit rank promotion (jax_numpy_rank_promotion).
     row = jnp.expand_dims(bias.astype(jnp.float32), tuple(range(x.ndim - bias.ndim)))
     return (x.astype(jnp.float32) + row).astype(x.dtype)

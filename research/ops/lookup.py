@@ -15,5 +15,6 @@ def look_up(table: np.ndarray, codes: jax.Array) -> jax.Array:
 
 
 def reciprocal(x: jax.Array) -> jax.Array:
-    """1 / x, and 0 where x is 0, as is the scale of a group of values that are all zero."""
+    """1 / x elementwise, and 0 where x is 0: the scale of a group whose values are all zero."""
+    # The inner `where` keeps 1 / 0 out of the unused branch, whose gradient would be NaN.
     return jnp.where(x == 0, 0, 1 / jnp.where(x == 0, 1, x))

@@ -31,8 +31,7 @@ from research.parallel.placement import (
     storage_axes,
 )
 
-# Tokens of a device whose logits exist at a time: enough to keep its matrix units busy, and their
-# logits are small beside the states of all tokens.
+# Tokens of a device whose logits exist at a time: enough to keep its matrix units busy.
 CHUNK = 512
 
 
@@ -92,28 +91,29 @@ def token_terms(
     a masked sum, since a gather would have to cross the shards of a split vocabulary.
     """
 
-    def total(x):
+    def _total(x):
         return vocabulary.sum(jnp.sum(x, axis=axes))
 
     if log_z is None:
         # Its gradient is zero: the shift by the maximum cancels out.
         top = lax.stop_gradient(vocabulary.max(jnp.max(logits, axis=axes)))
-        log_z = top + jnp.log(total(jnp.exp(logits - _column(top, logits))))
-    nll = log_z - total(jnp.where(words == _column(targets, logits), logits, 0.0))
+        log_z = top + jnp.log(_total(jnp.exp(logits - _column(top, logits))))
+    nll = log_z - _total(jnp.where(words == _column(targets, logits), logits, 0.0))
     # The second product stays where z_loss is 0: without it a CPU fuses the first with what
     # follows, and losses differ in the last bit from those of older runs.
     loss = (1 - label_smoothing) * nll + z_loss * log_z**2 if label_smoothing or z_loss else nll
     if label_smoothing:
-        loss += label_smoothing * (log_z - total(logits) / vocabulary.size)
+        loss += label_smoothing * (log_z - _total(logits) / vocabulary.size)
 
-    def gradient(logits, words):
+    # d nll = p - [target], d log_z = p, d mean(-log p) = p - 1 / V, with p = exp(logit - log_z).
+    def _gradient(logits, words):
         log_z_1 = _column(log_z, logits)
         d = jnp.exp(logits - log_z_1) * (1 + 2 * z_loss * log_z_1)
         d -= label_smoothing / vocabulary.size
         d -= (1 - label_smoothing) * (words == _column(targets, logits))
         return d * soft_cap_slope(logits, softcap) if softcap else d
 
-    return TokenTerms(loss, nll, gradient)
+    return TokenTerms(loss, nll, _gradient)
 
 
 def _column(x: jax.Array, logits: jax.Array) -> jax.Array:
@@ -170,13 +170,14 @@ def head_loss(
 
 
 def _head_forward(states_BTD, table_VD, targets_BT, weights_BT, *settings):
-    # A frozen table needs no gradient, which would be an array as large as the table.
+    # A frozen table needs no gradient, an array as large as the table itself.
     of = ("states", "table") if table_VD.perturbed else ("states",)
     values = (x.value for x in (states_BTD, table_VD, targets_BT, weights_BT))
     return _head(*values, settings, of=of)
 
 
 def _head_backward(label_smoothing, z_loss, softcap, gradients, cotangents):
+    # `_chunk` has computed the gradients. The nll is for reports and has none.
     scale = jnp.asarray(0.0) if isinstance(cotangents[0], SymbolicZero) else cotangents[0]
     return (*(None if g is None else g * scale.astype(g.dtype) for g in gradients), None, None)
 
@@ -188,10 +189,10 @@ def _head(states_BTD, table_VD, targets_BT, weights_BT, settings, *, of):
     """((loss, nll), (gradient by the states, by the table)) on one device or under shard_map; a
     gradient is None unless `of` names it."""
     local = partial(_local_head, settings=settings, of=of, dtype=table_VD.dtype)
-    whole_VD = gather(table_VD.astype(states_BTD.dtype))
+    gathered_VD = gather(table_VD.astype(states_BTD.dtype))
     if jax.sharding.get_abstract_mesh().empty:
         local = partial(local, token_axes=(), stored=((), ()), vocab_axis=None)
-        return local(states_BTD, whole_VD, targets_BT, weights_BT)
+        return local(states_BTD, gathered_VD, targets_BT, weights_BT)
     states, stored = PartitionSpec(*spec_entries(states_BTD)), partition_spec(table_VD)
     tokens = PartitionSpec(*spec_entries(states_BTD)[:2])
     sums = (PartitionSpec(), PartitionSpec())
@@ -200,16 +201,16 @@ def _head(states_BTD, table_VD, targets_BT, weights_BT, settings, *, of):
             local,
             token_axes=token_mesh_axes(tokens),
             stored=storage_axes(stored),
-            vocab_axis=spec_entries(whole_VD)[0],
+            vocab_axis=spec_entries(gathered_VD)[0],
         ),
-        in_specs=(states, partition_spec(whole_VD), tokens, tokens),
+        in_specs=(states, partition_spec(gathered_VD), tokens, tokens),
         out_specs=(sums, (states if "states" in of else None, stored if "table" in of else None)),
         check_vma=False,
-    )(states_BTD, whole_VD, jax.reshard(targets_BT, tokens), jax.reshard(weights_BT, tokens))
+    )(states_BTD, gathered_VD, jax.reshard(targets_BT, tokens), jax.reshard(weights_BT, tokens))
 
 
 def token_mesh_axes(tokens: PartitionSpec) -> tuple[str, ...]:
-    """The mesh axes that split the tokens [B, T] of a batch."""
+    """Names of the mesh axes that split the tokens [B, T] of a batch, by their PartitionSpec."""
     return tuple(name for entry in tokens for name in mesh_axes(entry))
 
 

@@ -18,6 +18,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: floa
     """(x - mean) / sqrt(var + eps) * scale + bias, over the last axis, in the dtype of `x`
     (arXiv:1607.06450)."""
     wide = x.astype(jnp.float32)
+    # Two passes: E[x^2] - E[x]^2 would cancel where the mean is large against the deviation.
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     inverse = lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
     normed = centred * inverse * _row(scale, x)
@@ -25,4 +26,5 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: floa
 
 
 def _row(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """`vector` in float32 with leading axes of 1, to broadcast against `x`."""
     return jnp.expand_dims(vector.astype(jnp.float32), tuple(range(x.ndim - vector.ndim)))

@@ -47,6 +47,7 @@ class RopeScaling:
 
 def frequencies(head_size: int, theta: float, scaling: RopeScaling = RopeScaling()) -> np.ndarray:
     """Radians per position of each pair, float64 [H / 2]."""
+    # In float64, rounded once in `rotation`: positions multiply the error of a frequency.
     freq = theta ** -(np.arange(0, head_size, 2, dtype=np.float64) / head_size)
     if scaling.factor == 1.0:
         return freq
@@ -56,7 +57,7 @@ def frequencies(head_size: int, theta: float, scaling: RopeScaling = RopeScaling
     smooth = (scaling.original_length / wavelength - scaling.low_factor) / (
         scaling.high_factor - scaling.low_factor
     )
-    # 0 for wavelengths over original_length / low_factor, 1 for those under / high_factor.
+    # Clipped: 0 for wavelengths over original_length / low_factor, 1 for those under / high_factor.
     smooth = np.clip(smooth, 0.0, 1.0)
     return (1 - smooth) * freq / scaling.factor + smooth * freq
 

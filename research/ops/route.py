@@ -25,8 +25,9 @@ from research.parallel.placement import contiguous, mesh_axes, spec_entries, sto
 def top_k(logits_BTE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """Mixing weights float32 [B, T, k], a softmax over the k largest logits, and the ids of their
     experts int32 [B, T, k] (arXiv:2401.04088, section 2.1)."""
-    chosen, ids_BTk = lax.top_k(logits_BTE, k)
-    return jax.nn.softmax(chosen, axis=-1), ids_BTk
+    # The softmax over the chosen logits alone equals the full one renormalised over the chosen.
+    largest_BTk, ids_BTk = lax.top_k(logits_BTE, k)
+    return jax.nn.softmax(largest_BTk, axis=-1), ids_BTk
 
 
 def load_balance(logits_BTE: jax.Array, ids_BTk: jax.Array, weights_BT: jax.Array) -> jax.Array:
@@ -65,19 +66,19 @@ def experts(
     matrices, number = (gate_EDF, up_EDF, down_EFD), gate_EDF.shape[0]
     # Gathering inside concatenates shards, which is right where storage axes split a dimension
     # last.
-    alone = [isinstance(w, jax.Array) and contiguous(w) for w in matrices]
-    stored = [storage_axes(spec_entries(w)) if own else () for w, own in zip(matrices, alone)]
-    matrices = [w if own else gathered(w, x_BTD.dtype) for w, own in zip(matrices, alone)]
+    inside = [isinstance(w, jax.Array) and contiguous(w) for w in matrices]
+    stored = [storage_axes(spec_entries(w)) if here else () for w, here in zip(matrices, inside)]
+    matrices = [w if here else gathered(w, x_BTD.dtype) for w, here in zip(matrices, inside)]
     if jax.sharding.get_abstract_mesh().empty:
         products = [partial(grouped, w=w) for w in matrices]
         return _local(x_BTD, weights_BTk, ids_BTk, products, activation, 0, number)
 
-    specs = jax.tree.map(lambda part: PartitionSpec(*spec_entries(part)), matrices)
-    # Tokens are not split over the experts' axis where the batch is too small, as in decoding.
+    specs = jax.tree.map(lambda array: PartitionSpec(*spec_entries(array)), matrices)
+    # Not where the batch is too small, as in decoding.
     split_tokens = "expert" in mesh_axes(spec_entries(x_BTD)[0])
     split = _names(specs)
 
-    def island(x, weights, ids, matrices):
+    def _island(x, weights, ids, matrices):
         # The devices along the expert axis exchange their tokens: each sees those of all of them,
         # and `_local` keeps the assignments to the device's own experts.
         if split_tokens and "expert" in split:
@@ -85,16 +86,16 @@ def experts(
                 lax.all_gather(a, "expert", axis=0, tiled=True) for a in (x, weights, ids)
             )
         products = [partial(grouped, w=w, stored=axes) for w, axes in zip(matrices, stored)]
-        parts = lax.axis_size("expert") if "expert" in split else 1
-        first = lax.axis_index("expert") * (number // parts) if "expert" in split else 0
+        devices = lax.axis_size("expert") if "expert" in split else 1
+        first = lax.axis_index("expert") * (number // devices) if "expert" in split else 0
         # For cost estimates: on average over devices this share of the rows is multiplied.
-        with visible_share.scope(ragged=1 / parts):
-            y = _local(x, weights, ids, products, activation, first, number // parts)
+        with visible_share.scope(ragged=1 / devices):
+            y = _local(x, weights, ids, products, activation, first, number // devices)
         return _summed(y, split, split_tokens)
 
     tokens = PartitionSpec(*spec_entries(x_BTD))
     return jax.shard_map(
-        island, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False
+        _island, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False
     )(x_BTD, weights_BTk, ids_BTk, matrices)
 
 
@@ -111,8 +112,8 @@ def _summed(y_BTD: jax.Array, split: set[str], split_tokens: bool) -> jax.Array:
 
 def _names(specs: Any) -> set[str]:
     """All mesh axes that a tree of PartitionSpecs names."""
-    found = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
-    return {name for spec in found for entry in spec for name in mesh_axes(entry)}
+    leaves = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    return {name for spec in leaves for entry in spec for name in mesh_axes(entry)}
 
 
 def _local(
@@ -122,9 +123,9 @@ def _local(
     products: Sequence[Callable],
     activation: Callable[[jax.Array], jax.Array],
     first: jax.Array | int,
-    held: int,
+    count: int,
 ) -> jax.Array:
-    """The contribution [B, T, D] of experts `first` to `first + held - 1`; assignments to others
+    """The contribution [B, T, D] of experts `first` to `first + count - 1`; assignments to others
     add nothing.
 
     `products` multiply by the experts' gate, up and down matrices: called (rows, sizes_E=...), see
@@ -136,10 +137,12 @@ def _local(
     # One row for each assignment of a token to an expert, B * T * k of them, sorted by expert;
     # assignments to other devices' experts come last.
     expert = ids_BTk.reshape(-1) - first
-    mine = (expert >= 0) & (expert < held)
-    order = jnp.argsort(jnp.where(mine, expert, held), stable=True)
+    mine = (expert >= 0) & (expert < count)
+    order = jnp.argsort(jnp.where(mine, expert, count), stable=True)
     # Assignments to other devices' experts are counted in a last bin, which is dropped.
-    sizes = jnp.bincount(jnp.where(mine, expert, held), length=held + 1)[:held].astype(jnp.int32)
+    sizes = jnp.bincount(jnp.where(mine, expert, count), length=count + 1)[:count]
+    sizes = sizes.astype(jnp.int32)
+    # Assignments lie token by token, k of them each.
     token = order // k
     rows = x_BTD.reshape(-1, D)[token]
     weights = jnp.where(mine, weights_BTk.reshape(-1), 0.0)[order].astype(x_BTD.dtype)

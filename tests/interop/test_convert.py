@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,8 @@ import pytest
 
 from research import tree
 from research.files import building
-from research.interop import native
+from research.interop import formats, native
+from research.interop.certificate_lines import describe
 from research.interop.convert import convert, verify
 from research.interop.huggingface import folder as hf
 from research.interop.load import load, open_checkpoint
@@ -221,6 +223,27 @@ def test_a_config_that_does_not_fit_is_named_in_one_line(llama, change, says):
 
 
 @pytest.mark.parametrize(
+    ("family", "field"),
+    [
+        ("llama2_7b", "num_hidden_layers"),
+        ("gemma3_1b", "num_hidden_layers"),
+        ("mixtral_8x7b", "num_local_experts"),
+        ("gpt2", "n_layer"),
+        ("t5_small", "num_layers"),
+        ("marian", "encoder_layers"),
+    ],
+)
+def test_more_layers_than_tensors_are_refused_before_anything_is_built(family, field, tmp_path):
+    c = MODELS[family]
+    with building(tmp_path / "model") as folder:
+        hf.write_folder(in_memory(c, random_params(c)), folder)
+    file = tmp_path / "model/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: 10**9}))
+    with pytest.raises(ValueError, match=rf"{field}=1,000,000,000, and the files hold \d+ tensors"):
+        open_checkpoint(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
     "where",
     [
         "../llama/model.safetensors",
@@ -373,3 +396,64 @@ def test_the_package_gives_load_and_imports_no_jax_for_it():
     assert done.stdout.strip() == "research.interop.load"
     with pytest.raises(ImportError, match="cannot import name 'unload'"):
         from research import unload  # noqa: F401
+
+
+@pytest.mark.parametrize("to", ["native", "hf", "gguf"])
+@pytest.mark.parametrize("certified", [True, False])
+@pytest.mark.parametrize(
+    ("value", "dtype", "says"),
+    [
+        (70000.0, "float16", "values beyond 65504"),
+        (3.4e38, "bfloat16", "values beyond 3.38"),
+        (np.nan, "", "1 of .* values that are NaN or infinite"),
+        (-np.inf, "float16", "1 of .* values that are NaN or infinite"),
+    ],
+)
+def test_numbers_that_cannot_be_written_are_refused_by_the_tensors_name(
+    value, dtype, says, certified, to, tmp_path
+):
+    c = FAMILIES["llama2_7b"]
+    arrays = {path: np.array(x) for path, x in tree.paths(random_params(c)).items()}
+    arrays["layers/mlp/down"][1, 0, 0] = value
+    with building(tmp_path / "source") as folder:
+        hf.write_folder(in_memory(c, tree.unflatten(arrays)), folder)
+    named = {"native": "layers/mlp/down", "hf": "model.layers.1.mlp.down_proj.weight"}
+    name = named.get(to, "blk.1.ffn_down.weight")
+    with pytest.raises(ValueError, match=rf"(?s)^tensor '{re.escape(name)}'.*{says}") as refused:
+        convert(tmp_path / "source", tmp_path / "target", to, dtype, certified)
+    assert "\n" not in str(refused.value) and not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize(
+    ("to", "dtype", "says"),
+    [
+        ("gguf", "q8_0", "quantized as asked: q8_0, "),
+        ("gguf", "q4_1", "quantized as asked: q4_1, "),
+        ("hf", "bfloat16", "rounded as asked: bfloat16, "),
+        ("native", "", " tensors come back bit by bit"),
+    ],
+)
+def test_a_loss_that_was_asked_for_is_said_as_such(to, dtype, says, llama, tmp_path):
+    certificate = convert(llama[0], tmp_path / "target", to, dtype)
+    [line] = describe(certificate)
+    assert says in line
+    if dtype:
+        trip = certificate["round_trip"]
+        kept, lost = trip["bit_equal"], trip["tensors"] - trip["bit_equal"]
+        assert f" of {lost} tensors; {kept} kept bit by bit" in line
+
+
+def test_the_fields_of_the_config_are_part_of_the_certificate(llama, tmp_path, monkeypatch):
+    certificate = convert(llama[0], tmp_path / "native")
+    assert certificate["model"]["rope_theta"] == FAMILIES["llama2_7b"].rope_theta
+    assert certificate["special"] == {"eos_token_id": 2}
+
+    # A writer that loses a field, as a check of tensors alone would let through.
+    def lossy(c, folder, dtype):
+        native.write_native(replace(c, config=replace(c.config, rope_theta=9.0)), folder)
+
+    row = replace(formats.FORMATS["native"], writes=lossy)
+    monkeypatch.setitem(formats.FORMATS, "native", row)
+    with pytest.raises(ValueError, match=r"came out with model\.rope_theta=9\.0"):
+        convert(llama[0], tmp_path / "other")
+    assert not (tmp_path / "other").exists()

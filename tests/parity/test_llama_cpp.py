@@ -146,6 +146,16 @@ def test_a_tiny_llama_exported_to_gguf_has_the_same_logits(tiny, dtype, toleranc
     assert np.sqrt(np.mean(apart**2)) < tolerance
 
 
+def test_biases_under_the_name_llama_are_where_llama_cpp_has_them(tmp_path):
+    folder = write_tiny(replace(TINY, attention_bias="all"), tmp_path / "hf")
+    theirs, ours = both(folder, "float32", tmp_path)
+    ids = np.random.default_rng(0).integers(0, TINY.vocab_size, 60)
+    theirs.eval(ids.tolist())
+    for model in (ours, load(tmp_path / "gguf")):
+        apart = np.asarray(model.logits(ids)) - theirs.scores[: len(ids)]
+        assert np.sqrt(np.mean(apart**2)) < 2e-5
+
+
 @pytest.mark.parametrize("name", GEMMAS)
 def test_a_tiny_gemma_exported_to_gguf_and_back_has_the_same_logits(name, tmp_path):
     folder = write_tiny(GEMMAS[name], tmp_path / "hf")

@@ -44,20 +44,38 @@ class Architecture:
 
     `names`: as in general.architecture. `name_of(config)`: the name a model is written under, None
     if it is none of these. `read_config(metadata)`: the model; ValueError for what our layers do
-    not compute. `write_config(config)`: the metadata, without the tokenizer's. `rules(config)`: the
-    tensors, [out, in] in numpy's order, read both ways.
+    not compute. `write_config(config)`: the metadata, without the tokenizer's. `rules(config,
+    name)`: the tensors under that architecture's name, [out, in] in numpy's order, read both ways.
+    `notes(config)`: lines for the user on what llama.cpp will not compute of a model.
     """
 
     names: tuple[str, ...]
     name_of: Callable[[ModelConfig], str | None]
     read_config: Callable[[Metadata], ModelConfig]
     write_config: Callable[[ModelConfig], dict[str, Any]]
-    rules: Callable[[ModelConfig], tuple[Rule, ...]]
+    rules: Callable[[ModelConfig, str], tuple[Rule, ...]]
+    notes: Callable[[ModelConfig], list[str]] = lambda c: []
+
+
+# llama.cpp reads these of every architecture: whether a token sees no later ones (embedding models
+# see all), and a factor on rotated queries and keys.
+_ONLY = {"attention.causal": True, "rope.scaling.attn_factor": 1.0}
 
 
 def read_shape(m: Metadata) -> dict[str, Any]:
     """The fields of `ModelConfig` that every architecture has under the same keys, as keywords.
-    ValueError for heads whose queries, values and rotary part differ in size."""
+    ValueError for heads whose queries, values and rotary part differ in size, and for settings of
+    llama.cpp that our layers do not compute."""
+    for key, only in _ONLY.items():
+        value = m.values.get(f"{m.kind}.{key}", only)
+        if value != only:
+            raise ValueError(f"the metadata has {m.kind}.{key}={value}; only {only} is supported")
+    layers = m.number("block_count")
+    if layers > len(m.tensors):  # reading goes through all of them, whatever their number
+        raise ValueError(
+            f"the metadata has {m.kind}.block_count={layers:,}, and the file holds "
+            f"{len(m.tensors):,} tensors; fetch or convert it again"
+        )
     heads, d_model = m.number("attention.head_count"), m.number("embedding_length")
     head_size = m.number("attention.key_length", d_model // max(1, heads))
     others = (
@@ -72,7 +90,7 @@ def read_shape(m: Metadata) -> dict[str, Any]:
     return {
         "kind": "decoder",
         "vocab_size": table.shape[0] if table else 1,
-        "layers": m.number("block_count"),
+        "layers": layers,
         "d_model": d_model,
         "heads": heads,
         "kv_heads": m.number("attention.head_count_kv", heads),
@@ -120,11 +138,14 @@ def shortest(value: float) -> float:
 
 def _read_linear(m: Metadata) -> RopeScaling:
     """Linear scaling of the rotary positions. Llama 3's scaling is stored as a tensor instead, see
-    `rope_factors`. ValueError for any other kind."""
-    kind = m.values.get(f"{m.kind}.rope.scaling.type", "none")
-    factor = m.number("rope.scaling.factor", 0.0)
-    # A factor of 0 is llama.cpp's way of saying that there is none.
-    if kind in ("none", "") and not factor:
+    `rope_factors`. ValueError for any other kind.
+
+    As llama.cpp reads them: without a type a factor is linear, "rope.scale_linear" is an older name
+    of the factor, and 0 or the type "none" is no scaling.
+    """
+    kind = m.values.get(f"{m.kind}.rope.scaling.type") or "linear"
+    factor = m.number("rope.scaling.factor", m.number("rope.scale_linear", 0.0))
+    if kind == "none" or (kind == "linear" and not factor):
         return RopeScaling()
     if kind != "linear":
         raise ValueError(f"rotary scaling {kind!r} is not supported, only linear and Llama 3's")

@@ -105,7 +105,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
     return values
 
 
-def rules(c: ModelConfig) -> tuple[Rule, ...]:
+def rules(c: ModelConfig, name: str) -> tuple[Rule, ...]:
     """The tensors of LLaMA with rotary pairs in halves, and from Gemma 2 on two more norms a
     layer."""
     llama_rules = llama.rotated_rules(c, "p h")

@@ -19,10 +19,16 @@ def read_config(m: Metadata) -> ModelConfig:
         **read_shape(m),
         window=m.number("attention.sliding_window", 0),
         query_norm=m.kind == "qwen3",
-        attention_bias="qkv" if "blk.0.attn_q.bias" in m.tensors else "none",
+        attention_bias=_read_bias(m),
         experts=experts,
         **({"experts_per_token": m.number("expert_used_count", 2)} if experts else {}),
     )
+
+
+def _read_bias(m: Metadata) -> str:
+    if "blk.0.attn_q.bias" not in m.tensors:
+        return "none"
+    return "all" if "blk.0.attn_output.bias" in m.tensors else "qkv"
 
 
 def name_of(c: ModelConfig) -> str | None:
@@ -51,9 +57,20 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
     return values
 
 
-def rules(c: ModelConfig) -> tuple[Rule, ...]:
-    """The tensors of a model, as rules that read both ways."""
-    return rotated_rules(c, "h p" if name_of(c) == "llama" else "p h")
+def rules(c: ModelConfig, name: str) -> tuple[Rule, ...]:
+    """The tensors of a model under an architecture's name, as rules that read both ways."""
+    # By the name and not by the model: a "llama" may have the biases that every "qwen2" has.
+    return rotated_rules(c, "h p" if name == "llama" else "p h")
+
+
+def notes(c: ModelConfig) -> list[str]:
+    """A line on the window, which llama.cpp does not read under these architectures."""
+    if not c.window:
+        return []
+    return [
+        f"llama.cpp has no window under the architecture {name_of(c)}: beyond {c.window:,} tokens "
+        "it computes other logits than this model"
+    ]
 
 
 def rotated_rules(c: ModelConfig, pair: str) -> tuple[Rule, ...]:
@@ -72,12 +89,15 @@ def rotated_rules(c: ModelConfig, pair: str) -> tuple[Rule, ...]:
         Rule(f"{block}.ffn_norm.weight", f"{ours}/mlp_norm/scale", "D -> D"),
         Rule("output_norm.weight", "final_norm/scale", "D -> D"),
     ]
-    if c.attention_bias == "qkv":
+    if c.attention_bias != "none":
         tensor_rules += [
             Rule(f"{block}.attn_q.bias", f"{ours}/attention/query_bias", f"(N {pair}) -> N (p h)"),
             Rule(f"{block}.attn_k.bias", f"{ours}/attention/key_bias", f"(K {pair}) -> K (p h)"),
             Rule(f"{block}.attn_v.bias", f"{ours}/attention/value_bias", "(K H) -> K H"),
         ]
+    if c.attention_bias == "all":
+        out = Rule(f"{block}.attn_output.bias", f"{ours}/attention/out_bias", "D -> D")
+        tensor_rules += [out]
     if c.query_norm:
         tensor_rules += [
             Rule(f"{block}.attn_q_norm.weight", f"{ours}/attention/query_norm", "H -> H"),
@@ -109,4 +129,5 @@ ARCHITECTURE = Architecture(
     read_config=read_config,
     write_config=write_config,
     rules=rules,
+    notes=notes,
 )

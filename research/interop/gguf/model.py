@@ -41,7 +41,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
     gguf = open_gguf(file)
     try:
         config, architecture = read_config(gguf)
-        rules = architecture.rules(config)
+        rules = architecture.rules(config, gguf.metadata["general.architecture"])
         parameters, unused, original = read_parameters(config, rules, gguf, _NAMES)
     except ValueError as error:
         gguf.close()
@@ -95,8 +95,9 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> list[str]
     checkpoint = with_norm_offset(checkpoint, 0.0)  # files hold what norms multiply by
     c = checkpoint.config
     architecture = architecture_of(c)
-    tensors = write_tensors(c, architecture.rules(c), checkpoint.parameters)
     metadata = architecture.write_config(c)
+    rules = architecture.rules(c, metadata["general.architecture"])
+    tensors = write_tensors(c, rules, checkpoint.parameters)
     # Read back at once: a field that the metadata cannot hold is refused before the tensors are
     # written.
     again = architecture.read_config(Metadata(metadata, {n: t for n, (t, _) in tensors.items()}))
@@ -121,7 +122,7 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> list[str]
         factors = rope_factors.factors(c.head_size, c.rope_theta, scaling)
         entries.append((rope_factors.FREQUENCIES, factors.shape, "F32", lambda: factors))
     write_gguf(file, metadata, entries)
-    return notes
+    return [*architecture.notes(c), *notes]
 
 
 def _check_same(c: ModelConfig, again: ModelConfig, kind: str) -> None:

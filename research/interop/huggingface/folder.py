@@ -49,6 +49,16 @@ TOKENIZERS = (
     "tokenizer.model",
     TOKENIZER_RECORD,
 )
+# Numbers in a config.json of things of which each has at least one tensor.
+_COUNTS = (
+    "num_hidden_layers",
+    "n_layer",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "num_local_experts",
+)
 # Ids that config.json and generation_config.json may both have; the latter's are believed, as
 # transformers' generate does.
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -67,6 +77,7 @@ def open_folder(folder: Path) -> Checkpoint:
     _refuse_pickles(folder)
     tensors = open_safetensors(folder)
     try:
+        _refuse_counts(values, len(tensors.names))
         names = Names(family.prefix, family.renames, family.unused, family.copies)
         actual = names.canonical(tensors.names)
         config = family.read_config(values, actual.keys())
@@ -155,6 +166,18 @@ def _family(folder: Path, values: Mapping[str, Any]) -> Family:
             f"{folder / 'config.json'} has model_type={kind!r}; there are {', '.join(known)}"
         )
     return known[kind]
+
+
+def _refuse_counts(values: Mapping[str, Any], tensors: int) -> None:
+    """ValueError for more layers or experts than there are tensors. Reading goes through all of
+    them, which would take hours and all memory for a damaged number."""
+    for name in _COUNTS:
+        count = values.get(name)
+        if type(count) is int and count > tensors:
+            raise ValueError(
+                f"config.json has {name}={count:,}, and the files hold {tensors:,} tensors; "
+                "restore it from the source"
+            )
 
 
 def _generation(folder: Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ _READ = {
     "use_dora",
     "init_lora_weights",
     "bias",
+    "ensure_weight_tying",
 }
 # Initializations that leave the base's weights unchanged. PiSSA, OLoRA and LoftQ subtract from
 # them, so their adapters do not fit the original base.
@@ -58,6 +59,7 @@ class PeftConfig:
     rank_stable    use_rslora: the update is alpha / sqrt(r), not alpha / r
     dora           use_dora
     dropout        lora_dropout
+    tied           ensure_weight_tying: the adapter of a tied table is its head's too
     """
 
     kind: str
@@ -69,6 +71,7 @@ class PeftConfig:
     rank_stable: bool = False
     dora: bool = False
     dropout: float = 0.0
+    tied: bool = False
 
     def rank_of(self, module: str) -> int:
         """The rank of a module: of the first pattern that matches the end of its name, else
@@ -119,6 +122,7 @@ def read_config(folder: Path) -> PeftConfig:
         values.get("use_rslora") is True,
         values.get("use_dora") is True,
         _number(file, values, "lora_dropout", 0.0),
+        values.get("ensure_weight_tying") is True,
     )
 
 

@@ -35,7 +35,7 @@ from research.interop.storage.checkpoint import (
 )
 from research.interop.storage.family import Family
 from research.interop.storage.layout import letter_sizes, pieces
-from research.interop.storage.modules import arranged, modules
+from research.interop.storage.modules import HEAD, TABLE, arranged, modules
 from research.interop.storage.safetensors import open_safetensors
 from research.models.config import ModelConfig
 from research.models.spec import Spec, shardings, zeros
@@ -45,6 +45,8 @@ from research.weights.lora import LoraAdapter
 from research.weights.rules import is_leaf
 
 STEM = "adapter_model"
+_HEAD = "lm_head"
+_TIED_NAMES = ("embed_tokens", _HEAD)
 
 
 def read_peft(folder: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tree]:
@@ -68,6 +70,7 @@ def read_peft(folder: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tr
             return checkpoint, read_prompts(config, tensors, checkpoint.config)
         family = family_of(checkpoint.config)
         found = sort_tensors(config, tensors, checkpoint.config, family)
+        found = _tied(found, checkpoint.config, family)
         # Before the modules are listed: an untied model has one more, its head.
         checkpoint = _untied(found, checkpoint, family)
         known = modules(checkpoint.config, family)
@@ -125,6 +128,27 @@ def _spec_of(leaf: Any, w: Spec | None) -> Any:
     )
 
 
+def _table_module(c: ModelConfig, family: Family) -> str:
+    """The name of the module with the token table, which differs between families."""
+    return next(rule.name.removesuffix(".weight") for rule in family.rules(c) if rule.path == TABLE)
+
+
+def _tied(found: Found, c: ModelConfig, family: Family) -> Found:
+    """What an adapter with `ensure_weight_tying` has for a tied table, once and not twice; `tied`
+    of its config is False afterwards unless peft ties the adapter too."""
+    table = _table_module(c, family)
+    adapted = found.parts.keys() | {name.removesuffix(".weight") for name in found.whole}
+    # peft knows a table to be tied by the ends of names (`EMBEDDING_LAYER_NAMES`), so GPT-2's `wte`
+    # alone is not: there it takes `lm_head` beside it.
+    known = any(name.split(".")[-1] in _TIED_NAMES for name in adapted & {table, _HEAD})
+    if not (c.tied and found.config.tied and known and table in adapted):
+        return replace(found, config=replace(found.config, tied=False))
+    # The head's adapter is the table's: peft saves it once more.
+    parts = {name: part for name, part in found.parts.items() if name != _HEAD}
+    whole = {name: actual for name, actual in found.whole.items() if name != f"{_HEAD}.weight"}
+    return replace(found, parts=parts, whole=whole)
+
+
 def _untied(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
     """The checkpoint with a separate head if the adapter changes a tied table: peft adapts one use
     of a tied table, not both. A classifier that only the adapter has turns the model into one."""
@@ -133,16 +157,13 @@ def _untied(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
         # peft's sequence classification saves the head that the base lacks.
         labels = found.tensors.names[found.whole["classifier.weight"]].shape[0]
         c = replace(c, labels=labels)
-    # Families differ in the table's name; the rules know it.
-    table = next(
-        rule.name.removesuffix(".weight") for rule in family.rules(c) if rule.path == "embed/table"
-    )
+    table = _table_module(c, family)
     # Under `.base_layer.` lies a copy of the unchanged base, saved beside its adapter.
     saved = {name for name, actual in found.whole.items() if ".base_layer." not in actual}
-    touched = {table, "lm_head"} & (
+    touched = {table, _HEAD} & (
         found.parts.keys() | {name.removesuffix(".weight") for name in saved}
     )
-    if c.tied and touched and (c.kind != "encoder" or c.mlm_head):
+    if c.tied and touched and not found.config.tied and (c.kind != "encoder" or c.mlm_head):
         if c.kind != "decoder":
             kind = family.model_types[0]
             raise ValueError(
@@ -151,7 +172,7 @@ def _untied(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
             )
         c = replace(c, tied=False)
         for tables in (parameters, codes):
-            tables |= {"head/table": tables["embed/table"]} if "embed/table" in tables else {}
+            tables |= {HEAD: tables[TABLE]} if TABLE in tables else {}
     return replace(checkpoint, config=c, parameters=parameters, codes=codes)
 
 
@@ -174,7 +195,7 @@ def _with_whole_weights(found: Found, checkpoint: Checkpoint, family: Family) ->
     for name, actual in unused.items():
         # peft saves the tied head's base beside an adapted table; it repeats the table and is
         # skipped.
-        if not c.tied or name != "lm_head.weight" or ".base_layer." not in actual:
+        if not c.tied or name != f"{_HEAD}.weight" or ".base_layer." not in actual:
             raise ValueError(
                 f"the adapter has the tensor {actual!r}, which {checkpoint.source} has no place for"
             )

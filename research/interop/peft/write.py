@@ -2,6 +2,7 @@
 adapter_model.safetensors."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from research.interop.peft.prompts import write_prompts
 from research.interop.peft.read import STEM
 from research.interop.peft.tensors import Arrays
 from research.interop.storage.checkpoint import Parameter, specs_by_path, stacked_axes
+from research.interop.storage.family import Family
 from research.interop.storage.foreign import write_tensors
-from research.interop.storage.modules import PREFIX, modules
+from research.interop.storage.modules import HEAD, PREFIX, TABLE, modules
 from research.interop.storage.safetensors import write_safetensors
 from research.interop.storage.tensors import Tensor
 from research.models.config import ModelConfig
@@ -26,17 +28,23 @@ from research.weights.ia3 import Ia3Adapter
 from research.weights.lora import LoraAdapter
 from research.weights.rules import is_leaf
 
+_TASKS = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}  # by kind of model
+
 
 def write_peft(folder: Path, adapters: tree.Tree, c: ModelConfig, base: str = "") -> None:
     """Writes a tree of adapters for a model of config `c` into an existing folder, in peft's
     format.
 
     `base` is the name or path of the base model, under which peft will look for it. Ranks that are
-    zero in A and in B (padding in a stack) are left out. ValueError for adapters of two kinds, and
-    for kinds that peft does not have.
+    zero in A and in B (padding in a stack) are left out. A table that is also the head is written
+    for both uses, because peft changes only the one that it is told of. ValueError for adapters of
+    two kinds, and for kinds that peft does not have.
     """
     family, values = describe(c)
     leaves = tree.paths(adapters, is_leaf)
+    both_uses = c.tied and TABLE in leaves
+    if both_uses:
+        c, leaves = _untied(c, leaves, family)
     loras = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, LoraAdapter)}
     gains = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Ia3Adapter)}
     plain = {path: np.asarray(leaf) for path, leaf in leaves.items() if path not in loras | gains}
@@ -45,6 +53,10 @@ def write_peft(folder: Path, adapters: tree.Tree, c: ModelConfig, base: str = ""
     bare = family.prefix if values["architectures"] == ["BertModel"] else ""
     if loras and not gains:
         fields, arrays = write_lora(loras, known, c)
+        if both_uses and TABLE in loras and "embed_tokens" in fields["target_modules"]:
+            # peft then keeps both one while it trains them further. It knows tied tables by this
+            # name: GPT-2's `wte` it would forget as a target when it saves the adapter again.
+            fields["ensure_weight_tying"] = True
         kept, whole = _whole(plain, c, family)
         fields, arrays = {**fields, "modules_to_save": kept or None}, arrays | whole
     elif gains and not loras and not plain:
@@ -57,13 +69,17 @@ def write_peft(folder: Path, adapters: tree.Tree, c: ModelConfig, base: str = ""
             f"peft has no adapter that is {', '.join(sorted(leaves)[:4])}, ... at once; write one "
             "kind of them"
         )
-    kinds = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}
     fields = {
         "base_model_name_or_path": base or None,
-        "task_type": "SEQ_CLS" if c.labels else kinds.get(c.kind),
+        "task_type": "SEQ_CLS" if c.labels else _TASKS.get(c.kind),
         "inference_mode": True,
         **fields,
     }
+    _write_files(folder, fields, arrays, bare)
+
+
+def _write_files(folder: Path, fields: dict[str, Any], arrays: Arrays, bare: str) -> None:
+    """Writes both files; `bare` is the start that tensors' names lose."""
     write_json(folder / FILE, fields)
     # Only adapters on modules lie under the wrapped model's prefix.
     lead = "" if fields["peft_type"] in (PREFIX_TUNING, PROMPT_TUNING) else PREFIX
@@ -74,6 +90,21 @@ def write_peft(folder: Path, adapters: tree.Tree, c: ModelConfig, base: str = ""
     # peft reads one file and no index, so it is never split; `format` tells transformers that the
     # tensors are PyTorch's.
     write_safetensors(folder, streams, STEM, metadata={"format": "pt"}, shard_bytes=2**62)
+
+
+def _untied(
+    c: ModelConfig, leaves: Mapping[str, Any], family: Family
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """(config, adapters) of the same model with a head of its own, which has the table's adapter
+    too. ValueError for models that use the table in more places than these two."""
+    if c.kind == "encoder" and not c.mlm_head:
+        return c, dict(leaves)  # no head reads the table
+    if c.kind != "decoder":
+        raise ValueError(
+            f"the adapter is on {TABLE}, which a {family.model_types[0]} uses in several places "
+            "and peft adapts in one; convert the run with --to=hf, which merges it"
+        )
+    return replace(c, tied=False), {**leaves, HEAD: leaves[TABLE]}
 
 
 def _whole(

@@ -19,8 +19,9 @@ from research.models.config import ModelConfig
 from research.models.spec import Spec
 
 PREFIX = "base_model.model."
+TABLE, HEAD = "embed/table", "head/table"  # one weight in a tied model
 # Tables that are read by rows and may have an adapter.
-TABLES = ("embed/table", "embed/positions", "embed/types")
+TABLES = (TABLE, "embed/positions", "embed/types")
 
 
 @dataclass(frozen=True)

@@ -215,10 +215,13 @@ def _write_file(
         for name in order:
             tensor, parts = shard[name]
             written = 0
-            for part in parts():
-                part = np.ascontiguousarray(part, _dtype(tensor.dtype))
-                file.write(part.reshape(-1).view(np.uint8))
-                written += part.nbytes
+            try:
+                for part in parts():
+                    part = np.ascontiguousarray(part, _dtype(tensor.dtype))
+                    file.write(part.reshape(-1).view(np.uint8))
+                    written += part.nbytes
+            except ValueError as error:  # of what makes the values, which does not know the name
+                raise ValueError(f"tensor {name!r} cannot be written: {error}") from None
             if written != nbytes(tensor):
                 raise ValueError(
                     f"{name} came as {written} bytes, wanted {nbytes(tensor)} for {tensor}"

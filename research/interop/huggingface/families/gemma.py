@@ -27,13 +27,21 @@ from research.ops.rope import RopeScaling
 # Every so many layers one is global, in a config.json that does not say. These are the defaults of
 # transformers' classes.
 _PERIODS = {"gemma2": 2, "gemma3_text": 6}
+# transformers' own defaults for fields that a config.json leaves out.
+_DEFAULTS = {
+    "gemma": {"num_key_value_heads": 16, "max_position_embeddings": 8192},
+    "gemma2": {"num_key_value_heads": 4, "max_position_embeddings": 8192},
+    "gemma3_text": {"num_key_value_heads": 4, "max_position_embeddings": 131072},
+}
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 
 
 def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     """The model that a config.json of transformers 4 or 5 describes; `names`, the tensors, are not
     asked. ValueError for settings that our layers do not compute."""
-    kind, d_model = values["model_type"], integer(values, "hidden_size")
+    kind = values["model_type"]
+    values = {**_DEFAULTS[kind], **values}
+    d_model = integer(values, "hidden_size")
     # Gemma's heads are wider than d_model / heads; 256 is the default of all three classes.
     heads, head_size = integer(values, "num_attention_heads"), integer(values, "head_dim", 256)
     refuse(values, use_bidirectional_attention=False)
@@ -48,7 +56,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         kv_heads=integer(values, "num_key_value_heads", heads),
         head_size=head_size,
         d_ff=integer(values, "intermediate_size"),
-        max_length=integer(values, "max_position_embeddings", 8192),
+        max_length=integer(values, "max_position_embeddings"),
         rope_theta=theta,
         rope_scaling=scaling,
         local_rope_theta=local_theta,
@@ -126,15 +134,19 @@ def _read_rope(
     rotate as the global ones do. ValueError where the positions of local layers are scaled."""
     if values["model_type"] != "gemma3_text":
         return *llama.read_rope(values), 0.0
-    kinds = values.get("rope_parameters") or {}
-    if kinds:
-        wide, narrow = (
-            llama.read_rope({"rope_parameters": kinds.get(k)}) for k in (_GLOBAL, _LOCAL)
-        )
-    else:
-        # transformers 4: two fields beside each other, with these defaults.
-        wide = llama.read_rope({"rope_theta": 1e6, **values})
-        narrow = number(values, "rope_local_base_freq", 10000.0), RopeScaling()
+    kinds, scaling = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
+    # Version 5 has parameters for each type of layer, version 4 two bases beside each other; where
+    # a file has both, the scaling of version 4 is added to the global layers' parameters.
+    thetas = {"rope_theta": 1e6, "rope_local_base_freq": 1e4} | dict(values)
+    wide = llama.read_rope(
+        {
+            "rope_theta": thetas["rope_theta"],
+            "rope_parameters": {**(kinds.get(_GLOBAL) or {}), **scaling},
+        }
+    )
+    narrow = llama.read_rope(
+        {"rope_theta": thetas["rope_local_base_freq"], "rope_parameters": kinds.get(_LOCAL)}
+    )
     if narrow[1] != RopeScaling():
         raise ValueError(
             "config.json scales the rotary positions of local layers; none is supported"

@@ -17,18 +17,23 @@ from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
 from research.ops.rope import RopeScaling
 
-# Where config.json leaves a field out, transformers takes the default of the model's own class.
-_EPS = {"mixtral": 1e-5}  # else 1e-6
+# Where config.json leaves a field out, transformers takes the default of the model's own class,
+# which is not what a null means: a Mistral without "sliding_window" has a window of 4,096.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "mixtral": {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
+}
 
 
 def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     """The model that a config.json of transformers 4 or 5 describes; `names`, the tensors, are not
     asked. ValueError for settings that our layers do not compute."""
-    kind, heads, d_model = (
-        values["model_type"],
-        integer(values, "num_attention_heads"),
-        integer(values, "hidden_size"),
-    )
+    kind = values["model_type"]
+    values = {**_DEFAULTS[kind], **values}
+    heads, d_model = integer(values, "num_attention_heads"), integer(values, "hidden_size")
     theta, scaling = read_rope(values)
     refuse(values, partial_rotary_factor=1.0, pretraining_tp=1)
     biased = "all" if flag(values, "attention_bias", False) else "none"
@@ -46,7 +51,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         rope_theta=theta,
         rope_scaling=scaling,
         window=_read_window(values),
-        norm_eps=number(values, "rms_norm_eps", _EPS.get(kind, 1e-6)),
+        norm_eps=number(values, "rms_norm_eps", 1e-6),
         query_norm=kind == "qwen3",
         activation=activation(values, "hidden_act", "silu"),
         # Qwen 2 has these three biases without saying so, and no field that turns them off.
@@ -63,19 +68,21 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
 def read_rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling]:
     """(base, scaling) of the rotary positions, from `rope_parameters` (transformers 5) or from
     `rope_theta` and `rope_scaling` (transformers 4). ValueError for a scaling that we do not have.
+
+    Where a file has both, transformers 5 takes all of `rope_scaling` and nothing of the other.
     """
-    new = values.get("rope_parameters") or {}
+    scaling = values.get("rope_scaling") or values.get("rope_parameters") or {}
     # transformers 5 nests one set of parameters under each type of layer where a model has several.
-    if new and all(isinstance(value, Mapping) for value in new.values()):
-        first, *others = new.values()
+    if scaling and all(isinstance(value, Mapping) for value in scaling.values()):
+        first, *others = scaling.values()
         if any(other != first for other in others):
             raise ValueError(
                 "config.json has rope_parameters that differ by layer type; one for all layers is "
                 "supported"
             )
-        new = first
-    scaling = new or values.get("rope_scaling") or {}
-    theta = number(new if "rope_theta" in new else values, "rope_theta", 10000.0)
+        scaling = first
+    refuse(scaling, partial_rotary_factor=1.0)
+    theta = number(scaling if "rope_theta" in scaling else values, "rope_theta", 10000.0)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return theta, RopeScaling()

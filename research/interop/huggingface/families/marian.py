@@ -21,6 +21,8 @@ from research.models.config import ModelConfig
 def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     """The model that a config.json describes; `names`, the tensors, are not asked. ValueError for
     settings that our layers do not compute."""
+    # transformers' defaults for fields that a config.json leaves out.
+    values = {"encoder_attention_heads": 16, "encoder_ffn_dim": 4096, **values}
     d_model, vocab_size = integer(values, "d_model"), integer(values, "vocab_size")
     heads, d_ff = integer(values, "decoder_attention_heads"), integer(values, "decoder_ffn_dim")
     refuse(
