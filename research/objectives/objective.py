@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol
 import jax
 import numpy as np
 
+from research.data.windows import Windows
 from research.models.model import Model
 from research.objectives.config import ObjectiveConfig
 from research.tree import Tree
@@ -64,6 +65,11 @@ class Objective(Protocol):
         self, window: dict[str, np.ndarray], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
         """One row of a batch: fields of `research.data.batch.Batch` without their first axis."""
+
+    def shortfalls(self, windows: Windows) -> list[str]:
+        """Lines for the user on targets that these windows should give and do not, such as those
+        of texts too short for one; none by default."""
+        return []
 
     @abstractmethod
     def loss(

@@ -1,5 +1,6 @@
 """Preparation of a run: its data and state, and the files in its directory that describe it."""
 
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,7 @@ def prepare(
     windows = corpus.train_windows(
         length, objective.overlap, experiment.train.seed, _tell_tokenizing
     )
+    _warn(objective.shortfalls(windows))
     heldout = corpus.heldout_windows(length, objective.overlap)
     # For its errors, before the checkpoint is read, which may take long.
     appraisal = make_appraisal(program, corpus, heldout)
@@ -108,6 +110,11 @@ def prepare(
     )
     seed, threads = experiment.train.seed, experiment.data.threads
     return session, WindowFeed(windows, objective, seed, program.batch_size, threads)
+
+
+def _warn(lines: list[str]) -> None:
+    for line in lines:
+        logging.warning(line)
 
 
 def _restore_or_begin(
