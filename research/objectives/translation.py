@@ -38,12 +38,12 @@ class Translation(Objective):
     config = TranslationConfig
     model_kind = "encoder_decoder"
     reads = "pairs"
-    overlap = 0
-    begins_texts = False
+    overlap = 0  # windows hold whole pairs
+    begins_texts = False  # a source text begins without a mark, as in Marian and T5
     answers_chats = False
     classifies = False
     reports = ()
-    bits_per_byte = False
+    bits_per_byte = False  # only the targets are predicted
 
     @classmethod
     def make(cls, config: TokenLossConfig, tokenizer: Any) -> "Translation":

@@ -62,13 +62,13 @@ def test_long_conversations_are_counted(open_rows, caplog):
     rows += [chat("q" * 70 + str(i), "yes") for i in range(12)]
     rows += [chat(f"{i}", "y" * 90) for i in range(18)]
     corpus = open_rows(rows, "conversations")
-    corpus.train_windows(64, 0, 0)
+    corpus.train_windows(65, 0, 0)
     train = [corpus.sources[0][0].train[i] for i in range(len(corpus.sources[0][0].train))]
     counts = [sum(mark in d["conversation"] for d in train) for mark in ("qqq", "yyy")]
     wanted = f"left out {counts[0]}, cut {counts[1]} of {len(train)} conversations at 64 tokens"
     assert said(caplog) == [wanted] and min(counts) > 5
     caplog.clear()
-    corpus.heldout_windows(64, 0)
+    corpus.heldout_windows(65, 0)
     assert len(said(caplog)) == 1 and said(caplog)[0].startswith("held out: left out ")
 
 
