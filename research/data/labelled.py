@@ -11,6 +11,8 @@ from research.data.tokens import TokenStore
 from research.data.windows import WindowOptions
 from research.downloads.cache import remembered
 
+_MOST_CLASSES = 1_000_000
+
 
 def label_names(
     parts: Iterable[Documents], cache_dir: Path, field: str = "label"
@@ -18,7 +20,8 @@ def label_names(
     """The names of the classes in labelled documents; the number of a class is its index.
 
     Names are sorted alphabetically. If all labels are numbers, the classes are "0" to the largest
-    one, so that class 3 is number 3 even if the data have no class 2.
+    one, so that class 3 is number 3 even if the data have no class 2. ValueError for a number of
+    a million or more.
     """
     parts = list(parts)
     # Named by content: every start of a run asks, and the answer takes a pass over all records.
@@ -33,7 +36,14 @@ def label_names(
                 except UnreadableRecord:  # counted where the records are tokenised
                     continue
         if all(name.isascii() and name.isdecimal() for name in names):
-            return [str(number) for number in range(max(map(int, names), default=-1) + 1)]
+            largest = max(map(int, names), default=-1)
+            # A year or an id in the place of a class would make more classes than memory has room.
+            if largest >= _MOST_CLASSES:
+                raise ValueError(
+                    f"label {largest} would make {largest + 1} classes; number them from 0, or "
+                    f"name another field with ?text=FIELD&label=FIELD"
+                )
+            return [str(number) for number in range(largest + 1)]
         return sorted(names)
 
     return tuple(remembered(cache_dir / "labels" / f"{key[:32]}.json", read_all))

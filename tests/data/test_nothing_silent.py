@@ -374,7 +374,7 @@ def test_every_objective_is_named_by_its_layout():
 
 def test_commas_and_colons_of_paths_that_exist_are_theirs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("a,b.txt", "c:2", "d,e,f.jsonl", "d"):
+    for name in ("a,b.txt", "c:2", "d,e,f.jsonl", "d", "why?.txt"):
         (tmp_path / name).write_text("x")
     for spelling, wanted in (
         ("a,b.txt", [("a,b.txt", 1.0)]),
@@ -385,9 +385,12 @@ def test_commas_and_colons_of_paths_that_exist_are_theirs(tmp_path, monkeypatch)
             [("stdlib", 3.0), ("d,e,f.jsonl?text=body", 2.0), ("c:2", 1.0)],
         ),
         ("d,e.txt", [("d", 1.0), ("e.txt", 1.0)]),
+        ("why?.txt,stdlib", [("why?.txt", 1.0), ("stdlib", 1.0)]),
         (f"{tmp_path}/a,b.txt", [(f"{tmp_path}/a,b.txt", 1.0)]),
     ):
         assert parse_mixture(spelling) == wanted
+    (tmp_path / "why?.txt").write_text("because\n" * 300)
+    assert open_source("why?.txt", tmp_path / "cache").train[0]["text"].startswith("because")
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "no record"])
