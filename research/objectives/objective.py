@@ -19,8 +19,7 @@ class Objective(Protocol):
     """Turns a window of tokens into an example, and a batch of examples into a loss.
 
     An implementer is one frozen dataclass in a file of its own and one row of
-    `research.objectives.choose.OBJECTIVES`. The laws, which tests/objectives/test_laws.py runs
-    over all of them:
+    `research.objectives.choose.OBJECTIVES`. Laws, tested over all in tests/objectives/test_laws.py:
 
     - `example` takes a window of `window_length(T)` tokens in the layout `reads` and returns fields
       of `research.data.batch.Batch`. Their shapes depend on T alone. Random choices come from the
