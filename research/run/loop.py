@@ -13,6 +13,7 @@ from research import command
 from research.devices.table import peak_flops
 from research.experiment.config import Experiment
 from research.objectives.choose import make_objective
+from research.run.epochs import with_steps
 from research.run.feed import Feed
 from research.run.lines import announce, log_sample, log_step
 from research.run.opened import keep_compiled_programs
@@ -71,6 +72,9 @@ def train(
     # Data come before the program, because the objective needs the tokenizer.
     corpus = open_data(experiment, workdir / "tokenizer")
     program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
+    if experiment.train.epochs:
+        experiment = with_steps(program, corpus)
+        program = make_program(experiment, program.objective)
     with (
         # One process of a job locks for all.
         locked(workdir, enabled=jax.process_index() == 0),
