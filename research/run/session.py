@@ -1,5 +1,6 @@
 """Preparation of a run: its data and state, and the files in its directory that describe it."""
 
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,7 @@ def prepare(
     objective = program.objective
     length = objective.window_length(experiment.data.sequence_length)
     windows = training_windows(program, corpus, _tell_tokenizing)
+    _warn(objective.shortfalls(windows))
     heldout = corpus.heldout_windows(length, objective.overlap)
     # For its errors, before the checkpoint is read, which may take long.
     appraisal = make_appraisal(program, corpus, heldout)
@@ -109,6 +111,11 @@ def prepare(
     )
     seed, threads = experiment.train.seed, experiment.data.threads
     return session, WindowFeed(windows, objective, seed, program.batch_size, threads)
+
+
+def _warn(lines: list[str]) -> None:
+    for line in lines:
+        logging.warning(line)
 
 
 def _restore_or_begin(
