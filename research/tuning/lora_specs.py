@@ -121,7 +121,7 @@ def _adapter(path: str, w: Any, rank: int, alpha: float, config: LoraConfig) -> 
             "lora"
         )
 
-    def _spec(axes, init, dtype=None):
+    def _spec(axes, init, dtype=None, kind=""):
         return replace(
             w,
             shape=tuple(s for s, _ in axes),
@@ -129,6 +129,7 @@ def _adapter(path: str, w: Any, rank: int, alpha: float, config: LoraConfig) -> 
             init=init,
             dtype=dtype,
             inputs=1,
+            kind=kind,
         )
 
     low, scale = [(rank, "rank")], alpha / (math.sqrt(rank) if config.rank_stable else rank)
@@ -138,7 +139,7 @@ def _adapter(path: str, w: Any, rank: int, alpha: float, config: LoraConfig) -> 
         # With b zero the update is zero, and only b has a gradient in the first step.
         b=_spec([*stack, *low, *outer], _constant(0.0)),
         # float32 whatever the parameters are in: bfloat16 would round alpha / rank.
-        scale=_spec(stack, _constant(scale), "float32"),
+        scale=_spec(stack, _constant(scale), "float32", "constant"),
         magnitude=_spec([*stack, *outer], _constant(1.0)) if config.decompose else None,
         table=w.inputs < 0,
         dropout=config.dropout,
