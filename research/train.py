@@ -16,13 +16,16 @@ import logging
 import sys
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
 from research import command
+from research.fit.at_hand import outlook
 from research.parallel.processes import start_processes
 from research.run.loop import Result, train
 from research.run.resolve import from_config
+from research.run.workdir import refuse_addresses
 
 __all__ = ["Result", "main", "train"]
 
@@ -49,15 +52,23 @@ def main(arguments: list[str]) -> int:
     config = command.read_config(CONFIG)
     if not WORKDIR.value:
         raise ValueError("give --workdir=FOLDER, such as --workdir=runs/quickstart")
+    refuse_addresses(WORKDIR.value)
     logging.basicConfig(
         level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
     )
     start_processes()
+    experiment = from_config(config)
+    line, fits = outlook(experiment)
+    # At once, before data are read and parameters made: where memory is short the kernel ends a
+    # process without a word. What fits is told with the rest of what is about to run.
+    if not fits and jax.process_index() == 0:
+        print(line, file=sys.stderr)
     result = train(
-        from_config(config),
+        experiment,
         Path(WORKDIR.value),
         allow_changed=ALLOW_CHANGED.value,
         profile=_profile_steps(PROFILE.value),
+        remarks=[line] if fits and line else [],
     )
     return result.exit_code
 

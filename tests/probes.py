@@ -153,6 +153,7 @@ def trackers(e: Experiment, folder: Path, monkeypatch) -> object:
     program = SimpleNamespace(mesh=make_mesh("", jax.devices()[:1]), experiment=e)
     begun = SimpleNamespace(start_step=0, experiment=e, workdir=folder / "run", program=program)
     for name, fake in {
+        "refuse_lost_checkpoints": lambda *_: None,
         "keep_compiled_programs": lambda: None,
         "open_data": lambda *_: SimpleNamespace(tokenizer=None),
         "make_objective": lambda *_: None,
@@ -191,8 +192,9 @@ def data(e: Experiment, folder: Path, monkeypatch) -> object:
         "_record": lambda *_: None,
     }.items():
         monkeypatch.setattr(session, name, fake)
-    fake = SimpleNamespace(objective=objective_of(e), batch_size=1)
-    _, feed = session.prepare(e, folder / "none", corpus, fake, None, False)
+    fake = SimpleNamespace(objective=objective_of(e), batch_size=1, experiment=e)
+    none = SimpleNamespace(meta=dict)
+    _, feed = session.prepare(e, folder / "none", corpus, fake, none, False)
     assert isinstance(feed, WindowFeed)
     return (
         opened.provenance["fingerprint"],

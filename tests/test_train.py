@@ -176,8 +176,57 @@ def test_changed_data_and_a_changed_tokenizer_are_refused(run, tmp_path):
     config = read_json(workdir / "config.json")
     config["data"]["source"] = str(text)
     (workdir / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="the data is not that of the run"):
+    # The file agrees with what is given, and the checkpoint does not.
+    with pytest.raises(ValueError, match="data.source: 'stdlib' -> "):
         train(workdir, **{"data.source": str(text)})
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("model", "norm_eps", 0.1),
+        ("model", "embedding_scale", 2.0),
+        ("precision", "compute", "bfloat16"),
+        ("data", "sequence_length", 32),
+    ],
+)
+def test_a_config_edited_after_the_run_is_not_believed(run, tmp_path, section, field, value):
+    from research.interop.load import load
+    from research.run.opened import open_run
+
+    workdir = tmp_path / "edited"
+    shutil.copytree(run, workdir)
+    config = read_json(workdir / "config.json")
+    config[section][field] = value
+    (workdir / "config.json").write_text(json.dumps(config))
+    for reader in (open_run, load):  # as for generate and evaluate, and as for convert
+        with pytest.raises(ValueError, match=rf"step 12 was saved \({section}.{field}: "):
+            reader(workdir)
+
+
+def test_a_chat_template_edited_after_the_run_is_said(run, tmp_path, caplog):
+    from research.run.opened import open_run
+
+    workdir = tmp_path / "edited"
+    shutil.copytree(run, workdir)
+    (workdir / "tokenizer" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    open_run(workdir)
+    assert caplog.messages == [
+        f"the chat template in {workdir}/tokenizer is not the one that the run learnt"
+    ]
+    with pytest.raises(ValueError, match="the chat template is not that of the run"):
+        train(workdir)
+
+
+def test_a_config_that_was_deleted_is_written_again_from_a_run_that_agrees(run, tmp_path):
+    workdir = tmp_path / "deleted"
+    shutil.copytree(run, workdir)
+    (workdir / "config.json").unlink()
+    with pytest.raises(ValueError, match="data.batch_size: 8 -> 16"):
+        train(workdir, **{"data.batch_size": 16})
+    assert not (workdir / "config.json").exists()
+    assert train(workdir) == 0
+    assert read_json(workdir / "config.json") == read_json(run / "config.json")
 
 
 def test_warm_start_takes_another_runs_parameters_and_nothing_else(run, tmp_path):

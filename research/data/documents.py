@@ -63,6 +63,7 @@ class Subset:
     def __init__(self, documents: Documents, indices: np.ndarray):
         self.fields = documents.fields
         self.fingerprint = digest(documents.fingerprint, indices.astype("<i8").tobytes())
+        self.rules = getattr(documents, "rules", 1)
         self._documents, self._indices = documents, indices
 
     def __len__(self) -> int:

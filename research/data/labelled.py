@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from research.data.census import Census, unmarked_bounds
 from research.data.documents import Documents, UnreadableRecord, digest
 from research.data.tokens import TokenStore
 from research.data.windows import WindowOptions
@@ -90,14 +91,19 @@ class LabelledTexts:
         self.length, self._texts, self._labels = length, texts, labels
         self._before = [] if bos_id is None else [bos_id]
         self._after = [] if eos_id is None else [eos_id]
+        self._room = length - len(self._before) - len(self._after)
+        # A text with marks of its own does not get a second pair.
+        self._starts, self._stops = unmarked_bounds(texts, bos_id, eos_id)
+        cut = int(np.sum(self._stops - self._starts > self._room))
+        self.stores, self.census = (texts, labels), Census("texts", len(texts), length, cut=cut)
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         index = range(len(self))[index]
-        room = self.length - len(self._before) - len(self._after)
-        ids = self._texts.ids[self._texts.offsets[index] : self._texts.offsets[index + 1]][:room]
+        begin = self._starts[index]
+        ids = self._texts.ids[begin : min(self._stops[index], begin + self._room)]
         row = np.concatenate([self._before, ids, self._after]).astype(np.int32)
         tokens, segments, positions = window = np.zeros((3, self.length), np.int32)
         window[:, : len(row)] = row, np.ones(len(row)), np.arange(len(row))

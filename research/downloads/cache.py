@@ -2,6 +2,7 @@
 killed or several build it at the same time."""
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -21,6 +22,22 @@ def cache_directory() -> Path:
     return Path(os.environ.get("GRAFT_CACHE", "~/.cache/graft")).expanduser()
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder of the cache. ValueError if that is not allowed: a read-only home, which
+    another attempt would find again."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Permissions alone do not tell: the file system may be mounted read-only.
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(
+            f"the cache {folder} cannot be written: {error.strerror}; set GRAFT_CACHE to a folder "
+            "that can"
+        ) from None
+
+
 class Damaged(ValueError):
     """A cached directory exists, but its content is not what was once written."""
 
@@ -35,7 +52,7 @@ def built(directory: Path, build: Callable[[Path], None], read: Callable[[Path],
     try:
         return read(directory)
     except (FileNotFoundError, Damaged):
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(directory.parent)
     # Read again under the lock: another process may have built it while this one waited.
     with _locked(directory) as alone:
         try:
@@ -65,7 +82,7 @@ def remembered(path: Path, compute: Callable[[], Any]) -> Any:
     there first."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         return read_json(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_json(path, compute())
     # Read back, so that the first call and all later ones give the same types.
     return read_json(path)

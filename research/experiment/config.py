@@ -248,14 +248,19 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def refused_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines such as "data.batch_size: 16 -> 32" for the fields that differ between two configs,
-    values of `config.json`, and must not change on resume (`RESUME`). An absent field is at its
-    default.
-    """
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Lines such as "data.batch_size: 16 -> 32", by path, for the fields that differ between two
+    configs, values of `config.json`. An absent field is at its default."""
     before, after = (flatten(json.loads(json.dumps(complete(one)))) for one in (old, new))
-    return [
-        f"{name}: {before.get(name)!r} -> {after.get(name)!r}"
+    return {
+        name: f"{name}: {before.get(name)!r} -> {after.get(name)!r}"
         for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and not may_change(Experiment, name)
+        if before.get(name) != after.get(name)
+    }
+
+
+def refused_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The lines of `differences` for the fields that must not change on resume, see `RESUME`."""
+    return [
+        line for name, line in differences(old, new).items() if not may_change(Experiment, name)
     ]

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research.experiment.config import Experiment
 from research.fit.targets import Target
-from research.infer.decode_layout import prepare
+from research.infer.decode_layout import is_faster, lay_out
 from research.infer.sampling import SamplingConfig
 from research.infer.steps import DecodeState, advance, chunk_size, empty
 from research.models.cache import StackedCache
@@ -35,9 +35,9 @@ class Decode:
     """Everything that generation's loop is called with, as shapes and shardings.
 
     `length` tokens of each row are in the cache. `params` are in the compute type or as codes, with
-    adapters attached, and laid out as `research.infer.decode_layout.prepare` does it. Generation
-    itself keeps the original layout too, to read prompts with, and rounds rows and slots up to
-    `steps.bucket` sizes; here they are taken as given.
+    adapters attached, and in the layout of `research.infer.decode_layout`. On a CPU generation
+    itself keeps the original layout too, to read prompts with; everywhere it rounds rows and slots
+    up to `steps.bucket` sizes, and here they are taken as given.
     """
 
     model: Model
@@ -128,7 +128,8 @@ def plan_decode(experiment: Experiment, target: Target) -> Decode:
 
 def _prepared(model: Model, params: Tree) -> Tree:
     """What generation makes of the parameters before its loop."""
-    return prepare(model, model.prompted(params))
+    prompted = model.prompted(params)
+    return lay_out(model, prompted) if is_faster() else prompted
 
 
 def _started(model: Model, rows: int, length: int, params: Tree) -> DecodeState:

@@ -75,18 +75,21 @@ def estimate(experiment: Experiment, target: Target, weights: Weights | None = N
     rows, length = e.data.global_batch(target.count), e.data.sequence_length
     tokens = _device_tokens(e, rows, w)
     gradient = e.precision.accumulate_dtype.itemsize
+    layers = c.layers + c.encoder_layers
     # Bytes of one element a token that every layer keeps.
-    per_element = e.precision.compute_dtype.itemsize * tokens * (c.layers + c.encoder_layers)
-    # A CPU's memory is the host's, so nothing is offloaded there.
-    offloads = e.execution.remat == "offload" and target.platform != "cpu"
+    per_element = _itemsize(e, target) * tokens * layers
+    remat = _remat(e, target)
+    kept = per_element * _kept(c, remat, w, target)
+    if remat == "none":
+        kept += layers * _probability_bytes(e, target, w, tokens)
     compute, network = _seconds(e, target, w)
     return Estimate(
         state=w.trained + w.frozen + w.moments,
         gradients=round(w.trained * gradient / e.precision.param_dtype.itemsize),
-        kept=round(per_element * _kept(c, e.execution.remat, w, target)),
+        kept=round(kept),
         layer=round(_layer_bytes(e, target, w, tokens)),
         head=round(_head_bytes(e, target, w, tokens)),
-        host_bytes=per_element * c.d_model if offloads else 0,
+        host_bytes=per_element * c.d_model if remat == "offload" else 0,
         tokens=rows * length,
         compute=compute,
         network=network,
@@ -106,7 +109,7 @@ def _device_tokens(e: Experiment, rows: int, w: Weights) -> int:
 def _layer_bytes(e: Experiment, target: Target, w: Weights, tokens: int) -> float:
     """One layer at work, in its backward pass."""
     c, tensor = e.model, w.sizes["tensor"]
-    itemsize, gradient = e.precision.compute_dtype.itemsize, e.precision.accumulate_dtype.itemsize
+    itemsize, gradient = _itemsize(e, target), e.precision.accumulate_dtype.itemsize
     # `feed_tokens` runs the feed-forward over so many tokens at a time.
     fed = min(tokens, e.execution.feed_tokens or tokens)
     # A head that is wider or narrower than the model's share of it makes the attention's arrays as
@@ -121,7 +124,30 @@ def _layer_bytes(e: Experiment, target: Target, w: Weights, tokens: int) -> floa
     # pair.
     relative = c.position == "relative"
     pairs = tokens * e.data.sequence_length * FLOAT32 * (BUCKETS + c.heads / tensor)
-    return w.layer + gradients + activations + (pairs if relative else 0)
+    scores = pairs if relative else _probability_bytes(e, target, w, tokens)
+    return w.layer + gradients + activations + scores
+
+
+def _itemsize(e: Experiment, target: Target) -> int:
+    """Bytes of an activation. The CPU's compiler widens 16-bit products, and with them what is kept
+    of their results, to float32."""
+    return FLOAT32 if target.platform == "cpu" else e.precision.compute_dtype.itemsize
+
+
+def _remat(e: Experiment, target: Target) -> str:
+    """The policy that layers follow: a CPU has no other memory to offload to and recomputes."""
+    offloads = e.execution.remat == "offload"
+    return "full" if offloads and target.platform == "cpu" else e.execution.remat
+
+
+def _probability_bytes(e: Experiment, target: Target, w: Weights, tokens: int) -> float:
+    """A layer's attention probabilities on a CPU, which has no kernel that does without them."""
+    c = e.model
+    if target.platform != "cpu" or c.position == "relative":
+        return 0.0
+    # Blocks of causal queries leave out about half of the pairs, see `ops.blocked`.
+    seen = 0.5 if c.kind == "decoder" else 1.0
+    return seen * FLOAT32 * tokens * e.data.sequence_length * c.heads / w.sizes["tensor"]
 
 
 def _head_bytes(e: Experiment, target: Target, w: Weights, tokens: int) -> float:

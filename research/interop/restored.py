@@ -6,19 +6,23 @@ from their origin: the checkpoint `config.init`; the seed, for a trial without o
 checkpoints, if initialising the adapters changed the base (PiSSA, OLoRA, LoftQ).
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from research.experiment.config import Experiment, from_json
+from research.data.documents import digest
+from research.data.tokenizers import Tokenizer, load_tokenizer
+from research.experiment.config import Experiment, differences, from_json
 from research.files import read_json
-from research.interop.grow import grow
 from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.grow import grow
 from research.models.model import Model
 from research.models.spec import abstract
 from research.parallel.axes import RULES, AxisRules
@@ -32,12 +36,13 @@ OpenCheckpoint = Callable[[str], AbstractContextManager[Checkpoint]]
 @dataclass(frozen=True)
 class RunParameters:
     """A run's trained parameters at `step` and its frozen base, {} where everything was trained;
-    both on the first device."""
+    both on the first device. `meta` is what the checkpoint says about its run."""
 
     experiment: Experiment
     step: int
     trainable: Tree
     base: Tree
+    meta: Mapping[str, Any]
 
     @property
     def params(self) -> Tree:
@@ -78,11 +83,12 @@ def restore_run(
     """A run's parameters at its newest good checkpoint, or at `step`; the workdir is only read.
 
     `open_checkpoint` opens `config.init`, if the base comes from there. ValueError for a folder
-    that is no run, for a run without a good checkpoint, and for a step that was not kept.
+    that is no run, for a run without a good checkpoint, for a step that was not kept, and if
+    config.json is not the one that the step was saved with.
     """
     experiment = read_experiment(workdir)
-    _, base_specs = specs_of(experiment)
-    step, trainable = restore_trainable(workdir, experiment, step)
+    trainable_specs, base_specs = specs_of(experiment)
+    step, trainable, meta = _restore(workdir, experiment, "trainable", trainable_specs, step)
     base: Tree = {}
     if base_specs and experiment.changes_base:
         base = _restore(workdir, experiment, "frozen", base_specs, step)[1]
@@ -91,14 +97,43 @@ def restore_run(
             base = read_base(experiment, base_specs, checkpoint)
     elif base_specs:
         base = read_base(experiment, base_specs, None)
-    return RunParameters(experiment, step, trainable, base)
+    _compare_base(workdir, experiment, base, meta)
+    return RunParameters(experiment, step, trainable, base, meta)
 
 
 def restore_trainable(
     workdir: Path, experiment: Experiment, step: int | None = None
 ) -> tuple[int, Tree]:
     """(step, trained parameters) of a run at its newest good checkpoint, or at `step`."""
-    return _restore(workdir, experiment, "trainable", specs_of(experiment)[0], step)
+    return _restore(workdir, experiment, "trainable", specs_of(experiment)[0], step)[:2]
+
+
+def load_run_tokenizer(workdir: Path, meta: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a run, whose checkpoint says `meta`.
+
+    ValueError if it gives other ids than the one that the run was trained with. Another chat
+    template, which one may want to try, is a warning.
+    """
+    folder = workdir / "tokenizer"
+    tokenizer = load_tokenizer(folder)
+    prints = tokenizer_prints(tokenizer)
+    # An older version has recorded no template.
+    changed = [name for name, value in prints.items() if meta.get(name, value) != value]
+    if "tokenizer" in changed:
+        raise ValueError(
+            f"the tokenizer in {folder} is not the one that the run was trained with; "
+            "restore the folder from a copy"
+        )
+    if changed:
+        logging.warning("the chat template in %s is not the one that the run learnt", folder)
+    return tokenizer
+
+
+def tokenizer_prints(tokenizer: Tokenizer) -> dict[str, str]:
+    """Digests of "tokenizer", the ids that it gives to texts, and of "chat_template", which it
+    does not cover."""
+    template = tokenizer.chat_template or ""
+    return {"tokenizer": tokenizer.fingerprint, "chat_template": digest(template)}
 
 
 def read_base(
@@ -137,12 +172,49 @@ def read_base(
 
 def _restore(
     workdir: Path, experiment: Experiment, key: str, specs: Tree, step: int | None
-) -> tuple[int, Tree]:
+) -> tuple[int, Tree, dict[str, Any]]:
     from research.training.checkpoint import restore_params  # importing Orbax takes a second
 
     # A base is never updated, so it is kept in the type it is computed in.
     precision = experiment.precision
     dtype = precision.param_dtype if key == "trainable" else precision.compute_dtype
     wanted = abstract(specs, dtype)
-    step, arrays, _ = restore_params(workdir / "checkpoints", wanted, key=key, step=step)
-    return step, arrays
+    step, arrays, meta = restore_params(workdir / "checkpoints", wanted, key=key, step=step)
+    _refuse_another_config(workdir, experiment, step, meta)
+    return step, arrays, meta
+
+
+# The fields of a config that decide what the parameters of a run compute, and on which texts.
+_COMPUTED = (
+    "model.", "tune.", "lora.", "quantize.", "precision.", "objective.name", "data.sequence_length",
+)  # fmt: skip
+
+
+def _refuse_another_config(
+    workdir: Path, experiment: Experiment, step: int, meta: Mapping[str, Any]
+) -> None:
+    """ValueError if config.json was changed after `step` was saved. Parameters have the same shapes
+    under another `rope_theta` or `norm_eps`, and would compute something else."""
+    file = workdir / "config.json"
+    if "config" not in meta:
+        logging.warning("step %d does not say with which config it was saved: %s", step, file)
+        return
+    changes = differences(meta["config"], experiment.to_json())
+    lines = [line for name, line in changes.items() if name.startswith(_COMPUTED)]
+    if lines:
+        raise ValueError(
+            f"{file} is not as it was when step {step} was saved ({'; '.join(lines)}); "
+            "set these fields back"
+        )
+
+
+def _compare_base(
+    workdir: Path, experiment: Experiment, base: Tree, meta: Mapping[str, Any]
+) -> None:
+    """Warns if the frozen weights have other bits than when the run was trained. That is no error:
+    quantizing on another kind of device may round otherwise."""
+    from research.training.fingerprint import combined
+
+    if base and meta.get("base") not in (None, combined(base)):
+        source = experiment.init or "the seed"
+        logging.warning("%s was trained on other bits than the weights of %s now", workdir, source)

@@ -10,13 +10,14 @@ import numpy as np
 
 from research import tree
 from research.data.chat import end_of_turn
-from research.data.tokenizers import Tokenizer, load_tokenizer
+from research.data.tokenizers import Tokenizer
 from research.data.tokenizers.huggingface import CONFIG
 from research.data.tokenizers.tokenizer import RECORD
 from research.experiment.config import Experiment
 from research.files import read_json
 from research.interop.restored import (
     OpenCheckpoint,
+    load_run_tokenizer,
     read_experiment,
     restore_run,
     restore_trainable,
@@ -56,7 +57,8 @@ def run_as_checkpoint(workdir: Path, open_parent: OpenCheckpoint) -> Checkpoint:
                 f"{workdir} is a trial on random parameters (no config.init), "
                 "of which no checkpoint is left"
             )
-    params = restore_run(workdir, open_parent).params
+    run = restore_run(workdir, open_parent)
+    params = run.params
     if base:
         params = merge(params, experiment.precision.param_dtype)
     # On the host, where writers take them slice by slice.
@@ -68,7 +70,7 @@ def run_as_checkpoint(workdir: Path, open_parent: OpenCheckpoint) -> Checkpoint:
         for path, spec in specs_by_path(config).items()
     }
     folder = workdir / "tokenizer"
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_run_tokenizer(workdir, run.meta)
     special = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": generation.as_special(run_end_ids(experiment, tokenizer, workdir)),

@@ -23,6 +23,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     SpanCorruption.name: SpanCorruption,
     Translation.name: Translation,
 }
+# A config without the section `objective` pretrains a decoder.
 DEFAULT = CausalLM.name
 
 
@@ -57,6 +58,7 @@ def own_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     name = values["name"]
     accepted = {field.name for field in fields(objective_class(name).config)}
+    # A file that lists every setting at its default is accepted: such a setting changes nothing.
     defaults, settings = flat_defaults(), {}
     for setting, value in values.items():
         if setting in accepted or setting not in defaults:

@@ -1,5 +1,8 @@
 """The training loop: steps over a feed, with evaluations, samples and checkpoints between them."""
 
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from research.run.saving import save
 from research.run.session import Session, prepare
 from research.run.start import open_data
 from research.run.step_trace import StepTrace
+from research.run.workdir import locked, refuse_lost_checkpoints
 from research.training.checkpoint import Checkpoints
 from research.training.flops import train_flops_per_token
 from research.training.metrics import RunLog
@@ -46,6 +50,7 @@ def train(
     allow_changed: bool = False,
     profile: range = range(0),
     live: bool | None = None,
+    remarks: Sequence[str] = (),
 ) -> Result:
     """Trains a new run in `workdir`, or resumes the run there.
 
@@ -53,26 +58,32 @@ def train(
     profile         the steps to trace with the profiler
     live            True shows a progress bar, False prints lines; None chooses the bar if standard
                     error is a terminal
+    remarks         lines for the log, after those of what is about to run
 
     ValueError, before the first step, for settings and data that do not fit.
 
         result = train(from_config(get_config("smoke")), Path("runs/smoke"))
         result.metrics["eval/loss"]
     """
-    keep_compiled_programs()
     workdir = Path(workdir)
+    refuse_lost_checkpoints(workdir)
+    keep_compiled_programs()
     # Data come before the program, because the objective needs the tokenizer.
     corpus = open_data(experiment, workdir / "tokenizer")
     program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
     with (
+        # One process of a job locks for all.
+        locked(workdir, enabled=jax.process_index() == 0),
         jax.set_mesh(program.mesh),
         Checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints,
     ):
         session, feed = prepare(experiment, workdir, corpus, program, checkpoints, allow_changed)
         log = _open_log(session, live)
         # Several processes leave signals to jax.distributed, see `_stop_now`.
-        with log, command.StopRequest(jax.process_count() > 1) as request:
+        with log, command.StopRequest(jax.process_count() > 1) as request, _in_mid_run():
             announce(session, log)
+            for line in remarks:
+                log.note(line)
             step, metrics = loop(session, feed, log, request, profile)
         # After the log is closed, so that the page shows every row.
         if jax.process_index() == 0:
@@ -80,6 +91,17 @@ def train(
     # A preempted run exits with a code that asks the launcher to start it again.
     exit_code = command.DONE if request.received is None else request.exit_code
     return Result(step, metrics, exit_code)
+
+
+@contextmanager
+def _in_mid_run() -> Iterator[None]:
+    """A context whose ValueErrors are failures of the run. Before the first step they stand for
+    mistakes in the settings, which a launcher must not start again."""
+    try:
+        yield
+    except ValueError as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise command.Stop(command.BUG, f"the run failed: {reason}") from error
 
 
 def _open_log(session: Session, live: bool | None) -> RunLog:
@@ -187,5 +209,8 @@ def _due(step: int, every: int) -> bool:
 
 def _stop_now(request: command.StopRequest, step: int) -> bool:
     if jax.process_count() > 1:  # all processes must leave the loop at the same step
-        return multihost_utils.reached_preemption_sync_point(step)
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return False
+        # The notifier has taken the signal, so the request does not know of it.
+        request.received = request.received or signal.SIGTERM
     return request.received is not None

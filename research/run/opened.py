@@ -6,11 +6,11 @@ from pathlib import Path
 
 import jax
 
-from research.data.tokenizers import Tokenizer, load_tokenizer
+from research.data.tokenizers import Tokenizer
 from research.downloads.cache import cache_directory
 from research.experiment.config import Experiment
 from research.interop.load import load, open_checkpoint
-from research.interop.restored import read_experiment, restore_run
+from research.interop.restored import load_run_tokenizer, restore_run
 from research.interop.runs import run_end_ids, run_generation
 from research.interop.storage.generation import read_sampling
 from research.models.model import Model
@@ -88,11 +88,8 @@ def open_run(workdir: str | Path, step: int | None = None) -> Opened:
     is no run, and as from `research.interop.restored.restore_run`.
     """
     folder = Path(workdir)
-    # First of all, because its error says that the folder is no run; the tokenizer's error would
-    # only say that a file is missing.
-    read_experiment(folder)
-    tokenizer = load_tokenizer(folder / "tokenizer")
     run = restore_run(folder, open_checkpoint, step)
+    tokenizer = load_run_tokenizer(folder, run.meta)
     e, objective = run.experiment, objective_class(run.experiment.objective.name)
     # Without a backward pass nothing is recomputed, and this machine may lack the kernels of the
     # one that trained the run.

@@ -1,5 +1,6 @@
 """Preparation of a run: its data and state, and the files in its directory that describe it."""
 
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,18 @@ import jax
 
 from research import tree
 from research.data.corpus import Corpus
-from research.data.documents import digest
-from research.experiment.config import Experiment, refused_changes
-from research.files import read_json, write_json
+from research.experiment.config import Experiment
+from research.files import building, write_json
 from research.interop.load import read_generation
+from research.interop.restored import tokenizer_prints
 from research.interop.storage.generation import FILE as GENERATION
 from research.run.appraisal import Appraisal, make_appraisal
 from research.run.program import Program
+from research.run.resumed import compare_configs, config_before, refuse_other_inputs, stretched
 from research.run.start import first_state, resumed_state
 from research.run.window_feed import WindowFeed
 from research.training.checkpoint import Checkpoints
-from research.training.fingerprint import fingerprint
+from research.training.fingerprint import combined
 from research.training.provenance import describe_run, write_provenance
 from research.training.state import TrainState
 
@@ -48,9 +50,11 @@ class Session:
     fingerprints: dict[str, str]
 
     def save(self, state: TrainState, step: int, feed_state: dict[str, Any]) -> None:
-        """Starts to save the state, the feed's state and the fingerprints. Frozen weights that can
-        be read again from `config.init` or the seed are left out."""
+        """Starts to save the state, and in `meta` what a resumed run must agree with: fingerprints,
+        config, rows of a batch and the feed's state. Frozen weights that can be read again from
+        `config.init` or the seed are left out."""
         meta: dict[str, Any] = dict(self.fingerprints)
+        meta |= {"config": self.experiment.to_json(), "batch_size": self.program.batch_size}
         if feed_state:
             meta["feed"] = feed_state
         self.checkpoints.save(step, self.program.to_stored(state), meta)
@@ -74,19 +78,20 @@ def prepare(
     windows = corpus.train_windows(
         length, objective.overlap, experiment.train.seed, _tell_tokenizing
     )
+    _warn(objective.shortfalls(windows))
     heldout = corpus.heldout_windows(length, objective.overlap)
     # For its errors, before the checkpoint is read, which may take long.
     appraisal = make_appraisal(program, corpus, heldout)
-    # The config is compared before a checkpoint is read: the names of two fields say more than
-    # arrays that differ in shape.
-    record = workdir / "config.json"
-    if record.exists():
-        _refuse_another_run(read_json(record), experiment.to_json(), allow_changed)
-    start_step, state, meta, notes = _restore_or_begin(program, checkpoints)
+    # Everything is compared before anything is written, so a refusal leaves the run as it is. The
+    # config comes before the arrays: the names of two fields say more than shapes that differ.
+    saved = checkpoints.meta()
+    before = config_before(workdir, saved)
+    notes = [] if allow_changed else compare_configs(experiment, workdir, program, saved, before)
+    start_step, state, meta, more_notes = _restore_or_begin(program, checkpoints)
     fingerprints = _fingerprints(corpus, state)
-    # Compared before anything is written, so a refusal leaves the run as it is.
     if meta and not allow_changed:
-        _refuse_other_inputs(workdir, meta, fingerprints)
+        refuse_other_inputs(workdir, meta, fingerprints)
+    notes += more_notes + stretched(before, program, start_step)
     # Processes share the workdir, so one of them writes.
     if jax.process_index() == 0:
         _record(experiment, workdir, corpus, program, start_step)
@@ -105,6 +110,11 @@ def prepare(
     )
     seed, threads = experiment.train.seed, experiment.data.threads
     return session, WindowFeed(windows, objective, seed, program.batch_size, threads)
+
+
+def _warn(lines: list[str]) -> None:
+    for line in lines:
+        logging.warning(line)
 
 
 def _restore_or_begin(
@@ -126,7 +136,9 @@ def _record(
     starts from generates."""
     # A later start reads the tokenizer from here, so a changed or missing source does not change
     # it.
-    corpus.tokenizer.save(workdir / "tokenizer")
+    if not (workdir / "tokenizer").is_dir():
+        with building(workdir / "tokenizer") as folder:
+            corpus.tokenizer.save(folder)
     generation = read_generation(experiment.init) if experiment.init and not start_step else {}
     if generation:  # kept, as the model made of the checkpoint ends and is drawn from alike
         write_json(workdir / GENERATION, generation)
@@ -146,32 +158,11 @@ def _fingerprints(corpus: Corpus, state: TrainState) -> dict[str, str]:
     """Digests of "tokenizer", "data" and, unless everything is trained, the bits of the "base"."""
     # The base is not in every checkpoint, so a changed source would go unnoticed without this.
     base = state.held["base"]
-    prints = fingerprint(base) if base else {}
-    lines = (f"{path} {bits}" for path, bits in prints.items())
     return {
-        "tokenizer": corpus.tokenizer.fingerprint,
+        **tokenizer_prints(corpus.tokenizer),
         "data": corpus.provenance["fingerprint"],
-        **({"base": digest(*lines, "")} if prints else {}),
+        **({"base": combined(base)} if base else {}),
     }
-
-
-def _refuse_another_run(old: dict[str, Any], new: dict[str, Any], allow_changed: bool) -> None:
-    changes = refused_changes(old, new)
-    if changes and not allow_changed:
-        raise ValueError(
-            f"the workdir holds a run with another config ({'; '.join(changes)}); "
-            "take another --workdir, or pass --allow_changed_config"
-        )
-
-
-def _refuse_other_inputs(workdir: Path, meta: dict[str, Any], fingerprints: dict[str, str]) -> None:
-    for name, value in fingerprints.items():
-        if meta[name] != value:
-            raise ValueError(
-                f"the {name} is not that of the run in {workdir} (fingerprint {value[:12]}, the "
-                f"run's {meta[name][:12]}); restore it, take another --workdir, or pass "
-                "--allow_changed_config"
-            )
 
 
 def _tell_tokenizing(done: int, documents: int) -> None:

@@ -22,6 +22,7 @@ from research.training.restore import (
     committed_steps,
     make_record,
     newest,
+    newest_meta,
     storable,
 )
 
@@ -98,6 +99,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The newest committed step; one still being written does not count."""
         return max(committed_steps(self._root), default=None)
+
+    def meta(self) -> dict[str, Any]:
+        """The `meta` of the newest step that has a readable record; {} if nothing was saved."""
+        return newest_meta(self._root)
 
     def restore(self, abstract_state: tree.Tree) -> Restored | None:
         """(step, state, meta) of the newest good step; None if nothing was ever saved.

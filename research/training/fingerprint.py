@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from research import tree
+from research.data.documents import digest
 
 _UNSIGNED = {
     2: jnp.uint2,
@@ -47,6 +48,11 @@ def fingerprint(state: tree.Tree) -> dict[str, str]:
     # One program and one transfer, instead of a dispatch and a wait for each leaf.
     sums = jax.device_get(_checksums(list(leaves.values())))
     return {path: f"{int(high):08x}{int(low):08x}" for path, (high, low) in zip(leaves, sums)}
+
+
+def combined(state: tree.Tree) -> str:
+    """One digest, 64 hexadecimal digits, of all the fingerprints of a tree and their paths."""
+    return digest(*(f"{path} {bits}" for path, bits in fingerprint(state).items()), "")
 
 
 def _describe(leaf) -> str:

@@ -80,10 +80,13 @@ class RunLog:
         # As if the run had never stopped: `seconds` goes on from the last row kept.
         self._began -= self._keep_rows(start_step)
         keep_samples(self._workdir / "samples.txt", start_step if start_step else -1)
-        self._trackers: list[Tracker] = [open_wandb(self._workdir, config)] if wandb else []
-        self._trackers.append(open_tensorboard(self._workdir / "tensorboard", start_step))
         self._file = open(self._workdir / "metrics.jsonl", "a", encoding="utf-8")
         self._display = open_display(stream or sys.stderr, start_step, total_steps, live, clock)
+        self._trackers: dict[str, Tracker] = {}
+        if wandb:
+            self._track("W&B", lambda: open_wandb(self._workdir, config))
+        folder = self._workdir / "tensorboard"
+        self._track("TensorBoard", lambda: open_tensorboard(folder, start_step))
 
     def step(self, step: int, values: Mapping[str, Any], tokens: int) -> None:
         """Log a training step on `tokens` tokens (batch size times length).
@@ -171,7 +174,7 @@ class RunLog:
         self.enabled = False
         self._display.close()
         self._file.close()
-        for _, close in self._trackers:
+        for _, close in self._trackers.values():
             close()
 
     def __enter__(self) -> "RunLog":
@@ -198,6 +201,18 @@ class RunLog:
         self.evaluated_step = max(evaluated, default=None)
         return max((row.get("seconds") or 0.0 for row in kept), default=0.0)
 
+    def _track(self, name: str, open_tracker: Callable[[], Tracker]) -> None:
+        """Opens a tracker. What is wrong with its service or its disk is said, and the run goes on
+        without it: the metrics are in metrics.jsonl anyway."""
+        try:
+            self._trackers[name] = open_tracker()
+        except ValueError:  # a package that is missing, before the first step
+            self._display.close()
+            self._file.close()
+            raise
+        except Exception as error:
+            self.note(f"{name} gets no values: {error}")
+
     def _write(self, values: Row) -> Row:
         """Write a row to the file and the trackers. Returns it as written to the file."""
         # An absent value, such as an unknown speed, stays null in the row and is no point of a
@@ -215,8 +230,13 @@ class RunLog:
         # A process that crashes then loses no logged row.
         self._file.flush()
         step = exact.pop("step")
-        for write, _ in self._trackers:
-            write(step, exact)
+        for name, (write, close) in list(self._trackers.items()):
+            try:
+                write(step, exact)
+            except Exception as error:
+                del self._trackers[name]
+                close()
+                self.note(f"{name} gets no values from step {step:,} on: {error}")
         return row
 
 
@@ -224,7 +244,7 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     """The rows of a `metrics.jsonl` in file order; [] if there is no file.
 
     An incomplete last line, which a crash leaves, is skipped. ValueError with the line number for
-    any other line that is not a JSON object with a `step`.
+    any other line that is not a JSON object of numbers with a whole `step`.
     """
     if not Path(path).exists():
         return []
@@ -236,14 +256,23 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
         try:
             row = json.loads(line)
             rows.append({"step": row.pop("step"), **row})
-        except (ValueError, AttributeError, KeyError, TypeError):
+            _require_numbers(rows[-1])
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
             # A complete file ends in a line break, so its last line is empty. Only a line that a
             # crash cut short is last and not empty.
             if number < len(lines):
                 raise ValueError(
-                    f"{path} line {number} is not a row with a step; mend or remove that line"
+                    f"{path} line {number} is not a row of numbers with a whole step; "
+                    "mend or remove that line"
                 ) from None
     return rows
+
+
+def _require_numbers(row: Row) -> None:
+    """ValueError unless the step is a whole number and every other value a number or null."""
+    kinds = {type(value) for name, value in row.items() if name not in ("step", "nonfinite")}
+    if type(row["step"]) is not int or not kinds <= {int, float, type(None)}:
+        raise ValueError(row)
 
 
 def _line(row: Row) -> str:

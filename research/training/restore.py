@@ -6,6 +6,7 @@ this. Orbax restores flipped bits without complaint; the fingerprints detect the
 a flipped bit in the record from a change of the model.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -52,6 +53,14 @@ def committed_steps(root: epath.Path) -> list[int]:
     """Steps whose save was completed, oldest first."""
     # Orbax's names: a step that is still being written has a suffix and is not among them.
     return sorted(entry.step for entry in step_names.standard_name_format().find_all(root))
+
+
+def newest_meta(root: epath.Path) -> dict[str, Any]:
+    """The `meta` of the newest step whose record can be read; {} without one. Reads no array."""
+    for step in reversed(committed_steps(root)):
+        with contextlib.suppress(_Damaged):
+            return _read_record(root / str(step) / "record" / "metadata", step)["meta"]
+    return {}
 
 
 def make_record(step: int, arrays: dict[str, jax.Array], meta: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +119,7 @@ def newest(
             problem = str(error)
         # All processes must take the same step, so one that cannot read it decides for all. Only
         # then are the numbers looked at, which is a computation of all processes together.
-        if _everywhere(arrays is not None) and arrays is not None:
+        if _everywhere(arrays is not None):
             odd = nonfinite(arrays)
             if odd and only is not None:
                 logging.warning("step %d in %s is not finite: %s", step, root, shown(odd))
@@ -249,10 +258,12 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def _reraise_passing(error: Exception) -> None:
-    if isinstance(error, (MemoryError, PermissionError)) or any(
-        code in str(error) for code in _PASSING
-    ):
+    """Raises an error that does not concern the stored bytes; one of the storage as an OSError,
+    for TensorStore raises ValueErrors, which a command would take for mistakes of the user."""
+    if isinstance(error, (MemoryError, PermissionError)):
         raise error
+    if any(code in str(error) for code in _PASSING):
+        raise OSError(_line(error)) from error
 
 
 def _line(error: Exception) -> str:

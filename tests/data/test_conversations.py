@@ -89,9 +89,15 @@ def test_what_else_a_message_has_is_kept_for_the_template(tmp_path):
         ([ASK[0], {"role": "assistant", "content": " \n"}], "message 1, by assistant, is empty"),
         ([{"role": "user", "content": None}, ASK[1]], "NoneType for its content"),
         (
-            [{"role": "user", "content": [{"type": "text", "text": "x"}]}, ASK[1]],
-            "list for its content",
+            [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}, ASK[1]],
+            "message 0 has a part of type 'image_url' in its content; wanted text",
         ),
+        ([{"role": "user", "content": [{"type": "text"}]}, ASK[1]], "a part of type 'text'"),
+        ([{"role": "user", "content": {"text": "x"}}, ASK[1]], "dict for its content"),
+        ([ASK[0], ASK[1] | {"weight": 0.5}], "message 1 has weight 0.5; wanted 0"),
+        ([ASK[0], ASK[1] | {"weight": "0"}], "message 1 has weight '0'"),
+        ([ASK[0], ASK[1] | {"weight": 0}], "all have weight 0"),
+        ([ASK[0], {"role": "assistant", "content": None, "tool_calls": []}], "NoneType for its"),
     ],
 )
 def test_what_nothing_can_be_learnt_from_is_refused(messages, reason):

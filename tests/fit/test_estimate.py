@@ -19,6 +19,10 @@ from tests.fit.processes import fit, need_compiler
 GIB = 2**30
 PRETRAIN, FINETUNE = "pretrain", "finetune"
 SHORT = {"data.sequence_length": 2048}
+SHORT_ROWS = {"data.sequence_length": 512}
+TWO_ROWS = {"data.batch_size": 2}
+FULL_REMAT = {"execution.remat": "full"}
+IN_FLOAT32 = {"precision.compute": "float32"}
 
 # Config, argument, target, changes, GiB of a device as compiled.
 TABLE = [
@@ -91,6 +95,15 @@ TABLE = [
     (PRETRAIN, "model=llama3_8b", "v6e:16x16", {}, 9.14),
     (PRETRAIN, "model=llama3_8b", "v5p:4x4x4", {}, 10.40),
     (PRETRAIN, "model=llama3_8b", "v5e:16x16", {}, 10.12),
+    # jaxlib 0.10.2: float32 activations, attention's probabilities, nothing offloaded.
+    (FINETUNE, "model=smollm2_135m,method=full", "cpu", {}, 17.71),
+    (FINETUNE, "model=smollm2_135m,method=full", "cpu", {"train.accumulate": 4}, 6.70),
+    (FINETUNE, "model=smollm2_135m,method=full", "cpu", TWO_ROWS, 6.04),
+    (FINETUNE, "model=smollm2_135m,method=full", "cpu", {**TWO_ROWS, **FULL_REMAT}, 2.50),
+    (FINETUNE, "model=smollm2_135m,method=full", "cpu", {**TWO_ROWS, **IN_FLOAT32}, 5.98),
+    (FINETUNE, "model=smollm2_135m,method=lora", "cpu", TWO_ROWS, 4.89),
+    (PRETRAIN, "model=gpt2", "cpu", {**SHORT_ROWS, "data.batch_size_per_device": 2}, 2.30),
+    ("quickstart", "", "cpu", {}, 0.52),
 ]
 # Of these the CUDA compiler takes a few seconds.
 QUICK = [row for row in TABLE if row[2] == "h100:1" and "smollm2" in row[1]]

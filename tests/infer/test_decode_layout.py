@@ -8,13 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.data.tokenizers import load_tokenizer
 from research.infer import decode_layout
-from research.infer.decode_layout import DecodeWeight, prepare
+from research.infer.decode import generate
+from research.infer.decode_layout import DecodeWeight, move, prepare
+from research.infer.sampling import SamplingConfig
 from research.models.model import Model
 from research.models.spec import initialize
 from research.ops.einsum import einsum, take
 from research.parallel.mesh import make_mesh
 from research.precision import Precision
+from research.weights.rules import quantize
 from tests.families import DECODERS, FAMILIES, random_batch
 
 CHUNK, LENGTH = 4, 12
@@ -100,3 +104,48 @@ def test_a_mesh_of_one_device_is_laid_out_and_one_of_more_is_not():
     for text, laid_out in (("", True), ("fsdp:8", False)):
         with jax.set_mesh(make_mesh(text)):
             assert isinstance(prepare(model, params)["layers"], tuple) == laid_out
+
+
+def live_bytes() -> int:
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """This machine's CPU, taken for a GPU; the bytes that are live at each step of `move`."""
+    seen, transposed = [], decode_layout._transposed
+
+    def watched(*given):
+        made = transposed(*given)
+        seen.append(live_bytes())
+        return made
+
+    monkeypatch.setattr(decode_layout, "platform", lambda: "gpu")
+    monkeypatch.setattr(decode_layout, "_transposed", watched)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("format", "compute"), [("", "float32"), ("nf4", "float32"), ("", "bfloat16")]
+)
+def test_weights_move_without_a_second_copy_and_write_the_same(on_a_gpu, format, compute):
+    tokenizer, prompts = load_tokenizer("bytes"), ["def f(", "x"]
+    c = replace(FAMILIES["llama2_7b"], layers=4, vocab_size=tokenizer.vocab_size, d_model=64)
+    model = Model(c, Precision(compute=compute))
+    params = initialize(jax.random.key(0), model.specs(), jnp.float32)
+    if format:
+        params = quantize(params, model.specs(), [("layers/mlp/.*", format), (".*", None)])
+    params = jax.tree.map(jnp.copy, params)  # its own buffers: `move` frees them
+    write = partial(generate, tokenizer=tokenizer, prompts=prompts)
+    write = partial(write, config=SamplingConfig(max_tokens=3, temperature=0.0))
+    exact = compute == "float32"  # in bfloat16 two tokens may be equally likely
+    want = [row.token_ids for row in write(model, params)] if exact else None
+    assert prepare(model, params) is params  # a copy has no room on an accelerator
+    stacked, others = params["layers"]["attention"]["query"], live_bytes()
+    weights = sum(array.nbytes for array in jax.tree.leaves(params))
+    others -= weights
+    moved = move(model, params)
+    assert stacked.is_deleted() and on_a_gpu
+    assert max(on_a_gpu) - others < 1.15 * weights
+    assert move(model, moved) is moved
+    assert not exact or [row.token_ids for row in write(model, moved)] == want

@@ -44,6 +44,7 @@ def interpreted(kernel):
     return SimpleNamespace(
         PLATFORM=kernel.PLATFORM,
         refusal=kernel.refusal,
+        faster=lambda rows, codes, book: True,
         matmul=partial(kernel.matmul, interpret=True),
     )
 
@@ -229,3 +230,30 @@ def test_the_cpu_has_no_kernel():
     codes, scale, book, _ = operands("nf4", 64, 128, 64)
     assert quantized_matmul.product("MI,IO->MO", random(2, 64), codes, scale, book) is None
     assert quantized_matmul.pullback("MI,IO->MO", random(2, 128), codes, scale, (64,), book) is None
+
+
+@pytest.mark.parametrize(
+    ("format", "first", "last"), [("int8", 1, 16), ("int4", 1, 16), ("nf4", 2, 16)]
+)
+def test_on_gpu_the_kernel_serves_the_rows_at_which_it_was_measured_to_win(
+    format, first, last, monkeypatch
+):
+    taken = SimpleNamespace(**vars(interpreted(quantized_matmul_gpu)))
+    taken.faster = quantized_matmul_gpu.faster
+    monkeypatch.setattr(quantized_matmul, "_kernel", lambda: taken)
+    codes, scale, book, w = operands(format, 64, 32, 0)
+
+    def served(rows):
+        x, dy = jax.ShapeDtypeStruct((rows, 1, 64), "float32"), random(rows, 1, 32)
+        y = jax.eval_shape(
+            lambda x: quantized_matmul.product("BTD,DF->BTF", x, codes, scale, book), x
+        )
+        dx = jax.eval_shape(
+            lambda dy: quantized_matmul.pullback("BTD,DF->BTF", dy, codes, scale, (64,), book), dy
+        )
+        assert (y is None) == (dx is None)
+        return y is not None
+
+    assert [rows for rows in (1, 2, 16, 17, 64, 4096) if served(rows)] == [
+        rows for rows in (1, 2, 16) if first <= rows <= last
+    ]

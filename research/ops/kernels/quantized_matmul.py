@@ -8,10 +8,9 @@ output. A 4-bit code is an index into a book of 16 values, or without a book a t
 number. `reference` is XLA's form of both products, which first makes the matrix dense in the dtype
 of the activations.
 
-Compiled for an H100, the gradient through four layers of Llama-3-8B (NF4, bfloat16, full remat,
-2,048 tokens) needs 0.40 GiB of temporaries with the kernels and 0.61 without; through two layers of
-the 70B model 0.88 and 1.76. The kernels have not been timed. A GPU decodes each tile again for
-every 128 tokens, so less memory is what they certainly give, not less time.
+On TPU the kernel serves whatever it can. On GPU it serves few rows of activations only, as in
+decoding: from some hundred rows on, XLA's dense form is several times as fast on an H100 (the table
+is beside `quantized_matmul_gpu.FASTEST`). It takes the memory of one dense matrix at a time.
 """
 
 import functools
@@ -35,7 +34,7 @@ def product(
     eqn: str, x: jax.Array, codes: jax.Array, scale: jax.Array, book: Any = None
 ) -> jax.Array | None:
     """`eqn`, such as "BTD,DNH->BTNH", of activations and a weight by the platform's kernel; None if
-    there is none for the case, and the caller is to use XLA's form.
+    there is none for the case or it is the slower one, and the caller is to use XLA's form.
 
     `codes` [N, R, ...] and `scale` float32 [N, 1, ...] end in the weight's output axes. They are
     gathered over mesh axes that only split a weight's storage. The last axes of `x` are the
@@ -111,11 +110,12 @@ def _part(kernel, x, codes, scale, inputs, summed, transposed) -> jax.Array:
 
 
 def _product(eqn, x, codes, scale, book, inputs, *, transposed):
-    kernel = _kernel()
-    if kernel is None:
-        return None
     # What a kernel gets is a device's part, and tiles must fit that.
-    N, R, *outputs = _local_shape(codes)
+    kernel, (N, R, *outputs) = _kernel(), _local_shape(codes)
+    summed = len(outputs if transposed else inputs)
+    rows = math.prod(_local_shape(x)[: x.ndim - summed])
+    if kernel is None or not kernel.faster(rows, codes.dtype, book is not None):
+        return None
     reason = _misfit(eqn, x, codes, inputs) or kernel.refusal(
         N, R, math.prod(outputs), codes.dtype, x.dtype
     )

@@ -23,6 +23,16 @@ TOKENS = 128  # tokens a tile at most; 128 x 128 float32 sums fill half the regi
 COLUMNS = 128  # outputs a tile at most
 ROWS = 64  # rows of codes a tile at most
 LEAST = 16  # of any axis of a tile: the tensor cores' own
+# Rows of activations, (least, most), at which the kernel beats XLA's dense form. One H100, a weight
+# [4096, 14336] and bfloat16, microseconds of kernel / dense form, some 60 of each for the call:
+#   rows             1        16       512      4,096
+#   8-bit codes   187/258  148/237   560/299  2919/1034   (int8)
+#   4-bit codes   144/222  127/196   572/284  2730/877    (int4)
+#   a book        280/263  238/389   784/332  4505/886    (NF4)
+# bfloat16 itself takes 117, 119, 184, 782. Between 16 and 512 rows nothing was timed: the dense
+# form, whose time hardly changes there, is taken. float8 codes and FP4 were not timed either; they
+# are widened as int8 is, and looked up as NF4 is.
+FASTEST = {"8 bits": (1, 16), "4 bits": (1, 16), "book": (2, 16)}
 
 
 def refusal(N: int, R: int, O: int, codes: jnp.dtype, x: jnp.dtype) -> str | None:
@@ -42,6 +52,14 @@ def refusal(N: int, R: int, O: int, codes: jnp.dtype, x: jnp.dtype) -> str | Non
             "to 64 or 128"
         )
     return None
+
+
+def faster(rows: int, codes: jnp.dtype, book: bool) -> bool:
+    """Whether the kernel beats XLA's dense form for this many rows of activations a device, where
+    codes are of type `codes` and with `book` index a table of values."""
+    packed = "book" if book else "4 bits"
+    least, most = FASTEST[packed if codes == jnp.uint8 else "8 bits"]
+    return least <= rows <= most
 
 
 def matmul(

@@ -43,6 +43,11 @@ def refusal(N: int, R: int, O: int, codes: jnp.dtype, x: jnp.dtype) -> str | Non
     return None
 
 
+def faster(rows: int, codes: jnp.dtype, book: bool) -> bool:
+    """True: no crossover with XLA's dense form is known, and the kernel needs the least memory."""
+    return True
+
+
 def matmul(
     x_MI, codes_NRO, scale_N1O, *, book=None, transposed: bool = False, interpret: bool = False
 ) -> jax.Array:

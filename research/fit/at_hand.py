@@ -1,0 +1,135 @@
+"""Whether a run fits the device at hand, by estimate and before anything is allocated: what
+`research.train` says before its first step."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research.experiment.config import Experiment
+from research.fit.estimate import estimate
+from research.fit.report import GIB
+from research.fit.search import changes
+from research.fit.targets import Target
+from research.parallel.mesh import parse_mesh
+from research.run.override import flags
+
+# What a process of Python, JAX and XLA's compiler takes beside a run's arrays: half a GiB for the
+# quickstart, and one for SmolLM2's 30 layers while they are compiled.
+PROCESS = 1 * GIB
+PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def outlook(experiment: Experiment, devices: list[Any] | None = None) -> tuple[str, bool]:
+    """(one line of what a device needs, by estimate, and what is free; whether that is enough).
+
+    The line also says what to set where it is not enough, and is "" where either is not known.
+    `devices` are JAX's own unless given. On CPUs bytes are those of the process, whose devices
+    share the machine's memory.
+    """
+    if devices is None:
+        devices = jax.devices() if parse_mesh(experiment.mesh) else jax.devices()[:1]
+    free = free_bytes(devices[0])
+    target = _target(devices)
+    try:
+        needed = _needed(estimate(experiment, target).total, devices)
+    except ValueError:  # a mesh or a batch that does not fit: the run itself says so
+        return "", True
+    if free is None:
+        return "", True
+    place = "this machine" if target.platform == "cpu" else f"each {devices[0].device_kind}"
+    line = f"needs about {needed / GIB:.1f} GiB of {place}, {free / GIB:.1f} GiB are free"
+    if needed <= free:
+        return line, True
+    remedy = _remedy(experiment, devices, free)
+    return f"WARNING: {line}; it will most likely not fit: {remedy}", False
+
+
+def free_bytes(device: Any) -> int | None:
+    """Bytes that programs can still allocate on a device; on a CPU those of this machine and of the
+    control groups that this process is in. None where nobody tells."""
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        return (
+            stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
+        )
+    return min([*_machine(PROC), *_groups(PROC, CGROUPS)], default=None)
+
+
+def _target(devices: list[Any]) -> Target:
+    """The devices as a target of `estimate`, which then asks for memory alone: no device_kind, so
+    no peaks and no network."""
+    kind = devices[0].platform
+    count = len(devices)
+    return Target(f"{kind}:{count}", kind, kind, None, None, (count,), 1, count, None)
+
+
+def _needed(total: int, devices: list[Any]) -> float:
+    """Bytes of what `free_bytes` counts."""
+    if devices[0].platform != "cpu":
+        return total
+    here = sum(device.process_index == devices[0].process_index for device in devices)
+    return total * here + PROCESS
+
+
+def _remedy(experiment: Experiment, devices: list[Any], free: int) -> str:
+    """The first single change, the mildest first, with which the estimate fits."""
+    for settings, guess in changes(experiment, _target(devices)):
+        if _needed(guess.total, devices) <= free:
+            needed = _needed(guess.total, devices) / GIB
+            return f"set {flags(settings)} (about {needed:.1f} GiB)"
+    adapters = "" if experiment.tune.method != "full" else "train adapters (method=lora), or "
+    return f"{adapters}take a smaller model, shorter texts and a smaller batch, or more memory"
+
+
+def _machine(proc: Path) -> Iterator[int]:
+    """The machine's free memory, caches that it can drop included; nothing but on Linux."""
+    try:
+        lines = (proc / "meminfo").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+
+
+def _groups(proc: Path, root: Path) -> Iterator[int]:
+    """What each control group that limits this process's memory leaves, its parents' included."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":  # version 2: one tree for all controllers
+            tree, limit, usage = root, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            tree = root / "memory"
+            limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        # A container may see its own group as the root, so the root counts too.
+        folder = tree / path.strip("/")
+        for group in (folder, *folder.parents):
+            left = _left(group, limit, usage)
+            if left is not None:
+                yield left
+            if group == tree:
+                break
+
+
+def _left(group: Path, limit: str, usage: str) -> int | None:
+    """Bytes below a group's limit, with file caches that the kernel drops before it kills; None for
+    a group without a limit."""
+    try:
+        most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
+        stat = dict(re.findall(r"(\w+) (\d+)", (group / "memory.stat").read_text()))
+    except (OSError, ValueError):
+        return None
+    # "max" is version 2's word for no limit, and version 1 has a number of pages near 2**63.
+    if not most.isdecimal() or int(most) >= 2**60:
+        return None
+    return max(0, int(most) - used + int(stat.get("inactive_file", 0)))
