@@ -42,6 +42,7 @@ class CausalLM(Objective):
     answers_chats = False
     classifies = False
     reports = ()
+    # Every token of a text is a target, so their sum is the information of the whole text.
     bits_per_byte = True
 
     @classmethod

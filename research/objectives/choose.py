@@ -23,6 +23,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     SpanCorruption.name: SpanCorruption,
     Translation.name: Translation,
 }
+# A config without the section `objective` pretrains a decoder.
 DEFAULT = CausalLM.name
 
 

@@ -38,6 +38,8 @@ class Classification(Objective):
     name = "classification"
     config = ClassificationConfig
     model_kind = "encoder"
+    # The class attributes describe the objective to data, model and evaluation, which read them
+    # and never ask for its name.
     reads = "labels"
     overlap = 0  # every row is a text of its own
     begins_texts = True
@@ -63,6 +65,7 @@ class Classification(Objective):
         self, window: dict[str, np.ndarray], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
         """inputs, segments, positions, each [T]; targets, the class, and weights, each [1]."""
+        # T inputs and one target a row: the fields of a batch may differ in length.
         inputs = {
             "inputs": window["tokens"],
             "segments": window["segments"],

@@ -36,6 +36,8 @@ class Objective(Protocol):
     config: ClassVar[type[ObjectiveConfig]]  # its settings
     model_kind: ClassVar[str]  # `kind` of the ModelConfig that it trains
     reads: ClassVar[str]  # the layout of its data, a key of research.data.layouts.LAYOUTS
+    # What data, model and evaluation must know of an objective stands in these attributes: nobody
+    # asks for its name.
     overlap: ClassVar[int]  # tokens that an example shares with the next of a packed text
     begins_texts: ClassVar[bool]  # training texts have the token that begins a text in front
     answers_chats: ClassVar[bool]  # prompts go through the chat template, answers end with a turn

@@ -108,6 +108,7 @@ class SpanCorruption(Objective):
         # Document by document: a span that crossed into the next one would have to be predicted
         # from a text that it does not belong to.
         source, target = [], []
+        # Each document ends with eos of its own, since it is decoded apart from its neighbours.
         for segment in range(1, int(window["segments"].max(initial=0)) + 1):
             tokens = window["tokens"][window["segments"] == segment]
             kept, noise = self._corrupt(tokens, rng)
@@ -162,6 +163,7 @@ class SpanCorruption(Objective):
         edges = np.concatenate([[0], np.cumsum(lengths.reshape(-1))])
         kept: list[Any] = []
         noised: list[Any] = []
+        # Sentinel i stands for span i on both sides; its order is the link between them.
         for span in range(spans):
             clean, start, end = edges[2 * span], edges[2 * span + 1], edges[2 * span + 2]
             sentinel = [self.sentinel_ids[span]]

@@ -39,7 +39,8 @@ class Translation(Objective):
     model_kind = "encoder_decoder"
     reads = "pairs"
     overlap = 0  # windows hold whole pairs
-    begins_texts = False  # a source text begins without a mark, as in Marian and T5
+    # The decoder has a start token of its own, and the encoder needs none.
+    begins_texts = False
     answers_chats = False
     classifies = False
     reports = ()
@@ -70,6 +71,8 @@ class Translation(Objective):
             [window[side][window[f"{side}_segments"] == segment] for segment in segments]
             for side in ("inputs", "targets")
         )
+        # The pairs are laid out anew, because the decoder's inputs are each target moved by one
+        # within its own pair and not within the row.
         return pair_example(
             source, target, len(window["inputs"]), len(window["targets"]), self.start_id
         )

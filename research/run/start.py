@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from research import tree
 from research.data.corpus import Corpus, has_tokenizer, open_corpus
 from research.experiment.config import Experiment
-from research.interop.grow import grow
 from research.interop.load import open_checkpoint
 from research.interop.restored import read_base
 from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.grow import grow
 from research.models.config import Body, ModelConfig
 from research.objectives.choose import objective_class
 from research.run.program import Program

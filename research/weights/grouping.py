@@ -38,6 +38,7 @@ def cut_inputs(
 
     ValueError if groups do not divide the inputs, or if the codes of one do not fill whole bytes.
     """
+    # Inputs of -1 mark a table [V, D], whose rows are its outputs and whose last axis is summed.
     begin = len(shape) - 1 if inputs < 0 else stacked
     end = len(shape) if inputs < 0 else begin + inputs
     total = math.prod(shape[begin:end])
@@ -56,6 +57,7 @@ def check_split(leaf: Any, w: Any, mesh: Mesh, rules: AxisRules) -> None:
     """ValueError if a compute axis of the mesh splits the inputs of the weight with spec `w`, but
     not the groups of its quantized form `leaf` (a `Quantized` of specs)."""
     at, codes = leaf.group_axis, leaf.codes
+    # Mesh axes of the first input of the dense weight, and of the groups that replace it.
     wanted, got = (mesh_axes(partition(one.axes, one.shape, mesh, rules)[at]) for one in (w, codes))
     for axis in wanted:
         # Storage axes may stay unsplit: their parts are gathered before the product anyway.

@@ -3,6 +3,7 @@ change unseen."""
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -424,6 +425,7 @@ def test_a_full_disk_leaves_the_tokenizer_that_was_there(tmp_path, monkeypatch):
     tokenizer.save(tmp_path / "saved")
     before = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()}
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "disk full")))
+    changed = replace(tokenizer, files={name: b"other" for name in tokenizer.files})
     with pytest.raises(OSError, match="disk full"):
-        tokenizer.save(tmp_path / "saved")
+        changed.save(tmp_path / "saved")
     assert {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()} == before

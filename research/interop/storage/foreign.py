@@ -64,7 +64,7 @@ def read_parameters(
     """
     specs, sizes = specs_by_path(c), letter_sizes(c)
     # From here on tensors go by the rules' names; messages and `unused` by the file's.
-    actual = names.canonical(tensors.names)
+    actual = _unrepeated(names.canonical(tensors.names), rules, names)
     sources: dict[str, dict[tuple[int, ...], tuple[Piece, int]]] = {path: {} for path in specs}
     used = set()
     for piece in pieces(
@@ -100,6 +100,17 @@ def read_parameters(
         _account(tensors, {n: a for n, a in actual.items() if n not in used}, names, parameters),
         _original,
     )
+
+
+def _unrepeated(actual: Mapping[str, str], rules: Sequence[Rule], names: Names) -> dict[str, str]:
+    """The names, where a tensor that the rules ask for is missing and only its copy is there with
+    that copy in its place: some T5 have the table of their encoder alone."""
+    found, wanted = dict(actual), {rule.path: rule.name for rule in rules}
+    for copy, path in names.copies:
+        name = wanted.get(path)
+        if name and name not in found and copy in found and copy not in wanted.values():
+            found[name] = found.pop(copy)
+    return found
 
 
 def write_tensors(

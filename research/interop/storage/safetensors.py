@@ -3,6 +3,7 @@ one tensor at a time."""
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,18 +59,18 @@ class SafeTensors:
 
 
 def open_safetensors(folder: Path, stem: str = "model") -> SafeTensors:
-    """All tensors of `stem`.safetensors in a folder, or of the files that its index names.
+    """All tensors of `stem`.safetensors in a folder, of the files that its index names, or of all
+    shards where the index is missing.
 
     ValueError, in one line, for a missing file or tensor, a damaged header, and an index that names
     files outside the folder.
     """
     index = folder / INDEX.format(stem=stem)
     where = _read_index(index) if index.is_file() else None
-    paths = (
-        [folder / name for name in sorted(set(where.values()))]
-        if where
-        else [folder / f"{stem}.safetensors"]
-    )
+    if where:
+        paths = [folder / name for name in sorted(set(where.values()))]
+    else:
+        paths = _without_index(folder, stem)
     names: dict[str, Tensor] = {}
     places = {}
     for path in paths:
@@ -89,6 +90,26 @@ def open_safetensors(folder: Path, stem: str = "model") -> SafeTensors:
             f"{index} names {missing[0]!r} and {len(missing) - 1} more tensors that its files lack"
         )
     return SafeTensors(names, places)
+
+
+def _without_index(folder: Path, stem: str) -> list[Path]:
+    """The one file of a folder without an index, or all shards, whose names say how many there are:
+    what an index says, their headers say too. ValueError, with its name, for a shard that is
+    missing."""
+    shards = {}
+    for path in folder.glob(f"{stem}-*-of-*.safetensors"):
+        if match := re.fullmatch(rf"{re.escape(stem)}-\d+-of-(\d+)\.safetensors", path.name):
+            shards[path.name] = match[1]
+    single = folder / f"{stem}.safetensors"
+    if single.is_file() or not shards:
+        return [single]
+    total, paths = max(shards.values(), key=int), []
+    for n in range(1, int(total) + 1):
+        name = f"{stem}-{n:0{len(total)}}-of-{total}.safetensors"
+        if name not in shards:
+            raise ValueError(f"{folder / name} is missing; give the whole checkpoint folder")
+        paths.append(folder / name)
+    return paths
 
 
 def _read_header(path: Path) -> dict[str, tuple[Tensor, int]]:
