@@ -34,6 +34,7 @@ from research.interop.storage.checkpoint import (
     stacked_axes,
 )
 from research.interop.storage.family import Family
+from research.interop.storage.grow import fit_rows
 from research.interop.storage.layout import letter_sizes, pieces
 from research.interop.storage.modules import HEAD, TABLE, arranged, modules
 from research.interop.storage.safetensors import open_safetensors
@@ -72,6 +73,7 @@ def read_peft(folder: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tr
         # The order matters: ties are settled first, because they decide which modules and which
         # tables the model has.
         found = sort_tensors(config, tensors, checkpoint.config, family)
+        checkpoint = _with_tokens(found, checkpoint, family)
         found = _tied(found, checkpoint.config, family)
         # Before the modules are listed: an untied model has one more, its head.
         checkpoint = _untied(found, checkpoint, family)
@@ -150,6 +152,29 @@ def _tied(found: Found, c: ModelConfig, family: Family) -> Found:
     parts = {name: part for name, part in found.parts.items() if name != _HEAD}
     whole = {name: actual for name, actual in found.whole.items() if name != f"{_HEAD}.weight"}
     return replace(found, parts=parts, whole=whole)
+
+
+def _with_tokens(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
+    """The checkpoint with as many tokens as the adapter's tables have: who trains with added tokens
+    resizes the model first, and peft then saves its tables whole."""
+    table = _table_module(checkpoint.config, family)
+    sizes = {
+        found.tensors.names[actual].shape[0]
+        for name, actual in found.whole.items()
+        if name in (f"{table}.weight", f"{_HEAD}.weight")
+    }
+    # An adapter on a table says it too: A [R, V] of the words, B [V, R] of the head.
+    sizes |= {
+        part[key].shape[axis]
+        for module, key, axis in ((table, "lora_embedding_A", 1), (_HEAD, "lora_B", 0))
+        if key in (part := found.parts.get(module, {}))
+    }
+    if len(sizes) > 1:
+        rows = " and of ".join(map(str, sorted(sizes)))
+        raise ValueError(f"the adapter has tables of {rows} rows; save it again from one model")
+    if not sizes:
+        return checkpoint
+    return fit_rows(checkpoint, replace(checkpoint.config, vocab_size=sizes.pop()))
 
 
 def _untied(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
