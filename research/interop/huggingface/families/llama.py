@@ -185,8 +185,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         values |= {
             "use_sliding_window": bool(c.window),
             "sliding_window": c.window or None,
-            # Null means no window, an absent field the class's default. No first layer sees
-            # everything.
+            # Null is no window; absent would be the class's default. No layer is exempt.
             "max_window_layers": 0,
         }
     if c.experts:
