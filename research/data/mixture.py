@@ -41,6 +41,11 @@ class Mixture:
     def __len__(self) -> int:
         return sys.maxsize
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of windows of each part, which are one epoch of it."""
+        return tuple(len(part) for part in self._parts)
+
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         part, index = self.locate(index)
         epoch, index = divmod(index, len(self.parts[part]))
