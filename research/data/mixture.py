@@ -44,7 +44,7 @@ class Mixture:
     @property
     def sizes(self) -> tuple[int, ...]:
         """The number of windows of each part, which are one epoch of it."""
-        return tuple(len(part) for part in self._parts)
+        return tuple(len(part) for part in self.parts)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         part, index = self.locate(index)
