@@ -19,7 +19,7 @@ from research.ops.kernels.equation import parse
 from research.parallel.placement import gather, spec_entries
 from research.tuning.lora_init import column_norms
 from research.tuning.multi_adapter import low_rank, pad, rank_of
-from research.weights.lora import RANK, LoraAdapter
+from research.weights.lora import RANK, LoraAdapter, magnitude_gain
 from research.weights.rules import is_leaf
 from research.weights.wrapper import Wrapper, gathered
 
@@ -179,7 +179,9 @@ def _bank(base: Any, adapters: Sequence[LoraAdapter | None], index_B: jax.Array)
         plain = jnp.ones_like(outputs)
         # Constant while serving, so the norms are taken once and not in every product.
         gains = [
-            plain if one.magnitude is None else one.magnitude / column_norms(base, one)
+            plain
+            if one.magnitude is None
+            else magnitude_gain(one.magnitude, column_norms(base, one))
             for one in padded
         ]
         gain = jnp.stack(gains, axis=stack)

@@ -126,7 +126,7 @@ def _adapter(path: str, w: Any, rank: int, alpha: float, config: LoraConfig) -> 
         )
 
     # The factors keep the logical axes of the weight, so they are sharded as it is.
-    def _spec(axes, init, dtype=None):
+    def _spec(axes, init, dtype=None, kind=""):
         return replace(
             w,
             shape=tuple(s for s, _ in axes),
@@ -134,6 +134,7 @@ def _adapter(path: str, w: Any, rank: int, alpha: float, config: LoraConfig) -> 
             init=init,
             dtype=dtype,
             inputs=1,
+            kind=kind,
         )
 
     # With alpha / R the update shrinks as the rank grows; rsLoRA's alpha / sqrt(R) keeps its size
@@ -145,7 +146,7 @@ def _adapter(path: str, w: Any, rank: int, alpha: float, config: LoraConfig) -> 
         # With b zero the update is zero, and only b has a gradient in the first step.
         b=_spec([*stack, *low, *outer], _constant(0.0)),
         # float32 whatever the parameters are in: bfloat16 would round alpha / rank.
-        scale=_spec(stack, _constant(scale), "float32"),
+        scale=_spec(stack, _constant(scale), "float32", "constant"),
         magnitude=_spec([*stack, *outer], _constant(1.0)) if config.decompose else None,
         table=w.inputs < 0,
         dropout=config.dropout,

@@ -120,7 +120,12 @@ def _gain(path: str, w: Any, on_inputs: bool) -> Any:
     # A table's axes are [outputs, inputs]; every other weight's are [inputs, outputs].
     axes = [*stack, *(outer + inner if w.inputs < 0 else inner + outer)]
     return replace(
-        w, shape=tuple(s for s, _ in axes), axes=tuple(a for _, a in axes), init=_ones, inputs=1
+        w,
+        shape=tuple(s for s, _ in axes),
+        axes=tuple(a for _, a in axes),
+        init=_ones,
+        inputs=1,
+        kind="vector",  # with the axes of a matrix
     )
 
 

@@ -155,12 +155,21 @@ class Lora(Wrapper):
     def _gain(self, w: jax.Array) -> jax.Array:
         """DoRA's factor of each output: its magnitude over the norm of its column in the adapted
         weight `w`."""
-        return cast(jax.Array, self.adapter.magnitude) / jnp.sqrt(
-            jnp.sum(w * w, axis=self._inner_axes())
-        )
+        norms = jnp.sqrt(jnp.sum(w * w, axis=self._inner_axes()))
+        return magnitude_gain(cast(jax.Array, self.adapter.magnitude), norms)
 
     def _inner_axes(self) -> tuple[int, ...]:
         return (1,) if self.adapter.table else tuple(range(self.adapter.a.ndim - 1))
+
+
+def magnitude_gain(magnitude: jax.Array, norms: jax.Array) -> jax.Array:
+    """magnitude / norms, and 1 for a column of norm 0, whose product is 0 under any factor.
+
+    Published checkpoints have such columns; their magnitude starts at 0 too, and 0 / 0 would make
+    all that follows NaN.
+    """
+    # The inner `where` keeps the division finite, whose gradient is computed for both branches.
+    return jnp.where(norms > 0, magnitude / jnp.where(norms > 0, norms, 1), 1)
 
 
 def _low_rank_products(eqn: str) -> tuple[str, str]:
