@@ -16,6 +16,7 @@ from research.interop.load import read_generation
 from research.interop.restored import tokenizer_prints
 from research.interop.storage.generation import FILE as GENERATION
 from research.run.appraisal import Appraisal, make_appraisal
+from research.run.epochs import reading, training_windows
 from research.run.program import Program
 from research.run.resumed import compare_configs, config_before, refuse_other_inputs, stretched
 from research.run.start import first_state, resumed_state
@@ -75,9 +76,7 @@ def prepare(
     """
     objective = program.objective
     length = objective.window_length(experiment.data.sequence_length)
-    windows = corpus.train_windows(
-        length, objective.overlap, experiment.train.seed, _tell_tokenizing
-    )
+    windows = training_windows(program, corpus, _tell_tokenizing)
     _warn(objective.shortfalls(windows))
     heldout = corpus.heldout_windows(length, objective.overlap)
     # For its errors, before the checkpoint is read, which may take long.
@@ -92,6 +91,8 @@ def prepare(
     if meta and not allow_changed:
         refuse_other_inputs(workdir, meta, fingerprints)
     notes += more_notes + stretched(before, program, start_step)
+    documents = sum(len(source.train) for source, _ in corpus.sources)
+    notes.append(reading(program, documents, sum(windows.sizes)))
     # Processes share the workdir, so one of them writes.
     if jax.process_index() == 0:
         _record(experiment, workdir, corpus, program, start_step)

@@ -34,6 +34,7 @@ def kind_of(axes: str, declared: str = "") -> str:
         raise ValueError(f"a spec has kind={declared!r}; choose one of {', '.join(KINDS)}")
     if declared:
         return declared
+    # The axes' names and not their number: a stacked bias [L, F] is a vector with two axes.
     if matrix_axes(axes.split()) is None:
         return "vector"
     return "table" if set(axes.split()) & set(_TABLES) else "matrix"
@@ -63,6 +64,7 @@ def hold_constants(
 
     def _update(updates, state, params=None):
         updates, state = transform.update(updates, state, params)
+        # The last link of the chain, so that whatever came before, constants stay.
         held = jax.tree.map(
             lambda u, kind: jnp.zeros_like(u) if kind == "constant" else u, updates, kinds
         )

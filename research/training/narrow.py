@@ -35,6 +35,7 @@ def standing_still(dtype: jnp.dtype, learning_rate: float) -> list[str]:
     size of Adam's; else []. It is said and not repaired: rounding at random would change every run
     of this kind, and published recipes keep float32 parameters.
     """
+    # The mantissa's bits and the leading 1, which is not stored: 8 of bfloat16.
     bits = jnp.finfo(dtype).nmant + 1
     # With `bits` bits, half the distance to the next number is at least |w| / 2^(bits + 1).
     limit = learning_rate * 2 ** (bits + 1)

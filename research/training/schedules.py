@@ -93,6 +93,7 @@ def _decaying(
     ratio = usual if min_ratio is None else min_ratio
     if name == "cosine":
         return _after_warmup(optax.cosine_decay_schedule(peak, decay, alpha=ratio), peak, warmup)
+    # Steps count from the end of the warm-up here, and wsd's decay from the end of the run.
     line = optax.linear_schedule(
         peak, peak * ratio, decay, transition_begin=rest - decay if name == "wsd" else 0
     )

@@ -44,6 +44,7 @@ class Side:
 def join_leaves(module: Module, slices: Slice, sizes: Mapping[str, int]) -> Side:
     """The matrix of a module; the weights of a fused module are joined along its outputs.
     ValueError if they are quantized differently, or in a way that bitsandbytes does not have."""
+    # One scale layout for the whole matrix: the file has one quant_state for it.
     leaves = [slices(path, module.index) for path in module.paths]
     first = leaves[0]
     if any(
@@ -61,6 +62,8 @@ def join_leaves(module: Module, slices: Slice, sizes: Mapping[str, int]) -> Side
         )
     if first.flat:
         return _flat_side(leaves)
+    # [out, groups, G], so outputs can be joined; flattened, this is bitsandbytes' order of
+    # blocks.
     codes = np.concatenate([_theirs(_codes(leaf), module, sizes) for leaf in leaves])
     # Scales stay doubly quantized if the rows join without a seam, else they are written as
     # float32: the same numbers in more bytes.
@@ -107,6 +110,7 @@ def _joined(leaves: list[Quantized]) -> QuantizedScales | None:
     if any(leaf.scales != "double" for leaf in leaves):
         return None
     scales = [leaf.scale for leaf in leaves]
+    # A block of scales that is cut at a seam would get neighbours with another absmax.
     whole = all(len(scale.codes) % BLOCK == 0 for scale in scales[:-1])
     if not whole or any((scale.offset != scales[0].offset).any() for scale in scales):
         return None
@@ -159,6 +163,7 @@ def matrix_tensors(
     flat = side.codes.reshape(-1)
     # bitsandbytes fills the last byte of an odd number of codes.
     flat = np.pad(flat, (0, len(flat) % 2))
+    # What bitsandbytes' QuantState.from_dict reads.
     state: dict[str, Any] = {
         "quant_type": side.format,
         "blocksize": side.block,
@@ -166,6 +171,7 @@ def matrix_tensors(
         "shape": list(shape),
     }
     tensors = {
+        # Neighbours share a byte, the first in its high half, and the array is a column.
         name: (flat[::2] << 4 | flat[1::2]).astype(np.uint8)[:, None],
         f"{name}.quant_map": FORMATS[side.format].book,
     }

@@ -70,6 +70,8 @@ def read_peft(folder: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tr
         if config.kind not in (LORA, IA3):
             return checkpoint, read_prompts(config, tensors, checkpoint.config)
         family = family_of(checkpoint.config)
+        # The order matters: ties are settled first, because they decide which modules and which
+        # tables the model has.
         found = sort_tensors(config, tensors, checkpoint.config, family)
         checkpoint = _with_tokens(found, checkpoint, family)
         found = _tied(found, checkpoint.config, family)
@@ -116,6 +118,7 @@ def _spec_of(leaf: Any, w: Spec | None) -> Any:
         return replace(leaf, gain=Spec(leaf.gain.shape, axes, zeros))
     if not isinstance(leaf, LoraAdapter):
         return w
+    # The rank is on every device; inputs and outputs are split as those of the weight are.
     stack, matrix = w.axes[: leaf.scale.ndim], w.axes[leaf.scale.ndim :]
     at = leaf.a.ndim - leaf.scale.ndim - 1
     inner, outer = (matrix[-1:], matrix[:-1]) if leaf.table else (matrix[:at], matrix[at:])
@@ -196,6 +199,8 @@ def _untied(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
                 "supported"
             )
         c = replace(c, tied=False)
+        # The new head starts as the table, in the same storage: nothing is copied until it is
+        # read.
         for tables in (parameters, codes):
             tables |= {HEAD: tables[TABLE]} if TABLE in tables else {}
     return replace(checkpoint, config=c, parameters=parameters, codes=codes)

@@ -13,6 +13,7 @@ from research.models.config import ModelConfig
 
 Arrays = dict[str, np.ndarray]
 
+# Ends of names by which an adapter's tensors are known; any other tensor is a whole weight.
 _PARTS = (
     ".lora_A.weight",
     ".lora_B.weight",

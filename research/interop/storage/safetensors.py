@@ -18,6 +18,7 @@ from research.interop.storage.tensors import Tensor
 
 INDEX = "{stem}.safetensors.index.json"
 SHARD_BYTES = 5 * 1000**3  # of one file, as transformers cuts them
+# The format's names of element types; others that it has, such as float8, are refused by name.
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -124,6 +125,7 @@ def _read_header(path: Path) -> dict[str, tuple[Tensor, int]]:
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}); fetch it again") from None
+    # Free text for people, such as {"format": "pt"}; it is no tensor.
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
@@ -139,6 +141,7 @@ def _read_header(path: Path) -> dict[str, tuple[Tensor, int]]:
             raise ValueError(
                 f"{path}: {name!r} has {stop - start} bytes for {tensor}; fetch it again"
             )
+        # Offsets count from the end of the header, which is 8 bytes of length and then JSON.
         tensors[name] = (tensor, 8 + length + start)
     return tensors
 
@@ -180,6 +183,8 @@ def write_safetensors(
     tensor's, so that no more than one of them is in memory. ValueError if they do not add up to the
     tensor.
     """
+    # Sizes are known before the values, so files are divided and headers written first. A tensor
+    # above the limit gets a file of its own.
     shards: list[dict[str, tuple[Tensor, Parts]]] = [{}]
     filled = 0
     for name, (tensor, parts) in tensors.items():
