@@ -7,9 +7,10 @@
 130  Ctrl-C
 """
 
+import difflib
+import errno
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -48,11 +49,18 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    if code not in (DONE, REFUSED):
-        # Interpreter exit would wait for the other processes of a job (minutes) and for data
-        # threads.
+    if code not in (DONE, REFUSED) or (code == REFUSED and _one_of_several()):
+        # Interpreter exit would wait for data threads, and for the other processes of a job, which
+        # wait for this one: five minutes, until the barrier of jax.distributed gives up.
         os._exit(code)
     sys.exit(code)
+
+
+def _one_of_several() -> bool:
+    """True in a process of a job of several. This file does not import JAX, which takes a second,
+    and a process that has not imported it is alone."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def _guarded(main: Callable[[list[str]], int | None]) -> int:
@@ -68,6 +76,8 @@ def _guarded(main: Callable[[list[str]], int | None]) -> int:
     # Order matters: `Stop` names its own code; ValueError is how all checks of settings and data
     # refuse, in words that need no traceback.
     except Stop as stop:
+        if stop.__cause__ is not None:
+            traceback.print_exception(stop.__cause__)
         return _say(stop.code, str(stop))
     except ValueError as error:
         return _say(REFUSED, str(error))
@@ -76,6 +86,13 @@ def _guarded(main: Callable[[list[str]], int | None]) -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else DONE
     except BaseException as error:
+        if no_space_left(error):
+            reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            return _say(
+                RETRY,
+                f"no space left on the disk: {reason}; what was saved before is intact: free some "
+                "space and start the same command again",
+            )
         traceback.print_exc()
         return RETRY if peer_or_storage_failed(error) else BUG
 
@@ -95,18 +112,33 @@ def _parse(argv: list[str]) -> list[str]:
         raise ValueError(str(error)) from None
     except flags.Error as error:
         raise ValueError(_last_line(error)) from None
-    except (AttributeError, KeyError) as error:
-        # ConfigDict's words for an unknown field end in: Did you mean "steps" instead of "stpes"?
-        near = re.search(r'Did you mean "(.+)" instead of "(.+)"', str(error))
-        if near:
-            raise ValueError(
-                f"the config has no field {near[2]!r}; the nearest is {near[1]!r}"
-            ) from None
-        if "does not exist" in str(error):
-            raise ValueError(
-                f"the config has no such field: {' '.join(str(error).split())}"
-            ) from None
+    except (AttributeError, KeyError, TypeError):
+        # ml_collections raises these for a field that a config lacks, and config files for mistakes
+        # of their own. The config without the overrides tells them apart.
+        overrides = [word for word in argv[1:] if word.startswith("--config.")]
+        flags.FLAGS.unparse_flags()
+        # ml_collections looks for the overrides in sys.argv itself.
+        before, sys.argv = sys.argv, [word for word in argv if word not in overrides]
+        try:
+            flags.FLAGS(sys.argv)
+        finally:
+            sys.argv = before
+        for word in overrides:
+            _refuse_unknown_field(flags.FLAGS["config"].value, word.partition("=")[0])
         raise
+
+
+def _refuse_unknown_field(config: Any, flag: str) -> None:
+    """ValueError, with the nearest names, if `--config.SECTION.FIELD` is not in the config."""
+    node, path = config, flag.removeprefix("--").split(".")
+    for depth, name in enumerate(path[1:], 1):
+        where = ".".join(path[:depth])
+        if not hasattr(node, "keys"):
+            raise ValueError(f"{where} is a value and no section, so {flag} cannot be set")
+        if name not in node:
+            near = difflib.get_close_matches(name, list(node), n=3, cutoff=0.0)
+            raise ValueError(f"{where} has no field {name!r}; the nearest are {', '.join(near)}")
+        node = node[name]
 
 
 def read_config(flag: flags.FlagHolder) -> Any:
@@ -149,6 +181,17 @@ def peer_or_storage_failed(error: BaseException) -> bool:
     )
 
 
+def no_space_left(error: BaseException | None) -> bool:
+    """True if an error, or one that has caused it, is that of a full disk or an exhausted quota."""
+    while error is not None:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        # Libraries in C++ pass on the words of the system without its number.
+        if full or "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 class StopRequest:
     """A context manager that turns the first Ctrl-C or SIGTERM into a request to stop, which a loop
     reads from `received`. A second one interrupts at once.
@@ -157,11 +200,13 @@ class StopRequest:
             while request.received is None: ...
 
     With `distributed` SIGTERM is left to jax.distributed, whose notifier makes all processes stop
-    at the same step. Outside the main thread no signal is handled.
+    at the same step, and a Ctrl-C is passed on to it as a SIGTERM. Outside the main thread no
+    signal is handled.
     """
 
     def __init__(self, distributed: bool = False):
         self.received: int | None = None
+        self._distributed = distributed
         self._signals = [signal.SIGINT] if distributed else [signal.SIGINT, signal.SIGTERM]
         self._before: dict[int, Any] = {}
 
@@ -185,6 +230,8 @@ class StopRequest:
             # A loop that hangs would never read the request.
             raise KeyboardInterrupt
         self.received = number
+        if self._distributed:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _say(code: int, line: str) -> int:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: one clear line, the right exit code, nothing lost."""
 
+import errno
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 
+from research import command
 from tests.configs import ROOT
 
 # Imports once and forks for each command line, since the imports are most of the time of a refused
@@ -18,7 +20,8 @@ for argv in json.load(sys.stdin):
     read, write = os.pipe()
     if not os.fork():
         os.dup2(write, 2)
-        sys.argv = ["research.train", *argv]
+        os.environ.update(word.split("=") for word in argv if word.startswith("GRAFT"))
+        sys.argv = ["research.train", *(word for word in argv if not word.startswith("GRAFT"))]
         os._exit(command._guarded(train.main))
     os.close(write)
     text = b"".join(iter(lambda: os.read(read, 65536), b"")).decode()
@@ -47,6 +50,16 @@ CASES = {
         "batch_size_per_device",
     ),
     "unwritable workdir": ([CONFIG, "--workdir=/dev/null/run"], "/dev/null/run"),
+    "unknown field with no near name": ([CONFIG, "--config.optimizer.lr=1"], "learning_rate"),
+    "unknown field of the model": ([CONFIG, "--config.model.hidden_size=1"], "config.model has no"),
+    "unknown field deep inside": ([CONFIG, "--config.model.rope_scaling.fctor=2"], "factor"),
+    "field of a field": ([CONFIG, "--config.train.steps.many=2"], "config.train.steps is a value"),
+    "workdir in a bucket": ([CONFIG, "--workdir=gs://bucket/run"], "--workdir=/mnt/gs/run"),
+    "read-only cache": ([CONFIG, "GRAFT_CACHE=/proc/cache"], "set GRAFT_CACHE"),
+    "steps and epochs": (
+        [CONFIG, "--config.train.steps=5", "--config.train.epochs=2"],
+        "choose one",
+    ),
     "bad profile": ([CONFIG, "--profile=5"], "START:STOP"),
 }
 
@@ -85,8 +98,66 @@ def test_bad_input_is_one_line_and_exit_code_2(answers, case):
     assert lines[0].startswith("error: ") and CASES[case][1] in lines[0]
 
 
+def full_disk() -> OSError:
+    """As a checkpoint that was not saved reports it: the cause is that of another library."""
+    try:
+        try:
+            raise RuntimeError("INTERNAL: write failed: No space left on device [OS error 28]")
+        except RuntimeError as error:
+            raise OSError("the checkpoint of step 3 was not saved: INTERNAL\nmore") from error
+    except OSError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/w/metrics.jsonl"), 42, "metrics.jsonl"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 42, "free some space"),
+        (full_disk(), 42, "the checkpoint of step 3 was not saved"),
+        (command.Stop(1, "the loss is nan"), 1, "the loss is nan"),
+        (ValueError("set config.x"), 2, "set config.x"),
+    ],
+)
+def test_what_a_person_can_mend_is_one_line(monkeypatch, capsys, error, code, shown):
+    monkeypatch.setattr(sys, "argv", ["command"])
+    assert command._guarded(lambda _: raise_it(error)) == code
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1 and shown in line
+
+
+def raise_it(error: BaseException) -> None:
+    raise error
+
+
+def test_a_failure_in_mid_run_is_no_refusal(monkeypatch, capsys):
+    from research.run.loop import _in_mid_run
+
+    def fail(_):
+        with _in_mid_run():
+            raise ValueError("shapes differ\nby much")
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    assert command._guarded(fail) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and shown.endswith(
+        "error: the run failed: ValueError: shapes differ\n"
+    )
+
+
+def test_a_refusal_of_one_process_does_not_wait_for_the_others(monkeypatch):
+    ended = []
+    monkeypatch.setattr(os, "_exit", lambda code: ended.append(code))
+    monkeypatch.setattr(command, "_guarded", lambda _: command.REFUSED)
+    for several in (True, False):
+        monkeypatch.setattr("jax.distributed.is_initialized", lambda several=several: several)
+        with pytest.raises(SystemExit):
+            command.run(lambda _: 0)
+    assert ended == [command.REFUSED]
+
+
 def test_scripts_add_a_config_only_where_none_is_given():
-    def command(*arguments: str) -> str:
+    def printed(*arguments: str) -> str:
         environment = {**os.environ, "DRY_RUN": "1", "GRAFT_VENV": "/nowhere"}
         done = subprocess.run(
             [f"{ROOT}/launch/local.sh", *arguments], capture_output=True, text=True, env=environment
@@ -94,7 +165,7 @@ def test_scripts_add_a_config_only_where_none_is_given():
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1]
 
-    assert "--config=configs/quickstart.py --workdir=runs/quickstart" in command()
-    given = command("--config=configs/pretrain.py", "--config.train.steps=50")
+    assert "--config=configs/quickstart.py --workdir=runs/quickstart" in printed()
+    given = printed("--config=configs/pretrain.py", "--config.train.steps=50")
     assert "quickstart.py" not in given and given.endswith("--config.train.steps=50 ")
-    assert "runs/quickstart" not in command("--workdir=elsewhere")
+    assert "runs/quickstart" not in printed("--workdir=elsewhere")

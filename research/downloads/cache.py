@@ -2,6 +2,7 @@
 killed or several build it at the same time."""
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -18,7 +19,25 @@ T = TypeVar("T")
 
 def cache_directory() -> Path:
     """The folder for downloads, data sets and tokens: $GRAFT_CACHE, by default ~/.cache/graft."""
+    # Read at every call, so that it may be set after the import.
     return Path(os.environ.get("GRAFT_CACHE", "~/.cache/graft")).expanduser()
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder of the cache. ValueError if that is not allowed: a read-only home, which
+    another attempt would find again."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Permissions alone do not tell: the file system may be mounted read-only.
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        # A full disk is no wrong setting: the user can make room, so the error itself is shown.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(
+            f"the cache {folder} cannot be written: {error.strerror}; set GRAFT_CACHE to a folder "
+            "that can"
+        ) from None
 
 
 class Damaged(ValueError):
@@ -35,7 +54,7 @@ def built(directory: Path, build: Callable[[Path], None], read: Callable[[Path],
     try:
         return read(directory)
     except (FileNotFoundError, Damaged):
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(directory.parent)
     # Read again under the lock: another process may have built it while this one waited.
     with _locked(directory) as alone:
         try:
@@ -65,7 +84,7 @@ def remembered(path: Path, compute: Callable[[], Any]) -> Any:
     there first."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         return read_json(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_json(path, compute())
     # Read back, so that the first call and all later ones give the same types.
     return read_json(path)
@@ -92,6 +111,8 @@ def _move(temporary: Path, directory: Path) -> None:
 def _locked(directory: Path) -> Iterator[bool]:
     """Holds the directory's lock, which the kernel releases if the process dies. Yields False on
     file systems without locks."""
+    # The lock file stays: removing it would let two processes lock two different files of one
+    # name.
     with open(directory.parent / f".{directory.name}.lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,6 +1,8 @@
 """The training loop: steps over a feed, with evaluations, samples and checkpoints between them."""
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,9 +10,11 @@ import jax
 from jax.experimental import multihost_utils
 
 from research import command
+from research.data.corpus import Corpus
 from research.devices.table import peak_flops
 from research.experiment.config import Experiment
 from research.objectives.choose import make_objective
+from research.run.epochs import with_steps
 from research.run.feed import Feed
 from research.run.lines import announce, log_sample, log_step
 from research.run.opened import keep_compiled_programs
@@ -64,32 +68,22 @@ def train(
         result.metrics["eval/loss"]
     """
     workdir = Path(workdir)
-    # One process of a job locks for all.
-    with locked(workdir, enabled=jax.process_index() == 0):
-        return _train(experiment, workdir, allow_changed, profile, live, remarks)
-
-
-def _train(
-    experiment: Experiment,
-    workdir: Path,
-    allow_changed: bool,
-    profile: range,
-    live: bool | None,
-    remarks: Sequence[str],
-) -> Result:
     refuse_lost_checkpoints(workdir)
     keep_compiled_programs()
     # Data come before the program, because the objective needs the tokenizer.
     corpus = open_data(experiment, workdir / "tokenizer")
-    program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
+    program = _make_program(experiment, corpus)
+    experiment = program.experiment
     with (
+        # One process of a job locks for all.
+        locked(workdir, enabled=jax.process_index() == 0),
         jax.set_mesh(program.mesh),
         Checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints,
     ):
         session, feed = prepare(experiment, workdir, corpus, program, checkpoints, allow_changed)
         log = _open_log(session, live)
         # Several processes leave signals to jax.distributed, see `_stop_now`.
-        with log, command.StopRequest(jax.process_count() > 1) as request:
+        with log, command.StopRequest(jax.process_count() > 1) as request, _in_mid_run():
             announce(session, log)
             for line in remarks:
                 log.note(line)
@@ -100,6 +94,25 @@ def _train(
     # A preempted run exits with a code that asks the launcher to start it again.
     exit_code = command.DONE if request.received is None else request.exit_code
     return Result(step, metrics, exit_code)
+
+
+def _make_program(experiment: Experiment, corpus: Corpus) -> Program:
+    """The program of a run, with the steps that its epochs are."""
+    program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
+    if experiment.train.epochs:
+        program = make_program(with_steps(program, corpus), program.objective)
+    return program
+
+
+@contextmanager
+def _in_mid_run() -> Iterator[None]:
+    """A context whose ValueErrors are failures of the run. Before the first step they stand for
+    mistakes in the settings, which a launcher must not start again."""
+    try:
+        yield
+    except ValueError as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise command.Stop(command.BUG, f"the run failed: {reason}") from error
 
 
 def _open_log(session: Session, live: bool | None) -> RunLog:
@@ -207,5 +220,8 @@ def _due(step: int, every: int) -> bool:
 
 def _stop_now(request: command.StopRequest, step: int) -> bool:
     if jax.process_count() > 1:  # all processes must leave the loop at the same step
-        return multihost_utils.reached_preemption_sync_point(step)
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return False
+        # The notifier has taken the signal, so the request does not know of it.
+        request.received = request.received or signal.SIGTERM
     return request.received is not None

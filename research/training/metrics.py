@@ -65,6 +65,7 @@ class RunLog:
         self.evaluated_step: int | None = None
         self._clock, self._step, self._total = clock, start_step, total_steps
         self._utilisation = flops_per_token / peak_flops if flops_per_token and peak_flops else None
+        # `mark` is the time of the last logged step, from which the speed is measured.
         self._mark = self._began = clock()
         # Since the last logged step: seconds in pauses, pauses that are open now (they nest), and
         # steps that ran inside a pause.
@@ -80,10 +81,13 @@ class RunLog:
         # As if the run had never stopped: `seconds` goes on from the last row kept.
         self._began -= self._keep_rows(start_step)
         keep_samples(self._workdir / "samples.txt", start_step if start_step else -1)
-        self._trackers: list[Tracker] = [open_wandb(self._workdir, config)] if wandb else []
-        self._trackers.append(open_tensorboard(self._workdir / "tensorboard", start_step))
         self._file = open(self._workdir / "metrics.jsonl", "a", encoding="utf-8")
         self._display = open_display(stream or sys.stderr, start_step, total_steps, live, clock)
+        self._trackers: dict[str, Tracker] = {}
+        if wandb:
+            self._track("W&B", lambda: open_wandb(self._workdir, config))
+        folder = self._workdir / "tensorboard"
+        self._track("TensorBoard", lambda: open_tensorboard(folder, start_step))
 
     def step(self, step: int, values: Mapping[str, Any], tokens: int) -> None:
         """Log a training step on `tokens` tokens (batch size times length).
@@ -171,7 +175,7 @@ class RunLog:
         self.enabled = False
         self._display.close()
         self._file.close()
-        for _, close in self._trackers:
+        for _, close in self._trackers.values():
             close()
 
     def __enter__(self) -> "RunLog":
@@ -198,6 +202,18 @@ class RunLog:
         self.evaluated_step = max(evaluated, default=None)
         return max((row.get("seconds") or 0.0 for row in kept), default=0.0)
 
+    def _track(self, name: str, open_tracker: Callable[[], Tracker]) -> None:
+        """Opens a tracker. What is wrong with its service or its disk is said, and the run goes on
+        without it: the metrics are in metrics.jsonl anyway."""
+        try:
+            self._trackers[name] = open_tracker()
+        except ValueError:  # a package that is missing, before the first step
+            self._display.close()
+            self._file.close()
+            raise
+        except Exception as error:
+            self.note(f"{name} gets no values: {error}")
+
     def _write(self, values: Row) -> Row:
         """Write a row to the file and the trackers. Returns it as written to the file."""
         # An absent value, such as an unknown speed, stays null in the row and is no point of a
@@ -215,8 +231,13 @@ class RunLog:
         # A process that crashes then loses no logged row.
         self._file.flush()
         step = exact.pop("step")
-        for write, _ in self._trackers:
-            write(step, exact)
+        for name, (write, close) in list(self._trackers.items()):
+            try:
+                write(step, exact)
+            except Exception as error:
+                del self._trackers[name]
+                close()
+                self.note(f"{name} gets no values from step {step:,} on: {error}")
         return row
 
 

@@ -8,7 +8,10 @@ import math
 import os
 import struct
 import sys
+import threading
+import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from research.devices.table import DEVICES, memory_bandwidth, peak_flops
 from research.training.metrics import RunLog, read_rows
 from research.training.progress import bar_parts, clock_time, printable, short_number
 from research.training.samples import Sample, append_sample, keep_samples, read_samples
+from research.training.trackers import EventFile, in_background
 
 CLOCKED = (
     "seconds",
@@ -468,6 +472,63 @@ def test_wandb_gets_the_values_and_resumes_its_run(tmp_path, monkeypatch):
             log.step(start + 1, {"loss": 2.0}, tokens=1)
     assert [(step, values["loss"]) for step, values in logged] == [(1, 2.0), (2, 2.0)]
     assert starts[0]["id"] == starts[1]["id"] and starts[0]["config"] == {"seed": 3}
+
+
+def test_a_tracker_that_fails_is_left_out_with_one_line_and_the_run_goes_on(tmp_path):
+    # /dev/full takes no byte, as a full disk.
+    with pytest.raises(OSError, match="No space left"):
+        EventFile(Path("/dev/full"), 1)
+    broken = []
+
+    def refuse(step, values):
+        broken.append(step)
+        raise ConnectionError("the service is away")
+
+    stream = io.StringIO()
+    with open_log(tmp_path, stream=stream, live=False) as log:
+        log._trackers["W&B"] = (refuse, lambda: None)
+        for step in (1, 2, 3):
+            log.step(step, {"loss": 1.0}, tokens=1)
+    assert broken == [1] and len(read_rows(tmp_path / "metrics.jsonl")) == 3
+    assert stream.getvalue().count("W&B gets no values from step 1 on: the service is away") == 1
+
+
+def test_a_tracker_that_cannot_be_opened_is_left_out(tmp_path):
+    (tmp_path / "tensorboard").write_text("no folder")
+    stream = io.StringIO()
+    with open_log(tmp_path, stream=stream, live=False) as log:
+        log.step(1, {"loss": 1.0}, tokens=1)
+    assert "TensorBoard gets no values: " in stream.getvalue()
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_a_service_that_hangs_keeps_no_step_back():
+    answer, taken = threading.Event(), []
+
+    def hang(step, values):
+        answer.wait(60)
+        taken.append(step)
+
+    write, close = in_background((hang, lambda: None), waiting=2, farewell=0.01)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="not taken 2 steps"):
+        for step in range(4):
+            write(step, {})
+    close()
+    assert time.monotonic() - began < 5 and taken == []
+    answer.set()
+
+
+def test_an_error_of_a_service_reaches_the_log():
+    def refuse(step, values):
+        raise ConnectionError("away")
+
+    write, close = in_background((refuse, lambda: None))
+    with pytest.raises(ConnectionError, match="away"):
+        for step in range(1000):
+            write(step, {})
+            time.sleep(0.01)
+    close()
 
 
 def test_closing_twice_is_safe(tmp_path):

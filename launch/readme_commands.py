@@ -1,0 +1,197 @@
+"""The commands of a Markdown file, and what becomes of each: run, or listed with a reason.
+
+    python launch/readme_commands.py README.md      # the table, nothing is run
+    python launch/readme_commands.py README.md --run
+
+With --run each is run as it is written, in a copy of the checkout, in the order of the file; where
+it is long, with the further arguments of `SMALL`. Exit code 1 where one fails, or where one is
+neither run nor listed. `launch/readme.sh` calls this in the environment that it makes.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# What a line or a piece of code begins with to be a command, in a file of prose and pictures.
+BEGINNINGS = ("python -m ", "./launch/", "pip ", "pytest ", "git ", "from research import ")
+LIMIT = 240  # seconds of a command, about ten times what any takes on two quiet cores
+
+# Commands that are not run, by a pattern of how they begin, with the reason.
+LISTED = {
+    r"pip install": "installs into the environment of the user",
+    r"\./launch/test\.sh": "the tests, all of which .ci/run runs; here the files are looked for",
+    r"\./launch/(tpu|slurm)\.sh": "wants an account of a cloud or a cluster; tests/test_launch.py",
+    r"python -m research\.train .*model=llama3_8b": "wants an accelerator, and 300 GB of text",
+    r"python -m research\.fit": "wants .[fit], 0.7 GB; tests/fit",
+    r"python -m research\.bench": "wants .[parity], and minutes of a quiet machine",
+}
+_FEW_STEPS = (
+    "--config.train.steps=1 --config.train.eval_batches=1 --config.train.sample_tokens=4 "
+    "--config.data.sequence_length=64 --config.data.batch_size=8"
+)
+# Further arguments, by a pattern of the command; the last row that matches counts.
+SMALL = {
+    r"\./launch/local\.sh": "--config=configs/quickstart.py:smoke",
+    # A config cannot be named behind its overrides.
+    r"\./launch/local\.sh .*--config\.": "--config.train.steps=1 --config.train.eval_batches=1",
+    r"python -m research\.train .*finetune": _FEW_STEPS,
+    r"python -m research\.quantize": "--tokens=64 --window=64",
+    r"python -m research\.quantize .*--format=all": "--tokens=32 --window=32",
+    r"python -m research\.quantize .*--method": "--tokens=64 --calibration_tokens=128 --window=64",
+}
+# Standard input of commands that read it.
+INPUT = {r"python -m research\.chat": "Hello\n"}
+# Files that a reader is expected to have.
+FILES = {
+    "conversations.jsonl": '{"messages": [{"role": "user", "content": "What is Graft?"}, '
+    '{"role": "assistant", "content": "Weights are a tree."}]}\n' * 40
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as it is written, and what is done with it: `reason` says why it is only listed,
+    `small` has further arguments, `text` what it reads."""
+
+    written: str
+    reason: str = ""
+    small: str = ""
+    text: str = ""
+
+
+def commands(markdown: str) -> list[str]:
+    """The commands of a text in its order, each once: lines of indented and fenced blocks, joined
+    where they end in a backslash, and code between backquotes. A comment behind one is left out."""
+    found = []
+    for line in _code(markdown):
+        command = re.sub(r"\s+#.*$", "", line.strip().removeprefix("$ ")).strip()
+        if command.startswith(BEGINNINGS):
+            found.append(re.sub(r"\s*\\\n\s*", " ", command))
+    return list(dict.fromkeys(found))
+
+
+def _code(markdown: str) -> Iterator[str]:
+    """Lines of code blocks, with their continuations, and pieces of code within lines of prose."""
+    fenced, joined = False, ""
+    for line in markdown.splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            joined += line
+            # A comment may end in a backslash too, which continues nothing.
+            if line.endswith("\\") and "#" not in line:
+                joined += "\n"
+                continue
+            yield joined
+            joined = ""
+        else:
+            yield from re.findall(r"`([^`]+)`", line)
+
+
+def decide(written: str) -> Command:
+    """What becomes of a command. ValueError where no rule says it."""
+    reason = next((why for pattern, why in LISTED.items() if re.match(pattern, written)), "")
+    runs = ("python -m research", "./launch/local.sh", "from research import ")
+    if not reason and not written.startswith(runs):
+        raise ValueError(f"{written!r} is neither run nor listed; give it a row in {__file__}")
+    small = [extra for pattern, extra in SMALL.items() if re.match(pattern, written)]
+    text = next((words for pattern, words in INPUT.items() if re.match(pattern, written)), "")
+    return Command(written, reason, "" if reason or not small else small[-1], text)
+
+
+def missing_files(command: Command, root: Path) -> list[str]:
+    """Paths of tests that a listed command names and that are not there."""
+    words = shlex.split(command.written)
+    return [word for word in words if word.startswith("tests/") and not (root / word).exists()]
+
+
+def run(command: Command, folder: Path) -> tuple[int, float, str]:
+    """(exit code, seconds, the end of what it printed) of a command in a folder."""
+    python = Path(sys.executable)
+    environment = {
+        **os.environ,
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+        "GRAFT_VENV": str(python.parent.parent),
+    }
+    # A line of Python, as a notebook has it.
+    quoted = f"python -c {shlex.quote(command.written)}"
+    line = quoted if command.written.startswith("from ") else f"{command.written} {command.small}"
+    began = time.monotonic()
+    try:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", line],
+            cwd=folder,
+            env=environment,
+            input=command.text,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LIMIT * float(os.environ.get("GRAFT_SLOWER", "1")),
+        )
+        code, printed = done.returncode, done.stdout
+    except subprocess.TimeoutExpired as error:
+        code, printed = 124, (error.stdout or b"").decode(errors="replace")
+    return code, time.monotonic() - began, "\n".join(printed.strip().splitlines()[-8:])
+
+
+def copy_checkout(root: Path, folder: Path) -> None:
+    """The files of the checkout that git has or would add, so that runs begin anew."""
+    names = subprocess.run(
+        ["git", "-C", str(root), "ls-files", "-z", "-co", "--exclude-standard"],
+        capture_output=True,
+        check=True,
+    ).stdout
+    there = [name for name in names.decode().split("\0") if name and (root / name).exists()]
+    packed = ["tar", "-C", str(root), "-cf", "-", "--no-recursion", "--null", "-T", "-"]
+    with subprocess.Popen(packed, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tar:
+        with subprocess.Popen(["tar", "-C", str(folder), "-xf", "-"], stdin=tar.stdout):
+            tar.stdin.write("\0".join(there).encode())
+            tar.stdin.close()
+
+
+def main(arguments: list[str]) -> int:
+    """Tells, or with --run does, what becomes of every command; the exit code."""
+    file = Path(arguments[0])
+    root, failed = file.resolve().parent, 0
+    decided = [decide(written) for written in commands(file.read_text())]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if "--run" in arguments:
+            copy_checkout(root, folder)
+            for name, text in FILES.items():
+                (folder / name).write_text(text)
+        for command in decided:
+            failed += _one(command, root, folder if "--run" in arguments else None)
+    listed = sum(bool(command.reason) for command in decided)
+    print(f"{len(decided)} commands: {listed} listed, {len(decided) - listed} run, {failed} failed")
+    return int(failed > 0)
+
+
+def _one(command: Command, root: Path, folder: Path | None) -> bool:
+    """Whether a command fails; prints a line about it."""
+    shown = f"{command.written}{'  + ' + command.small if command.small else ''}"
+    if command.reason:
+        gone = missing_files(command, root)
+        print(f"listed  {shown}\n        {command.reason}")
+        if gone:
+            print(f"        FAILED: no {', '.join(gone)}")
+        return bool(gone)
+    if folder is None:
+        print(f"run     {shown}")
+        return False
+    code, seconds, end = run(command, folder)
+    print(f"{'ok' if code == 0 else 'FAILED':<7} {seconds:4.0f} s  {shown}", flush=True)
+    if code:
+        print(f"exit code {code}:\n{end}", flush=True)
+    return code != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
