@@ -141,7 +141,7 @@ def retention(e: Experiment, folder: Path, monkeypatch) -> object:
     return seen, options["options"].max_to_keep, options["options"].keep_period
 
 
-class Reached(Exception):
+class Reached(BaseException):
     """Ends a call of `train` where it has shown enough."""
 
 

@@ -29,6 +29,7 @@ def conversation(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dic
     if not messages:
         raise ValueError("it has no messages")
     checked = [_message(number, message) for number, message in enumerate(messages)]
+    # Messages are numbered as in the record, so empty ones are dropped after the check.
     said = [message for message in checked if message is not None]
     answers = [message for message in said if message["role"] == "assistant"]
     if not answers:
@@ -57,6 +58,7 @@ def spell(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()) -> s
 
 def read_spelt(text: str) -> tuple[list[dict[str, Any]], list[Any]]:
     """(messages, tools) of a document that `spell` has written."""
+    # A list is a conversation without tools, as all were at first: caches of these stay valid.
     value = json.loads(text)
     return (value, []) if isinstance(value, list) else (value["messages"], value["tools"])
 
@@ -93,6 +95,7 @@ def _message(number: int, message: Any) -> dict[str, Any] | None:
         raise ValueError(
             f"message {number} is {type(message).__name__}, wanted an object with role and content"
         )
+    # OpenAI's names of the fields, else ShareGPT's.
     role = message.get("role", message.get("from"))
     role = _OTHER_NAMES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
