@@ -12,8 +12,11 @@ from research.data.documents import UnreadableRecord
 
 
 class Parquet:
-    """The rows of a parquet file. The row group last read is kept, so reading in order decodes each
-    group once; always ask for the same columns."""
+    """The rows of a parquet file.
+
+    The row group last read is kept, so that reading in order decodes each group once. A reader must
+    always be asked for the same columns.
+    """
 
     def __init__(self, path: Path, name: str):
         self.path, self.name = path, name
@@ -32,9 +35,11 @@ class Parquet:
         return int(self._ends[-1])
 
     def identity(self, row: int) -> str:
+        """FILE:NUMBER."""
         return f"{self.name}:{row}"
 
     def row(self, row: int, wanted: Sequence[str]) -> dict[str, Any]:
+        """The wanted columns of a row as Python values."""
         group = int(np.searchsorted(self._ends, row, side="right")) - 1
         if self._group[0] != group:
             try:

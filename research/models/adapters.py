@@ -77,7 +77,7 @@ def prefix_specs(c: ModelConfig, tokens: int) -> Tree:
     # Without rotation because a virtual token never moves: its key turned by the angle of its
     # position is only another trained key.
     axes = ("virtual", "kv_heads", "head")
-    one = Spec((tokens, c.kv_heads, c.head_size), axes, normal(c.init_std))
+    one = Spec((tokens, c.kv_heads, c.head_size), axes, normal(c.init_std), kind="table")
 
     def _layers(count: int) -> Tree:
         return {
@@ -94,9 +94,8 @@ def prompt_specs(c: ModelConfig, tokens: int) -> Tree:
     ValueError unless n is positive and the model a decoder."""
     _positive(tokens)
     _decoder(c)
-    return {
-        "prompt": {"table": Spec((tokens, c.d_model), ("virtual", "embed"), initial(c).embedding)}
-    }
+    table = Spec((tokens, c.d_model), ("virtual", "embed"), initial(c).embedding, kind="table")
+    return {"prompt": {"table": table}}
 
 
 def virtual_tokens(params: Tree) -> int:

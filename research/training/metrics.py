@@ -65,6 +65,7 @@ class RunLog:
         self.evaluated_step: int | None = None
         self._clock, self._step, self._total = clock, start_step, total_steps
         self._utilisation = flops_per_token / peak_flops if flops_per_token and peak_flops else None
+        # `mark` is the time of the last logged step, from which the speed is measured.
         self._mark = self._began = clock()
         # Since the last logged step: seconds in pauses, pauses that are open now (they nest), and
         # steps that ran inside a pause.

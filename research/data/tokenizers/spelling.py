@@ -42,6 +42,7 @@ def load_tokenizer(spelling: str | Path, cache_dir: Path | None = None) -> Token
     ValueError for any other spelling, a damaged file, and a folder whose content no longer has
     the fingerprint that it was saved with.
     """
+    # Names before paths: a folder called "gpt2" is spelt ./gpt2.
     name = os.fspath(spelling)
     if name == "bytes":
         return byte.load()
@@ -84,6 +85,7 @@ def train_tokenizer(spelling: str | Path, texts: Iterable[str]) -> Tokenizer:
     except RuntimeError as error:
         reason = str(error).rsplit("]", 1)[-1].strip() or "there is no text"
         raise ValueError(f"cannot train {spelling!r} on these texts: {reason}") from None
+    # A smaller vocabulary than was asked for would not fit the tables of the model.
     if tokenizer.vocab_size < vocab_size:
         raise ValueError(
             f"cannot train {spelling!r} on these texts: they give {tokenizer.vocab_size} tokens; "
@@ -117,6 +119,7 @@ def _load_folder(folder: Path) -> Tokenizer:
             f"folder {folder} has no tokenizer; wanted {huggingface.FILE} or {sentencepiece.FILE} "
             f"in it"
         )
+    # Ids that changed since a run began would make nonsense of its weights without any error.
     if record and record.get("fingerprint") != tokenizer.fingerprint:
         raise ValueError(
             f"tokenizer in {folder} has fingerprint {tokenizer.fingerprint[:16]}, but was saved "

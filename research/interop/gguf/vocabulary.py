@@ -74,6 +74,7 @@ def _from_json(spec: Mapping[str, Any]) -> Vocabulary:
     ):
         kind = model.get("type", "BPE with affixes")
         raise ValueError(f"a GGUF file takes byte-level or sentencepiece BPE, not {kind}")
+    # Anywhere in the nested steps: it may stand alone or inside a Sequence.
     byte_level = '"ByteLevel"' in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
     if not byte_level and not model.get("byte_fallback"):
         raise ValueError(
@@ -118,6 +119,7 @@ def _by_id(spec: Mapping[str, Any]) -> tuple[list[str], list[int]]:
                 f"token {token['content']!r:.60} takes the blanks beside it, which a GGUF file "
                 "cannot say"
             )
+    # Added tokens win: a file may list one of them in its vocabulary too.
     by_id = {n: token for token, n in model["vocab"].items()} | {
         n: token["content"] for n, token in added.items()
     }
@@ -126,6 +128,7 @@ def _by_id(spec: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     for n in by_id:
         types[n] = NORMAL
     for n, token in added.items():
+        # Control tokens are not printed by llama.cpp, user-defined ones are ordinary text.
         types[n] = CONTROL if token["special"] else USER_DEFINED
     return tokens, types
 
@@ -163,6 +166,7 @@ def _from_model(content: bytes) -> Vocabulary:
     with bytes, or that changes the text beyond its spaces."""
     sentencepiece.load(content)  # refuses a damaged file with a line of its own
     pieces, trainer, normalizer = [], {}, {}
+    # Repeated messages of one number add up, as protobuf merges them.
     for number, value in sentencepiece.fields(content):
         if number == 1:
             pieces.append(dict(sentencepiece.fields(value)))
