@@ -48,7 +48,7 @@ def load(content: bytes, config: Mapping[str, Any]) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"not a tokenizer.json of the `tokenizers` library ({error})") from None
-    roles = find_roles(_special(spec), _named_roles(config))
+    roles = find_roles(_special(spec), named_roles(config))
     vocab = backend.get_vocab(with_added_tokens=True)
     return Tokenizer(
         kind="huggingface",
@@ -57,7 +57,7 @@ def load(content: bytes, config: Mapping[str, Any]) -> Tokenizer:
         **roles,
         word_starts=_word_starts(spec, vocab),
         fingerprint=_fingerprint(spec, roles),
-        files={FILE: _dump(spec), CONFIG: _dump(_config(roles, vocab))},
+        files={FILE: dump(spec), CONFIG: dump(_config(roles, vocab))},
         encode_texts=functools.partial(_encode_texts, backend),
         decode_ids=functools.partial(backend.decode, skip_special_tokens=False),
         align_texts=functools.partial(_align_texts, json.dumps(spec | {"post_processor": None})),
@@ -127,7 +127,9 @@ def _special(spec: dict[str, Any]) -> dict[str, int]:
     return {token["content"]: token["id"] for token in marked or added}
 
 
-def _named_roles(config: Mapping[str, Any]) -> dict[str, str | None]:
+def named_roles(config: Mapping[str, Any]) -> dict[str, str | None]:
+    """The special tokens that a tokenizer_config.json names, by role; null says that a role has
+    none. A token is written as a string, or as an object with its "content"."""
     named = {role: config[f"{role}_token"] for role in _ROLES if f"{role}_token" in config}
     return {
         role: token["content"] if isinstance(token, dict) else token
@@ -147,7 +149,8 @@ def _config(roles: Roles, vocab: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _dump(value: dict[str, Any]) -> bytes:
+def dump(value: dict[str, Any]) -> bytes:
+    """JSON on one line, as bytes of UTF-8."""
     return (json.dumps(value, ensure_ascii=False) + "\n").encode()
 
 
