@@ -3,7 +3,8 @@
 
 The first rows of the first batch are printed token by token, with bars between tokens. A line
 holds tokens of one segment that all carry a loss or all carry none, with their positions; of
-conversations it also says whether the assistant speaks or others do. Predicted tokens are bold and
+conversations it also says whether the assistant speaks or others do (a message of the assistant
+with weight 0 is only read, so it counts among the others). Predicted tokens are bold and
 marked LOSS, all others are only read. Where the token to predict is another one than the token
 shown, it follows an arrow. In a terminal segments have colours; piped output has none.
 """

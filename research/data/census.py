@@ -7,6 +7,8 @@ import numpy as np
 
 from research.data.tokens import TokenStore
 
+_BLOCK = 1 << 20  # records that are compared at a time
+
 
 @dataclass(frozen=True)
 class Census:
@@ -14,7 +16,7 @@ class Census:
 
     kind      what a document is, in the plural: "texts", "conversations", ...
     total     documents that could be read
-    length    tokens of a window
+    length    tokens of an example
     left_out  documents of which nothing is learnt: their targets begin behind the window's end
     cut       documents whose end is missing
     empty     documents without a token
@@ -67,24 +69,27 @@ def count_repeated(heldout: Sequence[TokenStore], train: Sequence[Sequence[Token
     `heldout` has a store for each field of the records, and so has each part of `train`. Empty
     records do not count.
     """
-    wanted = _sketches(heldout)
+    wanted = _sketches(heldout, 0, len(heldout[0]))
     filled = np.diff(heldout[0].offsets) > 0
     hidden = {row: _record(heldout, row) for row in np.flatnonzero(filled).tolist()}
     unseen = set(hidden.values())
     for part in train:
-        # Few numbers of each record say that most are no match; the others are compared whole.
-        for row in np.flatnonzero(np.isin(_sketches(part), wanted)).tolist():
-            if not unseen:
-                break
-            unseen.discard(_record(part, row))
+        # A few numbers of each record say that most are no match; the others are compared whole.
+        # In blocks, because a sketch takes more memory than some records do.
+        for first in range(0, len(part[0]), _BLOCK):
+            sketches = _sketches(part, first, min(first + _BLOCK, len(part[0])))
+            for row in (first + np.flatnonzero(np.isin(sketches, wanted))).tolist():
+                if unseen:
+                    unseen.discard(_record(part, row))
     return sum(record not in unseen for record in hidden.values())
 
 
-def _sketches(stores: Sequence[TokenStore]) -> np.ndarray:
-    """uint64 [records], equal for equal records: a hash of lengths and of a few tokens of each."""
-    sketches = np.zeros(len(stores[0]), np.uint64)
+def _sketches(stores: Sequence[TokenStore], first: int, stop: int) -> np.ndarray:
+    """uint64 [stop - first], equal for equal records: a hash of the length and eight tokens of each
+    field of the records from `first` on."""
+    sketches = np.zeros(stop - first, np.uint64)
     for store in stores:
-        starts, sizes = store.offsets[:-1], np.diff(store.offsets)
+        starts, sizes = store.offsets[first:stop], np.diff(store.offsets[first : stop + 1])
         values = [sizes]
         if len(store.ids):
             values += [

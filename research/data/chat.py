@@ -169,7 +169,7 @@ class ChatEncoder:
                 )
             said = answered[len(asked) :]
             # A template may strip what a message says. A call of a tool has no content.
-            content = (messages[turn]["content"] or "").strip()
+            content = (messages[turn].get("content") or "").strip()
             # Without a generation prompt the answer would begin with "assistant:" or the like,
             # which the model is not to write.
             if (
@@ -183,7 +183,9 @@ class ChatEncoder:
                 )
             # A line break after an end-of-turn token is the template's, since the model has stopped
             # by then. Without such a token the line break itself is the end of the turn.
+            # A call of a tool always has an end behind it.
             ended = not content or not said.rstrip().endswith(content)
+            # What has weight 0 is context: read, and never a target.
             if messages[turn].get("weight", 1):
                 spans.append((len(asked), len(asked) + len(said.rstrip() if ended else said)))
         return Rendered(whole, spans)

@@ -45,8 +45,13 @@ class PackedConversations:
         speaks = said[self._ends] > said[np.minimum(starts + 1, self._ends)]
         cut = speaks & (store.offsets[1:] > self._ends)
         self.stores = (store,)
+        # Of a window the last token is a target only, so an example is one token shorter.
         self.census = Census(
-            "conversations", len(store), length, left_out=int(np.sum(~speaks)), cut=int(cut.sum())
+            "conversations",
+            len(store),
+            length - 1,
+            left_out=int(np.sum(~speaks)),
+            cut=int(cut.sum()),
         )
         order = order[speaks[order]]
         if not len(order):

@@ -88,6 +88,7 @@ class Corpus:
         options, measured = self._options(0, 0), self.layout.measured
         size, tokens = 0, 0
         for source, _ in self.sources:
+            # The same bounds as in the windows, so that no text counts that is not predicted.
             store = options.tokens(source.heldout, measured)
             starts, stops = packed_bounds(source.heldout, store, self.tokenizer)
             size += int(store.n_bytes.sum())
@@ -96,7 +97,7 @@ class Corpus:
 
     def _tell_losses(self, parts: Sequence[Windows], where: str) -> None:
         for (source, _), part in zip(self.sources, parts):
-            # A layout from outside need not count.
+            # A layout from outside need not count its losses.
             census: Census | None = getattr(part, "census", None)
             lines = census.lines() if census else []
             bad = _stores(part)[0].bad_records if _stores(part) else ()
@@ -107,11 +108,13 @@ class Corpus:
                 logging.warning("%s%s%s", where, line, name)
 
     def _tell_repeated(self, parts: Sequence[Windows]) -> None:
+        # Without `train_windows` before it there is nothing to compare with, as in an evaluation.
         train = [stores for stores in self._train_stores if stores]
         for part in parts:
             heldout = _stores(part)
             if not heldout or not train:
                 continue
+            # Comparing touches every document, so the count is kept for later starts of the run.
             key = digest(*(one.fingerprint for stores in (heldout, *train) for one in stores))
             count = remembered(
                 self.cache / "repeated" / f"{key[:32]}.json",
@@ -161,8 +164,10 @@ def open_corpus(
     or tokenizer that cannot be opened, for no tokenizer, and for one without an end of text.
     """
     cache = cache_directory()
+    # Sources first: a trained tokenizer needs their texts.
     sources = open_mixture(config.source, cache, wanted, _recorded(tokenizer_folder))
     if tokenizer_folder is not None and has_tokenizer(tokenizer_folder):
+        # Whatever config.tokenizer names may have changed since the run began.
         tokenizer = load_tokenizer(tokenizer_folder)
     elif config.tokenizer:
         tokenizer = _with_template(

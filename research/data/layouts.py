@@ -102,8 +102,9 @@ LAYOUTS: dict[str, Layout] = {
         read_conversation,
         conversation_windows,
         measured="conversation",
-        optional=("tools",),
+        optional=("tools", "system", "history"),
         read_by=("chat",),
+        # OpenAI's name, ShareGPT's, Alpaca's with and without further input.
         usual=(
             {"messages": "messages"},
             {"messages": "conversations"},
@@ -128,15 +129,19 @@ def choose_columns(
     {'text': 'content'}
     """
     row = LAYOUTS[layout]
+    # The spelling of a URL's query, which people know and which no path or name of TFDS contains.
     chosen = dict(parse_qsl(query, keep_blank_values=True))
     if not query:
         chosen = _usual(layout, columns)
+    # Files of a folder are asked one by one: a column that only others have is no mistake of the
+    # query, and this file is read by the set of columns that does without.
     needed = {name: column for name, column in chosen.items() if name not in row.optional}
     absent = {name for name in needed if needed[name] in set(everywhere) - set(columns)}
     if set(needed) - absent in map(set, row.columns):
         needed = {name: column for name, column in needed.items() if name not in absent}
     if set(needed) not in map(set, row.columns) or not set(needed.values()) <= set(columns):
         raise OtherColumns(_no_columns(columns, source, layout))
+    # Optional columns are looked for under their own names unless the query says otherwise.
     optional = {name: chosen.get(name, name) for name in row.optional}
     return needed | {name: column for name, column in optional.items() if column in columns}
 
@@ -160,8 +165,9 @@ def _no_columns(columns: Sequence[str], source: str, layout: str) -> str:
     if fitting and row.read_by:
         objectives = [one for name in fitting for one in LAYOUTS[name].read_by]
         line += (
-            f"; these are {' or '.join(fitting)} and {', '.join(row.read_by)} read {layout}: for "
-            f"{' or '.join(fitting)} set config.objective.name to {' or '.join(objectives)}"
+            f"; these are {' or '.join(fitting)}, and {', '.join(row.read_by)} can only read "
+            f"{layout}: for {' or '.join(fitting)} set config.objective.name to "
+            f"{' or '.join(objectives)}"
         )
     return line
 
@@ -180,7 +186,8 @@ def read_record(
     record that does not suit the layout."""
     try:
         return LAYOUTS[layout].read(row, columns)
-    except (ValueError, RecursionError) as error:  # UnicodeError is one; RecursionError of nesting
+    # UnicodeError is a ValueError. Deep nesting ends in RecursionError, here or in the parser.
+    except (ValueError, RecursionError) as error:
         raise UnreadableRecord(file, index, error) from None
 
 
@@ -197,7 +204,7 @@ def _label(value: Any, column: str) -> str:
     TFDS has -1 where a test set keeps its labels back."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
-    value = value.item() if hasattr(value, "item") else value
+    value = value.item() if hasattr(value, "item") else value  # a NumPy scalar of TFDS
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, str) and re.fullmatch(r"\d+\.0+", value.strip()):

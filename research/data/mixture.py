@@ -127,9 +127,9 @@ def _is_path(item: str) -> bool:
 
 
 def _exists(item: str) -> bool:
-    path = item.strip().partition("?")[0]
+    names = (item.strip(), item.strip().partition("?")[0])  # a path may have question marks, too
     try:
-        return bool(path) and Path(path).expanduser().exists()
+        return any(name and Path(name).expanduser().exists() for name in names)
     except (OSError, RuntimeError):  # too long for a name, or the home of an unknown user
         return False
 

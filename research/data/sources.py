@@ -114,6 +114,8 @@ def _open_under(rules: int, name: str, cache_dir: Path, wanted: str) -> Source:
 def _open(name: str, cache_dir: Path, wanted: str, rules: int) -> tuple[Any, Any, dict[str, Any]]:
     """(documents, held-out part or None, facts), as `NamedSource.open` gives them."""
     plain, _, query = name.partition("?")
+    if Path(name).expanduser().exists():  # the question mark is a part of its path
+        plain, query = name, ""
     if plain in SOURCES:
         row = SOURCES[plain]
         if row.gives != wanted:

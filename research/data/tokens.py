@@ -94,6 +94,7 @@ def tokenize(
             f"the documents have {' and '.join(documents.fields)}, wanted {field}; set "
             f"config.data.source"
         )
+    # Equal keys mean equal ids: nothing else may decide them.
     key = digest(_FORMAT, documents.fingerprint, field, tokenizer.fingerprint)
 
     def encode(texts: list[str]) -> list[_Encoded]:
@@ -168,6 +169,7 @@ def _write(
     bad: list[str] = []
     checksum, mask_checksum, masked = 0, 0, False
     with open(directory / "ids.bin", "wb") as file, open(directory / "mask.bin", "wb") as mask_file:
+        # One pass: ids go to disk as they come, so a corpus need not fit in memory.
         for done, texts, names in _chunks(documents, field, bad, max_bad):
             for encoded, text, name in zip(encode(texts), texts, names):
                 if isinstance(encoded, ValueError):
@@ -189,6 +191,7 @@ def _write(
     if not sum(lengths):
         unreadable = f"{len(bad)} of them unreadable{f', the first: {bad[0]}' if bad else ''}"
         raise ValueError(f"no text in {len(documents)} document(s), {unreadable}; give more data")
+    # Little-endian on every machine, since caches may be shared.
     table = np.array([lengths, n_bytes], "<i8")
     table.tofile(directory / "documents.bin")
     meta = {"dtype": dtype.name, "tokens": sum(lengths), "documents": len(lengths)}
@@ -258,6 +261,7 @@ def _open(directory: Path, key: str) -> TokenStore:
             or zlib.crc32(table.tobytes()) != meta["documents_crc32"]
         ):
             raise ValueError("its checksum differs")
+        # Plain texts have no mask: everything in them is a target.
         mask = None
         if "mask_crc32" in meta:
             mask = np.asarray(np.memmap(directory / "mask.bin", bool, "r", shape=(meta["tokens"],)))

@@ -159,6 +159,7 @@ def _zip_entries(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[byte
 def _pip(*arguments: str | Path) -> None:
     """Runs pip without showing its output, which would mix with a command's JSON on standard
     output."""
+    # This Python's pip as a program: pip has no supported interface from within Python.
     command = [
         sys.executable,
         "-m",

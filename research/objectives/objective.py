@@ -31,6 +31,7 @@ class Objective(Protocol):
     - `loss` can be traced, and its count does not depend on parameters.
     """
 
+    # Read by others in place of tests on the name: a new objective then needs no change elsewhere.
     name: ClassVar[str]  # the value of config.objective.name that chooses it
     config: ClassVar[type[ObjectiveConfig]]  # its settings
     model_kind: ClassVar[str]  # `kind` of the ModelConfig that it trains

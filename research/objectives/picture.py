@@ -53,6 +53,7 @@ def describe(
         yield from (
             _stretch(stream, start, stop, tokenizer, chat) for start, stop in stretches(stream)
         )
+    # A classifier's target is a class: it stands below the text, by name where it has one.
     if len(row["targets"]) == 1 != len(row["inputs"]):
         target = int(row["targets"][0])
         name = f" {json.dumps(labels[target])}" if target < len(labels) else ""
@@ -117,6 +118,7 @@ def _without_padding(stream: Stream) -> Stream:
 def _stretch(stream: Stream, start: int, stop: int, tokenizer: Tokenizer, chat: bool) -> Text:
     segment, loss = stream.segments[start], stream.loss[start]
     places = f"{stream.positions[start]}-{stream.positions[stop - 1]}"
+    # In conversations the tokens with a loss are the assistant's; messages of weight 0 are not.
     role = ""
     if chat:
         role = "assistant  " if loss else "others     "

@@ -59,12 +59,12 @@ class SpanCorruption(Objective):
     config = SpanCorruptionConfig
     model_kind = "encoder_decoder"
     reads = "texts"
-    overlap = 0
+    overlap = 0  # each token is in one window, read or predicted once
     begins_texts = True
     answers_chats = False
     classifies = False
     reports = ()
-    bits_per_byte = False
+    bits_per_byte = False  # the loss is on a share of the tokens
 
     @classmethod
     def make(cls, config: SpanCorruptionConfig, tokenizer: Any) -> "SpanCorruption":
@@ -96,7 +96,7 @@ class SpanCorruption(Objective):
         """Positions of the decoder for `sequence_length` tokens of text, a multiple of 8: the
         removed tokens, a sentinel for each span, and 12 ends of documents. 512 gives 120, where T5
         has 114 for one document."""
-        # Removed tokens, plus one sentinel for every `mean_span` of them.
+        # 12 is the allowance for ends of documents; shapes in multiples of 8 suit matrix units.
         noise = sequence_length * self.share * (1 + 1 / self.mean_span)
         return 8 * math.ceil((noise + 12) / 8)
 
@@ -105,6 +105,8 @@ class SpanCorruption(Objective):
     ) -> dict[str, np.ndarray]:
         """encoder_inputs and the other encoder fields [S]; inputs, targets, weights and the other
         decoder fields [T]. Targets beyond T are cut off."""
+        # Document by document: a span that crossed into the next one would have to be predicted
+        # from a text that it does not belong to.
         source, target = [], []
         # Each document ends with eos of its own, since it is decoded apart from its neighbours.
         for segment in range(1, int(window["segments"].max(initial=0)) + 1):
@@ -157,6 +159,7 @@ class SpanCorruption(Objective):
         kept_lengths = _random_composition(len(tokens) - noise, spans, rng)
         noise_lengths = _random_composition(noise, spans, rng)
         lengths = np.stack([kept_lengths, noise_lengths], axis=1)
+        # Stretch k is tokens[edges[k]:edges[k + 1]]; the even ones are kept.
         edges = np.concatenate([[0], np.cumsum(lengths.reshape(-1))])
         kept: list[Any] = []
         noised: list[Any] = []

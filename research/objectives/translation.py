@@ -38,13 +38,13 @@ class Translation(Objective):
     config = TranslationConfig
     model_kind = "encoder_decoder"
     reads = "pairs"
-    overlap = 0
+    overlap = 0  # windows hold whole pairs
     # The decoder has a start token of its own, and the encoder needs none.
     begins_texts = False
     answers_chats = False
     classifies = False
     reports = ()
-    bits_per_byte = False
+    bits_per_byte = False  # only the targets are predicted
 
     @classmethod
     def make(cls, config: TokenLossConfig, tokenizer: Any) -> "Translation":

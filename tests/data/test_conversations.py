@@ -318,6 +318,8 @@ def test_labels_are_names_in_order_or_numbers_up_to_the_largest(tmp_path):
     for name, labels, wanted in (
         ("a", ["neg", "pos", "neg"], ("neg", "pos")),
         ("b", [3, 0, True], ("0", "1", "2", "3")),
+        ("f", [0.0, 2.0, "1"], ("0", "1", "2")),
+        ("g", ["0", "1.0", 1], ("0", "1")),
     ):
         path = write(
             tmp_path / f"{name}.jsonl",
@@ -325,6 +327,10 @@ def test_labels_are_names_in_order_or_numbers_up_to_the_largest(tmp_path):
         )
         documents = FileDocuments(path, "", tmp_path / "cache", "labels")
         assert label_names([documents], tmp_path / "cache") == wanted
+    path = write(tmp_path / "year.jsonl", [{"text": "t", "label": 10**12}])
+    documents = FileDocuments(path, "", tmp_path / "cache", "labels")
+    with pytest.raises(ValueError, match="label 1000000000000 would make"):
+        label_names([documents], tmp_path / "cache")
     with pytest.raises(ValueError, match="label 'new' is in the held-out data alone"):
         Labels(("neg", "pos")).encode_batch(["neg", "new"])
     for label in (-1, None, "", 0.5, ["x"]):

@@ -3,6 +3,7 @@ change unseen."""
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +63,13 @@ def test_long_conversations_are_counted(open_rows, caplog):
     rows += [chat("q" * 70 + str(i), "yes") for i in range(12)]
     rows += [chat(f"{i}", "y" * 90) for i in range(18)]
     corpus = open_rows(rows, "conversations")
-    corpus.train_windows(64, 0, 0)
+    corpus.train_windows(65, 0, 0)
     train = [corpus.sources[0][0].train[i] for i in range(len(corpus.sources[0][0].train))]
     counts = [sum(mark in d["conversation"] for d in train) for mark in ("qqq", "yyy")]
     wanted = f"left out {counts[0]}, cut {counts[1]} of {len(train)} conversations at 64 tokens"
     assert said(caplog) == [wanted] and min(counts) > 5
     caplog.clear()
-    corpus.heldout_windows(64, 0)
+    corpus.heldout_windows(65, 0)
     assert len(said(caplog)) == 1 and said(caplog)[0].startswith("held out: left out ")
 
 
@@ -374,7 +375,7 @@ def test_every_objective_is_named_by_its_layout():
 
 def test_commas_and_colons_of_paths_that_exist_are_theirs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("a,b.txt", "c:2", "d,e,f.jsonl", "d"):
+    for name in ("a,b.txt", "c:2", "d,e,f.jsonl", "d", "why?.txt"):
         (tmp_path / name).write_text("x")
     for spelling, wanted in (
         ("a,b.txt", [("a,b.txt", 1.0)]),
@@ -385,9 +386,12 @@ def test_commas_and_colons_of_paths_that_exist_are_theirs(tmp_path, monkeypatch)
             [("stdlib", 3.0), ("d,e,f.jsonl?text=body", 2.0), ("c:2", 1.0)],
         ),
         ("d,e.txt", [("d", 1.0), ("e.txt", 1.0)]),
+        ("why?.txt,stdlib", [("why?.txt", 1.0), ("stdlib", 1.0)]),
         (f"{tmp_path}/a,b.txt", [(f"{tmp_path}/a,b.txt", 1.0)]),
     ):
         assert parse_mixture(spelling) == wanted
+    (tmp_path / "why?.txt").write_text("because\n" * 300)
+    assert open_source("why?.txt", tmp_path / "cache").train[0]["text"].startswith("because")
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "no record"])
@@ -421,6 +425,7 @@ def test_a_full_disk_leaves_the_tokenizer_that_was_there(tmp_path, monkeypatch):
     tokenizer.save(tmp_path / "saved")
     before = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()}
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "disk full")))
+    changed = replace(tokenizer, files={name: b"other" for name in tokenizer.files})
     with pytest.raises(OSError, match="disk full"):
-        tokenizer.save(tmp_path / "saved")
+        changed.save(tmp_path / "saved")
     assert {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()} == before

@@ -19,6 +19,7 @@ from research.weights.quantized import Quantized
 from research.weights.scales import BLOCK, QuantizedScales
 
 QUANTIZABLE = ("nf4", "fp4", "int8")
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # of 4-bit formats, those of its kernels
 # `slice(path, index)` returns that slice of a parameter, a quantized leaf or an array.
 Slice = Callable[[str, tuple[int, ...]], Any]
 
@@ -79,6 +80,11 @@ def join_leaves(module: Module, slices: Slice, sizes: Mapping[str, int]) -> Side
                 f"{module.name} has int8 in groups of {block}; bitsandbytes has one scale a row"
             )
         return Side("int8", codes[:, 0], scale, block)
+    if block not in BLOCKS:
+        raise ValueError(
+            f"{module.name} is in blocks of {block} values; bitsandbytes has "
+            f"{', '.join(map(str, BLOCKS))}: quantize with one of them as the group"
+        )
     return Side(first.format, codes.reshape(-1, block), scale, block, double)
 
 
