@@ -127,18 +127,20 @@ def layer_kind(c: ModelConfig, index: int) -> str:
 def make_context(
     c: ModelConfig,
     positions_BT: jax.Array,
-    segments_BT: jax.Array,
+    segments_BT: jax.Array | None,
     *,
     causal: bool,
     packed: bool = True,
-    single: bool = False,
     bias_BNTS: jax.Array | None = None,
     memory: Memory | None = None,
     key: jax.Array | None = None,
 ) -> LayerContext:
     """The context of a stack for tokens [B, T] that attend to each other; over a cache, which puts
-    in its own keys, also to earlier ones. `packed` and `single` are those of `Visibility`, `memory`
-    the encoder's for a decoder that has one."""
+    in its own keys, also to earlier ones. `packed` is that of `Visibility`, `memory` the encoder's
+    for a decoder that has one. Segments of None say that every row is one document without padding.
+    """
+    single = segments_BT is None
+    segments_BT = jnp.ones_like(positions_BT) if segments_BT is None else segments_BT
     # Tokens are queries and keys alike; a cache replaces the keys by its own in `attend`.
     tokens = (positions_BT, positions_BT, segments_BT, segments_BT)
     kinds = {}

@@ -247,10 +247,8 @@ class Model:
         cache: KVCache | None,
         key: jax.Array | None,
     ) -> tuple[jax.Array, KVCache | None, LayerLosses]:
-        """`run` for the stack `p_stack`, the decoder's or the encoder's, with its final norm. A
-        batch without "segments" promises that each row is one document without padding."""
-        c, single = self.config, "segments" not in batch
-        segments_BT = jnp.ones_like(batch["positions"]) if single else batch["segments"]
+        """`run` for the stack `p_stack`, the decoder's or the encoder's, with its final norm."""
+        c, segments_BT = self.config, batch.get("segments")
         virtual = adapters.virtual_tokens(p_stack)
         positions_BT = batch["positions"] + virtual if virtual else batch["positions"]
         # `_embed` splits the same key and takes the first half.
@@ -271,7 +269,6 @@ class Model:
             segments_BT,
             causal=causal,
             packed=cache is None,
-            single=single,
             bias_BNTS=bias_BNTS,
             memory=memory,
             key=layer_key,
