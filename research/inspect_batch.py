@@ -3,10 +3,14 @@
 
 The first rows of the first batch are printed token by token, with bars between tokens. A line
 holds tokens of one segment that all carry a loss or all carry none, with their positions; of
-conversations it also says whether the assistant speaks or others do. Predicted tokens are bold and
+conversations it also says whether the assistant speaks or others do (a message of the assistant
+with weight 0 is only read, so it counts among the others). Predicted tokens are bold and
 marked LOSS, all others are only read. Where the token to predict is another one than the token
 shown, it follows an arrow. In a terminal segments have colours; piped output has none.
 """
+
+import logging
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -36,26 +40,40 @@ def main(arguments: list[str]) -> int:
     from research.run.resolve import from_config
     from research.run.start import open_data
 
+    console = Console(highlight=False)
+    _print_notes(console)
     experiment = from_config(config)
     corpus = open_data(experiment)
     objective = make_objective(experiment.objective, corpus.tokenizer)
-    windows = corpus.train_windows(
-        objective.window_length(experiment.data.sequence_length),
-        objective.overlap,
-        experiment.train.seed,
-    )
+    length = objective.window_length(experiment.data.sequence_length)
+    windows = corpus.train_windows(length, objective.overlap, experiment.train.seed)
+    for line in objective.shortfalls(windows):
+        logging.warning(line)
+    # For its notes, such as on records that are in the training data too.
+    corpus.heldout_windows(length, objective.overlap)
     # The windows of step 0 of a run with this many rows a batch; no threads for one batch.
     with train_batches(
         windows, objective.example, seed=experiment.train.seed, global_batch=ROWS.value, threads=0
     ) as batches:
         _, batch = next(batches)
-    console = Console(highlight=False)
     for number in range(ROWS.value):
         row = {name: rows[number] for name, rows in batch.items()}
         chat = objective.answers_chats
         for line in describe(number, row, corpus.tokenizer, corpus.labels, chat):
             console.print(line, soft_wrap=not console.is_terminal)
     return command.DONE
+
+
+def _print_notes(console: Any) -> None:
+    """Prints what the data layer has to say, such as what it leaves out, before the rows. Here it
+    is a part of the answer; in a run it goes to standard error."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda note: console.print(  # type: ignore[method-assign]
+        note.getMessage(), style="yellow", markup=False, soft_wrap=True
+    )
+    # Other libraries log under names of their own.
+    handler.addFilter(lambda note: note.name == "root")
+    logging.getLogger().addHandler(handler)
 
 
 if __name__ == "__main__":

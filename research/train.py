@@ -40,6 +40,9 @@ PROFILE = flags.DEFINE_string(
     "profile", "", "START:STOP, the steps to trace with the profiler, for xprof"
 )
 
+# A recipe always has steps, so that both are set can be seen in the flags alone.
+LENGTHS = ("steps", "epochs")
+
 
 def main(arguments: list[str]) -> int:
     """Reads the flags, trains, and returns the exit code (`research.command`)."""
@@ -53,6 +56,10 @@ def main(arguments: list[str]) -> int:
     if not WORKDIR.value:
         raise ValueError("give --workdir=FOLDER, such as --workdir=runs/quickstart")
     refuse_addresses(WORKDIR.value)
+    if all(any(w.startswith(f"--config.train.{n}=") for w in sys.argv) for n in LENGTHS):
+        raise ValueError(
+            "--config.train.steps and --config.train.epochs are both given; choose one"
+        )
     logging.basicConfig(
         level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
     )

@@ -147,6 +147,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "data.max_bad_records": ({}, 3),
     "data.threads": ({}, 1),
     "train.steps": ({}, 30),
+    "train.epochs": ({}, 2.0),
     "train.seed": ({}, 1),
     "train.accumulate": ({}, 2),
     "train.log_every": ({}, 3),

@@ -22,6 +22,7 @@ from research.fit.compile import abstract_batch, objective_without_data, trace
 from research.objectives.choose import Objective
 from research.parallel.mesh import make_mesh
 from research.run import appraisal, loop, session, start
+from research.run.epochs import with_steps
 from research.run.program import make_program
 from research.run.window_feed import WindowFeed
 from research.training import metrics
@@ -140,7 +141,7 @@ def retention(e: Experiment, folder: Path, monkeypatch) -> object:
     return seen, options["options"].max_to_keep, options["options"].keep_period
 
 
-class Reached(Exception):
+class Reached(BaseException):
     """Ends a call of `train` where it has shown enough."""
 
 
@@ -181,7 +182,8 @@ def data(e: Experiment, folder: Path, monkeypatch) -> object:
         )
     )
     corpus = SimpleNamespace(
-        train_windows=lambda *_: None,
+        train_windows=lambda *_: SimpleNamespace(sizes=(40,)),
+        sources=(),
         heldout_windows=lambda *_: None,
         tokenizer=opened.tokenizer,
         provenance=opened.provenance,
@@ -225,9 +227,16 @@ def judged(e: Experiment, folder: Path, monkeypatch) -> object:
 
 
 # By field, or by the section that it is in; `program` for all others.
+def epochs(e: Experiment, folder: Path, monkeypatch) -> object:
+    """The steps of a run on 40 windows."""
+    corpus = SimpleNamespace(train_windows=lambda *_: SimpleNamespace(sizes=(40,)))
+    p = make_program(e, objective_of(e), jax.devices()[:1])
+    return with_steps(p, corpus).train.steps
+
+
 PROBES = {
     **dict.fromkeys(("data.sequence_length", "data.batch_size"), program),
     **dict.fromkeys(("data.batch_size_per_device", "train.accumulate", "train.seed"), program),
     **{"data": data, "train": events, "checkpoint": retention, "logging": trackers},
-    **{"init": beginning, "evals": judged},
+    **{"init": beginning, "evals": judged, "train.epochs": epochs},
 }

@@ -92,7 +92,8 @@ def inputs(tmp_path_factory):
     save_checkpoint(folder / "decoder", DECODER, template=TEMPLATES["chatml"]["plain"])
     save_checkpoint(folder / "bert", BERT)
     chat = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "answer"}]
-    write_rows(folder / "chat.jsonl", [{"messages": chat}] * 9)
+    long = [{"role": "user", "content": "ask " * 300}, chat[1]]
+    write_rows(folder / "chat.jsonl", [{"messages": chat}] * 9 + [{"messages": long}] * 9)
     write_rows(
         folder / "labelled.jsonl",
         [{"text": f"t{i}", "label": ["no", "yes"][i % 2]} for i in range(9)],
@@ -116,6 +117,10 @@ def test_the_command_prints_conversations(inputs):
         "--rows=3",
     )
     assert len(re.findall(r"^row \d: ", out, re.M)) == 3
+    # What is left out and what is repeated is said before the rows.
+    before = out.split("row 0: ")[0]
+    assert re.search(r"^left out \d, cut \d of \d+ conversations at \d+ tokens$", before, re.M)
+    assert re.search(r"^\d of \d held-out records are in the training data too", before, re.M)
     assert "|a|n|s|w|e|r|<|" in out.split("assistant")[-1] or "|a|n|s|w|e|r|" in out
     assert all("a|n|s|w|e|r" not in line for line in out.splitlines() if "others" in line)
 

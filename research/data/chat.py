@@ -7,6 +7,7 @@ answer. What the second adds to the first is what the model has to write when it
 the end of turn. A token belongs to the assistant if any of its characters does.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -25,7 +26,7 @@ Messages = Sequence[Mapping[str, Any]]
 TRAINING_DAY = datetime(2024, 7, 26)
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 # Part of the fingerprint: raise it when the ids or masks of the same conversation change.
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 def render_chat(
@@ -54,15 +55,20 @@ def render_chat(
 
 
 def encode_chat(
-    tokenizer: Tokenizer, messages: Messages, sandbox: Sandbox | None = None
+    tokenizer: Tokenizer,
+    messages: Messages,
+    sandbox: Sandbox | None = None,
+    tools: Sequence[Any] = (),
 ) -> tuple[list[int], list[bool]]:
-    """(token ids of the conversation, for each id whether the assistant says it).
+    """(token ids of the conversation, for each id whether the assistant says it and is to learn
+    it). A message of the assistant with "weight" 0 is only read. `tools` are the descriptions of
+    tools that the template gets, in the form of transformers' apply_chat_template.
 
     ChatRefused, a ValueError, for messages that the template rejects. ValueError for a template
     that writes earlier messages differently once later ones follow, for example one that removes
     earlier thoughts: no single text would then show what the model reads before each answer.
     """
-    [encoded] = ChatEncoder(tokenizer, sandbox).encode_batch([messages])
+    [encoded] = ChatEncoder(tokenizer, sandbox).encode_batch([messages], [tools])
     if isinstance(encoded, ChatRefused):
         raise encoded
     return encoded
@@ -110,14 +116,18 @@ class ChatEncoder:
         )
 
     def encode_batch(
-        self, conversations: Sequence[Messages]
+        self, conversations: Sequence[Messages], tools: Sequence[Sequence[Any]] = ()
     ) -> list[tuple[list[int], list[bool]] | ChatRefused]:
-        """`encode_chat` of each conversation. A conversation that the template rejects gives the
-        error in its place, and the others are encoded."""
+        """`encode_chat` of each conversation; `tools` are those of each, by default none. A
+        conversation that the template rejects gives the error in its place, and the others are
+        encoded."""
+        tools = tools or [()] * len(conversations)
+        if unwritten := sum(map(bool, tools)) if "tools" not in self._template else 0:
+            logging.warning("the chat template writes no tools; %d records list some", unwritten)
         rendered: list[Rendered | ChatRefused] = []
-        for messages in conversations:
+        for messages, its_tools in zip(conversations, tools):
             try:
-                rendered.append(self._assistant(messages))
+                rendered.append(self._assistant(messages, list(its_tools)))
             except ChatRefused as error:
                 rendered.append(error)
         # All texts in one call, which runs on all cores.
@@ -129,15 +139,15 @@ class ChatEncoder:
             for one in rendered
         ]
 
-    def _assistant(self, messages: Messages) -> Rendered:
-        """The rendered conversation, with the spans of characters that the assistant says."""
+    def _assistant(self, messages: Messages, tools: list[Any]) -> Rendered:
+        """The rendered conversation, with the spans of characters that the assistant says and that
+        are to be learnt."""
+        if "tool_calls" not in self._template and any(one.get("tool_calls") for one in messages):
+            raise ChatRefused(
+                "the chat template does not write tool_calls, so a call would be lost"
+            )
         if _GENERATION.search(self._template):
-            [whole] = self._render((messages, False))
-            if not whole.spans:
-                raise ChatRefused(
-                    "the chat template writes nothing of the assistant's inside {% generation %}"
-                )
-            return whole
+            return self._marked(messages, tools)
         # All renderings of a conversation in one request: the whole, and two for each answer.
         turns = [
             number for number, message in enumerate(messages) if message["role"] == "assistant"
@@ -147,42 +157,60 @@ class ChatEncoder:
             for turn in turns
             for job in ((messages[:turn], True), (messages[: turn + 1], False))
         ]
-        whole, *parts = (one.text for one in self._render((messages, False), *jobs))
+        whole, *parts = (one.text for one in self._render(tools, (messages, False), *jobs))
         spans = []
         for turn, asked, answered in zip(turns, parts[::2], parts[1::2]):
             if not (answered.startswith(asked) and whole.startswith(answered)):
                 raise ValueError(
                     f"the chat template writes the text before message {turn + 1} differently "
-                    f"once it follows, so what the "
-                    "assistant says cannot be told; mark that with {% generation %} in a template "
-                    "of your own and set "
-                    "config.data.chat_template, or give conversations of one answer"
+                    "once it follows, so what the assistant says cannot be told; mark that with "
+                    "{% generation %} in a template of your own and set config.data.chat_template, "
+                    "or give conversations of one answer"
                 )
             said = answered[len(asked) :]
+            # A template may strip what a message says. A call of a tool has no content.
+            content = (messages[turn].get("content") or "").strip()
             # Without a generation prompt the answer would begin with "assistant:" or the like,
             # which the model is not to write.
-            # A template may strip what a message says.
-            content = str(messages[turn]["content"]).strip()
             if (
                 not said.lstrip().startswith(content)
-                and asked == self._render((messages[:turn], False))[0].text
+                and asked == self._render(tools, (messages[:turn], False))[0].text
             ):
                 raise ValueError(
                     "the chat template has no generation prompt (add_generation_prompt changes "
-                    "nothing), so where the "
-                    "assistant begins cannot be told; give one that has with "
-                    "config.data.chat_template"
+                    "nothing), so where the assistant begins cannot be told; give one that has "
+                    "with config.data.chat_template"
                 )
             # A line break after an end-of-turn token is the template's, since the model has stopped
             # by then. Without such a token the line break itself is the end of the turn.
-            ended = not said.rstrip().endswith(content)
-            spans.append((len(asked), len(asked) + len(said.rstrip() if ended else said)))
+            # A call of a tool always has an end behind it.
+            ended = not content or not said.rstrip().endswith(content)
+            # What has weight 0 is context: read, and never a target.
+            if messages[turn].get("weight", 1):
+                spans.append((len(asked), len(asked) + len(said.rstrip() if ended else said)))
         return Rendered(whole, spans)
 
-    def _render(self, *jobs: tuple[Messages, bool]) -> list[Rendered]:
-        specials = _specials(self._tokenizer)
+    def _marked(self, messages: Messages, tools: list[Any]) -> Rendered:
+        """The conversation by a template that marks what the assistant says."""
+        # How many blocks there are before and after a message says which are its own.
+        unlearnt = [n for n, message in enumerate(messages) if not message.get("weight", 1)]
+        jobs = [(messages[:stop], False) for n in unlearnt for stop in (n, n + 1)]
+        whole, *parts = self._render(tools, (messages, False), *jobs)
+        if not whole.spans:
+            raise ChatRefused(
+                "the chat template writes nothing of the assistant's inside {% generation %}"
+            )
+        dropped: set[int] = set()
+        for before, after in zip(parts[::2], parts[1::2]):
+            dropped |= set(range(len(before.spans), len(after.spans)))
+        return Rendered(
+            whole.text, [span for n, span in enumerate(whole.spans) if n not in dropped]
+        )
+
+    def _render(self, tools: list[Any], *jobs: tuple[Messages, bool]) -> list[Rendered]:
+        shared = _specials(self._tokenizer) | ({"tools": tools} if tools else {})
         variables = [
-            {"messages": list(m), "add_generation_prompt": prompt, **specials} for m, prompt in jobs
+            {"messages": list(m), "add_generation_prompt": prompt, **shared} for m, prompt in jobs
         ]
         return self._sandbox.render(self._template, variables, TRAINING_DAY)
 
@@ -213,7 +241,7 @@ def _template(tokenizer: Tokenizer) -> str:
 
 def _specials(tokenizer: Tokenizer) -> dict[str, Any]:
     """The variables of a template beside the messages: the tokenizer's special tokens as strings;
-    tools and documents are None."""
+    tools and documents are None unless the conversation has some."""
     roles = {role: getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad", "mask")}
     named = {
         f"{role}_token": tokenizer.decode([number])

@@ -57,6 +57,7 @@ def make_environment(now: datetime) -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
+    # jinja2's own tojson escapes <, > and & for HTML; transformers replaces it, too.
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _refuse, "strftime_now": now.strftime}
     return environment
@@ -155,7 +156,7 @@ def main() -> None:
     """Answers requests from standard input until it is closed."""
     for limit, size in (
         (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_FSIZE, 0),  # it writes no files
         (resource.RLIMIT_CORE, 0),
     ):
         # macOS has no limit of memory; that of time still holds.

@@ -127,6 +127,7 @@ def _start() -> subprocess.Popen:
 
 
 def _read(file: int, deadline: float) -> bytes:
+    # Not a blocking read: a template that writes nothing must not hold the run for ever.
     poll = select.poll()
     poll.register(file, select.POLLIN)
     if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):

@@ -4,6 +4,7 @@ import bisect
 
 import numpy as np
 
+from research.data.census import Census
 from research.data.chat import ChatEncoder
 from research.data.documents import Documents
 from research.data.tokens import TokenStore, tokenize_conversations
@@ -42,6 +43,16 @@ class PackedConversations:
         # Tokens of the assistant between two places, by differences of a running sum. The first
         # token of a conversation is never a target, so it does not count.
         speaks = said[self._ends] > said[np.minimum(starts + 1, self._ends)]
+        cut = speaks & (store.offsets[1:] > self._ends)
+        self.stores = (store,)
+        # Of a window the last token is a target only, so an example is one token shorter.
+        self.census = Census(
+            "conversations",
+            len(store),
+            length - 1,
+            left_out=int(np.sum(~speaks)),
+            cut=int(cut.sum()),
+        )
         order = order[speaks[order]]
         if not len(order):
             raise ValueError(

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 class DataConfig:
     """The data of a run. ValueError for values out of range.
 
-    source                 "stdlib", "shakespeare", "alpaca" (conversations), a file or folder,
-                           "tfds:NAME", or several with weights: "stdlib:0.7,shakespeare:0.3"
+    source                 "stdlib", "shakespeare", "alpaca" (conversations), "tfds:NAME", a file or
+                           folder (.jsonl, .parquet, .csv, .tsv, .json, and texts such as .txt, .md
+                           and .py), or several with weights: "stdlib:0.7,shakespeare:0.3"
     tokenizer              "bytes", "gpt2", "bpe:VOCAB" or "sentencepiece:VOCAB" (trained on the
                            train part), or a file or folder; "" takes the one of the checkpoint
                            `config.init`

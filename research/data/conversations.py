@@ -12,71 +12,160 @@ _OTHER_NAMES = {"human": "user", "gpt": "assistant", "function": "tool"}
 def conversation(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dict[str, Any]]:
     """The messages of a record as [{"role", "content", ...}].
 
-    `columns` are {"messages": COLUMN}, a list of {"role", "content"} or ShareGPT's {"from",
-    "value"}; or Alpaca's "instruction", "output" and optionally "input", each a text. Other fields
-    of a message are kept, for the template. ValueError for a conversation without messages or
-    without one of the assistant, for an unknown role, and for a content that is no text or empty.
+    `columns` is {"messages": COLUMN}, a list of {"role", "content"} or of ShareGPT's {"from",
+    "value"}; or Alpaca's "instruction", "output" and optionally "input", a text each. A content in
+    parts of type text becomes one text. Messages of the system without text are left out. Other
+    fields of a message are kept for the template; `weight` 0 on a message of the assistant takes
+    the loss from it. Further columns are read where a record has them: "system", the text of a
+    message in front, and of Alpaca's "history", a list of earlier (instruction, output).
+
+    ValueError for a conversation without messages, without one of the assistant to learn from, for
+    an unknown role, a weight that is not 0 or 1, and a message that says nothing. An assistant's
+    message may have `tool_calls` in place of a content, and a tool may return nothing.
     """
     if "instruction" in columns:
-        names = (columns.get(name, name) for name in ("instruction", "input", "output"))
-        instruction, added, output = (_plain(row.get(name)) for name in names)
-        asked = f"{instruction}\n\n{added}" if added else instruction
-        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": output}]
-        if not isinstance(instruction, str):
-            raise ValueError(
-                f"field {columns['instruction']!r} is {type(instruction).__name__}, wanted text"
-            )
+        messages = _alpaca(row, columns)
     else:
-        messages = _plain(row.get(columns["messages"]))
-        # TFDS turns a sequence of records into a record of sequences.
-        if isinstance(messages, Mapping):
-            messages = [dict(zip(messages, values)) for values in zip(*messages.values())]
-        if not isinstance(messages, list):
-            raise ValueError(
-                f"field {columns['messages']!r} is {type(messages).__name__}, wanted a list of "
-                f"messages"
-            )
+        messages = _messages(row, columns["messages"])
     if not messages:
         raise ValueError("it has no messages")
     checked = [_message(number, message) for number, message in enumerate(messages)]
-    if not any(message["role"] == "assistant" for message in checked):
+    checked = _system(row, columns, checked)
+    # Messages are numbered as in the record, so empty ones are dropped after the check.
+    said = [message for message in checked if message is not None]
+    answers = [message for message in said if message["role"] == "assistant"]
+    if not answers:
         raise ValueError("no message is by the assistant, so there is nothing to learn")
-    return checked
+    if not any(message.get("weight", 1) for message in answers):
+        raise ValueError("the assistant's messages all have weight 0; there is nothing to learn")
+    return said
 
 
-def spell(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The conversation as the text of a document."""
-    return json.dumps(messages, ensure_ascii=False)
+def tools(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Any]:
+    """The tools that the assistant of a record may call, as the record's column "tools" lists them
+    or as JSON of that list; [] without. ValueError for another value."""
+    value = _plain(row.get(columns.get("tools", "tools"))) or []
+    if isinstance(value, str):
+        value = json.loads(value)
+    if not isinstance(value, list):
+        raise ValueError(f"tools is {type(value).__name__}, wanted a list of tools")
+    return value
 
 
-def _message(number: int, message: Any) -> dict[str, Any]:
+def spell(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()) -> str:
+    """The conversation as the text of a document, which `read_spelt` reads."""
+    value = {"messages": messages, "tools": tools} if tools else messages
+    return json.dumps(value, ensure_ascii=False)
+
+
+def read_spelt(text: str) -> tuple[list[dict[str, Any]], list[Any]]:
+    """(messages, tools) of a document that `spell` has written."""
+    # A list is a conversation without tools, as all were at first: caches of these stay valid.
+    value = json.loads(text)
+    return (value, []) if isinstance(value, list) else (value["messages"], value["tools"])
+
+
+def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dict[str, Any]]:
+    names = (columns.get(name, name) for name in ("instruction", "input", "output"))
+    instruction, added, output = (_plain(row.get(name)) for name in names)
+    if not isinstance(instruction, str):
+        raise ValueError(
+            f"field {columns['instruction']!r} is {type(instruction).__name__}, wanted text"
+        )
+    asked = f"{instruction}\n\n{added}" if added else instruction
+    turns = [*_history(row, columns), (asked, output)]
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn)]
+
+
+def _history(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Any]:
+    history = _plain(row.get(columns.get("history", "history"))) or []
+    if not isinstance(history, list) or any(
+        not isinstance(turn, list) or len(turn) != 2 for turn in history
+    ):
+        raise ValueError("history is no list of (instruction, output)")
+    return history
+
+
+def _system(
+    row: Mapping[str, Any], columns: Mapping[str, str], messages: list[dict[str, Any] | None]
+) -> list[dict[str, Any] | None]:
+    """The messages with the text of the column "system" in front."""
+    system = _plain(row.get(columns.get("system", "system")))
+    if not system:
+        return messages
+    first = _message(0, {"role": "system", "content": system})
+    own = [one for one in messages if one is not None and one["role"] == "system"]
+    # The same text in both places is one instruction; of two it is not clear which counts.
+    if own and own[0] != first:
+        raise ValueError("the field 'system' and a message of the system say different things")
+    return messages if own else [first, *messages]
+
+
+def _messages(row: Mapping[str, Any], column: str) -> list[Any]:
+    messages = _plain(row.get(column))
+    # Tables have only text in their cells.
+    if isinstance(messages, str) and messages.lstrip().startswith("["):
+        messages = json.loads(messages)
+    # TFDS turns a sequence of records into a record of sequences.
+    if isinstance(messages, Mapping):
+        messages = [dict(zip(messages, values)) for values in zip(*messages.values())]
+    if not isinstance(messages, list):
+        raise ValueError(
+            f"field {column!r} is {type(messages).__name__}, wanted a list of messages"
+        )
+    return messages
+
+
+def _message(number: int, message: Any) -> dict[str, Any] | None:
+    """The checked message; None for one of the system that says nothing."""
     if not isinstance(message, Mapping):
         raise ValueError(
             f"message {number} is {type(message).__name__}, wanted an object with role and content"
         )
-    role, content = (
-        message.get("role", message.get("from")),
-        message.get("content", message.get("value")),
-    )
+    # OpenAI's names of the fields, else ShareGPT's.
+    role = message.get("role", message.get("from"))
     role = _OTHER_NAMES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise ValueError(f"message {number} has the role {role!r}; known are {', '.join(ROLES)}")
-    if not isinstance(content, str):
-        raise ValueError(
-            f"message {number} has {type(content).__name__} for its content, wanted text"
-        )
-    if not content.strip():
+    content = _joined(number, message.get("content", message.get("value")))
+    empty = not (content or "").strip()
+    if empty and role in ("system", "developer"):
+        return None
+    # A call of a tool stands for an answer, and what a tool returns may be nothing.
+    calls = role == "assistant" and message.get("tool_calls")
+    if content is None and not calls:
+        raise ValueError(f"message {number} has NoneType for its content, wanted text")
+    if empty and not calls and role != "tool":
         raise ValueError(f"message {number}, by {role}, is empty")
     rest = {
         name: value
         for name, value in message.items()
-        if name not in ("role", "from", "content", "value")
+        # Parquet and TFDS give every message the fields of all, null where it has none.
+        if name not in ("role", "from", "content", "value") and value is not None
     }
-    return {
-        "role": role,
-        "content": content,
-        **{name: value for name, value in rest.items() if value is not None},
-    }
+    weight = rest.get("weight", 1)
+    if not isinstance(weight, int | float) or weight not in (0, 1):
+        raise ValueError(f"message {number} has weight {weight!r}; wanted 0 for no loss, or 1")
+    return {"role": role, "content": content, **rest}
+
+
+def _joined(number: int, content: Any) -> str | None:
+    """The text of a content, which may be a list of parts."""
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        for part, text in zip(content, texts):
+            kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+            if kind != "text" or not isinstance(text, str):
+                raise ValueError(
+                    f"message {number} has a part of type {kind!r} in its content; wanted text"
+                )
+        return "".join(texts)
+    if content is not None and not isinstance(content, str):
+        raise ValueError(
+            f"message {number} has {type(content).__name__} for its content, wanted text"
+        )
+    return content
 
 
 def _plain(value: Any) -> Any:

@@ -1,22 +1,27 @@
 """The data of a run: its sources, its tokenizer, and the windows of tokens made from them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from research.data.census import Census, count_repeated
 from research.data.config import DataConfig
 from research.data.documents import Documents, UnreadableRecord, digest
 from research.data.labelled import label_names
 from research.data.layouts import LAYOUTS, Layout
 from research.data.mixture import Mixture, mixture_provenance, open_mixture
-from research.data.packing import Chained
+from research.data.packing import Chained, packed_bounds
 from research.data.sources import Source
 from research.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from research.data.tokens import TokenStore
 from research.data.windows import Progress, WindowOptions, Windows
-from research.downloads.cache import Damaged, built, cache_directory
+from research.downloads.cache import Damaged, built, cache_directory, remembered
+from research.files import read_json
 
 # A tokenizer is trained on this much text; more changes few merges.
 TRAINING_CHARACTERS = 32 * 1024 * 1024
@@ -40,6 +45,8 @@ class Corpus:
     cache: Path
     layout: Layout = LAYOUTS["texts"]
     labels: tuple[str, ...] = ()
+    # Tokens of the train parts once windows are made of them, to compare held-out records with.
+    _train_stores: list[Sequence[TokenStore]] = field(default_factory=list, repr=False)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -57,25 +64,68 @@ class Corpus:
         progress: Progress | None = None,
     ) -> Mixture:
         """Windows of `length` tokens of the train parts, mixed by weight. Tokenises the documents
-        at the first call and calls `progress(done, documents)` while it does."""
+        at the first call and calls `progress(done, documents)` while it does. Logs a line on what
+        of them is left out or cut."""
         parts = [
             self._windows(source.train, length, overlap, seed, progress)
             for source, _ in self.sources
         ]
+        self._train_stores[:] = [_stores(part) for part in parts]
+        self._tell_losses(parts, "")
         return Mixture(tuple(parts), tuple(weight for _, weight in self.sources), seed=seed)
 
     def heldout_windows(self, length: int, overlap: int) -> Chained:
-        """All windows of `length` tokens of the held-out parts, in order."""
-        return Chained(
-            [self._windows(source.heldout, length, overlap) for source, _ in self.sources]
-        )
+        """All windows of `length` tokens of the held-out parts, in order. Logs a line on what of
+        them is left out or cut, and one on records that are in the train parts too."""
+        parts = [self._windows(source.heldout, length, overlap) for source, _ in self.sources]
+        self._tell_losses(parts, "held out: ")
+        self._tell_repeated(parts)
+        return Chained(parts)
 
     def heldout_size(self) -> tuple[int, int]:
         """(bytes of the held-out texts in UTF-8, number of tokens that a causal model predicts for
         them: those of the texts and an eos for each). Bits per byte are computed from these."""
-        options, field = self._options(0, 0), self.layout.measured
-        stores = [options.tokens(source.heldout, field) for source, _ in self.sources]
-        return sum(int(s.n_bytes.sum()) for s in stores), sum(len(s.ids) + len(s) for s in stores)
+        options, measured = self._options(0, 0), self.layout.measured
+        size, tokens = 0, 0
+        for source, _ in self.sources:
+            # The same bounds as in the windows, so that no text counts that is not predicted.
+            store = options.tokens(source.heldout, measured)
+            starts, stops = packed_bounds(source.heldout, store, self.tokenizer)
+            size += int(store.n_bytes.sum())
+            tokens += int(np.sum(stops - starts)) + len(starts)
+        return size, tokens
+
+    def _tell_losses(self, parts: Sequence[Windows], where: str) -> None:
+        for (source, _), part in zip(self.sources, parts):
+            # A layout from outside need not count its losses.
+            census: Census | None = getattr(part, "census", None)
+            lines = census.lines() if census else []
+            bad = _stores(part)[0].bad_records if _stores(part) else ()
+            if bad:
+                lines.append(f"left out {len(bad)} unreadable records, the first: {bad[0]}")
+            name = f" ({source.name})" if len(self.sources) > 1 else ""
+            for line in lines:
+                logging.warning("%s%s%s", where, line, name)
+
+    def _tell_repeated(self, parts: Sequence[Windows]) -> None:
+        # Without `train_windows` before it there is nothing to compare with, as in an evaluation.
+        train = [stores for stores in self._train_stores if stores]
+        for part in parts:
+            heldout = _stores(part)
+            if not heldout or not train:
+                continue
+            # Comparing touches every document, so the count is kept for later starts of the run.
+            key = digest(*(one.fingerprint for stores in (heldout, *train) for one in stores))
+            count = remembered(
+                self.cache / "repeated" / f"{key[:32]}.json",
+                functools.partial(count_repeated, heldout, train),
+            )
+            if count:
+                logging.warning(
+                    "%d of %d held-out records are in the training data too, word for word",
+                    count,
+                    len(heldout[0]),
+                )
 
     def _windows(self, documents: Documents, length: int, overlap: int, *more: Any) -> Windows:
         return self.layout.windows(documents, self._options(length, overlap, *more))
@@ -114,8 +164,10 @@ def open_corpus(
     or tokenizer that cannot be opened, for no tokenizer, and for one without an end of text.
     """
     cache = cache_directory()
-    sources = open_mixture(config.source, cache, wanted)
-    if tokenizer_folder is not None and tokenizer_folder.is_dir():
+    # Sources first: a trained tokenizer needs their texts.
+    sources = open_mixture(config.source, cache, wanted, _recorded(tokenizer_folder))
+    if tokenizer_folder is not None and has_tokenizer(tokenizer_folder):
+        # Whatever config.tokenizer names may have changed since the run began.
         tokenizer = load_tokenizer(tokenizer_folder)
     elif config.tokenizer:
         tokenizer = _with_template(
@@ -136,6 +188,32 @@ def open_corpus(
     if layout.classes:
         labels = label_names((source.train for source, _ in sources), cache, layout.classes)
     return Corpus(config, tuple(sources), tokenizer, cache, layout, labels)
+
+
+def has_tokenizer(folder: Path | None) -> bool:
+    """True if a run has saved its tokenizer in `folder`. Without a checkpoint beside it a damaged
+    one, such as a full disk leaves, counts as none: the run has not begun, and writes it anew."""
+    if folder is None or not folder.is_dir():
+        return False
+    if any((folder.parent / "checkpoints").glob("[0-9]*")):
+        return True
+    try:
+        load_tokenizer(folder)
+    except ValueError as error:
+        logging.warning("%s; the run has no checkpoint yet, so it is written anew", error)
+        return False
+    return True
+
+
+def _stores(windows: Windows) -> Sequence[TokenStore]:
+    """The tokens that windows are made of, a store a field; () where they do not say."""
+    return getattr(windows, "stores", ())
+
+
+def _recorded(tokenizer_folder: Path | None) -> dict[str, Any]:
+    """What the run that has saved its tokenizer there records about its data, {} without."""
+    file = tokenizer_folder.parent / "provenance.json" if tokenizer_folder is not None else None
+    return read_json(file).get("dataset", {}) if file is not None and file.is_file() else {}
 
 
 def _with_template(config: DataConfig, tokenizer: Tokenizer) -> Tokenizer:
@@ -184,8 +262,8 @@ def _training_texts(sources: list[Source]) -> Iterator[str]:
                 document = source.train[int(index)]
             except UnreadableRecord:
                 continue
-            for field in source.train.fields:
-                yield document[field]
-                left -= len(document[field])
+            for name in source.train.fields:
+                yield document[name]
+                left -= len(document[name])
             if left <= 0:
                 return

@@ -63,6 +63,7 @@ class Subset:
     def __init__(self, documents: Documents, indices: np.ndarray):
         self.fields = documents.fields
         self.fingerprint = digest(documents.fingerprint, indices.astype("<i8").tobytes())
+        self.rules = getattr(documents, "rules", 1)
         self._documents, self._indices = documents, indices
 
     def __len__(self) -> int:
@@ -97,8 +98,11 @@ def heldout_mask(ids: Iterable[str]) -> np.ndarray:
             f"{len(hashes)} document(s) where at least 2 are wanted, one to train on and one to "
             f"hold out"
         )
+    # Smallest hashes first, so that the cut at HELDOUT_MAX moves as little as possible when
+    # documents are added; always leaving one to train on.
     chosen = np.flatnonzero(hashes % HELDOUT_ONE_IN == 0)
     chosen = chosen[np.argsort(hashes[chosen], kind="stable")][: min(HELDOUT_MAX, len(hashes) - 1)]
+    # None of a few documents may be a multiple of 20; then the smallest hash is held out.
     mask = np.zeros(len(hashes), dtype=bool)
     mask[chosen if len(chosen) else hashes.argmin()] = True
     return mask
@@ -109,6 +113,7 @@ def digest(*parts: str | bytes) -> str:
     ("a", "bc") differ. Strings are encoded in UTF-8."""
     if len(parts) == 1:
         return hashlib.sha256(_encoded(parts[0])).hexdigest()
+    # Eight bytes of length before each part: no two lists of parts give the same stream.
     sha = hashlib.sha256()
     for part in map(_encoded, parts):
         sha.update(len(part).to_bytes(8, "big") + part)

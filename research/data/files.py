@@ -1,76 +1,94 @@
-"""Local files as documents: a .txt, .jsonl or .parquet file, or a folder of them."""
+"""Local files as documents: a file in a format of `research.data.formats`, or a folder of them."""
 
-import functools
 import hashlib
 import json
-import mmap
+import logging
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from research.data.documents import UnreadableRecord, digest
-from research.data.layouts import LAYOUTS, choose_columns, read_record
+from research.data.documents import digest
+from research.data.formats import RECORDS, TEXTS
+from research.data.layouts import LAYOUTS, OtherColumns, choose_columns, read_record
+from research.data.reader import Reader
+from research.data.text_file import Text
 from research.downloads.cache import remembered
 
 # Longest document cut from a text file: some 64k tokens, more than the windows of training.
 PIECE_BYTES = 256 * 1024
 # Least number of pieces, so that `documents.heldout_mask` finds some even in one small file.
 PIECES_WANTED = 20
-_BLOCK_BYTES = 64 * 1024 * 1024
-
-
-class Reader(Protocol):
-    """The records of one file.
-
-    `row(i, wanted)` returns record i as a dict with at least those columns in `wanted` that the
-    record has, or raises UnreadableRecord. `identity(i)` is a name for it, unique in the folder.
-    """
-
-    path: Path
-    name: str
-    columns: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-
-    def row(self, row: int, wanted: Sequence[str]) -> dict[str, Any]: ...
-
-    def identity(self, row: int) -> str: ...
+# The only formats that rules 1 read.
+EARLIER_FORMATS = frozenset((".txt", ".jsonl", ".parquet"))
+_WHOLE_BYTES, _SAMPLE_BYTES, _SAMPLES = 64 * 1024 * 1024, 64 * 1024, 16
+_SETTLED_SECONDS = 2.0  # no file system in use has coarser time stamps than FAT's two seconds
 
 
 class FileDocuments:
     """The records of a file, or of all files below a folder in the order of their paths.
 
-    Text files are cut at line ends into pieces, each of which is a document. ValueError for a path
-    that is missing, cannot be read or holds no records.
+    Text files are cut at line ends into pieces, each of which is a document. Files of a folder may
+    have different columns: each is read by the first set of columns of the layout that it has. Of a
+    folder with records, code and other texts than .txt are passed over, and so are files of other
+    formats or without the columns; one line says how many. ValueError for a path that is missing,
+    cannot be read or holds no records, and for .jsonl and .parquet files without the columns.
+
+    `rules` are 1 for a run that began when files were read in another way: only .txt, .jsonl and
+    .parquet files, the columns that all of them have, and empty texts among the documents.
     """
 
-    def __init__(self, path: Path, query: str, cache_dir: Path, wanted: str = "texts"):
+    def __init__(
+        self,
+        path: Path,
+        query: str,
+        cache_dir: Path,
+        wanted: str = "texts",
+        rules: int = 2,
+    ):
         try:
-            self._readers = _open_readers(path)
+            self._readers, self._fields = _open_readers(path, query, wanted, rules)
         except OSError as error:
             raise ValueError(f"data {str(path)!r} cannot be read: {error}") from None
         self._ends = np.cumsum([len(reader) for reader in self._readers])
-        self._fields = choose_columns(query, _columns(self._readers), f"{path}?{query}", wanted)
-        self._layout, self.fields = wanted, LAYOUTS[wanted].fields
+        self._layout, self.fields, self.rules = wanted, LAYOUTS[wanted].fields, rules
         # The fingerprint covers names, contents, the columns read and how texts are cut.
         files = [(str(reader.path), reader.name) for reader in self._readers]
         counts = [len(reader) for reader in self._readers]
-        self.fingerprint = digest(
-            content_digest(files, cache_dir), json.dumps([self._fields, counts])
-        )
+        content = content_digest(files, cache_dir)
+        chosen: Any = self._fields if rules > 1 else self._common_fields(query)
+        own = (f"rules {rules}",) if rules > 1 else ()
+        self.fingerprint = digest(*own, content, json.dumps([chosen, counts]))
+
+    def _common_fields(self, query: str) -> Mapping[str, str]:
+        """The columns that rules 1 read: chosen among those that all files have."""
+        columns = set.intersection(*(set(reader.columns) for reader in self._readers))
+        optional = LAYOUTS[self._layout].optional
+        try:
+            chosen = choose_columns(query, tuple(sorted(columns)), "", self._layout)
+        except OtherColumns:
+            return {}
+        for reader, fields in zip(self._readers, self._fields):
+            # Parquet files lost their other columns then; of lines all fields were read.
+            if set(fields) - set(chosen) and reader.path.suffix == ".parquet":
+                return {}
+        return {name: chosen[name] for name in chosen if name not in optional}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, str]:
         which = int(np.searchsorted(self._ends, index, side="right"))
-        reader = self._readers[which]
+        reader, fields = self._readers[which], self._fields[which]
         row = index - (int(self._ends[which - 1]) if which else 0)
-        columns = reader.row(row, list(self._fields.values()))
-        document = read_record(columns, self._fields, self._layout, str(reader.path), row)
+        record = reader.row(row, list(fields.values()))
+        if self.rules == 1:  # optional columns came later
+            optional = LAYOUTS[self._layout].optional
+            record = {name: value for name, value in record.items() if name not in optional}
+        document = read_record(record, fields, self._layout, str(reader.path), row)
         return document | {"path": reader.identity(row)}
 
     def identities(self) -> Iterator[str]:
@@ -80,151 +98,158 @@ class FileDocuments:
             yield from map(reader.identity, range(len(reader)))
 
 
-class Text:
-    """A text file in pieces of at most `limit` bytes. It is cut after line ends, and a line longer
-    than that between characters."""
+def content_digest(files: list[tuple[str, str]], cache_dir: Path, sampled: bool = False) -> str:
+    """A sha256 of the names and contents of `files`, (path, name) pairs.
 
-    columns = ("text",)
+    With `sampled`, for data too large to be read whole, of a file of more than 64 MiB it covers the
+    size and 16 blocks of 64 KiB from its start to its end: a change elsewhere goes unseen.
 
-    def __init__(self, path: Path, name: str, limit: int):
-        self.path, self.name = path, name
-        self._cuts = _cut(path, limit)
-
-    def __len__(self) -> int:
-        return len(self._cuts) - 1
-
-    def identity(self, row: int) -> str:
-        return (
-            self.name if len(self) == 1 else f"{self.name}[{self._cuts[row]}:{self._cuts[row + 1]}]"
-        )
-
-    def row(self, row: int, wanted: Sequence[str] = columns) -> dict[str, Any]:
-        return {"text": _read(self.path, row, self._cuts[row], self._cuts[row + 1])}
-
-
-class JsonLines:
-    """A file with a JSON object on each line. Blank lines do not count."""
-
-    def __init__(self, path: Path, name: str):
-        self.path, self.name = path, name
-        self._starts, self._stops = _lines(path)
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    @functools.cached_property
-    def columns(self) -> tuple[str, ...]:
-        for row in range(min(len(self), 100)):  # a bad first line must not hide the fields
-            try:
-                return tuple(self.row(row))
-            except UnreadableRecord:
-                continue
-        return ()
-
-    def identity(self, row: int) -> str:
-        return f"{self.name}:{row}"
-
-    def row(self, row: int, wanted: Sequence[str] = ()) -> dict[str, Any]:
-        line = _read(self.path, row, int(self._starts[row]), int(self._stops[row]))
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise UnreadableRecord(str(self.path), row, error) from None
-        if not isinstance(value, dict):
-            raise UnreadableRecord(
-                str(self.path), row, f"a JSON {type(value).__name__}, wanted an object"
-            )
-        return value
-
-
-def content_digest(files: list[tuple[str, str]], cache_dir: Path) -> str:
-    """A sha256 of the names and contents of `files`, (path, name) pairs. It is kept in the cache
-    until the size or time stamp of a file changes."""
-    stats = [(path, name, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path, name in files]
+    It is kept in the cache until the size, a time stamp or the inode of a file changes. The time of
+    the last change of status (ctime) is among them: unlike that of the last change of content it
+    cannot be set back, so an edit is seen whatever size and date the file has afterwards.
+    """
+    stats = [os.stat(path) for path, _ in files]
+    key = json.dumps(
+        [sampled]
+        + [
+            (path, name, one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino)
+            for (path, name), one in zip(files, stats)
+        ]
+    )
 
     def read_all() -> str:
         parts = []
         for path, name in files:
             with open(path, "rb") as file:
-                parts += [name, hashlib.file_digest(file, "sha256").hexdigest()]
+                size = os.fstat(file.fileno()).st_size
+                if sampled and size > _WHOLE_BYTES:
+                    parts += [name, digest(str(size), *_samples(file, size))]
+                else:
+                    parts += [name, hashlib.file_digest(file, "sha256").hexdigest()]
         return digest(*parts)
 
-    return remembered(cache_dir / "digests" / f"{digest(json.dumps(stats))}.json", read_all)
+    # Another edit within the same tick of the clock would leave the same time stamps, so a file
+    # that has just been changed is read again the next time.
+    if max(one.st_ctime for one in stats) > time.time() - _SETTLED_SECONDS:
+        return read_all()
+    return remembered(cache_dir / "digests" / f"{digest(key)}.json", read_all)
 
 
-def _open_readers(path: Path) -> list["Reader"]:
-    """A reader for each file with at least one record. ValueError if there is none, or one cannot
-    be opened."""
+def _samples(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Blocks of a file at equal distances, the first at its start and the last at its end."""
+    for block in range(_SAMPLES):
+        file.seek((size - _SAMPLE_BYTES) * block // (_SAMPLES - 1))
+        yield file.read(_SAMPLE_BYTES)
+
+
+def _open_readers(
+    path: Path, query: str, wanted: str, rules: int
+) -> tuple[list[Reader], list[dict[str, str]]]:
+    """(a reader for each file with records, its columns by their names in the layout)."""
     if not path.exists():
         raise ValueError(
             f"data {str(path)!r} does not exist; set config.data.source to a file, a folder or a "
             f"data set"
         )
-    found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    found = [p for p in found if p.suffix in (".txt", ".jsonl", ".parquet")]
-    if not found:
+    files = [path]
+    if path.is_dir():
+        files = [
+            file
+            for file in sorted(path.rglob("*"))
+            if file.is_file()
+            # Rules 1 looked into hidden folders. Nobody means .git or .venv by a folder of code.
+            and (file.suffix in EARLIER_FORMATS or not _hidden(file.relative_to(path)))
+        ]
+    known = [file for file in files if _known(file, rules)]
+    if not known:
         raise ValueError(
-            f"data {str(path)!r} holds no .txt, .jsonl or .parquet file; these are the formats read"
+            f"data {str(path)!r} holds no .txt, .jsonl or .parquet file; read are records in "
+            f"{', '.join(RECORDS)}, and texts such as .txt, .md and .py"
         )
-    text_bytes = sum(p.stat().st_size for p in found if p.suffix == ".txt")
-    limit = min(PIECE_BYTES, max(256, text_bytes // PIECES_WANTED))
-    readers: list[Reader] = []
-    for file in found:
-        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
-        if file.suffix == ".txt":
-            readers.append(Text(file, name, limit))
-        elif file.suffix == ".jsonl":
-            readers.append(JsonLines(file, name))
-        else:
-            from research.data.parquet import Parquet  # pyarrow takes a while to import
+    opened, passed = _fitting(known, path, query, wanted)
+    passed |= {file: f"format {file.suffix or 'unknown'}" for file in files if file not in known}
+    if passed and path.is_dir() and rules > 1:
+        _tell_passed(path, passed, len(files))
+    return [reader for reader, _ in opened], [fields for _, fields in opened]
 
-            readers.append(Parquet(file, name))
-    readers = [reader for reader in readers if len(reader)]
-    if not readers:
-        raise ValueError(f"data {str(path)!r} is empty: no text in {len(found)} file(s)")
+
+def _opened(
+    files: list[Path], path: Path, passed: dict[Path, str], failures: list[ValueError]
+) -> dict[Path, Reader]:
+    """A reader for each file with records. Why others are passed over goes into `passed`."""
+    text_bytes = sum(file.stat().st_size for file in files if not _holds_records(file))
+    limit = min(PIECE_BYTES, max(256, text_bytes // PIECES_WANTED))
+    readers: dict[Path, Reader] = {}
+    for file in files:
+        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        try:
+            if not _holds_records(file):
+                readers[file] = Text(file, name, limit)
+            elif file.stat().st_size:
+                readers[file] = RECORDS[file.suffix.lower()](file, name)
+        except ValueError as error:
+            _pass_over(file, path, error, passed, failures)
+            continue
+        if file not in readers or not len(readers[file]):
+            readers.pop(file, None)
+            passed[file] = "empty"
     return readers
 
 
-def _columns(readers: list["Reader"]) -> tuple[str, ...]:
-    """The columns that every file has."""
-    common = set(readers[0].columns).intersection(*(reader.columns for reader in readers))
-    return tuple(sorted(common))
+def _fitting(
+    files: list[Path], path: Path, query: str, wanted: str
+) -> tuple[list[tuple[Reader, dict[str, str]]], dict[Path, str]]:
+    """(the readers with the columns to read, why each other file is passed over)."""
+    passed: dict[Path, str] = {}
+    failures: list[ValueError] = []
+    readers = _opened(files, path, passed, failures)
+    everywhere = {column for reader in readers.values() for column in reader.columns}
+    fields: dict[Path, dict[str, str]] = {}
+    # Records first: beside them, texts other than .txt are a README or the like.
+    for file in sorted(readers, key=_holds_records, reverse=True):
+        beside_records = any(map(_holds_records, list(fields)[:1]))
+        if beside_records and not _holds_records(file) and file.suffix != ".txt":
+            passed[file] = "a text beside records"
+            continue
+        try:
+            columns = readers[file].columns
+            fields[file] = choose_columns(query, columns, f"{file}?{query}", wanted, everywhere)
+        except ValueError as error:
+            _pass_over(file, path, error, passed, failures)
+    if not fields:
+        if failures:
+            raise failures[0]
+        raise ValueError(f"data {str(path)!r} is empty: no text in {len(files)} file(s)")
+    return [(readers[file], fields[file]) for file in files if file in fields], passed
 
 
-def _cut(path: Path, limit: int) -> list[int]:
-    size = path.stat().st_size
-    if size <= limit:
-        return [0, size] if size else [0]
-    cuts = [0]
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        while size - cuts[-1] > limit:
-            cut = data.rfind(b"\n", cuts[-1], cuts[-1] + limit) + 1
-            if not cut:
-                cut = cuts[-1] + limit
-                # Not inside a UTF-8 character, whose later bytes are 10xxxxxx, at most three.
-                while data[cut] & 0xC0 == 0x80 and cut > cuts[-1] + limit - 3:
-                    cut -= 1
-            cuts.append(cut)
-    return [*cuts, size]
+def _pass_over(
+    file: Path, path: Path, error: ValueError, passed: dict[Path, str], failures: list[ValueError]
+) -> None:
+    # Tables, lists and texts of a folder may be meant for something else. A file of lines or a
+    # parquet file is part of the data, and losing it would be a mistake.
+    if file.suffix in (".jsonl", ".parquet") or not path.is_dir():
+        raise error from None
+    passed[file] = "other columns" if isinstance(error, OtherColumns) else str(error)
+    failures.append(error)
 
 
-def _lines(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(first bytes, end bytes) of all lines that are not empty, without their line ends."""
-    ends, position = [], 0
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + position)
-            position += len(block)
-    stops = np.append(np.concatenate([np.zeros(0, np.int64), *ends]), position)
-    starts = np.append(0, stops[:-1] + 1)
-    full = stops - starts > 0
-    return starts[full], stops[full]
+def _holds_records(file: Path) -> bool:
+    return file.suffix.lower() in RECORDS
 
 
-def _read(path: Path, row: int, start: int, stop: int) -> str:
-    try:
-        with open(path, "rb") as file:
-            file.seek(start)
-            return file.read(stop - start).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnreadableRecord(str(path), row, error) from None
+def _known(file: Path, rules: int) -> bool:
+    if rules == 1:
+        return file.suffix in EARLIER_FORMATS
+    return file.suffix.lower() in RECORDS or file.suffix.lower() in TEXTS
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+
+
+def _tell_passed(path: Path, passed: Mapping[Path, str], files: int) -> None:
+    shown = [f"{file.relative_to(path)} ({reason})" for file, reason in sorted(passed.items())]
+    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+    names = ", ".join(shown[:3])
+    logging.warning("passed over %d of %d files: %s%s", len(shown), files, names, more)

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from research.data.census import Census, unmarked_bounds
 from research.data.documents import Documents, UnreadableRecord, digest
 from research.data.tokens import TokenStore
 from research.data.windows import WindowOptions
 from research.downloads.cache import remembered
+
+_MOST_CLASSES = 1_000_000
 
 
 def label_names(
@@ -17,9 +20,11 @@ def label_names(
     """The names of the classes in labelled documents; the number of a class is its index.
 
     Names are sorted alphabetically. If all labels are numbers, the classes are "0" to the largest
-    one, so that class 3 is number 3 even if the data have no class 2.
+    one, so that class 3 is number 3 even if the data have no class 2. ValueError for a number of
+    a million or more.
     """
     parts = list(parts)
+    # Named by content: every start of a run asks, and the answer takes a pass over all records.
     key = digest("labels", *(part.fingerprint for part in parts))
 
     def read_all() -> list[str]:
@@ -31,7 +36,14 @@ def label_names(
                 except UnreadableRecord:  # counted where the records are tokenised
                     continue
         if all(name.isascii() and name.isdecimal() for name in names):
-            return [str(number) for number in range(max(map(int, names), default=-1) + 1)]
+            largest = max(map(int, names), default=-1)
+            # A year or an id in the place of a class would make more classes than memory has room.
+            if largest >= _MOST_CLASSES:
+                raise ValueError(
+                    f"label {largest} would make {largest + 1} classes; number them from 0, or "
+                    f"name another field with ?text=FIELD&label=FIELD"
+                )
+            return [str(number) for number in range(largest + 1)]
         return sorted(names)
 
     return tuple(remembered(cache_dir / "labels" / f"{key[:32]}.json", read_all))
@@ -42,6 +54,7 @@ class Labels:
     labels are stored and aligned like the texts that they belong to."""
 
     def __init__(self, names: tuple[str, ...]):
+        # "" ends the fingerprint so that no list of names has the digest of a single string.
         self.names, self.vocab_size, self.fingerprint = (
             names,
             len(names),
@@ -90,14 +103,20 @@ class LabelledTexts:
         self.length, self._texts, self._labels = length, texts, labels
         self._before = [] if bos_id is None else [bos_id]
         self._after = [] if eos_id is None else [eos_id]
+        self._room = length - len(self._before) - len(self._after)
+        # A text with marks of its own does not get a second pair.
+        self._starts, self._stops = unmarked_bounds(texts, bos_id, eos_id)
+        cut = int(np.sum(self._stops - self._starts > self._room))
+        self.stores, self.census = (texts, labels), Census("texts", len(texts), length, cut=cut)
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         index = range(len(self))[index]
-        room = self.length - len(self._before) - len(self._after)
-        ids = self._texts.ids[self._texts.offsets[index] : self._texts.offsets[index + 1]][:room]
+        begin = self._starts[index]
+        ids = self._texts.ids[begin : min(self._stops[index], begin + self._room)]
+        # No packing: a class belongs to one text, so the rest of the row is padding.
         row = np.concatenate([self._before, ids, self._after]).astype(np.int32)
         tokens, segments, positions = window = np.zeros((3, self.length), np.int32)
         window[:, : len(row)] = row, np.ones(len(row)), np.arange(len(row))

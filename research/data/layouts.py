@@ -3,7 +3,8 @@
 records of a source --columns, read--> documents --windows--> windows of tokens
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -31,6 +32,8 @@ class Layout:
     usual     {name: column} sets that are tried without a query, the first that the data have;
               () tries the names of `columns` themselves
     classes   the field that names the class of a record, "" for none
+    optional  further columns that are read where the data have them
+    read_by   names of the objectives that read it, for messages
     """
 
     fields: tuple[str, ...]
@@ -40,6 +43,12 @@ class Layout:
     measured: str
     usual: tuple[Columns, ...] = ()
     classes: str = ""
+    optional: tuple[str, ...] = ()
+    read_by: tuple[str, ...] = ()
+
+
+class OtherColumns(ValueError):
+    """The data do not have the columns that a layout needs, or a query names."""
 
 
 def read_texts(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
@@ -54,20 +63,29 @@ def read_labelled(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
 
 
 def read_conversation(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
-    """{"conversation": the messages as JSON}; see `research.data.conversations`."""
-    text = conversations.spell(conversations.conversation(row, columns))
+    """{"conversation": the messages, and the tools if there are any, as JSON}."""
+    messages = conversations.conversation(row, columns)
+    text = conversations.spell(messages, conversations.tools(row, columns))
     return {"conversation": text.encode("utf-8").decode("utf-8")}  # refuses half a surrogate pair
 
 
 # By the name that an objective `reads`.
 LAYOUTS: dict[str, Layout] = {
-    "texts": Layout(("text",), (("text",),), read_texts, text_windows, measured="text"),
+    "texts": Layout(
+        ("text",),
+        (("text",),),
+        read_texts,
+        text_windows,
+        measured="text",
+        read_by=("causal_lm", "masked_lm", "span_corruption"),
+    ),
     "pairs": Layout(
         ("inputs", "targets"),
         (("inputs", "targets"),),
         read_texts,
         pair_windows,
         measured="targets",
+        read_by=("translation",),
     ),
     "labels": Layout(
         ("text", "label"),
@@ -76,6 +94,7 @@ LAYOUTS: dict[str, Layout] = {
         labelled_windows,
         measured="text",
         classes="label",
+        read_by=("classification",),
     ),
     "conversations": Layout(
         ("conversation",),
@@ -83,6 +102,9 @@ LAYOUTS: dict[str, Layout] = {
         read_conversation,
         conversation_windows,
         measured="conversation",
+        optional=("tools", "system", "history"),
+        read_by=("chat",),
+        # OpenAI's name, ShareGPT's, Alpaca's with and without further input.
         usual=(
             {"messages": "messages"},
             {"messages": "conversations"},
@@ -93,31 +115,68 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def choose_columns(query: str, columns: Sequence[str], source: str, layout: str) -> dict[str, str]:
+def choose_columns(
+    query: str, columns: Sequence[str], source: str, layout: str, everywhere: Collection[str] = ()
+) -> dict[str, str]:
     """{name in the layout: column of the data}, by the query, or by the usual names if it is empty.
 
     `columns` are those that the data have. `source` is quoted in messages, which show how to write
-    it. ValueError for a query with other names than the layout's, and for columns that are missing.
+    it. Of the columns in a query, those that other files have (`everywhere`) may be missing where
+    the layout does without them. OtherColumns, a ValueError, for a query with other names than the
+    layout's and for columns that are missing; it names the layouts that the data do fit.
 
     >>> choose_columns("text=content", ["content", "url"], "a.jsonl", "texts")
     {'text': 'content'}
     """
     row = LAYOUTS[layout]
+    # The spelling of a URL's query, which people know and which no path or name of TFDS contains.
     chosen = dict(parse_qsl(query, keep_blank_values=True))
     if not query:
-        usual = row.usual or [{name: name for name in names} for names in row.columns]
-        there = [dict(names) for names in usual if set(names.values()) <= set(columns)]
-        chosen = there[0] if there else dict(usual[-1])
-    if set(chosen) not in map(set, row.columns) or not set(chosen.values()) <= set(columns):
-        plain = source.partition("?")[0]
-        first, *others = (
-            "?" + "&".join(f"{name}=FIELD" for name in names) for names in row.columns
+        chosen = _usual(layout, columns)
+    # Files of a folder are asked one by one: a column that only others have is no mistake of the
+    # query, and this file is read by the set of columns that does without.
+    needed = {name: column for name, column in chosen.items() if name not in row.optional}
+    absent = {name for name in needed if needed[name] in set(everywhere) - set(columns)}
+    if set(needed) - absent in map(set, row.columns):
+        needed = {name: column for name, column in needed.items() if name not in absent}
+    if set(needed) not in map(set, row.columns) or not set(needed.values()) <= set(columns):
+        raise OtherColumns(_no_columns(columns, source, layout))
+    # Optional columns are looked for under their own names unless the query says otherwise.
+    optional = {name: chosen.get(name, name) for name in row.optional}
+    return needed | {name: column for name, column in optional.items() if column in columns}
+
+
+def _no_columns(columns: Sequence[str], source: str, layout: str) -> str:
+    """The line for data without the columns of a layout."""
+    row, plain = LAYOUTS[layout], source.partition("?")[0]
+    queries = ["?" + "&".join(f"{name}=FIELD" for name in names) for names in row.columns]
+    line = (
+        f"{source.removesuffix('?')} has the fields {', '.join(sorted(columns)) or '(none)'}; name "
+        f"the wanted ones, as in '{plain}{queries[0]}'"
+        f"{''.join(f' or {query!r}' for query in queries[1:])}"
+    )
+    usual = {name: set(_usual(name, columns).values()) for name in LAYOUTS if name != layout}
+    # A labelled text is a text, too, but that is not what it was meant for.
+    fitting = [
+        name
+        for name, one in usual.items()
+        if one and not any(one < other for other in usual.values())
+    ]
+    if fitting and row.read_by:
+        objectives = [one for name in fitting for one in LAYOUTS[name].read_by]
+        line += (
+            f"; these are {' or '.join(fitting)}, and {', '.join(row.read_by)} can only read "
+            f"{layout}: for {' or '.join(fitting)} set config.objective.name to "
+            f"{' or '.join(objectives)}"
         )
-        raise ValueError(
-            f"{source} has the fields {', '.join(sorted(columns)) or '(none)'}; name the wanted "
-            f"ones, as in '{plain}{first}'{''.join(f' or {other!r}' for other in others)}"
-        )
-    return chosen
+    return line
+
+
+def _usual(layout: str, columns: Sequence[str]) -> dict[str, str]:
+    """The first usual set of columns that the data have, {} for none."""
+    row = LAYOUTS[layout]
+    usual = row.usual or [{name: name for name in names} for names in row.columns]
+    return next((dict(names) for names in usual if set(names.values()) <= set(columns)), {})
 
 
 def read_record(
@@ -127,7 +186,8 @@ def read_record(
     record that does not suit the layout."""
     try:
         return LAYOUTS[layout].read(row, columns)
-    except ValueError as error:  # UnicodeError is one
+    # UnicodeError is a ValueError. Deep nesting ends in RecursionError, here or in the parser.
+    except (ValueError, RecursionError) as error:
         raise UnreadableRecord(file, index, error) from None
 
 
@@ -139,11 +199,16 @@ def _text(value: Any, column: str) -> str:
 
 
 def _label(value: Any, column: str) -> str:
-    """The text of a class's name or number, which is not negative: TFDS has -1 where a test set
-    keeps its labels back."""
+    """The name of a class, or its number without a fraction: 1, 1.0, "1" and "1.0" are one class,
+    since tables turn a column of whole numbers with a gap into floats. Negative numbers are none:
+    TFDS has -1 where a test set keeps its labels back."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
-    value = value.item() if hasattr(value, "item") else value
+    value = value.item() if hasattr(value, "item") else value  # a NumPy scalar of TFDS
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str) and re.fullmatch(r"\d+\.0+", value.strip()):
+        value = value.strip().partition(".")[0]
     if isinstance(value, str) and value.strip() or isinstance(value, int) and value >= 0:
         return str(int(value) if isinstance(value, bool) else value)
     raise ValueError(f"field {column!r} is {value!r}, wanted the name or number of a class")

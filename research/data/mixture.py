@@ -1,8 +1,9 @@
 """Mixtures: endless streams of windows from one or several data sets with weights."""
 
 import functools
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Mixture:
             )
         if not all(len(part) for part in parts):
             raise ValueError("a part of the data has no windows; give more text")
-        self._parts, self._seed = parts, seed
+        self.parts, self._seed = tuple(parts), seed
         # Integers, so that the divisions of `locate` are exact at any index.
         self._weights = [max(1, round(weight / max(weights) * 2**32)) for weight in weights]
         # Permutations of two epochs of each part: threads read ahead across the end of an epoch.
@@ -40,10 +41,15 @@ class Mixture:
     def __len__(self) -> int:
         return sys.maxsize
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of windows of each part, which are one epoch of it."""
+        return tuple(len(part) for part in self.parts)
+
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         part, index = self.locate(index)
-        epoch, index = divmod(index, len(self._parts[part]))
-        return self._parts[part][int(self._order(part, epoch)[index])]
+        epoch, index = divmod(index, len(self.parts[part]))
+        return self.parts[part][int(self._order(part, epoch)[index])]
 
     def locate(self, index: int) -> tuple[int, int]:
         """(number of the part that window `index` comes from, how many earlier windows came from
@@ -63,25 +69,32 @@ class Mixture:
     def _permutation(self, part: int, epoch: int) -> np.ndarray:
         # Not grain's shuffle, whose epoch 1 is epoch 0 of seed + 1, and which takes a millisecond
         # an index for a set of 50 windows.
-        return np.random.default_rng([self._seed, part, epoch]).permutation(len(self._parts[part]))
+        return np.random.default_rng([self._seed, part, epoch]).permutation(len(self.parts[part]))
+
+
+def first_windows(windows: Windows, limit: int = 1000) -> Iterator[dict[str, np.ndarray]]:
+    """The windows of a first epoch, at most `limit` of them: enough to judge the rest by."""
+    size = sum(map(len, windows.parts)) if isinstance(windows, Mixture) else len(windows)
+    return (windows[index] for index in range(min(limit, size)))
 
 
 def parse_mixture(spelling: str) -> list[tuple[str, float]]:
     """[(name of a source, weight)] from the value of config.data.source. A name without a weight,
-    as in "stdlib" or "tfds:lm1b", has weight 1.
+    as in "stdlib" or "tfds:lm1b", has weight 1. A comma or colon in the path of a file that exists
+    belongs to the path.
 
     ValueError for an empty name, a weight that is not above 0, and a name that occurs twice.
 
     >>> parse_mixture("stdlib:0.7,shakespeare:0.3")
     [('stdlib', 0.7), ('shakespeare', 0.3)]
     """
-    if spelling and Path(spelling).exists():  # a path may contain commas and colons
-        return [(spelling, 1.0)]
     parts = []
-    for item in spelling.split(","):
+    for item in _items(spelling):
         name, _, weight = item.strip().rpartition(":")
         try:
-            parts.append((name, float(weight)))
+            # A path may contain a colon, too.
+            is_whole = "?" not in item and _exists(item)
+            parts.append((item.strip(), 1.0) if is_whole else (name, float(weight)))
         except ValueError:
             parts.append((item.strip(), 1.0))
         if not parts[-1][0] or not 0 < parts[-1][1] < float("inf"):
@@ -94,13 +107,49 @@ def parse_mixture(spelling: str) -> list[tuple[str, float]]:
     return parts
 
 
+def _items(spelling: str) -> Iterator[str]:
+    """The spelling cut at commas, save those in the path of a file that exists."""
+    pieces = spelling.split(",")
+    while pieces:
+        counts = range(len(pieces), 1, -1)
+        joined = ((count, ",".join(pieces[:count])) for count in counts)
+        count, item = next((one for one in joined if _is_path(one[1])), (1, pieces[0]))
+        pieces = pieces[count:]
+        yield item
+
+
+def _is_path(item: str) -> bool:
+    """True for the path of a file that exists, with a weight or without."""
+    name, _, weight = item.rpartition(":")
+    if "," in item.partition("?")[2]:  # a query has none, so this is the end of an item
+        return False
+    return _exists(item) or _exists(name) and bool(re.fullmatch(r"[\d.eE+-]+", weight.strip()))
+
+
+def _exists(item: str) -> bool:
+    names = (item.strip(), item.strip().partition("?")[0])  # a path may have question marks, too
+    try:
+        return any(name and Path(name).expanduser().exists() for name in names)
+    except (OSError, RuntimeError):  # too long for a name, or the home of an unknown user
+        return False
+
+
 def open_mixture(
-    spelling: str, cache_dir: Path, wanted: str = "texts"
+    spelling: str,
+    cache_dir: Path,
+    wanted: str = "texts",
+    recorded: Mapping[str, Any] | None = None,
 ) -> list[tuple[Source, float]]:
-    """[(source, weight)] for the value of config.data.source. `wanted` is the layout to read.
-    ValueError as in `parse_mixture` and `open_source`."""
+    """[(source, weight)] for the value of config.data.source. `wanted` is the layout to read,
+    `recorded` the `mixture_provenance` of the run that goes on with these data. ValueError as in
+    `parse_mixture` and `open_source`."""
+    recorded = recorded or {}
+    prints = {
+        one.get("source"): one.get("fingerprint", "") for one in recorded.get("sources", [recorded])
+    }
     return [
-        (open_source(name, cache_dir, wanted), weight) for name, weight in parse_mixture(spelling)
+        (open_source(name, cache_dir, wanted, prints.get(name, "")), weight)
+        for name, weight in parse_mixture(spelling)
     ]
 
 

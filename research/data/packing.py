@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from research.data.census import Census, unmarked_bounds
 from research.data.documents import Documents
+from research.data.tokenizers import Tokenizer
 from research.data.tokens import TokenStore
 from research.data.windows import WindowOptions
 
@@ -22,8 +24,9 @@ class PackedWindows:
 
     With overlap 1 every token of the stream but the first is the target of its left neighbour in
     exactly one window, as a causal model needs; with overlap 0 each token is in exactly one window.
-    `seed` permutes the documents once; None keeps their order. ValueError for a store without
-    tokens, and unless 0 <= overlap < length.
+    `seed` permutes the documents once; None keeps their order. `bounds` are the (first, end)
+    indices in `store.ids` of the documents to pack, by default all of them whole. ValueError for a
+    store without tokens, and unless 0 <= overlap < length.
     """
 
     def __init__(
@@ -35,29 +38,32 @@ class PackedWindows:
         bos_id: int | None,
         eos_id: int | None,
         overlap: int = 1,
+        bounds: tuple[np.ndarray, np.ndarray] | None = None,
     ):
         if not 0 <= overlap < length:
             raise ValueError(
                 f"length={length} must be more than overlap={overlap}; set "
                 f"config.data.sequence_length"
             )
-        if not len(store.ids):
+        starts, stops = bounds or (store.offsets[:-1], store.offsets[1:])
+        if not np.sum(stops - starts):
             raise ValueError("no tokens to pack; give more text")
+        self.stores, self.census = (store,), Census("texts", len(store), length)
         self.length, self._stride = length, length - overlap
         self._bos, self._eos, self._ids = bos_id, eos_id, store.ids
         extra = (bos_id is not None) + (eos_id is not None)
         order = (
-            np.arange(len(store))
+            np.arange(len(starts))
             if seed is None
-            else np.random.default_rng(seed).permutation(len(store))
+            else np.random.default_rng(seed).permutation(len(starts))
         )
-        lengths = np.diff(store.offsets)[order] + extra
+        lengths = (stops - starts)[order] + extra
         # The stream is never written down: these arrays say where each document would start in
         # it, and a window is gathered from the token store when it is asked for.
         order, lengths = order[lengths > 0], lengths[lengths > 0]
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
         # For a document's tokens, position in the stream + shift = index in `ids`.
-        self._shifts = store.offsets[order] - self._starts[:-1] - (bos_id is not None)
+        self._shifts = starts[order] - self._starts[:-1] - (bos_id is not None)
         self.n_tokens = int(self._starts[-1])
         # The last window may be short. It must hold a token beyond the overlap, since the tokens
         # of the overlap have been targets already.
@@ -116,11 +122,32 @@ def text_windows(documents: Documents, options: WindowOptions) -> PackedWindows:
     # its eos for that: otherwise the first token would not count, and bits per byte would be too
     # low.
     eos, bos = options.tokenizer.eos_id, options.tokenizer.bos_id
-    return PackedWindows(
-        options.tokens(documents, "text"),
+    store = options.tokens(documents, "text")
+    starts, stops = packed_bounds(documents, store, options.tokenizer)
+    windows = PackedWindows(
+        store,
         options.length,
         seed=options.seed,
         bos_id=eos if bos is None else bos,
         eos_id=eos,
         overlap=options.overlap,
+        bounds=(starts, stops),
     )
+    empty = len(store) - len(starts)
+    windows.census = Census("texts", len(store), options.length, empty=empty)
+    return windows
+
+
+def packed_bounds(
+    documents: Documents, store: TokenStore, tokenizer: Tokenizer
+) -> tuple[np.ndarray, np.ndarray]:
+    """(first, end) index in `store.ids` of each text to pack: without marks of its own, and without
+    empty texts, which would teach that a text ends where it begins."""
+    # Documents under rules 1 keep both: their runs began so, and the empty files of the standard
+    # library are in every figure that was measured on it.
+    if getattr(documents, "rules", 1) < 2:
+        return store.offsets[:-1], store.offsets[1:]
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    starts, stops = unmarked_bounds(store, eos if bos is None else bos, eos)
+    filled = stops > starts
+    return starts[filled], stops[filled]

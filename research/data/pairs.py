@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from research.data.census import Census, unmarked_bounds
 from research.data.documents import Documents
 from research.data.tokens import TokenStore
 from research.data.windows import WindowOptions
@@ -41,6 +42,8 @@ class PackedPairs:
             )
         self._sides = (("inputs", inputs, inputs_length), ("targets", targets, targets_length))
         self._eos = eos_id
+        # A text that ends in eos of its own does not get a second one.
+        self._bounds = [unmarked_bounds(store, None, eos_id) for store in (inputs, targets)]
         self._order = (
             np.arange(len(inputs))
             if seed is None
@@ -48,7 +51,10 @@ class PackedPairs:
         )
         # Greedy: a new window starts where the next pair would overflow either side. Only the
         # order of the pairs is kept, not a best fit, so that `seed=None` is the order of the file.
-        lengths = [np.diff(store.offsets)[self._order] + 1 for _, store, _ in self._sides]
+        lengths = [(stops - starts)[self._order] + 1 for starts, stops in self._bounds]
+        too_long = (lengths[0] > inputs_length) | (lengths[1] > targets_length)
+        self.stores = (inputs, targets)
+        self.census = Census("pairs", len(inputs), inputs_length, cut=int(too_long.sum()))
         sizes = (
             np.minimum(lengths[0], inputs_length).tolist(),
             np.minimum(lengths[1], targets_length).tolist(),
@@ -68,13 +74,13 @@ class PackedPairs:
         index = range(len(self))[index]
         pairs = self._order[self._starts[index] : self._starts[index + 1]]
         window = {}
-        for name, store, length in self._sides:
+        for (name, store, length), (starts, stops) in zip(self._sides, self._bounds):
             tokens, segments, positions = np.zeros((3, length), np.int32)
             at = 0
             for segment, pair in enumerate(pairs, 1):
                 # A text that is too long loses its end; its eos stays, or the model would never
                 # learn to stop there.
-                ids = store.ids[store.offsets[pair] : store.offsets[pair + 1]][: length - 1]
+                ids = store.ids[starts[pair] : stops[pair]][: length - 1]
                 end = at + len(ids) + 1
                 tokens[at : end - 1], tokens[end - 1] = ids, self._eos
                 segments[at:end] = segment

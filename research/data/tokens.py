@@ -6,7 +6,6 @@ meta.json with sizes and checksums. It is named by a hash of documents, field an
 """
 
 import functools
-import json
 import logging
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from research.data.chat import ChatEncoder
+from research.data.conversations import read_spelt
 from research.data.documents import Documents, UnreadableRecord, digest
 from research.downloads.cache import Damaged, built
 from research.files import read_json, write_json
@@ -25,6 +25,7 @@ _FORMAT = "1"  # part of the key: raise it when the files below change
 # Characters given to the tokenizer at a time, enough to keep its threads busy.
 _CHUNK_CHARACTERS = 4 * 1024 * 1024
 _BLOCK_BYTES = 64 * 1024 * 1024
+_SHOWN = 5  # unreadable records that are named one by one
 
 
 class Tokenizer(Protocol):
@@ -93,6 +94,7 @@ def tokenize(
             f"the documents have {' and '.join(documents.fields)}, wanted {field}; set "
             f"config.data.source"
         )
+    # Equal keys mean equal ids: nothing else may decide them.
     key = digest(_FORMAT, documents.fingerprint, field, tokenizer.fingerprint)
 
     def encode(texts: list[str]) -> list[_Encoded]:
@@ -116,7 +118,8 @@ def tokenize_conversations(
     key = digest(_FORMAT, documents.fingerprint, "conversation", encoder.fingerprint)
 
     def encode(texts: list[str]) -> list[_Encoded]:
-        return encoder.encode_batch([json.loads(text) for text in texts])
+        spelt = list(map(read_spelt, texts))
+        return encoder.encode_batch([one[0] for one in spelt], [one[1] for one in spelt])
 
     return _stored(
         documents,
@@ -166,6 +169,7 @@ def _write(
     bad: list[str] = []
     checksum, mask_checksum, masked = 0, 0, False
     with open(directory / "ids.bin", "wb") as file, open(directory / "mask.bin", "wb") as mask_file:
+        # One pass: ids go to disk as they come, so a corpus need not fit in memory.
         for done, texts, names in _chunks(documents, field, bad, max_bad):
             for encoded, text, name in zip(encode(texts), texts, names):
                 if isinstance(encoded, ValueError):
@@ -185,8 +189,9 @@ def _write(
             if progress:
                 progress(done, len(documents))
     if not sum(lengths):
-        unreadable = f"{len(bad)} of them unreadable"
+        unreadable = f"{len(bad)} of them unreadable{f', the first: {bad[0]}' if bad else ''}"
         raise ValueError(f"no text in {len(documents)} document(s), {unreadable}; give more data")
+    # Little-endian on every machine, since caches may be shared.
     table = np.array([lengths, n_bytes], "<i8")
     table.tofile(directory / "documents.bin")
     meta = {"dtype": dtype.name, "tokens": sum(lengths), "documents": len(lengths)}
@@ -227,7 +232,9 @@ def _leave_out(record: str, bad: list[str], max_bad: int) -> None:
     bad.append(record)
     if len(bad) > max_bad:
         raise _too_many(record, len(bad), max_bad)
-    logging.warning("left out %s", record)
+    # Each of many would hide the rest; their number is said where windows are made of the store.
+    if len(bad) <= _SHOWN:
+        logging.warning("left out %s", record)
 
 
 def _too_many(record: str, count: int, limit: int) -> BadRecords:
@@ -254,6 +261,7 @@ def _open(directory: Path, key: str) -> TokenStore:
             or zlib.crc32(table.tobytes()) != meta["documents_crc32"]
         ):
             raise ValueError("its checksum differs")
+        # Plain texts have no mask: everything in them is a target.
         mask = None
         if "mask_crc32" in meta:
             mask = np.asarray(np.memmap(directory / "mask.bin", bool, "r", shape=(meta["tokens"],)))

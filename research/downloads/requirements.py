@@ -20,6 +20,7 @@ def install(root: str | Path, extra: str = "") -> str:
         print(install(".", nodes.extra()))
     """
     wanted = requirements(Path(root) / "setup.cfg", extra)
+    # Asked first: where nothing is missing no pip runs.
     lacking = outdated(wanted)
     if not lacking:
         return "all packages are there"
@@ -61,6 +62,7 @@ def outdated(wanted: list[str], version_of: Callable[[str], str | None] | None =
     for line in wanted:
         package, _, least = line.partition(">=")
         at_least = [(_name(line), least)]
+        # Extras are not recorded with an installed package, so its plugin stands for it.
         if extra := re.search(r"\[(\w+)\]", package):
             # The plugins are released with JAX, libtpu on its own.
             plugin = "libtpu" if extra[1] == "tpu" else f"{_name(line)}-{extra[1]}-plugin"
@@ -73,6 +75,7 @@ def outdated(wanted: list[str], version_of: Callable[[str], str | None] | None =
 
 def imported(packages: list[str]) -> list[str]:
     """Those of these packages that this process has imported a module of."""
+    # A module's name is not its package's: `yaml` comes from PyYAML.
     modules = packages_distributions()
     loaded = {
         distribution.lower().replace("_", "-")

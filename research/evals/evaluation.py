@@ -12,8 +12,7 @@ from research.models.model import Model
 from research.objectives.objective import Objective
 from research.tree import Tree
 
-# (sum, count) by name. Sums and counts add up over batches, devices and parts of a text; means of
-# unequal parts do not.
+# (sum, count) by name: they add up over batches, devices and parts of a text, as means do not.
 Totals = dict[str, tuple[float, float]]
 
 
@@ -62,11 +61,9 @@ class Evaluation(Protocol):
     - Every count is positive, and two calls with the same model return the same bits.
     - `run` changes nothing in what it is given, and every process returns the same numbers.
     - `values` is a function of the totals, so totals can be added before they become means.
-
-    `config.evals.NAME` chooses an evaluation of a run and has the fields of `config`.
     """
 
-    config: ClassVar[type]  # a dataclass: the settings in config.evals
+    config: ClassVar[type]  # a dataclass: the fields of `config.evals.NAME`, which chooses it
 
     @classmethod
     @abstractmethod
@@ -80,4 +77,5 @@ class Evaluation(Protocol):
 
     def values(self, totals: Totals) -> dict[str, float]:
         """The reported numbers by name: here the mean of each total."""
+        # Laws promise positive counts; the 1 keeps an empty total from dividing by zero.
         return {name: total / max(count, 1.0) for name, (total, count) in totals.items()}

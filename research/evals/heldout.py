@@ -28,11 +28,18 @@ class HeldOutConfig:
 
 @dataclass(frozen=True)
 class HeldOut(Evaluation):
-    """The mean loss of a run's objective in nats per token, with what the objective reports beside
-    it, such as accuracy.
+    """How well a run's model predicts its held-out data.
 
-    Where the loss covers every token of the text (`Objective.bits_per_byte`), bits per byte too,
-    beside those of gzip. For a part of the data they take its bytes per token to be those of all.
+    loss            mean negative log-likelihood in nats per target (a token; of classification a
+                    text): without label smoothing, z-loss and losses of layers, so that runs that
+                    train with them compare with others. Of an objective that has no likelihood,
+                    such as a preference, its own loss
+    objective       the mean of what is trained on, where that differs
+    bits_per_byte   where the loss covers every token (`Objective.bits_per_byte`), beside
+                    gzip_bits_per_byte; a part of the data is taken to have the bytes per token of
+                    all
+
+    and what the objective reports, such as accuracy.
     """
 
     objective: Objective
@@ -59,6 +66,7 @@ class HeldOut(Evaluation):
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        # The caller's mesh decides: none on a single device, where arrays need no placing.
         mesh = jax.sharding.get_mesh()
         for batch in batches:
             # Each process has read its own rows; on a mesh they become one array over all devices.
@@ -81,9 +89,16 @@ class HeldOut(Evaluation):
         return totals
 
     def values(self, totals: Totals) -> dict[str, float]:
-        """The mean loss and what the objective reports; for plain text bits per byte."""
+        """The values by name, as the class describes them."""
+        # "nll" is a total for bits per byte and no number of its own: with plain settings it is
+        # the loss.
         reported = ("loss", *self.objective.reports)
         values = super().values({name: totals[name] for name in reported if name in totals})
+        if "nll" in totals:
+            trained, (nats, count) = values["loss"], totals["nll"]
+            values["loss"] = nats / max(count, 1.0)
+            if not math.isclose(trained, values["loss"], rel_tol=1e-5):
+                values["objective"] = trained
         if self.objective.bits_per_byte and self.corpus is not None:
             # nats/token -> bits/token -> bits/byte, with the held-out text's tokens per byte.
             nats, count = totals["nll"]
@@ -93,4 +108,5 @@ class HeldOut(Evaluation):
         return values
 
 
+# Compiled at module level, once for all evaluations of a process with one model and objective.
 _sums = jax.jit(eval_step, static_argnames=("model", "objective"))

@@ -7,6 +7,7 @@ nothing in the run is refused too.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
@@ -37,6 +38,8 @@ RESUME = {"resume": True}
 class TrainConfig:
     """How long a run is, and how often it reports. Intervals are in steps; 0 is never.
 
+    epochs         how often to read the training data, a fraction allowed; sets `steps` once the
+                   data are open. 0 leaves `steps` as it is
     accumulate     number of micro-batches that a step is cut into, to save memory; it does not
                    change the loss
     eval_batches   number of held-out batches of an evaluation in mid-run; 0 is all of them, which
@@ -46,6 +49,7 @@ class TrainConfig:
     """
 
     steps: int = field(default=1000, metadata=RESUME)
+    epochs: float = field(default=0.0, metadata=RESUME)
     seed: int = 0
     accumulate: int = 1
     log_every: int = field(default=10, metadata=RESUME)
@@ -59,6 +63,8 @@ class TrainConfig:
         for name in ("steps", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be positive")
+        if not 0 <= self.epochs < math.inf:
+            raise ValueError(f"train.epochs={self.epochs} must be a number of at least 0")
         for name in ("seed", "eval_every", "eval_batches", "sample_every", "sample_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)} must not be negative")

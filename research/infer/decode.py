@@ -1,5 +1,6 @@
 """Generation of text: `generate` returns whole continuations, `stream` yields them in pieces."""
 
+import logging
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,9 @@ ROWS = 64
 STREAMED = 4
 
 Prompt = str | Sequence[int]
+
+# Without a handler of the program's own, warnings are bare lines on standard error.
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -229,7 +233,25 @@ def _rows(
         rows.append(_Row(prompt, ids, source, (zlib.crc32(content), copies[content]), limit, text))
         # Equal prompts are numbered, so that they get different random numbers.
         copies[content] += 1
+    if line := _beyond_positions(c, rows):
+        _log.warning(line)
     return rows
+
+
+def _beyond_positions(c: ModelConfig, rows: list[_Row]) -> str | None:
+    """A line for the user where prompts are longer than the texts that the model was made for; None
+    where none is. Learned positions refuse such prompts, and relative ones (T5) have no end."""
+    lengths = [max(len(row.ids), len(row.source or ())) for row in rows]
+    beyond = [length for length in lengths if length > c.max_length]
+    if c.position in ("learned", "relative") or not beyond:
+        return None
+    which = (
+        "the prompt has" if len(rows) == 1 else f"{len(beyond)} of {len(rows)} prompts have up to"
+    )
+    return (
+        f"{which} {max(beyond):,} tokens; the model was made for {c.max_length:,} positions, "
+        "and what it writes gets worse beyond them"
+    )
 
 
 def _source_and_start(

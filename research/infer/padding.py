@@ -1,13 +1,16 @@
-"""Padding of texts and numbers to the sizes of a compiled batch, on the host."""
+"""Padding of texts and numbers to the sizes of a compiled batch, and their places on a mesh."""
 
 import math
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from research.infer.sampling import SamplingConfig
 from research.models.model import Model
+from research.parallel.axes import AxisRules, constrain
 
 
 def row_count(prompts: int, model: Model) -> int:
@@ -41,3 +44,27 @@ def pad_texts(texts: Sequence[Sequence[int]], rows: int, width: int) -> np.ndarr
     for row, ids in zip(table_BT, texts):
         row[: len(ids)] = ids
     return table_BT
+
+
+def text_batch(tokens_BT, first, lengths_B, rules: AxisRules) -> dict[str, jax.Array]:
+    """The fields of a model's batch for tokens at positions `first`, `first` + 1, ... of
+    right-padded rows."""
+    positions_BT = jnp.broadcast_to(
+        first + jnp.arange(tokens_BT.shape[1])[None, :], tokens_BT.shape
+    )
+    fields = {
+        "inputs": tokens_BT,
+        "positions": positions_BT,
+        "segments": positions_BT < lengths_B[:, None],
+    }
+    return {name: rowwise(field.astype(jnp.int32), rules) for name, field in fields.items()}
+
+
+def rowwise(x: jax.Array, rules: AxisRules) -> jax.Array:
+    """`x` [B, ...] with its rows split over devices as those of a batch."""
+    return constrain(x, ("batch", *["position"] * (x.ndim - 1)), rules)
+
+
+def everywhere(x: jax.Array) -> jax.Array:
+    """`x` whole on every device, so that every process can fetch it."""
+    return x if jax.sharding.get_abstract_mesh().empty else jax.reshard(x, PartitionSpec())

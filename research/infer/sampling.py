@@ -5,7 +5,9 @@ The functions on logits take float32 [B, V] and exclude a token by setting it to
 transformers' logits processors, in their order: penalty, temperature, top-k, top-p, min-p.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +70,30 @@ class SamplingConfig:
         Programs are compiled for this one, so a new seed, length or stop string compiles nothing.
         """
         return replace(SamplingConfig(), **{name: getattr(self, name) for name in _DISTRIBUTION})
+
+
+def choose_sampling(
+    recommended: Mapping[str, float],
+    chosen: Mapping[str, Any],
+    otherwise: Mapping[str, float] | None = None,
+) -> SamplingConfig:
+    """The fields that the user has `chosen` (None: has not), else those that the checkpoint
+    recommends (its generation_config.json) or, where it recommends none, those of `otherwise`."""
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return SamplingConfig(**{**(recommended or otherwise or {}), **given})
+
+
+def recommendation(recommended: Mapping[str, float], chosen: Mapping[str, Any]) -> str:
+    """A line for the user about the fields that are drawn as the checkpoint recommends, since the
+    user has `chosen` none (None) for them; "" where there are none."""
+    taken = {name: value for name, value in recommended.items() if chosen.get(name) is None}
+    if chosen.get("temperature") == 0:  # then the others decide nothing, see `process`
+        taken = {name: value for name, value in taken.items() if name == "repetition_penalty"}
+    if not taken:
+        return ""
+    fields = ", ".join(f"{name}={value:g}" for name, value in taken.items())
+    flags = ", ".join(f"--{name}" for name in taken)
+    return f"tokens are drawn with {fields}, as the checkpoint recommends; {flags} to change it"
 
 
 # The bits of 1.0 are 0x3F800000, and positive floats are in the order of their bits.

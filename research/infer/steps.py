@@ -16,14 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
 
-from research.infer.padding import mark_seen, pad_numbers, pad_texts, row_count
+from research.infer.padding import (
+    everywhere,
+    mark_seen,
+    pad_numbers,
+    pad_texts,
+    row_count,
+    rowwise,
+    text_batch,
+)
+from research.infer.progress import reading
 from research.infer.sampling import SamplingConfig, log_probability, one_hot, sample
 from research.models.cache import StackedCache
 from research.models.kv import KVCache
 from research.models.model import Model
-from research.parallel.axes import AxisRules, constrain
+from research.parallel.axes import AxisRules
 from research.parallel.placement import gather_axis
 from research.tree import Tree
 
@@ -132,15 +140,31 @@ def begin(
         length=length,
         chunk=chunk,
     )
-    last_B1D = None
+    state, last_B1D = _read(model, params, state, tokens_BT, lengths_B, chunk)
+    if isinstance(state.cache, StackedCache) and isinstance(prepared["layers"], tuple):
+        state = replace(state, cache=_layered(state.cache))
+    return _first(prepared, state, last_B1D, stop_ids, model=model, sampling=sampling)
+
+
+def _read(
+    model: Model,
+    params: Tree,
+    state: DecodeState,
+    tokens_BT: np.ndarray,
+    lengths_B: np.ndarray,
+    chunk: int,
+) -> tuple[DecodeState, jax.Array]:
+    """(the state with the prompts in its cache, the model's states [B, 1, D] at each row's last
+    prompt token). Chunk by chunk, so that attention needs chunk x length scores at a time."""
+    longest = int(lengths_B.max())
+    show, last_B1D = reading(longest), None
     for first in range(0, longest, chunk):
         tokens_BC = tokens_BT[:, first : first + chunk]
         state, last_B1D = _feed(
             params, state, last_B1D, tokens_BC, np.int32(first), lengths_B, model=model
         )
-    if isinstance(state.cache, StackedCache) and isinstance(prepared["layers"], tuple):
-        state = replace(state, cache=_layered(state.cache))
-    return _first(prepared, state, last_B1D, stop_ids, model=model, sampling=sampling)
+        show(min(first + chunk, longest), last_B1D)
+    return state, last_B1D
 
 
 @partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames="state")
@@ -160,7 +184,7 @@ def advance(
     loop ends when all rows have ended. Entries after a row's end are arbitrary.
     """
     state = _placed(replace(state, left_B=jnp.where(open_B, state.left_B, 0)), model.rules)
-    ids_BT = _rowwise(jnp.zeros((open_B.shape[0], TOKENS), jnp.int32), model.rules)
+    ids_BT = rowwise(jnp.zeros((open_B.shape[0], TOKENS), jnp.int32), model.rules)
     carry = (jnp.int32(0), state, ids_BT, ids_BT.astype(jnp.float32))
 
     def _unfinished(carry):
@@ -187,7 +211,7 @@ def advance(
         )
 
     _, state, ids_BT, logprobs_BT = lax.while_loop(_unfinished, _write, carry)
-    return state, _everywhere(ids_BT), _everywhere(logprobs_BT)
+    return state, everywhere(ids_BT), everywhere(logprobs_BT)
 
 
 @partial(jax.jit, static_argnames=("model", "length", "chunk"))
@@ -210,7 +234,7 @@ def empty(
     cache = cache.layered() if isinstance(params["layers"], tuple) else cache  # copies zeros alone
     memory = None
     if source_BS is not None:
-        batch = _batch(source_BS, 0, source_lengths_B, model.rules)
+        batch = text_batch(source_BS, 0, source_lengths_B, model.rules)
         memory = model.encode(params, {f"encoder_{name}": field for name, field in batch.items()})
     key = jax.random.key(seed)
     key_B = jax.vmap(
@@ -227,9 +251,9 @@ def _feed(
 ) -> tuple[DecodeState, jax.Array]:
     """The state with the T prompt tokens from position `first` on in its cache, and the model's
     states [B, 1, D] at each row's last prompt token, once it has been read (else zeros)."""
-    batch = _batch(tokens_BT, first, lengths_B, model.rules)
+    batch = text_batch(tokens_BT, first, lengths_B, model.rules)
     hidden_BTD, cache = model.decode(params, batch, state.cache, state.memory)
-    last_BT1 = (batch["positions"] == _rowwise(lengths_B, model.rules)[:, None] - 1)[:, :, None]
+    last_BT1 = (batch["positions"] == rowwise(lengths_B, model.rules)[:, None] - 1)[:, :, None]
     # A masked sum and no gather: rows may end in different chunks, and be split over devices.
     here_B1D = jnp.sum(jnp.where(last_BT1, hidden_BTD, 0), axis=1, keepdims=True)
     return replace(state, cache=cache), here_B1D if last_B1D is None else last_B1D + here_B1D
@@ -243,7 +267,7 @@ def _first(
     params, state, hidden_B1D, stop_ids, *, model, sampling
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
     state, logprob_B = _pick(params, hidden_B1D, state, stop_ids, model, sampling)
-    return state, _everywhere(state.token_B[:, None]), _everywhere(logprob_B[:, None])
+    return state, everywhere(state.token_B[:, None]), everywhere(logprob_B[:, None])
 
 
 def _pick(
@@ -263,21 +287,7 @@ def _pick(
         state, token_B=token_B, position_B=state.position_B + 1, left_B=left_B, seen_BV=seen_BV
     )
     logprob_B = log_probability(logits_BV, token_B)
-    return _placed(state, model.rules), _rowwise(logprob_B, model.rules)
-
-
-def _batch(tokens_BT, first, lengths_B, rules: AxisRules) -> dict[str, jax.Array]:
-    """The fields of a model's batch for tokens at positions `first`, `first` + 1, ... of
-    right-padded rows."""
-    positions_BT = jnp.broadcast_to(
-        first + jnp.arange(tokens_BT.shape[1])[None, :], tokens_BT.shape
-    )
-    fields = {
-        "inputs": tokens_BT,
-        "positions": positions_BT,
-        "segments": positions_BT < lengths_B[:, None],
-    }
-    return {name: _rowwise(field.astype(jnp.int32), rules) for name, field in fields.items()}
+    return _placed(state, model.rules), rowwise(logprob_B, model.rules)
 
 
 def _placed(state: DecodeState, rules: AxisRules) -> DecodeState:
@@ -285,15 +295,5 @@ def _placed(state: DecodeState, rules: AxisRules) -> DecodeState:
     names = ("token_B", "position_B", "left_B", "key_B", "seen_BV")
     return replace(
         state,
-        **{name: _rowwise(x, rules) for name in names if (x := getattr(state, name)) is not None},
+        **{name: rowwise(x, rules) for name in names if (x := getattr(state, name)) is not None},
     )
-
-
-def _rowwise(x: jax.Array, rules: AxisRules) -> jax.Array:
-    """`x` [B, ...] with its rows split over devices as those of a batch."""
-    return constrain(x, ("batch", *["position"] * (x.ndim - 1)), rules)
-
-
-def _everywhere(x: jax.Array) -> jax.Array:
-    """`x` whole on every device, so that every process can fetch it."""
-    return x if jax.sharding.get_abstract_mesh().empty else jax.reshard(x, PartitionSpec())

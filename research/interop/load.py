@@ -10,10 +10,10 @@ from research import tree
 from research.downloads.cache import cache_directory
 from research.interop import certify, packages, runs
 from research.interop.formats import format_of
-from research.interop.grow import fit_rows
 from research.interop.loaded import Loaded
 from research.interop.peft.read import place_adapters, read_peft
 from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.grow import fit_rows
 from research.interop.storage.leaves import attach_layers, restore_leaves
 from research.models.model import Model
 from research.models.spec import abstract

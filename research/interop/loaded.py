@@ -2,8 +2,12 @@
 ids."""
 
 import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +15,10 @@ import numpy as np
 
 from research import tree
 from research.data.tokenizers import Tokenizer
+from research.experiment.fields import nearest
+from research.infer.conversation import answer_ends, conversation, encode_conversation
+from research.infer.decode import generate as write
+from research.infer.sampling import SamplingConfig, choose_sampling
 from research.infer.sentences import SentenceSettings
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.generation import end_ids
@@ -60,6 +68,58 @@ class Loaded:
         """How the checkpoint wants tokens drawn; see `Checkpoint.sampling`."""
         return self.checkpoint.sampling
 
+    def generate(
+        self,
+        prompts: str | Sequence[int] | Sequence[str | Sequence[int]],
+        *,
+        max_tokens: int = 64,
+        temperature: float | None = None,
+        **sampling,
+    ) -> str | list[str]:
+        """The text that follows a prompt; a list of texts for a list of prompts.
+
+            loaded.generate("The capital of France is", max_tokens=8, temperature=0)
+            loaded.generate(["def add(", "def sub("], top_p=0.9, seed=1)
+
+        A prompt is a string or token ids. An encoder-decoder reads it and writes, for example, its
+        translation. `sampling` are other fields of `research.infer.sampling.SamplingConfig`; what
+        is not given is as the checkpoint recommends, else drawn at temperature 1. ValueError for
+        an encoder, a checkpoint without a tokenizer, and a prompt that is too long.
+        """
+        alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral))
+        texts = self._continue(
+            [prompts] if alone else list(prompts),
+            self.stop_ids,
+            {
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+                **sampling,
+            },
+        )
+        return texts[0] if alone else texts
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        system: str | None = None,
+        max_tokens: int = 512,
+        temperature: float | None = None,
+        **sampling,
+    ) -> str:
+        """The assistant's answer to a question, or to a conversation of messages.
+
+            loaded.chat("What is the capital of France?", temperature=0)
+            loaded.chat([{"role": "user", "content": "Hi"}], system="Answer in French.")
+
+        Arguments are those of `generate`. ValueError for a model without a chat template.
+        """
+        said = conversation(messages, system)
+        ids = encode_conversation(self._texts(), said)
+        ends = answer_ends(self._texts(), self.stop_ids)
+        fields = {"max_tokens": max_tokens, "temperature": temperature, **sampling}
+        return self._continue([ids], ends, fields)[0]
+
     def logits(self, tokens_BT, mask=None, token_types=None, decoder_tokens=None) -> jax.Array:
         """Logits, float32 [B, T, V], of token ids [B, T]; [T, V] of one text, ids [T].
 
@@ -68,7 +128,7 @@ class Loaded:
         count from the first column, padding included, as in Hugging Face's models. ValueError for
         ids outside the vocabulary, and for an encoder without a head for words.
         """
-        if np.ndim(tokens_BT) == 1:
+        if _depth(tokens_BT) == 1:
             fields = (tokens_BT, mask, token_types, decoder_tokens)
             rows = [None if field is None else np.asarray(field)[None] for field in fields]
             return self.logits(*rows)[0]
@@ -89,6 +149,27 @@ class Loaded:
         if not self.config.pooler:
             raise ValueError("the model has no pooler; use hidden()")
         return self._run(_pooled, self._batch(tokens_BT, mask, token_types, None))
+
+    def _texts(self) -> Tokenizer:
+        """The tokenizer. ValueError without one."""
+        if self.tokenizer is None:
+            raise ValueError(
+                "the checkpoint has no tokenizer; put its tokenizer.json into the folder"
+            )
+        return self.tokenizer
+
+    def _continue(
+        self, prompts: list, stop_ids: tuple[int, ...], fields: dict[str, Any]
+    ) -> list[str]:
+        """The continuations of prompts, drawn with these fields of a `SamplingConfig`."""
+        known = {one.name: one for one in dataclasses.fields(SamplingConfig)}
+        for name in fields.keys() - known.keys():
+            raise ValueError(f"there is no {name}=; {nearest(name, known)}")
+        ends = {"stop_ids": (*stop_ids, *fields.get("stop_ids", ())), "bos": self.begins_texts}
+        config = choose_sampling(self.sampling, {**fields, **ends})
+        with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
+            written = write(self.model, self.params, self._texts(), prompts, config)
+        return [one.text for one in written]
 
     def _run(self, function, batch):
         with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
@@ -118,7 +199,12 @@ class Loaded:
         )
 
     def _ids(self, tokens_BT, what: str) -> np.ndarray:
-        tokens_BT = np.asarray(tokens_BT)
+        try:
+            tokens_BT = np.asarray(tokens_BT)
+        except ValueError:
+            raise ValueError(
+                f"{what} are texts of unequal length; pad them to one and give a mask"
+            ) from None
         if tokens_BT.ndim != 2 or tokens_BT.dtype.kind not in "iu" or not tokens_BT.size:
             raise ValueError(
                 f"{what} are {tokens_BT.dtype} of shape {tokens_BT.shape}; wanted integers [B, T]"
@@ -152,6 +238,13 @@ def _hidden(params, batch, *, model):
 @partial(jax.jit, static_argnames="model")
 def _pooled(params, batch, *, model):
     return model.pooled(params, model.hidden(params, batch)[0])[:, 0].astype(jnp.float32)
+
+
+def _depth(tokens) -> int:
+    """1 for the ids of one text, 2 for a list of texts, of whatever lengths."""
+    if isinstance(tokens, list | tuple):
+        return 1 + _depth(tokens[0]) if tokens else 1
+    return np.ndim(tokens)
 
 
 def _fields(tokens_BT: np.ndarray, kept_BT: np.ndarray) -> dict[str, np.ndarray]:

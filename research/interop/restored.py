@@ -21,8 +21,8 @@ from research.data.documents import digest
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.experiment.config import Experiment, differences, from_json
 from research.files import read_json
-from research.interop.grow import grow
 from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.grow import grow
 from research.models.model import Model
 from research.models.spec import abstract
 from research.parallel.axes import RULES, AxisRules

@@ -31,6 +31,8 @@ class Spec:
             experts); -1 is the last axis, for tables that are also read by rows. Ignored for
             vectors
     dtype   element type if it is not the model's, as for integer codes
+    kind    what the optimizer takes it for, a row of research/training/kinds.py; "" tells matrices
+            and vectors apart by the axes
     """
 
     shape: tuple[int, ...]
@@ -38,6 +40,7 @@ class Spec:
     init: Init
     inputs: int = 1
     dtype: str | None = None
+    kind: str = ""
 
 
 def normal(std: float) -> Init:

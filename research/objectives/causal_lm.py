@@ -25,9 +25,9 @@ class CausalLMConfig(TokenLossConfig):
 class CausalLM(Objective):
     """Predicts each token of a packed window from the earlier tokens of its own document.
 
-    The first token of a document has nothing before it and is not predicted. Over the vocabulary
-    the loss is the mean of -log p(token) in nats, which is also what perplexity and bits per byte
-    are computed from.
+    The first token of a document has nothing before it and is not predicted. The total "nll" is the
+    sum of -log p(token) in nats, from which perplexity and bits per byte are computed; label
+    smoothing and z-loss are in the loss alone.
     """
 
     label_smoothing: float = 0.0
@@ -42,6 +42,7 @@ class CausalLM(Objective):
     answers_chats = False
     classifies = False
     reports = ()
+    # Every token of a text is a target, so their sum is the information of the whole text.
     bits_per_byte = True
 
     @classmethod

@@ -23,6 +23,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     SpanCorruption.name: SpanCorruption,
     Translation.name: Translation,
 }
+# A config without the section `objective` pretrains a decoder.
 DEFAULT = CausalLM.name
 
 
@@ -57,6 +58,8 @@ def own_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     name = values["name"]
     accepted = {field.name for field in fields(objective_class(name).config)}
+    # A config file cannot leave settings of other objectives out, so a default says nothing; any
+    # other value was meant to have an effect.
     defaults, settings = flat_defaults(), {}
     for setting, value in values.items():
         if setting in accepted or setting not in defaults:

@@ -38,13 +38,15 @@ class Classification(Objective):
     name = "classification"
     config = ClassificationConfig
     model_kind = "encoder"
+    # The class attributes describe the objective to data, model and evaluation, which read them
+    # and never ask for its name.
     reads = "labels"
-    overlap = 0
+    overlap = 0  # every row is a text of its own
     begins_texts = True
     answers_chats = False
     classifies = True
     reports = ("accuracy",)
-    bits_per_byte = False
+    bits_per_byte = False  # the loss is on classes, not on the bytes of a text
 
     @classmethod
     def make(cls, config: ClassificationConfig, tokenizer: Any) -> "Classification":
@@ -63,6 +65,7 @@ class Classification(Objective):
         self, window: dict[str, np.ndarray], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
         """inputs, segments, positions, each [T]; targets, the class, and weights, each [1]."""
+        # T inputs and one target a row: the fields of a batch may differ in length.
         inputs = {
             "inputs": window["tokens"],
             "segments": window["segments"],
@@ -80,8 +83,8 @@ class Classification(Objective):
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """(sum of the loss over texts in nats, number of texts, totals): "nll", the same without
         label smoothing, and "accuracy", the texts whose likeliest class is the right one."""
-        # The encoder and the dropout in front of the classifier must not drop the same positions.
         params = attach(held["base"], trainable, key)
+        # The encoder and the dropout in front of the classifier must not draw the same numbers.
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         hidden_BTD, layer_losses = model.hidden(params, batch, keys[0])
         logits_B1V = model.class_logits(params, hidden_BTD, keys[1])
@@ -89,8 +92,8 @@ class Classification(Objective):
         loss_B1, nll_B1 = cross_entropy(
             logits_B1V, batch["targets"], label_smoothing=self.label_smoothing
         )
-        weights_B1, count = batch["weights"], jnp.sum(batch["weights"])
         # Weights are 0 in the rows that fill up the last batch of an evaluation.
+        weights_B1, count = batch["weights"], jnp.sum(batch["weights"])
         right_B1 = (jnp.argmax(logits_B1V, axis=-1) == batch["targets"]).astype(jnp.float32)
         total, totals = with_layer_losses(
             model.config, layer_losses, jnp.sum(loss_B1 * weights_B1), count

@@ -26,6 +26,7 @@ class TokenLossConfig(ObjectiveConfig):
                      (arXiv:2204.02311, section 5)
     """
 
+    # With both at 0 the loss is the plain negative log-likelihood.
     label_smoothing: float = 0.0
     z_loss: float = 0.0
 

@@ -97,6 +97,7 @@ class MaskedLM(Objective):
         # token, else unchanged. Not all are masked because later uses of the model see no masks
         # (section 3.1).
         action = rng.random(tokens.shape)
+        # Drawn for all tokens, chosen or not: the number of these draws depends on T alone.
         words = rng.integers(0, self.vocab_size, tokens.shape, dtype=np.int32)
         inputs = np.where(chosen & (action < 0.8), self.mask_id, tokens)
         inputs = np.where(chosen & (action >= 0.9), words, inputs)
@@ -134,11 +135,13 @@ class MaskedLM(Objective):
             new_word[1:] |= ~open_to[:-1] | (segments[1:] != segments[:-1])
             new_word[:1] = True
             unit = np.cumsum(new_word) - 1
+        # Tokens that may be predicted in each unit: 0 for special tokens and padding.
         sizes = np.bincount(unit, weights=open_to)
         # A unit is taken while the units before it are short of the share, so the last word may
         # exceed it and a text of one word still has a target.
         order = rng.permutation(len(sizes))
         before = np.cumsum(sizes[order]) - sizes[order]
         picked = np.zeros(len(sizes), bool)
+        # The share is of the tokens that may be predicted, so padding does not lower it.
         picked[order[before < self.share * open_to.sum()]] = True
         return picked[unit] & open_to

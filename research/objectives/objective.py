@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol
 import jax
 import numpy as np
 
+from research.data.windows import Windows
 from research.models.model import Model
 from research.objectives.config import ObjectiveConfig
 from research.tree import Tree
@@ -19,8 +20,7 @@ class Objective(Protocol):
     """Turns a window of tokens into an example, and a batch of examples into a loss.
 
     An implementer is one frozen dataclass in a file of its own and one row of
-    `research.objectives.choose.OBJECTIVES`. The laws, which tests/objectives/test_laws.py runs
-    over all of them:
+    `research.objectives.choose.OBJECTIVES`. Laws, tested over all in tests/objectives/test_laws.py:
 
     - `example` takes a window of `window_length(T)` tokens in the layout `reads` and returns fields
       of `research.data.batch.Batch`. Their shapes depend on T alone. Random choices come from the
@@ -31,10 +31,13 @@ class Objective(Protocol):
     - `loss` can be traced, and its count does not depend on parameters.
     """
 
+    # Read by others in place of tests on the name: a new objective then needs no change elsewhere.
     name: ClassVar[str]  # the value of config.objective.name that chooses it
     config: ClassVar[type[ObjectiveConfig]]  # its settings
     model_kind: ClassVar[str]  # `kind` of the ModelConfig that it trains
     reads: ClassVar[str]  # the layout of its data, a key of research.data.layouts.LAYOUTS
+    # What data, model and evaluation must know of an objective stands in these attributes: nobody
+    # asks for its name.
     overlap: ClassVar[int]  # tokens that an example shares with the next of a packed text
     begins_texts: ClassVar[bool]  # training texts have the token that begins a text in front
     answers_chats: ClassVar[bool]  # prompts go through the chat template, answers end with a turn
@@ -63,6 +66,11 @@ class Objective(Protocol):
         self, window: dict[str, np.ndarray], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
         """One row of a batch: fields of `research.data.batch.Batch` without their first axis."""
+
+    def shortfalls(self, windows: Windows) -> list[str]:
+        """Lines for the user on targets that these windows should give and do not, such as those
+        of texts too short for one; none by default."""
+        return []
 
     @abstractmethod
     def loss(

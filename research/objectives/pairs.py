@@ -25,6 +25,8 @@ def pair_example(
     """
     # The decoder reads each target one token late, behind the start token.
     inputs = [np.concatenate([[start_id], row[:-1]]) for row in target]
+    # A pair that is cut on one side keeps its segment number on the other; what remains of the
+    # target is still predicted, from less source.
     encoder = _packed(source, source_length)
     return {
         "encoder_inputs": encoder[0],
@@ -34,12 +36,14 @@ def pair_example(
         "targets": _packed(target, target_length)[0],
         "segments": _packed(target, target_length)[1],
         "positions": _packed(target, target_length)[2],
+        # Padding has segment 0, so it has no weight.
         "weights": (_packed(target, target_length)[1] > 0).astype(np.float32),
     }
 
 
 def _packed(rows: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens, segments and positions of rows laid end to end, int32 [length], zeros behind."""
+    # Positions begin at 0 in every text, as they would if it were alone in its row.
     out = np.zeros((3, length), np.int32)
     if rows:
         flat = np.stack(

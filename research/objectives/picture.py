@@ -39,6 +39,7 @@ def describe(
     `labels` are the names of the classes of a classifier. With `chat` each line says who speaks:
     tokens with a loss are the assistant's.
     """
+    # Weights of 1 are targets; segments above 0 are tokens that are not padding.
     asked, real = int((row["weights"] > 0).sum()), int((row["segments"] > 0).sum())
     texts = int(row["segments"].max(initial=0))
     heading = (
@@ -52,6 +53,7 @@ def describe(
         yield from (
             _stretch(stream, start, stop, tokenizer, chat) for start, stop in stretches(stream)
         )
+    # A classifier's target is a class: it stands below the text, by name where it has one.
     if len(row["targets"]) == 1 != len(row["inputs"]):
         target = int(row["targets"][0])
         name = f" {json.dumps(labels[target])}" if target < len(labels) else ""
@@ -68,6 +70,7 @@ def streams(row: dict[str, Any]) -> list[Stream]:
     )
     loss = [weight > 0 for weight in fields["weights"]]
     none: list[int | None] = [None] * len(tokens)
+    # The objective is not known here: the layout of the fields says which kind of row it is.
     if "encoder_inputs" in fields:
         encoder = [fields[f"encoder_{name}"] for name in ("inputs", "segments", "positions")]
         quiet = [False] * len(encoder[0])
@@ -115,6 +118,7 @@ def _without_padding(stream: Stream) -> Stream:
 def _stretch(stream: Stream, start: int, stop: int, tokenizer: Tokenizer, chat: bool) -> Text:
     segment, loss = stream.segments[start], stream.loss[start]
     places = f"{stream.positions[start]}-{stream.positions[stop - 1]}"
+    # In conversations the tokens with a loss are the assistant's; messages of weight 0 are not.
     role = ""
     if chat:
         role = "assistant  " if loss else "others     "
@@ -122,6 +126,7 @@ def _stretch(stream: Stream, start: int, stop: int, tokenizer: Tokenizer, chat: 
         f"  {'LOSS' if loss else '    '}  {role}{segment:>3}  {places:<11}",
         style="dim" if not loss else "",
     )
+    # Colours take turns by segment, so that neighbouring texts of a packed row stand out.
     style = f"{'bold ' if loss else 'dim '}{COLOURS[(segment - 1) % len(COLOURS)]}"
     for at in range(start, stop):
         line.append("|", style="dim")
@@ -136,6 +141,8 @@ def shown(tokenizer: Tokenizer, token: int) -> str:
     """The text of a token with line ends and control characters escaped, or "<ID>" for a token
     that holds only some bytes of a character."""
     text = tokenizer.decode([token])
+    # Byte-level tokens may end within a UTF-8 character, which decodes to the replacement
+    # character.
     if not text or "\ufffd" in text:
         return f"<{token}>"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

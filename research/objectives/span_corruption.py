@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from research.data.mixture import first_windows
+from research.data.windows import Windows
 from research.models.model import Model
 from research.objectives.config import TokenLossConfig, refuse_share
 from research.objectives.objective import Objective, Totals
@@ -57,12 +59,12 @@ class SpanCorruption(Objective):
     config = SpanCorruptionConfig
     model_kind = "encoder_decoder"
     reads = "texts"
-    overlap = 0
+    overlap = 0  # each token is in one window, read or predicted once
     begins_texts = True
     answers_chats = False
     classifies = False
     reports = ()
-    bits_per_byte = False
+    bits_per_byte = False  # the loss is on a share of the tokens
 
     @classmethod
     def make(cls, config: SpanCorruptionConfig, tokenizer: Any) -> "SpanCorruption":
@@ -94,6 +96,7 @@ class SpanCorruption(Objective):
         """Positions of the decoder for `sequence_length` tokens of text, a multiple of 8: the
         removed tokens, a sentinel for each span, and 12 ends of documents. 512 gives 120, where T5
         has 114 for one document."""
+        # 12 is the allowance for ends of documents; shapes in multiples of 8 suit matrix units.
         noise = sequence_length * self.share * (1 + 1 / self.mean_span)
         return 8 * math.ceil((noise + 12) / 8)
 
@@ -102,7 +105,10 @@ class SpanCorruption(Objective):
     ) -> dict[str, np.ndarray]:
         """encoder_inputs and the other encoder fields [S]; inputs, targets, weights and the other
         decoder fields [T]. Targets beyond T are cut off."""
+        # Document by document: a span that crossed into the next one would have to be predicted
+        # from a text that it does not belong to.
         source, target = [], []
+        # Each document ends with eos of its own, since it is decoded apart from its neighbours.
         for segment in range(1, int(window["segments"].max(initial=0)) + 1):
             tokens = window["tokens"][window["segments"] == segment]
             kept, noise = self._corrupt(tokens, rng)
@@ -110,6 +116,25 @@ class SpanCorruption(Objective):
             target.append(np.append(noise, self.eos_id))
         length = len(window["tokens"])
         return pair_example(source, target, length, self.target_length(length), self.start_id)
+
+    def shortfalls(self, windows: Windows) -> list[str]:
+        """How many texts of the first windows are too short to lose a token, and how many of these
+        windows have more targets than the decoder has room for. Both depend on lengths alone."""
+        count, texts, short, overfull = 0, 0, 0, 0
+        for count, window in enumerate(first_windows(windows), 1):
+            sizes = np.bincount(window["segments"])[1:].tolist()
+            counts = [self._noise(size) for size in sizes]
+            texts += len(sizes)
+            short += sum(not spans for _, spans in counts)
+            # Each text's target is its noise, a sentinel for each span, and eos.
+            length = sum(noise * bool(spans) + spans + 1 for noise, spans in counts)
+            overfull += length > self.target_length(len(window["segments"]))
+        losses = []
+        if short:
+            losses.append(f"{short} of {texts} texts are too short to lose a span")
+        if overfull:
+            losses.append(f"the targets of {overfull} windows are cut, for they hold many texts")
+        return [f"of the first {count} windows {', '.join(losses)}"] if losses else []
 
     def loss(
         self,
@@ -126,14 +151,7 @@ class SpanCorruption(Objective):
         self, tokens: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """(the text with a sentinel for each span, the sentinels each followed by its span)."""
-        # Like T5's random_spans_noise_mask: the number of tokens first, then that of spans, at
-        # least one if anything is removed. Each span needs a sentinel and a kept token before it.
-        noise = int(round(len(tokens) * self.share))
-        spans = min(
-            int(round(noise / self.mean_span)) or int(noise > 0),
-            len(self.sentinel_ids),
-            len(tokens) - noise,
-        )
+        noise, spans = self._noise(len(tokens))
         if spans < 1:
             # Too short to lose a token: the text is read whole and its target is eos alone.
             return tokens, tokens[:0]
@@ -141,15 +159,29 @@ class SpanCorruption(Objective):
         kept_lengths = _random_composition(len(tokens) - noise, spans, rng)
         noise_lengths = _random_composition(noise, spans, rng)
         lengths = np.stack([kept_lengths, noise_lengths], axis=1)
+        # Stretch k is tokens[edges[k]:edges[k + 1]]; the even ones are kept.
         edges = np.concatenate([[0], np.cumsum(lengths.reshape(-1))])
         kept: list[Any] = []
         noised: list[Any] = []
+        # Sentinel i stands for span i on both sides; its order is the link between them.
         for span in range(spans):
             clean, start, end = edges[2 * span], edges[2 * span + 1], edges[2 * span + 2]
             sentinel = [self.sentinel_ids[span]]
             kept += [tokens[clean:start], sentinel]
             noised += [sentinel, tokens[start:end]]
         return np.concatenate(kept), np.concatenate(noised)
+
+    def _noise(self, size: int) -> tuple[int, int]:
+        """(tokens to remove from a text of `size` tokens, spans that they form)."""
+        # Like T5's random_spans_noise_mask: the number of tokens first, then that of spans, at
+        # least one if anything is removed. Each span needs a sentinel and a kept token before it.
+        noise = int(round(size * self.share))
+        spans = min(
+            int(round(noise / self.mean_span)) or int(noise > 0),
+            len(self.sentinel_ids),
+            size - noise,
+        )
+        return noise, max(spans, 0)
 
 
 def _random_composition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:

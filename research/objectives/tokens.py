@@ -29,6 +29,8 @@ def token_loss(
     The totals have "nll", the negative log-likelihood without label smoothing and z-loss, and the
     layer losses of the model, such as the balance of experts.
     """
+    # The frozen tree and the trained one become one tree of leaves; gradients reach only what was
+    # traced as `trainable`, and nothing is copied.
     params = attach(held["base"], trainable, key)
     hidden_BTD, layer_losses = model.hidden(params, batch, key)
     states_BTD, table_VD, bias_V = model.head(params, hidden_BTD)
@@ -48,6 +50,7 @@ def token_loss(
         )
     else:
         total, nll = _logits_loss(model, params, hidden_BTD, batch, label_smoothing, z_loss)
+    # "nll" stays free of every regulariser, so runs with different ones can be compared by it.
     total, totals = with_layer_losses(model.config, layer_losses, total, count)
     return total, count, {"nll": (nll, count), **totals}
 
@@ -72,6 +75,7 @@ def _logits_loss(
     """(loss, nll) of heads with a bias or an adapter: the logits of some tokens at a time, computed
     again for the gradient."""
 
+    # Only the hidden states are kept for the backward pass, and no [tokens, V] of any piece.
     @jax.checkpoint
     def part(sums, tokens):
         hidden_BTD, targets_BT, weights_BT = tokens

@@ -38,12 +38,13 @@ class Translation(Objective):
     config = TranslationConfig
     model_kind = "encoder_decoder"
     reads = "pairs"
-    overlap = 0
+    overlap = 0  # windows hold whole pairs
+    # The decoder has a start token of its own, and the encoder needs none.
     begins_texts = False
     answers_chats = False
     classifies = False
     reports = ()
-    bits_per_byte = False
+    bits_per_byte = False  # only the targets are predicted
 
     @classmethod
     def make(cls, config: TokenLossConfig, tokenizer: Any) -> "Translation":
@@ -70,6 +71,8 @@ class Translation(Objective):
             [window[side][window[f"{side}_segments"] == segment] for segment in segments]
             for side in ("inputs", "targets")
         )
+        # The pairs are laid out anew, because the decoder's inputs are each target moved by one
+        # within its own pair and not within the row.
         return pair_example(
             source, target, len(window["inputs"]), len(window["targets"]), self.start_id
         )

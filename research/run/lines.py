@@ -9,7 +9,10 @@ from research.data.chat import endless_turns
 from research.run.appraisal import sample
 from research.run.saving import remedy
 from research.run.session import Session
+from research.training.kinds import constants_under_rules, count_trained
 from research.training.metrics import RunLog
+from research.training.narrow import standing_still
+from research.training.schedules import warmup_note
 from research.training.state import TrainState
 
 
@@ -20,7 +23,7 @@ def announce(session: Session, log: RunLog) -> None:
     # Axes of size 1 exist in every mesh and split nothing.
     split = (f"{name}:{size}" for name, size in program.mesh.shape.items() if size > 1)
     devices = ", ".join(split) or "one device"
-    trained = f"{tree.count(program.trainable_specs):,} parameters"
+    trained = f"{count_trained(program.trainable_specs):,} parameters"
     # Adapters: the number that is trained, and the model that it changes.
     if program.held_specs["base"]:
         trained += f" trained beside {tree.count(program.model.specs()):,}"
@@ -31,6 +34,13 @@ def announce(session: Session, log: RunLog) -> None:
     )
     endless = endless_turns(session.corpus.tokenizer) if program.objective.answers_chats else None
     for line in [*session.notes, *([endless] if endless else [])]:
+        log.note(line)
+    optimizer, dtype = session.experiment.optimizer, session.experiment.precision.param_dtype
+    for line in (
+        *constants_under_rules(optimizer.weight_decay_rules, program.trainable_specs),
+        *standing_still(dtype, optimizer.learning_rate),
+        *warmup_note(session.experiment.train.steps, optimizer.warmup_steps),
+    ):
         log.note(line)
     for line in program.whole_dimensions():
         log.note(f"not split: {line} does not divide")
@@ -68,7 +78,13 @@ def log_step(
 
 
 def log_sample(session: Session, log: RunLog, state: TrainState, step: int) -> None:
-    """Logs a continuation of the config's prompt, for models that generate."""
-    written = sample(session.program, session.corpus.tokenizer, state, step)
+    """Logs a continuation of the config's prompt, for models that generate. A prompt that the
+    model cannot take, such as one that is too long, is said and does not end the run."""
+    heldout = session.appraisal.heldout.windows
+    try:
+        written = sample(session.program, session.corpus.tokenizer, state, step, heldout)
+    except ValueError as error:
+        log.note(f"no sample at step {step:,}: {error}; set config.train.sample_prompt")
+        return
     if written is not None:
         log.sample(step, *written)

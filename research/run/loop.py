@@ -10,9 +10,11 @@ import jax
 from jax.experimental import multihost_utils
 
 from research import command
+from research.data.corpus import Corpus
 from research.devices.table import peak_flops
 from research.experiment.config import Experiment
 from research.objectives.choose import make_objective
+from research.run.epochs import with_steps
 from research.run.feed import Feed
 from research.run.lines import announce, log_sample, log_step
 from research.run.opened import keep_compiled_programs
@@ -70,7 +72,8 @@ def train(
     keep_compiled_programs()
     # Data come before the program, because the objective needs the tokenizer.
     corpus = open_data(experiment, workdir / "tokenizer")
-    program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
+    program = _make_program(experiment, corpus)
+    experiment = program.experiment
     with (
         # One process of a job locks for all.
         locked(workdir, enabled=jax.process_index() == 0),
@@ -91,6 +94,14 @@ def train(
     # A preempted run exits with a code that asks the launcher to start it again.
     exit_code = command.DONE if request.received is None else request.exit_code
     return Result(step, metrics, exit_code)
+
+
+def _make_program(experiment: Experiment, corpus: Corpus) -> Program:
+    """The program of a run, with the steps that its epochs are."""
+    program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
+    if experiment.train.epochs:
+        program = make_program(with_steps(program, corpus), program.objective)
+    return program
 
 
 @contextmanager

@@ -106,7 +106,7 @@ class Program:
         if ratio != 1:  # LoRA+ (arXiv:2402.12354): a higher rate for the b matrices
             others = config.learning_rate_rules or ((".*", 1.0),)
             config = replace(config, learning_rate_rules=((r".*/b", ratio), *others))
-        return optimizers.make(config, axes, e.train.steps)
+        return optimizers.make(config, axes, e.train.steps, self.trainable_specs)
 
     def make_state(self) -> TrainState:
         """The state before the first step, from `train.seed`, without a base. Call it under `jit`,

@@ -1,5 +1,6 @@
 """Preparation of a run: its data and state, and the files in its directory that describe it."""
 
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from research.interop.load import read_generation
 from research.interop.restored import tokenizer_prints
 from research.interop.storage.generation import FILE as GENERATION
 from research.run.appraisal import Appraisal, make_appraisal
+from research.run.epochs import reading, training_windows
 from research.run.program import Program
 from research.run.resumed import compare_configs, config_before, refuse_other_inputs, stretched
 from research.run.start import first_state, resumed_state
@@ -74,9 +76,8 @@ def prepare(
     """
     objective = program.objective
     length = objective.window_length(experiment.data.sequence_length)
-    windows = corpus.train_windows(
-        length, objective.overlap, experiment.train.seed, _tell_tokenizing
-    )
+    windows = training_windows(program, corpus, _tell_tokenizing)
+    _warn(objective.shortfalls(windows))
     heldout = corpus.heldout_windows(length, objective.overlap)
     # For its errors, before the checkpoint is read, which may take long.
     appraisal = make_appraisal(program, corpus, heldout)
@@ -90,6 +91,8 @@ def prepare(
     if meta and not allow_changed:
         refuse_other_inputs(workdir, meta, fingerprints)
     notes += more_notes + stretched(before, program, start_step)
+    documents = sum(len(source.train) for source, _ in corpus.sources)
+    notes.append(reading(program, documents, sum(windows.sizes)))
     # Processes share the workdir, so one of them writes.
     if jax.process_index() == 0:
         _record(experiment, workdir, corpus, program, start_step)
@@ -108,6 +111,11 @@ def prepare(
     )
     seed, threads = experiment.train.seed, experiment.data.threads
     return session, WindowFeed(windows, objective, seed, program.batch_size, threads)
+
+
+def _warn(lines: list[str]) -> None:
+    for line in lines:
+        logging.warning(line)
 
 
 def _restore_or_begin(

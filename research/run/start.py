@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from research import tree
-from research.data.corpus import Corpus, open_corpus
+from research.data.corpus import Corpus, has_tokenizer, open_corpus
 from research.experiment.config import Experiment
-from research.interop.grow import grow
 from research.interop.load import open_checkpoint
 from research.interop.restored import read_base
 from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.grow import grow
 from research.models.config import Body, ModelConfig
 from research.objectives.choose import objective_class
 from research.run.program import Program
@@ -37,7 +37,7 @@ def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> C
     earlier start of the run, `config.data.tokenizer`, the one of the checkpoint `config.init`.
     ValueError without a tokenizer, and for more tokens or labels than the model has.
     """
-    saved, given = tokenizer_folder is not None and tokenizer_folder.is_dir(), None
+    saved, given = has_tokenizer(tokenizer_folder), None
     if not experiment.data.tokenizer and not experiment.init and not saved:
         raise ValueError(
             "data.tokenizer='' is the tokenizer of config.init, which is not set; set one of them"

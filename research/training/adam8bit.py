@@ -72,6 +72,7 @@ def scale_by_adam_8bit(
     def _update(updates, state, params=None):
         del params
         count = optax.safe_increment(state.count)
+        # 1 - beta^t (algorithm 1): both moments start at zero and are too small by this factor.
         corrections = tuple(1 - jnp.float32(b) ** count.astype(jnp.float32) for b in (b1, b2))
         leaves, structure = jax.tree.flatten(updates)
         results = []
@@ -80,6 +81,7 @@ def scale_by_adam_8bit(
         ):
             block = block_of(g.shape, n)
 
+            # The default argument binds this turn's block; the loop goes on before it is called.
             def _one(leaf, block=block):
                 return _adam(*leaf, corrections, (b1, b2, eps), block)
 
@@ -117,6 +119,7 @@ def block_of(shape: Sequence[int], stacked: int = 0) -> tuple[int, int] | None:
     """
     if math.prod(shape[stacked:]) < SMALLEST:
         return None
+    # From the last axis inwards, whole axes are taken as long as they fit into a block.
     axis, inner = len(shape) - 1, 1
     while axis > stacked and inner * shape[axis] <= BLOCK:
         inner, axis = inner * shape[axis], axis - 1
@@ -136,6 +139,7 @@ def quantize(x: jax.Array, block: tuple[int, int], book: np.ndarray) -> Moment:
     absmax = jnp.max(jnp.abs(groups), axis=tuple(range(block[0] + 1, groups.ndim)), keepdims=True)
     scaled = groups * reciprocal(absmax)
     codes = _nearest(scaled, book)
+    # The unsigned map begins at 0, the signed one at its most negative value.
     if book[0] == 0:
         codes = jnp.where((codes == 0) & (groups > 0), 1, codes)
     absmax = jnp.squeeze(absmax, tuple(range(block[0] + 1, absmax.ndim)))
@@ -186,7 +190,9 @@ def _adam(g, mu, nu, corrections, settings, block) -> tuple[jax.Array, Any, Any]
     x = g.astype(jnp.float32)
     if block is not None:
         mu, nu = dequantize(mu, block, DYNAMIC_MAP), dequantize(nu, block, UNSIGNED_DYNAMIC_MAP)
+    # m_t = b1 m + (1 - b1) g and v_t = b2 v + (1 - b2) g^2, both in float32.
     mu, nu = b1 * mu + (1 - b1) * x, b2 * nu + (1 - b2) * x * x
+    # This step uses the moments before they are rounded; only the next one sees their codes.
     step = (mu / corrections[0] / (jnp.sqrt(nu / corrections[1]) + eps)).astype(g.dtype)
     if block is not None:
         mu, nu = quantize(mu, block, DYNAMIC_MAP), quantize(nu, block, UNSIGNED_DYNAMIC_MAP)
@@ -212,6 +218,8 @@ def _grouped(x: jax.Array, block: tuple[int, int]) -> jax.Array:
     parts = x.shape[axis] // entries
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
+        # Devices that split this axis must hold whole blocks, or a scale would need its
+        # neighbour's values.
         names = spec_entries(x)[axis] or ()
         shards = math.prod(
             mesh.shape[name] for name in ((names,) if isinstance(names, str) else names)

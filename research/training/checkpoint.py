@@ -62,6 +62,7 @@ class Checkpoints:
 
     def __init__(self, directory: epath.PathLike, config: CheckpointConfig = CheckpointConfig()):
         self._root = LiteralPath(directory).absolute()
+        # The step that Orbax is writing in the background, for the message if that fails.
         self._saving: int | None = None
         _require_writable(self._root)
         options = ocp.CheckpointManagerOptions(
@@ -86,6 +87,8 @@ class Checkpoints:
         if step in committed_steps(self._root):
             return False
         arrays = tree.paths(state)
+        # The record has the fingerprints of the arrays as they are on the devices, before any is
+        # written.
         record = make_record(step, arrays, meta)
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(storable(arrays)), record=ocp.args.JsonSave(record)
@@ -159,6 +162,7 @@ class Checkpoints:
         if jax.process_count() > 1:
             # No process may rename the step before all have chosen its new name.
             multihost_utils.sync_global_devices(f"{name} is free")
+        # One process renames: the directory is shared by all.
         if jax.process_index() == 0:
             (self._root / str(step)).rename(self._root / name)
         if jax.process_count() > 1:

@@ -26,6 +26,7 @@ def tick_text(value: float) -> str:
 
 def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` multiples of 1, 2 or 5 times a power of ten within [low, high]."""
+    # The step that would give exactly `count` ticks; the next round number above it is taken.
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     # The factor 0.999 keeps a range such as 0 to 1 from losing its step of 0.2 to rounding.
@@ -116,6 +117,7 @@ def running_mean(ys: Sequence[float]) -> list[float]:
     # A box applied twice is a bell: a spike becomes a smooth hump and not a step.
     for _ in range(2):
         sums = [0.0, *itertools.accumulate(ys)]
+        # Two boxes of count / 60 to each side make a bell of about count / 15 in all.
         reach = [min(count // 60, i // 4) for i in range(count)]
         bounds = [(i - r, min(count, i + r + 1)) for i, r in enumerate(reach)]
         # A difference of running sums loses digits after a large spike; a mean stays in the range
@@ -129,6 +131,7 @@ def running_mean(ys: Sequence[float]) -> list[float]:
 def nearest(line: Clean, x: float) -> tuple[float, float]:
     """The pair whose x is closest; the xs must not decrease."""
     xs, ys = line
+    # A tie goes to the earlier value.
     i = bisect_left(xs, x)
     if i == len(xs) or (i and x - xs[i - 1] <= xs[i] - x):
         i -= 1

@@ -68,6 +68,7 @@ def _checksums(leaves: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
 
 def _checksum(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Two uint32 sums over elements of two bijections of (bits + hash of the position)."""
+    # Sums of words are added, so the order in which devices reduce their shards does not matter.
     pairs = [_word_checksum(word, salt) for salt, word in enumerate(_words(x))]
     return tuple(functools.reduce(operator.add, sums) for sums in zip(*pairs))
 
@@ -101,6 +102,7 @@ def _word_checksum(word: jax.Array, salt: int) -> tuple[jax.Array, jax.Array]:
     first = word + position
     first = (first ^ (first >> 16)) * _MIX[0]
     first = (first ^ (first >> 13)) * _MIX[1]
+    # A second mixing of the first: 32 bits of one sum would let one change in 2^32 pass.
     second = (first ^ (first >> 16)) * _MIX[0]
     second = second ^ (second >> 15)  # without it the second sum would repeat most of the first
     zero = np.uint32(0)

@@ -17,6 +17,7 @@ def nonfinite(state: tree.Tree) -> list[str]:
     the parameters below "trainable" and the optimizer's state below "optimizer". Each array is
     reduced to one bool on its devices, all of them in one program.
     """
+    # Integers (counts, 8-bit codes of moments) are always finite.
     arrays = {
         path: leaf
         for path, leaf in tree.paths(state).items()

@@ -40,6 +40,7 @@ class Texts:
 def matmul_parameters(c: ModelConfig) -> int:
     """Number of weights that multiply a token. The head counts, embedding tables do not, and of the
     experts only as many as a token visits."""
+    # 2 N of the paper's 6 N is the forward pass, for N weights that multiply.
     total = sum(_visited(path, spec, c) for path, spec in tree.paths(Model(c).specs()).items())
     # A tied table is counted here, as the head that it also is.
     return total + (c.vocab_size * c.d_model if c.tied else 0)
@@ -67,6 +68,7 @@ def decode_flops(c: ModelConfig, rows: int, length: int) -> float:
 
     These are 2 for each weight, and 4 for each layer, visible key and element of all heads.
     """
+    # With a cache one new token is one query against the keys so far, which a window bounds.
     keys = sum(min(window or length, length) for window in layer_windows(c))
     if c.kind == "encoder_decoder":
         keys += c.layers * length
@@ -98,6 +100,7 @@ def _layer_pairs(c: ModelConfig, T: int, S: int) -> float:
 
 def _sum_to(count: int, most: int) -> float:
     """The sum of min(t, most) over t from 1 to count."""
+    # 1 + 2 + ... + rising, and from there on `most` for each.
     rising = min(count, most)
     return rising * (rising + 1) / 2 + (count - rising) * most
 
@@ -120,6 +123,7 @@ def model_flops(c: ModelConfig, trainable: tree.Tree, texts: Texts) -> float:
     the first layer, and once for the gradient of the weight if it is trained. Both products of
     attention need the gradients of both operands.
     """
+    # 2 of 3 parts for a frozen weight: forward, and the gradient of its input.
     trained = {path for path in tree.paths(trainable)}
     products = _weights(c, trainable, texts)
     # A tied table is one parameter with two uses: a look-up, not counted, and the head.
@@ -149,6 +153,7 @@ def _weights(c: ModelConfig, trainable: tree.Tree, texts: Texts) -> dict[str, fl
 def _attention(c: ModelConfig, texts: Texts) -> float:
     """Forward FLOPs of scores and weighted sums over all rows and layers."""
     T, S, n = texts.length, texts.encoder, texts.virtual
+    # Virtual tokens come before the row and are visible to all its queries.
     pairs = _layer_pairs(c, T, T + n)
     if c.kind == "encoder_decoder":
         pairs += c.encoder_layers * S * (S + n) + c.layers * T * S

@@ -65,6 +65,7 @@ class RunLog:
         self.evaluated_step: int | None = None
         self._clock, self._step, self._total = clock, start_step, total_steps
         self._utilisation = flops_per_token / peak_flops if flops_per_token and peak_flops else None
+        # `mark` is the time of the last logged step, from which the speed is measured.
         self._mark = self._began = clock()
         # Since the last logged step: seconds in pauses, pauses that are open now (they nest), and
         # steps that ran inside a pause.
@@ -206,12 +207,14 @@ class RunLog:
         without it: the metrics are in metrics.jsonl anyway."""
         try:
             self._trackers[name] = open_tracker()
-        except ValueError:  # a package that is missing, before the first step
+        except BaseException as error:
+            # A ValueError is a package that is missing: said before the first step.
+            if isinstance(error, Exception) and not isinstance(error, ValueError):
+                self.note(f"{name} gets no values: {error}")
+                return
             self._display.close()
             self._file.close()
             raise
-        except Exception as error:
-            self.note(f"{name} gets no values: {error}")
 
     def _write(self, values: Row) -> Row:
         """Write a row to the file and the trackers. Returns it as written to the file."""

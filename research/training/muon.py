@@ -126,6 +126,8 @@ def _newton_schulz(x: jax.Array) -> jax.Array:
     a, b, c = COEFFICIENTS
 
     def _step(_, x):
+        # X' = a X + b (X X') X + c (X X')^2 X: a polynomial of the singular values alone, as X
+        # and X X' have the same left vectors.
         gram = x @ x.mT
         return a * x + (b * gram + c * gram @ gram) @ x
 
@@ -158,6 +160,7 @@ def _moves(
     Each is one all-to-all, so devices do not repeat each other's work. If there are more devices
     than layers, the remaining axes that split matrices are gathered.
     """
+    # Data-parallel devices would otherwise all orthogonalize the same layers.
     spec, mesh = sharding.spec, sharding.mesh
     entries = [_mesh_axes(entry) for entry in spec]
     # The minor axis of a dimension first: its parts lie side by side.

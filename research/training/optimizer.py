@@ -15,7 +15,9 @@ import optax
 
 from research import tree
 from research.training.adam8bit import scale_by_adam_8bit
-from research.training.muon import matrix_axes, scale_by_muon, stack_axes
+from research.training.kinds import decay_multiples, hold_constants, kinds_of
+from research.training.muon import scale_by_muon, stack_axes
+from research.training.narrow import widen_float16
 from research.training.schedules import DECAYING, SCHEDULES, Schedule, make_schedule
 
 Rules = tuple[tuple[str, float], ...]
@@ -28,8 +30,6 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "lion": {"b1": 0.9, "b2": 0.99},  # arXiv:2302.06675
     "muon": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "momentum": 0.95},
 }
-# A parameter with one of these logical axes is a table that is read by rows.
-_TABLES = ("vocab", "position", "bucket")
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,13 @@ class OptimizerConfig:
 
 
 def make(
-    config: OptimizerConfig, axes: tree.Tree, total_steps: int
+    config: OptimizerConfig, axes: tree.Tree, total_steps: int, specs: tree.Tree | None = None
 ) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
     """(optax transformation of gradients into updates, learning rate by step). The learning rate is
     that before `learning_rate_rules`.
 
-    `axes` is a tree like the parameters, with a tuple of logical axis names for each.
+    `axes` is a tree like the parameters, with a tuple of logical axis names for each; `specs` is
+    one of their specs, whose `kind` counts before the axes (see research/training/kinds.py).
     `update(gradients, state, params, grad_norm=norm)` clips by a norm that is already known
     (`global_norm`), or computes it. Each array of the state is sharded as its parameter. ValueError
     for rules that match nothing or leave a parameter out.
@@ -159,12 +160,17 @@ def make(
     names = jax.tree.map(" ".join, axes, is_leaf=lambda leaf: type(leaf) is tuple)
     links = [] if config.clip_norm is None else [clip_by_global_norm(config.clip_norm)]
     # Order as in AdamW: clip, direction, decay (not seen by the moments), multiples, learning rate.
-    links.append(_direction(config, names))
+    kinds = kinds_of(names, specs)
+    links.append(_direction(config, names, kinds))
     if config.weight_decay:
-        links.append(_decay_weights(config.weight_decay, _decay_multiples(config, names)))
+        multiples = decay_multiples(
+            config.weight_decay_rules, config.decay_embeddings, names, kinds
+        )
+        links.append(_decay_weights(config.weight_decay, multiples))
     if config.learning_rate_rules:
         links.append(_multiply(tree.choose(config.learning_rate_rules, names)))
-    return optax.chain(*links, optax.scale_by_learning_rate(schedule)), schedule
+    links.append(hold_constants(optax.scale_by_learning_rate(schedule), kinds))
+    return widen_float16(optax.chain(*links)), schedule
 
 
 def global_norm(gradients: tree.Tree) -> jax.Array:
@@ -204,7 +210,9 @@ def per_layer(
     """
     structure = jax.tree.structure(names)
     # Statistics over a stack would mix the layers, which are unrelated matrices.
-    depths = [stack_axes(name.split()) for name in jax.tree.leaves(names)]
+    axes = [name.split() for name in jax.tree.leaves(names)]
+    # A number for each layer (an adapter's alpha / rank) is one vector: a mean needs an axis.
+    depths = [stack_axes(one) % len(one) if one else 0 for one in axes]
 
     def _init(params):
         leaves = structure.flatten_up_to(params)
@@ -237,7 +245,9 @@ def _stacked(function: Callable, depth: int) -> Callable:
     return _mapped
 
 
-def _direction(config: OptimizerConfig, names: tree.Tree) -> optax.GradientTransformation:
+def _direction(
+    config: OptimizerConfig, names: tree.Tree, kinds: tree.Tree
+) -> optax.GradientTransformation:
     """The optimizer's own transformation, from gradients to updates before weight decay and
     learning rate."""
     value = config.setting
@@ -258,7 +268,11 @@ def _direction(config: OptimizerConfig, names: tree.Tree) -> optax.GradientTrans
     # Muon is defined for the matrices of hidden layers; embeddings, heads and vectors take AdamW,
     # as in Jordan's runs.
     labels = jax.tree.map(
-        lambda name: "muon" if _is_hidden_matrix(name.split()) else "adamw", names
+        lambda name, kind: (
+            "muon" if kind == "matrix" and name.split()[0] == "layers" else "adamw"
+        ),
+        names,
+        kinds,
     )
     hidden = jax.tree.map(
         lambda name, label: name if label == "muon" else optax.MaskedNode(), names, labels
@@ -266,22 +280,6 @@ def _direction(config: OptimizerConfig, names: tree.Tree) -> optax.GradientTrans
     return optax.partition(
         {"muon": scale_by_muon(hidden, value("momentum")), "adamw": adam}, labels
     )
-
-
-def _is_hidden_matrix(axes: list[str]) -> bool:
-    return axes[:1] == ["layers"] and matrix_axes(axes) is not None
-
-
-def _decay_multiples(config: OptimizerConfig, names: tree.Tree) -> tree.Tree:
-    if config.weight_decay_rules:
-        return tree.choose(config.weight_decay_rules, names)
-
-    def multiple(name: str) -> float:
-        axes = name.split()
-        decays = config.decay_embeddings if set(axes) & set(_TABLES) else True
-        return float(decays and matrix_axes(axes) is not None)
-
-    return jax.tree.map(multiple, names)
 
 
 def _decay_weights(weight_decay: float, multiples: tree.Tree) -> optax.GradientTransformation:

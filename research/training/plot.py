@@ -91,6 +91,7 @@ def curve_svg(
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     look = f'class="graft-plot" role="img" aria-label="{escape(title)}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {look} {size}>'
+    # What cannot be drawn is dropped before the ranges are taken, or a NaN would be the range.
     kept = {name: usable(line, log_x, log_y) for name, line in lines.items()}
     kept = {name: line for name, line in kept.items() if line[0]}
     if not kept:
@@ -137,6 +138,7 @@ def _mark(name: str, y: float, frame: Frame, colour: str) -> str:
     right, at = frame.width - RIGHT, frame.y(y)
     look = f'stroke="{colour}" stroke-dasharray="6 4" stroke-width="1.5"'
     line = f'<line x1="{LEFT}" x2="{right}" y1="{at}" y2="{at}" {look}/>'
+    # No room above the line at the top edge: its label then goes below.
     below = at < TOP + 14
     place = f'x="{right}" y="{at + (14 if below else -6)}" text-anchor="end"'
     text = f'<text {place} style="fill:{colour}">'
@@ -190,6 +192,7 @@ def _legend(kept: Mapping[str, Clean], colours: Mapping[str, str], frame: Frame)
 def _readings(kept: Mapping[str, Clean], colours: Mapping[str, str], frame: Frame) -> list[str]:
     """Strips that together cover the plot; the one under the mouse shows the nearest value of every
     line."""
+    # Lines need not share their steps (evaluations are rarer), so readings go over all of them.
     xs = sorted({x for line in kept.values() for x in line[0]})
     # Every reading holds the values of all lines, so their number decides the size of the page.
     xs = xs[:: math.ceil(len(xs) / READINGS)]

@@ -25,6 +25,7 @@ def short_number(value: float) -> str:
 
 def clock_time(seconds: float) -> str:
     """A duration as 4:05, 1:02:03 or 2d 04:00."""
+    # Estimates of the time left can fall below 0 at the end.
     minutes, second = divmod(round(max(0.0, seconds)), 60)
     hours, minute = divmod(minutes, 60)
     if hours >= 24:
@@ -109,6 +110,7 @@ class PlainLines:
         now, last = self._clock(), row["step"] >= self._total
         if finish_at is not None and not last:
             fields.append(f"ETA {clock_time(finish_at - now)}")
+        # Kept until it may be printed: `close` prints it if no later row takes its place.
         self._pending = "  ".join([f"step {row['step']:,}/{self._total:,}", *fields])
         # The last row must not be held back: no other follows it.
         if last or self._printed_at is None or now - self._printed_at >= PLAIN_INTERVAL:

@@ -28,6 +28,7 @@ ENVIRONMENT = (
     "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "GLIBC_TUNABLES", "OMP_NUM_THREADS",
     "PYTHONHASHSEED", "GRAFT_CACHE", "SLURM_JOB_ID", "SLURM_NNODES", "SLURM_NTASKS",
 )  # fmt: skip
+# At the end of a name, so that `--token-budget` and `MONKEY` are not taken for secrets.
 _SECRET_NAME = re.compile(
     r"(^|[-_.])(key|apikey|token|secret|password|passwd|pwd|credentials?)$", re.IGNORECASE
 )
@@ -88,6 +89,7 @@ def write_provenance(workdir: str | os.PathLike, record: Mapping[str, Any], step
     """
     path = Path(workdir) / "provenance.json"
     if step and path.exists():
+        # Code, machine or flags may change between the parts of a run; each change is on record.
         first = read_json(path)
         changed = {name: value for name, value in record.items() if first.get(name) != value}
         record = {**first, "resumed": [*first.get("resumed", []), {"step": step, **changed}]}

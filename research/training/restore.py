@@ -66,6 +66,7 @@ def newest_meta(root: epath.Path) -> dict[str, Any]:
 def make_record(step: int, arrays: dict[str, jax.Array], meta: dict[str, Any]) -> dict[str, Any]:
     """The signed record of a step. ValueError for `meta` that is not JSON."""
     try:
+        # As it will be read back: tuples are lists and keys are strings in JSON.
         plain = json.loads(json.dumps(meta))
     except (TypeError, ValueError) as error:
         raise ValueError(f"a checkpoint's meta must be JSON: {error}") from None
@@ -162,6 +163,7 @@ def _read(
 def _read_record(file: epath.Path, step: int) -> dict[str, Any]:
     try:
         record = json.loads(file.read_text())
+        # The digest is over everything else in the record.
         signature = record.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         _reraise_passing(error)
@@ -175,6 +177,7 @@ def _read_record(file: epath.Path, step: int) -> dict[str, Any]:
 def _read_arrays(
     folder: epath.Path, wanted: dict[str, jax.ShapeDtypeStruct], partial: bool
 ) -> dict[str, jax.Array]:
+    # Only what is wanted is read; arrays without elements were never written.
     stored = {path: _stored_form(leaf) for path, leaf in wanted.items() if math.prod(leaf.shape)}
     item = tree.unflatten(stored)
     places = jax.tree.map(

@@ -40,6 +40,7 @@ def read_samples(path: Path) -> list[Sample]:
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
         # Not splitlines, which would also split at characters such as U+2028 inside a text.
         lines = file.read().split("\n")
+    # Lines that are neither a heading nor indented are the blanks between samples.
     samples: list[tuple[int, str, list[str]]] = []
     for line in lines:
         heading = _HEADING.fullmatch(line)

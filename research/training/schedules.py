@@ -33,8 +33,8 @@ def make_schedule(
 
     Lengths left None follow from `total_steps`: a twentieth of it for the warm-up, at most 2000
     steps; for the decay all the rest, a fifth of `total_steps` with wsd. `min_ratio` left None is
-    0.1 with cosine, as GPT-3 and LLaMA have it, and 0 else. ValueError for lengths that do not fit
-    into `total_steps`.
+    0.1 with cosine, as GPT-3 and LLaMA have it, and 0 else. ValueError for a warm-up and
+    a decay that do not fit into `total_steps`.
     """
     if name not in SCHEDULES:
         raise ValueError(f"optimizer.schedule={name!r}; choose one of {', '.join(SCHEDULES)}")
@@ -55,6 +55,19 @@ def make_schedule(
     return _decaying(name, peak, total_steps, warmup, decay_steps, min_ratio)
 
 
+def warmup_note(total_steps: int, warmup_steps: int | None) -> list[str]:
+    """A line for a run that ends within its warm-up and so never trains at its learning rate; else
+    []. Schedules without decay allow that: a trial of a few steps keeps the rates of the long run.
+    """
+    if warmup_steps is None or warmup_steps < total_steps:
+        return []
+    return [
+        f"optimizer.warmup_steps={warmup_steps} is not over within the {total_steps} steps of the "
+        f"run, whose last learning rate is {(total_steps - 1) / warmup_steps:.0%} of "
+        "optimizer.learning_rate; leave warmup_steps out to have it follow train.steps"
+    ]
+
+
 def _decaying(
     name: str,
     peak: float,
@@ -69,15 +82,18 @@ def _decaying(
     default = min(rest, math.ceil(total_steps / 5)) if name == "wsd" else rest
     decay = default if decay_steps is None else decay_steps
     if not 0 < decay <= rest:
+        # Only what was set: a length that follows from the others is no setting to change.
+        lengths = {"warmup_steps": warmup, "decay_steps": decay_steps}
+        got = " and ".join(f"optimizer.{k}={n}" for k, n in lengths.items() if n is not None)
         raise ValueError(
-            f"warmup_steps={warmup} and decay_steps={decay} do not fit into "
-            f"train.steps={total_steps}; "
-            "set optimizer.warmup_steps and optimizer.decay_steps to at most that sum"
+            f"{got} do not fit into train.steps={total_steps}, which holds the warm-up and a decay "
+            "of at least 1 step; set lower ones, or leave them out to have them follow train.steps"
         )
     usual = 0.1 if name == "cosine" else 0.0
     ratio = usual if min_ratio is None else min_ratio
     if name == "cosine":
         return _after_warmup(optax.cosine_decay_schedule(peak, decay, alpha=ratio), peak, warmup)
+    # Steps count from the end of the warm-up here, and wsd's decay from the end of the run.
     line = optax.linear_schedule(
         peak, peak * ratio, decay, transition_begin=rest - decay if name == "wsd" else 0
     )

@@ -58,6 +58,7 @@ def new_state(
     seed: int,
 ) -> TrainState:
     """The state before the first step, with a key made of `seed`."""
+    # Key data and not a typed key: checkpoints hold plain arrays.
     key = jax.random.key_data(jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), trainable, held, optimizer.init(trainable), key)
 
@@ -97,6 +98,7 @@ def abstract_state(make: Callable[[], TrainState], mesh: Mesh) -> TrainState:
         sharding = NamedSharding(mesh, x.sharding.spec) if x.sharding is not None else replicated
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
+    # Nothing is allocated: this is how memory is planned, and what a restore reads onto.
     return jax.tree.map(_place, jax.eval_shape(make))
 
 

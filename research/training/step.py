@@ -34,6 +34,8 @@ def train_step(
     """
     # The step's key follows from the run's, so a resumed run draws the same numbers.
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    # Gradients of the sum, not of the mean: sums of micro-batches add up whatever number of
+    # tokens each has.
     gradients, total, count, totals = _gradients(state, batch, key, model, objective, accumulate)
     # A batch without a single counted token must not divide by zero; its gradients are zero.
     scale = 1.0 / jnp.maximum(count, 1.0)

@@ -39,6 +39,8 @@ class EventFile:
         self._event = Event
         # Unbuffered, so that closing has nothing left to write, which could fail once more.
         self._file = open(path, "wb", buffering=0)
+        # TensorBoard wants the version first; the session's start hides later values of an
+        # earlier file.
         self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
         start = SessionLog(status=SessionLog.START)
         self._append(Event(wall_time=time.time(), step=purge_step, session_log=start))
@@ -137,6 +139,7 @@ def in_background(tracker: Tracker, waiting: int = WAITING, farewell: float = FA
     def _close() -> None:
         with contextlib.suppress(queue.Full):
             steps.put_nowait(None)
+            # A daemon: a service that still hangs after this does not keep the process alive.
             thread.join(farewell)
 
     return _write, _close

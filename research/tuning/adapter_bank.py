@@ -19,7 +19,7 @@ from research.ops.kernels.equation import parse
 from research.parallel.placement import gather, spec_entries
 from research.tuning.lora_init import column_norms
 from research.tuning.multi_adapter import low_rank, pad, rank_of
-from research.weights.lora import RANK, LoraAdapter
+from research.weights.lora import RANK, LoraAdapter, magnitude_gain
 from research.weights.rules import is_leaf
 from research.weights.wrapper import Wrapper, gathered
 
@@ -76,8 +76,12 @@ class AdapterBank(Wrapper):
             raise ValueError(
                 "a table's rows have no DoRA in a bank; merge that adapter into the weights"
             )
+        # A lookup is a product with a one-hot input: of `b`, which has V along its outputs, it
+        # reads one column for each token, and `a` brings it to D.
         rows = take(self.base, ids, jnp.float32)
         b_nVR = jnp.moveaxis(gather(self.b.astype(jnp.float32)), 1, -1)
+        # The row's adapter [B, 1] and its ids [B, T] index together, so only [B, T, R] is read
+        # and not each row's whole b.
         at = b_nVR.at[self._clipped()[:, None], ids]
         low_BTR = at.get(mode="clip", **_placed(*spec_entries(ids), None))
         update = contract("BTR,BDR->BTD", low_BTR, self._of_row(self.a, jnp.float32))
@@ -97,6 +101,7 @@ class AdapterBank(Wrapper):
         return tree.nbits((self.base, self.a, self.b, self.scale, self.gain))
 
     def _clipped(self) -> jax.Array:
+        # -1 would count from the end and pick the last adapter; its scale of 0 makes 0 harmless.
         return jnp.clip(self.index_B, 0, self.scale.shape[0] - 1)
 
     def _scale(self) -> jax.Array:
@@ -155,6 +160,8 @@ def select(params: tree.Tree, index_B: jax.Array) -> tree.Tree:
 
 def _bank(base: Any, adapters: Sequence[LoraAdapter | None], index_B: jax.Array) -> AdapterBank:
     given = [one for one in adapters if one is not None]
+    # The axis of adapters goes behind the stacked ones: a scan over layers slices the first axis
+    # and must leave every adapter of that layer.
     stack, rank = given[0].scale.ndim, max(map(rank_of, given))
     # A weight that one of the adapters leaves alone gets a zero update for it.
     blank = replace(
@@ -172,7 +179,9 @@ def _bank(base: Any, adapters: Sequence[LoraAdapter | None], index_B: jax.Array)
         plain = jnp.ones_like(outputs)
         # Constant while serving, so the norms are taken once and not in every product.
         gains = [
-            plain if one.magnitude is None else one.magnitude / column_norms(base, one)
+            plain
+            if one.magnitude is None
+            else magnitude_gain(one.magnitude, column_norms(base, one))
             for one in padded
         ]
         gain = jnp.stack(gains, axis=stack)

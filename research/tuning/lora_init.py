@@ -27,6 +27,7 @@ from research.weights.matrices import split_axes
 from research.weights.quantized import Quantized, quantize_array
 from research.weights.rules import Rules, is_leaf, quantize
 
+# Alternations of rounding and decomposing. Each costs a decomposition of every adapted matrix.
 LOFTQ_STEPS = 5  # arXiv:2310.08659, section 4.1
 
 Factors = tuple[jax.Array, jax.Array]
@@ -56,6 +57,7 @@ def start(
     adapted, weights = tree.paths(adapters, is_leaf), tree.paths(params, is_leaf)
     by_path, choices = tree.paths(specs), tree.choose(rules or [(".*", None)], specs)
     formats = tree.paths(choices, is_leaf=lambda node: node is None)
+    # Other kinds of adapters (IA3, bottlenecks) have nothing that could be taken from a weight.
     lora = {path: adapter for path, adapter in adapted.items() if isinstance(adapter, LoraAdapter)}
     _check_weights(lora, weights.keys() & by_path.keys())
     for path, adapter in lora.items() if method != "default" else ():
@@ -75,6 +77,7 @@ def start(
         if adapted[path].magnitude is not None:
             # Of the weight as it is computed with, so that the gain is 1 and DoRA starts as LoRA
             # does.
+            # m / |W + s a b| = 1 before the first step (arXiv:2402.09353, equation 5).
             norms = column_norms(weights[path], adapted[path])
             adapted[path] = replace(adapted[path], magnitude=_like(norms, adapted[path].magnitude))
     return tree.unflatten(adapted), tree.unflatten(weights)
@@ -92,6 +95,8 @@ def _check_weights(adapters: Iterable[str], weights: Container[str]) -> None:
 def pissa(w_IO: jax.Array, rank: int, scale: jax.Array) -> Factors:
     """(a [I, R], b [R, O]) such that scale * a b is the best rank-R approximation of `w_IO` in the
     Frobenius norm."""
+    # W = U S V^T. U has the singular vectors of the inputs here, because our weights are [in,
+    # out] where the paper and torch have [out, in].
     left_IR, values, right_RO = jnp.linalg.svd(w_IO, full_matrices=False)
     # Both factors get the root of the singular values (equations 2 and 3), so they start equally
     # large.
@@ -122,10 +127,14 @@ def loftq(
     """
 
     def _step(_, before: tuple[jax.Array, Factors]) -> tuple[jax.Array, Factors]:
+        # Algorithm 1 of the paper: Q_t = q(W - A B) and then A, B = SVD_R(W - Q_t). The base is
+        # returned before rounding, so that one place in the code quantizes and stores it.
         base_IO = w_IO - scale * (before[1][0] @ before[1][1])
         return base_IO, pissa(w_IO - rounded(base_IO), rank, scale)
 
     # The factors start at zero, so the first base is the weight itself.
+    # A `fori_loop` compiles one step, whatever the number of steps; its carry needs arrays of
+    # fixed shape from the beginning.
     no_factors = jnp.zeros((w_IO.shape[0], rank)), jnp.zeros((rank, w_IO.shape[1]))
     base_IO, factors = jax.lax.fori_loop(0, steps, _step, (w_IO, no_factors))
     return factors, base_IO
@@ -143,6 +152,8 @@ def _started(
     """An adapter and its base. The matrices of a stack are decomposed one after the other, because
     each is in float32 meanwhile."""
     _check_start(method, path, adapter, w)
+    # From here on every weight is a stack of matrices [I, O]: several input or output axes are
+    # merged into one, and a table [V, D] is transposed.
     stack, inner, outer = ([size for size, _ in axes] for axes in split_axes(path, spec))
     rank, table = adapter.b.shape[len(stack)], spec.inputs < 0
 
@@ -166,6 +177,7 @@ def _started(
             (a_IR, b_RO), base_IO = loftq(w_IO, rank, scale, _rounded)
         else:
             a_IR, b_RO = {"pissa": pissa, "olora": olora}[method](w_IO, rank, scale)
+            # The residual: base + scale a b is W, up to the base's rounding to its type.
             base_IO = w_IO - scale * (a_IR @ b_RO)
         return a_IR, b_RO, _weight(base_IO)
 
@@ -196,11 +208,13 @@ def _check_start(method: str, path: str, adapter: LoraAdapter, w: Any) -> None:
 def _quantized(path: str, w: Any, specs: tree.Tree, rules: Rules, group: int | None) -> Quantized:
     """One weight quantized by `rules.quantize`, its codes and scales sharded as the weight was:
     groups take the mesh axes of the first input."""
+    # A group may span several devices' parts of the inputs, so its scale is taken from the whole.
     alone = tree.unflatten({path: jax.tree.map(_replicated, w)})
     leaf = tree.paths(quantize(alone, specs, rules, group), is_leaf)[path]
     if jax.sharding.get_abstract_mesh().empty:
         return leaf
     at, entries = leaf.group_axis, spec_entries(w)
+    # Quantized, the input axes are two: [groups, within a group]. The second is never split.
     entries = (*entries[: at + 1], None, *entries[at + len(leaf.inputs) :])
 
     def _place(part: jax.Array) -> jax.Array:

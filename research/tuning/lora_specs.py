@@ -83,6 +83,8 @@ def lora_specs(specs: tree.Tree, config: LoraConfig) -> tree.Tree:
     """
     by_path = tree.paths(specs)
     chosen = tree.match(LINEAR if config.targets == ALL_LINEAR else config.targets, by_path)
+    # Rules may only change matrices that `targets` chose; a rule that reached further would adapt
+    # a matrix which nobody asked for.
     ranks, alphas = (
         {**dict.fromkeys(chosen, default), **_ruled(rules, chosen)}
         for rules, default in ((config.rank_rules, config.rank), (config.alpha_rules, config.alpha))
@@ -105,6 +107,8 @@ def _ruled(rules: Sequence[tuple[str, Any]], paths: Sequence[str]) -> dict[str, 
 
 
 def _adapter(path: str, w: Any, rank: int, alpha: float, config: LoraConfig) -> LoraAdapter:
+    # The rank of a product [I, R] [R, O] is bounded by the smaller side of one matrix; stacked
+    # layers each have their own.
     stack, inner, outer = split_axes(path, w)
     sizes = [math.prod(size for size, _ in axes) for axes in (inner, outer)]
     if rank > min(sizes):
@@ -121,7 +125,8 @@ def _adapter(path: str, w: Any, rank: int, alpha: float, config: LoraConfig) -> 
             "lora"
         )
 
-    def _spec(axes, init, dtype=None):
+    # The factors keep the logical axes of the weight, so they are sharded as it is.
+    def _spec(axes, init, dtype=None, kind=""):
         return replace(
             w,
             shape=tuple(s for s, _ in axes),
@@ -129,8 +134,11 @@ def _adapter(path: str, w: Any, rank: int, alpha: float, config: LoraConfig) -> 
             init=init,
             dtype=dtype,
             inputs=1,
+            kind=kind,
         )
 
+    # With alpha / R the update shrinks as the rank grows; rsLoRA's alpha / sqrt(R) keeps its size
+    # (arXiv:2312.03732, theorem 3.2).
     low, scale = [(rank, "rank")], alpha / (math.sqrt(rank) if config.rank_stable else rank)
     return LoraAdapter(
         # kaiming_uniform with a = sqrt(5), torch's default for linear layers and peft's for A.
@@ -138,7 +146,7 @@ def _adapter(path: str, w: Any, rank: int, alpha: float, config: LoraConfig) -> 
         # With b zero the update is zero, and only b has a gradient in the first step.
         b=_spec([*stack, *low, *outer], _constant(0.0)),
         # float32 whatever the parameters are in: bfloat16 would round alpha / rank.
-        scale=_spec(stack, _constant(scale), "float32"),
+        scale=_spec(stack, _constant(scale), "float32", "constant"),
         magnitude=_spec([*stack, *outer], _constant(1.0)) if config.decompose else None,
         table=w.inputs < 0,
         dropout=config.dropout,

@@ -51,6 +51,8 @@ class Method:
     lora: bool = False
 
 
+# Lambdas bring the different arguments of the methods to one signature, so that no caller asks
+# which method it has.
 METHODS = {
     "full": Method(None),
     "lora": Method(
@@ -142,6 +144,7 @@ class QuantizeConfig:
                 )
         if self.group is not None and self.group < 1:
             raise ValueError(f"quantize.group={self.group} must be positive")
+        # `embeddings` alone is a valid choice: tables in fewer bits, matrices as they are.
         if not self.format and (self.group is not None or self.targets != ALL_LINEAR):
             raise ValueError(
                 "quantize.group and quantize.targets have no effect without quantize.format; leave "
@@ -180,6 +183,7 @@ def split_specs(
     """(trainable, frozen) specs from a model's specs: adapters and parameters trained themselves,
     and the rest, quantized as `quantize` says. ValueError for targets that match nothing, and for
     matrices that the method or the format does not support."""
+    # Full fine-tuning has no frozen part: {} instead of a tree with nothing in it.
     method = METHODS[tune.method]
     if method.added is None:
         return specs, {}
@@ -189,12 +193,16 @@ def split_specs(
     plain += tree.match(tune.also, by_path) if tune.also else []
     frozen = tree.unflatten({path: spec for path, spec in by_path.items() if path not in plain})
     added = tree.paths(method.added(frozen, model, tune, lora), is_leaf)
+    # Formats are chosen last: adapters were derived from the axes of the dense specs, and a
+    # quantized spec no longer has those.
     trainable = tree.unflatten({**added, **{path: by_path[path] for path in plain}})
     return trainable, quantize_specs(frozen, quantize_rules(frozen, quantize), quantize.group)
 
 
 def quantize_rules(specs: tree.Tree, config: QuantizeConfig) -> list[tuple[str, str | None]]:
     """The config as rules for `research.weights.rules.quantize` on a tree with these specs."""
+    # Ordered rules, the first match counts: tables come first, since a pattern of `targets` might
+    # match them too.
     names, rules = list(tree.paths(specs)), []
     if config.embeddings:
         rules += [
@@ -206,6 +214,7 @@ def quantize_rules(specs: tree.Tree, config: QuantizeConfig) -> list[tuple[str, 
         targets = LINEAR if config.targets == ALL_LINEAR else config.targets
         # `match` also takes last names, rules only whole paths: so one rule for each path.
         rules += [(re.escape(path), config.format) for path in tree.match(targets, names)]
+    # Every path must be covered by a rule, and what nobody chose stays as it is.
     return [*rules, (".*", None)]
 
 
@@ -231,6 +240,7 @@ def check_groups(specs: tree.Tree, frozen: tree.Tree, mesh: Mesh, rules: AxisRul
     splits, but whose groups it cannot split."""
     by_path = tree.paths(specs)
     for path, leaf in tree.paths(frozen, is_leaf).items():
+        # Only quantized leaves have groups; a dense frozen weight can be split anywhere.
         if is_quantized(leaf):
             try:
                 check_split(leaf, by_path[path], mesh, rules)

@@ -55,6 +55,8 @@ def alike(adapters: Sequence[tree.Tree], rank: int | None = None) -> list[tree.T
 def pad(adapter: LoraAdapter, rank: int) -> LoraAdapter:
     """The adapter with `a` and `b` padded with zeros to this rank, and without dropout. Its update
     does not change: `scale` keeps the original alpha / R."""
+    # `scale` has exactly the stacked axes, so its number of axes is the place of R in b [layers,
+    # R, outputs]. In `a` the rank comes last.
     more, at = rank - rank_of(adapter), adapter.scale.ndim
     a = jnp.pad(adapter.a, [(0, 0)] * (adapter.a.ndim - 1) + [(0, more)])
     b = jnp.pad(adapter.b, [(0, more if axis == at else 0) for axis in range(adapter.b.ndim)])
@@ -150,9 +152,12 @@ def _shortened(a: jax.Array, b: jax.Array, stack: int, rank: int) -> tuple[jax.A
     inner, outer = a.shape[stack:-1], b.shape[stack + 1 :]
     a_SIR = a.reshape(-1, math.prod(inner), a.shape[-1])
     b_SRO = b.reshape(len(a_SIR), a.shape[-1], -1)
+    # Eckart and Young: cutting the singular values off after R gives the nearest matrix of rank R
+    # in the Frobenius norm. The product is decomposed whole, one [I, O] for each stacked matrix.
     left, values, right = jnp.linalg.svd(
         contract("SIR,SRO->SIO", a_SIR, b_SRO), full_matrices=False
     )
+    # A rank over the smaller side of the matrix has no further singular values to hold.
     rank = min(rank, values.shape[-1])
     right = values[:, :rank, None] * right[:, :rank]
     return left[:, :, :rank].reshape(*a.shape[:stack], *inner, rank), right.reshape(

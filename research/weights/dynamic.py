@@ -36,6 +36,7 @@ class DynamicQuantized(Wrapper):
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x` and the weight, both in 8 bits, in the dtype of `x`. Only the weight's codes
         and scales are kept for the backward pass."""
+        # Emulating the product in floats would be slower and less exact than the weight-only one.
         if not multiplies(self.base.codes.dtype):
             return self.base.einsum(eqn, x)
         return _product(eqn, x, self.base)
@@ -83,6 +84,7 @@ def wrap_quantized(
     def is_weight(node: Any) -> bool:
         return isinstance(node, Quantized) or not isinstance(node, dict)
 
+    # Leaves count as one node here, or the rules would see the codes and scales inside them.
     chosen, wrapped = tree.paths(tree.choose(rules, params, is_weight)), {}
     for path, w in tree.paths(params, is_weight).items():
         if chosen[path]:

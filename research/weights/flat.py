@@ -83,6 +83,7 @@ class FlatQuantized(Quantized):
             lax.dynamic_slice_in_dim(part, block, blocks) for part in (self.codes, self.scale)
         )
         values = self._values(codes, scale).reshape(-1)
+        # The values wanted begin somewhere in the slice, as it starts at the edge of a block.
         taken = lax.dynamic_slice_in_dim(values, begin - block * self.group, count * width)
         return taken.reshape(count, width).astype(dtype)
 

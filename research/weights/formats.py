@@ -45,6 +45,7 @@ NF4 = (
 )  # fmt: skip
 # bitsandbytes' FP4 by bit pattern. It is not the E2M1 of the Open Compute Project: the smallest
 # step is finer.
+# Index = bit pattern: sign, then 3 bits in bitsandbytes' own order, which is not sorted.
 _FP4 = (0.0, 0.0625, 8, 12, 4, 6, 2, 3, -0.0, -0.0625, -8, -12, -4, -6, -2, -3)
 FP4 = tuple(value / 12 for value in _FP4)
 
@@ -109,6 +110,8 @@ class Format:
             return max(map(abs, self.entries))
         if self.codes == "float":
             return float(ml_dtypes.finfo(self.dtype).max)
+        # A signed code spends one bit on its sign: 127 of 8 bits, 7 of 4. Affine codes are 0 to
+        # 15.
         return float(2 ** (self.bits - (self.codes == "integer")) - 1)
 
     @property
@@ -121,6 +124,8 @@ class Format:
 FORMATS = {
     format.name: format
     for format in (
+        # Bounds of the rounding error, relative to the largest value of the group: what a test of
+        # any format, also one added from outside, is held against.
         # Half a step of a code.
         Format("int8", 8, "integer", 0, error=0.5 / 127, qtype="int8"),
         Format("int4", 4, "integer", 64, error=0.5 / 7, qtype="int4"),
@@ -129,7 +134,8 @@ FORMATS = {
         # Half the widest gaps of the books, 0.30 and 1/3, and a 250th for the scales' own rounding.
         Format("nf4", 4, "book", 64, error=0.155, scales="double", entries=NF4, qtype="nf4"),
         Format("fp4", 4, "book", 64, error=0.17, scales="double", entries=FP4),
-        # e4m3 keeps 4 bits of a value, e5m2 keeps 3.
+        # e4m3 keeps 4 bits of a value, e5m2 keeps 3. Their error is relative to the value itself,
+        # so only the largest of a group can reach the bound.
         Format(
             "fp8_e4m3", 8, "float", 0, error=2**-4, dtype="float8_e4m3fn", qtype="float8_e4m3fn"
         ),
@@ -148,6 +154,7 @@ def encode(format: Format, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arra
     """
     x = x.astype(jnp.float32)
     if format.codes == "affine":
+        # The one kind whose range need not be symmetric about 0: it needs the minimum as well.
         return _encode_affine(x, format.top)
     absmax = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     scale = _scale(format, absmax)
@@ -217,6 +224,7 @@ def _scale(format: Format, absmax: jax.Array) -> jax.Array:
 
 def _encode_affine(x: jax.Array, top: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     low, high = (reduce(x, axis=-1, keepdims=True) for reduce in (jnp.min, jnp.max))
+    # A group of one sign would otherwise have a range that leaves out 0.
     low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)  # zero has a code of its own
     scale = (high - low) / top
     # Rounded, so that 0 is exactly a code (padding and pruned weights stay 0).
@@ -230,6 +238,10 @@ def _nearest(x: jax.Array, book: np.ndarray) -> jax.Array:
     `x`."""
     order = np.argsort(book, kind="stable")
     values = book[order]
+    # In float32 throughout, since a midpoint in float64 can decide a tie the other way than
+    # bitsandbytes does.
     middles = (values[1:] + values[:-1]) / np.float32(2)
+    # A sum of comparisons instead of a search: 15 elementwise operations that fuse into one pass,
+    # with no gather and no data-dependent branch.
     ranks = sum((x > middle).astype(jnp.int32) for middle in middles)
     return jnp.asarray(order, jnp.int32)[ranks]

@@ -19,6 +19,8 @@ from research.parallel.placement import gather
 from research.weights.matrices import Axes, split_axes
 from research.weights.wrapper import Wrapper, dense, gathered
 
+# The places of the paper: the keys and values of each attention, and the hidden units of the
+# feed-forward layer, which are the inputs of its second matrix.
 OUTPUTS = r"(.*/)?layers/(attention|cross)/(key|value)"
 INPUTS = r"(.*/)?layers/mlp/down"
 
@@ -79,6 +81,9 @@ class Ia3(Wrapper):
     def _along(self, of_w: str, of_x: str) -> jax.Array:
         """The factors with the axes of the activations `of_x` that they multiply, of size 1 for the
         letters that a weight `of_w` does not have."""
+        # Letters pair axes of the factors with those of the activations: squeeze what the
+        # activations lack, sort the rest into their order, then add axes of size 1 for batch and
+        # time.
         kept = "".join(letter for letter in of_w if letter in of_x)
         gone = tuple(at for at, letter in enumerate(of_w) if letter not in of_x)
         gain = jnp.squeeze(gather(self.adapter.gain), gone)
@@ -115,7 +120,12 @@ def _gain(path: str, w: Any, on_inputs: bool) -> Any:
     # A table's axes are [outputs, inputs]; every other weight's are [inputs, outputs].
     axes = [*stack, *(outer + inner if w.inputs < 0 else inner + outer)]
     return replace(
-        w, shape=tuple(s for s, _ in axes), axes=tuple(a for _, a in axes), init=_ones, inputs=1
+        w,
+        shape=tuple(s for s, _ in axes),
+        axes=tuple(a for _, a in axes),
+        init=_ones,
+        inputs=1,
+        kind="vector",  # with the axes of a matrix
     )
 
 

@@ -24,6 +24,7 @@ from research.weights.code_products import multiply_codes, quantize_tokens
 from research.weights.dynamic import DynamicQuantized, wrap_quantized
 from research.weights.quantized import Quantized
 
+# Features that reach this magnitude are what breaks plain int8 from 6.7B parameters on.
 THRESHOLD = 6.0  # section 4, and bitsandbytes' own
 
 
@@ -67,6 +68,8 @@ def _product(eqn: str, threshold: float, x: jax.Array, w: Quantized) -> jax.Arra
     of_x, _, of_y = parse(eqn)
     tokens = tuple(at for at, letter in enumerate(of_x) if letter in of_y)
     outliers = jnp.abs(x) >= threshold
+    # An input feature is an outlier for all tokens or for none: that is what lets whole columns
+    # of `x`, and with them rows of W, move to the other product.
     features = jnp.any(outliers, axis=tokens, keepdims=True)
     # Outliers are zeroed before the scale is taken, whole outlier features only afterwards, in the
     # codes: the order in which bitsandbytes does it.

@@ -25,6 +25,7 @@ from research.ops.kernels.equation import parse
 from research.parallel.placement import gather
 from research.weights.wrapper import Wrapper, dense, gathered
 
+# The letter of the rank in equations; the legend keeps it free for this.
 RANK = "R"
 
 
@@ -66,6 +67,8 @@ class Lora(Wrapper):
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
         """`eqn` of `x` and the adapted weight, in the dtype of `x`. The base may stay quantized:
         the update is a product of its own."""
+        # (x a) b and not x (a b): R is small, so these are two thin products, and without DoRA
+        # the update is never an array of the weight's size.
         to_low, to_y = _low_rank_products(eqn)
         # Without the barrier the GPU compiler merges both products of `x` into one, for which it
         # copies the base and `a` into one matrix.
@@ -76,6 +79,7 @@ class Lora(Wrapper):
             return y
         # A norm over all inputs needs whole columns on every device.
         leaf = self.gathered()
+        # Section 4.3: the norm counts as a constant, which saves the memory of its backward pass.
         gain = leaf._gain(lax.stop_gradient(dense(leaf.base) + leaf._update())).astype(x.dtype)
         return y * jnp.expand_dims(gain, tuple(range(y.ndim - gain.ndim)))
 
@@ -96,6 +100,8 @@ class Lora(Wrapper):
                 "the experts' matrices have no DoRA; leave them out of config.lora.targets or take "
                 "lora"
             )
+        # Experts' factors are stacks too, [E, I, R] and [E, R, O], and follow the same groups of
+        # rows.
         low = grouped(self._dropped(x), self.adapter.a, sizes)
         scale = jnp.repeat(self._scale(), sizes, total_repeat_length=x.shape[0]).astype(x.dtype)
         return grouped(x, self.base, sizes) + grouped(low, self.adapter.b, sizes) * scale[:, None]
@@ -106,6 +112,7 @@ class Lora(Wrapper):
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         """The adapted weight as an array; stacked weights are made dense layer by layer."""
+        # `tensordot` and the norms count axes from the front, so stacked axes are mapped over.
         one = Lora._dense
         # `scale` has exactly the stacked axes, so it says how often to map.
         for _ in range(self.adapter.scale.ndim):
@@ -148,12 +155,21 @@ class Lora(Wrapper):
     def _gain(self, w: jax.Array) -> jax.Array:
         """DoRA's factor of each output: its magnitude over the norm of its column in the adapted
         weight `w`."""
-        return cast(jax.Array, self.adapter.magnitude) / jnp.sqrt(
-            jnp.sum(w * w, axis=self._inner_axes())
-        )
+        norms = jnp.sqrt(jnp.sum(w * w, axis=self._inner_axes()))
+        return magnitude_gain(cast(jax.Array, self.adapter.magnitude), norms)
 
     def _inner_axes(self) -> tuple[int, ...]:
         return (1,) if self.adapter.table else tuple(range(self.adapter.a.ndim - 1))
+
+
+def magnitude_gain(magnitude: jax.Array, norms: jax.Array) -> jax.Array:
+    """magnitude / norms, and 1 for a column of norm 0, whose product is 0 under any factor.
+
+    Published checkpoints have such columns; their magnitude starts at 0 too, and 0 / 0 would make
+    all that follows NaN.
+    """
+    # The inner `where` keeps the division finite, whose gradient is computed for both branches.
+    return jnp.where(norms > 0, magnitude / jnp.where(norms > 0, norms, 1), 1)
 
 
 def _low_rank_products(eqn: str) -> tuple[str, str]:

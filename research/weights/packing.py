@@ -43,6 +43,7 @@ def unpack(packed: jax.Array, bits: int, axis: int = -1) -> jax.Array:
     """The codes that `pack` packed, uint8 in [0, 2^bits); 8-bit codes are returned unchanged."""
     if bits == 8:
         return packed
+    # Bytes of the first field width come first; `begin` walks over the widths.
     count, begin, codes = packed.shape[axis] * 8 // bits, 0, []
     for lowest, width in _fields(bits):
         end = begin + count * width // 8
@@ -83,6 +84,7 @@ def _fields(bits: int) -> list[tuple[int, int]]:
     """(lowest bit, width) of each field, the widest first: (0, 2), (2, 1) of 3 bits."""
     fields, lowest = [], 0
     for width in (8, 4, 2, 1):
+        # The binary digits of `bits` are the widths that add up to it.
         if bits & width:
             fields.append((lowest, width))
             lowest += width

@@ -16,6 +16,9 @@ from research.parallel.placement import reshard_to
 from research.weights.formats import FORMATS
 
 
+# A rule of its own for the backward pass: autodiff would keep the dense weight of every layer
+# until then, which is the memory that quantizing was to save. It is decoded a second time
+# instead.
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def product(eqn: str, place: PartitionSpec | None, x: jax.Array, w: Any) -> jax.Array:
     """`eqn` of activations and the weight, in the dtype of `x`. The gradient of `x` is placed as
@@ -32,6 +35,8 @@ def _forward(eqn: str, place: PartitionSpec | None, x: jax.Array, w: Any):
 
 
 def _backward(eqn: str, place: PartitionSpec | None, w: Any, dy: jax.Array):
+    # The residual is the leaf as it is stored, still split over devices; it is gathered again
+    # here.
     w, dx = w.gathered(), None
     if FORMATS[w.format].has_kernel:
         dx = quantized_matmul.pullback(eqn, dy, w.codes, w.scale, w.inputs, FORMATS[w.format].book)
@@ -56,6 +61,8 @@ def _grouped_forward(x: jax.Array, sizes: jax.Array, w: Any):
 
 def _grouped_backward(saved: tuple[jax.Array, Any], dy: jax.Array):
     sizes, w = saved
+    # dx of an expert's rows is dy W^T, in the same groups: W [E, I, O] with its matrices
+    # transposed. The sizes are integers and the codes frozen: neither has a gradient.
     return lax.ragged_dot(dy, jnp.swapaxes(w.dense(dy.dtype), 1, 2), sizes), None, None
 
 

@@ -54,6 +54,7 @@ def from_qarray(array: Any, *, stacked: int = 0) -> Quantized:
         raise ValueError(
             f"the scales {scales} of a QArray {shape} must be tiles of axis {stacked} alone"
         )
+    # A QArray has no field for the size of its tiles; the number of scales along I gives it.
     groups = scales[stacked]
     grouped = array.qvalue.reshape(
         *shape[:stacked], groups, shape[stacked] // groups, *shape[stacked + 1 :]

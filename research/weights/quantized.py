@@ -116,6 +116,8 @@ class Quantized(Leaf):
             raise ValueError(
                 f"a weight of shape {self.shape} is no table; rows are read from tables alone"
             )
+        # Codes, scales and zero points all have V as first axis, so one gather of each is enough.
+        # A row of double quantization has no such axis and is made plain first.
         taken = jax.tree.map(
             lambda part: _take(gather(part), ids), replace(self, scale=self.plain_scale())
         )
@@ -188,6 +190,8 @@ def quantize_array(
     """
     chosen = FORMATS[format]
     cut = cut_inputs(w.shape, chosen, inputs, stacked, group)
+    # All input axes become two, [I / G, G]; a group of a kernel [N, H, D] may run over several
+    # heads.
     grouped = w.reshape(cut.shape(cut.group))
     codes, scale, zero = _encoded(chosen, cut.axis + 1, grouped)
     if chosen.scales == "double":
@@ -223,6 +227,7 @@ def quantize_spec(
     cut = cut_inputs(w.shape, chosen, w.inputs, stacked, group)
     scales = chosen.scales if scales is None else scales
 
+    # No `init`: codes are made from a weight and not drawn.
     def _grouped_spec(inside: int, dtype: str) -> Any:
         axes = (*w.axes[: cut.axis + 1], "group", *w.axes[len(w.shape) - len(cut.behind) :])
         return replace(w, shape=cut.shape(inside), axes=axes, dtype=dtype, init=None)

@@ -23,7 +23,7 @@ from research.weights.quantized import quantize_array, quantize_spec
 
 Rules = Sequence[tuple[str, str | None]]
 
-# The kinds of adapters, and the leaf that a weight becomes under each.
+# `attach`, `detach` and `merge` tell adapters from plain arrays by this table.
 ADAPTED = {LoraAdapter: Lora, Ia3Adapter: Ia3}
 
 

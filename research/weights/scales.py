@@ -48,6 +48,7 @@ class QuantizedScales:
 def quantize_scales(scales: jax.Array) -> QuantizedScales:
     """Scales float32 [..., count] in 8 bits each. Equal to bitsandbytes' CPU arithmetic to the bit,
     except for the mean, which is summed in another order."""
+    # Scales are all positive; less their mean they use both signs of the map.
     offset = jnp.mean(scales, axis=-1, keepdims=True)
     codes, absmax = _encoded(scales, offset)
     return QuantizedScales(codes, absmax, offset)
@@ -57,6 +58,7 @@ def quantize_scales(scales: jax.Array) -> QuantizedScales:
 def _encoded(scales: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Codes [..., count] and the largest distances from the offset [..., blocks]."""
     count, centred = scales.shape[-1], scales - offset
+    # Zeros fill up the last block, where they cannot become the largest distance.
     filled = jnp.pad(centred, [(0, 0)] * (scales.ndim - 1) + [(0, -count % BLOCK)])
     absmax = jnp.max(jnp.abs(filled.reshape(*scales.shape[:-1], -1, BLOCK)), axis=-1)
     largest = _by_scale(absmax, count)
@@ -100,5 +102,6 @@ def _table() -> np.ndarray:
     ) - np.float32(1)
     # The two map values around each grid point; the nearer wins, ties go down.
     above = np.clip(np.searchsorted(DYNAMIC_MAP, points), 1, len(DYNAMIC_MAP) - 1)
+    # Clipped to 1, since the first map value lies above -1, the first grid point.
     low, high = DYNAMIC_MAP[above - 1], DYNAMIC_MAP[above]
     return np.where(points - low <= high - points, above - 1, above).astype(np.uint8)

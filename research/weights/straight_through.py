@@ -151,6 +151,7 @@ def _dense(rounding: Rounding, w: jax.Array) -> jax.Array:
     return reshard_to(rounding.quantized(w).dense(), partition_spec(w)).astype(w.dtype)
 
 
+# The straight-through estimator itself: dw passes as if rounding were the identity.
 _dense.defvjp(lambda rounding, w: (_dense(rounding, w), None), lambda rounding, _, dw: (dw,))
 
 
@@ -196,14 +197,17 @@ def _integers_backward(eqn: str, rounding: Rounding, saved: tuple[jax.Array, ...
     """
     x, w, key = saved
     of_x, of_w, of_y = parse(eqn)
+    # One key for each array that is rounded at random: dy for dx, then x and dy for dw.
     keys, rounded = jax.random.split(jax.random.wrap_key_data(key), 3), _quantized(rounding, w)
     to_x = parse(eqn).to_x
     codes, scales = quantize_tokens(to_x, dy * scale_of_outputs(eqn, rounded), jnp.int8, keys[0])
+    # dx = sum over outputs of (dy s_w) w8: the scales of the weight went into `dy` above.
     dx = sum_codes(to_x, codes, unite_codes(rounded)) * scale_of_tokens(to_x, scales)
 
     # dw sums over tokens, so each operand has one scale for each of its other letters. Both are
     # quantized by an equation in which they come first, as `quantize_tokens` wants them.
     to_w, to_w_of_y = f"{of_x},{of_y}->{of_w}", f"{of_y},{of_x}->{of_w}"
+    # The first operand's scale is one for each of its letters that survive, here each input.
     x_codes, x_scales = quantize_tokens(to_w, x, jnp.int8, keys[1])
     y_codes, y_scales = quantize_tokens(to_w_of_y, dy, jnp.int8, keys[2])
     dw = sum_codes(to_w, x_codes, y_codes) * scale_of_tokens(to_w, x_scales)

@@ -89,9 +89,15 @@ def test_what_else_a_message_has_is_kept_for_the_template(tmp_path):
         ([ASK[0], {"role": "assistant", "content": " \n"}], "message 1, by assistant, is empty"),
         ([{"role": "user", "content": None}, ASK[1]], "NoneType for its content"),
         (
-            [{"role": "user", "content": [{"type": "text", "text": "x"}]}, ASK[1]],
-            "list for its content",
+            [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}, ASK[1]],
+            "message 0 has a part of type 'image_url' in its content; wanted text",
         ),
+        ([{"role": "user", "content": [{"type": "text"}]}, ASK[1]], "a part of type 'text'"),
+        ([{"role": "user", "content": {"text": "x"}}, ASK[1]], "dict for its content"),
+        ([ASK[0], ASK[1] | {"weight": 0.5}], "message 1 has weight 0.5; wanted 0"),
+        ([ASK[0], ASK[1] | {"weight": "0"}], "message 1 has weight '0'"),
+        ([ASK[0], ASK[1] | {"weight": 0}], "all have weight 0"),
+        ([ASK[0], {"role": "assistant", "content": None, "tool_calls": []}], "NoneType for its"),
     ],
 )
 def test_what_nothing_can_be_learnt_from_is_refused(messages, reason):
@@ -312,6 +318,8 @@ def test_labels_are_names_in_order_or_numbers_up_to_the_largest(tmp_path):
     for name, labels, wanted in (
         ("a", ["neg", "pos", "neg"], ("neg", "pos")),
         ("b", [3, 0, True], ("0", "1", "2", "3")),
+        ("f", [0.0, 2.0, "1"], ("0", "1", "2")),
+        ("g", ["0", "1.0", 1], ("0", "1")),
     ):
         path = write(
             tmp_path / f"{name}.jsonl",
@@ -319,6 +327,10 @@ def test_labels_are_names_in_order_or_numbers_up_to_the_largest(tmp_path):
         )
         documents = FileDocuments(path, "", tmp_path / "cache", "labels")
         assert label_names([documents], tmp_path / "cache") == wanted
+    path = write(tmp_path / "year.jsonl", [{"text": "t", "label": 10**12}])
+    documents = FileDocuments(path, "", tmp_path / "cache", "labels")
+    with pytest.raises(ValueError, match="label 1000000000000 would make"):
+        label_names([documents], tmp_path / "cache")
     with pytest.raises(ValueError, match="label 'new' is in the held-out data alone"):
         Labels(("neg", "pos")).encode_batch(["neg", "new"])
     for label in (-1, None, "", 0.5, ["x"]):

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 
 from research.data.documents import UnreadableRecord
-from research.data.files import FileDocuments, Text
+from research.data.files import FileDocuments
 from research.data.sources import SHAKESPEARE, open_source
+from research.data.text_file import Text
 from research.downloads import pypi
 from research.downloads.cache import Damaged, built
 
@@ -58,7 +59,7 @@ def test_a_folder_mixes_formats_in_path_order_and_passes_over_the_rest(tmp_path)
     pyarrow.parquet.write_table(table, tmp_path / "sub" / "c.parquet", row_group_size=2)
     (tmp_path / "a.txt").write_text("zero")
     (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "notes.md").write_text("not read")
+    (tmp_path / "notes.md").write_text("beside records, so not read")
     documents = FileDocuments(tmp_path, "", tmp_path / "cache")
     assert [d["text"] for d in rows(documents)] == ["zero", "one", "two", "three", "four", "five"]
     assert list(documents.identities()) == [d["path"] for d in rows(documents)]
@@ -112,7 +113,8 @@ def test_content_changes_the_fingerprint_and_a_copy_elsewhere_does_not(tmp_path)
     ("files", "message"),
     [
         ({}, "holds no .txt, .jsonl or .parquet"),
-        ({"a.csv": "a,b"}, "holds no .txt, .jsonl or .parquet"),
+        ({"a.png": "a,b"}, "holds no .txt, .jsonl or .parquet"),
+        ({"a.csv": "a,b"}, "is empty"),
         ({"a.txt": ""}, "is empty"),
         ({"a.jsonl": "\n\n"}, "is empty"),
         ({"a.txt": "one short line"}, "at least 2 are wanted"),

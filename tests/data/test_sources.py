@@ -124,7 +124,7 @@ def test_the_whole_data_layer_runs_without_tensorflow(library, tmp_path):
     code = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from research.data import loader, packing, tokens, stdlib, pairs, parquet, sources, "
+        "from research.data import loader, packing, tokens, stdlib, pairs, sources, "
         "mixture\n"
         "class Bytes:\n"
         "    vocab_size, fingerprint = 256, 'bytes'\n"

@@ -7,6 +7,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from research import tree
 from research.files import building
@@ -79,6 +80,47 @@ def test_shards_hold_what_one_file_holds(name, tmp_path):
             write(in_memory(FAMILIES[name], params), folder, shard_bytes=20_000)
         assert len(list((tmp_path / write.__name__).glob("*.safetensors"))) > 2
         assert same(load(tmp_path / write.__name__).params, params)
+
+
+@pytest.mark.parametrize("write", [hf.write_folder, native.write_native])
+def test_shards_without_their_index_are_read_by_their_names(write, tmp_path):
+    c = FAMILIES["llama2_7b"]
+    params = random_params(c)
+    with building(tmp_path / "model") as folder:
+        write(in_memory(c, params), folder, shard_bytes=20_000)
+    [index] = (tmp_path / "model").glob("*.index.json")
+    index.unlink()
+    assert same(load(tmp_path / "model").params, params)
+    gone = sorted((tmp_path / "model").glob("*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(ValueError, match=f"{gone.name} is missing; give the whole"):
+        open_checkpoint(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("family", "tensor", "others"),
+    [
+        (
+            "t5_small",
+            "shared.weight",
+            ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
+        ),
+        ("t5_gated", "shared.weight", ["decoder.embed_tokens.weight"]),
+        ("marian", "model.shared.weight", ["model.encoder.embed_tokens.weight"]),
+        ("bert_base", "bert.embeddings.word_embeddings.weight", ["cls.predictions.decoder.weight"]),
+    ],
+)
+def test_a_table_may_be_there_under_its_copies_names_alone(family, tensor, others, tmp_path):
+    c = MODELS[family] if family != "bert_base" else replace(MODELS[family], mlm_head=True)
+    params = random_params(c)
+    with building(tmp_path / "model") as folder:
+        hf.write_folder(in_memory(c, params), folder)
+    file = tmp_path / "model/model.safetensors"
+    tensors = load_file(file)
+    table = tensors.pop(tensor)
+    save_file(tensors | {name: table for name in others}, file, {"format": "pt"})
+    assert same(load(tmp_path / "model").params, params)
+    assert convert(tmp_path / "model", tmp_path / "native")["round_trip"]["bit_equal"] > 10
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from research import tree
-from research.interop.grow import grow, mean_rows, repeated_rows
 from research.interop.load import load, open_checkpoint
 from research.interop.restored import restore_run
+from research.interop.storage.grow import grow, mean_rows, repeated_rows
 from tests.checkpoints import save_checkpoint
 from tests.configs import experiment
 from tests.families import FAMILIES

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from research import tree
 from research.interop.load import load, open_adapter, open_checkpoint
@@ -52,9 +52,10 @@ def test_logits_are_pefts(name, tmp_path):
     compare(loaded(name, tmp_path), name)
 
 
-# Those that come out as they went in: the rest adapt a module in another spelling, or multiply
-# biases.
-SAME = [name for name in ADAPTERS if name not in ("mixtral_experts", "mixtral_lora", "gpt2_ia3")]
+# Those that come out as they went in: the rest adapt a module in another spelling, multiply biases,
+# or hold tables that are the base's own now.
+OTHERWISE = ("mixtral_experts", "mixtral_lora", "gpt2_ia3", "lora_resized")
+SAME = [name for name in ADAPTERS if name not in OTHERWISE]
 
 
 def adapters_of(name, tmp_path):
@@ -228,3 +229,30 @@ def test_what_is_no_adapter_is_refused(tmp_path):
             prompt | {"layers": {"attention": {"prefix_key": np.zeros((2, 2, 4, 8))}}},
             FAMILIES["gpt2"],
         )
+
+
+def test_an_adapters_tables_may_have_fewer_rows_than_the_base(tmp_path):
+    base = write("llama_gqa", tmp_path)
+    with open_checkpoint(base) as checkpoint:
+        rows = checkpoint.config.vocab_size - 8
+        folder = write_adapter("lora_resized", tmp_path / "adapter")
+        cut = {
+            key: value[:rows] if value.shape[0] > rows else value
+            for key, value in tensors("lora_resized").items()
+        }
+        save_file(cut, folder / "adapter_model.safetensors")
+        changed, _ = open_adapter(folder, checkpoint)
+    assert changed.config.vocab_size == rows
+    assert changed.parameters["head/table"].read(()).shape[0] == rows
+
+
+def test_an_adapter_with_tables_of_two_sizes_is_refused(tmp_path):
+    folder = write_adapter("lora_resized", tmp_path / "adapter")
+    changed = {
+        key: x[:-1] if "embed_tokens" in key else x for key, x in tensors("lora_resized").items()
+    }
+    save_file(changed, folder / "adapter_model.safetensors")
+    (tmp_path / "base").mkdir()
+    with open_checkpoint(write("llama_gqa", tmp_path / "base")) as checkpoint:
+        with pytest.raises(ValueError, match=r"tables of \d+ and of \d+ rows; save it again"):
+            open_adapter(folder, checkpoint)

@@ -25,7 +25,7 @@ from research.training.optimizer import (
     global_norm,
     make,
 )
-from research.training.schedules import SCHEDULES, make_schedule
+from research.training.schedules import SCHEDULES, make_schedule, warmup_note
 
 NAMES = ("adamw", "adafactor", "lion", "muon")
 # Sizes of at least 128, so that adafactor factors the kernels.
@@ -576,11 +576,32 @@ def test_lengths_follow_the_run_after_overrides():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"warmup_steps": 100}, {"warmup_steps": 60, "decay_steps": 50}, {"decay_steps": 0}]
+    ("name", "fields", "got"),
+    [
+        ("wsd", {"warmup_steps": 100}, "optimizer.warmup_steps=100 do"),
+        ("cosine", {"warmup_steps": 150}, "optimizer.warmup_steps=150 do"),
+        (
+            "linear",
+            {"warmup_steps": 60, "decay_steps": 50},
+            "optimizer.warmup_steps=60 and optimizer.decay_steps=50 do",
+        ),
+        ("wsd", {"warmup_steps": 0, "decay_steps": 101}, ".* optimizer.decay_steps=101 do"),
+        ("wsd", {"decay_steps": 0}, ".* optimizer.decay_steps=0 do"),
+    ],
 )
-def test_lengths_that_do_not_fit_are_refused(fields):
-    with pytest.raises(ValueError, match="do not fit into train.steps=100"):
-        make_schedule("wsd", 1.0, 100, **fields)
+def test_lengths_that_do_not_fit_are_refused_by_their_names(name, fields, got):
+    with pytest.raises(ValueError, match=f"^{got} not fit into train.steps=100, .* set lower"):
+        make_schedule(name, 1.0, 100, **fields)
+
+
+@pytest.mark.parametrize("name", ["constant", "inverse_sqrt"])
+def test_a_warm_up_that_outlasts_the_run_is_said(name):
+    """Those schedules have no end that it could push out, and a trial may want the long run's."""
+    schedule = make_schedule(name, 1.0, 100, warmup_steps=400)
+    assert float(schedule(99)) == pytest.approx(0.2475)
+    (line,) = warmup_note(100, 400)
+    assert "warmup_steps=400 is not over within the 100 steps" in line and "is 25% of" in line
+    assert warmup_note(100, 99) == warmup_note(100, None) == []
 
 
 def test_the_schedule_is_what_the_update_uses():

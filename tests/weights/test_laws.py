@@ -240,7 +240,7 @@ def test_experts_in_codes_with_adapters_compute_what_their_dense_form_does(forma
             "final_norm/scale is no matrix",
         ),
         (
-            lambda p, s: quantize(p, s, [(MATRICES, "nf4"), (".*", None)]),
+            lambda p, s: quantize(p, s, [(MATRICES, "nf4"), (".*", None)], 64),
             "groups of 64 do not divide 32 inputs",
         ),
         (lambda p, s: new_lora(s, rank=64), "rank 64 is over the 32 of"),

@@ -193,7 +193,7 @@ def test_experts_and_tables_are_rounded_too():
 @pytest.mark.parametrize(
     ("format", "group", "key", "says"),
     [
-        ("nf4", None, None, "layers/.*: groups of 64 do not divide 32 inputs"),
+        ("nf4", 64, None, "layers/.*: groups of 64 do not divide 32 inputs"),
         (
             "int4",
             32,

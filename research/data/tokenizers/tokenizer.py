@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from research.files import write_json
+from research.files import replacing, write_json, write_text
 
 RECORD = "fingerprint.json"  # what a saved folder says about itself
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -79,6 +79,7 @@ class Tokenizer:
         that prints tokens as they arrive should hold back a trailing U+FFFD: it may be the first
         half of a character that the next token completes.
         """
+        # Runs of known ids are decoded together: a character may be spread over several tokens.
         parts, known = [], []
         for token_id in map(int, ids):
             if 0 <= token_id < self.vocab_size:
@@ -89,14 +90,15 @@ class Tokenizer:
         return "".join(parts) + self.decode_ids(known)
 
     def save(self, directory: str | Path) -> None:
-        """Writes the files that `load_tokenizer(directory)` reads; transformers and sentencepiece
-        can read the model file too."""
+        """Writes the files that `load_tokenizer(directory)` reads, each atomically; transformers
+        and sentencepiece can read the model file too."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
-            (folder / name).write_bytes(content)
+            with replacing(folder / name) as file:
+                file.write(content)
         if self.chat_template is not None:
-            (folder / CHAT_TEMPLATE).write_text(self.chat_template, encoding="utf-8", newline="")
+            write_text(folder / CHAT_TEMPLATE, self.chat_template)
         # Last, so that a folder with a record is whole.
         write_json(
             folder / RECORD,

@@ -60,6 +60,7 @@ class QuantizedTensors:
     def read(self, name: str) -> np.ndarray:
         """A whole tensor. A quantized one is dequantized to the type that it had, and transposed if
         its class keeps it as [in, out]."""
+        # Norms, biases and modules that transformers left alone are plain tensors.
         matrix = self.matrices.get(name)
         if matrix is None:
             return self._tensors.read(name)
@@ -104,6 +105,7 @@ class QuantizedTensors:
         absmax = self._tensors.read(matrix.name + ".absmax").reshape(-1)
         if not matrix.nested:
             return absmax.astype(np.float32)
+        # scale = map[code] * absmax of its block + offset (arXiv:2305.14314, section 3).
         book, second = (
             self._tensors.read(matrix.name + part).reshape(-1)
             for part in (".nested_quant_map", ".nested_absmax")
@@ -142,6 +144,7 @@ def open_quantized(
             f"config.json has quantization_config with quant_method={method!r}; only "
             "'bitsandbytes' is supported"
         )
+    # `beside` has the names of all companions, which are no weights of their own.
     matrices, beside = {}, set()
     for name in tensors.names:
         if STATE in name:
@@ -157,6 +160,7 @@ def open_quantized(
             # `weight_format` says how int8 is laid out in memory; row-major is the only one in
             # files.
             beside |= {name, name.removesuffix(".SCB") + ".weight_format"}
+    # To all who read on the folder looks unquantized: shapes and types of dense weights.
     names = {}
     for name, tensor in tensors.names.items():
         matrix = matrices.get(name)
@@ -176,6 +180,7 @@ def _read_state(name: str, kind: str, tensors: Tensors) -> Matrix:
     """A 4-bit matrix as its quant_state describes it. ValueError if that is damaged or describes
     another format than ours."""
     try:
+        # safetensors holds tensors only, so the JSON is stored as an array of its bytes.
         state = json.loads(tensors.read(f"{name}{STATE}{kind}").tobytes())
         rows, columns = state["shape"]
         block, nested = int(state["blocksize"]), int(state.get("nested_blocksize", 0))
@@ -194,6 +199,7 @@ def _read_state(name: str, kind: str, tensors: Tensors) -> Matrix:
         raise ValueError(
             f"{name} has a damaged quant_state ({error!r}); fetch the checkpoint again"
         ) from None
+    # Without double quantization the scales are floats and need no companions.
     wanted = [part for part in _BESIDE if nested or "nested" not in part]
     missing = [part for part in ("", *wanted) if name + part not in tensors.names]
     if missing:

@@ -40,6 +40,7 @@ def codes_by_path(
 ) -> dict[str, Codes]:
     """The quantized parameters of a file, by path of our tree. `known` has the model's modules by
     name, `actual` the name in the file of each of their tensors."""
+    # Forms come from quant_states and maps, so layers can be compared without reading codes.
     forms: dict[str, dict[tuple[int, ...], Form | None]] = {}
     places: dict[str, dict[tuple[int, ...], tuple[Module, int, Matrix]]] = {}
     for name, module in known.items():
@@ -84,6 +85,7 @@ def _leaf(
 ) -> Quantized:
     """One of the weights that a matrix holds, as a leaf of numpy arrays."""
     parts = len(module.paths)
+    # A fused matrix is read once for each of its weights: its reader keeps nothing.
     codes = tensors.codes(matrix)
     scale = tensors.quantized_scales(matrix) if form.double else tensors.scales(matrix)
     inputs, outputs = _sizes(module.inputs, sizes, False), _sizes(module.outputs, sizes, parts > 1)
@@ -98,6 +100,7 @@ def _leaf(
         return FlatQuantized(
             _pack(codes[first:last]), leaf_scale, None, form.format, inputs, after, outputs, start
         )
+    # [out, I / G, G]: blocks divide the rows, so each row begins a new one.
     codes = codes.reshape(matrix.rows, -1, form.block)
     codes = _ours(_pack(codes) if FORMATS[form.format].bits == 4 else codes, module, part, sizes)
     if form.double:
@@ -126,6 +129,7 @@ def _ours(x: np.ndarray, module: Module, part: int, sizes: Mapping[str, int]) ->
 def _pack(codes: np.ndarray) -> np.ndarray:
     """Codes [..., G] packed as `research.weights.formats.pack` does, [..., G / 2]: code j shares a
     byte with code j + G / 2."""
+    # numpy on the host, as files are read; the packed layout itself is that of the leaves.
     half = codes.shape[-1] // 2
     return codes[..., :half] | codes[..., half:] << 4
 

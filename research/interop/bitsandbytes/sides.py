@@ -19,6 +19,7 @@ from research.weights.quantized import Quantized
 from research.weights.scales import BLOCK, QuantizedScales
 
 QUANTIZABLE = ("nf4", "fp4", "int8")
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # of 4-bit formats, those of its kernels
 # `slice(path, index)` returns that slice of a parameter, a quantized leaf or an array.
 Slice = Callable[[str, tuple[int, ...]], Any]
 
@@ -43,6 +44,7 @@ class Side:
 def join_leaves(module: Module, slices: Slice, sizes: Mapping[str, int]) -> Side:
     """The matrix of a module; the weights of a fused module are joined along its outputs.
     ValueError if they are quantized differently, or in a way that bitsandbytes does not have."""
+    # One scale layout for the whole matrix: the file has one quant_state for it.
     leaves = [slices(path, module.index) for path in module.paths]
     first = leaves[0]
     if any(
@@ -60,6 +62,8 @@ def join_leaves(module: Module, slices: Slice, sizes: Mapping[str, int]) -> Side
         )
     if first.flat:
         return _flat_side(leaves)
+    # [out, groups, G], so outputs can be joined; flattened, this is bitsandbytes' order of
+    # blocks.
     codes = np.concatenate([_theirs(_codes(leaf), module, sizes) for leaf in leaves])
     # Scales stay doubly quantized if the rows join without a seam, else they are written as
     # float32: the same numbers in more bytes.
@@ -76,6 +80,11 @@ def join_leaves(module: Module, slices: Slice, sizes: Mapping[str, int]) -> Side
                 f"{module.name} has int8 in groups of {block}; bitsandbytes has one scale a row"
             )
         return Side("int8", codes[:, 0], scale, block)
+    if block not in BLOCKS:
+        raise ValueError(
+            f"{module.name} is in blocks of {block} values; bitsandbytes has "
+            f"{', '.join(map(str, BLOCKS))}: quantize with one of them as the group"
+        )
     return Side(first.format, codes.reshape(-1, block), scale, block, double)
 
 
@@ -101,6 +110,7 @@ def _joined(leaves: list[Quantized]) -> QuantizedScales | None:
     if any(leaf.scales != "double" for leaf in leaves):
         return None
     scales = [leaf.scale for leaf in leaves]
+    # A block of scales that is cut at a seam would get neighbours with another absmax.
     whole = all(len(scale.codes) % BLOCK == 0 for scale in scales[:-1])
     if not whole or any((scale.offset != scales[0].offset).any() for scale in scales):
         return None
@@ -153,6 +163,7 @@ def matrix_tensors(
     flat = side.codes.reshape(-1)
     # bitsandbytes fills the last byte of an odd number of codes.
     flat = np.pad(flat, (0, len(flat) % 2))
+    # What bitsandbytes' QuantState.from_dict reads.
     state: dict[str, Any] = {
         "quant_type": side.format,
         "blocksize": side.block,
@@ -160,6 +171,7 @@ def matrix_tensors(
         "shape": list(shape),
     }
     tensors = {
+        # Neighbours share a byte, the first in its high half, and the array is a column.
         name: (flat[::2] << 4 | flat[1::2]).astype(np.uint8)[:, None],
         f"{name}.quant_map": FORMATS[side.format].book,
     }

@@ -59,6 +59,8 @@ def write_bitsandbytes(
         for name, m in modules(c, family).items()
         if family.model_types != ("t5",) or not name.endswith(".wo")
     }
+    # Both sources answer the same two questions: a slice of a parameter, and whether it is
+    # quantized.
     slices, quantized = _of_checkpoint(checkpoint, format) if params is None else _of_params(params)
     chosen = _choose(known, quantized)
     streams, kinds = _streams(checkpoint, family, chosen, slices)
@@ -71,6 +73,7 @@ def write_bitsandbytes(
     float_dtypes = [
         tensor.dtype for tensor, _ in streams.values() if tensor.dtype not in ("uint8", "int8")
     ]
+    # The dense tensors' type, as codes have none: norms may differ, so the commonest counts.
     values |= {**checkpoint.special, "torch_dtype": max(set(float_dtypes), key=float_dtypes.count)}
     write_json(
         folder / "config.json",
@@ -122,6 +125,8 @@ def _streams(
         if module is None:
             streams[name] = (tensor, lambda make=make: [make()])
         else:
+            # Made now and held until written: the codes of all matrices are in memory then, a
+            # quarter (4 bits) or half (8 bits) of bfloat16.
             side = join_leaves(module, slices, letter_sizes(c))
             kinds.add((side.format, side.double))
             tensors = matrix_tensors(

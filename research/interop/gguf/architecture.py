@@ -33,6 +33,8 @@ class Metadata:
         ValueError where it is not a number in [0, 2^40), or absent without a default.
         """
         value = self.values.get(f"{self.kind}.{key}", default)
+        # Some files have a list with one number for each layer; such models differ by layer and
+        # are refused here.
         if type(value) not in (int, float) or not 0 <= value < 2**40:
             raise ValueError(f"the metadata has {self.kind}.{key}={value!r}; wanted a number")
         return value
@@ -76,6 +78,7 @@ def read_shape(m: Metadata) -> dict[str, Any]:
             f"the metadata has {m.kind}.block_count={layers:,}, and the file holds "
             f"{len(m.tensors):,} tensors; fetch or convert it again"
         )
+    # Head sizes default to the width of a head that fills the model; a file may set them apart.
     heads, d_model = m.number("attention.head_count"), m.number("embedding_length")
     head_size = m.number("attention.key_length", d_model // max(1, heads))
     others = (
@@ -100,6 +103,7 @@ def read_shape(m: Metadata) -> dict[str, Any]:
         "rope_theta": float(m.number("rope.freq_base", 10000.0)),
         "rope_scaling": _read_linear(m),
         "norm_eps": shortest(m.number("attention.layer_norm_rms_epsilon")),
+        # GGUF has no key for tied tables: llama.cpp takes the table where there is no head.
         "tied": "output.weight" not in m.tensors,
     }
 
@@ -114,6 +118,7 @@ def write_shape(c: ModelConfig, kind: str) -> dict[str, Any]:
         f"{kind}.feed_forward_length": c.d_ff,
         f"{kind}.attention.head_count": c.heads,
         f"{kind}.attention.head_count_kv": c.kv_heads,
+        # Written also where they are the defaults: heads may be wider than d_model / heads.
         f"{kind}.attention.key_length": c.head_size,
         f"{kind}.attention.value_length": c.head_size,
         f"{kind}.attention.layer_norm_rms_epsilon": float(c.norm_eps),

@@ -10,6 +10,7 @@ from research.data.tokenizers import Tokenizer
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.generation import as_special, end_ids
 
+# GGUF's roles of the ids that are no ends.
 _SPECIAL = {"bos_token_id": "bos", "pad_token_id": "padding"}
 # llama.cpp stops at each of these: the end of a text, of a turn, and of a message to a tool.
 _ENDS = ("eos", "eot", "eom")
@@ -19,6 +20,7 @@ def read_special(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Ids by the names of a config.json; `eos_token_id` is a list where the file has several."""
     ids = {name: metadata.get(_key(role)) for name, role in _SPECIAL.items()}
     special = {name: int(number) for name, number in ids.items() if number is not None}
+    # A file may name one id under two roles; it is taken once.
     ends = as_special(int(metadata[_key(role)]) for role in _ENDS if _key(role) in metadata)
     return special if ends is None else {**special, "eos_token_id": ends}
 
@@ -44,6 +46,7 @@ def write_special(checkpoint: Checkpoint) -> tuple[dict[str, int], list[str]]:
 
 def _in_order(ends: list[int], checkpoint: Checkpoint) -> list[int]:
     """The ends as `_ENDS` has them: that of a text, that of a turn, others."""
+    # One end needs no order, and so no tokenizer is opened for it.
     tokenizer = checkpoint.tokenizer if len(ends) > 1 else None
     if tokenizer is None:
         return ends

@@ -86,6 +86,7 @@ class Gguf:
             return out
         out = np.empty((stop - start, *shape[1:]), np.float32)
         flat = out.reshape(-1)
+        # Whole blocks, since a value cannot be read without its block's scale.
         chunk = _CHUNK_BYTES // block_bytes * block
         for at in range(0, flat.size, chunk):
             part = flat[at : at + chunk]
@@ -140,6 +141,7 @@ def open_gguf(path: str | os.PathLike) -> Gguf:
             f"{path} cannot be opened ({error.strerror}); wanted a GGUF file"
         ) from None
     try:
+        # Mapped for the header alone, whose length is known only when it has been read.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             header = read_header(data)
             names, types, offsets = _tensors(header, len(data))
@@ -148,6 +150,7 @@ def open_gguf(path: str | os.PathLike) -> Gguf:
         raise ValueError(
             f"{path} is no whole GGUF file: {error}; fetch or convert it again"
         ) from None
+    # An interrupt between opening and returning would leave the file open.
     except BaseException:
         file.close()
         raise
@@ -194,6 +197,7 @@ def _tensors(header: Header, size: int) -> tuple[dict[str, Tensor], dict[str, st
         if row.offset % alignment:
             raise ValueError(f"{name} begins at {row.offset}, wanted a multiple of {alignment}")
         begin = start + row.offset
+        # Python's integers do not overflow, so a hostile shape only gives an end beyond the file.
         end = begin + math.prod(row.shape) // block * block_bytes
         if end > size:
             raise ValueError(

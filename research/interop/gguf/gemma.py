@@ -51,6 +51,7 @@ def _read_layers(m: Metadata, shape: dict[str, Any]) -> dict[str, Any]:
         "attention_softcap": shortest(m.number("attn_logit_softcapping", caps[0])),
         "logit_softcap": shortest(m.number("final_logit_softcapping", caps[1])),
     }
+    # Every layer is global: no window, and one rotation.
     if not window or period == 1:
         return layer_fields
     if not 0 < period <= shape["layers"]:  # no layer is global
@@ -108,6 +109,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
 def rules(c: ModelConfig, name: str) -> tuple[Rule, ...]:
     """The tensors of LLaMA with rotary pairs in halves, and from Gemma 2 on two more norms a
     layer."""
+    # Gemma's files keep Hugging Face's halves: only "llama" interleaves the pairs.
     llama_rules = llama.rotated_rules(c, "p h")
     if not c.branch_norm:
         return llama_rules

@@ -76,6 +76,7 @@ def read_header(data: bytes | mmap.mmap) -> Header:
         raise ValueError("it is big-endian; wanted a little-endian one")
     if version not in (2, 3):
         raise ValueError(f"it is of version {version}, wanted 2 or 3")
+    # Version 1 had counts of 32 bits and is refused above.
     tensors, keys = cursor.number("<Q"), cursor.number("<Q")
     # The shortest key is its length (8), one character, its type (4) and one byte; the shortest
     # tensor has 8 + 1 + 4 + 8 + 4 + 8 bytes.
@@ -143,6 +144,7 @@ class _Cursor:
                 f"it claims a {what} of {count} bytes at byte {start}, wanted at most "
                 f"{MAX_NAME_BYTES}"
             )
+        # Back to the length, which `text` reads again together with its content.
         self.at = start
         name = self.text()
         if not name or not name.isprintable():
@@ -160,6 +162,7 @@ class _Cursor:
             return self.number(SCALARS[kind])
         if kind != GGUFValueType.ARRAY:
             raise ValueError(f"key {key!r:.80} is of type {kind}, wanted 0 to {max(GGUFValueType)}")
+        # Arrays of arrays are allowed by the format; no key of llama.cpp has one.
         kind, count = self.number("<I"), self.number("<Q")
         if kind == GGUFValueType.STRING:
             return self.texts(key, count)

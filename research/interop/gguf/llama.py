@@ -26,6 +26,7 @@ def read_config(m: Metadata) -> ModelConfig:
 
 
 def _read_bias(m: Metadata) -> str:
+    # No key says it; llama.cpp takes each bias that the file has.
     if "blk.0.attn_q.bias" not in m.tensors:
         return "none"
     return "all" if "blk.0.attn_output.bias" in m.tensors else "qkv"
@@ -43,6 +44,8 @@ def name_of(c: ModelConfig) -> str | None:
 def write_config(c: ModelConfig) -> dict[str, Any]:
     """The metadata of a model. ValueError for a window or experts under a Qwen architecture, which
     has neither in llama.cpp."""
+    # Window and experts are written for "llama" alone: llama.cpp builds Qwen's layers without
+    # them.
     kind = name_of(c)
     if kind != "llama" and (c.experts or c.window):
         raise ValueError(f"GGUF's {kind} architecture has no experts and no window; use --to=hf")

@@ -46,6 +46,8 @@ def open_gguf_model(file: Path) -> Checkpoint:
     except ValueError as error:
         gguf.close()
         raise ValueError(f"{file}: {error}") from None
+    # What a folder has in files of its own lies in the metadata here, and becomes those files'
+    # contents, so that the rest of the code sees one kind of companion.
     special = ends.read_special(gguf.metadata)
     files = tokenizer_files(gguf.metadata) if "tokenizer.ggml.model" in gguf.metadata else {}
     values = generation.read_metadata(gguf.metadata, special)
@@ -61,6 +63,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
         unused,
         original,
         quantized=any(kind not in ("F32", "F16", "BF16") for kind in gguf.types.values()),
+        # Tensors are read later, so the file stays open as long as the checkpoint.
         close=gguf.close,
     )
 
@@ -72,6 +75,7 @@ def read_config(gguf: Gguf) -> tuple[ModelConfig, Architecture]:
     if metadata.kind not in known:
         raise ValueError(f"general.architecture is {metadata.kind!r}; there are {', '.join(known)}")
     config = known[metadata.kind].read_config(metadata)
+    # Factors of single pairs, where a file has them, go before a linear scaling.
     scaling = rope_factors.read_scaling(gguf, config.head_size, config.rope_theta)
     return replace(config, rope_scaling=scaling or config.rope_scaling), known[metadata.kind]
 

@@ -116,6 +116,7 @@ def _splits(step: Mapping[str, Any] | None) -> tuple[str, ...]:
     kind = step.get("type")
     if kind == "Sequence":
         return tuple(split for part in step["pretokenizers"] for split in _splits(part))
+    # A space before the text is not part of any of llama.cpp's rules.
     if kind == "ByteLevel" and not step.get("add_prefix_space"):
         return (_GPT2,) if step.get("use_regex", True) else ()
     if kind == "Digits" and step.get("individual_digits"):

@@ -48,5 +48,6 @@ def record(scaling: RopeScaling) -> np.ndarray:
 
 def factors(head_size: int, theta: float, scaling: RopeScaling) -> np.ndarray:
     """The factor of each pair's wavelength, float32 [H / 2]."""
+    # A wavelength is 2 pi / frequency, so its factor is the quotient of the frequencies.
     plain, scaled = frequencies(head_size, theta), frequencies(head_size, theta, scaling)
     return (plain / scaled).astype(np.float32)

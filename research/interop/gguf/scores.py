@@ -20,6 +20,7 @@ def merges_from_scores(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """
     ranked = []
     for piece, score in scores.items():
+        # All ways to cut a piece in two; only cuts into two known pieces can ever be joined.
         for cut in range(len(piece) - 1, 0, -1):
             if piece[:cut] in scores and piece[cut:] in scores:
                 ranked.append((-score, -cut, cut - len(piece), piece[:cut], piece[cut:]))
@@ -41,6 +42,7 @@ def scores_from_merges(
     # Merges that involve special or byte tokens never happen in sentencepiece.
     pairs = [pair for pair in pairs if "".join(pair) in known and known.issuperset(pair)]
     joined = ["".join(pair) for pair in pairs]
+    # A later pair overwrites an earlier one: the last place at which each piece is made.
     last = {piece: n for n, piece in enumerate(joined)}
     # A new score begins where no piece of the earlier merges is made again later. Pieces whose
     # pairs alternate in the list share one score, as runs of spaces do in LLaMA's vocabulary.

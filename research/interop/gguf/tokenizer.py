@@ -45,6 +45,7 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     """
     model = _get(metadata, "model", str)
     tokens, types = _vocabulary(metadata)
+    # Byte-level vocabularies have no usual ids: a role that the file does not name is not there.
     roles = _roles(metadata, tokens, _LLAMA_IDS if model == "llama" else {})
     if model == "gpt2":
         pre = gguf_pre.find(_get(metadata, "pre", str, "default"))
@@ -66,6 +67,7 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         **{f"{role}_token": tokens[token_id] for role, token_id in roles.items()},
         **{f"add_{role}_token": added for role, added in adds.items()},
     }
+    # A class that takes everything from tokenizer.json and adds no rules of its own.
     files = {FILE: _dump(spec), CONFIG: _dump(config)}
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str) and template:
@@ -81,6 +83,7 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _byte_level(tokens: list[str], merges: Sequence[str], pre: gguf_pre.Pre) -> dict[str, Any]:
+    # Byte-level tokens spell a space as another character, so a space can only separate.
     pairs = [merge.split(" ") for merge in merges]
     for pair in pairs:
         if len(pair) != 2 or not all(pair):
@@ -134,6 +137,8 @@ def _sentencepiece(
         "unk_token": tokens[roles["unk"]] if "unk" in roles else None,
         "continuing_subword_prefix": None,
         "end_of_word_suffix": None,
+        # Bytes spell what the vocabulary lacks; a run of what even they lack is one unknown
+        # token.
         "fuse_unk": True,
         "byte_fallback": True,
         "ignore_merges": False,
@@ -215,6 +220,8 @@ def _roles(
 def _added(tokens: list[str], types: Sequence[int], named: set[int]) -> list[dict[str, Any]]:
     """The `added_tokens` of a tokenizer.json, which are found in a text before it is split: those
     of a special type, and all that have a role."""
+    # Found exactly as written: GGUF has no flags for blanks around a token or for normalized
+    # text.
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return [
         {"id": n, "content": token, **flags, "special": kind != USER_DEFINED or n in named}
@@ -227,6 +234,7 @@ def _post_processor(
     tokens: list[str], roles: Mapping[str, int], adds: Mapping[str, bool]
 ) -> dict[str, Any] | None:
     """The step that puts bos and eos around a text, or a pair of texts; None if it adds neither."""
+    # A role without a token adds nothing, whatever the key says.
     used = [role for role in ("bos", "eos") if adds[role] and role in roles]
     if not used:
         return None

@@ -41,6 +41,8 @@ def tokenizer_metadata(files: Mapping[str, bytes], vocab_size: int = 0) -> dict[
         raise ValueError(
             f"the tokenizer has {len(tokens)} tokens, but the model only {vocab_size} rows for them"
         )
+    # Byte-level BPE is told by its merges, sentencepiece's by scores: each kind has only one of
+    # the two.
     metadata = {
         "model": "gpt2" if "merges" in vocabulary.extra else "llama",
         "tokens": tokens,
@@ -99,9 +101,11 @@ def _added_around(
         return config[f"add_{role}_token"] and token is not None
     if not spec:
         return None
+    # A Sequence holds several steps; any other step counts as a sequence of itself.
     step = spec.get("post_processor") or {}
     for part in step.get("processors", [step]):
         if part.get("type") == "TemplateProcessing":
+            # The template of a single text: its first part may be bos and its last one eos.
             edge = part["single"][0 if role == "bos" else -1]
             return token is not None and edge.get("SpecialToken", {}).get("id") == token
     return False

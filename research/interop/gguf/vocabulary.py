@@ -57,7 +57,7 @@ def read_vocabulary(files: Mapping[str, bytes]) -> tuple[dict[str, Any], Vocabul
             ) from None
         return spec, _from_json(spec)
     if sentencepiece.FILE in files:
-        return {}, _from_model(files[sentencepiece.FILE])
+        return {}, _with_added(_from_model(files[sentencepiece.FILE]), files)
     raise ValueError(
         f"there is no {FILE} or {sentencepiece.FILE} among {sorted(files)}; a GGUF file needs one"
     )
@@ -74,6 +74,7 @@ def _from_json(spec: Mapping[str, Any]) -> Vocabulary:
     ):
         kind = model.get("type", "BPE with affixes")
         raise ValueError(f"a GGUF file takes byte-level or sentencepiece BPE, not {kind}")
+    # Anywhere in the nested steps: it may stand alone or inside a Sequence.
     byte_level = '"ByteLevel"' in json.dumps([spec.get("pre_tokenizer"), spec.get("decoder")])
     if not byte_level and not model.get("byte_fallback"):
         raise ValueError(
@@ -118,6 +119,7 @@ def _by_id(spec: Mapping[str, Any]) -> tuple[list[str], list[int]]:
                 f"token {token['content']!r:.60} takes the blanks beside it, which a GGUF file "
                 "cannot say"
             )
+    # Added tokens win: a file may list one of them in its vocabulary too.
     by_id = {n: token for token, n in model["vocab"].items()} | {
         n: token["content"] for n, token in added.items()
     }
@@ -126,6 +128,7 @@ def _by_id(spec: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     for n in by_id:
         types[n] = NORMAL
     for n, token in added.items():
+        # Control tokens are not printed by llama.cpp, user-defined ones are ordinary text.
         types[n] = CONTROL if token["special"] else USER_DEFINED
     return tokens, types
 
@@ -163,6 +166,7 @@ def _from_model(content: bytes) -> Vocabulary:
     with bytes, or that changes the text beyond its spaces."""
     sentencepiece.load(content)  # refuses a damaged file with a line of its own
     pieces, trainer, normalizer = [], {}, {}
+    # Repeated messages of one number add up, as protobuf merges them.
     for number, value in sentencepiece.fields(content):
         if number == 1:
             pieces.append(dict(sentencepiece.fields(value)))
@@ -197,6 +201,29 @@ def _from_model(content: bytes) -> Vocabulary:
         "add_space_prefix": bool(normalizer.get(3, 1)),
     }
     return Vocabulary(_with_spaces(tokens, types), types, tokens[types.index(UNKNOWN)], extra)
+
+
+def _with_added(vocabulary: Vocabulary, files: Mapping[str, bytes]) -> Vocabulary:
+    """The vocabulary of a tokenizer.model with the tokens that files beside it add."""
+    added = sentencepiece.read_added(files)
+    count = len(vocabulary.tokens)
+    by_id = {number: token for token, number in added.items() if number >= count}
+    if not by_id:
+        return vocabulary
+    known = parse_object(files, CONFIG).get("added_tokens_decoder") if CONFIG in files else None
+    plain = {
+        int(number)
+        for number, token in (known or {}).items()
+        if isinstance(token, dict) and token.get("special") is False
+    }
+    ids = range(count, max(by_id) + 1)
+    tokens = [by_id.get(n, f"[PAD{n}]") for n in ids]
+    named = [USER_DEFINED if n in plain else CONTROL for n in ids]
+    kinds = [kind if n in by_id else UNUSED for n, kind in zip(ids, named)]
+    # Found before anything is merged, so the score has no say; llama.cpp's script writes -1000 too.
+    scores = np.pad(vocabulary.extra["scores"], (0, len(ids)), constant_values=-1000.0)
+    extra = {**vocabulary.extra, "scores": scores}
+    return Vocabulary(vocabulary.tokens + tokens, vocabulary.types + kinds, vocabulary.unk, extra)
 
 
 def _with_spaces(tokens: list[str], types: list[int]) -> list[str]:

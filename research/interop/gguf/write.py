@@ -53,6 +53,7 @@ def write_gguf(
     path = Path(path)
     entries = [(name, tuple(map(int, shape)), kind, give) for name, shape, kind, give in tensors]
     alignment = check_alignment(metadata.get(ALIGNMENT_KEY, ALIGNMENT))
+    # The layout that `research.interop.gguf.header` describes, in the same order.
     header = [MAGIC, struct.pack("<IQQ", 3, len(entries), len(metadata))]
     header += [_text(key, MAX_NAME_BYTES) + _value(key, value) for key, value in metadata.items()]
     # Sizes follow from shapes, so all offsets are known before any array is asked for.
@@ -60,11 +61,14 @@ def write_gguf(
     for name, shape, kind, _ in entries:
         _check(name, shape, kind, seen)
         number = GGMLQuantizationType[kind]
+        # ggml lists the fastest axis first, numpy the slowest.
         row = struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], number, offset)
+        # Offsets count from the start of the data, which follows the padded header.
         header.append(_text(name, _LONGEST_NAME) + row)
         offset += _nbytes(shape, kind)
         offset += -offset % alignment
     try:
+        # A reader never sees half a file: it appears under its name when all of it is written.
         with replacing(path) as file:
             file.write(b"".join(header))
             file.write(bytes(-file.tell() % alignment))
@@ -118,6 +122,8 @@ def _write_tensor(
             content = _encode(flat[at : at + _CHUNK], kind)
             file.write(content.reshape(-1).view(np.uint8))
         written += flat.size
+        # An array of equal size and another shape would be written without a word, its axes mixed
+        # up.
         if isinstance(given, np.ndarray) and array.shape != shape:
             raise ValueError(f"an array of shape {list(array.shape)} came, wanted {list(shape)}")
     if written != math.prod(shape):

@@ -73,6 +73,8 @@ def open_folder(folder: Path) -> Checkpoint:
     values = read_json(folder / "config.json")
     if not isinstance(values, dict):
         raise ValueError(f"{folder / 'config.json'} is no JSON object; restore it from the source")
+    # From cheap to costly: what config.json alone can refuse is refused before any header is
+    # read.
     family = _family(folder, values)
     _refuse_pickles(folder)
     tensors = open_safetensors(folder)
@@ -144,6 +146,7 @@ def tokenizer_folder(folder: Path) -> Path | None:
 
 
 def _refuse_pickles(folder: Path) -> None:
+    # Both kinds side by side are common on the hub; then the pickles are simply not read.
     pickled = [
         name
         for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -18,6 +18,7 @@ LORA, IA3, PREFIX_TUNING, PROMPT_TUNING, P_TUNING = (
     "PROMPT_TUNING",
     "P_TUNING",
 )
+# The names are peft's `PeftType`.
 KINDS = (LORA, IA3, PREFIX_TUNING, PROMPT_TUNING, P_TUNING)
 # Fields that change nothing in what the tensors compute: how modules were chosen, how tensors were
 # initialized, where they came from.
@@ -81,6 +82,8 @@ class PeftConfig:
     def scale_of(self, module: str) -> float:
         """The factor of a module's update: alpha / R, or alpha / sqrt(R) for rsLoRA
         (arXiv:2312.03732)."""
+        # The patterns of ranks and of alphas are matched apart: a module may be in either, both
+        # or none.
         rank = self.rank_of(module)
         alpha = self.alphas.get(_matching(self.alphas, module), self.alpha)
         return alpha / (math.sqrt(rank) if self.rank_stable else rank)
@@ -112,6 +115,7 @@ def read_config(folder: Path) -> PeftConfig:
             "base's weights: save it with "
             "peft's path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
         )
+    # Absent fields take peft's defaults, r = 8 and lora_alpha = 8.
     return PeftConfig(
         values["peft_type"],
         str(values.get("base_model_name_or_path") or ""),

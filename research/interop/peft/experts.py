@@ -16,6 +16,7 @@ import numpy as np
 from research.models.config import ModelConfig
 
 Parts = dict[str, dict[str, np.ndarray]]
+# `.base_layer` is in the name of the parameter that was wrapped first: peft wraps the wrapper.
 _MODULE = r"(.*)\.(?:mlp|block_sparse_moe)\.experts(?:\.base_layer)?"
 
 
@@ -38,6 +39,8 @@ def experts_apart(parts: Parts, c: ModelConfig) -> tuple[Parts, dict[str, str]]:
                     "lora_A": a[expert],
                     "lora_B": np.ascontiguousarray(b[rows, :, expert]),
                 }
+                # Rank and alpha patterns are written for peft's module and not for the expert
+                # made from it.
                 names[module] = f"{match[1]}.mlp.experts.{parameter}"
     return by_module, names
 

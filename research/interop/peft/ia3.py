@@ -51,6 +51,8 @@ def read_ia3(
             count = len(specs[path].shape) - len(stack) - values.ndim
             ones = (1,) * count
             first = on_inputs != module.table  # whether the factors' axes are the weight's first
+            # Our factors broadcast against the weight: [1, K, H] on outputs of [D, K, H], [F, 1]
+            # on inputs.
             full_gain = values.reshape((*values.shape, *ones) if first else (*ones, *values.shape))
             # Layers without an adapter keep factors of 1.
             adapter = gains.setdefault(
@@ -91,6 +93,7 @@ def write_ia3(
     adapted, inward, sizes = set(), set(), letter_sizes(c)
     check_known(adapters, known)
     for name, module in known.items():
+        # A fused module may have factors for some of its weights only; the others get ones.
         given = [adapters.get(path) for path in module.paths]
         if not any(given):
             continue

@@ -21,6 +21,8 @@ from research.weights.lora import LoraAdapter
 def read_lora(found: Found, known: Mapping[str, Module], c: ModelConfig) -> tree.Tree:
     """The adapters by path of our tree, as numpy arrays. ValueError for tensors that are not
     LoRA's, or that have another shape or rank than the model and the config want."""
+    # First one adapter for each layer, as peft has it, with a rank of its own; then they are
+    # stacked.
     by_layer: dict[str, dict[tuple[int, ...], LoraAdapter]] = {}
     for name, parts in found.parts.items():
         module = known[name]
@@ -91,6 +93,7 @@ def _own_ranks(outer: np.ndarray) -> list[slice]:
     """
     several, rank = outer.shape[:2]
     width = rank // several
+    # [weights, R]: whether a weight's B uses this rank at all.
     uses = np.abs(outer.reshape(several, rank, -1)).max(-1) > 0
     blocks = [slice(part * width, (part + 1) * width) for part in range(several)]
     outside = [np.delete(uses[part], blocks[part]).any() for part in range(several)]
@@ -105,6 +108,7 @@ def _stacked(
     layers without an adapter are all zeros."""
     rank = max(layer.a.shape[-1] for layer in layers.values())
     first = next(iter(layers.values()))
+    # Columns of zeros in both factors add nothing to a b, and a scale of 0 nothing either.
     a = np.zeros((*stack, *first.a.shape[:-1], rank), np.float32)
     b = np.zeros((*stack, rank, *first.b.shape[1:]), np.float32)
     scale = np.zeros(stack, np.float32)

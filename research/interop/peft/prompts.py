@@ -36,6 +36,8 @@ def read_prompts(config: PeftConfig, tensors: SafeTensors, c: ModelConfig) -> tr
             raise ValueError(
                 f"the adapter has the tensor {name!r} beside {NAME}, which is not supported"
             )
+    # With `prefix_projection` peft still saves the projected keys and values, so one shape serves
+    # both.
     values = tensors.read(NAME).astype(np.float32)
     n, wide = values.shape if values.ndim == 2 else (0, 0)
     prefix = config.kind == PREFIX_TUNING

@@ -34,6 +34,7 @@ from research.interop.storage.checkpoint import (
     stacked_axes,
 )
 from research.interop.storage.family import Family
+from research.interop.storage.grow import fit_rows
 from research.interop.storage.layout import letter_sizes, pieces
 from research.interop.storage.modules import HEAD, TABLE, arranged, modules
 from research.interop.storage.safetensors import open_safetensors
@@ -69,7 +70,10 @@ def read_peft(folder: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tr
         if config.kind not in (LORA, IA3):
             return checkpoint, read_prompts(config, tensors, checkpoint.config)
         family = family_of(checkpoint.config)
+        # The order matters: ties are settled first, because they decide which modules and which
+        # tables the model has.
         found = sort_tensors(config, tensors, checkpoint.config, family)
+        checkpoint = _with_tokens(found, checkpoint, family)
         found = _tied(found, checkpoint.config, family)
         # Before the modules are listed: an untied model has one more, its head.
         checkpoint = _untied(found, checkpoint, family)
@@ -114,6 +118,7 @@ def _spec_of(leaf: Any, w: Spec | None) -> Any:
         return replace(leaf, gain=Spec(leaf.gain.shape, axes, zeros))
     if not isinstance(leaf, LoraAdapter):
         return w
+    # The rank is on every device; inputs and outputs are split as those of the weight are.
     stack, matrix = w.axes[: leaf.scale.ndim], w.axes[leaf.scale.ndim :]
     at = leaf.a.ndim - leaf.scale.ndim - 1
     inner, outer = (matrix[-1:], matrix[:-1]) if leaf.table else (matrix[:at], matrix[at:])
@@ -149,6 +154,29 @@ def _tied(found: Found, c: ModelConfig, family: Family) -> Found:
     return replace(found, parts=parts, whole=whole)
 
 
+def _with_tokens(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
+    """The checkpoint with as many tokens as the adapter's tables have: who trains with added tokens
+    resizes the model first, and peft then saves its tables whole."""
+    table = _table_module(checkpoint.config, family)
+    sizes = {
+        found.tensors.names[actual].shape[0]
+        for name, actual in found.whole.items()
+        if name in (f"{table}.weight", f"{_HEAD}.weight")
+    }
+    # An adapter on a table says it too: A [R, V] of the words, B [V, R] of the head.
+    sizes |= {
+        part[key].shape[axis]
+        for module, key, axis in ((table, "lora_embedding_A", 1), (_HEAD, "lora_B", 0))
+        if key in (part := found.parts.get(module, {}))
+    }
+    if len(sizes) > 1:
+        rows = " and of ".join(map(str, sorted(sizes)))
+        raise ValueError(f"the adapter has tables of {rows} rows; save it again from one model")
+    if not sizes:
+        return checkpoint
+    return fit_rows(checkpoint, replace(checkpoint.config, vocab_size=sizes.pop()))
+
+
 def _untied(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
     """The checkpoint with a separate head if the adapter changes a tied table: peft adapts one use
     of a tied table, not both. A classifier that only the adapter has turns the model into one."""
@@ -171,6 +199,8 @@ def _untied(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
                 "supported"
             )
         c = replace(c, tied=False)
+        # The new head starts as the table, in the same storage: nothing is copied until it is
+        # read.
         for tables in (parameters, codes):
             tables |= {HEAD: tables[TABLE]} if TABLE in tables else {}
     return replace(checkpoint, config=c, parameters=parameters, codes=codes)

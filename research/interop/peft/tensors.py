@@ -13,6 +13,7 @@ from research.models.config import ModelConfig
 
 Arrays = dict[str, np.ndarray]
 
+# Ends of names by which an adapter's tensors are known; any other tensor is a whole weight.
 _PARTS = (
     ".lora_A.weight",
     ".lora_B.weight",
@@ -54,6 +55,11 @@ def sort_tensors(config: PeftConfig, tensors: SafeTensors, c: ModelConfig, famil
     whole, parts = {}, {}
     # float32 whatever the file has: adapters are small, and their products are exact then.
     for name, actual in canonical(tensors.names, c, family).items():
+        # Of a model with resized tables peft saves these thrice: as the plain name, as the trained
+        # module inside its wrapper, and as the base's own weight.
+        if ".original_module." in name:
+            continue
+        name = name.replace(".modules_to_save.", ".")
         part = next((part for part in _PARTS if name.endswith(part)), None)
         if part is None:
             whole[name.replace(".base_layer.", ".")] = actual

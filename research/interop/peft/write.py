@@ -40,6 +40,8 @@ def write_peft(folder: Path, adapters: tree.Tree, c: ModelConfig, base: str = ""
     for both uses, because peft changes only the one that it is told of. ValueError for adapters of
     two kinds, and for kinds that peft does not have.
     """
+    # peft knows a model by the modules of its class, so the adapter is written for the family's
+    # names.
     family, values = describe(c)
     leaves = tree.paths(adapters, is_leaf)
     both_uses = c.tied and TABLE in leaves
@@ -118,6 +120,8 @@ def _whole(
             f"peft has no adapter that has {path} beside low-rank ones; write the merged model "
             "instead"
         )
+    # Written by the rules of the whole model, restricted to those whose parameters were all
+    # trained.
     parameters = {
         path: Parameter(
             spec.shape, str(plain[path].dtype), stacked_axes(spec), plain[path].__getitem__

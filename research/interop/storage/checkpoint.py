@@ -25,6 +25,7 @@ from research.models.spec import Spec
 from research.weights.matrices import count_stacked
 from research.weights.quantized import Quantized, is_quantized, quantize_array
 
+# Nothing is read when a checkpoint is opened: a 70B model may be opened to look at its config.
 Read = Callable[[], np.ndarray]
 
 
@@ -112,6 +113,7 @@ class Checkpoint:
     def begins_texts(self) -> bool:
         """True if a text follows a begin-of-text token: as tokenizer_config.json says, else as
         tokenizer.json does it. True without either, which is how our own runs train."""
+        # Two files may say it; the explicit setting goes before the post-processor.
         says = self._settings("tokenizer_config.json").get("add_bos_token")
         whole = self._content("tokenizer.json")
         if isinstance(says, bool) or whole is None or self.format == "run":
@@ -136,6 +138,7 @@ class Checkpoint:
                 f"{self.source} pools by {', '.join(chosen)}; there are {', '.join(names)}"
             )
         modules = self._content("modules.json")
+        # A sentence model may have been trained on shorter texts than its positions allow.
         limit = self._settings("sentence_bert_config.json").get("max_seq_length")
         return SentenceSettings(
             names[chosen[0]] if chosen else "mean",
@@ -184,6 +187,8 @@ class Checkpoint:
         they are read, so that no whole weight is ever dense. ValueError for a parameter that the
         checkpoint lacks or has in another shape. Other parameters are not read.
         """
+        # All paths and shapes are checked before the first byte is read: reading may take
+        # minutes.
         wanted, specs = tree.paths(abstract, is_quantized), specs_by_path(self.config)
         for path, leaf in wanted.items():
             if path not in self.parameters:
@@ -196,6 +201,8 @@ class Checkpoint:
                     f"{self.source}: {path} is {self.parameters[path].shape}, the model wants "
                     f"{leaf.shape}"
                 )
+        # `abstract` decides type, sharding and format of each parameter; the file decides only
+        # values.
         arrays = [
             place_quantized(self.parameters[path], leaf, specs[path].inputs, self.codes.get(path))
             if is_quantized(leaf)
@@ -224,9 +231,12 @@ def place_quantized(
     One slice at a time is dense; none if `codes` already has it in this form. ValueError for groups
     that do not divide the inputs.
     """
+    # Codes, scales and zero points of one weight are arrays of their own, with shardings of their
+    # own; each is filled as its slices come.
     parts, structure = jax.tree.flatten(leaf)
     shards = [Shards(part) for part in parts]
     for index in parameter.indices():
+        # Another process may hold this slice: then it is neither read nor quantized here.
         if any(one.wants(index) for one in shards):
             slice_leaf = _stored(codes, index, leaf, parameter.stack)
             if slice_leaf is None:
@@ -242,8 +252,12 @@ def _stored(
     codes: Codes | None, index: tuple[int, ...], leaf: Quantized, stack: int
 ) -> Quantized | None:
     """The stored slice if its form is that of `leaf`, else None."""
+    # Stored codes are taken over as they are: quantizing what they stand for again could round to
+    # other codes.
     if codes is None or codes.forms[index] is None:
         return None
+    # bitsandbytes' blocks may be of any size, and a run may want another format: then the slice
+    # is made dense and quantized anew.
     stored = codes.read(index)
     # The structure includes format and sizes; shapes tell the group.
     same = jax.tree.structure(stored) == jax.tree.structure(leaf)

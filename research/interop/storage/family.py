@@ -26,6 +26,7 @@ class Family:
                   `research.interop.storage.norm_offset`
     """
 
+    # Functions and tables only: a family has no layers of its own, all compute with `models/`.
     model_types: tuple[str, ...]
     serves: Callable[[ModelConfig], bool]
     read_config: Callable[[Mapping[str, Any], Set[str]], ModelConfig]

@@ -35,6 +35,8 @@ def cast(checkpoint: Checkpoint, dtype: np.dtype) -> Checkpoint:
     return replace(narrowed, parameters=parameters)
 
 
+# Checkpoints are lazy, so a check or a cast wraps `read` and happens slice by slice as it is
+# written.
 def _with_reads(checkpoint: Checkpoint, wrap: Callable[[Read], Read]) -> Checkpoint:
     parameters: dict[str, Parameter] = {
         path: replace(parameter, read=wrap(parameter.read))
@@ -66,6 +68,8 @@ def _cast(read: Read, dtype: np.dtype) -> Read:
         values = read(index)
         with np.errstate(over="ignore"):
             narrow = values.astype(dtype)
+        # Only what the cast itself made infinite: NaN and infinity of the source are `checked`'s
+        # to report.
         if not (np.isfinite(narrow) | ~np.isfinite(values)).all():
             raise NotFinite(
                 f"it has values beyond {largest:g}, {dtype.name}'s largest; choose {others}"

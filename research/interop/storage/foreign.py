@@ -64,7 +64,9 @@ def read_parameters(
     """
     specs, sizes = specs_by_path(c), letter_sizes(c)
     # From here on tensors go by the rules' names; messages and `unused` by the file's.
-    actual = names.canonical(tensors.names)
+    actual = _unrepeated(names.canonical(tensors.names), rules, names)
+    # For each parameter and each index of its stacked axes: the tensor that holds this slice, and
+    # which of the tensor's parts it is (a fused tensor has several).
     sources: dict[str, dict[tuple[int, ...], tuple[Piece, int]]] = {path: {} for path in specs}
     used = set()
     for piece in pieces(
@@ -82,6 +84,7 @@ def read_parameters(
         used.add(piece.name)
         for part, path in enumerate(piece.paths):
             sources[path][piece.index] = (piece, part)
+    # One reader for all parameters, so that those of a fused tensor share the one that it keeps.
     read = _reader(tensors, actual, sizes)
     parameters = {}
     for path, spec in specs.items():
@@ -91,6 +94,8 @@ def read_parameters(
         )
         parameters[path] = Parameter(spec.shape, dtype, stack, _slices(sources[path], read, dtype))
 
+    # The round trip: our parameters written back by the same rules, against the tensors of the
+    # file.
     def _original(others: Mapping[str, Parameter]) -> Iterator[tuple[str, Read, Read]]:
         for name, (_, make) in write_tensors(c, rules, others).items():
             yield actual[name], partial(tensors.read, actual[name]), make
@@ -100,6 +105,17 @@ def read_parameters(
         _account(tensors, {n: a for n, a in actual.items() if n not in used}, names, parameters),
         _original,
     )
+
+
+def _unrepeated(actual: Mapping[str, str], rules: Sequence[Rule], names: Names) -> dict[str, str]:
+    """The names, where a tensor that the rules ask for is missing and only its copy is there with
+    that copy in its place: some T5 have the table of their encoder alone."""
+    found, wanted = dict(actual), {rule.path: rule.name for rule in rules}
+    for copy, path in names.copies:
+        name = wanted.get(path)
+        if name and name not in found and copy in found and copy not in wanted.values():
+            found[name] = found.pop(copy)
+    return found
 
 
 def write_tensors(
@@ -161,6 +177,8 @@ def _maker(
     piece: Piece, parameters: Mapping[str, Parameter], sizes: Mapping[str, int]
 ) -> Callable[[], np.ndarray]:
     def _make() -> np.ndarray:
+        # Patterns read file to tree; writing is the same pattern backwards, so both directions
+        # cannot drift apart.
         values = [_slice(parameters[path], piece.index) for path in piece.paths]
         return rearrange(
             np.stack(values) if len(values) > 1 else values[0], inverse(piece.pattern), sizes
@@ -182,6 +200,8 @@ def _account(
     tensors: Tensors, left: Mapping[str, str], names: Names, parameters: Mapping[str, Parameter]
 ) -> dict[str, str]:
     """The reason why each remaining tensor is not needed; ValueError for one without a reason."""
+    # Every tensor of a file must be a parameter or have a reason: a weight that is silently
+    # ignored is a wrong model that still runs.
     reasons = {}
     for name, actual in left.items():
         reason = next(
@@ -207,6 +227,8 @@ def _account(
 
 
 def _digest(values: np.ndarray) -> str:
+    # Digests instead of both arrays: a table of a large model is gigabytes, and the two need not
+    # be in memory together.
     return hashlib.sha256(np.ascontiguousarray(values).view(np.uint8)).hexdigest()
 
 

@@ -29,6 +29,7 @@ def read_sampling(values: Mapping[str, Any], source: Any) -> dict[str, float]:
     other fields as they are. ValueError, which names `source`, for a field that is not a number or
     is out of range.
     """
+    # Null is how transformers writes "not set".
     sampling: dict[str, float] = {}
     for name in SAMPLING:
         value = values.get(name)
@@ -63,6 +64,7 @@ def end_ids(special: Mapping[str, Any]) -> tuple[int, ...]:
 def as_special(ids: Iterable[int | None]) -> int | list[int] | None:
     """Several end ids as `eos_token_id` spells them: each once and in order, a number if there is
     one, None if there is none."""
+    # `dict.fromkeys` keeps the first of equal ids, and their order.
     unique = list(dict.fromkeys(n for n in ids if n is not None))
     return unique if len(unique) > 1 else next(iter(unique), None)
 
@@ -73,6 +75,8 @@ def generation_file(values: Mapping[str, Any], special: Mapping[str, Any]) -> di
 
     transformers ends at the ids of this file alone if there is one, whatever config.json says.
     """
+    # Needed where the source has this file, which overrules config.json, and where a text has
+    # several ends.
     ends = special.get(_ENDS)
     needed = bool(values) or isinstance(ends, list)
     if ends is None or not needed or values.get(_ENDS) == ends:
@@ -90,6 +94,8 @@ def read_metadata(metadata: Mapping[str, Any], special: Mapping[str, Any]) -> di
         for name, key in SAMPLING.items()
         if key in metadata
     }
+    # Sampling is what transformers does only if asked: without `do_sample` it ignores the
+    # numbers.
     if values:
         values = {"do_sample": values.get("temperature") != 0, **values}
     several = {_ENDS: special[_ENDS]} if isinstance(special.get(_ENDS), list) else {}

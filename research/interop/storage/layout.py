@@ -77,6 +77,8 @@ def pieces(rules: Sequence[Rule], stacks: Mapping[str, tuple[int, ...]]) -> Iter
         lead = stacks[rule.paths[0]]
         # A rule that names no {expert} has a tensor for all experts of a layer.
         wanted = len(re.findall(r"\{(?:layer|expert)\}", rule.name))
+        # One tensor for each layer and expert that the name mentions; () once for an unstacked
+        # rule.
         for index in np.ndindex(*lead[:wanted]):
             name = rule.name.format(**dict(zip(("layer", "expert"), index)))
             yield Piece(name, rule.paths, rule.pattern, index)
@@ -121,6 +123,7 @@ def shape(groups: Sequence[tuple[str, ...]], sizes: Mapping[str, int]) -> tuple[
 def parse(pattern: str) -> tuple[tuple[tuple[str, ...], ...], ...]:
     """Both sides as groups of letters: "(N H) D" is (("N", "H"), ("D",))."""
     sides = []
+    # Parsed once for each pattern: a model has thousands of tensors and a few dozen patterns.
     for side in pattern.split(" -> "):
         groups = re.findall(r"\(([^)]*)\)|(\S+)", side)
         sides.append(tuple(tuple((grouped or single).split()) for grouped, single in groups))

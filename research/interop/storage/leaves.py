@@ -21,6 +21,7 @@ from research.weights import rules
 from research.weights.quantized import Quantized
 
 Index = tuple[int, ...]
+# The start of the paths of a stack of layers, at the top or under `encoder/`.
 STACK = "layers/"
 
 
@@ -37,6 +38,8 @@ def restore_leaves(
     # One mixed parameter splits its whole stack: a layer's parameters must be sliced alike.
     mixed = {path for path, codes in checkpoint.codes.items() if len(set(codes.forms.values())) > 1}
     apart = {path[: path.index(STACK)] for path in mixed}
+    # What all layers store alike stays stacked, so that the model scans over it and compiles one
+    # layer.
     params_by_path = {
         path: _leaf(checkpoint, path, spec, (), dtype, mesh, axis_rules)
         for path, spec in by_path.items()
@@ -44,6 +47,7 @@ def restore_leaves(
     }
     params = tree.unflatten(params_by_path)
     for stack in sorted(apart):
+        # One tree for each layer, also of the parameters that are not quantized (norms, biases).
         layer_specs = {path: spec for path, spec in by_path.items() if _stack_of(path) == stack}
         count = next(iter(layer_specs.values())).shape[0]
         layers = tuple(
@@ -79,6 +83,8 @@ def attach_layers(params: tree.Tree, adapters: tree.Tree) -> tree.Tree:
     for name in apart | inner:
         node, inside = params[name], adapters.get(name, {})
         if name in apart:
+            # Adapters are stacked whatever the weights are, since all layers' adapters have one
+            # form.
             cut = [jax.tree.map(lambda x: x[layer], inside) for layer in range(len(node))]
             attached[name] = tuple(rules.attach(layer, part) for layer, part in zip(node, cut))
         else:
@@ -113,6 +119,7 @@ def _leaf(
             f"{checkpoint.source} has no {path}; it holds "
             f"{', '.join(list(checkpoint.parameters)[:5])}, ..."
         )
+    # Axes that are still stacked here: [L], [L, E], or [E] where `prefix` has chosen the layer.
     stack = parameter.shape[len(prefix) : parameter.stack]
     indices = [(*prefix, *rest) for rest in np.ndindex(*stack)]
     forms = {codes.forms[index] for index in indices} if codes is not None else {None}
@@ -122,6 +129,8 @@ def _leaf(
             spec.shape, parameter.dtype, len(stack), lambda index: parameter.read((*prefix, *index))
         )
         return place(rest, abstract(spec, dtype, mesh, axis_rules))
+    # The codes of the whole stack are on the host at once, which is less than any dense layer
+    # stack.
     leaf = _stacked([codes.read(index) for index in indices], stack)
     return (
         jax.tree.map(jnp.asarray, leaf)

@@ -18,6 +18,7 @@ from research.interop.storage.layout import parse, pieces, rearrange
 from research.models.config import ModelConfig
 from research.models.spec import Spec
 
+# peft wraps the model twice, and the names of its tensors begin with both attributes.
 PREFIX = "base_model.model."
 TABLE, HEAD = "embed/table", "head/table"  # one weight in a tied model
 # Tables that are read by rows and may have an adapter.
@@ -80,6 +81,7 @@ def canonical(names: Mapping[str, object], c: ModelConfig, family: Family) -> di
         if c.experts:  # transformers 5's name of the router
             plain = re.sub(r"\.mlp\.gate\.", ".block_sparse_moe.gate.", plain)
         actual_names[plain] = name
+    # The bare model's class (BertModel, GPT2Model) has no attribute for the prefix to come from.
     if family.prefix and not any(name.startswith(family.prefix) for name in actual_names):
         return {family.prefix + name: actual for name, actual in actual_names.items()}
     return actual_names
@@ -102,6 +104,7 @@ def check_known(paths: Iterable[str], known: Mapping[str, Module]) -> None:
 def suffixes(adapted: set[str], known: Mapping[str, Module]) -> list[str]:
     """peft's `target_modules`: the shortest ends of names that select the adapted modules and no
     others."""
+    # peft matches `target_modules` with the ends of names, behind a dot.
     targets: dict[str, None] = {}  # an ordered set
     for name in sorted(adapted):
         # Ends that name a kind in every layer come before whole names: `q_proj` for all of them.
@@ -113,6 +116,7 @@ def suffixes(adapted: set[str], known: Mapping[str, Module]) -> list[str]:
 
 
 def _ends(name: str, kind: str) -> Iterator[str]:
+    # Behind the last number, since an end with a number in it selects one layer only.
     tail = re.split(r"\}\.", kind)[-1].split(".")
     for count in range(1, len(tail) + 1):
         yield ".".join(tail[-count:])
@@ -133,6 +137,7 @@ def _module(
     of_in, of_out = sorted(left, key=lambda group: not set(group) <= set(inner))
     theirs_in, theirs_out = (" ".join(group) for group in (of_in, of_out))
     ours_in, ours_out = " ".join(inner), " ".join(outer)
+    # Layers and experts of one kind differ in their numbers only.
     kind = re.sub(r"\.\d+\.", ".{}.", name)
     return Module(
         name,

@@ -9,6 +9,7 @@ import numpy as np
 
 from research.interop.storage.checkpoint import Checkpoint, Parameter
 
+# Scales of norms by path; a norm's bias has no offset.
 _SCALES = re.compile(r"(.*/)?(\w*norm/scale|query_norm|key_norm)")
 
 
@@ -19,6 +20,7 @@ def with_norm_offset(checkpoint: Checkpoint, offset: float) -> Checkpoint:
     From offset 0 to 1 and back, scales of 0.5 and more return bit for bit; smaller ones, and those
     of the other direction, are rounded to float32's spacing at 1.
     """
+    # bfloat16 keeps 8 bits: 1 + w would lose most of a small w, hence float32.
     change = checkpoint.config.norm_offset - offset
     if change == 0:
         return checkpoint

@@ -3,6 +3,7 @@ one tensor at a time."""
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from research.interop.storage.tensors import Tensor
 
 INDEX = "{stem}.safetensors.index.json"
 SHARD_BYTES = 5 * 1000**3  # of one file, as transformers cuts them
+# The format's names of element types; others that it has, such as float8, are refused by name.
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -58,18 +60,18 @@ class SafeTensors:
 
 
 def open_safetensors(folder: Path, stem: str = "model") -> SafeTensors:
-    """All tensors of `stem`.safetensors in a folder, or of the files that its index names.
+    """All tensors of `stem`.safetensors in a folder, of the files that its index names, or of all
+    shards where the index is missing.
 
     ValueError, in one line, for a missing file or tensor, a damaged header, and an index that names
     files outside the folder.
     """
     index = folder / INDEX.format(stem=stem)
     where = _read_index(index) if index.is_file() else None
-    paths = (
-        [folder / name for name in sorted(set(where.values()))]
-        if where
-        else [folder / f"{stem}.safetensors"]
-    )
+    if where:
+        paths = [folder / name for name in sorted(set(where.values()))]
+    else:
+        paths = _without_index(folder, stem)
     names: dict[str, Tensor] = {}
     places = {}
     for path in paths:
@@ -91,6 +93,26 @@ def open_safetensors(folder: Path, stem: str = "model") -> SafeTensors:
     return SafeTensors(names, places)
 
 
+def _without_index(folder: Path, stem: str) -> list[Path]:
+    """The one file of a folder without an index, or all shards, whose names say how many there are:
+    what an index says, their headers say too. ValueError, with its name, for a shard that is
+    missing."""
+    shards = {}
+    for path in folder.glob(f"{stem}-*-of-*.safetensors"):
+        if match := re.fullmatch(rf"{re.escape(stem)}-\d+-of-(\d+)\.safetensors", path.name):
+            shards[path.name] = match[1]
+    single = folder / f"{stem}.safetensors"
+    if single.is_file() or not shards:
+        return [single]
+    total, paths = max(shards.values(), key=int), []
+    for n in range(1, int(total) + 1):
+        name = f"{stem}-{n:0{len(total)}}-of-{total}.safetensors"
+        if name not in shards:
+            raise ValueError(f"{folder / name} is missing; give the whole checkpoint folder")
+        paths.append(folder / name)
+    return paths
+
+
 def _read_header(path: Path) -> dict[str, tuple[Tensor, int]]:
     """The tensors of a file, each with the offset of its first byte."""
     if not path.is_file():
@@ -103,6 +125,7 @@ def _read_header(path: Path) -> dict[str, tuple[Tensor, int]]:
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}); fetch it again") from None
+    # Free text for people, such as {"format": "pt"}; it is no tensor.
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
@@ -118,6 +141,7 @@ def _read_header(path: Path) -> dict[str, tuple[Tensor, int]]:
             raise ValueError(
                 f"{path}: {name!r} has {stop - start} bytes for {tensor}; fetch it again"
             )
+        # Offsets count from the end of the header, which is 8 bytes of length and then JSON.
         tensors[name] = (tensor, 8 + length + start)
     return tensors
 
@@ -159,6 +183,8 @@ def write_safetensors(
     tensor's, so that no more than one of them is in memory. ValueError if they do not add up to the
     tensor.
     """
+    # Sizes are known before the values, so files are divided and headers written first. A tensor
+    # above the limit gets a file of its own.
     shards: list[dict[str, tuple[Tensor, Parts]]] = [{}]
     filled = 0
     for name, (tensor, parts) in tensors.items():

@@ -16,6 +16,8 @@ class Shards:
     def __init__(self, leaf: jax.ShapeDtypeStruct):
         self._shape = leaf.shape
         self._sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        # (start, stop) of each axis, for each device of this process; an unsplit axis is
+        # slice(None).
         self._where = {
             device: tuple(
                 (part.start or 0, part.stop or size) for part, size in zip(index, leaf.shape)
@@ -42,6 +44,8 @@ class Shards:
 
     def array(self) -> jax.Array:
         """The filled array on its devices."""
+        # Every process makes the parts of its own devices; together they are the one global
+        # array.
         arrays = [
             jax.device_put(self._buffers[part], device) for device, part in self._where.items()
         ]

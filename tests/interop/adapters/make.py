@@ -64,6 +64,10 @@ CASES = {
         "llama_gqa",
         lora(target_modules=["v_proj"], modules_to_save=["lm_head", "input_layernorm"]),
     ),
+    "lora_resized": (
+        "llama_gqa",
+        lora(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+    ),
     "rslora_dora": ("llama_gqa", lora(target_modules=LINEAR, use_dora=True, use_rslora=True)),
     "gpt2_lora": (
         "gpt2",
@@ -111,7 +115,11 @@ CASES = {
 }
 
 
-def base(name: str, folder: str) -> tuple[torch.nn.Module, dict[str, np.ndarray]]:
+# Tokens that the user added before training, by case.
+ADDED = {"lora_resized": 6}
+
+
+def base(name: str, folder: str, added: int = 0) -> tuple[torch.nn.Module, dict[str, np.ndarray]]:
     """The model of a golden and its inputs."""
     with np.load(GOLDENS / f"{name}.npz") as file:
         fields = dict(file)
@@ -120,6 +128,8 @@ def base(name: str, folder: str) -> tuple[torch.nn.Module, dict[str, np.ndarray]
     save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
     kind = getattr(hf, json.loads(str(fields["config"]))["architectures"][0])
     model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    if added:
+        model.resize_token_embeddings(model.config.vocab_size + added)
     return model, {
         INPUTS[key]: torch.from_numpy(fields[key].astype(np.int64))
         for key in INPUTS
@@ -141,7 +151,7 @@ def golden(name: str) -> dict[str, np.ndarray]:
     source, config = CASES[name]
     rng = np.random.default_rng(len(name))
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as adapter:
-        model, given = base(source, folder)
+        model, given = base(source, folder, ADDED.get(name, 0))
         with torch.no_grad():
             before = model(**given).logits.numpy()
         wrapped = peft.get_peft_model(model, config)
@@ -150,16 +160,18 @@ def golden(name: str) -> dict[str, np.ndarray]:
             found = {key: file.get_tensor(key) for key in file.keys()}
         tensors = {
             key: value.numpy()
-            if "base_layer.weight" in key
+            if re.search(r"base_layer\.weight|original_module", key)
             else draw(key, value, rng).astype(np.float32)
             for key, value in found.items()
         }
+        for key in [key for key in tensors if ".modules_to_save." in key]:
+            tensors[key] = tensors[key.replace(".modules_to_save.", ".")]
         save_file(
             {k: np.ascontiguousarray(v) for k, v in tensors.items()},
             f"{adapter}/adapter_model.safetensors",
         )
         text = json.loads(Path(adapter, "adapter_config.json").read_text())
-        model, _ = base(source, folder)
+        model, _ = base(source, folder, ADDED.get(name, 0))
         loaded = peft.PeftModel.from_pretrained(model, adapter).eval()
         with torch.no_grad():
             logits = loaded(**given).logits.numpy()

@@ -47,12 +47,14 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         gated=False,
         attention_bias="all",
         mlp_bias=True,
+        # The masked-LM head multiplies by the token table; an untied one is refused above.
         tied=True,
         token_types=integer(values, "type_vocab_size", 2),
         pooler=any(name.endswith("pooler.dense.weight") for name in names),
         mlm_head="cls.predictions.transform.dense.weight" in names,
         labels=_count_labels(values) if "classifier.weight" in names else 0,
         dropout=number(values, "hidden_dropout_prob", 0.1),
+        # A normal of one width for all matrices.
         init="plain",
         init_std=number(values, "initializer_range", 0.02),
     )
@@ -94,6 +96,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         "type_vocab_size": c.token_types,
         "layer_norm_eps": c.norm_eps,
         "hidden_dropout_prob": c.dropout,
+        # Our attention weights have no dropout.
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": c.init_std,
     }

@@ -70,6 +70,7 @@ def refuse(values: Mapping[str, Any], **only: Any) -> None:
         refuse(values, pretraining_tp=1)  # absent, null and 1 pass
     """
     for name, value in only.items():
+        # Absent and null mean the class's default, which is the value that we compute.
         got = values.get(name)
         if got is not None and got != value:
             raise ValueError(f"config.json has {name}={got!r}; only {name}={value!r} is supported")

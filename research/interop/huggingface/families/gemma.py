@@ -44,6 +44,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     d_model = integer(values, "hidden_size")
     # Gemma's heads are wider than d_model / heads; 256 is the default of all three classes.
     heads, head_size = integer(values, "num_attention_heads"), integer(values, "head_dim", 256)
+    # EmbeddingGemma sees both sides with the layers of Gemma 3.
     refuse(values, use_bidirectional_attention=False)
     window, period = _read_layers(values)
     theta, scaling, local_theta = _read_rope(values, window, period)
@@ -81,6 +82,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
 def _read_activation(values: Mapping[str, Any]) -> str:
     """Our name of the activation; the first config.json of Gemma 1 had hidden_act "gelu" and meant
     the approximation by tanh."""
+    # "hidden_activation" came later and wins, as it does in transformers.
     name = "hidden_act" if values.get("hidden_activation") is None else "hidden_activation"
     ours = activation(values, name, "gelu_pytorch_tanh")
     return "gelu_tanh" if (name, ours) == ("hidden_act", "gelu") else ours
@@ -90,6 +92,7 @@ def _read_scale(values: Mapping[str, Any], head_size: int) -> float:
     """The factor of the attention scores, 0 for the usual head_size ** -0.5."""
     if values["model_type"] == "gemma":
         return 0.0
+    # scores are q k / sqrt(scalar): 256 for most sizes, d_model / heads for the largest.
     scalar = number(values, "query_pre_attn_scalar", 256)
     return 0.0 if scalar == head_size else scalar**-0.5
 
@@ -134,6 +137,8 @@ def _read_rope(
     rotate as the global ones do. ValueError where the positions of local layers are scaled."""
     if values["model_type"] != "gemma3_text":
         return *llama.read_rope(values), 0.0
+    # Local layers rotate by a base of their own (10,000), global ones by 1,000,000, which only
+    # they may scale.
     kinds, scaling = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
     # Version 5 has parameters for each type of layer, version 4 two bases beside each other; where
     # a file has both, the scaling of version 4 is added to the global layers' parameters.

@@ -24,6 +24,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     """The model that a config.json describes; `names`, the tensors, are not asked. ValueError for
     settings that our layers do not compute."""
     d_model, heads = integer(values, "n_embd"), integer(values, "n_head")
+    # Variants of the class that scale or round the scores otherwise, or read an encoder.
     refuse(
         values,
         scale_attn_by_inverse_layer_idx=False,
@@ -39,6 +40,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         heads=heads,
         kv_heads=heads,
         head_size=max(1, d_model // heads),
+        # transformers' own default, null, means four times the width.
         d_ff=integer(values, "n_inner", 4 * d_model),
         max_length=integer(values, "n_positions"),
         position="learned",
@@ -84,6 +86,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
     """The tensors of GPT2LMHeadModel, as rules that read both ways."""
     layer = "transformer.h.{layer}"
+    # In this order along the outputs of c_attn.
     side_by_side = ("query", "key", "value")
     tensor_rules = [
         Rule("transformer.wte.weight", "embed/table", "V D -> V D"),

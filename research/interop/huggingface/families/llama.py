@@ -37,6 +37,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     theta, scaling = read_rope(values)
     refuse(values, partial_rotary_factor=1.0, pretraining_tp=1)
     biased = "all" if flag(values, "attention_bias", False) else "none"
+    # The field is believed for Mixtral only: another class would not build experts for it.
     experts = integer(values, "num_local_experts", 8) if kind == "mixtral" else 0
     return ModelConfig(
         kind="decoder",
@@ -45,6 +46,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         d_model=d_model,
         heads=heads,
         kv_heads=integer(values, "num_key_value_heads", heads),
+        # Wider or narrower heads than d_model / heads are possible only where the file says so.
         head_size=integer(values, "head_dim", max(1, d_model // heads)),
         d_ff=integer(values, "intermediate_size"),
         max_length=integer(values, "max_position_embeddings"),
@@ -183,7 +185,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         values |= {
             "use_sliding_window": bool(c.window),
             "sliding_window": c.window or None,
-            # The first so many layers see everything: none, as the window is every layer's here.
+            # Null is no window; absent would be the class's default. No layer is exempt.
             "max_window_layers": 0,
         }
     if c.experts:

@@ -25,6 +25,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     values = {"encoder_attention_heads": 16, "encoder_ffn_dim": 4096, **values}
     d_model, vocab_size = integer(values, "d_model"), integer(values, "vocab_size")
     heads, d_ff = integer(values, "decoder_attention_heads"), integer(values, "decoder_ffn_dim")
+    # One width for both stacks and one table for everything is what our encoder-decoder has.
     refuse(
         values,
         encoder_attention_heads=heads,
@@ -57,6 +58,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         mlp_bias=True,
         tied=True,
         head_bias=True,
+        # arXiv:1706.03762, section 3.4: embeddings times sqrt(D).
         embedding_scale=d_model**0.5 if flag(values, "scale_embedding", False) else 1.0,
         dropout=number(values, "dropout", 0.1),
         init="xavier",
@@ -134,6 +136,7 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
 
 
 def _attention(theirs: str, ours: str) -> list[Rule]:
+    # for
     tensor_rules = []
     for name, role in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
         tensor_rules += [

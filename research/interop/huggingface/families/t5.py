@@ -33,7 +33,9 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         integer(values, "num_layers"),
         integer(values, "num_heads"),
     )
+    # The buckets of distances are constants of our layers.
     refuse(values, relative_attention_num_buckets=BUCKETS, relative_attention_max_distance=FARTHEST)
+    # One field says both the activation and whether there is a gate.
     feed = values.get("feed_forward_proj", "relu")
     if feed not in _ACTIVATIONS:
         raise ValueError(
@@ -58,6 +60,8 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         gated=gated,
         attention_scale=1.0,  # 1 / sqrt(H) is folded into the initialisation of the queries
         tied="lm_head.weight" not in names,
+        # With a tied table the states are scaled down: the table has the size of embeddings (std
+        # 1), not of a head.
         head_scale=d_model**-0.5 if scaled else 1.0,
         dropout=number(values, "dropout_rate", 0.1),
         init="t5",
@@ -120,6 +124,7 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
             tensor_rules += [
                 Rule(f"{block}.1.layer_norm.weight", "layers/cross_norm/scale", "D -> D")
             ]
+        # wi_0 goes through the activation, wi_1 is what it gates.
         names = {"wi_0": "gate", "wi_1": "up"} if c.gated else {"wi": "up"}
         for name, role in names.items():
             tensor_rules += [
@@ -149,6 +154,7 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
 
 
 def _attention(theirs: str, ours: str) -> list[Rule]:
+    # T5's linear layers have no biases.
     pairs = (("q", "query"), ("k", "key"), ("v", "value"))
     inward = [
         Rule(f"{theirs}.{name}.weight", f"{ours}/{role}", "(N H) D -> D N H")

@@ -29,6 +29,8 @@ def describe(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
     # Whether scales are stored as w or as 1 + w is the family's custom, not a property of the
     # model: `with_norm_offset` rewrites the tensors to suit.
     c = replace(c, norm_offset=family.norm_offset)
+    # Reading back what was written is the one check that cannot fall behind: a field that the
+    # writer forgets, or that the class has no name for, comes back as something else.
     values = family.write_config(c)
     # Some families tell what heads a model has by its tensors and not by config.json; these are the
     # names that such a `read_config` looks for.

@@ -1,0 +1,32 @@
+"""The table of formats: from the suffix of a file to its reader. A new format is one row."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from research.data.csv_records import Table
+from research.data.json_records import JsonLines, open_json
+from research.data.reader import Reader
+
+
+def open_parquet(path: Path, name: str) -> Reader:
+    """The rows of a parquet file."""
+    from research.data.parquet import Parquet  # pyarrow takes a while to import
+
+    return Parquet(path, name)
+
+
+# Records of fields, by the suffix of their file in lower case.
+RECORDS: dict[str, Callable[[Path, str], Reader]] = {
+    ".jsonl": JsonLines,
+    ".ndjson": JsonLines,
+    ".json": open_json,
+    ".parquet": open_parquet,
+    ".csv": Table,
+    ".tsv": Table,
+}
+# Files that are a text from end to end: prose, code, settings.
+TEXTS = frozenset(
+    ".txt .text .md .markdown .rst .tex .log .py .pyi .c .h .cc .cpp .hpp .cu .java .kt .scala "
+    ".js .ts .jsx .tsx .go .rs .rb .php .pl .lua .r .jl .swift .hs .ml .cs .sh .bash .sql .css "
+    ".toml .yaml .yml .ini .cfg".split()
+)

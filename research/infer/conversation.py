@@ -1,0 +1,55 @@
+"""Conversations as prompts: messages, their token ids, and the tokens that end an answer."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from research.data.chat import end_of_turn, render_chat
+from research.data.tokenizers import Tokenizer
+
+Message = dict[str, Any]
+
+
+def conversation(
+    said: str | Sequence[Mapping[str, Any]], system: str | None = None
+) -> list[Message]:
+    """The messages to answer: a question, or messages with "role" and "content" as they are. A
+    `system` message goes in front. ValueError for one beside a system message of `said`, and for
+    messages without a question at their end.
+
+        conversation("What is a graft?", system="Answer in one line.")
+    """
+    messages = [{"role": "user", "content": said}] if isinstance(said, str) else list(said)
+    for message in messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ValueError(
+                f'{str(message)[:60]!r} is no message like {{"role": "user", "content": "Hi"}}'
+            )
+    if not messages or messages[-1]["role"] == "assistant":
+        raise ValueError("the messages end in an answer; end them with one that asks for one")
+    if system is None:
+        return [dict(message) for message in messages]
+    if messages[0]["role"] == "system":
+        raise ValueError("the messages have a system message of their own; give one of the two")
+    return [{"role": "system", "content": system}, *map(dict, messages)]
+
+
+def encode_conversation(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Ids of the messages in the model's chat template, up to where the assistant answers.
+    ValueError for a tokenizer without a template, and for messages that it rejects."""
+    return tokenizer.encode(render_chat(tokenizer, messages))
+
+
+def answer_ends(tokenizer: Tokenizer, stop_ids: Iterable[int]) -> tuple[int, ...]:
+    """The ids that end an answer: those of the checkpoint and the template's end of a turn."""
+    ends = dict.fromkeys((*stop_ids, end_of_turn(tokenizer)))
+    return tuple(n for n in ends if n is not None)
+
+
+def drop_oldest(messages: list[Message]) -> bool:
+    """Drops the oldest question and its answer; False if only the last question is left. A system
+    message stays."""
+    first = next((n for n, message in enumerate(messages) if message["role"] == "user"), None)
+    if first is None or first + 1 >= len(messages):
+        return False
+    del messages[first : first + 2]
+    return True
