@@ -43,6 +43,7 @@ def convert(
     infinity and numbers that `dtype` is too small for, by the tensor's name.
     """
     check_target(to, dtype)
+    # The target appears under its name when everything is written and compared, or not at all.
     with _open(source, adapter) as opened, building(target) as folder:
         # Types that quantize are the writer's business: they act on stored blocks, not on numbers.
         checkpoint = checked(opened)
@@ -62,6 +63,8 @@ def convert(
 def _open(source: str | Path, adapter: str | Path) -> Checkpoint:
     """The checkpoint, with the adapter merged into it if there is one."""
     checkpoint = open_checkpoint(source)
+    # A GGUF file stays open until the checkpoint is closed; the caller only gets to close it where
+    # the adapter fits.
     try:
         return merge_adapter(checkpoint, adapter) if adapter else checkpoint
     except BaseException:
@@ -85,6 +88,7 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
         path, config_from_json(read_json(path / "config.json")["model"])
     )
     with building(target) as folder:
+        # With the parent's config, for that is the model that peft will put the adapters on.
         with open_checkpoint(base) as parent:
             _refuse_grown(path, parent)
             write_peft(folder, adapters, parent.config, base)

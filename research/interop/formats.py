@@ -110,6 +110,7 @@ def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
     # A file is a path to copy, or content: a GGUF file holds its tokenizer in its metadata.
     files = {**checkpoint.files, **generation_file(checkpoint.generation, checkpoint.special)}
     for name, content in files.items():
+        # sentence-transformers keeps its pooling in a folder of its own, "1_Pooling".
         (folder / name).parent.mkdir(exist_ok=True)
         if isinstance(content, bytes):
             (folder / name).write_bytes(content)

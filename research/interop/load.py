@@ -39,6 +39,7 @@ def open_checkpoint(source: str | Path, verify: bool = True) -> Checkpoint:
         path = packages.checkpoint_path(name, cache_directory())
     else:
         path = Path(name).expanduser()
+    # Hashing reads every byte once more; who only wants the header, as `from_config` does, says so.
     if path.is_dir() and verify:
         certify.check_hashes(path)
     return format_of(path, name).opens(path, open_checkpoint)
@@ -72,6 +73,8 @@ def load(
     if quantize and quantize not in FORMATS:
         raise ValueError(f"quantize={quantize!r} wants one of {', '.join(FORMATS)}")
     with open_checkpoint(source) as checkpoint:
+        # First the adapter: it may replace weights, untie the head and resize the tables, and what
+        # is read below is the checkpoint with all that.
         adapters = {}
         if adapter:
             checkpoint, adapters = open_adapter(adapter, checkpoint)
@@ -85,11 +88,13 @@ def load(
             blocks = "attention|cross" if checkpoint.config.experts else "attention|cross|mlp"
             matrices = rf"(encoder/)?layers/({blocks})/(query|key|value|out|gate|up|down)"
             specs = rules.quantize_specs(specs, [(matrices, quantize), (".*", None)])
+        # What is quantized in storage goes onto the device as codes and is never dense.
         if checkpoint.codes:
             params = restore_leaves(checkpoint, specs, precision.param_dtype, devices, model.rules)
         else:
             wanted = abstract(specs, precision.param_dtype, devices, model.rules)
             params = checkpoint.restore(wanted)
+        # Attached and not merged: a quantized weight could not hold the sum.
         adapters = place_adapters(adapters, checkpoint.config, devices, model.rules)
         params = attach_layers(params, adapters)
         # The tokenizer is read here, while the checkpoint is open.
