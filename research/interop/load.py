@@ -80,14 +80,8 @@ def load(
             checkpoint, adapters = open_adapter(adapter, checkpoint)
         model = Model(checkpoint.config, precision)
         specs = model.specs()
-        if checkpoint.codes and quantize:
-            raise ValueError(
-                f"{source} is quantized already; load it without quantize={quantize!r}"
-            )
         if quantize:
-            blocks = "attention|cross" if checkpoint.config.experts else "attention|cross|mlp"
-            matrices = rf"(encoder/)?layers/({blocks})/(query|key|value|out|gate|up|down)"
-            specs = rules.quantize_specs(specs, [(matrices, quantize), (".*", None)])
+            specs = _quantized_specs(checkpoint, specs, quantize)
         # What is quantized in storage goes onto the device as codes and is never dense.
         if checkpoint.codes:
             params = restore_leaves(checkpoint, specs, precision.param_dtype, devices, model.rules)
@@ -99,6 +93,18 @@ def load(
         params = attach_layers(params, adapters)
         # The tokenizer is read here, while the checkpoint is open.
         return Loaded(checkpoint.config, params, checkpoint.tokenizer, model, devices, checkpoint)
+
+
+def _quantized_specs(checkpoint: Checkpoint, specs: tree.Tree, quantize: str) -> tree.Tree:
+    """The specs with the matrices of the layers quantized. ValueError for a checkpoint that is
+    quantized in storage."""
+    if checkpoint.codes:
+        raise ValueError(
+            f"{checkpoint.source} is quantized already; load it without quantize={quantize!r}"
+        )
+    blocks = "attention|cross" if checkpoint.config.experts else "attention|cross|mlp"
+    matrices = rf"(encoder/)?layers/({blocks})/(query|key|value|out|gate|up|down)"
+    return rules.quantize_specs(specs, [(matrices, quantize), (".*", None)])
 
 
 def read_generation(source: str | Path) -> dict[str, Any]:
