@@ -62,6 +62,7 @@ def graft_step(shape: str, dtype: str) -> Callable[[], None]:
     from research.training.optimizer import OptimizerConfig
 
     sections = {"execution": Execution(unroll=0), "precision": Precision(compute=dtype)}
+    # None of the peers clips in this benchmark, see research/bench/peers.py.
     sections["optimizer"] = OptimizerConfig(clip_norm=None)
     return step_of(SHAPES[shape], tokens(), **sections)
 
@@ -112,6 +113,7 @@ def torch_product(dtype: str) -> Callable[[], None]:
     """A square matrix product by torch."""
     import torch
 
+    # The same values as XLA's product; the time does not depend on them.
     x = torch.ones((PRODUCT_SIDE, PRODUCT_SIDE), dtype=getattr(torch, dtype))
     return lambda: torch.matmul(x, x)
 

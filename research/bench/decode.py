@@ -98,6 +98,7 @@ def _take_turns(
             contenders.append(start("research.bench.decode_contender", name, allocator=""))
             print(f"{name} is ready", file=sys.stderr)
         for batch in batches:
+            # One turn more than counted: the first compiles.
             answers = {c.name: [] for c in contenders}
             for turn in range(rounds + 1):
                 for contender in contenders:

@@ -37,6 +37,7 @@ def main() -> None:
     # Standard output carries one JSON line for each question, so nothing else may print there.
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
+        # ru_maxrss is in KiB on Linux.
         peak = {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
         print(json.dumps(peak if line.strip() == "peak" else run(int(line))), flush=True)
 
@@ -78,6 +79,7 @@ def graft() -> Run:
         for first in range(1, NEW, steps.TOKENS):
             # A NumPy number is traced: a Python one would compile anew for each count.
             count = np.int32(min(steps.TOKENS, NEW - first))
+            # As many tokens a call as generation itself asks for.
             state, *written = steps.advance(
                 prepared,
                 state,
@@ -168,6 +170,7 @@ def llama_cpp(path: str) -> Run:
 
     def _run(batch: int) -> dict[str, float]:
         ctx = contexts[batch] = contexts.get(batch) or _llama_context(lib, model, batch)
+        # A context is kept for each batch size, emptied of the turn before.
         lib.llama_memory_clear(lib.llama_get_memory(ctx), True)
         times = [time.perf_counter()]
         ids_BT = _step(ctx, prompts(batch), 0)

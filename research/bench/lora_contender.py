@@ -56,6 +56,7 @@ def peft_step(method: str, dtype: str) -> Callable[[], None]:
 
     model = get_peft_model(
         _base(method, getattr(torch, dtype)),
+        # alpha = 32 at rank 16, the default of our own section.
         LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     # AdamW over frozen parameters would skip them one by one in every step.

@@ -14,6 +14,7 @@ import numpy as np
 
 from research.bench.shapes import LENGTH, SHAPES
 
+# The same for all contenders.
 ADAMW = dict(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
 
 

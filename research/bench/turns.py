@@ -88,6 +88,7 @@ def start(module: str, name: str, allocator: str = KEEPING) -> Contender:
         env=environment,
     )
     contender = Contender(name, process)
+    # Blocks until the child has compiled: starting the next one would slow it.
     contender.answer()
     return contender
 

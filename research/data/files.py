@@ -85,6 +85,9 @@ class FileDocuments:
         reader, fields = self._readers[which], self._fields[which]
         row = index - (int(self._ends[which - 1]) if which else 0)
         record = reader.row(row, list(fields.values()))
+        if self.rules == 1:  # optional columns came later
+            optional = LAYOUTS[self._layout].optional
+            record = {name: value for name, value in record.items() if name not in optional}
         document = read_record(record, fields, self._layout, str(reader.path), row)
         return document | {"path": reader.identity(row)}
 

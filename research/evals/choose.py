@@ -33,6 +33,7 @@ def make_evaluations(
         where = f"config.evals.{name}"
         if "/" in name or not isinstance(values, Mapping):
             raise ValueError(f"{where}={values!r} must be a name without a slash and its settings")
+        # A copy, since `kind` is taken out and the config must stay as it is.
         fields = dict(values)
         kind = fields.pop("kind", name)
         if kind not in EVALUATIONS:

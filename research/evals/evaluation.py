@@ -77,4 +77,5 @@ class Evaluation(Protocol):
 
     def values(self, totals: Totals) -> dict[str, float]:
         """The reported numbers by name: here the mean of each total."""
+        # Laws promise positive counts; the 1 keeps an empty total from dividing by zero.
         return {name: total / max(count, 1.0) for name, (total, count) in totals.items()}

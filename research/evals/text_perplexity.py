@@ -74,6 +74,7 @@ class TextPerplexity(Evaluation):
         return values
 
     def _score(self, opened: Opened) -> Score:
+        # Longer windows than in training would measure positions that the model has never seen.
         window = self.window or opened.window
         stride = self.stride or None
         if not isinstance(self.content, str):

@@ -43,6 +43,7 @@ def answer(
         fit, program = measure_in_a_child(
             {"experiment": fields, "target": target, "step": step}, time_limit
         )
+        # The key of the program comes from the child: only who lowered it has its text.
         cache.keep(key, program, fit)
     capacity = target_capacity if capacity_bytes is None else capacity_bytes
     return replace(fit, capacity=capacity, price_per_hour=price_per_hour)

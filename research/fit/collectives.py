@@ -34,6 +34,7 @@ from research.fit.hlo.groups import Groups, parse_groups
 from research.fit.hlo.instructions import Computation, Instruction
 from research.fit.hlo.module import Module
 
+# Kinds that move the same bytes by the same algorithm are one here.
 _KINDS = {
     "all-gather": "all-gather",
     "reduce-scatter": "reduce-scatter",

@@ -30,6 +30,7 @@ def compile_step(config: Any, target: str | Target) -> jax.stages.Compiled:
 def compile_program(program: Program, target: Target) -> jax.stages.Compiled:
     """The compiled train step of a program that `plan` made."""
     with jax.set_mesh(program.mesh):
+        # Under the mesh: explicit shardings of the program name its axes.
         lowered = trace(program).lower()
     return lowered.compile(target.compiler_options)
 

@@ -121,6 +121,7 @@ def _kernel(eqn: Any, scopes: str, devices: int) -> Counter:
     floats = [v for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
     # The rest of a name says more of the case, such as whether rows have segments.
     attention = next((kernel for kernel in _ATTENTION if name.startswith(kernel)), None)
+    # A grid with dynamic bounds does not say how often the body runs; its cost estimate must.
     mapping = eqn.params["grid_mapping"]
     if cost is not None:
         # A kernel for rows in groups tells the cost of all rows, and ends its grid with the last
@@ -196,6 +197,7 @@ _PRODUCTS = {
 def _copies(eqn: Any, devices: int) -> float:
     """How many devices repeat the work that the shapes of an equation show: all of them, divided by
     those that share it."""
+    # Shapes of a traced program are global; only shardings say what a device does of them.
     avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
     mesh = avals[0].sharding.mesh
     if mesh.empty:
@@ -216,6 +218,7 @@ def _bodies(eqn: Any) -> Iterator[Any]:
     """The jaxprs that an equation calls."""
     for value in eqn.params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
+            # Closed jaxprs wrap an open one; anything with equations is a body.
             body = getattr(part, "jaxpr", part)
             if hasattr(body, "eqns"):
                 yield body

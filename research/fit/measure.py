@@ -38,6 +38,7 @@ def measure(
     executed = counts.executed(subject.jaxpr, target.count)
     tell("lowering")
     lowered = _lower(subject, target)
+    # The text is the program: two configs that lower to it share one compile.
     cached = recall(lowered.as_text())
     if cached is not None:
         return cached
@@ -79,6 +80,7 @@ def _read(
     compiled: jax.stages.Compiled,
 ) -> Fit:
     """The Fit of a step that its compiler has made."""
+    # The compiler's own figures, which are exact: buffers are assigned at compile time.
     memory = compiled.memory_analysis()
     # Donated arguments are results too (`alias`) and take their memory once.
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes

@@ -10,6 +10,7 @@ from typing import Any
 from research.fit.roofline import Roofline
 
 GIB = 2**30
+# In the order of the pictures: what persists between steps first, then what a step makes.
 PARTS = ("params", "frozen", "optimizer", "gradients", "temporaries")
 # Fields of `Fit` that its JSON has under the same name at the top.
 _SAME_IN_JSON = (
@@ -132,6 +133,7 @@ class Fit:
     def from_json(cls, values: Mapping[str, Any]) -> "Fit":
         """The inverse of `to_json`. KeyError, TypeError where the values are of something else."""
         device_bytes = values["device_bytes"]
+        # Bounds and ratios in the JSON follow from these fields and are computed anew.
         times = {name: values["roofline"][name] for name in ("compute", "memory", "network")}
         return cls(
             **{name: values[name] for name in _SAME_IN_JSON},

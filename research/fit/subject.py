@@ -55,6 +55,7 @@ class TrainStep:
 
     def __init__(self, experiment: Experiment, target: Target):
         self._program = program = plan(experiment, target)
+        # Traced once, for the FLOPs and for the lowering.
         self._traced = trace(program)
         self.jaxpr, self.mesh = self._traced.jaxpr, program.mesh
         # The state of a program is abstract: shapes, types and shardings.

@@ -227,6 +227,7 @@ def _cpu_devices(target: Target) -> list[Any]:
 def _environment(settings: dict[str, str]) -> Iterator[None]:
     """Variables set where they are not, and taken back: a process started later must find its TPU
     as it is."""
+    # A variable that the user has set is the user's and stays.
     new = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(new)
     try:

@@ -98,6 +98,7 @@ KINDS: dict[str, KindRule] = {
 def layer_pattern(c: ModelConfig) -> tuple[str, ...]:
     """One period of the kinds of layers, repeated from the first layer to the last: ("local",)
     where all layers are alike, ("local", "global") for Gemma 2."""
+    # Kinds that this model does not have (0) would make the common multiple 0.
     every = {name: rule.every(c) for name, rule in KINDS.items() if rule.every(c)}
     pattern = []
     # Layers n - 1, 2n - 1, ... of each kind repeat together after the least common multiple.
@@ -155,5 +156,6 @@ def make_context(
         visibility = Visibility(
             positions_BT, inputs["positions"], segments_BT, inputs["segments"], causal=False
         )
+    # For losses of layers, such as the balance of experts, which padding must not sway.
     counted_BT = (segments_BT > 0).astype(jnp.float32)
     return LayerContext(kinds, counted_BT, bias_BNTS, keys_values, visibility, key)

@@ -101,6 +101,7 @@ def _bucket(distance: jax.Array, causal: bool) -> jax.Array:
         buckets //= 2
         offset = jnp.where(distance > 0, buckets, 0)
         distance = jnp.abs(distance)
+    # Near distances matter one by one, far ones only by their magnitude.
     exact = buckets // 2
     # The logarithm is only used from `exact` on; the maximum keeps it finite below.
     far = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(FARTHEST / exact)
@@ -133,4 +134,5 @@ def head_states(p_head: Tree, hidden_BTD: jax.Array, c: ModelConfig) -> jax.Arra
         hidden_BTD = layers.norm(p_head["norm"], hidden_BTD, c)
     if c.head_scale == 1.0:
         return hidden_BTD
+    # On the states and not on the logits: they are fewer, and the table stays as it is stored.
     return hidden_BTD * jnp.asarray(c.head_scale, hidden_BTD.dtype)

@@ -42,6 +42,7 @@ def initial(c: ModelConfig) -> Initial:
         table = normal(D**-0.5)
         return Initial(table, table, square, square, square, square, wide, wide, wide, table)
     if c.init == "t5":
+        # Matrices that read the residual stream, whose fan in is D.
         inward = normal(D**-0.5)
         return Initial(
             embedding=plain,

@@ -48,6 +48,7 @@ class Visibility:
 
     def mask_BTS(self) -> jax.Array:
         """True where the query may attend to the key."""
+        # Padding queries (segment 0) see padding keys: such rows are never read, and stay finite.
         seen = self.q_segments_BT[:, :, None] == self.k_segments_BS[:, None, :]
         if self.shared:
             seen |= self.k_segments_BS[:, None, :] == EVERYONE
@@ -108,6 +109,7 @@ def reference(
 ) -> jax.Array:
     """`attend` as two batched products with a float32 softmax between them; its scores take memory
     B * N * T * S."""
+    # The definition that every kernel is tested against.
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     # Grouped queries: G = N / K query heads share each key head, so keys are not repeated.
@@ -119,6 +121,7 @@ def reference(
     seen = visibility.mask_BTS()[:, None, None, :, :]
     # The least float instead of -inf: a row of padding, which sees no key, must not become NaN.
     scores_BKGTS = jnp.where(seen, scores_BKGTS, jnp.finfo(jnp.float32).min)
+    # Narrowed after the softmax: the second product then runs in the activations' type.
     probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)
     # The result keeps the axis order of a batched product; for another order XLA's CPU backend
     # would copy the probabilities first.

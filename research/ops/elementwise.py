@@ -40,6 +40,8 @@ def _forward(function, *arrays):
 
 
 def _backward(function, arrays, dy):
+    # The derivative is computed anew from the inputs, which are kept anyway: no array is saved
+    # for it.
     *arrays, dy = barrier((*arrays, dy))
     return barrier(jax.vjp(_widened(function), *arrays)[1](dy))
 

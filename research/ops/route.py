@@ -44,6 +44,7 @@ def load_balance(logits_BTE: jax.Array, ids_BTk: jax.Array, weights_BT: jax.Arra
     experts = logits_BTE.shape[-1]
     # Weights of the mean over tokens; padding gets 0.
     counted = weights_BT / jnp.maximum(jnp.sum(weights_BT), 1.0)
+    # The shares are counts without a gradient; the probabilities carry it to the router.
     probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
     share_E = jnp.sum(
         jnp.mean(jax.nn.one_hot(ids_BTk, experts), axis=2) * counted[:, :, None], axis=(0, 1)
@@ -156,4 +157,5 @@ def _local(
     hidden = activation(gate(rows, sizes_E=sizes)) * up(rows, sizes_E=sizes) * weights[:, None]
     # Rows past the last group belong to other devices; what a product leaves there is unspecified.
     out = jnp.where(mine[order][:, None], down(hidden, sizes_E=sizes), 0)
+    # A token's k contributions meet in its own row.
     return jnp.zeros((B * T, D), x_BTD.dtype).at[token].add(out).reshape(B, T, D)

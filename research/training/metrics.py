@@ -207,12 +207,14 @@ class RunLog:
         without it: the metrics are in metrics.jsonl anyway."""
         try:
             self._trackers[name] = open_tracker()
-        except ValueError:  # a package that is missing, before the first step
+        except BaseException as error:
+            # A ValueError is a package that is missing: said before the first step.
+            if isinstance(error, Exception) and not isinstance(error, ValueError):
+                self.note(f"{name} gets no values: {error}")
+                return
             self._display.close()
             self._file.close()
             raise
-        except Exception as error:
-            self.note(f"{name} gets no values: {error}")
 
     def _write(self, values: Row) -> Row:
         """Write a row to the file and the trackers. Returns it as written to the file."""

@@ -52,6 +52,7 @@ def load(content: bytes, config: Mapping[str, Any]) -> Tokenizer:
     vocab = backend.get_vocab(with_added_tokens=True)
     return Tokenizer(
         kind="huggingface",
+        # Ids may have gaps, so the count of tokens can be below the largest id.
         vocab_size=max(vocab.values()) + 1,
         **roles,
         word_starts=_word_starts(spec, vocab),
@@ -71,6 +72,7 @@ def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(tokenizers.Regex(_SPLIT), "isolated"),
+            # The split above replaces GPT-2's own, which `use_regex` would apply as well.
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -78,6 +80,7 @@ def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(RESERVED),
+        # All 256 bytes, whether or not the texts have them: only then any text can be encoded.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -168,6 +171,7 @@ def _fingerprint(spec: dict[str, Any], roles: Roles) -> str:
     # pair. Older files do not name the type BPE; and "" as a prefix is the same as none.
     if "merges" in model:
         model = {"type": "BPE"} | {key: value for key, value in model.items() if value != ""}
+    # Order in the file is chance, ids are not.
     added = sorted(spec.get("added_tokens") or [], key=lambda token: token["id"])
     parts = (model, added, spec.get("normalizer"), spec.get("pre_tokenizer"), roles)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

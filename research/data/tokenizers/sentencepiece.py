@@ -123,6 +123,8 @@ def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
     BPE because unigram takes 20 times as long and makes 6% more tokens of Python source.
     RuntimeError where the trainer refuses the size.
     """
+    # The trainer is C++ and turns an error of the iterator into one of its own; the original is
+    # kept and raised instead.
     written, failures = io.BytesIO(), []
 
     def sentences() -> Iterator[str]:
@@ -150,6 +152,7 @@ def _chunks(texts: Iterable[str]) -> Iterator[str]:
         while start < len(text):
             end = start + _CHUNK_CHARACTERS
             if end < len(text):
+                # -1 + 1 is 0: without a line end the text is cut at full length.
                 end = text.rfind("\n", start, end) + 1 or end
             yield text[start:end]
             start = end
@@ -203,6 +206,7 @@ def _align(
 ) -> Aligned:
     ids, places, at = [], [], 0
     for index, part in enumerate(parts):
+        # Every second part is an insertion, see `re.split` with a group.
         if index % 2:
             ids += insertions[part]
             places += [(at, at + len(part))] * len(insertions[part])
@@ -244,6 +248,7 @@ def _spelt(piece: str) -> str | bytes:
 def _digest(content: bytes) -> str:
     """sha256 of the pieces, their scores and types, and the options that decide ids; not of how it
     was trained."""
+    # Defaults first: a field that a file leaves out is the same as one that states its default.
     digest, options, normalizer = hashlib.sha256(), dict(_ID_OPTIONS), dict(_NORMALIZER_OPTIONS)
     for field, value in fields(content):
         if field == _PIECE:

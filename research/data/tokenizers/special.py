@@ -48,6 +48,7 @@ def find_roles(special: Mapping[str, int], named: Mapping[str, str | None]) -> R
     """
     ids = {}
     for role, names in _NAMES.items():
+        # A configuration that names a role decides it, also by naming none.
         candidates = (named[role],) if role in named else names
         ids[f"{role}_id"] = next((special[name] for name in candidates if name in special), None)
     sentinels = {

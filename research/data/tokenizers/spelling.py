@@ -83,6 +83,7 @@ def train_tokenizer(spelling: str | Path, texts: Iterable[str]) -> Tokenizer:
     try:
         tokenizer = _TRAINERS[kind](vocab_size, _whole(texts))
     except RuntimeError as error:
+        # The library puts its file, line and condition in brackets before the reason.
         reason = str(error).rsplit("]", 1)[-1].strip() or "there is no text"
         raise ValueError(f"cannot train {spelling!r} on these texts: {reason}") from None
     # A smaller vocabulary than was asked for would not fit the tables of the model.

@@ -49,6 +49,7 @@ def choose(
 
 
 def _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap) -> str | None:
+    # First what no kernel has or only one; then each kernel's own conditions.
     if softcap and not kernel.SOFT_CAP:
         return f"it has no soft cap and model.attention_softcap={softcap}"
     if visibility.shared:
