@@ -77,8 +77,8 @@ def _nll(params: Tree, batch: dict[str, jax.Array], *, model: Model) -> tuple[ja
 
 
 def read_pairs(file: Path) -> list[tuple[str, str]]:
-    """The pairs of a .jsonl file, {"inputs": ..., "targets": ...} a line. ValueError with the number
-    of a line that is no pair."""
+    """The pairs of a .jsonl file, {"inputs": ..., "targets": ...} a line. ValueError with the
+    number of a line that is no pair."""
     pairs = []
     lines = read_text(file, "--text").removeprefix("\ufeff").split("\n")
     for number, line in enumerate(lines, 1):
