@@ -13,6 +13,7 @@ from research.objectives.config import ObjectiveConfig
 from research.tree import Tree
 
 # (sum, count) pairs by name; their quotient over all batches is what is reported.
+# Pairs add up over micro-batches, devices and batches, which means do not.
 Totals = dict[str, tuple[jax.Array, jax.Array]]
 
 
@@ -74,6 +75,7 @@ class Objective(Protocol):
         return []
 
     @abstractmethod
+    # Pure and traced: the train step differentiates it by `trainable` alone.
     def loss(
         self,
         model: Model,

@@ -138,6 +138,7 @@ def _local(
     `research.ops.einsum.grouped`.
     """
     B, T, D = x_BTD.shape
+    # Rows are sorted once and serve all three products.
     gate, up, down = products
     k = ids_BTk.shape[-1]
     # One row for each assignment of a token to an expert, B * T * k of them, sorted by expert;

@@ -51,6 +51,7 @@ def train_step(
     )
     metrics = {"loss": total * scale, "grad_norm": norm}
     metrics |= {name: s / jnp.maximum(n, 1.0) for name, (s, n) in totals.items()}
+    # Sharded as the old state, whose buffers it takes over (the caller donates them).
     new = TrainState(
         state.step + 1,
         optax.apply_updates(state.trainable, updates),
@@ -108,6 +109,7 @@ def _gradients(
         wide = jax.tree.map(lambda g: g.astype(model.precision.accumulate_dtype), gradients)
         return jax.tree.map(jnp.add, carry, (out, wide)), None
 
+    # A scan over micro-batches: the memory is that of one, whatever their number.
     micros = jnp.arange(accumulate), jax.tree.map(lambda x: _split(x, accumulate), batch)
     # The scan's carry needs the shapes of the sums before the first micro-batch has run.
     first = jax.tree.map(lambda x: x[0], micros[1])
