@@ -103,6 +103,7 @@ def layer_pattern(c: ModelConfig) -> tuple[str, ...]:
     pattern = []
     # Layers n - 1, 2n - 1, ... of each kind repeat together after the least common multiple.
     for number in range(1, math.lcm(*every.values()) + 1):
+        # Of several kinds that claim a layer the last row wins, as the table says.
         pattern.append([name for name, n in every.items() if number % n == 0][-1])
     return tuple(pattern)
 
@@ -115,6 +116,7 @@ def layer_windows(c: ModelConfig) -> list[int]:
 def longest_window(c: ModelConfig) -> int:
     """The longest window of any kind of layer, 0 where one sees the whole text."""
     windows = [KINDS[name].window(c) for name in layer_pattern(c)]
+    # One layer that sees all keeps every token in the cache, whatever the others' windows.
     return 0 if 0 in windows else max(windows)
 
 

@@ -246,4 +246,5 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     sharding = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding
     # The mask is drawn in the sharding of `x`, so that no device draws all of it.
     keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=sharding)
+    # Scaled in training, so that evaluation needs no factor.
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

@@ -137,6 +137,7 @@ def _match_heads(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
     # Each device has G = N / K queries for a key head. Repeated heads are consecutive, as grouped
     # queries are, so that head n of the result serves query n.
     repeats = q_BTNH.shape[2] // k_BSKH.shape[2]
+    # Heads are gathered first: the K parts do not line up with those of N.
     batch, length, _, head = spec_entries(k_BSKH)
     gathered_BSKH = jax.reshard(k_BSKH, PartitionSpec(batch, length, None, head))
     return jax.reshard(

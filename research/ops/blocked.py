@@ -24,6 +24,7 @@ MOST = 16  # most blocks; each is traced and compiled by itself
 def blocks(T: int) -> int:
     """Number of query blocks for T queries: T / 256 within 4..MOST, or 1 where such blocks would be
     unequal or have fewer than SMALLEST queries."""
+    # At 4 blocks 5/8 of the scores are computed, at 16 blocks 17/32: more gain little.
     count = min(MOST, max(4, T // 256))
     return count if T % count == 0 and T // count >= SMALLEST else 1
 
