@@ -48,7 +48,9 @@ def main(arguments: list[str]) -> int:
     if JSON.value:
         print(json.dumps({"embeddings": vectors.tolist()}))
         return command.DONE
-    cosines = vectors @ vectors.T
+    # Not every checkpoint asks for vectors of length 1, whose products are their cosines.
+    lengths = (vectors**2).sum(axis=1, keepdims=True) ** 0.5
+    cosines = (vectors @ vectors.T) / (lengths * lengths.T).clip(1e-12)
     for n, text in enumerate(texts):
         print(" ".join(f"{cosine:6.3f}" for cosine in cosines[n]), "", text[:60])
     return command.DONE

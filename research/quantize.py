@@ -148,17 +148,14 @@ def _save(loaded: Any, quantized: Mapping[str, Any], receipt: Mapping[str, Any])
     from research.compress.rounding import describe_rounding
     from research.files import building, write_json
     from research.interop.bitsandbytes.write import write_bitsandbytes
+    from research.interop.formats import write_companions
 
     if not TARGET.value:
         write_json("receipt.json", receipt)
         return
     with building(Path(TARGET.value)) as folder:
         write_bitsandbytes(loaded.checkpoint, folder, quantized[FORMAT.value])
-        for name, content in loaded.checkpoint.files.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_bytes(
-                content if isinstance(content, bytes) else content.read_bytes()
-            )
+        write_companions(loaded.checkpoint, folder)
         if receipt:
             write_json(folder / "receipt.json", receipt)
     asked = f"{FORMAT.value} by {METHOD.value}" if METHOD.value != "rtn" else FORMAT.value

@@ -52,5 +52,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # Usage lines then name the module and not the path of this file.
     sys.argv[0] = "research.bench"
     command.run(main)

@@ -20,6 +20,7 @@ def main() -> None:
     # The same peer under torch.compile is a contender of its own.
     peer, compiled = name.removesuffix("_compiled"), name.endswith("_compiled")
     if kind == "product":
+        # The product is a contender like any other: it takes turns, in a process of its own.
         serve(jax_product(dtype) if name == "jax" else torch_product(dtype))
     elif peer == "graft":
         serve(graft_step(kind, dtype))
@@ -62,6 +63,7 @@ def graft_step(shape: str, dtype: str) -> Callable[[], None]:
     from research.training.optimizer import OptimizerConfig
 
     sections = {"execution": Execution(unroll=0), "precision": Precision(compute=dtype)}
+    # None of the peers clips in this benchmark, see research/bench/peers.py.
     sections["optimizer"] = OptimizerConfig(clip_norm=None)
     return step_of(SHAPES[shape], tokens(), **sections)
 
@@ -112,6 +114,7 @@ def torch_product(dtype: str) -> Callable[[], None]:
     """A square matrix product by torch."""
     import torch
 
+    # The same values as XLA's product; the time does not depend on them.
     x = torch.ones((PRODUCT_SIDE, PRODUCT_SIDE), dtype=getattr(torch, dtype))
     return lambda: torch.matmul(x, x)
 

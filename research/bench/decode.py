@@ -90,6 +90,7 @@ def _take_turns(
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """Medians of what each contender answers, by name and batch; the first turn, which may compile,
     is not counted."""
+    # Medians: a median of six turns forgives two that something else disturbed.
     contenders, results = [], {}
     try:
         for name in names:
@@ -98,6 +99,7 @@ def _take_turns(
             contenders.append(start("research.bench.decode_contender", name, allocator=""))
             print(f"{name} is ready", file=sys.stderr)
         for batch in batches:
+            # One turn more than counted: the first compiles.
             answers = {c.name: [] for c in contenders}
             for turn in range(rounds + 1):
                 for contender in contenders:

@@ -37,6 +37,7 @@ def main() -> None:
     # Standard output carries one JSON line for each question, so nothing else may print there.
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
+        # ru_maxrss is in KiB on Linux.
         peak = {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
         print(json.dumps(peak if line.strip() == "peak" else run(int(line))), flush=True)
 
@@ -78,6 +79,7 @@ def graft() -> Run:
         for first in range(1, NEW, steps.TOKENS):
             # A NumPy number is traced: a Python one would compile anew for each count.
             count = np.int32(min(steps.TOKENS, NEW - first))
+            # As many tokens a call as generation itself asks for.
             state, *written = steps.advance(
                 prepared,
                 state,
@@ -168,6 +170,7 @@ def llama_cpp(path: str) -> Run:
 
     def _run(batch: int) -> dict[str, float]:
         ctx = contexts[batch] = contexts.get(batch) or _llama_context(lib, model, batch)
+        # A context is kept for each batch size, emptied of the turn before.
         lib.llama_memory_clear(lib.llama_get_memory(ctx), True)
         times = [time.perf_counter()]
         ids_BT = _step(ctx, prompts(batch), 0)
@@ -186,6 +189,7 @@ def _llama_context(lib: Any, model: Any, batch: int) -> Any:
     params = lib.llama_context_default_params()
     # 256 slots a sequence hold the prompt's 64 tokens and the 128 that follow.
     params.n_ctx, params.n_seq_max = batch * 256, batch
+    # The prompts of a batch of 8 in one call: 8 * 64 tokens.
     params.n_batch = params.n_ubatch = 512
     params.n_threads = params.n_threads_batch = os.cpu_count()
     return lib.llama_init_from_model(model, params)

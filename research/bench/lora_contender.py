@@ -56,6 +56,7 @@ def peft_step(method: str, dtype: str) -> Callable[[], None]:
 
     model = get_peft_model(
         _base(method, getattr(torch, dtype)),
+        # alpha = 32 at rank 16, the default of our own section.
         LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     # AdamW over frozen parameters would skip them one by one in every step.
@@ -84,6 +85,7 @@ def _base(method: str, dtype: Any) -> Any:
     )
 
     c = PRESETS[PRESET]
+    # Random weights are as slow as trained ones, and need no download.
     torch.manual_seed(0)
     # The shape of our preset, so that both sides do the same products.
     config = LlamaConfig(

@@ -14,6 +14,7 @@ import numpy as np
 
 from research.bench.shapes import LENGTH, SHAPES
 
+# The same for all contenders.
 ADAMW = dict(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
 
 
@@ -85,6 +86,7 @@ def nanogpt_step(folder: str, dtype: str, compiled: bool, rows: np.ndarray) -> C
                 bias=True,
             )
         )
+        # It decays matrices and not vectors, and takes the fused form on CUDA alone.
         optimizer = model.configure_optimizers(
             ADAMW["weight_decay"], ADAMW["lr"], ADAMW["betas"], "cpu"
         )

@@ -88,6 +88,7 @@ def start(module: str, name: str, allocator: str = KEEPING) -> Contender:
         env=environment,
     )
     contender = Contender(name, process)
+    # Blocks until the child has compiled: starting the next one would slow it.
     contender.answer()
     return contender
 
@@ -106,6 +107,7 @@ def serve(run: Any) -> None:
             print(json.dumps({"peak_bytes": peak}), flush=True)
             return
         # The child measures itself: the pipe is not in its seconds.
+        # A monotonic clock of high resolution; the wall clock may be set in between.
         start = time.perf_counter()
         run()
         print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)

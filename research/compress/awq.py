@@ -34,6 +34,8 @@ def search(
 
     def _loss(exponent):
         rounded = [_rounded(w_IO, _factors(exponent), format, group) for w_IO in weights_IO]
+        # Errors of outputs and not of weights: an input that is always small may be rounded
+        # badly.
         return sum(
             output_error(observed.gram_II, made_IO - w_IO)
             for made_IO, w_IO in zip(rounded, weights_IO)

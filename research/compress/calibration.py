@@ -43,6 +43,7 @@ def calibrate(
     c, specs = model.config, model.specs()
     _check_decoder(model)
     quantize_specs(specs, rules, group)  # for its errors, which name the path
+    # Paths without "layers/": a layer is run and quantized by itself.
     layer_formats, by_path = _layer_formats(specs, rules), tree.paths(specs)
     inputs = {path: by_path[f"layers/{path}"].inputs for path in layer_formats}
     states = [_embed(params, batch, model=model) for batch in batches]
@@ -79,6 +80,8 @@ def layer_errors(
     """
     _check_decoder(model)
     states = [_embed(params, batch, model=model) for batch in batches]
+    # Row 0 is the sum of squares of what the unchanged layers add, the others of each model's
+    # error.
     squares = np.zeros((len(changed) + 1, model.config.layers))
     for index in range(model.config.layers):
         # One layer of each model at a time, so that memory does not grow with depth.

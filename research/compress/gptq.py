@@ -83,6 +83,7 @@ def _solve(
     def _block(k, carry):
         w_IO, codes_IO = carry
         begin = k * width
+        # The block's weights are updated input by input; all behind it wait for one product.
         pending_IO, errors = (
             jax.lax.dynamic_slice_in_dim(w_IO, begin, width),
             jnp.zeros((width, w_IO.shape[1])),

@@ -69,6 +69,7 @@ def quantize_loaded(loaded: Loaded, format: str, settings: Settings, texts: Text
 
     ValueError for an adapter that adds what cannot be merged, and as the methods have them.
     """
+    # Quantized is the base alone: the adapter goes on the result again, as QLoRA has it.
     specs, (params, _) = loaded.model.specs(), rules.detach(loaded.params)
     for path in sorted(tree.paths(params, rules.is_leaf).keys() ^ tree.paths(specs).keys()):
         raise ValueError(
@@ -95,6 +96,7 @@ def measure(
     changed = {name: rules.attach(params, adapters) for name, params in quantized.items()}
     if settings.activations:
         changed = {name: round_inputs(params) for name, params in changed.items()}
+    # Both sides in float32, so that differences are those of the quantization.
     score, compared = compare(model, loaded.params, changed, texts.heldout, window)
     heldout = windows(texts.heldout[:window], window, 1)
     errors = layer_errors(model, loaded.params, changed, heldout)
@@ -102,6 +104,7 @@ def measure(
         name: _result(compared[name], size_of(quantized[name], base), errors[name])
         for name in changed
     }
+    # Serving may merge the adapter, which rounds it into the base's type.
     drift = {}
     if adapters:
         for name, params in {"float32": loaded.params, **changed}.items():

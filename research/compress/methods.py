@@ -51,6 +51,7 @@ def inner_folds(c: ModelConfig) -> list[tuple[str, tuple[str, ...]]]:
     """Pairs (matrix, the weights that read its result) with nothing but products between the two,
     so that the matrix's columns can absorb a factor of each input."""
     pairs = []
+    # Attention mixes tokens and not columns: a value's column reaches `out` unchanged.
     if c.heads == c.kv_heads:  # else a value's column is an input of several heads
         pairs.append(("attention/value", ("attention/out",)))
     if c.gated and not c.experts:
@@ -68,6 +69,7 @@ def _by_gptq(c: ModelConfig, layer: Layer, seen: Seen, request: Request) -> dict
 
 
 def _by_awq(c: ModelConfig, layer: Layer, seen: Seen, request: Request) -> dict:
+    # In the order of the layer's computation.
     for before, after in _foldable(folds(c) + inner_folds(c), request):
         # Weights that share their input also share its factors, so they are searched together.
         weights = _matrices(layer, after, request)

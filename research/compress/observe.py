@@ -87,6 +87,7 @@ def inputs_of(eqn: str, x: jax.Array) -> Inputs:
     # Inputs may be several axes, such as heads and their size, which become one.
     x_MI = jnp.transpose(x, outer + inner).reshape(-1, *(x.shape[axis] for axis in inner))
     x_MI = x_MI.reshape(x_MI.shape[0], -1).astype(jnp.float32)
+    # Errors of outputs are quadratic in the inputs, so x^T x is all that they need of them.
     size = jnp.abs(x_MI)
     return Inputs(jnp.float32(len(x_MI)), size.sum(0), size.max(0), x_MI.T @ x_MI)
 

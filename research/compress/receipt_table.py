@@ -34,6 +34,7 @@ def describe(receipt: Mapping[str, Any], markdown: bool = False) -> list[str]:
 def _rows(receipt: Mapping[str, Any]) -> list[list[str]]:
     """The heading, a row of the original, and one of each format."""
     original = receipt["original"]
+    # The original is measured in float32 and has nothing to be compared with.
     first = {
         "bits": 32.0,
         "bits_whole": 32.0,

@@ -25,6 +25,7 @@ def smoothing(
     largest_w_I = jnp.max(
         jnp.stack([jnp.max(jnp.abs(w_IO), axis=1) for w_IO in weights_IO]), axis=0
     )
+    # alpha = 0.5 shares the difficulty evenly between activations and weights (section 4).
     of_inputs_I = jnp.maximum(largest_I, _LEAST) ** alpha
     of_weights_I = jnp.maximum(largest_w_I, _LEAST) ** (1 - alpha)
     return jnp.maximum(of_inputs_I / of_weights_I, _LEAST)

@@ -16,7 +16,8 @@ def conversation(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dic
     "value"}; or Alpaca's "instruction", "output" and optionally "input", a text each. A content in
     parts of type text becomes one text. Messages of the system without text are left out. Other
     fields of a message are kept for the template; `weight` 0 on a message of the assistant takes
-    the loss from it.
+    the loss from it. Further columns are read where a record has them: "system", the text of a
+    message in front, and of Alpaca's "history", a list of earlier (instruction, output).
 
     ValueError for a conversation without messages, without one of the assistant to learn from, for
     an unknown role, a weight that is not 0 or 1, and a message that says nothing. An assistant's
@@ -29,6 +30,7 @@ def conversation(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dic
     if not messages:
         raise ValueError("it has no messages")
     checked = [_message(number, message) for number, message in enumerate(messages)]
+    checked = _system(row, columns, checked)
     # Messages are numbered as in the record, so empty ones are dropped after the check.
     said = [message for message in checked if message is not None]
     answers = [message for message in said if message["role"] == "assistant"]
@@ -71,7 +73,33 @@ def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dict[str
             f"field {columns['instruction']!r} is {type(instruction).__name__}, wanted text"
         )
     asked = f"{instruction}\n\n{added}" if added else instruction
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": output}]
+    turns = [*_history(row, columns), (asked, output)]
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn)]
+
+
+def _history(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Any]:
+    history = _plain(row.get(columns.get("history", "history"))) or []
+    if not isinstance(history, list) or any(
+        not isinstance(turn, list) or len(turn) != 2 for turn in history
+    ):
+        raise ValueError("history is no list of (instruction, output)")
+    return history
+
+
+def _system(
+    row: Mapping[str, Any], columns: Mapping[str, str], messages: list[dict[str, Any] | None]
+) -> list[dict[str, Any] | None]:
+    """The messages with the text of the column "system" in front."""
+    system = _plain(row.get(columns.get("system", "system")))
+    if not system:
+        return messages
+    first = _message(0, {"role": "system", "content": system})
+    own = [one for one in messages if one is not None and one["role"] == "system"]
+    # The same text in both places is one instruction; of two it is not clear which counts.
+    if own and own[0] != first:
+        raise ValueError("the field 'system' and a message of the system say different things")
+    return messages if own else [first, *messages]
 
 
 def _messages(row: Mapping[str, Any], column: str) -> list[Any]:

@@ -102,7 +102,7 @@ LAYOUTS: dict[str, Layout] = {
         read_conversation,
         conversation_windows,
         measured="conversation",
-        optional=("tools",),
+        optional=("tools", "system", "history"),
         read_by=("chat",),
         # OpenAI's name, ShareGPT's, Alpaca's with and without further input.
         usual=(

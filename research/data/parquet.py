@@ -28,6 +28,7 @@ class Parquet:
             raise ValueError(
                 f"{path} cannot be read as parquet: {' '.join(str(error).split())}"
             ) from None
+        # Where each row group ends: a group is the least that can be read of a file.
         self._ends = np.cumsum([0, *groups])
         self._group: tuple[int, list[dict[str, Any]]] = (-1, [])
 
@@ -44,10 +45,16 @@ class Parquet:
         if self._group[0] != group:
             try:
                 with pyarrow.parquet.ParquetFile(self.path) as file:
-                    self._group = (
-                        group,
-                        file.read_row_group(group, columns=list(wanted)).to_pylist(),
-                    )
+                    rows = file.read_row_group(group, columns=list(wanted)).to_pylist()
+                self._group = (group, list(map(_without_nulls, rows)))
             except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise UnreadableRecord(str(self.path), row, error) from None
         return self._group[1][row - int(self._ends[group])]
+
+
+def _without_nulls(value: Any) -> Any:
+    """Dicts without the fields that are null: a column of structs has one set of fields for all
+    rows, and gives null for those that a row did not have, such as another tool's arguments."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value

@@ -57,6 +57,7 @@ class HeldOut(Evaluation):
 
     def run(self, opened: Opened) -> Totals:
         """Sums in nats and counts in tokens: "loss", and the further totals of the objective."""
+        # Python floats are float64: sums over many batches keep their digits.
         totals: Totals = {}
         batches = heldout_batches(
             self.windows,
@@ -66,6 +67,7 @@ class HeldOut(Evaluation):
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        # The caller's mesh decides: none on a single device, where arrays need no placing.
         mesh = jax.sharding.get_mesh()
         for batch in batches:
             # Each process has read its own rows; on a mesh they become one array over all devices.
@@ -89,6 +91,8 @@ class HeldOut(Evaluation):
 
     def values(self, totals: Totals) -> dict[str, float]:
         """The values by name, as the class describes them."""
+        # "nll" is a total for bits per byte and no number of its own: with plain settings it is
+        # the loss.
         reported = ("loss", *self.objective.reports)
         values = super().values({name: totals[name] for name in reported if name in totals})
         if "nll" in totals:
@@ -105,4 +109,5 @@ class HeldOut(Evaluation):
         return values
 
 
+# Compiled at module level, once for all evaluations of a process with one model and objective.
 _sums = jax.jit(eval_step, static_argnames=("model", "objective"))

@@ -107,6 +107,7 @@ def _nll(params: Tree, batch: dict[str, jax.Array], *, model: Model) -> jax.Arra
     """Nats of each counted token, float32 [B, T], 0 elsewhere."""
     fields = {name: batch[name] for name in ("inputs", "segments", "positions")}
     _, nll_BT = cross_entropy(forward(model, params, fields), batch["targets"])
+    # Masked and not multiplied: a padded position may have an infinite value.
     counted_BT = jnp.where(batch["counted"], nll_BT, 0)
     mesh = jax.sharding.get_abstract_mesh()
     # Whole on every device, so that every process can read all of it.
@@ -123,9 +124,11 @@ def _batches(
     # Positions start anew in each window, which is all of the text that the model sees.
     positions = np.tile(np.arange(window, dtype=np.int32), (rows, 1))
     for first in range(0, len(starts), rows):
+        # Segment 0 is padding, so what is not filled below neither is seen nor counts.
         inputs, targets, segments = np.zeros((3, rows, window), np.int32)
         counted = np.zeros((rows, window), bool)
         for row, start in enumerate(starts[first : first + rows]):
+            # The last window may be short: there is one target less than ids.
             size = min(window, len(ids) - 1 - start)
             inputs[row, :size], targets[row, :size] = (
                 ids[start : start + size],

@@ -54,6 +54,8 @@ def compare(
     nll, tokens = 0.0, 0
     notes: dict[str, list[np.ndarray]] = {name: [] for name in changed}
     for batch, targets_BT in _windows(model, ids, window):
+        # The original's logits are computed once and compared with every changed model while they
+        # are on the device.
         logits_BTV = _logits(original, batch, model=model)
         nll += float(np.asarray(cross_entropy(logits_BTV, targets_BT)[1], np.float64).sum())
         tokens += targets_BT.size
@@ -90,6 +92,7 @@ def size_of(params: tree.Tree, original: tree.Tree) -> Size:
     counts = {path: math.prod(w.shape) for path, w in tree.paths(original).items()}
     linear = set(tree.match(LINEAR, counts))
     bits = {path: tree.nbits(leaf) for path, leaf in _weights(params, counts).items()}
+    # Rules usually quantize matrices alone, so tables hide what a format costs.
     of_linear = sum(bits[path] for path in linear) / sum(counts[path] for path in linear)
     return Size(of_linear, tree.nbits(params) / sum(counts.values()))
 
@@ -121,6 +124,7 @@ def _windows(
             f"{len(ids)} tokens do not fill a window of {window}; "
             "give more text or a shorter window"
         )
+    # As many windows at once as their logits fit the bound, one at least.
     rows = max(1, min(count, _LOGITS // (window * model.config.vocab_size)))
     # Targets are the inputs one token later.
     inputs_NT, targets_NT = (
@@ -153,11 +157,14 @@ def _differences(
     """Five numbers for every token, float32 [5, B, T]: nats, KL, 1 if the likeliest token changed,
     mean and largest absolute difference of its logits."""
     other_BTV = _logits(params, batch, model=model)
+    # KL(p || q) = sum p (log p - log q), in nats: what a code made for q loses on texts of p.
     p_BTV, q_BTV = jax.nn.log_softmax(logits_BTV), jax.nn.log_softmax(other_BTV)
     kl_BT = jnp.sum(jnp.exp(p_BTV) * (p_BTV - q_BTV), axis=-1)
     flips_BT = (jnp.argmax(logits_BTV, axis=-1) != jnp.argmax(other_BTV, axis=-1)).astype(
         jnp.float32
     )
+    # Logits may differ by a constant without a change of any probability; this counts it all the
+    # same, as a change of the numbers.
     off_BTV = jnp.abs(other_BTV - logits_BTV)
     nll_BT = cross_entropy(other_BTV, targets_BT)[1]
     return jnp.stack([nll_BT, kl_BT, flips_BT, off_BTV.mean(-1), off_BTV.max(-1)])

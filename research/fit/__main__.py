@@ -71,6 +71,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError("give --target=TARGET, such as --target=h100:1")
     if SEARCH.value and SOLVE.value:
         raise ValueError("--search and --solve are two questions; ask one at a time")
+    # Both are checked before the first compile, which may take minutes.
     experiment, targets = from_config(config), parse_targets(TARGET.value)
     # Each of these writes or prints one answer: a search, a solution, the fit.json of one run.
     single_target = [
@@ -84,6 +85,7 @@ def main(arguments: list[str]) -> int:
             f"{len(targets)}; give one"
         )
     if SEARCH.value:
+        # Imported where used: a plain answer needs neither the adviser nor the solver.
         from research.fit.search import search
 
         return search(experiment, targets[0], print_json=JSON.value, **_terms())
@@ -117,6 +119,7 @@ def _tell(experiment: Experiment, targets: list[Target]) -> int:
         # The advice comes after every table, so that the tables of several targets stay together.
         print("\n\n".join(table(fit) for fit in fits))
         for target, fit in zip(targets, fits):
+            # The closed forms are of a train step and say nothing of decoding.
             if not fit.fits and fit.step == "train":
                 _advise(experiment, target, fit)
     return command.DONE if all(fit.fits for fit in fits) else DOES_NOT_FIT

@@ -38,11 +38,13 @@ def answer(
     # Capacity and price are no part of the question: the same compile answers for any of them, and
     # they are put into the Fit at the end.
     key = cache.question(fields, target, step)
+    # Cached answers have the target's own capacity and no price: both are replaced below.
     fit = cache.recall(key)
     if fit is None:
         fit, program = measure_in_a_child(
             {"experiment": fields, "target": target, "step": step}, time_limit
         )
+        # The key of the program comes from the child: only who lowered it has its text.
         cache.keep(key, program, fit)
     capacity = target_capacity if capacity_bytes is None else capacity_bytes
     return replace(fit, capacity=capacity, price_per_hour=price_per_hour)

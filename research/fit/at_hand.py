@@ -32,6 +32,7 @@ def outlook(experiment: Experiment, devices: list[Any] | None = None) -> tuple[s
     """
     if devices is None:
         devices = jax.devices() if parse_mesh(experiment.mesh) else jax.devices()[:1]
+    # The first device speaks for all: they are alike and hold equal shares.
     free = free_bytes(devices[0])
     target = _target(devices)
     try:
@@ -52,6 +53,8 @@ def free_bytes(device: Any) -> int | None:
     """Bytes that programs can still allocate on a device; on a CPU those of this machine and of the
     control groups that this process is in. None where nobody tells."""
     if device.platform != "cpu":
+        # JAX preallocates a part of a card; `bytes_limit` is that part, beyond which it cannot
+        # go.
         stats = device.memory_stats() or {}
         return (
             stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
@@ -71,6 +74,7 @@ def _needed(total: int, devices: list[Any]) -> float:
     """Bytes of what `free_bytes` counts."""
     if devices[0].platform != "cpu":
         return total
+    # Fake CPU devices of one process share its memory, so their needs add up.
     here = sum(device.process_index == devices[0].process_index for device in devices)
     return total * here + PROCESS
 
@@ -92,6 +96,7 @@ def _machine(proc: Path) -> Iterator[int]:
     except OSError:
         return
     for line in lines:
+        # In kB; unlike MemFree it counts file caches that the kernel would give up.
         if line.startswith("MemAvailable:"):
             yield int(line.split()[1]) * 1024
 

@@ -24,6 +24,8 @@ from research.fit.report import Fit
 
 COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "jax-cuda13-pjrt")
 LIBRARIES = (*COMPILERS, "flax", "optax")  # what a program is traced through
+# A change of the estimates or pictures in `fit` also counts, which costs a compile and never a
+# wrong answer.
 READERS = ("fit", "devices", "training/flops.py")  # what makes a Fit of a compiled program
 # What the compilers and JAX read from the environment; how many fake CPU devices there are is the
 # target's to say.

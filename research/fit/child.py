@@ -36,6 +36,7 @@ from research.training.progress import clock_time, printable
 TICK = 0.5  # seconds between two looks at the clock
 # seconds between lines of a stage that lasts, where a line cannot be rewritten
 PLAIN_INTERVAL = 60.0
+# -P: the folder where the command runs must not shadow a package with a file of its own.
 COMMAND = (sys.executable, "-P", "-m", "research.fit.child")
 # The compiler's last words, among much that is not: a fatal line of absl's log, or the C++
 # runtime's.
@@ -92,6 +93,8 @@ def measure_in_a_child(question: dict[str, Any], time_limit: float) -> tuple[Fit
     other end.
     """
     target = question["target"]
+    # A file and not a pipe: nobody reads while the compiler writes, and a full pipe would stop
+    # it.
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(
             COMMAND,

@@ -34,6 +34,7 @@ from research.fit.hlo.groups import Groups, parse_groups
 from research.fit.hlo.instructions import Computation, Instruction
 from research.fit.hlo.module import Module
 
+# Kinds that move the same bytes by the same algorithm are one here.
 _KINDS = {
     "all-gather": "all-gather",
     "reduce-scatter": "reduce-scatter",
@@ -81,6 +82,7 @@ def collectives(module: Module) -> list[Collective]:
 
 def collective_bytes(found: Iterable[Collective]) -> dict[str, int]:
     """Operand bytes of a step by kind."""
+    # Operands and not results: an all-gather's result is n times as large on every device.
     total: dict[str, int] = defaultdict(int)
     for collective in found:
         total[collective.kind] += collective.operand_bytes * collective.times

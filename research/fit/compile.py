@@ -30,6 +30,7 @@ def compile_step(config: Any, target: str | Target) -> jax.stages.Compiled:
 def compile_program(program: Program, target: Target) -> jax.stages.Compiled:
     """The compiled train step of a program that `plan` made."""
     with jax.set_mesh(program.mesh):
+        # Under the mesh: explicit shardings of the program name its axes.
         lowered = trace(program).lower()
     return lowered.compile(target.compiler_options)
 
@@ -42,6 +43,7 @@ def trace(program: Program) -> jax.stages.Traced:
 
 def plan(experiment: Experiment, target: Target) -> Program:
     """The program of an experiment on a target's devices."""
+    # The same function that training calls, on devices that need not exist.
     return make_program(experiment, objective_without_data(experiment), target.devices())
 
 

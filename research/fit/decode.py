@@ -115,6 +115,7 @@ def plan_decode(experiment: Experiment, target: Target) -> Decode:
     trainable, frozen = split_specs(model.specs(), e.model, e.tune, e.lora, e.quantize)
     # Adapters stay attached: merging would round them into a quantized base.
     params = attach(abstract(frozen, dtype, mesh, rules), abstract(trainable, dtype, mesh, rules))
+    # The batch of training stands for that of serving: rows written at the same time.
     rows, length = e.data.global_batch(mesh.size), e.data.sequence_length
     with jax.set_mesh(mesh):
         # Only shapes are computed: a 405B model is planned on a laptop.
@@ -139,6 +140,7 @@ def _started(model: Model, rows: int, length: int, params: Tree) -> DecodeState:
     source_BS = (
         jnp.zeros((rows, length), jnp.int32) if model.config.kind == "encoder_decoder" else None
     )
+    # Each row's own random key, as key data.
     streams_B2 = jnp.zeros((rows, 2), jnp.uint32)
     return empty(
         params,

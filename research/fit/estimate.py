@@ -74,6 +74,7 @@ def estimate(experiment: Experiment, target: Target, weights: Weights | None = N
     w = weigh(e, target) if weights is None else weights
     rows, length = e.data.global_batch(target.count), e.data.sequence_length
     tokens = _device_tokens(e, rows, w)
+    # Gradients are kept in the type that micro-batches are summed in.
     gradient = e.precision.accumulate_dtype.itemsize
     layers = c.layers + c.encoder_layers
     # Bytes of one element a token that every layer keeps.
@@ -103,6 +104,7 @@ def _device_tokens(e: Experiment, rows: int, w: Weights) -> int:
     if rows % (split * e.train.accumulate):
         raise ValueError(f"a batch of {rows} is no multiple of {split} x {e.train.accumulate}")
     tokens = rows // split // e.train.accumulate * e.data.sequence_length
+    # A split context takes a part of each row.
     return tokens // w.sizes["context"]
 
 
@@ -163,6 +165,7 @@ def _head_bytes(e: Experiment, target: Target, w: Weights, tokens: int) -> float
     words = min(BLOCK, c.vocab_size) if w.table == "codes" else c.vocab_size / tensor
     table = (2 * itemsize + gradients) * words * c.d_model
     # Logits and their gradient.
+    # The loss never has more than CHUNK tokens' logits at once, in float32.
     logits = 2 * FLOAT32 * min(CHUNK, tokens) * c.vocab_size / tensor
     if not (c.head_bias or c.mlm_head):
         return table + logits
@@ -206,6 +209,7 @@ def _seconds(e: Experiment, target: Target, w: Weights) -> tuple[float | None, f
     if peak is None:
         return None, None
     length = e.data.sequence_length
+    # The closed form counts forward and backward, hence a third for one forward.
     forward = (
         train_flops_per_token(e.model, length) / 3 * e.data.global_batch(target.count) * length
     )

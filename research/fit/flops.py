@@ -31,6 +31,9 @@ _ATTENTION = {
     "mha_forward": 2,
     "mha_backward": 7,
 }
+# The same of tokamax's kernels, by how many arrays they return: the output with two residuals, the
+# queries' gradient, the gradients of keys and values.
+_MOSAIC = {3: ("forward", 2), 1: ("backward", 3), 2: ("backward", 4)}
 
 
 def executed(closed_jaxpr: Any, devices: int) -> dict[str, float]:
@@ -98,6 +101,8 @@ def _equation(eqn: Any, scopes: str, devices: int) -> Counter:
         return Counter({_widest(eqn.invars[:2]): flops})
     if name == "pallas_call":
         return _kernel(eqn, scopes, devices)
+    if name == "mpmd_map" and share.shares(scopes):
+        return _mosaic_attention(eqn, scopes, devices)
     counts = [_count(body, scopes, devices) for body in _bodies(eqn)]
     # An upper bound: which branch runs depends on the data.
     if name == "cond":
@@ -121,6 +126,7 @@ def _kernel(eqn: Any, scopes: str, devices: int) -> Counter:
     floats = [v for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
     # The rest of a name says more of the case, such as whether rows have segments.
     attention = next((kernel for kernel in _ATTENTION if name.startswith(kernel)), None)
+    # A grid with dynamic bounds does not say how often the body runs; its cost estimate must.
     mapping = eqn.params["grid_mapping"]
     if cost is not None:
         # A kernel for rows in groups tells the cost of all rows, and ends its grid with the last
@@ -149,6 +155,15 @@ def _kernel(eqn: Any, scopes: str, devices: int) -> Counter:
     return _times(
         _count(eqn.params["jaxpr"], scopes, 1), math.prod(mapping.grid) * _copies(eqn, devices)
     )
+
+
+def _mosaic_attention(eqn: Any, scopes: str, devices: int) -> Counter:
+    """FLOPs by type of one of tokamax's attention kernels, from the pairs that its mask leaves."""
+    q, k = eqn.invars[:2]
+    word, products = _MOSAIC[len(eqn.outvars)]
+    *rows, head = q.aval.shape
+    pairs = math.prod(rows) * k.aval.shape[-3] * share.shares(scopes)[word]
+    return Counter({_widest([q]): 2 * products * head * pairs * _copies(eqn, devices)})
 
 
 def _dot(eqn: Any, scopes: str) -> float:
@@ -196,6 +211,7 @@ _PRODUCTS = {
 def _copies(eqn: Any, devices: int) -> float:
     """How many devices repeat the work that the shapes of an equation show: all of them, divided by
     those that share it."""
+    # Shapes of a traced program are global; only shardings say what a device does of them.
     avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
     mesh = avals[0].sharding.mesh
     if mesh.empty:
@@ -216,6 +232,7 @@ def _bodies(eqn: Any) -> Iterator[Any]:
     """The jaxprs that an equation calls."""
     for value in eqn.params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
+            # Closed jaxprs wrap an open one; anything with equations is a body.
             body = getattr(part, "jaxpr", part)
             if hasattr(body, "eqns"):
                 yield body

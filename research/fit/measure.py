@@ -9,6 +9,7 @@ import jax
 from research.experiment.config import Experiment
 from research.fit import flops as counts
 from research.fit.collectives import collective_bytes, collectives
+from research.fit.hlo.kernels import kernels
 from research.fit.hlo.text import parse
 from research.fit.oom import required_bytes
 from research.fit.report import Fit
@@ -38,6 +39,7 @@ def measure(
     executed = counts.executed(subject.jaxpr, target.count)
     tell("lowering")
     lowered = _lower(subject, target)
+    # The text is the program: two configs that lower to it share one compile.
     cached = recall(lowered.as_text())
     if cached is not None:
         return cached
@@ -79,6 +81,7 @@ def _read(
     compiled: jax.stages.Compiled,
 ) -> Fit:
     """The Fit of a step that its compiler has made."""
+    # The compiler's own figures, which are exact: buffers are assigned at compile time.
     memory = compiled.memory_analysis()
     # Donated arguments are results too (`alias`) and take their memory once.
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
@@ -99,6 +102,7 @@ def _read(
         collective_bytes=collective_bytes(step_collectives),
         memory_bytes=moved_bytes,
         roofline=roofline(target, executed, moved_bytes, step_collectives),
+        kernels=kernels(module),
     )
 
 

@@ -3,6 +3,7 @@ the answer is not lost."""
 
 import re
 
+# XLA prints sizes in powers of two: 19.52G is GiB.
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # Before scheduling it compares its least estimate, arguments and all, and after it what it has laid
 # out: Ran out of memory on HBM, the total memory required for HLO temporaries (19.52G) exceeds

@@ -127,6 +127,7 @@ def _stacked(fit: Mapping, y: int, scale: float) -> list[str]:
     """A rectangle for each part of a device's memory, with its size inside where there is room."""
     titles = {**PARTS, "optimizer": "cache"} if fit.get("step") == "decode" else PARTS
     drawn, x = [], 0.0
+    # In decoding the place of the optimizer's state is the cache's.
     for colour, (name, title) in zip(COLOURS_OF_PARTS, titles.items()):
         size = fit["device_bytes"][name]
         width = size * scale

@@ -10,11 +10,12 @@ from typing import Any
 from research.fit.roofline import Roofline
 
 GIB = 2**30
+# In the order of the pictures: what persists between steps first, then what a step makes.
 PARTS = ("params", "frozen", "optimizer", "gradients", "temporaries")
 # Fields of `Fit` that its JSON has under the same name at the top.
 _SAME_IN_JSON = (
     "target", "step", "mesh", "host_bytes", "tokens", "recompute_ratio", "collective_bytes",
-    "memory_bytes", "peak_flops", "chips", "price_per_hour", "notes",
+    "memory_bytes", "peak_flops", "chips", "price_per_hour", "notes", "kernels",
 )  # fmt: skip
 
 
@@ -61,6 +62,7 @@ class Fit:
     chips: int
     price_per_hour: float | None = None
     notes: list[str] = field(default_factory=list)
+    kernels: list[str] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -126,12 +128,14 @@ class Fit:
             "chips": self.chips,
             "price_per_hour": self.price_per_hour,
             "notes": self.notes,
+            "kernels": self.kernels,
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Fit":
         """The inverse of `to_json`. KeyError, TypeError where the values are of something else."""
         device_bytes = values["device_bytes"]
+        # Bounds and ratios in the JSON follow from these fields and are computed anew.
         times = {name: values["roofline"][name] for name in ("compute", "memory", "network")}
         return cls(
             **{name: values[name] for name in _SAME_IN_JSON},

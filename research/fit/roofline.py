@@ -79,6 +79,7 @@ def network_seconds(target: Target, found: Sequence[Collective]) -> float:
     inside = between = 0.0
     per_slice = target.count // target.slices
     for collective in found:
+        # Received bytes: a device sends at the same time, over the other direction of its links.
         received = collective.wire_bytes * collective.times
         # Devices are numbered slice by slice.
         crosses = any(

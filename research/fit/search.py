@@ -135,6 +135,7 @@ def changes(experiment: Experiment, target: Target) -> Iterator[tuple[Settings, 
     options: list[Settings] = [
         {"execution__remat": remat} for remat in REMATS[REMATS.index(e.execution.remat) + 1 :]
     ]
+    # Micro-batches give the same loss, only slower, so they come before what changes a result.
     options += [{"train__accumulate": e.train.accumulate * times} for times in (2, 4, 8, 16)]
     options += [*_meshes(e, target), *_optimizers(e), *_formats(e)]
     # A batch is given for all devices or for each, and is changed in the field that is set.

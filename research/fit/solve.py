@@ -87,6 +87,7 @@ def solve(
         return fit
 
     best, least_too_large = largest(_ask, sought)
+    # The answer holds for these sizes alone, so they are said with it.
     fixed = _fixed(experiment, target, what)
     if best is None:
         value, fit = least_too_large
@@ -154,6 +155,7 @@ def _next(known: dict[int, Fit], best: int | None, worst: int | None, step: int,
     it keeps half the precision from either end, so that a good guess is soon enclosed. While
     nothing too large is known it at least doubles.
     """
+    # Both ends are exclusive: `low` fits and `high` does not, known or by definition.
     low, high = best or 0, worst or most + step
     nearest = sorted(known, key=lambda value: abs(known[value].total - known[value].capacity))[:2]
     rise = 0.0

@@ -55,6 +55,7 @@ class TrainStep:
 
     def __init__(self, experiment: Experiment, target: Target):
         self._program = program = plan(experiment, target)
+        # Traced once, for the FLOPs and for the lowering.
         self._traced = trace(program)
         self.jaxpr, self.mesh = self._traced.jaxpr, program.mesh
         # The state of a program is abstract: shapes, types and shardings.
@@ -90,6 +91,7 @@ class DecodeStep:
         self._decode = decode = plan_decode(experiment, target)
         self.jaxpr, self.mesh, self.tokens = decode.jaxpr, decode.mesh, decode.tokens
         self.device_bytes = {
+            # Nothing is trained while decoding: all parameters count as frozen.
             "params": 0,
             "frozen": decode.params_bytes,
             "optimizer": decode.cache_bytes,

@@ -159,6 +159,7 @@ def _slices(name: str, kind: str, text: str) -> Target:
     """A slice by its chips along each axis ("4x4x4"), or several of it ("4x4x4@2")."""
     tpu = TARGETS[kind]
     shape, at, number = text.partition("@")
+    # "@2" is two equal slices, joined by the data centre's network.
     sizes, slices = _sizes(shape), _sizes(number) if at else (1,)
     if not is_real(tpu, sizes) or len(slices) != 1:
         raise ValueError(
@@ -227,6 +228,7 @@ def _cpu_devices(target: Target) -> list[Any]:
 def _environment(settings: dict[str, str]) -> Iterator[None]:
     """Variables set where they are not, and taken back: a process started later must find its TPU
     as it is."""
+    # A variable that the user has set is the user's and stays.
     new = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(new)
     try:

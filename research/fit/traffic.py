@@ -74,6 +74,7 @@ def _moved(module: Module, computation: Computation, op: Instruction, spaces: se
         return read + _share(
             _bytes(buffer.arrays, spaces), update.arrays[0].elements, buffer.arrays[0].elements
         )
+    # An asynchronous start also lists its operands and flags in its result.
     written = op.arrays if opcode == op.opcode else _results(op, operands)
     if opcode in _SLICES:
         source = operands[0].arrays[0]
@@ -95,6 +96,7 @@ def _bytes(arrays, spaces: set[int]) -> int:
 
 def _share(nbytes: int, part: int, whole: int) -> int:
     """The bytes of `part` of an array's `whole` elements."""
+    # Several slices together may have more elements than the array, which is read once at most.
     return nbytes * min(part, whole) // max(whole, 1)
 
 
@@ -115,6 +117,7 @@ def _results(op: Instruction, operands: list[Instruction]) -> list[Array]:
 def _fusion(module: Module, computation: Computation, op: Instruction, spaces: set[int]) -> int:
     """Bytes of a fusion: of its operands what its body needs of them, and of its results what the
     body writes."""
+    # Inside a fusion values stay in registers: only its parameters and its root touch memory.
     body = module.computations[op.calls[0]]
     operands = computation.operands(op)
     total = 0

@@ -42,6 +42,7 @@ class Recipe:
         )
 
 
+# The least batch at a usual length: whether the model fits such a card at all.
 _ONE_ROW = (("data.sequence_length", 2048), ("data.batch_size", 1))
 RECIPES = (
     Recipe("pretrain", "model=llama3_8b", "v5p:4x4x4"),

@@ -67,6 +67,7 @@ def weigh(experiment: Experiment, target: Target) -> Weights:
     # Forward and backward gather each weight; what is trained also scatters its gradient.
     gathers = 2 * itemsize
     scatter = e.precision.accumulate_dtype.itemsize
+    # What tensor parallelism moves is not counted: activations, which depend on the batch.
     received = _received(trainable, mesh, gathers + scatter)
     received += sum(_received(part, mesh, gathers) for part in frozen)
     return Weights(

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.data.tokenizers import Tokenizer
+from research.infer.text_batches import text_batches
 from research.models.model import Model
 from research.tree import Tree
 
 POOLINGS = ("mean", "cls")
-ROWS = 32  # texts of a batch
-_STEP = 16  # lengths are rounded up to a multiple, so that few programs are compiled
 
 
 @dataclass(frozen=True)
@@ -50,29 +49,11 @@ def embed(
             "sentence embeddings come from an encoder such as BERT"
         )
     longest = min(settings.max_tokens, model.config.max_length)
-    rows = [_framed(tokenizer, ids, longest) for ids in tokenizer.encode_batch(list(texts))]
-    # Texts of similar length share a batch, which needs little padding.
-    order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
-    vectors = np.zeros((len(rows), model.config.d_model), np.float32)
-    for first in range(0, len(order), ROWS):
-        batch = order[first : first + ROWS]
-        width = min(-(-max(len(rows[n]) for n in batch) // _STEP) * _STEP, longest)
-        # Always ROWS rows, also in the last batch: only the width asks for another program.
-        tokens_BT, kept_BT = np.zeros((2, ROWS, width), np.int32)
-        for at, n in enumerate(batch):
-            tokens_BT[at, : len(rows[n])], kept_BT[at, : len(rows[n])] = rows[n], 1
-        vectors[batch] = np.asarray(
-            _vectors(params, tokens_BT, kept_BT, model=model, settings=settings)
-        )[: len(batch)]
+    vectors = np.zeros((len(texts), model.config.d_model), np.float32)
+    for batch, tokens_BT, kept_BT in text_batches(tokenizer, texts, longest):
+        vectors_BD = _vectors(params, tokens_BT, kept_BT, model=model, settings=settings)
+        vectors[batch] = np.asarray(vectors_BD)[: len(batch)]
     return vectors
-
-
-def _framed(tokenizer: Tokenizer, ids: list[int], longest: int) -> list[int]:
-    """The ids between the tokens that begin and end a text, [CLS] and [SEP]."""
-    around = [n for n in (tokenizer.bos_id, tokenizer.eos_id) if n is not None]
-    # Cut before framing, so that a long text keeps its [SEP].
-    ids = ids[: longest - len(around)]
-    return [*around[:1], *ids, *around[1:]] if len(around) == 2 else [*ids, *around]
 
 
 @partial(jax.jit, static_argnames=("model", "settings"))

@@ -43,6 +43,7 @@ def bottleneck_specs(c: ModelConfig, size: int, placement: str = "pfeiffer") -> 
             f"bottlenecks of {size} must lie in 1..{c.d_model}, the width of the model; "
             "set a lower size"
         )
+    # "vector" axes are never split: M is small, and a device needs all of it.
     D, M = c.d_model, size
     one = {
         "down": Spec((D, M), ("embed", "vector"), normal(0.01)),  # arXiv:1902.00751, section 3.6
@@ -65,6 +66,7 @@ def bottleneck(
     p: Tree, y_BTD: jax.Array, activation: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
     """`y_BTD` plus its correction, activation(y down + b) up + b', [B, T, D]."""
+    # arXiv:1902.00751, figure 2: project down, activate, project up, and add to the input.
     hidden_BTM = activation(add_bias(einsum("BTD,DM->BTM", y_BTD, p["down"]), p["down_bias"]))
     return y_BTD + add_bias(einsum("BTM,MD->BTD", hidden_BTM, p["up"]), p["up_bias"])
 
@@ -101,6 +103,7 @@ def prompt_specs(c: ModelConfig, tokens: int) -> Tree:
 def virtual_tokens(params: Tree) -> int:
     """Number of virtual tokens before every text: rows of the prompt table or, without one, keys of
     a layer's prefix; 0 without either."""
+    # Decided by the tree and not by a config: adapters may be attached to any model.
     if "prompt" in params:
         return params["prompt"]["table"].shape[0]
     layers = params.get("layers", {})
@@ -134,10 +137,12 @@ def add_prefix(params: Tree, key_LSKH: jax.Array, value_LSKH: jax.Array) -> Tree
     """`params`, whose layers are stacked or a tuple, with these keys and values as the prefix of
     each layer."""
 
+    # New dicts around the same arrays: the caller's tree stays as it is.
     def _added(p: Tree, key, value) -> Tree:
         return {**p, "attention": {**p["attention"], "prefix_key": key, "prefix_value": value}}
 
     layers = params["layers"]
+    # A stack takes the arrays whole; a tuple takes a layer's slice each.
     stacked = not isinstance(layers, tuple)
     layers = (
         _added(layers, key_LSKH, value_LSKH)
@@ -152,6 +157,7 @@ def prefix_of(p: Tree, c: ModelConfig) -> Prefix | None:
     that was made for another model."""
     if "prefix_key" not in p:
         return None
+    # Inside a layer the stacked axis is gone, so a layer's own shape is compared.
     for name in ("prefix_key", "prefix_value"):
         if p[name].ndim != 3 or p[name].shape[1:] != (c.kv_heads, c.head_size):
             raise ValueError(

@@ -30,6 +30,7 @@ def layer_specs(c: ModelConfig, start: Initial, count: int, cross: bool) -> Tree
     branches = {"attention": layers.attention_specs(c, start)}
     if cross:
         branches["cross"] = layers.attention_specs(c, start)
+    # A mixture of experts has the same name, so that schedules and adapters find it by one path.
     branches["mlp"] = layers.mlp_specs(c, start)
     specs = dict(branches)
     for name in branches:
@@ -129,6 +130,7 @@ def by_tokens(
     # Chunks are cut along T, which a mesh with a context axis has cut already.
     if not tokens or B * T <= tokens or T != x_BTD.shape[1]:
         return function(x_BTD)
+    # At least one token of each row goes at a time, also where the batch alone exceeds `tokens`.
     size = max(1, tokens // B)
     # Padding to whole chunks is safe since each token is treated alone; it is cut off at the end.
     added = -T % size

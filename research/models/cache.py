@@ -117,11 +117,14 @@ class StackedCache(SlotCache):
         return replace(self, key_LBKSH=keys, value_LBKSH=values)
 
     def read(self, layer) -> tuple[jax.Array, jax.Array]:
+        # A layer's number is traced inside a scan, where a Python index would not do.
         index = partial(jax.lax.dynamic_index_in_dim, index=layer, axis=0, keepdims=False)
         return index(self.key_LBKSH), index(self.value_LBKSH)
 
     def layered(self) -> "LayeredCache":
         """The same cache with an array for each layer, for decoding with a tuple of layers."""
+        # A copy, made once before decoding: in the loop each layer's array is then updated in
+        # place.
         count = self.key_LBKSH.shape[0]
         keys, values = (
             tuple(kv[layer] for layer in range(count)) for kv in (self.key_LBKSH, self.value_LBKSH)
@@ -193,6 +196,7 @@ def make_cache(
         constrain(jnp.zeros((layers, batch, kv_heads, slots, head_size), dtype), content, rules)
         for _ in range(2)
     )
+    # Segment 0 everywhere: all slots are empty.
     positions_BS, segments_BS = (
         constrain(jnp.zeros((batch, slots), jnp.int32), index, rules) for _ in range(2)
     )
@@ -203,6 +207,7 @@ def _changed(
     layers: tuple[jax.Array, ...], layer: int, change: Callable[[jax.Array], jax.Array]
 ) -> tuple[jax.Array, ...]:
     """The arrays of all layers, with `change` applied to that of `layer`."""
+    # The other arrays are handed on as they are, so XLA can alias each with its input.
     return (*layers[:layer], change(layers[layer]), *layers[layer + 1 :])
 
 
@@ -217,6 +222,7 @@ def _put(
     """
 
     def _scatter(cached, new, slots_BT, layer):
+        # [B, 1] against [B, T]: each row writes into its own slots.
         rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
         at = (rows_B1, slots_BT) if cached.ndim == 2 else (rows_B1, slice(None), slots_BT)
         at = at if layer is None else (layer, *at)

@@ -113,7 +113,7 @@ class Regularization:
     """
 
     dropout: float = 0.0
-    # Weight of the load-balancing loss.
+    # Weight of the load-balancing loss, which is taken over the tokens of a micro-batch.
     router_loss: float = setting(0.0, EXPERTS, weighs="router_balance")
 
 
@@ -156,6 +156,7 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
     """The config from `dataclasses.asdict(config)` read back from JSON. Absent fields, as of an
     older run, get their defaults; those that change nothing in this model are reset to theirs.
     TypeError for unknown fields."""
+    # A field that came later was absent when the run was made, and its default is what then held.
     defaults = asdict(ModelConfig())
     # Merged by field: an older run may lack some of `rope_scaling`'s fields too.
     scaling = {**defaults["rope_scaling"], **values.get("rope_scaling", {})}

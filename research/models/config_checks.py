@@ -22,6 +22,7 @@ class Use:
     wanted: str
 
 
+# Conditions under which a field matters, shared by the fields that need the same one.
 ROTARY = Use(lambda c: c.position == "rope", "model.position='rope'")
 ENCODERS = Use(lambda c: c.kind == "encoder", "model.kind='encoder'")
 EXPERTS = Use(lambda c: c.experts > 0, "model.experts")
@@ -84,6 +85,7 @@ def reset_unused(
 def _unused_scaling(scaling: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields of a `research.ops.rope.RopeScaling` that change nothing beside the others."""
     lengths = ("low_factor", "high_factor", "original_length")
+    # Scaling by 1 is none, whatever its kind.
     if scaling["factor"] == 1:
         return ("kind", *lengths)
     return lengths if scaling["kind"] == "linear" else ()
@@ -100,6 +102,7 @@ def check(c: Any) -> None:
     _check_combinations(c)
     # Last: whether a field has a use is only known of values that are in range.
     for one in dataclasses.fields(c):
+        # Refused and not ignored: the user believes that the field does something.
         value, missing = getattr(c, one.name), missing_use(c, one)
         if value != one.default and missing:
             raise ValueError(
@@ -119,6 +122,7 @@ def check(c: Any) -> None:
 def _check_ranges(c: Any) -> None:
     for one in dataclasses.fields(c):
         value, positive = getattr(c, one.name), one.metadata.get("positive")
+        # Strings, and the scaling of positions, which checks itself.
         if not isinstance(value, int | float):
             continue
         # NaN compares with nothing, so it is refused too.
@@ -138,6 +142,7 @@ def _check_combinations(c: Any) -> None:
     # Each key head serves the same number of query heads (arXiv:2305.13245).
     if c.heads % c.kv_heads:
         raise ValueError(f"model.heads={c.heads} must be a multiple of model.kv_heads={c.kv_heads}")
+    # One of two spellings alone would silently make another model than was meant.
     if (c.kind == "encoder_decoder") != (c.encoder_layers > 0):
         raise ValueError(
             f"model.encoder_layers={c.encoder_layers} does not fit model.kind={c.kind!r}; "

@@ -27,6 +27,7 @@ def embed_specs(c: ModelConfig, start: Initial) -> Tree:
         "table": Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.embedding, inputs=-1)
     }
     if c.position == "learned":
+        # Rows for `max_length` positions and no more: texts beyond it are refused.
         specs["positions"] = Spec((c.max_length, c.d_model), ("position", "embed"), start.position)
     if c.token_types:
         specs["types"] = Spec((c.token_types, c.d_model), ("position", "embed"), start.position)
@@ -101,6 +102,7 @@ def _bucket(distance: jax.Array, causal: bool) -> jax.Array:
         buckets //= 2
         offset = jnp.where(distance > 0, buckets, 0)
         distance = jnp.abs(distance)
+    # Near distances matter one by one, far ones only by their magnitude.
     exact = buckets // 2
     # The logarithm is only used from `exact` on; the maximum keeps it finite below.
     far = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(FARTHEST / exact)
@@ -115,6 +117,7 @@ def head_specs(c: ModelConfig, start: Initial) -> Tree:
     if not c.tied:
         specs["table"] = Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.head, inputs=-1)
     if c.mlm_head:
+        # BERT's transform is D x D; the table it multiplies with is that of the tokens.
         specs["kernel"] = Spec((c.d_model, c.d_model), ("embed", "vector"), start.head)
         specs["bias"] = Spec((c.d_model,), ("vector",), zeros)
         specs["norm"] = layers.norm_specs(c)
@@ -133,4 +136,5 @@ def head_states(p_head: Tree, hidden_BTD: jax.Array, c: ModelConfig) -> jax.Arra
         hidden_BTD = layers.norm(p_head["norm"], hidden_BTD, c)
     if c.head_scale == 1.0:
         return hidden_BTD
+    # On the states and not on the logits: they are fewer, and the table stays as it is stored.
     return hidden_BTD * jnp.asarray(c.head_scale, hidden_BTD.dtype)

@@ -35,6 +35,7 @@ def initial(c: ModelConfig) -> Initial:
              (arXiv:1910.10683's released code)
     """
     D, F, heads, H = c.d_model, c.d_ff, c.heads * c.head_size, c.head_size
+    # Norms and biases are not here: they begin at 1 and 0 in every family.
     plain = normal(c.init_std)
     if c.init == "xavier":
         # Projections of attention are D x (N H), those of the feed-forward layer D x F.
@@ -42,6 +43,7 @@ def initial(c: ModelConfig) -> Initial:
         table = normal(D**-0.5)
         return Initial(table, table, square, square, square, square, wide, wide, wide, table)
     if c.init == "t5":
+        # Matrices that read the residual stream, whose fan in is D.
         inward = normal(D**-0.5)
         return Initial(
             embedding=plain,

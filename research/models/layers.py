@@ -78,6 +78,8 @@ def attention_specs(c: ModelConfig, start: Initial) -> Tree:
 
 def queries(p: Tree, x_BTD: jax.Array, c: ModelConfig, rotation: tuple | None) -> jax.Array:
     """Queries [B, T, N, H], normalised with `query_norm` and rotated unless `rotation` is None."""
+    # Heads are an axis of the kernel, so no reshape stands between the product and the attention,
+    # and a mesh axis can split heads.
     q_BTNH = einsum("BTD,DNH->BTNH", x_BTD, p["query"])
     if "query_bias" in p:
         q_BTNH = add_bias(q_BTNH, p["query_bias"])
@@ -94,6 +96,7 @@ def keys_values(
 
     A cache stores keys after this rotation, which depends on a token's own position alone.
     """
+    # K <= N heads (grouped queries, arXiv:2305.13245): a cache holds N / K times less.
     k_BSKH = einsum("BSD,DKH->BSKH", x_BSD, p["key"])
     v_BSKH = einsum("BSD,DKH->BSKH", x_BSD, p["value"])
     if "key_bias" in p:
@@ -168,6 +171,7 @@ def _score_scale(c: ModelConfig) -> float:
 
 
 def _attention_output(p: Tree, out_BTNH: jax.Array) -> jax.Array:
+    # Sums over heads and their elements: concatenation and projection in one product.
     y_BTD = einsum("BTNH,NHD->BTD", out_BTNH, p["out"])
     return add_bias(y_BTD, p["out_bias"]) if "out_bias" in p else y_BTD
 
@@ -197,6 +201,7 @@ def mlp_specs(c: ModelConfig, start: Initial) -> Tree:
 def mlp(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
     """Feed-forward layer: activation(x up) down, or activation(x gate) * (x up) down."""
     activation = ACTIVATIONS[c.activation]
+    # arXiv:2002.05202, equation 6: (f(x W) * (x V)) W2, with W the gate, V up and W2 down.
     up_BTF = einsum("BTD,DF->BTF", x_BTD, p["up"])
     if "up_bias" in p:
         up_BTF = add_bias(up_BTF, p["up_bias"])
@@ -225,6 +230,7 @@ def moe(
     for the tokens that the losses count and 0 for padding."""
     # The router computes in float32, for stable training (arXiv:2101.03961, section 2.4).
     logits_BTE = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), p["router"])
+    # k experts for each token, and their weights in the sum of what they give.
     weights_BTk, ids_BTk = route.top_k(logits_BTE, c.experts_per_token)
     y_BTD = route.experts(
         x_BTD, weights_BTk, ids_BTk, p["gate"], p["up"], p["down"], ACTIVATIONS[c.activation]
@@ -240,4 +246,5 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     sharding = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding
     # The mask is drawn in the sharding of `x`, so that no device draws all of it.
     keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=sharding)
+    # Scaled in training, so that evaluation needs no factor.
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

@@ -47,6 +47,7 @@ def run(
         x_BTD, cache, of_layer = block(
             p, x_BTD, c, execution, context, kind=kind, index=index, cache=cache
         )
+        # A scan's carry keeps its structure, so all layers return the same losses.
         if of_layer.keys() != losses.keys():
             raise ValueError(
                 f"a layer returns the losses {sorted(of_layer)}, and the fields of ModelConfig "
@@ -76,6 +77,7 @@ def run(
 def _scan(steps: list[Callable], carry: tuple, p_layers: Tree, count: int, unroll: int) -> tuple:
     """The carry after the first `count` stacked layers. `steps` has a function for each layer of a
     period, and `count` is a multiple of their number."""
+    # The layer's number is scanned beside its parameters: dropout and the cache need it.
     indices, period = jnp.arange(count), len(steps)
     if period == 1:
         return jax.lax.scan(steps[0], carry, (p_layers, indices), unroll=unroll)[0]
@@ -115,6 +117,7 @@ def each(function: Callable[[Tree], Tree], p_layers: Tree | tuple[Tree, ...]) ->
 def _remat(body: Callable, policy: str) -> Callable:
     """`body` that saves for its backward pass only what `policy` says, one of `Execution.remat`."""
     policies = jax.checkpoint_policies
+    # XLA then keeps whatever the backward pass reads.
     if policy == "none":
         return body
     # prevent_cse=False: in a scan, the forward and the backward pass are two loops, and XLA does

@@ -68,6 +68,7 @@ def streams(row: dict[str, Any]) -> list[Stream]:
     tokens, targets, segments, positions = (
         fields[name] for name in ("inputs", "targets", "segments", "positions")
     )
+    # Any positive weight: an objective may weigh its targets.
     loss = [weight > 0 for weight in fields["weights"]]
     none: list[int | None] = [None] * len(tokens)
     # The objective is not known here: the layout of the fields says which kind of row it is.

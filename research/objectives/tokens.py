@@ -94,6 +94,7 @@ def _logits_loss(
         (hidden_BTD, batch["targets"], batch["weights"]),
         (jnp.float32(0), jnp.float32(0)),
     )
+    # Sizes of a device's part: that is what its memory has to hold.
     B, T, _ = local_shape(hidden_BTD)
     # A length that is split over devices stays whole: pieces of it would be on some devices only.
     if B * T <= CHUNK or T != hidden_BTD.shape[1]:

@@ -40,6 +40,8 @@ def _forward(function, *arrays):
 
 
 def _backward(function, arrays, dy):
+    # The derivative is computed anew from the inputs, which are kept anyway: no array is saved
+    # for it.
     *arrays, dy = barrier((*arrays, dy))
     return barrier(jax.vjp(_widened(function), *arrays)[1](dy))
 
@@ -48,6 +50,7 @@ apart.defvjp(_forward, _backward)
 
 
 def _widened(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    # float32 in and the arrays' own type out: one rounding, at the end.
     return lambda *arrays: function(*(x.astype(jnp.float32) for x in arrays)).astype(
         arrays[0].dtype
     )

@@ -36,6 +36,7 @@ def frozen_head_loss(
     """(sum of weight * loss, sum of weight * nll) in nats, as `research.ops.loss.head_loss`, for a
     `table` [V, D] that is a leaf (`research.weights.leaf.Leaf`) with `rows(first, count, dtype)`.
     Only the states get a gradient."""
+    # Evaluation has no gradient, and then the table is decoded once.
     settings = label_smoothing, z_loss, softcap
     return _head(states_BTD, table, targets_BT, weights_BT, settings, gradient=False)[0]
 
@@ -45,6 +46,7 @@ def _forward(states_BTD, table, targets_BT, weights_BT, *settings):
 
 
 def _backward(label_smoothing, z_loss, softcap, dstates_BTD, cotangents):
+    # The gradient was computed with the loss, while the logits were there; here it is scaled.
     return dstates_BTD * cotangents[0].astype(dstates_BTD.dtype), None, None, None
 
 
@@ -97,6 +99,7 @@ def _chunk(table, vocabulary, settings, gradient, carry, tokens):
     or None."""
     states_CD, targets_C, weights_C = tokens
     label_smoothing, z_loss, softcap = settings
+    # Equal blocks of a device's own words: the scan compiles one.
     size = _block(vocabulary.words)
     starts_n = jnp.arange(0, vocabulary.words, size)
     block_words_v = jnp.arange(size)
@@ -128,6 +131,7 @@ def _chunk(table, vocabulary, settings, gradient, carry, tokens):
     def _pull(dstates_CD, block):
         start, logits_Cv = block
         words_1v = (vocabulary.first + start + block_words_v)[None, :]
+        # In the states' type, as the logits' product was: two operands of one type.
         d_Cv = (terms.gradient(logits_Cv, words_1v) * weights_C[:, None]).astype(states_CD.dtype)
         rows_vD = table.rows(start, size, states_CD.dtype)
         return dstates_CD + jnp.einsum(

@@ -48,12 +48,14 @@ class RopeScaling:
 def frequencies(head_size: int, theta: float, scaling: RopeScaling = RopeScaling()) -> np.ndarray:
     """Radians per position of each pair, float64 [H / 2]."""
     # In float64, rounded once in `rotation`: positions multiply the error of a frequency.
+    # theta^(-2i / H) for pair i (section 3.2.2): the first pair turns by one radian a token.
     freq = theta ** -(np.arange(0, head_size, 2, dtype=np.float64) / head_size)
     if scaling.factor == 1.0:
         return freq
     if scaling.kind == "linear":
         return freq / scaling.factor
     wavelength = 2 * math.pi / freq
+    # How many wavelengths the original text has room for, between the two bounds as 0 to 1.
     smooth = (scaling.original_length / wavelength - scaling.low_factor) / (
         scaling.high_factor - scaling.low_factor
     )
@@ -69,6 +71,7 @@ def rotation(positions_BT: jax.Array, freq: np.ndarray) -> tuple[jax.Array, jax.
         positions_BT[:, :, None, None].astype(jnp.float32)
         * jnp.asarray(freq, jnp.float32)[None, None, None, :]
     )
+    # Both halves of a head have the same angles, one pair to each of H / 2.
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
@@ -76,6 +79,7 @@ def rotation(positions_BT: jax.Array, freq: np.ndarray) -> tuple[jax.Array, jax.
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Each pair (x[i], x[i + H/2]) rotated by its angle, in the dtype of `x`; `cos` and `sin` are
     those of `rotation`."""
+    # (x1 cos - x2 sin, x2 cos + x1 sin) for the halves x1 and x2, in two products and a sum.
     wide = x_BTNH.astype(jnp.float32)
     # The roll swaps the halves; the sign of the rotation is in `sin`.
     return (wide * cos + jnp.roll(wide, x_BTNH.shape[-1] // 2, axis=-1) * sin).astype(x_BTNH.dtype)

@@ -35,10 +35,16 @@ def load_balance(logits_BTE: jax.Array, ids_BTk: jax.Array, weights_BT: jax.Arra
     1 for uniform routing (arXiv:2101.03961, eq. 4; each of a token's k assignments counts 1/k).
 
     `weights_BT` is 1 for tokens and 0 for padding.
+
+    A product of two means over the tokens, it is no sum over them: the mean of the parts of a batch
+    is not the value of the whole. Under gradient accumulation each micro-batch is balanced by
+    itself. The whole batch's gradient would need the shares of all micro-batches before that of the
+    first one, so a second forward pass: a quarter to a third of a step's computation.
     """
     experts = logits_BTE.shape[-1]
     # Weights of the mean over tokens; padding gets 0.
     counted = weights_BT / jnp.maximum(jnp.sum(weights_BT), 1.0)
+    # The shares are counts without a gradient; the probabilities carry it to the router.
     probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
     share_E = jnp.sum(
         jnp.mean(jax.nn.one_hot(ids_BTk, experts), axis=2) * counted[:, :, None], axis=(0, 1)
@@ -132,6 +138,7 @@ def _local(
     `research.ops.einsum.grouped`.
     """
     B, T, D = x_BTD.shape
+    # Rows are sorted once and serve all three products.
     gate, up, down = products
     k = ids_BTk.shape[-1]
     # One row for each assignment of a token to an expert, B * T * k of them, sorted by expert;
@@ -151,4 +158,5 @@ def _local(
     hidden = activation(gate(rows, sizes_E=sizes)) * up(rows, sizes_E=sizes) * weights[:, None]
     # Rows past the last group belong to other devices; what a product leaves there is unspecified.
     out = jnp.where(mine[order][:, None], down(hidden, sizes_E=sizes), 0)
+    # A token's k contributions meet in its own row.
     return jnp.zeros((B * T, D), x_BTD.dtype).at[token].add(out).reshape(B, T, D)

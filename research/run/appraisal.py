@@ -1,12 +1,14 @@
 """Evaluations of a run and texts that its model generates, during training and at its end."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import jax
+import numpy as np
 
 from research.data.chat import end_of_turn, render_chat
 from research.data.corpus import Corpus
+from research.data.loader import Window
 from research.data.packing import Chained
 from research.data.tokenizers import Tokenizer
 from research.evals.choose import make_evaluations
@@ -15,6 +17,7 @@ from research.evals.heldout import HeldOut
 from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
 from research.models.model import Model
+from research.objectives.objective import Objective
 from research.run.program import Program
 from research.training.state import TrainState
 from research.tree import Tree
@@ -81,17 +84,29 @@ def make_appraisal(program: Program, corpus: Corpus, heldout: Chained) -> Apprai
 
 
 def sample(
-    program: Program, tokenizer: Tokenizer, state: TrainState, step: int
+    program: Program,
+    tokenizer: Tokenizer,
+    state: TrainState,
+    step: int,
+    heldout: Sequence[Window] = (),
 ) -> tuple[str, str] | None:
     """Generates from `train.sample_prompt` and returns (prompt, continuation).
 
-    For chat objectives these are the rendered user message and the answer. None for encoders,
-    which generate nothing, if `train.sample_tokens` is 0, and in runs of several processes.
+    For chat objectives these are the rendered user message and the answer. An encoder-decoder
+    needs a text to read: without a prompt it gets the first one of the `heldout` windows. None for
+    encoders, which generate nothing, without such a text, if `train.sample_tokens` is 0, and in
+    runs of several processes. ValueError for a prompt that the model cannot take.
     """
     e, objective = program.experiment, program.objective
     if e.model.kind == "encoder" or not e.train.sample_tokens or jax.process_count() > 1:
         return None
     prompt, stop_ids = e.train.sample_prompt, ()
+    ids: list[int] = []
+    begins = objective.begins_texts and e.model.kind == "decoder"
+    if not prompt and not begins and not objective.answers_chats:
+        ids = _heldout_text(objective, heldout)
+        if not ids:
+            return None
     if objective.answers_chats:  # the template writes its own beginning and end of a text
         prompt = render_chat(tokenizer, [{"role": "user", "content": prompt}])
         stop_ids = tuple(token for token in (end_of_turn(tokenizer),) if token is not None)
@@ -104,5 +119,15 @@ def sample(
         bos=objective.begins_texts and not objective.answers_chats,
         stop_ids=stop_ids,
     )
-    [generation] = generate(program.model, state.params, tokenizer, [prompt], config)
-    return prompt, generation.text
+    [generation] = generate(program.model, state.params, tokenizer, [ids or prompt], config)
+    return tokenizer.decode(ids) if ids else prompt, generation.text
+
+
+def _heldout_text(objective: Objective, heldout: Sequence[Window]) -> list[int]:
+    """The ids that an encoder reads of the first held-out text, [] without one."""
+    if not len(heldout):
+        return []
+    example = objective.example(heldout[0], np.random.default_rng(0))
+    if "encoder_inputs" not in example:
+        return []
+    return example["encoder_inputs"][example["encoder_segments"] == 1].tolist()

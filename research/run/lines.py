@@ -78,7 +78,13 @@ def log_step(
 
 
 def log_sample(session: Session, log: RunLog, state: TrainState, step: int) -> None:
-    """Logs a continuation of the config's prompt, for models that generate."""
-    written = sample(session.program, session.corpus.tokenizer, state, step)
+    """Logs a continuation of the config's prompt, for models that generate. A prompt that the
+    model cannot take, such as one that is too long, is said and does not end the run."""
+    heldout = session.appraisal.heldout.windows
+    try:
+        written = sample(session.program, session.corpus.tokenizer, state, step, heldout)
+    except ValueError as error:
+        log.note(f"no sample at step {step:,}: {error}; set config.train.sample_prompt")
+        return
     if written is not None:
         log.sample(step, *written)

@@ -194,6 +194,7 @@ class RunLog:
         # A run that was killed has logged steps after its last checkpoint; they are run and logged
         # again.
         rows = read_rows(path)
+        # A new run has start_step 0 and keeps none.
         kept = [row for row in rows if 0 < start_step >= row["step"]]
         text = "".join(_line(row) for row in kept)
         if path.exists() and path.read_bytes() != text.encode():
@@ -207,12 +208,14 @@ class RunLog:
         without it: the metrics are in metrics.jsonl anyway."""
         try:
             self._trackers[name] = open_tracker()
-        except ValueError:  # a package that is missing, before the first step
+        except BaseException as error:
+            # A ValueError is a package that is missing: said before the first step.
+            if isinstance(error, Exception) and not isinstance(error, ValueError):
+                self.note(f"{name} gets no values: {error}")
+                return
             self._display.close()
             self._file.close()
             raise
-        except Exception as error:
-            self.note(f"{name} gets no values: {error}")
 
     def _write(self, values: Row) -> Row:
         """Write a row to the file and the trackers. Returns it as written to the file."""

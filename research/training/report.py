@@ -61,6 +61,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _samples(path: Path) -> str:
     # The newest first, since it says how good the model is now.
     cards = [sample_card(*sample) for sample in reversed(read_samples(path))]
+    # A long run has hundreds of samples; only the last are open.
     older = cards[SAMPLES_OPEN:]
     fold = (
         f"<details><summary>{len(older)} earlier samples</summary>{''.join(older)}</details>"
@@ -73,6 +74,7 @@ def _samples(path: Path) -> str:
 def _changes(folder: Path, config: Mapping[str, Any]) -> str:
     """A table of the config fields that differ from the parent's, or a line that says why there is
     none; "" for a run without a parent."""
+    # A run that begins from nothing has no parent.
     flat = _fields(config)
     parent = flat.get(PARENT)
     if not parent or not isinstance(parent, str):

@@ -131,3 +131,74 @@ def test_a_tool_may_return_nothing():
     messages = [*CALLS[:2], {"role": "tool", "content": ""}, CALLS[3]]
     read = conversation({"messages": messages}, {"messages": "messages"})
     assert [message["content"] for message in read] == ["rain?", None, "", "No."]
+
+
+def test_calls_of_different_tools_are_the_same_from_parquet_as_from_lines(tmp_path):
+    other = {"type": "function", "function": {"name": "say", "arguments": {"city": "Ulm"}}}
+    rows = [
+        {"messages": [CALLS[0], CALLS[1] | {"tool_calls": [call]}, *CALLS[2:]], "tools": TOOLS}
+        for call in (CALL, other)
+    ]
+    rows[1]["tools"] = [{"type": "function", "function": {"name": "say", "strict": True}}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for row in rows:  # parquet has no empty struct
+        row["tools"][0]["function"].pop("parameters", None)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "b.parquet")
+    lines, table = (
+        FileDocuments(tmp_path / name, "", tmp_path / "cache", "conversations")
+        for name in ("a.jsonl", "b.parquet")
+    )
+    for row in range(2):
+        read = [read_spelt(documents[row]["conversation"]) for documents in (lines, table)]
+        assert read[0][0] == read[1][0] and "null" not in json.dumps(read[1][1])
+
+
+# Further columns of a record.
+
+
+@pytest.mark.parametrize(
+    ("row", "query"),
+    [
+        ({"messages": ASK, "system": "Be brief."}, ""),
+        (
+            {
+                "conversations": [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b"}],
+                "system": "Be brief.",
+            },
+            "",
+        ),
+        ({"instruction": "a?", "output": "b", "system": "Be brief."}, ""),
+        (
+            {"messages": [{"role": "system", "content": "Be brief."}, *ASK], "system": "Be brief."},
+            "",
+        ),
+        (
+            {"question": "a?", "response": "b", "system_prompt": "Be brief."},
+            "instruction=question&output=response&system=system_prompt",
+        ),
+    ],
+)
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_a_system_column_is_a_message_in_front(tmp_path, row, query, format):
+    path = tmp_path / f"a.{format}"
+    if format == "jsonl":  # also where the first record has none
+        plain = {name: value for name, value in row.items() if not name.startswith("system")}
+        path.write_text(json.dumps(plain | {"system_prompt": None}) + "\n" + json.dumps(row))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row, row]), path)
+    documents = FileDocuments(path, query, tmp_path / "cache", "conversations")
+    read = json.loads(documents[1]["conversation"])
+    assert read == [{"role": "system", "content": "Be brief."}, *ASK]
+
+
+def test_alpacas_history_comes_first_and_two_instructions_are_refused():
+    names = {"instruction": "instruction", "output": "output"}
+    row = {"instruction": "c?", "output": "d", "history": [["a?", "b"]]}
+    assert [m["content"] for m in conversation(row, names)] == ["a?", "b", "c?", "d"]
+    for history in ("a", ["a"], [["a"]], {"a": "b"}):
+        with pytest.raises(ValueError, match="history is no list"):
+            conversation(row | {"history": history}, names)
+    own = [{"role": "system", "content": "Be long."}, *ASK]
+    with pytest.raises(ValueError, match="say different things"):
+        conversation({"messages": own, "system": "Be brief."}, {"messages": "messages"})
+    assert conversation({"messages": ASK, "system": ""}, {"messages": "messages"}) == ASK

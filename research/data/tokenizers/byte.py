@@ -9,6 +9,7 @@ from research.data.tokenizers.special import RESERVED, find_roles
 from research.data.tokenizers.tokenizer import Aligned, Tokenizer, begins_word
 
 _SPECIAL = {name: 256 + n for n, name in enumerate(RESERVED)}
+# With a group, `split` returns the special tokens too, between the texts around them.
 _SPLIT = re.compile("(" + "|".join(map(re.escape, RESERVED)) + ")")
 
 
@@ -20,6 +21,7 @@ def load() -> Tokenizer:
         vocab_size=256 + len(RESERVED),
         **find_roles(_SPECIAL, {}),
         word_starts=np.array(starts),
+        # There is no file to hash: the reserved tokens are all that could ever change.
         fingerprint=hashlib.sha256(repr(("bytes", RESERVED)).encode()).hexdigest(),
         files={},
         encode_texts=_encode_texts,

@@ -48,15 +48,16 @@ def load(content: bytes, config: Mapping[str, Any]) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"not a tokenizer.json of the `tokenizers` library ({error})") from None
-    roles = find_roles(_special(spec), _named_roles(config))
+    roles = find_roles(_special(spec), named_roles(config))
     vocab = backend.get_vocab(with_added_tokens=True)
     return Tokenizer(
         kind="huggingface",
+        # Ids may have gaps, so the count of tokens can be below the largest id.
         vocab_size=max(vocab.values()) + 1,
         **roles,
         word_starts=_word_starts(spec, vocab),
         fingerprint=_fingerprint(spec, roles),
-        files={FILE: _dump(spec), CONFIG: _dump(_config(roles, vocab))},
+        files={FILE: dump(spec), CONFIG: dump(_config(roles, vocab))},
         encode_texts=functools.partial(_encode_texts, backend),
         decode_ids=functools.partial(backend.decode, skip_special_tokens=False),
         align_texts=functools.partial(_align_texts, json.dumps(spec | {"post_processor": None})),
@@ -71,6 +72,7 @@ def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(tokenizers.Regex(_SPLIT), "isolated"),
+            # The split above replaces GPT-2's own, which `use_regex` would apply as well.
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -78,6 +80,7 @@ def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(RESERVED),
+        # All 256 bytes, whether or not the texts have them: only then any text can be encoded.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -103,6 +106,7 @@ def byte_characters() -> tuple[str, ...]:
 
 
 def _encode_texts(backend: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
+    # The fast form computes no offsets, which only `_align_texts` wants.
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
@@ -124,7 +128,9 @@ def _special(spec: dict[str, Any]) -> dict[str, int]:
     return {token["content"]: token["id"] for token in marked or added}
 
 
-def _named_roles(config: Mapping[str, Any]) -> dict[str, str | None]:
+def named_roles(config: Mapping[str, Any]) -> dict[str, str | None]:
+    """The special tokens that a tokenizer_config.json names, by role; null says that a role has
+    none. A token is written as a string, or as an object with its "content"."""
     named = {role: config[f"{role}_token"] for role in _ROLES if f"{role}_token" in config}
     return {
         role: token["content"] if isinstance(token, dict) else token
@@ -136,6 +142,7 @@ def _config(roles: Roles, vocab: dict[str, int]) -> dict[str, Any]:
     """A tokenizer_config.json with which transformers opens the folder, and we find the same roles
     again."""
     strings = {token_id: token for token, token_id in vocab.items()}
+    # Null where the vocabulary has none, so that reading it back looks for no usual name.
     tokens = {f"{role}_token": strings.get(roles[f"{role}_id"]) for role in _ROLES}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -144,7 +151,8 @@ def _config(roles: Roles, vocab: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _dump(value: dict[str, Any]) -> bytes:
+def dump(value: dict[str, Any]) -> bytes:
+    """JSON on one line, as bytes of UTF-8."""
     return (json.dumps(value, ensure_ascii=False) + "\n").encode()
 
 
@@ -165,6 +173,7 @@ def _fingerprint(spec: dict[str, Any], roles: Roles) -> str:
     # pair. Older files do not name the type BPE; and "" as a prefix is the same as none.
     if "merges" in model:
         model = {"type": "BPE"} | {key: value for key, value in model.items() if value != ""}
+    # Order in the file is chance, ids are not.
     added = sorted(spec.get("added_tokens") or [], key=lambda token: token["id"])
     parts = (model, added, spec.get("normalizer"), spec.get("pre_tokenizer"), roles)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -25,6 +25,7 @@ def load(content: bytes) -> Tokenizer:
     of earlier tokens makes, and a vocabulary that was made with another split.
     """
     ranks = _parse(content)
+    # A tokenizer.json spells bytes as printable characters, tiktoken's file as base64.
     characters = huggingface.byte_characters()
     spell = {token: "".join(characters[byte] for byte in token) for token in ranks}
     merges = [[spell[left], spell[right]] for left, right in merges_from_ranks(ranks)]
@@ -55,6 +56,7 @@ def merges_from_ranks(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes
 
 
 def _merge(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
+    # Slices, as indexing bytes gives integers.
     pieces = [token[n : n + 1] for n in range(len(token))]
     while len(pieces) > 2:
         # The lowest rank is merged first, as BPE does; pairs that are no token, or one learnt
@@ -84,6 +86,7 @@ def _parse(content: bytes) -> dict[bytes, int]:
             f"the ranks of its {len(ranks)} different tokens are not 0 to {len(ranks) - 1}, each "
             f"once"
         )
+    # Without all bytes some text could not be encoded.
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise ValueError(

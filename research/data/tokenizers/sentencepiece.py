@@ -3,16 +3,19 @@
 import functools
 import hashlib
 import io
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import sentencepiece
 
+from research.data.tokenizers.huggingface import CONFIG, dump, named_roles
 from research.data.tokenizers.special import RESERVED, find_roles
 from research.data.tokenizers.tokenizer import Aligned, Tokenizer, begins_word
 
-FILE = "tokenizer.model"
+FILE, ADDED = "tokenizer.model", "added_tokens.json"
 _SPACE = "▁"  # U+2581, how pieces spell a space
 _CHUNK_CHARACTERS = 2000  # of a sentence given to the trainer
 # Field numbers in sentencepiece_model.proto: of the model, the trainer options and the normaliser
@@ -44,12 +47,16 @@ _TRAINING = {
 }
 
 
-def load(content: bytes) -> Tokenizer:
-    """The tokenizer of a .model file. Its special tokens are the control tokens with a usual name,
-    such as "</s>".
+def load(
+    content: bytes, added: Mapping[str, int] | None = None, config: Mapping[str, Any] | None = None
+) -> Tokenizer:
+    """The tokenizer of a .model file, with the tokens `added` to it (string -> id) and the special
+    tokens that a tokenizer_config.json names; otherwise the control tokens with a usual name, such
+    as "</s>", are the special ones.
 
-    The string of a control token in a text becomes that token, and the text on each side of it is
-    encoded alone. ValueError if the content is no sentencepiece model.
+    The string of a control token or an added one in a text becomes that token, and the text on each
+    side of it is encoded alone. ValueError if the content is no sentencepiece model, and for an
+    added token in the place of a piece.
     """
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=content)
@@ -59,23 +66,59 @@ def load(content: bytes) -> Tokenizer:
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"not a sentencepiece model ({str(error).strip()})") from None
     pieces = model.id_to_piece(list(range(model.vocab_size())))
-    control = {piece: n for n, piece in enumerate(pieces) if model.is_control(n)}
-    roles = find_roles(control, {})
+    added = _beyond(added or {}, pieces)
+    control = {piece: n for n, piece in enumerate(pieces) if model.is_control(n)} | added
+    named, index = named_roles(config or {}), {piece: n for n, piece in enumerate(pieces)}
+    # A named token may be any piece; by the usual names only control tokens are special.
+    roles = find_roles({t: index[t] for t in named.values() if t in index} | control, named)
+    # Added ids may leave a gap behind the pieces; tables have rows for it all the same.
+    size = max([len(pieces), *(n + 1 for n in added.values())])
+    starts = [model.is_control(n) or begins_word(_spelt(piece)) for n, piece in enumerate(pieces)]
+    # Without added tokens the fingerprint is that of runs from before there could be any.
+    # Without added tokens the digest is that of older versions, whose runs name it.
+    parts = (digest, sorted(roles.items()), *([sorted(added.items())] if added else []))
+    files = {FILE: content} | ({ADDED: dump(added)} if added else {})
+    if config:  # without the template, which is saved in a file of its own
+        files[CONFIG] = dump({k: v for k, v in config.items() if k != "chat_template"})
     return Tokenizer(
         kind="sentencepiece",
-        vocab_size=len(pieces),
+        vocab_size=size,
         **roles,
-        word_starts=np.array(
-            [model.is_control(n) or begins_word(_spelt(piece)) for n, piece in enumerate(pieces)]
-        ),
-        fingerprint=hashlib.sha256(repr((digest, sorted(roles.items()))).encode()).hexdigest(),
-        files={FILE: content},
+        word_starts=np.array(starts + [True] * (size - len(pieces))),
+        fingerprint=hashlib.sha256(repr(parts).encode()).hexdigest(),
+        files=files,
         encode_texts=functools.partial(_encode_texts, model, _insertions(model, control)),
         decode_ids=functools.partial(
             _decode_ids, model, {n: piece for piece, n in control.items()}
         ),
         align_texts=functools.partial(_align_texts, model, _insertions(model, control)),
     )
+
+
+def read_added(files: Mapping[str, bytes]) -> dict[str, int]:
+    """Tokens that were added to a sentencepiece model, string -> id, by its folder's files: those
+    of added_tokens.json and of `added_tokens_decoder` in tokenizer_config.json."""
+    # Two spellings of the same: older releases of transformers wrote a file, newer ones the
+    # decoder.
+    tokens = dict(json.loads(files[ADDED])) if ADDED in files else {}
+    config = json.loads(files[CONFIG]) if CONFIG in files else {}
+    for number, token in (config.get("added_tokens_decoder") or {}).items():
+        tokens[token["content"] if isinstance(token, dict) else token] = int(number)
+    return tokens
+
+
+def _beyond(added: Mapping[str, int], pieces: list[str]) -> dict[str, int]:
+    """The added tokens that are no pieces: files list pieces of the model among them too."""
+    for token, number in added.items():
+        # An id decides the size of tables, so a damaged one must not ask for all memory.
+        if type(number) is not int or not 0 <= number < 2**24:
+            raise ValueError(f"the added token {token!r:.60} has the id {number!r}")
+        if number < len(pieces) and pieces[number] != token:
+            raise ValueError(
+                f"the added token {token!r:.60} has the id {number} of the piece "
+                f"{pieces[number]!r:.60}"
+            )
+    return {token: number for token, number in added.items() if number >= len(pieces)}
 
 
 def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
@@ -85,6 +128,8 @@ def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
     BPE because unigram takes 20 times as long and makes 6% more tokens of Python source.
     RuntimeError where the trainer refuses the size.
     """
+    # The trainer is C++ and turns an error of the iterator into one of its own; the original is
+    # kept and raised instead.
     written, failures = io.BytesIO(), []
 
     def sentences() -> Iterator[str]:
@@ -112,6 +157,7 @@ def _chunks(texts: Iterable[str]) -> Iterator[str]:
         while start < len(text):
             end = start + _CHUNK_CHARACTERS
             if end < len(text):
+                # -1 + 1 is 0: without a line end the text is cut at full length.
                 end = text.rfind("\n", start, end) + 1 or end
             yield text[start:end]
             start = end
@@ -121,7 +167,9 @@ def _insertions(
     model: sentencepiece.SentencePieceProcessor, control: dict[str, int]
 ) -> dict[str, list[int]]:
     """Strings that sentencepiece would not encode as we want, with the ids they get."""
-    insertions = {piece: [n] for piece, n in control.items()}
+    # The longest first: a token may begin with another.
+    # Longest first: where one token is the start of another, the regex would take the shorter.
+    insertions = {piece: [control[piece]] for piece in sorted(control, key=len, reverse=True)}
     # In models trained here a U+2581 of the text is spelt by its bytes: decoding would turn the
     # character itself into a space.
     if control.keys() >= set(RESERVED):
@@ -164,6 +212,7 @@ def _align(
 ) -> Aligned:
     ids, places, at = [], [], 0
     for index, part in enumerate(parts):
+        # Every second part is an insertion, see `re.split` with a group.
         if index % 2:
             ids += insertions[part]
             places += [(at, at + len(part))] * len(insertions[part])
@@ -191,7 +240,7 @@ def _decode_ids(
         if token_id in control:
             parts += [model.decode(run), control[token_id]]
             run = []
-        else:
+        elif token_id < model.vocab_size():  # ids between pieces and added tokens are nobody's
             run.append(token_id)
     return "".join([*parts, model.decode(run)])
 
@@ -205,6 +254,7 @@ def _spelt(piece: str) -> str | bytes:
 def _digest(content: bytes) -> str:
     """sha256 of the pieces, their scores and types, and the options that decide ids; not of how it
     was trained."""
+    # Defaults first: a field that a file leaves out is the same as one that states its default.
     digest, options, normalizer = hashlib.sha256(), dict(_ID_OPTIONS), dict(_NORMALIZER_OPTIONS)
     for field, value in fields(content):
         if field == _PIECE:

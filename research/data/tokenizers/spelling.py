@@ -83,6 +83,7 @@ def train_tokenizer(spelling: str | Path, texts: Iterable[str]) -> Tokenizer:
     try:
         tokenizer = _TRAINERS[kind](vocab_size, _whole(texts))
     except RuntimeError as error:
+        # The library puts its file, line and condition in brackets before the reason.
         reason = str(error).rsplit("]", 1)[-1].strip() or "there is no text"
         raise ValueError(f"cannot train {spelling!r} on these texts: {reason}") from None
     # A smaller vocabulary than was asked for would not fit the tables of the model.
@@ -113,7 +114,7 @@ def _load_folder(folder: Path) -> Tokenizer:
     elif (folder / huggingface.FILE).is_file() and record.get("kind") != "sentencepiece":
         tokenizer = _load_json(folder / huggingface.FILE)
     elif (folder / sentencepiece.FILE).is_file():
-        tokenizer = _load_model(folder / sentencepiece.FILE)
+        tokenizer = _load_model_folder(folder)
     else:
         raise ValueError(
             f"folder {folder} has no tokenizer; wanted {huggingface.FILE} or {sentencepiece.FILE} "
@@ -160,6 +161,23 @@ def _load_json(path: Path) -> Tokenizer:
 
 def _load_model(path: Path) -> Tokenizer:
     return _read(path, sentencepiece.load)
+
+
+def _load_model_folder(folder: Path) -> Tokenizer:
+    """A tokenizer.model with what lies beside it: tokens added to it, and a config that names the
+    special ones. Most chat models made of LLaMA 2 and Mistral are such folders."""
+    names = (sentencepiece.ADDED, huggingface.CONFIG)
+    files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    config = read_json(folder / huggingface.CONFIG) if huggingface.CONFIG in files else {}
+    try:
+        added = sentencepiece.read_added(files)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"the added tokens in {folder} cannot be read ({error!r}); restore "
+            f"{' and '.join(files)} from the source"
+        ) from None
+    path = folder / sentencepiece.FILE
+    return _read(path, lambda content: sentencepiece.load(content, added, config))
 
 
 def _load_ranks(path: Path) -> Tokenizer:

@@ -79,6 +79,7 @@ class Tokenizer:
         that prints tokens as they arrive should hold back a trailing U+FFFD: it may be the first
         half of a character that the next token completes.
         """
+        # Runs of known ids are decoded together: a character may be spread over several tokens.
         parts, known = [], []
         for token_id in map(int, ids):
             if 0 <= token_id < self.vocab_size:
@@ -93,6 +94,7 @@ class Tokenizer:
         and sentencepiece can read the model file too."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
+        # Bytes as they were read: a file that goes through a run unchanged stays the same file.
         for name, content in self.files.items():
             with replacing(folder / name) as file:
                 file.write(content)

@@ -50,6 +50,7 @@ def _iota(text: str) -> tuple[list[int], list[int]]:
     """Devices in order and the dimensions they fill, of "[2,4]<=[4,2]T(1,0)"."""
     dims, _, rest = text.partition("<=")
     shape, _, order = rest.partition("T")
+    # An iota 0..n-1 of shape `sizes`, transposed: the compact print of regular groups.
     sizes = _numbers(shape)
     return _transpose(
         list(range(math.prod(sizes))), sizes, _numbers(order) or list(range(len(sizes)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 HOST = 5  # memory space of arrays that wait in the host's memory, on TPU and CUDA alike
+# `body` and `condition` of loops are left out: how often they run is another question.
 _CALLED = re.compile(
     r"\b(?:calls|to_apply|(?:true|false)_computation)=%?([\w.-]+)|\bbranch_computations=\{([^}]*)\}"
 )

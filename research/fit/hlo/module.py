@@ -39,6 +39,7 @@ class Module:
 
     def _run(self, name: str, times: int, scalars: Scalars) -> Counter[str]:
         """Executions of a computation that runs `times` times, and of all that it reaches."""
+        # A computation may be called from several places; its executions add up.
         counts = Counter({name: times})
         frame = Frame(self.computations, self.computations[name], scalars)
         for op in frame.computation.instructions.values():

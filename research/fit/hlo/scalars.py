@@ -97,6 +97,7 @@ def trips(frame: Frame, loop: Instruction) -> int | None:
 
     condition = frame.enter(called(loop, "condition"), _current)
     body = frame.enter(called(loop, "body"), _current)
+    # The loop is run, but of its state only the few integers that its condition depends on.
     for count in range(_LONGEST_LOOP):
         holds = value(condition, condition.computation.root.name)
         if holds is None:
@@ -152,6 +153,7 @@ def value(frame: Frame, name: str, path: Path = ()) -> int | None:
     if op.opcode in _SAME:
         return value(frame, op.operands[0], path)
     if op.opcode in ("fusion", "call"):
+        # Compilers fuse even the addition of a loop's counter.
         inner = frame.enter(op.calls[0], arguments(frame, op))
         return value(inner, inner.computation.root.name, path)
     if op.opcode == "while":

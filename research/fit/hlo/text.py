@@ -12,6 +12,7 @@ from research.fit.hlo.instructions import Array, Computation, Instruction
 from research.fit.hlo.module import Module
 
 _BITS = {"pred": 8, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
+# Shape, then optionally a layout: f32[8,128]{1,0:T(8,128)}.
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([^\]]*)\](?:\{([^}]*)\})?|\b(token|opaque)\b")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.-]+) = (.*)")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
@@ -38,6 +39,7 @@ def parse(text: str, otherwise: int | None = None) -> Module:
         raise ValueError(
             f"the text of {len(text)} characters has no ENTRY computation; pass compiled.as_text()"
         )
+    # Attributes of the module stand on its first line.
     head = text.partition("\n")[0]
     counts = [int(found) for found in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", head)]
     return Module(computations, entry, math.prod(counts), ":T(" in text, otherwise)

@@ -57,7 +57,7 @@ def read_vocabulary(files: Mapping[str, bytes]) -> tuple[dict[str, Any], Vocabul
             ) from None
         return spec, _from_json(spec)
     if sentencepiece.FILE in files:
-        return {}, _from_model(files[sentencepiece.FILE])
+        return {}, _with_added(_from_model(files[sentencepiece.FILE]), files)
     raise ValueError(
         f"there is no {FILE} or {sentencepiece.FILE} among {sorted(files)}; a GGUF file needs one"
     )
@@ -201,6 +201,29 @@ def _from_model(content: bytes) -> Vocabulary:
         "add_space_prefix": bool(normalizer.get(3, 1)),
     }
     return Vocabulary(_with_spaces(tokens, types), types, tokens[types.index(UNKNOWN)], extra)
+
+
+def _with_added(vocabulary: Vocabulary, files: Mapping[str, bytes]) -> Vocabulary:
+    """The vocabulary of a tokenizer.model with the tokens that files beside it add."""
+    added = sentencepiece.read_added(files)
+    count = len(vocabulary.tokens)
+    by_id = {number: token for token, number in added.items() if number >= count}
+    if not by_id:
+        return vocabulary
+    known = parse_object(files, CONFIG).get("added_tokens_decoder") if CONFIG in files else None
+    plain = {
+        int(number)
+        for number, token in (known or {}).items()
+        if isinstance(token, dict) and token.get("special") is False
+    }
+    ids = range(count, max(by_id) + 1)
+    tokens = [by_id.get(n, f"[PAD{n}]") for n in ids]
+    named = [USER_DEFINED if n in plain else CONTROL for n in ids]
+    kinds = [kind if n in by_id else UNUSED for n, kind in zip(ids, named)]
+    # Found before anything is merged, so the score has no say; llama.cpp's script writes -1000 too.
+    scores = np.pad(vocabulary.extra["scores"], (0, len(ids)), constant_values=-1000.0)
+    extra = {**vocabulary.extra, "scores": scores}
+    return Vocabulary(vocabulary.tokens + tokens, vocabulary.types + kinds, vocabulary.unk, extra)
 
 
 def _with_spaces(tokens: list[str], types: list[int]) -> list[str]:

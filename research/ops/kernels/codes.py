@@ -21,6 +21,7 @@ def dense(
     # end to end.
     nibbles = range(codes_per_byte(codes_NRO))
     halves = [decode(codes_NRO, nibble, book) * scale_N1O for nibble in nibbles]
+    # [N, G, O] flattened over groups is [I, O], as groups follow each other along the inputs.
     values = halves[0] if len(halves) == 1 else jnp.concatenate(halves, axis=1)
     return values.astype(dtype).reshape(-1, codes_NRO.shape[-1])
 

@@ -39,6 +39,7 @@ class Equation(NamedTuple):
 
 def parse(eqn: str) -> Equation:
     """The parts of an equation of one activation and one weight."""
+    # No spaces: equations are constants of the program and written in one way.
     operands, result = eqn.split("->")
     x, w = operands.split(",")
     return Equation(x, w, result)

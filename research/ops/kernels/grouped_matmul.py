@@ -23,9 +23,11 @@ TILE = 512  # rows of a tile
 # bytes of a row of a tile; with their float32 sums two of each fit the 16 MiB that a kernel has on
 # v5e
 WIDE = 2048
+# Rows [M, O] times the transposed matrices [E, I, O]: O is contracted, M is in groups.
 _TO_ROWS = lax.RaggedDotDimensionNumbers(
     (((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0]
 )
+# [M, I] and [M, O] contracted over M, the axis in groups: one matrix for each group.
 _TO_MATRICES = lax.RaggedDotDimensionNumbers(
     (((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
 )
@@ -87,6 +89,7 @@ def matrices(
 
 def of_groups(y_MO: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """`y` with zeros in the rows without a group."""
+    # `where` and not a product with 0, since such rows may hold NaN.
     return jnp.where((jnp.arange(y_MO.shape[0]) < jnp.sum(sizes_E))[:, None], y_MO, 0)
 
 

@@ -105,6 +105,7 @@ def _part(kernel, x, codes, scale, inputs, summed, transposed) -> jax.Array:
     lead = x.shape[: x.ndim - len(outputs if transposed else inputs)]
     flat_codes, flat_scale = (a.reshape(*a.shape[:2], -1) for a in (codes, scale))
     y = kernel(x.reshape(math.prod(lead), -1), flat_codes, flat_scale, transposed=transposed)
+    # Partial sums of each device's inputs, added in the activations' type.
     y = lax.psum(y, summed) if summed else y
     return y.reshape(*lead, *((-1, *inputs[1:]) if transposed else outputs))
 
@@ -114,6 +115,7 @@ def _product(eqn, x, codes, scale, book, inputs, *, transposed):
     kernel, (N, R, *outputs) = _kernel(), _local_shape(codes)
     summed = len(outputs if transposed else inputs)
     rows = math.prod(_local_shape(x)[: x.ndim - summed])
+    # Slower is no misfit: that case is silent, below it a warning says what to set.
     if kernel is None or not kernel.faster(rows, codes.dtype, book is not None):
         return None
     reason = _misfit(eqn, x, codes, inputs) or kernel.refusal(

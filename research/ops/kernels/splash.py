@@ -26,6 +26,7 @@ BLOCKS = (512, 256, LANES)
 
 def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
     """Why the kernel cannot serve the case and what to set, or None where it can."""
+    # A device has its own queries and, gathered, all keys of its rows.
     T, S, H = local_shape(q_BTNH)[1], k_BSKH.shape[1], q_BTNH.shape[3]
     if (visibility.causal or visibility.window) and not visibility.packed:
         return (

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 import jax
 import numpy as np
 
+# Brackets mark the end also where JAX wraps the name, as in transpose(jvp(pairs[...])).
 _SCOPE = re.compile(r"pairs\[([^\]]*)\]")
 
 
