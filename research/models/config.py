@@ -113,7 +113,7 @@ class Regularization:
     """
 
     dropout: float = 0.0
-    # Weight of the load-balancing loss.
+    # Weight of the load-balancing loss, which is taken over the tokens of a micro-batch.
     router_loss: float = setting(0.0, EXPERTS, weighs="router_balance")
 
 
