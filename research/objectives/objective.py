@@ -27,7 +27,8 @@ class Objective(Protocol):
       of `research.data.batch.Batch`. Their shapes depend on T alone. Random choices come from the
       generator that is passed in, so a step has the same bits after a resume.
     - `loss` returns sums and counts, never means. The sums of a batch are those of its parts added
-      up, so accumulation, packing and the number of devices do not change the loss.
+      up, so accumulation, packing and the number of devices do not change the loss. (Layer losses
+      that are no sums, such as the balance of experts, are taken by micro-batch.)
     - An example whose `weights` are 0 adds nothing to the loss, the count or the totals.
     - `loss` can be traced, and its count does not depend on parameters.
     """

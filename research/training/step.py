@@ -29,7 +29,9 @@ def train_step(
 
     `batch` has arrays [B, ...], processed in `accumulate` micro-batches of B / accumulate rows. The
     loss is (sum over all tokens) / (count of all tokens), in nats per token, however the batch is
-    cut into micro-batches or spread over devices. "grad_norm" is the norm before clipping. Only
+    cut into micro-batches or spread over devices; only losses that are no sums over tokens, such as
+    the balance of experts (`research.ops.route.load_balance`), are those of the micro-batches,
+    weighted by their tokens. "grad_norm" is the norm before clipping. Only
     `state.trainable` has gradients and optimizer state.
     """
     # The step's key follows from the run's, so a resumed run draws the same numbers.
