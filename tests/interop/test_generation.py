@@ -134,6 +134,7 @@ def test_generation_config_gives_the_defaults_of_sampling(values, sampling, tmp_
     assert load(tmp_path / "hf").sampling == sampling
     convert(tmp_path / "hf", tmp_path / "native")
     assert load(tmp_path / "native").sampling == sampling
+    convert(tmp_path / "hf", tmp_path / "gguf", "gguf", certified=False)  # without a tokenizer
 
 
 @pytest.mark.parametrize(
