@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Trains on this machine: makes a virtual environment, installs Graft with CPU wheels, and runs the
-# quickstart or what the arguments say.
+# Trains on this machine: makes a virtual environment, installs Graft with JAX for the TPU or NVIDIA
+# card that is there, else for the CPU, and runs the quickstart or what the arguments say.
 #
 #   ./launch/local.sh                                     the quickstart
 #   ./launch/local.sh --config.train.steps=50 --workdir=runs/short
 #
 # Arguments go to research.train; --config and --workdir are added where they are not given.
-# GRAFT_VENV: the environment's folder (.venv). DRY_RUN=1 prints the commands instead.
+# GRAFT_VENV: the environment's folder (.venv). JAX_PLATFORMS=cpu leaves an accelerator alone.
+# DRY_RUN=1 prints the commands instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
@@ -20,5 +21,7 @@ for argument in "$@"; do
   esac
 done
 
-make_environment ""
+finder=$python
+[ -x "$finder" ] || finder=$(newest_python)
+make_environment "$("$finder" -c 'from research.devices import nodes; print(nodes.extra())')"
 run "$python" -m research.train "${config[@]}" "${workdir[@]}" "$@"

@@ -229,6 +229,19 @@ def test_a_request_that_fails_is_told(site):
     assert done.returncode == 1 and "is FAILED" in done.stderr
 
 
+@pytest.mark.parametrize("platforms", ["", "cpu"])
+def test_a_local_run_installs_for_the_accelerator_that_is_there(tmp_path, platforms):
+    # A host of a TPU tells so without a device file, which a test cannot make.
+    variables = {"TPU_WORKER_ID": "0", "JAX_PLATFORMS": platforms, "DRY_RUN": "1"}
+    variables["GRAFT_VENV"] = str(tmp_path / "venv")
+    done = subprocess.run(
+        [f"{ROOT}/launch/local.sh"], env={**os.environ, **variables}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    extra = "" if platforms else r"\[tpu\]"
+    assert f"--editable .{extra} \n" in done.stdout
+
+
 def test_the_scripts_are_clean():
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")

@@ -56,6 +56,7 @@ class FileDocuments:
         self._ends = np.cumsum([len(reader) for reader in self._readers])
         self._layout, self.fields, self.rules = wanted, LAYOUTS[wanted].fields, rules
         # The fingerprint covers names, contents, the columns read and how texts are cut.
+        # Names are those within the folder: a copy elsewhere is the same data.
         files = [(str(reader.path), reader.name) for reader in self._readers]
         counts = [len(reader) for reader in self._readers]
         content = content_digest(files, cache_dir)
@@ -160,6 +161,7 @@ def _open_readers(
             # Rules 1 looked into hidden folders. Nobody means .git or .venv by a folder of code.
             and (file.suffix in EARLIER_FORMATS or not _hidden(file.relative_to(path)))
         ]
+    # By suffix alone: contents could only be told apart by reading all of them.
     known = [file for file in files if _known(file, rules)]
     if not known:
         raise ValueError(
@@ -203,6 +205,7 @@ def _fitting(
     passed: dict[Path, str] = {}
     failures: list[ValueError] = []
     readers = _opened(files, path, passed, failures)
+    # What some file has may be missing in another; what none has is a mistake of the query.
     everywhere = {column for reader in readers.values() for column in reader.columns}
     fields: dict[Path, dict[str, str]] = {}
     # Records first: beside them, texts other than .txt are a README or the like.

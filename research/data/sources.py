@@ -80,6 +80,7 @@ def open_source(name: str, cache_dir: Path, wanted: str = "texts", recorded: str
     on with these data: if they have it under earlier rules of reading, they are read by these.
     ValueError for data that are missing, empty or of another layout.
     """
+    # The present rules first: nearly every run has begun under them.
     source = _open_under(_RULES, name, Path(cache_dir), wanted)
     if recorded and source.fingerprint != recorded:
         try:

@@ -1,8 +1,5 @@
 """Which accelerator this machine has, by its device files: known before JAX is imported, or even
-installed. The notebook, the launch scripts and `import research` ask it.
-
-    python -m research.devices.nodes      # the extra of setup.cfg for it: "[tpu]", "[cuda]" or ""
-"""
+installed. The notebook, launch/local.sh and `import research` ask it."""
 
 import os
 import sys
@@ -76,7 +73,3 @@ def _installed(package: str) -> bool:
         return bool(version(package))
     except PackageNotFoundError:
         return False
-
-
-if __name__ == "__main__":
-    print(extra())

@@ -123,6 +123,8 @@ class StackedCache(SlotCache):
 
     def layered(self) -> "LayeredCache":
         """The same cache with an array for each layer, for decoding with a tuple of layers."""
+        # A copy, made once before decoding: in the loop each layer's array is then updated in
+        # place.
         count = self.key_LBKSH.shape[0]
         keys, values = (
             tuple(kv[layer] for layer in range(count)) for kv in (self.key_LBKSH, self.value_LBKSH)
@@ -194,6 +196,7 @@ def make_cache(
         constrain(jnp.zeros((layers, batch, kv_heads, slots, head_size), dtype), content, rules)
         for _ in range(2)
     )
+    # Segment 0 everywhere: all slots are empty.
     positions_BS, segments_BS = (
         constrain(jnp.zeros((batch, slots), jnp.int32), index, rules) for _ in range(2)
     )

@@ -61,6 +61,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _samples(path: Path) -> str:
     # The newest first, since it says how good the model is now.
     cards = [sample_card(*sample) for sample in reversed(read_samples(path))]
+    # A long run has hundreds of samples; only the last are open.
     older = cards[SAMPLES_OPEN:]
     fold = (
         f"<details><summary>{len(older)} earlier samples</summary>{''.join(older)}</details>"

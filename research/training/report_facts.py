@@ -16,6 +16,7 @@ def headline(
     """The tiles at the top of a report as HTML: steps, losses, speed, time and parameters, each if
     the rows have it."""
     training = [row for row in rows if "loss" in row]
+    # A report may be made of a run that is not over, or whose config is gone.
     steps = config.get("train", {}).get("steps")
     if training:
         last = training[-1]
@@ -59,14 +60,17 @@ def predicted_and_measured(fit: Mapping[str, Any], rows: Sequence[Row]) -> dict[
     memory = "not measured, for this backend does not tell it"
     if peaks:
         memory = f"{max(peaks) / 2**30:.2f} GiB measured, {max(peaks) / predicted:.1%} of that"
+    # `tokens` is step * tokens of a step, so tokens_per_second * step / tokens is steps a second.
     timed = [row for row in rows if row.get("tokens_per_second") and row.get("tokens")]
     # In steps a second.
     speeds = [row["tokens_per_second"] * row["step"] / row["tokens"] for row in timed]
     time = (
         f"{1 / median(speeds):.4g} s measured at the median" if speeds else "no step was measured"
     )
+    # Near 100% the step is as fast as the hardware allows; far below, something else holds it up.
     if bound and speeds:
         time += f", of which the bound is {bound * median(speeds):.1%}"
+    # A bound needs published peaks, which there are of accelerators only.
     least = (
         f"{bound:.4g} s at least" if bound else "no bound, for no peak of this device is published"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from research.data.alpaca import open_alpaca
 from research.data.census import Census, count_repeated, unmarked_bounds
 from research.data.chat import encode_chat
 from research.data.config import DataConfig
@@ -333,6 +334,14 @@ def test_a_corpus_finds_what_its_run_has_recorded(open_rows, tmp_path):
         (tmp_path / "run" / "provenance.json").write_text(json.dumps({"dataset": dataset}))
         again = open_corpus(corpus.config, folder)
         assert again.provenance["fingerprint"] == recorded != earlier.fingerprint
+
+
+def test_the_fingerprint_of_a_named_source_is_what_runs_have_recorded(tmp_path, monkeypatch):
+    path = tmp_path / "alpaca.jsonl"
+    path.write_text('{"instruction": "a", "input": "", "output": "b"}\n' * 40)
+    monkeypatch.setattr("research.data.alpaca.built", lambda *_: path)
+    earlier = FileDocuments(path, "", tmp_path / "cache", "conversations", rules=1)
+    assert open_alpaca(tmp_path / "cache")[0].fingerprint == earlier.fingerprint
 
 
 # Objectives and layouts.
