@@ -130,7 +130,7 @@ def move(model: Model, params: Tree) -> Tree:
         # A donated copy would not do: no output is as large as the stack, so none takes its buffer.
         host = [_fetch(array) for array in arrays]
         for index, layer in enumerate(layers):
-            own = leaf.unflatten([jax.device_put(part[index], place) for part, place in host])
+            own = jax.tree.unflatten(leaf, [jax.device_put(part[index], at) for part, at in host])
             axes = _contracted_axes(path, own)
             layer.append(_transposed(own, dtype, axes) if axes else own)
         # So that the next weight is not copied back before the memory of this one is free.
