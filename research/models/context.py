@@ -129,7 +129,7 @@ def layer_kind(c: ModelConfig, index: int) -> str:
 def make_context(
     c: ModelConfig,
     positions_BT: jax.Array,
-    segments_BT: jax.Array,
+    segments_BT: jax.Array | None,
     *,
     causal: bool,
     packed: bool = True,
@@ -139,13 +139,17 @@ def make_context(
 ) -> LayerContext:
     """The context of a stack for tokens [B, T] that attend to each other; over a cache, which puts
     in its own keys, also to earlier ones. `packed` is that of `Visibility`, `memory` the encoder's
-    for a decoder that has one."""
+    for a decoder that has one. Segments of None say that every row is one document without padding.
+    """
+    single = segments_BT is None
+    segments_BT = jnp.ones_like(positions_BT) if segments_BT is None else segments_BT
     # Tokens are queries and keys alike; a cache replaces the keys by its own in `attend`.
     tokens = (positions_BT, positions_BT, segments_BT, segments_BT)
     kinds = {}
     # Once for each kind and not for each layer: rotations and masks do not depend on the layer.
     for name in dict.fromkeys(layer_pattern(c)):
-        visibility = Visibility(*tokens, causal, KINDS[name].window(c), packed=packed)
+        window = KINDS[name].window(c)
+        visibility = Visibility(*tokens, causal, window, packed=packed, single=single)
         rates = KINDS[name].rates(c)
         kinds[name] = LayerKind(
             visibility, None if rates is None else rotation(positions_BT, rates)
