@@ -23,15 +23,19 @@ make_environment() {
   if [ -f "$stamp" ] && cmp -s setup.cfg "$stamp"; then
     return
   fi
-  [ -x "$python" ] || run "$(newest_python)" -m venv "$venv"
+  [ -x "$python" ] || run "$(newest_python "$extras")" -m venv "$venv"
   run "$python" -m pip install --quiet --disable-pip-version-check --editable ".$extras"
   [ -n "${DRY_RUN:-}" ] || cp setup.cfg "$stamp"
 }
 
-# The first of python3 and the versioned names that is at least 3.11.
+# newest_python [EXTRAS]: the first of python3 and the versioned names that is at least 3.11. For
+# NVIDIA's cards, of which the best attention kernel wants 3.12, the versioned names come first.
 newest_python() {
-  local name
-  for name in python3 python3.13 python3.12 python3.11 python; do
+  local name names="python3 python3.13 python3.12 python3.11 python"
+  case ${1:-} in
+    *cuda* | *fit*) names="python3.13 python3.12 $names" ;;
+  esac
+  for name in $names; do
     if command -v "$name" > /dev/null &&
       "$name" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
       echo "$name"

@@ -2,7 +2,8 @@
 
 The model is that of a run (--workdir) or of a checkpoint (--checkpoint); ids in a .npy file
 (--token_ids) need no tokenizer. Prints tokens, nll_per_token (nats), perplexity, bits_per_byte and
-bytes, over every token of the file. Logs go to standard error.
+bytes, over every token of the file. An encoder-decoder is scored on the targets of a .jsonl file of
+{"inputs": ..., "targets": ...}. Logs go to standard error.
 """
 
 import json
@@ -68,7 +69,11 @@ def main(arguments: list[str]) -> int:
             f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder, "
             "or give --token_ids"
         )
-    print_values(score(opened, content), JSON.value)
+    if opened.model.config.kind == "encoder_decoder" and TEXT.value:
+        values = score_translations(opened, Path(TEXT.value))
+    else:
+        values = score(opened, content)
+    print_values(values, JSON.value)
     return command.DONE
 
 
@@ -87,6 +92,18 @@ def score(opened: Any, content: Any) -> dict[str, float | int | None]:
         "bits_per_byte": None,
         **evaluation.values(totals),
         "bytes": int(totals["bits_per_byte"][1]) if "bits_per_byte" in totals else None,
+    }
+
+
+def score_translations(opened: Any, file: Path) -> dict[str, float | int | None]:
+    """The printed values by name, of the targets of a file of pairs."""
+    from research.evals.pair_perplexity import read_pairs, score_pairs
+
+    result = score_pairs(opened.model, opened.params, opened.tokenizer, read_pairs(file))
+    return {
+        "tokens": result.tokens,
+        "nll_per_token": result.nll_per_token,
+        "perplexity": result.perplexity,
     }
 
 

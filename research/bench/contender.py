@@ -20,6 +20,7 @@ def main() -> None:
     # The same peer under torch.compile is a contender of its own.
     peer, compiled = name.removesuffix("_compiled"), name.endswith("_compiled")
     if kind == "product":
+        # The product is a contender like any other: it takes turns, in a process of its own.
         serve(jax_product(dtype) if name == "jax" else torch_product(dtype))
     elif peer == "graft":
         serve(graft_step(kind, dtype))

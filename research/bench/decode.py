@@ -90,6 +90,7 @@ def _take_turns(
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """Medians of what each contender answers, by name and batch; the first turn, which may compile,
     is not counted."""
+    # Medians: a median of six turns forgives two that something else disturbed.
     contenders, results = [], {}
     try:
         for name in names:

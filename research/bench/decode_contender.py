@@ -189,6 +189,7 @@ def _llama_context(lib: Any, model: Any, batch: int) -> Any:
     params = lib.llama_context_default_params()
     # 256 slots a sequence hold the prompt's 64 tokens and the 128 that follow.
     params.n_ctx, params.n_seq_max = batch * 256, batch
+    # The prompts of a batch of 8 in one call: 8 * 64 tokens.
     params.n_batch = params.n_ubatch = 512
     params.n_threads = params.n_threads_batch = os.cpu_count()
     return lib.llama_init_from_model(model, params)

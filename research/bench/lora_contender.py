@@ -85,6 +85,7 @@ def _base(method: str, dtype: Any) -> Any:
     )
 
     c = PRESETS[PRESET]
+    # Random weights are as slow as trained ones, and need no download.
     torch.manual_seed(0)
     # The shape of our preset, so that both sides do the same products.
     config = LlamaConfig(

@@ -86,6 +86,7 @@ def nanogpt_step(folder: str, dtype: str, compiled: bool, rows: np.ndarray) -> C
                 bias=True,
             )
         )
+        # It decays matrices and not vectors, and takes the fused form on CUDA alone.
         optimizer = model.configure_optimizers(
             ADAMW["weight_decay"], ADAMW["lr"], ADAMW["betas"], "cpu"
         )

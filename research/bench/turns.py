@@ -107,6 +107,7 @@ def serve(run: Any) -> None:
             print(json.dumps({"peak_bytes": peak}), flush=True)
             return
         # The child measures itself: the pipe is not in its seconds.
+        # A monotonic clock of high resolution; the wall clock may be set in between.
         start = time.perf_counter()
         run()
         print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)

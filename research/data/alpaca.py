@@ -39,5 +39,6 @@ def open_alpaca(cache_dir: Path) -> tuple[Documents, None, dict[str, Any]]:
         return directory / "alpaca.jsonl"
 
     file = built(cache_dir / "alpaca" / sha256[:16], write, check)
-    documents = FileDocuments(file, "", cache_dir, "conversations")
+    # These bytes never change, and neither does their fingerprint, which runs have recorded.
+    documents = FileDocuments(file, "", cache_dir, "conversations", rules=1)
     return documents, None, {"package": requirement, "sha256": sha256}

@@ -102,6 +102,7 @@ def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
     The first error ends the list: {"refused": why} if the template rejects this conversation, which
     others may survive, {"error": why} if the template itself is unusable.
     """
+    # An error ends the list: the caller asks for all of it or takes none.
     answers = []
     try:
         _limit_cpu(CPU_SECONDS)
@@ -163,6 +164,7 @@ def main() -> None:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(limit, (size, size))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which closes the pipe
+    # A line is a request, so neither side needs to announce a length.
     for line in sys.stdin.buffer:
         sys.stdout.buffer.write(json.dumps(answer(json.loads(line))).encode() + b"\n")
         sys.stdout.buffer.flush()

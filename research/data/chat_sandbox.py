@@ -52,6 +52,7 @@ class Sandbox:
         that does what the sandbox forbids, and one that exceeds the limits of time, memory or
         output.
         """
+        # JSON, not pickle: the template's side of the pipe must not be able to run code here.
         request = (
             json.dumps({"template": template, "jobs": list(jobs), "now": now.isoformat()}).encode()
             + b"\n"

@@ -60,6 +60,7 @@ class PackedConversations:
                 f"conversation(s); "
                 "set config.data.sequence_length"
             )
+        # Only lengths decide which conversations share a window.
         self._windows = best_fit((self._ends - starts)[order].tolist(), length)
         self._order = order
 

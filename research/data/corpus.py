@@ -195,6 +195,7 @@ def has_tokenizer(folder: Path | None) -> bool:
     one, such as a full disk leaves, counts as none: the run has not begun, and writes it anew."""
     if folder is None or not folder.is_dir():
         return False
+    # With a checkpoint its ids are in trained weights, so no other tokenizer may take its place.
     if any((folder.parent / "checkpoints").glob("[0-9]*")):
         return True
     try:
@@ -233,7 +234,7 @@ def _open_tokenizer(spelling: str, sources: list[Source], cache: Path) -> Tokeni
     """The tokenizer of a spelling: loaded, or trained on the train parts and cached."""
     if not spelling.startswith(("bpe:", "sentencepiece:")):
         return load_tokenizer(spelling, cache)
-    # A trained tokenizer is determined by its spelling and the texts it is trained on.
+    # Training takes minutes and is done once: the spelling and the texts determine the tokenizer.
     key = digest(spelling, *(source.train.fingerprint for source in sources))
 
     def build(folder: Path) -> None:
@@ -242,6 +243,7 @@ def _open_tokenizer(spelling: str, sources: list[Source], cache: Path) -> Tokeni
     def read(folder: Path) -> Tokenizer:
         if not folder.is_dir():
             raise FileNotFoundError(folder)
+        # The cache rebuilds what is damaged, where a folder of the user's would be an error.
         try:
             return load_tokenizer(folder)
         except ValueError as error:

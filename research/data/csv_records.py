@@ -46,6 +46,8 @@ class Table:
         """{column: text} of a record."""
         start, stop, line = self._bounds[row].tolist()
         cells = self._cells(read_piece(self.path, row, start, stop))
+        # A cell too many is most often a comma in a text without quotes: guessing would move the
+        # texts of a record into the wrong columns.
         if len(cells) != len(self.columns):
             reason = f"line {line} has {len(cells)} cells, the header {len(self.columns)}"
             raise UnreadableRecord(str(self.path), row, reason)
@@ -75,6 +77,7 @@ class Table:
                 for cells in records:
                     if cells:
                         yield start, position, line
+                    # The library reads no further than the record: the next one begins here.
                     start, line = position, records.line_num + 1
             except csv.Error as error:
                 raise ValueError(f"{self.path}, line {records.line_num}: {error}") from None

@@ -37,6 +37,7 @@ class JsonLines:
     def columns(self) -> tuple[str, ...]:
         """The fields of the first readable record. ValueError, with what is wrong with the first
         record, if none of the first hundred can be read."""
+        # One record speaks for all. Optional fields that it lacks are still read where they are.
         first = None
         for row in range(min(len(self), _LOOK_AT)):
             try:
@@ -51,6 +52,7 @@ class JsonLines:
 
     def row(self, row: int, wanted: Sequence[str] = ()) -> dict[str, Any]:
         """All fields of the object on a line."""
+        # The file is opened for each record: a folder may have more files than a process may open.
         line = read_piece(self.path, row, int(self._starts[row]), int(self._stops[row]))
         try:
             return _record(json.loads(line))
@@ -103,6 +105,7 @@ def _record(value: Any) -> dict[str, Any]:
 
 def _lines(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(first bytes, end bytes) of all lines that are not blank, without their line feeds."""
+    # Only the places of line ends are kept: 16 bytes a record, whatever its length.
     ends, position = [], 0
     with open(path, "rb") as file:
         while block := file.read(_BLOCK_BYTES):

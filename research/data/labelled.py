@@ -64,6 +64,7 @@ class Labels:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """One id for each label. ValueError for a label that is no class of the training data."""
+        # All at once, before any id is given: the message names the first in order.
         unknown = sorted({text for text in texts if text not in self._numbers})
         if unknown:
             raise ValueError(

@@ -120,6 +120,7 @@ def heldout_batches(
     """
     rows = _rows_per_process(batch, process_index, process_count)
     count = -(-len(windows) // batch)
+    # Each process makes its own rows of every batch; the windows are the same on all.
     for step in range(count if limit is None else min(limit, count)):
         start = step * batch + process_index * rows
         yield _stack(

@@ -28,6 +28,7 @@ class Parquet:
             raise ValueError(
                 f"{path} cannot be read as parquet: {' '.join(str(error).split())}"
             ) from None
+        # Where each row group ends: a group is the least that can be read of a file.
         self._ends = np.cumsum([0, *groups])
         self._group: tuple[int, list[dict[str, Any]]] = (-1, [])
 

@@ -63,6 +63,7 @@ class TfdsDocuments:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, str]:
+        # Which file of the split, for the message of a record that cannot be read.
         shard = int(np.searchsorted(self._ends, index, side="right"))
         file, row = self._files[shard], index - (int(self._ends[shard - 1]) if shard else 0)
         try:
@@ -96,6 +97,7 @@ def open_tfds(
             builder.download_and_prepare()
     except Exception as error:  # preparing runs the data set's own code, which may raise anything
         raise _cannot(name, error) from error
+    # Whatever the preparation has found: only now are the numbers of records known.
     splits = builder.info.splits
     if "train" not in splits:
         raise ValueError(
@@ -109,6 +111,7 @@ def open_tfds(
         None,
     )
 
+    # By file name and not by path: a copy of the data elsewhere is the same data.
     def documents(split: str) -> TfdsDocuments:
         files = [(str(path), path.name) for path in splits[split].filepaths]
         content = content_digest(files, cache_dir, sampled=True) if rules > 1 else ""

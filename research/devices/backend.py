@@ -14,13 +14,29 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def before_triton() -> str | None:
-    """The name of the mesh's card, if Triton makes no code for it: it wants compute capability
-    8.0."""
+def card_kind() -> str:
+    """The name of the mesh's device or, without a mesh, of this machine's first GPU; "" where there
+    is neither."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    kind = "" if device is None else device.device_kind
-    compute_capability = capability(kind)
-    return kind if compute_capability is not None and compute_capability < (8, 0) else None
+    if device is not None:
+        return device.device_kind
+    return jax.devices()[0].device_kind if jax.default_backend() == "gpu" else ""
+
+
+def card_capability() -> tuple[int, int] | None:
+    """CUDA's compute capability of `card_kind`; None for other devices and unknown cards."""
+    kind = card_kind()
+    known = capability(kind)
+    if known is None and jax.default_backend() == "gpu" and jax.devices()[0].device_kind == kind:
+        major, minor = jax.devices()[0].compute_capability.split(".")
+        return int(major), int(minor)
+    return known
+
+
+def before_triton() -> str | None:
+    """The name of the card, if Triton makes no code for it: it wants compute capability 8.0."""
+    compute_capability = card_capability()
+    return card_kind() if compute_capability is not None and compute_capability < (8, 0) else None
 
 
 def multiplies(dtype: jnp.dtype) -> bool:

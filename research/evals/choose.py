@@ -31,6 +31,7 @@ def make_evaluations(
     evaluations = {}
     for name, values in settings.items():
         where = f"config.evals.{name}"
+        # Metrics are named EVALUATION/METRIC, so a slash in the name would make them ambiguous.
         if "/" in name or not isinstance(values, Mapping):
             raise ValueError(f"{where}={values!r} must be a name without a slash and its settings")
         # A copy, since `kind` is taken out and the config must stay as it is.
@@ -38,6 +39,7 @@ def make_evaluations(
         kind = fields.pop("kind", name)
         if kind not in EVALUATIONS:
             raise ValueError(f"{where}: no evaluation {kind!r}; {nearest(str(kind), EVALUATIONS)}")
+        # `build` refuses what the dataclass has no field for, `make` what does not fit the run.
         evaluation = EVALUATIONS[kind]
         try:
             evaluations[name] = evaluation.make(build(evaluation.config, fields, where), data)

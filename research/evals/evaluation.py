@@ -16,6 +16,7 @@ from research.tree import Tree
 Totals = dict[str, tuple[float, float]]
 
 
+# Properties, so that both a loaded checkpoint and a run in memory may offer them.
 class Opened(Protocol):
     """A model to measure. On a mesh, enter `jax.set_mesh` around the measurement."""
 

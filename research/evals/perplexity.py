@@ -32,6 +32,7 @@ class Score:
 
     @property
     def nll_per_token(self) -> float:
+        """Mean nats of a token."""
         return self.nll / self.tokens
 
     @property
@@ -107,6 +108,7 @@ def _nll(params: Tree, batch: dict[str, jax.Array], *, model: Model) -> jax.Arra
     """Nats of each counted token, float32 [B, T], 0 elsewhere."""
     fields = {name: batch[name] for name in ("inputs", "segments", "positions")}
     _, nll_BT = cross_entropy(forward(model, params, fields), batch["targets"])
+    # Masked and not multiplied: a padded position may have an infinite value.
     counted_BT = jnp.where(batch["counted"], nll_BT, 0)
     mesh = jax.sharding.get_abstract_mesh()
     # Whole on every device, so that every process can read all of it.

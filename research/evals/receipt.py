@@ -124,6 +124,7 @@ def _windows(
             f"{len(ids)} tokens do not fill a window of {window}; "
             "give more text or a shorter window"
         )
+    # As many windows at once as their logits fit the bound, one at least.
     rows = max(1, min(count, _LOGITS // (window * model.config.vocab_size)))
     # Targets are the inputs one token later.
     inputs_NT, targets_NT = (

@@ -69,6 +69,7 @@ class TextPerplexity(Evaluation):
         score = Score(nats, int(tokens), None)
         values = {"nll_per_token": score.nll_per_token, "perplexity": score.perplexity}
         if "bits_per_byte" in totals:
+            # The total is in bits already, as its count is in bytes.
             bits, n_bytes = totals["bits_per_byte"]
             values["bits_per_byte"] = bits / n_bytes
         return values
@@ -77,6 +78,7 @@ class TextPerplexity(Evaluation):
         # Longer windows than in training would measure positions that the model has never seen.
         window = self.window or opened.window
         stride = self.stride or None
+        # Ids have no bytes, hence no bits per byte.
         if not isinstance(self.content, str):
             return score_ids(opened.model, opened.params, self.content, window, stride)
         if opened.tokenizer is None:

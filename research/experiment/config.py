@@ -41,7 +41,7 @@ class TrainConfig:
     epochs         how often to read the training data, a fraction allowed; sets `steps` once the
                    data are open. 0 leaves `steps` as it is
     accumulate     number of micro-batches that a step is cut into, to save memory; it does not
-                   change the loss
+                   change the loss, except that experts are balanced over each micro-batch
     eval_batches   number of held-out batches of an evaluation in mid-run; 0 is all of them, which
                    the last evaluation takes in any case
     sample_prompt  text that the model continues for `sample_tokens` tokens, every `sample_every`

@@ -38,6 +38,7 @@ def answer(
     # Capacity and price are no part of the question: the same compile answers for any of them, and
     # they are put into the Fit at the end.
     key = cache.question(fields, target, step)
+    # Cached answers have the target's own capacity and no price: both are replaced below.
     fit = cache.recall(key)
     if fit is None:
         fit, program = measure_in_a_child(

@@ -82,6 +82,7 @@ def collectives(module: Module) -> list[Collective]:
 
 def collective_bytes(found: Iterable[Collective]) -> dict[str, int]:
     """Operand bytes of a step by kind."""
+    # Operands and not results: an all-gather's result is n times as large on every device.
     total: dict[str, int] = defaultdict(int)
     for collective in found:
         total[collective.kind] += collective.operand_bytes * collective.times

@@ -43,6 +43,7 @@ def trace(program: Program) -> jax.stages.Traced:
 
 def plan(experiment: Experiment, target: Target) -> Program:
     """The program of an experiment on a target's devices."""
+    # The same function that training calls, on devices that need not exist.
     return make_program(experiment, objective_without_data(experiment), target.devices())
 
 

@@ -31,6 +31,9 @@ _ATTENTION = {
     "mha_forward": 2,
     "mha_backward": 7,
 }
+# The same of tokamax's kernels, by how many arrays they return: the output with two residuals, the
+# queries' gradient, the gradients of keys and values.
+_MOSAIC = {3: ("forward", 2), 1: ("backward", 3), 2: ("backward", 4)}
 
 
 def executed(closed_jaxpr: Any, devices: int) -> dict[str, float]:
@@ -98,6 +101,8 @@ def _equation(eqn: Any, scopes: str, devices: int) -> Counter:
         return Counter({_widest(eqn.invars[:2]): flops})
     if name == "pallas_call":
         return _kernel(eqn, scopes, devices)
+    if name == "mpmd_map" and share.shares(scopes):
+        return _mosaic_attention(eqn, scopes, devices)
     counts = [_count(body, scopes, devices) for body in _bodies(eqn)]
     # An upper bound: which branch runs depends on the data.
     if name == "cond":
@@ -150,6 +155,15 @@ def _kernel(eqn: Any, scopes: str, devices: int) -> Counter:
     return _times(
         _count(eqn.params["jaxpr"], scopes, 1), math.prod(mapping.grid) * _copies(eqn, devices)
     )
+
+
+def _mosaic_attention(eqn: Any, scopes: str, devices: int) -> Counter:
+    """FLOPs by type of one of tokamax's attention kernels, from the pairs that its mask leaves."""
+    q, k = eqn.invars[:2]
+    word, products = _MOSAIC[len(eqn.outvars)]
+    *rows, head = q.aval.shape
+    pairs = math.prod(rows) * k.aval.shape[-3] * share.shares(scopes)[word]
+    return Counter({_widest([q]): 2 * products * head * pairs * _copies(eqn, devices)})
 
 
 def _dot(eqn: Any, scopes: str) -> float:

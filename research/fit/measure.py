@@ -9,6 +9,7 @@ import jax
 from research.experiment.config import Experiment
 from research.fit import flops as counts
 from research.fit.collectives import collective_bytes, collectives
+from research.fit.hlo.kernels import kernels
 from research.fit.hlo.text import parse
 from research.fit.oom import required_bytes
 from research.fit.report import Fit
@@ -101,6 +102,7 @@ def _read(
         collective_bytes=collective_bytes(step_collectives),
         memory_bytes=moved_bytes,
         roofline=roofline(target, executed, moved_bytes, step_collectives),
+        kernels=kernels(module),
     )
 
 

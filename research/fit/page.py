@@ -94,6 +94,7 @@ def _tiles(fit: Mapping):
         yield tile(
             "tokens/s at most", short_number(fit["tokens_per_second_bound"]), "over all devices"
         )
+    # Values are tested for truth: what is not known is None, and 0 would say nothing.
     if fit.get("mfu_bound"):
         yield tile("MFU at most", f"{fit['mfu_bound']:.1%}", "model FLOPs of the peak")
     if fit.get("recompute_ratio"):

@@ -15,7 +15,7 @@ PARTS = ("params", "frozen", "optimizer", "gradients", "temporaries")
 # Fields of `Fit` that its JSON has under the same name at the top.
 _SAME_IN_JSON = (
     "target", "step", "mesh", "host_bytes", "tokens", "recompute_ratio", "collective_bytes",
-    "memory_bytes", "peak_flops", "chips", "price_per_hour", "notes",
+    "memory_bytes", "peak_flops", "chips", "price_per_hour", "notes", "kernels",
 )  # fmt: skip
 
 
@@ -62,6 +62,7 @@ class Fit:
     chips: int
     price_per_hour: float | None = None
     notes: list[str] = field(default_factory=list)
+    kernels: list[str] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -127,6 +128,7 @@ class Fit:
             "chips": self.chips,
             "price_per_hour": self.price_per_hour,
             "notes": self.notes,
+            "kernels": self.kernels,
         }
 
     @classmethod

@@ -87,6 +87,7 @@ def solve(
         return fit
 
     best, least_too_large = largest(_ask, sought)
+    # The answer holds for these sizes alone, so they are said with it.
     fixed = _fixed(experiment, target, what)
     if best is None:
         value, fit = least_too_large

@@ -91,6 +91,7 @@ class DecodeStep:
         self._decode = decode = plan_decode(experiment, target)
         self.jaxpr, self.mesh, self.tokens = decode.jaxpr, decode.mesh, decode.tokens
         self.device_bytes = {
+            # Nothing is trained while decoding: all parameters count as frozen.
             "params": 0,
             "frozen": decode.params_bytes,
             "optimizer": decode.cache_bytes,

@@ -159,6 +159,7 @@ def _slices(name: str, kind: str, text: str) -> Target:
     """A slice by its chips along each axis ("4x4x4"), or several of it ("4x4x4@2")."""
     tpu = TARGETS[kind]
     shape, at, number = text.partition("@")
+    # "@2" is two equal slices, joined by the data centre's network.
     sizes, slices = _sizes(shape), _sizes(number) if at else (1,)
     if not is_real(tpu, sizes) or len(slices) != 1:
         raise ValueError(

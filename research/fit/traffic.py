@@ -96,6 +96,7 @@ def _bytes(arrays, spaces: set[int]) -> int:
 
 def _share(nbytes: int, part: int, whole: int) -> int:
     """The bytes of `part` of an array's `whole` elements."""
+    # Several slices together may have more elements than the array, which is read once at most.
     return nbytes * min(part, whole) // max(whole, 1)
 
 

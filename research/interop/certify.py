@@ -21,6 +21,7 @@ from research.interop.storage.norm_offset import with_norm_offset
 from research.models.config import Shape
 
 FILE = "certificate.json"
+# Raise it when a reader of older certificates would misunderstand a new one; added entries do not.
 _FORMAT = "graft certificate 1"
 
 
@@ -85,6 +86,8 @@ def round_trip(source: Checkpoint, target: Checkpoint) -> dict[str, Any]:
     # Norms of Gemma are stored as w in one format and as 1 + w in another, and 1 + w rounds.
     rescaled = source.config.norm_offset != target.config.norm_offset
     target = with_norm_offset(target, source.config.norm_offset)
+    # Only then does equality of bits follow; a narrower type, blocks of a quantized one and norms
+    # that were rescaled lose something, and how much is measured instead.
     same_types = all(
         source.parameters[path].dtype == target.parameters[path].dtype for path in source.parameters
     )
@@ -179,6 +182,8 @@ def hash_files(path: Path) -> dict[str, str]:
 def _pairs(source: Checkpoint, target: Checkpoint) -> Iterator[tuple[str, Read, Read]]:
     """(name, read it from the source, make it from the target) of every tensor, in the source's own
     names and layout."""
+    # A foreign source is compared in its own tensors, so that the rules of its family are tested on
+    # the way out as well as on the way in.
     if source.original is not None:
         yield from source.original(target.parameters)
         return
@@ -200,5 +205,6 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+# Keys are sorted, so that a certificate written by another version in another order has its digest.
 def _digest(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

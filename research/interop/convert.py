@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from research import tree
+from research.data.tokenizers import load_tokenizer
 from research.files import building, read_json
 from research.interop import certify, reference, runs
 from research.interop.adapter_check import check_adapter
@@ -16,6 +17,7 @@ from research.interop.peft.write import write_peft
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.finite import cast, checked
 from research.interop.storage.foreign import as_dtype
+from research.interop.storage.generation import end_ids
 from research.models.config import config_from_json
 from research.weights.rules import is_leaf
 
@@ -41,6 +43,7 @@ def convert(
     infinity and numbers that `dtype` is too small for, by the tensor's name.
     """
     check_target(to, dtype)
+    # The target appears under its name when everything is written and compared, or not at all.
     with _open(source, adapter) as opened, building(target) as folder:
         # Types that quantize are the writer's business: they act on stored blocks, not on numbers.
         checkpoint = checked(opened)
@@ -60,6 +63,8 @@ def convert(
 def _open(source: str | Path, adapter: str | Path) -> Checkpoint:
     """The checkpoint, with the adapter merged into it if there is one."""
     checkpoint = open_checkpoint(source)
+    # A GGUF file stays open until the checkpoint is closed; the caller only gets to close it where
+    # the adapter fits.
     try:
         return merge_adapter(checkpoint, adapter) if adapter else checkpoint
     except BaseException:
@@ -83,17 +88,14 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
         path, config_from_json(read_json(path / "config.json")["model"])
     )
     with building(target) as folder:
+        # With the parent's config, for that is the model that peft will put the adapters on.
         with open_checkpoint(base) as parent:
             _refuse_grown(path, parent)
             write_peft(folder, adapters, parent.config, base)
-            notes = notes_on_base(base, parent)
+            notes = [*notes_on_base(base, parent), *notes_on_ends(path, parent)]
         compared = check_adapter(base, path, folder)
-    return {
-        "adapters": len(tree.paths(adapters, is_leaf)),
-        **compared,
-        "base": base,
-        "notes": notes,
-    }
+    count, notes = len(tree.paths(adapters, is_leaf)), [*notes, *compared["notes"]]
+    return {**compared, "adapters": count, "base": base, "notes": notes}
 
 
 def notes_on_base(base: str, parent: Checkpoint) -> list[str]:
@@ -105,6 +107,20 @@ def notes_on_base(base: str, parent: Checkpoint) -> list[str]:
         f"peft cannot open the base {base!r}, {kind.get(parent.format, 'a package')}: make a "
         f"folder for it with python -m research.convert --source={base} --target=BASE --to=hf, and "
         "put BASE into base_model_name_or_path of adapter_config.json"
+    ]
+
+
+def notes_on_ends(workdir: Path, base: Checkpoint) -> list[str]:
+    """A line where the run learnt to end answers with a token that the base does not end at: a
+    folder of peft's has no place for it."""
+    experiment, tokenizer = runs.read_experiment(workdir), load_tokenizer(workdir / "tokenizer")
+    learnt = runs.run_end_ids(experiment, tokenizer, workdir)
+    missing = [n for n in learnt if n not in end_ids(base.special)]
+    if not missing:
+        return []
+    return [
+        f"generation ends at {', '.join(f'{tokenizer.decode([n])} ({n})' for n in missing)} too, "
+        f"which the base does not say: give transformers' generate eos_token_id={list(learnt)}"
     ]
 
 

@@ -100,12 +100,17 @@ def _write_gguf(checkpoint: Checkpoint, folder: Path, dtype: str) -> list[str]:
 def _write_folder(
     write: Callable[[Checkpoint, Path], None], checkpoint: Checkpoint, folder: Path, dtype: str
 ) -> None:
-    """Writes the weights with `write`, and copies the tokenizer and the other files that belong to
-    the model."""
     write(checkpoint, folder)
+    write_companions(checkpoint, folder)
+
+
+def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
+    """Writes the files of a model beside its weights into a folder: those of the tokenizer, and a
+    generation_config.json with all end ids."""
     # A file is a path to copy, or content: a GGUF file holds its tokenizer in its metadata.
     files = {**checkpoint.files, **generation_file(checkpoint.generation, checkpoint.special)}
     for name, content in files.items():
+        # sentence-transformers keeps its pooling in a folder of its own, "1_Pooling".
         (folder / name).parent.mkdir(exist_ok=True)
         if isinstance(content, bytes):
             (folder / name).write_bytes(content)

@@ -39,6 +39,7 @@ def open_checkpoint(source: str | Path, verify: bool = True) -> Checkpoint:
         path = packages.checkpoint_path(name, cache_directory())
     else:
         path = Path(name).expanduser()
+    # Hashing reads every byte once more; who only wants the header, as `from_config` does, says so.
     if path.is_dir() and verify:
         certify.check_hashes(path)
     return format_of(path, name).opens(path, open_checkpoint)
@@ -72,28 +73,38 @@ def load(
     if quantize and quantize not in FORMATS:
         raise ValueError(f"quantize={quantize!r} wants one of {', '.join(FORMATS)}")
     with open_checkpoint(source) as checkpoint:
+        # First the adapter: it may replace weights, untie the head and resize the tables, and what
+        # is read below is the checkpoint with all that.
         adapters = {}
         if adapter:
             checkpoint, adapters = open_adapter(adapter, checkpoint)
         model = Model(checkpoint.config, precision)
         specs = model.specs()
-        if checkpoint.codes and quantize:
-            raise ValueError(
-                f"{source} is quantized already; load it without quantize={quantize!r}"
-            )
         if quantize:
-            blocks = "attention|cross" if checkpoint.config.experts else "attention|cross|mlp"
-            matrices = rf"(encoder/)?layers/({blocks})/(query|key|value|out|gate|up|down)"
-            specs = rules.quantize_specs(specs, [(matrices, quantize), (".*", None)])
+            specs = _quantized_specs(checkpoint, specs, quantize)
+        # What is quantized in storage goes onto the device as codes and is never dense.
         if checkpoint.codes:
             params = restore_leaves(checkpoint, specs, precision.param_dtype, devices, model.rules)
         else:
             wanted = abstract(specs, precision.param_dtype, devices, model.rules)
             params = checkpoint.restore(wanted)
+        # Attached and not merged: a quantized weight could not hold the sum.
         adapters = place_adapters(adapters, checkpoint.config, devices, model.rules)
         params = attach_layers(params, adapters)
         # The tokenizer is read here, while the checkpoint is open.
         return Loaded(checkpoint.config, params, checkpoint.tokenizer, model, devices, checkpoint)
+
+
+def _quantized_specs(checkpoint: Checkpoint, specs: tree.Tree, quantize: str) -> tree.Tree:
+    """The specs with the matrices of the layers quantized. ValueError for a checkpoint that is
+    quantized in storage."""
+    if checkpoint.codes:
+        raise ValueError(
+            f"{checkpoint.source} is quantized already; load it without quantize={quantize!r}"
+        )
+    blocks = "attention|cross" if checkpoint.config.experts else "attention|cross|mlp"
+    matrices = rf"(encoder/)?layers/({blocks})/(query|key|value|out|gate|up|down)"
+    return rules.quantize_specs(specs, [(matrices, quantize), (".*", None)])
 
 
 def read_generation(source: str | Path) -> dict[str, Any]:

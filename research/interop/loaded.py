@@ -184,6 +184,8 @@ class Loaded:
             raise ValueError(f"mask has the shape {kept_BT.shape}, the tokens {tokens_BT.shape}")
         fields = _fields(tokens_BT, kept_BT)
         if self.config.kind != "encoder_decoder":
+            if mask is None:
+                del fields["segments"]  # every row is one text: more kernels serve that
             if decoder_tokens is not None:
                 raise ValueError("decoder_tokens are for encoder-decoders")
             return (

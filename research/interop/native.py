@@ -24,7 +24,7 @@ from research.models.config import config_from_json
 
 RECORD = "model.json"
 STEM = "params"  # not "model", the name in Hugging Face folders, whose tensors are other ones
-_FORMAT = "graft 1"
+_FORMAT = "graft 1"  # of model.json; readers refuse any other
 
 
 def open_native(folder: Path) -> Checkpoint:
@@ -44,6 +44,7 @@ def open_native(folder: Path) -> Checkpoint:
     tensors = open_safetensors(folder, STEM)
     specs = specs_by_path(config)
     # A header that fits the config exactly is what lets parameters be read later, slice by slice.
+    # Both ways: a tensor left over is as much a sign of another model as one that is missing.
     for path in sorted(specs.keys() ^ tensors.names.keys()):
         raise ValueError(
             f"{folder} {'lacks' if path in specs else 'has no place for'} {path}; convert the "

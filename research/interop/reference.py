@@ -34,6 +34,7 @@ def compare(source: Checkpoint, target: Checkpoint) -> dict[str, Any] | None:
 
     Returns `implementation` (name and version), `token_ids`, and the numbers of `differences`.
     """
+    # Decoders alone: encoders have no logits of a text, and encoder-decoders need two of them.
     packages = _PACKAGES.get(source.format, ("",))
     if source.config.kind != "decoder" or not all(
         name and importlib.util.find_spec(name) for name in packages
@@ -69,6 +70,7 @@ def differences(ours_TV: np.ndarray, theirs_TV: np.ndarray) -> dict[str, float]:
 
 
 def _log_softmax(logits_TV: np.ndarray) -> np.ndarray:
+    # Less the largest, so that no exponential overflows.
     shifted = logits_TV - logits_TV.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
@@ -100,6 +102,7 @@ def _reference(source: Checkpoint, ids_T: np.ndarray) -> np.ndarray:
         # No standard input: a library that asks whether to run a model's own code gets no answer.
         done = subprocess.run(arguments, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
+            # Of a traceback the last line names the error; the rest is the other program's.
             raise ValueError(
                 f"the reference cannot run {source.source}: "
                 f"{(done.stderr.strip().splitlines() or ['?'])[-1]}"
@@ -121,6 +124,7 @@ def _transformers(path: str, ids_T: np.ndarray) -> np.ndarray:
 def _llama_cpp(path: str, ids_T: np.ndarray) -> np.ndarray:
     from llama_cpp import Llama
 
+    # Without logits_all only those of the last token are kept.
     model = Llama(path, n_ctx=len(ids_T), logits_all=True, verbose=False, n_threads=2)
     model.eval(ids_T.tolist())
     return np.array(model.scores[: len(ids_T)])

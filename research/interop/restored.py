@@ -90,6 +90,8 @@ def restore_run(
     trainable_specs, base_specs = specs_of(experiment)
     step, trainable, meta = _restore(workdir, experiment, "trainable", trainable_specs, step)
     base: Tree = {}
+    # A run without a base trained everything. A base that the start of the adapters changed is the
+    # run's own; any other is where it was read from, or is drawn from the seed again.
     if base_specs and experiment.changes_base:
         base = _restore(workdir, experiment, "frozen", base_specs, step)[1]
     elif base_specs and experiment.init:
@@ -154,6 +156,7 @@ def read_base(
     e = experiment
     dtype = e.precision.compute_dtype
     wanted = abstract(specs, dtype, mesh, rules)
+    # Grown alike at every start, so that a resumed run has the base that it began with.
     if checkpoint is not None:
         return grow(checkpoint, e.model)[0].restore(wanted)
     # One program that draws and quantizes, so that the dense arrays are its temporaries.

@@ -50,6 +50,7 @@ def run_as_checkpoint(workdir: Path, open_parent: OpenCheckpoint) -> Checkpoint:
     """
     experiment = read_experiment(workdir)
     config, (trainable, base) = experiment.model, specs_of(experiment)
+    # All that can be refused is refused before parameters are read, which takes its time.
     if base:
         _refuse_what_cannot_merge(workdir, config, experiment.init, trainable)
         if not experiment.init and not experiment.changes_base:
@@ -62,6 +63,7 @@ def run_as_checkpoint(workdir: Path, open_parent: OpenCheckpoint) -> Checkpoint:
     if base:
         params = merge(params, experiment.precision.param_dtype)
     # On the host, where writers take them slice by slice.
+    # Merging leaves arrays, but for weights that stay quantized, which become dense here.
     arrays = {path: np.asarray(_dense(leaf)) for path, leaf in tree.paths(params, is_leaf).items()}
     parameters = {
         path: Parameter(
@@ -142,6 +144,7 @@ def run_adapters(workdir: Path, config: ModelConfig) -> tuple[tree.Tree, str]:
         )
     # Adapters fit a base by its shapes; whether it is the same model nobody can tell from here.
     mine, theirs = (tree.paths(Model(c).specs()) for c in (experiment.model, config))
+    # Paths of both, so that a layer that only one of the models has is named too.
     for path in sorted(mine.keys() | theirs.keys()):
         sizes = [getattr(specs.get(path), "shape", "nothing") for specs in (mine, theirs)]
         if sizes[0] != sizes[1]:
@@ -156,6 +159,7 @@ def run_adapters(workdir: Path, config: ModelConfig) -> tuple[tree.Tree, str]:
 def _refuse_what_cannot_merge(
     workdir: Path, config: ModelConfig, init: str, trainable: tree.Tree
 ) -> None:
+    # Prompts, prefixes and bottlenecks are parameters of their own, at paths that no weight has.
     known = specs_by_path(config)
     extra = sorted(path for path in tree.paths(trainable, is_leaf) if path not in known)
     if extra:

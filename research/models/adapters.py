@@ -142,6 +142,7 @@ def add_prefix(params: Tree, key_LSKH: jax.Array, value_LSKH: jax.Array) -> Tree
         return {**p, "attention": {**p["attention"], "prefix_key": key, "prefix_value": value}}
 
     layers = params["layers"]
+    # A stack takes the arrays whole; a tuple takes a layer's slice each.
     stacked = not isinstance(layers, tuple)
     layers = (
         _added(layers, key_LSKH, value_LSKH)
@@ -156,6 +157,7 @@ def prefix_of(p: Tree, c: ModelConfig) -> Prefix | None:
     that was made for another model."""
     if "prefix_key" not in p:
         return None
+    # Inside a layer the stacked axis is gone, so a layer's own shape is compared.
     for name in ("prefix_key", "prefix_value"):
         if p[name].ndim != 3 or p[name].shape[1:] != (c.kv_heads, c.head_size):
             raise ValueError(

@@ -30,6 +30,7 @@ def layer_specs(c: ModelConfig, start: Initial, count: int, cross: bool) -> Tree
     branches = {"attention": layers.attention_specs(c, start)}
     if cross:
         branches["cross"] = layers.attention_specs(c, start)
+    # A mixture of experts has the same name, so that schedules and adapters find it by one path.
     branches["mlp"] = layers.mlp_specs(c, start)
     specs = dict(branches)
     for name in branches:

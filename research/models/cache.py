@@ -112,6 +112,7 @@ class StackedCache(SlotCache):
     segments_BS: jax.Array
 
     def write(self, layer, k_BTKH, v_BTKH, slots_BT) -> Self:
+        """See `SlotCache.write`; `layer` may be traced."""
         keys = _put(self.key_LBKSH, k_BTKH, slots_BT, layer)
         values = _put(self.value_LBKSH, v_BTKH, slots_BT, layer)
         return replace(self, key_LBKSH=keys, value_LBKSH=values)
@@ -123,6 +124,8 @@ class StackedCache(SlotCache):
 
     def layered(self) -> "LayeredCache":
         """The same cache with an array for each layer, for decoding with a tuple of layers."""
+        # A copy, made once before decoding: in the loop each layer's array is then updated in
+        # place.
         count = self.key_LBKSH.shape[0]
         keys, values = (
             tuple(kv[layer] for layer in range(count)) for kv in (self.key_LBKSH, self.value_LBKSH)
@@ -150,6 +153,7 @@ class LayeredCache(SlotCache):
     segments_BS: jax.Array
 
     def write(self, layer, k_BTKH, v_BTKH, slots_BT) -> Self:
+        """See `SlotCache.write`; `layer` is a Python integer."""
         if slots_BT.size == 1:
             # The one token is written twice, so that the update stays a scatter. XLA's CPU backend
             # fuses a single update into both of its users, attention and the returned cache, and
@@ -166,6 +170,7 @@ class LayeredCache(SlotCache):
         )
 
     def read(self, layer) -> tuple[jax.Array, jax.Array]:
+        """See `SlotCache.read`; `layer` is a Python integer."""
         return self.keys_BKSH[layer], self.values_BKSH[layer]
 
 
@@ -194,6 +199,7 @@ def make_cache(
         constrain(jnp.zeros((layers, batch, kv_heads, slots, head_size), dtype), content, rules)
         for _ in range(2)
     )
+    # Segment 0 everywhere: all slots are empty.
     positions_BS, segments_BS = (
         constrain(jnp.zeros((batch, slots), jnp.int32), index, rules) for _ in range(2)
     )

@@ -102,6 +102,7 @@ def check(c: Any) -> None:
     _check_combinations(c)
     # Last: whether a field has a use is only known of values that are in range.
     for one in dataclasses.fields(c):
+        # Refused and not ignored: the user believes that the field does something.
         value, missing = getattr(c, one.name), missing_use(c, one)
         if value != one.default and missing:
             raise ValueError(
@@ -121,6 +122,7 @@ def check(c: Any) -> None:
 def _check_ranges(c: Any) -> None:
     for one in dataclasses.fields(c):
         value, positive = getattr(c, one.name), one.metadata.get("positive")
+        # Strings, and the scaling of positions, which checks itself.
         if not isinstance(value, int | float):
             continue
         # NaN compares with nothing, so it is refused too.

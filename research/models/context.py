@@ -103,6 +103,7 @@ def layer_pattern(c: ModelConfig) -> tuple[str, ...]:
     pattern = []
     # Layers n - 1, 2n - 1, ... of each kind repeat together after the least common multiple.
     for number in range(1, math.lcm(*every.values()) + 1):
+        # Of several kinds that claim a layer the last row wins, as the table says.
         pattern.append([name for name, n in every.items() if number % n == 0][-1])
     return tuple(pattern)
 
@@ -115,6 +116,7 @@ def layer_windows(c: ModelConfig) -> list[int]:
 def longest_window(c: ModelConfig) -> int:
     """The longest window of any kind of layer, 0 where one sees the whole text."""
     windows = [KINDS[name].window(c) for name in layer_pattern(c)]
+    # One layer that sees all keeps every token in the cache, whatever the others' windows.
     return 0 if 0 in windows else max(windows)
 
 
@@ -127,7 +129,7 @@ def layer_kind(c: ModelConfig, index: int) -> str:
 def make_context(
     c: ModelConfig,
     positions_BT: jax.Array,
-    segments_BT: jax.Array,
+    segments_BT: jax.Array | None,
     *,
     causal: bool,
     packed: bool = True,
@@ -137,13 +139,17 @@ def make_context(
 ) -> LayerContext:
     """The context of a stack for tokens [B, T] that attend to each other; over a cache, which puts
     in its own keys, also to earlier ones. `packed` is that of `Visibility`, `memory` the encoder's
-    for a decoder that has one."""
+    for a decoder that has one. Segments of None say that every row is one document without padding.
+    """
+    single = segments_BT is None
+    segments_BT = jnp.ones_like(positions_BT) if segments_BT is None else segments_BT
     # Tokens are queries and keys alike; a cache replaces the keys by its own in `attend`.
     tokens = (positions_BT, positions_BT, segments_BT, segments_BT)
     kinds = {}
     # Once for each kind and not for each layer: rotations and masks do not depend on the layer.
     for name in dict.fromkeys(layer_pattern(c)):
-        visibility = Visibility(*tokens, causal, KINDS[name].window(c), packed=packed)
+        window = KINDS[name].window(c)
+        visibility = Visibility(*tokens, causal, window, packed=packed, single=single)
         rates = KINDS[name].rates(c)
         kinds[name] = LayerKind(
             visibility, None if rates is None else rotation(positions_BT, rates)

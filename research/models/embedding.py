@@ -27,6 +27,7 @@ def embed_specs(c: ModelConfig, start: Initial) -> Tree:
         "table": Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.embedding, inputs=-1)
     }
     if c.position == "learned":
+        # Rows for `max_length` positions and no more: texts beyond it are refused.
         specs["positions"] = Spec((c.max_length, c.d_model), ("position", "embed"), start.position)
     if c.token_types:
         specs["types"] = Spec((c.token_types, c.d_model), ("position", "embed"), start.position)
@@ -116,6 +117,7 @@ def head_specs(c: ModelConfig, start: Initial) -> Tree:
     if not c.tied:
         specs["table"] = Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.head, inputs=-1)
     if c.mlm_head:
+        # BERT's transform is D x D; the table it multiplies with is that of the tokens.
         specs["kernel"] = Spec((c.d_model, c.d_model), ("embed", "vector"), start.head)
         specs["bias"] = Spec((c.d_model,), ("vector",), zeros)
         specs["norm"] = layers.norm_specs(c)

@@ -35,6 +35,7 @@ def initial(c: ModelConfig) -> Initial:
              (arXiv:1910.10683's released code)
     """
     D, F, heads, H = c.d_model, c.d_ff, c.heads * c.head_size, c.head_size
+    # Norms and biases are not here: they begin at 1 and 0 in every family.
     plain = normal(c.init_std)
     if c.init == "xavier":
         # Projections of attention are D x (N H), those of the feed-forward layer D x F.

@@ -33,6 +33,7 @@ class KVCache(Protocol):
     - Each call enters at most as many tokens as the cache was made for. Their positions rise.
     """
 
+    # Split in two since slots are the same in all layers, and keys are not.
     def enter(self, positions_BT: jax.Array, segments_BT: jax.Array) -> Self:
         """The cache with slots claimed for these tokens in every layer, their keys to come."""
         ...

@@ -43,6 +43,7 @@ def norm_specs(c: ModelConfig) -> Tree:
 
 def _first_scale(c: ModelConfig) -> Init:
     """The value at which a new norm's scale starts, see `norm_specs`."""
+    # offset + w is 1 for a new norm under either convention.
     return constant(1 - c.norm_offset) if c.norm_offset else ones
 
 
@@ -246,4 +247,5 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     sharding = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding
     # The mask is drawn in the sharding of `x`, so that no device draws all of it.
     keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=sharding)
+    # Scaled in training, so that evaluation needs no factor.
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

@@ -44,7 +44,7 @@ class Model:
     def specs(self) -> Tree:
         """The parameter tree, with a `Spec` for each parameter."""
         c, start = self.config, initial(self.config)
-        # Two stacks, of which only the decoder's has cross-attention.
+        # Two stacks; only the decoder's has cross-attention.
         two = c.kind == "encoder_decoder"
         specs = {
             "embed": embedding.embed_specs(c, start),
@@ -248,7 +248,7 @@ class Model:
         key: jax.Array | None,
     ) -> tuple[jax.Array, KVCache | None, LayerLosses]:
         """`run` for the stack `p_stack`, the decoder's or the encoder's, with its final norm."""
-        c, segments_BT = self.config, batch["segments"]
+        c, segments_BT = self.config, batch.get("segments")
         virtual = adapters.virtual_tokens(p_stack)
         positions_BT = batch["positions"] + virtual if virtual else batch["positions"]
         # `_embed` splits the same key and takes the first half.

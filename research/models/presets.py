@@ -15,6 +15,7 @@ def _gpt(
     1.3B parameters; 16 do.
     """
     return ModelConfig(
+        # 256 bytes, 50,000 merges and the end of text.
         vocab_size=50257,
         layers=layers,
         d_model=d_model,
@@ -208,6 +209,7 @@ def _t5(layers: int, d_model: int, heads: int, d_ff: int, head_size: int = 64) -
     sqrt(d_model)."""
     return ModelConfig(
         kind="encoder_decoder",
+        # 32,000 pieces and 100 sentinels, filled up to a multiple of 128.
         vocab_size=32128,
         layers=layers,
         encoder_layers=layers,

@@ -48,6 +48,7 @@ def normal(std: float) -> Init:
     parameters of another dtype are those of float32 rounded."""
 
     def _init(key, shape, dtype, sharding):
+        # `out_sharding`: each device draws its own part of the same numbers.
         return (std * jax.random.normal(key, shape, jnp.float32, out_sharding=sharding)).astype(
             dtype
         )
@@ -55,6 +56,7 @@ def normal(std: float) -> Init:
     return _init
 
 
+# Same signature as a drawn one: `initialize` calls all alike.
 def zeros(key, shape, dtype, sharding):
     """All zeros."""
     return jnp.zeros(shape, dtype, out_sharding=sharding)
@@ -124,6 +126,7 @@ def initialize(
             jax.random.fold_in(key, zlib.crc32(name.encode())), s.shape, s.dtype or dtype, place
         )
 
+    # Called under jit for a big model, so that no device ever has an unsharded array.
     return jax.tree.map_with_path(_draw, specs)
 
 

@@ -111,12 +111,14 @@ def each(function: Callable[[Tree], Tree], p_layers: Tree | tuple[Tree, ...]) ->
     stacked over layers."""
     if isinstance(p_layers, tuple):
         return jax.tree.map(lambda *results: jnp.stack(results), *map(function, p_layers))
+    # One batched product for all layers instead of one for each.
     return jax.vmap(function)(p_layers)
 
 
 def _remat(body: Callable, policy: str) -> Callable:
     """`body` that saves for its backward pass only what `policy` says, one of `Execution.remat`."""
     policies = jax.checkpoint_policies
+    # XLA then keeps whatever the backward pass reads.
     if policy == "none":
         return body
     # prevent_cse=False: in a scan, the forward and the backward pass are two loops, and XLA does

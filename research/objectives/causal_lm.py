@@ -56,6 +56,7 @@ class CausalLM(Objective):
 
     def predicted_tokens(self, sequence_length: int) -> float:
         """`sequence_length`: every position has a target."""
+        # Seams between texts are not predicted, but the head computes their logits all the same.
         return float(sequence_length)
 
     def example(
@@ -73,6 +74,7 @@ class CausalLM(Objective):
             "targets": tokens[1:],
             "weights": same.astype(np.float32),
             "segments": segments[:-1],
+            # Of the inputs: segments and positions say what a query is, not what it predicts.
             "positions": window["positions"][:-1],
         }
 

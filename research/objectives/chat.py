@@ -35,6 +35,7 @@ class Chat(CausalLM):
     ) -> dict[str, np.ndarray]:
         """inputs, targets, weights (1 where the target is the assistant's), segments, positions,
         each [T]."""
+        # Weights of a causal example are 0 at the seams of packed texts, and stay so.
         example = super().example(window, rng)
         # `assistant` marks tokens of the window, so that of a target stands one place further on.
         return example | {"weights": example["weights"] * window["assistant"][1:]}

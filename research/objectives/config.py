@@ -13,6 +13,7 @@ class ObjectiveConfig:
     `name` is a constant of the subclass and cannot be passed to it.
     """
 
+    # A field and not a class attribute, so that it is among the section's settings.
     name: str = field(default="", init=False)
 
 
@@ -32,6 +33,7 @@ class TokenLossConfig(ObjectiveConfig):
 
     def __post_init__(self):
         refuse_smoothing(self.label_smoothing)
+        # Written so that NaN, which compares with nothing, is refused too.
         if not 0 <= self.z_loss < math.inf:
             raise ValueError(f"objective.z_loss={self.z_loss} must be a number of at least 0")
 

@@ -84,6 +84,7 @@ class MaskedLM(Objective):
 
     def predicted_tokens(self, sequence_length: int) -> float:
         """The tokens that are chosen on average, `share` of the length."""
+        # Of a window full of text: specials and padding are never chosen and lower it.
         return self.share * sequence_length
 
     def example(

@@ -13,6 +13,7 @@ from research.objectives.config import ObjectiveConfig
 from research.tree import Tree
 
 # (sum, count) pairs by name; their quotient over all batches is what is reported.
+# Pairs add up over micro-batches, devices and batches, which means do not.
 Totals = dict[str, tuple[jax.Array, jax.Array]]
 
 
@@ -26,7 +27,8 @@ class Objective(Protocol):
       of `research.data.batch.Batch`. Their shapes depend on T alone. Random choices come from the
       generator that is passed in, so a step has the same bits after a resume.
     - `loss` returns sums and counts, never means. The sums of a batch are those of its parts added
-      up, so accumulation, packing and the number of devices do not change the loss.
+      up, so accumulation, packing and the number of devices do not change the loss. (Layer losses
+      that are no sums, such as the balance of experts, are taken by micro-batch.)
     - An example whose `weights` are 0 adds nothing to the loss, the count or the totals.
     - `loss` can be traced, and its count does not depend on parameters.
     """
@@ -73,6 +75,7 @@ class Objective(Protocol):
         return []
 
     @abstractmethod
+    # Pure and traced: the train step differentiates it by `trainable` alone.
     def loss(
         self,
         model: Model,

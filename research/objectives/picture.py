@@ -39,7 +39,7 @@ def describe(
     `labels` are the names of the classes of a classifier. With `chat` each line says who speaks:
     tokens with a loss are the assistant's.
     """
-    # Weights of 1 are targets; segments above 0 are tokens that are not padding.
+    # Positive weights are targets; segments above 0 are tokens that are not padding.
     asked, real = int((row["weights"] > 0).sum()), int((row["segments"] > 0).sum())
     texts = int(row["segments"].max(initial=0))
     heading = (
@@ -68,6 +68,7 @@ def streams(row: dict[str, Any]) -> list[Stream]:
     tokens, targets, segments, positions = (
         fields[name] for name in ("inputs", "targets", "segments", "positions")
     )
+    # Any positive weight: an objective may weigh its targets.
     loss = [weight > 0 for weight in fields["weights"]]
     none: list[int | None] = [None] * len(tokens)
     # The objective is not known here: the layout of the fields says which kind of row it is.

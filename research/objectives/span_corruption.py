@@ -98,6 +98,7 @@ class SpanCorruption(Objective):
         has 114 for one document."""
         # 12 is the allowance for ends of documents; shapes in multiples of 8 suit matrix units.
         noise = sequence_length * self.share * (1 + 1 / self.mean_span)
+        # A multiple of 8, which kernels and devices split more evenly than odd lengths.
         return 8 * math.ceil((noise + 12) / 8)
 
     def example(

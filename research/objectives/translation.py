@@ -50,6 +50,7 @@ class Translation(Objective):
     def make(cls, config: TokenLossConfig, tokenizer: Any) -> "Translation":
         """The objective with the loss settings of `config`; the tokenizer must have an end of
         text."""
+        # The target's end is part of the pair already, see `research.data.pairs`.
         return cls(decoder_start(tokenizer), config.label_smoothing, config.z_loss)
 
     def window_length(self, sequence_length: int) -> int:

@@ -17,14 +17,14 @@ from research.ops.einsum import contract
 from research.ops.elementwise import soft_cap
 from research.parallel.placement import gather_axis, spec_entries, split_axis
 
-IMPLEMENTATIONS = ("auto", "xla", "splash", "flash")
+IMPLEMENTATIONS = ("auto", "mosaic", "cudnn", "flash", "splash", "xla")
 EVERYONE = -1  # the segment of keys that the queries of every segment see
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["q_positions_BT", "k_positions_BS", "q_segments_BT", "k_segments_BS"],
-    meta_fields=["causal", "window", "packed", "shared"],
+    meta_fields=["causal", "window", "packed", "shared", "single"],
 )
 @dataclass(frozen=True)
 class Visibility:
@@ -35,6 +35,8 @@ class Visibility:
              adjacent with positions rising by one. Masks over indices, the only ones that kernels
              have, then equal masks over positions (rows of padding aside)
     shared   some keys, those of a prefix, are in the segment EVERYONE; kernels cannot express it
+    single   a promise that every row is one document without padding, known when the program is
+             made
     """
 
     q_positions_BT: jax.Array
@@ -45,6 +47,7 @@ class Visibility:
     window: int = 0
     packed: bool = False
     shared: bool = False
+    single: bool = False
 
     def mask_BTS(self) -> jax.Array:
         """True where the query may attend to the key."""
@@ -74,9 +77,10 @@ def attend(
     """softmax(scale * q k + bias) v over the visible keys, [B, T, N, H]; N is a multiple of K
     (arXiv:2305.13245). With a `softcap` c each score s becomes c tanh(s / c) before the bias.
 
-    `implementation` "auto" takes the fastest that supports the case on this backend: splash on TPU,
-    flash on GPU, else XLA. A named one raises NotImplementedError for a case that it does not
-    support. Under context parallelism queries stay split along T, and keys and values are gathered.
+    `implementation` "auto" takes the fastest that supports the case on this device
+    (`research.ops.kernels.attention.ORDER`), else XLA's. A named one raises NotImplementedError for
+    a case that it does not support. Under context parallelism queries stay split along T, and keys
+    and values are gathered.
     """
     # Context parallelism gathers keys and values: with shared heads they are smaller than queries,
     # and each device then has all that its queries see.
@@ -86,7 +90,7 @@ def attend(
         k_positions_BS=gather_axis(visibility.k_positions_BS, axis=1),
         k_segments_BS=gather_axis(visibility.k_segments_BS, axis=1),
     )
-    if implementation in ("auto", "splash", "flash"):
+    if implementation != "xla":
         from research.ops.kernels import attention as kernels
 
         chosen = kernels.choose(implementation, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap)
@@ -137,6 +141,7 @@ def _match_heads(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
     # Each device has G = N / K queries for a key head. Repeated heads are consecutive, as grouped
     # queries are, so that head n of the result serves query n.
     repeats = q_BTNH.shape[2] // k_BSKH.shape[2]
+    # Heads are gathered first: the K parts do not line up with those of N.
     batch, length, _, head = spec_entries(k_BSKH)
     gathered_BSKH = jax.reshard(k_BSKH, PartitionSpec(batch, length, None, head))
     return jax.reshard(

@@ -50,6 +50,7 @@ apart.defvjp(_forward, _backward)
 
 
 def _widened(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    # float32 in and the arrays' own type out: one rounding, at the end.
     return lambda *arrays: function(*(x.astype(jnp.float32) for x in arrays)).astype(
         arrays[0].dtype
     )

@@ -99,6 +99,7 @@ def _chunk(table, vocabulary, settings, gradient, carry, tokens):
     or None."""
     states_CD, targets_C, weights_C = tokens
     label_smoothing, z_loss, softcap = settings
+    # Equal blocks of a device's own words: the scan compiles one.
     size = _block(vocabulary.words)
     starts_n = jnp.arange(0, vocabulary.words, size)
     block_words_v = jnp.arange(size)

@@ -12,6 +12,8 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) ->
     # One reciprocal for each token and a product for each element, instead of as many divisions.
     inverse = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     scale = _row(scale, x)
+    # The scale is applied in float32 and the result rounded once; offset 0 leaves out an
+    # addition.
     return (wide * inverse * (offset + scale if offset else scale)).astype(x.dtype)
 
 

@@ -71,6 +71,7 @@ def rotation(positions_BT: jax.Array, freq: np.ndarray) -> tuple[jax.Array, jax.
         positions_BT[:, :, None, None].astype(jnp.float32)
         * jnp.asarray(freq, jnp.float32)[None, None, None, :]
     )
+    # Both halves of a head have the same angles, one pair to each of H / 2.
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 

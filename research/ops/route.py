@@ -35,6 +35,11 @@ def load_balance(logits_BTE: jax.Array, ids_BTk: jax.Array, weights_BT: jax.Arra
     1 for uniform routing (arXiv:2101.03961, eq. 4; each of a token's k assignments counts 1/k).
 
     `weights_BT` is 1 for tokens and 0 for padding.
+
+    A product of two means over the tokens, it is no sum over them: the mean of the parts of a batch
+    is not the value of the whole. Under gradient accumulation each micro-batch is balanced by
+    itself. The whole batch's gradient would need the shares of all micro-batches before that of the
+    first one, so a second forward pass: a quarter to a third of a step's computation.
     """
     experts = logits_BTE.shape[-1]
     # Weights of the mean over tokens; padding gets 0.
@@ -107,6 +112,7 @@ def _summed(y_BTD: jax.Array, split: set[str], split_tokens: bool) -> jax.Array:
     if "expert" not in split:
         return y_BTD
     if split_tokens:
+        # Half of what an all-reduce moves: nobody needs the sums of others' tokens.
         return lax.psum_scatter(y_BTD, "expert", scatter_dimension=0, tiled=True)
     return lax.psum(y_BTD, "expert")
 
@@ -133,6 +139,7 @@ def _local(
     `research.ops.einsum.grouped`.
     """
     B, T, D = x_BTD.shape
+    # Rows are sorted once and serve all three products.
     gate, up, down = products
     k = ids_BTk.shape[-1]
     # One row for each assignment of a token to an expert, B * T * k of them, sorted by expert;

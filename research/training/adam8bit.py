@@ -202,6 +202,7 @@ def _adam(g, mu, nu, corrections, settings, block) -> tuple[jax.Array, Any, Any]
 def _zeros(p: jax.Array, block: tuple[int, int] | None) -> Any:
     if block is None:
         return jnp.zeros_like(p, jnp.float32)
+    # Code 0 of a map need not be 0, but times an absmax of 0 it is.
     codes = jnp.zeros_like(p, jnp.uint8)
     # Zeros in the shape and sharding of the scales. The barrier keeps the compiler from spending
     # seconds on folding the maxima of a constant.

@@ -61,6 +61,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: epath.PathLike, config: CheckpointConfig = CheckpointConfig()):
+        # Orbax takes absolute paths only.
         self._root = LiteralPath(directory).absolute()
         # The step that Orbax is writing in the background, for the message if that fails.
         self._saving: int | None = None
@@ -86,6 +87,7 @@ class Checkpoints:
         # A preempted run may save the step that it has just resumed from.
         if step in committed_steps(self._root):
             return False
+        # By path, as the record and the restore know them, whatever containers the state has.
         arrays = tree.paths(state)
         # The record has the fingerprints of the arrays as they are on the devices, before any is
         # written.

@@ -23,6 +23,7 @@ def nonfinite(state: tree.Tree) -> list[str]:
         for path, leaf in tree.paths(state).items()
         if path.startswith(TRAINED) and jnp.issubdtype(leaf.dtype, jnp.inexact)
     }
+    # One transfer for all, instead of a wait for each array.
     good = jax.device_get(_all_finite(list(arrays.values())))
     return [path for path, is_finite in zip(arrays, good) if not is_finite]
 

@@ -166,6 +166,7 @@ def _visited(path: str, spec: Any, c: ModelConfig) -> int:
     table = path.startswith("embed/") or path.endswith("relative/table")
     if table or "bias" in path or len([axis for axis in spec.axes if axis != "layers"]) < 2:
         return 0
+    # Each token visits k of E experts, hence the share of their weights.
     count = tree.count({"": spec})
     return count * c.experts_per_token // c.experts if "experts" in spec.axes else count
 

@@ -52,6 +52,7 @@ def decay_multiples(rules: Any, decay_embeddings: bool, names: tree.Tree, kinds:
     if rules:
         chosen = tree.choose(rules, names)
         return jax.tree.map(lambda m, kind: 0.0 if kind == "constant" else m, chosen, kinds)
+    # As a tree of multiples, so that kinds and rules go through one code path.
     decaying = ("matrix", "table") if decay_embeddings else ("matrix",)
     return jax.tree.map(lambda kind: float(kind in decaying), kinds)
 
@@ -81,6 +82,7 @@ def count_trained(specs: tree.Tree) -> int:
 def constants_under_rules(rules: Any, specs: tree.Tree) -> list[str]:
     """A line if rules of weight decay reach constants, which decayed in older versions; else []."""
     names = jax.tree.map(lambda spec: spec.kind, specs)
+    # Said and not refused: a catch-all rule such as (".*", 1) reaches them too.
     reached = [
         multiple
         for multiple, kind in zip(

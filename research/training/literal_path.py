@@ -17,5 +17,6 @@ class LiteralPath(gpath.PosixGPath):
 
     def glob(self, pattern: str) -> Iterator[Self]:
         """The entries of this folder that match `pattern`."""
+        # `root_dir` is taken literally, so only `pattern` has wildcards.
         for found in glob.iglob(pattern, root_dir=self):
             yield self / found

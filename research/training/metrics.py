@@ -194,6 +194,7 @@ class RunLog:
         # A run that was killed has logged steps after its last checkpoint; they are run and logged
         # again.
         rows = read_rows(path)
+        # A new run has start_step 0 and keeps none.
         kept = [row for row in rows if 0 < start_step >= row["step"]]
         text = "".join(_line(row) for row in kept)
         if path.exists() and path.read_bytes() != text.encode():

@@ -73,6 +73,8 @@ def scale_by_muon(axes: tree.Tree, momentum: float = 0.95) -> optax.GradientTran
     def _update(updates, state, params=None):
         del params
         count = optax.safe_increment(state.count)
+        # m_t = momentum m + (1 - momentum) g, as an average: the update's size is set below
+        # anyway.
         average = optax.tree.update_moment(updates, state.momentum, momentum, 1)
         # Nesterov momentum: the average after one more step with the same gradient.
         ahead = jax.tree.map(
@@ -215,5 +217,6 @@ def _split_again(x: jax.Array, layers: int, moves: list[_Move]) -> jax.Array:
 
 
 def _own_part(x: jax.Array, name: str, size: int, dimension: int) -> jax.Array:
+    # The part that this device keeps of an array which all devices along the axis have whole.
     width = x.shape[dimension] // size
     return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(name) * width, width, dimension)

@@ -23,6 +23,7 @@ def widen_float16(
     def _update(updates, state, params=None, **more):
         return transform.update(_wide(updates), state, _wide(params), **more)
 
+    # The state is float32 from the start, so its types do not change at the first update.
     return optax.GradientTransformationExtraArgs(lambda p: transform.init(_wide(p)), _update)
 
 
@@ -39,6 +40,7 @@ def standing_still(dtype: jnp.dtype, learning_rate: float) -> list[str]:
     bits = jnp.finfo(dtype).nmant + 1
     # With `bits` bits, half the distance to the next number is at least |w| / 2^(bits + 1).
     limit = learning_rate * 2 ** (bits + 1)
+    # Weights are mostly below 1; a limit above it concerns next to none of them.
     if dtype == jnp.float32 or not 0 < limit < 1:
         return []
     name = jnp.dtype(dtype).name

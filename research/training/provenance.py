@@ -103,6 +103,7 @@ def git_state(folder: Path) -> dict[str, Any]:
     A package installed inside somebody's checkout, such as in its virtual environment, is not
     tracked there.
     """
+    # `ls-files` names the file only where git tracks it.
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit or not _git(folder, "ls-files", "--", "__init__.py"):
         return {"commit": None, "dirty": None}

@@ -37,6 +37,7 @@ def charts(rows: Sequence[Row]) -> Iterable[str]:
         log_y=True,
         **look,
     )
+    # A constant of the held-out text: a mark and not a curve.
     gzip = [row["eval/gzip_bits_per_byte"] for row in rows if row.get("eval/gzip_bits_per_byte")]
     marks = {"gzip -9": gzip[-1]} if gzip else {}
     bits = {"model": _line(rows, "eval/bits_per_byte")}

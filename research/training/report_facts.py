@@ -16,6 +16,7 @@ def headline(
     """The tiles at the top of a report as HTML: steps, losses, speed, time and parameters, each if
     the rows have it."""
     training = [row for row in rows if "loss" in row]
+    # A report may be made of a run that is not over, or whose config is gone.
     steps = config.get("train", {}).get("steps")
     if training:
         last = training[-1]
@@ -42,10 +43,7 @@ def headline(
     seconds = max((row.get("seconds") or 0.0 for row in rows), default=0.0)
     if seconds:
         yield tile("time", clock_time(seconds), "with evaluation and compilation")
-    if isinstance(provenance.get("parameters"), int):
-        yield tile(
-            "parameters", short_number(provenance["parameters"]), f"{provenance['parameters']:,}"
-        )
+    yield from _parameter_tiles(config, provenance)
 
 
 def predicted_and_measured(fit: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
@@ -62,14 +60,17 @@ def predicted_and_measured(fit: Mapping[str, Any], rows: Sequence[Row]) -> dict[
     memory = "not measured, for this backend does not tell it"
     if peaks:
         memory = f"{max(peaks) / 2**30:.2f} GiB measured, {max(peaks) / predicted:.1%} of that"
+    # `tokens` is step * tokens of a step, so tokens_per_second * step / tokens is steps a second.
     timed = [row for row in rows if row.get("tokens_per_second") and row.get("tokens")]
     # In steps a second.
     speeds = [row["tokens_per_second"] * row["step"] / row["tokens"] for row in timed]
     time = (
         f"{1 / median(speeds):.4g} s measured at the median" if speeds else "no step was measured"
     )
+    # Near 100% the step is as fast as the hardware allows; far below, something else holds it up.
     if bound and speeds:
         time += f", of which the bound is {bound * median(speeds):.1%}"
+    # A bound needs published peaks, which there are of accelerators only.
     least = (
         f"{bound:.4g} s at least" if bound else "no bound, for no peak of this device is published"
     )
@@ -88,6 +89,28 @@ def warning(rows: Sequence[Row]) -> str:
     count = "1 row has" if len(odd) == 1 else f"{len(odd):,} rows have"
     words = f"{count} values that are not finite. At step {odd[0]['step']:,} {escape(first)}."
     return f'<p class="warning">{words}</p>'
+
+
+def method(config: Mapping[str, Any]) -> str:
+    """How a run trains adapters, such as "lora of rank 16 on nf4"; "" if it trains all
+    parameters."""
+    tune, lora = config.get("tune", {}), config.get("lora", {})
+    words = tune.get("method", "full")
+    if words == "full":
+        return ""
+    if words == "lora":
+        words = f"{'dora' if lora.get('decompose') else 'lora'} of rank {lora.get('rank')}"
+    codes = config.get("quantize", {}).get("format")
+    return f"{words} on {codes}" if codes else words
+
+
+def _parameter_tiles(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> Iterable[str]:
+    total, trained = provenance.get("parameters"), provenance.get("trained_parameters")
+    # Adapters come on top of the parameters of the model, so they may even be more.
+    if isinstance(trained, int) and method(config):
+        yield tile("trained parameters", short_number(trained), method(config))
+    if isinstance(total, int):
+        yield tile("parameters", short_number(total), f"{total:,}")
 
 
 def _bits_tile(rows: Sequence[Row]) -> Iterable[str]:

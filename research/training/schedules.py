@@ -92,6 +92,8 @@ def _decaying(
     usual = 0.1 if name == "cosine" else 0.0
     ratio = usual if min_ratio is None else min_ratio
     if name == "cosine":
+        # peak * ((1 - ratio) * (1 + cos(pi t / decay)) / 2 + ratio), constant after `decay`
+        # steps.
         return _after_warmup(optax.cosine_decay_schedule(peak, decay, alpha=ratio), peak, warmup)
     # Steps count from the end of the warm-up here, and wsd's decay from the end of the run.
     line = optax.linear_schedule(

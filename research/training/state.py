@@ -41,6 +41,7 @@ class TrainState:
     @property
     def params(self) -> tree.Tree:
         """The parameters of the model that is trained: `trainable` attached to the base."""
+        # Without a key: no dropout outside the objective's loss.
         return attach(self.held["base"], self.trainable)
 
     @property

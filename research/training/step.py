@@ -29,7 +29,9 @@ def train_step(
 
     `batch` has arrays [B, ...], processed in `accumulate` micro-batches of B / accumulate rows. The
     loss is (sum over all tokens) / (count of all tokens), in nats per token, however the batch is
-    cut into micro-batches or spread over devices. "grad_norm" is the norm before clipping. Only
+    cut into micro-batches or spread over devices; only losses that are no sums over tokens, such as
+    the balance of experts (`research.ops.route.load_balance`), are those of the micro-batches,
+    weighted by their tokens. "grad_norm" is the norm before clipping. Only
     `state.trainable` has gradients and optimizer state.
     """
     # The step's key follows from the run's, so a resumed run draws the same numbers.
@@ -49,6 +51,7 @@ def train_step(
     )
     metrics = {"loss": total * scale, "grad_norm": norm}
     metrics |= {name: s / jnp.maximum(n, 1.0) for name, (s, n) in totals.items()}
+    # Sharded as the old state, whose buffers it takes over (the caller donates them).
     new = TrainState(
         state.step + 1,
         optax.apply_updates(state.trainable, updates),
@@ -106,6 +109,7 @@ def _gradients(
         wide = jax.tree.map(lambda g: g.astype(model.precision.accumulate_dtype), gradients)
         return jax.tree.map(jnp.add, carry, (out, wide)), None
 
+    # A scan over micro-batches: the memory is that of one, whatever their number.
     micros = jnp.arange(accumulate), jax.tree.map(lambda x: _split(x, accumulate), batch)
     # The scan's carry needs the shapes of the sums before the first micro-batch has run.
     first = jax.tree.map(lambda x: x[0], micros[1])

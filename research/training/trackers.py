@@ -62,6 +62,7 @@ class EventFile:
         # A TFRecord: length, its checksum, data, its checksum.
         data = event.SerializeToString()
         length = struct.pack("<Q", len(data))
+        # Masked CRC-32C, as TensorFlow's record format has it.
         checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
         record = length + next(checksums) + data + next(checksums)
         try:

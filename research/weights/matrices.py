@@ -6,6 +6,7 @@ from typing import Any
 STACKED = ("layers", "experts")  # logical axes that number matrices and are not part of one
 ALL_LINEAR = "all-linear"
 # Every matrix of the layers, by path.
+# Also those of an encoder and of cross-attention; routers, norms and tables have other names.
 LINEAR = r"(.*/)?layers/(attention|cross|mlp)/(query|key|value|out|gate|up|down)"
 
 Axes = list[tuple[int, str]]

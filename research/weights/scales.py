@@ -36,6 +36,7 @@ class QuantizedScales:
 
     def dense(self) -> jax.Array:
         """The scales, float32 [..., count]."""
+        # The inverse of `_encoded`: product, then sum, in float32 as bitsandbytes computes it.
         values = look_up(DYNAMIC_MAP, self.codes)
         return values * _by_scale(self.absmax, values.shape[-1]) + self.offset
 

@@ -22,6 +22,7 @@ class Wrapper(Leaf, Protocol):
 
 def dense(w: Any) -> jax.Array:
     """An array or a leaf as a float32 array."""
+    # Wrappers over an array and over a leaf read the same through these two functions.
     return w.astype(jnp.float32) if isinstance(w, jax.Array) else w.dense()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from research.data.alpaca import open_alpaca
 from research.data.census import Census, count_repeated, unmarked_bounds
 from research.data.chat import encode_chat
 from research.data.config import DataConfig
@@ -308,7 +309,7 @@ def test_a_run_from_before_goes_on_with_the_data_that_it_read(tmp_path, caplog, 
     caplog.clear()
     source = open_source(str(folder), tmp_path / "cache", "texts", EARLIER)
     assert source.fingerprint == EARLIER != now.fingerprint
-    assert sum("goes on under the rules of reading" in line for line in said(caplog)) == 1
+    assert sum("is read by the rules that the run began with" in line for line in said(caplog)) == 1
     assert source.train.rules == 1 and now.train.rules == 2
     # Without an edit none of them is asked for; with one neither fits, and the run says so.
     assert open_source(str(folder), tmp_path / "cache", "texts", now.fingerprint).train.rules == 2
@@ -333,6 +334,14 @@ def test_a_corpus_finds_what_its_run_has_recorded(open_rows, tmp_path):
         (tmp_path / "run" / "provenance.json").write_text(json.dumps({"dataset": dataset}))
         again = open_corpus(corpus.config, folder)
         assert again.provenance["fingerprint"] == recorded != earlier.fingerprint
+
+
+def test_the_fingerprint_of_a_named_source_is_what_runs_have_recorded(tmp_path, monkeypatch):
+    path = tmp_path / "alpaca.jsonl"
+    path.write_text('{"instruction": "a", "input": "", "output": "b"}\n' * 40)
+    monkeypatch.setattr("research.data.alpaca.built", lambda *_: path)
+    earlier = FileDocuments(path, "", tmp_path / "cache", "conversations", rules=1)
+    assert open_alpaca(tmp_path / "cache")[0].fingerprint == earlier.fingerprint
 
 
 # Objectives and layouts.

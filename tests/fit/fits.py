@@ -30,6 +30,7 @@ _FIT = {
     "chips": 64,
     "price_per_hour": None,
     "notes": [],
+    "kernels": [],
 }
 
 

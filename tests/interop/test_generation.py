@@ -9,7 +9,7 @@ import pytest
 
 from research.data.tokenizers import load_tokenizer
 from research.files import building, read_json
-from research.interop.convert import convert
+from research.interop.convert import convert, notes_on_ends
 from research.interop.gguf.file import open_gguf
 from research.interop.huggingface import folder as hf
 from research.interop.load import load, open_checkpoint
@@ -75,6 +75,14 @@ def test_the_end_of_a_turn_that_a_run_learnt_ends_its_exports(run, template, tur
     assert set(open_run(tmp_path / "run").stop_ids) == {turn, EOS}
 
 
+def test_an_exported_adapter_says_what_its_base_does_not_end_at(run):
+    with open_checkpoint(run.parent / "base") as parent:
+        [line] = notes_on_ends(run, parent)
+        assert f"<|im_end|> ({IM_END})" in line and f"eos_token_id=[{EOS}, {IM_END}]" in line
+        ends = replace(parent, special={"eos_token_id": [EOS, IM_END]})
+        assert notes_on_ends(run, ends) == []
+
+
 def test_a_run_has_the_sampling_of_the_checkpoint_that_it_started_from(run):
     assert open_run(run).sampling == {"temperature": 0.6, "top_k": 20, "top_p": 0.9}
 
@@ -126,6 +134,7 @@ def test_generation_config_gives_the_defaults_of_sampling(values, sampling, tmp_
     assert load(tmp_path / "hf").sampling == sampling
     convert(tmp_path / "hf", tmp_path / "native")
     assert load(tmp_path / "native").sampling == sampling
+    convert(tmp_path / "hf", tmp_path / "gguf", "gguf", certified=False)  # without a tokenizer
 
 
 @pytest.mark.parametrize(

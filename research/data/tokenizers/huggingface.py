@@ -106,6 +106,7 @@ def byte_characters() -> tuple[str, ...]:
 
 
 def _encode_texts(backend: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
+    # The fast form computes no offsets, which only `_align_texts` wants.
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
@@ -141,6 +142,7 @@ def _config(roles: Roles, vocab: dict[str, int]) -> dict[str, Any]:
     """A tokenizer_config.json with which transformers opens the folder, and we find the same roles
     again."""
     strings = {token_id: token for token, token_id in vocab.items()}
+    # Null where the vocabulary has none, so that reading it back looks for no usual name.
     tokens = {f"{role}_token": strings.get(roles[f"{role}_id"]) for role in _ROLES}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -25,6 +25,7 @@ def load(content: bytes) -> Tokenizer:
     of earlier tokens makes, and a vocabulary that was made with another split.
     """
     ranks = _parse(content)
+    # A tokenizer.json spells bytes as printable characters, tiktoken's file as base64.
     characters = huggingface.byte_characters()
     spell = {token: "".join(characters[byte] for byte in token) for token in ranks}
     merges = [[spell[left], spell[right]] for left, right in merges_from_ranks(ranks)]

@@ -71,6 +71,7 @@ def load(
     named, index = named_roles(config or {}), {piece: n for n, piece in enumerate(pieces)}
     # A named token may be any piece; by the usual names only control tokens are special.
     roles = find_roles({t: index[t] for t in named.values() if t in index} | control, named)
+    # Added ids may leave a gap behind the pieces; tables have rows for it all the same.
     size = max([len(pieces), *(n + 1 for n in added.values())])
     starts = [model.is_control(n) or begins_word(_spelt(piece)) for n, piece in enumerate(pieces)]
     # Without added tokens the fingerprint is that of runs from before there could be any.
@@ -96,6 +97,8 @@ def load(
 def read_added(files: Mapping[str, bytes]) -> dict[str, int]:
     """Tokens that were added to a sentencepiece model, string -> id, by its folder's files: those
     of added_tokens.json and of `added_tokens_decoder` in tokenizer_config.json."""
+    # Two spellings of the same: older releases of transformers wrote a file, newer ones the
+    # decoder.
     tokens = dict(json.loads(files[ADDED])) if ADDED in files else {}
     config = json.loads(files[CONFIG]) if CONFIG in files else {}
     for number, token in (config.get("added_tokens_decoder") or {}).items():
@@ -106,6 +109,7 @@ def read_added(files: Mapping[str, bytes]) -> dict[str, int]:
 def _beyond(added: Mapping[str, int], pieces: list[str]) -> dict[str, int]:
     """The added tokens that are no pieces: files list pieces of the model among them too."""
     for token, number in added.items():
+        # An id decides the size of tables, so a damaged one must not ask for all memory.
         if type(number) is not int or not 0 <= number < 2**24:
             raise ValueError(f"the added token {token!r:.60} has the id {number!r}")
         if number < len(pieces) and pieces[number] != token:

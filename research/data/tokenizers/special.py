@@ -51,6 +51,7 @@ def find_roles(special: Mapping[str, int], named: Mapping[str, str | None]) -> R
         # A configuration that names a role decides it, also by naming none.
         candidates = (named[role],) if role in named else names
         ids[f"{role}_id"] = next((special[name] for name in candidates if name in special), None)
+    # Sorted by their number: T5's vocabulary has them in falling order of id.
     sentinels = {
         int(match[1]): special[name] for name in special if (match := _SENTINEL.fullmatch(name))
     }

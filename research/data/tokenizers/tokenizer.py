@@ -94,6 +94,7 @@ class Tokenizer:
         and sentencepiece can read the model file too."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
+        # Bytes as they were read: a file that goes through a run unchanged stays the same file.
         for name, content in self.files.items():
             with replacing(folder / name) as file:
                 file.write(content)

@@ -1,43 +1,44 @@
-"""Which attention kernel serves a case: splash on TPU, flash on GPU, or none, which is the XLA
-reference."""
+"""Which attention kernel serves a case: the first of an ordered list that does not refuse it, or
+none, which is XLA's form."""
 
 from collections.abc import Callable
 
 import jax
 
-from research.devices.backend import platform
-from research.ops.kernels import flash, splash
-from research.ops.kernels.notes import warn_once
+from research.devices.backend import card_capability, card_kind, platform
+from research.ops.kernels import cudnn, flash, mosaic, splash
+from research.ops.kernels.notes import tell_once, warn_once
+
+KERNELS = {"mosaic": mosaic, "cudnn": cudnn, "flash": flash, "splash": splash}
+# What "auto" tries in order: platform, major compute capability or None for any, names. A card has
+# the kernels that were measured on its kind, fastest first, and then `flash`, which Triton compiles
+# for every card. On Blackwell mosaic and cuDNN were not timed, and can be taken by name.
+ORDER: list[tuple[str, int | None, tuple[str, ...]]] = [
+    ("tpu", None, ("splash",)),
+    ("gpu", 9, ("cudnn", "mosaic", "flash")),
+    ("gpu", None, ("flash",)),
+]
+# What a later choice costs where an earlier one is refused, on an H100 (see `mosaic`).
+COSTS = {"flash": "; it takes about three times as long as mosaic"}
 
 
 def choose(
     implementation: str, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap: float = 0.0
 ) -> Callable | None:
-    """The kernel that serves the case, called (q, k, v, visibility, scale, softcap); None for the
-    XLA reference.
+    """The kernel that serves the case, called (q, k, v, visibility, scale, softcap); None for XLA's
+    form.
 
-    "auto" takes the one made for the platform of the mesh, and where that one refuses says why,
-    once. "splash" or "flash" raises NotImplementedError with the reason instead, also on a mesh of
-    another platform than its own; without a mesh it is taken at its word, so that a program can be
-    lowered for a device that is not here.
+    "auto" takes the first of `ORDER` for the mesh's devices that does not refuse, and on a GPU says
+    once which and why. The name of a kernel raises NotImplementedError with the reason instead,
+    also on a mesh of another platform than its own; without a mesh it is taken at its word, so that
+    a program can be lowered for a device that is not here.
     """
-    at = platform()
+    case = q_BTNH, k_BSKH, visibility, bias_BNTS, softcap
     if implementation == "auto":
-        # The CPU has no kernel of its own.
-        kernel = {"tpu": splash, "gpu": flash}.get(at)
-        if kernel is None:
-            return None
-        reason = _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap)
-        # Decoding over a cache is never packed, and the reference is right for it: no warning
-        # there.
-        if reason and (visibility.packed or visibility.shared):
-            warn_once(
-                f"attention on {at} takes XLA's reference, whose memory grows with length squared: "
-                f"{reason}"
-            )
-        return None if reason else kernel.attend
-    kernel = {"splash": splash, "flash": flash}[implementation]
-    reason = _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap)
+        return _first(case, visibility.packed or visibility.shared)
+    kernel = KERNELS[implementation]
+    reason = _refusal(kernel, *case)
+    at = platform()
     if at != kernel.PLATFORM and not jax.sharding.get_abstract_mesh().empty:
         reason = f"the mesh is of {at} devices and it wants {kernel.PLATFORM}"
     if reason:
@@ -46,6 +47,37 @@ def choose(
             "or set config.execution.attention to 'auto' or 'xla'"
         )
     return kernel.attend
+
+
+def _first(case: tuple, telling: bool) -> Callable | None:
+    """The first kernel in order that serves the case; with `telling`, the choice is told. (Decoding
+    over a cache has no kernel anywhere, and nothing to tell.)"""
+    at, refusals = platform(), []
+    for name in _names(at):
+        reason = _refusal(KERNELS[name], *case)
+        if reason is None:
+            if at == "gpu" and telling:
+                told = (
+                    f" ({'; '.join(refusals)}){COSTS[name]}" if refusals and name in COSTS else ""
+                )
+                tell_once(f"attention on {card_kind() or at}: {name}{told}")
+            return KERNELS[name].attend
+        refusals.append(f"not {name}: {reason}")
+    if refusals and telling:
+        warn_once(
+            f"attention on {at} takes XLA's reference, whose memory grows with length squared: "
+            + "; ".join(refusals)
+        )
+    return None
+
+
+def _names(at: str) -> tuple[str, ...]:
+    """The row of `ORDER` for the mesh's devices."""
+    capability = card_capability() if at == "gpu" else None
+    for where, major, names in ORDER:
+        if where == at and (major is None or (capability and major == capability[0])):
+            return names
+    return ()
 
 
 def _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap) -> str | None:
