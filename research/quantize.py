@@ -145,6 +145,7 @@ def _check_choices(formats: Mapping[str, Any]) -> None:
 def _save(loaded: Any, quantized: Mapping[str, Any], receipt: Mapping[str, Any]) -> None:
     """Writes the quantized model with its tokenizer and the receipt as the folder --target; without
     that the receipt alone, here."""
+    from research.compress.rounding import describe_rounding
     from research.files import building, write_json
     from research.interop.bitsandbytes.write import write_bitsandbytes
     from research.interop.formats import write_companions
@@ -157,7 +158,9 @@ def _save(loaded: Any, quantized: Mapping[str, Any], receipt: Mapping[str, Any])
         write_companions(loaded.checkpoint, folder)
         if receipt:
             write_json(folder / "receipt.json", receipt)
+    asked = f"{FORMAT.value} by {METHOD.value}" if METHOD.value != "rtn" else FORMAT.value
     print(f"wrote {TARGET.value}", file=sys.stderr)
+    print(describe_rounding(loaded.params, quantized[FORMAT.value], asked), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ it can be had."""
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -109,6 +110,8 @@ def test_a_calibrated_model_is_saved_with_its_receipt_and_opens_again(small, tmp
         folder=tmp_path,
     )
     assert made.returncode == 0, made.stderr
+    # A loss that was asked for is told as such: its size, and what was left alone.
+    assert re.search(r"quantized as asked: nf4 by gptq, [\d.e-]+ rms, largest .* kept", made.stderr)
     receipt = json.loads((tmp_path / "made" / "receipt.json").read_text())
     assert receipt["method"] == "gptq" and not (tmp_path / "receipt.json").exists()
     opened = load(tmp_path / "made")

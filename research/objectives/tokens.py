@@ -12,7 +12,7 @@ from research.ops.frozen_head import frozen_head_loss
 from research.ops.loss import CHUNK, cross_entropy, head_loss
 from research.parallel.placement import local_shape, split_axis
 from research.tree import Tree
-from research.weights.rules import attach
+from research.weights.rules import attach, redraw_dropout
 
 
 def token_loss(
@@ -77,9 +77,11 @@ def _logits_loss(
 
     # Only the hidden states are kept for the backward pass, and no [tokens, V] of any piece.
     @jax.checkpoint
-    def part(sums, tokens):
+    def _part(sums, tokens, number=None):
         hidden_BTD, targets_BT, weights_BT = tokens
-        logits_BTV = model.logits(params, hidden_BTD)
+        # A head's adapter would drop the same inputs in every piece.
+        own = params if number is None else redraw_dropout(params, number)
+        logits_BTV = model.logits(own, hidden_BTD)
         loss_BT, nll_BT = cross_entropy(
             logits_BTV, targets_BT, label_smoothing=label_smoothing, z_loss=z_loss
         )
@@ -96,9 +98,12 @@ def _logits_loss(
     B, T, _ = local_shape(hidden_BTD)
     # A length that is split over devices stays whole: pieces of it would be on some devices only.
     if B * T <= CHUNK or T != hidden_BTD.shape[1]:
-        return part(start, tokens)[0]
+        return _part(start, tokens)[0]
     # The fewest pieces of equal length that have at most CHUNK tokens each.
     count = next(n for n in range(1, T + 1) if T % n == 0 and (B * T // n <= CHUNK or n == T))
+    pieces = tuple(jnp.moveaxis(split_axis(x, 1, count), 1, 0) for x in tokens)
     return jax.lax.scan(
-        part, start, tuple(jnp.moveaxis(split_axis(x, 1, count), 1, 0) for x in tokens)
+        lambda sums, numbered: _part(sums, numbered[1], numbered[0]),
+        start,
+        (jnp.arange(count), pieces),
     )[0]

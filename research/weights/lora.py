@@ -102,7 +102,7 @@ class Lora(Wrapper):
             )
         # Experts' factors are stacks too, [E, I, R] and [E, R, O], and follow the same groups of
         # rows.
-        low = grouped(self._dropped(x), self.adapter.a, sizes)
+        low = grouped(self._dropped_rows(x), self.adapter.a, sizes)
         scale = jnp.repeat(self._scale(), sizes, total_repeat_length=x.shape[0]).astype(x.dtype)
         return grouped(x, self.base, sizes) + grouped(low, self.adapter.b, sizes) * scale[:, None]
 
@@ -137,6 +137,17 @@ class Lora(Wrapper):
         )
         # Divided by the kept share, so that the expected input is that of evaluation.
         return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+    def _dropped_rows(self, x: jax.Array) -> jax.Array:
+        """`_dropped` for the rows of all experts at once, which takes one key and not one for each
+        expert. Devices in a `shard_map` hold other rows, and draw other masks."""
+        if self.key is None or not self.adapter.dropout:
+            return x
+        key, mesh = jax.random.wrap_key_data(self.key[0]), jax.sharding.get_abstract_mesh()
+        for axis in () if mesh.empty else mesh.manual_axes:
+            key = jax.random.fold_in(key, lax.axis_index(axis))
+        share = 1 - self.adapter.dropout
+        return jnp.where(jax.random.bernoulli(key, share, x.shape), x / share, 0).astype(x.dtype)
 
     def _dense(self) -> jax.Array:
         """The adapted weight of a leaf that is no stack."""

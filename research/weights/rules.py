@@ -10,6 +10,7 @@ QLoRA is attach(quantize(params), adapters): leaves nest, and a model never know
 
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -107,6 +108,19 @@ def merge(params: tree.Tree, dtype: jnp.dtype = jnp.float32) -> tree.Tree:
     return jax.tree.map(
         lambda leaf: leaf.dense(dtype) if _adapted(leaf) else leaf, params, is_leaf=is_leaf
     )
+
+
+def redraw_dropout(params: tree.Tree, number: jax.Array) -> tree.Tree:
+    """The parameters with other dropout masks in their unstacked adapters, one set for each
+    `number`: for a product that is computed piece by piece, whose pieces would share a mask."""
+
+    def _redraw(leaf: Any) -> Any:
+        if not isinstance(leaf, Lora) or leaf.key is None or leaf.adapter.scale.ndim:
+            return leaf
+        key = jax.random.fold_in(jax.random.wrap_key_data(leaf.key), number)
+        return replace(leaf, key=jax.random.key_data(key))
+
+    return jax.tree.map(_redraw, params, is_leaf=is_leaf)
 
 
 def drops(adapters: tree.Tree) -> bool:
