@@ -14,8 +14,8 @@ from research.data.tokenizers import load_tokenizer
 from research.files import write_json
 from research.infer.classes import classify
 from research.interop.huggingface.folder import write_folder
-from research.interop.label_names import read_label_names
 from research.interop.load import open_checkpoint
+from research.interop.storage.label_names import read_label_names
 from research.models.model import Model
 from research.models.spec import initialize
 from research.training.checkpoint import Checkpoints

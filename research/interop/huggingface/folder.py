@@ -11,10 +11,10 @@ from research.files import read_json, write_json
 from research.interop.bitsandbytes.matrices import open_quantized
 from research.interop.bitsandbytes.read import codes_by_path
 from research.interop.huggingface.families.table import FAMILIES, describe
-from research.interop.label_names import read_label_names
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.family import Family
 from research.interop.storage.foreign import Names, read_parameters, write_tensors
+from research.interop.storage.label_names import read_label_names
 from research.interop.storage.modules import modules
 from research.interop.storage.norm_offset import with_norm_offset
 from research.interop.storage.safetensors import (
