@@ -28,12 +28,13 @@ make_environment() {
   [ -n "${DRY_RUN:-}" ] || cp setup.cfg "$stamp"
 }
 
-# newest_python [EXTRAS]: the first of python3 and the versioned names that is at least 3.11. For
-# NVIDIA's cards, of which the best attention kernel wants 3.12, the versioned names come first.
+# newest_python [EXTRAS]: the first of python3 and the versioned names that is at least 3.11. To run
+# on NVIDIA's cards, whose best attention kernel wants 3.12, the versioned names come first; `fit`
+# keeps python3's, since JAX 0.12 compiles Triton's kernels for fewer cards that are not there.
 newest_python() {
   local name names="python3 python3.13 python3.12 python3.11 python"
   case ${1:-} in
-    *cuda* | *fit*) names="python3.13 python3.12 $names" ;;
+    *cuda*) names="python3.13 python3.12 $names" ;;
   esac
   for name in $names; do
     if command -v "$name" > /dev/null &&
