@@ -49,13 +49,14 @@ def main(arguments: list[str]) -> int:
     texts: list[Labelled] = [(text, None) for text in TEXT.value]
     if PROMPT_FILE.value:
         texts += read_texts(Path(PROMPT_FILE.value))
+    # Like other filters of a shell: what is not named is read from the pipe.
     if not texts:
         texts = [(line.strip(), None) for line in sys.stdin if line.strip()]
     if not texts:
         raise ValueError("give --text=TEXT, --prompt_file=FILE, or lines on standard input")
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.infer.classes import classify
-    from research.run.label_names import read_label_names
+    from research.interop.storage.label_names import read_label_names
     from research.run.opened import keep_compiled_programs, open_model
 
     keep_compiled_programs()
@@ -78,6 +79,7 @@ def print_labels(texts: list[Labelled], names: list[str], probs_NC: Any) -> None
     """Prints the likeliest class of each text, and the accuracy where classes are known."""
     chosen = [names[number] for number in probs_NC.argmax(axis=-1)]
     known = [(expected, name) for (_, expected), name in zip(texts, chosen) if expected is not None]
+    # A misspelt label would only lower the accuracy.
     for expected, _ in known:
         if expected not in names:
             raise ValueError(f"label {expected!r} is no class; there are {', '.join(names)}")
