@@ -171,7 +171,8 @@ def _open_readers(
             f"{', '.join(RECORDS)}, and texts such as .txt, .md and .py"
         )
     opened, passed = _fitting(known, path, query, wanted)
-    passed |= {file: f"format {file.suffix or 'unknown'}" for file in files if file not in known}
+    others = set(files) - set(known)
+    passed |= {file: f"format {file.suffix or 'unknown'}" for file in others}
     if passed and path.is_dir() and rules > 1:
         _tell_passed(path, passed, len(files))
     return [reader for reader, _ in opened], [fields for _, fields in opened]
@@ -212,7 +213,8 @@ def _fitting(
     fields: dict[Path, dict[str, str]] = {}
     # Records first: beside them, texts other than .txt are a README or the like.
     for file in sorted(readers, key=_holds_records, reverse=True):
-        beside_records = any(map(_holds_records, list(fields)[:1]))
+        # The first file that fits tells, since dicts keep their order.
+        beside_records = bool(fields) and _holds_records(next(iter(fields)))
         if beside_records and not _holds_records(file) and file.suffix != ".txt":
             passed[file] = "a text beside records"
             continue
