@@ -13,7 +13,9 @@ set override the checkpoint's. `task` is the objective, `data` a source as in co
 
     chat            records {"messages": [{"role", "content"}, ...]}, or {"conversations":
                     [{"from", "value"}, ...]}, or Alpaca's {"instruction", "input", "output"}; the
-                    loss is on the assistant's tokens alone. Without `data` 999 rows of Alpaca's
+                    loss is on the assistant's tokens alone, and a message with "weight" 0 is only
+                    read. `system` and `tools` of a record are read, too. Without `data` 999 rows
+                    of Alpaca's
     causal_lm       texts, for a decoder; masked_lm: texts, for BERT
     classification  records {"text", "label"}, for BERT; `labels` is the number of classes
 

@@ -92,6 +92,7 @@ def main(arguments: list[str]) -> int:
         step=STEP.value,
         dtype=DTYPE.value,
     )
+    # A base model would go on with the question instead of answering it.
     if opened.tokenizer is None or opened.tokenizer.chat_template is None:
         raise ValueError(
             f"{opened.source} has no chat template; take a checkpoint that was tuned for chat"
@@ -168,6 +169,7 @@ def _converse_with(opened: Any, config: Any) -> None:
         for _, piece in stream(opened.model, opened.params, opened.tokenizer, [ids], config):
             yield piece
 
+    # Only a person needs to be told; a pipe has its questions already.
     if sys.stdin.isatty():
         note(f"{opened.source}, {opened.model.config.max_length:,} positions; /help lists commands")
     converse(read_line, _answer, SYSTEM.value)

@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> int:
     texts: list[Labelled] = [(text, None) for text in TEXT.value]
     if PROMPT_FILE.value:
         texts += read_texts(Path(PROMPT_FILE.value))
+    # Like other filters of a shell: what is not named is read from the pipe.
     if not texts:
         texts = [(line.strip(), None) for line in sys.stdin if line.strip()]
     if not texts:
@@ -78,6 +79,7 @@ def print_labels(texts: list[Labelled], names: list[str], probs_NC: Any) -> None
     """Prints the likeliest class of each text, and the accuracy where classes are known."""
     chosen = [names[number] for number in probs_NC.argmax(axis=-1)]
     known = [(expected, name) for (_, expected), name in zip(texts, chosen) if expected is not None]
+    # A misspelt label would only lower the accuracy.
     for expected, _ in known:
         if expected not in names:
             raise ValueError(f"label {expected!r} is no class; there are {', '.join(names)}")

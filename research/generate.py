@@ -148,6 +148,7 @@ def _inputs(opened: Any, prompts: list[Prompt]) -> tuple[list[str | list[int]], 
             messages = conversation(prompt, SYSTEM.value)
             inputs.append(encode_conversation(opened.tokenizer, messages))
     if all(isinstance(one, str) for one in inputs):
+        # Said and not ignored: the user expects that it changes something.
         if SYSTEM.value is not None:
             raise ValueError("--system is said in a conversation; give --chat=TEXT, not --prompt")
         return inputs, tuple(opened.stop_ids)

@@ -32,11 +32,11 @@ def help_text(main: Callable[..., Any], full: bool) -> str:
     # In the order in which the file defines them, which is by meaning and not by the alphabet.
     values = [v for value in module.values() for v in _members(value)]
     holders = [value.name for value in values if isinstance(value, flags.FlagHolder)]
-    own = list(dict.fromkeys([*holders, *HELP]))
-    text = [(module["__doc__"] or "").strip(), "", "Flags:", *_lines(own)]
+    flag_names = list(dict.fromkeys([*holders, *HELP]))
+    text = [(module["__doc__"] or "").strip(), "", "Flags:", *_lines(flag_names)]
     if full:
-        text += ["", "Flags of libraries:", *_lines(sorted({*_long_names()} - {*own}))]
-    for name in own:
+        text += ["", "Flags of libraries:", *_lines(sorted({*_long_names()} - {*flag_names}))]
+    for name in flag_names:
         if hasattr(type(FLAGS[name]), "config_filename"):  # a flag of ml_collections.config_flags
             text += ["", *_config_lines(name)]
     return "\n".join(text)
@@ -80,12 +80,12 @@ def _lines(names: list[str]) -> list[str]:
             left = f"--{name}" if flag.default in (None, []) else f"--{name}={_shown(flag.default)}"
         left = f"-{flag.short_name}, {left}" if flag.short_name else left
         choices = getattr(flag.parser, "enum_values", None)
-        # absl adds words of its own to the help of a flag that may be repeated.
+        # absl adds words of its flag_names to the help of a flag that may be repeated.
         meaning = (flag.help or "").removesuffix(_REPEAT)
         meaning = f"{meaning} ({', '.join(choices)})" if choices else meaning
         first = f"  {left:<{_COLUMN - 4}}  "
         wrapped = textwrap.wrap(" ".join(meaning.split()), _WIDTH - _COLUMN) or [""]
-        if len(first) > _COLUMN:  # a long name has a line of its own
+        if len(first) > _COLUMN:  # a long name has a line of its flag_names
             lines.append(first.rstrip())
             first = " " * _COLUMN
         lines += [f"{first}{wrapped[0]}".rstrip(), *(" " * _COLUMN + line for line in wrapped[1:])]
@@ -102,7 +102,7 @@ def _config_lines(name: str) -> list[str]:
     config = FLAGS[name].value
     if config is None:
         return [f"--{name}=FILE --help explains that file and lists the fields that can be set."]
-    # FILE.py:ARGUMENTS; the arguments may have colons of their own.
+    # FILE.py:ARGUMENTS; the arguments may have colons of their flag_names.
     file = Path(FLAGS[name].config_filename.split(":", 1)[0])
     docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     fields = [f"  --{name}.{path}={value!r}" for path, value in _fields(config, "")]

@@ -1,12 +1,14 @@
-"""Runs a benchmark: python -m research.bench train|decode|lora [--json]"""
+"""Runs a benchmark: python -m research.bench train|decode|lora|card [--json]"""
 
 import json
 import sys
+from pathlib import Path
 
 from absl import flags
 
 from research import command
-from research.bench import decode, lora, train
+from research.bench import card, decode, lora, train
+from research.files import write_json, write_text
 
 ROUNDS = flags.DEFINE_integer("rounds", 6, "turns of each contender", lower_bound=1)
 SHAPES = flags.DEFINE_list("shapes", list(train.SHAPES), "of: " + ", ".join(train.SHAPES))
@@ -23,6 +25,9 @@ BATCHES = flags.DEFINE_list("batches", ["1", "8"], "decode: prompts at once")
 GGUF = flags.DEFINE_string(
     "gguf", "", "decode: a float32 GGUF file of SmolLM2-135M, with which llama.cpp takes part"
 )
+WORKS = flags.DEFINE_list("works", [], "card: all by default; of " + ", ".join(card.WORKS))
+QUICK = flags.DEFINE_bool("quick", False, "card: the most telling works alone, under 5 minutes")
+OUT = flags.DEFINE_string("out", "", "card: a folder for card.json and card.md, the table")
 JSON = flags.DEFINE_bool("json", False, "print one JSON value instead of a table")
 
 
@@ -40,14 +45,28 @@ def main(arguments: list[str]) -> int:
         results = lora.compare(METHODS.value, DTYPES.value, ROUNDS.value, PEERS.value)
         print(json.dumps(results) if JSON.value else lora.table(results))
         return command.DONE
+    if arguments == ["card"]:
+        return _card()
     if arguments != ["train"]:
         raise ValueError(
-            f"benchmark {' '.join(arguments)!r} is unknown; there are: train, decode, lora"
+            f"benchmark {' '.join(arguments)!r} is unknown; there are: train, decode, lora, card"
         )
     # Peers that are not installed from a registry are timed only where the user has a checkout.
     checkouts = {flag.name: flag.value for flag in CHECKOUTS if flag.value is not None}
     results = train.compare(SHAPES.value, DTYPES.value, ROUNDS.value, PEERS.value, checkouts)
     print(json.dumps(results) if JSON.value else train.table(results))
+    return command.DONE
+
+
+def _card() -> int:
+    """Runs the works of a card and prints, or writes, their rows."""
+    rows = card.measure(WORKS.value, QUICK.value, ROUNDS.value, PEERS.value)
+    if OUT.value:
+        folder = Path(OUT.value)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "card.json", rows)
+        write_text(folder / "card.md", card.table(rows) + "\n")
+    print(json.dumps(rows) if JSON.value else card.table(rows))
     return command.DONE
 
 

@@ -43,6 +43,7 @@ def search(
 
     # `lax.map` tries one exponent after another: a batched search would hold all rounded weights.
     exponents = jnp.arange(GRID) / GRID
+    # The first of equal ones wins, so the smallest exponent: the least change.
     return _factors(exponents[jnp.argmin(jax.lax.map(_loss, exponents))])
 
 

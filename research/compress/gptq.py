@@ -88,6 +88,7 @@ def _solve(
             jax.lax.dynamic_slice_in_dim(w_IO, begin, width),
             jnp.zeros((width, w_IO.shape[1])),
         )
+        # The block's own triangle of U: errors within it are handed on at once.
         upper = jax.lax.dynamic_slice(upper_II, (begin, begin), (width, width))
 
         def _row(j, carry):

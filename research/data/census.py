@@ -1,4 +1,4 @@
-"""What of the documents does not reach the model, in numbers, and what of it was seen before."""
+"""Counts of documents that are left out, cut, empty, or both held out and trained on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class Census:
     kind      what a document is, in the plural: "texts", "conversations", ...
     total     documents that could be read
     length    tokens of an example
-    left_out  documents of which nothing is learnt: their targets begin behind the window's end
-    cut       documents whose end is missing
-    empty     documents without a token
+    left_out  documents without a target in the window: the first one comes after its end
+    cut       documents whose end does not fit
+    empty     documents without a token, which are left out
     """
 
     kind: str
@@ -30,7 +30,7 @@ class Census:
     empty: int = 0
 
     def lines(self) -> list[str]:
-        """A line for the user on each loss; none where every document is whole.
+        """One line for the user on what is left out or cut; no line if every document is whole.
 
         >>> Census("conversations", 137, 256, left_out=38, cut=38).lines()
         ['left out 38, cut 38 of 137 conversations at 256 tokens']
@@ -40,7 +40,7 @@ class Census:
             lines.append(f"left out {self.empty} empty of {self.total} {self.kind}")
         if self.left_out or self.cut:
             losses = {"left out": self.left_out, "cut": self.cut}
-            # A kind that is never left out should not speak of it.
+            # Most kinds of documents are only ever cut; their line does not mention the other.
             named = [f"{name} {count}" for name, count in losses.items() if count or self.left_out]
             lines.append(f"{', '.join(named)} of {self.total} {self.kind} at {self.length} tokens")
         return lines
@@ -49,11 +49,12 @@ class Census:
 def unmarked_bounds(
     store: TokenStore, bos_id: int | None, eos_id: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(first, end) index in `store.ids` of each document, int64 [documents], without a bos at its
-    start and an eos at its end. Packing adds both, and a text that has them must not get two."""
+    """(first, end) index in `store.ids` of each document, int64 [documents], excluding a bos that
+    the document starts with and an eos that it ends with. Packing adds these two tokens, so a text
+    that contains them already would have them twice."""
     starts, stops = store.offsets[:-1].copy(), store.offsets[1:].copy()
     if len(store.ids):
-        # An index behind the last token is that of an empty document, which has no mark.
+        # "clip": an empty document at the end of the store has an index beyond the last token.
         if bos_id is not None:
             first = store.ids.take(starts, mode="clip")
             starts += (first == bos_id) & (stops > starts)
@@ -64,10 +65,10 @@ def unmarked_bounds(
 
 
 def count_repeated(heldout: Sequence[TokenStore], train: Sequence[Sequence[TokenStore]]) -> int:
-    """The number of held-out records that equal a record of the training data in every field.
+    """The number of held-out records that also occur in the training data, equal in every field.
 
-    `heldout` has a store for each field of the records, and so has each part of `train`. Empty
-    records do not count.
+    `heldout` is a list with one store for each field of the records, and so is each element of
+    `train`. Empty records are not counted.
     """
     wanted = _sketches(heldout, 0, len(heldout[0]))
     filled = np.diff(heldout[0].offsets) > 0

@@ -14,10 +14,10 @@ def conversation(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dic
 
     `columns` is {"messages": COLUMN}, a list of {"role", "content"} or of ShareGPT's {"from",
     "value"}; or Alpaca's "instruction", "output" and optionally "input", a text each. A content in
-    parts of type text becomes one text. Messages of the system without text are left out. Other
-    fields of a message are kept for the template; `weight` 0 on a message of the assistant takes
-    the loss from it. Further columns are read where a record has them: "system", the text of a
-    message in front, and of Alpaca's "history", a list of earlier (instruction, output).
+    parts of type text becomes one text. System messages without text are left out. Other fields of
+    a message are kept for the template; an assistant's message with `weight` 0 gets no loss. Two
+    further columns are read if a record has them: "system", the text of a system message, and
+    "history" of Alpaca's records, a list of earlier (instruction, output) pairs.
 
     ValueError for a conversation without messages, without one of the assistant to learn from, for
     an unknown role, a weight that is not 0 or 1, and a message that says nothing. An assistant's
@@ -42,8 +42,8 @@ def conversation(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dic
 
 
 def tools(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Any]:
-    """The tools that the assistant of a record may call, as the record's column "tools" lists them
-    or as JSON of that list; [] without. ValueError for another value."""
+    """The descriptions of tools that a record offers to the assistant, from its column "tools": a
+    list, or the JSON text of one; [] if it has none. ValueError for any other value."""
     value = _plain(row.get(columns.get("tools", "tools"))) or []
     if isinstance(value, str):
         value = json.loads(value)
@@ -53,7 +53,7 @@ def tools(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Any]:
 
 
 def spell(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()) -> str:
-    """The conversation as the text of a document, which `read_spelt` reads."""
+    """The conversation as the text of a document; `read_spelt` is the inverse."""
     value = {"messages": messages, "tools": tools} if tools else messages
     return json.dumps(value, ensure_ascii=False)
 

@@ -31,14 +31,15 @@ _SETTLED_SECONDS = 2.0  # no file system in use has coarser time stamps than FAT
 class FileDocuments:
     """The records of a file, or of all files below a folder in the order of their paths.
 
-    Text files are cut at line ends into pieces, each of which is a document. Files of a folder may
-    have different columns: each is read by the first set of columns of the layout that it has. Of a
-    folder with records, code and other texts than .txt are passed over, and so are files of other
-    formats or without the columns; one line says how many. ValueError for a path that is missing,
-    cannot be read or holds no records, and for .jsonl and .parquet files without the columns.
+    Text files are cut at line ends into pieces, each a document of its own. Files of a folder may
+    have different columns; columns are chosen for each file alone. If a folder holds records, texts
+    other than .txt are skipped, such as a README; so are files of unknown formats and without the
+    wanted columns. One log line gives their number. ValueError for a path that is missing, cannot
+    be read or holds no records, and for a .jsonl or .parquet file without the wanted columns.
 
-    `rules` are 1 for a run that began when files were read in another way: only .txt, .jsonl and
-    .parquet files, the columns that all of them have, and empty texts among the documents.
+    `rules` is the version of these rules. 2 is the present one. A run that began under version 1
+    continues with it: .txt, .jsonl and .parquet files only, the columns that all files have in
+    common, and empty texts kept as documents.
     """
 
     def __init__(
@@ -102,12 +103,12 @@ class FileDocuments:
 def content_digest(files: list[tuple[str, str]], cache_dir: Path, sampled: bool = False) -> str:
     """A sha256 of the names and contents of `files`, (path, name) pairs.
 
-    With `sampled`, for data too large to be read whole, of a file of more than 64 MiB it covers the
-    size and 16 blocks of 64 KiB from its start to its end: a change elsewhere goes unseen.
+    `sampled` is for data too large to be read whole: of a file over 64 MiB only its size and 16
+    blocks of 64 KiB, evenly spread from start to end, are hashed. A change elsewhere is not seen.
 
-    It is kept in the cache until the size, a time stamp or the inode of a file changes. The time of
-    the last change of status (ctime) is among them: unlike that of the last change of content it
-    cannot be set back, so an edit is seen whatever size and date the file has afterwards.
+    The result is cached until the size, a time stamp or the inode of a file changes. One of the
+    time stamps is the change time (ctime). Programs cannot set it, unlike the modification time,
+    so an edit is seen even if size and modification time are restored afterwards.
     """
     stats = [os.stat(path) for path, _ in files]
     key = json.dumps(
@@ -158,7 +159,8 @@ def _open_readers(
             file
             for file in sorted(path.rglob("*"))
             if file.is_file()
-            # Rules 1 looked into hidden folders. Nobody means .git or .venv by a folder of code.
+            # A folder of code should not include .git or .venv. The earlier formats were always
+            # read from hidden folders too, and older runs rely on it.
             and (file.suffix in EARLIER_FORMATS or not _hidden(file.relative_to(path)))
         ]
     # By suffix alone: contents could only be told apart by reading all of them.
@@ -169,7 +171,8 @@ def _open_readers(
             f"{', '.join(RECORDS)}, and texts such as .txt, .md and .py"
         )
     opened, passed = _fitting(known, path, query, wanted)
-    passed |= {file: f"format {file.suffix or 'unknown'}" for file in files if file not in known}
+    others = set(files) - set(known)
+    passed |= {file: f"format {file.suffix or 'unknown'}" for file in others}
     if passed and path.is_dir() and rules > 1:
         _tell_passed(path, passed, len(files))
     return [reader for reader, _ in opened], [fields for _, fields in opened]
@@ -210,7 +213,8 @@ def _fitting(
     fields: dict[Path, dict[str, str]] = {}
     # Records first: beside them, texts other than .txt are a README or the like.
     for file in sorted(readers, key=_holds_records, reverse=True):
-        beside_records = any(map(_holds_records, list(fields)[:1]))
+        # The first file that fits tells, since dicts keep their order.
+        beside_records = bool(fields) and _holds_records(next(iter(fields)))
         if beside_records and not _holds_records(file) and file.suffix != ".txt":
             passed[file] = "a text beside records"
             continue

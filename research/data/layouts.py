@@ -32,8 +32,8 @@ class Layout:
     usual     {name: column} sets that are tried without a query, the first that the data have;
               () tries the names of `columns` themselves
     classes   the field that names the class of a record, "" for none
-    optional  further columns that are read where the data have them
-    read_by   names of the objectives that read it, for messages
+    optional  further columns, read if the data have them
+    read_by   names of the objectives that read this layout, for error messages
     """
 
     fields: tuple[str, ...]

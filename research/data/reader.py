@@ -1,4 +1,4 @@
-"""`Reader`, what every format offers, and what their files share."""
+"""`Reader`: the protocol of file formats, with what their implementations share."""
 
 from collections.abc import Sequence
 from pathlib import Path

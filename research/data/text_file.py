@@ -1,4 +1,4 @@
-"""Text files in pieces."""
+"""Text files as records: pieces of bounded size."""
 
 import mmap
 from collections.abc import Sequence

@@ -32,6 +32,7 @@ class Score:
 
     @property
     def nll_per_token(self) -> float:
+        """Mean nats of a token."""
         return self.nll / self.tokens
 
     @property

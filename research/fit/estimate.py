@@ -164,8 +164,7 @@ def _head_bytes(e: Experiment, target: Target, w: Weights, tokens: int) -> float
     # A table of codes is made dense a block at a time.
     words = min(BLOCK, c.vocab_size) if w.table == "codes" else c.vocab_size / tensor
     table = (2 * itemsize + gradients) * words * c.d_model
-    # Logits and their gradient.
-    # The loss never has more than CHUNK tokens' logits at once, in float32.
+    # Logits and their gradient, in float32; the loss never has more than CHUNK tokens' at once.
     logits = 2 * FLOAT32 * min(CHUNK, tokens) * c.vocab_size / tensor
     if not (c.head_bias or c.mlm_head):
         return table + logits

@@ -41,6 +41,7 @@ def encode_conversation(tokenizer: Tokenizer, messages: Sequence[Mapping[str, An
 
 def answer_ends(tokenizer: Tokenizer, stop_ids: Iterable[int]) -> tuple[int, ...]:
     """The ids that end an answer: those of the checkpoint and the template's end of a turn."""
+    # Both: a base model's end token stays in a checkpoint that was tuned on another template's.
     ends = dict.fromkeys((*stop_ids, end_of_turn(tokenizer)))
     return tuple(n for n in ends if n is not None)
 

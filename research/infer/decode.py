@@ -209,14 +209,11 @@ def _rows(
     rows, copies = [], Counter()
     for index, prompt in enumerate(prompts):
         ids = _ids(tokenizer, prompt, config.bos)
-        if not ids or not all(0 <= i < c.vocab_size for i in ids):
-            raise ValueError(
-                f"prompt {index} must be one or more ids in [0, {c.vocab_size}), "
-                "the model's vocabulary"
-            )
         source, content = None, np.array(ids, "<i4").tobytes()
+        # An empty source is one: it ends in the end token, and the decoder starts from its own.
         if c.kind == "encoder_decoder":
             source, ids = _source_and_start(tokenizer, prompt, ids)
+        _check_ids(c, index, prompt, ids if source is None else source)
         limit = config.max_tokens
         if c.position == "learned":
             longest = max(len(ids), len(source or ()))
@@ -233,9 +230,23 @@ def _rows(
         rows.append(_Row(prompt, ids, source, (zlib.crc32(content), copies[content]), limit, text))
         # Equal prompts are numbered, so that they get different random numbers.
         copies[content] += 1
+    # Before anything is computed: reading such a prompt takes minutes.
     if line := _beyond_positions(c, rows):
         _log.warning(line)
     return rows
+
+
+def _check_ids(c: ModelConfig, index: int, prompt: Prompt, ids: list[int]) -> None:
+    """ValueError for a prompt without a token, and for ids outside the model's vocabulary."""
+    if not ids and isinstance(prompt, str):
+        raise ValueError(
+            f"prompt {index} is empty, and the model's texts begin with no token of their own; "
+            "give it a word to start from"
+        )
+    if not ids or not all(0 <= i < c.vocab_size for i in ids):
+        raise ValueError(
+            f"prompt {index} must be one or more ids in [0, {c.vocab_size}), the model's vocabulary"
+        )
 
 
 def _beyond_positions(c: ModelConfig, rows: list[_Row]) -> str | None:

@@ -130,9 +130,10 @@ def move(model: Model, params: Tree) -> Tree:
         # A donated copy would not do: no output is as large as the stack, so none takes its buffer.
         host = [_fetch(array) for array in arrays]
         for index, layer in enumerate(layers):
-            own = jax.tree.unflatten(leaf, [jax.device_put(part[index], at) for part, at in host])
-            axes = _contracted_axes(path, own)
-            layer.append(_transposed(own, dtype, axes) if axes else own)
+            arrays = [jax.device_put(array[index], place) for array, place in host]
+            w_layer = jax.tree.unflatten(leaf, arrays)
+            axes = _contracted_axes(path, w_layer)
+            layer.append(_transposed(w_layer, dtype, axes) if axes else w_layer)
         # So that the next weight is not copied back before the memory of this one is free.
         jax.block_until_ready([layer[-1] for layer in layers])
     head = _head(model, params)
@@ -155,9 +156,9 @@ def lay_out(model: Model, params: Tree) -> Tree:
     dtype = model.precision.compute_dtype
 
     def _arranged(index: int, path: tuple, w):
-        own = jax.tree.map(lambda part: part[index], w)
-        axes = _contracted_axes(path, own)
-        return _transpose(own, dtype, axes) if axes else own
+        w_layer = jax.tree.map(lambda array: array[index], w)
+        axes = _contracted_axes(path, w_layer)
+        return _transpose(w_layer, dtype, axes) if axes else w_layer
 
     def _one(index: int) -> Tree:
         return jax.tree.map_with_path(
@@ -202,14 +203,14 @@ def _is_weight(node) -> bool:
     return not isinstance(node, dict)
 
 
-def _contracted_axes(path: tuple, own) -> tuple[int, ...]:
-    """The axes that products sum over of a layer's weight `own` at `path`, if tokens are multiplied
-    by it; () for everything else (norms, biases, experts, leaves, keys of an encoder's text)."""
+def _contracted_axes(path: tuple, w_layer) -> tuple[int, ...]:
+    """The axes of a layer's weight that products sum over, if tokens are multiplied by it; () for
+    everything else (norms, biases, experts, leaves, keys of an encoder's text)."""
     owner, name = path[0].key, path[-1].key
     # These run once, on the encoder's states, and not for every token.
     of_memory = owner == "cross" and name in ("key", "value")
     # More than [D, F] in a feed-forward layer are experts, which a grouped product reads.
-    if not isinstance(own, jax.Array) or of_memory or (owner == "mlp" and own.ndim > 2):
+    if not isinstance(w_layer, jax.Array) or of_memory or (owner == "mlp" and w_layer.ndim > 2):
         return ()
     return tuple(range(_CONTRACTED.get(name, 0)))
 

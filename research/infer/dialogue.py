@@ -30,6 +30,7 @@ def converse(
     beginning = [] if system is None else [{"role": "system", "content": system}]
     messages = list(beginning)
     while (line := read()) is not None:
+        # "/usr/bin is what?" is a question, "/quit now" is not.
         name = line.split()[0] if re.match(r"/[A-Za-z?]\w*(\s|$)", line) else ""
         if name == "/quit":
             break
@@ -52,6 +53,6 @@ def say(pieces: Iterator[str]) -> str:
             answer.append(piece)
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
-        pass
+        pass  # ends this answer; the conversation goes on with what was written of it
     print()
     return "".join(answer)

@@ -112,6 +112,7 @@ class StackedCache(SlotCache):
     segments_BS: jax.Array
 
     def write(self, layer, k_BTKH, v_BTKH, slots_BT) -> Self:
+        """See `SlotCache.write`; `layer` may be traced."""
         keys = _put(self.key_LBKSH, k_BTKH, slots_BT, layer)
         values = _put(self.value_LBKSH, v_BTKH, slots_BT, layer)
         return replace(self, key_LBKSH=keys, value_LBKSH=values)
@@ -152,6 +153,7 @@ class LayeredCache(SlotCache):
     segments_BS: jax.Array
 
     def write(self, layer, k_BTKH, v_BTKH, slots_BT) -> Self:
+        """See `SlotCache.write`; `layer` is a Python integer."""
         if slots_BT.size == 1:
             # The one token is written twice, so that the update stays a scatter. XLA's CPU backend
             # fuses a single update into both of its users, attention and the returned cache, and
@@ -168,6 +170,7 @@ class LayeredCache(SlotCache):
         )
 
     def read(self, layer) -> tuple[jax.Array, jax.Array]:
+        """See `SlotCache.read`; `layer` is a Python integer."""
         return self.keys_BKSH[layer], self.values_BKSH[layer]
 
 

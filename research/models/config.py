@@ -146,6 +146,7 @@ class ModelConfig(Initialization, Regularization, Shape):
 
 def layer_loss_weights(c: ModelConfig) -> dict[str, float]:
     """The weight of each loss that the layers of such a model return, by the loss's name."""
+    # Taken from the fields themselves: a new loss needs a field and nothing here.
     weights = {
         f.metadata.get("weighs"): getattr(c, f.name) for f in fields(c) if not missing_use(c, f)
     }

@@ -43,6 +43,7 @@ def norm_specs(c: ModelConfig) -> Tree:
 
 def _first_scale(c: ModelConfig) -> Init:
     """The value at which a new norm's scale starts, see `norm_specs`."""
+    # offset + w is 1 for a new norm under either convention.
     return constant(1 - c.norm_offset) if c.norm_offset else ones
 
 

@@ -44,7 +44,7 @@ class Model:
     def specs(self) -> Tree:
         """The parameter tree, with a `Spec` for each parameter."""
         c, start = self.config, initial(self.config)
-        # Two stacks, of which only the decoder's has cross-attention.
+        # Two stacks; only the decoder's has cross-attention.
         two = c.kind == "encoder_decoder"
         specs = {
             "embed": embedding.embed_specs(c, start),

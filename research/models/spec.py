@@ -48,6 +48,7 @@ def normal(std: float) -> Init:
     parameters of another dtype are those of float32 rounded."""
 
     def _init(key, shape, dtype, sharding):
+        # `out_sharding`: each device draws its own part of the same numbers.
         return (std * jax.random.normal(key, shape, jnp.float32, out_sharding=sharding)).astype(
             dtype
         )

@@ -111,6 +111,7 @@ def each(function: Callable[[Tree], Tree], p_layers: Tree | tuple[Tree, ...]) ->
     stacked over layers."""
     if isinstance(p_layers, tuple):
         return jax.tree.map(lambda *results: jnp.stack(results), *map(function, p_layers))
+    # One batched product for all layers instead of one for each.
     return jax.vmap(function)(p_layers)
 
 

@@ -39,7 +39,7 @@ def describe(
     `labels` are the names of the classes of a classifier. With `chat` each line says who speaks:
     tokens with a loss are the assistant's.
     """
-    # Weights of 1 are targets; segments above 0 are tokens that are not padding.
+    # Positive weights are targets; segments above 0 are tokens that are not padding.
     asked, real = int((row["weights"] > 0).sum()), int((row["segments"] > 0).sum())
     texts = int(row["segments"].max(initial=0))
     heading = (

@@ -98,6 +98,7 @@ def _backward(scale, softcap, saved, dout_BTNH):
             # Scores are computed again: kept, they would be a second [T, S] array in each layer.
             scores_BKGTS = _scores("BKGTH,BKSH->BKGTS", queries_BKGTH, k_BKSH[:, :, prefix]) * scale
             dscores_BKGTS *= soft_cap_slope(soft_cap(scores_BKGTS, softcap), softcap)
+        # float32 up to here; both products below take the activations' type.
         dscores_BKGTS = dscores_BKGTS.astype(q_BKGTH.dtype)
         # With scores = scale Q K^T: dQ = dS K, and dK = dS^T Q below.
         dqs.append(contract("BKGTS,BKSH->BKGTH", dscores_BKGTS, k_BKSH[:, :, prefix]))

@@ -112,6 +112,7 @@ def _summed(y_BTD: jax.Array, split: set[str], split_tokens: bool) -> jax.Array:
     if "expert" not in split:
         return y_BTD
     if split_tokens:
+        # Half of what an all-reduce moves: nobody needs the sums of others' tokens.
         return lax.psum_scatter(y_BTD, "expert", scatter_dimension=0, tiled=True)
     return lax.psum(y_BTD, "expert")
 

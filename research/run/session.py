@@ -149,6 +149,7 @@ def _record(
         "dataset": corpus.provenance,
         "tokenizer": corpus.tokenizer.fingerprint,
         "parameters": tree.count(program.model.specs()),
+        "trained_parameters": tree.count(program.trainable_specs),
     }
     if experiment.init:
         facts["parent"] = experiment.init

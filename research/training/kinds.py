@@ -24,7 +24,6 @@ from research.training.muon import matrix_axes
 
 KINDS = ("matrix", "vector", "table", "constant")
 # A parameter with one of these logical axes is a table that is read by rows.
-# Axes that number rows: words, positions (and token types), buckets of distance.
 _TABLES = ("vocab", "position", "bucket")
 
 

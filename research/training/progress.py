@@ -213,5 +213,6 @@ def open_display(
     """The bar where `stream` is a terminal that can redraw a line, plain lines otherwise; `live`
     overrules."""
     if live is None:
+        # A dumb terminal, such as an editor's shell, cannot return to the start of a line.
         live = stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
     return LiveBar(stream, step, total, clock) if live else PlainLines(stream, total, clock)

@@ -72,9 +72,8 @@ def _samples(path: Path) -> str:
 
 
 def _changes(folder: Path, config: Mapping[str, Any]) -> str:
-    """A table of the config fields that differ from the parent's, or a line that says why there is
-    none; "" for a run without a parent."""
-    # A run that begins from nothing has no parent.
+    """A table of the config fields that differ from those of the parent run; "" for a run that
+    starts anew, or from a checkpoint that is no run."""
     flat = _fields(config)
     parent = flat.get(PARENT)
     if not parent or not isinstance(parent, str):
@@ -84,11 +83,11 @@ def _changes(folder: Path, config: Mapping[str, Any]) -> str:
     places = [Path(parent), folder.parent / parent]
     parent_folder = next((place for place in places if (place / "config.json").is_file()), None)
     if parent_folder is None:
-        return f"<p>Started from <code>{escape(parent)}</code>, which has no config.json here.</p>"
+        return ""
     before = read_json(parent_folder / "config.json")
     # Hugging Face's config.json, not a run's.
     if not isinstance(before, dict) or not isinstance(before.get("model"), dict):
-        return f"<p>Started from <code>{escape(parent)}</code>, which is no run.</p>"
+        return ""
     return f"<p>Parent: <code>{escape(parent)}</code></p>" + diff_table(_fields(before), flat)
 
 
@@ -101,14 +100,16 @@ def _origin(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 def _subtitle(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     flat = _fields(provenance)
-    parts = [str(flat.get("started", "")).replace("T", " ").replace("+00:00", " UTC")]
+    facts = [str(flat.get("started", "")).replace("T", " ").replace("+00:00", " UTC")]
     if flat.get("devices.kind"):
-        parts.append(f"{flat.get('devices.count', 1)} × {flat['devices.kind']}")
+        facts.append(f"{flat.get('devices.count', 1)} × {flat['devices.kind']}")
     if flat.get("git.commit"):
-        parts.append(
+        facts.append(
             f"commit {flat['git.commit'][:10]}" + (" with changes" if flat.get("git.dirty") else "")
         )
-    return " · ".join(str(part) for part in parts if part)
+    if config.get(PARENT):
+        facts.append(f"from {config[PARENT]}")
+    return " · ".join(str(fact) for fact in facts if fact)
 
 
 def _fields(values: Mapping[str, Any]) -> dict[str, Any]:

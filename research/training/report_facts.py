@@ -43,10 +43,7 @@ def headline(
     seconds = max((row.get("seconds") or 0.0 for row in rows), default=0.0)
     if seconds:
         yield tile("time", clock_time(seconds), "with evaluation and compilation")
-    if isinstance(provenance.get("parameters"), int):
-        yield tile(
-            "parameters", short_number(provenance["parameters"]), f"{provenance['parameters']:,}"
-        )
+    yield from _parameter_tiles(config, provenance)
 
 
 def predicted_and_measured(fit: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
@@ -92,6 +89,28 @@ def warning(rows: Sequence[Row]) -> str:
     count = "1 row has" if len(odd) == 1 else f"{len(odd):,} rows have"
     words = f"{count} values that are not finite. At step {odd[0]['step']:,} {escape(first)}."
     return f'<p class="warning">{words}</p>'
+
+
+def method(config: Mapping[str, Any]) -> str:
+    """How a run trains adapters, such as "lora of rank 16 on nf4"; "" if it trains all
+    parameters."""
+    tune, lora = config.get("tune", {}), config.get("lora", {})
+    words = tune.get("method", "full")
+    if words == "full":
+        return ""
+    if words == "lora":
+        words = f"{'dora' if lora.get('decompose') else 'lora'} of rank {lora.get('rank')}"
+    codes = config.get("quantize", {}).get("format")
+    return f"{words} on {codes}" if codes else words
+
+
+def _parameter_tiles(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> Iterable[str]:
+    total, trained = provenance.get("parameters"), provenance.get("trained_parameters")
+    # Adapters come on top of the parameters of the model, so they may even be more.
+    if isinstance(trained, int) and method(config):
+        yield tile("trained parameters", short_number(trained), method(config))
+    if isinstance(total, int):
+        yield tile("parameters", short_number(total), f"{total:,}")
 
 
 def _bits_tile(rows: Sequence[Row]) -> Iterable[str]:

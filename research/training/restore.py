@@ -183,6 +183,8 @@ def _read_arrays(
     places = jax.tree.map(
         lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype), item
     )
+    # `partial_restore` leaves out what `below` does not select: weights without their optimizer
+    # state.
     arguments = ocp.args.PyTreeRestore(item=item, restore_args=places, partial_restore=partial)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:

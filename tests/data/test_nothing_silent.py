@@ -309,7 +309,7 @@ def test_a_run_from_before_goes_on_with_the_data_that_it_read(tmp_path, caplog, 
     caplog.clear()
     source = open_source(str(folder), tmp_path / "cache", "texts", EARLIER)
     assert source.fingerprint == EARLIER != now.fingerprint
-    assert sum("goes on under the rules of reading" in line for line in said(caplog)) == 1
+    assert sum("is read by the rules that the run began with" in line for line in said(caplog)) == 1
     assert source.train.rules == 1 and now.train.rules == 2
     # Without an edit none of them is asked for; with one neither fits, and the run says so.
     assert open_source(str(folder), tmp_path / "cache", "texts", now.fingerprint).train.rules == 2

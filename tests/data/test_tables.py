@@ -9,6 +9,8 @@ import pytest
 from research.data.config import DataConfig
 from research.data.corpus import open_corpus
 from research.data.documents import TextDocuments
+from research.data.files import FileDocuments
+from research.data.formats import RECORDS
 from research.data.layouts import LAYOUTS, Layout
 from research.data.packing import PackedWindows
 from research.data.sources import SOURCES, NamedSource, open_source
@@ -74,6 +76,35 @@ def test_a_source_is_one_row(tmp_path, monkeypatch):
         open_source("poems", tmp_path, "conversations")
     with pytest.raises(ValueError, match="poems.*has the fields text"):
         open_source("poems?text=body", tmp_path)
+
+
+class Stanzas:
+    """A file of texts with an empty line between them."""
+
+    columns = ("text",)
+
+    def __init__(self, path: Path, name: str):
+        self.path, self.name = path, name
+        self._texts = path.read_text().split("\n\n")
+
+    def __len__(self):
+        return len(self._texts)
+
+    def identity(self, row):
+        return f"{self.name}:{row}"
+
+    def row(self, row, wanted):
+        return {"text": self._texts[row]}
+
+
+def test_a_format_of_files_is_one_row(tmp_path, monkeypatch):
+    monkeypatch.setitem(RECORDS, ".stanzas", Stanzas)
+    (tmp_path / "poem.stanzas").write_text("so much depends\n\nupon")
+    (tmp_path / "rows.csv").write_text("text\na red\n")
+    documents = FileDocuments(tmp_path, "", tmp_path / "cache")
+    texts = [documents[i]["text"] for i in range(len(documents))]
+    assert texts == ["so much depends", "upon", "a red"]
+    assert documents[1]["path"] == "poem.stanzas:1"
 
 
 def test_a_named_source_of_another_layout_is_refused(tmp_path):

@@ -170,6 +170,14 @@ def test_a_prompt_beyond_learned_positions_is_refused():
         generate(model, {"layers": {}}, load_tokenizer("bytes"), [[7] * 17])
 
 
+def test_an_empty_prompt_is_a_source_and_no_beginning(loaded):
+    c = replace(FAMILIES["t5_small"], vocab_size=loaded.config.vocab_size)
+    [row] = decode._rows(c, loaded.tokenizer, [""], SamplingConfig(bos=False))
+    assert row.source == [loaded.tokenizer.eos_id] and len(row.ids) == 1
+    with pytest.raises(ValueError, match="prompt 1 is empty.*give it a word"):
+        decode._rows(loaded.config, loaded.tokenizer, ["a", ""], SamplingConfig(bos=False))
+
+
 def test_reading_a_long_prompt_shows_where_it_is(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     show = progress.reading(4000)

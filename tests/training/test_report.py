@@ -170,7 +170,7 @@ def test_only_what_differs_from_the_parent_is_listed(tmp_path):
         r"<ins>(.*?)</ins>", text
     ) == ["8", "base"]
     gone = write_run(tmp_path / "other", training_rows(), config={"init": "gone"})
-    assert "has no config.json" in write_report(gone).read_text()
+    assert "Changes from the parent run" not in write_report(gone).read_text()
     alone = write_run(tmp_path / "alone", training_rows(), config={"init": ""})
     text = write_report(alone).read_text()
     assert "parent" not in text and "Started from" not in text
@@ -179,7 +179,31 @@ def test_only_what_differs_from_the_parent_is_listed(tmp_path):
     )  # Hugging Face's
     tuned = write_run(tmp_path / "tuned", training_rows(), config={"seed": 1, "init": "published"})
     text = write_report(tuned).read_text()
-    assert "which is no run" in text and "hidden_size" not in text
+    # A checkpoint has no settings to compare, and then there is no heading over nothing.
+    assert "hidden_size" not in text and "Changes from the parent run" not in text
+
+
+@pytest.mark.parametrize(
+    ("config", "shown"),
+    [
+        ({"tune": {"method": "lora"}, "lora": {"rank": 16}}, "lora of rank 16"),
+        (
+            {"tune": {"method": "lora"}, "lora": {"rank": 8, "decompose": True}}
+            | {"quantize": {"format": "nf4"}},
+            "dora of rank 8 on nf4",
+        ),
+        ({"tune": {"method": "prefix"}, "quantize": {"format": ""}}, "prefix"),
+        ({"tune": {"method": "full"}}, None),
+        ({}, None),
+    ],
+)
+def test_a_run_of_adapters_shows_what_is_trained_and_how(tmp_path, config, shown):
+    provenance = {"parameters": 134_515_008, "trained_parameters": 4_884_690}
+    run = write_run(tmp_path / "run", training_rows(), config=config, provenance=provenance)
+    text = Reader(write_report(run).read_text()).text
+    assert "134,515,008" in text
+    assert (shown is None) == ("trained parameters4.88M" not in text)
+    assert shown is None or f"4.88M{shown}" in text
 
 
 def test_a_folder_without_rows_is_refused(tmp_path):

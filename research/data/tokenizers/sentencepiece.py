@@ -75,7 +75,6 @@ def load(
     size = max([len(pieces), *(n + 1 for n in added.values())])
     starts = [model.is_control(n) or begins_word(_spelt(piece)) for n, piece in enumerate(pieces)]
     # Without added tokens the fingerprint is that of runs from before there could be any.
-    # Without added tokens the digest is that of older versions, whose runs name it.
     parts = (digest, sorted(roles.items()), *([sorted(added.items())] if added else []))
     files = {FILE: content} | ({ADDED: dump(added)} if added else {})
     if config:  # without the template, which is saved in a file of its own
@@ -168,7 +167,6 @@ def _insertions(
 ) -> dict[str, list[int]]:
     """Strings that sentencepiece would not encode as we want, with the ids they get."""
     # The longest first: a token may begin with another.
-    # Longest first: where one token is the start of another, the regex would take the shorter.
     insertions = {piece: [control[piece]] for piece in sorted(control, key=len, reverse=True)}
     # In models trained here a U+2581 of the text is spelt by its bytes: decoding would turn the
     # character itself into a space.

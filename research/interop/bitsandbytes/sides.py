@@ -124,6 +124,7 @@ def _joined(leaves: list[Quantized]) -> QuantizedScales | None:
 def _flat_side(leaves: list[Any]) -> Side:
     """Flat weights one after the other, as they were before they were split: neighbours may share a
     block, and then also its scale."""
+    # Where a leaf begins inside a block, the codes before `start` are its neighbour's.
     block = leaves[0].group
     values = [
         np.asarray(unpack(FORMATS[leaf.format], jnp.asarray(leaf.codes))).reshape(-1)

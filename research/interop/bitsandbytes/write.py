@@ -196,6 +196,7 @@ def _settings(kinds: Iterable[tuple[str, bool]], skipped: list[str]) -> dict[str
             f"the weights are {' and '.join(sorted(formats))}; bitsandbytes' folders have one "
             "format"
         )
+    # transformers reads two flags, of which exactly one is set.
     eight = formats == {"int8"}
     settings: dict[str, Any] = {
         "quant_method": "bitsandbytes",

@@ -14,6 +14,7 @@ from research.interop.gguf.file import Gguf, open_gguf
 from research.interop.gguf.tokenizer import tokenizer_files
 from research.interop.gguf.tokenizer_metadata import tokenizer_metadata
 from research.interop.gguf.write import write_gguf
+from research.interop.huggingface.folder import TOKENIZERS
 from research.interop.storage import generation
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.foreign import Names, read_parameters, write_tensors
@@ -108,7 +109,8 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> list[str]
     _check_same(c, again, metadata["general.architecture"])
     name = checkpoint.source.stem if checkpoint.source.is_file() else checkpoint.source.name
     metadata |= {"general.name": name, "general.file_type": FILE_TYPES[kind]}
-    if checkpoint.files:
+    # A folder without a tokenizer may still have a generation_config.json.
+    if any(name in checkpoint.files for name in TOKENIZERS):
         contents = {
             n: f if isinstance(f, bytes) else f.read_bytes() for n, f in checkpoint.files.items()
         }

@@ -42,6 +42,7 @@ def read_scaling(gguf: Gguf, head_size: int, theta: float) -> RopeScaling | None
 
 def record(scaling: RopeScaling) -> np.ndarray:
     """The value of the key `SCALING`, float64 [4]; `read_scaling` is the inverse."""
+    # float64, so that the four numbers come back as they were written.
     numbers = [scaling.factor, scaling.low_factor, scaling.high_factor, scaling.original_length]
     return np.array(numbers, np.float64)
 

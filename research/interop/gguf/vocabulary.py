@@ -124,6 +124,7 @@ def _by_id(spec: Mapping[str, Any]) -> tuple[list[str], list[int]]:
         n: token["content"] for n, token in added.items()
     }
     tokens = [by_id.get(n, f"[PAD{n}]") for n in range(max(by_id) + 1)]
+    # An id that is in neither list is a hole in the vocabulary.
     types = [UNUSED] * len(tokens)
     for n in by_id:
         types[n] = NORMAL

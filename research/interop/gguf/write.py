@@ -135,6 +135,8 @@ def _encode(values: np.ndarray, kind: str) -> np.ndarray:
     may pass for one row."""
     if kind in STORED:
         with np.errstate(over="ignore"):
+            # In the machine's byte order, which must be GGUF's little-endian: that of x86 and
+            # ARM.
             stored = np.ascontiguousarray(values).astype(STORED[kind], copy=False)
         # float16 ends at 65504; an infinity that was there before is the source's own.
         if (

@@ -81,6 +81,7 @@ def open_folder(folder: Path) -> Checkpoint:
     try:
         _refuse_counts(values, len(tensors.names))
         names = Names(family.prefix, family.renames, family.unused, family.copies)
+        # Some settings stand in no config.json: which heads a model has is told by its tensors.
         actual = names.canonical(tensors.names)
         config = family.read_config(values, actual.keys())
         codes = {}

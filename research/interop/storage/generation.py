@@ -3,7 +3,7 @@ GGUF file: the tokens that end a text, and how tokens are drawn.
 """
 
 import json
-import math
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,33 +26,30 @@ def read_sampling(values: Mapping[str, Any], source: Any) -> dict[str, float]:
     """The fields of a `SamplingConfig` that a generation_config.json sets; {} where it sets none.
 
     `do_sample: false` is temperature 0, as transformers means it; an absent `do_sample` leaves the
-    other fields as they are. ValueError, which names `source`, for a field that is not a number or
-    is out of range.
+    other fields as they are. A field that is not a number or is out of range is left out with a
+    warning that names `source`: a recommendation is no reason to refuse a model.
     """
-    # Null is how transformers writes "not set".
     sampling: dict[str, float] = {}
     for name in SAMPLING:
         value = values.get(name)
-        if value is None:
+        if value is None:  # how transformers writes "not set"
             continue
-        if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
-            raise ValueError(
-                f"{source}: {FILE} has {name}={value!r}; wanted a number of at least 0"
-            )
+        if type(value) not in (int, float) or not _in_range(name, value):
+            logging.warning("%s: %s has %s=%r, which is left out", source, FILE, name, value)
+            continue
         sampling[name] = int(value) if name == "top_k" else float(value)
     if values.get("do_sample") is False:
         # What would narrow the draw has no say where the likeliest token is taken.
         penalty = {k: v for k, v in sampling.items() if k == "repetition_penalty"}
         return {"temperature": 0.0, **penalty}
-    # Two spellings of "off" that some files have, and that a `SamplingConfig` has not.
-    if sampling.get("top_p") == 0 or sampling.get("top_p", 0) > 1:
-        raise ValueError(f"{source}: {FILE} has top_p={values['top_p']!r}; wanted one in (0, 1]")
     return sampling
 
 
-def describe_sampling(sampling: Mapping[str, float]) -> str:
-    """The fields as text, "temperature=0.6, top_p=0.9", for a line to the user."""
-    return ", ".join(f"{name}={value:g}" for name, value in sampling.items())
+def _in_range(name: str, value: float) -> bool:
+    """True for a value that a `SamplingConfig` takes; NaN is in no range."""
+    low_included = name in ("temperature", "top_k", "min_p")
+    high = 1 if name in ("top_p", "min_p") else 1e9
+    return (0 <= value if low_included else 0 < value) and value <= high
 
 
 def end_ids(special: Mapping[str, Any]) -> tuple[int, ...]:

@@ -124,6 +124,7 @@ def _forward(x_ref, codes_ref, scale_ref, y_ref, *, book, groups: int, block_o: 
         for nibble, w_IO in enumerate(
             _tiles(codes_ref, scale_ref, group, split, outputs, book, x_ref.dtype)
         ):
+            # The columns of x that this nibble of the codes multiplies.
             x_MI = x_ref[:, group, nibble, split, :].reshape(block_m, groups * rows)
             total += _dot(x_MI, w_IO)
         return total

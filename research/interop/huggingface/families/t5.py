@@ -51,6 +51,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         d_model=d_model,
         heads=heads,
         kv_heads=heads,
+        # T5's heads need not fill the model: 11B has 128 heads of 128 in a width of 1,024.
         head_size=integer(values, "d_kv"),
         d_ff=integer(values, "d_ff"),
         max_length=integer(values, "n_positions", 512),

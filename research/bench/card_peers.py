@@ -1,0 +1,129 @@
+"""The peers of `research.bench card` on torch: their own code at the settings that their users
+take."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Run = Callable[[], Any]
+RANK = 16
+
+
+def transformers_train(work: Any, config: Any, new: int) -> Run:
+    """A step of the Hugging Face model with gradient checkpointing, under torch.compile, bfloat16
+    by autocast, with torch's fused AdamW."""
+    import torch
+
+    model = _model(config).train()
+    model.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
+    return _step(torch.compile(model), model, optimizer, work, config)
+
+
+def peft_train(work: Any, config: Any, new: int) -> Run:
+    """A step of adapters on all linear layers over bitsandbytes' NF4, with gradient
+    checkpointing."""
+    import tempfile
+
+    import torch
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    four = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=work.format,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    # bitsandbytes quantizes what is read from files.
+    with tempfile.TemporaryDirectory() as folder:
+        _model(config).to(torch.bfloat16).save_pretrained(folder)
+        base = AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=four, dtype=torch.bfloat16, device_map=_place()
+        )
+    base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=True)
+    adapters = LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(base, adapters)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=3e-4, fused=True)
+    return _step(model, model, optimizer, work, config)
+
+
+def transformers_decode(work: Any, config: Any, new: int) -> Run:
+    """Greedy generation in bfloat16 with a static cache, which transformers compiles on a card."""
+    import torch
+
+    model = _model(config).to(torch.bfloat16).eval()
+    ids = _ids(work, config, work.tokens - new)
+
+    def _run() -> None:
+        with torch.inference_mode():
+            model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new,
+                min_new_tokens=new,
+                do_sample=False,
+                pad_token_id=0,
+                cache_implementation="static" if torch.cuda.is_available() else None,
+            )
+        _wait()
+
+    return _run
+
+
+def _model(c: Any) -> Any:
+    """The Hugging Face model of a shape of ours, with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=c.vocab_size,
+        hidden_size=c.d_model,
+        intermediate_size=c.d_ff,
+        num_hidden_layers=c.layers,
+        num_attention_heads=c.heads,
+        num_key_value_heads=c.kv_heads,
+        max_position_embeddings=c.max_length,
+        tie_word_embeddings=False,
+    )
+    with torch.device(_place()):
+        return LlamaForCausalLM(config)
+
+
+def _step(forward: Any, model: Any, optimizer: Any, work: Any, config: Any) -> Run:
+    import torch
+
+    ids = _ids(work, config, work.tokens)
+
+    def _run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(_place(), torch.bfloat16):
+            loss = forward(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        _wait()
+
+    return _run
+
+
+def _ids(work: Any, config: Any, length: int) -> Any:
+    import torch
+
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (work.rows, length))
+    return torch.from_numpy(ids).to(_place())
+
+
+def _place() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _wait() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
