@@ -11,7 +11,9 @@ import numpy as np
 from research import tree
 from research.interop.load import load, open_adapter, open_checkpoint
 from research.interop.loaded import Loaded
-from research.interop.storage.checkpoint import Checkpoint
+from research.interop.restored import read_experiment
+from research.interop.runs import is_run, run_adapters
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path
 from research.interop.storage.modules import HEAD, TABLE
 
 TOKENS = 16  # of the compared text; a wrong use of an adapter shows at the first of them
@@ -29,7 +31,13 @@ def check_adapter(base: str, run: Path, folder: Path) -> dict[str, Any]:
     user}. ValueError if an adapter is lost on the way, or if the logits are not the run's.
     """
     with open_checkpoint(base) as checkpoint:
-        ours, theirs = open_adapter(run, checkpoint), open_adapter(folder, checkpoint)
+        theirs = open_adapter(folder, checkpoint)
+        # By the run's own config: its model may have grown from the base.
+        if is_run(run):
+            grown = _grown(run, checkpoint)
+            ours = checkpoint, run_adapters(run, read_experiment(run).model)[0]
+        else:
+            grown, ours = [], open_adapter(run, checkpoint)
         before, after = (_numbers(*side, checkpoint) for side in (ours, theirs))
         untied = checkpoint.config.tied and not theirs[0].config.tied
         count = sum(math.prod(p.shape) for p in checkpoint.parameters.values())
@@ -40,7 +48,7 @@ def check_adapter(base: str, run: Path, folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is {side} in the adapter's folder; convert the run with --to=hf")
     equal = sum(int(np.count_nonzero(x == after[path])) for path, x in before.items())
     values = sum(x.size for x in before.values())
-    difference, notes = _compare_logits(base, run, folder, 4 * count)
+    difference, notes = (None, grown) if grown else _compare_logits(base, run, folder, 4 * count)
     if any(_of(path) for path in before) and checkpoint.config.tied:
         notes += [
             "the table is also the head: peft's merge_and_unload changes it twice, once for each "
@@ -52,6 +60,22 @@ def check_adapter(base: str, run: Path, folder: Path) -> dict[str, Any]:
         "logit_difference": difference,
         "notes": notes,
     }
+
+
+def _grown(run: Path, base: Checkpoint) -> list[str]:
+    """A line if the run's model has parameters of other shapes than the base, else []."""
+    mine, theirs = (specs_by_path(c) for c in (read_experiment(run).model, base.config))
+    other = [
+        path
+        for path in sorted(mine.keys() | theirs.keys())
+        if path not in mine or path not in theirs or mine[path].shape != theirs[path].shape
+    ]
+    if not other:
+        return []
+    return [
+        f"logits are not compared: {', '.join(other[:3])} of the run are not those of the base, "
+        "which needs the same change before it takes the adapter"
+    ]
 
 
 def _of(path: str) -> bool:
