@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError("give --text=TEXT, --prompt_file=FILE, or lines on standard input")
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.infer.classes import classify
-    from research.run.label_names import read_label_names
+    from research.interop.storage.label_names import read_label_names
     from research.run.opened import keep_compiled_programs, open_model
 
     keep_compiled_programs()

@@ -211,6 +211,7 @@ def beginning(e: Experiment, folder: Path, monkeypatch) -> object:
     """The checkpoint that parameters are read from."""
     seen = []
     monkeypatch.setattr(start, "open_checkpoint", lambda source: nullcontext(source))
+    monkeypatch.setattr(start, "grow", lambda source, model: (source, []))
     monkeypatch.setattr(start, "with_parameters", lambda p, s, source: (seen.append(source), []))
     monkeypatch.setattr(start, "with_base", lambda p, s, source: s)
     monkeypatch.setattr(start, "with_held", lambda p, s: s)

@@ -13,6 +13,7 @@ from research.fit.estimate import estimate
 from research.fit.report import GIB
 from research.fit.search import changes
 from research.fit.targets import Target
+from research.fit.weigh import weigh
 from research.parallel.mesh import parse_mesh
 from research.run.override import flags
 
@@ -36,16 +37,20 @@ def outlook(experiment: Experiment, devices: list[Any] | None = None) -> tuple[s
     free = free_bytes(devices[0])
     target = _target(devices)
     try:
-        needed = _needed(estimate(experiment, target).total, devices)
+        weights = weigh(experiment, target)
+        total = estimate(experiment, target, weights).total
     except ValueError:  # a mesh or a batch that does not fit: the run itself says so
         return "", True
     if free is None:
         return "", True
+    # What a checkpoint holds is copied while the next steps go on.
+    copied = weights.trained + weights.moments
+    needed = _needed(total, copied, devices)
     place = "this machine" if target.platform == "cpu" else f"each {devices[0].device_kind}"
     line = f"needs about {needed / GIB:.1f} GiB of {place}, {free / GIB:.1f} GiB are free"
     if needed <= free:
         return line, True
-    remedy = _remedy(experiment, devices, free)
+    remedy = _remedy(experiment, copied, devices, free)
     return f"WARNING: {line}; it will most likely not fit: {remedy}", False
 
 
@@ -70,21 +75,21 @@ def _target(devices: list[Any]) -> Target:
     return Target(f"{kind}:{count}", kind, kind, None, None, (count,), 1, count, None)
 
 
-def _needed(total: int, devices: list[Any]) -> float:
-    """Bytes of what `free_bytes` counts."""
+def _needed(total: int, copied: int, devices: list[Any]) -> float:
+    """Bytes of what `free_bytes` counts: a CPU's copies for a save lie beside its arrays."""
     if devices[0].platform != "cpu":
         return total
     # Fake CPU devices of one process share its memory, so their needs add up.
     here = sum(device.process_index == devices[0].process_index for device in devices)
-    return total * here + PROCESS
+    return (total + copied) * here + PROCESS
 
 
-def _remedy(experiment: Experiment, devices: list[Any], free: int) -> str:
+def _remedy(experiment: Experiment, copied: int, devices: list[Any], free: int) -> str:
     """The first single change, the mildest first, with which the estimate fits."""
     for settings, guess in changes(experiment, _target(devices)):
-        if _needed(guess.total, devices) <= free:
-            needed = _needed(guess.total, devices) / GIB
-            return f"set {flags(settings)} (about {needed:.1f} GiB)"
+        needed = _needed(guess.total, copied, devices)
+        if needed <= free:
+            return f"set {flags(settings)} (about {needed / GIB:.1f} GiB)"
     adapters = "" if experiment.tune.method != "full" else "train adapters (method=lora), or "
     return f"{adapters}take a smaller model, shorter texts and a smaller batch, or more memory"
 

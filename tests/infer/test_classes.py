@@ -13,9 +13,11 @@ import pytest
 from research.data.tokenizers import load_tokenizer
 from research.files import write_json
 from research.infer.classes import classify
+from research.interop.huggingface.folder import write_folder
+from research.interop.load import open_checkpoint
+from research.interop.storage.label_names import read_label_names
 from research.models.model import Model
 from research.models.spec import initialize
-from research.run.label_names import read_label_names
 from research.training.checkpoint import Checkpoints
 from tests.configs import ROOT, experiment
 from tests.families import FAMILIES
@@ -75,6 +77,16 @@ def test_names_come_from_the_data_or_from_the_config(run, tmp_path):
     write_json(tmp_path / "config.json", {"id2label": {"1": "yes", "0": "no"}})
     assert read_label_names(tmp_path, 2) == ["no", "yes"]
     assert read_label_names("pypi:some-model==1", 2) == ["0", "1"]
+
+
+def test_names_go_with_an_exported_folder(run, tmp_path):
+    with open_checkpoint(run[0]) as checkpoint:
+        write_folder(checkpoint, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    # The class that the data do not name keeps transformers' name.
+    assert config["id2label"] == {"0": "bad", "1": "good", "2": "LABEL_2"}
+    assert config["label2id"] == {"bad": 0, "good": 1, "LABEL_2": 2}
+    assert read_label_names(tmp_path, 3) == ["bad", "good", "LABEL_2"]
 
 
 def test_the_command_prints_labels_and_their_accuracy(run, tmp_path):

@@ -14,6 +14,7 @@ from research.interop.huggingface.families.table import FAMILIES, describe
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.family import Family
 from research.interop.storage.foreign import Names, read_parameters, write_tensors
+from research.interop.storage.label_names import read_label_names
 from research.interop.storage.modules import modules
 from research.interop.storage.norm_offset import with_norm_offset
 from research.interop.storage.safetensors import (
@@ -128,6 +129,12 @@ def write_folder(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_
     dtypes = [tensor.dtype for tensor, _ in tensors.values()]
     # "torch_dtype" is read by every release; version 5 writes "dtype".
     values |= {**checkpoint.special, "torch_dtype": max(set(dtypes), key=dtypes.count)}
+    if checkpoint.config.labels:
+        names = read_label_names(checkpoint.source, checkpoint.config.labels)
+        # Where nobody has named a class, it keeps transformers' own name, LABEL_n.
+        named = {n: name for n, name in enumerate(names) if name != str(n)}
+        id2label = values["id2label"] | {str(n): name for n, name in named.items()}
+        values |= {"id2label": id2label, "label2id": {v: int(n) for n, v in id2label.items()}}
     write_json(folder / "config.json", values)
     # `make=make` binds this turn's value: a closure would see the loop's last one.
     streams = {
