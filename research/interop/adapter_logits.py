@@ -17,9 +17,9 @@ _TOLERANCE = 1e-3
 def compare_logits(
     base: str, run: Path, folder: Path, nbytes: int
 ) -> tuple[float | None, list[str]]:
-    """(largest difference of the logits with the adapters of a run and of a folder, the line that says
-    it). One model is in memory at a time; (None, why) if this machine cannot hold `nbytes` twice.
-    ValueError if the difference is more than rounding."""
+    """(largest difference of the logits with the adapters of a run and of a folder, the line that
+    says it), with one model in memory at a time; (None, why) if this machine cannot hold `nbytes`
+    twice. ValueError if the difference is more than rounding."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 2 * nbytes > memory:
         return None, [
