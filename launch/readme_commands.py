@@ -51,7 +51,12 @@ INPUT = {r"python -m research\.chat": "Hello\n"}
 # Files that a reader is expected to have.
 FILES = {
     "conversations.jsonl": '{"messages": [{"role": "user", "content": "What is Graft?"}, '
-    '{"role": "assistant", "content": "Weights are a tree."}]}\n' * 40
+    '{"role": "assistant", "content": "Weights are a tree."}]}\n' * 40,
+    "reviews.jsonl": "".join(
+        f'{{"text": "{word} film, seen {times} times", "label": "{label}"}}\n'
+        for times in range(20)
+        for word, label in (("A fine", "good"), ("A dull", "bad"))
+    ),
 }
 
 

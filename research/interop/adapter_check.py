@@ -2,22 +2,18 @@
 it computes with the run's own adapters."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from research import tree
-from research.interop.load import load, open_adapter, open_checkpoint
-from research.interop.loaded import Loaded
-from research.interop.storage.checkpoint import Checkpoint
+from research.interop.adapter_logits import compare_logits
+from research.interop.load import open_adapter, open_checkpoint
+from research.interop.restored import read_experiment
+from research.interop.runs import is_run, run_adapters
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path
 from research.interop.storage.modules import HEAD, TABLE
-
-TOKENS = 16  # of the compared text; a wrong use of an adapter shows at the first of them
-# Difference of logits, as a share of the largest, above which two programs of equal numbers do not
-# compute the same: float32 rounding is a hundred times less.
-_TOLERANCE = 1e-3
 
 
 def check_adapter(base: str, run: Path, folder: Path) -> dict[str, Any]:
@@ -29,7 +25,13 @@ def check_adapter(base: str, run: Path, folder: Path) -> dict[str, Any]:
     user}. ValueError if an adapter is lost on the way, or if the logits are not the run's.
     """
     with open_checkpoint(base) as checkpoint:
-        ours, theirs = open_adapter(run, checkpoint), open_adapter(folder, checkpoint)
+        theirs = open_adapter(folder, checkpoint)
+        # By the run's own config: its model may have grown from the base.
+        if is_run(run):
+            grown = _grown(run, checkpoint)
+            ours = checkpoint, run_adapters(run, read_experiment(run).model)[0]
+        else:
+            grown, ours = [], open_adapter(run, checkpoint)
         before, after = (_numbers(*side, checkpoint) for side in (ours, theirs))
         untied = checkpoint.config.tied and not theirs[0].config.tied
         count = sum(math.prod(p.shape) for p in checkpoint.parameters.values())
@@ -40,7 +42,7 @@ def check_adapter(base: str, run: Path, folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is {side} in the adapter's folder; convert the run with --to=hf")
     equal = sum(int(np.count_nonzero(x == after[path])) for path, x in before.items())
     values = sum(x.size for x in before.values())
-    difference, notes = _compare_logits(base, run, folder, 4 * count)
+    difference, notes = (None, grown) if grown else compare_logits(base, run, folder, 4 * count)
     if any(_of(path) for path in before) and checkpoint.config.tied:
         notes += [
             "the table is also the head: peft's merge_and_unload changes it twice, once for each "
@@ -52,6 +54,22 @@ def check_adapter(base: str, run: Path, folder: Path) -> dict[str, Any]:
         "logit_difference": difference,
         "notes": notes,
     }
+
+
+def _grown(run: Path, base: Checkpoint) -> list[str]:
+    """A line if the run's model has parameters of other shapes than the base, else []."""
+    mine, theirs = (specs_by_path(c) for c in (read_experiment(run).model, base.config))
+    other = [
+        path
+        for path in sorted(mine.keys() | theirs.keys())
+        if path not in mine or path not in theirs or mine[path].shape != theirs[path].shape
+    ]
+    if not other:
+        return []
+    return [
+        f"logits are not compared: {', '.join(other[:3])} of the run are not those of the base, "
+        "which needs the same change before it takes the adapter"
+    ]
 
 
 def _of(path: str) -> bool:
@@ -68,34 +86,3 @@ def _numbers(changed: Checkpoint, adapters: tree.Tree, base: Checkpoint) -> dict
         slices = [parameter.read(index) for index in parameter.indices()]
         arrays[path] = np.stack(slices).reshape(parameter.shape)
     return arrays
-
-
-def _compare_logits(
-    base: str, run: Path, folder: Path, nbytes: int
-) -> tuple[float | None, list[str]]:
-    """(largest difference, the line that says it). One model is in memory at a time."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if 2 * nbytes > memory:
-        return None, [
-            f"logits are not compared: the base takes {nbytes / 1e9:.0f} GB in float32 and this "
-            f"machine has {memory / 1e9:.0f}"
-        ]
-    ours, theirs = (_outputs(load(base, adapter=adapter)) for adapter in (run, folder))
-    difference, largest = float(np.abs(ours - theirs).max()), float(np.abs(ours).max())
-    if not difference <= _TOLERANCE * largest:
-        raise ValueError(
-            f"with the folder the base computes logits that differ by {difference:.3g} from the "
-            f"run's (largest {largest:.3g}); convert the run with --to=hf, which merges the adapter"
-        )
-    return difference, [f"logits of {TOKENS} ids differ from the run's by at most {difference:.3g}"]
-
-
-def _outputs(loaded: Loaded) -> np.ndarray:
-    """Logits of fixed random ids; of encoders without a head for words the last states."""
-    c = loaded.config
-    ids = np.random.default_rng(0).integers(0, c.vocab_size, (1, min(TOKENS, c.max_length)))
-    if c.kind == "encoder_decoder":
-        return np.asarray(loaded.logits(ids, decoder_tokens=ids))
-    if c.kind == "encoder" and not c.mlm_head:
-        return np.asarray(loaded.hidden(ids))
-    return np.asarray(loaded.logits(ids))

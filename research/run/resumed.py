@@ -73,7 +73,7 @@ def compare_configs(
             )
     if batch not in (None, program.batch_size):
         raise ValueError(
-            f"a batch of {program.batch_size} rows on {program.mesh.size} devices, where the run "
+            f"a batch of {program.batch_size} rows on {program.mesh.size} device(s), where the run "
             f"in {workdir} has {batch}: it would read other data; pass "
             f"--config.data.batch_size={batch} --config.data.batch_size_per_device=0"
         )

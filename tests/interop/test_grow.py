@@ -26,7 +26,6 @@ TABLES = {
     "bert_base": {"embed/table", "embed/positions", "head/output_bias"},
     "t5_small": {"embed/table"},
     "transformer_base": {"embed/table"},
-    "gemma2_2b": {"embed/table"},
 }
 
 
@@ -97,7 +96,7 @@ def test_a_frozen_table_grows_alike_at_every_start_and_on_a_mesh(base, tmp_path)
     for other in (again.state.held["base"], read.base):
         for path, leaf in tree.paths(jax.device_get(other)).items():
             np.testing.assert_array_equal(leaf, first[path], err_msg=path)
-    assert not begun.start_step and not again.notes and len(first["embed/table"]) == 292
+    assert not any("new rows" in line for line in again.notes) and len(first["embed/table"]) == 292
     # The adapters fit on the checkpoint too, whose tables grow for them.
     assert load(base / "small", adapter=tmp_path / "run").config.vocab_size == 292
 
