@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from research import chat
 from research.data.tokenizers import load_tokenizer, train_tokenizer
 from research.files import building
+from research.infer.conversation import drop_oldest
+from research.infer.dialogue import converse, say
 from research.interop import native
 from research.interop.load import load
 from tests.families import FAMILIES
@@ -99,7 +100,7 @@ def test_a_conversation_keeps_what_was_said_until_it_is_reset():
         yield from ("an", "swer")
 
     lines = iter(["one", "", "two", "/reset", "three", None])
-    chat.converse(lambda: next(lines), answer, "be brief")
+    converse(lambda: next(lines), answer, "be brief")
     system, said = (
         {"role": "system", "content": "be brief"},
         {"role": "assistant", "content": "answer"},
@@ -117,8 +118,8 @@ def test_what_no_longer_fits_is_forgotten_from_the_front_but_for_the_system_mess
         {"role": role, "content": str(n)}
         for n, role in enumerate(["system", "user", "assistant", "user"])
     ]
-    assert chat.forget(messages) and [m["content"] for m in messages] == ["0", "3"]
-    assert not chat.forget(messages)
+    assert drop_oldest(messages) and [m["content"] for m in messages] == ["0", "3"]
+    assert not drop_oldest(messages)
 
 
 def test_an_answer_that_is_interrupted_is_kept_as_far_as_it_came(capsys):
@@ -126,7 +127,7 @@ def test_an_answer_that_is_interrupted_is_kept_as_far_as_it_came(capsys):
         yield "half"
         raise KeyboardInterrupt
 
-    assert chat.say(pieces()) == "half"
+    assert say(pieces()) == "half"
     assert capsys.readouterr().out == "half\n"
 
 
@@ -155,7 +156,7 @@ def test_the_chat_command_talks_over_a_pipe(decoder):
             "sentence embeddings come from an encoder",
         ),
         ("embed", ["--checkpoint={decoder}"], "give --text"),
-        ("chat", [], "give --checkpoint"),
+        ("chat", [], "give --workdir=FOLDER"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_exit_code_2(decoder, module, arguments, says):
