@@ -16,7 +16,6 @@ from research.tree import Tree
 Totals = dict[str, tuple[float, float]]
 
 
-# Properties, so that both a loaded checkpoint and a run in memory may offer them.
 class Opened(Protocol):
     """A model to measure. On a mesh, enter `jax.set_mesh` around the measurement."""
 
@@ -78,5 +77,4 @@ class Evaluation(Protocol):
 
     def values(self, totals: Totals) -> dict[str, float]:
         """The reported numbers by name: here the mean of each total."""
-        # Laws promise positive counts; the 1 keeps an empty total from dividing by zero.
         return {name: total / max(count, 1.0) for name, (total, count) in totals.items()}

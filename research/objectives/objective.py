@@ -12,9 +12,9 @@ from research.models.model import Model
 from research.objectives.config import ObjectiveConfig
 from research.tree import Tree
 
-# (sum, count) pairs by name; their quotient over all batches is what is reported.
-# Pairs add up over micro-batches, devices and batches, which means do not.
+# (sum, count) pairs by name, which add up over micro-batches, devices and batches as means do not.
 Totals = dict[str, tuple[jax.Array, jax.Array]]
+Example = dict[str, np.ndarray]
 
 
 class Objective(Protocol):
@@ -38,8 +38,6 @@ class Objective(Protocol):
     config: ClassVar[type[ObjectiveConfig]]  # its settings
     model_kind: ClassVar[str]  # `kind` of the ModelConfig that it trains
     reads: ClassVar[str]  # the layout of its data, a key of research.data.layouts.LAYOUTS
-    # What data, model and evaluation must know of an objective stands in these attributes: nobody
-    # asks for its name.
     overlap: ClassVar[int]  # tokens that an example shares with the next of a packed text
     begins_texts: ClassVar[bool]  # training texts have the token that begins a text in front
     answers_chats: ClassVar[bool]  # prompts go through the chat template, answers end with a turn
@@ -60,22 +58,18 @@ class Objective(Protocol):
 
     @abstractmethod
     def predicted_tokens(self, sequence_length: int) -> float:
-        """The average number of positions of an example that carry a loss, which sets the work of
-        the output layer; 0 for an objective that reads only the pooled text."""
+        """The average number of positions of an example that carry a loss, for the work of the
+        output layer; 0 if only the pooled text is read."""
 
     @abstractmethod
-    def example(
-        self, window: dict[str, np.ndarray], rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
+    def example(self, window: Example, rng: np.random.Generator) -> Example:
         """One row of a batch: fields of `research.data.batch.Batch` without their first axis."""
 
     def shortfalls(self, windows: Windows) -> list[str]:
-        """Lines for the user on targets that these windows should give and do not, such as those
-        of texts too short for one; none by default."""
+        """Lines for the user on targets that these windows lack, such as those of short texts."""
         return []
 
     @abstractmethod
-    # Pure and traced: the train step differentiates it by `trainable` alone.
     def loss(
         self,
         model: Model,
@@ -86,7 +80,6 @@ class Objective(Protocol):
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """(sum of losses in nats, number of targets or texts summed over, further totals by name).
 
-        `held` has the trees that are not trained. `held["base"]` is the tree that `trainable` and
-        the trees named in `holds` are attached to, {} if all parameters are trained. `key` is the
-        random key of dropout, None for no dropout.
+        `held["base"]` is the frozen tree that `trainable` and the trees named in `holds` are
+        attached to, {} if all parameters are trained. `key` is of dropout, None for none.
         """

@@ -63,7 +63,6 @@ class Leaf(Protocol):
     def gathered(self) -> "Leaf | jax.Array":
         """This leaf, or an array, with the mesh axes that only store it gathered."""
 
-    # The defaults below are right for every leaf and hold the whole weight while they run.
     def take(self, ids: jax.Array) -> jax.Array:
         """Rows of a table [V, D] at `ids`, float32 [..., D]."""
         return ops.take(self.dense(), ids, jnp.float32)
