@@ -16,8 +16,8 @@ PREFIX = "pypi:"
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of a file: the wheel it comes in ("NAME==VERSION"), the wheel's sha256, and the path of
-    the part inside the wheel."""
+    """A part of a file: the wheel it comes in ("NAME==VERSION"), the wheel's sha256, and the path
+    of the part inside the wheel."""
 
     requirement: str
     sha256: str

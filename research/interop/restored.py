@@ -189,8 +189,14 @@ def _restore(
 
 # The fields of a config that decide what the parameters of a run compute, and on which texts.
 _COMPUTED = (
-    "model.", "tune.", "lora.", "quantize.", "precision.", "objective.name", "data.sequence_length",
-)  # fmt: skip
+    "model.",
+    "tune.",
+    "lora.",
+    "quantize.",
+    "precision.",
+    "objective.name",
+    "data.sequence_length",
+)
 
 
 def _refuse_another_config(
