@@ -56,7 +56,7 @@ def batch_of(rows: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def graft_step(shape: str, dtype: str) -> Callable[[], None]:
+def graft_step(shape: str, dtype: str) -> Callable[[], float]:
     """Our train step, as `research.train` takes it, with AdamW and without clipping."""
     from research.models.config import Execution
     from research.precision import Precision
@@ -68,9 +68,9 @@ def graft_step(shape: str, dtype: str) -> Callable[[], None]:
     return step_of(SHAPES[shape], tokens(), **sections)
 
 
-def step_of(model: Any, rows: np.ndarray, **sections: Any) -> Callable[[], None]:
-    """A function that takes a train step of a new model on the same texts int32 [B, T + 1] at each
-    call, compiled. `sections` are those of `Experiment` that are not at their defaults."""
+def step_of(model: Any, rows: np.ndarray, **sections: Any) -> Callable[[], float]:
+    """A compiled function that takes a train step of a new model on the same texts int32 [B, T + 1]
+    and returns its loss. `sections` are those of `Experiment` that are not at their defaults."""
     import jax
 
     from research.data.config import DataConfig
@@ -88,11 +88,12 @@ def step_of(model: Any, rows: np.ndarray, **sections: Any) -> Callable[[], None]
     with jax.set_mesh(program.mesh):
         state, _ = first_state(program)
 
-    def _run() -> None:
+    def _run() -> float:
         nonlocal state
         with jax.set_mesh(program.mesh):
             # JAX returns before the work is done, so the clock must wait for it.
-            state, _ = jax.block_until_ready(take_step(program, state, feed))
+            state, metrics = jax.block_until_ready(take_step(program, state, feed))
+        return metrics["loss"].item()
 
     _run()
     return _run

@@ -29,7 +29,7 @@ def tokens() -> np.ndarray:
     )
 
 
-def graft_step(method: str, dtype: str) -> Callable[[], None]:
+def graft_step(method: str, dtype: str) -> Callable[[], float]:
     """The step of `research.train`, with peft's AdamW instead of the 8-bit one, and without
     rematerialisation."""
     from research.precision import Precision

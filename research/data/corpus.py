@@ -237,10 +237,10 @@ def _open_tokenizer(spelling: str, sources: list[Source], cache: Path) -> Tokeni
     # Training takes minutes and is done once: the spelling and the texts determine the tokenizer.
     key = digest(spelling, *(source.train.fingerprint for source in sources))
 
-    def build(folder: Path) -> None:
+    def _build(folder: Path) -> None:
         train_tokenizer(spelling, _training_texts(sources)).save(folder)
 
-    def read(folder: Path) -> Tokenizer:
+    def _read(folder: Path) -> Tokenizer:
         if not folder.is_dir():
             raise FileNotFoundError(folder)
         # The cache rebuilds what is damaged, where a folder of the user's would be an error.
@@ -249,7 +249,7 @@ def _open_tokenizer(spelling: str, sources: list[Source], cache: Path) -> Tokeni
         except ValueError as error:
             raise Damaged(str(error)) from error
 
-    return built(cache / "tokenizers" / key[:32], build, read)
+    return built(cache / "tokenizers" / key[:32], _build, _read)
 
 
 def _training_texts(sources: list[Source]) -> Iterator[str]:

@@ -64,7 +64,7 @@ class Table:
         with open(self.path, "rb") as file:
             position = file.seek(len(BOM) if file.read(len(BOM)) == BOM else 0)
 
-            def lines() -> Iterator[str]:
+            def _lines() -> Iterator[str]:
                 nonlocal position
                 for line in file:
                     position += len(line)
@@ -72,7 +72,7 @@ class Table:
                     # found in any encoding, and a record that is not UTF-8 is unreadable alone.
                     yield line.decode("latin-1")
 
-            records, start, line = csv.reader(lines(), delimiter=self._delimiter), position, 1
+            records, start, line = csv.reader(_lines(), delimiter=self._delimiter), position, 1
             try:
                 for cells in records:
                     if cells:

@@ -119,7 +119,7 @@ def content_digest(files: list[tuple[str, str]], cache_dir: Path, sampled: bool 
         ]
     )
 
-    def read_all() -> str:
+    def _read_all() -> str:
         parts = []
         for path, name in files:
             with open(path, "rb") as file:
@@ -133,8 +133,8 @@ def content_digest(files: list[tuple[str, str]], cache_dir: Path, sampled: bool 
     # Another edit within the same tick of the clock would leave the same time stamps, so a file
     # that has just been changed is read again the next time.
     if max(one.st_ctime for one in stats) > time.time() - _SETTLED_SECONDS:
-        return read_all()
-    return remembered(cache_dir / "digests" / f"{digest(key)}.json", read_all)
+        return _read_all()
+    return remembered(cache_dir / "digests" / f"{digest(key)}.json", _read_all)
 
 
 def _samples(file: BinaryIO, size: int) -> Iterator[bytes]:

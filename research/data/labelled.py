@@ -27,7 +27,7 @@ def label_names(
     # Named by content: every start of a run asks, and the answer takes a pass over all records.
     key = digest("labels", *(part.fingerprint for part in parts))
 
-    def read_all() -> list[str]:
+    def _read_all() -> list[str]:
         names = set()
         for part in parts:
             for index in range(len(part)):
@@ -46,7 +46,7 @@ def label_names(
             return [str(number) for number in range(largest + 1)]
         return sorted(names)
 
-    return tuple(remembered(cache_dir / "labels" / f"{key[:32]}.json", read_all))
+    return tuple(remembered(cache_dir / "labels" / f"{key[:32]}.json", _read_all))
 
 
 class Labels:

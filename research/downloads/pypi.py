@@ -34,7 +34,7 @@ def fetch(requirement: str, sha256: str, cache_dir: Path, wheel: bool = False) -
     if pip fails.
     """
 
-    def download(directory: Path) -> None:
+    def _download(directory: Path) -> None:
         # pip takes hashes from a requirements file only.
         wanted = directory / "requirements.txt"
         wanted.write_text(f"{requirement} --hash=sha256:{sha256}\n")
@@ -44,7 +44,7 @@ def fetch(requirement: str, sha256: str, cache_dir: Path, wheel: bool = False) -
         _pip("download", "--no-deps", *kind, "--require-hashes", "--dest", directory, "-r", wanted)
         wanted.unlink()
 
-    def check(directory: Path) -> Path:
+    def _check(directory: Path) -> Path:
         archives = [path for path in directory.iterdir() if path.is_file()]
         # Hashed at every call: a cache on a shared disk may be damaged later.
         if len(archives) != 1 or digest(archives[0]) != sha256:
@@ -54,7 +54,7 @@ def fetch(requirement: str, sha256: str, cache_dir: Path, wheel: bool = False) -
         return archives[0]
 
     try:
-        return built(cache_dir / "pypi" / f"{requirement}-{sha256[:16]}", download, check)
+        return built(cache_dir / "pypi" / f"{requirement}-{sha256[:16]}", _download, _check)
     except subprocess.TimeoutExpired as error:
         raise ValueError(
             f"cannot download {requirement}: pip took more than {error.timeout:.0f} s"
@@ -99,7 +99,7 @@ def extract(archive: Path, folder: str, names: list[str], target: Path) -> None:
             raise ValueError(f"{name!r} is no place below a folder")
     left = {f"{folder}/{name}": target / name for name in names}
 
-    def write(name: str, file: IO[bytes]) -> None:
+    def _write(name: str, file: IO[bytes]) -> None:
         path = left.pop(name, None)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def extract(archive: Path, folder: str, names: list[str], target: Path) -> None:
             with open(path, "xb") as out:
                 shutil.copyfileobj(file, out, 1 << 20)
 
-    _each(archive, "|".join(map(re.escape, left)), EXTRACTED_BYTES, write)
+    _each(archive, "|".join(map(re.escape, left)), EXTRACTED_BYTES, _write)
     if left:
         raise ValueError(f"{archive} has no member {next(iter(left))}")
 

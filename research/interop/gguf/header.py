@@ -138,6 +138,7 @@ class _Cursor:
             raise ValueError(f"the string that ends at byte {self.at} is not UTF-8") from None
 
     def name(self, what: str) -> str:
+        """The next string, a printable name of at most `MAX_NAME_BYTES`; `what` is for errors."""
         start = self.at
         if (count := self.number("<Q")) > MAX_NAME_BYTES:
             raise ValueError(
@@ -152,6 +153,7 @@ class _Cursor:
         return name
 
     def value(self, key: str) -> Any:
+        """The type and value of a key: number, bool, string, or an array of one of these."""
         kind = self.number("<I")
         if kind == GGUFValueType.STRING:
             return self.text()
@@ -177,6 +179,7 @@ class _Cursor:
         return np.frombuffer(content, SCALARS[kind])
 
     def texts(self, key: str, count: int) -> list[str]:
+        """The next `count` strings. ValueError if the file has no room for so many."""
         self.strings += count
         if count > (len(self.data) - self.at) // 8 or self.strings > _MAX_STRINGS:
             raise ValueError(
@@ -198,6 +201,7 @@ class _Cursor:
         return strings
 
     def row(self) -> Row:
+        """The next line of the table of tensors, checked."""
         name = self.name("tensor name")
         check_name(name)
         dims = self.number("<I")
