@@ -15,10 +15,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from research.devices.backend import card_capability, card_kind
-from research.parallel.placement import local_shape, spec_entries
+from research.ops.kernels.whole_rows import on_each_device, split_rows, wide_numbers
 
 PLATFORM = "gpu"
 SOFT_CAP = False  # it has none
@@ -36,16 +35,8 @@ def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
             "rows may hold several documents, which it keeps apart in one row only; "
             "give batches without 'segments'"
         )
-    if local_shape(q_BTNH)[1] != q_BTNH.shape[1]:
-        return (
-            "it wants whole rows of queries and the mesh splits them; "
-            "set config.mesh without a context axis"
-        )
-    if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16):
-        return (
-            f"{q_BTNH.dtype} queries must be bfloat16 or float16; "
-            "set config.precision.compute to bfloat16"
-        )
+    if reason := split_rows(q_BTNH) or wide_numbers(q_BTNH):
+        return reason
     if H % 8 or H > HEADS[capability[0]]:
         return f"a head of {H} must be a multiple of 8 up to {HEADS[capability[0]]}"
     return None
@@ -70,14 +61,7 @@ def attend(
         window=visibility.window,
         implementation=implementation,
     )
-    if jax.sharding.get_abstract_mesh().empty:
-        return rows(q_BTNH, k_BSKH, v_BSKH)
-    batch, _, heads, _ = spec_entries(q_BTNH)
-    by_head = PartitionSpec(batch, None, heads, None)
-    operands = (jax.reshard(x, by_head) for x in (q_BTNH, k_BSKH, v_BSKH))
-    return jax.shard_map(rows, in_specs=(by_head,) * 3, out_specs=by_head, check_vma=False)(
-        *operands
-    )
+    return on_each_device(rows, q_BTNH, k_BSKH, v_BSKH)
 
 
 def _rows(q_BTNH, k_BSKH, v_BSKH, *, scale, causal, window, implementation) -> jax.Array:

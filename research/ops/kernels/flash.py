@@ -10,11 +10,10 @@ import warnings
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from research.devices.backend import before_triton
 from research.ops.kernels import visible_share as share
-from research.parallel.placement import local_shape, spec_entries
+from research.ops.kernels.whole_rows import on_each_device, split_rows
 
 PLATFORM = "gpu"
 SOFT_CAP = False  # the kernel has none
@@ -26,7 +25,6 @@ BACKWARD = 32  # tiles of the backward pass, the kernel's own choice
 
 def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
     """Why the kernel cannot serve the case and what to set, or None where it can."""
-    T = q_BTNH.shape[1]
     if card := before_triton():
         return f"Triton makes no kernels for {card}; they begin with compute capability 8"
     if not visibility.packed:
@@ -36,11 +34,8 @@ def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
         )
     if visibility.window:
         return f"it has no window and model.window={visibility.window}"
-    if local_shape(q_BTNH)[1] != T:
-        return (
-            "it wants whole rows of queries and the mesh splits them; "
-            "set config.mesh without a context axis"
-        )
+    if reason := split_rows(q_BTNH):
+        return reason
     if _row_bytes(q_BTNH) > 512:
         return (
             f"a head of {q_BTNH.shape[3]} {q_BTNH.dtype} is over 512 bytes; "
@@ -62,15 +57,7 @@ def attend(
     """`research.ops.attention.attend` by this kernel, [B, T, N, H], where `refusal` is None.
     `interpret` runs it on any device."""
     rows = functools.partial(_rows, scale=scale, causal=visibility.causal, interpret=interpret)
-    if jax.sharding.get_abstract_mesh().empty:
-        return rows(q_BTNH, k_BSKH, v_BSKH, visibility.k_segments_BS)
-    batch, _, heads, _ = spec_entries(q_BTNH)
-    # Heads and rows of the batch are independent; time must be whole.
-    by_head = PartitionSpec(batch, None, heads, None)
-    specs = by_head, by_head, by_head, PartitionSpec(batch, None)
-    operands = map(jax.reshard, (q_BTNH, k_BSKH, v_BSKH, visibility.k_segments_BS), specs)
-    # The kernel does not say over which mesh axes its results vary, so that check is off.
-    return jax.shard_map(rows, in_specs=specs, out_specs=by_head, check_vma=False)(*operands)
+    return on_each_device(rows, q_BTNH, k_BSKH, v_BSKH, visibility.k_segments_BS)
 
 
 def _rows(

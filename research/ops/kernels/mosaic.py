@@ -24,12 +24,11 @@ from importlib.metadata import version
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from research.devices.backend import card_capability, card_kind
 from research.devices.table import DEVICES
 from research.ops.kernels import visible_share as share
-from research.parallel.placement import local_shape, spec_entries
+from research.ops.kernels.whole_rows import on_each_device, split_rows, wide_numbers
 
 PLATFORM = "gpu"
 SOFT_CAP = False  # the kernel has one, which was neither timed nor compared on a card
@@ -51,16 +50,8 @@ def refusal(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility) -> str | None:
             "it serves causal attention within packed rows; decode, cross-attend and encode with "
             "'xla'"
         )
-    if local_shape(q_BTNH)[1] != q_BTNH.shape[1]:
-        return (
-            "it wants whole rows of queries and the mesh splits them; "
-            "set config.mesh without a context axis"
-        )
-    if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16):
-        return (
-            f"{q_BTNH.dtype} queries must be bfloat16 or float16; "
-            "set config.precision.compute to bfloat16"
-        )
+    if reason := split_rows(q_BTNH) or wide_numbers(q_BTNH):
+        return reason
     if q_BTNH.shape[3] % 8 or q_BTNH.shape[3] > HEAD:
         return f"a head of {q_BTNH.shape[3]} must be a multiple of 8 up to {HEAD}"
     return None
@@ -76,15 +67,7 @@ def attend(
 ) -> jax.Array:
     """`research.ops.attention.attend` by this kernel, [B, T, N, H], where `refusal` is None."""
     rows = functools.partial(_rows, scale=scale, window=visibility.window)
-    segments_BT = visibility.q_segments_BT
-    if jax.sharding.get_abstract_mesh().empty:
-        return rows(q_BTNH, k_BSKH, v_BSKH, segments_BT)
-    batch, _, heads, _ = spec_entries(q_BTNH)
-    by_head = PartitionSpec(batch, None, heads, None)
-    specs = by_head, by_head, by_head, PartitionSpec(batch, None)
-    operands = map(jax.reshard, (q_BTNH, k_BSKH, v_BSKH, segments_BT), specs)
-    # The kernel does not say over which mesh axes its results vary, so that check is off.
-    return jax.shard_map(rows, in_specs=specs, out_specs=by_head, check_vma=False)(*operands)
+    return on_each_device(rows, q_BTNH, k_BSKH, v_BSKH, visibility.q_segments_BT)
 
 
 def first_keys(segments_BT: jax.Array, window: int) -> jax.Array:
