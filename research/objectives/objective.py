@@ -26,11 +26,9 @@ class Objective(Protocol):
     - `example` takes a window of `window_length(T)` tokens in the layout `reads` and returns fields
       of `research.data.batch.Batch`. Their shapes depend on T alone. Random choices come from the
       generator that is passed in, so a step has the same bits after a resume.
-    - `loss` returns sums and counts, never means. The sums of a batch are those of its parts added
-      up, so accumulation, packing and the number of devices do not change the loss. (Layer losses
-      that are no sums, such as the balance of experts, are taken by micro-batch.)
-    - An example whose `weights` are 0 adds nothing to the loss, the count or the totals.
-    - `loss` can be traced, and its count does not depend on parameters.
+    - `loss` returns sums and counts, never means: a batch's are those of its parts added up, under
+      any accumulation, packing and devices. (The balance of experts is taken by micro-batch.)
+    - An example of `weights` 0 adds nothing. The count does not depend on parameters.
     """
 
     # Read by others in place of tests on the name: a new objective then needs no change elsewhere.
@@ -49,8 +47,7 @@ class Objective(Protocol):
     @classmethod
     @abstractmethod
     def make(cls, config: Any, tokenizer: Any) -> "Objective":
-        """The objective with the settings `config`, an instance of the class `cls.config`.
-        ValueError if the tokenizer lacks a token that it needs."""
+        """The objective of a `cls.config`. ValueError if the tokenizer lacks a token it needs."""
 
     @abstractmethod
     def window_length(self, sequence_length: int) -> int:
@@ -58,8 +55,7 @@ class Objective(Protocol):
 
     @abstractmethod
     def predicted_tokens(self, sequence_length: int) -> float:
-        """The average number of positions of an example that carry a loss, for the work of the
-        output layer; 0 if only the pooled text is read."""
+        """Average positions of an example with a loss; 0 if only the pooled text is read."""
 
     @abstractmethod
     def example(self, window: Example, rng: np.random.Generator) -> Example:
@@ -80,6 +76,5 @@ class Objective(Protocol):
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """(sum of losses in nats, number of targets or texts summed over, further totals by name).
 
-        `held["base"]` is the frozen tree that `trainable` and the trees named in `holds` are
-        attached to, {} if all parameters are trained. `key` is of dropout, None for none.
-        """
+        `trainable` and the trees named in `holds` lie on `held["base"]`, which is {} if all
+        parameters are trained. `key` is the random key of dropout, None for no dropout."""
