@@ -128,7 +128,7 @@ class Initialization:
 
 @dataclass(frozen=True)
 class ModelConfig(Initialization, Regularization, Shape):
-    """A transformer. `research/models/presets.py` has the published ones by name.
+    """A transformer. `research/models/presets` has the published ones by name.
 
     ValueError for a value out of range, for fields that contradict each other, and for a field
     that is set and changes nothing in such a model (`experts_per_token` of a dense one).
