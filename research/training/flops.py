@@ -79,14 +79,15 @@ def visible_pairs(T: int, S: int, *, causal: bool, window: int = 0) -> float:
     """Number of (query, visible key) pairs of a row that is one document.
 
     The T queries are the last T of S positions. `window` is the number of keys that a query sees at
-    most, itself included; 0 is no limit.
+    most on a side, itself included; 0 is no limit.
 
         visible_pairs(3, 3, causal=True)  # 1 + 2 + 3 = 6
     """
     most = window or S
-    # The query at position t sees min(t, most) keys up to its own, and without a causal mask all
-    # that follow.
-    return _sum_to(S, most) - _sum_to(S - T, most) + (0 if causal else T * (T - 1) / 2)
+    # The query at position t sees min(t, most) keys up to its own, and without a causal mask as
+    # many that follow: the last sees none, the one before it one, and so on.
+    after = 0 if causal else _sum_to(T - 1, most - 1)
+    return _sum_to(S, most) - _sum_to(S - T, most) + after
 
 
 def _layer_pairs(c: ModelConfig, T: int, S: int) -> float:
