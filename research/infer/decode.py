@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from research.data.tokenizers import Tokenizer
+from research.data.tokenizers.special import decoder_start
 from research.infer.decode_layout import prepare
 from research.infer.sampling import SamplingConfig
 from research.infer.steps import TOKENS, Start, advance, begin
@@ -210,9 +211,11 @@ def _rows(
     for index, prompt in enumerate(prompts):
         ids = _ids(tokenizer, prompt, config.bos)
         source, content = None, np.array(ids, "<i4").tobytes()
-        # An empty source is one: it ends in the end token, and the decoder starts from its own.
+        # An empty source is one: it ends in the end token, as in training, and the decoder starts
+        # from a token of its own.
         if c.kind == "encoder_decoder":
-            source, ids = _source_and_start(tokenizer, prompt, ids)
+            source = [*ids, tokenizer.eos_id] if isinstance(prompt, str) else ids
+            ids = list(config.decoder_ids) or [decoder_start(tokenizer, c.decoder_start)]
         _check_ids(c, index, prompt, ids if source is None else source)
         limit = config.max_tokens
         if c.position == "learned":
@@ -263,16 +266,6 @@ def _beyond_positions(c: ModelConfig, rows: list[_Row]) -> str | None:
         f"{which} {max(beyond):,} tokens; the model was made for {c.max_length:,} positions, "
         "and what it writes gets worse beyond them"
     )
-
-
-def _source_and_start(
-    tokenizer: Tokenizer, prompt: Prompt, ids: list[int]
-) -> tuple[list[int], list[int]]:
-    """(ids that the encoder reads, ids that the decoder starts from), both as in training: a source
-    ends with the end token, and a target starts with the padding token or, for a tokenizer without
-    one, the end token."""
-    source = [*ids, tokenizer.eos_id] if isinstance(prompt, str) else ids
-    return source, [tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id]
 
 
 def _ids(tokenizer: Tokenizer, prompt: Prompt, bos: bool) -> list[int]:

@@ -25,10 +25,17 @@ class Use:
 # Conditions under which a field matters, shared by the fields that need the same one.
 ROTARY = Use(lambda c: c.position == "rope", "model.position='rope'")
 ENCODERS = Use(lambda c: c.kind == "encoder", "model.kind='encoder'")
+LEARNED = Use(lambda c: c.position == "learned", "model.position='learned'")
+TWO_STACKS = Use(lambda c: c.kind == "encoder_decoder", "model.kind='encoder_decoder'")
+WITHOUT_TYPES = Use(
+    lambda c: not c.token_types, "model.token_types=0, whose models have that norm too"
+)
 EXPERTS = Use(lambda c: c.experts > 0, "model.experts")
 WINDOWED = Use(lambda c: c.window > 0, "model.window")
 WITH_GLOBAL = Use(lambda c: c.global_every > 0, "model.global_every")
 RMS = Use(lambda c: c.norm == "rms", "model.norm='rms'")
+LAYER_NORM = Use(lambda c: c.norm == "layer", "model.norm='layer'")
+NORM_BEFORE = Use(lambda c: not c.norm_after, "model.norm_after=False")
 POOLED = Use(lambda c: c.pooler, "model.pooler=True")
 PLAIN_HEAD = Use(lambda c: not c.mlm_head, "model.mlm_head=False, which has that bias too")
 
@@ -38,14 +45,21 @@ def choice(*names: str, default: str = "") -> Any:
     return field(default=default or names[0], metadata={"choices": names})
 
 
-def setting(default: Any, *uses: Use, positive: bool = False, weighs: str = "") -> Any:
+def setting(
+    default: Any,
+    *uses: Use,
+    positive: bool = False,
+    weighs: str = "",
+    choices: tuple[str, ...] = (),
+) -> Any:
     """A field with what `check` has to know of it beside its default.
 
     A number must be positive with `positive`, else at least 0. `uses` are the models in which the
     field changes something: in others it must keep its default. `weighs` is the name of the layer
-    loss that the field weighs.
+    loss that the field weighs, `choices` are the values of one that has names.
     """
-    return field(default=default, metadata={"uses": uses, "positive": positive, "weighs": weighs})
+    metadata = {"uses": uses, "positive": positive, "weighs": weighs, "choices": choices}
+    return field(default=default, metadata=metadata)
 
 
 def missing_use(c: Any, of: Field) -> Use | None:
