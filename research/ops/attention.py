@@ -16,6 +16,7 @@ from research.ops import blocked
 from research.ops.einsum import contract
 from research.ops.elementwise import soft_cap
 from research.parallel.placement import gather_axis, spec_entries, split_axis
+from research.scopes import scope
 
 IMPLEMENTATIONS = ("auto", "mosaic", "cudnn", "flash", "splash", "xla")
 EVERYONE = -1  # the segment of keys that the queries of every segment see
@@ -63,6 +64,7 @@ class Visibility:
         return seen
 
 
+@scope("scores")
 def attend(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
