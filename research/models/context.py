@@ -140,7 +140,8 @@ def make_context(
 ) -> LayerContext:
     """The context of a stack for tokens [B, T] that attend to each other; over a cache, which puts
     in its own keys, also to earlier ones. `packed` and `documents` are those of `Visibility`,
-    `memory` the encoder's for a decoder that has one. Segments of None say that every row is one document without padding.
+    `memory` the encoder's for a decoder that has one. Segments of None say that every row is one
+    document without padding.
     """
     single = segments_BT is None
     segments_BT = jnp.ones_like(positions_BT) if segments_BT is None else segments_BT

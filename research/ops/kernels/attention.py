@@ -10,10 +10,10 @@ from research.ops.kernels import cudnn, flash, mosaic, splash
 from research.ops.kernels.notes import tell_once, warn_once
 
 KERNELS = {"mosaic": mosaic, "cudnn": cudnn, "flash": flash, "splash": splash}
-# What "auto" tries in order: platform, major compute capability or None for any, which visibility or
-# None for any, names. A card has the kernels that were measured on its kind, fastest first, and then
-# `flash`, which Triton compiles for every card. On Blackwell mosaic and cuDNN were not timed, and
-# can be taken by name.
+# What "auto" tries in order: platform, major compute capability, which visibility (None for any),
+# names. A card has the kernels that were measured on its kind, fastest first, and then `flash`,
+# which Triton compiles for every card. On Blackwell mosaic and cuDNN were not timed, and can be
+# taken by name.
 ORDER: list[tuple[str, int | None, Callable | None, tuple[str, ...]]] = [
     ("tpu", None, None, ("splash",)),
     ("gpu", 9, cudnn.has_few, ("cudnn", "mosaic", "flash")),
