@@ -263,16 +263,9 @@ class Model:
             bias_BNTS = embedding.relative_bias(
                 p_stack["relative"], positions_BT, seen_BS, causal=causal
             )
-        context = make_context(
-            c,
-            positions_BT,
-            segments_BT,
-            causal=causal,
-            packed=cache is None,
-            bias_BNTS=bias_BNTS,
-            memory=memory,
-            key=layer_key,
-        )
+        seen = dict(causal=causal, packed=cache is None, documents=self.execution.documents)
+        beside = dict(bias_BNTS=bias_BNTS, memory=memory, key=layer_key)
+        context = make_context(c, positions_BT, segments_BT, **seen, **beside)
         x_BTD, cache, losses = run(p_stack["layers"], x_BTD, c, self.execution, context, cache)
         # Where norms follow the sums, that of the last layer is the final one.
         if not c.norm_after:
