@@ -49,6 +49,7 @@ def token_loss(
             label_smoothing,
             z_loss,
             model.config.logit_softcap,
+            model.execution.head_tokens,
         )
     else:
         total, nll = _logits_loss(model, params, hidden_BTD, batch, label_smoothing, z_loss)
@@ -98,11 +99,12 @@ def _logits_loss(
     )
     # Sizes of a device's part: that is what its memory has to hold.
     B, T, _ = local_shape(hidden_BTD)
+    most = model.execution.head_tokens or CHUNK
     # A length that is split over devices stays whole: pieces of it would be on some devices only.
-    if B * T <= CHUNK or T != hidden_BTD.shape[1]:
+    if B * T <= most or T != hidden_BTD.shape[1]:
         return _part(start, tokens)[0]
-    # The fewest pieces of equal length that have at most CHUNK tokens each.
-    count = next(n for n in range(1, T + 1) if T % n == 0 and (B * T // n <= CHUNK or n == T))
+    # The fewest pieces of equal length that have at most so many tokens each.
+    count = next(n for n in range(1, T + 1) if T % n == 0 and (B * T // n <= most or n == T))
     pieces = tuple(jnp.moveaxis(split_axis(x, 1, count), 1, 0) for x in tokens)
     return jax.lax.scan(
         lambda sums, numbered: _part(sums, numbered[1], numbered[0]),
