@@ -3,7 +3,7 @@
     python -m research.train --config=configs/pretrain.py:model=llama3_8b \
         --workdir=/mnt/runs/llama3_8b --config.data.source=tfds:c4 --config.mesh=fsdp:-1
 
-`model` is a name of research/models/presets.py, `data` a source as in config.data.source; `smoke`
+`model` is a name of research/models/presets, `data` a source as in config.data.source; `smoke`
 keeps the family and shrinks its sizes to a minute on a CPU. The workdir is a folder that all
 processes share: a disk, or a bucket that is mounted (gcsfuse). One config serves every number of
 devices: the batch is set per device. A run that is resumed on another number keeps its batch, by

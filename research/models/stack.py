@@ -19,9 +19,11 @@ from research.models.config import Execution, LayerLosses, ModelConfig, layer_lo
 from research.models.context import LayerContext, layer_pattern
 from research.models.kv import KVCache
 from research.parallel.placement import split_axis
+from research.scopes import scope
 from research.tree import Tree
 
 
+@scope("layers")
 def run(
     p_layers: Tree | tuple[Tree, ...],
     x_BTD: jax.Array,

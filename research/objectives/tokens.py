@@ -11,7 +11,9 @@ from research.models.model import Model
 from research.objectives.objective import Totals
 from research.objectives.predicted import Bound, Tokens, part_predicted
 from research.ops.frozen_head import frozen_head_loss
-from research.ops.loss import CHUNK, cross_entropy, head_loss
+from research.ops.loss import cross_entropy
+from research.ops.plain_head import head_loss
+from research.ops.token_chunks import CHUNK
 from research.parallel.placement import local_shape, split_axis
 from research.tree import Tree
 from research.weights.rules import attach, redraw_dropout
