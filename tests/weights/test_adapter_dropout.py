@@ -76,9 +76,8 @@ def test_pieces_of_a_head_have_masks_of_their_own():
 
     # Two pieces of equal tokens: with one mask their losses would be equal too.
     piece = jax.random.normal(jax.random.key(1), (1, 8, D))
-    batch = {"targets": jnp.zeros((1, 8), jnp.int32), "weights": jnp.ones((1, 8))}
-    alone, _ = tokens._logits_loss(Head(), params, piece, batch, 0.0, 0.0)
-    twice = {name: jnp.concatenate([x, x], axis=1) for name, x in batch.items()}
-    both = jnp.concatenate([piece, piece], axis=1)
-    total, _ = tokens._logits_loss(Head(), params, both, twice, 0.0, 0.0)
+    once = piece, jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8))
+    alone, _ = tokens._logits_loss(Head(), params, once, 0.0, 0.0)
+    twice = tuple(jnp.concatenate([x, x], axis=1) for x in once)
+    total, _ = tokens._logits_loss(Head(), params, twice, 0.0, 0.0)
     assert abs(float(total) - 2 * float(alone)) > 0.1
