@@ -20,6 +20,7 @@ from research.models.initial import Initial
 from research.models.kv import KVCache
 from research.models.spec import stack as stack_specs
 from research.parallel.placement import local_shape, merge_axes, split_axis
+from research.scopes import scope
 from research.tree import Tree
 
 
@@ -58,7 +59,7 @@ def block(
     attention_key, cross_key, mlp_key = context.dropout_keys(index)
     losses: LayerLosses = {}
 
-    with jax.named_scope("attention"):
+    with scope("attention"):
         y_BTD = _branch_input(p, "attention", x_BTD, c, index)
         y_BTD, cache = layers.attention(
             p["attention"],
@@ -74,7 +75,7 @@ def block(
 
     # Only the decoder of an encoder-decoder has the parameters of this branch.
     if "cross" in p:
-        with jax.named_scope("cross"):
+        with scope("cross"):
             y_BTD = _branch_input(p, "cross", x_BTD, c)
             memory, visible = _layer_of(context.memory_LBSKH, index), context.memory_visibility
             y_BTD = layers.cross_attention(
@@ -82,7 +83,7 @@ def block(
             )
             x_BTD = _add_branch(p, "cross", x_BTD, y_BTD, c, cross_key)
 
-    with jax.named_scope("moe" if c.experts else "mlp"):
+    with scope("moe" if c.experts else "mlp"):
         y_BTD = _branch_input(p, "mlp", x_BTD, c)
         if c.experts:
             y_BTD, losses = layers.moe(p["mlp"], y_BTD, c, context.counted_BT)

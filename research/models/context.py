@@ -133,13 +133,15 @@ def make_context(
     *,
     causal: bool,
     packed: bool = True,
+    documents: int = 0,
     bias_BNTS: jax.Array | None = None,
     memory: Memory | None = None,
     key: jax.Array | None = None,
 ) -> LayerContext:
     """The context of a stack for tokens [B, T] that attend to each other; over a cache, which puts
-    in its own keys, also to earlier ones. `packed` is that of `Visibility`, `memory` the encoder's
-    for a decoder that has one. Segments of None say that every row is one document without padding.
+    in its own keys, also to earlier ones. `packed` and `documents` are those of `Visibility`,
+    `memory` the encoder's for a decoder that has one. Segments of None say that every row is one
+    document without padding.
     """
     single = segments_BT is None
     segments_BT = jnp.ones_like(positions_BT) if segments_BT is None else segments_BT
@@ -149,7 +151,9 @@ def make_context(
     # Once for each kind and not for each layer: rotations and masks do not depend on the layer.
     for name in dict.fromkeys(layer_pattern(c)):
         window = KINDS[name].window(c)
-        visibility = Visibility(*tokens, causal, window, packed=packed, single=single)
+        visibility = Visibility(
+            *tokens, causal, window, packed=packed, single=single, documents=documents
+        )
         rates = KINDS[name].rates(c)
         kinds[name] = LayerKind(
             visibility, None if rates is None else rotation(positions_BT, rates)

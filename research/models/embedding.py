@@ -12,6 +12,7 @@ from research.models.initial import Initial
 from research.models.spec import Spec
 from research.ops.einsum import contract, take
 from research.parallel.placement import gather, gather_axis
+from research.scopes import scope
 from research.tree import Tree
 
 # T5's relative positions (arXiv:1910.10683, section 2.1): buckets of distances, and the distance
@@ -49,6 +50,7 @@ def of_encoder(p: Tree) -> Tree:
     return {**p, **own}
 
 
+@scope("embed")
 def embed(
     p: Tree,
     tokens_BT: jax.Array,
@@ -96,6 +98,7 @@ def relative_specs(c: ModelConfig, start: Initial) -> Tree:
     return {"table": Spec((BUCKETS, c.heads), ("bucket", "heads"), start.position)}
 
 
+@scope("embed")
 def relative_bias(
     p: Tree, q_positions_BT: jax.Array, k_positions_BS: jax.Array, *, causal: bool
 ) -> jax.Array:

@@ -12,6 +12,7 @@ from research.models.initial import Initial
 from research.models.spec import Spec, zeros
 from research.ops.einsum import add_bias, einsum
 from research.parallel.placement import gather_axis
+from research.scopes import scope
 from research.tree import Tree
 
 
@@ -50,6 +51,7 @@ def _layer_specs(c: ModelConfig, start: Initial, *, bias: bool) -> Tree:
     return kernel | ({"bias": Spec((c.d_model,), ("vector",), zeros)} if bias else {})
 
 
+@scope("head")
 def head_states(p_head: Tree, hidden_BTD: jax.Array, c: ModelConfig) -> jax.Array:
     """The states [B, T, D] that the head's table multiplies: the last states, with `mlm_head` after
     BERT's transform, times `head_scale`."""

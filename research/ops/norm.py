@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from research.scopes import scope
 
+
+@scope("norm")
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
     """x / sqrt(mean(x^2) + eps) * (offset + scale), over the last axis, in the dtype of `x`
     (arXiv:1910.07467, eq. 4). Gemma's checkpoints store scale - 1, hence an offset of 1."""
@@ -17,6 +20,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) ->
     return (wide * inverse * (offset + scale if offset else scale)).astype(x.dtype)
 
 
+@scope("norm")
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
     """(x - mean) / sqrt(var + eps) * scale + bias, over the last axis, in the dtype of `x`
     (arXiv:1607.06450)."""

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.scopes import scope
+
 SCALINGS = ("llama3", "linear")
 
 
@@ -64,6 +66,7 @@ def frequencies(head_size: int, theta: float, scaling: RopeScaling = RopeScaling
     return (1 - smooth) * freq / scaling.factor + smooth * freq
 
 
+@scope("rotation")
 def rotation(positions_BT: jax.Array, freq: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """cos and sin for `rotate`, float32 [B, T, 1, H], computed once for all layers; sin is negative
     in the first half."""
@@ -76,6 +79,7 @@ def rotation(positions_BT: jax.Array, freq: np.ndarray) -> tuple[jax.Array, jax.
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
+@scope("rotation")
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Each pair (x[i], x[i + H/2]) rotated by its angle, in the dtype of `x`; `cos` and `sin` are
     those of `rotation`."""
