@@ -148,7 +148,7 @@ def _weights(c: ModelConfig, trainable: tree.Tree, texts: Texts) -> dict[str, fl
     weights = {path: _visited(path, spec, c) for path, spec in {**base, **added}.items()}
     if c.tied:
         weights["head/tied"] = c.vocab_size * c.d_model
-    return {path: 2.0 * count * _tokens(path, texts) for path, count in weights.items() if count}
+    return {path: 2.0 * count * _tokens(path, c, texts) for path, count in weights.items() if count}
 
 
 def _attention(c: ModelConfig, texts: Texts) -> float:
@@ -177,11 +177,13 @@ def _is_adapter(path: str) -> bool:
     return path.endswith(("/a", "/b", "_adapter/down", "_adapter/up"))
 
 
-def _tokens(path: str, texts: Texts) -> float:
+def _tokens(path: str, c: ModelConfig, texts: Texts) -> float:
     """Number of tokens of a step that a weight multiplies. The key and value matrices of
     cross-attention multiply the encoder's tokens."""
     part = path.split("/")[0]
-    if part in ("pooler", "classifier"):
+    # The transform of ModernBERT's head is its pooler too.
+    shared = c.head_pools and texts.pooled and path == "head/kernel"
+    if part in ("pooler", "classifier") or shared:
         return texts.rows if texts.pooled else 0
     if part == "head":
         return texts.rows * texts.predicted
