@@ -16,7 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 from research.devices.backend import platform
 from research.models.block import block
 from research.models.config import Execution, LayerLosses, ModelConfig, layer_loss_weights
-from research.models.context import LayerContext, layer_pattern
+from research.models.context import LayerContext
+from research.models.kinds import layer_pattern
 from research.models.kv import KVCache
 from research.parallel.placement import split_axis
 from research.tree import Tree
@@ -66,6 +67,7 @@ def run(
     # scanned, since their leaves may differ in type and form.
     if not isinstance(p_layers, tuple) and unroll < count:
         scanned = count - count % len(pattern)
+    if scanned:
         carry = _scan(steps, carry, p_layers, scanned, max(1, unroll // len(pattern)))
     # The layers after the last full period, or all of them where nothing is scanned.
     for index in range(scanned, count):
