@@ -137,6 +137,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "execution.unroll": ({}, 2),
     "execution.attention": ({}, "flash"),
     "execution.feed_tokens": ({}, 8),
+    "execution.documents": ({}, 1),  # refused: the batch has rows of two
     "precision.param": ({}, "bfloat16"),
     "precision.compute": ({}, "bfloat16"),
     "precision.accumulate": ({"train.accumulate": 2}, "bfloat16"),
@@ -204,6 +205,7 @@ REFUSED = {
     "model.kind": "for a model of kind 'encoder'",
     "model.pooler": "set model.pooler=True",
     "execution.attention": "set config.execution.attention",  # a GPU's, on a CPU
+    "execution.documents": "a row holds 2 documents and config.execution.documents=1",
     **{f"objective.{name}.name": "for a model of kind" for name in _RUNS if name not in _DECODERS},
 }
 

@@ -36,9 +36,10 @@ def score_pairs(
         raise ValueError(f"the model is no encoder-decoder but of kind {c.kind}; give it a text")
     if not pairs:
         raise ValueError('there is no pair; give lines of {"inputs": ..., "targets": ...}')
+    encoders = (tokenizer, tokenizer.targets or tokenizer)
     sides = [
-        [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(list(side))]
-        for side in zip(*pairs)
+        [[*ids, tokenizer.eos_id] for ids in encoder.encode_batch(list(side))]
+        for encoder, side in zip(encoders, zip(*pairs))
     ]
     longest = max(len(ids) for side in sides for ids in side)
     if c.position == "learned" and longest > c.max_length:

@@ -16,7 +16,7 @@ from research.fit.weigh import Weights, weigh
 from research.models.config import ModelConfig
 from research.models.embedding import BUCKETS
 from research.ops.frozen_head import BLOCK
-from research.ops.loss import CHUNK
+from research.ops.token_chunks import CHUNK
 from research.parallel.axes import AXES, COMPUTE
 from research.training.flops import train_flops_per_token
 

@@ -20,6 +20,7 @@ from research.models.initial import Initial
 from research.models.kv import KVCache
 from research.models.spec import stack as stack_specs
 from research.parallel.placement import local_shape, merge_axes, split_axis
+from research.scopes import scope
 from research.tree import Tree
 
 
@@ -60,7 +61,7 @@ def block(
     losses: LayerLosses = {}
     start_BTD = x_BTD  # what both branches of a parallel layer read
 
-    with jax.named_scope("attention"):
+    with scope("attention"):
         y_BTD = _branch_input(p, "attention", x_BTD, c)
         y_BTD, cache = layers.attention(
             p["attention"],
@@ -76,7 +77,7 @@ def block(
 
     # Only the decoder of an encoder-decoder has the parameters of this branch.
     if "cross" in p:
-        with jax.named_scope("cross"):
+        with scope("cross"):
             y_BTD = _branch_input(p, "cross", x_BTD, c)
             memory, visible = _layer_of(context.memory_LBSKH, index), context.memory_visibility
             y_BTD = layers.cross_attention(
@@ -84,7 +85,7 @@ def block(
             )
             x_BTD = _add_branch(p, "cross", x_BTD, y_BTD, c, cross_key)
 
-    with jax.named_scope("moe" if c.experts else "mlp"):
+    with scope("moe" if c.experts else "mlp"):
         y_BTD = _branch_input(p, "mlp", start_BTD if c.parallel else x_BTD, c)
         if c.experts:
             y_BTD, losses = layers.moe(p["mlp"], y_BTD, c, context.counted_BT)

@@ -196,18 +196,22 @@ class Execution:
     runs, 0 for all of them. `attention` names the implementation. `feed_tokens` is how many tokens
     of a device go through a dense feed-forward layer at a time, recomputed for the backward pass, 0
     for all: its hidden states, several times as wide as the model's, bound the length of a context.
+    `documents` is the most documents that a row of a batch holds, 0 for any number: up to 8,
+    Hopper cards have a faster kernel for it (`research.ops.kernels.cudnn`). Rows with more raise.
     """
 
     remat: str = "none"
     unroll: int = 1
     attention: str = "auto"
     feed_tokens: int = 0
+    documents: int = 0
 
     def __post_init__(self):
-        if self.feed_tokens < 0:
-            raise ValueError(
-                f"execution.feed_tokens={self.feed_tokens} must be positive, or 0 for all"
-            )
+        for name in ("feed_tokens", "documents"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"execution.{name}={getattr(self, name)} must be positive, or 0 for all"
+                )
         if self.remat not in REMATS:
             raise ValueError(f"execution.remat={self.remat!r}; choose one of {', '.join(REMATS)}")
         if self.unroll < 0:

@@ -70,15 +70,16 @@ def make_context(
     *,
     causal: bool,
     packed: bool = True,
+    documents: int = 0,
     bias_BNTS: jax.Array | None = None,
     memory: Memory | None = None,
     key: jax.Array | None = None,
     lengths_B: jax.Array | None = None,
 ) -> LayerContext:
     """The context of a stack for tokens [B, T] that attend to each other; over a cache, which puts
-    in its own keys, also to earlier ones; the texts of its rows are `lengths_B` long. `packed` is
-    that of `Visibility`, `memory` the encoder's for a decoder that has one. Segments of None say
-    that every row is one document without padding.
+    in its own keys, also to earlier ones; the texts of its rows are `lengths_B` long. `packed` and
+    `documents` are those of `Visibility`, `memory` the encoder's for a decoder that has one.
+    Segments of None say that every row is one document without padding.
     """
     single = segments_BT is None
     segments_BT = jnp.ones_like(positions_BT) if segments_BT is None else segments_BT
@@ -92,7 +93,9 @@ def make_context(
     # Once for each kind and not for each layer: rotations and masks do not depend on the layer.
     for name, one in rates.items():
         window = KINDS[name].window(c)
-        visibility = Visibility(*tokens, causal, window, packed=packed, single=single)
+        visibility = Visibility(
+            *tokens, causal, window, packed=packed, single=single, documents=documents
+        )
         turned = None if one is None else one.rotation(positions_BT, lengths_BT)
         kinds[name] = LayerKind(visibility, turned)
     keys_values, visibility = None, None

@@ -12,6 +12,7 @@ from research.models.initial import Initial
 from research.models.spec import Spec, zeros
 from research.ops.einsum import add_bias, contract, einsum, take
 from research.parallel.placement import gather, gather_axis
+from research.scopes import scope
 from research.tree import Tree
 
 # T5's relative positions (arXiv:1910.10683, section 2.1): buckets of distances, and the distance
@@ -36,6 +37,7 @@ def embed_specs(c: ModelConfig, start: Initial) -> Tree:
     return specs
 
 
+@scope("embed")
 def embed(
     p: Tree,
     tokens_BT: jax.Array,
@@ -83,6 +85,7 @@ def relative_specs(c: ModelConfig, start: Initial) -> Tree:
     return {"table": Spec((BUCKETS, c.heads), ("bucket", "heads"), start.position)}
 
 
+@scope("embed")
 def relative_bias(
     p: Tree, q_positions_BT: jax.Array, k_positions_BS: jax.Array, *, causal: bool
 ) -> jax.Array:
@@ -130,6 +133,7 @@ def head_specs(c: ModelConfig, start: Initial) -> Tree:
     return specs
 
 
+@scope("head")
 def head_states(p_head: Tree, hidden_BTD: jax.Array, c: ModelConfig) -> jax.Array:
     """The states [B, T, D] that the head's table multiplies: the last states, with `mlm_head` after
     BERT's transform (a layer, the activation, a norm), times `head_scale`."""

@@ -23,6 +23,7 @@ from research.ops.einsum import add_bias, einsum
 from research.ops.elementwise import apart
 from research.ops.norm import layer_norm, rms_norm
 from research.ops.rope import rotate
+from research.scopes import scope
 from research.tree import Tree
 
 # "gelu" is the exact function (BERT), "gelu_tanh" the approximation that GPT-2 was trained with.
@@ -79,6 +80,7 @@ def attention_specs(c: ModelConfig, start: Initial) -> Tree:
     return specs
 
 
+@scope("projections")
 def queries(p: Tree, x_BTD: jax.Array, c: ModelConfig, rotation: tuple | None) -> jax.Array:
     """Queries [B, T, N, H], normalised with `query_norm` and rotated unless `rotation` is None."""
     # Heads are an axis of the kernel, so no reshape stands between the product and the attention,
@@ -98,6 +100,7 @@ def _head_norm(scale: jax.Array, x_BTNH: jax.Array, c: ModelConfig) -> jax.Array
     return rms_norm(x_BTNH, scale, c.norm_eps, c.norm_offset, axes=axes)
 
 
+@scope("projections")
 def keys_values(
     p: Tree, x_BSD: jax.Array, c: ModelConfig, rotation: tuple | None
 ) -> tuple[jax.Array, jax.Array]:
@@ -179,6 +182,7 @@ def _score_scale(c: ModelConfig) -> float:
     return c.attention_scale or c.head_size**-0.5
 
 
+@scope("output")
 def _attention_output(p: Tree, out_BTNH: jax.Array) -> jax.Array:
     # Sums over heads and their elements: concatenation and projection in one product.
     y_BTD = einsum("BTNH,NHD->BTD", out_BTNH, p["out"])
@@ -238,7 +242,8 @@ def moe(
     """(output of the mixture of experts [B, T, D], its router's losses by name). `counted_BT` is 1
     for the tokens that the losses count and 0 for padding."""
     # The router computes in float32, for stable training (arXiv:2101.03961, section 2.4).
-    logits_BTE = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), p["router"])
+    with scope("routing"):
+        logits_BTE = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), p["router"])
     # k experts for each token, and their weights in the sum of what they give.
     weights_BTk, ids_BTk = route.top_k(logits_BTE, c.experts_per_token)
     y_BTD = route.experts(
@@ -247,6 +252,7 @@ def moe(
     return y_BTD, {"router_balance": route.load_balance(logits_BTE, ids_BTk, counted_BT)}
 
 
+@scope("dropout")
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """`x` with elements zeroed with probability `rate` and the others divided by 1 - rate
     (arXiv:1207.0580); `x` itself without a key."""

@@ -20,6 +20,7 @@ from research.ops.elementwise import soft_cap
 from research.parallel.axes import RULES, AxisRules
 from research.parallel.placement import gather_axis
 from research.precision import Precision
+from research.scopes import scope
 from research.tree import Tree
 
 Batch = dict[str, jax.Array]
@@ -100,7 +101,7 @@ class Model:
         """Logits float32 [B, T, V] of last states."""
         # In the compute dtype, then float32: soft cap, sampling and losses need its precision.
         states_BTD, table_VD, bias_V = self.head(params, hidden_BTD)
-        with jax.named_scope("head"):
+        with scope("head"):
             logits_BTV = einsum("BTD,VD->BTV", states_BTD, table_VD).astype(jnp.float32)
             logits_BTV = logits_BTV if bias_V is None else add_bias(logits_BTV, bias_V)
             return soft_cap(logits_BTV, self.config.logit_softcap)
@@ -110,8 +111,7 @@ class Model:
         computed: states table^T + bias, then the soft cap."""
         p_head = params.get("head", {})
         table_VD = params["embed"]["table"] if self.config.tied else p_head["table"]
-        with jax.named_scope("head"):
-            states_BTD = embedding.head_states(p_head, hidden_BTD, self.config)
+        states_BTD = embedding.head_states(p_head, hidden_BTD, self.config)
         return states_BTD, table_VD, p_head.get("output_bias")
 
     def pooled(self, params: Tree, hidden_BTD: jax.Array) -> jax.Array:
@@ -121,6 +121,7 @@ class Model:
         p = params["pooler"]
         return jnp.tanh(add_bias(einsum("BTD,DM->BTM", first_B1D, p["kernel"]), p["bias"]))
 
+    @scope("head")
     def class_logits(
         self, params: Tree, hidden_BTD: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
@@ -128,10 +129,10 @@ class Model:
         given."""
         pooled_BTD = layers.dropout(self.pooled(params, hidden_BTD), self.config.dropout, key)
         p = params["classifier"]
-        return add_bias(einsum("BTD,DV->BTV", pooled_BTD, p["kernel"]), p["bias"]).astype(
-            jnp.float32
-        )
+        logits_BTV = add_bias(einsum("BTD,DV->BTV", pooled_BTD, p["kernel"]), p["bias"])
+        return logits_BTV.astype(jnp.float32)
 
+    @scope("encoder")
     def encode(self, params: Tree, batch: Batch, key: jax.Array | None = None) -> Memory:
         """What a decoder reads of the encoder's text: (keys and values [L, B, S, K, H] for the
         cross-attention of its L layers, the text's fields). The text is the batch's
@@ -200,16 +201,15 @@ class Model:
     def _embed(self, params: Tree, virtual: int, batch: Batch, key: jax.Array | None) -> jax.Array:
         """Input states of tokens whose positions follow those of `virtual` virtual tokens."""
         positions_BT = batch["positions"] + virtual if virtual else batch["positions"]
-        with jax.named_scope("embed"):
-            return embedding.embed(
-                params["embed"],
-                batch["inputs"],
-                positions_BT,
-                self.config,
-                self.precision.compute_dtype,
-                batch.get("token_types"),
-                None if key is None else jax.random.split(key)[0],
-            )
+        return embedding.embed(
+            params["embed"],
+            batch["inputs"],
+            positions_BT,
+            self.config,
+            self.precision.compute_dtype,
+            batch.get("token_types"),
+            None if key is None else jax.random.split(key)[0],
+        )
 
     def _run(
         self,
@@ -237,17 +237,10 @@ class Model:
             bias_BNTS = embedding.relative_bias(
                 p_stack["relative"], positions_BT, seen_BS, causal=causal
             )
-        context = make_context(
-            c,
-            positions_BT,
-            segments_BT,
-            causal=causal,
-            packed=cache is None,
-            bias_BNTS=bias_BNTS,
-            memory=memory,
-            key=layer_key,
-            lengths_B=None if cache is None else row_lengths(batch, cache.key_positions()),
-        )
+        seen = dict(causal=causal, packed=cache is None, documents=self.execution.documents)
+        beside = dict(bias_BNTS=bias_BNTS, memory=memory, key=layer_key)
+        lengths_B = None if cache is None else row_lengths(batch, cache.key_positions())
+        context = make_context(c, positions_BT, segments_BT, **seen, **beside, lengths_B=lengths_B)
         x_BTD, cache, losses = run(p_stack["layers"], x_BTD, c, self.execution, context, cache)
         # Where norms follow the sums, that of the last layer is the final one.
         if not c.norm_after:

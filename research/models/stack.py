@@ -20,9 +20,11 @@ from research.models.context import LayerContext
 from research.models.kinds import layer_pattern
 from research.models.kv import KVCache
 from research.parallel.placement import split_axis
+from research.scopes import scope
 from research.tree import Tree
 
 
+@scope("layers")
 def run(
     p_layers: Tree | tuple[Tree, ...],
     x_BTD: jax.Array,

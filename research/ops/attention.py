@@ -16,6 +16,7 @@ from research.ops import blocked
 from research.ops.einsum import contract
 from research.ops.elementwise import soft_cap
 from research.parallel.placement import gather_axis, spec_entries, split_axis
+from research.scopes import scope
 
 IMPLEMENTATIONS = ("auto", "mosaic", "cudnn", "flash", "splash", "xla")
 EVERYONE = -1  # the segment of keys that the queries of every segment see
@@ -24,7 +25,7 @@ EVERYONE = -1  # the segment of keys that the queries of every segment see
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["q_positions_BT", "k_positions_BS", "q_segments_BT", "k_segments_BS"],
-    meta_fields=["causal", "window", "packed", "shared", "single"],
+    meta_fields=["causal", "window", "packed", "shared", "single", "documents"],
 )
 @dataclass(frozen=True)
 class Visibility:
@@ -37,6 +38,7 @@ class Visibility:
     shared   some keys, those of a prefix, are in the segment EVERYONE; kernels cannot express it
     single   a promise that every row is one document without padding, known when the program is
              made
+    documents   a promise that no packed row holds more documents than this; 0 promises nothing
     """
 
     q_positions_BT: jax.Array
@@ -48,6 +50,7 @@ class Visibility:
     packed: bool = False
     shared: bool = False
     single: bool = False
+    documents: int = 0
 
     def mask_BTS(self) -> jax.Array:
         """True where the query may attend to the key."""
@@ -63,6 +66,7 @@ class Visibility:
         return seen
 
 
+@scope("scores")
 def attend(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,

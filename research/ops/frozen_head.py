@@ -16,8 +16,10 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from research.ops.elementwise import soft_cap
-from research.ops.loss import Vocabulary, in_chunks, token_mesh_axes, token_terms
+from research.ops.loss import Vocabulary, token_terms
+from research.ops.token_chunks import in_chunks, token_mesh_axes
 from research.parallel.placement import spec_entries
+from research.scopes import scope
 
 # Largest number of table rows that are dense at a time: of a model of 4,096 in bfloat16, 128 MiB.
 BLOCK = 16384
@@ -33,9 +35,9 @@ def frozen_head_loss(
     z_loss: float = 0.0,
     softcap: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """(sum of weight * loss, sum of weight * nll) in nats, as `research.ops.loss.head_loss`, for a
-    `table` [V, D] that is a leaf (`research.weights.leaf.Leaf`) with `rows(first, count, dtype)`.
-    Only the states get a gradient."""
+    """(sum of weight * loss, sum of weight * nll) in nats, as `plain_head.head_loss`, for a `table`
+    [V, D] that is a leaf (`research.weights.leaf.Leaf`) with `rows(first, count, dtype)`. Only the
+    states get a gradient."""
     # Evaluation has no gradient, and then the table is decoded once.
     settings = label_smoothing, z_loss, softcap
     return _head(states_BTD, table, targets_BT, weights_BT, settings, gradient=False)[0]
@@ -53,6 +55,7 @@ def _backward(label_smoothing, z_loss, softcap, dstates_BTD, cotangents):
 frozen_head_loss.defvjp(_forward, _backward)
 
 
+@scope("head")
 def _head(states_BTD, table, targets_BT, weights_BT, settings, *, gradient):
     """((loss, nll), gradient of the loss by the states or None), on one device or under
     shard_map."""

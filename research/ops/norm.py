@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from research.scopes import scope
 
+
+@scope("norm")
 def rms_norm(
     x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0, *, axes: int = 1
 ) -> jax.Array:
@@ -21,6 +24,7 @@ def rms_norm(
     return (wide * inverse * (offset + scale if offset else scale)).astype(x.dtype)
 
 
+@scope("norm")
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
     """(x - mean) / sqrt(var + eps) * scale + bias, over the last axis, in the dtype of `x`
     (arXiv:1607.06450)."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.ops.rope_scaling import RopeScaling, scaled
+from research.scopes import scope
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def frequencies(
     return scaled(freq, theta, scaling, lengths)
 
 
+@scope("rotation")
 def rotation(
     positions_BT: jax.Array, freq: np.ndarray | jax.Array, multiplier: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
@@ -56,14 +58,14 @@ def rotation(
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
+@scope("rotation")
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Each pair (x[i], x[i + R/2]) of the first R elements of a head rotated by its angle, in the
     dtype of `x`; `cos` and `sin` are those of `rotation`, R wide. The other elements stay."""
     size = cos.shape[-1]
-    if size < x_BTNH.shape[-1]:
-        turned = rotate(x_BTNH[..., :size], cos, sin)
-        return jnp.concatenate([turned, x_BTNH[..., size:]], axis=-1)
+    part = size < x_BTNH.shape[-1]
     # (x1 cos - x2 sin, x2 cos + x1 sin) for the halves x1 and x2, in two products and a sum.
-    wide = x_BTNH.astype(jnp.float32)
+    wide = (x_BTNH[..., :size] if part else x_BTNH).astype(jnp.float32)
     # The roll swaps the halves; the sign of the rotation is in `sin`.
-    return (wide * cos + jnp.roll(wide, size // 2, axis=-1) * sin).astype(x_BTNH.dtype)
+    turned = (wide * cos + jnp.roll(wide, size // 2, axis=-1) * sin).astype(x_BTNH.dtype)
+    return jnp.concatenate([turned, x_BTNH[..., size:]], axis=-1) if part else turned

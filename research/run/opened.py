@@ -92,8 +92,8 @@ def open_run(workdir: str | Path, step: int | None = None) -> Opened:
     tokenizer = load_run_tokenizer(folder, run.meta)
     e, objective = run.experiment, objective_class(run.experiment.objective.name)
     # Without a backward pass nothing is recomputed, and this machine may lack the kernels of the
-    # one that trained the run.
-    execution = replace(e.execution, remat="none", attention="auto")
+    # one that trained the run. Its rows need not be those of training either.
+    execution = replace(e.execution, remat="none", attention="auto", documents=0)
 
     return Opened(
         Model(e.model, e.precision, execution),

@@ -119,7 +119,7 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> list[str]
     if any(name in checkpoint.files for name in TOKENIZERS):
         contents = {
             n: f if isinstance(f, bytes) else f.read_bytes() for n, f in checkpoint.files.items()
-        }
+        } | checkpoint.portable_tokenizer()
         metadata |= tokenizer_metadata(contents, vocab_size=c.vocab_size)
     special, notes = ends.write_special(checkpoint)
     metadata |= special | generation.write_metadata(checkpoint.sampling)
