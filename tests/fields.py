@@ -134,6 +134,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "quantize.embeddings": (CODES, "int8"),
     "quantize.group": (CODES, 4),
     "execution.remat": ({}, "full"),
+    "execution.head_tokens": ({}, 4),
     "execution.unroll": ({}, 2),
     "execution.attention": ({}, "flash"),
     "execution.feed_tokens": ({}, 8),

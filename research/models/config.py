@@ -33,7 +33,7 @@ from research.ops.attention import IMPLEMENTATIONS
 from research.ops.rope_scaling import RopeScaling
 
 # What a layer keeps for its backward pass, see `Execution`.
-REMATS = ("none", "full", "dots", "offload")
+REMATS = ("auto", "none", "full", "dots", "offload")
 
 
 @dataclass(frozen=True)
@@ -191,23 +191,28 @@ class Execution:
     """How the layers run. Nothing here changes the results, but for float order.
 
     `remat` is what a layer keeps for its backward pass: "none" recomputes nothing, "dots" keeps
-    matrix products, "full" keeps the layer's input alone, "offload" keeps that input in host
-    memory (on a CPU the same as "full"). `unroll` is how many layers one iteration of the scan
-    runs, 0 for all of them. `attention` names the implementation. `feed_tokens` is how many tokens
-    of a device go through a dense feed-forward layer at a time, recomputed for the backward pass, 0
-    for all: its hidden states, several times as wide as the model's, bound the length of a context.
-    `documents` is the most documents that a row of a batch holds, 0 for any number: up to 8,
-    Hopper cards have a faster kernel for it (`research.ops.kernels.cudnn`). Rows with more raise.
+    matrix products, "full" keeps the layer's input alone, "offload" keeps that input in host memory
+    (on a CPU the same as "full"). `head_tokens` is how many tokens of a device have logits at a
+    time; the sum of the table's gradient is read and written once for so many. A run chooses for
+    "auto" and for 0 by the memory of its device (`research.fit.lightest`) and records what it
+    chose; without a run they are "none" and 512. `unroll` is how many layers one iteration of the
+    scan runs, 0 for all of them. `attention` names the implementation. `feed_tokens` is how many
+    tokens of a device go through a dense feed-forward layer at a time, recomputed for the backward
+    pass, 0 for all: its hidden states, several times as wide as the model's, bound the length of a
+    context. `documents` is the most documents that a row of a batch holds, 0 for any number: up to
+    8, Hopper cards have a faster kernel for it (`research.ops.kernels.cudnn`). Rows with more
+    raise.
     """
 
-    remat: str = "none"
+    remat: str = "auto"
+    head_tokens: int = 0
     unroll: int = 1
     attention: str = "auto"
     feed_tokens: int = 0
     documents: int = 0
 
     def __post_init__(self):
-        for name in ("feed_tokens", "documents"):
+        for name in ("head_tokens", "feed_tokens", "documents"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"execution.{name}={getattr(self, name)} must be positive, or 0 for all"

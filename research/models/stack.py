@@ -122,8 +122,8 @@ def each(function: Callable[[Tree], Tree], p_layers: Tree | tuple[Tree, ...]) ->
 def _remat(body: Callable, policy: str) -> Callable:
     """`body` that saves for its backward pass only what `policy` says, one of `Execution.remat`."""
     policies = jax.checkpoint_policies
-    # XLA then keeps whatever the backward pass reads.
-    if policy == "none":
+    # XLA then keeps whatever the backward pass reads. Only a run chooses for "auto".
+    if policy in ("none", "auto"):
         return body
     # prevent_cse=False: in a scan, the forward and the backward pass are two loops, and XLA does
     # not merge equal computations of two loops. "offload" needs a memory beside the device's,
