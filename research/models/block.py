@@ -60,7 +60,6 @@ def block(
     attention_key, cross_key, mlp_key = context.dropout_keys(index)
     losses: LayerLosses = {}
     start_BTD = x_BTD  # what both branches of a parallel layer read
-
     with scope("attention"):
         y_BTD = _branch_input(p, "attention", x_BTD, c)
         y_BTD, cache = layers.attention(

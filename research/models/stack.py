@@ -69,7 +69,6 @@ def run(
     # scanned, since their leaves may differ in type and form.
     if not isinstance(p_layers, tuple) and unroll < count:
         scanned = count - count % len(pattern)
-    if scanned:
         carry = _scan(steps, carry, p_layers, scanned, max(1, unroll // len(pattern)))
     # The layers after the last full period, or all of them where nothing is scanned.
     for index in range(scanned, count):
@@ -79,8 +78,10 @@ def run(
 
 
 def _scan(steps: list[Callable], carry: tuple, p_layers: Tree, count: int, unroll: int) -> tuple:
-    """The carry after the first `count` stacked layers. `steps` has a function for each layer of a
-    period, and `count` is a multiple of their number."""
+    """The carry after the first `count` stacked layers, 0 for none. `steps` has a function for each
+    layer of a period, and `count` is a multiple of their number."""
+    if not count:
+        return carry
     # The layer's number is scanned beside its parameters: dropout and the cache need it.
     indices, period = jnp.arange(count), len(steps)
     if period == 1:
