@@ -52,7 +52,6 @@ OTHER = {
             kind="longrope", original_length=6, short_factors=[1.5] * 4, long_factors=[2.0] * 4
         ),
     ],
-    "position_offset": [2],
     "rotary_size": [4],
     "unrotated_every": [2],
     "layer_kinds": [("local", "unrotated"), ("global", "local"), ("unrotated", "local", "local")],
