@@ -14,8 +14,11 @@ import jax
 from research.models.config_checks import (
     ENCODERS,
     EXPERTS,
+    LEARNED,
+    PERIODIC,
     PLAIN_HEAD,
     POOLED,
+    QUERY_NORM,
     RMS,
     ROTARY,
     WINDOWED,
@@ -27,10 +30,10 @@ from research.models.config_checks import (
     setting,
 )
 from research.ops.attention import IMPLEMENTATIONS
-from research.ops.rope import RopeScaling
+from research.ops.rope_scaling import RopeScaling
 
 # What a layer keeps for its backward pass, see `Execution`.
-REMATS = ("none", "full", "dots", "offload")
+REMATS = ("auto", "none", "full", "dots", "offload")
 
 
 @dataclass(frozen=True)
@@ -51,23 +54,39 @@ class Body:
     # rows of a learned position table; otherwise the length that the model was made for
     max_length: int = setting(1024, positive=True)
     position: str = choice("rope", "learned", "sinusoidal", "relative")
+    # Rows of that table before the row of the first position, which nothing reads (OPT).
+    position_offset: int = setting(0, LEARNED)
     rope_theta: float = setting(10000.0, ROTARY, positive=True)
     rope_scaling: RopeScaling = setting(RopeScaling(), ROTARY)
+    # First elements of each head that are rotated (Phi, GPT-NeoX); 0: all of them.
+    rotary_size: int = setting(0, ROTARY)
     # A token sees itself and the window - 1 before it (arXiv:2310.06825, section 2); 0: all.
     window: int = 0
     # Layers n - 1, 2n - 1, ... see all of the text, the others the window (Gemma 2 and 3);
     # 0: every layer has the window.
-    global_every: int = setting(0, WINDOWED)
+    global_every: int = setting(0, WINDOWED, PERIODIC)
+    # Layers n - 1, 2n - 1, ... rotate neither queries nor keys and see all of the text (SmolLM3);
+    # 0: every layer rotates.
+    unrotated_every: int = setting(0, ROTARY, PERIODIC)
+    # The kind of each layer, names of `research.models.kinds`, where they follow no such period.
+    layer_kinds: tuple[str, ...] = ()
     # Rotary base of the layers with a window, which `rope_scaling` then leaves as they are
     # (Gemma 3); 0: both kinds of layers rotate alike.
     local_rope_theta: float = setting(0.0, ROTARY, WITH_GLOBAL)
     norm: str = choice("rms", "layer")
     norm_after: bool = False  # normalise after the residual sum (arXiv:1706.03762)
-    branch_norm: bool = False  # normalise what a branch adds to the sum, beside its input (Gemma 2)
+    branch_norm: bool = False  # normalise what a branch adds to the sum (Gemma 2)
+    norm_before: bool = True  # normalise a branch's input; False in OLMo 2 (arXiv:2501.00656)
+    branch_scale: float = setting(1.0, positive=True)  # multiplies what a branch adds (Granite)
+    # Attention and feed-forward read the same states, and their outputs are added at once
+    # (GPT-NeoX, arXiv:2204.06745, section 2.1).
+    parallel: bool = False
     # RMS norms scale by this + w (1 in Hugging Face's Gemma files).
     norm_offset: float = setting(0.0, RMS)
     norm_eps: float = setting(1e-5, positive=True)
-    query_norm: bool = False  # RMS norm of each query and key head (Qwen 3)
+    query_norm: bool = False  # RMS norm of queries and keys (Qwen 3)
+    # What each of these norms takes the mean over: one head, or all heads of a token (OLMo 2).
+    query_norm_over: str = setting("head", QUERY_NORM, choices=("head", "heads"))
     activation: str = choice("gelu", "gelu_tanh", "silu", "relu", default="silu")
     gated: bool = True  # activation(x gate) * (x up), not activation(x up) (arXiv:2002.05202)
     attention_bias: str = choice("none", "qkv", "all")
@@ -162,7 +181,9 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
     # Merged by field: an older run may lack some of `rope_scaling`'s fields too.
     scaling = {**defaults["rope_scaling"], **values.get("rope_scaling", {})}
     kept = reset_unused(ModelConfig, {**defaults, **values, "rope_scaling": scaling})
-    return ModelConfig(**{**kept, "rope_scaling": RopeScaling(**kept["rope_scaling"])})
+    kinds = tuple(kept["layer_kinds"])  # a list in JSON
+    scaling = RopeScaling(**kept["rope_scaling"])
+    return ModelConfig(**{**kept, "rope_scaling": scaling, "layer_kinds": kinds})
 
 
 @dataclass(frozen=True)
@@ -170,23 +191,28 @@ class Execution:
     """How the layers run. Nothing here changes the results, but for float order.
 
     `remat` is what a layer keeps for its backward pass: "none" recomputes nothing, "dots" keeps
-    matrix products, "full" keeps the layer's input alone, "offload" keeps that input in host
-    memory (on a CPU the same as "full"). `unroll` is how many layers one iteration of the scan
-    runs, 0 for all of them. `attention` names the implementation. `feed_tokens` is how many tokens
-    of a device go through a dense feed-forward layer at a time, recomputed for the backward pass, 0
-    for all: its hidden states, several times as wide as the model's, bound the length of a context.
-    `documents` is the most documents that a row of a batch holds, 0 for any number: up to 8,
-    Hopper cards have a faster kernel for it (`research.ops.kernels.cudnn`). Rows with more raise.
+    matrix products, "full" keeps the layer's input alone, "offload" keeps that input in host memory
+    (on a CPU the same as "full"). `head_tokens` is how many tokens of a device have logits at a
+    time; the sum of the table's gradient is read and written once for so many. A run chooses for
+    "auto" and for 0 by the memory of its device (`research.fit.lightest`) and records what it
+    chose; without a run they are "none" and 512. `unroll` is how many layers one iteration of the
+    scan runs, 0 for all of them. `attention` names the implementation. `feed_tokens` is how many
+    tokens of a device go through a dense feed-forward layer at a time, recomputed for the backward
+    pass, 0 for all: its hidden states, several times as wide as the model's, bound the length of a
+    context. `documents` is the most documents that a row of a batch holds, 0 for any number: up to
+    8, Hopper cards have a faster kernel for it (`research.ops.kernels.cudnn`). Rows with more
+    raise.
     """
 
-    remat: str = "none"
+    remat: str = "auto"
+    head_tokens: int = 0
     unroll: int = 1
     attention: str = "auto"
     feed_tokens: int = 0
     documents: int = 0
 
     def __post_init__(self):
-        for name in ("feed_tokens", "documents"):
+        for name in ("head_tokens", "feed_tokens", "documents"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"execution.{name}={getattr(self, name)} must be positive, or 0 for all"

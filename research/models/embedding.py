@@ -22,14 +22,15 @@ FARTHEST = 128
 
 
 def embed_specs(c: ModelConfig, start: Initial) -> Tree:
-    """Token table [V, D]; with learned positions a table [max_length, D]; with token types (BERT)
-    their table and a norm."""
+    """Token table [V, D]; with learned positions a table [max_length, D], after `position_offset`
+    further rows; with token types (BERT) their table and a norm."""
     specs = {
         "table": Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.embedding, inputs=-1)
     }
     if c.position == "learned":
         # Rows for `max_length` positions and no more: texts beyond it are refused.
-        specs["positions"] = Spec((c.max_length, c.d_model), ("position", "embed"), start.position)
+        rows = c.position_offset + c.max_length
+        specs["positions"] = Spec((rows, c.d_model), ("position", "embed"), start.position)
     if c.token_types:
         specs["types"] = Spec((c.token_types, c.d_model), ("position", "embed"), start.position)
         specs["norm"] = layers.norm_specs(c)
@@ -53,7 +54,9 @@ def embed(
     if c.embedding_scale != 1.0:
         x_BTD = x_BTD * jnp.asarray(c.embedding_scale, dtype)
     if c.position == "learned":
-        x_BTD += take(p["positions"], positions_BT, dtype)
+        # Position 0 has row 2 in OPT's table; adding 0 would still be an operation.
+        rows_BT = positions_BT + c.position_offset if c.position_offset else positions_BT
+        x_BTD += take(p["positions"], rows_BT, dtype)
     if c.position == "sinusoidal":
         x_BTD += sinusoids(positions_BT, c.d_model).astype(dtype)
     # Only BERT has token types, and it normalises the sum of its embeddings.

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from research.models import adapters, embedding, layers
-from research.models.block import block, layer_specs
+from research.models.block import block
 from research.models.cache import StackedCache, make_cache
 from research.models.config import Execution, LayerLosses, ModelConfig
-from research.models.context import Memory, longest_window, make_context
-from research.models.initial import initial
+from research.models.context import Memory, make_context, row_lengths
+from research.models.kinds import longest_window
 from research.models.kv import KVCache
-from research.models.spec import Spec, zeros
+from research.models.parameters import parameter_specs
 from research.models.stack import each, run
 from research.ops.einsum import add_bias, einsum
 from research.ops.elementwise import soft_cap
@@ -44,33 +44,7 @@ class Model:
 
     def specs(self) -> Tree:
         """The parameter tree, with a `Spec` for each parameter."""
-        c, start = self.config, initial(self.config)
-        # Two stacks; only the decoder's has cross-attention.
-        two = c.kind == "encoder_decoder"
-        specs = {
-            "embed": embedding.embed_specs(c, start),
-            "layers": layer_specs(c, start, c.layers, cross=two),
-        }
-        if two:
-            specs["encoder"] = {"layers": layer_specs(c, start, c.encoder_layers, cross=False)}
-        # The decoder's stack lies at the root of the tree, the encoder's below "encoder".
-        for stack in (specs, *([specs["encoder"]] if two else [])):
-            if c.position == "relative":
-                stack["relative"] = embedding.relative_specs(c, start)
-            if not c.norm_after:
-                stack["final_norm"] = layers.norm_specs(c)
-        if c.pooler:
-            specs["pooler"] = {
-                "kernel": Spec((c.d_model, c.d_model), ("embed", "vector"), start.head),
-                "bias": Spec((c.d_model,), ("vector",), zeros),
-            }
-        if c.labels:
-            specs["classifier"] = {
-                "kernel": Spec((c.d_model, c.labels), ("embed", "label"), start.head),
-                "bias": Spec((c.labels,), ("label",), zeros),
-            }
-        head = embedding.head_specs(c, start)
-        return {**specs, "head": head} if head else specs
+        return parameter_specs(self.config)
 
     def hidden(
         self, params: Tree, batch: Batch, key: jax.Array | None = None
@@ -118,7 +92,7 @@ class Model:
 
     def layer(self, p_layer: Tree, states_BTD: jax.Array, batch: Batch, kind: str) -> jax.Array:
         """The states [B, T, D] after one layer of a decoder, given its parameters and its input
-        states, without dropout. `kind` is `context.layer_kind(config, index)`."""
+        states, without dropout. `kind` is `kinds.layer_kind(config, index)`."""
         causal = self.config.kind != "encoder"
         context = make_context(self.config, batch["positions"], batch["segments"], causal=causal)
         return block(p_layer, states_BTD, self.config, self.execution, context, kind=kind)[0]
@@ -265,7 +239,8 @@ class Model:
             )
         seen = dict(causal=causal, packed=cache is None, documents=self.execution.documents)
         beside = dict(bias_BNTS=bias_BNTS, memory=memory, key=layer_key)
-        context = make_context(c, positions_BT, segments_BT, **seen, **beside)
+        lengths_B = None if cache is None else row_lengths(batch, cache.key_positions())
+        context = make_context(c, positions_BT, segments_BT, **seen, **beside, lengths_B=lengths_B)
         x_BTD, cache, losses = run(p_stack["layers"], x_BTD, c, self.execution, context, cache)
         # Where norms follow the sums, that of the last layer is the final one.
         if not c.norm_after:

@@ -22,7 +22,7 @@ from research.parallel.placement import gather, partition_spec, spec_entries, st
 from research.scopes import scope
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def head_loss(
     states_BTD: jax.Array,
     table_VD: jax.Array,
@@ -31,13 +31,15 @@ def head_loss(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float = 0.0,
+    chunk: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """(sum of weight * loss, sum of weight * nll) over all tokens, float32 scalars in nats.
 
     Logits are `states table^T`, computed in the dtype of the states; with a `softcap` c they are
-    c tanh(product / c). Only the first sum has a gradient; the second is for reports.
+    c tanh(product / c). `chunk` is the most tokens that have logits at a time, CHUNK for 0. Only
+    the first sum has a gradient; the second is for reports.
     """
-    settings = label_smoothing, z_loss, softcap
+    settings = label_smoothing, z_loss, softcap, chunk
     return _head(states_BTD, table_VD, targets_BT, weights_BT, settings, of=())[0]
 
 
@@ -48,7 +50,7 @@ def _head_forward(states_BTD, table_VD, targets_BT, weights_BT, *settings):
     return _head(*values, settings, of=of)
 
 
-def _head_backward(label_smoothing, z_loss, softcap, gradients, cotangents):
+def _head_backward(label_smoothing, z_loss, softcap, chunk, gradients, cotangents):
     # `_chunk` has computed the gradients. The nll is for reports and has none.
     scale = jnp.asarray(0.0) if isinstance(cotangents[0], SymbolicZero) else cotangents[0]
     return (*(None if g is None else g * scale.astype(g.dtype) for g in gradients), None, None)
@@ -99,8 +101,9 @@ def _local_head(
     table's gradient, in `dtype`, is scattered over the mesh axes that store the table."""
     V, D = table_VD.shape
     vocabulary = Vocabulary(V, vocab_axis)
-    chunk = partial(_chunk, table_VD, table_VD.T, vocabulary, settings, of)
-    tokens = in_chunks(states_BTD, targets_BT, weights_BT)
+    *terms, most = settings
+    chunk = partial(_chunk, table_VD, table_VD.T, vocabulary, terms, of)
+    tokens = in_chunks(states_BTD, targets_BT, weights_BT, most)
     start = (
         jnp.float32(0),
         jnp.float32(0),

@@ -12,7 +12,7 @@ from typing import Any
 
 from research import tree
 from research.models.config import ModelConfig
-from research.models.context import layer_windows
+from research.models.kinds import layer_windows
 from research.models.model import Model
 
 
