@@ -6,10 +6,12 @@ from typing import Any
 from research.interop.huggingface.families import (
     bart,
     bert,
+    distilbert,
     gemma,
     gpt2,
     llama,
     marian,
+    modernbert,
     roberta,
     t5,
 )
@@ -24,6 +26,8 @@ FAMILIES = {
     "gpt2": gpt2.FAMILY,
     "bert": bert.FAMILY,
     "roberta": roberta.FAMILY,
+    "distilbert": distilbert.FAMILY,
+    "modernbert": modernbert.FAMILY,
     "t5": t5.FAMILY,
     "marian": marian.FAMILY,
     "bart": bart.FAMILY,
