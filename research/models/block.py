@@ -66,7 +66,7 @@ def block(
             y_BTD,
             c,
             context.kinds[kind],
-            bias_BNTS=context.bias_BNTS,
+            bias=context.bias,
             layer=index,
             cache=cache,
             implementation=execution.attention,
