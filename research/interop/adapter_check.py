@@ -2,6 +2,7 @@
 it computes with the run's own adapters."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from research.interop.load import open_adapter, open_checkpoint
 from research.interop.restored import read_experiment
 from research.interop.runs import is_run, run_adapters
 from research.interop.storage.checkpoint import Checkpoint, specs_by_path
+from research.interop.storage.grow import fit_rows
 from research.interop.storage.modules import HEAD, TABLE
 
 
@@ -28,8 +30,10 @@ def check_adapter(base: str, run: Path, folder: Path) -> dict[str, Any]:
         theirs = open_adapter(folder, checkpoint)
         # By the run's own config: its model may have grown from the base.
         if is_run(run):
-            grown = _grown(run, checkpoint)
-            ours = checkpoint, run_adapters(run, read_experiment(run).model)[0]
+            model = read_experiment(run).model
+            rows = fit_rows(checkpoint, replace(checkpoint.config, vocab_size=model.vocab_size))
+            grown = _grown(run, rows)
+            ours = rows, run_adapters(run, model)[0]
         else:
             grown, ours = [], open_adapter(run, checkpoint)
         before, after = (_numbers(*side, checkpoint) for side in (ours, theirs))
@@ -40,7 +44,9 @@ def check_adapter(base: str, run: Path, folder: Path) -> dict[str, Any]:
     for path in sorted(before.keys() ^ after.keys()):
         side = "lost" if path in before else "new"
         raise ValueError(f"{path} is {side} in the adapter's folder; convert the run with --to=hf")
-    equal = sum(int(np.count_nonzero(x == after[path])) for path, x in before.items())
+    # Adapters joined in a module of peft's stay joined where all their B are zero.
+    same = {path: x for path, x in before.items() if x.shape == after[path].shape}
+    equal = sum(int(np.count_nonzero(x == after[path])) for path, x in same.items())
     values = sum(x.size for x in before.values())
     difference, notes = (None, grown) if grown else compare_logits(base, run, folder, 4 * count)
     if any(_of(path) for path in before) and checkpoint.config.tied:
