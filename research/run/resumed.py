@@ -115,6 +115,20 @@ def stretched(before: Mapping[str, Any], program: Program, step: int) -> list[st
     ]
 
 
+def other_masks(experiment: Experiment, meta: Mapping[str, Any], step: int) -> list[str]:
+    """A line if a run that goes on at `step` drew other dropout masks before. A version whose
+    checkpoints do not have the run's config gave the input and the output of T5's stacks the same
+    mask; since then each has its own."""
+    c = experiment.model
+    if not (step and c.dropout and c.final_dropout) or "config" in meta:
+        return []
+    return [
+        f"dropout: up to step {step:,} an older version gave the input and the output of a stack "
+        "one mask; from here on each has its own, so the losses are not those of a run without "
+        "the stop"
+    ]
+
+
 def _batch_before(workdir: Path, before: Mapping[str, Any]) -> int | None:
     """Rows of a batch of a run whose checkpoints do not say: by its config and, where that counts
     rows per device, by the devices in provenance.json. None if unknown."""
