@@ -17,6 +17,7 @@ from research.interop.merged import merge_adapter
 from research.interop.peft.tokens import grown_tables, write_tokens
 from research.interop.peft.write import write_peft
 from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.classes import with_classes
 from research.interop.storage.finite import cast, checked
 from research.interop.storage.foreign import as_dtype
 from research.interop.storage.generation import end_ids
@@ -91,9 +92,14 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
         with open_checkpoint(base) as parent:
             grown = grown_tables(parent, model)
             # Otherwise the parent's config, for that is the model that peft will put them on.
-            c = replace(parent.config, vocab_size=model.vocab_size)
+            c = with_classes(replace(parent.config, vocab_size=model.vocab_size), model)
             write_peft(folder, adapters, c, base, grown)
             notes = [*notes_on_base(base, parent), *notes_on_ends(path, parent)]
+            if c.labels and not parent.config.labels:
+                notes += [
+                    f"the base has no classifier: for peft open it with transformers' "
+                    f"AutoModelForSequenceClassification and num_labels={c.labels}"
+                ]
             if grown:
                 before = parent.config.vocab_size
                 notes += write_tokens(folder, path / "tokenizer", before, model.vocab_size)

@@ -8,7 +8,7 @@ import pytest
 
 from research.data.tokenizers.tokenizer import RECORD
 from research.interop.convert import export_adapter
-from research.interop.load import load, open_checkpoint
+from research.interop.load import load, open_adapter, open_checkpoint
 from research.interop.native import write_native
 from research.interop.peft.tokens import grown_tables
 from research.interop.peft.write import write_peft
@@ -87,7 +87,40 @@ def test_a_runs_adapters_come_with_its_tokens(tmp_path):
     assert (tmp_path / "peft" / RECORD).is_file()
 
 
+def test_what_a_run_trained_whole_beside_its_adapters_is_on_the_base_too(tmp_path):
+    lora_run(tmp_path, **{"tune.also": "layers/mlp_norm/scale"})
+    with open_checkpoint(tmp_path / "small") as base:
+        changed, adapters = open_adapter(tmp_path / "run", base)
+        norms = [one.parameters["layers/mlp_norm/scale"] for one in (base, changed)]
+        assert norms[0] is not norms[1]
+    assert "mlp_norm" not in adapters["layers"]
+    assert load(tmp_path / "small", adapter=tmp_path / "run").config.vocab_size == 292
+
+
 def test_positions_that_peft_cannot_grow_are_refused_with_the_way_out(tmp_path):
     lora_run(tmp_path, **{"model.max_length": 32})
     with pytest.raises(ValueError, match="32 learned positions .* 16.* use --to=hf, which merges"):
         export_adapter(tmp_path / "run", tmp_path / "peft")
+
+
+def classifier_run(folder):
+    """A run of adapters and a new classifier, on a base that only predicts words."""
+    base = replace(FAMILIES["bert_base"], vocab_size=292, labels=0)
+    save_checkpoint(folder / "words", base)
+    rows = [
+        json.dumps({"text": f"film {n}", "label": "bad good".split()[n % 2]}) for n in range(80)
+    ]
+    (folder / "labelled.jsonl").write_text("\n".join(rows))
+    arg = f"task=classification,data={folder / 'labelled.jsonl'},method=lora,smoke"
+    settings = {"data.sequence_length": 16, "data.batch_size": 8}
+    e = experiment("finetune", arg, init=str(folder / "words"), **settings)
+    return started_run(e, folder / "run")
+
+
+def test_a_classifier_goes_with_its_adapters(tmp_path):
+    classifier_run(tmp_path)
+    made = export_adapter(tmp_path / "run", tmp_path / "peft")
+    assert made["bit_equal"] == made["values"] and made["logit_difference"] < 1e-5
+    assert any("AutoModelForSequenceClassification" in line for line in made["notes"])
+    for adapter in ("run", "peft"):  # also as --adapter of a command
+        assert load(tmp_path / "words", adapter=tmp_path / adapter).config.labels == 2

@@ -55,12 +55,33 @@ def write_peft(
     both_uses = c.tied and TABLE in leaves
     if both_uses:
         c, leaves = _untied(c, leaves, family)
+    # BERT without a head is saved by the bare class, whose names lack the prefix.
+    bare = family.prefix if values["architectures"] == ["BertModel"] else ""
+    fields, arrays = _contents(leaves, c, family, both_uses, grown)
+    # Prompts are on no module, so they have no such names.
+    bare = "" if fields["peft_type"] in (PREFIX_TUNING, PROMPT_TUNING) else bare
+    fields = {
+        "base_model_name_or_path": base or None,
+        "task_type": "SEQ_CLS" if c.labels else _TASKS.get(c.kind),
+        "inference_mode": True,
+        **fields,
+    }
+    _write_files(folder, fields, arrays, bare)
+
+
+def _contents(
+    leaves: Mapping[str, Any],
+    c: ModelConfig,
+    family: Family,
+    both_uses: bool,
+    grown: Mapping[str, np.ndarray],
+) -> tuple[dict[str, Any], Arrays]:
+    """(fields of adapter_config.json, tensors by name) of adapters of one kind, with what is
+    trained or saved whole beside them. ValueError for kinds that peft does not have together."""
     loras = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, LoraAdapter)}
     gains = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Ia3Adapter)}
     plain = {path: np.asarray(leaf) for path, leaf in leaves.items() if path not in loras | gains}
     known = modules(c, family)
-    # BERT without a head is saved by the bare class, whose names lack the prefix.
-    bare = family.prefix if values["architectures"] == ["BertModel"] else ""
     if loras and not gains:
         fields, arrays = write_lora(loras, known, c)
         if both_uses and TABLE in loras and "embed_tokens" in fields["target_modules"]:
@@ -78,22 +99,15 @@ def write_peft(
                 "beside prompts; give the base the tokens first, in a folder of its own, and train "
                 "the prompts on that"
             )
-        fields, arrays = write_prompts(plain, c)
-        bare = ""
+        return write_prompts(plain, c)
     else:
         raise ValueError(
             f"peft has no adapter that is {', '.join(sorted(leaves)[:4])}, ... at once; write one "
             "kind of them"
         )
     # A table that is trained whole is there already.
-    arrays |= _base_weights({p: x for p, x in grown.items() if p not in plain}, c, family, arrays)
-    fields = {
-        "base_model_name_or_path": base or None,
-        "task_type": "SEQ_CLS" if c.labels else _TASKS.get(c.kind),
-        "inference_mode": True,
-        **fields,
-    }
-    _write_files(folder, fields, arrays, bare)
+    frozen = {path: table for path, table in grown.items() if path not in plain}
+    return fields, arrays | _base_weights(frozen, c, family, arrays)
 
 
 def _write_files(folder: Path, fields: dict[str, Any], arrays: Arrays, bare: str) -> None:
