@@ -94,6 +94,13 @@ def refuse_other_inputs(
             )
 
 
+def changes(
+    program: Program, before: Mapping[str, Any], meta: Mapping[str, Any], step: int
+) -> list[str]:
+    """Lines on what is not as it was, for a run that goes on at `step`."""
+    return [*stretched(before, program, step), *other_masks(program.experiment, meta, step)]
+
+
 def stretched(before: Mapping[str, Any], program: Program, step: int) -> list[str]:
     """A line with both learning rates, if a run that goes on at `step` has a schedule that would
     have had another rate there with the former `train.steps`. Warm-up and decay have shares of the
