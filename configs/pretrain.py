@@ -3,7 +3,7 @@
     python -m research.train --config=configs/pretrain.py:model=llama3_8b \
         --workdir=/mnt/runs/llama3_8b --config.data.source=tfds:c4 --config.mesh=fsdp:-1
 
-`model` is a name of research/models/presets.py, `data` a source as in config.data.source; `smoke`
+`model` is a name of research/models/presets, `data` a source as in config.data.source; `smoke`
 keeps the family and shrinks its sizes to a minute on a CPU. The workdir is a folder that all
 processes share: a disk, or a bucket that is mounted (gcsfuse). One config serves every number of
 devices: the batch is set per device. A run that is resumed on another number keeps its batch, by
@@ -42,7 +42,6 @@ def get_config(arg: str = ""):
     # About 8,192 tokens a device, whatever the length, so the recipe serves any number of devices.
     c.data.batch_size_per_device = max(1, 8192 // c.data.sequence_length)
     c.mesh = "fsdp:-1"
-    c.execution.remat = "full"
 
     c.train.steps = 100_000
     c.train.eval_every = 1000
@@ -73,7 +72,6 @@ def get_config(arg: str = ""):
         c.data.batch_size = 8
         c.data.batch_size_per_device = 0
         c.mesh = ""
-        c.execution.remat = "none"
         c.precision.compute = "float32"
         c.train.steps = 30
         c.train.log_every = 1

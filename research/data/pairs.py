@@ -95,6 +95,7 @@ class PackedPairs:
 
 def pair_windows(documents: Documents, options: WindowOptions) -> PackedPairs:
     """Packed windows of pairs, with `options.length` tokens on each side."""
-    inputs, targets = (options.tokens(documents, side) for side in ("inputs", "targets"))
+    inputs = options.tokens(documents, "inputs")
+    targets = options.tokens(documents, "targets", options.tokenizer.targets)
     length, eos = options.length, options.tokenizer.eos_id
     return PackedPairs(inputs, targets, length, length, seed=options.seed, eos_id=eos)

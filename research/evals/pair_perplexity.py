@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from research.data.tokenizers import Tokenizer
+from research.data.tokenizers.special import decoder_start
 from research.evals.perplexity import Score, place_whole, whole_rows
 from research.files import read_text
 from research.models.model import Model, forward
-from research.objectives.pairs import decoder_start, pair_example
+from research.objectives.pairs import pair_example
 from research.ops.loss import cross_entropy
 from research.tree import Tree
 
@@ -36,17 +37,19 @@ def score_pairs(
         raise ValueError(f"the model is no encoder-decoder but of kind {c.kind}; give it a text")
     if not pairs:
         raise ValueError('there is no pair; give lines of {"inputs": ..., "targets": ...}')
+    encoders = (tokenizer, tokenizer.targets or tokenizer)
     sides = [
-        [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(list(side))]
-        for side in zip(*pairs)
+        [[*ids, tokenizer.eos_id] for ids in encoder.encode_batch(list(side))]
+        for encoder, side in zip(encoders, zip(*pairs))
     ]
     longest = max(len(ids) for side in sides for ids in side)
     if c.position == "learned" and longest > c.max_length:
         raise ValueError(f"a text has {longest} tokens, the model {c.max_length} positions; cut it")
     total, count = 0.0, 0
+    start_id = decoder_start(tokenizer, c.decoder_start)
     mesh = jax.sharding.get_mesh()
     rows = ROWS if mesh.empty else whole_rows(ROWS, mesh, model)
-    for batch in _batches(list(zip(*sides)), decoder_start(tokenizer), rows):
+    for batch in _batches(list(zip(*sides)), start_id, rows):
         inputs = batch if mesh.empty else place_whole(batch, mesh, model)
         nll, tokens = jax.device_get(_nll(params, inputs, model=model))
         # Summed on the host in float64, as a text's are.

@@ -20,8 +20,10 @@ from jax.sharding import PartitionSpec
 from research.ops.einsum import gathered, grouped
 from research.ops.kernels import visible_share
 from research.parallel.placement import contiguous, mesh_axes, spec_entries, storage_axes
+from research.scopes import scope
 
 
+@scope("routing")
 def top_k(logits_BTE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """Mixing weights float32 [B, T, k], a softmax over the k largest logits, and the ids of their
     experts int32 [B, T, k] (arXiv:2401.04088, section 2.1)."""
@@ -30,6 +32,7 @@ def top_k(logits_BTE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return jax.nn.softmax(largest_BTk, axis=-1), ids_BTk
 
 
+@scope("routing")
 def load_balance(logits_BTE: jax.Array, ids_BTk: jax.Array, weights_BT: jax.Array) -> jax.Array:
     """E * sum over experts of (share of assignments) * (mean router probability): a float32 scalar,
     1 for uniform routing (arXiv:2101.03961, eq. 4; each of a token's k assignments counts 1/k).
@@ -53,6 +56,7 @@ def load_balance(logits_BTE: jax.Array, ids_BTk: jax.Array, weights_BT: jax.Arra
     return experts * jnp.sum(share_E * prob_E)
 
 
+@scope("experts")
 def experts(
     x_BTD: jax.Array,
     weights_BTk: jax.Array,
@@ -144,20 +148,22 @@ def _local(
     k = ids_BTk.shape[-1]
     # One row for each assignment of a token to an expert, B * T * k of them, sorted by expert;
     # assignments to other devices' experts come last.
-    expert = ids_BTk.reshape(-1) - first
-    mine = (expert >= 0) & (expert < count)
-    order = jnp.argsort(jnp.where(mine, expert, count), stable=True)
-    # Assignments to other devices' experts are counted in a last bin, which is dropped.
-    sizes = jnp.bincount(jnp.where(mine, expert, count), length=count + 1)[:count]
-    sizes = sizes.astype(jnp.int32)
-    # Assignments lie token by token, k of them each.
-    token = order // k
-    rows = x_BTD.reshape(-1, D)[token]
-    weights = jnp.where(mine, weights_BTk.reshape(-1), 0.0)[order].astype(x_BTD.dtype)
+    with scope("routing"):
+        expert = ids_BTk.reshape(-1) - first
+        mine = (expert >= 0) & (expert < count)
+        order = jnp.argsort(jnp.where(mine, expert, count), stable=True)
+        # Assignments to other devices' experts are counted in a last bin, which is dropped.
+        sizes = jnp.bincount(jnp.where(mine, expert, count), length=count + 1)[:count]
+        sizes = sizes.astype(jnp.int32)
+        # Assignments lie token by token, k of them each.
+        token = order // k
+        rows = x_BTD.reshape(-1, D)[token]
+        weights = jnp.where(mine, weights_BTk.reshape(-1), 0.0)[order].astype(x_BTD.dtype)
     # Weighted before the last product and not after it, where the gradient of the weights would
     # need the product's result.
     hidden = activation(gate(rows, sizes_E=sizes)) * up(rows, sizes_E=sizes) * weights[:, None]
     # Rows past the last group belong to other devices; what a product leaves there is unspecified.
     out = jnp.where(mine[order][:, None], down(hidden, sizes_E=sizes), 0)
     # A token's k contributions meet in its own row.
-    return jnp.zeros((B * T, D), x_BTD.dtype).at[token].add(out).reshape(B, T, D)
+    with scope("routing"):
+        return jnp.zeros((B * T, D), x_BTD.dtype).at[token].add(out).reshape(B, T, D)

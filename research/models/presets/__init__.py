@@ -1,0 +1,14 @@
+"""Published transformers by name. Each file holds a group of families: builders with what a family
+shares, and entries with the sizes of its papers."""
+
+from research.models.config import ModelConfig
+from research.models.presets import bert, gemma, gpt, llama, qwen, seq2seq
+
+PRESETS: dict[str, ModelConfig] = {
+    **gpt.PRESETS,
+    **llama.PRESETS,
+    **qwen.PRESETS,
+    **gemma.PRESETS,
+    **bert.PRESETS,
+    **seq2seq.PRESETS,
+}
