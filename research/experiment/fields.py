@@ -147,7 +147,7 @@ def placeholders(kind: type) -> dict[str, Any]:
     return {
         name: placeholders(hint)
         if dataclasses.is_dataclass(hint)
-        else config_dict.placeholder(hint)
+        else config_dict.placeholder(_present(hint))
         for name, hint in get_type_hints(kind).items()
     }
 
