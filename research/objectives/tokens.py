@@ -68,8 +68,8 @@ def _head_loss(
     # they need a plain or frozen table without a bias.
     if bias_V is None and (isinstance(table_VD, jax.Array) or table_VD.frozen):
         head = head_loss if isinstance(table_VD, jax.Array) else frozen_head_loss
-        softcap = model.config.logit_softcap
-        return head(states_BTD, table_VD, targets_BT, weights_BT, label_smoothing, z_loss, softcap)
+        settings = label_smoothing, z_loss, model.config.logit_softcap, model.execution.head_tokens
+        return head(states_BTD, table_VD, targets_BT, weights_BT, *settings)
     return _logits_loss(model, params, tokens, label_smoothing, z_loss)
 
 
@@ -109,11 +109,12 @@ def _logits_loss(model, params, tokens, label_smoothing, z_loss) -> tuple[jax.Ar
     start = jnp.float32(0), jnp.float32(0)
     # Sizes of a device's part: that is what its memory has to hold.
     B, T, _ = local_shape(tokens[0])
+    most = model.execution.head_tokens or CHUNK
     # A length that is split over devices stays whole: pieces of it would be on some devices only.
-    if B * T <= CHUNK or T != tokens[0].shape[1]:
+    if B * T <= most or T != tokens[0].shape[1]:
         return _part(start, tokens)[0]
-    # The fewest pieces of equal length that have at most CHUNK tokens each.
-    count = next(n for n in range(1, T + 1) if T % n == 0 and (B * T // n <= CHUNK or n == T))
+    # The fewest pieces of equal length that have at most so many tokens each.
+    count = next(n for n in range(1, T + 1) if T % n == 0 and (B * T // n <= most or n == T))
     pieces = tuple(jnp.moveaxis(split_axis(x, 1, count), 1, 0) for x in tokens)
     return jax.lax.scan(
         lambda sums, numbered: _part(sums, numbered[1], numbered[0]),
