@@ -158,7 +158,8 @@ def _unused(experts: int, objective: str) -> list[tuple[str, str, Any, str]]:
     if experts:  # tokens go to experts by groups of their own
         unused.append(("execution", "feed_tokens", Execution().feed_tokens, "dense models"))
     if not objective_class(objective).answers_chats:
-        unused.append(("data", "chat_template", DataConfig().chat_template, "the objective chat"))
+        for name in ("chat_template", "template_variables"):
+            unused.append(("data", name, getattr(DataConfig(), name), "the objective chat"))
     return unused
 
 
