@@ -113,7 +113,8 @@ def main(arguments: list[str]) -> int:
     if opened.tokenizer.chat_template is not None:
         opened = replace(opened, tokenizer=chosen_tokenizer(opened.tokenizer))
     ids, stop_ids = _inputs(opened, prompts)
-    config = replace(_sampling(opened.sampling), bos=opened.begins_texts, stop_ids=stop_ids)
+    begins = {"bos": opened.begins_texts, "decoder_ids": opened.decoder_ids}
+    config = replace(_sampling(opened.sampling), **begins, stop_ids=stop_ids)
     params = move(opened.model, opened.params)  # nothing below reads them in the other layout
     _write(opened.model, params, opened.tokenizer, ids, config, prompts=prompts or CHAT.value)
     return command.DONE

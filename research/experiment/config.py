@@ -157,6 +157,9 @@ def _unused(experts: int, objective: str) -> list[tuple[str, str, Any, str]]:
     unused: list[tuple[str, str, Any, str]] = []
     if experts:  # tokens go to experts by groups of their own
         unused.append(("execution", "feed_tokens", Execution().feed_tokens, "dense models"))
+    if objective_class(objective).classifies:  # one state a text has logits
+        head_tokens = Execution().head_tokens
+        unused.append(("execution", "head_tokens", head_tokens, "objectives that predict tokens"))
     if not objective_class(objective).answers_chats:
         for name in ("chat_template", "template_variables"):
             unused.append(("data", name, getattr(DataConfig(), name), "the objective chat"))

@@ -6,19 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.models import adapters, embedding, layers
-from research.models.block import block, layer_specs
+from research.models import adapters, embedding, heads, layers
+from research.models.block import block
 from research.models.cache import StackedCache, make_cache
 from research.models.config import Execution, LayerLosses, ModelConfig
-from research.models.context import Memory, longest_window, make_context
-from research.models.initial import initial
+from research.models.context import Memory, make_context, row_lengths
+from research.models.kinds import longest_window
 from research.models.kv import KVCache
-from research.models.spec import Spec, zeros
+from research.models.parameters import parameter_specs
 from research.models.stack import each, run
 from research.ops.einsum import add_bias, einsum
 from research.ops.elementwise import soft_cap
 from research.parallel.axes import RULES, AxisRules
-from research.parallel.placement import gather_axis
 from research.precision import Precision
 from research.scopes import scope
 from research.tree import Tree
@@ -44,33 +43,7 @@ class Model:
 
     def specs(self) -> Tree:
         """The parameter tree, with a `Spec` for each parameter."""
-        c, start = self.config, initial(self.config)
-        # Two stacks; only the decoder's has cross-attention.
-        two = c.kind == "encoder_decoder"
-        specs = {
-            "embed": embedding.embed_specs(c, start),
-            "layers": layer_specs(c, start, c.layers, cross=two),
-        }
-        if two:
-            specs["encoder"] = {"layers": layer_specs(c, start, c.encoder_layers, cross=False)}
-        # The decoder's stack lies at the root of the tree, the encoder's below "encoder".
-        for stack in (specs, *([specs["encoder"]] if two else [])):
-            if c.position == "relative":
-                stack["relative"] = embedding.relative_specs(c, start)
-            if not c.norm_after:
-                stack["final_norm"] = layers.norm_specs(c)
-        if c.pooler:
-            specs["pooler"] = {
-                "kernel": Spec((c.d_model, c.d_model), ("embed", "vector"), start.head),
-                "bias": Spec((c.d_model,), ("vector",), zeros),
-            }
-        if c.labels:
-            specs["classifier"] = {
-                "kernel": Spec((c.d_model, c.labels), ("embed", "label"), start.head),
-                "bias": Spec((c.labels,), ("label",), zeros),
-            }
-        head = embedding.head_specs(c, start)
-        return {**specs, "head": head} if head else specs
+        return parameter_specs(self.config)
 
     def hidden(
         self, params: Tree, batch: Batch, key: jax.Array | None = None
@@ -118,7 +91,7 @@ class Model:
 
     def layer(self, p_layer: Tree, states_BTD: jax.Array, batch: Batch, kind: str) -> jax.Array:
         """The states [B, T, D] after one layer of a decoder, given its parameters and its input
-        states, without dropout. `kind` is `context.layer_kind(config, index)`."""
+        states, without dropout. `kind` is `kinds.layer_kind(config, index)`."""
         causal = self.config.kind != "encoder"
         context = make_context(self.config, batch["positions"], batch["segments"], causal=causal)
         return block(p_layer, states_BTD, self.config, self.execution, context, kind=kind)[0]
@@ -137,26 +110,28 @@ class Model:
         computed: states table^T + bias, then the soft cap."""
         p_head = params.get("head", {})
         table_VD = params["embed"]["table"] if self.config.tied else p_head["table"]
-        states_BTD = embedding.head_states(p_head, hidden_BTD, self.config)
+        states_BTD = heads.head_states(p_head, hidden_BTD, self.config)
         return states_BTD, table_VD, p_head.get("output_bias")
 
-    def pooled(self, params: Tree, hidden_BTD: jax.Array) -> jax.Array:
-        """BERT's summary of a text, tanh of a layer over its first token, [B, 1, D]."""
-        # The axis T may be split over devices, and only one of them has the first token.
-        first_B1D = gather_axis(hidden_BTD, axis=1)[:, :1]
-        p = params["pooler"]
-        return jnp.tanh(add_bias(einsum("BTD,DM->BTM", first_B1D, p["kernel"]), p["bias"]))
+    def pooled(
+        self, params: Tree, hidden_BTD: jax.Array, segments_BT: jax.Array | None = None
+    ) -> jax.Array:
+        """The summary of each row's text, [B, 1, D], as in BERT a layer over its first token. None
+        for the segments says that no row has padding."""
+        return heads.pooled(params, hidden_BTD, self.config, segments_BT)
 
     @scope("head")
     def class_logits(
-        self, params: Tree, hidden_BTD: jax.Array, key: jax.Array | None = None
+        self,
+        params: Tree,
+        hidden_BTD: jax.Array,
+        key: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
     ) -> jax.Array:
         """Logits float32 [B, 1, V] of the model's V labels; dropout before the layer where a key is
-        given."""
-        pooled_BTD = layers.dropout(self.pooled(params, hidden_BTD), self.config.dropout, key)
-        p = params["classifier"]
-        logits_BTV = add_bias(einsum("BTD,DV->BTV", pooled_BTD, p["kernel"]), p["bias"])
-        return logits_BTV.astype(jnp.float32)
+        given. `segments_BT` as for `pooled`."""
+        pooled_B1D = self.pooled(params, hidden_BTD, segments_BT)
+        return heads.class_logits(params, layers.dropout(pooled_B1D, self.config.dropout, key))
 
     @scope("encoder")
     def encode(self, params: Tree, batch: Batch, key: jax.Array | None = None) -> Memory:
@@ -167,7 +142,8 @@ class Model:
         p_encoder = params["encoder"]
         virtual = adapters.virtual_tokens(p_encoder)
         self._check_positions(virtual, inputs["inputs"].shape[1])
-        states_BSD = self._embed(params, virtual, inputs, key)
+        p_embed = {"embed": embedding.of_encoder(params["embed"])}
+        states_BSD = self._embed(p_embed, virtual, inputs, key)
         hidden_BSD, _, _ = self._run(p_encoder, states_BSD, inputs, False, None, None, key)
         # Once here and not in every layer's cross-attention: decoding reads them for every token.
         keys_values = each(
@@ -256,16 +232,21 @@ class Model:
         if cache is not None:
             cache = cache.enter(positions_BT, segments_BT)
         # T5 has no positions in its states; all layers of a stack add the same bias to the scores.
-        bias_BNTS = None
+        bias = None
         if c.position == "relative":
             seen_BS = positions_BT if cache is None else cache.key_positions()
             seen_BS = adapters.in_front(jnp.arange(virtual), seen_BS) if virtual else seen_BS
-            bias_BNTS = embedding.relative_bias(
-                p_stack["relative"], positions_BT, seen_BS, causal=causal
+            bias = embedding.relative_bias(
+                p_stack["relative"],
+                positions_BT,
+                seen_BS,
+                causal=causal,
+                adjacent=cache is None and not virtual,
             )
         seen = dict(causal=causal, packed=cache is None, documents=self.execution.documents)
-        beside = dict(bias_BNTS=bias_BNTS, memory=memory, key=layer_key)
-        context = make_context(c, positions_BT, segments_BT, **seen, **beside)
+        beside = dict(bias=bias, memory=memory, key=layer_key)
+        lengths_B = None if cache is None else row_lengths(batch, cache.key_positions())
+        context = make_context(c, positions_BT, segments_BT, **seen, **beside, lengths_B=lengths_B)
         x_BTD, cache, losses = run(p_stack["layers"], x_BTD, c, self.execution, context, cache)
         # Where norms follow the sums, that of the last layer is the final one.
         if not c.norm_after:

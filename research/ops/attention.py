@@ -2,7 +2,7 @@
 
 Which key a query sees follows from two numbers of each token, its segment and its position: the
 segments are equal, under a causal mask the key's position is at most the query's, and with a window
-it is less than `window` before it. Packing, padding, caches and windows are all cases of this rule.
+the two are less than `window` apart. Packing, padding, caches and windows are cases of this rule.
 """
 
 from dataclasses import dataclass, replace
@@ -12,13 +12,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from research.ops import blocked
+from research.ops import blocked, chunked
+from research.ops.distance import DistanceBias
 from research.ops.einsum import contract
 from research.ops.elementwise import soft_cap
-from research.parallel.placement import gather_axis, spec_entries, split_axis
+from research.parallel.placement import gather_axis, local_shape, spec_entries, split_axis
 from research.scopes import scope
 
 IMPLEMENTATIONS = ("auto", "mosaic", "cudnn", "flash", "splash", "xla")
+# What is added to scores: nothing, an offset for each pair, or one for each distance.
+Bias = jax.Array | DistanceBias | None
 EVERYONE = -1  # the segment of keys that the queries of every segment see
 
 
@@ -31,7 +34,8 @@ EVERYONE = -1  # the segment of keys that the queries of every segment see
 class Visibility:
     """Which key each query sees. Segment 0 is padding or an empty cache slot.
 
-    window   tokens that a query sees, itself included; 0 is no limit
+    window   tokens that a query sees on a side, itself included; 0 is no limit. Without a causal
+             mask it sees as many after it as before it
     packed   a promise that queries and keys are the same tokens, and that those of a segment are
              adjacent with positions rising by one. Masks over indices, the only ones that kernels
              have, then equal masks over positions (rows of padding aside)
@@ -62,7 +66,8 @@ class Visibility:
         if self.causal:
             seen &= distance >= 0
         if self.window:
-            seen &= distance < self.window
+            # Under a causal mask no distance is negative.
+            seen &= (distance if self.causal else jnp.abs(distance)) < self.window
         return seen
 
 
@@ -75,11 +80,12 @@ def attend(
     *,
     scale: float,
     softcap: float = 0.0,
-    bias_BNTS: jax.Array | None = None,
+    bias: Bias = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """softmax(scale * q k + bias) v over the visible keys, [B, T, N, H]; N is a multiple of K
-    (arXiv:2305.13245). With a `softcap` c each score s becomes c tanh(s / c) before the bias.
+    (arXiv:2305.13245). With a `softcap` c each score s becomes c tanh(s / c) before the bias, which
+    is [B or 1, N, T, S] or of distances.
 
     `implementation` "auto" takes the fastest that supports the case on this device
     (`research.ops.kernels.attention.ORDER`), else XLA's. A named one raises NotImplementedError for
@@ -97,12 +103,17 @@ def attend(
     if implementation != "xla":
         from research.ops.kernels import attention as kernels
 
-        chosen = kernels.choose(implementation, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap)
+        chosen = kernels.choose(implementation, q_BTNH, k_BSKH, visibility, bias, softcap)
         if chosen is not None:
             return chosen(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap)
+    T, S = q_BTNH.shape[1], k_BSKH.shape[1]
+    if chunked.serves(T, S, split=local_shape(q_BTNH)[1] < T):
+        scoring = scale, bias, softcap
+        return chunked.attend(reference, q_BTNH, k_BSKH, v_BSKH, visibility, *scoring)
     # The blocked form writes its own backward pass, in which a bias would need a gradient too.
-    if bias_BNTS is None and blocked.serves(q_BTNH, visibility):
+    if bias is None and blocked.serves(q_BTNH, visibility):
         return blocked.attend(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap)
+    bias_BNTS = bias.dense() if isinstance(bias, DistanceBias) else bias
     return reference(q_BTNH, k_BSKH, v_BSKH, visibility, scale, bias_BNTS, softcap)
 
 

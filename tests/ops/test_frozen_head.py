@@ -27,19 +27,16 @@ def arrays(words=384, width=64, rows=4, length=32):
 
 @pytest.mark.parametrize("format", ["nf4", "int8", "uint4"])
 @pytest.mark.parametrize(("smoothing", "z_loss"), [(0.0, 0.0), (0.1, 1e-2)])
-@pytest.mark.parametrize(("chunk", "block"), [(token_chunks.CHUNK, 1 << 14), (50, 128)])
+@pytest.mark.parametrize(("chunk", "block"), [(0, 1 << 14), (50, 128)])
 def test_it_is_the_loss_of_the_dense_table(format, smoothing, z_loss, chunk, block, monkeypatch):
-    monkeypatch.setattr(
-        token_chunks, "CHUNK", chunk
-    )  # 50 fills the last chunk up; 128 are three blocks
+    # 50 tokens fill the last chunk up; 128 rows are three blocks.
     monkeypatch.setattr(frozen_head, "BLOCK", block)
     states, table, targets, weights = arrays()
     held = quantize_array(table, format, inputs=-1)
 
     def value_and_grad(head, table):
-        return jax.value_and_grad(lambda x: head(x, table, targets, weights, smoothing, z_loss)[0])(
-            states
-        )
+        terms = (smoothing, z_loss, 0.0, chunk)
+        return jax.value_and_grad(lambda x: head(x, table, targets, weights, *terms)[0])(states)
 
     got, gradient = value_and_grad(frozen_head_loss, held)
     want, wanted = value_and_grad(head_loss, held.dense())

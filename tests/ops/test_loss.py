@@ -45,18 +45,14 @@ def test_cross_entropy_is_its_definition(smoothing, z_loss):
     np.testing.assert_allclose(got_nll, nll, atol=2e-5)
 
 
-@pytest.mark.parametrize("chunk", [token_chunks.CHUNK, 7, 1])
+# 7 divides nothing here: the largest divisor below it is taken; 0 is CHUNK.
+@pytest.mark.parametrize("chunk", [0, 7, 1, 2 * token_chunks.CHUNK])
 @pytest.mark.parametrize(("smoothing", "z_loss"), TERMS)
-def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits(
-    smoothing, z_loss, chunk, monkeypatch
-):
-    monkeypatch.setattr(
-        token_chunks, "CHUNK", chunk
-    )  # 7 divides nothing here: the largest divisor below it is taken
+def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits(smoothing, z_loss, chunk):
     states, table, targets, weights = arrays()
 
     def chunked(states, table):
-        return 0.5 * head_loss(states, table, targets, weights, smoothing, z_loss)[0]
+        return 0.5 * head_loss(states, table, targets, weights, smoothing, z_loss, 0.0, chunk)[0]
 
     def whole(states, table):
         logits = jnp.einsum("BTD,VD->BTV", states, table)
