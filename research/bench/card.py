@@ -91,6 +91,7 @@ def _contenders(name: str, peers: bool) -> list[str]:
 
 
 def _installed(peer: str) -> bool:
+    # Looked for and not imported: torch would take memory of the card in this process, too.
     return all(importlib.util.find_spec(package) for package in PEERS[peer])
 
 
@@ -131,10 +132,12 @@ def _run(
     except subprocess.TimeoutExpired:
         print(f"{name}: {who} is left out: --quick has no time left", file=sys.stderr)
         return None
+    # One work that does not fit is no reason to lose the others.
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
         print(f"{name}: {who} failed and is left out: {said[-1][:300]}", file=sys.stderr)
         return None
+    # Libraries may print lines of their own; the row is the last.
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -142,6 +145,7 @@ def versions() -> str:
     """The versions of what is measured, in one line."""
     from importlib.metadata import PackageNotFoundError, version
 
+    # Speeds change from release to release, so a table without versions could not be repeated.
     told = []
     for package in ("jax", "tokamax", "torch", "transformers", "peft", "bitsandbytes", "unsloth"):
         try:
@@ -164,6 +168,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         work, seconds = row["work"], row["seconds"]
         other = row["who"] != OURS and work in ours
+        # Above 1 where we are faster.
         ratio = f"{seconds / ours[work]:.2f}" if other else ""
         lines.append(
             f"| {work} | {row['who']} | {seconds:.6f} | {row['tokens_per_second']:,.0f} | {ratio} "

@@ -20,6 +20,7 @@ from research.models.presets import PRESETS
 
 RANK = 16  # of the adapters on all linear layers
 NEW = 128  # tokens of a continuation
+# Every work in seconds on a CPU, to show that it runs; two heads a key keep grouped queries.
 SMALL = dict(
     layers=1, vocab_size=256, d_model=64, d_ff=128, heads=4, kv_heads=2, head_size=16,
     max_length=64, window=16,
@@ -30,6 +31,7 @@ Run = Callable[[], Any]
 def main() -> None:
     """Prepares the work, does it, and prints what came out."""
     name, who, rounds, *folder = sys.argv[1:]
+    # A card's sizes would take a CPU hours.
     small = platform() == "cpu"
     work, config = sized(WORKS[name], small)
     new = min(NEW, work.tokens // 2) if work.kind == "decode" else 1
@@ -42,6 +44,7 @@ def main() -> None:
         seconds.append(time.perf_counter() - begin)
     if folder:
         card_profile.record(run, Path(folder[0]))
+    # A continuation is rated by what is written; its prompt is part of the time.
     tokens = work.rows * (new if work.kind == "decode" else work.tokens)
     print(json.dumps({"seconds": seconds, "tokens": tokens, **device(who)}))
 
@@ -50,6 +53,7 @@ def made(work: Work, config: ModelConfig, who: str, new: int) -> Run:
     """The work as a contender does it: "graft", one of its variants as in "graft:mosaic", or a
     peer."""
     name, _, variant = who.partition(":")
+    # A peer is imported by the function that runs it, so our process never imports torch.
     if name != OURS:
         return getattr(card_peers, f"{name}_{work.kind}")(work, config, new)
     from research.bench import card_decode, card_kernels
@@ -81,6 +85,7 @@ def sized(work: Work, small: bool) -> tuple[Work, ModelConfig]:
     config = PRESETS[work.preset]
     if not small:
         return work, replace(config, layers=work.layers)
+    # A window of Mistral's stays one; other shapes must not get one.
     window = SMALL["window"] if config.window else 0
     window_of_work = min(work.window, SMALL["window"])
     work = replace(work, tokens=32, window=window_of_work, documents=min(work.documents, 8))
@@ -91,6 +96,7 @@ def device(who: str) -> dict[str, Any]:
     """The device's name, and the peak of its memory or, on a CPU, of this process."""
     import resource
 
+    # Linux counts in KiB.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if who.partition(":")[0] != OURS:
         import torch
@@ -102,6 +108,7 @@ def device(who: str) -> dict[str, Any]:
     import jax
 
     here = jax.local_devices()[0]
+    # A CPU's backend keeps no statistics.
     told = here.memory_stats() or {}
     return {"device": here.device_kind, "peak_bytes": told.get("peak_bytes_in_use", peak)}
 
@@ -129,6 +136,7 @@ def train(work: Work, config: ModelConfig) -> Run:
         tuned = dict(tune=TuneConfig("lora"), lora=LoraConfig(RANK))
         sections = {**tuned, "quantize": QuantizeConfig(work.format)}
         sections["execution"] = Execution(remat="offload")
+    # One id more than inputs: each is the target of the one before.
     rows = texts(work, config, work.tokens + 1)
     return step_of(config, rows, precision=Precision(compute="bfloat16"), **sections)
 

@@ -24,10 +24,13 @@ STOP_IDS = np.full(8, -1, np.int32)
 def decode(work: Work, config: ModelConfig, prompts: np.ndarray, new: int) -> Run:
     """Prompts [B, T] are read, and `new` tokens are written greedily. Prefill counts."""
     model = Model(config, Precision(param="bfloat16", compute="bfloat16"))
+    # Random weights: the time of a step does not depend on them.
     params = jax.jit(lambda: initialize(jax.random.key(0), model.specs(), "bfloat16"))()
     if work.format:
+        # Embedding and head stay in bfloat16, as bitsandbytes leaves them.
         rules = [(r"layers/.*/(query|key|value|out|gate|up|down)", work.format), (".*", None)]
         params = quantize(params, model.specs(), rules)
+    # Once, as generation does it; `prepare` lays out what each call needs.
     params = move(model, params)
     prepared = prepare(model, params)
     sampling = SamplingConfig(temperature=0).distribution

@@ -77,5 +77,6 @@ def attention(work: Work, config: ModelConfig, variant: str) -> Run:
 
 def _ready(function: Callable, *operands: Any) -> Run:
     """A call of the compiled function that waits for its result."""
+    # Operands are arguments and not constants, which XLA might fold.
     compiled = jax.jit(function)
     return lambda: jax.block_until_ready(compiled(*operands))

@@ -40,12 +40,15 @@ class Work:
 
 
 MODELS = {
+    # All parameters with AdamW are 12 bytes each: 32 layers would not fit a card of 80 GB.
     "train": Work("train", layers=8, tokens=8192, peers=("transformers",), quick=True),
     "train-2": Work("train", layers=6, rows=2, tokens=8192),
     "train-small": Work("train", "smollm2_135m", layers=30, rows=16, tokens=1024),
     "qlora": Work("train", format="nf4", peers=("peft", "unsloth"), quick=True),
     "qlora-4": Work("train", rows=4, format="nf4", peers=("peft", "unsloth")),
+    # Two layers of Mixtral show what grouped products cost; 32 are 47 billion parameters.
     "experts": Work("train", "mixtral_8x7b", layers=2, tokens=4096),
+    # 512 tokens are read and 128 written.
     "decode-1": Work("decode", tokens=512 + 128, peers=("transformers",), quick=True),
     "decode-1-nf4": Work("decode", tokens=512 + 128, format="nf4", variants=(FEW,), quick=True),
     "decode-1-int4": Work("decode", tokens=512 + 128, format="int4", variants=(FEW,)),
@@ -67,6 +70,8 @@ def _product(tokens: int, format: str, backward: bool) -> Work:
 
 # A weight [4096, 14336], as in the table of `quantized_matmul_gpu.FASTEST`; at 4,096 rows also the
 # gradient by them.
+# With few tokens the weight's bytes bound the time, with 4,096 its products do: a format may win
+# in one and lose in the other.
 _SIZES = [(tokens, False) for tokens in (1, 8, 16, 512, 4096)] + [(4096, True)]
 PRODUCTS = {
     f"product-{tokens}{'-back' if backward else ''}{f'-{format}' if format else ''}": _product(
