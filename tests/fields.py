@@ -113,6 +113,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "execution.remat": ({}, "full"),
     "execution.unroll": ({}, 2),
     "execution.attention": ({}, "flash"),
+    "execution.experts": (EXPERTS, "mosaic"),
     "execution.feed_tokens": ({}, 8),
     "precision.param": ({}, "bfloat16"),
     "precision.compute": ({}, "bfloat16"),
@@ -181,6 +182,7 @@ REFUSED = {
     "model.kind": "for a model of kind 'encoder'",
     "model.pooler": "set model.pooler=True",
     "execution.attention": "set config.execution.attention",  # a GPU's, on a CPU
+    "execution.experts": "set config.execution.experts",  # a GPU's, on a CPU
     **{f"objective.{name}.name": "for a model of kind" for name in _RUNS if name not in _DECODERS},
 }
 

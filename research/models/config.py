@@ -27,6 +27,7 @@ from research.models.config_checks import (
     setting,
 )
 from research.ops.attention import IMPLEMENTATIONS
+from research.ops.kernels import grouped_matmul
 from research.ops.rope import RopeScaling
 
 # What a layer keeps for its backward pass, see `Execution`.
@@ -172,14 +173,16 @@ class Execution:
     `remat` is what a layer keeps for its backward pass: "none" recomputes nothing, "dots" keeps
     matrix products, "full" keeps the layer's input alone, "offload" keeps that input in host
     memory (on a CPU the same as "full"). `unroll` is how many layers one iteration of the scan
-    runs, 0 for all of them. `attention` names the implementation. `feed_tokens` is how many tokens
-    of a device go through a dense feed-forward layer at a time, recomputed for the backward pass, 0
-    for all: its hidden states, several times as wide as the model's, bound the length of a context.
+    runs, 0 for all of them. `attention` and `experts` name the implementations of attention and of
+    the experts' products. `feed_tokens` is how many tokens of a device go through a dense
+    feed-forward layer at a time, recomputed for the backward pass, 0 for all: its hidden states,
+    several times as wide as the model's, bound the length of a context.
     """
 
     remat: str = "none"
     unroll: int = 1
     attention: str = "auto"
+    experts: str = "auto"
     feed_tokens: int = 0
 
     def __post_init__(self):
@@ -193,8 +196,9 @@ class Execution:
             raise ValueError(
                 f"execution.unroll={self.unroll} must be positive, or 0 for all layers"
             )
-        if self.attention not in IMPLEMENTATIONS:
-            raise ValueError(
-                f"execution.attention={self.attention!r}; "
-                f"choose one of {', '.join(IMPLEMENTATIONS)}"
-            )
+        for field, names in (
+            ("attention", IMPLEMENTATIONS),
+            ("experts", grouped_matmul.IMPLEMENTATIONS),
+        ):
+            if (named := getattr(self, field)) not in names:
+                raise ValueError(f"execution.{field}={named!r}; choose one of {', '.join(names)}")

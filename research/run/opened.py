@@ -93,7 +93,7 @@ def open_run(workdir: str | Path, step: int | None = None) -> Opened:
     e, objective = run.experiment, objective_class(run.experiment.objective.name)
     # Without a backward pass nothing is recomputed, and this machine may lack the kernels of the
     # one that trained the run.
-    execution = replace(e.execution, remat="none", attention="auto")
+    execution = replace(e.execution, remat="none", attention="auto", experts="auto")
 
     return Opened(
         Model(e.model, e.precision, execution),

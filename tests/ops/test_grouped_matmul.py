@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from research.ops import einsum, route
+from research.ops import grouped as grouped_op
+from research.ops import route
 from research.ops.kernels import grouped_matmul
 from research.parallel.mesh import make_mesh
 
@@ -60,7 +61,7 @@ def test_the_product_and_both_gradients_are_those_of_ragged_dot(interpreted, dty
     sizes, inside = jnp.array(sizes, jnp.int32), (jnp.arange(M) < sum(sizes))[:, None]
     x, w, dy = random(M, I, dtype=dtype), random(4, I, O), random(M, O, dtype=dtype)
     w = w.astype(dtype).astype(jnp.float32)
-    got = product_and_gradients(lambda x, w: einsum.grouped(x, w, sizes), x, w, dy, inside)
+    got = product_and_gradients(lambda x, w: grouped_op.grouped(x, w, sizes), x, w, dy, inside)
     exact = partial(jax.lax.ragged_dot, group_sizes=sizes, precision="highest")
     want = product_and_gradients(exact, x.astype(jnp.float32), w, dy.astype(jnp.float32), inside)
     assert [a.dtype for a in got] == [
@@ -79,7 +80,7 @@ def test_rows_of_no_group_touch_nothing(request, kernel):
         request.getfixturevalue("interpreted")
     sizes, n = jnp.array(SIZES["rows behind"], jnp.int32), sum(SIZES["rows behind"])
     x, w, dy = random(M, I), random(4, I, O), random(M, O)
-    gradients = lambda x, dy: jax.vjp(lambda x, w: einsum.grouped(x, w, sizes), x, w)[1](dy)
+    gradients = lambda x, dy: jax.vjp(lambda x, w: grouped_op.grouped(x, w, sizes), x, w)[1](dy)
     clean, spoilt = gradients(x, dy), gradients(x.at[n:].set(jnp.nan), dy.at[n:].set(jnp.nan))
     for a, b in zip(clean, spoilt):
         np.testing.assert_array_equal(a, b)
@@ -91,7 +92,7 @@ def test_any_number_of_rows_will_do(interpreted, rows):
     sizes = jnp.array([rows - rows // 2, rows // 2], jnp.int32)
     x, w = random(rows, I), random(2, I, O)
     want = jax.lax.ragged_dot(x, w, sizes, precision="highest")
-    np.testing.assert_allclose(einsum.grouped(x, w, sizes), want, **FLOAT32)
+    np.testing.assert_allclose(grouped_op.grouped(x, w, sizes), want, **FLOAT32)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_a_type_that_the_kernels_do_not_know_is_xla_s(interpreted):
     x, w, sizes = random(4, I, dtype=jnp.float16), random(2, I, O), jnp.array([2, 2], jnp.int32)
     assert "config.precision.compute" in grouped_matmul.refusal(x.dtype)
     np.testing.assert_array_equal(
-        einsum.grouped(x, w, sizes), jax.lax.ragged_dot(x, w.astype(x.dtype), sizes)
+        grouped_op.grouped(x, w, sizes), jax.lax.ragged_dot(x, w.astype(x.dtype), sizes)
     )
 
 

@@ -48,7 +48,7 @@ def compiled(chip: str, dtype: str) -> dict:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from research.fit.targets import parse_target
-    from research.ops.einsum import grouped
+    from research.ops.grouped import grouped
     from research.parallel.mesh import make_mesh
 
     chosen = parse_target(chip)

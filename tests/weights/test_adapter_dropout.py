@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from research.objectives import tokens
-from research.ops.einsum import einsum, grouped
+from research.ops.einsum import einsum
+from research.ops.grouped import grouped
 from research.weights.lora import Lora, LoraAdapter
 from research.weights.rules import attach
 
