@@ -20,7 +20,8 @@ class Leaf(Protocol):
     pass a leaf's work to the leaf, so a model never knows which leaf it holds. Leaves nest: QLoRA
     is a `Lora` over a `Quantized`. A new leaf is a registered dataclass that inherits from this
     class and gives `shape`, `einsum`, `dense` and `gathered`; it overrides the other methods where
-    it can do better than making itself dense. The laws, checked for every leaf `w` in tests/weights/test_leaf.py:
+    it can do better than making itself dense. The laws, checked for every leaf `w` in
+    tests/weights/test_leaf.py:
 
         w.einsum(eqn, x)          == einsum(eqn, x, w.dense())     for activations x
         w.take(ids)               == w.dense()[ids]                for a table [V, D]

@@ -62,7 +62,7 @@ def rows(x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, transposed: bool
 
     # The kernel can read matrices transposed, which was not timed.
     w = jnp.swapaxes(w_EIO, 1, 2) if transposed else w_EIO
-    with share.scope(grouped=1.0), jax.named_scope("grouped_rows"):
+    with share.scope(grouped=_filled(x_MI, sizes_E, ROWS)), jax.named_scope("grouped_rows"):
         return ragged_dot(
             x_MI,
             w,
@@ -84,7 +84,8 @@ def matrices(x_MI: jax.Array, dy_MO: jax.Array, sizes_E: jax.Array, dtype: jnp.d
         module.jax = _jax_of_the_card()
     # The kernel masks by a product with 0, which leaves the NaN that rows without a group may hold.
     x_MI, dy_MO = of_groups(x_MI, sizes_E), of_groups(dy_MO, sizes_E)
-    with share.scope(grouped=1.0), jax.named_scope("grouped_matrices"):
+    filled = _filled(x_MI, sizes_E, GRADIENT_ROWS)
+    with share.scope(grouped=filled), jax.named_scope("grouped_matrices"):
         dw = module.transposed_ragged_dot(
             x_MI,
             dy_MO,
@@ -96,6 +97,12 @@ def matrices(x_MI: jax.Array, dy_MO: jax.Array, sizes_E: jax.Array, dtype: jnp.d
             grid_block_n=WIDTH,
         )
     return dw.astype(dtype)
+
+
+def _filled(x_MI: jax.Array, sizes_E: jax.Array, tile: int) -> float:
+    """Rows of all tiles over the rows there are. A tile that groups share is visited for each."""
+    M, E = x_MI.shape[0], sizes_E.shape[0]
+    return (-(-M // tile) + E - 1) * tile / M
 
 
 def _jax_of_the_card() -> SimpleNamespace:
