@@ -1,9 +1,14 @@
 """Which kernels multiply experts: the choice by device and case, and what is refused."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
+from jax.sharding import PartitionSpec as P
 
+from research.ops.grouped import grouped
 from research.ops.kernels import grouped_matmul_gpu, grouped_matmul_tpu
 from research.ops.kernels.grouped_matmul import Case, choose
 from research.ops.kernels.notes import tell_once
@@ -60,6 +65,22 @@ def test_what_was_not_timed_is_xlas_and_what_cannot_be_raises_by_name(card, case
 def grouped_matmul_gpu_refusal(card, case):
     with use_abstract_mesh(at("gpu", card)):
         return grouped_matmul_gpu.refusal(Case(**{**MIXTRAL, **case}), named=False)
+
+
+@pytest.mark.parametrize(("implementation", "kernels"), [("auto", 2), ("mosaic", 3), ("xla", 0)])
+def test_a_product_and_its_gradients_on_a_card(implementation, kernels):
+    shapes = (1024, 128), (2, 128, 256), (1024, 256)
+    x, w, dy = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
+
+    def gradients(x, w, dy, sizes):
+        multiply = partial(grouped, sizes_E=sizes, implementation=implementation)
+        return jax.vjp(multiply, x, w)[1](dy), multiply(x, w)
+
+    with use_abstract_mesh(at("gpu", HOPPER)):
+        island = jax.shard_map(gradients, in_specs=P(), out_specs=P(), check_vma=False)
+        jaxpr = jax.make_jaxpr(island)(x, w, dy, jax.ShapeDtypeStruct((2,), jnp.int32))
+    # The product itself stands there twice.
+    assert str(jaxpr).count("mpmd_map[") == kernels + (implementation != "xla")
 
 
 def test_a_name_is_of_one_platform_and_xla_of_all():

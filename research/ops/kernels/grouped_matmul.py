@@ -90,7 +90,8 @@ def matrices(
 ) -> jax.Array:
     """x^T dy over the rows of each group, [E, I, O], summed in float32 and rounded once to `dtype`;
     zeros for an empty group. Rows without a group do not count, whatever their values."""
-    case = Case(*x_MI.shape, *sizes_E.shape, dy_MO.shape[1], x_MI.dtype, gradient=True)
+    (M, inputs), outputs = x_MI.shape, dy_MO.shape[1]
+    case = Case(M, sizes_E.shape[0], inputs, outputs, x_MI.dtype, gradient=True)
     kernel = choose(implementation, case)
     if kernel is not None:
         return kernel.matrices(x_MI, dy_MO, sizes_E, dtype)
