@@ -122,6 +122,7 @@ def tune(c, method: str) -> None:
         c.quantize.embeddings = "int8"
         c.optimizer.name = "adamw8bit"
         c.execution.remat = "offload"
+        c.execution.head_tokens = 512
         family = PRESETS.get(c.model.preset)
         # Experts take tokens in groups of their own. Without a preset the checkpoint may still turn
         # out to have experts; `research.run.resolve` then sets this back to 0 and says so.

@@ -42,7 +42,6 @@ def get_config(arg: str = ""):
     # About 8,192 tokens a device, whatever the length, so the recipe serves any number of devices.
     c.data.batch_size_per_device = max(1, 8192 // c.data.sequence_length)
     c.mesh = "fsdp:-1"
-    c.execution.remat = "full"
 
     c.train.steps = 100_000
     c.train.eval_every = 1000
@@ -73,7 +72,6 @@ def get_config(arg: str = ""):
         c.data.batch_size = 8
         c.data.batch_size_per_device = 0
         c.mesh = ""
-        c.execution.remat = "none"
         c.precision.compute = "float32"
         c.train.steps = 30
         c.train.log_every = 1

@@ -16,12 +16,11 @@ import logging
 import sys
 from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
 from research import command
-from research.fit.at_hand import outlook
+from research.fit.at_hand import predict
 from research.parallel.processes import start_processes
 from research.run.loop import Result, train
 from research.run.resolve import from_config
@@ -64,18 +63,12 @@ def main(arguments: list[str]) -> int:
         level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
     )
     start_processes()
-    experiment = from_config(config)
-    line, fits = outlook(experiment)
-    # At once, before data are read and parameters made: where memory is short the kernel ends a
-    # process without a word. What fits is told with the rest of what is about to run.
-    if not fits and jax.process_index() == 0:
-        print(line, file=sys.stderr)
     result = train(
-        experiment,
+        from_config(config),
         Path(WORKDIR.value),
         allow_changed=ALLOW_CHANGED.value,
         profile=_profile_steps(PROFILE.value),
-        remarks=[line] if fits and line else [],
+        predict=predict,
     )
     return result.exit_code
 

@@ -25,9 +25,20 @@ WINDOW = {"model.window": 4}
 GLOBAL = {**WINDOW, "model.global_every": 2}
 SCALED = {"model.rope_scaling.factor": 2.0, "model.rope_scaling.original_length": 16}
 LINEAR = {"model.rope_scaling.factor": 2.0, "model.rope_scaling.kind": "linear"}
+DYNAMIC = {"model.rope_scaling.factor": 2.0, "model.rope_scaling.kind": "dynamic"}
+YARN = {**SCALED, "model.rope_scaling.kind": "yarn"}
+# YaRN's ramp lies within the two pairs of a head where the original length is long.
+RAMP = {**YARN, "model.rope_scaling.original_length": 4096}
+LONGROPE = {
+    **{"model.rope_scaling.kind": "longrope", "model.rope_scaling.original_length": 8},
+    **{"model.rope_scaling.short_factors": (1.0, 2.0)},
+    **{"model.rope_scaling.long_factors": (1.0, 4.0)},
+}
 LEARNED = {"model.position": "learned"}
+LAYER_NORM = {"model.norm": "layer"}
 EXPERTS = {"model.experts": 4}
 MASKED = {"model.kind": "encoder", "objective.name": "masked_lm"}
+HEAD = {**MASKED, "model.tied": True, "model.mlm_head": True}
 CLASSES = {**MASKED, "objective.name": "classification", "model.pooler": True, "model.labels": 3}
 SPANS = {
     **{"model.kind": "encoder_decoder", "model.encoder_layers": 1},
@@ -55,21 +66,39 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.d_ff": ({}, 8),
     "model.max_length": (LEARNED, 32),
     "model.position": ({}, "sinusoidal"),
+    "model.position_offset": (LEARNED, 2),
+    "model.encoder_positions": ({**SPANS, **LEARNED}, True),
     "model.rope_theta": ({}, 500.0),
     "model.rope_scaling.factor": (SCALED, 4.0),
     "model.rope_scaling.low_factor": (SCALED, 0.5),
     "model.rope_scaling.high_factor": (SCALED, 8.0),
     "model.rope_scaling.original_length": (SCALED, 32),
     "model.rope_scaling.kind": ({"model.rope_scaling.factor": 2.0}, "linear"),
+    "model.rope_scaling.beta_fast": (RAMP, 2000.0),
+    "model.rope_scaling.beta_slow": (RAMP, 30.0),
+    "model.rope_scaling.truncate": (RAMP, False),
+    "model.rope_scaling.attention_factor": (YARN, 1.5),
+    "model.rope_scaling.short_factors": (LONGROPE, (1.0, 3.0)),
+    "model.rope_scaling.long_factors": (LONGROPE, (1.0, 3.0)),
+    "model.rotary_size": ({}, 2),
     "model.window": ({}, 4),
     "model.global_every": (WINDOW, 2),
+    "model.unrotated_every": ({}, 2),
+    "model.layer_kinds": ({}, ("unrotated", "local")),
     "model.local_rope_theta": (GLOBAL, 500.0),
     "model.norm": ({}, "layer"),
+    "model.norm_bias": (LAYER_NORM, False),
+    "model.embedding_norm": ({}, True),
     "model.norm_after": ({}, True),
+    "model.first_norm": ({}, False),
     "model.branch_norm": ({}, True),
+    "model.norm_before": ({"model.branch_norm": True}, False),
+    "model.branch_scale": ({}, 0.5),
+    "model.parallel": ({}, True),
     "model.norm_offset": ({}, 1.0),
     "model.norm_eps": ({}, 1e-3),
     "model.query_norm": ({}, True),
+    "model.query_norm_over": ({"model.query_norm": True}, "heads"),
     "model.activation": ({}, "relu"),
     "model.gated": ({}, False),
     "model.attention_bias": ({}, "qkv"),
@@ -80,10 +109,14 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.experts": ({}, 4),
     "model.experts_per_token": (EXPERTS, 1),
     "model.token_types": (MASKED, 2),
+    "model.decoder_start": (PAIRS, "end"),
     "model.tied": ({}, True),
     "model.head_scale": ({}, 0.5),
     "model.logit_softcap": ({}, 5.0),
     "model.pooler": (CLASSES, False),  # refused: nothing else reads the text for its class
+    "model.pooling": (CLASSES, "mean"),
+    "model.pooler_layer": (CLASSES, "relu"),
+    "model.transform_bias": (HEAD, False),
     "model.mlm_head": ({**MASKED, "model.tied": True}, True),
     "model.head_bias": ({}, True),
     "model.labels": (CLASSES, 2),
@@ -111,10 +144,12 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "quantize.embeddings": (CODES, "int8"),
     "quantize.group": (CODES, 4),
     "execution.remat": ({}, "full"),
+    "execution.head_tokens": ({}, 4),
     "execution.unroll": ({}, 2),
     "execution.attention": ({}, "flash"),
     "execution.experts": (EXPERTS, "mosaic"),
     "execution.feed_tokens": ({}, 8),
+    "execution.documents": ({}, 1),  # refused: the batch has rows of two
     "precision.param": ({}, "bfloat16"),
     "precision.compute": ({}, "bfloat16"),
     "precision.accumulate": ({"train.accumulate": 2}, "bfloat16"),
@@ -183,6 +218,7 @@ REFUSED = {
     "model.pooler": "set model.pooler=True",
     "execution.attention": "set config.execution.attention",  # a GPU's, on a CPU
     "execution.experts": "set config.execution.experts",  # a GPU's, on a CPU
+    "execution.documents": "a row holds 2 documents and config.execution.documents=1",
     **{f"objective.{name}.name": "for a model of kind" for name in _RUNS if name not in _DECODERS},
 }
 
@@ -198,9 +234,22 @@ UNUSED: list[tuple[dict[str, Any], str, Any]] = [
     ({}, "model.rope_scaling.high_factor", 8.0),
     ({}, "model.rope_scaling.original_length", 32),
     (LINEAR, "model.rope_scaling.low_factor", 0.5),
+    (SCALED, "model.rope_scaling.beta_fast", 16.0),
+    (DYNAMIC, "model.rope_scaling.attention_factor", 2.0),
+    (LEARNED, "model.rotary_size", 2),
+    ({}, "model.query_norm_over", "heads"),
     ({}, "model.global_every", 2),
     (WINDOW, "model.local_rope_theta", 500.0),
-    ({"model.norm": "layer"}, "model.norm_offset", 1.0),
+    (LAYER_NORM, "model.norm_offset", 1.0),
+    ({}, "model.norm_bias", False),
+    ({"model.norm_after": True}, "model.first_norm", False),
+    ({**MASKED, "model.token_types": 2}, "model.embedding_norm", True),
+    ({}, "model.position_offset", 2),
+    (LEARNED, "model.encoder_positions", True),
+    ({}, "model.decoder_start", "end"),
+    ({}, "model.pooling", "mean"),
+    ({}, "model.pooler_layer", "relu"),
+    ({}, "model.transform_bias", False),
     ({}, "model.token_types", 2),
     ({}, "model.pooler", True),
     ({}, "model.mlm_head", True),

@@ -23,7 +23,8 @@ from research.objectives.choose import Objective
 from research.parallel.mesh import make_mesh
 from research.run import appraisal, loop, session, start
 from research.run.epochs import with_steps
-from research.run.program import make_program
+from research.run.program import make_program, take_step
+from research.run.repeated_feed import RepeatedFeed
 from research.run.window_feed import WindowFeed
 from research.training import metrics
 from research.training.checkpoint import Checkpoints
@@ -235,9 +236,23 @@ def epochs(e: Experiment, folder: Path, monkeypatch) -> object:
     return with_steps(p, corpus).train.steps
 
 
+def documents(e: Experiment, folder: Path, monkeypatch) -> object:
+    """What a step is given of a batch of rows with two documents each."""
+    p = make_program(e, objective_of(e), jax.devices()[:1])
+    monkeypatch.setattr(type(p), "train_step", lambda self, state, batch: sorted(batch))
+    feed = RepeatedFeed({"segments": np.full((p.batch_size, 8), [1, 1, 1, 2, 2, 2, 0, 0])})
+    feed.begin(0, {})
+    return take_step(p, None, feed)
+
+
 PROBES = {
     **dict.fromkeys(("data.sequence_length", "data.batch_size"), program),
     **dict.fromkeys(("data.batch_size_per_device", "train.accumulate", "train.seed"), program),
     **{"data": data, "train": events, "checkpoint": retention, "logging": trackers},
-    **{"init": beginning, "evals": judged, "train.epochs": epochs},
+    **{
+        "execution.documents": documents,
+        "init": beginning,
+        "evals": judged,
+        "train.epochs": epochs,
+    },
 }

@@ -31,47 +31,47 @@ Z_LOSS: Changes = {
         ),
     ),
 }
-# The layers of SmolLM3: every n-th rotates neither queries nor keys (arXiv:2501.18795).
-UNROTATED: Changes = {
+# An imagined relative of Mistral: every n-th layer sees half of the window.
+NARROW: Changes = {
     f"{MODELS}/config.py": (
         (
-            "rope_scaling: RopeScaling = setting(RopeScaling(), ROTARY)",
-            "rope_scaling: RopeScaling = setting(RopeScaling(), ROTARY)\n"
-            "    unrotated_every: int = setting(0, ROTARY)",
+            "unrotated_every: int = setting(0, ROTARY, PERIODIC)",
+            "unrotated_every: int = setting(0, ROTARY, PERIODIC)\n"
+            "    narrow_every: int = setting(0, WINDOWED)",
         ),
     ),
-    f"{MODELS}/context.py": (
+    f"{MODELS}/kinds.py": (
         (
-            "KindRule(lambda c: c.global_every, lambda c: 0, _rates),",
-            "KindRule(lambda c: c.global_every, lambda c: 0, _rates),\n"
-            '    "bare": KindRule(lambda c: c.unrotated_every, lambda c: 0, lambda c: None),',
+            '"global": KindRule(lambda c: c.global_every, lambda c: 0, _rates),',
+            '"global": KindRule(lambda c: c.global_every, lambda c: 0, _rates),\n'
+            '    "narrow": KindRule(lambda c: c.narrow_every, lambda c: c.window // 2, _rates),',
         ),
     ),
-    f"{FAMILIES}/smollm3.py": """
+    f"{FAMILIES}/narrow.py": """
 from dataclasses import replace
 
 from research.interop.huggingface.families import llama
 
 def read_config(values, names):
-    config = llama.read_config({**values, "model_type": "llama"}, names)
-    return replace(config, unrotated_every=values["no_rope_layer_interval"])
+    config = llama.read_config({**values, "model_type": "mistral"}, names)
+    return replace(config, narrow_every=values["narrow_layer_interval"])
 
 def write_config(c):
-    own = {"model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"]}
-    plain = llama.write_config(replace(c, unrotated_every=0))
-    return {**plain, **own, "no_rope_layer_interval": c.unrotated_every}
+    own = {"model_type": "narrow", "architectures": ["NarrowForCausalLM"]}
+    plain = llama.write_config(replace(c, narrow_every=0))
+    return {**plain, **own, "narrow_layer_interval": c.narrow_every}
 
 def serves(c):
-    return c.unrotated_every > 0 and llama.serves(c)
+    return c.narrow_every > 0 and llama.serves(replace(c, narrow_every=0))
 
 FAMILY = replace(
-    llama.FAMILY, model_types=("smollm3",), serves=serves,
+    llama.FAMILY, model_types=("narrow",), serves=serves,
     read_config=read_config, write_config=write_config,
 )
 """,
     f"{FAMILIES}/table.py": (
-        ("families import bert,", "families import smollm3, bert,"),
-        ('"marian": marian.FAMILY,', '"marian": marian.FAMILY,\n    "smollm3": smollm3.FAMILY,'),
+        ("families import bert,", "families import narrow, bert,"),
+        ('"marian": marian.FAMILY,', '"marian": marian.FAMILY,\n    "narrow": narrow.FAMILY,'),
     ),
 }
 
@@ -104,36 +104,36 @@ try:
 except ValueError as error:
     assert "changes nothing in this model; set model.experts" in str(error)
 """
-USE_UNROTATED = """
+USE_NARROW = """
 import sys
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from research.interop.convert import convert
 from research.interop.load import load
-from research.models.context import layer_pattern
+from research.models.kinds import layer_pattern
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES
 
 folder = Path(sys.argv[1])
-plain = replace(FAMILIES["llama2_7b"], vocab_size=320, layers=3)
-config = replace(plain, unrotated_every=2)
-assert layer_pattern(config) == ("local", "bare")
+plain = replace(FAMILIES["llama2_7b"], vocab_size=320, layers=3, window=8)
+config = replace(plain, narrow_every=2)
+assert layer_pattern(config) == ("local", "narrow")
 save_checkpoint(folder / "ours", config)
 convert(folder / "ours", folder / "theirs", "hf")
-assert '"SmolLM3ForCausalLM"' in (folder / "theirs/config.json").read_text()
+assert '"NarrowForCausalLM"' in (folder / "theirs/config.json").read_text()
 ours, theirs = load(folder / "ours"), load(folder / "theirs")
-assert theirs.config.unrotated_every == 2
+assert theirs.config.narrow_every == 2
 ids = np.arange(12)[None]
 np.testing.assert_array_equal(ours.logits(ids), theirs.logits(ids))
-save_checkpoint(folder / "rotated", plain)
-assert (ours.logits(ids) != load(folder / "rotated").logits(ids)).any()
-for unused in ({"position": "learned", "rope_theta": 10000.0}, {"unrotated_every": -1}):
+save_checkpoint(folder / "wide", plain)
+assert (ours.logits(ids) != load(folder / "wide").logits(ids)).any()
+for unused in ({"window": 0}, {"narrow_every": -1}):
     try:
         replace(config, **unused)
         raise SystemExit(f"{unused} was accepted")
     except ValueError as error:
-        assert "unrotated_every" in str(error), error
+        assert "narrow_every" in str(error), error
 """
 
 
@@ -160,10 +160,10 @@ def use(package: Path, program: str, *arguments: str) -> None:
 
 
 def test_a_layer_loss_is_two_files_and_a_family_with_a_new_kind_of_layer_four(tmp_path):
-    assert len(Z_LOSS) <= 2 and len(UNROTATED) <= 4
+    assert len(Z_LOSS) <= 2 and len(NARROW) <= 4
     package = tmp_path / "copy"
     shutil.copytree(ROOT / "research", package / "research")  # with its compiled modules
     add(package, Z_LOSS)
-    add(package, UNROTATED)
+    add(package, NARROW)
     # One process for both, since it starts and compiles for longer than it computes.
-    use(package, USE_Z_LOSS + USE_UNROTATED, str(tmp_path))
+    use(package, USE_Z_LOSS + USE_NARROW, str(tmp_path))

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "research"
 LEVELS = {
-    "tree": 0, "precision": 0, "files": 0, "allocator": 0, "command": 0, "usage": 0,
+    "tree": 0, "precision": 0, "files": 0, "allocator": 0, "command": 0, "usage": 0, "scopes": 0,
     "downloads": 0, "devices": 0, "parallel": 0,
     "ops": 1,
     "weights": 2,

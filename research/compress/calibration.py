@@ -16,7 +16,7 @@ import numpy as np
 from research import tree
 from research.compress.methods import METHODS, Request, quantize_layer
 from research.compress.observe import Inputs, Observed
-from research.models.context import layer_kind
+from research.models.kinds import layer_kind
 from research.models.model import Batch, Model
 from research.models.stack import layer_of
 from research.weights.quantized import stack

@@ -1,6 +1,9 @@
 """`Batch`: the arrays that objectives make, and that models and losses read."""
 
+from collections.abc import Mapping
 from typing import Any, TypedDict
+
+import numpy as np
 
 
 class Batch(TypedDict, total=False):
@@ -20,3 +23,19 @@ class Batch(TypedDict, total=False):
     encoder_inputs: Any  # int32 [B, S]
     encoder_segments: Any  # int32 [B, S], segment i is what segment i of the decoder looks at
     encoder_positions: Any  # int32 [B, S]
+
+
+def check_documents(batch: Mapping[str, Any], most: int) -> None:
+    """ValueError where a row of a batch of NumPy arrays holds more documents than `most`; 0 allows
+    any number."""
+    if not most:
+        return
+    for name in (name for name in batch if name.endswith("segments")):
+        segments = np.asarray(batch[name])
+        begins = (segments[..., 1:] != segments[..., :-1]) & (segments[..., 1:] > 0)
+        found = int((begins.sum(-1) + (segments[..., 0] > 0)).max(initial=0))
+        if found > most:
+            raise ValueError(
+                f"a row holds {found} documents and config.execution.documents={most}; "
+                f"set it to {found} or more, or to 0"
+            )

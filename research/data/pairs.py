@@ -54,7 +54,10 @@ class PackedPairs:
         lengths = [(stops - starts)[self._order] + 1 for starts, stops in self._bounds]
         too_long = (lengths[0] > inputs_length) | (lengths[1] > targets_length)
         self.stores = (inputs, targets)
-        self.census = Census("pairs", len(inputs), inputs_length, cut=int(too_long.sum()))
+        # A translation that is missing from its row, more often than one that is meant.
+        silent = int((lengths[1] == 1).sum())
+        cut = int(too_long.sum())
+        self.census = Census("pairs", len(inputs), inputs_length, cut=cut, silent=silent)
         sizes = (
             np.minimum(lengths[0], inputs_length).tolist(),
             np.minimum(lengths[1], targets_length).tolist(),
@@ -92,6 +95,7 @@ class PackedPairs:
 
 def pair_windows(documents: Documents, options: WindowOptions) -> PackedPairs:
     """Packed windows of pairs, with `options.length` tokens on each side."""
-    inputs, targets = (options.tokens(documents, side) for side in ("inputs", "targets"))
+    inputs = options.tokens(documents, "inputs")
+    targets = options.tokens(documents, "targets", options.tokenizer.targets)
     length, eos = options.length, options.tokenizer.eos_id
     return PackedPairs(inputs, targets, length, length, seed=options.seed, eos_id=eos)

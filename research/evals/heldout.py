@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from research.data.batch import check_documents
 from research.data.corpus import Corpus
 from research.data.loader import Window, heldout_batches
 from research.evals.evaluation import Evaluation, Opened, RunData, Totals
@@ -70,6 +71,7 @@ class HeldOut(Evaluation):
         # The caller's mesh decides: none on a single device, where arrays need no placing.
         mesh = jax.sharding.get_mesh()
         for batch in batches:
+            check_documents(batch, opened.model.execution.documents)
             # Each process has read its own rows; on a mesh they become one array over all devices.
             inputs: dict[str, Any] = batch
             if not mesh.empty:

@@ -22,6 +22,16 @@ def shrink_model(config: ConfigDict, family: ModelConfig) -> None:
         m.window = 16
     if family.global_every:
         m.global_every = 2  # one layer of each kind
+    if family.unrotated_every:
+        m.unrotated_every = 2
+    if family.layer_kinds:
+        m.layer_kinds = family.layer_kinds[-1], family.layer_kinds[0]
+    if family.rotary_size:
+        m.rotary_size = 4
+    if family.rope_scaling.short_factors:
+        pairs = (m.rotary_size or m.head_size) // 2
+        m.rope_scaling.short_factors = family.rope_scaling.short_factors[:pairs]
+        m.rope_scaling.long_factors = family.rope_scaling.long_factors[-pairs:]
     if family.experts:
         m.experts = 8
     # Both scales depend on the width, which has changed.

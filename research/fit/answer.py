@@ -9,8 +9,10 @@ from research.experiment.config import Experiment
 from research.files import write_json
 from research.fit import cache
 from research.fit.child import measure_in_a_child
+from research.fit.lightest import settled
 from research.fit.report import Fit
-from research.fit.targets import parse_target
+from research.fit.targets import Target, parse_target
+from research.run.settled import choice
 
 TIME_LIMIT = 1800.0  # seconds: the largest step that ships takes a tenth of it on two cores
 RECORD = "fit.json"
@@ -33,8 +35,10 @@ def answer(
     among it; `child.CompilerFailed`, with the compiler's last words, where it crashed or the
     machine's memory ran out.
     """
-    target_capacity = parse_target(target).capacity_bytes
-    fields = experiment.to_json()
+    parsed = parse_target(target)
+    capacity = parsed.capacity_bytes if capacity_bytes is None else capacity_bytes
+    chosen = _chosen(experiment, parsed, capacity) if step == "train" else experiment
+    fields = chosen.to_json()
     # Capacity and price are no part of the question: the same compile answers for any of them, and
     # they are put into the Fit at the end.
     key = cache.question(fields, target, step)
@@ -46,8 +50,17 @@ def answer(
         )
         # The key of the program comes from the child: only who lowered it has its text.
         cache.keep(key, program, fit)
-    capacity = target_capacity if capacity_bytes is None else capacity_bytes
-    return replace(fit, capacity=capacity, price_per_hour=price_per_hour)
+    notes = [*fit.notes, *choice(experiment, chosen)]
+    return replace(fit, capacity=capacity, price_per_hour=price_per_hour, notes=notes)
+
+
+def _chosen(experiment: Experiment, target: Target, capacity: int | None) -> Experiment:
+    """The experiment with what a run on such a device would choose."""
+    try:
+        return settled(experiment, target, capacity)
+    # Its mesh or batch does not fit: who compiles it says more.
+    except ValueError:
+        return experiment
 
 
 def record(fit: Fit, workdir: str | os.PathLike) -> None:

@@ -1,5 +1,5 @@
 """Whether a run fits the device at hand, by estimate and before anything is allocated: what
-`research.train` says before its first step."""
+`research.train` says before its first step, and chooses where its config leaves that open."""
 
 import re
 from collections.abc import Iterator
@@ -10,12 +10,14 @@ import jax
 
 from research.experiment.config import Experiment
 from research.fit.estimate import estimate
+from research.fit.lightest import settled
 from research.fit.report import GIB
 from research.fit.search import changes
 from research.fit.targets import Target
 from research.fit.weigh import weigh
 from research.parallel.mesh import parse_mesh
 from research.run.override import flags
+from research.run.settled import Prediction
 
 # What a process of Python, JAX and XLA's compiler takes beside a run's arrays: half a GiB for the
 # quickstart, and one for SmolLM2's 30 layers while they are compiled.
@@ -24,34 +26,40 @@ PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def outlook(experiment: Experiment, devices: list[Any] | None = None) -> tuple[str, bool]:
-    """(one line of what a device needs, by estimate, and what is free; whether that is enough).
+def predict(experiment: Experiment, devices: list[Any] | None = None) -> Prediction:
+    """What a run chooses on the devices at hand (`lightest.settled`), and a line of what a device
+    then needs, by estimate, and what is free.
 
-    The line also says what to set where it is not enough, and is "" where either is not known.
+    The line also says what to set where that is not enough, and is "" where either is not known.
     `devices` are JAX's own unless given. On CPUs bytes are those of the process, whose devices
     share the machine's memory.
     """
     if devices is None:
         devices = jax.devices() if parse_mesh(experiment.mesh) else jax.devices()[:1]
-    # The first device speaks for all: they are alike and hold equal shares.
-    free = free_bytes(devices[0])
+    # One device speaks for all, they are alike and hold equal shares; it is one of this process,
+    # for only those tell what is free.
+    mine = [one for one in devices if one.process_index == jax.process_index()]
+    free = free_bytes(mine[0]) if mine else None
     target = _target(devices)
     try:
         weights = weigh(experiment, target)
+        # What a checkpoint holds is copied while the next steps go on.
+        copied = weights.trained + weights.moments
+        room = None if free is None else _room(free, copied, devices)
+        experiment = settled(experiment, target, room, weights)
         total = estimate(experiment, target, weights).total
     except ValueError:  # a mesh or a batch that does not fit: the run itself says so
-        return "", True
+        return Prediction(experiment)
     if free is None:
-        return "", True
-    # What a checkpoint holds is copied while the next steps go on.
-    copied = weights.trained + weights.moments
+        return Prediction(experiment)
     needed = _needed(total, copied, devices)
     place = "this machine" if target.platform == "cpu" else f"each {devices[0].device_kind}"
     line = f"needs about {needed / GIB:.1f} GiB of {place}, {free / GIB:.1f} GiB are free"
     if needed <= free:
-        return line, True
+        return Prediction(experiment, line)
     remedy = _remedy(experiment, copied, devices, free)
-    return f"WARNING: {line}; it will most likely not fit: {remedy}", False
+    warning = f"WARNING: {line}; it will most likely not fit: {remedy}"
+    return Prediction(experiment, warning, fits=False)
 
 
 def free_bytes(device: Any) -> int | None:
@@ -79,9 +87,19 @@ def _needed(total: int, copied: int, devices: list[Any]) -> float:
     """Bytes of what `free_bytes` counts: a CPU's copies for a save lie beside its arrays."""
     if devices[0].platform != "cpu":
         return total
-    # Fake CPU devices of one process share its memory, so their needs add up.
-    here = sum(device.process_index == devices[0].process_index for device in devices)
-    return (total + copied) * here + PROCESS
+    return (total + copied) * _sharing(devices) + PROCESS
+
+
+def _room(free: int, copied: int, devices: list[Any]) -> float:
+    """The largest total of a device for which `_needed` is within `free`."""
+    if devices[0].platform != "cpu":
+        return free
+    return (free - PROCESS) / _sharing(devices) - copied
+
+
+def _sharing(devices: list[Any]) -> int:
+    """How many fake CPU devices share the memory of a process, so that their needs add up."""
+    return sum(device.process_index == devices[0].process_index for device in devices)
 
 
 def _remedy(experiment: Experiment, copied: int, devices: list[Any], free: int) -> str:

@@ -1,6 +1,5 @@
 """The train step of a config, compiled for a target: the very function that training jits."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -8,23 +7,27 @@ import numpy as np
 
 from research.data.layouts import LAYOUTS
 from research.experiment.config import Experiment
+from research.fit.lightest import is_open, settled
+from research.fit.objective import objective_without_data
 from research.fit.targets import Target, parse_target
-from research.objectives.choose import Objective, make_objective
 from research.parallel.mesh import batch_sharding
 from research.run.program import Program, make_program
 from research.run.resolve import from_config
 
 
 def compile_step(config: Any, target: str | Target) -> jax.stages.Compiled:
-    """The compiled (state, batch) -> (state, metrics) of a ConfigDict or an `Experiment`; nothing
-    is allocated.
+    """The compiled (state, batch) -> (state, metrics) of a ConfigDict or an `Experiment`, with what
+    it leaves open chosen for the target; nothing is allocated.
 
     ValueError for a config that is wrong, a target that is unknown or whose compiler is not
     installed, and a mesh or batch that does not fit the target's devices.
     """
     experiment = config if isinstance(config, Experiment) else from_config(config)
     target = parse_target(target) if isinstance(target, str) else target
-    return compile_program(plan(experiment, target), target)
+    program = plan(experiment, target)  # for its errors
+    if is_open(experiment):
+        program = plan(settled(experiment, target, target.capacity_bytes), target)
+    return compile_program(program, target)
 
 
 def compile_program(program: Program, target: Target) -> jax.stages.Compiled:
@@ -65,19 +68,3 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
         sharding = batch_sharding(shape, program.mesh, program.rules)
         fields[name] = jax.ShapeDtypeStruct(shape, row.dtype, sharding=sharding)
     return fields
-
-
-def objective_without_data(experiment: Experiment) -> Objective:
-    """The objective as a step knows it, without the tokenizer that makes its data: the ids of
-    special tokens are constants of the data."""
-    vocab_size = experiment.model.vocab_size
-    tokenizer = SimpleNamespace(
-        bos_id=0,
-        eos_id=1,
-        pad_id=2,
-        mask_id=3,
-        sentinel_ids=tuple(range(4, 104)),
-        vocab_size=vocab_size,
-        word_starts=[True] * vocab_size,
-    )
-    return make_objective(experiment.objective, tokenizer)

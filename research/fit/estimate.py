@@ -16,7 +16,7 @@ from research.fit.weigh import Weights, weigh
 from research.models.config import ModelConfig
 from research.models.embedding import BUCKETS
 from research.ops.frozen_head import BLOCK
-from research.ops.loss import CHUNK
+from research.ops.token_chunks import CHUNK
 from research.parallel.axes import AXES, COMPUTE
 from research.training.flops import train_flops_per_token
 
@@ -27,6 +27,7 @@ FLOAT32 = 4  # bytes
 HIDDEN_ARRAYS, STATE_ARRAYS = 4, 5
 # About the part of the forward pass that a remat policy computes again.
 RECOMPUTED = {"none": 0.0, "dots": 0.05, "full": 0.9, "offload": 0.9}
+MARGIN = 1.1  # what the memory is off by at most, see tests/fit/test_estimate.py
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,10 @@ def _itemsize(e: Experiment, target: Target) -> int:
 
 
 def _remat(e: Experiment, target: Target) -> str:
-    """The policy that layers follow: a CPU has no other memory to offload to and recomputes."""
-    offloads = e.execution.remat == "offload"
-    return "full" if offloads and target.platform == "cpu" else e.execution.remat
+    """The policy that layers follow: a CPU has no other memory to offload to and recomputes, and
+    "auto" that nobody has chosen for is "none"."""
+    remat = "none" if e.execution.remat == "auto" else e.execution.remat
+    return "full" if remat == "offload" and target.platform == "cpu" else remat
 
 
 def _probability_bytes(e: Experiment, target: Target, w: Weights, tokens: int) -> float:
@@ -164,8 +166,9 @@ def _head_bytes(e: Experiment, target: Target, w: Weights, tokens: int) -> float
     # A table of codes is made dense a block at a time.
     words = min(BLOCK, c.vocab_size) if w.table == "codes" else c.vocab_size / tensor
     table = (2 * itemsize + gradients) * words * c.d_model
-    # Logits and their gradient, in float32; the loss never has more than CHUNK tokens' at once.
-    logits = 2 * FLOAT32 * min(CHUNK, tokens) * c.vocab_size / tensor
+    # Logits and their gradient, in float32; the loss has those of so many tokens at once.
+    chunk = min(e.execution.head_tokens or CHUNK, tokens)
+    logits = 2 * FLOAT32 * chunk * c.vocab_size / tensor
     if not (c.head_bias or c.mlm_head):
         return table + logits
     # A head with a bias takes the plain form of the loss, whose gradients are there beside the
@@ -215,5 +218,5 @@ def _seconds(e: Experiment, target: Target, w: Weights) -> tuple[float | None, f
     # A forward, a backward for the activations, one for the weights if any are trained, and the
     # part of the forward that is computed again.
     # One pass is one forward's worth of products.
-    passes = (3 if w.whole_model else 2) + RECOMPUTED[e.execution.remat]
+    passes = (3 if w.whole_model else 2) + RECOMPUTED[_remat(e, target)]
     return passes * forward / peak, w.received / target.network.inside

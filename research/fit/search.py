@@ -15,7 +15,8 @@ from typing import Any
 from research import command
 from research.experiment.config import Experiment
 from research.fit.answer import DOES_NOT_FIT, answer
-from research.fit.estimate import Estimate, estimate
+from research.fit.estimate import MARGIN, Estimate, estimate
+from research.fit.lightest import POLICIES
 from research.fit.report import GIB, Fit
 from research.fit.table import verdict
 from research.fit.targets import Target
@@ -24,8 +25,6 @@ from research.parallel.mesh import mesh_shape
 from research.run.override import change, flags, set_batch
 
 COMPILES = 6  # of the most promising; a large step takes minutes each
-MARGIN = 1.1  # what closed forms are off by at most: beyond it a setting cannot fit
-REMATS = ("none", "dots", "full", "offload")  # each keeps less on the device than the one before
 BATCHES = (0.25, 0.5, 1, 2, 4, 8)  # times the experiment's own
 LONG = 32_768  # tokens from which a context may be split over devices
 Settings = dict[str, Any]
@@ -90,7 +89,7 @@ def estimates(experiment: Experiment, target: Target) -> Iterator[tuple[Settings
     ):
         fixed = {name: value for settings in costly for name, value in settings.items()}
         for cheap in itertools.product(
-            _batches(experiment), ({"execution__remat": remat} for remat in REMATS)
+            _batches(experiment), ({"execution__remat": remat} for remat in POLICIES)
         ):
             settings = _changed(experiment, {**fixed, **cheap[0], **cheap[1]})
             try:
@@ -132,9 +131,9 @@ def changes(experiment: Experiment, target: Target) -> Iterator[tuple[Settings, 
     optimizer, a frozen base in fewer bits, a smaller batch, shorter texts.
     """
     e = experiment
-    options: list[Settings] = [
-        {"execution__remat": remat} for remat in REMATS[REMATS.index(e.execution.remat) + 1 :]
-    ]
+    # "auto" that nobody has chosen for is the first of them.
+    given = POLICIES.index(e.execution.remat) if e.execution.remat in POLICIES else 0
+    options: list[Settings] = [{"execution__remat": remat} for remat in POLICIES[given + 1 :]]
     # Micro-batches give the same loss, only slower, so they come before what changes a result.
     options += [{"train__accumulate": e.train.accumulate * times} for times in (2, 4, 8, 16)]
     options += [*_meshes(e, target), *_optimizers(e), *_formats(e)]

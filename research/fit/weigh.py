@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from research import tree
 from research.experiment.config import Experiment
-from research.fit.compile import objective_without_data
+from research.fit.objective import objective_without_data
 from research.fit.targets import Target
 from research.models.spec import abstract
 from research.parallel.axes import AXES, COMPUTE, MESH_AXES

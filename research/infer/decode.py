@@ -11,7 +11,16 @@ import numpy as np
 
 from research.data.tokenizers import Tokenizer
 from research.infer.decode_layout import prepare
+from research.infer.prompts import (
+    Prompt,
+    at_the_last_position,
+    beyond_positions,
+    check_ids,
+    prompt_ids,
+    source_and_start,
+)
 from research.infer.sampling import SamplingConfig
+from research.infer.spans import spans
 from research.infer.steps import TOKENS, Start, advance, begin
 from research.infer.text import Continuation
 from research.models.adapters import virtual_tokens
@@ -24,8 +33,6 @@ from research.tree import Tree
 ROWS = 64
 # Tokens between two pieces of a stream: few enough to look fluent, enough to hide the call.
 STREAMED = 4
-
-Prompt = str | Sequence[int]
 
 # Without a handler of the program's own, warnings are bare lines on standard error.
 _log = logging.getLogger(__name__)
@@ -69,7 +76,7 @@ def generate(
     for first in range(0, len(rows), ROWS):
         for _ in _write(model, params, tokenizer, rows[first : first + ROWS], config, TOKENS):
             pass
-    return [row.generation() for row in rows]
+    return _generations(_of_text(model.config, params), rows, config)
 
 
 def stream(
@@ -94,7 +101,7 @@ def stream(
             if text.certain > sent[index]:
                 yield index, text.text[sent[index] : text.certain]
                 sent[index] = text.certain
-    return [row.generation() for row in rows]
+    return _generations(_of_text(model.config, params), rows, config)
 
 
 @dataclass
@@ -147,20 +154,37 @@ def _write(
     tokens: int,
 ) -> Iterator[None]:
     """Continues the rows to their ends, and yields whenever each has got up to `tokens` more."""
-    if not rows:
-        return
     # Not the execution of training: its kernels read no cache, and unrolled layers copy their
     # weights for every token (GPT-2 on a CPU: 66 ms against 54 scanned, for 8 rows 123 against 64).
     model = replace(model, execution=Execution())
     if "prompt" in params:
         params = _prompted(model, params)
+    # Where the rotation of a text changes at some length, it is read again from there.
+    for part, limits in spans(model.config, rows):
+        yield from _continue(model, params, tokenizer, part, limits, config, tokens)
+
+
+def _continue(
+    model: Model,
+    params: Tree,
+    tokenizer: Tokenizer,
+    rows: list[_Row],
+    limits: list[int],
+    config: SamplingConfig,
+    tokens: int,
+) -> Iterator[None]:
+    """Continues the rows, some of whose tokens may be there, up to `limits` new tokens in all."""
+    if not rows:
+        return
     eos_id = tokenizer.eos_id
     ends = [i for i in (eos_id, *config.stop_ids) if i is not None]
     # Padded to a multiple of 8, since every size is compiled; -1 is no token.
     stop_ids = np.array(ends + [-1] * (-len(ends) % 8), np.int32)
     sources = None if rows[0].source is None else [row.source for row in rows]
-    limits, streams = [row.limit for row in rows], [row.stream for row in rows]
-    start = Start([row.ids for row in rows], sources, limits, streams, config.seed)
+    streams = [row.stream for row in rows]
+    texts = [row.ids + row.token_ids for row in rows]
+    new = [limit - len(row.token_ids) for limit, row in zip(limits, rows)]
+    start = Start(texts, sources, new, streams, config.seed)
     prepared = prepare(model, params)
     state, ids_BT, logprobs_BT = begin(
         model, params, prepared, start, config.distribution, stop_ids
@@ -173,7 +197,7 @@ def _write(
                 if not row.finish:
                     row.add(token_id, logprob, eos_id, config.stop_ids)
         yield
-        left = [0 if row.finish else row.limit - len(row.token_ids) for row in rows]
+        left = [0 if row.finish else limit - len(row.token_ids) for limit, row in zip(limits, rows)]
         if not any(left):
             return
         count = min(tokens, max(left))
@@ -188,6 +212,15 @@ def _write(
             model=model,
             sampling=config.distribution,
         )
+
+
+def _generations(c: ModelConfig, rows: list[_Row], config: SamplingConfig) -> list[Generation]:
+    """What the user gets of the rows, and a line where the positions came to an end."""
+    prompts = [len(row.ids) for row in rows]
+    texts = [len(row.ids) + len(row.token_ids) for row in rows]
+    if line := at_the_last_position(c, prompts, texts, config.max_tokens):
+        _log.warning(line)
+    return [row.generation() for row in rows]
 
 
 _prompted = jax.jit(Model.prompted, static_argnums=0)
@@ -208,12 +241,13 @@ def _rows(
         )
     rows, copies = [], Counter()
     for index, prompt in enumerate(prompts):
-        ids = _ids(tokenizer, prompt, config.bos)
+        ids = prompt_ids(tokenizer, prompt, config.bos)
         source, content = None, np.array(ids, "<i4").tobytes()
-        # An empty source is one: it ends in the end token, and the decoder starts from its own.
+        # An empty source is one: it ends in the end token, as in training, and the decoder starts
+        # from a token of its own.
         if c.kind == "encoder_decoder":
-            source, ids = _source_and_start(tokenizer, prompt, ids)
-        _check_ids(c, index, prompt, ids if source is None else source)
+            source, ids = source_and_start(c, tokenizer, prompt, ids, config.decoder_ids)
+        check_ids(c, index, prompt, ids if source is None else source)
         limit = config.max_tokens
         if c.position == "learned":
             longest = max(len(ids), len(source or ()))
@@ -231,55 +265,6 @@ def _rows(
         # Equal prompts are numbered, so that they get different random numbers.
         copies[content] += 1
     # Before anything is computed: reading such a prompt takes minutes.
-    if line := _beyond_positions(c, rows):
+    if line := beyond_positions(c, [max(len(row.ids), len(row.source or ())) for row in rows]):
         _log.warning(line)
     return rows
-
-
-def _check_ids(c: ModelConfig, index: int, prompt: Prompt, ids: list[int]) -> None:
-    """ValueError for a prompt without a token, and for ids outside the model's vocabulary."""
-    if not ids and isinstance(prompt, str):
-        raise ValueError(
-            f"prompt {index} is empty, and the model's texts begin with no token of their own; "
-            "give it a word to start from"
-        )
-    if not ids or not all(0 <= i < c.vocab_size for i in ids):
-        raise ValueError(
-            f"prompt {index} must be one or more ids in [0, {c.vocab_size}), the model's vocabulary"
-        )
-
-
-def _beyond_positions(c: ModelConfig, rows: list[_Row]) -> str | None:
-    """A line for the user where prompts are longer than the texts that the model was made for; None
-    where none is. Learned positions refuse such prompts, and relative ones (T5) have no end."""
-    lengths = [max(len(row.ids), len(row.source or ())) for row in rows]
-    beyond = [length for length in lengths if length > c.max_length]
-    if c.position in ("learned", "relative") or not beyond:
-        return None
-    which = (
-        "the prompt has" if len(rows) == 1 else f"{len(beyond)} of {len(rows)} prompts have up to"
-    )
-    return (
-        f"{which} {max(beyond):,} tokens; the model was made for {c.max_length:,} positions, "
-        "and what it writes gets worse beyond them"
-    )
-
-
-def _source_and_start(
-    tokenizer: Tokenizer, prompt: Prompt, ids: list[int]
-) -> tuple[list[int], list[int]]:
-    """(ids that the encoder reads, ids that the decoder starts from), both as in training: a source
-    ends with the end token, and a target starts with the padding token or, for a tokenizer without
-    one, the end token."""
-    source = [*ids, tokenizer.eos_id] if isinstance(prompt, str) else ids
-    return source, [tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id]
-
-
-def _ids(tokenizer: Tokenizer, prompt: Prompt, bos: bool) -> list[int]:
-    """Ids of a prompt. With `bos` a string gets the token in front that begins a text or, where the
-    tokenizer has none, the one that ends a text, as documents in training do."""
-    if not isinstance(prompt, str):
-        return [int(i) for i in prompt]
-    ids = tokenizer.encode(prompt)
-    first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-    return [first, *ids] if bos and first is not None and ids[:1] != [first] else ids

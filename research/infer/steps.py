@@ -252,6 +252,7 @@ def _feed(
     """The state with the T prompt tokens from position `first` on in its cache, and the model's
     states [B, 1, D] at each row's last prompt token, once it has been read (else zeros)."""
     batch = text_batch(tokens_BT, first, lengths_B, model.rules)
+    batch["lengths"] = rowwise(lengths_B, model.rules)  # of which this chunk shows a part
     hidden_BTD, cache = model.decode(params, batch, state.cache, state.memory)
     last_BT1 = (batch["positions"] == rowwise(lengths_B, model.rules)[:, None] - 1)[:, :, None]
     # A masked sum and no gather: rows may end in different chunks, and be split over devices.

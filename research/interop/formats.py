@@ -104,6 +104,13 @@ def _write_folder(
     write_companions(checkpoint, folder)
 
 
+def _write_native(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
+    _write_folder(native.write_native, checkpoint, folder, dtype)
+    # There is no config.json here that tells the class of an older tokenizer.
+    for name, content in checkpoint.portable_tokenizer().items():
+        (folder / name).write_bytes(content)
+
+
 def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes the files of a model beside its weights into a folder: those of the tokenizer, and a
     generation_config.json with all end ids."""
@@ -125,7 +132,7 @@ FORMATS = {
         f"a folder with {native.RECORD}",
         lambda path: (path / native.RECORD).is_file(),
         lambda path, open_other: native.open_native(path),
-        partial(_write_folder, native.write_native),
+        _write_native,
         FLOATS,
     ),
     "run": Format("the workdir of a run", runs.is_run, runs.run_as_checkpoint),

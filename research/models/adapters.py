@@ -25,6 +25,7 @@ from research.models.spec import stack as stack_specs
 from research.ops.attention import EVERYONE, Visibility
 from research.ops.einsum import add_bias, einsum
 from research.parallel.placement import gather_axis, partition_spec, reshard_to
+from research.scopes import scope
 from research.tree import Tree
 
 # The branches of a layer that a bottleneck follows: arXiv:1902.00751, figure 2; arXiv:2005.00247,
@@ -62,6 +63,7 @@ def bottleneck_specs(c: ModelConfig, size: int, placement: str = "pfeiffer") -> 
     return {**_layers(c.layers, True), "encoder": _layers(c.encoder_layers, False)}
 
 
+@scope("adapter")
 def bottleneck(
     p: Tree, y_BTD: jax.Array, activation: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:

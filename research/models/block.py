@@ -20,12 +20,13 @@ from research.models.initial import Initial
 from research.models.kv import KVCache
 from research.models.spec import stack as stack_specs
 from research.parallel.placement import local_shape, merge_axes, split_axis
+from research.scopes import scope
 from research.tree import Tree
 
 
 def layer_specs(c: ModelConfig, start: Initial, count: int, cross: bool) -> Tree:
     """Specs of `count` stacked layers: `attention`, `cross` if asked for, `mlp`, and the norms of
-    each (`attention_norm`, with `branch_norm` also `attention_out_norm`, ...)."""
+    each (`attention_norm`, with `branch_norm` also or only `attention_out_norm`, ...)."""
     # In the order in which they run, which is also that of the parameter tree.
     branches = {"attention": layers.attention_specs(c, start)}
     if cross:
@@ -34,7 +35,8 @@ def layer_specs(c: ModelConfig, start: Initial, count: int, cross: bool) -> Tree
     branches["mlp"] = layers.mlp_specs(c, start)
     specs = dict(branches)
     for name in branches:
-        specs[f"{name}_norm"] = layers.norm_specs(c)
+        if c.norm_before:
+            specs[f"{name}_norm"] = layers.norm_specs(c)
         if c.branch_norm:
             specs[f"{name}_out_norm"] = layers.norm_specs(c)
     return stack_specs(specs, count)
@@ -57,9 +59,9 @@ def block(
     """
     attention_key, cross_key, mlp_key = context.dropout_keys(index)
     losses: LayerLosses = {}
-
-    with jax.named_scope("attention"):
-        y_BTD = _branch_input(p, "attention", x_BTD, c)
+    start_BTD = x_BTD  # what both branches of a parallel layer read
+    with scope("attention"):
+        y_BTD = _branch_input(p, "attention", x_BTD, c, index)
         y_BTD, cache = layers.attention(
             p["attention"],
             y_BTD,
@@ -74,7 +76,7 @@ def block(
 
     # Only the decoder of an encoder-decoder has the parameters of this branch.
     if "cross" in p:
-        with jax.named_scope("cross"):
+        with scope("cross"):
             y_BTD = _branch_input(p, "cross", x_BTD, c)
             memory, visible = _layer_of(context.memory_LBSKH, index), context.memory_visibility
             y_BTD = layers.cross_attention(
@@ -82,8 +84,8 @@ def block(
             )
             x_BTD = _add_branch(p, "cross", x_BTD, y_BTD, c, cross_key)
 
-    with jax.named_scope("moe" if c.experts else "mlp"):
-        y_BTD = _branch_input(p, "mlp", x_BTD, c)
+    with scope("moe" if c.experts else "mlp"):
+        y_BTD = _branch_input(p, "mlp", start_BTD if c.parallel else x_BTD, c)
         if c.experts:
             y_BTD, losses = layers.moe(p["mlp"], y_BTD, c, context.counted_BT, execution.experts)
         else:
@@ -92,22 +94,34 @@ def block(
     return x_BTD, cache, losses
 
 
-def _branch_input(p: Tree, name: str, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
-    """The input of a branch: the normalised residual stream (pre-norm), or the stream itself where
-    the norm follows the sum (`norm_after`, post-norm as in BERT)."""
-    return x_BTD if c.norm_after else layers.norm(p[f"{name}_norm"], x_BTD, c)
+def _branch_input(
+    p: Tree, name: str, x_BTD: jax.Array, c: ModelConfig, index: jax.Array | int = 0
+) -> jax.Array:
+    """The input of a branch of layer `index`: the normalised residual stream (pre-norm), or the
+    stream itself where the norm follows the sum (`norm_after`, post-norm as in BERT) or the branch
+    (OLMo 2), and in the first attention without `first_norm`."""
+    if c.norm_after or not c.norm_before:
+        return x_BTD
+    y_BTD = layers.norm(p[f"{name}_norm"], x_BTD, c)
+    if c.first_norm or name != "attention":
+        return y_BTD
+    # The layers of a scan are one program, so the first is told apart by its number.
+    return jnp.where(jnp.equal(index, 0), x_BTD, y_BTD)
 
 
 def _add_branch(
     p: Tree, name: str, x_BTD: jax.Array, y_BTD: jax.Array, c: ModelConfig, key: jax.Array | None
 ) -> jax.Array:
     """The residual stream [B, T, D] plus a branch's output `y_BTD`, which first goes through the
-    branch's bottleneck adapter, its output norm and dropout, where the model has them."""
+    branch's bottleneck adapter, its output norm, its scale and dropout, where the model has
+    them."""
     # The bottleneck comes first, so that the norm of a Gemma layer also bounds what it adds.
     if f"{name}_adapter" in p:
         y_BTD = bottleneck(p[f"{name}_adapter"], y_BTD, layers.ACTIVATIONS[c.activation])
     if c.branch_norm:
         y_BTD = layers.norm(p[f"{name}_out_norm"], y_BTD, c)
+    if c.branch_scale != 1.0:
+        y_BTD = y_BTD * jnp.asarray(c.branch_scale, y_BTD.dtype)
     x_BTD = x_BTD + layers.dropout(y_BTD, c.dropout, key)
     return layers.norm(p[f"{name}_norm"], x_BTD, c) if c.norm_after else x_BTD
 

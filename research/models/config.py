@@ -14,12 +14,19 @@ import jax
 from research.models.config_checks import (
     ENCODERS,
     EXPERTS,
+    LAYER_NORM,
+    LEARNED,
+    NORM_BEFORE,
+    PERIODIC,
     PLAIN_HEAD,
     POOLED,
+    QUERY_NORM,
     RMS,
     ROTARY,
+    TWO_STACKS,
     WINDOWED,
     WITH_GLOBAL,
+    WITHOUT_TYPES,
     check,
     choice,
     missing_use,
@@ -28,10 +35,10 @@ from research.models.config_checks import (
 )
 from research.ops.attention import IMPLEMENTATIONS
 from research.ops.kernels import grouped_matmul
-from research.ops.rope import RopeScaling
+from research.ops.rope_scaling import RopeScaling
 
 # What a layer keeps for its backward pass, see `Execution`.
-REMATS = ("none", "full", "dots", "offload")
+REMATS = ("auto", "none", "full", "dots", "offload")
 
 
 @dataclass(frozen=True)
@@ -52,23 +59,46 @@ class Body:
     # rows of a learned position table; otherwise the length that the model was made for
     max_length: int = setting(1024, positive=True)
     position: str = choice("rope", "learned", "sinusoidal", "relative")
+    # Rows of that table before the row of the first position, which nothing reads (OPT).
+    position_offset: int = setting(0, LEARNED)
+    encoder_positions: bool = setting(False, LEARNED, TWO_STACKS)  # the encoder's own table (BART)
     rope_theta: float = setting(10000.0, ROTARY, positive=True)
     rope_scaling: RopeScaling = setting(RopeScaling(), ROTARY)
-    # A token sees itself and the window - 1 before it (arXiv:2310.06825, section 2); 0: all.
+    # First elements of each head that are rotated (Phi, GPT-NeoX); 0: all of them.
+    rotary_size: int = setting(0, ROTARY)
+    # A token sees itself and the window - 1 before it (arXiv:2310.06825, section 2), in encoders
+    # also as many behind it; 0: all.
     window: int = 0
     # Layers n - 1, 2n - 1, ... see all of the text, the others the window (Gemma 2 and 3);
     # 0: every layer has the window.
-    global_every: int = setting(0, WINDOWED)
+    global_every: int = setting(0, WINDOWED, PERIODIC)
+    # Layers n - 1, 2n - 1, ... rotate neither queries nor keys and see all of the text (SmolLM3);
+    # 0: every layer rotates.
+    unrotated_every: int = setting(0, ROTARY, PERIODIC)
+    # The kind of each layer, names of `research.models.kinds`, where they follow no such period.
+    layer_kinds: tuple[str, ...] = ()
     # Rotary base of the layers with a window, which `rope_scaling` then leaves as they are
     # (Gemma 3); 0: both kinds of layers rotate alike.
     local_rope_theta: float = setting(0.0, ROTARY, WITH_GLOBAL)
     norm: str = choice("rms", "layer")
+    norm_bias: bool = setting(True, LAYER_NORM)  # layer norms add a bias beside their scale
+    embedding_norm: bool = setting(False, WITHOUT_TYPES)  # normalise the embeddings' sum (BART)
     norm_after: bool = False  # normalise after the residual sum (arXiv:1706.03762)
-    branch_norm: bool = False  # normalise what a branch adds to the sum, beside its input (Gemma 2)
+    # False: the first layer's attention reads its input as it is (ModernBERT); the scale that the
+    # stacked layers have for it is unused.
+    first_norm: bool = setting(True, NORM_BEFORE)
+    branch_norm: bool = False  # normalise what a branch adds to the sum (Gemma 2)
+    norm_before: bool = True  # normalise a branch's input; False in OLMo 2 (arXiv:2501.00656)
+    branch_scale: float = setting(1.0, positive=True)  # multiplies what a branch adds (Granite)
+    # Attention and feed-forward read the same states, and their outputs are added at once
+    # (GPT-NeoX, arXiv:2204.06745, section 2.1).
+    parallel: bool = False
     # RMS norms scale by this + w (1 in Hugging Face's Gemma files).
     norm_offset: float = setting(0.0, RMS)
     norm_eps: float = setting(1e-5, positive=True)
-    query_norm: bool = False  # RMS norm of each query and key head (Qwen 3)
+    query_norm: bool = False  # RMS norm of queries and keys (Qwen 3)
+    # What each of these norms takes the mean over: one head, or all heads of a token (OLMo 2).
+    query_norm_over: str = setting("head", QUERY_NORM, choices=("head", "heads"))
     activation: str = choice("gelu", "gelu_tanh", "silu", "relu", default="silu")
     gated: bool = True  # activation(x gate) * (x up), not activation(x up) (arXiv:2002.05202)
     attention_bias: str = choice("none", "qkv", "all")
@@ -79,6 +109,8 @@ class Body:
     experts: int = 0  # 0: a dense layer
     experts_per_token: int = setting(2, EXPERTS)
     token_types: int = setting(0, ENCODERS)  # BERT's segment embeddings
+    # The token that a decoder reads first: padding, or the end of a text (BART).
+    decoder_start: str = setting("pad", TWO_STACKS, choices=("pad", "end"))
     tied: bool = False  # the head is the embedding table
     head_scale: float = setting(1.0, positive=True)  # multiplies the final states before the head
     logit_softcap: float = 0.0  # logits z become c tanh(z / c) (arXiv:2408.00118); 0: stay
@@ -89,9 +121,14 @@ class Heads:
     """Parameters that read the last states beside a plain head. The same body serves with and
     without them."""
 
-    pooler: bool = setting(False, ENCODERS)  # BERT's tanh layer over the first token
+    pooler: bool = setting(False, ENCODERS)  # a layer over the pooled text, as in BERT
+    # What a pooler reads and does; kept by encoders without one, for fine-tuning may add it.
+    pooling: str = setting("first", ENCODERS, choices=("first", "mean"))  # of a text's tokens
+    # Its activation, or "head": the masked-LM head's transform is the pooler (ModernBERT).
+    pooler_layer: str = setting("tanh", ENCODERS, choices=("tanh", "relu", "gelu", "head"))
     # BERT's transform and norm before the tied head, with an output bias.
     mlm_head: bool = setting(False, ENCODERS)
+    transform_bias: bool = setting(True, ENCODERS)  # of the transform's layer
     head_bias: bool = setting(False, PLAIN_HEAD)  # a bias of the logits
     # Classes of a layer over the pooled text; 0: no classifier.
     labels: int = setting(0, POOLED)
@@ -100,6 +137,11 @@ class Heads:
 @dataclass(frozen=True)
 class Shape(Heads, Body):
     """What the parameters compute. An exported model keeps these fields and no others."""
+
+    @property
+    def head_pools(self) -> bool:
+        """True if the transform of the masked-LM head is the pooler."""
+        return self.pooler and self.pooler_layer == "head"
 
 
 # Losses that layers add to an objective's, scalars by name; `layer_loss_weights` are their weights.
@@ -163,7 +205,9 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
     # Merged by field: an older run may lack some of `rope_scaling`'s fields too.
     scaling = {**defaults["rope_scaling"], **values.get("rope_scaling", {})}
     kept = reset_unused(ModelConfig, {**defaults, **values, "rope_scaling": scaling})
-    return ModelConfig(**{**kept, "rope_scaling": RopeScaling(**kept["rope_scaling"])})
+    kinds = tuple(kept["layer_kinds"])  # a list in JSON
+    scaling = RopeScaling(**kept["rope_scaling"])
+    return ModelConfig(**{**kept, "rope_scaling": scaling, "layer_kinds": kinds})
 
 
 @dataclass(frozen=True)
@@ -171,25 +215,33 @@ class Execution:
     """How the layers run. Nothing here changes the results, but for float order.
 
     `remat` is what a layer keeps for its backward pass: "none" recomputes nothing, "dots" keeps
-    matrix products, "full" keeps the layer's input alone, "offload" keeps that input in host
-    memory (on a CPU the same as "full"). `unroll` is how many layers one iteration of the scan
-    runs, 0 for all of them. `attention` and `experts` name the implementations of attention and of
-    the experts' products. `feed_tokens` is how many tokens of a device go through a dense
+    matrix products, "full" keeps the layer's input alone, "offload" keeps that input in host memory
+    (on a CPU the same as "full"). `head_tokens` is how many tokens of a device have logits at a
+    time; the sum of the table's gradient is read and written once for so many. A run chooses for
+    "auto" and for 0 by the memory of its device (`research.fit.lightest`) and records what it
+    chose; without a run they are "none" and 512. `unroll` is how many layers one iteration of the
+    scan runs, 0 for all of them. `attention` and `experts` name the implementations of attention
+    and of the experts' products. `feed_tokens` is how many tokens of a device go through a dense
     feed-forward layer at a time, recomputed for the backward pass, 0 for all: its hidden states,
-    several times as wide as the model's, bound the length of a context.
+    several times as wide as the model's, bound the length of a context. `documents` is the most
+    documents that a row of a batch holds, 0 for any number: up to 8, Hopper cards have a faster
+    kernel for it (`research.ops.kernels.cudnn`). Rows with more raise.
     """
 
-    remat: str = "none"
+    remat: str = "auto"
+    head_tokens: int = 0
     unroll: int = 1
     attention: str = "auto"
     experts: str = "auto"
     feed_tokens: int = 0
+    documents: int = 0
 
     def __post_init__(self):
-        if self.feed_tokens < 0:
-            raise ValueError(
-                f"execution.feed_tokens={self.feed_tokens} must be positive, or 0 for all"
-            )
+        for name in ("head_tokens", "feed_tokens", "documents"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"execution.{name}={getattr(self, name)} must be positive, or 0 for all"
+                )
         if self.remat not in REMATS:
             raise ValueError(f"execution.remat={self.remat!r}; choose one of {', '.join(REMATS)}")
         if self.unroll < 0:

@@ -12,6 +12,9 @@ from dataclasses import Field, dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from research.models.kinds import KINDS, spell
+from research.ops.rope_scaling import unused as unused_scaling
+
 
 @dataclass(frozen=True)
 class Use:
@@ -25,10 +28,21 @@ class Use:
 # Conditions under which a field matters, shared by the fields that need the same one.
 ROTARY = Use(lambda c: c.position == "rope", "model.position='rope'")
 ENCODERS = Use(lambda c: c.kind == "encoder", "model.kind='encoder'")
+LEARNED = Use(lambda c: c.position == "learned", "model.position='learned'")
+TWO_STACKS = Use(lambda c: c.kind == "encoder_decoder", "model.kind='encoder_decoder'")
+WITHOUT_TYPES = Use(
+    lambda c: not c.token_types, "model.token_types=0, whose models have that norm too"
+)
 EXPERTS = Use(lambda c: c.experts > 0, "model.experts")
 WINDOWED = Use(lambda c: c.window > 0, "model.window")
-WITH_GLOBAL = Use(lambda c: c.global_every > 0, "model.global_every")
+WITH_GLOBAL = Use(lambda c: c.global_every > 0 or "global" in c.layer_kinds, "model.global_every")
+PERIODIC = Use(lambda c: not c.layer_kinds, "model.layer_kinds=(), which names every layer's kind")
+QUERY_NORM = Use(lambda c: c.query_norm, "model.query_norm=True")
 RMS = Use(lambda c: c.norm == "rms", "model.norm='rms'")
+LAYER_NORM = Use(lambda c: c.norm == "layer", "model.norm='layer'")
+NORM_BEFORE = Use(
+    lambda c: c.norm_before and not c.norm_after, "model.norm_before, without norm_after"
+)
 POOLED = Use(lambda c: c.pooler, "model.pooler=True")
 PLAIN_HEAD = Use(lambda c: not c.mlm_head, "model.mlm_head=False, which has that bias too")
 
@@ -38,14 +52,21 @@ def choice(*names: str, default: str = "") -> Any:
     return field(default=default or names[0], metadata={"choices": names})
 
 
-def setting(default: Any, *uses: Use, positive: bool = False, weighs: str = "") -> Any:
+def setting(
+    default: Any,
+    *uses: Use,
+    positive: bool = False,
+    weighs: str = "",
+    choices: tuple[str, ...] = (),
+) -> Any:
     """A field with what `check` has to know of it beside its default.
 
     A number must be positive with `positive`, else at least 0. `uses` are the models in which the
     field changes something: in others it must keep its default. `weighs` is the name of the layer
-    loss that the field weighs.
+    loss that the field weighs, `choices` are the values of one that has names.
     """
-    return field(default=default, metadata={"uses": uses, "positive": positive, "weighs": weighs})
+    metadata = {"uses": uses, "positive": positive, "weighs": weighs, "choices": choices}
+    return field(default=default, metadata=metadata)
 
 
 def missing_use(c: Any, of: Field) -> Use | None:
@@ -75,20 +96,11 @@ def reset_unused(
     if "rope_scaling" in kept:
         kept["rope_scaling"] = {
             name: defaults["rope_scaling"][name]
-            if name in _unused_scaling(kept["rope_scaling"]) and f"rope_scaling.{name}" not in given
+            if name in unused_scaling(kept["rope_scaling"]) and f"rope_scaling.{name}" not in given
             else value
             for name, value in kept["rope_scaling"].items()
         }
     return kept
-
-
-def _unused_scaling(scaling: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fields of a `research.ops.rope.RopeScaling` that change nothing beside the others."""
-    lengths = ("low_factor", "high_factor", "original_length")
-    # Scaling by 1 is none, whatever its kind.
-    if scaling["factor"] == 1:
-        return ("kind", *lengths)
-    return lengths if scaling["kind"] == "linear" else ()
 
 
 def check(c: Any) -> None:
@@ -110,7 +122,7 @@ def check(c: Any) -> None:
                 f"set {missing.wanted}, or leave it at {one.default}"
             )
     scaling, plain = dataclasses.asdict(c.rope_scaling), dataclasses.asdict(type(c.rope_scaling)())
-    for name in _unused_scaling(scaling):
+    for name in unused_scaling(scaling):
         if scaling[name] != plain[name]:
             raise ValueError(
                 f"model.rope_scaling.{name}={scaling[name]} changes nothing beside factor="
@@ -151,16 +163,85 @@ def _check_combinations(c: Any) -> None:
     # `research.ops.route.experts` computes the one form that published mixtures have.
     if c.experts and (not c.gated or c.mlp_bias):
         raise ValueError("model.experts are gated without bias; set model.gated, not mlp_bias")
-    # Rotations turn pairs of elements; sinusoids are pairs of a sine and a cosine.
-    if c.position == "rope" and c.head_size % 2:
-        raise ValueError(f"model.head_size={c.head_size} must be even for rotary positions")
+    if c.position == "rope":
+        _check_rotation(c)
+    # Sinusoids are pairs of a sine and a cosine.
     if c.position == "sinusoidal" and c.d_model % 2:
         raise ValueError(f"model.d_model={c.d_model} must be even for sinusoidal positions")
     if c.global_every == 1:
         raise ValueError(
             f"model.global_every=1 leaves no layer model.window={c.window}; set model.window=0"
         )
+    if c.layer_kinds:
+        _check_kinds(c)
+    _check_norms(c)
+
+
+def _check_norms(c: Any) -> None:
     if c.branch_norm and c.norm_after:
         raise ValueError(
             "model.branch_norm and model.norm_after normalise a branch twice; set one of them"
         )
+    if not c.norm_before and not c.branch_norm:
+        raise ValueError(
+            "model.norm_before=False leaves branches without a norm; set model.branch_norm=True"
+        )
+    # Each branch's norm follows its own sum, of which there is one here.
+    if c.parallel and (c.norm_after or c.kind == "encoder_decoder"):
+        raise ValueError(
+            "model.parallel adds all branches at once; set model.norm_after=False and "
+            "a model.kind with one stack"
+        )
+
+
+def _check_rotation(c: Any) -> None:
+    """ValueError for heads whose rotated elements make no pairs, or not those of the scaling."""
+    size = c.rotary_size or c.head_size
+    if size % 2:
+        field = "rotary_size" if c.rotary_size else "head_size"
+        raise ValueError(f"model.{field}={size} must be even for rotary positions")
+    if c.rotary_size >= c.head_size:
+        raise ValueError(
+            f"model.rotary_size={c.rotary_size} must be below model.head_size={c.head_size}; "
+            "0 rotates all of a head"
+        )
+    if c.unrotated_every == 1:
+        raise ValueError(
+            "model.unrotated_every=1 leaves no layer rotary positions; set it to 2 or more"
+        )
+    for name in ("short_factors", "long_factors"):
+        factors = getattr(c.rope_scaling, name)
+        if factors and len(factors) != size // 2:
+            raise ValueError(
+                f"model.rope_scaling.{name} has {len(factors)} numbers, and heads have "
+                f"{size // 2} rotary pairs; give one for each"
+            )
+
+
+def _check_kinds(c: Any) -> None:
+    """ValueError for a list of kinds that is not one for each layer, or that says in another way
+    what other fields say."""
+    unknown = [name for name in c.layer_kinds if name not in KINDS]
+    if unknown:
+        raise ValueError(f"model.layer_kinds has {unknown[0]!r}; there are {', '.join(KINDS)}")
+    if len(c.layer_kinds) != c.layers or c.kind == "encoder_decoder":
+        raise ValueError(
+            f"model.layer_kinds names {len(c.layer_kinds)} layers; give a name for each of "
+            f"model.layers={c.layers}, in a model with one stack"
+        )
+    fields = spell(c.layer_kinds)
+    if not fields["layer_kinds"]:
+        periods = ", ".join(f"model.{name}={n}" for name, n in fields.items() if n)
+        raise ValueError(
+            f"model.layer_kinds follow a period; set {periods or 'nothing'} instead of the list"
+        )
+    local = any(name.startswith("local") for name in c.layer_kinds)
+    if c.window and not local:
+        raise ValueError(f"no layer of model.layer_kinds sees model.window={c.window}; set it to 0")
+    if not c.window and {"global", "local_unrotated"} & set(c.layer_kinds):
+        raise ValueError(
+            "without a window the kinds of model.layer_kinds are local and unrotated; "
+            "set model.window, or name these"
+        )
+    if c.position != "rope" and any("unrotated" in name for name in c.layer_kinds):
+        raise ValueError("model.layer_kinds has unrotated layers; set model.position='rope'")

@@ -1,21 +1,19 @@
 """The inputs of a stack's layers beside states and parameters: visibility, rotation, dropout key.
 
-Layers of one kind share them. Models such as Gemma 2 have two kinds: local layers, which see a
-window, and global ones, which see the whole text.
+Layers of one kind (`research.models.kinds`) share them.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from research.models.config import ModelConfig
+from research.models.kinds import KINDS, layer_pattern
 from research.ops.attention import Visibility
-from research.ops.rope import frequencies, rotation
+from research.parallel.placement import gather_axis
 
 # What a decoder reads of an encoder: keys and values [L, B, S, K, H] for the cross-attention of its
 # layers, and the batch fields of the encoder's text.
@@ -65,67 +63,6 @@ class LayerContext:
         return list(jax.random.split(jax.random.fold_in(self.key, index), 3))
 
 
-@dataclass(frozen=True)
-class KindRule:
-    """A row of `KINDS`: which layers of a model are of a kind, and how they attend.
-
-    every   every(c) is n where layers n - 1, 2n - 1, ... are of the kind, 0 where none is
-    window  window(c) is how many tokens a query sees at most, itself among them; 0 for all
-    rates   rates(c) are the frequencies of the rotation, None for layers without one
-    """
-
-    every: Callable[[ModelConfig], int]
-    window: Callable[[ModelConfig], int]
-    rates: Callable[[ModelConfig], np.ndarray | None]
-
-
-def _rates(c: ModelConfig) -> np.ndarray | None:
-    return frequencies(c.head_size, c.rope_theta, c.rope_scaling) if c.position == "rope" else None
-
-
-def _local_rates(c: ModelConfig) -> np.ndarray | None:
-    # Text that local layers see is never longer than their window: no scaling for them.
-    return frequencies(c.head_size, c.local_rope_theta) if c.local_rope_theta else _rates(c)
-
-
-# Kinds of layers by name; all have the same parameters. The last row that claims a layer has it.
-KINDS: dict[str, KindRule] = {
-    "local": KindRule(lambda c: 1, lambda c: c.window, _local_rates),
-    "global": KindRule(lambda c: c.global_every, lambda c: 0, _rates),
-}
-
-
-def layer_pattern(c: ModelConfig) -> tuple[str, ...]:
-    """One period of the kinds of layers, repeated from the first layer to the last: ("local",)
-    where all layers are alike, ("local", "global") for Gemma 2."""
-    # Kinds that this model does not have (0) would make the common multiple 0.
-    every = {name: rule.every(c) for name, rule in KINDS.items() if rule.every(c)}
-    pattern = []
-    # Layers n - 1, 2n - 1, ... of each kind repeat together after the least common multiple.
-    for number in range(1, math.lcm(*every.values()) + 1):
-        # Of several kinds that claim a layer the last row wins, as the table says.
-        pattern.append([name for name, n in every.items() if number % n == 0][-1])
-    return tuple(pattern)
-
-
-def layer_windows(c: ModelConfig) -> list[int]:
-    """The window of each layer, 0 for those that see the whole text."""
-    return [KINDS[layer_kind(c, index)].window(c) for index in range(c.layers)]
-
-
-def longest_window(c: ModelConfig) -> int:
-    """The longest window of any kind of layer, 0 where one sees the whole text."""
-    windows = [KINDS[name].window(c) for name in layer_pattern(c)]
-    # One layer that sees all keeps every token in the cache, whatever the others' windows.
-    return 0 if 0 in windows else max(windows)
-
-
-def layer_kind(c: ModelConfig, index: int) -> str:
-    """The kind of the layer with this number."""
-    pattern = layer_pattern(c)
-    return pattern[index % len(pattern)]
-
-
 def make_context(
     c: ModelConfig,
     positions_BT: jax.Array,
@@ -133,27 +70,34 @@ def make_context(
     *,
     causal: bool,
     packed: bool = True,
+    documents: int = 0,
     bias_BNTS: jax.Array | None = None,
     memory: Memory | None = None,
     key: jax.Array | None = None,
+    lengths_B: jax.Array | None = None,
 ) -> LayerContext:
     """The context of a stack for tokens [B, T] that attend to each other; over a cache, which puts
-    in its own keys, also to earlier ones. `packed` is that of `Visibility`, `memory` the encoder's
-    for a decoder that has one. Segments of None say that every row is one document without padding.
+    in its own keys, also to earlier ones; the texts of its rows are `lengths_B` long. `packed` and
+    `documents` are those of `Visibility`, `memory` the encoder's for a decoder that has one.
+    Segments of None say that every row is one document without padding.
     """
     single = segments_BT is None
     segments_BT = jnp.ones_like(positions_BT) if segments_BT is None else segments_BT
     # Tokens are queries and keys alike; a cache replaces the keys by its own in `attend`.
     tokens = (positions_BT, positions_BT, segments_BT, segments_BT)
+    rates = {name: KINDS[name].rates(c) for name in dict.fromkeys(layer_pattern(c))}
+    lengths_BT = None
+    if c.rope_scaling.by_length:
+        lengths_BT = _lengths(positions_BT, None if single else segments_BT, lengths_B)
     kinds = {}
     # Once for each kind and not for each layer: rotations and masks do not depend on the layer.
-    for name in dict.fromkeys(layer_pattern(c)):
+    for name, one in rates.items():
         window = KINDS[name].window(c)
-        visibility = Visibility(*tokens, causal, window, packed=packed, single=single)
-        rates = KINDS[name].rates(c)
-        kinds[name] = LayerKind(
-            visibility, None if rates is None else rotation(positions_BT, rates)
+        visibility = Visibility(
+            *tokens, causal, window, packed=packed, single=single, documents=documents
         )
+        turned = None if one is None else one.rotation(positions_BT, lengths_BT)
+        kinds[name] = LayerKind(visibility, turned)
     keys_values, visibility = None, None
     # Cross-attention: segment i of the decoder's row sees segment i of the encoder's, all
     # positions.
@@ -165,3 +109,27 @@ def make_context(
     # For losses of layers, such as the balance of experts, which padding must not sway.
     counted_BT = (segments_BT > 0).astype(jnp.float32)
     return LayerContext(kinds, counted_BT, bias_BNTS, keys_values, visibility, key)
+
+
+def _lengths(
+    positions_BT: jax.Array, segments_BT: jax.Array | None, lengths_B: jax.Array | None
+) -> jax.Array:
+    """The length [B, T] of the document that each token is of: its last position plus 1. Segments
+    of None say that rows are documents, `lengths_B` how long these are."""
+    if lengths_B is not None:
+        return jnp.broadcast_to(lengths_B[:, None], positions_BT.shape)
+    positions_BS = gather_axis(positions_BT, axis=1)
+    if segments_BT is None:
+        last_B1 = jnp.max(positions_BS, axis=1, keepdims=True)
+        return jnp.broadcast_to(last_B1 + 1, positions_BT.shape)
+    # Each token against all of its row: T x T comparisons that XLA reduces as it makes them.
+    same_BTS = segments_BT[:, :, None] == gather_axis(segments_BT, axis=1)[:, None, :]
+    return jnp.max(jnp.where(same_BTS, positions_BS[:, None, :], -1), axis=2) + 1
+
+
+def row_lengths(batch: Mapping[str, jax.Array], cached_BS: jax.Array) -> jax.Array:
+    """How long [B] the texts in a cache are, by the positions [B, S] in its slots. A batch that is
+    a part of a text may say in "lengths" [B] how long it is in all."""
+    # Padding enters no cache, and an empty slot has position 0.
+    lengths_B = jnp.max(cached_BS, axis=1) + 1
+    return jnp.maximum(lengths_B, batch["lengths"]) if "lengths" in batch else lengths_B

@@ -23,6 +23,7 @@ from research.ops.einsum import add_bias, einsum
 from research.ops.elementwise import apart
 from research.ops.norm import layer_norm, rms_norm
 from research.ops.rope import rotate
+from research.scopes import scope
 from research.tree import Tree
 
 # "gelu" is the exact function (BERT), "gelu_tanh" the approximation that GPT-2 was trained with.
@@ -35,10 +36,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def norm_specs(c: ModelConfig) -> Tree:
-    """Scale [D], and for layer norm a bias [D]. The scale starts at 1 - `norm_offset`, so that a
-    new norm scales by 1."""
+    """Scale [D], and for layer norm a bias [D] with `norm_bias`. The scale starts at 1 -
+    `norm_offset`, so that a new norm scales by 1."""
     scale = {"scale": Spec((c.d_model,), ("vector",), _first_scale(c))}
-    return scale if c.norm == "rms" else {**scale, "bias": Spec((c.d_model,), ("vector",), zeros)}
+    if c.norm == "rms" or not c.norm_bias:
+        return scale
+    return {**scale, "bias": Spec((c.d_model,), ("vector",), zeros)}
 
 
 def _first_scale(c: ModelConfig) -> Init:
@@ -51,12 +54,12 @@ def norm(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
     """RMS norm or layer norm over D (`c.norm`), in the shape and dtype of `x`."""
     if c.norm == "rms":
         return rms_norm(x_BTD, p["scale"], c.norm_eps, c.norm_offset)
-    return layer_norm(x_BTD, p["scale"], p["bias"], c.norm_eps)
+    return layer_norm(x_BTD, p["scale"], p.get("bias"), c.norm_eps)
 
 
 def attention_specs(c: ModelConfig, start: Initial) -> Tree:
     """Query [D, N, H], key and value [D, K, H], out [N, H, D]; biases by `attention_bias`, and
-    norms of query and key heads [H] with `query_norm`."""
+    norms of queries and keys with `query_norm`, [H] each, or [N, H] and [K, H] over all heads."""
     D, N, K, H = c.d_model, c.heads, c.kv_heads, c.head_size
     specs = {
         "query": Spec((D, N, H), ("embed", "heads", "head"), start.query),
@@ -72,11 +75,14 @@ def attention_specs(c: ModelConfig, start: Initial) -> Tree:
     if c.attention_bias == "all":
         specs["out_bias"] = Spec((D,), ("vector",), zeros)
     if c.query_norm:
-        specs["query_norm"] = Spec((H,), ("vector",), _first_scale(c))
-        specs["key_norm"] = Spec((H,), ("vector",), _first_scale(c))
+        for name, heads, axis in (("query", N, "heads"), ("key", K, "kv_heads")):
+            one = Spec((H,), ("vector",), _first_scale(c))
+            every = Spec((heads, H), (axis, "head"), _first_scale(c), kind="vector")
+            specs[f"{name}_norm"] = one if c.query_norm_over == "head" else every
     return specs
 
 
+@scope("projections")
 def queries(p: Tree, x_BTD: jax.Array, c: ModelConfig, rotation: tuple | None) -> jax.Array:
     """Queries [B, T, N, H], normalised with `query_norm` and rotated unless `rotation` is None."""
     # Heads are an axis of the kernel, so no reshape stands between the product and the attention,
@@ -86,10 +92,17 @@ def queries(p: Tree, x_BTD: jax.Array, c: ModelConfig, rotation: tuple | None) -
         q_BTNH = add_bias(q_BTNH, p["query_bias"])
     # Before the rotation, as in Qwen 3 and Gemma 3. A rotation keeps the length that the norm sets.
     if c.query_norm:
-        q_BTNH = rms_norm(q_BTNH, p["query_norm"], c.norm_eps, c.norm_offset)
+        q_BTNH = _head_norm(p["query_norm"], q_BTNH, c)
     return q_BTNH if rotation is None else rotate(q_BTNH, *rotation)
 
 
+def _head_norm(scale: jax.Array, x_BTNH: jax.Array, c: ModelConfig) -> jax.Array:
+    """Queries or keys [B, T, N, H] after their RMS norm, over H or, in OLMo 2, over N and H."""
+    axes = 1 if c.query_norm_over == "head" else 2
+    return rms_norm(x_BTNH, scale, c.norm_eps, c.norm_offset, axes=axes)
+
+
+@scope("projections")
 def keys_values(
     p: Tree, x_BSD: jax.Array, c: ModelConfig, rotation: tuple | None
 ) -> tuple[jax.Array, jax.Array]:
@@ -103,7 +116,7 @@ def keys_values(
     if "key_bias" in p:
         k_BSKH, v_BSKH = add_bias(k_BSKH, p["key_bias"]), add_bias(v_BSKH, p["value_bias"])
     if c.query_norm:
-        k_BSKH = rms_norm(k_BSKH, p["key_norm"], c.norm_eps, c.norm_offset)
+        k_BSKH = _head_norm(p["key_norm"], k_BSKH, c)
     return (k_BSKH if rotation is None else rotate(k_BSKH, *rotation)), v_BSKH
 
 
@@ -171,6 +184,7 @@ def _score_scale(c: ModelConfig) -> float:
     return c.attention_scale or c.head_size**-0.5
 
 
+@scope("output")
 def _attention_output(p: Tree, out_BTNH: jax.Array) -> jax.Array:
     # Sums over heads and their elements: concatenation and projection in one product.
     y_BTD = einsum("BTNH,NHD->BTD", out_BTNH, p["out"])
@@ -234,7 +248,8 @@ def moe(
     """(output of the mixture of experts [B, T, D], its router's losses by name). `counted_BT` is 1
     for the tokens that the losses count and 0 for padding."""
     # The router computes in float32, for stable training (arXiv:2101.03961, section 2.4).
-    logits_BTE = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), p["router"])
+    with scope("routing"):
+        logits_BTE = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), p["router"])
     # k experts for each token, and their weights in the sum of what they give.
     weights_BTk, ids_BTk = route.top_k(logits_BTE, c.experts_per_token)
     y_BTD = route.experts(
@@ -248,6 +263,7 @@ def moe(
     return y_BTD, {"router_balance": route.load_balance(logits_BTE, ids_BTk, counted_BT)}
 
 
+@scope("dropout")
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """`x` with elements zeroed with probability `rate` and the others divided by 1 - rate
     (arXiv:1207.0580); `x` itself without a key."""

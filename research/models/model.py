@@ -6,20 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.models import adapters, embedding, layers
-from research.models.block import block, layer_specs
+from research.models import adapters, embedding, heads, layers
+from research.models.block import block
 from research.models.cache import StackedCache, make_cache
 from research.models.config import Execution, LayerLosses, ModelConfig
-from research.models.context import Memory, longest_window, make_context
-from research.models.initial import initial
+from research.models.context import Memory, make_context, row_lengths
+from research.models.kinds import longest_window
 from research.models.kv import KVCache
-from research.models.spec import Spec, zeros
+from research.models.parameters import parameter_specs
 from research.models.stack import each, run
 from research.ops.einsum import add_bias, einsum
 from research.ops.elementwise import soft_cap
 from research.parallel.axes import RULES, AxisRules
-from research.parallel.placement import gather_axis
 from research.precision import Precision
+from research.scopes import scope
 from research.tree import Tree
 
 Batch = dict[str, jax.Array]
@@ -43,33 +43,7 @@ class Model:
 
     def specs(self) -> Tree:
         """The parameter tree, with a `Spec` for each parameter."""
-        c, start = self.config, initial(self.config)
-        # Two stacks; only the decoder's has cross-attention.
-        two = c.kind == "encoder_decoder"
-        specs = {
-            "embed": embedding.embed_specs(c, start),
-            "layers": layer_specs(c, start, c.layers, cross=two),
-        }
-        if two:
-            specs["encoder"] = {"layers": layer_specs(c, start, c.encoder_layers, cross=False)}
-        # The decoder's stack lies at the root of the tree, the encoder's below "encoder".
-        for stack in (specs, *([specs["encoder"]] if two else [])):
-            if c.position == "relative":
-                stack["relative"] = embedding.relative_specs(c, start)
-            if not c.norm_after:
-                stack["final_norm"] = layers.norm_specs(c)
-        if c.pooler:
-            specs["pooler"] = {
-                "kernel": Spec((c.d_model, c.d_model), ("embed", "vector"), start.head),
-                "bias": Spec((c.d_model,), ("vector",), zeros),
-            }
-        if c.labels:
-            specs["classifier"] = {
-                "kernel": Spec((c.d_model, c.labels), ("embed", "label"), start.head),
-                "bias": Spec((c.labels,), ("label",), zeros),
-            }
-        head = embedding.head_specs(c, start)
-        return {**specs, "head": head} if head else specs
+        return parameter_specs(self.config)
 
     def hidden(
         self, params: Tree, batch: Batch, key: jax.Array | None = None
@@ -117,7 +91,7 @@ class Model:
 
     def layer(self, p_layer: Tree, states_BTD: jax.Array, batch: Batch, kind: str) -> jax.Array:
         """The states [B, T, D] after one layer of a decoder, given its parameters and its input
-        states, without dropout. `kind` is `context.layer_kind(config, index)`."""
+        states, without dropout. `kind` is `kinds.layer_kind(config, index)`."""
         causal = self.config.kind != "encoder"
         context = make_context(self.config, batch["positions"], batch["segments"], causal=causal)
         return block(p_layer, states_BTD, self.config, self.execution, context, kind=kind)[0]
@@ -126,7 +100,7 @@ class Model:
         """Logits float32 [B, T, V] of last states."""
         # In the compute dtype, then float32: soft cap, sampling and losses need its precision.
         states_BTD, table_VD, bias_V = self.head(params, hidden_BTD)
-        with jax.named_scope("head"):
+        with scope("head"):
             logits_BTV = einsum("BTD,VD->BTV", states_BTD, table_VD).astype(jnp.float32)
             logits_BTV = logits_BTV if bias_V is None else add_bias(logits_BTV, bias_V)
             return soft_cap(logits_BTV, self.config.logit_softcap)
@@ -136,28 +110,30 @@ class Model:
         computed: states table^T + bias, then the soft cap."""
         p_head = params.get("head", {})
         table_VD = params["embed"]["table"] if self.config.tied else p_head["table"]
-        with jax.named_scope("head"):
-            states_BTD = embedding.head_states(p_head, hidden_BTD, self.config)
+        states_BTD = heads.head_states(p_head, hidden_BTD, self.config)
         return states_BTD, table_VD, p_head.get("output_bias")
 
-    def pooled(self, params: Tree, hidden_BTD: jax.Array) -> jax.Array:
-        """BERT's summary of a text, tanh of a layer over its first token, [B, 1, D]."""
-        # The axis T may be split over devices, and only one of them has the first token.
-        first_B1D = gather_axis(hidden_BTD, axis=1)[:, :1]
-        p = params["pooler"]
-        return jnp.tanh(add_bias(einsum("BTD,DM->BTM", first_B1D, p["kernel"]), p["bias"]))
+    def pooled(
+        self, params: Tree, hidden_BTD: jax.Array, segments_BT: jax.Array | None = None
+    ) -> jax.Array:
+        """The summary of each row's text, [B, 1, D], as in BERT a layer over its first token. None
+        for the segments says that no row has padding."""
+        return heads.pooled(params, hidden_BTD, self.config, segments_BT)
 
+    @scope("head")
     def class_logits(
-        self, params: Tree, hidden_BTD: jax.Array, key: jax.Array | None = None
+        self,
+        params: Tree,
+        hidden_BTD: jax.Array,
+        key: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
     ) -> jax.Array:
         """Logits float32 [B, 1, V] of the model's V labels; dropout before the layer where a key is
-        given."""
-        pooled_BTD = layers.dropout(self.pooled(params, hidden_BTD), self.config.dropout, key)
-        p = params["classifier"]
-        return add_bias(einsum("BTD,DV->BTV", pooled_BTD, p["kernel"]), p["bias"]).astype(
-            jnp.float32
-        )
+        given. `segments_BT` as for `pooled`."""
+        pooled_B1D = self.pooled(params, hidden_BTD, segments_BT)
+        return heads.class_logits(params, layers.dropout(pooled_B1D, self.config.dropout, key))
 
+    @scope("encoder")
     def encode(self, params: Tree, batch: Batch, key: jax.Array | None = None) -> Memory:
         """What a decoder reads of the encoder's text: (keys and values [L, B, S, K, H] for the
         cross-attention of its L layers, the text's fields). The text is the batch's
@@ -166,7 +142,8 @@ class Model:
         p_encoder = params["encoder"]
         virtual = adapters.virtual_tokens(p_encoder)
         self._check_positions(virtual, inputs["inputs"].shape[1])
-        states_BSD = self._embed(params, virtual, inputs, key)
+        p_embed = {"embed": embedding.of_encoder(params["embed"])}
+        states_BSD = self._embed(p_embed, virtual, inputs, key)
         hidden_BSD, _, _ = self._run(p_encoder, states_BSD, inputs, False, None, None, key)
         # Once here and not in every layer's cross-attention: decoding reads them for every token.
         keys_values = each(
@@ -226,16 +203,15 @@ class Model:
     def _embed(self, params: Tree, virtual: int, batch: Batch, key: jax.Array | None) -> jax.Array:
         """Input states of tokens whose positions follow those of `virtual` virtual tokens."""
         positions_BT = batch["positions"] + virtual if virtual else batch["positions"]
-        with jax.named_scope("embed"):
-            return embedding.embed(
-                params["embed"],
-                batch["inputs"],
-                positions_BT,
-                self.config,
-                self.precision.compute_dtype,
-                batch.get("token_types"),
-                None if key is None else jax.random.split(key)[0],
-            )
+        return embedding.embed(
+            params["embed"],
+            batch["inputs"],
+            positions_BT,
+            self.config,
+            self.precision.compute_dtype,
+            batch.get("token_types"),
+            None if key is None else jax.random.split(key)[0],
+        )
 
     def _run(
         self,
@@ -263,16 +239,10 @@ class Model:
             bias_BNTS = embedding.relative_bias(
                 p_stack["relative"], positions_BT, seen_BS, causal=causal
             )
-        context = make_context(
-            c,
-            positions_BT,
-            segments_BT,
-            causal=causal,
-            packed=cache is None,
-            bias_BNTS=bias_BNTS,
-            memory=memory,
-            key=layer_key,
-        )
+        seen = dict(causal=causal, packed=cache is None, documents=self.execution.documents)
+        beside = dict(bias_BNTS=bias_BNTS, memory=memory, key=layer_key)
+        lengths_B = None if cache is None else row_lengths(batch, cache.key_positions())
+        context = make_context(c, positions_BT, segments_BT, **seen, **beside, lengths_B=lengths_B)
         x_BTD, cache, losses = run(p_stack["layers"], x_BTD, c, self.execution, context, cache)
         # Where norms follow the sums, that of the last layer is the final one.
         if not c.norm_after:

@@ -16,12 +16,15 @@ from jax.ad_checkpoint import checkpoint_name
 from research.devices.backend import platform
 from research.models.block import block
 from research.models.config import Execution, LayerLosses, ModelConfig, layer_loss_weights
-from research.models.context import LayerContext, layer_pattern
+from research.models.context import LayerContext
+from research.models.kinds import layer_pattern
 from research.models.kv import KVCache
 from research.parallel.placement import split_axis
+from research.scopes import scope
 from research.tree import Tree
 
 
+@scope("layers")
 def run(
     p_layers: Tree | tuple[Tree, ...],
     x_BTD: jax.Array,
@@ -75,8 +78,10 @@ def run(
 
 
 def _scan(steps: list[Callable], carry: tuple, p_layers: Tree, count: int, unroll: int) -> tuple:
-    """The carry after the first `count` stacked layers. `steps` has a function for each layer of a
-    period, and `count` is a multiple of their number."""
+    """The carry after the first `count` stacked layers, 0 for none. `steps` has a function for each
+    layer of a period, and `count` is a multiple of their number."""
+    if not count:
+        return carry
     # The layer's number is scanned beside its parameters: dropout and the cache need it.
     indices, period = jnp.arange(count), len(steps)
     if period == 1:
@@ -118,8 +123,8 @@ def each(function: Callable[[Tree], Tree], p_layers: Tree | tuple[Tree, ...]) ->
 def _remat(body: Callable, policy: str) -> Callable:
     """`body` that saves for its backward pass only what `policy` says, one of `Execution.remat`."""
     policies = jax.checkpoint_policies
-    # XLA then keeps whatever the backward pass reads.
-    if policy == "none":
+    # XLA then keeps whatever the backward pass reads. Only a run chooses for "auto".
+    if policy in ("none", "auto"):
         return body
     # prevent_cse=False: in a scan, the forward and the backward pass are two loops, and XLA does
     # not merge equal computations of two loops. "offload" needs a memory beside the device's,

@@ -2,7 +2,7 @@
 
 Which key a query sees follows from two numbers of each token, its segment and its position: the
 segments are equal, under a causal mask the key's position is at most the query's, and with a window
-it is less than `window` before it. Packing, padding, caches and windows are all cases of this rule.
+the two are less than `window` apart. Packing, padding, caches and windows are cases of this rule.
 """
 
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from research.ops import blocked
 from research.ops.einsum import contract
 from research.ops.elementwise import soft_cap
 from research.parallel.placement import gather_axis, spec_entries, split_axis
+from research.scopes import scope
 
 IMPLEMENTATIONS = ("auto", "mosaic", "cudnn", "flash", "splash", "xla")
 EVERYONE = -1  # the segment of keys that the queries of every segment see
@@ -24,19 +25,21 @@ EVERYONE = -1  # the segment of keys that the queries of every segment see
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["q_positions_BT", "k_positions_BS", "q_segments_BT", "k_segments_BS"],
-    meta_fields=["causal", "window", "packed", "shared", "single"],
+    meta_fields=["causal", "window", "packed", "shared", "single", "documents"],
 )
 @dataclass(frozen=True)
 class Visibility:
     """Which key each query sees. Segment 0 is padding or an empty cache slot.
 
-    window   tokens that a query sees, itself included; 0 is no limit
+    window   tokens that a query sees on a side, itself included; 0 is no limit. Without a causal
+             mask it sees as many after it as before it
     packed   a promise that queries and keys are the same tokens, and that those of a segment are
              adjacent with positions rising by one. Masks over indices, the only ones that kernels
              have, then equal masks over positions (rows of padding aside)
     shared   some keys, those of a prefix, are in the segment EVERYONE; kernels cannot express it
     single   a promise that every row is one document without padding, known when the program is
              made
+    documents   a promise that no packed row holds more documents than this; 0 promises nothing
     """
 
     q_positions_BT: jax.Array
@@ -48,6 +51,7 @@ class Visibility:
     packed: bool = False
     shared: bool = False
     single: bool = False
+    documents: int = 0
 
     def mask_BTS(self) -> jax.Array:
         """True where the query may attend to the key."""
@@ -59,10 +63,12 @@ class Visibility:
         if self.causal:
             seen &= distance >= 0
         if self.window:
-            seen &= distance < self.window
+            # Under a causal mask no distance is negative.
+            seen &= (distance if self.causal else jnp.abs(distance)) < self.window
         return seen
 
 
+@scope("scores")
 def attend(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,

@@ -16,14 +16,16 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from research.ops.elementwise import soft_cap
-from research.ops.loss import Vocabulary, in_chunks, token_mesh_axes, token_terms
+from research.ops.loss import Vocabulary, token_terms
+from research.ops.token_chunks import in_chunks, token_mesh_axes
 from research.parallel.placement import spec_entries
+from research.scopes import scope
 
 # Largest number of table rows that are dense at a time: of a model of 4,096 in bfloat16, 128 MiB.
 BLOCK = 16384
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def frozen_head_loss(
     states_BTD: jax.Array,
     table: Any,
@@ -32,12 +34,13 @@ def frozen_head_loss(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float = 0.0,
+    chunk: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """(sum of weight * loss, sum of weight * nll) in nats, as `research.ops.loss.head_loss`, for a
-    `table` [V, D] that is a leaf (`research.weights.leaf.Leaf`) with `rows(first, count, dtype)`.
-    Only the states get a gradient."""
+    """(sum of weight * loss, sum of weight * nll) in nats, as `plain_head.head_loss`, for a `table`
+    [V, D] that is a leaf (`research.weights.leaf.Leaf`) with `rows(first, count, dtype)`. Only the
+    states get a gradient."""
     # Evaluation has no gradient, and then the table is decoded once.
-    settings = label_smoothing, z_loss, softcap
+    settings = label_smoothing, z_loss, softcap, chunk
     return _head(states_BTD, table, targets_BT, weights_BT, settings, gradient=False)[0]
 
 
@@ -45,7 +48,7 @@ def _forward(states_BTD, table, targets_BT, weights_BT, *settings):
     return _head(states_BTD, table, targets_BT, weights_BT, settings, gradient=True)
 
 
-def _backward(label_smoothing, z_loss, softcap, dstates_BTD, cotangents):
+def _backward(label_smoothing, z_loss, softcap, chunk, dstates_BTD, cotangents):
     # The gradient was computed with the loss, while the logits were there; here it is scaled.
     return dstates_BTD * cotangents[0].astype(dstates_BTD.dtype), None, None, None
 
@@ -53,6 +56,7 @@ def _backward(label_smoothing, z_loss, softcap, dstates_BTD, cotangents):
 frozen_head_loss.defvjp(_forward, _backward)
 
 
+@scope("head")
 def _head(states_BTD, table, targets_BT, weights_BT, settings, *, gradient):
     """((loss, nll), gradient of the loss by the states or None), on one device or under
     shard_map."""
@@ -81,8 +85,9 @@ def _local_head(
     """`_head` of one device's tokens and its shard of the vocabulary, summed over devices."""
     V, D = table.shape
     vocabulary = Vocabulary(V, vocab_axis)
-    chunk = partial(_chunk, table, vocabulary, settings, gradient)
-    tokens = in_chunks(states_BTD, targets_BT, weights_BT)
+    *terms, most = settings
+    chunk = partial(_chunk, table, vocabulary, terms, gradient)
+    tokens = in_chunks(states_BTD, targets_BT, weights_BT, most)
     (loss, nll), dstates = lax.scan(chunk, (jnp.float32(0), jnp.float32(0)), tokens)
     over_tokens = partial(lax.psum, axis_name=token_axes) if token_axes else lambda x: x
     sums = over_tokens(loss), over_tokens(nll)

@@ -1,22 +1,30 @@
-"""Normalisation over the last axis, in float32 whatever the activations are."""
+"""Normalisation over the last axes, in float32 whatever the activations are."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from research.scopes import scope
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
-    """x / sqrt(mean(x^2) + eps) * (offset + scale), over the last axis, in the dtype of `x`
-    (arXiv:1910.07467, eq. 4). Gemma's checkpoints store scale - 1, hence an offset of 1."""
+
+@scope("norm")
+def rms_norm(
+    x: jax.Array, scale: jax.Array, eps: float, offset: float = 0.0, *, axes: int = 1
+) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * (offset + scale), over as many last axes as `axes` says, in the
+    dtype of `x` (arXiv:1910.07467, eq. 4). Gemma's checkpoints store scale - 1, hence an offset of
+    1."""
     wide = x.astype(jnp.float32)
     # One reciprocal for each token and a product for each element, instead of as many divisions.
-    inverse = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    over = tuple(range(-axes, 0))
+    inverse = lax.rsqrt(jnp.mean(wide * wide, axis=over, keepdims=True) + eps)
     scale = _row(scale, x)
     # The scale is applied in float32 and the result rounded once; offset 0 leaves out an
     # addition.
     return (wide * inverse * (offset + scale if offset else scale)).astype(x.dtype)
 
 
+@scope("norm")
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
     """(x - mean) / sqrt(var + eps) * scale + bias, over the last axis, in the dtype of `x`
     (arXiv:1607.06450)."""

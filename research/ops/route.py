@@ -23,8 +23,10 @@ from research.ops.exchange import Exchange
 from research.ops.grouped import gathered, grouped
 from research.ops.kernels import visible_share
 from research.parallel.placement import contiguous, mesh_axes, spec_entries, storage_axes
+from research.scopes import scope
 
 
+@scope("routing")
 def top_k(logits_BTE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """Mixing weights float32 [B, T, k], a softmax over the k largest logits, and the ids of their
     experts int32 [B, T, k] (arXiv:2401.04088, section 2.1)."""
@@ -33,6 +35,7 @@ def top_k(logits_BTE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return jax.nn.softmax(largest_BTk, axis=-1), ids_BTk
 
 
+@scope("routing")
 def load_balance(logits_BTE: jax.Array, ids_BTk: jax.Array, weights_BT: jax.Array) -> jax.Array:
     """E * sum over experts of (share of assignments) * (mean router probability): a float32 scalar,
     1 for uniform routing (arXiv:2101.03961, eq. 4; each of a token's k assignments counts 1/k).
@@ -56,6 +59,7 @@ def load_balance(logits_BTE: jax.Array, ids_BTk: jax.Array, weights_BT: jax.Arra
     return experts * jnp.sum(share_E * prob_E)
 
 
+@scope("experts")
 def experts(
     x_BTD: jax.Array,
     weights_BTk: jax.Array,
@@ -160,13 +164,15 @@ def _local(
     mine, order, sizes = _sorted(ids_BTk, first, count)
     # Assignments lie token by token, k of them each.
     token = order // ids_BTk.shape[-1]
-    rows = x_BTD.reshape(-1, D)[token]
-    weights = jnp.where(mine, weights_BTk.reshape(-1), 0.0)[order].astype(x_BTD.dtype)
+    with scope("routing"):
+        rows = x_BTD.reshape(-1, D)[token]
+        weights = jnp.where(mine, weights_BTk.reshape(-1), 0.0)[order].astype(x_BTD.dtype)
     out = _feed_forward(rows, weights, sizes, products, activation)
     # Rows past the last group belong to other devices; what a product leaves there is unspecified.
     out = jnp.where(mine[order][:, None], out, 0)
     # A token's k contributions meet in its own row.
-    return jnp.zeros((B * T, D), x_BTD.dtype).at[token].add(out).reshape(B, T, D)
+    with scope("routing"):
+        return jnp.zeros((B * T, D), x_BTD.dtype).at[token].add(out).reshape(B, T, D)
 
 
 def _exchanged(
@@ -183,17 +189,21 @@ def _exchanged(
     (B, T, D), k = x_BTD.shape, ids_BTk.shape[-1]
     experts = count * lax.axis_size("expert")
     _, order, counts_E = _sorted(ids_BTk, 0, experts)
-    exchange = Exchange.of(counts_E, B * T * k)
-    rows = exchange.send(x_BTD.reshape(-1, D)[order // k])
+    with scope("routing"):
+        exchange = Exchange.of(counts_E, B * T * k)
+        rows = exchange.send(x_BTD.reshape(-1, D)[order // k])
     # Ids and weights are small, and in the order of all devices' tokens they sort to the order in
     # which rows arrive.
     weights, ids = (lax.all_gather(a, "expert", tiled=True) for a in (weights_BTk, ids_BTk))
     mine, arrived, sizes = _sorted(ids, first, count)
     weights = jnp.where(mine, weights.reshape(-1), 0.0)[arrived].astype(x_BTD.dtype)
-    out = exchange.take_back(_feed_forward(rows, weights, sizes, products, activation))
-    return jnp.zeros((B * T, D), x_BTD.dtype).at[order // k].add(out).reshape(B, T, D)
+    out = _feed_forward(rows, weights, sizes, products, activation)
+    with scope("routing"):
+        out = exchange.take_back(out)
+        return jnp.zeros((B * T, D), x_BTD.dtype).at[order // k].add(out).reshape(B, T, D)
 
 
+@scope("routing")
 def _sorted(
     ids_BTk: jax.Array, first: jax.Array | int, count: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

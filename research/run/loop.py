@@ -1,7 +1,7 @@
 """The training loop: steps over a feed, with evaluations, samples and checkpoints between them."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from research.run.opened import keep_compiled_programs
 from research.run.program import Program, make_program, take_step
 from research.run.saving import save
 from research.run.session import Session, prepare
+from research.run.settled import Predict, settle
 from research.run.start import open_data
 from research.run.step_trace import StepTrace
 from research.run.workdir import locked, refuse_lost_checkpoints
@@ -52,7 +53,7 @@ def train(
     allow_changed: bool = False,
     profile: range = range(0),
     live: bool | None = None,
-    remarks: Sequence[str] = (),
+    predict: Predict | None = None,
 ) -> Result:
     """Trains a new run in `workdir`, or resumes the run there.
 
@@ -60,7 +61,7 @@ def train(
     profile         the steps to trace with the profiler
     live            True shows a progress bar, False prints lines; None chooses the bar if standard
                     error is a terminal
-    remarks         lines for the log, after those of what is about to run
+    predict         what is expected of the run, and chosen where its config leaves that open
 
     ValueError, before the first step, for settings and data that do not fit.
 
@@ -70,6 +71,7 @@ def train(
     workdir = Path(workdir)
     refuse_lost_checkpoints(workdir)
     keep_compiled_programs()
+    experiment, remarks = settle(experiment, workdir, predict)
     # Data come before the program, because the objective needs the tokenizer.
     corpus = open_data(experiment, workdir / "tokenizer")
     program = _make_program(experiment, corpus)
@@ -98,7 +100,8 @@ def train(
 
 def _make_program(experiment: Experiment, corpus: Corpus) -> Program:
     """The program of a run, with the steps that its epochs are."""
-    program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
+    objective = make_objective(experiment.objective, corpus.tokenizer, experiment.model)
+    program = make_program(experiment, objective)
     if experiment.train.epochs:
         program = make_program(with_steps(program, corpus), program.objective)
     return program

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from research import tree
+from research.data.batch import check_documents
 from research.experiment.config import Experiment
 from research.models import spec
 from research.models.model import Model
@@ -212,8 +213,11 @@ def make_program(
 def take_step(
     program: Program, state: TrainState, feed: Feed
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """(state, metrics) after one step on the feed's next batch; the state is donated."""
-    batch = place_batch(next(feed)[1], program.mesh, program.rules, program.batch_size)
+    """(state, metrics) after one step on the feed's next batch; the state is donated. ValueError
+    for rows of more documents than `execution.documents`."""
+    rows = next(feed)[1]
+    check_documents(rows, program.experiment.execution.documents)
+    batch = place_batch(rows, program.mesh, program.rules, program.batch_size)
     return program.train_step(state, batch)
 
 

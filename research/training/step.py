@@ -9,6 +9,7 @@ import optax
 
 from research import tree
 from research.models.model import Model
+from research.scopes import scope
 from research.training.optimizer import global_norm
 from research.training.state import TrainState
 from research.weights.rules import drops
@@ -41,20 +42,22 @@ def train_step(
     gradients, total, count, totals = _gradients(state, batch, key, model, objective, accumulate)
     # A batch without a single counted token must not divide by zero; its gradients are zero.
     scale = 1.0 / jnp.maximum(count, 1.0)
-    gradients = jax.tree.map(
-        lambda g, w: (g * scale.astype(g.dtype)).astype(w.dtype), gradients, state.trainable
-    )
-    norm = global_norm(gradients)
-    # The norm is passed on, so that clipping does not compute it a second time.
-    updates, optimizer_state = optimizer.update(
-        gradients, state.optimizer, state.trainable, grad_norm=norm
-    )
+    with scope("optimizer"):
+        gradients = jax.tree.map(
+            lambda g, w: (g * scale.astype(g.dtype)).astype(w.dtype), gradients, state.trainable
+        )
+        norm = global_norm(gradients)
+        # The norm is passed on, so that clipping does not compute it a second time.
+        updates, optimizer_state = optimizer.update(
+            gradients, state.optimizer, state.trainable, grad_norm=norm
+        )
+        trainable = optax.apply_updates(state.trainable, updates)
     metrics = {"loss": total * scale, "grad_norm": norm}
     metrics |= {name: s / jnp.maximum(n, 1.0) for name, (s, n) in totals.items()}
     # Sharded as the old state, whose buffers it takes over (the caller donates them).
     new = TrainState(
         state.step + 1,
-        optax.apply_updates(state.trainable, updates),
+        trainable,
         state.held,
         optimizer_state,
         state.key,

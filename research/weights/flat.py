@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from research.scopes import scope
 from research.weights.formats import FORMATS, decode, unpack
 from research.weights.quantized import Quantized
 
@@ -51,6 +52,7 @@ class FlatQuantized(Quantized):
         first, last = (self.inputs, self.outputs) if self.after else (self.outputs, self.inputs)
         return (*self.codes.shape[:-2], *first, *last)
 
+    @scope("dequantize")
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         """The weight as an array."""
         stack, O, I = self.codes.shape[:-2], math.prod(self.outputs), math.prod(self.inputs)

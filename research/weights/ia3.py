@@ -17,6 +17,7 @@ from research.ops.einsum import einsum, take
 from research.ops.grouped import grouped
 from research.ops.kernels.equation import parse
 from research.parallel.placement import gather
+from research.scopes import scope
 from research.weights.matrices import Axes, split_axes
 from research.weights.wrapper import Wrapper, dense, gathered
 
@@ -139,6 +140,7 @@ def _ones(key, shape, dtype, sharding):
     return jnp.ones(shape, dtype, out_sharding=sharding)
 
 
+@scope("adapter")
 def _times(x: jax.Array, gain: jax.Array) -> jax.Array:
     """x * gain in float32, so that the gradient of the factors, a sum over all tokens, is a float32
     sum."""

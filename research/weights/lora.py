@@ -25,6 +25,7 @@ from research.ops.einsum import contract, einsum, take
 from research.ops.grouped import grouped
 from research.ops.kernels.equation import parse
 from research.parallel.placement import gather
+from research.scopes import scope
 from research.weights.grouped_factors import update_by_all
 from research.weights.wrapper import Wrapper, dense, gathered
 
@@ -75,8 +76,9 @@ class Lora(Wrapper):
         to_low, to_y = _low_rank_products(eqn)
         # Without the barrier the GPU compiler merges both products of `x` into one, for which it
         # copies the base and `a` into one matrix.
-        low = einsum(to_low, lax.optimization_barrier(self._dropped(x)), self.adapter.a)
-        update = einsum(to_y, low, self.adapter.b) * self._scale().astype(x.dtype)
+        with scope("adapter"):
+            low = einsum(to_low, lax.optimization_barrier(self._dropped(x)), self.adapter.a)
+            update = einsum(to_y, low, self.adapter.b) * self._scale().astype(x.dtype)
         y = einsum(eqn, x, self.base) + update
         if self.adapter.magnitude is None:
             return y
@@ -91,9 +93,10 @@ class Lora(Wrapper):
         rows_BTD = take(self.base, ids, jnp.float32)
         # Looked up, the table's one-hot input meets `b` first: its rows [V, R] are read and then
         # multiplied with `a`.
-        low_BTR = take(jnp.moveaxis(self.adapter.b, 0, -1), ids, jnp.float32)
-        a_DR = gather(self.adapter.a.astype(jnp.float32))
-        return rows_BTD + contract("BTR,DR->BTD", low_BTR, a_DR) * self._scale()
+        with scope("adapter"):
+            low_BTR = take(jnp.moveaxis(self.adapter.b, 0, -1), ids, jnp.float32)
+            a_DR = gather(self.adapter.a.astype(jnp.float32))
+            return rows_BTD + contract("BTR,DR->BTD", low_BTR, a_DR) * self._scale()
 
     def grouped(self, x: jax.Array, sizes: jax.Array, implementation: str = "auto") -> jax.Array:
         """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix, [M, O].
@@ -106,13 +109,16 @@ class Lora(Wrapper):
         a, b, scale = self.adapter.a, self.adapter.b, self._scale()
         if platform() == "gpu":
             y = grouped(x, self.base, sizes, implementation=implementation)
-            return y + update_by_all(self._dropped_rows(x), a, b, scale, sizes)
+            with scope("adapter"):
+                return y + update_by_all(self._dropped_rows(x), a, b, scale, sizes)
         # Experts' factors are stacks too, [E, I, R] and [E, R, O], and follow the same groups of
         # rows.
-        low = grouped(self._dropped_rows(x), a, sizes)
-        scale = jnp.repeat(scale, sizes, total_repeat_length=x.shape[0]).astype(x.dtype)
+        with scope("adapter"):
+            low = grouped(self._dropped_rows(x), a, sizes)
+            scale = jnp.repeat(scale, sizes, total_repeat_length=x.shape[0]).astype(x.dtype)
         y = grouped(x, self.base, sizes, implementation=implementation)
-        return y + grouped(low, b, sizes) * scale[:, None]
+        with scope("adapter"):
+            return y + grouped(low, b, sizes) * scale[:, None]
 
     def gathered(self) -> "Lora":
         """This leaf with the mesh axes that only store it gathered."""
@@ -135,6 +141,7 @@ class Lora(Wrapper):
         # A leaf of the trainable tree, so autodiff reaches it; its gradient is zero.
         return jax.lax.stop_gradient(self.adapter.scale)
 
+    @scope("dropout")
     def _dropped(self, x: jax.Array) -> jax.Array:
         rate = self.adapter.dropout
         if self.key is None or not rate:
@@ -146,6 +153,7 @@ class Lora(Wrapper):
         # Divided by the kept share, so that the expected input is that of evaluation.
         return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
+    @scope("dropout")
     def _dropped_rows(self, x: jax.Array) -> jax.Array:
         """`_dropped` for the rows of all experts at once, which takes one key and not one for each
         expert. Devices in a `shard_map` hold other rows, and draw other masks."""
@@ -164,6 +172,7 @@ class Lora(Wrapper):
             return w
         return w * jnp.expand_dims(self._gain(w), self._inner_axes())
 
+    @scope("adapter")
     def _update(self) -> jax.Array:
         """s a b in the weight's own axes, float32."""
         a, b = (x.astype(jnp.float32) for x in (self.adapter.a, self.adapter.b))
@@ -171,6 +180,7 @@ class Lora(Wrapper):
             return jnp.einsum("DR,RV->VD", a, b) * self.adapter.scale
         return jnp.tensordot(a, b, axes=1) * self.adapter.scale
 
+    @scope("adapter")
     def _gain(self, w: jax.Array) -> jax.Array:
         """DoRA's factor of each output: its magnitude over the norm of its column in the adapted
         weight `w`."""

@@ -19,6 +19,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from research.parallel.placement import gather, merge_axes, partition_spec, spec_entries
+from research.scopes import scope
 from research.weights import products
 from research.weights.formats import FORMATS, Format, decode, encode, pack, unpack
 from research.weights.grouping import cut_inputs
@@ -91,6 +92,7 @@ class Quantized(Leaf):
         first = self.codes.shape[at] * self.group // math.prod(self.inputs[1:])
         return (*self.codes.shape[:at], first, *self.inputs[1:], *self.codes.shape[at + 2 :])
 
+    @scope("dequantize")
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         """The weight as an array."""
         at, format = self.group_axis, FORMATS[self.format]
@@ -109,6 +111,7 @@ class Quantized(Leaf):
         backward pass, never a dense weight."""
         return products.product(eqn, partition_spec(x), x, self)
 
+    @scope("dequantize")
     def take(self, ids: jax.Array) -> jax.Array:
         """Rows of a table [V, D] at `ids`, float32 [..., D]; only these are made dense. ValueError
         for a weight that is not a table."""

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from research.fit import at_hand
-from research.fit.at_hand import free_bytes, outlook
+from research.fit.at_hand import free_bytes, predict
+from research.run.settled import Prediction
 from tests.configs import experiment
 
 GIB = 2**30
@@ -23,10 +24,11 @@ def card(free_gib: float) -> SimpleNamespace:
 
 
 # Free GiB, the recipe with its changes, and what the line says.
+KEEPS_ALL = {"execution.remat": "none"}
 CASES = {
-    "it fits": (22, TUNED, {}, "about 20.2 GiB of this machine, 22.0 GiB are free"),
-    "a layer's products kept": (12, TUNED, {}, "set --config.execution.remat=dots (about "),
-    "a layer's input kept": (7, TUNED, {}, "set --config.execution.remat=full (about "),
+    "it fits": (22, TUNED, KEEPS_ALL, "about 20.2 GiB of this machine, 22.0 GiB are free"),
+    "a layer's products kept": (12, TUNED, KEEPS_ALL, "set --config.execution.remat=dots (about "),
+    "a layer's input kept": (7, TUNED, KEEPS_ALL, "set --config.execution.remat=full (about "),
     "smaller batches": (
         6,
         TUNED,
@@ -42,24 +44,56 @@ CASES = {
 def test_what_does_not_fit_is_told_with_what_would(case, monkeypatch):
     free, arg, changes, words = CASES[case]
     monkeypatch.setattr(at_hand, "free_bytes", lambda device: free * GIB)
-    line, fits = outlook(experiment("finetune", arg, **changes), [CPU])
-    assert words in line and "\n" not in line
-    assert fits == (case == "it fits") == (not line.startswith("WARNING: "))
+    said = predict(experiment("finetune", arg, **changes), [CPU])
+    assert words in said.line and "\n" not in said.line
+    assert said.fits == (case == "it fits") == (not said.line.startswith("WARNING: "))
 
 
 def test_a_card_counts_what_others_hold_of_it():
-    recipe = experiment("finetune", TUNED)
-    line, fits = outlook(recipe, [card(free_gib=24)])
-    assert fits and line.endswith("GiB of each NVIDIA L4, 24.0 GiB are free")
-    line, fits = outlook(recipe, [card(free_gib=4)])
-    assert not fits and "4.0 GiB are free" in line and "--config.execution.remat=" in line
+    recipe = experiment("finetune", TUNED, **KEEPS_ALL)
+    said = predict(recipe, [card(free_gib=24)])
+    assert said.fits and said.line.endswith("GiB of each NVIDIA L4, 24.0 GiB are free")
+    said = predict(recipe, [card(free_gib=4)])
+    assert not said.fits and "4.0 GiB are free" in said.line
+    assert "--config.execution.remat=" in said.line
+
+
+# Free GiB of a card: what is chosen where the policies need 7.8, 4.8, 2.7 and 2.5 by estimate.
+CHOICES = {24: "none", 8.5: "dots", 7: "dots", 4: "full", 1: "offload"}
+
+
+@pytest.mark.parametrize("free", CHOICES)
+def test_the_lightest_policy_that_fits_is_chosen(free):
+    chosen = predict(experiment("finetune", TUNED), [card(free)]).experiment.execution
+    assert chosen.remat == CHOICES[free]
+    # What is set stays.
+    given = experiment("finetune", TUNED, **{"execution.remat": "full"})
+    assert predict(given, [card(free)]).experiment.execution.remat == "full"
+
+
+def test_the_head_takes_what_the_layers_leave_and_a_cpu_keeps_its_order_of_sums(monkeypatch):
+    def head_tokens(devices, **settings):
+        e = experiment("finetune", TUNED, **settings)
+        return predict(e, devices).experiment.execution.head_tokens
+
+    # 4,096 tokens of 49,152 words have 1.5 GiB of logits and gradients, 512 have 0.2.
+    assert (head_tokens([card(24)]), head_tokens([card(9)])) == (4096, 1024)
+    assert head_tokens([card(24)], **{"execution.head_tokens": 100}) == 100
+    monkeypatch.setattr(at_hand, "free_bytes", lambda device: 100 * GIB)
+    assert head_tokens([CPU]) == 512
+
+
+@pytest.mark.parametrize(("free", "remat"), [(100, "none"), (12, "dots"), (2, "none")])
+def test_a_cpu_keeps_everything_unless_something_else_fits(free, remat, monkeypatch):
+    monkeypatch.setattr(at_hand, "free_bytes", lambda device: free * GIB)
+    assert predict(experiment("finetune", TUNED), [CPU]).experiment.execution.remat == remat
 
 
 def test_devices_of_one_machine_share_its_memory(monkeypatch):
     monkeypatch.setattr(at_hand, "free_bytes", lambda device: 100 * GIB)
     recipe = experiment("finetune", TUNED, mesh="data:-1")
     # The batch is split, and every device has all parameters.
-    needs = [float(outlook(recipe, [CPU] * n)[0].split()[2]) for n in (1, 8)]
+    needs = [float(predict(recipe, [CPU] * n).line.split()[2]) for n in (1, 8)]
     assert needs[0] < needs[1] < 8 * needs[0]
 
 
@@ -67,12 +101,13 @@ def test_devices_of_one_machine_share_its_memory(monkeypatch):
 def test_a_device_that_does_not_tell_is_not_judged(device):
     device.device_kind, device.process_index = "a card", 0
     assert free_bytes(device) is None
-    assert outlook(experiment("quickstart"), [device]) == ("", True)
+    said = predict(experiment("quickstart"), [device])
+    assert (said.line, said.fits, said.experiment.execution.remat) == ("", True, "none")
 
 
 def test_what_the_run_itself_refuses_is_left_to_it():
     recipe = experiment("quickstart", mesh="data:-1", **{"data.batch_size": 12})
-    assert outlook(recipe, [CPU] * 8) == ("", True)
+    assert predict(recipe, [CPU] * 8) == Prediction(recipe)
 
 
 # Files of control groups below /sys/fs/cgroup, the lines of /proc/self/cgroup, and GiB that are

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from research.interop.huggingface.families.table import FAMILIES
-from research.ops.rope import RopeScaling
+from research.ops.rope_scaling import RopeScaling
 
 # Made by make_golden_defaults.py.
 DEFAULTS = json.loads((Path(__file__).parent / "goldens/class_defaults.json").read_text())

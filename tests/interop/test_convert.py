@@ -17,7 +17,6 @@ from research.interop.convert import convert, verify
 from research.interop.huggingface import folder as hf
 from research.interop.load import load, open_checkpoint
 from research.models.model import forward
-from research.ops.rope import RopeScaling
 from research.weights import rules
 from tests.families import FAMILIES, random_batch
 from tests.interop.memory import in_memory, random_params
@@ -248,8 +247,8 @@ def test_a_target_that_is_there_is_left_alone(llama, tmp_path):
         (lambda v: v | {"num_hidden_layers": 1}, "'model.layers.1.* no place for"),
         (lambda v: v | {"intermediate_size": 65}, r"shape \[64, 32\], the config wants \[65, 32\]"),
         (
-            lambda v: v | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-            "rope_type='yarn'; default, linear and llama3",
+            lambda v: v | {"rope_scaling": {"rope_type": "mrope", "factor": 4.0}},
+            "rope_type='mrope'; default, linear, llama3",
         ),
         (lambda v: v | {"hidden_act": "mish"}, "hidden_act='mish'"),
         (lambda v: {k: x for k, x in v.items() if k != "vocab_size"}, "no vocab_size"),
@@ -366,15 +365,6 @@ def test_qwens_windows_are_read_as_transformers_reads_them(change, window, tmp_p
             open_checkpoint(tmp_path / "model")
     else:
         assert open_checkpoint(tmp_path / "model").config.window == window
-
-
-def test_a_scaling_of_nobodys_model_comes_back_from_a_gguf_file(tmp_path):
-    c = replace(FAMILIES["llama3_405b"], rope_scaling=RopeScaling(5.0, 0.5, 7.0, 48), head_size=32)
-    with building(tmp_path / "model") as folder:
-        native.write_native(in_memory(c, random_params(c)), folder)
-    convert(tmp_path / "model", tmp_path / "gguf", "gguf")
-    with open_checkpoint(tmp_path / "gguf") as opened:
-        assert opened.config.rope_scaling == c.rope_scaling
 
 
 def test_experts_that_are_one_mlp_compute_what_it_computes():

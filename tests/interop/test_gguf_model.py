@@ -8,13 +8,13 @@ import pytest
 from research import tree
 from research.files import building
 from research.interop.convert import convert
-from research.interop.gguf import gemma, llama
+from research.interop.gguf import gemma, llama, rope_keys
 from research.interop.gguf.architecture import Metadata, write_shape
 from research.interop.gguf.write import write_gguf
 from research.interop.huggingface import folder as hf
 from research.interop.load import load, open_checkpoint
 from research.interop.storage.foreign import write_tensors
-from research.ops.rope import RopeScaling
+from research.ops.rope_scaling import RopeScaling
 from tests.families import FAMILIES
 from tests.interop.memory import in_memory, random_params
 
@@ -68,20 +68,27 @@ def test_neighbours_under_llama_are_halves_here():
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])
 def test_every_spelling_of_linear_scaling_is_read(keys, scaling, kind):
     values = write_shape(C, kind) | {f"{kind}.{key}": value for key, value in keys.items()}
-    read = gemma.read_config if kind == "gemma3" else llama.read_config
-    assert read(Metadata(values, dict.fromkeys("abcd"))).rope_scaling == scaling
+    assert rope_keys.read_keys(Metadata(values, {})) == scaling
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("attention.causal", False), ("rope.scaling.attn_factor", 1.5), ("rope.scaling.type", "yarn")],
+    [("attention.causal", False), ("rope.scaling.attn_factor", 1.5), ("rope.scaling.type", "su")],
 )
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2"])
 def test_what_our_layers_do_not_compute_is_refused_by_its_key(key, value, kind):
     values = write_shape(C, kind) | {f"{kind}.{key}": value}
     read = gemma.read_config if kind.startswith("gemma") else llama.read_config
+    metadata = Metadata(values, dict.fromkeys("abcd"))
     with pytest.raises(ValueError, match=f"{value}.*support"):
-        read(Metadata(values, dict.fromkeys("abcd")))
+        read(metadata), rope_keys.read_keys(metadata)
+
+
+def test_a_part_of_a_head_is_not_rotated_under_llama(tmp_path):
+    # llama.cpp keeps rotary pairs side by side there, and refuses such files.
+    values = write_shape(replace(C, rotary_size=4), "llama")
+    with pytest.raises(ValueError, match="llama rotates whole heads"):
+        llama.read_config(Metadata(values, dict.fromkeys("abcd")))
 
 
 @pytest.mark.parametrize(("window", "lines"), [(0, 0), (5, 1)])

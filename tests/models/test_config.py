@@ -1,6 +1,7 @@
 """What a model's configuration accepts, and that nothing it accepts is without effect."""
 
 import dataclasses
+import json
 import math
 from functools import cache
 
@@ -22,7 +23,7 @@ from research.models.config import (
 from research.models.model import Model
 from research.models.presets import PRESETS
 from research.models.spec import abstract, initialize
-from research.ops.rope import RopeScaling
+from research.ops.rope_scaling import RopeScaling
 from tests.families import FAMILIES, random_batch
 
 PARTS = (Body, Heads, Regularization, Initialization)
@@ -38,14 +39,35 @@ OTHER = {
     "head_size": [16],
     "d_ff": [48],
     "position": ["rope", "learned", "sinusoidal", "relative"],
+    "position_offset": [2],
+    "encoder_positions": [True, False],
     "rope_theta": [123.0],
-    "rope_scaling": [RopeScaling(2.0), RopeScaling(2.0, kind="linear")],
+    "rope_scaling": [
+        RopeScaling(2.0),
+        RopeScaling(2.0, kind="linear"),
+        RopeScaling(2.0, kind="dynamic", original_length=6),
+        RopeScaling(2.0, kind="yarn", original_length=64),
+        RopeScaling(2.0, kind="yarn", original_length=64, attention_factor=1.0),
+        RopeScaling(
+            kind="longrope", original_length=6, short_factors=[1.5] * 4, long_factors=[2.0] * 4
+        ),
+    ],
+    "rotary_size": [4],
+    "unrotated_every": [2],
+    "layer_kinds": [("local", "unrotated"), ("global", "local"), ("unrotated", "local", "local")],
     "window": [3],
     "global_every": [2],
     "local_rope_theta": [77.0],
     "norm": ["rms", "layer"],
+    "norm_bias": [False],
+    "embedding_norm": [True],
     "norm_after": [True, False],
+    "first_norm": [False],
     "branch_norm": [True, False],
+    "norm_before": [True, False],
+    "branch_scale": [0.3],
+    "parallel": [True],
+    "query_norm_over": ["head", "heads"],
     "norm_offset": [0.5],
     "norm_eps": [1e-3],
     "query_norm": [True, False],
@@ -63,6 +85,9 @@ OTHER = {
     "head_scale": [0.3],
     "logit_softcap": [4.0],
     "pooler": [True, False],
+    "pooling": ["mean"],
+    "pooler_layer": ["relu", "head"],
+    "transform_bias": [False],
     "mlm_head": [True, False],
     "head_bias": [True, False],
     "labels": [3],
@@ -71,8 +96,9 @@ OTHER = {
     "init": ["scaled", "plain", "xavier", "t5"],
     "init_std": [0.3],
 }
-# Without rows in a table it is the length that evaluation and serving take as the model's longest.
-ELSEWHERE = {"max_length"}
+# Without rows in a table `max_length` is what evaluation and serving take as the longest text, and
+# examples and decoding begin with `decoder_start`.
+ELSEWHERE = {"max_length", "decoder_start"}
 
 
 @cache
@@ -109,11 +135,15 @@ def test_every_field_has_another_value_here():
     assert names == set(OTHER) | ELSEWHERE
 
 
+OF_EACH_KIND = ["gpt2", "mixtral_8x7b", "mistral_7b", "gemma3_1b"]
+OF_EACH_KIND += ["bert_base", "t5_small", "bart_base"]
+
+
 @pytest.mark.parametrize("field", OTHER)
 def test_a_field_changes_the_program_or_is_refused(field):
     of = drawn if field in {f.name for f in dataclasses.fields(Initialization)} else program
     changed = 0
-    for name in ("gpt2", "mixtral_8x7b", "mistral_7b", "gemma3_1b", "bert_base", "t5_small"):
+    for name in OF_EACH_KIND:
         c = FAMILIES[name]
         for value in OTHER[field]:
             if value == getattr(c, field):
@@ -151,6 +181,27 @@ def test_a_field_changes_the_program_or_is_refused(field):
         ({"experts": 4, "experts_per_token": 5}, "experts_per_token=5 must be in 1..4"),
         ({"experts": 4, "gated": False}, "experts are gated"),
         ({"branch_norm": True, "norm_after": True}, "normalise a branch twice"),
+        ({"norm_before": False}, "leaves branches without a norm; set model.branch_norm"),
+        ({"parallel": True, "norm_after": True}, "adds all branches at once"),
+        ({"rotary_size": 64}, "rotary_size=64 must be below model.head_size=64; 0 rotates all"),
+        ({"rotary_size": 3}, "rotary_size=3 must be even"),
+        ({"unrotated_every": 1}, "leaves no layer rotary positions"),
+        ({"position": "learned", "unrotated_every": 2}, "unrotated_every=2 changes nothing"),
+        ({"position_offset": 2}, "position_offset=2 changes nothing.*position='learned'"),
+        ({"query_norm_over": "heads"}, "changes nothing in this model; set model.query_norm"),
+        ({"query_norm": True, "query_norm_over": "all"}, "choose one of head, heads"),
+        ({"layers": 2, "layer_kinds": ("local", "wide")}, "has 'wide'; there are local, global"),
+        ({"layers": 3, "layer_kinds": ("unrotated", "local")}, "names 2 layers.*layers=3"),
+        ({"layers": 2, "layer_kinds": ("local", "unrotated")}, "set model.unrotated_every=2"),
+        ({"layers": 2, "layer_kinds": ("global", "local")}, "without a window"),
+        (
+            {"layers": 2, "layer_kinds": ("unrotated", "local"), "unrotated_every": 2},
+            "unrotated_every=2 changes nothing in this model; set model.layer_kinds",
+        ),
+        (
+            {"rope_scaling": RopeScaling(kind="longrope", short_factors=[2], long_factors=[3])},
+            "short_factors has 1 numbers, and heads have 32 rotary pairs",
+        ),
     ],
 )
 def test_values_that_mean_nothing_are_refused(changes, message):
@@ -163,7 +214,11 @@ def test_values_that_mean_nothing_are_refused(changes, message):
     [
         ({"factor": 0.0}, "model.rope_scaling.factor=0.0 must be positive"),
         ({"low_factor": 4.0}, "must be below"),
-        ({"kind": "yarn"}, "model.rope_scaling.kind='yarn'; choose one of llama3, linear"),
+        ({"kind": "su"}, "model.rope_scaling.kind='su'; choose one of llama3, linear"),
+        ({"beta_slow": 32.0}, "beta_slow=32.0 must be below beta_fast=32.0"),
+        ({"attention_factor": -1.0}, "attention_factor=-1.0 must be at least 0"),
+        ({"kind": "longrope"}, "wants a number for each rotary pair; set"),
+        ({"kind": "longrope", "short_factors": [0.0]}, "short_factors=0.0 must be positive"),
     ],
 )
 def test_scalings_that_mean_nothing_are_refused(changes, message):
@@ -187,3 +242,10 @@ def test_a_config_comes_back_from_json_and_an_older_one_gets_defaults():
     older = {name: value for name, value in values.items() if name != "attention_softcap"}
     older["rope_scaling"] = {k: v for k, v in older["rope_scaling"].items() if k != "kind"}
     assert config_from_json(older) == c
+
+
+def test_lists_come_back_from_json_as_tuples():
+    scaling = RopeScaling(kind="longrope", short_factors=[1.5] * 32, long_factors=[2.0] * 32)
+    c = ModelConfig(layers=2, layer_kinds=("unrotated", "local"), rope_scaling=scaling)
+    assert config_from_json(json.loads(json.dumps(dataclasses.asdict(c)))) == c
+    assert hash(c) is not None

@@ -11,7 +11,7 @@ import pytest
 from research import tree
 from research.models import layers
 from research.models.config import Execution
-from research.models.context import layer_kind
+from research.models.kinds import layer_kind
 from research.models.model import Model, forward
 from research.models.spec import initialize
 from research.models.stack import layer_of

@@ -53,8 +53,11 @@ def test_masked_lm_changes_only_what_it_asks_for(drawn, whole_words):
     starts = np.zeros(VOCAB, bool)
     starts[::3] = True
     words = tuple(map(bool, starts)) if whole_words else None
-    example = MaskedLM(MASK, VOCAB, special_ids=(41, 42), word_starts=words).example(window, rng)
+    objective = MaskedLM(MASK, VOCAB, special_ids=(41, 42), word_starts=words)
+    example = objective.example(window, rng)
     chosen = example["weights"] == 1
+    bound = objective.bound(len(chosen))
+    assert chosen.sum() <= bound.tokens or not bound.hard
     np.testing.assert_array_equal(example["inputs"][~chosen], window["tokens"][~chosen])
     np.testing.assert_array_equal(example["targets"], window["tokens"])
     assert not np.any(chosen & (window["segments"] == 0)) and not np.any(

@@ -40,6 +40,7 @@ def chosen(
     window=0,
     packed=True,
     single=False,
+    documents=0,
     bias=False,
     softcap=0.0,
 ):
@@ -48,7 +49,8 @@ def chosen(
 
     def ask(q, k, tokens, memory):
         tokens_of = tokens, memory, tokens, memory
-        visibility = Visibility(*tokens_of, causal, window, packed, single=single)
+        promises = dict(packed=packed, single=single, documents=documents)
+        visibility = Visibility(*tokens_of, causal, window, **promises)
         answer.append(choose(implementation, q, k, visibility, q if bias else None, softcap))
 
     def shaped(shape, dtype, spec):
@@ -110,8 +112,10 @@ def test_what_a_kernel_cannot_serve_goes_to_the_reference_or_raises(name, mesh, 
 
 @pytest.fixture
 def tokamax(monkeypatch):
-    """As though the extra [kernels] were installed."""
+    """As though the extra [kernels] were installed, and the card were here, with its cuDNN."""
     monkeypatch.setattr(mosaic, "_missing", lambda: None)
+    monkeypatch.setattr(cudnn, "_absent", lambda: None)
+    monkeypatch.setattr(cudnn, "PACKED", (0, 0))
 
 
 def test_a_hopper_card_takes_what_was_measured_to_be_fastest(tokamax, capsys):
@@ -119,13 +123,34 @@ def test_a_hopper_card_takes_what_was_measured_to_be_fastest(tokamax, capsys):
     for case in (dict(), dict(window=64), dict(T=200, S=200), dict(H=256), dict(window=1000)):
         assert chosen(card, **case) is mosaic.attend, case
         assert chosen(card, **case, single=True) is cudnn.attend, case
+        # Few documents a row are those with which cuDNN was measured to win.
+        assert chosen(card, **case, documents=8) is cudnn.attend, case
+        assert chosen(card, **case, documents=9) is mosaic.attend, case
     for case in (dict(causal=False), dict(dtype="float32")):
         assert chosen(card, **case) is flash.attend, case
+    assert chosen(card, causal=False, documents=8) is flash.attend
     assert chosen(card, packed=False) is None
     assert chosen(card, softcap=50.0) is None
     tell_once.cache_clear()
     chosen(card)
     assert f"note: attention on {HOPPER}: mosaic\n" in capsys.readouterr().err
+
+
+def test_without_the_extra_cudnn_serves_any_known_number_of_documents(tokamax, monkeypatch):
+    monkeypatch.setattr(mosaic, "_missing", lambda: "tokamax is not installed")
+    assert chosen(at("gpu", kind=HOPPER), documents=100) is cudnn.attend
+
+
+def test_for_a_card_that_is_not_here_mosaic_stands_in_for_cudnn(tokamax, monkeypatch, capsys):
+    """cuDNN compiles only beside its card; `fit` counts the next one and says so."""
+    monkeypatch.undo()
+    monkeypatch.setattr(mosaic, "_missing", lambda: None)
+    tell_once.cache_clear()
+    assert chosen(at("gpu", kind=HOPPER), single=True) is mosaic.attend
+    assert (
+        f"mosaic (not cudnn: it compiles only on a machine with the card, and there is no "
+        f"{HOPPER} here)" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("kind", [AMPERE, BLACKWELL, "NVIDIA GeForce RTX 4090"])
@@ -148,7 +173,9 @@ NAMED = [
     ("mosaic", HOPPER, dict(dtype="float32"), "must be bfloat16 or float16"),
     ("mosaic", HOPPER, dict(H=320), "a head of 320"),
     ("mosaic", HOPPER, dict(causal=False), "causal attention within packed rows"),
-    ("cudnn", HOPPER, dict(), "rows may hold several documents"),
+    ("cudnn", HOPPER, dict(), "any number of documents; set config.execution.documents"),
+    ("cudnn", HOPPER, dict(documents=8, causal=False), "causal attention within packed rows alone"),
+    ("cudnn", AMPERE, dict(documents=8), "begin with Hopper"),
     ("cudnn", AMPERE, dict(single=True, H=256), "a multiple of 8 up to 128"),
     ("cudnn", HOPPER, dict(single=True, dtype="float32"), "must be bfloat16 or float16"),
 ]
@@ -160,13 +187,21 @@ def test_a_named_kernel_that_cannot_serve_raises(tokamax, name, kind, case, reas
         chosen(at("gpu", kind=kind), name, **case)
 
 
-def test_cudnns_packed_call_is_nowhere():
+def test_cudnns_packed_call_wants_a_jax_in_which_it_is_right(tokamax, monkeypatch):
+    monkeypatch.setattr(cudnn, "PACKED", (99, 0, 0))
+    with pytest.raises(NotImplementedError, match="packed rows want JAX 99.0.0 or newer and this"):
+        chosen(at("gpu", kind=HOPPER), "cudnn", documents=8)
+    assert chosen(at("gpu", kind=HOPPER), documents=8) is mosaic.attend
+
+
+def test_cudnns_packed_call_is_made_in_one_place():
     """With two rows or more it is silently wrong up to JAX 0.11.2: outputs off by half, gradients
-    NaN. It is reached through a private module of JAX alone, which nothing may import."""
+    NaN. `cudnn.attend` joins rows first (tests/ops/test_attention_on_gpu.py); nothing else may
+    import the private module of JAX that alone has it."""
     package = Path(flash.__file__).parent.parent.parent
-    for path in package.rglob("*.py"):
-        text = path.read_text()
-        assert "_src.cudnn" not in text and "fused_attention_stablehlo" not in text, path
+    users = [path for path in package.rglob("*.py") if "_src.cudnn" in path.read_text()]
+    assert users == [Path(cudnn.__file__)]
+    assert Path(cudnn.__file__).read_text().count("_private()") == 2  # its definition and one call
 
 
 def test_a_kernel_of_another_platform_raises():

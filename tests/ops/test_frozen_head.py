@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.ops import frozen_head
-from research.ops import loss as losses
+from research.ops import frozen_head, token_chunks
 from research.ops.frozen_head import frozen_head_loss
-from research.ops.loss import head_loss
+from research.ops.plain_head import head_loss
 from research.parallel.axes import RULES, constrain
 from research.parallel.mesh import make_mesh
 from research.weights.quantized import quantize_array
@@ -28,17 +27,16 @@ def arrays(words=384, width=64, rows=4, length=32):
 
 @pytest.mark.parametrize("format", ["nf4", "int8", "uint4"])
 @pytest.mark.parametrize(("smoothing", "z_loss"), [(0.0, 0.0), (0.1, 1e-2)])
-@pytest.mark.parametrize(("chunk", "block"), [(losses.CHUNK, 1 << 14), (50, 128)])
+@pytest.mark.parametrize(("chunk", "block"), [(0, 1 << 14), (50, 128)])
 def test_it_is_the_loss_of_the_dense_table(format, smoothing, z_loss, chunk, block, monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK", chunk)  # 50 fills the last chunk up; 128 are three blocks
+    # 50 tokens fill the last chunk up; 128 rows are three blocks.
     monkeypatch.setattr(frozen_head, "BLOCK", block)
     states, table, targets, weights = arrays()
     held = quantize_array(table, format, inputs=-1)
 
     def value_and_grad(head, table):
-        return jax.value_and_grad(lambda x: head(x, table, targets, weights, smoothing, z_loss)[0])(
-            states
-        )
+        terms = (smoothing, z_loss, 0.0, chunk)
+        return jax.value_and_grad(lambda x: head(x, table, targets, weights, *terms)[0])(states)
 
     got, gradient = value_and_grad(frozen_head_loss, held)
     want, wanted = value_and_grad(head_loss, held.dense())
@@ -91,12 +89,12 @@ def temporaries(loss, *shapes):
 
 def test_neither_table_nor_logits_nor_the_tables_gradient_exist_whole(monkeypatch):
     monkeypatch.setattr(frozen_head, "BLOCK", 1024)
-    words, width, tokens = 16384, 256, 4 * losses.CHUNK
+    words, width, tokens = 16384, 256, 4 * token_chunks.CHUNK
     states = jax.ShapeDtypeStruct((1, tokens, width), jnp.float32)
     dense = jax.ShapeDtypeStruct((words, width), jnp.float32)
     held = jax.eval_shape(lambda w: quantize_array(w, "nf4", inputs=-1), dense)
     targets, weights = jnp.zeros((1, tokens), jnp.int32), jnp.ones((1, tokens))
-    whole, chunk = 4 * words * width, 4 * losses.CHUNK * words
+    whole, chunk = 4 * words * width, 4 * token_chunks.CHUNK * words
     frozen = temporaries(
         lambda x, table: frozen_head_loss(x, table, targets, weights)[0], states, held
     )

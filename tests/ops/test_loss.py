@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.ops import loss as losses
-from research.ops.loss import cross_entropy, head_loss
+from research.ops import token_chunks
+from research.ops.loss import cross_entropy
+from research.ops.plain_head import head_loss
 from research.parallel.axes import RULES, constrain
 from research.parallel.mesh import make_mesh
 
@@ -44,18 +45,14 @@ def test_cross_entropy_is_its_definition(smoothing, z_loss):
     np.testing.assert_allclose(got_nll, nll, atol=2e-5)
 
 
-@pytest.mark.parametrize("chunk", [losses.CHUNK, 7, 1])
+# 7 divides nothing here: the largest divisor below it is taken; 0 is CHUNK.
+@pytest.mark.parametrize("chunk", [0, 7, 1, 2 * token_chunks.CHUNK])
 @pytest.mark.parametrize(("smoothing", "z_loss"), TERMS)
-def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits(
-    smoothing, z_loss, chunk, monkeypatch
-):
-    monkeypatch.setattr(
-        losses, "CHUNK", chunk
-    )  # 7 divides nothing here: the largest divisor below it is taken
+def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits(smoothing, z_loss, chunk):
     states, table, targets, weights = arrays()
 
     def chunked(states, table):
-        return 0.5 * head_loss(states, table, targets, weights, smoothing, z_loss)[0]
+        return 0.5 * head_loss(states, table, targets, weights, smoothing, z_loss, 0.0, chunk)[0]
 
     def whole(states, table):
         logits = jnp.einsum("BTD,VD->BTV", states, table)
@@ -116,7 +113,7 @@ def test_the_loss_of_split_tokens_and_a_split_vocabulary_is_the_same(mesh):
 
 
 def test_no_more_logits_exist_than_those_of_a_chunk():
-    words, tokens = 4096, 4 * losses.CHUNK
+    words, tokens = 4096, 4 * token_chunks.CHUNK
 
     def loss(states, table):
         zeros = jnp.zeros((1, tokens), jnp.int32)

@@ -17,7 +17,7 @@ from research.infer.sampling import SamplingConfig
 from research.interop.convert import convert
 from research.interop.huggingface import folder as hf
 from research.interop.load import load
-from research.ops.rope import RopeScaling
+from research.ops.rope_scaling import RopeScaling
 from tests.families import FAMILIES
 from tests.interop.memory import in_memory, random_params
 from tests.interop.test_real_models import loaded, optimised  # noqa: F401

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from research.models.config import Execution
 from research.objectives import tokens
 from research.ops.einsum import einsum
 from research.ops.grouped import grouped
@@ -64,20 +65,20 @@ def test_experts_drop_inputs_and_devices_draw_other_masks():
     different(np.asarray(split).reshape(2, 4, D))
 
 
-def test_pieces_of_a_head_have_masks_of_their_own(monkeypatch):
+def test_pieces_of_a_head_have_masks_of_their_own():
     w, adapter = revealing(table=True)
     params = attach({"head": {"table": w}}, {"head": {"table": adapter}}, jax.random.key(0))
 
     class Head:
+        execution = Execution(head_tokens=8)
+
         def logits(self, params, hidden_BTD):
             return einsum("BTD,VD->BTV", hidden_BTD, params["head"]["table"])
 
     # Two pieces of equal tokens: with one mask their losses would be equal too.
     piece = jax.random.normal(jax.random.key(1), (1, 8, D))
-    batch = {"targets": jnp.zeros((1, 8), jnp.int32), "weights": jnp.ones((1, 8))}
-    monkeypatch.setattr(tokens, "CHUNK", 8)
-    alone, _ = tokens._logits_loss(Head(), params, piece, batch, 0.0, 0.0)
-    twice = {name: jnp.concatenate([x, x], axis=1) for name, x in batch.items()}
-    both = jnp.concatenate([piece, piece], axis=1)
-    total, _ = tokens._logits_loss(Head(), params, both, twice, 0.0, 0.0)
+    once = piece, jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8))
+    alone, _ = tokens._logits_loss(Head(), params, once, 0.0, 0.0)
+    twice = tuple(jnp.concatenate([x, x], axis=1) for x in once)
+    total, _ = tokens._logits_loss(Head(), params, twice, 0.0, 0.0)
     assert abs(float(total) - 2 * float(alone)) > 0.1

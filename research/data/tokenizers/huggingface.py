@@ -11,10 +11,12 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from research.data.tokenizers.added import add_tokens
+from research.data.tokenizers.side_files import CONFIG, SideFiles, spelt
 from research.data.tokenizers.special import RESERVED, Roles, find_roles
 from research.data.tokenizers.tokenizer import Aligned, Tokenizer, begins_word
 
-FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+FILE = "tokenizer.json"
 _ROLES = ("bos", "eos", "pad", "mask")
 
 # A line break goes with the punctuation before it and the indentation after it, all but the space
@@ -30,9 +32,9 @@ _SPLIT = (
 )
 
 
-def load(content: bytes, config: Mapping[str, Any]) -> Tokenizer:
+def load(content: bytes, config: Mapping[str, Any], side: SideFiles | None = None) -> Tokenizer:
     """The tokenizer of a tokenizer.json. `config` is the content of its tokenizer_config.json, {}
-    without one.
+    without one. The tokens that the files beside it, `side`, add are added.
 
     The special tokens for begin, end, padding and mask are those that `config` names, else those
     with a usual name such as "</s>". Truncation, padding, dropout and the post-processor are
@@ -48,6 +50,8 @@ def load(content: bytes, config: Mapping[str, Any]) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"not a tokenizer.json of the `tokenizers` library ({error})") from None
+    if side is not None and add_tokens(backend, side, config, grow=False):
+        spec = json.loads(backend.to_str())
     roles = find_roles(_special(spec), named_roles(config))
     vocab = backend.get_vocab(with_added_tokens=True)
     return Tokenizer(
@@ -131,11 +135,12 @@ def _special(spec: dict[str, Any]) -> dict[str, int]:
 def named_roles(config: Mapping[str, Any]) -> dict[str, str | None]:
     """The special tokens that a tokenizer_config.json names, by role; null says that a role has
     none. A token is written as a string, or as an object with its "content"."""
-    named = {role: config[f"{role}_token"] for role in _ROLES if f"{role}_token" in config}
-    return {
-        role: token["content"] if isinstance(token, dict) else token
-        for role, token in named.items()
-    }
+    named = {role: spelt(config[f"{role}_token"]) for role in _ROLES if f"{role}_token" in config}
+    # BERT's texts begin in cls and end in sep, whatever these are called.
+    for role, other in (("bos", "cls_token"), ("eos", "sep_token")):
+        if role not in named and config.get(other):
+            named[role] = spelt(config[other])
+    return named
 
 
 def _config(roles: Roles, vocab: dict[str, int]) -> dict[str, Any]:

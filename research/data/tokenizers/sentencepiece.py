@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -12,10 +11,12 @@ import numpy as np
 import sentencepiece
 
 from research.data.tokenizers.huggingface import CONFIG, dump, named_roles
+from research.data.tokenizers.protobuf import fields
+from research.data.tokenizers.side_files import ADDED, SideFiles
 from research.data.tokenizers.special import RESERVED, find_roles
 from research.data.tokenizers.tokenizer import Aligned, Tokenizer, begins_word
 
-FILE, ADDED = "tokenizer.model", "added_tokens.json"
+FILE = "tokenizer.model"
 _SPACE = "▁"  # U+2581, how pieces spell a space
 _CHUNK_CHARACTERS = 2000  # of a sentence given to the trainer
 # Field numbers in sentencepiece_model.proto: of the model, the trainer options and the normaliser
@@ -47,12 +48,10 @@ _TRAINING = {
 }
 
 
-def load(
-    content: bytes, added: Mapping[str, int] | None = None, config: Mapping[str, Any] | None = None
-) -> Tokenizer:
-    """The tokenizer of a .model file, with the tokens `added` to it (string -> id) and the special
-    tokens that a tokenizer_config.json names; otherwise the control tokens with a usual name, such
-    as "</s>", are the special ones.
+def load(content: bytes, side: SideFiles | None = None) -> Tokenizer:
+    """The tokenizer of a .model file, with the tokens that the files beside it add and the special
+    tokens that they name; otherwise the control tokens with a usual name, such as "</s>", are the
+    special ones.
 
     The string of a control token or an added one in a text becomes that token, and the text on each
     side of it is encoded alone. ValueError if the content is no sentencepiece model, and for an
@@ -60,15 +59,16 @@ def load(
     """
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=content)
-        digest = _digest(content)
+        digest = model_digest(content)
         if not model.vocab_size():
             raise ValueError("it has no pieces")
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"not a sentencepiece model ({str(error).strip()})") from None
     pieces = model.id_to_piece(list(range(model.vocab_size())))
-    added = _beyond(added or {}, pieces)
+    side = side or SideFiles()
+    added = _beyond({token["content"]: n for n, token in side.added.items()}, pieces)
     control = {piece: n for n, piece in enumerate(pieces) if model.is_control(n)} | added
-    named, index = named_roles(config or {}), {piece: n for n, piece in enumerate(pieces)}
+    named, index = named_roles(side.config), {piece: n for n, piece in enumerate(pieces)}
     # A named token may be any piece; by the usual names only control tokens are special.
     roles = find_roles({t: index[t] for t in named.values() if t in index} | control, named)
     # Added ids may leave a gap behind the pieces; tables have rows for it all the same.
@@ -77,8 +77,9 @@ def load(
     # Without added tokens the fingerprint is that of runs from before there could be any.
     parts = (digest, sorted(roles.items()), *([sorted(added.items())] if added else []))
     files = {FILE: content} | ({ADDED: dump(added)} if added else {})
-    if config:  # without the template, which is saved in a file of its own
-        files[CONFIG] = dump({k: v for k, v in config.items() if k != "chat_template"})
+    if side.config:  # without the template, which is saved in a file of its own
+        files[CONFIG] = dump({k: v for k, v in side.config.items() if k != "chat_template"})
+    insertions = _Insertions(_inserted(model, control), side)
     return Tokenizer(
         kind="sentencepiece",
         vocab_size=size,
@@ -86,24 +87,12 @@ def load(
         word_starts=np.array(starts + [True] * (size - len(pieces))),
         fingerprint=hashlib.sha256(repr(parts).encode()).hexdigest(),
         files=files,
-        encode_texts=functools.partial(_encode_texts, model, _insertions(model, control)),
+        encode_texts=functools.partial(_encode_texts, model, insertions),
         decode_ids=functools.partial(
             _decode_ids, model, {n: piece for piece, n in control.items()}
         ),
-        align_texts=functools.partial(_align_texts, model, _insertions(model, control)),
+        align_texts=functools.partial(_align_texts, model, insertions),
     )
-
-
-def read_added(files: Mapping[str, bytes]) -> dict[str, int]:
-    """Tokens that were added to a sentencepiece model, string -> id, by its folder's files: those
-    of added_tokens.json and of `added_tokens_decoder` in tokenizer_config.json."""
-    # Two spellings of the same: older releases of transformers wrote a file, newer ones the
-    # decoder.
-    tokens = dict(json.loads(files[ADDED])) if ADDED in files else {}
-    config = json.loads(files[CONFIG]) if CONFIG in files else {}
-    for number, token in (config.get("added_tokens_decoder") or {}).items():
-        tokens[token["content"] if isinstance(token, dict) else token] = int(number)
-    return tokens
 
 
 def _beyond(added: Mapping[str, int], pieces: list[str]) -> dict[str, int]:
@@ -162,27 +151,51 @@ def _chunks(texts: Iterable[str]) -> Iterator[str]:
             start = end
 
 
-def _insertions(
+class _Insertions:
+    """Strings that sentencepiece would not encode as we want, `ids` of each, and how a text is
+    split at them."""
+
+    def __init__(self, ids: dict[str, list[int]], side: SideFiles):
+        self._ids = ids
+        flags = {token["content"]: token for token in side.added.values()}
+        patterns = [_pattern(text, flags.get(text, {})) for text in ids]
+        self._split = re.compile(f"({'|'.join(patterns)})").split if ids else lambda text: [text]
+
+    def split(self, text: str) -> list[str]:
+        """Text, insertion, text, ..., text: every second part is an insertion."""
+        return self._split(text)
+
+    def __getitem__(self, part: str) -> list[int]:
+        # A token that takes the blanks beside it was matched with them.
+        return self._ids[part if part in self._ids else part.strip()]
+
+
+def _pattern(text: str, flags: Mapping[str, Any]) -> str:
+    """The regular expression that finds a token by the flags of `tokenizers.AddedToken`."""
+    pattern = re.escape(text)
+    if flags.get("single_word"):
+        pattern = rf"(?<!\w){pattern}(?!\w)"
+    before, after = (r"\s*" if flags.get(side) else "" for side in ("lstrip", "rstrip"))
+    return before + pattern + after
+
+
+def _inserted(
     model: sentencepiece.SentencePieceProcessor, control: dict[str, int]
 ) -> dict[str, list[int]]:
-    """Strings that sentencepiece would not encode as we want, with the ids they get."""
     # The longest first: a token may begin with another.
-    insertions = {piece: [control[piece]] for piece in sorted(control, key=len, reverse=True)}
+    ids = {piece: [control[piece]] for piece in sorted(control, key=len, reverse=True)}
     # In models trained here a U+2581 of the text is spelt by its bytes: decoding would turn the
     # character itself into a space.
     if control.keys() >= set(RESERVED):
-        insertions[_SPACE] = [model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
-    return insertions
+        ids[_SPACE] = [model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+    return ids
 
 
 def _encode_texts(
-    model: sentencepiece.SentencePieceProcessor, insertions: dict[str, list[int]], texts: list[str]
+    model: sentencepiece.SentencePieceProcessor, insertions: _Insertions, texts: list[str]
 ) -> list[list[int]]:
-    if not insertions:
-        return model.encode(texts)
     # All stretches of all texts in one call, which the library spreads over the cores.
-    split = re.compile("(" + "|".join(map(re.escape, insertions)) + ")").split
-    parts = [split(text) for text in texts]  # text, insertion, text, ...
+    parts = [insertions.split(text) for text in texts]
     encoded = iter(model.encode([part for row in parts for part in row[::2]]))
     return [_joined(encoded, [insertions[part] for part in row[1::2]]) for row in parts]
 
@@ -195,18 +208,13 @@ def _joined(encoded: Iterator[list[int]], inserted: list[list[int]]) -> list[int
 
 
 def _align_texts(
-    model: sentencepiece.SentencePieceProcessor, insertions: dict[str, list[int]], texts: list[str]
+    model: sentencepiece.SentencePieceProcessor, insertions: _Insertions, texts: list[str]
 ) -> list[Aligned]:
-    split = (
-        re.compile("(" + "|".join(map(re.escape, insertions)) + ")").split
-        if insertions
-        else lambda text: [text]
-    )
-    return [_align(model, insertions, split(text)) for text in texts]
+    return [_align(model, insertions, insertions.split(text)) for text in texts]
 
 
 def _align(
-    model: sentencepiece.SentencePieceProcessor, insertions: dict[str, list[int]], parts: list[str]
+    model: sentencepiece.SentencePieceProcessor, insertions: _Insertions, parts: list[str]
 ) -> Aligned:
     ids, places, at = [], [], 0
     for index, part in enumerate(parts):
@@ -249,7 +257,7 @@ def _spelt(piece: str) -> str | bytes:
     return bytes.fromhex(byte[1]) if byte else piece.replace(_SPACE, " ")
 
 
-def _digest(content: bytes) -> str:
+def model_digest(content: bytes) -> str:
     """sha256 of the pieces, their scores and types, and the options that decide ids; not of how it
     was trained."""
     # Defaults first: a field that a file leaves out is the same as one that states its default.
@@ -263,35 +271,3 @@ def _digest(content: bytes) -> str:
             normalizer |= {key: option for key, option in fields(value) if key in normalizer}
     digest.update(repr((sorted(options.items()), sorted(normalizer.items()))).encode())
     return digest.hexdigest()
-
-
-def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) of each field of a protocol buffer message, in order: int for varints,
-    bytes for all else. ValueError for a wire type that is out of use, IndexError for a message
-    that ends early.
-
-    Read by hand because the protobuf package is a large dependency for a few fields. Format:
-    https://protobuf.dev/programming-guides/encoding.
-    """
-    at = 0
-    while at < len(message):
-        # A field begins with its number and, in the last three bits, how its value is stored:
-        # 0 varint, 1 eight bytes, 2 length and bytes, 5 four bytes.
-        key, at = _varint(message, at)
-        wire = key & 7
-        if wire == 0:
-            value, at = _varint(message, at)
-        elif wire in (1, 2, 5):
-            size, at = _varint(message, at) if wire == 2 else (8 if wire == 1 else 4, at)
-            value, at = message[at : at + size], at + size
-        else:
-            raise ValueError(f"wire type {wire} at byte {at}")
-        yield key >> 3, value
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    # Seven bits a byte, the lowest first; the top bit says that another byte follows.
-    value, shift = 0, 0
-    while message[at] & 0x80:
-        value, shift, at = value | (message[at] & 0x7F) << shift, shift + 7, at + 1
-    return value | message[at] << shift, at + 1

@@ -7,20 +7,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from research.data.tokenizers import byte, huggingface, ranks, sentencepiece
+from research.data.tokenizers import byte, huggingface, legacy, ranks, sentencepiece
+from research.data.tokenizers.side_files import read_side_files
 from research.data.tokenizers.special import RESERVED
-from research.data.tokenizers.tokenizer import (
-    CHAT_TEMPLATE,
-    RECORD,
-    Tokenizer,
-    refuse_surrogates,
-)
+from research.data.tokenizers.template_files import template_fields
+from research.data.tokenizers.tokenizer import RECORD, Tokenizer, refuse_surrogates
 from research.files import read_json
 
 _WANTED = (
     "bytes, gpt2, bpe:VOCAB, sentencepiece:VOCAB, a tokenizer.json, a sentencepiece .model, a "
     ".tiktoken ranks file, "
-    "or a folder with a tokenizer.json or tokenizer.model"
+    "or a folder with a tokenizer.json, tokenizer.model, vocab.json, vocab.txt or spiece.model"
 )
 _TRAINERS = {"bpe": huggingface.train, "sentencepiece": sentencepiece.train}
 # Bytes and special tokens; sentencepiece has <unk> too.
@@ -115,10 +112,12 @@ def _load_folder(folder: Path) -> Tokenizer:
         tokenizer = _load_json(folder / huggingface.FILE)
     elif (folder / sentencepiece.FILE).is_file():
         tokenizer = _load_model_folder(folder)
+    elif any((folder / name).is_file() for name in legacy.FILES):
+        tokenizer = legacy.load_legacy(folder)
     else:
         raise ValueError(
-            f"folder {folder} has no tokenizer; wanted {huggingface.FILE} or {sentencepiece.FILE} "
-            f"in it"
+            f"folder {folder} has no tokenizer; wanted {huggingface.FILE}, {sentencepiece.FILE} or "
+            f"one of {', '.join(legacy.FILES)} in it"
         )
     # Ids that changed since a run began would make nonsense of its weights without any error.
     if record and record.get("fingerprint") != tokenizer.fingerprint:
@@ -127,35 +126,15 @@ def _load_folder(folder: Path) -> Tokenizer:
             f"with "
             f"{str(record.get('fingerprint'))[:16]}; restore the folder from a copy"
         )
-    return replace(tokenizer, chat_template=_read_template(folder))
-
-
-def _read_template(folder: Path) -> str | None:
-    """The chat template beside a tokenizer: a file of its own, or an entry of the config, the
-    default of several."""
-    file, config = folder / CHAT_TEMPLATE, folder / huggingface.CONFIG
-    try:
-        if file.is_file():
-            return file.read_bytes().decode()
-        template = read_json(config).get("chat_template") if config.is_file() else None
-        # Several templates, such as one for tools, are a list of names and sources.
-        if isinstance(template, list):
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the chat template in {folder} cannot be read: {error}") from None
-    if template is not None and not isinstance(template, str):
-        raise ValueError(
-            f"the chat template in {config} is a {type(template).__name__}, wanted text"
-        )
-    return template
+    variables = record.get("template_variables") or {}
+    return replace(tokenizer, **template_fields(folder), template_variables=variables)
 
 
 def _load_json(path: Path) -> Tokenizer:
-    config = path.with_name(huggingface.CONFIG)
-    named = read_json(config) if config.is_file() else {}
+    side = read_side_files(path.parent)
     return replace(
-        _read(path, lambda content: huggingface.load(content, named)),
-        chat_template=_read_template(path.parent),
+        _read(path, lambda content: huggingface.load(content, side.config, side)),
+        **template_fields(path.parent),
     )
 
 
@@ -166,18 +145,8 @@ def _load_model(path: Path) -> Tokenizer:
 def _load_model_folder(folder: Path) -> Tokenizer:
     """A tokenizer.model with what lies beside it: tokens added to it, and a config that names the
     special ones. Most chat models made of LLaMA 2 and Mistral are such folders."""
-    names = (sentencepiece.ADDED, huggingface.CONFIG)
-    files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
-    config = read_json(folder / huggingface.CONFIG) if huggingface.CONFIG in files else {}
-    try:
-        added = sentencepiece.read_added(files)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"the added tokens in {folder} cannot be read ({error!r}); restore "
-            f"{' and '.join(files)} from the source"
-        ) from None
-    path = folder / sentencepiece.FILE
-    return _read(path, lambda content: sentencepiece.load(content, added, config))
+    side = read_side_files(folder)
+    return _read(folder / sentencepiece.FILE, lambda content: sentencepiece.load(content, side))
 
 
 def _load_ranks(path: Path) -> Tokenizer:

@@ -2,25 +2,31 @@
 
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from research.files import replacing, write_json, write_text
+from research.data.tokenizers.template_files import write_templates
+from research.files import replacing, write_json
 
 RECORD = "fingerprint.json"  # what a saved folder says about itself
-CHAT_TEMPLATE = "chat_template.jinja"
 
 # (ids of a text, the characters of each id as (start, stop) in the text).
 Aligned = tuple[list[int], list[tuple[int, int]]]
+
+
+class UnknownTokenizer(ValueError):
+    """The files are a tokenizer of a kind that there is no reader for; the weights beside it can be
+    read all the same."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
     """Text to token ids and back.
 
-    kind           "bytes", "huggingface" or "sentencepiece"
+    kind           "bytes", "huggingface", "sentencepiece" or "marian"
     vocab_size     V; all ids are below it
     bos_id, ...    ids of the special tokens, None for one that the vocabulary lacks
     sentinel_ids   ids of T5's sentinels, in order; () without
@@ -28,6 +34,9 @@ class Tokenizer:
     fingerprint    sha256; equal ones mean equal ids for every text and equal special tokens
     files          {name: content} of the files that `save` writes and loading reads
     chat_template  jinja source that turns messages into text, None without; not in the fingerprint
+    templates      further ones by name, such as "tool_use" for conversations with tools
+    template_variables  what templates see beside the messages, such as {"enable_thinking": False}
+    targets        the tokenizer of what an encoder-decoder writes, None if it is this one
 
     The remaining fields are the functions behind `encode`, `decode` and `align_batch`.
     """
@@ -46,6 +55,9 @@ class Tokenizer:
     decode_ids: Callable[[list[int]], str]
     align_texts: Callable[[list[str]], list[Aligned]]
     chat_template: str | None = None
+    templates: Mapping[str, str] = field(default_factory=dict)
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    targets: "Tokenizer | None" = None
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. No special tokens are added; where the text contains the string of a
@@ -98,13 +110,15 @@ class Tokenizer:
         for name, content in self.files.items():
             with replacing(folder / name) as file:
                 file.write(content)
-        if self.chat_template is not None:
-            write_text(folder / CHAT_TEMPLATE, self.chat_template)
-        # Last, so that a folder with a record is whole.
-        write_json(
-            folder / RECORD,
-            {"kind": self.kind, "vocab_size": self.vocab_size, "fingerprint": self.fingerprint},
-        )
+        write_templates(folder, self.chat_template, self.templates)
+        record = {
+            "kind": self.kind,
+            "vocab_size": self.vocab_size,
+            "fingerprint": self.fingerprint,
+        }
+        if self.template_variables:
+            record["template_variables"] = self.template_variables
+        write_json(folder / RECORD, record)  # last, so that a folder with a record is whole
 
 
 def begins_word(token: str | bytes) -> bool:

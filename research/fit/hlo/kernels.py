@@ -3,6 +3,7 @@
 import re
 
 from research.fit.hlo.module import Module
+from research.scopes import SCOPES
 
 # How programs call Pallas's kernels on TPU, those of its two backends for GPU, and cuDNN.
 _TARGETS = re.compile(
@@ -31,4 +32,4 @@ def _name(instruction: str, op_name: str, call: str) -> str:
     path = [part for part in op_name.split("/") if part != _BODY]
     words = re.findall(r"\w+", path[-2]) if len(path) > 1 else []
     # "vmap(jit(mha))" is the kernel mha under two transformations.
-    return words[-1] if words and words[-1] not in _ANONYMOUS else call
+    return words[-1] if words and words[-1] not in (*_ANONYMOUS, *SCOPES) else call

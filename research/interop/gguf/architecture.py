@@ -11,7 +11,6 @@ import numpy as np
 from research.interop.storage.layout import Rule
 from research.interop.storage.tensors import Tensor
 from research.models.config import ModelConfig
-from research.ops.rope import RopeScaling
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,15 @@ class Architecture:
     notes: Callable[[ModelConfig], list[str]] = lambda c: []
 
 
-# llama.cpp reads these of every architecture: whether a token sees no later ones (embedding models
-# see all), and a factor on rotated queries and keys.
-_ONLY = {"attention.causal": True, "rope.scaling.attn_factor": 1.0}
+# llama.cpp reads it of every architecture: whether a token sees no later ones (embedding models see
+# all).
+_ONLY = {"attention.causal": True}
 
 
 def read_shape(m: Metadata) -> dict[str, Any]:
-    """The fields of `ModelConfig` that every architecture has under the same keys, as keywords.
-    ValueError for heads whose queries, values and rotary part differ in size, and for settings of
-    llama.cpp that our layers do not compute."""
+    """The fields of `ModelConfig` that every architecture has under the same keys, as keywords; the
+    scaling of rotary positions is not among them (`rope_keys`). ValueError for heads whose queries
+    and values differ in size, and for settings of llama.cpp that our layers do not compute."""
     for key, only in _ONLY.items():
         value = m.values.get(f"{m.kind}.{key}", only)
         if value != only:
@@ -81,12 +80,9 @@ def read_shape(m: Metadata) -> dict[str, Any]:
     # Head sizes default to the width of a head that fills the model; a file may set them apart.
     heads, d_model = m.number("attention.head_count"), m.number("embedding_length")
     head_size = m.number("attention.key_length", d_model // max(1, heads))
-    others = (
-        m.number("attention.value_length", head_size),
-        m.number("rope.dimension_count", head_size),
-    )
-    if others != (head_size, head_size):
-        raise ValueError("keys, values and rotary dimensions of different sizes are not supported")
+    if m.number("attention.value_length", head_size) != head_size:
+        raise ValueError("keys and values of different sizes are not supported")
+    rotated = m.number("rope.dimension_count", head_size)
     # The rows of the table, not "KIND.vocab_size", which many files lack. Without a table the file
     # is refused later, by the tensor's name.
     table = m.tensors.get("token_embd.weight")
@@ -101,7 +97,7 @@ def read_shape(m: Metadata) -> dict[str, Any]:
         "d_ff": m.number("feed_forward_length"),
         "max_length": m.number("context_length"),
         "rope_theta": float(m.number("rope.freq_base", 10000.0)),
-        "rope_scaling": _read_linear(m),
+        "rotary_size": 0 if rotated == head_size else rotated,
         "norm_eps": shortest(m.number("attention.layer_norm_rms_epsilon")),
         # GGUF has no key for tied tables: llama.cpp takes the table where there is no head.
         "tied": "output.weight" not in m.tensors,
@@ -122,13 +118,10 @@ def write_shape(c: ModelConfig, kind: str) -> dict[str, Any]:
         f"{kind}.attention.key_length": c.head_size,
         f"{kind}.attention.value_length": c.head_size,
         f"{kind}.attention.layer_norm_rms_epsilon": float(c.norm_eps),
-        f"{kind}.rope.dimension_count": c.head_size,
+        f"{kind}.rope.dimension_count": c.rotary_size or c.head_size,
         f"{kind}.rope.freq_base": float(c.rope_theta),
         f"{kind}.vocab_size": c.vocab_size,
     }
-    if c.rope_scaling.kind == "linear" and c.rope_scaling.factor != 1.0:
-        values[f"{kind}.rope.scaling.type"] = "linear"
-        values[f"{kind}.rope.scaling.factor"] = float(c.rope_scaling.factor)
     return values
 
 
@@ -139,21 +132,3 @@ def shortest(value: float) -> float:
     every epsilon.
     """
     return float(str(np.float32(value)))
-
-
-def _read_linear(m: Metadata) -> RopeScaling:
-    """Linear scaling of the rotary positions. Llama 3's scaling is stored as a tensor instead, see
-    `rope_factors`. ValueError for any other kind.
-
-    As llama.cpp reads them: without a type a factor is linear, "rope.scale_linear" is an older name
-    of the factor, and 0 or the type "none" is no scaling.
-    """
-    kind = m.values.get(f"{m.kind}.rope.scaling.type") or "linear"
-    factor = m.number("rope.scaling.factor", m.number("rope.scale_linear", 0.0))
-    if kind == "none" or (kind == "linear" and not factor):
-        return RopeScaling()
-    if kind != "linear":
-        raise ValueError(f"rotary scaling {kind!r} is not supported, only linear and Llama 3's")
-    if factor == 1:
-        return RopeScaling()
-    return RopeScaling(factor=shortest(factor), kind="linear")

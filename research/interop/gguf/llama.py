@@ -14,9 +14,11 @@ from research.models.config import ModelConfig
 
 def read_config(m: Metadata) -> ModelConfig:
     """The model that a file's metadata describes."""
-    experts = m.number("expert_count", 0)
+    experts, shape = m.number("expert_count", 0), read_shape(m)
+    if m.kind == "llama" and shape["rotary_size"]:
+        raise ValueError("the architecture llama rotates whole heads, and the file says a part")
     return ModelConfig(
-        **read_shape(m),
+        **shape,
         window=m.number("attention.sliding_window", 0),
         query_norm=m.kind == "qwen3",
         attention_bias=_read_bias(m),
@@ -49,6 +51,8 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
     kind = name_of(c)
     if kind != "llama" and (c.experts or c.window):
         raise ValueError(f"GGUF's {kind} architecture has no experts and no window; use --to=hf")
+    if kind == "llama" and c.rotary_size:
+        raise ValueError("GGUF's llama architecture rotates whole heads; use --to=hf")
     values = write_shape(c, kind)
     if c.window:
         values[f"{kind}.attention.sliding_window"] = c.window

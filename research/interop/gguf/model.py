@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from research.interop.gguf import ends, gemma, llama, rope_factors
+from research.interop.gguf import ends, gemma, llama, rope_factors, rope_keys
 from research.interop.gguf.architecture import Architecture, Metadata
 from research.interop.gguf.file import Gguf, open_gguf
 from research.interop.gguf.tokenizer import tokenizer_files
@@ -28,7 +28,12 @@ ARCHITECTURES = {"gemma": gemma.ARCHITECTURE, "llama": llama.ARCHITECTURE}
 # other ones than those of the tensors' types.
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
 _NAMES = Names(
-    unused=((r"rope_freqs\.weight", "computed from the scaling of the rotary positions"),)
+    unused=(
+        (
+            r"(rope_freqs|rope_factors_(short|long))\.weight",
+            "computed from the scaling of the rotary positions",
+        ),
+    )
 )
 
 _BLOCK = 32  # elements of a block of the quantized types
@@ -76,9 +81,9 @@ def read_config(gguf: Gguf) -> tuple[ModelConfig, Architecture]:
     if metadata.kind not in known:
         raise ValueError(f"general.architecture is {metadata.kind!r}; there are {', '.join(known)}")
     config = known[metadata.kind].read_config(metadata)
-    # Factors of single pairs, where a file has them, go before a linear scaling.
-    scaling = rope_factors.read_scaling(gguf, config.head_size, config.rope_theta)
-    return replace(config, rope_scaling=scaling or config.rope_scaling), known[metadata.kind]
+    # Factors of single pairs, where a file has them, go before a scaling of all.
+    scaling = rope_factors.read_scaling(gguf, config) or rope_keys.read_keys(metadata)
+    return replace(config, rope_scaling=scaling), known[metadata.kind]
 
 
 def architecture_of(c: ModelConfig) -> Architecture:
@@ -101,6 +106,7 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> list[str]
     c = checkpoint.config
     architecture = architecture_of(c)
     metadata = architecture.write_config(c)
+    metadata |= rope_keys.write_keys(c, metadata["general.architecture"])
     rules = architecture.rules(c, metadata["general.architecture"])
     tensors = write_tensors(c, rules, checkpoint.parameters)
     # Read back at once: a field that the metadata cannot hold is refused before the tensors are
@@ -113,7 +119,7 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> list[str]
     if any(name in checkpoint.files for name in TOKENIZERS):
         contents = {
             n: f if isinstance(f, bytes) else f.read_bytes() for n, f in checkpoint.files.items()
-        }
+        } | checkpoint.portable_tokenizer()
         metadata |= tokenizer_metadata(contents, vocab_size=c.vocab_size)
     special, notes = ends.write_special(checkpoint)
     metadata |= special | generation.write_metadata(checkpoint.sampling)
@@ -121,21 +127,19 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> list[str]
         (name, tensor.shape, _type(name, tensor.shape, kind), make)
         for name, (tensor, make) in tensors.items()
     ]
-    # llama.cpp takes Llama 3's scaling as factors; the numbers behind them are ours to keep.
-    scaling = c.rope_scaling
-    if scaling.kind == "llama3" and scaling.factor != 1.0:
-        metadata[rope_factors.SCALING] = rope_factors.record(scaling)
-        factors = rope_factors.factors(c.head_size, c.rope_theta, scaling)
-        entries.append((rope_factors.FREQUENCIES, factors.shape, "F32", lambda: factors))
+    # llama.cpp takes some scalings as factors; the numbers behind Llama 3's are ours to keep.
+    factors = rope_factors.tensors(c)
+    if rope_factors.FREQUENCIES in factors:
+        metadata[rope_factors.SCALING] = rope_factors.record(c.rope_scaling)
+    entries += [(n, array.shape, "F32", lambda array=array: array) for n, array in factors.items()]
     write_gguf(file, metadata, entries)
-    return [*architecture.notes(c), *notes]
+    return [*architecture.notes(c), *rope_keys.notes(c), *notes]
 
 
 def _check_same(c: ModelConfig, again: ModelConfig, kind: str) -> None:
-    """Refuses, with a ValueError that lists them, fields that the metadata does not give back.
-    Llama 3's scaling of the positions is excepted, for it is stored as a tensor."""
+    """Refuses, with a ValueError that lists them, fields that the metadata does not give back. The
+    scaling of the positions is excepted, for it is written and refused on its own."""
     names = [f.name for f in fields(Shape) if f.name != "rope_scaling"]
-    names += ["rope_scaling"] if c.rope_scaling.kind == "linear" else []
     differing = [f"{n}={getattr(c, n)!r}" for n in names if getattr(c, n) != getattr(again, n)]
     if differing:
         raise ValueError(f"GGUF's {kind} architecture has no {', '.join(differing)}; use --to=hf")

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from research.data.tokenizers.side_files import CONFIG
 from research.interop.gguf import pretokenizers as gguf_pre
 from research.interop.gguf.scores import NORMAL, merges_from_scores
 from research.interop.gguf.vocabulary import (
-    CONFIG,
     CONTROL,
     FILE,
     ROLES,

@@ -11,12 +11,11 @@ from research.data.tokenizers.special import find_roles
 from research.interop.gguf.scores import NORMAL
 from research.interop.gguf.vocabulary import (
     BYTE,
-    CONFIG,
     ROLES,
     TEMPLATE,
     UNUSED,
     Vocabulary,
-    parse_object,
+    read_side,
     read_vocabulary,
 )
 
@@ -30,7 +29,7 @@ def tokenizer_metadata(files: Mapping[str, bytes], vocab_size: int = 0) -> dict[
     rows without a token become unused tokens. ValueError, one line, for a tokenizer that llama.cpp
     would not encode alike, and for more tokens than rows.
     """
-    config = parse_object(files, CONFIG) if CONFIG in files else {}
+    config = read_side(files).config
     spec, vocabulary = read_vocabulary(files)
     count = len(vocabulary.tokens)
     # llama.cpp wants as many tokens as the table has rows, which models pad to a round number.

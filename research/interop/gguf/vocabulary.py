@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from research.data.tokenizers import sentencepiece
+from research.data.tokenizers import protobuf, sentencepiece
+from research.data.tokenizers.side_files import ADDED, CONFIG, SPECIAL_MAP, SideFiles, resolve
 from research.interop.gguf import pretokenizers as gguf_pre
 from research.interop.gguf.scores import NORMAL, scores_from_merges
 
 # Types of tokens as ggml's docs/gguf.md numbers them; 1 is NORMAL, in `scores`.
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6
-FILE, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+FILE, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 SPACE = "▁"  # U+2581, how sentencepiece's pieces spell a space
 # Roles by Hugging Face's names, with GGUF's; "seperator" is how GGUF spells it.
 ROLES = {
@@ -57,7 +58,7 @@ def read_vocabulary(files: Mapping[str, bytes]) -> tuple[dict[str, Any], Vocabul
             ) from None
         return spec, _from_json(spec)
     if sentencepiece.FILE in files:
-        return {}, _with_added(_from_model(files[sentencepiece.FILE]), files)
+        return {}, _with_added(_from_model(files[sentencepiece.FILE]), read_side(files))
     raise ValueError(
         f"there is no {FILE} or {sentencepiece.FILE} among {sorted(files)}; a GGUF file needs one"
     )
@@ -168,13 +169,13 @@ def _from_model(content: bytes) -> Vocabulary:
     sentencepiece.load(content)  # refuses a damaged file with a line of its own
     pieces, trainer, normalizer = [], {}, {}
     # Repeated messages of one number add up, as protobuf merges them.
-    for number, value in sentencepiece.fields(content):
+    for number, value in protobuf.fields(content):
         if number == 1:
-            pieces.append(dict(sentencepiece.fields(value)))
+            pieces.append(dict(protobuf.fields(value)))
         elif number == 2:
-            trainer |= dict(sentencepiece.fields(value))
+            trainer |= dict(protobuf.fields(value))
         elif number == 3:
-            normalizer |= dict(sentencepiece.fields(value))
+            normalizer |= dict(protobuf.fields(value))
     # Field numbers and defaults of sentencepiece_model.proto: ModelProto has pieces = 1,
     # trainer_spec = 2 and normalizer_spec = 3. llama.cpp assumes the settings wanted below.
     settings = {
@@ -204,23 +205,25 @@ def _from_model(content: bytes) -> Vocabulary:
     return Vocabulary(_with_spaces(tokens, types), types, tokens[types.index(UNKNOWN)], extra)
 
 
-def _with_added(vocabulary: Vocabulary, files: Mapping[str, bytes]) -> Vocabulary:
+def read_side(files: Mapping[str, bytes]) -> SideFiles:
+    """The files beside a vocabulary, resolved as transformers does."""
+    values = [
+        parse_object(files, name) if name in files else {} for name in (CONFIG, SPECIAL_MAP, ADDED)
+    ]
+    return resolve(*values)
+
+
+def _with_added(vocabulary: Vocabulary, side: SideFiles) -> Vocabulary:
     """The vocabulary of a tokenizer.model with the tokens that files beside it add."""
-    added = sentencepiece.read_added(files)
     count = len(vocabulary.tokens)
-    by_id = {number: token for token, number in added.items() if number >= count}
-    if not by_id:
+    added = {n: token for n, token in side.added.items() if n >= count}
+    if not added:
         return vocabulary
-    known = parse_object(files, CONFIG).get("added_tokens_decoder") if CONFIG in files else None
-    plain = {
-        int(number)
-        for number, token in (known or {}).items()
-        if isinstance(token, dict) and token.get("special") is False
-    }
-    ids = range(count, max(by_id) + 1)
-    tokens = [by_id.get(n, f"[PAD{n}]") for n in ids]
-    named = [USER_DEFINED if n in plain else CONTROL for n in ids]
-    kinds = [kind if n in by_id else UNUSED for n, kind in zip(ids, named)]
+    ids = range(count, max(added) + 1)
+    tokens = [added[n]["content"] if n in added else f"[PAD{n}]" for n in ids]
+    kinds = [UNUSED] * len(ids)
+    for n, token in added.items():
+        kinds[n - count] = CONTROL if token["special"] else USER_DEFINED
     # Found before anything is merged, so the score has no say; llama.cpp's script writes -1000 too.
     scores = np.pad(vocabulary.extra["scores"], (0, len(ids)), constant_values=-1000.0)
     extra = {**vocabulary.extra, "scores": scores}

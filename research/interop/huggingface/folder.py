@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from research.data.tokenizers.legacy import FILES as LEGACY
+from research.data.tokenizers.template_files import FOLDER
 from research.data.tokenizers.tokenizer import RECORD as TOKENIZER_RECORD
 from research.files import read_json, write_json
 from research.interop.bitsandbytes.matrices import open_quantized
@@ -35,9 +37,11 @@ COMPANIONS = (
     "vocab.txt",
     "tokenizer.model",
     "spiece.model",
+    "sentencepiece.bpe.model",
     "source.spm",
     "target.spm",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     TOKENIZER_RECORD,
     "modules.json",
@@ -48,6 +52,7 @@ COMPANIONS = (
 TOKENIZERS = (
     "tokenizer.json",
     "tokenizer.model",
+    *LEGACY,
     TOKENIZER_RECORD,
 )
 # Numbers in a config.json of things of which each has at least one tensor.
@@ -62,7 +67,13 @@ _COUNTS = (
 )
 # Ids that config.json and generation_config.json may both have; the latter's are believed, as
 # transformers' generate does.
-SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+SPECIAL = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+)
 
 
 def open_folder(folder: Path) -> Checkpoint:
@@ -144,8 +155,9 @@ def write_folder(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_
 
 
 def companions(folder: Path) -> dict[str, Path]:
-    """The files of `COMPANIONS` that a folder has, by their names."""
-    return {name: folder / name for name in COMPANIONS if (folder / name).is_file()}
+    """The files of `COMPANIONS` that a folder has, and its named templates, by their names."""
+    templates = [f"{FOLDER}/{file.name}" for file in sorted((folder / FOLDER).glob("*.jinja"))]
+    return {name: folder / name for name in (*COMPANIONS, *templates) if (folder / name).is_file()}
 
 
 def tokenizer_folder(folder: Path) -> Path | None:

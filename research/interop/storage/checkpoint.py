@@ -2,6 +2,7 @@
 and companion files such as the tokenizer's."""
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import tokenizers
 
 from research import tree
 from research.data.tokenizers import Tokenizer, load_tokenizer
+from research.data.tokenizers.tokenizer import UnknownTokenizer
 from research.infer.sentences import SentenceSettings
 from research.interop.storage import generation
 from research.interop.storage.shards import Shards
@@ -95,9 +97,14 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The checkpoint's tokenizer, None if it has none."""
+        """The checkpoint's tokenizer, None if it has none, and, with a warning, if there is no
+        reader for it."""
         if self.tokenizer_folder is not None:
-            return load_tokenizer(self.tokenizer_folder)
+            try:
+                return load_tokenizer(self.tokenizer_folder)
+            except UnknownTokenizer as error:
+                logging.warning("%s; the weights are read without it", error)
+                return None
         contents = {
             name: content for name, content in self.files.items() if isinstance(content, bytes)
         }
@@ -112,16 +119,31 @@ class Checkpoint:
     @cached_property
     def begins_texts(self) -> bool:
         """True if a text follows a begin-of-text token: as tokenizer_config.json says, else as
-        tokenizer.json does it. True without either, which is how our own runs train."""
+        tokenizer.json does it, and never for Marian's translators. True without any of these,
+        which is how our own runs train."""
+        if self.tokenizer is not None and self.tokenizer.kind == "marian":
+            return False
         # Two files may say it; the explicit setting goes before the post-processor.
         says = self._settings("tokenizer_config.json").get("add_bos_token")
-        whole = self._content("tokenizer.json")
+        whole = self._content("tokenizer.json") or self._converted_tokenizer()
         if isinstance(says, bool) or whole is None or self.format == "run":
             return says is not False
         # The post-processor of tokenizer.json may add the token; encoding a letter shows whether it
         # does.
         ids = tokenizers.Tokenizer.from_str(whole).encode("a", add_special_tokens=True).ids
         return ids[:1] == [self.tokenizer.bos_id]
+
+    def _converted_tokenizer(self) -> str | None:
+        """The tokenizer.json that the files of an older kind were made into; None without one."""
+        content = self.tokenizer.files.get("tokenizer.json") if self.tokenizer else None
+        return None if content is None else content.decode()
+
+    def portable_tokenizer(self) -> dict[str, bytes]:
+        """The contents of a tokenizer.json and its settings where the checkpoint has a tokenizer of
+        an older kind, whose files say nothing without its config.json; {} otherwise."""
+        if any(name in self.files for name in ("tokenizer.json", "tokenizer.model")):
+            return {}
+        return dict(self.tokenizer.files) if self.tokenizer else {}
 
     @cached_property
     def sentence_settings(self) -> SentenceSettings:

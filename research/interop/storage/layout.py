@@ -61,7 +61,7 @@ def letter_sizes(c: ModelConfig) -> dict[str, int]:
         "H": c.head_size,
         "F": c.d_ff,
         "E": c.experts,
-        "P": c.max_length,
+        "P": c.position_offset + c.max_length,
         "Y": c.token_types,
         "U": BUCKETS,
         "C": c.labels,

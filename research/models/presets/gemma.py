@@ -2,7 +2,7 @@
 
 from research.models.config import ModelConfig
 from research.models.presets.llama import llama
-from research.ops.rope import RopeScaling
+from research.ops.rope_scaling import RopeScaling
 
 
 def _gemma2(

@@ -1,7 +1,7 @@
 """LLaMA and the models of its layers alone: SmolLM2, Mistral, Mixtral."""
 
 from research.models.config import ModelConfig
-from research.ops.rope import RopeScaling
+from research.ops.rope_scaling import RopeScaling
 
 
 def llama(

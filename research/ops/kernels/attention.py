@@ -10,15 +10,17 @@ from research.ops.kernels import cudnn, flash, mosaic, splash
 from research.ops.kernels.notes import tell_once, warn_once
 
 KERNELS = {"mosaic": mosaic, "cudnn": cudnn, "flash": flash, "splash": splash}
-# What "auto" tries in order: platform, major compute capability or None for any, names. A card has
-# the kernels that were measured on its kind, fastest first, and then `flash`, which Triton compiles
-# for every card. On Blackwell mosaic and cuDNN were not timed, and can be taken by name.
-ORDER: list[tuple[str, int | None, tuple[str, ...]]] = [
-    ("tpu", None, ("splash",)),
-    ("gpu", 9, ("cudnn", "mosaic", "flash")),
-    ("gpu", None, ("flash",)),
+# What "auto" tries in order: platform, major compute capability, which visibility (None for any),
+# names. A card has the kernels that were measured on its kind, fastest first, and then `flash`,
+# which Triton compiles for every card. On Blackwell mosaic and cuDNN were not timed, and can be
+# taken by name.
+ORDER: list[tuple[str, int | None, Callable | None, tuple[str, ...]]] = [
+    ("tpu", None, None, ("splash",)),
+    ("gpu", 9, cudnn.has_few, ("cudnn", "mosaic", "flash")),
+    ("gpu", 9, None, ("mosaic", "cudnn", "flash")),
+    ("gpu", None, None, ("flash",)),
 ]
-# What a later choice costs where an earlier one is refused, on an H100 (see `mosaic`).
+# What a later choice costs where an earlier one is refused, on an H100 (see `mosaic`, `cudnn`).
 COSTS = {"flash": "; it takes about three times as long as mosaic"}
 
 
@@ -53,13 +55,11 @@ def _first(case: tuple, telling: bool) -> Callable | None:
     """The first kernel in order that serves the case; with `telling`, the choice is told. (Decoding
     over a cache has no kernel anywhere, and nothing to tell.)"""
     at, refusals = platform(), []
-    for name in _names(at):
+    for name in _names(at, visibility=case[2]):
         reason = _refusal(KERNELS[name], *case)
         if reason is None:
             if at == "gpu" and telling:
-                told = (
-                    f" ({'; '.join(refusals)}){COSTS[name]}" if refusals and name in COSTS else ""
-                )
+                told = f" ({'; '.join(refusals)}){COSTS.get(name, '')}" if refusals else ""
                 tell_once(f"attention on {card_kind() or at}: {name}{told}")
             return KERNELS[name].attend
         refusals.append(f"not {name}: {reason}")
@@ -71,11 +71,12 @@ def _first(case: tuple, telling: bool) -> Callable | None:
     return None
 
 
-def _names(at: str) -> tuple[str, ...]:
-    """The row of `ORDER` for the mesh's devices."""
+def _names(at: str, visibility) -> tuple[str, ...]:
+    """The row of `ORDER` for the mesh's devices and a visibility."""
     capability = card_capability() if at == "gpu" else None
-    for where, major, names in ORDER:
-        if where == at and (major is None or (capability and major == capability[0])):
+    for where, major, serves, names in ORDER:
+        on_card = major is None or (capability is not None and major == capability[0])
+        if where == at and on_card and (serves is None or serves(visibility)):
             return names
     return ()
 

@@ -19,10 +19,11 @@ from research.interop.huggingface.families.fields import (
     number,
     refuse,
 )
+from research.interop.huggingface.families.rope import read_rope, write_scaling
 from research.interop.storage.family import Family
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
-from research.ops.rope import RopeScaling
+from research.ops.rope_scaling import RopeScaling
 
 # Every so many layers one is global, in a config.json that does not say. These are the defaults of
 # transformers' classes.
@@ -136,20 +137,22 @@ def _read_rope(
     """(base, scaling, local base) of the rotary positions; the local base is 0 where local layers
     rotate as the global ones do. ValueError where the positions of local layers are scaled."""
     if values["model_type"] != "gemma3_text":
-        return *llama.read_rope(values), 0.0
+        return *read_rope(values), 0.0
     # Local layers rotate by a base of their own (10,000), global ones by 1,000,000, which only
     # they may scale.
     kinds, scaling = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
     # Version 5 has parameters for each type of layer, version 4 two bases beside each other; where
     # a file has both, the scaling of version 4 is added to the global layers' parameters.
     thetas = {"rope_theta": 1e6, "rope_local_base_freq": 1e4} | dict(values)
-    wide = llama.read_rope(
+    length = {"max_position_embeddings": values["max_position_embeddings"]}
+    wide = read_rope(
         {
+            **length,
             "rope_theta": thetas["rope_theta"],
             "rope_parameters": {**(kinds.get(_GLOBAL) or {}), **scaling},
         }
     )
-    narrow = llama.read_rope(
+    narrow = read_rope(
         {"rope_theta": thetas["rope_local_base_freq"], "rope_parameters": kinds.get(_LOCAL)}
     )
     if narrow[1] != RopeScaling():
@@ -194,7 +197,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": c.max_length,
         "rms_norm_eps": c.norm_eps,
         "rope_theta": c.rope_theta,
-        "rope_scaling": llama.write_scaling(c.rope_scaling),
+        "rope_scaling": write_scaling(c),
         "tie_word_embeddings": c.tied,
         "initializer_range": c.init_std,
         "attention_bias": c.attention_bias == "all",

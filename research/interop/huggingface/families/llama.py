@@ -12,10 +12,10 @@ from research.interop.huggingface.families.fields import (
     number,
     refuse,
 )
+from research.interop.huggingface.families.rope import read_rope, write_scaling
 from research.interop.storage.family import Family
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
-from research.ops.rope import RopeScaling
 
 # Where config.json leaves a field out, transformers takes the default of the model's own class,
 # which is not what a null means: a Mistral without "sliding_window" has a window of 4,096.
@@ -64,45 +64,6 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         experts_per_token=integer(values, "num_experts_per_tok", 2) if experts else 2,
         router_loss=number(values, "router_aux_loss_coef", 0.001) if experts else 0.0,
         init_std=number(values, "initializer_range", 0.02),
-    )
-
-
-def read_rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling]:
-    """(base, scaling) of the rotary positions, from `rope_parameters` (transformers 5) or from
-    `rope_theta` and `rope_scaling` (transformers 4). ValueError for a scaling that we do not have.
-
-    Where a file has both, transformers 5 takes all of `rope_scaling` and nothing of the other.
-    """
-    scaling = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    # transformers 5 nests one set of parameters under each type of layer where a model has several.
-    if scaling and all(isinstance(value, Mapping) for value in scaling.values()):
-        first, *others = scaling.values()
-        if any(other != first for other in others):
-            raise ValueError(
-                "config.json has rope_parameters that differ by layer type; one for all layers is "
-                "supported"
-            )
-        scaling = first
-    refuse(scaling, partial_rotary_factor=1.0)
-    theta = number(scaling if "rope_theta" in scaling else values, "rope_theta", 10000.0)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return theta, RopeScaling()
-    if kind not in ("linear", "llama3"):
-        raise ValueError(
-            f"config.json has rope_type={kind!r}; default, linear and llama3 are supported"
-        )
-    factor = number(scaling, "factor")
-    # Every kind of scaling by 1 is the identity, and `RopeScaling()` is how "none" compares equal.
-    if factor == 1:
-        return theta, RopeScaling()
-    if kind == "linear":
-        return theta, RopeScaling(factor=factor, kind="linear")
-    return theta, RopeScaling(
-        factor=factor,
-        low_factor=number(scaling, "low_freq_factor"),
-        high_factor=number(scaling, "high_freq_factor"),
-        original_length=integer(scaling, "original_max_position_embeddings"),
     )
 
 
@@ -170,7 +131,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": c.max_length,
         "rms_norm_eps": c.norm_eps,
         "rope_theta": c.rope_theta,
-        "rope_scaling": write_scaling(c.rope_scaling),
+        "rope_scaling": write_scaling(c),
         "tie_word_embeddings": c.tied,
         "initializer_range": c.init_std,
         "attention_dropout": 0.0,
@@ -192,22 +153,6 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         experts = {"num_local_experts": c.experts, "num_experts_per_tok": c.experts_per_token}
         values |= {**experts, "router_aux_loss_coef": c.router_loss}
     return values
-
-
-def write_scaling(scaling: RopeScaling) -> dict[str, Any] | None:
-    """The value of `rope_scaling` in config.json, None for unscaled positions. `read_rope` is the
-    inverse."""
-    if scaling == RopeScaling():
-        return None
-    if scaling.kind == "linear":
-        return {"rope_type": "linear", "factor": scaling.factor}
-    return {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_factor,
-        "high_freq_factor": scaling.high_factor,
-        "original_max_position_embeddings": scaling.original_length,
-    }
 
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:

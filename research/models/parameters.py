@@ -1,0 +1,30 @@
+"""The parameter tree of a model, one `Spec` for each parameter."""
+
+from research.models import embedding, heads, layers
+from research.models.block import layer_specs
+from research.models.config import ModelConfig
+from research.models.initial import initial
+from research.tree import Tree
+
+
+def parameter_specs(c: ModelConfig) -> Tree:
+    """The parameters of a model with this config: embeddings, one or two stacks of layers with
+    their final norms, and heads."""
+    start = initial(c)
+    # Two stacks; only the decoder's has cross-attention.
+    two = c.kind == "encoder_decoder"
+    specs = {
+        "embed": embedding.embed_specs(c, start),
+        "layers": layer_specs(c, start, c.layers, cross=two),
+    }
+    if two:
+        specs["encoder"] = {"layers": layer_specs(c, start, c.encoder_layers, cross=False)}
+    # The decoder's stack lies at the root of the tree, the encoder's below "encoder".
+    for stack in (specs, *([specs["encoder"]] if two else [])):
+        if c.position == "relative":
+            stack["relative"] = embedding.relative_specs(c, start)
+        if not c.norm_after:
+            stack["final_norm"] = layers.norm_specs(c)
+    specs |= heads.class_specs(c, start)
+    head = heads.head_specs(c, start)
+    return {**specs, "head": head} if head else specs
