@@ -90,35 +90,47 @@ def experts(
     specs = jax.tree.map(lambda array: PartitionSpec(*spec_entries(array)), matrices)
     # Not where the batch is too small, as in decoding.
     split_tokens = "expert" in mesh_axes(spec_entries(x_BTD)[0])
-    split = _names(specs)
 
     def _island(x, weights, ids, matrices):
         products = [
             partial(grouped, w=w, stored=axes, implementation=implementation)
             for w, axes in zip(matrices, stored)
         ]
-        devices = lax.axis_size("expert") if "expert" in split else 1
-        first = lax.axis_index("expert") * (number // devices) if "expert" in split else 0
-        mine = products, activation, first, number // devices
-        # For cost estimates: on average over devices this share of the rows is multiplied.
-        with visible_share.scope(ragged=1 / devices):
-            if split_tokens and _exchanges(ids.shape[-1], devices):
-                y = _exchanged(x, weights, ids, *mine)
-                return lax.psum(y, "tensor") if "tensor" in split else y
-        if split_tokens and "expert" in split:
-            # Each device sees the tokens of all of them, and `_local` keeps the assignments to the
-            # device's own experts.
-            x, weights, ids = (
-                lax.all_gather(a, "expert", axis=0, tiled=True) for a in (x, weights, ids)
-            )
-        with visible_share.scope(ragged=1 / devices):
-            y = _local(x, weights, ids, *mine)
-        return _summed(y, split, split_tokens)
+        return _device(x, weights, ids, products, activation, number, _names(specs), split_tokens)
 
     tokens = PartitionSpec(*spec_entries(x_BTD))
     return jax.shard_map(
         _island, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False
     )(x_BTD, weights_BTk, ids_BTk, matrices)
+
+
+def _device(
+    x: jax.Array,
+    weights: jax.Array,
+    ids: jax.Array,
+    products: Sequence[Callable],
+    activation: Callable[[jax.Array], jax.Array],
+    number: int,
+    split: set[str],
+    split_tokens: bool,
+) -> jax.Array:
+    """What a device makes of its tokens [B, T, D], inside `shard_map`: `number` experts in all,
+    whose matrices are split over the mesh axes `split`; the tokens too are split over the expert
+    axis if `split_tokens`."""
+    devices = lax.axis_size("expert") if "expert" in split else 1
+    first = lax.axis_index("expert") * (number // devices) if "expert" in split else 0
+    exchanges = split_tokens and _exchanges(ids.shape[-1], devices)
+    if split_tokens and "expert" in split and not exchanges:
+        # Each device sees the tokens of all of them, and `_local` keeps the assignments to the
+        # device's own experts.
+        x, weights, ids = (
+            lax.all_gather(a, "expert", axis=0, tiled=True) for a in (x, weights, ids)
+        )
+    # For cost estimates: on average over devices this share of the rows is multiplied.
+    with visible_share.scope(ragged=1 / devices):
+        multiply = _exchanged if exchanges else _local
+        y = multiply(x, weights, ids, products, activation, first, number // devices)
+    return _summed(y, split - {"expert"} if exchanges else split, split_tokens)
 
 
 def _summed(y_BTD: jax.Array, split: set[str], split_tokens: bool) -> jax.Array:
