@@ -10,7 +10,8 @@ import numpy as np
 from research.bench.card_works import Work
 from research.models.config import ModelConfig
 from research.ops.attention import Visibility, attend
-from research.ops.einsum import einsum, grouped
+from research.ops.einsum import einsum
+from research.ops.grouped import grouped
 from research.weights.quantized import quantize_array
 
 Run = Callable[[], Any]
@@ -43,11 +44,14 @@ def grouped_product(work: Work, config: ModelConfig, variant: str) -> Run:
     edges = np.cumsum(np.arange(GROUPS + 1)) * work.tokens // (GROUPS * (GROUPS + 1) // 2)
     sizes = jnp.asarray(np.diff(edges), jnp.int32)
 
+    def _grouped(x, w, sizes):
+        return grouped(x, w, sizes, implementation=variant or "auto")
+
     def _both(x, w, sizes):
-        y, pull = jax.vjp(lambda x, w: grouped(x, w, sizes), x, w)
+        y, pull = jax.vjp(lambda x, w: _grouped(x, w, sizes), x, w)
         return y, pull(y)
 
-    return _ready(_both if work.backward else grouped, x, w, sizes)
+    return _ready(_both if work.backward else _grouped, x, w, sizes)
 
 
 def attention(work: Work, config: ModelConfig, variant: str) -> Run:

@@ -17,7 +17,7 @@ class Work:
     rows, tokens   texts at once and their tokens; of decoding the tokens of prompt and continuation
     format  of quantized weights, which "train" puts adapters on; "" for none
     peers   who else does it, of `research.bench.card.PEERS`
-    variants   what else of ours does it: names of attention kernels, or `FEW`
+    variants   what else of ours does it: names of kernels, or `FEW`
     documents  of equal length in a row, where the program is told how many
     window, head_size   those of the preset where they are 0
     backward   whether gradients are computed too
@@ -81,8 +81,8 @@ PRODUCTS = {
     for format in ("", "nf4", "int8", "int4")
 }
 GROUPED = {
-    "grouped": Work("grouped", "mixtral_8x7b", tokens=8192, backward=False),
-    "grouped-back": Work("grouped", "mixtral_8x7b", tokens=8192),
+    "grouped": Work("grouped", "mixtral_8x7b", tokens=8192, variants=("xla",), backward=False),
+    "grouped-back": Work("grouped", "mixtral_8x7b", tokens=8192, variants=("xla",)),
 }
 
 
