@@ -33,7 +33,7 @@ LISTED = {
     r"python -m research\.bench": "wants .[parity], and minutes of a quiet machine",
 }
 _ONE_STEP = "--config.train.steps=1 --config.train.eval_batches=1"
-_SHORT_ROWS = f"{_ONE_STEP} --config.data.sequence_length=64 --config.data.batch_size=8"
+_SHORT_ROWS = "--config.data.sequence_length=64 --config.data.batch_size=8"
 # Decoding is compiled apart, which other commands do: the smoke run, chat and generate.
 _NO_SAMPLE = "--config.train.sample_tokens=0"
 _TOKENIZER = "--config.data.tokenizer=bpe:512"  # the smoke run has made it of the same texts
@@ -46,8 +46,7 @@ SMALL = {
     ),
     r"python -m research\.inspect_batch .*quickstart": _TOKENIZER,
     r"python -m research\.chat": "--max_tokens=16",
-    r"python -m research\.train .*finetune": f"{_SHORT_ROWS} --config.train.sample_tokens=4",
-    r"python -m research\.train .*method=qlora": f"{_SHORT_ROWS} {_NO_SAMPLE}",
+    r"python -m research\.train .*finetune": f"{_ONE_STEP} {_NO_SAMPLE} {_SHORT_ROWS}",
     r"python -m research\.quantize": "--tokens=64 --window=64",
     r"python -m research\.quantize .*--format=all": "--tokens=32 --window=32",
     r"python -m research\.quantize .*--method": "--tokens=64 --calibration_tokens=128 --window=64",
