@@ -105,8 +105,8 @@ EMPTY_THOUGHT = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and "
     "loop.last %}{{ '<think></think>' }}{% endif %}{{ m.content or '' }}{% for call in "
     "m.tool_calls or [] %}{{ '<tool>' + call.function.name }}{% endfor %}{{ '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% if quick is defined %}"
-    "{{ '<think></think>' }}{% endif %}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% if quick is "
+    "defined %}{{ '<think></think>' }}{% endif %}{% endif %}"
 )
 # Phi 3's: the whole text ends in the end of a text, and "<|e" begins that and an end of turn.
 END_OF_TEXT = (
