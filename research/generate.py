@@ -110,7 +110,8 @@ def main(arguments: list[str]) -> int:
             f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder"
         )
     ids, stop_ids = _inputs(opened, prompts)
-    config = replace(_sampling(opened.sampling), bos=opened.begins_texts, stop_ids=stop_ids)
+    begins = {"bos": opened.begins_texts, "decoder_ids": opened.decoder_ids}
+    config = replace(_sampling(opened.sampling), **begins, stop_ids=stop_ids)
     params = move(opened.model, opened.params)  # nothing below reads them in the other layout
     _write(opened.model, params, opened.tokenizer, ids, config, prompts=prompts or CHAT.value)
     return command.DONE

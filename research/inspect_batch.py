@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     _print_notes(console)
     experiment = from_config(config)
     corpus = open_data(experiment)
-    objective = make_objective(experiment.objective, corpus.tokenizer)
+    objective = make_objective(experiment.objective, corpus.tokenizer, experiment.model)
     length = objective.window_length(experiment.data.sequence_length)
     windows = corpus.train_windows(length, objective.overlap, experiment.train.seed)
     for line in objective.shortfalls(windows):

@@ -20,8 +20,10 @@ _NAMES = {
     "gemma2_2b": {"kv_heads": 2, "window": 4, "layers": 5, "attention_softcap": 5.0},
     "gemma3_1b": {"kv_heads": 2, "window": 3, "layers": 4, "global_every": 3},
     "bert_base": {},
+    "roberta_base": {},
     "transformer_base": {"encoder_layers": 2, "embedding_scale": 32**0.5},
     "t5_small": {"encoder_layers": 2, "head_scale": 32**-0.5},
+    "bart_base": {"encoder_layers": 2},
 }
 FAMILIES: dict[str, ModelConfig] = {
     name: replace(

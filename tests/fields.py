@@ -35,8 +35,10 @@ LONGROPE = {
     **{"model.rope_scaling.long_factors": (1.0, 4.0)},
 }
 LEARNED = {"model.position": "learned"}
+LAYER_NORM = {"model.norm": "layer"}
 EXPERTS = {"model.experts": 4}
 MASKED = {"model.kind": "encoder", "objective.name": "masked_lm"}
+HEAD = {**MASKED, "model.tied": True, "model.mlm_head": True}
 CLASSES = {**MASKED, "objective.name": "classification", "model.pooler": True, "model.labels": 3}
 SPANS = {
     **{"model.kind": "encoder_decoder", "model.encoder_layers": 1},
@@ -65,6 +67,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.max_length": (LEARNED, 32),
     "model.position": ({}, "sinusoidal"),
     "model.position_offset": (LEARNED, 2),
+    "model.encoder_positions": ({**SPANS, **LEARNED}, True),
     "model.rope_theta": ({}, 500.0),
     "model.rope_scaling.factor": (SCALED, 4.0),
     "model.rope_scaling.low_factor": (SCALED, 0.5),
@@ -84,7 +87,10 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.layer_kinds": ({}, ("unrotated", "local")),
     "model.local_rope_theta": (GLOBAL, 500.0),
     "model.norm": ({}, "layer"),
+    "model.norm_bias": (LAYER_NORM, False),
+    "model.embedding_norm": ({}, True),
     "model.norm_after": ({}, True),
+    "model.first_norm": ({}, False),
     "model.branch_norm": ({}, True),
     "model.norm_before": ({"model.branch_norm": True}, False),
     "model.branch_scale": ({}, 0.5),
@@ -103,10 +109,14 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.experts": ({}, 4),
     "model.experts_per_token": (EXPERTS, 1),
     "model.token_types": (MASKED, 2),
+    "model.decoder_start": (PAIRS, "end"),
     "model.tied": ({}, True),
     "model.head_scale": ({}, 0.5),
     "model.logit_softcap": ({}, 5.0),
     "model.pooler": (CLASSES, False),  # refused: nothing else reads the text for its class
+    "model.pooling": (CLASSES, "mean"),
+    "model.pooler_layer": (CLASSES, "relu"),
+    "model.transform_bias": (HEAD, False),
     "model.mlm_head": ({**MASKED, "model.tied": True}, True),
     "model.head_bias": ({}, True),
     "model.labels": (CLASSES, 2),
@@ -225,11 +235,19 @@ UNUSED: list[tuple[dict[str, Any], str, Any]] = [
     (SCALED, "model.rope_scaling.beta_fast", 16.0),
     (DYNAMIC, "model.rope_scaling.attention_factor", 2.0),
     (LEARNED, "model.rotary_size", 2),
-    ({}, "model.position_offset", 2),
     ({}, "model.query_norm_over", "heads"),
     ({}, "model.global_every", 2),
     (WINDOW, "model.local_rope_theta", 500.0),
-    ({"model.norm": "layer"}, "model.norm_offset", 1.0),
+    (LAYER_NORM, "model.norm_offset", 1.0),
+    ({}, "model.norm_bias", False),
+    ({"model.norm_after": True}, "model.first_norm", False),
+    ({**MASKED, "model.token_types": 2}, "model.embedding_norm", True),
+    ({}, "model.position_offset", 2),
+    (LEARNED, "model.encoder_positions", True),
+    ({}, "model.decoder_start", "end"),
+    ({}, "model.pooling", "mean"),
+    ({}, "model.pooler_layer", "relu"),
+    ({}, "model.transform_bias", False),
     ({}, "model.token_types", 2),
     ({}, "model.pooler", True),
     ({}, "model.mlm_head", True),

@@ -16,7 +16,8 @@ def started_run(experiment: Experiment, workdir: Path) -> Session:
     """A run with everything that is there before its first step, and its first state saved as step
     0. No train step is compiled, which is what takes the time of a run."""
     corpus = open_data(experiment, workdir / "tokenizer")
-    program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
+    objective = make_objective(experiment.objective, corpus.tokenizer, experiment.model)
+    program = make_program(experiment, objective)
     with (
         jax.set_mesh(program.mesh),
         Checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints,

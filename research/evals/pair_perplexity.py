@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from research.data.tokenizers import Tokenizer
+from research.data.tokenizers.special import decoder_start
 from research.evals.perplexity import Score
 from research.files import read_text
 from research.models.model import Model, forward
-from research.objectives.pairs import decoder_start, pair_example
+from research.objectives.pairs import pair_example
 from research.ops.loss import cross_entropy
 from research.tree import Tree
 
@@ -45,7 +46,7 @@ def score_pairs(
     if c.position == "learned" and longest > c.max_length:
         raise ValueError(f"a text has {longest} tokens, the model {c.max_length} positions; cut it")
     total, count = 0.0, 0
-    for batch in _batches(list(zip(*sides)), decoder_start(tokenizer)):
+    for batch in _batches(list(zip(*sides)), decoder_start(tokenizer, c.decoder_start)):
         nll, tokens = jax.device_get(_nll(params, batch, model=model))
         # Summed on the host in float64, as a text's are.
         total, count = total + float(nll), count + int(tokens)

@@ -19,4 +19,4 @@ def objective_without_data(experiment: Experiment) -> Objective:
         vocab_size=vocab_size,
         word_starts=[True] * vocab_size,
     )
-    return make_objective(experiment.objective, tokenizer)
+    return make_objective(experiment.objective, tokenizer, experiment.model)

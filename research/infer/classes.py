@@ -46,5 +46,5 @@ def _probabilities(params: Tree, tokens_BT, kept_BT, *, model: Model) -> jax.Arr
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None, :], tokens_BT.shape)
     batch = {"inputs": tokens_BT, "segments": kept_BT, "positions": positions_BT}
     hidden_BTD, _ = model.hidden(params, batch)
-    # The class is read from the first token alone, so padding behind a text changes nothing.
-    return jax.nn.softmax(model.class_logits(params, hidden_BTD)[:, 0], axis=-1)
+    logits_B1V = model.class_logits(params, hidden_BTD, segments_BT=kept_BT)
+    return jax.nn.softmax(logits_B1V[:, 0], axis=-1)

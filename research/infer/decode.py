@@ -233,9 +233,10 @@ def _rows(
     for index, prompt in enumerate(prompts):
         ids = prompt_ids(tokenizer, prompt, config.bos)
         source, content = None, np.array(ids, "<i4").tobytes()
-        # An empty source is one: it ends in the end token, and the decoder starts from its own.
+        # An empty source is one: it ends in the end token, as in training, and the decoder starts
+        # from a token of its own.
         if c.kind == "encoder_decoder":
-            source, ids = source_and_start(tokenizer, prompt, ids)
+            source, ids = source_and_start(c, tokenizer, prompt, ids, config.decoder_ids)
         check_ids(c, index, prompt, ids if source is None else source)
         limit = config.max_tokens
         if c.position == "learned":

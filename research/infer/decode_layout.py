@@ -26,6 +26,7 @@ from research.models.model import Model
 from research.ops.kernels.equation import parse
 from research.tree import Tree
 from research.weights.leaf import Leaf
+from research.weights.quantized import Quantized
 
 # Number of leading axes that a product contracts, by the weight's name. Weights that are not named
 # here stay arrays.
@@ -133,7 +134,7 @@ def move(model: Model, params: Tree) -> Tree:
             arrays = [jax.device_put(array[index], place) for array, place in host]
             w_layer = jax.tree.unflatten(leaf, arrays)
             axes = _contracted_axes(path, w_layer)
-            layer.append(_transposed(w_layer, dtype, axes) if axes else w_layer)
+            layer.append(_transposed(w_layer, dtype, axes) if axes else _with_scales(w_layer))
         # So that the next weight is not copied back before the memory of this one is free.
         jax.block_until_ready([layer[-1] for layer in layers])
     head = _head(model, params)
@@ -147,6 +148,16 @@ def move(model: Model, params: Tree) -> Tree:
         **head,
         "layers": tuple(jax.tree.unflatten(structure, layer) for layer in layers),
     }
+
+
+def _with_scales(weight):
+    """A quantized weight with plain scales where a kernel of decoding reads those: else each token
+    would decode double quantization again. They take 4 bytes for a group of codes."""
+    from research.ops.kernels import quantized_matvec_gpu  # Pallas takes a second to import
+
+    if not quantized_matvec_gpu.FASTEST or not isinstance(weight, Quantized):
+        return weight
+    return _gathered(weight)
 
 
 def lay_out(model: Model, params: Tree) -> Tree:
@@ -226,3 +237,4 @@ def _transpose(w: jax.Array, dtype: jnp.dtype, contracted: tuple[int, ...]) -> D
 
 
 _transposed = jax.jit(_transpose, static_argnums=(1, 2))
+_gathered = jax.jit(Quantized.gathered)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from research.data.tokenizers import Tokenizer
+from research.data.tokenizers.special import decoder_start
 from research.models.config import ModelConfig
 
 Prompt = str | Sequence[int]
@@ -40,13 +41,13 @@ def beyond_positions(c: ModelConfig, lengths: Sequence[int]) -> str | None:
 
 
 def source_and_start(
-    tokenizer: Tokenizer, prompt: Prompt, ids: list[int]
+    c: ModelConfig, tokenizer: Tokenizer, prompt: Prompt, ids: list[int], first: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """(ids that the encoder reads, ids that the decoder starts from), both as in training: a source
-    ends with the end token, and a target starts with the padding token or, for a tokenizer without
-    one, the end token."""
+    """(ids that the encoder reads, ids that the decoder starts from): `first`, or without any the
+    one that the decoder was trained to start from. A source ends with the end token, as in
+    training."""
     source = [*ids, tokenizer.eos_id] if isinstance(prompt, str) else ids
-    return source, [tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id]
+    return source, list(first) or [decoder_start(tokenizer, c.decoder_start)]
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, bos: bool) -> list[int]:

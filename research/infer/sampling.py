@@ -27,6 +27,8 @@ class SamplingConfig:
     stop_ids     tokens that end a text, beside the tokenizer's end token
     max_tokens   most new tokens
     bos          put the token that begins a text in front of prompts given as strings
+    decoder_ids  tokens that the decoder of an encoder-decoder starts from; () for the one that it
+                 was trained to start from
 
     ValueError for a value out of range.
     """
@@ -41,6 +43,7 @@ class SamplingConfig:
     stop_ids: tuple[int, ...] = ()
     seed: int = 0
     bos: bool = True
+    decoder_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name, good, wanted in (

@@ -21,7 +21,7 @@ from research.infer.decode import generate as write
 from research.infer.sampling import SamplingConfig, choose_sampling
 from research.infer.sentences import SentenceSettings
 from research.interop.storage.checkpoint import Checkpoint
-from research.interop.storage.generation import end_ids
+from research.interop.storage.generation import decoder_ids, end_ids
 from research.models.config import ModelConfig
 from research.models.model import Model
 
@@ -62,6 +62,11 @@ class Loaded:
     def stop_ids(self) -> tuple[int, ...]:
         """Ids of the tokens that end a generated text, () if the checkpoint names none."""
         return end_ids(self.checkpoint.special)
+
+    @property
+    def decoder_ids(self) -> tuple[int, ...]:
+        """Ids that an encoder-decoder's decoder starts from, () if the checkpoint names none."""
+        return decoder_ids(self.checkpoint.special)
 
     @property
     def sampling(self) -> dict[str, float]:
@@ -144,8 +149,8 @@ class Loaded:
         return self._run(_hidden, self._batch(tokens_BT, mask, token_types, decoder_tokens))
 
     def pooled(self, tokens_BT, mask=None, token_types=None) -> jax.Array:
-        """The pooler's output for the first token of each text, float32 [B, D] (BERT). ValueError
-        for a model without a pooler."""
+        """The pooler's output for each text, float32 [B, D], as in BERT for its first token.
+        ValueError for a model without a pooler."""
         if not self.config.pooler:
             raise ValueError("the model has no pooler; use hidden()")
         return self._run(_pooled, self._batch(tokens_BT, mask, token_types, None))
@@ -165,7 +170,11 @@ class Loaded:
         known = {one.name: one for one in dataclasses.fields(SamplingConfig)}
         for name in fields.keys() - known.keys():
             raise ValueError(f"there is no {name}=; {nearest(name, known)}")
-        ends = {"stop_ids": (*stop_ids, *fields.get("stop_ids", ())), "bos": self.begins_texts}
+        ends = {
+            "stop_ids": (*stop_ids, *fields.get("stop_ids", ())),
+            "bos": self.begins_texts,
+            "decoder_ids": self.decoder_ids,
+        }
         config = choose_sampling(self.sampling, {**fields, **ends})
         with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
             written = write(self.model, self.params, self._texts(), prompts, config)
@@ -239,7 +248,8 @@ def _hidden(params, batch, *, model):
 
 @partial(jax.jit, static_argnames="model")
 def _pooled(params, batch, *, model):
-    return model.pooled(params, model.hidden(params, batch)[0])[:, 0].astype(jnp.float32)
+    hidden_BTD = model.hidden(params, batch)[0]
+    return model.pooled(params, hidden_BTD, batch.get("segments"))[:, 0].astype(jnp.float32)
 
 
 def _depth(tokens) -> int:

@@ -12,6 +12,7 @@ from research import tree
 from research.data.chat import end_of_turn
 from research.data.tokenizers import Tokenizer
 from research.data.tokenizers.huggingface import CONFIG
+from research.data.tokenizers.special import decoder_start
 from research.data.tokenizers.tokenizer import RECORD
 from research.experiment.config import Experiment
 from research.files import read_json
@@ -78,6 +79,8 @@ def run_as_checkpoint(workdir: Path, open_parent: OpenCheckpoint) -> Checkpoint:
         "eos_token_id": generation.as_special(run_end_ids(experiment, tokenizer, workdir)),
         "pad_token_id": tokenizer.pad_id,
     }
+    if config.kind == "encoder_decoder":
+        special["decoder_start_token_id"] = decoder_start(tokenizer, config.decoder_start)
     special = {name: ids for name, ids in special.items() if ids is not None}
     files = _files(workdir, tokenizer, _end_of_turn(experiment, tokenizer))
     return Checkpoint(workdir, "run", config, parameters, special, files, tokenizer_folder=folder)

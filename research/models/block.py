@@ -61,7 +61,7 @@ def block(
     losses: LayerLosses = {}
     start_BTD = x_BTD  # what both branches of a parallel layer read
     with scope("attention"):
-        y_BTD = _branch_input(p, "attention", x_BTD, c)
+        y_BTD = _branch_input(p, "attention", x_BTD, c, index)
         y_BTD, cache = layers.attention(
             p["attention"],
             y_BTD,
@@ -94,11 +94,19 @@ def block(
     return x_BTD, cache, losses
 
 
-def _branch_input(p: Tree, name: str, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
-    """The input of a branch: the normalised residual stream (pre-norm), or the stream itself where
-    the norm follows the sum (`norm_after`, post-norm as in BERT) or the branch (OLMo 2)."""
-    plain = c.norm_after or not c.norm_before
-    return x_BTD if plain else layers.norm(p[f"{name}_norm"], x_BTD, c)
+def _branch_input(
+    p: Tree, name: str, x_BTD: jax.Array, c: ModelConfig, index: jax.Array | int = 0
+) -> jax.Array:
+    """The input of a branch of layer `index`: the normalised residual stream (pre-norm), or the
+    stream itself where the norm follows the sum (`norm_after`, post-norm as in BERT) or the branch
+    (OLMo 2), and in the first attention without `first_norm`."""
+    if c.norm_after or not c.norm_before:
+        return x_BTD
+    y_BTD = layers.norm(p[f"{name}_norm"], x_BTD, c)
+    if c.first_norm or name != "attention":
+        return y_BTD
+    # The layers of a scan are one program, so the first is told apart by its number.
+    return jnp.where(jnp.equal(index, 0), x_BTD, y_BTD)
 
 
 def _add_branch(

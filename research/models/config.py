@@ -14,15 +14,19 @@ import jax
 from research.models.config_checks import (
     ENCODERS,
     EXPERTS,
+    LAYER_NORM,
     LEARNED,
+    NORM_BEFORE,
     PERIODIC,
     PLAIN_HEAD,
     POOLED,
     QUERY_NORM,
     RMS,
     ROTARY,
+    TWO_STACKS,
     WINDOWED,
     WITH_GLOBAL,
+    WITHOUT_TYPES,
     check,
     choice,
     missing_use,
@@ -56,11 +60,13 @@ class Body:
     position: str = choice("rope", "learned", "sinusoidal", "relative")
     # Rows of that table before the row of the first position, which nothing reads (OPT).
     position_offset: int = setting(0, LEARNED)
+    encoder_positions: bool = setting(False, LEARNED, TWO_STACKS)  # the encoder's own table (BART)
     rope_theta: float = setting(10000.0, ROTARY, positive=True)
     rope_scaling: RopeScaling = setting(RopeScaling(), ROTARY)
     # First elements of each head that are rotated (Phi, GPT-NeoX); 0: all of them.
     rotary_size: int = setting(0, ROTARY)
-    # A token sees itself and the window - 1 before it (arXiv:2310.06825, section 2); 0: all.
+    # A token sees itself and the window - 1 before it (arXiv:2310.06825, section 2), in encoders
+    # also as many behind it; 0: all.
     window: int = 0
     # Layers n - 1, 2n - 1, ... see all of the text, the others the window (Gemma 2 and 3);
     # 0: every layer has the window.
@@ -74,7 +80,12 @@ class Body:
     # (Gemma 3); 0: both kinds of layers rotate alike.
     local_rope_theta: float = setting(0.0, ROTARY, WITH_GLOBAL)
     norm: str = choice("rms", "layer")
+    norm_bias: bool = setting(True, LAYER_NORM)  # layer norms add a bias beside their scale
+    embedding_norm: bool = setting(False, WITHOUT_TYPES)  # normalise the embeddings' sum (BART)
     norm_after: bool = False  # normalise after the residual sum (arXiv:1706.03762)
+    # False: the first layer's attention reads its input as it is (ModernBERT); the scale that the
+    # stacked layers have for it is unused.
+    first_norm: bool = setting(True, NORM_BEFORE)
     branch_norm: bool = False  # normalise what a branch adds to the sum (Gemma 2)
     norm_before: bool = True  # normalise a branch's input; False in OLMo 2 (arXiv:2501.00656)
     branch_scale: float = setting(1.0, positive=True)  # multiplies what a branch adds (Granite)
@@ -97,6 +108,8 @@ class Body:
     experts: int = 0  # 0: a dense layer
     experts_per_token: int = setting(2, EXPERTS)
     token_types: int = setting(0, ENCODERS)  # BERT's segment embeddings
+    # The token that a decoder reads first: padding, or the end of a text (BART).
+    decoder_start: str = setting("pad", TWO_STACKS, choices=("pad", "end"))
     tied: bool = False  # the head is the embedding table
     head_scale: float = setting(1.0, positive=True)  # multiplies the final states before the head
     logit_softcap: float = 0.0  # logits z become c tanh(z / c) (arXiv:2408.00118); 0: stay
@@ -107,9 +120,14 @@ class Heads:
     """Parameters that read the last states beside a plain head. The same body serves with and
     without them."""
 
-    pooler: bool = setting(False, ENCODERS)  # BERT's tanh layer over the first token
+    pooler: bool = setting(False, ENCODERS)  # a layer over the pooled text, as in BERT
+    # What a pooler reads and does; kept by encoders without one, for fine-tuning may add it.
+    pooling: str = setting("first", ENCODERS, choices=("first", "mean"))  # of a text's tokens
+    # Its activation, or "head": the masked-LM head's transform is the pooler (ModernBERT).
+    pooler_layer: str = setting("tanh", ENCODERS, choices=("tanh", "relu", "gelu", "head"))
     # BERT's transform and norm before the tied head, with an output bias.
     mlm_head: bool = setting(False, ENCODERS)
+    transform_bias: bool = setting(True, ENCODERS)  # of the transform's layer
     head_bias: bool = setting(False, PLAIN_HEAD)  # a bias of the logits
     # Classes of a layer over the pooled text; 0: no classifier.
     labels: int = setting(0, POOLED)
@@ -118,6 +136,11 @@ class Heads:
 @dataclass(frozen=True)
 class Shape(Heads, Body):
     """What the parameters compute. An exported model keeps these fields and no others."""
+
+    @property
+    def head_pools(self) -> bool:
+        """True if the transform of the masked-LM head is the pooler."""
+        return self.pooler and self.pooler_layer == "head"
 
 
 # Losses that layers add to an objective's, scalars by name; `layer_loss_weights` are their weights.

@@ -28,13 +28,21 @@ class Use:
 # Conditions under which a field matters, shared by the fields that need the same one.
 ROTARY = Use(lambda c: c.position == "rope", "model.position='rope'")
 ENCODERS = Use(lambda c: c.kind == "encoder", "model.kind='encoder'")
+LEARNED = Use(lambda c: c.position == "learned", "model.position='learned'")
+TWO_STACKS = Use(lambda c: c.kind == "encoder_decoder", "model.kind='encoder_decoder'")
+WITHOUT_TYPES = Use(
+    lambda c: not c.token_types, "model.token_types=0, whose models have that norm too"
+)
 EXPERTS = Use(lambda c: c.experts > 0, "model.experts")
 WINDOWED = Use(lambda c: c.window > 0, "model.window")
 WITH_GLOBAL = Use(lambda c: c.global_every > 0 or "global" in c.layer_kinds, "model.global_every")
 PERIODIC = Use(lambda c: not c.layer_kinds, "model.layer_kinds=(), which names every layer's kind")
-LEARNED = Use(lambda c: c.position == "learned", "model.position='learned'")
 QUERY_NORM = Use(lambda c: c.query_norm, "model.query_norm=True")
 RMS = Use(lambda c: c.norm == "rms", "model.norm='rms'")
+LAYER_NORM = Use(lambda c: c.norm == "layer", "model.norm='layer'")
+NORM_BEFORE = Use(
+    lambda c: c.norm_before and not c.norm_after, "model.norm_before, without norm_after"
+)
 POOLED = Use(lambda c: c.pooler, "model.pooler=True")
 PLAIN_HEAD = Use(lambda c: not c.mlm_head, "model.mlm_head=False, which has that bias too")
 

@@ -1,4 +1,4 @@
-"""Embeddings of tokens, positions and token types, and the parameters of the output head."""
+"""Embeddings of tokens, positions and token types."""
 
 import math
 
@@ -9,8 +9,8 @@ import numpy as np
 from research.models import layers
 from research.models.config import ModelConfig
 from research.models.initial import Initial
-from research.models.spec import Spec, zeros
-from research.ops.einsum import add_bias, contract, einsum, take
+from research.models.spec import Spec
+from research.ops.einsum import contract, take
 from research.parallel.placement import gather, gather_axis
 from research.scopes import scope
 from research.tree import Tree
@@ -22,8 +22,9 @@ FARTHEST = 128
 
 
 def embed_specs(c: ModelConfig, start: Initial) -> Tree:
-    """Token table [V, D]; with learned positions a table [max_length, D], after `position_offset`
-    further rows; with token types (BERT) their table and a norm."""
+    """Token table [V, D]; with learned positions a table [position_offset + max_length, D]; with
+    token types (BERT) their table; and a norm of the sum. What the encoder of an encoder-decoder
+    has for itself is called `encoder_positions` and `encoder_norm`."""
     specs = {
         "table": Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.embedding, inputs=-1)
     }
@@ -31,10 +32,22 @@ def embed_specs(c: ModelConfig, start: Initial) -> Tree:
         # Rows for `max_length` positions and no more: texts beyond it are refused.
         rows = c.position_offset + c.max_length
         specs["positions"] = Spec((rows, c.d_model), ("position", "embed"), start.position)
+        if c.encoder_positions:
+            specs["encoder_positions"] = specs["positions"]
     if c.token_types:
         specs["types"] = Spec((c.token_types, c.d_model), ("position", "embed"), start.position)
+    if c.token_types or c.embedding_norm:
         specs["norm"] = layers.norm_specs(c)
+        if c.kind == "encoder_decoder":
+            specs["encoder_norm"] = layers.norm_specs(c)
     return specs
+
+
+def of_encoder(p: Tree) -> Tree:
+    """The embeddings of an encoder-decoder as its encoder uses them: its own tables and norm under
+    their plain names."""
+    own = {name.removeprefix("encoder_"): w for name, w in p.items() if name.startswith("encoder_")}
+    return {**p, **own}
 
 
 @scope("embed")
@@ -48,7 +61,7 @@ def embed(
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Input states [B, T, D] in `dtype`: the sum of the embeddings that the model has, normalised
-    where it has token types; dropout with a key. Token types default to 0."""
+    where the model has a norm for it; dropout with a key. Token types default to 0."""
     x_BTD = take(p["table"], tokens_BT, dtype)
     # The factor is rounded to `dtype`, as in Gemma's code: sqrt(3072) is 55.5 in bfloat16.
     if c.embedding_scale != 1.0:
@@ -59,10 +72,10 @@ def embed(
         x_BTD += take(p["positions"], rows_BT, dtype)
     if c.position == "sinusoidal":
         x_BTD += sinusoids(positions_BT, c.d_model).astype(dtype)
-    # Only BERT has token types, and it normalises the sum of its embeddings.
     if c.token_types:
         types_BT = jnp.zeros_like(tokens_BT) if token_types_BT is None else token_types_BT
         x_BTD += take(p["types"], types_BT, dtype)
+    if "norm" in p:
         x_BTD = layers.norm(p["norm"], x_BTD, c)
     return layers.dropout(x_BTD, c.dropout, key)
 
@@ -114,34 +127,3 @@ def _bucket(distance: jax.Array, causal: bool) -> jax.Array:
     far = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(FARTHEST / exact)
     far = jnp.minimum(exact + (far * (buckets - exact)).astype(jnp.int32), buckets - 1)
     return offset + jnp.where(distance < exact, distance, far)
-
-
-def head_specs(c: ModelConfig, start: Initial) -> Tree:
-    """Parameters of the head: the table [V, D] unless tied, BERT's transform and norm with
-    `mlm_head`, and a bias of the logits."""
-    specs: Tree = {}
-    if not c.tied:
-        specs["table"] = Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.head, inputs=-1)
-    if c.mlm_head:
-        # BERT's transform is D x D; the table it multiplies with is that of the tokens.
-        specs["kernel"] = Spec((c.d_model, c.d_model), ("embed", "vector"), start.head)
-        specs["bias"] = Spec((c.d_model,), ("vector",), zeros)
-        specs["norm"] = layers.norm_specs(c)
-    # BERT's head has this bias beside its tied table.
-    if c.mlm_head or c.head_bias:
-        specs["output_bias"] = Spec((c.vocab_size,), ("vocab",), zeros)
-    return specs
-
-
-@scope("head")
-def head_states(p_head: Tree, hidden_BTD: jax.Array, c: ModelConfig) -> jax.Array:
-    """The states [B, T, D] that the head's table multiplies: the last states, with `mlm_head` after
-    BERT's transform (a layer, the activation, a norm), times `head_scale`."""
-    if c.mlm_head:
-        hidden_BTD = add_bias(einsum("BTD,DM->BTM", hidden_BTD, p_head["kernel"]), p_head["bias"])
-        hidden_BTD = layers.ACTIVATIONS[c.activation](hidden_BTD)
-        hidden_BTD = layers.norm(p_head["norm"], hidden_BTD, c)
-    if c.head_scale == 1.0:
-        return hidden_BTD
-    # On the states and not on the logits: they are fewer, and the table stays as it is stored.
-    return hidden_BTD * jnp.asarray(c.head_scale, hidden_BTD.dtype)

@@ -36,10 +36,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def norm_specs(c: ModelConfig) -> Tree:
-    """Scale [D], and for layer norm a bias [D]. The scale starts at 1 - `norm_offset`, so that a
-    new norm scales by 1."""
+    """Scale [D], and for layer norm a bias [D] with `norm_bias`. The scale starts at 1 -
+    `norm_offset`, so that a new norm scales by 1."""
     scale = {"scale": Spec((c.d_model,), ("vector",), _first_scale(c))}
-    return scale if c.norm == "rms" else {**scale, "bias": Spec((c.d_model,), ("vector",), zeros)}
+    if c.norm == "rms" or not c.norm_bias:
+        return scale
+    return {**scale, "bias": Spec((c.d_model,), ("vector",), zeros)}
 
 
 def _first_scale(c: ModelConfig) -> Init:
@@ -52,7 +54,7 @@ def norm(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
     """RMS norm or layer norm over D (`c.norm`), in the shape and dtype of `x`."""
     if c.norm == "rms":
         return rms_norm(x_BTD, p["scale"], c.norm_eps, c.norm_offset)
-    return layer_norm(x_BTD, p["scale"], p["bias"], c.norm_eps)
+    return layer_norm(x_BTD, p["scale"], p.get("bias"), c.norm_eps)
 
 
 def attention_specs(c: ModelConfig, start: Initial) -> Tree:

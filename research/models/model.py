@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.models import adapters, embedding, layers
+from research.models import adapters, embedding, heads, layers
 from research.models.block import block
 from research.models.cache import StackedCache, make_cache
 from research.models.config import Execution, LayerLosses, ModelConfig
@@ -18,7 +18,6 @@ from research.models.stack import each, run
 from research.ops.einsum import add_bias, einsum
 from research.ops.elementwise import soft_cap
 from research.parallel.axes import RULES, AxisRules
-from research.parallel.placement import gather_axis
 from research.precision import Precision
 from research.scopes import scope
 from research.tree import Tree
@@ -111,26 +110,28 @@ class Model:
         computed: states table^T + bias, then the soft cap."""
         p_head = params.get("head", {})
         table_VD = params["embed"]["table"] if self.config.tied else p_head["table"]
-        states_BTD = embedding.head_states(p_head, hidden_BTD, self.config)
+        states_BTD = heads.head_states(p_head, hidden_BTD, self.config)
         return states_BTD, table_VD, p_head.get("output_bias")
 
-    def pooled(self, params: Tree, hidden_BTD: jax.Array) -> jax.Array:
-        """BERT's summary of a text, tanh of a layer over its first token, [B, 1, D]."""
-        # The axis T may be split over devices, and only one of them has the first token.
-        first_B1D = gather_axis(hidden_BTD, axis=1)[:, :1]
-        p = params["pooler"]
-        return jnp.tanh(add_bias(einsum("BTD,DM->BTM", first_B1D, p["kernel"]), p["bias"]))
+    def pooled(
+        self, params: Tree, hidden_BTD: jax.Array, segments_BT: jax.Array | None = None
+    ) -> jax.Array:
+        """The summary of each row's text, [B, 1, D], as in BERT a layer over its first token. None
+        for the segments says that no row has padding."""
+        return heads.pooled(params, hidden_BTD, self.config, segments_BT)
 
     @scope("head")
     def class_logits(
-        self, params: Tree, hidden_BTD: jax.Array, key: jax.Array | None = None
+        self,
+        params: Tree,
+        hidden_BTD: jax.Array,
+        key: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
     ) -> jax.Array:
         """Logits float32 [B, 1, V] of the model's V labels; dropout before the layer where a key is
-        given."""
-        pooled_BTD = layers.dropout(self.pooled(params, hidden_BTD), self.config.dropout, key)
-        p = params["classifier"]
-        logits_BTV = add_bias(einsum("BTD,DV->BTV", pooled_BTD, p["kernel"]), p["bias"])
-        return logits_BTV.astype(jnp.float32)
+        given. `segments_BT` as for `pooled`."""
+        pooled_B1D = self.pooled(params, hidden_BTD, segments_BT)
+        return heads.class_logits(params, layers.dropout(pooled_B1D, self.config.dropout, key))
 
     @scope("encoder")
     def encode(self, params: Tree, batch: Batch, key: jax.Array | None = None) -> Memory:
@@ -141,7 +142,8 @@ class Model:
         p_encoder = params["encoder"]
         virtual = adapters.virtual_tokens(p_encoder)
         self._check_positions(virtual, inputs["inputs"].shape[1])
-        states_BSD = self._embed(params, virtual, inputs, key)
+        p_embed = {"embed": embedding.of_encoder(params["embed"])}
+        states_BSD = self._embed(p_embed, virtual, inputs, key)
         hidden_BSD, _, _ = self._run(p_encoder, states_BSD, inputs, False, None, None, key)
         # Once here and not in every layer's cross-attention: decoding reads them for every token.
         keys_values = each(

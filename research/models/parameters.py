@@ -1,10 +1,9 @@
 """The parameter tree of a model, one `Spec` for each parameter."""
 
-from research.models import embedding, layers
+from research.models import embedding, heads, layers
 from research.models.block import layer_specs
 from research.models.config import ModelConfig
 from research.models.initial import initial
-from research.models.spec import Spec, zeros
 from research.tree import Tree
 
 
@@ -26,15 +25,6 @@ def parameter_specs(c: ModelConfig) -> Tree:
             stack["relative"] = embedding.relative_specs(c, start)
         if not c.norm_after:
             stack["final_norm"] = layers.norm_specs(c)
-    if c.pooler:
-        specs["pooler"] = {
-            "kernel": Spec((c.d_model, c.d_model), ("embed", "vector"), start.head),
-            "bias": Spec((c.d_model,), ("vector",), zeros),
-        }
-    if c.labels:
-        specs["classifier"] = {
-            "kernel": Spec((c.d_model, c.labels), ("embed", "label"), start.head),
-            "bias": Spec((c.labels,), ("label",), zeros),
-        }
-    head = embedding.head_specs(c, start)
+    specs |= heads.class_specs(c, start)
+    head = heads.head_specs(c, start)
     return {**specs, "head": head} if head else specs

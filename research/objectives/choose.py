@@ -1,10 +1,12 @@
 """The table of objectives: from a name to its class, its settings, and the objective itself."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from research.data.tokenizers import Tokenizer
+from research.data.tokenizers.special import decoder_start
+from research.models.config import ModelConfig
 from research.objectives.causal_lm import CausalLM
 from research.objectives.chat import Chat
 from research.objectives.classification import Classification
@@ -72,7 +74,14 @@ def own_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return {setting: value for setting, value in settings.items() if setting != "name"}
 
 
-def make_objective(config: ObjectiveConfig, tokenizer: Tokenizer) -> Objective:
-    """The objective that `config` describes. ValueError if the tokenizer lacks a token that it
-    needs, such as a mask token for masked language modelling."""
-    return objective_class(config.name).make(config, tokenizer)
+def make_objective(
+    config: ObjectiveConfig, tokenizer: Tokenizer, model: ModelConfig | None = None
+) -> Objective:
+    """The objective that `config` describes, for examples as the `model` reads them. ValueError if
+    the tokenizer lacks a token that it needs, such as a mask token for masked language modelling.
+    """
+    objective = objective_class(config.name).make(config, tokenizer)
+    # What an objective of pairs takes without a model is the start of most decoders.
+    if model is None or model.decoder_start == ModelConfig.decoder_start:
+        return objective
+    return replace(objective, start_id=decoder_start(tokenizer, model.decoder_start))

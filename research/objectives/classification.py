@@ -30,8 +30,8 @@ class ClassificationConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class Classification(Objective):
-    """Predicts the class of a text from the pooled state of its first token. Every row is one
-    text; texts are not packed, since a row has one class."""
+    """Predicts the class of a text from its pooled state, such as that of its first token. Every
+    row is one text; texts are not packed, since a row has one class."""
 
     label_smoothing: float = 0.0
 
@@ -87,7 +87,7 @@ class Classification(Objective):
         # The encoder and the dropout in front of the classifier must not draw the same numbers.
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         hidden_BTD, layer_losses = model.hidden(params, batch, keys[0])
-        logits_B1V = model.class_logits(params, hidden_BTD, keys[1])
+        logits_B1V = model.class_logits(params, hidden_BTD, keys[1], batch["segments"])
         # V is the number of classes here, and the one target of a row is its class.
         loss_B1, nll_B1 = cross_entropy(
             logits_B1V, batch["targets"], label_smoothing=self.label_smoothing

@@ -1,14 +1,6 @@
 """Pairs of texts as examples for an encoder-decoder."""
 
-from typing import Any
-
 import numpy as np
-
-
-def decoder_start(tokenizer: Any) -> int:
-    """The id of the token that the decoder reads first: padding, as in T5, or the end of text for
-    a tokenizer without padding."""
-    return tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
 
 
 def pair_example(

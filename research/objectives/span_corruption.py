@@ -9,11 +9,12 @@ import jax
 import numpy as np
 
 from research.data.mixture import first_windows
+from research.data.tokenizers.special import decoder_start
 from research.data.windows import Windows
 from research.models.model import Model
 from research.objectives.config import TokenLossConfig, refuse_share
 from research.objectives.objective import Objective, Totals
-from research.objectives.pairs import decoder_start, pair_example
+from research.objectives.pairs import pair_example
 from research.objectives.tokens import token_loss
 from research.tree import Tree
 

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from research.data.tokenizers.special import decoder_start
 from research.models.model import Model
 from research.objectives.config import TokenLossConfig
 from research.objectives.objective import Objective, Totals
-from research.objectives.pairs import decoder_start, pair_example
+from research.objectives.pairs import pair_example
 from research.objectives.tokens import token_loss
 from research.tree import Tree
 

@@ -2,7 +2,7 @@
 
 Which key a query sees follows from two numbers of each token, its segment and its position: the
 segments are equal, under a causal mask the key's position is at most the query's, and with a window
-it is less than `window` before it. Packing, padding, caches and windows are all cases of this rule.
+the two are less than `window` apart. Packing, padding, caches and windows are cases of this rule.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +31,8 @@ EVERYONE = -1  # the segment of keys that the queries of every segment see
 class Visibility:
     """Which key each query sees. Segment 0 is padding or an empty cache slot.
 
-    window   tokens that a query sees, itself included; 0 is no limit
+    window   tokens that a query sees on a side, itself included; 0 is no limit. Without a causal
+             mask it sees as many after it as before it
     packed   a promise that queries and keys are the same tokens, and that those of a segment are
              adjacent with positions rising by one. Masks over indices, the only ones that kernels
              have, then equal masks over positions (rows of padding aside)
@@ -62,7 +63,8 @@ class Visibility:
         if self.causal:
             seen &= distance >= 0
         if self.window:
-            seen &= distance < self.window
+            # Under a causal mask no distance is negative.
+            seen &= (distance if self.causal else jnp.abs(distance)) < self.window
         return seen
 
 

@@ -100,7 +100,8 @@ def train(
 
 def _make_program(experiment: Experiment, corpus: Corpus) -> Program:
     """The program of a run, with the steps that its epochs are."""
-    program = make_program(experiment, make_objective(experiment.objective, corpus.tokenizer))
+    objective = make_objective(experiment.objective, corpus.tokenizer, experiment.model)
+    program = make_program(experiment, objective)
     if experiment.train.epochs:
         program = make_program(with_steps(program, corpus), program.objective)
     return program

@@ -32,6 +32,7 @@ class Opened:
     experiment     the config of a run; None for a checkpoint
     step           the step of a run whose parameters these are; None for a checkpoint
     held           parameters of frozen models by name; {} here, because a finished run needs none
+    decoder_ids    tokens that an encoder-decoder's decoder starts from, () for the usual one
     sampling       fields of a `SamplingConfig` that the checkpoint recommends; {} for none
     """
 
@@ -46,6 +47,7 @@ class Opened:
     step: int | None = None
     held: Mapping[str, Tree] = field(default_factory=dict)
     sampling: Mapping[str, float] = field(default_factory=dict)
+    decoder_ids: tuple[int, ...] = ()
 
 
 def open_model(
@@ -78,6 +80,7 @@ def open_model(
         loaded.stop_ids,
         str(checkpoint),
         sampling=loaded.sampling,
+        decoder_ids=loaded.decoder_ids,
     )
 
 

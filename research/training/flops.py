@@ -79,14 +79,15 @@ def visible_pairs(T: int, S: int, *, causal: bool, window: int = 0) -> float:
     """Number of (query, visible key) pairs of a row that is one document.
 
     The T queries are the last T of S positions. `window` is the number of keys that a query sees at
-    most, itself included; 0 is no limit.
+    most on a side, itself included; 0 is no limit.
 
         visible_pairs(3, 3, causal=True)  # 1 + 2 + 3 = 6
     """
     most = window or S
-    # The query at position t sees min(t, most) keys up to its own, and without a causal mask all
-    # that follow.
-    return _sum_to(S, most) - _sum_to(S - T, most) + (0 if causal else T * (T - 1) / 2)
+    # The query at position t sees min(t, most) keys up to its own, and without a causal mask as
+    # many that follow: the last sees none, the one before it one, and so on.
+    after = 0 if causal else _sum_to(T - 1, most - 1)
+    return _sum_to(S, most) - _sum_to(S - T, most) + after
 
 
 def _layer_pairs(c: ModelConfig, T: int, S: int) -> float:
@@ -147,7 +148,7 @@ def _weights(c: ModelConfig, trainable: tree.Tree, texts: Texts) -> dict[str, fl
     weights = {path: _visited(path, spec, c) for path, spec in {**base, **added}.items()}
     if c.tied:
         weights["head/tied"] = c.vocab_size * c.d_model
-    return {path: 2.0 * count * _tokens(path, texts) for path, count in weights.items() if count}
+    return {path: 2.0 * count * _tokens(path, c, texts) for path, count in weights.items() if count}
 
 
 def _attention(c: ModelConfig, texts: Texts) -> float:
@@ -176,11 +177,13 @@ def _is_adapter(path: str) -> bool:
     return path.endswith(("/a", "/b", "_adapter/down", "_adapter/up"))
 
 
-def _tokens(path: str, texts: Texts) -> float:
+def _tokens(path: str, c: ModelConfig, texts: Texts) -> float:
     """Number of tokens of a step that a weight multiplies. The key and value matrices of
     cross-attention multiply the encoder's tokens."""
     part = path.split("/")[0]
-    if part in ("pooler", "classifier"):
+    # The transform of ModernBERT's head is its pooler too.
+    shared = c.head_pools and texts.pooled and path == "head/kernel"
+    if part in ("pooler", "classifier") or shared:
         return texts.rows if texts.pooled else 0
     if part == "head":
         return texts.rows * texts.predicted

@@ -33,7 +33,9 @@ from tests.fit.counting import shape
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_share_of_visited_pairs_is_the_mask_s(T, block_q, block_k, window, causal):
     seen = np.ones((T, T), bool) if not causal else np.tri(T, dtype=bool)
-    seen &= ~np.tri(T, k=-window, dtype=bool) if window else True
+    if window:
+        seen &= ~np.tri(T, k=-window, dtype=bool)
+        seen &= causal | np.tri(T, k=window - 1, dtype=bool)  # a window reaches to both sides
     blocks = seen.reshape(T // block_q, block_q, T // block_k, block_k).any((1, 3))
     assert share.visited(T, T, block_q, block_k, causal=causal, window=window) == pytest.approx(
         blocks.mean(), rel=1e-12

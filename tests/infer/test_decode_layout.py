@@ -16,6 +16,7 @@ from research.infer.sampling import SamplingConfig
 from research.models.model import Model
 from research.models.spec import initialize
 from research.ops.einsum import einsum, take
+from research.ops.kernels import quantized_matvec_gpu
 from research.parallel.mesh import make_mesh
 from research.precision import Precision
 from research.weights.rules import quantize
@@ -149,3 +150,17 @@ def test_weights_move_without_a_second_copy_and_write_the_same(on_a_gpu, format,
     assert max(on_a_gpu) - others < 1.15 * weights
     assert move(model, moved) is moved
     assert not exact or [row.token_ids for row in write(model, moved)] == want
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_scales_are_plain_where_a_kernel_of_decoding_reads_them(on_a_gpu, monkeypatch, timed):
+    monkeypatch.setattr(quantized_matvec_gpu, "FASTEST", {"book": (1, 8)} if timed else {})
+    model = Model(replace(FAMILIES["llama2_7b"], layers=2, d_model=64))
+    params = initialize(jax.random.key(0), model.specs(), jnp.float32)
+    params = quantize(params, model.specs(), [("layers/mlp/.*", "nf4"), (".*", None)])
+    params = jax.tree.map(jnp.copy, params)
+    want, weights = params["layers"]["mlp"]["down"].dense(), live_bytes()
+    moved = move(model, params)["layers"][1]["mlp"]["down"]
+    assert moved.scales == ("float32" if timed else "double")
+    assert jnp.array_equal(moved.dense(), want[1])
+    assert max(on_a_gpu) < 1.15 * weights

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-KINDS = ("llama mistral mixtral qwen2 qwen3 gemma gemma2 gemma3_text gpt2 bert t5 marian").split()
+KINDS = (
+    "llama mistral mixtral qwen2 qwen3 gemma gemma2 gemma3_text gpt2 "
+    "bert roberta xlm-roberta t5 mt5 marian bart mbart pegasus"
+).split()
 
 
 def defaults(kind):

@@ -39,6 +39,8 @@ OTHER = {
     "head_size": [16],
     "d_ff": [48],
     "position": ["rope", "learned", "sinusoidal", "relative"],
+    "position_offset": [2],
+    "encoder_positions": [True, False],
     "rope_theta": [123.0],
     "rope_scaling": [
         RopeScaling(2.0),
@@ -50,7 +52,6 @@ OTHER = {
             kind="longrope", original_length=6, short_factors=[1.5] * 4, long_factors=[2.0] * 4
         ),
     ],
-    "position_offset": [2],
     "rotary_size": [4],
     "unrotated_every": [2],
     "layer_kinds": [("local", "unrotated"), ("global", "local"), ("unrotated", "local", "local")],
@@ -58,7 +59,10 @@ OTHER = {
     "global_every": [2],
     "local_rope_theta": [77.0],
     "norm": ["rms", "layer"],
+    "norm_bias": [False],
+    "embedding_norm": [True],
     "norm_after": [True, False],
+    "first_norm": [False],
     "branch_norm": [True, False],
     "norm_before": [True, False],
     "branch_scale": [0.3],
@@ -81,6 +85,9 @@ OTHER = {
     "head_scale": [0.3],
     "logit_softcap": [4.0],
     "pooler": [True, False],
+    "pooling": ["mean"],
+    "pooler_layer": ["relu", "head"],
+    "transform_bias": [False],
     "mlm_head": [True, False],
     "head_bias": [True, False],
     "labels": [3],
@@ -89,8 +96,9 @@ OTHER = {
     "init": ["scaled", "plain", "xavier", "t5"],
     "init_std": [0.3],
 }
-# Without rows in a table it is the length that evaluation and serving take as the model's longest.
-ELSEWHERE = {"max_length"}
+# Without rows in a table `max_length` is what evaluation and serving take as the longest text, and
+# examples and decoding begin with `decoder_start`.
+ELSEWHERE = {"max_length", "decoder_start"}
 
 
 @cache
@@ -127,11 +135,15 @@ def test_every_field_has_another_value_here():
     assert names == set(OTHER) | ELSEWHERE
 
 
+OF_EACH_KIND = ["gpt2", "mixtral_8x7b", "mistral_7b", "gemma3_1b"]
+OF_EACH_KIND += ["bert_base", "t5_small", "bart_base"]
+
+
 @pytest.mark.parametrize("field", OTHER)
 def test_a_field_changes_the_program_or_is_refused(field):
     of = drawn if field in {f.name for f in dataclasses.fields(Initialization)} else program
     changed = 0
-    for name in ("gpt2", "mixtral_8x7b", "mistral_7b", "gemma3_1b", "bert_base", "t5_small"):
+    for name in OF_EACH_KIND:
         c = FAMILIES[name]
         for value in OTHER[field]:
             if value == getattr(c, field):

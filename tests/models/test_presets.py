@@ -41,6 +41,14 @@ EXACT = {
     "t5_small": 60_506_624,
     "t5_base": 222_903_552,
     "t5_large": 737_668_096,
+    "mt5_small": 300_176_768,
+    "mt5_base": 582_401_280,
+    "mt5_large": 1_229_581_312,
+    # With the masked-LM head.
+    "roberta_base": 124_697_433,
+    "roberta_large": 355_412_057,
+    "xlm_roberta_base": 278_295_186,
+    "xlm_roberta_large": 560_142_482,
 }
 # The digits of the papers: LLaMA's table 2, GPT-3's table 2.1.
 ROUNDED = {
@@ -104,6 +112,20 @@ def test_transformer_body_is_that_of_the_paper(name, body):
         8 * d * d + 2 * d * f + f + d + 6 * d
     )
     assert by_hand == body == count(c) - c.vocab_size * d
+
+
+@pytest.mark.parametrize(
+    ("name", "without_bias"),
+    [
+        ("bart_base", 139_420_416),
+        ("bart_large", 406_291_456),
+        ("mbart_large", 610_851_840),
+        # Its class counts the sinusoids of both stacks as parameters.
+        ("pegasus_large", 570_797_056 - 2 * 1024 * 1024),
+    ],
+)
+def test_bart_without_the_bias_of_its_logits_is_the_published_count(name, without_bias):
+    assert count(PRESETS[name]) - PRESETS[name].vocab_size == without_bias
 
 
 def test_every_spec_names_each_of_its_dimensions():

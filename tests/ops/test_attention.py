@@ -76,7 +76,7 @@ def test_reference_is_the_formula(sizes, causal, window, with_bias, softcap, see
     distance = q_positions[:, :, None] - k_positions[:, None, :]
     mask = q_segments[:, :, None] == k_segments[:, None, :]
     mask &= (distance >= 0) | (not causal)
-    mask &= (distance < window) | (window == 0)
+    mask &= ((distance if causal else abs(distance)) < window) | (window == 0)
     sees = mask.any(-1)  # a query that sees nothing has no answer
     want = plain(q, k, v, mask | ~sees[:, :, None], 0.3, bias, softcap)
     # Float32 sums of up to 6 products of order 1.
@@ -126,6 +126,7 @@ close = partial(np.testing.assert_allclose, atol=5e-5, rtol=0)
     [
         ("splash", dict(B=2, T=256, N=4, K=2, H=16, causal=True)),
         ("splash", dict(B=1, T=384, N=2, K=1, H=8, causal=True, window=20)),
+        ("splash", dict(B=1, T=384, N=2, K=1, H=8, causal=False, window=20)),
         ("flash", dict(B=2, T=256, N=4, K=2, H=16, causal=True)),
         (
             "flash",

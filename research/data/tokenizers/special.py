@@ -3,7 +3,7 @@ vocabularies are recognised."""
 
 import re
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Any, TypedDict
 
 SENTINELS = 32  # 15% of 512 tokens in spans of 3 are 26 spans (arXiv:1910.10683, section 3.1.4)
 RESERVED = ("<pad>", "<bos>", "<eos>", "<mask>", *(f"<extra_{n}>" for n in range(SENTINELS)))
@@ -56,3 +56,10 @@ def find_roles(special: Mapping[str, int], named: Mapping[str, str | None]) -> R
         int(match[1]): special[name] for name in special if (match := _SENTINEL.fullmatch(name))
     }
     return Roles(**ids, sentinel_ids=tuple(sentinels[number] for number in sorted(sentinels)))
+
+
+def decoder_start(tokenizer: Any, start: str = "pad") -> int:
+    """The id of the token that a decoder reads first, by `decoder_start` of its model: padding, as
+    in T5, or the end of a text, which also stands for padding where a tokenizer has none."""
+    ends = start == "end" or tokenizer.pad_id is None
+    return tokenizer.eos_id if ends else tokenizer.pad_id

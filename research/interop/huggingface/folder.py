@@ -67,7 +67,13 @@ _COUNTS = (
 )
 # Ids that config.json and generation_config.json may both have; the latter's are believed, as
 # transformers' generate does.
-SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+SPECIAL = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+)
 
 
 def open_folder(folder: Path) -> Checkpoint:

@@ -19,7 +19,7 @@ SAMPLING = {
     "min_p": "general.sampling.min_p",
     "repetition_penalty": "general.sampling.penalty_repeat",
 }
-_ENDS = "eos_token_id"
+_ENDS, _FORCED = "eos_token_id", "forced_bos_token_id"
 
 
 def read_sampling(values: Mapping[str, Any], source: Any) -> dict[str, float]:
@@ -56,6 +56,15 @@ def end_ids(special: Mapping[str, Any]) -> tuple[int, ...]:
     """The ids that end a text, of a checkpoint's `special`: `eos_token_id` is one or a list."""
     ids = special.get(_ENDS, ())
     return tuple(n for n in (ids if isinstance(ids, list) else [ids]) if type(n) is int)
+
+
+def decoder_ids(special: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids from which the decoder of an encoder-decoder writes: its start, and the token that is
+    forced to follow, such as that of a language; () where a checkpoint says nothing of a start."""
+    start, forced = (special.get(name) for name in ("decoder_start_token_id", _FORCED))
+    if type(start) is not int:
+        return ()
+    return (start,) if type(forced) is not int else (start, forced)
 
 
 def as_special(ids: Iterable[int | None]) -> int | list[int] | None:

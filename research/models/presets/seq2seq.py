@@ -1,4 +1,6 @@
-"""Encoder-decoders: the transformer of 2017 and T5."""
+"""Encoder-decoders: the transformer of 2017, T5, mT5, BART and Pegasus."""
+
+from dataclasses import replace
 
 from research.models.config import ModelConfig
 
@@ -62,10 +64,53 @@ def _t5(layers: int, d_model: int, heads: int, d_ff: int, head_size: int = 64) -
     )
 
 
+def _mt5(layers: int, d_model: int, heads: int, d_ff: int) -> ModelConfig:
+    """mT5 (arXiv:2010.11934): T5 release 1.1, with a gated feed-forward layer and a head of its
+    own, for the words of 101 languages."""
+    changes = dict(activation="gelu_tanh", gated=True, tied=False, head_scale=1.0)
+    # 250,000 pieces and 100 sentinels, filled up.
+    return replace(_t5(layers, d_model, heads, d_ff), vocab_size=250112, **changes)
+
+
+def _bart(layers: int, d_model: int, heads: int, **changes) -> ModelConfig:
+    """BART (arXiv:1910.13461, section 2): the layers of 2017 with learned positions, of which each
+    stack has its own after two rows that belong to none, and a norm of the embeddings."""
+    fields = dict(
+        vocab_size=50265,
+        layers=layers,
+        encoder_layers=layers,
+        position="learned",
+        position_offset=2,
+        encoder_positions=True,
+        embedding_norm=True,
+        activation="gelu",
+        attention_bias="all",
+        embedding_scale=1.0,
+        head_bias=True,
+        decoder_start="end",
+        init="plain",
+    )
+    return replace(_transformer(d_model, heads, 4 * d_model, 0.1), **{**fields, **changes})
+
+
 PRESETS: dict[str, ModelConfig] = {
     "transformer_base": _transformer(512, 8, 2048, 0.1),
     "transformer_big": _transformer(1024, 16, 4096, 0.3),
     "t5_small": _t5(6, 512, 8, 2048),
     "t5_base": _t5(12, 768, 12, 3072),
     "t5_large": _t5(24, 1024, 16, 4096),
+    "mt5_small": _mt5(8, 512, 6, 1024),
+    "mt5_base": _mt5(12, 768, 12, 2048),
+    "mt5_large": _mt5(24, 1024, 16, 2816),
+    "bart_base": _bart(6, 768, 12),
+    "bart_large": _bart(12, 1024, 16),
+    "mbart_large": _bart(
+        12, 1024, 16, vocab_size=250027, norm_after=False, embedding_scale=32.0,
+        decoder_start="pad",
+    ),
+    "pegasus_large": _bart(
+        16, 1024, 16, vocab_size=96103, position="sinusoidal", position_offset=0,
+        encoder_positions=False, embedding_norm=False, norm_after=False, embedding_scale=32.0,
+        activation="relu", decoder_start="pad",
+    ),
 }  # fmt: skip

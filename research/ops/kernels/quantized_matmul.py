@@ -8,9 +8,10 @@ output. A 4-bit code is an index into a book of 16 values, or without a book a t
 number. `reference` is XLA's form of both products, which first makes the matrix dense in the dtype
 of the activations.
 
-On TPU the kernel serves whatever it can. On GPU it serves few rows of activations only, as in
-decoding: from some hundred rows on, XLA's dense form is several times as fast on an H100 (the table
-is beside `quantized_matmul_gpu.FASTEST`). It takes the memory of one dense matrix at a time.
+On TPU the kernel serves whatever it can. On GPU kernels serve few rows of activations only, as in
+decoding, and each those for which it was measured to win (its `FASTEST`): from some hundred rows
+on, XLA's dense form is several times as fast on an H100. It takes the memory of one dense matrix at
+a time.
 """
 
 import functools
@@ -69,7 +70,8 @@ def reference(
 def spread(
     kernel: Callable, x: jax.Array, codes, scale, inputs: tuple[int, ...], *, transposed: bool
 ) -> jax.Array:
-    """`kernel(x_MI, codes_NRO, scale_N1O, transposed=...)` run by each device on its shards.
+    """`kernel(x_MI, codes_NRO, scale_N1O)` run by each device on its shards; with `transposed` it
+    is the product of the pullback.
 
     If the mesh splits the axes that are contracted (the weight's inputs, in the pullback its
     outputs), the devices' partial sums are added.
@@ -104,7 +106,7 @@ def _part(kernel, x, codes, scale, inputs, summed, transposed) -> jax.Array:
     outputs = codes.shape[2:]
     lead = x.shape[: x.ndim - len(outputs if transposed else inputs)]
     flat_codes, flat_scale = (a.reshape(*a.shape[:2], -1) for a in (codes, scale))
-    y = kernel(x.reshape(math.prod(lead), -1), flat_codes, flat_scale, transposed=transposed)
+    y = kernel(x.reshape(math.prod(lead), -1), flat_codes, flat_scale)
     # Partial sums of each device's inputs, added in the activations' type.
     y = lax.psum(y, summed) if summed else y
     return y.reshape(*lead, *((-1, *inputs[1:]) if transposed else outputs))
@@ -112,26 +114,27 @@ def _part(kernel, x, codes, scale, inputs, summed, transposed) -> jax.Array:
 
 def _product(eqn, x, codes, scale, book, inputs, *, transposed):
     # What a kernel gets is a device's part, and tiles must fit that.
-    kernel, (N, R, *outputs) = _kernel(), _local_shape(codes)
+    N, R, *outputs = _local_shape(codes)
     summed = len(outputs if transposed else inputs)
     rows = math.prod(_local_shape(x)[: x.ndim - summed])
-    # Slower is no misfit: that case is silent, below it a warning says what to set.
-    if kernel is None or not kernel.faster(rows, codes.dtype, book is not None):
-        return None
-    reason = _misfit(eqn, x, codes, inputs) or kernel.refusal(
-        N, R, math.prod(outputs), codes.dtype, x.dtype
-    )
-    if reason:
-        warn_once(
-            f"a quantized product on {kernel.PLATFORM} takes XLA's form, which makes the weight "
-            f"dense: {reason}"
+    for kernel in _kernels():
+        # Slower is no misfit: that case is silent, below it a warning says what to set.
+        if not kernel.faster(rows, codes.dtype, book is not None, transposed):
+            continue
+        reason = _misfit(eqn, x, codes, inputs) or kernel.refusal(
+            N, R, math.prod(outputs), codes.dtype, x.dtype
         )
-        return None
-    # A tuple of floats can be a static argument; an array cannot.
-    multiply = functools.partial(
-        kernel.matmul, book=None if book is None else tuple(map(float, book))
-    )
-    return spread(multiply, x, codes, scale, inputs, transposed=transposed)
+        if reason is None:
+            # A tuple of floats can be a static argument; an array cannot.
+            named = {"book": None if book is None else tuple(map(float, book))}
+            named |= {"transposed": True} if transposed else {}
+            multiply = functools.partial(kernel.matmul, **named)
+            return spread(multiply, x, codes, scale, inputs, transposed=transposed)
+        warn_once(
+            f"a quantized product on {kernel.PLATFORM} takes what is slower, mostly XLA's form, "
+            f"which makes the weight dense: {reason}"
+        )
+    return None
 
 
 def _sizes(eqn: str, x: jax.Array) -> tuple[int, ...]:
@@ -178,13 +181,15 @@ def _local_shape(x: jax.Array) -> list[int]:
     ]
 
 
-def _kernel() -> ModuleType | None:
-    """The module of kernels for the platform of the mesh, None where it has none. Imported here,
-    since Pallas takes a second to import."""
+def _kernels() -> tuple[ModuleType, ...]:
+    """The modules of kernels for the platform of the mesh in the order in which they are tried.
+    Imported here, since Pallas takes a second to import."""
     if platform() == "tpu":
-        from research.ops.kernels import quantized_matmul_tpu as kernel
-    elif platform() == "gpu":
-        from research.ops.kernels import quantized_matmul_gpu as kernel
-    else:
-        return None
-    return kernel
+        from research.ops.kernels import quantized_matmul_tpu
+
+        return (quantized_matmul_tpu,)
+    if platform() == "gpu":
+        from research.ops.kernels import quantized_matmul_gpu, quantized_matvec_gpu
+
+        return quantized_matvec_gpu, quantized_matmul_gpu
+    return ()

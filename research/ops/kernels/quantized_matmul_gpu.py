@@ -1,5 +1,5 @@
-"""The quantized product on GPU: tiles of codes are widened in registers, on their way to the tensor
-cores.
+"""The quantized product of few rows on GPU: tiles of codes are widened in registers, on their way
+to the tensor cores.
 
 A program of the Triton backend makes one tile of the result and walks what is summed. It sees the
 inputs' axis as [N, nibbles, S, rows]: N groups, the nibbles of packed codes, and what rows of a
@@ -19,7 +19,7 @@ from research.devices.backend import before_triton
 from research.ops.kernels.codes import codes_per_byte, cost, decode
 
 PLATFORM = "gpu"
-TOKENS = 128  # tokens a tile at most; 128 x 128 float32 sums fill half the registers of 8 warps
+TOKENS = 16  # tokens a tile: where there are more, XLA's dense form is faster
 COLUMNS = 128  # outputs a tile at most
 ROWS = 64  # rows of codes a tile at most
 LEAST = 16  # of any axis of a tile: the tensor cores' own
@@ -54,18 +54,18 @@ def refusal(N: int, R: int, O: int, codes: jnp.dtype, x: jnp.dtype) -> str | Non
     return None
 
 
-def faster(rows: int, codes: jnp.dtype, book: bool) -> bool:
+def faster(rows: int, codes: jnp.dtype, book: bool, transposed: bool) -> bool:
     """Whether the kernel beats XLA's dense form for this many rows of activations a device, where
-    codes are of type `codes` and with `book` index a table of values."""
+    codes are of type `codes` and with `book` index a table of values. There is no `transposed`
+    product: at 4,096 rows it took 3 to 7 ms and the dense form under one, and training has as
+    many."""
     packed = "book" if book else "4 bits"
     least, most = FASTEST[packed if codes == jnp.uint8 else "8 bits"]
-    return least <= rows <= most
+    return not transposed and least <= rows <= most
 
 
-def matmul(
-    x_MI, codes_NRO, scale_N1O, *, book=None, transposed: bool = False, interpret: bool = False
-) -> jax.Array:
-    """x W [M, O], or with `transposed` x W^T [M, I] of x [M, O], in the dtype of x."""
+def matmul(x_MI, codes_NRO, scale_N1O, *, book=None, interpret: bool = False) -> jax.Array:
+    """x W, [M, O] in the dtype of x."""
     # Deprecated since JAX 0.12, whose successors are each for one kind of GPU only.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -75,42 +75,27 @@ def matmul(
     rows, block_o = _power_of_two(R, ROWS), _power_of_two(O, COLUMNS)
     # Short groups share a tile, long ones take several (`splits`).
     groups, splits = (_power_of_two(N, ROWS // rows) if rows == R else 1), R // rows
-    # The smallest tile that holds all tokens, else the largest: decoding has few of them.
-    block_m = next(
-        block for block in (16, 32, 64, TOKENS) if block == TOKENS or block >= x_MI.shape[0]
-    )
     # Rows of zeros fill the last tile and are cut off at the end.
-    M = pl.cdiv(x_MI.shape[0], block_m) * block_m
+    M = pl.cdiv(x_MI.shape[0], TOKENS) * TOKENS
     x = jnp.pad(x_MI, ((0, M - x_MI.shape[0]), (0, 0)))
     sizes = N, nibbles, splits, rows
-    inputs = pl.BlockSpec((block_m, *sizes), lambda i, j: (i, 0, 0, 0, 0))
-    if transposed:
-        body, grid = _transposed, (M // block_m, N // groups * splits)
-        operand, result_spec = pl.BlockSpec((block_m, O), lambda i, j: (i, 0)), inputs
-        result = (M, *sizes)
-    else:
-        body, grid = _forward, (M // block_m, O // block_o)
-        operand, result_spec = inputs, pl.BlockSpec((block_m, block_o), lambda i, j: (i, j))
-        x, result = x.reshape(M, *sizes), (M, O)
-    # Codes and scales are handed over whole and sliced inside: a program walks all that is summed.
-    weight_specs = [
-        pl.BlockSpec((N, splits, rows, O), lambda i, j: (0, 0, 0, 0)),
-        pl.BlockSpec((N, O), lambda i, j: (0, 0)),
-    ]
     y = pl.pallas_call(
-        functools.partial(body, book=book, groups=groups, block_o=block_o),
-        grid=grid,
-        in_specs=[operand, *weight_specs],
-        out_specs=result_spec,
-        out_shape=jax.ShapeDtypeStruct(result, x.dtype),
-        compiler_params=triton.CompilerParams(
-            num_warps=8 if block_m == TOKENS else 4, num_stages=3
-        ),
+        functools.partial(_forward, book=book, groups=groups, block_o=block_o),
+        grid=(M // TOKENS, O // block_o),
+        # Codes and scales are handed over whole and sliced inside: a program walks all inputs.
+        in_specs=[
+            pl.BlockSpec((TOKENS, *sizes), lambda i, j: (i, 0, 0, 0, 0)),
+            pl.BlockSpec((N, splits, rows, O), lambda i, j: (0, 0, 0, 0)),
+            pl.BlockSpec((N, O), lambda i, j: (0, 0)),
+        ],
+        out_specs=pl.BlockSpec((TOKENS, block_o), lambda i, j: (i, j)),
+        out_shape=jax.ShapeDtypeStruct((M, O), x.dtype),
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
         interpret=interpret,
-        cost_estimate=cost(M, M // block_m, x_MI, codes_NRO, scale_N1O),
-        name="quantized_matmul_transposed" if transposed else "quantized_matmul",
-    )(x, codes_NRO.reshape(N, splits, rows, O), scale_N1O.reshape(N, O))
-    return y.reshape(M, -1)[: x_MI.shape[0]]
+        cost_estimate=cost(M, M // TOKENS, x_MI, codes_NRO, scale_N1O),
+        name="quantized_matmul",
+    )(x.reshape(M, *sizes), codes_NRO.reshape(N, splits, rows, O), scale_N1O.reshape(N, O))
+    return y[: x_MI.shape[0]]
 
 
 def _forward(x_ref, codes_ref, scale_ref, y_ref, *, book, groups: int, block_o: int):
@@ -133,25 +118,6 @@ def _forward(x_ref, codes_ref, scale_ref, y_ref, *, book, groups: int, block_o: 
         0, N // groups * splits, _step, jnp.zeros((block_m, block_o), jnp.float32)
     )
     y_ref[...] = total.astype(y_ref.dtype)
-
-
-def _transposed(dy_ref, codes_ref, scale_ref, dx_ref, *, book, groups: int, block_o: int):
-    """The tiles of dy W^T for some rows of codes, one a nibble, summed over the outputs."""
-    block_m, _, nibbles, splits, rows = dx_ref.shape
-    tile = pl.program_id(1)
-    group, split = pl.ds(lax.div(tile, splits) * groups, groups), lax.rem(tile, splits)
-
-    def _step(k, totals):
-        outputs = pl.ds(k * block_o, block_o)
-        tiles = _tiles(codes_ref, scale_ref, group, split, outputs, book, dy_ref.dtype)
-        return tuple(total + _dot(dy_ref[:, outputs], w_IO.T) for total, w_IO in zip(totals, tiles))
-
-    zeros = tuple(jnp.zeros((block_m, groups * rows), jnp.float32) for _ in range(nibbles))
-    totals = lax.fori_loop(0, dy_ref.shape[1] // block_o, _step, zeros)
-    for nibble, total in enumerate(totals):
-        dx_ref[:, group, nibble, split, :] = total.reshape(block_m, groups, rows).astype(
-            dx_ref.dtype
-        )
 
 
 def _tiles(codes_ref, scale_ref, group, split, outputs, book, dtype) -> list[jax.Array]:

@@ -43,7 +43,7 @@ def refusal(N: int, R: int, O: int, codes: jnp.dtype, x: jnp.dtype) -> str | Non
     return None
 
 
-def faster(rows: int, codes: jnp.dtype, book: bool) -> bool:
+def faster(rows: int, codes: jnp.dtype, book: bool, transposed: bool) -> bool:
     """True: no crossover with XLA's dense form is known, and the kernel needs the least memory."""
     return True
 

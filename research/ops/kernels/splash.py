@@ -128,10 +128,9 @@ def _kernel(q_BTNH: jax.Array, k_BSKH: jax.Array, visibility, softcap: float, in
         next(block for block in BLOCKS if length % block == 0) for length in (local_T, S)
     )
     if visibility.window:
-        # A window counts the query itself, the library's reach to the left does not.
-        mask = library.LocalMask(
-            (T, S), (visibility.window - 1, 0 if visibility.causal else None), 0
-        )
+        # A window counts the query itself, the library's reach to either side does not.
+        reach = visibility.window - 1
+        mask = library.LocalMask((T, S), (reach, 0 if visibility.causal else reach), 0)
     else:
         mask = library.CausalMask((T, S)) if visibility.causal else library.FullMask((T, S))
     return library.make_splash_mha(

@@ -20,7 +20,9 @@ def visited(T: int, S: int, block_q: int, block_k: int, *, causal: bool, window:
     blocks divide the lengths."""
     # Row by row of blocks: the range of key blocks from the first to the last that is not hidden.
     first_query = np.arange(0, T, block_q)
-    last_block = (first_query + block_q - 1) // block_k if causal else S // block_k - 1
+    # How far behind itself a query sees.
+    reach = 0 if causal else (window or S + 1) - 1
+    last_block = (first_query + block_q - 1 + reach) // block_k
     first_block = np.maximum((first_query + 1 - window) // block_k, 0) if window else 0
     blocks = np.minimum(last_block, S // block_k - 1) - first_block + 1
     # Mean number of visited key blocks of a row of query blocks, over all S / block_k of them.

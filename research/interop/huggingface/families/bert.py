@@ -21,6 +21,18 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     """The model that a config.json and the tensors' `names` describe. ValueError for settings that
     our layers do not compute."""
     # config.json is the same for every head; only the tensors tell which ones were saved.
+    return ModelConfig(
+        **read_body(values),
+        max_length=integer(values, "max_position_embeddings"),
+        pooler=any(name.endswith("pooler.dense.weight") for name in names),
+        mlm_head="cls.predictions.transform.dense.weight" in names,
+        labels=count_labels(values) if "classifier.weight" in names else 0,
+    )
+
+
+def read_body(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `ModelConfig` that BERT's config.json shares with RoBERTa's: all but heads
+    and positions. ValueError for settings that our layers do not compute."""
     heads, d_model = integer(values, "num_attention_heads"), integer(values, "hidden_size")
     refuse(
         values,
@@ -29,7 +41,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         position_embedding_type="absolute",
         tie_word_embeddings=True,
     )
-    return ModelConfig(
+    return dict(
         kind="encoder",
         vocab_size=integer(values, "vocab_size"),
         layers=integer(values, "num_hidden_layers"),
@@ -38,7 +50,6 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         kv_heads=heads,
         head_size=max(1, d_model // heads),
         d_ff=integer(values, "intermediate_size"),
-        max_length=integer(values, "max_position_embeddings"),
         position="learned",
         norm="layer",
         norm_after=True,  # norms follow the residual sum, as in arXiv:1706.03762
@@ -50,9 +61,6 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         # The masked-LM head multiplies by the token table; an untied one is refused above.
         tied=True,
         token_types=integer(values, "type_vocab_size", 2),
-        pooler=any(name.endswith("pooler.dense.weight") for name in names),
-        mlm_head="cls.predictions.transform.dense.weight" in names,
-        labels=_count_labels(values) if "classifier.weight" in names else 0,
         dropout=number(values, "hidden_dropout_prob", 0.1),
         # A normal of one width for all matrices.
         init="plain",
@@ -60,7 +68,8 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     )
 
 
-def _count_labels(values: Mapping[str, Any]) -> int:
+def count_labels(values: Mapping[str, Any]) -> int:
+    """The number of classes of a classifier."""
     # transformers writes the labels' names and leaves out their number, which it takes from them.
     labels = values.get("id2label")
     return (
@@ -69,8 +78,9 @@ def _count_labels(values: Mapping[str, Any]) -> int:
 
 
 def serves(c: ModelConfig) -> bool:
-    """True for an encoder."""
-    return c.kind == "encoder"
+    """True for an encoder, unless it is one of RoBERTa's or of those with a norm of the embeddings
+    and no token types."""
+    return c.kind == "encoder" and not (c.position_offset or c.embedding_norm)
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
@@ -81,9 +91,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         name = "BertForPreTraining" if c.pooler else "BertForMaskedLM"
     else:
         name = "BertModel"
-    # transformers' own names where nobody gave others; JSON wants strings as keys.
-    labels = {str(n): f"LABEL_{n}" for n in range(c.labels)}
-    values = {
+    return {
         "architectures": [name],
         "model_type": "bert",
         "vocab_size": c.vocab_size,
@@ -99,12 +107,17 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         # Our attention weights have no dropout.
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": c.init_std,
+        **write_labels(c),
     }
-    return values | (
-        {"id2label": labels, "label2id": {name: int(n) for n, name in labels.items()}}
-        if labels
-        else {}
-    )
+
+
+def write_labels(c: ModelConfig) -> dict[str, Any]:
+    """The names of a classifier's classes in config.json, {} without one."""
+    # transformers' own names where nobody gave others; JSON wants strings as keys.
+    labels = {str(n): f"LABEL_{n}" for n in range(c.labels)}
+    if not labels:
+        return {}
+    return {"id2label": labels, "label2id": {name: int(n) for n, name in labels.items()}}
 
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:

@@ -5,6 +5,8 @@ ValueError that names the field and the value.
 from collections.abc import Mapping
 from typing import Any
 
+from research.models.config import ModelConfig
+
 _MISSING = object()
 # transformers' names of activations, as ours. Its three spellings of the tanh approximation are
 # different code for the same function ("gelu_fast" multiplies by the constant 0.7978845608, which
@@ -34,6 +36,15 @@ def integer(values: Mapping[str, Any], name: str, default: Any = _MISSING) -> in
         # A default may be 0 ("no window"), which is refused when the file itself says so.
         if value != default:
             raise ValueError(f"config.json has {name}={value!r}; wanted a positive integer")
+    return value
+
+
+def index(values: Mapping[str, Any], name: str, default: int) -> int:
+    """The field as an integer of 0 or more, such as the id of a token; `default` where it is absent
+    or null. Errors as `integer`."""
+    value = _get(values, name, default)
+    if type(value) is not int or not 0 <= value < 2**40:
+        raise ValueError(f"config.json has {name}={value!r}; wanted 0 or more")
     return value
 
 
@@ -74,6 +85,22 @@ def refuse(values: Mapping[str, Any], **only: Any) -> None:
         got = values.get(name)
         if got is not None and got != value:
             raise ValueError(f"config.json has {name}={got!r}; only {name}={value!r} is supported")
+
+
+def read_start(values: Mapping[str, Any], *, start: int | None, end: int, pad: int) -> str:
+    """`decoder_start` of a model with the ids of a config.json, by default those given: "end" where
+    its decoder first reads the end of a text."""
+    first, padding = values.get("decoder_start_token_id", start), values.get("pad_token_id", pad)
+    ends = values.get("eos_token_id", end)
+    ends = ends if isinstance(ends, list) else [ends]
+    return "end" if first in ends and first != padding else "pad"
+
+
+def write_start(c: ModelConfig, *, end: int, pad: int) -> dict[str, Any]:
+    """The ids of config.json that say `c.decoder_start`. They are a class's defaults, and stay only
+    where the model's own are not known."""
+    first = end if c.decoder_start == "end" else pad
+    return {"decoder_start_token_id": first, "eos_token_id": end, "pad_token_id": pad}
 
 
 def _get(values: Mapping[str, Any], name: str, default: Any) -> Any:

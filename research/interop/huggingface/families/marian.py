@@ -11,7 +11,9 @@ from research.interop.huggingface.families.fields import (
     flag,
     integer,
     number,
+    read_start,
     refuse,
+    write_start,
 )
 from research.interop.storage.family import Family
 from research.interop.storage.layout import Rule
@@ -23,22 +25,33 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     settings that our layers do not compute."""
     # transformers' defaults for fields that a config.json leaves out.
     values = {"encoder_attention_heads": 16, "encoder_ffn_dim": 4096, **values}
-    d_model, vocab_size = integer(values, "d_model"), integer(values, "vocab_size")
-    heads, d_ff = integer(values, "decoder_attention_heads"), integer(values, "decoder_ffn_dim")
-    # One width for both stacks and one table for everything is what our encoder-decoder has.
     refuse(
         values,
-        encoder_attention_heads=heads,
-        encoder_ffn_dim=d_ff,
         share_encoder_decoder_embeddings=True,
-        tie_word_embeddings=True,
-        decoder_vocab_size=vocab_size,
+        decoder_vocab_size=integer(values, "vocab_size"),
         normalize_before=False,
         normalize_embedding=False,
         add_final_layer_norm=False,
         static_position_embeddings=True,
     )
     return ModelConfig(
+        **read_body(values),
+        position="sinusoidal",
+        norm_after=True,
+        head_bias=True,
+        decoder_start=read_start(values, start=58100, end=0, pad=58100),
+    )
+
+
+def read_body(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `ModelConfig` that Marian's config.json shares with BART's: all but
+    positions, the place of norms, and the head's bias. ValueError for settings that our layers do
+    not compute."""
+    d_model, vocab_size = integer(values, "d_model"), integer(values, "vocab_size")
+    heads, d_ff = integer(values, "decoder_attention_heads"), integer(values, "decoder_ffn_dim")
+    # One width for both stacks and one table for everything is what our encoder-decoder has.
+    refuse(values, encoder_attention_heads=heads, encoder_ffn_dim=d_ff, tie_word_embeddings=True)
+    return dict(
         kind="encoder_decoder",
         vocab_size=vocab_size,
         layers=integer(values, "decoder_layers"),
@@ -49,15 +62,12 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         head_size=max(1, d_model // heads),
         d_ff=d_ff,
         max_length=integer(values, "max_position_embeddings", 1024),
-        position="sinusoidal",
         norm="layer",
-        norm_after=True,
         activation=activation(values, "activation_function", "gelu"),
         gated=False,
         attention_bias="all",
         mlp_bias=True,
         tied=True,
-        head_bias=True,
         # arXiv:1706.03762, section 3.4: embeddings times sqrt(D).
         embedding_scale=d_model**0.5 if flag(values, "scale_embedding", False) else 1.0,
         dropout=number(values, "dropout", 0.1),
@@ -66,8 +76,8 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
 
 
 def serves(c: ModelConfig) -> bool:
-    """True for an encoder-decoder with sinusoidal positions."""
-    return c.kind == "encoder_decoder" and c.position == "sinusoidal"
+    """True for an encoder-decoder with sinusoidal positions and norms after the sums."""
+    return c.kind == "encoder_decoder" and c.position == "sinusoidal" and c.norm_after
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
@@ -81,9 +91,18 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
     return {
         "architectures": ["MarianMTModel"],
         "model_type": "marian",
+        "decoder_vocab_size": c.vocab_size,
+        "share_encoder_decoder_embeddings": True,
+        **write_body(c),
+        **write_start(c, end=0, pad=58100),
+    }
+
+
+def write_body(c: ModelConfig) -> dict[str, Any]:
+    """The fields of config.json that `read_body` reads."""
+    return {
         "is_encoder_decoder": True,
         "vocab_size": c.vocab_size,
-        "decoder_vocab_size": c.vocab_size,
         "d_model": c.d_model,
         "encoder_layers": c.encoder_layers,
         "decoder_layers": c.layers,
@@ -94,7 +113,6 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": c.max_length,
         "activation_function": THEIR_ACTIVATIONS[c.activation],
         "scale_embedding": c.embedding_scale != 1.0,
-        "share_encoder_decoder_embeddings": True,
         "tie_word_embeddings": True,
         "dropout": c.dropout,
         # Our layers drop states alone, neither attention weights nor activations inside the MLP.
@@ -106,10 +124,10 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
     """The tensors of MarianMTModel, as rules that read both ways. torch stores linear weights
     [out, in], ours are [in, out]."""
-    tensor_rules = [
-        Rule("model.shared.weight", "embed/table", "V D -> V D"),
-        Rule("final_logits_bias", "head/output_bias", "1 V -> V"),
-    ]
+    tensor_rules = [Rule("model.shared.weight", "embed/table", "V D -> V D")]
+    # Some BARTs were saved by a class that has no head and leaves it out; it is then 0.
+    if c.head_bias:
+        tensor_rules += [Rule("final_logits_bias", "head/output_bias", "1 V -> V")]
     for theirs, ours in (("encoder", "encoder/layers"), ("decoder", "layers")):
         layer = f"model.{theirs}.layers.{{layer}}"
         # "final_layer_norm" is a layer's last, after the MLP; the stack itself has none at its end.
@@ -136,7 +154,6 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
 
 
 def _attention(theirs: str, ours: str) -> list[Rule]:
-    # for
     tensor_rules = []
     for name, role in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
         tensor_rules += [

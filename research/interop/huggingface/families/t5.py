@@ -1,11 +1,18 @@
 """T5 (arXiv:1910.10683) in Hugging Face's names: release 1.0 with relu and tied tables, 1.1 with a
-gated MLP and a head of its own.
+gated MLP and a head of its own; and mT5 (arXiv:2010.11934), which is 1.1 for other words.
 """
 
 from collections.abc import Mapping, Set
 from typing import Any
 
-from research.interop.huggingface.families.fields import flag, integer, number, refuse
+from research.interop.huggingface.families.fields import (
+    flag,
+    integer,
+    number,
+    read_start,
+    refuse,
+    write_start,
+)
 from research.interop.storage.family import Family
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
@@ -35,14 +42,12 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     )
     # The buckets of distances are constants of our layers.
     refuse(values, relative_attention_num_buckets=BUCKETS, relative_attention_max_distance=FARTHEST)
-    # One field says both the activation and whether there is a gate.
-    feed = values.get("feed_forward_proj", "relu")
-    if feed not in _ACTIVATIONS:
-        raise ValueError(
-            f"config.json has feed_forward_proj={feed!r}; there are {', '.join(_ACTIVATIONS)}"
-        )
-    scaled = flag(values, "scale_decoder_outputs", flag(values, "tie_word_embeddings", True))
-    name, gated = _ACTIVATIONS[feed]
+    many = values["model_type"] == "mt5"
+    name, gated = _read_feed(values.get("feed_forward_proj", "gated-gelu" if many else "relu"))
+    # The class of mT5 never scales, though its files may say that tables are tied.
+    scaled = not many and flag(
+        values, "scale_decoder_outputs", flag(values, "tie_word_embeddings", True)
+    )
     return ModelConfig(
         kind="encoder_decoder",
         vocab_size=integer(values, "vocab_size"),
@@ -64,10 +69,20 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         # With a tied table the states are scaled down: the table has the size of embeddings (std
         # 1), not of a head.
         head_scale=d_model**-0.5 if scaled else 1.0,
+        decoder_start=read_start(values, start=0 if many else None, end=1, pad=0),
         dropout=number(values, "dropout_rate", 0.1),
         init="t5",
         init_std=1.0,
     )
+
+
+def _read_feed(feed: Any) -> tuple[str, bool]:
+    """(activation, gated) of a feed_forward_proj, the one field that says both."""
+    if feed not in _ACTIVATIONS:
+        raise ValueError(
+            f"config.json has feed_forward_proj={feed!r}; there are {', '.join(_ACTIVATIONS)}"
+        )
+    return _ACTIVATIONS[feed]
 
 
 def serves(c: ModelConfig) -> bool:
@@ -105,6 +120,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         # Read by transformers as "scale the states before the head", whether or not the head is
         # the table; see `read_config`.
         "tie_word_embeddings": c.head_scale != 1.0,
+        **write_start(c, end=1, pad=0),
     }
 
 
@@ -165,7 +181,7 @@ def _attention(theirs: str, ours: str) -> list[Rule]:
 
 
 FAMILY = Family(
-    model_types=("t5",),
+    model_types=("t5", "mt5"),
     serves=serves,
     read_config=read_config,
     write_config=write_config,

@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from research.interop.huggingface.families import (
+    bart,
     bert,
     gemma,
     gpt2,
@@ -14,6 +15,7 @@ from research.interop.huggingface.families import (
     olmo,
     opt,
     phi3,
+    roberta,
     smollm3,
     t5,
 )
@@ -33,8 +35,10 @@ FAMILIES = {
     "gpt_neox": gpt_neox.FAMILY,
     "opt": opt.FAMILY,
     "bert": bert.FAMILY,
+    "roberta": roberta.FAMILY,
     "t5": t5.FAMILY,
     "marian": marian.FAMILY,
+    "bart": bart.FAMILY,
 }
 
 
@@ -51,13 +55,8 @@ def describe(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
     # Reading back what was written is the one check that cannot fall behind: a field that the
     # writer forgets, or that the class has no name for, comes back as something else.
     values = family.write_config(c)
-    # Some families tell what heads a model has by its tensors and not by config.json; these are the
-    # names that such a `read_config` looks for.
-    heads = {"pooler.dense.weight"} if c.pooler else set()
-    heads |= {"cls.predictions.transform.dense.weight"} if c.mlm_head else set()
-    heads |= {"classifier.weight"} if c.labels else set()
-    heads |= set() if c.tied else {"lm_head.weight"}
-    again = family.read_config(values, heads)
+    # Some families tell what heads a model has by its tensors and not by config.json.
+    again = family.read_config(values, {rule.name for rule in family.rules(c)})
     differing = [
         f"{field.name}={getattr(c, field.name)!r}"
         for field in fields(Shape)
