@@ -418,6 +418,7 @@ CASES |= {
         hf.MinistralForCausalLM,
         llama(
             hf.MinistralConfig,
+            head_dim=8,
             num_hidden_layers=3,
             sliding_window=5,
             layer_types=["full_attention", "sliding_attention", "sliding_attention"],
