@@ -2,10 +2,11 @@
 --text="A fine film."
 
 The model is that of a run of task=classification (--workdir) or of a checkpoint (--checkpoint),
-such as a BertForSequenceClassification of Hugging Face. Texts come from --text, from the lines of a
---prompt_file or, without either, of standard input. Prints label, probability and text, separated
-by tabs. A .jsonl file has objects {"text": ...}; if they have a "label" too, the accuracy is
-printed. --json prints {"labels", "texts": [{"text", "label", "probabilities"}], "accuracy"}.
+such as a BertForSequenceClassification of Hugging Face, on which an --adapter may be put. Texts
+come from --text, from the lines of a --prompt_file or, without either, of standard input. Prints
+label, probability and text, separated by tabs. A .jsonl file has objects {"text": ...}; if they
+have a "label" too, the accuracy is printed. --json prints {"labels", "texts": [{"text", "label",
+"probabilities"}], "accuracy"}.
 """
 
 import json
@@ -22,6 +23,9 @@ from research.run.source import check_source
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "a checkpoint folder or package, instead of a run"
+)
+ADAPTER = flags.DEFINE_string(
+    "adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint"
 )
 STEP = flags.DEFINE_integer(
     "step", None, "the checkpoint to take; by default the newest good one", lower_bound=0
@@ -45,7 +49,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(
             f"unexpected argument {arguments[0]!r}; quote the text: --text='two words'"
         )
-    check_source(WORKDIR.value, CHECKPOINT.value)
+    check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
     texts: list[Labelled] = [(text, None) for text in TEXT.value]
     if PROMPT_FILE.value:
         texts += read_texts(Path(PROMPT_FILE.value))
@@ -56,16 +60,26 @@ def main(arguments: list[str]) -> int:
         raise ValueError("give --text=TEXT, --prompt_file=FILE, or lines on standard input")
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.infer.classes import classify
+    from research.interop.runs import is_run
     from research.interop.storage.label_names import read_label_names
     from research.run.opened import keep_compiled_programs, open_model
 
     keep_compiled_programs()
-    opened = open_model(WORKDIR.value, CHECKPOINT.value, step=STEP.value, dtype=DTYPE.value)
+    opened = open_model(
+        WORKDIR.value,
+        CHECKPOINT.value,
+        adapter=ADAPTER.value,
+        step=STEP.value,
+        dtype=DTYPE.value,
+    )
     if opened.tokenizer is None:
         raise ValueError(
             f"{opened.source} has no tokenizer; put its tokenizer.json into the folder"
         )
-    names = read_label_names(opened.source, opened.model.config.labels)
+    # A run knows the names of its classes; a folder of peft's may have none, and its base does.
+    from_run = bool(ADAPTER.value) and is_run(Path(ADAPTER.value).expanduser())
+    named = ADAPTER.value if from_run else opened.source
+    names = read_label_names(named, opened.model.config.labels)
     # A run's texts were cut to its sequences; a checkpoint says no more than its positions.
     longest = opened.window if WORKDIR.value else opened.model.config.max_length
     probs_NC = classify(

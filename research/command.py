@@ -175,8 +175,8 @@ def peer_or_storage_failed(error: BaseException) -> bool:
     )
     return (
         isinstance(error, OSError)
-        # A missing file would be missing again.
-        and not isinstance(error, FileNotFoundError)
+        # A missing file would be missing again, and a file in the place of a folder be one again.
+        and not isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
         or any(word in text for word in lost)
     )
 

@@ -3,7 +3,7 @@
 
 Prints the cosine of every pair of texts; --json prints {"embeddings": [[...], ...]}, one vector a
 text, and nothing else. Pooling, cut and normalisation are those that the checkpoint asks for
-(sentence-transformers' files), else the mean.
+(sentence-transformers' files), else the mean. --adapter=FOLDER puts an adapter on it.
 """
 
 import json
@@ -15,6 +15,9 @@ from research import command
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "a checkpoint folder or package with an encoder"
+)
+ADAPTER = flags.DEFINE_string(
+    "adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint"
 )
 TEXT = flags.DEFINE_multi_string("text", [], "a text; may be given several times")
 TEXT_FILE = flags.DEFINE_string("text_file", None, "a file with one text a line")
@@ -39,7 +42,7 @@ def main(arguments: list[str]) -> int:
     from research.run.opened import keep_compiled_programs
 
     keep_compiled_programs()
-    opened = load(CHECKPOINT.value, DTYPE.value)
+    opened = load(CHECKPOINT.value, DTYPE.value, adapter=ADAPTER.value)
     if opened.tokenizer is None:
         raise ValueError(
             f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder"

@@ -1,9 +1,9 @@
 """Scores a text: python -m research.evaluate --workdir=runs/quickstart --text=FILE --json
 
-The model is that of a run (--workdir) or of a checkpoint (--checkpoint); ids in a .npy file
-(--token_ids) need no tokenizer. Prints tokens, nll_per_token (nats), perplexity, bits_per_byte and
-bytes, over every token of the file. An encoder-decoder is scored on the targets of a .jsonl file of
-{"inputs": ..., "targets": ...}. Logs go to standard error.
+The model is that of a run (--workdir) or of a checkpoint (--checkpoint, on which an --adapter may
+be put); ids in a .npy file (--token_ids) need no tokenizer. Prints tokens, nll_per_token (nats),
+perplexity, bits_per_byte and bytes, over every token of the file. An encoder-decoder is scored on
+the targets of a .jsonl file of {"inputs": ..., "targets": ...}. Logs go to standard error.
 """
 
 import json

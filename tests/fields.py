@@ -176,6 +176,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "data.source": ({}, "OTHER"),
     "data.tokenizer": ({}, "bpe:300"),
     "data.chat_template": (CHAT, "TEMPLATE"),
+    "data.template_variables": (CHAT, ("loud=true",)),
     "data.sequence_length": ({}, 8),
     "data.batch_size": ({}, 4),
     "data.batch_size_per_device": ({"data.batch_size": 0, "data.batch_size_per_device": 2}, 4),
@@ -216,6 +217,7 @@ REFUSED = {
     "model.kind": "for a model of kind 'encoder'",
     "model.pooler": "set model.pooler=True",
     "execution.attention": "set config.execution.attention",  # a GPU's, on a CPU
+    "data.template_variables": "has no variable 'loud'",
     "execution.documents": "a row holds 2 documents and config.execution.documents=1",
     **{f"objective.{name}.name": "for a model of kind" for name in _RUNS if name not in _DECODERS},
 }
@@ -275,6 +277,7 @@ UNUSED: list[tuple[dict[str, Any], str, Any]] = [
     ({"optimizer.schedule": "constant"}, "optimizer.decay_fraction", 0.5),
     ({"optimizer.schedule": "constant"}, "optimizer.min_ratio", 0.5),
     ({}, "data.chat_template", "TEMPLATE"),
+    ({}, "data.template_variables", ("loud=true",)),
     ({}, "data.batch_size_per_device", 2),
 ]
 

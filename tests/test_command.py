@@ -56,6 +56,7 @@ CASES = {
     "field of a field": ([CONFIG, "--config.train.steps.many=2"], "config.train.steps is a value"),
     "workdir in a bucket": ([CONFIG, "--workdir=gs://bucket/run"], "--workdir=/mnt/gs/run"),
     "read-only cache": ([CONFIG, "GRAFT_CACHE=/proc/cache"], "set GRAFT_CACHE"),
+    "cache that is a file": ([CONFIG, "GRAFT_CACHE=/dev/null"], "set GRAFT_CACHE"),
     "steps and epochs": (
         [CONFIG, "--config.train.steps=5", "--config.train.epochs=2"],
         "choose one",

@@ -106,6 +106,31 @@ def test_parse_arg_types_follow_the_defaults():
         parse_arg("rank=x", rank=4)
 
 
+@pytest.mark.parametrize(
+    ("arg", "data"),
+    [
+        ("data=a,b,smoke", "a,b"),
+        ("data=a.txt:0.7,b c.csv:0.3,rank=5", "a.txt:0.7,b c.csv:0.3"),
+        ("rank=5,data={folder}/x,rank=9,y.txt", "{folder}/x,rank=9,y.txt"),
+        ("data={folder}/x,rank=5,smoke", "{folder}/x"),
+        ("data={folder}/z,smoke", "{folder}/z,smoke"),
+    ],
+    ids=["a list", "a mixture", "a file with a name in it", "a folder", "the longer path"],
+)
+def test_a_comma_may_stand_in_a_value(arg, data, tmp_path):
+    (tmp_path / "x").mkdir()
+    for name in ("x,rank=9,y.txt", "z", "z,smoke"):
+        (tmp_path / name).touch()
+    args = parse_arg(arg.format(folder=tmp_path), rank=5, smoke=False, data="")
+    assert (args.data, args.rank) == (data.format(folder=tmp_path), 5)
+
+
+@pytest.mark.parametrize("arg", ["data=a,smok", "data=a,rnk=3", "rank=3,b", "smoke,b"])
+def test_a_misspelt_name_is_no_part_of_a_value(arg):
+    with pytest.raises(ValueError, match="config argument .* is unknown; the nearest is"):
+        parse_arg(arg, rank=5, smoke=False, data="")
+
+
 def test_resume_may_change_how_far_and_where_but_not_what():
     old = experiment("quickstart").to_json()
     may = experiment(

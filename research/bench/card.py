@@ -47,13 +47,18 @@ class Work:
 
 
 WORKS = {
+    # All parameters with AdamW are 12 bytes each: 32 layers would not fit a card of 80 GB.
     "train": Work("train", layers=8, tokens=8192, peer="transformers"),
     "qlora": Work("train", format="nf4", peer="peft"),
     "qlora-4": Work("train", rows=4, format="nf4", peer="peft", quick=False),
+    # Two layers of Mixtral show what grouped products cost; 32 are 47 billion parameters.
     "experts": Work("train", "mixtral_8x7b", layers=2, tokens=4096, quick=False),
+    # 512 tokens are read and 128 written.
     "decode-1": Work("decode", tokens=512 + 128, peer="transformers"),
     "decode-8": Work("decode", rows=8, tokens=512 + 128, peer="transformers", quick=False),
     "decode-1-nf4": Work("decode", tokens=512 + 128, format="nf4"),
+    # With 16 tokens the weight's bytes bound the time, with 4,096 its products do: a format may win
+    # in one and lose in the other.
     "product-16": Work("product", tokens=16),
     "product-16-nf4": Work("product", tokens=16, format="nf4"),
     "product-16-int8": Work("product", tokens=16, format="int8", quick=False),
@@ -81,6 +86,7 @@ def measure(names: Sequence[str], quick: bool, rounds: int, peers: bool) -> list
     chosen = names or [name for name, work in WORKS.items() if work.quick or not quick]
     rows = []
     for name in chosen:
+        # The peer follows at once, while the card is as warm as it was for us.
         contenders = [OURS, *([WORKS[name].peer] if peers and _installed(WORKS[name].peer) else [])]
         for who in contenders:
             row = _run(name, who, rounds)
@@ -89,6 +95,7 @@ def measure(names: Sequence[str], quick: bool, rounds: int, peers: bool) -> list
 
 
 def _installed(peer: str) -> bool:
+    # Looked for and not imported: torch would take memory of the card in this process, too.
     return bool(peer) and all(importlib.util.find_spec(package) for package in PEERS[peer])
 
 
@@ -103,10 +110,12 @@ def _run(name: str, who: str, rounds: int) -> dict[str, Any] | None:
         capture_output=True,
         text=True,
     )
+    # One work that does not fit is no reason to lose the others.
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
         print(f"{name}: {who} failed and is left out: {said[-1][:300]}", file=sys.stderr)
         return None
+    # Libraries may print lines of their own; the row is the last.
     return {"work": name, "who": who, **json.loads(done.stdout.splitlines()[-1])}
 
 
@@ -115,6 +124,7 @@ def versions() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     told = []
+    # Speeds change from release to release, so a table without versions could not be repeated.
     for package in ("jax", "tokamax", "torch", "transformers", "peft", "bitsandbytes"):
         try:
             told.append(f"{package} {version(package)}")
@@ -136,6 +146,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         work, seconds = row["work"], row["seconds"]
         peer = row["who"] != OURS and work in ours
+        # Above 1 where we are faster.
         ratio = f"{seconds / ours[work]:.2f}" if peer else ""
         lines.append(
             f"| {work} | {row['who']} | {seconds:.6f} | {row['tokens_per_second']:,.0f} | {ratio} "

@@ -19,6 +19,7 @@ from research.models.presets import PRESETS
 
 RANK = 16  # of the adapters on all linear layers
 NEW = 128  # tokens of a continuation
+# Every work in seconds on a CPU, to show that it runs; two heads a key keep grouped queries.
 SMALL = dict(
     layers=1, vocab_size=256, d_model=64, d_ff=128, heads=4, kv_heads=2, head_size=16,
     max_length=64, window=16,
@@ -29,9 +30,11 @@ Run = Callable[[], Any]
 def main() -> None:
     """Prepares the work, does it, and prints the row."""
     name, who, rounds = sys.argv[1:]
+    # A card's sizes would take a CPU hours.
     small = platform() == "cpu"
     work, config = sized(WORKS[name], small)
     new = min(NEW, work.tokens // 2)
+    # A peer is imported by the function that runs it, so our process never imports torch.
     if who == OURS:
         makers = {"train": train, "decode": decode, "product": product, "attention": attention}
         run = makers[work.kind](work, config, new)
@@ -43,7 +46,9 @@ def main() -> None:
         begin = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - begin)
+    # The median forgives a call that something else disturbed.
     middle = statistics.median(seconds)
+    # A continuation is rated by what is written; its prompt is part of the time.
     tokens = work.rows * (new if work.kind == "decode" else work.tokens)
     print(json.dumps({"seconds": middle, "tokens_per_second": tokens / middle, **device(who)}))
 
@@ -53,6 +58,7 @@ def sized(work: Work, small: bool) -> tuple[Work, ModelConfig]:
     config = PRESETS[work.preset]
     if not small:
         return work, replace(config, layers=work.layers)
+    # A window of Mistral's stays one; other shapes must not get one.
     window = SMALL["window"] if config.window else 0
     return replace(work, tokens=32), replace(config, **{**SMALL, "window": window})
 
@@ -61,6 +67,7 @@ def device(who: str) -> dict[str, Any]:
     """The device's name, and the peak of its memory or, on a CPU, of this process."""
     import resource
 
+    # Linux counts in KiB.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if who != OURS:
         import torch
@@ -72,6 +79,7 @@ def device(who: str) -> dict[str, Any]:
     import jax
 
     here = jax.local_devices()[0]
+    # A CPU's backend keeps no statistics.
     told = here.memory_stats() or {}
     return {"device": here.device_kind, "peak_bytes": told.get("peak_bytes_in_use", peak)}
 
@@ -99,6 +107,7 @@ def train(work: Work, config: ModelConfig, new: int) -> Run:
         tuned = dict(tune=TuneConfig("lora"), lora=LoraConfig(RANK))
         sections = {**tuned, "quantize": QuantizeConfig(work.format)}
         sections["execution"] = Execution(remat="offload")
+    # One id more than inputs: each is the target of the one before.
     rows = texts(work, config, work.tokens + 1)
     return step_of(config, rows, precision=Precision(compute="bfloat16"), **sections)
 
@@ -116,10 +125,13 @@ def decode(work: Work, config: ModelConfig, new: int) -> Run:
     from research.weights.rules import quantize
 
     model = Model(config, Precision(param="bfloat16", compute="bfloat16"))
+    # Random weights: the time of a step does not depend on them.
     params = jax.jit(lambda: initialize(jax.random.key(0), model.specs(), "bfloat16"))()
     if work.format:
+        # Embedding and head stay in bfloat16, as bitsandbytes leaves them.
         rules = [(r"layers/.*/(query|key|value|out|gate|up|down)", work.format), (".*", None)]
         params = quantize(params, model.specs(), rules)
+    # Once, as generation does it; `prepare` lays out what each call needs.
     params = move(model, params)
     prepared = prepare(model, params)
     sampling = SamplingConfig(temperature=0).distribution
@@ -153,6 +165,7 @@ def product(work: Work, config: ModelConfig, new: int) -> Run:
     w = jax.random.normal(jax.random.key(0), (config.d_model, config.d_ff), jnp.bfloat16)
     weight = quantize_array(w, work.format, inputs=1) if work.format else w
     x = jax.random.normal(jax.random.key(1), (work.rows, work.tokens, config.d_model), w.dtype)
+    # Arguments and not constants, which XLA might fold.
     multiply = jax.jit(lambda x, w: einsum("BTD,DF->BTF", x, w))
     return lambda: jax.block_until_ready(multiply(x, weight))
 
@@ -170,12 +183,14 @@ def attention(work: Work, config: ModelConfig, new: int) -> Run:
     made = [jax.random.normal(jax.random.key(n), (B, T, N, H)) for n, N in enumerate(heads)]
     queries_keys_values = [x.astype(jnp.bfloat16) for x in made]
     positions = jnp.tile(jnp.arange(T, dtype=jnp.int32), (B, 1))
+    # One segment: all rows are a single text, which is the most work that a mask can leave.
     tokens = positions, positions, jnp.ones_like(positions), jnp.ones_like(positions)
 
     def _loss(q, k, v, tokens):
         seen = Visibility(*tokens, causal=True, window=config.window, packed=True)
         return jnp.sum(attend(q, k, v, seen, scale=H**-0.5).astype(jnp.float32))
 
+    # Both passes, since a kernel's backward pass is another kernel.
     gradient = jax.jit(jax.grad(_loss, argnums=(0, 1, 2)))
     return lambda: jax.block_until_ready(gradient(*queries_keys_values, tokens))
 

@@ -16,6 +16,7 @@ def transformers_train(work: Any, config: Any, new: int) -> Run:
     import torch
 
     model = _model(config).train()
+    # As ours recomputes its layers; without it the texts of a row would not fit.
     model.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
     return _step(torch.compile(model), model, optimizer, work, config)
@@ -42,9 +43,11 @@ def peft_train(work: Any, config: Any, new: int) -> Run:
         base = AutoModelForCausalLM.from_pretrained(
             folder, quantization_config=four, dtype=torch.bfloat16, device_map=_place()
         )
+    # peft's own guide calls it: norms in float32, and layers recomputed.
     base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=True)
     adapters = LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, adapters)
+    # A fused AdamW over frozen parameters would walk through all of them.
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-4, fused=True)
     return _step(model, model, optimizer, work, config)
@@ -61,6 +64,7 @@ def transformers_decode(work: Any, config: Any, new: int) -> Run:
         with torch.inference_mode():
             model.generate(
                 ids,
+                # Without a mask it would warn, and look for padding in every call.
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=new,
                 min_new_tokens=new,
@@ -89,6 +93,7 @@ def _model(c: Any) -> Any:
         max_position_embeddings=c.max_length,
         tie_word_embeddings=False,
     )
+    # Made where it is used: in float32 on the host it would take 32 GB first.
     with torch.device(_place()):
         return LlamaForCausalLM(config)
 
@@ -99,6 +104,7 @@ def _step(forward: Any, model: Any, optimizer: Any, work: Any, config: Any) -> R
     ids = _ids(work, config, work.tokens)
 
     def _run() -> None:
+        # Gradients are set to None, which saves a pass over them.
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(_place(), torch.bfloat16):
             loss = forward(input_ids=ids, labels=ids, use_cache=False).loss
@@ -125,5 +131,6 @@ def _place() -> str:
 def _wait() -> None:
     import torch
 
+    # torch returns before the card is done, so the clock must wait for it.
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -29,6 +29,7 @@ def compare(
         raise ValueError(
             f"the peers need {', '.join(missing)}; pip install '.[parity]', or pass --nopeers"
         )
+    # A method at a time, so that only its two models are in memory.
     rows = []
     for method in methods:
         for dtype in dtypes:

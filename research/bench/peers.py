@@ -68,6 +68,7 @@ def nanogpt_step(folder: str, dtype: str, compiled: bool, rows: np.ndarray) -> C
     train.py has it."""
     import torch
 
+    # It is no package; its files are modules at the top of the checkout.
     sys.path.insert(0, folder)
     from model import GPT, GPTConfig
 

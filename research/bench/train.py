@@ -67,6 +67,7 @@ def contenders(
     shape: str, dtype: str, transformers: bool, checkouts: dict[str, str]
 ) -> dict[str, str]:
     """Arguments of the contenders' processes by the contenders' names, ours first."""
+    # Ours first, as in the table.
     names = {OURS: f"{shape}:{dtype}:{OURS}"}
     if dtype != "float32":
         names[IN_FLOAT32] = f"{shape}:float32:{OURS}"

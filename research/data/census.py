@@ -20,6 +20,7 @@ class Census:
     left_out  documents without a target in the window: the first one comes after its end
     cut       documents whose end does not fit
     empty     documents without a token, which are left out
+    silent    pairs whose target has no token, of which only the end is learnt
     """
 
     kind: str
@@ -28,6 +29,7 @@ class Census:
     left_out: int = 0
     cut: int = 0
     empty: int = 0
+    silent: int = 0
 
     def lines(self) -> list[str]:
         """One line for the user on what is left out or cut; no line if every document is whole.
@@ -38,6 +40,11 @@ class Census:
         lines = []
         if self.empty:
             lines.append(f"left out {self.empty} empty of {self.total} {self.kind}")
+        if self.silent:
+            lines.append(
+                f"{self.silent} of {self.total} {self.kind} have an empty target: that nothing "
+                "follows is what they teach"
+            )
         if self.left_out or self.cut:
             losses = {"left out": self.left_out, "cut": self.cut}
             # Most kinds of documents are only ever cut; their line does not mention the other.

@@ -55,7 +55,7 @@ class JsonLines:
         # The file is opened for each record: a folder may have more files than a process may open.
         line = read_piece(self.path, row, int(self._starts[row]), int(self._stops[row]))
         try:
-            return _record(json.loads(line))
+            return _record(json.loads(line, object_pairs_hook=_fields))
         # Deep nesting exhausts the parser's stack before it is a syntax error.
         except (ValueError, RecursionError) as error:
             raise UnreadableRecord(str(self.path), row, error) from None
@@ -67,7 +67,9 @@ class JsonList:
     def __init__(self, path: Path, name: str):
         self.path, self.name = path, name
         try:
-            self._records = json.loads(path.read_bytes().decode("utf-8-sig"))
+            self._records = json.loads(
+                path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_fields
+            )
         except (ValueError, RecursionError) as error:  # json's errors name line and column
             raise ValueError(f"{path} cannot be read as JSON: {error}") from None
         if not isinstance(self._records, list):
@@ -95,6 +97,16 @@ class JsonList:
             return _record(self._records[row])
         except ValueError as error:
             raise UnreadableRecord(str(self.path), row, error) from None
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. ValueError for a field that it has twice, of which json would lose the first."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the field {twice!r} twice; give each its own name")
+    return fields
 
 
 def _record(value: Any) -> dict[str, Any]:

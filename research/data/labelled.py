@@ -1,5 +1,6 @@
 """Windows of labelled texts, for classification."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,7 +47,22 @@ def label_names(
             return [str(number) for number in range(largest + 1)]
         return sorted(names)
 
-    return tuple(remembered(cache_dir / "labels" / f"{key[:32]}.json", _read_all))
+    names = tuple(remembered(cache_dir / "labels" / f"{key[:32]}.json", _read_all))
+    for group in alike(names):
+        logging.warning(
+            "classes %s are %d and differ in case or spaces alone; if one is meant, write it alike",
+            " and ".join(map(repr, group)),
+            len(group),
+        )
+    return names
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Groups of names that differ in nothing but case and spaces."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault("".join(name.casefold().split()), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 class Labels:

@@ -53,7 +53,8 @@ def built(directory: Path, build: Callable[[Path], None], read: Callable[[Path],
     """
     try:
         return read(directory)
-    except (FileNotFoundError, Damaged):
+    # "Not a directory" where the cache is a file: making the folder says what to set.
+    except (FileNotFoundError, NotADirectoryError, Damaged):
         make_folder(directory.parent)
     # Read again under the lock: another process may have built it while this one waited.
     with _locked(directory) as alone:
@@ -82,7 +83,7 @@ def built(directory: Path, build: Callable[[Path], None], read: Callable[[Path],
 def remembered(path: Path, compute: Callable[[], Any]) -> Any:
     """The JSON value in the file `path`; if the file is missing or damaged, `compute()` is written
     there first."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
         return read_json(path)
     make_folder(path.parent)
     write_json(path, compute())

@@ -5,6 +5,7 @@ from typing import Any
 
 from research.evals.evaluation import Evaluation, RunData
 from research.evals.heldout import HeldOut
+from research.evals.pairs import PairPerplexity
 from research.evals.text_perplexity import TextPerplexity
 from research.experiment.fields import build, nearest
 
@@ -12,6 +13,7 @@ from research.experiment.fields import build, nearest
 EVALUATIONS: dict[str, type[Evaluation]] = {
     "heldout": HeldOut,
     "perplexity": TextPerplexity,
+    "pairs": PairPerplexity,
 }
 
 

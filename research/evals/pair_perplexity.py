@@ -10,14 +10,14 @@ import numpy as np
 
 from research.data.tokenizers import Tokenizer
 from research.data.tokenizers.special import decoder_start
-from research.evals.perplexity import Score
+from research.evals.perplexity import Score, place_whole, whole_rows
 from research.files import read_text
 from research.models.model import Model, forward
 from research.objectives.pairs import pair_example
 from research.ops.loss import cross_entropy
 from research.tree import Tree
 
-ROWS = 16  # pairs of a batch
+ROWS = 16  # pairs of a batch; on a mesh as many more as its devices can split
 _STEP = 16  # lengths are rounded up to a multiple, so that few programs are compiled
 
 
@@ -46,27 +46,31 @@ def score_pairs(
     if c.position == "learned" and longest > c.max_length:
         raise ValueError(f"a text has {longest} tokens, the model {c.max_length} positions; cut it")
     total, count = 0.0, 0
-    for batch in _batches(list(zip(*sides)), decoder_start(tokenizer, c.decoder_start)):
-        nll, tokens = jax.device_get(_nll(params, batch, model=model))
+    start_id = decoder_start(tokenizer, c.decoder_start)
+    mesh = jax.sharding.get_mesh()
+    rows = ROWS if mesh.empty else whole_rows(ROWS, mesh, model)
+    for batch in _batches(list(zip(*sides)), start_id, rows):
+        inputs = batch if mesh.empty else place_whole(batch, mesh, model)
+        nll, tokens = jax.device_get(_nll(params, inputs, model=model))
         # Summed on the host in float64, as a text's are.
         total, count = total + float(nll), count + int(tokens)
     return Score(total, count, None)
 
 
 def _batches(
-    pairs: list[tuple[list[int], list[int]]], start_id: int
+    pairs: list[tuple[list[int], list[int]]], start_id: int, n_rows: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The pairs, a row each, in batches of ROWS rows; rows without a pair have no weight."""
+    """The pairs, a row each, in batches of `n_rows`; rows without a pair have no weight."""
     # Pairs of similar length share a batch, which needs little padding.
     pairs = sorted(pairs, key=lambda pair: (len(pair[0]), len(pair[1])))
-    for first in range(0, len(pairs), ROWS):
-        rows = pairs[first : first + ROWS]
+    for first in range(0, len(pairs), n_rows):
+        rows = pairs[first : first + n_rows]
         widths = [-(-max(map(len, side)) // _STEP) * _STEP for side in zip(*rows)]
         examples = [
             pair_example([np.array(source)], [np.array(target)], *widths, start_id)
             for source, target in rows
         ]
-        examples += [pair_example([], [], *widths, start_id)] * (ROWS - len(rows))
+        examples += [pair_example([], [], *widths, start_id)] * (n_rows - len(rows))
         yield {name: np.stack([one[name] for one in examples]) for name in examples[0]}
 
 
@@ -78,11 +82,11 @@ def _nll(params: Tree, batch: dict[str, jax.Array], *, model: Model) -> tuple[ja
     return (nll_BT * batch["weights"]).sum(), batch["weights"].sum()
 
 
-def read_pairs(file: Path) -> list[tuple[str, str]]:
+def read_pairs(file: Path, setting: str = "--text") -> list[tuple[str, str]]:
     """The pairs of a .jsonl file, {"inputs": ..., "targets": ...} a line. ValueError with the
-    number of a line that is no pair."""
+    number of a line that is no pair; `setting` is what named the file."""
     pairs = []
-    lines = read_text(file, "--text").removeprefix("\ufeff").split("\n")
+    lines = read_text(file, setting).removeprefix("\ufeff").split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -93,8 +97,8 @@ def read_pairs(file: Path) -> list[tuple[str, str]]:
             pair = ()
         if len(pair) != 2 or not all(isinstance(side, str) for side in pair):
             raise ValueError(
-                f'--text={file}, line {number} is no pair like {{"inputs": "one cat", "targets": '
-                f'"un chat"}}, which an encoder-decoder is scored on: {line[:60]!r}'
+                f'{setting}={file}, line {number} is no pair like {{"inputs": "one cat", '
+                f'"targets": "un chat"}}, which an encoder-decoder is scored on: {line[:60]!r}'
             )
         pairs.append(pair)
     return pairs

@@ -83,19 +83,23 @@ def score_ids(
     rows = max(
         1, min(16, _LOGITS // (window * model.config.vocab_size), -(-(len(ids) - 1) // stride))
     )
-    if not mesh.empty:  # rows that the devices can split between them
-        split = parts("batch", mesh, model.rules)
-        rows = -(-rows // split) * split
+    rows = rows if mesh.empty else whole_rows(rows, mesh, model)
     # Summed on the host in float64: a float32 sum over a book would lose digits.
     total = 0.0
     for batch in _batches(ids, window, stride, rows):
-        inputs = batch if mesh.empty else _place(batch, mesh, model)
+        inputs = batch if mesh.empty else place_whole(batch, mesh, model)
         nll_BT = np.asarray(_nll(params, inputs, model=model), np.float64)
         total += float(nll_BT.sum())
     return Score(total, len(ids) - 1, None)
 
 
-def _place(batch: dict[str, np.ndarray], mesh: Mesh, model: Model) -> dict[str, jax.Array]:
+def whole_rows(rows: int, mesh: Mesh, model: Model) -> int:
+    """The least number of rows, at least `rows`, that the devices can split between them."""
+    split = parts("batch", mesh, model.rules)
+    return -(-rows // split) * split
+
+
+def place_whole(batch: dict[str, np.ndarray], mesh: Mesh, model: Model) -> dict[str, jax.Array]:
     """A batch that every process has whole, split over the mesh."""
     return {
         name: jax.device_put(rows, batch_sharding(rows.shape, mesh, model.rules))

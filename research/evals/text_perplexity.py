@@ -48,7 +48,10 @@ class TextPerplexity(Evaluation):
         # Refused here and not in `run`, so that a run learns of it before its first step.
         kind = data.objective.model_kind
         if kind != "decoder":
-            raise ValueError(f"the model is an {kind}, and only a decoder has a perplexity")
+            other = '; take kind "pairs"' if kind == "encoder_decoder" else ""
+            raise ValueError(
+                f"the model is an {kind}, and only a decoder has the perplexity of a text{other}"
+            )
         return cls(read_text(Path(config.text), "text"), config.window, config.stride)
 
     def run(self, opened: Opened) -> Totals:

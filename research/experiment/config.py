@@ -161,7 +161,8 @@ def _unused(experts: int, objective: str) -> list[tuple[str, str, Any, str]]:
         head_tokens = Execution().head_tokens
         unused.append(("execution", "head_tokens", head_tokens, "objectives that predict tokens"))
     if not objective_class(objective).answers_chats:
-        unused.append(("data", "chat_template", DataConfig().chat_template, "the objective chat"))
+        for name in ("chat_template", "template_variables"):
+            unused.append(("data", name, getattr(DataConfig(), name), "the objective chat"))
     return unused
 
 

@@ -3,7 +3,8 @@ one line that names the field."""
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -15,11 +16,13 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
 
         parse_arg("model=gpt2,smoke", model="llama3_8b", smoke=False)  # model "gpt2", smoke True
 
-    Types are those of the defaults; a bare name is True. ValueError for an unknown name and for a
-    value of another type.
+    Types are those of the defaults; a bare name is True. A value of text may have commas: what
+    stands behind one belongs to the value if it makes it the path of a file, or names no argument,
+    as in "data=stdlib:0.7,shakespeare:0.3". ValueError for an unknown name and for a value of
+    another type.
     """
     values = dict(defaults)
-    for part in filter(None, arg.split(",")):
+    for part in _split_arg(arg, defaults):
         name, given, text = part.partition("=")
         if name not in defaults:
             raise ValueError(f"config argument {name!r} is unknown; {nearest(name, defaults)}")
@@ -37,6 +40,40 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
                     f"config argument {part!r}: {name} is of type {type(default).__name__}"
                 ) from None
     return ConfigDict(values)
+
+
+def _split_arg(arg: str, defaults: Mapping[str, Any]) -> Iterator[str]:
+    """The parts NAME or NAME=VALUE of an argument, cut at the commas that are in no value."""
+    pieces = [piece for piece in arg.split(",") if piece]
+    while pieces:
+        name, given, value = pieces[0].partition("=")
+        count = 1
+        if given and isinstance(defaults.get(name), str):
+            # The longest path first: a folder `a` may lie beside the file `a,b`.
+            ends = range(len(pieces), 1, -1)
+            paths = (end for end in ends if _exists(",".join([value, *pieces[1:end]])))
+            count = next(paths, _first_named(pieces, defaults))
+        yield ",".join(pieces[:count])
+        pieces = pieces[count:]
+
+
+def _first_named(pieces: Sequence[str], known: Mapping[str, Any]) -> int:
+    """The number of the first piece, but for piece 0, that is an argument, or one that is
+    misspelt."""
+    for number, piece in enumerate(pieces[1:], 1):
+        name, given, _ = piece.partition("=")
+        # Part of a mixture or of a list, such as "b:0.3", is like no name, while "smok" is meant as
+        # one and would else become a puzzling value.
+        if given or difflib.get_close_matches(name, known, n=1, cutoff=0.75):
+            return number
+    return len(pieces)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError):  # too long for a name, or the home of an unknown user
+        return False
 
 
 def build(kind: type, values: Mapping[str, Any], where: str) -> Any:
@@ -110,7 +147,7 @@ def placeholders(kind: type) -> dict[str, Any]:
     return {
         name: placeholders(hint)
         if dataclasses.is_dataclass(hint)
-        else config_dict.placeholder(hint)
+        else config_dict.placeholder(_present(hint))
         for name, hint in get_type_hints(kind).items()
     }
 

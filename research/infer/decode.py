@@ -13,6 +13,7 @@ from research.data.tokenizers import Tokenizer
 from research.infer.decode_layout import prepare
 from research.infer.prompts import (
     Prompt,
+    at_the_last_position,
     beyond_positions,
     check_ids,
     prompt_ids,
@@ -75,7 +76,7 @@ def generate(
     for first in range(0, len(rows), ROWS):
         for _ in _write(model, params, tokenizer, rows[first : first + ROWS], config, TOKENS):
             pass
-    return [row.generation() for row in rows]
+    return _generations(_of_text(model.config, params), rows, config)
 
 
 def stream(
@@ -100,7 +101,7 @@ def stream(
             if text.certain > sent[index]:
                 yield index, text.text[sent[index] : text.certain]
                 sent[index] = text.certain
-    return [row.generation() for row in rows]
+    return _generations(_of_text(model.config, params), rows, config)
 
 
 @dataclass
@@ -211,6 +212,15 @@ def _continue(
             model=model,
             sampling=config.distribution,
         )
+
+
+def _generations(c: ModelConfig, rows: list[_Row], config: SamplingConfig) -> list[Generation]:
+    """What the user gets of the rows, and a line where the positions came to an end."""
+    prompts = [len(row.ids) for row in rows]
+    texts = [len(row.ids) + len(row.token_ids) for row in rows]
+    if line := at_the_last_position(c, prompts, texts, config.max_tokens):
+        _log.warning(line)
+    return [row.generation() for row in rows]
 
 
 _prompted = jax.jit(Model.prompted, static_argnums=0)

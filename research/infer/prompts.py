@@ -40,6 +40,27 @@ def beyond_positions(c: ModelConfig, lengths: Sequence[int]) -> str | None:
     )
 
 
+def at_the_last_position(
+    c: ModelConfig, prompts: Sequence[int], texts: Sequence[int], wanted: int
+) -> str | None:
+    """A line for the user where texts, of these lengths with their prompts of these, have come to
+    the end of the model's positions with fewer than the `wanted` tokens, or gone beyond it; None
+    where none has. Relative positions have no end."""
+    if c.position == "learned":
+        met = [n for p, n in zip(prompts, texts) if n >= c.max_length and n - p < wanted]
+        end = f"the end of the model's {c.max_length:,} positions, before {wanted:,} new tokens"
+    else:
+        met = [n for p, n in zip(prompts, texts) if p <= c.max_length < n]
+        end = (
+            f"{max(met, default=0):,} tokens; the model was made for {c.max_length:,} positions, "
+            "and what it writes gets worse beyond them"
+        )
+    if c.position == "relative" or not met:
+        return None
+    which = "the text" if len(texts) == 1 else f"{len(met)} of {len(texts)} texts"
+    return f"{which} went on to {end}"
+
+
 def source_and_start(
     c: ModelConfig, tokenizer: Tokenizer, prompt: Prompt, ids: list[int], first: Sequence[int]
 ) -> tuple[list[int], list[int]]:

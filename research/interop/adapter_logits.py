@@ -37,11 +37,14 @@ def compare_logits(
 
 
 def _outputs(loaded: Loaded) -> np.ndarray:
-    """Logits of fixed random ids; of encoders without a head for words the last states."""
+    """Logits of fixed random ids: of words, of classes, or of encoders without a head the last
+    states."""
     c = loaded.config
     ids = np.random.default_rng(0).integers(0, c.vocab_size, (1, min(TOKENS, c.max_length)))
     if c.kind == "encoder_decoder":
         return np.asarray(loaded.logits(ids, decoder_tokens=ids))
+    if c.labels:
+        return np.asarray(loaded.model.class_logits(loaded.params, loaded.hidden(ids)))
     if c.kind == "encoder" and not c.mlm_head:
         return np.asarray(loaded.hidden(ids))
     return np.asarray(loaded.logits(ids))

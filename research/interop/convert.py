@@ -2,23 +2,26 @@
 memory holds a layer and not a model.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from research import tree
 from research.data.tokenizers import load_tokenizer
-from research.files import building, read_json
+from research.files import building
 from research.interop import certify, reference, runs
 from research.interop.adapter_check import check_adapter
+from research.interop.beside import lost
 from research.interop.formats import FLOATS, FORMATS, check_target
 from research.interop.load import open_checkpoint
 from research.interop.merged import merge_adapter
+from research.interop.peft.tokens import grown_tables, write_tokens
 from research.interop.peft.write import write_peft
 from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.classes import with_classes
 from research.interop.storage.finite import cast, checked
 from research.interop.storage.foreign import as_dtype
 from research.interop.storage.generation import end_ids
-from research.models.config import config_from_json
 from research.weights.rules import is_leaf
 
 
@@ -49,15 +52,14 @@ def convert(
         checkpoint = checked(opened)
         if dtype in FLOATS:
             checkpoint = cast(checkpoint, as_dtype(dtype))
-        notes = FORMATS[to].writes(checkpoint, folder, dtype) or []
+        notes = [*(FORMATS[to].writes(checkpoint, folder, dtype) or []), *lost(opened, to)]
         if not certified:
             return {"notes": notes}
         # What was written is read back from the disk: the certificate is about the files.
         with open_checkpoint(folder, verify=False) as written:
             # The reference would compute the source without its adapter.
             compared = None if adapter else reference.compare(opened, written)
-            body = certify.certify(opened, written, folder, compared, dtype, adapter)
-            return body | {"notes": notes}
+            return certify.certify(opened, written, folder, compared, dtype, adapter, notes)
 
 
 def _open(source: str | Path, adapter: str | Path) -> Checkpoint:
@@ -84,15 +86,23 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
     path = Path(source).expanduser()
     if not runs.is_run(path):
         raise ValueError(f"{source} is no run of adapters; --to=peft wants the workdir of one")
-    adapters, base = runs.run_adapters(
-        path, config_from_json(read_json(path / "config.json")["model"])
-    )
+    model = runs.read_experiment(path).model
+    adapters, base = runs.run_adapters(path, model)
     with building(target) as folder:
-        # With the parent's config, for that is the model that peft will put the adapters on.
         with open_checkpoint(base) as parent:
-            _refuse_grown(path, parent)
-            write_peft(folder, adapters, parent.config, base)
+            grown = grown_tables(parent, model)
+            # Otherwise the parent's config, for that is the model that peft will put them on.
+            c = with_classes(replace(parent.config, vocab_size=model.vocab_size), model)
+            write_peft(folder, adapters, c, base, grown)
             notes = [*notes_on_base(base, parent), *notes_on_ends(path, parent)]
+            if c.labels and not parent.config.labels:
+                notes += [
+                    f"the base has no classifier: for peft open it with transformers' "
+                    f"AutoModelForSequenceClassification and num_labels={c.labels}"
+                ]
+            if grown:
+                before = parent.config.vocab_size
+                notes += write_tokens(folder, path / "tokenizer", before, model.vocab_size)
         compared = check_adapter(base, path, folder)
     count, notes = len(tree.paths(adapters, is_leaf)), [*notes, *compared["notes"]]
     return {**compared, "adapters": count, "base": base, "notes": notes}
@@ -122,16 +132,6 @@ def notes_on_ends(workdir: Path, base: Checkpoint) -> list[str]:
         f"generation ends at {', '.join(f'{tokenizer.decode([n])} ({n})' for n in missing)} too, "
         f"which the base does not say: give transformers' generate eos_token_id={list(learnt)}"
     ]
-
-
-def _refuse_grown(workdir: Path, base: Checkpoint) -> None:
-    model = runs.read_experiment(workdir).model
-    if model.vocab_size != base.config.vocab_size:
-        raise ValueError(
-            f"{workdir} has {model.vocab_size} tokens where its base {base.source} has "
-            f"{base.config.vocab_size}, so its adapters do not fit that; use --to=hf, which merges "
-            "them"
-        )
 
 
 def verify(folder: Path) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Opening a checkpoint by path or spelling, and `load`, which makes it a model ready to compute."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from research import tree
 from research.downloads.cache import cache_directory
@@ -12,7 +14,13 @@ from research.interop import certify, packages, runs
 from research.interop.formats import format_of
 from research.interop.loaded import Loaded
 from research.interop.peft.read import place_adapters, read_peft
-from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.checkpoint import (
+    Checkpoint,
+    Parameter,
+    specs_by_path,
+    stacked_axes,
+)
+from research.interop.storage.classes import with_classes
 from research.interop.storage.grow import fit_rows
 from research.interop.storage.leaves import attach_layers, restore_leaves
 from research.models.model import Model
@@ -21,6 +29,7 @@ from research.parallel.mesh import make_mesh
 from research.precision import Precision
 from research.weights import rules
 from research.weights.formats import FORMATS
+from research.weights.rules import is_leaf
 
 
 def open_checkpoint(source: str | Path, verify: bool = True) -> Checkpoint:
@@ -122,12 +131,30 @@ def read_generation(source: str | Path) -> dict[str, Any]:
 def open_adapter(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tree]:
     """(checkpoint, adapters) for a folder of peft's or the workdir of a run.
 
-    The checkpoint comes back changed where an adapter folder replaces some of its weights; see
-    `research.interop.peft.read.read_peft`.
+    The checkpoint comes back changed where an adapter folder replaces some of its weights (see
+    `research.interop.peft.read.read_peft`), and where the run gave its base more tokens or a
+    classifier, or trained some of its weights whole.
     """
     path = Path(source).expanduser()
-    if runs.is_run(path):
-        # A run that grew the tables of its base had its adapters on the grown ones.
-        checkpoint = fit_rows(checkpoint, runs.read_experiment(path).model)
-        return checkpoint, runs.run_adapters(path, checkpoint.config)[0]
-    return read_peft(path, checkpoint)
+    if not runs.is_run(path):
+        return read_peft(path, checkpoint)
+    model = runs.read_experiment(path).model
+    checkpoint = fit_rows(checkpoint, model)
+    c = with_classes(checkpoint.config, model)
+    adapters = runs.run_adapters(path, c)[0]
+    # What was trained whole takes the place of the base's own, or is new, as a classifier is.
+    specs, parameters = specs_by_path(c), dict(checkpoint.parameters)
+    leaves = tree.paths(adapters, is_leaf)
+    for name in specs.keys() & leaves.keys():
+        if isinstance(x := leaves[name], np.ndarray):
+            axes = stacked_axes(specs[name])
+            parameters[name] = Parameter(x.shape, str(x.dtype), axes, x.__getitem__)
+            del leaves[name]
+    # A weight that was replaced is no longer the quantized one of the file.
+    codes = {
+        name: code
+        for name, code in checkpoint.codes.items()
+        if parameters.get(name) is checkpoint.parameters.get(name)
+    }
+    changed = replace(checkpoint, config=c, parameters=parameters, codes=codes)
+    return changed, tree.unflatten(leaves)

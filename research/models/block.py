@@ -67,7 +67,7 @@ def block(
             y_BTD,
             c,
             context.kinds[kind],
-            bias_BNTS=context.bias_BNTS,
+            bias=context.bias,
             layer=index,
             cache=cache,
             implementation=execution.attention,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from research.models.config import ModelConfig
 from research.models.kinds import KINDS, layer_pattern
-from research.ops.attention import Visibility
+from research.ops.attention import Bias, Visibility
 from research.parallel.placement import gather_axis
 
 # What a decoder reads of an encoder: keys and values [L, B, S, K, H] for the cross-attention of its
@@ -32,7 +32,7 @@ class LayerKind:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["kinds", "counted_BT", "bias_BNTS", "memory_LBSKH", "memory_visibility", "key"],
+    data_fields=["kinds", "counted_BT", "bias", "memory_LBSKH", "memory_visibility", "key"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LayerContext:
 
     kinds              a `LayerKind` by the name of each kind of layer that the model has
     counted_BT         1 for tokens, 0 for padding, float32
-    bias_BNTS          added to the scores of self-attention (relative positions of T5)
+    bias               added to the scores of self-attention (relative positions of T5)
     memory_LBSKH       keys and values of all layers' cross-attention, from the encoder's states
     memory_visibility  which of those keys a query sees
     key                random key of dropout, None for no dropout
@@ -49,7 +49,7 @@ class LayerContext:
 
     kinds: dict[str, LayerKind]
     counted_BT: jax.Array
-    bias_BNTS: jax.Array | None = None
+    bias: Bias = None
     memory_LBSKH: tuple[jax.Array, jax.Array] | None = None
     memory_visibility: Visibility | None = None
     key: jax.Array | None = None
@@ -71,7 +71,7 @@ def make_context(
     causal: bool,
     packed: bool = True,
     documents: int = 0,
-    bias_BNTS: jax.Array | None = None,
+    bias: Bias = None,
     memory: Memory | None = None,
     key: jax.Array | None = None,
     lengths_B: jax.Array | None = None,
@@ -108,7 +108,7 @@ def make_context(
         )
     # For losses of layers, such as the balance of experts, which padding must not sway.
     counted_BT = (segments_BT > 0).astype(jnp.float32)
-    return LayerContext(kinds, counted_BT, bias_BNTS, keys_values, visibility, key)
+    return LayerContext(kinds, counted_BT, bias, keys_values, visibility, key)
 
 
 def _lengths(

@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.devices.backend import platform
 from research.models import layers
 from research.models.config import ModelConfig
 from research.models.initial import Initial
 from research.models.spec import Spec
+from research.ops import chunked
+from research.ops.distance import DistanceBias
 from research.ops.einsum import contract, take
-from research.parallel.placement import gather, gather_axis
+from research.parallel.placement import gather, gather_axis, local_shape
 from research.scopes import scope
 from research.tree import Tree
 
@@ -100,14 +103,31 @@ def relative_specs(c: ModelConfig, start: Initial) -> Tree:
 
 @scope("embed")
 def relative_bias(
-    p: Tree, q_positions_BT: jax.Array, k_positions_BS: jax.Array, *, causal: bool
-) -> jax.Array:
-    """Offsets added to the scores, float32 [B, N, T, S] (arXiv:1910.10683, section 2.1)."""
+    p: Tree,
+    q_positions_BT: jax.Array,
+    k_positions_BS: jax.Array,
+    *,
+    causal: bool,
+    adjacent: bool = False,
+) -> jax.Array | DistanceBias:
+    """Offsets added to the scores, float32 [B, N, T, S] (arXiv:1910.10683, section 2.1).
+
+    `adjacent` says that queries and keys are the tokens of packed rows. Distances within a text are
+    then those of indices, so accelerators take offsets by distance: [1, N, T, S], and in long rows
+    a `DistanceBias`. Pairs of two texts, which nobody sees, have other offsets in them."""
+    table_bN = gather(p["table"].astype(jnp.float32))
+    T, S = q_positions_BT.shape[1], k_positions_BS.shape[1]
+    split = local_shape(q_positions_BT)[1] < T
+    if adjacent and not split and platform() != "cpu":
+        one_hot_Wb = jax.nn.one_hot(_bucket(jnp.arange(1 - T, S), causal), BUCKETS)
+        bias = DistanceBias(contract("Wb,bN->NW", one_hot_Wb, table_bN), T)
+        # Of a short row the offsets are written out once, for all layers of the stack.
+        return bias if chunked.serves(T, S, split) else bias.dense()
     # Queries may be split along T over devices; each query needs the distance to every key.
     distance_BTS = gather_axis(k_positions_BS, axis=1)[:, None, :] - q_positions_BT[:, :, None]
     # A product with one-hots, whose gradient is a product too, and no scatter over T * S ids.
     one_hot_BTSb = jax.nn.one_hot(_bucket(distance_BTS, causal), BUCKETS)
-    return contract("BTSb,bN->BNTS", one_hot_BTSb, gather(p["table"].astype(jnp.float32)))
+    return contract("BTSb,bN->BNTS", one_hot_BTSb, table_bN)
 
 
 def _bucket(distance: jax.Array, causal: bool) -> jax.Array:

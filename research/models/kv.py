@@ -9,7 +9,7 @@ from typing import Protocol, Self
 
 import jax
 
-from research.ops.attention import Visibility
+from research.ops.attention import Bias, Visibility
 
 # Keys and values [n, K, H] in front of every row's own, see `research.models.adapters`.
 Prefix = tuple[jax.Array, jax.Array]
@@ -52,7 +52,7 @@ class KVCache(Protocol):
         *,
         scale: float,
         softcap: float = 0.0,
-        bias_BNTS: jax.Array | None = None,
+        bias: Bias = None,
         prefix: Prefix | None = None,
         implementation: str = "auto",
     ) -> tuple[jax.Array, Self]:

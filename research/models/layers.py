@@ -18,7 +18,7 @@ from research.models.kv import KVCache
 from research.models.spec import Init, Spec, constant, ones, zeros
 from research.ops import attention as attention_op
 from research.ops import route
-from research.ops.attention import Visibility
+from research.ops.attention import Bias, Visibility
 from research.ops.einsum import add_bias, einsum
 from research.ops.elementwise import apart
 from research.ops.norm import layer_norm, rms_norm
@@ -126,7 +126,7 @@ def attention(
     c: ModelConfig,
     kind: LayerKind,
     *,
-    bias_BNTS: jax.Array | None = None,
+    bias: Bias = None,
     layer: jax.Array | int = 0,
     cache: KVCache | None = None,
     implementation: str = "auto",
@@ -143,7 +143,7 @@ def attention(
     scoring = {
         "scale": _score_scale(c),
         "softcap": c.attention_softcap,
-        "bias_BNTS": bias_BNTS,
+        "bias": bias,
         "implementation": implementation,
     }
     if cache is None:

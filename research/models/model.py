@@ -232,15 +232,19 @@ class Model:
         if cache is not None:
             cache = cache.enter(positions_BT, segments_BT)
         # T5 has no positions in its states; all layers of a stack add the same bias to the scores.
-        bias_BNTS = None
+        bias = None
         if c.position == "relative":
             seen_BS = positions_BT if cache is None else cache.key_positions()
             seen_BS = adapters.in_front(jnp.arange(virtual), seen_BS) if virtual else seen_BS
-            bias_BNTS = embedding.relative_bias(
-                p_stack["relative"], positions_BT, seen_BS, causal=causal
+            bias = embedding.relative_bias(
+                p_stack["relative"],
+                positions_BT,
+                seen_BS,
+                causal=causal,
+                adjacent=cache is None and not virtual,
             )
         seen = dict(causal=causal, packed=cache is None, documents=self.execution.documents)
-        beside = dict(bias_BNTS=bias_BNTS, memory=memory, key=layer_key)
+        beside = dict(bias=bias, memory=memory, key=layer_key)
         lengths_B = None if cache is None else row_lengths(batch, cache.key_positions())
         context = make_context(c, positions_BT, segments_BT, **seen, **beside, lengths_B=lengths_B)
         x_BTD, cache, losses = run(p_stack["layers"], x_BTD, c, self.execution, context, cache)

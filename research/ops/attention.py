@@ -12,13 +12,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from research.ops import blocked
+from research.ops import blocked, chunked
+from research.ops.distance import DistanceBias
 from research.ops.einsum import contract
 from research.ops.elementwise import soft_cap
-from research.parallel.placement import gather_axis, spec_entries, split_axis
+from research.parallel.placement import gather_axis, local_shape, spec_entries, split_axis
 from research.scopes import scope
 
 IMPLEMENTATIONS = ("auto", "mosaic", "cudnn", "flash", "splash", "xla")
+# What is added to scores: nothing, an offset for each pair, or one for each distance.
+Bias = jax.Array | DistanceBias | None
 EVERYONE = -1  # the segment of keys that the queries of every segment see
 
 
@@ -77,11 +80,12 @@ def attend(
     *,
     scale: float,
     softcap: float = 0.0,
-    bias_BNTS: jax.Array | None = None,
+    bias: Bias = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """softmax(scale * q k + bias) v over the visible keys, [B, T, N, H]; N is a multiple of K
-    (arXiv:2305.13245). With a `softcap` c each score s becomes c tanh(s / c) before the bias.
+    (arXiv:2305.13245). With a `softcap` c each score s becomes c tanh(s / c) before the bias, which
+    is [B or 1, N, T, S] or of distances.
 
     `implementation` "auto" takes the fastest that supports the case on this device
     (`research.ops.kernels.attention.ORDER`), else XLA's. A named one raises NotImplementedError for
@@ -99,12 +103,17 @@ def attend(
     if implementation != "xla":
         from research.ops.kernels import attention as kernels
 
-        chosen = kernels.choose(implementation, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap)
+        chosen = kernels.choose(implementation, q_BTNH, k_BSKH, visibility, bias, softcap)
         if chosen is not None:
             return chosen(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap)
+    T, S = q_BTNH.shape[1], k_BSKH.shape[1]
+    if chunked.serves(T, S, split=local_shape(q_BTNH)[1] < T):
+        scoring = scale, bias, softcap
+        return chunked.attend(reference, q_BTNH, k_BSKH, v_BSKH, visibility, *scoring)
     # The blocked form writes its own backward pass, in which a bias would need a gradient too.
-    if bias_BNTS is None and blocked.serves(q_BTNH, visibility):
+    if bias is None and blocked.serves(q_BTNH, visibility):
         return blocked.attend(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap)
+    bias_BNTS = bias.dense() if isinstance(bias, DistanceBias) else bias
     return reference(q_BTNH, k_BSKH, v_BSKH, visibility, scale, bias_BNTS, softcap)
 
 

@@ -14,6 +14,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
+from research.devices.backend import platform
 from research.ops.elementwise import soft_cap
 from research.ops.loss import Vocabulary, token_terms
 from research.ops.token_chunks import in_chunks, token_mesh_axes
@@ -102,21 +103,26 @@ def _local_head(
     V, D = table_VD.shape
     vocabulary = Vocabulary(V, vocab_axis)
     *terms, most = settings
-    chunk = partial(_chunk, table_VD, table_VD.T, vocabulary, terms, of)
+    # A CPU multiplies with the table transposed, and sums its gradient so; elsewhere products read
+    # either order, and a transposed copy of both would be two more passes over the table.
+    turned = platform() == "cpu"
+    chunk = partial(_chunk, table_VD, table_VD.T if turned else None, vocabulary, terms, of)
     tokens = in_chunks(states_BTD, targets_BT, weights_BT, most)
     start = (
         jnp.float32(0),
         jnp.float32(0),
-        jnp.zeros((D, V), jnp.float32) if "table" in of else None,
+        jnp.zeros((D, V) if turned else (V, D), jnp.float32) if "table" in of else None,
     )
-    (loss, nll, dtable_DV), dstates = lax.scan(chunk, start, tokens)
+    (loss, nll, dtable), dstates = lax.scan(chunk, start, tokens)
     over_tokens = partial(lax.psum, axis_name=token_axes) if token_axes else lambda x: x
     sums = over_tokens(loss), over_tokens(nll)
     if not of:
         return sums, (None, None)
     dtable_VD = None
     if "table" in of:
-        dtable_VD = sum_to_place(dtable_DV.astype(dtype), stored[::-1], token_axes).T
+        places = stored[::-1] if turned else stored
+        dtable_VD = sum_to_place(dtable.astype(dtype), places, token_axes)
+        dtable_VD = dtable_VD.T if turned else dtable_VD
     B, T, _ = states_BTD.shape
     dstates_BTD = dstates.reshape(-1, D)[: B * T].reshape(states_BTD.shape)
     return sums, (vocabulary.sum(dstates_BTD), dtable_VD)
@@ -124,13 +130,16 @@ def _local_head(
 
 def _chunk(table_VD, table_DV, vocabulary, settings, of, carry, tokens):
     """Adds a chunk of tokens to `carry` (loss, nll, gradient by the table) and returns its gradient
-    by the states, [C, D]. The table is passed transposed too; transposing here costs a copy a
-    chunk.
+    by the states, [C, D]. Where the table is passed transposed too, so is its gradient;
+    transposing here would cost a copy a chunk.
     """
-    loss, nll, dtable_DV = carry
+    loss, nll, dtable = carry
     states_CD, targets_C, weights_C = tokens
     label_smoothing, z_loss, softcap = settings
-    logits_CV = jnp.dot(states_CD, table_DV, preferred_element_type=jnp.float32)
+    if table_DV is not None:
+        logits_CV = jnp.dot(states_CD, table_DV, preferred_element_type=jnp.float32)
+    else:
+        logits_CV = _rows_times_rows(states_CD, table_VD)
     logits_CV = soft_cap(logits_CV, softcap)
     words_1V = (vocabulary.first + jnp.arange(vocabulary.words))[None, :]
     terms = token_terms(
@@ -145,11 +154,19 @@ def _chunk(table_VD, table_DV, vocabulary, settings, of, carry, tokens):
     loss += jnp.sum(terms.loss * weights_C)
     nll += jnp.sum(terms.nll * weights_C)
     if not of:
-        return (loss, nll, dtable_DV), None
+        return (loss, nll, dtable), None
     dlogits_CV = (terms.gradient(logits_CV, words_1V) * weights_C[:, None]).astype(states_CD.dtype)
     if "table" in of:
-        dtable_DV += lax.dot_general(
-            states_CD, dlogits_CV, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        pair = (states_CD, dlogits_CV) if table_DV is not None else (dlogits_CV, states_CD)
+        dtable += lax.dot_general(
+            *pair, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
         )
     dstates_CD = jnp.dot(dlogits_CV, table_VD, preferred_element_type=jnp.float32)
-    return (loss, nll, dtable_DV), dstates_CD.astype(states_CD.dtype)
+    return (loss, nll, dtable), dstates_CD.astype(states_CD.dtype)
+
+
+def _rows_times_rows(x_CD: jax.Array, table_VD: jax.Array) -> jax.Array:
+    """The product of each row with each row, float32 [C, V]."""
+    return lax.dot_general(
+        x_CD, table_VD, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+    )

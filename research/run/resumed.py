@@ -94,6 +94,13 @@ def refuse_other_inputs(
             )
 
 
+def changes(
+    program: Program, before: Mapping[str, Any], meta: Mapping[str, Any], step: int
+) -> list[str]:
+    """Lines on what is not as it was, for a run that goes on at `step`."""
+    return [*stretched(before, program, step), *other_masks(program.experiment, meta, step)]
+
+
 def stretched(before: Mapping[str, Any], program: Program, step: int) -> list[str]:
     """A line with both learning rates, if a run that goes on at `step` has a schedule that would
     have had another rate there with the former `train.steps`. Warm-up and decay have shares of the
@@ -112,6 +119,20 @@ def stretched(before: Mapping[str, Any], program: Program, step: int) -> list[st
         f"the schedule is {'stretched' if total > former_total else 'shortened'} from "
         f"{former_total:,} to {total:,} steps: the learning rate was {last:.3g} at step {step:,} "
         f"and is {following:.3g} at step {step + 1:,}"
+    ]
+
+
+def other_masks(experiment: Experiment, meta: Mapping[str, Any], step: int) -> list[str]:
+    """A line if a run that goes on at `step` drew other dropout masks before. A version whose
+    checkpoints do not have the run's config gave the input and the output of T5's stacks the same
+    mask; since then each has its own."""
+    c = experiment.model
+    if not (step and c.dropout and c.final_dropout) or "config" in meta:
+        return []
+    return [
+        f"dropout: up to step {step:,} an older version gave the input and the output of a stack "
+        "one mask; from here on each has its own, so the losses are not those of a run without "
+        "the stop"
     ]
 
 

@@ -18,7 +18,7 @@ from research.interop.storage.generation import FILE as GENERATION
 from research.run.appraisal import Appraisal, make_appraisal
 from research.run.epochs import reading, training_windows
 from research.run.program import Program
-from research.run.resumed import compare_configs, config_before, refuse_other_inputs, stretched
+from research.run.resumed import changes, compare_configs, config_before, refuse_other_inputs
 from research.run.start import first_state, resumed_state
 from research.run.window_feed import WindowFeed
 from research.training.checkpoint import Checkpoints
@@ -90,7 +90,7 @@ def prepare(
     fingerprints = _fingerprints(corpus, state)
     if meta and not allow_changed:
         refuse_other_inputs(workdir, meta, fingerprints)
-    notes += more_notes + stretched(before, program, start_step)
+    notes += more_notes + changes(program, before, meta, start_step)
     documents = sum(len(source.train) for source, _ in corpus.sources)
     notes.append(reading(program, documents, sum(windows.sizes)))
     # Processes share the workdir, so one of them writes.

@@ -3,6 +3,7 @@ change unseen."""
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from research.data.census import Census, count_repeated, unmarked_bounds
 from research.data.chat import encode_chat
 from research.data.config import DataConfig
 from research.data.corpus import open_corpus
-from research.data.documents import Subset, digest, heldout_mask
+from research.data.documents import Subset, UnreadableRecord, digest, heldout_mask
 from research.data.files import FileDocuments, content_digest
+from research.data.json_records import JsonLines, JsonList
 from research.data.mixture import parse_mixture
 from research.data.records import Records
 from research.data.sources import open_source
@@ -55,7 +57,40 @@ def chat(question: str, answer: str, **more):
     }
 
 
-# What is left out or cut.
+# What is left out, cut, or hardly meant.
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted", "line"),
+    [
+        (
+            [{"inputs": f"a cat {n}", "targets": "chat" * (n % 3)} for n in range(60)],
+            "pairs",
+            r"\d+ of \d+ pairs have an empty target",
+        ),
+        (
+            [{"text": f"film {n}", "label": ["good", "Good ", "bad"][n % 3]} for n in range(60)],
+            "labels",
+            "classes 'Good ' and 'good' are 2 and differ in case or spaces alone",
+        ),
+    ],
+    ids=["empty targets", "classes alike"],
+)
+def test_what_is_hardly_meant_is_said(open_rows, caplog, rows, wanted, line):
+    corpus = open_rows(rows, wanted)
+    corpus.train_windows(64, 0, 0)
+    assert [one for one in said(caplog) if re.search(line, one)]
+
+
+def test_a_field_that_stands_twice_in_a_record_is_no_choice_of_ours(tmp_path):
+    (tmp_path / "twice.jsonl").write_text('{"text": "a"}\n{"text": "b", "text": "c"}\n')
+    lines = JsonLines(tmp_path / "twice.jsonl", "twice")
+    assert lines.row(0) == {"text": "a"}
+    with pytest.raises(UnreadableRecord, match="record 1: .* field 'text' twice"):
+        lines.row(1)
+    (tmp_path / "list.json").write_text('[{"a": {"b": 1, "b": 2}}]')
+    with pytest.raises(ValueError, match="list.json cannot be read as JSON: .* field 'b' twice"):
+        JsonList(tmp_path / "list.json", "list")
 
 
 def test_long_conversations_are_counted(open_rows, caplog):

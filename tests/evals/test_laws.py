@@ -14,21 +14,26 @@ from research.data.tokenizers import load_tokenizer
 from research.evals.choose import EVALUATIONS, make_evaluations
 from research.evals.evaluation import Evaluation, Opened, RunData
 from research.evals.heldout import HeldOut
+from research.evals.pairs import PairPerplexity
 from research.evals.text_perplexity import TextPerplexity
 from research.models.model import Model
 from research.models.spec import initialize
 from research.objectives.causal_lm import CausalLM
+from research.objectives.span_corruption import SpanCorruption
 from research.parallel.mesh import make_mesh
 from research.run.appraisal import TrainedModel
 from tests.families import FAMILIES
 
 TOKENIZER = load_tokenizer("bytes")
 MODEL = Model(replace(FAMILIES["llama2_7b"], vocab_size=TOKENIZER.vocab_size, layers=1))
+# Evaluations of another model than that.
+MODELS = {"pairs": Model(replace(FAMILIES["t5_small"], vocab_size=TOKENIZER.vocab_size))}
+PAIRS = [(f"{n} cats" * n, "chat " * n) for n in range(1, 22)]
 LENGTH = 8
 TEXT = "Sums, not means: 5 windows of 8 bytes..."
 
 # What implements a protocol, for mypy.
-ROWS: tuple[type[Evaluation], ...] = (HeldOut, TextPerplexity)
+ROWS: tuple[type[Evaluation], ...] = (HeldOut, TextPerplexity, PairPerplexity)
 
 
 def _is_opened(tiny: "Tiny", trained: TrainedModel) -> list[Opened]:
@@ -47,9 +52,11 @@ class Tiny:
 
 
 @cache
-def opened() -> Tiny:
-    params = initialize(jax.random.key(0), MODEL.specs(), jnp.float32)
-    return Tiny(MODEL, jax.tree.map(lambda w: w * 4, params), TOKENIZER, LENGTH)
+def opened(name: str = "") -> Tiny:
+    """The model that an evaluation is tried on."""
+    model = MODELS.get(name, MODEL)
+    params = initialize(jax.random.key(0), model.specs(), jnp.float32)
+    return Tiny(model, jax.tree.map(lambda w: w * 4, params), TOKENIZER, LENGTH)
 
 
 def window(seed: int) -> dict[str, np.ndarray]:
@@ -78,6 +85,10 @@ CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
         TextPerplexity(ids_of(TEXT)),
         [TextPerplexity(ids_of(TEXT)[:17]), TextPerplexity(ids_of(TEXT)[16:])],
     ),
+    "pairs": lambda: (
+        PairPerplexity(PAIRS),
+        [PairPerplexity(PAIRS[:4]), PairPerplexity(PAIRS[4:])],
+    ),
 }
 
 
@@ -90,7 +101,7 @@ def test_every_evaluation_has_a_case():
 @pytest.mark.parametrize("name", CASES)
 def test_totals_add_up_over_parts_and_counts_are_positive(name):
     whole, parts = CASES[name]()
-    totals, of_parts = whole.run(opened()), [part.run(opened()) for part in parts]
+    totals, of_parts = whole.run(opened(name)), [part.run(opened(name)) for part in parts]
     for key, (total, count) in totals.items():
         assert count > 0 and count == sum(one[key][1] for one in of_parts)
         # Sums of a batch are float32, and the parts make other batches.
@@ -100,19 +111,22 @@ def test_totals_add_up_over_parts_and_counts_are_positive(name):
 @pytest.mark.parametrize("name", CASES)
 def test_two_calls_return_the_same_bits(name):
     evaluation = CASES[name]()[0]
-    first = evaluation.run(opened())
-    assert first == evaluation.run(opened())
+    first = evaluation.run(opened(name))
+    assert first == evaluation.run(opened(name))
     assert evaluation.values(first) == evaluation.values(first)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_mesh_changes_nothing(name):
     evaluation = CASES[name]()[0]
-    alone = evaluation.run(opened())
+    tiny = opened(name)
+    alone = evaluation.run(tiny)
     mesh = make_mesh("data:2", jax.devices()[:2])
     with jax.set_mesh(mesh):
-        made = initialize(jax.random.key(0), MODEL.specs(), jnp.float32, mesh, MODEL.rules)
-        spread = replace(opened(), params=jax.tree.map(lambda w: w * 4, made))
+        made = initialize(
+            jax.random.key(0), tiny.model.specs(), jnp.float32, mesh, tiny.model.rules
+        )
+        spread = replace(tiny, params=jax.tree.map(lambda w: w * 4, made))
         totals = evaluation.run(spread)
     for key, (total, count) in alone.items():
         # Two devices add float32 numbers in another order.
@@ -141,6 +155,20 @@ def test_config_chooses_evaluations_and_names_them(tmp_path):
     assert made["short"] == TextPerplexity("one text", window=4)
 
 
+def test_an_encoder_decoder_is_scored_on_the_pairs_of_a_file(tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"inputs": "one cat", "targets": "un chat"}\n')
+    data = replace(DATA, objective=SpanCorruption(start_id=0, eos_id=1, sentinel_ids=(2,)))
+    assert make_evaluations({"pairs": {"text": str(file)}}, data) == {
+        "pairs": PairPerplexity([("one cat", "un chat")])
+    }
+    with pytest.raises(ValueError, match='config.evals.perplexity: .*; take kind "pairs"'):
+        make_evaluations({"perplexity": {"text": str(file)}}, data)
+    file.write_text("\n")
+    with pytest.raises(ValueError, match="pairs.jsonl has no pair"):
+        make_evaluations({"pairs": {"text": str(file)}}, data)
+
+
 @pytest.mark.parametrize(
     "settings, line",
     [
@@ -149,6 +177,7 @@ def test_config_chooses_evaluations_and_names_them(tmp_path):
         ({"perplexity": {}}, "config.evals.perplexity: text is not set"),
         ({"perplexity": {"text": "no/file"}}, "config.evals.perplexity: text=no/file cannot be"),
         ({"a/b": {"kind": "heldout"}}, "must be a name without a slash"),
+        ({"pairs": {"text": "a.jsonl"}}, "a decoder reads no pairs; take kind"),
         ({"heldout": {"batches": -1}}, "config.evals.heldout: batches=-1"),
     ],
 )

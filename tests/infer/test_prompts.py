@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from research.infer import decode, progress
 from research.infer.conversation import conversation, drop_oldest
 from research.infer.decode import generate
 from research.infer.dialogue import converse
-from research.infer.prompt_file import read_prompts
+from research.infer.prompt_file import Conversation, read_prompts
+from research.infer.prompts import at_the_last_position
 from research.infer.sampling import SamplingConfig, choose_sampling, recommendation
 from research.interop.loaded import Loaded
 from research.interop.storage.checkpoint import Checkpoint
@@ -92,8 +94,13 @@ def test_a_checkpoint_recommends_and_a_flag_decides(recommended, chosen, drawn, 
 FILES = {
     "questions.txt": (b"\xef\xbb\xbfone\r\n\r\ntwo\n", ["one", "two"]),
     "questions.jsonl": (
-        b'{"prompt": "a\\u2028b"}\n\n{"messages": [{"role": "user", "content": "c"}]}\r\n',
-        ["a\u2028b", [{"role": "user", "content": "c"}]],
+        b'{"prompt": "a\\u2028b"}\n\n{"messages": [{"role": "user", "content": "c"}]}\r\n'
+        b'{"messages": [{"role": "user", "content": "c"}], "tools": [{"name": "d"}]}',
+        [
+            "a\u2028b",
+            Conversation([{"role": "user", "content": "c"}]),
+            Conversation([{"role": "user", "content": "c"}], ({"name": "d"},)),
+        ],
     ),
 }
 
@@ -162,6 +169,24 @@ def test_a_prompt_beyond_rotary_positions_is_announced_once(loaded, caplog, prom
         # The part of `generate` before anything is computed.
         decode._rows(loaded.config, loaded.tokenizer, prompts, SamplingConfig())
     assert [said in record.message for record in caplog.records] == [True] * bool(said)
+
+
+@pytest.mark.parametrize(
+    ("position", "texts", "line"),
+    [
+        ("rope", [16], None),
+        ("rope", [17], "the text went on to 17 tokens; the model was made for 16 positions"),
+        ("rope", [17, 40, 3], "2 of 3 texts went on to 40 tokens"),
+        ("learned", [16], "the text went on to the end of the model's 16 positions, before 50 new"),
+        ("learned", [15, 16], "1 of 2 texts went on to the end"),
+        ("relative", [99], None),
+    ],
+)
+def test_a_text_that_comes_to_the_end_of_the_positions_is_announced(position, texts, line):
+    c = SimpleNamespace(position=position, max_length=16)
+    said = at_the_last_position(c, [2] * len(texts), texts, 50)
+    assert said is None if line is None else said.startswith(line)
+    assert at_the_last_position(c, [20], [40], 20) is None  # the prompt was said to be too long
 
 
 def test_a_prompt_beyond_learned_positions_is_refused():

@@ -43,13 +43,13 @@ def on_the_table(c, whole=False):
     return {"embed": {"table": table}, "layers": {"attention": {"query": query}}}
 
 
-def logits_with(base, adapters):
+def logits_with(base, adapters, ids=IDS):
     """What a run with these adapters computes: a tied model has one table."""
     plain = tree.paths(adapters, is_leaf=lambda node: not isinstance(node, dict))
     whole = {path: x for path, x in plain.items() if isinstance(x, np.ndarray)}
     loras = tree.unflatten({path: x for path, x in plain.items() if path not in whole})
     params = tree.unflatten({**tree.paths(base.params), **whole})
-    return replace(base, params=attach(params, jax.tree.map(np.asarray, loras))).logits(IDS)
+    return replace(base, params=attach(params, jax.tree.map(np.asarray, loras))).logits(ids)
 
 
 @pytest.mark.parametrize(

@@ -120,3 +120,19 @@ def test_steps_that_bend_the_schedule_are_said_with_both_rates(schedule, step, s
         [line] = lines
         assert word in line and f"from 20 to {steps} steps" in line
         assert f"was {before} at step {step} and is {after} at step {step + 1}" in line
+
+
+@pytest.mark.parametrize(
+    ("model", "dropout", "saved", "step", "said"),
+    [
+        ("t5_small", 0.1, {"tokenizer": "0"}, 3, True),
+        ("t5_small", 0.1, {"config": {}}, 3, False),  # of a version with masks of their own
+        ("t5_small", 0.1, {}, 0, False),  # a new run
+        ("t5_small", 0.0, {"tokenizer": "0"}, 3, False),
+        ("gpt2", 0.1, {"tokenizer": "0"}, 3, False),  # nothing is dropped at its end
+    ],
+)
+def test_masks_that_are_others_from_here_on_are_said(model, dropout, saved, step, said):
+    e = experiment("pretrain", f"model={model},smoke", **{"model.dropout": dropout})
+    lines = resumed.other_masks(e, saved, step)
+    assert len(lines) == said and all("up to step 3 an older version" in line for line in lines)

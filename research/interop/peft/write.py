@@ -31,14 +31,22 @@ from research.weights.rules import is_leaf
 _TASKS = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}  # by kind of model
 
 
-def write_peft(folder: Path, adapters: tree.Tree, c: ModelConfig, base: str = "") -> None:
+def write_peft(
+    folder: Path,
+    adapters: tree.Tree,
+    c: ModelConfig,
+    base: str = "",
+    grown: Mapping[str, np.ndarray] = {},
+) -> None:
     """Writes a tree of adapters for a model of config `c` into an existing folder, in peft's
     format.
 
     `base` is the name or path of the base model, under which peft will look for it. Ranks that are
     zero in A and in B (padding in a stack) are left out. A table that is also the head is written
-    for both uses, because peft changes only the one that it is told of. ValueError for adapters of
-    two kinds, and for kinds that peft does not have.
+    for both uses, because peft changes only the one that it is told of. `grown` has, by path, the
+    tables that have more rows in `c` than in the base; they are written as peft's own
+    `save_embedding_layers` does. ValueError for adapters of two kinds, and for kinds that peft does
+    not have.
     """
     # peft knows a model by the modules of its class, so the adapter is written for the family's
     # names.
@@ -47,12 +55,33 @@ def write_peft(folder: Path, adapters: tree.Tree, c: ModelConfig, base: str = ""
     both_uses = c.tied and TABLE in leaves
     if both_uses:
         c, leaves = _untied(c, leaves, family)
+    # BERT without a head is saved by the bare class, whose names lack the prefix.
+    bare = family.prefix if values["architectures"] == ["BertModel"] else ""
+    fields, arrays = _contents(leaves, c, family, both_uses, grown)
+    # Prompts are on no module, so they have no such names.
+    bare = "" if fields["peft_type"] in (PREFIX_TUNING, PROMPT_TUNING) else bare
+    fields = {
+        "base_model_name_or_path": base or None,
+        "task_type": "SEQ_CLS" if c.labels else _TASKS.get(c.kind),
+        "inference_mode": True,
+        **fields,
+    }
+    _write_files(folder, fields, arrays, bare)
+
+
+def _contents(
+    leaves: Mapping[str, Any],
+    c: ModelConfig,
+    family: Family,
+    both_uses: bool,
+    grown: Mapping[str, np.ndarray],
+) -> tuple[dict[str, Any], Arrays]:
+    """(fields of adapter_config.json, tensors by name) of adapters of one kind, with what is
+    trained or saved whole beside them. ValueError for kinds that peft does not have together."""
     loras = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, LoraAdapter)}
     gains = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Ia3Adapter)}
     plain = {path: np.asarray(leaf) for path, leaf in leaves.items() if path not in loras | gains}
     known = modules(c, family)
-    # BERT without a head is saved by the bare class, whose names lack the prefix.
-    bare = family.prefix if values["architectures"] == ["BertModel"] else ""
     if loras and not gains:
         fields, arrays = write_lora(loras, known, c)
         if both_uses and TABLE in loras and "embed_tokens" in fields["target_modules"]:
@@ -64,20 +93,21 @@ def write_peft(folder: Path, adapters: tree.Tree, c: ModelConfig, base: str = ""
     elif gains and not loras and not plain:
         fields, arrays = write_ia3(gains, known, c)
     elif plain and not gains and not loras:
-        fields, arrays = write_prompts(plain, c)
-        bare = ""
+        if grown:
+            raise ValueError(
+                f"the model has {c.vocab_size} tokens and its base fewer, and peft saves no tables "
+                "beside prompts; give the base the tokens first, in a folder of its own, and train "
+                "the prompts on that"
+            )
+        return write_prompts(plain, c)
     else:
         raise ValueError(
             f"peft has no adapter that is {', '.join(sorted(leaves)[:4])}, ... at once; write one "
             "kind of them"
         )
-    fields = {
-        "base_model_name_or_path": base or None,
-        "task_type": "SEQ_CLS" if c.labels else _TASKS.get(c.kind),
-        "inference_mode": True,
-        **fields,
-    }
-    _write_files(folder, fields, arrays, bare)
+    # A table that is trained whole is there already.
+    frozen = {path: table for path, table in grown.items() if path not in plain}
+    return fields, arrays | _base_weights(frozen, c, family, arrays)
 
 
 def _write_files(folder: Path, fields: dict[str, Any], arrays: Arrays, bare: str) -> None:
@@ -107,6 +137,21 @@ def _untied(
             "and peft adapts in one; convert the run with --to=hf, which merges it"
         )
     return replace(c, tied=False), {**leaves, HEAD: leaves[TABLE]}
+
+
+def _base_weights(
+    tables: Mapping[str, np.ndarray], c: ModelConfig, family: Family, adapted: Arrays
+) -> Arrays:
+    """Frozen tables as tensors by name. In a module that has an adapter peft keeps the base's own
+    weight one level down, under `base_layer`."""
+    if not c.tied and TABLE in tables and HEAD not in tables:
+        tables = {**tables, HEAD: tables[TABLE]}  # both uses, as the adapter has them
+    named = {}
+    for name, x in _whole(tables, c, family)[1].items():
+        module, _, end = name.rpartition(".")
+        wrapped = any(other.startswith(f"{module}.lora_") for other in adapted)
+        named[f"{module}.base_layer.{end}" if wrapped else name] = x
+    return named
 
 
 def _whole(

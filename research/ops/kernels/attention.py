@@ -25,7 +25,7 @@ COSTS = {"flash": "; it takes about three times as long as mosaic"}
 
 
 def choose(
-    implementation: str, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap: float = 0.0
+    implementation: str, q_BTNH, k_BSKH, visibility, bias, softcap: float = 0.0
 ) -> Callable | None:
     """The kernel that serves the case, called (q, k, v, visibility, scale, softcap); None for XLA's
     form.
@@ -35,7 +35,7 @@ def choose(
     also on a mesh of another platform than its own; without a mesh it is taken at its word, so that
     a program can be lowered for a device that is not here.
     """
-    case = q_BTNH, k_BSKH, visibility, bias_BNTS, softcap
+    case = q_BTNH, k_BSKH, visibility, bias, softcap
     if implementation == "auto":
         return _first(case, visibility.packed or visibility.shared)
     kernel = KERNELS[implementation]
@@ -65,8 +65,7 @@ def _first(case: tuple, telling: bool) -> Callable | None:
         refusals.append(f"not {name}: {reason}")
     if refusals and telling:
         warn_once(
-            f"attention on {at} takes XLA's reference, whose memory grows with length squared: "
-            + "; ".join(refusals)
+            f"attention on {at} takes XLA's form, slower than a kernel: " + "; ".join(refusals)
         )
     return None
 
@@ -81,7 +80,7 @@ def _names(at: str, visibility) -> tuple[str, ...]:
     return ()
 
 
-def _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap) -> str | None:
+def _refusal(kernel, q_BTNH, k_BSKH, visibility, bias, softcap) -> str | None:
     # First what no kernel has or only one; then each kernel's own conditions.
     if softcap and not kernel.SOFT_CAP:
         return f"it has no soft cap and model.attention_softcap={softcap}"
@@ -90,7 +89,7 @@ def _refusal(kernel, q_BTNH, k_BSKH, visibility, bias_BNTS, softcap) -> str | No
             "a prefix or a prompt is seen by every document of a row and the kernels know "
             "documents apart"
         )
-    if bias_BNTS is not None:
+    if bias is not None:
         return (
             "the scores have a bias and the kernels take none; use other positions than 'relative'"
         )
