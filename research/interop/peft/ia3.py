@@ -98,16 +98,9 @@ def write_ia3(
         if not any(given):
             continue
         on_inputs = next(one for one in given if one is not None).on_inputs
-        if BAR in module.outputs and not on_inputs:
-            raise ValueError(
-                f"{name} joins weights of different sizes, for which factors are not written; "
-                "merge them into the weights instead"
-            )
-        shape = _axes_of(
-            module.inputs if on_inputs else module.outputs,
-            sizes,
-            len(module.paths) > 1 and not on_inputs,
-        )
+        _refuse_unequal(module, on_inputs)
+        pattern = module.inputs if on_inputs else module.outputs
+        shape = _axes_of(pattern, sizes, len(module.paths) > 1 and not on_inputs)
         factors = [
             np.ones(shape, np.float32)
             if one is None
@@ -122,7 +115,6 @@ def write_ia3(
                 f"{'its bias' if biased else 'the inputs of all that it holds'} too; "
                 "merge them into the weights instead"
             )
-        pattern = module.inputs if on_inputs else module.outputs
         flat = rearrange(fused(factors, pattern), inverse(pattern), sizes)
         arrays[f"{name}.ia3_l"] = flat[None] if on_inputs else flat[:, None]
         adapted.add(name)
@@ -136,6 +128,14 @@ def write_ia3(
         "fan_in_fan_out": any(known[name].conv for name in adapted),
         "modules_to_save": None,
     }, arrays
+
+
+def _refuse_unequal(module: Module, on_inputs: bool) -> None:
+    if BAR in module.outputs and not on_inputs:
+        raise ValueError(
+            f"{module.name} joins weights of different sizes, for which factors are not written; "
+            "merge them into the weights instead"
+        )
 
 
 def _axes_of(pattern: str, sizes: Mapping[str, int], several: bool) -> tuple[int, ...]:

@@ -237,12 +237,8 @@ def _pair(
             "of them"
         )
     # A weight without an adapter gets B = 0, which leaves it unchanged whatever A is.
-    filled = []
-    for number, one in enumerate(layers):
-        # b is [R, outputs] of its own weight, which a bar tells from the others.
-        own = module.b.split(BAR)[number] if BAR in module.b else ""
-        shape_of = shape(parse(own)[1], {**sizes, "R": b.shape[0]}) if own else b.shape
-        filled.append((a, np.zeros(shape_of, b.dtype), scale, None) if one is None else one)
+    zeros = [(a, _no_update(module, n, b, sizes), scale, None) for n in range(len(layers))]
+    filled = [zero if one is None else one for zero, one in zip(zeros, layers)]
     # Equal A's (an adapter that was read from a fused module) need no blocks.
     if any(one[0].shape != a.shape or (one[0] != a).any() for one in filled):
         wide = sum(one[0].shape[-1] for one in filled)
@@ -259,6 +255,14 @@ def _pair(
         scale,
         None if magnitude is None else fused([one[3] for one in filled], module.b),
     )
+
+
+def _no_update(module: Module, part: int, b: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
+    """A B of zeros for one of the weights of a fused module, of the rank of `b`."""
+    if BAR not in module.b:
+        return np.zeros_like(b)
+    _, ours = parse(module.b.split(BAR)[part])
+    return np.zeros(shape(ours, {**sizes, "R": len(b)}), b.dtype)
 
 
 def _layer(

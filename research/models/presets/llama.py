@@ -61,6 +61,12 @@ PRESETS: dict[str, ModelConfig] = {
     "ministral_8b": llama(
         131072, 36, 4096, 32, 8, 12288, 32768, head_size=128, rope_theta=1e8, window=32768,
     ),
+    "ministral3_8b": llama(
+        131072, 34, 4096, 32, 8, 14336, 262144, head_size=128, rope_theta=1e6, query_growth=0.1,
+        rope_scaling=RopeScaling(
+            16.0, original_length=16384, attention_factor=1.0, kind="yarn",
+        ),
+    ),
     "mixtral_8x7b": llama(
         32000, 32, 4096, 32, 8, 14336, 32768, rope_theta=1e6, experts=8, experts_per_token=2,
         router_loss=0.02,

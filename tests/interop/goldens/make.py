@@ -375,6 +375,7 @@ CASES |= {
         hf.Phi3ForCausalLM,
         llama(
             hf.Phi3Config,
+            theta=500.0,
             rope=LONGROPE,
             original_max_position_embeddings=12,
             pad_token_id=0,
@@ -424,6 +425,23 @@ CASES |= {
             layer_types=["full_attention", "sliding_attention", "sliding_attention"],
         ),
         v4_rope,
+    ),
+    # Its config.json is of transformers 5 alone.
+    "ministral3": Case(
+        hf.Ministral3ForCausalLM,
+        llama(
+            hf.Ministral3Config,
+            head_dim=8,
+            pad_token_id=0,
+            rope={
+                **YARN,
+                "original_max_position_embeddings": 5,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.4,
+            },
+        ),
+        dict,
     ),
     "granite": Case(
         hf.GraniteForCausalLM,

@@ -12,6 +12,7 @@ from research.interop.huggingface.families import (
     granite,
     llama,
     marian,
+    ministral3,
     olmo,
     opt,
     phi3,
@@ -27,6 +28,7 @@ from research.models.config import ModelConfig, Shape
 FAMILIES = {
     "gemma": gemma.FAMILY,
     "llama": llama.FAMILY,
+    "ministral3": ministral3.FAMILY,
     "phi3": phi3.FAMILY,
     "olmo": olmo.FAMILY,
     "smollm3": smollm3.FAMILY,
