@@ -40,6 +40,9 @@ _NAMES = {
     "opt_125m": {},
     "bert_base": {},
     "roberta_base": {},
+    "modernbert_base": {
+        **{"layers": 4, "window": 4, "layer_kinds": ("global", "local", "local", "global")},
+    },
     "transformer_base": {"encoder_layers": 2, "embedding_scale": 32**0.5},
     "t5_small": {"encoder_layers": 2, "head_scale": 32**-0.5},
     "bart_base": {"encoder_layers": 2},

@@ -148,6 +148,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "execution.head_tokens": ({}, 4),
     "execution.unroll": ({}, 2),
     "execution.attention": ({}, "flash"),
+    "execution.experts": (EXPERTS, "mosaic"),
     "execution.feed_tokens": ({}, 8),
     "execution.documents": ({}, 1),  # refused: the batch has rows of two
     "precision.param": ({}, "bfloat16"),
@@ -218,6 +219,7 @@ REFUSED = {
     "model.kind": "for a model of kind 'encoder'",
     "model.pooler": "set model.pooler=True",
     "execution.attention": "set config.execution.attention",  # a GPU's, on a CPU
+    "execution.experts": "set config.execution.experts",  # a GPU's, on a CPU
     "data.template_variables": "has no variable 'loud'",
     "execution.documents": "a row holds 2 documents and config.execution.documents=1",
     **{f"objective.{name}.name": "for a model of kind" for name in _RUNS if name not in _DECODERS},

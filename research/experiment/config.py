@@ -157,6 +157,8 @@ def _unused(experts: int, objective: str) -> list[tuple[str, str, Any, str]]:
     unused: list[tuple[str, str, Any, str]] = []
     if experts:  # tokens go to experts by groups of their own
         unused.append(("execution", "feed_tokens", Execution().feed_tokens, "dense models"))
+    else:
+        unused.append(("execution", "experts", Execution().experts, "models with experts"))
     if objective_class(objective).classifies:  # one state a text has logits
         head_tokens = Execution().head_tokens
         unused.append(("execution", "head_tokens", head_tokens, "objectives that predict tokens"))

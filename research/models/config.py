@@ -35,6 +35,7 @@ from research.models.config_checks import (
     setting,
 )
 from research.ops.attention import IMPLEMENTATIONS
+from research.ops.kernels import grouped_matmul
 from research.ops.rope_scaling import RopeScaling
 
 # What a layer keeps for its backward pass, see `Execution`.
@@ -223,18 +224,19 @@ class Execution:
     time; the sum of the table's gradient is read and written once for so many. A run chooses for
     "auto" and for 0 by the memory of its device (`research.fit.lightest`) and records what it
     chose; without a run they are "none" and 512. `unroll` is how many layers one iteration of the
-    scan runs, 0 for all of them. `attention` names the implementation. `feed_tokens` is how many
-    tokens of a device go through a dense feed-forward layer at a time, recomputed for the backward
-    pass, 0 for all: its hidden states, several times as wide as the model's, bound the length of a
-    context. `documents` is the most documents that a row of a batch holds, 0 for any number: up to
-    8, Hopper cards have a faster kernel for it (`research.ops.kernels.cudnn`). Rows with more
-    raise.
+    scan runs, 0 for all of them. `attention` and `experts` name the implementations of attention
+    and of the experts' products. `feed_tokens` is how many tokens of a device go through a dense
+    feed-forward layer at a time, recomputed for the backward pass, 0 for all: its hidden states,
+    several times as wide as the model's, bound the length of a context. `documents` is the most
+    documents that a row of a batch holds, 0 for any number: up to 8, Hopper cards have a faster
+    kernel for it (`research.ops.kernels.cudnn`). Rows with more raise.
     """
 
     remat: str = "auto"
     head_tokens: int = 0
     unroll: int = 1
     attention: str = "auto"
+    experts: str = "auto"
     feed_tokens: int = 0
     documents: int = 0
 
@@ -250,8 +252,9 @@ class Execution:
             raise ValueError(
                 f"execution.unroll={self.unroll} must be positive, or 0 for all layers"
             )
-        if self.attention not in IMPLEMENTATIONS:
-            raise ValueError(
-                f"execution.attention={self.attention!r}; "
-                f"choose one of {', '.join(IMPLEMENTATIONS)}"
-            )
+        for field, names in (
+            ("attention", IMPLEMENTATIONS),
+            ("experts", grouped_matmul.IMPLEMENTATIONS),
+        ):
+            if (named := getattr(self, field)) not in names:
+                raise ValueError(f"execution.{field}={named!r}; choose one of {', '.join(names)}")

@@ -73,6 +73,7 @@ EXACT = {
     "roberta_large": 355_412_057,
     "xlm_roberta_base": 278_295_186,
     "xlm_roberta_large": 560_142_482,
+    "distilbert_base": 66_985_530,
 }
 # The digits of the papers: LLaMA's table 2, GPT-3's table 2.1.
 ROUNDED = {
@@ -155,6 +156,13 @@ def test_transformer_body_is_that_of_the_paper(name, body):
 )
 def test_bart_without_the_bias_of_its_logits_is_the_published_count(name, without_bias):
     assert count(PRESETS[name]) - PRESETS[name].vocab_size == without_bias
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), [("modernbert_base", 149_655_232), ("modernbert_large", 395_881_664)]
+)
+def test_modernbert_but_for_the_scale_without_use_is_the_published_count(name, published):
+    assert count(PRESETS[name]) - PRESETS[name].d_model == published
 
 
 def test_every_spec_names_each_of_its_dimensions():

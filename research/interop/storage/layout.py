@@ -33,11 +33,13 @@ BAR = " | "
 @dataclass(frozen=True)
 class Rule:
     """A tensor (one for each layer and expert if its name says so), the parameter or parameters
-    that it holds, and the pattern from the tensor to them."""
+    that it holds, and the pattern from the tensor to them. Layers before the `first` have no such
+    tensor, and their part of the parameter changes nothing."""
 
     name: str
     path: str | tuple[str, ...]
     pattern: str
+    first: int = 0
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -85,6 +87,8 @@ def pieces(rules: Sequence[Rule], stacks: Mapping[str, tuple[int, ...]]) -> Iter
         # One tensor for each layer and expert that the name mentions; () once for an unstacked
         # rule.
         for index in np.ndindex(*lead[:wanted]):
+            if index and index[0] < rule.first:
+                continue
             name = rule.name.format(**dict(zip(("layer", "expert"), index)))
             yield Piece(name, rule.paths, rule.pattern, index)
 
