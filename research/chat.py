@@ -20,7 +20,8 @@ from absl import flags
 
 from research import command
 from research.infer.dialogue import Message, converse, note
-from research.infer.prompt_file import read_prompts
+from research.infer.prompt_file import last_words, read_prompts, shown
+from research.run.chat_flags import chosen_tokenizer, chosen_tools
 from research.run.source import check_source
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
@@ -97,6 +98,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(
             f"{opened.source} has no chat template; take a checkpoint that was tuned for chat"
         )
+    opened = replace(opened, tokenizer=chosen_tokenizer(opened.tokenizer))
     config = _sampling(opened)
     # Once: on a GPU every answer reads the same weights.
     opened = replace(opened, params=move(opened.model, opened.params))
@@ -131,21 +133,21 @@ def _answer_file(opened: Any, prompts: list, config: Any) -> None:
     from research.infer.conversation import conversation, encode_conversation
     from research.infer.decode import ROWS, generate
 
-    inputs = []
+    inputs, tools = [], chosen_tools()
     for prompt in prompts:
-        messages = conversation(prompt, SYSTEM.value)
-        inputs.append(encode_conversation(opened.tokenizer, messages))
+        messages = conversation(shown(prompt), SYSTEM.value)
+        its_tools = tools if isinstance(prompt, str) else [*prompt.tools] or tools
+        inputs.append(encode_conversation(opened.tokenizer, messages, its_tools))
     # Batch by batch, so that the first answers are there before the last question is read.
     for first in range(0, len(prompts), ROWS):
         batch = slice(first, first + ROWS)
         answers = generate(opened.model, opened.params, opened.tokenizer, inputs[batch], config)
         for prompt, answer in zip(prompts[batch], answers):
             if JSON.value:
-                values = {"prompt": prompt, "text": answer.text, "finish": answer.finish}
+                values = {"prompt": shown(prompt), "text": answer.text, "finish": answer.finish}
                 print(json.dumps(values), flush=True)
             else:
-                said = prompt if isinstance(prompt, str) else prompt[-1].get("content")
-                print(f"==> {json.dumps(said)} <==\n{answer.text}\n", flush=True)
+                print(f"==> {json.dumps(last_words(prompt))} <==\n{answer.text}\n", flush=True)
 
 
 def _converse_with(opened: Any, config: Any) -> None:
@@ -153,11 +155,13 @@ def _converse_with(opened: Any, config: Any) -> None:
     from research.infer.conversation import drop_oldest, encode_conversation
     from research.infer.decode import stream
 
+    tools = chosen_tools()
+
     def _answer(messages: list[Message]) -> Iterator[str]:
         room, dropped = opened.model.config.max_length - config.max_tokens, 0
         # The oldest turns are forgotten once the conversation leaves no room for an answer.
         while True:
-            ids = encode_conversation(opened.tokenizer, messages)
+            ids = encode_conversation(opened.tokenizer, messages, tools)
             if len(ids) <= room or not drop_oldest(messages):
                 break
             dropped += 1

@@ -20,7 +20,8 @@ from typing import Any
 from absl import flags
 
 from research import command
-from research.infer.prompt_file import Prompt, read_prompts
+from research.infer.prompt_file import Conversation, Prompt, last_words, read_prompts, shown
+from research.run.chat_flags import VARIABLES, chosen_tokenizer, chosen_tools
 from research.run.source import check_source
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
@@ -109,6 +110,8 @@ def main(arguments: list[str]) -> int:
         raise ValueError(
             f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder"
         )
+    if opened.tokenizer.chat_template is not None:
+        opened = replace(opened, tokenizer=chosen_tokenizer(opened.tokenizer))
     ids, stop_ids = _inputs(opened, prompts)
     begins = {"bos": opened.begins_texts, "decoder_ids": opened.decoder_ids}
     config = replace(_sampling(opened.sampling), **begins, stop_ids=stop_ids)
@@ -131,8 +134,7 @@ def _write(*inputs: Any, prompts: Sequence[Prompt]) -> None:
         print()
     else:
         for prompt, generation in zip(prompts, generate(*inputs)):
-            said = prompt if isinstance(prompt, str) else prompt[-1].get("content")
-            print(f"==> {json.dumps(said)} <==\n{generation.text}\n")
+            print(f"==> {json.dumps(last_words(prompt))} <==\n{generation.text}\n")
 
 
 def _inputs(opened: Any, prompts: list[Prompt]) -> tuple[list[str | list[int]], tuple[int, ...]]:
@@ -142,16 +144,21 @@ def _inputs(opened: Any, prompts: list[Prompt]) -> tuple[list[str | list[int]], 
     from research.infer.conversation import answer_ends, conversation, encode_conversation
 
     inputs: list[str | list[int]] = []
-    for prompt in prompts or [[{"role": "user", "content": text}] for text in CHAT.value]:
+    asked = [Conversation([{"role": "user", "content": text}]) for text in CHAT.value]
+    tools = chosen_tools()
+    for prompt in prompts or asked:
         if isinstance(prompt, str):
             inputs.append(prompt)
         else:
-            messages = conversation(prompt, SYSTEM.value)
-            inputs.append(encode_conversation(opened.tokenizer, messages))
+            messages = conversation(prompt.messages, SYSTEM.value)
+            its_tools = [*prompt.tools] or tools
+            inputs.append(encode_conversation(opened.tokenizer, messages, its_tools))
     if all(isinstance(one, str) for one in inputs):
         # Said and not ignored: the user expects that it changes something.
-        if SYSTEM.value is not None:
-            raise ValueError("--system is said in a conversation; give --chat=TEXT, not --prompt")
+        variables = VARIABLES.value
+        given = {"system": SYSTEM.value is not None, "tools": tools, "template_variable": variables}
+        for name in (name for name, value in given.items() if value):
+            raise ValueError(f"--{name} is said in a conversation; give --chat=TEXT, not --prompt")
         return inputs, tuple(opened.stop_ids)
     if endless := endless_turns(opened.tokenizer):
         print(f"note: {endless}", file=sys.stderr)
@@ -178,7 +185,7 @@ def _sampling(recommended: Mapping[str, float]) -> Any:
 def _sample(prompt: Prompt, generation: Any) -> dict[str, Any]:
     """A continuation as JSON values; a log-probability that is not finite is null."""
     return {
-        "prompt": prompt,
+        "prompt": shown(prompt),
         "text": generation.text,
         "token_ids": list(generation.token_ids),
         "logprobs": [

@@ -80,6 +80,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.rope_scaling.attention_factor": (YARN, 1.5),
     "model.rope_scaling.short_factors": (LONGROPE, (1.0, 3.0)),
     "model.rope_scaling.long_factors": (LONGROPE, (1.0, 3.0)),
+    "model.query_growth": (YARN, 0.5),
     "model.rotary_size": ({}, 2),
     "model.window": ({}, 4),
     "model.global_every": (WINDOW, 2),
@@ -147,6 +148,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "execution.head_tokens": ({}, 4),
     "execution.unroll": ({}, 2),
     "execution.attention": ({}, "flash"),
+    "execution.experts": (EXPERTS, "mosaic"),
     "execution.feed_tokens": ({}, 8),
     "execution.documents": ({}, 1),  # refused: the batch has rows of two
     "precision.param": ({}, "bfloat16"),
@@ -176,6 +178,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "data.source": ({}, "OTHER"),
     "data.tokenizer": ({}, "bpe:300"),
     "data.chat_template": (CHAT, "TEMPLATE"),
+    "data.template_variables": (CHAT, ("loud=true",)),
     "data.sequence_length": ({}, 8),
     "data.batch_size": ({}, 4),
     "data.batch_size_per_device": ({"data.batch_size": 0, "data.batch_size_per_device": 2}, 4),
@@ -216,6 +219,8 @@ REFUSED = {
     "model.kind": "for a model of kind 'encoder'",
     "model.pooler": "set model.pooler=True",
     "execution.attention": "set config.execution.attention",  # a GPU's, on a CPU
+    "execution.experts": "set config.execution.experts",  # a GPU's, on a CPU
+    "data.template_variables": "has no variable 'loud'",
     "execution.documents": "a row holds 2 documents and config.execution.documents=1",
     **{f"objective.{name}.name": "for a model of kind" for name in _RUNS if name not in _DECODERS},
 }
@@ -235,6 +240,7 @@ UNUSED: list[tuple[dict[str, Any], str, Any]] = [
     (SCALED, "model.rope_scaling.beta_fast", 16.0),
     (DYNAMIC, "model.rope_scaling.attention_factor", 2.0),
     (LEARNED, "model.rotary_size", 2),
+    ({}, "model.query_growth", 0.5),
     ({}, "model.query_norm_over", "heads"),
     ({}, "model.global_every", 2),
     (WINDOW, "model.local_rope_theta", 500.0),
@@ -275,6 +281,7 @@ UNUSED: list[tuple[dict[str, Any], str, Any]] = [
     ({"optimizer.schedule": "constant"}, "optimizer.decay_fraction", 0.5),
     ({"optimizer.schedule": "constant"}, "optimizer.min_ratio", 0.5),
     ({}, "data.chat_template", "TEMPLATE"),
+    ({}, "data.template_variables", ("loud=true",)),
     ({}, "data.batch_size_per_device", 2),
 ]
 

@@ -61,7 +61,7 @@ class Observed(Wrapper):
         """Rows of a table [V, D] at `ids`, float32 [..., D]: no inputs to note."""
         return take(self.base, ids, jnp.float32)
 
-    def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+    def grouped(self, x: jax.Array, sizes: jax.Array, implementation: str = "auto") -> jax.Array:
         """Refused: an expert's inputs are those of some tokens, and which is not known here."""
         raise ValueError("the inputs of experts cannot be observed; set --method=rtn")
 

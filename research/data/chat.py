@@ -7,6 +7,7 @@ answer. What the second adds to the first is what the model has to write when it
 the end of turn. A token belongs to the assistant if any of its characters does.
 """
 
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from research.data.chat_messages import for_template, reads_more
 from research.data.chat_sandbox import ChatRefused, Rendered, Sandbox, shared_sandbox
+from research.data.chat_spans import kept_span
 from research.data.documents import digest
 from research.data.tokenizers import Tokenizer
 
@@ -27,12 +30,14 @@ TRAINING_DAY = datetime(2024, 7, 26)
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 # Part of the fingerprint: raise it when the ids or masks of the same conversation change.
 _FORMAT = "2"
+_FORMAT_OF_MORE = "3"  # of templates that read null contents and thoughts, which changed since
 
 
 def render_chat(
     tokenizer: Tokenizer,
     messages: Messages,
     *,
+    tools: Sequence[Any] = (),
     add_generation_prompt: bool = True,
     now: datetime | None = None,
     sandbox: Sandbox | None = None,
@@ -40,16 +45,17 @@ def render_chat(
     """The conversation as text, with special tokens as strings. By default it ends in a generation
     prompt, after which the assistant's answer would follow.
 
-    `now` is the time that the template sees. ValueError without a template, for one that rejects
-    the messages or fails, and for one that runs too long or writes too much.
+    `tools` are as in `encode_chat`, `now` is the time that the template sees. ValueError without a
+    template, for one that rejects the messages or fails, and for one that runs too long or writes
+    too much.
     """
     variables = {
-        "messages": list(messages),
+        "messages": for_template(messages),
         "add_generation_prompt": add_generation_prompt,
-    } | _specials(tokenizer)
+    } | _specials(tokenizer, tools)
     return (
         (sandbox or shared_sandbox())
-        .render(_template(tokenizer), [variables], now or datetime.now())[0]
+        .render(_template(tokenizer, tools), [variables], now or datetime.now())[0]
         .text
     )
 
@@ -65,8 +71,8 @@ def encode_chat(
     tools that the template gets, in the form of transformers' apply_chat_template.
 
     ChatRefused, a ValueError, for messages that the template rejects. ValueError for a template
-    that writes earlier messages differently once later ones follow, for example one that removes
-    earlier thoughts: no single text would then show what the model reads before each answer.
+    that leaves out something of earlier messages once later ones follow, for example their
+    thoughts: no single text would then show what the model reads before each answer.
     """
     [encoded] = ChatEncoder(tokenizer, sandbox).encode_batch([messages], [tools])
     if isinstance(encoded, ChatRefused):
@@ -108,11 +114,19 @@ class ChatEncoder:
     ids and masks. ValueError for a tokenizer without a template."""
 
     def __init__(self, tokenizer: Tokenizer, sandbox: Sandbox | None = None):
-        self._template, self._tokenizer = _template(tokenizer), tokenizer
+        _template(tokenizer)  # refuses a tokenizer without one
+        self._tokenizer = tokenizer
         self._sandbox = sandbox or shared_sandbox()
         self.vocab_size = tokenizer.vocab_size
+        # Named only where there are some, so that older tokens keep their fingerprint.
+        more = (tokenizer.templates, tokenizer.template_variables)
+        further = [json.dumps(one, sort_keys=True) for one in more] if any(more) else []
         self.fingerprint = digest(
-            _FORMAT, tokenizer.fingerprint, self._template, TRAINING_DAY.isoformat()
+            _FORMAT_OF_MORE if reads_more(tokenizer.chat_template or "") else _FORMAT,
+            tokenizer.fingerprint,
+            tokenizer.chat_template or "",
+            TRAINING_DAY.isoformat(),
+            *further,
         )
 
     def encode_batch(
@@ -122,7 +136,8 @@ class ChatEncoder:
         conversation that the template rejects gives the error in its place, and the others are
         encoded."""
         tools = tools or [()] * len(conversations)
-        if unwritten := sum(map(bool, tools)) if "tools" not in self._template else 0:
+        with_tools = _template(self._tokenizer, [{}])
+        if unwritten := sum(map(bool, tools)) if "tools" not in with_tools else 0:
             logging.warning("the chat template writes no tools; %d records list some", unwritten)
         rendered: list[Rendered | ChatRefused] = []
         for messages, its_tools in zip(conversations, tools):
@@ -142,16 +157,15 @@ class ChatEncoder:
     def _assistant(self, messages: Messages, tools: list[Any]) -> Rendered:
         """The rendered conversation, with the spans of characters that the assistant says and that
         are to be learnt."""
-        if "tool_calls" not in self._template and any(one.get("tool_calls") for one in messages):
+        template = _template(self._tokenizer, tools)
+        if "tool_calls" not in template and any(one.get("tool_calls") for one in messages):
             raise ChatRefused(
                 "the chat template does not write tool_calls, so a call would be lost"
             )
-        if _GENERATION.search(self._template):
+        if _GENERATION.search(template):
             return self._marked(messages, tools)
         # All renderings of a conversation in one request: the whole, and two for each answer.
-        turns = [
-            number for number, message in enumerate(messages) if message["role"] == "assistant"
-        ]
+        turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
         jobs = [
             job
             for turn in turns
@@ -160,35 +174,52 @@ class ChatEncoder:
         whole, *parts = (one.text for one in self._render(tools, (messages, False), *jobs))
         spans = []
         for turn, asked, answered in zip(turns, parts[::2], parts[1::2]):
-            if not (answered.startswith(asked) and whole.startswith(answered)):
-                raise ValueError(
-                    f"the chat template writes the text before message {turn + 1} differently "
-                    "once it follows, so what the assistant says cannot be told; mark that with "
-                    "{% generation %} in a template of your own and set config.data.chat_template, "
-                    "or give conversations of one answer"
-                )
-            said = answered[len(asked) :]
-            # A template may strip what a message says. A call of a tool has no content.
-            content = (messages[turn].get("content") or "").strip()
-            # Without a generation prompt the answer would begin with "assistant:" or the like,
-            # which the model is not to write.
-            if (
-                not said.lstrip().startswith(content)
-                and asked == self._render(tools, (messages[:turn], False))[0].text
-            ):
-                raise ValueError(
-                    "the chat template has no generation prompt (add_generation_prompt changes "
-                    "nothing), so where the assistant begins cannot be told; give one that has "
-                    "with config.data.chat_template"
-                )
-            # A line break after an end-of-turn token is the template's, since the model has stopped
-            # by then. Without such a token the line break itself is the end of the turn.
-            # A call of a tool always has an end behind it.
-            ended = not content or not said.rstrip().endswith(content)
+            span = self._span(messages, turn, tools, asked, answered, whole)
             # What has weight 0 is context: read, and never a target.
             if messages[turn].get("weight", 1):
-                spans.append((len(asked), len(asked) + len(said.rstrip() if ended else said)))
+                spans.append(span)
         return Rendered(whole, spans)
+
+    def _span(
+        self,
+        messages: Messages,
+        turn: int,
+        tools: list[Any],
+        asked: str,
+        answered: str,
+        whole: str,
+    ) -> tuple[int, int]:
+        """(first character, end) of the answer `turn` in the text `whole` of the conversation;
+        `asked` and `answered` are the texts that end in its question and in itself."""
+        if not (answered.startswith(asked) and whole.startswith(answered)):
+            history = self._render(tools, (messages[:turn], False))[0].text if turn else ""
+            texts = (history, asked, answered, whole)
+            if kept := kept_span(self._tokenizer, messages[turn], *texts):
+                return kept
+            raise ValueError(
+                f"the chat template writes the text before message {turn + 1} differently "
+                "once it follows, so what the assistant says cannot be told; mark that with "
+                "{% generation %} in a template of your own and set config.data.chat_template, "
+                "or give conversations of one answer"
+            )
+        said = answered[len(asked) :]
+        content = _content(messages[turn])
+        # Without a generation prompt the answer would begin with "assistant:" or the like, which
+        # the model is not to write.
+        if (
+            not said.lstrip().startswith(content)
+            and asked == self._render(tools, (messages[:turn], False))[0].text
+        ):
+            raise ValueError(
+                "the chat template has no generation prompt (add_generation_prompt changes "
+                "nothing), so where the assistant begins cannot be told; give one that has "
+                "with config.data.chat_template"
+            )
+        # A line break after an end-of-turn token is the template's, since the model has stopped by
+        # then. Without such a token the line break itself is the end of the turn. A call of a tool
+        # always has an end behind it.
+        ended = not content or not said.rstrip().endswith(content)
+        return len(asked), len(asked) + len(said.rstrip() if ended else said)
 
     def _marked(self, messages: Messages, tools: list[Any]) -> Rendered:
         """The conversation by a template that marks what the assistant says."""
@@ -208,11 +239,12 @@ class ChatEncoder:
         )
 
     def _render(self, tools: list[Any], *jobs: tuple[Messages, bool]) -> list[Rendered]:
-        shared = _specials(self._tokenizer) | ({"tools": tools} if tools else {})
+        shared = _specials(self._tokenizer, tools)
         variables = [
-            {"messages": list(m), "add_generation_prompt": prompt, **shared} for m, prompt in jobs
+            {"messages": for_template(m), "add_generation_prompt": prompt, **shared}
+            for m, prompt in jobs
         ]
-        return self._sandbox.render(self._template, variables, TRAINING_DAY)
+        return self._sandbox.render(_template(self._tokenizer, tools), variables, TRAINING_DAY)
 
 
 def _masked(
@@ -229,7 +261,17 @@ def _masked(
     return ids, (begins < np.maximum(stop, start + 1)).tolist()
 
 
-def _template(tokenizer: Tokenizer) -> str:
+def _content(message: Mapping[str, Any]) -> str:
+    """What is sure to be written of an answer: templates may strip it, and drop it beside calls of
+    tools."""
+    return "" if message.get("tool_calls") else (message.get("content") or "").strip()
+
+
+def _template(tokenizer: Tokenizer, tools: Sequence[Any] = ()) -> str:
+    """The template of a conversation. As in transformers, one with tools has the template of that
+    name if there is one."""
+    if tools and "tool_use" in tokenizer.templates:
+        return tokenizer.templates["tool_use"]
     if tokenizer.chat_template is None:
         raise ValueError(
             "the tokenizer has no chat template; give the file of one with "
@@ -239,13 +281,14 @@ def _template(tokenizer: Tokenizer) -> str:
     return tokenizer.chat_template
 
 
-def _specials(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The variables of a template beside the messages: the tokenizer's special tokens as strings;
-    tools and documents are None unless the conversation has some."""
+def _specials(tokenizer: Tokenizer, tools: Sequence[Any] = ()) -> dict[str, Any]:
+    """The variables of a template beside the messages: the tokenizer's special tokens as strings,
+    its own `template_variables`, and tools and documents, None without any."""
     roles = {role: getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad", "mask")}
     named = {
         f"{role}_token": tokenizer.decode([number])
         for role, number in roles.items()
         if number is not None
     }
-    return {"tools": None, "documents": None, **named}
+    given = {"tools": list(tools) or None, "documents": None}
+    return {**given, **named, **tokenizer.template_variables}

@@ -14,6 +14,7 @@ class DataConfig:
                            train part), or a file or folder; "" takes the one of the checkpoint
                            `config.init`
     chat_template          file with a chat template to use instead of the tokenizer's
+    template_variables     what the template sees beside the messages: ("enable_thinking=false",)
     sequence_length        tokens of an example
     batch_size             rows of a step over all devices; 0 if `batch_size_per_device` is set
     max_bad_records        unreadable records of a source that are left out before it is an error
@@ -23,6 +24,7 @@ class DataConfig:
     source: str = "stdlib"
     tokenizer: str = "bpe:8192"
     chat_template: str = ""
+    template_variables: tuple[str, ...] = ()
     sequence_length: int = 1024
     batch_size: int = 32
     batch_size_per_device: int = 0

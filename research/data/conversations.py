@@ -150,6 +150,14 @@ def _message(number: int, message: Any) -> dict[str, Any] | None:
     return {"role": role, "content": content, **rest}
 
 
+def with_text(number: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message, number `number` of its conversation, with one text for a content in parts.
+    ValueError for a part that is no text."""
+    if not isinstance(message.get("content"), list):
+        return dict(message)
+    return {**message, "content": _joined(number, message["content"])}
+
+
 def _joined(number: int, content: Any) -> str | None:
     """The text of a content, which may be a list of parts."""
     if isinstance(content, list):

@@ -17,6 +17,7 @@ from research.data.layouts import LAYOUTS, Layout
 from research.data.mixture import Mixture, mixture_provenance, open_mixture
 from research.data.packing import Chained, packed_bounds
 from research.data.sources import Source
+from research.data.template_variables import with_variables
 from research.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from research.data.tokens import TokenStore
 from research.data.windows import Progress, WindowOptions, Windows
@@ -219,15 +220,16 @@ def _recorded(tokenizer_folder: Path | None) -> dict[str, Any]:
 
 def _with_template(config: DataConfig, tokenizer: Tokenizer) -> Tokenizer:
     if not config.chat_template:
-        return tokenizer
+        return with_variables(tokenizer, config.template_variables)
     try:
-        return replace(
-            tokenizer, chat_template=Path(config.chat_template).expanduser().read_bytes().decode()
-        )
+        source = Path(config.chat_template).expanduser().read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"data.chat_template={config.chat_template!r} cannot be read as text: {error}"
         ) from None
+    # It is meant for all conversations, those with tools as well.
+    one = replace(tokenizer, chat_template=source, templates={})
+    return with_variables(one, config.template_variables)
 
 
 def _open_tokenizer(spelling: str, sources: list[Source], cache: Path) -> Tokenizer:

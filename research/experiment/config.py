@@ -157,11 +157,14 @@ def _unused(experts: int, objective: str) -> list[tuple[str, str, Any, str]]:
     unused: list[tuple[str, str, Any, str]] = []
     if experts:  # tokens go to experts by groups of their own
         unused.append(("execution", "feed_tokens", Execution().feed_tokens, "dense models"))
+    else:
+        unused.append(("execution", "experts", Execution().experts, "models with experts"))
     if objective_class(objective).classifies:  # one state a text has logits
         head_tokens = Execution().head_tokens
         unused.append(("execution", "head_tokens", head_tokens, "objectives that predict tokens"))
     if not objective_class(objective).answers_chats:
-        unused.append(("data", "chat_template", DataConfig().chat_template, "the objective chat"))
+        for name in ("chat_template", "template_variables"):
+            unused.append(("data", name, getattr(DataConfig(), name), "the objective chat"))
     return unused
 
 

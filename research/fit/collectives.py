@@ -20,6 +20,7 @@ libtpu 0.0.42:
   `collective-permute-start`; a windowed einsum turns the all-gather or reduce-scatter beside a
   product into a chain of them. They count as permutes, and `op_name` is that of the product which
   they serve.
+- TPU, `ragged-all-to-all`: it takes the rows, the array that they are written into, and where.
 - TPU, several slices: what crosses slices is a `send` and `recv` through the host with
   `_xla_megascale_transfer_type`, beside a collective of the devices of one slice. The send counts,
   as the collective it says it is.
@@ -137,7 +138,10 @@ def _measure(
 ) -> Collective:
     """The collective that an instruction is; `within` is the origin of the fusion around it."""
     kind = _kind(op)
-    operand = sum(source.nbytes for source in computation.operands(op))
+    sources = [source.nbytes for source in computation.operands(op)]
+    # How many rows a ragged exchange moves only the data say. One side of ours holds just these,
+    # the other has room for all that might come; offsets and sizes are small.
+    operand = min(sources[:2]) if op.opcode.startswith("ragged-all-to-all") else sum(sources)
     groups = parse_groups(op.attributes, module.devices)
     # A permute in which every device only sends to itself has no groups left.
     n = max((len(set(group)) for group in groups), default=1)

@@ -102,7 +102,8 @@ def _equation(eqn: Any, scopes: str, devices: int) -> Counter:
     if name == "pallas_call":
         return _kernel(eqn, scopes, devices)
     if name == "mpmd_map" and share.shares(scopes):
-        return _mosaic_attention(eqn, scopes, devices)
+        grouped = "grouped" in share.shares(scopes)
+        return (_mosaic_grouped if grouped else _mosaic_attention)(eqn, scopes, devices)
     counts = [_count(body, scopes, devices) for body in _bodies(eqn)]
     # An upper bound: which branch runs depends on the data.
     if name == "cond":
@@ -131,7 +132,8 @@ def _kernel(eqn: Any, scopes: str, devices: int) -> Counter:
     if cost is not None:
         # A kernel for rows in groups tells the cost of all rows, and ends its grid with the last
         # group.
-        rows = shares.get("ragged", 1.0) if mapping.num_dynamic_grid_bounds else 1.0
+        rows = shares.get("ragged", 1.0) * shares.get("one_of", 1.0)
+        rows = rows if mapping.num_dynamic_grid_bounds else 1.0
         return Counter({_widest(floats[:1]): cost.flops * rows * _copies(eqn, devices)})
     if attention is not None and shares:
         # One kernel that makes all three gradients shares the scores and the probabilities'
@@ -164,6 +166,15 @@ def _mosaic_attention(eqn: Any, scopes: str, devices: int) -> Counter:
     *rows, head = q.aval.shape
     pairs = math.prod(rows) * k.aval.shape[-3] * share.shares(scopes)[word]
     return Counter({_widest([q]): 2 * products * head * pairs * _copies(eqn, devices)})
+
+
+def _mosaic_grouped(eqn: Any, scopes: str, devices: int) -> Counter:
+    """FLOPs by type of one of JAX's grouped products for GPU. Its rows lie on tiles, whose number
+    does not depend on how many rows have a group."""
+    x, w = (v for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jnp.floating))
+    # Rows [M, I] with matrices [E, I, O], or with rows [M, O] for the matrices' gradient.
+    products = math.prod(x.aval.shape) * w.aval.shape[-1] * share.shares(scopes)["grouped"]
+    return Counter({_widest([x]): 2 * products * _copies(eqn, devices)})
 
 
 def _dot(eqn: Any, scopes: str) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from research.data.chat import end_of_turn, render_chat
+from research.data.conversations import with_text
 from research.data.tokenizers import Tokenizer
 
 Message = dict[str, Any]
@@ -24,6 +25,7 @@ def conversation(
             raise ValueError(
                 f'{str(message)[:60]!r} is no message like {{"role": "user", "content": "Hi"}}'
             )
+    messages = [with_text(number, message) for number, message in enumerate(messages)]
     if not messages or messages[-1]["role"] == "assistant":
         raise ValueError("the messages end in an answer; end them with one that asks for one")
     if system is None:
@@ -33,10 +35,13 @@ def conversation(
     return [{"role": "system", "content": system}, *map(dict, messages)]
 
 
-def encode_conversation(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Ids of the messages in the model's chat template, up to where the assistant answers.
-    ValueError for a tokenizer without a template, and for messages that it rejects."""
-    return tokenizer.encode(render_chat(tokenizer, messages))
+def encode_conversation(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()
+) -> list[int]:
+    """Ids of the messages in the model's chat template, with the `tools` that the assistant may
+    call, up to where it answers. ValueError for a tokenizer without a template, and for messages
+    that it rejects."""
+    return tokenizer.encode(render_chat(tokenizer, messages, tools=tools))
 
 
 def answer_ends(tokenizer: Tokenizer, stop_ids: Iterable[int]) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from research.interop import beside
+
 
 def describe(certificate: dict[str, Any]) -> list[str]:
     """What `convert` returns as lines for the terminal: its notes, and the certificate if any."""
@@ -10,6 +12,7 @@ def describe(certificate: dict[str, Any]) -> list[str]:
         return lines
     trip, reference = certificate["round_trip"], certificate["reference"]
     lines += [_describe_round_trip(trip, certificate["target"])]
+    lines += beside.lines(certificate["beside"])
     lines += [
         f"not needed: {name} ({reason})"
         for name, reason in certificate["tensors"]["unused"].items()

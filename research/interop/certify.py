@@ -1,5 +1,6 @@
-"""Certificates of conversions: hashes of source and target, and how many tensors survive the way
-there and back bit by bit.
+"""Certificates of conversions: hashes of source and target, how many tensors survive the way there
+and back bit by bit, and whether the reader that the target is for sees the same tokenizer, chat
+template and ends of a text.
 
 `certificate.json` lies in the converted folder. `open_checkpoint` compares that folder's files with
 the hashes before it reads any of them.
@@ -8,7 +9,7 @@ the hashes before it reads any of them.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from research.files import read_json, write_json
+from research.interop import beside
 from research.interop.storage.checkpoint import Checkpoint, Read
 from research.interop.storage.norm_offset import with_norm_offset
 from research.models.config import Shape
@@ -32,13 +34,15 @@ def certify(
     reference: Mapping[str, Any] | None,
     dtype: str = "",
     adapter: str | Path = "",
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes the certificate of `folder`, which `target` was opened from, and returns it.
 
     `reference` is what `research.interop.reference.compare` returned, `dtype` the type that was
-    asked for, "" for the source's, and `adapter` what was merged into the source. ValueError,
-    before anything is written, where a lossless conversion does not give the source's bits back,
-    and where the target's config describes another computation.
+    asked for, "" for the source's, `adapter` what was merged into the source, and `notes` lines on
+    what the format cannot hold or its reader ignores. ValueError, before anything is written, where
+    a lossless conversion does not give the source's bits back, and where the target's config
+    describes another computation.
     """
     body = {
         "format": _FORMAT,
@@ -62,6 +66,8 @@ def certify(
             "missing": [],
         },
         "round_trip": round_trip(source, target),
+        "beside": beside.compare(source, target, folder),
+        "notes": list(notes),
         "reference": reference,
     }
     # The digest finds an edited certificate; it is no signature, for anybody can compute it.

@@ -11,6 +11,7 @@ from research.data.tokenizers import load_tokenizer
 from research.files import building
 from research.interop import certify, reference, runs
 from research.interop.adapter_check import check_adapter
+from research.interop.beside import lost
 from research.interop.formats import FLOATS, FORMATS, check_target
 from research.interop.load import open_checkpoint
 from research.interop.merged import merge_adapter
@@ -51,15 +52,14 @@ def convert(
         checkpoint = checked(opened)
         if dtype in FLOATS:
             checkpoint = cast(checkpoint, as_dtype(dtype))
-        notes = FORMATS[to].writes(checkpoint, folder, dtype) or []
+        notes = [*(FORMATS[to].writes(checkpoint, folder, dtype) or []), *lost(opened, to)]
         if not certified:
             return {"notes": notes}
         # What was written is read back from the disk: the certificate is about the files.
         with open_checkpoint(folder, verify=False) as written:
             # The reference would compute the source without its adapter.
             compared = None if adapter else reference.compare(opened, written)
-            body = certify.certify(opened, written, folder, compared, dtype, adapter)
-            return body | {"notes": notes}
+            return certify.certify(opened, written, folder, compared, dtype, adapter, notes)
 
 
 def _open(source: str | Path, adapter: str | Path) -> Checkpoint:

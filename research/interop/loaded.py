@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -108,6 +109,8 @@ class Loaded:
         messages: str | Sequence[Mapping[str, Any]],
         *,
         system: str | None = None,
+        tools: Sequence[Any] = (),
+        template_variables: Mapping[str, Any] = MappingProxyType({}),
         max_tokens: int = 512,
         temperature: float | None = None,
         **sampling,
@@ -117,10 +120,14 @@ class Loaded:
             loaded.chat("What is the capital of France?", temperature=0)
             loaded.chat([{"role": "user", "content": "Hi"}], system="Answer in French.")
 
-        Arguments are those of `generate`. ValueError for a model without a chat template.
+        The template gets the descriptions of `tools`, and `template_variables` such as
+        {"enable_thinking": False}. Arguments are those of `generate`. ValueError for a model
+        without a chat template.
         """
         said = conversation(messages, system)
-        ids = encode_conversation(self._texts(), said)
+        variables = {**self._texts().template_variables, **template_variables}
+        tokenizer = dataclasses.replace(self._texts(), template_variables=variables)
+        ids = encode_conversation(tokenizer, said, tools)
         ends = answer_ends(self._texts(), self.stop_ids)
         fields = {"max_tokens": max_tokens, "temperature": temperature, **sampling}
         return self._continue([ids], ends, fields)[0]

@@ -117,13 +117,16 @@ def _files(workdir: Path, tokenizer: Tokenizer, turn_end: int | None) -> dict[st
     In tokenizer_config.json the end of a turn becomes the eos token, as in published chat models:
     programs that read no generation_config.json stop at that one.
     """
-    files: dict[str, Path | bytes] = {
-        file.name: file for file in sorted((workdir / "tokenizer").iterdir())
+    folder = workdir / "tokenizer"
+    files: dict[str, Path | bytes] = {  # named templates lie in a folder of their own
+        file.relative_to(folder).as_posix(): file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
     }
     if (workdir / generation.FILE).is_file():
         files[generation.FILE] = workdir / generation.FILE
     if turn_end not in (None, tokenizer.eos_id) and CONFIG in files:
-        values = read_json(workdir / "tokenizer" / CONFIG)
+        values = read_json(folder / CONFIG)
         values["eos_token"] = tokenizer.decode([turn_end])
         files[CONFIG] = (json.dumps(values, ensure_ascii=False) + "\n").encode()
         # The fingerprint in here covers the roles of tokens, of which one is another now.

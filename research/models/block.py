@@ -87,7 +87,7 @@ def block(
     with scope("moe" if c.experts else "mlp"):
         y_BTD = _branch_input(p, "mlp", start_BTD if c.parallel else x_BTD, c)
         if c.experts:
-            y_BTD, losses = layers.moe(p["mlp"], y_BTD, c, context.counted_BT)
+            y_BTD, losses = layers.moe(p["mlp"], y_BTD, c, context.counted_BT, execution.experts)
         else:
             y_BTD = by_tokens(partial(layers.mlp, p["mlp"], c=c), y_BTD, execution.feed_tokens)
         x_BTD = _add_branch(p, "mlp", x_BTD, y_BTD, c, mlp_key)

@@ -23,6 +23,7 @@ from research.models.config_checks import (
     QUERY_NORM,
     RMS,
     ROTARY,
+    SCALED,
     TWO_STACKS,
     WINDOWED,
     WITH_GLOBAL,
@@ -34,6 +35,7 @@ from research.models.config_checks import (
     setting,
 )
 from research.ops.attention import IMPLEMENTATIONS
+from research.ops.kernels import grouped_matmul
 from research.ops.rope_scaling import RopeScaling
 
 # What a layer keeps for its backward pass, see `Execution`.
@@ -63,6 +65,9 @@ class Body:
     encoder_positions: bool = setting(False, LEARNED, TWO_STACKS)  # the encoder's own table (BART)
     rope_theta: float = setting(10000.0, ROTARY, positive=True)
     rope_scaling: RopeScaling = setting(RopeScaling(), ROTARY)
+    # Queries at position p are multiplied by 1 + this ln(1 + floor(p / original_length of
+    # rope_scaling)) (Llama 4, Ministral 3); 0: they stay.
+    query_growth: float = setting(0.0, ROTARY, SCALED)
     # First elements of each head that are rotated (Phi, GPT-NeoX); 0: all of them.
     rotary_size: int = setting(0, ROTARY)
     # A token sees itself and the window - 1 before it (arXiv:2310.06825, section 2), in encoders
@@ -219,18 +224,19 @@ class Execution:
     time; the sum of the table's gradient is read and written once for so many. A run chooses for
     "auto" and for 0 by the memory of its device (`research.fit.lightest`) and records what it
     chose; without a run they are "none" and 512. `unroll` is how many layers one iteration of the
-    scan runs, 0 for all of them. `attention` names the implementation. `feed_tokens` is how many
-    tokens of a device go through a dense feed-forward layer at a time, recomputed for the backward
-    pass, 0 for all: its hidden states, several times as wide as the model's, bound the length of a
-    context. `documents` is the most documents that a row of a batch holds, 0 for any number: up to
-    8, Hopper cards have a faster kernel for it (`research.ops.kernels.cudnn`). Rows with more
-    raise.
+    scan runs, 0 for all of them. `attention` and `experts` name the implementations of attention
+    and of the experts' products. `feed_tokens` is how many tokens of a device go through a dense
+    feed-forward layer at a time, recomputed for the backward pass, 0 for all: its hidden states,
+    several times as wide as the model's, bound the length of a context. `documents` is the most
+    documents that a row of a batch holds, 0 for any number: up to 8, Hopper cards have a faster
+    kernel for it (`research.ops.kernels.cudnn`). Rows with more raise.
     """
 
     remat: str = "auto"
     head_tokens: int = 0
     unroll: int = 1
     attention: str = "auto"
+    experts: str = "auto"
     feed_tokens: int = 0
     documents: int = 0
 
@@ -246,8 +252,9 @@ class Execution:
             raise ValueError(
                 f"execution.unroll={self.unroll} must be positive, or 0 for all layers"
             )
-        if self.attention not in IMPLEMENTATIONS:
-            raise ValueError(
-                f"execution.attention={self.attention!r}; "
-                f"choose one of {', '.join(IMPLEMENTATIONS)}"
-            )
+        for field, names in (
+            ("attention", IMPLEMENTATIONS),
+            ("experts", grouped_matmul.IMPLEMENTATIONS),
+        ):
+            if (named := getattr(self, field)) not in names:
+                raise ValueError(f"execution.{field}={named!r}; choose one of {', '.join(names)}")

@@ -137,6 +137,8 @@ def attention(
     queries attend to everything in it. `kind` says which keys a query sees.
     """
     q_BTNH = queries(p, x_BTD, c, kind.rotation)
+    if kind.query_scale is not None:
+        q_BTNH = q_BTNH * kind.query_scale.astype(q_BTNH.dtype)
     k_BTKH, v_BTKH = keys_values(p, x_BTD, c, kind.rotation)
     prefix = prefix_of(p, c)
     # The same arguments with and without a cache, so that decoding computes what training does.
@@ -239,7 +241,11 @@ def _gated(
 
 
 def moe(
-    p: Tree, x_BTD: jax.Array, c: ModelConfig, counted_BT: jax.Array
+    p: Tree,
+    x_BTD: jax.Array,
+    c: ModelConfig,
+    counted_BT: jax.Array,
+    implementation: str = "auto",
 ) -> tuple[jax.Array, LayerLosses]:
     """(output of the mixture of experts [B, T, D], its router's losses by name). `counted_BT` is 1
     for the tokens that the losses count and 0 for padding."""
@@ -249,7 +255,12 @@ def moe(
     # k experts for each token, and their weights in the sum of what they give.
     weights_BTk, ids_BTk = route.top_k(logits_BTE, c.experts_per_token)
     y_BTD = route.experts(
-        x_BTD, weights_BTk, ids_BTk, p["gate"], p["up"], p["down"], ACTIVATIONS[c.activation]
+        x_BTD,
+        weights_BTk,
+        ids_BTk,
+        *(p[name] for name in ("gate", "up", "down")),
+        ACTIVATIONS[c.activation],
+        implementation,
     )
     return y_BTD, {"router_balance": route.load_balance(logits_BTE, ids_BTk, counted_BT)}
 

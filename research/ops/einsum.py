@@ -13,7 +13,6 @@ back.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +23,6 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from research.devices.backend import barrier, platform
-from research.ops.kernels import grouped_matmul
 from research.ops.kernels.equation import Equation, parse
 from research.parallel.collectives import sum_to_place
 from research.parallel.placement import (
@@ -32,7 +30,6 @@ from research.parallel.placement import (
     compute_axes,
     gather,
     gather_axis,
-    join_parts,
     mesh_axes,
     partition_spec,
     reshard_to,
@@ -216,63 +213,6 @@ def _rows_backward(dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], dy_BTD:
 
 
 _rows.defvjp(_rows_forward, _rows_backward)
-
-
-def grouped(
-    x_MI: jax.Array, w: Any, sizes_E: jax.Array, stored: Sequence[tuple[str, ...]] = ()
-) -> jax.Array:
-    """Rows [M, I] in consecutive groups of `sizes` [E], each multiplied by its expert's matrix in
-    `w` [E, I, O]: [M, O].
-
-    Rows after the last group have unspecified results and zero gradients. `w` is a leaf, or an
-    array, cast to the dtype of `x`. Inside `shard_map` an array is a device's shard, gathered over
-    the mesh axes in `stored`, one tuple a dimension.
-    """
-    if not isinstance(w, jax.Array):
-        return w.grouped(x_MI, sizes_E)
-    return _groups(tuple(stored), x_MI, w, sizes_E)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _groups(
-    stored: Sequence[tuple[str, ...]], x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array
-) -> jax.Array:
-    return grouped_matmul.rows(x_MI, join_parts(w_EIO.astype(x_MI.dtype), stored), sizes_E)
-
-
-def _groups_forward(
-    stored: Sequence[tuple[str, ...]], x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array
-):
-    return _groups(stored, x_MI, w_EIO, sizes_E), (x_MI, w_EIO, sizes_E)
-
-
-def _groups_backward(
-    stored: Sequence[tuple[str, ...]], saved: tuple[jax.Array, ...], dy_MO: jax.Array
-):
-    """The gradients by rows and matrices, in their types; one collective sums that of the matrices
-    and scatters it over the axes that store them."""
-    x_MI, w_EIO, sizes_E = saved
-    dx_MI = grouped_matmul.rows(
-        dy_MO, join_parts(w_EIO.astype(x_MI.dtype), stored), sizes_E, transposed=True
-    )
-    dw_EIO = grouped_matmul.matrices(x_MI, dy_MO, sizes_E, w_EIO.dtype)
-    summed = {name for names in stored for name in names}
-    if stored and not stored[0] and dw_EIO.shape[0] == 1:
-        # As a matrix: TPU's compiler turns a scatter behind an axis of size 1 into an all-reduce,
-        # which moves twice the bytes.
-        dw_EIO = sum_to_place(dw_EIO[0], stored[1:], summed)[None]
-    else:
-        dw_EIO = sum_to_place(dw_EIO, stored, summed)
-    return grouped_matmul.of_groups(dx_MI, sizes_E), dw_EIO, None
-
-
-_groups.defvjp(_groups_forward, _groups_backward)
-
-
-def gathered(w: Any, dtype: jnp.dtype) -> Any:
-    """A weight for products inside `shard_map`: gathered over the mesh axes that only split its
-    storage; an array also cast to `dtype`."""
-    return gather(w.astype(dtype)) if isinstance(w, jax.Array) else w.gathered()
 
 
 def contract(eqn: str, *operands: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:

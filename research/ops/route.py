@@ -1,9 +1,10 @@
 """Mixture of experts: top-k routing without dropped tokens, and expert parallelism by shard_map.
 
-Tokens are gathered over the expert axis. Each device sorts the assignments to its own experts to
-the front and multiplies them group by group (`research.ops.kernels.grouped_matmul`); a
-reduce-scatter sums the results on the devices that own the tokens. Experts have no capacity limit,
-so the result does not depend on the mesh.
+On a TPU tokens go to the devices of their experts and back (`research.ops.exchange`). Elsewhere,
+and where that moves no less, tokens are gathered over the expert axis, each device sorts the
+assignments to its own experts to the front, and a reduce-scatter sums the results on the devices
+that own the tokens. A device multiplies its rows group by group (`research.ops.grouped`). Experts
+have no capacity limit, so the result does not depend on the mesh.
 
 Letters: B batch, T time, D model, F feed-forward, E experts, k experts of a token.
 """
@@ -17,7 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from research.ops.einsum import gathered, grouped
+from research.devices.backend import platform
+from research.ops.exchange import Exchange
+from research.ops.grouped import gathered, grouped
 from research.ops.kernels import visible_share
 from research.parallel.placement import contiguous, mesh_axes, spec_entries, storage_axes
 from research.scopes import scope
@@ -65,13 +68,14 @@ def experts(
     up_EDF: Any,
     down_EFD: Any,
     activation: Callable[[jax.Array], jax.Array],
+    implementation: str = "auto",
 ) -> jax.Array:
     """Sum over a token's experts of weight * (activation(x gate) * (x up)) down, [B, T, D] in the
     dtype of `x`.
 
     The matrices are arrays or leaves (`research.weights.leaf.Leaf`). An array is gathered inside
     the shard_map, where it is multiplied, so that a single collective sums and scatters its
-    gradient. A leaf is gathered before.
+    gradient. A leaf is gathered before. `implementation` is that of `grouped`.
     """
     matrices, number = (gate_EDF, up_EDF, down_EFD), gate_EDF.shape[0]
     # Gathering inside concatenates shards, which is right where storage axes split a dimension
@@ -80,33 +84,53 @@ def experts(
     stored = [storage_axes(spec_entries(w)) if here else () for w, here in zip(matrices, inside)]
     matrices = [w if here else gathered(w, x_BTD.dtype) for w, here in zip(matrices, inside)]
     if jax.sharding.get_abstract_mesh().empty:
-        products = [partial(grouped, w=w) for w in matrices]
+        products = [partial(grouped, w=w, implementation=implementation) for w in matrices]
         return _local(x_BTD, weights_BTk, ids_BTk, products, activation, 0, number)
 
     specs = jax.tree.map(lambda array: PartitionSpec(*spec_entries(array)), matrices)
     # Not where the batch is too small, as in decoding.
     split_tokens = "expert" in mesh_axes(spec_entries(x_BTD)[0])
-    split = _names(specs)
 
     def _island(x, weights, ids, matrices):
-        # The devices along the expert axis exchange their tokens: each sees those of all of them,
-        # and `_local` keeps the assignments to the device's own experts.
-        if split_tokens and "expert" in split:
-            x, weights, ids = (
-                lax.all_gather(a, "expert", axis=0, tiled=True) for a in (x, weights, ids)
-            )
-        products = [partial(grouped, w=w, stored=axes) for w, axes in zip(matrices, stored)]
-        devices = lax.axis_size("expert") if "expert" in split else 1
-        first = lax.axis_index("expert") * (number // devices) if "expert" in split else 0
-        # For cost estimates: on average over devices this share of the rows is multiplied.
-        with visible_share.scope(ragged=1 / devices):
-            y = _local(x, weights, ids, products, activation, first, number // devices)
-        return _summed(y, split, split_tokens)
+        products = [
+            partial(grouped, w=w, stored=axes, implementation=implementation)
+            for w, axes in zip(matrices, stored)
+        ]
+        return _device(x, weights, ids, products, activation, number, _names(specs), split_tokens)
 
     tokens = PartitionSpec(*spec_entries(x_BTD))
     return jax.shard_map(
         _island, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False
     )(x_BTD, weights_BTk, ids_BTk, matrices)
+
+
+def _device(
+    x: jax.Array,
+    weights: jax.Array,
+    ids: jax.Array,
+    products: Sequence[Callable],
+    activation: Callable[[jax.Array], jax.Array],
+    number: int,
+    split: set[str],
+    split_tokens: bool,
+) -> jax.Array:
+    """What a device makes of its tokens [B, T, D], inside `shard_map`: `number` experts in all,
+    whose matrices are split over the mesh axes `split`; the tokens too are split over the expert
+    axis if `split_tokens`."""
+    devices = lax.axis_size("expert") if "expert" in split else 1
+    first = lax.axis_index("expert") * (number // devices) if "expert" in split else 0
+    exchanges = split_tokens and _exchanges(ids.shape[-1], devices)
+    if split_tokens and "expert" in split and not exchanges:
+        # Each device sees the tokens of all of them, and `_local` keeps the assignments to the
+        # device's own experts.
+        x, weights, ids = (
+            lax.all_gather(a, "expert", axis=0, tiled=True) for a in (x, weights, ids)
+        )
+    # For cost estimates: on average over devices this share of the rows is multiplied.
+    with visible_share.scope(ragged=1 / devices):
+        multiply = _exchanged if exchanges else _local
+        y = multiply(x, weights, ids, products, activation, first, number // devices)
+    return _summed(y, split - {"expert"} if exchanges else split, split_tokens)
 
 
 def _summed(y_BTD: jax.Array, split: set[str], split_tokens: bool) -> jax.Array:
@@ -127,6 +151,12 @@ def _names(specs: Any) -> set[str]:
     return {name for spec in leaves for entry in spec for name in mesh_axes(entry)}
 
 
+def _exchanges(k: int, devices: int) -> bool:
+    """Whether tokens go to their experts one by one: k copies each way, where a gather and a
+    scattered sum move `devices` copies. Only TPU's compiler was asked, nothing was timed."""
+    return platform() == "tpu" and k < devices
+
+
 def _local(
     x_BTD: jax.Array,
     weights_BTk: jax.Array,
@@ -140,30 +170,76 @@ def _local(
     add nothing.
 
     `products` multiply by the experts' gate, up and down matrices: called (rows, sizes_E=...), see
-    `research.ops.einsum.grouped`.
+    `research.ops.grouped.grouped`.
     """
     B, T, D = x_BTD.shape
-    # Rows are sorted once and serve all three products.
-    gate, up, down = products
-    k = ids_BTk.shape[-1]
-    # One row for each assignment of a token to an expert, B * T * k of them, sorted by expert;
-    # assignments to other devices' experts come last.
+    mine, order, sizes = _sorted(ids_BTk, first, count)
+    # Assignments lie token by token, k of them each.
+    token = order // ids_BTk.shape[-1]
     with scope("routing"):
-        expert = ids_BTk.reshape(-1) - first
-        mine = (expert >= 0) & (expert < count)
-        order = jnp.argsort(jnp.where(mine, expert, count), stable=True)
-        # Assignments to other devices' experts are counted in a last bin, which is dropped.
-        sizes = jnp.bincount(jnp.where(mine, expert, count), length=count + 1)[:count]
-        sizes = sizes.astype(jnp.int32)
-        # Assignments lie token by token, k of them each.
-        token = order // k
         rows = x_BTD.reshape(-1, D)[token]
         weights = jnp.where(mine, weights_BTk.reshape(-1), 0.0)[order].astype(x_BTD.dtype)
-    # Weighted before the last product and not after it, where the gradient of the weights would
-    # need the product's result.
-    hidden = activation(gate(rows, sizes_E=sizes)) * up(rows, sizes_E=sizes) * weights[:, None]
+    out = _feed_forward(rows, weights, sizes, products, activation)
     # Rows past the last group belong to other devices; what a product leaves there is unspecified.
-    out = jnp.where(mine[order][:, None], down(hidden, sizes_E=sizes), 0)
+    out = jnp.where(mine[order][:, None], out, 0)
     # A token's k contributions meet in its own row.
     with scope("routing"):
         return jnp.zeros((B * T, D), x_BTD.dtype).at[token].add(out).reshape(B, T, D)
+
+
+def _exchanged(
+    x_BTD: jax.Array,
+    weights_BTk: jax.Array,
+    ids_BTk: jax.Array,
+    products: Sequence[Callable],
+    activation: Callable[[jax.Array], jax.Array],
+    first: jax.Array,
+    count: int,
+) -> jax.Array:
+    """The sum over all experts of this device's tokens [B, T, D]; the device itself multiplies the
+    rows of experts `first` to `first + count - 1`, whose tokens are sent to it."""
+    (B, T, D), k = x_BTD.shape, ids_BTk.shape[-1]
+    experts = count * lax.axis_size("expert")
+    _, order, counts_E = _sorted(ids_BTk, 0, experts)
+    with scope("routing"):
+        exchange = Exchange.of(counts_E, B * T * k)
+        rows = exchange.send(x_BTD.reshape(-1, D)[order // k])
+    # Ids and weights are small, and in the order of all devices' tokens they sort to the order in
+    # which rows arrive.
+    weights, ids = (lax.all_gather(a, "expert", tiled=True) for a in (weights_BTk, ids_BTk))
+    mine, arrived, sizes = _sorted(ids, first, count)
+    weights = jnp.where(mine, weights.reshape(-1), 0.0)[arrived].astype(x_BTD.dtype)
+    out = _feed_forward(rows, weights, sizes, products, activation)
+    with scope("routing"):
+        out = exchange.take_back(out)
+        return jnp.zeros((B * T, D), x_BTD.dtype).at[order // k].add(out).reshape(B, T, D)
+
+
+@scope("routing")
+def _sorted(
+    ids_BTk: jax.Array, first: jax.Array | int, count: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of the B * T * k assignments of tokens to experts: which are to experts `first` to `first +
+    count - 1`, their order by expert with all others last, and int32 [count], how many are to each
+    of the experts."""
+    expert = ids_BTk.reshape(-1) - first
+    mine = (expert >= 0) & (expert < count)
+    order = jnp.argsort(jnp.where(mine, expert, count), stable=True)
+    # Assignments to other devices' experts are counted in a last bin, which is dropped.
+    sizes = jnp.bincount(jnp.where(mine, expert, count), length=count + 1)[:count]
+    return mine, order, sizes.astype(jnp.int32)
+
+
+def _feed_forward(
+    rows: jax.Array,
+    weights: jax.Array,
+    sizes: jax.Array,
+    products: Sequence[Callable],
+    activation: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """Weighted results [M, D] of rows [M, D], one for each assignment, in groups of `sizes`."""
+    gate, up, down = products
+    # Weighted before the last product and not after it, where the gradient of the weights would
+    # need the product's result.
+    hidden = activation(gate(rows, sizes_E=sizes)) * up(rows, sizes_E=sizes) * weights[:, None]
+    return down(hidden, sizes_E=sizes)

@@ -96,7 +96,7 @@ def open_run(workdir: str | Path, step: int | None = None) -> Opened:
     e, objective = run.experiment, objective_class(run.experiment.objective.name)
     # Without a backward pass nothing is recomputed, and this machine may lack the kernels of the
     # one that trained the run. Its rows need not be those of training either.
-    execution = replace(e.execution, remat="none", attention="auto", documents=0)
+    execution = replace(e.execution, remat="none", attention="auto", experts="auto", documents=0)
 
     return Opened(
         Model(e.model, e.precision, execution),

@@ -49,10 +49,10 @@ class DynamicQuantized(Wrapper):
         """Rows `first` to `first + count` of a gathered table [V, D], as an array [count, D]."""
         return self.base.rows(first, count, dtype)
 
-    def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+    def grouped(self, x: jax.Array, sizes: jax.Array, implementation: str = "auto") -> jax.Array:
         """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix, [M, O]; `x`
         is not quantized."""
-        return self.base.grouped(x, sizes)
+        return self.base.grouped(x, sizes, implementation)
 
     def gathered(self) -> "DynamicQuantized":
         """This leaf with the mesh axes that only store it gathered."""

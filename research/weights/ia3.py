@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from research import tree
-from research.ops.einsum import einsum, grouped, take
+from research.ops.einsum import einsum, take
+from research.ops.grouped import grouped
 from research.ops.kernels.equation import parse
 from research.parallel.placement import gather
 from research.scopes import scope
@@ -61,14 +62,15 @@ class Ia3(Wrapper):
             return _times(rows, gather(self.adapter.gain).reshape(*(1,) * ids.ndim, -1))
         return _times(rows, take(self.adapter.gain, ids, jnp.float32))
 
-    def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+    def grouped(self, x: jax.Array, sizes: jax.Array, implementation: str = "auto") -> jax.Array:
         """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix, [M, O]."""
         gain_EX = self.adapter.gain.reshape(self.adapter.gain.shape[0], -1)
         # Rows are sorted by expert, so each expert's factors are repeated for its rows.
         gain_MX = jnp.repeat(gain_EX, sizes, axis=0, total_repeat_length=x.shape[0])
+        multiply = partial(grouped, w=self.base, sizes_E=sizes, implementation=implementation)
         if self.adapter.on_inputs:
-            return grouped(_times(x, gain_MX), self.base, sizes)
-        return _times(grouped(x, self.base, sizes), gain_MX)
+            return multiply(_times(x, gain_MX))
+        return _times(multiply(x), gain_MX)
 
     def gathered(self) -> "Ia3":
         """This leaf with the mesh axes that only store it gathered."""

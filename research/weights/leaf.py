@@ -10,16 +10,18 @@ from jax import lax
 
 from research import tree
 from research.ops import einsum as ops
+from research.ops.grouped import grouped
 
 
 class Leaf(Protocol):
     """A weight that contracts itself: quantized, adapted, stored in another layout, observed, ...
 
-    A model calls `research.ops.einsum.{einsum, take, grouped}`, which pass a leaf's work to the
-    leaf, so a model never knows which leaf it holds. Leaves nest: QLoRA is a `Lora` over a
-    `Quantized`. A new leaf is a registered dataclass that inherits from this class and gives
-    `shape`, `einsum`, `dense` and `gathered`; it overrides the other methods where it can do better
-    than making itself dense. The laws, checked for every leaf `w` in tests/weights/test_leaf.py:
+    A model calls `research.ops.einsum.{einsum, take}` and `research.ops.grouped.grouped`, which
+    pass a leaf's work to the leaf, so a model never knows which leaf it holds. Leaves nest: QLoRA
+    is a `Lora` over a `Quantized`. A new leaf is a registered dataclass that inherits from this
+    class and gives `shape`, `einsum`, `dense` and `gathered`; it overrides the other methods where
+    it can do better than making itself dense. The laws, checked for every leaf `w` in
+    tests/weights/test_leaf.py:
 
         w.einsum(eqn, x)          == einsum(eqn, x, w.dense())     for activations x
         w.take(ids)               == w.dense()[ids]                for a table [V, D]
@@ -71,9 +73,9 @@ class Leaf(Protocol):
         """Rows `first` to `first + count` of a gathered table [V, D], as an array [count, D]."""
         return lax.dynamic_slice_in_dim(self.dense(dtype), first, count)
 
-    def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+    def grouped(self, x: jax.Array, sizes: jax.Array, implementation: str = "auto") -> jax.Array:
         """Rows [M, I] in groups of `sizes` [E], times an expert each in this weight [E, I, O]."""
-        return ops.grouped(x, self.dense(), sizes)
+        return grouped(x, self.dense(), sizes, implementation=implementation)
 
     def nbits(self) -> int:
         """Bits of storage of all arrays in the leaf."""

@@ -20,10 +20,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from research import tree
-from research.ops.einsum import contract, einsum, grouped, take
+from research.devices.backend import platform
+from research.ops.einsum import contract, einsum, take
+from research.ops.grouped import grouped
 from research.ops.kernels.equation import parse
 from research.parallel.placement import gather
 from research.scopes import scope
+from research.weights.grouped_factors import update_by_all
 from research.weights.wrapper import Wrapper, dense, gathered
 
 # The letter of the rank in equations; the legend keeps it free for this.
@@ -95,7 +98,7 @@ class Lora(Wrapper):
             a_DR = gather(self.adapter.a.astype(jnp.float32))
             return rows_BTD + contract("BTR,DR->BTD", low_BTR, a_DR) * self._scale()
 
-    def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+    def grouped(self, x: jax.Array, sizes: jax.Array, implementation: str = "auto") -> jax.Array:
         """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix, [M, O].
         ValueError under DoRA."""
         if self.adapter.magnitude is not None:
@@ -103,13 +106,19 @@ class Lora(Wrapper):
                 "the experts' matrices have no DoRA; leave them out of config.lora.targets or take "
                 "lora"
             )
+        a, b, scale = self.adapter.a, self.adapter.b, self._scale()
+        if platform() == "gpu":
+            y = grouped(x, self.base, sizes, implementation=implementation)
+            with scope("adapter"):
+                return y + update_by_all(self._dropped_rows(x), a, b, scale, sizes)
         # Experts' factors are stacks too, [E, I, R] and [E, R, O], and follow the same groups of
         # rows.
-        y = grouped(x, self.base, sizes)
         with scope("adapter"):
-            low = grouped(self._dropped_rows(x), self.adapter.a, sizes)
-            scale = jnp.repeat(self._scale(), sizes, total_repeat_length=x.shape[0])
-            return y + grouped(low, self.adapter.b, sizes) * scale.astype(x.dtype)[:, None]
+            low = grouped(self._dropped_rows(x), a, sizes)
+            scale = jnp.repeat(scale, sizes, total_repeat_length=x.shape[0]).astype(x.dtype)
+        y = grouped(x, self.base, sizes, implementation=implementation)
+        with scope("adapter"):
+            return y + grouped(low, b, sizes) * scale[:, None]
 
     def gathered(self) -> "Lora":
         """This leaf with the mesh axes that only store it gathered."""

@@ -5,13 +5,12 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 from jax.sharding import PartitionSpec
 
 from research.ops.einsum import contract
-from research.ops.kernels import quantized_matmul
+from research.ops.kernels import grouped_matmul, quantized_matmul
 from research.ops.kernels.equation import parse
+from research.ops.kernels.groups import of_groups
 from research.parallel.placement import reshard_to
 from research.weights.formats import FORMATS
 
@@ -49,21 +48,22 @@ def _backward(eqn: str, place: PartitionSpec | None, w: Any, dy: jax.Array):
 product.defvjp(_forward, _backward)
 
 
-@jax.custom_vjp
-def grouped(x: jax.Array, sizes: jax.Array, w: Any) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def grouped(implementation: str, x: jax.Array, sizes: jax.Array, w: Any) -> jax.Array:
     """Rows [M, I] in groups of `sizes` [E], each times its expert in a weight [E, I, O]: [M, O]."""
-    return lax.ragged_dot(x, w.dense(x.dtype), sizes)
+    return grouped_matmul.rows(x, w, sizes, implementation=implementation)
 
 
-def _grouped_forward(x: jax.Array, sizes: jax.Array, w: Any):
-    return grouped(x, sizes, w), (sizes, w)
+def _grouped_forward(implementation: str, x: jax.Array, sizes: jax.Array, w: Any):
+    return grouped(implementation, x, sizes, w), (sizes, w)
 
 
-def _grouped_backward(saved: tuple[jax.Array, Any], dy: jax.Array):
+def _grouped_backward(implementation: str, saved: tuple[jax.Array, Any], dy: jax.Array):
     sizes, w = saved
-    # dx of an expert's rows is dy W^T, in the same groups: W [E, I, O] with its matrices
-    # transposed. The sizes are integers and the codes frozen: neither has a gradient.
-    return lax.ragged_dot(dy, jnp.swapaxes(w.dense(dy.dtype), 1, 2), sizes), None, None
+    # The gradient of an expert's rows is dy W^T, in the same groups. The sizes are integers and
+    # the codes frozen: neither has a gradient.
+    dx = grouped_matmul.rows(dy, w, sizes, transposed=True, implementation=implementation)
+    return of_groups(dx, sizes), None, None
 
 
 grouped.defvjp(_grouped_forward, _grouped_backward)

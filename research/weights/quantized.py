@@ -135,10 +135,10 @@ class Quantized(Leaf):
             dtype
         )
 
-    def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+    def grouped(self, x: jax.Array, sizes: jax.Array, implementation: str = "auto") -> jax.Array:
         """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix in this weight
         [E, I, O], as [M, O]."""
-        return products.grouped(x, sizes, self)
+        return products.grouped(implementation, x, sizes, self)
 
     def gathered(self) -> "Quantized":
         """This leaf with the mesh axes that only store it gathered, and with float32 scales."""

@@ -41,10 +41,10 @@ class RoundedInputs(Wrapper):
         """Rows of a table [V, D] at `ids`, float32 [..., D]."""
         return self.base.take(ids)
 
-    def grouped(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+    def grouped(self, x: jax.Array, sizes: jax.Array, implementation: str = "auto") -> jax.Array:
         """Rows [M, I] in groups of `sizes` [E], each group times its expert's matrix, [M, O]; `x`
         is not rounded."""
-        return self.base.grouped(x, sizes)
+        return self.base.grouped(x, sizes, implementation)
 
     def gathered(self) -> "RoundedInputs":
         """This leaf with the mesh axes that only store it gathered."""

@@ -116,6 +116,19 @@ ENTRY %main (p: bf16[8], q: bf16[16]) -> bf16[32] {
     ]
 
 
+@pytest.mark.parametrize("rows", [(8, 64), (64, 8)])
+def test_a_ragged_exchange_moves_the_rows_that_both_sides_have_room_for(rows):
+    text = f"""
+ENTRY %main (p: bf16[{rows[0]},4], o: bf16[{rows[1]},4], s: s32[8]) -> bf16[{rows[1]},4] {{
+  %p = bf16[{rows[0]},4]{{1,0}} parameter(0)
+  %o = bf16[{rows[1]},4]{{1,0}} parameter(1)
+  %s = s32[8]{{0}} parameter(2)
+  ROOT %x = bf16[{rows[1]},4]{{1,0}} ragged-all-to-all(%p, %o, %s, %s, %s, %s), replica_groups={{{{0,1,2,3}}}}
+}}
+"""  # noqa: E501
+    assert found(text) == [Collective("all-to-all", 64, 48, 1, ((0, 1, 2, 3),))]
+
+
 SCATTER = """
 %all-reduce-scatter (input: bf16[8192,4]) -> bf16[2128,4] {
   %input = bf16[8192,4]{1,0:T(8,128)(2,1)} parameter(0)

@@ -11,11 +11,14 @@ from research.fit.flops import executed
 from research.ops.attention import Visibility
 from research.ops.kernels import (
     flash,
+    grouped_matmul_gpu,
+    grouped_matmul_tpu,
     quantized_matmul_gpu,
     quantized_matmul_tpu,
     splash,
 )
 from research.ops.kernels import visible_share as share
+from research.weights.quantized import quantize_array
 from tests.fit.counting import shape
 
 
@@ -108,3 +111,40 @@ def test_quantized_products_tell_what_their_bodies_do(kernel, transposed, dtype)
         for e in jaxpr.eqns
     ]
     assert told == executed(jaxpr.replace(jaxpr=jaxpr.jaxpr.replace(eqns=eqns)), 1)
+
+
+def hopper():
+    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, platform="gpu")
+    types = (jax.sharding.AxisType.Explicit,)
+    return jax.sharding.AbstractMesh((1,), ("data",), types, abstract_device=device)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_grouped_product_on_a_card_counts_whole_tiles_for_each_group(transposed):
+    M, E, inner, outer = 1000, 8, 128, 256
+    x = shape(M, outer if transposed else inner, dtype=jnp.bfloat16)
+    w, sizes = shape(E, inner, outer, dtype=jnp.bfloat16), shape(E, dtype=jnp.int32)
+    jaxpr = jax.make_jaxpr(lambda *a: grouped_matmul_gpu.rows(*a, transposed))(x, w, sizes)
+    # 6 tiles of 192 rows, and 7 groups that may begin within one.
+    assert executed(jaxpr, 1) == {"bfloat16": pytest.approx(2 * 13 * 192 * inner * outer)}
+    with jax.sharding.use_abstract_mesh(hopper()):
+        jaxpr = jax.make_jaxpr(lambda *a: grouped_matmul_gpu.matrices(*a, jnp.float32))(
+            shape(M, inner, dtype=jnp.bfloat16), shape(M, outer, dtype=jnp.bfloat16), sizes
+        )
+    # 16 tiles of 64 rows.
+    assert executed(jaxpr, 1) == {"bfloat16": pytest.approx(2 * 23 * 64 * inner * outer)}
+
+
+def test_experts_one_by_one_count_as_all_at_once():
+    x, w = shape(256, 128, dtype=jnp.bfloat16), jnp.zeros((4, 128, 256))
+    quantized = quantize_array(w, "int8", inputs=1, stacked=1)
+    counts = [
+        executed(
+            jax.make_jaxpr(lambda x, s: multiply(x, w, s, False))(x, shape(4, dtype="int32")), 1
+        )
+        for multiply, w in (
+            (grouped_matmul_tpu.rows_of_leaf, quantized),
+            (grouped_matmul_tpu.rows, w.astype(jnp.bfloat16)),
+        )
+    ]
+    assert counts[0] == counts[1] == {"bfloat16": 2 * 256 * 128 * 256}

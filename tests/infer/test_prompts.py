@@ -14,7 +14,7 @@ from research.infer import decode, progress
 from research.infer.conversation import conversation, drop_oldest
 from research.infer.decode import generate
 from research.infer.dialogue import converse
-from research.infer.prompt_file import read_prompts
+from research.infer.prompt_file import Conversation, read_prompts
 from research.infer.prompts import at_the_last_position
 from research.infer.sampling import SamplingConfig, choose_sampling, recommendation
 from research.interop.loaded import Loaded
@@ -94,8 +94,13 @@ def test_a_checkpoint_recommends_and_a_flag_decides(recommended, chosen, drawn, 
 FILES = {
     "questions.txt": (b"\xef\xbb\xbfone\r\n\r\ntwo\n", ["one", "two"]),
     "questions.jsonl": (
-        b'{"prompt": "a\\u2028b"}\n\n{"messages": [{"role": "user", "content": "c"}]}\r\n',
-        ["a\u2028b", [{"role": "user", "content": "c"}]],
+        b'{"prompt": "a\\u2028b"}\n\n{"messages": [{"role": "user", "content": "c"}]}\r\n'
+        b'{"messages": [{"role": "user", "content": "c"}], "tools": [{"name": "d"}]}',
+        [
+            "a\u2028b",
+            Conversation([{"role": "user", "content": "c"}]),
+            Conversation([{"role": "user", "content": "c"}], ({"name": "d"},)),
+        ],
     ),
 }
 

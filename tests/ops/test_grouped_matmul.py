@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from research.ops import einsum, route
+from research.ops import grouped as grouped_op
+from research.ops import route
 from research.ops.kernels import grouped_matmul
+from research.ops.kernels import grouped_matmul_tpu as tpu
 from research.parallel.mesh import make_mesh
+from research.weights.quantized import Quantized, quantize_array
 
 M, I, O = 300, 96, 160
 # Sums of 96 to 300 products of order 1, in another order; bfloat16 rounds a sum of float32 once,
@@ -35,12 +38,11 @@ def random(*shape, dtype=jnp.float32):
 @pytest.fixture
 def interpreted(monkeypatch):
     """The kernels, taken for this machine's, with tiles that the sizes below need several of."""
-    monkeypatch.setattr(grouped_matmul, "TILE", 128)
-    monkeypatch.setattr(grouped_matmul, "_columns", lambda size, limit: min(size, 128))
-    for name in ("rows", "matrices"):
-        monkeypatch.setattr(
-            grouped_matmul, name, partial(getattr(grouped_matmul, name), interpret=True)
-        )
+    monkeypatch.setattr(grouped_matmul, "ORDER", [("cpu", None, ("megablox",))])
+    monkeypatch.setattr(tpu, "TILE", 128)
+    monkeypatch.setattr(tpu, "_columns", lambda size, limit: min(size, 128))
+    for name in ("rows", "rows_of_leaf", "matrices"):
+        monkeypatch.setattr(tpu, name, partial(getattr(tpu, name), interpret=True))
 
 
 def product_and_gradients(multiply, x, w, dy, inside):
@@ -60,7 +62,7 @@ def test_the_product_and_both_gradients_are_those_of_ragged_dot(interpreted, dty
     sizes, inside = jnp.array(sizes, jnp.int32), (jnp.arange(M) < sum(sizes))[:, None]
     x, w, dy = random(M, I, dtype=dtype), random(4, I, O), random(M, O, dtype=dtype)
     w = w.astype(dtype).astype(jnp.float32)
-    got = product_and_gradients(lambda x, w: einsum.grouped(x, w, sizes), x, w, dy, inside)
+    got = product_and_gradients(lambda x, w: grouped_op.grouped(x, w, sizes), x, w, dy, inside)
     exact = partial(jax.lax.ragged_dot, group_sizes=sizes, precision="highest")
     want = product_and_gradients(exact, x.astype(jnp.float32), w, dy.astype(jnp.float32), inside)
     assert [a.dtype for a in got] == [
@@ -79,7 +81,7 @@ def test_rows_of_no_group_touch_nothing(request, kernel):
         request.getfixturevalue("interpreted")
     sizes, n = jnp.array(SIZES["rows behind"], jnp.int32), sum(SIZES["rows behind"])
     x, w, dy = random(M, I), random(4, I, O), random(M, O)
-    gradients = lambda x, dy: jax.vjp(lambda x, w: einsum.grouped(x, w, sizes), x, w)[1](dy)
+    gradients = lambda x, dy: jax.vjp(lambda x, w: grouped_op.grouped(x, w, sizes), x, w)[1](dy)
     clean, spoilt = gradients(x, dy), gradients(x.at[n:].set(jnp.nan), dy.at[n:].set(jnp.nan))
     for a, b in zip(clean, spoilt):
         np.testing.assert_array_equal(a, b)
@@ -91,7 +93,7 @@ def test_any_number_of_rows_will_do(interpreted, rows):
     sizes = jnp.array([rows - rows // 2, rows // 2], jnp.int32)
     x, w = random(rows, I), random(2, I, O)
     want = jax.lax.ragged_dot(x, w, sizes, precision="highest")
-    np.testing.assert_allclose(einsum.grouped(x, w, sizes), want, **FLOAT32)
+    np.testing.assert_allclose(grouped_op.grouped(x, w, sizes), want, **FLOAT32)
 
 
 @pytest.mark.parametrize(
@@ -99,15 +101,40 @@ def test_any_number_of_rows_will_do(interpreted, rows):
     [(14336, 1024), (4096, 1024), (1792, 896), (16, 16), (1000, 1000), (1500, 1024)],
 )
 def test_tiles_fill_an_axis_evenly_where_they_can(size, tile):
-    assert grouped_matmul._columns(size, 1024) == tile
+    assert tpu._columns(size, 1024) == tile
 
 
 def test_a_type_that_the_kernels_do_not_know_is_xla_s(interpreted):
     x, w, sizes = random(4, I, dtype=jnp.float16), random(2, I, O), jnp.array([2, 2], jnp.int32)
-    assert "config.precision.compute" in grouped_matmul.refusal(x.dtype)
+    case = grouped_matmul.Case(4, 2, I, O, x.dtype)
+    assert "config.precision.compute" in tpu.refusal(case, named=False)
     np.testing.assert_array_equal(
-        einsum.grouped(x, w, sizes), jax.lax.ragged_dot(x, w.astype(x.dtype), sizes)
+        grouped_op.grouped(x, w, sizes), jax.lax.ragged_dot(x, w.astype(x.dtype), sizes)
     )
+
+
+QUANTIZED = ["nf4", "int8", "uint4"]
+
+
+@pytest.mark.parametrize("sizes", ["uneven", "rows behind", "no rows"])
+@pytest.mark.parametrize("format", QUANTIZED)
+def test_a_quantized_bank_goes_expert_by_expert_through_the_kernel(
+    interpreted, monkeypatch, format, sizes
+):
+    w = quantize_array(random(4, 128, O), format, inputs=1, stacked=1)
+    sizes, x, dy = jnp.array(SIZES[sizes], jnp.int32), random(M, 128), random(M, O)
+    inside = (jnp.arange(M) < jnp.sum(sizes))[:, None]
+    want, to_x = jax.vjp(lambda x: grouped_op.grouped(x, w.dense(), sizes), x)
+    # All that is dense at a time is one expert.
+    decoded, dense = set(), Quantized.dense
+    monkeypatch.setattr(
+        Quantized, "dense", lambda w, dtype: (decoded.add(w.shape), dense(w, dtype))[1]
+    )
+    got, to_x_of_codes = jax.vjp(lambda x: grouped_op.grouped(x, w, sizes), x)
+    # The same tiles in the same order.
+    np.testing.assert_array_equal(jnp.where(inside, got, 0), jnp.where(inside, want, 0))
+    np.testing.assert_array_equal(to_x_of_codes(dy)[0], to_x(dy)[0])
+    assert decoded == {(1, 128, O)}
 
 
 E, D, F = 4, 32, 16

@@ -1,5 +1,5 @@
-"""The experts' products compile for TPUs that are not here, at the sizes of Mixtral 8x7B, and a
-train step runs through them.
+"""The experts' products compile for TPUs and cards that are not here, at the sizes of Mixtral 8x7B,
+and a train step runs through them.
 
 They go through the real compiler in a process of their own, this file's, which prints what came out
 as JSON.
@@ -40,43 +40,56 @@ SMALL = {
 }
 
 
-def compiled(chip: str, dtype: str) -> dict:
+def compiled(chip: str, dtype: str, implementation: str, format: str = "") -> dict:
     """Kernels and bytes of temporaries of a product with the widest matrices and both of its
-    gradients."""
+    gradients; of matrices in a `format` only that of the rows."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
+    from research.fit.hlo.kernels import kernels
+    from research.fit.hlo.text import parse
     from research.fit.targets import parse_target
-    from research.ops.einsum import grouped
+    from research.ops.grouped import grouped
     from research.parallel.mesh import make_mesh
+    from research.weights.quantized import quantize_array
 
     chosen = parse_target(chip)
     mesh = make_mesh("fsdp:-1", chosen.devices()[:1])
     whole = PartitionSpec()
 
     def gradients(x, w, sizes, dy):
-        y, backward = jax.vjp(lambda x, w: grouped(x, w, sizes), x, w)
+        def multiply(x, w):
+            return grouped(x, w, sizes, implementation=implementation)
+
+        if format:
+            y, backward = jax.vjp(lambda x: multiply(x, w), x)
+        else:
+            y, backward = jax.vjp(multiply, x, w)
         return y, *backward(dy)
+
+    def make():
+        w = jnp.zeros((E, D, F), dtype)
+        w = quantize_array(w, format, inputs=1, stacked=1).gathered() if format else w
+        return jnp.zeros((M, D), dtype), w, jnp.zeros(E, "int32"), jnp.zeros((M, F), dtype)
 
     island = jax.shard_map(
         gradients, mesh=mesh, in_specs=(whole,) * 4, out_specs=whole, check_vma=False
     )
-    of = {
-        "x": ((M, D), dtype),
-        "w": ((E, D, F), dtype),
-        "sizes": ((E,), "int32"),
-        "dy": ((M, F), dtype),
-    }
-    shaped = [
-        jax.ShapeDtypeStruct(*one, sharding=NamedSharding(mesh, whole)) for one in of.values()
-    ]
+    placed = NamedSharding(mesh, whole)
+    shaped = jax.tree.map(
+        lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=placed),
+        jax.eval_shape(make),
+    )
     with jax.set_mesh(mesh):
         program = jax.jit(island).lower(*shaped).compile(chosen.compiler_options)
+    text = program.as_text()
     return {
-        "calls": program.as_text().count('"tpu_custom_call"'),
+        "calls": len(re.findall('"(?:tpu_custom_call|mosaic_gpu)', text)),
+        "kernels": kernels(parse(text)),
         "temp_bytes": program.memory_analysis().temp_size_in_bytes,
         "row_bytes": M * F * jnp.dtype(dtype).itemsize,
+        "bank_bytes": E * D * F * jnp.dtype(dtype).itemsize,
     }
 
 
@@ -98,7 +111,7 @@ def step(chip: str) -> dict:
 
 
 def in_a_process(*arguments: str) -> dict:
-    need_compiler("tpu")
+    need_compiler("cuda" if arguments[0].startswith("h100") else "tpu")
     settings = {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
@@ -116,9 +129,34 @@ def in_a_process(*arguments: str) -> dict:
 
 @pytest.mark.parametrize(("chip", "dtype"), CASES)
 def test_three_kernels_and_nothing_as_large_as_the_rows(chip, dtype):
-    found = in_a_process(chip, dtype)
+    found = in_a_process(chip, dtype, "auto")
     # XLA's form of the matrices' gradient copies all rows for each expert.
     assert found["calls"] == 3 and found["temp_bytes"] < found["row_bytes"], found
+
+
+@pytest.mark.parametrize("format", ["nf4", "int8"])
+def test_experts_of_codes_are_dense_one_at_a_time(format):
+    found = in_a_process("v5p:2x2x1", "bfloat16", "auto", format)
+    # Two matrices in turns, and the results of both loops.
+    assert found["calls"] == 2 and found["temp_bytes"] < found["bank_bytes"] / 2, found
+
+
+# What was measured is taken, what was not waits for its name; JAX's kernels have the scopes' names.
+CARD = [
+    ("auto", "", 2, ["grouped_rows"]),
+    ("auto", "nf4", 2, ["grouped_rows"]),
+    ("mosaic", "", 3, ["grouped_matrices", "grouped_rows"]),
+    ("xla", "", 0, []),
+]
+
+
+@pytest.mark.parametrize(("implementation", "format", "calls", "kernels"), CARD)
+def test_hopper_multiplies_through_mosaic(implementation, format, calls, kernels):
+    found = in_a_process("h100:1", "bfloat16", implementation, format)
+    assert (found["calls"], found["kernels"]) == (calls, kernels), found
+    if calls == 2:
+        # The matrices transposed for the gradient of the rows, or dense: one layer's at a time.
+        assert found["temp_bytes"] < 2.1 * found["bank_bytes"], found
 
 
 def test_a_train_step_multiplies_experts_through_the_kernels():

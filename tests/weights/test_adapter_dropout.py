@@ -9,7 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 from research.models.config import Execution
 from research.objectives import tokens
-from research.ops.einsum import einsum, grouped
+from research.ops.einsum import einsum
+from research.ops.grouped import grouped
 from research.weights.lora import Lora, LoraAdapter
 from research.weights.rules import attach
 

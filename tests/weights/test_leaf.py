@@ -13,7 +13,8 @@ import pytest
 
 from research.compress.observe import Observed
 from research.infer.decode_layout import DecodeWeight
-from research.ops.einsum import einsum, grouped, take
+from research.ops.einsum import einsum, take
+from research.ops.grouped import grouped
 from research.tuning.adapter_bank import AdapterBank, bank
 from research.weights.dynamic import DynamicQuantized
 from research.weights.flat import FlatQuantized

@@ -32,9 +32,12 @@ _SPLIT = (
 )
 
 
-def load(content: bytes, config: Mapping[str, Any], side: SideFiles | None = None) -> Tokenizer:
+def load(
+    content: bytes, config: Mapping[str, Any], side: SideFiles | None = None, grow: bool = False
+) -> Tokenizer:
     """The tokenizer of a tokenizer.json. `config` is the content of its tokenizer_config.json, {}
-    without one. The tokens that the files beside it, `side`, add are added.
+    without one. The tokens that the files beside it, `side`, add are added; with `grow` also those
+    that get an id by being added, as transformers does.
 
     The special tokens for begin, end, padding and mask are those that `config` names, else those
     with a usual name such as "</s>". Truncation, padding, dropout and the post-processor are
@@ -50,7 +53,7 @@ def load(content: bytes, config: Mapping[str, Any], side: SideFiles | None = Non
         backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"not a tokenizer.json of the `tokenizers` library ({error})") from None
-    if side is not None and add_tokens(backend, side, config, grow=False):
+    if side is not None and add_tokens(backend, side, config, grow=grow):
         spec = json.loads(backend.to_str())
     roles = find_roles(_special(spec), named_roles(config))
     vocab = backend.get_vocab(with_added_tokens=True)

@@ -4,6 +4,7 @@ vocab.txt, T5's spiece.model. Each becomes a tokenizer.json that encodes as tran
 
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,14 @@ def class_name(folder: Path, config: Mapping[str, Any]) -> str:
 
 
 def as_json(
-    row: TokenizerClass, vocabulary: Vocabulary, side: SideFiles
+    row: TokenizerClass, vocabulary: Vocabulary, side: SideFiles, completed: bool = False
 ) -> tuple[bytes, dict[str, Any]]:
-    """(tokenizer.json, tokenizer_config.json) of a vocabulary as a class uses it."""
+    """(tokenizer.json, tokenizer_config.json) of a vocabulary as a class uses it; `completed` if it
+    has all tokens of the class already."""
     settings = {**row.roles, **side.config}
     settings |= {key: spelt(settings[key]) for key in NAMED if key in settings}
-    vocabulary = row.completes(vocabulary, settings)
+    full = row.completes(vocabulary, settings)
+    vocabulary = replace(vocabulary, special=full.special) if completed else full
     backend = row.builds(vocabulary, settings)
     named = {**row.roles, **side.config}  # with their flags
     add_tokens(backend, side, named, vocabulary.special)

@@ -10,6 +10,7 @@ _TARGETS = re.compile(
     r'custom_call_target="(tpu_custom_call|__gpu\$xla\.gpu\.triton|mosaic_gpu\w*|__cudnn\w*)'
 )
 _ANONYMOUS = ("anonymous", "batched_body")  # names of kernels that their authors did not name
+_BODY = "body"  # that of JAX's grouped products, which our scope around it names
 
 
 def kernels(module: Module) -> list[str]:
@@ -28,7 +29,7 @@ def _name(instruction: str, op_name: str, call: str) -> str:
     """The kernel's name: of its scope on a GPU, of its instruction on a TPU."""
     if call == "tpu_custom_call":
         return re.sub(r"\.\d+$", "", instruction)
-    path = op_name.split("/")
+    path = [part for part in op_name.split("/") if part != _BODY]
     words = re.findall(r"\w+", path[-2]) if len(path) > 1 else []
     # "vmap(jit(mha))" is the kernel mha under two transformations.
     return words[-1] if words and words[-1] not in (*_ANONYMOUS, *SCOPES) else call

@@ -2,11 +2,15 @@
 of them.
 """
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from research.data.chat import end_of_turn
 from research.data.tokenizers import Tokenizer
+from research.data.tokenizers.huggingface import FILE, load
+from research.data.tokenizers.side_files import CONFIG
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.generation import as_special, end_ids
 
@@ -14,6 +18,11 @@ from research.interop.storage.generation import as_special, end_ids
 _SPECIAL = {"bos_token_id": "bos", "pad_token_id": "padding"}
 # llama.cpp stops at each of these: the end of a text, of a turn, and of a message to a tool.
 _ENDS = ("eos", "eot", "eom")
+# Tokens that it takes for ends whatever the metadata says (`special_eog_ids` in llama-vocab.cpp).
+_ENDING_TEXTS = {
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>"),
+    *("<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>"),
+}
 
 
 def read_special(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,6 +51,21 @@ def write_special(checkpoint: Checkpoint) -> tuple[dict[str, int], list[str]]:
         f"a GGUF file ends a text at {len(_ENDS)} tokens, {ends[: len(_ENDS)]}; "
         f"{len(lost)} more are left out: {lost}"
     ]
+
+
+def as_llama_cpp(checkpoint: Checkpoint) -> tuple[Tokenizer | None, tuple[int, ...]]:
+    """(tokenizer or None, ids that end a text) of a GGUF file as llama.cpp has them: without the
+    normalization of Unicode that some models have, and with ends that it knows by their text."""
+    tokenizer, ends = checkpoint.tokenizer, end_ids(checkpoint.special)
+    if tokenizer is None:
+        return None, ends
+    spec = json.loads(tokenizer.files[FILE])
+    if (spec.get("normalizer") or {}).get("type") == "NFC":
+        plain = json.dumps(spec | {"normalizer": None}).encode()
+        bare = load(plain, json.loads(tokenizer.files[CONFIG]))
+        tokenizer = replace(bare, chat_template=tokenizer.chat_template)
+    by_text = [token["id"] for token in spec["added_tokens"] if token["content"] in _ENDING_TEXTS]
+    return tokenizer, tuple(dict.fromkeys((*ends, *by_text)))
 
 
 def _in_order(ends: list[int], checkpoint: Checkpoint) -> list[int]:

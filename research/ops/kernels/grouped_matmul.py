@@ -2,27 +2,28 @@
 
 Rows [M, I] are sorted by group; `sizes` [E] are the lengths of the groups, and rows after the last
 group belong to none. `rows` multiplies them by matrices [E, I, O], and `matrices` computes the
-gradient of the matrices. On TPU both are JAX's Pallas kernels, elsewhere XLA's `lax.ragged_dot`.
-
-TPU's compiler has a kernel for `lax.ragged_dot`, but computes the gradient of the matrices densely,
-over all rows for every group, so that a step of Mixtral 8x7B computes two and a half times as much.
-JAX's kernels (jax.experimental.pallas.ops.tpu.megablox, after arXiv:2211.15841) visit each row once
-in all three products, and skip rows without a group.
+gradient of the matrices. A kernel of an ordered list does it where one serves the device and the
+case, elsewhere XLA's `lax.ragged_dot`, which multiplies every row by every group's matrix.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from research.devices.backend import platform
-from research.ops.kernels.notes import warn_once
+from research.devices.backend import card_capability, card_kind, platform
+from research.ops.kernels import grouped_matmul_gpu, grouped_matmul_tpu
+from research.ops.kernels.notes import tell_once, warn_once
 
-PLATFORM = "tpu"
-LANES = 128  # of the vector unit: a tile is a multiple of it wide, or as wide as the array
-TILE = 512  # rows of a tile
-# bytes of a row of a tile; with their float32 sums two of each fit the 16 MiB that a kernel has on
-# v5e
-WIDE = 2048
+KERNELS = {"mosaic": grouped_matmul_gpu, "megablox": grouped_matmul_tpu}
+IMPLEMENTATIONS = ("auto", *KERNELS, "xla")
+# What "auto" tries in order: platform, major compute capability or None for any, names.
+ORDER: list[tuple[str, int | None, tuple[str, ...]]] = [
+    ("tpu", None, ("megablox",)),
+    ("gpu", 9, ("mosaic",)),
+]
 # Rows [M, O] times the transposed matrices [E, I, O]: O is contracted, M is in groups.
 _TO_ROWS = lax.RaggedDotDimensionNumbers(
     (((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0]
@@ -33,34 +34,50 @@ _TO_MATRICES = lax.RaggedDotDimensionNumbers(
 )
 
 
+@dataclass(frozen=True)
+class Case:
+    """What a kernel is asked for: M rows in `dtype`, in E groups, and matrices [I, O]. `gradient`
+    is True for the gradient of the matrices; for the gradient of the rows I and O are exchanged.
+    """
+
+    M: int
+    E: int
+    I: int  # noqa: E741, a letter of the legend above
+    O: int  # noqa: E741
+    dtype: jnp.dtype
+    gradient: bool = False
+
+    def __str__(self):
+        return "the experts' gradients" if self.gradient else "the experts' products"
+
+
 def rows(
     x_MI: jax.Array,
-    w_EIO: jax.Array,
+    w: Any,
     sizes_E: jax.Array,
     *,
     transposed: bool = False,
-    interpret: bool | None = None,
+    implementation: str = "auto",
 ) -> jax.Array:
     """Rows times the matrix of their group, [M, O] in the dtype of `x`; with `transposed`, rows [M,
     O] times the transposed matrix, [M, I]. Rows without a group have arbitrary results, even NaN.
 
-    `interpret` runs the kernel on any device; without it the platform of the mesh decides.
+    `w` is an array [E, I, O] in the dtype of `x`, or a leaf of that shape whose arrays all have E
+    in front. A leaf is made dense one expert at a time where the kernel can go on from what it did
+    for other groups, else all experts of this one weight at a time.
     """
-    if not _kernel(x_MI, interpret):
-        if transposed:
-            return lax.ragged_dot_general(x_MI, w_EIO, sizes_E, _TO_ROWS)
-        return lax.ragged_dot(x_MI, w_EIO, sizes_E)
-    from jax.experimental.pallas.ops.tpu.megablox.gmm import (
-        gmm,  # Pallas takes a second
-    )
-
-    # (I, O), or (O, I) for the transposed product.
-    inner, outer = w_EIO.shape[:0:-1] if transposed else w_EIO.shape[1:]
-    x, tile = _filled(x_MI)
-    # Limits are in bytes, so that float32 rows get tiles half as wide.
-    tiling = tile, *(_columns(size, WIDE // x.dtype.itemsize) for size in (inner, outer))
-    y = gmm(x, w_EIO, sizes_E, x.dtype, tiling, transpose_rhs=transposed, interpret=bool(interpret))
-    return y[: x_MI.shape[0]]
+    E, *inner = w.shape
+    contracted, outer = reversed(inner) if transposed else inner
+    case = Case(x_MI.shape[0], E, contracted, outer, x_MI.dtype)
+    kernel, leaf = choose(implementation, case), not isinstance(w, jax.Array)
+    if kernel is not None and leaf and kernel.GOES_ON:
+        return kernel.rows_of_leaf(x_MI, w, sizes_E, transposed)
+    w_EIO = w.dense(x_MI.dtype) if leaf else w
+    if kernel is not None:
+        return kernel.rows(x_MI, w_EIO, sizes_E, transposed)
+    if transposed:
+        return lax.ragged_dot_general(x_MI, w_EIO, sizes_E, _TO_ROWS)
+    return lax.ragged_dot(x_MI, w_EIO, sizes_E)
 
 
 def matrices(
@@ -69,61 +86,59 @@ def matrices(
     sizes_E: jax.Array,
     dtype: jnp.dtype,
     *,
-    interpret: bool | None = None,
+    implementation: str = "auto",
 ) -> jax.Array:
     """x^T dy over the rows of each group, [E, I, O], summed in float32 and rounded once to `dtype`;
     zeros for an empty group. Rows without a group do not count, whatever their values."""
-    if not _kernel(x_MI, interpret):
-        return lax.ragged_dot_general(
-            x_MI, dy_MO, sizes_E, _TO_MATRICES, preferred_element_type=dtype
-        )
-    from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
-
-    (x, tile), (dy, _) = _filled(x_MI), _filled(dy_MO)
-    # The output tile is half as wide: it is float32, and the kernel widens both input tiles too.
-    wide = WIDE // x.dtype.itemsize
-    tiling = tile, _columns(x.shape[1], wide), _columns(dy.shape[1], wide // 2)
-    # The kernel wants its first operand transposed, [I, M].
-    return tgmm(x.T, dy, sizes_E, dtype, tiling, interpret=bool(interpret))
+    (M, inputs), outputs = x_MI.shape, dy_MO.shape[1]
+    case = Case(M, sizes_E.shape[0], inputs, outputs, x_MI.dtype, gradient=True)
+    kernel = choose(implementation, case)
+    if kernel is not None:
+        return kernel.matrices(x_MI, dy_MO, sizes_E, dtype)
+    return lax.ragged_dot_general(x_MI, dy_MO, sizes_E, _TO_MATRICES, preferred_element_type=dtype)
 
 
-def of_groups(y_MO: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """`y` with zeros in the rows without a group."""
-    # `where` and not a product with 0, since such rows may hold NaN.
-    return jnp.where((jnp.arange(y_MO.shape[0]) < jnp.sum(sizes_E))[:, None], y_MO, 0)
+def choose(implementation: str, case: Case) -> Any | None:
+    """The kernels' module that serves the case, or None for XLA's form.
 
-
-def refusal(dtype: jnp.dtype) -> str | None:
-    """Why the kernels cannot serve rows of this type and what to set, or None where they can."""
-    if dtype not in (jnp.bfloat16, jnp.float32):
-        return f"{dtype} activations must be bfloat16 or float32; set config.precision.compute"
-    return None
-
-
-def _kernel(x: jax.Array, interpret: bool | None) -> bool:
-    """Whether JAX's kernels serve the rows, for the platform of the mesh or as `interpret` says."""
-    if interpret is None and platform() != PLATFORM:
-        return False
-    reason = refusal(x.dtype)
+    "auto" takes the first of `ORDER` for the mesh's devices that does not refuse, and on a GPU says
+    once which. The name of a kernel raises NotImplementedError with the reason instead, also on a
+    mesh of another platform than its own; without a mesh it is taken at its word, so that a program
+    can be lowered for a device that is not here.
+    """
+    if implementation == "xla":
+        return None
+    if implementation == "auto":
+        return _first(case)
+    kernel, at = KERNELS[implementation], platform()
+    reason = kernel.refusal(case, named=True)
+    if at != kernel.PLATFORM and not jax.sharding.get_abstract_mesh().empty:
+        reason = f"the mesh is of {at} devices and it wants {kernel.PLATFORM}"
     if reason:
-        warn_once(
-            f"the experts' products on {PLATFORM} take XLA's form, whose gradient visits every row "
-            f"for each: {reason}"
+        raise NotImplementedError(
+            f"experts {implementation!r} cannot serve this case: {reason}; "
+            "or set config.execution.experts to 'auto' or 'xla'"
         )
-    return reason is None
+    return kernel
 
 
-def _filled(x: jax.Array) -> tuple[jax.Array, int]:
-    """`x` with rows of no group added to whole tiles, and the rows of a tile."""
-    M = x.shape[0]
-    # Few rows make one tile, filled up to whole lanes.
-    tile = min(TILE, -(-M // LANES) * LANES)
-    return (jnp.pad(x, ((0, -M % tile), (0, 0))) if M % tile else x), tile
-
-
-def _columns(size: int, limit: int) -> int:
-    """The widest tile up to `limit` that fills an axis evenly, or that where none does; the kernels
-    mask what is over."""
-    if size <= limit:
-        return size
-    return next((tile for tile in range(limit, LANES, -LANES) if size % tile == 0), limit)
+def _first(case: Case) -> Any | None:
+    """The first kernel in order that serves the case, told once on a GPU."""
+    at, refusals = platform(), []
+    capability = card_capability() if at == "gpu" else None
+    for where, major, names in ORDER:
+        if where != at or (major is not None and (capability is None or major != capability[0])):
+            continue
+        for name in names:
+            reason = KERNELS[name].refusal(case, named=False)
+            if reason is None:
+                if at == "gpu":
+                    tell_once(f"{case} on {card_kind() or at}: {name}")
+                return KERNELS[name]
+            refusals.append(f"not {name}: {reason}")
+    if refusals:
+        warn_once(
+            f"{case} on {at} take XLA's form, which multiplies every row by each of {case.E} "
+            "experts: " + "; ".join(refusals)
+        )
+    return None

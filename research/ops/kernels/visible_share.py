@@ -38,13 +38,11 @@ def scope(**shares: float) -> AbstractContextManager:
 
 
 def shares(scopes: str) -> dict[str, float]:
-    """The shares given to the innermost `scope` in a path of scope names; {} without one."""
-    matches = _SCOPE.findall(scopes)
-    return (
-        {
-            word: float(share)
-            for word, _, share in (part.partition("=") for part in matches[-1].split(","))
-        }
-        if matches
-        else {}
-    )
+    """The shares given to every `scope` in a path of scope names, of a word that several give that
+    of the innermost; {} without one."""
+    told = {}
+    for match in _SCOPE.findall(scopes):
+        for part in match.split(","):
+            word, _, share = part.partition("=")
+            told[word] = float(share)
+    return told
