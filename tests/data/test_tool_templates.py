@@ -98,3 +98,38 @@ def test_a_variable_that_would_change_nothing_is_refused(tokenizer, spelt, says)
     with pytest.raises(ValueError, match=says) as refused:
         with_variables(chat, [spelt])
     assert "\n" not in str(refused.value)
+
+
+# Qwen 3's manner: an empty thought before the last answer alone, or at the end of the prompt.
+EMPTY_THOUGHT = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and "
+    "loop.last %}{{ '<think></think>' }}{% endif %}{{ m.content or '' }}{% for call in "
+    "m.tool_calls or [] %}{{ '<tool>' + call.function.name }}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% if quick is "
+    "defined %}{{ '<think></think>' }}{% endif %}{% endif %}"
+)
+# Phi 3's: the whole text ends in the end of a text, and "<|e" begins that and an end of turn.
+END_OF_TEXT = (
+    "{% for m in messages %}{{ '<|start|>' + m.role + '<|end|>' + m.content + '<|eot|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant<|end|>' }}{% else %}"
+    "{{ '<|end|>' }}{% endif %}"
+)
+TWO = [*TALKS["plain"], {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
+
+
+@pytest.mark.parametrize(
+    ("template", "variables", "talk", "learnt"),
+    [
+        (EMPTY_THOUGHT, {}, TWO, "b<|im_end|><think></think>d<|im_end|>"),
+        (EMPTY_THOUGHT, {"quick": True}, TWO, "b<|im_end|>d<|im_end|>"),
+        (EMPTY_THOUGHT, {"quick": True}, TALKS["null"], "<tool>get<|im_end|>No.<|im_end|>"),
+        (END_OF_TEXT, {}, TWO, "b<|eot|>d<|eot|>\n<|end|>"),
+    ],
+)
+def test_answers_that_a_template_writes_otherwise_when_they_are_last(
+    tokenizer, template, variables, talk, learnt
+):
+    chat = replace(tokenizer, chat_template=template, template_variables=variables)
+    ids, mask = encode_chat(chat, talk)
+    assert chat.decode(ids) == render_chat(chat, talk, add_generation_prompt=False)
+    assert chat.decode([token for token, said in zip(ids, mask) if said]) == learnt

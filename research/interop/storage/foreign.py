@@ -18,6 +18,7 @@ from research.interop.storage.checkpoint import (
 from research.interop.storage.layout import (
     Piece,
     Rule,
+    fused,
     inverse,
     letter_sizes,
     pieces,
@@ -184,9 +185,7 @@ def _maker(
         # Patterns read file to tree; writing is the same pattern backwards, so both directions
         # cannot drift apart.
         values = [_slice(parameters[path], piece.index) for path in piece.paths]
-        return rearrange(
-            np.stack(values) if len(values) > 1 else values[0], inverse(piece.pattern), sizes
-        )
+        return rearrange(fused(values, piece.pattern), inverse(piece.pattern), sizes)
 
     return _make
 
