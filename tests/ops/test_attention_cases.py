@@ -57,11 +57,10 @@ def test_an_implementation_is_the_reference(name, case):
     # Padding is never read, but a NaN in it would spread.
     assert all(np.isfinite(x).all() for x in (out, *got))
     np.testing.assert_allclose(*(np.where(real, x, 0) for x in (out, wanted)), atol=2e-4)
-    # Relative to the largest of each gradient: scores of 120 have float32 errors of some 1e-5, and
-    # the first component of a query is in the hundreds. (A window of one token has none: its
-    # probabilities are 1.)
+    # Relative to the largest of each gradient, or to 10: the first component of a query is in the
+    # hundreds, and float32 scores of 120 are exact to some 1e-5.
     for a, b in zip(got, want):
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-4 * max(1.0, np.abs(b).max()))
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-4 * max(10.0, np.abs(b).max()))
 
 
 def test_every_head_size_of_a_preset_has_a_case():
