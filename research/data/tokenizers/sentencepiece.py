@@ -85,10 +85,6 @@ def load(content: bytes, side: SideFiles | None = None) -> Tokenizer:
     # Without added tokens the fingerprint is that of runs from before there could be any.
     parts = (digest, sorted(roles.items()), *([sorted(added.items())] if added else []))
     parts += ("bare",) if bare else ()
-    files = {FILE: content} | ({ADDED: dump(added)} if added else {})
-    if side.config:  # without the template, which is saved in a file of its own
-        values = {k: v for k, v in side.config.items() if k != "chat_template"}
-        files[CONFIG] = dump({**values, **({BARE: True} if bare else {})})
     insertions = _Insertions(_inserted(model, control), side)
     return Tokenizer(
         kind="sentencepiece",
@@ -96,13 +92,22 @@ def load(content: bytes, side: SideFiles | None = None) -> Tokenizer:
         **roles,
         word_starts=np.array(starts + [True] * (size - len(pieces))),
         fingerprint=hashlib.sha256(repr(parts).encode()).hexdigest(),
-        files=files,
+        files={FILE: content, **_side_files(side, added, bare)},
         encode_texts=functools.partial(_encode_texts, models, insertions),
         decode_ids=functools.partial(
             _decode_ids, models, {n: piece for piece, n in control.items()}
         ),
         align_texts=functools.partial(_align_texts, models, insertions),
     )
+
+
+def _side_files(side: SideFiles, added: Mapping[str, int], bare: bool) -> dict[str, bytes]:
+    """The files that `save` writes beside the model."""
+    files = {ADDED: dump(dict(added))} if added else {}
+    if side.config:  # without the template, which is saved in a file of its own
+        values = {k: v for k, v in side.config.items() if k != "chat_template"}
+        files[CONFIG] = dump({**values, **({BARE: True} if bare else {})})
+    return files
 
 
 def _beyond(added: Mapping[str, int], pieces: list[str]) -> dict[str, int]:
