@@ -137,8 +137,9 @@ def test_three_kernels_and_nothing_as_large_as_the_rows(chip, dtype):
 @pytest.mark.parametrize("format", ["nf4", "int8"])
 def test_experts_of_codes_are_dense_one_at_a_time(format):
     found = in_a_process("v5p:2x2x1", "bfloat16", "auto", format)
-    # Two matrices in turns, and the results of both loops.
-    assert found["calls"] == 2 and found["temp_bytes"] < found["bank_bytes"] / 2, found
+    # Of one expert the float32 values, the scales spread to their shape, and their product. All
+    # experts in bfloat16 alone would be more.
+    assert found["calls"] == 2 and found["temp_bytes"] < found["bank_bytes"], found
 
 
 # What was measured is taken, what was not waits for its name; JAX's kernels have the scopes' names.
