@@ -160,8 +160,8 @@ def test_hopper_multiplies_through_mosaic(implementation, format, calls, kernels
         assert found["temp_bytes"] < 2.1 * found["bank_bytes"], found
 
 
-# Of two devices and two experts a token, gathering moves no more. Exchanged are rows there and back,
-# there again for the backward pass, and the gradients of both.
+# Of two devices and two experts a token, gathering moves no more. Exchanged are rows there and
+# back, there again for the backward pass, and the gradients of both.
 @pytest.mark.parametrize(("mesh", "exchanges"), [("fsdp:2,expert:2", 0), ("expert:4", 5)])
 def test_a_train_step_multiplies_experts_through_the_kernels(mesh, exchanges):
     # Forward three; backward two again, of gate and up, and three gradients of rows; three of
