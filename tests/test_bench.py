@@ -3,12 +3,11 @@
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from research.bench import card, card_contender, train
+from research.bench import train
 from research.bench.contender import step_of
 from research.bench.shapes import BATCH, LENGTH
 from research.tuning.lora_specs import LoraConfig
@@ -148,37 +147,3 @@ def test_our_contender_steps_on_one_batch(tune):
     step = step_of(FAMILIES["llama2_7b"], rows, **tune)
     losses = [step() for _ in range(4)]
     assert losses[3] < losses[0]  # the same batch again and again is learnt
-
-
-@pytest.mark.parametrize("work", ["qlora", "decode-1-nf4", "product-16-int8", "attention"])
-def test_a_work_of_a_card_runs_at_its_smallest_size_without_one(work, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["card_contender", work, card.OURS, "3"])
-    card_contender.main()
-    row = json.loads(capsys.readouterr().out)
-    assert row["device"] == "cpu" and row["seconds"] > 0 and row["peak_bytes"] > 0
-    tokens = row["tokens_per_second"] * row["seconds"]
-    length = 16 if work.startswith("decode") else 32
-    assert tokens == pytest.approx(length * card.WORKS[work].rows)
-
-
-def test_the_card_prints_a_list_of_rows_and_leaves_out_what_fails(monkeypatch, tmp_path):
-    command = [sys.executable, "-m", "research.bench", "card", "--quick", "--json", "--nopeers"]
-    done = subprocess.run(
-        [*command, "--works=product-16", f"--out={tmp_path}"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    [row] = json.loads(done.stdout)
-    assert done.returncode == 0 and tuple(row) == card.COLUMNS and row["work"] == "product-16"
-    assert json.loads((tmp_path / "card.json").read_text()) == [row]
-    assert "| product-16 | graft |" in (tmp_path / "card.md").read_text()
-    failed = SimpleNamespace(returncode=1, stderr="no memory left", stdout="")
-    monkeypatch.setattr(subprocess, "run", lambda *given, **named: failed)
-    assert card.measure(["train"], quick=True, rounds=1, peers=False) == []
-    with pytest.raises(ValueError, match="work 'trian' is unknown"):
-        card.measure(["trian"], quick=True, rounds=1, peers=False)
-
-
-def test_the_table_of_a_card_has_the_ratio_to_each_peer():
-    row = {"work": "train", "device": "a card", "tokens_per_second": 8.0, "peak_bytes": 2**30}
-    rows = [{**row, "who": "graft", "seconds": 1.0}, {**row, "who": "peft", "seconds": 3.0}]
-    assert "| train | peft | 3.000000 | 8 | 3.00 | 1.00 |" in card.table(rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from research import command
-from research.bench import card, decode, lora, train
+from research.bench import card, card_works, decode, lora, train
 from research.files import write_json, write_text
 
 ROUNDS = flags.DEFINE_integer("rounds", 6, "turns of each contender", lower_bound=1)
@@ -25,9 +25,10 @@ BATCHES = flags.DEFINE_list("batches", ["1", "8"], "decode: prompts at once")
 GGUF = flags.DEFINE_string(
     "gguf", "", "decode: a float32 GGUF file of SmolLM2-135M, with which llama.cpp takes part"
 )
-WORKS = flags.DEFINE_list("works", [], "card: all by default; of " + ", ".join(card.WORKS))
-QUICK = flags.DEFINE_bool("quick", False, "card: the most telling works alone, under 5 minutes")
+WORKS = flags.DEFINE_list("works", [], "card: all by default; of " + ", ".join(card_works.WORKS))
+QUICK = flags.DEFINE_bool("quick", False, "card: the most telling works alone, in under 5 minutes")
 OUT = flags.DEFINE_string("out", "", "card: a folder for card.json and card.md, the table")
+PROFILE = flags.DEFINE_bool("profile", False, "card: also where a call's time goes, by named scope")
 JSON = flags.DEFINE_bool("json", False, "print one JSON value instead of a table")
 
 
@@ -61,12 +62,17 @@ def main(arguments: list[str]) -> int:
 def _card() -> int:
     """Runs the works of a card and prints, or writes, their rows."""
     rows = card.measure(WORKS.value, QUICK.value, ROUNDS.value, PEERS.value)
+    spent = card.profile(WORKS.value, QUICK.value) if PROFILE.value else ""
     if OUT.value:
         folder = Path(OUT.value)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "card.json", rows)
-        write_text(folder / "card.md", card.table(rows) + "\n")
+        parts = [card.table(rows), spent] if spent else [card.table(rows)]
+        write_text(folder / "card.md", "\n\n".join(parts) + "\n")
     print(json.dumps(rows) if JSON.value else card.table(rows))
+    if spent:
+        # Standard output has the rows alone where a program reads them.
+        print(f"\n{spent}", file=sys.stderr if JSON.value else sys.stdout)
     return command.DONE
 
 

@@ -1,18 +1,19 @@
-"""A contender's process: python -m research.bench.card_contender WORK WHO ROUNDS. It prints one
-line of JSON: seconds, tokens_per_second, device, peak_bytes."""
+"""A contender's process: python -m research.bench.card_contender WORK WHO ROUNDS [FOLDER]. It
+prints one line of JSON: seconds of each call, tokens of one, device, peak_bytes. With a folder it
+leaves a profile of one call there."""
 
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from research.bench import card_peers
-from research.bench.card import OURS, WORKS, Work
+from research.bench import card_peers, card_profile
+from research.bench.card_works import FEW, OURS, WORKS, Work
 from research.devices.backend import platform
 from research.models.config import ModelConfig
 from research.models.presets import PRESETS
@@ -28,29 +29,55 @@ Run = Callable[[], Any]
 
 
 def main() -> None:
-    """Prepares the work, does it, and prints the row."""
-    name, who, rounds = sys.argv[1:]
+    """Prepares the work, does it, and prints what came out."""
+    name, who, rounds, *folder = sys.argv[1:]
     # A card's sizes would take a CPU hours.
     small = platform() == "cpu"
     work, config = sized(WORKS[name], small)
-    new = min(NEW, work.tokens // 2)
-    # A peer is imported by the function that runs it, so our process never imports torch.
-    if who == OURS:
-        makers = {"train": train, "decode": decode, "product": product, "attention": attention}
-        run = makers[work.kind](work, config, new)
-    else:
-        run = getattr(card_peers, f"{who}_{work.kind}")(work, config, new)
+    new = min(NEW, work.tokens // 2) if work.kind == "decode" else 1
+    run = made(work, config, who, new)
     run()  # compiles, and fills caches
     seconds = []
     for _ in range(1 if small else int(rounds)):
         begin = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - begin)
-    # The median forgives a call that something else disturbed.
-    middle = statistics.median(seconds)
+    if folder:
+        card_profile.record(run, Path(folder[0]))
     # A continuation is rated by what is written; its prompt is part of the time.
     tokens = work.rows * (new if work.kind == "decode" else work.tokens)
-    print(json.dumps({"seconds": middle, "tokens_per_second": tokens / middle, **device(who)}))
+    print(json.dumps({"seconds": seconds, "tokens": tokens, **device(who)}))
+
+
+def made(work: Work, config: ModelConfig, who: str, new: int) -> Run:
+    """The work as a contender does it: "graft", one of its variants as in "graft:mosaic", or a
+    peer."""
+    name, _, variant = who.partition(":")
+    # A peer is imported by the function that runs it, so our process never imports torch.
+    if name != OURS:
+        return getattr(card_peers, f"{name}_{work.kind}")(work, config, new)
+    from research.bench import card_decode, card_kernels
+
+    if variant == FEW:
+        take_the_kernel_for_few_rows()
+    if work.kind == "train":
+        return train(work, config)
+    if work.kind in ("decode", "prefill"):
+        length = work.tokens - (new if work.kind == "decode" else 0)
+        return card_decode.decode(work, config, texts(work, config, length), new)
+    kernels = {
+        "product": card_kernels.product,
+        "grouped": card_kernels.grouped_product,
+        "attention": card_kernels.attention,
+    }
+    return kernels[work.kind](work, config, variant)
+
+
+def take_the_kernel_for_few_rows() -> None:
+    """Lets this process take the kernel that no card has timed, as if it had won."""
+    from research.ops.kernels import quantized_matvec_gpu as few
+
+    few.FASTEST.update(dict.fromkeys(("8 bits", "4 bits", "book"), (1, few.MOST)))
 
 
 def sized(work: Work, small: bool) -> tuple[Work, ModelConfig]:
@@ -60,7 +87,9 @@ def sized(work: Work, small: bool) -> tuple[Work, ModelConfig]:
         return work, replace(config, layers=work.layers)
     # A window of Mistral's stays one; other shapes must not get one.
     window = SMALL["window"] if config.window else 0
-    return replace(work, tokens=32), replace(config, **{**SMALL, "window": window})
+    window_of_work = min(work.window, SMALL["window"])
+    work = replace(work, tokens=32, window=window_of_work, documents=min(work.documents, 8))
+    return work, replace(config, **{**SMALL, "window": window})
 
 
 def device(who: str) -> dict[str, Any]:
@@ -69,7 +98,7 @@ def device(who: str) -> dict[str, Any]:
 
     # Linux counts in KiB.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if who != OURS:
+    if who.partition(":")[0] != OURS:
         import torch
 
         if torch.cuda.is_available():
@@ -93,7 +122,7 @@ def texts(work: Work, config: ModelConfig, length: int) -> np.ndarray:
     )
 
 
-def train(work: Work, config: ModelConfig, new: int) -> Run:
+def train(work: Work, config: ModelConfig) -> Run:
     """The step of `research.train`: all parameters with AdamW, or adapters on quantized weights."""
     from research.bench.contender import step_of
     from research.models.config import Execution
@@ -110,89 +139,6 @@ def train(work: Work, config: ModelConfig, new: int) -> Run:
     # One id more than inputs: each is the target of the one before.
     rows = texts(work, config, work.tokens + 1)
     return step_of(config, rows, precision=Precision(compute="bfloat16"), **sections)
-
-
-def decode(work: Work, config: ModelConfig, new: int) -> Run:
-    """Prompts of all but `new` tokens are read, and `new` are written greedily. Prefill counts."""
-    import jax
-
-    from research.infer import steps
-    from research.infer.decode_layout import move, prepare
-    from research.infer.sampling import SamplingConfig
-    from research.models.model import Model
-    from research.models.spec import initialize
-    from research.precision import Precision
-    from research.weights.rules import quantize
-
-    model = Model(config, Precision(param="bfloat16", compute="bfloat16"))
-    # Random weights: the time of a step does not depend on them.
-    params = jax.jit(lambda: initialize(jax.random.key(0), model.specs(), "bfloat16"))()
-    if work.format:
-        # Embedding and head stay in bfloat16, as bitsandbytes leaves them.
-        rules = [(r"layers/.*/(query|key|value|out|gate|up|down)", work.format), (".*", None)]
-        params = quantize(params, model.specs(), rules)
-    # Once, as generation does it; `prepare` lays out what each call needs.
-    params = move(model, params)
-    prepared = prepare(model, params)
-    sampling = SamplingConfig(temperature=0).distribution
-    # Ids of -1 never occur, so no row stops before all tokens are written.
-    stop_ids = np.full(8, -1, np.int32)
-    prompts = texts(work, config, work.tokens - new).tolist()
-    streams = [(row, 0) for row in range(work.rows)]
-    start = steps.Start(prompts, None, [new] * work.rows, streams, 0)
-
-    def _run() -> None:
-        state, *written = steps.begin(model, params, prepared, start, sampling, stop_ids)
-        for first in range(1, new, steps.TOKENS):
-            count = np.int32(min(steps.TOKENS, new - first))
-            opened = np.ones(len(written[0]), bool)
-            state, *written = steps.advance(
-                prepared, state, opened, count, stop_ids, model=model, sampling=sampling
-            )
-            jax.device_get(written)
-
-    return _run
-
-
-def product(work: Work, config: ModelConfig, new: int) -> Run:
-    """Tokens times the widest matrix of a layer, in bfloat16 or quantized."""
-    import jax
-    import jax.numpy as jnp
-
-    from research.ops.einsum import einsum
-    from research.weights.quantized import quantize_array
-
-    w = jax.random.normal(jax.random.key(0), (config.d_model, config.d_ff), jnp.bfloat16)
-    weight = quantize_array(w, work.format, inputs=1) if work.format else w
-    x = jax.random.normal(jax.random.key(1), (work.rows, work.tokens, config.d_model), w.dtype)
-    # Arguments and not constants, which XLA might fold.
-    multiply = jax.jit(lambda x, w: einsum("BTD,DF->BTF", x, w))
-    return lambda: jax.block_until_ready(multiply(x, weight))
-
-
-def attention(work: Work, config: ModelConfig, new: int) -> Run:
-    """Forward and backward of a layer's attention over packed rows, by the kernel that a run
-    takes."""
-    import jax
-    import jax.numpy as jnp
-
-    from research.ops.attention import Visibility, attend
-
-    B, T, H = work.rows, work.tokens, config.head_size
-    heads = config.heads, config.kv_heads, config.kv_heads
-    made = [jax.random.normal(jax.random.key(n), (B, T, N, H)) for n, N in enumerate(heads)]
-    queries_keys_values = [x.astype(jnp.bfloat16) for x in made]
-    positions = jnp.tile(jnp.arange(T, dtype=jnp.int32), (B, 1))
-    # One segment: all rows are a single text, which is the most work that a mask can leave.
-    tokens = positions, positions, jnp.ones_like(positions), jnp.ones_like(positions)
-
-    def _loss(q, k, v, tokens):
-        seen = Visibility(*tokens, causal=True, window=config.window, packed=True)
-        return jnp.sum(attend(q, k, v, seen, scale=H**-0.5).astype(jnp.float32))
-
-    # Both passes, since a kernel's backward pass is another kernel.
-    gradient = jax.jit(jax.grad(_loss, argnums=(0, 1, 2)))
-    return lambda: jax.block_until_ready(gradient(*queries_keys_values, tokens))
 
 
 if __name__ == "__main__":

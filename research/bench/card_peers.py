@@ -47,10 +47,32 @@ def peft_train(work: Any, config: Any, new: int) -> Run:
     base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=True)
     adapters = LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, adapters)
-    # A fused AdamW over frozen parameters would walk through all of them.
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=3e-4, fused=True)
-    return _step(model, model, optimizer, work, config)
+    return _step(model, model, _adamw(model), work, config)
+
+
+def unsloth_train(work: Any, config: Any, new: int) -> Run:
+    """The same step by Unsloth, whose kernels replace those of the model. It asks for a tokenizer
+    beside the weights."""
+    import tempfile
+
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    from unsloth import FastLanguageModel  # before torch, which it patches
+
+    with tempfile.TemporaryDirectory() as folder:
+        _model(config).to(torch.bfloat16).save_pretrained(folder)
+        words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>"))
+        named = dict(unk_token="<unk>", eos_token="</s>", pad_token="<unk>")
+        PreTrainedTokenizerFast(tokenizer_object=words, **named).save_pretrained(folder)
+        base, _ = FastLanguageModel.from_pretrained(
+            folder, max_seq_length=work.tokens, dtype=torch.bfloat16, load_in_4bit=True
+        )
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = FastLanguageModel.get_peft_model(
+        base, r=RANK, target_modules=linear, use_gradient_checkpointing="unsloth"
+    )
+    return _step(model, model, _adamw(model), work, config)
 
 
 def transformers_decode(work: Any, config: Any, new: int) -> Run:
@@ -75,6 +97,29 @@ def transformers_decode(work: Any, config: Any, new: int) -> Run:
         _wait()
 
     return _run
+
+
+def transformers_prefill(work: Any, config: Any, new: int) -> Run:
+    """Texts are read into a new cache and the logits of the last tokens computed, in bfloat16."""
+    import torch
+
+    model = _model(config).to(torch.bfloat16).eval()
+    ids = _ids(work, config, work.tokens)
+
+    def _run() -> None:
+        with torch.inference_mode():
+            model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        _wait()
+
+    return _run
+
+
+def _adamw(model: Any) -> Any:
+    import torch
+
+    # A fused AdamW over frozen parameters would walk through all of them.
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=3e-4, fused=True)
 
 
 def _model(c: Any) -> Any:

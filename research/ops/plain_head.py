@@ -108,12 +108,12 @@ def _local_head(
     turned = platform() == "cpu"
     chunk = partial(_chunk, table_VD, table_VD.T if turned else None, vocabulary, terms, of)
     tokens = in_chunks(states_BTD, targets_BT, weights_BT, most)
-    start = (
-        jnp.float32(0),
-        jnp.float32(0),
-        jnp.zeros((D, V) if turned else (V, D), jnp.float32) if "table" in of else None,
-    )
-    (loss, nll, dtable), dstates = lax.scan(chunk, start, tokens)
+    start = jnp.float32(0), jnp.float32(0), None
+    if turned:
+        start = (*start[:2], jnp.zeros((D, V), jnp.float32) if "table" in of else None)
+        (loss, nll, dtable), dstates = lax.scan(chunk, start, tokens)
+    else:
+        (loss, nll, dtable), dstates = _from_the_first(chunk, start, tokens)
     over_tokens = partial(lax.psum, axis_name=token_axes) if token_axes else lambda x: x
     sums = over_tokens(loss), over_tokens(nll)
     if not of:
@@ -158,11 +158,22 @@ def _chunk(table_VD, table_DV, vocabulary, settings, of, carry, tokens):
     dlogits_CV = (terms.gradient(logits_CV, words_1V) * weights_C[:, None]).astype(states_CD.dtype)
     if "table" in of:
         pair = (states_CD, dlogits_CV) if table_DV is not None else (dlogits_CV, states_CD)
-        dtable += lax.dot_general(
-            *pair, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
-        )
+        added = lax.dot_general(*pair, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        dtable = added if dtable is None else dtable + added
     dstates_CD = jnp.dot(dlogits_CV, table_VD, preferred_element_type=jnp.float32)
     return (loss, nll, dtable), dstates_CD.astype(states_CD.dtype)
+
+
+def _from_the_first(chunk, start, tokens):
+    """A scan over chunks whose first one makes the carry: the sum of the table's gradient then
+    begins with a product, and not with zeros that are written and read."""
+    carry, dstates_CD = chunk(start, tuple(x[0] for x in tokens))
+    if tokens[0].shape[0] == 1:
+        return carry, dstates_CD
+    carry, dstates_nCD = lax.scan(chunk, carry, tuple(x[1:] for x in tokens))
+    if dstates_CD is None:
+        return carry, None
+    return carry, jnp.concatenate([dstates_CD[None], dstates_nCD])
 
 
 def _rows_times_rows(x_CD: jax.Array, table_VD: jax.Array) -> jax.Array:

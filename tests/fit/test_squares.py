@@ -79,6 +79,8 @@ def offences(case: str, target: str) -> list[str]:
     for dtype, shape, what in arrays(module):
         pairs = math.prod(size for size in shape if size in lengths)
         square = sum(size in lengths for size in shape) > 1 and pairs > SHORT
+        # Or all pairs in blocks.
+        square = square or math.prod(shape) >= TOKENS**2 // 2
         weights = math.prod(shape) // (WIDTH * FEED) if {WIDTH, FEED} <= set(shape) else 0
         many = dense and weights > 1 and TOKENS not in shape and re.match("bf16|f16|f32", dtype)
         if square or many:

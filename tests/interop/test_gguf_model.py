@@ -1,5 +1,6 @@
 """Models in GGUF files mean what llama.cpp computes of them; tests/parity compares with it."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +11,14 @@ from research.files import building
 from research.interop.convert import convert
 from research.interop.gguf import gemma, llama, rope_keys
 from research.interop.gguf.architecture import Metadata, write_shape
+from research.interop.gguf.tokenizer import tokenizer_files
+from research.interop.gguf.tokenizer_metadata import tokenizer_metadata
 from research.interop.gguf.write import write_gguf
 from research.interop.huggingface import folder as hf
 from research.interop.load import load, open_checkpoint
 from research.interop.storage.foreign import write_tensors
 from research.ops.rope_scaling import RopeScaling
+from tests.data.chat_templates import tokenizer_json
 from tests.families import FAMILIES
 from tests.interop.memory import in_memory, random_params
 
@@ -104,3 +108,56 @@ def test_more_blocks_than_tensors_are_refused_before_anything_is_built(tmp_path)
     write_as("llama", C, random_params(C), tmp_path / "model.gguf", block_count=10**9)
     with pytest.raises(ValueError, match=r"block_count=1,000,000,000, and the file holds \d+"):
         open_checkpoint(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({}, []),
+        ({"llama.vocab_size": 9, "llama.rope.scaling.finetuned": True, "general.x": 1}, []),
+        ({"llama.logit_scale": 2.0}, ["llama.logit_scale"]),
+        ({"llama.attention.scale": 0.5, "llama.x": 1}, ["llama.attention.scale, llama.x"]),
+        ({"tokenizer.ggml.strange": 1, "tokenizer.ggml.bos_token_id": 1}, ["ggml.strange"]),
+        ({"llama.attention.sliding_window": 4}, ["no window under the architecture llama"]),
+    ],
+)
+def test_settings_that_nobody_reads_are_told(keys, told, tmp_path, caplog):
+    checkpoint = in_memory(C, random_params(C))
+    tensors = write_tensors(C, llama.rules(C, "llama"), checkpoint.parameters)
+    entries = [(name, tensor.shape, "F32", make) for name, (tensor, make) in tensors.items()]
+    write_gguf(tmp_path / "model.gguf", write_shape(C, "llama") | keys, entries)
+    open_checkpoint(tmp_path / "model.gguf").close()
+    messages = [record.message for record in caplog.records]
+    assert len(messages) == len(told)
+    assert all(part in message for part, message in zip(told, messages))
+
+
+@pytest.mark.parametrize(
+    "keys", [{"tokenizer.ggml.model": "plamo2"}, {"tokenizer.ggml.pre": "tekken9"}]
+)
+def test_weights_are_read_beside_a_tokenizer_that_is_not_known(keys, tmp_path, caplog):
+    known = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a", "b"]}
+    known |= {"tokenizer.ggml.merges": ["a b"], **keys}
+    checkpoint = in_memory(C, random_params(C))
+    tensors = write_tensors(C, llama.rules(C, "llama"), checkpoint.parameters)
+    entries = [(name, tensor.shape, "F32", make) for name, (tensor, make) in tensors.items()]
+    write_gguf(tmp_path / "model.gguf", write_shape(C, "llama") | known, entries)
+    assert load(tmp_path / "model.gguf").tokenizer is None
+    [record] = caplog.records
+    assert "not known" in record.message or "wanted 'gpt2'" in record.message
+    assert "read without it" in record.message
+
+
+def test_named_templates_go_into_a_file_and_come_back():
+    spec = json.dumps(tokenizer_json())  # with GPT-2's split, for which GGUF has a name
+    files = {
+        "tokenizer.json": spec.replace('"use_regex": false', '"use_regex": true').encode(),
+        "chat_template.jinja": b"one",
+        "additional_chat_templates/tool_use.jinja": b"two",
+    }
+    metadata = tokenizer_metadata(files)
+    assert metadata["tokenizer.chat_template"] == "one"
+    assert metadata["tokenizer.chat_templates"] == ["tool_use"]
+    again = tokenizer_files(metadata)
+    for name in ("chat_template.jinja", "additional_chat_templates/tool_use.jinja"):
+        assert again[name] == files[name]

@@ -5,6 +5,7 @@ that file says: for many classes only vocabulary and merges are taken from it.
 import base64
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ def as_transformers(folder: Path) -> Tokenizer:
         return huggingface.load(content, side.config, side, grow=True)
     try:
         spec = json.loads(content)
+        # Without a list of their own, the added tokens are those of tokenizer.json.
+        if "added_tokens_decoder" not in side.config:
+            own = {token["id"]: token for token in spec.get("added_tokens") or []}
+            side = replace(side, added={**side.added, **own})
         return huggingface.load(*as_json(row, _vocabulary(spec), side, completed=True))
     except Exception as error:  # the library raises bare Exception
         reason = " ".join(str(error).split())

@@ -5,12 +5,13 @@ transformers has written them in four ways: a file, further files in a folder, a
 tokenizer_config.json (a text, or a list of names and texts), and a JSON file of image models.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from research.data.tokenizers.side_files import CONFIG
-from research.files import read_json, write_text
+from research.files import write_text
 
 FILE, FOLDER, JSON_FILE = "chat_template.jinja", "additional_chat_templates", "chat_template.json"
 DEFAULT = "default"
@@ -20,16 +21,28 @@ def read_templates(folder: Path) -> dict[str, str]:
     """The sources of the templates in a folder by name, {} without any. As in transformers, files
     of their own go before tokenizer_config.json. ValueError for what is no template."""
     try:
-        found = {DEFAULT: folder / FILE} if (folder / FILE).is_file() else {}
-        if (folder / FOLDER).is_dir():
-            found |= {file.stem: file for file in sorted((folder / FOLDER).glob("*.jinja"))}
-        if found:
-            return {name: file.read_bytes().decode() for name, file in found.items()}
-        for file in (folder / CONFIG, folder / JSON_FILE):
-            if file.is_file() and (templates := _named(read_json(file).get("chat_template"))):
-                return templates
+        files = [folder / name for name in (FILE, CONFIG, JSON_FILE)]
+        files += sorted((folder / FOLDER).glob("*.jinja"))
+        return templates_of(
+            {
+                file.relative_to(folder).as_posix(): file.read_bytes()
+                for file in files
+                if file.is_file()
+            }
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the chat template in {folder} cannot be read: {error}") from None
+
+
+def templates_of(files: Mapping[str, bytes]) -> dict[str, str]:
+    """`read_templates` of the contents of a folder's files, by their names in it."""
+    found = {name: Path(name).stem for name in files if name.startswith(f"{FOLDER}/")}
+    found |= {FILE: DEFAULT} if FILE in files else {}
+    if found:
+        return {name: files[file].decode() for file, name in found.items()}
+    for file in (CONFIG, JSON_FILE):
+        if file in files and (templates := _named(json.loads(files[file]).get("chat_template"))):
+            return templates
     return {}
 
 

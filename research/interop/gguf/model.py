@@ -4,11 +4,13 @@ Keys and tensor names are llama.cpp's (src/llama-arch.cpp, src/llama-model.cpp).
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from research.interop.gguf import ends, gemma, llama, rope_factors, rope_keys
+from research.data.tokenizers.tokenizer import UnknownTokenizer
+from research.interop.gguf import ends, gemma, llama, rope_factors, rope_keys, unread_keys
 from research.interop.gguf.architecture import Architecture, Metadata
 from research.interop.gguf.file import Gguf, open_gguf
 from research.interop.gguf.tokenizer import tokenizer_files
@@ -55,7 +57,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
     # What a folder has in files of its own lies in the metadata here, and becomes those files'
     # contents, so that the rest of the code sees one kind of companion.
     special = ends.read_special(gguf.metadata)
-    files = tokenizer_files(gguf.metadata) if "tokenizer.ggml.model" in gguf.metadata else {}
+    files = _tokenizer(gguf) if "tokenizer.ggml.model" in gguf.metadata else {}
     values = generation.read_metadata(gguf.metadata, special)
     if files and values:
         files[generation.FILE] = json.dumps(values).encode()
@@ -74,16 +76,32 @@ def open_gguf_model(file: Path) -> Checkpoint:
     )
 
 
+def _tokenizer(gguf: Gguf) -> dict[str, bytes]:
+    """The files of the tokenizer, {} with a warning for one of a kind that is not known."""
+    try:
+        return tokenizer_files(gguf.metadata)
+    except UnknownTokenizer as error:
+        logging.warning("%s: %s; the weights are read without it", gguf.path, error)
+        return {}
+
+
 def read_config(gguf: Gguf) -> tuple[ModelConfig, Architecture]:
-    """(model, architecture) of an open file. ValueError for an unknown architecture."""
-    metadata = Metadata(gguf.metadata, gguf.names)
+    """(model, architecture) of an open file, with a warning about settings that are not known here
+    and such that llama.cpp does not obey. ValueError for an unknown architecture."""
+    values = unread_keys.Watched(gguf.metadata)
+    metadata = Metadata(values, gguf.names)
     known = {name: row for row in ARCHITECTURES.values() for name in row.names}
     if metadata.kind not in known:
         raise ValueError(f"general.architecture is {metadata.kind!r}; there are {', '.join(known)}")
     config = known[metadata.kind].read_config(metadata)
     # Factors of single pairs, where a file has them, go before a scaling of all.
     scaling = rope_factors.read_scaling(gguf, config) or rope_keys.read_keys(metadata)
-    return replace(config, rope_scaling=scaling), known[metadata.kind]
+    config, architecture = replace(config, rope_scaling=scaling), known[metadata.kind]
+    if keys := unread_keys.unread(values, metadata.kind):
+        logging.warning("%s", unread_keys.warning(gguf.path, keys))
+    for line in architecture.notes(config):
+        logging.warning("%s: %s", gguf.path, line)
+    return config, architecture
 
 
 def architecture_of(c: ModelConfig) -> Architecture:

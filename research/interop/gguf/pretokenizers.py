@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from research.data.tokenizers.tokenizer import UnknownTokenizer
+
 # GPT-2's split, and the one that LLaMA 3 and Qwen 2 derive from it with digits by threes and by
 # ones.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -56,7 +58,7 @@ PRE = {
 def find(name: str) -> Pre:
     """The splitting that llama.cpp calls `name`. ValueError, which lists the names, for another."""
     if name not in PRE:
-        raise ValueError(
+        raise UnknownTokenizer(
             f"tokenizer.ggml.pre is {name!r:.40}, which is not known; wanted one of "
             f"{', '.join(PRE)}"
         )

@@ -15,6 +15,8 @@ import numpy as np
 import tokenizers
 
 from research.data.tokenizers.side_files import CONFIG
+from research.data.tokenizers.template_files import FOLDER
+from research.data.tokenizers.tokenizer import UnknownTokenizer
 from research.interop.gguf import pretokenizers as gguf_pre
 from research.interop.gguf.scores import NORMAL, merges_from_scores
 from research.interop.gguf.vocabulary import (
@@ -53,7 +55,7 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     elif model == "llama":
         spec, add_bos = _sentencepiece(metadata, tokens, types, roles), "bos" in roles
     else:
-        raise ValueError(f"tokenizer.ggml.model is {model!r:.40}; wanted 'gpt2' or 'llama'")
+        raise UnknownTokenizer(f"tokenizer.ggml.model is {model!r:.40}; wanted 'gpt2' or 'llama'")
     adds = {
         "bos": _get(metadata, "add_bos_token", bool, add_bos),
         "eos": _get(metadata, "add_eos_token", bool, False),
@@ -72,6 +74,10 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str) and template:
         files[TEMPLATE] = template.encode()
+    for key, source in metadata.items():
+        name = key.removeprefix("tokenizer.chat_template.")
+        if name != key and name.isidentifier() and isinstance(source, str):
+            files[f"{FOLDER}/{name}.jinja"] = source.encode()
     # Whether merges and vocabulary fit, the library itself says best.
     try:
         tokenizers.Tokenizer.from_str(files[FILE].decode())

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from research.data.tokenizers.special import find_roles
+from research.data.tokenizers.template_files import DEFAULT, templates_of
 from research.interop.gguf.scores import NORMAL
 from research.interop.gguf.vocabulary import (
     BYTE,
     ROLES,
-    TEMPLATE,
     UNUSED,
     Vocabulary,
     read_side,
@@ -57,10 +57,14 @@ def tokenizer_metadata(files: Mapping[str, bytes], vocab_size: int = 0) -> dict[
         added = _added_around(role, tokens[roles[role]] if role in roles else None, config, spec)
         if added is not None:
             metadata[f"add_{role}_token"] = added
-    template = _template(files, config)
+    templates = {name: source for name, source in templates_of(files).items() if source}
+    default = templates.pop(DEFAULT, "")
     return {
         **{f"tokenizer.ggml.{key}": value for key, value in metadata.items()},
-        **({"tokenizer.chat_template": template} if template else {}),
+        **({"tokenizer.chat_template": default} if default else {}),
+        # llama.cpp's names of further ones, such as that for conversations with tools.
+        **({"tokenizer.chat_templates": [*templates]} if templates else {}),
+        **{f"tokenizer.chat_template.{name}": source for name, source in templates.items()},
     }
 
 
@@ -108,15 +112,3 @@ def _added_around(
             edge = part["single"][0 if role == "bos" else -1]
             return token is not None and edge.get("SpecialToken", {}).get("id") == token
     return False
-
-
-def _template(files: Mapping[str, bytes], config: Mapping[str, Any]) -> str | None:
-    # transformers 5 keeps the template in a file of its own, which wins as it does there.
-    if TEMPLATE in files:
-        return files[TEMPLATE].decode()
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = next(
-            (one.get("template") for one in template if one.get("name") == "default"), None
-        )
-    return template if isinstance(template, str) else None

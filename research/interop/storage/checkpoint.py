@@ -113,6 +113,7 @@ class Checkpoint:
         # Tokenizers are loaded from folders only; GGUF files and packages have theirs as content.
         with tempfile.TemporaryDirectory() as folder:
             for name, content in contents.items():
+                (Path(folder) / name).parent.mkdir(exist_ok=True)
                 (Path(folder) / name).write_bytes(content)
             return load_tokenizer(folder)
 
