@@ -6,6 +6,7 @@ import numpy as np
 
 from research.models.config import ModelConfig
 from research.models.presets import PRESETS
+from research.ops.rope_scaling import RopeScaling
 
 VOCAB = 96
 _NAMES = {
@@ -19,8 +20,29 @@ _NAMES = {
     # Two whole periods of local and global layers, and one layer left over.
     "gemma2_2b": {"kv_heads": 2, "window": 4, "layers": 5, "attention_softcap": 5.0},
     "gemma3_1b": {"kv_heads": 2, "window": 3, "layers": 4, "global_every": 3},
+    # Two documents of 7 and 5 tokens: one has the long factors, one the short.
+    "phi4_mini": {
+        "kv_heads": 2,
+        "rotary_size": 6,
+        "window": 0,
+        "rope_scaling": RopeScaling(
+            4.0,
+            original_length=6,
+            short_factors=[1.0, 1.2, 1.5],
+            long_factors=[1.0, 2.0, 5.0],
+            kind="longrope",
+        ),
+    },
+    "olmo3_7b": {"kv_heads": 2, "window": 4, "layers": 3, "global_every": 2},
+    "smollm3_3b": {"kv_heads": 2, "layers": 3, "unrotated_every": 2},
+    "granite3_2b": {"kv_heads": 2},
+    "pythia_70m": {"rotary_size": 2},
+    "opt_125m": {},
     "bert_base": {},
     "roberta_base": {},
+    "modernbert_base": {
+        **{"layers": 4, "window": 4, "layer_kinds": ("global", "local", "local", "global")},
+    },
     "transformer_base": {"encoder_layers": 2, "embedding_scale": 32**0.5},
     "t5_small": {"encoder_layers": 2, "head_scale": 32**-0.5},
     "bart_base": {"encoder_layers": 2},

@@ -192,9 +192,9 @@ def _continue(
     count = 1  # sampled by `begin`
     while True:
         ids_BT, logprobs_BT = jax.device_get((ids_BT, logprobs_BT))
-        for row, ids, logprobs in zip(rows, ids_BT.tolist(), logprobs_BT.tolist()):
+        for row, limit, ids, logprobs in zip(rows, limits, ids_BT.tolist(), logprobs_BT.tolist()):
             for token_id, logprob in zip(ids[:count], logprobs[:count]):
-                if not row.finish:
+                if not row.finish and len(row.token_ids) < limit:
                     row.add(token_id, logprob, eos_id, config.stop_ids)
         yield
         left = [0 if row.finish else limit - len(row.token_ids) for limit, row in zip(limits, rows)]

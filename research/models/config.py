@@ -23,6 +23,7 @@ from research.models.config_checks import (
     QUERY_NORM,
     RMS,
     ROTARY,
+    SCALED,
     TWO_STACKS,
     WINDOWED,
     WITH_GLOBAL,
@@ -64,6 +65,9 @@ class Body:
     encoder_positions: bool = setting(False, LEARNED, TWO_STACKS)  # the encoder's own table (BART)
     rope_theta: float = setting(10000.0, ROTARY, positive=True)
     rope_scaling: RopeScaling = setting(RopeScaling(), ROTARY)
+    # Queries at position p are multiplied by 1 + this ln(1 + floor(p / original_length of
+    # rope_scaling)) (Llama 4, Ministral 3); 0: they stay.
+    query_growth: float = setting(0.0, ROTARY, SCALED)
     # First elements of each head that are rotated (Phi, GPT-NeoX); 0: all of them.
     rotary_size: int = setting(0, ROTARY)
     # A token sees itself and the window - 1 before it (arXiv:2310.06825, section 2), in encoders

@@ -28,6 +28,10 @@ class Use:
 # Conditions under which a field matters, shared by the fields that need the same one.
 ROTARY = Use(lambda c: c.position == "rope", "model.position='rope'")
 ENCODERS = Use(lambda c: c.kind == "encoder", "model.kind='encoder'")
+SCALED = Use(
+    lambda c: "original_length" not in unused_scaling(_scaling(c)),
+    "a model.rope_scaling with an original_length",
+)
 LEARNED = Use(lambda c: c.position == "learned", "model.position='learned'")
 TWO_STACKS = Use(lambda c: c.kind == "encoder_decoder", "model.kind='encoder_decoder'")
 WITHOUT_TYPES = Use(
@@ -45,6 +49,12 @@ NORM_BEFORE = Use(
 )
 POOLED = Use(lambda c: c.pooler, "model.pooler=True")
 PLAIN_HEAD = Use(lambda c: not c.mlm_head, "model.mlm_head=False, which has that bias too")
+
+
+def _scaling(c: Any) -> dict[str, Any]:
+    # A dictionary where the fields of an experiment are not a config yet.
+    scaling = c.rope_scaling
+    return scaling if isinstance(scaling, dict) else dataclasses.asdict(scaling)
 
 
 def choice(*names: str, default: str = "") -> Any:

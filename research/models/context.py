@@ -20,14 +20,19 @@ from research.parallel.placement import gather_axis
 Memory = tuple[tuple[jax.Array, jax.Array], Mapping[str, jax.Array]]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["visibility", "rotation"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["visibility", "rotation", "query_scale"],
+    meta_fields=[],
+)
 @dataclass(frozen=True)
 class LayerKind:
-    """How layers of one kind attend: which key a query sees, and the rotation (cos, sin) of queries
-    and keys, None without rotary positions."""
+    """How layers of one kind attend: which key a query sees, the rotation (cos, sin) of queries and
+    keys, None without rotary positions, and a factor [B, T, 1, 1] of queries, None for 1."""
 
     visibility: Visibility
     rotation: tuple[jax.Array, jax.Array] | None = None
+    query_scale: jax.Array | None = None
 
 
 @partial(
@@ -89,6 +94,7 @@ def make_context(
     lengths_BT = None
     if c.rope_scaling.by_length:
         lengths_BT = _lengths(positions_BT, None if single else segments_BT, lengths_B)
+    growth = _query_scale(c, positions_BT) if c.query_growth else None
     kinds = {}
     # Once for each kind and not for each layer: rotations and masks do not depend on the layer.
     for name, one in rates.items():
@@ -97,7 +103,7 @@ def make_context(
             *tokens, causal, window, packed=packed, single=single, documents=documents
         )
         turned = None if one is None else one.rotation(positions_BT, lengths_BT)
-        kinds[name] = LayerKind(visibility, turned)
+        kinds[name] = LayerKind(visibility, turned, growth)
     keys_values, visibility = None, None
     # Cross-attention: segment i of the decoder's row sees segment i of the encoder's, all
     # positions.
@@ -109,6 +115,12 @@ def make_context(
     # For losses of layers, such as the balance of experts, which padding must not sway.
     counted_BT = (segments_BT > 0).astype(jnp.float32)
     return LayerContext(kinds, counted_BT, bias, keys_values, visibility, key)
+
+
+def _query_scale(c: ModelConfig, positions_BT: jax.Array) -> jax.Array:
+    """The factors [B, T, 1, 1] of queries that `query_growth` says, float32."""
+    times_BT = (positions_BT // int(c.rope_scaling.original_length)).astype(jnp.float32)
+    return (1 + c.query_growth * jnp.log1p(times_BT))[:, :, None, None]
 
 
 def _lengths(

@@ -52,7 +52,11 @@ def layer_pattern(c: Any) -> tuple[str, ...]:
     """One period of the kinds of layers, repeated from the first layer to the last: ("local",)
     where all layers are alike, ("local", "global") for Gemma 2."""
     if c.layer_kinds:
-        return tuple(c.layer_kinds)
+        kinds = tuple(c.layer_kinds)
+        # The shorter the period, the more of the layers are one loop of the program.
+        periods = range(1, len(kinds) + 1)
+        repeats = (n for n in periods if all(a == b for a, b in zip(kinds, kinds[n:])))
+        return kinds[: next(repeats)]
     # Kinds that this model does not have (0) would make the common multiple 0.
     every = {name: rule.every(c) for name, rule in KINDS.items() if rule.every(c)}
     # Layers n - 1, 2n - 1, ... of each kind repeat together after the least common multiple. Of

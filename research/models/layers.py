@@ -137,6 +137,8 @@ def attention(
     queries attend to everything in it. `kind` says which keys a query sees.
     """
     q_BTNH = queries(p, x_BTD, c, kind.rotation)
+    if kind.query_scale is not None:
+        q_BTNH = q_BTNH * kind.query_scale.astype(q_BTNH.dtype)
     k_BTKH, v_BTKH = keys_values(p, x_BTD, c, kind.rotation)
     prefix = prefix_of(p, c)
     # The same arguments with and without a cache, so that decoding computes what training does.

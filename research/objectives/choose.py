@@ -80,8 +80,11 @@ def make_objective(
     """The objective that `config` describes, for examples as the `model` reads them. ValueError if
     the tokenizer lacks a token that it needs, such as a mask token for masked language modelling.
     """
-    objective = objective_class(config.name).make(config, tokenizer)
+    # `Any`: the protocol does not say that its classes are dataclasses, with a start or without.
+    objective: Any = objective_class(config.name).make(config, tokenizer)
     # What an objective of pairs takes without a model is the start of most decoders.
     if model is None or model.decoder_start == ModelConfig.decoder_start:
         return objective
-    return replace(objective, start_id=decoder_start(tokenizer, model.decoder_start))
+    # The protocol does not say that its classes are dataclasses.
+    pairs: Any = objective
+    return replace(pairs, start_id=decoder_start(tokenizer, model.decoder_start))

@@ -22,9 +22,9 @@ from research.training.state import TrainState, from_stored
 from research.tuning.held import held_trees
 from research.tuning.lora_init import start
 from research.tuning.method import (
-    FRESH,
     QuantizeConfig,
     dense_specs,
+    fresh_parts,
     quantize_rules,
 )
 from research.weights.rules import is_leaf
@@ -101,8 +101,8 @@ def with_parameters(
     # A head of another size, or none, in the checkpoint: fine-tuning begins it anew.
     fresh = [
         name
-        for name, field in FRESH.items()
-        if name in state.trainable and getattr(checkpoint.config, field) != getattr(model, field)
+        for name in fresh_parts(model)
+        if name in state.trainable and not _has(checkpoint, name, program.model.specs())
     ]
     trainable, wanted = (
         tree.paths(state.trainable, is_leaf),
@@ -117,6 +117,13 @@ def with_parameters(
     ]
     lines += [f"not as in {source}: model.{change}" for change in changes(checkpoint.config, model)]
     return replace(state, trainable=tree.unflatten(trainable | restored)), lines
+
+
+def _has(checkpoint: Checkpoint, name: str, specs: tree.Tree) -> bool:
+    """True if the checkpoint has all parameters below `name`, in the shapes of `specs`."""
+    wanted = {f"{name}/{path}": spec.shape for path, spec in tree.paths(specs[name]).items()}
+    found = checkpoint.parameters
+    return all(path in found and found[path].shape == wanted[path] for path in wanted)
 
 
 def with_base(program: Program, state: TrainState, checkpoint: Checkpoint | None) -> TrainState:

@@ -31,10 +31,6 @@ from research.weights.matrices import ALL_LINEAR, LINEAR
 from research.weights.quantized import is_quantized
 from research.weights.rules import is_leaf, quantize, quantize_specs
 
-# Layers that a checkpoint may lack, with the model field that adds them. They are initialized as in
-# an untrained model, so every method must train them.
-FRESH = {"classifier": "labels", "pooler": "pooler"}
-
 
 @dataclass(frozen=True)
 class Method:
@@ -173,6 +169,12 @@ def refuse_unused(tune: TuneConfig, lora: LoraConfig, quantize: QuantizeConfig) 
         )
 
 
+def fresh_parts(c: ModelConfig) -> tuple[str, ...]:
+    """Names at the top of the tree of layers that a checkpoint may lack. They are then initialized
+    as in an untrained model, so every method must train them."""
+    return ("classifier", "pooler", *(["head"] if c.head_pools else []))
+
+
 def split_specs(
     specs: tree.Tree,
     model: ModelConfig,
@@ -188,8 +190,9 @@ def split_specs(
     if method.added is None:
         return specs, {}
     by_path = tree.paths(specs)
+    fresh = fresh_parts(model)
     # Parameters that are trained themselves leave the frozen tree first: no adapter goes on them.
-    plain = [path for path in by_path if path.split("/")[0] in FRESH]
+    plain = [path for path in by_path if path.split("/")[0] in fresh]
     plain += tree.match(tune.also, by_path) if tune.also else []
     frozen = tree.unflatten({path: spec for path, spec in by_path.items() if path not in plain})
     added = tree.paths(method.added(frozen, model, tune, lora), is_leaf)

@@ -18,13 +18,15 @@ from research.models.spec import initialize
 
 
 def random_params(c: ModelConfig, dtype: str = "float32", seed: int = 0):
-    """Parameters of which none is at its initial 0 or 1, so that each bears on the output."""
+    """Parameters of which none is at its initial 0 or 1, so that each bears on the output ..."""
     params = initialize(jax.random.key(seed), Model(c).specs(), np.dtype("float32"))
     rng = np.random.default_rng(seed)
     noisy = {
         path: np.asarray(x) + 0.3 * rng.standard_normal(x.shape, np.float32)
         for path, x in tree.paths(params).items()
     }
+    if not c.first_norm:  # ... but for the norm that the first attention does not read
+        noisy["layers/attention_norm/scale"][0] = 1
     return tree.unflatten({path: jax.numpy.asarray(x, dtype) for path, x in noisy.items()})
 
 

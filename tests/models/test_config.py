@@ -39,6 +39,7 @@ OTHER = {
     "head_size": [16],
     "d_ff": [48],
     "position": ["rope", "learned", "sinusoidal", "relative"],
+    "query_growth": [0.3],
     "position_offset": [2],
     "encoder_positions": [True, False],
     "rope_theta": [123.0],

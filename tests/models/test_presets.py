@@ -38,6 +38,30 @@ EXACT = {
     "gemma2_27b": 27_227_128_320,
     "gemma3_270m": 268_098_176,
     "gemma3_1b": 999_885_952,
+    "phi3_mini": 3_821_079_552,
+    "phi3_medium": 13_960_238_080,
+    "phi4": 14_659_507_200,
+    "phi4_mini": 3_836_021_760,
+    "olmo2_1b": 1_484_916_736,
+    "olmo2_7b": 7_298_617_344,
+    "olmo2_13b": 13_716_198_400,
+    "smollm3_3b": 3_075_098_624,
+    "ministral_8b": 8_019_808_256,
+    "granite3_2b": 2_533_531_648,
+    "granite3_8b": 8_170_848_256,
+    "pythia_70m": 70_426_624,
+    "pythia_160m": 162_322_944,
+    "pythia_410m": 405_334_016,
+    "pythia_1b": 1_011_781_632,
+    "pythia_1.4b": 1_414_647_808,
+    "pythia_2.8b": 2_775_208_960,
+    "pythia_6.9b": 6_857_302_016,
+    "pythia_12b": 11_846_072_320,
+    "gpt_neox_20b": 20_554_567_680,
+    "opt_125m": 125_239_296,
+    "opt_1.3b": 1_315_758_080,
+    "opt_2.7b": 2_651_596_800,
+    "opt_6.7b": 6_658_473_984,
     "t5_small": 60_506_624,
     "t5_base": 222_903_552,
     "t5_large": 737_668_096,
@@ -49,9 +73,15 @@ EXACT = {
     "roberta_large": 355_412_057,
     "xlm_roberta_base": 278_295_186,
     "xlm_roberta_large": 560_142_482,
+    "distilbert_base": 66_985_530,
 }
 # The digits of the papers: LLaMA's table 2, GPT-3's table 2.1.
 ROUNDED = {
+    "olmo2_32b": "32.2e9",
+    "olmo3_7b": "7.3e9",
+    "olmo3_32b": "32.2e9",
+    "opt_13b": "12.9e9",
+    "opt_66b": "66e9",
     "llama_13b": "13.0e9",
     "llama_33b": "32.5e9",
     "llama_65b": "65.3e9",
@@ -126,6 +156,13 @@ def test_transformer_body_is_that_of_the_paper(name, body):
 )
 def test_bart_without_the_bias_of_its_logits_is_the_published_count(name, without_bias):
     assert count(PRESETS[name]) - PRESETS[name].vocab_size == without_bias
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), [("modernbert_base", 149_655_232), ("modernbert_large", 395_881_664)]
+)
+def test_modernbert_but_for_the_scale_without_use_is_the_published_count(name, published):
+    assert count(PRESETS[name]) - PRESETS[name].d_model == published
 
 
 def test_every_spec_names_each_of_its_dimensions():

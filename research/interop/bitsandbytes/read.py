@@ -7,7 +7,7 @@ import numpy as np
 
 from research.interop.bitsandbytes.matrices import Matrix, QuantizedTensors
 from research.interop.storage.checkpoint import Codes
-from research.interop.storage.layout import letter_sizes, rearrange
+from research.interop.storage.layout import BAR, letter_sizes, rearrange
 from research.interop.storage.modules import Module
 from research.models.config import ModelConfig
 from research.weights.flat import FlatQuantized
@@ -46,6 +46,11 @@ def codes_by_path(
     for name, module in known.items():
         matrix = tensors.matrices.get(actual.get(f"{name}.weight", ""))
         for part, path in enumerate(module.paths):
+            if matrix is not None and BAR in module.b:
+                raise ValueError(
+                    f"{name} joins weights of different sizes in one quantized matrix, which is "
+                    "not supported; give the unquantized model"
+                )
             form = None if matrix is None else _form(matrix, tensors, len(module.paths))
             forms.setdefault(path, {})[module.index] = form
             if matrix is not None:

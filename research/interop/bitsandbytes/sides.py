@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.interop.bitsandbytes.matrices import STATE
-from research.interop.storage.layout import rearrange
+from research.interop.storage.layout import BAR, rearrange
 from research.interop.storage.modules import Module
 from research.weights.dynamic_map import DYNAMIC_MAP
 from research.weights.formats import FORMATS, unpack
@@ -96,6 +96,11 @@ def _codes(leaf: Quantized) -> np.ndarray:
 
 def _theirs(x: np.ndarray, module: Module, sizes: Mapping[str, int]) -> np.ndarray:
     """A leaf's codes or scales as rows [out, groups, ...]; the inverse of `read._ours`."""
+    if BAR in module.outputs:
+        raise ValueError(
+            f"{module.name} joins weights of different sizes, which is not supported quantized; "
+            "write it without --bitsandbytes"
+        )
     left, right = module.outputs.split(" -> ")
     outputs = right.split()[len(module.paths) > 1 :]
     at = len(outputs) if module.table else 0

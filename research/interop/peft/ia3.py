@@ -15,7 +15,7 @@ from research.interop.storage.checkpoint import (
     specs_by_path,
     stacked_axes,
 )
-from research.interop.storage.layout import inverse, letter_sizes, rearrange
+from research.interop.storage.layout import BAR, fused, inverse, letter_sizes, rearrange
 from research.interop.storage.modules import Module, arranged, check_known, suffixes
 from research.models.config import ModelConfig
 from research.weights.ia3 import Ia3Adapter
@@ -98,11 +98,9 @@ def write_ia3(
         if not any(given):
             continue
         on_inputs = next(one for one in given if one is not None).on_inputs
-        shape = _axes_of(
-            module.inputs if on_inputs else module.outputs,
-            sizes,
-            len(module.paths) > 1 and not on_inputs,
-        )
+        _refuse_unequal(module, on_inputs)
+        pattern = module.inputs if on_inputs else module.outputs
+        shape = _axes_of(pattern, sizes, len(module.paths) > 1 and not on_inputs)
         factors = [
             np.ones(shape, np.float32)
             if one is None
@@ -117,8 +115,7 @@ def write_ia3(
                 f"{'its bias' if biased else 'the inputs of all that it holds'} too; "
                 "merge them into the weights instead"
             )
-        gain = np.stack(factors) if len(factors) > 1 else factors[0]
-        flat = rearrange(gain, inverse(module.inputs if on_inputs else module.outputs), sizes)
+        flat = rearrange(fused(factors, pattern), inverse(pattern), sizes)
         arrays[f"{name}.ia3_l"] = flat[None] if on_inputs else flat[:, None]
         adapted.add(name)
         # peft takes the modules that scale their inputs from a list of its own.
@@ -131,6 +128,14 @@ def write_ia3(
         "fan_in_fan_out": any(known[name].conv for name in adapted),
         "modules_to_save": None,
     }, arrays
+
+
+def _refuse_unequal(module: Module, on_inputs: bool) -> None:
+    if BAR in module.outputs and not on_inputs:
+        raise ValueError(
+            f"{module.name} joins weights of different sizes, for which factors are not written; "
+            "merge them into the weights instead"
+        )
 
 
 def _axes_of(pattern: str, sizes: Mapping[str, int], several: bool) -> tuple[int, ...]:

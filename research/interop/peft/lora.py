@@ -3,7 +3,7 @@ over layers as the weights are."""
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,15 @@ from research import tree
 from research.interop.peft.config import LORA
 from research.interop.peft.tensors import Arrays, Found
 from research.interop.storage.checkpoint import specs_by_path, stacked_axes
-from research.interop.storage.layout import inverse, letter_sizes, rearrange
+from research.interop.storage.layout import (
+    BAR,
+    fused,
+    inverse,
+    letter_sizes,
+    parse,
+    rearrange,
+    shape,
+)
 from research.interop.storage.modules import Module, arranged, check_known, suffixes
 from research.models.config import ModelConfig
 from research.weights.lora import LoraAdapter
@@ -84,17 +92,17 @@ def _adapters(
     return adapters
 
 
-def _own_ranks(outer: np.ndarray) -> list[slice]:
-    """The ranks that each weight of a fused module uses, from its B `outer` [weights, R, ...].
+def _own_ranks(outer: Sequence[np.ndarray]) -> list[slice]:
+    """The ranks that each weight of a fused module uses, from the B [R, ...] of each.
 
     Usually all of them. An adapter that joins those of separate weights (`interop.peft.write`) has
     a block of ranks for each, and zeros elsewhere; then the blocks, so that a round trip returns
     the separate adapters.
     """
-    several, rank = outer.shape[:2]
+    several, rank = len(outer), len(outer[0])
     width = rank // several
     # [weights, R]: whether a weight's B uses this rank at all.
-    uses = np.abs(outer.reshape(several, rank, -1)).max(-1) > 0
+    uses = np.stack([np.abs(one.reshape(rank, -1)).max(-1) > 0 for one in outer])
     blocks = [slice(part * width, (part + 1) * width) for part in range(several)]
     outside = [np.delete(uses[part], blocks[part]).any() for part in range(several)]
     inside = any(uses[part, blocks[part]].any() for part in range(several))
@@ -147,7 +155,7 @@ def write_lora(
         )
     check_known(adapters, known)
     for name, module in known.items():
-        pair = _pair(module, adapters)
+        pair = _pair(module, adapters, letter_sizes(c))
         if pair is None:
             continue
         a, b, scale, magnitude = pair
@@ -201,10 +209,11 @@ def _fields(
 
 
 def _pair(
-    module: Module, adapters: Mapping[str, LoraAdapter]
-) -> tuple[np.ndarray, np.ndarray, np.float32, Any] | None:
+    module: Module, adapters: Mapping[str, LoraAdapter], sizes: Mapping[str, int]
+) -> tuple[np.ndarray, Any, np.float32, Any] | None:
     """(a, b, scale, magnitude) of a module in our axes; b and magnitude have a leading axis over
-    the weights of a fused module. None for a module without an adapter.
+    the weights of a fused module, or are lists where these differ in size. None for a module
+    without an adapter.
 
     The weights of a fused module share one A in peft. If ours differ, it gets all of them one after
     the other, and each weight's B is zero for the ranks of the others.
@@ -228,7 +237,8 @@ def _pair(
             "of them"
         )
     # A weight without an adapter gets B = 0, which leaves it unchanged whatever A is.
-    filled = [(a, np.zeros_like(b), scale, None) if one is None else one for one in layers]
+    zeros = [(a, _no_update(module, n, b, sizes), scale, None) for n in range(len(layers))]
+    filled = [zero if one is None else one for zero, one in zip(zeros, layers)]
     # Equal A's (an adapter that was read from a fused module) need no blocks.
     if any(one[0].shape != a.shape or (one[0] != a).any() for one in filled):
         wide = sum(one[0].shape[-1] for one in filled)
@@ -241,10 +251,18 @@ def _pair(
         b_of = [one[1] for one in filled]
     return (
         a,
-        np.stack(b_of),
+        fused(b_of, module.b),
         scale,
-        None if magnitude is None else np.stack([one[3] for one in filled]),
+        None if magnitude is None else fused([one[3] for one in filled], module.b),
     )
+
+
+def _no_update(module: Module, part: int, b: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
+    """A B of zeros for one of the weights of a fused module, of the rank of `b`."""
+    if BAR not in module.b:
+        return np.zeros_like(b)
+    _, ours = parse(module.b.split(BAR)[part])
+    return np.zeros(shape(ours, {**sizes, "R": len(b)}), b.dtype)
 
 
 def _layer(

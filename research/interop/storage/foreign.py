@@ -18,6 +18,7 @@ from research.interop.storage.checkpoint import (
 from research.interop.storage.layout import (
     Piece,
     Rule,
+    fused,
     inverse,
     letter_sizes,
     pieces,
@@ -26,6 +27,7 @@ from research.interop.storage.layout import (
 )
 from research.interop.storage.tensors import Tensor, Tensors
 from research.models.config import ModelConfig
+from research.models.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,9 @@ def read_parameters(
     read = _reader(tensors, actual, sizes)
     parameters = {}
     for path, spec in specs.items():
-        stack = stacked_axes(spec)
-        dtype = _common(
-            {tensors.names[actual[piece.name]].dtype for piece, _ in sources[path].values()}
-        )
-        parameters[path] = Parameter(spec.shape, dtype, stack, _slices(sources[path], read, dtype))
+        stack, found = stacked_axes(spec), sources[path]
+        dtype = _common({tensors.names[actual[piece.name]].dtype for piece, _ in found.values()})
+        parameters[path] = Parameter(spec.shape, dtype, stack, _slices(found, read, dtype, spec))
 
     # The round trip: our parameters written back by the same rules, against the tensors of the
     # file.
@@ -158,13 +158,18 @@ def _slices(
     sources: Mapping[tuple[int, ...], tuple[Piece, int]],
     read: Callable[[Piece], np.ndarray],
     dtype: str,
+    spec: Spec,
 ) -> Callable[[tuple[int, ...]], np.ndarray]:
     """A parameter's `read`. If the rule names no {expert}, one tensor holds all experts, and the
-    rest of the index selects one of them."""
+    rest of the index selects one of them. A layer without a tensor has what a new
+    norm begins with."""
 
     def _read_slice(index: tuple[int, ...]) -> np.ndarray:
         # The longest start of the index that a tensor holds.
-        known = next(n for n in range(len(index), -1, -1) if index[:n] in sources)
+        known = next((n for n in range(len(index), -1, -1) if index[:n] in sources), None)
+        if known is None:
+            # Ones or zeros, for which no key is needed.
+            return np.asarray(spec.init(None, spec.shape[len(index) :], as_dtype(dtype), None))
         piece, part = sources[index[:known]]
         values = read(piece)
         values = values[part] if len(piece.paths) > 1 else values
@@ -180,9 +185,7 @@ def _maker(
         # Patterns read file to tree; writing is the same pattern backwards, so both directions
         # cannot drift apart.
         values = [_slice(parameters[path], piece.index) for path in piece.paths]
-        return rearrange(
-            np.stack(values) if len(values) > 1 else values[0], inverse(piece.pattern), sizes
-        )
+        return rearrange(fused(values, piece.pattern), inverse(piece.pattern), sizes)
 
     return _make
 

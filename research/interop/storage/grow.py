@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,15 @@ def mean_rows(table: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([table, np.broadcast_to(mean, (count, *mean.shape))])
 
 
-def repeated_rows(table: np.ndarray, count: int) -> np.ndarray:
-    """The table [P, D] with `count` rows added, which repeat it from the start.
+def repeated_rows(table: np.ndarray, count: int, first: int = 0) -> np.ndarray:
+    """The table [P, D] with `count` rows added, which repeat it from row `first` on.
 
     Attention to near tokens then works from the first step, except where a copy ends and the next
     begins (arXiv:2004.05150, section 5, which makes 4,096 positions of RoBERTa's 512 so).
     """
-    size = len(table)
-    return table[np.arange(size + count) % size]
+    size = len(table) - first
+    repeated = table[first + np.arange(size + count) % size]
+    return np.concatenate([table[:first], repeated]) if first else repeated
 
 
 # By the logical axis that grows: field of the config, rows, and how a line describes these.
@@ -66,8 +68,12 @@ def fit_rows(checkpoint: Checkpoint, c: ModelConfig) -> Checkpoint:
     sizes = _sizes(checkpoint.config, c)
     parameters, codes = dict(checkpoint.parameters), dict(checkpoint.codes)
     for axis, (_, after) in sizes.items():
+        fill, first = _GROWS[axis][1], 0
+        if axis == "position" and c.position_offset:
+            # The rows before that of the first position stay where they are.
+            first, fill = c.position_offset, partial(repeated_rows, first=c.position_offset)
         for path, parameter in _tables(checkpoint, axis):
-            parameters[path] = _with_rows(parameter, after, _GROWS[axis][1])
+            parameters[path] = _with_rows(parameter, first + after, fill)
             codes.pop(path, None)
     if not sizes:
         return checkpoint

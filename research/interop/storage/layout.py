@@ -7,7 +7,9 @@ A rule names a tensor, the parameter it belongs to, and the pattern that convert
 
 Our parameters are stacked, [L, ...] over layers and [L, E, ...] over experts; `{layer}` and
 `{expert}` in a name select the slice. A tensor that holds several parameters side by side names
-them all, and the pattern's result then begins with an axis over them. Letters are those of the
+them all, and the pattern's result then begins with an axis over them. Where these differ in size,
+the pattern is one for each, joined by bars: "(N H) D -> D N H | (K H) D -> D K H | ..." is a tensor
+whose rows are those of queries, then those of keys, and so on. Letters are those of the
 whole repository, and for tables P learned positions, Y token types, U buckets of distance, C
 classes, M the output width of a square layer; p is the two halves of a rotary pair and h its H/2;
 digits are sizes.
@@ -18,21 +20,26 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from research.models.config import ModelConfig
 from research.models.embedding import BUCKETS
 
+BAR = " | "
+
 
 @dataclass(frozen=True)
 class Rule:
     """A tensor (one for each layer and expert if its name says so), the parameter or parameters
-    that it holds, and the pattern from the tensor to them."""
+    that it holds, and the pattern from the tensor to them. Layers before the `first` have no such
+    tensor, and their part of the parameter changes nothing."""
 
     name: str
     path: str | tuple[str, ...]
     pattern: str
+    first: int = 0
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -80,13 +87,19 @@ def pieces(rules: Sequence[Rule], stacks: Mapping[str, tuple[int, ...]]) -> Iter
         # One tensor for each layer and expert that the name mentions; () once for an unstacked
         # rule.
         for index in np.ndindex(*lead[:wanted]):
+            if index and index[0] < rule.first:
+                continue
             name = rule.name.format(**dict(zip(("layer", "expert"), index)))
             yield Piece(name, rule.paths, rule.pattern, index)
 
 
-def rearrange(x: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.ndarray:
+def rearrange(x: Any, pattern: str, sizes: Mapping[str, int]) -> Any:
     """`x` rearranged by a pattern such as "(N H) D -> D N H": groups on the left are split, axes
-    permuted, groups on the right merged. ValueError for a shape other than the left side's."""
+    permuted, groups on the right merged. By patterns joined with bars an array gives a list, one
+    for each, and a list of arrays gives one array. ValueError for a shape other than the left
+    side's."""
+    if BAR in pattern:
+        return _rearrange_parts(x, pattern.split(BAR), sizes)
     left, right = parse(pattern)
     if x.shape != shape(left, sizes):
         raise ValueError(
@@ -103,15 +116,37 @@ def rearrange(x: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.ndarr
     )
 
 
+def _rearrange_parts(x: Any, patterns: Sequence[str], sizes: Mapping[str, int]) -> Any:
+    """`rearrange` by several patterns: of a list one array, whose rows are those of the parts one
+    after the other, and of an array the list."""
+    if not isinstance(x, np.ndarray):
+        parts = [rearrange(one, pattern, sizes) for one, pattern in zip(x, patterns)]
+        return np.concatenate(parts)
+    if x.shape != source_shape(BAR.join(patterns), sizes):
+        wanted = list(source_shape(BAR.join(patterns), sizes))
+        raise ValueError(f"got shape {list(x.shape)}, wanted {wanted} for {BAR.join(patterns)!r}")
+    ends = np.cumsum([source_shape(pattern, sizes)[0] for pattern in patterns])[:-1]
+    return [rearrange(rows, pattern, sizes) for rows, pattern in zip(np.split(x, ends), patterns)]
+
+
+def fused(values: Sequence[np.ndarray], pattern: str) -> Any:
+    """The parameters of one tensor as `rearrange` takes them with the inverse of its pattern: one
+    array with an axis over them, or a list where they differ in size."""
+    if BAR in pattern:
+        return list(values)
+    return np.stack(values) if len(values) > 1 else values[0]
+
+
 def inverse(pattern: str) -> str:
     """The pattern in the other direction: "A B -> (B A)" becomes "(B A) -> A B"."""
-    left, right = pattern.split(" -> ")
-    return f"{right} -> {left}"
+    turned = (reversed(one.split(" -> ")) for one in pattern.split(BAR))
+    return BAR.join(" -> ".join(sides) for sides in turned)
 
 
 def source_shape(pattern: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of a pattern's left side."""
-    return shape(parse(pattern)[0], sizes)
+    first, *others = (shape(parse(one)[0], sizes) for one in pattern.split(BAR))
+    return (first[0] + sum(other[0] for other in others), *first[1:])
 
 
 def shape(groups: Sequence[tuple[str, ...]], sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -8,13 +8,14 @@ layer has one A, "R D -> D R", and B is "(3 N H) R -> 3 R N H".
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from research.interop.storage.checkpoint import specs_by_path, stacked_axes
 from research.interop.storage.family import Family
-from research.interop.storage.layout import parse, pieces, rearrange
+from research.interop.storage.layout import BAR, parse, pieces, rearrange
 from research.models.config import ModelConfig
 from research.models.spec import Spec
 
@@ -87,7 +88,7 @@ def canonical(names: Mapping[str, object], c: ModelConfig, family: Family) -> di
     return actual_names
 
 
-def arranged(x: np.ndarray, pattern: str, sizes: Mapping[str, int], name: str) -> np.ndarray:
+def arranged(x: np.ndarray, pattern: str, sizes: Mapping[str, int], name: str) -> Any:
     """`research.interop.storage.layout.rearrange` whose ValueError also names the module."""
     try:
         return rearrange(x, pattern, sizes)
@@ -126,6 +127,15 @@ def _ends(name: str, kind: str) -> Iterator[str]:
 def _module(
     name: str, paths: tuple[str, ...], index: tuple[int, ...], pattern: str, spec: Spec
 ) -> Module:
+    if BAR in pattern:
+        # The parts of a fused weight that differ in size: their inputs are the same.
+        parts = [_module(name, paths[:1], index, one, spec) for one in pattern.split(BAR)]
+        return replace(
+            parts[0],
+            paths=paths,
+            b=BAR.join(one.b for one in parts),
+            outputs=BAR.join(one.outputs for one in parts),
+        )
     left, right = parse(pattern)
     fused_axis = " ".join(right[0]) + " " if len(paths) > 1 else ""
     # Our side of a pattern has single letters; a leading axis counts fused weights.

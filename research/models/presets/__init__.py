@@ -2,13 +2,17 @@
 shares, and entries with the sizes of its papers."""
 
 from research.models.config import ModelConfig
-from research.models.presets import bert, gemma, gpt, llama, qwen, seq2seq
+from research.models.presets import bert, gemma, gpt, granite, llama, neox, olmo, phi, qwen, seq2seq
 
 PRESETS: dict[str, ModelConfig] = {
     **gpt.PRESETS,
     **llama.PRESETS,
     **qwen.PRESETS,
     **gemma.PRESETS,
+    **phi.PRESETS,
+    **olmo.PRESETS,
+    **granite.PRESETS,
+    **neox.PRESETS,
     **bert.PRESETS,
     **seq2seq.PRESETS,
 }

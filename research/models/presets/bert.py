@@ -1,4 +1,4 @@
-"""Encoders: BERT and those after it with its layers, RoBERTa and XLM-R."""
+"""Encoders: BERT and those after it, RoBERTa, XLM-R, DistilBERT and ModernBERT."""
 
 from research.models.config import ModelConfig
 
@@ -41,6 +41,38 @@ def _roberta(layers: int, d_model: int, heads: int, vocab_size: int = 50265) -> 
     return bert(layers, d_model, heads, pooler=False, **sizes)
 
 
+def _modernbert(layers: int, d_model: int, heads: int, d_ff: int) -> ModelConfig:
+    """ModernBERT (arXiv:2412.13663, table 4): rotary positions, gated feed-forward layers, windows
+    of 64 tokens to both sides in two layers of three, and norms before the branches."""
+    return ModelConfig(
+        kind="encoder",
+        vocab_size=50368,
+        layers=layers,
+        d_model=d_model,
+        heads=heads,
+        kv_heads=heads,
+        head_size=64,
+        d_ff=d_ff,
+        max_length=8192,
+        rope_theta=160000.0,
+        local_rope_theta=10000.0,
+        window=65,
+        layer_kinds=tuple("local" if layer % 3 else "global" for layer in range(layers)),
+        norm="layer",
+        norm_bias=False,
+        embedding_norm=True,
+        first_norm=False,
+        activation="gelu",
+        tied=True,
+        pooling="mean",
+        pooler_layer="head",
+        mlm_head=True,
+        transform_bias=False,
+    )
+
+
+_DISTIL = dict(token_types=0, embedding_norm=True, pooler=False, pooler_layer="relu")
+
 PRESETS: dict[str, ModelConfig] = {
     "bert_base": bert(12, 768, 12),
     "bert_large": bert(24, 1024, 16),
@@ -48,4 +80,8 @@ PRESETS: dict[str, ModelConfig] = {
     "roberta_large": _roberta(24, 1024, 16),
     "xlm_roberta_base": _roberta(12, 768, 12, 250002),
     "xlm_roberta_large": _roberta(24, 1024, 16, 250002),
+    # arXiv:1910.01108, section 3: every second layer of BERT.
+    "distilbert_base": bert(6, 768, 12, **_DISTIL),
+    "modernbert_base": _modernbert(22, 768, 12, 1152),
+    "modernbert_large": _modernbert(28, 1024, 16, 2624),
 }

@@ -57,6 +57,7 @@ class Case:
     v4: Callable[[dict], dict]
     dtype: torch.dtype = torch.float32
     length: int = LENGTH
+    padded: int = PADDED  # tokens of the second row, of LENGTH
     stds: dict = field(
         default_factory=dict
     )  # by a part of the name; a large tied table repeats its words
@@ -130,6 +131,40 @@ def v4_gemma3(text: dict) -> dict:
         "rope_scaling": {"rope_type": "linear", "factor": wide["factor"]},
         "sliding_window_pattern": types.index("full_attention") + 1,
     }
+
+
+def v4_phi3(text: dict) -> dict:
+    """The first name of LongRoPE, and the lengths beside it."""
+    text = {**text}
+    rope = text.pop("rope_parameters")
+    scaling = {name: rope[name] for name in ("short_factor", "long_factor") if name in rope}
+    return v4(text) | {
+        "rope_theta": rope["rope_theta"],
+        "partial_rotary_factor": rope["partial_rotary_factor"],
+        "rope_scaling": {"type": "su", **scaling} if scaling else None,
+        "tie_word_embeddings": text["tie_word_embeddings"],
+    }
+
+
+def v4_olmo3(text: dict) -> dict:
+    """The parameters of the layers that see all, and no list of the layers."""
+    rope = text["rope_parameters"]["full_attention"]
+    kept = {key: value for key, value in text.items() if key != "layer_types"}
+    return v4_rope({**kept, "rope_parameters": rope})
+
+
+def v4_smollm3(text: dict) -> dict:
+    """The period alone."""
+    left_out = ("no_rope_layers", "layer_types")
+    return {key: value for key, value in v4_rope(text).items() if key not in left_out}
+
+
+def v4_neox(text: dict) -> dict:
+    """Names of its own for the rotary fields."""
+    text = {**text}
+    rope = text.pop("rope_parameters")
+    own = {"rotary_emb_base": rope["rope_theta"], "rotary_pct": rope["partial_rotary_factor"]}
+    return v4(text) | own | {"tie_word_embeddings": False}
 
 
 def v4_t5(text: dict) -> dict:
@@ -319,6 +354,138 @@ CASES = {
     ),
 }
 
+# Further decoders. Scalings by the length of a text are those of its batch in transformers, so both
+# rows are on the same side of the original length.
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.05, 2.3, 6.5],
+    "partial_rotary_factor": 0.75,
+}
+CASES |= {
+    # Longer than its 22 positions; what it writes is not.
+    "llama_dynamic": Case(
+        LLAMA, llama(rope=DYNAMIC, max_position_embeddings=22), v4_rope, padded=LENGTH
+    ),
+    "llama_yarn": Case(LLAMA, llama(rope=YARN), v4_rope),
+    # The switch from short to long factors is within what it writes.
+    "phi3": Case(
+        hf.Phi3ForCausalLM,
+        llama(
+            hf.Phi3Config,
+            theta=500.0,
+            rope=LONGROPE,
+            original_max_position_embeddings=12,
+            pad_token_id=0,
+            num_attention_heads=4,
+        ),
+        v4_phi3,
+    ),
+    "phi3_window": Case(
+        hf.Phi3ForCausalLM,
+        llama(hf.Phi3Config, sliding_window=6, pad_token_id=0, num_key_value_heads=4),
+        v4_phi3,
+    ),
+    "olmo2": Case(hf.Olmo2ForCausalLM, llama(hf.Olmo2Config, theta=5e5, pad_token_id=0), v4_rope),
+    "olmo3": Case(
+        hf.Olmo3ForCausalLM,
+        llama(
+            hf.Olmo3Config,
+            num_hidden_layers=5,
+            sliding_window=5,
+            pad_token_id=0,
+            rope_parameters={
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+                "full_attention": {**YARN, "rope_theta": 5e5, "attention_factor": 1.2},
+            },
+        ),
+        v4_olmo3,
+    ),
+    "smollm3": Case(
+        hf.SmolLM3ForCausalLM,
+        llama(
+            hf.SmolLM3Config,
+            theta=100.0,
+            num_hidden_layers=5,
+            no_rope_layer_interval=2,
+            pad_token_id=0,
+            tie_word_embeddings=True,
+        ),
+        v4_smollm3,
+    ),
+    "ministral": Case(
+        hf.MinistralForCausalLM,
+        llama(
+            hf.MinistralConfig,
+            head_dim=8,
+            num_hidden_layers=3,
+            sliding_window=5,
+            layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+        ),
+        v4_rope,
+    ),
+    # Its config.json is of transformers 5 alone.
+    "ministral3": Case(
+        hf.Ministral3ForCausalLM,
+        llama(
+            hf.Ministral3Config,
+            head_dim=8,
+            pad_token_id=0,
+            rope={
+                **YARN,
+                "original_max_position_embeddings": 5,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.4,
+            },
+        ),
+        dict,
+    ),
+    "granite": Case(
+        hf.GraniteForCausalLM,
+        llama(
+            hf.GraniteConfig,
+            embedding_multiplier=3.0,
+            residual_multiplier=0.6,
+            attention_multiplier=0.2,
+            logits_scaling=0.7,
+            tie_word_embeddings=True,
+        ),
+        v4_rope,
+    ),
+    "gpt_neox": Case(
+        hf.GPTNeoXForCausalLM,
+        hf.GPTNeoXConfig(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 100.0,
+                "partial_rotary_factor": 0.25,
+            },
+        ),
+        v4_neox,
+    ),
+    "opt": Case(
+        hf.OPTForCausalLM,
+        hf.OPTConfig(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            ffn_dim=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+        ),
+        v4,
+    ),
+}
+
 
 def randomise(model: torch.nn.Module, stds: dict[str, float], rng: np.random.Generator) -> None:
     """Norm scales in 0.5..1.5, the rest normal: biases of std 0.3, matrices 0.2, and what `stds`
@@ -345,7 +512,7 @@ def randomise(model: torch.nn.Module, stds: dict[str, float], rng: np.random.Gen
 def inputs(case: Case, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Two rows, the second shorter, with what the class reads beside them."""
     shape = (2, case.length)
-    mask = (np.arange(case.length) < [[case.length], [case.length * PADDED // LENGTH]]).astype(
+    mask = (np.arange(case.length) < [[case.length], [case.length * case.padded // LENGTH]]).astype(
         np.int64
     )
     fields = {"ids": rng.integers(3, VOCAB - 1, shape), "mask": mask}

@@ -69,7 +69,14 @@ def read_body(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def count_labels(values: Mapping[str, Any]) -> int:
-    """The number of classes of a classifier."""
+    """The number of classes of a classifier. ValueError for one of another class's than whole
+    texts, whose tensors may have the same names."""
+    for name in values.get("architectures") or ():
+        if any(job in name for job in ("TokenClass", "QuestionAnswering", "MultipleChoice")):
+            raise ValueError(
+                f"config.json is of {name}; of classifiers, those of whole texts are supported "
+                "(ForSequenceClassification)"
+            )
     # transformers writes the labels' names and leaves out their number, which it takes from them.
     labels = values.get("id2label")
     return (

@@ -1,7 +1,7 @@
-"""LLaMA and what grew out of it, in Hugging Face's names: LLaMA, SmolLM2, Mistral, Mixtral, Qwen 2
-and 3."""
+"""LLaMA and what grew out of it, in Hugging Face's names: LLaMA, SmolLM2, Mistral, Ministral,
+Mixtral, Qwen 2 and 3."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from research.interop.huggingface.families.fields import (
@@ -16,12 +16,15 @@ from research.interop.huggingface.families.rope import read_rope, write_scaling
 from research.interop.storage.family import Family
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
+from research.models.kinds import layer_windows, spell
 
+SLIDING, FULL = "sliding_attention", "full_attention"
 # Where config.json leaves a field out, transformers takes the default of the model's own class,
 # which is not what a null means: a Mistral without "sliding_window" has a window of 4,096.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "ministral": {"num_key_value_heads": 8, "sliding_window": 4096},
     "mixtral": {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
     "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096},
     "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
@@ -33,29 +36,17 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     asked. ValueError for settings that our layers do not compute."""
     kind = values["model_type"]
     values = {**_DEFAULTS[kind], **values}
-    heads, d_model = integer(values, "num_attention_heads"), integer(values, "hidden_size")
     theta, scaling = read_rope(values)
     refuse(values, partial_rotary_factor=1.0, pretraining_tp=1)
     biased = "all" if flag(values, "attention_bias", False) else "none"
     # The field is believed for Mixtral only: another class would not build experts for it.
     experts = integer(values, "num_local_experts", 8) if kind == "mixtral" else 0
     return ModelConfig(
-        kind="decoder",
-        vocab_size=integer(values, "vocab_size"),
-        layers=integer(values, "num_hidden_layers"),
-        d_model=d_model,
-        heads=heads,
-        kv_heads=integer(values, "num_key_value_heads", heads),
-        # Wider or narrower heads than d_model / heads are possible only where the file says so.
-        head_size=integer(values, "head_dim", max(1, d_model // heads)),
-        d_ff=integer(values, "intermediate_size"),
-        max_length=integer(values, "max_position_embeddings"),
+        **read_sizes(values),
+        **_read_windows(values),
         rope_theta=theta,
         rope_scaling=scaling,
-        window=_read_window(values),
-        norm_eps=number(values, "rms_norm_eps", 1e-6),
         query_norm=kind == "qwen3",
-        activation=activation(values, "hidden_act", "silu"),
         # Qwen 2 has these three biases without saying so, and no field that turns them off.
         attention_bias="qkv" if kind == "qwen2" else biased,
         mlp_bias=flag(values, "mlp_bias", False),
@@ -63,34 +54,73 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         experts=experts,
         experts_per_token=integer(values, "num_experts_per_tok", 2) if experts else 2,
         router_loss=number(values, "router_aux_loss_coef", 0.001) if experts else 0.0,
-        init_std=number(values, "initializer_range", 0.02),
     )
 
 
-def _read_window(values: Mapping[str, Any]) -> int:
-    """Tokens in the attention window of every layer, 0 for full attention. ValueError where some
-    layers have a window and others have none."""
+def read_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `ModelConfig` that LLaMA and its relatives have under the same names."""
+    heads, d_model = integer(values, "num_attention_heads"), integer(values, "hidden_size")
+    return {
+        "kind": "decoder",
+        "vocab_size": integer(values, "vocab_size"),
+        "layers": integer(values, "num_hidden_layers"),
+        "d_model": d_model,
+        "heads": heads,
+        "kv_heads": integer(values, "num_key_value_heads", heads),
+        # Wider or narrower heads than d_model / heads are possible only where the file says so.
+        "head_size": integer(values, "head_dim", max(1, d_model // heads)),
+        "d_ff": integer(values, "intermediate_size"),
+        "max_length": integer(values, "max_position_embeddings"),
+        "norm_eps": number(values, "rms_norm_eps", 1e-6),
+        "activation": activation(values, "hidden_act", "silu"),
+        "init_std": number(values, "initializer_range", 0.02),
+    }
+
+
+def _read_windows(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The window of the layers, and which of them have it: fields of `ModelConfig`."""
     # Qwen alone has a switch, use_sliding_window, which is off by default, and a number of first
     # layers that attend to everything, max_window_layers. The class of LLaMA has no window: a
     # sliding_window in its config.json is ignored by transformers.
-    qwen, count = values["model_type"].startswith("qwen"), integer(values, "num_hidden_layers")
-    if values["model_type"] == "llama" or not flag(values, "use_sliding_window", not qwen):
-        return 0
-    window, kinds = integer(values, "sliding_window", 0), set(values.get("layer_types") or ())
-    if qwen and not kinds:
+    kind, count = values["model_type"], integer(values, "num_hidden_layers")
+    qwen = kind.startswith("qwen")
+    if kind == "llama" or not flag(values, "use_sliding_window", not qwen):
+        return {}
+    types = values.get("layer_types")
+    if qwen and types is None:
         first = values.get("max_window_layers", 28)  # transformers' default
         if type(first) is not int:
             raise ValueError(
                 f"config.json has max_window_layers={first!r}; wanted a number of layers"
             )
-        layers = (("full_attention", first), ("sliding_attention", count - first))
-        kinds = {name for name, number in layers if number > 0}
-    if window and len(kinds) > 1:
+        types = [FULL if layer < first else SLIDING for layer in range(count)]
+    # Mistral's own class gives every layer the window, whatever the types say.
+    if not qwen and kind != "ministral" and len(set(types or ())) > 1:
         raise ValueError(
-            f"config.json mixes the layer types {', '.join(sorted(kinds))}; one for all is "
-            "supported"
+            f"config.json mixes the layer types {', '.join(sorted(set(types)))}, which "
+            f"{kind} does not have; set its model_type to ministral"
         )
-    return 0 if kinds == {"full_attention"} else window
+    return windows_by_layer(integer(values, "sliding_window", 0), types, count)
+
+
+def windows_by_layer(window: int, types: Sequence[str] | None, count: int) -> dict[str, Any]:
+    """The fields of `ModelConfig` for a window that the layers of type "sliding_attention" have,
+    all of them where no types are given. ValueError for other types, and for another number."""
+    types = [SLIDING] * count if types is None else types
+    unknown = [one for one in types if one not in (SLIDING, FULL)]
+    if unknown or len(types) != count:
+        raise ValueError(
+            f"config.json has layer_types={types}; wanted {SLIDING} or {FULL} for each of its "
+            f"{count} layers"
+        )
+    if not window or SLIDING not in types:
+        return {}
+    return {"window": window, **spell(["local" if one == SLIDING else "global" for one in types])}
+
+
+def layer_types(c: ModelConfig) -> list[str]:
+    """The value of `layer_types` in config.json."""
+    return [SLIDING if window else FULL for window in layer_windows(c)]
 
 
 def is_rotary_decoder(c: ModelConfig) -> bool:
@@ -113,13 +143,34 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         kind, name = "qwen3", "Qwen3ForCausalLM"
     elif c.attention_bias == "qkv":
         kind, name = "qwen2", "Qwen2ForCausalLM"
+    elif c.window and len(set(layer_windows(c))) > 1:
+        kind, name = "ministral", "MinistralForCausalLM"
     elif c.window:
         kind, name = "mistral", "MistralForCausalLM"
     else:
         kind, name = "llama", "LlamaForCausalLM"
-    values = {
-        "architectures": [name],
-        "model_type": kind,
+    values = {"architectures": [name], "model_type": kind, **write_sizes(c)}
+    if kind in ("llama", "qwen3"):
+        values |= {"attention_bias": c.attention_bias == "all"}
+    if kind == "llama":
+        values |= {"mlp_bias": c.mlp_bias}
+    # Null is no window; absent would be the class's default.
+    if kind in ("mistral", "mixtral", "ministral", "qwen2", "qwen3"):
+        values |= {"sliding_window": c.window or None}
+    if kind in ("qwen2", "qwen3"):
+        values |= {"use_sliding_window": bool(c.window), "max_window_layers": 0}
+    # No layer is exempt where nothing is said.
+    if kind in ("ministral", "qwen2", "qwen3") and len(set(layer_windows(c))) > 1:
+        values |= {"layer_types": layer_types(c)}
+    if c.experts:
+        experts = {"num_local_experts": c.experts, "num_experts_per_tok": c.experts_per_token}
+        values |= {**experts, "router_aux_loss_coef": c.router_loss}
+    return values
+
+
+def write_sizes(c: ModelConfig) -> dict[str, Any]:
+    """The fields of config.json that LLaMA and its relatives have under the same names."""
+    return {
         "vocab_size": c.vocab_size,
         "hidden_size": c.d_model,
         "intermediate_size": c.d_ff,
@@ -136,23 +187,6 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         "initializer_range": c.init_std,
         "attention_dropout": 0.0,
     }
-    if kind in ("llama", "qwen3"):
-        values |= {"attention_bias": c.attention_bias == "all"}
-    if kind == "llama":
-        values |= {"mlp_bias": c.mlp_bias}
-    if kind in ("mistral", "mixtral"):
-        values |= {"sliding_window": c.window or None}
-    if kind in ("qwen2", "qwen3"):
-        values |= {
-            "use_sliding_window": bool(c.window),
-            "sliding_window": c.window or None,
-            # Null is no window; absent would be the class's default. No layer is exempt.
-            "max_window_layers": 0,
-        }
-    if c.experts:
-        experts = {"num_local_experts": c.experts, "num_experts_per_tok": c.experts_per_token}
-        values |= {**experts, "router_aux_loss_coef": c.router_loss}
-    return values
 
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
@@ -222,7 +256,7 @@ def _mlp_rules(c: ModelConfig, layer: str, ours: str) -> list[Rule]:
 
 
 FAMILY = Family(
-    model_types=("llama", "mistral", "mixtral", "qwen2", "qwen3"),
+    model_types=("llama", "mistral", "ministral", "mixtral", "qwen2", "qwen3"),
     serves=serves,
     read_config=read_config,
     write_config=write_config,

@@ -6,24 +6,42 @@ from typing import Any
 from research.interop.huggingface.families import (
     bart,
     bert,
+    distilbert,
     gemma,
     gpt2,
+    gpt_neox,
+    granite,
     llama,
     marian,
+    ministral3,
+    modernbert,
+    olmo,
+    opt,
+    phi3,
     roberta,
+    smollm3,
     t5,
 )
 from research.interop.storage.family import Family
 from research.models.config import ModelConfig, Shape
 
 # The last row that serves a model writes it, so a family that adds something to another's layers
-# stands below it. `serves` of the rows here exclude each other (Gemma's asks LLaMA's).
+# stands below it: Phi 3 below LLaMA.
 FAMILIES = {
     "gemma": gemma.FAMILY,
     "llama": llama.FAMILY,
+    "ministral3": ministral3.FAMILY,
+    "phi3": phi3.FAMILY,
+    "olmo": olmo.FAMILY,
+    "smollm3": smollm3.FAMILY,
+    "granite": granite.FAMILY,
     "gpt2": gpt2.FAMILY,
+    "gpt_neox": gpt_neox.FAMILY,
+    "opt": opt.FAMILY,
     "bert": bert.FAMILY,
     "roberta": roberta.FAMILY,
+    "distilbert": distilbert.FAMILY,
+    "modernbert": modernbert.FAMILY,
     "t5": t5.FAMILY,
     "marian": marian.FAMILY,
     "bart": bart.FAMILY,
