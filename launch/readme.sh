@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every command of README.md as it is written, in a copy of the checkout: long ones with small
-# settings; those that want hardware, hours or an account are listed with the reason. About five
+# settings; those that want hardware, hours or an account are listed with the reason. About four
 # minutes on two cores.
 #
 #   ./launch/readme.sh

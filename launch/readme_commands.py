@@ -21,7 +21,7 @@ from pathlib import Path
 
 # What a line or a piece of code begins with to be a command, in a file of prose and pictures.
 BEGINNINGS = ("python -m ", "./launch/", "pip ", "pytest ", "git ", "from research import ")
-LIMIT = 240  # seconds of a command, about ten times what any takes on two quiet cores
+LIMIT = 240  # seconds of a command, about five times what any takes on two quiet cores
 
 # Commands that are not run, by a pattern of how they begin, with the reason.
 LISTED = {
@@ -32,16 +32,21 @@ LISTED = {
     r"python -m research\.fit": "wants .[fit], 0.7 GB; tests/fit",
     r"python -m research\.bench": "wants .[parity], and minutes of a quiet machine",
 }
-_FEW_STEPS = (
-    "--config.train.steps=1 --config.train.eval_batches=1 --config.train.sample_tokens=4 "
-    "--config.data.sequence_length=64 --config.data.batch_size=8"
-)
+_ONE_STEP = "--config.train.steps=1 --config.train.eval_batches=1"
+_SHORT_ROWS = "--config.data.sequence_length=64 --config.data.batch_size=8"
+# Decoding is compiled apart, which other commands do: the smoke run, chat and generate.
+_NO_SAMPLE = "--config.train.sample_tokens=0"
+_TOKENIZER = "--config.data.tokenizer=bpe:512"  # the smoke run has made it of the same texts
 # Further arguments, by a pattern of the command; the last row that matches counts.
 SMALL = {
     r"\./launch/local\.sh": "--config=configs/quickstart.py:smoke",
-    # A config cannot be named behind its overrides.
-    r"\./launch/local\.sh .*--config\.": "--config.train.steps=1 --config.train.eval_batches=1",
-    r"python -m research\.train .*finetune": _FEW_STEPS,
+    # A config cannot be named behind its overrides. A scan compiles one layer.
+    r"\./launch/local\.sh .*--config\.": (
+        f"{_ONE_STEP} {_NO_SAMPLE} {_TOKENIZER} --config.execution.unroll=1"
+    ),
+    r"python -m research\.inspect_batch .*quickstart": _TOKENIZER,
+    r"python -m research\.chat": "--max_tokens=16",
+    r"python -m research\.train .*finetune": f"{_ONE_STEP} {_NO_SAMPLE} {_SHORT_ROWS}",
     r"python -m research\.quantize": "--tokens=64 --window=64",
     r"python -m research\.quantize .*--format=all": "--tokens=32 --window=32",
     r"python -m research\.quantize .*--method": "--tokens=64 --calibration_tokens=128 --window=64",

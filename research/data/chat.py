@@ -18,6 +18,7 @@ import numpy as np
 
 from research.data.chat_messages import for_template, reads_more
 from research.data.chat_sandbox import ChatRefused, Rendered, Sandbox, shared_sandbox
+from research.data.chat_spans import kept_span
 from research.data.documents import digest
 from research.data.tokenizers import Tokenizer
 
@@ -70,8 +71,8 @@ def encode_chat(
     tools that the template gets, in the form of transformers' apply_chat_template.
 
     ChatRefused, a ValueError, for messages that the template rejects. ValueError for a template
-    that writes earlier messages differently once later ones follow, for example one that removes
-    earlier thoughts: no single text would then show what the model reads before each answer.
+    that leaves out something of earlier messages once later ones follow, for example their
+    thoughts: no single text would then show what the model reads before each answer.
     """
     [encoded] = ChatEncoder(tokenizer, sandbox).encode_batch([messages], [tools])
     if isinstance(encoded, ChatRefused):
@@ -173,34 +174,52 @@ class ChatEncoder:
         whole, *parts = (one.text for one in self._render(tools, (messages, False), *jobs))
         spans = []
         for turn, asked, answered in zip(turns, parts[::2], parts[1::2]):
-            if not (answered.startswith(asked) and whole.startswith(answered)):
-                raise ValueError(
-                    f"the chat template writes the text before message {turn + 1} differently "
-                    "once it follows, so what the assistant says cannot be told; mark that with "
-                    "{% generation %} in a template of your own and set config.data.chat_template, "
-                    "or give conversations of one answer"
-                )
-            said = answered[len(asked) :]
-            content = _content(messages[turn])
-            # Without a generation prompt the answer would begin with "assistant:" or the like,
-            # which the model is not to write.
-            if (
-                not said.lstrip().startswith(content)
-                and asked == self._render(tools, (messages[:turn], False))[0].text
-            ):
-                raise ValueError(
-                    "the chat template has no generation prompt (add_generation_prompt changes "
-                    "nothing), so where the assistant begins cannot be told; give one that has "
-                    "with config.data.chat_template"
-                )
-            # A line break after an end-of-turn token is the template's, since the model has stopped
-            # by then. Without such a token the line break itself is the end of the turn.
-            # A call of a tool always has an end behind it.
-            ended = not content or not said.rstrip().endswith(content)
+            span = self._span(messages, turn, tools, asked, answered, whole)
             # What has weight 0 is context: read, and never a target.
             if messages[turn].get("weight", 1):
-                spans.append((len(asked), len(asked) + len(said.rstrip() if ended else said)))
+                spans.append(span)
         return Rendered(whole, spans)
+
+    def _span(
+        self,
+        messages: Messages,
+        turn: int,
+        tools: list[Any],
+        asked: str,
+        answered: str,
+        whole: str,
+    ) -> tuple[int, int]:
+        """(first character, end) of the answer `turn` in the text `whole` of the conversation;
+        `asked` and `answered` are the texts that end in its question and in itself."""
+        if not (answered.startswith(asked) and whole.startswith(answered)):
+            history = self._render(tools, (messages[:turn], False))[0].text if turn else ""
+            texts = (history, asked, answered, whole)
+            if kept := kept_span(self._tokenizer, messages[turn], *texts):
+                return kept
+            raise ValueError(
+                f"the chat template writes the text before message {turn + 1} differently "
+                "once it follows, so what the assistant says cannot be told; mark that with "
+                "{% generation %} in a template of your own and set config.data.chat_template, "
+                "or give conversations of one answer"
+            )
+        said = answered[len(asked) :]
+        content = _content(messages[turn])
+        # Without a generation prompt the answer would begin with "assistant:" or the like, which
+        # the model is not to write.
+        if (
+            not said.lstrip().startswith(content)
+            and asked == self._render(tools, (messages[:turn], False))[0].text
+        ):
+            raise ValueError(
+                "the chat template has no generation prompt (add_generation_prompt changes "
+                "nothing), so where the assistant begins cannot be told; give one that has "
+                "with config.data.chat_template"
+            )
+        # A line break after an end-of-turn token is the template's, since the model has stopped by
+        # then. Without such a token the line break itself is the end of the turn. A call of a tool
+        # always has an end behind it.
+        ended = not content or not said.rstrip().endswith(content)
+        return len(asked), len(asked) + len(said.rstrip() if ended else said)
 
     def _marked(self, messages: Messages, tools: list[Any]) -> Rendered:
         """The conversation by a template that marks what the assistant says."""

@@ -85,4 +85,6 @@ def make_objective(
     # What an objective of pairs takes without a model is the start of most decoders.
     if model is None or model.decoder_start == ModelConfig.decoder_start:
         return objective
-    return replace(objective, start_id=decoder_start(tokenizer, model.decoder_start))
+    # The protocol does not say that its classes are dataclasses.
+    pairs: Any = objective
+    return replace(pairs, start_id=decoder_start(tokenizer, model.decoder_start))

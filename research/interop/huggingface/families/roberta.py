@@ -101,4 +101,5 @@ FAMILY = Family(
         ("lm_head.decoder.weight", "embed/table"),
         ("lm_head.decoder.bias", "head/output_bias"),
     ),
+    classes={"roberta": "Roberta", "xlm-roberta": "XLMRoberta"},
 )
