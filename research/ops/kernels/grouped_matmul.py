@@ -42,8 +42,8 @@ class Case:
 
     M: int
     E: int
-    I: int  # noqa: E741, a letter of the legend above
-    O: int  # noqa: E741
+    I: int
+    O: int
     dtype: jnp.dtype
     gradient: bool = False
 
