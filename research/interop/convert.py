@@ -123,6 +123,8 @@ def notes_on_base(base: str, parent: Checkpoint) -> list[str]:
 def notes_on_ends(workdir: Path, base: Checkpoint) -> list[str]:
     """A line where the run learnt to end answers with a token that the base does not end at: a
     folder of peft's has no place for it."""
+    if base.config.kind == "encoder":
+        return []  # it writes nothing
     experiment, tokenizer = runs.read_experiment(workdir), load_tokenizer(workdir / "tokenizer")
     learnt = runs.run_end_ids(experiment, tokenizer, workdir)
     missing = [n for n in learnt if n not in end_ids(base.special)]
