@@ -18,31 +18,35 @@ run() {
 # make_environment [EXTRAS]: installs Graft with EXTRAS such as '[test]' into $venv.
 # A copy of setup.cfg is kept for each set of extras, so that pip runs only after a change of it.
 make_environment() {
-  local extras=${1:-} stamp
+  local extras=${1:-} stamp newest
   stamp="$venv/.installed$(printf '%s' "$extras" | tr -dc 'a-z,')"
   if [ -f "$stamp" ] && cmp -s setup.cfg "$stamp"; then
     return
   fi
-  [ -x "$python" ] || run "$(newest_python "$extras")" -m venv "$venv"
+  if [ ! -x "$python" ]; then
+    newest=$(newest_python "$extras") || return
+    run "$newest" -m venv "$venv"
+  fi
   run "$python" -m pip install --quiet --disable-pip-version-check --editable ".$extras"
   [ -n "${DRY_RUN:-}" ] || cp setup.cfg "$stamp"
 }
 
-# newest_python [EXTRAS]: the first of python3 and the versioned names that is at least 3.11. To run
-# on NVIDIA's cards, whose best attention kernel wants 3.12, the versioned names come first; `fit`
-# keeps python3's, since JAX 0.12 compiles Triton's kernels for fewer cards that are not there.
+# newest_python [EXTRAS]: the newest Python that is there and works, at least 3.11; for the extra
+# [cuda] at least 3.12, since older ones have no JAX with the kernels of NVIDIA's cards.
 newest_python() {
-  local name names="python3 python3.13 python3.12 python3.11 python"
+  local name least=11
   case ${1:-} in
-    *cuda*) names="python3.13 python3.12 $names" ;;
+    *'[cuda]'*) least=12 ;;
   esac
-  for name in $names; do
+  for name in python3.13 python3.12 python3.11 python3 python; do
     if command -v "$name" > /dev/null &&
-      "$name" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
+      "$name" -c "import sys, venv; sys.exit(sys.version_info < (3, $least))" 2> /dev/null; then
       echo "$name"
       return
     fi
   done
-  echo "error: Python 3.11 or newer is needed and none was found" >&2
+  echo "error: Python 3.$least or newer is needed${1:+ for $1} and none was found" >&2
+  [ "$least" = 11 ] ||
+    echo "Python 3.11 keeps the CPU: JAX_PLATFORMS=cpu leaves the card alone" >&2
   return 2
 }

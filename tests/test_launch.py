@@ -252,3 +252,35 @@ def test_the_scripts_are_clean():
         text=True,
     )
     assert done.returncode == 0, done.stdout
+
+
+def newest(tmp_path: Path, extras: str, **minors: int | None) -> subprocess.CompletedProcess:
+    """`newest_python` where these names are Pythons 3.MINOR; one of None is there and fails."""
+    bash = shutil.which("bash")
+    for name, minor in minors.items():
+        # It is asked whether its version is below one.
+        tests = [f'*"(3, {least})"*) exit {(minor or 0) < least:d} ;;' for least in (11, 12)]
+        path = tmp_path / "bin" / name.replace("_", ".")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f'#!{bash}\ncase "$2" in {" ".join(tests)} esac\n')
+        path.chmod(0o755)
+    script = f"source {ROOT}/launch/environment.sh; newest_python {extras!r}"
+    # Nothing but these Pythons is found by name.
+    settings = {"PATH": f"{tmp_path}/bin"}
+    return subprocess.run([bash, "-c", script], env=settings, capture_output=True, text=True)
+
+
+def test_the_newest_python_that_works_is_taken(tmp_path):
+    there = dict(python3_13=None, python3_12=12, python3_11=11, python3=11)
+    for extras in ("", "[test]", "[fit]", "[cuda]", "[tpu]"):
+        assert newest(tmp_path, extras, **there).stdout == "python3.12\n", extras
+
+
+def test_cards_want_the_python_that_their_kernels_want(tmp_path):
+    there = dict(python3=11)
+    for extras in ("", "[tpu]", "[cuda12]"):
+        assert newest(tmp_path, extras, **there).stdout == "python3\n", extras
+    done = newest(tmp_path, "[cuda]", **there)
+    assert done.returncode == 2 and not done.stdout
+    assert "error: Python 3.12 or newer is needed for [cuda]" in done.stderr
+    assert "JAX_PLATFORMS=cpu" in done.stderr

@@ -17,7 +17,7 @@ from research.data.layouts import LAYOUTS, Layout
 from research.data.mixture import Mixture, mixture_provenance, open_mixture
 from research.data.packing import Chained, packed_bounds
 from research.data.sources import Source
-from research.data.template_variables import with_variables
+from research.data.template_variables import parse_variables, with_variables
 from research.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from research.data.tokens import TokenStore
 from research.data.windows import Progress, WindowOptions, Windows
@@ -220,7 +220,7 @@ def _recorded(tokenizer_folder: Path | None) -> dict[str, Any]:
 
 def _with_template(config: DataConfig, tokenizer: Tokenizer) -> Tokenizer:
     if not config.chat_template:
-        return with_variables(tokenizer, config.template_variables)
+        return with_variables(tokenizer, parse_variables(config.template_variables))
     try:
         source = Path(config.chat_template).expanduser().read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -229,7 +229,7 @@ def _with_template(config: DataConfig, tokenizer: Tokenizer) -> Tokenizer:
         ) from None
     # It is meant for all conversations, those with tools as well.
     one = replace(tokenizer, chat_template=source, templates={})
-    return with_variables(one, config.template_variables)
+    return with_variables(one, parse_variables(config.template_variables))
 
 
 def _open_tokenizer(spelling: str, sources: list[Source], cache: Path) -> Tokenizer:

@@ -3,7 +3,7 @@ NAME=VALUE in flags and configs."""
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,13 +34,12 @@ def parse_variables(spelt: Iterable[str]) -> dict[str, Any]:
     return variables
 
 
-def with_variables(tokenizer: Tokenizer, spelt: Iterable[str]) -> Tokenizer:
+def with_variables(tokenizer: Tokenizer, variables: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer whose templates see further variables. ValueError for one that none of its
     templates mentions: it would change nothing."""
-    variables = parse_variables(spelt)
     if not variables:
         return tokenizer
-    sources = [tokenizer.chat_template or "", *tokenizer.templates.values()]
+    sources = sources_of(tokenizer)
     for name in variables:
         if not any(re.search(rf"\b{name}\b", source) for source in sources):
             asked = sorted(
@@ -49,3 +48,8 @@ def with_variables(tokenizer: Tokenizer, spelt: Iterable[str]) -> Tokenizer:
             known = f"; it asks for {', '.join(asked)}" if asked else ""
             raise ValueError(f"the chat template has no variable {name!r}{known}")
     return replace(tokenizer, template_variables={**tokenizer.template_variables, **variables})
+
+
+def sources_of(tokenizer: Tokenizer) -> list[str]:
+    """The sources of all chat templates of a tokenizer."""
+    return [tokenizer.chat_template or "", *tokenizer.templates.values()]

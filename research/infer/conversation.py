@@ -5,6 +5,7 @@ from typing import Any
 
 from research.data.chat import end_of_turn, render_chat
 from research.data.conversations import with_text
+from research.data.template_variables import sources_of
 from research.data.tokenizers import Tokenizer
 
 Message = dict[str, Any]
@@ -39,8 +40,13 @@ def encode_conversation(
     tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()
 ) -> list[int]:
     """Ids of the messages in the model's chat template, with the `tools` that the assistant may
-    call, up to where it answers. ValueError for a tokenizer without a template, and for messages
-    that it rejects."""
+    call, up to where it answers. ValueError for a tokenizer without a template, for messages that
+    it rejects, and for tools that it does not write."""
+    if tools and not any("tools" in source for source in sources_of(tokenizer)):
+        raise ValueError(
+            f"the chat template writes no tools, and {len(tools)} are given; take a model that was "
+            "tuned to call tools, or leave them out"
+        )
     return tokenizer.encode(render_chat(tokenizer, messages, tools=tools))
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research import tree
+from research.data.template_variables import with_variables
 from research.data.tokenizers import Tokenizer
 from research.experiment.fields import nearest
 from research.infer.conversation import answer_ends, conversation, encode_conversation
@@ -125,8 +126,7 @@ class Loaded:
         without a chat template.
         """
         said = conversation(messages, system)
-        variables = {**self._texts().template_variables, **template_variables}
-        tokenizer = dataclasses.replace(self._texts(), template_variables=variables)
+        tokenizer = with_variables(self._texts(), template_variables)
         ids = encode_conversation(tokenizer, said, tools)
         ends = answer_ends(self._texts(), self.stop_ids)
         fields = {"max_tokens": max_tokens, "temperature": temperature, **sampling}

@@ -56,7 +56,9 @@ def attend(
     for queries, keys in _ranges(visibility, T + added, S):
 
         def _block(part, keys=keys):
-            q_BtNH, positions_Bt, segments_Bt, first = part
+            # Bound to the queries, masks and offsets are made with them. JAX computes what is the
+            # same in all layers of a scan once before it, and keeps it: all pairs of a row.
+            q_BtNH, positions_Bt, segments_Bt, first = jax.lax.optimization_barrier(part)
             seen = replace(
                 visibility,
                 q_positions_BT=positions_Bt,

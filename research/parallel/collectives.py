@@ -2,9 +2,9 @@
 
 A TPU slice is a torus. Its compiler has all-gathers and reduce-scatters along a line or over a
 plane; asked for one over a whole slice it makes an all-reduce of full size instead (libtpu 0.0.42:
-every gather of v5p:4x4x4 over 64 chips, every scatter of v5e:16x16 over 256), which moves twice the
-bytes and holds as much. So there they run in two stages, first within planes or lines, then across
-them, which moves what one stage would.
+every gather of v5p:4x4x4 over 64 chips, every scatter of v5e:16x16 over 256, of v5p:2x2x2 over 8),
+which moves twice the bytes and holds as much. So there they run in two stages, first within planes
+or lines, then across them, which moves what one stage would.
 """
 
 from collections.abc import Collection, Sequence
@@ -15,22 +15,27 @@ from jax import lax
 from research.devices.table import torus
 
 
-def stages(size: int, device_kind: str) -> tuple[int, ...]:
-    """Sizes of the stages that a collective over `size` devices runs in, outer stage first; their
-    product is `size`.
+def stages(size: int, device_kind: str, devices: int = 0) -> tuple[int, ...]:
+    """Sizes of the stages that a collective over `size` of all `devices` runs in, outer stage
+    first; their product is `size`.
 
     The outer stage moves the most. Where the group is a whole slice of usual shape, it is a plane
     of a three-dimensional torus or a line of a plane.
 
     >>> stages(64, "TPU v5"), stages(512, "TPU v5p"), stages(256, "TPU v6 lite")
     ((16, 4), (64, 8), (16, 16))
+    >>> stages(8, "TPU v5", devices=8), stages(8, "TPU v5", devices=64)
+    ((4, 2), (8,))
     >>> stages(64, "NVIDIA H100 80GB HBM3")
     (64,)
     """
     axes = torus(device_kind)
+    if axes is None:
+        return (size,)
     # Small groups are no whole slice, and one stage serves them: below 16 chips of a torus of two
-    # axes, below 32 of one of three.
-    if axes is None or size < 2 ** (axes + 2):
+    # axes, below 32 of one of three. Three axes of two chips are the smallest whole one.
+    cube = axes == 3 and size == devices
+    if size < (8 if cube else 2 ** (axes + 2)):
         return (size,)
     # The largest divisor up to the root of the torus's size: the side of a square or a cube.
     line = max(n for n in range(1, size + 1) if size % n == 0 and n**axes <= size)
@@ -84,8 +89,9 @@ def sum_to_place(
 
 
 def _stages(size: int) -> tuple[int, ...]:
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return stages(size, "" if device is None else device.device_kind)
+    mesh = jax.sharding.get_abstract_mesh()
+    device = mesh.abstract_device
+    return stages(size, "" if device is None else device.device_kind, mesh.size)
 
 
 def _groups(size: int, parts: int, within: int) -> list[list[int]] | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from research.data.template_variables import with_variables
+from research.data.template_variables import parse_variables, with_variables
 from research.data.tokenizers import Tokenizer
 
 VARIABLES = flags.DEFINE_multi_string(
@@ -22,7 +22,7 @@ TOOLS = flags.DEFINE_string(
 def chosen_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with the variables of --template_variable. ValueError for one that its chat
     template does not have."""
-    return with_variables(tokenizer, VARIABLES.value)
+    return with_variables(tokenizer, parse_variables(VARIABLES.value))
 
 
 def chosen_tools() -> list[Any]:

@@ -9,6 +9,7 @@ import pytest
 from research.data.chat import ChatEncoder, encode_chat, render_chat
 from research.data.template_variables import parse_variables, with_variables
 from research.data.tokenizers import load_tokenizer
+from research.infer.conversation import encode_conversation
 from tests.data.chat_templates import save_tokenizer
 from tests.data.tool_templates import GOLDEN, TALKS, TEMPLATES, TOOLS, VARIABLES
 
@@ -76,7 +77,7 @@ def test_variables_are_spelt_kept_and_change_what_is_encoded(tokenizer, tmp_path
         "a": False, "b": "high", "c": [1], "d": "",
     }  # fmt: skip
     plain = replace(tokenizer, chat_template=TEMPLATES["qwen"]["plain"])
-    chat = with_variables(plain, ["enable_thinking=false"])
+    chat = with_variables(plain, parse_variables(["enable_thinking=false"]))
     assert render_chat(chat, TALKS["plain"][:1]).endswith("<think></think>")
     assert not render_chat(plain, TALKS["plain"][:1]).endswith("<think></think>")
     assert ChatEncoder(chat).fingerprint != ChatEncoder(plain).fingerprint
@@ -96,7 +97,7 @@ def test_variables_are_spelt_kept_and_change_what_is_encoded(tokenizer, tmp_path
 def test_a_variable_that_would_change_nothing_is_refused(tokenizer, spelt, says):
     chat = replace(tokenizer, chat_template=TEMPLATES["qwen"]["plain"])
     with pytest.raises(ValueError, match=says) as refused:
-        with_variables(chat, [spelt])
+        with_variables(chat, parse_variables([spelt]))
     assert "\n" not in str(refused.value)
 
 
@@ -133,3 +134,10 @@ def test_answers_that_a_template_writes_otherwise_when_they_are_last(
     ids, mask = encode_chat(chat, talk)
     assert chat.decode(ids) == render_chat(chat, talk, add_generation_prompt=False)
     assert chat.decode([token for token, said in zip(ids, mask) if said]) == learnt
+
+
+def test_tools_that_a_template_does_not_write_are_refused(tokenizer):
+    chat = replace(tokenizer, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
+    with pytest.raises(ValueError, match="writes no tools, and 1 are given"):
+        encode_conversation(chat, TALKS["plain"][:1], TOOLS)
+    assert encode_conversation(chat, TALKS["plain"][:1]) == chat.encode("a")

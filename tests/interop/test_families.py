@@ -1,17 +1,21 @@
 """Every family against transformers: what the reference computed with random weights, our model
 computes too."""
 
+import json
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from research.data.tokenizers import load_tokenizer
 from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
+from research.interop.huggingface.folder import write_folder
 from research.interop.load import load, open_checkpoint
+from research.interop.storage.generation import decoder_ids
 from research.models.config import Execution
 from research.models.embedding import relative_bias
 from tests.interop.golden import (
@@ -94,6 +98,50 @@ def test_a_mesh_changes_nothing(name, tmp_path):
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(loaded.params))
     rows = {key: np.concatenate([value, value]) for key, value in inputs(name).items()}
     compare(np.asarray(loaded.logits(**rows))[:2], name)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("xlm_roberta", "XLMRobertaModel"), ("mt5", "MT5ForConditionalGeneration")],
+)
+def test_a_class_with_the_models_of_another_keeps_its_name(name, architecture, tmp_path):
+    source, again = tmp_path / "source", tmp_path / "again"
+    source.mkdir(), again.mkdir()
+    with open_checkpoint(write(name, source)) as checkpoint:
+        write_folder(checkpoint, again)
+    theirs, ours = (json.loads((f / "config.json").read_text()) for f in (source, again))
+    assert ours["architectures"] == theirs["architectures"] == [architecture]
+    assert ours["model_type"] == theirs["model_type"]
+
+
+def test_bart_as_it_was_first_published(tmp_path):
+    # The bare model's names, each use of the shared table, and no bias of the logits.
+    arrays = {key.removeprefix("model."): values for key, values in tensors("bart").items()}
+    del arrays["final_logits_bias"]
+    more = {
+        f"{side}.embed_tokens.weight": arrays["shared.weight"] for side in ("encoder", "decoder")
+    }
+    save_file({**arrays, **more}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(str(golden("bart")["config_v4"]))
+    logits_BTV = np.asarray(load(tmp_path).logits(**inputs("bart")))
+    compare(logits_BTV + golden("bart")["tensor/final_logits_bias"], "bart")
+
+
+def test_a_forced_first_token_is_written_behind_the_decoders_start(tmp_path):
+    write("mbart", tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"forced_bos_token_id": 7}')
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert decoder_ids(checkpoint.special) == (2, 7)
+        assert checkpoint.config.decoder_start == "end"
+
+
+def test_a_classifier_of_tokens_is_refused(tmp_path):
+    config = json.loads(str(golden("modernbert_classifier")["config"]))
+    config["architectures"] = ["ModernBertForTokenClassification"]
+    write("modernbert_classifier", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="those of whole texts are supported"):
+        open_checkpoint(tmp_path)
 
 
 def test_gpt2_as_it_was_first_published(tmp_path):

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,10 @@ TOKENS, HEADS = 8192, 2
 QUADRATIC = (
     HEADS * TOKENS**2
 )  # half the scores of a row at 2 bytes, the least that keeping the scores takes
-SQUARE = re.compile(rf"\[(\d+,)*{TOKENS},{TOKENS}(,\d+)*\]")  # the shape of an array of T x T
+# Each head size of a preset on each kind of card, and a window where a card has a kernel for it.
+CARDS = ("h100:1", "a100-40", "rtx4090")
+HEAD_SIZES = (64, 80, 96, 128, 256)
+FEWER = 2048  # tokens of these
 TARGETS = {"tpu": "v5e:2x2", "cuda": "h100:1"}
 CALLS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "mosaic_gpu")
 # As `research.fit` tells them; with the extra [kernels] there is Mosaic's kernel for the card.
@@ -32,7 +36,29 @@ KERNELS = {
 }
 
 
-def compiled(target: str, implementation: str) -> dict:
+def square(text: str, tokens: int) -> str | None:
+    """The shape of an array of T x T in a program's text, if there is one."""
+    found = re.search(rf"\[(\d+,)*{tokens},{tokens}(,\d+)*\]", text)
+    return found and found[0]
+
+
+def every_head_size() -> list[dict]:
+    """The layer of each head size as "auto" compiles it for each card."""
+    cases = [(card, size, 0) for card in CARDS for size in HEAD_SIZES]
+    cases += [(CARDS[0], 128, 512)] if importlib.util.find_spec("tokamax") else []
+    rows = []
+    for card, size, window in cases:
+        made = compiled(card, "auto", FEWER, size, window)
+        # Layers have projections [D, N H], which may be as long as wide for some other length.
+        rows.append(
+            {"case": (card, size, window), "square": square(made.pop("text"), FEWER), **made}
+        )
+    return rows
+
+
+def compiled(
+    target: str, implementation: str, tokens: int = TOKENS, head_size: int = 128, window: int = 0
+) -> dict:
     """Bytes of temporaries a device, and the text, of the layer's gradient compiled for four TPU
     chips or one GPU."""
     import jax
@@ -55,15 +81,14 @@ def compiled(target: str, implementation: str) -> dict:
 
     if implementation == "saving":  # XLA's form that saves what it computes, as on a CPU
         implementation, chunked.SHORT = "xla", TOKENS**2
-    chosen = parse_target(TARGETS[target])
+    chosen = parse_target(TARGETS.get(target, target))
     devices = chosen.devices()
     mesh = make_mesh("fsdp:-1", devices)
-    c = ModelConfig(d_model=256, heads=HEADS, kv_heads=1, head_size=128)
+    c = ModelConfig(d_model=256, heads=HEADS, kv_heads=1, head_size=head_size)
 
     def loss(p, x_BTD, positions_BT, segments_BT):
-        visibility = Visibility(
-            positions_BT, positions_BT, segments_BT, segments_BT, causal=True, packed=True
-        )
+        of_tokens = positions_BT, positions_BT, segments_BT, segments_BT
+        visibility = Visibility(*of_tokens, causal=True, window=window, packed=True)
         turned = rotation(positions_BT, frequencies(c.head_size, c.rope_theta, c.rope_scaling))
         kind = LayerKind(visibility, turned)
         y_BTD, _ = layers.attention(p, x_BTD, c, kind, implementation=implementation)
@@ -77,8 +102,8 @@ def compiled(target: str, implementation: str) -> dict:
     B = len(devices)
     with jax.set_mesh(mesh):
         p = abstract(layers.attention_specs(c, initial(c)), jnp.float32, mesh, RULES)
-        x_BTD = shaped(("batch", "length", "vector"), (B, TOKENS, c.d_model), jnp.bfloat16)
-        tokens_BT = shaped(("batch", "length"), (B, TOKENS), jnp.int32)
+        x_BTD = shaped(("batch", "length", "vector"), (B, tokens, c.d_model), jnp.bfloat16)
+        tokens_BT = shaped(("batch", "length"), (B, tokens), jnp.int32)
         program = (
             jax.jit(jax.grad(loss, argnums=(0, 1)))
             .lower(p, x_BTD, tokens_BT, tokens_BT)
@@ -92,15 +117,16 @@ def compiled(target: str, implementation: str) -> dict:
     }
 
 
-def in_a_process(target: str, implementation: str) -> dict:
-    """`compiled` where the environment suits compilers without their devices."""
+def in_a_process(*arguments: str) -> Any:
+    """`compiled`, or without arguments `every_head_size`, where the environment suits compilers
+    without their devices."""
     settings = {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
     done = subprocess.run(
-        [sys.executable, __file__, target, implementation],
+        [sys.executable, __file__, *arguments],
         env={**os.environ, **settings, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -127,7 +153,16 @@ def test_the_layer_runs_through_the_kernel_and_needs_little_memory(target):
     assert all(any(name.startswith(one) for one in wanted) for name in layer["kernels"]), layer
     assert len(layer["kernels"]) >= 2
     assert layer["temp_bytes"] < QUADRATIC / 2
-    assert not SQUARE.search(layer["text"])
+    assert not square(layer["text"], TOKENS)
+
+
+@pytest.mark.slow
+def test_no_card_makes_an_array_of_scores_for_any_head_size():
+    need_compiler("cuda")
+    rows = in_a_process()
+    assert len(rows) >= len(CARDS) * len(HEAD_SIZES)
+    for row in rows:
+        assert len(row["kernels"]) >= 2 and row["square"] is None, row
 
 
 @pytest.mark.slow
@@ -136,10 +171,10 @@ def test_the_layer_without_the_kernel_goes_by_blocks(target):
     need_compiler(target)
     layer, saving = in_a_process(target, "xla"), in_a_process(target, "saving")
     assert not any(call in layer["text"] for call in CALLS)
-    assert layer["temp_bytes"] < QUADRATIC / 2 and not SQUARE.search(layer["text"])
+    assert layer["temp_bytes"] < QUADRATIC / 2 and not square(layer["text"], TOKENS)
     # So that the bound says something.
     assert saving["temp_bytes"] > QUADRATIC
 
 
 if __name__ == "__main__":
-    print(json.dumps(compiled(*sys.argv[1:])))
+    print(json.dumps(compiled(*sys.argv[1:]) if sys.argv[1:] else every_head_size()))

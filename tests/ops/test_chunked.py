@@ -1,5 +1,6 @@
 """Attention by blocks is the reference, forward and backward."""
 
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -128,3 +129,22 @@ def test_offsets_by_distance_are_those_by_position(monkeypatch, causal):
     monkeypatch.setattr(embedding, "platform", lambda: "tpu")
     by_distance = relative_bias(p, positions_1T, positions_1T, causal=causal, adjacent=True)
     np.testing.assert_array_equal(by_distance, by_pair)
+
+
+def test_no_mask_of_a_row_is_kept_for_all_layers():
+    visibility, k_BTKH = packed(causal=False), draw(B, T, K, H)
+
+    def layers(q_BTNH):
+        """Three layers whose masks are the same."""
+
+        def layer(q_BTNH, _):
+            return chunked.attend(
+                reference, q_BTNH, k_BTKH, k_BTKH, visibility, 0.3, None, 0.0
+            ), None
+
+        return jnp.sum(jax.lax.scan(layer, q_BTNH, length=3)[0])
+
+    traced = str(jax.make_jaxpr(jax.grad(layers))(draw(B, T, N, H)))
+    assert f"bool[{B},{K},{N // K},8,{T}]" in traced and not re.search(
+        rf"bool\[3,.*8,{T}\]", traced
+    )

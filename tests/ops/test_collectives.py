@@ -35,6 +35,13 @@ def test_slices_that_there_are_are_cut_into_planes_and_lines():
     )
 
 
+@pytest.mark.parametrize("kind", ["TPU v4", "TPU v5", "TPU7x"])
+def test_a_whole_slice_of_three_axes_is_cut_from_8_chips_on(kind):
+    assert stages(8, kind, 8) == (4, 2) and stages(16, kind, 16) == (8, 2)
+    assert stages(4, kind, 4) == (4,) and stages(16, kind, 64) == (16,)
+    assert stages(8, "TPU v5 lite", 8) == (8,)
+
+
 @pytest.mark.parametrize("cut", [(8,), (4, 2), (2, 4), (2, 2, 2)])
 @pytest.mark.parametrize("mesh", ["fsdp:8"], indirect=True)
 def test_any_stages_gather_and_scatter_alike(mesh, cut, monkeypatch):

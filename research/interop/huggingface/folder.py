@@ -121,6 +121,7 @@ def open_folder(folder: Path) -> Checkpoint:
         bool(codes),
         tokenizer_folder(folder),
         codes=codes,
+        model_type=str(values["model_type"]),
     )
 
 
@@ -131,6 +132,7 @@ def write_folder(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_
     ValueError for a model that no architecture of transformers computes.
     """
     family, values = describe(checkpoint.config)
+    values = _as_kind(family, values, checkpoint.model_type)
     checkpoint = with_norm_offset(checkpoint, family.norm_offset)
     tensors = write_tensors(
         checkpoint.config, family.rules(checkpoint.config), checkpoint.parameters
@@ -189,6 +191,17 @@ def _family(folder: Path, values: Mapping[str, Any]) -> Family:
             f"{folder / 'config.json'} has model_type={kind!r}; there are {', '.join(known)}"
         )
     return known[kind]
+
+
+def _as_kind(family: Family, values: dict[str, Any], kind: str) -> dict[str, Any]:
+    """A config.json in the name of `kind`, the model_type of the source, where that has the same
+    models: by it transformers chooses the tokenizer of XLM-R, for example."""
+    if kind not in family.classes:
+        return values
+    # Such as "Roberta" of "RobertaForMaskedLM".
+    start, wanted = family.classes[values["model_type"]], family.classes[kind]
+    names = [wanted + name.removeprefix(start) for name in values["architectures"]]
+    return values | {"model_type": kind, "architectures": names}
 
 
 def _refuse_counts(values: Mapping[str, Any], tensors: int) -> None:

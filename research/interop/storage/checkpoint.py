@@ -70,10 +70,11 @@ class Checkpoint:
     special     special tokens' ids by their names in a config.json (eos_token_id: one or several)
     files       the tokenizer's and other companions of a complete folder, as paths or content
     unused      why each tensor that is not a parameter is not needed, by name
-    original    `original(params)` yields (tensor name, read the stored tensor, build it from
-                `params`): used to certify a round trip. None for our own format
+    original    `original(params)` yields (tensor name, read it, build it from `params`) to certify
+                a round trip. None for our own format
     quantized   True if the storage has fewer bits than `dtype`
     codes       the parameters that are quantized in storage, to be read as leaves
+    model_type  of Hugging Face's config.json, "" in other formats
     """
 
     source: Path
@@ -88,6 +89,7 @@ class Checkpoint:
     tokenizer_folder: Path | None = None
     close: Callable[[], None] = lambda: None
     codes: Mapping[str, Codes] = field(default_factory=dict)
+    model_type: str = ""
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -97,8 +99,7 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The checkpoint's tokenizer, None if it has none, and, with a warning, if there is no
-        reader for it."""
+        """The checkpoint's tokenizer, None without one and, with a warning, without its reader."""
         if self.tokenizer_folder is not None:
             try:
                 return load_tokenizer(self.tokenizer_folder)
@@ -224,8 +225,7 @@ class Checkpoint:
                     f"{self.source}: {path} is {self.parameters[path].shape}, the model wants "
                     f"{leaf.shape}"
                 )
-        # `abstract` decides type, sharding and format of each parameter; the file decides only
-        # values.
+        # Type, sharding and format of each parameter are those of `abstract`.
         arrays = [
             place_quantized(self.parameters[path], leaf, specs[path].inputs, self.codes.get(path))
             if is_quantized(leaf)

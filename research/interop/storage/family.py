@@ -1,7 +1,7 @@
 """`Family`: how the models of one family are stored in Hugging Face folders."""
 
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from research.interop.storage.layout import Rule
@@ -22,6 +22,7 @@ class Family:
     renames       (regex, replacement) for tensor names of older releases
     unused        (regex, reason) of tensors that hold nothing of the model
     copies        (name, parameter) of tensors that repeat a parameter
+    classes       by model_type the start of its classes' names, where several have the same models
     norm_offset   number that the files leave out of the scales of RMS norms, see
                   `research.interop.storage.norm_offset`
     """
@@ -36,4 +37,5 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     unused: tuple[tuple[str, str], ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
+    classes: Mapping[str, str] = field(default_factory=dict)
     norm_offset: float = 0.0

@@ -197,4 +197,5 @@ FAMILY = Family(
         ("decoder.embed_tokens.weight", "embed/table"),
         ("lm_head.weight", "embed/table"),
     ),
+    classes={"t5": "T5", "mt5": "MT5"},
 )
