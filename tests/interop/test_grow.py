@@ -26,6 +26,9 @@ TABLES = {
     "llama2_7b": {"embed/table", "head/table"},
     "bert_base": {"embed/table", "embed/positions", "head/output_bias"},
     "t5_small": {"embed/table"},
+    "bart_base": {
+        *("embed/table", "embed/positions", "embed/encoder_positions", "head/output_bias"),
+    },
     "transformer_base": {"embed/table"},
 }
 
