@@ -1,13 +1,9 @@
 """Adam with moments in eight bits (arXiv:2110.02861): 2 bytes a parameter instead of 8.
 
-Both moments are quantized with bitsandbytes' dynamic maps in blocks of up to 256 values that share
-a scale; arithmetic is in float32. A block lies inside one layer. It covers the last axes of a
-parameter, and of the axis before them as many entries as divide it and keep the block within 256
-values: three heads of 64, one row of 192. Codes have the parameter's shape and sharding, so the
-optimizer state is sharded like the parameters.
+Both moments are quantized with bitsandbytes' dynamic maps, see `blocks8bit`; arithmetic is in
+float32.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,24 +15,20 @@ import optax
 from jax.sharding import PartitionSpec
 
 from research import tree
-from research.ops.lookup import look_up, reciprocal
-from research.parallel.placement import gather_axis, spec_entries, split_axis
+from research.devices.backend import platform
+from research.training.blocks8bit import (
+    BLOCK,
+    Moment,
+    block_of,
+    dequantize,
+    quantize,
+    zeros,
+)
 from research.training.muon import stack_axes
 from research.weights.dynamic_map import DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP
 
-BLOCK = 256  # values that share a scale, as in bitsandbytes
-# A parameter with fewer values in a layer keeps float32 moments, as in bitsandbytes.
-SMALLEST = 4096
-# So does one whose blocks would have fewer values: their scales would cost more than codes save.
-_LEAST_BLOCK = 32
-
-
-class Moment(NamedTuple):
-    """A moment in 8 bits, map[codes] * absmax: `codes` uint8 in the parameter's shape, `absmax`
-    float32 [..., blocks]."""
-
-    codes: jax.Array
-    absmax: jax.Array
+# Values of small parameters that a GPU updates in one go: 64 MiB of each float32 array.
+JOINT = 2**24
 
 
 class Adam8bitState(NamedTuple):
@@ -62,7 +54,7 @@ def scale_by_adam_8bit(
         leaves, structure = jax.tree.flatten(params)
         # No array is shared between the moments, since a buffer can be donated only once.
         mu, nu = (
-            [_zeros(p, block_of(p.shape, n)) for p, n in zip(leaves, _stacks(params, names))]
+            [zeros(p, block_of(p.shape, n)) for p, n in zip(leaves, _stacks(params, names))]
             for _ in range(2)
         )
         return Adam8bitState(
@@ -75,26 +67,20 @@ def scale_by_adam_8bit(
         # 1 - beta^t (algorithm 1): both moments start at zero and are too small by this factor.
         corrections = tuple(1 - jnp.float32(b) ** count.astype(jnp.float32) for b in (b1, b2))
         leaves, structure = jax.tree.flatten(updates)
-        results = []
-        for g, mu, nu, n in zip(
-            leaves, *map(structure.flatten_up_to, (state.mu, state.nu)), _stacks(updates, names)
-        ):
-            block = block_of(g.shape, n)
-
-            # The default argument binds this turn's block; the loop goes on before it is called.
-            def _one(leaf, block=block):
-                return _adam(*leaf, corrections, (b1, b2, eps), block)
-
-            # Small parameters are not worth a loop.
-            if block is None or not n:
-                results.append(_one((g, mu, nu)))
-            else:
-                results.append(
-                    _each_layer(partial(_one, block=(block[0] - 1, block[1])), g, (mu, nu))
-                )
-        steps, mus, nus = (
-            map(structure.unflatten, zip(*results)) if results else (updates, state.mu, state.nu)
-        )
+        stacks = _stacks(updates, names)
+        whole = list(zip(leaves, *map(structure.flatten_up_to, (state.mu, state.nu))))
+        adam = partial(_adam, corrections=corrections, settings=(b1, b2, eps))
+        results: dict[int, tuple] = {}
+        for group in _joint_groups(leaves, stacks):
+            of_group = _jointly(adam, [whole[i] for i in group])
+            results |= dict(zip(group, of_group))
+        for i, leaf in enumerate(whole):
+            if i not in results:
+                results[i] = _alone(adam, leaf, stacks[i])
+        if not results:
+            return updates, Adam8bitState(count, state.mu, state.nu)
+        in_order = zip(*(results[i] for i in range(len(whole))))
+        steps, mus, nus = map(structure.unflatten, in_order)
         return steps, Adam8bitState(count, mus, nus)
 
     return optax.GradientTransformation(_init, _update)
@@ -109,58 +95,16 @@ def _stacks(params: tree.Tree, names: tree.Tree | None) -> list[int]:
     return [stack_axes(name.split()) for name in structure.flatten_up_to(names)]
 
 
-def block_of(shape: Sequence[int], stacked: int = 0) -> tuple[int, int] | None:
-    """(axis, entries): a block is that many entries of the axis, with everything after the axis.
-    None for parameters whose moments stay in float32. The first `stacked` axes are layers or
-    experts.
-
-    >>> block_of((30, 576, 9, 64), 1), block_of((576, 1536)), block_of((30, 576), 1)
-    ((2, 3), (1, 256), None)
-    """
-    if math.prod(shape[stacked:]) < SMALLEST:
-        return None
-    # From the last axis inwards, whole axes are taken as long as they fit into a block.
-    axis, inner = len(shape) - 1, 1
-    while axis > stacked and inner * shape[axis] <= BLOCK:
-        inner, axis = inner * shape[axis], axis - 1
-    # A divisor, so that no block crosses into the next row of the axis before.
-    entries = max(n for n in range(1, BLOCK // inner + 1) if shape[axis] % n == 0)
-    return (axis, entries) if inner * entries >= _LEAST_BLOCK else None
-
-
-def quantize(x: jax.Array, block: tuple[int, int], book: np.ndarray) -> Moment:
-    """`x` in 8 bits: each value becomes the code of the nearest entry of `book`, after division by
-    the largest magnitude of its block.
-
-    With the unsigned map (second moments) a positive value never becomes zero: a second moment of 0
-    beside a first moment that is not 0 would give a step of size 1 / eps.
-    """
-    groups = _grouped(x, block)
-    absmax = jnp.max(jnp.abs(groups), axis=tuple(range(block[0] + 1, groups.ndim)), keepdims=True)
-    scaled = groups * reciprocal(absmax)
-    codes = _nearest(scaled, book)
-    # The unsigned map begins at 0, the signed one at its most negative value.
-    if book[0] == 0:
-        codes = jnp.where((codes == 0) & (groups > 0), 1, codes)
-    absmax = jnp.squeeze(absmax, tuple(range(block[0] + 1, absmax.ndim)))
-    return Moment(_ungrouped(codes.astype(jnp.uint8), block, x), absmax)
-
-
-def dequantize(moment: Moment, block: tuple[int, int], book: np.ndarray) -> jax.Array:
-    """The values of a moment, float32 in the parameter's shape."""
-    codes = _grouped(moment.codes, block)
-    absmax = jnp.expand_dims(moment.absmax, tuple(range(moment.absmax.ndim, codes.ndim)))
-    return _ungrouped(look_up(book, codes) * absmax, block, moment.codes)
-
-
-def _nearest(x: jax.Array, book: np.ndarray) -> jax.Array:
-    """The code of the nearest entry: the number of midpoints of the map strictly below each value,
-    by a binary search over its 256 entries."""
-    middles = (book[1:] + book[:-1]) / np.float32(2)
-    codes = jnp.zeros_like(x, jnp.int32)
-    for half in (128, 64, 32, 16, 8, 4, 2, 1):
-        codes += half * (x > look_up(middles, codes + (half - 1)))
-    return codes
+def _alone(
+    adam: Callable, leaf: tuple[jax.Array, Any, Any], stacked: int
+) -> tuple[jax.Array, Any, Any]:
+    """`adam` of one parameter: at once, or layer after layer where its moments are codes."""
+    block = block_of(leaf[0].shape, stacked)
+    # Small parameters are not worth a loop.
+    if block is None or not stacked:
+        return adam(*leaf, block=block)
+    inner = (block[0] - 1, block[1])
+    return _each_layer(lambda one: adam(*one, block=inner), leaf[0], leaf[1:])
 
 
 def _each_layer(
@@ -183,7 +127,7 @@ def _each_layer(
     return steps, *moments
 
 
-def _adam(g, mu, nu, corrections, settings, block) -> tuple[jax.Array, Any, Any]:
+def _adam(g, mu, nu, *, corrections, settings, block) -> tuple[jax.Array, Any, Any]:
     """(update of one parameter, new first moment, new second moment) by Adam with bias correction
     (arXiv:1412.6980, algorithm 1)."""
     b1, b2, eps = settings
@@ -199,42 +143,68 @@ def _adam(g, mu, nu, corrections, settings, block) -> tuple[jax.Array, Any, Any]
     return step, mu, nu
 
 
-def _zeros(p: jax.Array, block: tuple[int, int] | None) -> Any:
-    if block is None:
-        return jnp.zeros_like(p, jnp.float32)
-    # Code 0 of a map need not be 0, but times an absmax of 0 it is.
-    codes = jnp.zeros_like(p, jnp.uint8)
-    # Zeros in the shape and sharding of the scales. The barrier keeps the compiler from spending
-    # seconds on folding the maxima of a constant.
-    groups = _grouped(jax.lax.optimization_barrier(codes), block)
-    return Moment(
-        codes, jnp.max(groups, axis=tuple(range(block[0] + 1, groups.ndim))).astype(jnp.float32)
-    )
+def _joint_groups(leaves: Sequence[jax.Array], stacks: Sequence[int]) -> list[list[int]]:
+    """Indices of the parameters that are updated together, in groups of at most JOINT values.
 
-
-def _grouped(x: jax.Array, block: tuple[int, int]) -> jax.Array:
-    """`x` [..., A, ...] as [..., A / entries, entries, ...], gathered along A if a shard boundary
-    would cut a block."""
-    axis, entries = block
-    parts = x.shape[axis] // entries
+    Adapters are many small arrays. On a GPU a loop over the layers of each is thousands of launches
+    a step, and its program half of what is compiled. Blocks of 256 values in a row of memory are
+    the same in any shape, so parameters of whole blocks become one array of blocks. A CPU keeps its
+    loops, and with them the last bit of its results; a TPU's tiles would have to be laid out anew.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
-        # Devices that split this axis must hold whole blocks, or a scale would need its
-        # neighbour's values.
-        names = spec_entries(x)[axis] or ()
-        shards = math.prod(
-            mesh.shape[name] for name in ((names,) if isinstance(names, str) else names)
+    # Blocks of an array that devices split do not lie in a row on one of them.
+    if platform() != "gpu" or (not mesh.empty and mesh.size > 1):
+        return []
+    groups: list[list[int]] = []
+    room = 0
+    for i, (leaf, stacked) in enumerate(zip(leaves, stacks)):
+        block = block_of(leaf.shape, stacked)
+        values = None if block is None else block[1] * int(np.prod(leaf.shape[block[0] + 1 :]))
+        if values != BLOCK or leaf.size > JOINT:
+            continue
+        if leaf.size > room or leaf.dtype != leaves[groups[-1][0]].dtype:
+            groups, room = [*groups, []], JOINT
+        groups[-1].append(i)
+        room -= leaf.size
+    return [group for group in groups if len(group) > 1]
+
+
+def _jointly(adam: Callable, members: list[tuple]) -> list[tuple[jax.Array, Moment, Moment]]:
+    """`adam` of several (gradient, first moment, second moment) as of one array [blocks, BLOCK]."""
+    gradient = _blocks([g for g, _, _ in members])
+    moments = [
+        Moment(
+            _blocks([member[at].codes for member in members]),
+            _blocks([member[at].absmax for member in members], width=1),
         )
-        x = x if parts % shards == 0 else gather_axis(x, axis)
-    return split_axis(x, axis, parts)
+        for at in (1, 2)
+    ]
+    results = adam(gradient, *moments, block=(1, BLOCK))
+    # Back into the parameters' own shapes, one after the other as they were joined.
+    parts = []
+    first = 0
+    for g, mu, nu in members:
+        rows = slice(first, first := first + g.size // BLOCK)
+        own = jax.tree.map(lambda x, rows=rows: x[rows], results)
+        parts.append(jax.tree.map(_like, own, (g, mu, nu)))
+    return parts
 
 
-def _ungrouped(groups: jax.Array, block: tuple[int, int], like: jax.Array) -> jax.Array:
-    """The inverse of `_grouped`, in the shape and sharding of `like`."""
+def _blocks(arrays: Sequence[jax.Array], width: int = BLOCK) -> jax.Array:
+    """The arrays' values one after the other in rows of `width`."""
+    return jnp.concatenate([_reshaped(x, (x.size // width, width), (None, None)) for x in arrays])
+
+
+def _like(x: jax.Array, like: jax.Array) -> jax.Array:
+    sharded = not jax.sharding.get_abstract_mesh().empty
+    return _reshaped(x, like.shape, jax.typeof(like).sharding.spec if sharded else ())
+
+
+def _reshaped(x: jax.Array, shape: tuple[int, ...], place: Sequence) -> jax.Array:
+    """`x` in another shape and, under a mesh, sharding; the mesh has one device."""
     if jax.sharding.get_abstract_mesh().empty:
-        return groups.reshape(like.shape)
-    entries = spec_entries(groups)
-    merged = PartitionSpec(*entries[: block[0] + 1], *entries[block[0] + 2 :])
-    return jax.reshard(
-        jnp.reshape(groups, like.shape, out_sharding=merged), PartitionSpec(*spec_entries(like))
-    )
+        return x.reshape(shape)
+    # Axes of size 1 may be named; a reshape wants to know where they go.
+    whole = jax.reshard(x, PartitionSpec(*[None] * x.ndim))
+    flat = jnp.reshape(whole, shape, out_sharding=PartitionSpec(*[None] * len(shape)))
+    return jax.reshard(flat, PartitionSpec(*place))

@@ -1,9 +1,11 @@
 """Tokens that files beside a sentencepiece model add to it, as chat models have them."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+import sentencepiece
 
 from research.data.chat import end_of_turn
 from research.data.tokenizers import load_tokenizer, train_tokenizer
@@ -94,3 +96,36 @@ def test_added_tokens_that_do_not_fit_are_refused_in_one_line(added, says, model
     with pytest.raises(ValueError, match=says) as refused:
         load_tokenizer(path)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("legacy", "bare"), [(None, False), (True, False), (False, True)])
+def test_a_text_behind_a_token_begins_as_the_settings_say(legacy, bare, tmp_path):
+    written = io.BytesIO()
+    words = "hello there user hi and more words of the user ".split() * 40
+    lines = (" ".join(words[n : n + 7]) for n in range(200))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=written, vocab_size=60, model_type="bpe",
+        minloglevel=2, hard_vocab_limit=False, remove_extra_whitespaces=False,
+    )  # fmt: skip
+    config = {"tokenizer_class": "LlamaTokenizer", "added_tokens_decoder": {"70": "<|im|>"}}
+    config |= {} if legacy is None else {"legacy": legacy}
+    (tmp_path / "tokenizer.model").write_bytes(written.getvalue())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(tmp_path)
+    text = "hello<|im|>user<|im|> hi"
+    ids = tokenizer.encode(text)
+    spaced = tokenizer.encode("user")
+    assert (ids[ids.index(70) + 1 :][: len(spaced)] == spaced) != bare
+    assert ids == tokenizer.align_batch([text])[0][0]
+    assert tokenizer.decode(ids) == text
+    tokenizer.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert (again.encode(text), again.fingerprint) == (ids, tokenizer.fingerprint)
+
+
+def test_a_run_from_before_the_setting_was_read_keeps_its_ids(model, tmp_path):
+    path = folder(model, tmp_path / "model", "both")
+    load_tokenizer(path).save(tmp_path / "saved")
+    file = tmp_path / "saved/tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"legacy": False}))
+    assert load_tokenizer(tmp_path / "saved").encode(TEXT) == load_tokenizer(path).encode(TEXT)

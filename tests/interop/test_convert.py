@@ -15,7 +15,9 @@ from research.interop import formats, native
 from research.interop.certificate_lines import describe
 from research.interop.convert import convert, verify
 from research.interop.huggingface import folder as hf
+from research.interop.huggingface.families.table import describe as describe_family
 from research.interop.load import load, open_checkpoint
+from research.models.kinds import layer_windows
 from research.models.model import forward
 from research.weights import rules
 from tests.families import FAMILIES, random_batch
@@ -339,32 +341,36 @@ def test_new_and_old_spellings_of_the_rotary_scaling_mean_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "window"),
+    ("change", "windows"),
     [
-        ({"use_sliding_window": False}, 0),
-        ({"use_sliding_window": True, "max_window_layers": 0}, 5),
-        ({"use_sliding_window": True, "max_window_layers": 2}, 0),
-        ({"use_sliding_window": True}, 0),
-        ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}, 5),
-        ({"use_sliding_window": True, "max_window_layers": 1}, None),
+        ({"use_sliding_window": False}, [0, 0]),
+        ({"use_sliding_window": True, "max_window_layers": 0}, [5, 5]),
+        ({"use_sliding_window": True, "max_window_layers": 2}, [0, 0]),
+        ({"use_sliding_window": True}, [0, 0]),
+        ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}, [5, 5]),
+        ({"use_sliding_window": True, "max_window_layers": 1}, [0, 5]),
         (
             {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]},
-            None,
+            [5, 0],
         ),
+        ({"use_sliding_window": True, "layer_types": ["sliding_attention"]}, None),
     ],
 )
-def test_qwens_windows_are_read_as_transformers_reads_them(change, window, tmp_path):
+def test_qwens_windows_are_read_as_transformers_reads_them(change, windows, tmp_path):
     c = FAMILIES["qwen2.5_7b"]
     with building(tmp_path / "model") as folder:
         hf.write_folder(in_memory(c, random_params(c)), folder)
     file = tmp_path / "model/config.json"
     values = {k: v for k, v in json.loads(file.read_text()).items() if k != "max_window_layers"}
     file.write_text(json.dumps({**values, "sliding_window": 5, **change}))
-    if window is None:
-        with pytest.raises(ValueError, match="mixes the layer types"):
+    if windows is None:
+        with pytest.raises(ValueError, match="for each of its 2 layers"):
             open_checkpoint(tmp_path / "model")
-    else:
-        assert open_checkpoint(tmp_path / "model").config.window == window
+        return
+    opened = open_checkpoint(tmp_path / "model").config
+    assert layer_windows(opened) == windows
+    family, again = describe_family(opened)  # and written so
+    assert layer_windows(family.read_config(again, {"lm_head.weight"})) == windows
 
 
 def test_experts_that_are_one_mlp_compute_what_it_computes():

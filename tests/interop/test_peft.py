@@ -103,7 +103,10 @@ def drawn(c, config):
 
 
 # GPT-2's queries, keys and values have an A each here, which peft's fused layer has not.
-@pytest.mark.parametrize("name", ["llama2_7b", "gpt2", "mixtral_8x7b", "bert_base", "t5_small"])
+FAMILIES_HERE = ["llama2_7b", "gpt2", "phi4_mini", "mixtral_8x7b", "bert_base", "t5_small"]
+
+
+@pytest.mark.parametrize("name", FAMILIES_HERE)
 def test_our_adapters_come_back_the_same(name, tmp_path):
     c = replace(FAMILIES[name], experts=min(FAMILIES[name].experts, 2))
     adapters = drawn(c, LoraConfig(rank=4, alpha=6.0, dropout=0.25, decompose=name == "llama2_7b"))

@@ -136,7 +136,7 @@ def test_every_field_has_another_value_here():
     assert names == set(OTHER) | ELSEWHERE
 
 
-OF_EACH_KIND = ["gpt2", "mixtral_8x7b", "mistral_7b", "gemma3_1b"]
+OF_EACH_KIND = ["gpt2", "llama3_405b", "mixtral_8x7b", "mistral_7b", "gemma3_1b"]
 OF_EACH_KIND += ["bert_base", "t5_small", "bart_base"]
 
 

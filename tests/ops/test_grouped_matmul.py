@@ -113,11 +113,10 @@ def test_a_type_that_the_kernels_do_not_know_is_xla_s(interpreted):
     )
 
 
-QUANTIZED = ["nf4", "int8", "uint4"]
+QUANTIZED = [("nf4", "uneven"), ("int8", "rows behind"), ("uint4", "no rows")]
 
 
-@pytest.mark.parametrize("sizes", ["uneven", "rows behind", "no rows"])
-@pytest.mark.parametrize("format", QUANTIZED)
+@pytest.mark.parametrize(("format", "sizes"), QUANTIZED)
 def test_a_quantized_bank_goes_expert_by_expert_through_the_kernel(
     interpreted, monkeypatch, format, sizes
 ):

@@ -133,6 +133,32 @@ def both(folder, dtype, tmp_path):
     return opened(tmp_path / "gguf/model.gguf"), load(tmp_path / "native")
 
 
+# llama.cpp takes the long factors for its whole context of 512 tokens, so the text is longer than
+# the original length too.
+SCALINGS = {
+    "linear": RopeScaling(4.0, kind="linear"),
+    "yarn": RopeScaling(4.0, original_length=16, kind="yarn"),
+    "yarn_attention": RopeScaling(4.0, original_length=16, attention_factor=1.4, kind="yarn"),
+    "longrope": RopeScaling(
+        4.0,
+        original_length=16,
+        short_factors=[1.0] * 8,
+        long_factors=[1.0, 1.1, 1.5, 2.0, 3.0, 5.0, 9.0, 17.0],
+        kind="longrope",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_scaled_positions_have_the_same_logits(name, tmp_path):
+    c = replace(TINY, rope_theta=1e4, rope_scaling=SCALINGS[name])
+    theirs, ours = both(write_tiny(c, tmp_path / "hf"), "float32", tmp_path)
+    ids = np.random.default_rng(0).integers(0, c.vocab_size, 40)
+    theirs.eval(ids.tolist())
+    got, want = np.asarray(ours.logits(ids[None]))[0], theirs.scores[: len(ids)]
+    assert np.sqrt(np.mean((got - want) ** 2)) < 1e-4  # of some 10, in another order of sums
+
+
 # Root mean square; logits are of the order of 10, and any wrong layout moves them by some 3.
 # llama.cpp rounds what it multiplies with bfloat16 weights to bfloat16, 2^-9 of itself, and random
 # weights as large as these carry that far.

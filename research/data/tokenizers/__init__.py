@@ -1,5 +1,5 @@
 """Text to token ids and back: bytes, tokenizer.json, GPT-2 ranks and sentencepiece, loaded or
-trained."""
+trained, and the files of older releases of transformers."""
 
 from research.data.tokenizers.spelling import load_tokenizer as load_tokenizer
 from research.data.tokenizers.spelling import train_tokenizer as train_tokenizer

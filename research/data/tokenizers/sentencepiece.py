@@ -17,6 +17,9 @@ from research.data.tokenizers.special import RESERVED, find_roles
 from research.data.tokenizers.tokenizer import Aligned, Tokenizer, begins_word
 
 FILE = "tokenizer.model"
+_NO_PREFIX = b"\x1a\x02\x18\x00"  # a normaliser whose field 3, the dummy prefix, is 0
+# In the settings of a saved folder: texts behind a token have no space in front.
+BARE = "bare_after_tokens"
 _SPACE = "▁"  # U+2581, how pieces spell a space
 _CHUNK_CHARACTERS = 2000  # of a sentence given to the trainer
 # Field numbers in sentencepiece_model.proto: of the model, the trainer options and the normaliser
@@ -54,18 +57,23 @@ def load(content: bytes, side: SideFiles | None = None) -> Tokenizer:
     special ones.
 
     The string of a control token or an added one in a text becomes that token, and the text on each
-    side of it is encoded alone. ValueError if the content is no sentencepiece model, and for an
-    added token in the place of a piece.
+    side of it is encoded alone; by transformers' setting `legacy: false` without the space that
+    sentencepiece puts in front of a text. ValueError if the content is no sentencepiece model, and
+    for an added token in the place of a piece.
     """
+    side = side or SideFiles()
+    bare = bool(side.config.get(BARE, side.config.get("legacy") is False))
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=content)
+        # Messages of protocol buffers that follow each other are one, the last value counts.
+        inner = content + _NO_PREFIX if bare else content
+        models = (model, sentencepiece.SentencePieceProcessor(model_proto=inner))
         digest = model_digest(content)
         if not model.vocab_size():
             raise ValueError("it has no pieces")
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"not a sentencepiece model ({str(error).strip()})") from None
     pieces = model.id_to_piece(list(range(model.vocab_size())))
-    side = side or SideFiles()
     added = _beyond({token["content"]: n for n, token in side.added.items()}, pieces)
     control = {piece: n for n, piece in enumerate(pieces) if model.is_control(n)} | added
     named, index = named_roles(side.config), {piece: n for n, piece in enumerate(pieces)}
@@ -76,9 +84,7 @@ def load(content: bytes, side: SideFiles | None = None) -> Tokenizer:
     starts = [model.is_control(n) or begins_word(_spelt(piece)) for n, piece in enumerate(pieces)]
     # Without added tokens the fingerprint is that of runs from before there could be any.
     parts = (digest, sorted(roles.items()), *([sorted(added.items())] if added else []))
-    files = {FILE: content} | ({ADDED: dump(added)} if added else {})
-    if side.config:  # without the template, which is saved in a file of its own
-        files[CONFIG] = dump({k: v for k, v in side.config.items() if k != "chat_template"})
+    parts += ("bare",) if bare else ()
     insertions = _Insertions(_inserted(model, control), side)
     return Tokenizer(
         kind="sentencepiece",
@@ -86,21 +92,27 @@ def load(content: bytes, side: SideFiles | None = None) -> Tokenizer:
         **roles,
         word_starts=np.array(starts + [True] * (size - len(pieces))),
         fingerprint=hashlib.sha256(repr(parts).encode()).hexdigest(),
-        files=files,
-        encode_texts=functools.partial(_encode_texts, model, insertions),
+        files={FILE: content, **_side_files(side, added, bare)},
+        encode_texts=functools.partial(_encode_texts, models, insertions),
         decode_ids=functools.partial(
-            _decode_ids, model, {n: piece for piece, n in control.items()}
+            _decode_ids, models, {n: piece for piece, n in control.items()}
         ),
-        align_texts=functools.partial(_align_texts, model, insertions),
+        align_texts=functools.partial(_align_texts, models, insertions),
     )
+
+
+def _side_files(side: SideFiles, added: Mapping[str, int], bare: bool) -> dict[str, bytes]:
+    """The files that `save` writes beside the model."""
+    files = {ADDED: dump(dict(added))} if added else {}
+    if side.config:  # without the template, which is saved in a file of its own
+        values = {k: v for k, v in side.config.items() if k != "chat_template"}
+        files[CONFIG] = dump({**values, **({BARE: True} if bare else {})})
+    return files
 
 
 def _beyond(added: Mapping[str, int], pieces: list[str]) -> dict[str, int]:
     """The added tokens that are no pieces: files list pieces of the model among them too."""
     for token, number in added.items():
-        # An id decides the size of tables, so a damaged one must not ask for all memory.
-        if type(number) is not int or not 0 <= number < 2**24:
-            raise ValueError(f"the added token {token!r:.60} has the id {number!r}")
         if number < len(pieces) and pieces[number] != token:
             raise ValueError(
                 f"the added token {token!r:.60} has the id {number} of the piece "
@@ -151,6 +163,10 @@ def _chunks(texts: Iterable[str]) -> Iterator[str]:
             start = end
 
 
+# The model of what begins a text, and that of what follows a token within it.
+_Models = tuple[sentencepiece.SentencePieceProcessor, sentencepiece.SentencePieceProcessor]
+
+
 class _Insertions:
     """Strings that sentencepiece would not encode as we want, `ids` of each, and how a text is
     split at them."""
@@ -191,31 +207,28 @@ def _inserted(
     return ids
 
 
-def _encode_texts(
-    model: sentencepiece.SentencePieceProcessor, insertions: _Insertions, texts: list[str]
-) -> list[list[int]]:
-    # All stretches of all texts in one call, which the library spreads over the cores.
+def _encode_texts(models: _Models, insertions: _Insertions, texts: list[str]) -> list[list[int]]:
+    # All stretches of all texts in two calls, which the library spreads over the cores.
     parts = [insertions.split(text) for text in texts]
-    encoded = iter(model.encode([part for row in parts for part in row[::2]]))
-    return [_joined(encoded, [insertions[part] for part in row[1::2]]) for row in parts]
+    first = models[0].encode([row[0] for row in parts])
+    later = iter(models[1].encode([part for row in parts for part in row[2::2]]))
+    return [
+        _joined(ids, later, [insertions[part] for part in row[1::2]])
+        for ids, row in zip(first, parts)
+    ]
 
 
-def _joined(encoded: Iterator[list[int]], inserted: list[list[int]]) -> list[int]:
-    ids = next(encoded)
+def _joined(ids: list[int], later: Iterator[list[int]], inserted: list[list[int]]) -> list[int]:
     for extra in inserted:
-        ids = ids + extra + next(encoded)
+        ids = ids + extra + next(later)
     return ids
 
 
-def _align_texts(
-    model: sentencepiece.SentencePieceProcessor, insertions: _Insertions, texts: list[str]
-) -> list[Aligned]:
-    return [_align(model, insertions, insertions.split(text)) for text in texts]
+def _align_texts(models: _Models, insertions: _Insertions, texts: list[str]) -> list[Aligned]:
+    return [_align(models, insertions, insertions.split(text)) for text in texts]
 
 
-def _align(
-    model: sentencepiece.SentencePieceProcessor, insertions: _Insertions, parts: list[str]
-) -> Aligned:
+def _align(models: _Models, insertions: _Insertions, parts: list[str]) -> Aligned:
     ids, places, at = [], [], 0
     for index, part in enumerate(parts):
         # Every second part is an insertion, see `re.split` with a group.
@@ -226,6 +239,7 @@ def _align(
             raw = np.frombuffer(part.encode(), np.uint8)
             # Places come in bytes: the index of the character at each byte.
             character = at + np.concatenate([[0], np.cumsum(raw & 0xC0 != 0x80)])
+            model = models[1 if index else 0]
             for field, value in fields(model.encode(part, out_type="serialized_proto")):
                 if field == _PIECES:
                     piece = dict(fields(value))
@@ -237,15 +251,15 @@ def _align(
     return ids, places
 
 
-def _decode_ids(
-    model: sentencepiece.SentencePieceProcessor, control: dict[int, str], ids: list[int]
-) -> str:
+def _decode_ids(models: _Models, control: dict[int, str], ids: list[int]) -> str:
     """sentencepiece decodes control tokens to nothing; here they come back as their strings."""
-    parts, run = [], []
+    parts: list[str] = []
+    run: list[int] = []
+    model = models[0]
     for token_id in ids:
         if token_id in control:
             parts += [model.decode(run), control[token_id]]
-            run = []
+            run, model = [], models[1]
         elif token_id < model.vocab_size():  # ids between pieces and added tokens are nobody's
             run.append(token_id)
     return "".join([*parts, model.decode(run)])

@@ -111,13 +111,13 @@ def _load_folder(folder: Path) -> Tokenizer:
     elif (folder / huggingface.FILE).is_file() and record.get("kind") != "sentencepiece":
         tokenizer = _load_json(folder / huggingface.FILE)
     elif (folder / sentencepiece.FILE).is_file():
-        tokenizer = _load_model_folder(folder)
+        tokenizer = _load_model_folder(folder, saved=bool(record))
     elif any((folder / name).is_file() for name in legacy.FILES):
         tokenizer = legacy.load_legacy(folder)
     else:
         raise ValueError(
-            f"folder {folder} has no tokenizer; wanted {huggingface.FILE}, {sentencepiece.FILE} or "
-            f"one of {', '.join(legacy.FILES)} in it"
+            f"folder {folder} has no tokenizer; wanted {huggingface.FILE} or {sentencepiece.FILE} "
+            f"in it, or one of an older kind: {', '.join(legacy.FILES)}"
         )
     # Ids that changed since a run began would make nonsense of its weights without any error.
     if record and record.get("fingerprint") != tokenizer.fingerprint:
@@ -142,10 +142,13 @@ def _load_model(path: Path) -> Tokenizer:
     return _read(path, sentencepiece.load)
 
 
-def _load_model_folder(folder: Path) -> Tokenizer:
+def _load_model_folder(folder: Path, saved: bool) -> Tokenizer:
     """A tokenizer.model with what lies beside it: tokens added to it, and a config that names the
     special ones. Most chat models made of LLaMA 2 and Mistral are such folders."""
     side = read_side_files(folder)
+    if saved and sentencepiece.BARE not in side.config:
+        # A run from before `legacy` was read goes on with its ids.
+        side = replace(side, config={k: v for k, v in side.config.items() if k != "legacy"})
     return _read(folder / sentencepiece.FILE, lambda content: sentencepiece.load(content, side))
 
 

@@ -120,9 +120,15 @@ def _keys(scaling: RopeScaling) -> dict[str, Any]:
 
 def notes(c: ModelConfig) -> list[str]:
     """A line on what llama.cpp computes of a scaling in another way."""
-    if c.rope_scaling.kind != "longrope":
+    scaling = c.rope_scaling
+    if scaling.kind == "yarn" and (scaling.beta_fast, scaling.beta_slow) != (32.0, 1.0):
+        return [
+            "llama.cpp takes YaRN's bounds as 32 and 1 turns whatever the file says, and this "
+            f"model has beta_fast={scaling.beta_fast} and beta_slow={scaling.beta_slow}"
+        ]
+    if scaling.kind != "longrope":
         return []
     return [
         "llama.cpp takes LongRoPE's long factors for every text where its context (-c) is over "
-        f"{c.rope_scaling.original_length:,} tokens, and the short ones for every text else"
+        f"{scaling.original_length:,} tokens, and the short ones for every text else"
     ]
