@@ -24,6 +24,15 @@ PIECE_BYTES = 256 * 1024
 PIECES_WANTED = 20
 # The only formats that rules 1 read.
 EARLIER_FORMATS = frozenset((".txt", ".jsonl", ".parquet"))
+# Commands that unpack a file and keep the original, by its suffix.
+_UNPACK = {
+    ".gz": "gunzip -k",
+    ".bz2": "bunzip2 -k",
+    ".xz": "unxz -k",
+    ".zst": "unzstd",
+    ".zip": "unzip",
+    ".tar": "tar -xf",
+}
 _WHOLE_BYTES, _SAMPLE_BYTES, _SAMPLES = 64 * 1024 * 1024, 64 * 1024, 16
 _SETTLED_SECONDS = 2.0  # no file system in use has coarser time stamps than FAT's two seconds
 
@@ -168,7 +177,7 @@ def _open_readers(
     if not known:
         raise ValueError(
             f"data {str(path)!r} holds no .txt, .jsonl or .parquet file; read are records in "
-            f"{', '.join(RECORDS)}, and texts such as .txt, .md and .py"
+            f"{', '.join(RECORDS)}, and texts such as .txt, .md and .py{_how_to_unpack(files)}"
         )
     opened, passed = _fitting(known, path, query, wanted)
     others = set(files) - set(known)
@@ -176,6 +185,16 @@ def _open_readers(
     if passed and path.is_dir() and rules > 1:
         _tell_passed(path, passed, len(files))
     return [reader for reader, _ in opened], [fields for _, fields in opened]
+
+
+def _how_to_unpack(files: list[Path]) -> str:
+    """The end of an error line where there are compressed files: records are read by their places
+    in a file, which a compressed one does not have."""
+    packed = {
+        file.suffix.lower(): file for file in reversed(files) if file.suffix.lower() in _UNPACK
+    }
+    commands = [f"{_UNPACK[suffix]} {file}" for suffix, file in sorted(packed.items())]
+    return f"; unpack what is compressed: {', '.join(commands)}" if commands else ""
 
 
 def _opened(

@@ -1,10 +1,13 @@
 """Whole texts in batches for an encoder: framed by its special tokens and padded."""
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from research.data.tokenizers import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 ROWS = 32  # texts of a batch
 _STEP = 16  # lengths are rounded up to a multiple, so that few programs are compiled
@@ -16,9 +19,18 @@ def text_batches(
     """(indices of some texts, their ids int32 [ROWS, T], 1 for tokens and 0 for padding [ROWS, T]).
 
     Each text is framed by the tokens that begin and end one, [CLS] and [SEP], and cut so that it
-    has at most `longest` tokens with them. Rows after the texts of a batch are padding.
+    has at most `longest` tokens with them, which is said in one line. Rows after the texts of a
+    batch are padding.
     """
-    rows = [_framed(tokenizer, ids, longest) for ids in tokenizer.encode_batch(list(texts))]
+    encoded = tokenizer.encode_batch(list(texts))
+    rows = [_framed(tokenizer, ids, longest) for ids in encoded]
+    marks = len(_framed(tokenizer, [], longest))
+    whole = [len(ids) + marks for ids in encoded]
+    if cut := sum(size > longest for size in whole):
+        _log.warning(
+            f"cut {cut} of {len(texts)} texts, of up to {max(whole):,} tokens, at {longest:,}: the "
+            "rest is not read"
+        )
     # Texts of similar length share a batch, which needs little padding.
     order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
     for first in range(0, len(order), ROWS):

@@ -22,6 +22,7 @@ from research.interop.storage.classes import with_classes
 from research.interop.storage.finite import cast, checked
 from research.interop.storage.foreign import as_dtype
 from research.interop.storage.generation import end_ids
+from research.interop.storage.label_names import read_label_names
 from research.weights.rules import is_leaf
 
 
@@ -96,10 +97,7 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
             write_peft(folder, adapters, c, base, grown)
             notes = [*notes_on_base(base, parent), *notes_on_ends(path, parent)]
             if c.labels and not parent.config.labels:
-                notes += [
-                    f"the base has no classifier: for peft open it with transformers' "
-                    f"AutoModelForSequenceClassification and num_labels={c.labels}"
-                ]
+                notes.append(note_on_classes(path, c.labels))
             if grown:
                 before = parent.config.vocab_size
                 notes += write_tokens(folder, path / "tokenizer", before, model.vocab_size)
@@ -123,6 +121,8 @@ def notes_on_base(base: str, parent: Checkpoint) -> list[str]:
 def notes_on_ends(workdir: Path, base: Checkpoint) -> list[str]:
     """A line where the run learnt to end answers with a token that the base does not end at: a
     folder of peft's has no place for it."""
+    if base.config.kind == "encoder":
+        return []  # it writes nothing
     experiment, tokenizer = runs.read_experiment(workdir), load_tokenizer(workdir / "tokenizer")
     learnt = runs.run_end_ids(experiment, tokenizer, workdir)
     missing = [n for n in learnt if n not in end_ids(base.special)]
@@ -132,6 +132,16 @@ def notes_on_ends(workdir: Path, base: Checkpoint) -> list[str]:
         f"generation ends at {', '.join(f'{tokenizer.decode([n])} ({n})' for n in missing)} too, "
         f"which the base does not say: give transformers' generate eos_token_id={list(learnt)}"
     ]
+
+
+def note_on_classes(workdir: Path, count: int) -> str:
+    """The line on what the base needs before it takes the adapters of a classifier."""
+    names = dict(enumerate(read_label_names(workdir, count)))
+    return (
+        "the base has no classifier, and a folder of peft's no names of classes: open the base "
+        f"with transformers' AutoModelForSequenceClassification, num_labels={count} and "
+        f"id2label={names}"
+    )
 
 
 def verify(folder: Path) -> dict[str, Any]:

@@ -88,9 +88,9 @@ def attend(
     is [B or 1, N, T, S] or of distances.
 
     `implementation` "auto" takes the fastest that supports the case on this device
-    (`research.ops.kernels.attention.ORDER`), else XLA's. A named one raises NotImplementedError for
-    a case that it does not support. Under context parallelism queries stay split along T, and keys
-    and values are gathered.
+    (`research.ops.kernels.attention.ORDER`), else XLA's. A named one raises `CannotServe`, a
+    ValueError, for a case that it does not support. Under context parallelism queries stay split
+    along T, and keys and values are gathered.
     """
     # Context parallelism gathers keys and values: with shared heads they are smaller than queries,
     # and each device then has all that its queries see.

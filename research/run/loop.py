@@ -14,6 +14,7 @@ from research.data.corpus import Corpus
 from research.devices.table import peak_flops
 from research.experiment.config import Experiment
 from research.objectives.choose import make_objective
+from research.ops.kernels.notes import CannotServe
 from research.run.epochs import with_steps
 from research.run.feed import Feed
 from research.run.lines import announce, log_sample, log_step
@@ -113,6 +114,8 @@ def _in_mid_run() -> Iterator[None]:
     mistakes in the settings, which a launcher must not start again."""
     try:
         yield
+    except CannotServe:
+        raise  # seen when the first step is traced
     except ValueError as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise command.Stop(command.BUG, f"the run failed: {reason}") from error

@@ -114,6 +114,10 @@ def test_content_changes_the_fingerprint_and_a_copy_elsewhere_does_not(tmp_path)
     [
         ({}, "holds no .txt, .jsonl or .parquet"),
         ({"a.png": "a,b"}, "holds no .txt, .jsonl or .parquet"),
+        (
+            {"a.jsonl.gz": "x", "b.ZST": "x", "c.zst": "x"},
+            "compressed: gunzip -k .*a.jsonl.gz, unzstd",
+        ),
         ({"a.csv": "a,b"}, "is empty"),
         ({"a.txt": ""}, "is empty"),
         ({"a.jsonl": "\n\n"}, "is empty"),

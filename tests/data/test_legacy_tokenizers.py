@@ -98,6 +98,22 @@ def test_a_model_that_translates_reads_one_language_and_writes_the_other(tmp_pat
             {"spiece.model": "no", "config.json": '{"model_type": "t5"}'},
             "cannot use the T5Tokenizer .* not a sentencepiece model",
         ),
+        (
+            {
+                "vocab.json": '{"a": 4000000000}',
+                "merges.txt": "",
+                "config.json": '{"model_type": "gpt2"}',
+            },
+            "a token has the id 4,000,000,00[01]; wanted ids below",
+        ),
+        (
+            {"vocab.txt": "[UNK]", "special_tokens_map.json": '{"eos_token": 5}'},
+            "cannot be read .*a token is 5, wanted its text",
+        ),
+        (
+            {"vocab.txt": "a", "tokenizer_config.json": '{"added_tokens_decoder": {"5": 7}}'},
+            "cannot be read .*a token is 7, wanted its text",
+        ),
         ({"source.spm": "", "config.json": '{"model_type": "marian"}'}, "has no target.spm"),
     ],
 )

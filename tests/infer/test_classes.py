@@ -13,6 +13,7 @@ import pytest
 from research.data.tokenizers import load_tokenizer
 from research.files import write_json
 from research.infer.classes import classify
+from research.infer.text_batches import text_batches
 from research.interop.huggingface.folder import write_folder
 from research.interop.load import open_checkpoint
 from research.interop.storage.label_names import read_label_names
@@ -113,3 +114,12 @@ def test_the_command_prints_labels_and_their_accuracy(run, tmp_path):
     assert [row["label"] for row in values["texts"]] == list(names)
     shown = [list(row["probabilities"].values()) for row in values["texts"]]
     np.testing.assert_allclose(shown, probs_NC, atol=1e-5)
+
+
+def test_texts_that_are_cut_are_said_in_one_line(caplog):
+    tokenizer = load_tokenizer("bytes")  # a token a letter, and two around each text
+    assert len(list(text_batches(tokenizer, ["a" * 22, "b" * 23, "c" * 90], 24))) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "cut 2 of 3 texts, of up to 92 tokens, at 24: the rest is not read"
+    ]
+    assert len(list(text_batches(tokenizer, ["a" * 22], 24))) == len(caplog.records) == 1

@@ -20,16 +20,20 @@ LLAMA3 = {
 }
 
 
+# Where the class's own values are of a model that is refused.
+SUPPORTED = {"electra": {"embedding_size": DEFAULTS["electra"]["hidden_size"]}}
+
+
 def test_every_kind_of_model_has_its_defaults_here():
     assert READERS.keys() == DEFAULTS.keys()
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
 def test_a_field_left_out_is_the_default_of_its_class(kind):
-    full = {"model_type": kind, **DEFAULTS[kind]}
+    full = {"model_type": kind, **DEFAULTS[kind], **SUPPORTED.get(kind, {})}
     whole = READERS[kind].read_config(full, set())
     required = []
-    for name in DEFAULTS[kind]:
+    for name in DEFAULTS[kind].keys() - SUPPORTED.get(kind, {}).keys():
         without = {key: value for key, value in full.items() if key != name}
         try:
             assert READERS[kind].read_config(without, set()) == whole, name

@@ -121,6 +121,8 @@ def test_a_classifier_goes_with_its_adapters(tmp_path):
     classifier_run(tmp_path)
     made = export_adapter(tmp_path / "run", tmp_path / "peft")
     assert made["bit_equal"] == made["values"] and made["logit_difference"] < 1e-5
-    assert any("AutoModelForSequenceClassification" in line for line in made["notes"])
+    classes = "num_labels=2 and id2label={0: 'bad', 1: 'good'}"
+    assert any(classes in line for line in made["notes"])
+    assert not any("generation ends" in line for line in made["notes"])
     for adapter in ("run", "peft"):  # also as --adapter of a command
         assert load(tmp_path / "words", adapter=tmp_path / adapter).config.labels == 2

@@ -74,6 +74,8 @@ EXACT = {
     "xlm_roberta_base": 278_295_186,
     "xlm_roberta_large": 560_142_482,
     "distilbert_base": 66_985_530,
+    "electra_base": 108_891_648,
+    "electra_large": 334_092_288,
 }
 # The digits of the papers: LLaMA's table 2, GPT-3's table 2.1.
 ROUNDED = {

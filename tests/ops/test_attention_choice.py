@@ -16,7 +16,7 @@ from research.models.spec import abstract
 from research.ops.attention import Visibility
 from research.ops.kernels import cudnn, flash, mosaic, splash
 from research.ops.kernels.attention import choose
-from research.ops.kernels.notes import tell_once
+from research.ops.kernels.notes import CannotServe, tell_once
 from research.parallel.axes import MESH_AXES, RULES
 
 HOPPER, AMPERE, BLACKWELL = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA B200"
@@ -105,7 +105,7 @@ REFUSED = [
 def test_what_a_kernel_cannot_serve_goes_to_the_reference_or_raises(name, mesh, case, reason):
     assert chosen(mesh, **case) is None
     with pytest.raises(
-        NotImplementedError, match=f"attention '{name}' cannot serve.*{reason}.*execution.attention"
+        CannotServe, match=f"attention '{name}' cannot serve.*{reason}.*execution.attention"
     ):
         chosen(mesh, name, **case)
 
@@ -183,13 +183,13 @@ NAMED = [
 
 @pytest.mark.parametrize(("name", "kind", "case", "reason"), NAMED)
 def test_a_named_kernel_that_cannot_serve_raises(tokamax, name, kind, case, reason):
-    with pytest.raises(NotImplementedError, match=f"attention '{name}' cannot serve.*{reason}"):
+    with pytest.raises(CannotServe, match=f"attention '{name}' cannot serve.*{reason}"):
         chosen(at("gpu", kind=kind), name, **case)
 
 
 def test_cudnns_packed_call_wants_a_jax_in_which_it_is_right(tokamax, monkeypatch):
     monkeypatch.setattr(cudnn, "PACKED", (99, 0, 0))
-    with pytest.raises(NotImplementedError, match="packed rows want JAX 99.0.0 or newer and this"):
+    with pytest.raises(CannotServe, match="packed rows want JAX 99.0.0 or newer and this"):
         chosen(at("gpu", kind=HOPPER), "cudnn", documents=8)
     assert chosen(at("gpu", kind=HOPPER), documents=8) is mosaic.attend
 
@@ -205,7 +205,7 @@ def test_cudnns_packed_call_is_made_in_one_place():
 
 
 def test_a_kernel_of_another_platform_raises():
-    with pytest.raises(NotImplementedError, match="the mesh is of cpu devices and it wants tpu"):
+    with pytest.raises(CannotServe, match="the mesh is of cpu devices and it wants tpu"):
         chosen(at("cpu"), "splash")
 
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from research.ops.grouped import grouped
 from research.ops.kernels import grouped_matmul_gpu, grouped_matmul_tpu
 from research.ops.kernels.grouped_matmul import Case, choose
-from research.ops.kernels.notes import tell_once
+from research.ops.kernels.notes import CannotServe, tell_once
 from research.parallel.axes import MESH_AXES
 
 HOPPER, AMPERE, BLACKWELL = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA B200"
@@ -58,7 +58,7 @@ def test_what_was_not_timed_is_xlas_and_what_cannot_be_raises_by_name(card, case
     if by_name:
         assert chosen(at("gpu", card), "mosaic", **case) is grouped_matmul_gpu
         return
-    with pytest.raises(NotImplementedError, match=f"{reason}.*set config.execution.experts"):
+    with pytest.raises(CannotServe, match=f"{reason}.*set config.execution.experts"):
         chosen(at("gpu", card), "mosaic", **case)
 
 
@@ -84,8 +84,8 @@ def test_a_product_and_its_gradients_on_a_card(implementation, kernels):
 
 
 def test_a_name_is_of_one_platform_and_xla_of_all():
-    with pytest.raises(NotImplementedError, match="the mesh is of cpu devices and it wants gpu"):
+    with pytest.raises(CannotServe, match="the mesh is of cpu devices and it wants gpu"):
         chosen(at("cpu"), "mosaic")
-    with pytest.raises(NotImplementedError, match="the mesh is of gpu devices and it wants tpu"):
+    with pytest.raises(CannotServe, match="the mesh is of gpu devices and it wants tpu"):
         chosen(at("gpu", HOPPER), "megablox")
     assert chosen(at("gpu", HOPPER), "xla") is chosen(at("tpu"), "xla") is None

@@ -17,7 +17,7 @@ from research.data.tokenizers.huggingface import dump
 from research.data.tokenizers.protobuf import fields
 from research.data.tokenizers.sentencepiece import model_digest
 from research.data.tokenizers.side_files import CONFIG, NAMED, SideFiles, spelt
-from research.data.tokenizers.special import find_roles
+from research.data.tokenizers.special import MOST, find_roles
 from research.data.tokenizers.tokenizer import Aligned, Tokenizer, begins_word
 
 SOURCE, TARGET, VOCABULARY = "source.spm", "target.spm", "vocab.json"
@@ -90,6 +90,8 @@ def load(folder: Path, side: SideFiles) -> Tokenizer:
     named = {key: spelt(settings.get(key)) for key in NAMED if key in settings}
     try:
         ids = {str(piece): int(n) for piece, n in json.loads(files[VOCABULARY]).items()}
+        if not ids or not all(0 <= n < MOST for n in ids.values()):
+            raise ValueError(f"{VOCABULARY} has ids that are not in 0 to {MOST - 1:,}")
         models = [_model(files[name]) for name in (SOURCE, TARGET)]
         digests = [model_digest(files[name]) for name in (SOURCE, TARGET)]
     except (ValueError, RuntimeError, IndexError, TypeError, AttributeError) as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from research.data.tokenizers.special import MOST
 from research.files import read_json
 
 CONFIG, SPECIAL_MAP, ADDED = (
@@ -75,7 +76,8 @@ def resolve(
     # Absent and null are not the same: an empty decoder still keeps the older files out.
     if "added_tokens_decoder" in config:
         decoder = config["added_tokens_decoder"] or {}
-        return SideFiles(config, {int(n): _token(token) for n, token in sorted(decoder.items())})
+        added = {int(n): _token(token) for n, token in sorted(decoder.items())}
+        return _checked(SideFiles(config, added))
     config = {**config, **special_map}
     one = SideFiles(config)
     special = {text for text in one.named().values() if text} | set(map(spelt, one.listed()))
@@ -84,12 +86,16 @@ def resolve(
         number: _token({"content": text, "special": text in special, "normalized": None})
         for text, number in dict(added).items()
     }
-    return SideFiles(config, tokens)
+    return _checked(SideFiles(config, tokens))
 
 
 def spelt(token: Any) -> str | None:
-    """The string of a token, which files write as a string or as an object with its "content"."""
-    return token["content"] if isinstance(token, Mapping) else token
+    """The string of a token, which files write as a string or as an object with its "content".
+    ValueError for anything else but null."""
+    text = token["content"] if isinstance(token, Mapping) else token
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"a token is {text!r:.40}, wanted its text")
+    return text
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -105,4 +111,21 @@ def _token(token: Any) -> dict[str, Any]:
     flags = {name: bool(given.get(name, False)) for name in _FLAGS}
     if given.get("normalized") is None:
         flags["normalized"] = not flags["special"]
-    return {"content": given["content"], **flags}
+    return {"content": _text(given), **flags}
+
+
+def _text(token: Mapping[str, Any]) -> str:
+    text = spelt(token)
+    if text is None:
+        raise ValueError("a token is null, wanted its text")
+    return text
+
+
+def _checked(side: SideFiles) -> SideFiles:
+    """The same, after a look at what only later would be found to be no token."""
+    for token in (*side.named().values(), *side.listed()):
+        spelt(token)
+    for number, token in side.added.items():
+        if type(number) is not int or not 0 <= number < MOST:
+            raise ValueError(f"the added token {token['content']!r:.60} has the id {number!r}")
+    return side

@@ -5,6 +5,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
+# Ids are below this number. An id decides the size of tables, so a damaged one must not ask for all
+# memory.
+MOST = 2**24
 SENTINELS = 32  # 15% of 512 tokens in spans of 3 are 26 spans (arXiv:1910.10683, section 3.1.4)
 RESERVED = ("<pad>", "<bos>", "<eos>", "<mask>", *(f"<extra_{n}>" for n in range(SENTINELS)))
 

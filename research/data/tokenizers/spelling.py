@@ -116,8 +116,8 @@ def _load_folder(folder: Path) -> Tokenizer:
         tokenizer = legacy.load_legacy(folder)
     else:
         raise ValueError(
-            f"folder {folder} has no tokenizer; wanted {huggingface.FILE}, {sentencepiece.FILE} or "
-            f"one of {', '.join(legacy.FILES)} in it"
+            f"folder {folder} has no tokenizer; wanted {huggingface.FILE} or {sentencepiece.FILE} "
+            f"in it, or one of an older kind: {', '.join(legacy.FILES)}"
         )
     # Ids that changed since a run began would make nonsense of its weights without any error.
     if record and record.get("fingerprint") != tokenizer.fingerprint:

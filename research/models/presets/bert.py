@@ -1,4 +1,4 @@
-"""Encoders: BERT and those after it, RoBERTa, XLM-R, DistilBERT and ModernBERT."""
+"""Encoders: BERT and those after it, RoBERTa, XLM-R, DistilBERT, ELECTRA and ModernBERT."""
 
 from research.models.config import ModelConfig
 
@@ -72,6 +72,7 @@ def _modernbert(layers: int, d_model: int, heads: int, d_ff: int) -> ModelConfig
 
 
 _DISTIL = dict(token_types=0, embedding_norm=True, pooler=False, pooler_layer="relu")
+_ELECTRA = dict(pooler=False, mlm_head=False, pooler_layer="gelu")
 
 PRESETS: dict[str, ModelConfig] = {
     "bert_base": bert(12, 768, 12),
@@ -82,6 +83,9 @@ PRESETS: dict[str, ModelConfig] = {
     "xlm_roberta_large": _roberta(24, 1024, 16, 250002),
     # arXiv:1910.01108, section 3: every second layer of BERT.
     "distilbert_base": bert(6, 768, 12, **_DISTIL),
+    # arXiv:2003.10555, table 6: the discriminators.
+    "electra_base": bert(12, 768, 12, **_ELECTRA),
+    "electra_large": bert(24, 1024, 16, **_ELECTRA),
     "modernbert_base": _modernbert(22, 768, 12, 1152),
     "modernbert_large": _modernbert(28, 1024, 16, 2624),
 }

@@ -7,7 +7,7 @@ import jax
 
 from research.devices.backend import card_capability, card_kind, platform
 from research.ops.kernels import cudnn, flash, mosaic, splash
-from research.ops.kernels.notes import tell_once, warn_once
+from research.ops.kernels.notes import CannotServe, tell_once, warn_once
 
 KERNELS = {"mosaic": mosaic, "cudnn": cudnn, "flash": flash, "splash": splash}
 # What "auto" tries in order: platform, major compute capability, which visibility (None for any),
@@ -31,7 +31,7 @@ def choose(
     form.
 
     "auto" takes the first of `ORDER` for the mesh's devices that does not refuse, and on a GPU says
-    once which and why. The name of a kernel raises NotImplementedError with the reason instead,
+    once which and why. The name of a kernel raises `CannotServe` with the reason instead,
     also on a mesh of another platform than its own; without a mesh it is taken at its word, so that
     a program can be lowered for a device that is not here.
     """
@@ -44,7 +44,7 @@ def choose(
     if at != kernel.PLATFORM and not jax.sharding.get_abstract_mesh().empty:
         reason = f"the mesh is of {at} devices and it wants {kernel.PLATFORM}"
     if reason:
-        raise NotImplementedError(
+        raise CannotServe(
             f"attention {implementation!r} cannot serve this case: {reason}; "
             "or set config.execution.attention to 'auto' or 'xla'"
         )

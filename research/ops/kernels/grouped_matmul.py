@@ -15,7 +15,7 @@ from jax import lax
 
 from research.devices.backend import card_capability, card_kind, platform
 from research.ops.kernels import grouped_matmul_gpu, grouped_matmul_tpu
-from research.ops.kernels.notes import tell_once, warn_once
+from research.ops.kernels.notes import CannotServe, tell_once, warn_once
 
 KERNELS = {"mosaic": grouped_matmul_gpu, "megablox": grouped_matmul_tpu}
 IMPLEMENTATIONS = ("auto", *KERNELS, "xla")
@@ -102,7 +102,7 @@ def choose(implementation: str, case: Case) -> Any | None:
     """The kernels' module that serves the case, or None for XLA's form.
 
     "auto" takes the first of `ORDER` for the mesh's devices that does not refuse, and on a GPU says
-    once which. The name of a kernel raises NotImplementedError with the reason instead, also on a
+    once which. The name of a kernel raises `CannotServe` with the reason instead, also on a
     mesh of another platform than its own; without a mesh it is taken at its word, so that a program
     can be lowered for a device that is not here.
     """
@@ -115,7 +115,7 @@ def choose(implementation: str, case: Case) -> Any | None:
     if at != kernel.PLATFORM and not jax.sharding.get_abstract_mesh().empty:
         reason = f"the mesh is of {at} devices and it wants {kernel.PLATFORM}"
     if reason:
-        raise NotImplementedError(
+        raise CannotServe(
             f"experts {implementation!r} cannot serve this case: {reason}; "
             "or set config.execution.experts to 'auto' or 'xla'"
         )

@@ -1,4 +1,5 @@
-"""Lines about which kernel serves a case, each said once: a layer is traced many times."""
+"""What is said about which kernel serves a case: lines, each said once, since a layer is traced
+many times, and the refusal of one that the config names."""
 
 import functools
 import logging
@@ -15,3 +16,8 @@ def warn_once(message: str) -> None:
 def tell_once(message: str) -> None:
     """Prints a note on standard error, once for each message."""
     print(f"note: {message}", file=sys.stderr)
+
+
+class CannotServe(ValueError):
+    """A kernel that the config names cannot serve a case: a mistake in the settings, though it is
+    seen only when the first step is traced."""

@@ -62,6 +62,11 @@ def bart(config=hf.BartConfig, **changes):
     return config(**{**sizes, **changes})
 
 
+def electra(**changes):
+    sizes = dict(vocab_size=VOCAB, max_position_embeddings=40, embedding_size=16)
+    return hf.ElectraConfig(**{**WIDE, **sizes, **changes})
+
+
 def mt5():
     return hf.MT5Config(
         vocab_size=VOCAB,
@@ -96,6 +101,8 @@ CASES = {
         hf.DistilBertConfig(**DISTILBERT, num_labels=3),
         v4,
     ),
+    "electra_mlm": Case(hf.ElectraForMaskedLM, electra(), v4),
+    "electra_classifier": Case(hf.ElectraForSequenceClassification, electra(num_labels=3), v4),
     "mt5": Case(hf.MT5ForConditionalGeneration, mt5(), v4, stds=T5),
     "bart": Case(hf.BartForConditionalGeneration, bart(), v4, stds=BART),
     "mbart": Case(

@@ -2,7 +2,8 @@
 classifier those that a checkpoint has.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
 from typing import Any
 
 from research.interop.huggingface.families.fields import (
@@ -85,9 +86,10 @@ def count_labels(values: Mapping[str, Any]) -> int:
 
 
 def serves(c: ModelConfig) -> bool:
-    """True for an encoder, unless it is one of RoBERTa's or of those with a norm of the embeddings
-    and no token types."""
-    return c.kind == "encoder" and not (c.position_offset or c.embedding_norm)
+    """True for an encoder, unless it is RoBERTa's or ELECTRA's, or one with a norm of the
+    embeddings and no token types."""
+    plain = c.kind == "encoder" and not (c.position_offset or c.embedding_norm)
+    return plain and c.pooler_layer != "gelu"
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
@@ -176,6 +178,15 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
         tensor_rules += [Rule("classifier.weight", "classifier/kernel", "C D -> D C")]
         tensor_rules += [Rule("classifier.bias", "classifier/bias", "C -> C")]
     return tuple(tensor_rules)
+
+
+def renamed(rules: Iterable[Rule], names: Mapping[str, str]) -> tuple[Rule, ...]:
+    """Rules with other starts of their names, by the first of `names` with which one begins."""
+    changed = []
+    for rule in rules:
+        start = next(start for start in names if rule.name.startswith(start))
+        changed.append(replace(rule, name=names[start] + rule.name.removeprefix(start)))
+    return tuple(changed)
 
 
 FAMILY = Family(

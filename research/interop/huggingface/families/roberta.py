@@ -5,7 +5,6 @@ plus 1, so the first rows of their table belong to no position. The classifier h
 """
 
 from collections.abc import Mapping, Set
-from dataclasses import replace
 from typing import Any
 
 from research.interop.huggingface.families import bert
@@ -76,14 +75,9 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
     """The tensors of RobertaForMaskedLM and RobertaForSequenceClassification that the model has, as
     rules that read both ways."""
-    renamed = []
-    for rule in bert.rules(c):
-        start = next(start for start in _NAMES if rule.name.startswith(start))
-        name = _NAMES[start] + rule.name.removeprefix(start)
-        # A classifier has its own pooler; without one it is that of the bare model.
-        name = name.replace(_POOLER, _CLASSIFIER) if c.labels else name
-        renamed.append(replace(rule, name=name))
-    return tuple(renamed)
+    # A classifier has its own pooler; without one it is that of the bare model.
+    pooler = _CLASSIFIER if c.labels else _POOLER
+    return bert.renamed(bert.rules(c), {"bert.pooler.dense": pooler, **_NAMES})
 
 
 FAMILY = Family(
