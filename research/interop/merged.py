@@ -8,7 +8,7 @@ import numpy as np
 
 from research import tree
 from research.interop.huggingface.folder import companions, tokenizer_folder
-from research.interop.load import open_adapter
+from research.interop.load import local_path, open_adapter
 from research.interop.storage.checkpoint import Checkpoint, Parameter, specs_by_path
 from research.interop.storage.foreign import as_dtype
 from research.models.spec import abstract
@@ -36,7 +36,7 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
         wanted = tree.unflatten({path: abstract(specs[path], np.dtype(np.float32))})
         merged = merge(attach(base.restore(wanted), tree.unflatten({path: leaf})), np.float32)
         parameters[path] = _replaced(parameters[path], tree.paths(merged, is_leaf)[path])
-    folder, files = Path(adapter).expanduser(), dict(base.files)
+    folder, files = local_path(adapter), dict(base.files)
     if tokenizer_folder(folder) is not None:
         files |= companions(folder)
         base = replace(base, tokenizer_folder=folder)

@@ -49,8 +49,7 @@ def _remote(path: Path, name: str) -> Stranger | None:
         return Stranger(
             "hub",
             "no path here",
-            f"if it is a model of the Hugging Face hub, run hf download {name} --local-dir=FOLDER "
-            "and give that folder",
+            f"if it is a model of the Hugging Face hub, write hf:{name}",
         )
     return None
 

@@ -12,10 +12,12 @@ from research.data.tokenizers.side_files import read_side_files
 from research.data.tokenizers.special import RESERVED
 from research.data.tokenizers.template_files import template_fields
 from research.data.tokenizers.tokenizer import RECORD, Tokenizer, refuse_surrogates
+from research.downloads.hub import PREFIX, hub_path
 from research.files import read_json
 
 _WANTED = (
-    "bytes, gpt2, bpe:VOCAB, sentencepiece:VOCAB, a tokenizer.json, a sentencepiece .model, a "
+    "bytes, gpt2, bpe:VOCAB, sentencepiece:VOCAB, hf:ORG/NAME, a tokenizer.json, a "
+    "sentencepiece .model, a "
     ".tiktoken ranks file, "
     "or a folder with a tokenizer.json, tokenizer.model, vocab.json, vocab.txt or spiece.model"
 )
@@ -33,8 +35,9 @@ _GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930
 
 
 def load_tokenizer(spelling: str | Path, cache_dir: Path | None = None) -> Tokenizer:
-    """The tokenizer that `spelling` names: "bytes", "gpt2" (downloaded once), or the path of a
-    tokenizer file or of a folder with one, as we or Hugging Face save it.
+    """The tokenizer that `spelling` names: "bytes", "gpt2" (downloaded once),
+    "hf:ORG/NAME" for that of a model of the hub, or the path of a tokenizer file or of a folder
+    with one, as we or Hugging Face save it.
 
     ValueError for any other spelling, a damaged file, and a folder whose content no longer has
     the fingerprint that it was saved with.
@@ -51,7 +54,7 @@ def load_tokenizer(spelling: str | Path, cache_dir: Path | None = None) -> Token
         raise ValueError(
             f"tokenizer {name!r} has to be trained on text first; name the folder it was saved in"
         )
-    path = Path(name).expanduser()
+    path = hub_path(name, weights=False) if name.startswith(PREFIX) else Path(name).expanduser()
     if path.is_dir():
         return _load_folder(path)
     readers = {".json": _load_json, ".model": _load_model, ".tiktoken": _load_ranks}
