@@ -129,6 +129,8 @@ def run(command: Command, folder: Path) -> tuple[int, float, str]:
         **os.environ,
         "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
         "GRAFT_VENV": str(python.parent.parent),
+        # Most of the time is XLA's. Its machine code may be slower here, where nothing is timed.
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1",
     }
     # A line of Python, as a notebook has it.
     quoted = f"python -c {shlex.quote(command.written)}"

@@ -40,7 +40,6 @@ _NAMES = {
     "pythia_70m": {"rotary_size": 2},
     "opt_125m": {},
     "bert_base": {},
-    "roberta_base": {},
     "modernbert_base": {
         **{"layers": 4, "window": 4, "layer_kinds": ("global", "local", "local", "global")},
     },

@@ -37,12 +37,13 @@ def quantize_layer(
 def folds(c: ModelConfig) -> list[tuple[str, tuple[str, ...]]]:
     """Pairs (norm, the weights that read its result) where the norm's scale can absorb a factor of
     each input: its result goes into these weights alone."""
-    pairs = []
-    if not c.norm_after:
+    pairs, before = [], c.norm_before and not c.norm_after
+    # Without `first_norm` there is a layer whose attention reads no norm.
+    if before and c.first_norm:
         pairs.append(("attention_norm", ("attention/query", "attention/key", "attention/value")))
     # A norm behind the layer's output feeds the residual stream, which other layers read too;
     # experts' inputs also feed the router.
-    if not c.norm_after and not c.experts:
+    if before and not c.experts:
         pairs.append(("mlp_norm", ("mlp/up", "mlp/gate") if c.gated else ("mlp/up",)))
     return pairs
 

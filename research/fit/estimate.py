@@ -194,10 +194,13 @@ def _kept(c: ModelConfig, remat: str, w: Weights, target: Target) -> float:
     dots = width + (heads + (2 if c.gated else 1) * _hidden(c)) / tensor
     if remat == "dots":
         return dots
-    # Without recomputation the norms' results in float32, the activation's and the hidden states
-    # are kept too. The norms' are for the gradients of frozen matrices alone, which nobody asks
-    # for.
-    return dots + (6 if w.whole_model else 2) * width + 2 * _hidden(c) / tensor
+    # Without recomputation the activation's and the hidden states are kept too.
+    kept = dots + 2 * _hidden(c) / tensor
+    if target.platform != "cpu":
+        return kept
+    # A CPU keeps the norms' results in float32, those for the gradients of matrices only where
+    # somebody asks for them.
+    return kept + (6 if w.whole_model else 2) * width
 
 
 def _stored(size: int, target: Target) -> int:

@@ -2,7 +2,9 @@
 counts it, traffic as it was compiled."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import jax
 
@@ -34,17 +36,21 @@ def measure(
     kernels for unless it is here.
     """
     tell("tracing")
+    began, seconds = time.monotonic(), {}
     subject = SUBJECTS[step](experiment, target)
+    seconds["trace"] = time.monotonic() - began
     # Counted before the compile, so that a program which is too large still has its FLOPs.
     executed = counts.executed(subject.jaxpr, target.count)
     tell("lowering")
+    began = time.monotonic()
     lowered = _lower(subject, target)
+    seconds["lower"] = time.monotonic() - began
     # The text is the program: two configs that lower to it share one compile.
     cached = recall(lowered.as_text())
     if cached is not None:
         return cached
     tell("compiling")
-    dtype = experiment.precision.compute
+    dtype, began = experiment.precision.compute, time.monotonic()
     try:
         compiled = lowered.compile(target.compiler_options)
     except jax.errors.JaxRuntimeError as error:
@@ -53,8 +59,10 @@ def measure(
         if needed is None:
             raise
         return _too_large(subject, target, dtype, executed, needed)
+    seconds["compile"] = time.monotonic() - began
     tell("reading")
-    return _read(subject, target, dtype, executed, compiled)
+    fit = _read(subject, target, dtype, executed, compiled)
+    return replace(fit, compile_seconds={name: round(one, 2) for name, one in seconds.items()})
 
 
 def _lower(subject: Subject, target: Target) -> jax.stages.Lowered:

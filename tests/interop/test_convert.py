@@ -24,6 +24,7 @@ from tests.families import FAMILIES, random_batch
 from tests.interop.memory import in_memory, random_params
 
 MARIAN = replace(FAMILIES["transformer_base"], attention_bias="all", head_bias=True)
+DISTILBERT = dict(token_types=0, embedding_norm=True)
 MODELS = {
     **{name: c for name, c in FAMILIES.items() if name != "transformer_base"},
     "marian": MARIAN,
@@ -31,6 +32,15 @@ MODELS = {
         FAMILIES["llama2_7b"], attention_bias="all", mlp_bias=True, tied=True
     ),
     "bert_classifier": replace(FAMILIES["bert_base"], mlm_head=False, labels=3),
+    "roberta": replace(FAMILIES["bert_base"], position_offset=2, pooler=False),
+    "distilbert": replace(
+        FAMILIES["bert_base"], **DISTILBERT, mlm_head=False, pooler_layer="relu", labels=3
+    ),
+    "electra": replace(FAMILIES["bert_base"], pooler=False, pooler_layer="gelu"),
+    "modernbert_classifier": replace(
+        FAMILIES["modernbert_base"], pooler=True, mlm_head=False, labels=3
+    ),
+    "mbart": replace(FAMILIES["bart_base"], norm_after=False, decoder_start="pad"),
     "t5_gated": replace(
         FAMILIES["t5_small"], gated=True, activation="gelu_tanh", tied=False, head_scale=1.0
     ),

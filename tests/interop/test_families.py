@@ -91,7 +91,7 @@ def test_a_cache_writes_the_references_continuation(name, tmp_path):
 # One key head and one row of four experts do not divide by the mesh; T5's tables and BERT's heads
 # lie across it.
 @pytest.mark.parametrize(
-    "name", ["gpt2", "llama_mqa", "mixtral", "gemma3", "bert_pretraining", "t5"]
+    "name", ["gpt2", "llama_mqa", "mixtral", "gemma3", "phi3", "olmo2", "bert_pretraining", "t5"]
 )
 def test_a_mesh_changes_nothing(name, tmp_path):
     loaded = load(write(name, tmp_path), mesh="fsdp:4,tensor:2")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from research.fit.flops import executed
-from research.models.embedding import head_specs
+from research.models.heads import head_specs
 from research.models.initial import initial
 from research.models.model import Model
 from research.models.spec import Spec, initialize, normal

@@ -45,7 +45,7 @@ def test_cross_entropy_is_its_definition(smoothing, z_loss):
     np.testing.assert_allclose(got_nll, nll, atol=2e-5)
 
 
-# On accelerators the table and its gradient stay in one order, see `_local_head`.
+# On a GPU the table and its gradient stay in one order, see `_local_head`.
 @pytest.fixture(params=["cpu", "gpu"])
 def platform(request, monkeypatch):
     monkeypatch.setattr(plain_head, "platform", lambda: request.param)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from research.data.tokenizers.tokenizer import UnknownTokenizer
 from research.interop.gguf import ends, gemma, llama, rope_factors, rope_keys, unread_keys
@@ -15,7 +16,7 @@ from research.interop.gguf.architecture import Architecture, Metadata
 from research.interop.gguf.file import Gguf, open_gguf
 from research.interop.gguf.tokenizer import tokenizer_files
 from research.interop.gguf.tokenizer_metadata import tokenizer_metadata
-from research.interop.gguf.write import write_gguf
+from research.interop.gguf.write import Entry, write_gguf
 from research.interop.huggingface.folder import TOKENIZERS
 from research.interop.storage import generation
 from research.interop.storage.checkpoint import Checkpoint
@@ -120,6 +121,16 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> list[str]
     type with more bits, as llama.cpp's own quantizer does it. ValueError for a model that no
     architecture computes, and for a tokenizer that GGUF cannot express.
     """
+    metadata, entries, notes = plan_gguf_model(checkpoint, kind)
+    write_gguf(file, metadata, entries)
+    return notes
+
+
+def plan_gguf_model(
+    checkpoint: Checkpoint, kind: str
+) -> tuple[dict[str, Any], list[Entry], list[str]]:
+    """(metadata, tensors as `write_gguf` takes them, lines on what the format cannot hold) of a
+    checkpoint as a GGUF file; no tensor is read. ValueError as `write_gguf_model`."""
     checkpoint = with_norm_offset(checkpoint, 0.0)  # files hold what norms multiply by
     c = checkpoint.config
     architecture = architecture_of(c)
@@ -150,8 +161,7 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> list[str]
     if rope_factors.FREQUENCIES in factors:
         metadata[rope_factors.SCALING] = rope_factors.record(c.rope_scaling)
     entries += [(n, array.shape, "F32", lambda array=array: array) for n, array in factors.items()]
-    write_gguf(file, metadata, entries)
-    return [*architecture.notes(c), *rope_keys.notes(c), *notes]
+    return metadata, entries, [*architecture.notes(c), *rope_keys.notes(c), *notes]
 
 
 def _check_same(c: ModelConfig, again: ModelConfig, kind: str) -> None:

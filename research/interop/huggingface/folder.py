@@ -132,8 +132,7 @@ def write_folder(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_
 
     ValueError for a model that no architecture of transformers computes.
     """
-    family, values = describe(checkpoint.config)
-    values = _as_kind(family, values, checkpoint.model_type)
+    family, values = plan_folder(checkpoint)
     checkpoint = with_norm_offset(checkpoint, family.norm_offset)
     tensors = write_tensors(
         checkpoint.config, family.rules(checkpoint.config), checkpoint.parameters
@@ -155,6 +154,12 @@ def write_folder(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_
         name: (tensor, lambda make=make: [make()]) for name, (tensor, make) in tensors.items()
     }
     write_safetensors(folder, streams, metadata={"format": "pt"}, shard_bytes=shard_bytes)
+
+
+def plan_folder(checkpoint: Checkpoint) -> tuple[Family, dict[str, Any]]:
+    """(family, config.json) that a checkpoint would be written as. ValueError as `write_folder`."""
+    family, values = describe(checkpoint.config)
+    return family, _as_kind(family, values, checkpoint.model_type)
 
 
 def companions(folder: Path) -> dict[str, Path]:

@@ -23,7 +23,7 @@ from research.models.spec import Spec
 PREFIX = "base_model.model."
 TABLE, HEAD = "embed/table", "head/table"  # one weight in a tied model
 # Tables that are read by rows and may have an adapter.
-TABLES = (TABLE, "embed/positions", "embed/types")
+TABLES = (TABLE, "embed/positions", "embed/encoder_positions", "embed/types")
 
 
 @dataclass(frozen=True)

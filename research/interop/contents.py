@@ -1,0 +1,63 @@
+"""What lies in the files of a checkpoint, whether it can be opened or not: sizes, and the types in
+which tensors are stored.
+"""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+from research.interop.gguf.file import open_gguf
+
+_HEADER_BYTES = 100_000_000  # the longest header that the safetensors library reads
+
+
+def sizes(path: Path) -> dict[str, int]:
+    """The bytes of a file, or of every file in a folder and below it, by name. Hidden files, such
+    as the `.cache` that downloaders leave behind, are left out."""
+    if path.is_file():
+        return {path.name: path.stat().st_size}
+    found = {file.relative_to(path): file for file in sorted(path.rglob("*")) if file.is_file()}
+    return {
+        name.as_posix(): file.stat().st_size
+        for name, file in found.items()
+        if not any(part.startswith(".") for part in name.parts)
+    }
+
+
+def stored_types(path: Path) -> dict[str, dict[str, int]]:
+    """{"tensors", "values"} by the name of each type, such as BF16 or Q4_1, in which the tensors of
+    a GGUF file, a safetensors file or a folder of them are stored; quantized types that safetensors
+    has no name for count as what they are packed in. {} where no header can be read."""
+    files = [path] if path.is_file() else sorted(path.glob("*"))
+    tensors: Counter[str] = Counter()
+    values: Counter[str] = Counter()
+    for file in files:
+        for kind, count in _tensors(file):
+            tensors[kind] += 1
+            values[kind] += count
+    return {kind: {"tensors": n, "values": values[kind]} for kind, n in tensors.most_common()}
+
+
+def _tensors(file: Path) -> list[tuple[str, int]]:
+    """(type, number of values) of each tensor in a file; [] for files of other kinds, and for
+    damaged ones, of which the reader of their format has its own to say."""
+    try:
+        if file.suffix == ".gguf":
+            with open_gguf(file) as gguf:
+                return [(gguf.types[n], math.prod(one.shape)) for n, one in gguf.names.items()]
+        if file.suffix == ".safetensors":
+            header = _header(file)
+            return [(str(one["dtype"]), math.prod(one["shape"])) for one in header.values()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return []
+
+
+def _header(file: Path) -> dict:
+    """The header as it is: readers of weights refuse types that they do not compute with."""
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length)) if length <= _HEADER_BYTES else {}
+    header.pop("__metadata__", None)
+    return header
