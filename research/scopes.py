@@ -21,7 +21,7 @@ SCOPES = {
     "rotation": "attention: rotary positions of queries and keys",
     "scores": "attention: softmax(q k) v, by a kernel or by XLA",
     "output": "attention: the product of the heads' results",
-    "mlp": "a dense feed-forward layer with its norm and residual sum",
+    "mlp": "a dense feed-forward layer with its norm and residual sum, or a shared expert",
     "moe": "a mixture of experts with its norm and residual sum",
     "routing": "experts: the router, its choice and loss, sorting of tokens, summing of results",
     "experts": "experts: the products of groups of tokens",

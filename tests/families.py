@@ -17,6 +17,7 @@ _NAMES = {
     "mixtral_8x7b": {"kv_heads": 2, "experts": 4},
     "qwen2.5_7b": {"kv_heads": 2},
     "qwen3_8b": {"kv_heads": 2},
+    "qwen1.5_moe_a2.7b": {"kv_heads": 2, "experts": 4, "experts_per_token": 2, "shared_d_ff": 48},
     # Two whole periods of local and global layers, and one layer left over.
     "gemma2_2b": {"kv_heads": 2, "window": 4, "layers": 5, "attention_softcap": 5.0},
     "gemma3_1b": {"kv_heads": 2, "window": 3, "layers": 4, "global_every": 3},

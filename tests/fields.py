@@ -109,6 +109,8 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.embedding_scale": ({}, 2.0),
     "model.experts": ({}, 4),
     "model.experts_per_token": (EXPERTS, 1),
+    "model.normalized_routes": (EXPERTS, False),
+    "model.shared_d_ff": (EXPERTS, 8),
     "model.token_types": (MASKED, 2),
     "model.decoder_start": (PAIRS, "end"),
     "model.tied": ({}, True),

@@ -34,6 +34,8 @@ def shrink_model(config: ConfigDict, family: ModelConfig) -> None:
         m.rope_scaling.long_factors = family.rope_scaling.long_factors[-pairs:]
     if family.experts:
         m.experts = 8
+    if family.shared_d_ff:
+        m.shared_d_ff = 64
     # Both scales depend on the width, which has changed.
     if family.head_scale != 1.0:
         m.head_scale = m.d_model**-0.5

@@ -178,7 +178,7 @@ def _head_bytes(e: Experiment, target: Target, w: Weights, tokens: int) -> float
 
 def _hidden(c: ModelConfig) -> int:
     """Hidden elements of a token in a feed-forward layer."""
-    return c.d_ff * (c.experts_per_token if c.experts else 1)
+    return c.d_ff * (c.experts_per_token if c.experts else 1) + c.shared_d_ff
 
 
 def _kept(c: ModelConfig, remat: str, w: Weights, target: Target) -> float:

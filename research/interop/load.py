@@ -119,7 +119,7 @@ def _quantized_specs(checkpoint: Checkpoint, specs: tree.Tree, quantize: str) ->
         raise ValueError(
             f"{checkpoint.source} is quantized already; load it without quantize={quantize!r}"
         )
-    blocks = "attention|cross" if checkpoint.config.experts else "attention|cross|mlp"
+    blocks = "attention|cross|mlp/shared" if checkpoint.config.experts else "attention|cross|mlp"
     matrices = rf"(encoder/)?layers/({blocks})/(query|key|value|out|gate|up|down)"
     return rules.quantize_specs(specs, [(matrices, quantize), (".*", None)])
 

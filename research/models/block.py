@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from research.models import layers
+from research.models import layers, mixture
 from research.models.adapters import bottleneck
 from research.models.config import Execution, LayerLosses, ModelConfig
 from research.models.context import LayerContext
@@ -32,7 +32,8 @@ def layer_specs(c: ModelConfig, start: Initial, count: int, cross: bool) -> Tree
     if cross:
         branches["cross"] = layers.attention_specs(c, start)
     # A mixture of experts has the same name, so that schedules and adapters find it by one path.
-    branches["mlp"] = layers.mlp_specs(c, start)
+    feed_forward = mixture.moe_specs if c.experts else layers.mlp_specs
+    branches["mlp"] = feed_forward(c, start)
     specs = dict(branches)
     for name in branches:
         if c.norm_before:
@@ -87,7 +88,7 @@ def block(
     with scope("moe" if c.experts else "mlp"):
         y_BTD = _branch_input(p, "mlp", start_BTD if c.parallel else x_BTD, c)
         if c.experts:
-            y_BTD, losses = layers.moe(p["mlp"], y_BTD, c, context.counted_BT, execution.experts)
+            y_BTD, losses = mixture.moe(p["mlp"], y_BTD, c, context.counted_BT, execution.experts)
         else:
             y_BTD = by_tokens(partial(layers.mlp, p["mlp"], c=c), y_BTD, execution.feed_tokens)
         x_BTD = _add_branch(p, "mlp", x_BTD, y_BTD, c, mlp_key)

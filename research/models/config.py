@@ -112,6 +112,10 @@ class Body:
     embedding_scale: float = setting(1.0, positive=True)  # multiplies the embeddings
     experts: int = 0  # 0: a dense layer
     experts_per_token: int = setting(2, EXPERTS)
+    # The mixing weights of a token's experts sum to 1; else they are shares of a softmax over all
+    # experts (OLMoE, arXiv:2409.02060).
+    normalized_routes: bool = setting(True, EXPERTS)
+    shared_d_ff: int = setting(0, EXPERTS)  # of an expert that all tokens share; 0: none
     token_types: int = setting(0, ENCODERS)  # BERT's segment embeddings
     # The token that a decoder reads first: padding, or the end of a text (BART).
     decoder_start: str = setting("pad", TWO_STACKS, choices=("pad", "end"))

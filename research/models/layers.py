@@ -1,7 +1,7 @@
 """The layers that all families share. Each has two functions: its specs, and its computation.
 
 Letters: B batch, T query time, S key time, D model, N query heads, K key heads, H head size, F
-feed-forward, E experts.
+feed-forward.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from research.models.adapters import prefix_of, with_prefix
-from research.models.config import LayerLosses, ModelConfig
+from research.models.config import ModelConfig
 from research.models.context import LayerKind
 from research.models.initial import Initial
 from research.models.kv import KVCache
 from research.models.spec import Init, Spec, constant, ones, zeros
 from research.ops import attention as attention_op
-from research.ops import route
 from research.ops.attention import Bias, Visibility
 from research.ops.einsum import add_bias, einsum
 from research.ops.elementwise import apart
@@ -194,24 +193,19 @@ def _attention_output(p: Tree, out_BTNH: jax.Array) -> jax.Array:
 
 
 def mlp_specs(c: ModelConfig, start: Initial) -> Tree:
-    """Up [D, F], down [F, D] and, if gated, gate [D, F]; with experts each has a leading axis E,
-    and there is a router [D, E]."""
+    """Up [D, F], down [F, D] and, if gated, gate [D, F]; biases with `mlp_bias`."""
     D, F = c.d_model, c.d_ff
-    # Experts lie behind one leading axis, so that a grouped product or a mesh axis can split them.
-    E, e = ((c.experts,), ("experts",)) if c.experts else ((), ())
     specs = {
-        "up": Spec((*E, D, F), (*e, "embed", "mlp"), start.up),
-        "down": Spec((*E, F, D), (*e, "mlp", "embed"), start.down),
+        "up": Spec((D, F), ("embed", "mlp"), start.up),
+        "down": Spec((F, D), ("mlp", "embed"), start.down),
     }
     if c.gated:
-        specs["gate"] = Spec((*E, D, F), (*e, "embed", "mlp"), start.up)
+        specs["gate"] = Spec((D, F), ("embed", "mlp"), start.up)
     if c.mlp_bias:
         specs["up_bias"] = Spec((F,), ("mlp",), zeros)
         if c.gated:
             specs["gate_bias"] = Spec((F,), ("mlp",), zeros)
         specs["down_bias"] = Spec((D,), ("vector",), zeros)
-    if c.experts:
-        specs["router"] = Spec((D, c.experts), ("embed", "routes"), start.router)
     return specs
 
 
@@ -238,31 +232,6 @@ def _gated(
     activation: Callable[[jax.Array], jax.Array], gate: jax.Array, up: jax.Array
 ) -> jax.Array:
     return activation(gate) * up
-
-
-def moe(
-    p: Tree,
-    x_BTD: jax.Array,
-    c: ModelConfig,
-    counted_BT: jax.Array,
-    implementation: str = "auto",
-) -> tuple[jax.Array, LayerLosses]:
-    """(output of the mixture of experts [B, T, D], its router's losses by name). `counted_BT` is 1
-    for the tokens that the losses count and 0 for padding."""
-    # The router computes in float32, for stable training (arXiv:2101.03961, section 2.4).
-    with scope("routing"):
-        logits_BTE = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), p["router"])
-    # k experts for each token, and their weights in the sum of what they give.
-    weights_BTk, ids_BTk = route.top_k(logits_BTE, c.experts_per_token)
-    y_BTD = route.experts(
-        x_BTD,
-        weights_BTk,
-        ids_BTk,
-        *(p[name] for name in ("gate", "up", "down")),
-        ACTIVATIONS[c.activation],
-        implementation,
-    )
-    return y_BTD, {"router_balance": route.load_balance(logits_BTE, ids_BTk, counted_BT)}
 
 
 @scope("dropout")

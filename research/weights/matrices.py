@@ -7,7 +7,7 @@ STACKED = ("layers", "experts")  # logical axes that number matrices and are not
 ALL_LINEAR = "all-linear"
 # Every matrix of the layers, by path.
 # Also those of an encoder and of cross-attention; routers, norms and tables have other names.
-LINEAR = r"(.*/)?layers/(attention|cross|mlp)/(query|key|value|out|gate|up|down)"
+LINEAR = r"(.*/)?layers/(attention|cross|mlp(/shared)?)/(query|key|value|out|gate|up|down)"
 
 Axes = list[tuple[int, str]]
 

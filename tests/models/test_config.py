@@ -81,6 +81,8 @@ OTHER = {
     "embedding_scale": [1.5],
     "experts": [2],
     "experts_per_token": [1],
+    "normalized_routes": [False],
+    "shared_d_ff": [24],
     "token_types": [3],
     "tied": [True, False],
     "head_scale": [0.3],

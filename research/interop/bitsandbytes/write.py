@@ -178,7 +178,8 @@ def _of_checkpoint(
 
 def _is_linear(path: str, c: ModelConfig) -> bool:
     # transformers keeps experts in stacked parameters, which bitsandbytes does not quantize.
-    return re.fullmatch(LINEAR, path) is not None and not (c.experts and "/mlp/" in path)
+    stacked = c.experts and "/mlp/" in path and "/shared/" not in path
+    return re.fullmatch(LINEAR, path) is not None and not stacked
 
 
 def _dense(slices: Slice, path: str, dtype: str, index: tuple[int, ...]) -> np.ndarray:

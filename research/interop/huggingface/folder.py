@@ -64,6 +64,7 @@ _COUNTS = (
     "encoder_layers",
     "decoder_layers",
     "num_local_experts",
+    "num_experts",
 )
 # Ids that config.json and generation_config.json may both have; the latter's are believed, as
 # transformers' generate does.

@@ -1,11 +1,11 @@
-"""Adapters on stacked experts (Mixtral since transformers 5, which holds all experts in two
-parameters), taken apart into adapters of single experts.
+"""Adapters on stacked experts, taken apart into adapters of single experts: transformers 5 has all
+experts of a layer in two parameters.
 
 peft wraps such a module once for each parameter, so a tensor's name tells the order of wrapping and
 not the parameter. The shape tells it:
 
-    gate_up_proj  [E, 2 F, D]   lora_A [E R, D], lora_B [2 F, R E]   of w1 and w3, one A for both
-    down_proj     [E, D, F]     lora_A [E R, F], lora_B [D, R E]     of w2
+    gate_up_proj  [E, 2 F, D]   lora_A [E R, D], lora_B [2 F, R E]   of gate and up, one A for both
+    down_proj     [E, D, F]     lora_A [E R, F], lora_B [D, R E]     of down
 """
 
 import re
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from research.interop.storage.family import Family
 from research.models.config import ModelConfig
 
 Parts = dict[str, dict[str, np.ndarray]]
@@ -20,12 +21,18 @@ Parts = dict[str, dict[str, np.ndarray]]
 _MODULE = r"(.*)\.(?:mlp|block_sparse_moe)\.experts(?:\.base_layer)?"
 
 
-def experts_apart(parts: Parts, c: ModelConfig) -> tuple[Parts, dict[str, str]]:
+def experts_apart(parts: Parts, c: ModelConfig, family: Family) -> tuple[Parts, dict[str, str]]:
     """(tensors by module, names): `parts` with stacked experts split into a module for each expert,
     and for each of these the name that peft matches with rank and alpha patterns. ValueError for
     tensors that are not lora_A and lora_B of a stacked parameter."""
     by_module: Parts = {}
     names: dict[str, str] = {}
+    # "block_sparse_moe.experts.{expert}.w1" for the gate of Mixtral's.
+    ends = {
+        rule.path: rule.name.split("{layer}.")[1].removesuffix(".weight")
+        for rule in family.rules(c)
+        if "{expert}" in rule.name
+    }
     for name, tensors in parts.items():
         match = re.fullmatch(_MODULE, name) if c.experts else None
         if match is None:
@@ -34,7 +41,7 @@ def experts_apart(parts: Parts, c: ModelConfig) -> tuple[Parts, dict[str, str]]:
         parameter, a, b = _parameter(name, tensors, c)
         for expert in range(c.experts):
             for role, rows in _roles(parameter, c.d_ff).items():
-                module = f"{match[1]}.block_sparse_moe.experts.{expert}.{role}"
+                module = f"{match[1]}.{ends[f'layers/mlp/{role}'].format(expert=expert)}"
                 by_module[module] = {
                     "lora_A": a[expert],
                     "lora_B": np.ascontiguousarray(b[rows, :, expert]),
@@ -46,11 +53,11 @@ def experts_apart(parts: Parts, c: ModelConfig) -> tuple[Parts, dict[str, str]]:
 
 
 def _roles(parameter: str, d_ff: int) -> dict[str, slice]:
-    # gate_up_proj stacks w1 (gate) over w3 (up) along its outputs, so a slice of lora_B belongs to
+    # gate_up_proj stacks gate over up along its outputs, so a slice of lora_B belongs to
     # one of them; they share lora_A.
     if parameter == "down_proj":
-        return {"w2": slice(None)}
-    return {"w1": slice(0, d_ff), "w3": slice(d_ff, None)}
+        return {"down": slice(None)}
+    return {"gate": slice(0, d_ff), "up": slice(d_ff, None)}
 
 
 def _parameter(

@@ -69,5 +69,5 @@ def sort_tensors(config: PeftConfig, tensors: SafeTensors, c: ModelConfig, famil
             parts.setdefault(name.removesuffix(part), {})[key] = tensors.read(actual).astype(
                 np.float32
             )
-    parts, names = experts_apart(parts, c)
+    parts, names = experts_apart(parts, c, family)
     return Found(config, tensors, parts, whole, names)

@@ -11,8 +11,8 @@ them all, and the pattern's result then begins with an axis over them. Where the
 the pattern is one for each, joined by bars: "(N H) D -> D N H | (K H) D -> D K H | ..." is a tensor
 whose rows are those of queries, then those of keys, and so on. Letters are those of the
 whole repository, and for tables P learned positions, Y token types, U buckets of distance, C
-classes, M the output width of a square layer; p is the two halves of a rotary pair and h its H/2;
-digits are sizes.
+classes, M the output width of a square layer, f the width of a shared expert; p is the two halves
+of a rotary pair and h its H/2; digits are sizes.
 """
 
 import math
@@ -68,6 +68,7 @@ def letter_sizes(c: ModelConfig) -> dict[str, int]:
         "H": c.head_size,
         "F": c.d_ff,
         "E": c.experts,
+        "f": c.shared_d_ff,
         "P": c.position_offset + c.max_length,
         "Y": c.token_types,
         "U": BUCKETS,

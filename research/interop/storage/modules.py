@@ -79,8 +79,6 @@ def canonical(names: Mapping[str, object], c: ModelConfig, family: Family) -> di
         plain = name.removeprefix(PREFIX)
         for pattern, replacement in family.renames:
             plain = re.sub(pattern, replacement, plain)
-        if c.experts:  # transformers 5's name of the router
-            plain = re.sub(r"\.mlp\.gate\.", ".block_sparse_moe.gate.", plain)
         actual_names[plain] = name
     # The bare model's class (BertModel, GPT2Model) has no attribute for the prefix to come from.
     if family.prefix and not any(name.startswith(family.prefix) for name in actual_names):

@@ -1,4 +1,4 @@
-"""OLMo 2 and 3."""
+"""OLMo 2 and 3, and OLMoE."""
 
 from research.models.config import ModelConfig
 from research.models.presets.llama import llama
@@ -49,6 +49,11 @@ PRESETS: dict[str, ModelConfig] = {
     "olmo2_7b": _olmo2(32, 4096, 32, 32, 11008),
     "olmo2_13b": _olmo2(40, 5120, 40, 40, 13824),
     "olmo2_32b": _olmo2(64, 5120, 40, 8, 27648),
+    # OLMoE (arXiv:2409.02060, table 1); norms before the branches, as in LLaMA.
+    "olmoe_1b_7b": llama(
+        50304, 16, 2048, 16, 16, 1024, 4096, query_norm=True, query_norm_over="heads",
+        experts=64, experts_per_token=8, normalized_routes=False, router_loss=0.01,
+    ),
     "olmo3_7b": _olmo3(32, 4096, 32, 32, 11008),
     "olmo3_32b": _olmo3(64, 5120, 40, 8, 27648),
-}
+}  # fmt: skip

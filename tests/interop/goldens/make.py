@@ -109,6 +109,13 @@ def v4_qwen2(text: dict) -> dict:
     return kept | {"use_sliding_window": False, "sliding_window": 4, "max_window_layers": 1}
 
 
+def v4_moe(text: dict) -> dict:
+    """The number of experts under its older name, and nothing says which layers have a window."""
+    text = {key: value for key, value in v4_rope(text).items() if key != "layer_types"}
+    experts = text.pop("num_local_experts", None)
+    return text | ({"num_experts": experts} if experts else {})
+
+
 def v4_gemma(text: dict) -> dict:
     """Published ones name the activation twice, of which the older name said another one."""
     return v4_rope(text) | {"hidden_act": "gelu"}
@@ -364,6 +371,7 @@ LONGROPE = {
     "long_factor": [1.05, 2.3, 6.5],
     "partial_rotary_factor": 0.75,
 }
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 CASES |= {
     # Longer than its 22 positions; what it writes is not.
     "llama_dynamic": Case(
@@ -444,6 +452,36 @@ CASES |= {
             },
         ),
         dict,
+    ),
+    # A window in the first layer alone.
+    "qwen2_moe": Case(
+        hf.Qwen2MoeForCausalLM,
+        llama(
+            hf.Qwen2MoeConfig,
+            **EXPERTS,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=24,
+            use_sliding_window=True,
+            sliding_window=6,
+        ),
+        v4_moe,
+    ),
+    "qwen3_moe": Case(
+        hf.Qwen3MoeForCausalLM,
+        llama(
+            hf.Qwen3MoeConfig,
+            **EXPERTS,
+            theta=1e6,
+            head_dim=16,
+            moe_intermediate_size=16,
+            norm_topk_prob=True,
+        ),
+        v4_moe,
+    ),
+    "olmoe": Case(
+        hf.OlmoeForCausalLM,
+        llama(hf.OlmoeConfig, **EXPERTS, intermediate_size=16, pad_token_id=0),
+        v4_moe,
     ),
     "granite": Case(
         hf.GraniteForCausalLM,
@@ -676,7 +714,7 @@ def golden(case: Case, seed: int) -> tuple[dict[str, np.ndarray], str]:
         more = {"lengths": np.array(lengths), "greedy": written}
         if margin < 1e-3 or min(len(set(row)) for row in written) < 3 or np.array_equal(*written):
             return {}, f"margin {margin:.1e}, or a text of few words or twice the same"
-    if case.config.model_type == "mixtral":
+    if case.config.model_type in ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"):
         texts = [
             np.concatenate([ids[:n], row]) for ids, n, row in zip(fields["ids"], lengths, written)
         ]

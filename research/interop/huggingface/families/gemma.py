@@ -169,7 +169,7 @@ def _read_rope(
 
 def serves(c: ModelConfig) -> bool:
     """True for a rotary decoder with scaled embeddings or with norms after attention and MLP."""
-    return llama.is_rotary_decoder(c) and not llama.serves(c)
+    return llama.is_rotary_decoder(c) and not llama.has_layers(c)
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:

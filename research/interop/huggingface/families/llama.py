@@ -129,7 +129,12 @@ def is_rotary_decoder(c: ModelConfig) -> bool:
 
 
 def serves(c: ModelConfig) -> bool:
-    """True for such a decoder without the branch norms and scaled embeddings of Gemma."""
+    """True for LLaMA's layers, dense or with Mixtral's experts."""
+    return has_layers(c) and not c.shared_d_ff
+
+
+def has_layers(c: ModelConfig) -> bool:
+    """True for a rotary decoder without the branch norms and scaled embeddings of Gemma."""
     return is_rotary_decoder(c) and not c.branch_norm and c.embedding_scale == 1.0
 
 
@@ -262,6 +267,8 @@ FAMILY = Family(
     write_config=write_config,
     rules=rules,
     prefix="model.",
+    # transformers 5's name of Mixtral's router.
+    renames=((r"\.mlp\.gate\.", ".block_sparse_moe.gate."),),
     # Saved as a buffer by early releases of transformers.
     unused=((r".*\.rotary_emb\.inv_freq", "computed from rope_theta"),),
     # A file of a tied model may repeat the table as its head; it is compared and left out.

@@ -18,6 +18,7 @@ from research.ops.rope_scaling import RopeScaling
 
 # Where config.json leaves a field out, transformers takes the default of the class.
 _DEFAULTS = {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
+HEAD_NORMS = ("q_norm", "k_norm")
 _THETA = {"olmo2": 10000.0, "olmo3": 500000.0}
 
 
@@ -110,16 +111,24 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
     """LLaMA's tensors with two norms a layer that stand elsewhere, and wide norms of queries and
     keys."""
     layer, ours = "model.layers.{layer}", "layers"
-    replaced = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm")
+    replaced = ("input_layernorm", "post_attention_layernorm", *HEAD_NORMS)
     kept = [r for r in llama.rules(c) if r.name.split(".")[-2] not in replaced]
     return (
         *kept,
-        Rule(f"{layer}.self_attn.q_norm.weight", f"{ours}/attention/query_norm", "(N H) -> N H"),
-        Rule(f"{layer}.self_attn.k_norm.weight", f"{ours}/attention/key_norm", "(K H) -> K H"),
+        *head_norm_rules(),
         Rule(
             f"{layer}.post_attention_layernorm.weight", f"{ours}/attention_out_norm/scale", "D -> D"
         ),
         Rule(f"{layer}.post_feedforward_layernorm.weight", f"{ours}/mlp_out_norm/scale", "D -> D"),
+    )
+
+
+def head_norm_rules() -> tuple[Rule, ...]:
+    """The norms of queries and keys over all heads."""
+    theirs, ours = "model.layers.{layer}.self_attn", "layers/attention"
+    return (
+        Rule(f"{theirs}.q_norm.weight", f"{ours}/query_norm", "(N H) -> N H"),
+        Rule(f"{theirs}.k_norm.weight", f"{ours}/key_norm", "(K H) -> K H"),
     )
 
 
