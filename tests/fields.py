@@ -74,7 +74,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.rope_scaling.high_factor": (SCALED, 8.0),
     "model.rope_scaling.original_length": (SCALED, 32),
     "model.rope_scaling.kind": ({"model.rope_scaling.factor": 2.0}, "linear"),
-    "model.rope_scaling.beta_fast": (RAMP, 2000.0),
+    "model.rope_scaling.beta_fast": ({**RAMP, "model.rope_scaling.truncate": False}, 2000.0),
     "model.rope_scaling.beta_slow": (RAMP, 30.0),
     "model.rope_scaling.truncate": (RAMP, False),
     "model.rope_scaling.attention_factor": (YARN, 1.5),

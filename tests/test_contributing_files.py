@@ -22,7 +22,7 @@ Z_LOSS: Changes = {
         ),
     ),
     # ST-MoE's router z-loss (arXiv:2202.08906, eq. 5).
-    f"{MODELS}/layers.py": (
+    f"{MODELS}/mixture.py": (
         (
             'return y_BTD, {"router_balance": ',
             "squares_BT = jnp.square(jax.nn.logsumexp(logits_BTE, axis=-1))\n"
@@ -70,7 +70,7 @@ FAMILY = replace(
 )
 """,
     f"{FAMILIES}/table.py": (
-        ("families import bert,", "families import narrow, bert,"),
+        ("    modernbert,\n", "    modernbert,\n    narrow,\n"),
         ('"marian": marian.FAMILY,', '"marian": marian.FAMILY,\n    "narrow": narrow.FAMILY,'),
     ),
 }

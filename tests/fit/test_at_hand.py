@@ -58,8 +58,9 @@ def test_a_card_counts_what_others_hold_of_it():
     assert "--config.execution.remat=" in said.line
 
 
-# Free GiB of a card: what is chosen where the policies need 7.8, 4.8, 2.7 and 2.5 by estimate.
-CHOICES = {24: "none", 8.5: "dots", 7: "dots", 4: "full", 1: "offload"}
+# Free GiB of a card: what is chosen where the policies need 6.2, 4.8, 2.7 and 2.5 by estimate, and
+# a tenth more by its margin.
+CHOICES = {24: "none", 6.5: "dots", 5.5: "dots", 4: "full", 1: "offload"}
 
 
 @pytest.mark.parametrize("free", CHOICES)
@@ -77,7 +78,7 @@ def test_the_head_takes_what_the_layers_leave_and_a_cpu_keeps_its_order_of_sums(
         return predict(e, devices).experiment.execution.head_tokens
 
     # 4,096 tokens of 49,152 words have 1.5 GiB of logits and gradients, 512 have 0.2.
-    assert (head_tokens([card(24)]), head_tokens([card(9)])) == (4096, 1024)
+    assert (head_tokens([card(24)]), head_tokens([card(7.2)])) == (4096, 1024)
     assert head_tokens([card(24)], **{"execution.head_tokens": 100}) == 100
     monkeypatch.setattr(at_hand, "free_bytes", lambda device: 100 * GIB)
     assert head_tokens([CPU]) == 512

@@ -9,6 +9,7 @@ from research.interop.gguf import model as gguf_model
 from research.interop.huggingface.families.table import FAMILIES as HF
 from research.interop.storage.checkpoint import specs_by_path, stacked_axes
 from research.interop.storage.layout import (
+    BAR,
     inverse,
     letter_sizes,
     pieces,
@@ -60,9 +61,8 @@ def test_a_wrong_shape_is_named_with_the_one_wanted():
 def test_the_rules_of_a_family_name_every_parameter_once(name):
     c = FAMILIES[name]
     tables = [family.rules(c) for family in HF.values() if family.serves(c)]
-    if c.kind == "decoder" and c.position == "rope" and not c.shared_d_ff:
-        row = gguf_model.architecture_of(c)
-        tables.append(row.rules(c, row.name_of(c)))
+    rows = [row for row in gguf_model.ARCHITECTURES.values() if row.name_of(c) is not None]
+    tables += [row.rules(c, row.name_of(c)) for row in rows[:1]]
     assert tables
     specs, sizes = specs_by_path(c), letter_sizes(c)
     for rules in tables:
@@ -72,8 +72,12 @@ def test_the_rules_of_a_family_name_every_parameter_once(name):
         for piece in pieces(
             rules, {path: spec.shape[: stacked_axes(spec)] for path, spec in specs.items()}
         ):
-            for path in piece.paths:
-                elements[path] += math.prod(source_shape(piece.pattern, sizes)) // len(piece.paths)
+            # One pattern for each path where a tensor holds weights of different sizes.
+            patterns = piece.pattern.split(BAR)
+            for number, path in enumerate(piece.paths):
+                part = patterns[number % len(patterns)]
+                size = math.prod(source_shape(part, sizes))
+                elements[path] += size if len(patterns) > 1 else size // len(piece.paths)
         wanted = {path: math.prod(spec.shape) for path, spec in specs.items()}
         for rule in rules:  # a norm that ModernBERT's first layer does not have
             wanted[rule.paths[0]] -= rule.first * math.prod(specs[rule.paths[0]].shape[1:])

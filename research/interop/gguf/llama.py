@@ -36,8 +36,10 @@ def _read_bias(m: Metadata) -> str:
 
 def name_of(c: ModelConfig) -> str | None:
     """The architecture of a decoder with rotary positions and RMS norms; None for others, such
-    as one with a shared expert."""
-    if c.shared_d_ff or c.kind != "decoder" or c.position != "rope" or c.norm != "rms":
+    as one with a shared expert or without norms before attention and MLP."""
+    if c.kind != "decoder" or c.position != "rope" or c.norm != "rms":
+        return None
+    if c.shared_d_ff or not c.norm_before:
         return None
     if c.query_norm:
         return "qwen3"

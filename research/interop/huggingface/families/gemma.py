@@ -168,8 +168,9 @@ def _read_rope(
 
 
 def serves(c: ModelConfig) -> bool:
-    """True for a rotary decoder with scaled embeddings or with norms after attention and MLP."""
-    return llama.is_rotary_decoder(c) and not llama.has_layers(c)
+    """True for a rotary decoder with norms before attention and MLP that has scaled embeddings or
+    norms after both too."""
+    return llama.is_rotary_decoder(c) and c.norm_before and not llama.has_layers(c)
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
