@@ -60,7 +60,7 @@ def command_lines(package: Path) -> list[str]:
         docstring = ast.get_docstring(module) or ""
         # Many first lines go on with an example: "Scores a text: python -m research.evaluate ...".
         purpose = docstring.split("\n\n")[0].split(": python")[0].split(":\n")[0]
-        rows.append(f"  {name:<16}{' '.join(purpose.split()).rstrip(':.')}")
+        rows.append(f"  {name:<20}{' '.join(purpose.split()).rstrip(':.')}")
     return rows
 
 
