@@ -26,12 +26,15 @@ _SIGNS = ("config.json", "model.json", "adapter_config.json", "tokenizer_config.
 
 @dataclass(frozen=True)
 class _Spelling:
+    """The parts of hf:ORG/NAME/FILE@REVISION: `name` is ORG/NAME, `file` "" without one."""
+
     name: str
     file: str
     revision: str | None
 
     @classmethod
     def read(cls, text: str) -> "_Spelling":
+        """The parts of a spelling. ValueError for another text."""
         match = _SPELLING.fullmatch(text)
         if match is None:
             raise ValueError(

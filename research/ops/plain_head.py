@@ -104,8 +104,8 @@ def _local_head(
     vocabulary = Vocabulary(V, vocab_axis)
     *terms, most = settings
     # A GPU's products read either order, and transposed copies of the table and of its gradient
-    # would be more passes over memory, by its compiler's count. The others multiply with the table
-    # transposed and sum its gradient so.
+    # would be more passes over memory, by its compiler's count; nothing was timed. The others
+    # multiply with the table transposed and sum its gradient so.
     turned = platform() != "gpu"
     chunk = partial(_chunk, table_VD, table_VD.T if turned else None, vocabulary, terms, of)
     tokens = in_chunks(states_BTD, targets_BT, weights_BT, most)

@@ -44,7 +44,7 @@ def settle(
     one takes what `predict` says, without it "none" and CHUNK. What does not fit is told at once,
     on standard error: where memory is short the kernel ends a process without a word.
     """
-    kept = _kept(experiment, workdir)
+    kept = _kept(workdir)
     if predict is None:
         return _with(experiment, kept or PLAIN), []
     prediction = predict(_with(experiment, kept))
@@ -55,7 +55,7 @@ def settle(
     return chosen, lines + ([prediction.line] if prediction.fits and prediction.line else [])
 
 
-def _kept(experiment: Experiment, workdir: Path) -> Execution | None:
+def _kept(workdir: Path) -> Execution | None:
     """The choice of the run in `workdir`; None for a new run."""
     file = workdir / "config.json"
     if not file.exists():

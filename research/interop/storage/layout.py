@@ -47,6 +47,13 @@ class Rule:
         return (self.path,) if isinstance(self.path, str) else self.path
 
 
+def norm_rules(name: str, path: str, bias: bool = True, first: int = 0) -> list[Rule]:
+    """The tensors of a layer norm, `name`.weight and with a `bias` `name`.bias, both [D], as the
+    parameters `path`/scale and `path`/bias. `first` as of `Rule`."""
+    scale = Rule(f"{name}.weight", f"{path}/scale", "D -> D", first)
+    return [scale, Rule(f"{name}.bias", f"{path}/bias", "D -> D", first)] if bias else [scale]
+
+
 @dataclass(frozen=True)
 class Piece:
     """One tensor of a rule: it holds slices `[index]` of the parameters `paths`, by `pattern`."""

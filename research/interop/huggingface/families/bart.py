@@ -17,7 +17,7 @@ from research.interop.huggingface.families.fields import (
     write_start,
 )
 from research.interop.storage.family import Family
-from research.interop.storage.layout import Rule
+from research.interop.storage.layout import Rule, norm_rules
 from research.models.config import ModelConfig
 
 # Rows in front of that of position 0, a constant of transformers' class.
@@ -113,10 +113,7 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
         if not c.norm_after:
             norms += [("layer_norm", f"{stack}final_norm")]
         for name, path in norms:
-            tensor_rules += [
-                Rule(f"model.{theirs}.{name}.weight", f"{path}/scale", "D -> D"),
-                Rule(f"model.{theirs}.{name}.bias", f"{path}/bias", "D -> D"),
-            ]
+            tensor_rules += norm_rules(f"model.{theirs}.{name}", path)
     return tuple(tensor_rules)
 
 

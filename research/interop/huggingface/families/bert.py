@@ -14,7 +14,7 @@ from research.interop.huggingface.families.fields import (
     refuse,
 )
 from research.interop.storage.family import Family
-from research.interop.storage.layout import Rule
+from research.interop.storage.layout import Rule, norm_rules
 from research.models.config import ModelConfig
 
 
@@ -169,8 +169,7 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
             Rule("cls.predictions.bias", "head/output_bias", "V -> V"),
         ]
     for theirs, ours in norms:
-        tensor_rules += [Rule(f"{theirs}.LayerNorm.weight", f"{ours}/scale", "D -> D")]
-        tensor_rules += [Rule(f"{theirs}.LayerNorm.bias", f"{ours}/bias", "D -> D")]
+        tensor_rules += norm_rules(f"{theirs}.LayerNorm", ours)
     if c.pooler:
         tensor_rules += [Rule("bert.pooler.dense.weight", "pooler/kernel", "M D -> D M")]
         tensor_rules += [Rule("bert.pooler.dense.bias", "pooler/bias", "D -> D")]

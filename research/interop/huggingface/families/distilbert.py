@@ -14,7 +14,7 @@ from research.interop.huggingface.families.fields import (
     refuse,
 )
 from research.interop.storage.family import Family
-from research.interop.storage.layout import Rule
+from research.interop.storage.layout import Rule, norm_rules
 from research.models.config import ModelConfig
 
 _EPS = 1e-12  # of every norm, a constant of transformers' class
@@ -123,8 +123,7 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
             Rule("vocab_projector.bias", "head/output_bias", "V -> V"),
         ]
     for theirs, ours in norms:
-        tensor_rules += [Rule(f"{theirs}.weight", f"{ours}/scale", "D -> D")]
-        tensor_rules += [Rule(f"{theirs}.bias", f"{ours}/bias", "D -> D")]
+        tensor_rules += norm_rules(theirs, ours)
     if c.pooler:
         tensor_rules += [Rule("pre_classifier.weight", "pooler/kernel", "M D -> D M")]
         tensor_rules += [Rule("pre_classifier.bias", "pooler/bias", "D -> D")]

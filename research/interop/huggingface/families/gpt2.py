@@ -16,7 +16,7 @@ from research.interop.huggingface.families.fields import (
     refuse,
 )
 from research.interop.storage.family import Family
-from research.interop.storage.layout import Rule
+from research.interop.storage.layout import Rule, norm_rules
 from research.models.config import ModelConfig
 
 
@@ -114,10 +114,7 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
         (f"{layer}.ln_2", "layers/mlp_norm"),
         ("transformer.ln_f", "final_norm"),
     ):
-        tensor_rules += [
-            Rule(f"{theirs}.weight", f"{ours}/scale", "D -> D"),
-            Rule(f"{theirs}.bias", f"{ours}/bias", "D -> D"),
-        ]
+        tensor_rules += norm_rules(theirs, ours)
     return (
         *tensor_rules,
         *([] if c.tied else [Rule("lm_head.weight", "head/table", "V D -> V D")]),

@@ -22,7 +22,7 @@ from research.interop.huggingface.families.rope import (
     write_scaling,
 )
 from research.interop.storage.family import Family
-from research.interop.storage.layout import Rule
+from research.interop.storage.layout import Rule, norm_rules
 from research.models.config import ModelConfig
 
 
@@ -35,8 +35,6 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     renamed = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
     values = {**{ours: values.get(theirs) for ours, theirs in renamed.items()}, **values}
     theta, scaling = read_rope(values, partial=True)
-    dropout = number(values, "hidden_dropout", 0.0)
-    # Ours is one rate, and attention weights have none.
     refuse(values, is_decoder=False)
     return ModelConfig(
         kind="decoder",
@@ -59,7 +57,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         attention_bias="all" if flag(values, "attention_bias", True) else "none",
         mlp_bias=True,
         tied=flag(values, "tie_word_embeddings", False),
-        dropout=dropout,
+        dropout=number(values, "hidden_dropout", 0.0),  # attention weights have none
         init_std=number(values, "initializer_range", 0.02),
     )
 
@@ -126,10 +124,7 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
         (f"{layer}.post_attention_layernorm", f"{ours}/mlp_norm"),
         ("gpt_neox.final_layer_norm", "final_norm"),
     ):
-        found += [
-            Rule(f"{theirs}.weight", f"{our_norm}/scale", "D -> D"),
-            Rule(f"{theirs}.bias", f"{our_norm}/bias", "D -> D"),
-        ]
+        found += norm_rules(theirs, our_norm)
     head = [] if c.tied else [Rule("embed_out.weight", "head/table", "V D -> V D")]
     return (*found, *head)
 

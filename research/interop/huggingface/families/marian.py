@@ -16,7 +16,7 @@ from research.interop.huggingface.families.fields import (
     write_start,
 )
 from research.interop.storage.family import Family
-from research.interop.storage.layout import Rule
+from research.interop.storage.layout import Rule, norm_rules
 from research.models.config import ModelConfig
 
 
@@ -140,10 +140,7 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
         for name, role in branches:
             tensor_rules += _attention(f"{layer}.{name}", f"{ours}/{role}")
         for name, role in norms:
-            tensor_rules += [
-                Rule(f"{layer}.{name}.weight", f"{ours}/{role}_norm/scale", "D -> D"),
-                Rule(f"{layer}.{name}.bias", f"{ours}/{role}_norm/bias", "D -> D"),
-            ]
+            tensor_rules += norm_rules(f"{layer}.{name}", f"{ours}/{role}_norm")
         tensor_rules += [
             Rule(f"{layer}.fc1.weight", f"{ours}/mlp/up", "F D -> D F"),
             Rule(f"{layer}.fc1.bias", f"{ours}/mlp/up_bias", "F -> F"),

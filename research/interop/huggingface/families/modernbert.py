@@ -20,7 +20,7 @@ from research.interop.huggingface.families.fields import (
 )
 from research.interop.huggingface.families.rope import read_rope, write_scaling
 from research.interop.storage.family import Family
-from research.interop.storage.layout import Rule
+from research.interop.storage.layout import Rule, norm_rules
 from research.models.config import ModelConfig
 from research.models.kinds import layer_kind, spell
 from research.ops.rope_scaling import RopeScaling
@@ -216,9 +216,7 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
     if c.mlm_head:
         tensor_rules += [Rule("decoder.bias", "head/output_bias", "V -> V")]
     for theirs, ours, first in norms:
-        tensor_rules += [Rule(f"{theirs}.weight", f"{ours}/scale", "D -> D", first)]
-        if c.norm_bias:
-            tensor_rules += [Rule(f"{theirs}.bias", f"{ours}/bias", "D -> D", first)]
+        tensor_rules += norm_rules(theirs, ours, c.norm_bias, first)
     if c.labels:
         tensor_rules += [Rule("classifier.weight", "classifier/kernel", "C D -> D C")]
         tensor_rules += [Rule("classifier.bias", "classifier/bias", "C -> C")]

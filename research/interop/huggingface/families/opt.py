@@ -13,7 +13,7 @@ from research.interop.huggingface.families.fields import (
     refuse,
 )
 from research.interop.storage.family import Family
-from research.interop.storage.layout import Rule
+from research.interop.storage.layout import Rule, norm_rules
 from research.models.config import ModelConfig
 
 OFFSET = 2
@@ -112,10 +112,7 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
     if not c.norm_after:
         norms += [("model.decoder.final_layer_norm", "final_norm")]
     for theirs, our_norm in norms:
-        found += [
-            Rule(f"{theirs}.weight", f"{our_norm}/scale", "D -> D"),
-            Rule(f"{theirs}.bias", f"{our_norm}/bias", "D -> D"),
-        ]
+        found += norm_rules(theirs, our_norm)
     head = [] if c.tied else [Rule("lm_head.weight", "head/table", "V D -> V D")]
     return (*found, *head)
 
