@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from research.data.tokenizers.added import add_tokens
 from research.data.tokenizers.side_files import CONFIG, SideFiles, spelt
-from research.data.tokenizers.special import MOST, RESERVED, Roles, find_roles
+from research.data.tokenizers.special import RESERVED, Roles, find_roles, refuse_far_ids
 from research.data.tokenizers.tokenizer import Aligned, Tokenizer, begins_word
 
 FILE = "tokenizer.json"
@@ -53,12 +53,12 @@ def load(
         backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"not a tokenizer.json of the `tokenizers` library ({error})") from None
+    vocab = backend.get_vocab(with_added_tokens=True)
+    refuse_far_ids(vocab)
     if side is not None and add_tokens(backend, side, config, grow=grow):
         spec = json.loads(backend.to_str())
+        vocab = backend.get_vocab(with_added_tokens=True)
     roles = find_roles(_special(spec), named_roles(config))
-    vocab = backend.get_vocab(with_added_tokens=True)
-    if (largest := max(vocab.values(), default=0)) >= MOST:
-        raise ValueError(f"a token has the id {largest:,}; wanted ids below {MOST:,}")
     return Tokenizer(
         kind="huggingface",
         # Ids may have gaps, so the count of tokens can be below the largest id.

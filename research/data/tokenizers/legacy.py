@@ -15,6 +15,7 @@ from research.data.tokenizers.added import add_tokens
 from research.data.tokenizers.classes import ALIASES, BY_MODEL, CLASSES, TokenizerClass, Vocabulary
 from research.data.tokenizers.protobuf import fields
 from research.data.tokenizers.side_files import NAMED, SideFiles, read_side_files, spelt
+from research.data.tokenizers.special import refuse_far_ids
 from research.data.tokenizers.tokenizer import Tokenizer, UnknownTokenizer
 from research.files import read_json
 
@@ -80,6 +81,7 @@ def as_json(
     full = row.completes(vocabulary, settings)
     vocabulary = replace(vocabulary, special=full.special) if completed else full
     backend = row.builds(vocabulary, settings)
+    refuse_far_ids(backend.get_vocab(with_added_tokens=True))
     named = {**row.roles, **side.config}  # with their flags
     add_tokens(backend, side, named, vocabulary.special)
     if (frame := row.frames(backend, settings)) is not None:

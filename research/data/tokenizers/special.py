@@ -28,6 +28,13 @@ _NAMES = {
 _SENTINEL = re.compile(r"<extra_(?:id_)?(\d+)>")
 
 
+def refuse_far_ids(vocab: Mapping[str, int]) -> None:
+    """ValueError for a vocabulary, tokens to ids, with an id of MOST or more. To be asked before
+    the `tokenizers` library writes one out, for it visits every number up to the largest id."""
+    if (largest := max(vocab.values(), default=0)) >= MOST:
+        raise ValueError(f"a token has the id {largest:,}; wanted ids below {MOST:,}")
+
+
 class Roles(TypedDict):
     """Ids of the special tokens of a vocabulary, None for those it lacks; `sentinel_ids` are
     T5's, in order."""
