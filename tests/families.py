@@ -1,8 +1,10 @@
 """Every family in a size that compiles in a second."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from research.models.config import ModelConfig
 from research.models.presets import PRESETS
@@ -69,6 +71,21 @@ FAMILIES: dict[str, ModelConfig] = {
     for name, changes in _NAMES.items()
 }
 DECODERS = [name for name, config in FAMILIES.items() if config.kind == "decoder"]
+# These differ from others in what a layer computes and in nothing that runs layers, which tests of
+# seconds a family are about: there they are among the slow ones.
+_LAYERS_ALONE = (
+    *("phi4_mini", "olmo3_7b", "smollm3_3b", "granite3_2b", "pythia_70m", "opt_125m"),
+    *("bart_base", "qwen1.5_moe_a2.7b"),
+)
+
+
+def rest_slow(names: Iterable[str]) -> list:
+    """Parameters of a test over these families, with the mark of slow ones where others stand for
+    them."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow if name in _LAYERS_ALONE else ())
+        for name in names
+    ]
 
 
 def random_batch(batch: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:

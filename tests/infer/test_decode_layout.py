@@ -20,7 +20,7 @@ from research.ops.kernels import quantized_matvec_gpu
 from research.parallel.mesh import make_mesh
 from research.precision import Precision
 from research.weights.rules import quantize
-from tests.families import DECODERS, FAMILIES, random_batch
+from tests.families import DECODERS, FAMILIES, random_batch, rest_slow
 
 CHUNK, LENGTH = 4, 12
 
@@ -72,7 +72,7 @@ def decoded(model, params, batch, layered):
     return jnp.concatenate(logits, axis=1)
 
 
-@pytest.mark.parametrize("name", [*DECODERS, "t5_small", "transformer_base"])
+@pytest.mark.parametrize("name", rest_slow([*DECODERS, "t5_small", "transformer_base"]))
 def test_prepared_parameters_give_the_models_logits(name):
     model, batch = Model(FAMILIES[name]), random_batch(2, LENGTH)
     batch["positions"] = np.tile(np.arange(LENGTH, dtype=np.int32), (2, 1))
