@@ -2,8 +2,14 @@
 
 from pathlib import Path
 
+from research import command
 from research.usage import command_lines
 
-if __name__ == "__main__":
+
+def main(_: list[str]) -> None:
     print("Commands, each with --help: python -m research.NAME --help\n")
     print("\n".join(command_lines(Path(__file__).parent)))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -5,12 +5,14 @@
 1    a bug (with its traceback), or data that turned out bad in mid-run (one line)
 42   try again: storage or another process failed, or the job was preempted
 130  Ctrl-C
+141  whatever read the output has left, as `head` does
 """
 
 import difflib
 import errno
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -20,7 +22,7 @@ from typing import Any
 
 from absl import flags
 
-DONE, BUG, REFUSED, RETRY, INTERRUPTED = 0, 1, 2, 42, 130
+DONE, BUG, REFUSED, RETRY, INTERRUPTED, UNREAD = 0, 1, 2, 42, 130, 141
 
 
 HELP = flags.DEFINE_bool("help", False, "print this and do nothing", short_name="h")
@@ -47,13 +49,28 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """
     code = _guarded(main)
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    if _output_is_closed():
+        code = UNREAD if code == DONE else code
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
     if code not in (DONE, REFUSED) or (code == REFUSED and _one_of_several()):
         # Interpreter exit would wait for data threads, and for the other processes of a job, which
         # wait for this one: five minutes, until the barrier of jax.distributed gives up.
         os._exit(code)
     sys.exit(code)
+
+
+def _output_is_closed() -> bool:
+    """True if nobody reads standard output any more. What is kept for it is then dropped, so that
+    the interpreter's own exit does not fail over it."""
+    if sys.stdout is None:  # closed by whoever started the program
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # 0: errors alone
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _one_of_several() -> bool:
@@ -86,6 +103,8 @@ def _guarded(main: Callable[[list[str]], int | None]) -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else DONE
     except BaseException as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            return UNREAD
         if no_space_left(error):
             reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             return _say(

@@ -98,3 +98,19 @@ def test_the_package_lists_its_commands():
     assert {"train", "generate", "chat", "fit", "bench"} <= set(COMMANDS)
     for line in command_lines(ROOT / "research"):
         assert line in done.stdout and len(line) < 100
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_ends_a_command_without_a_traceback(unbuffered):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "research"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
