@@ -50,6 +50,8 @@ NARROW: Changes = {
     f"{FAMILIES}/narrow.py": """
 from dataclasses import replace
 
+import pytest
+
 from research.interop.huggingface.families import llama
 
 def read_config(values, names):
@@ -159,6 +161,7 @@ def use(package: Path, program: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_layer_loss_is_two_files_and_a_family_with_a_new_kind_of_layer_four(tmp_path):
     assert len(Z_LOSS) <= 2 and len(NARROW) <= 4
     package = tmp_path / "copy"
