@@ -73,9 +73,10 @@ def test_numbers_are_the_specifications_dense_and_as_leaves(packed):
 
 def test_they_are_written_as_they_were_read(packed, tmp_path):
     certificate = convert(packed, tmp_path / "again", "hf")
-    assert (tmp_path / "again/model.safetensors").read_bytes() == (
-        packed / "model.safetensors"
-    ).read_bytes()
+    before, after = (load_file(f / "model.safetensors") for f in (packed, tmp_path / "again"))
+    assert before.keys() == after.keys()
+    for name, values in before.items():
+        assert (values.dtype, values.tobytes()) == (after[name].dtype, after[name].tobytes()), name
     assert certificate["target"]["quantized"]
     assert certificate["round_trip"]["bit_equal"] == certificate["round_trip"]["tensors"] > 20
     settings = json.loads((tmp_path / "again/config.json").read_text())["quantization_config"]
