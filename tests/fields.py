@@ -114,7 +114,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.experts": ({}, 4),
     "model.experts_per_token": (EXPERTS, 1),
     "model.normalized_routes": (EXPERTS, False),
-    "model.router_bias": (EXPERTS, True),
+    "model.router_logit_bias": (EXPERTS, True),
     "model.shared_d_ff": (EXPERTS, 8),
     "model.token_types": (MASKED, 2),
     "model.decoder_start": (PAIRS, "end"),

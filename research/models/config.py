@@ -124,7 +124,7 @@ class Body:
     # The mixing weights of a token's experts sum to 1; else they are shares of a softmax over all
     # experts (OLMoE, arXiv:2409.02060).
     normalized_routes: bool = setting(True, EXPERTS)
-    router_bias: bool = setting(False, EXPERTS)  # of the router's logits (gpt-oss)
+    router_logit_bias: bool = setting(False, EXPERTS)  # gpt-oss
     shared_d_ff: int = setting(0, EXPERTS)  # of an expert that all tokens share; 0: none
     token_types: int = setting(0, ENCODERS)  # BERT's segment embeddings
     # The token that a decoder reads first: padding, or the end of a text (BART).

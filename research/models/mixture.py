@@ -22,8 +22,8 @@ from research.tree import Tree
 
 def moe_specs(c: ModelConfig, start: Initial) -> Tree:
     """Gate and up [E, D, F], down [E, F, D] and router [D, E]; biases of the former with
-    `mlp_bias`, of the router with `router_bias`. With `shared_d_ff` the matrices of the shared
-    expert, `shared`, and its switch, `shared_gate` [D, 1]."""
+    `mlp_bias`, of the router with `router_logit_bias`. With `shared_d_ff` the matrices of the
+    shared expert, `shared`, and its switch, `shared_gate` [D, 1]."""
     D, F, E = c.d_model, c.d_ff, c.experts
     # Experts lie behind one leading axis, so that a grouped product or a mesh axis can split them.
     specs = {
@@ -37,8 +37,8 @@ def moe_specs(c: ModelConfig, start: Initial) -> Tree:
             specs[f"{name}_bias"] = Spec((E, F), ("experts", "mlp"), zeros)
         # Whole on every device, as the router is, by whose choice its rows are summed.
         specs["down_bias"] = Spec((E, D), ("routes", "vector"), zeros, kind="vector")
-    if c.router_bias:
-        specs["router_bias"] = Spec((E,), ("routes",), zeros)
+    if c.router_logit_bias:
+        specs["router_logit_bias"] = Spec((E,), ("routes",), zeros)
     if c.shared_d_ff:
         # Some initialisers depend on the width.
         shared = replace(c, d_ff=c.shared_d_ff)
@@ -59,8 +59,8 @@ def moe(
     # The router computes in float32, for stable training (arXiv:2101.03961, section 2.4).
     with scope("routing"):
         logits_BTE = einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), p["router"])
-        if c.router_bias:
-            logits_BTE = add_bias(logits_BTE, p["router_bias"])
+        if c.router_logit_bias:
+            logits_BTE = add_bias(logits_BTE, p["router_logit_bias"])
     # k experts for each token, and their weights in the sum of what they give.
     weights_BTk, ids_BTk = route.top_k(logits_BTE, c.experts_per_token, c.normalized_routes)
     y_BTD = route.experts(

@@ -86,7 +86,7 @@ OTHER = {
     "experts": [2],
     "experts_per_token": [1],
     "normalized_routes": [False],
-    "router_bias": [True],
+    "router_logit_bias": [True],
     "shared_d_ff": [24],
     "token_types": [3],
     "tied": [True, False],

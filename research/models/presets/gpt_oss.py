@@ -34,7 +34,7 @@ def _gpt_oss(layers: int, experts: int) -> ModelConfig:
         experts=experts,
         experts_per_token=4,
         mlp_bias=True,
-        router_bias=True,
+        router_logit_bias=True,
         router_loss=0.9,
         gate_slope=1.702,
         gate_limit=7.0,
