@@ -109,12 +109,9 @@ def experts(
         return _device(x, weights, ids, products, hidden, number, _names(specs), split_tokens)
 
     tokens = PartitionSpec(*spec_entries(x_BTD))
-    return jax.shard_map(
-        _island,
-        in_specs=(tokens, tokens, tokens, specs, bias_specs),
-        out_specs=tokens,
-        check_vma=False,
-    )(x_BTD, weights_BTk, ids_BTk, matrices, biases_EF)
+    placed = tokens, tokens, tokens, specs, bias_specs
+    island = jax.shard_map(_island, in_specs=placed, out_specs=tokens, check_vma=False)
+    return island(x_BTD, weights_BTk, ids_BTk, matrices, biases_EF)
 
 
 def _biased(products: list[Callable], biases_EF: Sequence[jax.Array]) -> list[Callable]:
