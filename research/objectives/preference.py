@@ -165,8 +165,8 @@ def answers(logp_BT: jax.Array, reference_BT: jax.Array, batch: dict[str, jax.Ar
     length may have, and those that it has not got weigh 0."""
     # Of a window the last token is a target only.
     pairs = most_pairs(batch["segments"].shape[1] + 1)
-    numbers_S = jnp.arange(1, 2 * pairs + 1)
-    inside_BTS = (batch["segments"][:, :, None] == numbers_S) & (batch["weights"] > 0)[:, :, None]
+    numbers_11S = jnp.arange(1, 2 * pairs + 1)[None, None, :]
+    inside_BTS = (batch["segments"][:, :, None] == numbers_11S) & (batch["weights"] > 0)[:, :, None]
 
     # Masked and not multiplied: what is beside an answer may be infinite.
     def _sums(x_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
