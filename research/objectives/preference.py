@@ -1,5 +1,6 @@
 """Preference tuning on pairs of answers: DPO and its family."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -68,8 +69,11 @@ class PreferenceConfig(ObjectiveConfig):
                 f"objective.gamma={self.gamma} is set and {self.preference_loss} does not use it; "
                 f"leave it at {type(self).gamma}"
             )
-        if not self.beta > 0:
-            raise ValueError(f"objective.beta={self.beta} must be above 0")
+        # Written so that NaN, which compares with nothing, is refused too.
+        if not 0 < self.beta < math.inf:
+            raise ValueError(f"objective.beta={self.beta} must be a number above 0")
+        if not 0 <= self.gamma < math.inf:
+            raise ValueError(f"objective.gamma={self.gamma} must be a number of at least 0")
 
 
 @dataclass(frozen=True)
