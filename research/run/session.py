@@ -17,8 +17,10 @@ from research.interop.restored import tokenizer_prints
 from research.interop.storage.generation import FILE as GENERATION
 from research.run.appraisal import Appraisal, make_appraisal
 from research.run.epochs import reading, training_windows
+from research.run.feed import Feed
 from research.run.program import Program
 from research.run.resumed import changes, compare_configs, config_before, refuse_other_inputs
+from research.run.sampler import rollout_feed
 from research.run.start import first_state, resumed_state
 from research.run.window_feed import WindowFeed
 from research.training.checkpoint import Checkpoints
@@ -68,7 +70,7 @@ def prepare(
     program: Program,
     checkpoints: Checkpoints,
     allow_changed: bool,
-) -> tuple[Session, WindowFeed]:
+) -> tuple[Session, Feed]:
     """The session of a run and the feed of its training data.
 
     If `workdir` holds a run, the session continues it from its newest good checkpoint. Unless
@@ -109,6 +111,8 @@ def prepare(
         notes,
         fingerprints,
     )
+    if objective.writes_texts:
+        return session, rollout_feed(program, corpus.tokenizer, windows)
     seed, threads = experiment.train.seed, experiment.data.threads
     return session, WindowFeed(windows, objective, seed, program.batch_size, threads)
 
