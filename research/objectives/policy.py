@@ -1,7 +1,7 @@
 """Policy gradients on texts that the model has written itself: GRPO and its family."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax

@@ -23,7 +23,8 @@ class Feed(Protocol):
 
     Laws, tested over all implementers in tests/run/test_feed_laws.py:
 
-    - `begin(s, state)` comes first, `offer` before each `next`; `next` returns steps s, s + 1, s + 2, ...
+    - `begin(s, state)` comes first, `offer` before each `next`; then `next` returns steps s, s + 1,
+      s + 2, ...
     - If `state()` returned `saved` before step s, then a feed after `begin(s, saved)` returns the
       same bits from step s on as the feed that was not interrupted.
     - `state()` is JSON, and small, because it is saved with every checkpoint. {} means that the
