@@ -228,10 +228,11 @@ CASES |= {
     for _name, _other in {
         **{"name": "causal_lm", "policy_loss": "grpo", "advantage": "centred", "average": "text"},
         **{"clip_low": 0.1, "clip_high": 0.1, "clip_most": 4.0, "kl_weight": 0.1, "samples": 4},
-        **{"max_tokens": 5, "rewards": "contains", "updates": 2, "staleness": 1},
+        **{"max_tokens": 5, "rewards": "length", "updates": 2, "staleness": 1},
         "logprob_limit": 1e-6,
     }.items()
 }
+CASES["objective.policy.name"] = ({"objective.name": "policy"}, "causal_lm")
 CASES["objective.policy.max_tokens"] = (POLICY | {"objective.average": "constant"}, 5)
 
 # Fields whose other value does not fit the rest of the run, and what the line says.

@@ -14,57 +14,10 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 SECONDS, MEMORY_BYTES, FILE_BYTES, OPEN_FILES = 5, 1 << 30, 1 << 20, 32
-
-# The child's program. Limits come first, so that the code runs under all of them. Whether the code
-# came to its end is told by a word that only this program knows: exit codes can be had early.
-_CHILD = r"""
-import ctypes, os, resource, sys
-seconds, memory, size, files, report = map(int, sys.argv[1:])
-word, _, source = sys.stdin.read().partition("\n")
-try:
-    ctypes.CDLL(None).unshare(0x10000000 | 0x40000000)  # own user and network
-except Exception:
-    pass
-for name, limit in (
-    ("CPU", seconds), ("AS", memory), ("FSIZE", size), ("NOFILE", files), ("CORE", 0)
-):
-    resource.setrlimit(getattr(resource, "RLIMIT_" + name), (limit, limit))
-folder = os.path.realpath(os.getcwd()) + os.sep
-refused = (
-    "socket.", "subprocess.", "ctypes.", "os.system", "os.exec", "os.fork", "os.posix_spawn",
-    "os.spawn", "os.kill", "os.chmod", "os.chown", "os.link", "os.symlink", "pty.", "signal.",
-)
-changes = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate", "shutil.")
-modules = ("ctypes", "_ctypes", "_posixsubprocess")
-
-def hook(event, values):
-    if event.startswith(refused) or event == "import" and values[0] in modules:
-        raise PermissionError(event + " is refused in the sandbox")
-    writes = event.startswith(changes)
-    if event == "open":
-        mode, flags = values[1] or "", values[2] or 0
-        kinds = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-        writes = any(letter in mode for letter in "wax+") if mode else bool(flags & kinds)
-    paths = [one for one in values[:2] if isinstance(one, (str, bytes))] if writes else []
-    for path in paths[: 1 if event == "open" else 2]:
-        if not (os.path.realpath(os.fsdecode(path)) + os.sep).startswith(folder):
-            raise PermissionError(event + " outside the folder is refused in the sandbox")
-
-def run(source):
-    sys.addaudithook(hook)
-    exec(compile(source, "<code>", "exec"), {"__name__": "__main__"})
-
-try:
-    run(source)
-except BaseException as error:
-    print(type(error).__name__ + ": " + str(error)[:200], file=sys.stderr)
-    sys.stderr.flush()
-    os._exit(1)
-os.write(report, word.encode())
-os._exit(0)
-"""
+_CHILD = Path(__file__).parent / "sandbox_child.py"
 
 
 @dataclass(frozen=True)
@@ -81,9 +34,10 @@ def run_code(source: str, seconds: int = SECONDS, memory_bytes: int = MEMORY_BYT
     reader, writer = os.pipe()
     try:
         with tempfile.TemporaryDirectory(prefix="sandbox-") as folder:
+            Path(folder, "code.py").write_text(source, "utf-8", "replace")
             limits = map(str, (seconds, memory_bytes, FILE_BYTES, OPEN_FILES, writer))
             child = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _CHILD, *limits],
+                [sys.executable, "-I", "-S", str(_CHILD), *limits],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -92,7 +46,7 @@ def run_code(source: str, seconds: int = SECONDS, memory_bytes: int = MEMORY_BYT
                 pass_fds=(writer,),
                 start_new_session=True,
             )
-            errors, late = _finish(child, f"{word}\n{source}".encode(), 2.0 * seconds)
+            errors, late = _finish(child, word.encode(), 2.0 * seconds)
         os.close(writer)
         writer = -1
         told = os.read(reader, 64).decode(errors="replace")
@@ -107,11 +61,11 @@ def run_code(source: str, seconds: int = SECONDS, memory_bytes: int = MEMORY_BYT
     return Outcome(False, errors.splitlines()[-1] if errors.strip() else "it ended early")
 
 
-def _finish(child: subprocess.Popen, source: bytes, seconds: float) -> tuple[str, bool]:
+def _finish(child: subprocess.Popen, word: bytes, seconds: float) -> tuple[str, bool]:
     """(what the child wrote to standard error, whether it was ended for its time)."""
     late = False
     try:
-        _, errors = child.communicate(source, timeout=seconds)
+        _, errors = child.communicate(word, timeout=seconds)
     except subprocess.TimeoutExpired:
         late = True
         os.killpg(child.pid, signal.SIGKILL)

@@ -10,6 +10,7 @@ import jax
 
 from research import tree
 from research.data.corpus import Corpus
+from research.data.mixture import Mixture
 from research.experiment.config import Experiment
 from research.files import building, write_json
 from research.interop.load import read_generation
@@ -111,10 +112,15 @@ def prepare(
         notes,
         fingerprints,
     )
+    return session, _feed(program, corpus, windows)
+
+
+def _feed(program: Program, corpus: Corpus, windows: Mixture) -> Feed:
+    """The feed of training data: windows, or what the model writes for them."""
+    e, objective = program.experiment, program.objective
     if objective.writes_texts:
-        return session, rollout_feed(program, corpus.tokenizer, windows)
-    seed, threads = experiment.train.seed, experiment.data.threads
-    return session, WindowFeed(windows, objective, seed, program.batch_size, threads)
+        return rollout_feed(program, corpus.tokenizer, windows)
+    return WindowFeed(windows, objective, e.train.seed, program.batch_size, e.data.threads)
 
 
 def _warn(lines: list[str]) -> None:

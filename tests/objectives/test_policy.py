@@ -64,10 +64,12 @@ def test_losses_are_those_of_trl(golden, loss, average, clip):
 
 
 def text(seed: int, length: int = LENGTH) -> dict[str, np.ndarray]:
-    """A prompt of three tokens and 5 + seed written ones in a window, with all that a loss reads."""
+    names = ("tokens", "segments", "positions")
+    window = {name: np.zeros(length + 1, np.int32) for name in names}
     rng = np.random.default_rng(seed)
     size = 8 + seed
-    window = {name: np.zeros(length + 1, np.int32) for name in ("tokens", "segments", "positions")}
+    names = ("tokens", "segments", "positions")
+    window = {name: np.zeros(length + 1, np.int32) for name in names}
     window["tokens"][:size] = rng.integers(8, 96, size)
     window["segments"][:size] = 1
     window["positions"][:size] = np.arange(size)
@@ -92,9 +94,7 @@ def packed(first: dict, second: dict) -> dict[str, np.ndarray]:
 
 @cache
 def params():
-    return jax.tree.map(
-        lambda w: w * 3, initialize(jax.random.key(0), MODEL.specs(), jnp.float32)
-    )
+    return jax.tree.map(lambda w: w * 3, initialize(jax.random.key(0), MODEL.specs(), jnp.float32))
 
 
 def loss_of(objective: Policy, windows, weights=params):
