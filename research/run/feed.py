@@ -41,6 +41,7 @@ class Feed(Protocol):
     def offer(self, state: TrainState) -> None:
         """Called with the state of the step before each `next`, for feeds that make batches with
         the model. After `next` its arrays may be gone: the step takes them over."""
+        return None
 
     @abstractmethod
     def __next__(self) -> tuple[int, Batch]:
