@@ -10,7 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from research.data.tokenizers.tokenizer import UnknownTokenizer
-from research.interop.gguf import ends, gemma, llama, rope_factors, rope_keys, unread_keys
+from research.interop.gguf import (
+    ends,
+    expert_models,
+    gemma,
+    gpt,
+    llama,
+    llama_relatives,
+    olmo2,
+    phi3,
+    rope_factors,
+    rope_keys,
+    unread_keys,
+)
 from research.interop.gguf.architecture import Architecture, Metadata
 from research.interop.gguf.file import Gguf, open_gguf
 from research.interop.gguf.mixtures import FILE_TYPES, tensor_type
@@ -25,8 +37,19 @@ from research.interop.storage.norm_offset import with_norm_offset
 from research.models.config import ModelConfig, Shape
 
 # The order matters for writing: the first row with a name for a model is taken, and LLaMA's would
-# take Gemma's, whose layers are LLaMA's with more.
-ARCHITECTURES = {"gemma": gemma.ARCHITECTURE, "llama": llama.ARCHITECTURE}
+# take others', whose layers are LLaMA's with more.
+ARCHITECTURES = {
+    "gpt2": gpt.GPT2,
+    "gptneox": gpt.GPT_NEOX,
+    "olmo2": olmo2.ARCHITECTURE,
+    "granite": llama_relatives.GRANITE,
+    "smollm3": llama_relatives.SMOLLM3,
+    "mistral3": llama_relatives.MISTRAL3,
+    "gemma": gemma.ARCHITECTURE,
+    "phi3": phi3.ARCHITECTURE,
+    "experts": expert_models.ARCHITECTURE,
+    "llama": llama.ARCHITECTURE,
+}
 _NAMES = Names(
     unused=(
         (
@@ -105,7 +128,9 @@ def architecture_of(c: ModelConfig) -> Architecture:
     for row in ARCHITECTURES.values():
         if row.name_of(c) is not None:
             return row
-    raise ValueError("only decoders like LLaMA can be written as GGUF; use --to=hf")
+    raise ValueError(
+        f"llama.cpp has no architecture for this {c.kind} with {c.position} positions; use --to=hf"
+    )
 
 
 def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> list[str]:
@@ -167,4 +192,3 @@ def _check_same(c: ModelConfig, again: ModelConfig, kind: str) -> None:
     differing = [f"{n}={getattr(c, n)!r}" for n in names if getattr(c, n) != getattr(again, n)]
     if differing:
         raise ValueError(f"GGUF's {kind} architecture has no {', '.join(differing)}; use --to=hf")
-
