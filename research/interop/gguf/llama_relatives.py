@@ -5,6 +5,7 @@ elements of a rotary pair next to each other, and one thing more each.
 from dataclasses import replace
 from typing import Any
 
+from research.interop.gguf import rope_keys
 from research.interop.gguf.architecture import (
     Architecture,
     Metadata,
@@ -74,7 +75,9 @@ def _write_granite(c: ModelConfig) -> dict[str, Any]:
 
 def _read_mistral3(m: Metadata) -> ModelConfig:
     growth = shortest(m.number("attention.temperature_scale", 0.0))
-    return ModelConfig(**read_shape(m), **read_biases(m), query_growth=growth)
+    # Queries grow by the original length of the scaling.
+    scaling = rope_keys.read_keys(m)
+    return ModelConfig(**read_shape(m), **read_biases(m), query_growth=growth, rope_scaling=scaling)
 
 
 def _name_mistral3(c: ModelConfig) -> str | None:
