@@ -220,9 +220,14 @@ def _round_scales(scale: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _recode(
-    x: np.ndarray, codes: np.ndarray, scales: np.ndarray, minima: np.ndarray,
-    d: np.ndarray, m: np.ndarray, top: int,
-) -> np.ndarray:  # fmt: skip
+    x: np.ndarray,
+    codes: np.ndarray,
+    scales: np.ndarray,
+    minima: np.ndarray,
+    d: np.ndarray,
+    m: np.ndarray,
+    top: int,
+) -> np.ndarray:
     """Codes [blocks, 256] that are nearest under the rounded scales and minima; those of groups
     whose scale is zero stay."""
     scale = (d.astype(_F)[:, None] * scales).reshape(-1)
