@@ -38,6 +38,10 @@ WITHOUT_TYPES = Use(
     lambda c: not c.token_types, "model.token_types=0, whose models have that norm too"
 )
 EXPERTS = Use(lambda c: c.experts > 0, "model.experts")
+GATED = Use(lambda c: c.gated, "model.gated=True")
+SILU_GATE = Use(
+    lambda c: c.gated and c.activation == "silu", "model.gated=True and model.activation='silu'"
+)
 WINDOWED = Use(lambda c: c.window > 0, "model.window")
 WITH_GLOBAL = Use(lambda c: c.global_every > 0 or "global" in c.layer_kinds, "model.global_every")
 PERIODIC = Use(lambda c: not c.layer_kinds, "model.layer_kinds=(), which names every layer's kind")
@@ -171,8 +175,8 @@ def _check_combinations(c: Any) -> None:
             "encoder-decoders have one or more, other models 0; set one of the two"
         )
     # `research.ops.route.experts` computes the one form that published mixtures have.
-    if c.experts and (not c.gated or c.mlp_bias):
-        raise ValueError("model.experts are gated without bias; set model.gated, not mlp_bias")
+    if c.experts and not c.gated:
+        raise ValueError("model.experts are gated; set model.gated=True")
     if c.position == "rope":
         _check_rotation(c)
     # Sinusoids are pairs of a sine and a cosine.
