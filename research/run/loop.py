@@ -19,7 +19,6 @@ from research.run.epochs import with_steps
 from research.run.feed import Feed
 from research.run.lines import announce, log_sample, log_step
 from research.run.opened import keep_compiled_programs
-from research.run.pinned import pin_init
 from research.run.program import Program, make_program, take_step
 from research.run.saving import save
 from research.run.session import Session, prepare
@@ -73,8 +72,7 @@ def train(
     workdir = Path(workdir)
     refuse_lost_checkpoints(workdir)
     keep_compiled_programs()
-    experiment, pins = pin_init(experiment, workdir)
-    experiment, choices = settle(experiment, workdir, predict)
+    experiment, remarks = settle(experiment, workdir, predict)
     # Data come before the program, because the objective needs the tokenizer.
     corpus = open_data(experiment, workdir / "tokenizer")
     program = _make_program(experiment, corpus)
@@ -90,7 +88,7 @@ def train(
         # Several processes leave signals to jax.distributed, see `_stop_now`.
         with log, command.StopRequest(jax.process_count() > 1) as request, _in_mid_run():
             announce(session, log)
-            for line in pins + choices:
+            for line in remarks:
                 log.note(line)
             step, metrics = loop(session, feed, log, request, profile)
         # After the log is closed, so that the page shows every row.
