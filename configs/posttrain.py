@@ -19,6 +19,11 @@ rows from a package. `task` is a loss of `research.objectives.preference_losses`
     simpo   arXiv:2405.14734, beta 2.5 and gamma 0.5 times that, without a reference
     orpo    arXiv:2403.07691, without a reference; cpo: arXiv:2401.08417, without a reference
 
+Judgements: records {"prompt", "completion", "label"} or {"messages", "label"}, label true for an
+answer that was liked. Without `data` 300 rows from a package. `task` is
+
+    kto     arXiv:2402.01306, beta 0.1; apo_zero_unpaired: arXiv:2408.06266
+
 The report shows `margin` and `accuracy`; both are 0 at the first step, when the model is its own
 reference.
 """
@@ -33,11 +38,12 @@ TASKS = {
     "orpo": ("orpo", 0.1, 8e-6),
     "cpo": ("cpo", 0.1, 1e-6),
 }
+UNPAIRED = ("kto", "apo_zero_unpaired")
 LOSSES = (
     "sigmoid_norm", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard",
     "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop",
 )  # fmt: skip
-TASKS |= {name: (name, 0.1, 1e-6) for name in LOSSES}
+TASKS |= {name: (name, 0.1, 1e-6) for name in (*LOSSES, *UNPAIRED)}
 # Adapters have few parameters and start at zero.
 ADAPTERS_FASTER = 10
 
@@ -51,14 +57,15 @@ def get_config(arg: str = ""):
     c = base_config()
     c.model.preset = args.model or DEFAULT_MODEL
     c.init = PARENTS.get(c.model.preset, "")
-    c.objective.name = "preference"
-    c.objective.preference_loss = loss
+    paired = args.task not in UNPAIRED
+    c.objective.name = "preference" if paired else "judgement"
+    c.objective["preference_loss" if paired else "unpaired_loss"] = loss
     c.objective.beta = beta
     if args.task == "robust":
         c.objective.label_smoothing = 0.1
     if args.task == "simpo":
         c.objective.gamma = 1.25
-    c.data.source = args.data or "dpo_en_demo"
+    c.data.source = args.data or ("dpo_en_demo" if paired else "kto_en_demo")
     # The checkpoint's own.
     c.data.tokenizer = ""
     c.data.sequence_length = 1024

@@ -49,6 +49,7 @@ POLICY = {"objective.name": "policy", "data.batch_size": 4, "objective.samples":
 POLICY |= {"objective.max_tokens": 4}
 CHAT = {"objective.name": "chat"}
 PREFER = {"objective.name": "preference"}
+JUDGE = {"objective.name": "judgement"}
 SIMPO = {**PREFER, "objective.preference_loss": "simpo"}
 LORA = {"tune.method": "lora", "lora.rank": 2}
 ADAPTER = {"tune.method": "adapter", "tune.bottleneck": 2}
@@ -230,6 +231,11 @@ CASES |= {
     "objective.preference.beta": (PREFER, 0.2),
     "objective.preference.label_smoothing": (PREFER, 0.1),
     "objective.preference.gamma": (SIMPO, 1.0),
+    "objective.judgement.name": (JUDGE, "causal_lm"),
+    "objective.judgement.unpaired_loss": (JUDGE, "apo_zero_unpaired"),
+    "objective.judgement.beta": (JUDGE, 0.2),
+    "objective.judgement.liked": (JUDGE, 2.0),
+    "objective.judgement.disliked": (JUDGE, 2.0),
 }
 
 CASES |= {

@@ -12,6 +12,8 @@ from urllib.parse import parse_qsl
 from research.data import conversations
 from research.data.chat_windows import conversation_windows
 from research.data.documents import Documents, UnreadableRecord
+from research.data.judgement_windows import judgement_windows
+from research.data.judgements import read_judgement
 from research.data.labelled import labelled_windows
 from research.data.packing import text_windows
 from research.data.pairs import pair_windows
@@ -128,6 +130,15 @@ LAYOUTS: dict[str, Layout] = {
             {**prompt, **{side: side for side in SIDES}}
             for prompt in ({"prompt": "prompt"}, {"prompt": "conversations"}, {})
         ),
+    ),
+    "judgements": Layout(
+        ("answer", "label"),
+        (("prompt", "completion", "label"), ("messages", "label")),
+        read_judgement,
+        judgement_windows,
+        measured="answer",
+        optional=("tools", "system"),
+        read_by=("judgement",),
     ),
     "prompts": Layout(
         ("prompt", "record"),

@@ -29,11 +29,9 @@ def read_preference(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[
 
     ValueError for an empty prompt or answer, answers that are equal, and prompts that differ.
     """
-    prompt = _messages(row, columns["prompt"], "user") if "prompt" in columns else []
-    sides = [[*prompt, *_messages(row, columns[side], "assistant")] for side in SIDES]
-    chosen, rejected = (
-        _given(_checked(said, side, row, columns)) for said, side in zip(sides, SIDES)
-    )
+    prompt = messages_of(row, columns["prompt"], "user") if "prompt" in columns else []
+    sides = [[*prompt, *messages_of(row, columns[side], "assistant")] for side in SIDES]
+    chosen, rejected = (answered(said, side, row, columns) for said, side in zip(sides, SIDES))
     if chosen[:-1] != rejected[:-1]:
         raise ValueError(
             "chosen and rejected answer different prompts; a pair is two answers to one prompt"
@@ -45,7 +43,7 @@ def read_preference(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[
     return {name: text.encode("utf-8").decode("utf-8") for name, text in zip(SIDES, spelt)}
 
 
-def _messages(row: Mapping[str, Any], column: str, role: str) -> list[Message]:
+def messages_of(row: Mapping[str, Any], column: str, role: str) -> list[Message]:
     """The messages of a column: a list of them, one alone, a dialogue as one text, or a text by
     `role`."""
     value = conversations.plain(row.get(column))
@@ -67,23 +65,19 @@ def _dialogue(text: str) -> list[Message]:
     return [{"role": _SPEAKERS[who], "content": said.strip()} for who, said in turns]
 
 
-def _checked(
-    messages: list[Message], side: str, row: Mapping[str, Any], columns: Mapping[str, str]
+def answered(
+    messages: list[Message], name: str, row: Mapping[str, Any], columns: Mapping[str, str]
 ) -> list[Message]:
-    """The conversation of a side, checked as those of chats are."""
+    """The conversation called `name`, checked as those of chats are, and that it is an answer to
+    something. The assistant's messages before the last one are only read."""
     try:
         said = conversations.checked(messages, row, columns)
     except ValueError as error:
-        raise ValueError(f"{side}: {error}") from None
-    if said[-1]["role"] != "assistant":
-        raise ValueError(f"{side} ends with the {said[-1]['role']}; wanted the assistant's answer")
-    if not any(one["role"] in ("user", "tool") for one in said):
-        raise ValueError(f"{side} has an empty prompt; name it as in '?prompt=FIELD'")
-    return said
-
-
-def _given(messages: list[Message]) -> list[Message]:
-    """The messages, of which the assistant's before the last answer are only read."""
-    *before, answer = messages
+        raise ValueError(f"{name}: {error}") from None
+    *before, answer = said
+    if answer["role"] != "assistant":
+        raise ValueError(f"{name} ends with the {answer['role']}; wanted the assistant's answer")
+    if not any(one["role"] in ("user", "tool") for one in before):
+        raise ValueError(f"{name} has an empty prompt; name it as in '?prompt=FIELD'")
     read = ({**one, "weight": 0} if one["role"] == "assistant" else one for one in before)
-    return [*read, {name: value for name, value in answer.items() if name != "weight"}]
+    return [*read, {field: value for field, value in answer.items() if field != "weight"}]

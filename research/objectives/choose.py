@@ -11,6 +11,7 @@ from research.objectives.causal_lm import CausalLM
 from research.objectives.chat import Chat
 from research.objectives.classification import Classification
 from research.objectives.config import ObjectiveConfig
+from research.objectives.judgement import Judgement
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.objective import Objective
 from research.objectives.policy import Policy
@@ -24,6 +25,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     Chat.name: Chat,
     MaskedLM.name: MaskedLM,
     Classification.name: Classification,
+    Judgement.name: Judgement,
     Policy.name: Policy,
     Preference.name: Preference,
     SpanCorruption.name: SpanCorruption,

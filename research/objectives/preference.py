@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.data.preference_windows import most_pairs
+from research.models.config import LayerLosses
 from research.models.model import Model
 from research.objectives.chat import Chat
 from research.objectives.config import ObjectiveConfig, refuse_smoothing
@@ -135,11 +136,11 @@ class Preference(Objective):
         """Sum of the losses of the pairs in nats, their number, the totals of the class."""
         row = LOSSES[self.loss_name]
         params = attach(held["base"], trainable, key)
-        logp_BT, layer_losses = self._scored(model, params, batch, key)
+        logp_BT, layer_losses = scored(model, params, batch, key)
         beside_BT = jnp.zeros_like(logp_BT)
         if row.reference:
             reference = attach(held["base"], jax.lax.stop_gradient(held[REFERENCE]))
-            beside_BT = jax.lax.stop_gradient(self._scored(model, reference, batch, None)[0])
+            beside_BT = jax.lax.stop_gradient(scored(model, reference, batch, None)[0])
         said = answers(logp_BT, beside_BT, batch)
         if row.batch:  # pairs of all devices are compared with each other
             said = Said(*(gather_axis(x_BP, axis=0).reshape(-1) for x_BP in said))
@@ -156,12 +157,13 @@ class Preference(Objective):
         sums = {name: (jnp.sum(x * said.weights), count) for name, x in means.items()}
         return total, count, {**jax.lax.stop_gradient(sums), **totals}
 
-    def _scored(
-        self, model: Model, params: Tree, batch: dict[str, jax.Array], key: jax.Array | None
-    ) -> tuple[jax.Array, Any]:
-        """(log-probability of each target [B, T], losses of the layers)."""
-        hidden_BTD, layer_losses = model.hidden(params, batch, key)
-        return token_scores(model, params, hidden_BTD, batch["targets"]).logp, layer_losses
+
+def scored(
+    model: Model, params: Tree, batch: dict[str, jax.Array], key: jax.Array | None
+) -> tuple[jax.Array, LayerLosses]:
+    """(log-probability of each target [B, T], losses of the layers)."""
+    hidden_BTD, layer_losses = model.hidden(params, batch, key)
+    return token_scores(model, params, hidden_BTD, batch["targets"]).logp, layer_losses
 
 
 def answers(logp_BT: jax.Array, reference_BT: jax.Array, batch: dict[str, jax.Array]) -> Said:

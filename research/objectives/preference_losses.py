@@ -240,3 +240,38 @@ LOSSES: dict[str, PreferenceLoss] = {
     ),
     "orpo": PreferenceLoss(_orpo, "ORPO, arXiv:2403.07691, eq. 6", reference=False, likely=True),
 }
+
+
+class Judged(NamedTuple):
+    """Log-probabilities in nats of N answers of which each was liked or not, [N].
+
+    answer     log p of the answer less the reference's
+    other      the same of an answer to another prompt
+    liked      True for an answer that was liked
+    weights    1 for an answer and 0 for a row that only fills up the batch
+    """
+
+    answer: jax.Array
+    other: jax.Array
+    liked: jax.Array
+    weights: jax.Array
+
+
+def kto(judged: Judged, beta: float) -> jax.Array:
+    """KTO (arXiv:2402.01306, eq. 8): a liked answer is to gain more over the reference than answers
+    gain on the average, an answer that was not liked less."""
+    # An estimate of KL(policy, reference), which is never negative; no gradient passes through it.
+    level = jax.lax.stop_gradient(jnp.maximum(_mean(judged.other, judged.weights), 0.0))
+    sign = jnp.where(judged.liked, 1.0, -1.0)
+    return 1 - sigmoid(sign * beta * (judged.answer - level))
+
+
+def apo_zero_unpaired(judged: Judged, beta: float) -> jax.Array:
+    """APO-zero without pairs (arXiv:2408.06266, eq. 7): as KTO measured from the reference."""
+    return 1 - sigmoid(jnp.where(judged.liked, 1.0, -1.0) * beta * judged.answer)
+
+
+UNPAIRED: dict[str, Callable[[Judged, float], jax.Array]] = {
+    "kto": kto,
+    "apo_zero_unpaired": apo_zero_unpaired,
+}

@@ -7,6 +7,7 @@ import pytest
 
 from research.data.conversations import read_spelt
 from research.data.files import FileDocuments
+from research.data.judgement_windows import judgement_windows
 from research.data.layouts import LAYOUTS, choose_columns, read_record
 from research.data.preference_windows import most_pairs, preference_windows
 from research.data.tokenizers import load_tokenizer
@@ -85,13 +86,12 @@ def windows(tmp_path_factory):
     save_tokenizer(folder, TEMPLATES["chatml"]["plain"])
     tokenizer = load_tokenizer(folder)
 
-    def make(rows, length):
+    def make(rows, length, layout="preferences"):
         file = folder / f"{len(list(folder.iterdir()))}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        documents = FileDocuments(file, "", folder / "cache", "preferences")
-        return tokenizer, preference_windows(
-            documents, WindowOptions(tokenizer, folder / "cache", length)
-        )
+        documents = FileDocuments(file, "", folder / "cache", layout)
+        made = {"preferences": preference_windows, "judgements": judgement_windows}[layout]
+        return tokenizer, made(documents, WindowOptions(tokenizer, folder / "cache", length))
 
     return make
 
@@ -137,7 +137,41 @@ def test_a_bad_record_ends_the_run_with_its_number(windows):
 
 
 def test_other_data_are_named():
-    with pytest.raises(ValueError, match="these are conversations, and preference can only read"):
+    with pytest.raises(ValueError, match="these are conversations.* preference can only read"):
         choose_columns("", ["messages"], "x.jsonl", "preferences")
     assert LAYOUTS["preferences"].read_by == ("preference",)
     assert np.all([most_pairs(n) >= 1 for n in (1, 31, 32, 1024)])
+
+
+JUDGED = [
+    {"prompt": f"What is {i}?", "completion": "a" * (i + 1), "label": i % 2 == 0} for i in range(6)
+]
+
+
+def test_an_answer_stands_beside_one_to_another_prompt(windows):
+    tokenizer, packed = windows(JUDGED, 512, "judgements")
+    seen = {}
+    for window in packed:
+        for n in range(1, window["segments"].max() + 1, 2):
+            for segment in (n, n + 1):
+                inside = window["segments"] == segment
+                text = tokenizer.decode(window["tokens"][inside])
+                answer = tokenizer.decode(window["tokens"][inside & (window["assistant"] > 0)])
+                number = int(text.split("What is ")[1][0])
+                seen.setdefault(number, []).append(answer.count("a"))
+                assert set(window["liked"][inside]) == {1 if number % 2 == 0 else -1}
+    assert sorted(seen) == list(range(6))
+    assert all(own == i + 1 and other != own for i, (own, other) in seen.items())
+    assert sorted(other for _, other in seen.values()) == list(range(1, 7))
+
+
+def test_labels_have_their_spellings_and_one_answer_alone_is_refused(windows):
+    for liked, spellings in {"1": (True, 1, 1.0, "true"), "0": (False, 0, "False")}.items():
+        for label in spellings:
+            row = {**JUDGED[0], "label": label}
+            columns = choose_columns("", list(row), "x.jsonl", "judgements")
+            assert read_record(row, columns, "judgements", "x", 0)["label"] == liked
+    with pytest.raises(ValueError, match="wanted true for an answer"):
+        read_record({**JUDGED[0], "label": "good"}, columns, "judgements", "x", 0)
+    with pytest.raises(ValueError, match="compared with one to another prompt"):
+        windows(JUDGED[:1], 512, "judgements")

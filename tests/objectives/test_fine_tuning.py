@@ -104,6 +104,8 @@ def test_each_objective_says_what_it_trains_and_reads():
         "span_corruption": ("encoder_decoder", "texts"),
         "translation": ("encoder_decoder", "pairs"),
         "preference": ("decoder", "preferences"),
+        "judgement": ("decoder", "judgements"),
+        "policy": ("decoder", "prompts"),
     }
 
 

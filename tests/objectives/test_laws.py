@@ -45,6 +45,7 @@ def window_of(objective, rng: np.random.Generator) -> dict[str, np.ndarray]:
     for name in LAYOUTS[objective.reads].fields:
         window |= {name: window["tokens"], f"{name}_segments": segments}
     said = (rng.random(length) < 0.5).astype(np.int32)
+    window |= {"liked": np.where(segments == 1, 1, -1)}
     return window | {"assistant": said, "label": rng.integers(0, 3, 1, dtype=np.int32)}
 
 

@@ -10,6 +10,8 @@ import pytest
 from research.files import read_json
 from research.objectives.preference_losses import (
     LOSSES,
+    UNPAIRED,
+    Judged,
     PreferenceSettings,
     Said,
     preference_loss,
@@ -109,3 +111,16 @@ def test_rows_that_fill_up_a_batch_change_no_pair(name):
         preference_loss(name, one, settings),
         rtol=1e-6,
     )
+
+
+@pytest.mark.parametrize("level", ["kl_pos", "kl_neg_clamped"])
+@pytest.mark.parametrize("name", UNPAIRED)
+def test_an_unpaired_loss_is_that_of_trl(name, level):
+    golden = GOLDEN["kto"]
+    policy, reference, mask = (np.array(GOLDEN[one], np.float32) for one in ("lp", "ref", "mask"))
+    gained = ((policy - reference) * mask).sum(1)
+    other = np.array(golden["klp"], np.float32) - np.array(golden[f"r{level[:6]}"], np.float32)
+    judged = Judged(gained, other, np.array(golden["label"]), np.ones_like(gained))
+    weights = np.where(judged.liked, 1.0, 1.33)  # as the values were made
+    value = float(jnp.mean(UNPAIRED[name](judged, 0.1) * weights))
+    assert value == pytest.approx(golden["out"][f"{name}/{level}"], rel=1e-5)

@@ -1,0 +1,128 @@
+"""Preference tuning on single answers that were liked or not: KTO."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.models.model import Model
+from research.objectives.chat import Chat
+from research.objectives.config import ObjectiveConfig
+from research.objectives.objective import Objective, Totals
+from research.objectives.preference import REFERENCE, answers, scored
+from research.objectives.preference_losses import UNPAIRED, Judged
+from research.objectives.tokens import with_layer_losses
+from research.tree import Tree
+from research.weights.rules import attach
+
+
+@dataclass(frozen=True)
+class JudgementConfig(ObjectiveConfig):
+    """Settings of tuning on judgements.
+
+    unpaired_loss  kto (arXiv:2402.01306) or apo_zero_unpaired (arXiv:2408.06266)
+    beta           how much a log-probability ratio counts; larger stays nearer the reference
+    liked          what a liked answer weighs, and
+    disliked       one that was not liked; KTO's paper wants their sums near each other
+    """
+
+    name: str = field(default="judgement", init=False)
+    unpaired_loss: str = "kto"
+    beta: float = 0.1
+    liked: float = 1.0
+    disliked: float = 1.0
+
+    def __post_init__(self):
+        if self.unpaired_loss not in UNPAIRED:
+            raise ValueError(
+                f"objective.unpaired_loss={self.unpaired_loss!r}; choose one of "
+                f"{', '.join(UNPAIRED)}"
+            )
+        for name in ("beta", "liked", "disliked"):
+            value = getattr(self, name)
+            # Written so that NaN, which compares with nothing, is refused too.
+            if not 0 < value < math.inf:
+                raise ValueError(f"objective.{name}={value} must be a number above 0")
+
+
+@dataclass(frozen=True)
+class Judgement(Objective):
+    """Makes liked answers likelier and others less likely, measured against the model as it was
+    before the first step.
+
+    The loss is a mean over answers. KTO measures them from what the answers to other prompts have
+    gained on the average over the batch, by micro-batch where there are several. The totals are
+    means over answers: "margin", the reward beta (log p - log p_ref) of liked answers and minus
+    that of the others, "accuracy", the share of answers of which that is above 0, and "kl", what
+    answers to other prompts have gained in nats.
+    """
+
+    loss_name: str = "kto"
+    beta: float = 0.1
+    liked: float = 1.0
+    disliked: float = 1.0
+
+    name = "judgement"
+    config: ClassVar[type[JudgementConfig]] = JudgementConfig
+    model_kind = "decoder"
+    reads = "judgements"
+    overlap = 0  # windows hold whole answers
+    begins_texts = True
+    answers_chats = True
+    classifies = False
+    reports = ("margin", "accuracy", "kl")
+    bits_per_byte = False
+    holds = (REFERENCE,)
+
+    @classmethod
+    def make(cls, config: JudgementConfig, tokenizer: Any) -> "Judgement":
+        """The objective of the config's loss; works with every tokenizer that has a template."""
+        return cls(config.unpaired_loss, config.beta, config.liked, config.disliked)
+
+    def window_length(self, sequence_length: int) -> int:
+        """T + 1 tokens: the last is a target only."""
+        return sequence_length + 1
+
+    def predicted_tokens(self, sequence_length: int) -> float:
+        """`sequence_length`: the head scores every position."""
+        return float(sequence_length)
+
+    def example(
+        self, window: dict[str, np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """inputs, targets, weights (1 in the answers), segments (1, 3, ... with the answers, 2, 4,
+        ... with answers to other prompts), positions, advantages (1 or -1), each [T]."""
+        liked = window["liked"][1:].astype(np.float32)
+        return Chat().example(window, rng) | {"advantages": liked}
+
+    def loss(
+        self,
+        model: Model,
+        trainable: Tree,
+        held: Mapping[str, Tree],
+        batch: dict[str, jax.Array],
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array, Totals]:
+        """Sum of the losses of the answers, their number, the totals of the class."""
+        logp_BT, layer_losses = scored(model, attach(held["base"], trainable, key), batch, key)
+        reference = attach(held["base"], jax.lax.stop_gradient(held[REFERENCE]))
+        beside_BT = jax.lax.stop_gradient(scored(model, reference, batch, None)[0])
+        gained = answers(logp_BT - beside_BT, jnp.zeros_like(logp_BT), batch)
+        signs = answers(batch["advantages"], jnp.zeros_like(logp_BT), batch)
+        liked_BP = signs.chosen > 0
+        judged = Judged(gained.chosen, gained.rejected, liked_BP, gained.weights)
+        losses = UNPAIRED[self.loss_name](judged, self.beta)
+        losses *= jnp.where(liked_BP, self.liked, self.disliked)
+        count = jnp.sum(judged.weights)
+        total, totals = with_layer_losses(
+            model.config, layer_losses, jnp.sum(losses * judged.weights), count
+        )
+        margin = self.beta * jnp.where(liked_BP, judged.answer, -judged.answer)
+        right = (margin > 0).astype(jnp.float32)
+        means = {"margin": margin, "accuracy": right, "kl": judged.other}
+        sums = {name: (jnp.sum(x * judged.weights), count) for name, x in means.items()}
+        return total, count, {**jax.lax.stop_gradient(sums), **totals}
