@@ -78,6 +78,7 @@ def prefix_specs(c: ModelConfig, tokens: int) -> Tree:
     an encoder-decoder also those of the encoder. The keys are used without rotation. ValueError
     unless n is positive."""
     _positive(tokens)
+    _keys_of_heads(c)
     # Without rotation because a virtual token never moves: its key turned by the angle of its
     # position is only another trained key.
     axes = ("virtual", "kv_heads", "head")
@@ -98,6 +99,7 @@ def prompt_specs(c: ModelConfig, tokens: int) -> Tree:
     ValueError unless n is positive and the model a decoder."""
     _positive(tokens)
     _decoder(c)
+    _keys_of_heads(c)
     table = Spec((tokens, c.d_model), ("virtual", "embed"), initial(c).embedding, kind="table")
     return {"prompt": {"table": table}}
 
@@ -210,6 +212,14 @@ def _decoder(c: ModelConfig) -> None:
         raise ValueError(
             f"a prompt is for decoders and the model is an {c.kind}, where virtual tokens see the "
             "text, so that the documents of a packed row could not share them; take a prefix"
+        )
+
+
+def _keys_of_heads(c: ModelConfig) -> None:
+    if c.kv_latent:
+        raise ValueError(
+            "virtual tokens are keys and values of heads, which a model with model.kv_latent makes "
+            "of latents; take lora or a bottleneck"
         )
 
 
