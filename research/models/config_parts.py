@@ -1,5 +1,5 @@
-"""Parts of `research.models.config.Body` that models of DeepSeek's kind use: attention over latents,
-and the choice of experts."""
+"""Parts of `research.models.config.Body` that models of DeepSeek's kind use: attention over
+latents, and the choice of experts."""
 
 from dataclasses import dataclass
 

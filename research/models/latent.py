@@ -8,8 +8,8 @@ all heads then attend to the latents as to one key head. Without a cache, keys a
 for every head, whose products are 3.4 times smaller.
 
 Letters: B batch, T query time, S key time, D model, N heads, H head size, r rotated elements of a
-head and u its others (H = r + u), v elements of a head of values, Q and C the latents of queries and
-of keys and values.
+head and u its others (H = r + u), v elements of a head of values, Q and C the latents of queries
+and of keys and values.
 """
 
 from typing import Any
@@ -33,8 +33,8 @@ from research.scopes import scope
 from research.tree import Tree
 from research.weights.wrapper import dense, gathered
 
-# Of the norms of latents, which do not follow `norm_eps`: DeepSeek's released code takes its class's
-# default for them.
+# Of the norms of latents, which do not follow `norm_eps`: DeepSeek's released code takes its
+# class's default for them.
 EPS = 1e-6
 
 
@@ -100,7 +100,10 @@ def latent_attention(
 ) -> tuple[jax.Array, KVCache | None]:
     """(self-attention of `x`, [B, T, D]; the cache or None), as `research.models.layers.attention`
     gives them. The cache is one whose values are its keys, see `research.models.cache`."""
-    inner = _normed(p, "query_down", x_BTD) if c.query_latent else x_BTD
+    inner = x_BTD
+    if c.query_latent:
+        with scope("projections"):
+            inner = _normed(p, "query_down", x_BTD)
     q_BTNH = queries(p, inner, c, kind.rotation)
     if kind.query_scale is not None:
         q_BTNH = q_BTNH * kind.query_scale.astype(q_BTNH.dtype)
@@ -136,16 +139,13 @@ def _down(p: Tree, name: str, x_BTD: jax.Array) -> jax.Array:
     return add_bias(y_BTX, p[f"{name}_bias"]) if f"{name}_bias" in p else y_BTX
 
 
-@scope("projections")
 def _normed(p: Tree, name: str, x_BTD: jax.Array) -> jax.Array:
     """The normalised latents that a matrix of a layer makes of the states, [B, T, X]."""
     return rms_norm(_down(p, name, x_BTD), p[f"{name}_norm"], EPS)
 
 
 @scope("projections")
-def _of_heads(
-    p: Tree, latent_BSC: jax.Array, key_BS1r: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _of_heads(p: Tree, latent_BSC: jax.Array, key_BS1r: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(keys [B, S, N, H], values [B, S, N, v]) of all heads."""
     k_BSNu = einsum("BSC,CNu->BSNu", latent_BSC, p["key_up"])
     v_BSNv = einsum("BSC,CNv->BSNv", latent_BSC, p["value_up"])

@@ -39,7 +39,7 @@ def name_of(c: ModelConfig) -> str | None:
     as one with a shared expert or without norms before attention and MLP."""
     if c.kind != "decoder" or c.position != "rope" or c.norm != "rms":
         return None
-    if c.shared_d_ff or not c.norm_before:
+    if c.shared_d_ff or c.kv_latent or not c.norm_before:
         return None
     if c.query_norm:
         return "qwen3"

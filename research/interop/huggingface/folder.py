@@ -3,6 +3,7 @@ shards, and the files beside them.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ _COUNTS = (
     "decoder_layers",
     "num_local_experts",
     "num_experts",
+    "n_routed_experts",
 )
 # Ids that config.json and generation_config.json may both have; the latter's are believed, as
 # transformers' generate does.
@@ -97,6 +99,7 @@ def open_folder(folder: Path) -> Checkpoint:
         # Some settings stand in no config.json: which heads a model has is told by its tensors.
         actual = names.canonical(tensors.names)
         config = family.read_config(values, actual.keys())
+        names = replace(names, unused=(*family.unused, *family.further(values, config)))
         codes = {}
         # bitsandbytes stores a matrix as several tensors: the codes, and their scales beside them.
         # From here on `tensors` reads as if the matrices were stored dense.

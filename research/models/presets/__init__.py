@@ -2,7 +2,19 @@
 shares, and entries with the sizes of its papers."""
 
 from research.models.config import ModelConfig
-from research.models.presets import bert, gemma, gpt, granite, llama, neox, olmo, phi, qwen, seq2seq
+from research.models.presets import (
+    bert,
+    deepseek,
+    gemma,
+    gpt,
+    granite,
+    llama,
+    neox,
+    olmo,
+    phi,
+    qwen,
+    seq2seq,
+)
 
 PRESETS: dict[str, ModelConfig] = {
     **gpt.PRESETS,
@@ -12,6 +24,7 @@ PRESETS: dict[str, ModelConfig] = {
     **phi.PRESETS,
     **olmo.PRESETS,
     **granite.PRESETS,
+    **deepseek.PRESETS,
     **neox.PRESETS,
     **bert.PRESETS,
     **seq2seq.PRESETS,

@@ -124,8 +124,10 @@ def layer_types(c: ModelConfig) -> list[str]:
 
 
 def is_rotary_decoder(c: ModelConfig) -> bool:
-    """True for a decoder with rotary positions and RMS norms, whether LLaMA's or Gemma's."""
-    return c.kind == "decoder" and c.position == "rope" and c.norm == "rms"
+    """True for a decoder with rotary positions and RMS norms, whether LLaMA's or Gemma's, but not
+    for one with attention over latents."""
+    rotary = c.kind == "decoder" and c.position == "rope" and not c.kv_latent
+    return rotary and c.norm == "rms"
 
 
 def serves(c: ModelConfig) -> bool:
