@@ -27,6 +27,7 @@ def test_notebook_calls_the_library_and_defines_nothing(path):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the notebook machinery, in this process
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_top_to_bottom(path, tmp_path, monkeypatch):
     monkeypatch.setenv("GRAFT_NOTEBOOK_ARG", "smoke")

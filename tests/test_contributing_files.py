@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 MODELS, FAMILIES = "research/models", "research/interop/huggingface/families"
 
@@ -159,6 +161,7 @@ def use(package: Path, program: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_layer_loss_is_two_files_and_a_family_with_a_new_kind_of_layer_four(tmp_path):
     assert len(Z_LOSS) <= 2 and len(NARROW) <= 4
     package = tmp_path / "copy"

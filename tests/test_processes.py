@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from research.training.metrics import read_rows
 from tests.configs import ROOT
@@ -65,6 +66,7 @@ def finish(started: list[subprocess.Popen]) -> None:
         assert process.returncode == 0, errors
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     (tmp_path / "scored.py").write_text(CONFIG)
     finish(start(tmp_path / "one", 1, 8))

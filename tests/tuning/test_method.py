@@ -36,6 +36,14 @@ METHODS = {
 }  # fmt: skip
 
 
+# These train and save as the others do.
+RESTS = ("dora", "int8", "adapter", "prompt")
+
+
+def slow(*value):
+    return pytest.param(*value, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A checkpoint `decoder` and conversations `chats.jsonl`."""
@@ -68,7 +76,7 @@ def opened(workdir: Path):
     return open_run(workdir)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [slow(m) if m in RESTS else m for m in METHODS])
 def test_each_method_lowers_the_held_out_loss_and_saves_what_it_trained_alone(
     method, folder, tmp_path
 ):
@@ -100,7 +108,7 @@ def test_each_method_lowers_the_held_out_loss_and_saves_what_it_trained_alone(
     [
         ("qlora", {"lora.dropout": 0.1}),
         ("lora", {"lora.start": "pissa"}),
-        ("dora", {"mesh": "fsdp:4,tensor:2"}),
+        slow("dora", {"mesh": "fsdp:4,tensor:2"}),
     ],
 )
 def test_a_resumed_run_equals_the_whole(method, changed, folder, tmp_path):
@@ -154,7 +162,7 @@ def test_b_alone_learns_faster_by_its_ratio(folder, tmp_path):
     np.testing.assert_allclose(plus["layers/attention/query/adapter/b"], 4 * moved, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["dora", "qlora"])
+@pytest.mark.parametrize("method", [slow("dora"), "qlora"])
 def test_a_runs_adapters_lie_on_their_base_or_are_merged_or_go_to_peft(method, folder, tmp_path):
     tune(folder, tmp_path / "run", method)
     ids = np.arange(24, dtype=np.int32).reshape(2, 12)
