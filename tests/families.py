@@ -81,7 +81,7 @@ DECODERS = [name for name, config in FAMILIES.items() if config.kind == "decoder
 # seconds a family are about: there they are among the slow ones.
 _LAYERS_ALONE = (
     *("phi4_mini", "olmo3_7b", "smollm3_3b", "granite3_2b", "pythia_70m", "opt_125m"),
-    *("bart_base", "qwen1.5_moe_a2.7b"),
+    *("bart_base", "qwen1.5_moe_a2.7b", "deepseek_v3"),
 )
 
 

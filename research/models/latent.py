@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from research.models.adapters import check_heads
 from research.models.config import ModelConfig
 from research.models.context import LayerKind
 from research.models.initial import Initial
@@ -100,6 +101,8 @@ def latent_attention(
 ) -> tuple[jax.Array, KVCache | None]:
     """(self-attention of `x`, [B, T, D]; the cache or None), as `research.models.layers.attention`
     gives them. The cache is one whose values are its keys, see `research.models.cache`."""
+    if "prefix_key" in p:
+        check_heads(c)
     inner = x_BTD
     if c.query_latent:
         with scope("projections"):
