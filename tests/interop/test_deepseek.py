@@ -133,9 +133,9 @@ def test_codes_of_latents_write_from_the_cache_what_they_write_without(tmp_path)
     tokenizer = replace(load_tokenizer("bytes"), eos_id=None, pad_id=None)
     greedy = SamplingConfig(temperature=0, max_tokens=6)
     [written] = generate(loaded.model, loaded.params, tokenizer, [prompt], greedy)
-    for n, token in enumerate(written.token_ids):
-        text = np.array([[*prompt, *written.token_ids[:n]]], np.int32)
-        logits_V = np.asarray(loaded.logits(text))[0, -1]
+    text = np.array([[*prompt, *written.token_ids[:-1]]], np.int32)
+    logits_TV = np.asarray(loaded.logits(text))[0, len(prompt) - 1 :]
+    for logits_V, token in zip(logits_TV, written.token_ids, strict=True):
         # The written one is the likeliest but for float order.
         assert logits_V.max() - logits_V[token] < 1e-4
 
