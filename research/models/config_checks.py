@@ -43,6 +43,10 @@ SHARED = Use(lambda c: c.shared_d_ff > 0, "model.shared_d_ff")
 GROUPED = Use(lambda c: c.route_groups > 1, "model.route_groups")
 DENSE_FIRST = Use(lambda c: c.dense_layers > 0, "model.dense_layers")
 LATENT = Use(lambda c: c.kv_latent > 0, "model.kv_latent")
+GATED = Use(lambda c: c.gated, "model.gated=True")
+SILU_GATE = Use(
+    lambda c: c.gated and c.activation == "silu", "model.gated=True and model.activation='silu'"
+)
 WINDOWED = Use(lambda c: c.window > 0, "model.window")
 WITH_GLOBAL = Use(lambda c: c.global_every > 0 or "global" in c.layer_kinds, "model.global_every")
 PERIODIC = Use(lambda c: not c.layer_kinds, "model.layer_kinds=(), which names every layer's kind")

@@ -6,8 +6,8 @@ from typing import Any
 def check_routing(c: Any) -> None:
     """ValueError for experts that no router can choose."""
     # `research.ops.route.experts` computes the one form that published mixtures have.
-    if not c.gated or c.mlp_bias:
-        raise ValueError("model.experts are gated without bias; set model.gated, not mlp_bias")
+    if not c.gated:
+        raise ValueError("model.experts are gated; set model.gated=True")
     if c.experts % c.route_groups:
         raise ValueError(
             f"model.experts={c.experts} must be a multiple of model.route_groups={c.route_groups}"
@@ -63,6 +63,8 @@ def check_latent(c: Any) -> None:
             f"model.kv_heads={c.kv_heads} must be model.heads={c.heads}: each head makes keys and "
             "values of the latent"
         )
+    if c.attention_sinks:
+        raise ValueError("model.kv_latent has no heads with sinks; set model.attention_sinks=False")
     if c.query_norm or c.attention_bias == "qkv":
         raise ValueError(
             "model.kv_latent has norms of its own, and biases of the latents and the output; set "

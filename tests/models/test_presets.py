@@ -88,6 +88,9 @@ EXACT = {
 }
 # The digits of the papers: LLaMA's table 2, GPT-3's table 2.1.
 ROUNDED = {
+    # arXiv:2508.10925, table 1.
+    "gpt_oss_20b": "20.91e9",
+    "gpt_oss_120b": "116.83e9",
     "olmo2_32b": "32.2e9",
     "olmo3_7b": "7.3e9",
     "olmo3_32b": "32.2e9",

@@ -13,8 +13,9 @@ from research.data.tokenizers.tokenizer import RECORD as TOKENIZER_RECORD
 from research.files import read_json, write_json
 from research.interop.bitsandbytes.matrices import open_quantized
 from research.interop.bitsandbytes.read import codes_by_path
+from research.interop.huggingface import mxfp4
 from research.interop.huggingface.families.table import FAMILIES, describe
-from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.checkpoint import Checkpoint, Codes
 from research.interop.storage.family import Family
 from research.interop.storage.foreign import Names, read_parameters, write_tensors
 from research.interop.storage.label_names import read_label_names
@@ -25,6 +26,8 @@ from research.interop.storage.safetensors import (
     open_safetensors,
     write_safetensors,
 )
+from research.interop.storage.tensors import Tensors
+from research.models.config import ModelConfig
 
 # Files that belong to a model beside its weights and config.json, as transformers and
 # sentence-transformers name them. They are copied by a conversion, byte by byte.
@@ -101,14 +104,8 @@ def open_folder(folder: Path) -> Checkpoint:
         config = family.read_config(values, actual.keys())
         names = replace(names, unused=(*family.unused, *family.further(values, config)))
         codes = {}
-        # bitsandbytes stores a matrix as several tensors: the codes, and their scales beside them.
-        # From here on `tensors` reads as if the matrices were stored dense.
-        if values.get("quantization_config"):
-            known = modules(config, family)
-            # GPT-2's matrices are [in, out], and are quantized turned over.
-            turned = {actual.get(f"{name}.weight") for name, module in known.items() if module.conv}
-            tensors = open_quantized(values["quantization_config"], tensors, turned.__contains__)
-            codes = codes_by_path(config, known, tensors, actual)
+        if settings := values.get("quantization_config"):
+            tensors, codes = _quantized(settings, tensors, config, family, actual)
         parameters, unused, original = read_parameters(config, family.rules(config), tensors, names)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
@@ -129,14 +126,34 @@ def open_folder(folder: Path) -> Checkpoint:
     )
 
 
-def write_folder(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+def _quantized(
+    settings: Any, tensors: Tensors, c: ModelConfig, family: Family, actual: Mapping[str, str]
+) -> tuple[Tensors, dict[str, Codes]]:
+    """(the tensors as if those that are stored as codes beside scales were dense, the codes by path
+    of our tree) of a folder with these settings of quantization."""
+    if isinstance(settings, dict) and settings.get("quant_method") == mxfp4.FORMAT:
+        packed = mxfp4.open_mxfp4(tensors)
+        return packed, mxfp4.read_codes(c, family.rules(c), packed, actual)
+    known = modules(c, family)
+    # GPT-2's matrices are [in, out], and are quantized turned over.
+    turned = {actual.get(f"{name}.weight") for name, module in known.items() if module.conv}
+    matrices = open_quantized(settings, tensors, turned.__contains__)
+    return matrices, codes_by_path(c, known, matrices, actual)
+
+
+def write_folder(
+    checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_BYTES, dtype: str = ""
+) -> None:
     """Writes config.json and the weights of a checkpoint into an existing folder, in shards of at
-    most `shard_bytes`. The companions are copied by the caller.
+    most `shard_bytes`. The companions are copied by the caller. Experts whose codes are in MXFP4
+    stay so, and others come into it where `dtype` is "mxfp4".
 
     ValueError for a model that no architecture of transformers computes.
     """
     family, values = plan_folder(checkpoint)
     checkpoint = with_norm_offset(checkpoint, family.norm_offset)
+    if dtype == mxfp4.FORMAT:
+        checkpoint = mxfp4.quantized(checkpoint, family.rules(checkpoint.config))
     tensors = write_tensors(
         checkpoint.config, family.rules(checkpoint.config), checkpoint.parameters
     )
@@ -151,11 +168,12 @@ def write_folder(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_
         named = {n: name for n, name in enumerate(names) if name != str(n)}
         id2label = values["id2label"] | {str(n): name for n, name in named.items()}
         values |= {"id2label": id2label, "label2id": {v: int(n) for n, v in id2label.items()}}
-    write_json(folder / "config.json", values)
+    packed, settings = mxfp4.written_packed(checkpoint, family.rules(checkpoint.config))
+    write_json(folder / "config.json", values | settings)
     # `make=make` binds this turn's value: a closure would see the loop's last one.
-    streams = {
-        name: (tensor, lambda make=make: [make()]) for name, (tensor, make) in tensors.items()
-    }
+    streams = {}
+    for name, (tensor, make) in tensors.items():
+        streams |= packed.get(name) or {name: (tensor, lambda make=make: [make()])}
     write_safetensors(folder, streams, metadata={"format": "pt"}, shard_bytes=shard_bytes)
 
 
