@@ -37,8 +37,8 @@ def read_config(m: Metadata) -> ModelConfig:
 
 def name_of(c: ModelConfig) -> str | None:
     """The architecture of a rotary decoder with RMS norms; None for others, such as one with a
-    shared expert, with latents or without norms before attention and MLP."""
-    if not is_rotary(c) or c.shared_d_ff or c.kv_latent or not c.norm_before:
+    shared expert or without norms before attention and MLP."""
+    if not is_rotary(c) or c.shared_d_ff or not c.norm_before:
         return None
     if c.query_norm:
         return "qwen3"
@@ -46,8 +46,10 @@ def name_of(c: ModelConfig) -> str | None:
 
 
 def is_rotary(c: ModelConfig) -> bool:
-    """True for a decoder with rotary positions and RMS norms."""
-    return c.kind == "decoder" and c.position == "rope" and c.norm == "rms"
+    """True for a decoder with rotary positions and RMS norms, whose attention has neither latents
+    nor sinks."""
+    rotary = c.kind == "decoder" and c.position == "rope" and c.norm == "rms"
+    return rotary and not c.kv_latent and not c.attention_sinks
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
