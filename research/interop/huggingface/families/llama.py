@@ -132,7 +132,7 @@ def is_rotary_decoder(c: ModelConfig) -> bool:
 
 def serves(c: ModelConfig) -> bool:
     """True for LLaMA's layers, dense or with Mixtral's experts."""
-    return has_layers(c) and not c.shared_d_ff
+    return has_layers(c) and not c.shared_d_ff and not c.attention_sinks
 
 
 def has_layers(c: ModelConfig) -> bool:
