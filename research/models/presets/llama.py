@@ -51,7 +51,7 @@ PRESETS: dict[str, ModelConfig] = {
     "smollm2_135m": llama(49152, 30, 576, 9, 3, 1536, 8192, **_SMOLLM2),
     "smollm2_360m": llama(49152, 32, 960, 15, 5, 2560, 8192, **_SMOLLM2),
     "smollm2_1.7b": llama(49152, 24, 2048, 32, 32, 8192, 8192, rope_theta=130000.0, tied=True),
-    # SmolLM3 (huggingface.co/blog/smollm3), as config.json of HuggingFaceTB/SmolLM3-3B: every fourth
+    # SmolLM3 (huggingface.co/blog/smollm3; config.json of HuggingFaceTB/SmolLM3-3B): every fourth
     # layer without rotary positions.
     "smollm3_3b": llama(
         128256, 36, 2048, 16, 4, 11008, 65536, rope_theta=5e6, norm_eps=1e-6, tied=True,
