@@ -65,15 +65,9 @@ def block(
     with scope("attention"):
         y_BTD = _branch_input(p, "attention", x_BTD, c, index)
         attend = latent.latent_attention if c.kv_latent else layers.attention
+        of_layer = {"layer": index, "cache": cache, "implementation": execution.attention}
         y_BTD, cache = attend(
-            p["attention"],
-            y_BTD,
-            c,
-            context.kinds[kind],
-            bias=context.bias,
-            layer=index,
-            cache=cache,
-            implementation=execution.attention,
+            p["attention"], y_BTD, c, context.kinds[kind], bias=context.bias, **of_layer
         )
         x_BTD = _add_branch(p, "attention", x_BTD, y_BTD, c, attention_key)
 
