@@ -53,12 +53,7 @@ def run(
         x_BTD, cache, of_layer = block(
             p, x_BTD, c, execution, context, kind=kind, index=index, cache=cache
         )
-        # A scan's carry keeps its structure, so all layers return the same losses.
-        if of_layer.keys() != losses.keys():
-            raise ValueError(
-                f"a layer returns the losses {sorted(of_layer)}, and the fields of ModelConfig "
-                f"weigh {sorted(losses)}; add a field for each to Regularization"
-            )
+        _check_losses(of_layer, losses)
         return (x_BTD, cache, {name: losses[name] + of_layer[name] for name in losses}), None
 
     # Recomputed layer by layer also where a step of the scan is a period of several layers: the
@@ -78,6 +73,15 @@ def run(
         carry, _ = steps[index % len(steps)](carry, (layer_of(p_layers, index), first + index))
     x_BTD, cache, losses = carry
     return x_BTD, cache, {name: value / count for name, value in losses.items()}
+
+
+def _check_losses(of_layer: LayerLosses, wanted: LayerLosses) -> None:
+    # A scan's carry keeps its structure, so all layers return the same losses.
+    if of_layer.keys() != wanted.keys():
+        raise ValueError(
+            f"a layer returns the losses {sorted(of_layer)}, and the fields of ModelConfig "
+            f"weigh {sorted(wanted)}; add a field for each to Regularization"
+        )
 
 
 def _scan(
