@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from research.data.alpaca import open_alpaca
+from research.data.alpaca import open_alpaca, open_dpo_en_demo
 from research.data.documents import (
     Documents,
     Subset,
@@ -161,6 +161,7 @@ SOURCES: dict[str, NamedSource] = {
     "stdlib": NamedSource(open_stdlib, gives="texts"),
     "shakespeare": NamedSource(open_shakespeare, gives="texts"),
     "alpaca": NamedSource(open_alpaca, gives="conversations"),
+    "dpo_en_demo": NamedSource(open_dpo_en_demo, gives="preferences"),
 }
 
 
