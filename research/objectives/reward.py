@@ -109,7 +109,7 @@ class Reward(Objective):
         """Sum of the losses of the pairs in nats, their number, the totals of the class."""
         params = attach(held["base"], trainable, key)
         hidden_BTD, layer_losses = model.hidden(params, batch, key)
-        # Of every token: the products are those of one more row in a matrix, and the shape is fixed.
+        # Of every token: that costs one more row of a matrix, and shapes are fixed.
         rewards_BT = class_logits(params, hidden_BTD)[:, :, 0]
         chosen_BP, rejected_BP, real_BP = pairs(rewards_BT, batch)
         count = jnp.sum(real_BP)
