@@ -46,6 +46,8 @@ SPANS = {
 }
 PAIRS = {**SPANS, "objective.name": "translation"}
 CHAT = {"objective.name": "chat"}
+PREFER = {"objective.name": "preference"}
+SIMPO = {**PREFER, "objective.preference_loss": "simpo"}
 LORA = {"tune.method": "lora", "lora.rank": 2}
 ADAPTER = {"tune.method": "adapter", "tune.bottleneck": 2}
 PROMPT = {"tune.method": "prompt", "tune.virtual_tokens": 2}
@@ -220,6 +222,13 @@ for _name in _RUNS:
     if _name != "classification":
         CASES[f"objective.{_name}.z_loss"] = (_RUNS[_name], 0.1)
     CASES[f"objective.{_name}.name"] = (_RUNS[_name], "chat" if _name != "chat" else "causal_lm")
+CASES |= {
+    "objective.preference.name": (PREFER, "causal_lm"),
+    "objective.preference.preference_loss": (PREFER, "hinge"),
+    "objective.preference.beta": (PREFER, 0.2),
+    "objective.preference.label_smoothing": (PREFER, 0.1),
+    "objective.preference.gamma": (SIMPO, 1.0),
+}
 
 # Fields whose other value does not fit the rest of the run, and what the line says.
 REFUSED = {
@@ -280,6 +289,9 @@ UNUSED: list[tuple[dict[str, Any], str, Any]] = [
     ({}, "objective.whole_words", True),
     (MASKED, "objective.mean_span", 2.0),
     (CLASSES, "objective.z_loss", 0.1),
+    (PREFER, "objective.z_loss", 0.1),
+    (PREFER, "objective.gamma", 1.0),
+    (PREFER | {"objective.preference_loss": "ipo"}, "objective.label_smoothing", 0.1),
     ({}, "optimizer.momentum", 0.5),
     (ADAFACTOR, "optimizer.b2", 0.5),
     ({"optimizer.name": "lion"}, "optimizer.eps", 1e-3),

@@ -1,5 +1,6 @@
 """Preference tuning on pairs of answers: DPO and its family."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -68,8 +69,11 @@ class PreferenceConfig(ObjectiveConfig):
                 f"objective.gamma={self.gamma} is set and {self.preference_loss} does not use it; "
                 f"leave it at {type(self).gamma}"
             )
-        if not self.beta > 0:
-            raise ValueError(f"objective.beta={self.beta} must be above 0")
+        # Written so that NaN, which compares with nothing, is refused too.
+        if not 0 < self.beta < math.inf:
+            raise ValueError(f"objective.beta={self.beta} must be a number above 0")
+        if not 0 <= self.gamma < math.inf:
+            raise ValueError(f"objective.gamma={self.gamma} must be a number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -165,8 +169,8 @@ def answers(logp_BT: jax.Array, reference_BT: jax.Array, batch: dict[str, jax.Ar
     length may have, and those that it has not got weigh 0."""
     # Of a window the last token is a target only.
     pairs = most_pairs(batch["segments"].shape[1] + 1)
-    numbers_S = jnp.arange(1, 2 * pairs + 1)
-    inside_BTS = (batch["segments"][:, :, None] == numbers_S) & (batch["weights"] > 0)[:, :, None]
+    numbers_11S = jnp.arange(1, 2 * pairs + 1)[None, None, :]
+    inside_BTS = (batch["segments"][:, :, None] == numbers_11S) & (batch["weights"] > 0)[:, :, None]
 
     # Masked and not multiplied: what is beside an answer may be infinite.
     def _sums(x_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
