@@ -45,6 +45,8 @@ SPANS = {
     "objective.name": "span_corruption",
 }
 PAIRS = {**SPANS, "objective.name": "translation"}
+POLICY = {"objective.name": "policy", "data.batch_size": 4, "objective.samples": 2}
+POLICY |= {"objective.max_tokens": 4}
 CHAT = {"objective.name": "chat"}
 PREFER = {"objective.name": "preference"}
 SIMPO = {**PREFER, "objective.preference_loss": "simpo"}
@@ -229,6 +231,18 @@ CASES |= {
     "objective.preference.label_smoothing": (PREFER, 0.1),
     "objective.preference.gamma": (SIMPO, 1.0),
 }
+
+CASES |= {
+    f"objective.policy.{_name}": (POLICY, _other)
+    for _name, _other in {
+        **{"name": "causal_lm", "policy_loss": "grpo", "advantage": "centred", "average": "text"},
+        **{"clip_low": 0.1, "clip_high": 0.1, "clip_most": 4.0, "kl_weight": 0.1, "samples": 4},
+        **{"max_tokens": 5, "rewards": "length", "updates": 2, "staleness": 1},
+        "logprob_limit": 1e-6,
+    }.items()
+}
+CASES["objective.policy.name"] = ({"objective.name": "policy"}, "causal_lm")
+CASES["objective.policy.max_tokens"] = (POLICY | {"objective.average": "constant"}, 5)
 
 # Fields whose other value does not fit the rest of the run, and what the line says.
 REFUSED = {

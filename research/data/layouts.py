@@ -17,6 +17,7 @@ from research.data.packing import text_windows
 from research.data.pairs import pair_windows
 from research.data.preference_windows import preference_windows
 from research.data.preferences import SIDES, read_preference
+from research.data.prompts import OPTIONAL, prompt_windows, read_prompt
 from research.data.windows import WindowOptions, Windows
 
 Columns = Mapping[str, str]  # our name of a column: the name that the data have for it
@@ -127,6 +128,17 @@ LAYOUTS: dict[str, Layout] = {
             {**prompt, **{side: side for side in SIDES}}
             for prompt in ({"prompt": "prompt"}, {"prompt": "conversations"}, {})
         ),
+    ),
+    "prompts": Layout(
+        ("prompt", "record"),
+        (("prompt",),),
+        read_prompt,
+        prompt_windows,
+        measured="record",
+        optional=OPTIONAL,
+        read_by=("policy",),
+        # Of mathematics, of chats.
+        usual=tuple({"prompt": name} for name in ("prompt", "question", "problem", "messages")),
     ),
 }
 

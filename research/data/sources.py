@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from research.data.addition import open_addition, open_addition_texts
 from research.data.alpaca import open_alpaca, open_dpo_en_demo
 from research.data.documents import (
     Documents,
@@ -162,6 +163,8 @@ SOURCES: dict[str, NamedSource] = {
     "shakespeare": NamedSource(open_shakespeare, gives="texts"),
     "alpaca": NamedSource(open_alpaca, gives="conversations"),
     "dpo_en_demo": NamedSource(open_dpo_en_demo, gives="preferences"),
+    "addition": NamedSource(open_addition, gives="prompts"),
+    "addition_texts": NamedSource(open_addition_texts, gives="texts"),
 }
 
 

@@ -13,6 +13,7 @@ from research.objectives.classification import Classification
 from research.objectives.config import ObjectiveConfig
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.objective import Objective
+from research.objectives.policy import Policy
 from research.objectives.preference import Preference
 from research.objectives.reward import Reward
 from research.objectives.span_corruption import SpanCorruption
@@ -24,6 +25,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     Chat.name: Chat,
     MaskedLM.name: MaskedLM,
     Classification.name: Classification,
+    Policy.name: Policy,
     Preference.name: Preference,
     Reward.name: Reward,
     SpanCorruption.name: SpanCorruption,

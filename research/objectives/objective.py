@@ -43,6 +43,7 @@ class Objective(Protocol):
     scores: ClassVar[bool] = False  # one number a text, from a model with `model.labels` = 1
     reports: ClassVar[tuple[str, ...]]  # totals that evaluation reports beside the loss
     bits_per_byte: ClassVar[bool]  # the loss is on every token of a held-out text
+    writes_texts: ClassVar[bool] = False  # it learns from texts that the model continues
     holds: ClassVar[tuple[str, ...]] = ()  # frozen trees that it needs, of research.tuning.held
 
     @classmethod
