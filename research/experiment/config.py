@@ -160,7 +160,7 @@ def _unused(experts: int, objective: str) -> list[tuple[str, str, Any, str]]:
     else:
         unused.append(("execution", "experts", Execution().experts, "models with experts"))
     # One state a text has logits.
-    if objective_class(objective).classifies or objective_class(objective).scores:
+    if objective_class(objective).classifies or objective_class(objective).scores_texts:
         head_tokens = Execution().head_tokens
         unused.append(("execution", "head_tokens", head_tokens, "objectives that predict tokens"))
     if not objective_class(objective).answers_chats:

@@ -57,7 +57,7 @@ def settled(
 def _counts_tokens(e: Experiment) -> bool:
     """Whether `head_tokens` is open; a classifier has logits of whole texts alone."""
     objective = objective_class(e.objective.name)
-    return not (e.execution.head_tokens or objective.classifies or objective.scores)
+    return not (e.execution.head_tokens or objective.classifies or objective.scores_texts)
 
 
 def _first(candidates, fits, otherwise: Experiment) -> Experiment:

@@ -66,7 +66,7 @@ class Reward(Objective):
     # Prompts go through the chat template, though nothing is written.
     answers_chats = True
     classifies = False
-    scores = True
+    scores_texts = True
     reports = ("margin", "accuracy")
     bits_per_byte = False  # no token is predicted
 
