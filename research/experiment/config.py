@@ -178,7 +178,7 @@ def _refuse_misfits(name: str, kind: str, labels: int) -> None:
             f"this one is {kind!r}"
         )
     # One class is no choice, but a score; several classes are only for a classifier.
-    if (labels > 1) != objective.classifies or (labels == 1) != objective.scores:
+    if (labels > 1) != objective.classifies or (labels == 1) != objective.scores_texts:
         raise ValueError(
             f"model.labels={labels} under objective {name}: set config.model.labels to the "
             "number of classes for classification, to 1 for reward, and to 0 otherwise"
