@@ -37,6 +37,12 @@ LONGROPE = {
 LEARNED = {"model.position": "learned"}
 LAYER_NORM = {"model.norm": "layer"}
 EXPERTS = {"model.experts": 4}
+SHARED = {**EXPERTS, "model.shared_d_ff": 8}
+DENSE_FIRST = {
+    **EXPERTS,
+    **{"model.layers": 3, "model.dense_layers": 1, "model.dense_d_ff": 8},
+}
+LATENT = {"model.kv_latent": 4, "model.rotary_size": 2}
 MASKED = {"model.kind": "encoder", "objective.name": "masked_lm"}
 HEAD = {**MASKED, "model.tied": True, "model.mlm_head": True}
 CLASSES = {**MASKED, "objective.name": "classification", "model.pooler": True, "model.labels": 3}
@@ -82,6 +88,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.rope_scaling.beta_slow": (RAMP, 30.0),
     "model.rope_scaling.truncate": (RAMP, False),
     "model.rope_scaling.attention_factor": (YARN, 1.5),
+    "model.rope_scaling.score_scale": (YARN, 1.0),
     "model.rope_scaling.short_factors": (LONGROPE, (1.0, 3.0)),
     "model.rope_scaling.long_factors": (LONGROPE, (1.0, 3.0)),
     "model.query_growth": (YARN, 0.5),
@@ -120,6 +127,16 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.normalized_routes": (EXPERTS, False),
     "model.router_logit_bias": (EXPERTS, True),
     "model.shared_d_ff": (EXPERTS, 8),
+    "model.shared_gate": (SHARED, False),
+    "model.dense_layers": (DENSE_FIRST, 2),
+    "model.dense_d_ff": (DENSE_FIRST, 12),
+    "model.router": (EXPERTS, "sigmoid"),
+    "model.route_groups": (EXPERTS, 2),
+    "model.groups_per_token": ({**EXPERTS, "model.route_groups": 2}, 2),
+    "model.route_scale": (EXPERTS, 2.0),
+    "model.kv_latent": (LATENT, 8),
+    "model.query_latent": (LATENT, 4),
+    "model.value_size": (LATENT, 2),
     "model.token_types": (MASKED, 2),
     "model.decoder_start": (PAIRS, "end"),
     "model.tied": ({}, True),
