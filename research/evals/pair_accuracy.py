@@ -100,10 +100,19 @@ def pair_accuracy(
     count = len(pairs)
     cut = sum(any(len(side.ids) > window for side in pair) for pair in pairs)
     margin = float(np.mean(rewards[:, 0] - rewards[:, 1]))
+    low, high = wilson(right, count)
+    longer_low, longer_high = wilson(longer, count)
     return PairAccuracy(
-        count, right / count, *wilson(right, count), margin,
-        longer / count, *wilson(longer, count), cut,
-    )  # fmt: skip
+        pairs=count,
+        accuracy=right / count,
+        accuracy_low=low,
+        accuracy_high=high,
+        margin=margin,
+        longer=longer / count,
+        longer_low=longer_low,
+        longer_high=longer_high,
+        cut=cut,
+    )
 
 
 def score_texts(opened: Opened, texts: Sequence[Sequence[int]]) -> np.ndarray:
