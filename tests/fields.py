@@ -37,6 +37,12 @@ LONGROPE = {
 LEARNED = {"model.position": "learned"}
 LAYER_NORM = {"model.norm": "layer"}
 EXPERTS = {"model.experts": 4}
+SHARED = {**EXPERTS, "model.shared_d_ff": 8}
+DENSE_FIRST = {
+    **EXPERTS,
+    **{"model.layers": 3, "model.dense_layers": 1, "model.dense_d_ff": 8},
+}
+LATENT = {"model.kv_latent": 4, "model.rotary_size": 2}
 MASKED = {"model.kind": "encoder", "objective.name": "masked_lm"}
 HEAD = {**MASKED, "model.tied": True, "model.mlm_head": True}
 CLASSES = {**MASKED, "objective.name": "classification", "model.pooler": True, "model.labels": 3}
@@ -50,6 +56,7 @@ POLICY |= {"objective.max_tokens": 4}
 CHAT = {"objective.name": "chat"}
 PREFER = {"objective.name": "preference"}
 JUDGE = {"objective.name": "judgement"}
+REWARD = {"objective.name": "reward", "model.labels": 1}
 SIMPO = {**PREFER, "objective.preference_loss": "simpo"}
 LORA = {"tune.method": "lora", "lora.rank": 2}
 ADAPTER = {"tune.method": "adapter", "tune.bottleneck": 2}
@@ -83,6 +90,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.rope_scaling.beta_slow": (RAMP, 30.0),
     "model.rope_scaling.truncate": (RAMP, False),
     "model.rope_scaling.attention_factor": (YARN, 1.5),
+    "model.rope_scaling.score_scale": (YARN, 1.0),
     "model.rope_scaling.short_factors": (LONGROPE, (1.0, 3.0)),
     "model.rope_scaling.long_factors": (LONGROPE, (1.0, 3.0)),
     "model.query_growth": (YARN, 0.5),
@@ -121,6 +129,16 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.normalized_routes": (EXPERTS, False),
     "model.router_logit_bias": (EXPERTS, True),
     "model.shared_d_ff": (EXPERTS, 8),
+    "model.shared_gate": (SHARED, False),
+    "model.dense_layers": (DENSE_FIRST, 2),
+    "model.dense_d_ff": (DENSE_FIRST, 12),
+    "model.router": (EXPERTS, "sigmoid"),
+    "model.route_groups": (EXPERTS, 2),
+    "model.groups_per_token": ({**EXPERTS, "model.route_groups": 2}, 2),
+    "model.route_scale": (EXPERTS, 2.0),
+    "model.kv_latent": (LATENT, 8),
+    "model.query_latent": (LATENT, 4),
+    "model.value_size": (LATENT, 2),
     "model.token_types": (MASKED, 2),
     "model.decoder_start": (PAIRS, "end"),
     "model.tied": ({}, True),
@@ -236,6 +254,9 @@ CASES |= {
     "objective.judgement.beta": (JUDGE, 0.2),
     "objective.judgement.liked": (JUDGE, 2.0),
     "objective.judgement.disliked": (JUDGE, 2.0),
+    "objective.reward.name": (REWARD, "causal_lm"),  # refused: the model has a label
+    "objective.reward.reward_margin": (REWARD, 0.5),
+    "objective.reward.centring": (REWARD, 0.1),
 }
 
 CASES |= {
@@ -257,6 +278,7 @@ REFUSED = {
     "execution.attention": "set config.execution.attention",  # a GPU's, on a CPU
     "execution.experts": "set config.execution.experts",  # a GPU's, on a CPU
     "data.template_variables": "has no variable 'loud'",
+    "objective.reward.name": "model.labels=1 under objective causal_lm",
     "execution.documents": "a row holds 2 documents and config.execution.documents=1",
     **{f"objective.{name}.name": "for a model of kind" for name in _RUNS if name not in _DECODERS},
 }
@@ -311,6 +333,8 @@ UNUSED: list[tuple[dict[str, Any], str, Any]] = [
     (CLASSES, "objective.z_loss", 0.1),
     (PREFER, "objective.z_loss", 0.1),
     (PREFER, "objective.gamma", 1.0),
+    (REWARD, "objective.beta", 1.0),
+    (REWARD, "execution.head_tokens", 64),
     (PREFER | {"objective.preference_loss": "ipo"}, "objective.label_smoothing", 0.1),
     ({}, "optimizer.momentum", 0.5),
     (ADAFACTOR, "optimizer.b2", 0.5),
