@@ -33,8 +33,10 @@ parameters, `model=addition`, learns on a CPU, in two runs that download nothing
         --config.init=runs/addition --workdir=runs/grpo
 
 The first shows it sums as texts, and ends while many are wrong still; the second takes GRPO from
-there. `eval/reward` is the share of the held-out sums that are right; the row of step 0 is the
-untouched model. The README has the figures. The smoke form needs no init.
+there. `eval/reward_exact_match` is the share of the held-out sums that are right; the row of step 0
+is the untouched model. On 2 busy cores, 30 s of processor time a run: 43.8 to 84.7 percent with
+seed 0; seeds 1 and 2 began at 15.0 and 9.9 and stayed within 3 points of that, so a start below a
+third wants more steps. The smoke form needs no init.
 """
 
 from research.experiment import PARENTS, base_config, parse_arg, tune
@@ -135,6 +137,7 @@ def policy_config(args):
         c.train.steps = 6 if args.smoke else 150
         c.train.eval_batches = 2 if args.smoke else 0
         c.train.log_every = 1 if args.smoke else 10
+        c.objective.rewards = "exact_match,characters"
         c.optimizer.learning_rate = 3e-4
         return c
     c.model.preset = args.model or DEFAULT_MODEL
@@ -155,7 +158,7 @@ def addition_config():
     c.precision.compute = "float32"
     c.optimizer.name = "muon"
     c.optimizer.learning_rate = 0.02
-    c.train.steps = 134
+    c.train.steps = 126
     c.train.sample_prompt = "47+58="
     c.train.sample_tokens = 8
     return c
