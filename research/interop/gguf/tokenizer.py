@@ -18,6 +18,7 @@ from research.data.tokenizers.side_files import CONFIG
 from research.data.tokenizers.template_files import FOLDER
 from research.data.tokenizers.tokenizer import UnknownTokenizer
 from research.interop.gguf import pretokenizers as gguf_pre
+from research.interop.gguf import wordpiece
 from research.interop.gguf.scores import NORMAL, merges_from_scores
 from research.interop.gguf.vocabulary import (
     CONTROL,
@@ -48,18 +49,29 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     model = _get(metadata, "model", str)
     tokens, types = _vocabulary(metadata)
     # Byte-level vocabularies have no usual ids: a role that the file does not name is not there.
-    roles = _roles(metadata, tokens, _LLAMA_IDS if model == "llama" else {})
+    usual = {"llama": _LLAMA_IDS, "bert": wordpiece.IDS}.get(model, {})
+    if model == "bert":
+        usual = {role: n for role, n in usual.items() if n < len(tokens)}
+        tokens = [wordpiece.plain(token) for token in tokens]
+    roles = _roles(metadata, tokens, usual)
     if model == "gpt2":
         pre = gguf_pre.find(_get(metadata, "pre", str, "default"))
         spec, add_bos = _byte_level(tokens, _strings(metadata, "merges"), pre), pre.add_bos
     elif model == "llama":
         spec, add_bos = _sentencepiece(metadata, tokens, types, roles), "bos" in roles
+    elif model == "bert":
+        spec, add_bos = _wordpiece(tokens, roles), True
+        roles = {**roles, "eos": roles["sep"]} if "sep" in roles else roles
     else:
-        raise UnknownTokenizer(f"tokenizer.ggml.model is {model!r:.40}; wanted 'gpt2' or 'llama'")
+        raise UnknownTokenizer(
+            f"tokenizer.ggml.model is {model!r:.40}; wanted 'gpt2', 'llama' or 'bert'"
+        )
     adds = {
         "bos": _get(metadata, "add_bos_token", bool, add_bos),
         "eos": _get(metadata, "add_eos_token", bool, False),
     }
+    # llama.cpp asks for neither under WordPiece.
+    adds = {"bos": True, "eos": True} if model == "bert" else adds
     # The unknown token is never looked for in a text, it is what is left; so it is no added token.
     spec["added_tokens"] = _added(tokens, types, {roles[role] for role in roles if role != "unk"})
     spec["post_processor"] = _post_processor(tokens, roles, adds)
@@ -110,6 +122,11 @@ def _byte_level(tokens: list[str], merges: Sequence[str], pre: gguf_pre.Pre) -> 
         "merges": pairs,
     }
     return _spec(**gguf_pre.parts(pre), decoder=gguf_pre.byte_level(use_regex=True), model=model)
+
+
+def _wordpiece(tokens: list[str], roles: Mapping[str, int]) -> dict[str, Any]:
+    unknown = tokens[roles["unk"]] if "unk" in roles else "[UNK]"
+    return _spec(**wordpiece.from_gguf(tokens, unknown))
 
 
 def _sentencepiece(
