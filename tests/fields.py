@@ -45,6 +45,8 @@ SPANS = {
     "objective.name": "span_corruption",
 }
 PAIRS = {**SPANS, "objective.name": "translation"}
+POLICY = {"objective.name": "policy", "data.batch_size": 4, "objective.samples": 2}
+POLICY |= {"objective.max_tokens": 4}
 CHAT = {"objective.name": "chat"}
 LORA = {"tune.method": "lora", "lora.rank": 2}
 ADAPTER = {"tune.method": "adapter", "tune.bottleneck": 2}
@@ -220,6 +222,18 @@ for _name in _RUNS:
     if _name != "classification":
         CASES[f"objective.{_name}.z_loss"] = (_RUNS[_name], 0.1)
     CASES[f"objective.{_name}.name"] = (_RUNS[_name], "chat" if _name != "chat" else "causal_lm")
+
+CASES |= {
+    f"objective.policy.{_name}": (POLICY, _other)
+    for _name, _other in {
+        **{"name": "causal_lm", "policy_loss": "grpo", "advantage": "centred", "average": "text"},
+        **{"clip_low": 0.1, "clip_high": 0.1, "clip_most": 4.0, "kl_weight": 0.1, "samples": 4},
+        **{"max_tokens": 5, "rewards": "length", "updates": 2, "staleness": 1},
+        "logprob_limit": 1e-6,
+    }.items()
+}
+CASES["objective.policy.name"] = ({"objective.name": "policy"}, "causal_lm")
+CASES["objective.policy.max_tokens"] = (POLICY | {"objective.average": "constant"}, 5)
 
 # Fields whose other value does not fit the rest of the run, and what the line says.
 REFUSED = {

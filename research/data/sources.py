@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from research.data.addition import open_addition, open_addition_texts
 from research.data.alpaca import open_alpaca
 from research.data.documents import (
     Documents,
@@ -161,6 +162,8 @@ SOURCES: dict[str, NamedSource] = {
     "stdlib": NamedSource(open_stdlib, gives="texts"),
     "shakespeare": NamedSource(open_shakespeare, gives="texts"),
     "alpaca": NamedSource(open_alpaca, gives="conversations"),
+    "addition": NamedSource(open_addition, gives="prompts"),
+    "addition_texts": NamedSource(open_addition_texts, gives="texts"),
 }
 
 

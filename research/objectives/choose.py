@@ -13,6 +13,7 @@ from research.objectives.classification import Classification
 from research.objectives.config import ObjectiveConfig
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.objective import Objective
+from research.objectives.policy import Policy
 from research.objectives.span_corruption import SpanCorruption
 from research.objectives.translation import Translation
 
@@ -22,6 +23,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     Chat.name: Chat,
     MaskedLM.name: MaskedLM,
     Classification.name: Classification,
+    Policy.name: Policy,
     SpanCorruption.name: SpanCorruption,
     Translation.name: Translation,
 }
