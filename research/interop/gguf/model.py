@@ -16,6 +16,7 @@ from research.interop.gguf import (
     expert_models,
     gemma,
     gpt,
+    gpt_oss,
     llama,
     llama_relatives,
     olmo2,
@@ -49,6 +50,7 @@ ARCHITECTURES = {
     "mistral3": llama_relatives.MISTRAL3,
     "gemma": gemma.ARCHITECTURE,
     "phi3": phi3.ARCHITECTURE,
+    "gpt_oss": gpt_oss.ARCHITECTURE,
     "experts": expert_models.ARCHITECTURE,
     "llama": llama.ARCHITECTURE,
 }
