@@ -15,6 +15,8 @@ from research.data.documents import Documents, UnreadableRecord
 from research.data.labelled import labelled_windows
 from research.data.packing import text_windows
 from research.data.pairs import pair_windows
+from research.data.preference_windows import preference_windows
+from research.data.preferences import SIDES, read_preference
 from research.data.prompts import OPTIONAL, prompt_windows, read_prompt
 from research.data.windows import WindowOptions, Windows
 
@@ -111,6 +113,20 @@ LAYOUTS: dict[str, Layout] = {
             {"messages": "conversations"},
             {name: name for name in ("instruction", "input", "output")},
             {name: name for name in ("instruction", "output")},
+        ),
+    ),
+    "preferences": Layout(
+        SIDES,
+        (("prompt", *SIDES), SIDES),
+        read_preference,
+        preference_windows,
+        measured="chosen",
+        optional=("tools", "system"),
+        read_by=("preference",),
+        # With the prompt in a column of its own, as LLaMA-Factory has it, within both sides.
+        usual=tuple(
+            {**prompt, **{side: side for side in SIDES}}
+            for prompt in ({"prompt": "prompt"}, {"prompt": "conversations"}, {})
         ),
     ),
     "prompts": Layout(

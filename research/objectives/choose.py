@@ -14,6 +14,7 @@ from research.objectives.config import ObjectiveConfig
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.objective import Objective
 from research.objectives.policy import Policy
+from research.objectives.preference import Preference
 from research.objectives.span_corruption import SpanCorruption
 from research.objectives.translation import Translation
 
@@ -24,6 +25,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     MaskedLM.name: MaskedLM,
     Classification.name: Classification,
     Policy.name: Policy,
+    Preference.name: Preference,
     SpanCorruption.name: SpanCorruption,
     Translation.name: Translation,
 }

@@ -3,15 +3,20 @@
 import json
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from research.data.tokenizers import load_tokenizer
 from research.files import building
 from research.interop.convert import convert
 from research.interop.huggingface import folder as hf
 from research.interop.load import load, open_checkpoint
+from research.run.opened import open_run
 from research.weights.quantized import is_quantized
+from tests.configs import experiment
 from tests.families import FAMILIES, random_batch
 from tests.interop.memory import in_memory, random_params
 
@@ -103,6 +108,32 @@ def test_the_model_computes_what_the_dense_one_does(packed, tmp_path):
     want, got = (np.asarray(load(folder).logits(ids)) for folder in (tmp_path / "dense", packed))
     # float32 products of the same numbers; scales of 2^33 are not among those of layer 0.
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.slow
+def test_adapters_train_over_the_stored_codes_of_experts_on_a_mesh(tmp_path):
+    from research.train import train
+
+    c = replace(C, vocab_size=320, d_ff=64)  # two blocks for each device of a tensor axis
+    with building(tmp_path / "base") as folder:
+        hf.write_folder(in_memory(c, random_params(c, "bfloat16")), folder, dtype="mxfp4")
+        load_tokenizer("bytes").save(folder)
+    e = experiment(
+        "finetune",
+        "task=causal_lm,method=lora,data=stdlib,smoke",
+        init=str(tmp_path / "base"),
+        mesh="expert:2,fsdp:2,tensor:2",
+        **{"quantize.format": "mxfp4", "quantize.targets": "layers/mlp/(gate|up|down)"},
+        **{"train.steps": 2, "train.eval_every": 0, "train.sample_tokens": 0},
+    )
+    done = train(e, tmp_path / "run", live=False)
+    assert done.exit_code == 0 and done.step == 2
+    stored = load(tmp_path / "base").params["layers"]["mlp"]
+    for name, lora in open_run(tmp_path / "run").params["layers"]["mlp"].items():
+        if name in ("gate", "up", "down"):
+            assert lora.base.format == "mxfp4" and float(jnp.abs(lora.adapter.b).max()) > 0
+            for mine, theirs in zip(jax.tree.leaves(lora.base), jax.tree.leaves(stored[name])):
+                np.testing.assert_array_equal(mine, theirs)
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,10 @@ def name_of(c: ModelConfig) -> str | None:
 
 
 def is_rotary(c: ModelConfig) -> bool:
-    """True for a decoder with rotary positions and RMS norms."""
-    return c.kind == "decoder" and c.position == "rope" and c.norm == "rms"
+    """True for a decoder with rotary positions and RMS norms, whose attention has neither latents
+    nor sinks."""
+    rotary = c.kind == "decoder" and c.position == "rope" and c.norm == "rms"
+    return rotary and not c.kv_latent and not c.attention_sinks
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
