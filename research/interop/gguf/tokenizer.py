@@ -82,14 +82,7 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         **{f"add_{role}_token": added for role, added in adds.items()},
     }
     # A class that takes everything from tokenizer.json and adds no rules of its own.
-    files = {FILE: _dump(spec), CONFIG: _dump(config)}
-    template = metadata.get("tokenizer.chat_template")
-    if isinstance(template, str) and template:
-        files[TEMPLATE] = template.encode()
-    for key, source in metadata.items():
-        name = key.removeprefix("tokenizer.chat_template.")
-        if name != key and name.isidentifier() and isinstance(source, str):
-            files[f"{FOLDER}/{name}.jinja"] = source.encode()
+    files = {FILE: _dump(spec), CONFIG: _dump(config), **_templates(metadata)}
     # Whether merges and vocabulary fit, the library itself says best.
     try:
         tokenizers.Tokenizer.from_str(files[FILE].decode())
@@ -97,6 +90,18 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         raise ValueError(
             f"the file's vocabulary makes no tokenizer ({' '.join(str(error).split())[:200]})"
         ) from None
+    return files
+
+
+def _templates(metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    files = {}
+    template = metadata.get("tokenizer.chat_template")
+    if isinstance(template, str) and template:
+        files[TEMPLATE] = template.encode()
+    for key, source in metadata.items():
+        name = key.removeprefix("tokenizer.chat_template.")
+        if name != key and name.isidentifier() and isinstance(source, str):
+            files[f"{FOLDER}/{name}.jinja"] = source.encode()
     return files
 
 
