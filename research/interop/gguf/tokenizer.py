@@ -83,14 +83,18 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     }
     # A class that takes everything from tokenizer.json and adds no rules of its own.
     files = {FILE: _dump(spec), CONFIG: _dump(config), **_templates(metadata)}
+    _check_loads(files[FILE])
+    return files
+
+
+def _check_loads(content: bytes) -> None:
     # Whether merges and vocabulary fit, the library itself says best.
     try:
-        tokenizers.Tokenizer.from_str(files[FILE].decode())
+        tokenizers.Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises bare Exception
         raise ValueError(
             f"the file's vocabulary makes no tokenizer ({' '.join(str(error).split())[:200]})"
         ) from None
-    return files
 
 
 def _templates(metadata: Mapping[str, Any]) -> dict[str, bytes]:

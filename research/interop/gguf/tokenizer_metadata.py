@@ -63,10 +63,13 @@ def tokenizer_metadata(files: Mapping[str, bytes], vocab_size: int = 0) -> dict[
         added = _added_around(role, tokens[roles[role]] if role in roles else None, config, spec)
         if added is not None:
             metadata[f"add_{role}_token"] = added
+    return {f"tokenizer.ggml.{key}": value for key, value in metadata.items()} | _templates(files)
+
+
+def _templates(files: Mapping[str, bytes]) -> dict[str, Any]:
     templates = {name: source for name, source in templates_of(files).items() if source}
     default = templates.pop(DEFAULT, "")
     return {
-        **{f"tokenizer.ggml.{key}": value for key, value in metadata.items()},
         **({"tokenizer.chat_template": default} if default else {}),
         # llama.cpp's names of further ones, such as that for conversations with tools.
         **({"tokenizer.chat_templates": [*templates]} if templates else {}),
