@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from research import tree
 from research.interop.convert import convert
 from research.interop.load import load, open_adapter, open_checkpoint
+from research.interop.peft.replicated import replicated
 from research.interop.peft.write import write_peft
 from research.weights.quantized import Quantized
 from research.weights.rules import is_leaf
@@ -85,6 +86,9 @@ def test_a_model_of_repeated_layers_shares_the_base(tmp_path):
         for layer, source in enumerate((0, 1, 0, 1)):
             read = [one.parameters["layers/mlp/up"].read for one in (changed, checkpoint)]
             np.testing.assert_array_equal(read[0]((layer,)), read[1]((source,)))
+        other = replicated(checkpoint, (1, 1, 0)).parameters["layers/mlp/up"]
+        assert other.shape[0] == 3
+        np.testing.assert_array_equal(other.read((1,)), read[1]((1,)))
 
 
 @pytest.mark.parametrize(
