@@ -95,6 +95,7 @@ def _model(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": sum(math.prod(one.shape) for one in parameters),
         "dtypes": sorted({one.dtype for one in parameters}),
         "quantized": checkpoint.quantized,
+        "stored_as": checkpoint.stored_as,
         "unused": dict(checkpoint.unused),
     }
 

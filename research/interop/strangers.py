@@ -1,5 +1,5 @@
 """What a path is that is no checkpoint of ours to open: an adapter, a Git-LFS pointer, a folder of
-Orbax's or MLX's, and others that people have at hand, each by its name and with what to do.
+Orbax's, and others that people have at hand, each by its name and with what to do.
 """
 
 import re
@@ -104,18 +104,6 @@ def _orbax(path: Path, name: str) -> Stranger | None:
     )
 
 
-def _mlx(path: Path, name: str) -> Stranger | None:
-    found = _object(path / "config.json").get("quantization")
-    # transformers' own entry is quantization_config, and has a quant_method.
-    if not isinstance(found, dict) or not {"group_size", "bits"} <= found.keys():
-        return None
-    return Stranger(
-        "mlx",
-        f"a folder of MLX's, quantized to {found['bits']} bits in groups of {found['group_size']}",
-        "take the model it was made from, or dequantize it with mlx_lm.convert -d",
-    )
-
-
 def _bare(path: Path, name: str) -> Stranger | None:
     if path.suffix == ".safetensors" and path.is_file():
         whole = (path.parent / "config.json").is_file()
@@ -164,7 +152,6 @@ _KINDS: tuple[Callable[[Path, str], Stranger | None], ...] = (
     _pointer,
     _adapter,
     _orbax,
-    _mlx,
     _bare,
     _pickled,
     _other,

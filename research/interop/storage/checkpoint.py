@@ -73,6 +73,7 @@ class Checkpoint:
     original    `original(params)` yields (tensor name, read it, build it from `params`) to certify
                 a round trip. None for our own format
     quantized   True if the storage has fewer bits than `dtype`
+    stored_as   the quantized format with its numbers, for people; "" where nothing is said of it
     codes       the parameters that are quantized in storage, to be read as leaves
     model_type  of Hugging Face's config.json, "" in other formats
     """
@@ -90,6 +91,7 @@ class Checkpoint:
     close: Callable[[], None] = lambda: None
     codes: Mapping[str, Codes] = field(default_factory=dict)
     model_type: str = ""
+    stored_as: str = ""
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -254,8 +256,7 @@ def place_quantized(
     One slice at a time is dense; none if `codes` already has it in this form. ValueError for groups
     that do not divide the inputs.
     """
-    # Codes, scales and zero points of one weight are arrays of their own, with shardings of their
-    # own; each is filled as its slices come.
+    # Codes, scales and zero points of a weight have shardings of their own.
     parts, structure = jax.tree.flatten(leaf)
     shards = [Shards(part) for part in parts]
     for index in parameter.indices():
@@ -279,8 +280,7 @@ def _stored(
     # other codes.
     if codes is None or codes.forms[index] is None:
         return None
-    # bitsandbytes' blocks may be of any size, and a run may want another format: then the slice
-    # is made dense and quantized anew.
+    # A file's groups may be of any size, and a run may want another format.
     stored = codes.read(index)
     # The structure includes format and sizes; shapes tell the group.
     same = jax.tree.structure(stored) == jax.tree.structure(leaf)

@@ -18,7 +18,7 @@ from research.interop.storage.tensors import Tensor
 
 INDEX = "{stem}.safetensors.index.json"
 SHARD_BYTES = 5 * 1000**3  # of one file, as transformers cuts them
-# The format's names of element types; others that it has, such as float8, are refused by name.
+# The format's names of element types; others that it has, such as C64, are refused by name.
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -28,7 +28,11 @@ _DTYPES = {
     "I32": "int32",
     "I16": "int16",
     "I8": "int8",
+    "U32": "uint32",
     "U8": "uint8",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
     "BOOL": "bool",
 }
 _CODES = {name: code for code, name in _DTYPES.items()}
