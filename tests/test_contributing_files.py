@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 MODELS, FAMILIES = "research/models", "research/interop/huggingface/families"
 
@@ -49,8 +51,6 @@ NARROW: Changes = {
     ),
     f"{FAMILIES}/narrow.py": """
 from dataclasses import replace
-
-import pytest
 
 from research.interop.huggingface.families import llama
 
