@@ -148,11 +148,15 @@ FORMATS = {
     )
 }
 
-# What checkpoints of other programs hold beside these, such as MLX's: read as they are, and not
-# offered for quantizing.
+# What checkpoints of other programs hold beside these, such as GPTQ's 3 bits and MLX's offsets:
+# read as they are, and not offered for quantizing.
 STORED = {
-    f"offset{bits}": Format(f"offset{bits}", bits, "offset", 64, error=1 / (2**bits - 1))
+    format.name: format
     for bits in (2, 3, 4, 5, 6, 8)
+    for format in (
+        Format(f"uint{bits}", bits, "affine", 64, error=1 / (2**bits - 1)),
+        Format(f"offset{bits}", bits, "offset", 64, error=1 / (2**bits - 1)),
+    )
 }
 
 

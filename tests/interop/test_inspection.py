@@ -20,7 +20,6 @@ from tests.interop.test_beside import source
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n"
 LLAMA = '{"model_type": "llama"}'
 ADAPTER = '{"peft_type": "LORA", "base_model_name_or_path": "org/base"}'
-MLX = '{"model_type": "llama", "quantization": {"group_size": 64, "bits": 4}}'
 # By kind: the files of a folder, which of them is asked about ("" for the folder), what is said.
 STRANGERS = {
     "lfs": ({"config.json": LLAMA, "model.safetensors": POINTER}, "", "git lfs pull"),
@@ -32,7 +31,6 @@ STRANGERS = {
         "checkpoints/3/trainable",
         "a step of a run; give the run's workdir",
     ),
-    "mlx": ({"config.json": MLX}, "", "MLX's, quantized to 4 bits in groups of 64"),
     "safetensors": (
         {"config.json": LLAMA, "a.safetensors": ""},
         "a.safetensors",

@@ -77,7 +77,7 @@ def scaled_matrix(
             "fetch the checkpoint again"
         )
     # A zero point of 8-bit integers needs unsigned codes.
-    format = "offset8" if zero else FORMATS[weight.dtype]
+    format = "uint8" if zero else FORMATS[weight.dtype]
     read = partial(_read, tensors, module, scale, zero, size)
     return Matrix(rows, columns, format, size[1], read)
 
@@ -89,7 +89,7 @@ def _read(tensors: Tensors, module: str, scale: str, zero: str, size: tuple[int,
         return Parts(codes, scales)
     # Both signed: the values are (code - zero) * scale whatever is added to both.
     zeros = _by_row(tensors.read(zero), len(codes), size[0])
-    return Parts(codes.view(np.uint8) ^ np.uint8(128), scales, -(zeros + 128) * scales)
+    return Parts(codes.view(np.uint8) ^ np.uint8(128), scales, zeros + 128)
 
 
 def _by_row(values: np.ndarray, rows: int, height: int) -> np.ndarray:

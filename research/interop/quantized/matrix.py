@@ -113,7 +113,7 @@ def integer_format(bits: int, signed: bool = False) -> str:
     whose zero point is the middle, which kernels multiply and which need no zero points."""
     if signed and bits in (4, 8):
         return f"int{bits}"
-    return "uint4" if bits == 4 else f"offset{bits}"
+    return f"uint{bits}"
 
 
 def integer_parts(
@@ -129,6 +129,4 @@ def integer_parts(
     if format.startswith("int"):
         middle = 2 ** (stored_format(format).bits - 1)
         return Parts((codes.astype(np.int16) - middle).astype(np.int8), scale, None, groups)
-    zero = np.broadcast_to(np.asarray(zero, np.float32), scale.shape)
-    # For scales of 16 bits code * scale and zero * scale are exact in float32, and so is their sum.
-    return Parts(codes, scale, -zero * scale if format.startswith("offset") else zero, groups)
+    return Parts(codes, scale, np.broadcast_to(np.asarray(zero, np.float32), scale.shape), groups)
