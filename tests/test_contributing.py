@@ -30,11 +30,8 @@ from tests.checkpoints import save_checkpoint
 from tests.configs import experiment
 
 STEPS = {"train.steps": 2, "train.eval_every": 1, "train.sample_tokens": 0}
-# The row that the docstring of research/weights/formats.py shows: another book, other scales.
-MXFP4 = Format(
-    *("mxfp4", 4, "book", 32, 0.25, "e8m0"),
-    entries=(0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6),
-)
+# The row that the docstring of research/weights/formats.py shows.
+INT3 = Format("int3", bits=3, codes="integer", group=32, error=0.5 / 3)
 
 
 def open_rhymes(cache):
@@ -109,7 +106,7 @@ def run(tmp_path_factory):
         table.setitem(SOURCES, "rhymes", NamedSource(open_rhymes, gives="texts"))
         table.setitem(OBJECTIVES, "counted", Counted)
         table.setitem(EVALUATIONS, "words", Words)
-        table.setitem(FORMATS, "mxfp4", MXFP4)
+        table.setitem(FORMATS, "int3", INT3)
         settings = {"objective.name": "counted", "data.source": "rhymes", "objective.bonus": 2.0}
         more = {"data.tokenizer": "bytes", "model.vocab_size": 320}
         e = experiment(
@@ -120,7 +117,7 @@ def run(tmp_path_factory):
             "finetune",
             "task=causal_lm,method=lora,data=rhymes,smoke",
             init=str(folder / "run"),
-            **{**STEPS, "quantize.format": "mxfp4"},
+            **{**STEPS, "quantize.format": "int3"},
         )
         assert train(tuned, folder / "tuned", live=False).exit_code == 0
         # A format is asked for by name again when the run is opened.
@@ -156,7 +153,7 @@ def test_an_evaluation_is_chosen_by_the_config(run):
 def test_a_format_holds_the_weights_under_adapters(run):
     _, _, leaves = run
     formats = {path: leaf.base.format for path, leaf in leaves.items() if hasattr(leaf, "base")}
-    assert formats and set(formats.values()) == {"mxfp4"}
+    assert formats and set(formats.values()) == {"int3"}
 
 
 def test_a_family_comes_in_and_goes_out(tmp_path, monkeypatch):

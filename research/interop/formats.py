@@ -7,11 +7,11 @@ To add a format, add a row to `FORMATS` and a file that opens a path as a
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from research.interop import native, runs
 from research.interop.huggingface import folder as hf
+from research.interop.huggingface.mxfp4 import FORMAT as MXFP4
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.generation import generation_file
 from research.interop.strangers import name_stranger
@@ -27,6 +27,9 @@ GGUF_TYPES = {
     "q8_0": "Q8_0",
     "q4_0": "Q4_0",
     "q4_1": "Q4_1",
+    # Mixtures of K-quants, as llama.cpp names them.
+    **{name.lower(): name for name in ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M")},
+    **{name.lower(): name for name in ("Q5_K_S", "Q5_K_M", "Q6_K")},
 }
 
 # Opens the checkpoint at any path or spelling: `research.interop.load.open_checkpoint`.
@@ -114,15 +117,14 @@ def _plan_hf(checkpoint: Checkpoint) -> list[str]:
     return []
 
 
-def _write_folder(
-    write: Callable[[Checkpoint, Path], None], checkpoint: Checkpoint, folder: Path, dtype: str
-) -> None:
-    write(checkpoint, folder)
+def _write_hf(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
+    hf.write_folder(checkpoint, folder, dtype=dtype)
     write_companions(checkpoint, folder)
 
 
 def _write_native(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
-    _write_folder(native.write_native, checkpoint, folder, dtype)
+    native.write_native(checkpoint, folder)
+    write_companions(checkpoint, folder)
     # There is no config.json here that tells the class of an older tokenizer.
     for name, content in checkpoint.portable_tokenizer().items():
         (folder / name).write_bytes(content)
@@ -157,8 +159,8 @@ FORMATS = {
         "a folder with config.json and model.safetensors",
         lambda path: (path / "config.json").is_file(),
         lambda path, open_other: hf.open_folder(path),
-        partial(_write_folder, hf.write_folder),
-        FLOATS,
+        _write_hf,
+        {**FLOATS, MXFP4: MXFP4},
         _plan_hf,
     ),
     "gguf": Format(

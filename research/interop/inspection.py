@@ -131,7 +131,7 @@ def _target(checkpoint: Checkpoint, to: str) -> dict[str, Any]:
     """What `research.convert --to` would say of the checkpoint, from its settings alone."""
     try:
         lost = [*FORMATS[to].plans(checkpoint), *beside.lost(checkpoint, to)]
-        lost += written_out(checkpoint)
+        lost += written_out(checkpoint, to)
     except ValueError as error:
         return {"refused": str(error), "lost": []}
     if left := _left_behind(checkpoint.source, to):

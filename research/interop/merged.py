@@ -17,8 +17,9 @@ from research.weights.rules import attach, is_leaf, merge
 
 def merge_adapter(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
     """The checkpoint with an adapter (a folder of peft's or the workdir of a run) merged into its
-    weights, each in the type that it had. Only adapted weights are in memory; a tokenizer in the
-    adapter's folder, which may have learnt tokens, takes the place of the checkpoint's.
+    weights, each in the type that it had. Only weights with a leaf of an adapter are in memory; a
+    tokenizer in the adapter's folder, which may have learnt tokens, takes the place of the
+    checkpoint's.
 
     ValueError as `research.interop.load.open_adapter`, and for adapters that are no change of a
     weight, such as prompts.
@@ -30,7 +31,11 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
             f"{adapter} has {unknown[0]}, which is no change of a weight and cannot be merged; use "
             f"it as it is: --checkpoint={checkpoint.source} --adapter={adapter}"
         )
-    parameters = dict(base.parameters)
+    # What the adapter brought itself may be wider than the weights that it replaces.
+    parameters = {
+        path: parameter if parameter is checkpoint.parameters.get(path) else _in_type(parameter)
+        for path, parameter in base.parameters.items()
+    }
     for path, leaf in leaves.items():
         # One weight at a time, and the sum in float32 whatever the type that it is stored in.
         wanted = tree.unflatten({path: abstract(specs[path], np.dtype(np.float32))})
@@ -42,6 +47,11 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
         base = replace(base, tokenizer_folder=folder)
     # The source's own tensors are other ones now.
     return replace(base, parameters=parameters, files=files, original=None, codes={})
+
+
+def _in_type(parameter: Parameter) -> Parameter:
+    dtype = as_dtype(parameter.dtype)
+    return replace(parameter, read=lambda index: parameter.read(index).astype(dtype))
 
 
 def _replaced(parameter: Parameter, merged: Any) -> Parameter:

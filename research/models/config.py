@@ -14,6 +14,7 @@ import jax
 from research.models.config_checks import (
     ENCODERS,
     EXPERTS,
+    GATED,
     LAYER_NORM,
     LEARNED,
     NORM_BEFORE,
@@ -24,6 +25,7 @@ from research.models.config_checks import (
     RMS,
     ROTARY,
     SCALED,
+    SILU_GATE,
     TWO_STACKS,
     WINDOWED,
     WITH_GLOBAL,
@@ -34,6 +36,7 @@ from research.models.config_checks import (
     reset_unused,
     setting,
 )
+from research.models.config_parts import Latent, Routing
 from research.ops.attention import IMPLEMENTATIONS
 from research.ops.kernels import grouped_matmul
 from research.ops.rope_scaling import RopeScaling
@@ -43,7 +46,7 @@ REMATS = ("auto", "none", "full", "dots", "offload")
 
 
 @dataclass(frozen=True)
-class Body:
+class Body(Latent, Routing):
     """What the logits of a text are computed from: embeddings, layers and a plain head."""
 
     # Each field says which values it may have and in which models it changes anything; `check`
@@ -68,7 +71,7 @@ class Body:
     # Queries at position p are multiplied by 1 + this ln(1 + floor(p / original_length of
     # rope_scaling)) (Llama 4, Ministral 3); 0: they stay.
     query_growth: float = setting(0.0, ROTARY, SCALED)
-    # First elements of each head that are rotated (Phi, GPT-NeoX); 0: all of them.
+    # First elements of each head that are rotated (Phi, GPT-NeoX, DeepSeek); 0: all of them.
     rotary_size: int = setting(0, ROTARY)
     # A token sees itself and the window - 1 before it (arXiv:2310.06825, section 2), in encoders
     # also as many behind it; 0: all.
@@ -105,16 +108,24 @@ class Body:
     query_norm_over: str = setting("head", QUERY_NORM, choices=("head", "heads"))
     activation: str = choice("gelu", "gelu_tanh", "silu", "relu", default="silu")
     gated: bool = True  # activation(x gate) * (x up), not activation(x up) (arXiv:2002.05202)
+    # Of gpt-oss, see `research.models.layers.gated`: the slope in a silu gate's sigmoid, the
+    # largest size of what is multiplied (0: any), and a number added to what the gate multiplies.
+    gate_slope: float = setting(1.0, SILU_GATE, positive=True)
+    gate_limit: float = setting(0.0, GATED)
+    up_offset: float = setting(0.0, GATED)
     attention_bias: str = choice("none", "qkv", "all")
-    mlp_bias: bool = False
+    mlp_bias: bool = False  # of the feed-forward matrices, those of experts included
     attention_scale: float = 0.0  # multiplies the scores; 0: head_size ** -0.5
     attention_softcap: float = 0.0  # scores s become c tanh(s / c) (arXiv:2408.00118); 0: stay
+    # Each head has a learned score of looking at nothing, see `research.ops.sinks` (gpt-oss).
+    attention_sinks: bool = False
     embedding_scale: float = setting(1.0, positive=True)  # multiplies the embeddings
     experts: int = 0  # 0: a dense layer
     experts_per_token: int = setting(2, EXPERTS)
     # The mixing weights of a token's experts sum to 1; else they are shares of a softmax over all
     # experts (OLMoE, arXiv:2409.02060).
     normalized_routes: bool = setting(True, EXPERTS)
+    router_logit_bias: bool = setting(False, EXPERTS)  # gpt-oss
     shared_d_ff: int = setting(0, EXPERTS)  # of an expert that all tokens share; 0: none
     token_types: int = setting(0, ENCODERS)  # BERT's segment embeddings
     # The token that a decoder reads first: padding, or the end of a text (BART).
@@ -216,6 +227,13 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
     kinds = tuple(kept["layer_kinds"])  # a list in JSON
     scaling = RopeScaling(**kept["rope_scaling"])
     return ModelConfig(**{**kept, "rope_scaling": scaling, "layer_kinds": kinds})
+
+
+def dense_config(c: ModelConfig) -> ModelConfig:
+    """The first layers of a model with `dense_layers`, which have no experts, as a model of their
+    own."""
+    changes = {"layers": c.dense_layers, "d_ff": c.dense_d_ff, "experts": 0}
+    return config_from_json({**asdict(c), **changes})
 
 
 @dataclass(frozen=True)

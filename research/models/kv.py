@@ -53,6 +53,7 @@ class KVCache(Protocol):
         scale: float,
         softcap: float = 0.0,
         bias: Bias = None,
+        sinks_N: jax.Array | None = None,
         prefix: Prefix | None = None,
         implementation: str = "auto",
     ) -> tuple[jax.Array, Self]:

@@ -58,7 +58,8 @@ def norm(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
 
 def attention_specs(c: ModelConfig, start: Initial) -> Tree:
     """Query [D, N, H], key and value [D, K, H], out [N, H, D]; biases by `attention_bias`, and
-    norms of queries and keys with `query_norm`, [H] each, or [N, H] and [K, H] over all heads."""
+    norms of queries and keys with `query_norm`, [H] each, or [N, H] and [K, H] over all heads;
+    `sinks` [N] with `attention_sinks`."""
     D, N, K, H = c.d_model, c.heads, c.kv_heads, c.head_size
     specs = {
         "query": Spec((D, N, H), ("embed", "heads", "head"), start.query),
@@ -78,6 +79,8 @@ def attention_specs(c: ModelConfig, start: Initial) -> Tree:
             one = Spec((H,), ("vector",), _first_scale(c))
             every = Spec((heads, H), (axis, "head"), _first_scale(c), kind="vector")
             specs[f"{name}_norm"] = one if c.query_norm_over == "head" else every
+    if c.attention_sinks:
+        specs["sinks"] = Spec((N,), ("heads",), zeros)
     return specs
 
 
@@ -142,9 +145,10 @@ def attention(
     prefix = prefix_of(p, c)
     # The same arguments with and without a cache, so that decoding computes what training does.
     scoring = {
-        "scale": _score_scale(c),
+        "scale": score_scale(c),
         "softcap": c.attention_softcap,
         "bias": bias,
+        "sinks_N": p.get("sinks"),
         "implementation": implementation,
     }
     if cache is None:
@@ -154,7 +158,7 @@ def attention(
         out_BTNH, cache = cache.attend(
             layer, q_BTNH, k_BTKH, v_BTKH, kind.visibility, prefix=prefix, **scoring
         )
-    return _attention_output(p, out_BTNH), cache
+    return attention_output(p, out_BTNH), cache
 
 
 def cross_attention(
@@ -173,20 +177,23 @@ def cross_attention(
         queries(p, x_BTD, c, None),
         *memory_BSKH,
         visibility,
-        scale=_score_scale(c),
+        scale=score_scale(c),
         softcap=c.attention_softcap,
+        sinks_N=p.get("sinks"),
         implementation=implementation,
     )
-    return _attention_output(p, out_BTNH)
+    return attention_output(p, out_BTNH)
 
 
-def _score_scale(c: ModelConfig) -> float:
+def score_scale(c: ModelConfig) -> float:
+    """What the products of queries and keys are multiplied by."""
     # 1 / sqrt(H) keeps the variance of scores independent of H (arXiv:1706.03762, section 3.2.1).
-    return c.attention_scale or c.head_size**-0.5
+    return (c.attention_scale or c.head_size**-0.5) * c.rope_scaling.score_multiplier
 
 
 @scope("output")
-def _attention_output(p: Tree, out_BTNH: jax.Array) -> jax.Array:
+def attention_output(p: Tree, out_BTNH: jax.Array) -> jax.Array:
+    """What attention adds to the residual stream, [B, T, D], of what its heads give."""
     # Sums over heads and their elements: concatenation and projection in one product.
     y_BTD = einsum("BTNH,NHD->BTD", out_BTNH, p["out"])
     return add_bias(y_BTD, p["out_bias"]) if "out_bias" in p else y_BTD
@@ -211,7 +218,6 @@ def mlp_specs(c: ModelConfig, start: Initial) -> Tree:
 
 def mlp(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
     """Feed-forward layer: activation(x up) down, or activation(x gate) * (x up) down."""
-    activation = ACTIVATIONS[c.activation]
     # arXiv:2002.05202, equation 6: (f(x W) * (x V)) W2, with W the gate, V up and W2 down.
     up_BTF = einsum("BTD,DF->BTF", x_BTD, p["up"])
     if "up_bias" in p:
@@ -221,17 +227,23 @@ def mlp(p: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
         if "gate_bias" in p:
             gate_BTF = add_bias(gate_BTF, p["gate_bias"])
         # A loop of its own, see `apart`.
-        hidden_BTF = apart(partial(_gated, activation), gate_BTF, up_BTF)
+        hidden_BTF = apart(partial(gated, c), gate_BTF, up_BTF)
     else:
-        hidden_BTF = apart(activation, up_BTF)
+        hidden_BTF = apart(ACTIVATIONS[c.activation], up_BTF)
     y_BTD = einsum("BTF,FD->BTD", hidden_BTF, p["down"])
     return add_bias(y_BTD, p["down_bias"]) if "down_bias" in p else y_BTD
 
 
-def _gated(
-    activation: Callable[[jax.Array], jax.Array], gate: jax.Array, up: jax.Array
-) -> jax.Array:
-    return activation(gate) * up
+def gated(c: ModelConfig, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """What a gate lets through, elementwise: activation(gate) * up, and with the fields of gpt-oss
+    min(gate, m) sigmoid(slope min(gate, m)) * (clip(up, -m, m) + offset), m the `gate_limit`."""
+    if c.gate_limit:
+        gate, up = jnp.minimum(gate, c.gate_limit), jnp.clip(up, -c.gate_limit, c.gate_limit)
+    if c.gate_slope != 1.0:
+        opened = gate * jax.nn.sigmoid(c.gate_slope * gate)
+    else:
+        opened = ACTIVATIONS[c.activation](gate)
+    return opened * (up + c.up_offset if c.up_offset else up)
 
 
 @scope("dropout")

@@ -16,6 +16,7 @@ from research.ops import blocked, chunked
 from research.ops.distance import DistanceBias
 from research.ops.einsum import contract
 from research.ops.elementwise import soft_cap
+from research.ops.sinks import softmax_beside
 from research.parallel.placement import gather_axis, local_shape, spec_entries, split_axis
 from research.scopes import scope
 
@@ -81,11 +82,13 @@ def attend(
     scale: float,
     softcap: float = 0.0,
     bias: Bias = None,
+    sinks_N: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """softmax(scale * q k + bias) v over the visible keys, [B, T, N, H]; N is a multiple of K
     (arXiv:2305.13245). With a `softcap` c each score s becomes c tanh(s / c) before the bias, which
-    is [B or 1, N, T, S] or of distances.
+    is [B or 1, N, T, S] or of distances. With `sinks` each head has one more score than keys, whose
+    probability multiplies nothing (`research.ops.sinks`).
 
     `implementation` "auto" takes the fastest that supports the case on this device
     (`research.ops.kernels.attention.ORDER`), else XLA's. A named one raises `CannotServe`, a
@@ -103,18 +106,20 @@ def attend(
     if implementation != "xla":
         from research.ops.kernels import attention as kernels
 
-        chosen = kernels.choose(implementation, q_BTNH, k_BSKH, visibility, bias, softcap)
+        case = q_BTNH, k_BSKH, visibility, bias, softcap, sinks_N is not None
+        chosen = kernels.choose(implementation, *case)
         if chosen is not None:
-            return chosen(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap)
+            more = {} if sinks_N is None else {"sinks_N": sinks_N}
+            return chosen(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap, **more)
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
     if chunked.serves(T, S, split=local_shape(q_BTNH)[1] < T):
-        scoring = scale, bias, softcap
+        scoring = scale, bias, softcap, sinks_N
         return chunked.attend(reference, q_BTNH, k_BSKH, v_BSKH, visibility, *scoring)
     # The blocked form writes its own backward pass, in which a bias would need a gradient too.
     if bias is None and blocked.serves(q_BTNH, visibility):
-        return blocked.attend(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap)
+        return blocked.attend(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap, sinks_N)
     bias_BNTS = bias.dense() if isinstance(bias, DistanceBias) else bias
-    return reference(q_BTNH, k_BSKH, v_BSKH, visibility, scale, bias_BNTS, softcap)
+    return reference(q_BTNH, k_BSKH, v_BSKH, visibility, scale, bias_BNTS, softcap, sinks_N)
 
 
 def reference(
@@ -125,6 +130,7 @@ def reference(
     scale: float,
     bias_BNTS: jax.Array | None = None,
     softcap: float = 0.0,
+    sinks_N: jax.Array | None = None,
 ) -> jax.Array:
     """`attend` as two batched products with a float32 softmax between them; its scores take memory
     B * N * T * S."""
@@ -141,7 +147,7 @@ def reference(
     # The least float instead of -inf: a row of padding, which sees no key, must not become NaN.
     scores_BKGTS = jnp.where(seen, scores_BKGTS, jnp.finfo(jnp.float32).min)
     # Narrowed after the softmax: the second product then runs in the activations' type.
-    probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)
+    probs_BKGTS = softmax_beside(scores_BKGTS, sinks_N)[0].astype(q_BTNH.dtype)
     # The result keeps the axis order of a batched product; for another order XLA's CPU backend
     # would copy the probabilities first.
     out_BKGTH = contract("BKGTS,BSKH->BKGTH", probs_BKGTS, v_BSKH)

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from research.devices.backend import barrier
 from research.ops.einsum import contract
 from research.ops.elementwise import soft_cap, soft_cap_slope
-from research.parallel.placement import local_shape, split_axis
+from research.ops.sinks import softmax_beside
+from research.parallel.placement import (
+    local_shape,
+    merge_axes,
+    partition_spec,
+    reshard_to,
+    split_axis,
+)
 
 SMALLEST = 32  # least queries of a block; the products of smaller ones are too small to gain time
 MOST = 16  # most blocks; each is traced and compiled by itself
@@ -45,18 +52,19 @@ def attend(
     visibility,
     scale: float,
     softcap: float = 0.0,
+    sinks_N: jax.Array | None = None,
 ) -> jax.Array:
     """`research.ops.attention.reference`, [B, T, N, H], for cases in which `serves` is true."""
-    return _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap)[0]
+    return _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap, sinks_N)[0]
 
 
-def _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap):
+def _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap, sinks_N):
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     # Heads before time, as batched products want them: each is a plain matrix product over T, S.
     q_BKGTH = jnp.moveaxis(split_axis(q_BTNH, 2, K), 1, 3)
     k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
-    outs, probs = [], []
+    outs, probs, sunk = [], [], []
     # A Python loop and no scan: each block has its own number of keys, a constant of the program.
     for block in _cuts(T):
         prefix = slice(0, block.stop)
@@ -66,9 +74,11 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap):
         scores_BKGTS = soft_cap(scores_BKGTS, softcap)
         seen_BTS = _part(visibility, block, prefix).mask_BTS()
         scores_BKGTS = jnp.where(seen_BTS[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
-        probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)
+        probs_BKGTS, sunk_BKGT1 = softmax_beside(scores_BKGTS, sinks_N)
+        probs_BKGTS = probs_BKGTS.astype(q_BTNH.dtype)
         outs.append(contract("BKGTS,BKSH->BKGTH", probs_BKGTS, v_BKSH[:, :, prefix]))
         probs.append(probs_BKGTS)
+        sunk.append(sunk_BKGT1)
     out_BKGTH = jnp.concatenate(outs, axis=3)
     return jnp.moveaxis(out_BKGTH, 3, 1).reshape(B, T, N, H), (
         q_BKGTH,
@@ -76,11 +86,12 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, visibility, scale, softcap):
         v_BKSH,
         out_BKGTH,
         probs,
+        None if sinks_N is None else (sinks_N, jnp.concatenate(sunk, axis=3)),
     )
 
 
 def _backward(scale, softcap, saved, dout_BTNH):
-    q_BKGTH, k_BKSH, v_BKSH, out_BKGTH, probs = saved
+    q_BKGTH, k_BKSH, v_BKSH, out_BKGTH, probs, sinks = saved
     B, K, G, T, H = q_BKGTH.shape
     dout_BKGTH = jnp.moveaxis(split_axis(dout_BTNH, 2, K), 1, 3)
     # The softmax's gradient is p * (dp - sum_s p dp), and that sum equals dout . out (the D of
@@ -114,10 +125,16 @@ def _backward(scale, softcap, saved, dout_BTNH):
     dq_BTNH = jnp.moveaxis(jnp.concatenate(dqs, axis=3), 3, 1).reshape(B, T, K * G, H)
     dk_BSKH, dv_BSKH = (jnp.moveaxis(d.astype(q_BKGTH.dtype), 2, 1) for d in (dk_BKSH, dv_BKSH))
     # None: positions and segments are integers and have no gradient.
-    return dq_BTNH, dk_BSKH, dv_BSKH, None
+    return dq_BTNH, dk_BSKH, dv_BSKH, None, sinks and _sinks_gradient(*sinks, delta_BKGT1)
 
 
 attend.defvjp(_forward, _backward)
+
+
+def _sinks_gradient(sinks_N: jax.Array, sunk_BKGT1: jax.Array, delta_BKGT1: jax.Array) -> jax.Array:
+    """The gradient [N] of the sinks, whose own values are 0: p (0 - sum_s p dp)."""
+    dsinks_KG = -jnp.sum(sunk_BKGT1 * delta_BKGT1, axis=(0, 3, 4))
+    return reshard_to(merge_axes(dsinks_KG, 0).astype(sinks_N.dtype), partition_spec(sinks_N))
 
 
 def _cuts(T: int) -> list[slice]:

@@ -39,6 +39,7 @@ def attend(
     scale: float,
     bias: jax.Array | DistanceBias | None,
     softcap: float,
+    sinks_N: jax.Array | None = None,
 ) -> jax.Array:
     """`reference`, that of `research.ops.attention`, [B, T, N, H], by blocks."""
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
@@ -68,7 +69,7 @@ def attend(
             )
             k_BsKH, v_BsKH = (x[:, keys].astype(q_BtNH.dtype) for x in (k_BSKH, v_BSKH))
             offsets = _offsets(bias, first, keys)
-            return reference(q_BtNH, k_BsKH, v_BsKH, seen, scale, offsets, softcap)
+            return reference(q_BtNH, k_BsKH, v_BsKH, seen, scale, offsets, softcap, sinks_N)
 
         count = (queries.stop - queries.start) // BLOCK
         parts = tuple(

@@ -3,7 +3,7 @@
 Letters: M rows, E experts, I inputs and O outputs of a matrix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -82,6 +82,19 @@ def _groups_backward(
 
 
 _groups.defvjp(_groups_forward, _groups_backward)
+
+
+def biased(
+    product: Callable[..., jax.Array], bias_EO: jax.Array, x_MI: jax.Array, sizes_E: jax.Array
+) -> jax.Array:
+    """`product(x, sizes_E=sizes)` [M, O] plus the bias of each row's group, in the dtype of `x`.
+    Rows after the last group have the last one's, and no gradient reaches it from them."""
+    groups_M = jnp.repeat(jnp.arange(bias_EO.shape[0]), sizes_E, total_repeat_length=x_MI.shape[0])
+    # Zeros for what belongs to no group: it may be NaN, whose gradient is NaN even where it counts
+    # for nothing.
+    y_MO = of_groups(product(x_MI, sizes_E=sizes_E), sizes_E)
+    # In float32, as `research.ops.einsum.add_bias`.
+    return (y_MO.astype(jnp.float32) + bias_EO[groups_M]).astype(y_MO.dtype)
 
 
 def gathered(w: Any, dtype: jnp.dtype) -> Any:

@@ -20,23 +20,27 @@ from jax.sharding import PartitionSpec
 
 from research.devices.backend import platform
 from research.ops.exchange import Exchange
-from research.ops.grouped import gathered, grouped
+from research.ops.grouped import biased, gathered, grouped
 from research.ops.kernels import visible_share
 from research.parallel.placement import contiguous, mesh_axes, spec_entries, storage_axes
 from research.scopes import scope
 
 
 @scope("routing")
-def top_k(logits_BTE: jax.Array, k: int, normalized: bool = True) -> tuple[jax.Array, jax.Array]:
+def top_k(
+    logits_BTE: jax.Array, k: int, normalized: bool = True, total_BT1: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Mixing weights float32 [B, T, k] and the ids of their experts int32 [B, T, k], those of the k
     largest logits. The weights are a softmax over these (arXiv:2401.04088, section 2.1), or unless
-    `normalized` their part of the softmax over all experts (arXiv:2409.02060, section 2)."""
+    `normalized` their part of the softmax over all experts (arXiv:2409.02060, section 2), whose
+    logarithmic sum is `total_BT1` where some of the logits are hidden."""
     # The softmax over the chosen logits alone equals the full one renormalised over the chosen.
     largest_BTk, ids_BTk = lax.top_k(logits_BTE, k)
     if normalized:
         return jax.nn.softmax(largest_BTk, axis=-1), ids_BTk
-    total_BT = jax.nn.logsumexp(logits_BTE, axis=-1)
-    return jnp.exp(largest_BTk - total_BT[:, :, None]), ids_BTk
+    if total_BT1 is None:
+        total_BT1 = jax.nn.logsumexp(logits_BTE, axis=-1)[:, :, None]
+    return jnp.exp(largest_BTk - total_BT1), ids_BTk
 
 
 @scope("routing")
@@ -71,11 +75,12 @@ def experts(
     gate_EDF: Any,
     up_EDF: Any,
     down_EFD: Any,
-    activation: Callable[[jax.Array], jax.Array],
+    hidden: Callable[[jax.Array, jax.Array], jax.Array],
     implementation: str = "auto",
+    biases_EF: tuple[jax.Array, ...] = (),
 ) -> jax.Array:
-    """Sum over a token's experts of weight * (activation(x gate) * (x up)) down, [B, T, D] in the
-    dtype of `x`.
+    """Sum over a token's experts of weight * hidden(x gate, x up) down, [B, T, D] in the dtype of
+    `x`; `hidden` is elementwise. `biases` are added to x gate and x up.
 
     The matrices are arrays or leaves (`research.weights.leaf.Leaf`). An array is gathered inside
     the shard_map, where it is multiplied, so that a single collective sums and scatters its
@@ -87,25 +92,39 @@ def experts(
     inside = [isinstance(w, jax.Array) and contiguous(w) for w in matrices]
     stored = [storage_axes(spec_entries(w)) if here else () for w, here in zip(matrices, inside)]
     matrices = [w if here else gathered(w, x_BTD.dtype) for w, here in zip(matrices, inside)]
+    biases_EF = tuple(gathered(bias, jnp.float32) for bias in biases_EF)
     if jax.sharding.get_abstract_mesh().empty:
         products = [partial(grouped, w=w, implementation=implementation) for w in matrices]
-        return _local(x_BTD, weights_BTk, ids_BTk, products, activation, 0, number)
+        products = _biased(products, biases_EF)
+        return _local(x_BTD, weights_BTk, ids_BTk, products, hidden, 0, number)
 
-    specs = jax.tree.map(lambda array: PartitionSpec(*spec_entries(array)), matrices)
+    specs, bias_specs = jax.tree.map(
+        lambda array: PartitionSpec(*spec_entries(array)), (matrices, biases_EF)
+    )
     # Not where the batch is too small, as in decoding.
     split_tokens = "expert" in mesh_axes(spec_entries(x_BTD)[0])
 
-    def _island(x, weights, ids, matrices):
+    def _island(x, weights, ids, matrices, biases):
         products = [
             partial(grouped, w=w, stored=axes, implementation=implementation)
             for w, axes in zip(matrices, stored)
         ]
-        return _device(x, weights, ids, products, activation, number, _names(specs), split_tokens)
+        products = _biased(products, biases)
+        return _device(x, weights, ids, products, hidden, number, _names(specs), split_tokens)
 
     tokens = PartitionSpec(*spec_entries(x_BTD))
-    return jax.shard_map(
-        _island, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False
-    )(x_BTD, weights_BTk, ids_BTk, matrices)
+    placed = tokens, tokens, tokens, specs, bias_specs
+    island = jax.shard_map(_island, in_specs=placed, out_specs=tokens, check_vma=False)
+    return island(x_BTD, weights_BTk, ids_BTk, matrices, biases_EF)
+
+
+def _biased(products: list[Callable], biases_EF: Sequence[jax.Array]) -> list[Callable]:
+    """The products by gate and up with their biases, if there are any, and that by down."""
+    pairs = zip(products, biases_EF)
+    return [
+        *(partial(biased, product, bias) for product, bias in pairs),
+        *products[len(biases_EF) :],
+    ]
 
 
 def _device(
@@ -113,7 +132,7 @@ def _device(
     weights: jax.Array,
     ids: jax.Array,
     products: Sequence[Callable],
-    activation: Callable[[jax.Array], jax.Array],
+    hidden: Callable[[jax.Array, jax.Array], jax.Array],
     number: int,
     split: set[str],
     split_tokens: bool,
@@ -133,7 +152,7 @@ def _device(
     # For cost estimates: on average over devices this share of the rows is multiplied.
     with visible_share.scope(ragged=1 / devices):
         multiply = _exchanged if exchanges else _local
-        y = multiply(x, weights, ids, products, activation, first, number // devices)
+        y = multiply(x, weights, ids, products, hidden, first, number // devices)
     return _summed(y, split - {"expert"} if exchanges else split, split_tokens)
 
 
@@ -166,7 +185,7 @@ def _local(
     weights_BTk: jax.Array,
     ids_BTk: jax.Array,
     products: Sequence[Callable],
-    activation: Callable[[jax.Array], jax.Array],
+    hidden: Callable[[jax.Array, jax.Array], jax.Array],
     first: jax.Array | int,
     count: int,
 ) -> jax.Array:
@@ -183,7 +202,7 @@ def _local(
     with scope("routing"):
         rows = x_BTD.reshape(-1, D)[token]
         weights = jnp.where(mine, weights_BTk.reshape(-1), 0.0)[order].astype(x_BTD.dtype)
-    out = _feed_forward(rows, weights, sizes, products, activation)
+    out = _feed_forward(rows, weights, sizes, products, hidden)
     # Rows past the last group belong to other devices; what a product leaves there is unspecified.
     out = jnp.where(mine[order][:, None], out, 0)
     # A token's k contributions meet in its own row.
@@ -196,7 +215,7 @@ def _exchanged(
     weights_BTk: jax.Array,
     ids_BTk: jax.Array,
     products: Sequence[Callable],
-    activation: Callable[[jax.Array], jax.Array],
+    hidden: Callable[[jax.Array, jax.Array], jax.Array],
     first: jax.Array,
     count: int,
 ) -> jax.Array:
@@ -213,7 +232,7 @@ def _exchanged(
     weights, ids = (lax.all_gather(a, "expert", tiled=True) for a in (weights_BTk, ids_BTk))
     mine, arrived, sizes = _sorted(ids, first, count)
     weights = jnp.where(mine, weights.reshape(-1), 0.0)[arrived].astype(x_BTD.dtype)
-    out = _feed_forward(rows, weights, sizes, products, activation)
+    out = _feed_forward(rows, weights, sizes, products, hidden)
     with scope("routing"):
         out = exchange.take_back(out)
         return jnp.zeros((B * T, D), x_BTD.dtype).at[order // k].add(out).reshape(B, T, D)
@@ -239,11 +258,11 @@ def _feed_forward(
     weights: jax.Array,
     sizes: jax.Array,
     products: Sequence[Callable],
-    activation: Callable[[jax.Array], jax.Array],
+    hidden: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
     """Weighted results [M, D] of rows [M, D], one for each assignment, in groups of `sizes`."""
     gate, up, down = products
     # Weighted before the last product and not after it, where the gradient of the weights would
     # need the product's result.
-    hidden = activation(gate(rows, sizes_E=sizes)) * up(rows, sizes_E=sizes) * weights[:, None]
-    return down(hidden, sizes_E=sizes)
+    rows = hidden(gate(rows, sizes_E=sizes), up(rows, sizes_E=sizes)) * weights[:, None]
+    return down(rows, sizes_E=sizes)

@@ -2,11 +2,10 @@
 float32.
 
 Groups lie along the last axis, [..., G], when they are encoded; codes have the same shape, scale
-and zero point are [..., 1]. A format is one row of `FORMATS` and needs nothing else. The Open
-Compute Project's MXFP4 would be
+and zero point are [..., 1]. A format is one row of `FORMATS` and needs nothing else. Codes of
+three bits, from -3 to 3, would be
 
-    Format("mxfp4", bits=4, codes="book", group=32, scales="e8m0", error=0.25,
-           entries=(0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6))
+    Format("int3", bits=3, codes="integer", group=32, error=0.5 / 3)
 
 Codes are of five kinds, where `top` is the largest value that a code stands for at scale 1:
 
@@ -48,6 +47,8 @@ NF4 = (
 # Index = bit pattern: sign, then 3 bits in bitsandbytes' own order, which is not sorted.
 _FP4 = (0.0, 0.0625, 8, 12, 4, 6, 2, 3, -0.0, -0.0625, -8, -12, -4, -6, -2, -3)
 FP4 = tuple(value / 12 for value in _FP4)
+# The E2M1 of the Open Compute Project, by bit pattern (MX specification 1.0, section 5.3.3).
+E2M1 = (0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6)
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,8 @@ FORMATS = {
         # Half the widest gaps of the books, 0.30 and 1/3, and a 250th for the scales' own rounding.
         Format("nf4", 4, "book", 64, error=0.155, scales="double", entries=NF4, qtype="nf4"),
         Format("fp4", 4, "book", 64, error=0.17, scales="double", entries=FP4),
+        # Scales are powers of two, and values of 6 to 8 times a scale are cut to 6.
+        Format("mxfp4", 4, "book", 32, error=0.25, scales="e8m0", entries=E2M1),
         # e4m3 keeps 4 bits of a value, e5m2 keeps 3. Their error is relative to the value itself,
         # so only the largest of a group can reach the bound.
         Format(

@@ -15,7 +15,7 @@ from tests.interop.memory import in_memory, random_params
 
 # As in test_peft: peft's own logits before and after merging differ by 7e-6 to 2e-5.
 TOLERANCE = 5e-5
-MERGED = ["lora_table", "rslora_dora", "ia3", "mixtral_experts"]
+MERGED = ["lora_table", "rslora_dora", "ia3", "mixtral_experts", "oft", "replicated"]
 
 
 def folders(name, tmp_path):

@@ -74,14 +74,22 @@ OTHER = {
     "query_norm": [True, False],
     "activation": ["gelu", "relu"],
     "gated": [True, False],
+    "gate_slope": [1.7],
+    "gate_limit": [2.0],
+    "up_offset": [1.0],
     "attention_bias": ["none", "qkv", "all"],
     "mlp_bias": [True, False],
     "attention_scale": [0.3],
     "attention_softcap": [3.0],
+    "attention_sinks": [True, False],
     "embedding_scale": [1.5],
     "experts": [2],
     "experts_per_token": [1],
     "normalized_routes": [False],
+    "router_logit_bias": [True],
+    "router": ["sigmoid"],
+    "route_groups": [2],
+    "route_scale": [2.0],
     "shared_d_ff": [24],
     "token_types": [3],
     "tied": [True, False],
@@ -102,6 +110,9 @@ OTHER = {
 # Without rows in a table `max_length` is what evaluation and serving take as the longest text, and
 # examples and decoding begin with `decoder_start`.
 ELSEWHERE = {"max_length", "decoder_start"}
+# These mean something beside others alone, with which tests/fields.py has them.
+ELSEWHERE |= {"kv_latent", "query_latent", "value_size", "dense_layers", "dense_d_ff"}
+ELSEWHERE |= {"groups_per_token", "shared_gate"}
 
 
 @cache

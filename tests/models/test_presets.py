@@ -38,6 +38,10 @@ EXACT = {
     "qwen3_30b_a3b": 30_532_122_624,
     "qwen3_235b_a22b": 235_093_634_560,
     "olmoe_1b_7b": 6_919_161_856,
+    "deepseek_v2_lite": 15_706_484_224,
+    "deepseek_v2": 235_741_434_880,
+    # With the biases of 58 routers, which its class does not count as parameters.
+    "deepseek_v3": 671_026_404_352 + 58 * 256,
     "gemma2_2b": 2_614_341_888,
     "gemma2_9b": 9_241_705_984,
     "gemma2_27b": 27_227_128_320,
@@ -84,6 +88,9 @@ EXACT = {
 }
 # The digits of the papers: LLaMA's table 2, GPT-3's table 2.1.
 ROUNDED = {
+    # arXiv:2508.10925, table 1.
+    "gpt_oss_20b": "20.91e9",
+    "gpt_oss_120b": "116.83e9",
     "olmo2_32b": "32.2e9",
     "olmo3_7b": "7.3e9",
     "olmo3_32b": "32.2e9",

@@ -43,6 +43,7 @@ def chosen(
     documents=0,
     bias=False,
     softcap=0.0,
+    sinks=False,
 ):
     """What serves a case of these sizes on this mesh."""
     answer = []
@@ -51,7 +52,8 @@ def chosen(
         tokens_of = tokens, memory, tokens, memory
         promises = dict(packed=packed, single=single, documents=documents)
         visibility = Visibility(*tokens_of, causal, window, **promises)
-        answer.append(choose(implementation, q, k, visibility, q if bias else None, softcap))
+        scoring = q if bias else None, softcap, sinks
+        answer.append(choose(implementation, q, k, visibility, *scoring))
 
     def shaped(shape, dtype, spec):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
@@ -76,6 +78,7 @@ def test_auto_takes_the_kernel_of_the_platform():
 def test_auto_takes_the_kernel_for_what_it_alone_can_serve():
     assert chosen(at("tpu"), window=64) is splash.attend
     assert chosen(at("tpu"), softcap=50.0) is splash.attend
+    assert chosen(at("tpu"), sinks=True, window=64) is splash.attend
     assert chosen(at("tpu", context=2)) is splash.attend
     assert chosen(at("tpu"), S=512, causal=False, packed=False) is splash.attend
 
@@ -96,6 +99,7 @@ REFUSED = [
     ("flash", at("gpu"), dict(causal=False, packed=False), "not one packed row"),
     ("flash", at("gpu"), dict(window=64), "no window"),
     ("flash", at("gpu"), dict(softcap=50.0), "no soft cap and model.attention_softcap=50.0"),
+    ("flash", at("gpu"), dict(sinks=True), "no sinks and model.attention_sinks=True"),
     ("flash", at("gpu", context=2), dict(), "without a context axis"),
     ("flash", at("gpu"), dict(H=256, dtype="float32"), "over 512 bytes"),
 ]
@@ -131,6 +135,7 @@ def test_a_hopper_card_takes_what_was_measured_to_be_fastest(tokamax, capsys):
     assert chosen(card, causal=False, documents=8) is flash.attend
     assert chosen(card, packed=False) is None
     assert chosen(card, softcap=50.0) is None
+    assert chosen(card, sinks=True) is None
     tell_once.cache_clear()
     chosen(card)
     assert f"note: attention on {HOPPER}: mosaic\n" in capsys.readouterr().err

@@ -44,8 +44,12 @@ def random(*shape):
 LOGITS = {"spread": random(8, 4, E), "crowded": random(8, 4, E).at[..., :2].add(30.0)}
 
 
+def swiglu(gate, up):
+    return jax.nn.silu(gate) * up
+
+
 def loss(x, weights, ids, *matrices):
-    layer = jax.checkpoint(lambda *a: route.experts(*a, jax.nn.silu))
+    layer = jax.checkpoint(lambda *a: route.experts(*a, swiglu))
     return jnp.sum(layer(x, weights, ids, *matrices) ** 2)
 
 

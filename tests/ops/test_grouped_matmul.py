@@ -139,9 +139,13 @@ def test_a_quantized_bank_goes_expert_by_expert_through_the_kernel(
 E, D, F = 4, 32, 16
 
 
+def swiglu(gate, up):
+    return jax.nn.silu(gate) * up
+
+
 def loss(x, weights, ids, *matrices):
     return jnp.sum(
-        jax.checkpoint(lambda *a: route.experts(*a, jax.nn.silu))(x, weights, ids, *matrices) ** 2
+        jax.checkpoint(lambda *a: route.experts(*a, swiglu))(x, weights, ids, *matrices) ** 2
     )
 
 

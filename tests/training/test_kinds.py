@@ -65,7 +65,7 @@ def test_zero_gradients_decay_matrices_and_tables_alone(method, family):
     vectors = set(kinds) - decays - constant
     for path in decays | vectors:
         last = path.rsplit("/", 1)[-1]
-        named = "norm" in path or "bias" in last or last in ("magnitude", "gain", "scale")
+        named = "norm" in path or "bias" in last or last in ("magnitude", "gain", "scale", "sinks")
         # T5's table of distances is called a bias, and is looked up by rows.
         assert named == (path in vectors) or path.endswith("bias/table"), path
     assert moved(specs, 0.0, weight_decay_rules=EVERYTHING) == set(kinds) - constant

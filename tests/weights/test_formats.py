@@ -17,11 +17,11 @@ from research.weights.quantized import quantize_array, stack
 from research.weights.rules import attach, quantize, quantize_specs
 from tests.families import FAMILIES, random_batch
 
-E2M1 = (0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6)
-# Bounds: MXFP4 cuts values up to 8 to 6, and has a gap of 2 of 4 and more. Half a step of int3's
-# top 3 and of offset6's 63, which may span twice the largest value.
+# Whole numbers, and scales that are powers of two: values up to 8 are cut to 7.
+SEVENS = (0, 1, 2, 3, 4, 5, 6, 7, -0.0, -1, -2, -3, -4, -5, -6, -7)
+# Bounds: half a step of int3's top 3 and of offset6's 63, which may span twice the largest value.
 OUTSIDE = [
-    Format("mxfp4", 4, "book", 32, error=0.25, scales="e8m0", entries=E2M1),
+    Format("sevens", 4, "book", 32, error=0.125, scales="e8m0", entries=SEVENS),
     Format("int3", 3, "integer", 32, error=0.5 / 3),
     Format("offset6", 6, "offset", 32, error=1 / 63),
 ]
@@ -53,7 +53,7 @@ def test_values_are_within_the_rows_bound_and_take_its_bits(row):
 
 def test_mxfp4_scales_are_the_specifications_powers_of_two():
     """MX 1.0, section 6.3: 2^(floor(log2 of the largest) - 2), with values over 6 cut to it."""
-    row = OUTSIDE[0]
+    row = FORMATS["mxfp4"]
     x = np.array([[7.9, 0.24, -1.6], [4.0, 0.3, 6.0], [0.03, -0.01, 0], [0, 0, 0]], np.float32)
     codes, scale, _ = encode(row, jnp.asarray(x))
     np.testing.assert_array_equal(scale[:3, 0], [1, 1, 2.0**-8])
@@ -105,7 +105,7 @@ def test_a_model_trains_adapters_over_it_and_comes_back_from_a_file(row, tmp_pat
     ],
 )
 def test_a_row_that_is_no_format_is_refused(change, says):
-    fields = {"bits": 4, "codes": "book", "group": 32, "error": 0.2, "entries": E2M1}
+    fields = {"bits": 4, "codes": "book", "group": 32, "error": 0.2, "entries": SEVENS}
     with pytest.raises(ValueError, match=says):
         Format("outside", **(fields | change))
 

@@ -13,7 +13,7 @@ from research.weights.qarray import from_qarray, to_qarray
 from research.weights.quantized import quantize_array
 
 
-@pytest.mark.parametrize("format", [name for name in FORMATS if name != "fp4"])
+@pytest.mark.parametrize("format", [name for name, format in FORMATS.items() if format.qtype])
 @pytest.mark.parametrize(
     ("shape", "inputs", "stacked"), [((64, 2, 6), 1, 0), ((2, 64, 6), 1, 1), ((4, 16, 6), 2, 0)]
 )

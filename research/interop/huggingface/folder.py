@@ -3,6 +3,7 @@ shards, and the files beside them.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from research.data.tokenizers.legacy import FILES as LEGACY
 from research.data.tokenizers.template_files import FOLDER
 from research.data.tokenizers.tokenizer import RECORD as TOKENIZER_RECORD
 from research.files import read_json, write_json
+from research.interop.huggingface import mxfp4
 from research.interop.huggingface.families.table import FAMILIES, describe
 from research.interop.huggingface.quantized import open_stored
 from research.interop.storage.checkpoint import Checkpoint
@@ -63,6 +65,7 @@ _COUNTS = (
     "decoder_layers",
     "num_local_experts",
     "num_experts",
+    "n_routed_experts",
 )
 # Ids that config.json and generation_config.json may both have; the latter's are believed, as
 # transformers' generate does.
@@ -98,6 +101,7 @@ def open_folder(folder: Path) -> Checkpoint:
         opened = open_stored(folder, values, tensors)
         actual = names.canonical(opened.names)
         config = family.read_config(values, actual.keys())
+        names = replace(names, unused=(*family.unused, *family.further(values, config)))
         stored = opened.read(config, family, actual)
         rules = family.rules(config)
         parameters, unused, original = read_parameters(config, rules, stored.tensors, names)
@@ -121,14 +125,19 @@ def open_folder(folder: Path) -> Checkpoint:
     )
 
 
-def write_folder(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+def write_folder(
+    checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_BYTES, dtype: str = ""
+) -> None:
     """Writes config.json and the weights of a checkpoint into an existing folder, in shards of at
-    most `shard_bytes`. The companions are copied by the caller.
+    most `shard_bytes`. The companions are copied by the caller. Experts whose codes are in MXFP4
+    stay so, and others come into it where `dtype` is "mxfp4".
 
     ValueError for a model that no architecture of transformers computes.
     """
     family, values = plan_folder(checkpoint)
     checkpoint = with_norm_offset(checkpoint, family.norm_offset)
+    if dtype == mxfp4.FORMAT:
+        checkpoint = mxfp4.quantized(checkpoint, family.rules(checkpoint.config))
     tensors = write_tensors(
         checkpoint.config, family.rules(checkpoint.config), checkpoint.parameters
     )
@@ -143,11 +152,12 @@ def write_folder(checkpoint: Checkpoint, folder: Path, shard_bytes: int = SHARD_
         named = {n: name for n, name in enumerate(names) if name != str(n)}
         id2label = values["id2label"] | {str(n): name for n, name in named.items()}
         values |= {"id2label": id2label, "label2id": {v: int(n) for n, v in id2label.items()}}
-    write_json(folder / "config.json", values)
+    packed, settings = mxfp4.written_packed(checkpoint, family.rules(checkpoint.config))
+    write_json(folder / "config.json", values | settings)
     # `make=make` binds this turn's value: a closure would see the loop's last one.
-    streams = {
-        name: (tensor, lambda make=make: [make()]) for name, (tensor, make) in tensors.items()
-    }
+    streams = {}
+    for name, (tensor, make) in tensors.items():
+        streams |= packed.get(name) or {name: (tensor, lambda make=make: [make()])}
     write_safetensors(folder, streams, metadata={"format": "pt"}, shard_bytes=shard_bytes)
 
 

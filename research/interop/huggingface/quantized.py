@@ -7,6 +7,7 @@ from typing import Any
 
 from research.interop.bitsandbytes import read as bitsandbytes
 from research.interop.bitsandbytes.matrices import open_quantized
+from research.interop.huggingface import mxfp4
 from research.interop.quantized import matrix
 from research.interop.quantized.methods import open_method, read_settings
 from research.interop.quantized.read import leaves_by_path
@@ -49,6 +50,10 @@ class Opened:
         the family's rules. ValueError for damaged matrices."""
         if self.settings is None:
             return Stored(self.tensors)
+        if self.settings.get("quant_method") == mxfp4.FORMAT:
+            packed = mxfp4.open_mxfp4(self.tensors)
+            codes = mxfp4.read_codes(c, family.rules(c), packed, actual)
+            return Stored(packed, mxfp4.FORMAT.upper(), codes)
         known = modules(c, family)
         # GPT-2's matrices are [in, out], and are quantized turned over.
         turned = {actual.get(f"{name}.weight") for name, module in known.items() if module.conv}
@@ -67,6 +72,6 @@ def open_stored(folder: Path, values: Mapping[str, Any], tensors: Tensors) -> Op
     """The tensors of a folder whose config.json has `values`. ValueError for a quantized format
     that is not supported."""
     settings = read_settings(folder, values)
-    if settings is None or settings.get("quant_method") == "bitsandbytes":
+    if settings is None or settings.get("quant_method") in ("bitsandbytes", mxfp4.FORMAT):
         return Opened(tensors, settings, None)
     return Opened(tensors, settings, open_method(settings, tensors))

@@ -9,41 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from research.files import read_json
+from research.interop.peft.kinds import ADALORA, KINDS, READ, ROTATION, SILENT, TRAINABLE_TOKENS
 
 FILE = "adapter_config.json"
-LORA, IA3, PREFIX_TUNING, PROMPT_TUNING, P_TUNING = (
-    "LORA",
-    "IA3",
-    "PREFIX_TUNING",
-    "PROMPT_TUNING",
-    "P_TUNING",
-)
-# The names are peft's `PeftType`.
-KINDS = (LORA, IA3, PREFIX_TUNING, PROMPT_TUNING, P_TUNING)
-# Fields that change nothing in what the tensors compute: how modules were chosen, how tensors were
-# initialized, where they came from.
-_SILENT = {
-    "peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision",
-    "inference_mode", "target_modules", "target_parameters", "exclude_modules",
-    "layers_to_transform", "layers_pattern", "modules_to_save", "fan_in_fan_out", "megatron_core",
-    "eva_config", "loftq_config", "corda_config", "lora_ga_config", "runtime_config",
-    "qalora_group_size", "lora_dropout", "init_ia3_weights", "feedforward_modules",
-    "num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers",
-    "num_transformer_submodules", "prompt_tuning_init", "prompt_tuning_init_text",
-    "tokenizer_name_or_path", "tokenizer_kwargs", "prefix_projection", "encoder_hidden_size",
-    "init_weights", "encoder_reparameterization_type", "encoder_num_layers", "encoder_dropout",
-}  # fmt: skip
-_READ = {
-    "r",
-    "lora_alpha",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-    "use_dora",
-    "init_lora_weights",
-    "bias",
-    "ensure_weight_tying",
-}
 # Initializations that leave the base's weights unchanged. PiSSA, OLoRA and LoftQ subtract from
 # them, so their adapters do not fit the original base.
 _INITS = (True, False, "gaussian", "eva", "orthogonal")
@@ -53,14 +21,17 @@ _INITS = (True, False, "gaussian", "eva", "orthogonal")
 class PeftConfig:
     """The fields of an adapter_config.json that say what its tensors compute.
 
-    kind           peft_type, one of `KINDS`
+    kind           peft_type, a row of `research.interop.peft.kinds.KINDS`
     base           name or path of the base model, "" if the file has none
-    rank, alpha    LoRA's r and lora_alpha; the defaults are peft's
+    rank, alpha    r and lora_alpha of LoRA and their like; the defaults are peft's
     ranks, alphas  rank_pattern and alpha_pattern: numbers for modules whose name a regex matches
     rank_stable    use_rslora: the update is alpha / sqrt(r), not alpha / r
     dora           use_dora
     dropout        lora_dropout
     tied           ensure_weight_tying: the adapter of a tied table is its head's too
+    layers         layer_replication: the layer of the base that each layer is; () for its own
+    tokens         the ids of tokens with rows of their own, by ends of modules' names, "" for any
+    rotation       OFT's fields, `research.interop.peft.kinds.ROTATION`
     """
 
     kind: str
@@ -73,6 +44,9 @@ class PeftConfig:
     dora: bool = False
     dropout: float = 0.0
     tied: bool = False
+    layers: tuple[int, ...] = ()
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    rotation: Mapping[str, Any] = field(default_factory=lambda: ROTATION)
 
     def rank_of(self, module: str) -> int:
         """The rank of a module: of the first pattern that matches the end of its name, else
@@ -98,36 +72,91 @@ def read_config(folder: Path) -> PeftConfig:
             f"{folder} is no adapter: wanted a folder of peft's save_pretrained, with {FILE}"
         )
     values = read_json(file)
-    if not isinstance(values, dict) or values.get("peft_type") not in KINDS:
-        kind = values.get("peft_type") if isinstance(values, dict) else values
-        raise ValueError(f"{file} has peft_type={kind!r}; there are {', '.join(KINDS)}")
+    name = values.get("peft_type") if isinstance(values, dict) else values
+    if name not in KINDS:
+        raise ValueError(
+            f"{file} has peft_type={name!r}; there are {', '.join(KINDS)}; merge the adapter with "
+            "peft's merge_and_unload and load the merged model"
+        )
+    _refuse(file, values)
+    kind = KINDS[name]
+    # AdaLoRA's pattern says which ranks its tensors have kept, LoRA's how many they have.
+    ranks = {} if name == ADALORA else _pattern(file, values, "rank_pattern", int)
+    # Absent fields take peft's defaults, r = 8 and lora_alpha = 8.
+    return PeftConfig(
+        name,
+        str(values.get("base_model_name_or_path") or ""),
+        _number(file, values, kind.rank, kind.default, int),
+        _number(file, values, kind.alpha, 8),
+        ranks,
+        _pattern(file, values, "alpha_pattern"),
+        values.get("use_rslora") is True,
+        values.get("use_dora") is True,
+        _number(file, values, kind.dropout, 0.0),
+        values.get("ensure_weight_tying") is True,
+        _layers(file, values),
+        _tokens(file, values),
+        _rotation(file, values),
+    )
+
+
+def _refuse(file: Path, values: Mapping[str, Any]) -> None:
+    """ValueError for a field that is not supported."""
+    kind = KINDS[values["peft_type"]]
     # peft writes every field of its version; unknown ones that are unset or off compute nothing.
     for name, value in values.items():
-        if name not in _SILENT | _READ and value not in (None, False, 0, "", [], {}):
+        if name not in SILENT | READ and value not in (None, False, 0, "", [], {}):
             raise ValueError(
                 f"{file} has {name}={value!r}, which is not supported; merge the adapter with peft"
             )
-    if values.get("bias", "none") != "none":
-        raise ValueError(f"{file} has bias={values['bias']!r}; only bias='none' is supported")
+    biases = ["none", "all", kind.bias] if kind.bias else ["none"]
+    if values.get("bias", "none") not in biases:
+        raise ValueError(f"{file} has bias={values['bias']!r}; there are {', '.join(biases)}")
     if values.get("init_lora_weights", True) not in _INITS:
         raise ValueError(
             f"{file} has init_lora_weights={values['init_lora_weights']!r}, which changes the "
             "base's weights: save it with "
             "peft's path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
         )
-    # Absent fields take peft's defaults, r = 8 and lora_alpha = 8.
-    return PeftConfig(
-        values["peft_type"],
-        str(values.get("base_model_name_or_path") or ""),
-        _number(file, values, "r", 8, int),
-        _number(file, values, "lora_alpha", 8),
-        _pattern(file, values, "rank_pattern", int),
-        _pattern(file, values, "alpha_pattern"),
-        values.get("use_rslora") is True,
-        values.get("use_dora") is True,
-        _number(file, values, "lora_dropout", 0.0),
-        values.get("ensure_weight_tying") is True,
+
+
+def _layers(file: Path, values: Mapping[str, Any]) -> tuple[int, ...]:
+    """The base's layer of each layer, from pairs (first, end)."""
+    pairs = values.get("layer_replication") or []
+    valid = isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair)
+        for pair in pairs
     )
+    layers = [layer for pair in pairs for layer in range(*pair)] if valid else []
+    if pairs and not 0 < len(layers) < 100_000:
+        raise ValueError(
+            f"{file} has layer_replication={pairs!r}; wanted pairs [first layer, end] of the base"
+        )
+    return tuple(layers)
+
+
+def _tokens(file: Path, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Ids by ends of modules' names; a list is for any module."""
+    alone = values["peft_type"] == TRAINABLE_TOKENS
+    field = "token_indices" if alone else "trainable_token_indices"
+    ids = values.get(field) or {}
+    by_end = ids if isinstance(ids, dict) else {"": ids}
+    for rows in by_end.values():
+        if not isinstance(rows, list) or not all(type(n) is int and n >= 0 for n in rows):
+            raise ValueError(
+                f"{file} has {field}={ids!r}; wanted ids of tokens, or these by module"
+            )
+    return {end: tuple(rows) for end, rows in by_end.items()}
+
+
+def _rotation(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """OFT's fields, each of the type of its default."""
+    given = {name: values.get(name, default) for name, default in ROTATION.items()}
+    for name, default in ROTATION.items():
+        if type(given[name]) is not type(default):
+            wanted = type(default).__name__
+            raise ValueError(f"{file} has {name}={given[name]!r}; wanted a value of type {wanted}")
+    return given
 
 
 def _matching(patterns: Mapping[str, Any], module: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from research import tree
-from research.interop.peft.config import IA3
+from research.interop.peft.kinds import IA3
 from research.interop.peft.tensors import Arrays, Found
 from research.interop.storage.checkpoint import (
     Checkpoint,

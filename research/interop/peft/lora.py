@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from research import tree
-from research.interop.peft.config import LORA
+from research.interop.peft.kinds import LORA
 from research.interop.peft.tensors import Arrays, Found
 from research.interop.storage.checkpoint import specs_by_path, stacked_axes
 from research.interop.storage.layout import (

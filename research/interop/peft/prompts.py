@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from research import tree
-from research.interop.peft.config import PREFIX_TUNING, PROMPT_TUNING, PeftConfig
+from research.interop.peft.config import PeftConfig
+from research.interop.peft.kinds import PREFIX_TUNING, PROMPT_TUNING
 from research.interop.peft.tensors import Arrays
 from research.interop.storage.safetensors import SafeTensors
 from research.models.config import ModelConfig

@@ -7,36 +7,39 @@ for our tree.
     prompt_embeddings [n, D] or [n, 2 L K H]                        prompt and prefix tuning
     any other tensor                                                a whole weight (modules_to_save)
 
+AdaLoRA and VeRA are read as LoRA (`as_lora.py`); LoHa, LoKr, OFT and BOFT change the weights that
+are read (`updates.py`); biases, tokens' rows and layers in another order have a file each.
+
 In a stack, layers without an adapter get one that changes nothing, and lower ranks are padded with
 zeros.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from research import tree
 from research.interop.huggingface.families.table import family_of
-from research.interop.peft.config import IA3, LORA, read_config
+from research.interop.peft.as_lora import as_lora
+from research.interop.peft.biases import with_biases
+from research.interop.peft.config import read_config
 from research.interop.peft.ia3 import read_ia3
+from research.interop.peft.kinds import IA3, PROMPTS
 from research.interop.peft.lora import read_lora
 from research.interop.peft.prompts import read_prompts
+from research.interop.peft.replicated import replicated
 from research.interop.peft.tensors import Found, sort_tensors
-from research.interop.storage.checkpoint import (
-    Checkpoint,
-    Codes,
-    Parameter,
-    specs_by_path,
-    stacked_axes,
-)
+from research.interop.peft.token_rows import take_rows, with_rows
+from research.interop.peft.updates import UPDATES, with_updates
+from research.interop.peft.whole import with_whole_weights
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path
 from research.interop.storage.family import Family
 from research.interop.storage.grow import fit_rows
-from research.interop.storage.layout import letter_sizes, pieces
-from research.interop.storage.modules import HEAD, TABLE, arranged, modules
+from research.interop.storage.modules import HEAD, TABLE, Module, modules
 from research.interop.storage.safetensors import open_safetensors
 from research.models.config import ModelConfig
 from research.models.spec import Spec, shardings, zeros
@@ -67,12 +70,13 @@ def read_peft(folder: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tr
     tensors = open_safetensors(folder, STEM)
     try:
         # Prompts and prefixes are on no module.
-        if config.kind not in (LORA, IA3):
+        if config.kind in PROMPTS:
             return checkpoint, read_prompts(config, tensors, checkpoint.config)
+        checkpoint = replicated(checkpoint, config.layers)
         family = family_of(checkpoint.config)
         # The order matters: ties are settled first, because they decide which modules and which
         # tables the model has.
-        found = sort_tensors(config, tensors, checkpoint.config, family)
+        found, rows = take_rows(sort_tensors(config, tensors, checkpoint.config, family))
         checkpoint = _with_tokens(found, checkpoint, family)
         found = _tied(found, checkpoint.config, family)
         # Before the modules are listed: an untied model has one more, its head.
@@ -83,13 +87,25 @@ def read_peft(folder: Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tr
             raise ValueError(
                 f"the adapter has the module {plain}, which {checkpoint.source} has not"
             )
-        checkpoint = _with_whole_weights(found, checkpoint, family)
-        if config.kind == IA3:
-            return read_ia3(found, known, checkpoint)
-        return checkpoint, read_lora(found, known, checkpoint.config)
+        found = as_lora(found, known, checkpoint.config)
+        checkpoint = with_whole_weights(found, checkpoint, family)
+        checkpoint = with_rows(found, rows, known, checkpoint)
+        return _with_adapters(found, known, checkpoint)
     except ValueError as error:
         wanted = config.base or "the model that it was made for"
         raise ValueError(f"{folder} does not fit: {error}; load {wanted} with it") from None
+
+
+def _with_adapters(
+    found: Found, known: Mapping[str, Module], checkpoint: Checkpoint
+) -> tuple[Checkpoint, tree.Tree]:
+    """(checkpoint, adapters by path) of what was found on modules."""
+    if found.config.kind == IA3:
+        return read_ia3(found, known, checkpoint)
+    if found.config.kind in UPDATES:
+        return with_updates(found, known, checkpoint), {}
+    checkpoint = with_biases(found, known, checkpoint)
+    return checkpoint, read_lora(found, known, checkpoint.config)
 
 
 def place_adapters(
@@ -207,48 +223,3 @@ def _untied(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
         for tables in (parameters, codes):
             tables |= {HEAD: tables[TABLE]} if TABLE in tables else {}
     return replace(checkpoint, config=c, parameters=parameters, codes=codes)
-
-
-def _with_whole_weights(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
-    """The checkpoint with the adapter's whole weights (modules_to_save) in place of the base's."""
-    c, sizes = checkpoint.config, letter_sizes(checkpoint.config)
-    specs, unused = specs_by_path(c), dict(found.whole)
-    slices: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
-    for piece in pieces(
-        family.rules(c), {path: spec.shape[: stacked_axes(spec)] for path, spec in specs.items()}
-    ):
-        if piece.name in unused:
-            values = arranged(
-                found.tensors.read(unused.pop(piece.name)), piece.pattern, sizes, piece.name
-            )
-            for part, path in enumerate(piece.paths):
-                slices.setdefault(path, {})[piece.index] = (
-                    values[part] if len(piece.paths) > 1 else values
-                )
-    for name, actual in unused.items():
-        # peft saves the tied head's base beside an adapted table; it repeats the table and is
-        # skipped.
-        if not c.tied or name != f"{_HEAD}.weight" or ".base_layer." not in actual:
-            raise ValueError(
-                f"the adapter has the tensor {actual!r}, which {checkpoint.source} has no place for"
-            )
-    parameters, codes = dict(checkpoint.parameters), dict(checkpoint.codes)
-    for path, own in slices.items():
-        parameters[path] = _replaced(parameters.get(path), own, specs[path])
-        # A replaced slice is no longer the quantized one of the file.
-        if path in codes:
-            codes[path] = Codes({**codes[path].forms, **dict.fromkeys(own)}, codes[path].read)
-    return replace(checkpoint, parameters=parameters, codes=codes)
-
-
-def _replaced(
-    base: Parameter | None, own: dict[tuple[int, ...], np.ndarray], spec: Spec
-) -> Parameter:
-    """The parameter with the slices of `own` in place of its own; `base` None if the model had no
-    such parameter before."""
-
-    def _read(index: tuple[int, ...]) -> np.ndarray:
-        return own[index] if index in own or base is None else base.read(index)
-
-    dtype = next(iter(own.values())).dtype if base is None else base.dtype
-    return Parameter(spec.shape, str(dtype), stacked_axes(spec), _read)

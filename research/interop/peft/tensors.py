@@ -1,5 +1,6 @@
 """The tensors of an adapter's file, sorted by the modules of a model."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +15,10 @@ from research.models.config import ModelConfig
 Arrays = dict[str, np.ndarray]
 
 # Ends of names by which an adapter's tensors are known; any other tensor is a whole weight.
-_PARTS = (
-    ".lora_A.weight",
-    ".lora_B.weight",
-    ".lora_embedding_A",
-    ".lora_embedding_B",
-    ".lora_magnitude_vector",
-    ".lora_magnitude_vector.weight",
-    ".ia3_l",
+_PART = re.compile(
+    r"(.*)\.(lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector|ia3_l|hada_w[12]_[ab]"
+    r"|lokr_w[12](?:_[ab])?|vera_lambda_[bd]|oft_R|boft_[Rs]|trainable_tokens_delta)"
+    r"(?:\.weight|(\.bias))?"
 )
 
 
@@ -59,15 +56,13 @@ def sort_tensors(config: PeftConfig, tensors: SafeTensors, c: ModelConfig, famil
         # module inside its wrapper, and as the base's own weight.
         if ".original_module." in name:
             continue
-        name = name.replace(".modules_to_save.", ".")
-        part = next((part for part in _PARTS if name.endswith(part)), None)
+        name = re.sub(r"\.(modules_to_save|ln_tuning_layers|token_adapter)\.", ".", name)
+        part = _PART.fullmatch(name)
         if part is None:
             whole[name.replace(".base_layer.", ".")] = actual
         else:
             # Older and newer releases of peft differ by `.weight` at the end of magnitudes.
-            key = part.removeprefix(".").removesuffix(".weight")
-            parts.setdefault(name.removesuffix(part), {})[key] = tensors.read(actual).astype(
-                np.float32
-            )
+            key = part[2] + (part[3] or "")
+            parts.setdefault(part[1], {})[key] = tensors.read(actual).astype(np.float32)
     parts, names = experts_apart(parts, c, family)
     return Found(config, tensors, parts, whole, names)

@@ -11,8 +11,9 @@ import numpy as np
 from research import tree
 from research.files import write_json
 from research.interop.huggingface.families.table import describe
-from research.interop.peft.config import FILE, PREFIX_TUNING, PROMPT_TUNING
+from research.interop.peft.config import FILE
 from research.interop.peft.ia3 import write_ia3
+from research.interop.peft.kinds import PREFIX_TUNING, PROMPT_TUNING
 from research.interop.peft.lora import write_lora
 from research.interop.peft.prompts import write_prompts
 from research.interop.peft.read import STEM

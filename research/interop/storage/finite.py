@@ -26,13 +26,14 @@ def checked(checkpoint: Checkpoint) -> Checkpoint:
 
 def cast(checkpoint: Checkpoint, dtype: np.dtype) -> Checkpoint:
     """The checkpoint with its parameters in another floating type, cast slice by slice as they are
-    read; `NotFinite` for a number that the type is too small for."""
+    read; `NotFinite` for a number that the type is too small for. Nothing of it is stored as codes
+    any more."""
     narrowed = _with_reads(checkpoint, lambda read: _cast(read, dtype))
     parameters = {
         path: replace(parameter, dtype=dtype.name)
         for path, parameter in narrowed.parameters.items()
     }
-    return replace(narrowed, parameters=parameters)
+    return replace(narrowed, parameters=parameters, codes={})
 
 
 # Checkpoints are lazy, so a check or a cast wraps `read` and happens slice by slice as it is

@@ -35,6 +35,7 @@ class Module:
     paths, index     the parameters of ours, at `[index]`, that its weight holds
     a, b             patterns from LoRA's A and B to ours
     inputs, outputs  patterns for vectors over its inputs and outputs (IA3, DoRA)
+    weight           pattern from its weight to ours
     table            True if the inputs are the last axis of our weight
     conv             True if its class stores the weight as [in, out]
     """
@@ -47,6 +48,7 @@ class Module:
     b: str
     inputs: str
     outputs: str
+    weight: str
     table: bool
     conv: bool
 
@@ -133,6 +135,7 @@ def _module(
             paths=paths,
             b=BAR.join(one.b for one in parts),
             outputs=BAR.join(one.outputs for one in parts),
+            weight=pattern,
         )
     left, right = parse(pattern)
     fused_axis = " ".join(right[0]) + " " if len(paths) > 1 else ""
@@ -156,6 +159,7 @@ def _module(
         f"({theirs_out}) R -> {fused_axis}R {ours_out}",
         f"({theirs_in}) -> {ours_in}",
         f"({theirs_out}) -> {fused_axis}{ours_out}",
+        pattern,
         table,
         of_in is left[0],
     )

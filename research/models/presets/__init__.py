@@ -2,7 +2,20 @@
 shares, and entries with the sizes of its papers."""
 
 from research.models.config import ModelConfig
-from research.models.presets import bert, gemma, gpt, granite, llama, neox, olmo, phi, qwen, seq2seq
+from research.models.presets import (
+    bert,
+    deepseek,
+    gemma,
+    gpt,
+    gpt_oss,
+    granite,
+    llama,
+    neox,
+    olmo,
+    phi,
+    qwen,
+    seq2seq,
+)
 
 PRESETS: dict[str, ModelConfig] = {
     **gpt.PRESETS,
@@ -11,7 +24,9 @@ PRESETS: dict[str, ModelConfig] = {
     **gemma.PRESETS,
     **phi.PRESETS,
     **olmo.PRESETS,
+    **gpt_oss.PRESETS,
     **granite.PRESETS,
+    **deepseek.PRESETS,
     **neox.PRESETS,
     **bert.PRESETS,
     **seq2seq.PRESETS,

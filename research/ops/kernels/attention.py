@@ -25,17 +25,23 @@ COSTS = {"flash": "; it takes about three times as long as mosaic"}
 
 
 def choose(
-    implementation: str, q_BTNH, k_BSKH, visibility, bias, softcap: float = 0.0
+    implementation: str,
+    q_BTNH,
+    k_BSKH,
+    visibility,
+    bias,
+    softcap: float = 0.0,
+    sinks: bool = False,
 ) -> Callable | None:
-    """The kernel that serves the case, called (q, k, v, visibility, scale, softcap); None for XLA's
-    form.
+    """The kernel that serves the case, called (q, k, v, visibility, scale, softcap), and with
+    `sinks` also `sinks_N`; None for XLA's form.
 
     "auto" takes the first of `ORDER` for the mesh's devices that does not refuse, and on a GPU says
     once which and why. The name of a kernel raises `CannotServe` with the reason instead,
     also on a mesh of another platform than its own; without a mesh it is taken at its word, so that
     a program can be lowered for a device that is not here.
     """
-    case = q_BTNH, k_BSKH, visibility, bias, softcap
+    case = q_BTNH, k_BSKH, visibility, bias, softcap, sinks
     if implementation == "auto":
         return _first(case, visibility.packed or visibility.shared)
     kernel = KERNELS[implementation]
@@ -80,10 +86,12 @@ def _names(at: str, visibility) -> tuple[str, ...]:
     return ()
 
 
-def _refusal(kernel, q_BTNH, k_BSKH, visibility, bias, softcap) -> str | None:
+def _refusal(kernel, q_BTNH, k_BSKH, visibility, bias, softcap, sinks) -> str | None:
     # First what no kernel has or only one; then each kernel's own conditions.
     if softcap and not kernel.SOFT_CAP:
         return f"it has no soft cap and model.attention_softcap={softcap}"
+    if sinks and not kernel.SINKS:
+        return "it has no sinks and model.attention_sinks=True"
     if visibility.shared:
         return (
             "a prefix or a prompt is seen by every document of a row and the kernels know "

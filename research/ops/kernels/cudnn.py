@@ -27,6 +27,7 @@ from research.ops.kernels.whole_rows import on_each_device, split_rows, wide_num
 
 PLATFORM = "gpu"
 SOFT_CAP = False  # it has none
+SINKS = False  # nor these
 HEADS = {8: 128, 9: 256, 10: 256}  # the largest head by the card's major compute capability
 TILE = 128  # lengths are filled up to a multiple: gradients can be NaN for T % 128 = 64
 FEW = 8  # documents a row, up to which it was measured to be faster than `mosaic`

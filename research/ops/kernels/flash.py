@@ -17,6 +17,7 @@ from research.ops.kernels.whole_rows import on_each_device, split_rows
 
 PLATFORM = "gpu"
 SOFT_CAP = False  # the kernel has none
+SINKS = False  # nor these
 BLOCK = 128  # the longest tile; lengths are filled up to a multiple of it
 # of queries; with two keys' and two values' tiles of half as much it fits the 99 KiB of compute 8.9
 TILE_BYTES = 32768

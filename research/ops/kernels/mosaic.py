@@ -32,6 +32,7 @@ from research.ops.kernels.whole_rows import on_each_device, split_rows, wide_num
 
 PLATFORM = "gpu"
 SOFT_CAP = False  # the kernel has one, which was neither timed nor compared on a card
+SINKS = False
 TOKAMAX = "0.0.17"  # as in setup.cfg
 JAX = (0, 11)  # the oldest that this tokamax works with
 HEAD = 256  # the largest head that compiles

@@ -17,6 +17,7 @@ from research.parallel.placement import local_shape, spec_entries
 
 PLATFORM = "tpu"
 SOFT_CAP = True
+SINKS = True
 RESIDUALS = "attention"  # checkpoint name of the output and log-sum-exp, for remat policies
 LANES = 128  # of the vector unit; segment ids fill them, so no block can be shorter
 # The largest that divides the length is taken. 512 compiles for v4 to 7x, also for float32 heads of
@@ -52,6 +53,7 @@ def attend(
     visibility,
     scale: float,
     softcap: float = 0.0,
+    sinks_N: jax.Array | None = None,
     *,
     interpret: bool = False,
 ) -> jax.Array:
@@ -68,7 +70,7 @@ def attend(
     )
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return rows(kernel, q_BTNH, k_BSKH, v_BSKH, *segments)
+        return rows(kernel, q_BTNH, k_BSKH, v_BSKH, *segments, sinks_N)
     # Each device has its queries and all keys of its rows: keys are gathered over a split context.
     batch, length, heads, _ = spec_entries(q_BTNH)
     queries, keys = (
@@ -82,21 +84,35 @@ def attend(
         keys,
         PartitionSpec(batch, length),
         PartitionSpec(batch, None),
+        None if sinks_N is None else PartitionSpec(heads),
     )
-    operands = jax.tree.map(jax.reshard, (kernel, q_BTNH, k_BSKH, v_BSKH, *segments), specs)
+    operands = jax.tree.map(
+        jax.reshard, (kernel, q_BTNH, k_BSKH, v_BSKH, *segments, sinks_N), specs
+    )
     # The kernel does not say over which mesh axes its results vary, so that check is off.
     return jax.shard_map(rows, in_specs=specs, out_specs=queries, check_vma=False)(*operands)
 
 
 def _rows(
-    kernel, q_BTNH, k_BSKH, v_BSKH, q_segments_BT, k_segments_BS, *, shares: dict[str, float]
+    kernel,
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    q_segments_BT,
+    k_segments_BS,
+    sinks_N=None,
+    *,
+    shares: dict[str, float],
 ) -> jax.Array:
     """The kernel over each row of a device's part of the batch; it wants heads before time."""
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     heads_first = (jnp.swapaxes(x, 1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
     with share.scope(**shares):
-        out_BNTH = jax.vmap(kernel)(*heads_first, SegmentIds(q_segments_BT, k_segments_BS))
+        # The rows of a batch share the sinks.
+        out_BNTH = jax.vmap(kernel, in_axes=(0, 0, 0, 0, None))(
+            *heads_first, SegmentIds(q_segments_BT, k_segments_BS), sinks_N
+        )
     return jnp.swapaxes(out_BNTH, 1, 2)
 
 

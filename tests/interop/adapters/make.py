@@ -22,6 +22,7 @@ import numpy as np
 import peft
 import torch
 import transformers as hf
+from other_kinds import KINDS
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -112,6 +113,7 @@ CASES = {
     "prefix": ("llama_gqa", peft.PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM")),
     "gpt2_prompt": ("gpt2", peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")),
     "gpt2_prefix": ("gpt2", peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")),
+    **KINDS,
 }
 
 
@@ -166,6 +168,10 @@ def golden(name: str) -> dict[str, np.ndarray]:
         }
         for key in [key for key in tensors if ".modules_to_save." in key]:
             tensors[key] = tensors[key.replace(".modules_to_save.", ".")]
+        # One tensor that is saved for both of its uses.
+        if config.peft_type == "TRAINABLE_TOKENS" or getattr(config, "ensure_weight_tying", False):
+            for key in [key for key in tensors if ".lm_head." in key]:
+                tensors[key] = tensors[key.replace(".lm_head.", ".model.embed_tokens.")]
         save_file(
             {k: np.ascontiguousarray(v) for k, v in tensors.items()},
             f"{adapter}/adapter_model.safetensors",

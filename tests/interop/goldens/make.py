@@ -116,6 +116,13 @@ def v4_moe(text: dict) -> dict:
     return text | ({"num_experts": experts} if experts else {})
 
 
+def v4_gpt_oss(text: dict) -> dict:
+    """The slope of the gate was a constant of the code, and every second layer is local unless the
+    file says otherwise."""
+    left_out = ("swiglu_alpha", "layer_types")
+    return {key: value for key, value in v4_rope(text).items() if key not in left_out}
+
+
 def v4_gemma(text: dict) -> dict:
     """Published ones name the activation twice, of which the older name said another one."""
     return v4_rope(text) | {"hidden_act": "gelu"}
@@ -483,6 +490,23 @@ CASES |= {
         llama(hf.OlmoeConfig, **EXPERTS, intermediate_size=16, pad_token_id=0),
         v4_moe,
     ),
+    "gpt_oss": Case(
+        hf.GptOssForCausalLM,
+        llama(
+            hf.GptOssConfig,
+            theta=500.0,
+            rope={**YARN, "truncate": False},
+            num_hidden_layers=3,
+            head_dim=16,
+            sliding_window=5,
+            intermediate_size=16,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            swiglu_limit=0.9,
+            attention_bias=True,
+        ),
+        v4_gpt_oss,
+    ),
     "granite": Case(
         hf.GraniteForCausalLM,
         llama(
@@ -531,7 +555,9 @@ def randomise(model: torch.nn.Module, stds: dict[str, float], rng: np.random.Gen
     """Norm scales in 0.5..1.5, the rest normal: biases of std 0.3, matrices 0.2, and what `stds`
     says of either."""
     named = dict(model.named_parameters()) | {
-        n: b for n, b in model.named_buffers() if n == "final_logits_bias"
+        n: b
+        for n, b in model.named_buffers()
+        if n.endswith(("final_logits_bias", "e_score_correction_bias"))
     }
     for name, weight in named.items():
         if "embed_positions" in name and not weight.requires_grad:
@@ -714,7 +740,7 @@ def golden(case: Case, seed: int) -> tuple[dict[str, np.ndarray], str]:
         more = {"lengths": np.array(lengths), "greedy": written}
         if margin < 1e-3 or min(len(set(row)) for row in written) < 3 or np.array_equal(*written):
             return {}, f"margin {margin:.1e}, or a text of few words or twice the same"
-    if case.config.model_type in ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"):
+    if case.config.model_type in ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"):
         texts = [
             np.concatenate([ids[:n], row]) for ids, n, row in zip(fields["ids"], lengths, written)
         ]
