@@ -65,6 +65,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _model(model: dict[str, Any]) -> list[tuple[str, str]]:
+    from research.interop.certificate_lines import unneeded
+
     family = f"{model['family']}, " if model["family"] else ""
     experts = f", {model['experts']} experts" if model["experts"] else ""
     shape = (
@@ -76,7 +78,7 @@ def _model(model: dict[str, Any]) -> list[tuple[str, str]]:
     positions = f"{model['max_length']:,} positions ({model['position']})"
     quantized = ", quantized in storage" if model["quantized"] else ""
     count = f"{model['parameters']:,}, read as {', '.join(model['dtypes'])}{quantized}"
-    unused = [f"not needed: {name} ({why})" for name, why in model["unused"].items()]
+    unused = unneeded(model["unused"])
     return [
         ("model", shape),
         ("", f"{tables}, {positions}"),

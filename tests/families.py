@@ -44,6 +44,12 @@ _NAMES = {
     },
     "smollm3_3b": {"kv_heads": 2, "layers": 3, "unrotated_every": 2},
     "granite3_2b": {"kv_heads": 2},
+    # Values narrower than keys, and a first layer without experts.
+    "deepseek_v3": {
+        **{"head_size": 12, "rotary_size": 4, "value_size": 8, "kv_latent": 16, "query_latent": 12},
+        **{"layers": 3, "dense_layers": 1, "dense_d_ff": 48, "shared_d_ff": 64},
+        **{"experts": 8, "experts_per_token": 3, "route_groups": 4, "groups_per_token": 2},
+    },
     "pythia_70m": {"rotary_size": 2},
     "opt_125m": {},
     "bert_base": {},
@@ -81,7 +87,7 @@ DECODERS = [name for name, config in FAMILIES.items() if config.kind == "decoder
 # seconds a family are about: there they are among the slow ones.
 _LAYERS_ALONE = (
     *("phi4_mini", "olmo3_7b", "smollm3_3b", "granite3_2b", "pythia_70m", "opt_125m"),
-    *("bart_base", "qwen1.5_moe_a2.7b", "gpt_oss_20b", "mpnet_base"),
+    *("bart_base", "qwen1.5_moe_a2.7b", "gpt_oss_20b", "deepseek_v3", "mpnet_base"),
 )
 
 

@@ -37,6 +37,12 @@ LONGROPE = {
 LEARNED = {"model.position": "learned"}
 LAYER_NORM = {"model.norm": "layer"}
 EXPERTS = {"model.experts": 4}
+SHARED = {**EXPERTS, "model.shared_d_ff": 8}
+DENSE_FIRST = {
+    **EXPERTS,
+    **{"model.layers": 3, "model.dense_layers": 1, "model.dense_d_ff": 8},
+}
+LATENT = {"model.kv_latent": 4, "model.rotary_size": 2}
 MASKED = {"model.kind": "encoder", "objective.name": "masked_lm"}
 HEAD = {**MASKED, "model.tied": True, "model.mlm_head": True}
 CLASSES = {**MASKED, "objective.name": "classification", "model.pooler": True, "model.labels": 3}
@@ -45,7 +51,11 @@ SPANS = {
     "objective.name": "span_corruption",
 }
 PAIRS = {**SPANS, "objective.name": "translation"}
+POLICY = {"objective.name": "policy", "data.batch_size": 4, "objective.samples": 2}
+POLICY |= {"objective.max_tokens": 4}
 CHAT = {"objective.name": "chat"}
+PREFER = {"objective.name": "preference"}
+SIMPO = {**PREFER, "objective.preference_loss": "simpo"}
 LORA = {"tune.method": "lora", "lora.rank": 2}
 ADAPTER = {"tune.method": "adapter", "tune.bottleneck": 2}
 PROMPT = {"tune.method": "prompt", "tune.virtual_tokens": 2}
@@ -79,6 +89,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.rope_scaling.beta_slow": (RAMP, 30.0),
     "model.rope_scaling.truncate": (RAMP, False),
     "model.rope_scaling.attention_factor": (YARN, 1.5),
+    "model.rope_scaling.score_scale": (YARN, 1.0),
     "model.rope_scaling.short_factors": (LONGROPE, (1.0, 3.0)),
     "model.rope_scaling.long_factors": (LONGROPE, (1.0, 3.0)),
     "model.query_growth": (YARN, 0.5),
@@ -117,6 +128,16 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.normalized_routes": (EXPERTS, False),
     "model.router_logit_bias": (EXPERTS, True),
     "model.shared_d_ff": (EXPERTS, 8),
+    "model.shared_gate": (SHARED, False),
+    "model.dense_layers": (DENSE_FIRST, 2),
+    "model.dense_d_ff": (DENSE_FIRST, 12),
+    "model.router": (EXPERTS, "sigmoid"),
+    "model.route_groups": (EXPERTS, 2),
+    "model.groups_per_token": ({**EXPERTS, "model.route_groups": 2}, 2),
+    "model.route_scale": (EXPERTS, 2.0),
+    "model.kv_latent": (LATENT, 8),
+    "model.query_latent": (LATENT, 4),
+    "model.value_size": (LATENT, 2),
     "model.token_types": (MASKED, 2),
     "model.decoder_start": (PAIRS, "end"),
     "model.tied": ({}, True),
@@ -221,6 +242,25 @@ for _name in _RUNS:
     if _name != "classification":
         CASES[f"objective.{_name}.z_loss"] = (_RUNS[_name], 0.1)
     CASES[f"objective.{_name}.name"] = (_RUNS[_name], "chat" if _name != "chat" else "causal_lm")
+CASES |= {
+    "objective.preference.name": (PREFER, "causal_lm"),
+    "objective.preference.preference_loss": (PREFER, "hinge"),
+    "objective.preference.beta": (PREFER, 0.2),
+    "objective.preference.label_smoothing": (PREFER, 0.1),
+    "objective.preference.gamma": (SIMPO, 1.0),
+}
+
+CASES |= {
+    f"objective.policy.{_name}": (POLICY, _other)
+    for _name, _other in {
+        **{"name": "causal_lm", "policy_loss": "grpo", "advantage": "centred", "average": "text"},
+        **{"clip_low": 0.1, "clip_high": 0.1, "clip_most": 4.0, "kl_weight": 0.1, "samples": 4},
+        **{"max_tokens": 5, "rewards": "length", "updates": 2, "staleness": 1},
+        "logprob_limit": 1e-6,
+    }.items()
+}
+CASES["objective.policy.name"] = ({"objective.name": "policy"}, "causal_lm")
+CASES["objective.policy.max_tokens"] = (POLICY | {"objective.average": "constant"}, 5)
 
 # Fields whose other value does not fit the rest of the run, and what the line says.
 REFUSED = {
@@ -281,6 +321,9 @@ UNUSED: list[tuple[dict[str, Any], str, Any]] = [
     ({}, "objective.whole_words", True),
     (MASKED, "objective.mean_span", 2.0),
     (CLASSES, "objective.z_loss", 0.1),
+    (PREFER, "objective.z_loss", 0.1),
+    (PREFER, "objective.gamma", 1.0),
+    (PREFER | {"objective.preference_loss": "ipo"}, "objective.label_smoothing", 0.1),
     ({}, "optimizer.momentum", 0.5),
     (ADAFACTOR, "optimizer.b2", 0.5),
     ({"optimizer.name": "lion"}, "optimizer.eps", 1e-3),

@@ -16,12 +16,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from research import tree
+from research import command, tree
+from research.data.mixture import Mixture
 from research.experiment.config import Experiment
 from research.fit.compile import abstract_batch, objective_without_data, trace
+from research.infer.decode import Generation
 from research.objectives.choose import Objective
 from research.parallel.mesh import make_mesh
-from research.run import appraisal, loop, session, start
+from research.run import appraisal, loop, sampler, session, start
 from research.run.epochs import with_steps
 from research.run.program import make_program, take_step
 from research.run.repeated_feed import RepeatedFeed
@@ -93,12 +95,12 @@ def events(e: Experiment, folder: Path, monkeypatch) -> object:
         return {}
 
     monkeypatch.setattr(loop, "take_step", lambda program, state, feed: (state, {}))
-    monkeypatch.setattr(loop, "log_step", lambda s, log, step, values: note("log", step))
+    monkeypatch.setattr(loop, "log_step", lambda s, log, step, *_: note("log", step))
     monkeypatch.setattr(loop, "save", lambda s, log, state, step, feed: note("save", step))
-    monkeypatch.setattr(loop, "log_sample", lambda s, log, state, step: note("sample", step))
+    monkeypatch.setattr(loop, "log_sample", lambda s, log, state, step, _: note("sample", step))
     run = SimpleNamespace(
         experiment=e,
-        program=None,
+        program=SimpleNamespace(objective=SimpleNamespace(writes_texts=False)),
         state=None,
         start_step=0,
         feed_state={},
@@ -115,7 +117,8 @@ def events(e: Experiment, folder: Path, monkeypatch) -> object:
 
     class Feed:
         begin = close = lambda *_: None
-        state = dict
+        state = values = dict
+        samples = list
         __enter__ = lambda self: self
         __exit__ = lambda *_: None
         __next__ = lambda self: (0, None)
@@ -140,6 +143,10 @@ def retention(e: Experiment, folder: Path, monkeypatch) -> object:
         patch.setattr(ocp, "CheckpointManager", lambda *_, **given: options.update(given))
         Checkpoints(folder / "checkpoints", e.checkpoint)
     return seen, options["options"].max_to_keep, options["options"].keep_period
+
+
+# Fields of the objective `policy` that are no part of its step.
+SAMPLED = ("advantage", "samples", "rewards", "updates", "staleness", "logprob_limit")
 
 
 class Reached(BaseException):
@@ -245,9 +252,38 @@ def documents(e: Experiment, folder: Path, monkeypatch) -> object:
     return take_step(p, None, feed)
 
 
+def sampled(e: Experiment, folder: Path, monkeypatch) -> object:
+    """What a run of rollouts samples at its first step, how often, and what is made of it."""
+    prompt = {"prompt": np.arange(3, dtype=np.int32), "record": b'{"prompt": "a", "answer": "b"}'}
+    prompt["record"] = np.frombuffer(prompt["record"], np.uint8)
+    asked: list[object] = []
+
+    def write(model, params, tokenizer, prompts, config):
+        asked.append((len(prompts), config))
+        return [
+            Generation(p, "b" * (i % 3), (4, 5), (-1.0, -1.0), "eos") for i, p in enumerate(prompts)
+        ]
+
+    p = make_program(e, objective_of(e), jax.devices()[:1])
+    tokenizer = SimpleNamespace(decode=str)
+    part = type("Part", (list,), {"longest": lambda self: (3, "")})([prompt])
+    feed = sampler.rollout_feed(p, tokenizer, Mixture([part], seed=0))
+    feed.sample = dataclasses.replace(feed.sample, engine=write)
+    monkeypatch.setattr(sampler.Sampler, "difference", lambda *_: 5e-5)
+    feed.begin(0, {})
+    try:
+        feed.offer(SimpleNamespace(trainable={}, params={}))
+    except command.Stop as stop:
+        return str(stop)
+    batch = next(feed)[1]
+    values = {n: v for n, v in feed.values().items() if n != "rollout_share"}
+    return asked, values, {name: x.tolist() for name, x in batch.items()}, sorted(feed.state())
+
+
 PROBES = {
     **dict.fromkeys(("data.sequence_length", "data.batch_size"), program),
     **dict.fromkeys(("data.batch_size_per_device", "train.accumulate", "train.seed"), program),
+    **dict.fromkeys((f"objective.policy.{n}" for n in SAMPLED), sampled),
     **{"data": data, "train": events, "checkpoint": retention, "logging": trackers},
     **{
         "execution.documents": documents,

@@ -14,10 +14,10 @@ LEVELS = {
     "weights": 2,
     "models": 3, "data": 3,
     "objectives": 4, "training": 4, "infer": 4, "tuning": 4, "experiment": 4,
-    "interop": 5,
-    "run": 6, "evals": 6, "compress": 6,
+    "interop": 5, "posttrain": 5,
+    "run": 6, "evals": 6, "compress": 6, "merging": 6,
     "fit": 7, "bench": 7, "sweep": 7,
-    "train": 8, "generate": 8, "evaluate": 8, "convert": 8, "quantize": 8, "embed": 8,
+    "train": 8, "generate": 8, "evaluate": 8, "convert": 8, "merge": 8, "quantize": 8, "embed": 8,
     "inspect_batch": 8, "inspect_checkpoint": 8,
     "chat": 8, "classify": 8, "run_directory": 8, "__main__": 8,
 }  # fmt: skip

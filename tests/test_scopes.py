@@ -53,7 +53,7 @@ def found_in(hlo: str) -> set[tuple[str, ...]]:
 def wanted_of(family: str) -> set[str]:
     c = FAMILIES[family]
     wanted = ALWAYS | ({"moe", "routing", "experts"} if c.experts else {"mlp"})
-    wanted |= {"mlp"} if c.shared_d_ff else set()
+    wanted |= {"mlp"} if c.shared_d_ff or c.dense_layers else set()
     wanted |= {"rotation"} if c.position == "rope" else set()
     return wanted | ({"encoder", "cross"} if c.kind == "encoder_decoder" else set())
 

@@ -6,7 +6,8 @@ next layer is calibrated with states that quantized layers give. Only one layer'
 gram matrices exist at a time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from research import tree
 from research.compress.methods import METHODS, Request, quantize_layer
 from research.compress.observe import Inputs, Observed
+from research.models.config import dense_config
 from research.models.kinds import layer_kind
 from research.models.model import Batch, Model
 from research.models.stack import layer_of
@@ -42,6 +44,11 @@ def calibrate(
         raise ValueError(f"method={method!r}; choose one of {', '.join(METHODS)}")
     c, specs = model.config, model.specs()
     _check_decoder(model)
+    if c.dense_layers:
+        raise ValueError(
+            f"model.dense_layers={c.dense_layers} are no layers like those behind them, of which "
+            "all are quantized alike; set --method=rtn"
+        )
     quantize_specs(specs, rules, group)  # for its errors, which name the path
     # Paths without "layers/": a layer is run and quantized by itself.
     layer_formats, by_path = _layer_formats(specs, rules), tree.paths(specs)
@@ -85,16 +92,17 @@ def layer_errors(
     squares = np.zeros((len(changed) + 1, model.config.layers))
     for index in range(model.config.layers):
         # One layer of each model at a time, so that memory does not grow with depth.
-        layer, *others = (layer_of(p["layers"], index) for p in (params, *changed.values()))
+        of, layer_in = _one_stack(model, index)
+        layer, *others = (layer_in(p) for p in (params, *changed.values()))
         kind = layer_kind(model.config, index)
         for batch_index, (batch, x_BTD) in enumerate(zip(batches, states)):
-            states[batch_index] = _run(layer, x_BTD, batch, kind, model=model)
+            states[batch_index] = _run(layer, x_BTD, batch, kind, model=of)
             # A residual layer's error is measured against what it adds, not against the stream it
             # adds to.
             squares[0, index] += _square(states[batch_index] - x_BTD)
             for n, other in enumerate(others):
                 squares[n + 1, index] += _square(
-                    _run(other, x_BTD, batch, kind, model=model) - states[batch_index]
+                    _run(other, x_BTD, batch, kind, model=of) - states[batch_index]
                 )
     return {name: np.sqrt(row / squares[0]) for name, row in zip(changed, squares[1:])}
 
@@ -133,6 +141,16 @@ def _layer_formats(specs: tree.Tree, rules: Rules) -> dict[str, str]:
         if not path.startswith("layers/") or "experts" in by_path[path].axes:
             raise ValueError(f"{path} is no single matrix of a layer; set --method=rtn")
     return {path.removeprefix("layers/"): format for path, format in formats.items()}
+
+
+def _one_stack(model: Model, index: int) -> tuple[Model, Callable[[tree.Tree], tree.Tree]]:
+    """What runs layer `index`, and what takes it of a model's parameters. First layers without
+    experts are a stack of their own."""
+    first = model.config.dense_layers
+    if index < first:
+        dense = replace(model, config=dense_config(model.config))
+        return dense, lambda params: layer_of(params["dense"]["layers"], index)
+    return model, lambda params: layer_of(params["layers"], index - first)
 
 
 def _check_decoder(model: Model) -> None:

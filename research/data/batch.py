@@ -20,6 +20,9 @@ class Batch(TypedDict, total=False):
     segments: Any  # int32 [B, T], 1, 2, ... for the texts of a row, 0 for padding
     positions: Any  # int32 [B, T], from 0 in each text
     token_types: Any  # int32 [B, T], BERT's first or second text; without it all are 0
+    sampled: Any  # float32 [B, T], log-probability that the target was sampled with, in nats
+    advantages: Any  # float32 [B, T], how much better the target's text is than others
+    shares: Any  # float32 [B, T], what the target counts in the mean of the loss
     encoder_inputs: Any  # int32 [B, S]
     encoder_segments: Any  # int32 [B, S], segment i is what segment i of the decoder looks at
     encoder_positions: Any  # int32 [B, S]

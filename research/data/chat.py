@@ -19,6 +19,7 @@ import numpy as np
 from research.data.chat_messages import for_template, reads_more
 from research.data.chat_sandbox import ChatRefused, Rendered, Sandbox, shared_sandbox
 from research.data.chat_spans import kept_span
+from research.data.conversations import with_text
 from research.data.documents import digest
 from research.data.tokenizers import Tokenizer
 
@@ -49,14 +50,13 @@ def render_chat(
     template, for one that rejects the messages or fails, and for one that runs too long or writes
     too much.
     """
+    template = _template(tokenizer, tools)
     variables = {
-        "messages": for_template(messages),
+        "messages": for_template(messages, template),
         "add_generation_prompt": add_generation_prompt,
     } | _specials(tokenizer, tools)
     return (
-        (sandbox or shared_sandbox())
-        .render(_template(tokenizer, tools), [variables], now or datetime.now())[0]
-        .text
+        (sandbox or shared_sandbox()).render(template, [variables], now or datetime.now())[0].text
     )
 
 
@@ -239,12 +239,12 @@ class ChatEncoder:
         )
 
     def _render(self, tools: list[Any], *jobs: tuple[Messages, bool]) -> list[Rendered]:
-        shared = _specials(self._tokenizer, tools)
+        shared, template = _specials(self._tokenizer, tools), _template(self._tokenizer, tools)
         variables = [
-            {"messages": for_template(m), "add_generation_prompt": prompt, **shared}
+            {"messages": for_template(m, template), "add_generation_prompt": prompt, **shared}
             for m, prompt in jobs
         ]
-        return self._sandbox.render(_template(self._tokenizer, tools), variables, TRAINING_DAY)
+        return self._sandbox.render(template, variables, TRAINING_DAY)
 
 
 def _masked(
@@ -264,7 +264,8 @@ def _masked(
 def _content(message: Mapping[str, Any]) -> str:
     """What is sure to be written of an answer: templates may strip it, and drop it beside calls of
     tools."""
-    return "" if message.get("tool_calls") else (message.get("content") or "").strip()
+    text = with_text(0, message).get("content") or ""
+    return "" if message.get("tool_calls") else text.strip()
 
 
 def _template(tokenizer: Tokenizer, tools: Sequence[Any] = ()) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from research.data.conversations import with_text
 from research.data.tokenizers import Tokenizer
 
 
@@ -55,7 +56,7 @@ def _texts(message: Mapping[str, Any]) -> list[str]:
     that it calls."""
     if calls := message.get("tool_calls"):
         return [str((call.get("function") or call).get("name", "")) for call in calls]
-    return [(message.get("content") or "").strip()]
+    return [(with_text(0, message).get("content") or "").strip()]
 
 
 def _shared(tokenizer: Tokenizer, a: str, b: str) -> str:

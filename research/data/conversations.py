@@ -26,13 +26,20 @@ def conversation(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dic
     if "instruction" in columns:
         messages = _alpaca(row, columns)
     else:
-        messages = _messages(row, columns["messages"])
+        messages = listed(row, columns["messages"])
+    return checked(messages, row, columns)
+
+
+def checked(
+    messages: Sequence[Any], row: Mapping[str, Any] = {}, columns: Mapping[str, str] = {}
+) -> list[dict[str, Any]]:
+    """The messages in the form that `conversation` describes, and with its errors; the row may have
+    a further "system"."""
     if not messages:
         raise ValueError("it has no messages")
-    checked = [_message(number, message) for number, message in enumerate(messages)]
-    checked = _system(row, columns, checked)
+    numbered = [_message(number, message) for number, message in enumerate(messages)]
     # Messages are numbered as in the record, so empty ones are dropped after the check.
-    said = [message for message in checked if message is not None]
+    said = [message for message in _system(row, columns, numbered) if message is not None]
     answers = [message for message in said if message["role"] == "assistant"]
     if not answers:
         raise ValueError("no message is by the assistant, so there is nothing to learn")
@@ -44,7 +51,7 @@ def conversation(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dic
 def tools(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Any]:
     """The descriptions of tools that a record offers to the assistant, from its column "tools": a
     list, or the JSON text of one; [] if it has none. ValueError for any other value."""
-    value = _plain(row.get(columns.get("tools", "tools"))) or []
+    value = plain(row.get(columns.get("tools", "tools"))) or []
     if isinstance(value, str):
         value = json.loads(value)
     if not isinstance(value, list):
@@ -67,7 +74,7 @@ def read_spelt(text: str) -> tuple[list[dict[str, Any]], list[Any]]:
 
 def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dict[str, Any]]:
     names = (columns.get(name, name) for name in ("instruction", "input", "output"))
-    instruction, added, output = (_plain(row.get(name)) for name in names)
+    instruction, added, output = (plain(row.get(name)) for name in names)
     if not isinstance(instruction, str):
         raise ValueError(
             f"field {columns['instruction']!r} is {type(instruction).__name__}, wanted text"
@@ -79,7 +86,7 @@ def _alpaca(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dict[str
 
 
 def _history(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Any]:
-    history = _plain(row.get(columns.get("history", "history"))) or []
+    history = plain(row.get(columns.get("history", "history"))) or []
     if not isinstance(history, list) or any(
         not isinstance(turn, list) or len(turn) != 2 for turn in history
     ):
@@ -91,7 +98,7 @@ def _system(
     row: Mapping[str, Any], columns: Mapping[str, str], messages: list[dict[str, Any] | None]
 ) -> list[dict[str, Any] | None]:
     """The messages with the text of the column "system" in front."""
-    system = _plain(row.get(columns.get("system", "system")))
+    system = plain(row.get(columns.get("system", "system")))
     if not system:
         return messages
     first = _message(0, {"role": "system", "content": system})
@@ -102,8 +109,10 @@ def _system(
     return messages if own else [first, *messages]
 
 
-def _messages(row: Mapping[str, Any], column: str) -> list[Any]:
-    messages = _plain(row.get(column))
+def listed(row: Mapping[str, Any], column: str) -> list[Any]:
+    """The list of messages in a column, as data sets, tables and TFDS keep one. ValueError for any
+    other value."""
+    messages = plain(row.get(column))
     # Tables have only text in their cells.
     if isinstance(messages, str) and messages.lstrip().startswith("["):
         messages = json.loads(messages)
@@ -176,12 +185,12 @@ def _joined(number: int, content: Any) -> str | None:
     return content
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON values of what TFDS and parquet give: bytes as text, arrays as lists."""
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+        return {name: plain(part) for name, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value

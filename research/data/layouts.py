@@ -15,6 +15,9 @@ from research.data.documents import Documents, UnreadableRecord
 from research.data.labelled import labelled_windows
 from research.data.packing import text_windows
 from research.data.pairs import pair_windows
+from research.data.preference_windows import preference_windows
+from research.data.preferences import SIDES, read_preference
+from research.data.prompts import OPTIONAL, prompt_windows, read_prompt
 from research.data.windows import WindowOptions, Windows
 
 Columns = Mapping[str, str]  # our name of a column: the name that the data have for it
@@ -111,6 +114,31 @@ LAYOUTS: dict[str, Layout] = {
             {name: name for name in ("instruction", "input", "output")},
             {name: name for name in ("instruction", "output")},
         ),
+    ),
+    "preferences": Layout(
+        SIDES,
+        (("prompt", *SIDES), SIDES),
+        read_preference,
+        preference_windows,
+        measured="chosen",
+        optional=("tools", "system"),
+        read_by=("preference",),
+        # With the prompt in a column of its own, as LLaMA-Factory has it, within both sides.
+        usual=tuple(
+            {**prompt, **{side: side for side in SIDES}}
+            for prompt in ({"prompt": "prompt"}, {"prompt": "conversations"}, {})
+        ),
+    ),
+    "prompts": Layout(
+        ("prompt", "record"),
+        (("prompt",),),
+        read_prompt,
+        prompt_windows,
+        measured="record",
+        optional=OPTIONAL,
+        read_by=("policy",),
+        # Of mathematics, of chats.
+        usual=tuple({"prompt": name} for name in ("prompt", "question", "problem", "messages")),
     ),
 }
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from research.data.alpaca import open_alpaca
+from research.data.addition import open_addition, open_addition_texts
+from research.data.alpaca import open_alpaca, open_dpo_en_demo
 from research.data.documents import (
     Documents,
     Subset,
@@ -161,6 +162,9 @@ SOURCES: dict[str, NamedSource] = {
     "stdlib": NamedSource(open_stdlib, gives="texts"),
     "shakespeare": NamedSource(open_shakespeare, gives="texts"),
     "alpaca": NamedSource(open_alpaca, gives="conversations"),
+    "dpo_en_demo": NamedSource(open_dpo_en_demo, gives="preferences"),
+    "addition": NamedSource(open_addition, gives="prompts"),
+    "addition_texts": NamedSource(open_addition_texts, gives="texts"),
 }
 
 

@@ -110,12 +110,13 @@ def tokenize_conversations(
     encoder: ChatEncoder,
     cache_dir: Path,
     *,
+    field: str = "conversation",
     max_bad_records: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenStore:
-    """`tokenize` for conversations, whose store has a mask. A conversation that the chat template
-    rejects counts as an unreadable record."""
-    key = digest(_FORMAT, documents.fingerprint, "conversation", encoder.fingerprint)
+    """`tokenize` for a field of conversations, whose store has a mask. A conversation that the chat
+    template rejects counts as an unreadable record."""
+    key = digest(_FORMAT, documents.fingerprint, field, encoder.fingerprint)
 
     def encode(texts: list[str]) -> list[_Encoded]:
         spelt = list(map(read_spelt, texts))
@@ -123,7 +124,7 @@ def tokenize_conversations(
 
     return _stored(
         documents,
-        "conversation",
+        field,
         encode,
         encoder.vocab_size,
         key,

@@ -6,6 +6,7 @@ from typing import Any
 from research.evals.evaluation import Evaluation, RunData
 from research.evals.heldout import HeldOut
 from research.evals.pairs import PairPerplexity
+from research.evals.rewarded import Rewarded
 from research.evals.text_perplexity import TextPerplexity
 from research.experiment.fields import build, nearest
 
@@ -14,6 +15,7 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "heldout": HeldOut,
     "perplexity": TextPerplexity,
     "pairs": PairPerplexity,
+    "rewards": Rewarded,
 }
 
 

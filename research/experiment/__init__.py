@@ -3,11 +3,12 @@ files start from.
 
 Config files need this package alone:
 
-    from research.experiment import base_config, parse_arg, shrink_model
+    from research.experiment import PARENTS, base_config, parse_arg, shrink_model, tune
 """
 
 from research.experiment.config import base_config
 from research.experiment.fields import parse_arg
+from research.experiment.methods import PARENTS, tune
 from research.experiment.smoke import shrink_model
 
-__all__ = ["base_config", "parse_arg", "shrink_model"]
+__all__ = ["PARENTS", "base_config", "parse_arg", "shrink_model", "tune"]

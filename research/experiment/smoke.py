@@ -32,8 +32,16 @@ def shrink_model(config: ConfigDict, family: ModelConfig) -> None:
         pairs = (m.rotary_size or m.head_size) // 2
         m.rope_scaling.short_factors = family.rope_scaling.short_factors[:pairs]
         m.rope_scaling.long_factors = family.rope_scaling.long_factors[-pairs:]
+    if family.kv_latent:
+        m.kv_latent, m.value_size = 32, 8
+    if family.query_latent:
+        m.query_latent = 16
     if family.experts:
         m.experts = 8
+    if family.dense_layers:
+        m.dense_layers, m.dense_d_ff = 1, 128
+    if family.route_groups > 1:
+        m.experts_per_token, m.route_groups, m.groups_per_token = 2, 4, 2
     if family.shared_d_ff:
         m.shared_d_ff = 64
     # Both scales depend on the width, which has changed.

@@ -95,7 +95,7 @@ def _table(trained: Collection[str], frozen: Collection[str]) -> str:
 def _matrix(path: str, leaf: jax.ShapeDtypeStruct, itemsize: int) -> float:
     """Bytes of a layer stack's matrix when gathered for use, whole stack; 0 for what is of no
     layer."""
-    if not path.split("/")[0].endswith("layers"):
+    if not path.removeprefix("dense/").split("/")[0].endswith("layers"):
         return 0.0
     names = [name for entry in leaf.sharding.spec for name in mesh_axes(entry)]
     split = math.prod(leaf.sharding.mesh.shape[name] for name in names if AXES[name] == COMPUTE)

@@ -15,8 +15,8 @@ def conversation(
     said: str | Sequence[Mapping[str, Any]], system: str | None = None
 ) -> list[Message]:
     """The messages to answer: a question, or messages with "role" and "content" as they are. A
-    `system` message goes in front. ValueError for one beside a system message of `said`, and for
-    messages without a question at their end.
+    `system` message goes in front. ValueError for one beside a system message of `said`, for
+    messages without a question at their end, and for a part of a content that is no text.
 
         conversation("What is a graft?", system="Answer in one line.")
     """
@@ -26,7 +26,8 @@ def conversation(
             raise ValueError(
                 f'{str(message)[:60]!r} is no message like {{"role": "user", "content": "Hi"}}'
             )
-    messages = [with_text(number, message) for number, message in enumerate(messages)]
+    for number, message in enumerate(messages):
+        with_text(number, message)  # refuses parts that are no text; the template may want parts
     if not messages or messages[-1]["role"] == "assistant":
         raise ValueError("the messages end in an answer; end them with one that asks for one")
     if system is None:

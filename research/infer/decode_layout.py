@@ -13,6 +13,7 @@ takes the parameters away, for one whose device has no room for both.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from research.devices.backend import barrier, platform
 from research.models.model import Model
+from research.models.stack import layer_count
 from research.ops.kernels.equation import parse
 from research.tree import Tree
 from research.weights.leaf import Leaf
@@ -31,6 +33,7 @@ from research.weights.quantized import Quantized
 # Number of leading axes that a product contracts, by the weight's name. Weights that are not named
 # here stay arrays.
 _CONTRACTED = {"query": 1, "key": 1, "value": 1, "out": 2, "gate": 1, "up": 1, "down": 1}
+_CONTRACTED |= {"query_down": 1, "kv_down": 1, "rotary_key": 1}
 
 
 @partial(
@@ -123,9 +126,27 @@ def move(model: Model, params: Tree) -> Tree:
         return params
     if "prompt" in params:
         params = jax.jit(Model.prompted, static_argnums=0)(model, params)
-    dtype, count = model.precision.compute_dtype, model.config.layers
-    stacked, structure = jax.tree.flatten_with_path(params["layers"], is_leaf=_is_weight)
-    layers: list[list] = [[] for _ in range(count)]
+    dense = _of_dense(params, lambda stacked: _moved(model, stacked))
+    layers = _moved(model, params["layers"])
+    head = _head(model, params)
+    for old, new in zip(
+        jax.tree.leaves({name: params[name] for name in head}), jax.tree.leaves(head)
+    ):
+        if new.dtype != old.dtype:  # only then is it another array
+            old.delete()
+    return {**params, **head, **dense, "layers": layers}
+
+
+def _of_dense(params: Tree, laid_out: Callable[[Tree], tuple[Tree, ...]]) -> Tree:
+    """First layers without experts, as a tuple; {} for a model without them."""
+    return {"dense": {"layers": laid_out(params["dense"]["layers"])}} if "dense" in params else {}
+
+
+def _moved(model: Model, p_layers: Tree) -> tuple[Tree, ...]:
+    """Stacked layers as a tuple in the layout, see `move`."""
+    dtype = model.precision.compute_dtype
+    stacked, structure = jax.tree.flatten_with_path(p_layers, is_leaf=_is_weight)
+    layers: list[list] = [[] for _ in range(layer_count(p_layers))]
     for path, weight in stacked:
         arrays, leaf = jax.tree.flatten(weight)
         # A donated copy would not do: no output is as large as the stack, so none takes its buffer.
@@ -137,17 +158,7 @@ def move(model: Model, params: Tree) -> Tree:
             layer.append(_transposed(w_layer, dtype, axes) if axes else _with_scales(w_layer))
         # So that the next weight is not copied back before the memory of this one is free.
         jax.block_until_ready([layer[-1] for layer in layers])
-    head = _head(model, params)
-    for old, new in zip(
-        jax.tree.leaves({name: params[name] for name in head}), jax.tree.leaves(head)
-    ):
-        if new.dtype != old.dtype:  # only then is it another array
-            old.delete()
-    return {
-        **params,
-        **head,
-        "layers": tuple(jax.tree.unflatten(structure, layer) for layer in layers),
-    }
+    return tuple(jax.tree.unflatten(structure, layer) for layer in layers)
 
 
 def _with_scales(weight):
@@ -171,13 +182,14 @@ def lay_out(model: Model, params: Tree) -> Tree:
         axes = _contracted_axes(path, w_layer)
         return _transpose(w_layer, dtype, axes) if axes else w_layer
 
-    def _one(index: int) -> Tree:
-        return jax.tree.map_with_path(
-            partial(_arranged, index), params["layers"], is_leaf=_is_weight
+    def _all(p_layers: Tree) -> tuple[Tree, ...]:
+        return tuple(
+            jax.tree.map_with_path(partial(_arranged, index), p_layers, is_leaf=_is_weight)
+            for index in range(layer_count(p_layers))
         )
 
-    layers = tuple(_one(index) for index in range(model.config.layers))
-    return {**params, **_head(model, params), "layers": layers}
+    dense = _of_dense(params, _all)
+    return {**params, **_head(model, params), **dense, "layers": _all(params["layers"])}
 
 
 def is_faster() -> bool:

@@ -1,8 +1,11 @@
 """What `research.interop.convert.convert` returns, as lines for the terminal."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from research.interop import beside
+
+FEW = 3  # tensors that are not needed for one reason, at most, that are named one by one
 
 
 def describe(certificate: dict[str, Any]) -> list[str]:
@@ -13,10 +16,7 @@ def describe(certificate: dict[str, Any]) -> list[str]:
     trip, reference = certificate["round_trip"], certificate["reference"]
     lines += [_describe_round_trip(trip, certificate["target"])]
     lines += beside.lines(certificate["beside"])
-    lines += [
-        f"not needed: {name} ({reason})"
-        for name, reason in certificate["tensors"]["unused"].items()
-    ]
+    lines += unneeded(certificate["tensors"]["unused"])
     if reference:
         lines += [
             f"against {reference['implementation']}: logits differ by up to "
@@ -24,6 +24,20 @@ def describe(certificate: dict[str, Any]) -> list[str]:
             f"KL {reference['mean_kl_nats']:.3g} nats, top-1 agrees on "
             f"{reference['top1_agreement']:.1%}"
         ]
+    return lines
+
+
+def unneeded(unused: Mapping[str, str]) -> list[str]:
+    """A line for each tensor that is not needed, by name with its reason, or for all that share a
+    reason where these are many."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in unused.items():
+        by_reason.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in by_reason.items():
+        if len(names) > FEW:
+            names = [f"{len(names):,} tensors such as {names[0]}"]
+        lines += [f"not needed: {name} ({reason})" for name in names]
     return lines
 
 

@@ -36,24 +36,20 @@ def certify(
     dtype: str = "",
     adapter: str | Path = "",
     notes: Sequence[str] = (),
+    origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes the certificate of `folder`, which `target` was opened from, and returns it.
 
     `reference` is what `research.interop.reference.compare` returned, `dtype` the type that was
-    asked for, "" for the source's, `adapter` what was merged into the source, and `notes` lines on
-    what the format cannot hold or its reader ignores. ValueError, before anything is written, where
+    asked for, "" for the source's, `adapter` what was merged into the source, `notes` lines on what
+    the format cannot hold or its reader ignores, and `origin` what stands for a source that is no
+    one path, such as a merge of several. ValueError, before anything is written, where
     a lossless conversion does not give the source's bits back, and where the target's config
     describes another computation.
     """
     body = {
         "format": _FORMAT,
-        "source": {
-            "name": str(source.source),
-            "format": source.format,
-            "files": hash_files(source.source),
-            **_describe_hub(source.source),
-            **_describe_adapter(adapter),
-        },
+        "source": dict(origin) if origin else _describe_source(source, adapter),
         "target": {
             "format": target.format,
             "dtype": dtype,
@@ -75,6 +71,16 @@ def certify(
     # The digest finds an edited certificate; it is no signature, for anybody can compute it.
     write_json(folder / FILE, {**body, "sha256": _digest(body)})
     return body
+
+
+def _describe_source(source: Checkpoint, adapter: str | Path) -> dict[str, Any]:
+    return {
+        "name": str(source.source),
+        "format": source.format,
+        "files": hash_files(source.source),
+        **_describe_hub(source.source),
+        **_describe_adapter(adapter),
+    }
 
 
 def _describe_hub(path: Path) -> dict[str, str]:

@@ -27,6 +27,9 @@ GGUF_TYPES = {
     "q8_0": "Q8_0",
     "q4_0": "Q4_0",
     "q4_1": "Q4_1",
+    # Mixtures of K-quants, as llama.cpp names them.
+    **{name.lower(): name for name in ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M")},
+    **{name.lower(): name for name in ("Q5_K_S", "Q5_K_M", "Q6_K")},
 }
 
 # Opens the checkpoint at any path or spelling: `research.interop.load.open_checkpoint`.

@@ -30,6 +30,7 @@ from research.parallel.mesh import make_mesh
 from research.precision import Precision
 from research.weights import rules
 from research.weights.formats import FORMATS
+from research.weights.matrices import LINEAR
 from research.weights.rules import is_leaf
 
 
@@ -119,9 +120,10 @@ def _quantized_specs(checkpoint: Checkpoint, specs: tree.Tree, quantize: str) ->
         raise ValueError(
             f"{checkpoint.source} is quantized already; load it without quantize={quantize!r}"
         )
-    blocks = "attention|cross|mlp/shared" if checkpoint.config.experts else "attention|cross|mlp"
-    matrices = rf"(encoder/)?layers/({blocks})/(query|key|value|out|gate|up|down)"
-    return rules.quantize_specs(specs, [(matrices, quantize), (".*", None)])
+    # Experts stay as they are, which have the names of a dense layer.
+    experts = [("(encoder/)?layers/mlp/(gate|up|down)", None)]
+    chosen = [*(experts if checkpoint.config.experts else []), (LINEAR, quantize), (".*", None)]
+    return rules.quantize_specs(specs, chosen)
 
 
 def read_generation(source: str | Path) -> dict[str, Any]:

@@ -58,9 +58,10 @@ def bottleneck_specs(c: ModelConfig, size: int, placement: str = "pfeiffer") -> 
         return {"layers": stack_specs({f"{name}_adapter": dict(one) for name in branches}, count)}
 
     # Only the decoder of an encoder-decoder has cross-attention.
-    if c.kind != "encoder_decoder":
-        return _layers(c.layers, False)
-    return {**_layers(c.layers, True), "encoder": _layers(c.encoder_layers, False)}
+    if c.kind == "encoder_decoder":
+        return {**_layers(c.layers, True), "encoder": _layers(c.encoder_layers, False)}
+    behind = _layers(c.layers - c.dense_layers, False)
+    return {**behind, "dense": _layers(c.dense_layers, False)} if c.dense_layers else behind
 
 
 @scope("adapter")
@@ -78,6 +79,7 @@ def prefix_specs(c: ModelConfig, tokens: int) -> Tree:
     an encoder-decoder also those of the encoder. The keys are used without rotation. ValueError
     unless n is positive."""
     _positive(tokens)
+    check_heads(c)
     # Without rotation because a virtual token never moves: its key turned by the angle of its
     # position is only another trained key.
     axes = ("virtual", "kv_heads", "head")
@@ -98,6 +100,7 @@ def prompt_specs(c: ModelConfig, tokens: int) -> Tree:
     ValueError unless n is positive and the model a decoder."""
     _positive(tokens)
     _decoder(c)
+    check_heads(c)
     table = Spec((tokens, c.d_model), ("virtual", "embed"), initial(c).embedding, kind="table")
     return {"prompt": {"table": table}}
 
@@ -210,6 +213,15 @@ def _decoder(c: ModelConfig) -> None:
         raise ValueError(
             f"a prompt is for decoders and the model is an {c.kind}, where virtual tokens see the "
             "text, so that the documents of a packed row could not share them; take a prefix"
+        )
+
+
+def check_heads(c: ModelConfig) -> None:
+    """ValueError for a model whose layers cannot all have virtual tokens' keys and values."""
+    if c.kv_latent or c.dense_layers:
+        raise ValueError(
+            "virtual tokens are keys and values of the heads of one stack of layers, which a model "
+            "with model.kv_latent or model.dense_layers does not have; take lora or a bottleneck"
         )
 
 

@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from research.models import layers, mixture
+from research.models import latent, layers, mixture
 from research.models.adapters import bottleneck
 from research.models.config import Execution, LayerLosses, ModelConfig
 from research.models.context import LayerContext
@@ -28,7 +28,8 @@ def layer_specs(c: ModelConfig, start: Initial, count: int, cross: bool) -> Tree
     """Specs of `count` stacked layers: `attention`, `cross` if asked for, `mlp`, and the norms of
     each (`attention_norm`, with `branch_norm` also or only `attention_out_norm`, ...)."""
     # In the order in which they run, which is also that of the parameter tree.
-    branches = {"attention": layers.attention_specs(c, start)}
+    attention_specs = latent.latent_specs if c.kv_latent else layers.attention_specs
+    branches = {"attention": attention_specs(c, start)}
     if cross:
         branches["cross"] = layers.attention_specs(c, start)
     # A mixture of experts has the same name, so that schedules and adapters find it by one path.
@@ -63,15 +64,10 @@ def block(
     start_BTD = x_BTD  # what both branches of a parallel layer read
     with scope("attention"):
         y_BTD = _branch_input(p, "attention", x_BTD, c, index)
-        y_BTD, cache = layers.attention(
-            p["attention"],
-            y_BTD,
-            c,
-            context.kinds[kind],
-            bias=context.bias,
-            layer=index,
-            cache=cache,
-            implementation=execution.attention,
+        attend = latent.latent_attention if c.kv_latent else layers.attention
+        of_layer = {"layer": index, "cache": cache, "implementation": execution.attention}
+        y_BTD, cache = attend(
+            p["attention"], y_BTD, c, context.kinds[kind], bias=context.bias, **of_layer
         )
         x_BTD = _add_branch(p, "attention", x_BTD, y_BTD, c, attention_key)
 

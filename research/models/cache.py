@@ -3,7 +3,8 @@
 A token at position p is stored in slot p mod S. Without a window S is the longest text. With one,
 S is the window plus the longest chunk written at once, less one, and a token is overwritten when no
 later query can see it. Arrays are [B, K, S, H]: the keys of one head are contiguous, in the order
-in which the products of decoding read them.
+in which the products of decoding read them. In latent attention (`research.models.latent`) values
+are the keys themselves, which are then kept once.
 """
 
 from abc import abstractmethod
@@ -103,24 +104,26 @@ _index_fields = ["positions_BS", "segments_BS"]
 )
 @dataclass(frozen=True)
 class StackedCache(SlotCache):
-    """One array [L, B, K, S, H] for the keys of all layers and one for the values; a scan over
-    layers carries and indexes them."""
+    """One array [L, B, K, S, H] for the keys of all layers and one for the values, None where these
+    are the keys; a scan over layers carries and indexes them."""
 
     key_LBKSH: jax.Array
-    value_LBKSH: jax.Array
+    value_LBKSH: jax.Array | None
     positions_BS: jax.Array
     segments_BS: jax.Array
 
     def write(self, layer, k_BTKH, v_BTKH, slots_BT) -> Self:
         """See `SlotCache.write`; `layer` may be traced."""
-        keys = _put(self.key_LBKSH, k_BTKH, slots_BT, layer)
-        values = _put(self.value_LBKSH, v_BTKH, slots_BT, layer)
-        return replace(self, key_LBKSH=keys, value_LBKSH=values)
+        cache = replace(self, key_LBKSH=_put(self.key_LBKSH, k_BTKH, slots_BT, layer))
+        if self.value_LBKSH is None:
+            return cache
+        return replace(cache, value_LBKSH=_put(self.value_LBKSH, v_BTKH, slots_BT, layer))
 
     def read(self, layer) -> tuple[jax.Array, jax.Array]:
         # A layer's number is traced inside a scan, where a Python index would not do.
         index = partial(jax.lax.dynamic_index_in_dim, index=layer, axis=0, keepdims=False)
-        return index(self.key_LBKSH), index(self.value_LBKSH)
+        k_BKSH = index(self.key_LBKSH)
+        return k_BKSH, k_BKSH if self.value_LBKSH is None else index(self.value_LBKSH)
 
     def layered(self) -> "LayeredCache":
         """The same cache with an array for each layer, for decoding with a tuple of layers."""
@@ -128,7 +131,8 @@ class StackedCache(SlotCache):
         # place.
         count = self.key_LBKSH.shape[0]
         keys, values = (
-            tuple(kv[layer] for layer in range(count)) for kv in (self.key_LBKSH, self.value_LBKSH)
+            None if kv is None else tuple(kv[layer] for layer in range(count))
+            for kv in (self.key_LBKSH, self.value_LBKSH)
         )
         return LayeredCache(keys, values, self.positions_BS, self.segments_BS)
 
@@ -145,10 +149,11 @@ class StackedCache(SlotCache):
 @dataclass(frozen=True)
 class LayeredCache(SlotCache):
     """Arrays [B, K, S, H] for each layer, for a stack that runs unrolled: reading a layer copies
-    nothing. Layers are numbered by Python integers, not by traced ones."""
+    nothing. Layers are numbered by Python integers, not by traced ones. Values are None where they
+    are the keys."""
 
     keys_BKSH: tuple[jax.Array, ...]
-    values_BKSH: tuple[jax.Array, ...]
+    values_BKSH: tuple[jax.Array, ...] | None
     positions_BS: jax.Array
     segments_BS: jax.Array
 
@@ -161,17 +166,16 @@ class LayeredCache(SlotCache):
             slots_BT, k_BTKH, v_BTKH = (
                 jnp.repeat(x, 2, axis=1) for x in (slots_BT, k_BTKH, v_BTKH)
             )
-        return replace(
-            self,
-            keys_BKSH=_changed(self.keys_BKSH, layer, partial(_put, new=k_BTKH, slots_BT=slots_BT)),
-            values_BKSH=_changed(
-                self.values_BKSH, layer, partial(_put, new=v_BTKH, slots_BT=slots_BT)
-            ),
+        keys, values = (
+            None if kv is None else _changed(kv, layer, partial(_put, new=new, slots_BT=slots_BT))
+            for kv, new in ((self.keys_BKSH, k_BTKH), (self.values_BKSH, v_BTKH))
         )
+        return replace(self, keys_BKSH=keys, values_BKSH=values)
 
     def read(self, layer) -> tuple[jax.Array, jax.Array]:
         """See `SlotCache.read`; `layer` is a Python integer."""
-        return self.keys_BKSH[layer], self.values_BKSH[layer]
+        values = self.keys_BKSH if self.values_BKSH is None else self.values_BKSH
+        return self.keys_BKSH[layer], values[layer]
 
 
 def make_cache(
@@ -184,26 +188,30 @@ def make_cache(
     window: int,
     chunk: int,
     rules: AxisRules,
+    *,
+    values: bool = True,
 ) -> StackedCache:
     """An empty cache for texts of up to `length` tokens, of which at most `chunk` enter at a time.
 
     `window` is the longest window of any layer, 0 where one sees the whole text. `rules` place the
-    arrays on the mesh.
+    arrays on the mesh. Without `values` these are the keys.
     """
     # The first token of a chunk sees window - 1 tokens before it, which the chunk's own slots must
     # not overwrite.
     slots = min(length, window + chunk - 1) if window else length
     index, content = ("batch", "position"), ("layers", "batch", "kv_heads", "position", "head")
     # Zeros are made for each array anew: two of them sharing a buffer could not be donated.
-    keys, values = (
+    key_LBKSH, value_LBKSH = (
         constrain(jnp.zeros((layers, batch, kv_heads, slots, head_size), dtype), content, rules)
-        for _ in range(2)
+        if kept
+        else None
+        for kept in (True, values)
     )
     # Segment 0 everywhere: all slots are empty.
     positions_BS, segments_BS = (
         constrain(jnp.zeros((batch, slots), jnp.int32), index, rules) for _ in range(2)
     )
-    return StackedCache(keys, values, positions_BS, segments_BS)
+    return StackedCache(key_LBKSH, value_LBKSH, positions_BS, segments_BS)
 
 
 def _changed(

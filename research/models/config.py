@@ -37,6 +37,7 @@ from research.models.config_checks import (
     reset_unused,
     setting,
 )
+from research.models.config_parts import Latent, Routing
 from research.ops.attention import IMPLEMENTATIONS
 from research.ops.kernels import grouped_matmul
 from research.ops.rope_scaling import RopeScaling
@@ -46,7 +47,7 @@ REMATS = ("auto", "none", "full", "dots", "offload")
 
 
 @dataclass(frozen=True)
-class Body:
+class Body(Latent, Routing):
     """What the logits of a text are computed from: embeddings, layers and a plain head."""
 
     # Each field says which values it may have and in which models it changes anything; `check`
@@ -73,7 +74,7 @@ class Body:
     # Queries at position p are multiplied by 1 + this ln(1 + floor(p / original_length of
     # rope_scaling)) (Llama 4, Ministral 3); 0: they stay.
     query_growth: float = setting(0.0, ROTARY, SCALED)
-    # First elements of each head that are rotated (Phi, GPT-NeoX); 0: all of them.
+    # First elements of each head that are rotated (Phi, GPT-NeoX, DeepSeek); 0: all of them.
     rotary_size: int = setting(0, ROTARY)
     # A token sees itself and the window - 1 before it (arXiv:2310.06825, section 2), in encoders
     # also as many behind it; 0: all.
@@ -234,6 +235,13 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
     kinds = tuple(kept["layer_kinds"])  # a list in JSON
     scaling = RopeScaling(**kept["rope_scaling"])
     return ModelConfig(**{**kept, "rope_scaling": scaling, "layer_kinds": kinds})
+
+
+def dense_config(c: ModelConfig) -> ModelConfig:
+    """The first layers of a model with `dense_layers`, which have no experts, as a model of their
+    own."""
+    changes = {"layers": c.dense_layers, "d_ff": c.dense_d_ff, "experts": 0}
+    return config_from_json({**asdict(c), **changes})
 
 
 @dataclass(frozen=True)

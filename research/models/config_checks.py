@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from research.models.kinds import KINDS, spell
+from research.models.part_checks import check_latent, check_routing
 from research.ops.rope_scaling import unused as unused_scaling
 
 
@@ -41,6 +42,10 @@ WITHOUT_TYPES = Use(
     lambda c: not c.token_types, "model.token_types=0, whose models have that norm too"
 )
 EXPERTS = Use(lambda c: c.experts > 0, "model.experts")
+SHARED = Use(lambda c: c.shared_d_ff > 0, "model.shared_d_ff")
+GROUPED = Use(lambda c: c.route_groups > 1, "model.route_groups")
+DENSE_FIRST = Use(lambda c: c.dense_layers > 0, "model.dense_layers")
+LATENT = Use(lambda c: c.kv_latent > 0, "model.kv_latent")
 GATED = Use(lambda c: c.gated, "model.gated=True")
 SILU_GATE = Use(
     lambda c: c.gated and c.activation == "silu", "model.gated=True and model.activation='silu'"
@@ -160,11 +165,6 @@ def _check_ranges(c: Any) -> None:
             raise ValueError(f"model.{one.name}={value} must be {wanted}")
     if not c.dropout < 1:
         raise ValueError(f"model.dropout={c.dropout} must be in [0, 1)")
-    if c.experts and not 1 <= c.experts_per_token <= c.experts:
-        raise ValueError(
-            f"model.experts_per_token={c.experts_per_token} must be in 1..{c.experts}, "
-            "the number of model.experts"
-        )
 
 
 def _check_combinations(c: Any) -> None:
@@ -177,9 +177,10 @@ def _check_combinations(c: Any) -> None:
             f"model.encoder_layers={c.encoder_layers} does not fit model.kind={c.kind!r}; "
             "encoder-decoders have one or more, other models 0; set one of the two"
         )
-    # `research.ops.route.experts` computes the one form that published mixtures have.
-    if c.experts and not c.gated:
-        raise ValueError("model.experts are gated; set model.gated=True")
+    if c.experts:
+        check_routing(c)
+    if c.kv_latent:
+        check_latent(c)
     if c.position == "rope":
         _check_rotation(c)
     # Sinusoids are pairs of a sine and a cosine.

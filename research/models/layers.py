@@ -145,7 +145,7 @@ def attention(
     prefix = prefix_of(p, c)
     # The same arguments with and without a cache, so that decoding computes what training does.
     scoring = {
-        "scale": _score_scale(c),
+        "scale": score_scale(c),
         "softcap": c.attention_softcap,
         "bias": bias,
         "sinks_N": p.get("sinks"),
@@ -158,7 +158,7 @@ def attention(
         out_BTNH, cache = cache.attend(
             layer, q_BTNH, k_BTKH, v_BTKH, kind.visibility, prefix=prefix, **scoring
         )
-    return _attention_output(p, out_BTNH), cache
+    return attention_output(p, out_BTNH), cache
 
 
 def cross_attention(
@@ -177,21 +177,23 @@ def cross_attention(
         queries(p, x_BTD, c, None),
         *memory_BSKH,
         visibility,
-        scale=_score_scale(c),
+        scale=score_scale(c),
         softcap=c.attention_softcap,
         sinks_N=p.get("sinks"),
         implementation=implementation,
     )
-    return _attention_output(p, out_BTNH)
+    return attention_output(p, out_BTNH)
 
 
-def _score_scale(c: ModelConfig) -> float:
+def score_scale(c: ModelConfig) -> float:
+    """What the products of queries and keys are multiplied by."""
     # 1 / sqrt(H) keeps the variance of scores independent of H (arXiv:1706.03762, section 3.2.1).
-    return c.attention_scale or c.head_size**-0.5
+    return (c.attention_scale or c.head_size**-0.5) * c.rope_scaling.score_multiplier
 
 
 @scope("output")
-def _attention_output(p: Tree, out_BTNH: jax.Array) -> jax.Array:
+def attention_output(p: Tree, out_BTNH: jax.Array) -> jax.Array:
+    """What attention adds to the residual stream, [B, T, D], of what its heads give."""
     # Sums over heads and their elements: concatenation and projection in one product.
     y_BTD = einsum("BTNH,NHD->BTD", out_BTNH, p["out"])
     return add_bias(y_BTD, p["out_bias"]) if "out_bias" in p else y_BTD

@@ -1,6 +1,6 @@
 """`Model`: a decoder, encoder or encoder-decoder as pure functions of its parameter tree."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from research.models import adapters, embedding, heads, layers
 from research.models.block import block
 from research.models.cache import StackedCache, make_cache
-from research.models.config import Execution, LayerLosses, ModelConfig
-from research.models.context import Memory, make_context, row_lengths
+from research.models.config import Execution, LayerLosses, ModelConfig, dense_config
+from research.models.context import LayerContext, Memory, make_context, row_lengths
 from research.models.kinds import longest_window
 from research.models.kv import KVCache
+from research.models.latent import cached_size
 from research.models.parameters import parameter_specs
 from research.models.stack import each, run
 from research.ops.einsum import add_bias, einsum
@@ -168,13 +169,14 @@ class Model:
             c.layers,
             batch,
             length,
-            c.kv_heads,
-            c.head_size,
+            1 if c.kv_latent else c.kv_heads,
+            cached_size(c) if c.kv_latent else c.head_size,
             self.precision.compute_dtype,
             # All layers have the same slots, so one global layer makes them as many as the text.
             longest_window(c),
             chunk,
             self.rules,
+            values=not c.kv_latent,
         )
 
     def prompted(self, params: Tree, key: jax.Array | None = None) -> Tree:
@@ -247,7 +249,10 @@ class Model:
         beside = dict(bias=bias, memory=memory, key=layer_key)
         lengths_B = None if cache is None else row_lengths(batch, cache.key_positions())
         context = make_context(c, positions_BT, segments_BT, **seen, **beside, lengths_B=lengths_B)
-        x_BTD, cache, losses = run(p_stack["layers"], x_BTD, c, self.execution, context, cache)
+        if c.dense_layers:
+            x_BTD, cache = self._run_dense(p_stack, x_BTD, context, cache)
+        p_layers, how = p_stack["layers"], (self.execution, context, cache)
+        x_BTD, cache, losses = run(p_layers, x_BTD, c, *how, first=c.dense_layers)
         # Where norms follow the sums, that of the last layer is the final one.
         if not c.norm_after:
             x_BTD = layers.norm(p_stack["final_norm"], x_BTD, c)
@@ -256,6 +261,17 @@ class Model:
             final_key = None if key is None else jax.random.fold_in(key, 2)
             x_BTD = layers.dropout(x_BTD, c.dropout, final_key)
         return x_BTD, cache, losses
+
+    def _run_dense(
+        self, p_stack: Tree, x_BTD: jax.Array, context: LayerContext, cache: KVCache | None
+    ) -> tuple[jax.Array, KVCache | None]:
+        """(states, cache) after the first layers, which have no experts."""
+        # A cache with an array for each layer takes no traced number of one.
+        apart = isinstance(p_stack["layers"], tuple)
+        execution = replace(self.execution, unroll=0) if apart else self.execution
+        dense, p_dense = dense_config(self.config), p_stack["dense"]["layers"]
+        x_BTD, cache, _ = run(p_dense, x_BTD, dense, execution, context, cache)
+        return x_BTD, cache
 
     def _check_positions(self, virtual: int, length: int) -> None:
         """ValueError where texts may be longer than the position table, virtual tokens included."""

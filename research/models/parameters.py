@@ -1,22 +1,31 @@
 """The parameter tree of a model, one `Spec` for each parameter."""
 
+from dataclasses import replace
+
 from research.models import embedding, heads, layers
 from research.models.block import layer_specs
-from research.models.config import ModelConfig
+from research.models.config import ModelConfig, dense_config
 from research.models.initial import initial
 from research.tree import Tree
 
 
 def parameter_specs(c: ModelConfig) -> Tree:
     """The parameters of a model with this config: embeddings, one or two stacks of layers with
-    their final norms, and heads."""
+    their final norms, and heads. First layers without experts are a stack of their own below
+    "dense"."""
     start = initial(c)
     # Two stacks; only the decoder's has cross-attention.
     two = c.kind == "encoder_decoder"
     specs = {
         "embed": embedding.embed_specs(c, start),
-        "layers": layer_specs(c, start, c.layers, cross=two),
+        "layers": layer_specs(c, start, c.layers - c.dense_layers, cross=two),
     }
+    if c.dense_layers:
+        dense = dense_config(c)
+        # Some initialisers depend on the depth, which is that of the whole model.
+        of_depth = initial(replace(dense, layers=c.layers))
+        dense_specs = layer_specs(dense, of_depth, dense.layers, cross=False)
+        specs["dense"] = {"layers": dense_specs}
     if two:
         specs["encoder"] = {"layers": layer_specs(c, start, c.encoder_layers, cross=False)}
     # The decoder's stack lies at the root of the tree, the encoder's below "encoder".

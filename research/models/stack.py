@@ -32,14 +32,17 @@ def run(
     execution: Execution,
     context: LayerContext,
     cache: KVCache | None = None,
+    first: int = 0,
 ) -> tuple[jax.Array, KVCache | None, LayerLosses]:
     """(states [B, T, D] after the last layer, the cache with the new keys and values, the layers'
     losses by name, each the mean over layers).
 
     `p_layers` is a tree of parameters stacked over layers, or a tuple with a tree for each layer,
-    which always runs unrolled. The caller has entered the tokens in `cache` (`KVCache.enter`).
+    which always runs unrolled. Its first layer is number `first` of the model. The caller has
+    entered the tokens in `cache` (`KVCache.enter`).
     """
     pattern = layer_pattern(c)
+    pattern = pattern[first % len(pattern) :] + pattern[: first % len(pattern)]
     count = len(p_layers) if isinstance(p_layers, tuple) else layer_count(p_layers)
 
     def _one_layer(kind, carry, layer):
@@ -50,12 +53,7 @@ def run(
         x_BTD, cache, of_layer = block(
             p, x_BTD, c, execution, context, kind=kind, index=index, cache=cache
         )
-        # A scan's carry keeps its structure, so all layers return the same losses.
-        if of_layer.keys() != losses.keys():
-            raise ValueError(
-                f"a layer returns the losses {sorted(of_layer)}, and the fields of ModelConfig "
-                f"weigh {sorted(losses)}; add a field for each to Regularization"
-            )
+        _check_losses(of_layer, losses)
         return (x_BTD, cache, {name: losses[name] + of_layer[name] for name in losses}), None
 
     # Recomputed layer by layer also where a step of the scan is a period of several layers: the
@@ -69,21 +67,33 @@ def run(
     # scanned, since their leaves may differ in type and form.
     if not isinstance(p_layers, tuple) and unroll < count:
         scanned = count - count % len(pattern)
-        carry = _scan(steps, carry, p_layers, scanned, max(1, unroll // len(pattern)))
+        carry = _scan(steps, carry, p_layers, scanned, max(1, unroll // len(pattern)), first)
     # The layers after the last full period, or all of them where nothing is scanned.
     for index in range(scanned, count):
-        carry, _ = steps[index % len(steps)](carry, (layer_of(p_layers, index), index))
+        carry, _ = steps[index % len(steps)](carry, (layer_of(p_layers, index), first + index))
     x_BTD, cache, losses = carry
     return x_BTD, cache, {name: value / count for name, value in losses.items()}
 
 
-def _scan(steps: list[Callable], carry: tuple, p_layers: Tree, count: int, unroll: int) -> tuple:
-    """The carry after the first `count` stacked layers, 0 for none. `steps` has a function for each
-    layer of a period, and `count` is a multiple of their number."""
+def _check_losses(of_layer: LayerLosses, wanted: LayerLosses) -> None:
+    # A scan's carry keeps its structure, so all layers return the same losses.
+    if of_layer.keys() != wanted.keys():
+        raise ValueError(
+            f"a layer returns the losses {sorted(of_layer)}, and the fields of ModelConfig "
+            f"weigh {sorted(wanted)}; add a field for each to Regularization"
+        )
+
+
+def _scan(
+    steps: list[Callable], carry: tuple, p_layers: Tree, count: int, unroll: int, first: int
+) -> tuple:
+    """The carry after the first `count` stacked layers, 0 for none, which are numbered from `first`
+    on. `steps` has a function for each layer of a period, and `count` is a multiple of their
+    number."""
     if not count:
         return carry
     # The layer's number is scanned beside its parameters: dropout and the cache need it.
-    indices, period = jnp.arange(count), len(steps)
+    indices, period = jnp.arange(first, first + count), len(steps)
     if period == 1:
         return jax.lax.scan(steps[0], carry, (p_layers, indices), unroll=unroll)[0]
 

@@ -13,6 +13,8 @@ from research.objectives.classification import Classification
 from research.objectives.config import ObjectiveConfig
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.objective import Objective
+from research.objectives.policy import Policy
+from research.objectives.preference import Preference
 from research.objectives.span_corruption import SpanCorruption
 from research.objectives.translation import Translation
 
@@ -22,6 +24,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     Chat.name: Chat,
     MaskedLM.name: MaskedLM,
     Classification.name: Classification,
+    Policy.name: Policy,
+    Preference.name: Preference,
     SpanCorruption.name: SpanCorruption,
     Translation.name: Translation,
 }

@@ -42,6 +42,7 @@ class Objective(Protocol):
     classifies: ClassVar[bool]  # one class a text, from `model.labels` classes
     reports: ClassVar[tuple[str, ...]]  # totals that evaluation reports beside the loss
     bits_per_byte: ClassVar[bool]  # the loss is on every token of a held-out text
+    writes_texts: ClassVar[bool] = False  # it learns from texts that the model continues
     holds: ClassVar[tuple[str, ...]] = ()  # frozen trees that it needs, of research.tuning.held
 
     @classmethod

@@ -26,7 +26,7 @@ class RopeScaling:
     linear    factor, by which every frequency is divided (arXiv:2306.15595)
     dynamic   factor, original_length: the base grows with the text once that is longer than
               `original_length` (arXiv:2309.00071, section 3.3)
-    yarn      factor, original_length, beta_fast, beta_slow, truncate, attention_factor
+    yarn      factor, original_length, beta_fast, beta_slow, truncate, attention_factor, score_scale
               (arXiv:2309.00071, section 3.4): pairs that turn more than `beta_fast` times in the
               original length stay, those that turn less than `beta_slow` times are divided by
               `factor`, and between these two pairs, rounded outwards with `truncate`, is a ramp
@@ -35,7 +35,8 @@ class RopeScaling:
               its long factor in texts longer than `original_length`
 
     Cosines and sines are multiplied by `attention_factor`; 0 stands for what the kind derives of
-    `factor`, for "longrope" the longest text over the original length.
+    `factor`, for "longrope" the longest text over the original length. Attention scores are
+    multiplied by (0.1 score_scale ln(factor) + 1)^2 (DeepSeek's released code, `mscale_all_dim`).
     """
 
     factor: float = 1.0
@@ -49,6 +50,7 @@ class RopeScaling:
     attention_factor: float = 0.0
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+    score_scale: float = 0.0
 
     def __post_init__(self):
         for name in ("short_factors", "long_factors"):
@@ -64,10 +66,9 @@ class RopeScaling:
         for name in ("short_factors", "long_factors"):
             for value in getattr(self, name):
                 _check_positive(name, value)
-        if not 0 <= self.attention_factor < math.inf:
-            raise ValueError(
-                f"model.rope_scaling.attention_factor={self.attention_factor} must be at least 0"
-            )
+        for name in ("attention_factor", "score_scale"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"model.rope_scaling.{name}={value} must be at least 0")
         for low, high in (("low_factor", "high_factor"), ("beta_slow", "beta_fast")):
             if not getattr(self, low) < getattr(self, high):
                 raise ValueError(
@@ -95,6 +96,13 @@ class RopeScaling:
         if self.kind == "yarn":
             return 0.1 * math.log(self.factor) + 1.0
         return math.sqrt(1 + math.log(self.factor) / math.log(self.original_length))
+
+    @property
+    def score_multiplier(self) -> float:
+        """What attention scores are multiplied by."""
+        if self.kind != "yarn" or self.factor <= 1:
+            return 1.0
+        return (0.1 * self.score_scale * math.log(self.factor) + 1.0) ** 2
 
 
 def _check_positive(name: str, value: float) -> None:
@@ -186,7 +194,7 @@ SCALINGS: dict[str, Scaling] = {
     "llama3": Scaling(_llama3, ("factor", "low_factor", "high_factor", "original_length")),
     "linear": Scaling(_linear, ("factor",)),
     "dynamic": Scaling(_dynamic, ("factor", "original_length")),
-    "yarn": Scaling(_yarn, (*_ATTENTION, "beta_fast", "beta_slow", "truncate")),
+    "yarn": Scaling(_yarn, (*_ATTENTION, "beta_fast", "beta_slow", "truncate", "score_scale")),
     "longrope": Scaling(_longrope, (*_ATTENTION, "short_factors", "long_factors")),
 }
 

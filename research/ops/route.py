@@ -27,16 +27,20 @@ from research.scopes import scope
 
 
 @scope("routing")
-def top_k(logits_BTE: jax.Array, k: int, normalized: bool = True) -> tuple[jax.Array, jax.Array]:
+def top_k(
+    logits_BTE: jax.Array, k: int, normalized: bool = True, total_BT1: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Mixing weights float32 [B, T, k] and the ids of their experts int32 [B, T, k], those of the k
     largest logits. The weights are a softmax over these (arXiv:2401.04088, section 2.1), or unless
-    `normalized` their part of the softmax over all experts (arXiv:2409.02060, section 2)."""
+    `normalized` their part of the softmax over all experts (arXiv:2409.02060, section 2), whose
+    logarithmic sum is `total_BT1` where some of the logits are hidden."""
     # The softmax over the chosen logits alone equals the full one renormalised over the chosen.
     largest_BTk, ids_BTk = lax.top_k(logits_BTE, k)
     if normalized:
         return jax.nn.softmax(largest_BTk, axis=-1), ids_BTk
-    total_BT = jax.nn.logsumexp(logits_BTE, axis=-1)
-    return jnp.exp(largest_BTk - total_BT[:, :, None]), ids_BTk
+    if total_BT1 is None:
+        total_BT1 = jax.nn.logsumexp(logits_BTE, axis=-1)[:, :, None]
+    return jnp.exp(largest_BTk - total_BT1), ids_BTk
 
 
 @scope("routing")

@@ -31,14 +31,16 @@ AXES: Mapping[str, str] = {
 MESH_AXES = tuple(AXES)
 
 # What `config.axes` overrides and `Model.rules` carries. "embed" is the model width of a weight,
-# "vector" the same width in a norm's scale or a bias, too small to be worth a collective. A batch
-# is spread over every axis that has no dimension of its own to split in a dense layer.
+# "vector" the same width in a norm's scale or a bias, too small to be worth a collective, "latent"
+# that of what queries, keys and values are made of in latent attention. A batch is spread over
+# every axis that has no dimension of its own to split in a dense layer.
 RULES: AxisRules = {
     "batch": ("data", "fsdp", "expert"),
     "length": ("context",),
     "vocab": ("tensor",),
     "embed": ("fsdp",),
     "vector": (),
+    "latent": ("fsdp",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head": (),
@@ -77,7 +79,7 @@ _WHOLE = {
     "routes": (COMPUTE,),
 }
 # Axes of weights that products put beside, or sum away against, the axes of tokens.
-_OF_PRODUCTS = ("embed", "vocab", "heads", "kv_heads", "head", "mlp")
+_OF_PRODUCTS = ("embed", "latent", "vocab", "heads", "kv_heads", "head", "mlp")
 _OF_TOKENS = ("batch", "length")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from research.data.tokenizers import Tokenizer
 from research.evals.choose import make_evaluations
 from research.evals.evaluation import Evaluation, RunData
 from research.evals.heldout import HeldOut
+from research.evals.rewarded import Rewarded
 from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
 from research.models.model import Model
@@ -44,7 +46,7 @@ class Appraisal:
 
     program: Program
     tokenizer: Tokenizer
-    heldout: HeldOut
+    heldout: HeldOut | Rewarded
     others: Mapping[str, Evaluation]
 
     def __call__(self, state: TrainState, limit: int) -> dict[str, float]:
@@ -80,7 +82,11 @@ def make_appraisal(program: Program, corpus: Corpus, heldout: Chained) -> Apprai
     """
     data = RunData(program.objective, heldout, program.batch_size, corpus)
     others = make_evaluations(program.experiment.evals, data)
-    return Appraisal(program, corpus.tokenizer, HeldOut.make(HeldOut.config(), data), others)
+    own: type[HeldOut] | type[Rewarded] = HeldOut
+    if program.objective.writes_texts:  # they have no loss before they are written
+        own = Rewarded
+    measured: Any = own
+    return Appraisal(program, corpus.tokenizer, measured.make(own.config(), data), others)
 
 
 def sample(

@@ -20,7 +20,12 @@ def training_windows(program: Program, corpus: Corpus, progress=None) -> Mixture
     return corpus.train_windows(length, objective.overlap, seed, progress)
 
 
-def steps_of(epochs: float, windows: int, batch_size: int) -> int:
+def _texts(program: Program) -> int:
+    """Rows of a batch that one window makes: the texts that are sampled for a prompt, else 1."""
+    return getattr(program.experiment.objective, "samples", 1)
+
+
+def steps_of(epochs: float, windows: int, batch_size: float) -> int:
     """The least number of steps that read `windows` windows `epochs` times."""
     # Rounded first, for 0.1 * 30 is 3.0000000000000004 and must not make a step more.
     return max(1, math.ceil(round(epochs * windows / batch_size, 9)))
@@ -30,7 +35,7 @@ def with_steps(program: Program, corpus: Corpus) -> Experiment:
     """The experiment with `train.steps` set to what `train.epochs` asks for."""
     e = program.experiment
     windows = sum(training_windows(program, corpus).sizes)
-    steps = steps_of(e.train.epochs, windows, program.batch_size)
+    steps = steps_of(e.train.epochs, windows, program.batch_size / _texts(program))
     return dataclasses.replace(e, train=dataclasses.replace(e.train, steps=steps))
 
 
@@ -38,8 +43,9 @@ def reading(program: Program, documents: int, windows: int) -> str:
     """A line on how often a run reads its data: "37 conversations make 2 windows of 1,024 tokens;
     500 steps of 8 are 2,000 epochs"."""
     e, batch = program.experiment, program.batch_size
-    epochs = e.train.steps * batch / windows
+    epochs = e.train.steps * batch / _texts(program) / windows
     what = "conversations" if program.objective.answers_chats else "documents"
+    what = "prompts" if program.objective.writes_texts else what
     line = (
         f"{documents:,} {what} make {windows:,} windows of {e.data.sequence_length:,} tokens; "
         f"{e.train.steps:,} steps of {batch:,} are "

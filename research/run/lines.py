@@ -1,6 +1,7 @@
 """What a training loop writes to its log: a summary at the start, metrics of steps, samples."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 import jax
 
@@ -47,9 +48,14 @@ def announce(session: Session, log: RunLog) -> None:
 
 
 def log_step(
-    session: Session, log: RunLog, step: int, metrics: dict[str, jax.Array]
+    session: Session,
+    log: RunLog,
+    step: int,
+    metrics: dict[str, jax.Array],
+    beside: Mapping[str, float],
 ) -> dict[str, float]:
-    """Logs the metrics of a step, with learning rate and peak memory, and returns them by name.
+    """Logs the metrics of a step, with learning rate, peak memory and the values `beside` them, and
+    returns them by name.
 
     `step` is the number of steps done. Raises `command.Stop` if the loss is not finite.
     """
@@ -57,6 +63,7 @@ def log_step(
     # One transfer for all metrics. It waits for the devices, which otherwise run ahead of the host;
     # steps that are not logged never wait.
     values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+    values |= beside
     # Without label smoothing and the like they are equal, and one is enough.
     if math.isclose(values.get("nll", math.inf), values["loss"], rel_tol=1e-5):
         del values["nll"]
@@ -77,9 +84,20 @@ def log_step(
     return values
 
 
-def log_sample(session: Session, log: RunLog, state: TrainState, step: int) -> None:
-    """Logs a continuation of the config's prompt, for models that generate. A prompt that the
-    model cannot take, such as one that is too long, is said and does not end the run."""
+def log_sample(
+    session: Session,
+    log: RunLog,
+    state: TrainState,
+    step: int,
+    given: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Logs the samples that are `given`, else a continuation of the config's prompt, for models
+    that generate. A prompt that the model cannot take, such as one that is too long, is said and
+    does not end the run."""
+    for prompt, text in given:
+        log.sample(step, prompt, text)
+    if given:
+        return
     heldout = session.appraisal.heldout.windows
     try:
         written = sample(session.program, session.corpus.tokenizer, state, step, heldout)

@@ -150,6 +150,10 @@ def loop(
     last: dict[str, float] = {}
     feed.begin(step, session.feed_state)
     with feed:
+        # What the texts of the first model are worth is what the run is compared with.
+        if not step and program.objective.writes_texts:
+            with log.pause("evaluating"):
+                log.evaluation(step, session.appraisal(state, e.train.eval_batches))
         while step < e.train.steps and not _stop_now(request, step):
             trace.before(step)
             # The first call compiles. Waiting for it keeps that time out of the reported speed.
@@ -163,7 +167,7 @@ def loop(
             # The first step is logged whatever the interval, so that a run shows a sign of life
             # early.
             if step % e.train.log_every == 0 or step in (1, e.train.steps):
-                last |= log_step(session, log, step, metrics)
+                last |= log_step(session, log, step, metrics, feed.values())
             # What is due after the last step is done by `_finish`, once and on all held-out data.
             if step < e.train.steps:
                 last |= _between_steps(session, feed, log, state, step)
@@ -184,7 +188,7 @@ def _between_steps(
             log.evaluation(step, values)
     if _due(step, e.train.sample_every):
         with log.pause("sampling"):
-            log_sample(session, log, state, step)
+            log_sample(session, log, state, step, feed.samples())
     if _due(step, e.checkpoint.every):
         with log.pause("saving"):
             save(session, log, state, step, feed.state())
@@ -207,7 +211,7 @@ def _finish(
             values = session.appraisal(state, 0)
             log.evaluation(step, values)
         with log.pause("sampling"):
-            log_sample(session, log, state, step)
+            log_sample(session, log, state, step, feed.samples())
     log.note(f"step {step:,} is saved in {session.workdir}")
     return values
 

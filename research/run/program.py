@@ -215,6 +215,7 @@ def take_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """(state, metrics) after one step on the feed's next batch; the state is donated. ValueError
     for rows of more documents than `execution.documents`."""
+    feed.offer(state)
     rows = next(feed)[1]
     check_documents(rows, program.experiment.execution.documents)
     batch = place_batch(rows, program.mesh, program.rules, program.batch_size)

@@ -10,6 +10,7 @@ import jax
 
 from research import tree
 from research.data.corpus import Corpus
+from research.data.mixture import Mixture
 from research.experiment.config import Experiment
 from research.files import building, write_json
 from research.interop.load import read_generation
@@ -17,8 +18,10 @@ from research.interop.restored import tokenizer_prints
 from research.interop.storage.generation import FILE as GENERATION
 from research.run.appraisal import Appraisal, make_appraisal
 from research.run.epochs import reading, training_windows
+from research.run.feed import Feed
 from research.run.program import Program
 from research.run.resumed import changes, compare_configs, config_before, refuse_other_inputs
+from research.run.sampler import rollout_feed
 from research.run.start import first_state, resumed_state
 from research.run.window_feed import WindowFeed
 from research.training.checkpoint import Checkpoints
@@ -68,7 +71,7 @@ def prepare(
     program: Program,
     checkpoints: Checkpoints,
     allow_changed: bool,
-) -> tuple[Session, WindowFeed]:
+) -> tuple[Session, Feed]:
     """The session of a run and the feed of its training data.
 
     If `workdir` holds a run, the session continues it from its newest good checkpoint. Unless
@@ -109,8 +112,15 @@ def prepare(
         notes,
         fingerprints,
     )
-    seed, threads = experiment.train.seed, experiment.data.threads
-    return session, WindowFeed(windows, objective, seed, program.batch_size, threads)
+    return session, _feed(program, corpus, windows)
+
+
+def _feed(program: Program, corpus: Corpus, windows: Mixture) -> Feed:
+    """The feed of training data: windows, or what the model writes for them."""
+    e, objective = program.experiment, program.objective
+    if objective.writes_texts:
+        return rollout_feed(program, corpus.tokenizer, windows)
+    return WindowFeed(windows, objective, e.train.seed, program.batch_size, e.data.threads)
 
 
 def _warn(lines: list[str]) -> None:

@@ -1,5 +1,5 @@
-"""Settings that a run chooses at its first start and keeps: `execution.remat="auto"` and
-`execution.head_tokens=0`."""
+"""Settings that a run chooses at its first start and keeps: `execution.remat="auto"`,
+`execution.head_tokens=0`, and the commit of an `init` of the hub."""
 
 import sys
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from research.experiment.config import Experiment
 from research.models.config import REMATS, Execution
 from research.objectives.choose import objective_class
 from research.ops.token_chunks import CHUNK
+from research.run.pinned import pin_init
 from research.run.resumed import read_config
 
 
@@ -38,12 +39,21 @@ PLAIN = Execution("none", CHUNK)  # what holds where nobody chooses
 def settle(
     experiment: Experiment, workdir: Path, predict: Predict | None
 ) -> tuple[Experiment, list[str]]:
-    """(the experiment with nothing left open, lines for the log of the run).
+    """(the experiment with nothing left open, lines for the log of the run). An init of the hub
+    gets its commit.
 
     A run that `workdir` holds keeps what it chose, or what held before there was a choice; a new
     one takes what `predict` says, without it "none" and CHUNK. What does not fit is told at once,
     on standard error: where memory is short the kernel ends a process without a word.
     """
+    experiment, pins = pin_init(experiment, workdir)
+    experiment, choices = _settle_execution(experiment, workdir, predict)
+    return experiment, pins + choices
+
+
+def _settle_execution(
+    experiment: Experiment, workdir: Path, predict: Predict | None
+) -> tuple[Experiment, list[str]]:
     kept = _kept(workdir)
     if predict is None:
         return _with(experiment, kept or PLAIN), []

@@ -13,6 +13,7 @@ from typing import Any
 from research import tree
 from research.models.config import ModelConfig
 from research.models.kinds import layer_windows
+from research.models.latent import cached_size, value_size
 from research.models.model import Model
 
 
@@ -53,7 +54,7 @@ def train_flops_per_token(c: ModelConfig, sequence_length: int) -> float:
     causal mask hides half of the keys. Tokens of an encoder-decoder are those of its decoder; its
     encoder is assumed to read as many.
     """
-    T, width = sequence_length, c.heads * c.head_size
+    T, width = sequence_length, c.heads * (c.head_size + value_size(c)) / 2
     # 12: two products, 2 FLOPs for a multiplication with addition, and the backward pass takes
     # twice the forward one. Divided by T, because the pairs are those of a whole row.
     attention = 12 * width * _layer_pairs(c, T, T) / T
@@ -72,7 +73,9 @@ def decode_flops(c: ModelConfig, rows: int, length: int) -> float:
     keys = sum(min(window or length, length) for window in layer_windows(c))
     if c.kind == "encoder_decoder":
         keys += c.layers * length
-    return rows * (2 * matmul_parameters(c) + 4 * c.heads * c.head_size * keys)
+    # Over a cache of latents all heads attend to these.
+    wide = cached_size(c) + c.kv_latent if c.kv_latent else c.head_size + value_size(c)
+    return rows * (2 * matmul_parameters(c) + 2 * c.heads * wide * keys)
 
 
 def visible_pairs(T: int, S: int, *, causal: bool, window: int = 0) -> float:
@@ -158,7 +161,7 @@ def _attention(c: ModelConfig, texts: Texts) -> float:
     pairs = _layer_pairs(c, T, T + n)
     if c.kind == "encoder_decoder":
         pairs += c.encoder_layers * S * (S + n) + c.layers * T * S
-    return 4.0 * c.heads * c.head_size * pairs * texts.rows
+    return 2.0 * c.heads * (c.head_size + value_size(c)) * pairs * texts.rows
 
 
 def _visited(path: str, spec: Any, c: ModelConfig) -> int:

@@ -7,7 +7,12 @@ STACKED = ("layers", "experts")  # logical axes that number matrices and are not
 ALL_LINEAR = "all-linear"
 # Every matrix of the layers, by path.
 # Also those of an encoder and of cross-attention; routers, norms and tables have other names.
-LINEAR = r"(.*/)?layers/(attention|cross|mlp(/shared)?)/(query|key|value|out|gate|up|down)"
+LINEAR = (
+    r"(.*/)?layers/(attention|cross|mlp(/shared)?)/"
+    # The second line is of latent attention.
+    r"(query|key|value|out|gate|up|down|"
+    r"query_down|kv_down|key_up|value_up|rotary_key)"
+)
 
 Axes = list[tuple[int, str]]
 

@@ -9,9 +9,9 @@ import pytest
 from research.data.chat import ChatEncoder, encode_chat, render_chat
 from research.data.template_variables import parse_variables, with_variables
 from research.data.tokenizers import load_tokenizer
-from research.infer.conversation import encode_conversation
+from research.infer.conversation import conversation, encode_conversation
 from tests.data.chat_templates import save_tokenizer
-from tests.data.tool_templates import GOLDEN, TALKS, TEMPLATES, TOOLS, VARIABLES
+from tests.data.tool_templates import GOLDEN, PARTED, PARTS, TALKS, TEMPLATES, TOOLS, VARIABLES
 
 WANTED = json.loads(GOLDEN.read_text())
 CASES = [(name, talk) for name in TEMPLATES for talk in TALKS]
@@ -40,6 +40,27 @@ def test_text_and_mask_are_those_of_transformers(tokenizer, name, talk):
                     continue  # its prompt ends in a thought that no answer here begins with
                 ids, mask = encode_chat(chat, TALKS[talk], tools=tools)
                 assert (ids, list(map(int, mask))) == (golden["ids"], golden["mask"])
+
+
+def test_parts_stay_apart_for_a_template_that_goes_through_them(tokenizer):
+    parted = replace(tokenizer, chat_template=PARTED)
+    assert render_chat(parted, PARTS) == WANTED["parts"]
+    ids = encode_conversation(parted, conversation(PARTS))
+    assert tokenizer.decode(ids) == WANTED["parts"]
+    # Others get one text, where transformers cannot go on.
+    plain = replace(tokenizer, chat_template=TEMPLATES["mistral"]["plain"])
+    assert "[INST]two  parts[/INST]" in render_chat(plain, PARTS)
+    answer = {"role": "assistant", "content": [{"text": "b"}, {"type": "text", "text": "c"}]}
+    for chat in (parted, plain):
+        ids, mask = encode_chat(chat, [TALKS["plain"][0], answer])
+        assert "bc" in tokenizer.decode([n for n, said in zip(ids, mask) if said])
+    # One that knows no texts gets each as a part.
+    loop = (
+        "{% for m in messages %}{% for x in m['content'] %}{{ x['text'] }}|{% endfor %}{% endfor %}"
+    )
+    assert render_chat(replace(tokenizer, chat_template=loop), PARTS) == "two | parts| one |and|"
+    with pytest.raises(ValueError, match="message 0 has a part of type 'image'"):
+        render_chat(parted, [{"role": "user", "content": [{"type": "image"}]}])
 
 
 def test_conversations_with_tools_have_the_template_of_that_name(tokenizer, tmp_path):

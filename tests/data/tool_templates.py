@@ -71,6 +71,23 @@ _MISTRAL = (
     "tojson + (effort if effort is defined else '') }}{%- endif %}{%- endfor %}"
 )
 
+# Gemma 3's manner: each part of a content is trimmed, a text as a whole.
+PARTED = (
+    "{{ bos_token }}{%- for m in messages %}{{- '<|im_start|>' + m['role'] + '\n' }}"
+    "{%- if m['content'] is string %}{{- m['content'] | trim }}{%- else %}"
+    "{%- for part in m['content'] %}{%- if part['type'] == 'text' %}{{- part['text'] | trim }}"
+    "{%- endif %}{%- endfor %}{%- endif %}{{- '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+PARTS = [
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "two "}, {"type": "text", "text": " parts"}],
+    },
+    {"role": "assistant", "content": " one "},
+    {"role": "user", "content": [{"type": "text", "text": "and"}]},
+]
+
 
 def both(template: str) -> dict[str, str]:
     """A template plain, and with generation blocks around what the assistant says."""
@@ -111,6 +128,9 @@ def main() -> None:
                             "ids": encoded["input_ids"],
                             "mask": encoded["assistant_masks"],
                         }
+        golden["parts"] = tokenizer.apply_chat_template(
+            PARTS, chat_template=PARTED, tokenize=False, add_generation_prompt=True
+        )
     GOLDEN.write_text(json.dumps(golden, ensure_ascii=False) + "\n")
 
 

@@ -1,5 +1,6 @@
 """What holds of every evaluation: see `research.evals.evaluation.Evaluation`."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -15,6 +16,7 @@ from research.evals.choose import EVALUATIONS, make_evaluations
 from research.evals.evaluation import Evaluation, Opened, RunData
 from research.evals.heldout import HeldOut
 from research.evals.pairs import PairPerplexity
+from research.evals.rewarded import Rewarded
 from research.evals.text_perplexity import TextPerplexity
 from research.models.model import Model
 from research.models.spec import initialize
@@ -33,7 +35,7 @@ LENGTH = 8
 TEXT = "Sums, not means: 5 windows of 8 bytes..."
 
 # What implements a protocol, for mypy.
-ROWS: tuple[type[Evaluation], ...] = (HeldOut, TextPerplexity, PairPerplexity)
+ROWS: tuple[type[Evaluation], ...] = (HeldOut, TextPerplexity, PairPerplexity, Rewarded)
 
 
 def _is_opened(tiny: "Tiny", trained: TrainedModel) -> list[Opened]:
@@ -77,6 +79,16 @@ def ids_of(text: str) -> np.ndarray:
     return np.array([TOKENIZER.bos_id or TOKENIZER.eos_id, *text.encode()], np.int32)
 
 
+def prompt(number: int) -> dict[str, np.ndarray]:
+    """A prompt as data give it, with its record."""
+    record = json.dumps({"prompt": str(number), "path": str(number)}).encode()
+    ids = np.array([TOKENIZER.bos_id or TOKENIZER.eos_id, 40 + number], np.int32)
+    return {"prompt": ids, "record": np.frombuffer(record, np.uint8)}
+
+
+PROMPTS = [prompt(number) for number in range(6)]
+
+
 # (an evaluation, evaluations of the parts of its data) by the row of the table.
 CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
     "heldout": lambda: (heldout(WINDOWS), [heldout(WINDOWS[:3]), heldout(WINDOWS[3:])]),
@@ -88,6 +100,10 @@ CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
     "pairs": lambda: (
         PairPerplexity(PAIRS),
         [PairPerplexity(PAIRS[:4]), PairPerplexity(PAIRS[4:])],
+    ),
+    "rewards": lambda: (
+        Rewarded(PROMPTS, "length", 4),
+        [Rewarded(PROMPTS[:2], "length", 4), Rewarded(PROMPTS[2:], "length", 4)],
     ),
 }
 

@@ -3,28 +3,36 @@
 import hashlib
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from research.data.tokenizers import load_tokenizer
 from research.downloads.hub import hub_path, pinned
 from research.interop.convert import convert
 from research.interop.inspection import inspect
-from research.interop.load import open_checkpoint
+from research.interop.load import load, open_checkpoint
+from research.run.loop import train
+from research.run.opened import open_model
+from research.run.pinned import pin_init
+from tests.configs import experiment
 from tests.interop import golden as tensors
 from tests.interop.test_beside import source
 
 hub = pytest.importorskip("huggingface_hub")
 pytest.importorskip("huggingface_hub.constants")
-COMMIT = hashlib.sha1(b"tiny").hexdigest()
+COMMIT, LATER = (hashlib.sha1(name).hexdigest() for name in (b"tiny", b"later"))
 # Names that the server answers with an error, as the hub does.
 REFUSED = {"org/gated": (403, "GatedRepo"), "org/down": (500, "")}
 
 
 class Hub(BaseHTTPRequestHandler):
     """Answers for the models of `self.server.models`: {name: {file: bytes}}."""
+
+    commit = COMMIT
 
     def do_GET(self):
         words = self.path.partition("?")[0].strip("/").split("/")
@@ -34,8 +42,11 @@ class Hub(BaseHTTPRequestHandler):
         if files is None:
             return self.send(*REFUSED.get(name, (404, "RepoNotFound")))
         rest = words[4:] if api else words[2:]
-        if rest and rest[1] not in ("main", COMMIT):
+        commits = self.server.commits
+        revision = rest[1] if rest else "main"
+        if revision not in ("main", *commits):
             return self.send(404, "RevisionNotFound")
+        self.commit = commits[-1] if revision == "main" else revision
         if not api:
             self.server.fetched.append("/".join(rest[2:]))
             return self.send(200, body=files["/".join(rest[2:])])
@@ -44,14 +55,14 @@ class Hub(BaseHTTPRequestHandler):
                 {"type": "file", "path": n, "size": len(b), "oid": "0"} for n, b in files.items()
             ]
             return self.send(200, body=json.dumps(entries).encode())
-        listed = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]}
+        listed = {"id": name, "sha": self.commit, "siblings": [{"rfilename": n} for n in files]}
         return self.send(200, body=json.dumps(listed).encode())
 
     do_HEAD = do_GET
 
     def send(self, status, code="", body=b""):
         self.send_response(status)
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(body).hexdigest()}"'}
+        headers = {"X-Repo-Commit": self.commit, "ETag": f'"{hashlib.sha1(body).hexdigest()}"'}
         headers |= {"Content-Length": str(len(body))} | ({"X-Error-Code": code} if code else {})
         for header, value in headers.items():
             self.send_header(header, value)
@@ -73,7 +84,7 @@ def server(tmp_path, monkeypatch, model):
     files = {file.name: file.read_bytes() for file in model.iterdir()}
     unread = ("README.md", "model.fp16.safetensors", "pytorch_model.bin", "onnx/config.json")
     served = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    served.fetched = []
+    served.fetched, served.commits = [], [COMMIT]
     served.models = {
         "org/tiny": files | dict.fromkeys(unread, b"x"),
         "org/pickled": {"config.json": b"{}", "pytorch_model.bin": b"x"},
@@ -161,3 +172,33 @@ def test_shards_with_an_index_go_before_one_file(server, tmp_path):
     server.models["org/shards"] = files | {"model.safetensors": b"x"}
     with open_checkpoint("hf:org/shards") as checkpoint:
         assert checkpoint.parameters and "model.safetensors" not in server.fetched
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_commit_that_it_started_from(server, tmp_path):
+    data = tmp_path / "texts.jsonl"
+    data.write_text("\n".join(json.dumps({"text": f"abc abc abc {n}"}) for n in range(60)))
+    arg = f"method=lora,task=causal_lm,data={data},smoke"
+    fields = {"train.steps": 1, "checkpoint.every": 1, "train.eval_every": 0}
+    fields |= {"data.sequence_length": 16, "data.batch_size": 8, "train.sample_every": 0}
+    fields |= {"model.vocab_size": 272}  # the model is smaller than its tokenizer
+
+    def run(steps):
+        changed = {**fields, "train.steps": steps}
+        train(experiment("finetune", arg, init="hf:org/tiny", **changed), tmp_path / "run")
+        return json.loads((tmp_path / "run/config.json").read_text())["init"]
+
+    assert run(1) == f"hf:org/tiny@{COMMIT}"
+    # The page has another model now: a resume does not read it, a new run does.
+    server.commits.append(LATER)
+    assert run(2) == f"hf:org/tiny@{COMMIT}"
+    base = open_model(tmp_path / "run").params["embed"]["table"]
+    np.testing.assert_array_equal(base[:96], load("hf:org/tiny").params["embed"]["table"])
+    assert pinned(hub_path("hf:org/tiny")) == f"hf:org/tiny@{LATER}"
+
+
+def test_a_commit_that_is_spelt_out_stays(server, tmp_path):
+    e = experiment("finetune", "smoke", init=f"hf:org/tiny@{COMMIT}")
+    assert pin_init(e, tmp_path) == (e, [])
+    new, [line] = pin_init(replace(e, init="hf:org/tiny@main"), tmp_path)
+    assert new == e and line == f"config.init=hf:org/tiny@main is {e.init}, for resumes too"

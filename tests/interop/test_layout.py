@@ -52,6 +52,26 @@ def test_patterns_mean_what_numpy_writes_with_reshape_and_transpose():
     np.testing.assert_array_equal(rearrange(x[:1], "1 D -> D", SIZES), x[0])
 
 
+def test_parts_of_one_head_lie_within_it():
+    sizes = {"N": 2, "u": 3, "v": 1, "c": 2}
+    pattern = "(N u) c -> c N u | (N v) c -> c N v"
+    x = np.random.default_rng(0).normal(size=(8, 2))
+    keys, values = rearrange(x, pattern, sizes)
+    heads = x.reshape(2, 4, 2).transpose(2, 0, 1)
+    np.testing.assert_array_equal(keys, heads[..., :3])
+    np.testing.assert_array_equal(values, heads[..., 3:])
+    np.testing.assert_array_equal(rearrange([keys, values], inverse(pattern), sizes), x)
+
+
+def test_rotary_pairs_behind_a_head_become_halves_in_front_of_it():
+    sizes = {"N": 2, "H": 6, "r": 4, "D": 3}
+    x = np.random.default_rng(0).normal(size=(12, 3))
+    turned = rearrange(x, "(N H~) D -> D N H", sizes)
+    heads = x.reshape(2, 6, 3).transpose(2, 0, 1)
+    np.testing.assert_array_equal(turned, heads[..., [2, 4, 3, 5, 0, 1]])
+    np.testing.assert_array_equal(rearrange(turned, inverse("(N H~) D -> D N H"), sizes), x)
+
+
 def test_a_wrong_shape_is_named_with_the_one_wanted():
     with pytest.raises(ValueError, match=r"got shape \[8, 6\], wanted \[8, 5\]"):
         rearrange(np.zeros((8, 6)), "(N H) D -> D N H", SIZES)

@@ -35,6 +35,8 @@ MAKERS = {
     "prompt": lambda c: adapters.prompt_specs(c, VIRTUAL),
 }
 KINDS = tuple(MAKERS)
+# Latents have no keys of heads for a prefix.
+MAKERS["houlsby"] = lambda c: adapters.bottleneck_specs(c, 4, "houlsby")
 logits = partial(jax.jit, static_argnums=0)(forward)
 
 
@@ -127,7 +129,11 @@ def test_a_bottleneck_is_the_formula_of_its_paper():
 
 
 PROMPTED = ("gpt2", "mistral_7b", "mixtral_8x7b")
-CASES = [*((name, KINDS[0]) for name in FAMILIES), *((name, "prompt") for name in PROMPTED)]
+CASES = [
+    *((name, KINDS[0]) for name, c in FAMILIES.items() if not c.kv_latent),
+    *((name, "prompt") for name in PROMPTED),
+    pytest.param("deepseek_v3", "houlsby", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -305,6 +311,9 @@ def run(name, more, **execution):
     [
         (lambda: adapters.prompt_specs(FAMILIES["bert_base"], 3), "take a prefix"),
         (lambda: adapters.prefix_specs(FAMILIES["gpt2"], 0), "must be positive"),
+        (lambda: adapters.prefix_specs(FAMILIES["deepseek_v3"], 3), "take lora or a bottleneck"),
+        (lambda: adapters.prompt_specs(FAMILIES["deepseek_v3"], 3), "take lora or a bottleneck"),
+        (lambda: run("deepseek_v3", prefix(3, 4, 12)), "take lora or a bottleneck"),
         (lambda: adapters.bottleneck_specs(FAMILIES["gpt2"], 33), "1..32"),
         (lambda: adapters.bottleneck_specs(FAMILIES["gpt2"], 4, "parallel"), "houlsby, pfeiffer"),
         (lambda: run("gpt2", prompt(3, 16)), "prompt/table .* made for another model"),

@@ -88,6 +88,9 @@ OTHER = {
     "experts_per_token": [1],
     "normalized_routes": [False],
     "router_logit_bias": [True],
+    "router": ["sigmoid"],
+    "route_groups": [2],
+    "route_scale": [2.0],
     "shared_d_ff": [24],
     "token_types": [3],
     "tied": [True, False],
@@ -108,6 +111,9 @@ OTHER = {
 # Without rows in a table `max_length` is what evaluation and serving take as the longest text, and
 # examples and decoding begin with `decoder_start`.
 ELSEWHERE = {"max_length", "decoder_start"}
+# These mean something beside others alone, with which tests/fields.py has them.
+ELSEWHERE |= {"kv_latent", "query_latent", "value_size", "dense_layers", "dense_d_ff"}
+ELSEWHERE |= {"groups_per_token", "shared_gate"}
 
 
 @cache

@@ -23,8 +23,9 @@ CACHES = {
     "stacked": (lambda cache: cache, Execution()),
     "layered": (StackedCache.layered, Execution(unroll=0)),
 }
-# All positions alike, a window, grouped heads, local and global layers, a relative bias.
-FAMILIES_HERE = ["gpt2", "mistral_7b", "gemma2_2b", "t5_small"]
+# All positions alike, a window, grouped heads, local and global layers, latents of a first layer
+# without experts and of others, a relative bias.
+FAMILIES_HERE = ["gpt2", "mistral_7b", "gemma2_2b", "deepseek_v3", "t5_small"]
 # Sums of the same float32 products in another order; states are of the order of 1.
 TOLERANCE = 3e-5
 LENGTH, CHUNK = 12, 4
@@ -66,6 +67,15 @@ def test_decoding_is_prefilling_is_no_cache(name, kind):
     for chunk in (1, CHUNK):
         got = decoded(name, kind, batch, chunk)
         np.testing.assert_allclose(got, want, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_a_cache_of_latents_keeps_one_latent_and_one_rotated_key_a_token(kind):
+    c = FAMILIES["deepseek_v3"]
+    cache = CACHES[kind][0](Model(c).make_cache(1, LENGTH, CHUNK))
+    kept = sum(array.nbytes for array in jax.tree.leaves(cache))
+    # In float32; beside them a position and a segment, for all layers.
+    assert kept == LENGTH * 4 * (c.layers * (c.kv_latent + c.rotary_size) + 2)
 
 
 @pytest.mark.parametrize("kind", CACHES)

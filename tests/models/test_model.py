@@ -112,12 +112,12 @@ def test_every_parameter_is_used(name):
         return total + (jnp.sum(model.pooled(params, hidden_BTD)) if model.config.pooler else 0.0)
 
     gradient = tree.paths(jax.jit(jax.grad(loss))(parameters(name)))
-    # Key biases shift all scores of a query alike, which softmax does not see; without them, all
-    # must matter.
+    # Key biases shift all scores of a query alike, which softmax does not see, and a router's bias
+    # chooses without a gradient; without them, all must matter.
     unused = [
         p
         for p, g in gradient.items()
-        if not np.any(np.abs(g) > 1e-7) and not p.endswith("key_bias")
+        if not np.any(np.abs(g) > 1e-7) and not p.endswith(("key_bias", "router_bias"))
     ]
     assert unused == []
 

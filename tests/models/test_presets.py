@@ -40,6 +40,10 @@ EXACT = {
     "olmoe_1b_7b": 6_919_161_856,
     "gpt_oss_20b": 20_914_757_184,
     "gpt_oss_120b": 116_829_156_672,
+    "deepseek_v2_lite": 15_706_484_224,
+    "deepseek_v2": 235_741_434_880,
+    # With the biases of 58 routers, which its class does not count as parameters.
+    "deepseek_v3": 671_026_404_352 + 58 * 256,
     "gemma2_2b": 2_614_341_888,
     "gemma2_9b": 9_241_705_984,
     "gemma2_27b": 27_227_128_320,

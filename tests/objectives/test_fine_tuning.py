@@ -103,6 +103,7 @@ def test_each_objective_says_what_it_trains_and_reads():
         "classification": ("encoder", "labels"),
         "span_corruption": ("encoder_decoder", "texts"),
         "translation": ("encoder_decoder", "pairs"),
+        "preference": ("decoder", "preferences"),
     }
 
 

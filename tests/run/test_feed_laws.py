@@ -5,17 +5,21 @@ import json
 import pkgutil
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import research.run
 from research.objectives.causal_lm import CausalLM
+from research.objectives.policy import Policy
 from research.run.feed import Feed
 from research.run.repeated_feed import RepeatedFeed
+from research.run.rollout_feed import RolloutFeed, Sampling
 from research.run.window_feed import WindowFeed
 
 LENGTH, ROWS = 8, 4
+STATE = SimpleNamespace(trainable={"count": np.float32(7)})
 
 
 class Windows(Sequence):
@@ -30,8 +34,19 @@ class Windows(Sequence):
         return {"tokens": tokens, "segments": ones, "positions": np.arange(LENGTH + 1)}
 
 
+def sampled(state, number):
+    """Two batches of texts that say which they are, and of which state."""
+    windows = []
+    for index in range(2 * ROWS):
+        window = Windows()[100 * number + index]
+        beside = np.full(LENGTH + 1, state.trainable["count"], np.float32)
+        windows.append(window | {"assistant": window["segments"], "logprobs": beside})
+    return Sampling(windows, {"reward": 0.5}, [("1+1=", "2")])
+
+
 FEEDS = {
     WindowFeed: lambda: WindowFeed(Windows(), CausalLM(), seed=3, batch_size=ROWS, threads=1),
+    RolloutFeed: lambda: RolloutFeed(sampled, Policy(), ROWS, updates=2, staleness=1),
     RepeatedFeed: lambda: RepeatedFeed({"inputs": np.arange(ROWS * LENGTH).reshape(ROWS, LENGTH)}),
 }
 
@@ -44,7 +59,13 @@ def test_every_feed_of_the_package_is_listed_here():
 
 def taken(feed, count):
     """So many (step, batch) pairs."""
-    return [next(feed) for _ in range(count)]
+    return [offered(feed) for _ in range(count)]
+
+
+def offered(feed):
+    """The next batch, for the state that has counted to 7."""
+    feed.offer(STATE)
+    return next(feed)
 
 
 @pytest.mark.parametrize("make", FEEDS.values(), ids=lambda make: type(make()).__name__)
@@ -79,7 +100,7 @@ def test_a_feed_goes_on_from_its_saved_state_with_the_same_bits(make):
 def test_closing_twice_is_nothing(make):
     feed = make()
     feed.begin(0, {})
-    next(feed)
+    offered(feed)
     feed.close()
     left = set(threading.enumerate())
     feed.close()

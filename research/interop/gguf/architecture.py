@@ -58,19 +58,20 @@ class Architecture:
     notes: Callable[[ModelConfig], list[str]] = lambda c: []
 
 
-# llama.cpp reads it of every architecture: whether a token sees no later ones (embedding models see
-# all).
-_ONLY = {"attention.causal": True}
+_EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
 
 
-def read_shape(m: Metadata) -> dict[str, Any]:
+def read_shape(m: Metadata, kind: str = "decoder", norm: str = "rms") -> dict[str, Any]:
     """The fields of `ModelConfig` that every architecture has under the same keys, as keywords; the
     scaling of rotary positions is not among them (`rope_keys`). ValueError for heads whose queries
-    and values differ in size, and for settings of llama.cpp that our layers do not compute."""
-    for key, only in _ONLY.items():
-        value = m.values.get(f"{m.kind}.{key}", only)
-        if value != only:
-            raise ValueError(f"the metadata has {m.kind}.{key}={value}; only {only} is supported")
+    and values differ in size, and for a text that is seen otherwise than models of this `kind` see
+    it. `norm`: that of the layers, which has a key of its own."""
+    # llama.cpp reads it of every architecture: whether a token sees no later ones.
+    causal = kind == "decoder"
+    if (value := m.values.get(f"{m.kind}.attention.causal", causal)) != causal:
+        raise ValueError(
+            f"the metadata has {m.kind}.attention.causal={value}; only {causal} is supported"
+        )
     layers = m.number("block_count")
     if layers > len(m.tensors):  # reading goes through all of them, whatever their number
         raise ValueError(
@@ -87,7 +88,8 @@ def read_shape(m: Metadata) -> dict[str, Any]:
     # is refused later, by the tensor's name.
     table = m.tensors.get("token_embd.weight")
     return {
-        "kind": "decoder",
+        "kind": kind,
+        "norm": norm,
         "vocab_size": table.shape[0] if table else 1,
         "layers": layers,
         "d_model": d_model,
@@ -98,7 +100,7 @@ def read_shape(m: Metadata) -> dict[str, Any]:
         "max_length": m.number("context_length"),
         "rope_theta": float(m.number("rope.freq_base", 10000.0)),
         "rotary_size": 0 if rotated == head_size else rotated,
-        "norm_eps": shortest(m.number("attention.layer_norm_rms_epsilon")),
+        "norm_eps": shortest(m.number(_EPSILON[norm])),
         # GGUF has no key for tied tables: llama.cpp takes the table where there is no head.
         "tied": "output.weight" not in m.tensors,
     }
@@ -117,12 +119,44 @@ def write_shape(c: ModelConfig, kind: str) -> dict[str, Any]:
         # Written also where they are the defaults: heads may be wider than d_model / heads.
         f"{kind}.attention.key_length": c.head_size,
         f"{kind}.attention.value_length": c.head_size,
-        f"{kind}.attention.layer_norm_rms_epsilon": float(c.norm_eps),
+        f"{kind}.{_EPSILON[c.norm]}": float(c.norm_eps),
         f"{kind}.rope.dimension_count": c.rotary_size or c.head_size,
         f"{kind}.rope.freq_base": float(c.rope_theta),
         f"{kind}.vocab_size": c.vocab_size,
     }
     return values
+
+
+def read_biases(m: Metadata) -> dict[str, Any]:
+    """The fields of `ModelConfig` on biases. No key says them; llama.cpp takes each bias that the
+    file has."""
+    attention = "none"
+    if "blk.0.attn_q.bias" in m.tensors:
+        attention = "all" if "blk.0.attn_output.bias" in m.tensors else "qkv"
+    return {"attention_bias": attention, "mlp_bias": "blk.0.ffn_up.bias" in m.tensors}
+
+
+def check_square(c: ModelConfig, kind: str) -> None:
+    """ValueError for heads that are together wider or narrower than the model, which llama.cpp
+    does not load under some architectures."""
+    if c.heads * c.head_size != c.d_model:
+        raise ValueError(
+            f"GGUF's {kind} architecture has heads of d_model / heads, and this model has "
+            f"{c.heads} of {c.head_size} in {c.d_model}; use --to=hf"
+        )
+
+
+def check_untied(c: ModelConfig, kind: str) -> None:
+    """ValueError for tied tables, which llama.cpp does not load under some architectures."""
+    if c.tied:
+        raise ValueError(f"GGUF's {kind} architecture has a head of its own; use --to=hf")
+
+
+def gelu_note(c: ModelConfig) -> list[str]:
+    """A line where a model has the exact GELU, which llama.cpp does not compute."""
+    if c.activation != "gelu":
+        return []
+    return ["llama.cpp computes GELU by its approximation with tanh, this model the exact one"]
 
 
 def shortest(value: float) -> float:

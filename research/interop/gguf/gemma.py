@@ -13,6 +13,7 @@ from research.interop.gguf.architecture import (
     shortest,
     write_shape,
 )
+from research.interop.gguf.decoder_rules import rotated_rules
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
 
@@ -110,14 +111,7 @@ def rules(c: ModelConfig, name: str) -> tuple[Rule, ...]:
     """The tensors of LLaMA with rotary pairs in halves, and from Gemma 2 on two more norms a
     layer."""
     # Gemma's files keep Hugging Face's halves: only "llama" interleaves the pairs.
-    llama_rules = llama.rotated_rules(c, "p h")
-    if not c.branch_norm:
-        return llama_rules
-    return (
-        *llama_rules,
-        Rule("blk.{layer}.post_attention_norm.weight", "layers/attention_out_norm/scale", "D -> D"),
-        Rule("blk.{layer}.post_ffw_norm.weight", "layers/mlp_out_norm/scale", "D -> D"),
-    )
+    return rotated_rules(c, "p h")
 
 
 ARCHITECTURE = Architecture(

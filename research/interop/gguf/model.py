@@ -5,15 +5,27 @@ Keys and tensor names are llama.cpp's (src/llama-arch.cpp, src/llama-model.cpp).
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from research.data.tokenizers.tokenizer import UnknownTokenizer
-from research.interop.gguf import ends, gemma, llama, rope_factors, rope_keys, unread_keys
+from research.interop.gguf import (
+    ends,
+    expert_models,
+    gemma,
+    gpt,
+    llama,
+    llama_relatives,
+    olmo2,
+    phi3,
+    rope_factors,
+    rope_keys,
+    unread_keys,
+)
 from research.interop.gguf.architecture import Architecture, Metadata
 from research.interop.gguf.file import Gguf, open_gguf
+from research.interop.gguf.mixtures import FILE_TYPES, tensor_type
 from research.interop.gguf.tokenizer import tokenizer_files
 from research.interop.gguf.tokenizer_metadata import tokenizer_metadata
 from research.interop.gguf.write import Entry, write_gguf
@@ -25,11 +37,19 @@ from research.interop.storage.norm_offset import with_norm_offset
 from research.models.config import ModelConfig, Shape
 
 # The order matters for writing: the first row with a name for a model is taken, and LLaMA's would
-# take Gemma's, whose layers are LLaMA's with more.
-ARCHITECTURES = {"gemma": gemma.ARCHITECTURE, "llama": llama.ARCHITECTURE}
-# general.file_type, the type of most tensors: numbers of enum llama_ftype in llama.h, which are
-# other ones than those of the tensors' types.
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
+# take others', whose layers are LLaMA's with more.
+ARCHITECTURES = {
+    "gpt2": gpt.GPT2,
+    "gptneox": gpt.GPT_NEOX,
+    "olmo2": olmo2.ARCHITECTURE,
+    "granite": llama_relatives.GRANITE,
+    "smollm3": llama_relatives.SMOLLM3,
+    "mistral3": llama_relatives.MISTRAL3,
+    "gemma": gemma.ARCHITECTURE,
+    "phi3": phi3.ARCHITECTURE,
+    "experts": expert_models.ARCHITECTURE,
+    "llama": llama.ARCHITECTURE,
+}
 _NAMES = Names(
     unused=(
         (
@@ -38,8 +58,6 @@ _NAMES = Names(
         ),
     )
 )
-
-_BLOCK = 32  # elements of a block of the quantized types
 
 
 def open_gguf_model(file: Path) -> Checkpoint:
@@ -110,12 +128,14 @@ def architecture_of(c: ModelConfig) -> Architecture:
     for row in ARCHITECTURES.values():
         if row.name_of(c) is not None:
             return row
-    raise ValueError("only decoders like LLaMA can be written as GGUF; use --to=hf")
+    raise ValueError(
+        f"llama.cpp has no architecture for this {c.kind} with {c.position} positions; use --to=hf"
+    )
 
 
 def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> list[str]:
-    """Writes a checkpoint as one GGUF file, with matrices of type `kind`, such as "Q8_0". Returns
-    lines on what the format cannot hold.
+    """Writes a checkpoint as one GGUF file, with matrices of type `kind`, such as "Q8_0" or the
+    mixture "Q4_K_M". Returns lines on what the format cannot hold.
 
     Vectors are float32. Tables under a 4-bit type, and rows that a block does not divide, get a
     type with more bits, as llama.cpp's own quantizer does it. ValueError for a model that no
@@ -135,13 +155,14 @@ def plan_gguf_model(
     c = checkpoint.config
     architecture = architecture_of(c)
     metadata = architecture.write_config(c)
-    metadata |= rope_keys.write_keys(c, metadata["general.architecture"])
-    rules = architecture.rules(c, metadata["general.architecture"])
+    arch = metadata["general.architecture"]
+    metadata |= rope_keys.write_keys(c, arch)
+    rules = architecture.rules(c, arch)
     tensors = write_tensors(c, rules, checkpoint.parameters)
     # Read back at once: a field that the metadata cannot hold is refused before the tensors are
     # written.
     again = architecture.read_config(Metadata(metadata, {n: t for n, (t, _) in tensors.items()}))
-    _check_same(c, again, metadata["general.architecture"])
+    _check_same(c, again, arch)
     name = checkpoint.source.stem if checkpoint.source.is_file() else checkpoint.source.name
     metadata |= {"general.name": name, "general.file_type": FILE_TYPES[kind]}
     # A folder without a tokenizer may still have a generation_config.json.
@@ -153,7 +174,7 @@ def plan_gguf_model(
     special, notes = ends.write_special(checkpoint)
     metadata |= special | generation.write_metadata(checkpoint.sampling)
     entries = [
-        (name, tensor.shape, _type(name, tensor.shape, kind), make)
+        (name, tensor.shape, tensor_type(name, tensor.shape, kind, c, arch), make)
         for name, (tensor, make) in tensors.items()
     ]
     # llama.cpp takes some scalings as factors; the numbers behind Llama 3's are ours to keep.
@@ -171,15 +192,3 @@ def _check_same(c: ModelConfig, again: ModelConfig, kind: str) -> None:
     differing = [f"{n}={getattr(c, n)!r}" for n in names if getattr(c, n) != getattr(again, n)]
     if differing:
         raise ValueError(f"GGUF's {kind} architecture has no {', '.join(differing)}; use --to=hf")
-
-
-def _type(name: str, shape: Sequence[int], kind: str) -> str:
-    """The type that one tensor is stored in, where matrices are to be `kind`."""
-    # llama.cpp wants norms, biases and the router as float32, and they are too small to matter.
-    if len(shape) == 1 or "ffn_gate_inp" in name:
-        return "F32"
-    if kind.startswith("Q") and shape[-1] % _BLOCK:
-        return "F16"
-    if name in ("token_embd.weight", "output.weight") and kind.startswith("Q4"):
-        return "Q8_0"  # logits suffer most; llama.cpp takes more bits for them too
-    return kind

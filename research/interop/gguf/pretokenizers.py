@@ -20,6 +20,40 @@ _LATER = (
 )
 _LLAMA3, _QWEN2 = _LATER.replace("DIGITS", r"\p{N}{1,3}"), _LATER.replace("DIGITS", r"\p{N}")
 
+# Tekken's (Mistral Nemo) and GPT-4o's: words begin in upper case and go on in lower case.
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+END|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*END"
+    r"|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_TEKKEN = _CASED.replace("END", "").replace("DIGITS", r"\p{N}")
+_GPT4O = _CASED.replace("END", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?").replace("DIGITS", r"\p{N}{1,3}")
+_DEEPSEEK_V3 = (
+    r"\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""",
+)
+# The model's own file has the characters themselves here.
+_DEEPSEEK_V3 = tuple(split.replace(r"\r\n", "\r\n") for split in _DEEPSEEK_V3)
+# The letters with a case that DeepSeek's first tokenizer lists beyond ASCII.
+_DEEPSEEK_LETTERS = (
+    "µÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-"
+    "ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳ"
+    "Ꙁ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)
+_DEEPSEEK_LLM = (
+    "[\r\n]",
+    rf"\s?[A-Za-z{_DEEPSEEK_LETTERS}]+",
+    r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+    r"\s+$",
+    "[一-龥ࠀ-一가-퟿]+",
+    r"\p{N}+",
+)
+_DEEPSEEK_CODER = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
+_FALCON = (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")
+_BLOOM = " ?[^(\\s|.,!?…。，、।۔،)]+"
+
 
 @dataclass(frozen=True)
 class Pre:
@@ -36,20 +70,30 @@ class Pre:
     add_bos: bool = False
 
 
+_BY_DIGIT, _LIKE_LLAMA3 = Pre((r"\p{N}", _GPT2)), Pre((_LLAMA3,), True, add_bos=True)
+
+
+def _named(names: str, pre: Pre) -> dict[str, Pre]:
+    return dict.fromkeys(names.split(), pre)
+
+
 # Models came with names of their own for the same splits; files are written under the first.
 PRE = {
-    "gpt-2": Pre((_GPT2,)),
-    "phi-2": Pre((_GPT2,)),
-    "smollm": Pre((r"\p{N}", _GPT2)),
-    "starcoder": Pre((r"\p{N}", _GPT2)),
-    "refact": Pre((r"\p{N}", _GPT2)),
-    "llama-bpe": Pre((_LLAMA3,), ignore_merges=True, add_bos=True),
-    "llama3": Pre((_LLAMA3,), ignore_merges=True, add_bos=True),
-    "llama-v3": Pre((_LLAMA3,), ignore_merges=True, add_bos=True),
-    "dbrx": Pre((_LLAMA3,)),
-    "smaug-bpe": Pre((_LLAMA3,)),
-    "qwen2": Pre((_QWEN2,), normalizer="NFC"),
-    "deepseek-r1-qwen": Pre((_QWEN2,), normalizer="NFC"),
+    **_named("gpt-2 phi-2 olmo mpt jais trillion exaone4 gigachat a.x-4.0 mellum", Pre((_GPT2,))),
+    **_named("smollm starcoder refact command-r codeshell exaone minerva-7b", _BY_DIGIT),
+    **_named("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2", _LIKE_LLAMA3),
+    **_named("dbrx smaug-bpe chatglm-bpe glm4", Pre((_LLAMA3,))),
+    **_named("qwen2 deepseek-r1-qwen megrez", Pre((_QWEN2,), normalizer="NFC")),
+    # llama.cpp normalizes under none of its names, and says the same of these.
+    **_named("hunyuan stablelm2 grok-2", Pre((_QWEN2,))),
+    "tekken": Pre((_TEKKEN,), ignore_merges=True, add_bos=True),
+    **_named("gpt-4o llama4", Pre((_GPT4O,))),
+    "deepseek-llm": Pre(_DEEPSEEK_LLM),
+    "deepseek-coder": Pre(_DEEPSEEK_CODER),
+    **_named("deepseek-v3 hunyuan-dense", Pre(_DEEPSEEK_V3)),
+    "falcon": Pre(_FALCON),
+    **_named("bloom poro-chat gpt3-finnish", Pre((_BLOOM,))),
+    "viking": Pre((_BLOOM, r"\p{N}")),
     # What llama.cpp does where a file does not say; no published tokenizer.json is like it.
     "default": Pre((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
 }

@@ -45,14 +45,12 @@ def read_keys(m: Metadata) -> RopeScaling:
 
 
 def _read_yarn(m: Metadata, factor: float, attention: float) -> RopeScaling:
-    # Multiplies the logarithm in the attention's factor; DeepSeek's files have it.
-    if log := m.number("rope.scaling.yarn_log_multiplier", 0.0):
-        raise ValueError(
-            f"the metadata has {m.kind}.rope.scaling.yarn_log_multiplier={log}; only 0 is supported"
-        )
     if factor in (0.0, 1.0):
         return RopeScaling()
     derived = 0.1 * math.log(factor) + 1.0
+    if log := m.number("rope.scaling.yarn_log_multiplier", 0.0):
+        # The paper's factor is divided by one with this number on its logarithm (Ministral 3).
+        attention /= 0.1 * log * math.log(factor) + 1.0
     scaling = RopeScaling(
         factor=factor,
         original_length=m.number(

@@ -13,6 +13,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import quantize
 
 from research.files import replacing
+from research.interop.gguf import k_quants
 from research.interop.gguf.file import STORED
 from research.interop.gguf.header import (
     ALIGNMENT,
@@ -25,8 +26,9 @@ from research.interop.gguf.header import (
     check_name,
 )
 
-# Types that can be written. K-quants need importance weights and code that `gguf` does not have.
-TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
+# Types that can be written. Those of `k_quants` the package reads and does not write.
+K_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", *K_TYPES)
 _LONGEST_NAME = 63  # bytes of a tensor's name: llama.cpp's GGML_MAX_NAME is 64 with the final zero
 _CHUNK = 1 << 20  # elements converted at a time, a multiple of every type's block
 _KINDS = {np.dtype(kind): number for number, kind in SCALARS.items()}
@@ -149,6 +151,8 @@ def _encode(values: np.ndarray, kind: str) -> np.ndarray:
     values = np.ascontiguousarray(values, np.float32)
     if not np.isfinite(values).all():
         raise ValueError("it has NaN or infinity; choose BF16 or F32")
+    if kind in K_TYPES:
+        return k_quants.quantize(values, kind)
     # A block of zeros is divided by its scale of zero, which the package mends afterwards.
     with np.errstate(all="ignore"):
         return quantize(values[None], GGMLQuantizationType[kind])

@@ -3,6 +3,7 @@ shards, and the files beside them.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ _COUNTS = (
     "decoder_layers",
     "num_local_experts",
     "num_experts",
+    "n_routed_experts",
 )
 # Ids that config.json and generation_config.json may both have; the latter's are believed, as
 # transformers' generate does.
@@ -100,6 +102,7 @@ def open_folder(folder: Path) -> Checkpoint:
         # Some settings stand in no config.json: which heads a model has is told by its tensors.
         actual = names.canonical(tensors.names)
         config = family.read_config(values, actual.keys())
+        names = replace(names, unused=(*family.unused, *family.further(values, config)))
         codes = {}
         if settings := values.get("quantization_config"):
             tensors, codes = _quantized(settings, tensors, config, family, actual)

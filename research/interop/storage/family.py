@@ -21,6 +21,7 @@ class Family:
     prefix        start of the names that the bare model's class leaves out
     renames       (regex, replacement) for tensor names of older releases
     unused        (regex, reason) of tensors that hold nothing of the model
+    further       the same of those that depend on config.json and the model
     copies        (name, parameter) of tensors that repeat a parameter
     classes       by model_type the start of its classes' names, where several have the same models
     norm_offset   number that the files leave out of the scales of RMS norms, see
@@ -36,6 +37,9 @@ class Family:
     prefix: str = ""
     renames: tuple[tuple[str, str], ...] = ()
     unused: tuple[tuple[str, str], ...] = ()
+    further: Callable[[Mapping[str, Any], ModelConfig], tuple[tuple[str, str], ...]] = (
+        lambda values, c: ()
+    )
     copies: tuple[tuple[str, str], ...] = ()
     classes: Mapping[str, str] = field(default_factory=dict)
     norm_offset: float = 0.0

@@ -9,10 +9,16 @@ Our parameters are stacked, [L, ...] over layers and [L, E, ...] over experts; `
 `{expert}` in a name select the slice. A tensor that holds several parameters side by side names
 them all, and the pattern's result then begins with an axis over them. Where these differ in size,
 the pattern is one for each, joined by bars: "(N H) D -> D N H | (K H) D -> D K H | ..." is a tensor
-whose rows are those of queries, then those of keys, and so on. Letters are those of the
-whole repository, and for tables P learned positions, Y token types, U buckets of distance, C
-classes, M the output width of a square layer, f the width of a shared expert; p is the two halves
-of a rotary pair and h its H/2; digits are sizes.
+whose rows are those of queries, then those of keys, and so on. Where all begin with one letter they
+lie side by side within it: "(N u) c -> c N u | (N v) c -> c N v" has both parts of a head, then
+those of the next.
+
+Letters are those of the whole repository, and for tables P learned positions, Y token types, U
+buckets of distance, C classes, M the output width of a square layer, f the width of a shared expert
+and d that of first layers without experts; p is the two halves of a rotary pair and h its H/2; q,
+c, r, u and v are those of latent attention, small (`research.models.latent`); digits are sizes. A
+letter with "~" has its last r elements as rotary pairs side by side, where ours begins with them,
+half by half.
 """
 
 import math
@@ -34,12 +40,14 @@ BAR = " | "
 class Rule:
     """A tensor (one for each layer and expert if its name says so), the parameter or parameters
     that it holds, and the pattern from the tensor to them. Layers before the `first` have no such
-    tensor, and their part of the parameter changes nothing."""
+    tensor, and their part of the parameter changes nothing. Layer i of the parameter is layer
+    `offset` + i of the name."""
 
     name: str
     path: str | tuple[str, ...]
     pattern: str
     first: int = 0
+    offset: int = 0
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -82,6 +90,12 @@ def letter_sizes(c: ModelConfig) -> dict[str, int]:
         "C": c.labels,
         "p": 2,
         "h": c.head_size // 2,
+        "d": c.dense_d_ff,
+        "q": c.query_latent,
+        "c": c.kv_latent,
+        "r": c.rotary_size,
+        "u": c.head_size - c.rotary_size,
+        "v": c.value_size or c.head_size,
     }
 
 
@@ -97,7 +111,8 @@ def pieces(rules: Sequence[Rule], stacks: Mapping[str, tuple[int, ...]]) -> Iter
         for index in np.ndindex(*lead[:wanted]):
             if index and index[0] < rule.first:
                 continue
-            name = rule.name.format(**dict(zip(("layer", "expert"), index)))
+            layer = (index[0] + rule.offset, *index[1:]) if index else ()
+            name = rule.name.format(**dict(zip(("layer", "expert"), layer)))
             yield Piece(name, rule.paths, rule.pattern, index)
 
 
@@ -116,25 +131,52 @@ def rearrange(x: Any, pattern: str, sizes: Mapping[str, int]) -> Any:
         )
     # "1" is an axis without a letter: it is dropped on the left and added on the right by reshape.
     letters = [letter for group in left for letter in group if letter != "1"]
-    order = [letters.index(letter) for group in right for letter in group if letter != "1"]
-    return (
-        x.reshape([_size(letter, sizes) for letter in letters])
-        .transpose(order)
-        .reshape(shape(right, sizes))
-    )
+    wanted = [letter for group in right for letter in group if letter != "1"]
+    x = x.reshape([_size(letter, sizes) for letter in letters])
+    # By their plain letters, of which one side may have the other order.
+    plain, ours = ([letter.rstrip("~") for letter in side] for side in (letters, wanted))
+    for axis, letter in enumerate(letters):
+        there = wanted[ours.index(plain[axis])]
+        if letter != there:
+            turned = _pairs_to_halves(x.shape[axis], sizes["r"])
+            x = x.take(turned if letter.endswith("~") else np.argsort(turned), axis)
+    return x.transpose([plain.index(letter) for letter in ours]).reshape(shape(right, sizes))
+
+
+def _pairs_to_halves(size: int, rotated: int) -> np.ndarray:
+    """Where in a head of `size` elements, whose last `rotated` are pairs side by side, each element
+    of the same head in our order is: first those, half by half, then the others."""
+    pairs = np.arange(size - rotated, size).reshape(-1, 2)
+    return np.concatenate([pairs.T.reshape(-1), np.arange(size - rotated)])
 
 
 def _rearrange_parts(x: Any, patterns: Sequence[str], sizes: Mapping[str, int]) -> Any:
     """`rearrange` by several patterns: of a list one array, whose rows are those of the parts one
-    after the other, and of an array the list."""
+    after the other, or of one letter's number of them, and of an array the list."""
     if not isinstance(x, np.ndarray):
         parts = [rearrange(one, pattern, sizes) for one, pattern in zip(x, patterns)]
-        return np.concatenate(parts)
+        outer = _shared([one.split(" -> ")[1] for one in patterns], sizes)
+        within = [part.reshape(outer, -1, *part.shape[1:]) for part in parts]
+        return np.concatenate(within, axis=1).reshape(-1, *parts[0].shape[1:])
     if x.shape != source_shape(BAR.join(patterns), sizes):
         wanted = list(source_shape(BAR.join(patterns), sizes))
         raise ValueError(f"got shape {list(x.shape)}, wanted {wanted} for {BAR.join(patterns)!r}")
-    ends = np.cumsum([source_shape(pattern, sizes)[0] for pattern in patterns])[:-1]
-    return [rearrange(rows, pattern, sizes) for rows, pattern in zip(np.split(x, ends), patterns)]
+    outer = _shared([one.split(" -> ")[0] for one in patterns], sizes)
+    shapes = [source_shape(pattern, sizes) for pattern in patterns]
+    ends = np.cumsum([one[0] // outer for one in shapes])[:-1]
+    parts = np.split(x.reshape(outer, -1, *x.shape[1:]), ends, axis=1)
+    return [
+        rearrange(part.reshape(one), pattern, sizes)
+        for part, one, pattern in zip(parts, shapes, patterns)
+    ]
+
+
+def _shared(sides: Sequence[str], sizes: Mapping[str, int]) -> int:
+    """The size of the letter that the rows of all these sides of patterns begin with, else 1."""
+    groups = [re.match(r"\(([^)]*)\)|(\S+)", side) for side in sides]
+    firsts = [(group[1] or group[2]).split() for group in groups if group]
+    alike = len({letters[0] for letters in firsts}) == 1 and min(map(len, firsts)) > 1
+    return _size(firsts[0][0], sizes) if alike else 1
 
 
 def fused(values: Sequence[np.ndarray], pattern: str) -> Any:
@@ -174,4 +216,4 @@ def parse(pattern: str) -> tuple[tuple[tuple[str, ...], ...], ...]:
 
 
 def _size(letter: str, sizes: Mapping[str, int]) -> int:
-    return int(letter) if letter.isdigit() else sizes[letter]
+    return int(letter) if letter.isdigit() else sizes[letter.rstrip("~")]

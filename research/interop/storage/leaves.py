@@ -21,7 +21,7 @@ from research.weights import rules
 from research.weights.quantized import Quantized
 
 Index = tuple[int, ...]
-# The start of the paths of a stack of layers, at the top or under `encoder/`.
+# The start of the paths of a stack of layers, at the top or under `encoder/` or `dense/`.
 STACK = "layers/"
 
 
@@ -75,8 +75,9 @@ def attach_layers(params: tree.Tree, adapters: tree.Tree) -> tree.Tree:
     if not isinstance(adapters, dict) or not isinstance(params, dict):
         return rules.attach(params, adapters)
     apart = {name for name, node in params.items() if isinstance(node, tuple)}
-    # An encoder-decoder has a stack of layers of its own under `encoder`.
-    inner = {name for name in adapters if name == "encoder" and name in params}
+    # An encoder-decoder has a stack of its own under `encoder`, first layers without experts theirs
+    # under `dense`.
+    inner = {name for name in adapters if name in ("encoder", "dense") and name in params}
     whole = {name: node for name, node in adapters.items() if name not in apart | inner}
     attached = {name: node for name, node in params.items() if name not in apart | inner}
     attached = rules.attach(attached, whole) if whole else attached
@@ -93,7 +94,8 @@ def attach_layers(params: tree.Tree, adapters: tree.Tree) -> tree.Tree:
 
 
 def _stack_of(path: str) -> str | None:
-    """The path in front of `layers/` ("" or "encoder/"), None for parameters outside layers."""
+    """The path in front of `layers/` ("", "encoder/" or "dense/"), None for parameters outside
+    layers."""
     at = path.find(STACK)
     return path[:at] if at == 0 or path[at - 1 : at] == "/" else None
 

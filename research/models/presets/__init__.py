@@ -4,6 +4,7 @@ shares, and entries with the sizes of its papers."""
 from research.models.config import ModelConfig
 from research.models.presets import (
     bert,
+    deepseek,
     gemma,
     gpt,
     gpt_oss,
@@ -25,6 +26,7 @@ PRESETS: dict[str, ModelConfig] = {
     **olmo.PRESETS,
     **gpt_oss.PRESETS,
     **granite.PRESETS,
+    **deepseek.PRESETS,
     **neox.PRESETS,
     **bert.PRESETS,
     **seq2seq.PRESETS,

@@ -6,7 +6,8 @@ from research.models.presets.llama import llama
 
 def _granite(d_model: int, d_ff: int, attention_scale: float, head_scale: float) -> ModelConfig:
     """Granite 3.0's dense models: LLaMA's layers with factors of maximal update parametrisation
-    (arXiv:2408.13359, section 2)."""
+    (arXiv:2408.13359, section 2). Numbers as in config.json of ibm-granite/granite-3.0-2b-base and
+    granite-3.0-8b-base."""
     return llama(
         49155,
         40,

@@ -51,16 +51,19 @@ PRESETS: dict[str, ModelConfig] = {
     "smollm2_135m": llama(49152, 30, 576, 9, 3, 1536, 8192, **_SMOLLM2),
     "smollm2_360m": llama(49152, 32, 960, 15, 5, 2560, 8192, **_SMOLLM2),
     "smollm2_1.7b": llama(49152, 24, 2048, 32, 32, 8192, 8192, rope_theta=130000.0, tied=True),
-    # SmolLM3 (huggingface.co/blog/smollm3): every fourth layer without rotary positions.
+    # SmolLM3 (huggingface.co/blog/smollm3; config.json of HuggingFaceTB/SmolLM3-3B): every fourth
+    # layer without rotary positions.
     "smollm3_3b": llama(
         128256, 36, 2048, 16, 4, 11008, 65536, rope_theta=5e6, norm_eps=1e-6, tied=True,
         unrotated_every=4,
     ),
     "mistral_7b": llama(32000, 32, 4096, 32, 8, 14336, 32768, window=4096),
-    # Its window and length are one number, so the layers that have none see no more.
+    # As config.json of mistralai/Ministral-8B-Instruct-2410. Its window and length are one number,
+    # so the layers that have none see no more.
     "ministral_8b": llama(
         131072, 36, 4096, 32, 8, 12288, 32768, head_size=128, rope_theta=1e8, window=32768,
     ),
+    # The text model in config.json of mistralai/Ministral-3-8B-Base-2512.
     "ministral3_8b": llama(
         131072, 34, 4096, 32, 8, 14336, 262144, head_size=128, rope_theta=1e6, query_growth=0.1,
         rope_scaling=RopeScaling(

@@ -32,9 +32,10 @@ PRESETS: dict[str, ModelConfig] = {
         24, 2048, 16, 16, 1408, attention_bias="qkv", experts=60, experts_per_token=4,
         normalized_routes=False, shared_d_ff=5632, max_length=8192,
     ),
+    # As config.json of Qwen/Qwen2-57B-A14B; the tuned model's has 32768 positions.
     "qwen2_57b_a14b": _qwen_moe(
         28, 3584, 28, 4, 2560, attention_bias="qkv", experts=64, experts_per_token=8,
-        normalized_routes=False, shared_d_ff=20480,
+        normalized_routes=False, shared_d_ff=20480, max_length=131072,
     ),
     "qwen3_30b_a3b": _qwen_moe(
         48, 2048, 32, 4, 768, head_size=128, query_norm=True, experts=128, experts_per_token=8,

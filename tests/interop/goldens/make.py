@@ -555,7 +555,9 @@ def randomise(model: torch.nn.Module, stds: dict[str, float], rng: np.random.Gen
     """Norm scales in 0.5..1.5, the rest normal: biases of std 0.3, matrices 0.2, and what `stds`
     says of either."""
     named = dict(model.named_parameters()) | {
-        n: b for n, b in model.named_buffers() if n == "final_logits_bias"
+        n: b
+        for n, b in model.named_buffers()
+        if n.endswith(("final_logits_bias", "e_score_correction_bias"))
     }
     for name, weight in named.items():
         if "embed_positions" in name and not weight.requires_grad:

@@ -124,13 +124,15 @@ def layer_types(c: ModelConfig) -> list[str]:
 
 
 def is_rotary_decoder(c: ModelConfig) -> bool:
-    """True for a decoder with rotary positions and RMS norms, whether LLaMA's or Gemma's."""
-    return c.kind == "decoder" and c.position == "rope" and c.norm == "rms"
+    """True for a decoder with rotary positions and RMS norms, whether LLaMA's or Gemma's, but not
+    for one with attention over latents."""
+    rotary = c.kind == "decoder" and c.position == "rope" and not c.kv_latent
+    return rotary and c.norm == "rms"
 
 
 def serves(c: ModelConfig) -> bool:
     """True for LLaMA's layers, dense or with Mixtral's experts."""
-    return has_layers(c) and not c.shared_d_ff
+    return has_layers(c) and not c.shared_d_ff and not c.attention_sinks
 
 
 def has_layers(c: ModelConfig) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 from research.interop.huggingface.families import (
     bart,
     bert,
+    deepseek,
     distilbert,
     electra,
     gemma,
@@ -43,6 +44,7 @@ FAMILIES = {
     "olmo": olmo.FAMILY,
     "smollm3": smollm3.FAMILY,
     "granite": granite.FAMILY,
+    "deepseek": deepseek.FAMILY,
     "gpt2": gpt2.FAMILY,
     "gpt_neox": gpt_neox.FAMILY,
     "opt": opt.FAMILY,

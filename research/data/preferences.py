@@ -1,0 +1,89 @@
+"""Records of preferences: two answers to one prompt, of which people liked one better.
+
+Read in the spellings that data sets have:
+
+    {"prompt": TEXT, "chosen": TEXT, "rejected": TEXT}
+    {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}
+    {"chosen": MESSAGES, "rejected": MESSAGES}              the prompt is what both begin with
+    {"chosen": TEXT, "rejected": TEXT}                      Anthropic's "Human:" and "Assistant:"
+    {"conversations": MESSAGES, "chosen": MESSAGE, "rejected": MESSAGE}
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from research.data import conversations
+
+SIDES = ("chosen", "rejected")
+
+Message = dict[str, Any]
+# arXiv:2204.05862, the form of its published dialogues.
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+def read_preference(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
+    """{"chosen", "rejected"}: two conversations that differ in the assistant's last answer, as
+    `conversations.spell` writes them; of each the loss is on the last answer alone.
+
+    ValueError for an empty prompt or answer, answers that are equal, and prompts that differ.
+    """
+    prompt = _messages(row, columns["prompt"], "user") if "prompt" in columns else []
+    sides = [[*prompt, *_messages(row, columns[side], "assistant")] for side in SIDES]
+    chosen, rejected = (
+        _given(_checked(said, side, row, columns)) for said, side in zip(sides, SIDES)
+    )
+    if chosen[:-1] != rejected[:-1]:
+        raise ValueError(
+            "chosen and rejected answer different prompts; a pair is two answers to one prompt"
+        )
+    if chosen[-1] == rejected[-1]:
+        raise ValueError("chosen and rejected are the same, so neither is preferred")
+    offered = conversations.tools(row, columns)
+    spelt = (conversations.spell(side, offered) for side in (chosen, rejected))
+    return {name: text.encode("utf-8").decode("utf-8") for name, text in zip(SIDES, spelt)}
+
+
+def _messages(row: Mapping[str, Any], column: str, role: str) -> list[Message]:
+    """The messages of a column: a list of them, one alone, a dialogue as one text, or a text by
+    `role`."""
+    value = conversations.plain(row.get(column))
+    if isinstance(value, Mapping) and ("role" in value or "from" in value):
+        return [dict(value)]
+    if isinstance(value, str) and (dialogue := _dialogue(value)):
+        return dialogue
+    if isinstance(value, str) and not value.lstrip().startswith("[{"):
+        return [{"role": role, "content": value}]
+    return conversations.listed(row, column)
+
+
+def _dialogue(text: str) -> list[Message]:
+    """The turns of a text in Anthropic's form, [] for any other text."""
+    parts = _TURN.split(text)
+    if len(parts) < 3 or parts[0].strip():
+        return []
+    turns = zip(parts[1::2], parts[2::2])
+    return [{"role": _SPEAKERS[who], "content": said.strip()} for who, said in turns]
+
+
+def _checked(
+    messages: list[Message], side: str, row: Mapping[str, Any], columns: Mapping[str, str]
+) -> list[Message]:
+    """The conversation of a side, checked as those of chats are."""
+    try:
+        said = conversations.checked(messages, row, columns)
+    except ValueError as error:
+        raise ValueError(f"{side}: {error}") from None
+    if said[-1]["role"] != "assistant":
+        raise ValueError(f"{side} ends with the {said[-1]['role']}; wanted the assistant's answer")
+    if not any(one["role"] in ("user", "tool") for one in said):
+        raise ValueError(f"{side} has an empty prompt; name it as in '?prompt=FIELD'")
+    return said
+
+
+def _given(messages: list[Message]) -> list[Message]:
+    """The messages, of which the assistant's before the last answer are only read."""
+    *before, answer = messages
+    read = ({**one, "weight": 0} if one["role"] == "assistant" else one for one in before)
+    return [*read, {name: value for name, value in answer.items() if name != "weight"}]

@@ -1,0 +1,44 @@
+"""Parts of `research.models.config.Body` that models of DeepSeek's kind use: attention over
+latents, and the choice of experts."""
+
+from dataclasses import dataclass
+
+from research.models.config_checks import (
+    DENSE_FIRST,
+    EXPERTS,
+    GROUPED,
+    LATENT,
+    SHARED,
+    setting,
+)
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Latent attention (arXiv:2405.04434, section 2.1), see `research.models.latent`: the first
+    `rotary_size` elements of a head are rotated and shared by all heads of keys, the others are
+    made of latents."""
+
+    # Elements of the latent that a token's keys and values are made of, which is what a cache
+    # keeps; 0: keys and values are made of the states themselves.
+    kv_latent: int = 0
+    query_latent: int = setting(0, LATENT)  # of the latent that queries are made of; 0: none
+    value_size: int = setting(0, LATENT)  # elements of a head of values; 0: `head_size`
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which layers have experts, which experts a token visits, and what it visits beside them."""
+
+    dense_layers: int = setting(0, EXPERTS)  # first layers, which have no experts
+    dense_d_ff: int = setting(0, DENSE_FIRST)  # their width
+    # What a router makes of its logits: shares of a softmax, or sigmoids, to which a bias of each
+    # expert is added for the choice alone (arXiv:2412.19437, equation 16).
+    router: str = setting("softmax", EXPERTS, choices=("softmax", "sigmoid"))
+    # Experts lie in so many groups, of which a token visits `groups_per_token`: those with the
+    # best expert (arXiv:2405.04434, section 2.2.2), or under sigmoids the best pair of experts.
+    route_groups: int = setting(1, EXPERTS, positive=True)
+    groups_per_token: int = setting(1, GROUPED, positive=True)
+    route_scale: float = setting(1.0, EXPERTS, positive=True)  # multiplies the mixing weights
+    # A switch in 0..1, decided by the token, multiplies the shared expert's output (Qwen 2).
+    shared_gate: bool = setting(True, SHARED)

@@ -1,0 +1,147 @@
+"""Policy gradients on texts that the model has written itself: GRPO and its family."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.models.model import Model
+from research.objectives.log_probabilities import TokenScores, token_scores
+from research.objectives.objective import Objective, Totals
+from research.objectives.policy_config import PolicyConfig
+from research.objectives.policy_losses import LOSSES, Clip, PolicyLoss, k3, text_mean
+from research.objectives.tokens import with_layer_losses
+from research.tree import Tree
+from research.weights.rules import attach
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Policy(Objective):
+    """Makes a token likelier the better its text was rewarded against others of its prompt.
+
+    `research.run.rollout_feed` samples the texts with the weights of the step and gives them as
+    windows, with the log-probability that each token was sampled with. A window has the fields of a
+    packed text, and for each token "assistant", 1 where the model wrote it; "logprobs";
+    "advantages"; and "group_tokens", the written tokens of all texts of its prompt.
+
+    The totals are "kl", k3 from the reference model (without a `kl_weight`, which holds none, from
+    the weights that wrote the text), "entropy" of the next token in nats, and "clipped", the share
+    of tokens that the bounds of the ratio cut. All are means over written tokens.
+    """
+
+    recipe: PolicyLoss = LOSSES["dapo"]
+    clip: Clip = LOSSES["dapo"].clip
+    average: str = LOSSES["dapo"].average
+    kl_weight: float = 0.0
+    max_tokens: int = 64
+    rewards: str = "exact_match"
+    holds: tuple[str, ...] = ()  # type: ignore[misc]  # the reference is held where it is used
+
+    name = "policy"
+    config: ClassVar[type[PolicyConfig]] = PolicyConfig
+    model_kind = "decoder"
+    reads = "prompts"
+    overlap = 0  # every prompt is a record of its own
+    begins_texts = True
+    answers_chats = False
+    classifies = False
+    reports = ()
+    bits_per_byte = False
+    writes_texts = True
+
+    @classmethod
+    def make(cls, config: PolicyConfig, tokenizer: Any) -> "Policy":
+        """The objective of the config's loss; works with every tokenizer."""
+        return cls(
+            LOSSES[config.policy_loss],
+            config.clip,
+            config.average or LOSSES[config.policy_loss].average,
+            config.kl_weight,
+            config.max_tokens,
+            config.rewards,
+            (REFERENCE,) if config.kl_weight else (),
+        )
+
+    def window_length(self, sequence_length: int) -> int:
+        """T + 1 tokens: the last is a target only."""
+        return sequence_length + 1
+
+    def predicted_tokens(self, sequence_length: int) -> float:
+        """`sequence_length`: the head scores every position."""
+        return float(sequence_length)
+
+    def example(
+        self, window: dict[str, np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """inputs, targets, weights (1 where the model wrote the target), segments, positions,
+        sampled (log-probabilities), advantages and shares, each [T]. The shares of a text, or with
+        the average "prompt" of a prompt, sum to 1; with "token" each is 1."""
+        if "tokens" not in window:
+            raise ValueError("a prompt has no loss before the model has continued it")
+        tokens, segments = window["tokens"], window["segments"]
+        same = (segments[1:] == segments[:-1]) & (segments[1:] > 0)
+        weights = (same & (window["assistant"][1:] > 0)).astype(np.float32)
+        written = np.bincount(segments[1:], weights).astype(np.float32)[segments[1:]]
+        if self.average == "prompt" and "group_tokens" in window:
+            written = window["group_tokens"][1:].astype(np.float32)
+        nothing = np.zeros(len(tokens), np.float32)
+        share = np.ones_like(weights) if self.average == "token" else 1 / np.maximum(written, 1)
+        return {
+            "inputs": tokens[:-1],
+            "targets": tokens[1:],
+            "weights": weights,
+            "segments": segments[:-1],
+            "positions": window["positions"][:-1],
+            "sampled": window.get("logprobs", nothing)[1:].astype(np.float32),
+            "advantages": window.get("advantages", nothing)[1:].astype(np.float32),
+            "shares": weights * share,
+        }
+
+    def scores(
+        self, model: Model, params: Tree, batch: Mapping[str, jax.Array], key: jax.Array | None
+    ) -> tuple[TokenScores, dict[str, jax.Array]]:
+        """Log-probability and entropy of each target, and the losses of the layers."""
+        hidden_BTD, layer_losses = model.hidden(params, dict(batch), key)
+        return token_scores(model, params, hidden_BTD, batch["targets"]), layer_losses
+
+    def loss(
+        self,
+        model: Model,
+        trainable: Tree,
+        held: Mapping[str, Tree],
+        batch: dict[str, jax.Array],
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array, Totals]:
+        """Sum of the costs by their shares, the sum of the shares, and the totals of the class."""
+        params = attach(held["base"], trainable, key)
+        scores, layer_losses = self.scores(model, params, batch, key)
+        weights_BT = batch["weights"]
+        # Padding has log-probabilities of arbitrary size, whose exponentials must not be infinite.
+        logp_BT = jnp.where(weights_BT > 0, scores.logp, 0.0)
+        sampled_BT = batch["sampled"] * weights_BT
+        log_ratio_BT = logp_BT - sampled_BT
+        if self.recipe.whole_texts:
+            log_ratio_BT = text_mean(log_ratio_BT, weights_BT, batch["segments"])
+        costs_BT = self.recipe.surrogate(logp_BT, log_ratio_BT, batch["advantages"], self.clip)
+        beside_BT = jax.lax.stop_gradient(sampled_BT)
+        if self.kl_weight:
+            beside = attach(held["base"], jax.lax.stop_gradient(held[REFERENCE]))
+            beside_BT = jax.lax.stop_gradient(self.scores(model, beside, batch, None)[0].logp)
+        kl_BT = k3(logp_BT, jnp.where(weights_BT > 0, beside_BT, 0.0))
+        costs_BT += self.kl_weight * kl_BT
+        shares_BT = batch["shares"] * weights_BT
+        count = jnp.sum(shares_BT)
+        parts_BT = weights_BT / self.max_tokens if self.average == "constant" else shares_BT
+        total, totals = with_layer_losses(
+            model.config, layer_losses, jnp.sum(costs_BT * parts_BT), count
+        )
+        cut_BT = self.recipe.cut(log_ratio_BT, batch["advantages"], self.clip)
+        tokens = jnp.sum(weights_BT)
+        means = {"kl": kl_BT, "entropy": scores.entropy, "clipped": cut_BT}
+        sums = {name: (jnp.sum(x_BT * weights_BT), tokens) for name, x_BT in means.items()}
+        return total, count, {**jax.lax.stop_gradient(sums), **totals}

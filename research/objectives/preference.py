@@ -1,0 +1,192 @@
+"""Preference tuning on pairs of answers: DPO and its family."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.data.preference_windows import most_pairs
+from research.models.model import Model
+from research.objectives.chat import Chat
+from research.objectives.config import ObjectiveConfig, refuse_smoothing
+from research.objectives.log_probabilities import token_scores
+from research.objectives.objective import Objective, Totals
+from research.objectives.preference_losses import (
+    LOSSES,
+    PreferenceSettings,
+    Said,
+    preference_loss,
+    rewards,
+)
+from research.objectives.tokens import with_layer_losses
+from research.parallel.placement import gather_axis
+from research.tree import Tree
+from research.weights.rules import attach
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class PreferenceConfig(ObjectiveConfig):
+    """Settings of preference tuning.
+
+    preference_loss  a row of `research.objectives.preference_losses.LOSSES`
+    beta             how much a log-probability ratio counts; larger stays nearer the reference
+    label_smoothing  share of the pairs taken to be labelled the wrong way round
+    gamma            the margin that SimPO wants
+    """
+
+    name: str = field(default="preference", init=False)
+    preference_loss: str = "sigmoid"
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    gamma: float = 0.5
+
+    def __post_init__(self):
+        if self.preference_loss not in LOSSES:
+            raise ValueError(
+                f"objective.preference_loss={self.preference_loss!r}; choose one of "
+                f"{', '.join(LOSSES)}"
+            )
+        refuse_smoothing(self.label_smoothing)
+        row = LOSSES[self.preference_loss]
+        if self.label_smoothing and not row.smoothed:
+            raise ValueError(
+                f"objective.label_smoothing={self.label_smoothing} is set and "
+                f"{self.preference_loss} does not use it; leave it at 0.0"
+            )
+        if self.preference_loss == "robust" and self.label_smoothing >= 0.5:
+            raise ValueError(
+                f"objective.label_smoothing={self.label_smoothing} must be under 0.5 for robust: "
+                "of labels that are wrong half of the time nothing can be learnt"
+            )
+        if self.gamma != type(self).gamma and self.preference_loss != "simpo":
+            raise ValueError(
+                f"objective.gamma={self.gamma} is set and {self.preference_loss} does not use it; "
+                f"leave it at {type(self).gamma}"
+            )
+        # Written so that NaN, which compares with nothing, is refused too.
+        if not 0 < self.beta < math.inf:
+            raise ValueError(f"objective.beta={self.beta} must be a number above 0")
+        if not 0 <= self.gamma < math.inf:
+            raise ValueError(f"objective.gamma={self.gamma} must be a number of at least 0")
+
+
+@dataclass(frozen=True)
+class Preference(Objective):
+    """Makes the chosen answer of a pair likelier than the rejected one, measured against the model
+    as it was before the first step (arXiv:2305.18290), or by itself where the loss has no
+    reference.
+
+    The loss is a mean over pairs. The totals are means over pairs, too: "margin" of the rewards
+    beta (log p - log p_ref), in which the reference is 0 where there is none, "accuracy", the share
+    of pairs whose margin is above 0, and "chosen" and "rejected", the rewards.
+    """
+
+    loss_name: str = "sigmoid"
+    settings: PreferenceSettings = PreferenceSettings()
+    holds: tuple[str, ...] = (REFERENCE,)  # type: ignore[misc]  # held where it is used
+
+    name = "preference"
+    config: ClassVar[type[PreferenceConfig]] = PreferenceConfig
+    model_kind = "decoder"
+    reads = "preferences"
+    overlap = 0  # windows hold whole pairs
+    begins_texts = True
+    answers_chats = True
+    classifies = False
+    reports = ("margin", "accuracy")
+    bits_per_byte = False
+
+    @classmethod
+    def make(cls, config: PreferenceConfig, tokenizer: Any) -> "Preference":
+        """The objective of the config's loss; works with every tokenizer that has a template."""
+        settings = PreferenceSettings(config.beta, config.label_smoothing, config.gamma)
+        held = (REFERENCE,) if LOSSES[config.preference_loss].reference else ()
+        return cls(config.preference_loss, settings, held)
+
+    def window_length(self, sequence_length: int) -> int:
+        """T + 1 tokens: the last is a target only."""
+        return sequence_length + 1
+
+    def predicted_tokens(self, sequence_length: int) -> float:
+        """`sequence_length`: the head scores every position."""
+        return float(sequence_length)
+
+    def example(
+        self, window: dict[str, np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """inputs, targets, weights (1 in the answers), segments (1, 3, ... with the chosen answers,
+        2, 4, ... with the rejected ones), positions, each [T]."""
+        return Chat().example(window, rng)
+
+    def loss(
+        self,
+        model: Model,
+        trainable: Tree,
+        held: Mapping[str, Tree],
+        batch: dict[str, jax.Array],
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array, Totals]:
+        """Sum of the losses of the pairs in nats, their number, the totals of the class."""
+        row = LOSSES[self.loss_name]
+        params = attach(held["base"], trainable, key)
+        logp_BT, layer_losses = self._scored(model, params, batch, key)
+        beside_BT = jnp.zeros_like(logp_BT)
+        if row.reference:
+            reference = attach(held["base"], jax.lax.stop_gradient(held[REFERENCE]))
+            beside_BT = jax.lax.stop_gradient(self._scored(model, reference, batch, None)[0])
+        said = answers(logp_BT, beside_BT, batch)
+        if row.batch:  # pairs of all devices are compared with each other
+            said = Said(*(gather_axis(x_BP, axis=0).reshape(-1) for x_BP in said))
+        losses = preference_loss(self.loss_name, said, self.settings)
+        if row.likely:
+            losses -= said.chosen / jnp.maximum(said.chosen_tokens, 1)
+        count = jnp.sum(said.weights)
+        total, totals = with_layer_losses(
+            model.config, layer_losses, jnp.sum(losses * said.weights), count
+        )
+        chosen, rejected = rewards(said, self.settings.beta)
+        means = {"chosen": chosen, "rejected": rejected, "margin": chosen - rejected}
+        means["accuracy"] = (chosen > rejected).astype(jnp.float32)
+        sums = {name: (jnp.sum(x * said.weights), count) for name, x in means.items()}
+        return total, count, {**jax.lax.stop_gradient(sums), **totals}
+
+    def _scored(
+        self, model: Model, params: Tree, batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> tuple[jax.Array, Any]:
+        """(log-probability of each target [B, T], losses of the layers)."""
+        hidden_BTD, layer_losses = model.hidden(params, batch, key)
+        return token_scores(model, params, hidden_BTD, batch["targets"]).logp, layer_losses
+
+
+def answers(logp_BT: jax.Array, reference_BT: jax.Array, batch: dict[str, jax.Array]) -> Said:
+    """What is said of the answers of a batch, each [B, P]: P is the most pairs that a row of its
+    length may have, and those that it has not got weigh 0."""
+    # Of a window the last token is a target only.
+    pairs = most_pairs(batch["segments"].shape[1] + 1)
+    numbers_11S = jnp.arange(1, 2 * pairs + 1)[None, None, :]
+    inside_BTS = (batch["segments"][:, :, None] == numbers_11S) & (batch["weights"] > 0)[:, :, None]
+
+    # Masked and not multiplied: what is beside an answer may be infinite.
+    def _sums(x_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        sums_BS = jnp.sum(jnp.where(inside_BTS, x_BT[:, :, None], 0.0), axis=1)
+        return sums_BS[:, 0::2], sums_BS[:, 1::2]
+
+    chosen, rejected = _sums(logp_BT)
+    reference_chosen, reference_rejected = _sums(reference_BT)
+    chosen_tokens, rejected_tokens = _sums(jnp.ones_like(logp_BT))
+    weights = ((chosen_tokens > 0) & (rejected_tokens > 0)).astype(jnp.float32)
+    return Said(
+        chosen,
+        rejected,
+        reference_chosen,
+        reference_rejected,
+        chosen_tokens,
+        rejected_tokens,
+        weights,
+    )

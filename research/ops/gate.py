@@ -1,0 +1,76 @@
+"""Which experts a token visits, and with what weights.
+
+Letters: B batch, T time, E experts, G groups of experts, k experts of a token.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from research.ops.route import top_k
+from research.parallel.placement import split_axis
+from research.scopes import scope
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How a token's experts follow from the logits of its router.
+
+    k           experts of a token
+    normalized  their mixing weights sum to `scale`
+    scores      "softmax": shares of a softmax over all experts; or "sigmoid" (arXiv:2412.19437,
+                equations 13 to 16)
+    groups      groups of adjacent experts, and `visited`, those that a token's experts lie in
+    scale       multiplies the mixing weights
+    """
+
+    k: int
+    normalized: bool = True
+    scores: str = "softmax"
+    groups: int = 1
+    visited: int = 1
+    scale: float = 1.0
+
+    @scope("routing")
+    def choose(
+        self, logits_BTE: jax.Array, bias_E: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Mixing weights float32 [B, T, k] and the ids of their experts int32 [B, T, k]. The bias
+        is added to sigmoids where they choose experts, and to no weight, so that no gradient
+        reaches it."""
+        if self.scores == "sigmoid":
+            weights_BTk, ids_BTk = self._by_sigmoids(logits_BTE, bias_E)
+        else:
+            total_BT1 = None
+            if self.groups > 1:  # the shares are of all experts, of hidden groups too
+                total_BT1 = jax.nn.logsumexp(logits_BTE, axis=-1, keepdims=True)
+            open_BTE = self._open(logits_BTE, best=1)
+            weights_BTk, ids_BTk = top_k(open_BTE, self.k, self.normalized, total_BT1)
+        return (weights_BTk if self.scale == 1.0 else weights_BTk * self.scale), ids_BTk
+
+    def _by_sigmoids(
+        self, logits_BTE: jax.Array, bias_E: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        scores_BTE = jax.nn.sigmoid(logits_BTE)
+        chosen_BTE = scores_BTE if bias_E is None else scores_BTE + bias_E[None, None]
+        _, ids_BTk = lax.top_k(self._open(chosen_BTE, best=2), self.k)
+        # A masked sum and no gather, whose rows a mesh may split.
+        taken_BTkE = jax.nn.one_hot(ids_BTk, scores_BTE.shape[-1], dtype=bool)
+        weights_BTk = jnp.sum(jnp.where(taken_BTkE, scores_BTE[:, :, None], 0.0), axis=-1)
+        if not self.normalized:
+            return weights_BTk, ids_BTk
+        # The released code's guard against a sum of zero.
+        return weights_BTk / (jnp.sum(weights_BTk, axis=-1, keepdims=True) + 1e-20), ids_BTk
+
+    def _open(self, scores_BTE: jax.Array, best: int) -> jax.Array:
+        """The scores, and -inf for experts outside the groups that a token visits: those in which
+        the sum of the `best` highest scores is the largest."""
+        if self.groups == 1:
+            return scores_BTE
+        scores_BTGe = split_axis(scores_BTE, 2, self.groups)
+        highest_BTG = jnp.sum(lax.top_k(scores_BTGe, best)[0], axis=-1)
+        _, groups_BTg = lax.top_k(highest_BTG, self.visited)
+        open_BTG = jnp.any(jax.nn.one_hot(groups_BTg, self.groups, dtype=bool), axis=2)
+        return jnp.where(open_BTG[..., None], scores_BTGe, -jnp.inf).reshape(scores_BTE.shape)

@@ -1,0 +1,166 @@
+"""Rewards: how good a text is that the model has written, by rules that can be checked.
+
+A reward is a function (prompt, completion, record) -> float | None. The record holds the columns
+of the data: "prompt", "answer", "pattern", "tests", and "path", its place. None is "cannot say":
+the text is then in no mean. A row of `REWARDS`, or any function by its dotted path:
+
+    config.objective.rewards = "exact_match"
+    config.objective.rewards = "numeric:1,format:0.2,my_package.rewards.politeness:0.1"
+"""
+
+import importlib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from research.experiment.fields import nearest
+from research.posttrain.sandbox import run_code
+
+Record = Mapping[str, Any]
+Reward = Callable[[str, str, Record], float | None]
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d[\d,]*)?")
+_TAGGED = re.compile(r"(?:(?!</?a>).)*<a>((?:(?!</?a>).)+)</a>\s*", re.DOTALL)
+_FENCED = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
+
+
+def exact_match(prompt: str, completion: str, record: Record) -> float:
+    """1 if the text is the record's answer, without space around them."""
+    return float(completion.strip() == str(_needed(record, "answer")).strip())
+
+
+def contains(prompt: str, completion: str, record: Record) -> float:
+    """1 if the record's answer is in the text, as a word of its own."""
+    answer = re.escape(str(_needed(record, "answer")).strip())
+    return float(bool(re.search(rf"(?<!\w){answer}(?!\w)", completion)))
+
+
+def pattern(prompt: str, completion: str, record: Record) -> float:
+    """1 if the whole text matches the record's "pattern", a regular expression."""
+    return float(bool(re.fullmatch(str(_needed(record, "pattern")), completion, re.DOTALL)))
+
+
+def format(prompt: str, completion: str, record: Record) -> float:
+    """1 if the text ends in its one answer, written <a>...</a>."""
+    return float(bool(_TAGGED.fullmatch(completion)))
+
+
+def numeric(prompt: str, completion: str, record: Record) -> float | None:
+    """1 if the last number of the text, of its <a>...</a> if it has one, equals the last one of the
+    record's answer to six digits. Commas group digits; "3/4" is 0.75. None for an answer without a
+    number."""
+    wanted = _last_number(str(_needed(record, "answer")))
+    if wanted is None:
+        return None
+    tagged = _TAGGED.fullmatch(completion)
+    got = _last_number(tagged[1] if tagged else completion)
+    return float(got is not None and math.isclose(got, wanted, rel_tol=1e-6, abs_tol=1e-9))
+
+
+def code(prompt: str, completion: str, record: Record) -> float:
+    """1 if the text's Python, the last fenced block if there is one, passes the record's "tests":
+    Python that follows it and raises for what is wrong. See `research.posttrain.sandbox`."""
+    blocks = _FENCED.findall(completion)
+    source = blocks[-1] if blocks else completion
+    return float(run_code(f"{source}\n{_needed(record, 'tests')}\n").passed)
+
+
+def length(prompt: str, completion: str, record: Record) -> float:
+    """The characters of the text, in hundreds, at most 10: a reward that is easily had without any
+    answer, for studies of that."""
+    return min(len(completion) / 100, 10.0)
+
+
+REWARDS: dict[str, Reward] = {
+    function.__name__: function
+    for function in (exact_match, contains, pattern, format, numeric, code, length)
+}
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """A weighted sum of rewards: `parts` are (name, function, weight)."""
+
+    parts: tuple[tuple[str, Reward, float], ...]
+
+    def __call__(self, prompt: str, completion: str, record: Record) -> tuple[float, dict]:
+        """(the sum, {name: reward}); NaN for a reward that cannot say, and for a sum with one.
+
+        ValueError that names reward and record where a reward raises, or returns something else
+        than a finite number or None.
+        """
+        values = {}
+        for name, function, _ in self.parts:
+            where = f"reward {name} on record {record.get('path', '?')}"
+            try:
+                value = function(prompt, completion, record)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise ValueError(f"{where} raised {reason}; mend the reward or the record") from (
+                    error
+                )
+            try:
+                values[name] = math.nan if value is None else float(value)
+            except (TypeError, ValueError):
+                raise ValueError(f"{where} returned {value!r}, wanted a number or None") from None
+            if value is not None and not math.isfinite(values[name]):
+                raise ValueError(f"{where} returned {value!r}, wanted a finite number or None")
+        return sum(weight * values[name] for name, _, weight in self.parts), values
+
+
+def make_rewards(spelling: str) -> Rewards:
+    """The rewards of `config.objective.rewards`. ValueError for a name that is neither in `REWARDS`
+    nor the dotted path of a function, for a name twice, and for a weight that is not finite."""
+    parts: list[tuple[str, Reward, float]] = []
+    for item in filter(None, (item.strip() for item in spelling.split(","))):
+        name, given, weight = item.partition(":")
+        try:
+            value = float(weight) if given else 1.0
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(f"objective.rewards: {item!r} must be NAME or NAME:WEIGHT")
+        if name in [known for known, _, _ in parts]:
+            raise ValueError(f"objective.rewards={spelling!r} names {name} twice; add its weights")
+        parts.append((name, REWARDS[name] if name in REWARDS else _imported(name), value))
+    if not parts:
+        raise ValueError(f"objective.rewards is empty; choose from {', '.join(REWARDS)}")
+    return Rewards(tuple(parts))
+
+
+def _imported(path: str) -> Reward:
+    """The function at a dotted path such as "my_package.rewards.politeness"."""
+    module, dot, name = path.rpartition(".")
+    if not dot:
+        raise ValueError(
+            f"objective.rewards: no reward {path!r}; {nearest(path, REWARDS)}; or the dotted path "
+            "of a function (prompt, completion, record) -> float | None"
+        )
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"objective.rewards: {path!r} cannot be imported: {error}") from None
+    if not callable(function):
+        raise ValueError(f"objective.rewards: {path!r} is no function")
+    return function
+
+
+def _needed(record: Record, name: str) -> Any:
+    if record.get(name) is None:
+        raise ValueError(
+            f"the record has no {name!r}; name its column, as in '?prompt=QUESTION&{name}=FIELD'"
+        )
+    return record[name]
+
+
+def _last_number(text: str) -> float | None:
+    found = _NUMBER.findall(text)
+    if not found:
+        return None
+    try:
+        return float(Fraction(re.sub(r"[,\s]", "", found[-1])))
+    except ZeroDivisionError:
+        return None

@@ -1,0 +1,132 @@
+"""The sampling of a run with the objective `policy`: its prompts, rewards and engine, and the check
+that sampling and training agree on the texts' log-probabilities."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research import command
+from research.data.mixture import Mixture
+from research.data.tokenizers import Tokenizer
+from research.infer.decode import generate
+from research.infer.sampling import SamplingConfig
+from research.objectives.policy import Policy
+from research.objectives.policy_config import PolicyConfig
+from research.parallel.mesh import place_batch
+from research.posttrain.rewards import Rewards, make_rewards
+from research.posttrain.rollouts import Engine, roll_out, sample_seed
+from research.run.program import Program
+from research.run.rollout_feed import RolloutFeed, Sampling, sampling_of
+from research.training.state import TrainState
+from research.tree import Tree
+from research.weights.rules import attach, drops
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Samples texts for the prompts of a run: `sampler(state, number)`.
+
+    Sampling `number` continues the next prompts of the mixture, in the weights of the state, on the
+    mesh of the run: no weight is copied but into the layout of decoding.
+    """
+
+    program: Program
+    config: PolicyConfig
+    tokenizer: Tokenizer
+    prompts: Mixture
+    rewards: Rewards
+    engine: Engine = generate
+
+    def __call__(self, state: TrainState, number: int) -> Sampling:
+        """The texts of sampling `number`. `command.Stop` where a token's log-probability differs
+        from that of training by more than the limit."""
+        e, c = self.program.experiment, self.config
+        count = self.program.batch_size * c.updates // c.samples
+        rollouts = roll_out(
+            self.engine,
+            self.program.model,
+            state.params,
+            self.tokenizer,
+            [self.prompts[number * count + i] for i in range(count)],
+            self.rewards,
+            samples=c.samples,
+            advantage=c.own_advantage,
+            length=self.program.objective.window_length(e.data.sequence_length),
+            config=SamplingConfig(
+                max_tokens=c.max_tokens, seed=sample_seed(e.train.seed, number), bos=False
+            ),
+        )
+        sampling = sampling_of(rollouts, self.tokenizer.decode)
+        difference = self.difference(state, sampling)
+        # Written so that NaN stops it too.
+        if not difference <= c.logprob_limit:
+            raise command.Stop(
+                command.BUG,
+                f"sampling {number}: a token's log-probability in sampling and in training differ "
+                f"by {difference:.3g} nats, over config.objective.logprob_limit={c.logprob_limit:g}"
+                "; set config.precision.compute=float32, or a higher limit",
+            )
+        sampling.values["rollout_logprob_difference"] = difference
+        return sampling
+
+    def difference(self, state: TrainState, sampling: Sampling) -> float:
+        """The largest difference of the log-probability of a token, in nats."""
+        program, largest = self.program, 0.0
+        for first in range(0, len(sampling.windows), program.batch_size):
+            windows = sampling.windows[first : first + program.batch_size]
+            rows = [
+                program.objective.example(window, np.random.default_rng(0)) for window in windows
+            ]
+            batch: Any = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+            placed = place_batch(batch, program.mesh, program.rules, program.batch_size)
+            one = self._difference(state.trainable, state.held["base"], placed)
+            largest = max(largest, float(one)) if one == one else float(one)
+        return largest
+
+    @cached_property
+    def _difference(self) -> Callable[[Tree, Tree, Mapping[str, jax.Array]], jax.Array]:
+        return jax.jit(partial(_largest, self.program.model, self.program.objective))
+
+
+def _largest(
+    model: Any, objective: Any, trainable: Tree, base: Tree, batch: Mapping[str, jax.Array]
+) -> jax.Array:
+    scores, _ = objective.scores(model, attach(base, trainable), batch, None)
+    apart_BT = jnp.abs(scores.logp - batch["sampled"])
+    return jnp.max(jnp.where(batch["weights"] > 0, apart_BT, 0.0))
+
+
+def rollout_feed(program: Program, tokenizer: Tokenizer, prompts: Mixture) -> RolloutFeed:
+    """The feed of a run with the objective `policy`. ValueError for settings that do not fit."""
+    e, c, objective = program.experiment, program.experiment.objective, program.objective
+    if not isinstance(c, PolicyConfig) or not isinstance(objective, Policy):
+        raise ValueError(f"objective {objective.name} does not sample texts")
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes: texts are sampled in one; start one process"
+        )
+    if program.batch_size % c.samples:
+        raise ValueError(
+            f"a batch of {program.batch_size} texts is no whole number of prompts with "
+            f"objective.samples={c.samples}; set config.data.batch_size to a multiple"
+        )
+    if e.model.dropout or drops(program.baseless_state.trainable):
+        raise ValueError(
+            "dropout makes log-probabilities in training others than in sampling; "
+            "set config.model.dropout and config.lora.dropout to 0"
+        )
+    longest, path = max(part.longest() for part in prompts.parts)  # type: ignore[attr-defined]
+    room = e.data.sequence_length + 1 - c.max_tokens
+    if longest > room:
+        raise ValueError(
+            f"the prompt of {path} has {longest} tokens, and data.sequence_length="
+            f"{e.data.sequence_length} leaves {room} beside objective.max_tokens={c.max_tokens}; "
+            "raise it, or leave such prompts out"
+        )
+    sampler = Sampler(program, c, tokenizer, prompts, make_rewards(c.rewards))
+    return RolloutFeed(sampler, objective, program.batch_size, c.updates, c.staleness)

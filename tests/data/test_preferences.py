@@ -1,0 +1,143 @@
+"""Pairs of answers: the spellings that data sets have, what is refused, how they are packed."""
+
+import json
+
+import numpy as np
+import pytest
+
+from research.data.conversations import read_spelt
+from research.data.files import FileDocuments
+from research.data.layouts import LAYOUTS, choose_columns, read_record
+from research.data.preference_windows import most_pairs, preference_windows
+from research.data.tokenizers import load_tokenizer
+from research.data.tokens import BadRecords
+from research.data.windows import WindowOptions
+from tests.data.chat_templates import TEMPLATES, save_tokenizer
+
+QUESTION = {"role": "user", "content": "Two and two?"}
+FOUR, FIVE = ({"role": "assistant", "content": text} for text in ("four", "five"))
+DIALOGUE = "\n\nHuman: Two and two?\n\nAssistant: "
+# One pair in every spelling.
+SPELLINGS = {
+    "texts": {"prompt": "Two and two?", "chosen": "four", "rejected": "five"},
+    "messages": {"prompt": [QUESTION], "chosen": [FOUR], "rejected": [FIVE]},
+    "one message": {"prompt": [QUESTION], "chosen": FOUR, "rejected": FIVE},
+    "prompt in both": {"chosen": [QUESTION, FOUR], "rejected": [QUESTION, FIVE]},
+    "Anthropic's": {"chosen": DIALOGUE + "four", "rejected": DIALOGUE + "five"},
+    "LLaMA-Factory's": {
+        "conversations": [{"from": "human", "value": "Two and two?"}],
+        "chosen": {"from": "gpt", "value": "four"},
+        "rejected": {"from": "gpt", "value": "five"},
+    },
+    "a table's": {
+        "prompt": json.dumps([QUESTION]),
+        "chosen": json.dumps([FOUR]),
+        "rejected": json.dumps([FIVE]),
+    },
+}
+PAIR = SPELLINGS["texts"]
+REFUSED = {
+    "equal": ({**PAIR, "rejected": "four"}, "are the same"),
+    "empty prompt": ({**PAIR, "prompt": " "}, "message 0, by user, is empty"),
+    "empty answer": ({**PAIR, "chosen": ""}, "chosen: message 1, by assistant, is empty"),
+    "no prompt": ({"chosen": "four", "rejected": "five"}, "an empty prompt"),
+    "other prompts": (
+        {"chosen": [QUESTION, FOUR], "rejected": [{**QUESTION, "content": "?"}, FIVE]},
+        "different prompts",
+    ),
+    "a question last": ({**PAIR, "rejected": [FIVE, QUESTION]}, "rejected ends with the user"),
+    "a number": ({**PAIR, "chosen": 4}, "field 'chosen' is int"),
+}
+
+
+def read(row: dict) -> dict[str, str]:
+    columns = choose_columns("", list(row), "x.jsonl", "preferences")
+    return read_record(row, columns, "preferences", "x.jsonl", 7)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_is_the_same_pair(spelling):
+    sides = read(SPELLINGS[spelling])
+    assert {side: read_spelt(text) for side, text in sides.items()} == {
+        "chosen": ([QUESTION, FOUR], []),
+        "rejected": ([QUESTION, FIVE], []),
+    }
+
+
+def test_answers_before_the_last_are_read_and_not_learnt():
+    before = [QUESTION, FIVE, {"role": "user", "content": "Sure?"}]
+    [messages, _] = read_spelt(read({"prompt": before, "chosen": FOUR, "rejected": FIVE})["chosen"])
+    assert [message.get("weight") for message in messages] == [None, 0, None, None]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_pair_is_named_with_its_record(name):
+    row, words = REFUSED[name]
+    with pytest.raises(ValueError, match=words) as refused:
+        read(row)
+    assert "x.jsonl" in str(refused.value) and "7" in str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory):
+    """A function (rows, length) -> windows of chatml."""
+    folder = tmp_path_factory.mktemp("pairs")
+    save_tokenizer(folder, TEMPLATES["chatml"]["plain"])
+    tokenizer = load_tokenizer(folder)
+
+    def make(rows, length):
+        file = folder / f"{len(list(folder.iterdir()))}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        documents = FileDocuments(file, "", folder / "cache", "preferences")
+        return tokenizer, preference_windows(
+            documents, WindowOptions(tokenizer, folder / "cache", length)
+        )
+
+    return make
+
+
+def rows(count: int) -> list[dict]:
+    return [{**PAIR, "chosen": "x" * i, "rejected": "y" * (i + 1)} for i in range(1, count + 1)]
+
+
+def test_a_window_has_whole_pairs_with_the_chosen_answer_first(windows):
+    tokenizer, packed = windows(rows(6), 400)
+    seen = set()
+    for window in packed:
+        numbers = range(1, window["segments"].max() + 1)
+        assert len(numbers) % 2 == 0 and len(numbers) <= 2 * most_pairs(400)
+        texts = {n: tokenizer.decode(window["tokens"][window["segments"] == n]) for n in numbers}
+        for n in numbers[::2]:
+            chosen, rejected = texts[n].split("\n")[-2], texts[n + 1].split("\n")[-2]
+            seen.add((chosen.count("x"), rejected.count("y")))
+            inside = window["segments"] == n
+            assert list(window["positions"][inside]) == list(range(inside.sum()))
+            answer = tokenizer.decode(window["tokens"][inside & (window["assistant"] > 0)])
+            assert answer.startswith("x" * chosen.count("x")) and "Two" not in answer
+    assert seen == {(i, i + 1) for i in range(1, 7)} and len(packed) < 6
+    assert packed.census.lines() == []
+
+
+def test_short_pairs_leave_room_and_long_ones_are_cut_at_halves_or_left_out(windows):
+    tokenizer, packed = windows(rows(30), 4096)
+    assert sum(w["segments"].max() for w in packed) == 60
+    long = {**PAIR, "chosen": "z" * 500}
+    silent = {**PAIR, "prompt": "q" * 500}
+    _, packed = windows([PAIR, long, silent], 256)
+    assert packed.census.lines() == ["left out 1, cut 1 of 3 pairs at 255 tokens"]
+    # Cut to the same tokens, the two answers of a pair say nothing about each other.
+    ends = {**PAIR, "chosen": "z" * 500 + "a", "rejected": "z" * 500 + "b"}
+    with pytest.raises(ValueError, match="none has two different answers in 128 tokens"):
+        windows([ends], 256)
+
+
+def test_a_bad_record_ends_the_run_with_its_number(windows):
+    with pytest.raises(BadRecords, match="are the same"):
+        windows([PAIR, {**PAIR, "rejected": "four"}], 256)
+
+
+def test_other_data_are_named():
+    with pytest.raises(ValueError, match="these are conversations, and preference can only read"):
+        choose_columns("", ["messages"], "x.jsonl", "preferences")
+    assert LAYOUTS["preferences"].read_by == ("preference",)
+    assert np.all([most_pairs(n) >= 1 for n in (1, 31, 32, 1024)])

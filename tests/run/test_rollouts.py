@@ -1,0 +1,121 @@
+"""Runs that learn from the texts they write: rollouts, rewards, and a resume at any point."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from research import command
+from research.experiment.config import make_experiment
+from research.run import loop
+from research.run.loop import train
+
+TINY = {
+    "model": {
+        **{"vocab_size": 300, "layers": 1, "d_model": 16, "d_ff": 32, "heads": 2, "kv_heads": 2},
+        **{"head_size": 8, "max_length": 16},
+    },
+    "data": {
+        **{"source": "addition", "tokenizer": "bytes", "sequence_length": 12, "batch_size": 8},
+    },
+    "objective": {"name": "policy", "samples": 4, "max_tokens": 4, "rewards": "length"},
+    "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0},
+    "precision": {"compute": "float32"},
+    "train": {"steps": 4, "log_every": 1, "eval_batches": 2},
+    "checkpoint": {"every": 1},
+}
+
+
+def experiment(**objective):
+    values = {**TINY, "objective": {**TINY["objective"], **objective}}
+    return make_experiment(values)
+
+
+def rows(workdir: Path) -> list[dict]:
+    """The training rows without what depends on the clock."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    clocks = {"seconds", "tokens_per_second", "rollout_share"}
+    return [{n: v for n, v in row.items() if n not in clocks} for row in lines if "loss" in row]
+
+
+class Killed(BaseException):
+    """A process that ends without a word."""
+
+
+@pytest.mark.parametrize("staleness", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_killed_between_sampling_and_step_resumes_to_the_same_bits(
+    staleness, tmp_path, monkeypatch
+):
+    e = experiment(updates=2, staleness=staleness, rewards="length,exact_match")
+    whole = train(e, tmp_path / "whole", live=False)
+    take, calls = loop.take_step, []
+
+    def dies(program, state, feed):
+        feed.offer(state)  # the texts of step 3 are written, and lost
+        calls.append(feed)
+        if len(calls) == 4:
+            raise Killed
+        return take(program, state, feed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "take_step", dies)
+        with pytest.raises(Killed):
+            train(e, tmp_path / "cut", live=False)
+    resumed = train(e, tmp_path / "cut", live=False)
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole") and len(rows(tmp_path / "cut")) == 4
+    assert resumed.metrics["loss"] == whole.metrics["loss"]
+
+
+def test_what_a_run_tells(tmp_path, capsys):
+    result = train(experiment(policy_loss="grpo", kl_weight=0.1), tmp_path / "run", live=False)
+    [first, *others] = rows(tmp_path / "run")
+    names = {"loss", "reward", "kl", "entropy", "length", "clipped", "rollout_logprob_difference"}
+    assert names | {"truncated", "constant_groups", "unrewarded"} <= set(first)
+    # The model is its own reference before the first step.
+    assert abs(first["kl"]) < 1e-9 and first["clipped"] == 0
+    # float32, one token at a time against all at once: some 1e-7 of logits near 1.
+    assert all(row["rollout_logprob_difference"] <= 1e-6 for row in (first, *others))
+    before = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert before["step"] == 0 and "eval/reward" in before
+    assert 0 < result.metrics["rollout_share"] < 1
+    said = (tmp_path / "run" / "samples.txt").read_text()
+    assert "[reward " in said
+    assert "prompts" in capsys.readouterr().err
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert all(f"{name} <small>" in page for name in ("reward", "kl", "entropy", "length"))
+
+
+def test_a_difference_above_the_limit_stops_the_run(tmp_path):
+    with pytest.raises(command.Stop, match="differ by .* nats, over config.objective.logprob"):
+        train(experiment(logprob_limit=0.0), tmp_path / "run", live=False)
+
+
+@pytest.mark.slow
+def test_a_reward_that_is_easily_had_is_had(tmp_path):
+    e = experiment(rewards="length")
+    e = replace(e, train=replace(e.train, steps=40), data=replace(e.data, batch_size=32))
+    e = replace(e, optimizer=replace(e.optimizer, learning_rate=0.03, schedule="constant"))
+    train(e, tmp_path / "run", live=False)
+    lengths = [row["reward"] for row in rows(tmp_path / "run")]
+    assert np.mean(lengths[-5:]) > 1.5 * np.mean(lengths[:5])
+
+
+@pytest.mark.parametrize(
+    ("objective", "section", "values", "line"),
+    [
+        ({"samples": 3}, "data", {}, "no whole number of prompts with objective.samples=3"),
+        ({"max_tokens": 9}, "data", {}, "has 7 tokens, and data.sequence_length=12 leaves 4"),
+        ({}, "model", {"dropout": 0.1}, "dropout makes log-probabilities in training others"),
+        ({"rewards": "exact"}, "data", {}, "no reward 'exact'; the nearest is 'exact_match'"),
+        ({}, "data", {"source": "stdlib"}, "are texts, and the objective reads prompts"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_first_step(
+    objective, section, values, line, tmp_path
+):
+    e = experiment(**objective)
+    e = replace(e, **{section: replace(getattr(e, section), **values)})
+    with pytest.raises(ValueError, match=line):
+        train(e, tmp_path / "run", live=False)
