@@ -113,11 +113,14 @@ def _check_flags(arguments: list[str]) -> None:
             f"--method={METHOD.value} rescales what the adapter reads; take rtn or gptq under "
             "--adapter"
         )
-    if TARGET.value and (FORMAT.value == "all" or ADAPTER.value or Path(TARGET.value).exists()):
+    if TARGET.value and ADAPTER.value:
         raise ValueError(
-            f"--target={TARGET.value} must not be there yet, and holds one format without an "
-            "adapter"
+            "--target holds one model without an adapter; merge it first: python -m "
+            f"research.convert --source={CHECKPOINT.value} --adapter={ADAPTER.value} "
+            "--target=MERGED --to=hf, then --checkpoint=MERGED"
         )
+    if TARGET.value and (FORMAT.value == "all" or Path(TARGET.value).exists()):
+        raise ValueError(f"--target={TARGET.value} must not be there yet, and holds one format")
 
 
 def _check_choices(formats: Mapping[str, Any]) -> None:

@@ -152,13 +152,19 @@ class Heads:
     mlm_head: bool = setting(False, ENCODERS)
     transform_bias: bool = setting(True, ENCODERS)  # of the transform's layer
     head_bias: bool = setting(False, PLAIN_HEAD)  # a bias of the logits
-    # Classes of a layer over the pooled text; 0: no classifier.
+    # Classes of a layer over the pooled text, of a decoder over its last token's state and in place
+    # of the head for words; 1: a score, as of a reward model; 0: no classifier.
     labels: int = setting(0, POOLED)
 
 
 @dataclass(frozen=True)
 class Shape(Heads, Body):
     """What the parameters compute. An exported model keeps these fields and no others."""
+
+    @property
+    def scores_texts(self) -> bool:
+        """True for a decoder that gives a text numbers and no next words."""
+        return self.kind == "decoder" and self.labels > 0
 
     @property
     def head_pools(self) -> bool:

@@ -109,6 +109,11 @@ class Model:
     def head(self, params: Tree, hidden_BTD: jax.Array) -> tuple[jax.Array, Any, jax.Array | None]:
         """(states [B, T, D], table [V, D] as stored, bias [V] or None), from which logits are
         computed: states table^T + bias, then the soft cap."""
+        if self.config.scores_texts:
+            raise ValueError(
+                "the model scores texts (model.labels) and predicts no words; python -m "
+                "research.evaluate --pairs=FILE compares answers by it"
+            )
         p_head = params.get("head", {})
         table_VD = params["embed"]["table"] if self.config.tied else p_head["table"]
         states_BTD = heads.head_states(p_head, hidden_BTD, self.config)
@@ -117,8 +122,8 @@ class Model:
     def pooled(
         self, params: Tree, hidden_BTD: jax.Array, segments_BT: jax.Array | None = None
     ) -> jax.Array:
-        """The summary of each row's text, [B, 1, D], as in BERT a layer over its first token. None
-        for the segments says that no row has padding."""
+        """The summary of each row's text, [B, 1, D], as in BERT a layer over its first token, and
+        of a decoder the state of the last. None for the segments says that no row has padding."""
         return heads.pooled(params, hidden_BTD, self.config, segments_BT)
 
     @scope("head")
