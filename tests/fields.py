@@ -78,6 +78,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.max_length": (LEARNED, 32),
     "model.position": ({}, "sinusoidal"),
     "model.position_offset": (LEARNED, 2),
+    "model.score_offsets": ({}, True),
     "model.encoder_positions": ({**SPANS, **LEARNED}, True),
     "model.rope_theta": ({}, 500.0),
     "model.rope_scaling.factor": (SCALED, 4.0),

@@ -59,6 +59,7 @@ OTHER = {
     "window": [3],
     "global_every": [2],
     "local_rope_theta": [77.0],
+    "score_offsets": [True],
     "norm": ["rms", "layer"],
     "norm_bias": [False],
     "embedding_norm": [True],
