@@ -125,6 +125,10 @@ def read_config(gguf: Gguf) -> tuple[ModelConfig, Architecture]:
 
 def architecture_of(c: ModelConfig) -> Architecture:
     """The row that writes a model. ValueError for a model that no row has a name for."""
+    if c.scores_texts:
+        raise ValueError(
+            f"a GGUF file of ours has no place for model.labels={c.labels}; use --to=hf"
+        )
     for row in ARCHITECTURES.values():
         if row.name_of(c) is not None:
             return row
