@@ -13,6 +13,7 @@ from research.files import building
 from research.interop import certify, reference, runs
 from research.interop.adapter_check import check_adapter
 from research.interop.beside import lost
+from research.interop.contents import written_out
 from research.interop.formats import FLOATS, FORMATS, check_target
 from research.interop.load import local_path, open_checkpoint
 from research.interop.merged import merge_adapter
@@ -57,6 +58,7 @@ def convert(
         if dtype in FLOATS:
             checkpoint = cast(checkpoint, as_dtype(dtype))
         notes = [*(FORMATS[to].writes(checkpoint, folder, dtype) or []), *lost(opened, to)]
+        notes += written_out(opened, to, dtype)
         if not certified:
             return {"notes": notes}
         # What was written is read back from the disk: the certificate is about the files.
