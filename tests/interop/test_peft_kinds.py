@@ -137,3 +137,11 @@ def test_a_module_of_several_weights_is_changed_as_one(tmp_path):
     update = np.float32(0.5) * np.kron(factors["lokr_w1"], factors["lokr_w2"])
     np.testing.assert_allclose(after[name], before[name] + update, atol=1e-6)
     assert all(np.array_equal(after[other], x) for other, x in before.items() if other != name)
+
+
+def test_experts_beside_a_shared_one_are_not_written_for_peft(tmp_path):
+    base, folder = folders("qwen_experts", tmp_path)
+    with open_checkpoint(base) as checkpoint:
+        changed, adapters = open_adapter(folder, checkpoint)
+    with pytest.raises(ValueError, match=r"and not .*mlp.experts.0.\w+ alone; convert .*--to=hf"):
+        write_peft(tmp_path, adapters, changed.config)
