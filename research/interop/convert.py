@@ -65,7 +65,8 @@ def convert(
         with open_checkpoint(folder, verify=False) as written:
             # The reference would compute the source without its adapter.
             compared = None if adapter else reference.compare(opened, written)
-            return certify.certify(opened, written, folder, compared, dtype, adapter, notes)
+            kept = FORMATS[to].keeps(opened)
+            return certify.certify(kept, written, folder, compared, dtype, adapter, notes)
 
 
 def _open(source: str | Path, adapter: str | Path) -> Checkpoint:
@@ -173,7 +174,8 @@ def verify(folder: Path) -> dict[str, Any]:
         there = Path(adapter).exists() and certify.hash_files(Path(adapter)) == hashes
     if there:
         with _open(origin, adapter) as source, open_checkpoint(folder) as target:
-            if certify.round_trip(source, target) != certificate["round_trip"]:
+            kept = FORMATS[target.format].keeps(source)
+            if certify.round_trip(kept, target) != certificate["round_trip"]:
                 raise ValueError(
                     f"the way from {origin} to {folder} and back is not what was certified; "
                     "convert it again"
