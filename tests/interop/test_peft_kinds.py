@@ -10,9 +10,11 @@ from safetensors.numpy import load_file, save_file
 
 from research import tree
 from research.interop.convert import convert
+from research.interop.huggingface.families.table import family_of
 from research.interop.load import load, open_adapter, open_checkpoint
 from research.interop.peft.replicated import replicated
 from research.interop.peft.write import write_peft
+from research.interop.storage.modules import modules
 from research.weights.quantized import Quantized
 from research.weights.rules import is_leaf
 from tests.interop.adapter_golden import adapter, tensors, write_adapter
@@ -137,3 +139,19 @@ def test_a_module_of_several_weights_is_changed_as_one(tmp_path):
     update = np.float32(0.5) * np.kron(factors["lokr_w1"], factors["lokr_w2"])
     np.testing.assert_allclose(after[name], before[name] + update, atol=1e-6)
     assert all(np.array_equal(after[other], x) for other, x in before.items() if other != name)
+
+
+def test_experts_beside_a_shared_one_are_not_written_for_peft(tmp_path):
+    base, folder = folders("qwen_experts", tmp_path)
+    with open_checkpoint(base) as checkpoint:
+        changed, adapters = open_adapter(folder, checkpoint)
+    with pytest.raises(ValueError, match=r"and not .*mlp.experts.0.\w+ alone; convert .*--to=hf"):
+        write_peft(tmp_path, adapters, changed.config)
+
+
+@pytest.mark.parametrize("name", ["olmo2", "olmoe"])
+def test_norms_over_heads_are_no_modules(name, tmp_path):
+    with open_checkpoint(write(name, tmp_path)) as checkpoint:
+        known = modules(checkpoint.config, family_of(checkpoint.config))
+    assert "model.layers.0.self_attn.q_proj" in known
+    assert not [module for module in known if "norm" in module]
