@@ -12,7 +12,6 @@ from research.interop.gguf.architecture import (
     write_shape,
 )
 from research.interop.gguf.decoder_rules import rotated_rules
-from research.interop.gguf.llama import is_rotary
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
 
@@ -43,7 +42,8 @@ def read_config(m: Metadata) -> ModelConfig:
 
 def name_of(c: ModelConfig) -> str | None:
     """ "gpt-oss" for a mixture of experts with sinks."""
-    return KIND if is_rotary(c) and c.experts and c.attention_sinks else None
+    rotary = c.kind == "decoder" and c.position == "rope" and c.norm == "rms"
+    return KIND if rotary and c.experts and c.attention_sinks else None
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
