@@ -184,6 +184,9 @@ class Regularization:
     """
 
     dropout: float = 0.0
+    # Training adds noise to the embeddings of words, of at most this over sqrt(a text's tokens *
+    # d_model) an element (NEFTune, arXiv:2310.05914, algorithm 1; 5 is usual); 0: none.
+    embedding_noise: float = 0.0
     # Weight of the load-balancing loss, which is taken over the tokens of a micro-batch.
     router_loss: float = setting(0.0, EXPERTS, weighs="router_balance")
 

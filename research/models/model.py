@@ -218,6 +218,7 @@ class Model:
             self.precision.compute_dtype,
             batch.get("token_types"),
             None if key is None else jax.random.split(key)[0],
+            batch.get("segments"),
         )
 
     def _run(

@@ -146,6 +146,9 @@ def write_folder(
     dtypes = [tensor.dtype for tensor, _ in tensors.values()]
     # "torch_dtype" is read by every release; version 5 writes "dtype".
     values |= {**checkpoint.special, "torch_dtype": max(set(dtypes), key=dtypes.count)}
+    if checkpoint.config.scores_texts and checkpoint.tokenizer:
+        # transformers scores the last token that is not this one, and without it no batches.
+        values = {"pad_token_id": checkpoint.tokenizer.pad_id} | values
     if checkpoint.config.labels:
         names = read_label_names(checkpoint.source, checkpoint.config.labels)
         # Where nobody has named a class, it keeps transformers' own name, LABEL_n.
