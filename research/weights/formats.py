@@ -200,7 +200,7 @@ def decode(format: Format, codes: jax.Array, scale: jax.Array, zero: jax.Array |
     if format.codes == "book":
         return _book_values(_book(format), codes) * scale
     values = codes.astype(jnp.float32)
-    if format.codes == "offset":
+    if format.codes == "offset" and zero is not None:
         return values * scale + zero
     return (values if zero is None else values - zero) * scale
 
