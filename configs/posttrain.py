@@ -1,4 +1,4 @@
-"""Post-training from a checkpoint: preferences, and rewards of what the model writes.
+"""Post-training from a checkpoint: preferences, models of reward, and rewards of what it writes.
 
     python -m research.train --config=configs/posttrain.py:task=dpo --workdir=runs/dpo
     python -m research.train --config=configs/posttrain.py:task=simpo,data=pairs.jsonl \
@@ -19,8 +19,13 @@ rows from a package. `task` is a loss of `research.objectives.preference_losses`
     simpo   arXiv:2405.14734, beta 2.5 and gamma 0.5 times that, without a reference
     orpo    arXiv:2403.07691, without a reference; cpo: arXiv:2401.08417, without a reference
 
+    reward  a model of reward (arXiv:2203.02155, equation 1) from the same records: a score in place
+            of the head for words, pulled to a mean of 0 with weight 0.01 (arXiv:2312.09244); rate
+            1e-5 for full tuning. `research.evaluate --pairs=FILE` measures it, and
+            `research.convert --to=hf` makes it transformers' sequence classification with one label
+
 The report shows `margin` and `accuracy`; both are 0 at the first step, when the model is its own
-reference.
+reference. Of a model of reward they are those of its scores.
 
 Rewards: records with a "prompt" (text or messages, as in data='tasks.jsonl?prompt=question') and
 what --config.objective.rewards reads, such as "answer"; `research.posttrain.rewards` has them.
@@ -35,7 +40,7 @@ parameters, `model=addition`, learns on a CPU, in two runs that download nothing
 The first shows it sums as texts, and ends while many are wrong still; the second takes GRPO from
 there. `eval/reward_exact_match` is the share of the held-out sums that are right; the row of step 0
 is the untouched model. On 2 busy cores, 30 s of processor time a run: 43.8 to 84.7 percent with
-seed 0; seeds 1 and 2 began at 15.0 and 9.9 and stayed within 3 points of that, so a start below a
+seed 0; seeds 1 and 2 began at 15.0 and 9.9 and ended within 3 points of that, so a start below a
 third wants more steps. The smoke form needs no init.
 """
 
@@ -55,7 +60,6 @@ LOSSES = (
 )  # fmt: skip
 TASKS |= {name: (name, 0.1, 1e-6) for name in LOSSES}
 POLICIES = ("grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo", "sapo", "rloo")
-KNOWN = (*TASKS, *POLICIES, "addition")
 # Adapters have few parameters and start at zero.
 ADAPTERS_FASTER = 10
 
@@ -63,23 +67,16 @@ ADAPTERS_FASTER = 10
 def get_config(arg: str = ""):
     """`[task=TASK][,model=PRESET][,method=METHOD][,data=NAME][,smoke]`."""
     args = parse_arg(arg, task="dpo", model="", method="lora", data="", smoke=False)
+    tasks = (*TASKS, "reward", *POLICIES, "addition")
+    if args.task not in tasks:
+        raise ValueError(f"task={args.task!r} is unknown; choose one of {', '.join(tasks)}")
     if args.task == "addition":
         return addition_config()
     if args.task in POLICIES:
         return policy_config(args)
-    if args.task not in TASKS:
-        raise ValueError(f"task={args.task!r} is unknown; choose one of {', '.join(KNOWN)}")
-    loss, beta, rate = TASKS[args.task]
     c = base_config()
     c.model.preset = args.model or DEFAULT_MODEL
     c.init = PARENTS.get(c.model.preset, "")
-    c.objective.name = "preference"
-    c.objective.preference_loss = loss
-    c.objective.beta = beta
-    if args.task == "robust":
-        c.objective.label_smoothing = 0.1
-    if args.task == "simpo":
-        c.objective.gamma = 1.25
     c.data.source = args.data or "dpo_en_demo"
     # The checkpoint's own.
     c.data.tokenizer = ""
@@ -94,6 +91,7 @@ def get_config(arg: str = ""):
     c.optimizer.schedule = "linear"
     c.optimizer.weight_decay = 0.0
     tune(c, args.method)
+    rate = reward(c) if args.task == "reward" else preference(c, args.task)
     c.optimizer.learning_rate = rate if args.method == "full" else ADAPTERS_FASTER * rate
 
     if args.smoke:
@@ -104,10 +102,34 @@ def get_config(arg: str = ""):
         c.train.log_every = 1
         c.train.eval_every = 3
         c.train.eval_batches = 2
-        c.train.sample_tokens = 16
+        c.train.sample_tokens = min(c.train.sample_tokens, 16)
         c.checkpoint.every = 3
         c.optimizer.learning_rate = 1e-4
     return c
+
+
+def preference(c, task: str) -> float:
+    """Sets what a loss of preferences needs; its rate of full tuning."""
+    loss, beta, rate = TASKS[task]
+    c.objective.name = "preference"
+    c.objective.preference_loss = loss
+    c.objective.beta = beta
+    if task == "robust":
+        c.objective.label_smoothing = 0.1
+    if task == "simpo":
+        c.objective.gamma = 1.25
+    return rate
+
+
+def reward(c) -> float:
+    """Sets what a model of reward needs; its rate of full tuning (InstructGPT's, 9e-6, rounded)."""
+    c.objective.name = "reward"
+    c.objective.centring = 0.01
+    c.model.labels = 1
+    # It writes no text.
+    c.train.sample_prompt = ""
+    c.train.sample_tokens = 0
+    return 1e-5
 
 
 def policy_config(args):

@@ -4,6 +4,11 @@ The model is that of a run (--workdir) or of a checkpoint (--checkpoint, on whic
 be put); ids in a .npy file (--token_ids) need no tokenizer. Prints tokens, nll_per_token (nats),
 perplexity, bits_per_byte and bytes, over every token of the file. An encoder-decoder is scored on
 the targets of a .jsonl file of {"inputs": ..., "targets": ...}. Logs go to standard error.
+
+    python -m research.evaluate --workdir=runs/reward --pairs=heldout.jsonl
+
+compares the answers of a file of preferences by a reward model: its accuracy with the 95% interval,
+and beside it `longer`, the accuracy of always preferring the longer answer.
 """
 
 import json
@@ -34,6 +39,9 @@ TEXT = flags.DEFINE_string("text", None, "the file to score, UTF-8")
 TOKEN_IDS = flags.DEFINE_string(
     "token_ids", None, "a .npy file of ids to score instead, the first of which is only read"
 )
+PAIRS = flags.DEFINE_string(
+    "pairs", None, "a file of preferences, FILE or FILE?prompt=FIELD, for a reward model"
+)
 WINDOW = flags.DEFINE_integer(
     "window", None, "tokens seen at once; by default the run's, or 1,024", lower_bound=1
 )
@@ -48,11 +56,7 @@ def main(arguments: list[str]) -> int:
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; name the file with --text=FILE")
     check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
-    if bool(TEXT.value) == bool(TOKEN_IDS.value):
-        raise ValueError("give exactly one of --text=FILE and --token_ids=FILE.npy")
-    content = (
-        read_text(Path(TEXT.value), "--text") if TEXT.value else read_ids(Path(TOKEN_IDS.value))
-    )
+    content = read_content()
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.run.opened import keep_compiled_programs, open_model
 
@@ -64,17 +68,35 @@ def main(arguments: list[str]) -> int:
         step=STEP.value,
         dtype=DTYPE.value,
     )
-    if TEXT.value and opened.tokenizer is None:
+    if not TOKEN_IDS.value and opened.tokenizer is None:
         raise ValueError(
             f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder, "
             "or give --token_ids"
         )
-    if opened.model.config.kind == "encoder_decoder" and TEXT.value:
+    if PAIRS.value:
+        values = compare_pairs(opened, PAIRS.value)
+    elif opened.model.config.kind == "encoder_decoder" and TEXT.value:
         values = score_translations(opened, Path(TEXT.value))
     else:
         values = score(opened, content)
     print_values(values, JSON.value)
     return command.DONE
+
+
+def read_content() -> Any:
+    """The text or ids to score, None for pairs, which need the tokenizer. ValueError unless one
+    flag names what is to be scored."""
+    given = [flag.value for flag in (TEXT, TOKEN_IDS, PAIRS) if flag.value]
+    if len(given) != 1:
+        raise ValueError(
+            "give exactly one of --text=FILE, --token_ids=FILE.npy and, for a reward model, "
+            "--pairs=FILE"
+        )
+    if PAIRS.value:
+        if STRIDE.value:
+            raise ValueError(f"--stride={STRIDE.value} is for a text; leave it out with --pairs")
+        return None
+    return read_text(Path(TEXT.value), "--text") if TEXT.value else read_ids(Path(TOKEN_IDS.value))
 
 
 def score(opened: Any, content: Any) -> dict[str, float | int | None]:
@@ -105,6 +127,15 @@ def score_translations(opened: Any, file: Path) -> dict[str, float | int | None]
         "nll_per_token": result.nll_per_token,
         "perplexity": result.perplexity,
     }
+
+
+def compare_pairs(opened: Any, source: str) -> dict[str, float | int | None]:
+    """The printed values by name, of a file of preferences."""
+    from research.downloads.cache import cache_directory
+    from research.evals.pair_accuracy import pair_accuracy, read_preferences
+
+    pairs = read_preferences(source, opened.tokenizer, cache_directory())
+    return pair_accuracy(opened, pairs, WINDOW.value or 0).values()
 
 
 def print_values(values: dict[str, float | int | None], as_json: bool) -> None:

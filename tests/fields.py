@@ -55,6 +55,7 @@ POLICY = {"objective.name": "policy", "data.batch_size": 4, "objective.samples":
 POLICY |= {"objective.max_tokens": 4}
 CHAT = {"objective.name": "chat"}
 PREFER = {"objective.name": "preference"}
+REWARD = {"objective.name": "reward", "model.labels": 1}
 SIMPO = {**PREFER, "objective.preference_loss": "simpo"}
 LORA = {"tune.method": "lora", "lora.rank": 2}
 ADAPTER = {"tune.method": "adapter", "tune.bottleneck": 2}
@@ -77,6 +78,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.max_length": (LEARNED, 32),
     "model.position": ({}, "sinusoidal"),
     "model.position_offset": (LEARNED, 2),
+    "model.score_offsets": ({}, True),
     "model.encoder_positions": ({**SPANS, **LEARNED}, True),
     "model.rope_theta": ({}, 500.0),
     "model.rope_scaling.factor": (SCALED, 4.0),
@@ -150,6 +152,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.head_bias": ({}, True),
     "model.labels": (CLASSES, 2),
     "model.dropout": ({}, 0.1),
+    "model.embedding_noise": ({}, 5.0),
     "model.router_loss": (EXPERTS, 0.1),
     "model.init": ({}, "xavier"),
     "model.init_std": ({}, 0.1),
@@ -242,11 +245,15 @@ for _name in _RUNS:
         CASES[f"objective.{_name}.z_loss"] = (_RUNS[_name], 0.1)
     CASES[f"objective.{_name}.name"] = (_RUNS[_name], "chat" if _name != "chat" else "causal_lm")
 CASES |= {
+    "objective.chat.loss_on": (CHAT, "all"),
     "objective.preference.name": (PREFER, "causal_lm"),
     "objective.preference.preference_loss": (PREFER, "hinge"),
     "objective.preference.beta": (PREFER, 0.2),
     "objective.preference.label_smoothing": (PREFER, 0.1),
     "objective.preference.gamma": (SIMPO, 1.0),
+    "objective.reward.name": (REWARD, "causal_lm"),  # refused: the model has a label
+    "objective.reward.reward_margin": (REWARD, 0.5),
+    "objective.reward.centring": (REWARD, 0.1),
 }
 
 CASES |= {
@@ -268,6 +275,7 @@ REFUSED = {
     "execution.attention": "set config.execution.attention",  # a GPU's, on a CPU
     "execution.experts": "set config.execution.experts",  # a GPU's, on a CPU
     "data.template_variables": "has no variable 'loud'",
+    "objective.reward.name": "model.labels=1 under objective causal_lm",
     "execution.documents": "a row holds 2 documents and config.execution.documents=1",
     **{f"objective.{name}.name": "for a model of kind" for name in _RUNS if name not in _DECODERS},
 }
@@ -322,6 +330,8 @@ UNUSED: list[tuple[dict[str, Any], str, Any]] = [
     (CLASSES, "objective.z_loss", 0.1),
     (PREFER, "objective.z_loss", 0.1),
     (PREFER, "objective.gamma", 1.0),
+    (REWARD, "objective.beta", 1.0),
+    (REWARD, "execution.head_tokens", 64),
     (PREFER | {"objective.preference_loss": "ipo"}, "objective.label_smoothing", 0.1),
     ({}, "optimizer.momentum", 0.5),
     (ADAFACTOR, "optimizer.b2", 0.5),

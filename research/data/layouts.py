@@ -122,7 +122,7 @@ LAYOUTS: dict[str, Layout] = {
         preference_windows,
         measured="chosen",
         optional=("tools", "system"),
-        read_by=("preference",),
+        read_by=("preference", "reward"),
         # With the prompt in a column of its own, as LLaMA-Factory has it, within both sides.
         usual=tuple(
             {**prompt, **{side: side for side in SIDES}}

@@ -159,7 +159,8 @@ def _unused(experts: int, objective: str) -> list[tuple[str, str, Any, str]]:
         unused.append(("execution", "feed_tokens", Execution().feed_tokens, "dense models"))
     else:
         unused.append(("execution", "experts", Execution().experts, "models with experts"))
-    if objective_class(objective).classifies:  # one state a text has logits
+    # One state a text has logits.
+    if objective_class(objective).classifies or objective_class(objective).scores_texts:
         head_tokens = Execution().head_tokens
         unused.append(("execution", "head_tokens", head_tokens, "objectives that predict tokens"))
     if not objective_class(objective).answers_chats:
@@ -176,11 +177,11 @@ def _refuse_misfits(name: str, kind: str, labels: int) -> None:
             f"objective {name} is for a model of kind {objective.model_kind!r}, "
             f"this one is {kind!r}"
         )
-    # One class is no choice; several classes are only for a classifier.
-    if (labels > 1) != objective.classifies or labels == 1:
+    # One class is no choice, but a score; several classes are only for a classifier.
+    if (labels > 1) != objective.classifies or (labels == 1) != objective.scores_texts:
         raise ValueError(
             f"model.labels={labels} under objective {name}: set config.model.labels to the "
-            "number of classes for classification, and to 0 otherwise"
+            "number of classes for classification, to 1 for reward, and to 0 otherwise"
         )
 
 

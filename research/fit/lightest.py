@@ -56,7 +56,8 @@ def settled(
 
 def _counts_tokens(e: Experiment) -> bool:
     """Whether `head_tokens` is open; a classifier has logits of whole texts alone."""
-    return not e.execution.head_tokens and not objective_class(e.objective.name).classifies
+    objective = objective_class(e.objective.name)
+    return not (e.execution.head_tokens or objective.classifies or objective.scores_texts)
 
 
 def _first(candidates, fits, otherwise: Experiment) -> Experiment:

@@ -162,6 +162,13 @@ class Loaded:
             raise ValueError("the model has no pooler; use hidden()")
         return self._run(_pooled, self._batch(tokens_BT, mask, token_types, None))
 
+    def scores(self, tokens_BT, mask=None) -> jax.Array:
+        """The numbers that a model with labels gives each text, float32 [B, labels], such as the
+        reward of a reward model; arguments as for `logits`. ValueError for a model without."""
+        if not self.config.labels:
+            raise ValueError("the model has no labels; use logits() or hidden()")
+        return self._run(_scores, self._batch(tokens_BT, mask, None, None))
+
     def _texts(self) -> Tokenizer:
         """The tokenizer. ValueError without one."""
         if self.tokenizer is None:
@@ -257,6 +264,12 @@ def _hidden(params, batch, *, model):
 def _pooled(params, batch, *, model):
     hidden_BTD = model.hidden(params, batch)[0]
     return model.pooled(params, hidden_BTD, batch.get("segments"))[:, 0].astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnames="model")
+def _scores(params, batch, *, model):
+    hidden_BTD = model.hidden(params, batch)[0]
+    return model.class_logits(params, hidden_BTD, segments_BT=batch.get("segments"))[:, 0]
 
 
 def _depth(tokens) -> int:

@@ -36,9 +36,8 @@ def compare(source: Checkpoint, target: Checkpoint) -> dict[str, Any] | None:
     """
     # Decoders alone: encoders have no logits of a text, and encoder-decoders need two of them.
     packages = _PACKAGES.get(source.format, ("",))
-    if source.config.kind != "decoder" or not all(
-        name and importlib.util.find_spec(name) for name in packages
-    ):
+    plain = source.config.kind == "decoder" and not source.config.scores_texts
+    if not plain or not all(name and importlib.util.find_spec(name) for name in packages):
         return None
     length = min(TOKENS, source.config.max_length)
     ids_T = np.random.default_rng(_SEED).integers(

@@ -130,15 +130,16 @@ class StackedCache(SlotCache):
         # A copy, made once before decoding: in the loop each layer's array is then updated in
         # place.
         count = self.key_LBKSH.shape[0]
-        keys, values = (
-            None if kv is None else tuple(kv[layer] for layer in range(count))
-            for kv in (self.key_LBKSH, self.value_LBKSH)
-        )
+        keys = tuple(self.key_LBKSH[layer] for layer in range(count))
+        values = None
+        if self.value_LBKSH is not None:
+            values = tuple(self.value_LBKSH[layer] for layer in range(count))
         return LayeredCache(keys, values, self.positions_BS, self.segments_BS)
 
     def first_row(self) -> tuple[jax.Array, jax.Array]:
         """Keys and values [L, S, K, H] of the first row, slot by slot."""
-        return jnp.swapaxes(self.key_LBKSH[:, 0], 1, 2), jnp.swapaxes(self.value_LBKSH[:, 0], 1, 2)
+        value_LBKSH = self.key_LBKSH if self.value_LBKSH is None else self.value_LBKSH
+        return jnp.swapaxes(self.key_LBKSH[:, 0], 1, 2), jnp.swapaxes(value_LBKSH[:, 0], 1, 2)
 
 
 @partial(
@@ -166,10 +167,10 @@ class LayeredCache(SlotCache):
             slots_BT, k_BTKH, v_BTKH = (
                 jnp.repeat(x, 2, axis=1) for x in (slots_BT, k_BTKH, v_BTKH)
             )
-        keys, values = (
-            None if kv is None else _changed(kv, layer, partial(_put, new=new, slots_BT=slots_BT))
-            for kv, new in ((self.keys_BKSH, k_BTKH), (self.values_BKSH, v_BTKH))
-        )
+        keys = _changed(self.keys_BKSH, layer, partial(_put, new=k_BTKH, slots_BT=slots_BT))
+        if self.values_BKSH is None:
+            return replace(self, keys_BKSH=keys)
+        values = _changed(self.values_BKSH, layer, partial(_put, new=v_BTKH, slots_BT=slots_BT))
         return replace(self, keys_BKSH=keys, values_BKSH=values)
 
     def read(self, layer) -> tuple[jax.Array, jax.Array]:
@@ -201,12 +202,9 @@ def make_cache(
     slots = min(length, window + chunk - 1) if window else length
     index, content = ("batch", "position"), ("layers", "batch", "kv_heads", "position", "head")
     # Zeros are made for each array anew: two of them sharing a buffer could not be donated.
-    key_LBKSH, value_LBKSH = (
-        constrain(jnp.zeros((layers, batch, kv_heads, slots, head_size), dtype), content, rules)
-        if kept
-        else None
-        for kept in (True, values)
-    )
+    shape = (layers, batch, kv_heads, slots, head_size)
+    key_LBKSH = constrain(jnp.zeros(shape, dtype), content, rules)
+    value_LBKSH = constrain(jnp.zeros(shape, dtype), content, rules) if values else None
     # Segment 0 everywhere: all slots are empty.
     positions_BS, segments_BS = (
         constrain(jnp.zeros((batch, slots), jnp.int32), index, rules) for _ in range(2)

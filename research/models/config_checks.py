@@ -33,6 +33,9 @@ SCALED = Use(
     lambda c: "original_length" not in unused_scaling(_scaling(c)),
     "a model.rope_scaling with an original_length",
 )
+NOT_RELATIVE = Use(
+    lambda c: c.position != "relative", "another model.position, which has them with 'relative'"
+)
 LEARNED = Use(lambda c: c.position == "learned", "model.position='learned'")
 TWO_STACKS = Use(lambda c: c.kind == "encoder_decoder", "model.kind='encoder_decoder'")
 WITHOUT_TYPES = Use(
@@ -56,7 +59,9 @@ LAYER_NORM = Use(lambda c: c.norm == "layer", "model.norm='layer'")
 NORM_BEFORE = Use(
     lambda c: c.norm_before and not c.norm_after, "model.norm_before, without norm_after"
 )
-POOLED = Use(lambda c: c.pooler, "model.pooler=True")
+POOLED = Use(
+    lambda c: c.pooler or c.kind == "decoder", "model.pooler=True, or model.kind='decoder'"
+)
 PLAIN_HEAD = Use(lambda c: not c.mlm_head, "model.mlm_head=False, which has that bias too")
 
 

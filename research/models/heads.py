@@ -18,8 +18,11 @@ from research.tree import Tree
 
 def head_specs(c: ModelConfig, start: Initial) -> Tree:
     """Parameters of the head: the table [V, D] unless tied, BERT's transform and norm with
-    `mlm_head` or where they pool texts, and a bias of the logits."""
+    `mlm_head` or where they pool texts, and a bias of the logits. A decoder with labels has none of
+    these."""
     specs: Tree = {}
+    if c.scores_texts:
+        return specs
     if not c.tied:
         specs["table"] = Spec((c.vocab_size, c.d_model), ("vocab", "embed"), start.head, inputs=-1)
     if c.mlm_head or c.head_pools:
@@ -34,15 +37,14 @@ def head_specs(c: ModelConfig, start: Initial) -> Tree:
 
 def class_specs(c: ModelConfig, start: Initial) -> Tree:
     """`pooler`, a layer [D, D], where the model has one of its own, and `classifier` [D, labels]
-    with labels."""
+    with labels; that of a decoder has no bias, which differences of scores would not see."""
     specs: Tree = {}
     if c.pooler and not c.head_pools:
         specs["pooler"] = _layer_specs(c, start, bias=True)
     if c.labels:
-        specs["classifier"] = {
-            "kernel": Spec((c.d_model, c.labels), ("embed", "label"), start.head),
-            "bias": Spec((c.labels,), ("label",), zeros),
-        }
+        kernel = Spec((c.d_model, c.labels), ("embed", "label"), start.head)
+        bias = {} if c.scores_texts else {"bias": Spec((c.labels,), ("label",), zeros)}
+        specs["classifier"] = {"kernel": kernel, **bias}
     return specs
 
 
@@ -67,8 +69,10 @@ def pooled(
     params: Tree, hidden_BTD: jax.Array, c: ModelConfig, segments_BT: jax.Array | None = None
 ) -> jax.Array:
     """One state a row, [B, 1, D]: that of the first token, or with pooling="mean" the mean over the
-    tokens, through the pooler's layer. A row is one text; its padding has segment 0, and None says
-    that there is none."""
+    tokens, through the pooler's layer; of a decoder the state of the last token as it is. A row is
+    one text; its padding has segment 0, and None says that there is none."""
+    if c.kind == "decoder":
+        return _last(gather_axis(hidden_BTD, axis=1), segments_BT)
     if c.pooling == "first":
         # The axis T may be split over devices, and only one of them has the first token.
         one_B1D = gather_axis(hidden_BTD, axis=1)[:, :1]
@@ -83,7 +87,8 @@ def pooled(
 def class_logits(params: Tree, pooled_B1D: jax.Array) -> jax.Array:
     """Logits float32 [B, 1, V] of V classes."""
     p = params["classifier"]
-    return add_bias(einsum("BTD,DV->BTV", pooled_B1D, p["kernel"]), p["bias"]).astype(jnp.float32)
+    logits_B1V = einsum("BTD,DV->BTV", pooled_B1D, p["kernel"])
+    return (add_bias(logits_B1V, p["bias"]) if "bias" in p else logits_B1V).astype(jnp.float32)
 
 
 def _layer(p: Tree, x_BTD: jax.Array) -> jax.Array:
@@ -94,6 +99,18 @@ def _layer(p: Tree, x_BTD: jax.Array) -> jax.Array:
 def _transform(p_head: Tree, x_BTD: jax.Array, c: ModelConfig) -> jax.Array:
     """BERT's transform: a layer, the activation, a norm."""
     return layers.norm(p_head["norm"], layers.ACTIVATIONS[c.activation](_layer(p_head, x_BTD)), c)
+
+
+def _last(hidden_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+    """The state of each row's last token, [B, 1, D]; 0 where a row has none."""
+    if segments_BT is None:
+        return hidden_BTD[:, -1:]
+    kept_BT = segments_BT > 0
+    numbers_1T = jnp.arange(kept_BT.shape[1])[None]
+    last_B1 = jnp.max(jnp.where(kept_BT, numbers_1T, -1), axis=1, keepdims=True)
+    chosen_BT1 = (numbers_1T == last_B1)[:, :, None]
+    # A sum over one token: a gather along T would not stay split over the batch.
+    return jnp.sum(jnp.where(chosen_BT1, hidden_BTD, 0), axis=1, keepdims=True)
 
 
 def _mean(hidden_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:

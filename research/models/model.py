@@ -109,6 +109,11 @@ class Model:
     def head(self, params: Tree, hidden_BTD: jax.Array) -> tuple[jax.Array, Any, jax.Array | None]:
         """(states [B, T, D], table [V, D] as stored, bias [V] or None), from which logits are
         computed: states table^T + bias, then the soft cap."""
+        if self.config.scores_texts:
+            raise ValueError(
+                "the model scores texts (model.labels) and predicts no words; python -m "
+                "research.evaluate --pairs=FILE compares answers by it"
+            )
         p_head = params.get("head", {})
         table_VD = params["embed"]["table"] if self.config.tied else p_head["table"]
         states_BTD = heads.head_states(p_head, hidden_BTD, self.config)
@@ -117,8 +122,8 @@ class Model:
     def pooled(
         self, params: Tree, hidden_BTD: jax.Array, segments_BT: jax.Array | None = None
     ) -> jax.Array:
-        """The summary of each row's text, [B, 1, D], as in BERT a layer over its first token. None
-        for the segments says that no row has padding."""
+        """The summary of each row's text, [B, 1, D], as in BERT a layer over its first token, and
+        of a decoder the state of the last. None for the segments says that no row has padding."""
         return heads.pooled(params, hidden_BTD, self.config, segments_BT)
 
     @scope("head")
@@ -213,6 +218,7 @@ class Model:
             self.precision.compute_dtype,
             batch.get("token_types"),
             None if key is None else jax.random.split(key)[0],
+            batch.get("segments"),
         )
 
     def _run(
@@ -233,9 +239,9 @@ class Model:
         layer_key = None if key is None else jax.random.split(key)[1]
         if cache is not None:
             cache = cache.enter(positions_BT, segments_BT)
-        # T5 has no positions in its states; all layers of a stack add the same bias to the scores.
+        # All layers of a stack add the same bias to the scores; T5 has no positions in its states.
         bias = None
-        if c.position == "relative":
+        if c.has_offsets:
             seen_BS = positions_BT if cache is None else cache.key_positions()
             seen_BS = adapters.in_front(jnp.arange(virtual), seen_BS) if virtual else seen_BS
             bias = embedding.relative_bias(

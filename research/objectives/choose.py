@@ -15,6 +15,7 @@ from research.objectives.masked_lm import MaskedLM
 from research.objectives.objective import Objective
 from research.objectives.policy import Policy
 from research.objectives.preference import Preference
+from research.objectives.reward import Reward
 from research.objectives.span_corruption import SpanCorruption
 from research.objectives.translation import Translation
 
@@ -26,6 +27,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     Classification.name: Classification,
     Policy.name: Policy,
     Preference.name: Preference,
+    Reward.name: Reward,
     SpanCorruption.name: SpanCorruption,
     Translation.name: Translation,
 }

@@ -40,6 +40,7 @@ class Objective(Protocol):
     begins_texts: ClassVar[bool]  # training texts have the token that begins a text in front
     answers_chats: ClassVar[bool]  # prompts go through the chat template, answers end with a turn
     classifies: ClassVar[bool]  # one class a text, from `model.labels` classes
+    scores_texts: ClassVar[bool] = False  # one number a text, from a model with `model.labels` = 1
     reports: ClassVar[tuple[str, ...]]  # totals that evaluation reports beside the loss
     bits_per_byte: ClassVar[bool]  # the loss is on every token of a held-out text
     writes_texts: ClassVar[bool] = False  # it learns from texts that the model continues

@@ -82,7 +82,8 @@ def _with(experiment: Experiment, choice: Execution | None) -> Experiment:
         return experiment
     e = experiment.execution
     # A classifier has logits of whole texts alone, and refuses a number of tokens.
-    tokens = 0 if objective_class(experiment.objective.name).classifies else choice.head_tokens
+    objective = objective_class(experiment.objective.name)
+    tokens = 0 if objective.classifies or objective.scores_texts else choice.head_tokens
     remat = choice.remat if e.remat == "auto" else e.remat
     return replace(
         experiment,

@@ -44,7 +44,7 @@ def matmul_parameters(c: ModelConfig) -> int:
     # 2 N of the paper's 6 N is the forward pass, for N weights that multiply.
     total = sum(_visited(path, spec, c) for path, spec in tree.paths(Model(c).specs()).items())
     # A tied table is counted here, as the head that it also is.
-    return total + (c.vocab_size * c.d_model if c.tied else 0)
+    return total + (c.vocab_size * c.d_model if c.tied and not c.scores_texts else 0)
 
 
 def train_flops_per_token(c: ModelConfig, sequence_length: int) -> float:
@@ -149,7 +149,7 @@ def _weights(c: ModelConfig, trainable: tree.Tree, texts: Texts) -> dict[str, fl
         if path not in base and _is_adapter(path)
     }
     weights = {path: _visited(path, spec, c) for path, spec in {**base, **added}.items()}
-    if c.tied:
+    if c.tied and not c.scores_texts:
         weights["head/tied"] = c.vocab_size * c.d_model
     return {path: 2.0 * count * _tokens(path, c, texts) for path, count in weights.items() if count}
 

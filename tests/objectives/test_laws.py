@@ -56,6 +56,8 @@ def setup(request):
     config = MODELS[kind.model_kind]
     if kind.classifies:
         config = replace(config, labels=3, pooler=True, mlm_head=False)
+    if kind.scores_texts:
+        config = replace(config, labels=1)
     model = Model(replace(config, dropout=0.0))
     params = initialize(jax.random.key(0), model.specs(), jnp.float32)
     examples = [
@@ -103,7 +105,8 @@ def test_an_example_has_fields_of_a_batch_and_is_decided_by_its_generator(setup)
     predicted = objective.predicted_tokens(LENGTH)
     counted = batch["weights"].sum(1).max()
     # A class is read from the pooled text. A share of the tokens is rounded up to whole ones.
-    assert predicted == 0 if objective.classifies else counted < predicted + 1
+    pooled = objective.classifies or objective.scores_texts
+    assert predicted == 0 if pooled else counted < predicted + 1
 
 
 def test_sums_of_a_batch_are_those_of_its_halves(setup):

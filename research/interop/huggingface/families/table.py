@@ -18,12 +18,14 @@ from research.interop.huggingface.families import (
     marian,
     ministral3,
     modernbert,
+    mpnet,
     olmo,
     olmoe,
     opt,
     phi3,
     qwen_moe,
     roberta,
+    scoring,
     smollm3,
     t5,
 )
@@ -32,7 +34,7 @@ from research.models.config import ModelConfig, Shape
 
 # The last row that serves a model writes it, so a family that adds something to another's layers
 # stands below it: Phi 3 below LLaMA.
-FAMILIES = {
+_DECODERS = {
     "gemma": gemma.FAMILY,
     "llama": llama.FAMILY,
     "qwen_moe": qwen_moe.FAMILY,
@@ -47,8 +49,13 @@ FAMILIES = {
     "gpt2": gpt2.FAMILY,
     "gpt_neox": gpt_neox.FAMILY,
     "opt": opt.FAMILY,
+}
+FAMILIES = {
+    # Each also has its models that score texts.
+    **{name: scoring.with_scores(family) for name, family in _DECODERS.items()},
     "bert": bert.FAMILY,
     "roberta": roberta.FAMILY,
+    "mpnet": mpnet.FAMILY,
     "electra": electra.FAMILY,
     "distilbert": distilbert.FAMILY,
     "modernbert": modernbert.FAMILY,
