@@ -38,10 +38,9 @@ parameters, `model=addition`, learns on a CPU, in two runs that download nothing
         --config.init=runs/addition --workdir=runs/grpo
 
 The first shows it sums as texts, and ends while many are wrong still; the second takes GRPO from
-there. `eval/reward_exact_match` is the share of the held-out sums that are right; the row of step 0
-is the untouched model. On 2 busy cores, 30 s of processor time a run: 43.8 to 84.7 percent with
-seed 0; seeds 1 and 2 began at 15.0 and 9.9 and ended within 3 points of that, so a start below a
-third wants more steps. The smoke form needs no init.
+there. `eval/reward` is the share of the held-out sums that are right, by the likeliest tokens; the
+row of step 0 is the untouched model. On 2 cores 400 steps take 55 s. Seeds 0, 1 and 2 go from 43.8,
+15.0 and 9.9 percent to 99.0, 97.5 and 71.5. The smoke form needs no init.
 """
 
 from research.experiment import PARENTS, base_config, parse_arg, tune
@@ -156,11 +155,12 @@ def policy_config(args):
         c.data.sequence_length = 16
         c.data.batch_size = 16 if args.smoke else 256
         c.objective.max_tokens = 5
-        c.train.steps = 6 if args.smoke else 150
+        c.train.steps = 6 if args.smoke else 400
+        c.train.eval_every = 100
         c.train.eval_batches = 2 if args.smoke else 0
         c.train.log_every = 1 if args.smoke else 10
-        c.objective.rewards = "exact_match,characters"
-        c.optimizer.learning_rate = 3e-4
+        c.optimizer.name = "muon"
+        c.optimizer.learning_rate = 1e-3
         return c
     c.model.preset = args.model or DEFAULT_MODEL
     c.init = PARENTS.get(c.model.preset, "")
