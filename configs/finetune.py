@@ -14,8 +14,11 @@ set override the checkpoint's. `task` is the objective, `data` a source as in co
     chat            records {"messages": [{"role", "content"}, ...]}, or {"conversations":
                     [{"from", "value"}, ...]}, or Alpaca's {"instruction", "input", "output"}; the
                     loss is on the assistant's tokens alone, and a message with "weight" 0 is only
-                    read. `system` and `tools` of a record are read, too. Without `data` 999 rows
-                    of Alpaca's
+                    read; --config.objective.loss_on=all learns every token, and
+                    --config.model.embedding_noise=5 adds NEFTune's noise (arXiv:2310.05914).
+                    `system` and `tools` of a record are read, too. A conversation longer than
+                    config.data.sequence_length loses its end, which is counted and shown. Without
+                    `data` 999 rows of Alpaca's
     causal_lm       texts, for a decoder; masked_lm: texts, for BERT
     classification  records {"text", "label"}, for BERT; `labels` is the number of classes
 

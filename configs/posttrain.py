@@ -1,4 +1,4 @@
-"""Post-training of a chat model from a checkpoint: preferences, and models of reward.
+"""Post-training from a checkpoint: preferences, models of reward, and rewards of what it writes.
 
     python -m research.train --config=configs/posttrain.py:task=dpo --workdir=runs/dpo
     python -m research.train --config=configs/posttrain.py:task=simpo,data=pairs.jsonl \
@@ -30,6 +30,21 @@ answer that was liked. Without `data` 300 rows from a package. `task` is
 
 The report shows `margin` and `accuracy`; both are 0 at the first step, when the model is its own
 reference. Of a model of reward they are those of its scores.
+
+Rewards: records with a "prompt" (text or messages, as in data='tasks.jsonl?prompt=question') and
+what --config.objective.rewards reads, such as "answer"; `research.posttrain.rewards` has them.
+`task` is a loss of `research.objectives.policy_losses`: grpo, dr_grpo, dapo, bnpo, gspo, cispo,
+sapo or rloo. Without `data` the sums of two numbers of two digits, which a model of 127 thousand
+parameters, `model=addition`, learns on a CPU, in two runs that download nothing:
+
+    python -m research.train --config=configs/posttrain.py:task=addition --workdir=runs/addition
+    python -m research.train --config=configs/posttrain.py:task=grpo,model=addition \
+        --config.init=runs/addition --workdir=runs/grpo
+
+The first shows it sums as texts, and ends while many are wrong still; the second takes GRPO from
+there. `eval/reward` is the share of the held-out sums that are right, by the likeliest tokens; the
+row of step 0 is the untouched model. On 2 cores 400 steps take 55 s. Seeds 0, 1 and 2 go from 43.8,
+15.0 and 9.9 percent to 99.0, 97.5 and 71.5. The smoke form needs no init.
 """
 
 from research.experiment import PARENTS, base_config, parse_arg, tune
@@ -48,6 +63,7 @@ LOSSES = (
     "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop",
 )  # fmt: skip
 TASKS |= {name: (name, 0.1, 1e-6) for name in (*LOSSES, *UNPAIRED)}
+POLICIES = ("grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo", "sapo", "rloo")
 # Adapters have few parameters and start at zero.
 ADAPTERS_FASTER = 10
 
@@ -55,9 +71,13 @@ ADAPTERS_FASTER = 10
 def get_config(arg: str = ""):
     """`[task=TASK][,model=PRESET][,method=METHOD][,data=NAME][,smoke]`."""
     args = parse_arg(arg, task="dpo", model="", method="lora", data="", smoke=False)
-    tasks = (*TASKS, "reward")
+    tasks = (*TASKS, "reward", *POLICIES, "addition")
     if args.task not in tasks:
         raise ValueError(f"task={args.task!r} is unknown; choose one of {', '.join(tasks)}")
+    if args.task == "addition":
+        return addition_config()
+    if args.task in POLICIES:
+        return policy_config(args)
     c = base_config()
     c.model.preset = args.model or DEFAULT_MODEL
     c.init = PARENTS.get(c.model.preset, "")
@@ -116,3 +136,67 @@ def reward(c) -> float:
     c.train.sample_prompt = ""
     c.train.sample_tokens = 0
     return 1e-5
+
+
+def policy_config(args):
+    """Texts of 8 samples a prompt, rewarded for the exact answer."""
+    c = base_config()
+    tiny = args.smoke or args.model == "addition"
+    c.objective.name = "policy"
+    c.objective.policy_loss = args.task
+    c.data.source = args.data or "addition"
+    c.data.tokenizer = "bytes" if args.smoke else ""
+    c.data.sequence_length = 256
+    c.data.batch_size = 64
+    c.objective.max_tokens = 64
+    c.train.steps = 200
+    c.train.eval_every = 50
+    c.train.sample_every = 50
+    c.checkpoint.every = 50
+    c.optimizer.schedule = "constant"
+    c.optimizer.weight_decay = 0.0
+    # In bfloat16 the texts' log-probabilities in sampling and in training would differ by 0.01.
+    c.precision.compute = "float32"
+    if tiny:
+        addition_model(c)
+        c.data.sequence_length = 16
+        c.data.batch_size = 16 if args.smoke else 256
+        c.objective.max_tokens = 5
+        c.train.steps = 6 if args.smoke else 400
+        c.train.eval_every = 100
+        c.train.eval_batches = 2 if args.smoke else 0
+        c.train.log_every = 1 if args.smoke else 10
+        c.optimizer.name = "muon"
+        c.optimizer.learning_rate = 1e-3
+        return c
+    c.model.preset = args.model or DEFAULT_MODEL
+    c.init = PARENTS.get(c.model.preset, "")
+    tune(c, args.method)
+    c.optimizer.learning_rate = 1e-6 if args.method == "full" else ADAPTERS_FASTER * 1e-6
+    return c
+
+
+def addition_config():
+    """Sums as texts, up to where a third or so of the held-out ones are right."""
+    c = base_config()
+    addition_model(c)
+    c.data.source = "addition_texts"
+    c.data.tokenizer = "bytes"
+    c.data.sequence_length = 64
+    c.data.batch_size = 64
+    c.precision.compute = "float32"
+    c.optimizer.name = "muon"
+    c.optimizer.learning_rate = 0.02
+    c.train.steps = 126
+    c.train.sample_prompt = "47+58="
+    c.train.sample_tokens = 8
+    return c
+
+
+def addition_model(c) -> None:
+    """Two layers of SmolLM2's kind, of 64 channels, for bytes."""
+    m = c.model
+    m.preset = DEFAULT_MODEL
+    m.vocab_size, m.layers, m.d_model, m.d_ff, m.max_length = 320, 2, 64, 192, 64
+    m.heads = m.kv_heads = 4
+    m.head_size, m.rope_theta = 16, 10000.0

@@ -3,7 +3,7 @@
 Its format and model, sizes and stored types, tokenizer, chat template with one question rendered,
 the tokens that end a text, how it wants tokens drawn, and what each format of research.convert
 would lose of it. Nothing is computed and no weight is read. What is no checkpoint (an adapter, a
-Git-LFS pointer, a folder of Orbax's or MLX's, bare shards, pickles) is called by its name, with
+Git-LFS pointer, a folder of Orbax's, bare shards, pickles) is called by its name, with
 what to do. --json prints the same as one object.
 """
 
@@ -76,7 +76,8 @@ def _model(model: dict[str, Any]) -> list[tuple[str, str]]:
     )
     tables = f"{model['vocab_size']:,} rows of tokens{', tied to the head' * model['tied']}"
     positions = f"{model['max_length']:,} positions ({model['position']})"
-    quantized = ", quantized in storage" if model["quantized"] else ""
+    stored = model["stored_as"] or "quantized in storage"
+    quantized = f", {stored}" if model["quantized"] else ""
     count = f"{model['parameters']:,}, read as {', '.join(model['dtypes'])}{quantized}"
     unused = unneeded(model["unused"])
     return [

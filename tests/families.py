@@ -53,6 +53,7 @@ _NAMES = {
     "pythia_70m": {"rotary_size": 2},
     "opt_125m": {},
     "bert_base": {},
+    "mpnet_base": {},
     "modernbert_base": {
         **{"layers": 4, "window": 4, "layer_kinds": ("global", "local", "local", "global")},
     },
@@ -86,7 +87,7 @@ DECODERS = [name for name, config in FAMILIES.items() if config.kind == "decoder
 # seconds a family are about: there they are among the slow ones.
 _LAYERS_ALONE = (
     *("phi4_mini", "olmo3_7b", "smollm3_3b", "granite3_2b", "pythia_70m", "opt_125m"),
-    *("bart_base", "qwen1.5_moe_a2.7b", "gpt_oss_20b", "deepseek_v3"),
+    *("bart_base", "qwen1.5_moe_a2.7b", "gpt_oss_20b", "deepseek_v3", "mpnet_base"),
 )
 
 

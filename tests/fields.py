@@ -79,6 +79,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.max_length": (LEARNED, 32),
     "model.position": ({}, "sinusoidal"),
     "model.position_offset": (LEARNED, 2),
+    "model.score_offsets": ({}, True),
     "model.encoder_positions": ({**SPANS, **LEARNED}, True),
     "model.rope_theta": ({}, 500.0),
     "model.rope_scaling.factor": (SCALED, 4.0),
@@ -152,6 +153,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.head_bias": ({}, True),
     "model.labels": (CLASSES, 2),
     "model.dropout": ({}, 0.1),
+    "model.embedding_noise": ({}, 5.0),
     "model.router_loss": (EXPERTS, 0.1),
     "model.init": ({}, "xavier"),
     "model.init_std": ({}, 0.1),
@@ -244,6 +246,7 @@ for _name in _RUNS:
         CASES[f"objective.{_name}.z_loss"] = (_RUNS[_name], 0.1)
     CASES[f"objective.{_name}.name"] = (_RUNS[_name], "chat" if _name != "chat" else "causal_lm")
 CASES |= {
+    "objective.chat.loss_on": (CHAT, "all"),
     "objective.preference.name": (PREFER, "causal_lm"),
     "objective.preference.preference_loss": (PREFER, "hinge"),
     "objective.preference.beta": (PREFER, 0.2),

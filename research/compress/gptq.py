@@ -115,7 +115,7 @@ def _solve(
 
 def _code(format: Format, x: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:
     """The code whose value is nearest, under a scale that is given."""
-    if format.bits < 8 or format.codes in ("affine", "book"):
+    if format.bits < 8 or format.codes in ("affine", "offset", "book"):
         # Few codes, or values without a formula: every one is tried.
         codes = all_codes(format)
         values = decode(format, codes[:, None], scale[None], None if zero is None else zero[None])

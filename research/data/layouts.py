@@ -148,8 +148,8 @@ LAYOUTS: dict[str, Layout] = {
         measured="record",
         optional=OPTIONAL,
         read_by=("policy",),
-        # Of mathematics, of chats.
-        usual=tuple({"prompt": name} for name in ("prompt", "question", "problem", "messages")),
+        # A list of messages is a conversation unless a query names it.
+        usual=tuple({"prompt": name} for name in ("prompt", "question", "problem")),
     ),
 }
 

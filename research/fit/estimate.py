@@ -125,7 +125,7 @@ def _layer_bytes(e: Experiment, target: Target, w: Weights, tokens: int) -> floa
     gradients = 2 * gradient / itemsize * w.matrix if w.whole_model else 0
     # Relative positions take the plain form of attention: float32 scores, and the buckets of every
     # pair.
-    relative = c.position == "relative"
+    relative = c.has_offsets
     pairs = tokens * e.data.sequence_length * FLOAT32 * (BUCKETS + c.heads / tensor)
     scores = pairs if relative else _probability_bytes(e, target, w, tokens)
     return w.layer + gradients + activations + scores
@@ -147,7 +147,7 @@ def _remat(e: Experiment, target: Target) -> str:
 def _probability_bytes(e: Experiment, target: Target, w: Weights, tokens: int) -> float:
     """A layer's attention probabilities on a CPU, which has no kernel that does without them."""
     c = e.model
-    if target.platform != "cpu" or c.position == "relative":
+    if target.platform != "cpu" or c.has_offsets:
         return 0.0
     # Blocks of causal queries leave out about half of the pairs, see `ops.blocked`.
     seen = 0.5 if c.kind == "decoder" else 1.0

@@ -130,11 +130,28 @@ def lost(source: Checkpoint, to: str) -> list[str]:
         tokenizer = source.tokenizer
     except ValueError:
         return []
-    if tokenizer is None or to == "native" or not tokenizer.template_variables:
+    if tokenizer is None or to == "native":
         return []
+    told = _lost_scores(source, tokenizer) if to == "hf" else []
+    if not tokenizer.template_variables:
+        return told
     return [
+        *told,
         f"the chat template was used with {dict(tokenizer.template_variables)}, which {to} has no "
-        "place for; give them wherever the template is applied"
+        "place for; give them wherever the template is applied",
+    ]
+
+
+def _lost_scores(source: Checkpoint, tokenizer: Tokenizer) -> list[str]:
+    """A line where transformers would read a text's score at another token than its last."""
+    pad = source.special.get("pad_token_id", tokenizer.pad_id)
+    if not source.config.scores_texts or pad not in (None, *_own_ends(source, tokenizer)):
+        return []
+    if pad is None:
+        return ["there is no padding token, so transformers scores one text at a time"]
+    return [
+        f"token {pad} is padding and ends texts: transformers scores a text that ends in it at the "
+        "token before; give it another pad_token_id"
     ]
 
 

@@ -78,6 +78,7 @@ def _describe_source(source: Checkpoint, adapter: str | Path) -> dict[str, Any]:
         "name": str(source.source),
         "format": source.format,
         "files": hash_files(source.source),
+        **({"stored_as": source.stored_as} if source.stored_as else {}),
         **_describe_hub(source.source),
         **_describe_adapter(adapter),
     }

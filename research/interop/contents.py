@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 from research.interop.gguf.file import open_gguf
+from research.interop.huggingface.mxfp4 import FORMAT as MXFP4
+from research.interop.storage.checkpoint import Checkpoint
 
 _HEADER_BYTES = 100_000_000  # the longest header that the safetensors library reads
 
@@ -37,6 +39,18 @@ def stored_types(path: Path) -> dict[str, dict[str, int]]:
             tensors[kind] += 1
             values[kind] += count
     return {kind: {"tensors": n, "values": values[kind]} for kind, n in tensors.most_common()}
+
+
+def written_out(checkpoint: Checkpoint, to: str, dtype: str = "") -> list[str]:
+    """The line on the codes of a quantized checkpoint, which a conversion to the format `to` and
+    `dtype` ("" for the checkpoint's own) does not keep; none where it keeps them all."""
+    # MXFP4 alone is written as it was read.
+    kept = to == "hf" and dtype in ("", MXFP4) and checkpoint.stored_as == MXFP4.upper()
+    if not checkpoint.quantized or (kept and checkpoint.codes):
+        return []
+    types = dtype or ", ".join(sorted({one.dtype for one in checkpoint.parameters.values()}))
+    stored = f" ({checkpoint.stored_as})" if checkpoint.stored_as else ""
+    return [f"the source's quantized weights{stored} are written out as {types}"]
 
 
 def _tensors(file: Path) -> list[tuple[str, int]]:

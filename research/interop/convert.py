@@ -13,6 +13,7 @@ from research.files import building
 from research.interop import certify, reference, runs
 from research.interop.adapter_check import check_adapter
 from research.interop.beside import lost
+from research.interop.contents import written_out
 from research.interop.formats import FLOATS, FORMATS, check_target
 from research.interop.load import local_path, open_checkpoint
 from research.interop.merged import merge_adapter
@@ -57,13 +58,15 @@ def convert(
         if dtype in FLOATS:
             checkpoint = cast(checkpoint, as_dtype(dtype))
         notes = [*(FORMATS[to].writes(checkpoint, folder, dtype) or []), *lost(opened, to)]
+        notes += written_out(opened, to, dtype)
         if not certified:
             return {"notes": notes}
         # What was written is read back from the disk: the certificate is about the files.
         with open_checkpoint(folder, verify=False) as written:
             # The reference would compute the source without its adapter.
             compared = None if adapter else reference.compare(opened, written)
-            return certify.certify(opened, written, folder, compared, dtype, adapter, notes)
+            kept = FORMATS[to].keeps(opened)
+            return certify.certify(kept, written, folder, compared, dtype, adapter, notes)
 
 
 def _open(source: str | Path, adapter: str | Path) -> Checkpoint:
@@ -100,7 +103,9 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
             # peft asks the hub itself, by the bare name.
             named = base.removeprefix(PREFIX).partition("@")[0] if base.startswith(PREFIX) else base
             write_peft(folder, adapters, c, named, grown)
-            notes = [*notes_on_base(base, parent), *notes_on_ends(path, parent)]
+            notes = notes_on_base(base, parent)
+        if not c.scores_texts:  # else it writes nothing
+            notes += notes_on_ends(path, parent)
             if c.labels and not parent.config.labels:
                 notes.append(note_on_classes(path, c.labels))
             if grown:
@@ -171,7 +176,8 @@ def verify(folder: Path) -> dict[str, Any]:
         there = Path(adapter).exists() and certify.hash_files(Path(adapter)) == hashes
     if there:
         with _open(origin, adapter) as source, open_checkpoint(folder) as target:
-            if certify.round_trip(source, target) != certificate["round_trip"]:
+            kept = FORMATS[target.format].keeps(source)
+            if certify.round_trip(kept, target) != certificate["round_trip"]:
                 raise ValueError(
                     f"the way from {origin} to {folder} and back is not what was certified; "
                     "convert it again"

@@ -46,6 +46,7 @@ class Format:
     with `dtype` one of `types` or "" for the checkpoint's own, and may return lines on what the
     format cannot hold; None if the format is only read. `plans(checkpoint)`: these lines, and the
     ValueError where the format cannot hold the model, without writing or reading a tensor.
+    `keeps(checkpoint)`: the part of it that the format holds, all but where a line says otherwise.
     """
 
     wanted: str
@@ -54,6 +55,7 @@ class Format:
     writes: Callable[[Checkpoint, Path, str], list[str] | None] | None = None
     types: dict[str, str] = field(default_factory=dict)
     plans: Callable[[Checkpoint], list[str]] = lambda checkpoint: []
+    keeps: Callable[[Checkpoint], Checkpoint] = lambda checkpoint: checkpoint
 
 
 def format_of(path: Path, name: str) -> Format:
@@ -104,6 +106,12 @@ def _write_gguf(checkpoint: Checkpoint, folder: Path, dtype: str) -> list[str]:
     stored = next(iter(checkpoint.parameters.values())).dtype
     kind = GGUF_TYPES.get(dtype or stored, "F32")
     return write_gguf_model(checkpoint, folder / GGUF_FILE, kind)
+
+
+def _keep_gguf(checkpoint: Checkpoint) -> Checkpoint:
+    from research.interop.gguf.bert import body
+
+    return body(checkpoint)[0]
 
 
 def _plan_gguf(checkpoint: Checkpoint) -> list[str]:
@@ -170,5 +178,6 @@ FORMATS = {
         _write_gguf,
         GGUF_TYPES,
         _plan_gguf,
+        _keep_gguf,
     ),
 }

@@ -11,7 +11,7 @@ from research.data.chat import TRAINING_DAY, render_chat
 from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.files import read_json
 from research.interop import beside, certify
-from research.interop.contents import sizes, stored_types
+from research.interop.contents import sizes, stored_types, written_out
 from research.interop.formats import FORMATS, format_of
 from research.interop.huggingface.folder import companions, tokenizer_folder
 from research.interop.load import local_path, open_checkpoint
@@ -95,6 +95,7 @@ def _model(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": sum(math.prod(one.shape) for one in parameters),
         "dtypes": sorted({one.dtype for one in parameters}),
         "quantized": checkpoint.quantized,
+        "stored_as": checkpoint.stored_as,
         "unused": dict(checkpoint.unused),
     }
 
@@ -130,11 +131,9 @@ def _target(checkpoint: Checkpoint, to: str) -> dict[str, Any]:
     """What `research.convert --to` would say of the checkpoint, from its settings alone."""
     try:
         lost = [*FORMATS[to].plans(checkpoint), *beside.lost(checkpoint, to)]
+        lost += written_out(checkpoint, to)
     except ValueError as error:
         return {"refused": str(error), "lost": []}
-    if checkpoint.quantized:
-        dtypes = ", ".join(sorted({one.dtype for one in checkpoint.parameters.values()}))
-        lost.append(f"quantized weights are written out as {dtypes}, or as --dtype says")
     if left := _left_behind(checkpoint.source, to):
         lost.append(f"files that stay behind: {', '.join(left)}")
     return {"refused": None, "lost": lost}

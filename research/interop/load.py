@@ -24,6 +24,7 @@ from research.interop.storage.checkpoint import (
 from research.interop.storage.classes import with_classes
 from research.interop.storage.grow import fit_rows
 from research.interop.storage.leaves import attach_layers, restore_leaves
+from research.interop.strangers import name_stranger
 from research.models.model import Model
 from research.models.spec import abstract
 from research.parallel.mesh import make_mesh
@@ -148,6 +149,9 @@ def open_adapter(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint
     """
     path = local_path(source)
     if not runs.is_run(path):
+        stranger = name_stranger(path, os.fspath(source))
+        if stranger is not None and stranger.kind != "adapter":
+            raise ValueError(f"{source} is no adapter: it is {stranger.what}; {stranger.remedy}")
         return read_peft(path, checkpoint)
     model = runs.read_experiment(path).model
     checkpoint = fit_rows(checkpoint, model)

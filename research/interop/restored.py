@@ -23,6 +23,7 @@ from research.experiment.config import Experiment, differences, from_json
 from research.files import read_json
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.grow import grow
+from research.interop.strangers import name_stranger
 from research.models.model import Model
 from research.models.spec import abstract
 from research.parallel.axes import RULES, AxisRules
@@ -55,12 +56,18 @@ def read_experiment(workdir: Path) -> Experiment:
     defaults. ValueError where the folder has no config.json, or one that is not a run's."""
     file = workdir / "config.json"
     if not file.is_file():
+        stranger = name_stranger(workdir, str(workdir))
+        what = f"it is {stranger.what}" if stranger else "it has no config.json"
         raise ValueError(
-            f"{workdir} is no run: it has no config.json; "
-            "give the --workdir of a run of research.train"
+            f"{workdir} is no run: {what}; give the --workdir of a run of research.train"
         )
     try:
         values = read_json(file)
+        if "model_type" in values and "model" not in values:
+            raise ValueError(
+                f"{workdir} is no run: its config.json is of a {values['model_type']} checkpoint; "
+                f"give it as --checkpoint={workdir}"
+            )
         # A run's config has a "model"; without this line any JSON object would pass for one, as
         # every other field has a default.
         values["model"]

@@ -1,5 +1,5 @@
 """What a path is that is no checkpoint of ours to open: an adapter, a Git-LFS pointer, a folder of
-Orbax's or MLX's, and others that people have at hand, each by its name and with what to do.
+Orbax's, and others that people have at hand, each by its name and with what to do.
 """
 
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from research.files import read_json
-from research.interop.huggingface.folder import tokenizer_folder
+from research.interop.huggingface.folder import TOKENIZERS, tokenizer_folder
 from research.interop.peft.config import FILE as ADAPTER
 
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -18,6 +18,8 @@ _POINTER_BYTES = 1024  # the specification's limit for a pointer file
 # Files that Orbax leaves in a folder of arrays.
 _ORBAX = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".whl")
+_TABLES = ("tokenizer.json", "tokenizer_config.json", *TOKENIZERS)
 _OTHERS = {
     ".onnx": "a file of ONNX",
     ".msgpack": "Flax weights of an older release of transformers",
@@ -104,18 +106,6 @@ def _orbax(path: Path, name: str) -> Stranger | None:
     )
 
 
-def _mlx(path: Path, name: str) -> Stranger | None:
-    found = _object(path / "config.json").get("quantization")
-    # transformers' own entry is quantization_config, and has a quant_method.
-    if not isinstance(found, dict) or not {"group_size", "bits"} <= found.keys():
-        return None
-    return Stranger(
-        "mlx",
-        f"a folder of MLX's, quantized to {found['bits']} bits in groups of {found['group_size']}",
-        "take the model it was made from, or dequantize it with mlx_lm.convert -d",
-    )
-
-
 def _bare(path: Path, name: str) -> Stranger | None:
     if path.suffix == ".safetensors" and path.is_file():
         whole = (path.parent / "config.json").is_file()
@@ -129,6 +119,25 @@ def _bare(path: Path, name: str) -> Stranger | None:
 
 def _described(path: Path) -> bool:
     return any((path / file).is_file() for file in ("config.json", "model.json"))
+
+
+def _single(path: Path, name: str) -> Stranger | None:
+    """A file that belongs into a folder, or that holds one."""
+    if not path.is_file():
+        return None
+    if path.suffix.lower() in _ARCHIVES:
+        return Stranger("archive", "an archive", "unpack it and give the folder")
+    if path.name in _TABLES:
+        what = "a file of a tokenizer, without a model"
+        return Stranger("tokenizer", what, f"give the model's folder: {_folder(path)}")
+    if path.suffix == ".json":
+        what = "a file of settings, without the weights"
+        return Stranger("settings", what, f"give the model's folder: {_folder(path)}")
+    return None
+
+
+def _folder(path: Path) -> str:
+    return str(path.parent) if _described(path.parent) else "one with config.json and weights"
 
 
 def _pickled(path: Path, name: str) -> Stranger | None:
@@ -164,8 +173,8 @@ _KINDS: tuple[Callable[[Path, str], Stranger | None], ...] = (
     _pointer,
     _adapter,
     _orbax,
-    _mlx,
     _bare,
+    _single,
     _pickled,
     _other,
 )

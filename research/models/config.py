@@ -18,6 +18,7 @@ from research.models.config_checks import (
     LAYER_NORM,
     LEARNED,
     NORM_BEFORE,
+    NOT_RELATIVE,
     PERIODIC,
     PLAIN_HEAD,
     POOLED,
@@ -65,6 +66,8 @@ class Body(Latent, Routing):
     position: str = choice("rope", "learned", "sinusoidal", "relative")
     # Rows of that table before the row of the first position, which nothing reads (OPT).
     position_offset: int = setting(0, LEARNED)
+    # Scores have T5's offsets by distance beside other positions (MPNet, arXiv:2004.09297).
+    score_offsets: bool = setting(False, NOT_RELATIVE)
     encoder_positions: bool = setting(False, LEARNED, TWO_STACKS)  # the encoder's own table (BART)
     rope_theta: float = setting(10000.0, ROTARY, positive=True)
     rope_scaling: RopeScaling = setting(RopeScaling(), ROTARY)
@@ -181,6 +184,9 @@ class Regularization:
     """
 
     dropout: float = 0.0
+    # Training adds noise to the embeddings of words, of at most this over sqrt(a text's tokens *
+    # d_model) an element (NEFTune, arXiv:2310.05914, algorithm 1; 5 is usual); 0: none.
+    embedding_noise: float = 0.0
     # Weight of the load-balancing loss, which is taken over the tokens of a micro-batch.
     router_loss: float = setting(0.0, EXPERTS, weighs="router_balance")
 
@@ -206,9 +212,14 @@ class ModelConfig(Initialization, Regularization, Shape):
         check(self)
 
     @property
+    def has_offsets(self) -> bool:
+        """True if scores have offsets by the distance from query to key."""
+        return self.position == "relative" or self.score_offsets
+
+    @property
     def final_dropout(self) -> bool:
         """True if the stack's output has dropout too, as in T5 (the code of arXiv:1910.10683)."""
-        # T5 is the only family here with relative positions, so they tell it.
+        # T5 is the only family here with relative positions alone, so they tell it.
         return self.position == "relative"
 
 

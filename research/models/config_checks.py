@@ -33,6 +33,9 @@ SCALED = Use(
     lambda c: "original_length" not in unused_scaling(_scaling(c)),
     "a model.rope_scaling with an original_length",
 )
+NOT_RELATIVE = Use(
+    lambda c: c.position != "relative", "another model.position, which has them with 'relative'"
+)
 LEARNED = Use(lambda c: c.position == "learned", "model.position='learned'")
 TWO_STACKS = Use(lambda c: c.kind == "encoder_decoder", "model.kind='encoder_decoder'")
 WITHOUT_TYPES = Use(

@@ -62,10 +62,15 @@ def embed(
     dtype: jnp.dtype,
     token_types_BT: jax.Array | None = None,
     key: jax.Array | None = None,
+    segments_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Input states [B, T, D] in `dtype`: the sum of the embeddings that the model has, normalised
-    where the model has a norm for it; dropout with a key. Token types default to 0."""
+    where the model has a norm for it; noise and dropout with a key. Token types default to 0;
+    `segments_BT` tells the noise where texts end, None is one text a row."""
     x_BTD = take(p["table"], tokens_BT, dtype)
+    if c.embedding_noise and key is not None:
+        # Another key than dropout's, whose draws stay what they are without noise.
+        x_BTD += noise(x_BTD, c.embedding_noise, segments_BT, jax.random.fold_in(key, 1))
     # The factor is rounded to `dtype`, as in Gemma's code: sqrt(3072) is 55.5 in bfloat16.
     if c.embedding_scale != 1.0:
         x_BTD = x_BTD * jnp.asarray(c.embedding_scale, dtype)
@@ -81,6 +86,37 @@ def embed(
     if "norm" in p:
         x_BTD = layers.norm(p["norm"], x_BTD, c)
     return layers.dropout(x_BTD, c.dropout, key)
+
+
+def noise(
+    x_BTD: jax.Array, alpha: float, segments_BT: jax.Array | None, key: jax.Array
+) -> jax.Array:
+    """Uniform noise [B, T, D] in alpha / sqrt(L D) [-1, 1], with L the tokens of a token's own text
+    (NEFTune, arXiv:2310.05914, algorithm 1), whatever it shares its row with."""
+    B, T, D = x_BTD.shape
+    if segments_BT is None:
+        lengths_BT = jnp.full((B, T), T, jnp.float32)
+    else:
+        # The axis T may be split over devices, and a text goes over several parts.
+        lengths_BT = _text_lengths(gather_axis(segments_BT, axis=1)).astype(jnp.float32)
+    sharding = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x_BTD).sharding
+    drawn_BTD = jax.random.uniform(
+        key, x_BTD.shape, jnp.float32, minval=-1.0, maxval=1.0, out_sharding=sharding
+    )
+    return (drawn_BTD * (alpha / jnp.sqrt(lengths_BT * D))[:, :, None]).astype(x_BTD.dtype)
+
+
+def _text_lengths(segments_BT: jax.Array) -> jax.Array:
+    """Tokens of the text that each token is in, int32 [B, T]: the first index after the text minus
+    that of its first token."""
+    T = segments_BT.shape[1]
+    changed_BT = segments_BT[:, 1:] != segments_BT[:, :-1]
+    edge_BT = jnp.pad(changed_BT, ((0, 0), (1, 0)), constant_values=True)
+    ends_BT = jnp.pad(changed_BT, ((0, 0), (0, 1)), constant_values=True)
+    at_1T = jnp.arange(T, dtype=jnp.int32)[None]
+    begin_BT = jax.lax.cummax(jnp.where(edge_BT, at_1T, 0), axis=1)
+    stop_BT = jax.lax.cummin(jnp.where(ends_BT, at_1T, T), axis=1, reverse=True)
+    return stop_BT - begin_BT + 1
 
 
 def sinusoids(positions_BT: jax.Array, d_model: int) -> jax.Array:

@@ -218,6 +218,7 @@ class Model:
             self.precision.compute_dtype,
             batch.get("token_types"),
             None if key is None else jax.random.split(key)[0],
+            batch.get("segments"),
         )
 
     def _run(
@@ -238,9 +239,9 @@ class Model:
         layer_key = None if key is None else jax.random.split(key)[1]
         if cache is not None:
             cache = cache.enter(positions_BT, segments_BT)
-        # T5 has no positions in its states; all layers of a stack add the same bias to the scores.
+        # All layers of a stack add the same bias to the scores; T5 has no positions in its states.
         bias = None
-        if c.position == "relative":
+        if c.has_offsets:
             seen_BS = positions_BT if cache is None else cache.key_positions()
             seen_BS = adapters.in_front(jnp.arange(virtual), seen_BS) if virtual else seen_BS
             bias = embedding.relative_bias(

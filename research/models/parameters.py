@@ -30,7 +30,7 @@ def parameter_specs(c: ModelConfig) -> Tree:
         specs["encoder"] = {"layers": layer_specs(c, start, c.encoder_layers, cross=False)}
     # The decoder's stack lies at the root of the tree, the encoder's below "encoder".
     for stack in (specs, *([specs["encoder"]] if two else [])):
-        if c.position == "relative":
+        if c.has_offsets:
             stack["relative"] = embedding.relative_specs(c, start)
         if not c.norm_after:
             stack["final_norm"] = layers.norm_specs(c)

@@ -32,6 +32,14 @@ def exact_match(prompt: str, completion: str, record: Record) -> float:
     return float(completion.strip() == str(_needed(record, "answer")).strip())
 
 
+def characters(prompt: str, completion: str, record: Record) -> float:
+    """The share of the answer's characters that stand at their place in the text: a reward for
+    what is nearly right, while hardly anything is right."""
+    answer, text = str(_needed(record, "answer")).strip(), completion.strip()
+    right = sum(wanted == got for wanted, got in zip(answer, text))
+    return right / max(len(answer), len(text), 1)
+
+
 def contains(prompt: str, completion: str, record: Record) -> float:
     """1 if the record's answer is in the text, as a word of its own."""
     answer = re.escape(str(_needed(record, "answer")).strip())
@@ -76,7 +84,7 @@ def length(prompt: str, completion: str, record: Record) -> float:
 
 REWARDS: dict[str, Reward] = {
     function.__name__: function
-    for function in (exact_match, contains, pattern, format, numeric, code, length)
+    for function in (exact_match, characters, contains, pattern, format, numeric, code, length)
 }
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from research import tree
 from research.data.corpus import Corpus, has_tokenizer, open_corpus
+from research.devices.backend import platform
 from research.experiment.config import Experiment
 from research.interop.load import open_checkpoint
 from research.interop.restored import read_base
@@ -112,6 +113,9 @@ def with_parameters(
     # Without the paths at which an adapter lies (`is_leaf`): those are new in this run.
     plain = {path: wanted[path] for path in known if path in wanted and not is_leaf(wanted[path])}
     restored = tree.paths(checkpoint.restore(tree.unflatten(plain)))
+    if platform() == "cpu":
+        # What was read lies in numpy's memory, which a step cannot take over for its results.
+        restored = {path: jnp.copy(restored.pop(path)) for path in list(restored)}
     lines = [f"parameters of {source}"] + [
         f"the {name} is new: {source} has none for this model" for name in fresh
     ]

@@ -94,8 +94,9 @@ def _gradients(
         return total, (count, totals)
 
     value_and_grad = jax.value_and_grad(_loss, has_aux=True)
-    # Without dropout no key is passed, so the program has no random numbers in it.
-    use_key = model.config.dropout > 0 or drops(state.trainable)
+    # Without dropout and noise no key is passed, so the program has no random numbers in it.
+    c = model.config
+    use_key = c.dropout > 0 or c.embedding_noise > 0 or drops(state.trainable)
     if accumulate == 1:
         (total, (count, totals)), gradients = value_and_grad(
             state.trainable, batch, key if use_key else None

@@ -7,7 +7,7 @@ three bits, from -3 to 3, would be
 
     Format("int3", bits=3, codes="integer", group=32, error=0.5 / 3)
 
-Codes are of four kinds, where `top` is the largest value that a code stands for at scale 1:
+Codes are of five kinds, where `top` is the largest value that a code stands for at scale 1:
 
     integer    x = code * scale            scale = max |x| / top       codes in [-top, top]
     float      x = code * scale            scale = max |x| / top       codes are numbers of `dtype`
@@ -32,7 +32,7 @@ from research.ops.lookup import look_up, reciprocal
 from research.weights import packing
 from research.weights.scales import from_exponents, to_exponents
 
-KINDS = ("integer", "float", "affine", "book")
+KINDS = ("integer", "float", "affine", "offset", "book")
 SCALES = ("float32", "double", "e8m0")
 
 # arXiv:2305.14314, appendix E: quantiles of a normal distribution, with an exact zero.
@@ -119,7 +119,12 @@ class Format:
     def has_kernel(self) -> bool:
         """True if `research.ops.kernels.quantized_matmul` can read the codes. It takes uint8 as two
         4-bit codes and has no zero points."""
-        return self.codes != "affine" and (self.bits == 4 or self.storage != "uint8")
+        return not self.has_zero and (self.bits == 4 or self.storage != "uint8")
+
+    @property
+    def has_zero(self) -> bool:
+        """True if each group has a zero point beside its scale."""
+        return self.codes in ("affine", "offset")
 
 
 FORMATS = {
@@ -146,19 +151,35 @@ FORMATS = {
     )
 }
 
+# What checkpoints of other programs hold beside these, such as GPTQ's 3 bits and MLX's offsets:
+# read as they are, and not offered for quantizing.
+STORED = {
+    format.name: format
+    for bits in (2, 3, 4, 5, 6, 8)
+    for format in (
+        Format(f"uint{bits}", bits, "affine", 64, error=1 / (2**bits - 1)),
+        Format(f"offset{bits}", bits, "offset", 64, error=1 / (2**bits - 1)),
+    )
+}
+
+
+def stored_format(name: str) -> Format:
+    """The format of a leaf, which may be one that is only read."""
+    return FORMATS[name] if name in FORMATS else STORED[name]
+
 
 def encode(format: Format, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """(codes [..., G], scale [..., 1], zero point [..., 1] or None) of groups `x` [..., G]. Only
-    affine formats have a zero point.
+    affine and offset formats have a zero point.
 
     Codes are one for each element, not packed: int8 if signed, uint8 if not, or the format's float
     type. Scales are float32 values that the format can store, except under double quantization,
     which rounds them later.
     """
     x = x.astype(jnp.float32)
-    if format.codes == "affine":
-        # The one kind whose range need not be symmetric about 0: it needs the minimum as well.
-        return _encode_affine(x, format.top)
+    if format.has_zero:
+        # Their range need not be symmetric about 0: they need the minimum as well.
+        return (_encode_affine if format.codes == "affine" else _encode_offset)(x, format.top)
     absmax = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     scale = _scale(format, absmax)
     if format.codes == "book":
@@ -179,6 +200,8 @@ def decode(format: Format, codes: jax.Array, scale: jax.Array, zero: jax.Array |
     if format.codes == "book":
         return _book_values(_book(format), codes) * scale
     values = codes.astype(jnp.float32)
+    if format.codes == "offset" and zero is not None:
+        return values * scale + zero
     return (values if zero is None else values - zero) * scale
 
 
@@ -234,6 +257,13 @@ def _encode_affine(x: jax.Array, top: float) -> tuple[jax.Array, jax.Array, jax.
     zero = jnp.round(-low * reciprocal(scale))
     codes = jnp.clip(jnp.round(x * reciprocal(scale)) + zero, 0, top)
     return codes.astype(jnp.uint8), scale, zero
+
+
+def _encode_offset(x: jax.Array, top: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    low, high = (reduce(x, axis=-1, keepdims=True) for reduce in (jnp.min, jnp.max))
+    scale = (high - low) / top
+    codes = jnp.clip(jnp.round((x - low) * reciprocal(scale)), 0, top)
+    return codes.astype(jnp.uint8), scale, low
 
 
 def _nearest(x: jax.Array, book: np.ndarray) -> jax.Array:

@@ -15,28 +15,31 @@ import operator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
 def pack(codes: jax.Array, bits: int, axis: int = -1) -> jax.Array:
     """Codes of `bits` bits, one for each element, as bytes uint8. A group lies along `axis`, which
-    shrinks to `bits` / 8 of its size. Codes of 8 bits are returned unchanged.
+    shrinks to `bits` / 8 of its size. Codes of 8 bits are returned unchanged, and numpy's stay on
+    the host.
 
     >>> pack(jnp.array([1, 2, 3, 4]), 4).tolist() == [1 | 3 << 4, 2 | 4 << 4]
     True
     """
     if bits == 8:
         return codes
-    codes = codes.astype(jnp.uint8)
+    xnp = np if isinstance(codes, np.ndarray) else jnp
+    codes = codes.astype(np.uint8)
     packed = []
     for lowest, width in _fields(bits):
         fields = (codes >> lowest) & (2**width - 1)
         # Contiguous parts of the group become the low, next, ... bits of its bytes.
-        byte, *higher = jnp.split(fields, 8 // width, axis=axis)
+        byte, *higher = xnp.split(fields, 8 // width, axis=axis)
         for place, part in enumerate(higher, 1):
             byte = byte | (part << (place * width))
         packed.append(byte)
-    return packed[0] if len(packed) == 1 else jnp.concatenate(packed, axis=axis)
+    return packed[0] if len(packed) == 1 else xnp.concatenate(packed, axis=axis)
 
 
 def unpack(packed: jax.Array, bits: int, axis: int = -1) -> jax.Array:

@@ -12,7 +12,7 @@ from research.ops.kernels import grouped_matmul, quantized_matmul
 from research.ops.kernels.equation import parse
 from research.ops.kernels.groups import of_groups
 from research.parallel.placement import reshard_to
-from research.weights.formats import FORMATS
+from research.weights.formats import stored_format
 
 
 # A rule of its own for the backward pass: autodiff would keep the dense weight of every layer
@@ -24,8 +24,8 @@ def product(eqn: str, place: PartitionSpec | None, x: jax.Array, w: Any) -> jax.
     `place`, that of the weight is none."""
     # Kernels and dense products take plain float32 scales and unsplit storage axes.
     w, y = w.gathered(), None
-    if FORMATS[w.format].has_kernel:  # decodes tile by tile, where the platform has one
-        y = quantized_matmul.product(eqn, x, w.codes, w.scale, FORMATS[w.format].book)
+    if stored_format(w.format).has_kernel:  # decodes tile by tile, where the platform has one
+        y = quantized_matmul.product(eqn, x, w.codes, w.scale, stored_format(w.format).book)
     return contract(eqn, x, w.dense(x.dtype)) if y is None else y
 
 
@@ -37,8 +37,10 @@ def _backward(eqn: str, place: PartitionSpec | None, w: Any, dy: jax.Array):
     # The residual is the leaf as it is stored, still split over devices; it is gathered again
     # here.
     w, dx = w.gathered(), None
-    if FORMATS[w.format].has_kernel:
-        dx = quantized_matmul.pullback(eqn, dy, w.codes, w.scale, w.inputs, FORMATS[w.format].book)
+    if stored_format(w.format).has_kernel:
+        dx = quantized_matmul.pullback(
+            eqn, dy, w.codes, w.scale, w.inputs, stored_format(w.format).book
+        )
     if dx is None:
         dx = contract(parse(eqn).to_x, dy, w.dense(dy.dtype))
     # The activations' gradient goes back to their sharding; frozen codes have none.

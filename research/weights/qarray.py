@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from research.weights.formats import FORMATS, Format, pack, unpack
+from research.weights.formats import FORMATS, Format, pack, stored_format, unpack
 from research.weights.quantized import Quantized
 
 
@@ -21,7 +21,7 @@ def to_qarray(w: Quantized) -> dict[str, Any]:
 
     ValueError for a format that qwix does not have, such as bitsandbytes' FP4.
     """
-    format, at = FORMATS[w.format], w.group_axis
+    format, at = stored_format(w.format), w.group_axis
     if not format.qtype:
         raise ValueError(f"{w.format} is no type of qwix's; it has {', '.join(_by_qtype())}")
     dtype = _code_type(format)

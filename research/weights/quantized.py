@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 from research.parallel.placement import gather, merge_axes, partition_spec, spec_entries
 from research.scopes import scope
 from research.weights import products
-from research.weights.formats import FORMATS, Format, decode, encode, pack, unpack
+from research.weights.formats import FORMATS, Format, decode, encode, pack, stored_format, unpack
 from research.weights.grouping import cut_inputs
 from research.weights.leaf import Leaf
 from research.weights.matrices import count_stacked
@@ -48,7 +48,7 @@ class Quantized(Leaf):
              [..., I / G, G bits / 8, ...], see research/weights/packing.py
     scale    float32 [..., I / G, 1, ...], or their exponents uint8 (e8m0); for double quantization
              a `QuantizedScales` row [..., outputs * I / G], outputs before groups
-    zero     float32 [..., I / G, 1, ...], the zero points of an affine format; else None
+    zero     float32 [..., I / G, 1, ...], the zero points of a format that has them; else None
     inputs   sizes of the original input axes, with product I (sharded: only the first is local)
     after    number of output axes behind the group's; 0 for a table, whose inputs come last
 
@@ -73,7 +73,7 @@ class Quantized(Leaf):
     @property
     def group(self) -> int:
         """Values that share a scale."""
-        return self.codes.shape[self.group_axis + 1] * 8 // FORMATS[self.format].bits
+        return self.codes.shape[self.group_axis + 1] * 8 // stored_format(self.format).bits
 
     @property
     def scales(self) -> str:
@@ -95,7 +95,7 @@ class Quantized(Leaf):
     @scope("dequantize")
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         """The weight as an array."""
-        at, format = self.group_axis, FORMATS[self.format]
+        at, format = self.group_axis, stored_format(self.format)
         codes = unpack(format, self.codes, at + 1)
         values = decode(format, codes, self.plain_scale(), self.zero).astype(dtype)
         if jax.sharding.get_abstract_mesh().empty:
@@ -124,7 +124,7 @@ class Quantized(Leaf):
         taken = jax.tree.map(
             lambda part: _take(gather(part), ids), replace(self, scale=self.plain_scale())
         )
-        format = FORMATS[self.format]
+        format = stored_format(self.format)
         values = decode(format, unpack(format, taken.codes), taken.scale, taken.zero)
         return merge_axes(values, values.ndim - 2)
 
@@ -226,7 +226,7 @@ def quantize_spec(
     Groups take the logical axis of the first input. Doubly quantized scales, about a hundredth of
     the codes' bytes, are replicated. ValueErrors as in `quantize_array`.
     """
-    chosen = FORMATS[format]
+    chosen = stored_format(format)
     cut = cut_inputs(w.shape, chosen, w.inputs, stacked, group)
     scales = chosen.scales if scales is None else scales
 
@@ -247,7 +247,7 @@ def quantize_spec(
             _row_spec(count_blocks(count), "float32"),
             _row_spec(1, "float32"),
         )
-    zero = _grouped_spec(1, "float32") if chosen.codes == "affine" else None
+    zero = _grouped_spec(1, "float32") if chosen.has_zero else None
     codes = _grouped_spec(packed_size(cut.group, chosen.bits), chosen.storage)
     return Quantized(codes, scale, zero, format, cut.inputs, len(cut.behind))
 

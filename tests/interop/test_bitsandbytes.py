@@ -454,8 +454,8 @@ def test_what_is_quantized_otherwise_or_already_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is quantized already; load it without quantize='int8'"):
         load(folder, quantize="int8")
     config = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(config.replace('"bitsandbytes"', '"gptq"'))
-    with pytest.raises(ValueError, match="quant_method='gptq'; only 'bitsandbytes' is supported"):
+    (folder / "config.json").write_text(config.replace('"bitsandbytes"', '"quip"'))
+    with pytest.raises(ValueError, match="quant_method='quip'; supported are bitsandbytes, gptq"):
         load(folder)
     with open_checkpoint(write("nf4_bfloat16", tmp_path)) as checkpoint:
         with pytest.raises(

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from research import tree
+from research.compress.calibration import calibrate, layer_errors, windows
 from research.data.tokenizers import load_tokenizer
 from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
@@ -22,13 +23,13 @@ from research.interop.peft.read import read_peft
 from research.interop.peft.write import write_peft
 from research.interop.storage.checkpoint import Checkpoint
 from research.models.model import Model
-from research.models.spec import abstract
+from research.models.spec import abstract, initialize
 from research.models.stack import layer_count
 from research.objectives.choose import make_objective
 from research.parallel.mesh import place_batch
 from research.run.program import make_program
 from research.tuning.lora_specs import LoraConfig, lora_specs
-from research.weights.rules import is_leaf
+from research.weights.rules import is_leaf, quantize
 from tests.configs import experiment
 from tests.families import FAMILIES, random_batch
 from tests.interop.golden import golden, inputs, real, tensors, write
@@ -171,3 +172,16 @@ def test_training_keeps_the_routers_bias_and_moves_all_else():
     np.testing.assert_array_equal(after.pop("layers/mlp/router_bias"), bias)
     still = [path for path, w in after.items() if np.array_equal(w, before[path])]
     assert still == []
+
+
+@pytest.mark.slow
+def test_the_error_of_codes_is_that_of_each_layer_of_both_stacks():
+    model = Model(FAMILIES["deepseek_v3"])
+    specs = model.specs()
+    params = initialize(jax.random.key(0), specs, jnp.float32)
+    batches = windows(np.arange(32) % 96, 16, 2)
+    codes = quantize(params, specs, [("dense/.*/mlp/(gate|up|down)", "int8"), (".*", None)])
+    errors = layer_errors(model, params, {"dense": codes}, batches)["dense"]
+    assert errors.shape == (3,) and 0 < errors[0] < 0.1 and not errors[1:].any()
+    with pytest.raises(ValueError, match="dense_layers=1.*--method=rtn"):
+        calibrate(model, params, [("layers/attention/out", "int8"), (".*", None)], batches, "gptq")

@@ -346,7 +346,7 @@ def other_order():
         (lambda: {"tokenizer.json": b'{"model": {"type": "BPE"}}'}, "not a tokenizer.json"),
         (
             lambda: {"tokenizer.json": json.dumps(wordpiece()).encode()},
-            "sentencepiece BPE, not WordPiece",
+            "WordPiece lower-cases a text",
         ),
         (
             lambda: train_tokenizer("bpe:600", [SOURCE]).files,
@@ -375,7 +375,7 @@ def test_more_tokens_than_the_model_has_rows():
 
 KEY = "tokenizer.ggml."
 BAD = [
-    (KEY + "model", "bert", "is 'bert'; wanted 'gpt2' or 'llama'"),
+    (KEY + "model", "t5", "is 't5'; wanted 'gpt2', 'llama' or 'bert'"),
     (KEY + "model", ["gpt2"], "is of type list, wanted str"),
     (
         KEY + "pre",

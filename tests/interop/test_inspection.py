@@ -2,14 +2,16 @@
 its name, by whatever opens it."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
+from research.interop import restored
 from research.interop.convert import convert
 from research.interop.inspection import inspect
-from research.interop.load import open_checkpoint
+from research.interop.load import open_adapter, open_checkpoint
 from research.interop.native import write_native
 from tests.configs import ROOT
 from tests.families import FAMILIES
@@ -20,7 +22,6 @@ from tests.interop.test_beside import source
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n"
 LLAMA = '{"model_type": "llama"}'
 ADAPTER = '{"peft_type": "LORA", "base_model_name_or_path": "org/base"}'
-MLX = '{"model_type": "llama", "quantization": {"group_size": 64, "bits": 4}}'
 # By kind: the files of a folder, which of them is asked about ("" for the folder), what is said.
 STRANGERS = {
     "lfs": ({"config.json": LLAMA, "model.safetensors": POINTER}, "", "git lfs pull"),
@@ -32,7 +33,6 @@ STRANGERS = {
         "checkpoints/3/trainable",
         "a step of a run; give the run's workdir",
     ),
-    "mlx": ({"config.json": MLX}, "", "MLX's, quantized to 4 bits in groups of 64"),
     "safetensors": (
         {"config.json": LLAMA, "a.safetensors": ""},
         "a.safetensors",
@@ -40,6 +40,11 @@ STRANGERS = {
     ),
     "shards": ({"model-00001-of-00002.safetensors": ""}, "", "without a config.json"),
     "pickle": ({"consolidated.00.pth": ""}, "", "pickled weights (consolidated.00.pth)"),
+    "pickle file": ({"model.bin": ""}, "model.bin", "pickled weights (model.bin)"),
+    "pickle checkpoint": ({"a.pt": ""}, "a.pt", "never read"),
+    "archive": ({"model.zip": ""}, "model.zip", "an archive; unpack it"),
+    "tokenizer file": ({"tokenizer.json": "{}"}, "tokenizer.json", "one with config.json"),
+    "settings": ({"config.json": LLAMA}, "config.json", "settings, without the weights; give"),
     "onnx": ({"model.onnx": ""}, "model.onnx", "a file of ONNX"),
     "ggufs": ({"a.gguf": "", "b.gguf": ""}, "", "2 GGUF files; give one"),
     "tokenizer": ({"vocab.txt": "a\n"}, "", "a tokenizer and no model"),
@@ -58,6 +63,65 @@ def test_what_is_no_checkpoint_is_called_by_its_name(kind, tmp_path):
         open_checkpoint(tmp_path / asked)
     assert says in str(error.value) and "\n" not in str(error.value)
     assert str(error.value).endswith(f"{facts['what']}; {facts['remedy']}")
+
+
+@pytest.mark.parametrize("kind", sorted(set(STRANGERS) - {"adapter"}))
+def test_what_is_no_adapter_and_no_run_is_called_by_its_name_too(kind, tmp_path):
+    files, asked, says = STRANGERS[kind]
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match="is no adapter: it is") as error:
+        open_adapter(tmp_path / asked, None)
+    assert says in str(error.value)
+    if not (tmp_path / asked / "config.json").is_file():
+        with pytest.raises(ValueError, match="is no run: it is"):
+            restored.read_experiment(tmp_path / asked)
+
+
+def test_a_checkpoint_in_the_place_of_a_run_is_sent_to_its_flag(tmp_path):
+    path = tensors.write("llama_gqa", tmp_path)
+    with pytest.raises(ValueError, match=f"of a llama checkpoint; give it as --checkpoint={path}"):
+        restored.read_experiment(path)
+
+
+# Each command that takes a source, with a kind of stranger.
+COMMANDS = {
+    "generate": (["--prompt=a", "--checkpoint=X"], "lfs"),
+    "chat": (["--checkpoint=X"], "orbax"),
+    "evaluate": (["--text=README.md", "--checkpoint=X"], "shards"),
+    "classify": (["--text=a", "--checkpoint=X"], "archive"),
+    "embed": (["--checkpoint=X", "--text=a"], "pickle file"),
+    "quantize": (["--checkpoint=X", "--format=int8", "--receipt"], "safetensors"),
+    "convert": (["--source=X", "--target=Y"], "adapter"),
+    "inspect_batch": (["--config=configs/finetune.py:smoke", "--config.init=X"], "tokenizer file"),
+    "fit": (
+        ["--target=h100:1", "--config=configs/finetune.py:smoke", "--config.init=X"],
+        "settings",
+    ),
+    "train": (
+        ["--config=configs/finetune.py:smoke", "--config.init=X", "--workdir=Y"],
+        "pickle checkpoint",
+    ),
+}
+
+
+@pytest.mark.slow  # a process for each command
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_calls_what_it_is_given_by_its_name(command, tmp_path):
+    flags, kind = COMMANDS[command]
+    files, asked, says = STRANGERS[kind]
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    path = str(tmp_path / asked)
+    given = [re.sub("=X$", f"={path}", flag).replace("=Y", f"={tmp_path}/new") for flag in flags]
+    run = [sys.executable, "-m", f"research.{command}", *given]
+    done = subprocess.run(
+        run, capture_output=True, text=True, cwd=ROOT, timeout=300, stdin=subprocess.DEVNULL
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "is no checkpoint: it is" in last and says in last
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,11 @@ from safetensors.numpy import load_file, save_file
 
 from research import tree
 from research.interop.convert import convert
+from research.interop.huggingface.families.table import family_of
 from research.interop.load import load, open_adapter, open_checkpoint
+from research.interop.peft.replicated import replicated
 from research.interop.peft.write import write_peft
+from research.interop.storage.modules import modules
 from research.weights.quantized import Quantized
 from research.weights.rules import is_leaf
 from tests.interop.adapter_golden import adapter, tensors, write_adapter
@@ -85,6 +88,9 @@ def test_a_model_of_repeated_layers_shares_the_base(tmp_path):
         for layer, source in enumerate((0, 1, 0, 1)):
             read = [one.parameters["layers/mlp/up"].read for one in (changed, checkpoint)]
             np.testing.assert_array_equal(read[0]((layer,)), read[1]((source,)))
+        other = replicated(checkpoint, (1, 1, 0)).parameters["layers/mlp/up"]
+        assert other.shape[0] == 3
+        np.testing.assert_array_equal(other.read((1,)), read[1]((1,)))
 
 
 @pytest.mark.parametrize(
@@ -111,3 +117,41 @@ def test_several_butterfly_factors_are_refused(tmp_path):
     save_file(twice, folder / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="has boft_R .*several butterfly factors"):
         load(base, adapter=folder)
+
+
+def test_a_module_of_several_weights_is_changed_as_one(tmp_path):
+    (tmp_path / "base").mkdir()
+    base, folder = (
+        write("phi3", tmp_path / "base"),
+        write_adapter("lokr_whole", tmp_path / "adapter"),
+    )
+    before = load_file(base / "model.safetensors")
+    name = "model.layers.1.self_attn.qkv_proj.weight"
+    rows, columns = before[name].shape
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(4, 2)), rng.normal(size=(rows // 4, columns // 2))
+    factors = {"lokr_w1": first.astype(np.float32), "lokr_w2": second.astype(np.float32)}
+    stem = f"base_model.model.{name.removesuffix('.weight')}"
+    save_file({f"{stem}.{k}": x for k, x in factors.items()}, folder / "adapter_model.safetensors")
+    convert(base, tmp_path / "merged", "hf", adapter=folder)
+    after = load_file(tmp_path / "merged/model.safetensors")
+    # Of the golden: alpha 8, rank 16.
+    update = np.float32(0.5) * np.kron(factors["lokr_w1"], factors["lokr_w2"])
+    np.testing.assert_allclose(after[name], before[name] + update, atol=1e-6)
+    assert all(np.array_equal(after[other], x) for other, x in before.items() if other != name)
+
+
+def test_experts_beside_a_shared_one_are_not_written_for_peft(tmp_path):
+    base, folder = folders("qwen_experts", tmp_path)
+    with open_checkpoint(base) as checkpoint:
+        changed, adapters = open_adapter(folder, checkpoint)
+    with pytest.raises(ValueError, match=r"and not .*mlp.experts.0.\w+ alone; convert .*--to=hf"):
+        write_peft(tmp_path, adapters, changed.config)
+
+
+@pytest.mark.parametrize("name", ["olmo2", "olmoe"])
+def test_norms_over_heads_are_no_modules(name, tmp_path):
+    with open_checkpoint(write(name, tmp_path)) as checkpoint:
+        known = modules(checkpoint.config, family_of(checkpoint.config))
+    assert "model.layers.0.self_attn.q_proj" in known
+    assert not [module for module in known if "norm" in module]

@@ -85,7 +85,7 @@ def header(tensors, size=48):
         header({"x": {"dtype": "F32", "shape": [3, 4], "data_offsets": [48, 0]}}),
         header({"x": {"dtype": "F32", "shape": [-3, -4], "data_offsets": [0, 48]}}),
         header({n: {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48]} for n in "xy"}),
-        header({"x": {"dtype": "F8_E4M3", "shape": [48], "data_offsets": [0, 48]}}),
+        header({"x": {"dtype": "C64", "shape": [6], "data_offsets": [0, 48]}}),
         header({"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}),
         struct.pack("<Q", 100_000) + b"[" * 100_000,
     ],

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from research import tree
+from research.data.tokenizers import load_tokenizer
 from research.files import building, read_json
 from research.interop import native
+from research.interop.beside import lost
 from research.interop.convert import convert
 from research.interop.load import load
 from research.models import heads
@@ -55,6 +57,22 @@ def test_a_score_is_read_from_the_last_token_of_each_row(tmp_path):
         loaded.logits(ids)
     with pytest.raises(ValueError, match="has no place for model.labels=1"):
         convert(tmp_path / "ours", tmp_path / "gguf", "gguf")
+
+
+@pytest.mark.parametrize(
+    "special, said",
+    [
+        ({"pad_token_id": 5, "eos_token_id": 6}, ""),
+        ({"pad_token_id": 6, "eos_token_id": 6}, "token 6 is padding and ends texts"),
+    ],
+)
+def test_a_padding_token_that_ends_texts_is_told(special, said):
+    c = replace(FAMILIES["llama2_7b"], labels=1)
+    checkpoint = in_memory(c, random_params(c), special=special)
+    vars(checkpoint)["tokenizer"] = load_tokenizer("bytes")
+    found = lost(checkpoint, "hf")
+    assert said in found[0] if said else found == []
+    assert lost(checkpoint, "native") == []
 
 
 def test_a_row_without_tokens_has_the_state_zero():

@@ -59,6 +59,7 @@ OTHER = {
     "window": [3],
     "global_every": [2],
     "local_rope_theta": [77.0],
+    "score_offsets": [True],
     "norm": ["rms", "layer"],
     "norm_bias": [False],
     "embedding_norm": [True],
@@ -103,6 +104,7 @@ OTHER = {
     "head_bias": [True, False],
     "labels": [3],
     "dropout": [0.25],
+    "embedding_noise": [5.0],
     "router_loss": [0.3],
     "init": ["scaled", "plain", "xavier", "t5"],
     "init_std": [0.3],
@@ -124,7 +126,7 @@ def program(c: ModelConfig) -> str:
     def outputs(params, batch, key):
         hidden_BTD, losses = model.hidden(params, batch, key)
         weighted = [weight * losses[name] for name, weight in layer_loss_weights(c).items()]
-        found = [model.logits(params, hidden_BTD), *weighted]
+        found = [*([] if c.scores_texts else [model.logits(params, hidden_BTD)]), *weighted]
         found += [model.pooled(params, hidden_BTD)] if c.pooler else []
         return found + ([model.class_logits(params, hidden_BTD)] if c.labels else [])
 

@@ -15,7 +15,7 @@ from research.data.tokenizers import load_tokenizer
 from research.data.windows import WindowOptions
 from research.evals.pair_accuracy import pair_accuracy, read_preferences
 from research.files import read_json
-from research.interop.convert import convert
+from research.interop.convert import convert, export_adapter
 from research.interop.load import load
 from research.models.model import Model
 from research.models.spec import initialize, shardings
@@ -199,6 +199,10 @@ def test_a_reward_run_learns_resumes_bit_for_bit_and_is_exported(task, method, t
     convert(run, tmp_path / "hf", "hf")
     exported = pair_accuracy(load(tmp_path / "hf"), heldout, 256)
     assert exported.margin == pytest.approx(found.margin, rel=1e-4)
+    if method == "lora":
+        adapter = export_adapter(run, tmp_path / "peft")
+        assert adapter["bit_equal"] == adapter["values"] and adapter["logit_difference"] == 0
+        assert read_json(tmp_path / "peft/adapter_config.json")["task_type"] == "SEQ_CLS"
 
 
 def test_pairs_are_cut_to_the_window_and_counted(task, tmp_path):

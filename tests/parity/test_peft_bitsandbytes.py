@@ -37,7 +37,7 @@ def class_of(folder):
 
 
 # Read as LoRA's factors, whatever they were before.
-AS_LORA = ("adalora", "vera", "gpt2_vera", "mixtral_experts", "qwen_experts")
+AS_LORA = ("adalora", "vera", "gpt2_vera", "mixtral_experts")
 WRITTEN = [name for name in ADAPTERS if plain(name) or name in AS_LORA]
 
 

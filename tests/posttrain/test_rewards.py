@@ -32,6 +32,8 @@ def silent(prompt, completion, record):
     [
         ("exact_match", " 501\n", {"answer": 501}, 1.0),
         ("exact_match", "5012", {"answer": "501"}, 0.0),
+        ("characters", " 511", {"answer": 501}, 2 / 3),
+        ("characters", "501234", {"answer": "501"}, 0.5),
         ("contains", "It is 501.", {"answer": "501"}, 1.0),
         ("contains", "It is 5012.", {"answer": "501"}, 0.0),
         ("pattern", "three words here", {"pattern": r"\w+ \w+ \w+"}, 1.0),

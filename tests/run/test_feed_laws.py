@@ -19,7 +19,6 @@ from research.run.rollout_feed import RolloutFeed, Sampling
 from research.run.window_feed import WindowFeed
 
 LENGTH, ROWS = 8, 4
-STATE = SimpleNamespace(trainable={"count": np.float32(7)})
 
 
 class Windows(Sequence):
@@ -57,14 +56,14 @@ def test_every_feed_of_the_package_is_listed_here():
     assert set(Feed.__subclasses__()) == set(FEEDS)
 
 
-def taken(feed, count):
-    """So many (step, batch) pairs."""
-    return [offered(feed) for _ in range(count)]
+def taken(feed, count, first=0):
+    """So many (step, batch) pairs, the first for the state that has counted to `first`."""
+    return [offered(feed, first + number) for number in range(count)]
 
 
-def offered(feed):
-    """The next batch, for the state that has counted to 7."""
-    feed.offer(STATE)
+def offered(feed, number=0):
+    """The next batch, for a state that has counted to a number."""
+    feed.offer(SimpleNamespace(trainable={"count": np.float32(number)}))
     return next(feed)
 
 
@@ -86,10 +85,10 @@ def test_a_feed_goes_on_from_its_saved_state_with_the_same_bits(make):
         whole.begin(0, {})
         taken(whole, 3)
         state = json.loads(json.dumps(whole.state()))
-        rest = taken(whole, 4)
+        rest = taken(whole, 4, first=3)
     with make() as resumed:
         resumed.begin(3, state)
-        again = taken(resumed, 4)
+        again = taken(resumed, 4, first=3)
     for (step, batch), (other_step, other) in zip(rest, again):
         assert step == other_step
         assert batch.keys() == other.keys()

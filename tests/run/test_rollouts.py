@@ -11,6 +11,7 @@ from research import command
 from research.experiment.config import make_experiment
 from research.run import loop
 from research.run.loop import train
+from tests.configs import load_config
 
 TINY = {
     "model": {
@@ -100,6 +101,14 @@ def test_a_reward_that_is_easily_had_is_had(tmp_path):
     train(e, tmp_path / "run", live=False)
     lengths = [row["reward"] for row in rows(tmp_path / "run")]
     assert np.mean(lengths[-5:]) > 1.5 * np.mean(lengths[:5])
+
+
+@pytest.mark.parametrize("task", ["grpo", "cispo,model=addition", "rloo,method=full"])
+def test_the_recipe_is_one_for_rewards(task):
+    config = load_config("posttrain", f"task={task},smoke")
+    assert config.objective.policy_loss == task.partition(",")[0]
+    # The prompts of a sum are seven tokens, and five may follow.
+    assert config.data.sequence_length + 1 - config.objective.max_tokens >= 7
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ from tests.families import FAMILIES, random_batch
 
 # Whole numbers, and scales that are powers of two: values up to 8 are cut to 7.
 SEVENS = (0, 1, 2, 3, 4, 5, 6, 7, -0.0, -1, -2, -3, -4, -5, -6, -7)
-# Bounds: half a step of int3's top 3 and of uint6's 63, which may span twice the largest value.
+# Bounds: half a step of int3's top 3 and of offset6's 63, which may span twice the largest value.
 OUTSIDE = [
     Format("sevens", 4, "book", 32, error=0.125, scales="e8m0", entries=SEVENS),
     Format("int3", 3, "integer", 32, error=0.5 / 3),
-    Format("uint6", 6, "affine", 32, error=1 / 63),
+    Format("offset6", 6, "offset", 32, error=1 / 63),
 ]
 MODEL = Model(FAMILIES["llama2_7b"])
 RULES = [(r"layers/\w+/(query|out|up|down)|embed/table", "outside"), (".*", None)]
@@ -42,7 +42,7 @@ def test_values_are_within_the_rows_bound_and_take_its_bits(row):
     groups = np.abs(np.asarray(w).reshape(4, 2, 32, 16))
     largest = np.broadcast_to(groups.max(2, keepdims=True), groups.shape).reshape(w.shape)
     assert (np.abs(held.dense() - w) <= row.error * largest * (1 + 1e-5)).all()  # float32 rounding
-    scales = {"float32": 32, "e8m0": 8}[row.scales] * (2 if row.codes == "affine" else 1)
+    scales = {"float32": 32, "e8m0": 8}[row.scales] * (2 if row.has_zero else 1)
     assert held.nbits() == w.size * row.bits + w.size // 32 * scales
     assert held.group == 32 and held.shape == w.shape
     codes, *_ = encode(row, jnp.moveaxis(w.reshape(4, 2, 32, 16), 2, -1))

@@ -43,7 +43,8 @@ _FULL = ("ffn_gate_inp", "position_embd", "token_types")
 def tensor_type(name: str, shape: Sequence[int], kind: str, c: ModelConfig, arch: str) -> str:
     """The type of one tensor under the name `arch` of the model `c`, where matrices are to be
     `kind`: a type, or the name of a mixture."""
-    if len(shape) == 1 or any(part in name for part in _FULL):
+    # Biases of experts have two axes.
+    if len(shape) == 1 or name.endswith(".bias") or any(part in name for part in _FULL):
         return "F32"
     if kind in MIXTURES:
         return _fitting(_mixed(name, shape, kind, c, arch), shape[-1])

@@ -11,10 +11,12 @@ from typing import Any
 
 from research.data.tokenizers.tokenizer import UnknownTokenizer
 from research.interop.gguf import (
+    bert,
     ends,
     expert_models,
     gemma,
     gpt,
+    gpt_oss,
     llama,
     llama_relatives,
     olmo2,
@@ -39,6 +41,7 @@ from research.models.config import ModelConfig, Shape
 # The order matters for writing: the first row with a name for a model is taken, and LLaMA's would
 # take others', whose layers are LLaMA's with more.
 ARCHITECTURES = {
+    "bert": bert.ARCHITECTURE,
     "gpt2": gpt.GPT2,
     "gptneox": gpt.GPT_NEOX,
     "olmo2": olmo2.ARCHITECTURE,
@@ -47,6 +50,7 @@ ARCHITECTURES = {
     "mistral3": llama_relatives.MISTRAL3,
     "gemma": gemma.ARCHITECTURE,
     "phi3": phi3.ARCHITECTURE,
+    "gpt_oss": gpt_oss.ARCHITECTURE,
     "experts": expert_models.ARCHITECTURE,
     "llama": llama.ARCHITECTURE,
 }
@@ -80,6 +84,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
     values = generation.read_metadata(gguf.metadata, special)
     if files and values:
         files[generation.FILE] = json.dumps(values).encode()
+    files |= bert.pooling_files(gguf.metadata) if files else {}
     return Checkpoint(
         file,
         "gguf",
@@ -155,6 +160,7 @@ def plan_gguf_model(
 ) -> tuple[dict[str, Any], list[Entry], list[str]]:
     """(metadata, tensors as `write_gguf` takes them, lines on what the format cannot hold) of a
     checkpoint as a GGUF file; no tensor is read. ValueError as `write_gguf_model`."""
+    checkpoint, left_out = bert.body(checkpoint)
     checkpoint = with_norm_offset(checkpoint, 0.0)  # files hold what norms multiply by
     c = checkpoint.config
     architecture = architecture_of(c)
@@ -177,6 +183,7 @@ def plan_gguf_model(
         metadata |= tokenizer_metadata(contents, vocab_size=c.vocab_size)
     special, notes = ends.write_special(checkpoint)
     metadata |= special | generation.write_metadata(checkpoint.sampling)
+    metadata |= bert.write_pooling(checkpoint)
     entries = [
         (name, tensor.shape, tensor_type(name, tensor.shape, kind, c, arch), make)
         for name, (tensor, make) in tensors.items()
@@ -186,7 +193,8 @@ def plan_gguf_model(
     if rope_factors.FREQUENCIES in factors:
         metadata[rope_factors.SCALING] = rope_factors.record(c.rope_scaling)
     entries += [(n, array.shape, "F32", lambda array=array: array) for n, array in factors.items()]
-    return metadata, entries, [*architecture.notes(c), *rope_keys.notes(c), *notes]
+    notes = [*left_out, *architecture.notes(c), *rope_keys.notes(c), *notes]
+    return metadata, entries, notes
 
 
 def _check_same(c: ModelConfig, again: ModelConfig, kind: str) -> None:

@@ -15,6 +15,8 @@ LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 # A key of ours with all fields of a scaling as JSON, which llama.cpp ignores: it keeps them exactly
 # where the file has float32, and a factor that it has multiplied with another.
 RECORD = "graft.rope.scaling.json"
+# Published models of these do not round YaRN's ramp to whole pairs, as llama.cpp does of all.
+_UNROUNDED = ("gpt-oss",)
 
 
 def read_keys(m: Metadata) -> RopeScaling:
@@ -60,6 +62,7 @@ def _read_yarn(m: Metadata, factor: float, attention: float) -> RopeScaling:
         beta_slow=shortest(m.number("rope.scaling.yarn_beta_slow", 1.0)),
         # llama.cpp multiplies the factor of the file with the paper's.
         attention_factor=0.0 if attention == 1.0 else shortest(attention * derived),
+        truncate=m.kind not in _UNROUNDED,
         kind="yarn",
     )
     return said(m, scaling)
@@ -81,7 +84,7 @@ def write_keys(c: ModelConfig, kind: str) -> dict[str, Any]:
     scaling = c.rope_scaling
     if scaling.kind == "dynamic":
         raise ValueError("GGUF has no dynamic scaling of rotary positions; use --to=hf")
-    if scaling.kind == "yarn" and not scaling.truncate:
+    if scaling.kind == "yarn" and not scaling.truncate and kind not in _UNROUNDED:
         raise ValueError(
             "llama.cpp rounds YaRN's ramp to whole pairs, and model.rope_scaling.truncate=False "
             "does not; use --to=hf"

@@ -18,6 +18,7 @@ from research.data.tokenizers.side_files import CONFIG
 from research.data.tokenizers.template_files import FOLDER
 from research.data.tokenizers.tokenizer import UnknownTokenizer
 from research.interop.gguf import pretokenizers as gguf_pre
+from research.interop.gguf import wordpiece
 from research.interop.gguf.scores import NORMAL, merges_from_scores
 from research.interop.gguf.vocabulary import (
     CONTROL,
@@ -48,18 +49,29 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     model = _get(metadata, "model", str)
     tokens, types = _vocabulary(metadata)
     # Byte-level vocabularies have no usual ids: a role that the file does not name is not there.
-    roles = _roles(metadata, tokens, _LLAMA_IDS if model == "llama" else {})
+    usual = {"llama": _LLAMA_IDS, "bert": wordpiece.IDS}.get(model, {})
+    if model == "bert":
+        usual = {role: n for role, n in usual.items() if n < len(tokens)}
+        tokens = [wordpiece.plain(token) for token in tokens]
+    roles = _roles(metadata, tokens, usual)
     if model == "gpt2":
         pre = gguf_pre.find(_get(metadata, "pre", str, "default"))
         spec, add_bos = _byte_level(tokens, _strings(metadata, "merges"), pre), pre.add_bos
     elif model == "llama":
         spec, add_bos = _sentencepiece(metadata, tokens, types, roles), "bos" in roles
+    elif model == "bert":
+        spec, add_bos = _wordpiece(tokens, roles), True
+        roles = {**roles, "eos": roles["sep"]} if "sep" in roles else roles
     else:
-        raise UnknownTokenizer(f"tokenizer.ggml.model is {model!r:.40}; wanted 'gpt2' or 'llama'")
+        raise UnknownTokenizer(
+            f"tokenizer.ggml.model is {model!r:.40}; wanted 'gpt2', 'llama' or 'bert'"
+        )
     adds = {
         "bos": _get(metadata, "add_bos_token", bool, add_bos),
         "eos": _get(metadata, "add_eos_token", bool, False),
     }
+    # llama.cpp asks for neither under WordPiece.
+    adds = {"bos": True, "eos": True} if model == "bert" else adds
     # The unknown token is never looked for in a text, it is what is left; so it is no added token.
     spec["added_tokens"] = _added(tokens, types, {roles[role] for role in roles if role != "unk"})
     spec["post_processor"] = _post_processor(tokens, roles, adds)
@@ -70,7 +82,23 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         **{f"add_{role}_token": added for role, added in adds.items()},
     }
     # A class that takes everything from tokenizer.json and adds no rules of its own.
-    files = {FILE: _dump(spec), CONFIG: _dump(config)}
+    files = {FILE: _dump(spec), CONFIG: _dump(config), **_templates(metadata)}
+    _check_loads(files[FILE])
+    return files
+
+
+def _check_loads(content: bytes) -> None:
+    # Whether merges and vocabulary fit, the library itself says best.
+    try:
+        tokenizers.Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(
+            f"the file's vocabulary makes no tokenizer ({' '.join(str(error).split())[:200]})"
+        ) from None
+
+
+def _templates(metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    files = {}
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str) and template:
         files[TEMPLATE] = template.encode()
@@ -78,13 +106,6 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         name = key.removeprefix("tokenizer.chat_template.")
         if name != key and name.isidentifier() and isinstance(source, str):
             files[f"{FOLDER}/{name}.jinja"] = source.encode()
-    # Whether merges and vocabulary fit, the library itself says best.
-    try:
-        tokenizers.Tokenizer.from_str(files[FILE].decode())
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(
-            f"the file's vocabulary makes no tokenizer ({' '.join(str(error).split())[:200]})"
-        ) from None
     return files
 
 
@@ -110,6 +131,11 @@ def _byte_level(tokens: list[str], merges: Sequence[str], pre: gguf_pre.Pre) -> 
         "merges": pairs,
     }
     return _spec(**gguf_pre.parts(pre), decoder=gguf_pre.byte_level(use_regex=True), model=model)
+
+
+def _wordpiece(tokens: list[str], roles: Mapping[str, int]) -> dict[str, Any]:
+    unknown = tokens[roles["unk"]] if "unk" in roles else "[UNK]"
+    return _spec(**wordpiece.from_gguf(tokens, unknown))
 
 
 def _sentencepiece(

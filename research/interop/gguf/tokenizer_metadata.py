@@ -23,11 +23,11 @@ from research.interop.gguf.vocabulary import (
 def tokenizer_metadata(files: Mapping[str, bytes], vocab_size: int = 0) -> dict[str, Any]:
     """The `tokenizer.*` keys for the contents of a tokenizer's files, by file name.
 
-    `files` has a tokenizer.json (byte-level or sentencepiece BPE) or a sentencepiece
-    tokenizer.model; special tokens and template are taken from tokenizer_config.json and
-    chat_template.jinja if these are there. `vocab_size` is the number of rows in the model's table:
-    rows without a token become unused tokens. ValueError, one line, for a tokenizer that llama.cpp
-    would not encode alike, and for more tokens than rows.
+    `files` has a tokenizer.json (byte-level or sentencepiece BPE, or BERT's WordPiece) or a
+    sentencepiece tokenizer.model; special tokens and template are taken from tokenizer_config.json
+    and chat_template.jinja if these are there. `vocab_size` is the number of rows in the model's
+    table: rows without a token become unused tokens. ValueError, one line, for a tokenizer that
+    llama.cpp would not encode alike, and for more tokens than rows.
     """
     config = read_side(files).config
     spec, vocabulary = read_vocabulary(files)
@@ -48,19 +48,28 @@ def tokenizer_metadata(files: Mapping[str, bytes], vocab_size: int = 0) -> dict[
         "token_type": np.array(types, np.int32),
         **vocabulary.extra,
     }
+    # Unused tokens have no word to begin.
+    metadata["tokens"] = [*metadata["tokens"], *tokens[len(metadata["tokens"]) :]]
     if "scores" in metadata:
         metadata["scores"] = np.pad(metadata["scores"], (0, len(tokens) - count))
     roles = _roles(config, vocabulary)
+    if metadata["model"] == "bert" and "eos" in roles:
+        # llama.cpp begins a text with bos and ends it with the separator.
+        roles = {"sep": roles["eos"], **roles}
     for role, token_id in roles.items():
         metadata[f"{ROLES[role]}_token_id"] = token_id
-    for role in ("bos", "eos"):
+    # llama.cpp puts both around a text of BERT's, whatever these keys say.
+    for role in () if metadata["model"] == "bert" else ("bos", "eos"):
         added = _added_around(role, tokens[roles[role]] if role in roles else None, config, spec)
         if added is not None:
             metadata[f"add_{role}_token"] = added
+    return {f"tokenizer.ggml.{key}": value for key, value in metadata.items()} | _templates(files)
+
+
+def _templates(files: Mapping[str, bytes]) -> dict[str, Any]:
     templates = {name: source for name, source in templates_of(files).items() if source}
     default = templates.pop(DEFAULT, "")
     return {
-        **{f"tokenizer.ggml.{key}": value for key, value in metadata.items()},
         **({"tokenizer.chat_template": default} if default else {}),
         # llama.cpp's names of further ones, such as that for conversations with tools.
         **({"tokenizer.chat_templates": [*templates]} if templates else {}),

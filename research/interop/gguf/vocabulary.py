@@ -15,6 +15,7 @@ import tokenizers
 from research.data.tokenizers import protobuf, sentencepiece
 from research.data.tokenizers.side_files import ADDED, CONFIG, SPECIAL_MAP, SideFiles, resolve
 from research.interop.gguf import pretokenizers as gguf_pre
+from research.interop.gguf import wordpiece
 from research.interop.gguf.scores import NORMAL, scores_from_merges
 
 # Types of tokens as ggml's docs/gguf.md numbers them; 1 is NORMAL, in `scores`.
@@ -65,9 +66,13 @@ def read_vocabulary(files: Mapping[str, bytes]) -> tuple[dict[str, Any], Vocabul
 
 
 def _from_json(spec: Mapping[str, Any]) -> Vocabulary:
-    """The vocabulary of a tokenizer.json. ValueError for WordPiece, Unigram, and BPE that is
-    neither byte-level nor falls back on bytes."""
+    """The vocabulary of a tokenizer.json. ValueError for Unigram, a WordPiece that is not BERT's,
+    and BPE that is neither byte-level nor falls back on bytes."""
     model = spec["model"]
+    if model.get("type") == "WordPiece":
+        tokens, types = _by_id(spec)
+        extra = wordpiece.to_gguf(spec, tokens)
+        return Vocabulary(tokens, types, model.get("unk_token"), extra)
     if (
         model.get("type", "BPE") != "BPE"
         or model.get("continuing_subword_prefix")

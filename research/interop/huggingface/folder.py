@@ -11,23 +11,19 @@ from research.data.tokenizers.legacy import FILES as LEGACY
 from research.data.tokenizers.template_files import FOLDER
 from research.data.tokenizers.tokenizer import RECORD as TOKENIZER_RECORD
 from research.files import read_json, write_json
-from research.interop.bitsandbytes.matrices import open_quantized
-from research.interop.bitsandbytes.read import codes_by_path
 from research.interop.huggingface import mxfp4
 from research.interop.huggingface.families.table import FAMILIES, describe
-from research.interop.storage.checkpoint import Checkpoint, Codes
+from research.interop.huggingface.quantized import open_stored
+from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.family import Family
 from research.interop.storage.foreign import Names, read_parameters, write_tensors
 from research.interop.storage.label_names import read_label_names
-from research.interop.storage.modules import modules
 from research.interop.storage.norm_offset import with_norm_offset
 from research.interop.storage.safetensors import (
     SHARD_BYTES,
     open_safetensors,
     write_safetensors,
 )
-from research.interop.storage.tensors import Tensors
-from research.models.config import ModelConfig
 
 # Files that belong to a model beside its weights and config.json, as transformers and
 # sentence-transformers name them. They are copied by a conversion, byte by byte.
@@ -100,13 +96,15 @@ def open_folder(folder: Path) -> Checkpoint:
         _refuse_counts(values, len(tensors.names))
         names = Names(family.prefix, family.renames, family.unused, family.copies)
         # Some settings stand in no config.json: which heads a model has is told by its tensors.
-        actual = names.canonical(tensors.names)
+        # A quantized matrix is several tensors, codes and scales beside them, and is read as if it
+        # were stored dense.
+        opened = open_stored(folder, values, tensors)
+        actual = names.canonical(opened.names)
         config = family.read_config(values, actual.keys())
         names = replace(names, unused=(*family.unused, *family.further(values, config)))
-        codes = {}
-        if settings := values.get("quantization_config"):
-            tensors, codes = _quantized(settings, tensors, config, family, actual)
-        parameters, unused, original = read_parameters(config, family.rules(config), tensors, names)
+        stored = opened.read(config, family, actual)
+        rules = family.rules(config)
+        parameters, unused, original = read_parameters(config, rules, stored.tensors, names)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     special = {name: values[name] for name in SPECIAL if values.get(name) is not None}
@@ -117,28 +115,14 @@ def open_folder(folder: Path) -> Checkpoint:
         parameters,
         {**special, **_generation(folder)},
         companions(folder),
-        unused,
+        {**unused, **stored.unused},
         original,
-        bool(codes),
+        bool(stored.name),
         tokenizer_folder(folder),
-        codes=codes,
+        codes=stored.codes,
         model_type=str(values["model_type"]),
+        stored_as=stored.name,
     )
-
-
-def _quantized(
-    settings: Any, tensors: Tensors, c: ModelConfig, family: Family, actual: Mapping[str, str]
-) -> tuple[Tensors, dict[str, Codes]]:
-    """(the tensors as if those that are stored as codes beside scales were dense, the codes by path
-    of our tree) of a folder with these settings of quantization."""
-    if isinstance(settings, dict) and settings.get("quant_method") == mxfp4.FORMAT:
-        packed = mxfp4.open_mxfp4(tensors)
-        return packed, mxfp4.read_codes(c, family.rules(c), packed, actual)
-    known = modules(c, family)
-    # GPT-2's matrices are [in, out], and are quantized turned over.
-    turned = {actual.get(f"{name}.weight") for name, module in known.items() if module.conv}
-    matrices = open_quantized(settings, tensors, turned.__contains__)
-    return matrices, codes_by_path(c, known, matrices, actual)
 
 
 def write_folder(
@@ -162,6 +146,9 @@ def write_folder(
     dtypes = [tensor.dtype for tensor, _ in tensors.values()]
     # "torch_dtype" is read by every release; version 5 writes "dtype".
     values |= {**checkpoint.special, "torch_dtype": max(set(dtypes), key=dtypes.count)}
+    if checkpoint.config.scores_texts and checkpoint.tokenizer:
+        # transformers scores the last token that is not this one, and without it no batches.
+        values = {"pad_token_id": checkpoint.tokenizer.pad_id} | values
     if checkpoint.config.labels:
         names = read_label_names(checkpoint.source, checkpoint.config.labels)
         # Where nobody has named a class, it keeps transformers' own name, LABEL_n.

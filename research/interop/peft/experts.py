@@ -9,7 +9,7 @@ not the parameter. The shape tells it:
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -50,6 +50,18 @@ def experts_apart(parts: Parts, c: ModelConfig, family: Family) -> tuple[Parts, 
                 # made from it.
                 names[module] = f"{match[1]}.mlp.experts.{parameter}"
     return by_module, names
+
+
+def refuse_single(targets: Iterable[str]) -> None:
+    """ValueError for modules to adapt that are single experts, by their whole names: peft knows
+    experts by the ends of names alone, for all experts and a shared one at once, and would pass
+    over these without a word."""
+    single = next((target for target in targets if re.search(r"\.experts\.\d+\.", target)), None)
+    if single is not None:
+        raise ValueError(
+            f"peft adapts all experts of a model alike, a shared one too, and not {single} alone; "
+            "convert the run with --to=hf, which merges the adapters"
+        )
 
 
 def _roles(parameter: str, d_ff: int) -> dict[str, slice]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from research import tree
+from research.interop.peft.experts import refuse_single
 from research.interop.peft.kinds import LORA
 from research.interop.peft.tensors import Arrays, Found
 from research.interop.storage.checkpoint import specs_by_path, stacked_axes
@@ -189,6 +190,8 @@ def _fields(
 ) -> dict[str, Any]:
     """LoRA's fields of adapter_config.json for the ranks and alphas of modules by name; `adapter`
     is any of them."""
+    targets = suffixes(set(ranks), known)
+    refuse_single(targets)
     # The commonest numbers become the config's own, so that the patterns name only exceptions.
     rank, alpha = (Counter(numbers.values()).most_common(1)[0][0] for numbers in (ranks, alphas))
     return {
@@ -201,7 +204,7 @@ def _fields(
         "use_rslora": False,
         "use_dora": adapter.magnitude is not None,
         "fan_in_fan_out": any(known[name].conv for name in ranks),
-        "target_modules": suffixes(set(ranks), known),
+        "target_modules": targets,
         # Whole names: peft matches a pattern with the end of a name behind a dot.
         "rank_pattern": {name: other for name, other in ranks.items() if other != rank},
         "alpha_pattern": {name: other for name, other in alphas.items() if other != alpha},

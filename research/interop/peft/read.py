@@ -197,13 +197,15 @@ def _untied(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
     """The checkpoint with a separate head if the adapter changes a tied table: peft adapts one use
     of a tied table, not both. A classifier that only the adapter has turns the model into one."""
     c, parameters, codes = checkpoint.config, dict(checkpoint.parameters), dict(checkpoint.codes)
-    if c.kind == "encoder" and not c.labels:
-        rules = family.rules(replace(c, pooler=True, labels=1))
-        name = next(rule.name for rule in rules if rule.path == "classifier/kernel")
+    if c.kind != "encoder_decoder" and not c.labels:
+        # A decoder's classifier reads the last state as it is.
+        pooler = c.kind == "encoder"
+        rules = family.rules(replace(c, pooler=pooler, labels=1))
+        name = next((rule.name for rule in rules if rule.path == "classifier/kernel"), None)
         # peft's sequence classification saves the head that the base lacks.
         if name in found.whole:
             labels = found.tensors.names[found.whole[name]].shape[0]
-            c = replace(c, pooler=True, labels=labels)
+            c = replace(c, pooler=pooler, labels=labels)
     table = _table_module(c, family)
     # Under `.base_layer.` lies a copy of the unchanged base, saved beside its adapter.
     saved = {name for name, actual in found.whole.items() if ".base_layer." not in actual}

@@ -34,7 +34,8 @@ Read = Callable[[], np.ndarray]
 @dataclass(frozen=True)
 class Parameter:
     """One parameter in storage, not yet read. `read` takes an index over the first `stack` axes
-    (layers and experts) and returns that slice; nothing else is read.
+    (layers and experts) and returns that slice; nothing else is read. `expect` says that an index
+    will be read next, so that the disk can begin.
 
         parameter.read((3,))        # layer 3 of a parameter [L, ...]
     """
@@ -43,6 +44,7 @@ class Parameter:
     dtype: str
     stack: int
     read: Callable[[tuple[int, ...]], np.ndarray]
+    expect: Callable[[tuple[int, ...]], None] = lambda index: None
 
     def indices(self) -> Iterator[tuple[int, ...]]:
         """Every index that `read` takes, in order; one empty index for an unstacked parameter."""
@@ -73,6 +75,7 @@ class Checkpoint:
     original    `original(params)` yields (tensor name, read it, build it from `params`) to certify
                 a round trip. None for our own format
     quantized   True if the storage has fewer bits than `dtype`
+    stored_as   the quantized format with its numbers, for people; "" where nothing is said of it
     codes       the parameters that are quantized in storage, to be read as leaves
     model_type  of Hugging Face's config.json, "" in other formats
     """
@@ -90,6 +93,7 @@ class Checkpoint:
     close: Callable[[], None] = lambda: None
     codes: Mapping[str, Codes] = field(default_factory=dict)
     model_type: str = ""
+    stored_as: str = ""
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -130,8 +134,7 @@ class Checkpoint:
         whole = self._content("tokenizer.json") or self._converted_tokenizer()
         if isinstance(says, bool) or whole is None or self.format == "run":
             return says is not False
-        # The post-processor of tokenizer.json may add the token; encoding a letter shows whether it
-        # does.
+        # The post-processor of tokenizer.json may add the token; encoding a letter shows it.
         ids = tokenizers.Tokenizer.from_str(whole).encode("a", add_special_tokens=True).ids
         return ids[:1] == [self.tokenizer.bos_id]
 
@@ -211,8 +214,7 @@ class Checkpoint:
         they are read, so that no whole weight is ever dense. ValueError for a parameter that the
         checkpoint lacks or has in another shape. Other parameters are not read.
         """
-        # All paths and shapes are checked before the first byte is read: reading may take
-        # minutes.
+        # All is checked before the first byte is read: reading may take minutes.
         wanted, specs = tree.paths(abstract, is_quantized), specs_by_path(self.config)
         for path, leaf in wanted.items():
             if path not in self.parameters:
@@ -236,12 +238,13 @@ class Checkpoint:
 
 
 def place(parameter: Parameter, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """The parameter as an array with the type and sharding of `leaf`. Each slice is read once, and
-    only if this process holds a part of it."""
+    """The parameter as an array like `leaf`. Each slice is read once, if this process holds any."""
     shards = Shards(leaf)
-    for index in parameter.indices():
-        if shards.wants(index):
-            shards.put(index, parameter.read(index))
+    wanted = [index for index in parameter.indices() if shards.wants(index)]
+    for index, following in zip(wanted, [*wanted[1:], None]):
+        if following is not None:
+            parameter.expect(following)
+        shards.put(index, parameter.read(index))
     return shards.array()
 
 
@@ -254,8 +257,7 @@ def place_quantized(
     One slice at a time is dense; none if `codes` already has it in this form. ValueError for groups
     that do not divide the inputs.
     """
-    # Codes, scales and zero points of one weight are arrays of their own, with shardings of their
-    # own; each is filled as its slices come.
+    # Codes, scales and zero points of a weight have shardings of their own.
     parts, structure = jax.tree.flatten(leaf)
     shards = [Shards(part) for part in parts]
     for index in parameter.indices():
@@ -263,7 +265,6 @@ def place_quantized(
         if any(one.wants(index) for one in shards):
             slice_leaf = _stored(codes, index, leaf, parameter.stack)
             if slice_leaf is None:
-                # Scales and codes are computed in float32, so a bfloat16 file is widened first.
                 w = jnp.asarray(parameter.read(index).astype(np.float32))
                 slice_leaf = quantize_array(w, leaf.format, inputs=inputs, group=leaf.group)
             for one, values in zip(shards, jax.tree.leaves(slice_leaf), strict=True):
@@ -279,8 +280,7 @@ def _stored(
     # other codes.
     if codes is None or codes.forms[index] is None:
         return None
-    # bitsandbytes' blocks may be of any size, and a run may want another format: then the slice
-    # is made dense and quantized anew.
+    # A file's groups may be of any size, and a run may want another format.
     stored = codes.read(index)
     # The structure includes format and sizes; shapes tell the group.
     same = jax.tree.structure(stored) == jax.tree.structure(leaf)

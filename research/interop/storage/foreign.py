@@ -92,7 +92,9 @@ def read_parameters(
     for path, spec in specs.items():
         stack, found = stacked_axes(spec), sources[path]
         dtype = _common({tensors.names[actual[piece.name]].dtype for piece, _ in found.values()})
-        parameters[path] = Parameter(spec.shape, dtype, stack, _slices(found, read, dtype, spec))
+        read_slice = _slices(found, read, dtype, spec)
+        expect = _expecting(found, tensors, actual)
+        parameters[path] = Parameter(spec.shape, dtype, stack, read_slice, expect)
 
     # The round trip: our parameters written back by the same rules, against the tensors of the
     # file.
@@ -176,6 +178,21 @@ def _slices(
         return values[index[known:]].astype(as_dtype(dtype), copy=False)
 
     return _read_slice
+
+
+def _expecting(
+    sources: Mapping[tuple[int, ...], tuple[Piece, int]],
+    tensors: Tensors,
+    actual: Mapping[str, str],
+) -> Callable[[tuple[int, ...]], None]:
+    """A parameter's `expect`; of tensors that lie in no file of their own it does nothing."""
+    expect = getattr(tensors, "expect", None)
+
+    def _expect(index: tuple[int, ...]) -> None:
+        if expect is not None and index in sources:
+            expect(actual[sources[index][0].name])
+
+    return _expect
 
 
 def _maker(

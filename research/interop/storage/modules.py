@@ -15,7 +15,14 @@ import numpy as np
 
 from research.interop.storage.checkpoint import specs_by_path, stacked_axes
 from research.interop.storage.family import Family
-from research.interop.storage.layout import BAR, parse, pieces, rearrange
+from research.interop.storage.layout import (
+    BAR,
+    letter_sizes,
+    parse,
+    pieces,
+    rearrange,
+    source_shape,
+)
 from research.models.config import ModelConfig
 from research.models.spec import Spec
 
@@ -60,14 +67,15 @@ class Module:
 
 def modules(c: ModelConfig, family: Family) -> dict[str, Module]:
     """Every module of a model that holds a matrix, by its name in the model's class."""
-    specs = specs_by_path(c)
+    specs, sizes = specs_by_path(c), letter_sizes(c)
     by_name = {}
     for piece in pieces(
         family.rules(c), {path: spec.shape[: stacked_axes(spec)] for path, spec in specs.items()}
     ):
         spec = specs[piece.paths[0]]
-        # Norms and biases have fewer than two axes of their own: nothing goes on them.
-        if piece.name.endswith(".weight") and len(spec.shape) - stacked_axes(spec) > 1:
+        # Norms and biases are vectors in the file, whatever axes they have here (OLMo 2's norms of
+        # queries have heads): nothing goes on them.
+        if piece.name.endswith(".weight") and len(source_shape(piece.pattern, sizes)) > 1:
             name = piece.name.removesuffix(".weight")
             by_name[name] = _module(name, piece.paths, piece.index, piece.pattern, spec)
     return by_name

@@ -1,4 +1,4 @@
-"""Encoders: BERT and those after it, RoBERTa, XLM-R, DistilBERT, ELECTRA and ModernBERT."""
+"""Encoders: BERT and those after it, RoBERTa, XLM-R, MPNet, DistilBERT, ELECTRA and ModernBERT."""
 
 from research.models.config import ModelConfig
 
@@ -41,6 +41,14 @@ def _roberta(layers: int, d_model: int, heads: int, vocab_size: int = 50265) -> 
     return bert(layers, d_model, heads, pooler=False, **sizes)
 
 
+def _mpnet(layers: int, d_model: int, heads: int) -> ModelConfig:
+    """MPNet (arXiv:2004.09297): RoBERTa without token types, its scores with offsets by distance.
+    Its vocabulary is BERT's and five tokens."""
+    sizes = dict(vocab_size=30527, position_offset=2, norm_eps=1e-5)
+    own = dict(token_types=0, embedding_norm=True, score_offsets=True, pooler=False)
+    return bert(layers, d_model, heads, **sizes, **own)
+
+
 def _modernbert(layers: int, d_model: int, heads: int, d_ff: int) -> ModelConfig:
     """ModernBERT (arXiv:2412.13663, table 4): rotary positions, gated feed-forward layers, windows
     of 64 tokens to both sides in two layers of three, and norms before the branches."""
@@ -81,6 +89,7 @@ PRESETS: dict[str, ModelConfig] = {
     "roberta_large": _roberta(24, 1024, 16),
     "xlm_roberta_base": _roberta(12, 768, 12, 250002),
     "xlm_roberta_large": _roberta(24, 1024, 16, 250002),
+    "mpnet_base": _mpnet(12, 768, 12),
     # arXiv:1910.01108, section 3: every second layer of BERT.
     "distilbert_base": bert(6, 768, 12, **_DISTIL),
     # arXiv:2003.10555, table 6: the discriminators.

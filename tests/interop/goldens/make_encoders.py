@@ -23,6 +23,12 @@ def roberta(config=hf.RobertaConfig, **changes):
     return config(**{**WIDE, **sizes, **changes})
 
 
+def mpnet(**changes):
+    """Positions from 2 on."""
+    sizes = dict(vocab_size=VOCAB, max_position_embeddings=40)
+    return hf.MPNetConfig(**{**WIDE, **sizes, **changes})
+
+
 def modernbert(**changes):
     """Three layers a period and two left over, windows shorter than the text, two bases."""
     bases = {
@@ -89,6 +95,8 @@ CASES = {
         hf.RobertaForSequenceClassification, roberta(num_labels=3, layer_norm_eps=1e-3), v4
     ),
     "xlm_roberta": Case(hf.XLMRobertaModel, roberta(hf.XLMRobertaConfig), v4),
+    "mpnet_mlm": Case(hf.MPNetForMaskedLM, mpnet(), v4),
+    "mpnet_classifier": Case(hf.MPNetForSequenceClassification, mpnet(num_labels=3), v4),
     "modernbert_mlm": Case(hf.ModernBertForMaskedLM, modernbert(), v4_modernbert),
     "modernbert_classifier": Case(
         hf.ModernBertForSequenceClassification,

@@ -1,0 +1,146 @@
+"""The architecture bert: BERT, RoBERTa and DistilBERT as models of sentence embeddings.
+
+A file holds the encoder's body alone: no pooler, no masked-LM head, no classifier, and of
+RoBERTa's positions no rows before the first one.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from research.interop.gguf.architecture import (
+    Architecture,
+    Metadata,
+    check_square,
+    gelu_note,
+    read_shape,
+    write_shape,
+)
+from research.interop.storage.checkpoint import Checkpoint, Parameter, specs_by_path
+from research.interop.storage.layout import Rule, norm_rules
+from research.models.config import ModelConfig
+
+# llama.cpp's numbers of enum llama_pooling_type.
+_POOLING = {"mean": 1, "cls": 2}
+_POOLING_KEY = "bert.pooling_type"
+_POSITIONS = "embed/positions"
+
+
+def read_config(m: Metadata) -> ModelConfig:
+    """The model that a file's metadata describes."""
+    types = m.tensors.get("token_types.weight")
+    return ModelConfig(
+        **read_shape(m, kind="encoder", norm="layer"),
+        position="learned",
+        norm_after=True,
+        activation="gelu",
+        gated=False,
+        attention_bias="all",
+        mlp_bias=True,
+        token_types=types.shape[0] if types else 0,
+        **_other_heads(types is None),
+    )
+
+
+def _other_heads(distilled: bool) -> dict[str, Any]:
+    """The fields of `ModelConfig` that an encoder without heads keeps for those it may get, as
+    BERT's family and DistilBERT's have them; only the second has no token types."""
+    if distilled:
+        return {"embedding_norm": True, "pooler_layer": "relu"}
+    return {"embedding_norm": False, "pooler_layer": "tanh"}
+
+
+def name_of(c: ModelConfig) -> str | None:
+    """ "bert" for an encoder with learned positions."""
+    return "bert" if c.kind == "encoder" and c.position == "learned" else None
+
+
+def write_config(c: ModelConfig) -> dict[str, Any]:
+    """The metadata of a model. ValueError for heads of another width."""
+    check_square(c, "bert")
+    values = {key: x for key, x in write_shape(c, "bert").items() if ".rope." not in key}
+    # llama.cpp wants at least one type, whether or not there is a table of them.
+    types = {"tokenizer.ggml.token_type_count": max(1, c.token_types)}
+    return values | types | {"bert.attention.causal": False}
+
+
+def rules(c: ModelConfig, name: str) -> tuple[Rule, ...]:
+    """The tensors of an encoder's body."""
+    block, ours = "blk.{layer}", "layers"
+    found = [
+        Rule("token_embd.weight", "embed/table", "V D -> V D"),
+        Rule("position_embd.weight", _POSITIONS, "P D -> P D"),
+        Rule(f"{block}.attn_output.weight", f"{ours}/attention/out", "D (N H) -> N H D"),
+        Rule(f"{block}.attn_output.bias", f"{ours}/attention/out_bias", "D -> D"),
+        Rule(f"{block}.ffn_up.weight", f"{ours}/mlp/up", "F D -> D F"),
+        Rule(f"{block}.ffn_up.bias", f"{ours}/mlp/up_bias", "F -> F"),
+        Rule(f"{block}.ffn_down.weight", f"{ours}/mlp/down", "D F -> F D"),
+        Rule(f"{block}.ffn_down.bias", f"{ours}/mlp/down_bias", "D -> D"),
+        *norm_rules("token_embd_norm", "embed/norm"),
+        *norm_rules(f"{block}.attn_output_norm", f"{ours}/attention_norm"),
+        *norm_rules(f"{block}.layer_output_norm", f"{ours}/mlp_norm"),
+    ]
+    for letter, role in (("q", "query"), ("k", "key"), ("v", "value")):
+        place, path = f"{block}.attn_{letter}", f"{ours}/attention/{role}"
+        found.append(Rule(f"{place}.weight", path, "(N H) D -> D N H"))
+        found.append(Rule(f"{place}.bias", f"{path}_bias", "(N H) -> N H"))
+    if c.token_types:
+        found.append(Rule("token_types.weight", "embed/types", "Y D -> Y D"))
+    return tuple(found)
+
+
+def body(checkpoint: Checkpoint) -> tuple[Checkpoint, list[str]]:
+    """(what such a file holds of an encoder, lines on what it does not); other models as they
+    are."""
+    c = checkpoint.config
+    if name_of(c) is None:
+        return checkpoint, []
+    heads = {"pooler": c.pooler, "masked-LM head": c.mlm_head, "classifier": c.labels > 0}
+    plain = {"pooling": "first", "transform_bias": True, **_other_heads(not c.token_types)}
+    bare = replace(c, pooler=False, mlm_head=False, labels=0, position_offset=0, **plain)
+    left_out = [name for name, there in heads.items() if there]
+    if bare == c:
+        return checkpoint, []
+    parameters = {path: checkpoint.parameters[path] for path in specs_by_path(bare)}
+    if c.position_offset:
+        parameters[_POSITIONS] = _from_row(parameters[_POSITIONS], c.position_offset)
+    notes = [f"a GGUF file has no {' and no '.join(left_out)} of an encoder"] if left_out else []
+    # The tensors of the source are more than these, so the parameters themselves are compared.
+    return replace(checkpoint, config=bare, parameters=parameters, original=None), notes
+
+
+def _from_row(table: Parameter, first: int) -> Parameter:
+    rows, *rest = table.shape
+
+    def _read(index: tuple[int, ...]) -> np.ndarray:
+        return table.read(index)[first:]
+
+    return replace(table, shape=(rows - first, *rest), read=_read)
+
+
+def write_pooling(checkpoint: Checkpoint) -> dict[str, int]:
+    """The metadata on how a text becomes one vector; {} for a model that is no encoder."""
+    if checkpoint.config.kind != "encoder":
+        return {}
+    return {_POOLING_KEY: _POOLING[checkpoint.sentence_settings.pooling]}
+
+
+def pooling_files(values: Mapping[str, Any]) -> dict[str, bytes]:
+    """The contents of sentence-transformers' file on it by name, {} where the metadata does not
+    say."""
+    names = {1: "pooling_mode_mean_tokens", 2: "pooling_mode_cls_token"}
+    name = names.get(values.get(_POOLING_KEY, 0))
+    return {"1_Pooling/config.json": json.dumps({name: True}).encode()} if name else {}
+
+
+ARCHITECTURE = Architecture(
+    names=("bert",),
+    name_of=name_of,
+    read_config=read_config,
+    write_config=write_config,
+    rules=rules,
+    notes=gelu_note,
+)

@@ -1,0 +1,119 @@
+"""Quantized folders as other programs write them, made here by their specifications: numpy alone,
+with no code of the readers. Each writer gives the tensors of one matrix and its values."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from tests.interop import golden
+
+LAYERS = r"layers.*proj\.weight"
+
+
+def stream(codes, bits):
+    """Codes [..., n] as int32 words, one stream of bits with the first code lowest."""
+    bitwise = (codes[..., None].astype(np.int64) >> np.arange(bits)) & 1
+    data = np.packbits(bitwise.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
+    missing = -data.shape[-1] % 4
+    data = np.pad(data, [(0, 0)] * (data.ndim - 1) + [(0, missing)])
+    return np.ascontiguousarray(data).view(np.int32)
+
+
+def values_of(codes, scale, zero, groups):
+    """(code - zero) * scale for [O, I] codes and [O, n] scales, float32."""
+    exact = (codes - zero[:, groups].astype(np.float64)) * scale[:, groups].astype(np.float64)
+    return exact.astype(np.float32)
+
+
+def gptq(rng, rows, columns, bits=4, group=16, version="gptq", sym=True, order=False):
+    count = -(-columns // group)
+    codes = rng.integers(0, 2**bits, (rows, columns))
+    scale = rng.uniform(0.01, 0.1, (rows, count)).astype(np.float16)
+    middle = 2 ** (bits - 1)
+    zero = rng.integers(1, 2**bits, (rows, count))
+    zero = np.full((rows, count), middle) if sym else zero
+    groups = np.arange(columns) // group
+    groups = rng.permutation(groups) if order else groups
+    tensors = {
+        "qweight": np.ascontiguousarray(stream(codes, bits).T),
+        "qzeros": stream((zero - (version == "gptq")).T, bits),
+        "scales": np.ascontiguousarray(scale.T),
+        "g_idx": groups.astype(np.int32),
+    }
+    return tensors, values_of(codes, scale, zero, groups)
+
+
+def awq(rng, rows, columns, group=16):
+    codes = rng.integers(0, 16, (rows, columns))
+    zero = rng.integers(0, 16, (rows, columns // group))
+    scale = rng.uniform(0.01, 0.1, zero.shape).astype(np.float16)
+
+    def words(x_OI):
+        eights = x_OI.T.reshape(x_OI.shape[1], -1, 8)[..., [0, 2, 4, 6, 1, 3, 5, 7]]
+        return stream(eights.reshape(x_OI.shape[1], -1), 4)
+
+    tensors = {"qweight": words(codes), "qzeros": words(zero)}
+    tensors["scales"] = np.ascontiguousarray(scale.T)
+    return tensors, values_of(codes, scale, zero, np.arange(columns) // group)
+
+
+def packed(rng, rows, columns, bits=4, group=16, sym=True):
+    count = -(-columns // group)
+    codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (rows, columns))
+    zero = np.zeros((rows, count)) if sym else rng.integers(-3, 2, (rows, count))
+    scale = rng.uniform(0.01, 0.1, (rows, count)).astype(ml_dtypes.bfloat16)
+    tensors = {
+        "weight_packed": stream(codes + 2 ** (bits - 1), bits),
+        "weight_scale": scale,
+        "weight_shape": np.array([rows, columns], np.int64),
+    }
+    if not sym:
+        words = stream((zero + 2 ** (bits - 1)).T.astype(int), bits)
+        tensors["weight_zero_point"] = np.ascontiguousarray(words.T)
+    return tensors, values_of(codes, scale, zero, np.arange(columns) // group)
+
+
+def scaled(rng, rows, columns, dtype="float8_e4m3fn", block=None, name="weight_scale", zero=False):
+    if dtype == "int8":
+        codes = rng.integers(-128, 128, (rows, columns)).astype(np.int8)
+    else:
+        codes = rng.normal(size=(rows, columns)).astype(getattr(ml_dtypes, dtype))
+    height, width = block or (rows, columns)
+    scale = rng.uniform(0.01, 0.1, (-(-rows // height), -(-columns // width))).astype(np.float32)
+    spread = scale[np.arange(rows)[:, None] // height, np.arange(columns) // width]
+    tensors = {"weight": codes, name: scale if block else scale.reshape(1)}
+    tensors["input_scale"] = np.ones(1, np.float32)
+    values = codes.astype(np.float32)
+    if zero:
+        points = rng.integers(-9, 9, scale.shape).astype(np.int8)
+        tensors["weight_zero_point"] = points
+        values = values - points[np.arange(rows)[:, None] // height, np.arange(columns) // width]
+    return tensors, values * spread
+
+
+def mlx(rng, rows, columns, bits=4, group=16):
+    codes = rng.integers(0, 2**bits, (rows, columns))
+    scale, bias = (rng.normal(size=(rows, columns // group)).astype(np.float16) for _ in range(2))
+    groups = np.arange(columns) // group
+    exact = codes * scale[:, groups].astype(np.float64) + bias[:, groups]
+    tensors = {"weight": stream(codes, bits).view(np.uint32), "scales": scale, "biases": bias}
+    return tensors, exact.astype(np.float32)
+
+
+def write(folder, model, settings, make, chosen):
+    """A folder of a golden `model` whose matrices that `chosen(name)` takes are quantized by
+    `make(rng, rows, columns)`; returns their values by name."""
+    rng, tensors, values = np.random.default_rng(0), {}, {}
+    for name, x in golden.tensors(model).items():
+        if not chosen(name):
+            tensors[name] = x
+            continue
+        parts, values[name] = make(rng, *x.shape)
+        module = name.removesuffix("weight")
+        tensors |= {module + part: array for part, array in parts.items()}
+    config = json.loads(str(golden.golden(model)["config"])) | settings
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
+    return values

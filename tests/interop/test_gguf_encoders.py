@@ -1,0 +1,110 @@
+"""Encoders in GGUF files: their body alone, with BERT's tokenizer and the pooling of a text."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from research import tree
+from research.files import building
+from research.interop.convert import convert
+from research.interop.gguf.tokenizer import tokenizer_files
+from research.interop.gguf.tokenizer_metadata import tokenizer_metadata
+from research.interop.huggingface import folder as hf
+from research.interop.load import load, open_checkpoint
+from tests.families import FAMILIES
+from tests.interop.memory import in_memory, random_params
+
+BERT = FAMILIES["bert_base"]
+MODELS = {
+    "bert": replace(BERT, pooler=True, mlm_head=True),
+    "bert_body": replace(BERT, pooler=False, mlm_head=False),
+    "roberta": replace(BERT, position_offset=2, pooler=False, mlm_head=True),
+    "distilbert": replace(
+        BERT,
+        token_types=0,
+        embedding_norm=True,
+        pooler=False,
+        mlm_head=False,
+        pooler_layer="relu",
+    ),
+}
+TEXT = "Playing, played and plays: the quick brown fox jumps over 12 lazy dogs. Éclair, naïve."
+
+
+def wordpiece(lowercase=True, count=BERT.vocab_size):
+    """Files of a small tokenizer like BERT's."""
+    made = Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=count, special_tokens=special, show_progress=False
+    )
+    made.train_from_iterator([TEXT], trainer)
+    roles = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
+    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase, **roles}
+    return {
+        "tokenizer.json": made.to_str().encode(),
+        "tokenizer_config.json": json.dumps(config).encode(),
+    }
+
+
+def write(c, folder, files=None):
+    """A folder of a random encoder."""
+    with building(folder) as made:
+        hf.write_folder(in_memory(c, random_params(c)), made)
+        for name, content in (files or {}).items():
+            (made / name).parent.mkdir(exist_ok=True)
+            (made / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_body_of_an_encoder_comes_back_and_its_heads_are_told(name, tmp_path):
+    c = MODELS[name]
+    folder = write(c, tmp_path / "hf")
+    certificate = convert(folder, tmp_path / "gguf", "gguf")
+    round_trip = certificate["round_trip"]
+    assert round_trip["bit_equal"] == round_trip["tensors"] > 30
+    told = [line for line in certificate["notes"] if "of an encoder" in line]
+    assert len(told) == (c.pooler or c.mlm_head)
+    convert(tmp_path / "gguf", tmp_path / "again", "hf", certified=False)
+    before, after = (tree.paths(load(path).params) for path in (folder, tmp_path / "again"))
+    rows = after["embed/positions"].shape[0]
+    before["embed/positions"] = before["embed/positions"][-rows:]
+    for path, leaf in after.items():
+        np.testing.assert_array_equal(leaf, before[path], err_msg=path)
+    left = {path.split("/")[0] for path in before.keys() - after.keys()}
+    assert left == {*(["pooler"] * c.pooler), *(["head"] * c.mlm_head)}
+
+
+def test_berts_tokenizer_and_pooling_travel(tmp_path):
+    pooling = {"1_Pooling/config.json": b'{"pooling_mode_cls_token": true}'}
+    folder = write(MODELS["bert_body"], tmp_path / "hf", wordpiece() | pooling)
+    beside = convert(folder, tmp_path / "gguf", "gguf")["beside"]["tokenizer"]
+    assert beside["compared"] == beside["equal"]
+    with open_checkpoint(tmp_path / "gguf") as checkpoint:
+        assert checkpoint.sentence_settings.pooling == "cls"
+        vocab = json.loads(checkpoint.files["tokenizer.json"])["model"]["vocab"]
+    assert vocab == json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+
+
+def test_words_begin_with_a_mark_in_the_file():
+    metadata = tokenizer_metadata(wordpiece(), vocab_size=120)
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert tokens[:3] == ["[PAD]", "[UNK]", "[CLS]"] and len(tokens) == 120
+    assert "▁p" in tokens and "##" not in "".join(tokens)
+    assert tokens[metadata["tokenizer.ggml.bos_token_id"]] == "[CLS]"
+    assert tokens[metadata["tokenizer.ggml.seperator_token_id"]] == "[SEP]"
+    spec = json.loads(tokenizer_files(metadata)["tokenizer.json"])
+    ids = Tokenizer.from_str(json.dumps(spec)).encode("played").ids
+    assert ids[0] == tokens.index("[CLS]") and ids[-1] == tokens.index("[SEP]")
+
+
+def test_a_cased_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="lower-cases a text.*use --to=hf"):
+        tokenizer_metadata(wordpiece(lowercase=False))

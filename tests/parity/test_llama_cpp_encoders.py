@@ -1,0 +1,35 @@
+"""llama.cpp makes of a text the vector that we make of it, from the file that we write."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+
+from research.infer.sentences import embed
+from research.interop.convert import convert
+from research.interop.load import load, open_checkpoint
+from tests.interop.test_gguf_encoders import MODELS, TEXT, wordpiece, write
+
+TEXTS = [TEXT, "The fox played.", "ÉCLAIR over\tdogs!"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+@pytest.mark.parametrize("pooling", ["mean_tokens", "cls_token"])
+def test_sentence_vectors_are_llama_cpps(name, pooling, tmp_path):
+    mode = f'{{"pooling_mode_{pooling}": true}}'.encode()
+    files = wordpiece() | {"1_Pooling/config.json": mode}
+    c = replace(MODELS[name], max_length=128)
+    convert(write(c, tmp_path / "hf", files), tmp_path / "gguf", "gguf")
+    path = str(tmp_path / "gguf/model.gguf")
+    theirs = llama_cpp.Llama(path, n_ctx=128, embedding=True, n_threads=2, verbose=False)
+    with open_checkpoint(tmp_path / "gguf") as checkpoint:
+        settings = checkpoint.sentence_settings
+    ours = load(tmp_path / "hf")
+    got = embed(ours.model, ours.params, ours.tokenizer, TEXTS, settings)
+    for text, vector in zip(TEXTS, got, strict=True):
+        wanted = np.array(theirs.embed(text, normalize=True))
+        # llama.cpp's GELU is the approximation by tanh, from a table of float16.
+        np.testing.assert_allclose(vector, wanted, atol=3e-3)
