@@ -137,9 +137,9 @@ def test_a_bad_record_ends_the_run_with_its_number(windows):
 
 
 def test_other_data_are_named():
-    with pytest.raises(ValueError, match="these are conversations.* preference can only read"):
+    with pytest.raises(ValueError, match="these are conversations.* can only read preferences"):
         choose_columns("", ["messages"], "x.jsonl", "preferences")
-    assert LAYOUTS["preferences"].read_by == ("preference",)
+    assert LAYOUTS["preferences"].read_by == ("preference", "reward")
     assert np.all([most_pairs(n) >= 1 for n in (1, 31, 32, 1024)])
 
 

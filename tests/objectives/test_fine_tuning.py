@@ -106,6 +106,7 @@ def test_each_objective_says_what_it_trains_and_reads():
         "preference": ("decoder", "preferences"),
         "judgement": ("decoder", "judgements"),
         "policy": ("decoder", "prompts"),
+        "reward": ("decoder", "preferences"),
     }
 
 
