@@ -67,7 +67,7 @@ def latent_specs(c: ModelConfig, start: Initial) -> Tree:
         **_down_specs(c, start, "kv_down", C),
         "key_up": Spec((C, N, H - r), ("latent", "heads", "head"), start.key),
         "value_up": Spec((C, N, value_size(c)), ("latent", "heads", "head"), start.value),
-        "rotary_key": Spec((D, r), ("embed", "head"), start.key),
+        "rotary_key": Spec((D, r), ("embed", "vector"), start.key),
         "out": Spec((N, value_size(c), D), ("heads", "head", "embed"), start.out, inputs=2),
     }
     if c.attention_bias == "all":
