@@ -104,8 +104,8 @@ def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:
             named = base.removeprefix(PREFIX).partition("@")[0] if base.startswith(PREFIX) else base
             write_peft(folder, adapters, c, named, grown)
             notes = notes_on_base(base, parent)
-        if not c.scores_texts:  # else it writes nothing
-            notes += notes_on_ends(path, parent)
+            if not c.scores_texts:  # else it writes nothing
+                notes += notes_on_ends(path, parent)
             if c.labels and not parent.config.labels:
                 notes.append(note_on_classes(path, c.labels))
             if grown:

@@ -203,6 +203,7 @@ def test_a_reward_run_learns_resumes_bit_for_bit_and_is_exported(task, method, t
         adapter = export_adapter(run, tmp_path / "peft")
         assert adapter["bit_equal"] == adapter["values"] and adapter["logit_difference"] == 0
         assert read_json(tmp_path / "peft/adapter_config.json")["task_type"] == "SEQ_CLS"
+        assert any("num_labels=1" in note for note in adapter["notes"])
 
 
 def test_pairs_are_cut_to_the_window_and_counted(task, tmp_path):
