@@ -70,11 +70,12 @@ ADAPTERS_FASTER = 10
 
 def get_config(arg: str = ""):
     """`[task=TASK][,model=PRESET][,method=METHOD][,data=NAME][,smoke]`."""
-    args = parse_arg(arg, task="dpo", model="", method="lora", data="", smoke=False)
+    args = parse_arg(arg, task="dpo", model="", method="", data="", smoke=False)
     tasks = (*TASKS, "reward", *POLICIES, "addition")
     if args.task not in tasks:
         raise ValueError(f"task={args.task!r} is unknown; choose one of {', '.join(tasks)}")
     if args.task == "addition":
+        refuse_beside(args, "task=addition", "model", "method", "data", "smoke")
         return addition_config()
     if args.task in POLICIES:
         return policy_config(args)
@@ -94,7 +95,7 @@ def get_config(arg: str = ""):
     c.checkpoint.every = 100
     c.optimizer.schedule = "linear"
     c.optimizer.weight_decay = 0.0
-    tune(c, args.method)
+    tune(c, args.method or "lora")
     rate = reward(c) if args.task == "reward" else preference(c, args.task)
     c.optimizer.learning_rate = rate if args.method == "full" else ADAPTERS_FASTER * rate
 
@@ -110,6 +111,13 @@ def get_config(arg: str = ""):
         c.checkpoint.every = 3
         c.optimizer.learning_rate = 1e-4
     return c
+
+
+def refuse_beside(args, form: str, *names: str) -> None:
+    """ValueError for an argument that would change nothing."""
+    for name in names:
+        if value := getattr(args, name):
+            raise ValueError(f"{name}={value} changes nothing in {form}; leave it out")
 
 
 def preference(c, task: str) -> float:
@@ -158,6 +166,10 @@ def policy_config(args):
     # In bfloat16 the texts' log-probabilities in sampling and in training would differ by 0.01.
     c.precision.compute = "float32"
     if tiny:
+        if args.smoke and args.model not in ("", "addition"):
+            refuse_beside(args, f"task={args.task},smoke, which has a model of its own", "model")
+        if args.method != "full":
+            refuse_beside(args, f"task={args.task} of all parameters of a tiny model", "method")
         addition_model(c)
         c.data.sequence_length = 16
         c.data.batch_size = 16 if args.smoke else 256
@@ -171,7 +183,7 @@ def policy_config(args):
         return c
     c.model.preset = args.model or DEFAULT_MODEL
     c.init = PARENTS.get(c.model.preset, "")
-    tune(c, args.method)
+    tune(c, args.method or "lora")
     c.optimizer.learning_rate = 1e-6 if args.method == "full" else ADAPTERS_FASTER * 1e-6
     return c
 

@@ -61,7 +61,10 @@ def _dialogue(text: str) -> list[Message]:
     parts = _TURN.split(text)
     if len(parts) < 3 or parts[0].strip():
         return []
-    turns = zip(parts[1::2], parts[2::2])
+    turns = list(zip(parts[1::2], parts[2::2]))
+    # A prompt may end where the answer begins: "\n\nHuman: Hi\n\nAssistant:".
+    if turns[-1][0] == "Assistant" and not turns[-1][1].strip():
+        turns.pop()
     return [{"role": _SPEAKERS[who], "content": said.strip()} for who, said in turns]
 
 

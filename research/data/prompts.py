@@ -8,6 +8,7 @@ import numpy as np
 
 from research.data.census import Census
 from research.data.chat import render_chat
+from research.data.conversations import plain
 from research.data.documents import Documents, UnreadableRecord
 from research.data.windows import WindowOptions
 
@@ -21,7 +22,7 @@ def read_prompt(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
     The prompt is a text or a list of messages {"role", "content"}, of which the last is not the
     assistant's. ValueError for any other value.
     """
-    record = {name: _plain(row[column]) for name, column in columns.items() if column in row}
+    record = {name: plain(row[column]) for name, column in columns.items() if column in row}
     prompt = record.get("prompt")
     if isinstance(prompt, list):
         if not prompt or not all(isinstance(m, dict) and "role" in m for m in prompt):
@@ -90,15 +91,3 @@ def prompt_windows(documents: Documents, options: WindowOptions) -> Prompts:
 def record_of(window: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The record of a window of `Prompts`."""
     return json.loads(window["record"].tobytes())
-
-
-def _plain(value: Any) -> Any:
-    """A value of a table or of TFDS as JSON knows it."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    return value

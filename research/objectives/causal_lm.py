@@ -9,7 +9,8 @@ import numpy as np
 
 from research.models.model import Model
 from research.objectives.config import TokenLossConfig
-from research.objectives.objective import Objective, Totals
+from research.objectives.next_token import NextToken
+from research.objectives.objective import Totals
 from research.objectives.tokens import token_loss
 from research.tree import Tree
 
@@ -22,7 +23,7 @@ class CausalLMConfig(TokenLossConfig):
 
 
 @dataclass(frozen=True)
-class CausalLM(Objective):
+class CausalLM(NextToken):
     """Predicts each token of a packed window from the earlier tokens of its own document.
 
     The first token of a document has nothing before it and is not predicted. The total "nll" is the
@@ -35,12 +36,9 @@ class CausalLM(Objective):
 
     name = "causal_lm"
     config: ClassVar[type[TokenLossConfig]] = CausalLMConfig
-    model_kind = "decoder"
     reads = "texts"
     overlap = 1  # the last target of a window is the first input of the next
-    begins_texts = True
     answers_chats = False
-    classifies = False
     reports = ()
     # Every token of a text is a target, so their sum is the information of the whole text.
     bits_per_byte = True
@@ -49,15 +47,6 @@ class CausalLM(Objective):
     def make(cls, config: TokenLossConfig, tokenizer: Any) -> "CausalLM":
         """The objective with the loss settings of `config`; works with every tokenizer."""
         return cls(config.label_smoothing, config.z_loss)
-
-    def window_length(self, sequence_length: int) -> int:
-        """T + 1 tokens: the last is a target only."""
-        return sequence_length + 1
-
-    def predicted_tokens(self, sequence_length: int) -> float:
-        """`sequence_length`: every position has a target."""
-        # Seams between texts are not predicted, but the head computes their logits all the same.
-        return float(sequence_length)
 
     def example(
         self, window: dict[str, np.ndarray], rng: np.random.Generator

@@ -12,9 +12,11 @@ import numpy as np
 from research.models.model import Model
 from research.objectives.chat import Chat
 from research.objectives.config import ObjectiveConfig
-from research.objectives.objective import Objective, Totals
-from research.objectives.preference import REFERENCE, answers, scored
+from research.objectives.next_token import NextToken, batch_scores
+from research.objectives.objective import REFERENCE, Totals
+from research.objectives.preference import answers
 from research.objectives.preference_losses import UNPAIRED, Judged
+from research.objectives.sides import side_sums
 from research.objectives.tokens import with_layer_losses
 from research.tree import Tree
 from research.weights.rules import attach
@@ -50,7 +52,7 @@ class JudgementConfig(ObjectiveConfig):
 
 
 @dataclass(frozen=True)
-class Judgement(Objective):
+class Judgement(NextToken):
     """Makes liked answers likelier and others less likely, measured against the model as it was
     before the first step.
 
@@ -68,12 +70,9 @@ class Judgement(Objective):
 
     name = "judgement"
     config: ClassVar[type[JudgementConfig]] = JudgementConfig
-    model_kind = "decoder"
     reads = "judgements"
     overlap = 0  # windows hold whole answers
-    begins_texts = True
     answers_chats = True
-    classifies = False
     reports = ("margin", "accuracy", "kl")
     bits_per_byte = False
     holds = (REFERENCE,)
@@ -82,14 +81,6 @@ class Judgement(Objective):
     def make(cls, config: JudgementConfig, tokenizer: Any) -> "Judgement":
         """The objective of the config's loss; works with every tokenizer that has a template."""
         return cls(config.unpaired_loss, config.beta, config.liked, config.disliked)
-
-    def window_length(self, sequence_length: int) -> int:
-        """T + 1 tokens: the last is a target only."""
-        return sequence_length + 1
-
-    def predicted_tokens(self, sequence_length: int) -> float:
-        """`sequence_length`: the head scores every position."""
-        return float(sequence_length)
 
     def example(
         self, window: dict[str, np.ndarray], rng: np.random.Generator
@@ -108,12 +99,12 @@ class Judgement(Objective):
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """Sum of the losses of the answers, their number, the totals of the class."""
-        logp_BT, layer_losses = scored(model, attach(held["base"], trainable, key), batch, key)
+        params = attach(held["base"], trainable, key)
+        scores, layer_losses = batch_scores(model, params, batch, key)
         reference = attach(held["base"], jax.lax.stop_gradient(held[REFERENCE]))
-        beside_BT = jax.lax.stop_gradient(scored(model, reference, batch, None)[0])
-        gained = answers(logp_BT - beside_BT, jnp.zeros_like(logp_BT), batch)
-        signs = answers(batch["advantages"], jnp.zeros_like(logp_BT), batch)
-        liked_BP = signs.chosen > 0
+        beside_BT = jax.lax.stop_gradient(batch_scores(model, reference, batch)[0].logp)
+        gained = answers(scores.logp - beside_BT, jnp.zeros_like(beside_BT), batch)
+        liked_BP = side_sums(batch["advantages"], batch, gained.chosen.shape[1])[0] > 0
         judged = Judged(gained.chosen, gained.rejected, liked_BP, gained.weights)
         losses = UNPAIRED[self.loss_name](judged, self.beta)
         losses *= jnp.where(liked_BP, self.liked, self.disliked)

@@ -16,6 +16,8 @@ from research.tree import Tree
 Totals = dict[str, tuple[jax.Array, jax.Array]]
 Example = dict[str, np.ndarray]
 
+REFERENCE = "reference"  # the model before the first step, of research.tuning.held
+
 
 class Objective(Protocol):
     """Turns a window of tokens into an example, and a batch of examples into a loss.

@@ -9,19 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.models.model import Model
-from research.objectives.log_probabilities import TokenScores, token_scores
-from research.objectives.objective import Objective, Totals
+from research.objectives.next_token import NextToken, batch_scores
+from research.objectives.objective import REFERENCE, Totals
 from research.objectives.policy_config import PolicyConfig
 from research.objectives.policy_losses import LOSSES, Clip, PolicyLoss, k3, text_mean
 from research.objectives.tokens import with_layer_losses
 from research.tree import Tree
 from research.weights.rules import attach
 
-REFERENCE = "reference"
-
 
 @dataclass(frozen=True)
-class Policy(Objective):
+class Policy(NextToken):
     """Makes a token likelier the better its text was rewarded against others of its prompt.
 
     `research.run.rollout_feed` samples the texts with the weights of the step and gives them as
@@ -44,12 +42,9 @@ class Policy(Objective):
 
     name = "policy"
     config: ClassVar[type[PolicyConfig]] = PolicyConfig
-    model_kind = "decoder"
     reads = "prompts"
     overlap = 0  # every prompt is a record of its own
-    begins_texts = True
     answers_chats = False
-    classifies = False
     reports = ()
     bits_per_byte = False
     writes_texts = True
@@ -66,14 +61,6 @@ class Policy(Objective):
             config.rewards,
             (REFERENCE,) if config.kl_weight else (),
         )
-
-    def window_length(self, sequence_length: int) -> int:
-        """T + 1 tokens: the last is a target only."""
-        return sequence_length + 1
-
-    def predicted_tokens(self, sequence_length: int) -> float:
-        """`sequence_length`: the head scores every position."""
-        return float(sequence_length)
 
     def example(
         self, window: dict[str, np.ndarray], rng: np.random.Generator
@@ -102,13 +89,6 @@ class Policy(Objective):
             "shares": weights * share,
         }
 
-    def scores(
-        self, model: Model, params: Tree, batch: Mapping[str, jax.Array], key: jax.Array | None
-    ) -> tuple[TokenScores, dict[str, jax.Array]]:
-        """Log-probability and entropy of each target, and the losses of the layers."""
-        hidden_BTD, layer_losses = model.hidden(params, dict(batch), key)
-        return token_scores(model, params, hidden_BTD, batch["targets"]), layer_losses
-
     def loss(
         self,
         model: Model,
@@ -119,7 +99,7 @@ class Policy(Objective):
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """Sum of the costs by their shares, the sum of the shares, and the totals of the class."""
         params = attach(held["base"], trainable, key)
-        scores, layer_losses = self.scores(model, params, batch, key)
+        scores, layer_losses = batch_scores(model, params, batch, key)
         weights_BT = batch["weights"]
         # Padding has log-probabilities of arbitrary size, whose exponentials must not be infinite.
         logp_BT = jnp.where(weights_BT > 0, scores.logp, 0.0)
@@ -131,7 +111,7 @@ class Policy(Objective):
         beside_BT = jax.lax.stop_gradient(sampled_BT)
         if self.kl_weight:
             beside = attach(held["base"], jax.lax.stop_gradient(held[REFERENCE]))
-            beside_BT = jax.lax.stop_gradient(self.scores(model, beside, batch, None)[0].logp)
+            beside_BT = jax.lax.stop_gradient(batch_scores(model, beside, batch)[0].logp)
         kl_BT = k3(logp_BT, jnp.where(weights_BT > 0, beside_BT, 0.0))
         costs_BT += self.kl_weight * kl_BT
         shares_BT = batch["shares"] * weights_BT

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.data.preference_windows import most_pairs
-from research.models.config import LayerLosses
 from research.models.model import Model
 from research.objectives.chat import Chat
 from research.objectives.config import ObjectiveConfig, refuse_smoothing
-from research.objectives.log_probabilities import token_scores
-from research.objectives.objective import Objective, Totals
+from research.objectives.next_token import NextToken, batch_scores
+from research.objectives.objective import REFERENCE, Totals
 from research.objectives.preference_losses import (
     LOSSES,
     PreferenceSettings,
@@ -23,12 +22,11 @@ from research.objectives.preference_losses import (
     preference_loss,
     rewards,
 )
+from research.objectives.sides import side_sums
 from research.objectives.tokens import with_layer_losses
 from research.parallel.placement import gather_axis
 from research.tree import Tree
 from research.weights.rules import attach
-
-REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class PreferenceConfig(ObjectiveConfig):
 
 
 @dataclass(frozen=True)
-class Preference(Objective):
+class Preference(NextToken):
     """Makes the chosen answer of a pair likelier than the rejected one, measured against the model
     as it was before the first step (arXiv:2305.18290), or by itself where the loss has no
     reference.
@@ -94,12 +92,9 @@ class Preference(Objective):
 
     name = "preference"
     config: ClassVar[type[PreferenceConfig]] = PreferenceConfig
-    model_kind = "decoder"
     reads = "preferences"
     overlap = 0  # windows hold whole pairs
-    begins_texts = True
     answers_chats = True
-    classifies = False
     reports = ("margin", "accuracy")
     bits_per_byte = False
 
@@ -109,14 +104,6 @@ class Preference(Objective):
         settings = PreferenceSettings(config.beta, config.label_smoothing, config.gamma)
         held = (REFERENCE,) if LOSSES[config.preference_loss].reference else ()
         return cls(config.preference_loss, settings, held)
-
-    def window_length(self, sequence_length: int) -> int:
-        """T + 1 tokens: the last is a target only."""
-        return sequence_length + 1
-
-    def predicted_tokens(self, sequence_length: int) -> float:
-        """`sequence_length`: the head scores every position."""
-        return float(sequence_length)
 
     def example(
         self, window: dict[str, np.ndarray], rng: np.random.Generator
@@ -136,12 +123,12 @@ class Preference(Objective):
         """Sum of the losses of the pairs in nats, their number, the totals of the class."""
         row = LOSSES[self.loss_name]
         params = attach(held["base"], trainable, key)
-        logp_BT, layer_losses = scored(model, params, batch, key)
-        beside_BT = jnp.zeros_like(logp_BT)
+        scores, layer_losses = batch_scores(model, params, batch, key)
+        beside_BT = jnp.zeros_like(scores.logp)
         if row.reference:
             reference = attach(held["base"], jax.lax.stop_gradient(held[REFERENCE]))
-            beside_BT = jax.lax.stop_gradient(scored(model, reference, batch, None)[0])
-        said = answers(logp_BT, beside_BT, batch)
+            beside_BT = jax.lax.stop_gradient(batch_scores(model, reference, batch)[0].logp)
+        said = answers(scores.logp, beside_BT, batch)
         if row.batch:  # pairs of all devices are compared with each other
             said = Said(*(gather_axis(x_BP, axis=0).reshape(-1) for x_BP in said))
         losses = preference_loss(self.loss_name, said, self.settings)
@@ -158,30 +145,14 @@ class Preference(Objective):
         return total, count, {**jax.lax.stop_gradient(sums), **totals}
 
 
-def scored(
-    model: Model, params: Tree, batch: dict[str, jax.Array], key: jax.Array | None
-) -> tuple[jax.Array, LayerLosses]:
-    """(log-probability of each target [B, T], losses of the layers)."""
-    hidden_BTD, layer_losses = model.hidden(params, batch, key)
-    return token_scores(model, params, hidden_BTD, batch["targets"]).logp, layer_losses
-
-
 def answers(logp_BT: jax.Array, reference_BT: jax.Array, batch: dict[str, jax.Array]) -> Said:
     """What is said of the answers of a batch, each [B, P]: P is the most pairs that a row of its
     length may have, and those that it has not got weigh 0."""
     # Of a window the last token is a target only.
     pairs = most_pairs(batch["segments"].shape[1] + 1)
-    numbers_11S = jnp.arange(1, 2 * pairs + 1)[None, None, :]
-    inside_BTS = (batch["segments"][:, :, None] == numbers_11S) & (batch["weights"] > 0)[:, :, None]
-
-    # Masked and not multiplied: what is beside an answer may be infinite.
-    def _sums(x_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        sums_BS = jnp.sum(jnp.where(inside_BTS, x_BT[:, :, None], 0.0), axis=1)
-        return sums_BS[:, 0::2], sums_BS[:, 1::2]
-
-    chosen, rejected = _sums(logp_BT)
-    reference_chosen, reference_rejected = _sums(reference_BT)
-    chosen_tokens, rejected_tokens = _sums(jnp.ones_like(logp_BT))
+    chosen, rejected = side_sums(logp_BT, batch, pairs)
+    reference_chosen, reference_rejected = side_sums(reference_BT, batch, pairs)
+    chosen_tokens, rejected_tokens = side_sums(jnp.ones_like(logp_BT), batch, pairs)
     weights = ((chosen_tokens > 0) & (rejected_tokens > 0)).astype(jnp.float32)
     return Said(
         chosen,

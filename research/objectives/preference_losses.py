@@ -2,8 +2,9 @@
 
 An answer's log-probability is the sum of log p(token) in nats over its tokens. What the policy has
 gained over the reference on the chosen answer, beta (log p - log p_ref), is its reward, and the
-margin is the chosen answer's reward minus the rejected one's. `LOSSES` is the table; the values of
-all rows equal TRL 1.16's (tests/objectives/test_preference_losses.py).
+margin is the chosen answer's reward minus the rejected one's. `LOSSES` is the table. Its values
+equal TRL 1.16's but for "bco_pair", whose level is the batch's and not a running mean
+(tests/objectives/test_preference_losses.py).
 
     losses_N = preference_loss("ipo", said, PreferenceSettings(beta=0.1))
 """
@@ -58,9 +59,10 @@ class PreferenceLoss:
     loss      (said, settings) -> the loss of each pair in nats, [N]
     source    where it is from
     reference whether it compares with a reference
-    likely    whether -log p of the chosen answer, averaged over all tokens, is added to it
+    likely    whether -log p of the chosen answer, averaged over its tokens, is added to it (TRL
+              averages over the tokens of the batch)
     smoothed  whether it reads `label_smoothing`
-    batch     whether a pair's loss depends on the other pairs, so that a batch in parts has another
+    batch     whether a pair's loss depends on the other pairs, which are those of a micro-batch
     """
 
     loss: Loss
@@ -216,29 +218,27 @@ def _sorted(x: jax.Array, weights: jax.Array) -> jax.Array:
 LOSSES: dict[str, PreferenceLoss] = {
     "sigmoid": PreferenceLoss(_sigmoid, "DPO, arXiv:2305.18290, eq. 7", smoothed=True),
     "sigmoid_norm": PreferenceLoss(
-        _sigmoid_norm, "DPO of averages, arXiv:2411.15124, section 5", smoothed=True
+        _sigmoid_norm, "DPO of averages, arXiv:2411.15124", smoothed=True
     ),
-    "robust": PreferenceLoss(_robust, "robust DPO, arXiv:2403.00409, eq. 12", smoothed=True),
-    "hinge": PreferenceLoss(_hinge, "SLiC, arXiv:2305.10425, eq. 2"),
-    "ipo": PreferenceLoss(_ipo, "IPO, arXiv:2310.12036, eq. 17, of averages"),
-    "exo_pair": PreferenceLoss(_exo_pair, "EXO, arXiv:2402.00856, eq. 16", smoothed=True),
-    "nca_pair": PreferenceLoss(_nca_pair, "NCA, arXiv:2402.05369, algorithm 1"),
-    "bco_pair": PreferenceLoss(_bco_pair, "BCO, arXiv:2404.04656, eq. 8", batch=True),
-    "sppo_hard": PreferenceLoss(_sppo_hard, "SPPO, arXiv:2405.00675, eq. 4.7"),
-    "aot": PreferenceLoss(_aot, "AOT, arXiv:2406.05882, algorithm 1", smoothed=True, batch=True),
+    "robust": PreferenceLoss(_robust, "robust DPO, arXiv:2403.00409", smoothed=True),
+    "hinge": PreferenceLoss(_hinge, "SLiC, arXiv:2305.10425"),
+    "ipo": PreferenceLoss(_ipo, "IPO, arXiv:2310.12036, of averages"),
+    "exo_pair": PreferenceLoss(_exo_pair, "EXO, arXiv:2402.00856", smoothed=True),
+    "nca_pair": PreferenceLoss(_nca_pair, "NCA, arXiv:2402.05369"),
+    "bco_pair": PreferenceLoss(_bco_pair, "BCO, arXiv:2404.04656", batch=True),
+    "sppo_hard": PreferenceLoss(_sppo_hard, "SPPO, arXiv:2405.00675"),
+    "aot": PreferenceLoss(_aot, "AOT, arXiv:2406.05882", smoothed=True, batch=True),
     "aot_unpaired": PreferenceLoss(
-        _aot_unpaired, "AOT, arXiv:2406.05882, algorithm 1", smoothed=True, batch=True
+        _aot_unpaired, "AOT, arXiv:2406.05882", smoothed=True, batch=True
     ),
-    "apo_zero": PreferenceLoss(_apo_zero, "APO-zero, arXiv:2408.06266, eq. 7"),
-    "apo_down": PreferenceLoss(_apo_down, "APO-down, arXiv:2408.06266, eq. 8"),
-    "discopop": PreferenceLoss(_discopop, "DiscoPOP, arXiv:2406.08414, eq. 6"),
-    "simpo": PreferenceLoss(
-        _simpo, "SimPO, arXiv:2405.14734, eq. 6", reference=False, smoothed=True
-    ),
+    "apo_zero": PreferenceLoss(_apo_zero, "APO-zero, arXiv:2408.06266"),
+    "apo_down": PreferenceLoss(_apo_down, "APO-down, arXiv:2408.06266"),
+    "discopop": PreferenceLoss(_discopop, "DiscoPOP, arXiv:2406.08414"),
+    "simpo": PreferenceLoss(_simpo, "SimPO, arXiv:2405.14734", reference=False, smoothed=True),
     "cpo": PreferenceLoss(
-        _sigmoid, "CPO, arXiv:2401.08417, eq. 5", reference=False, likely=True, smoothed=True
+        _sigmoid, "CPO, arXiv:2401.08417", reference=False, likely=True, smoothed=True
     ),
-    "orpo": PreferenceLoss(_orpo, "ORPO, arXiv:2403.07691, eq. 6", reference=False, likely=True),
+    "orpo": PreferenceLoss(_orpo, "ORPO, arXiv:2403.07691", reference=False, likely=True),
 }
 
 
@@ -258,7 +258,7 @@ class Judged(NamedTuple):
 
 
 def kto(judged: Judged, beta: float) -> jax.Array:
-    """KTO (arXiv:2402.01306, eq. 8): a liked answer is to gain more over the reference than answers
+    """KTO (arXiv:2402.01306): a liked answer is to gain more over the reference than answers
     gain on the average, an answer that was not liked less."""
     # An estimate of KL(policy, reference), which is never negative; no gradient passes through it.
     level = jax.lax.stop_gradient(jnp.maximum(_mean(judged.other, judged.weights), 0.0))
@@ -267,7 +267,7 @@ def kto(judged: Judged, beta: float) -> jax.Array:
 
 
 def apo_zero_unpaired(judged: Judged, beta: float) -> jax.Array:
-    """APO-zero without pairs (arXiv:2408.06266, eq. 7): as KTO measured from the reference."""
+    """APO-zero without pairs (arXiv:2408.06266): as KTO measured from the reference."""
     return 1 - sigmoid(jnp.where(judged.liked, 1.0, -1.0) * beta * judged.answer)
 
 

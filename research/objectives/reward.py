@@ -15,6 +15,7 @@ from research.models.heads import class_logits
 from research.models.model import Model
 from research.objectives.config import ObjectiveConfig
 from research.objectives.objective import Objective, Totals
+from research.objectives.sides import side_sums
 from research.objectives.tokens import with_layer_losses
 from research.tree import Tree
 from research.weights.rules import attach
@@ -135,10 +136,6 @@ def pairs(
     """(rewards of the chosen answers, of the rejected ones, 1 where there is a pair), each [B, P]:
     P is the most pairs that a row of its length may have."""
     most = most_pairs(batch["segments"].shape[1])
-    numbers_11S = jnp.arange(1, 2 * most + 1)[None, None]
-    last_BT1 = (batch["weights"] > 0)[:, :, None]
-    at_BTS = (batch["segments"][:, :, None] == numbers_11S) & last_BT1
-    # Masked and not multiplied: what stands at other tokens may be anything.
-    rewards_BS = jnp.sum(jnp.where(at_BTS, rewards_BT[:, :, None], 0.0), axis=1)
-    real_BS = jnp.sum(at_BTS, axis=1).astype(jnp.float32)
-    return rewards_BS[:, 0::2], rewards_BS[:, 1::2], real_BS[:, 0::2] * real_BS[:, 1::2]
+    chosen_BP, rejected_BP = side_sums(rewards_BT, batch, most)
+    first_BP, second_BP = side_sums(jnp.ones_like(rewards_BT), batch, most)
+    return chosen_BP, rejected_BP, first_BP * second_BP

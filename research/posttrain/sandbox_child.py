@@ -46,7 +46,7 @@ def guard(folder: str) -> None:
     here to the end of the process."""
     inside = os.path.realpath(folder) + os.sep
 
-    def hook(event: str, values: tuple[Any, ...]) -> None:
+    def _hook(event: str, values: tuple[Any, ...]) -> None:
         if event.startswith(REFUSED):
             raise PermissionError(f"{event} is refused in the sandbox")
         changed: tuple[Any, ...] = ()
@@ -59,7 +59,7 @@ def guard(folder: str) -> None:
                 if not (os.path.realpath(os.fsdecode(path)) + os.sep).startswith(inside):
                     raise PermissionError(f"{event} outside the folder is refused in the sandbox")
 
-    sys.addaudithook(hook)
+    sys.addaudithook(_hook)
 
 
 def _writes(mode: str | None, flags: int | None) -> bool:

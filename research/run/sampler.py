@@ -15,6 +15,8 @@ from research.data.mixture import Mixture
 from research.data.tokenizers import Tokenizer
 from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
+from research.models.model import Model
+from research.objectives.next_token import batch_scores
 from research.objectives.policy import Policy
 from research.objectives.policy_config import PolicyConfig
 from research.parallel.mesh import place_batch
@@ -90,13 +92,11 @@ class Sampler:
 
     @cached_property
     def _difference(self) -> Callable[[Tree, Tree, Mapping[str, jax.Array]], jax.Array]:
-        return jax.jit(partial(_largest, self.program.model, self.program.objective))
+        return jax.jit(partial(_largest, self.program.model))
 
 
-def _largest(
-    model: Any, objective: Any, trainable: Tree, base: Tree, batch: Mapping[str, jax.Array]
-) -> jax.Array:
-    scores, _ = objective.scores(model, attach(base, trainable), batch, None)
+def _largest(model: Model, trainable: Tree, base: Tree, batch: dict[str, jax.Array]) -> jax.Array:
+    scores, _ = batch_scores(model, attach(base, trainable), batch)
     apart_BT = jnp.abs(scores.logp - batch["sampled"])
     return jnp.max(jnp.where(batch["weights"] > 0, apart_BT, 0.0))
 

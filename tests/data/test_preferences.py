@@ -25,6 +25,11 @@ SPELLINGS = {
     "one message": {"prompt": [QUESTION], "chosen": FOUR, "rejected": FIVE},
     "prompt in both": {"chosen": [QUESTION, FOUR], "rejected": [QUESTION, FIVE]},
     "Anthropic's": {"chosen": DIALOGUE + "four", "rejected": DIALOGUE + "five"},
+    "a prompt up to the answer": {
+        "prompt": DIALOGUE.strip(" "),
+        "chosen": "four",
+        "rejected": "five",
+    },
     "LLaMA-Factory's": {
         "conversations": [{"from": "human", "value": "Two and two?"}],
         "chosen": {"from": "gpt", "value": "four"},

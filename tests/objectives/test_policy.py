@@ -13,6 +13,7 @@ import pytest
 from research.models.model import Model
 from research.models.spec import initialize
 from research.objectives.advantages import ADVANTAGES, constant
+from research.objectives.next_token import batch_scores
 from research.objectives.policy import Policy
 from research.objectives.policy_config import PolicyConfig
 from research.objectives.policy_losses import LOSSES, Clip, k3, text_mean
@@ -154,12 +155,12 @@ def test_on_policy_the_gradient_is_that_of_advantage_times_log_probability(name)
     windows = [text(seed) for seed in range(2)]
     batch = [objective.example(w, np.random.default_rng(0)) for w in windows]
     batch = {field: np.stack([row[field] for row in batch]) for field in batch[0]}
-    logp = jax.jit(lambda p: objective.scores(MODEL, p, batch, None)[0].logp)
+    logp = jax.jit(lambda p: batch_scores(MODEL, p, batch)[0].logp)
     batch["sampled"] = np.asarray(logp(params()))
 
     def plain(p):
         means = jnp.sum(batch["weights"], axis=1, keepdims=True)
-        each = objective.scores(MODEL, p, batch, None)[0].logp * batch["weights"]
+        each = batch_scores(MODEL, p, batch)[0].logp * batch["weights"]
         # The ratio of a text is a mean over its tokens, and so is its gradient.
         each = jnp.sum(each, axis=1, keepdims=True) / means if name == "gspo" else each
         return -jnp.sum(each * batch["advantages"] * batch["weights"])

@@ -30,8 +30,8 @@ _SHARED = ("base_model.vera_A", "base_model.vera_B")
 
 def as_lora(found: Found, known: Mapping[str, Module], c: ModelConfig) -> Found:
     """What was found on the `known` modules of a model, as LoRA if it is of one of these kinds.
-    ValueError for tensors that the kind
-    has not, and for VeRA without its matrices, which a seed of torch's alone could give back."""
+    ValueError for tensors that the kind has not, and for VeRA without its matrices, which a seed of
+    torch's alone could give back."""
     config = found.config
     if config.kind == ADALORA:
         parts = {
