@@ -44,8 +44,9 @@ def reading(program: Program, documents: int, windows: int) -> str:
     500 steps of 8 are 2,000 epochs"."""
     e, batch = program.experiment, program.batch_size
     epochs = e.train.steps * batch / _texts(program) / windows
-    what = "conversations" if program.objective.answers_chats else "documents"
-    what = "prompts" if program.objective.writes_texts else what
+    objective = program.objective
+    # Conversations, preferences and the like by their name.
+    what = objective.reads if objective.answers_chats or objective.writes_texts else "documents"
     line = (
         f"{documents:,} {what} make {windows:,} windows of {e.data.sequence_length:,} tokens; "
         f"{e.train.steps:,} steps of {batch:,} are "

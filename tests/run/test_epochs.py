@@ -27,7 +27,11 @@ def test_steps_are_the_fewest_that_read_the_data_so_often(epochs, windows, batch
 def program(**changes):
     e = experiment("quickstart", "smoke", **changes)
     objective = SimpleNamespace(
-        answers_chats=True, writes_texts=False, window_length=lambda n: n, overlap=0
+        answers_chats=True,
+        writes_texts=False,
+        reads="conversations",
+        window_length=lambda n: n,
+        overlap=0,
     )
     return SimpleNamespace(experiment=e, batch_size=8, objective=objective)
 
