@@ -27,7 +27,7 @@ def charts(rows: Sequence[Row]) -> Iterable[str]:
     steps = (0.0, float(max(row["step"] for row in rows)) or 1.0)
     loss = {"training": _line(rows, "loss"), "held out": _line(rows, "eval/loss")}
     look = {"smooth": ["training"], "points": ["held out"]}
-    yield _figure("Loss", "nats per token", loss, steps, **look)
+    yield _figure("Loss", "nats per target", loss, steps, **look)
     yield _figure(
         "Loss on logarithmic axes",
         "a power law is a straight line",

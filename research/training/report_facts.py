@@ -25,10 +25,10 @@ def headline(
         )
         tokens = f"{short_number(last['tokens'])} tokens" if last.get("tokens") else ""
         yield tile("steps", done, tokens)
-        yield tile("training loss", _shown(last["loss"]), "nats per token, last step")
+        yield tile("training loss", _shown(last["loss"]), "nats per target, last step")
     for row in [row for row in rows if row.get("eval/loss") is not None][-1:]:
         yield tile(
-            "held-out loss", _shown(row["eval/loss"]), f"nats per token, step {row['step']:,}"
+            "held-out loss", _shown(row["eval/loss"]), f"nats per target, step {row['step']:,}"
         )
     yield from _bits_tile(rows)
     # The median, because the first steps and a shared machine leave outliers.
