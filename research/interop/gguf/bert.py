@@ -54,8 +54,9 @@ def _other_heads(distilled: bool) -> dict[str, Any]:
 
 
 def name_of(c: ModelConfig) -> str | None:
-    """ "bert" for an encoder with learned positions."""
-    return "bert" if c.kind == "encoder" and c.position == "learned" else None
+    """ "bert" for an encoder with learned positions and no others."""
+    learned = c.kind == "encoder" and c.position == "learned" and not c.score_offsets
+    return "bert" if learned else None
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
@@ -92,6 +93,12 @@ def rules(c: ModelConfig, name: str) -> tuple[Rule, ...]:
     return tuple(found)
 
 
+def bare(c: ModelConfig) -> ModelConfig:
+    """An encoder as a file has it, without heads."""
+    plain = {"pooling": "first", "transform_bias": True, **_other_heads(not c.token_types)}
+    return replace(c, pooler=False, mlm_head=False, labels=0, position_offset=0, **plain)
+
+
 def body(checkpoint: Checkpoint) -> tuple[Checkpoint, list[str]]:
     """(what such a file holds of an encoder, lines on what it does not); other models as they
     are."""
@@ -99,17 +106,16 @@ def body(checkpoint: Checkpoint) -> tuple[Checkpoint, list[str]]:
     if name_of(c) is None:
         return checkpoint, []
     heads = {"pooler": c.pooler, "masked-LM head": c.mlm_head, "classifier": c.labels > 0}
-    plain = {"pooling": "first", "transform_bias": True, **_other_heads(not c.token_types)}
-    bare = replace(c, pooler=False, mlm_head=False, labels=0, position_offset=0, **plain)
+    kept = bare(c)
     left_out = [name for name, there in heads.items() if there]
-    if bare == c:
+    if kept == c:
         return checkpoint, []
-    parameters = {path: checkpoint.parameters[path] for path in specs_by_path(bare)}
+    parameters = {path: checkpoint.parameters[path] for path in specs_by_path(kept)}
     if c.position_offset:
         parameters[_POSITIONS] = _from_row(parameters[_POSITIONS], c.position_offset)
     notes = [f"a GGUF file has no {' and no '.join(left_out)} of an encoder"] if left_out else []
     # The tensors of the source are more than these, so the parameters themselves are compared.
-    return replace(checkpoint, config=bare, parameters=parameters, original=None), notes
+    return replace(checkpoint, config=kept, parameters=parameters, original=None), notes
 
 
 def _from_row(table: Parameter, first: int) -> Parameter:

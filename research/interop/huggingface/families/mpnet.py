@@ -40,7 +40,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
 
 def serves(c: ModelConfig) -> bool:
     """True for an encoder with learned positions whose scores have offsets by distance."""
-    return roberta.serves(c) and c.score_offsets
+    return c.score_offsets and roberta.serves(replace(c, score_offsets=False))
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:

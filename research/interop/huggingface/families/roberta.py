@@ -53,8 +53,8 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
 
 
 def serves(c: ModelConfig) -> bool:
-    """True for an encoder whose learned positions have rows in front of them."""
-    return c.kind == "encoder" and c.position_offset > 0
+    """True for an encoder whose learned positions, and no others, have rows in front of them."""
+    return c.kind == "encoder" and c.position_offset > 0 and not c.score_offsets
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
