@@ -63,14 +63,16 @@ class TextPerplexity(Evaluation):
         window. ValueError for a text without a tokenizer, and a window beyond the model's
         positions."""
         # Ids have no bytes, hence no bits per byte.
-        ids, size = self.content, 0
-        if isinstance(ids, str):
+        content = self.content
+        if isinstance(content, str):
             if opened.tokenizer is None:
                 raise ValueError(
                     "the model has no tokenizer; put its tokenizer.json into the folder, or give "
                     "ids"
                 )
-            ids, size = text_ids(opened.tokenizer, ids), len(ids.encode())
+            ids, size = text_ids(opened.tokenizer, content), len(content.encode())
+        else:
+            ids, size = content, 0
         # Longer windows than in training would measure positions that the model has never seen.
         window, stride = self.window or opened.window, self.stride or None
         done = 0
