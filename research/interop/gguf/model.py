@@ -12,6 +12,7 @@ from typing import Any
 from research.data.tokenizers.tokenizer import UnknownTokenizer
 from research.interop.gguf import (
     bert,
+    deepseek,
     ends,
     expert_models,
     gemma,
@@ -51,6 +52,7 @@ ARCHITECTURES = {
     "gemma": gemma.ARCHITECTURE,
     "phi3": phi3.ARCHITECTURE,
     "gpt_oss": gpt_oss.ARCHITECTURE,
+    "deepseek": deepseek.ARCHITECTURE,
     "experts": expert_models.ARCHITECTURE,
     "llama": llama.ARCHITECTURE,
 }
@@ -73,6 +75,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
     try:
         config, architecture = read_config(gguf)
         rules = architecture.rules(config, gguf.metadata["general.architecture"])
+        rules = architecture.layout(rules, gguf.names)
         parameters, unused, original = read_parameters(config, rules, gguf, _NAMES)
     except ValueError as error:
         gguf.close()
