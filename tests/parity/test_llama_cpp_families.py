@@ -21,9 +21,7 @@ _SIZES = {"vocab_size": 296, "d_model": 64, "head_size": 16, "max_length": 64}
 _YARN = RopeScaling(4.0, original_length=16, kind="yarn")
 # A factor that is not the paper's: Ministral 3 has 1.
 _UNSCALED = replace(_YARN, attention_factor=1.0)
-_LATENT = RopeScaling(
-    4.0, original_length=16, attention_factor=1.0, score_scale=0.707, kind="yarn"
-)
+_LATENT = RopeScaling(4.0, original_length=16, attention_factor=1.0, score_scale=0.707, kind="yarn")
 _LONG = [1.0, 1.3, 2.0, 4.0, 7.0, 9.0]
 
 
