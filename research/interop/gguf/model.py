@@ -153,9 +153,10 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> list[str]
     """Writes a checkpoint as one GGUF file, with matrices of type `kind`, such as "Q8_0" or the
     mixture "Q4_K_M". Returns lines on what the format cannot hold.
 
-    Experts whose codes are in MXFP4 stay so, whatever the kind. Vectors are float32. Tables under a 4-bit type, and rows that a block does not divide, get a
-    type with more bits, as llama.cpp's own quantizer does it. ValueError for a model that no
-    architecture computes, and for a tokenizer that GGUF cannot express.
+    Experts whose codes are in MXFP4 stay so, whatever the kind. Vectors are float32. Tables under a
+    4-bit type, and rows that a block does not divide, get a type with more bits, as llama.cpp's own
+    quantizer does it. ValueError for a model that no architecture computes, and for a tokenizer
+    that GGUF cannot express.
     """
     metadata, entries, notes = plan_gguf_model(checkpoint, kind)
     write_gguf(file, metadata, entries)
