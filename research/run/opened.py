@@ -9,6 +9,7 @@ import jax
 from research.data.tokenizers import Tokenizer
 from research.downloads.cache import cache_directory
 from research.experiment.config import Experiment
+from research.infer.sentences import SentenceSettings
 from research.interop.load import load, open_checkpoint
 from research.interop.restored import load_run_tokenizer, restore_run
 from research.interop.runs import run_end_ids, run_generation
@@ -32,6 +33,7 @@ class Opened:
     experiment     the config of a run; None for a checkpoint
     step           the step of a run whose parameters these are; None for a checkpoint
     held           parameters of frozen models by name; {} here, because a finished run needs none
+    sentences      how a text becomes one vector, of an encoder
     decoder_ids    tokens that an encoder-decoder's decoder starts from, () for the usual one
     sampling       fields of a `SamplingConfig` that the checkpoint recommends; {} for none
     """
@@ -48,6 +50,7 @@ class Opened:
     held: Mapping[str, Tree] = field(default_factory=dict)
     sampling: Mapping[str, float] = field(default_factory=dict)
     decoder_ids: tuple[int, ...] = ()
+    sentences: SentenceSettings = SentenceSettings()
 
 
 def open_model(
@@ -81,6 +84,7 @@ def open_model(
         str(checkpoint),
         sampling=loaded.sampling,
         decoder_ids=loaded.decoder_ids,
+        sentences=loaded.sentence_settings,
     )
 
 

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from research.data.tokenizers import load_tokenizer
+from research.evals.choices import Choices, Question
 from research.evals.choose import EVALUATIONS, make_evaluations
 from research.evals.evaluation import Evaluation, Opened, RunData
 from research.evals.heldout import HeldOut
 from research.evals.pairs import PairPerplexity
 from research.evals.rewarded import Rewarded
 from research.evals.text_perplexity import TextPerplexity
+from research.infer.sentences import SentenceSettings
 from research.models.model import Model
 from research.models.spec import initialize
 from research.objectives.causal_lm import CausalLM
@@ -35,7 +37,7 @@ LENGTH = 8
 TEXT = "Sums, not means: 5 windows of 8 bytes..."
 
 # What implements a protocol, for mypy.
-ROWS: tuple[type[Evaluation], ...] = (HeldOut, TextPerplexity, PairPerplexity, Rewarded)
+ROWS: tuple[type[Evaluation], ...] = (HeldOut, TextPerplexity, PairPerplexity, Rewarded, Choices)
 
 
 def _is_opened(tiny: "Tiny", trained: TrainedModel) -> list[Opened]:
@@ -51,6 +53,9 @@ class Tiny:
     tokenizer: Any
     window: int
     held: Any = field(default_factory=dict)
+    begins_texts: bool = True
+    stop_ids: tuple[int, ...] = ()
+    sentences: SentenceSettings = SentenceSettings()
 
 
 @cache
@@ -88,6 +93,11 @@ def prompt(number: int) -> dict[str, np.ndarray]:
 
 PROMPTS = [prompt(number) for number in range(6)]
 
+QUESTIONS = [
+    Question(str(n), f"{n} and {n} is", tuple("one two three".split()[: 2 + n % 2]), n % 2)
+    for n in range(6)
+]
+
 
 # (an evaluation, evaluations of the parts of its data) by the row of the table.
 CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
@@ -105,6 +115,7 @@ CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
         Rewarded(PROMPTS, "length", 4),
         [Rewarded(PROMPTS[:2], "length", 4), Rewarded(PROMPTS[2:], "length", 4)],
     ),
+    "choices": lambda: (Choices(QUESTIONS), [Choices(QUESTIONS[:2]), Choices(QUESTIONS[2:])]),
 }
 
 
@@ -130,6 +141,17 @@ def test_two_calls_return_the_same_bits(name):
     first = evaluation.run(opened(name))
     assert first == evaluation.run(opened(name))
     assert evaluation.values(first) == evaluation.values(first)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_items_have_ids_of_their_own_that_another_model_has_too(name):
+    evaluation, tiny = CASES[name]()[0], opened(name)
+    ids = [item.id for item in evaluation.items(tiny)]
+    assert len(set(ids)) == len(ids)
+    other = replace(tiny, params=jax.tree.map(lambda w: w / 2, tiny.params))
+    assert ids == [item.id for item in evaluation.items(other)]
+    # What reports rank items by is a number that the evaluation has.
+    assert evaluation.main in evaluation.values(evaluation.run(tiny))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -195,6 +217,8 @@ def test_an_encoder_decoder_is_scored_on_the_pairs_of_a_file(tmp_path):
         ({"a/b": {"kind": "heldout"}}, "must be a name without a slash"),
         ({"pairs": {"text": "a.jsonl"}}, "a decoder reads no pairs; take kind"),
         ({"heldout": {"batches": -1}}, "config.evals.heldout: batches=-1"),
+        ({"bolq": {}}, "config.evals.bolq: no evaluation 'bolq'; the nearest is 'boolq'"),
+        ({"choices": {"data": "q"}}, "config.evals.choices: data=q is no file of .jsonl"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_a_line(settings, line):

@@ -1,0 +1,24 @@
+"""Evaluations with their data and settings: the ones that need no file of a person's own."""
+
+from typing import Any
+
+# By name, what `config.evals.NAME = {}` amounts to. Prompts are those under which the numbers of
+# such tasks are published, as far as there is one.
+READY: dict[str, dict[str, Any]] = {
+    # arXiv:1905.10044: yes or no to a question on a passage.
+    "boolq": {
+        "kind": "choices",
+        "data": "boolq",
+        "prompt": "{passage}\nQuestion: {question}?\nAnswer:",
+        "choices": ("no", "yes"),
+    },
+    # arXiv:1911.11641: which of two ways reaches a goal.
+    "piqa": {"kind": "choices", "data": "piqa", "prompt": "Question: {question}\nAnswer:"},
+    # arXiv:1811.00937 and arXiv:1809.02789.
+    "commonsenseqa": {
+        "kind": "choices",
+        "data": "commonsenseqa",
+        "prompt": "Question: {question}\nAnswer:",
+    },
+    "openbookqa": {"kind": "choices", "data": "openbookqa"},
+}
