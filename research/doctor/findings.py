@@ -43,9 +43,11 @@ def _python(m: Machine) -> Iterator[Finding]:
         yield Finding("python", WRONG, said, "install Python 3.11 or newer")
     elif m.accelerator == "cuda" and m.python < (3, 12):
         yield Finding(
-            "python", NOTE, f"{said} has no JAX with the kernels of this machine's card",
+            "python",
+            NOTE,
+            f"{said} has no JAX with the kernels of this machine's card",
             "make the environment with Python 3.12 or newer",
-        )  # fmt: skip
+        )
     else:
         yield Finding("python", OK, said)
 
@@ -74,9 +76,7 @@ def _jax(m: Machine) -> Iterator[Finding]:
     if other:
         said = ", ".join(f"{name} {version}" for name, version in other.items())
         line = " ".join(f"{name}=={jax}" for name in other)
-        yield Finding(
-            "jax", WRONG, f"jax {jax} beside {said}", f"python -m pip install {line}"
-        )  # fmt: skip
+        yield Finding("jax", WRONG, f"jax {jax} beside {said}", f"python -m pip install {line}")
     else:
         yield Finding("jax", OK, f"jax and jaxlib {jax}")
 
@@ -87,27 +87,31 @@ def _card(m: Machine) -> Iterator[Finding]:
         keep = "13" if (m.driver or _CUDA13_DRIVER) >= _CUDA13_DRIVER else "12"
         drop = "12" if keep == "13" else "13"
         yield Finding(
-            "cuda", WRONG, "two plugins claim the card, for CUDA 12 and for CUDA 13",
+            "cuda",
+            WRONG,
+            "two plugins claim the card, for CUDA 12 and for CUDA 13",
             f"python -m pip uninstall jax-cuda{drop}-plugin jax-cuda{drop}-pjrt",
-        )  # fmt: skip
+        )
     elif m.accelerator != "cuda":
         return
     elif m.driver is not None and m.driver < _CUDA12_DRIVER:
         yield Finding(
-            "cuda", WRONG, f"driver {m.driver} is too old for any JAX of today",
+            "cuda",
+            WRONG,
+            f"driver {m.driver} is too old for any JAX of today",
             f"install NVIDIA's driver {_CUDA13_DRIVER} or newer, at least {_CUDA12_DRIVER}",
-        )  # fmt: skip
+        )
     elif not plugins:
         extra = "[cuda]" if (m.driver or _CUDA13_DRIVER) >= _CUDA13_DRIVER else "[cuda12]"
-        yield Finding(
-            "cuda", WRONG, "a card and no plugin of JAX for it", _install(extra)
-        )  # fmt: skip
+        yield Finding("cuda", WRONG, "a card and no plugin of JAX for it", _install(extra))
     elif plugins == ["jax-cuda13-plugin"] and (m.driver or _CUDA13_DRIVER) < _CUDA13_DRIVER:
         yield Finding(
-            "cuda", WRONG, f"driver {m.driver} cannot run CUDA 13, which wants {_CUDA13_DRIVER}",
+            "cuda",
+            WRONG,
+            f"driver {m.driver} cannot run CUDA 13, which wants {_CUDA13_DRIVER}",
             "python -m pip uninstall jax-cuda13-plugin jax-cuda13-pjrt, then "
             + _install("[cuda12]"),
-        )  # fmt: skip
+        )
     else:
         yield Finding("cuda", OK, f"driver {m.driver or 'not said'}, {plugins[0]}")
 
@@ -121,9 +125,11 @@ def _tpu(m: Machine) -> Iterator[Finding]:
             yield Finding("tpu", WRONG, "a TPU and no libtpu", _install("[tpu]"))
     elif libtpu and not m.environment.get("JAX_PLATFORMS"):
         yield Finding(
-            "tpu", NOTE, f"libtpu {libtpu} and no TPU: it compiles for absent ones",
+            "tpu",
+            NOTE,
+            f"libtpu {libtpu} and no TPU: it compiles for absent ones",
             "export JAX_PLATFORMS=cpu for programs of your own; Graft sets it by itself",
-        )  # fmt: skip
+        )
 
 
 def _install(extra: str) -> str:
@@ -134,15 +140,19 @@ def _environment(m: Machine) -> Iterator[Finding]:
     asked = m.environment.get("JAX_PLATFORMS", "")
     if asked == "cpu" and m.accelerator in ("tpu", "cuda"):
         yield Finding(
-            "JAX_PLATFORMS", NOTE, f"cpu, so the {m.accelerator} of this machine is left alone",
+            "JAX_PLATFORMS",
+            NOTE,
+            f"cpu, so the {m.accelerator} of this machine is left alone",
             "unset JAX_PLATFORMS",
-        )  # fmt: skip
+        )
     if "LD_LIBRARY_PATH" in m.environment and m.accelerator == "cuda":
         # docs.jax.dev/en/latest/installation.html: it overrides the libraries of the wheels.
         yield Finding(
-            "LD_LIBRARY_PATH", NOTE, "it may hide the CUDA libraries that came with JAX",
+            "LD_LIBRARY_PATH",
+            NOTE,
+            "it may hide the CUDA libraries that came with JAX",
             "unset LD_LIBRARY_PATH",
-        )  # fmt: skip
+        )
 
 
 def _devices(m: Machine) -> Iterator[Finding]:
@@ -154,10 +164,12 @@ def _devices(m: Machine) -> Iterator[Finding]:
         chosen = m.environment.get("JAX_PLATFORMS") == "cpu"
         if m.devices["platform"] != expected and not chosen:
             yield Finding(
-                "devices", WRONG, f"JAX finds {count} x {kind} and not the {m.accelerator}",
+                "devices",
+                WRONG,
+                f"JAX finds {count} x {kind} and not the {m.accelerator}",
                 "see the lines above; JAX_DEBUG_LOG_MODULES=jax._src.xla_bridge python -c "
                 "'import jax; jax.devices()' says why",
-            )  # fmt: skip
+            )
         else:
             yield Finding("devices", OK, f"{count} x {kind}{size}")
         return
@@ -194,7 +206,7 @@ _FAILURES = (
         r".*(compiled using NumPy 1|numpy\.core\.multiarray).*",
         "python -m pip install --upgrade 'numpy>=2' jax jaxlib",
     ),
-)  # fmt: skip
+)
 
 
 def _room(m: Machine) -> Iterator[Finding]:
