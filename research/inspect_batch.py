@@ -36,10 +36,7 @@ def main(arguments: list[str]) -> int:
     # Here, so that a wrong flag is answered before JAX is imported.
     from rich.console import Console
 
-    from research.data.loader import train_batches
     from research.objectives.choose import make_objective
-    from research.objectives.picture import describe, describe_prompt
-    from research.objectives.policy_config import PolicyConfig
     from research.run.resolve import from_config
     from research.run.start import open_data
 
@@ -54,28 +51,32 @@ def main(arguments: list[str]) -> int:
         logging.warning(line)
     # For its notes, such as on records that are in the training data too.
     corpus.heldout_windows(length, objective.overlap)
-    tokenizer, shown = corpus.tokenizer, range(ROWS.value)
-    if isinstance(experiment.objective, PolicyConfig):
-        c = experiment.objective
-        pictures = [
-            describe_prompt(at, windows[at], tokenizer, c.samples, c.max_tokens) for at in shown
-        ]
-    else:
-        # The windows of step 0 of a run with this many rows a batch; no threads for one batch.
-        with train_batches(
-            windows,
-            objective.example,
-            seed=experiment.train.seed,
-            global_batch=ROWS.value,
-            threads=0,
-        ) as batches:
-            _, batch = next(batches)
-        rows = [{name: values[at] for name, values in batch.items()} for at in shown]
-        names = (corpus.labels, objective.answers_chats)
-        pictures = [describe(at, row, tokenizer, *names) for at, row in zip(shown, rows)]
+    pictures = _pictures(experiment, corpus, objective, windows)
     for line in itertools.chain(*pictures):
         console.print(line, soft_wrap=not console.is_terminal)
     return command.DONE
+
+
+def _pictures(experiment: Any, corpus: Any, objective: Any, windows: Any) -> list[Any]:
+    """The lines of each row of the first batch, or of the first prompts of a run on its own
+    texts."""
+    from research.data.loader import train_batches
+    from research.objectives.picture import describe, describe_prompt
+
+    tokenizer, shown, c = corpus.tokenizer, range(ROWS.value), experiment.objective
+    if objective.writes_texts:
+        return [
+            describe_prompt(at, windows[at], tokenizer, c.samples, c.max_tokens) for at in shown
+        ]
+    # The windows of step 0 of a run with this many rows a batch; no threads for one batch.
+    seed = experiment.train.seed
+    with train_batches(
+        windows, objective.example, seed=seed, global_batch=ROWS.value, threads=0
+    ) as batches:
+        _, batch = next(batches)
+    rows = [{name: values[at] for name, values in batch.items()} for at in shown]
+    names = (corpus.labels, objective.answers_chats)
+    return [describe(at, row, tokenizer, *names) for at, row in zip(shown, rows)]
 
 
 def _print_notes(console: Any) -> None:
