@@ -1,12 +1,16 @@
-"""How a record of an evaluation becomes a prompt: by a template or under its usual names, after
-examples, and in a chat's form."""
+"""How a record of an evaluation becomes a prompt, by a template or under its usual names, after
+examples and in a chat's form; and what a model writes for prompts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from research.data.chat import render_chat
 from research.data.tokenizers import Tokenizer
+from research.evals.evaluation import Opened
 from research.evals.records import Record, fill, text_of
+from research.infer.conversation import answer_ends
+from research.infer.decode import Generation, generate
+from research.infer.sampling import SamplingConfig
 
 # Where the question stands that a record asks, first come first served.
 NAMES = ("prompt", "question", "query", "input", "inputs", "context", "ctx", "document", "text")
@@ -45,3 +49,24 @@ class Asked:
             messages.append({"role": "assistant", "content": answer.strip()})
         messages.append({"role": "user", "content": question})
         return render_chat(tokenizer, messages)
+
+
+def write(
+    opened: Opened,
+    asked: Asked,
+    questions: Sequence[str],
+    sampling: SamplingConfig,
+    examples: Sequence[tuple[str, str]] = (),
+) -> list[Generation]:
+    """What the model writes for each question. ValueError without a tokenizer, for a prompt that is
+    too long, and in a chat for a model without a template."""
+    tokenizer = opened.tokenizer
+    if tokenizer is None:
+        raise ValueError("the model has no tokenizer; put its tokenizer.json into the folder")
+    prompts: list = [asked.text(tokenizer, examples, question) for question in questions]
+    ends = opened.stop_ids
+    if asked.chat:  # the template has written the beginning of the text
+        prompts = tokenizer.encode_batch(prompts)
+        ends = answer_ends(tokenizer, ends)
+    config = replace(sampling, bos=opened.begins_texts, stop_ids=(*sampling.stop_ids, *ends))
+    return generate(opened.model, opened.params, tokenizer, prompts, config)

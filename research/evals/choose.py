@@ -4,10 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.evals.choices import Choices
+from research.evals.classified import Classified
+from research.evals.code import Code
+from research.evals.documents import Documents
 from research.evals.evaluation import Evaluation, RunData
+from research.evals.generation import Generation
 from research.evals.heldout import HeldOut
+from research.evals.judge import Judge
+from research.evals.needle import Needle
 from research.evals.pairs import PairPerplexity
 from research.evals.ready import READY
+from research.evals.retrieval import Retrieval
 from research.evals.rewarded import Rewarded
 from research.evals.text_perplexity import TextPerplexity
 from research.experiment.fields import build, nearest
@@ -18,7 +25,14 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "perplexity": TextPerplexity,
     "pairs": PairPerplexity,
     "rewards": Rewarded,
+    "documents": Documents,
     "choices": Choices,
+    "generation": Generation,
+    "code": Code,
+    "classification": Classified,
+    "retrieval": Retrieval,
+    "needle": Needle,
+    "judge": Judge,
 }
 
 

@@ -74,6 +74,10 @@ class Opened(Protocol):
         """How a text becomes one vector."""
 
     @property
+    def labels(self) -> Sequence[str]:
+        """The names of a classifier's classes, () where they are not known."""
+
+    @property
     def held(self) -> Mapping[str, Tree]:
         """Parameters of the frozen models that a run's objective holds, by name."""
 

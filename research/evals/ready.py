@@ -21,4 +21,23 @@ READY: dict[str, dict[str, Any]] = {
         "prompt": "Question: {question}\nAnswer:",
     },
     "openbookqa": {"kind": "choices", "data": "openbookqa"},
+    # arXiv:1808.08745: a sentence that sums an article up.
+    "xsum": {
+        "kind": "generation",
+        "data": "xsum",
+        "prompt": "{document}\n\nThe article in one sentence:",
+        "reference": "summary",
+        "metrics": ("rouge",),
+        "stop": ("\n",),
+    },
+    "nq_open": {
+        "kind": "generation",
+        "data": "nq_open",
+        "prompt": "Q: {question}?\nA:",
+        "stop": ("\n",),
+        "max_tokens": 16,
+        "shots": 5,
+    },
+    # arXiv:2107.03374.
+    "humaneval": {"kind": "code", "data": "humaneval"},
 }

@@ -37,6 +37,7 @@ class TrainedModel:
     begins_texts  whether texts start with the token that begins a text
     stop_ids      tokens that end an answer
     sentences     how a text becomes one vector
+    labels        names of the classes
     """
 
     model: Model
@@ -47,6 +48,7 @@ class TrainedModel:
     begins_texts: bool = True
     stop_ids: tuple[int, ...] = ()
     sentences: SentenceSettings = SentenceSettings()
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Appraisal:
     heldout: HeldOut | Rewarded
     others: Mapping[str, Evaluation]
     workdir: Path
+    labels: tuple[str, ...] = ()
 
     def __call__(self, state: TrainState, step: int, limit: int) -> dict[str, float]:
         """Measures the model of `state`, after `step` steps, and returns values by name.
@@ -76,6 +79,7 @@ class Appraisal:
             state.held_params,
             objective.begins_texts,
             _answer_ends(objective, self.tokenizer),
+            labels=self.labels,
         )
         # Only the number of batches differs between an evaluation in mid-run and the last one, so
         # both share one compiled step.
@@ -100,10 +104,13 @@ def make_appraisal(program: Program, corpus: Corpus, heldout: Chained, workdir: 
     data = RunData(program.objective, heldout, program.batch_size, corpus)
     others = make_evaluations(program.experiment.evals, data)
     own: type[HeldOut] | type[Rewarded] = HeldOut
-    if program.objective.writes_texts:  # they have no loss before they are written
+    objective = program.objective
+    if objective.writes_texts:  # they have no loss before they are written
         own = Rewarded
     measured: Any = own
-    return Appraisal(program, corpus.tokenizer, measured.make(own.config(), data), others, workdir)
+    heldout_loss = measured.make(own.config(), data)
+    labels = tuple(corpus.labels) if objective.classifies else ()
+    return Appraisal(program, corpus.tokenizer, heldout_loss, others, workdir, labels)
 
 
 def _answer_ends(objective: Objective, tokenizer: Tokenizer) -> tuple[int, ...]:

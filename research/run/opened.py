@@ -14,6 +14,7 @@ from research.interop.load import load, open_checkpoint
 from research.interop.restored import load_run_tokenizer, restore_run
 from research.interop.runs import run_end_ids, run_generation
 from research.interop.storage.generation import read_sampling
+from research.interop.storage.label_names import read_label_names
 from research.models.model import Model
 from research.objectives.choose import objective_class
 from research.run.source import check_source
@@ -34,6 +35,7 @@ class Opened:
     step           the step of a run whose parameters these are; None for a checkpoint
     held           parameters of frozen models by name; {} here, because a finished run needs none
     sentences      how a text becomes one vector, of an encoder
+    labels         names of a classifier's classes, () for a model without one
     decoder_ids    tokens that an encoder-decoder's decoder starts from, () for the usual one
     sampling       fields of a `SamplingConfig` that the checkpoint recommends; {} for none
     """
@@ -51,6 +53,7 @@ class Opened:
     sampling: Mapping[str, float] = field(default_factory=dict)
     decoder_ids: tuple[int, ...] = ()
     sentences: SentenceSettings = SentenceSettings()
+    labels: tuple[str, ...] = ()
 
 
 def open_model(
@@ -85,6 +88,7 @@ def open_model(
         sampling=loaded.sampling,
         decoder_ids=loaded.decoder_ids,
         sentences=loaded.sentence_settings,
+        labels=tuple(read_label_names(checkpoint, loaded.config.labels)),
     )
 
 
@@ -113,6 +117,7 @@ def open_run(workdir: str | Path, step: int | None = None) -> Opened:
         e,
         run.step,
         sampling=read_sampling(run_generation(folder), folder),
+        labels=tuple(read_label_names(folder, e.model.labels)),
     )
 
 
