@@ -22,19 +22,18 @@ class Events:
     step    `step` is done; of the time since the last line, `waited` seconds went by until the
             batches were there
 
-    Unlike the rows of metrics.jsonl, those of steps that are run again stay: the time is gone. With
-    `enabled=False` nothing is written.
+    Unlike the rows of metrics.jsonl, those of steps that are run again stay: the time is gone.
+    Without a `folder`, as in all processes of a job but the first, nothing is written.
     """
 
-    def __init__(
-        self, folder: Path, step: int, enabled: bool = True, clock: Callable[[], float] = time.time
-    ):
-        self._file, self._clock, self._waited = None, clock, 0.0
-        if not enabled:
+    def __init__(self, folder: Path | None, step: int, clock: Callable[[], float] = time.time):
+        self._folder, self._clock, self._waited = folder, clock, 0.0
+        if folder is None:
             return
-        self._file = open(folder / EVENTS, "a", encoding="utf-8")
-        # A line that a crash cut short must not swallow this one.
-        self._file.write("\n" * (self._file.tell() > 0))
+        folder.mkdir(parents=True, exist_ok=True)
+        # A line that a crash cut short must not swallow the next one.
+        with open(folder / EVENTS, "a", encoding="utf-8") as file:
+            file.write("\n" * (file.tell() > 0))
         self._write(
             "begin",
             step=step,
@@ -61,17 +60,13 @@ class Events:
         finally:
             self._waited += self._clock() - start
 
-    def close(self) -> None:
-        """Closes the file; may be called twice."""
-        if self._file:
-            self._file.close()
-            self._file = None
-
     def _write(self, event: str, **values: Any) -> None:
-        if self._file:
-            line = {"time": self._clock(), "event": event, **values}
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+        if self._folder is None:
+            return
+        line = {"time": self._clock(), "event": event, **values}
+        # Opened for each line: they are few, and nothing is left to close.
+        with open(self._folder / EVENTS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def read_events(folder: str | os.PathLike) -> list[dict[str, Any]]:

@@ -76,13 +76,11 @@ class RunLog:
         # One line about values that are not finite is enough for a run.
         self._warned = False
         self._workdir = Path(workdir)
+        self.events = Events(self._workdir if enabled else None, start_step)
         if not enabled:
-            self.events = Events(self._workdir, start_step, enabled=False)
             return
-        self._workdir.mkdir(parents=True, exist_ok=True)
         # As if the run had never stopped: `seconds` goes on from the last row kept.
         self._began -= self._keep_rows(start_step)
-        self.events = Events(self._workdir, start_step)
         keep_samples(self._workdir / "samples.txt", start_step if start_step else -1)
         self._file = open(self._workdir / "metrics.jsonl", "a", encoding="utf-8")
         self._display = open_display(stream or sys.stderr, start_step, total_steps, live, clock)
@@ -180,7 +178,6 @@ class RunLog:
         self.enabled = False
         self._display.close()
         self._file.close()
-        self.events.close()
         for _, close in self._trackers.values():
             close()
 
@@ -221,7 +218,6 @@ class RunLog:
                 return
             self._display.close()
             self._file.close()
-            self.events.close()
             raise
 
     def _write(self, values: Row) -> Row:
