@@ -39,6 +39,7 @@ class Layout:
     classes   the field that names the class of a record, "" for none
     optional  further columns, read if the data have them
     read_by   names of the objectives that read this layout, for error messages
+    answers   whether its windows are prompts with answers, and `data.prompt_tokens` counts
     """
 
     fields: tuple[str, ...]
@@ -50,6 +51,7 @@ class Layout:
     classes: str = ""
     optional: tuple[str, ...] = ()
     read_by: tuple[str, ...] = ()
+    answers: bool = False
 
 
 class OtherColumns(ValueError):
@@ -125,6 +127,7 @@ LAYOUTS: dict[str, Layout] = {
         measured="chosen",
         optional=("tools", "system"),
         read_by=("preference", "reward"),
+        answers=True,
         # With the prompt in a column of its own, as LLaMA-Factory has it, within both sides.
         usual=tuple(
             {**prompt, **{side: side for side in SIDES}}
@@ -139,6 +142,7 @@ LAYOUTS: dict[str, Layout] = {
         measured="answer",
         optional=("tools", "system"),
         read_by=("judgement",),
+        answers=True,
     ),
     "prompts": Layout(
         ("prompt", "record"),

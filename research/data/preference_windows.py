@@ -25,7 +25,8 @@ class PackedPreferences:
     answer, and segment 2 p + 2, the prompt with the rejected one.
 
     `[i]` is a dict of int32 [length] arrays: "tokens", "assistant" (1 in the answers), "segments"
-    (0 for padding) and "positions", counted from 0 in each segment. Of a pair longer than a window
+    (0 for padding) and "positions", counted from 0 in each segment. Of a prompt longer than
+    `prompt_tokens` (0 for no limit) the beginning is left out. Of a pair longer than a window then
     each side is cut at its half; one of which a side has no answer before the cut is left out, and
     so is one whose two sides are equal as tokens.
 
@@ -33,13 +34,26 @@ class PackedPreferences:
     order. ValueError if the stores hold different numbers of texts, and if no pair is left.
     """
 
-    def __init__(self, stores: dict[str, TokenStore], length: int, *, seed: int | None):
+    def __init__(
+        self,
+        stores: dict[str, TokenStore],
+        length: int,
+        *,
+        seed: int | None,
+        prompt_tokens: int = 0,
+    ):
         self.stores = tuple(stores[side] for side in SIDES)
         total = len(self.stores[0])
         if len(self.stores[1]) != total:
             raise ValueError(f"{total} chosen but {len(self.stores[1])} rejected answers")
         self.length = length
         starts, stops = ([store.offsets[at:][:total] for store in self.stores] for at in (0, 1))
+        bounds = [
+            shorten_prompts(store, start, stop, prompt_tokens)
+            for store, start, stop in zip(self.stores, starts, stops)
+        ]
+        shortened = int(sum(bounds[0] > starts[0]))
+        starts = bounds
         sizes = [stop - start for start, stop in zip(starts, stops)]
         long = sizes[0] + sizes[1] > length
         # Halves, not what is left: which answer is cut must not depend on which one is preferred.
@@ -62,6 +76,7 @@ class PackedPreferences:
             length - 1,
             left_out=int((~fits).sum()),
             cut=int((cut & fits).sum()),
+            shortened=shortened,
         )
         order = np.arange(total) if seed is None else np.random.default_rng(seed).permutation(total)
         self._order = order[fits[order]]
@@ -103,6 +118,21 @@ class PackedPreferences:
         return np.array_equal(*sides)
 
 
+def shorten_prompts(
+    store: TokenStore, starts: np.ndarray, stops: np.ndarray, most: int
+) -> np.ndarray:
+    """The first index in `store.ids` of each text [starts, stops) whose prompt, which is what
+    stands before the assistant's first token, keeps its last `most` tokens; 0 for no limit."""
+    if store.mask is None:
+        raise ValueError("the tokens have no mask of the answers; tokenise conversations")
+    if not most:
+        return starts
+    said = np.append(np.flatnonzero(store.mask), len(store.mask))
+    answers = np.minimum(said[np.searchsorted(said, starts)], stops)
+    # A text without an answer is left out later.
+    return np.where(answers < stops, np.maximum(starts, answers - most), starts)
+
+
 def _said(store: TokenStore, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     """Tokens of the assistant in [starts, stops). The first token of a text is never a target, so
     callers leave it out."""
@@ -126,4 +156,6 @@ def preference_windows(documents: Documents, options: WindowOptions) -> PackedPr
         )
         for side in SIDES
     }
-    return PackedPreferences(stores, options.length, seed=options.seed)
+    return PackedPreferences(
+        stores, options.length, seed=options.seed, prompt_tokens=options.prompt_tokens
+    )

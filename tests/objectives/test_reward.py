@@ -13,7 +13,8 @@ from research.data.files import FileDocuments
 from research.data.preference_windows import preference_windows
 from research.data.tokenizers import load_tokenizer
 from research.data.windows import WindowOptions
-from research.evals.pair_accuracy import pair_accuracy, read_preferences
+from research.evals.pair_accuracy import pair_accuracy
+from research.evals.pair_records import read_preferences
 from research.files import read_json
 from research.interop.convert import convert, export_adapter
 from research.interop.load import load
@@ -193,8 +194,8 @@ def test_a_reward_run_learns_resumes_bit_for_bit_and_is_exported(task, method, t
     opened = open_model(run, None)
     heldout = read_preferences(str(task / "heldout.jsonl"), opened.tokenizer, tmp_path / "cache")
     found = pair_accuracy(opened, heldout)
-    assert found.pairs == 20 and found.accuracy == 1 and found.accuracy_low > 0.8
-    assert 0.2 < found.longer < 0.8 and found.cut == 0
+    assert found.pairs == 20 and found.accuracy == 1 and found.shares["accuracy"][1] > 0.8
+    assert 0.2 < found.shares["longer"][0] < 0.8 and found.cut == 0
     # The same numbers through Hugging Face's folder.
     convert(run, tmp_path / "hf", "hf")
     exported = pair_accuracy(load(tmp_path / "hf"), heldout, 256)
