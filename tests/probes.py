@@ -212,6 +212,7 @@ def data(e: Experiment, folder: Path, monkeypatch) -> object:
         opened.tokenizer.fingerprint,
         opened.tokenizer.chat_template,
         opened._options(1, 0).max_bad_records,
+        opened._options(1, 0).prompt_tokens,
         feed.threads,
     )
 

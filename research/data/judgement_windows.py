@@ -3,10 +3,10 @@
 import numpy as np
 
 from research.data.census import Census
-from research.data.chat import ChatEncoder
 from research.data.chat_windows import best_fit
 from research.data.documents import Documents
 from research.data.labelled import Labels
+from research.data.plain_answers import answer_encoder
 from research.data.preference_windows import most_pairs, shorten_prompts
 from research.data.tokens import TokenStore, tokenize_conversations
 from research.data.windows import WindowOptions
@@ -123,10 +123,11 @@ class PackedJudgements:
 
 
 def judgement_windows(documents: Documents, options: WindowOptions) -> PackedJudgements:
-    """Packed windows of judged answers, rendered by the chat template of the tokenizer."""
+    """Packed windows of judged answers, rendered by the chat template of the tokenizer if it has
+    one."""
     store = tokenize_conversations(
         documents,
-        ChatEncoder(options.tokenizer),
+        answer_encoder(options.tokenizer),
         options.cache,
         field="answer",
         max_bad_records=options.max_bad_records,

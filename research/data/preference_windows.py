@@ -3,9 +3,9 @@
 import numpy as np
 
 from research.data.census import Census
-from research.data.chat import ChatEncoder
 from research.data.chat_windows import best_fit
 from research.data.documents import Documents
+from research.data.plain_answers import answer_encoder
 from research.data.preferences import SIDES
 from research.data.tokens import TokenStore, tokenize_conversations
 from research.data.windows import WindowOptions
@@ -143,8 +143,8 @@ def _said(store: TokenStore, starts: np.ndarray, stops: np.ndarray) -> np.ndarra
 
 
 def preference_windows(documents: Documents, options: WindowOptions) -> PackedPreferences:
-    """Packed windows of pairs, rendered by the chat template of the tokenizer."""
-    encoder = ChatEncoder(options.tokenizer)
+    """Packed windows of pairs, rendered by the chat template of the tokenizer if it has one."""
+    encoder = answer_encoder(options.tokenizer)
     stores = {
         side: tokenize_conversations(
             documents,

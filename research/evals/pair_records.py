@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from research.data.chat import ChatEncoder, ChatRefused
+from research.data.chat import ChatRefused
 from research.data.conversations import read_spelt
 from research.data.documents import Documents, UnreadableRecord
 from research.data.files import FileDocuments
+from research.data.plain_answers import answer_encoder
 from research.data.preferences import SIDES
 from research.data.sources import SOURCES, open_source
 from research.data.tokenizers import Tokenizer
@@ -53,7 +54,7 @@ def read_preferences(
     records = [documents[index] for index in range(len(documents))]
     if not records:
         raise ValueError(f"--pairs={source} has no records; give some preferences")
-    encoder, sides = ChatEncoder(tokenizer), {}
+    encoder, sides = answer_encoder(tokenizer), {}
     for side in SIDES:
         spelt = [read_spelt(record[side]) for record in records]
         encoded = encoder.encode_batch([one[0] for one in spelt], [one[1] for one in spelt])

@@ -107,13 +107,15 @@ def sample(
     if e.model.kind == "encoder" or not e.train.sample_tokens or jax.process_count() > 1:
         return None
     prompt, stop_ids = e.train.sample_prompt, ()
+    # Answers of a tokenizer without a template follow plain prompts.
+    chats = objective.answers_chats and tokenizer.chat_template is not None
     ids: list[int] = []
     begins = objective.begins_texts and e.model.kind == "decoder"
-    if not prompt and not begins and not objective.answers_chats:
+    if not prompt and not begins and not chats:
         ids = _heldout_text(objective, heldout)
         if not ids:
             return None
-    if objective.answers_chats:  # the template writes its own beginning and end of a text
+    if chats:  # the template writes its own beginning and end of a text
         prompt = render_chat(tokenizer, [{"role": "user", "content": prompt}])
         stop_ids = tuple(token for token in (end_of_turn(tokenizer),) if token is not None)
     config = SamplingConfig(
@@ -122,7 +124,7 @@ def sample(
         top_p=0.95,
         # Each step draws anew, and a resumed run writes the sample that it would have written.
         seed=step,
-        bos=objective.begins_texts and not objective.answers_chats,
+        bos=objective.begins_texts and not chats,
         stop_ids=stop_ids,
     )
     [generation] = generate(program.model, state.params, tokenizer, [ids or prompt], config)
