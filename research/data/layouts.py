@@ -18,7 +18,7 @@ from research.data.labelled import labelled_windows
 from research.data.packing import text_windows
 from research.data.pairs import pair_windows
 from research.data.preference_windows import preference_windows
-from research.data.preferences import SIDES, read_preference
+from research.data.preferences import MARGIN, SIDES, read_preference
 from research.data.prompts import OPTIONAL, prompt_windows, read_prompt
 from research.data.windows import WindowOptions, Windows
 
@@ -120,12 +120,12 @@ LAYOUTS: dict[str, Layout] = {
         ),
     ),
     "preferences": Layout(
-        SIDES,
+        (*SIDES, MARGIN),
         (("prompt", *SIDES), SIDES),
         read_preference,
         preference_windows,
         measured="chosen",
-        optional=("tools", "system"),
+        optional=("tools", "system", MARGIN),
         read_by=("preference", "reward"),
         answers=True,
         # With the prompt in a column of its own, as LLaMA-Factory has it, within both sides.

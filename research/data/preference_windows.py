@@ -4,9 +4,9 @@ import numpy as np
 
 from research.data.census import Census
 from research.data.chat_windows import best_fit
-from research.data.documents import Documents
+from research.data.documents import Documents, digest
 from research.data.plain_answers import answer_encoder
-from research.data.preferences import SIDES
+from research.data.preferences import MARGIN, SIDES
 from research.data.tokens import TokenStore, tokenize_conversations
 from research.data.windows import WindowOptions
 
@@ -30,8 +30,10 @@ class PackedPreferences:
     each side is cut at its half; one of which a side has no answer before the cut is left out, and
     so is one whose two sides are equal as tokens.
 
-    `seed` permutes the pairs once, which decides the order among equal lengths; None keeps their
-    order. ValueError if the stores hold different numbers of texts, and if no pair is left.
+    With `margins`, float32 [pairs], there are "margins", float32 [length], that of the pair that a
+    token belongs to. `seed` permutes the pairs once, which decides the order among equal lengths;
+    None keeps their order. ValueError if the stores hold different numbers of texts, and if no pair
+    is left.
     """
 
     def __init__(
@@ -41,42 +43,35 @@ class PackedPreferences:
         *,
         seed: int | None,
         prompt_tokens: int = 0,
+        margins: np.ndarray | None = None,
     ):
+        self.margins = margins
         self.stores = tuple(stores[side] for side in SIDES)
         total = len(self.stores[0])
         if len(self.stores[1]) != total:
             raise ValueError(f"{total} chosen but {len(self.stores[1])} rejected answers")
         self.length = length
-        starts, stops = ([store.offsets[at:][:total] for store in self.stores] for at in (0, 1))
-        bounds = [
-            shorten_prompts(store, start, stop, prompt_tokens)
-            for store, start, stop in zip(self.stores, starts, stops)
-        ]
-        shortened = int(sum(bounds[0] > starts[0]))
-        starts = bounds
+        wholes, stops = ([store.offsets[at:][:total] for store in self.stores] for at in (0, 1))
+        starts = [shorten_prompts(*one, prompt_tokens) for one in zip(self.stores, wholes, stops)]
         sizes = [stop - start for start, stop in zip(starts, stops)]
         long = sizes[0] + sizes[1] > length
         # Halves, not what is left: which answer is cut must not depend on which one is preferred.
         kept = [np.where(long, np.minimum(size, length // 2), size) for size in sizes]
         self._starts, self._stops = starts, [a + b for a, b in zip(starts, kept)]
-        speaks = [
-            _said(store, start + 1, stop) for store, start, stop in zip(self.stores, starts, stops)
-        ]
-        within = [
-            _said(store, start + 1, stop)
-            for store, start, stop in zip(self.stores, starts, self._stops)
-        ]
+        speaks, within = (
+            [_said(store, at + 1, end) for store, at, end in zip(self.stores, starts, ends)]
+            for ends in (stops, self._stops)
+        )
         answered = (within[0] > 0) & (within[1] > 0)
         cut = answered & ((within[0] < speaks[0]) | (within[1] < speaks[1]))
-        equal = answered & np.array([self._equal(pair) for pair in range(total)], bool)
-        fits = answered & ~equal
+        fits = answered & ~np.array([self._equal(pair) for pair in range(total)], bool)
         self.census = Census(
             "pairs",
             total,
             length - 1,
             left_out=int((~fits).sum()),
             cut=int((cut & fits).sum()),
-            shortened=shortened,
+            shortened=int(np.sum(starts[0] > wholes[0])),
         )
         order = np.arange(total) if seed is None else np.random.default_rng(seed).permutation(total)
         self._order = order[fits[order]]
@@ -107,7 +102,13 @@ class PackedPreferences:
                 positions[at:end] = np.arange(end - at)
                 at = end
         names = ("tokens", "assistant", "segments", "positions")
-        return dict(zip(names, (tokens, assistant, segments, positions)))
+        made = dict(zip(names, (tokens, assistant, segments, positions)))
+        if self.margins is None:
+            return made
+        pairs = self._order[self._windows[index]]
+        # Padding, whose number is 0, takes the last one.
+        margins = np.append(self.margins[pairs], np.float32(0))
+        return {**made, "margins": margins[(segments - 1) // 2]}
 
     def _equal(self, pair: int) -> bool:
         """True if both sides of a pair are the same tokens within the window."""
@@ -116,6 +117,18 @@ class PackedPreferences:
             for store, starts, stops in zip(self.stores, self._starts, self._stops)
         )
         return np.array_equal(*sides)
+
+
+class Numbers:
+    """A tokenizer whose texts are numbers and whose ids are their bits in float32, so that numbers
+    are stored and aligned like the texts that they belong to."""
+
+    vocab_size, fingerprint = 2**32, digest("numbers")
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """One id for each text."""
+        bits = np.array(texts, np.float64).astype(np.float32).view(np.uint32)
+        return [[int(one)] for one in bits]
 
 
 def shorten_prompts(
@@ -156,6 +169,17 @@ def preference_windows(documents: Documents, options: WindowOptions) -> PackedPr
         )
         for side in SIDES
     }
+    margins = options.tokens(documents, MARGIN, Numbers())
+    if len(margins) != len(stores[SIDES[0]]):
+        raise ValueError(
+            f"{len(stores[SIDES[0]])} pairs but {len(margins)} margins: the template rejects some "
+            "records; leave them out of the data"
+        )
+    numbers = margins.ids.astype(np.uint32).view(np.float32)
     return PackedPreferences(
-        stores, options.length, seed=options.seed, prompt_tokens=options.prompt_tokens
+        stores,
+        options.length,
+        seed=options.seed,
+        prompt_tokens=options.prompt_tokens,
+        margins=numbers if numbers.any() else None,
     )

@@ -68,7 +68,7 @@ def pair_accuracy(
     many as the model saw in training.
 
     ValueError for a model that neither scores texts nor predicts the next token, for a reference of
-    another vocabulary or beside a reward model, and if no pair has both its answers in the window.
+    another tokenizer or beside a reward model, and if no pair has both its answers in the window.
     """
     scores = _scorer(opened, reference)
     window = window or opened.window
@@ -113,6 +113,11 @@ def _scorer(opened: Opened, reference: Opened | None):
             f"the reference has {reference.model.config.vocab_size} tokens and the model "
             f"{config.vocab_size}; give the checkpoint that the model was trained from"
         )
+    if reference is not None and _prints(reference) != _prints(opened):
+        raise ValueError(
+            "the reference has another tokenizer than the model; give the checkpoint that the model "
+            "was trained from"
+        )
 
     def by_likelihood(sides):
         found_P2 = answer_scores(opened, sides).reshape(-1, 2)
@@ -131,6 +136,11 @@ def _scorer(opened: Opened, reference: Opened | None):
         return ways, _margin(gained_P2)
 
     return by_likelihood
+
+
+def _prints(opened: Opened) -> tuple[str, str | None] | None:
+    tokenizer = opened.tokenizer
+    return tokenizer and (tokenizer.fingerprint, tokenizer.chat_template)
 
 
 def _preferred(scores_P2: np.ndarray) -> np.ndarray:

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.data.mixture import first_windows
 from research.data.preference_windows import most_pairs
+from research.data.windows import Windows
 from research.models.model import Model
 from research.objectives.chat import Chat
 from research.objectives.config import ObjectiveConfig, refuse_smoothing
@@ -127,6 +129,12 @@ class Preference(NextToken):
         targets, each [T]."""
         example = Chat().example(window, rng)
         return example | read_reference(window) if self.reads_reference else example
+
+    def shortfalls(self, windows: Windows) -> list[str]:
+        """A line where the records say how much better an answer is, which is not read here."""
+        if any("margins" in window for window in first_windows(windows, 1)):
+            return ["the records have margins, which objective reward reads and this one does not"]
+        return []
 
     def loss(
         self,

@@ -13,6 +13,7 @@ from research.data.preference_windows import most_pairs, preference_windows
 from research.data.tokenizers import load_tokenizer
 from research.data.tokens import BadRecords
 from research.data.windows import WindowOptions
+from research.objectives.preference import Preference
 from tests.data.chat_templates import TEMPLATES, save_tokenizer
 
 QUESTION = {"role": "user", "content": "Two and two?"}
@@ -52,6 +53,8 @@ REFUSED = {
         "different prompts",
     ),
     "a question last": ({**PAIR, "rejected": [FIVE, QUESTION]}, "rejected ends with the user"),
+    "no margin": ({**PAIR, "margin": "far"}, "field 'margin' is 'far', wanted"),
+    "a negative margin": ({**PAIR, "margin": -1}, "a number of at least 0"),
     "a number": ({**PAIR, "chosen": 4}, "field 'chosen' is int"),
 }
 
@@ -64,6 +67,7 @@ def read(row: dict) -> dict[str, str]:
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_every_spelling_is_the_same_pair(spelling):
     sides = read(SPELLINGS[spelling])
+    assert sides.pop("margin") == "0"
     assert {side: read_spelt(text) for side, text in sides.items()} == {
         "chosen": ([QUESTION, FOUR], []),
         "rejected": ([QUESTION, FIVE], []),
@@ -244,3 +248,16 @@ def test_a_tokenizer_without_a_template_has_plain_answers(tmp_path):
     file.write_text(json.dumps(rows[0]) + "\n")
     with pytest.raises(BadRecords, match="record 0|x.jsonl.*no chat template"):
         preference_windows(FileDocuments(file, "", tmp_path, "preferences"), options)
+
+
+def test_the_margin_of_a_record_stands_at_the_tokens_of_its_pair(windows):
+    tokenizer, packed = windows([{**one, "margin": i / 4} for i, one in enumerate(rows(6))], 400)
+    for window in packed:
+        for n in range(1, window["segments"].max() + 1):
+            inside = window["segments"] == n
+            answer = tokenizer.decode(window["tokens"][inside & (window["assistant"] > 0)])
+            number = answer.count("x") - 1 if n % 2 else answer.count("y") - 2
+            assert set(window["margins"][inside]) == {number / 4}
+    [said] = Preference().shortfalls(packed)
+    assert "margins, which objective reward reads" in said
+    assert "margins" not in windows(rows(6), 400)[1][0]

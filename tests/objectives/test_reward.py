@@ -104,6 +104,16 @@ def test_packed_pairs_have_the_loss_and_gradient_of_each_alone(scorer):
         np.testing.assert_allclose(g, w, atol=2e-5 * float(np.abs(w).max()) + 1e-6)
 
 
+def test_a_pair_with_a_margin_of_its_own_is_to_be_further_apart(scorer):
+    model, params, batch = scorer
+    plain = batch(range(6))
+    assert "margins" not in plain
+    margins = {**plain, "margins": np.full(plain["inputs"].shape, 0.75, np.float32)}
+    got = loss_of(model, params, margins, reward_margin=0.25)
+    want = loss_of(model, params, plain, reward_margin=1.0)
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-6)  # float32
+
+
 @pytest.mark.slow  # preferences have the same path over devices
 def test_a_mesh_has_the_loss_of_one_device(scorer):
     model, params, batch = scorer
