@@ -18,7 +18,7 @@ from research.data.labelled import labelled_windows
 from research.data.packing import text_windows
 from research.data.pairs import pair_windows
 from research.data.preference_windows import preference_windows
-from research.data.preferences import MARGIN, SIDES, read_preference
+from research.data.preferences import MARGIN, SIDES, messages_of, read_preference
 from research.data.prompts import OPTIONAL, prompt_windows, read_prompt
 from research.data.windows import WindowOptions, Windows
 
@@ -71,9 +71,23 @@ def read_labelled(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
 
 def read_conversation(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
     """{"conversation": the messages, and the tools if there are any, as JSON}."""
-    messages = conversations.conversation(row, columns)
+    if "completion" in columns:
+        messages = _completed(row, columns)
+    else:
+        messages = conversations.conversation(row, columns)
     text = conversations.spell(messages, conversations.tools(row, columns))
     return {"conversation": text.encode("utf-8").decode("utf-8")}  # refuses half a surrogate pair
+
+
+def _completed(row: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]]:
+    """The conversation of a prompt and its completion, texts or messages; what the assistant says
+    in the prompt is only read."""
+    prompt = messages_of(row, columns["prompt"], "user")
+    for message in prompt:
+        if message.get("role", message.get("from")) in ("assistant", "gpt"):
+            message["weight"] = 0
+    completion = messages_of(row, columns["completion"], "assistant")
+    return conversations.checked([*prompt, *completion], row, columns)
 
 
 # By the name that an objective `reads`.
@@ -105,7 +119,12 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "conversations": Layout(
         ("conversation",),
-        (("messages",), ("instruction", "output"), ("instruction", "input", "output")),
+        (
+            ("messages",),
+            ("instruction", "output"),
+            ("instruction", "input", "output"),
+            ("prompt", "completion"),
+        ),
         read_conversation,
         conversation_windows,
         measured="conversation",

@@ -86,7 +86,7 @@ def pair_accuracy(
     shares = {name: _share(preferred) for name, preferred in ways.items()}
     if reference is not None:
         better = max(("reference", "reference_per_token"), key=lambda name: shares[name][0])
-        shares["gain"] = paired(ways["accuracy"] - ways[better])
+        shares["gain"] = paired((ways["accuracy"] - ways[better]).tolist())
     return PairAccuracy(len(kept), shares, margin, cut, len(pairs) - len(kept))
 
 
@@ -115,8 +115,8 @@ def _scorer(opened: Opened, reference: Opened | None):
         )
     if reference is not None and _prints(reference) != _prints(opened):
         raise ValueError(
-            "the reference has another tokenizer than the model; give the checkpoint that the model "
-            "was trained from"
+            "the reference has another tokenizer or chat template than the model; give the "
+            "checkpoint that the model was trained from"
         )
 
     def by_likelihood(sides):
