@@ -6,13 +6,14 @@ and measured against a reference, as DPO trains it, the one whose log-probabilit
 one: a model that does no better has learnt to count tokens.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from research.evals.evaluation import Opened
-from research.evals.intervals import paired, wilson
+from research.evals.intervals import student, wilson
 from research.evals.pair_records import Pair
 from research.evals.side_scores import answer_scores, rewards
 
@@ -20,7 +21,7 @@ from research.evals.side_scores import answer_scores, rewards
 @dataclass(frozen=True)
 class PairAccuracy:
     """What is printed. A share has its 95% interval beside it, NAME_low to NAME_high (Wilson's; of
-    "gain", which compares by pair, the mean plus and minus 1.96 standard errors).
+    "gain", which compares by pair, Student's t).
 
     pairs      pairs that were compared
     shares     by name, each with its interval. An equal score for both answers counts half:
@@ -86,7 +87,9 @@ def pair_accuracy(
     shares = {name: _share(preferred) for name, preferred in ways.items()}
     if reference is not None:
         better = max(("reference", "reference_per_token"), key=lambda name: shares[name][0])
-        shares["gain"] = paired((ways["accuracy"] - ways[better]).tolist())
+        gains = (ways["accuracy"] - ways[better]).tolist()
+        interval = student(gains) if len(gains) > 1 else (-math.inf, math.inf)
+        shares["gain"] = float(np.mean(gains)), *interval
     return PairAccuracy(len(kept), shares, margin, cut, len(pairs) - len(kept))
 
 
