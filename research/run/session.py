@@ -98,7 +98,7 @@ def prepare(
     if objective.reads_reference:
         scores = _reference(program, corpus, state, start_step, fingerprints["reference"])
         windows, heldout, line = scores.add(windows, heldout)
-        appraisal = make_appraisal(program, corpus, heldout)
+        appraisal = make_appraisal(program, corpus, heldout, workdir)
         notes.append(line)
     documents = sum(len(source.train) for source, _ in corpus.sources)
     notes.append(reading(program, documents, sum(windows.sizes)))
