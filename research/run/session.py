@@ -105,20 +105,9 @@ def prepare(
     # Processes share the workdir, so one of them writes.
     if jax.process_index() == 0:
         _record(experiment, workdir, corpus, program, start_step)
-    session = Session(
-        experiment,
-        workdir,
-        corpus,
-        program,
-        checkpoints,
-        appraisal,
-        start_step,
-        state,
-        meta.get("feed", {}),
-        notes,
-        fingerprints,
-    )
-    return session, _feed(program, corpus, windows)
+    made = experiment, workdir, corpus, program, checkpoints, appraisal
+    begun = start_step, state, meta.get("feed", {}), notes, fingerprints
+    return Session(*made, *begun), _feed(program, corpus, windows)
 
 
 def _reference(
