@@ -31,6 +31,7 @@ SAME_LEVEL = {
     "experiment": {"objectives", "training", "tuning"},
     "run": {"evals"},
     "compress": {"evals"},
+    "sweep": {"fit"},
 }
 
 

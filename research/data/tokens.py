@@ -8,7 +8,7 @@ meta.json with sizes and checksums. It is named by a hash of documents, field an
 import functools
 import logging
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -35,8 +35,9 @@ class Tokenizer(Protocol):
     vocab_size: int
     fingerprint: str
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text."""
+    def encode_batch(self, texts: list[str]) -> Sequence[list[int] | ValueError]:
+        """The ids of each text, or the error in the place of one that cannot be encoded, which is
+        then an unreadable record."""
 
 
 # (ids of a text, mask of the assistant's tokens or None for plain text), or the error for a
@@ -98,7 +99,8 @@ def tokenize(
     key = digest(_FORMAT, documents.fingerprint, field, tokenizer.fingerprint)
 
     def encode(texts: list[str]) -> list[_Encoded]:
-        return [(ids, None) for ids in tokenizer.encode_batch(texts)]
+        encoded = tokenizer.encode_batch(texts)
+        return [one if isinstance(one, ValueError) else (one, None) for one in encoded]
 
     return _stored(
         documents, field, encode, tokenizer.vocab_size, key, cache_dir, max_bad_records, progress
