@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.data.chat import render_chat
-from research.data.tokenizers import Tokenizer
 from research.evals.evaluation import Opened
 from research.evals.likelihood import encode_pair, log_likelihoods
 from research.infer.conversation import answer_ends
@@ -41,18 +40,14 @@ class Requests:
 
     def __init__(self, opened: Opened):
         super().__init__()
-        if opened.model.config.kind != "decoder" or opened.tokenizer is None:
+        tokenizer, kind = opened.tokenizer, opened.model.config.kind
+        if kind != "decoder" or tokenizer is None:
+            without = " without one" if tokenizer is None else ""
             raise ValueError(
-                f"lm-eval asks a decoder with a tokenizer, and the model is of kind "
-                f"{opened.model.config.kind}" + ("" if opened.tokenizer else " and has none")
+                f"lm-eval asks a decoder with a tokenizer, and the model is of kind {kind}{without}"
             )
-        self._opened = opened
+        self._opened, self._tokenizer = opened, tokenizer
         self._chat = False
-
-    @property
-    def _tokenizer(self) -> Tokenizer:
-        assert self._opened.tokenizer is not None
-        return self._opened.tokenizer
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False

@@ -12,6 +12,7 @@ from research.files import flatten, read_json, write_text
 from research.training.metrics import read_rows
 from research.training.page import diff_table, facts_table, page, sample_card
 from research.training.report_charts import charts
+from research.training.report_evals import evaluations
 from research.training.report_facts import headline, predicted_and_measured, warning
 from research.training.samples import read_samples
 
@@ -44,6 +45,7 @@ def write_report(workdir: str | os.PathLike) -> Path:
             facts_table(predicted_and_measured(_read(folder / "fit.json"), rows)),
         ),
         ("Curves", f'<div class="charts">{"".join(charts(rows))}</div>'),
+        ("Evaluations", evaluations(folder)),
         ("Samples", _samples(folder / "samples.txt")),
         ("Changes from the parent run", _changes(folder, config)),
         ("Configuration", facts_table(_fields(config))),
