@@ -106,7 +106,7 @@ def events(e: Experiment, folder: Path, monkeypatch) -> object:
         start_step=0,
         feed_state={},
         workdir=folder,
-        appraisal=lambda state, limit: note("evaluate", limit),
+        appraisal=lambda state, step, limit: note("evaluate", limit),
         checkpoints=SimpleNamespace(wait=lambda: None),
     )
     quiet = SimpleNamespace(
@@ -232,7 +232,7 @@ def beginning(e: Experiment, folder: Path, monkeypatch) -> object:
 def judged(e: Experiment, folder: Path, monkeypatch) -> object:
     """The evaluations that a run makes beside its held-out loss."""
     fake = SimpleNamespace(experiment=e, objective=objective_of(e), batch_size=1)
-    made = appraisal.make_appraisal(fake, SimpleNamespace(tokenizer=None), [])
+    made = appraisal.make_appraisal(fake, SimpleNamespace(tokenizer=None), [], folder)
     return sorted((name, type(one).__name__) for name, one in made.others.items())
 
 

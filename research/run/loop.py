@@ -153,7 +153,7 @@ def loop(
         # What the texts of the first model are worth is what the run is compared with.
         if not step and program.objective.writes_texts:
             with log.pause("evaluating"):
-                log.evaluation(step, session.appraisal(state, e.train.eval_batches))
+                log.evaluation(step, session.appraisal(state, step, e.train.eval_batches))
         while step < e.train.steps and not _stop_now(request, step):
             trace.before(step)
             # The first call compiles. Waiting for it keeps that time out of the reported speed.
@@ -184,7 +184,7 @@ def _between_steps(
     # Saved last, so that a process killed in between repeats the evaluation and does not lose it.
     if _due(step, e.train.eval_every):
         with log.pause("evaluating"):
-            values = session.appraisal(state, e.train.eval_batches)
+            values = session.appraisal(state, step, e.train.eval_batches)
             log.evaluation(step, values)
     if _due(step, e.train.sample_every):
         with log.pause("sampling"):
@@ -208,7 +208,7 @@ def _finish(
     # A finished run that is started again has this evaluation in its log already.
     if step >= session.experiment.train.steps and log.evaluated_step != step:
         with log.pause("evaluating"):
-            values = session.appraisal(state, 0)
+            values = session.appraisal(state, step, 0)
             log.evaluation(step, values)
         with log.pause("sampling"):
             log_sample(session, log, state, step, feed.samples())

@@ -83,7 +83,7 @@ def prepare(
     _warn(objective.shortfalls(windows))
     heldout = corpus.heldout_windows(length, objective.overlap)
     # For its errors, before the checkpoint is read, which may take long.
-    appraisal = make_appraisal(program, corpus, heldout)
+    appraisal = make_appraisal(program, corpus, heldout, workdir)
     # Everything is compared before anything is written, so a refusal leaves the run as it is. The
     # config comes before the arrays: the names of two fields say more than shapes that differ.
     saved = checkpoints.meta()
