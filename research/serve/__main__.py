@@ -8,6 +8,7 @@ says otherwise; a GRAFT_SERVE_TOKEN in the environment is then wanted as bearer 
 the server once it has finished what it writes, or after --drain seconds.
 """
 
+import importlib.util
 import os
 import sys
 from dataclasses import replace
@@ -60,16 +61,13 @@ def main(arguments: list[str]) -> int:
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; flags are --checkpoint, --port")
     check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
+    for needed in ("starlette", "uvicorn", "prometheus_client"):
+        if importlib.util.find_spec(needed) is None:
+            raise ValueError(f"{needed} is missing; pip install 'graft-research[serve]'")
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.infer.decode_layout import move
     from research.run.opened import keep_compiled_programs, open_model
 
-    try:
-        from research.serve.server import serve
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("research"):
-            raise
-        raise ValueError(f"{error.name} is missing; pip install 'graft-research[serve]'") from None
     keep_compiled_programs()
     opened = open_model(
         WORKDIR.value,
@@ -85,8 +83,10 @@ def main(arguments: list[str]) -> int:
     if opened.tokenizer.chat_template is not None:
         opened = replace(opened, tokenizer=chosen_tokenizer(opened.tokenizer))
     opened = replace(opened, params=move(opened.model, opened.params))
+    from research.serve.server import make_server, run
+
     worker, served = _worker(opened)
-    serve(
+    server = make_server(
         worker,
         served,
         host=HOST.value,
@@ -95,6 +95,7 @@ def main(arguments: list[str]) -> int:
         seconds=SECONDS.value,
         drain=DRAIN.value,
     )
+    run(server, worker)
     return command.DONE
 
 

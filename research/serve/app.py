@@ -1,17 +1,16 @@
-"""The server's endpoints, in the form of OpenAI's API, on starlette."""
+"""The server's endpoints, in the form of OpenAI's API, on starlette.
+
+Starlette is of an extra (`[serve]`), so it is imported where it is used.
+"""
+
+from __future__ import annotations
 
 import asyncio
 import hmac
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
-from typing import Any
-
-from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect
-from starlette.requests import Request as Http
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from typing import TYPE_CHECKING, Any
 
 from research.serve import asked as ask
 from research.serve.answers import Answers
@@ -21,7 +20,16 @@ from research.serve.refusal import Refused, field
 from research.serve.request import Completion, Request
 from research.serve.worker import Busy, Piece, Stopped, Worker
 
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request as Http
+    from starlette.responses import Response
+
 BODY_BYTES = 16 * 2**20  # largest body of a request
+
+
+class Left(Exception):
+    """The client has gone away."""
 
 
 class Endpoints:
@@ -36,6 +44,9 @@ class Endpoints:
 
     def app(self) -> Starlette:
         """The application that a server of ASGI runs."""
+        from starlette.applications import Starlette
+        from starlette.routing import Route
+
         routes: list[tuple[str, str, Callable]] = [
             ("/health", "GET", self.health),
             ("/metrics", "GET", self.measures),
@@ -60,22 +71,22 @@ class Endpoints:
         """200 while texts are written, 503 once the engine has stopped."""
         if self.worker.failed is not None:
             raise Stopped(str(self.worker.failed))
-        return JSONResponse({"status": "ok"})
+        return _json({"status": "ok"})
 
     async def measures(self, http: Http) -> Response:
         """Counts and times for Prometheus."""
-        return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
+        return _plain(self.metrics.page(), 200)
 
     async def models(self, http: Http) -> Response:
         """The one model there is, in a list."""
-        return JSONResponse({"object": "list", "data": [self._model()]})
+        return _json({"object": "list", "data": [self._model()]})
 
     async def model(self, http: Http) -> Response:
         """The model of that name."""
         name = http.path_params["name"]
         if name != self.served.name:
             raise Refused(f"no model {name[:60]!r} here", 404, "model", "model_not_found")
-        return JSONResponse(self._model())
+        return _json(self._model())
 
     async def completions(self, http: Http) -> Response:
         """Continues prompts."""
@@ -92,7 +103,7 @@ class Endpoints:
         if prompt is None:
             raise Refused("prompt must be a string; give the text", param="prompt")
         ids = self.served.tokenizer.encode(prompt)
-        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": self.served.length})
+        return _json({"tokens": ids, "count": len(ids), "max_model_len": self.served.length})
 
     async def detokenize(self, http: Http) -> Response:
         """The text of ids."""
@@ -100,7 +111,7 @@ class Endpoints:
         size = self.served.tokenizer.vocab_size
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < size for i in ids):
             raise Refused(f"tokens must be a list of ids in [0, {size})", param="tokens")
-        return JSONResponse({"prompt": self.served.tokenizer.decode(ids)})
+        return _json({"prompt": self.served.tokenizer.decode(ids)})
 
     def _model(self) -> dict[str, Any]:
         model = {"id": self.served.name, "object": "model", "created": 0, "owned_by": "graft"}
@@ -118,17 +129,17 @@ class Endpoints:
         if asked.stream:
             self.worker.check(len(requests))  # before the status is sent
             events = self._events(answers, self._pieces(http, requests))
-            return StreamingResponse(events, media_type="text/event-stream")
+            return _stream(events)
         done: dict[int, Completion] = {}
         async for piece in self._pieces(http, requests):
             done[piece.index] = piece.completion
-        return JSONResponse(answers.whole([done[index] for index in range(len(requests))]))
+        return _json(answers.whole([done[index] for index in range(len(requests))]))
 
     async def _pieces(self, http: Http, requests: Sequence[Request]) -> AsyncIterator[Piece]:
         """The pieces of the texts. Where the client leaves, or nobody reads on, they end."""
         job = self.worker.write(requests)
         leaving = asyncio.ensure_future(_left(http))
-        leaving.add_done_callback(lambda _: job.pieces.put_nowait(ClientDisconnect()))
+        leaving.add_done_callback(lambda _: job.pieces.put_nowait(Left()))
         try:
             async for piece in job.read(self._seconds):
                 yield piece
@@ -149,7 +160,7 @@ class Endpoints:
                 yield _event(event)
         except (Stopped, Busy, TimeoutError) as error:
             yield _event(self._refusal(error).body())
-        except ClientDisconnect:
+        except Left:
             return
         yield "data: [DONE]\n\n"
 
@@ -161,8 +172,8 @@ class Endpoints:
                 if endpoint != self.health:
                     self._check_token(http)
                 return await endpoint(http)
-            except ClientDisconnect:
-                return Response(status_code=499)  # which nobody reads
+            except Left:
+                return _plain(b"", 499)  # which nobody reads
             except (Refused, Stopped, Busy, TimeoutError, ValueError) as error:
                 return _refuse(self._refusal(error))
 
@@ -196,6 +207,12 @@ async def _body(http: Http) -> dict[str, Any]:
             raise Refused(f"the body is over {BODY_BYTES:,} bytes; send less", 413)
     try:
         value = json.loads(body)
+        # Halves of a character can be written in JSON's escapes, and not in UTF-8.
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Refused(
+            "the body has a lone surrogate, which is no character; leave it out"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise Refused(f"the body is no JSON: {str(error)[:100]}") from None
     if not isinstance(value, dict):
@@ -209,8 +226,26 @@ async def _left(http: Http) -> None:
         pass
 
 
+def _json(value: dict[str, Any], status: int = 200) -> Response:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(value, status)
+
+
+def _plain(text: bytes, status: int) -> Response:
+    from starlette.responses import Response
+
+    return Response(text, status, media_type="text/plain; version=0.0.4")
+
+
+def _stream(events: AsyncIterator[str]) -> Response:
+    from starlette.responses import StreamingResponse
+
+    return StreamingResponse(events, media_type="text/event-stream")
+
+
 def _refuse(error: Refused) -> Response:
-    return JSONResponse(error.body(), error.status)
+    return _json(error.body(), error.status)
 
 
 def _event(value: dict[str, Any]) -> str:

@@ -79,9 +79,9 @@ class Engine:
         if "prompt" in params:
             params = jax.jit(Model.prompted, static_argnums=0)(model, params)
         self.model, self.tokenizer, self.share = model, tokenizer, share
-        self.params = prepare(model, params) if prepared else params
         self.pages = Pages(pages, page_size)
         self.length = text_length(model.config, virtual_tokens(params), self.pages, length)
+        self.params = prepare(model, params) if prepared else params
         # Products of one row in bfloat16 take 25 times as long on a CPU.
         slow = model.precision.compute != "float32" and platform() == "cpu"
         most = -(-self.length // page_size)
@@ -241,9 +241,10 @@ class Engine:
         before = text.cached // self.pages.page_size
         text.cached += tokens
         self.counts.computed += tokens
-        if self.share:
+        full = range(before, text.cached // self.pages.page_size)
+        if self.share and full:
             digests = text.digests(self.pages.page_size)
-            for number in range(before, text.cached // self.pages.page_size):
+            for number in full:
                 self.pages.register(text.pages[number], digests[number])
         if text.cached < len(text.ids):
             return False

@@ -48,9 +48,7 @@ class Shapes:
         """The smallest shape for this many texts with one token, tokens read and pages of one
         text."""
         if chunk:
-            # Few shapes have both: what a chunk costs hides a few rows without a text.
-            singles = self.rows if singles else 0
-            chunk = _least(self._chunks(), chunk)
+            singles, chunk = _least(self._beside(), singles), _least(self._chunks(), chunk)
         else:
             singles = _least(self._singles(), singles)
         return Shape(singles, chunk, _least(self._pages(), pages), scored)
@@ -63,13 +61,17 @@ class Shapes:
                 if not scored:
                     yield from (Shape(singles, 0, pages) for singles in self._singles())
                 for chunk in self._chunks():
-                    yield from (Shape(s, chunk, pages, scored) for s in (0, self.rows))
+                    yield from (Shape(s, chunk, pages, scored) for s in self._beside())
 
     def _singles(self) -> list[int]:
         return _doubled(min(self.least, self.rows), self.rows, 2)
 
+    def _beside(self) -> list[int]:
+        # Few of them: beside what a chunk costs a few rows without a text are little.
+        return [0, *_doubled(min(8, self.rows), self.rows, 8)]
+
     def _chunks(self) -> list[int]:
-        return _doubled(min(LEAST_CHUNK, self.chunk), self.chunk, 4)
+        return _doubled(min(LEAST_CHUNK, self.chunk), self.chunk, 8)
 
     def _pages(self) -> list[int]:
         return _doubled(min(-(-LEAST_KEYS // self.page_size), self.pages), self.pages, 2)

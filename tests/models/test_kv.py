@@ -21,7 +21,7 @@ _implementers: tuple[type[KVCache], ...] = (StackedCache, LayeredCache, PagedCac
 
 
 def paged(cache: StackedCache) -> PagedCache:
-    """Pages for as many texts as the empty cache has rows, in no order, and some that nobody has."""
+    """Pages for the texts of the empty cache, in no order, beside some that nobody has."""
     layers, rows, heads, _, size = cache.key_LBKSH.shape
     table_RC = jnp.array([[4, 1, 6], [2, 7, 3]])[:rows]
     make = partial(make_pool, layers, 8, CHUNK, heads, size, cache.key_LBKSH.dtype)
@@ -70,8 +70,20 @@ def decoded(name, kind, batch, chunk):
     return jnp.concatenate(states, axis=1)
 
 
-@pytest.mark.parametrize("kind", CACHES)
-@pytest.mark.parametrize("name", FAMILIES_HERE)
+# Each is two programs: of pages those first whose layers are of two kinds, and those of latents.
+_quick = {"gemma2_2b", "deepseek_v3"}
+_cases = [(name, kind) for name in FAMILIES_HERE for kind in CACHES]
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        pytest.param(
+            *case, marks=[pytest.mark.slow] * (case[1] == "paged" and case[0] not in _quick)
+        )
+        for case in _cases
+    ],
+)
 def test_decoding_is_prefilling_is_no_cache(name, kind):
     batch = texts()
     want, _ = jax.jit(Model(FAMILIES[name]).hidden)(parameters(name), batch)

@@ -1,6 +1,7 @@
 """Engines over models of two layers, and requests for them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -36,9 +37,11 @@ def model(name: str = "llama3_405b") -> tuple[Model, dict]:
 
 
 def engine(name: str = "llama3_405b", **settings) -> Engine:
-    """A small engine of the family; equal settings run equal programs."""
+    """A small engine of the family, with few shapes, since each is compiled."""
     settings = {"pages": 32, "page_size": 4, "rows": 4, "chunk": 8, **settings}
-    return Engine(*model(name), Letters(), **settings)
+    made = Engine(*model(name), Letters(), **settings)
+    made.shapes = replace(made.shapes, least=settings["rows"])
+    return made
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
