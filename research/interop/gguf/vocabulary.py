@@ -31,6 +31,9 @@ ROLES = {
     "mask": "mask",
     "sep": "seperator",
 }
+# What a masked-LM head fills. It takes the blank before it, which matters in no text but one that
+# spells the token out.
+MASKS = ("<mask>", "[MASK]")
 # How sentencepiece names the tokens of single bytes, which spell what the vocabulary lacks.
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -116,11 +119,12 @@ def _from_json(spec: Mapping[str, Any]) -> Vocabulary:
 
 def _by_id(spec: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     """(tokens, types) of a tokenizer.json, each by id; ids that are left out get unused tokens.
-    ValueError for an added token that swallows the blanks beside it."""
+    ValueError for an added token, but for a mask, that swallows the blanks beside it."""
     model = spec["model"]
     added = {token["id"]: token for token in spec.get("added_tokens") or []}
     for token in added.values():
-        if token.get("lstrip") or token.get("rstrip") or token.get("single_word"):
+        blanks = token.get("lstrip") or token.get("rstrip") or token.get("single_word")
+        if blanks and token["content"] not in MASKS:
             raise ValueError(
                 f"token {token['content']!r:.60} takes the blanks beside it, which a GGUF file "
                 "cannot say"
