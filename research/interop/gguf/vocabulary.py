@@ -15,7 +15,7 @@ import tokenizers
 from research.data.tokenizers import protobuf, sentencepiece
 from research.data.tokenizers.side_files import ADDED, CONFIG, SPECIAL_MAP, SideFiles, resolve
 from research.interop.gguf import pretokenizers as gguf_pre
-from research.interop.gguf import wordpiece
+from research.interop.gguf import unigram, wordpiece
 from research.interop.gguf.scores import NORMAL, scores_from_merges
 
 # Types of tokens as ggml's docs/gguf.md numbers them; 1 is NORMAL, in `scores`.
@@ -69,13 +69,15 @@ def read_vocabulary(files: Mapping[str, bytes]) -> tuple[dict[str, Any], Vocabul
 
 
 def _from_json(spec: Mapping[str, Any]) -> Vocabulary:
-    """The vocabulary of a tokenizer.json. ValueError for Unigram, a WordPiece that is not BERT's,
-    and BPE that is neither byte-level nor falls back on bytes."""
+    """The vocabulary of a tokenizer.json. ValueError for a WordPiece that is not BERT's, a Unigram
+    that is not sentencepiece's, and BPE that is neither byte-level nor falls back on bytes."""
     model = spec["model"]
     if model.get("type") == "WordPiece":
         tokens, types = _by_id(spec)
         extra = wordpiece.to_gguf(spec, tokens)
         return Vocabulary(tokens, types, model.get("unk_token"), extra)
+    if model.get("type") == "Unigram":
+        return _unigram(spec)
     if (
         model.get("type", "BPE") != "BPE"
         or model.get("continuing_subword_prefix")
@@ -115,6 +117,20 @@ def _from_json(spec: Mapping[str, Any]) -> Vocabulary:
         "add_space_prefix": _dummy_prefix(spec),
     }
     return Vocabulary(_with_spaces(tokens, types), types, unk, extra)
+
+
+def _unigram(spec: Mapping[str, Any]) -> Vocabulary:
+    model = spec["model"]
+    extra = unigram.to_gguf(spec)
+    vocab = {token: n for n, (token, _) in enumerate(model["vocab"])}
+    tokens, types = _by_id({**spec, "model": {"vocab": vocab}})
+    unknown = model.get("unk_id")
+    if type(unknown) is not int:
+        raise ValueError("llama.cpp's Unigram has an unknown token, and this tokenizer none")
+    types[unknown] = UNKNOWN
+    # Tokens that were added behind the pieces; they are found before anything is scored.
+    extra["scores"] = np.pad(extra["scores"], (0, len(tokens) - len(extra["scores"])))
+    return Vocabulary(tokens, types, tokens[unknown], extra)
 
 
 def _by_id(spec: Mapping[str, Any]) -> tuple[list[str], list[int]]:
