@@ -20,7 +20,7 @@ LEVELS = {
     "fit": 7, "bench": 7, "doctor": 7, "sweep": 7,
     "train": 8, "generate": 8, "evaluate": 8, "convert": 8, "merge": 8, "quantize": 8, "embed": 8,
     "inspect_batch": 8, "inspect_checkpoint": 8,
-    "chat": 8, "classify": 8, "run_directory": 8, "__main__": 8,
+    "chat": 8, "classify": 8, "goodput": 8, "run_directory": 8, "__main__": 8,
 }  # fmt: skip
 # Within a level: who may import whom beside itself.
 SAME_LEVEL = {
@@ -31,6 +31,7 @@ SAME_LEVEL = {
     "experiment": {"objectives", "training", "tuning"},
     "run": {"evals"},
     "compress": {"evals"},
+    "sweep": {"fit"},
 }
 
 

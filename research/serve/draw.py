@@ -47,7 +47,8 @@ _FIELDS = {
 class Draws:
     """What decides the next token of each row.
 
-    settings_M1  the fields of a `SamplingConfig` that change a distribution, [M, 1] each
+    settings_M1  the fields of a `SamplingConfig` that change a distribution, [M, 1] each, and as
+                 "sampled" whether log-probabilities are those of this distribution
     seed_M       the request's seed, and in `stream_M2` two numbers that select its random numbers
                  under it
     position_M   the position of the row's last token
@@ -68,8 +69,8 @@ class Draws:
 )
 @dataclass(frozen=True)
 class Told:
-    """A token of each row, its log-probability in nats under the model itself, and the likeliest
-    tokens of the row with theirs, which are zeros where no row wanted them."""
+    """A token of each row, its log-probability in nats, and the likeliest tokens of the row with
+    theirs, which are zeros where no row wanted them."""
 
     token_M: jax.Array
     logprob_M: jax.Array
@@ -79,10 +80,11 @@ class Told:
 
 def settings(configs: Sequence[SamplingConfig]) -> dict[str, np.ndarray]:
     """The `settings_M1` of rows with these samplings."""
-    return {
+    columns = {
         name: np.array([[getattr(config, name)] for config in configs], dtype)
         for name, dtype in _FIELDS.items()
     }
+    return {**columns, "sampled": np.array([[c.scored == "sampled"] for c in configs])}
 
 
 def next_tokens(logits_MV: jax.Array, draws: Draws, texts_MS: jax.Array) -> Told:
@@ -97,7 +99,9 @@ def next_tokens(logits_MV: jax.Array, draws: Draws, texts_MS: jax.Array) -> Told
         lambda: token_M,
         lambda: jnp.where(greedy_M, token_M, _drawn(shaped_MV, draws)),
     )
-    return tell(logits_MV, token_M, draws.top)
+    # Of the model itself, unless a row asks for those of what it is drawn from.
+    told_MV = _where(draws.settings_M1["sampled"], lambda _: shaped_MV, logits_MV)
+    return tell(told_MV, token_M, draws.top)
 
 
 def tell(logits_MV: jax.Array, token_M: jax.Array, top: jax.Array) -> Told:

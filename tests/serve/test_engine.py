@@ -88,7 +88,10 @@ def test_a_text_is_the_same_bits_whatever_is_beside_it():
     assert logprobs[0] == logprobs[1]
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(top_p=0.9, max_tokens=6, seed=3)])
+DRAWN = SamplingConfig(top_p=0.9, temperature=0.8, max_tokens=6, seed=3, scored="sampled")
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
 def test_it_writes_what_the_loop_of_one_batch_writes(sampling):
     prompts = [prompt(5), prompt(11, 1), prompt(5)]
     want = generate(*model(), Letters(), prompts, sampling)
