@@ -19,8 +19,9 @@ from research.interop.gguf.architecture import (
     read_shape,
     write_shape,
 )
-from research.interop.storage.checkpoint import Checkpoint, Parameter, specs_by_path
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path
 from research.interop.storage.layout import Rule, norm_rules
+from research.interop.storage.parameter import Parameter
 from research.models.config import ModelConfig
 
 # llama.cpp's numbers of enum llama_pooling_type.
