@@ -39,7 +39,7 @@ def test_a_generated_model_has_the_size_that_was_asked_for():
 
 
 def test_contenders_read_all_that_was_written(tmp_path, monkeypatch):
-    largest = bench.write(FAMILIES["llama2_7b"], tmp_path, shard_bytes=100_000)
+    largest = bench.write(FAMILIES["llama2_7b"], tmp_path, shard_bytes=30_000)
     paths = bench.files(tmp_path)
     assert len(paths) > 1
     bench.forget(paths)
