@@ -25,14 +25,23 @@ def restart_keeping_memory() -> None:
     Call it before JAX is imported. It does nothing in the restarted process, on other platforms,
     and with GRAFT_ALLOCATOR=system.
     """
-    if "GLIBC_TUNABLES" in os.environ or os.environ.get("GRAFT_ALLOCATOR") == "system":
-        return
-    if not sys.platform.startswith("linux") or not hasattr(os, "confstr") or not runs_on_cpu():
+    wanted = keeping_memory()
+    if not wanted:
         return
     # Also the mark by which the restarted process knows that it is one.
-    os.environ["GLIBC_TUNABLES"] = KEEPING
+    os.environ.update(wanted)
     sys.stdout.flush()
     sys.stderr.flush()
     # The process keeps its id, so launchers do not notice. orig_argv has the interpreter's own
     # options and "-m", which argv lacks.
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def keeping_memory() -> dict[str, str]:
+    """The environment variables with which a child process keeps its memory from the start; {}
+    where `restart_keeping_memory` would do nothing."""
+    if "GLIBC_TUNABLES" in os.environ or os.environ.get("GRAFT_ALLOCATOR") == "system":
+        return {}
+    if not sys.platform.startswith("linux") or not hasattr(os, "confstr") or not runs_on_cpu():
+        return {}
+    return {"GLIBC_TUNABLES": KEEPING}

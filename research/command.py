@@ -22,6 +22,8 @@ from typing import Any
 
 from absl import flags
 
+from research import shipped
+
 DONE, BUG, REFUSED, RETRY, INTERRUPTED, UNREAD = 0, 1, 2, 42, 130, 141
 
 
@@ -119,6 +121,8 @@ def _guarded(main: Callable[[list[str]], int | None]) -> int:
 def _parse(argv: list[str]) -> list[str]:
     """The arguments that are not flags. ValueError for a config that cannot be loaded, or a field
     of it that cannot be set."""
+    # ml_collections reads sys.argv beside the words that it is given.
+    sys.argv[:] = argv = shipped.with_files(argv)
     try:
         return flags.FLAGS(argv)[1:]
     except flags.UnrecognizedFlagError as error:

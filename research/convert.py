@@ -32,8 +32,8 @@ TO = flags.DEFINE_string("to", "native", "native, hf, gguf or peft")
 DTYPE = flags.DEFINE_string(
     "dtype",
     "",
-    "type of the weights; by default as they are. GGUF also has q8_0, q4_k_m and others, hf has "
-    "mxfp4 for the experts of gpt-oss",
+    "type of the weights; by default as they are. GGUF also has q8_0, q4_k_m, mxfp4 for experts "
+    "and others, hf has mxfp4 for the experts of gpt-oss",
 )
 ADAPTER = flags.DEFINE_string(
     "adapter", "", "a folder of peft's, or a run of adapters, to merge into the source"

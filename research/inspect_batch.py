@@ -6,10 +6,13 @@ holds tokens of one segment that all carry a loss or all carry none, with their 
 conversations it also says whether the assistant speaks or others do (a message of the assistant
 with weight 0 is only read, so it counts among the others). Predicted tokens are bold and
 marked LOSS, all others are only read. Where the token to predict is another one than the token
-shown, it follows an arrow. In a terminal segments have colours; piped output has none.
+shown, it follows an arrow. Of a run that learns from its own texts these are the first prompts,
+with the record that rewards read. In a terminal segments have colours; piped output has none.
 """
 
+import itertools
 import logging
+from dataclasses import replace
 from typing import Any
 
 from absl import flags
@@ -34,9 +37,7 @@ def main(arguments: list[str]) -> int:
     # Here, so that a wrong flag is answered before JAX is imported.
     from rich.console import Console
 
-    from research.data.loader import train_batches
     from research.objectives.choose import make_objective
-    from research.objectives.picture import describe
     from research.run.resolve import from_config
     from research.run.start import open_data
 
@@ -44,24 +45,41 @@ def main(arguments: list[str]) -> int:
     _print_notes(console)
     experiment = from_config(config)
     corpus = open_data(experiment)
-    objective = make_objective(experiment.objective, corpus.tokenizer, experiment.model)
+    objective: Any = make_objective(experiment.objective, corpus.tokenizer, experiment.model)
+    if objective.reads_reference:  # computed at the start of a run, and nothing to look at
+        objective = replace(objective, reads_reference=False)
     length = objective.window_length(experiment.data.sequence_length)
     windows = corpus.train_windows(length, objective.overlap, experiment.train.seed)
     for line in objective.shortfalls(windows):
         logging.warning(line)
     # For its notes, such as on records that are in the training data too.
     corpus.heldout_windows(length, objective.overlap)
+    pictures = _pictures(experiment, corpus, objective, windows)
+    for line in itertools.chain(*pictures):
+        console.print(line, soft_wrap=not console.is_terminal)
+    return command.DONE
+
+
+def _pictures(experiment: Any, corpus: Any, objective: Any, windows: Any) -> list[Any]:
+    """The lines of each row of the first batch, or of the first prompts of a run on its own
+    texts."""
+    from research.data.loader import train_batches
+    from research.objectives.picture import describe, describe_prompt
+
+    tokenizer, shown, c = corpus.tokenizer, range(ROWS.value), experiment.objective
+    if objective.writes_texts:
+        return [
+            describe_prompt(at, windows[at], tokenizer, c.samples, c.max_tokens) for at in shown
+        ]
     # The windows of step 0 of a run with this many rows a batch; no threads for one batch.
+    seed = experiment.train.seed
     with train_batches(
-        windows, objective.example, seed=experiment.train.seed, global_batch=ROWS.value, threads=0
+        windows, objective.example, seed=seed, global_batch=ROWS.value, threads=0
     ) as batches:
         _, batch = next(batches)
-    for number in range(ROWS.value):
-        row = {name: rows[number] for name, rows in batch.items()}
-        chat = objective.answers_chats
-        for line in describe(number, row, corpus.tokenizer, corpus.labels, chat):
-            console.print(line, soft_wrap=not console.is_terminal)
-    return command.DONE
+    rows = [{name: values[at] for name, values in batch.items()} for at in shown]
+    names = (corpus.labels, objective.answers_chats)
+    return [describe(at, row, tokenizer, *names) for at, row in zip(shown, rows)]
 
 
 def _print_notes(console: Any) -> None:

@@ -216,6 +216,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "data.batch_size": ({}, 4),
     "data.batch_size_per_device": ({"data.batch_size": 0, "data.batch_size_per_device": 2}, 4),
     "data.max_bad_records": ({}, 3),
+    "data.prompt_tokens": (PREFER, 8),
     "data.threads": ({}, 1),
     "train.steps": ({}, 30),
     "train.epochs": ({}, 2.0),
@@ -253,11 +254,13 @@ CASES |= {
     "objective.preference.beta": (PREFER, 0.2),
     "objective.preference.label_smoothing": (PREFER, 0.1),
     "objective.preference.gamma": (SIMPO, 1.0),
+    "objective.preference.reference": (PREFER, "cached"),
     "objective.judgement.name": (JUDGE, "causal_lm"),
     "objective.judgement.unpaired_loss": (JUDGE, "apo_zero_unpaired"),
     "objective.judgement.beta": (JUDGE, 0.2),
     "objective.judgement.liked": (JUDGE, 2.0),
     "objective.judgement.disliked": (JUDGE, 2.0),
+    "objective.judgement.reference": (JUDGE, "cached"),
     "objective.reward.name": (REWARD, "causal_lm"),  # refused: the model has a label
     "objective.reward.reward_margin": (REWARD, 0.5),
     "objective.reward.centring": (REWARD, 0.1),
@@ -269,7 +272,7 @@ CASES |= {
         **{"name": "causal_lm", "policy_loss": "grpo", "advantage": "centred", "average": "text"},
         **{"clip_low": 0.1, "clip_high": 0.1, "clip_most": 4.0, "kl_weight": 0.1, "samples": 4},
         **{"max_tokens": 5, "rewards": "length", "updates": 2, "staleness": 1},
-        "logprob_limit": 1e-6,
+        **{"temperature": 0.5, "logprob_limit": 1e-6},
     }.items()
 }
 CASES["objective.policy.name"] = ({"objective.name": "policy"}, "causal_lm")
@@ -338,6 +341,8 @@ UNUSED: list[tuple[dict[str, Any], str, Any]] = [
     (PREFER, "objective.z_loss", 0.1),
     (PREFER, "objective.gamma", 1.0),
     (REWARD, "objective.beta", 1.0),
+    (SIMPO, "objective.reference", "cached"),
+    (CHAT, "data.prompt_tokens", 8),
     (REWARD, "execution.head_tokens", 64),
     (PREFER | {"objective.preference_loss": "ipo"}, "objective.label_smoothing", 0.1),
     ({}, "optimizer.momentum", 0.5),

@@ -79,7 +79,7 @@ def example(objective: Objective) -> dict[str, list]:
     tokens = np.arange(64, dtype=np.int32) % 20 + 105
     window = {"tokens": tokens, "inputs": tokens, "targets": tokens}
     window |= {"assistant": tokens % 2, "label": np.zeros(1, np.int32)}
-    window["liked"] = np.ones(64, np.int32)
+    window["liked"] = window["reference"] = np.ones(64, np.int32)
     for side in ("", "inputs_", "targets_"):
         window[f"{side}segments"] = np.ones(64, np.int32)
         window[f"{side}positions"] = np.arange(64, dtype=np.int32)
@@ -106,7 +106,7 @@ def events(e: Experiment, folder: Path, monkeypatch) -> object:
         start_step=0,
         feed_state={},
         workdir=folder,
-        appraisal=lambda state, limit: note("evaluate", limit),
+        appraisal=lambda state, step, limit: note("evaluate", limit),
         checkpoints=SimpleNamespace(wait=lambda: None),
     )
     quiet = SimpleNamespace(
@@ -212,6 +212,7 @@ def data(e: Experiment, folder: Path, monkeypatch) -> object:
         opened.tokenizer.fingerprint,
         opened.tokenizer.chat_template,
         opened._options(1, 0).max_bad_records,
+        opened._options(1, 0).prompt_tokens,
         feed.threads,
     )
 
@@ -232,7 +233,7 @@ def beginning(e: Experiment, folder: Path, monkeypatch) -> object:
 def judged(e: Experiment, folder: Path, monkeypatch) -> object:
     """The evaluations that a run makes beside its held-out loss."""
     fake = SimpleNamespace(experiment=e, objective=objective_of(e), batch_size=1)
-    made = appraisal.make_appraisal(fake, SimpleNamespace(tokenizer=None), [])
+    made = appraisal.make_appraisal(fake, SimpleNamespace(tokenizer=None), [], folder)
     return sorted((name, type(one).__name__) for name, one in made.others.items())
 
 

@@ -33,6 +33,7 @@ CASES = {
     "unknown section": ([CONFIG, "--config.trian.steps=5"], "train"),
     "unparsable value": ([CONFIG, "--config.train.steps=many"], "config.train.steps"),
     "missing config file": (["--config=configs/nothing.py"], "configs/nothing.py"),
+    "unknown shipped config": (["--config=graft:quikstart:smoke"], "graft:quickstart"),
     "no config": ([], "--config"),
     "override without a config": (["--config.train.steps=5"], "--config=FILE"),
     "unknown flag": ([CONFIG, "--wrokdir=x"], "wrokdir"),

@@ -12,7 +12,7 @@ from research import tree
 from research.data.documents import TextDocuments
 from research.data.sources import SOURCES, NamedSource
 from research.evals.choose import EVALUATIONS
-from research.evals.evaluation import Evaluation
+from research.evals.evaluation import Evaluation, Item
 from research.interop.convert import convert
 from research.interop.huggingface.families import llama
 from research.interop.huggingface.families.fields import integer
@@ -90,9 +90,9 @@ class Words(Evaluation):
         """From the settings."""
         return cls(config.scale)
 
-    def run(self, opened):
-        """One pair."""
-        return {"words": (self.scale * opened.model.config.vocab_size, 1.0)}
+    def items(self, opened):
+        """One item."""
+        yield Item("head", {"words": (self.scale * opened.model.config.vocab_size, 1.0)})
 
 
 @pytest.fixture(scope="module")

@@ -167,3 +167,11 @@ def test_a_wrong_flag_and_a_wrong_config_end_in_one_line():
             and len(done.stderr.strip().splitlines()) == 1
         ), done.stderr
         assert done.stdout == ""
+
+
+def test_the_command_prints_the_prompts_of_a_run_on_its_own_texts():
+    out = inspect("--config=configs/posttrain.py:task=grpo,smoke", "--rows=3")
+    assert (
+        len(re.findall(r"^prompt \d: 7 tokens; 8 texts of at most 5 continue it$", out, re.M)) == 3
+    )
+    assert re.search(r'record  \{"answer": "\d+", "path": "\d\d\+\d\d"\}', out)

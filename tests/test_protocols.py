@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 CASES = {
     "Leaf": ("research/weights/lora.py", "Lora", "gathered"),
     "Objective": ("research/objectives/masked_lm.py", "MaskedLM", "predicted_tokens"),
-    "Evaluation": ("research/evals/heldout.py", "HeldOut", "run"),
+    "Evaluation": ("research/evals/heldout.py", "HeldOut", "items"),
     "Feed": ("research/run/window_feed.py", "WindowFeed", "state"),
     "KVCache": ("research/models/cache.py", "SlotCache", "attend"),
 }

@@ -152,7 +152,7 @@ class ChatEncoder:
             self._tokenizer.align_batch([one.text for one in rendered if isinstance(one, Rendered)])
         )
         return [
-            _masked(*next(encoded), one.spans) if isinstance(one, Rendered) else one
+            masked(*next(encoded), one.spans) if isinstance(one, Rendered) else one
             for one in rendered
         ]
 
@@ -249,7 +249,7 @@ class ChatEncoder:
         return self._sandbox.render(template, variables, TRAINING_DAY)
 
 
-def _masked(
+def masked(
     ids: list[int], places: list[tuple[int, int]], spans: Sequence[tuple[int, int]]
 ) -> tuple[list[int], list[bool]]:
     """(ids, for each id whether one of its characters, `places`, is inside a span). Spans are

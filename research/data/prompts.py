@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from research.data.census import Census
-from research.data.chat import render_chat
+from research.data.chat import TRAINING_DAY, render_chat
+from research.data.chat_sandbox import ChatRefused
 from research.data.conversations import plain, with_text
-from research.data.documents import Documents, UnreadableRecord
+from research.data.documents import Documents, UnreadableRecord, digest
+from research.data.tokenizers import Tokenizer
+from research.data.tokens import TokenStore
 from research.data.windows import WindowOptions
 
 # Columns that rewards read, beside the prompt.
@@ -37,57 +40,87 @@ def read_prompt(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
     return {"prompt": text, "record": json.dumps(record, ensure_ascii=False)}
 
 
+class PromptEncoder:
+    """Encodes the prompts of records, given as JSON: a text begins with the token that begins
+    texts; messages are written by the chat template, with the beginning of an answer. Equal
+    `fingerprint`s mean equal ids."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
+        self._first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        written_by = [tokenizer.chat_template, tokenizer.templates, tokenizer.template_variables]
+        self.fingerprint = digest(
+            "prompts", tokenizer.fingerprint, json.dumps(written_by, sort_keys=True)
+        )
+
+    def encode_batch(self, texts: list[str]) -> list[list[int] | ValueError]:
+        """The ids of each prompt, [] for an empty text. ChatRefused, a ValueError, in the place of
+        messages that the template rejects."""
+        return [self._encode(json.loads(text)["prompt"]) for text in texts]
+
+    def _encode(self, prompt: str | list[dict[str, Any]]) -> list[int] | ValueError:
+        if isinstance(prompt, str):
+            ids = self._tokenizer.encode(prompt)
+            return ids if not ids or ids[:1] == [self._first] else [self._first, *ids]
+        try:
+            # The day of training, and not today's: a run that goes on tomorrow reads the same.
+            return self._tokenizer.encode(render_chat(self._tokenizer, prompt, now=TRAINING_DAY))
+        except ChatRefused as error:
+            return error
+
+
 class Prompts:
     """Windows of one prompt each. `[i]` is {"prompt": int32 [n], its token ids; "record": uint8,
     the record as JSON in UTF-8}; the record's "path" names its place in the data.
 
-    A text begins with the token that begins texts; messages are written by the tokenizer's chat
-    template, with the beginning of an answer. Empty prompts are left out, and counted.
+    `store` has the prompts' tokens (`PromptEncoder`), read from the cache at later starts. Empty
+    prompts are left out, and counted.
     """
 
-    def __init__(self, documents: Documents, options: WindowOptions):
-        tokenizer = options.tokenizer
-        first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-        self._prompts, empty = [], 0
-        self.bad_records: list[str] = []
-        for index in range(len(documents)):
-            try:
-                document = documents[index]
-            except UnreadableRecord as error:
-                self.bad_records.append(str(error))
-                if len(self.bad_records) > options.max_bad_records:
-                    raise ValueError(
-                        f"{error}; mend it, or allow more with config.data.max_bad_records"
-                    ) from None
-                continue
-            record = json.loads(document["record"]) | {"path": document["path"]}
-            if isinstance(record["prompt"], str):
-                ids = tokenizer.encode(record["prompt"])
-                ids = ids if not ids or ids[:1] == [first] else [first, *ids]
-            else:
-                ids = tokenizer.encode(render_chat(tokenizer, record["prompt"]))
-            if not ids:
-                empty += 1
-                continue
-            self._prompts.append((np.array(ids, np.int32), json.dumps(record).encode()))
-        self.census = Census("prompts", len(documents), options.length, empty=empty)
+    def __init__(self, documents: Documents, store: TokenStore, length: int):
+        self.stores, self._documents = (store,), documents
+        self._rows = np.flatnonzero(np.diff(store.offsets) > 0)
+        self._places = _places(documents, store)
+        empty = len(store) - len(self._rows)
+        self.census = Census("prompts", len(documents), length, empty=empty)
 
     def __len__(self) -> int:
-        return len(self._prompts)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        ids, record = self._prompts[index]
-        return {"prompt": ids, "record": np.frombuffer(record, np.uint8)}
+        row, [store] = self._rows[index], self.stores
+        ids = np.asarray(store.ids[store.offsets[row] : store.offsets[row + 1]], np.int32)
+        document = self._documents[int(self._places[row])]
+        record = json.loads(document["record"]) | {"path": document["path"]}
+        return {"prompt": ids, "record": np.frombuffer(json.dumps(record).encode(), np.uint8)}
 
     def longest(self) -> tuple[int, str]:
         """(most tokens of a prompt, the path of its record)."""
-        ids, record = max(self._prompts, key=lambda prompt: len(prompt[0]))
-        return len(ids), json.loads(record)["path"]
+        [store] = self.stores
+        row = int(np.argmax(np.diff(store.offsets)))
+        path = self._documents[int(self._places[row])]["path"]
+        return int(store.offsets[row + 1] - store.offsets[row]), path
+
+
+def _places(documents: Documents, store: TokenStore) -> np.ndarray:
+    """The index among the documents of each one in the store, which leaves out what is bad."""
+    if not store.bad_records:
+        return np.arange(len(documents))
+    places = []
+    for index in range(len(documents)):
+        try:
+            name = f"{documents[index]['path']}: "
+        except UnreadableRecord:
+            continue
+        if not any(line.startswith(name) for line in store.bad_records):
+            places.append(index)
+    return np.array(places)
 
 
 def prompt_windows(documents: Documents, options: WindowOptions) -> Prompts:
     """The prompts of the documents, in their order."""
-    return Prompts(documents, options)
+    store = options.tokens(documents, "record", PromptEncoder(options.tokenizer))
+    return Prompts(documents, store, options.length)
 
 
 def record_of(window: Mapping[str, np.ndarray]) -> dict[str, Any]:

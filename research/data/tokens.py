@@ -8,14 +8,13 @@ meta.json with sizes and checksums. It is named by a hash of documents, field an
 import functools
 import logging
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from research.data.chat import ChatEncoder
 from research.data.conversations import read_spelt
 from research.data.documents import Documents, UnreadableRecord, digest
 from research.downloads.cache import Damaged, built
@@ -35,14 +34,25 @@ class Tokenizer(Protocol):
     vocab_size: int
     fingerprint: str
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text."""
+    def encode_batch(self, texts: list[str]) -> Sequence[list[int] | ValueError]:
+        """The ids of each text, or the error in the place of one that cannot be encoded, which is
+        then an unreadable record."""
 
 
 # (ids of a text, mask of the assistant's tokens or None for plain text), or the error for a
 # conversation that is refused.
 _Encoded = tuple[list[int], list[bool] | None] | ValueError
 _Encode = Callable[[list[str]], list[_Encoded]]
+
+
+class Encoder(Protocol):
+    """What is needed of an encoder of conversations, such as `research.data.chat.ChatEncoder`."""
+
+    vocab_size: int
+    fingerprint: str
+
+    def encode_batch(self, conversations: Any, tools: Any = ()) -> Any:
+        """The ids and the mask of each conversation, or its error."""
 
 
 class BadRecords(ValueError):
@@ -98,7 +108,8 @@ def tokenize(
     key = digest(_FORMAT, documents.fingerprint, field, tokenizer.fingerprint)
 
     def encode(texts: list[str]) -> list[_Encoded]:
-        return [(ids, None) for ids in tokenizer.encode_batch(texts)]
+        encoded = tokenizer.encode_batch(texts)
+        return [one if isinstance(one, ValueError) else (one, None) for one in encoded]
 
     return _stored(
         documents, field, encode, tokenizer.vocab_size, key, cache_dir, max_bad_records, progress
@@ -107,7 +118,7 @@ def tokenize(
 
 def tokenize_conversations(
     documents: Documents,
-    encoder: ChatEncoder,
+    encoder: Encoder,
     cache_dir: Path,
     *,
     field: str = "conversation",

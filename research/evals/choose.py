@@ -3,9 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+from research.evals.choices import Choices
+from research.evals.classified import Classified
+from research.evals.code import Code
+from research.evals.documents import Documents
 from research.evals.evaluation import Evaluation, RunData
+from research.evals.generation import Generation
 from research.evals.heldout import HeldOut
+from research.evals.judge import Judge
+from research.evals.needle import Needle
 from research.evals.pairs import PairPerplexity
+from research.evals.ready import READY
+from research.evals.retrieval import Retrieval
 from research.evals.rewarded import Rewarded
 from research.evals.text_perplexity import TextPerplexity
 from research.experiment.fields import build, nearest
@@ -16,6 +25,14 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "perplexity": TextPerplexity,
     "pairs": PairPerplexity,
     "rewards": Rewarded,
+    "documents": Documents,
+    "choices": Choices,
+    "generation": Generation,
+    "code": Code,
+    "classification": Classified,
+    "retrieval": Retrieval,
+    "needle": Needle,
+    "judge": Judge,
 }
 
 
@@ -24,11 +41,13 @@ def make_evaluations(
 ) -> dict[str, Evaluation]:
     """The evaluations of `config.evals`, by name.
 
-    A name is a row of `EVALUATIONS`, or any other where the settings say under `kind` which row it
-    is, so that two texts can be scored:
+    A name is a row of `EVALUATIONS` or of `READY`, which has data and settings of its own that the
+    given ones change. With any other name the settings say under `kind` which row it is, so that
+    two texts can be scored:
 
         config.evals.perplexity = {"text": "notes.txt"}
         config.evals.letters = {"kind": "perplexity", "text": "letters.txt", "window": 256}
+        config.evals.boolq = {"limit": 200}
 
     ValueError for an unknown evaluation or setting, and for one that does not fit the run.
     """
@@ -41,8 +60,13 @@ def make_evaluations(
         # A copy, since `kind` is taken out and the config must stay as it is.
         fields = dict(values)
         kind = fields.pop("kind", name)
+        if kind in READY:
+            fields = {**READY[kind], **fields}
+            kind = fields.pop("kind")
         if kind not in EVALUATIONS:
-            raise ValueError(f"{where}: no evaluation {kind!r}; {nearest(str(kind), EVALUATIONS)}")
+            raise ValueError(
+                f"{where}: no evaluation {kind!r}; {nearest(str(kind), {**EVALUATIONS, **READY})}"
+            )
         # `build` refuses what the dataclass has no field for, `make` what does not fit the run.
         evaluation = EVALUATIONS[kind]
         try:

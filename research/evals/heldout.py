@@ -1,7 +1,7 @@
 """A run's own loss on the data that it held out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax
 from research.data.batch import check_documents
 from research.data.corpus import Corpus
 from research.data.loader import Window, heldout_batches
-from research.evals.evaluation import Evaluation, Opened, RunData, Totals
+from research.evals.evaluation import Evaluation, Item, Opened, RunData, Totals
 from research.objectives.objective import Objective
 from research.parallel.mesh import place_batch
 from research.training.step import eval_step
@@ -50,16 +50,18 @@ class HeldOut(Evaluation):
     batches: int = 0
 
     config = HeldOutConfig
+    main = "loss"
+    lower_is_better = True
 
     @classmethod
     def make(cls, config: HeldOutConfig, data: RunData) -> "HeldOut":
         """All of a run's held-out windows, or the first `batches`."""
-        return cls(data.objective, data.windows, data.batch_size, data.corpus, config.batches)
+        objective = data.run_objective()
+        return cls(objective, data.windows, data.batch_size, data.corpus, config.batches)
 
-    def run(self, opened: Opened) -> Totals:
-        """Sums in nats and counts in tokens: "loss", and the further totals of the objective."""
-        # Python floats are float64: sums over many batches keep their digits.
-        totals: Totals = {}
+    def items(self, opened: Opened) -> Iterator[Item]:
+        """An item a batch, since a step adds up all that it computes: sums in nats and counts in
+        tokens, "loss" and the further totals of the objective."""
         batches = heldout_batches(
             self.windows,
             self.objective.example,
@@ -70,7 +72,7 @@ class HeldOut(Evaluation):
         )
         # The caller's mesh decides: none on a single device, where arrays need no placing.
         mesh = jax.sharding.get_mesh()
-        for batch in batches:
+        for number, batch in enumerate(batches):
             check_documents(batch, opened.model.execution.documents)
             # Each process has read its own rows; on a mesh they become one array over all devices.
             inputs: dict[str, Any] = batch
@@ -86,10 +88,11 @@ class HeldOut(Evaluation):
             )
             # Fetched one by one: independent programs in flight could meet their collectives in
             # another order elsewhere.
-            for name, (total, count) in jax.device_get(sums).items():
-                before = totals.get(name, (0.0, 0.0))
-                totals[name] = (before[0] + float(total), before[1] + float(count))
-        return totals
+            totals = {
+                name: (float(total), float(count))
+                for name, (total, count) in jax.device_get(sums).items()
+            }
+            yield Item(f"batch {number}", totals)
 
     def values(self, totals: Totals) -> dict[str, float]:
         """The values by name, as the class describes them."""

@@ -1,11 +1,11 @@
 """How well an encoder-decoder predicts the targets of a file of pairs, as an evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from research.evals.evaluation import Evaluation, Opened, RunData, Totals
-from research.evals.pair_perplexity import read_pairs, score_pairs
+from research.evals.evaluation import Evaluation, Item, Opened, RunData, Totals
+from research.evals.pair_perplexity import read_pairs, score_each_pair
 from research.evals.perplexity import Score
 
 
@@ -31,12 +31,14 @@ class PairPerplexity(Evaluation):
     pairs: Sequence[tuple[str, str]]
 
     config = PairPerplexityConfig
+    main = "nll_per_token"
+    lower_is_better = True
 
     @classmethod
     def make(cls, config: PairPerplexityConfig, data: RunData) -> "PairPerplexity":
         """ValueError for a file that has no pairs, and a run of another model than an
         encoder-decoder."""
-        kind = data.objective.model_kind
+        kind = data.model_kind
         if kind != "encoder_decoder":
             raise ValueError(f'a {kind} reads no pairs; take kind "perplexity"')
         pairs = read_pairs(Path(config.text), "text")
@@ -45,12 +47,15 @@ class PairPerplexity(Evaluation):
             raise ValueError(f"text={config.text} has no pair")
         return cls(pairs)
 
-    def run(self, opened: Opened) -> Totals:
-        """ "nll": (nats, tokens of the targets with their ends). ValueError without a tokenizer."""
+    def items(self, opened: Opened) -> Iterator[Item]:
+        """ "nll": (nats, tokens of the target with its end) of each pair. ValueError without a
+        tokenizer."""
         if opened.tokenizer is None:
             raise ValueError("the model has no tokenizer; put its tokenizer.json into the folder")
-        score = score_pairs(opened.model, opened.params, opened.tokenizer, self.pairs)
-        return {"nll": (score.nll, score.tokens)}
+        scores = score_each_pair(opened.model, opened.params, opened.tokenizer, self.pairs)
+        for number, ((source, target), score) in enumerate(zip(self.pairs, scores)):
+            totals: Totals = {"nll": (score.nll, score.tokens)}
+            yield Item(str(number), totals, {"prompt": source, "answer": target})
 
     def values(self, totals: Totals) -> dict[str, float]:
         """Nats per token and their exponential."""

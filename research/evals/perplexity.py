@@ -57,13 +57,18 @@ def score_text(
 ) -> Score:
     """The score of every token of a text. The first follows the token that begins a text, or for a
     tokenizer without one the token that ends a text. ValueError for an empty text."""
+    ids = text_ids(tokenizer, text)
+    nll = score_ids(model, params, ids, window, stride).nll
+    return Score(nll, len(ids) - 1, len(text.encode()))
+
+
+def text_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """The ids of a text behind the one that it follows, int32 [N]. ValueError for an empty text."""
     if not text:
         raise ValueError("the text is empty; give one with at least a character")
     # As in training, where a document follows the token that begins it or ends the one before.
     first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-    ids = np.array([first, *tokenizer.encode(text)], np.int32)
-    nll = score_ids(model, params, ids, window, stride).nll
-    return Score(nll, len(ids) - 1, len(text.encode()))
+    return np.array([first, *tokenizer.encode(text)], np.int32)
 
 
 def score_ids(
@@ -76,6 +81,27 @@ def score_ids(
     costs more computation. ValueError for ids outside the vocabulary, and for windows that are
     longer than the model's positions.
     """
+    # Summed on the host in float64: a float32 sum over a book would lose digits.
+    total = 0.0
+    for nll_BT, _ in _scored(model, params, ids, window, stride):
+        total += float(nll_BT.sum())
+    return Score(total, len(ids) - 1, None)
+
+
+def score_windows(
+    model: Model, params: Tree, ids: np.ndarray, window: int, stride: int | None = None
+) -> Iterator[Score]:
+    """The same as `score_ids`, of each window in order."""
+    for nll_BT, counted_BT in _scored(model, params, ids, window, stride):
+        for nll_T, counted_T in zip(nll_BT, counted_BT):
+            if counted_T.any():  # else a row that fills the batch
+                yield Score(float(nll_T.sum()), int(counted_T.sum()), None)
+
+
+def _scored(
+    model: Model, params: Tree, ids: np.ndarray, window: int, stride: int | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(nats float64 [B, T], whether the token counts bool [B, T]) of batches of windows."""
     stride = window if stride is None else stride
     _check(model, ids, window, stride)
     mesh = jax.sharding.get_mesh()
@@ -84,13 +110,9 @@ def score_ids(
         1, min(16, _LOGITS // (window * model.config.vocab_size), -(-(len(ids) - 1) // stride))
     )
     rows = rows if mesh.empty else whole_rows(rows, mesh, model)
-    # Summed on the host in float64: a float32 sum over a book would lose digits.
-    total = 0.0
     for batch in _batches(ids, window, stride, rows):
         inputs = batch if mesh.empty else place_whole(batch, mesh, model)
-        nll_BT = np.asarray(_nll(params, inputs, model=model), np.float64)
-        total += float(nll_BT.sum())
-    return Score(total, len(ids) - 1, None)
+        yield np.asarray(_nll(params, inputs, model=model), np.float64), batch["counted"]
 
 
 def whole_rows(rows: int, mesh: Mesh, model: Model) -> int:

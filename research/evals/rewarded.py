@@ -1,12 +1,12 @@
 """The reward of what a model writes for held-out prompts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from research.data.loader import Window
 from research.data.prompts import record_of
-from research.evals.evaluation import Evaluation, Opened, RunData, Totals
+from research.evals.evaluation import Evaluation, Item, Opened, RunData, Totals
 from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
 from research.objectives.policy import Policy
@@ -53,11 +53,12 @@ class Rewarded(Evaluation):
     batches: int = 0
 
     config = RewardedConfig
+    main = "reward"
 
     @classmethod
     def make(cls, config: RewardedConfig, data: RunData) -> "Rewarded":
         """Of a run's held-out prompts. ValueError for a run whose data are no prompts."""
-        objective = data.objective
+        objective = data.run_objective()
         if not isinstance(objective, Policy):
             raise ValueError(
                 f"the data of objective {objective.name} are no prompts with answers; "
@@ -72,8 +73,8 @@ class Rewarded(Evaluation):
             config.batches,
         )
 
-    def run(self, opened: Opened) -> Totals:
-        """Sums of rewards over the texts that have one, and of what else is counted over texts."""
+    def items(self, opened: Opened) -> Iterator[Item]:
+        """An item a prompt: its rewards, where it has one, and what else is counted over texts."""
         if opened.tokenizer is None:
             raise ValueError("the model has no tokenizer, and rewards read text")
         rewards = make_rewards(self.rewards)
@@ -87,19 +88,18 @@ class Rewarded(Evaluation):
             [prompt["prompt"].tolist() for prompt in prompts],
             config,
         )
-        totals: Totals = {}
-
-        def add(name: str, value: float) -> None:
-            if not math.isnan(value):
-                total, count = totals.get(name, (0.0, 0.0))
-                totals[name] = (total + value, count + 1.0)
-
-        for prompt, text in zip(prompts, texts):
+        for number, (prompt, text) in enumerate(zip(prompts, texts)):
             record = record_of(prompt)
-            total, parts = rewards(shown_prompt(record), text.text, record)
-            add("reward", total)
-            for name, value in parts.items() if len(parts) > 1 else ():
-                add(f"reward_{name}", value)
-            add("length", float(len(text.token_ids)))
-            add("truncated", float(text.finish == "length"))
-        return totals
+            asked = shown_prompt(record)
+            total, parts = rewards(asked, text.text, record)
+            numbers = {"reward": total}
+            if len(parts) > 1:
+                numbers |= {f"reward_{name}": value for name, value in parts.items()}
+            numbers |= {
+                "length": float(len(text.token_ids)),
+                "truncated": float(text.finish == "length"),
+            }
+            totals: Totals = {
+                name: (value, 1.0) for name, value in numbers.items() if not math.isnan(value)
+            }
+            yield Item(str(number), totals, {"prompt": asked, "written": text.text})

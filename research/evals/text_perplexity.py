@@ -1,13 +1,14 @@
 """How well a model predicts the text of a file, as an evaluation."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from research.evals.evaluation import Evaluation, Opened, RunData, Totals
-from research.evals.perplexity import Score, score_ids, score_text
+from research.evals.evaluation import Evaluation, Item, Opened, RunData, Totals
+from research.evals.perplexity import Score, score_windows, text_ids
 from research.files import read_text
 
 
@@ -29,7 +30,8 @@ class TextPerplexityConfig:
 
 @dataclass(frozen=True)
 class TextPerplexity(Evaluation):
-    """The negative log-likelihood of every token of a text, or of ids [N] but the first.
+    """The negative log-likelihood of every token of a text, or of ids [N] but the first. An item is
+    a window.
 
     >>> TextPerplexity("Some text").run(opened)["nll"]  # doctest: +SKIP
     (31.4, 9)
@@ -40,13 +42,15 @@ class TextPerplexity(Evaluation):
     stride: int = 0
 
     config = TextPerplexityConfig
+    main = "nll_per_token"
+    lower_is_better = True
 
     @classmethod
     def make(cls, config: TextPerplexityConfig, data: RunData) -> "TextPerplexity":
         """ValueError for a file that cannot be read, and a run whose model does not predict a text
         from its past."""
         # Refused here and not in `run`, so that a run learns of it before its first step.
-        kind = data.objective.model_kind
+        kind = data.model_kind
         if kind != "decoder":
             other = '; take kind "pairs"' if kind == "encoder_decoder" else ""
             raise ValueError(
@@ -54,17 +58,34 @@ class TextPerplexity(Evaluation):
             )
         return cls(read_text(Path(config.text), "text"), config.window, config.stride)
 
-    def run(self, opened: Opened) -> Totals:
-        """ "nll": (nats, tokens), and for a text "bits_per_byte": (bits, bytes of UTF-8).
-
-        ValueError for a text without a tokenizer, and a window beyond the model's positions.
-        """
-        # Bits per byte is a total of its own: its count is bytes, known only where there is a text.
-        score = self._score(opened)
-        totals: Totals = {"nll": (score.nll, score.tokens)}
-        if score.n_bytes:
-            totals["bits_per_byte"] = (score.nll / math.log(2), score.n_bytes)
-        return totals
+    def items(self, opened: Opened) -> Iterator[Item]:
+        """ "nll": (nats, tokens), and for a text "bits_per_byte": (bits, bytes of UTF-8), by
+        window. ValueError for a text without a tokenizer, and a window beyond the model's
+        positions."""
+        # Ids have no bytes, hence no bits per byte.
+        content = self.content
+        if isinstance(content, str):
+            if opened.tokenizer is None:
+                raise ValueError(
+                    "the model has no tokenizer; put its tokenizer.json into the folder, or give "
+                    "ids"
+                )
+            ids, size = text_ids(opened.tokenizer, content), len(content.encode())
+        else:
+            ids, size = content, 0
+        # Longer windows than in training would measure positions that the model has never seen.
+        window, stride = self.window or opened.window, self.stride or None
+        done = 0
+        for number, score in enumerate(
+            score_windows(opened.model, opened.params, ids, window, stride)
+        ):
+            totals: Totals = {"nll": (score.nll, score.tokens)}
+            if size:
+                # A token may end within a character, so the bytes of a window are its share of all.
+                ends = [size * n // (len(ids) - 1) for n in (done, done + score.tokens)]
+                totals["bits_per_byte"] = (score.nll / math.log(2), ends[1] - ends[0])
+            done += score.tokens
+            yield Item(f"window {number}", totals)
 
     def values(self, totals: Totals) -> dict[str, float]:
         """Nats per token, their exponential, and bits per byte."""
@@ -76,18 +97,3 @@ class TextPerplexity(Evaluation):
             bits, n_bytes = totals["bits_per_byte"]
             values["bits_per_byte"] = bits / n_bytes
         return values
-
-    def _score(self, opened: Opened) -> Score:
-        # Longer windows than in training would measure positions that the model has never seen.
-        window = self.window or opened.window
-        stride = self.stride or None
-        # Ids have no bytes, hence no bits per byte.
-        if not isinstance(self.content, str):
-            return score_ids(opened.model, opened.params, self.content, window, stride)
-        if opened.tokenizer is None:
-            raise ValueError(
-                "the model has no tokenizer; put its tokenizer.json into the folder, or give ids"
-            )
-        return score_text(
-            opened.model, opened.params, opened.tokenizer, self.content, window, stride
-        )

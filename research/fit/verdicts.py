@@ -19,9 +19,9 @@ from research.files import write_text
 from research.fit.answer import answer
 from research.fit.report import GIB, Fit
 from research.run.resolve import from_config
+from research.shipped import config_file
 
 WRITE = flags.DEFINE_string("write", None, "the file whose marked part is replaced by the table")
-CONFIGS = Path(__file__).parent.parent.parent / "configs"
 BEGIN, END = "<!-- verdicts -->", "<!-- /verdicts -->"
 
 
@@ -68,7 +68,7 @@ def ask(recipe: Recipe) -> Fit:
     """What fit says of a recipe."""
     # Configs are files beside the package and not modules of it.
     spec = importlib.util.spec_from_file_location(
-        f"configs_{recipe.config}", CONFIGS / f"{recipe.config}.py"
+        f"configs_{recipe.config}", config_file(recipe.config)
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

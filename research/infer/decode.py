@@ -45,7 +45,7 @@ class Generation:
     text       the text after the prompt, without the stop string or end token
     token_ids  all tokens that were sampled, those of the end included
     logprobs   their log-probabilities in nats under the model itself, before temperature and the
-               like
+               like, unless `SamplingConfig.scored` says otherwise
     finish     why it ended: "eos" at the tokenizer's end token, "stop" at a stop string or stop id
                of the config, "length" at the limit of tokens
     """

@@ -29,6 +29,8 @@ class SamplingConfig:
     bos          put the token that begins a text in front of prompts given as strings
     decoder_ids  tokens that the decoder of an encoder-decoder starts from; () for the one that it
                  was trained to start from
+    scored       whose log-probabilities are given with the tokens: "model", before temperature and
+                 the like, or "sampled", those of the distribution that they were drawn from
 
     ValueError for a value out of range.
     """
@@ -44,6 +46,7 @@ class SamplingConfig:
     seed: int = 0
     bos: bool = True
     decoder_ids: tuple[int, ...] = ()
+    scored: str = "model"
 
     def __post_init__(self):
         for name, good, wanted in (
@@ -63,6 +66,7 @@ class SamplingConfig:
                 "" not in self.stop,
                 "without an empty string, which would end every text at once",
             ),
+            ("scored", self.scored in ("model", "sampled"), "'model' or 'sampled'"),
         ):
             if not good:
                 raise ValueError(f"sampling.{name}={getattr(self, name)!r} must be {wanted}")
@@ -101,7 +105,7 @@ def recommendation(recommended: Mapping[str, float], chosen: Mapping[str, Any]) 
 
 # The bits of 1.0 are 0x3F800000, and positive floats are in the order of their bits.
 _BITS_OVER_1 = 0x3F800001  # the bits of the least float32 above 1
-_DISTRIBUTION = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_DISTRIBUTION = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "scored")
 
 
 def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty: Number) -> jax.Array:
@@ -210,10 +214,17 @@ def _draw(probs_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
     return drawn_B.astype(jnp.int32)
 
 
-def log_probability(logits_BV: jax.Array, ids_B: jax.Array) -> jax.Array:
-    """Log-probability in nats, float32 [B], of each row's token in softmax(logits): under the model
-    itself, not under the distribution that it was sampled from."""
+def log_probability(
+    logits_BV: jax.Array,
+    ids_B: jax.Array,
+    config: SamplingConfig = SamplingConfig(),
+    seen_BV: jax.Array | None = None,
+) -> jax.Array:
+    """Log-probability in nats, float32 [B], of each row's token, under the model itself or the
+    distribution of `config`, as `config.scored` says."""
     logits_BV = logits_BV.astype(jnp.float32)
+    if config.scored == "sampled":
+        logits_BV = process(logits_BV, config, seen_BV)
     return jnp.sum(jnp.where(one_hot(ids_B, logits_BV), logits_BV, 0), axis=-1) - jax.nn.logsumexp(
         logits_BV, axis=-1
     )

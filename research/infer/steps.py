@@ -281,13 +281,13 @@ def _pick(
     # A draw depends on the row's key and the position, not on the batch or the calls of `advance`.
     keys_B = jax.vmap(jax.random.fold_in)(state.key_B, state.position_B)
     token_B = sample(logits_BV, keys_B, sampling, state.seen_BV)
+    logprob_B = log_probability(logits_BV, token_B, sampling, state.seen_BV)
     ended_B = jnp.any(token_B[:, None] == stop_ids[None, :], axis=1)
     left_B = jnp.where(ended_B, 0, jnp.maximum(state.left_B - 1, 0))
     seen_BV = None if state.seen_BV is None else state.seen_BV | one_hot(token_B, logits_BV)
     state = replace(
         state, token_B=token_B, position_B=state.position_B + 1, left_B=left_B, seen_BV=seen_BV
     )
-    logprob_B = log_probability(logits_BV, token_B)
     return _placed(state, model.rules), rowwise(logprob_B, model.rules)
 
 

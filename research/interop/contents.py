@@ -8,7 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 from research.interop.gguf.file import open_gguf
+from research.interop.huggingface.folder import plan_folder
 from research.interop.huggingface.mxfp4 import FORMAT as MXFP4
+from research.interop.huggingface.mxfp4 import written_packed
 from research.interop.storage.checkpoint import Checkpoint
 
 _HEADER_BYTES = 100_000_000  # the longest header that the safetensors library reads
@@ -45,12 +47,21 @@ def written_out(checkpoint: Checkpoint, to: str, dtype: str = "") -> list[str]:
     """The line on the codes of a quantized checkpoint, which a conversion to the format `to` and
     `dtype` ("" for the checkpoint's own) does not keep; none where it keeps them all."""
     # MXFP4 alone is written as it was read.
-    kept = to == "hf" and dtype in ("", MXFP4) and checkpoint.stored_as == MXFP4.upper()
-    if not checkpoint.quantized or (kept and checkpoint.codes):
+    kept = dtype in ("", MXFP4) and checkpoint.stored_as == MXFP4.upper() and checkpoint.codes
+    if not checkpoint.quantized or (kept and _has_mxfp4(checkpoint, to)):
         return []
     types = dtype or ", ".join(sorted({one.dtype for one in checkpoint.parameters.values()}))
     stored = f" ({checkpoint.stored_as})" if checkpoint.stored_as else ""
     return [f"the source's quantized weights{stored} are written out as {types}"]
+
+
+def _has_mxfp4(checkpoint: Checkpoint, to: str) -> bool:
+    """True if the format `to` has experts in MXFP4 of such a model: all of GGUF's have, and of
+    Hugging Face's classes gpt-oss."""
+    if to != "hf":
+        return to == "gguf"
+    rules = plan_folder(checkpoint)[0].rules(checkpoint.config)
+    return bool(written_packed(checkpoint, rules)[0])
 
 
 def _tensors(file: Path) -> list[tuple[str, int]]:

@@ -6,7 +6,7 @@ To add a format, add a row to `FORMATS` and a file that opens a path as a
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from research.interop import native, runs
@@ -30,6 +30,8 @@ GGUF_TYPES = {
     # Mixtures of K-quants, as llama.cpp names them.
     **{name.lower(): name for name in ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M")},
     **{name.lower(): name for name in ("Q5_K_S", "Q5_K_M", "Q6_K")},
+    # Experts alone are in it, and other matrices in q8_0.
+    MXFP4: "MXFP4",
 }
 
 # Opens the checkpoint at any path or spelling: `research.interop.load.open_checkpoint`.
@@ -105,6 +107,8 @@ def _write_gguf(checkpoint: Checkpoint, folder: Path, dtype: str) -> list[str]:
     # all.
     stored = next(iter(checkpoint.parameters.values())).dtype
     kind = GGUF_TYPES.get(dtype or stored, "F32")
+    if dtype not in ("", MXFP4):  # codes are another type
+        checkpoint = replace(checkpoint, codes={})
     return write_gguf_model(checkpoint, folder / GGUF_FILE, kind)
 
 

@@ -104,7 +104,7 @@ def run_end_ids(experiment: Experiment, tokenizer: Tokenizer, workdir: Path) -> 
 
 def _end_of_turn(experiment: Experiment, tokenizer: Tokenizer) -> int | None:
     chats = objective_class(experiment.objective.name).answers_chats
-    return end_of_turn(tokenizer) if chats else None
+    return end_of_turn(tokenizer) if chats and tokenizer.chat_template is not None else None
 
 
 def _files(workdir: Path, tokenizer: Tokenizer, turn_end: int | None) -> dict[str, Path | bytes]:

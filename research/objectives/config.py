@@ -16,6 +16,11 @@ class ObjectiveConfig:
     # A field and not a class attribute, so that it is among the section's settings.
     name: str = field(default="", init=False)
 
+    @property
+    def rows_of_window(self) -> int:
+        """Rows of a batch that one window of the data makes."""
+        return 1
+
 
 @dataclass(frozen=True)
 class TokenLossConfig(ObjectiveConfig):

@@ -25,16 +25,23 @@ class TokenScores(NamedTuple):
 
 
 def token_scores(
-    model: Model, params: Tree, hidden_BTD: jax.Array, targets_BT: jax.Array
+    model: Model,
+    params: Tree,
+    hidden_BTD: jax.Array,
+    targets_BT: jax.Array,
+    temperature: float = 1.0,
 ) -> TokenScores:
-    """The scores of the targets, given the last states of `Model.hidden`. Logits exist for some
-    tokens at a time, and are computed again for the gradient."""
+    """The scores of the targets in softmax(logits / temperature), given the last states of
+    `Model.hidden`. Logits exist for some tokens at a time, and are computed again for the
+    gradient."""
 
     # Only hidden states are kept for the backward pass, and no [tokens, V] of any piece.
     @jax.checkpoint
     def _piece(hidden_BTD, targets_BT, number=None):
         own = params if number is None else redraw_dropout(params, number)
         logits_BTV = model.logits(own, hidden_BTD)
+        if temperature != 1:
+            logits_BTV = logits_BTV / temperature
         _, nll_BT = cross_entropy(logits_BTV, targets_BT)
         fixed_BTV = jax.nn.log_softmax(jax.lax.stop_gradient(logits_BTV), axis=-1)
         return TokenScores(-nll_BT, -jnp.sum(jnp.exp(fixed_BTV) * fixed_BTV, axis=-1))

@@ -30,9 +30,14 @@ class NextToken(Objective):
 
 
 def batch_scores(
-    model: Model, params: Tree, batch: dict[str, jax.Array], key: Any = None
+    model: Model,
+    params: Tree,
+    batch: dict[str, jax.Array],
+    key: Any = None,
+    temperature: float = 1.0,
 ) -> tuple[TokenScores, LayerLosses]:
-    """(log-probability and entropy of each target of a batch, losses of the layers); `key` is that
-    of dropout."""
+    """(log-probability and entropy of each target of a batch at a temperature, losses of the
+    layers); `key` is that of dropout."""
     hidden_BTD, layer_losses = model.hidden(params, batch, key)
-    return token_scores(model, params, hidden_BTD, batch["targets"]), layer_losses
+    scores = token_scores(model, params, hidden_BTD, batch["targets"], temperature)
+    return scores, layer_losses

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from rich.text import Text
 
+from research.data.prompts import record_of
 from research.data.tokenizers import Tokenizer
 
 COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")
@@ -58,6 +59,22 @@ def describe(
         target = int(row["targets"][0])
         name = f" {json.dumps(labels[target])}" if target < len(labels) else ""
         yield Text(f"  LOSS  class {target}{name}", style="bold")
+    yield Text("")
+
+
+def describe_prompt(
+    number: int, window: dict[str, Any], tokenizer: Tokenizer, texts: int, most: int
+) -> Iterator[Text]:
+    """The lines that show a window of `research.data.prompts.Prompts`, which `texts` texts of at
+    most `most` tokens will continue, with what rewards read of its record."""
+    ids, record = window["prompt"].tolist(), record_of(window)
+    heading = f"prompt {number}: {len(ids)} tokens; {texts} texts of at most {most} continue it"
+    yield Text(heading, style="bold underline")
+    quiet = [False] * len(ids)
+    stream = Stream("", ids, [1] * len(ids), list(range(len(ids))), quiet, [None] * len(ids))
+    yield _stretch(stream, 0, len(ids), tokenizer, False)
+    read = {name: value for name, value in record.items() if name != "prompt"}
+    yield Text(f"  record  {json.dumps(read)}")
     yield Text("")
 
 

@@ -29,7 +29,8 @@ class Policy(NextToken):
 
     The totals are "kl", k3 from the reference model (without a `kl_weight`, which holds none, from
     the weights that wrote the text), "entropy" of the next token in nats, and "clipped", the share
-    of tokens that the bounds of the ratio cut. All are means over written tokens.
+    of tokens that the bounds of the ratio cut. All are means over written tokens. Every probability
+    is that of the distribution that is sampled, softmax(logits / temperature).
     """
 
     recipe: PolicyLoss = LOSSES["dapo"]
@@ -38,6 +39,7 @@ class Policy(NextToken):
     kl_weight: float = 0.0
     max_tokens: int = 64
     rewards: str = "exact_match"
+    temperature: float = 1.0
     holds: tuple[str, ...] = ()  # type: ignore[misc]  # the reference is held where it is used
 
     name = "policy"
@@ -53,13 +55,14 @@ class Policy(NextToken):
     def make(cls, config: PolicyConfig, tokenizer: Any) -> "Policy":
         """The objective of the config's loss; works with every tokenizer."""
         return cls(
-            LOSSES[config.policy_loss],
-            config.clip,
-            config.average or LOSSES[config.policy_loss].average,
-            config.kl_weight,
-            config.max_tokens,
-            config.rewards,
-            (REFERENCE,) if config.kl_weight else (),
+            recipe=LOSSES[config.policy_loss],
+            clip=config.clip,
+            average=config.average or LOSSES[config.policy_loss].average,
+            kl_weight=config.kl_weight,
+            max_tokens=config.max_tokens,
+            rewards=config.rewards,
+            temperature=config.temperature,
+            holds=(REFERENCE,) if config.kl_weight else (),
         )
 
     def example(
@@ -99,7 +102,7 @@ class Policy(NextToken):
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """Sum of the costs by their shares, the sum of the shares, and the totals of the class."""
         params = attach(held["base"], trainable, key)
-        scores, layer_losses = batch_scores(model, params, batch, key)
+        scores, layer_losses = batch_scores(model, params, batch, key, self.temperature)
         weights_BT = batch["weights"]
         # Padding has log-probabilities of arbitrary size, whose exponentials must not be infinite.
         logp_BT = jnp.where(weights_BT > 0, scores.logp, 0.0)
@@ -111,7 +114,8 @@ class Policy(NextToken):
         beside_BT = jax.lax.stop_gradient(sampled_BT)
         if self.kl_weight:
             beside = attach(held["base"], jax.lax.stop_gradient(held[REFERENCE]))
-            beside_BT = jax.lax.stop_gradient(batch_scores(model, beside, batch)[0].logp)
+            at = {"temperature": self.temperature}
+            beside_BT = jax.lax.stop_gradient(batch_scores(model, beside, batch, **at)[0].logp)
         kl_BT = k3(logp_BT, jnp.where(weights_BT > 0, beside_BT, 0.0))
         costs_BT += self.kl_weight * kl_BT
         shares_BT = batch["shares"] * weights_BT

@@ -18,6 +18,9 @@ class PolicyConfig(ObjectiveConfig):
     kl_weight      weight of the divergence from the reference, the model before the first step
     samples        texts of each prompt; the rows of a batch are prompts times samples
     max_tokens     most tokens of a text
+    temperature    divides the logits that texts are drawn from, and those of the loss. Nothing else
+                   shapes the draw: with top-k or top-p the texts would be of another distribution
+                   than the one that is trained
     rewards        "NAME:WEIGHT,...", see `research.posttrain.rewards`
     updates        steps on the texts that are sampled at once, each on its own part of them
     staleness      how many samplings old the weights that wrote a step's texts are; 0 is
@@ -36,6 +39,7 @@ class PolicyConfig(ObjectiveConfig):
     kl_weight: float = 0.0
     samples: int = 8
     max_tokens: int = 64
+    temperature: float = 1.0
     rewards: str = "exact_match"
     updates: int = 1
     staleness: int = 0
@@ -64,6 +68,16 @@ class PolicyConfig(ObjectiveConfig):
             # Written so that NaN, which compares with nothing, is refused too.
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"objective.{name}={value} must be a number of at least 0")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(
+                f"objective.temperature={self.temperature} must be above 0: the likeliest tokens "
+                "alone give every text of a prompt alike; set config.objective.temperature"
+            )
+
+    @property
+    def rows_of_window(self) -> int:
+        """The texts that are sampled for a prompt."""
+        return self.samples
 
     @property
     def own_advantage(self) -> str:

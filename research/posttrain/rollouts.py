@@ -29,9 +29,9 @@ class Engine(Protocol):
     """What continues prompts with the parameters it is given, such as
     `research.infer.decode.generate`.
 
-    Laws: one continuation for each prompt, in order, drawn from softmax(logits) where the config
-    changes no distribution, with each token's log-probability; the same arguments give the same
-    bits; equal prompts get different random numbers.
+    Laws: one continuation for each prompt, in order, drawn from softmax(logits / temperature), with
+    each token's log-probability in it where `config.scored` is "sampled"; the same arguments give
+    the same bits; equal prompts get different random numbers.
     """
 
     def __call__(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,9 +16,11 @@ from research.data.tokenizers import Tokenizer
 from research.evals.choose import make_evaluations
 from research.evals.evaluation import Evaluation, RunData
 from research.evals.heldout import HeldOut
+from research.evals.results import keep, measure
 from research.evals.rewarded import Rewarded
 from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
+from research.infer.sentences import SentenceSettings
 from research.models.model import Model
 from research.objectives.objective import Objective
 from research.run.program import Program
@@ -29,8 +32,12 @@ from research.tree import Tree
 class TrainedModel:
     """The model of a run at one step, as evaluations read it (`research.evals.evaluation.Opened`).
 
-    window   length of the training sequences in tokens
-    held     parameters of frozen models by name, such as "reference"
+    window        length of the training sequences in tokens
+    held          parameters of frozen models by name, such as "reference"
+    begins_texts  whether texts start with the token that begins a text
+    stop_ids      tokens that end an answer
+    sentences     how a text becomes one vector
+    labels        names of the classes
     """
 
     model: Model
@@ -38,44 +45,58 @@ class TrainedModel:
     tokenizer: Tokenizer
     window: int
     held: Mapping[str, Tree] = field(default_factory=dict)
+    begins_texts: bool = True
+    stop_ids: tuple[int, ...] = ()
+    sentences: SentenceSettings = SentenceSettings()
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Appraisal:
-    """The evaluations of a run: the loss on held-out data, and the entries of `config.evals`."""
+    """The evaluations of a run: the loss on held-out data, and the entries of `config.evals`, whose
+    items are kept in the folder `workdir`."""
 
     program: Program
     tokenizer: Tokenizer
     heldout: HeldOut | Rewarded
     others: Mapping[str, Evaluation]
+    workdir: Path
+    labels: tuple[str, ...] = ()
 
-    def __call__(self, state: TrainState, limit: int) -> dict[str, float]:
-        """Measures the model of `state` and returns values by name.
+    def __call__(self, state: TrainState, step: int, limit: int) -> dict[str, float]:
+        """Measures the model of `state`, after `step` steps, and returns values by name.
 
         Values on held-out data come from the first `limit` batches (0: all) and have plain names
         such as "loss"; the run log writes them as "eval/loss". Those of the entry NAME of
         `config.evals` are named "eval/NAME/value".
         """
+        objective = self.program.objective
         opened = TrainedModel(
             self.program.model,
             state.params,
             self.tokenizer,
             self.program.experiment.data.sequence_length,
             state.held_params,
+            objective.begins_texts,
+            _answer_ends(objective, self.tokenizer),
+            labels=self.labels,
         )
         # Only the number of batches differs between an evaluation in mid-run and the last one, so
         # both share one compiled step.
         heldout = replace(self.heldout, batches=limit)
         values = heldout.values(heldout.run(opened))
         for name, evaluation in self.others.items():
-            measured = evaluation.values(evaluation.run(opened))
+            result = measure(name, evaluation, opened)
+            # Processes share the workdir, so one of them writes.
+            if jax.process_index() == 0:
+                keep(self.workdir, result, {"step": step})
             # The run log leaves a name with a slash as it is.
-            values |= {f"eval/{name}/{key}": value for key, value in measured.items()}
+            values |= {f"eval/{name}/{key}": value for key, value in result.values.items()}
         return values
 
 
-def make_appraisal(program: Program, corpus: Corpus, heldout: Chained) -> Appraisal:
-    """The evaluations that the config of a run chooses.
+def make_appraisal(program: Program, corpus: Corpus, heldout: Chained, workdir: Path) -> Appraisal:
+    """The evaluations that the config of the run in `workdir` chooses.
 
     ValueError for settings of `config.evals` that do not fit; call it before the first step, so
     that they do not end the run later.
@@ -83,10 +104,20 @@ def make_appraisal(program: Program, corpus: Corpus, heldout: Chained) -> Apprai
     data = RunData(program.objective, heldout, program.batch_size, corpus)
     others = make_evaluations(program.experiment.evals, data)
     own: type[HeldOut] | type[Rewarded] = HeldOut
-    if program.objective.writes_texts:  # they have no loss before they are written
+    objective = program.objective
+    if objective.writes_texts:  # they have no loss before they are written
         own = Rewarded
     measured: Any = own
-    return Appraisal(program, corpus.tokenizer, measured.make(own.config(), data), others)
+    heldout_loss = measured.make(own.config(), data)
+    labels = tuple(corpus.labels) if objective.classifies else ()
+    return Appraisal(program, corpus.tokenizer, heldout_loss, others, workdir, labels)
+
+
+def _answer_ends(objective: Objective, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens that end what the model writes, beside the tokenizer's end token."""
+    chats = objective.answers_chats and tokenizer.chat_template is not None
+    end = end_of_turn(tokenizer) if chats else None
+    return () if end is None else (end,)
 
 
 def sample(
@@ -106,24 +137,25 @@ def sample(
     e, objective = program.experiment, program.objective
     if e.model.kind == "encoder" or not e.train.sample_tokens or jax.process_count() > 1:
         return None
-    prompt, stop_ids = e.train.sample_prompt, ()
+    prompt = e.train.sample_prompt
+    # Answers of a tokenizer without a template follow plain prompts.
+    chats = objective.answers_chats and tokenizer.chat_template is not None
     ids: list[int] = []
     begins = objective.begins_texts and e.model.kind == "decoder"
-    if not prompt and not begins and not objective.answers_chats:
+    if not prompt and not begins and not chats:
         ids = _heldout_text(objective, heldout)
         if not ids:
             return None
-    if objective.answers_chats:  # the template writes its own beginning and end of a text
+    if chats:  # the template writes its own beginning and end of a text
         prompt = render_chat(tokenizer, [{"role": "user", "content": prompt}])
-        stop_ids = tuple(token for token in (end_of_turn(tokenizer),) if token is not None)
     config = SamplingConfig(
         max_tokens=e.train.sample_tokens,
         temperature=0.8,
         top_p=0.95,
         # Each step draws anew, and a resumed run writes the sample that it would have written.
         seed=step,
-        bos=objective.begins_texts and not objective.answers_chats,
-        stop_ids=stop_ids,
+        bos=objective.begins_texts and not chats,
+        stop_ids=_answer_ends(objective, tokenizer),
     )
     [generation] = generate(program.model, state.params, tokenizer, [ids or prompt], config)
     return tokenizer.decode(ids) if ids else prompt, generation.text

@@ -20,11 +20,6 @@ def training_windows(program: Program, corpus: Corpus, progress=None) -> Mixture
     return corpus.train_windows(length, objective.overlap, seed, progress)
 
 
-def _texts(program: Program) -> int:
-    """Rows of a batch that one window makes: the texts that are sampled for a prompt, else 1."""
-    return getattr(program.experiment.objective, "samples", 1)
-
-
 def steps_of(epochs: float, windows: int, batch_size: float) -> int:
     """The least number of steps that read `windows` windows `epochs` times."""
     # Rounded first, for 0.1 * 30 is 3.0000000000000004 and must not make a step more.
@@ -35,7 +30,8 @@ def with_steps(program: Program, corpus: Corpus) -> Experiment:
     """The experiment with `train.steps` set to what `train.epochs` asks for."""
     e = program.experiment
     windows = sum(training_windows(program, corpus).sizes)
-    steps = steps_of(e.train.epochs, windows, program.batch_size / _texts(program))
+    windows_a_step = program.batch_size / e.objective.rows_of_window
+    steps = steps_of(e.train.epochs, windows, windows_a_step)
     return dataclasses.replace(e, train=dataclasses.replace(e.train, steps=steps))
 
 
@@ -43,7 +39,7 @@ def reading(program: Program, documents: int, windows: int) -> str:
     """A line on how often a run reads its data: "37 conversations make 2 windows of 1,024 tokens;
     500 steps of 8 are 2,000 epochs"."""
     e, batch = program.experiment, program.batch_size
-    epochs = e.train.steps * batch / _texts(program) / windows
+    epochs = e.train.steps * batch / e.objective.rows_of_window / windows
     objective = program.objective
     # Conversations, preferences and the like by their name.
     what = objective.reads if objective.answers_chats or objective.writes_texts else "documents"

@@ -25,6 +25,7 @@ from research.run.session import Session, prepare
 from research.run.settled import Predict, settle
 from research.run.start import open_data
 from research.run.step_trace import StepTrace
+from research.run.watched_feed import WatchedFeed
 from research.run.workdir import locked, refuse_lost_checkpoints
 from research.training.checkpoint import Checkpoints
 from research.training.flops import train_flops_per_token
@@ -149,11 +150,12 @@ def loop(
     trace = StepTrace(profile, step, e.train.steps, session.workdir / "profile")
     last: dict[str, float] = {}
     feed.begin(step, session.feed_state)
+    feed = WatchedFeed(feed, log.events.waiting)
     with feed:
         # What the texts of the first model are worth is what the run is compared with.
         if not step and program.objective.writes_texts:
             with log.pause("evaluating"):
-                log.evaluation(step, session.appraisal(state, e.train.eval_batches))
+                log.evaluation(step, session.appraisal(state, step, e.train.eval_batches))
         while step < e.train.steps and not _stop_now(request, step):
             trace.before(step)
             # The first call compiles. Waiting for it keeps that time out of the reported speed.
@@ -184,7 +186,7 @@ def _between_steps(
     # Saved last, so that a process killed in between repeats the evaluation and does not lose it.
     if _due(step, e.train.eval_every):
         with log.pause("evaluating"):
-            values = session.appraisal(state, e.train.eval_batches)
+            values = session.appraisal(state, step, e.train.eval_batches)
             log.evaluation(step, values)
     if _due(step, e.train.sample_every):
         with log.pause("sampling"):
@@ -201,6 +203,7 @@ def _finish(
     """Saves the last checkpoint. After the last step of the run, also evaluates on all held-out
     data and writes a sample; returns the values of the evaluation or {}."""
     values: dict[str, float] = {}
+    log.events.step(step)
     with log.pause("saving"):
         save(session, log, state, step, feed.state())
         # A process that ends during an asynchronous save would lose that checkpoint.
@@ -208,7 +211,7 @@ def _finish(
     # A finished run that is started again has this evaluation in its log already.
     if step >= session.experiment.train.steps and log.evaluated_step != step:
         with log.pause("evaluating"):
-            values = session.appraisal(state, 0)
+            values = session.appraisal(state, step, 0)
             log.evaluation(step, values)
         with log.pause("sampling"):
             log_sample(session, log, state, step, feed.samples())

@@ -9,10 +9,12 @@ import jax
 from research.data.tokenizers import Tokenizer
 from research.downloads.cache import cache_directory
 from research.experiment.config import Experiment
+from research.infer.sentences import SentenceSettings
 from research.interop.load import load, open_checkpoint
 from research.interop.restored import load_run_tokenizer, restore_run
 from research.interop.runs import run_end_ids, run_generation
 from research.interop.storage.generation import read_sampling
+from research.interop.storage.label_names import read_label_names
 from research.models.model import Model
 from research.objectives.choose import objective_class
 from research.run.source import check_source
@@ -32,6 +34,8 @@ class Opened:
     experiment     the config of a run; None for a checkpoint
     step           the step of a run whose parameters these are; None for a checkpoint
     held           parameters of frozen models by name; {} here, because a finished run needs none
+    sentences      how a text becomes one vector, of an encoder
+    labels         names of a classifier's classes, () for a model without one
     decoder_ids    tokens that an encoder-decoder's decoder starts from, () for the usual one
     sampling       fields of a `SamplingConfig` that the checkpoint recommends; {} for none
     """
@@ -48,6 +52,8 @@ class Opened:
     held: Mapping[str, Tree] = field(default_factory=dict)
     sampling: Mapping[str, float] = field(default_factory=dict)
     decoder_ids: tuple[int, ...] = ()
+    sentences: SentenceSettings = SentenceSettings()
+    labels: tuple[str, ...] = ()
 
 
 def open_model(
@@ -81,6 +87,8 @@ def open_model(
         str(checkpoint),
         sampling=loaded.sampling,
         decoder_ids=loaded.decoder_ids,
+        sentences=loaded.sentence_settings,
+        labels=tuple(read_label_names(checkpoint, loaded.config.labels)),
     )
 
 
@@ -109,6 +117,7 @@ def open_run(workdir: str | Path, step: int | None = None) -> Opened:
         e,
         run.step,
         sampling=read_sampling(run_generation(folder), folder),
+        labels=tuple(read_label_names(folder, e.model.labels)),
     )
 
 

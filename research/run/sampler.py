@@ -60,7 +60,12 @@ class Sampler:
             advantage=c.own_advantage,
             length=self.program.objective.window_length(e.data.sequence_length),
             config=SamplingConfig(
-                max_tokens=c.max_tokens, seed=sample_seed(e.train.seed, number), bos=False
+                temperature=c.temperature,
+                max_tokens=c.max_tokens,
+                seed=sample_seed(e.train.seed, number),
+                bos=False,
+                # At temperature 1 these are the model's own, and one program serves both.
+                scored="sampled" if c.temperature != 1 else "model",
             ),
         )
         sampling = sampling_of(rollouts, self.tokenizer.decode)
@@ -92,11 +97,13 @@ class Sampler:
 
     @cached_property
     def _difference(self) -> Callable[[Tree, Tree, Mapping[str, jax.Array]], jax.Array]:
-        return jax.jit(partial(_largest, self.program.model))
+        return jax.jit(partial(_largest, self.program.model, self.config.temperature))
 
 
-def _largest(model: Model, trainable: Tree, base: Tree, batch: dict[str, jax.Array]) -> jax.Array:
-    scores, _ = batch_scores(model, attach(base, trainable), batch)
+def _largest(
+    model: Model, temperature: float, trainable: Tree, base: Tree, batch: dict[str, jax.Array]
+) -> jax.Array:
+    scores, _ = batch_scores(model, attach(base, trainable), batch, temperature=temperature)
     apart_BT = jnp.abs(scores.logp - batch["sampled"])
     return jnp.max(jnp.where(batch["weights"] > 0, apart_BT, 0.0))
 

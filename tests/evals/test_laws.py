@@ -12,12 +12,22 @@ import numpy as np
 import pytest
 
 from research.data.tokenizers import load_tokenizer
+from research.evals.choices import Choices, Question
 from research.evals.choose import EVALUATIONS, make_evaluations
+from research.evals.classified import Classified, Labelled
+from research.evals.code import Code, Problem
+from research.evals.documents import Document, Documents
 from research.evals.evaluation import Evaluation, Opened, RunData
+from research.evals.generation import Generation, Task
 from research.evals.heldout import HeldOut
+from research.evals.judge import Judge
+from research.evals.needle import Needle
 from research.evals.pairs import PairPerplexity
+from research.evals.retrieval import Query, Retrieval
 from research.evals.rewarded import Rewarded
 from research.evals.text_perplexity import TextPerplexity
+from research.infer.sampling import SamplingConfig
+from research.infer.sentences import SentenceSettings
 from research.models.model import Model
 from research.models.spec import initialize
 from research.objectives.causal_lm import CausalLM
@@ -28,14 +38,25 @@ from tests.families import FAMILIES
 
 TOKENIZER = load_tokenizer("bytes")
 MODEL = Model(replace(FAMILIES["llama2_7b"], vocab_size=TOKENIZER.vocab_size, layers=1))
+ENCODER = replace(FAMILIES["bert_base"], vocab_size=TOKENIZER.vocab_size, layers=1)
 # Evaluations of another model than that.
-MODELS = {"pairs": Model(replace(FAMILIES["t5_small"], vocab_size=TOKENIZER.vocab_size))}
+MODELS = {
+    "pairs": Model(replace(FAMILIES["t5_small"], vocab_size=TOKENIZER.vocab_size)),
+    "classification": Model(replace(ENCODER, labels=2, pooler=True)),
+    "retrieval": Model(ENCODER),
+    "needle": Model(replace(MODEL.config, max_length=256)),
+}
 PAIRS = [(f"{n} cats" * n, "chat " * n) for n in range(1, 22)]
 LENGTH = 8
 TEXT = "Sums, not means: 5 windows of 8 bytes..."
 
 # What implements a protocol, for mypy.
-ROWS: tuple[type[Evaluation], ...] = (HeldOut, TextPerplexity, PairPerplexity, Rewarded)
+ROWS: tuple[type[Evaluation], ...] = (
+    *(HeldOut, TextPerplexity, PairPerplexity, Rewarded, Documents, Choices, Generation, Code),
+    *(Classified, Retrieval, Needle, Judge),
+)
+# The programs of these are those of others here, and compiling takes the time.
+ALIKE = {"code", "judge", "needle", "documents"}
 
 
 def _is_opened(tiny: "Tiny", trained: TrainedModel) -> list[Opened]:
@@ -51,6 +72,10 @@ class Tiny:
     tokenizer: Any
     window: int
     held: Any = field(default_factory=dict)
+    begins_texts: bool = True
+    stop_ids: tuple[int, ...] = ()
+    sentences: SentenceSettings = SentenceSettings()
+    labels: tuple[str, ...] = ()
 
 
 @cache
@@ -88,6 +113,28 @@ def prompt(number: int) -> dict[str, np.ndarray]:
 
 PROMPTS = [prompt(number) for number in range(6)]
 
+QUESTIONS = [
+    Question(str(n), f"{n} and {n} is", tuple("one two three".split()[: 2 + n % 2]), n % 2)
+    for n in range(6)
+]
+
+WORDS = [Document(str(n), "one two three"[: 4 + n]) for n in range(6)]
+TASKS = [Task(str(n), f"{n} and", (str(n),)) for n in range(6)]
+PROBLEMS = [Problem(str(n), "x = 1\n#", f"assert x == {n}") for n in range(4)]
+TEXTS = [Labelled(str(n), "a text " * n, str(n % 2)) for n in range(1, 7)]
+PASSAGES = ["the first", "another one", "and a third passage"]
+QUERIES = [Query(str(n), f"which {n}", (n % 3,)) for n in range(6)]
+FEW = SamplingConfig(temperature=0.0, max_tokens=4)
+
+
+def grade(prompt: str) -> str:
+    """A judge that likes long answers."""
+    return f"Well. [[{1 + len(prompt) % 10}]]"
+
+
+def written(tasks) -> Generation:
+    return Generation(tasks, ("exact_match", "f1", "numeric"), sampling=FEW)
+
 
 # (an evaluation, evaluations of the parts of its data) by the row of the table.
 CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
@@ -104,6 +151,26 @@ CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
     "rewards": lambda: (
         Rewarded(PROMPTS, "length", 4),
         [Rewarded(PROMPTS[:2], "length", 4), Rewarded(PROMPTS[2:], "length", 4)],
+    ),
+    "documents": lambda: (Documents(WORDS), [Documents(WORDS[:2]), Documents(WORDS[2:])]),
+    "choices": lambda: (Choices(QUESTIONS), [Choices(QUESTIONS[:2]), Choices(QUESTIONS[2:])]),
+    "generation": lambda: (written(TASKS), [written(TASKS[:2]), written(TASKS[2:])]),
+    "code": lambda: (
+        Code(PROBLEMS, sampling=FEW),
+        [Code(PROBLEMS[:2], sampling=FEW), Code(PROBLEMS[2:], sampling=FEW)],
+    ),
+    "classification": lambda: (Classified(TEXTS), [Classified(TEXTS[:2]), Classified(TEXTS[2:])]),
+    "retrieval": lambda: (
+        Retrieval(QUERIES, PASSAGES),
+        [Retrieval(QUERIES[:2], PASSAGES), Retrieval(QUERIES[2:], PASSAGES)],
+    ),
+    "needle": lambda: (
+        Needle((192,), (0.0, 1.0), 1),
+        [Needle((192,), (0.0,), 1), Needle((192,), (1.0,), 1)],
+    ),
+    "judge": lambda: (
+        Judge(TASKS, grade, sampling=FEW),
+        [Judge(TASKS[:2], grade, sampling=FEW), Judge(TASKS[2:], grade, sampling=FEW)],
     ),
 }
 
@@ -133,6 +200,17 @@ def test_two_calls_return_the_same_bits(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_items_have_ids_of_their_own_that_another_model_has_too(name):
+    evaluation, tiny = CASES[name]()[0], opened(name)
+    ids = [item.id for item in evaluation.items(tiny)]
+    assert len(set(ids)) == len(ids)
+    other = replace(tiny, params=jax.tree.map(lambda w: w / 2, tiny.params))
+    assert ids == [item.id for item in evaluation.items(other)]
+    # What reports rank items by is a number that the evaluation has.
+    assert evaluation.main in evaluation.values(evaluation.run(tiny))
+
+
+@pytest.mark.parametrize("name", sorted(CASES.keys() - ALIKE))
 def test_a_mesh_changes_nothing(name):
     evaluation = CASES[name]()[0]
     tiny = opened(name)
@@ -195,6 +273,8 @@ def test_an_encoder_decoder_is_scored_on_the_pairs_of_a_file(tmp_path):
         ({"a/b": {"kind": "heldout"}}, "must be a name without a slash"),
         ({"pairs": {"text": "a.jsonl"}}, "a decoder reads no pairs; take kind"),
         ({"heldout": {"batches": -1}}, "config.evals.heldout: batches=-1"),
+        ({"bolq": {}}, "config.evals.bolq: no evaluation 'bolq'; the nearest is 'boolq'"),
+        ({"choices": {"data": "q"}}, "config.evals.choices: data=q is no file of .jsonl"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_a_line(settings, line):

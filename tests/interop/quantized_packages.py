@@ -37,6 +37,10 @@ def mlx():
         tensors = {"weight": codes, "scales": scales, "biases": biases}
         settings = {"quant_method": "mlx", "group_size": GROUP, "bits": bits}
         keep(f"mlx {bits}", settings, tensors, values)
+    codes, scales = mx.quantize(w, 32, 4, mode="mxfp4")
+    values = mx.dequantize(codes, scales, None, 32, 4, mode="mxfp4").astype(mx.float32)
+    settings = {"quant_method": "mlx", "group_size": 32, "bits": 4, "mode": "mxfp4"}
+    keep("mlx mxfp4", settings, {"weight": codes, "scales": scales}, values)
 
 
 def compressed():

@@ -218,8 +218,8 @@ REFUSED = {
         "a transform_config, whose rotations",
     ),
     "MLX's mode": (
-        {"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}},
-        "mode='mxfp4'; supported: 'affine'",
+        {"quantization": {"group_size": 32, "bits": 4, "mode": "nvfp4"}},
+        "mode='nvfp4'; supported: 'affine', 'mxfp4'",
     ),
     "blocks": (config("fp8", weight_block_size=[0, 1]), "blocks of [0, 1]"),
 }

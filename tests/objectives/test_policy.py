@@ -204,6 +204,7 @@ def test_a_text_without_a_reward_is_in_no_mean(name, wanted):
         ({"average": "mean"}, "prompt"),
         ({"clip_low": float("nan")}, "clip_low"),
         ({"updates": 0}, "updates=0"),
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_by_name(settings, line):

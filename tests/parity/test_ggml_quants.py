@@ -14,9 +14,9 @@ from gguf import GGMLQuantizationType
 
 from research.interop.gguf.file import open_gguf
 from research.interop.gguf.k_quants import quantize
-from research.interop.gguf.mixtures import MIXTURES
+from research.interop.gguf.mixtures import FILE_TYPES, MIXTURES
 from research.interop.gguf.model import write_gguf_model
-from research.interop.gguf.write import K_TYPES
+from research.interop.gguf.write import K_TYPES, _encode
 from tests.families import FAMILIES
 from tests.interop.memory import in_memory, random_params
 
@@ -62,6 +62,15 @@ def test_every_block_has_ggmls_bytes(kind, name, ggml):
     assert np.array_equal(got, want)
 
 
+@pytest.mark.parametrize("name", ["normal", "heavy_tails", "negative", "groups_of_zeros"])
+def test_mxfp4_stands_for_ggmls_numbers(name, ggml):
+    x = values(name)
+    got = _encode(x, "MXFP4")
+    want = np.zeros_like(got)
+    ggml(GGMLQuantizationType.MXFP4.value, x.ctypes.data, want.ctypes.data, 0, BLOCKS, 256, None)
+    assert np.array_equal(got, want)
+
+
 _SIZES = {"d_model": 256, "heads": 4, "head_size": 64, "d_ff": 256, "vocab_size": 64, "layers": 9}
 MODELS = {
     "one_value_head": replace(FAMILIES["llama3_405b"], **_SIZES, kv_heads=1),
@@ -77,20 +86,24 @@ MODELS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mixes"),
-    [("one_value_head", MIXTURES), *((name, ("Q3_K_M", "Q4_K_M")) for name in list(MODELS)[1:])],
-    ids=MODELS,
+    [
+        ("one_value_head", MIXTURES),
+        *((name, ("Q3_K_M", "Q4_K_M")) for name in list(MODELS)[1:]),
+        ("eight_experts", ("MXFP4",)),
+    ],
+    ids=[*MODELS, "experts_alone"],
 )
 def test_mixtures_are_llama_cpps(name, mixes, tmp_path):
     checkpoint = in_memory(MODELS[name], random_params(MODELS[name]))
     plain, ours, theirs = (tmp_path / f"{n}.gguf" for n in ("plain", "ours", "theirs"))
     write_gguf_model(checkpoint, plain, "F32")
     for mix in mixes:
-        row = MIXTURES[mix]
+        file_type = FILE_TYPES[mix]
         write_gguf_model(checkpoint, ours, mix)
         params = llama_cpp.llama_model_quantize_default_params()
-        params.ftype, params.nthread = row.file_type, 2
+        params.ftype, params.nthread = file_type, 2
         names = (str(path).encode() for path in (plain, theirs))
         assert llama_cpp.llama_model_quantize(*names, ctypes.byref(params)) == 0
         with open_gguf(ours) as a, open_gguf(theirs) as b:
-            assert a.types == b.types and a.metadata["general.file_type"] == row.file_type
+            assert a.types == b.types and a.metadata["general.file_type"] == file_type
             assert all(np.array_equal(a.read(n), b.read(n)) for n in a.names), mix

@@ -21,6 +21,7 @@ _SIZES = {"vocab_size": 296, "d_model": 64, "head_size": 16, "max_length": 64}
 _YARN = RopeScaling(4.0, original_length=16, kind="yarn")
 # A factor that is not the paper's: Ministral 3 has 1.
 _UNSCALED = replace(_YARN, attention_factor=1.0)
+_LATENT = RopeScaling(4.0, original_length=16, attention_factor=1.0, score_scale=0.707, kind="yarn")
 _LONG = [1.0, 1.3, 2.0, 4.0, 7.0, 9.0]
 
 
@@ -58,6 +59,15 @@ MODELS = {
                      gate_limit=7.0),
     "olmoe": _tiny("qwen3_8b", experts=4, experts_per_token=2, query_norm_over="heads",
                    normalized_routes=False, heads=4, kv_heads=4),
+    "deepseek_v3": _tiny("deepseek_v3", head_size=24, rotary_size=8, value_size=16, kv_latent=32,
+                         norm_eps=1e-6, rope_scaling=replace(_LATENT, score_scale=1.0)),
+    "deepseek_v3_of_one_kind": _tiny("deepseek_v3", head_size=24, rotary_size=8, value_size=0,
+                                     kv_latent=32, norm_eps=1e-6, rope_scaling=RopeScaling(),
+                                     dense_layers=0, dense_d_ff=0, query_latent=0,
+                                     route_groups=1, groups_per_token=1),
+    "deepseek_v2": _tiny("deepseek_v3", head_size=24, rotary_size=8, value_size=16, kv_latent=32,
+                         norm_eps=1e-6, rope_scaling=_LATENT, router="softmax",
+                         route_groups=1, groups_per_token=1, normalized_routes=False),
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 store under the same keys.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,8 @@ class Architecture:
     not compute. `write_config(config)`: the metadata, without the tokenizer's. `rules(config,
     name)`: the tensors under that architecture's name, [out, in] in numpy's order, read both ways.
     `notes(config)`: lines for the user on what llama.cpp will not compute of a model.
+    `layout(rules, names)`: the rules for a file with tensors of these names, where releases of
+    llama.cpp have stored a model in several ways; the rules themselves are how one is written.
     """
 
     names: tuple[str, ...]
@@ -56,16 +58,20 @@ class Architecture:
     write_config: Callable[[ModelConfig], dict[str, Any]]
     rules: Callable[[ModelConfig, str], tuple[Rule, ...]]
     notes: Callable[[ModelConfig], list[str]] = lambda c: []
+    layout: Callable[[tuple[Rule, ...], Collection[str]], tuple[Rule, ...]] = lambda rules, n: rules
 
 
 _EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
 
 
-def read_shape(m: Metadata, kind: str = "decoder", norm: str = "rms") -> dict[str, Any]:
+def read_shape(
+    m: Metadata, kind: str = "decoder", norm: str = "rms", head_size: int = 0
+) -> dict[str, Any]:
     """The fields of `ModelConfig` that every architecture has under the same keys, as keywords; the
     scaling of rotary positions is not among them (`rope_keys`). ValueError for heads whose queries
     and values differ in size, and for a text that is seen otherwise than models of this `kind` see
-    it. `norm`: that of the layers, which has a key of its own."""
+    it. `norm`: that of the layers, which has a key of its own. `head_size`: of an architecture that
+    has it under another key; 0 for the usual one."""
     # llama.cpp reads it of every architecture: whether a token sees no later ones.
     causal = kind == "decoder"
     if (value := m.values.get(f"{m.kind}.attention.causal", causal)) != causal:
@@ -80,9 +86,10 @@ def read_shape(m: Metadata, kind: str = "decoder", norm: str = "rms") -> dict[st
         )
     # Head sizes default to the width of a head that fills the model; a file may set them apart.
     heads, d_model = m.number("attention.head_count"), m.number("embedding_length")
-    head_size = m.number("attention.key_length", d_model // max(1, heads))
-    if m.number("attention.value_length", head_size) != head_size:
-        raise ValueError("keys and values of different sizes are not supported")
+    if not head_size:
+        head_size = m.number("attention.key_length", d_model // max(1, heads))
+        if m.number("attention.value_length", head_size) != head_size:
+            raise ValueError("keys and values of different sizes are not supported")
     rotated = m.number("rope.dimension_count", head_size)
     # The rows of the table, not "KIND.vocab_size", which many files lack. Without a table the file
     # is refused later, by the tensor's name.

@@ -98,6 +98,17 @@ class Gguf:
                 part[:] = dequantize(blocks[None], GGMLQuantizationType[kind])[0]
         return out
 
+    def read_stored(self, name: str, start: int, stop: int) -> np.ndarray:
+        """`tensor[start:stop]` of a quantized type with three axes or two, as it is stored: uint8
+        [rows, ..., blocks, bytes of a block]. 0 <= start <= stop <= the rows."""
+        shape = self.names[name].shape
+        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[self.types[name]]]
+        stored = (stop - start, *shape[1:-1], shape[-1] // block, block_bytes)
+        out = np.empty(stored, np.uint8)
+        offset = self._offsets[name] + start * math.prod(stored[1:])
+        self._fill(out.reshape(-1), offset, name)
+        return out
+
     def close(self) -> None:
         """Closes the file; tensors that were read stay."""
         self._file.close()

@@ -29,8 +29,10 @@ MIXTURES = {
     "Q5_K_M": Mixture("Q5_K", 17),
     "Q6_K": Mixture("Q6_K", 18),
 }
+# Experts in MXFP4 and all other matrices in Q8_0 (LLAMA_FTYPE_MOSTLY_MXFP4_MOE).
+OF_EXPERTS = "MXFP4"
 # general.file_type of one type for all matrices. These numbers are other ones than the types' own.
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32} | {
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32, "MXFP4": 38} | {
     name: mixture.file_type for name, mixture in MIXTURES.items()
 }
 # What a row that is no multiple of 256 is stored in.
@@ -46,6 +48,8 @@ def tensor_type(name: str, shape: Sequence[int], kind: str, c: ModelConfig, arch
     # Biases of experts have two axes.
     if len(shape) == 1 or name.endswith(".bias") or any(part in name for part in _FULL):
         return "F32"
+    if kind == OF_EXPERTS:
+        return _fitting("MXFP4" if name.endswith("_exps.weight") else "Q8_0", shape[-1])
     if kind in MIXTURES:
         return _fitting(_mixed(name, shape, kind, c, arch), shape[-1])
     if kind.startswith("Q") and shape[-1] % _SHORT_BLOCK:

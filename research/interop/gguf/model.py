@@ -12,6 +12,7 @@ from typing import Any
 from research.data.tokenizers.tokenizer import UnknownTokenizer
 from research.interop.gguf import (
     bert,
+    deepseek,
     ends,
     expert_models,
     gemma,
@@ -19,6 +20,7 @@ from research.interop.gguf import (
     gpt_oss,
     llama,
     llama_relatives,
+    mxfp4,
     olmo2,
     phi3,
     rope_factors,
@@ -51,6 +53,7 @@ ARCHITECTURES = {
     "gemma": gemma.ARCHITECTURE,
     "phi3": phi3.ARCHITECTURE,
     "gpt_oss": gpt_oss.ARCHITECTURE,
+    "deepseek": deepseek.ARCHITECTURE,
     "experts": expert_models.ARCHITECTURE,
     "llama": llama.ARCHITECTURE,
 }
@@ -73,6 +76,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
     try:
         config, architecture = read_config(gguf)
         rules = architecture.rules(config, gguf.metadata["general.architecture"])
+        rules = architecture.layout(rules, gguf.names)
         parameters, unused, original = read_parameters(config, rules, gguf, _NAMES)
     except ValueError as error:
         gguf.close()
@@ -85,6 +89,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
     if files and values:
         files[generation.FILE] = json.dumps(values).encode()
     files |= bert.pooling_files(gguf.metadata) if files else {}
+    kinds = {kind for kind in gguf.types.values() if kind not in ("F32", "F16", "BF16")}
     return Checkpoint(
         file,
         "gguf",
@@ -94,7 +99,9 @@ def open_gguf_model(file: Path) -> Checkpoint:
         files,
         unused,
         original,
-        quantized=any(kind not in ("F32", "F16", "BF16") for kind in gguf.types.values()),
+        quantized=bool(kinds),
+        codes=mxfp4.read_codes(config, rules, gguf),
+        stored_as=mxfp4.TYPE if kinds == {mxfp4.TYPE} else "",
         # Tensors are read later, so the file stays open as long as the checkpoint.
         close=gguf.close,
     )
@@ -146,9 +153,10 @@ def write_gguf_model(checkpoint: Checkpoint, file: Path, kind: str) -> list[str]
     """Writes a checkpoint as one GGUF file, with matrices of type `kind`, such as "Q8_0" or the
     mixture "Q4_K_M". Returns lines on what the format cannot hold.
 
-    Vectors are float32. Tables under a 4-bit type, and rows that a block does not divide, get a
-    type with more bits, as llama.cpp's own quantizer does it. ValueError for a model that no
-    architecture computes, and for a tokenizer that GGUF cannot express.
+    Experts whose codes are in MXFP4 stay so, whatever the kind. Vectors are float32. Tables under a
+    4-bit type, and rows that a block does not divide, get a type with more bits, as llama.cpp's own
+    quantizer does it. ValueError for a model that no architecture computes, and for a tokenizer
+    that GGUF cannot express.
     """
     metadata, entries, notes = plan_gguf_model(checkpoint, kind)
     write_gguf(file, metadata, entries)
@@ -174,7 +182,9 @@ def plan_gguf_model(
     again = architecture.read_config(Metadata(metadata, {n: t for n, (t, _) in tensors.items()}))
     _check_same(c, again, arch)
     name = checkpoint.source.stem if checkpoint.source.is_file() else checkpoint.source.name
-    metadata |= {"general.name": name, "general.file_type": FILE_TYPES[kind]}
+    packed = mxfp4.written(c, rules, checkpoint.codes)
+    file_type = FILE_TYPES[mxfp4.TYPE if packed else kind]
+    metadata |= {"general.name": name, "general.file_type": file_type}
     # A folder without a tokenizer may still have a generation_config.json.
     if any(name in checkpoint.files for name in TOKENIZERS):
         contents = {
@@ -184,10 +194,11 @@ def plan_gguf_model(
     special, notes = ends.write_special(checkpoint)
     metadata |= special | generation.write_metadata(checkpoint.sampling)
     metadata |= bert.write_pooling(checkpoint)
-    entries = [
-        (name, tensor.shape, tensor_type(name, tensor.shape, kind, c, arch), make)
-        for name, (tensor, make) in tensors.items()
-    ]
+    entries = []
+    for name, (tensor, make) in tensors.items():
+        stored = tensor_type(name, tensor.shape, kind, c, arch)
+        stored, give = (mxfp4.TYPE, packed[name]) if name in packed else (stored, make)
+        entries.append((name, tensor.shape, stored, give))
     # llama.cpp takes some scalings as factors; the numbers behind Llama 3's are ours to keep.
     factors = rope_factors.tensors(c)
     if rope_factors.FREQUENCIES in factors:

@@ -15,6 +15,9 @@ LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 # A key of ours with all fields of a scaling as JSON, which llama.cpp ignores: it keeps them exactly
 # where the file has float32, and a factor that it has multiplied with another.
 RECORD = "graft.rope.scaling.json"
+# Whose scores are multiplied by a factor that the logarithmic multiplier says, which llama.cpp's
+# script writes there as a tenth of `RopeScaling.score_scale`.
+_SCALES_SCORES = ("deepseek2",)
 # Published models of these do not round YaRN's ramp to whole pairs, as llama.cpp does of all.
 _UNROUNDED = ("gpt-oss",)
 
@@ -50,7 +53,10 @@ def _read_yarn(m: Metadata, factor: float, attention: float) -> RopeScaling:
     if factor in (0.0, 1.0):
         return RopeScaling()
     derived = 0.1 * math.log(factor) + 1.0
-    if log := m.number("rope.scaling.yarn_log_multiplier", 0.0):
+    log, scores = m.number("rope.scaling.yarn_log_multiplier", 0.0), 0.0
+    if m.kind in _SCALES_SCORES:
+        scores, attention = _read_score_scale(m, log, attention), 1.0 / derived
+    elif log:
         # The paper's factor is divided by one with this number on its logarithm (Ministral 3).
         attention /= 0.1 * log * math.log(factor) + 1.0
     scaling = RopeScaling(
@@ -63,9 +69,21 @@ def _read_yarn(m: Metadata, factor: float, attention: float) -> RopeScaling:
         # llama.cpp multiplies the factor of the file with the paper's.
         attention_factor=0.0 if attention == 1.0 else shortest(attention * derived),
         truncate=m.kind not in _UNROUNDED,
+        score_scale=scores,
         kind="yarn",
     )
     return said(m, scaling)
+
+
+def _read_score_scale(m: Metadata, log: float, attention: float) -> float:
+    """`RopeScaling.score_scale` of an architecture that has one, by its multiplier. ValueError for
+    files whose scores llama.cpp multiplies by more than that."""
+    if not log or attention != 1.0:
+        raise ValueError(
+            f"the metadata has {m.kind}.rope.scaling.yarn_log_multiplier={log} and attn_factor="
+            f"{attention}; only a positive one beside 1.0 is supported"
+        )
+    return shortest(shortest(log) / 0.1)
 
 
 def said(m: Metadata, scaling: RopeScaling) -> RopeScaling:
@@ -74,7 +92,7 @@ def said(m: Metadata, scaling: RopeScaling) -> RopeScaling:
     if not isinstance(text, str):
         return scaling
     exact = RopeScaling(**json.loads(text))
-    same = _keys(exact).items() == _keys(scaling).items()
+    same = _keys(exact, m.kind).items() == _keys(scaling, m.kind).items()
     return exact if same and exact.kind == scaling.kind else scaling
 
 
@@ -89,12 +107,17 @@ def write_keys(c: ModelConfig, kind: str) -> dict[str, Any]:
             "llama.cpp rounds YaRN's ramp to whole pairs, and model.rope_scaling.truncate=False "
             "does not; use --to=hf"
         )
-    keys = {f"{kind}.rope.scaling.{name}": value for name, value in _keys(scaling).items()}
+    if scaling.score_multiplier != 1.0 and kind not in _SCALES_SCORES:
+        raise ValueError(
+            f"GGUF's {kind} architecture has no model.rope_scaling.score_scale="
+            f"{scaling.score_scale}; use --to=hf"
+        )
+    keys = {f"{kind}.rope.scaling.{name}": value for name, value in _keys(scaling, kind).items()}
     exact = scaling.kind in ("yarn", "longrope")
     return {**keys, RECORD: json.dumps(asdict(scaling))} if exact else keys
 
 
-def _keys(scaling: RopeScaling) -> dict[str, Any]:
+def _keys(scaling: RopeScaling, kind: str) -> dict[str, Any]:
     """The keys below "KIND.rope.scaling" of a scaling, with numbers as float32 has them."""
     values: dict[str, Any] = {}
     if scaling.kind == "linear":
@@ -107,7 +130,9 @@ def _keys(scaling: RopeScaling) -> dict[str, Any]:
             "yarn_beta_fast": scaling.beta_fast,
             "yarn_beta_slow": scaling.beta_slow,
         }
-        if scaling.attention_factor:
+        if kind in _SCALES_SCORES:
+            values["yarn_log_multiplier"] = 0.1 * scaling.score_scale
+        elif scaling.attention_factor:
             derived = 0.1 * math.log(scaling.factor) + 1.0
             values["attn_factor"] = scaling.attention_factor / derived
     if scaling.kind == "longrope":

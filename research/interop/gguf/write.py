@@ -28,13 +28,13 @@ from research.interop.gguf.header import (
 
 # Types that can be written. Those of `k_quants` the package reads and does not write.
 K_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", *K_TYPES)
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4", *K_TYPES)
 _LONGEST_NAME = 63  # bytes of a tensor's name: llama.cpp's GGML_MAX_NAME is 64 with the final zero
 _CHUNK = 1 << 20  # elements converted at a time, a multiple of every type's block
 _KINDS = {np.dtype(kind): number for number, kind in SCALARS.items()}
 
 # (name, shape in numpy's order, one of TYPES, function). The function returns the array, or yields
-# it in pieces of whole rows, in order.
+# it in pieces of whole rows, in order; pieces of uint8 for a quantized type are its stored blocks.
 Entry = tuple[str, Sequence[int], str, Callable[[], np.ndarray | Iterable[np.ndarray]]]
 
 
@@ -118,6 +118,10 @@ def _write_tensor(
     written = 0
     for array in [given] if isinstance(given, np.ndarray) else given:
         flat = array.reshape(-1)
+        if kind not in STORED and array.dtype == np.uint8:
+            file.write(flat)
+            written += _values(flat.size, kind)
+            continue
         if flat.size % shape[-1]:
             raise ValueError(f"a part of {flat.size} values came, wanted whole rows of {shape[-1]}")
         for at in range(0, flat.size, _CHUNK):
@@ -161,6 +165,14 @@ def _encode(values: np.ndarray, kind: str) -> np.ndarray:
 def _nbytes(shape: tuple[int, ...], kind: str) -> int:
     block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     return math.prod(shape) // block * block_bytes
+
+
+def _values(nbytes: int, kind: str) -> int:
+    """How many values the blocks in so many bytes hold. ValueError for a part of a block."""
+    block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    if nbytes % block_bytes:
+        raise ValueError(f"{nbytes} bytes of blocks came, wanted a multiple of {block_bytes}")
+    return nbytes // block_bytes * block
 
 
 def _text(text: str, longest: int | None = None) -> bytes:

@@ -14,6 +14,7 @@ from research.files import read_json, write_json
 from research.interop.huggingface import mxfp4
 from research.interop.huggingface.families.table import FAMILIES, describe
 from research.interop.huggingface.quantized import open_stored
+from research.interop.quantized.stacks import unstacked
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.family import Family
 from research.interop.storage.foreign import Names, read_parameters, write_tensors
@@ -91,7 +92,7 @@ def open_folder(folder: Path) -> Checkpoint:
     # read.
     family = _family(folder, values)
     _refuse_pickles(folder)
-    tensors = open_safetensors(folder)
+    tensors = unstacked(open_safetensors(folder))
     try:
         _refuse_counts(values, len(tensors.names))
         names = Names(family.prefix, family.renames, family.unused, family.copies)

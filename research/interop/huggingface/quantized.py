@@ -11,6 +11,7 @@ from research.interop.huggingface import mxfp4
 from research.interop.quantized import matrix
 from research.interop.quantized.methods import open_method, read_settings
 from research.interop.quantized.read import leaves_by_path
+from research.interop.quantized.stacks import joined
 from research.interop.storage.family import Family
 from research.interop.storage.modules import modules
 from research.interop.storage.parameter import Codes
@@ -49,7 +50,7 @@ class Opened:
         """The tensors of a model with this config; `actual` has the names in the file by those of
         the family's rules. ValueError for damaged matrices."""
         if self.settings is None:
-            return Stored(self.tensors)
+            return Stored(joined(self.tensors))
         if self.settings.get("quant_method") == mxfp4.FORMAT:
             packed = mxfp4.open_mxfp4(self.tensors)
             codes = mxfp4.read_codes(c, family.rules(c), packed, actual)
@@ -60,7 +61,10 @@ class Opened:
         if self.found is not None:
             dense = matrix.read_dense(self.found, self.tensors, turned.__contains__)
             codes = leaves_by_path(c, known, dense, actual)
-            return Stored(dense, self.found.name, codes, self.found.unused)
+            # MLX's gpt-oss has its experts in MXFP4 beside matrices of another kind.
+            packed = mxfp4.open_mxfp4(joined(dense))
+            codes |= mxfp4.read_codes(c, family.rules(c), packed, actual)
+            return Stored(packed, self.found.name, codes, self.found.unused)
         theirs = open_quantized(self.settings, self.tensors, turned.__contains__)
         codes = bitsandbytes.leaves_by_path(c, known, theirs, actual)
         kinds = sorted({one.format for one in theirs.matrices.values()})

@@ -16,7 +16,7 @@ class Parts(NamedTuple):
     """The arrays of a matrix [O, I] = [out, in] whose inputs are in n groups.
 
     codes   [O, I], one for each element and not packed, as `encode` of its format gives them
-    scale   float32 [O, n]
+    scale   float32 [O, n], or exponents uint8 as leaves have them (e8m0)
     zero    float32 [O, n], as the format uses it; None for a format without
     groups  the group of each input, int [I]; None where groups are runs of inputs
     """
@@ -99,10 +99,16 @@ def dense(matrix: Matrix) -> np.ndarray:
     groups = parts.groups
     if groups is None:
         groups = np.arange(matrix.columns) // matrix.group
-    values = parts.codes.astype(np.float32)
+    if format.codes == "book":
+        values = format.book[parts.codes].astype(np.float32)
+    else:
+        values = parts.codes.astype(np.float32)
     if parts.zero is not None and format.codes == "affine":
         values -= parts.zero[:, groups]
-    values *= parts.scale[:, groups]
+    if parts.scale.dtype == np.uint8:
+        np.ldexp(values, parts.scale[:, groups].astype(np.int32) - 127, out=values)
+    else:
+        values *= parts.scale[:, groups]
     if parts.zero is not None and format.codes == "offset":
         values += parts.zero[:, groups]
     return values

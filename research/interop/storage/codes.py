@@ -72,4 +72,5 @@ def own_sizes(pattern: str, part: int, sizes: Mapping[str, int], several: bool) 
     `several` if the pattern begins with an axis over them."""
     patterns = pattern.split(BAR)
     one = patterns[part] if len(patterns) > 1 else pattern
-    return tuple(sizes[letter] for letter in one.split(" -> ")[1].split()[several:])
+    letters = one.split(" -> ")[1].split()[several:]
+    return tuple(int(letter) if letter.isdigit() else sizes[letter] for letter in letters)

@@ -1,0 +1,11 @@
+"""Sweeps that end in an answer: named factors, a ledger of cells, and paired differences from a
+baseline with their intervals.
+
+A config file of a sweep needs this package and `research.experiment` alone:
+
+    from research.sweep import Sweep, chain, choice, factor, product, seeds, zipped
+"""
+
+from research.sweep.design import Design, Sweep, chain, choice, factor, product, seeds, zipped
+
+__all__ = ["Design", "Sweep", "chain", "choice", "factor", "product", "seeds", "zipped"]

@@ -1,0 +1,113 @@
+"""Runs a sweep of runs and answers it: python -m research.sweep run|status|report|retry|add|query
+
+    python -m research.sweep run --config=configs/ablations/lora_rank.py --workdir=sweeps/rank \
+        --workers=2
+    python -m research.sweep add --config=... --workdir=sweeps/rank --seeds=4    # four more seeds
+    python -m research.sweep report --workdir=sweeps/rank
+    python -m research.sweep query "method=='qlora' and rank>=8" --by=data --workdir=sweeps
+
+A config file of a sweep has `get_config(arg)`, what all runs share, and `get_sweep(arg)`, which
+factors are compared, see `research.sweep.design`. `run` ends with the report; a sweep that was
+stopped goes on, on any number of machines at once that share the folder. `retry` runs failed cells
+again, with --states=failed,diverged also those that diverged.
+"""
+
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from research import command
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "FILE.py or FILE.py:ARGUMENTS; --config.FIELD=VALUE overrides in every cell"
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the sweep; query: of several")
+WORKERS = flags.DEFINE_integer("workers", 1, "runs at a time on this machine", lower_bound=1)
+SEEDS = flags.DEFINE_integer("seeds", 0, "add: so many more seeds", lower_bound=0)
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "run, add: print the cells and their commands only")
+CHANGED = flags.DEFINE_enum(
+    "changed",
+    "refuse",
+    ["refuse", "keep", "rerun"],
+    "run, add: what to do where config or code differ from those of the folder's cells",
+)
+STATES = flags.DEFINE_list("states", ["failed"], "retry: the states of the cells to run again")
+
+
+def main(arguments: list[str]) -> int:
+    """Does what the first argument names; the exit code."""
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name not in COMMANDS:
+        given = f"{name!r} is unknown" if name else "say what to do"
+        raise ValueError(f"{given}: python -m research.sweep {'|'.join(COMMANDS)} --workdir=FOLDER")
+    if rest and name != "query":
+        raise ValueError(f"unexpected argument {rest[0]!r} after {name}")
+    if not WORKDIR.value:
+        raise ValueError("give --workdir=FOLDER, such as --workdir=sweeps/lora_rank")
+    _stay_on_cpu()
+    return COMMANDS[name](*rest)
+
+
+def _run() -> int:
+    """Plans a sweep, or what `add` asks for beyond it, runs what is left, and reports."""
+    from research.sweep import running
+    from research.sweep.plan import write_plan
+
+    config = command.read_config(CONFIG)
+    ledger = running.open_ledger(WORKDIR.value)
+    spelling = next(w.partition("=")[2] for w in sys.argv if w.startswith("--config="))
+    changes = [word for word in sys.argv if word.startswith("--config.")]
+    plan, cells = running.plan_sweep(ledger, spelling, config, changes, CHANGED.value, SEEDS.value)
+    if DRY_RUN.value:
+        running.dry_run(ledger, plan, cells)
+        return command.DONE
+    write_plan(ledger, plan, cells)
+    return running.run_cells(ledger, plan, WORKERS.value) or _report()
+
+
+def _retry() -> int:
+    from research.sweep import running
+
+    ledger = running.open_ledger(WORKDIR.value)
+    return running.retry(ledger, WORKERS.value, STATES.value) or _report()
+
+
+def _status() -> int:
+    from research.sweep import running
+
+    return running.status(running.open_ledger(WORKDIR.value))
+
+
+def _report() -> int:
+    """Writes the report and prints the answer."""
+    from research.sweep.answer import headline
+    from research.sweep.report import write_report
+    from research.sweep.running import open_ledger
+
+    ledger = open_ledger(WORKDIR.value)
+    healed = ledger.heal()
+    if healed:
+        print(healed, file=sys.stderr)
+    found = write_report(ledger)
+    print("\n".join(headline(found, next(iter(dict.fromkeys(one.metric for one in found)), ""))))
+    print(f"{ledger.folder / 'report.md'}")
+    return command.DONE
+
+
+COMMANDS = {
+    "run": _run, "status": _status, "report": _report, "retry": _retry, "add": _run,
+}  # fmt: skip
+
+
+def _stay_on_cpu() -> None:
+    """Keeps this process, which trains nothing, off the accelerators of the cells."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
+if __name__ == "__main__":
+    # Usage lines then name the module and not the path of this file.
+    sys.argv[0] = "research.sweep"
+    command.run(main)

@@ -1,0 +1,177 @@
+"""The commands that run cells: run, add, retry; and status."""
+
+import importlib.util
+import inspect
+import shlex
+import signal
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from research import command
+from research.run.workdir import refuse_addresses
+from research.sweep.cells import Cell
+from research.sweep.claims import held
+from research.sweep.design import Sweep
+from research.sweep.ledger import STATES, Ledger
+from research.sweep.plan import Plan, make_plan, merged, read_plan
+from research.sweep.workers import Workers
+
+
+def load_sweep(spelling: str) -> Sweep:
+    """The sweep that a config file, with its arguments, defines. ValueError for a file without
+    `get_sweep`."""
+    file, _, arg = spelling.partition(":")
+    spec = importlib.util.spec_from_file_location("sweep_config", file)
+    if spec is None or spec.loader is None or not Path(file).is_file():
+        raise ValueError(f"--config={file} is no file of Python; give one of configs/ablations")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    get_sweep = getattr(module, "get_sweep", None)
+    if get_sweep is None:
+        raise ValueError(
+            f"{file} has no get_sweep(), which says what is compared; see configs/ablations, or "
+            "train one run with python -m research.train"
+        )
+    sweep = get_sweep(arg) if inspect.signature(get_sweep).parameters else get_sweep()
+    if not isinstance(sweep, Sweep):
+        raise ValueError(f"get_sweep() of {file} gives a {type(sweep).__name__} and no Sweep")
+    return sweep
+
+
+def plan_sweep(
+    ledger: Ledger,
+    spelling: str,
+    config: ConfigDict,
+    changes: Sequence[str] = (),
+    changed: str = "refuse",
+    more: int = 0,
+) -> tuple[Plan, dict[str, Cell]]:
+    """The plan of a config file's sweep in a ledger, with what the ledger's own plan has beyond it
+    and `more` further seeds; and its cells by key. Nothing is written."""
+    sweep = load_sweep(spelling)
+    seeds = list(sweep.seeds)
+    if ledger.plan_file.exists():
+        seeds = list(dict.fromkeys([*read_plan(ledger).seeds, *seeds]))
+    seeds += range(max(seeds) + 1, max(seeds) + 1 + more)
+    plan, cells = make_plan(spelling, config, changes, sweep, seeds)
+    return merged(ledger, plan, cells, changed), cells
+
+
+def run_cells(ledger: Ledger, plan: Plan, workers: int) -> int:
+    """Runs the cells of a plan that have not ended; the exit code."""
+    crew = Workers(ledger, plan.cells, plan.metrics, workers, _tell)
+    healed = ledger.heal()
+    if healed:
+        _tell(healed)
+    for key, entry in plan.cells.items():
+        if entry["refused"] and not ledger.ended(key):
+            crew.finish(key, None, entry["refused"])
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        received.append(number)
+        crew.stop()
+
+    try:
+        for number in before:
+            signal.signal(number, note)
+        crew.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    ledger.heal()
+    if received:
+        _tell("stopped; the same command goes on")
+        return command.INTERRUPTED if received[0] == signal.SIGINT else command.RETRY
+    return command.DONE
+
+
+def dry_run(ledger: Ledger, plan: Plan, cells: Mapping[str, Cell]) -> None:
+    """Prints the cells of a plan, what they need by estimate, and the command of each."""
+    from research.experiment.config import from_json
+    from research.fit.at_hand import predict
+
+    lines: dict[str, str] = {}
+    for key, entry in plan.cells.items():
+        words = ", ".join(f"{name}={level}" for name, level in entry["levels"].items())
+        state = (ledger.record(key) or {}).get("state", "to run")
+        print(f"{key} {state}: {words}, seed {entry['seed']}")
+        if entry["refused"]:
+            print(f"  will fail: {entry['refused']}")
+            continue
+        # Seeds share the estimate.
+        if key in cells and words not in lines:
+            lines[words] = predict(from_json(cells[key].config)).line
+        cost = f"{entry['flops']:.3g} FLOPs; " if entry["flops"] else ""
+        print(f"  {cost}{lines.get(words, '')}")
+        flags = [f"--config={plan.config}", *plan.changes, *_flags(entry["settings"])]
+        workdir = f"--workdir={ledger.cell(key) / 'run'}"
+        print("  " + shlex.join(["python", "-m", "research.train", *flags, workdir]))
+    total = sum(entry["flops"] or 0 for entry in plan.cells.values())
+    print(f"{len(plan.cells)} cells of {len(plan.entries)} runs, {total:.3g} FLOPs")
+
+
+def status(ledger: Ledger) -> int:
+    """Prints how far a sweep is, and what has failed."""
+    plan = read_plan(ledger)
+    records = ledger.records()
+    states = Counter(records[key]["state"] for key in plan.cells if key in records)
+    left = [key for key in plan.cells if key not in records]
+    working = sum(held(ledger.cell(key)) for key in left)
+    counts = [f"{states[state]} {state}" for state in STATES]
+    print(
+        f"{len(plan.cells)} cells: {', '.join(counts)}, {working} running, "
+        f"{len(left) - working} to run"
+    )
+    for key in plan.cells:
+        record = records.get(key, {})
+        if record.get("state") in ("failed", "diverged"):
+            words = ", ".join(f"{name}={level}" for name, level in record["levels"].items())
+            print(f"  {key} {record['state']}: {words}, seed {record['seed']}: {record['reason']}")
+    earlier = len(records.keys() - plan.cells.keys())
+    if earlier:
+        print(f"{earlier} records are of earlier plans and are in no comparison")
+    return command.DONE
+
+
+def retry(ledger: Ledger, workers: int, states: Sequence[str]) -> int:
+    """Runs the cells again that have ended in one of `states`; the exit code."""
+    plan = read_plan(ledger)
+    for state in states:
+        if state not in STATES:
+            raise ValueError(f"--states={state} is none of {', '.join(STATES)}")
+    again = [
+        key
+        for key, record in ledger.records().items()
+        if key in plan.cells and record["state"] in states
+    ]
+    for key in again:
+        ledger.reopen(key)
+    _tell(f"{len(again)} cells to run again")
+    return run_cells(ledger, plan, workers)
+
+
+def open_ledger(workdir: str) -> Ledger:
+    """The ledger of a --workdir. ValueError for an address of a bucket, which must be mounted."""
+    refuse_addresses(workdir)
+    return Ledger(Path(workdir))
+
+
+def _flags(settings: Mapping[str, Any]) -> list[str]:
+    return [f"--config.{path}={_spelt(value)}" for path, value in settings.items()]
+
+
+def _spelt(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return repr(tuple(value))
+    return "" if value is None else f"{value}"
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

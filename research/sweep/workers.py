@@ -1,0 +1,225 @@
+"""Runs the cells of a ledger on this machine: each worker claims a cell, has a process of its own
+train it, and writes its record."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from research import command
+from research.allocator import keeping_memory
+from research.sweep.claims import LEASE_SECONDS, Claim, attempts, claim, stalled
+from research.sweep.ledger import Ledger
+from research.sweep.outcome import checkpoint_step, last_line, now, outcome
+
+# Attempts in a row that may end without a result and without a new checkpoint: being killed is
+# mostly not the fault of a cell, but one that needs more memory than there is looks the same.
+STALLS = 8
+POLL_SECONDS = 1.0  # between two looks at cells that others hold
+_BUSY = "another process trains in"  # how research.train refuses a folder that is in use
+_FULL = "no space left"
+
+
+@dataclass
+class Workers:
+    """`count` workers on the cells of `ledger`.
+
+    cells    what the record of each cell has from the plan, by key, in the order to run
+    metrics  what is better of each metric, by name
+    tell     takes lines for the user
+    """
+
+    ledger: Ledger
+    cells: Mapping[str, Mapping[str, Any]]
+    metrics: Mapping[str, str]
+    count: int
+    tell: Callable[[str], None]
+    lease_seconds: float = LEASE_SECONDS
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _trainers: list["Trainer"] = field(default_factory=list)
+    _failure: list[BaseException] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Returns when every cell has its record, or when `stop` was called and the processes have
+        saved what they had. Raises what a worker raised, such as OSError for a full disk."""
+        self._trainers = [Trainer(cores) for cores in shares(self.count)]
+        threads = [threading.Thread(target=self._work, args=(one,)) for one in self._trainers]
+        for thread in threads:
+            thread.start()
+        # Short waits, so that the main thread takes signals in between.
+        while any(thread.is_alive() for thread in threads):
+            self._renew()
+            for thread in threads:
+                thread.join(min(0.2, self.lease_seconds / 8))
+        for trainer in self._trainers:
+            trainer.close()
+        if self._failure:
+            raise self._failure[0]
+
+    def stop(self) -> None:
+        """Asks all processes to save and end."""
+        self._stop.set()
+        for trainer in self._trainers:
+            trainer.terminate()
+
+    @property
+    def stopped(self) -> bool:
+        """True once `stop` was called."""
+        return self._stop.is_set()
+
+    def _renew(self) -> None:
+        """Touches the claims that are held; a process whose cell others have taken is ended."""
+        for trainer in self._trainers:
+            held = trainer.claim
+            # A disk that is full or away for a moment is no reason to give a cell up.
+            with contextlib.suppress(OSError):
+                if held is not None and not held.renew():
+                    trainer.lost = True
+                    trainer.kill()
+
+    def _work(self, trainer: "Trainer") -> None:
+        try:
+            while not self._stop.is_set():
+                left = [key for key in self.cells if not self.ledger.ended(key)]
+                if not left:
+                    return
+                if not any(self._attempt(trainer, key) for key in left):
+                    self._stop.wait(POLL_SECONDS)
+        except BaseException as error:
+            self._failure.append(error)
+            self.stop()
+
+    def _attempt(self, trainer: "Trainer", key: str) -> bool:
+        """Runs a cell, if it is free; False if another process has it."""
+        cell = self.ledger.cell(key)
+        step = checkpoint_step(cell / "run")
+        held = claim(cell, step, self.lease_seconds)
+        if held is None:
+            return False
+        if self.ledger.ended(key):  # between the look and the claim
+            held.release("ended")
+            return True
+        trainer.claim, trainer.lost = held, False
+        code = trainer.train(cell)
+        trainer.claim = None
+        if trainer.lost:
+            self.tell(f"{key} was taken over by another machine")
+        else:
+            self._conclude(key, code, held)
+        return True
+
+    def _conclude(self, key: str, code: int, held: Claim) -> None:
+        """Writes the record of a cell, or leaves it to another attempt."""
+        cell = self.ledger.cell(key)
+        error = last_line(cell / "output.log") if code else ""
+        if self._stop.is_set() and code:
+            held.release("stopped")
+            return
+        if code == command.RETRY and _FULL in error:
+            held.release(error)
+            raise command.Stop(command.RETRY, error)
+        unfinished = code < 0 or code in (command.RETRY, command.INTERRUPTED) or _BUSY in error
+        if unfinished:
+            reason = f"was ended by signal {-code}" if code < 0 else error
+            times = stalled(cell, checkpoint_step(cell / "run"))
+            if times < STALLS:
+                held.release(reason)
+                self.tell(f"{key} {reason}; it goes on from its last checkpoint")
+                return
+            error = f"{times} attempts in a row without a new checkpoint; the last {reason}"
+        self.finish(key, code, error)
+
+    def finish(self, key: str, code: int | None, error: str) -> None:
+        """Writes the record of a cell that has ended."""
+        cell = self.ledger.cell(key)
+        record = {
+            "cell": key,
+            **self.cells[key],
+            **outcome(cell / "run", self.metrics, code, error),
+            "attempts": attempts(cell),
+            "ended": now(),
+            "host": socket.gethostname(),
+            "cores": len(os.sched_getaffinity(0)) // max(1, self.count) or 1,
+        }
+        if self.ledger.finish(key, record):
+            self.tell(_line(record, sum(map(self.ledger.ended, self.cells)), len(self.cells)))
+
+
+@dataclass
+class Trainer:
+    """A process that trains cells, started when it is first needed, on some of the cores."""
+
+    cores: Sequence[int]
+    claim: Claim | None = None
+    lost: bool = False
+    _process: subprocess.Popen[str] | None = None
+
+    def train(self, cell) -> int:
+        """Trains the cell in a folder; returns the exit code of research.train, negative for a
+        signal."""
+        process = self._process if self._process and self._process.poll() is None else None
+        process = self._process = process or self._start()
+        try:
+            print(cell.absolute(), file=process.stdin, flush=True)
+        except OSError:  # it has died between two cells
+            return process.wait()
+        if process.stdout.readline():
+            return command.DONE
+        return process.wait()
+
+    def terminate(self) -> None:
+        """Asks the process to save and end."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """Ends the process at once."""
+        if self._process is not None:
+            self._process.kill()
+
+    def close(self) -> None:
+        """Waits for the process to end, which it does when it has nothing to do."""
+        if self._process is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+            self._process.wait()
+            self._process.stdout.close()
+
+    def _start(self) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "research.sweep.trainer"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | keeping_memory(),
+            # Ctrl-C is for the process that gives out the cells, which then asks this one to save.
+            start_new_session=True,
+        )
+        if self.cores:
+            # XLA makes a thread for each core that it may use, when JAX is first used.
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(process.pid, self.cores)
+        return process
+
+
+def shares(count: int) -> list[list[int]]:
+    """The processor cores of each of `count` workers: equal shares, and one core for several
+    workers where there are more workers than cores."""
+    cores = sorted(os.sched_getaffinity(0))
+    each = len(cores) // count
+    if not each:
+        return [[cores[number % len(cores)]] for number in range(count)]
+    return [cores[number * each : (number + 1) * each] for number in range(count)]
+
+
+def _line(record: Mapping[str, Any], ended: int, total: int) -> str:
+    levels = ", ".join(f"{name}={level}" for name, level in record["levels"].items())
+    words = record["reason"] or ", ".join(
+        f"{name} {value:.4f}" for name, value in list(record["metrics"].items())[:1]
+    )
+    return f"{ended}/{total} {record['state']}: {levels}, seed {record['seed']}: {words}"

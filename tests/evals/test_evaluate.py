@@ -1,0 +1,90 @@
+"""`research.evaluate --evals` on a small checkpoint, alone and against another."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from research.data.tokenizers import load_tokenizer
+from research.files import building
+from research.interop import native
+from research.run import evaluated
+from tests.families import FAMILIES
+from tests.interop.memory import in_memory, random_params
+
+CONFIG = replace(FAMILIES["llama2_7b"], layers=1, max_length=64)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two checkpoints, questions and a text."""
+    made = tmp_path_factory.mktemp("evaluate")
+    tokenizer = load_tokenizer("bytes")
+    config = replace(CONFIG, vocab_size=tokenizer.vocab_size)
+    for seed, name in enumerate(("one", "other")):
+        with building(made / name) as target:
+            native.write_native(in_memory(config, random_params(config, seed=seed)), target)
+            tokenizer.save(target)
+    records = [{"question": f"{n}?", "choices": ["yes", "no"], "answer": n % 2} for n in range(6)]
+    (made / "questions.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (made / "text.txt").write_text("one two three four five " * 10)
+    return made
+
+
+def changes(folder: Path) -> list[str]:
+    return [
+        "mine.kind=choices",
+        f"mine.data={folder / 'questions.jsonl'}",
+        f"perplexity.text={folder / 'text.txt'}",
+    ]
+
+
+@pytest.mark.slow
+def test_evaluations_by_name_print_numbers_with_intervals_and_differences(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "research.evaluate", f"--checkpoint={folder / 'one'}"]
+        + ["--evals=mine,perplexity", f"--against={folder / 'other'}", "--json"]
+        + [f"--set={change}" for change in changes(folder)]
+        + [f"--output={folder}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(done.stdout)
+    assert set(numbers) == {"mine", "perplexity"}
+    form = {"value", "low", "high", "n"}
+    acc, nll = numbers["mine"]["acc"], numbers["perplexity"]["nll_per_token"]
+    assert form < acc.keys() and form < acc["difference"].keys() and acc["n"] == 6
+    assert nll["low"] < nll["value"] < nll["high"] and nll["difference"]["value"]
+    assert len((folder / "evals/mine.jsonl").read_text().splitlines()) == 6
+    kept = json.loads((folder / "evals/mine.json").read_text())
+    assert kept["metrics"]["acc"] == acc and kept["against"] == str(folder / "other")
+
+
+def test_a_checkpoint_is_measured_by_name(folder):
+    opened, run = evaluated.open_evaluated(None, str(folder / "one"))
+    settings = evaluated.choose(["mine", "perplexity"], opened, changes(folder))
+    chosen = evaluated.make_chosen(settings, opened)
+    results = evaluated.evaluate(chosen, opened)
+    assert run is None and [len(results[name].items) for name in settings] == [6, 4]
+    assert results["mine"].less(results["mine"])["acc"].value == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "line"),
+    [
+        (["heldout"], [], "a checkpoint has no held-out data; give --workdir"),
+        (["mine"], [], "config.evals.mine: no evaluation 'mine'"),
+        (["mine"], ["other.kind=choices"], "must be NAME.FIELD=VALUE with NAME one of mine"),
+        (["mine"], ["mine=choices"], "must be NAME.FIELD=VALUE"),
+        (["boolq"], ["boolq.limit=many"], "config.evals.boolq.limit='many' must be of type int"),
+        (["pairs"], ["pairs.text=a"], "a decoder reads no pairs"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_a_line(names, given, line, folder):
+    opened, _ = evaluated.open_evaluated(None, str(folder / "one"))
+    with pytest.raises(ValueError, match=line):
+        evaluated.make_chosen(evaluated.choose(names, opened, given), opened)

@@ -1,0 +1,68 @@
+"""The log-likelihood of continuations."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.data.tokenizers import load_tokenizer, train_tokenizer
+from research.evals.likelihood import encode_pair, log_likelihoods
+from research.models.model import Model, forward
+from tests.evals.test_laws import opened
+
+# Of several lengths, some that share what is read: [5, 6] | 7 and [5] | 6, 7 do.
+PAIRS = [([5, 6], [7]), ([5, 6], [9]), ([5], [6, 7]), (list(range(25)), [3, 4, 5]), ([1], [2])]
+
+
+def by_definition(tiny, context, continuation):
+    ids = np.array([*context, *continuation[:-1]])[None]
+    batch = {"inputs": ids, "positions": np.arange(ids.shape[1])[None]}
+    batch["segments"] = np.ones_like(ids)
+    logp_TV = jax.nn.log_softmax(forward(tiny.model, tiny.params, batch)[0])[len(context) - 1 :]
+    nats = sum(float(row[token]) for row, token in zip(logp_TV, continuation))
+    return nats, all(int(row.argmax()) == token for row, token in zip(logp_TV, continuation))
+
+
+def test_each_is_what_the_definition_says_in_any_batch():
+    found = log_likelihoods(opened(), PAIRS)
+    # The likeliest continuation of a context is greedy.
+    best = forward(opened().model, opened().params, one_row([5, 6]))[0, -1].argmax()
+    [greedy] = log_likelihoods(opened(), [([5, 6], [int(best)])])
+    assert greedy.greedy
+    for pair, got in zip(PAIRS, found):
+        nats, likeliest = by_definition(opened(), *pair)
+        # Float32 sums over other widths.
+        assert got.nats == pytest.approx(nats, rel=1e-5) and got.greedy == likeliest
+        assert got.tokens == len(pair[1])
+
+
+def one_row(ids):
+    ids = jnp.array([ids])
+    return {"inputs": ids, "positions": jnp.arange(ids.shape[1])[None], "segments": ids * 0 + 1}
+
+
+def test_a_long_context_loses_its_beginning_and_says_so(caplog):
+    [cut, whole] = log_likelihoods(opened(), [(list(range(40)), [3]), ([38, 39], [3])], window=2)
+    assert cut.nats == pytest.approx(whole.nats, rel=1e-6)
+    assert "1 of 2 texts are longer than 2 tokens" in caplog.text
+
+
+@pytest.mark.parametrize("pair", [([], [1]), ([1], []), ([1], [1, 2, 3])])
+def test_what_has_no_likelihood_is_refused(pair):
+    with pytest.raises(ValueError, match="wanted one of each at least, and at most 2"):
+        log_likelihoods(opened(), [pair], window=2)
+    with pytest.raises(ValueError, match="only a decoder gives"):
+        log_likelihoods(replace(opened(), model=Model(opened("pairs").model.config)), [pair])
+
+
+def test_the_ids_of_a_pair_are_those_of_its_text():
+    bpe = train_tokenizer("bpe:300", ["to be or not to be, that is the question " * 20])
+    context, continuation = encode_pair(bpe, "to be ", "or not", begins_texts=False)
+    assert [*context, *continuation] == bpe.encode("to be or not")
+    # The space belongs to the word behind it.
+    assert bpe.decode(context) == "to be" and bpe.decode(continuation) == " or not"
+    bytes_ = load_tokenizer("bytes")
+    first = bytes_.eos_id if bytes_.bos_id is None else bytes_.bos_id
+    assert encode_pair(bytes_, "", "ab") == ([first], list(b"ab"))

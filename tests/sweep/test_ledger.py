@@ -1,0 +1,88 @@
+"""A cell ends once, and the index is what the records say, whatever happened to it."""
+
+import json
+
+import pytest
+
+from research.sweep.ledger import Ledger
+from tests.sweep.plans import plan, records, written
+
+
+def ledger(folder) -> Ledger:
+    made = plan({"a": ["x", "y"]}, 2)
+    return written(folder, made, records(made, lambda levels, seed: 1.0))
+
+
+def index(one: Ledger) -> list[dict]:
+    return [json.loads(line) for line in one.index.read_text().splitlines()]
+
+
+def test_a_cell_ends_once(tmp_path):
+    one = ledger(tmp_path)
+    before = one.index.read_bytes(), one.record("y-0")
+    assert not one.finish("y-0", {**one.record("y-0"), "attempts": 7})
+    assert (one.index.read_bytes(), one.record("y-0")) == before
+    assert {(line["cell"], line["state"], line["attempts"]) for line in index(one)} == {
+        (f"{level}-{seed}", "done", 1) for level in "xy" for seed in range(2)
+    }
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda text: text, ""),
+        (lambda text: text[:-20], "torn"),
+        (lambda text: text + b'{"cell": "x', "torn"),
+        (lambda text: text + text.splitlines(keepends=True)[0], "does not agree"),
+        (lambda text: b"\xff\n" + text, "does not agree"),
+        (lambda text: b"", ""),
+    ],
+    ids=["whole", "cut", "half a line more", "a line twice", "no text", "empty"],
+)
+def test_a_damaged_index_is_made_again(tmp_path, damage, words):
+    one = ledger(tmp_path)
+    whole = sorted(one.index.read_text().splitlines())
+    one.index.write_bytes(damage(one.index.read_bytes()))
+    assert words in one.heal() and (words or damage(b"x") == b"" or not one.heal())
+    assert sorted(one.index.read_text().splitlines()) == whole
+    assert not one.heal()
+
+
+def test_a_disk_that_fills_up_loses_no_record(tmp_path, monkeypatch):
+    one = ledger(tmp_path)
+    record = one.record("x-0") | {"cell": "z"}
+    one.cell("z").mkdir()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="space"):
+        patch.setattr("research.sweep.ledger.write_json", full)
+        one.finish("z", record)
+    assert not one.ended("z") and list(one.cell("z").iterdir()) == []
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="space"):
+        patch.setattr("research.sweep.ledger.open", full, raising=False)  # of the index
+        one.finish("z", record)
+    assert one.record("z") == record  # which was written before
+    one.heal()
+    assert len(index(one)) == 5
+
+
+def test_where_there_are_no_links_a_cell_ends_once_too(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_links)
+    one = ledger(tmp_path)
+    assert not one.finish("y-0", {"state": "failed"})
+    assert one.record("y-0")["state"] == "done"
+
+
+def test_a_cell_that_is_set_back_is_run_again(tmp_path):
+    one = ledger(tmp_path)
+    (one.cell("x-1") / "claims").mkdir()
+    one.reopen("x-1")
+    assert not one.ended("x-1") and len(index(one)) == 3
+    assert {file.name for file in one.cell("x-1").iterdir()} == {
+        "cell.1.json", "claims.1", "config.json",
+    }  # fmt: skip
