@@ -18,8 +18,11 @@ the targets of a .jsonl file of {"inputs": ..., "targets": ...}. Logs go to stan
 
     python -m research.evaluate --workdir=runs/reward --pairs=heldout.jsonl
 
-compares the answers of a file of preferences by a reward model: its accuracy with the 95% interval,
-and beside it `longer`, the accuracy of always preferring the longer answer.
+compares the answers of a file of preferences, or of the held-out part of a source, by a reward
+model or by how likely a language model finds them: the accuracy with its 95% interval, and beside
+it `longer`, the accuracy of always preferring the longer answer. With --reference=CHECKPOINT a
+model that was trained by preferences is measured by what it has gained over that one, and `gain` is
+the accuracy less the reference's own, by pair. `research.evals.pair_accuracy` has all values.
 """
 
 import json
@@ -53,7 +56,16 @@ TOKEN_IDS = flags.DEFINE_string(
     "token_ids", None, "a .npy file of ids to score instead, the first of which is only read"
 )
 PAIRS = flags.DEFINE_string(
-    "pairs", None, "a file of preferences, FILE or FILE?prompt=FIELD, for a reward model"
+    "pairs", None, "preferences: FILE, FILE?prompt=FIELD, or a source, of which the held-out part"
+)
+REFERENCE = flags.DEFINE_string(
+    "reference", None, "with --pairs: the checkpoint that a language model was trained from"
+)
+PROMPT_TOKENS = flags.DEFINE_integer(
+    "prompt_tokens",
+    None,
+    "with --pairs: tokens kept of the end of a prompt; by default the run's, or all (0)",
+    lower_bound=0,
 )
 EVALS = flags.DEFINE_list("evals", [], "names of evaluations, separated by commas")
 SET = flags.DEFINE_multi_string(
@@ -111,7 +123,7 @@ def main(arguments: list[str]) -> int:
 def evaluate_by_name() -> int:
     """Runs the evaluations of --evals, prints their numbers and keeps their items; the exit
     code."""
-    for flag in (TEXT, TOKEN_IDS, PAIRS, WINDOW, STRIDE):
+    for flag in (TEXT, TOKEN_IDS, PAIRS, REFERENCE, PROMPT_TOKENS, WINDOW, STRIDE):
         if flag.value is not None:
             raise ValueError(f"--{flag.name} is no setting of --evals; leave one of the two out")
     from research.evals.results import keep
@@ -143,6 +155,10 @@ def evaluate_by_name() -> int:
         )
         print(f"{name}: {len(result.items):,} items in {path}", file=sys.stderr)
         shown[name] = numbers
+    if run and not OUTPUT.value and (run / "metrics.jsonl").is_file():
+        from research.training.report import write_report
+
+        write_report(run)  # its page shows them
     print(json.dumps(shown) if JSON.value else numbers_table(shown))
     return command.DONE
 
@@ -171,9 +187,12 @@ def read_content() -> Any:
     given = [flag.value for flag in (TEXT, TOKEN_IDS, PAIRS) if flag.value]
     if len(given) != 1:
         raise ValueError(
-            "give exactly one of --text=FILE, --token_ids=FILE.npy, --evals=NAME and, for a reward "
-            "model, --pairs=FILE"
+            "give exactly one of --text=FILE, --token_ids=FILE.npy, --evals=NAME and, for "
+            "preferences, --pairs=FILE"
         )
+    for flag in (REFERENCE, PROMPT_TOKENS):
+        if flag.value is not None and not PAIRS.value:
+            raise ValueError(f"--{flag.name}={flag.value} is for --pairs; leave it out")
     if PAIRS.value:
         if STRIDE.value:
             raise ValueError(f"--stride={STRIDE.value} is for a text; leave it out with --pairs")
@@ -212,12 +231,20 @@ def score_translations(opened: Any, file: Path) -> dict[str, float | int | None]
 
 
 def compare_pairs(opened: Any, source: str) -> dict[str, float | int | None]:
-    """The printed values by name, of a file of preferences."""
+    """The printed values by name, of preferences."""
     from research.downloads.cache import cache_directory
-    from research.evals.pair_accuracy import pair_accuracy, read_preferences
+    from research.evals.pair_accuracy import pair_accuracy
+    from research.evals.pair_records import read_preferences
+    from research.run.opened import open_model
 
-    pairs = read_preferences(source, opened.tokenizer, cache_directory())
-    return pair_accuracy(opened, pairs, WINDOW.value or 0).values()
+    kept = opened.experiment.data.prompt_tokens if opened.experiment else 0
+    if PROMPT_TOKENS.value is not None:
+        kept = PROMPT_TOKENS.value
+    pairs = read_preferences(source, opened.tokenizer, cache_directory(), kept)
+    reference = None
+    if REFERENCE.value:
+        reference = open_model(checkpoint=REFERENCE.value, dtype=DTYPE.value)
+    return pair_accuracy(opened, pairs, WINDOW.value or 0, reference).values()
 
 
 def print_values(values: dict[str, float | int | None], as_json: bool) -> None:

@@ -12,6 +12,7 @@ with the record that rewards read. In a terminal segments have colours; piped ou
 
 import itertools
 import logging
+from dataclasses import replace
 from typing import Any
 
 from absl import flags
@@ -44,7 +45,9 @@ def main(arguments: list[str]) -> int:
     _print_notes(console)
     experiment = from_config(config)
     corpus = open_data(experiment)
-    objective = make_objective(experiment.objective, corpus.tokenizer, experiment.model)
+    objective: Any = make_objective(experiment.objective, corpus.tokenizer, experiment.model)
+    if objective.reads_reference:  # computed at the start of a run, and nothing to look at
+        objective = replace(objective, reads_reference=False)
     length = objective.window_length(experiment.data.sequence_length)
     windows = corpus.train_windows(length, objective.overlap, experiment.train.seed)
     for line in objective.shortfalls(windows):

@@ -79,7 +79,7 @@ def example(objective: Objective) -> dict[str, list]:
     tokens = np.arange(64, dtype=np.int32) % 20 + 105
     window = {"tokens": tokens, "inputs": tokens, "targets": tokens}
     window |= {"assistant": tokens % 2, "label": np.zeros(1, np.int32)}
-    window["liked"] = np.ones(64, np.int32)
+    window["liked"] = window["reference"] = np.ones(64, np.int32)
     for side in ("", "inputs_", "targets_"):
         window[f"{side}segments"] = np.ones(64, np.int32)
         window[f"{side}positions"] = np.arange(64, dtype=np.int32)
@@ -212,6 +212,7 @@ def data(e: Experiment, folder: Path, monkeypatch) -> object:
         opened.tokenizer.fingerprint,
         opened.tokenizer.chat_template,
         opened._options(1, 0).max_bad_records,
+        opened._options(1, 0).prompt_tokens,
         feed.threads,
     )
 

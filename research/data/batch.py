@@ -22,6 +22,8 @@ class Batch(TypedDict, total=False):
     token_types: Any  # int32 [B, T], BERT's first or second text; without it all are 0
     sampled: Any  # float32 [B, T], log-probability that the target was sampled with, in nats
     advantages: Any  # float32 [B, T], how much better the target's text is than others; 1 or -1
+    margins: Any  # float32 [B, T], how much better than the other the answer of the text's pair is
+    reference: Any  # float32 [B, T], log p of the target under the reference model, in nats
     shares: Any  # float32 [B, T], what the target counts in the mean of the loss
     encoder_inputs: Any  # int32 [B, S]
     encoder_segments: Any  # int32 [B, S], segment i is what segment i of the decoder looks at

@@ -21,6 +21,7 @@ class Census:
     cut       documents whose end does not fit
     empty     documents without a token, which are left out
     silent    pairs whose target has no token, of which only the end is learnt
+    shortened documents whose prompt has lost its beginning
     """
 
     kind: str
@@ -30,6 +31,7 @@ class Census:
     cut: int = 0
     empty: int = 0
     silent: int = 0
+    shortened: int = 0
 
     def lines(self) -> list[str]:
         """One line for the user on what is left out or cut; no line if every document is whole.
@@ -44,6 +46,11 @@ class Census:
             lines.append(
                 f"{self.silent} of {self.total} {self.kind} have an empty target: that nothing "
                 "follows is what they teach"
+            )
+        if self.shortened:
+            lines.append(
+                f"left out the beginning of {self.shortened} of {self.total} prompts, by "
+                "config.data.prompt_tokens"
             )
         if self.left_out or self.cut:
             losses = {"left out": self.left_out, "cut": self.cut}

@@ -16,6 +16,8 @@ class DataConfig:
     chat_template          file with a chat template to use instead of the tokenizer's
     template_variables     what the template sees beside the messages: ("enable_thinking=false",)
     sequence_length        tokens of an example
+    prompt_tokens          of a record with a prompt and answers, most tokens of the prompt, whose
+                           beginning is left out beyond them; 0 keeps all
     batch_size             rows of a step over all devices; 0 if `batch_size_per_device` is set
     max_bad_records        unreadable records of a source that are left out before it is an error
     threads                threads that read batches ahead; 0 reads each when it is needed
@@ -26,6 +28,7 @@ class DataConfig:
     chat_template: str = ""
     template_variables: tuple[str, ...] = ()
     sequence_length: int = 1024
+    prompt_tokens: int = 0
     batch_size: int = 32
     batch_size_per_device: int = 0
     max_bad_records: int = 100
@@ -40,7 +43,8 @@ class DataConfig:
                 f"data.batch_size={self.batch_size} and data.batch_size_per_device="
                 f"{self.batch_size_per_device}: set exactly one, the other to 0"
             )
-        for name in ("batch_size", "batch_size_per_device", "max_bad_records", "threads"):
+        counts = ("batch_size", "batch_size_per_device", "max_bad_records", "threads")
+        for name in (*counts, "prompt_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"data.{name}={getattr(self, name)} must not be negative")
 

@@ -145,6 +145,7 @@ class Corpus:
             overlap=overlap,
             seed=seed,
             labels=self.labels,
+            prompt_tokens=self.config.prompt_tokens,
             max_bad_records=self.config.max_bad_records,
             progress=progress,
         )

@@ -18,7 +18,7 @@ from research.data.labelled import labelled_windows
 from research.data.packing import text_windows
 from research.data.pairs import pair_windows
 from research.data.preference_windows import preference_windows
-from research.data.preferences import SIDES, read_preference
+from research.data.preferences import MARGIN, SIDES, messages_of, read_preference
 from research.data.prompts import OPTIONAL, prompt_windows, read_prompt
 from research.data.windows import WindowOptions, Windows
 
@@ -39,6 +39,7 @@ class Layout:
     classes   the field that names the class of a record, "" for none
     optional  further columns, read if the data have them
     read_by   names of the objectives that read this layout, for error messages
+    answers   whether its windows are prompts with answers, and `data.prompt_tokens` counts
     """
 
     fields: tuple[str, ...]
@@ -50,6 +51,7 @@ class Layout:
     classes: str = ""
     optional: tuple[str, ...] = ()
     read_by: tuple[str, ...] = ()
+    answers: bool = False
 
 
 class OtherColumns(ValueError):
@@ -69,9 +71,23 @@ def read_labelled(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
 
 def read_conversation(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
     """{"conversation": the messages, and the tools if there are any, as JSON}."""
-    messages = conversations.conversation(row, columns)
+    if "completion" in columns:
+        messages = _completed(row, columns)
+    else:
+        messages = conversations.conversation(row, columns)
     text = conversations.spell(messages, conversations.tools(row, columns))
     return {"conversation": text.encode("utf-8").decode("utf-8")}  # refuses half a surrogate pair
+
+
+def _completed(row: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]]:
+    """The conversation of a prompt and its completion, texts or messages; what the assistant says
+    in the prompt is only read."""
+    prompt = messages_of(row, columns["prompt"], "user")
+    for message in prompt:
+        if message.get("role", message.get("from")) in ("assistant", "gpt"):
+            message["weight"] = 0
+    completion = messages_of(row, columns["completion"], "assistant")
+    return conversations.checked([*prompt, *completion], row, columns)
 
 
 # By the name that an objective `reads`.
@@ -103,7 +119,12 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "conversations": Layout(
         ("conversation",),
-        (("messages",), ("instruction", "output"), ("instruction", "input", "output")),
+        (
+            ("messages",),
+            ("instruction", "output"),
+            ("instruction", "input", "output"),
+            ("prompt", "completion"),
+        ),
         read_conversation,
         conversation_windows,
         measured="conversation",
@@ -118,13 +139,14 @@ LAYOUTS: dict[str, Layout] = {
         ),
     ),
     "preferences": Layout(
-        SIDES,
+        (*SIDES, MARGIN),
         (("prompt", *SIDES), SIDES),
         read_preference,
         preference_windows,
         measured="chosen",
-        optional=("tools", "system"),
+        optional=("tools", "system", MARGIN),
         read_by=("preference", "reward"),
+        answers=True,
         # With the prompt in a column of its own, as LLaMA-Factory has it, within both sides.
         usual=tuple(
             {**prompt, **{side: side for side in SIDES}}
@@ -139,6 +161,7 @@ LAYOUTS: dict[str, Layout] = {
         measured="answer",
         optional=("tools", "system"),
         read_by=("judgement",),
+        answers=True,
     ),
     "prompts": Layout(
         ("prompt", "record"),

@@ -1,5 +1,6 @@
 """Mixtures: endless streams of windows from one or several data sets with weights."""
 
+import copy
 import functools
 import re
 import sys
@@ -40,6 +41,14 @@ class Mixture:
 
     def __len__(self) -> int:
         return sys.maxsize
+
+    def over(self, parts: Sequence[Windows]) -> "Mixture":
+        """The same stream over other windows, of which each part has as many. ValueError if not."""
+        if tuple(map(len, parts)) != self.sizes:
+            raise ValueError(f"parts of {tuple(map(len, parts))} windows, wanted {self.sizes}")
+        other = copy.copy(self)
+        other.parts = tuple(parts)
+        return other
 
     @property
     def sizes(self) -> tuple[int, ...]:

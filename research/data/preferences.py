@@ -7,8 +7,11 @@ Read in the spellings that data sets have:
     {"chosen": MESSAGES, "rejected": MESSAGES}              the prompt is what both begin with
     {"chosen": TEXT, "rejected": TEXT}                      Anthropic's "Human:" and "Assistant:"
     {"conversations": MESSAGES, "chosen": MESSAGE, "rejected": MESSAGE}
+
+A further "margin", a number, says how much better the chosen answer is.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 from research.data import conversations
 
 SIDES = ("chosen", "rejected")
+MARGIN = "margin"
 
 Message = dict[str, Any]
 # arXiv:2204.05862, the form of its published dialogues.
@@ -25,22 +29,42 @@ _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 def read_preference(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
     """{"chosen", "rejected"}: two conversations that differ in the assistant's last answer, as
-    `conversations.spell` writes them; of each the loss is on the last answer alone.
+    `conversations.spell` writes them; of each the loss is on the last answer alone. And "margin",
+    the number of that column, "0" without.
 
-    ValueError for an empty prompt or answer, answers that are equal, and prompts that differ.
+    ValueError for an empty prompt or answer, answers that are equal, prompts that differ, and a
+    margin that is no number of at least 0.
     """
     prompt = messages_of(row, columns["prompt"], "user") if "prompt" in columns else []
     sides = [[*prompt, *messages_of(row, columns[side], "assistant")] for side in SIDES]
     chosen, rejected = (answered(said, side, row, columns) for said, side in zip(sides, SIDES))
-    if chosen[:-1] != rejected[:-1]:
+    plain = [[conversations.with_text(n, m) for n, m in enumerate(s)] for s in (chosen, rejected)]
+    if plain[0][:-1] != plain[1][:-1]:
         raise ValueError(
             "chosen and rejected answer different prompts; a pair is two answers to one prompt"
         )
-    if chosen[-1] == rejected[-1]:
+    if plain[0][-1] == plain[1][-1]:
         raise ValueError("chosen and rejected are the same, so neither is preferred")
     offered = conversations.tools(row, columns)
     spelt = (conversations.spell(side, offered) for side in (chosen, rejected))
-    return {name: text.encode("utf-8").decode("utf-8") for name, text in zip(SIDES, spelt)}
+    texts = {name: text.encode("utf-8").decode("utf-8") for name, text in zip(SIDES, spelt)}
+    return {**texts, MARGIN: _margin(row, columns)}
+
+
+def _margin(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    if MARGIN not in columns:
+        return "0"
+    given = conversations.plain(row.get(columns[MARGIN]))
+    try:
+        margin = float(given)
+    except (TypeError, ValueError):
+        margin = math.nan
+    if not 0 <= margin < math.inf or isinstance(given, bool):
+        raise ValueError(
+            f"field {columns[MARGIN]!r} is {given!r}, wanted how much better the chosen answer is, "
+            "a number of at least 0"
+        )
+    return repr(margin)
 
 
 def messages_of(row: Mapping[str, Any], column: str, role: str) -> list[Message]:

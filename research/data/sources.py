@@ -12,7 +12,12 @@ from typing import Any
 import numpy as np
 
 from research.data.addition import open_addition, open_addition_texts
-from research.data.alpaca import open_alpaca, open_dpo_en_demo, open_kto_en_demo
+from research.data.alpaca import (
+    open_alpaca,
+    open_dpo_en_demo,
+    open_dpo_en_demo_half,
+    open_kto_en_demo,
+)
 from research.data.documents import (
     Documents,
     Subset,
@@ -163,6 +168,7 @@ SOURCES: dict[str, NamedSource] = {
     "shakespeare": NamedSource(open_shakespeare, gives="texts"),
     "alpaca": NamedSource(open_alpaca, gives="conversations"),
     "dpo_en_demo": NamedSource(open_dpo_en_demo, gives="preferences"),
+    "dpo_en_demo_half": NamedSource(open_dpo_en_demo_half, gives="preferences"),
     "kto_en_demo": NamedSource(open_kto_en_demo, gives="judgements"),
     "addition": NamedSource(open_addition, gives="prompts"),
     "addition_texts": NamedSource(open_addition_texts, gives="texts"),

@@ -11,11 +11,10 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from research.data.chat import ChatEncoder
 from research.data.conversations import read_spelt
 from research.data.documents import Documents, UnreadableRecord, digest
 from research.downloads.cache import Damaged, built
@@ -44,6 +43,16 @@ class Tokenizer(Protocol):
 # conversation that is refused.
 _Encoded = tuple[list[int], list[bool] | None] | ValueError
 _Encode = Callable[[list[str]], list[_Encoded]]
+
+
+class Encoder(Protocol):
+    """What is needed of an encoder of conversations, such as `research.data.chat.ChatEncoder`."""
+
+    vocab_size: int
+    fingerprint: str
+
+    def encode_batch(self, conversations: Any, tools: Any = ()) -> Any:
+        """The ids and the mask of each conversation, or its error."""
 
 
 class BadRecords(ValueError):
@@ -109,7 +118,7 @@ def tokenize(
 
 def tokenize_conversations(
     documents: Documents,
-    encoder: ChatEncoder,
+    encoder: Encoder,
     cache_dir: Path,
     *,
     field: str = "conversation",

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from ml_collections import ConfigDict
 
 from research.data.config import DataConfig
+from research.data.layouts import LAYOUTS
 from research.experiment.fields import build, defaults, may_change, placeholders
 from research.files import flatten
 from research.models.config import Execution, ModelConfig
@@ -159,6 +160,8 @@ def _unused(experts: int, objective: str) -> list[tuple[str, str, Any, str]]:
         unused.append(("execution", "feed_tokens", Execution().feed_tokens, "dense models"))
     else:
         unused.append(("execution", "experts", Execution().experts, "models with experts"))
+    if not LAYOUTS[objective_class(objective).reads].answers:
+        unused.append(("data", "prompt_tokens", 0, "records of a prompt and answers"))
     # One state a text has logits.
     if objective_class(objective).classifies or objective_class(objective).scores_texts:
         head_tokens = Execution().head_tokens

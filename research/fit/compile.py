@@ -55,7 +55,7 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     length = program.objective.window_length(program.experiment.data.sequence_length)
     # A window of any kind of data: packed texts and conversations, or the fields of records. The
     # objective reads the fields it needs and ignores the rest.
-    names = ["tokens", "segments", "positions", "assistant", "liked"]
+    names = ["tokens", "segments", "positions", "assistant", "liked", "reference"]
     for field in LAYOUTS[program.objective.reads].fields:
         names += [field, f"{field}_segments", f"{field}_positions"]
     window = {name: np.ones(length, np.int32) for name in names}

@@ -25,12 +25,8 @@ from research.interop.restored import (
     specs_of,
 )
 from research.interop.storage import generation
-from research.interop.storage.checkpoint import (
-    Checkpoint,
-    Parameter,
-    specs_by_path,
-    stacked_axes,
-)
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path, stacked_axes
+from research.interop.storage.parameter import Parameter
 from research.models.config import ModelConfig
 from research.models.model import Model
 from research.objectives.choose import objective_class
@@ -108,7 +104,7 @@ def run_end_ids(experiment: Experiment, tokenizer: Tokenizer, workdir: Path) -> 
 
 def _end_of_turn(experiment: Experiment, tokenizer: Tokenizer) -> int | None:
     chats = objective_class(experiment.objective.name).answers_chats
-    return end_of_turn(tokenizer) if chats else None
+    return end_of_turn(tokenizer) if chats and tokenizer.chat_template is not None else None
 
 
 def _files(workdir: Path, tokenizer: Tokenizer, turn_end: int | None) -> dict[str, Path | bytes]:

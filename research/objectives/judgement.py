@@ -16,6 +16,13 @@ from research.objectives.next_token import NextToken, batch_scores
 from research.objectives.objective import REFERENCE, Totals
 from research.objectives.preference import answers
 from research.objectives.preference_losses import UNPAIRED, Judged
+from research.objectives.reference import (
+    CACHED,
+    HELD,
+    read_reference,
+    reference_scores,
+    refuse_kind,
+)
 from research.objectives.sides import side_sums
 from research.objectives.tokens import with_layer_losses
 from research.tree import Tree
@@ -30,6 +37,7 @@ class JudgementConfig(ObjectiveConfig):
     beta           how much a log-probability ratio counts; larger stays nearer the reference
     liked          what a liked answer weighs, and
     disliked       one that was not liked; KTO's paper wants their sums near each other
+    reference      "held" or "cached", as of preferences
     """
 
     name: str = field(default="judgement", init=False)
@@ -37,6 +45,7 @@ class JudgementConfig(ObjectiveConfig):
     beta: float = 0.1
     liked: float = 1.0
     disliked: float = 1.0
+    reference: str = HELD
 
     def __post_init__(self):
         if self.unpaired_loss not in UNPAIRED:
@@ -44,6 +53,7 @@ class JudgementConfig(ObjectiveConfig):
                 f"objective.unpaired_loss={self.unpaired_loss!r}; choose one of "
                 f"{', '.join(UNPAIRED)}"
             )
+        refuse_kind(self.reference, self.unpaired_loss, True)
         for name in ("beta", "liked", "disliked"):
             value = getattr(self, name)
             # Written so that NaN, which compares with nothing, is refused too.
@@ -57,16 +67,18 @@ class Judgement(NextToken):
     before the first step.
 
     The loss is a mean over answers. KTO measures them from what the answers to other prompts have
-    gained on the average over the batch, by micro-batch where there are several. The totals are
-    means over answers: "margin", the reward beta (log p - log p_ref) of liked answers and minus
-    that of the others, "accuracy", the share of answers of which that is above 0, and "kl", what
-    answers to other prompts have gained in nats.
+    gained on the average over the batch. The totals are means over answers: "margin", the reward
+    beta (log p - log p_ref) of liked answers and minus that of the others, "accuracy", the share of
+    answers of which that is above 0, and "kl", what answers to other prompts have gained in nats.
     """
 
     loss_name: str = "kto"
     beta: float = 0.1
     liked: float = 1.0
     disliked: float = 1.0
+    holds: tuple[str, ...] = (REFERENCE,)  # type: ignore[misc]  # held unless it is cached
+    reads_reference: bool = False  # type: ignore[misc]  # read where it is cached
+    whole_batch: bool = True  # type: ignore[misc]  # of KTO, which takes an average over it
 
     name = "judgement"
     config: ClassVar[type[JudgementConfig]] = JudgementConfig
@@ -75,20 +87,25 @@ class Judgement(NextToken):
     answers_chats = True
     reports = ("margin", "accuracy", "kl")
     bits_per_byte = False
-    holds = (REFERENCE,)
 
     @classmethod
     def make(cls, config: JudgementConfig, tokenizer: Any) -> "Judgement":
         """The objective of the config's loss; works with every tokenizer that has a template."""
-        return cls(config.unpaired_loss, config.beta, config.liked, config.disliked)
+        cached = config.reference == CACHED
+        held = () if cached else (REFERENCE,)
+        weights = config.liked, config.disliked
+        averages = config.unpaired_loss == "kto"
+        return cls(config.unpaired_loss, config.beta, *weights, held, cached, averages)
 
     def example(
         self, window: dict[str, np.ndarray], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
         """inputs, targets, weights (1 in the answers), segments (1, 3, ... with the answers, 2, 4,
-        ... with answers to other prompts), positions, advantages (1 or -1), each [T]."""
-        liked = window["liked"][1:].astype(np.float32)
-        return Chat().example(window, rng) | {"advantages": liked}
+        ... with answers to other prompts), positions, advantages (1 or -1), and of a cached
+        reference log p of the targets, each [T]."""
+        example = Chat().example(window, rng)
+        example["advantages"] = window["liked"][1:].astype(np.float32)
+        return example | read_reference(window) if self.reads_reference else example
 
     def loss(
         self,
@@ -101,8 +118,7 @@ class Judgement(NextToken):
         """Sum of the losses of the answers, their number, the totals of the class."""
         params = attach(held["base"], trainable, key)
         scores, layer_losses = batch_scores(model, params, batch, key)
-        reference = attach(held["base"], jax.lax.stop_gradient(held[REFERENCE]))
-        beside_BT = jax.lax.stop_gradient(batch_scores(model, reference, batch)[0].logp)
+        beside_BT = reference_scores(model, held, batch, self.reads_reference)
         gained = answers(scores.logp - beside_BT, jnp.zeros_like(beside_BT), batch)
         liked_BP = side_sums(batch["advantages"], batch, gained.chosen.shape[1])[0] > 0
         judged = Judged(gained.chosen, gained.rejected, liked_BP, gained.weights)

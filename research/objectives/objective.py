@@ -29,7 +29,8 @@ class Objective(Protocol):
       of `research.data.batch.Batch`. Their shapes depend on T alone. Random choices come from the
       generator that is passed in, so a step has the same bits after a resume.
     - `loss` returns sums and counts, never means: a batch's are those of its parts added up, under
-      any accumulation, packing and devices. (The balance of experts is taken by micro-batch.)
+      any accumulation, packing and devices. (The balance of experts is taken by micro-batch, and an
+      objective of `whole_batch` refuses accumulation.)
     - An example of `weights` 0 adds nothing. The count does not depend on parameters.
     """
 
@@ -47,6 +48,8 @@ class Objective(Protocol):
     bits_per_byte: ClassVar[bool]  # the loss is on every token of a held-out text
     writes_texts: ClassVar[bool] = False  # it learns from texts that the model continues
     holds: ClassVar[tuple[str, ...]] = ()  # frozen trees that it needs, of research.tuning.held
+    whole_batch: ClassVar[bool] = False  # a text's loss depends on the others: no micro-batches
+    reads_reference: ClassVar[bool] = False  # windows have "reference", the log p of each token
 
     @classmethod
     @abstractmethod

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.data.mixture import first_windows
 from research.data.preference_windows import most_pairs
+from research.data.windows import Windows
 from research.models.model import Model
 from research.objectives.chat import Chat
 from research.objectives.config import ObjectiveConfig, refuse_smoothing
@@ -21,6 +23,13 @@ from research.objectives.preference_losses import (
     Said,
     preference_loss,
     rewards,
+)
+from research.objectives.reference import (
+    CACHED,
+    HELD,
+    read_reference,
+    reference_scores,
+    refuse_kind,
 )
 from research.objectives.sides import side_sums
 from research.objectives.tokens import with_layer_losses
@@ -37,6 +46,8 @@ class PreferenceConfig(ObjectiveConfig):
     beta             how much a log-probability ratio counts; larger stays nearer the reference
     label_smoothing  share of the pairs taken to be labelled the wrong way round
     gamma            the margin that SimPO wants
+    reference        "held": the reference is a frozen tree and runs beside the model; "cached": its
+                     log-probabilities are computed once, before the first step
     """
 
     name: str = field(default="preference", init=False)
@@ -44,6 +55,7 @@ class PreferenceConfig(ObjectiveConfig):
     beta: float = 0.1
     label_smoothing: float = 0.0
     gamma: float = 0.5
+    reference: str = HELD
 
     def __post_init__(self):
         if self.preference_loss not in LOSSES:
@@ -53,6 +65,7 @@ class PreferenceConfig(ObjectiveConfig):
             )
         refuse_smoothing(self.label_smoothing)
         row = LOSSES[self.preference_loss]
+        refuse_kind(self.reference, self.preference_loss, row.reference)
         if self.label_smoothing and not row.smoothed:
             raise ValueError(
                 f"objective.label_smoothing={self.label_smoothing} is set and "
@@ -89,6 +102,8 @@ class Preference(NextToken):
     loss_name: str = "sigmoid"
     settings: PreferenceSettings = PreferenceSettings()
     holds: tuple[str, ...] = (REFERENCE,)  # type: ignore[misc]  # held where it is used
+    reads_reference: bool = False  # type: ignore[misc]  # read where it is cached
+    whole_batch: bool = False  # type: ignore[misc]  # of the losses that compare pairs
 
     name = "preference"
     config: ClassVar[type[PreferenceConfig]] = PreferenceConfig
@@ -102,15 +117,24 @@ class Preference(NextToken):
     def make(cls, config: PreferenceConfig, tokenizer: Any) -> "Preference":
         """The objective of the config's loss; works with every tokenizer that has a template."""
         settings = PreferenceSettings(config.beta, config.label_smoothing, config.gamma)
-        held = (REFERENCE,) if LOSSES[config.preference_loss].reference else ()
-        return cls(config.preference_loss, settings, held)
+        row, cached = LOSSES[config.preference_loss], config.reference == CACHED
+        held = (REFERENCE,) if row.reference and not cached else ()
+        return cls(config.preference_loss, settings, held, cached, row.batch)
 
     def example(
         self, window: dict[str, np.ndarray], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
         """inputs, targets, weights (1 in the answers), segments (1, 3, ... with the chosen answers,
-        2, 4, ... with the rejected ones), positions, each [T]."""
-        return Chat().example(window, rng)
+        2, 4, ... with the rejected ones), positions, and of a cached reference log p of the
+        targets, each [T]."""
+        example = Chat().example(window, rng)
+        return example | read_reference(window) if self.reads_reference else example
+
+    def shortfalls(self, windows: Windows) -> list[str]:
+        """A line where the records say how much better an answer is, which is not read here."""
+        if any("margins" in window for window in first_windows(windows, 1)):
+            return ["the records have margins, which objective reward reads and this one does not"]
+        return []
 
     def loss(
         self,
@@ -126,8 +150,7 @@ class Preference(NextToken):
         scores, layer_losses = batch_scores(model, params, batch, key)
         beside_BT = jnp.zeros_like(scores.logp)
         if row.reference:
-            reference = attach(held["base"], jax.lax.stop_gradient(held[REFERENCE]))
-            beside_BT = jax.lax.stop_gradient(batch_scores(model, reference, batch)[0].logp)
+            beside_BT = reference_scores(model, held, batch, self.reads_reference)
         said = answers(scores.logp, beside_BT, batch)
         if row.batch:  # pairs of all devices are compared with each other
             said = Said(*(gather_axis(x_BP, axis=0).reshape(-1) for x_BP in said))

@@ -62,7 +62,7 @@ class PreferenceLoss:
     likely    whether -log p of the chosen answer, averaged over its tokens, is added to it (TRL
               averages over the tokens of the batch)
     smoothed  whether it reads `label_smoothing`
-    batch     whether a pair's loss depends on the other pairs, which are those of a micro-batch
+    batch     whether a pair's loss depends on the other pairs of the batch
     """
 
     loss: Loss

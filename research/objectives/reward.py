@@ -26,7 +26,7 @@ class RewardConfig(ObjectiveConfig):
     """Settings of reward models.
 
     reward_margin  how much higher the chosen answer's reward should be, m (arXiv:2307.09288,
-                   section 3.2.2)
+                   section 3.2.2), in addition to the "margin" of the pair's own record
     centring       weight of the squared sum of both rewards, which keeps them around 0
                    (arXiv:2312.09244, section 3); pairs alone leave that open
     """
@@ -88,16 +88,18 @@ class Reward(Objective):
         self, window: dict[str, np.ndarray], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
         """inputs, targets (the inputs), weights (1 on the last token of each text), segments (1, 3,
-        ... with the chosen answers, 2, 4, ... with the rejected ones), positions, each [T]."""
+        ... with the chosen answers, 2, 4, ... with the rejected ones), positions, and of records
+        that have one the pair's margin, each [T]."""
         segments = window["segments"]
         last = (segments != np.append(segments[1:], 0)) & (segments > 0)
-        return {
+        example = {
             "inputs": window["tokens"],
             "targets": window["tokens"],
             "weights": last.astype(np.float32),
             "segments": segments,
             "positions": window["positions"],
         }
+        return example | {name: window[name] for name in ("margins",) if name in window}
 
     def loss(
         self,
@@ -115,7 +117,11 @@ class Reward(Objective):
         chosen_BP, rejected_BP, real_BP = pairs(rewards_BT, batch)
         count = jnp.sum(real_BP)
         margin_BP = chosen_BP - rejected_BP
-        losses_BP = -jax.nn.log_sigmoid(margin_BP - self.margin)
+        wanted_BP = jnp.full_like(margin_BP, self.margin)
+        if "margins" in batch:
+            # Weights are 1 at one token of a text, so a sum is the value there.
+            wanted_BP += side_sums(batch["margins"], batch, margin_BP.shape[1])[0]
+        losses_BP = -jax.nn.log_sigmoid(margin_BP - wanted_BP)
         losses_BP += self.centring * (chosen_BP + rejected_BP) ** 2
         total, totals = with_layer_losses(
             model.config, layer_losses, jnp.sum(losses_BP * real_BP), count

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from research.data.conversations import texts_of
 from research.data.prompts import record_of
 from research.data.tokenizers import Tokenizer
 from research.infer.decode import Generation
@@ -156,4 +157,4 @@ def _mean(values: Sequence[float]) -> float:
 def shown_prompt(record: Mapping[str, Any]) -> str:
     """The prompt as rewards read it: a text, or the content of the last message."""
     prompt = record["prompt"]
-    return prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))
+    return prompt if isinstance(prompt, str) else "".join(texts_of(prompt[-1]))

@@ -115,7 +115,8 @@ def make_appraisal(program: Program, corpus: Corpus, heldout: Chained, workdir: 
 
 def _answer_ends(objective: Objective, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The tokens that end what the model writes, beside the tokenizer's end token."""
-    end = end_of_turn(tokenizer) if objective.answers_chats else None
+    chats = objective.answers_chats and tokenizer.chat_template is not None
+    end = end_of_turn(tokenizer) if chats else None
     return () if end is None else (end,)
 
 
@@ -137,13 +138,15 @@ def sample(
     if e.model.kind == "encoder" or not e.train.sample_tokens or jax.process_count() > 1:
         return None
     prompt = e.train.sample_prompt
+    # Answers of a tokenizer without a template follow plain prompts.
+    chats = objective.answers_chats and tokenizer.chat_template is not None
     ids: list[int] = []
     begins = objective.begins_texts and e.model.kind == "decoder"
-    if not prompt and not begins and not objective.answers_chats:
+    if not prompt and not begins and not chats:
         ids = _heldout_text(objective, heldout)
         if not ids:
             return None
-    if objective.answers_chats:  # the template writes its own beginning and end of a text
+    if chats:  # the template writes its own beginning and end of a text
         prompt = render_chat(tokenizer, [{"role": "user", "content": prompt}])
     config = SamplingConfig(
         max_tokens=e.train.sample_tokens,
@@ -151,7 +154,7 @@ def sample(
         top_p=0.95,
         # Each step draws anew, and a resumed run writes the sample that it would have written.
         seed=step,
-        bos=objective.begins_texts and not objective.answers_chats,
+        bos=objective.begins_texts and not chats,
         stop_ids=_answer_ends(objective, tokenizer),
     )
     [generation] = generate(program.model, state.params, tokenizer, [ids or prompt], config)

@@ -33,7 +33,11 @@ def announce(session: Session, log: RunLog) -> None:
         f"{trained} on {devices}; batches of {program.batch_size} x {data.sequence_length} tokens "
         f"of {data.source}; {begin} step {session.start_step:,}"
     )
-    endless = endless_turns(session.corpus.tokenizer) if program.objective.answers_chats else None
+    tokenizer, endless = session.corpus.tokenizer, None
+    if program.objective.answers_chats and tokenizer.chat_template is None:
+        endless = "the tokenizer has no chat template: each answer follows its prompt as it is"
+    elif program.objective.answers_chats:
+        endless = endless_turns(tokenizer)
     for line in [*session.notes, *([endless] if endless else [])]:
         log.note(line)
     optimizer, dtype = session.experiment.optimizer, session.experiment.precision.param_dtype

@@ -198,6 +198,11 @@ def make_program(
             f"a batch of {batch} must be a multiple of {split} (devices that split it) times "
             f"{accumulate} (train.accumulate); set config.data.batch_size"
         )
+    if accumulate > 1 and objective.whole_batch:
+        raise ValueError(
+            f"train.accumulate={accumulate} cuts a batch whose texts the loss compares with each "
+            "other, so the loss would change; set config.train.accumulate=1"
+        )
     check_groups(program.model.specs(), program.held_specs["base"], program.mesh, program.rules)
     # Context parallelism gives each device an equal part of every sequence.
     length, split = experiment.data.sequence_length, parts("length", program.mesh, program.rules)

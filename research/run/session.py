@@ -20,6 +20,7 @@ from research.run.appraisal import Appraisal, make_appraisal
 from research.run.epochs import reading, training_windows
 from research.run.feed import Feed
 from research.run.program import Program
+from research.run.reference_scores import ReferenceScores, first_print
 from research.run.resumed import changes, compare_configs, config_before, refuse_other_inputs
 from research.run.sampler import rollout_feed
 from research.run.start import first_state, resumed_state
@@ -37,8 +38,8 @@ class Session:
     start_step     number of steps done so far; `state` is the state after them
     feed_state     the `Feed.state()` that was saved with that step
     notes          lines for the user on where the first state comes from
-    fingerprints   hexadecimal digests of "tokenizer", "data" and, with frozen weights, "base"; a
-                   resumed run must have the same ones
+    fingerprints   hexadecimal digests of "tokenizer", "data" and, with frozen weights, "base", with
+                   a cached reference "reference"; a resumed run must have the same ones
     """
 
     experiment: Experiment
@@ -90,29 +91,41 @@ def prepare(
     before = config_before(workdir, saved)
     notes = [] if allow_changed else compare_configs(experiment, workdir, program, saved, before)
     start_step, state, meta, more_notes = _restore_or_begin(program, checkpoints)
-    fingerprints = _fingerprints(corpus, state)
+    fingerprints = _fingerprints(program, corpus, state, meta)
     if meta and not allow_changed:
         refuse_other_inputs(workdir, meta, fingerprints)
     notes += more_notes + changes(program, before, meta, start_step)
+    if objective.reads_reference:
+        scores = _reference(program, corpus, state, start_step, fingerprints["reference"])
+        windows, heldout, line = scores.add(windows, heldout)
+        appraisal = make_appraisal(program, corpus, heldout, workdir)
+        notes.append(line)
     documents = sum(len(source.train) for source, _ in corpus.sources)
     notes.append(reading(program, documents, sum(windows.sizes)))
     # Processes share the workdir, so one of them writes.
     if jax.process_index() == 0:
         _record(experiment, workdir, corpus, program, start_step)
-    session = Session(
-        experiment,
-        workdir,
-        corpus,
-        program,
-        checkpoints,
-        appraisal,
-        start_step,
-        state,
-        meta.get("feed", {}),
-        notes,
-        fingerprints,
-    )
-    return session, _feed(program, corpus, windows)
+    made = experiment, workdir, corpus, program, checkpoints, appraisal
+    begun = start_step, state, meta.get("feed", {}), notes, fingerprints
+    return Session(*made, *begun), _feed(program, corpus, windows)
+
+
+def _reference(
+    program: Program, corpus: Corpus, state: TrainState, start_step: int, wanted: str
+) -> ReferenceScores:
+    """What adds log-probabilities of the reference to windows. A resumed run whose cache was
+    emptied makes the first state again."""
+
+    def first() -> tuple[tree.Tree, tree.Tree]:
+        begun = first_state(program)[0] if start_step else state
+        if first_print(begun) != wanted:
+            raise ValueError(
+                f"config.init={program.experiment.init!r} is not what the run began from, and the "
+                "reference's log-probabilities are no longer cached; restore it"
+            )
+        return begun.trainable, begun.held["base"]
+
+    return ReferenceScores(program, wanted, first, corpus.cache)
 
 
 def _feed(program: Program, corpus: Corpus, windows: Mixture) -> Feed:
@@ -166,11 +179,17 @@ def _record(
     write_provenance(workdir, describe_run(**facts), start_step)
 
 
-def _fingerprints(corpus: Corpus, state: TrainState) -> dict[str, str]:
-    """Digests of "tokenizer", "data" and, unless everything is trained, the bits of the "base"."""
+def _fingerprints(
+    program: Program, corpus: Corpus, state: TrainState, meta: dict[str, Any]
+) -> dict[str, str]:
+    """Digests of "tokenizer", "data", unless everything is trained the bits of the "base", and
+    those of a "reference" that is cached, which is the first state or on record in `meta`."""
     # The base is not in every checkpoint, so a changed source would go unnoticed without this.
-    base = state.held["base"]
+    base, prints = state.held["base"], {}
+    if program.objective.reads_reference:
+        prints["reference"] = meta.get("reference") or first_print(state)
     return {
+        **prints,
         **tokenizer_prints(corpus.tokenizer),
         "data": corpus.provenance["fingerprint"],
         **({"base": combined(base)} if base else {}),

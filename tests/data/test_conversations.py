@@ -11,11 +11,12 @@ from hypothesis import given, settings
 
 from research.data.chat import ChatEncoder, encode_chat
 from research.data.chat_windows import PackedConversations, best_fit
-from research.data.conversations import conversation
+from research.data.conversations import conversation, read_spelt
 from research.data.corpus import DataConfig, open_corpus
 from research.data.documents import UnreadableRecord
 from research.data.files import FileDocuments
 from research.data.labelled import LabelledTexts, Labels, label_names
+from research.data.layouts import choose_columns, read_record
 from research.data.sources import open_source
 from research.data.tokenizers import load_tokenizer
 from research.data.tokens import (
@@ -378,3 +379,25 @@ def test_a_corpus_takes_the_given_tokenizer_and_a_template_of_ones_own(tmp_path,
         open_corpus(
             replace(config, chat_template="nowhere"), wanted="conversations", given=tokenizer
         )
+
+
+ASK, SAY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("row", "weights"),
+    [
+        ({"prompt": "q", "completion": "a"}, [None, None]),
+        ({"prompt": [ASK], "completion": [SAY]}, [None, None]),
+        ({"prompt": [ASK, SAY, ASK], "completion": [SAY, ASK, SAY]}, [None, 0] + [None] * 4),
+    ],
+)
+def test_of_a_prompt_and_its_completion_the_completion_is_learnt(row, weights):
+    query = "prompt=prompt&completion=completion"
+    columns = choose_columns(query, list(row), "x.jsonl", "conversations")
+    messages, _ = read_spelt(read_record(row, columns, "conversations", "x", 0)["conversation"])
+    assert [one.get("weight") for one in messages] == weights
+    assert [one["content"] for one in messages] == ["q", "a"] * (len(messages) // 2)
+    # Judged answers have these columns, too, so they are read only where a query says so.
+    with pytest.raises(ValueError, match=r"\?prompt=FIELD&completion=FIELD"):
+        choose_columns("", list(row), "x.jsonl", "conversations")

@@ -13,6 +13,7 @@ from research.data.preference_windows import most_pairs, preference_windows
 from research.data.tokenizers import load_tokenizer
 from research.data.tokens import BadRecords
 from research.data.windows import WindowOptions
+from research.objectives.preference import Preference
 from tests.data.chat_templates import TEMPLATES, save_tokenizer
 
 QUESTION = {"role": "user", "content": "Two and two?"}
@@ -52,6 +53,8 @@ REFUSED = {
         "different prompts",
     ),
     "a question last": ({**PAIR, "rejected": [FIVE, QUESTION]}, "rejected ends with the user"),
+    "no margin": ({**PAIR, "margin": "far"}, "field 'margin' is 'far', wanted"),
+    "a negative margin": ({**PAIR, "margin": -1}, "a number of at least 0"),
     "a number": ({**PAIR, "chosen": 4}, "field 'chosen' is int"),
 }
 
@@ -64,6 +67,7 @@ def read(row: dict) -> dict[str, str]:
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_every_spelling_is_the_same_pair(spelling):
     sides = read(SPELLINGS[spelling])
+    assert sides.pop("margin") == "0"
     assert {side: read_spelt(text) for side, text in sides.items()} == {
         "chosen": ([QUESTION, FOUR], []),
         "rejected": ([QUESTION, FIVE], []),
@@ -91,12 +95,13 @@ def windows(tmp_path_factory):
     save_tokenizer(folder, TEMPLATES["chatml"]["plain"])
     tokenizer = load_tokenizer(folder)
 
-    def make(rows, length, layout="preferences"):
+    def make(rows, length, layout="preferences", **more):
         file = folder / f"{len(list(folder.iterdir()))}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         documents = FileDocuments(file, "", folder / "cache", layout)
         made = {"preferences": preference_windows, "judgements": judgement_windows}[layout]
-        return tokenizer, made(documents, WindowOptions(tokenizer, folder / "cache", length))
+        options = WindowOptions(tokenizer, folder / "cache", length, **more)
+        return tokenizer, made(documents, options)
 
     return make
 
@@ -180,3 +185,79 @@ def test_labels_have_their_spellings_and_one_answer_alone_is_refused(windows):
         read_record({**JUDGED[0], "label": "good"}, columns, "judgements", "x", 0)
     with pytest.raises(ValueError, match="compared with one to another prompt"):
         windows(JUDGED[:1], 512, "judgements")
+
+
+def test_a_prompt_keeps_its_end_and_the_answers_come_into_the_window(windows):
+    long = {**PAIR, "prompt": "q" * 500 + "?"}
+    _, packed = windows([PAIR, long], 256)
+    assert packed.census.left_out == 1
+    tokenizer, packed = windows([PAIR, long], 256, prompt_tokens=40)
+    assert packed.census.lines() == [
+        "left out the beginning of 1 of 2 prompts, by config.data.prompt_tokens"
+    ]
+    # Both sides of the pair lose the same tokens.
+    texts = [
+        tokenizer.decode(window["tokens"][window["segments"] == n])
+        for window in packed
+        for n in range(1, window["segments"].max() + 1)
+    ]
+    chosen, rejected = sorted(text for text in texts if "q" in text)
+    assert chosen.replace("five", "four") == rejected.replace("five", "four")
+    assert chosen.count("q") < 40 and chosen.startswith("q")
+    judged = [{"prompt": f"{'q' * 500}{i}", "completion": "a", "label": True} for i in range(2)]
+    with pytest.raises(ValueError, match="0 fit into 128 tokens"):
+        windows(judged, 256, "judgements")
+    _, packed = windows(judged, 256, "judgements", prompt_tokens=40)
+    assert packed.census.shortened == 2
+    assert all(window["positions"].max() < 50 for window in packed)
+
+
+def test_the_other_answer_has_another_prompt(windows):
+    same = [{**JUDGED[0], "completion": "b" * i} for i in (1, 2, 3)]
+    tokenizer, packed = windows([*same, *JUDGED[1:3]], 512, "judgements")
+    for window in packed:
+        for n in range(1, window["segments"].max() + 1, 2):
+            own, other = (
+                tokenizer.decode(
+                    window["tokens"][(window["segments"] == k) & (window["assistant"] > 0)]
+                )
+                for k in (n, n + 1)
+            )
+            assert not (own.startswith("b") and other.startswith("b"))
+    with pytest.raises(ValueError, match="all 3 answers are to one prompt"):
+        windows(same, 512, "judgements")
+
+
+def test_a_tokenizer_without_a_template_has_plain_answers(tmp_path):
+    save_tokenizer(tmp_path / "plain", None)
+    tokenizer = load_tokenizer(tmp_path / "plain")
+    file = tmp_path / "x.jsonl"
+    rows = [{"prompt": "2+2=", "chosen": "4", "rejected": " 5"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = WindowOptions(tokenizer, tmp_path / "cache", 64)
+    [window] = preference_windows(FileDocuments(file, "", tmp_path, "preferences"), options)
+    first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    for segment, answer in ((1, "4"), (2, " 5")):
+        inside = window["segments"] == segment
+        ids = window["tokens"][inside].tolist()
+        assert ids == [first, *tokenizer.encode("2+2=" + answer), tokenizer.eos_id]
+        said = window["tokens"][inside & (window["assistant"] > 0)].tolist()
+        assert said == [*tokenizer.encode(answer), tokenizer.eos_id]
+    # More than a prompt and an answer cannot be told apart in a text.
+    rows[0]["prompt"] = [QUESTION, FOUR, QUESTION]
+    file.write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(BadRecords, match="record 0|x.jsonl.*no chat template"):
+        preference_windows(FileDocuments(file, "", tmp_path, "preferences"), options)
+
+
+def test_the_margin_of_a_record_stands_at_the_tokens_of_its_pair(windows):
+    tokenizer, packed = windows([{**one, "margin": i / 4} for i, one in enumerate(rows(6))], 400)
+    for window in packed:
+        for n in range(1, window["segments"].max() + 1):
+            inside = window["segments"] == n
+            answer = tokenizer.decode(window["tokens"][inside & (window["assistant"] > 0)])
+            number = answer.count("x") - 1 if n % 2 else answer.count("y") - 2
+            assert set(window["margins"][inside]) == {number / 4}
+    [said] = Preference().shortfalls(packed)
+    assert "margins, which objective reward reads" in said
+    assert "margins" not in windows(rows(6), 400)[1][0]

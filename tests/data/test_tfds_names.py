@@ -6,6 +6,7 @@ import sys
 import pytest
 import tensorflow_datasets as tfds
 
+from research.data.conversations import read_spelt
 from research.data.sources import open_source
 from research.data.tfds import _supervised, find_builder
 
@@ -131,3 +132,28 @@ def test_an_edit_of_prepared_files_changes_the_fingerprint(tmp_path, monkeypatch
     assert open_source("tfds:graft_news", tmp_path / "cache", "pairs").fingerprint != (
         first.fingerprint
     )
+
+
+class GraftHelpful(GraftNews):
+    """Preferences as Anthropic publishes them: the prompt is what both dialogues begin with."""
+
+    def _info(self):
+        features = {"chosen": tfds.features.Text(), "rejected": tfds.features.Text()}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _generate_examples(self):
+        for i in range(40):
+            start = f"\n\nHuman: Is {i} even?\n\nAssistant: "
+            yield i, {"chosen": f"{start}{i % 2 == 0}.", "rejected": f"{start}No idea."}
+
+
+def test_preferences_are_read_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    source = open_source("tfds:graft_helpful", tmp_path / "cache", "preferences")
+    document = source.train[0]
+    [asked, said], _ = read_spelt(document["chosen"])
+    number = int(asked["content"].split()[1])
+    assert asked == {"role": "user", "content": f"Is {number} even?"}
+    assert said == {"role": "assistant", "content": f"{number % 2 == 0}."}
+    assert read_spelt(document["rejected"])[0][1]["content"] == "No idea."
+    assert len(source.train) + len(source.heldout) == 40

@@ -13,7 +13,8 @@ from research.data.files import FileDocuments
 from research.data.preference_windows import preference_windows
 from research.data.tokenizers import load_tokenizer
 from research.data.windows import WindowOptions
-from research.evals.pair_accuracy import pair_accuracy, read_preferences
+from research.evals.pair_accuracy import pair_accuracy
+from research.evals.pair_records import read_preferences
 from research.files import read_json
 from research.interop.convert import convert, export_adapter
 from research.interop.load import load
@@ -101,6 +102,16 @@ def test_packed_pairs_have_the_loss_and_gradient_of_each_alone(scorer):
     np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
     for g, w in zip(jax.tree.leaves(got[3]), jax.tree.leaves(want[3])):
         np.testing.assert_allclose(g, w, atol=2e-5 * float(np.abs(w).max()) + 1e-6)
+
+
+def test_a_pair_with_a_margin_of_its_own_is_to_be_further_apart(scorer):
+    model, params, batch = scorer
+    plain = batch(range(6))
+    assert "margins" not in plain
+    margins = {**plain, "margins": np.full(plain["inputs"].shape, 0.75, np.float32)}
+    got = loss_of(model, params, margins, reward_margin=0.25)
+    want = loss_of(model, params, plain, reward_margin=1.0)
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-6)  # float32
 
 
 @pytest.mark.slow  # preferences have the same path over devices
@@ -193,8 +204,8 @@ def test_a_reward_run_learns_resumes_bit_for_bit_and_is_exported(task, method, t
     opened = open_model(run, None)
     heldout = read_preferences(str(task / "heldout.jsonl"), opened.tokenizer, tmp_path / "cache")
     found = pair_accuracy(opened, heldout)
-    assert found.pairs == 20 and found.accuracy == 1 and found.accuracy_low > 0.8
-    assert 0.2 < found.longer < 0.8 and found.cut == 0
+    assert found.pairs == 20 and found.accuracy == 1 and found.shares["accuracy"][1] > 0.8
+    assert 0.2 < found.shares["longer"][0] < 0.8 and found.cut == 0
     # The same numbers through Hugging Face's folder.
     convert(run, tmp_path / "hf", "hf")
     exported = pair_accuracy(load(tmp_path / "hf"), heldout, 256)
@@ -206,11 +217,8 @@ def test_a_reward_run_learns_resumes_bit_for_bit_and_is_exported(task, method, t
         assert any("num_labels=1" in note for note in adapter["notes"])
 
 
-def test_pairs_are_cut_to_the_window_and_counted(task, tmp_path):
+def test_a_record_that_is_no_pair_is_named(task, tmp_path):
     loaded = load(task / "base")
-    heldout = read_preferences(str(task / "heldout.jsonl"), loaded.tokenizer, tmp_path / "cache")
-    with pytest.raises(ValueError, match="wants a reward model, which has model.labels=1"):
-        pair_accuracy(loaded, heldout)
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
     with pytest.raises(ValueError, match="record 0.*same"):

@@ -5,6 +5,7 @@ import json
 import pkgutil
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from research.objectives.policy import Policy
 from research.run.feed import Feed
 from research.run.repeated_feed import RepeatedFeed
 from research.run.rollout_feed import RolloutFeed, Sampling
+from research.run.watched_feed import WatchedFeed
 from research.run.window_feed import WindowFeed
 
 LENGTH, ROWS = 8, 4
@@ -46,6 +48,9 @@ def sampled(state, number):
 FEEDS = {
     WindowFeed: lambda: WindowFeed(Windows(), CausalLM(), seed=3, batch_size=ROWS, threads=1),
     RolloutFeed: lambda: RolloutFeed(sampled, Policy(), ROWS, updates=2, staleness=1),
+    WatchedFeed: lambda: WatchedFeed(
+        WindowFeed(Windows(), CausalLM(), seed=3, batch_size=ROWS, threads=1), nullcontext
+    ),
     RepeatedFeed: lambda: RepeatedFeed({"inputs": np.arange(ROWS * LENGTH).reshape(ROWS, LENGTH)}),
 }
 
