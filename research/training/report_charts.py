@@ -62,9 +62,14 @@ def charts(rows: Sequence[Row]) -> Iterable[str]:
         # `value and`: a value that is null stays null.
         scaled = {title: (line[0], [value and value * factor for value in line[1]])}
         yield _figure(title, note, scaled, steps, smooth=[title], from_zero=True)
+    yield from _others(rows, steps)
+
+
+def _others(rows: Sequence[Row], steps: tuple[float, float]) -> Iterable[str]:
+    """The figures of the quantities that are not in `KNOWN`; one that is measured on both, such as
+    a reward, has its training and its held-out curve in one."""
     names = dict.fromkeys(name for row in rows for name in row if name not in KNOWN)
     for name in names:
-        # A metric that is measured on both, such as a reward, has both in one figure.
         if name.startswith("eval/") and name.removeprefix("eval/") in names:
             continue
         both = {"training": _line(rows, name), "held out": _line(rows, f"eval/{name}")}
