@@ -25,6 +25,7 @@ from research.run.session import Session, prepare
 from research.run.settled import Predict, settle
 from research.run.start import open_data
 from research.run.step_trace import StepTrace
+from research.run.watched_feed import WatchedFeed
 from research.run.workdir import locked, refuse_lost_checkpoints
 from research.training.checkpoint import Checkpoints
 from research.training.flops import train_flops_per_token
@@ -149,6 +150,7 @@ def loop(
     trace = StepTrace(profile, step, e.train.steps, session.workdir / "profile")
     last: dict[str, float] = {}
     feed.begin(step, session.feed_state)
+    feed = WatchedFeed(feed, log.events.waiting)
     with feed:
         # What the texts of the first model are worth is what the run is compared with.
         if not step and program.objective.writes_texts:
@@ -201,6 +203,7 @@ def _finish(
     """Saves the last checkpoint. After the last step of the run, also evaluates on all held-out
     data and writes a sample; returns the values of the evaluation or {}."""
     values: dict[str, float] = {}
+    log.events.step(step)
     with log.pause("saving"):
         save(session, log, state, step, feed.state())
         # A process that ends during an asynchronous save would lose that checkpoint.

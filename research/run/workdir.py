@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import fcntl
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,15 +41,20 @@ def locked(workdir: Path, enabled: bool = True) -> Iterator[None]:
         # systems know no locks.
         with contextlib.suppress(OSError):
             workdir.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(workdir / ".lock", "a"))
+            file = stack.enter_context(open(workdir / ".lock", "a+"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    file.seek(0)
                     raise ValueError(
-                        f"another process trains in {workdir}; wait for it, end it, or take "
-                        "another --workdir"
+                        f"{file.read().strip() or 'another process'} trains in {workdir}; wait "
+                        "for it, end it, or take another --workdir"
                     ) from None
+                raise
+            # For whoever is refused; a name that a process has left behind locks nothing.
+            file.truncate(0)
+            print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
         yield
 
 

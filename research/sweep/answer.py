@@ -3,12 +3,12 @@
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from research.sweep.grid import Contrast, Grid, Record, Sample
-from research.sweep.plan import Plan
+from research.sweep.curves import UNITS, costs_differ, equal_pairs
+from research.sweep.grid import Contrast, Grid, Sample
 from research.sweep.statistics import Comparison, judge
 
 COLUMNS = ("factor", "level", "metric", "difference", "low", "high", "seeds", "verdict")
@@ -34,6 +34,11 @@ class Finding:
         return {**row, "seeds": one.seeds, "verdict": one.verdict}
 
     @property
+    def combines(self) -> bool:
+        """True for a combination of several factors."""
+        return " x " in self.factor
+
+    @property
     def per_cost(self) -> float | None:
         """Difference for each further cost of a baseline's run: at twice the FLOPs the difference
         itself. None where the cost is the same within a hundredth, or not known."""
@@ -42,27 +47,40 @@ class Finding:
         return self.comparison.difference / (self.sample.cost - 1)
 
 
-def findings(plan: Plan, records: Mapping[str, Record]) -> list[Finding]:
-    """For each metric the levels of the factors, then combinations of several factors.
+def findings(grid: Grid) -> list[Finding]:
+    """For each metric the levels of the factors, then combinations of several factors; then, for
+    levels that cost more or less than the baseline, the metric at equal FLOPs and equal tokens.
 
     A level's difference in a seed is the mean of the metric's differences over the combinations of
     the other factors that were run with it and with the baseline's level. The levels of a metric
     are one family for Holm's correction, its combinations another. Levels without a complete pair
     are left out.
     """
-    grid = Grid(plan, records)
     found = []
-    for metric in plan.metrics:
-        for family in (grid.contrasts(), grid.combinations()):
-            found += _judged(grid, metric, list(family))
+    for metric, better in grid.plan.metrics.items():
+        levels = _samples(grid, metric, grid.contrasts())
+        found += _judged(metric, better, levels)
+        found += _judged(metric, better, _samples(grid, metric, grid.combinations()))
+        for unit in UNITS:
+            equal = {
+                contrast: replace(sample, pairs=equal_pairs(grid, metric, contrast, unit))
+                for contrast, sample in levels.items()
+                if costs_differ(grid, contrast, unit)
+            }
+            found += _judged(f"{metric} at equal {unit}", better, equal)
     return found
 
 
-def _judged(grid: Grid, metric: str, contrasts: Sequence[Contrast]) -> list[Finding]:
-    samples = {(one.factor, one.level): grid.sample(metric, one) for one in contrasts}
-    pairs = {name: sample.pairs for name, sample in samples.items() if sample.pairs}
-    compared = judge(pairs, grid.plan.metrics[metric])
-    return [Finding(*name, metric, samples[name], one) for name, one in compared.items()]
+def _samples(grid: Grid, metric: str, contrasts: Iterable[Contrast]) -> dict[Contrast, Sample]:
+    return {one: grid.sample(metric, one) for one in contrasts}
+
+
+def _judged(metric: str, better: str, samples: Mapping[Contrast, Sample]) -> list[Finding]:
+    pairs = {contrast: sample.pairs for contrast, sample in samples.items() if sample.pairs}
+    return [
+        Finding(contrast.factor, contrast.level, metric, samples[contrast], one)
+        for contrast, one in judge(pairs, better).items()
+    ]
 
 
 def results_csv(found: Sequence[Finding]) -> str:
@@ -75,11 +93,15 @@ def results_csv(found: Sequence[Finding]) -> str:
 
 
 def headline(found: Sequence[Finding], metric: str) -> list[str]:
-    """The answer in sentences, those with a verdict first."""
+    """The answer in sentences, those with a verdict first. Of the combinations of several factors
+    only the one with the best mean is told, if it is better than the baseline."""
     mine = [one for one in found if one.metric == metric]
     order = ("better", "worse", "no evidence")
-    mine.sort(key=lambda one: order.index(v) if (v := one.comparison.verdict) in order else 9)
-    return [sentence(one) for one in mine]
+    levels = [one for one in mine if not one.combines]
+    levels.sort(key=lambda one: order.index(v) if (v := one.comparison.verdict) in order else 9)
+    better = [one for one in mine if one.combines and one.comparison.verdict == "better"]
+    best = max(better, key=lambda one: abs(one.comparison.difference), default=None)
+    return [sentence(one) for one in [*levels, *([best] if best else [])]]
 
 
 def sentence(one: Finding) -> str:
@@ -89,6 +111,8 @@ def sentence(one: Finding) -> str:
     if math.isfinite(c.low):
         words += f" ({c.low:+.4g} to {c.high:+.4g})"
     name = f"{one.factor} {one.level}"
+    if one.combines:
+        name = f"of the combinations, {one.factor} = {one.level}"
     if c.verdict in ("better", "worse"):
         text = f"{name} is {c.verdict} than the baseline: {words}"
     elif c.verdict == "no evidence":

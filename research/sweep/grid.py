@@ -19,7 +19,7 @@ class Contrast:
 
     factor: str
     level: str
-    sides: Sequence[tuple[Point, Point]]
+    sides: tuple[tuple[Point, Point], ...]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Grid:
                 ]
                 sides = [side for side in sides if side[1] in points]
                 if sides:
-                    yield Contrast(name, level, sides)
+                    yield Contrast(name, level, tuple(sides))
 
     def combinations(self) -> Iterator[Contrast]:
         """One for each combination that differs from the baseline in several factors."""
@@ -82,7 +82,7 @@ class Grid:
             differing = sum(a != b for a, b in zip(point, self.baseline))
             if differing > 1:
                 name, level = " x ".join(self.plan.factors), ", ".join(point)
-                yield Contrast(name, level, [(point, self.baseline)])
+                yield Contrast(name, level, ((point, self.baseline),))
 
     def value(self, point: Point, seed: int, metric: str) -> float | None:
         """The metric of a run; the worst of the sweep if it diverged, None if it failed or has not

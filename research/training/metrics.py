@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from research.files import write_text
+from research.training.events import Events
 from research.training.progress import evaluation_line, open_display, printable
 from research.training.samples import Sample, append_sample, keep_samples
 from research.training.trackers import Tracker, open_tensorboard, open_wandb
@@ -21,8 +22,8 @@ SAMPLE_SHOWN = 400  # characters of a sample on the screen; the file has all of 
 
 
 class RunLog:
-    """Progress, `metrics.jsonl`, `samples.txt`, TensorBoard and W&B of one run, as a context
-    manager.
+    """Progress, `metrics.jsonl`, `samples.txt`, `events`, TensorBoard and W&B of one run, as a
+    context manager.
 
         with RunLog(workdir, total_steps=100) as log:
             log.step(1, {"loss": 3.2}, tokens=4096)
@@ -74,10 +75,10 @@ class RunLog:
         self._origin: tuple[float, int] | None = None
         # One line about values that are not finite is enough for a run.
         self._warned = False
+        self._workdir = Path(workdir)
+        self.events = Events(self._workdir if enabled else None, start_step)
         if not enabled:
             return
-        self._workdir = Path(workdir)
-        self._workdir.mkdir(parents=True, exist_ok=True)
         # As if the run had never stopped: `seconds` goes on from the last row kept.
         self._began -= self._keep_rows(start_step)
         keep_samples(self._workdir / "samples.txt", start_step if start_step else -1)
@@ -116,6 +117,7 @@ class RunLog:
         if self._utilisation and speed:
             row["mfu"] = speed * self._utilisation
         row = self._write(row)
+        self.events.step(step)
         # The pace over the whole process, pauses included, is what the time left will look like.
         pace = (
             (now - self._origin[0]) / (step - self._origin[1]) if step > self._origin[1] else None
@@ -163,6 +165,7 @@ class RunLog:
             # Only the outermost pause counts: saving inside an evaluation is one stretch of time.
             if not self._pauses:
                 self._paused += self._clock() - start
+                self.events.pause(what, self._clock() - start)
             if self.enabled:
                 self._display.state("")
             self._uncounted += steps

@@ -25,6 +25,7 @@ from research.training.curves import (
     usable,
 )
 
+Band = tuple[Sequence[float], Sequence[float], Sequence[float]]  # xs, lows, highs
 # Readable on white and on black.
 COLOURS = ("#4c8bf5", "#e8833a", "#2fa36b", "#a66bdb", "#d9534f", "#8a8f98")
 POINTS = 400  # most points of a curve; more cannot be told apart at this width
@@ -77,6 +78,7 @@ def curve_svg(
     points: Sequence[str] = (),
     smooth: Sequence[str] = (),
     marks: Mapping[str, float] | None = None,
+    bands: Mapping[str, Band] | None = None,
     width: int = 560,
     height: int = 250,
 ) -> str:
@@ -86,24 +88,22 @@ def curve_svg(
     Lines named in `points` get a dot at each value while there is room; those in `smooth` are drawn
     faintly below their running mean; `marks` are dashed horizontal lines by name. A line with more
     values than fit is drawn as the mean of neighbours above a band from their lowest to their
-    highest. `from_zero` starts a linear y axis at 0.
+    highest; `bands` are such (xs, lows, highs) of one's own. `from_zero` starts a linear y axis at
+    0.
     """
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    look = f'class="graft-plot" role="img" aria-label="{escape(title)}"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {look} {size}>'
+    look = f'class="graft-plot" role="img" aria-label="{escape(title)}" {size}'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {look}>'
     # What cannot be drawn is dropped before the ranges are taken, or a NaN would be the range.
-    kept = {name: usable(line, log_x, log_y) for name, line in lines.items()}
-    kept = {name: line for name, line in kept.items() if line[0]}
+    cleaned = {name: usable(line, log_x, log_y) for name, line in lines.items()}
+    kept = {name: line for name, line in cleaned.items() if line[0]}
     if not kept:
-        place = f'x="{width // 2}" y="{height // 2}" text-anchor="middle"'
-        return f"{head}{STYLE}<text {place}>no values</text></svg>"
-    marks = {
-        name: y
-        for name, y in (marks or {}).items()
-        if math.isfinite(y) and (y > SMALLEST or not log_y)
-    }
-    # Marks are part of the picture, so the axis covers them.
+        return f'{head}{STYLE}<text x="{width // 2}" y="{height // 2}">no values</text></svg>'
+    marks = _drawn_marks(marks or {}, log_y)
+    bands = {name: _clean_band(band, log_x, log_y) for name, band in (bands or {}).items()}
+    # Marks and bands are part of the picture, so the axis covers them.
     heights = [y for _, ys in kept.values() for y in ys] + list(marks.values())
+    heights += [y for _, *ends in bands.values() for ys in ends for y in ys]
     heights += [0.0] * (from_zero and not log_y)
     x_range = x_range or padded([x for xs, _ in kept.values() for x in xs], log_x, 0.0)
     frame = Frame(width, height, x_range, padded(heights, log_y, 0.05), log_x, log_y)
@@ -111,6 +111,7 @@ def curve_svg(
     colours = dict(zip([*lines, *marks], COLOURS * (1 + len(lines) + len(marks))))
     elements = [head, STYLE, *_axes(frame)]
     elements += [_mark(name, y, frame, colours[name]) for name, y in marks.items()]
+    elements += [_band(*band, frame, colours[name]) for name, band in bands.items()]
     for name, line in kept.items():
         elements += _curve(line, frame, colours[name], dots=name in points, smooth=name in smooth)
     if len(lines) > 1:
@@ -134,6 +135,11 @@ def _axes(frame: Frame) -> list[str]:
     return elements
 
 
+def _drawn_marks(marks: Mapping[str, float], log_y: bool) -> dict[str, float]:
+    kept = ((n, y) for n, y in marks.items() if math.isfinite(y) and (y > SMALLEST or not log_y))
+    return dict(kept)
+
+
 def _mark(name: str, y: float, frame: Frame, colour: str) -> str:
     right, at = frame.width - RIGHT, frame.y(y)
     look = f'stroke="{colour}" stroke-dasharray="6 4" stroke-width="1.5"'
@@ -150,12 +156,8 @@ def _curve(line: Clean, frame: Frame, colour: str, dots: bool, smooth: bool) -> 
     groups, elements = thin(line, POINTS, *axis), []
     # A thinned line hides its extremes, which a loss spike is about: they are drawn as a band.
     if any(low < high for _, _, low, high in groups):
-        band = [(x, high) for x, _, _, high in groups] + [
-            (x, low) for x, _, low, _ in reversed(groups)
-        ]
-        elements.append(
-            f'<polygon points="{_places(band, frame)}" fill="{colour}" fill-opacity=".18"/>'
-        )
+        xs, _, lows, highs = zip(*groups)
+        elements.append(_band(xs, lows, highs, frame, colour))
     elif smooth:
         raw = _places([(x, y) for x, y, _, _ in groups], frame)
         elements.append(
@@ -173,6 +175,19 @@ def _curve(line: Clean, frame: Frame, colour: str, dots: bool, smooth: bool) -> 
             for x, y in zip(*line)
         ]
     return elements
+
+
+def _band(xs, lows, highs, frame: Frame, colour: str) -> str:
+    outline = [*zip(xs, highs), *reversed([*zip(xs, lows)])]
+    return f'<polygon points="{_places(outline, frame)}" fill="{colour}" fill-opacity=".18"/>'
+
+
+def _clean_band(band: Band, log_x: bool, log_y: bool) -> Band:
+    """The places of a band whose both ends can be drawn."""
+    xs, lows, highs = band
+    kept = set(usable((xs, lows), log_x, log_y)[0]) & set(usable((xs, highs), log_x, log_y)[0])
+    columns = zip(*((x, low, high) for x, low, high in zip(xs, lows, highs) if x in kept))
+    return tuple(columns) or ((), (), ())
 
 
 def _places(pairs: Sequence[tuple[float, float]], frame: Frame) -> str:

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from research.files import flatten, read_json, write_text
+from research.training.events import read_events
+from research.training.goodput import goodput
 from research.training.metrics import read_rows
 from research.training.page import diff_table, facts_table, page, sample_card
 from research.training.report_charts import charts
-from research.training.report_facts import headline, predicted_and_measured, warning
+from research.training.report_evals import evaluations
+from research.training.report_facts import bought, headline, predicted_and_measured, warning
 from research.training.samples import read_samples
+from research.training.time_chart import time_chart
 
 # The field of config.json that names the checkpoint or run that this one starts from.
 PARENT = "init"
@@ -38,12 +42,14 @@ def write_report(workdir: str | os.PathLike) -> Path:
     provenance = _read(folder / "provenance.json")
     tiles = f'<div class="tiles">{"".join(headline(rows, config, provenance))}</div>'
     sections = [
-        ("", tiles + warning(rows)),
+        ("", tiles + warning(rows) + bought(rows)),
         (
             "Predicted and measured",
             facts_table(predicted_and_measured(_read(folder / "fit.json"), rows)),
         ),
+        ("Where the time went", _time(folder)),
         ("Curves", f'<div class="charts">{"".join(charts(rows))}</div>'),
+        ("Evaluations", evaluations(folder)),
         ("Samples", _samples(folder / "samples.txt")),
         ("Changes from the parent run", _changes(folder, config)),
         ("Configuration", facts_table(_fields(config))),
@@ -52,6 +58,12 @@ def write_report(workdir: str | os.PathLike) -> Path:
     target = folder / "report.html"
     write_text(target, page(folder.resolve().name, _subtitle(config, provenance), sections))
     return target
+
+
+def _time(folder: Path) -> str:
+    """Runs made before there were events have none."""
+    events = read_events(folder)
+    return time_chart(goodput(events)) if events else ""
 
 
 def _read(path: Path) -> dict[str, Any]:

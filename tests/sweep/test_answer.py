@@ -6,6 +6,7 @@ import math
 import pytest
 
 from research.sweep.answer import COLUMNS, findings, results_csv
+from research.sweep.grid import Grid
 from research.sweep.report import write_report
 from tests.sweep.plans import plan, records, written
 
@@ -21,7 +22,7 @@ def linear(levels, seed):
 
 
 def found(made, value):
-    return {(one.factor, one.level): one for one in findings(made, records(made, value))}
+    return {(one.factor, one.level): one for one in findings(Grid(made, records(made, value)))}
 
 
 def test_main_effects_are_means_over_the_other_factors():
@@ -73,14 +74,16 @@ def test_the_files_of_a_report(tmp_path):
     for words in (
         "24 cells, 22 done, 2 diverged",
         "Student's t",
-        "diverged: a=y, b=v, seed 1: why",
+        "diverged | a=y, b=v | 1 | why",
     ):
         assert words in text
 
 
 def test_one_seed_has_no_interval():
     made = plan({"a": ["x", "y"]}, 1)
-    [row] = csv.DictReader(results_csv(findings(made, records(made, lambda *_: 1.0))).splitlines())
+    [row] = csv.DictReader(
+        results_csv(findings(Grid(made, records(made, lambda *_: 1.0)))).splitlines()
+    )
     assert (row["low"], row["high"], row["verdict"]) == ("", "", "needs 5 more seeds")
 
 
@@ -88,5 +91,5 @@ def test_one_seed_has_no_interval():
 def test_a_sweep_that_has_not_ended_is_answered_by_what_there_is(seeds):
     made = plan({"a": ["x", "y"]}, 6)
     some = {key: one for key, one in records(made, lambda *_: 1.0).items() if one["seed"] < seeds}
-    [one] = findings(made, some)
+    [one] = findings(Grid(made, some))
     assert one.comparison.seeds == seeds

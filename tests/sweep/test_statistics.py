@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from research.sweep.answer import findings
+from research.sweep.grid import Grid
 from research.sweep.statistics import compare, detectable, holm, judge, seeds_for
 from tests.sweep.plans import plan, records
 
@@ -71,7 +72,7 @@ def simulated(effect: float, rng: np.random.Generator, seeds: int = 6):
         own = rng.normal(0, math.sqrt(0.5))
         return 5.0 + shared[seed] + own + effect * (levels["f"] == "other")
 
-    return findings(made, records(made, value))[0].comparison
+    return findings(Grid(made, records(made, value)))[0].comparison
 
 
 def test_null_factors_have_no_verdict_and_intervals_cover(capsys):
