@@ -205,7 +205,12 @@ def test_fields_say_themselves_whether_a_resumed_run_may_change_them():
     for path, value in leaves(DEFAULTS):
         # Fields of the model and the objective may be of no use to those of the defaults, as a
         # chat template, its variables and names of classes are to a causal model.
-        unused = path[1:] in [("chat_template",), ("template_variables",), ("label_names",)]
+        unused = path[1:] in [
+            ("chat_template",),
+            ("template_variables",),
+            ("label_names",),
+            ("prompt_tokens",),
+        ]
         if path in may or path[0] in ("model", "objective") or unused:
             continue
         other = f"another than {value}"

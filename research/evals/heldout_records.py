@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from research.data.corpus import Corpus
 from research.data.documents import UnreadableRecord
 from research.data.files import FileDocuments
 from research.downloads.cache import cache_directory
@@ -27,12 +28,11 @@ def held_out(data: RunData, layout: str, limit: int = 0) -> list[tuple[str, dict
     be read are left out, as in training. ValueError for a checkpoint, and a run of other data."""
     if data.corpus is None or data.run_objective().reads != layout:
         raise ValueError(f"data is not set, and there are no {layout} of a run; set it to a file")
-    return list(islice(_readable(data), limit or None))
+    return list(islice(_readable(data.corpus), limit or None))
 
 
-def _readable(data: RunData) -> Records:
-    assert data.corpus is not None
-    for number, (source, _) in enumerate(data.corpus.sources):
+def _readable(corpus: Corpus) -> Records:
+    for number, (source, _) in enumerate(corpus.sources):
         for index in range(len(source.heldout)):
             try:
                 one = source.heldout[index]
