@@ -104,7 +104,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
         original,
         quantized=bool(kinds),
         codes=mxfp4.read_codes(config, rules, gguf),
-        stored_as=mxfp4.TYPE if kinds == {mxfp4.TYPE} else "",
+        stored_as=", ".join(sorted(kinds)),
         # Tensors are read later, so the file stays open as long as the checkpoint.
         close=gguf.close,
     )
