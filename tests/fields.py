@@ -134,6 +134,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.dense_layers": (DENSE_FIRST, 2),
     "model.dense_d_ff": (DENSE_FIRST, 12),
     "model.router": (EXPERTS, "sigmoid"),
+    "model.router_jitter": ({**EXPERTS, "model.router": "sparsemixer"}, 0.3),
     "model.route_groups": (EXPERTS, 2),
     "model.groups_per_token": ({**EXPERTS, "model.route_groups": 2}, 2),
     "model.route_scale": (EXPERTS, 2.0),

@@ -9,6 +9,7 @@ from research.evals.code import Code
 from research.evals.documents import Documents
 from research.evals.evaluation import Evaluation, RunData
 from research.evals.generation import Generation
+from research.evals.harness import Harness
 from research.evals.heldout import HeldOut
 from research.evals.judge import Judge
 from research.evals.needle import Needle
@@ -33,6 +34,7 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "retrieval": Retrieval,
     "needle": Needle,
     "judge": Judge,
+    "harness": Harness,
 }
 
 

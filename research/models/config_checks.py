@@ -42,6 +42,9 @@ WITHOUT_TYPES = Use(
     lambda c: not c.token_types, "model.token_types=0, whose models have that norm too"
 )
 EXPERTS = Use(lambda c: c.experts > 0, "model.experts")
+SPARSEMIXER = Use(
+    lambda c: c.experts > 0 and c.router == "sparsemixer", "model.router='sparsemixer'"
+)
 SHARED = Use(lambda c: c.shared_d_ff > 0, "model.shared_d_ff")
 GROUPED = Use(lambda c: c.route_groups > 1, "model.route_groups")
 DENSE_FIRST = Use(lambda c: c.dense_layers > 0, "model.dense_layers")

@@ -9,6 +9,7 @@ from research.models.config_checks import (
     GROUPED,
     LATENT,
     SHARED,
+    SPARSEMIXER,
     setting,
 )
 
@@ -32,9 +33,12 @@ class Routing:
 
     dense_layers: int = setting(0, EXPERTS)  # first layers, which have no experts
     dense_d_ff: int = setting(0, DENSE_FIRST)  # their width
-    # What a router makes of its logits: shares of a softmax, or sigmoids, to which a bias of each
-    # expert is added for the choice alone (arXiv:2412.19437, equation 16).
-    router: str = setting("softmax", EXPERTS, choices=("softmax", "sigmoid"))
+    # What a router makes of its logits: shares of a softmax; sigmoids, to which a bias of each
+    # expert is added for the choice alone (arXiv:2412.19437, equation 16); or shares of a softmax
+    # over the few experts whose logits are nearly the best (arXiv:2409.12136).
+    router: str = setting("softmax", EXPERTS, choices=("softmax", "sigmoid", "sparsemixer"))
+    # Of the last: experts whose logits are further below the best than twice this are left out.
+    router_jitter: float = setting(0.01, SPARSEMIXER)
     # Experts lie in so many groups, of which a token visits `groups_per_token`: those with the
     # best expert (arXiv:2405.04434, section 2.2.2), or under sigmoids the best pair of experts.
     route_groups: int = setting(1, EXPERTS, positive=True)

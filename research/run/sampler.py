@@ -135,5 +135,7 @@ def rollout_feed(program: Program, tokenizer: Tokenizer, prompts: Mixture) -> Ro
             f"{e.data.sequence_length} leaves {room} beside objective.max_tokens={c.max_tokens}; "
             "raise it, or leave such prompts out"
         )
-    sampler = Sampler(program, c, tokenizer, prompts, make_rewards(c.rewards))
+    rewards = make_rewards(c.rewards)
+    rewards.open()
+    sampler = Sampler(program, c, tokenizer, prompts, rewards)
     return RolloutFeed(sampler, objective, program.batch_size, c.updates, c.staleness)

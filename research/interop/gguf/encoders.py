@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from research.interop.gguf import bert, modernbert
-from research.interop.storage.checkpoint import Checkpoint, Parameter, specs_by_path
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path
+from research.interop.storage.parameter import Parameter
 
 # llama.cpp's numbers of enum llama_pooling_type.
 _POOLING = {"mean": 1, "cls": 2}

@@ -18,10 +18,11 @@ from research.interop.peft.lora import write_lora
 from research.interop.peft.prompts import write_prompts
 from research.interop.peft.read import STEM
 from research.interop.peft.tensors import Arrays
-from research.interop.storage.checkpoint import Parameter, specs_by_path, stacked_axes
+from research.interop.storage.checkpoint import specs_by_path, stacked_axes
 from research.interop.storage.family import Family
 from research.interop.storage.foreign import write_tensors
 from research.interop.storage.modules import HEAD, PREFIX, TABLE, modules
+from research.interop.storage.parameter import Parameter
 from research.interop.storage.safetensors import write_safetensors
 from research.interop.storage.tensors import Tensor
 from research.models.config import ModelConfig
