@@ -42,6 +42,7 @@ _NAMES = {
         "rope_scaling": RopeScaling(4.0, original_length=6, truncate=False, kind="yarn"),
         "gate_limit": 0.05,
     },
+    "phi3.5_moe": {"kv_heads": 2, "window": 0, "experts": 4, "router_jitter": 0.2},
     "smollm3_3b": {"kv_heads": 2, "layers": 3, "unrotated_every": 2},
     "granite3_2b": {"kv_heads": 2},
     # Values narrower than keys, and a first layer without experts.

@@ -6,6 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,21 +43,28 @@ class Contender:
         return json.loads(line)
 
 
-def take_turns(module: str, names: list[str], rounds: int) -> dict[str, dict[str, Any]]:
+def take_turns(
+    module: str,
+    names: list[str],
+    rounds: int,
+    allocator: str = KEEPING,
+    before: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, Any]]:
     """Median seconds, all seconds, peak memory and start-up of each `python -m module NAME`, which
     ran `rounds` times.
 
-    All get the same allocator setting. The first turn of each is not counted: it may still compile
-    or fault pages in.
+    All get the same allocator setting, as of `start`. The first turn of each is not counted: it may
+    still compile or fault pages in. `before` is called in front of each turn.
     """
     contenders = []
     try:
         for name in names:  # one after the other, so that start-ups do not disturb each other
-            contenders.append(start(module, name))
+            contenders.append(start(module, name, allocator))
             # Progress goes to standard error; standard output has the result alone.
             print(f"{name} is ready", file=sys.stderr)
         for turn in range(rounds + 1):
             for contender in contenders:
+                before()
                 seconds = contender.ask("run")["seconds"]
                 # Turn 0 warms up.
                 contender.seconds += [seconds] if turn else []

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from research.data.chat_messages import for_template, reads_more
+from research.data.chat_messages import for_template, reads_more, reads_parts
 from research.data.chat_sandbox import ChatRefused, Rendered, Sandbox, shared_sandbox
 from research.data.chat_spans import kept_span
-from research.data.conversations import with_text
+from research.data.conversations import texts_of
 from research.data.documents import digest
 from research.data.tokenizers import Tokenizer
 
@@ -32,6 +32,7 @@ _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 # Part of the fingerprint: raise it when the ids or masks of the same conversation change.
 _FORMAT = "2"
 _FORMAT_OF_MORE = "3"  # of templates that read null contents and thoughts, which changed since
+_FORMAT_OF_PARTS = "4"  # of templates that go through parts, which reach them since
 
 
 def render_chat(
@@ -121,8 +122,9 @@ class ChatEncoder:
         # Named only where there are some, so that older tokens keep their fingerprint.
         more = (tokenizer.templates, tokenizer.template_variables)
         further = [json.dumps(one, sort_keys=True) for one in more] if any(more) else []
+        form = _FORMAT_OF_MORE if reads_more(tokenizer.chat_template or "") else _FORMAT
         self.fingerprint = digest(
-            _FORMAT_OF_MORE if reads_more(tokenizer.chat_template or "") else _FORMAT,
+            _FORMAT_OF_PARTS if reads_parts(tokenizer.chat_template or "") else form,
             tokenizer.fingerprint,
             tokenizer.chat_template or "",
             TRAINING_DAY.isoformat(),
@@ -203,11 +205,11 @@ class ChatEncoder:
                 "or give conversations of one answer"
             )
         said = answered[len(asked) :]
-        content = _content(messages[turn])
+        texts = _texts(messages[turn])
         # Without a generation prompt the answer would begin with "assistant:" or the like, which
         # the model is not to write.
         if (
-            not said.lstrip().startswith(content)
+            not said.lstrip().startswith(texts[0])
             and asked == self._render(tools, (messages[:turn], False))[0].text
         ):
             raise ValueError(
@@ -218,7 +220,7 @@ class ChatEncoder:
         # A line break after an end-of-turn token is the template's, since the model has stopped by
         # then. Without such a token the line break itself is the end of the turn. A call of a tool
         # always has an end behind it.
-        ended = not content or not said.rstrip().endswith(content)
+        ended = not texts[-1] or not said.rstrip().endswith(texts[-1])
         return len(asked), len(asked) + len(said.rstrip() if ended else said)
 
     def _marked(self, messages: Messages, tools: list[Any]) -> Rendered:
@@ -261,11 +263,11 @@ def masked(
     return ids, (begins < np.maximum(stop, start + 1)).tolist()
 
 
-def _content(message: Mapping[str, Any]) -> str:
-    """What is sure to be written of an answer: templates may strip it, and drop it beside calls of
-    tools."""
-    text = with_text(0, message).get("content") or ""
-    return "" if message.get("tool_calls") else text.strip()
+def _texts(message: Mapping[str, Any]) -> list[str]:
+    """What is sure to be written of an answer, part by part: templates may strip it, and drop it
+    beside calls of tools. At least one text, which may be empty."""
+    said = [] if message.get("tool_calls") else texts_of(message)
+    return [text for text in map(str.strip, said) if text] or [""]
 
 
 def _template(tokenizer: Tokenizer, tools: Sequence[Any] = ()) -> str:

@@ -22,7 +22,7 @@ def for_template(messages: Sequence[Mapping[str, Any]], template: str) -> list[d
     parts stays as it is for a template that goes through parts; for others it becomes one text,
     where transformers writes the list itself or fails. ValueError for a part that is no text.
     """
-    prepared, loops = [], _LOOPS.search(template)
+    prepared, loops = [], reads_parts(template)
     for number, message in enumerate(messages):
         joined = with_text(number, message)
         message = _with_parts(message, "string" not in template) if loops else joined
@@ -49,3 +49,8 @@ def _with_parts(message: Mapping[str, Any], always: bool) -> dict[str, Any]:
 def reads_more(template: str) -> bool:
     """True for a template whose text depends on what `for_template` changes."""
     return bool(_READS.search(template))
+
+
+def reads_parts(template: str) -> bool:
+    """True for a template that goes through the parts of a content."""
+    return bool(_LOOPS.search(template))

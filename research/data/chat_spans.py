@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from research.data.conversations import with_text
+from research.data.conversations import texts_of
 from research.data.tokenizers import Tokenizer
 
 
@@ -52,11 +52,11 @@ def _start(history: str, asked: str, whole: str) -> int | None:
 
 
 def _texts(message: Mapping[str, Any]) -> list[str]:
-    """What is sure to be written of an answer, in order: its content, or the names of the tools
-    that it calls."""
+    """What is sure to be written of an answer, in order: the parts of its content, or the names of
+    the tools that it calls."""
     if calls := message.get("tool_calls"):
         return [str((call.get("function") or call).get("name", "")) for call in calls]
-    return [(with_text(0, message).get("content") or "").strip()]
+    return [text for text in map(str.strip, texts_of(message)) if text] or [""]
 
 
 def _shared(tokenizer: Tokenizer, a: str, b: str) -> str:

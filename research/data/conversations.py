@@ -14,14 +14,16 @@ def conversation(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dic
 
     `columns` is {"messages": COLUMN}, a list of {"role", "content"} or of ShareGPT's {"from",
     "value"}; or Alpaca's "instruction", "output" and optionally "input", a text each. A content in
-    parts of type text becomes one text. System messages without text are left out. Other fields of
-    a message are kept for the template; an assistant's message with `weight` 0 gets no loss. Two
-    further columns are read if a record has them: "system", the text of a system message, and
-    "history" of Alpaca's records, a list of earlier (instruction, output) pairs.
+    parts of type text stays in parts, for a template that goes through them. System messages
+    without text are left out. Other fields of a message are kept for the template; an assistant's
+    message with `weight` 0 gets no loss. Two further columns are read if a record has them:
+    "system", the text of a system message, and "history" of Alpaca's records, a list of earlier
+    (instruction, output) pairs.
 
     ValueError for a conversation without messages, without one of the assistant to learn from, for
-    an unknown role, a weight that is not 0 or 1, and a message that says nothing. An assistant's
-    message may have `tool_calls` in place of a content, and a tool may return nothing.
+    an unknown role, a part that is no text, a weight that is not 0 or 1, and a message that says
+    nothing. An assistant's message may have `tool_calls` in place of a content, and a tool may
+    return nothing.
     """
     if "instruction" in columns:
         messages = _alpaca(row, columns)
@@ -104,7 +106,7 @@ def _system(
     first = _message(0, {"role": "system", "content": system})
     own = [one for one in messages if one is not None and one["role"] == "system"]
     # The same text in both places is one instruction; of two it is not clear which counts.
-    if own and own[0] != first:
+    if own and with_text(0, own[0]) != first:
         raise ValueError("the field 'system' and a message of the system say different things")
     return messages if own else [first, *messages]
 
@@ -137,8 +139,8 @@ def _message(number: int, message: Any) -> dict[str, Any] | None:
     role = _OTHER_NAMES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise ValueError(f"message {number} has the role {role!r}; known are {', '.join(ROLES)}")
-    content = _joined(number, message.get("content", message.get("value")))
-    empty = not (content or "").strip()
+    content = _parts(message.get("content", message.get("value")))
+    empty = not (_joined(number, content) or "").strip()
     if empty and role in ("system", "developer"):
         return None
     # A call of a tool stands for an answer, and what a tool returns may be nothing.
@@ -157,6 +159,27 @@ def _message(number: int, message: Any) -> dict[str, Any] | None:
     if not isinstance(weight, int | float) or weight not in (0, 1):
         raise ValueError(f"message {number} has weight {weight!r}; wanted 0 for no loss, or 1")
     return {"role": role, "content": content, **rest}
+
+
+def texts_of(message: Mapping[str, Any]) -> list[str]:
+    """What a checked message says, each part of its content by itself; [] for a content of null."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    return [text for text in texts if text]
+
+
+def _parts(content: Any) -> Any:
+    """A content, of whose parts each has what it says alone: parquet and TFDS give every part the
+    fields of all, null where it has none."""
+    if not isinstance(content, list):
+        return content
+    return [
+        {name: value for name, value in part.items() if value is not None}
+        if isinstance(part, Mapping)
+        else part
+        for part in content
+    ]
 
 
 def with_text(number: int, message: Mapping[str, Any]) -> dict[str, Any]:

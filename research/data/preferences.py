@@ -38,11 +38,12 @@ def read_preference(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[
     prompt = messages_of(row, columns["prompt"], "user") if "prompt" in columns else []
     sides = [[*prompt, *messages_of(row, columns[side], "assistant")] for side in SIDES]
     chosen, rejected = (answered(said, side, row, columns) for said, side in zip(sides, SIDES))
-    if chosen[:-1] != rejected[:-1]:
+    plain = [[conversations.with_text(n, m) for n, m in enumerate(s)] for s in (chosen, rejected)]
+    if plain[0][:-1] != plain[1][:-1]:
         raise ValueError(
             "chosen and rejected answer different prompts; a pair is two answers to one prompt"
         )
-    if chosen[-1] == rejected[-1]:
+    if plain[0][-1] == plain[1][-1]:
         raise ValueError("chosen and rejected are the same, so neither is preferred")
     offered = conversations.tools(row, columns)
     spelt = (conversations.spell(side, offered) for side in (chosen, rejected))

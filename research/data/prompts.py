@@ -9,7 +9,7 @@ import numpy as np
 from research.data.census import Census
 from research.data.chat import TRAINING_DAY, render_chat
 from research.data.chat_sandbox import ChatRefused
-from research.data.conversations import plain
+from research.data.conversations import plain, with_text
 from research.data.documents import Documents, UnreadableRecord, digest
 from research.data.tokenizers import Tokenizer
 from research.data.tokens import TokenStore
@@ -23,7 +23,7 @@ def read_prompt(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
     """{"prompt": a text, or messages as JSON; "record": JSON of all columns by our names}.
 
     The prompt is a text or a list of messages {"role", "content"}, of which the last is not the
-    assistant's. ValueError for any other value.
+    assistant's. ValueError for any other value, and for a part of a content that is no text.
     """
     record = {name: plain(row[column]) for name, column in columns.items() if column in row}
     prompt = record.get("prompt")
@@ -32,6 +32,8 @@ def read_prompt(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
             raise ValueError("its prompt is a list, wanted messages {'role', 'content'}")
         if prompt[-1]["role"] == "assistant":
             raise ValueError("its last message is the assistant's, so nothing is left to write")
+        for number, message in enumerate(prompt):
+            with_text(number, message)  # refuses parts that are no text
     elif not isinstance(prompt, str):
         raise ValueError(f"its prompt is {type(prompt).__name__}, wanted text or messages")
     text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)

@@ -22,9 +22,9 @@ from research.interop.peft.write import write_peft
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.classes import with_classes
 from research.interop.storage.finite import cast, checked
-from research.interop.storage.foreign import as_dtype
 from research.interop.storage.generation import end_ids
 from research.interop.storage.label_names import read_label_names
+from research.interop.storage.tensors import as_dtype
 from research.weights.rules import is_leaf
 
 

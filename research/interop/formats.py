@@ -113,7 +113,7 @@ def _write_gguf(checkpoint: Checkpoint, folder: Path, dtype: str) -> list[str]:
 
 
 def _keep_gguf(checkpoint: Checkpoint) -> Checkpoint:
-    from research.interop.gguf.bert import body
+    from research.interop.gguf.encoders import body
 
     return body(checkpoint)[0]
 

@@ -15,15 +15,11 @@ from research.interop import certify, packages, runs
 from research.interop.formats import format_of
 from research.interop.loaded import Loaded
 from research.interop.peft.read import place_adapters, read_peft
-from research.interop.storage.checkpoint import (
-    Checkpoint,
-    Parameter,
-    specs_by_path,
-    stacked_axes,
-)
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path, stacked_axes
 from research.interop.storage.classes import with_classes
 from research.interop.storage.grow import fit_rows
 from research.interop.storage.leaves import attach_layers, restore_leaves
+from research.interop.storage.parameter import Parameter
 from research.interop.strangers import name_stranger
 from research.models.model import Model
 from research.models.spec import abstract

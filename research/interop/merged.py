@@ -9,8 +9,9 @@ import numpy as np
 from research import tree
 from research.interop.huggingface.folder import companions, tokenizer_folder
 from research.interop.load import local_path, open_adapter
-from research.interop.storage.checkpoint import Checkpoint, Parameter, specs_by_path
-from research.interop.storage.foreign import as_dtype
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path
+from research.interop.storage.parameter import Parameter
+from research.interop.storage.tensors import as_dtype
 from research.models.spec import abstract
 from research.weights.rules import attach, is_leaf, merge
 

@@ -3,22 +3,18 @@ layers stacked as in memory.
 """
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 
 from research.files import read_json, write_json
 from research.interop.huggingface.folder import companions, tokenizer_folder
-from research.interop.storage.checkpoint import (
-    Checkpoint,
-    Parameter,
-    specs_by_path,
-    stacked_axes,
-)
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path, stacked_axes
+from research.interop.storage.parameter import Parameter
 from research.interop.storage.safetensors import (
     SHARD_BYTES,
     open_safetensors,
     write_safetensors,
 )
+from research.interop.storage.slices import StoredRows
 from research.interop.storage.tensors import Tensor
 from research.models.config import config_from_json
 
@@ -60,7 +56,7 @@ def open_native(folder: Path) -> Checkpoint:
             spec.shape,
             tensors.names[path].dtype,
             stacked_axes(spec),
-            partial(tensors.read_row, path),
+            StoredRows(tensors, path),
         )
         for path, spec in specs.items()
     }

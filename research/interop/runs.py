@@ -25,12 +25,8 @@ from research.interop.restored import (
     specs_of,
 )
 from research.interop.storage import generation
-from research.interop.storage.checkpoint import (
-    Checkpoint,
-    Parameter,
-    specs_by_path,
-    stacked_axes,
-)
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path, stacked_axes
+from research.interop.storage.parameter import Parameter
 from research.models.config import ModelConfig
 from research.models.model import Model
 from research.objectives.choose import objective_class

@@ -15,10 +15,11 @@ from research.interop import certify
 from research.interop.beside import lost
 from research.interop.formats import FLOATS, FORMATS, check_target
 from research.interop.load import open_checkpoint
-from research.interop.storage.checkpoint import Checkpoint, Parameter
+from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.finite import cast, checked
-from research.interop.storage.foreign import as_dtype
 from research.interop.storage.norm_offset import with_norm_offset
+from research.interop.storage.parameter import Parameter
+from research.interop.storage.tensors import as_dtype
 from research.merging.agreement import check_agreement
 from research.merging.choose import choose
 from research.merging.methods import Method

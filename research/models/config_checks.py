@@ -42,6 +42,9 @@ WITHOUT_TYPES = Use(
     lambda c: not c.token_types, "model.token_types=0, whose models have that norm too"
 )
 EXPERTS = Use(lambda c: c.experts > 0, "model.experts")
+SPARSEMIXER = Use(
+    lambda c: c.experts > 0 and c.router == "sparsemixer", "model.router='sparsemixer'"
+)
 SHARED = Use(lambda c: c.shared_d_ff > 0, "model.shared_d_ff")
 GROUPED = Use(lambda c: c.route_groups > 1, "model.route_groups")
 DENSE_FIRST = Use(lambda c: c.dense_layers > 0, "model.dense_layers")
@@ -59,8 +62,11 @@ LAYER_NORM = Use(lambda c: c.norm == "layer", "model.norm='layer'")
 NORM_BEFORE = Use(
     lambda c: c.norm_before and not c.norm_after, "model.norm_before, without norm_after"
 )
+OF_TEXTS = Use(lambda c: c.labels_over == "text", "model.labels_over='text'")
+LABELLED = Use(lambda c: c.labels > 0, "model.labels")
 POOLED = Use(
-    lambda c: c.pooler or c.kind == "decoder", "model.pooler=True, or model.kind='decoder'"
+    lambda c: c.pooler or c.kind == "decoder" or c.labels_over != "text",
+    "model.pooler=True, model.labels_over='tokens' or model.kind='decoder'",
 )
 PLAIN_HEAD = Use(lambda c: not c.mlm_head, "model.mlm_head=False, which has that bias too")
 
@@ -194,6 +200,11 @@ def _check_combinations(c: Any) -> None:
         )
     if c.layer_kinds:
         _check_kinds(c)
+    if c.labels_over == "spans" and c.labels != 2:
+        raise ValueError(
+            f"model.labels={c.labels} beside model.labels_over='spans': set model.labels=2, of the "
+            "first and the last token of an answer"
+        )
     _check_norms(c)
 
 

@@ -76,6 +76,7 @@ def moe(
         c.route_groups,
         c.groups_per_token,
         c.route_scale,
+        c.router_jitter,
     )
     weights_BTk, ids_BTk = gate.choose(logits_BTE, p.get("router_bias"))
     y_BTD = route.experts(

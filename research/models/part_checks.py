@@ -30,6 +30,12 @@ def check_routing(c: Any) -> None:
             f"model.route_groups={c.route_groups} leaves one expert a group, and model.router="
             "'sigmoid' wants two or more; set fewer groups"
         )
+    # Each of its weights is a share of another sum.
+    if c.router == "sparsemixer" and (c.route_groups > 1 or not c.normalized_routes):
+        raise ValueError(
+            "model.router='sparsemixer' chooses among all experts and has weights of its own; set "
+            "model.route_groups=1 and model.normalized_routes=True"
+        )
     _check_dense_layers(c)
 
 

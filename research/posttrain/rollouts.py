@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from research.data.conversations import texts_of
 from research.data.prompts import record_of
 from research.data.tokenizers import Tokenizer
 from research.infer.decode import Generation
@@ -89,10 +90,10 @@ def roll_out(
     ids = [prompt["prompt"].tolist() for prompt in prompts for _ in range(samples)]
     generations = engine(model, params, tokenizer, ids, config)
     records = [record_of(prompt) for prompt in prompts]
-    scored = [
-        rewards(shown_prompt(records[i // samples]), one.text, records[i // samples])
-        for i, one in enumerate(generations)
-    ]
+    of_texts = [records[i // samples] for i in range(len(generations))]
+    scored = rewards(
+        [(shown_prompt(of), one.text, of) for of, one in zip(of_texts, generations, strict=True)]
+    )
     rewards_PG = np.array([total for total, _ in scored], np.float64).reshape(-1, samples)
     advantages_PG = ADVANTAGES[advantage](rewards_PG)
     texts = [
@@ -156,4 +157,4 @@ def _mean(values: Sequence[float]) -> float:
 def shown_prompt(record: Mapping[str, Any]) -> str:
     """The prompt as rewards read it: a text, or the content of the last message."""
     prompt = record["prompt"]
-    return prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))
+    return prompt if isinstance(prompt, str) else "".join(texts_of(prompt[-1]))

@@ -12,7 +12,9 @@ from research.data.chat_sandbox import ChatRefused
 from research.data.conversations import conversation, read_spelt, spell, tools
 from research.data.files import FileDocuments
 from research.data.tokenizers import load_tokenizer
+from research.data.tokens import tokenize_conversations
 from tests.data.chat_templates import TEMPLATES, save_tokenizer
+from tests.data.tool_templates import GOLDEN, PARTED, PARTS
 
 ASK = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
 TOOLS = [{"type": "function", "function": {"name": "get", "parameters": {}}}]
@@ -121,10 +123,53 @@ def test_an_instruction_that_says_nothing_is_no_message(empty, role):
     ],
 )
 @pytest.mark.parametrize("role", ["user", "assistant", "tool"])
-def test_text_in_parts_is_joined(parts, text, role):
-    messages = [ASK[0], {"role": role, "content": parts}, ASK[1]]
+def test_text_in_parts_is_one_text_to_a_template_without_parts(parts, text, role, tmp_path):
+    messages, whole = ([ASK[0], {"role": role, "content": c}, ASK[1]] for c in (parts, text))
     read = conversation({"messages": messages}, {"messages": "messages"})
-    assert read[1] == {"role": role, "content": text}
+    assert read[1]["content"] == parts
+    tokenizer = opened(tmp_path, PLAIN)
+    assert encode_chat(tokenizer, read) == encode_chat(tokenizer, whole)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_parts_of_a_record_reach_a_template_that_goes_through_them(tmp_path, format):
+    """As transformers renders the same messages; a joined text would keep the inner spaces."""
+    answer = [{"type": "text", "text": "f"}, {"type": "text", "text": "g\n"}]
+    messages = [*PARTS, {"role": "assistant", "content": answer}]
+    path = tmp_path / f"a.{format}"
+    if format == "jsonl":
+        path.write_text(json.dumps({"messages": messages}))
+    else:
+        # A column of one type: texts are parts too, and every part has all fields.
+        alike = [
+            {**m, "content": [{"type": "text", "text": m["content"]}]}
+            if isinstance(m["content"], str)
+            else m
+            for m in messages
+        ]
+        alike[0]["content"][0] = {**alike[0]["content"][0], "image": None}
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"messages": alike}]), path)
+    documents = FileDocuments(path, "", tmp_path / "cache", "conversations")
+    read, _ = read_spelt(documents[0]["conversation"])
+    tokenizer = opened(tmp_path, PARTED)
+    ids, mask = encode_chat(tokenizer, read)
+    golden = json.loads(GOLDEN.read_text())["parts"]
+    assert tokenizer.decode(ids) == golden + "fg<|im_end|>\n"
+    learnt = tokenizer.decode([token for token, said in zip(ids, mask) if said])
+    assert learnt == "one<|im_end|>fg<|im_end|>"
+
+
+def test_a_part_that_is_no_text_is_a_counted_record(tmp_path, caplog):
+    image = [{"type": "image"}, {"type": "text", "text": "what?"}]
+    rows = [{"messages": [{"role": "user", "content": image}, ASK[1]]}, {"messages": ASK}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    documents = FileDocuments(tmp_path / "a.jsonl", "", tmp_path / "cache", "conversations")
+    encoder = ChatEncoder(opened(tmp_path, PARTED))
+    with pytest.raises(ValueError, match="'image' in its content.*set config.data.max_bad_records"):
+        tokenize_conversations(documents, encoder, tmp_path / "cache")
+    store = tokenize_conversations(documents, encoder, tmp_path / "cache", max_bad_records=1)
+    assert len(store) == 1 and len(store.bad_records) == 1
+    assert "part of type 'image'" in caplog.text
 
 
 def test_a_tool_may_return_nothing():

@@ -6,12 +6,8 @@ import jax
 import numpy as np
 
 from research import tree
-from research.interop.storage.checkpoint import (
-    Checkpoint,
-    Parameter,
-    specs_by_path,
-    stacked_axes,
-)
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path, stacked_axes
+from research.interop.storage.parameter import Parameter
 from research.models.config import ModelConfig
 from research.models.model import Model
 from research.models.spec import initialize

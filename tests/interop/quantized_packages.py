@@ -1,10 +1,16 @@
 """Makes quantized_packages.npz: small matrices quantized by the packages themselves, with the
 values that they read back.
 
-    python tests/interop/quantized_packages.py    # with compressed-tensors 0.20, mlx[cpu] 0.32
+    python tests/interop/quantized_packages.py [mlx] [compressed] [gptq] [awq]
+
+with compressed-tensors 0.20, mlx[cpu] 0.32, and the folders of auto-gptq 0.7.1 and autoawq 0.2.9 in
+PYTHONPATH. Of the last two single files are imported: the rest wants older releases of others.
 """
 
+import importlib.util
 import json
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +89,81 @@ def compressed():
         keep(name, settings, plain, values)
 
 
+def bare(*names):
+    """Makes these packages importable without what their __init__ imports."""
+    for name in names:
+        spec = importlib.util.find_spec(name.split(".")[0])
+        inside = Path(spec.submodule_search_locations[0]).joinpath(*name.split(".")[1:])
+        sys.modules[name] = package = types.ModuleType(name)
+        package.__path__, package.__spec__ = [str(inside)], spec
+
+
+def chosen(rng, bits, groups, count, outputs):
+    """(values [O, I] that 16-bit scales and integer zero points hold exactly but for roundings,
+    scales, zeros [O, n]): what a method has decided on when it packs."""
+    import torch
+
+    zero = rng.integers(1, 2**bits, (outputs, count))
+    scale = rng.uniform(0.01, 0.1, zero.shape).astype(np.float16)
+    codes = rng.integers(0, 2**bits, (outputs, len(groups)))
+    w = (codes - zero[:, groups]) * scale[:, groups].astype(np.float32)
+    return (torch.from_numpy(x.astype(np.float32)) for x in (w, scale, zero))
+
+
+def gptq():
+    import torch
+
+    bare("auto_gptq", "auto_gptq.nn_modules", "auto_gptq.nn_modules.qlinear")
+    from auto_gptq.nn_modules.qlinear.qlinear_cuda import QuantLinear
+
+    # Its 3-bit packing and its zero points want multiples of 32 outputs.
+    outputs, rng = 32, np.random.default_rng(2)
+    for name, bits in {"2": 2, "3": 3, "4": 4, "4 act order": 4, "8": 8}.items():
+        groups = np.arange(COLUMNS) // GROUP
+        groups = rng.permutation(groups) if "order" in name else groups
+        w, scale, zero = chosen(rng, bits, groups, COLUMNS // GROUP, outputs)
+        linear = torch.nn.Linear(COLUMNS, outputs, bias=False)
+        linear.weight.data = w
+        layer = QuantLinear(bits, GROUP, COLUMNS, outputs, False, weight_dtype=torch.float32)
+        layer.pack(linear, scale, zero, torch.from_numpy(groups.astype(np.int32)))
+        tensors = {part: getattr(layer, part) for part in ("qweight", "qzeros", "scales", "g_idx")}
+        tensors["scales"] = tensors["scales"].half()
+        settings = {"quant_method": "gptq", "bits": bits, "group_size": GROUP, "sym": False}
+        # What a layer makes of the identity are its weights.
+        keep(f"auto-gptq {name}", settings, tensors, layer(torch.eye(COLUMNS)).T)
+
+
+def awq():
+    import torch
+
+    bare("awq", "awq.modules", "awq.modules.linear", "awq.utils")
+    from awq.modules.linear.gemm import WQLinear_GEMM
+    from awq.modules.linear.gemv import WQLinear_GEMV
+    from awq.utils.packing_utils import dequantize_gemm
+
+    outputs, rng = 32, np.random.default_rng(3)
+    groups = np.arange(COLUMNS) // GROUP
+    for version, kind in {"gemm": WQLinear_GEMM, "gemv": WQLinear_GEMV}.items():
+        w, scale, zero = chosen(rng, 4, groups, COLUMNS // GROUP, outputs)
+        linear = torch.nn.Linear(COLUMNS, outputs, bias=False)
+        linear.weight.data = w
+        sides = [x.T.contiguous() if version == "gemm" else x for x in (scale, zero)]
+        layer = kind.from_linear(linear, 4, GROUP, False, *sides)
+        tensors = {part: getattr(layer, part) for part in ("qweight", "qzeros", "scales")}
+        settings = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": version}
+        # The second has no reader but its kernels: the values are those that it was given.
+        parts = (tensors[part] for part in ("qweight", "qzeros"))
+        values = w
+        if version == "gemm":
+            values = dequantize_gemm(*parts, tensors["scales"].float(), 4, GROUP).T
+        keep(f"autoawq {version}", settings, tensors, values)
+
+
+MAKERS = {"mlx": mlx, "compressed": compressed, "gptq": gptq, "awq": awq}
+
 if __name__ == "__main__":
-    mlx()
-    compressed()
-    np.savez_compressed(Path(__file__).with_name("quantized_packages.npz"), **FOUND)
+    file = Path(__file__).with_name("quantized_packages.npz")
+    earlier = dict(np.load(file)) if file.exists() else {}
+    for name in sys.argv[1:] or MAKERS:
+        MAKERS[name]()
+    np.savez_compressed(file, **{**earlier, **FOUND})

@@ -59,6 +59,17 @@ def awq(rng, rows, columns, group=16):
     return tensors, values_of(codes, scale, zero, np.arange(columns) // group)
 
 
+def awq_gemv(rng, rows, columns, group=16):
+    """The groups are filled up to four words, as AutoAWQ fills those of 32."""
+    codes = rng.integers(0, 16, (rows, columns))
+    zero = rng.integers(0, 16, (rows, columns // group))
+    scale = rng.uniform(0.01, 0.1, zero.shape).astype(np.float16)
+    more = [(0, 0), (0, -zero.shape[1] % 32)]
+    tensors = {"qweight": stream(codes, 4), "qzeros": stream(np.pad(zero, more), 4)}
+    tensors["scales"] = np.pad(scale, more)
+    return tensors, values_of(codes, scale, zero, np.arange(columns) // group)
+
+
 def packed(rng, rows, columns, bits=4, group=16, sym=True):
     count = -(-columns // group)
     codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (rows, columns))

@@ -1,23 +1,35 @@
 """Encoders in GGUF files: their body alone, with BERT's tokenizer and the pooling of a text."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from research import tree
 from research.files import building
 from research.interop.convert import convert
+from research.interop.gguf.model import plan_gguf_model
 from research.interop.gguf.tokenizer import tokenizer_files
 from research.interop.gguf.tokenizer_metadata import tokenizer_metadata
 from research.interop.huggingface import folder as hf
 from research.interop.load import load, open_checkpoint
+from research.models.config import Shape
+from research.ops.rope_scaling import RopeScaling
 from tests.families import FAMILIES
 from tests.interop.memory import in_memory, random_params
 
-BERT = FAMILIES["bert_base"]
+BERT, MODERN = FAMILIES["bert_base"], FAMILIES["modernbert_base"]
 MODELS = {
     "bert": replace(BERT, pooler=True, mlm_head=True),
     "bert_body": replace(BERT, pooler=False, mlm_head=False),
@@ -80,6 +92,91 @@ def test_the_body_of_an_encoder_comes_back_and_its_heads_are_told(name, tmp_path
         np.testing.assert_array_equal(leaf, before[path], err_msg=path)
     left = {path.split("/")[0] for path in before.keys() - after.keys()}
     assert left == {*(["pooler"] * c.pooler), *(["head"] * c.mlm_head)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_kinds": ("global", "local", "local", "global")},
+        {"layer_kinds": ("global", "local", "global", "local"), "activation": "silu"},
+        {"window": 0, "layer_kinds": (), "local_rope_theta": 0.0},
+        {"layer_kinds": ("global", "local", "local", "local"), "local_rope_theta": 0.0},
+    ],
+)
+def test_modernberts_body_comes_back(changes, tmp_path):
+    c = replace(MODERN, **changes)
+    folder = write(c, tmp_path / "hf")
+    certificate = convert(folder, tmp_path / "gguf", "gguf")
+    assert certificate["round_trip"]["bit_equal"] == certificate["round_trip"]["tensors"] > 9
+    told = [line for line in certificate["notes"] if "of an encoder" in line]
+    assert len(told) == 1 and "masked-LM head" in told[0]
+    convert(tmp_path / "gguf", tmp_path / "again", "hf", certified=False)
+    before, after = load(folder), load(tmp_path / "again")
+    bare = replace(c, mlm_head=False, pooler_layer="head", pooling="first", transform_bias=False)
+    for field in fields(Shape):
+        assert getattr(after.config, field.name) == getattr(bare, field.name), field.name
+    mine, theirs = tree.paths(after.params), tree.paths(before.params)
+    assert {path.split("/")[0] for path in theirs.keys() - mine.keys()} == {"head"}
+    for path, leaf in mine.items():
+        np.testing.assert_array_equal(leaf, theirs[path], err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"layer_kinds": ("local", "global", "local", "local")}, "period from the first on"),
+        ({"rope_scaling": RopeScaling(2.0, kind="linear")}, "scales the positions of all layers"),
+        ({"attention_bias": "all"}, "has no attention_bias='all'"),
+        ({"activation": "gelu_tanh"}, "'gelu_tanh'"),
+    ],
+)
+def test_a_modernbert_that_llama_cpp_does_not_compute_is_refused(changes, says):
+    c = replace(MODERN, **changes)
+    with pytest.raises(ValueError, match=says):
+        plan_gguf_model(in_memory(c, random_params(c)), "F32")
+
+
+def byte_level(count, mask=False):
+    """Files of a small tokenizer like ModernBERT's: GPT-2's split, text in NFC, marks around it."""
+    made = Tokenizer(models.BPE())
+    made.normalizer = normalizers.NFC()
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]"]
+    special += [AddedToken("[MASK]", lstrip=mask, special=True)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=count,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=special,
+        show_progress=False,
+    )
+    made.train_from_iterator([TEXT * 9], trainer)
+    ids = [(token, made.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=ids
+    )
+    roles = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **roles}
+    return {
+        "tokenizer.json": made.to_str().encode(),
+        "tokenizer_config.json": json.dumps(config).encode(),
+    }
+
+
+def test_modernberts_tokenizer_travels_and_its_mask_is_told(tmp_path):
+    c = replace(MODERN, vocab_size=290)
+    folder = write(c, tmp_path / "hf", byte_level(290, mask=True))
+    certificate = convert(folder, tmp_path / "gguf", "gguf")
+    assert any("'[MASK]' takes the blank beside it" in line for line in certificate["notes"])
+    with open_checkpoint(folder) as one, open_checkpoint(tmp_path / "gguf") as other:
+        ids = [[x.tokenizer.encode(text) for x in (one, other)] for text in (TEXT, " \u00e9\t\n")]
+        assert all(mine == theirs for mine, theirs in ids)
+        mine, theirs = (x.tokenizer.encode("a [MASK]") for x in (one, other))
+        assert mine != theirs and mine[-1] == theirs[-1]
+        assert (one.tokenizer.bos_id, one.tokenizer.eos_id) == (
+            other.tokenizer.bos_id,
+            other.tokenizer.eos_id,
+        )
 
 
 def test_berts_tokenizer_and_pooling_travel(tmp_path):

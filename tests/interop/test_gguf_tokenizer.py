@@ -375,7 +375,7 @@ def test_more_tokens_than_the_model_has_rows():
 
 KEY = "tokenizer.ggml."
 BAD = [
-    (KEY + "model", "t5", "is 't5'; wanted 'gpt2', 'llama' or 'bert'"),
+    (KEY + "model", "t6", "is 't6'; wanted 'gpt2', 'llama', 'bert' or 't5'"),
     (KEY + "model", ["gpt2"], "is of type list, wanted str"),
     (
         KEY + "pre",

@@ -58,6 +58,12 @@ CASES = {
         writers.awq,
         "uint4",
     ),
+    "awq gemv": (
+        "AWQ, 4 bits in groups of 16",
+        config("awq", bits=4, group_size=16, version="GEMV"),
+        writers.awq_gemv,
+        "uint4",
+    ),
     "packed int4": (
         "compressed-tensors, int4 in groups of 16",
         compressed("pack-quantized", {"num_bits": 4, "group_size": 16}),
@@ -200,7 +206,10 @@ def test_a_whole_model_computes_with_the_codes_of_its_layers_and_table(tmp_path)
 
 REFUSED = {
     "the method": (config("quip"), "quant_method='quip'; supported are bitsandbytes, gptq"),
-    "AWQ's gemv": (config("awq", bits=4, version="gemv"), "version='gemv'; supported: 'gemm'"),
+    "AWQ's gemv_fast": (
+        config("awq", bits=4, version="gemv_fast"),
+        "version='gemv_fast'; supported: 'gemm', 'gemv'",
+    ),
     "bits": (config("gptq", bits=5), "bits=5; supported: 2, 3, 4, 8"),
     "marlin": (config("gptq", bits=4, checkpoint_format="marlin"), "checkpoint_format='marlin'"),
     "nvfp4": (compressed("nvfp4-pack-quantized", {}), "format='nvfp4-pack-quantized'"),
@@ -239,7 +248,8 @@ NAMES = sorted({name.split("/")[0] for name in PACKAGES.files})
 
 @pytest.mark.parametrize("name", NAMES)
 def test_packages_own_files_have_the_values_that_the_packages_read(name, tmp_path):
-    """Tensors and values by compressed-tensors and MLX, as `quantized_packages.py` made them."""
+    """Tensors and values by compressed-tensors, MLX, AutoGPTQ and AutoAWQ, as
+    `quantized_packages.py` made them."""
     parts = {
         key.split("/")[1]: PACKAGES[key] for key in PACKAGES.files if key.startswith(f"{name}/")
     }

@@ -8,10 +8,13 @@ from research.interop.storage import shards
 from research.interop.storage.shards import Shards
 
 
-@pytest.mark.parametrize("large", [1, 2**20], ids=["in two threads", "in one"])
+@pytest.mark.parametrize("device", [True, False], ids=["by XLA", "by numpy"])
+@pytest.mark.parametrize("block", [1, 2**20], ids=["row by row", "in one"])
 @pytest.mark.parametrize("shape", [(37, 5), (1, 17), (33, 4, 19), (3, 1), (7,), ()])
-def test_slices_of_any_order_arrive_as_they_are(shape, large, monkeypatch):
-    monkeypatch.setattr(shards, "_LARGE", large)
+def test_slices_of_any_order_arrive_as_they_are(shape, block, device, monkeypatch):
+    monkeypatch.setattr(shards, "_BLOCK_BYTES", block)
+    if not device:
+        monkeypatch.setattr(shards, "_transposer", lambda: None)
     made = Shards(jax.ShapeDtypeStruct((2, *shape), np.float32))
     values = np.random.default_rng(0).normal(size=(2, *shape[::-1])).astype(np.float32)
     for n in range(2):

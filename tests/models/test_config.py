@@ -88,7 +88,7 @@ OTHER = {
     "experts_per_token": [1],
     "normalized_routes": [False],
     "router_logit_bias": [True],
-    "router": ["sigmoid"],
+    "router": ["sigmoid", "sparsemixer"],
     "route_groups": [2],
     "route_scale": [2.0],
     "shared_d_ff": [24],
@@ -114,7 +114,7 @@ OTHER = {
 ELSEWHERE = {"max_length", "decoder_start"}
 # These mean something beside others alone, with which tests/fields.py has them.
 ELSEWHERE |= {"kv_latent", "query_latent", "value_size", "dense_layers", "dense_d_ff"}
-ELSEWHERE |= {"groups_per_token", "shared_gate"}
+ELSEWHERE |= {"groups_per_token", "shared_gate", "router_jitter", "labels_over"}
 
 
 @cache
@@ -186,6 +186,14 @@ def test_a_field_changes_the_program_or_is_refused(field):
         ({"layers": 0}, "model.layers=0 must be positive"),
         ({"position": "alibi"}, "model.position='alibi'; choose one of rope, learned"),
         ({"experts_per_token": 1}, "experts_per_token=1 changes nothing.*set model.experts"),
+        (
+            {"router_jitter": 0.1},
+            "router_jitter=0.1 changes nothing.*set model.router='sparsemixer'",
+        ),
+        (
+            {"experts": 4, "router": "sparsemixer", "normalized_routes": False},
+            "'sparsemixer' chooses among all experts and has weights of its own",
+        ),
         ({"router_loss": 0.1}, "router_loss=0.1 changes nothing.*set model.experts"),
         ({"position": "learned", "rope_theta": 5e5}, "rope_theta=500000.0 changes nothing"),
         ({"token_types": 2}, "token_types=2 changes nothing.*set model.kind='encoder'"),

@@ -54,3 +54,21 @@ def test_no_gradient_reaches_the_bias():
         )
 
     np.testing.assert_array_equal(jax.grad(weigh)(BIAS), np.zeros(12, np.float32))
+
+
+@pytest.mark.parametrize("jitter", [0.01, 0.3])
+def test_sparsemixer_weighs_the_best_among_those_within_reach(jitter):
+    logits_BTE = LOGITS.copy()
+    logits_BTE[0, 0] = -np.abs(logits_BTE[0, 0])  # a best logit of which less is larger in size
+    logits_BTE[0, 1, np.argmax(logits_BTE[0, 1])] = 0
+    logits_BTE[0, 1] -= np.abs(logits_BTE[0, 1])  # the best is 0
+    weights_BTk, ids_BTk = Gate(2, scores="sparsemixer", jitter=jitter).choose(logits_BTE)
+    for index in np.ndindex(2, 5):
+        logits, left = logits_BTE[index], set(range(12))
+        for weight, best in zip(weights_BTk[index], np.asarray(ids_BTk[index]).tolist()):
+            assert best == max(left, key=lambda n: logits[n])
+            sizes = {n: max(abs(logits[n]), logits[best]) for n in left}
+            near = [n for n in left if logits[best] - logits[n] <= 2 * jitter * sizes[n]]
+            share = 1 / np.exp(logits[near].astype(np.float64) - logits[best]).sum()
+            assert abs(weight - share) < 1e-6  # float32 logits
+            left.remove(best)

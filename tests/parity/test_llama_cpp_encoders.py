@@ -10,7 +10,7 @@ llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not ins
 from research.infer.sentences import embed
 from research.interop.convert import convert
 from research.interop.load import load, open_checkpoint
-from tests.interop.test_gguf_encoders import MODELS, TEXT, wordpiece, write
+from tests.interop.test_gguf_encoders import MODELS, MODERN, TEXT, byte_level, wordpiece, write
 
 TEXTS = [TEXT, "The fox played.", "ÉCLAIR over\tdogs!"]
 
@@ -33,3 +33,33 @@ def test_sentence_vectors_are_llama_cpps(name, pooling, tmp_path):
         wanted = np.array(theirs.embed(text, normalize=True))
         # llama.cpp's GELU is the approximation by tanh, from a table of float16.
         np.testing.assert_allclose(vector, wanted, atol=3e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("activation", "pooling"), [("gelu", "mean_tokens"), ("silu", "cls_token")]
+)
+def test_modernberts_vectors_are_llama_cpps(activation, pooling, tmp_path):
+    files = byte_level(290) | {
+        "1_Pooling/config.json": f'{{"pooling_mode_{pooling}": true}}'.encode()
+    }
+    c = replace(
+        MODERN,
+        activation=activation,
+        vocab_size=290,
+        max_length=128,
+        layer_kinds=("global", "local", "local", "global"),
+        local_rope_theta=100.0,
+        mlm_head=False,
+    )
+    convert(write(c, tmp_path / "hf", files), tmp_path / "gguf", "gguf")
+    path = str(tmp_path / "gguf/model.gguf")
+    theirs = llama_cpp.Llama(path, n_ctx=128, embedding=True, n_threads=2, verbose=False)
+    ours = load(tmp_path / "hf")
+    with open_checkpoint(tmp_path / "gguf") as checkpoint:
+        settings = checkpoint.sentence_settings
+    got = embed(ours.model, ours.params, ours.tokenizer, TEXTS, settings)
+    for text, vector in zip(TEXTS, got, strict=True):
+        wanted = np.array(theirs.embed(text, normalize=True))
+        # llama.cpp's GELU is the approximation by tanh, from a table of float16.
+        np.testing.assert_allclose(vector, wanted, atol=3e-3 if activation == "gelu" else 1e-5)

@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from research.interop.storage.foreign import as_dtype
-from research.interop.storage.tensors import Tensor, Tensors
+from research.interop.storage.tensors import Tensor, Tensors, as_dtype
 from research.weights.dynamic_map import DYNAMIC_MAP
 from research.weights.formats import FORMATS
 from research.weights.scales import BLOCK, QuantizedScales

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from research.interop.bitsandbytes.matrices import Matrix, QuantizedTensors
 from research.interop.storage import codes
-from research.interop.storage.checkpoint import Codes
 from research.interop.storage.layout import BAR, letter_sizes
 from research.interop.storage.modules import Module
+from research.interop.storage.parameter import Codes
 from research.models.config import ModelConfig
 from research.weights.flat import FlatQuantized
 from research.weights.formats import FORMATS

@@ -16,19 +16,15 @@ from research import tree
 from research.files import write_json
 from research.interop.bitsandbytes.sides import QUANTIZABLE, Slice, join_leaves, matrix_tensors
 from research.interop.huggingface.families.table import describe
-from research.interop.storage.checkpoint import (
-    Checkpoint,
-    Parameter,
-    specs_by_path,
-    stacked_axes,
-)
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path, stacked_axes
 from research.interop.storage.family import Family
-from research.interop.storage.foreign import as_dtype, write_tensors
+from research.interop.storage.foreign import write_tensors
 from research.interop.storage.layout import letter_sizes
 from research.interop.storage.modules import Module, modules
 from research.interop.storage.norm_offset import with_norm_offset
+from research.interop.storage.parameter import Parameter
 from research.interop.storage.safetensors import SHARD_BYTES, Parts, write_safetensors
-from research.interop.storage.tensors import Tensor
+from research.interop.storage.tensors import Tensor, as_dtype
 from research.models.config import ModelConfig
 from research.weights.matrices import LINEAR
 from research.weights.quantized import is_quantized, quantize_array

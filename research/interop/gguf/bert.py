@@ -4,12 +4,8 @@ A file holds the encoder's body alone: no pooler, no masked-LM head, no classifi
 RoBERTa's positions no rows before the first one.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from research.interop.gguf.architecture import (
     Architecture,
@@ -19,14 +15,11 @@ from research.interop.gguf.architecture import (
     read_shape,
     write_shape,
 )
-from research.interop.storage.checkpoint import Checkpoint, Parameter, specs_by_path
 from research.interop.storage.layout import Rule, norm_rules
 from research.models.config import ModelConfig
 
-# llama.cpp's numbers of enum llama_pooling_type.
-_POOLING = {"mean": 1, "cls": 2}
-_POOLING_KEY = "bert.pooling_type"
-_POSITIONS = "embed/positions"
+POSITIONS = "embed/positions"
+_WITHOUT_HEADS = dict(pooler=False, mlm_head=False, labels=0, labels_over="text")
 
 
 def read_config(m: Metadata) -> ModelConfig:
@@ -73,7 +66,7 @@ def rules(c: ModelConfig, name: str) -> tuple[Rule, ...]:
     block, ours = "blk.{layer}", "layers"
     found = [
         Rule("token_embd.weight", "embed/table", "V D -> V D"),
-        Rule("position_embd.weight", _POSITIONS, "P D -> P D"),
+        Rule("position_embd.weight", POSITIONS, "P D -> P D"),
         Rule(f"{block}.attn_output.weight", f"{ours}/attention/out", "D (N H) -> N H D"),
         Rule(f"{block}.attn_output.bias", f"{ours}/attention/out_bias", "D -> D"),
         Rule(f"{block}.ffn_up.weight", f"{ours}/mlp/up", "F D -> D F"),
@@ -96,50 +89,7 @@ def rules(c: ModelConfig, name: str) -> tuple[Rule, ...]:
 def bare(c: ModelConfig) -> ModelConfig:
     """An encoder as a file has it, without heads."""
     plain = {"pooling": "first", "transform_bias": True, **_other_heads(not c.token_types)}
-    return replace(c, pooler=False, mlm_head=False, labels=0, position_offset=0, **plain)
-
-
-def body(checkpoint: Checkpoint) -> tuple[Checkpoint, list[str]]:
-    """(what such a file holds of an encoder, lines on what it does not); other models as they
-    are."""
-    c = checkpoint.config
-    if name_of(c) is None:
-        return checkpoint, []
-    heads = {"pooler": c.pooler, "masked-LM head": c.mlm_head, "classifier": c.labels > 0}
-    kept = bare(c)
-    left_out = [name for name, there in heads.items() if there]
-    if kept == c:
-        return checkpoint, []
-    parameters = {path: checkpoint.parameters[path] for path in specs_by_path(kept)}
-    if c.position_offset:
-        parameters[_POSITIONS] = _from_row(parameters[_POSITIONS], c.position_offset)
-    notes = [f"a GGUF file has no {' and no '.join(left_out)} of an encoder"] if left_out else []
-    # The tensors of the source are more than these, so the parameters themselves are compared.
-    return replace(checkpoint, config=kept, parameters=parameters, original=None), notes
-
-
-def _from_row(table: Parameter, first: int) -> Parameter:
-    rows, *rest = table.shape
-
-    def _read(index: tuple[int, ...]) -> np.ndarray:
-        return table.read(index)[first:]
-
-    return replace(table, shape=(rows - first, *rest), read=_read)
-
-
-def write_pooling(checkpoint: Checkpoint) -> dict[str, int]:
-    """The metadata on how a text becomes one vector; {} for a model that is no encoder."""
-    if checkpoint.config.kind != "encoder":
-        return {}
-    return {_POOLING_KEY: _POOLING[checkpoint.sentence_settings.pooling]}
-
-
-def pooling_files(values: Mapping[str, Any]) -> dict[str, bytes]:
-    """The contents of sentence-transformers' file on it by name, {} where the metadata does not
-    say."""
-    names = {1: "pooling_mode_mean_tokens", 2: "pooling_mode_cls_token"}
-    name = names.get(values.get(_POOLING_KEY, 0))
-    return {"1_Pooling/config.json": json.dumps({name: True}).encode()} if name else {}
+    return replace(c, **_WITHOUT_HEADS, position_offset=0, **plain)
 
 
 ARCHITECTURE = Architecture(

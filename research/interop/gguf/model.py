@@ -13,6 +13,7 @@ from research.data.tokenizers.tokenizer import UnknownTokenizer
 from research.interop.gguf import (
     bert,
     deepseek,
+    encoders,
     ends,
     expert_models,
     gemma,
@@ -20,6 +21,7 @@ from research.interop.gguf import (
     gpt_oss,
     llama,
     llama_relatives,
+    modernbert,
     mxfp4,
     olmo2,
     phi3,
@@ -31,7 +33,7 @@ from research.interop.gguf.architecture import Architecture, Metadata
 from research.interop.gguf.file import Gguf, open_gguf
 from research.interop.gguf.mixtures import FILE_TYPES, tensor_type
 from research.interop.gguf.tokenizer import tokenizer_files
-from research.interop.gguf.tokenizer_metadata import tokenizer_metadata
+from research.interop.gguf.tokenizer_metadata import blank_notes, tokenizer_metadata
 from research.interop.gguf.write import Entry, write_gguf
 from research.interop.huggingface.folder import TOKENIZERS
 from research.interop.storage import generation
@@ -44,6 +46,7 @@ from research.models.config import ModelConfig, Shape
 # take others', whose layers are LLaMA's with more.
 ARCHITECTURES = {
     "bert": bert.ARCHITECTURE,
+    "modernbert": modernbert.ARCHITECTURE,
     "gpt2": gpt.GPT2,
     "gptneox": gpt.GPT_NEOX,
     "olmo2": olmo2.ARCHITECTURE,
@@ -88,7 +91,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
     values = generation.read_metadata(gguf.metadata, special)
     if files and values:
         files[generation.FILE] = json.dumps(values).encode()
-    files |= bert.pooling_files(gguf.metadata) if files else {}
+    files |= encoders.pooling_files(gguf.metadata) if files else {}
     kinds = {kind for kind in gguf.types.values() if kind not in ("F32", "F16", "BF16")}
     return Checkpoint(
         file,
@@ -101,7 +104,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
         original,
         quantized=bool(kinds),
         codes=mxfp4.read_codes(config, rules, gguf),
-        stored_as=mxfp4.TYPE if kinds == {mxfp4.TYPE} else "",
+        stored_as=", ".join(sorted(kinds)),
         # Tensors are read later, so the file stays open as long as the checkpoint.
         close=gguf.close,
     )
@@ -168,7 +171,7 @@ def plan_gguf_model(
 ) -> tuple[dict[str, Any], list[Entry], list[str]]:
     """(metadata, tensors as `write_gguf` takes them, lines on what the format cannot hold) of a
     checkpoint as a GGUF file; no tensor is read. ValueError as `write_gguf_model`."""
-    checkpoint, left_out = bert.body(checkpoint)
+    checkpoint, left_out = encoders.body(checkpoint)
     checkpoint = with_norm_offset(checkpoint, 0.0)  # files hold what norms multiply by
     c = checkpoint.config
     architecture = architecture_of(c)
@@ -191,9 +194,10 @@ def plan_gguf_model(
             n: f if isinstance(f, bytes) else f.read_bytes() for n, f in checkpoint.files.items()
         } | checkpoint.portable_tokenizer()
         metadata |= tokenizer_metadata(contents, vocab_size=c.vocab_size)
+        left_out = [*left_out, *blank_notes(contents)]
     special, notes = ends.write_special(checkpoint)
     metadata |= special | generation.write_metadata(checkpoint.sampling)
-    metadata |= bert.write_pooling(checkpoint)
+    metadata |= encoders.write_pooling(checkpoint, arch)
     entries = []
     for name, (tensor, make) in tensors.items():
         stored = tensor_type(name, tensor.shape, kind, c, arch)
@@ -212,6 +216,13 @@ def _check_same(c: ModelConfig, again: ModelConfig, kind: str) -> None:
     """Refuses, with a ValueError that lists them, fields that the metadata does not give back. The
     scaling of the positions is excepted, for it is written and refused on its own."""
     names = [f.name for f in fields(Shape) if f.name != "rope_scaling"]
-    differing = [f"{n}={getattr(c, n)!r}" for n in names if getattr(c, n) != getattr(again, n)]
+    differing = [f"{n}={getattr(c, n)!r}" for n in names if _meant(c, n) != _meant(again, n)]
     if differing:
         raise ValueError(f"GGUF's {kind} architecture has no {', '.join(differing)}; use --to=hf")
+
+
+def _meant(c: ModelConfig, name: str) -> Any:
+    """The value of a field, or where 0 stands for what another field says, that."""
+    usual = {"attention_scale": c.head_size**-0.5, "local_rope_theta": c.rope_theta}
+    usual |= dict.fromkeys(("rotary_size", "value_size"), c.head_size)
+    return getattr(c, name) or usual.get(name, getattr(c, name))

@@ -13,8 +13,9 @@ import numpy as np
 
 from research.interop.gguf.file import Gguf
 from research.interop.huggingface.mxfp4 import BLOCK, FORMAT
-from research.interop.storage.checkpoint import Codes, specs_by_path, stacked_axes
+from research.interop.storage.checkpoint import specs_by_path, stacked_axes
 from research.interop.storage.layout import Piece, Rule, parse, pieces
+from research.interop.storage.parameter import Codes
 from research.models.config import ModelConfig
 from research.weights.quantized import Quantized
 

@@ -80,6 +80,8 @@ def _named(names: str, pre: Pre) -> dict[str, Pre]:
 # Models came with names of their own for the same splits; files are written under the first.
 PRE = {
     **_named("gpt-2 phi-2 olmo mpt jais trillion exaone4 gigachat a.x-4.0 mellum", Pre((_GPT2,))),
+    # As Qwen's, it normalizes where llama.cpp does not.
+    **_named("modern-bert", Pre((_GPT2,), normalizer="NFC")),
     **_named("smollm starcoder refact command-r codeshell exaone minerva-7b", _BY_DIGIT),
     **_named("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2", _LIKE_LLAMA3),
     **_named("dbrx smaug-bpe chatglm-bpe glm4", Pre((_LLAMA3,))),

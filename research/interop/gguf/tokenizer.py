@@ -1,10 +1,10 @@
 """From the tokenizer in a GGUF file's metadata to the files of a Hugging Face folder.
 
-There are two kinds of vocabulary: "gpt2", byte-level BPE with a list of merges, and "llama",
-sentencepiece BPE with scores. The resulting files encode as llama.cpp does, with two exceptions.
-Qwen's own tokenizer.json normalizes text to NFC, llama.cpp does not. And where sentencepiece puts a
-space before a text, llama.cpp and transformers' converted files put one after each special token
-too.
+There are four kinds of vocabulary: "gpt2", byte-level BPE with a list of merges, "llama",
+sentencepiece BPE with scores, "bert", WordPiece, and "t5", sentencepiece's Unigram. The resulting
+files encode as llama.cpp does, with two exceptions. Qwen's own tokenizer.json normalizes text to
+NFC, llama.cpp does not. And where sentencepiece puts a space before a text, llama.cpp and
+transformers' converted files put one after each special token too.
 """
 
 import json
@@ -18,7 +18,8 @@ from research.data.tokenizers.side_files import CONFIG
 from research.data.tokenizers.template_files import FOLDER
 from research.data.tokenizers.tokenizer import UnknownTokenizer
 from research.interop.gguf import pretokenizers as gguf_pre
-from research.interop.gguf import wordpiece
+from research.interop.gguf import unigram, wordpiece
+from research.interop.gguf.marks import marks_around
 from research.interop.gguf.scores import NORMAL, merges_from_scores
 from research.interop.gguf.vocabulary import (
     CONTROL,
@@ -37,6 +38,8 @@ _KEY = "tokenizer.ggml."
 _LONGEST = 256
 # Where a "llama" vocabulary names no special tokens, llama.cpp takes these ids, those of LLaMA's.
 _LLAMA_IDS = {"bos": 1, "eos": 2, "unk": 0}
+# By the kind of vocabulary.
+_USUAL = {"llama": _LLAMA_IDS, "bert": wordpiece.IDS, unigram.MODEL: unigram.IDS}
 
 
 def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
@@ -49,9 +52,10 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     model = _get(metadata, "model", str)
     tokens, types = _vocabulary(metadata)
     # Byte-level vocabularies have no usual ids: a role that the file does not name is not there.
-    usual = {"llama": _LLAMA_IDS, "bert": wordpiece.IDS}.get(model, {})
-    if model == "bert":
+    usual = _USUAL.get(model, {})
+    if model in ("bert", unigram.MODEL):
         usual = {role: n for role, n in usual.items() if n < len(tokens)}
+    if model == "bert":
         tokens = [wordpiece.plain(token) for token in tokens]
     roles = _roles(metadata, tokens, usual)
     if model == "gpt2":
@@ -62,19 +66,22 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     elif model == "bert":
         spec, add_bos = _wordpiece(tokens, roles), True
         roles = {**roles, "eos": roles["sep"]} if "sep" in roles else roles
+    elif model == unigram.MODEL:
+        spec, add_bos = _unigram(metadata, tokens, roles), unigram.ADDS["bos"]
     else:
         raise UnknownTokenizer(
-            f"tokenizer.ggml.model is {model!r:.40}; wanted 'gpt2', 'llama' or 'bert'"
+            f"tokenizer.ggml.model is {model!r:.40}; wanted 'gpt2', 'llama', 'bert' or 't5'"
         )
+    add_eos = model == unigram.MODEL and unigram.ADDS["eos"]
     adds = {
         "bos": _get(metadata, "add_bos_token", bool, add_bos),
-        "eos": _get(metadata, "add_eos_token", bool, False),
+        "eos": _get(metadata, "add_eos_token", bool, add_eos),
     }
     # llama.cpp asks for neither under WordPiece.
     adds = {"bos": True, "eos": True} if model == "bert" else adds
     # The unknown token is never looked for in a text, it is what is left; so it is no added token.
     spec["added_tokens"] = _added(tokens, types, {roles[role] for role in roles if role != "unk"})
-    spec["post_processor"] = _post_processor(tokens, roles, adds)
+    spec["post_processor"] = marks_around(tokens, roles, adds)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -136,6 +143,16 @@ def _byte_level(tokens: list[str], merges: Sequence[str], pre: gguf_pre.Pre) -> 
 def _wordpiece(tokens: list[str], roles: Mapping[str, int]) -> dict[str, Any]:
     unknown = tokens[roles["unk"]] if "unk" in roles else "[UNK]"
     return _spec(**wordpiece.from_gguf(tokens, unknown))
+
+
+def _unigram(
+    metadata: Mapping[str, Any], tokens: list[str], roles: Mapping[str, int]
+) -> dict[str, Any]:
+    if "unk" not in roles:
+        raise ValueError(f"{_KEY}unknown_token_id is missing; a t5 vocabulary has one")
+    values = {key.removeprefix(_KEY): value for key, value in metadata.items()}
+    scores = _numbers(metadata, "scores", tokens)
+    return _spec(**unigram.from_gguf(values, tokens, scores, roles["unk"]))
 
 
 def _sentencepiece(
@@ -260,37 +277,6 @@ def _added(tokens: list[str], types: Sequence[int], named: set[int]) -> list[dic
         for n, (token, kind) in enumerate(zip(tokens, types))
         if (kind in (UNKNOWN, CONTROL, USER_DEFINED) or n in named) and token
     ]
-
-
-def _post_processor(
-    tokens: list[str], roles: Mapping[str, int], adds: Mapping[str, bool]
-) -> dict[str, Any] | None:
-    """The step that puts bos and eos around a text, or a pair of texts; None if it adds neither."""
-    # A role without a token adds nothing, whatever the key says.
-    used = [role for role in ("bos", "eos") if adds[role] and role in roles]
-    if not used:
-        return None
-
-    def _pattern(sequence: str, type_id: int) -> list[dict[str, Any]]:
-        special = {
-            role: {"SpecialToken": {"id": tokens[roles[role]], "type_id": type_id}} for role in used
-        }
-        inner = {"Sequence": {"id": sequence, "type_id": type_id}}
-        return [part for part in (special.get("bos"), inner, special.get("eos")) if part]
-
-    return {
-        "type": "TemplateProcessing",
-        "single": _pattern("A", 0),
-        "pair": _pattern("A", 0) + _pattern("B", 1),
-        "special_tokens": {
-            tokens[roles[role]]: {
-                "id": tokens[roles[role]],
-                "ids": [roles[role]],
-                "tokens": [tokens[roles[role]]],
-            }
-            for role in used
-        },
-    }
 
 
 def _dump(value: dict[str, Any]) -> bytes:

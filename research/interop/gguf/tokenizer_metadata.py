@@ -12,9 +12,12 @@ from research.data.tokenizers.template_files import DEFAULT, templates_of
 from research.interop.gguf.scores import NORMAL
 from research.interop.gguf.vocabulary import (
     BYTE,
+    FILE,
+    MASKS,
     ROLES,
     UNUSED,
     Vocabulary,
+    parse_object,
     read_side,
     read_vocabulary,
 )
@@ -64,6 +67,19 @@ def tokenizer_metadata(files: Mapping[str, bytes], vocab_size: int = 0) -> dict[
         if added is not None:
             metadata[f"add_{role}_token"] = added
     return {f"tokenizer.ggml.{key}": value for key, value in metadata.items()} | _templates(files)
+
+
+def blank_notes(files: Mapping[str, bytes]) -> list[str]:
+    """A line where a mask takes the blanks beside it, which a GGUF file cannot say."""
+    if FILE not in files:
+        return []
+    added = parse_object(files, FILE).get("added_tokens") or []
+    taken = [x for x in added if x["content"] in MASKS and (x.get("lstrip") or x.get("rstrip"))]
+    return [
+        f"token {one['content']!r} takes the blank beside it where a text spells it out, and a "
+        "GGUF file cannot say that"
+        for one in taken
+    ]
 
 
 def _templates(files: Mapping[str, bytes]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ _SAYS_NOTHING = {
 # Of a tokenizer: read by `tokenizer` and `ends`, or of no effect on the ids of a text.
 _TOKENIZER = {
     *("model", "pre", "tokens", "token_type", "scores", "merges", "add_space_prefix"),
+    *("precompiled_charsmap", "remove_extra_whitespaces"),
     *("add_bos_token", "add_eos_token", "add_sep_token", "token_type_count"),
     *(f"{role}_token_id" for role in "bos eos eot eom unknown padding mask seperator".split()),
     *(f"{role}_token_id" for role in "cls prefix suffix middle".split()),

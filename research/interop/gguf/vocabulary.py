@@ -15,7 +15,7 @@ import tokenizers
 from research.data.tokenizers import protobuf, sentencepiece
 from research.data.tokenizers.side_files import ADDED, CONFIG, SPECIAL_MAP, SideFiles, resolve
 from research.interop.gguf import pretokenizers as gguf_pre
-from research.interop.gguf import wordpiece
+from research.interop.gguf import unigram, wordpiece
 from research.interop.gguf.scores import NORMAL, scores_from_merges
 
 # Types of tokens as ggml's docs/gguf.md numbers them; 1 is NORMAL, in `scores`.
@@ -31,6 +31,9 @@ ROLES = {
     "mask": "mask",
     "sep": "seperator",
 }
+# What a masked-LM head fills. It takes the blank before it, which matters in no text but one that
+# spells the token out.
+MASKS = ("<mask>", "[MASK]")
 # How sentencepiece names the tokens of single bytes, which spell what the vocabulary lacks.
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -66,13 +69,15 @@ def read_vocabulary(files: Mapping[str, bytes]) -> tuple[dict[str, Any], Vocabul
 
 
 def _from_json(spec: Mapping[str, Any]) -> Vocabulary:
-    """The vocabulary of a tokenizer.json. ValueError for Unigram, a WordPiece that is not BERT's,
-    and BPE that is neither byte-level nor falls back on bytes."""
+    """The vocabulary of a tokenizer.json. ValueError for a WordPiece that is not BERT's, a Unigram
+    that is not sentencepiece's, and BPE that is neither byte-level nor falls back on bytes."""
     model = spec["model"]
     if model.get("type") == "WordPiece":
         tokens, types = _by_id(spec)
         extra = wordpiece.to_gguf(spec, tokens)
         return Vocabulary(tokens, types, model.get("unk_token"), extra)
+    if model.get("type") == "Unigram":
+        return _unigram(spec)
     if (
         model.get("type", "BPE") != "BPE"
         or model.get("continuing_subword_prefix")
@@ -114,13 +119,28 @@ def _from_json(spec: Mapping[str, Any]) -> Vocabulary:
     return Vocabulary(_with_spaces(tokens, types), types, unk, extra)
 
 
+def _unigram(spec: Mapping[str, Any]) -> Vocabulary:
+    model = spec["model"]
+    extra = unigram.to_gguf(spec)
+    vocab = {token: n for n, (token, _) in enumerate(model["vocab"])}
+    tokens, types = _by_id({**spec, "model": {"vocab": vocab}})
+    unknown = model.get("unk_id")
+    if type(unknown) is not int:
+        raise ValueError("llama.cpp's Unigram has an unknown token, and this tokenizer none")
+    types[unknown] = UNKNOWN
+    # Tokens that were added behind the pieces; they are found before anything is scored.
+    extra["scores"] = np.pad(extra["scores"], (0, len(tokens) - len(extra["scores"])))
+    return Vocabulary(tokens, types, tokens[unknown], extra)
+
+
 def _by_id(spec: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     """(tokens, types) of a tokenizer.json, each by id; ids that are left out get unused tokens.
-    ValueError for an added token that swallows the blanks beside it."""
+    ValueError for an added token, but for a mask, that swallows the blanks beside it."""
     model = spec["model"]
     added = {token["id"]: token for token in spec.get("added_tokens") or []}
     for token in added.values():
-        if token.get("lstrip") or token.get("rstrip") or token.get("single_word"):
+        blanks = token.get("lstrip") or token.get("rstrip") or token.get("single_word")
+        if blanks and token["content"] not in MASKS:
             raise ValueError(
                 f"token {token['content']!r:.60} takes the blanks beside it, which a GGUF file "
                 "cannot say"

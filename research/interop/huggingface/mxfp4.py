@@ -18,12 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from research.interop.storage.checkpoint import (
-    Checkpoint,
-    Codes,
-    specs_by_path,
-    stacked_axes,
-)
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path, stacked_axes
 from research.interop.storage.layout import (
     Piece,
     Rule,
@@ -35,6 +30,7 @@ from research.interop.storage.layout import (
     rearrange,
     shape,
 )
+from research.interop.storage.parameter import Codes
 from research.interop.storage.safetensors import Parts
 from research.interop.storage.tensors import Tensor, Tensors
 from research.models.config import ModelConfig

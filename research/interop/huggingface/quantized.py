@@ -12,9 +12,9 @@ from research.interop.quantized import matrix
 from research.interop.quantized.methods import open_method, read_settings
 from research.interop.quantized.read import leaves_by_path
 from research.interop.quantized.stacks import joined
-from research.interop.storage.checkpoint import Codes
 from research.interop.storage.family import Family
 from research.interop.storage.modules import modules
+from research.interop.storage.parameter import Codes
 from research.interop.storage.tensors import Tensors
 from research.models.config import ModelConfig
 

@@ -6,14 +6,10 @@ from dataclasses import replace
 import numpy as np
 
 from research.interop.peft.tensors import Found
-from research.interop.storage.checkpoint import (
-    Checkpoint,
-    Parameter,
-    specs_by_path,
-    stacked_axes,
-)
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path, stacked_axes
 from research.interop.storage.layout import letter_sizes
 from research.interop.storage.modules import Module, arranged
+from research.interop.storage.parameter import Parameter
 from research.models.config import ModelConfig
 
 KEY = "lora_B.bias"

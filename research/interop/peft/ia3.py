@@ -9,14 +9,10 @@ import numpy as np
 from research import tree
 from research.interop.peft.kinds import IA3
 from research.interop.peft.tensors import Arrays, Found
-from research.interop.storage.checkpoint import (
-    Checkpoint,
-    Parameter,
-    specs_by_path,
-    stacked_axes,
-)
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path, stacked_axes
 from research.interop.storage.layout import BAR, fused, inverse, letter_sizes, rearrange
 from research.interop.storage.modules import Module, arranged, check_known, suffixes
+from research.interop.storage.parameter import Parameter
 from research.models.config import ModelConfig
 from research.weights.ia3 import Ia3Adapter
 

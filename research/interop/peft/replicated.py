@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from research.interop.storage.checkpoint import Checkpoint, Codes, Parameter, specs_by_path
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path
+from research.interop.storage.parameter import Codes, Parameter
 from research.models.kinds import layer_kind, spell
 
 Index = tuple[int, ...]

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from research.interop.peft.tensors import Found
-from research.interop.storage.checkpoint import Checkpoint, Codes, Parameter
+from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.modules import HEAD, TABLE, Module
+from research.interop.storage.parameter import Codes, Parameter
 
 KEY = "trainable_tokens_delta"
 Rows = Mapping[str, np.ndarray]

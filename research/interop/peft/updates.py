@@ -11,9 +11,10 @@ from research.interop.peft.kinds import BOFT, LOHA, LOKR, OFT
 from research.interop.peft.products import loha, lokr
 from research.interop.peft.rotations import boft, oft
 from research.interop.peft.tensors import Found
-from research.interop.storage.checkpoint import Checkpoint, Codes, Parameter
+from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.layout import fused, inverse, letter_sizes, rearrange
 from research.interop.storage.modules import Module, arranged
+from research.interop.storage.parameter import Codes, Parameter
 
 UPDATES = (LOHA, LOKR, OFT, BOFT)
 Index = tuple[int, ...]

@@ -6,16 +6,11 @@ from dataclasses import replace
 import numpy as np
 
 from research.interop.peft.tensors import Found
-from research.interop.storage.checkpoint import (
-    Checkpoint,
-    Codes,
-    Parameter,
-    specs_by_path,
-    stacked_axes,
-)
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path, stacked_axes
 from research.interop.storage.family import Family
 from research.interop.storage.layout import letter_sizes, pieces
 from research.interop.storage.modules import arranged
+from research.interop.storage.parameter import Codes, Parameter
 from research.models.spec import Spec
 
 _HEAD = "lm_head"

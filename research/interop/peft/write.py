@@ -13,15 +13,16 @@ from research.files import write_json
 from research.interop.huggingface.families.table import describe
 from research.interop.peft.config import FILE
 from research.interop.peft.ia3 import write_ia3
-from research.interop.peft.kinds import PREFIX_TUNING, PROMPT_TUNING
+from research.interop.peft.kinds import LABEL_TASKS, PREFIX_TUNING, PROMPT_TUNING
 from research.interop.peft.lora import write_lora
 from research.interop.peft.prompts import write_prompts
 from research.interop.peft.read import STEM
 from research.interop.peft.tensors import Arrays
-from research.interop.storage.checkpoint import Parameter, specs_by_path, stacked_axes
+from research.interop.storage.checkpoint import specs_by_path, stacked_axes
 from research.interop.storage.family import Family
 from research.interop.storage.foreign import write_tensors
 from research.interop.storage.modules import HEAD, PREFIX, TABLE, modules
+from research.interop.storage.parameter import Parameter
 from research.interop.storage.safetensors import write_safetensors
 from research.interop.storage.tensors import Tensor
 from research.models.config import ModelConfig
@@ -63,7 +64,7 @@ def write_peft(
     bare = "" if fields["peft_type"] in (PREFIX_TUNING, PROMPT_TUNING) else bare
     fields = {
         "base_model_name_or_path": base or None,
-        "task_type": "SEQ_CLS" if c.labels else _TASKS.get(c.kind),
+        "task_type": LABEL_TASKS[c.labels_over] if c.labels else _TASKS.get(c.kind),
         "inference_mode": True,
         **fields,
     }

@@ -10,9 +10,9 @@ import numpy as np
 
 from research.interop.quantized.matrix import Matrix, QuantizedTensors
 from research.interop.storage import codes
-from research.interop.storage.checkpoint import Codes
 from research.interop.storage.layout import BAR, letter_sizes
 from research.interop.storage.modules import Module
+from research.interop.storage.parameter import Codes
 from research.models.config import ModelConfig
 from research.weights.formats import stored_format
 from research.weights.packing import pack

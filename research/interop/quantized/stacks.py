@@ -47,12 +47,6 @@ class Arranged:
         """The whole tensor."""
         return self._made[name]() if name in self._made else self._tensors.read(name)
 
-    def expect(self, name: str) -> None:
-        """As of the tensors that these were made of; nothing for one that was made."""
-        expect = getattr(self._tensors, "expect", None)
-        if expect is not None and name not in self._made:
-            expect(name)
-
 
 def unstacked(tensors: Any) -> Tensors:
     """The tensors of a folder (`SafeTensors`) with one matrix in each, as far as MLX has several in

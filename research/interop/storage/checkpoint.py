@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
@@ -20,45 +19,15 @@ from research.data.tokenizers import Tokenizer, load_tokenizer
 from research.data.tokenizers.tokenizer import UnknownTokenizer
 from research.infer.sentences import SentenceSettings
 from research.interop.storage import generation
-from research.interop.storage.shards import Shards
+from research.interop.storage.parameter import Codes, Parameter
+from research.interop.storage.place import place, place_quantized
 from research.models.config import ModelConfig
 from research.models.model import Model
 from research.models.spec import Spec
 from research.weights.matrices import count_stacked
-from research.weights.quantized import Quantized, is_quantized, quantize_array
+from research.weights.quantized import is_quantized
 
-# Nothing is read when a checkpoint is opened: a 70B model may be opened to look at its config.
 Read = Callable[[], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter in storage, not yet read. `read` takes an index over the first `stack` axes
-    (layers and experts) and returns that slice; nothing else is read. `expect` says that an index
-    will be read next, so that the disk can begin.
-
-        parameter.read((3,))        # layer 3 of a parameter [L, ...]
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    stack: int
-    read: Callable[[tuple[int, ...]], np.ndarray]
-    expect: Callable[[tuple[int, ...]], None] = lambda index: None
-
-    def indices(self) -> Iterator[tuple[int, ...]]:
-        """Every index that `read` takes, in order; one empty index for an unstacked parameter."""
-        return np.ndindex(*self.shape[: self.stack])
-
-
-@dataclass(frozen=True)
-class Codes:
-    """A parameter that is quantized in storage. `forms` says for each slice how, None if it is
-    plain numbers; slices of equal form can be stacked. `read` returns a quantized slice as a leaf
-    of numpy arrays."""
-
-    forms: Mapping[tuple[int, ...], Any]
-    read: Callable[[tuple[int, ...]], Any]
 
 
 @dataclass(frozen=True)
@@ -235,59 +204,6 @@ class Checkpoint:
             for path, leaf in wanted.items()
         ]
         return jax.tree.unflatten(jax.tree.structure(abstract, is_leaf=is_quantized), arrays)
-
-
-def place(parameter: Parameter, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """The parameter as an array like `leaf`. Each slice is read once, if this process holds any."""
-    shards = Shards(leaf)
-    wanted = [index for index in parameter.indices() if shards.wants(index)]
-    for index, following in zip(wanted, [*wanted[1:], None]):
-        if following is not None:
-            parameter.expect(following)
-        shards.put(index, parameter.read(index))
-    return shards.array()
-
-
-def place_quantized(
-    parameter: Parameter, leaf: Quantized, inputs: int, codes: Codes | None = None
-) -> Quantized:
-    """The parameter quantized in the format of `leaf`, a `Quantized` of ShapeDtypeStructs, on their
-    shardings. `inputs` is the spec's.
-
-    One slice at a time is dense; none if `codes` already has it in this form. ValueError for groups
-    that do not divide the inputs.
-    """
-    # Codes, scales and zero points of a weight have shardings of their own.
-    parts, structure = jax.tree.flatten(leaf)
-    shards = [Shards(part) for part in parts]
-    for index in parameter.indices():
-        # Another process may hold this slice: then it is neither read nor quantized here.
-        if any(one.wants(index) for one in shards):
-            slice_leaf = _stored(codes, index, leaf, parameter.stack)
-            if slice_leaf is None:
-                w = jnp.asarray(parameter.read(index).astype(np.float32))
-                slice_leaf = quantize_array(w, leaf.format, inputs=inputs, group=leaf.group)
-            for one, values in zip(shards, jax.tree.leaves(slice_leaf), strict=True):
-                one.put(index, np.asarray(values))
-    return jax.tree.unflatten(structure, [one.array() for one in shards])
-
-
-def _stored(
-    codes: Codes | None, index: tuple[int, ...], leaf: Quantized, stack: int
-) -> Quantized | None:
-    """The stored slice if its form is that of `leaf`, else None."""
-    # Stored codes are taken over as they are: quantizing what they stand for again could round to
-    # other codes.
-    if codes is None or codes.forms[index] is None:
-        return None
-    # A file's groups may be of any size, and a run may want another format.
-    stored = codes.read(index)
-    # The structure includes format and sizes; shapes tell the group.
-    same = jax.tree.structure(stored) == jax.tree.structure(leaf)
-    shapes = [part.shape for part in jax.tree.leaves(stored)] == [
-        part.shape[stack:] for part in jax.tree.leaves(leaf)
-    ]
-    return stored if same and shapes else None
 
 
 def specs_by_path(c: ModelConfig) -> dict[str, Spec]:

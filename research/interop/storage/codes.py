@@ -5,9 +5,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from research.interop.storage.checkpoint import Codes
 from research.interop.storage.layout import BAR, parse, rearrange, shape
 from research.interop.storage.modules import Module
+from research.interop.storage.parameter import Codes
 
 Stored = TypeVar("Stored")
 Index = tuple[int, ...]

@@ -8,7 +8,8 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 
-from research.interop.storage.checkpoint import Checkpoint, Parameter
+from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.parameter import Parameter
 
 Read = Callable[[tuple[int, ...]], np.ndarray]
 

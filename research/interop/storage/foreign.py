@@ -6,15 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import ml_dtypes
 import numpy as np
 
-from research.interop.storage.checkpoint import (
-    Parameter,
-    Read,
-    specs_by_path,
-    stacked_axes,
-)
+from research.interop.storage.checkpoint import Read, specs_by_path, stacked_axes
 from research.interop.storage.layout import (
     Piece,
     Rule,
@@ -25,9 +19,10 @@ from research.interop.storage.layout import (
     rearrange,
     source_shape,
 )
-from research.interop.storage.tensors import Tensor, Tensors
+from research.interop.storage.parameter import Parameter
+from research.interop.storage.slices import Slices, whole_reader
+from research.interop.storage.tensors import Tensor, Tensors, as_dtype
 from research.models.config import ModelConfig
-from research.models.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -87,14 +82,13 @@ def read_parameters(
         for part, path in enumerate(piece.paths):
             sources[path][piece.index] = (piece, part)
     # One reader for all parameters, so that those of a fused tensor share the one that it keeps.
-    read = _reader(tensors, actual, sizes)
+    read = whole_reader(tensors, actual, sizes)
     parameters = {}
     for path, spec in specs.items():
         stack, found = stacked_axes(spec), sources[path]
         dtype = _common({tensors.names[actual[piece.name]].dtype for piece, _ in found.values()})
-        read_slice = _slices(found, read, dtype, spec)
-        expect = _expecting(found, tensors, actual)
-        parameters[path] = Parameter(spec.shape, dtype, stack, read_slice, expect)
+        slices = Slices(found, read, as_dtype(dtype), spec, tensors, actual, sizes)
+        parameters[path] = Parameter(spec.shape, dtype, stack, slices)
 
     # The round trip: our parameters written back by the same rules, against the tensors of the
     # file.
@@ -137,62 +131,6 @@ def write_tensors(
         tensor = Tensor(source_shape(piece.pattern, sizes), dtype)
         written[piece.name] = (tensor, _maker(piece, parameters, sizes))
     return written
-
-
-def _reader(
-    tensors: Tensors, actual: Mapping[str, str], sizes: Mapping[str, int]
-) -> Callable[[Piece], np.ndarray]:
-    """A function that reads a tensor into our layout. It keeps the last one: a tensor may hold
-    several parameters or slices, which are asked for one after the other."""
-    last: dict[Piece, np.ndarray] = {}
-
-    def _read(piece: Piece) -> np.ndarray:
-        if piece not in last:
-            # One at a time: a tensor may be gigabytes.
-            last.clear()
-            last[piece] = rearrange(tensors.read(actual[piece.name]), piece.pattern, sizes)
-        return last[piece]
-
-    return _read
-
-
-def _slices(
-    sources: Mapping[tuple[int, ...], tuple[Piece, int]],
-    read: Callable[[Piece], np.ndarray],
-    dtype: str,
-    spec: Spec,
-) -> Callable[[tuple[int, ...]], np.ndarray]:
-    """A parameter's `read`. If the rule names no {expert}, one tensor holds all experts, and the
-    rest of the index selects one of them. A layer without a tensor has what a new
-    norm begins with."""
-
-    def _read_slice(index: tuple[int, ...]) -> np.ndarray:
-        # The longest start of the index that a tensor holds.
-        known = next((n for n in range(len(index), -1, -1) if index[:n] in sources), None)
-        if known is None:
-            # Ones or zeros, for which no key is needed.
-            return np.asarray(spec.init(None, spec.shape[len(index) :], as_dtype(dtype), None))
-        piece, part = sources[index[:known]]
-        values = read(piece)
-        values = values[part] if len(piece.paths) > 1 else values
-        return values[index[known:]].astype(as_dtype(dtype), copy=False)
-
-    return _read_slice
-
-
-def _expecting(
-    sources: Mapping[tuple[int, ...], tuple[Piece, int]],
-    tensors: Tensors,
-    actual: Mapping[str, str],
-) -> Callable[[tuple[int, ...]], None]:
-    """A parameter's `expect`; of tensors that lie in no file of their own it does nothing."""
-    expect = getattr(tensors, "expect", None)
-
-    def _expect(index: tuple[int, ...]) -> None:
-        if expect is not None and index in sources:
-            expect(actual[sources[index][0].name])
-
-    return _expect
 
 
 def _maker(
@@ -250,11 +188,6 @@ def _digest(values: np.ndarray) -> str:
     # Digests instead of both arrays: a table of a large model is gigabytes, and the two need not
     # be in memory together.
     return hashlib.sha256(np.ascontiguousarray(values).view(np.uint8)).hexdigest()
-
-
-def as_dtype(name: str) -> np.dtype:
-    """The numpy type of a name, including those of ml_dtypes ("bfloat16")."""
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def _common(dtypes: set[str]) -> str:

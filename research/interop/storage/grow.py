@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from research.interop.storage.checkpoint import Checkpoint, Parameter, specs_by_path
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path
+from research.interop.storage.parameter import Parameter
 from research.models.config import ModelConfig
 
 Fill = Callable[[np.ndarray, int], np.ndarray]

@@ -155,13 +155,13 @@ def _rearrange_parts(x: Any, patterns: Sequence[str], sizes: Mapping[str, int]) 
     after the other, or of one letter's number of them, and of an array the list."""
     if not isinstance(x, np.ndarray):
         parts = [rearrange(one, pattern, sizes) for one, pattern in zip(x, patterns)]
-        outer = _shared([one.split(" -> ")[1] for one in patterns], sizes)
+        outer = shared([one.split(" -> ")[1] for one in patterns], sizes)
         within = [part.reshape(outer, -1, *part.shape[1:]) for part in parts]
         return np.concatenate(within, axis=1).reshape(-1, *parts[0].shape[1:])
     if x.shape != source_shape(BAR.join(patterns), sizes):
         wanted = list(source_shape(BAR.join(patterns), sizes))
         raise ValueError(f"got shape {list(x.shape)}, wanted {wanted} for {BAR.join(patterns)!r}")
-    outer = _shared([one.split(" -> ")[0] for one in patterns], sizes)
+    outer = shared([one.split(" -> ")[0] for one in patterns], sizes)
     shapes = [source_shape(pattern, sizes) for pattern in patterns]
     ends = np.cumsum([one[0] // outer for one in shapes])[:-1]
     parts = np.split(x.reshape(outer, -1, *x.shape[1:]), ends, axis=1)
@@ -171,7 +171,7 @@ def _rearrange_parts(x: Any, patterns: Sequence[str], sizes: Mapping[str, int]) 
     ]
 
 
-def _shared(sides: Sequence[str], sizes: Mapping[str, int]) -> int:
+def shared(sides: Sequence[str], sizes: Mapping[str, int]) -> int:
     """The size of the letter that the rows of all these sides of patterns begin with, else 1."""
     groups = [re.match(r"\(([^)]*)\)|(\S+)", side) for side in sides]
     firsts = [(group[1] or group[2]).split() for group in groups if group]

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from research import tree
-from research.interop.storage.checkpoint import Checkpoint, Parameter, place
+from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.parameter import Parameter
+from research.interop.storage.place import place
 from research.models.spec import Spec, abstract, shardings
 from research.parallel.axes import AxisRules
 from research.weights import rules

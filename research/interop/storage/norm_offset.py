@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from research.interop.storage.checkpoint import Checkpoint, Parameter
+from research.interop.storage.checkpoint import Checkpoint
+from research.interop.storage.parameter import Parameter
 
 # Scales of norms by path; a norm's bias has no offset.
 _SCALES = re.compile(r"(.*/)?(\w*norm/scale|query_norm|key_norm)")

@@ -3,19 +3,17 @@ one tensor at a time."""
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from research.files import read_json
-from research.interop.storage.tensors import Tensor
+from research.interop.storage.tensors import Tensor, as_dtype
 
 INDEX = "{stem}.safetensors.index.json"
 SHARD_BYTES = 5 * 1000**3  # of one file, as transformers cuts them
@@ -50,39 +48,34 @@ class SafeTensors:
         """The whole tensor."""
         return self.read_row(name, ())
 
-    def expect(self, name: str) -> None:
-        """Asks the system to read a tensor into its cache while other work is done."""
-        path, offset = self._places[name]
-        if hasattr(os, "posix_fadvise"):  # not on a Mac
-            with open(path, "rb", buffering=0) as file:
-                size = nbytes(self.names[name])
-                os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
-
     def read_row(self, name: str, index: tuple[int, ...]) -> np.ndarray:
         """`tensor[index]` for an index over its first axes; only these bytes are read."""
-        tensor, (path, offset) = self.names[name], self._places[name]
-        shape, dtype = tensor.shape[len(index) :], _dtype(tensor.dtype)
+        tensor = self.names[name]
+        shape = tensor.shape[len(index) :]
         # C order: a slice over leading axes is one run of bytes.
         row = int(np.ravel_multi_index(index, tensor.shape[: len(index)])) if index else 0
         count = math.prod(shape)
-        size = count * dtype.itemsize
-        return _read_bytes(path, offset + row * size, size).view(dtype).reshape(shape)
+        values = np.empty(count, as_dtype(tensor.dtype))
+        self.fill(name, row * count, values.view(np.uint8))
+        return values.reshape(shape)
 
-
-def _read_bytes(path: Path, offset: int, size: int) -> np.ndarray:
-    """`size` bytes of a file from `offset`, uint8. ValueError where it ends before."""
-    # Not mapped: mapped pages would count as this process's memory, all of a checkpoint in the end.
-    # Nor `np.fromfile`, whose small pages took ten times the system's time when it was measured.
-    values = np.empty(size, np.uint8)
-    with open(path, "rb", buffering=0) as file:
-        file.seek(offset)
-        done = 0
-        # One call of the system reads 2 GiB at most.
-        while done < size:
-            if not (count := file.readinto(memoryview(values)[done:])):
-                raise ValueError(f"{path} ends {size - done:,} bytes early; fetch it again")
-            done += count
-    return values
+    def fill(self, name: str, start: int, memory: np.ndarray) -> None:
+        """Reads the bytes of a tensor from its element `start` on into uint8 memory, until it is
+        full. ValueError where the file ends before."""
+        # Not mapped: mapped pages would count as this process's memory, all of a checkpoint in the
+        # end.
+        path, offset = self._places[name]
+        offset += start * as_dtype(self.names[name].dtype).itemsize
+        with open(path, "rb", buffering=0) as file:
+            file.seek(offset)
+            done, view = 0, memoryview(memory)
+            # One call of the system reads 2 GiB at most.
+            while done < memory.size:
+                if not (count := file.readinto(view[done:])):
+                    raise ValueError(
+                        f"{path} ends {memory.size - done:,} bytes early; fetch it again"
+                    )
+                done += count
 
 
 def open_safetensors(folder: Path, stem: str = "model") -> SafeTensors:
@@ -240,7 +233,7 @@ def write_safetensors(
 
 def nbytes(tensor: Tensor) -> int:
     """Bytes of a tensor as it is stored."""
-    return math.prod(tensor.shape) * _dtype(tensor.dtype).itemsize
+    return math.prod(tensor.shape) * as_dtype(tensor.dtype).itemsize
 
 
 def _write_file(
@@ -248,7 +241,7 @@ def _write_file(
 ) -> None:
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     # Wide types first, so that every tensor begins at a multiple of its element's size.
-    order = sorted(shard, key=lambda name: -_dtype(shard[name][0].dtype).itemsize)
+    order = sorted(shard, key=lambda name: -as_dtype(shard[name][0].dtype).itemsize)
     end = 0
     for name in order:
         tensor = shard[name][0]
@@ -269,7 +262,7 @@ def _write_file(
             written = 0
             try:
                 for part in parts():
-                    part = np.ascontiguousarray(part, _dtype(tensor.dtype))
+                    part = np.ascontiguousarray(part, as_dtype(tensor.dtype))
                     file.write(part.reshape(-1).view(np.uint8))
                     written += part.nbytes
             except ValueError as error:  # of what makes the values, which does not know the name
@@ -278,7 +271,3 @@ def _write_file(
                 raise ValueError(
                     f"{name} came as {written} bytes, wanted {nbytes(tensor)} for {tensor}"
                 )
-
-
-def _dtype(name: str) -> np.dtype:
-    return np.dtype(getattr(ml_dtypes, name, name))

@@ -1,17 +1,16 @@
 """Builds a sharded array from slices: only the parts of this process's devices are in memory."""
 
 import math
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterator, Sequence
+from functools import cache
 
 import jax
 import numpy as np
 
 _ALIGNMENT = 64  # bytes, of XLA's CPU buffers
+_BLOCK_BYTES = 4 * 2**20  # of a turned copy: what fits a cache, as measured
 _COLUMNS = 16  # of 2 bytes fill half a cache line, the fastest of 16 to 512 as measured
-_LARGE = 2**20  # bytes from which a second thread is worth its start
-_WRITERS = ThreadPoolExecutor(2, "weights")
+Bounds = Sequence[tuple[int, int]]
 
 
 class Shards:
@@ -21,6 +20,9 @@ class Shards:
         shards = Shards(leaf)
         shards.put((3,), layer_3)      # a slice over leading axes
         array = shards.array()
+
+    Threads may fill it together. Where a method takes the bounds `at`, (start, stop) on each axis
+    of a slice, it is about that part of the slice.
     """
 
     def __init__(self, leaf: jax.ShapeDtypeStruct):
@@ -40,18 +42,22 @@ class Shards:
             for part in set(self._where.values())
         }
 
-    def wants(self, index: tuple[int, ...]) -> bool:
+    def wants(self, index: tuple[int, ...], at: Bounds | None = None) -> bool:
         """True if this process holds a part of the slice `[index]`."""
-        return any(_within(index, part) for part in self._buffers)
+        return any(own.size for own, _ in self._shares(index, at))
 
-    def put(self, index: tuple[int, ...], values: np.ndarray) -> None:
+    def put(self, index: tuple[int, ...], values: np.ndarray, at: Bounds | None = None) -> None:
         """Copies the slice `[index]` into the parts of this process's devices."""
-        for part, buffer in self._buffers.items():
-            if _within(index, part):
-                # `index` covers leading axes; the buffer begins at `start` of each.
-                inner = tuple(i - start for i, (start, _) in zip(index, part))
-                own = values[tuple(slice(*bounds) for bounds in part[len(index) :])]
-                _copy(buffer[(*inner, ...)], own)
+        for own, theirs in self._shares(index, at):
+            _copy(own, values[theirs])
+
+    def memory(self, index: tuple[int, ...], at: Bounds) -> np.ndarray | None:
+        """The memory of this process, uint8, where the slice's part `at` is; None where that is not
+        one run of bytes."""
+        shares = [own for own, _ in self._shares(index, at)]
+        if len(shares) != 1 or not shares[0].flags.c_contiguous:
+            return None
+        return shares[0].reshape(-1).view(np.uint8)
 
     def array(self) -> jax.Array:
         """The filled array on its devices. On a CPU it is the memory that was filled."""
@@ -61,6 +67,25 @@ class Shards:
             jax.device_put(self._buffers[part], device) for device, part in self._where.items()
         ]
         return jax.make_array_from_single_device_arrays(self._shape, self._sharding, arrays)
+
+    def _shares(
+        self, index: tuple[int, ...], at: Bounds | None
+    ) -> Iterator[tuple[np.ndarray, tuple[slice, ...]]]:
+        """What each buffer has of the slice: (a view of the buffer, where in the values that is).
+        Buffers that have nothing of it are left out."""
+        at = at or [(0, size) for size in self._shape[len(index) :]]
+        for part, buffer in self._buffers.items():
+            # `index` covers leading axes; the buffer begins at `start` of each.
+            if not all(start <= i < stop for i, (start, stop) in zip(index, part)):
+                continue
+            inner: list[int | slice] = [i - start for i, (start, _) in zip(index, part)]
+            theirs = []
+            for (start, stop), (first, last) in zip(part[len(index) :], at, strict=True):
+                low, high = max(start, first), min(stop, last)
+                inner.append(slice(low - start, max(low, high) - start))
+                theirs.append(slice(low - first, max(low, high) - first))
+            # With the ellipsis a view, also of a single element.
+            yield buffer[(*inner, ...)], tuple(theirs)
 
 
 def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
@@ -73,26 +98,37 @@ def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
 
 
 def _copy(target: np.ndarray, values: np.ndarray) -> None:
-    """target[...] = values, a few columns at a time where the values' own order is another: numpy
+    """target[...] = values, a few megabytes at a time where the values' own order is another: numpy
     walks in the target's order, and each column of a transposed matrix would evict the last from
     the cache before its neighbour is read (5 times slower for matrices of 2,048 and more)."""
-    if target.ndim < 2 or values.strides[-1] == values.itemsize:
+    if target.ndim < 2 or values.strides[-1] == values.itemsize or not values.size:
         target[...] = values
         return
-    starts = range(0, target.shape[-1], _COLUMNS)
-    if values.nbytes < _LARGE:
-        _copy_columns(target, values, starts)
+    # Along the axis that is outermost in memory, so that a block is one run of it.
+    axis = max(range(values.ndim), key=lambda n: abs(values.strides[n]))
+    rows = max(1, values.shape[axis] * _BLOCK_BYTES // values.nbytes)
+    for start in range(0, values.shape[axis], rows):
+        block = (*[slice(None)] * axis, slice(start, start + rows))
+        _copy_turned(target[block], values[block])
+
+
+def _copy_turned(target: np.ndarray, values: np.ndarray) -> None:
+    device = _transposer()
+    if device is not None and values.itemsize <= 4:
+        # XLA transposes in registers, twice as fast as numpy in columns; as plain bits, for no
+        # number may change. Types of 8 bytes it would narrow.
+        bits = jax.device_put(values.view(f"u{values.itemsize}"), device)
+        target[...] = np.asarray(bits).view(values.dtype)
         return
-    # Two threads, for a new page is cleared by the thread that first writes to it.
-    halves = (starts[: len(starts) // 2], starts[len(starts) // 2 :])
-    list(_WRITERS.map(partial(_copy_columns, target, values), halves))
-
-
-def _copy_columns(target: np.ndarray, values: np.ndarray, starts: Sequence[int]) -> None:
-    for start in starts:
+    for start in range(0, target.shape[-1], _COLUMNS):
         columns = np.s_[..., start : start + _COLUMNS]
         target[columns] = values[columns]
 
 
-def _within(index: tuple[int, ...], part: tuple[tuple[int, int], ...]) -> bool:
-    return all(start <= i < stop for i, (start, stop) in zip(index, part))
+@cache
+def _transposer() -> jax.Device | None:
+    """The host as a device of JAX; None where a program has asked for other platforms alone."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None

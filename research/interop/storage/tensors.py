@@ -3,8 +3,9 @@ format offers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import ml_dtypes
 import numpy as np
 
 
@@ -23,3 +24,16 @@ class Tensors(Protocol):
     names: Mapping[str, Tensor]
 
     def read(self, name: str) -> np.ndarray: ...
+
+
+@runtime_checkable
+class StoredTensors(Tensors, Protocol):
+    """Tensors that lie in files as they are. `fill` reads the bytes of a tensor from its element
+    `start` on into uint8 memory, until it is full; several threads may do so at once."""
+
+    def fill(self, name: str, start: int, memory: np.ndarray) -> None: ...
+
+
+def as_dtype(name: str) -> np.dtype:
+    """The numpy type of a name, including those of ml_dtypes ("bfloat16")."""
+    return np.dtype(getattr(ml_dtypes, name, name))

@@ -1,7 +1,8 @@
 """DeepSeek-V2 and V3: latent attention, first layers without experts, experts in groups.
 
-Sizes are those of the published config.json files: deepseek-ai/DeepSeek-V2-Lite, DeepSeek-V2 and
-DeepSeek-V3 (R1 has the same).
+Sizes of V3 (R1 has the same) are the defaults of transformers' DeepseekV3Config and the inference
+code's config_671B.json. Those of V2 and V2-Lite are of their paper (arXiv:2405.04434, section 3.1.2
+and appendix B), and their totals are those of the published files.
 """
 
 from research.models.config import ModelConfig

@@ -1,4 +1,4 @@
-"""Phi 3 and 4."""
+"""Phi 3, 3.5 and 4."""
 
 from research.models.config import ModelConfig
 from research.models.presets.llama import llama
@@ -11,6 +11,16 @@ def _phi(
     """Phi 3 (arXiv:2404.14219) and Phi 4 (arXiv:2412.08905): LLaMA's layers."""
     vocab_size = changes.pop("vocab_size", 32064)
     return llama(vocab_size, layers, d_model, heads, kv_heads, d_ff, max_length, **changes)
+
+
+def _phi_moe() -> ModelConfig:
+    """Phi-3.5-MoE (arXiv:2404.14219, section 2; transformers' PhimoeConfig has these sizes by
+    default): layer norms, biases, and two of 16 experts by SparseMixer (arXiv:2409.12136). At the
+    length it was trained on first; the LongRoPE factors for 131,072 tokens come with a checkpoint.
+    """
+    changes = dict(norm="layer", attention_bias="all", head_bias=True, window=131072)
+    experts = dict(experts=16, experts_per_token=2, router="sparsemixer", router_loss=0.001)
+    return _phi(32, 4096, 32, 8, 6400, 4096, **changes, **experts)
 
 
 # LongRoPE's long factors of Phi-4-mini (arXiv:2503.01743), one for each of 48 rotary pairs.
@@ -26,6 +36,7 @@ _PHI4_MINI = [
 PRESETS: dict[str, ModelConfig] = {
     "phi3_mini": _phi(32, 3072, 32, 32, 8192, 4096, window=2047),
     "phi3_medium": _phi(40, 5120, 40, 10, 17920, 4096, window=2047),
+    "phi3.5_moe": _phi_moe(),
     "phi4": _phi(40, 5120, 40, 10, 17920, 16384, vocab_size=100352, rope_theta=250000.0),
     "phi4_mini": _phi(
         32, 3072, 24, 8, 8192, 131072, vocab_size=200064, tied=True, rotary_size=96,

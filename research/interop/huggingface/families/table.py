@@ -23,6 +23,7 @@ from research.interop.huggingface.families import (
     olmoe,
     opt,
     phi3,
+    phimoe,
     qwen_moe,
     roberta,
     scoring,
@@ -48,6 +49,7 @@ _DECODERS = {
     "deepseek": deepseek.FAMILY,
     "gpt2": gpt2.FAMILY,
     "gpt_neox": gpt_neox.FAMILY,
+    "phimoe": phimoe.FAMILY,
     "opt": opt.FAMILY,
 }
 FAMILIES = {

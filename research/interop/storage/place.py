@@ -1,0 +1,90 @@
+"""Parameters of a checkpoint read onto their devices: as they are stored, or quantized on the
+way."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.interop.storage.parameter import Codes, Parameter
+from research.interop.storage.shards import Shards
+from research.interop.storage.tiles import Tile
+from research.weights.quantized import Quantized, quantize_array
+
+# Two for each core, since one waits for the disk; each has a tile and its turned copy in memory.
+_READERS = ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1)), "weights")
+
+
+def place(parameter: Parameter, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """The parameter as an array like `leaf`. Each slice is read once, if this process holds any.
+
+    What lies in a file as it is goes tile by tile through several threads, into the array itself
+    where the order of its axes is the file's: at no time is a second copy of it in memory.
+    """
+    shards = Shards(leaf)
+    tiles_of = getattr(parameter.read, "tiles", lambda index: None)
+    jobs: list[tuple[tuple[int, ...], Tile]] = []
+    for index in parameter.indices():
+        if not shards.wants(index):
+            continue
+        tiles = tiles_of(index)
+        if tiles is None:
+            shards.put(index, parameter.read(index))
+        else:
+            jobs += [(index, tile) for tile in tiles if shards.wants(index, tile.at)]
+    # Going through the results raises what a thread raised, and drops the tiles that remain.
+    for _ in _READERS.map(lambda job: _read(shards, *job), jobs):
+        pass
+    return shards.array()
+
+
+def _read(shards: Shards, index: tuple[int, ...], tile: Tile) -> None:
+    memory = shards.memory(index, tile.at) if tile.in_order else None
+    if memory is not None and memory.size == tile.nbytes:
+        tile.read(memory)
+    else:
+        shards.put(index, tile.read(np.empty(tile.nbytes, np.uint8)), tile.at)
+
+
+def place_quantized(
+    parameter: Parameter, leaf: Quantized, inputs: int, codes: Codes | None = None
+) -> Quantized:
+    """The parameter quantized in the format of `leaf`, a `Quantized` of ShapeDtypeStructs, on their
+    shardings. `inputs` is the spec's.
+
+    One slice at a time is dense; none if `codes` already has it in this form. ValueError for groups
+    that do not divide the inputs.
+    """
+    # Codes, scales and zero points of a weight have shardings of their own.
+    parts, structure = jax.tree.flatten(leaf)
+    shards = [Shards(part) for part in parts]
+    for index in parameter.indices():
+        # Another process may hold this slice: then it is neither read nor quantized here.
+        if any(one.wants(index) for one in shards):
+            slice_leaf = _stored(codes, index, leaf, parameter.stack)
+            if slice_leaf is None:
+                w = jnp.asarray(parameter.read(index).astype(np.float32))
+                slice_leaf = quantize_array(w, leaf.format, inputs=inputs, group=leaf.group)
+            for one, values in zip(shards, jax.tree.leaves(slice_leaf), strict=True):
+                one.put(index, np.asarray(values))
+    return jax.tree.unflatten(structure, [one.array() for one in shards])
+
+
+def _stored(
+    codes: Codes | None, index: tuple[int, ...], leaf: Quantized, stack: int
+) -> Quantized | None:
+    """The stored slice if its form is that of `leaf`, else None."""
+    # Stored codes are taken over as they are: quantizing what they stand for again could round to
+    # other codes.
+    if codes is None or codes.forms[index] is None:
+        return None
+    # A file's groups may be of any size, and a run may want another format.
+    stored = codes.read(index)
+    # The structure includes format and sizes; shapes tell the group.
+    same = jax.tree.structure(stored) == jax.tree.structure(leaf)
+    shapes = [part.shape for part in jax.tree.leaves(stored)] == [
+        part.shape[stack:] for part in jax.tree.leaves(leaf)
+    ]
+    return stored if same and shapes else None
