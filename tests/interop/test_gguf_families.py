@@ -24,7 +24,7 @@ OUTCOMES = {
     **dict.fromkeys(("llama_gqa", "llama_mha", "llama_mqa", "llama_rope3", "llama_wide"), EXACT),
     **dict.fromkeys(("llama_yarn", "llama_sharded", "llama_bfloat16", "phi3_window"), EXACT),
     **dict.fromkeys(("olmo2", "olmo3", "olmoe", "phi3", "qwen2", "qwen3", "qwen3_moe"), EXACT),
-    **dict.fromkeys(("deepseek_v2_lite", "deepseek_v3"), EXACT),
+    **dict.fromkeys(("deepseek_v2_lite", "deepseek_v3", "t5", "t5_v1_1", "mt5"), EXACT),
     **dict.fromkeys(("bert", "bert_classifier", "bert_mlm", "bert_pretraining"), BODY),
     **dict.fromkeys(("distilbert_classifier", "distilbert_mlm", "xlm_roberta"), BODY),
     **dict.fromkeys(("electra_classifier", "electra_mlm"), BODY),
@@ -33,7 +33,6 @@ OUTCOMES = {
     "gemma": ROUNDED,
     # llama.cpp has no such model: no key for it, or no layer.
     **dict.fromkeys(("bart", "mbart", "marian", "pegasus"), _ENCODER_DECODER),
-    **dict.fromkeys(("t5", "t5_v1_1", "mt5"), _ENCODER_DECODER),
     **dict.fromkeys(("mpnet_classifier", "mpnet_mlm"), "no architecture for this encoder"),
     "opt": "no architecture for this decoder with learned positions",
     "llama_dynamic": "no dynamic scaling",
@@ -46,9 +45,15 @@ OUTCOMES = {
     "qwen2_moe": "qwen2moe architecture has no window=6",
     "smollm3": "smollm3 architecture has no unrotated_every=2",
 }
+
+
+def _takes_no_t5(c):
+    return c.kind == "encoder_decoder" and c.position != "relative"
+
+
 # Presets that no file holds, and why; all others read back as they are.
 REFUSED = {
-    **{name: _ENCODER_DECODER for name, c in PRESETS.items() if c.kind == "encoder_decoder"},
+    **{name: _ENCODER_DECODER for name, c in PRESETS.items() if _takes_no_t5(c)},
     **{name: "no architecture for this decoder with learned" for name in PRESETS if "opt" in name},
     "mpnet_base": "no architecture for this encoder with learned",
     "gpt3_13b": "40 of 128 in 5140",  # the paper's own numbers
