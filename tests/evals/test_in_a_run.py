@@ -38,7 +38,7 @@ def test_the_items_of_the_last_evaluation_are_kept_with_its_step(run):
     summary = json.loads((run / "evals/code.json").read_text())
     items = [json.loads(line) for line in (run / "evals/code.jsonl").read_text().splitlines()]
     last = read_rows(run / "metrics.jsonl")[-1]
-    assert summary["step"] == 2 and len(items) == summary["metrics"]["perplexity"]["n"] == 5
+    assert summary["step"] == 2 and len(items) == summary["metrics"]["perplexity"]["n"] == 3
     assert summary["metrics"]["perplexity"]["value"] == last["eval/code/perplexity"]
     assert "95% interval" in (run / "report.html").read_text()
 
