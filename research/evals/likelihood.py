@@ -46,6 +46,8 @@ def encode_pair(
     continuation = context[len(kept) :] + continuation
     before, whole = tokenizer.encode(kept), tokenizer.encode(kept + continuation)
     begin = [tokenizer.bos_id] if begins_texts and tokenizer.bos_id is not None else []
+    if before[: len(begin)] == begin:  # a chat's template has written it
+        begin = []
     if not before and not begin:
         begin = [tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id]
     return [*begin, *whole[: len(before)]], whole[len(before) :]
@@ -154,8 +156,7 @@ def _score(
     )
     for at, (ids, numbers) in enumerate(rows):
         tokens_BT[at, : len(ids)], segments_BT[at, : len(ids)] = ids, 1
-        # The state before each scored token; those that share a row have continuations of one
-        # length, because all of these but the last token are in the row, or are right-aligned.
+        # The states before the last tokens, the longest continuation's; shorter ones end there too.
         places_BC[at] = np.maximum(np.arange(len(ids) - long, len(ids)), 0)
         for k, number in enumerate(numbers):
             continuation = pairs[number][1]

@@ -105,6 +105,7 @@ def recommendation(recommended: Mapping[str, float], chosen: Mapping[str, Any]) 
 
 # The bits of 1.0 are 0x3F800000, and positive floats are in the order of their bits.
 _BITS_OVER_1 = 0x3F800001  # the bits of the least float32 above 1
+_BITS_OVER_ALL = 0x7F800001  # the bits of infinity, and 1
 _DISTRIBUTION = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "scored")
 
 
@@ -116,11 +117,35 @@ def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty: Number) -> jax.A
     )
 
 
-def keep_top_k(logits_BV: jax.Array, k: int) -> jax.Array:
-    """Keeps the k likeliest tokens, and those as likely as the last of them (arXiv:1805.04833)."""
+def keep_top_k(logits_BV: jax.Array, k: int | jax.Array) -> jax.Array:
+    """Keeps the k likeliest tokens, and those as likely as the last of them (arXiv:1805.04833). An
+    array [B, 1] has a k for each row."""
     # A comparison keeps ties, as transformers does; ids from `top_k` would cut them.
-    least_B1 = lax.top_k(logits_BV, min(k, logits_BV.shape[1]))[0][:, -1:]
+    if isinstance(k, int):
+        least_B1 = lax.top_k(logits_BV, min(k, logits_BV.shape[1]))[0][:, -1:]
+    else:
+        least_B1 = _kth_largest(logits_BV, jnp.minimum(k, logits_BV.shape[1]))
     return jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+
+
+def _kth_largest(x_BV: jax.Array, k_B1: jax.Array) -> jax.Array:
+    """The k-th largest of each row, float32 [B, 1]."""
+    # A binary search like that of `keep_top_p`. For floats of any sign to be in the order of their
+    # bits, those of negative ones but the sign are turned over.
+    bits_BV = lax.bitcast_convert_type(x_BV, jnp.int32)
+    order_BV = jnp.where(bits_BV < 0, bits_BV ^ 0x7FFFFFFF, bits_BV)
+
+    def _halve(_, bounds):
+        low_B1, high_B1 = bounds
+        # The mean without overflow, of integers of 32 bits that are up to 2^32 apart.
+        middle_B1 = (low_B1 & high_B1) + ((low_B1 ^ high_B1) >> 1)
+        enough_B1 = jnp.sum(order_BV >= middle_B1, axis=-1, keepdims=True) >= k_B1
+        return jnp.where(enough_B1, middle_B1, low_B1), jnp.where(enough_B1, high_B1, middle_B1)
+
+    low_B1 = jnp.full_like(k_B1, jnp.iinfo(jnp.int32).min)
+    low_B1, _ = lax.fori_loop(0, 32, _halve, (low_B1, jnp.full_like(low_B1, _BITS_OVER_ALL)))
+    bits_B1 = jnp.where(low_B1 < 0, low_B1 ^ 0x7FFFFFFF, low_B1)
+    return lax.bitcast_convert_type(bits_B1, jnp.float32)
 
 
 def keep_top_p(logits_BV: jax.Array, p: Number) -> jax.Array:
@@ -182,11 +207,11 @@ def sample(
     """
     logits_BV = process(gather_axis(logits_BV.astype(jnp.float32), axis=1), config, seen_BV)
     if config.temperature == 0:
-        return _likeliest(logits_BV)
-    return _draw(jax.nn.softmax(logits_BV, axis=-1), jax.vmap(jax.random.uniform)(keys_B))
+        return likeliest(logits_BV)
+    return draw(jax.nn.softmax(logits_BV, axis=-1), jax.vmap(jax.random.uniform)(keys_B))
 
 
-def _likeliest(logits_BV: jax.Array) -> jax.Array:
+def likeliest(logits_BV: jax.Array) -> jax.Array:
     """The index of the largest logit, the first of equals, int32 [B]; on a CPU `argmax` takes seven
     times as long."""
     words, largest_B1 = logits_BV.shape[1], jnp.max(logits_BV, axis=-1, keepdims=True)
@@ -194,7 +219,7 @@ def _likeliest(logits_BV: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(logits_BV == largest_B1, index_1V, words - 1), axis=-1)
 
 
-def _draw(probs_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
+def draw(probs_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
     """The token at which the running sum of probabilities exceeds a uniform number (inverse
     transform sampling), int32 [B].
 

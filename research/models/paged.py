@@ -1,0 +1,182 @@
+"""A key-value cache in pages that texts share, for batches in which texts come and go.
+
+Keys and values lie in a pool of P pages of s tokens each, one pool for every layer. Whoever owns
+the pool says in a table which pages a text has: key j of a text is in slot j mod s of the page
+numbered j div s in its row of the table. Texts with equal beginnings may have the same pages.
+
+A call may hold several texts in one flat row. Its tokens are first one of each of several texts,
+which go on, and then equally many of each of the others, which are being read. What does not mix
+tokens, all but attention, sees a row of tokens like any other.
+
+Letters: B batch, T tokens of a call, P pages, s slots of a page, R texts, C pages of a text, S key
+time, N query heads, K key heads, H head size.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+
+from research.models.adapters import with_prefix
+from research.models.kv import KVCache, Prefix
+from research.ops import attention
+from research.ops.attention import Bias, Visibility
+
+Pool = tuple[jax.Array, ...]  # [P, s, K, H] of each layer
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["keys_PsKH", "values_PsKH", "table_RC"],
+    meta_fields=["singles", "first"],
+)
+@dataclass(frozen=True)
+class PagedCache(KVCache):
+    """Pages of keys and values, and which of them the texts of a call have.
+
+    keys_PsKH    the pool of each layer; a tuple, so that a layer's update is in place. Layers are
+                 numbered by Python integers (`Execution(unroll=0)`)
+    values_PsKH  likewise; None where values are the keys (`research.models.latent`)
+    table_RC     pages of each text; entries behind a text's last page may be any page
+    singles      of the B T tokens of a call the first `singles` are one of each of as many texts,
+                 and the others are equally many of each of the remaining R - `singles`
+    first        the position of every text's first token: the number of virtual tokens before it
+    """
+
+    keys_PsKH: Pool
+    values_PsKH: Pool | None
+    table_RC: jax.Array
+    singles: int = 0
+    first: int = 0
+
+    def enter(self, positions_BT: jax.Array, segments_BT: jax.Array) -> Self:
+        """See `KVCache.enter`; the table has claimed the slots already."""
+        return self
+
+    def key_positions(self) -> jax.Array:
+        """Positions [1, S] of a text's keys, which are the same for all texts."""
+        return (self.first + jnp.arange(self._length()))[None]
+
+    def attend(
+        self,
+        layer: jax.Array | int,
+        q_BTNH: jax.Array,
+        k_BTKH: jax.Array,
+        v_BTKH: jax.Array,
+        visibility: Visibility,
+        *,
+        bias: Bias = None,
+        prefix: Prefix | None = None,
+        **scoring,
+    ) -> tuple[jax.Array, Self]:
+        """See `KVCache.attend`; `layer` is a Python integer."""
+        # Written before reading: the tokens of a chunk attend to each other through the cache too.
+        cache = self._write(layer, k_BTKH, v_BTKH, visibility)
+        q_MNH, (positions_M, segments_M) = _flat(q_BTNH), _tokens(visibility)
+        outs = []
+        for tokens, texts in self._parts(len(positions_M)):
+            table_rC = self.table_RC[texts]
+            by_text = partial(_by_text, rows=table_rC.shape[0])
+            k_rSKH, v_rSKH = (x.astype(q_BTNH.dtype) for x in cache._read(layer, table_rC))
+            seen = self._visibility(
+                visibility, by_text(positions_M[tokens]), by_text(segments_M[tokens])
+            )
+            k_rSKH, v_rSKH, seen = with_prefix(prefix, k_rSKH, v_rSKH, seen)
+            offsets = None if bias is None else _offsets(bias, q_BTNH.shape, tokens, by_text)
+            out_rtNH = attention.attend(
+                by_text(q_MNH[tokens]), k_rSKH, v_rSKH, seen, bias=offsets, **scoring
+            )
+            outs.append(_flat(out_rtNH))
+        return jnp.concatenate(outs).reshape(*q_BTNH.shape[:3], -1), cache
+
+    def _length(self) -> int:
+        """S: the most keys that a text's row of the table has room for."""
+        return self.table_RC.shape[1] * self.keys_PsKH[0].shape[1]
+
+    def _parts(self, tokens: int) -> Iterator[tuple[slice, slice]]:
+        """(tokens of the flat row, rows of the table) of the texts with one token in this call, and
+        of those with several."""
+        texts, alone = self.table_RC.shape[0], self.singles
+        if alone:
+            yield slice(0, alone), slice(0, alone)
+        if texts > alone:
+            yield slice(alone, tokens), slice(alone, texts)
+
+    def _texts(self, tokens: int) -> jax.Array:
+        """The row of the table of each token of a call, int [tokens]."""
+        alone, others = self.singles, self.table_RC.shape[0] - self.singles
+        each = (tokens - alone) // max(others, 1)
+        return jnp.concatenate([jnp.arange(alone), alone + jnp.repeat(jnp.arange(others), each)])
+
+    def _write(self, layer, k_BTKH: jax.Array, v_BTKH: jax.Array, visibility: Visibility) -> Self:
+        """The cache with a layer's new keys and values in their slots."""
+        positions_M, segments_M = _tokens(visibility)
+        pages, size = self.keys_PsKH[layer].shape[:2]
+        place_M = positions_M - self.first
+        page_M = self.table_RC[self._texts(len(place_M)), place_M // size]
+        # Padding goes to a page out of range, which "drop" leaves out.
+        at = jnp.where(segments_M > 0, page_M, pages), place_M % size
+
+        def _put(pool: Pool, new_BTKH: jax.Array) -> Pool:
+            changed = pool[layer].at[at].set(_flat(new_BTKH).astype(pool[layer].dtype), mode="drop")
+            # The other arrays are handed on as they are, so XLA can alias each with its input.
+            return (*pool[:layer], changed, *pool[layer + 1 :])
+
+        keys = _put(self.keys_PsKH, k_BTKH)
+        values = None if self.values_PsKH is None else _put(self.values_PsKH, v_BTKH)
+        return replace(self, keys_PsKH=keys, values_PsKH=values)
+
+    def _read(self, layer, table_rC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [r, S, K, H] of a layer for r texts, in the order of their positions."""
+
+        def _gathered(pool_PsKH: jax.Array) -> jax.Array:
+            # Whole pages are rows of a matrix here: copying rows is what XLA's gather does fastest.
+            rows = pool_PsKH.reshape(pool_PsKH.shape[0], -1).at[table_rC.reshape(-1)]
+            found = rows.get(mode="promise_in_bounds")
+            return found.reshape(table_rC.shape[0], -1, *pool_PsKH.shape[2:])
+
+        k_rSKH = _gathered(self.keys_PsKH[layer])
+        return k_rSKH, k_rSKH if self.values_PsKH is None else _gathered(self.values_PsKH[layer])
+
+    def _visibility(
+        self, rule: Visibility, positions_rt: jax.Array, segments_rt: jax.Array
+    ) -> Visibility:
+        """Which of its text's keys each query sees. A slot behind the text's end has a position
+        behind every query's, so what lies in it never matters."""
+        keys_rS = jnp.broadcast_to(self.key_positions(), (len(positions_rt), self._length()))
+        return Visibility(
+            positions_rt, keys_rS, segments_rt, jnp.ones_like(keys_rS), rule.causal, rule.window
+        )
+
+
+def make_pool(
+    layers: int, pages: int, page_size: int, kv_heads: int, head_size: int, dtype: jnp.dtype
+) -> Pool:
+    """Empty pages for every layer."""
+    return tuple(jnp.zeros((pages, page_size, kv_heads, head_size), dtype) for _ in range(layers))
+
+
+def _flat(x_BTNH: jax.Array) -> jax.Array:
+    """[B T, N, H] of [B, T, N, H]."""
+    return x_BTNH.reshape(-1, *x_BTNH.shape[2:])
+
+
+def _tokens(visibility: Visibility) -> tuple[jax.Array, jax.Array]:
+    """The positions and the segments [B T] of a call's tokens."""
+    return visibility.q_positions_BT.reshape(-1), visibility.q_segments_BT.reshape(-1)
+
+
+def _by_text(x: jax.Array, rows: int) -> jax.Array:
+    """Tokens [r t, ...] as [r, t, ...] for this number of texts r."""
+    return x.reshape(rows, -1, *x.shape[1:])
+
+
+def _offsets(bias: jax.Array, shape: tuple[int, ...], tokens: slice, by_text) -> jax.Array:
+    """What is added to the scores of some tokens, [r, N, t, S], of that of a call [B or 1, N, T,
+    S]."""
+    B, T, N, _ = shape
+    bias_BTNS = jnp.moveaxis(jnp.broadcast_to(bias, (B, N, T, bias.shape[3])), 1, 2)
+    return jnp.moveaxis(by_text(_flat(bias_BTNS)[tokens]), 1, 2)

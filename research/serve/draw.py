@@ -1,0 +1,166 @@
+"""The next token of rows that each have a sampling of their own.
+
+`research.infer.sampling` has the functions, and the random numbers are those of
+`research.infer.decode`: a token depends on the text, its sampling and its position, and neither on
+the other rows nor on the step in which it is drawn.
+
+Letters: M rows, S tokens of a text, V vocabulary, A alternatives.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from research.infer.sampling import (
+    SamplingConfig,
+    draw,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    likeliest,
+    log_probability,
+    penalize,
+)
+
+ALTERNATIVES = 20  # most tokens whose log-probabilities are told beside the one that was drawn
+
+_FIELDS = {
+    "temperature": np.float32,
+    "top_k": np.int32,
+    "top_p": np.float32,
+    "min_p": np.float32,
+    "repetition_penalty": np.float32,
+}
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["settings_M1", "seed_M", "stream_M2", "position_M", "top"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class Draws:
+    """What decides the next token of each row.
+
+    settings_M1  the fields of a `SamplingConfig` that change a distribution, [M, 1] each, and as
+                 "sampled" whether log-probabilities are those of this distribution
+    seed_M       the request's seed, and in `stream_M2` two numbers that select its random numbers
+                 under it
+    position_M   the position of the row's last token
+    top          whether any row wants its likeliest tokens
+    """
+
+    settings_M1: dict[str, np.ndarray]
+    seed_M: np.ndarray
+    stream_M2: np.ndarray
+    position_M: np.ndarray
+    top: np.ndarray
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["token_M", "logprob_M", "top_ids_MA", "top_logprobs_MA"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class Told:
+    """A token of each row, its log-probability in nats, and the likeliest tokens of the row with
+    theirs, which are zeros where no row wanted them."""
+
+    token_M: jax.Array
+    logprob_M: jax.Array
+    top_ids_MA: jax.Array
+    top_logprobs_MA: jax.Array
+
+
+def settings(configs: Sequence[SamplingConfig]) -> dict[str, np.ndarray]:
+    """The `settings_M1` of rows with these samplings."""
+    columns = {
+        name: np.array([[getattr(config, name)] for config in configs], dtype)
+        for name, dtype in _FIELDS.items()
+    }
+    return {**columns, "sampled": np.array([[c.scored == "sampled"] for c in configs])}
+
+
+def next_tokens(logits_MV: jax.Array, draws: Draws, texts_MS: jax.Array) -> Told:
+    """Draws the next token of each row. `texts_MS` are the tokens of its text, -1 behind the
+    end."""
+    logits_MV = logits_MV.astype(jnp.float32)
+    shaped_MV = _shaped(logits_MV, draws.settings_M1, texts_MS)
+    greedy_M = draws.settings_M1["temperature"][:, 0] == 0
+    token_M = likeliest(shaped_MV)
+    token_M = lax.cond(
+        jnp.all(greedy_M),
+        lambda: token_M,
+        lambda: jnp.where(greedy_M, token_M, _drawn(shaped_MV, draws)),
+    )
+    # Of the model itself, unless a row asks for those of what it is drawn from.
+    told_MV = _where(draws.settings_M1["sampled"], lambda _: shaped_MV, logits_MV)
+    return tell(told_MV, token_M, draws.top)
+
+
+def tell(logits_MV: jax.Array, token_M: jax.Array, top: jax.Array) -> Told:
+    """What is told of tokens that follow in rows with these logits."""
+    return Told(token_M, log_probability(logits_MV, token_M), *_likeliest(logits_MV, top))
+
+
+def _shaped(logits_MV: jax.Array, s: dict[str, jax.Array], texts_MS: jax.Array) -> jax.Array:
+    """`research.infer.sampling.process`, with a config for each row."""
+
+    def _seen(logits_MV):
+        # Out of range for the end of a text, which "drop" leaves out: -1 would be the last token.
+        ids_MS = jnp.where(texts_MS < 0, logits_MV.shape[1], texts_MS)
+        rows_M1 = jnp.arange(logits_MV.shape[0])[:, None]
+        seen_MV = jnp.zeros(logits_MV.shape, bool).at[rows_M1, ids_MS].set(True, mode="drop")
+        return penalize(logits_MV, seen_MV, s["repetition_penalty"])
+
+    logits_MV = _where(s["repetition_penalty"] != 1, _seen, logits_MV)
+    warm_M1 = s["temperature"] > 0
+    logits_MV = logits_MV / jnp.where(warm_M1, s["temperature"], 1)
+    for name, on_M1, keep in (
+        ("top_k", s["top_k"] > 0, keep_top_k),
+        ("top_p", s["top_p"] < 1, keep_top_p),
+        ("min_p", s["min_p"] > 0, keep_min_p),
+    ):
+        # Each reads what the one before it has kept.
+        kept = lambda logits_MV, keep=keep, name=name: keep(logits_MV, s[name])
+        logits_MV = _where(warm_M1 & on_M1, kept, logits_MV)
+    return logits_MV
+
+
+def _where(on_M1: jax.Array, change: Callable[[jax.Array], jax.Array], x_MV: jax.Array):
+    """`change(x)` in the rows where it is on. Where no row wants it, it is not computed: for a
+    small model each of these costs as much as a layer."""
+    return lax.cond(
+        jnp.any(on_M1), lambda x_MV: jnp.where(on_M1, change(x_MV), x_MV), lambda x_MV: x_MV, x_MV
+    )
+
+
+def _drawn(shaped_MV: jax.Array, draws: Draws) -> jax.Array:
+    """A token of each row by its own random number, int32 [M]."""
+
+    def _uniform(seed, stream, position):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream[0]), stream[1])
+        return jax.random.uniform(jax.random.fold_in(key, position))
+
+    uniform_M = jax.vmap(_uniform)(draws.seed_M, draws.stream_M2, draws.position_M)
+    return draw(jax.nn.softmax(shaped_MV, axis=-1), uniform_M)
+
+
+def _likeliest(logits_MV: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(ids, log-probabilities in nats) of each row's likeliest tokens, [M, A] each; zeros unless
+    `wanted`."""
+    M, V = logits_MV.shape
+    count = min(ALTERNATIVES, V)
+
+    def _found():
+        largest_MA, ids_MA = lax.top_k(logits_MV, count)
+        return ids_MA, largest_MA - jax.nn.logsumexp(logits_MV, axis=-1, keepdims=True)
+
+    nothing = jnp.zeros((M, count), jnp.int32), jnp.zeros((M, count), jnp.float32)
+    return lax.cond(wanted, _found, lambda: nothing)

@@ -1,0 +1,262 @@
+"""`Engine`: continues many prompts together, with one call of the model for all of them.
+
+    engine = Engine(model, params, tokenizer, pages=512, page_size=16)
+    engine.generate([Request("Once upon", SamplingConfig(max_tokens=8))])[0].text
+
+A server does not wait for the end: `submit` returns a text at once, every `step` writes one token
+of each text that runs, and `cancel` gives a text's pages back, at any time between two steps. An
+engine belongs to one thread.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from research.data.tokenizers import Tokenizer
+from research.devices.backend import platform
+from research.infer.decode_layout import prepare
+from research.infer.prompts import check_ids, prompt_ids
+from research.models.adapters import virtual_tokens
+from research.models.model import Model
+from research.serve.assemble import assemble
+from research.serve.limits import check_model, text_length
+from research.serve.pages import Pages
+from research.serve.request import Completion, Request
+from research.serve.schedule import Budget, Running, State, Waiting, schedule
+from research.serve.shapes import Shape, Shapes
+from research.serve.step import make_pools, step
+from research.serve.text import Text
+from research.tree import Tree
+
+
+@dataclass
+class Counts:
+    """What an engine has done since its start: calls of the model, tokens that went through it,
+    prompts' tokens that were found in the cache instead, tokens written, texts that were stopped
+    for want of pages, and texts that have ended."""
+
+    steps: int = 0
+    computed: int = 0
+    found: int = 0
+    written: int = 0
+    preempted: int = 0
+    ended: int = 0
+
+
+class Engine:
+    """Writes the texts of requests with one model, in `pages` pages of `page_size` tokens each.
+
+    rows       most texts that run at a time; others wait
+    chunk      most tokens of a prompt that are read in one step, beside the texts that go on
+    length     longest text in tokens, prompt included; by default as many as the model was made for
+               and the pool has room for
+    share      whether texts with equal beginnings share the pages of these
+    prepared   whether the weights are copied into the layout of decoding
+               (`research.infer.decode_layout`), which is faster on a CPU and changes the order of
+               sums
+
+    ValueError for a model that is no decoder, and under a mesh of several devices.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        params: Tree,
+        tokenizer: Tokenizer,
+        *,
+        pages: int,
+        page_size: int = 16,
+        rows: int = 8,
+        chunk: int = 128,
+        length: int | None = None,
+        share: bool = True,
+        prepared: bool = True,
+    ):
+        check_model(model, rows, chunk)
+        if "prompt" in params:
+            params = jax.jit(Model.prompted, static_argnums=0)(model, params)
+        self.model, self.tokenizer, self.share = model, tokenizer, share
+        self.pages = Pages(pages, page_size)
+        self.length = text_length(model.config, virtual_tokens(params), self.pages, length)
+        self.params = prepare(model, params) if prepared else params
+        # Products of one row in bfloat16 take 25 times as long on a CPU.
+        slow = model.precision.compute != "float32" and platform() == "cpu"
+        most = -(-self.length // page_size)
+        self.shapes = Shapes(rows, chunk, most, page_size, least=2 if slow else 1)
+        self.counts = Counts()
+        self._budget = Budget(rows, chunk, page_size)
+        self._pools = make_pools(model, pages, page_size)
+        self._texts: dict[int, Text] = {}
+        self._running: list[int] = []
+        self._waiting: deque[int] = deque()
+        self._next = 0
+
+    @property
+    def running(self) -> int:
+        """Texts that run."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Texts that wait for their turn."""
+        return len(self._waiting)
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """The continuation of each request, in order. ValueError, before anything is written, for a
+        prompt that this engine cannot continue."""
+        texts = [self.submit(request) for request in self._checked(requests)]
+        while not all(text.finish for text in texts):
+            self.step()
+        return [text.completion() for text in texts]
+
+    def submit(self, request: Request) -> Text:
+        """The text of a request, which the next steps write. ValueError for a prompt outside the
+        vocabulary, and one that leaves no room for a token."""
+        prompt = self.prompt_ids(request)
+        limit = min(request.sampling.max_tokens, self.length - len(prompt))
+        text = Text(self._next, request, prompt, limit, self.tokenizer)
+        self._texts[text.number] = text
+        self._waiting.append(text.number)
+        self._next += 1
+        return text
+
+    def cancel(self, text: Text) -> None:
+        """Ends a text; one that has ended already stays as it is."""
+        if not text.finish:
+            text.finish = "cancelled"
+            text.written.close()
+            self._end(text)
+
+    def step(self) -> list[Text]:
+        """Runs the model once for the texts whose turn it is: those that have got a token. Does
+        nothing where there is none."""
+        singles, chunk = self._plan()
+        if not singles and chunk is None:
+            return []
+        shape, row = assemble(singles, chunk, self.shapes, virtual_tokens(self.params))
+        self._pools, told, scores = step(
+            self.params, self._pools, row, model=self.model, shape=shape
+        )
+        told, scores = jax.device_get((told, scores))
+        self.counts.steps += 1
+        parts = [(index, text, 1) for index, text in enumerate(singles)]
+        if chunk is not None:
+            parts.append((shape.singles, *chunk))
+            if scores is not None:
+                told_of = _alternatives(scores, slice(None), chunk[0].request.alternatives)
+                chunk[0].score(chunk[0].cached + 1, scores.logprob_M.tolist(), told_of)
+        return [text for index, text, tokens in parts if self._advance(text, tokens, told, index)]
+
+    def compile(self, shape: Shape) -> None:
+        """Compiles a shape's program, by a step in which nothing runs."""
+        _, row = assemble([], None, self.shapes, 0, shape)
+        self._pools, _, _ = step(self.params, self._pools, row, model=self.model, shape=shape)
+
+    def prompt_ids(self, request: Request) -> list[int]:
+        """The tokens of a request's prompt, see `submit`."""
+        prompt = prompt_ids(self.tokenizer, request.prompt, request.sampling.bos)
+        check_ids(self.model.config, 0, request.prompt, prompt)
+        if len(prompt) >= self.length:
+            raise ValueError(
+                f"the prompt has {len(prompt):,} tokens, and a text of this engine at most "
+                f"{self.length:,} with what is written; shorten it"
+            )
+        return prompt
+
+    def _checked(self, requests: Sequence[Request]) -> Sequence[Request]:
+        for request in requests:
+            self.prompt_ids(request)
+        return requests
+
+    def _plan(self) -> tuple[list[Text], tuple[Text, int] | None]:
+        """The texts with one token in this step, and the one that is read with how many tokens. The
+        pages of all have changed hands."""
+        running = [self._texts[number] for number in self._running]
+        # No more can begin at once, and to look for their pages takes time.
+        waiting = [self._texts[number] for number in list(self._waiting)[: self._budget.rows]]
+        shared = {text.number: self._shared(text) for text in waiting}
+        state = State(
+            tuple(
+                Running(t.number, len(t.ids), t.cached, len(t.pages), self.pages.alone(t.pages))
+                for t in running
+            ),
+            tuple(
+                Waiting(t.number, len(t.ids), len(found), self.pages.idle(found))
+                for t in waiting
+                for found in [shared[t.number]]
+            ),
+            self.pages.free,
+        )
+        plan = schedule(state, self._budget)
+        for number in plan.preempted:
+            self._stop(self._texts[number])
+        for number in plan.admitted:
+            self._begin(self._texts[number], shared[number])
+        # Last, so that no page that a text was promised is taken for another.
+        for number, count in plan.pages.items():
+            self._texts[number].pages += self.pages.take(count)
+        chunk = None if plan.chunk is None else (self._texts[plan.chunk[0]], plan.chunk[1])
+        return [self._texts[number] for number in plan.singles], chunk
+
+    def _shared(self, text: Text) -> list[int]:
+        """Pages of the cache that have a waiting text's first tokens."""
+        if not self.share or text.scored:
+            return []
+        # Its last token is run in any case: the next one is drawn from its logits.
+        most = (len(text.ids) - 1) // self.pages.page_size
+        return self.pages.match(text.digests(self.pages.page_size)[:most])
+
+    def _begin(self, text: Text, shared: list[int]) -> None:
+        self._waiting.remove(text.number)
+        self._running.append(text.number)
+        self.pages.share(shared)
+        text.pages = list(shared)
+        text.cached = len(shared) * self.pages.page_size
+        if not text.logprobs:  # and not where it was stopped while it was written
+            text.found = min(text.cached, len(text.prompt))
+            self.counts.found += text.found
+
+    def _stop(self, text: Text) -> None:
+        self._running.remove(text.number)
+        self._waiting.appendleft(text.number)
+        self._release(text)
+        self.counts.preempted += 1
+
+    def _release(self, text: Text) -> None:
+        self.pages.release(text.pages)
+        text.pages, text.cached = [], 0
+
+    def _end(self, text: Text) -> None:
+        queue = self._running if text.number in self._running else self._waiting
+        queue.remove(text.number)
+        del self._texts[text.number]
+        self._release(text)
+        self.counts.ended += 1
+
+    def _advance(self, text: Text, tokens: int, told, index: int) -> bool:
+        """Notes that so many more tokens of a text are in its pages; whether it got a token."""
+        before = text.cached // self.pages.page_size
+        text.cached += tokens
+        self.counts.computed += tokens
+        full = range(before, text.cached // self.pages.page_size)
+        if self.share and full:
+            digests = text.digests(self.pages.page_size)
+            for number in full:
+                self.pages.register(text.pages[number], digests[number])
+        if text.cached < len(text.ids):
+            return False
+        [alternatives] = _alternatives(told, slice(index, index + 1), text.request.alternatives)
+        text.add(int(told.token_M[index]), float(told.logprob_M[index]), alternatives)
+        self.counts.written += 1
+        if text.finish:
+            self._end(text)
+        return True
+
+
+def _alternatives(told, rows: slice, count: int) -> list[tuple[tuple[int, float], ...]]:
+    """The first `count` likeliest tokens of some rows, with their log-probabilities."""
+    ids, logprobs = np.asarray(told.top_ids_MA)[rows], np.asarray(told.top_logprobs_MA)[rows]
+    return [tuple(zip(i[:count].tolist(), l[:count].tolist())) for i, l in zip(ids, logprobs)]

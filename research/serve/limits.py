@@ -1,0 +1,58 @@
+"""Which models an engine can run, and how long its texts may be."""
+
+import jax
+
+from research.models.config import ModelConfig
+from research.models.model import Model
+from research.serve.pages import Pages
+
+
+def check_model(model: Model, rows: int, chunk: int) -> None:
+    """ValueError for a model that an engine cannot run, and for sizes that are no sizes."""
+    if model.config.kind != "decoder":
+        raise ValueError(
+            f"the model is an {model.config.kind}, and an engine continues texts with a decoder; "
+            "python -m research.generate runs an encoder-decoder"
+        )
+    if model.config.scores_texts:
+        raise ValueError(
+            "the model scores texts (model.labels) and writes none; python -m research.evaluate "
+            "--pairs=FILE compares answers by it"
+        )
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        raise ValueError(
+            f"a mesh of {mesh.size} devices is set, and an engine runs on one; leave the mesh, or "
+            "use research.infer.decode.generate"
+        )
+    for name, size in (("rows", rows), ("chunk", chunk)):
+        if size < 1:
+            raise ValueError(f"{name}={size} must be at least 1; give the engine more")
+
+
+def longest_text(c: ModelConfig, virtual: int, page_size: int) -> int:
+    """The longest text in tokens that an engine writes with a model, behind `virtual` tokens."""
+    made = c.max_length - virtual
+    if c.rope_scaling.by_length:
+        # A longer text rotates all of its keys anew, those in the cache too. Texts keep to the
+        # first rotation, and to whole pages, because a step's rotation is that of its last key.
+        original = int(c.rope_scaling.original_length) - virtual
+        made = min(made, original // page_size * page_size)
+    return made
+
+
+def text_length(c: ModelConfig, virtual: int, pages: Pages, wanted: int | None) -> int:
+    """The longest text in tokens: `wanted`, or by default as long as the model was made for and the
+    pool has room for. ValueError for one that is longer than either, or has no room for a token
+    after its prompt."""
+    made = longest_text(c, virtual, pages.page_size)
+    room = pages.count * pages.page_size
+    most = min(made, room)
+    length = most if wanted is None else wanted
+    if not 2 <= length <= most:
+        raise ValueError(
+            f"texts of {length:,} tokens must have at least 2, and at most the {made:,} that the "
+            f"model can have here and the {room:,} of {pages.count:,} pages of {pages.page_size}; "
+            "set length or pages"
+        )
+    return length

@@ -1,0 +1,80 @@
+"""Runs the endpoints on uvicorn, from the first answer to the last after SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+from research.serve.app import Endpoints
+from research.serve.asked import Served
+from research.serve.metrics import Metrics
+from research.serve.worker import Worker
+
+if TYPE_CHECKING:
+    import uvicorn
+
+
+def make_server(
+    worker: Worker,
+    served: Served,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    token: str = "",
+    seconds: float = 600.0,
+    drain: float = 10.0,
+) -> uvicorn.Server:
+    """A server of these texts, which `run` runs. See `Endpoints` for `token` and `seconds`; what is
+    being written when the server is told to stop has `drain` seconds."""
+    import uvicorn
+
+    class _Server(uvicorn.Server):
+        def capture_signals(self) -> AbstractContextManager[None]:
+            # No handler: uvicorn's own ends the process by the signal, where a server that was told
+            # to stop has done nothing wrong.
+            return nullcontext()
+
+        async def startup(self, sockets=None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                # The port that was asked for may be 0, any that is free.
+                host, port = self.servers[0].sockets[0].getsockname()[:2]
+                host = f"[{host}]" if ":" in host else host
+                print(f"listening on http://{host}:{port}", flush=True)
+
+    metrics = Metrics(worker.engine)
+    worker.observe = metrics.observe
+    config = uvicorn.Config(
+        Endpoints(worker, served, metrics, token, seconds).app(),
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=max(1, int(drain)),
+    )
+    return _Server(config)
+
+
+def run(server: uvicorn.Server, worker: Worker) -> None:
+    """Serves until SIGTERM or Ctrl-C, or, outside the main thread, until `server.should_exit`.
+    ValueError for an address at which one cannot listen."""
+
+    async def _until_told() -> None:
+        if threading.current_thread() is threading.main_thread():
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
+        await server.serve()
+
+    worker.start()
+    try:
+        asyncio.run(_until_told())
+    except SystemExit:  # uvicorn's, after a line about the address
+        config = server.config
+        raise ValueError(
+            f"cannot listen at {config.host}:{config.port}; choose another --port, or --port=0"
+        ) from None
+    finally:
+        worker.stop()

@@ -1,0 +1,90 @@
+"""One step: a flat row of tokens of many texts goes through the model, and each text gets its next
+token.
+
+Letters: T tokens of the row, R texts, C pages of a text, D model, M rows whose next token is drawn,
+S tokens of a text, V vocabulary.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.models.adapters import virtual_tokens
+from research.models.config import Execution
+from research.models.latent import cached_size
+from research.models.model import Model
+from research.models.paged import PagedCache, Pool, make_pool
+from research.serve.draw import Draws, Told, next_tokens, tell
+from research.serve.shapes import Shape
+from research.tree import Tree
+
+Pools = tuple[Pool, Pool | None]  # of keys, and of values where these are not the keys
+_BLOCK = 64  # tokens that are read whose logits exist at a time: 64 x 262,144 floats are 64 MiB
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["inputs_T", "positions_T", "segments_T", "table_RC", "last_M", "texts_MS"]
+    + ["draws", "follows_T"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class Row:
+    """The tokens of a step, on the host; `shape` says how many there are of what.
+
+    inputs_T     tokens: one of each text that goes on, then those of the text that is read
+    positions_T  their positions, and in `segments_T` 1, 0 for padding
+    table_RC     pages of each text
+    last_M       where each text's last token is in the row
+    texts_MS     all tokens of each text, -1 behind the end
+    draws        how its next token is drawn
+    follows_T    the token after each, where that is known
+    """
+
+    inputs_T: np.ndarray
+    positions_T: np.ndarray
+    segments_T: np.ndarray
+    table_RC: np.ndarray
+    last_M: np.ndarray
+    texts_MS: np.ndarray
+    draws: Draws
+    follows_T: np.ndarray
+
+
+def make_pools(model: Model, pages: int, page_size: int) -> Pools:
+    """Empty pages for the keys and values of a model's layers."""
+    c = model.config
+    heads, size = (1, cached_size(c)) if c.kv_latent else (c.kv_heads, c.head_size)
+    make = partial(make_pool, c.layers, pages, page_size, heads, size)
+    dtype = model.precision.compute_dtype
+    return make(dtype), None if c.kv_latent else make(dtype)
+
+
+@partial(jax.jit, static_argnames=("model", "shape"), donate_argnames="pools")
+def step(
+    params: Tree, pools: Pools, row: Row, *, model: Model, shape: Shape
+) -> tuple[Pools, Told, Told | None]:
+    """(the pools with the keys and values of the row's tokens, the next token of each text, and of
+    a `scored` shape what follows each token that is read)."""
+    # The pools are a tuple of layers, which a loop over layers could not index.
+    model = replace(model, execution=replace(Execution(), unroll=0))
+    cache = PagedCache(*pools, row.table_RC, shape.singles, virtual_tokens(params))
+    batch = {name: getattr(row, f"{name}_T")[None] for name in ("inputs", "positions", "segments")}
+    hidden_1TD, cache = model.decode(params, batch, cache)
+    logits_MV = model.logits(params, hidden_1TD[:, row.last_M])[0]
+    told = next_tokens(logits_MV, row.draws, row.texts_MS)
+    scores = _scores(params, hidden_1TD[0], row, model, shape) if shape.scored else None
+    return (cache.keys_PsKH, cache.values_PsKH), told, scores
+
+
+def _scores(params: Tree, hidden_TD: jax.Array, row: Row, model: Model, shape: Shape) -> Told:
+    """What follows each token that is read, with its log-probability, a block at a time."""
+    told = []
+    for first in range(shape.singles, shape.tokens, _BLOCK):
+        block = slice(first, first + _BLOCK)
+        logits_tV = model.logits(params, hidden_TD[None, block])[0]
+        told.append(tell(logits_tV, row.follows_T[block], row.draws.top))
+    return jax.tree.map(lambda *blocks: jnp.concatenate(blocks), *told)

@@ -1,0 +1,97 @@
+"""A text that an engine writes: a request on the host, from its prompt to its end."""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from research.data.tokenizers import Tokenizer
+from research.infer.text import Continuation
+from research.serve.pages import digests
+from research.serve.request import Alternatives, Completion, Request
+
+
+class Text:
+    """A prompt and its continuation so far.
+
+    `ids` are all tokens, of which the first `cached` have their keys and values in `pages`.
+    `finish` says why the text has ended, "" before. `written` is the continuation's text, of which
+    the first `written.certain` characters are final.
+    """
+
+    def __init__(
+        self, number: int, request: Request, prompt: list[int], limit: int, tokenizer: Tokenizer
+    ):
+        self.number, self.request, self.prompt, self.limit = number, request, prompt, limit
+        self.ids = list(prompt)
+        self.cached, self.pages, self.found = 0, list[int](), 0
+        self.logprobs: list[float] = []
+        self.alternatives: list[Alternatives] = []
+        self.prompt_logprobs: list[float] = []
+        self.prompt_alternatives: list[Alternatives] = []
+        self.written = Continuation(tokenizer.decode, prompt, request.sampling.stop)
+        self.finish = ""
+        self._eos_id = tokenizer.eos_id
+        # The same random numbers as in `research.infer.decode`: chosen by the prompt's content.
+        content = np.array(prompt, "<i4").tobytes()
+        self.stream = zlib.crc32(content), request.copy
+        self._digests: list[bytes] = []
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens after the prompt."""
+        return self.ids[len(self.prompt) :]
+
+    @property
+    def scored(self) -> bool:
+        """Whether log-probabilities of the prompt are still to be computed."""
+        wanted = len(self.prompt) - 1 if self.request.prompt_logprobs else 0
+        return len(self.prompt_logprobs) < wanted
+
+    def digests(self, page_size: int) -> list[bytes]:
+        """The digest of each full page of the tokens so far."""
+        self._digests = digests(self.ids, page_size, self.request.salt, self._digests)
+        return self._digests
+
+    def score(self, first: int, logprobs: Sequence[float], alternatives: Sequence) -> None:
+        """Takes the log-probabilities of the prompt's tokens from number `first` on."""
+        # What was read before the text was stopped and read again is known.
+        known = len(self.prompt_logprobs) + 1 - first
+        last = len(self.prompt) - first
+        self.prompt_logprobs += logprobs[known:last]
+        if self.request.alternatives:
+            self.prompt_alternatives += alternatives[known:last]
+
+    def add(self, token_id: int, logprob: float, alternatives: Alternatives) -> None:
+        """Takes the next token, and sets `finish` if it is the last."""
+        self.ids.append(token_id)
+        self.logprobs.append(logprob)
+        if self.request.alternatives:
+            self.alternatives.append(alternatives)
+        if token_id == self._eos_id:
+            self.finish = "eos"
+        elif token_id in self.request.sampling.stop_ids:
+            self.finish = "stop"
+        else:
+            self.written.add(token_id)
+            if self.written.stopped:
+                self.finish = "stop"
+            elif len(self.logprobs) == self.limit:
+                self.finish = "length"
+        if self.finish:
+            self.written.close()
+
+    def completion(self) -> Completion:
+        """The text as it is returned to the user."""
+        return Completion(
+            self.request.prompt,
+            self.written.text,
+            tuple(self.token_ids),
+            tuple(self.logprobs),
+            self.finish,
+            tuple(self.alternatives),
+            tuple(self.prompt),
+            tuple(self.prompt_logprobs),
+            tuple(self.prompt_alternatives),
+            self.found,
+        )

@@ -1,0 +1,67 @@
+"""Engines over models of two layers, and requests for them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+
+from research.infer.sampling import SamplingConfig
+from research.models.model import Model
+from research.serve.engine import Engine
+from research.serve.request import Request
+from tests.families import FAMILIES, VOCAB
+from tests.models.test_model import parameters
+
+
+class Letters:
+    """A tokenizer whose tokens are letters."""
+
+    bos_id = None
+    eos_id = None
+    chat_template = None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """A letter for each id."""
+        return "".join(chr(33 + i) for i in ids)
+
+    def encode(self, text: str) -> list[int]:
+        """An id for each letter."""
+        return [ord(letter) - 33 for letter in text]
+
+
+@cache
+def model(name: str = "llama3_405b") -> tuple[Model, dict]:
+    """A model of the family and its parameters."""
+    return Model(FAMILIES[name]), parameters(name)
+
+
+def engine(name: str = "llama3_405b", **settings) -> Engine:
+    """A small engine of the family, with few shapes, since each is compiled."""
+    settings = {"pages": 32, "page_size": 4, "rows": 4, "chunk": 8, **settings}
+    made = Engine(*model(name), Letters(), **settings)
+    made.shapes = replace(made.shapes, least=settings["rows"])
+    return made
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    """Random tokens."""
+    return np.random.default_rng(seed).integers(0, VOCAB, length).tolist()
+
+
+def requests(count: int, longest: int, seed: int = 0) -> list[Request]:
+    """Requests of mixed lengths and samplings that end within `longest` tokens."""
+    rng, made = np.random.default_rng(seed), []
+    for number in range(count):
+        length = int(rng.integers(1, longest - 4))
+        sampling = SamplingConfig(
+            temperature=float(rng.choice([0, 0.8, 1.0])),
+            top_k=int(rng.choice([0, 7])),
+            top_p=float(rng.choice([1, 0.8])),
+            min_p=float(rng.choice([0, 0.02])),
+            repetition_penalty=float(rng.choice([1, 1.3])),
+            max_tokens=int(rng.integers(1, longest - length)),
+            seed=number,
+        )
+        made.append(Request(prompt(length, number % 7), sampling))
+    return made

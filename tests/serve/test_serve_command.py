@@ -1,0 +1,81 @@
+"""python -m research.serve, from its first line to SIGTERM."""
+
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from research.data.tokenizers import train_tokenizer
+from research.files import building
+from research.interop import native
+from tests.families import FAMILIES
+from tests.interop.memory import in_memory, random_params
+
+pytest.importorskip("uvicorn", reason="pip install 'graft-research[serve]'")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder with a small decoder and its tokenizer."""
+    folder = tmp_path_factory.mktemp("served") / "tiny"
+    tokenizer = train_tokenizer("bpe:300", ["to be or not to be, that is the question " * 20])
+    c = replace(FAMILIES["llama2_7b"], vocab_size=tokenizer.vocab_size, max_length=4096)
+    with building(folder) as made:
+        native.write_native(in_memory(c, random_params(c)), made)
+        tokenizer.save(made)
+    return folder
+
+
+def command(*flags):
+    return [sys.executable, "-m", "research.serve", *flags]
+
+
+@pytest.mark.slow
+def test_it_answers_and_finishes_what_it_writes_when_it_is_told_to_stop(checkpoint):
+    flags = [f"--checkpoint={checkpoint}", "--port=0", "--rows=2", "--compiled=64"]
+    server = subprocess.Popen(
+        command(*flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        line = server.stdout.readline()
+        assert line.startswith("listening on http://127.0.0.1:"), server.stderr.read()
+        link = http.client.HTTPConnection("127.0.0.1", int(line.rsplit(":", 1)[1]), timeout=60)
+        body = {"model": "tiny", "prompt": "to be", "max_tokens": 200}
+        answers = []
+
+        def _ask():
+            link.request("POST", "/v1/completions", json.dumps(body))
+            answers.append(json.loads(link.getresponse().read()))
+
+        asking = threading.Thread(target=_ask)
+        asking.start()
+        time.sleep(0.5)
+        told = time.monotonic()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+        asking.join(10)
+        # Within the time for draining, and with all that was asked for.
+        assert time.monotonic() - told < 12
+        assert answers[0]["usage"]["completion_tokens"] == 200
+        assert "compiled" in server.stderr.read()
+    finally:
+        server.kill()
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--port=8000"], "give --workdir"),
+        (["--checkpoint=/nowhere", "--rows=0"], "rows"),
+        (["--checkpoint=/nowhere", "here"], "unexpected argument"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_a_line(flags, said):
+    asked = subprocess.run(command(*flags), capture_output=True, text=True, timeout=120)
+    assert asked.returncode == 2 and said in asked.stderr and asked.stderr.count("\n") == 1

@@ -1,0 +1,230 @@
+"""The server over loopback: OpenAI's forms, bad input, and clients that go away."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from research.data.tokenizers import train_tokenizer
+from research.infer.sampling import SamplingConfig
+from research.models.model import Model
+from research.serve.engine import Engine
+from research.serve.request import Request
+from tests.families import FAMILIES
+from tests.interop.memory import random_params
+
+pytest.importorskip("starlette", reason="pip install 'graft-research[serve]'")
+pytest.importorskip("uvicorn", reason="pip install 'graft-research[serve]'")
+
+from research.serve.asked import Served
+from research.serve.server import make_server, run
+from research.serve.worker import Worker
+
+TEMPLATE = (
+    "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<bos>assistant: {% endif %}"
+)
+LENGTH = 64
+
+
+class Client:
+    """A server in a thread, and what it answers."""
+
+    def __init__(self, **settings):
+        tokenizer = train_tokenizer("bpe:300", ["to be or not to be, that is the question " * 20])
+        self.tokenizer = replace(tokenizer, chat_template=TEMPLATE)
+        c = replace(FAMILIES["llama2_7b"], vocab_size=tokenizer.vocab_size, max_length=LENGTH)
+        self.model, self.params = Model(c), random_params(c)
+        self.engine = self.alone()
+        self.worker = Worker(self.engine, waiting=24)
+        served = Served("tiny", self.tokenizer, LENGTH, stop_ids=(299,))
+        self.server = make_server(self.worker, served, **settings)
+        self.thread = threading.Thread(target=run, args=(self.server, self.worker), daemon=True)
+        self.thread.start()
+        until(lambda: self.server.started)
+        self.port = self.server.servers[0].sockets[0].getsockname()[1]
+
+    def alone(self) -> Engine:
+        """An engine like the server's."""
+        return Engine(
+            self.model, self.params, self.tokenizer, pages=16, page_size=8, rows=2, chunk=16
+        )
+
+    def ask(self, path, body=None, method=None, **headers):
+        """(status, the answer's text)."""
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        content = body if isinstance(body, bytes | None) else json.dumps(body)
+        link.request(method or ("GET" if body is None else "POST"), path, content, headers)
+        answer = link.getresponse()
+        text = answer.read().decode()
+        link.close()
+        return answer.status, text
+
+    def json(self, path, body=None):
+        """The value that it answers."""
+        status, text = self.ask(path, body)
+        assert status == 200, text
+        return json.loads(text)
+
+    def events(self, path, body):
+        """The events of a stream, but for the last, which says that it is done."""
+        status, text = self.ask(path, {**body, "stream": True})
+        assert status == 200, text
+        *events, done = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+        assert done == "[DONE]"
+        return [json.loads(event) for event in events]
+
+
+def until(true, seconds=60):
+    """Waits for something to be true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def client():
+    made = Client()
+    yield made
+    made.server.should_exit = True
+    made.thread.join(20)
+    assert not made.thread.is_alive()
+
+
+GREEDY = {"prompt": "to be or", "max_tokens": 6, "temperature": 0}
+
+
+def test_what_is_served_is_what_the_engine_writes(client):
+    sampling = SamplingConfig(temperature=0.9, top_p=0.9, max_tokens=6, seed=5, stop_ids=(299,))
+    body = {**GREEDY, "temperature": 0.9, "top_p": 0.9, "seed": 5, "n": 2}
+    wanted = client.alone().generate([Request("to be or", sampling, copy) for copy in (0, 1)])
+    answer = client.json("/v1/completions", body)
+    assert [one["text"] for one in answer["choices"]] == [one.text for one in wanted]
+    ids = list(wanted[0].prompt_ids)
+    assert answer["usage"]["prompt_tokens"] == len(ids)
+    by_ids = client.json("/v1/completions", {**body, "prompt": ids})
+    assert by_ids["choices"] == answer["choices"]
+    # The pieces of a stream are the text.
+    pieces = ["", ""]
+    for event in client.events("/v1/completions", body):
+        [choice] = event["choices"]
+        pieces[choice["index"]] += choice["text"]
+    assert pieces == [one.text for one in wanted]
+
+
+def test_log_probabilities_in_the_form_that_scores_texts(client):
+    body = {**GREEDY, "max_tokens": 1, "echo": True, "logprobs": 2}
+    [choice] = client.json("/v1/completions", body)["choices"]
+    told = choice["logprobs"]
+    assert choice["text"].startswith("to be or")
+    assert told["token_logprobs"][0] is None and told["top_logprobs"][0] is None
+    assert len({len(values) for values in told.values()}) == 1
+    assert told["text_offset"] == sorted(told["text_offset"])
+    # The one that was written is the likeliest.
+    assert told["token_logprobs"][-1] == max(told["top_logprobs"][-1].values())
+    [streamed] = [e["choices"][0]["logprobs"] for e in client.events("/v1/completions", body)][:1]
+    assert streamed["tokens"][: len(told["tokens"]) - 1] == told["tokens"][:-1]
+
+
+def test_a_conversation_whole_and_in_pieces(client):
+    body = {"messages": [{"role": "user", "content": "to be"}], "max_completion_tokens": 5}
+    body |= {"temperature": 0, "logprobs": True, "top_logprobs": 1}
+    answer = client.json("/v1/chat/completions", body)
+    [choice] = answer["choices"]
+    assert answer["object"] == "chat.completion" and choice["message"]["role"] == "assistant"
+    told = choice["logprobs"]["content"]
+    assert len(told) == answer["usage"]["completion_tokens"]
+    assert all(one["logprob"] == one["top_logprobs"][0]["logprob"] for one in told)
+    body["stream_options"] = {"include_usage": True}
+    *events, last = client.events("/v1/chat/completions", body)
+    text = "".join(e["choices"][0]["delta"].get("content", "") for e in events)
+    assert text == choice["message"]["content"]
+    assert last["choices"] == [] and last["usage"]["total_tokens"] > 5
+    assert events[-1]["choices"][0]["finish_reason"] == choice["finish_reason"]
+    # The prompt was there the second time.
+    assert last["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+
+
+def test_what_is_beside_texts(client):
+    assert client.json("/v1/models")["data"][0]["id"] == "tiny"
+    assert client.json("/v1/models/tiny")["max_model_len"] == LENGTH
+    ids = client.json("/tokenize", {"prompt": "to be"})["tokens"]
+    assert client.json("/detokenize", {"tokens": ids})["prompt"] == "to be"
+    assert client.ask("/health")[0] == 200
+    assert "graft_written_tokens" in client.ask("/metrics")[1]
+
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    "path, body, status, said",
+    [
+        (COMPLETIONS, {**GREEDY, "temperature": 2.1}, 400, "in [0, 2]"),
+        (COMPLETIONS, {**GREEDY, "temperature": -1}, 400, "in [0, 2]"),
+        (COMPLETIONS, b'{"prompt": "a", "temperature": NaN}', 400, "in [0, 2]"),
+        (COMPLETIONS, {**GREEDY, "max_tokens": 0}, 400, "at least 1"),
+        (COMPLETIONS, {**GREEDY, "max_tokens": "6"}, 400, "type integer"),
+        (COMPLETIONS, {**GREEDY, "prompt": "to " * 200}, 400, "at most 64"),
+        (COMPLETIONS, {**GREEDY, "prompt": [10**6]}, 400, "ids in"),
+        (COMPLETIONS, {**GREEDY, "prompt": {"a": 1}}, 400, "prompt must be"),
+        (COMPLETIONS, {**GREEDY, "prompt": "\ud800"}, 400, "lone surrogate"),
+        (COMPLETIONS, {**GREEDY, "prompt": ["a"] * 100, "n": 2}, 400, "128 texts"),
+        (COMPLETIONS, {**GREEDY, "model": "other"}, 404, "'tiny'"),
+        (COMPLETIONS, {**GREEDY, "temprature": 1}, 400, "'temperature'"),
+        (COMPLETIONS, {**GREEDY, "logit_bias": {"5": 1}}, 400, "not served"),
+        (COMPLETIONS, {**GREEDY, "stop": [""]}, 400, "none of them empty"),
+        (COMPLETIONS, {**GREEDY, "top_k": 10**12}, 400, "top_k"),
+        (COMPLETIONS, b"{", 400, "no JSON"),
+        (COMPLETIONS, b"[" * 100_000, 400, "no JSON"),
+        (COMPLETIONS, b"[]", 400, "JSON object"),
+        (COMPLETIONS, b"\xff", 400, "no JSON"),
+        (COMPLETIONS, b" " * (17 * 2**20), 413, "send less"),
+        (COMPLETIONS, None, 405, "GET"),
+        (CHAT, {"messages": "hi"}, 400, "messages must be"),
+        (CHAT, {"messages": []}, 400, "end in an answer"),
+        (CHAT, {"messages": [{"role": 1}]}, 400, "no message"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 1}, 400, "=true"),
+        ("/detokenize", {"tokens": [-1]}, 400, "ids in"),
+        ("/nowhere", {}, 404, "/nowhere"),
+    ],
+)
+def test_bad_input_is_refused_in_openais_form(client, path, body, status, said):
+    got, text = client.ask(path, body)
+    error = json.loads(text)["error"]
+    assert (got, error["type"]) == (status, "invalid_request_error") and said in error["message"]
+    assert client.worker.failed is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_leaves_nothing(client, stream):
+    body = {"prompt": "to be", "max_tokens": 60, "ignore": 0, "n": 2, "stream": stream}
+    del body["ignore"]
+    content = json.dumps(body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(content)}\r\n\r\n"
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", client.port)) as link:
+            link.sendall(head.encode() + content)
+            time.sleep(0.02)
+    until(lambda: client.engine.running == client.engine.waiting == client.engine.pages.held == 0)
+    # And who is beside it gets the same as ever.
+    assert client.json("/v1/completions", GREEDY)["choices"][0]["text"]
+
+
+def test_too_many_that_wait_are_refused(client):
+    status, text = client.ask("/v1/completions", {**GREEDY, "n": 100})
+    assert status == 429 and "try again" in json.loads(text)["error"]["message"]
+
+
+def test_a_token_is_wanted_where_one_is_set():
+    # Says no before anything is computed.
+    client = Client(token="secret")
+    assert client.ask("/v1/models")[0] == 401
+    assert client.ask("/v1/models", authorization="Bearer secret")[0] == 200
+    assert client.ask("/health")[0] == 200
+    client.server.should_exit = True
