@@ -30,6 +30,7 @@ SAME_LEVEL = {
     "parallel": {"devices"},
     "experiment": {"objectives", "training", "tuning"},
     "run": {"evals"},
+    "posttrain": {"interop"},
     "compress": {"evals"},
     "sweep": {"fit"},
 }

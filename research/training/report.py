@@ -15,7 +15,7 @@ from research.training.metrics import read_rows
 from research.training.page import diff_table, facts_table, page, sample_card
 from research.training.report_charts import charts
 from research.training.report_evals import evaluations
-from research.training.report_facts import headline, predicted_and_measured, warning
+from research.training.report_facts import bought, headline, predicted_and_measured, warning
 from research.training.samples import read_samples
 from research.training.time_chart import time_chart
 
@@ -42,7 +42,7 @@ def write_report(workdir: str | os.PathLike) -> Path:
     provenance = _read(folder / "provenance.json")
     tiles = f'<div class="tiles">{"".join(headline(rows, config, provenance))}</div>'
     sections = [
-        ("", tiles + warning(rows)),
+        ("", tiles + warning(rows) + bought(rows)),
         (
             "Predicted and measured",
             facts_table(predicted_and_measured(_read(folder / "fit.json"), rows)),
