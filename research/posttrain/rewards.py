@@ -21,6 +21,7 @@ from fractions import Fraction
 from typing import Any
 
 from research.experiment.fields import nearest
+from research.posttrain.judges import math_verify, reasoning_gym
 from research.posttrain.reward_model import ModelReward
 from research.posttrain.sandbox import run_code
 
@@ -91,7 +92,10 @@ def length(prompt: str, completion: str, record: Record) -> float:
 
 REWARDS: dict[str, Reward] = {
     function.__name__: function
-    for function in (exact_match, characters, contains, pattern, format, numeric, code, length)
+    for function in (
+        *(exact_match, characters, contains, pattern, format, numeric, code, length),
+        *(math_verify, reasoning_gym),
+    )
 }
 
 

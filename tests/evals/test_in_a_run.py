@@ -1,5 +1,7 @@
 """The evaluations of `config.evals` in a run, beside its held-out loss."""
 
+import json
+
 import pytest
 
 from research.evals.text_perplexity import TextPerplexity
@@ -30,6 +32,15 @@ def test_their_values_stand_beside_the_held_out_loss_under_their_names(run):
     names = {"eval/code/perplexity", "eval/code/nll_per_token", "eval/code/bits_per_byte"}
     assert all(names <= row.keys() for row in rows)
     assert "eval/code/perplexity" in (run / "report.html").read_text()
+
+
+def test_the_items_of_the_last_evaluation_are_kept_with_its_step(run):
+    summary = json.loads((run / "evals/code.json").read_text())
+    items = [json.loads(line) for line in (run / "evals/code.jsonl").read_text().splitlines()]
+    last = read_rows(run / "metrics.jsonl")[-1]
+    assert summary["step"] == 2 and len(items) == summary["metrics"]["perplexity"]["n"] == 3
+    assert summary["metrics"]["perplexity"]["value"] == last["eval/code/perplexity"]
+    assert "95% interval" in (run / "report.html").read_text()
 
 
 def test_a_run_measures_what_its_checkpoint_does(run):

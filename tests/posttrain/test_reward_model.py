@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from research.data.chat import encode_chat
-from research.evals.pair_accuracy import score_texts
+from research.evals.side_scores import rewards as rewards_of
 from research.parallel.mesh import make_mesh
 from research.posttrain.reward_model import ModelReward
 from research.posttrain.rewards import make_rewards
@@ -39,7 +39,7 @@ def test_its_reward_is_the_score_of_evaluation(mesh, folder):
         [{"role": "user", "content": p}, {"role": "assistant", "content": c}] for p, c, _ in TEXTS
     ]
     ids = [encode_chat(opened.tokenizer, turn)[0] for turn in turns]
-    wanted = score_texts(opened, ids[:2])
+    wanted = rewards_of(opened, ids[:2])
     np.testing.assert_array_equal([parts["model"] for _, parts in given[:2]], wanted)
     np.testing.assert_allclose([total for total, _ in given[:2]], wanted / 2)
     assert wanted[0] != wanted[1]
