@@ -156,6 +156,9 @@ def test_what_is_beside_texts(client):
     ids = client.json("/tokenize", {"prompt": "to be"})["tokens"]
     assert client.json("/detokenize", {"tokens": ids})["prompt"] == "to be"
     assert client.ask("/health")[0] == 200
+    # A page that loads nothing from anywhere else.
+    status, page = client.ask("/")
+    assert status == 200 and "<title>Graft" in page and "://" not in page
     assert "graft_written_tokens" in client.ask("/metrics")[1]
 
 
