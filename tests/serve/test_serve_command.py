@@ -51,7 +51,8 @@ def test_it_answers_and_finishes_what_it_writes_when_it_is_told_to_stop(checkpoi
             server.send_signal(signal.SIGTERM)
             answer = json.loads(link.getresponse().read())
             link.close()
-            assert answer["usage"]["completion_tokens"] == 200
+            # At its length or the model's own end token, and not where the signal came.
+            assert answer["choices"][0]["finish_reason"] in ("length", "stop")
             assert server.wait(30) == 0
             assert "compiled" in server.stderr.read()
         finally:
