@@ -21,6 +21,13 @@ set override the checkpoint's. `task` is the objective, `data` a source as in co
                     `data` 999 rows of Alpaca's
     causal_lm       texts, for a decoder; masked_lm: texts, for BERT
     classification  records {"text", "label"}, for BERT; `labels` is the number of classes
+    token_classification  records {"tokens", "ner_tags"} or {"text", "entities": [{"start", "end",
+                    "label"}]}, or files of CoNLL's kind (.conll), for BERT; `labels` is the number
+                    of tags. Tags that are numbers get their names from
+                    --config.data.label_names=O,B-PER,I-PER
+    question_answering  records {"question", "context", "answers": {"text", "answer_start"}} or
+                    SQuAD's files, for BERT; passages longer than config.data.sequence_length are
+                    read in windows that share config.objective.overlap tokens
 
 `method`, each a line or three in `research.experiment.methods`:
 
@@ -73,20 +80,33 @@ def get_config(arg: str = ""):
     c.optimizer.weight_decay = 0.0
 
     c.model.labels = 0
-    if args.task in ("masked_lm", "classification"):
+    over = {"token_classification": "tokens", "question_answering": "spans"}
+    if args.task in ("masked_lm", "classification", *over):
         c.data.sequence_length = 128
         c.data.batch_size = 32
-    if args.task == "classification":
-        c.model.labels = args.labels
-        c.model.pooler = True
+    if args.task in ("classification", *over):
+        # Spans have two scores a token, of the first and of the last of an answer.
+        c.model.labels = 2 if args.task == "question_answering" else args.labels
+        c.model.labels_over = over.get(args.task, "text")
         # Classification reads the pooled first token; the head that predicts words would be trained
         # by nothing.
+        c.model.pooler = args.task == "classification"
         c.model.mlm_head = False
+    # Beside the held-out loss: F1 of entities and of answers, as CoNLL and SQuAD have it.
+    if args.task == "token_classification":
+        c.evals.entities = {"limit": 500}
+    if args.task == "question_answering":
+        c.evals.answers = {"limit": 500}
+        # Of arXiv:1810.04805's run_squad.py, which shifts windows by 128.
+        c.data.sequence_length = 384
+        c.objective.overlap = 128
     tune(c, args.method)
 
     if args.smoke:
         c.data.sequence_length = 64
         c.data.batch_size = 8
+        if args.task in over:
+            c.objective.overlap = 8
         c.precision.compute = "float32"
         c.train.steps = 10
         c.train.log_every = 1

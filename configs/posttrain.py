@@ -11,7 +11,9 @@ as "LoRA Without Regret" (thinkingmachines.ai/blog/lora) found.
 
 Preferences: records {"prompt", "chosen", "rejected"} as texts or messages, or chosen and rejected
 alone with the prompt in both; `research.data.preferences` has all spellings. Without `data` 300
-rows from a package. `task` is a loss of `research.objectives.preference_losses`:
+rows from a package. A tokenizer without a chat template reads texts: each answer follows its prompt
+as it is. Long prompts keep their last --config.data.prompt_tokens tokens. `task` is a loss of
+`research.objectives.preference_losses`:
 
     dpo     arXiv:2305.18290, beta 0.1; the reference is the model before the first step
     ipo     arXiv:2310.12036; robust: arXiv:2403.00409, of labels that are wrong at times; hinge:
@@ -20,16 +22,27 @@ rows from a package. `task` is a loss of `research.objectives.preference_losses`
     orpo    arXiv:2403.07691, without a reference; cpo: arXiv:2401.08417, without a reference
     reward  a model of reward (arXiv:2203.02155, equation 1) from the same records: a score in place
             of the head for words, pulled to a mean of 0 with weight 0.01 (arXiv:2312.09244); rate
-            1e-5 for full tuning. `research.evaluate --pairs=FILE` measures it, and
-            `research.convert --to=hf` makes it transformers' sequence classification with one label
+            1e-5 for full tuning. A "margin" in a record is how much further apart the two are to
+            be. `research.convert --to=hf` makes it transformers' sequence classification with one
+            label
 
 Judgements: records {"prompt", "completion", "label"} or {"messages", "label"}, label true for an
 answer that was liked. Without `data` 300 rows from a package. `task` is
 
     kto     arXiv:2402.01306, beta 0.1; apo_zero_unpaired: arXiv:2408.06266
 
+The reference is held as a frozen tree. --config.objective.reference=cached computes its
+log-probabilities once, before the first step, and caches them for other runs from the same
+checkpoint: of SmolLM2-135M a step then has 31 percent fewer products with LoRA, 24 with full
+tuning, whose state falls from 2,053 to 1,539 MiB.
+
 The report shows `margin` and `accuracy`; both are 0 at the first step, when the model is its own
-reference. Of a model of reward they are those of its scores.
+reference. Of a model of reward they are those of its scores. On other pairs
+
+    python -m research.evaluate --workdir=runs/dpo --pairs=heldout.jsonl --reference=CHECKPOINT
+
+measures both, and how much better that is than CHECKPOINT's own log-probabilities, by pair, with
+intervals, beside the length of the answers alone.
 
 Rewards: records with a "prompt" (text or messages, as in data='tasks.jsonl?prompt=question') and
 what --config.objective.rewards reads, such as "answer"; `research.posttrain.rewards` has them.

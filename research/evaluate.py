@@ -155,6 +155,10 @@ def evaluate_by_name() -> int:
         )
         print(f"{name}: {len(result.items):,} items in {path}", file=sys.stderr)
         shown[name] = numbers
+    if run and not OUTPUT.value and (run / "metrics.jsonl").is_file():
+        from research.training.report import write_report
+
+        write_report(run)  # its page shows them
     print(json.dumps(shown) if JSON.value else numbers_table(shown))
     return command.DONE
 

@@ -46,6 +46,10 @@ LATENT = {"model.kv_latent": 4, "model.rotary_size": 2}
 MASKED = {"model.kind": "encoder", "objective.name": "masked_lm"}
 HEAD = {**MASKED, "model.tied": True, "model.mlm_head": True}
 CLASSES = {**MASKED, "objective.name": "classification", "model.pooler": True, "model.labels": 3}
+TAGS = {**MASKED, "objective.name": "token_classification", "model.labels": 3}
+TAGS |= {"model.labels_over": "tokens"}
+ANSWERS = {**MASKED, "objective.name": "question_answering", "model.labels": 2}
+ANSWERS |= {"model.labels_over": "spans", "objective.overlap": 2}
 SPANS = {
     **{"model.kind": "encoder_decoder", "model.encoder_layers": 1},
     "objective.name": "span_corruption",
@@ -153,6 +157,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.mlm_head": ({**MASKED, "model.tied": True}, True),
     "model.head_bias": ({}, True),
     "model.labels": (CLASSES, 2),
+    "model.labels_over": (CLASSES, "tokens"),  # refused: the objective reads whole texts
     "model.dropout": ({}, 0.1),
     "model.embedding_noise": ({}, 5.0),
     "model.router_loss": (EXPERTS, 0.1),
@@ -216,6 +221,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "data.batch_size": ({}, 4),
     "data.batch_size_per_device": ({"data.batch_size": 0, "data.batch_size_per_device": 2}, 4),
     "data.max_bad_records": ({}, 3),
+    "data.label_names": (CLASSES, "bad,good,neither"),
     "data.prompt_tokens": (PREFER, 8),
     "data.threads": ({}, 1),
     "train.steps": ({}, 30),
@@ -239,17 +245,21 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
 }
 _RUNS = {
     **{"causal_lm": {}, "chat": CHAT, "masked_lm": MASKED, "classification": CLASSES},
+    **{"token_classification": TAGS},
     **{"span_corruption": SPANS, "translation": PAIRS},
 }
 _DECODERS = ("causal_lm", "chat")
 for _name in _RUNS:
     CASES[f"objective.{_name}.label_smoothing"] = (_RUNS[_name], 0.1)
-    if _name != "classification":
+    if not _name.endswith("classification"):
         CASES[f"objective.{_name}.z_loss"] = (_RUNS[_name], 0.1)
     CASES[f"objective.{_name}.name"] = (_RUNS[_name], "chat" if _name != "chat" else "causal_lm")
 CASES |= {
     "objective.chat.loss_on": (CHAT, "all"),
     "objective.preference.name": (PREFER, "causal_lm"),
+    "objective.token_classification.overlap": (TAGS, 3),
+    "objective.question_answering.name": (ANSWERS, "causal_lm"),
+    "objective.question_answering.overlap": (ANSWERS, 3),
     "objective.preference.preference_loss": (PREFER, "hinge"),
     "objective.preference.beta": (PREFER, 0.2),
     "objective.preference.label_smoothing": (PREFER, 0.1),
@@ -282,10 +292,12 @@ CASES["objective.policy.max_tokens"] = (POLICY | {"objective.average": "constant
 REFUSED = {
     "model.kind": "for a model of kind 'encoder'",
     "model.pooler": "set model.pooler=True",
+    "model.labels_over": "model.labels_over='tokens' under objective classification",
     "execution.attention": "set config.execution.attention",  # a GPU's, on a CPU
     "execution.experts": "set config.execution.experts",  # a GPU's, on a CPU
     "data.template_variables": "has no variable 'loud'",
     "objective.reward.name": "model.labels=1 under objective causal_lm",
+    "objective.question_answering.name": "objective causal_lm does not use it",
     "execution.documents": "a row holds 2 documents and config.execution.documents=1",
     **{f"objective.{name}.name": "for a model of kind" for name in _RUNS if name not in _DECODERS},
 }
@@ -323,6 +335,9 @@ UNUSED: list[tuple[dict[str, Any], str, Any]] = [
     ({}, "model.pooler", True),
     ({}, "model.mlm_head", True),
     ({}, "model.labels", 2),
+    ({}, "model.labels_over", "tokens"),
+    (TAGS, "model.pooler", True),
+    (ANSWERS, "data.label_names", "a,b"),
     ({}, "model.encoder_layers", 2),
     ({**MASKED, "model.mlm_head": True}, "model.head_bias", True),
     ({}, "tune.also", "norm"),

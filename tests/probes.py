@@ -79,7 +79,10 @@ def example(objective: Objective) -> dict[str, list]:
     tokens = np.arange(64, dtype=np.int32) % 20 + 105
     window = {"tokens": tokens, "inputs": tokens, "targets": tokens}
     window |= {"assistant": tokens % 2, "label": np.zeros(1, np.int32)}
-    window["liked"] = window["reference"] = np.ones(64, np.int32)
+    window |= {"ends": np.zeros(2, np.int32)}
+    ones = ("liked", "reference", "labels", "labelled")
+    window |= {name: np.ones(64, np.int32) for name in ones}
+    window["token_types"] = np.zeros(64, np.int32)
     for side in ("", "inputs_", "targets_"):
         window[f"{side}segments"] = np.ones(64, np.int32)
         window[f"{side}positions"] = np.arange(64, dtype=np.int32)
@@ -212,9 +215,15 @@ def data(e: Experiment, folder: Path, monkeypatch) -> object:
         opened.tokenizer.fingerprint,
         opened.tokenizer.chat_template,
         opened._options(1, 0).max_bad_records,
+        opened.labels,
         opened._options(1, 0).prompt_tokens,
         feed.threads,
     )
+
+
+def shared(e: Experiment, folder: Path, monkeypatch) -> object:
+    """The tokens that two windows of a long text share."""
+    return objective_of(e).overlap
 
 
 def beginning(e: Experiment, folder: Path, monkeypatch) -> object:
@@ -286,6 +295,9 @@ PROBES = {
     **dict.fromkeys(("data.sequence_length", "data.batch_size"), program),
     **dict.fromkeys(("data.batch_size_per_device", "train.accumulate", "train.seed"), program),
     **dict.fromkeys((f"objective.policy.{n}" for n in SAMPLED), sampled),
+    **dict.fromkeys(
+        (f"objective.{n}.overlap" for n in ("question_answering", "token_classification")), shared
+    ),
     **{"data": data, "train": events, "checkpoint": retention, "logging": trackers},
     **{
         "execution.documents": documents,

@@ -204,9 +204,14 @@ def test_fields_say_themselves_whether_a_resumed_run_may_change_them():
     # What has no such mark is refused, whatever its section.
     for path, value in leaves(DEFAULTS):
         # Fields of the model and the objective may be of no use to those of the defaults, as a
-        # chat template and its variables are to a causal model.
-        of_chats = path[1:] in [("chat_template",), ("template_variables",)]
-        if path in may or path[0] in ("model", "objective") or of_chats:
+        # chat template, its variables and names of classes are to a causal model.
+        unused = path[1:] in [
+            ("chat_template",),
+            ("template_variables",),
+            ("label_names",),
+            ("prompt_tokens",),
+        ]
+        if path in may or path[0] in ("model", "objective") or unused:
             continue
         other = f"another than {value}"
         lines = refused_changes(DEFAULTS, replaced(DEFAULTS, path, other))

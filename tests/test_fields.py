@@ -33,8 +33,8 @@ def folder(tmp_path_factory) -> Path:
         messages = (
             f'[{{"role": "user", "content": "{word}"}}, {{"role": "assistant", "content": "b"}}]'
         )
-        pair = f'"prompt": "{word}", "chosen": "b", "rejected": "c"'
-        rows = [f'{{"text": "{word} {i}", "messages": {messages}, {pair}}}' for i in range(40)]
+        more = f'"messages": {messages}, "prompt": "{word}", "chosen": "b", "rejected": "c"'
+        rows = [f'{{"text": "{word} {i}", "label": {i % 3}, {more}}}' for i in range(40)]
         (made / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
     (made / "template.jinja").write_text(TEMPLATE)
     return made

@@ -10,12 +10,13 @@ class Batch(TypedDict, total=False):
     """Arrays by name with B rows each. An example is one row, without the axis B.
 
     Of a causal model, `targets` are `inputs` shifted by one token. Of a classifier, a row is one
-    text: `targets` and `weights` are [B, 1]. An encoder-decoder reads the `encoder_` fields, of S
+    text: `targets` and `weights` are [B, 1], of its tokens [B, T], and of an answer's ends [B, 2],
+    the places of its first and its last token. An encoder-decoder reads the `encoder_` fields, of S
     tokens, and predicts the others. Arrays are NumPy's until they are placed on devices.
     """
 
     inputs: Any  # int32 [B, T], tokens that are read
-    targets: Any  # int32 [B, T], tokens to predict; [B, 1], the class of the text
+    targets: Any  # int32 [B, T], tokens to predict, or their classes; [B, 1], the class of the text
     weights: Any  # float32 [B, T], 1 where the target counts, 0 where it does not; [B, 1]
     segments: Any  # int32 [B, T], 1, 2, ... for the texts of a row, 0 for padding
     positions: Any  # int32 [B, T], from 0 in each text

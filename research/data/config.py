@@ -8,8 +8,8 @@ class DataConfig:
     """The data of a run. ValueError for values out of range.
 
     source                 "stdlib", "shakespeare", "alpaca" (conversations), "tfds:NAME", a file or
-                           folder (.jsonl, .parquet, .csv, .tsv, .json, and texts such as .txt, .md
-                           and .py), or several with weights: "stdlib:0.7,shakespeare:0.3"
+                           folder (.jsonl, .parquet, .csv, .tsv, .json, .conll, and texts such as
+                           .txt, .md and .py), or several with weights: "stdlib:0.7,shakespeare:0.3"
     tokenizer              "bytes", "gpt2", "bpe:VOCAB" or "sentencepiece:VOCAB" (trained on the
                            train part), or a file or folder; "" takes the one of the checkpoint
                            `config.init`
@@ -20,6 +20,8 @@ class DataConfig:
                            beginning is left out beyond them; 0 keeps all
     batch_size             rows of a step over all devices; 0 if `batch_size_per_device` is set
     max_bad_records        unreadable records of a source that are left out before it is an error
+    label_names            names of classes that the data have as numbers, from 0 on:
+                           "O,B-PER,I-PER"; "" takes the names that are in the data
     threads                threads that read batches ahead; 0 reads each when it is needed
     """
 
@@ -32,6 +34,7 @@ class DataConfig:
     batch_size: int = 32
     batch_size_per_device: int = 0
     max_bad_records: int = 100
+    label_names: str = ""
     # The number of threads changes no batch, so a resumed run may change it.
     threads: int = field(default=2, metadata={"resume": True})
 

@@ -12,7 +12,7 @@ import numpy as np
 from research.data.census import Census, count_repeated
 from research.data.config import DataConfig
 from research.data.documents import Documents, UnreadableRecord, digest
-from research.data.labelled import label_names
+from research.data.labelled import label_names, named_labels
 from research.data.layouts import LAYOUTS, Layout
 from research.data.mixture import Mixture, mixture_provenance, open_mixture
 from research.data.packing import Chained, packed_bounds
@@ -144,7 +144,10 @@ class Corpus:
             length=length,
             overlap=overlap,
             seed=seed,
-            labels=self.labels,
+            # Data that have numbers for names keep them; the names are for those who read them.
+            labels=tuple(map(str, range(len(self.labels))))
+            if self.config.label_names
+            else self.labels,
             prompt_tokens=self.config.prompt_tokens,
             max_bad_records=self.config.max_bad_records,
             progress=progress,
@@ -188,7 +191,12 @@ def open_corpus(
     layout, labels = LAYOUTS[wanted], ()
     # Classes are numbered by the training data alone; a held-out label beyond them is an error.
     if layout.classes:
-        labels = label_names((source.train for source, _ in sources), cache, layout.classes)
+        parts = [source.train for source, _ in sources]
+        if layout.names_of:
+            # One rare name of many must not end a run.
+            parts += [source.heldout for source, _ in sources]
+        labels = label_names(parts, cache, layout.classes, layout.names_of)
+        labels = named_labels(labels, config.label_names)
     return Corpus(config, tuple(sources), tokenizer, cache, layout, labels)
 
 

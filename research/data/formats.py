@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from research.data.conll import Conll
 from research.data.csv_records import Table
 from research.data.json_records import JsonLines, open_json
 from research.data.reader import Reader
@@ -23,6 +24,10 @@ RECORDS: dict[str, Callable[[Path, str], Reader]] = {
     ".parquet": open_parquet,
     ".csv": Table,
     ".tsv": Table,
+    ".conll": Conll,
+    ".bio": Conll,
+    ".iob": Conll,
+    ".iob2": Conll,
 }
 # Files that are a text from end to end: prose, code, settings.
 TEXTS = frozenset(

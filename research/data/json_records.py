@@ -11,15 +11,19 @@ import numpy as np
 
 from research.data.documents import UnreadableRecord
 from research.data.reader import BOM, Reader, read_piece
+from research.data.squad import Squad, is_squad
 
 _BLOCK_BYTES = 64 * 1024 * 1024
 _LOOK_AT = 100  # records whose fields are looked at, so that a bad first one does not hide them
 
 
 def open_json(path: Path, name: str) -> Reader:
-    """A list of records, or what many call .json: a record on each line."""
+    """A list of records, or what many call .json: a record on each line; or a file of SQuAD's."""
     with open(path, "rb") as file:
-        begins = file.read(4096).removeprefix(BOM).lstrip()[:1]
+        head = file.read(4096)
+    if is_squad(head):
+        return Squad(path, name)
+    begins = head.removeprefix(BOM).lstrip()[:1]
     return JsonLines(path, name) if begins == b"{" else JsonList(path, name)
 
 

@@ -1,7 +1,7 @@
 """Windows of labelled texts, for classification."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,24 +16,28 @@ _MOST_CLASSES = 1_000_000
 
 
 def label_names(
-    parts: Iterable[Documents], cache_dir: Path, field: str = "label"
+    parts: Iterable[Documents],
+    cache_dir: Path,
+    field: str = "label",
+    names_of: Callable[[str], Iterable[str]] | None = None,
 ) -> tuple[str, ...]:
     """The names of the classes in labelled documents; the number of a class is its index.
+    `names_of` gives the names in a field that has several.
 
     Names are sorted alphabetically. If all labels are numbers, the classes are "0" to the largest
     one, so that class 3 is number 3 even if the data have no class 2. ValueError for a number of
     a million or more.
     """
-    parts = list(parts)
+    parts, _names = list(parts), names_of or (lambda name: (name,))
     # Named by content: every start of a run asks, and the answer takes a pass over all records.
-    key = digest("labels", *(part.fingerprint for part in parts))
+    key = digest("labels", *(["names"] if names_of else []), *(part.fingerprint for part in parts))
 
     def _read_all() -> list[str]:
         names = set()
         for part in parts:
             for index in range(len(part)):
                 try:
-                    names.add(part[index][field])
+                    names.update(_names(part[index][field]))
                 except UnreadableRecord:  # counted where the records are tokenised
                     continue
         if all(name.isascii() and name.isdecimal() for name in names):
@@ -53,6 +57,22 @@ def label_names(
             "classes %s are %d and differ in case or spaces alone; if one is meant, write it alike",
             " and ".join(map(repr, group)),
             len(group),
+        )
+    return names
+
+
+def named_labels(labels: tuple[str, ...], given: str) -> tuple[str, ...]:
+    """The names of classes that the data number, `given` as "O,B-PER,I-PER"; without them `labels`.
+    ValueError where the data have names, or more classes than there are names."""
+    if not given:
+        return labels
+    names = tuple(name.strip() for name in given.split(","))
+    numbered = all(label.isdecimal() for label in labels)
+    if not numbered or len(labels) > len(names) or "" in names or len(set(names)) < len(names):
+        shown = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
+        raise ValueError(
+            f"data.label_names={given!r} must name the classes 0, 1, ... of the data, each once; "
+            f"the data have {len(labels)}: {shown}"
         )
     return names
 

@@ -3,7 +3,6 @@
 records of a source --columns, read--> documents --windows--> windows of tokens
 """
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +19,10 @@ from research.data.pairs import pair_windows
 from research.data.preference_windows import preference_windows
 from research.data.preferences import MARGIN, SIDES, messages_of, read_preference
 from research.data.prompts import OPTIONAL, prompt_windows, read_prompt
+from research.data.questions import question_windows, read_question
+from research.data.tags import read_tagged, tag_names, tag_windows
+from research.data.text_records import Columns, read_labelled, read_texts
 from research.data.windows import WindowOptions, Windows
-
-Columns = Mapping[str, str]  # our name of a column: the name that the data have for it
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Layout:
     usual     {name: column} sets that are tried without a query, the first that the data have;
               () tries the names of `columns` themselves
     classes   the field that names the class of a record, "" for none
+    names_of  where a record has several: the names in that field
     optional  further columns, read if the data have them
     read_by   names of the objectives that read this layout, for error messages
     answers   whether its windows are prompts with answers, and `data.prompt_tokens` counts
@@ -49,6 +50,7 @@ class Layout:
     measured: str
     usual: tuple[Columns, ...] = ()
     classes: str = ""
+    names_of: Callable[[str], list[str]] | None = None
     optional: tuple[str, ...] = ()
     read_by: tuple[str, ...] = ()
     answers: bool = False
@@ -56,17 +58,6 @@ class Layout:
 
 class OtherColumns(ValueError):
     """The data do not have the columns that a layout needs, or a query names."""
-
-
-def read_texts(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
-    """{name: text} of the columns. ValueError if one is missing, not text, or not UTF-8."""
-    return {name: _text(row.get(column), column) for name, column in columns.items()}
-
-
-def read_labelled(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
-    """{"text", "label"}: a text, and the name or number of its class."""
-    text, label = columns["text"], columns["label"]
-    return {"text": _text(row.get(text), text), "label": _label(row.get(label), label)}
 
 
 def read_conversation(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
@@ -116,6 +107,33 @@ LAYOUTS: dict[str, Layout] = {
         measured="text",
         classes="label",
         read_by=("classification",),
+    ),
+    "tags": Layout(
+        ("text", "tags"),
+        (("tokens", "tags"), ("text", "entities")),
+        read_tagged,
+        tag_windows,
+        measured="text",
+        classes="tags",
+        names_of=tag_names,
+        read_by=("token_classification",),
+        # Words with a tag each, by the names of data sets; spans of a text, as Prodigy has them.
+        usual=(
+            *(
+                {"tokens": words, "tags": tags}
+                for words in ("tokens", "words")
+                for tags in ("ner_tags", "tags", "ner", "labels", "pos_tags")
+            ),
+            *({"text": "text", "entities": spans} for spans in ("entities", "spans")),
+        ),
+    ),
+    "questions": Layout(
+        ("question", "context", "answers"),
+        (("question", "context", "answers"),),
+        read_question,
+        question_windows,
+        measured="context",
+        read_by=("question_answering",),
     ),
     "conversations": Layout(
         ("conversation",),
@@ -251,26 +269,3 @@ def read_record(
     # UnicodeError is a ValueError. Deep nesting ends in RecursionError, here or in the parser.
     except (ValueError, RecursionError) as error:
         raise UnreadableRecord(file, index, error) from None
-
-
-def _text(value: Any, column: str) -> str:
-    if not isinstance(value, str | bytes):
-        raise ValueError(f"field {column!r} is {type(value).__name__}, wanted text")
-    # JSON can spell half a surrogate pair, which no tokenizer takes.
-    return (value.encode("utf-8") if isinstance(value, str) else value).decode("utf-8")
-
-
-def _label(value: Any, column: str) -> str:
-    """The name of a class, or its number without a fraction: 1, 1.0, "1" and "1.0" are one class,
-    since tables turn a column of whole numbers with a gap into floats. Negative numbers are none:
-    TFDS has -1 where a test set keeps its labels back."""
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    value = value.item() if hasattr(value, "item") else value  # a NumPy scalar of TFDS
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, str) and re.fullmatch(r"\d+\.0+", value.strip()):
-        value = value.strip().partition(".")[0]
-    if isinstance(value, str) and value.strip() or isinstance(value, int) and value >= 0:
-        return str(int(value) if isinstance(value, bool) else value)
-    raise ValueError(f"field {column!r} is {value!r}, wanted the name or number of a class")

@@ -27,6 +27,7 @@ from research.data.documents import (
     heldout_mask,
 )
 from research.data.files import FileDocuments
+from research.data.gym import open_gym
 from research.data.layouts import LAYOUTS, choose_columns
 from research.downloads import pypi
 from research.downloads.cache import remembered
@@ -77,8 +78,8 @@ class NamedSource:
 
 
 def open_source(name: str, cache_dir: Path, wanted: str = "texts", recorded: str = "") -> Source:
-    """The source called `name`: a key of `SOURCES`, "tfds:NAME" for a TFDS data set, or the path of
-    a local file or folder.
+    """The source called `name`: a key of `SOURCES`, "tfds:NAME" for a TFDS data set, "gym:NAME" for
+    tasks of reasoning-gym, or the path of a local file or folder.
 
     `wanted` is the layout to read, a key of `research.data.layouts.LAYOUTS`. A query after a path
     or a TFDS name says which columns to read: "?text=FIELD", "?inputs=FIELD&targets=FIELD",
@@ -138,6 +139,8 @@ def _open(name: str, cache_dir: Path, wanted: str, rules: int) -> tuple[Any, Any
         from research.data.tfds import open_tfds
 
         return *open_tfds(plain.removeprefix("tfds:"), query, wanted, cache_dir, rules), {}
+    if plain.startswith("gym:"):
+        return open_gym(plain.removeprefix("gym:"), query, wanted), None, {}
     return FileDocuments(Path(plain).expanduser(), query, cache_dir, wanted, rules), None, {}
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from research.evals.answers import Answers
 from research.evals.choices import Choices
 from research.evals.classified import Classified
 from research.evals.code import Code
 from research.evals.documents import Documents
+from research.evals.entities import Entities
 from research.evals.evaluation import Evaluation, RunData
 from research.evals.generation import Generation
+from research.evals.harness import Harness
 from research.evals.heldout import HeldOut
 from research.evals.judge import Judge
 from research.evals.needle import Needle
@@ -30,9 +33,12 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "generation": Generation,
     "code": Code,
     "classification": Classified,
+    "answers": Answers,
+    "entities": Entities,
     "retrieval": Retrieval,
     "needle": Needle,
     "judge": Judge,
+    "harness": Harness,
 }
 
 

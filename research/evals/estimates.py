@@ -73,7 +73,7 @@ def difference(
         if each is None or other is None or each.keys() != other.keys():
             rest.append(name)
         else:
-            found[name] = _of_difference(list(each.values()), list(other.values()))
+            found[name] = difference_of_means(list(each.values()), list(other.values()))
     if rest:
         lows, highs = _bootstrap(evaluation, [items, others], rest)
         for name, low, high in zip(rest, lows, highs):
@@ -81,6 +81,17 @@ def difference(
             gained = values[name] - before[name]
             found[name] = Estimate(gained, float(low), float(high), len(items), method)
     return {name: found[name] for name in values if name in found}
+
+
+def difference_of_means(each: Sequence[float], other: Sequence[float]) -> Estimate:
+    """The mean of one model's numbers less that of another's, on the same items in one order."""
+    apart = [one - another for one, another in zip(each, other)]
+    value, count = sum(apart) / len(apart), len(apart)
+    if {*each, *other} <= {0.0, 1.0}:
+        return Estimate(value, *newcombe(each, other), count, "newcombe")
+    if count < 2:
+        return Estimate(value, math.nan, math.nan, count, "none")
+    return Estimate(value, *student(apart), count, "student")
 
 
 def by_slice(
@@ -113,16 +124,6 @@ def _of_mean(value: float, each: list[float]) -> Estimate:
     if len(each) < 2:
         return Estimate(value, math.nan, math.nan, len(each), "none")
     return Estimate(value, *student(each), len(each), "student")
-
-
-def _of_difference(each: list[float], other: list[float]) -> Estimate:
-    apart = [one - another for one, another in zip(each, other)]
-    value, count = sum(apart) / len(apart), len(apart)
-    if {*each, *other} <= {0.0, 1.0}:
-        return Estimate(value, *newcombe(each, other), count, "newcombe")
-    if count < 2:
-        return Estimate(value, math.nan, math.nan, count, "none")
-    return Estimate(value, *student(apart), count, "student")
 
 
 def _bootstrap(

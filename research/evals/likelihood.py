@@ -1,6 +1,7 @@
 """The log-likelihood of continuations, each given its context: what multiple choice compares."""
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +47,8 @@ def encode_pair(
     continuation = context[len(kept) :] + continuation
     before, whole = tokenizer.encode(kept), tokenizer.encode(kept + continuation)
     begin = [tokenizer.bos_id] if begins_texts and tokenizer.bos_id is not None else []
+    if before[: len(begin)] == begin:  # a chat's template has written it
+        begin = []
     if not before and not begin:
         begin = [tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id]
     return [*begin, *whole[: len(before)]], whole[len(before) :]
@@ -74,10 +77,20 @@ def log_likelihoods(
     for number, (context, continuation) in enumerate(pairs):
         shared.setdefault((*context, *continuation[:-1])[-window:], []).append(number)
     found: list[Likelihood] = [Likelihood(0.0, False, 0)] * len(pairs)
+    done = 0
     for rows in _batches(shared, pairs, model):
         for number, likelihood in _score(opened, pairs, rows):
             found[number] = likelihood
+        done += len(rows)
+        _show(done, len(shared))
     return found
+
+
+def _show(done: int, rows: int) -> None:
+    """A line on a terminal, which the last one clears."""
+    if sys.stderr.isatty() and not jax.process_index():
+        line = f"scored {done:,} of {rows:,} texts" if done < rows else ""
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
 Row = tuple[tuple[int, ...], list[int]]  # the ids that are read, the pairs that share them
@@ -154,8 +167,7 @@ def _score(
     )
     for at, (ids, numbers) in enumerate(rows):
         tokens_BT[at, : len(ids)], segments_BT[at, : len(ids)] = ids, 1
-        # The state before each scored token; those that share a row have continuations of one
-        # length, because all of these but the last token are in the row, or are right-aligned.
+        # The states before the last tokens, the longest continuation's; shorter ones end there too.
         places_BC[at] = np.maximum(np.arange(len(ids) - long, len(ids)), 0)
         for k, number in enumerate(numbers):
             continuation = pairs[number][1]

@@ -88,10 +88,10 @@ class Rewarded(Evaluation):
             [prompt["prompt"].tolist() for prompt in prompts],
             config,
         )
-        for number, (prompt, text) in enumerate(zip(prompts, texts)):
-            record = record_of(prompt)
-            asked = shown_prompt(record)
-            total, parts = rewards(asked, text.text, record)
+        records = [record_of(prompt) for prompt in prompts]
+        answered = [(shown_prompt(of), text.text, of) for of, text in zip(records, texts)]
+        for number, (total, parts) in enumerate(rewards(answered)):
+            text, asked = texts[number], answered[number][0]
             numbers = {"reward": total}
             if len(parts) > 1:
                 numbers |= {f"reward_{name}": value for name, value in parts.items()}

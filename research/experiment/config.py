@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
@@ -115,7 +116,7 @@ class Experiment:
         parse_mesh(self.mesh)
         refuse_unused(self.tune, self.lora, self.quantize)
         merge_rules(self.axes)
-        _refuse_misfits(self.objective.name, self.model.kind, self.model.labels)
+        _refuse_misfits(self.objective.name, self.model)
         self._refuse_unused()
         length = self.data.sequence_length
         # Other kinds of positions are computed and have no last one.
@@ -162,19 +163,24 @@ def _unused(experts: int, objective: str) -> list[tuple[str, str, Any, str]]:
         unused.append(("execution", "experts", Execution().experts, "models with experts"))
     if not LAYOUTS[objective_class(objective).reads].answers:
         unused.append(("data", "prompt_tokens", 0, "records of a prompt and answers"))
-    # One state a text has logits.
+    # Labels have no logits of words.
     if objective_class(objective).classifies or objective_class(objective).scores_texts:
         head_tokens = Execution().head_tokens
         unused.append(("execution", "head_tokens", head_tokens, "objectives that predict tokens"))
+    if (
+        not objective_class(objective).classifies
+        or objective_class(objective).labels_over == "spans"
+    ):
+        unused.append(("data", "label_names", "", "data with classes"))
     if not objective_class(objective).answers_chats:
         for name in ("chat_template", "template_variables"):
             unused.append(("data", name, getattr(DataConfig(), name), "the objective chat"))
     return unused
 
 
-def _refuse_misfits(name: str, kind: str, labels: int) -> None:
+def _refuse_misfits(name: str, model: Any) -> None:
     """ValueError for a model of a kind that the objective does not train, or without its head."""
-    objective = objective_class(name)
+    objective, kind, labels = objective_class(name), model.kind, model.labels
     if kind != objective.model_kind:
         raise ValueError(
             f"objective {name} is for a model of kind {objective.model_kind!r}, "
@@ -184,7 +190,13 @@ def _refuse_misfits(name: str, kind: str, labels: int) -> None:
     if (labels > 1) != objective.classifies or (labels == 1) != objective.scores_texts:
         raise ValueError(
             f"model.labels={labels} under objective {name}: set config.model.labels to the "
-            "number of classes for classification, to 1 for reward, and to 0 otherwise"
+            "number of classes for classification and token_classification, to 2 for "
+            "question_answering, to 1 for reward, and to 0 otherwise"
+        )
+    if labels and model.labels_over != objective.labels_over:
+        raise ValueError(
+            f"model.labels_over={model.labels_over!r} under objective {name}; set "
+            f"config.model.labels_over={objective.labels_over}"
         )
 
 
@@ -215,10 +227,11 @@ def make_experiment(values: Mapping[str, Any]) -> Experiment:
     sections = {}
     flat = flat_defaults() | values.get("objective", {})
     settings = own_settings(flat)
-    model = {"kind": ModelConfig.kind, "labels": ModelConfig.labels, **values.get("model", {})}
+    plain = {name: getattr(ModelConfig, name) for name in ("kind", "labels", "labels_over")}
+    model = SimpleNamespace(**{**plain, **values.get("model", {})})
     # Before the sections are built, because a model of the wrong kind explains more than the fields
     # that it lacks for the objective.
-    _refuse_misfits(flat["name"], model["kind"], model["labels"])
+    _refuse_misfits(flat["name"], model)
     for name, kind in get_type_hints(Experiment).items():
         if name == "objective":
             kind = objective_class(flat["name"]).config

@@ -56,10 +56,11 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     # A window of any kind of data: packed texts and conversations, or the fields of records. The
     # objective reads the fields it needs and ignores the rest.
     names = ["tokens", "segments", "positions", "assistant", "liked", "reference"]
+    names += ["token_types", "labels", "labelled"]
     for field in LAYOUTS[program.objective.reads].fields:
         names += [field, f"{field}_segments", f"{field}_positions"]
     window = {name: np.ones(length, np.int32) for name in names}
-    window["label"] = np.zeros(1, np.int32)
+    window |= {"label": np.zeros(1, np.int32), "ends": np.zeros(2, np.int32)}
     # The objective itself makes an example, so shapes and types here are those of training.
     example = program.objective.example(window, np.random.default_rng(0))
     fields = {}

@@ -28,6 +28,11 @@ def classify(
             f"the model is {_kind(model)} without a classifier; train one with "
             "--config=configs/finetune.py:task=classification"
         )
+    if model.config.labels_over != "text":
+        raise ValueError(
+            f"the model has labels of {model.config.labels_over} and none of whole texts; python "
+            "-m research.classify shows them"
+        )
     longest = min(max_tokens, model.config.max_length)
     probs_NC = np.zeros((len(texts), model.config.labels), np.float32)
     for batch, tokens_BT, kept_BT in text_batches(tokenizer, texts, longest):

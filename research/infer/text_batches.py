@@ -10,7 +10,7 @@ from research.data.tokenizers import Tokenizer
 _log = logging.getLogger(__name__)
 
 ROWS = 32  # texts of a batch
-_STEP = 16  # lengths are rounded up to a multiple, so that few programs are compiled
+STEP = 16  # lengths are rounded up to a multiple, so that few programs are compiled
 
 
 def text_batches(
@@ -35,7 +35,7 @@ def text_batches(
     order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
     for first in range(0, len(order), ROWS):
         batch = order[first : first + ROWS]
-        width = min(-(-max(len(rows[n]) for n in batch) // _STEP) * _STEP, longest)
+        width = min(-(-max(len(rows[n]) for n in batch) // STEP) * STEP, longest)
         # Always ROWS rows, also in the last batch: only the width asks for another program.
         tokens_BT, kept_BT = np.zeros((2, ROWS, width), np.int32)
         for at, n in enumerate(batch):

@@ -46,20 +46,22 @@ def stored_types(path: Path) -> dict[str, dict[str, int]]:
 def written_out(checkpoint: Checkpoint, to: str, dtype: str = "") -> list[str]:
     """The line on the codes of a quantized checkpoint, which a conversion to the format `to` and
     `dtype` ("" for the checkpoint's own) does not keep; none where it keeps them all."""
-    # MXFP4 alone is written as it was read.
-    kept = dtype in ("", MXFP4) and checkpoint.stored_as == MXFP4.upper() and checkpoint.codes
-    if not checkpoint.quantized or (kept and _has_mxfp4(checkpoint, to)):
+    # Experts in MXFP4 alone are written as they were read.
+    kept = dtype in ("", MXFP4) and _has_mxfp4(checkpoint, to)
+    if not checkpoint.quantized or (kept and checkpoint.stored_as == MXFP4.upper()):
         return []
     types = dtype or ", ".join(sorted({one.dtype for one in checkpoint.parameters.values()}))
     stored = f" ({checkpoint.stored_as})" if checkpoint.stored_as else ""
-    return [f"the source's quantized weights{stored} are written out as {types}"]
+    but = ", but for its experts in MXFP4" if kept else ""
+    return [f"the source's quantized weights{stored} are written out as {types}{but}"]
 
 
 def _has_mxfp4(checkpoint: Checkpoint, to: str) -> bool:
-    """True if the format `to` has experts in MXFP4 of such a model: all of GGUF's have, and of
-    Hugging Face's classes gpt-oss."""
-    if to != "hf":
-        return to == "gguf"
+    """True if the checkpoint has experts in MXFP4, and the format `to` has such of its model: all
+    of GGUF's have, and of Hugging Face's classes gpt-oss."""
+    forms = [set(codes.forms.values()) for codes in checkpoint.codes.values()]
+    if {MXFP4} not in forms or to != "hf":
+        return {MXFP4} in forms and to == "gguf"
     rules = plan_folder(checkpoint)[0].rules(checkpoint.config)
     return bool(written_packed(checkpoint, rules)[0])
 

@@ -13,11 +13,13 @@ from research.files import read_json
 from research.interop import beside, certify
 from research.interop.contents import sizes, stored_types, written_out
 from research.interop.formats import FORMATS, format_of
+from research.interop.huggingface.families.table import describe
 from research.interop.huggingface.folder import companions, tokenizer_folder
 from research.interop.load import local_path, open_checkpoint
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.generation import decoder_ids, end_ids
 from research.interop.strangers import name_stranger
+from research.models.config import ModelConfig
 
 EXAMPLE = [{"role": "user", "content": "What is 2 + 2?"}]
 # Of a `ModelConfig`, the numbers by which people tell models apart.
@@ -90,7 +92,7 @@ def _model(checkpoint: Checkpoint) -> dict[str, Any]:
     c = checkpoint.config
     parameters = checkpoint.parameters.values()
     return {
-        "family": checkpoint.model_type or None,
+        "family": checkpoint.model_type or _family(c),
         **{name: getattr(c, name) for name in _SHAPE},
         "parameters": sum(math.prod(one.shape) for one in parameters),
         "dtypes": sorted({one.dtype for one in parameters}),
@@ -98,6 +100,14 @@ def _model(checkpoint: Checkpoint) -> dict[str, Any]:
         "stored_as": checkpoint.stored_as,
         "unused": dict(checkpoint.unused),
     }
+
+
+def _family(c: ModelConfig) -> str | None:
+    """The model_type of a config.json of such a model; None for one that transformers has not."""
+    try:
+        return str(describe(c)[1]["model_type"])
+    except ValueError:
+        return None
 
 
 def _tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -162,12 +162,13 @@ class Loaded:
             raise ValueError("the model has no pooler; use hidden()")
         return self._run(_pooled, self._batch(tokens_BT, mask, token_types, None))
 
-    def scores(self, tokens_BT, mask=None) -> jax.Array:
+    def scores(self, tokens_BT, mask=None, token_types=None) -> jax.Array:
         """The numbers that a model with labels gives each text, float32 [B, labels], such as the
-        reward of a reward model; arguments as for `logits`. ValueError for a model without."""
+        reward of a reward model, or each token, [B, T, labels]; arguments as for `logits`.
+        ValueError for a model without labels."""
         if not self.config.labels:
             raise ValueError("the model has no labels; use logits() or hidden()")
-        return self._run(_scores, self._batch(tokens_BT, mask, None, None))
+        return self._run(_scores, self._batch(tokens_BT, mask, token_types, None))
 
     def _texts(self) -> Tokenizer:
         """The tokenizer. ValueError without one."""
@@ -269,7 +270,8 @@ def _pooled(params, batch, *, model):
 @partial(jax.jit, static_argnames="model")
 def _scores(params, batch, *, model):
     hidden_BTD = model.hidden(params, batch)[0]
-    return model.class_logits(params, hidden_BTD, segments_BT=batch.get("segments"))[:, 0]
+    scores_BTV = model.class_logits(params, hidden_BTD, segments_BT=batch.get("segments"))
+    return scores_BTV[:, 0] if model.config.labels_over == "text" else scores_BTV
 
 
 def _depth(tokens) -> int:

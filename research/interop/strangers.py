@@ -64,7 +64,8 @@ def _pointer(path: Path, name: str) -> Stranger | None:
         return None
     return Stranger(
         "lfs",
-        f"a checkout with Git-LFS pointers in the place of {len(found)} files, such as {found[0]}"
+        f"a checkout with Git-LFS pointers in the place of {len(found)} of its files, such as "
+        f"{found[0]}"
         if path.is_dir()
         else "a Git-LFS pointer, not the file itself",
         "run git lfs pull in that folder",

@@ -20,8 +20,6 @@ from research.models.config_checks import (
     NORM_BEFORE,
     NOT_RELATIVE,
     PERIODIC,
-    PLAIN_HEAD,
-    POOLED,
     QUERY_NORM,
     RMS,
     ROTARY,
@@ -37,7 +35,7 @@ from research.models.config_checks import (
     reset_unused,
     setting,
 )
-from research.models.config_parts import Latent, Routing
+from research.models.config_parts import Heads, Latent, Routing
 from research.ops.attention import IMPLEMENTATIONS
 from research.ops.kernels import grouped_matmul
 from research.ops.rope_scaling import RopeScaling
@@ -139,25 +137,6 @@ class Body(Latent, Routing):
 
 
 @dataclass(frozen=True)
-class Heads:
-    """Parameters that read the last states beside a plain head. The same body serves with and
-    without them."""
-
-    pooler: bool = setting(False, ENCODERS)  # a layer over the pooled text, as in BERT
-    # What a pooler reads and does; kept by encoders without one, for fine-tuning may add it.
-    pooling: str = setting("first", ENCODERS, choices=("first", "mean"))  # of a text's tokens
-    # Its activation, or "head": the masked-LM head's transform is the pooler (ModernBERT).
-    pooler_layer: str = setting("tanh", ENCODERS, choices=("tanh", "relu", "gelu", "head"))
-    # BERT's transform and norm before the tied head, with an output bias.
-    mlm_head: bool = setting(False, ENCODERS)
-    transform_bias: bool = setting(True, ENCODERS)  # of the transform's layer
-    head_bias: bool = setting(False, PLAIN_HEAD)  # a bias of the logits
-    # Classes of a layer over the pooled text, of a decoder over its last token's state and in place
-    # of the head for words; 1: a score, as of a reward model; 0: no classifier.
-    labels: int = setting(0, POOLED)
-
-
-@dataclass(frozen=True)
 class Shape(Heads, Body):
     """What the parameters compute. An exported model keeps these fields and no others."""
 
@@ -168,8 +147,9 @@ class Shape(Heads, Body):
 
     @property
     def head_pools(self) -> bool:
-        """True if the transform of the masked-LM head is the pooler."""
-        return self.pooler and self.pooler_layer == "head"
+        """True if the transform of the masked-LM head is what the classifier reads: it is the
+        pooler, or goes over every token that has a label."""
+        return self.pooler_layer == "head" and (self.pooler or self.labels_over != "text")
 
 
 # Losses that layers add to an objective's, scalars by name; `layer_loss_weights` are their weights.

@@ -62,8 +62,11 @@ LAYER_NORM = Use(lambda c: c.norm == "layer", "model.norm='layer'")
 NORM_BEFORE = Use(
     lambda c: c.norm_before and not c.norm_after, "model.norm_before, without norm_after"
 )
+OF_TEXTS = Use(lambda c: c.labels_over == "text", "model.labels_over='text'")
+LABELLED = Use(lambda c: c.labels > 0, "model.labels")
 POOLED = Use(
-    lambda c: c.pooler or c.kind == "decoder", "model.pooler=True, or model.kind='decoder'"
+    lambda c: c.pooler or c.kind == "decoder" or c.labels_over != "text",
+    "model.pooler=True, model.labels_over='tokens' or model.kind='decoder'",
 )
 PLAIN_HEAD = Use(lambda c: not c.mlm_head, "model.mlm_head=False, which has that bias too")
 
@@ -197,6 +200,11 @@ def _check_combinations(c: Any) -> None:
         )
     if c.layer_kinds:
         _check_kinds(c)
+    if c.labels_over == "spans" and c.labels != 2:
+        raise ValueError(
+            f"model.labels={c.labels} beside model.labels_over='spans': set model.labels=2, of the "
+            "first and the last token of an answer"
+        )
     _check_norms(c)
 
 

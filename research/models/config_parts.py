@@ -1,13 +1,18 @@
-"""Parts of `research.models.config.Body` that models of DeepSeek's kind use: attention over
-latents, and the choice of experts."""
+"""Parts of `research.models.config.Shape`: heads beside the plain one, and what models of
+DeepSeek's kind use, attention over latents and the choice of experts."""
 
 from dataclasses import dataclass
 
 from research.models.config_checks import (
     DENSE_FIRST,
+    ENCODERS,
     EXPERTS,
     GROUPED,
+    LABELLED,
     LATENT,
+    OF_TEXTS,
+    PLAIN_HEAD,
+    POOLED,
     SHARED,
     SPARSEMIXER,
     setting,
@@ -46,3 +51,26 @@ class Routing:
     route_scale: float = setting(1.0, EXPERTS, positive=True)  # multiplies the mixing weights
     # A switch in 0..1, decided by the token, multiplies the shared expert's output (Qwen 2).
     shared_gate: bool = setting(True, SHARED)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Parameters that read the last states beside a plain head. The same body serves with and
+    without them."""
+
+    # A layer over the pooled text, as in BERT.
+    pooler: bool = setting(False, ENCODERS, OF_TEXTS)
+    # What a pooler reads and does; kept by encoders without one, for fine-tuning may add it.
+    pooling: str = setting("first", ENCODERS, choices=("first", "mean"))  # of a text's tokens
+    # Its activation, or "head": the masked-LM head's transform is the pooler (ModernBERT).
+    pooler_layer: str = setting("tanh", ENCODERS, choices=("tanh", "relu", "gelu", "head"))
+    # BERT's transform and norm before the tied head, with an output bias.
+    mlm_head: bool = setting(False, ENCODERS)
+    transform_bias: bool = setting(True, ENCODERS)  # of the transform's layer
+    head_bias: bool = setting(False, PLAIN_HEAD)  # a bias of the logits
+    # Classes of a layer over the pooled text, of a decoder over its last token's state and in place
+    # of the head for words; 1: a score, as of a reward model; 0: no classifier.
+    labels: int = setting(0, POOLED)
+    # What has one of these labels: a whole text, or each of its "tokens". For "spans" there are two
+    # scores of a token: that an answer begins with it, and that one ends with it.
+    labels_over: str = setting("text", ENCODERS, LABELLED, choices=("text", "tokens", "spans"))

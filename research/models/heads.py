@@ -1,4 +1,5 @@
-"""What reads a model's last states: the head for words, the pooled text and the classifier.
+"""What reads a model's last states: the head for words, the pooled text and the classifier of
+texts or tokens.
 
 Letters: B batch, T time, D model, M output width of a square layer, V vocabulary or classes.
 """
@@ -84,11 +85,22 @@ def pooled(
     return activation(_layer(params["pooler"], one_B1D))
 
 
-def class_logits(params: Tree, pooled_B1D: jax.Array) -> jax.Array:
-    """Logits float32 [B, 1, V] of V classes."""
+def labelled(
+    params: Tree, hidden_BTD: jax.Array, c: ModelConfig, segments_BT: jax.Array | None = None
+) -> jax.Array:
+    """The states that labels are read from: `pooled` ones, [B, 1, D], or those of every token,
+    [B, T, D], after the transform of the masked-LM head where that pools."""
+    if c.labels_over == "text":
+        return pooled(params, hidden_BTD, c, segments_BT)
+    return _transform(params["head"], hidden_BTD, c) if c.head_pools else hidden_BTD
+
+
+def class_logits(params: Tree, states_BTD: jax.Array) -> jax.Array:
+    """Logits float32 [B, T, V] of V classes, from what `labelled` returns; T is 1 of whole
+    texts."""
     p = params["classifier"]
-    logits_B1V = einsum("BTD,DV->BTV", pooled_B1D, p["kernel"])
-    return (add_bias(logits_B1V, p["bias"]) if "bias" in p else logits_B1V).astype(jnp.float32)
+    logits_BTV = einsum("BTD,DV->BTV", states_BTD, p["kernel"])
+    return (add_bias(logits_BTV, p["bias"]) if "bias" in p else logits_BTV).astype(jnp.float32)
 
 
 def _layer(p: Tree, x_BTD: jax.Array) -> jax.Array:

@@ -134,10 +134,10 @@ class Model:
         key: jax.Array | None = None,
         segments_BT: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits float32 [B, 1, V] of the model's V labels; dropout before the layer where a key is
-        given. `segments_BT` as for `pooled`."""
-        pooled_B1D = self.pooled(params, hidden_BTD, segments_BT)
-        return heads.class_logits(params, layers.dropout(pooled_B1D, self.config.dropout, key))
+        """Logits float32 of the model's V labels, [B, 1, V] of whole texts or [B, T, V] of tokens;
+        dropout before the layer where a key is given. `segments_BT` as for `pooled`."""
+        states_BTD = heads.labelled(params, hidden_BTD, self.config, segments_BT)
+        return heads.class_logits(params, layers.dropout(states_BTD, self.config.dropout, key))
 
     @scope("encoder")
     def encode(self, params: Tree, batch: Batch, key: jax.Array | None = None) -> Memory:

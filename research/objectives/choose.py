@@ -16,8 +16,10 @@ from research.objectives.masked_lm import MaskedLM
 from research.objectives.objective import Objective
 from research.objectives.policy import Policy
 from research.objectives.preference import Preference
+from research.objectives.question_answering import QuestionAnswering
 from research.objectives.reward import Reward
 from research.objectives.span_corruption import SpanCorruption
+from research.objectives.token_classification import TokenClassification
 from research.objectives.translation import Translation
 
 # One row an objective: its name and its class.
@@ -26,6 +28,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     Chat.name: Chat,
     MaskedLM.name: MaskedLM,
     Classification.name: Classification,
+    TokenClassification.name: TokenClassification,
+    QuestionAnswering.name: QuestionAnswering,
     Judgement.name: Judgement,
     Policy.name: Policy,
     Preference.name: Preference,

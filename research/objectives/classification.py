@@ -10,11 +10,11 @@ import numpy as np
 
 from research.models.model import Model
 from research.objectives.config import ObjectiveConfig, refuse_smoothing
+from research.objectives.labels import label_logits
 from research.objectives.objective import Objective, Totals
 from research.objectives.tokens import with_layer_losses
 from research.ops.loss import cross_entropy
 from research.tree import Tree
-from research.weights.rules import attach
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,7 @@ class Classification(Objective):
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """(sum of the loss over texts in nats, number of texts, totals): "nll", the same without
         label smoothing, and "accuracy", the texts whose likeliest class is the right one."""
-        params = attach(held["base"], trainable, key)
-        # The encoder and the dropout in front of the classifier must not draw the same numbers.
-        keys = (None, None) if key is None else tuple(jax.random.split(key))
-        hidden_BTD, layer_losses = model.hidden(params, batch, keys[0])
-        logits_B1V = model.class_logits(params, hidden_BTD, keys[1], batch["segments"])
+        logits_B1V, layer_losses = label_logits(model, trainable, held, batch, key)
         # V is the number of classes here, and the one target of a row is its class.
         loss_B1, nll_B1 = cross_entropy(
             logits_B1V, batch["targets"], label_smoothing=self.label_smoothing

@@ -54,3 +54,9 @@ def refuse_share(share: float) -> None:
     predicted, with 1 nothing is left to predict it from."""
     if not 0 < share < 1:
         raise ValueError(f"objective.share={share} must lie in (0, 1)")
+
+
+def refuse_overlap(overlap: int) -> None:
+    """ValueError for fewer than 0 tokens that neighbouring windows of a text share."""
+    if overlap < 0:
+        raise ValueError(f"objective.overlap={overlap} must not be negative")

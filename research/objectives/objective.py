@@ -39,10 +39,11 @@ class Objective(Protocol):
     config: ClassVar[type[ObjectiveConfig]]  # its settings
     model_kind: ClassVar[str]  # `kind` of the ModelConfig that it trains
     reads: ClassVar[str]  # the layout of its data, a key of research.data.layouts.LAYOUTS
-    overlap: ClassVar[int]  # tokens that an example shares with the next of a packed text
+    overlap: int  # tokens that an example shares with the next of its text; a setting of some
     begins_texts: ClassVar[bool]  # training texts have the token that begins a text in front
     answers_chats: ClassVar[bool]  # prompts go through the chat template, answers end with a turn
-    classifies: ClassVar[bool]  # one class a text, from `model.labels` classes
+    classifies: ClassVar[bool]  # it reads `model.labels` labels and no words
+    labels_over: ClassVar[str] = "text"  # what has a label, `labels_over` of the ModelConfig
     scores_texts: ClassVar[bool] = False  # one number a text, from a model with `model.labels` = 1
     reports: ClassVar[tuple[str, ...]]  # totals that evaluation reports beside the loss
     bits_per_byte: ClassVar[bool]  # the loss is on every token of a held-out text
@@ -62,7 +63,7 @@ class Objective(Protocol):
 
     @abstractmethod
     def predicted_tokens(self, sequence_length: int) -> float:
-        """Average positions of an example with a loss; 0 if only the pooled text is read."""
+        """Average positions of an example at which a word is predicted; 0 where labels are."""
 
     @abstractmethod
     def example(self, window: Example, rng: np.random.Generator) -> Example:

@@ -6,21 +6,29 @@ the text is then in no mean. A row of `REWARDS`, or any function by its dotted p
 
     config.objective.rewards = "exact_match"
     config.objective.rewards = "numeric:1,format:0.2,my_package.rewards.politeness:0.1"
+
+or a reward model, a run of `research.train` or a checkpoint, with a weight or without:
+
+    config.objective.rewards = "model:runs/reward:0.5,format:0.2"
 """
 
 import importlib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from research.experiment.fields import nearest
+from research.posttrain.judges import math_verify, reasoning_gym
+from research.posttrain.reward_model import ModelReward
 from research.posttrain.sandbox import run_code
 
 Record = Mapping[str, Any]
 Reward = Callable[[str, str, Record], float | None]
+Answered = tuple[str, str, Record]  # prompt, completion and record
+MODEL = "model"  # the name of a reward that a model gives
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d[\d,]*)?")
 _TAGGED = re.compile(r"(?:(?!</?a>).)*<a>((?:(?!</?a>).)+)</a>\s*", re.DOTALL)
@@ -84,7 +92,10 @@ def length(prompt: str, completion: str, record: Record) -> float:
 
 REWARDS: dict[str, Reward] = {
     function.__name__: function
-    for function in (exact_match, characters, contains, pattern, format, numeric, code, length)
+    for function in (
+        *(exact_match, characters, contains, pattern, format, numeric, code, length),
+        *(math_verify, reasoning_gym),
+    )
 }
 
 
@@ -94,29 +105,50 @@ class Rewards:
 
     parts: tuple[tuple[str, Reward, float], ...]
 
-    def __call__(self, prompt: str, completion: str, record: Record) -> tuple[float, dict]:
-        """(the sum, {name: reward}); NaN for a reward that cannot say, and for a sum with one.
+    def __call__(self, texts: Sequence[Answered]) -> list[tuple[float, dict[str, float]]]:
+        """(the sum, {name: reward}) of each text; NaN for a reward that cannot say, and for a sum
+        with one.
 
         ValueError that names reward and record where a reward raises, or returns something else
         than a finite number or None.
         """
-        values = {}
-        for name, function, _ in self.parts:
-            where = f"reward {name} on record {record.get('path', '?')}"
-            try:
-                value = function(prompt, completion, record)
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                raise ValueError(f"{where} raised {reason}; mend the reward or the record") from (
-                    error
-                )
-            try:
-                values[name] = math.nan if value is None else float(value)
-            except (TypeError, ValueError):
-                raise ValueError(f"{where} returned {value!r}, wanted a number or None") from None
-            if value is not None and not math.isfinite(values[name]):
-                raise ValueError(f"{where} returned {value!r}, wanted a finite number or None")
-        return sum(weight * values[name] for name, _, weight in self.parts), values
+        found = {name: _rewarded(name, function, texts) for name, function, _ in self.parts}
+        each = [dict(zip(found, row)) for row in zip(*found.values())]
+        return [(sum(w * one[name] for name, _, w in self.parts), one) for one in each]
+
+    def open(self) -> None:
+        """Opens what rewards read, such as a model. ValueError where that is missing."""
+        for _, function, _ in self.parts:
+            if isinstance(function, ModelReward):
+                function.open()
+
+
+def _rewarded(name: str, function: Reward, texts: Sequence[Answered]) -> list[float]:
+    """The reward of each text, NaN for None."""
+    places = [f"reward {name} on record {record.get('path', '?')}" for *_, record in texts]
+    try:
+        if isinstance(function, ModelReward):
+            where = f"reward {name}"
+            returned = function.many(texts)
+        else:
+            returned = []
+            for where, text in zip(places, texts):
+                returned.append(function(*text))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{where} raised {reason}; mend the reward or the record") from error
+    return [_number(where, value) for where, value in zip(places, returned)]
+
+
+def _number(where: str, value: Any) -> float:
+    """The value as a float, NaN for None. ValueError for any other that is no finite number."""
+    try:
+        number = math.nan if value is None else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{where} returned {value!r}, wanted a number or None") from None
+    if value is not None and not math.isfinite(number):
+        raise ValueError(f"{where} returned {value!r}, wanted a finite number or None")
+    return number
 
 
 def make_rewards(spelling: str) -> Rewards:
@@ -125,6 +157,10 @@ def make_rewards(spelling: str) -> Rewards:
     parts: list[tuple[str, Reward, float]] = []
     for item in filter(None, (item.strip() for item in spelling.split(","))):
         name, given, weight = item.partition(":")
+        function: Reward | None = REWARDS.get(name)
+        if name == MODEL:
+            source, given, weight = _source_and_weight(weight)
+            function = ModelReward(source)
         try:
             value = float(weight) if given else 1.0
         except ValueError:
@@ -133,10 +169,24 @@ def make_rewards(spelling: str) -> Rewards:
             raise ValueError(f"objective.rewards: {item!r} must be NAME or NAME:WEIGHT")
         if name in [known for known, _, _ in parts]:
             raise ValueError(f"objective.rewards={spelling!r} names {name} twice; add its weights")
-        parts.append((name, REWARDS[name] if name in REWARDS else _imported(name), value))
+        parts.append((name, function or _imported(name), value))
     if not parts:
         raise ValueError(f"objective.rewards is empty; choose from {', '.join(REWARDS)}")
     return Rewards(tuple(parts))
+
+
+def _source_and_weight(rest: str) -> tuple[str, str, str]:
+    """(source, ":" or "", weight) of what follows "model:". ValueError without a source."""
+    source, given, weight = rest.rpartition(":")
+    # A source may have a colon of its own, as "pypi:NAME" has.
+    if not given or not re.fullmatch(r"[-+.\deE]+", weight):
+        source, given, weight = rest, "", ""
+    if not source:
+        raise ValueError(
+            "objective.rewards: 'model' wants a reward model, as in model:runs/reward or "
+            "model:runs/reward:0.5"
+        )
+    return source, given, weight
 
 
 def _imported(path: str) -> Reward:

@@ -90,10 +90,10 @@ def roll_out(
     ids = [prompt["prompt"].tolist() for prompt in prompts for _ in range(samples)]
     generations = engine(model, params, tokenizer, ids, config)
     records = [record_of(prompt) for prompt in prompts]
-    scored = [
-        rewards(shown_prompt(records[i // samples]), one.text, records[i // samples])
-        for i, one in enumerate(generations)
-    ]
+    of_texts = [records[i // samples] for i in range(len(generations))]
+    scored = rewards(
+        [(shown_prompt(of), one.text, of) for of, one in zip(of_texts, generations, strict=True)]
+    )
     rewards_PG = np.array([total for total, _ in scored], np.float64).reshape(-1, samples)
     advantages_PG = ADVANTAGES[advantage](rewards_PG)
     texts = [

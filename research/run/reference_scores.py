@@ -1,18 +1,19 @@
 """The log-probabilities of a run's reference, computed once before its first step and cached by
 what decides them: the reference's parameters, its model and precision, and the windows."""
 
-import hashlib
 import json
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from research import tree
 from research.data.documents import digest
 from research.data.loader import heldout_batches
 from research.data.mixture import Mixture
@@ -39,18 +40,16 @@ First = Callable[[], tuple[Tree, Tree]]
 
 class ReferencedWindows:
     """The windows of packed answers, each with "reference", float32 [length]: log p of its tokens
-    under the reference in nats, 0 for the first one."""
+    under the reference in nats, 0 for the first one. Row `rows[i]` is that of window i."""
 
-    def __init__(self, windows: Windows, logp_NT: np.ndarray):
-        if len(windows) != len(logp_NT):
-            raise ValueError(f"{len(logp_NT)} rows of log-probabilities, {len(windows)} windows")
-        self._windows, self._logp = windows, logp_NT
+    def __init__(self, windows: Windows, logp_NT: np.ndarray, rows: Sequence[int]):
+        self._windows, self._logp, self._rows = windows, logp_NT, rows
 
     def __len__(self) -> int:
         return len(self._windows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {**self._windows[index], REFERENCE: self._logp[index]}
+        return {**self._windows[index], REFERENCE: self._logp[self._rows[index]]}
 
 
 @dataclass(frozen=True)
@@ -71,32 +70,48 @@ class ReferenceScores:
     def add(self, train: Mixture, heldout: Chained) -> tuple[Mixture, Chained, str]:
         """(the same stream of windows with "reference" in each, the held-out windows with it, a
         line for the user)."""
-        parts = [ReferencedWindows(part, self._scores(part)) for part in train.parts]
-        last = ReferencedWindows(heldout, self._scores(heldout))
+        parts = [self._with_scores(part) for part in train.parts]
+        last = self._with_scores(heldout)
         line = (
             f"the reference's log-probabilities of {sum(train.sizes) + len(heldout):,} windows are "
             f"read from {self.cache / REFERENCE}; no reference is held"
         )
         return train.over(parts), Chained([last]), line
 
-    def _scores(self, windows: Windows) -> np.ndarray:
-        """Float32 [windows, length], from the cache if it is there."""
+    def _with_scores(self, windows: Windows) -> ReferencedWindows:
+        """The windows with their scores, from the cache if they are there."""
         program = self.program
         e = program.experiment
-        described = [asdict(e.model), asdict(e.precision), _content(windows)]
+        # In an order of their own: another seed has the same windows in another order.
+        names = [_content(windows[index]) for index in range(len(windows))]
+        order = sorted(range(len(names)), key=names.__getitem__)
+        described = [asdict(e.model), asdict(e.precision), [names[index] for index in order]]
         key = digest(_FORMAT, self.parameters, json.dumps(described, sort_keys=True))
 
         def build(folder: Path) -> None:
-            scores = _compute(program, *self.first(), windows)
+            scores = _compute(program, *self.first(), windows)[order]
             np.save(folder / "logp.npy", scores)
             write_json(folder / "meta.json", {"crc32": zlib.crc32(scores.tobytes())})
 
-        return built(self.cache / REFERENCE / key[:32], build, _open)
+        scores = built(self.cache / REFERENCE / key[:32], build, _open)
+        return ReferencedWindows(windows, scores, np.argsort(order))
 
 
 def first_print(state: TrainState) -> str:
-    """Digest of the parameters of a first state, which are the reference's."""
-    return combined({"base": state.held["base"], REFERENCE: state.trainable})
+    """Digest of what decides the parameters of a first state, which are the reference's. A pair of
+    LoRA whose second matrix is zero adds nothing, so every seed and rank has the base's digest."""
+    trained = tree.paths(state.trainable)
+    silent = {
+        path[: -len("/b")]
+        for path, value in trained.items()
+        if path.endswith("/b") and f"{path[: -len('b')]}a" in trained and not jnp.any(value)
+    }
+    decisive = {}
+    for path, value in trained.items():
+        folder, _, name = path.rpartition("/")
+        if not (folder in silent and name in ("a", "b", "scale")):
+            decisive[path] = value
+    return combined({"base": state.held["base"], REFERENCE: decisive})
 
 
 def _compute(program: Program, trainable: Tree, base: Tree, windows: Windows) -> np.ndarray:
@@ -124,14 +139,10 @@ def _logp(model: Model, trainable: Tree, base: Tree, batch: dict[str, jax.Array]
     return batch_scores(model, attach(base, trainable), batch)[0].logp
 
 
-def _content(windows: Sequence[dict[str, np.ndarray]]) -> str:
-    """A hash of all tokens and how they are packed."""
-    sha = hashlib.sha256()
-    for index in range(len(windows)):
-        window = windows[index]
-        for name in ("tokens", "segments", "positions"):
-            sha.update(np.ascontiguousarray(window[name], "<i4").tobytes())
-    return sha.hexdigest()
+def _content(window: Mapping[str, np.ndarray]) -> str:
+    """A hash of the tokens of a window and of how they are packed."""
+    parts = (window[name] for name in ("tokens", "segments", "positions"))
+    return digest(*(np.ascontiguousarray(part, "<i4").tobytes() for part in parts))
 
 
 def _open(folder: Path) -> np.ndarray:

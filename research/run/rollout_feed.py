@@ -2,9 +2,10 @@
 
 import base64
 import io
+import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -20,11 +21,13 @@ from research.training.state import TrainState
 @dataclass
 class Sampling:
     """What was sampled at once: the windows of its texts, values for the log, and pairs of a prompt
-    and a text with its reward to look at."""
+    and a text with its reward to look at. `version` is the number of steps that the weights which
+    wrote it had done."""
 
     windows: list[Window]
     values: dict[str, float]
     shown: list[tuple[str, str]]
+    version: int = 0
 
 
 @dataclass
@@ -36,6 +39,8 @@ class RolloutFeed(Feed):
     of sampling n - k, so that a step's texts are k samplings old; the first k + 1 samplings are all
     written by the first weights. Everything is decided by the state and the number, and samplings
     that are written and not used yet are in `state()`: a resumed run trains on the same texts.
+    Each keeps the version of its weights and its own log-probabilities, and none is used that is
+    older than `staleness` allows.
     """
 
     sample: Callable[[TrainState, int], Sampling]
@@ -52,7 +57,17 @@ class RolloutFeed(Feed):
     def begin(self, step: int, state: Mapping[str, Any]) -> None:
         """Goes on from `step` with the samplings that were saved."""
         self._step, self._last = step, None
-        self._written = {int(n): _read(one) for n, one in state.get("written", {}).items()}
+        # A run that was saved without versions goes on with the staleness that it had.
+        written = {int(n): one for n, one in state.get("written", {}).items()}
+        saved = {n: _read({"version": self._oldest(n)} | one) for n, one in written.items()}
+        self._written = {n: one for n, one in saved.items() if one.version >= self._oldest(n)}
+        # Only where the run goes on with a lower staleness than it had.
+        if stale := len(saved) - len(self._written):
+            logging.warning(
+                "%d saved samplings are older than objective.staleness=%d allows; written anew",
+                stale,
+                self.staleness,
+            )
         self._seconds, self._since = 0.0, time.monotonic()
 
     def offer(self, state: TrainState) -> None:
@@ -63,7 +78,7 @@ class RolloutFeed(Feed):
                 # The step before may still run; its time is not that of the sampling.
                 jax.block_until_ready(state.trainable)
                 start = time.monotonic()
-                self._written[number] = self.sample(state, number)
+                self._written[number] = replace(self.sample(state, number), version=self._step)
                 self._seconds += time.monotonic() - start
 
     def __next__(self) -> tuple[int, Batch]:
@@ -80,14 +95,16 @@ class RolloutFeed(Feed):
         return self._step - 1, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def values(self) -> dict[str, float]:
-        """The values of the last batch's sampling, and "rollout_share", the share of the time since
-        the last call that sampling took."""
+        """The values of the last batch's sampling; "age", the steps between the weights that wrote
+        its texts and those that they train; and "rollout_share", the share of the time since the
+        last call that sampling took."""
         if self._last is None:
             return {}
         now = time.monotonic()
         share = self._seconds / max(now - self._since, 1e-9)
         self._seconds, self._since = 0.0, now
-        return self._last.values | {"rollout_share": share}
+        age = float(self._step - 1 - self._last.version)
+        return self._last.values | {"age": age, "rollout_share": share}
 
     def samples(self) -> list[tuple[str, str]]:
         """Texts of the last batch's sampling, with their rewards."""
@@ -100,6 +117,10 @@ class RolloutFeed(Feed):
 
     def close(self) -> None:
         """Does nothing: this feed has no threads."""
+
+    def _oldest(self, number: int) -> int:
+        """The least version of the weights that may write sampling `number`."""
+        return max(0, (number - self.staleness) * self.updates)
 
 
 def sampling_of(rollouts: Rollouts, decode: Callable[[list[int]], str]) -> Sampling:
@@ -128,7 +149,8 @@ def _spell(sampling: Sampling) -> dict[str, Any]:
     file = io.BytesIO()
     np.savez_compressed(file, **stacked)
     windows = base64.b64encode(file.getvalue()).decode()
-    return {"windows": windows, "values": sampling.values, "shown": sampling.shown}
+    beside = {"values": sampling.values, "shown": sampling.shown, "version": sampling.version}
+    return {"windows": windows, **beside}
 
 
 def _read(spelt: Mapping[str, Any]) -> Sampling:
@@ -137,4 +159,5 @@ def _read(spelt: Mapping[str, Any]) -> Sampling:
         stacked = {name: file[name] for name in file.files}
     count = len(next(iter(stacked.values())))
     windows = [{name: rows[i] for name, rows in stacked.items()} for i in range(count)]
-    return Sampling(windows, dict(spelt["values"]), [tuple(pair) for pair in spelt["shown"]])
+    shown = [tuple(pair) for pair in spelt["shown"]]
+    return Sampling(windows, dict(spelt["values"]), shown, spelt["version"])

@@ -100,10 +100,13 @@ def with_parameters(
     user). Adapters keep their fresh values."""
     source, model = program.experiment.init, program.experiment.model
     # A head of another size, or none, in the checkpoint: fine-tuning begins it anew.
+    # Labels of something else, such as of whole texts, are another head of the same shape.
+    another = {"classifier"} if checkpoint.config.labels_over != model.labels_over else set()
     fresh = [
         name
         for name in fresh_parts(model)
-        if name in state.trainable and not _has(checkpoint, name, program.model.specs())
+        if name in state.trainable
+        and (name in another or not _has(checkpoint, name, program.model.specs()))
     ]
     trainable, wanted = (
         tree.paths(state.trainable, is_leaf),

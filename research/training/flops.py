@@ -187,7 +187,8 @@ def _tokens(path: str, c: ModelConfig, texts: Texts) -> float:
     # The transform of ModernBERT's head is its pooler too.
     shared = c.head_pools and texts.pooled and path == "head/kernel"
     if part in ("pooler", "classifier") or shared:
-        return texts.rows if texts.pooled else 0
+        each = 1 if c.labels_over == "text" else texts.length
+        return texts.rows * each if texts.pooled else 0
     if part == "head":
         return texts.rows * texts.predicted
     # Cross-attention makes its keys and values from the encoder's states.

@@ -46,6 +46,13 @@ td,th{text-align:left;vertical-align:top;padding:4px 14px;border-top:1px solid v
 overflow-wrap:anywhere}
 tr:first-child>*{border-top:0}
 th{font-weight:500;color:var(--soft);width:32%;font-size:13px}
+.numbers th,.numbers td{width:auto;white-space:nowrap}
+.numbers td{text-align:right;font-variant-numeric:tabular-nums}
+.numbers td.wide{width:330px;padding-top:0;padding-bottom:0}
+.numbers thead th{font-size:12px}
+.numbers thead .number{text-align:right}
+.numbers svg{width:300px;height:22px;display:block}
+h3{font-size:15px;margin:22px 0 8px}
 del{color:var(--bad)}
 ins{color:var(--good);text-decoration:none}
 summary{cursor:pointer;color:var(--soft);padding:4px 0}

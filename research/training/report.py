@@ -14,7 +14,8 @@ from research.training.goodput import goodput
 from research.training.metrics import read_rows
 from research.training.page import diff_table, facts_table, page, sample_card
 from research.training.report_charts import charts
-from research.training.report_facts import headline, predicted_and_measured, warning
+from research.training.report_evals import evaluations
+from research.training.report_facts import bought, headline, predicted_and_measured, warning
 from research.training.samples import read_samples
 from research.training.time_chart import time_chart
 
@@ -41,13 +42,14 @@ def write_report(workdir: str | os.PathLike) -> Path:
     provenance = _read(folder / "provenance.json")
     tiles = f'<div class="tiles">{"".join(headline(rows, config, provenance))}</div>'
     sections = [
-        ("", tiles + warning(rows)),
+        ("", tiles + warning(rows) + bought(rows)),
         (
             "Predicted and measured",
             facts_table(predicted_and_measured(_read(folder / "fit.json"), rows)),
         ),
         ("Where the time went", _time(folder)),
         ("Curves", f'<div class="charts">{"".join(charts(rows))}</div>'),
+        ("Evaluations", evaluations(folder)),
         ("Samples", _samples(folder / "samples.txt")),
         ("Changes from the parent run", _changes(folder, config)),
         ("Configuration", facts_table(_fields(config))),

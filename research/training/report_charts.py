@@ -62,9 +62,20 @@ def charts(rows: Sequence[Row]) -> Iterable[str]:
         # `value and`: a value that is null stays null.
         scaled = {title: (line[0], [value and value * factor for value in line[1]])}
         yield _figure(title, note, scaled, steps, smooth=[title], from_zero=True)
-    for name in dict.fromkeys(name for row in rows for name in row if name not in KNOWN):
-        dots = [name] if name.startswith("eval/") else []
-        yield _figure(name, "", {name: _line(rows, name)}, steps, points=dots, smooth=[name])
+    yield from _others(rows, steps)
+
+
+def _others(rows: Sequence[Row], steps: tuple[float, float]) -> Iterable[str]:
+    """The figures of the quantities that are not in `KNOWN`; one that is measured on both, such as
+    a reward, has its training and its held-out curve in one."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in KNOWN)
+    for name in names:
+        if name.startswith("eval/") and name.removeprefix("eval/") in names:
+            continue
+        both = {"training": _line(rows, name), "held out": _line(rows, f"eval/{name}")}
+        lines = both if f"eval/{name}" in names else {name: _line(rows, name)}
+        dots = ["held out", *(name for name in lines if name.startswith("eval/"))]
+        yield _figure(name, "", lines, steps, points=dots, smooth=["training", name])
 
 
 def _line(rows: Sequence[Row], name: str) -> tuple[list[float], list[float | None]]:

@@ -91,6 +91,26 @@ def warning(rows: Sequence[Row]) -> str:
     return f'<p class="warning">{words}</p>'
 
 
+def bought(rows: Sequence[Row]) -> str:
+    """A paragraph as HTML where the held-out reward of a run rose while a part of its weighted sum
+    lost half or more of what it was: the sum is then won without that part, as with a bonus on
+    length. "" for any other run."""
+    measured = [row for row in rows if row.get("eval/reward") is not None]
+    first, last = (measured[0], measured[-1]) if measured else ({}, {})
+    if not measured or last["eval/reward"] <= first["eval/reward"]:
+        return ""
+    lost = [
+        f"{name.removeprefix('eval/reward_')} fell from {_shown(value)} to {_shown(last[name])}"
+        for name, value in first.items()
+        if name.startswith("eval/reward_") and value and (last.get(name) or 0.0) <= value / 2
+    ]
+    if not lost:
+        return ""
+    rise = f"{_shown(first['eval/reward'])} to {_shown(last['eval/reward'])}"
+    words = f"The held-out reward rose from {rise} while {escape(' and '.join(lost))}"
+    return f'<p class="warning">{words}: the sum is won without it.</p>'
+
+
 def method(config: Mapping[str, Any]) -> str:
     """How a run trains adapters, such as "lora of rank 16 on nf4"; "" if it trains all
     parameters."""

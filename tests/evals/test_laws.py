@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 from research.data.tokenizers import load_tokenizer
+from research.evals.answers import Answers, Asked
 from research.evals.choices import Choices, Question
 from research.evals.choose import EVALUATIONS, make_evaluations
 from research.evals.classified import Classified, Labelled
 from research.evals.code import Code, Problem
 from research.evals.documents import Document, Documents
+from research.evals.entities import Entities, Tagged
 from research.evals.evaluation import Evaluation, Opened, RunData
 from research.evals.generation import Generation, Task
+from research.evals.harness import Harness
 from research.evals.heldout import HeldOut
 from research.evals.judge import Judge
 from research.evals.needle import Needle
@@ -43,6 +46,8 @@ ENCODER = replace(FAMILIES["bert_base"], vocab_size=TOKENIZER.vocab_size, layers
 MODELS = {
     "pairs": Model(replace(FAMILIES["t5_small"], vocab_size=TOKENIZER.vocab_size)),
     "classification": Model(replace(ENCODER, labels=2, pooler=True)),
+    "answers": Model(replace(ENCODER, labels=2, labels_over="spans", pooler=False)),
+    "entities": Model(replace(ENCODER, labels=2, labels_over="tokens", pooler=False)),
     "retrieval": Model(ENCODER),
     "needle": Model(replace(MODEL.config, max_length=256)),
 }
@@ -53,7 +58,7 @@ TEXT = "Sums, not means: 5 windows of 8 bytes..."
 # What implements a protocol, for mypy.
 ROWS: tuple[type[Evaluation], ...] = (
     *(HeldOut, TextPerplexity, PairPerplexity, Rewarded, Documents, Choices, Generation, Code),
-    *(Classified, Retrieval, Needle, Judge),
+    *(Classified, Retrieval, Needle, Judge, Answers, Entities),
 )
 # The programs of these are those of others here, and compiling takes the time.
 ALIKE = {"code", "judge", "needle", "documents"}
@@ -122,6 +127,8 @@ WORDS = [Document(str(n), "one two three"[: 4 + n]) for n in range(6)]
 TASKS = [Task(str(n), f"{n} and", (str(n),)) for n in range(6)]
 PROBLEMS = [Problem(str(n), "x = 1\n#", f"assert x == {n}") for n in range(4)]
 TEXTS = [Labelled(str(n), "a text " * n, str(n % 2)) for n in range(1, 7)]
+ASKED = [Asked(str(n), "q", "a b c", ("b",) * (n % 2)) for n in range(6)]
+TAGGED = [Tagged(str(n), "a b c", ((0, 1, "0"), (2, 3, str(n % 2)))) for n in range(6)]
 PASSAGES = ["the first", "another one", "and a third passage"]
 QUERIES = [Query(str(n), f"which {n}", (n % 3,)) for n in range(6)]
 FEW = SamplingConfig(temperature=0.0, max_tokens=4)
@@ -160,6 +167,8 @@ CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
         [Code(PROBLEMS[:2], sampling=FEW), Code(PROBLEMS[2:], sampling=FEW)],
     ),
     "classification": lambda: (Classified(TEXTS), [Classified(TEXTS[:2]), Classified(TEXTS[2:])]),
+    "answers": lambda: (Answers(ASKED), [Answers(ASKED[:2]), Answers(ASKED[2:])]),
+    "entities": lambda: (Entities(TAGGED), [Entities(TAGGED[:2]), Entities(TAGGED[2:])]),
     "retrieval": lambda: (
         Retrieval(QUERIES, PASSAGES),
         [Retrieval(QUERIES[:2], PASSAGES), Retrieval(QUERIES[2:], PASSAGES)],
@@ -176,9 +185,10 @@ CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
 
 
 def test_every_evaluation_has_a_case():
-    assert CASES.keys() == EVALUATIONS.keys()
+    # Of a package that is not needed otherwise; tests/evals/test_harness.py tries it.
+    assert CASES.keys() | {"harness"} == EVALUATIONS.keys()
     assert all(type(make()[0]) is EVALUATIONS[name] for name, make in CASES.items())
-    assert set(ROWS) == set(EVALUATIONS.values())
+    assert {*ROWS, Harness} == set(EVALUATIONS.values())
 
 
 @pytest.mark.parametrize("name", CASES)

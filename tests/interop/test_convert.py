@@ -40,6 +40,14 @@ MODELS = {
     "modernbert_classifier": replace(
         FAMILIES["modernbert_base"], pooler=True, mlm_head=False, labels=3
     ),
+    "roberta_tokens": replace(
+        FAMILIES["bert_base"],
+        **{"position_offset": 2, "pooler": False, "mlm_head": False},
+        **{"labels": 3, "labels_over": "tokens"},
+    ),
+    "modernbert_spans": replace(
+        FAMILIES["modernbert_base"], mlm_head=False, labels=2, labels_over="spans"
+    ),
     "mbart": replace(FAMILIES["bart_base"], norm_after=False, decoder_start="pad"),
     "t5_gated": replace(
         FAMILIES["t5_small"], gated=True, activation="gelu_tanh", tied=False, head_scale=1.0

@@ -18,6 +18,8 @@ from tests.families import FAMILIES
 from tests.interop import golden as tensors
 from tests.interop.memory import in_memory, random_params
 from tests.interop.test_beside import source
+from tests.interop.test_mlx_mixtures import gpt_oss_as_mlx
+from tests.interop.test_mxfp4 import packed  # noqa: F401
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n"
 LLAMA = '{"model_type": "llama"}'
@@ -176,6 +178,28 @@ def test_facts_of_a_folder(tmp_path):
     assert [one["id"] for one in facts["ends"]] == [265]
     assert "What is 2 + 2?" in facts["template"]["example"]
     assert facts["targets"]["hf"]["lost"] == ["files that stay behind: LICENSE"]
+
+
+@pytest.mark.parametrize(("to", "dtype"), [("gguf", ""), ("gguf", "q8_0"), ("native", "")])
+def test_every_format_says_the_family_and_how_it_is_stored(to, dtype, tmp_path):
+    (tmp_path / "a").mkdir()
+    path = tensors.write("qwen3_moe", tmp_path / "a")
+    convert(path, tmp_path / "b", to, dtype, certified=False)
+    facts = inspect(tmp_path / "b")
+    assert facts["model"]["family"] == inspect(path)["model"]["family"] == "qwen3_moe"
+    if dtype:
+        assert facts["model"]["stored_as"] == "Q8_0" and "Q8_0" in facts["stored"]
+        assert any("weights (Q8_0) are written out" in x for x in facts["targets"]["hf"]["lost"])
+
+
+def test_experts_that_stay_in_mxfp4_are_told_apart(packed, tmp_path):  # noqa: F811
+    assert not any("written out" in x for x in inspect(packed)["targets"]["hf"]["lost"])
+    assert any("written out" in x for x in inspect(packed)["targets"]["native"]["lost"])
+    (tmp_path / "mlx").mkdir()
+    gpt_oss_as_mlx(packed, tmp_path / "mlx")
+    targets = inspect(tmp_path / "mlx")["targets"]
+    assert any("but for its experts in MXFP4" in line for line in targets["hf"]["lost"])
+    assert not any("but for" in line for line in targets["native"]["lost"])
 
 
 def test_a_folder_that_cannot_be_read_says_why_and_still_has_its_tokenizer(tmp_path):

@@ -45,7 +45,9 @@ def window_of(objective, rng: np.random.Generator) -> dict[str, np.ndarray]:
     for name in LAYOUTS[objective.reads].fields:
         window |= {name: window["tokens"], f"{name}_segments": segments}
     said = (rng.random(length) < 0.5).astype(np.int32)
-    window |= {"liked": np.where(segments == 1, 1, -1)}
+    window |= {"liked": np.where(segments == 1, 1, -1), "token_types": (segments == 2).astype(int)}
+    window |= {"labels": window["tokens"] % 2, "labelled": said}
+    window |= {"ends": np.sort(rng.integers(0, length - 3, 2, dtype=np.int32))}
     return window | {"assistant": said, "label": rng.integers(0, 3, 1, dtype=np.int32)}
 
 
@@ -56,7 +58,9 @@ def setup(request):
     objective = make_objective(kind.config(), TOKENIZER)
     config = MODELS[kind.model_kind]
     if kind.classifies:
-        config = replace(config, labels=3, pooler=True, mlm_head=False)
+        over = kind.labels_over
+        config = replace(config, pooler=over == "text", mlm_head=False)
+        config = replace(config, labels=2 if over == "spans" else 3, labels_over=over)
     if kind.scores_texts:
         config = replace(config, labels=1)
     model = Model(replace(config, dropout=0.0))

@@ -13,17 +13,19 @@ from research.data.files import FileDocuments
 from research.data.preference_windows import preference_windows
 from research.data.tokenizers import load_tokenizer
 from research.data.windows import WindowOptions
+from research.fit.compile import objective_without_data
 from research.models.model import Model
 from research.models.spec import initialize, shardings
 from research.objectives.preference import Preference, PreferenceConfig
 from research.objectives.preference_losses import LOSSES
 from research.parallel.axes import RULES
 from research.parallel.mesh import make_mesh, place_batch
+from research.run.program import make_program
+from tests.configs import experiment
 from tests.data.chat_templates import TEMPLATES, save_tokenizer
 from tests.families import FAMILIES
 
 LENGTH = 320
-ADDITIVE = [name for name, row in LOSSES.items() if not row.batch]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,11 @@ def loss_of(name, model, params, reference, batch):
     return float(value), float(count), totals, gradients
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "ipo", "orpo"])
+# Those that compare pairs with each other have the same pairs packed and alone.
+BATCH = [pytest.param(name, marks=pytest.mark.slow) for name, row in LOSSES.items() if row.batch]
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "ipo", "orpo", *BATCH])
 def test_packed_pairs_have_the_loss_and_gradient_of_each_alone(name, pairs):
     model, params, other, windows = pairs
     packed = batch_of(windows(range(6)))
@@ -103,6 +109,21 @@ def test_a_mesh_has_the_loss_of_one_device(name, pairs):
         got = loss_of(name, model, *on_mesh, placed)
     np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
     assert got[1] == want[1]
+
+
+@pytest.mark.parametrize(
+    ("arg", "refused"),
+    [("task=bco_pair", True), ("task=aot", True), ("task=kto", True)]
+    + [("task=dpo", False), ("task=apo_zero_unpaired", False)],
+)
+def test_a_loss_that_compares_answers_refuses_micro_batches(arg, refused):
+    e = experiment("posttrain", arg, **{"train.accumulate": 2, "data.batch_size": 16})
+    objective = objective_without_data(e)
+    if refused:
+        with pytest.raises(ValueError, match="train.accumulate=2 cuts a batch whose texts"):
+            make_program(e, objective)
+        e = replace(e, train=replace(e.train, accumulate=1))
+    make_program(e, objective)
 
 
 REFUSED = {

@@ -56,9 +56,10 @@ def test_what_a_reward_says(name, completion, record, wanted):
 
 
 def test_rewards_are_weighted_and_one_that_cannot_say_makes_none():
-    total, parts = make_rewards(f"exact_match:2,{__name__}.half")("", "3", {"answer": 3})
+    [(total, parts)] = make_rewards(f"exact_match:2,{__name__}.half")([("", "3", {"answer": 3})])
     assert total == 2.5 and parts == {"exact_match": 1.0, f"{__name__}.half": 0.5}
-    assert math.isnan(make_rewards(f"exact_match,{__name__}.silent")("", "3", {"answer": 3})[0])
+    silenced = make_rewards(f"exact_match,{__name__}.silent")
+    assert math.isnan(silenced([("", "3", {"answer": 3})])[0][0])
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_rewards_are_weighted_and_one_that_cannot_say_makes_none():
 )
 def test_a_reward_that_fails_is_named_with_its_record(spelling, line):
     with pytest.raises(ValueError, match=line):
-        make_rewards(spelling)("", "3", {"path": "a.jsonl:7"})
+        make_rewards(spelling)([("", "3", {"path": "a.jsonl:7"})])
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,7 @@ def test_a_reward_that_fails_is_named_with_its_record(spelling, line):
         ("format:much", "must be NAME or NAME:WEIGHT"),
         ("format,format:2", "names format twice"),
         ("tests.posttrain.nowhere.f", "cannot be imported"),
+        ("model", "'model' wants a reward model, as in model:runs/reward"),
     ],
 )
 def test_a_spelling_that_is_none_is_refused(spelling, line):

@@ -111,6 +111,28 @@ def test_closing_twice_is_nothing(make):
     assert set(threading.enumerate()) <= left  # Grain's own thread may still be ending
 
 
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_a_feed_of_rollouts_bounds_the_age_of_its_weights(staleness):
+    feed = RolloutFeed(sampled, Policy(), ROWS, updates=2, staleness=staleness)
+    feed.begin(0, {})
+    for step in range(8):
+        batch = offered(feed, step)[1]
+        # The count that the state had is what `sampled` writes: the weights' own version.
+        [version] = np.unique(batch["sampled"])
+        assert version == max(0, (step // 2 - staleness) * 2)
+        assert feed.values()["age"] == step - version <= 2 * staleness + 1
+
+
+def test_saved_texts_that_are_too_old_now_are_written_anew(caplog):
+    stale = RolloutFeed(sampled, Policy(), ROWS, updates=1, staleness=2)
+    stale.begin(0, {})
+    taken(stale, 4)
+    strict = RolloutFeed(sampled, Policy(), ROWS, updates=1, staleness=1)
+    strict.begin(4, json.loads(json.dumps(stale.state())))
+    assert "2 saved samplings are older than objective.staleness=1" in caplog.text
+    assert np.unique(offered(strict, 4)[1]["sampled"]) == 4 and strict.values()["age"] == 0
+
+
 def test_a_window_feed_gives_nothing_before_it_begins():
     with pytest.raises(RuntimeError, match="begin"):
         next(FEEDS[WindowFeed]())

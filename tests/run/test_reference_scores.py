@@ -5,8 +5,10 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from research.data.tokenizers import load_tokenizer
@@ -15,11 +17,13 @@ from research.fit.compile import objective_without_data
 from research.objectives.choose import make_objective
 from research.parallel.mesh import place_batch
 from research.run.program import make_program
+from research.run.reference_scores import first_print
 from research.run.session import prepare
 from research.run.start import open_data
 from research.training.checkpoint import Checkpoints
 from research.training.metrics import read_rows
 from research.training.step import eval_step
+from research.weights.lora import LoraAdapter
 from tests.checkpoints import save_checkpoint
 from tests.configs import experiment
 from tests.data.chat_templates import TEMPLATES, save_tokenizer
@@ -119,6 +123,18 @@ def test_a_run_resumes_bit_for_bit_and_a_cached_reference_has_its_losses(name, m
     assert len(runs["held"]) > 8 and runs["held"][0] != runs["held"][-2]
     # Another program adds the same numbers in another order.
     assert runs["cached"] == pytest.approx(runs["held"], abs=1e-6)
+
+
+def test_adapters_that_add_nothing_yet_leave_the_reference_what_it_is():
+    def print_of(seed, rank, b=0.0, bias=0.0):
+        a, scale = jax.random.normal(jax.random.key(seed), (4, rank)), jnp.float32(1 / rank)
+        pair = LoraAdapter(a, jnp.full((rank, 4), b), scale)
+        trainable = {"query": pair, "norm": {"bias": jnp.full(4, bias)}}
+        return first_print(SimpleNamespace(held={"base": {}}, trainable=trainable))
+
+    assert print_of(0, 2) == print_of(1, 3)
+    others = {print_of(0, 2, b=1.0), print_of(1, 2, b=1.0), print_of(0, 2, bias=1.0)}
+    assert len(others | {print_of(0, 2)}) == 4
 
 
 def test_a_cached_reference_takes_no_memory(task):

@@ -154,6 +154,29 @@ def test_a_metric_of_ones_own_gets_a_figure(tmp_path):
     assert text.count("<figure") == plain + 1 and "moe/load_balance" in text
 
 
+def test_a_metric_that_is_also_held_out_has_both_in_one_figure(tmp_path):
+    plain = write_report(write_run(tmp_path, training_rows())).read_text().count("<figure")
+    rows = [row | {"reward": 1.0} for row in training_rows()] + [{"step": 30, "eval/reward": 0.5}]
+    text = write_report(write_run(tmp_path, rows)).read_text()
+    assert text.count("<figure") == plain + 1 and "eval/reward" not in text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ((1.0, 0.4), (15.0, 0.0), "rose from 1 to 15 while exact_match fell from 0.4 to 0: the"),
+        ((1.0, 0.4), (2.0, 0.9), ""),
+        ((1.0, 0.4), (0.5, 0.1), ""),
+    ],
+)
+def test_a_reward_that_is_won_without_one_of_its_parts_is_told(before, after, told, tmp_path):
+    names = ("eval/reward", "eval/reward_exact_match")
+    measured = [{"step": s, **dict(zip(names, x))} for s, x in ((0, before), (30, after))]
+    rows = [measured[0], *training_rows(), measured[1]]
+    text = Reader(write_report(write_run(tmp_path, rows)).read_text()).text
+    assert told in text and ("won without" in text) == bool(told)
+
+
 def test_rows_that_are_not_finite_are_told(tmp_path):
     rows = [*training_rows(), {"step": 31, "loss": None, "nonfinite": {"loss": "nan"}}]
     text = Reader(write_report(write_run(tmp_path, rows)).read_text()).text

@@ -70,7 +70,19 @@ def load(
         encode_texts=functools.partial(_encode_texts, backend),
         decode_ids=functools.partial(backend.decode, skip_special_tokens=False),
         align_texts=functools.partial(_align_texts, json.dumps(spec | {"post_processor": None})),
+        separators=_separators(spec.get("post_processor") or {}),
     )
+
+
+def _separators(processor: Mapping[str, Any]) -> int:
+    """The tokens that the post-processor of a tokenizer.json writes between two texts."""
+    if processor.get("type") == "RobertaProcessing":
+        return 2
+    if processor.get("type") == "Sequence":
+        return max(map(_separators, processor.get("processors") or [{}]))
+    pair = processor.get("pair") or []
+    texts = [place for place, piece in enumerate(pair) if "Sequence" in piece]
+    return max(1, texts[1] - texts[0] - 1) if len(texts) == 2 else 1
 
 
 def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:

@@ -34,6 +34,7 @@ class Tokenizer:
     fingerprint    sha256; equal ones mean equal ids for every text and equal special tokens
     files          {name: content} of the files that `save` writes and loading reads
     chat_template  jinja source that turns messages into text, None without; not in the fingerprint
+    separators     ends of a text that lie between two texts which are read as one: 2 of RoBERTa
     templates      further ones by name, such as "tool_use" for conversations with tools
     template_variables  what templates see beside the messages, such as {"enable_thinking": False}
     targets        the tokenizer of what an encoder-decoder writes, None if it is this one
@@ -58,6 +59,7 @@ class Tokenizer:
     templates: Mapping[str, str] = field(default_factory=dict)
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     targets: "Tokenizer | None" = None
+    separators: int = 1
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. No special tokens are added; where the text contains the string of a

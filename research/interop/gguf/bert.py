@@ -19,6 +19,7 @@ from research.interop.storage.layout import Rule, norm_rules
 from research.models.config import ModelConfig
 
 POSITIONS = "embed/positions"
+_WITHOUT_HEADS = dict(pooler=False, mlm_head=False, labels=0, labels_over="text")
 
 
 def read_config(m: Metadata) -> ModelConfig:
@@ -88,7 +89,7 @@ def rules(c: ModelConfig, name: str) -> tuple[Rule, ...]:
 def bare(c: ModelConfig) -> ModelConfig:
     """An encoder as a file has it, without heads."""
     plain = {"pooling": "first", "transform_bias": True, **_other_heads(not c.token_types)}
-    return replace(c, pooler=False, mlm_head=False, labels=0, position_offset=0, **plain)
+    return replace(c, **_WITHOUT_HEADS, position_offset=0, **plain)
 
 
 ARCHITECTURE = Architecture(

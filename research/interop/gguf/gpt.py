@@ -16,6 +16,10 @@ from research.interop.gguf.architecture import (
 from research.interop.storage.layout import Rule, norm_rules
 from research.models.config import ModelConfig
 
+# Of a gptneox whose GELU is the approximation that llama.cpp computes anyhow (GPT-NeoX-20B); it
+# reads this key of other architectures, which have Hugging Face's names there.
+_HIDDEN, _TANH = "gptneox.hidden_activation", "gelu_pytorch_tanh"
+
 
 def _read_gpt2(m: Metadata) -> ModelConfig:
     return ModelConfig(
@@ -42,7 +46,7 @@ def _read_gptneox(m: Metadata) -> ModelConfig:
     return ModelConfig(
         **read_shape(m, norm="layer"),
         parallel=bool(m.values.get("gptneox.use_parallel_residual", True)),
-        activation="gelu",
+        activation="gelu_tanh" if m.values.get(_HIDDEN) == _TANH else "gelu",
         gated=False,
         attention_bias="all",
         mlp_bias=True,
@@ -51,13 +55,14 @@ def _read_gptneox(m: Metadata) -> ModelConfig:
 
 def _name_gptneox(c: ModelConfig) -> str | None:
     plain = c.kind == "decoder" and c.norm == "layer" and c.position == "rope"
-    return "gptneox" if plain else None
+    return "gptneox" if plain and not c.experts else None
 
 
 def _write_gptneox(c: ModelConfig) -> dict[str, Any]:
     check_square(c, "gptneox")
     check_untied(c, "gptneox")
-    return write_shape(c, "gptneox") | {"gptneox.use_parallel_residual": c.parallel}
+    values = write_shape(c, "gptneox") | {"gptneox.use_parallel_residual": c.parallel}
+    return values | ({_HIDDEN: _TANH} if c.activation == "gelu_tanh" else {})
 
 
 def rules(c: ModelConfig, name: str) -> tuple[Rule, ...]:

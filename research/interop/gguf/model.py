@@ -27,6 +27,7 @@ from research.interop.gguf import (
     phi3,
     rope_factors,
     rope_keys,
+    t5,
     unread_keys,
 )
 from research.interop.gguf.architecture import Architecture, Metadata
@@ -47,6 +48,7 @@ from research.models.config import ModelConfig, Shape
 ARCHITECTURES = {
     "bert": bert.ARCHITECTURE,
     "modernbert": modernbert.ARCHITECTURE,
+    "t5": t5.ARCHITECTURE,
     "gpt2": gpt.GPT2,
     "gptneox": gpt.GPT_NEOX,
     "olmo2": olmo2.ARCHITECTURE,
@@ -62,6 +64,10 @@ ARCHITECTURES = {
 }
 _NAMES = Names(
     unused=(
+        (
+            r"dec\.blk\.0\.cross_attn_rel_b\.weight",
+            "cross-attention has no positions; early releases saved a table all the same",
+        ),
         (
             r"(rope_freqs|rope_factors_(short|long))\.weight",
             "computed from the scaling of the rotary positions",
@@ -104,7 +110,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
         original,
         quantized=bool(kinds),
         codes=mxfp4.read_codes(config, rules, gguf),
-        stored_as=mxfp4.TYPE if kinds == {mxfp4.TYPE} else "",
+        stored_as=", ".join(sorted(kinds)),
         # Tensors are read later, so the file stays open as long as the checkpoint.
         close=gguf.close,
     )
@@ -216,6 +222,13 @@ def _check_same(c: ModelConfig, again: ModelConfig, kind: str) -> None:
     """Refuses, with a ValueError that lists them, fields that the metadata does not give back. The
     scaling of the positions is excepted, for it is written and refused on its own."""
     names = [f.name for f in fields(Shape) if f.name != "rope_scaling"]
-    differing = [f"{n}={getattr(c, n)!r}" for n in names if getattr(c, n) != getattr(again, n)]
+    differing = [f"{n}={getattr(c, n)!r}" for n in names if _meant(c, n) != _meant(again, n)]
     if differing:
         raise ValueError(f"GGUF's {kind} architecture has no {', '.join(differing)}; use --to=hf")
+
+
+def _meant(c: ModelConfig, name: str) -> Any:
+    """The value of a field, or where 0 stands for what another field says, that."""
+    usual = {"attention_scale": c.head_size**-0.5, "local_rope_theta": c.rope_theta}
+    usual |= dict.fromkeys(("rotary_size", "value_size"), c.head_size)
+    return getattr(c, name) or usual.get(name, getattr(c, name))

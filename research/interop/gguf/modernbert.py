@@ -118,7 +118,7 @@ def rules(c: ModelConfig, name: str) -> tuple[Rule, ...]:
 
 def bare(c: ModelConfig) -> ModelConfig:
     """An encoder as a file has it, without heads."""
-    return replace(c, pooler=False, mlm_head=False, labels=0, **_HEADS)
+    return replace(c, pooler=False, mlm_head=False, labels=0, labels_over="text", **_HEADS)
 
 
 ARCHITECTURE = Architecture(

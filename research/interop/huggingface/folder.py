@@ -150,7 +150,7 @@ def write_folder(
     if checkpoint.config.scores_texts and checkpoint.tokenizer:
         # transformers scores the last token that is not this one, and without it no batches.
         values = {"pad_token_id": checkpoint.tokenizer.pad_id} | values
-    if checkpoint.config.labels:
+    if "id2label" in values:
         names = read_label_names(checkpoint.source, checkpoint.config.labels)
         # Where nobody has named a class, it keeps transformers' own name, LABEL_n.
         named = {n: name for n, name in enumerate(names) if name != str(n)}

@@ -28,6 +28,7 @@ class PeftConfig:
     rank_stable    use_rslora: the update is alpha / sqrt(r), not alpha / r
     dora           use_dora
     dropout        lora_dropout
+    task           task_type, "" for none
     tied           ensure_weight_tying: the adapter of a tied table is its head's too
     layers         layer_replication: the layer of the base that each layer is; () for its own
     tokens         the ids of tokens with rows of their own, by ends of modules' names, "" for any
@@ -47,6 +48,7 @@ class PeftConfig:
     layers: tuple[int, ...] = ()
     tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rotation: Mapping[str, Any] = field(default_factory=lambda: ROTATION)
+    task: str = ""
 
     def rank_of(self, module: str) -> int:
         """The rank of a module: of the first pattern that matches the end of its name, else
@@ -97,6 +99,7 @@ def read_config(folder: Path) -> PeftConfig:
         _layers(file, values),
         _tokens(file, values),
         _rotation(file, values),
+        str(values.get("task_type") or ""),
     )
 
 

@@ -71,3 +71,6 @@ READ = {
     "init_lora_weights", "bias", "lora_bias", "ensure_weight_tying", "layer_replication",
     "trainable_token_indices", "token_indices", "lora_dropout", "vera_dropout", *ROTATION,
 }  # fmt: skip
+
+# task_type of models with labels, by their `labels_over`.
+LABEL_TASKS = {"text": "SEQ_CLS", "tokens": "TOKEN_CLS", "spans": "QUESTION_ANS"}

@@ -28,7 +28,7 @@ from research.interop.peft.as_lora import as_lora
 from research.interop.peft.biases import with_biases
 from research.interop.peft.config import read_config
 from research.interop.peft.ia3 import read_ia3
-from research.interop.peft.kinds import IA3, PROMPTS
+from research.interop.peft.kinds import IA3, LABEL_TASKS, PROMPTS
 from research.interop.peft.lora import read_lora
 from research.interop.peft.prompts import read_prompts
 from research.interop.peft.replicated import replicated
@@ -198,14 +198,16 @@ def _untied(found: Found, checkpoint: Checkpoint, family: Family) -> Checkpoint:
     of a tied table, not both. A classifier that only the adapter has turns the model into one."""
     c, parameters, codes = checkpoint.config, dict(checkpoint.parameters), dict(checkpoint.codes)
     if c.kind != "encoder_decoder" and not c.labels:
-        # A decoder's classifier reads the last state as it is.
-        pooler = c.kind == "encoder"
-        rules = family.rules(replace(c, pooler=pooler, labels=1))
+        # peft saves the head that the base lacks, under the name of its task.
+        over = next((o for o, task in LABEL_TASKS.items() if task == found.config.task), "text")
+        labels = 2 if over == "spans" else 1
+        # A decoder's classifier reads the last state as it is, and one of tokens each state.
+        pooler = c.kind == "encoder" and over == "text"
+        labelled = replace(c, pooler=pooler, labels=labels, labels_over=over)
+        rules = family.rules(labelled)
         name = next((rule.name for rule in rules if rule.path == "classifier/kernel"), None)
-        # peft's sequence classification saves the head that the base lacks.
         if name in found.whole:
-            labels = found.tensors.names[found.whole[name]].shape[0]
-            c = replace(c, pooler=pooler, labels=labels)
+            c = replace(labelled, labels=found.tensors.names[found.whole[name]].shape[0])
     table = _table_module(c, family)
     # Under `.base_layer.` lies a copy of the unchanged base, saved beside its adapter.
     saved = {name for name, actual in found.whole.items() if ".base_layer." not in actual}

@@ -13,7 +13,7 @@ from research.files import write_json
 from research.interop.huggingface.families.table import describe
 from research.interop.peft.config import FILE
 from research.interop.peft.ia3 import write_ia3
-from research.interop.peft.kinds import PREFIX_TUNING, PROMPT_TUNING
+from research.interop.peft.kinds import LABEL_TASKS, PREFIX_TUNING, PROMPT_TUNING
 from research.interop.peft.lora import write_lora
 from research.interop.peft.prompts import write_prompts
 from research.interop.peft.read import STEM
@@ -64,7 +64,7 @@ def write_peft(
     bare = "" if fields["peft_type"] in (PREFIX_TUNING, PROMPT_TUNING) else bare
     fields = {
         "base_model_name_or_path": base or None,
-        "task_type": "SEQ_CLS" if c.labels else _TASKS.get(c.kind),
+        "task_type": LABEL_TASKS[c.labels_over] if c.labels else _TASKS.get(c.kind),
         "inference_mode": True,
         **fields,
     }

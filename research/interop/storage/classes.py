@@ -10,5 +10,7 @@ def with_classes(c: ModelConfig, trained: ModelConfig) -> ModelConfig:
     the head that predicts words; `c` itself where that has none."""
     if not trained.labels:
         return c
-    fields = {name: getattr(trained, name) for name in ("labels", "pooler", "mlm_head")}
+    fields = {
+        name: getattr(trained, name) for name in ("labels", "labels_over", "pooler", "mlm_head")
+    }
     return replace(c, **fields)

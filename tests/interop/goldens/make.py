@@ -11,7 +11,8 @@ torch 2.13, transformers 5.23 (Gemma: 5.24); imports none of the project.
     tensor/NAME         a saved tensor; bfloat16/NAME its bits as uint16 where it is bfloat16
     ids, mask           [B, T], the encoder's where there are two; the second row is padded
     token_types, decoder_ids, lengths [B] of the prompts, greedy [B, 12]
-    logits, hidden, pooled, classes    float32, of the model as reloaded from what was saved
+    logits, hidden, pooled, classes    float32, of the model as reloaded from what was saved;
+           classes of whole texts [B, C], or of tokens [B, T, C]
     buckets             [2, 600]: T5's bucket of the distances -300..299, for encoder and decoder
 Weights are drawn far larger than a trained model's, norms and biases too, so that each matters;
 `unseen` names those that do not: key biases, which softmax does not see where nothing is rotated,
@@ -632,8 +633,12 @@ def outputs(model: torch.nn.Module, fields: dict[str, np.ndarray]) -> dict[str, 
                 if value is not None
             }
     known = {OUTPUTS[key]: value.numpy() for key, value in found.items() if key in OUTPUTS}
-    if type(model).__name__.endswith("ForSequenceClassification"):
+    name = type(model).__name__
+    if name.endswith(("ForSequenceClassification", "ForTokenClassification")):
         known["classes"] = known.pop("logits")
+    if name.endswith("ForQuestionAnswering"):
+        ends = found["start_logits"], found["end_logits"]
+        known["classes"] = torch.stack(ends, axis=-1).numpy()
     return known
 
 

@@ -1,5 +1,5 @@
 """BERT (arXiv:1810.04805) in Hugging Face's names: the encoder, and of pooler, masked-LM head and
-classifier those that a checkpoint has.
+classifiers those that a checkpoint has.
 """
 
 from collections.abc import Iterable, Mapping, Set
@@ -13,21 +13,31 @@ from research.interop.huggingface.families.fields import (
     number,
     refuse,
 )
+from research.interop.huggingface.families.labels import (
+    label_rules,
+    labelled_class,
+    read_labels,
+    write_labels,
+)
 from research.interop.storage.family import Family
 from research.interop.storage.layout import Rule, norm_rules
 from research.models.config import ModelConfig
+
+_POOLER = "pooler.dense.weight"
 
 
 def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     """The model that a config.json and the tensors' `names` describe. ValueError for settings that
     our layers do not compute."""
     # config.json is the same for every head; only the tensors tell which ones were saved.
+    labels = read_labels(values, names, _POOLER)
+    of_texts = labels.get("labels_over", "text") == "text"
     return ModelConfig(
         **read_body(values),
         max_length=integer(values, "max_position_embeddings"),
-        pooler=any(name.endswith("pooler.dense.weight") for name in names),
+        pooler=of_texts and any(name.endswith(_POOLER) for name in names),
         mlm_head="cls.predictions.transform.dense.weight" in names,
-        labels=count_labels(values) if "classifier.weight" in names else 0,
+        **labels,
     )
 
 
@@ -69,22 +79,6 @@ def read_body(values: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def count_labels(values: Mapping[str, Any]) -> int:
-    """The number of classes of a classifier. ValueError for one of another class's than whole
-    texts, whose tensors may have the same names."""
-    for name in values.get("architectures") or ():
-        if any(job in name for job in ("TokenClass", "QuestionAnswering", "MultipleChoice")):
-            raise ValueError(
-                f"config.json is of {name}; of classifiers, those of whole texts are supported "
-                "(ForSequenceClassification)"
-            )
-    # transformers writes the labels' names and leaves out their number, which it takes from them.
-    labels = values.get("id2label")
-    return (
-        len(labels) if isinstance(labels, Mapping) and labels else integer(values, "num_labels", 2)
-    )
-
-
 def serves(c: ModelConfig) -> bool:
     """True for an encoder, unless it is RoBERTa's or ELECTRA's, or one with a norm of the
     embeddings and no token types."""
@@ -95,7 +89,7 @@ def serves(c: ModelConfig) -> bool:
 def write_config(c: ModelConfig) -> dict[str, Any]:
     """The fields of config.json, for the class that has the model's heads."""
     if c.labels:
-        name = "BertForSequenceClassification"
+        name = labelled_class("Bert", c)
     elif c.mlm_head:
         name = "BertForPreTraining" if c.pooler else "BertForMaskedLM"
     else:
@@ -120,18 +114,9 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
     }
 
 
-def write_labels(c: ModelConfig) -> dict[str, Any]:
-    """The names of a classifier's classes in config.json, {} without one."""
-    # transformers' own names where nobody gave others; JSON wants strings as keys.
-    labels = {str(n): f"LABEL_{n}" for n in range(c.labels)}
-    if not labels:
-        return {}
-    return {"id2label": labels, "label2id": {name: int(n) for n, name in labels.items()}}
-
-
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
-    """The tensors of BertForPreTraining and BertForSequenceClassification that the model has, as
-    rules that read both ways. torch stores linear weights [out, in], ours are [in, out]."""
+    """The tensors of BertForPreTraining and of the classes with labels that the model has, as rules
+    that read both ways. torch stores linear weights [out, in], ours are [in, out]."""
     # "attention.self" projects queries, keys and values, "attention.output" has the projection out
     # and the norm after it; "intermediate" and the layer's own "output" are the two of the MLP.
     layer, attention = "bert.encoder.layer.{layer}", "bert.encoder.layer.{layer}.attention"
@@ -173,10 +158,7 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
     if c.pooler:
         tensor_rules += [Rule("bert.pooler.dense.weight", "pooler/kernel", "M D -> D M")]
         tensor_rules += [Rule("bert.pooler.dense.bias", "pooler/bias", "D -> D")]
-    if c.labels:
-        tensor_rules += [Rule("classifier.weight", "classifier/kernel", "C D -> D C")]
-        tensor_rules += [Rule("classifier.bias", "classifier/bias", "C -> C")]
-    return tuple(tensor_rules)
+    return (*tensor_rules, *label_rules(c))
 
 
 def renamed(rules: Iterable[Rule], names: Mapping[str, str]) -> tuple[Rule, ...]:
@@ -186,6 +168,12 @@ def renamed(rules: Iterable[Rule], names: Mapping[str, str]) -> tuple[Rule, ...]
         start = next(start for start in names if rule.name.startswith(start))
         changed.append(replace(rule, name=names[start] + rule.name.removeprefix(start)))
     return tuple(changed)
+
+
+def _further(values: Mapping[str, Any], c: ModelConfig) -> tuple[tuple[str, str], ...]:
+    if c.labels_over == "text":
+        return ()
+    return ((r"(bert\.)?pooler\..*", "the pooler, which labels of tokens do not read"),)
 
 
 FAMILY = Family(
@@ -202,6 +190,7 @@ FAMILY = Family(
         (r"(bert\.)?embeddings\.position_ids", "0, 1, 2, ..."),
         (r"cls\.seq_relationship\..*", "the next-sentence head, which the model does not have"),
     ),
+    further=_further,
     copies=(
         ("cls.predictions.decoder.weight", "embed/table"),
         ("cls.predictions.decoder.bias", "head/output_bias"),

@@ -5,13 +5,18 @@ classifier over the first token after a layer with relu.
 from collections.abc import Mapping, Set
 from typing import Any
 
-from research.interop.huggingface.families import bert
 from research.interop.huggingface.families.fields import (
     THEIR_ACTIVATIONS,
     activation,
     integer,
     number,
     refuse,
+)
+from research.interop.huggingface.families.labels import (
+    label_rules,
+    labelled_class,
+    read_labels,
+    write_labels,
 )
 from research.interop.storage.family import Family
 from research.interop.storage.layout import Rule, norm_rules
@@ -25,7 +30,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     our layers do not compute."""
     heads, d_model = integer(values, "n_heads"), integer(values, "dim")
     refuse(values, tie_word_embeddings=True)
-    labels = bert.count_labels(values) if "classifier.weight" in names else 0
+    labels = read_labels(values, names, "pre_classifier.weight")
     return ModelConfig(
         kind="encoder",
         vocab_size=integer(values, "vocab_size"),
@@ -46,10 +51,10 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         attention_bias="all",
         mlp_bias=True,
         tied=True,
-        pooler=labels > 0,
+        pooler=labels.get("labels_over") == "text",
         pooler_layer="relu",
         mlm_head="vocab_transform.weight" in names,
-        labels=labels,
+        **labels,
         dropout=number(values, "dropout", 0.1),
         init="plain",
         init_std=number(values, "initializer_range", 0.02),
@@ -66,7 +71,7 @@ def serves(c: ModelConfig) -> bool:
 def write_config(c: ModelConfig) -> dict[str, Any]:
     """The fields of config.json, for the class that has the model's heads."""
     if c.labels:
-        name = "DistilBertForSequenceClassification"
+        name = labelled_class("DistilBert", c)
     else:
         name = "DistilBertForMaskedLM" if c.mlm_head else "DistilBertModel"
     return {
@@ -85,13 +90,13 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "seq_classif_dropout": c.dropout,
         "initializer_range": c.init_std,
-        **bert.write_labels(c),
+        **write_labels(c),
     }
 
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
-    """The tensors of DistilBertForMaskedLM and DistilBertForSequenceClassification that the model
-    has, as rules that read both ways. torch stores linear weights [out, in], ours are [in, out]."""
+    """The tensors of DistilBertForMaskedLM and of the classes with labels that the model has, as
+    rules that read both ways. torch stores linear weights [out, in], ours are [in, out]."""
     layer, embeddings = "distilbert.transformer.layer.{layer}", "distilbert.embeddings"
     tensor_rules = [
         Rule(f"{embeddings}.word_embeddings.weight", "embed/table", "V D -> V D"),
@@ -127,10 +132,7 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
     if c.pooler:
         tensor_rules += [Rule("pre_classifier.weight", "pooler/kernel", "M D -> D M")]
         tensor_rules += [Rule("pre_classifier.bias", "pooler/bias", "D -> D")]
-    if c.labels:
-        tensor_rules += [Rule("classifier.weight", "classifier/kernel", "C D -> D C")]
-        tensor_rules += [Rule("classifier.bias", "classifier/bias", "C -> C")]
-    return tuple(tensor_rules)
+    return (*tensor_rules, *label_rules(c))
 
 
 FAMILY = Family(

@@ -1,5 +1,6 @@
 """ELECTRA (arXiv:2003.10555) in Hugging Face's names: BERT's layers, and a classifier over the
-first token after a layer with gelu. Embeddings must be as wide as the layers, as in base and large.
+first token after a layer with gelu, or over every token as it is. Embeddings must be as wide as the
+layers, as in base and large.
 """
 
 from collections.abc import Mapping, Set
@@ -7,6 +8,7 @@ from typing import Any
 
 from research.interop.huggingface.families import bert
 from research.interop.huggingface.families.fields import integer
+from research.interop.huggingface.families.labels import labelled_class, read_labels
 from research.interop.storage.family import Family
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
@@ -18,7 +20,7 @@ _NAMES = {
     "cls.predictions.transform.dense": "generator_predictions.dense",
     "cls.predictions.transform.LayerNorm": "generator_predictions.LayerNorm",
     "cls.predictions.bias": "generator_lm_head.bias",
-    "classifier.": "classifier.out_proj.",
+    "qa_outputs.": "qa_outputs.",
 }
 
 
@@ -38,14 +40,14 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
             f"config.json has hidden_act={values['hidden_act']!r}; the head of the class has gelu, "
             "and one activation for both is supported"
         )
-    labels = bert.count_labels(values) if "classifier.out_proj.weight" in names else 0
+    labels = read_labels(values, names, "classifier.out_proj.weight")
     return ModelConfig(
         **body,
         max_length=integer(values, "max_position_embeddings", 512),
-        pooler=labels > 0,
+        pooler=labels.get("labels_over") == "text",
         pooler_layer="gelu",
         mlm_head=mlm_head,
-        labels=labels,
+        **labels,
     )
 
 
@@ -58,7 +60,7 @@ def serves(c: ModelConfig) -> bool:
 def write_config(c: ModelConfig) -> dict[str, Any]:
     """The fields of config.json, for the class that has the model's heads."""
     if c.labels:
-        name = "ElectraForSequenceClassification"
+        name = labelled_class("Electra", c)
     else:
         name = "ElectraForMaskedLM" if c.mlm_head else "ElectraModel"
     own = {"architectures": [name], "model_type": "electra", "embedding_size": c.d_model}
@@ -66,9 +68,10 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
 
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
-    """The tensors of ElectraForMaskedLM and ElectraForSequenceClassification that the model has, as
-    rules that read both ways."""
-    return bert.renamed(bert.rules(c), _NAMES)
+    """The tensors of ElectraForMaskedLM and of the classes with labels that the model has, as rules
+    that read both ways."""
+    layer = "classifier.out_proj." if c.labels_over == "text" else "classifier."
+    return bert.renamed(bert.rules(c), {**_NAMES, "classifier.": layer})
 
 
 FAMILY = Family(

@@ -3,13 +3,12 @@
 An encoder with rotary positions, gated feed-forward layers and few biases. Every third layer, from
 the first on, sees all of the text, the others a window to both sides, and the two kinds have bases
 of their own. The first attention reads the normalised embeddings as they are. One transform serves
-the masked-LM head and the classifier.
+the masked-LM head and the classifiers.
 """
 
 from collections.abc import Mapping, Set
 from typing import Any
 
-from research.interop.huggingface.families import bert
 from research.interop.huggingface.families.fields import (
     THEIR_ACTIVATIONS,
     activation,
@@ -17,6 +16,12 @@ from research.interop.huggingface.families.fields import (
     integer,
     number,
     refuse,
+)
+from research.interop.huggingface.families.labels import (
+    label_rules,
+    labelled_class,
+    read_labels,
+    write_labels,
 )
 from research.interop.huggingface.families.rope import read_rope, write_scaling
 from research.interop.storage.family import Family
@@ -47,7 +52,7 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         raise ValueError(
             f"config.json has classifier_pooling={pooling!r}; there are {', '.join(_POOLING)}"
         )
-    labels = bert.count_labels(values) if "classifier.weight" in names else 0
+    labels = read_labels(values, names, "head.dense.weight")
     return ModelConfig(
         kind="encoder",
         vocab_size=integer(values, "vocab_size"),
@@ -68,12 +73,12 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         attention_bias="all" if flag(values, "attention_bias", False) else "none",
         mlp_bias=flag(values, "mlp_bias", False),
         tied=True,
-        pooler=labels > 0,
+        pooler=labels.get("labels_over") == "text",
         pooling=_POOLING[pooling],
         pooler_layer="head",
         mlm_head="decoder.bias" in names,
         transform_bias=flag(values, "classifier_bias", False),
-        labels=labels,
+        **labels,
         dropout=number(values, "embedding_dropout", 0.0),
         init_std=number(values, "initializer_range", 0.02),
     )
@@ -126,7 +131,7 @@ def serves(c: ModelConfig) -> bool:
 def write_config(c: ModelConfig) -> dict[str, Any]:
     """The fields of config.json, for the class that has the model's heads."""
     if c.labels:
-        name = "ModernBertForSequenceClassification"
+        name = labelled_class("ModernBert", c)
     else:
         name = "ModernBertForMaskedLM" if c.mlm_head else "ModernBertModel"
     kinds = [layer_kind(c, n) if c.window else "global" for n in range(c.layers)]
@@ -167,7 +172,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         # It would drop attention weights too, which our layers do not.
         "attention_dropout": 0.0,
         "initializer_range": c.init_std,
-        **bert.write_labels(c),
+        **write_labels(c),
     }
 
 
@@ -180,8 +185,8 @@ def _write_period(kinds: list[str]) -> dict[str, int]:
 
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
-    """The tensors of ModernBertForMaskedLM and ModernBertForSequenceClassification that the model
-    has, as rules that read both ways. torch stores linear weights [out, in], ours are [in, out]."""
+    """The tensors of ModernBertForMaskedLM and of the classes with labels that the model has, as
+    rules that read both ways. torch stores linear weights [out, in], ours are [in, out]."""
     layer = "model.layers.{layer}"
     qkv = tuple(f"layers/attention/{role}" for role in ("query", "key", "value"))
     # The first half of Wi goes through the activation, and the second half is what it gates.
@@ -217,10 +222,7 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
         tensor_rules += [Rule("decoder.bias", "head/output_bias", "V -> V")]
     for theirs, ours, first in norms:
         tensor_rules += norm_rules(theirs, ours, c.norm_bias, first)
-    if c.labels:
-        tensor_rules += [Rule("classifier.weight", "classifier/kernel", "C D -> D C")]
-        tensor_rules += [Rule("classifier.bias", "classifier/bias", "C -> C")]
-    return tuple(tensor_rules)
+    return (*tensor_rules, *label_rules(c, spans="classifier"))
 
 
 FAMILY = Family(

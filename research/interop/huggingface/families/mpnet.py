@@ -53,8 +53,8 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
 
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
-    """The tensors of MPNetForMaskedLM and MPNetForSequenceClassification that the model has, as
-    rules that read both ways."""
+    """The tensors of MPNetForMaskedLM and of the classes with labels that the model has, as rules
+    that read both ways."""
     kept = [rule for rule in roberta.rules(c) if rule.path != "embed/types"]
     offsets = f"{_START}encoder.relative_attention_bias.weight"
     return (
@@ -85,7 +85,7 @@ FAMILY = replace(
     prefix=_START,
     unused=(
         (r"mpnet\.embeddings\.position_ids", "0, 1, 2, ..."),
-        (r"mpnet\.pooler\..*", "the bare model's pooler, which its classifier does not read"),
+        (r"mpnet\.pooler\..*", "the bare model's pooler, which its classifiers do not read"),
     ),
     classes={},
 )

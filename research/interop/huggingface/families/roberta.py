@@ -9,6 +9,7 @@ from typing import Any
 
 from research.interop.huggingface.families import bert
 from research.interop.huggingface.families.fields import index, integer
+from research.interop.huggingface.families.labels import labelled_class, read_labels
 from research.interop.storage.family import Family
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
@@ -20,7 +21,7 @@ _NAMES = {
     "cls.predictions.transform.dense": "lm_head.dense",
     "cls.predictions.transform.LayerNorm": "lm_head.layer_norm",
     "cls.predictions.bias": "lm_head.bias",
-    "classifier.": "classifier.out_proj.",
+    "qa_outputs.": "qa_outputs.",
 }
 
 
@@ -36,6 +37,8 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
             "leaves none; restore it from the source"
         )
     classifies = f"{_CLASSIFIER}.weight" in names
+    labels = read_labels(values, names, f"{_CLASSIFIER}.weight")
+    of_texts = labels.get("labels_over", "text") == "text"
     mlm_head = "lm_head.dense.weight" in names
     if mlm_head and body["activation"] != "gelu":
         raise ValueError(
@@ -46,9 +49,9 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         **body,
         max_length=rows - offset,
         position_offset=offset,
-        pooler=classifies or f"{_POOLER}.weight" in names,
+        pooler=of_texts and (classifies or f"{_POOLER}.weight" in names),
         mlm_head=mlm_head,
-        labels=bert.count_labels(values) if classifies else 0,
+        **labels,
     )
 
 
@@ -60,7 +63,7 @@ def serves(c: ModelConfig) -> bool:
 def write_config(c: ModelConfig) -> dict[str, Any]:
     """The fields of config.json, for the class that has the model's heads."""
     if c.labels:
-        name = "RobertaForSequenceClassification"
+        name = labelled_class("Roberta", c)
     else:
         name = "RobertaForMaskedLM" if c.mlm_head else "RobertaModel"
     return bert.write_config(c) | {
@@ -73,11 +76,14 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
 
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
-    """The tensors of RobertaForMaskedLM and RobertaForSequenceClassification that the model has, as
-    rules that read both ways."""
+    """The tensors of RobertaForMaskedLM and of the classes with labels that the model has, as rules
+    that read both ways."""
     # A classifier has its own pooler; without one it is that of the bare model.
     pooler = _CLASSIFIER if c.labels else _POOLER
-    return bert.renamed(bert.rules(c), {"bert.pooler.dense": pooler, **_NAMES})
+    layer = "classifier.out_proj." if c.labels_over == "text" else "classifier."
+    return bert.renamed(
+        bert.rules(c), {"bert.pooler.dense": pooler, "classifier.": layer, **_NAMES}
+    )
 
 
 FAMILY = Family(
@@ -89,7 +95,7 @@ FAMILY = Family(
     prefix="roberta.",
     unused=(
         (r"roberta\.embeddings\.position_ids", "0, 1, 2, ..."),
-        (r"roberta\.pooler\..*", "the bare model's pooler, which its classifier does not read"),
+        (r"roberta\.pooler\..*", "the bare model's pooler, which its classifiers do not read"),
     ),
     copies=(
         ("lm_head.decoder.weight", "embed/table"),

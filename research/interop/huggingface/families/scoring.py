@@ -7,7 +7,11 @@ from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Any
 
-from research.interop.huggingface.families.bert import count_labels, write_labels
+from research.interop.huggingface.families.labels import (
+    count_labels,
+    refuse_other_classes,
+    write_labels,
+)
 from research.interop.storage.family import Family
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
@@ -22,7 +26,10 @@ def with_scores(family: Family) -> Family:
 
     def _read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
         c = family.read_config(values, names)
-        return replace(c, labels=count_labels(values)) if _SCORE in names else c
+        if _SCORE not in names:
+            return c
+        refuse_other_classes(values)
+        return replace(c, labels=count_labels(values))
 
     def _write_config(c: ModelConfig) -> dict[str, Any]:
         values = family.write_config(replace(c, labels=0))
