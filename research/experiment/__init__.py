@@ -4,11 +4,14 @@ files start from.
 Config files need this package alone:
 
     from research.experiment import PARENTS, base_config, parse_arg, shrink_model, tune
+
+Ablations start from `small_config`.
 """
 
 from research.experiment.config import base_config
 from research.experiment.fields import parse_arg
 from research.experiment.methods import PARENTS, tune
+from research.experiment.small import small_config
 from research.experiment.smoke import shrink_model
 
-__all__ = ["PARENTS", "base_config", "parse_arg", "shrink_model", "tune"]
+__all__ = ["PARENTS", "base_config", "parse_arg", "shrink_model", "small_config", "tune"]

@@ -1,7 +1,7 @@
 """Evaluations of a model that is opened: those of its run's config, and any others by name."""
 
 import json
-import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,10 @@ def make_chosen(settings: Settings, opened: Opened) -> dict[str, Evaluation]:
 
 
 def evaluate(evaluations: Mapping[str, Evaluation], opened: Opened) -> dict[str, Result]:
-    """The results by name."""
+    """The results by name. Says on standard error which one is measured, as each may take long."""
     results = {}
     for name, evaluation in evaluations.items():
-        logging.info("evaluating %s", name)
+        print(f"measuring {name} of {opened.source}", file=sys.stderr)
         results[name] = measure(name, evaluation, opened)
     return results
 

@@ -1,4 +1,4 @@
-"""Runs a sweep of runs and answers it: python -m research.sweep run|status|report|retry|add|query
+"""Runs a sweep and answers it: python -m research.sweep run|status|report|retry|add|query|scaling
 
     python -m research.sweep run --config=configs/ablations/lora_rank.py --workdir=sweeps/rank \
         --workers=2
@@ -9,10 +9,12 @@
 A config file of a sweep has `get_config(arg)`, what all runs share, and `get_sweep(arg)`, which
 factors are compared, see `research.sweep.design`. `run` ends with the report; a sweep that was
 stopped goes on, on any number of machines at once that share the folder. `retry` runs failed cells
-again, with --states=failed,diverged also those that diverged.
+again, with --states=failed,diverged also those that diverged. `scaling` runs a ladder of sizes,
+fits L(N, D) to all but the largest and predicts that one, see `research.sweep.scaling_law`.
 """
 
 import sys
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -32,6 +34,8 @@ CHANGED = flags.DEFINE_enum(
     ["refuse", "keep", "rerun"],
     "run, add: what to do where config or code differ from those of the folder's cells",
 )
+BY = flags.DEFINE_string("by", "", "query: the field whose values are a row each")
+METRIC = flags.DEFINE_string("metric", "eval/loss", "query: the metric of the rows")
 STATES = flags.DEFINE_list("states", ["failed"], "retry: the states of the cells to run again")
 
 
@@ -41,8 +45,8 @@ def main(arguments: list[str]) -> int:
     if name not in COMMANDS:
         given = f"{name!r} is unknown" if name else "say what to do"
         raise ValueError(f"{given}: python -m research.sweep {'|'.join(COMMANDS)} --workdir=FOLDER")
-    if rest and name != "query":
-        raise ValueError(f"unexpected argument {rest[0]!r} after {name}")
+    if len(rest) > (name == "query"):
+        raise ValueError(f"unexpected argument {rest[-1]!r} after {name}")
     if not WORKDIR.value:
         raise ValueError("give --workdir=FOLDER, such as --workdir=sweeps/lora_rank")
     _stay_on_cpu()
@@ -56,7 +60,7 @@ def _run() -> int:
 
     config = command.read_config(CONFIG)
     ledger = running.open_ledger(WORKDIR.value)
-    spelling = next(w.partition("=")[2] for w in sys.argv if w.startswith("--config="))
+    spelling = flags.FLAGS[CONFIG.name].config_filename
     changes = [word for word in sys.argv if word.startswith("--config.")]
     plan, cells = running.plan_sweep(ledger, spelling, config, changes, CHANGED.value, SEEDS.value)
     if DRY_RUN.value:
@@ -95,8 +99,29 @@ def _report() -> int:
     return command.DONE
 
 
+def _query(condition: str = "") -> int:
+    """Prints the runs of several sweeps that a condition chooses."""
+    from research.sweep.query import answer
+
+    print(answer(Path(WORKDIR.value), condition, BY.value, METRIC.value))
+    return command.DONE
+
+
+def _scaling() -> int:
+    """Runs a ladder of sizes and fits the scaling law."""
+    from research.sweep import running
+    from research.sweep.scaling import sentences, write_law
+
+    code = _run()
+    if code or DRY_RUN.value:
+        return code
+    print("\n".join(sentences(write_law(running.open_ledger(WORKDIR.value)))))
+    return _report()  # again, with the law
+
+
 COMMANDS = {
-    "run": _run, "status": _status, "report": _report, "retry": _retry, "add": _run,
+    "run": _run, "status": _status, "report": _report, "query": _query, "retry": _retry,
+    "add": _run, "scaling": _scaling,
 }  # fmt: skip
 
 

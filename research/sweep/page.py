@@ -1,13 +1,15 @@
 """`report.html` of a sweep: one page that needs no network and runs no script."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from typing import Any
 
 from research.sweep.answer import Finding, headline
 from research.sweep.curves import seed_curve
 from research.sweep.grid import Grid, Point
 from research.sweep.pictures import heat_svg, interval_svg
+from research.sweep.scaling import sentences
 from research.sweep.text import FOOTER, HEAD, METHOD, cells, counts, failures, run_rows
 from research.training.page import page, tile
 from research.training.plot import curve_svg
@@ -28,8 +30,10 @@ WIDE = (
 )
 
 
-def render(name: str, grid: Grid, found: Sequence[Finding]) -> str:
-    """The page of a sweep's records and findings."""
+def render(
+    name: str, grid: Grid, found: Sequence[Finding], law: Mapping[str, Any] | None = None
+) -> str:
+    """The page of a sweep's records and findings, and of its scaling law where one was fitted."""
     sections = [("", f'{WIDE}<div class="tiles">{"".join(_tiles(grid, found))}</div>')]
     for number, metric in enumerate(dict.fromkeys(one.metric for one in found)):
         mine = [one for one in found if one.metric == metric]
@@ -44,6 +48,7 @@ def render(name: str, grid: Grid, found: Sequence[Finding]) -> str:
         table = _table(HEAD, [cells(one) for one in mine])
         sections.append(("", f"<details open><summary>the numbers</summary>{table}</details>"))
     sections += [
+        ("Scaling law", _law(law) if law else ""),
         ("Every combination", _charts(_heat_maps(grid))),
         ("Curves", _charts(_curves(grid))),
         ("Runs that did not end well", _table(*failures(grid))),
@@ -51,6 +56,22 @@ def render(name: str, grid: Grid, found: Sequence[Finding]) -> str:
         ("How this was computed", f"<p>{escape(METHOD)}</p>"),
     ]
     return page(name, f"{grid.plan.config} · {counts(grid)}", sections, FOOTER)
+
+
+def _law(law: Mapping[str, Any]) -> str:
+    """What the scaling law predicts, and its lines over sizes with the runs as dots."""
+    words = "".join(f"<li>{escape(line)}</li>" for line in sentences(law))
+    lines = {}
+    for tokens, curve in law["curves"].items():
+        runs = sorted((n, loss) for n, seen, loss in law["runs"] if seen == float(tokens))
+        shown = f"{short_number(float(tokens))} tokens"
+        lines[shown] = tuple(zip(*curve))
+        # The running mean of dots at one size would be no measurement; the law is the line.
+        lines[f"measured, {shown}"] = tuple(zip(*runs))
+    points = [one for one in lines if one.startswith("measured")]
+    svg = curve_svg(lines, title="loss by size", log_x=True, log_y=True, points=points)
+    note = "loss by the weights that multiply a token; lines are the law without the largest size"
+    return f'<div class="answer"><ul>{words}</ul></div>' + _figure("Scaling law", note, svg)
 
 
 def _tiles(grid: Grid, found: Sequence[Finding]) -> Iterator[str]:

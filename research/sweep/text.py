@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from research.sweep.answer import Finding, headline
 from research.sweep.grid import Grid
+from research.sweep.scaling import sentences
 from research.training.progress import short_number
 
 METHOD = (
@@ -89,7 +91,9 @@ def counts(grid: Grid) -> str:
     return ", ".join(words + [f"of {len(codes)} versions of the code"] * (len(codes) > 1))
 
 
-def markdown(name: str, grid: Grid, found: Sequence[Finding]) -> str:
+def markdown(
+    name: str, grid: Grid, found: Sequence[Finding], law: Mapping[str, Any] | None = None
+) -> str:
     """The text of `report.md`."""
     plan = grid.plan
     lines = [f"# {name}", "", f"`{plan.config}`; {counts(grid)}.", "", METHOD, ""]
@@ -99,6 +103,8 @@ def markdown(name: str, grid: Grid, found: Sequence[Finding]) -> str:
         if not number:
             lines += [f"- {words}" for words in headline(found, metric)] + [""]
         lines += [*_table(HEAD, [cells(one) for one in found if one.metric == metric]), ""]
+    if law:
+        lines += ["## Scaling law", "", *(f"- {words}" for words in sentences(law)), ""]
     head, rows = failures(grid)
     if rows:
         lines += ["## Runs that did not end well", "", *_table(head, rows), ""]

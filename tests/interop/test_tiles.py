@@ -11,7 +11,7 @@ from research import tree
 from research.interop.load import open_checkpoint
 from research.interop.storage import place, shards, tiles
 from research.interop.storage.layout import rearrange, source_shape
-from research.interop.storage.tiles import cut, find_run
+from research.interop.storage.tiles import Source, cut, find_run
 from research.models.model import Model
 from research.models.spec import abstract
 from research.parallel.mesh import make_mesh
@@ -53,9 +53,11 @@ def test_tiles_make_up_the_slice_of_the_whole_tensor(pattern, part, index, tile_
 
     want = rearrange(x, pattern, SIZES)
     want = (want if part is None else want[part])[index]
-    got = np.full_like(want, np.nan)
-    for tile in cut(fill, *run, SIZES, (x.dtype, x.dtype)):
+    got, done = np.full_like(want, np.nan), 8 + 4 * run[0]
+    for tile in cut(Source("a", 8, x.dtype, fill), *run, SIZES, x.dtype):
         place_of = tuple(slice(*bounds) for bounds in tile.at)
+        assert tile.source == ("a", done)
+        done += tile.nbytes
         got[place_of] = tile.read(np.empty(tile.nbytes, np.uint8))
     np.testing.assert_array_equal(got, want)
 

@@ -20,7 +20,7 @@ from research.data.tokenizers.tokenizer import UnknownTokenizer
 from research.infer.sentences import SentenceSettings
 from research.interop.storage import generation
 from research.interop.storage.parameter import Codes, Parameter
-from research.interop.storage.place import place, place_quantized
+from research.interop.storage.place import place_all, place_quantized
 from research.models.config import ModelConfig
 from research.models.model import Model
 from research.models.spec import Spec
@@ -197,13 +197,16 @@ class Checkpoint:
                     f"{leaf.shape}"
                 )
         # Type, sharding and format of each parameter are those of `abstract`.
-        arrays = [
-            place_quantized(self.parameters[path], leaf, specs[path].inputs, self.codes.get(path))
-            if is_quantized(leaf)
-            else place(self.parameters[path], leaf)
+        plain = {path: leaf for path, leaf in wanted.items() if not is_quantized(leaf)}
+        arrays = place_all(self.parameters, plain) | {
+            path: place_quantized(
+                self.parameters[path], leaf, specs[path].inputs, self.codes.get(path)
+            )
             for path, leaf in wanted.items()
-        ]
-        return jax.tree.unflatten(jax.tree.structure(abstract, is_leaf=is_quantized), arrays)
+            if is_quantized(leaf)
+        }
+        structure = jax.tree.structure(abstract, is_leaf=is_quantized)
+        return jax.tree.unflatten(structure, [arrays[path] for path in wanted])
 
 
 def specs_by_path(c: ModelConfig) -> dict[str, Spec]:

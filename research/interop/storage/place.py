@@ -2,6 +2,7 @@
 way."""
 
 import os
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -17,15 +18,49 @@ from research.weights.quantized import Quantized, quantize_array
 _READERS = ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1)), "weights")
 
 
-def place(parameter: Parameter, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """The parameter as an array like `leaf`. Each slice is read once, if this process holds any.
+def place_all(
+    parameters: Mapping[str, Parameter], wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """The parameters of these paths as arrays like those `wanted`. Each slice is read once, if this
+    process holds any.
 
     What lies in a file as it is goes tile by tile through several threads, into the array itself
     where the order of its axes is the file's: at no time is a second copy of it in memory.
     """
-    shards = Shards(leaf)
+    devices = {device for leaf in wanted.values() for device in _devices(leaf)}
+    # Where the filled memory is the array, all are filled together, in the order of the files: a
+    # disk reads that fastest. Otherwise one after the other, for the host need not hold a model.
+    together = all(device.platform == "cpu" for device in devices)
+    groups = [list(wanted)] if together else [[path] for path in wanted]
+    placed = {}
+    for group in groups:
+        shards = {path: Shards(wanted[path]) for path in group}
+        jobs = [
+            (shards[path], index, tile)
+            for path in group
+            for index, tile in _start(shards[path], parameters[path])
+        ]
+        jobs.sort(key=lambda job: job[2].source)
+        # Going through the results raises what a thread raised, and drops the tiles that remain.
+        for _ in _READERS.map(lambda job: _read(*job), jobs):
+            pass
+        placed |= {path: one.array() for path, one in shards.items()}
+    return placed
+
+
+def place(parameter: Parameter, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """`place_all` of one parameter."""
+    return place_all({"": parameter}, {"": leaf})[""]
+
+
+def _devices(leaf: jax.ShapeDtypeStruct) -> Iterable[jax.Device]:
+    return leaf.sharding.addressable_devices if leaf.sharding else jax.local_devices()[:1]
+
+
+def _start(shards: Shards, parameter: Parameter) -> Iterator[tuple[tuple[int, ...], Tile]]:
+    """Fills in the slices that have no tiles; the tiles of the others that this process wants, each
+    with its slice's index."""
     tiles_of = getattr(parameter.read, "tiles", lambda index: None)
-    jobs: list[tuple[tuple[int, ...], Tile]] = []
     for index in parameter.indices():
         if not shards.wants(index):
             continue
@@ -33,11 +68,7 @@ def place(parameter: Parameter, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if tiles is None:
             shards.put(index, parameter.read(index))
         else:
-            jobs += [(index, tile) for tile in tiles if shards.wants(index, tile.at)]
-    # Going through the results raises what a thread raised, and drops the tiles that remain.
-    for _ in _READERS.map(lambda job: _read(shards, *job), jobs):
-        pass
-    return shards.array()
+            yield from ((index, tile) for tile in tiles if shards.wants(index, tile.at))
 
 
 def _read(shards: Shards, index: tuple[int, ...], tile: Tile) -> None:

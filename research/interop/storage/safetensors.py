@@ -59,6 +59,11 @@ class SafeTensors:
         self.fill(name, row * count, values.view(np.uint8))
         return values.reshape(shape)
 
+    def place(self, name: str) -> tuple[str, int]:
+        """(file, first byte) of a tensor."""
+        path, offset = self._places[name]
+        return str(path), offset
+
     def fill(self, name: str, start: int, memory: np.ndarray) -> None:
         """Reads the bytes of a tensor from its element `start` on into uint8 memory, until it is
         full. ValueError where the file ends before."""

@@ -10,7 +10,7 @@ import numpy as np
 from research.interop.storage.layout import Piece, rearrange
 from research.interop.storage.safetensors import SafeTensors
 from research.interop.storage.tensors import StoredTensors, Tensors, as_dtype
-from research.interop.storage.tiles import Tile, cut, find_run
+from research.interop.storage.tiles import Source, Tile, cut, find_run
 from research.models.spec import Spec
 
 Index = tuple[int, ...]
@@ -57,9 +57,9 @@ class Slices:
         run = find_run(piece.pattern, chosen, index[known:], self.sizes)
         if run is None:
             return None
-        name = self.actual[piece.name]
-        dtypes = (as_dtype(self.tensors.names[name].dtype), self.dtype)
-        return list(cut(partial(self.tensors.fill, name), *run, self.sizes, dtypes))
+        return list(
+            cut(_source(self.tensors, self.actual[piece.name]), *run, self.sizes, self.dtype)
+        )
 
     def _known(self, index: Index) -> int | None:
         """The length of the longest start of the index that a tensor holds."""
@@ -82,10 +82,13 @@ class StoredRows:
         sizes = dict(zip(string.ascii_lowercase, tensor.shape))
         same = " ".join(sizes)
         start, pattern = find_run(f"{same} -> {same}", None, index, sizes) or (0, "")
-        dtype = as_dtype(tensor.dtype)
-        return list(
-            cut(partial(self.tensors.fill, self.name), start, pattern, sizes, (dtype, dtype))
-        )
+        source = _source(self.tensors, self.name)
+        return list(cut(source, start, pattern, sizes, source.dtype))
+
+
+def _source(tensors: StoredTensors, name: str) -> Source:
+    dtype = as_dtype(tensors.names[name].dtype)
+    return Source(*tensors.place(name), dtype, partial(tensors.fill, name))
 
 
 def whole_reader(

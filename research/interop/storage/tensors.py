@@ -29,9 +29,12 @@ class Tensors(Protocol):
 @runtime_checkable
 class StoredTensors(Tensors, Protocol):
     """Tensors that lie in files as they are. `fill` reads the bytes of a tensor from its element
-    `start` on into uint8 memory, until it is full; several threads may do so at once."""
+    `start` on into uint8 memory, until it is full; several threads may do so at once. `place` is
+    (file, first byte) of a tensor."""
 
     def fill(self, name: str, start: int, memory: np.ndarray) -> None: ...
+
+    def place(self, name: str) -> tuple[str, int]: ...
 
 
 def as_dtype(name: str) -> np.dtype:

@@ -12,18 +12,29 @@ from research.interop.storage.layout import BAR, parse, rearrange, shape, shared
 
 TILE_BYTES = 4 * 2**20  # large enough for a disk, small enough for a cache, as measured
 Bounds = tuple[tuple[int, int], ...]
-Fill = Callable[[int, np.ndarray], None]
+
+
+class Source(NamedTuple):
+    """A stored tensor: the file, the first byte there and the type of its elements. `fill` reads
+    bytes from an element on into uint8 memory, until it is full."""
+
+    file: str
+    offset: int
+    dtype: np.dtype
+    fill: Callable[[int, np.ndarray], None]
 
 
 class Tile(NamedTuple):
     """A run of bytes of a file that is a part of a parameter's slice.
 
+    source     (file, first byte): tiles sorted by it are in the order of the files
     at         (start, stop) on each axis of the slice
     nbytes     its size in the file
     read       fills uint8 memory of that size, and returns it as the part `at` in our order of axes
     in_order   True if that order and the type are the file's: then the memory may be the array's
     """
 
+    source: tuple[str, int]
     at: Bounds
     nbytes: int
     read: Callable[[np.ndarray], np.ndarray]
@@ -56,56 +67,59 @@ def find_run(
 
 
 def cut(
-    fill: Fill, start: int, pattern: str, sizes: Mapping[str, int], dtypes: tuple[np.dtype, ...]
+    source: Source, start: int, pattern: str, sizes: Mapping[str, int], dtype: np.dtype
 ) -> Iterator[Tile]:
-    """The tiles of the run of elements from `start` that a pattern turns into a slice. `fill` reads
-    bytes from an element on; `dtypes` are the type in the file and that of the values."""
+    """The tiles of the run of elements from `start` of a tensor that a pattern turns into a slice
+    of type `dtype`."""
     left, right = parse(pattern)
     bounds = [(0, size) for size in shape(right, sizes)]
     whole = dict(sizes)
     elements = math.prod(shape(left, sizes))
     letter, axis = _outermost(left, right)
     if axis is None:
-        yield _tile(fill, start, pattern, whole, bounds, dtypes)
+        yield _tile(source, start, pattern, whole, bounds, dtype)
         return
     count = sizes[letter]
     # Elements, and places on our axis, for each step of the outermost letter.
     step, width = elements // max(count, 1), bounds[axis][1] // max(count, 1)
-    steps = max(1, TILE_BYTES // max(step * dtypes[0].itemsize, 1))
+    steps = max(1, TILE_BYTES // max(step * source.dtype.itemsize, 1))
     for n in range(0, count, steps):
         stop = min(n + steps, count)
         bounds[axis] = (n * width, stop * width)
         tile_sizes = whole | {letter: stop - n}
-        yield _tile(fill, start + n * step, pattern, tile_sizes, bounds, dtypes)
+        yield _tile(source, start + n * step, pattern, tile_sizes, bounds, dtype)
 
 
 def _tile(
-    fill: Fill,
+    source: Source,
     start: int,
     pattern: str,
     sizes: Mapping[str, int],
     bounds: Sequence[tuple[int, int]],
-    dtypes: tuple[np.dtype, ...],
+    dtype: np.dtype,
 ) -> Tile:
     left, right = ([letter for group in side for letter in group] for side in parse(pattern))
-    in_order = left == right and dtypes[0] == dtypes[1]
-    nbytes = math.prod(shape(parse(pattern)[0], sizes)) * dtypes[0].itemsize
+    itemsize = source.dtype.itemsize
     return Tile(
-        tuple(bounds), nbytes, partial(_read, fill, start, pattern, sizes, dtypes), in_order
+        (source.file, source.offset + start * itemsize),
+        tuple(bounds),
+        math.prod(shape(parse(pattern)[0], sizes)) * itemsize,
+        partial(_read, source, start, pattern, sizes, dtype),
+        left == right and source.dtype == dtype,
     )
 
 
 def _read(
-    fill: Fill,
+    source: Source,
     start: int,
     pattern: str,
     sizes: Mapping[str, int],
-    dtypes: tuple[np.dtype, ...],
+    dtype: np.dtype,
     memory: np.ndarray,
 ) -> np.ndarray:
-    fill(start, memory)
-    values = memory.view(dtypes[0]).reshape(shape(parse(pattern)[0], sizes))
-    return rearrange(values, pattern, sizes).astype(dtypes[1], copy=False)
+    source.fill(start, memory)
+    values = memory.view(source.dtype).reshape(shape(parse(pattern)[0], sizes))
+    return rearrange(values, pattern, sizes).astype(dtype, copy=False)
 
 
 def _outermost(left: Sequence[Sequence[str]], right: Sequence[Sequence[str]]) -> tuple:
