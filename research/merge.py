@@ -12,11 +12,13 @@
 A checkpoint is whatever research.convert takes: a folder, a GGUF file, a run's workdir (adapters
 are merged into their base first), a package, or a model of the hub. Models must have one
 architecture, vocabulary and tokenizer. certificate.json in the target holds the method with its
-settings, and the hashes of what was merged and of what was written.
+settings, and the hashes of what was merged and of what was written; --verify=FOLDER checks a folder
+against it, and merges again where the models are still what they were.
 """
 
 import json
 import sys
+from pathlib import Path
 
 from absl import flags
 
@@ -42,6 +44,9 @@ TO = flags.DEFINE_string("to", "native", "format of the target: native, hf or gg
 DTYPE = flags.DEFINE_string(
     "dtype", "", "type of the weights; by default the base's. GGUF also has q8_0, q4_0 and q4_1"
 )
+VERIFY = flags.DEFINE_string(
+    "verify", None, "a merged folder whose certificate is to be checked, instead of merging"
+)
 JSON = flags.DEFINE_bool("json", False, "print the certificate on standard output")
 
 
@@ -49,8 +54,13 @@ def main(arguments: list[str]) -> int:
     """Merges as the flags say; returns the exit code."""
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; a model is --model=CHECKPOINT")
+    if VERIFY.value:
+        return check()
     if not (METHOD.value and MODEL.value and TARGET.value):
-        raise ValueError("give --method=METHOD, --model=CHECKPOINT (repeated) and --target=FOLDER")
+        raise ValueError(
+            "give --method=METHOD, --model=CHECKPOINT (repeated) and --target=FOLDER, or "
+            "--verify=FOLDER"
+        )
     # Imported here, so that a wrong flag is answered before the seconds that importing JAX takes.
     from research.interop.certificate_lines import describe
     from research.merging.merge import merge
@@ -67,11 +77,28 @@ def main(arguments: list[str]) -> int:
         density=DENSITY.value,
         seed=SEED.value,
     )
+    show(certificate, f"wrote {TARGET.value}", *describe(certificate))
+    return command.DONE
+
+
+def check() -> int:
+    """Checks the folder of --verify; the exit code."""
+    for flag in (METHOD, TARGET, MODEL, BASE):
+        if flag.value:
+            raise ValueError(f"--{flag.name} is no setting of --verify; leave one of the two out")
+    from research.merging.verify import verify
+
+    certificate = verify(Path(VERIFY.value))
+    show(certificate, f"{VERIFY.value} is as certified: {', '.join(certificate['rechecked'])}")
+    return command.DONE
+
+
+def show(certificate: dict, *lines: str) -> None:
+    """The lines on standard error, and with --json the certificate on standard output."""
     if JSON.value:
         print(json.dumps(certificate))
-    for line in [f"wrote {TARGET.value}", *describe(certificate)]:
+    for line in lines:
         print(line, file=sys.stderr)
-    return command.DONE
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ little text alpha is less certain than beta. About half an hour on two cores.
 anything.
 """
 
-from research.experiment import base_config, parse_arg
+from research.experiment import parse_arg, small_config
 from research.sweep import Sweep, choice, factor, product, seeds
 
 WIDTHS = {"32": 1, "48": 2, "64": 2, "96": 3, "128": 4, "192": 4}  # layers by width
@@ -23,20 +23,8 @@ STEPS = (100, 200, 400)
 
 def get_config(arg: str = ""):
     """What the runs share. `:smoke` makes them short."""
-    args = parse_arg(arg, smoke=False)
-    c = base_config()
-    c.data.source = "stdlib"
-    c.data.tokenizer = "bpe:512"
-    c.data.sequence_length = 16 if args.smoke else 128
-    c.data.batch_size = 4 if args.smoke else 16
-
-    c.model.preset = "smollm2_135m"  # its architecture, at these sizes
-    c.model.vocab_size = 512
-    c.model.max_length = 128
+    c = small_config(parse_arg(arg, smoke=False).smoke)
     c.train.eval_every = 0
-    c.train.sample_tokens = 0
-    c.precision.compute = "float32"
-    c.execution.unroll = 0
     return c
 
 

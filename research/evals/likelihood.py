@@ -1,6 +1,7 @@
 """The log-likelihood of continuations, each given its context: what multiple choice compares."""
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -76,10 +77,20 @@ def log_likelihoods(
     for number, (context, continuation) in enumerate(pairs):
         shared.setdefault((*context, *continuation[:-1])[-window:], []).append(number)
     found: list[Likelihood] = [Likelihood(0.0, False, 0)] * len(pairs)
+    done = 0
     for rows in _batches(shared, pairs, model):
         for number, likelihood in _score(opened, pairs, rows):
             found[number] = likelihood
+        done += len(rows)
+        _show(done, len(shared))
     return found
+
+
+def _show(done: int, rows: int) -> None:
+    """A line on a terminal, which the last one clears."""
+    if sys.stderr.isatty() and not jax.process_index():
+        line = f"scored {done:,} of {rows:,} texts" if done < rows else ""
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
 Row = tuple[tuple[int, ...], list[int]]  # the ids that are read, the pairs that share them

@@ -68,6 +68,7 @@ def merge(
             "method": name,
             **asdict(chosen),
             "base": base,
+            "ends": ends,
             "models": {key: certify.hash_files(one.source) for key, one in by_name.items()},
         }
         with open_checkpoint(folder, verify=False) as result:

@@ -24,6 +24,7 @@ from research.models.adapters import with_prefix
 from research.models.kv import KVCache, Prefix
 from research.ops import attention
 from research.ops.attention import Bias, Visibility
+from research.ops.distance import DistanceBias
 
 Pool = tuple[jax.Array, ...]  # [P, s, K, H] of each layer
 
@@ -85,7 +86,7 @@ class PagedCache(KVCache):
                 visibility, by_text(positions_M[tokens]), by_text(segments_M[tokens])
             )
             k_rSKH, v_rSKH, seen = with_prefix(prefix, k_rSKH, v_rSKH, seen)
-            offsets = None if bias is None else _offsets(bias, q_BTNH.shape, tokens, by_text)
+            offsets = _offsets(bias, q_BTNH.shape, tokens, by_text)
             out_rtNH = attention.attend(
                 by_text(q_MNH[tokens]), k_rSKH, v_rSKH, seen, bias=offsets, **scoring
             )
@@ -174,9 +175,12 @@ def _by_text(x: jax.Array, rows: int) -> jax.Array:
     return x.reshape(rows, -1, *x.shape[1:])
 
 
-def _offsets(bias: jax.Array, shape: tuple[int, ...], tokens: slice, by_text) -> jax.Array:
+def _offsets(bias: Bias, shape: tuple[int, ...], tokens: slice, by_text) -> jax.Array | None:
     """What is added to the scores of some tokens, [r, N, t, S], of that of a call [B or 1, N, T,
     S]."""
+    if bias is None:
+        return None
+    bias_BNTS = bias.dense() if isinstance(bias, DistanceBias) else bias
     B, T, N, _ = shape
-    bias_BTNS = jnp.moveaxis(jnp.broadcast_to(bias, (B, N, T, bias.shape[3])), 1, 2)
+    bias_BTNS = jnp.moveaxis(jnp.broadcast_to(bias_BNTS, (B, N, T, bias_BNTS.shape[3])), 1, 2)
     return jnp.moveaxis(by_text(_flat(bias_BTNS)[tokens]), 1, 2)

@@ -95,7 +95,10 @@ def main(arguments: list[str]) -> int:
         seconds=SECONDS.value,
         drain=DRAIN.value,
     )
-    run(server, worker)
+    if not run(server, worker):
+        # The interpreter's own exit would tear the compiler down under the thread that is in it.
+        sys.stdout.flush()
+        os._exit(command.DONE)
     return command.DONE
 
 

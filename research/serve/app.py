@@ -10,6 +10,7 @@ import hmac
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.serve import asked as ask
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 BODY_BYTES = 16 * 2**20  # largest body of a request
+_PAGE = Path(__file__).with_name("page.html")
+# The page has all that it needs, and shows texts that anybody may have written.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; connect-src 'self'; frame-ancestors 'none'; "
+    "style-src 'unsafe-inline'; script-src 'unsafe-inline'",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class Left(Exception):
@@ -33,8 +41,8 @@ class Left(Exception):
 
 
 class Endpoints:
-    """What a server answers. A `token` is wanted as "Authorization: Bearer ..." by all but /health;
-    a request ends after `seconds`."""
+    """What a server answers. A `token` is wanted as "Authorization: Bearer ..." by all but / and
+    /health; a request ends after `seconds`."""
 
     def __init__(
         self, worker: Worker, served: Served, metrics: Metrics, token: str, seconds: float
@@ -48,6 +56,7 @@ class Endpoints:
         from starlette.routing import Route
 
         routes: list[tuple[str, str, Callable]] = [
+            ("/", "GET", self.page),
             ("/health", "GET", self.health),
             ("/metrics", "GET", self.measures),
             ("/v1/models", "GET", self.models),
@@ -66,6 +75,10 @@ class Endpoints:
                 ),
             },
         )
+
+    async def page(self, http: Http) -> Response:
+        """The page to chat at, which asks for the server's token itself."""
+        return _plain(_PAGE.read_bytes(), 200, "text/html; charset=utf-8", _PAGE_HEADERS)
 
     async def health(self, http: Http) -> Response:
         """200 while texts are written, 503 once the engine has stopped."""
@@ -169,7 +182,7 @@ class Endpoints:
 
         async def _answer(http: Http) -> Response:
             try:
-                if endpoint != self.health:
+                if endpoint not in (self.health, self.page):
                     self._check_token(http)
                 return await endpoint(http)
             except Left:
@@ -232,10 +245,15 @@ def _json(value: dict[str, Any], status: int = 200) -> Response:
     return JSONResponse(value, status)
 
 
-def _plain(text: bytes, status: int) -> Response:
+def _plain(
+    text: bytes,
+    status: int,
+    media_type: str = "text/plain; version=0.0.4",
+    headers: dict[str, str] | None = None,
+) -> Response:
     from starlette.responses import Response
 
-    return Response(text, status, media_type="text/plain; version=0.0.4")
+    return Response(text, status, headers, media_type)
 
 
 def _stream(events: AsyncIterator[str]) -> Response:

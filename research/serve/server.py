@@ -45,6 +45,11 @@ def make_server(
                 host = f"[{host}]" if ":" in host else host
                 print(f"listening on http://{host}:{port}", flush=True)
 
+        async def shutdown(self, sockets=None) -> None:
+            # Before uvicorn's own limit, at which clients would get no answer in our form.
+            asyncio.get_running_loop().call_later(drain, worker.give_up)
+            await super().shutdown(sockets)
+
     metrics = Metrics(worker.engine)
     worker.observe = metrics.observe
     config = uvicorn.Config(
@@ -52,14 +57,15 @@ def make_server(
         host=host,
         port=port,
         log_level="warning",
-        timeout_graceful_shutdown=max(1, int(drain)),
+        timeout_graceful_shutdown=int(drain) + 3,
     )
     return _Server(config)
 
 
-def run(server: uvicorn.Server, worker: Worker) -> None:
-    """Serves until SIGTERM or Ctrl-C, or, outside the main thread, until `server.should_exit`.
-    ValueError for an address at which one cannot listen."""
+def run(server: uvicorn.Server, worker: Worker) -> bool:
+    """Serves until SIGTERM or Ctrl-C, or, outside the main thread, until `server.should_exit`;
+    whether the worker's thread has ended too. ValueError for an address at which one cannot
+    listen."""
 
     async def _until_told() -> None:
         if threading.current_thread() is threading.main_thread():
@@ -77,4 +83,5 @@ def run(server: uvicorn.Server, worker: Worker) -> None:
             f"cannot listen at {config.host}:{config.port}; choose another --port, or --port=0"
         ) from None
     finally:
-        worker.stop()
+        ended = worker.stop()
+    return ended

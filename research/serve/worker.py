@@ -97,6 +97,7 @@ class Worker:
         self.engine, self._most, self.observe = engine, waiting, observe
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._jobs: dict[int, Job] = {}  # of the texts that have not ended, by their numbers
+        self._open: set[Job] = set()  # those that the event loop reads
         self._pending = 0  # texts on their way to the engine
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.failed: Exception | None = None
@@ -105,10 +106,18 @@ class Worker:
         """Starts the thread."""
         self._thread.start()
 
-    def stop(self, seconds: float = 5.0) -> None:
-        """Ends the thread after its step, and with it whatever is not written."""
+    def stop(self, seconds: float = 5.0) -> bool:
+        """Ends the thread after its step, and with it whatever is not written; whether it has ended
+        within so many seconds. A step that is compiled first can take longer."""
         self._commands.put(None)
         self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def give_up(self) -> None:
+        """Ends the jobs that are open, from the event loop, without waiting for the thread."""
+        self.failed = self.failed or Stopped("the server is shutting down")
+        for job in self._open:
+            job.pieces.put_nowait(self.failed)
 
     def check(self, count: int) -> None:
         """`Busy` or `Stopped` where so many more texts would not be taken now."""
@@ -122,12 +131,14 @@ class Worker:
         """A job for these requests, from the event loop that will read it. `Busy` and `Stopped`."""
         self.check(len(requests))
         job = Job(requests, asyncio.get_running_loop())
+        self._open.add(job)
         self._pending += len(requests)
         self._commands.put(lambda: self._submit(job))
         return job
 
     def cancel(self, job: Job) -> None:
-        """Ends what is not written of a job; nothing where all is."""
+        """Ends what is not written of a job, which the event loop reads no more."""
+        self._open.discard(job)
         self._commands.put(lambda: self._cancel(job))
 
     def _submit(self, job: Job) -> None:

@@ -60,7 +60,7 @@ def _run() -> int:
 
     config = command.read_config(CONFIG)
     ledger = running.open_ledger(WORKDIR.value)
-    spelling = next(w.partition("=")[2] for w in sys.argv if w.startswith("--config="))
+    spelling = flags.FLAGS[CONFIG.name].config_filename
     changes = [word for word in sys.argv if word.startswith("--config.")]
     plan, cells = running.plan_sweep(ledger, spelling, config, changes, CHANGED.value, SEEDS.value)
     if DRY_RUN.value:

@@ -5,33 +5,53 @@ import inspect
 import shlex
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from research import command
 from research.run.workdir import refuse_addresses
+from research.sweep.answer import Finding
 from research.sweep.cells import Cell
 from research.sweep.claims import held
 from research.sweep.design import Sweep
 from research.sweep.ledger import STATES, Ledger
-from research.sweep.plan import Plan, make_plan, merged, read_plan
+from research.sweep.plan import Plan, make_plan, merged, read_plan, write_plan
+from research.sweep.report import write_report
 from research.sweep.workers import Workers
+
+
+def run_sweep(spelling: str, workdir: str | Path, workers: int = 1) -> list[Finding]:
+    """Plans the sweep of a config file, runs what is left of it, and reports; what was found.
+
+        run_sweep("configs/ablations/window.py:smoke", "sweeps/window", workers=2)
+
+    ValueError as of the command; `command.Stop` if the sweep was stopped.
+    """
+    ledger = open_ledger(str(workdir))
+    plan, cells = plan_sweep(ledger, spelling, load_config(spelling))
+    write_plan(ledger, plan, cells)
+    code = run_cells(ledger, plan, workers)
+    if code:
+        raise command.Stop(code, "the sweep was stopped; run it again to go on")
+    return write_report(ledger)
+
+
+def load_config(spelling: str) -> ConfigDict:
+    """The config that the runs of a sweep's config file share."""
+    return _load(spelling).get_config(spelling.partition(":")[2])
 
 
 def load_sweep(spelling: str) -> Sweep:
     """The sweep that a config file, with its arguments, defines. ValueError for a file without
     `get_sweep`."""
     file, _, arg = spelling.partition(":")
-    spec = importlib.util.spec_from_file_location("sweep_config", file)
-    if spec is None or spec.loader is None or not Path(file).is_file():
-        raise ValueError(f"--config={file} is no file of Python; give one of configs/ablations")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    get_sweep = getattr(module, "get_sweep", None)
+    get_sweep = getattr(_load(spelling), "get_sweep", None)
     if get_sweep is None:
         raise ValueError(
             f"{file} has no get_sweep(), which says what is compared; see configs/ablations, or "
@@ -41,6 +61,16 @@ def load_sweep(spelling: str) -> Sweep:
     if not isinstance(sweep, Sweep):
         raise ValueError(f"get_sweep() of {file} gives a {type(sweep).__name__} and no Sweep")
     return sweep
+
+
+def _load(spelling: str) -> ModuleType:
+    file = spelling.partition(":")[0]
+    spec = importlib.util.spec_from_file_location("sweep_config", file)
+    if spec is None or spec.loader is None or not Path(file).is_file():
+        raise ValueError(f"--config={file} is no file of Python; give one of configs/ablations")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def plan_sweep(
@@ -71,7 +101,10 @@ def run_cells(ledger: Ledger, plan: Plan, workers: int) -> int:
     for key, entry in plan.cells.items():
         if entry["refused"] and not ledger.ended(key):
             crew.finish(key, None, entry["refused"])
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Python sets signal handlers in the main thread only.
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = {number: signal.getsignal(number) for number in numbers}
     received: list[int] = []
 
     def note(number: int, _: Any) -> None:

@@ -9,10 +9,13 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import research
 from research import command
 from research.allocator import keeping_memory
+from research.devices.nodes import accelerator, runs_on_cpu
 from research.sweep.claims import LEASE_SECONDS, Claim, attempts, claim, stalled
 from research.sweep.ledger import Ledger
 from research.sweep.outcome import checkpoint_step, last_line, now, outcome
@@ -47,7 +50,8 @@ class Workers:
     def run(self) -> None:
         """Returns when every cell has its record, or when `stop` was called and the processes have
         saved what they had. Raises what a worker raised, such as OSError for a full disk."""
-        self._trainers = [Trainer(cores) for cores in shares(self.count)]
+        own = devices(self.count)
+        self._trainers = [Trainer(*one) for one in zip(shares(self.count), own)]
         threads = [threading.Thread(target=self._work, args=(one,)) for one in self._trainers]
         for thread in threads:
             thread.start()
@@ -152,9 +156,11 @@ class Workers:
 
 @dataclass
 class Trainer:
-    """A process that trains cells, started when it is first needed, on some of the cores."""
+    """A process that trains cells, started when it is first needed, on some of the cores, with
+    environment variables of its own."""
 
     cores: Sequence[int]
+    environment: Mapping[str, str] = field(default_factory=dict)
     claim: Claim | None = None
     lost: bool = False
     _process: subprocess.Popen[str] | None = None
@@ -196,7 +202,7 @@ class Trainer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | keeping_memory(),
+            env=os.environ | keeping_memory() | {"PYTHONPATH": _path()} | self.environment,
             # Ctrl-C is for the process that gives out the cells, which then asks this one to save.
             start_new_session=True,
         )
@@ -207,6 +213,12 @@ class Trainer:
         return process
 
 
+def _path() -> str:
+    """Where a child finds the package that this process has, wherever a notebook found it."""
+    own = str(Path(research.__file__).resolve().parent.parent)
+    return os.pathsep.join(filter(None, [own, os.environ.get("PYTHONPATH")]))
+
+
 def shares(count: int) -> list[list[int]]:
     """The processor cores of each of `count` workers: equal shares, and one core for several
     workers where there are more workers than cores."""
@@ -215,6 +227,28 @@ def shares(count: int) -> list[list[int]]:
     if not each:
         return [[cores[number % len(cores)]] for number in range(count)]
     return [cores[number * each : (number + 1) * each] for number in range(count)]
+
+
+def devices(count: int) -> list[dict[str, str]]:
+    """Environment variables for each of `count` workers, so that they do not share an accelerator
+    where that cannot be: a card each, in turns. ValueError for several workers on a TPU, which one
+    process at a time can hold."""
+    kind = None if runs_on_cpu() else accelerator()
+    if count == 1 or kind not in ("tpu", "cuda"):
+        return [{}] * count
+    if kind == "tpu":
+        raise ValueError(
+            f"--workers={count} on a TPU, which one process holds: give --workers=1, and share "
+            "the folder with other machines for more"
+        )
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    nodes = sorted(path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*"))
+    cards = [card for card in named.split(",") if card] or nodes or ["0"]
+    chosen = [{"CUDA_VISIBLE_DEVICES": cards[number % len(cards)]} for number in range(count)]
+    if count <= len(cards):
+        return chosen
+    # JAX takes most of a card at its start, which leaves nothing to a second process.
+    return [{**one, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"} for one in chosen]
 
 
 def _line(record: Mapping[str, Any], ended: int, total: int) -> str:

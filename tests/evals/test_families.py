@@ -9,9 +9,10 @@ import pytest
 
 from research.evals import classified, retrieval
 from research.evals.choose import make_evaluations
-from research.evals.code import Code, Problem, pass_at, program
+from research.evals.code import Code, CodeConfig, Problem, pass_at, program
 from research.evals.evaluation import Evaluation, RunData
 from research.evals.needle import Needle
+from research.evals.records import read_records
 from tests.evals.test_laws import TOKENIZER, opened
 
 
@@ -66,6 +67,19 @@ def test_human_eval_is_spelt_as_it_ships(tmp_path):
     ]
     [outcome] = code.run_all([program(BEGUN, "    return math.sqrt(x)")])
     assert outcome.passed
+
+
+@pytest.mark.slow
+def test_the_solutions_of_human_eval_pass_and_nothing_does_not():
+    try:
+        records = [record for _, record in read_records("humaneval", 12)]
+    except ValueError as error:
+        pytest.skip(str(error))
+    code = Code.make(CodeConfig("humaneval", limit=12), RunData(kind="decoder"))
+    solutions = [program(one["prompt"], one["canonical_solution"]) for one in records]
+    assert all(outcome.passed for outcome in code.run_all(solutions))
+    empty = [program(one["prompt"], "    pass\n") for one in records]
+    assert not any(outcome.passed for outcome in code.run_all(empty))
 
 
 def test_classes_are_counted(tmp_path, monkeypatch):

@@ -1,8 +1,11 @@
 """The evaluations of `config.evals` in a run, beside its held-out loss."""
 
+import json
+
 import pytest
 
 from research.evals.text_perplexity import TextPerplexity
+from research.run import evaluated
 from research.run.opened import open_run
 from research.training.metrics import read_rows
 from tests.configs import experiment
@@ -32,6 +35,15 @@ def test_their_values_stand_beside_the_held_out_loss_under_their_names(run):
     assert "eval/code/perplexity" in (run / "report.html").read_text()
 
 
+def test_the_items_of_the_last_evaluation_are_kept_with_its_step(run):
+    summary = json.loads((run / "evals/code.json").read_text())
+    items = [json.loads(line) for line in (run / "evals/code.jsonl").read_text().splitlines()]
+    last = read_rows(run / "metrics.jsonl")[-1]
+    assert summary["step"] == 2 and len(items) == summary["metrics"]["perplexity"]["n"] == 3
+    assert summary["metrics"]["perplexity"]["value"] == last["eval/code/perplexity"]
+    assert "95% interval" in (run / "report.html").read_text()
+
+
 def test_a_run_measures_what_its_checkpoint_does(run):
     evaluation = TextPerplexity(TEXT, window=16)
     values = evaluation.values(evaluation.run(open_run(run)))
@@ -39,3 +51,17 @@ def test_a_run_measures_what_its_checkpoint_does(run):
     for name, value in values.items():
         # The run's mesh divides rows between devices, so float32 sums have another order.
         assert last[f"eval/code/{name}"] == pytest.approx(value, rel=1e-5)
+
+
+def test_the_held_out_loss_by_name_is_that_of_the_log(run):
+    """A run's directory may be given as a checkpoint, and has its own evaluations too."""
+    opened, folder = evaluated.open_evaluated(None, str(run))
+    assert folder == run
+    settings = evaluated.choose(["heldout", "code"], opened, ["code.window=8"])
+    assert settings["code"]["window"] == 8 and settings["code"]["kind"] == "perplexity"
+    results = evaluated.evaluate(evaluated.make_chosen(settings, opened), opened)
+    last = read_rows(run / "metrics.jsonl")[-1]
+    # The run's mesh divides rows between devices, so float32 sums have another order.
+    loss = results["heldout"].estimates()["loss"]
+    assert loss.value == pytest.approx(last["eval/loss"], rel=1e-5)
+    assert loss.low < loss.value < loss.high and loss.n == len(results["heldout"].items) > 1

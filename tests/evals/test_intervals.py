@@ -22,6 +22,8 @@ def test_the_interval_of_wilson(right, count, low, high):
         (36, 12, 2, 0, 0.0569, 0.3404),
         (36, 14, 0, 0, 0.1528, 0.4167),
         (0, 0, 0, 50, -0.0714, 0.0714),
+        # Of no table: a correlation of 0.6421 after the correction for continuity.
+        (20, 5, 3, 22, -0.0741, 0.1517),
     ],
 )
 def test_the_interval_of_newcombe(both, first, second, neither, low, high):

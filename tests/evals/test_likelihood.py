@@ -10,37 +10,44 @@ import pytest
 from research.data.tokenizers import load_tokenizer, train_tokenizer
 from research.evals.likelihood import encode_pair, log_likelihoods
 from research.models.model import Model, forward
-from tests.evals.test_laws import opened
+from tests.evals.test_laws import MODEL, opened
 
 # Of several lengths, some that share what is read: [5, 6] | 7 and [5] | 6, 7 do.
 PAIRS = [([5, 6], [7]), ([5, 6], [9]), ([5], [6, 7]), (list(range(25)), [3, 4, 5]), ([1], [2])]
 
 
-def by_definition(tiny, context, continuation):
-    ids = np.array([*context, *continuation[:-1]])[None]
-    batch = {"inputs": ids, "positions": np.arange(ids.shape[1])[None]}
-    batch["segments"] = np.ones_like(ids)
-    logp_TV = jax.nn.log_softmax(forward(tiny.model, tiny.params, batch)[0])[len(context) - 1 :]
+@jax.jit
+def log_probabilities(params, ids_1T, length):
+    """Of every token after each place of one padded row, [T, V]."""
+    places_1T = jnp.arange(ids_1T.shape[1])[None]
+    batch = {"inputs": ids_1T, "positions": places_1T, "segments": places_1T < length}
+    batch["segments"] = batch["segments"].astype(jnp.int32)
+    return jax.nn.log_softmax(forward(MODEL, params, batch)[0])
+
+
+def by_definition(context, continuation):
+    """(nats, whether each token is the likeliest)."""
+    ids = [*context, *continuation[:-1]]
+    row = np.pad(ids, (0, 32 - len(ids)))[None]
+    logp_TV = np.asarray(log_probabilities(opened().params, row, len(ids)))[
+        len(context) - 1 : len(ids)
+    ]
     nats = sum(float(row[token]) for row, token in zip(logp_TV, continuation))
     return nats, all(int(row.argmax()) == token for row, token in zip(logp_TV, continuation))
 
 
 def test_each_is_what_the_definition_says_in_any_batch():
-    found = log_likelihoods(opened(), PAIRS)
     # The likeliest continuation of a context is greedy.
-    best = forward(opened().model, opened().params, one_row([5, 6]))[0, -1].argmax()
-    [greedy] = log_likelihoods(opened(), [([5, 6], [int(best)])])
-    assert greedy.greedy
-    for pair, got in zip(PAIRS, found):
-        nats, likeliest = by_definition(opened(), *pair)
+    logp_TV = log_probabilities(opened().params, np.pad([5, 6], (0, 30))[None], 2)
+    best = int(np.asarray(logp_TV)[1].argmax())
+    pairs = [*PAIRS, ([5, 6], [best])]
+    found = log_likelihoods(opened(), pairs)
+    assert found[-1].greedy
+    for pair, got in zip(pairs, found):
+        nats, likeliest = by_definition(*pair)
         # Float32 sums over other widths.
         assert got.nats == pytest.approx(nats, rel=1e-5) and got.greedy == likeliest
         assert got.tokens == len(pair[1])
-
-
-def one_row(ids):
-    ids = jnp.array([ids])
-    return {"inputs": ids, "positions": jnp.arange(ids.shape[1])[None], "segments": ids * 0 + 1}
 
 
 def test_a_long_context_loses_its_beginning_and_says_so(caplog):

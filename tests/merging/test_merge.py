@@ -1,6 +1,7 @@
 """Checkpoints merged on disk: every format in and out, with a certificate, or a reason."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +9,12 @@ import pytest
 
 from research import tree
 from research.data.tokenizers import train_tokenizer
+from research.files import read_json, write_json
+from research.interop import certify
 from research.interop.convert import convert, verify
 from research.interop.load import load
 from research.merging.merge import merge
+from research.merging.verify import verify as verify_merge
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES
 
@@ -96,3 +100,35 @@ def test_the_certificate_is_json(folders, tmp_path):
     source = json.loads((tmp_path / "out/certificate.json").read_text())["source"]
     assert source["density"] == 0.2 and source["weights"] == [1.0, 1.0]
     assert set(source["models"]) == {base, *models}
+
+
+@pytest.mark.parametrize("method", ["dare", "slerp"])
+def test_a_merge_is_made_again_and_compared(method, folders, tmp_path):
+    for name in "abc":
+        shutil.copytree(folders / name, tmp_path / name)
+    base, model = str(tmp_path / "a"), str(tmp_path / "b")
+    merge(method, [model], tmp_path / "out", base)
+    assert verify_merge(tmp_path / "out")["rechecked"][1:] == [
+        "hashes of the models",
+        "the merge made again",
+    ]
+    # What was merged is something else by now, so the folder's own hashes are all there is.
+    shutil.rmtree(model)
+    shutil.copytree(tmp_path / "c", model)
+    assert verify_merge(tmp_path / "out")["rechecked"] == ["target hashes"]
+    shutil.rmtree(model)
+    assert verify_merge(tmp_path / "out")["rechecked"] == ["target hashes"]
+
+
+def test_what_is_no_merge_or_was_changed_is_not_as_certified(folders, tmp_path):
+    with pytest.raises(ValueError, match="is no merge, but converted from .*convert --verify"):
+        convert(folders / "a", tmp_path / "converted", "hf")
+        verify_merge(tmp_path / "converted")
+    merge("linear", [str(folders / name) for name in "ab"], tmp_path / "out")
+    # A certificate of other weights, with the digest that belongs to it.
+    body = read_json(tmp_path / "out" / certify.FILE)
+    body.pop("sha256")
+    body["source"]["weights"] = [1.0, 3.0]
+    write_json(tmp_path / "out" / certify.FILE, {**body, "sha256": certify._digest(body)})
+    with pytest.raises(ValueError, match="merging .* again does not give .*out; merge them anew"):
+        verify_merge(tmp_path / "out")

@@ -156,6 +156,9 @@ def test_what_is_beside_texts(client):
     ids = client.json("/tokenize", {"prompt": "to be"})["tokens"]
     assert client.json("/detokenize", {"tokens": ids})["prompt"] == "to be"
     assert client.ask("/health")[0] == 200
+    # A page that loads nothing from anywhere else.
+    status, page = client.ask("/")
+    assert status == 200 and "<title>Graft" in page and "://" not in page
     assert "graft_written_tokens" in client.ask("/metrics")[1]
 
 
@@ -228,3 +231,18 @@ def test_a_token_is_wanted_where_one_is_set():
     assert client.ask("/v1/models", authorization="Bearer secret")[0] == 200
     assert client.ask("/health")[0] == 200
     client.server.should_exit = True
+
+
+def test_what_is_not_written_in_time_is_told_when_the_server_stops(monkeypatch):
+    monkeypatch.setattr(Engine, "step", lambda self: time.sleep(0.05) or [])
+    client = Client(drain=0.3)
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(client.ask(COMPLETIONS, GREEDY)))
+    asking.start()
+    until(lambda: client.engine.waiting)
+    client.server.should_exit = True
+    asking.join(20)
+    [(status, text)] = answers
+    assert status == 503 and "shutting down" in json.loads(text)["error"]["message"]
+    client.thread.join(20)
+    assert not client.thread.is_alive()

@@ -9,7 +9,7 @@ import pytest
 from research import command
 from research.sweep.claims import attempts, claim
 from research.sweep.ledger import Ledger
-from research.sweep.workers import STALLS, Trainer, Workers, shares
+from research.sweep.workers import STALLS, Trainer, Workers, devices, shares
 from tests.sweep.plans import plan
 
 METRICS = {"eval/loss": "lower"}
@@ -131,6 +131,33 @@ def test_a_cell_that_another_machine_took_over_gets_no_record_here(tmp_path, mon
 def test_workers_divide_the_cores(cores, count, each, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: cores)
     assert shares(count) == each
+
+
+@pytest.mark.parametrize(
+    ("kind", "visible", "count", "cards"),
+    [
+        (None, "", 2, [None, None]),
+        ("cuda", "3,5", 2, ["3", "5"]),
+        ("cuda", "3,5", 1, [None]),
+        ("cuda", "0", 2, ["0", "0"]),
+    ],
+)
+def test_workers_have_a_card_each(kind, visible, count, cards, monkeypatch):
+    monkeypatch.setattr("research.sweep.workers.runs_on_cpu", lambda: kind is None)
+    monkeypatch.setattr("research.sweep.workers.accelerator", lambda: kind)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = devices(count)
+    assert [one.get("CUDA_VISIBLE_DEVICES") for one in found] == cards
+    shared = count > len(set(cards)) and kind == "cuda"
+    assert all(("XLA_PYTHON_CLIENT_PREALLOCATE" in one) == shared for one in found)
+
+
+def test_a_tpu_is_held_by_one_process(monkeypatch):
+    monkeypatch.setattr("research.sweep.workers.runs_on_cpu", lambda: False)
+    monkeypatch.setattr("research.sweep.workers.accelerator", lambda: "tpu")
+    assert devices(1) == [{}]
+    with pytest.raises(ValueError, match="--workers=1"):
+        devices(2)
 
 
 def test_a_stopped_sweep_leaves_no_claim(tmp_path, monkeypatch):

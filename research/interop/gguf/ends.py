@@ -11,6 +11,7 @@ from research.data.chat import end_of_turn
 from research.data.tokenizers import Tokenizer
 from research.data.tokenizers.huggingface import FILE, load
 from research.data.tokenizers.side_files import CONFIG
+from research.interop.gguf.t5 import START
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.generation import as_special, end_ids
 
@@ -28,6 +29,7 @@ _ENDING_TEXTS = {
 def read_special(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Ids by the names of a config.json; `eos_token_id` is a list where the file has several."""
     ids = {name: metadata.get(_key(role)) for name, role in _SPECIAL.items()}
+    ids |= {"decoder_start_token_id": metadata.get(START)}
     special = {name: int(number) for name, number in ids.items() if number is not None}
     # A file may name one id under two roles; it is taken once.
     ends = as_special(int(metadata[_key(role)]) for role in _ENDS if _key(role) in metadata)
@@ -41,6 +43,7 @@ def write_special(checkpoint: Checkpoint) -> tuple[dict[str, int], list[str]]:
     are named in a line.
     """
     ids = {_key(role): checkpoint.special.get(name) for name, role in _SPECIAL.items()}
+    ids |= {START: checkpoint.special.get("decoder_start_token_id")}
     metadata = {key: number for key, number in ids.items() if number is not None}
     ends = _in_order(list(end_ids(checkpoint.special)), checkpoint)
     metadata |= {_key(role): number for role, number in zip(_ENDS, ends)}

@@ -55,7 +55,7 @@ def _read_gptneox(m: Metadata) -> ModelConfig:
 
 def _name_gptneox(c: ModelConfig) -> str | None:
     plain = c.kind == "decoder" and c.norm == "layer" and c.position == "rope"
-    return "gptneox" if plain else None
+    return "gptneox" if plain and not c.experts else None
 
 
 def _write_gptneox(c: ModelConfig) -> dict[str, Any]:

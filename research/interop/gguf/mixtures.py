@@ -39,7 +39,7 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32, "
 _SHORT = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 _SHORT_BLOCK = 32  # elements of a block of these
 # llama.cpp keeps these in float32: they are small, and it adds some of them as they are.
-_FULL = ("ffn_gate_inp", "position_embd", "token_types")
+_FULL = ("ffn_gate_inp", "position_embd", "token_types", "attn_rel_b")
 
 
 def tensor_type(name: str, shape: Sequence[int], kind: str, c: ModelConfig, arch: str) -> str:

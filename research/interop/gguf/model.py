@@ -27,6 +27,7 @@ from research.interop.gguf import (
     phi3,
     rope_factors,
     rope_keys,
+    t5,
     unread_keys,
 )
 from research.interop.gguf.architecture import Architecture, Metadata
@@ -47,6 +48,7 @@ from research.models.config import ModelConfig, Shape
 ARCHITECTURES = {
     "bert": bert.ARCHITECTURE,
     "modernbert": modernbert.ARCHITECTURE,
+    "t5": t5.ARCHITECTURE,
     "gpt2": gpt.GPT2,
     "gptneox": gpt.GPT_NEOX,
     "olmo2": olmo2.ARCHITECTURE,
@@ -62,6 +64,10 @@ ARCHITECTURES = {
 }
 _NAMES = Names(
     unused=(
+        (
+            r"dec\.blk\.0\.cross_attn_rel_b\.weight",
+            "cross-attention has no positions; early releases saved a table all the same",
+        ),
         (
             r"(rope_freqs|rope_factors_(short|long))\.weight",
             "computed from the scaling of the rotary positions",

@@ -63,8 +63,9 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
 
 
 def serves(c: ModelConfig) -> bool:
-    """True for a decoder with rotary positions and layer norms."""
-    return c.kind == "decoder" and c.position == "rope" and c.norm == "layer"
+    """True for a decoder with rotary positions and layer norms, and without experts."""
+    rotary = c.kind == "decoder" and c.position == "rope"
+    return rotary and c.norm == "layer" and not c.experts
 
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
