@@ -45,7 +45,8 @@ measures both, and how much better that is than CHECKPOINT's own log-probabiliti
 intervals, beside the length of the answers alone.
 
 Rewards: records with a "prompt" (text or messages, as in data='tasks.jsonl?prompt=question') and
-what --config.objective.rewards reads, such as "answer"; `research.posttrain.rewards` has them.
+what --config.objective.rewards reads, such as "answer"; `research.posttrain.rewards` has them. A
+model of reward is one too: --config.objective.rewards=model:runs/reward,format:0.2.
 `task` is a loss of `research.objectives.policy_losses`: grpo, dr_grpo, dapo, bnpo, gspo, cispo,
 sapo or rloo. Without `data` the sums of two numbers of two digits, which a model of 127 thousand
 parameters, `model=addition`, learns on a CPU, in two runs that download nothing:
@@ -56,8 +57,24 @@ parameters, `model=addition`, learns on a CPU, in two runs that download nothing
 
 The first shows it sums as texts, and ends while many are wrong still; the second takes GRPO from
 there. `eval/reward` is the share of the held-out sums that are right, by the likeliest tokens; the
-row of step 0 is the untouched model. On 2 cores 400 steps take 55 s. Seeds 0, 1 and 2 go from 43.8,
-15.0 and 9.9 percent to 99.0, 97.5 and 71.5. The smoke form needs no init.
+row of step 0 is the untouched model. On 2 cores 600 steps take about 80 s. Seeds 0, 1 and 2 go from
+43.8, 15.0 and 9.9 percent to 99.2, 99.2 and 98.2. The smoke form needs no init.
+
+A reward that is won without the answer, to see what that looks like: a bonus on length,
+
+    python -m research.train --config=configs/posttrain.py:task=grpo,model=addition \
+        --config.init=runs/addition --workdir=runs/hacked --config.train.steps=100 \
+        --config.objective.rewards=exact_match,length:25 --config.objective.max_tokens=16 \
+        --config.data.sequence_length=24 --config.train.eval_every=20 \
+        --config.objective.logprob_limit=1e-3
+
+From step 20 to step 60 the share of right sums falls from 47.1 percent to 0, every text runs to its
+limit of tokens, and the reward rises from 1.1 to 6.4, by step 80 to 11.5, with tokens that are
+written as many characters. The report says so above its curves of both. (The states grow until
+float32 rounds a token's log-probability by more than the usual limit of 1e-4.)
+
+Tasks that a package makes and scores (the extra [rl]): --config.data.source=gym:chain_sum
+--config.objective.rewards=reasoning_gym; and math_verify compares answers as mathematics.
 """
 
 from research.experiment import PARENTS, base_config, parse_arg, tune
@@ -187,7 +204,7 @@ def policy_config(args):
         c.data.sequence_length = 16
         c.data.batch_size = 16 if args.smoke else 256
         c.objective.max_tokens = 5
-        c.train.steps = 6 if args.smoke else 400
+        c.train.steps = 6 if args.smoke else 600
         c.train.eval_every = 100
         c.train.eval_batches = 2 if args.smoke else 0
         c.train.log_every = 1 if args.smoke else 10

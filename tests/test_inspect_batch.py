@@ -48,6 +48,21 @@ def test_a_chat_row_shows_who_speaks_where_and_what_counts():
     ]
 
 
+def labelled_row(**fields):
+    ids = np.array([*b"hi Bo", 0], np.int32)
+    kept = np.array([1, 1, 1, 1, 1, 0], np.int32)
+    return {"inputs": ids, "segments": kept, "positions": np.arange(6), **fields}
+
+
+def test_labels_of_words_and_ends_of_answers_are_shown_as_what_they_are():
+    weights = np.array([1, 0, 0, 1, 0, 0], np.float32)
+    words = labelled_row(targets=np.array([1, 0, 0, 0, 0, 0]), weights=weights)
+    assert lines(words, labels=("B-PER", "O"))[-2] == "  LOSS  first tokens of words: h=O B=B-PER"
+    ends = labelled_row(targets=np.array([3, 4]), weights=np.ones(2))
+    assert lines(ends)[-2] == '  LOSS  answer 3-4 "Bo"'
+    assert lines({**ends, "targets": np.zeros(2, int)})[-2] == "  LOSS  no answer"
+
+
 def test_the_last_target_is_shown_where_it_counts():
     assert lines(a_chat_row(5))[-2:] == ["  LOSS    2  1-1        |F|", ""]
 

@@ -37,10 +37,12 @@ class Write(Job):
         best: list[dict[str, Any]] = [{} for _ in briefs]
         open_ = list(range(len(briefs)))
         for turn in range(self.tries):
-            prompts = [writer.prompt(briefs[n].instruction(), "", "\n\n") for n in open_]
+            requests = [briefs[n].instruction() for n in open_]
             # A model without a chat template goes on from the request itself.
-            if not writer.chats and not writer.two_sided:
-                prompts = [f"{briefs[n].instruction()}\n\n" for n in open_]
+            prompts = [
+                writer.prompt(one, "", "") if writer.chats else writer.prompt("", f"{one}\n\n", "")
+                for one in requests
+            ]
             for n, text in zip(open_, writer.write(prompts, seed=turn)):
                 met = briefs[n].met(text.strip())
                 row = {"output": text.strip(), "constraints": met, "tries": turn + 1}

@@ -48,7 +48,8 @@ def describe(
         f"{real} tokens of {len(row['inputs'])}, loss on {asked}"
     )
     yield Text(heading, style="bold underline")
-    for stream in streams(row):
+    of_words = bool(labels) and len(row["targets"]) == len(row["inputs"])
+    for stream in streams(row, of_words):
         if stream.name:
             yield Text(stream.name, style="italic")
         yield from (
@@ -59,6 +60,19 @@ def describe(
         target = int(row["targets"][0])
         name = f" {json.dumps(labels[target])}" if target < len(labels) else ""
         yield Text(f"  LOSS  class {target}{name}", style="bold")
+    if of_words:
+        told = " ".join(
+            f"{shown(tokenizer, token)}={labels[target]}"
+            for token, target, weight in zip(row["inputs"], row["targets"], row["weights"])
+            if weight > 0
+        )
+        yield Text(f"  LOSS  first tokens of words: {told}", style="bold")
+    if len(row["targets"]) == 2 != len(row["inputs"]):
+        # The row's first token says that no answer stands in it.
+        first, last = map(int, row["targets"])
+        text = "".join(shown(tokenizer, int(n)) for n in row["inputs"][first : last + 1])
+        answer = f"answer {first}-{last} {json.dumps(text)}" if last else "no answer"
+        yield Text(f"  LOSS  {answer}", style="bold")
     yield Text("")
 
 
@@ -78,9 +92,10 @@ def describe_prompt(
     yield Text("")
 
 
-def streams(row: dict[str, Any]) -> list[Stream]:
+def streams(row: dict[str, Any], of_words: bool = False) -> list[Stream]:
     """The sequences of a row, without padding: two for an encoder-decoder, else one. Inputs and
-    targets of a causal model are merged, since they are the same text one token apart."""
+    targets of a causal model are merged, since they are the same text one token apart. `of_words`
+    says that targets are the classes of words and no tokens."""
     fields = {name: values.tolist() for name, values in row.items()}
     tokens, targets, segments, positions = (
         fields[name] for name in ("inputs", "targets", "segments", "positions")
@@ -96,8 +111,10 @@ def streams(row: dict[str, Any]) -> list[Stream]:
             Stream("encoder reads", *encoder, quiet, [None] * len(quiet)),
             Stream("decoder writes", targets, segments, positions, loss, none),
         ]
+    elif of_words:
+        result = [Stream("", tokens, segments, positions, loss, none)]
     elif len(targets) != len(tokens):
-        # A classifier: its one target is a class and no token.
+        # A classifier: its one target is a class and no token; or the two ends of an answer.
         result = [Stream("", tokens, segments, positions, [False] * len(tokens), none)]
     elif targets[:-1] == tokens[1:]:
         # The last target is no input; it continues the last segment where it is asked for.

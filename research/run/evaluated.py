@@ -9,7 +9,6 @@ from typing import Any
 from research.data.loader import Window
 from research.evals.choose import make_evaluations
 from research.evals.evaluation import Evaluation, RunData
-from research.evals.ready import READY
 from research.evals.results import Result, measure
 from research.experiment.config import Experiment
 from research.interop.runs import is_run
@@ -17,8 +16,8 @@ from research.objectives.choose import make_objective
 from research.run.opened import Opened, open_model
 from research.run.start import open_data
 
-# Evaluations of a run's own held-out data, which takes a while to open.
-_OF_HELDOUT = ("heldout", "rewards")
+# Kinds that measure a run's own held-out data where they name none, which takes a while to open.
+_OF_HELDOUT = ("heldout", "rewards", "answers", "entities")
 
 Settings = dict[str, dict[str, Any]]
 
@@ -61,10 +60,11 @@ def _value(text: str) -> Any:
 
 def make_chosen(settings: Settings, opened: Opened) -> dict[str, Evaluation]:
     """The evaluations by name. ValueError for an unknown one and for settings that do not fit."""
-    kinds = {fields.get("kind", name) for name, fields in settings.items()}
-    kinds = {READY[kind]["kind"] if kind in READY else kind for kind in kinds}
+    kinds = {
+        fields.get("kind", name) for name, fields in settings.items() if not fields.get("data")
+    }
     data = RunData(kind=opened.model.config.kind)
-    if opened.experiment is not None and kinds & {*_OF_HELDOUT}:
+    if opened.experiment is not None and not kinds.isdisjoint(_OF_HELDOUT):
         data = _run_data(opened.experiment, Path(opened.source))
     return make_evaluations(settings, data)
 

@@ -272,6 +272,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path):
     ("words", "message"),
     [
         (["sumarize"], "no job 'sumarize'; the nearest is 'summarize'"),
+        ([], f"name a job: python -m research.apply {'|'.join(JOBS)} --input"),
         (["write", "--style=bullets"], "--style is for summarize"),
         (["write", "--checkpoint=x"], "give --output=FILE.jsonl"),
     ],

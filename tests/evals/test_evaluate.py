@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -88,3 +89,22 @@ def test_what_cannot_be_measured_is_refused_in_a_line(names, given, line, folder
     opened, _ = evaluated.open_evaluated(None, str(folder / "one"))
     with pytest.raises(ValueError, match=line):
         evaluated.make_chosen(evaluated.choose(names, opened, given), opened)
+
+
+@pytest.mark.parametrize(
+    ("settings", "opens"),
+    [
+        ({"heldout": {}}, True),
+        ({"mine": {"kind": "entities"}}, True),
+        ({"answers": {"data": "questions.json"}}, False),
+        ({"boolq": {}}, False),
+    ],
+)
+def test_a_run_opens_its_held_out_data_where_it_is_measured(settings, opens, monkeypatch):
+    seen = []
+    monkeypatch.setattr(evaluated, "_run_data", lambda *_: seen.append(True))
+    monkeypatch.setattr(evaluated, "make_evaluations", lambda settings, data: {})
+    model = SimpleNamespace(config=SimpleNamespace(kind="decoder"))
+    run = SimpleNamespace(experiment=object(), source="run", model=model)
+    evaluated.make_chosen(settings, run)
+    assert bool(seen) == opens
