@@ -381,15 +381,18 @@ def test_a_corpus_takes_the_given_tokenizer_and_a_template_of_ones_own(tmp_path,
         )
 
 
-ASK, SAY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+ASKED, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
 @pytest.mark.parametrize(
     ("row", "weights"),
     [
         ({"prompt": "q", "completion": "a"}, [None, None]),
-        ({"prompt": [ASK], "completion": [SAY]}, [None, None]),
-        ({"prompt": [ASK, SAY, ASK], "completion": [SAY, ASK, SAY]}, [None, 0] + [None] * 4),
+        ({"prompt": [ASKED], "completion": [SAID]}, [None, None]),
+        (
+            {"prompt": [ASKED, SAID, ASKED], "completion": [SAID, ASKED, SAID]},
+            [None, 0] + [None] * 4,
+        ),
     ],
 )
 def test_of_a_prompt_and_its_completion_the_completion_is_learnt(row, weights):

@@ -48,7 +48,7 @@ def test_no_optimizer_of_scipy_finds_a_lower_minimum():
 
 @pytest.mark.slow
 def test_intervals_hold_the_constants_of_noisy_runs():
-    """Of 100 draws 98 have all five inside; a fifth of them is drawn here."""
+    """Of 100 draws 94 have all five inside; a fifth of them is drawn here."""
     inside = 0
     for seed in range(20):
         law = fit(*points(seed, 0.01), resamples=200)

@@ -10,7 +10,7 @@ import numpy as np
 
 from research.interop.storage.layout import BAR, parse, rearrange, shape, shared, source_shape
 
-TILE_BYTES = 4 * 2**20  # large enough for a disk, small enough for a cache, as measured
+TILE_BYTES = 2 * 2**20  # enough for a disk, and what fits a cache, as measured
 Bounds = tuple[tuple[int, int], ...]
 
 
