@@ -114,6 +114,7 @@ def events(e: Experiment, folder: Path, monkeypatch) -> object:
     )
     quiet = SimpleNamespace(
         pause=lambda *_, **__: nullcontext(),
+        events=SimpleNamespace(step=lambda _: None, waiting=nullcontext),
         note=lambda *_: None,
         evaluation=lambda step, _: note("evaluated", step),
         evaluated_step=None,
@@ -183,6 +184,12 @@ def trackers(e: Experiment, folder: Path, monkeypatch) -> object:
     return str(caught.value)
 
 
+class Unread(list):
+    """Windows that nobody reads, of one source."""
+
+    sizes = (40,)
+
+
 def data(e: Experiment, folder: Path, monkeypatch) -> object:
     """The sources, the tokenizer, the records that may be bad, and the threads that read ahead."""
     source = e.data.source if "/" in e.data.source else str(folder / "source.jsonl")
@@ -194,7 +201,7 @@ def data(e: Experiment, folder: Path, monkeypatch) -> object:
         )
     )
     corpus = SimpleNamespace(
-        train_windows=lambda *_: SimpleNamespace(sizes=(40,)),
+        train_windows=lambda *_: Unread(),
         sources=(),
         heldout_windows=lambda *_: None,
         tokenizer=opened.tokenizer,

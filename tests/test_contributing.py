@@ -141,7 +141,9 @@ def test_a_metric_is_logged_evaluated_and_drawn(run):
     assert all(0 < row["tokens_per_row"] <= 64 for row in rows if "loss" in row)
     assert any("eval/tokens_per_row" in row for row in rows)
     assert "tokens_per_row" in done.metrics
-    assert "eval/tokens_per_row" in (folder / "run/report.html").read_text()
+    # One figure with both curves.
+    figure = (folder / "run/report.html").read_text().partition("<figcaption>tokens_per_row")[2]
+    assert "held out" in figure.partition("</figure>")[0]
 
 
 def test_an_evaluation_is_chosen_by_the_config(run):

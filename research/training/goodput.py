@@ -86,7 +86,8 @@ class _Stretch:
         """The share of it that is of steps after `kept`; evaluations and the like have none."""
         if self.kind not in ("step", "data") or self.last <= kept:
             return 0.0
-        return (self.last - max(kept, self.first)) / (self.last - self.first)
+        # What comes after the last step on record, and before the next one, has no steps.
+        return (self.last - max(kept, self.first)) / max(1, self.last - self.first)
 
 
 def _stretches(life: Sequence[Mapping[str, Any]]) -> Iterator[_Stretch]:
