@@ -30,6 +30,8 @@ LISTED = {
     r"\./launch/(tpu|slurm)\.sh": "wants an account of a cloud or a cluster; tests/test_launch.py",
     r"python -m research\.train .*model=llama3_8b": "wants an accelerator, and 300 GB of text",
     r"python -m research\.fit": "wants .[fit], 0.7 GB; tests/fit",
+    r"python -m research\.serve": "a server, which does not end, and wants .[serve]; tests/serve",
+    r"python -m research\.sweep run": "minutes of two cores; tests/sweep",
     r"python -m research\.bench": "wants .[parity], and minutes of a quiet machine",
 }
 _ONE_STEP = "--config.train.steps=1 --config.train.eval_batches=1"
@@ -46,6 +48,7 @@ SMALL = {
     ),
     r"python -m research\.inspect_batch .*quickstart": _TOKENIZER,
     r"python -m research\.chat": "--max_tokens=16",
+    r"python -m research\.evaluate .*--evals": "--set=boolq.limit=2 --set=piqa.limit=2",
     r"python -m research\.train .*finetune": f"{_ONE_STEP} {_NO_SAMPLE} {_SHORT_ROWS}",
     r"python -m research\.quantize": "--tokens=64 --window=64",
     r"python -m research\.quantize .*--format=all": "--tokens=32 --window=32",

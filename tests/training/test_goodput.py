@@ -58,7 +58,8 @@ CASES = {
     ),
     "a step on record twice, as at the end": (
         [*FIRST, step(24, 10), pause(27, "saving", 3), begin(30, 4, started=28)],
-        {"start": 12, "compiling": 5, "step": 7 / 3, "data": 2 / 3, "lost": 6} | {"saving": 3, "down": 1},
+        {"start": 12, "compiling": 5, "step": 7 / 3, "data": 2 / 3, "lost": 6, "saving": 3}
+        | {"down": 1},
     ),
     "a clock that was set back": (
         [begin(3, started=0), pause(5, "compiling", 2), step(4, 1), step(6, 2)],
