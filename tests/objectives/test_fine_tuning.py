@@ -100,6 +100,8 @@ def test_each_objective_says_what_it_trains_and_reads():
         "causal_lm": ("decoder", "texts"),
         "chat": ("decoder", "conversations"),
         "masked_lm": ("encoder", "texts"),
+        "token_classification": ("encoder", "tags"),
+        "question_answering": ("encoder", "questions"),
         "classification": ("encoder", "labels"),
         "span_corruption": ("encoder_decoder", "texts"),
         "translation": ("encoder_decoder", "pairs"),
