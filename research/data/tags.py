@@ -113,6 +113,7 @@ class _Numbered:
         self._numbers = {name: number for number, name in enumerate(names)}
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Three numbers a word. ValueError for a tag that has none."""
         rows = [json.loads(text) for text in texts]
         unknown = sorted({name for row in rows for _, _, name in row} - self._numbers.keys())
         if unknown:

@@ -117,6 +117,7 @@ def _reference(
     emptied makes the first state again."""
 
     def first() -> tuple[tree.Tree, tree.Tree]:
+        """(trainable, base) of the run's first state."""
         begun = first_state(program)[0] if start_step else state
         if first_print(begun) != wanted:
             raise ValueError(

@@ -78,6 +78,7 @@ class StoredRows:
         return self.tensors.read_row(self.name, index)
 
     def tiles(self, index: Index) -> list[Tile]:
+        """The tiles that fill the slice of this index."""
         tensor = self.tensors.names[self.name]
         sizes = dict(zip(string.ascii_lowercase, tensor.shape))
         same = " ".join(sizes)
