@@ -7,9 +7,12 @@ from collections.abc import Generator
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# A device that waits for the others ends the process after 40 seconds, which two busy cores may need
+# for eight of them.
 os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
-)
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300"
+).strip()
 # Downloads are kept between sessions; what is built and compiled is made anew, once for all workers
 # of one session.
 _SHARED = os.environ.setdefault("GRAFT_TEST_CACHE", tempfile.mkdtemp(prefix="graft-tests-"))
