@@ -7,7 +7,7 @@ from collections.abc import Generator
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# A device that waits for the others ends the process after 40 seconds, which two busy cores may need
+# A device that waits for others ends the process after 40 seconds, which two busy cores may need
 # for eight of them.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
