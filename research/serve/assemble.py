@@ -19,16 +19,18 @@ def assemble(
     shapes: Shapes,
     virtual: int,
     shape: Shape | None = None,
+    *,
+    vocab_size: int,
 ) -> tuple[Shape, Row]:
     """(the shape, the row) of a step with the next token of each of `singles`, and so many tokens
     of the text of `chunk`. Positions start behind `virtual` tokens. A `shape` is taken instead of
-    the smallest."""
+    the smallest; `vocab_size` is how many tokens a grammar may forbid."""
     texts = [*singles, *([chunk[0]] if chunk else [])]
     if shape is None:
         pages = max(len(text.pages) for text in texts)
         scored = chunk is not None and chunk[0].scored
         shape = shapes.fit(len(singles), chunk[1] if chunk else 0, pages, scored)
-    row = _blank(shape, shapes.page_size)
+    row = _blank(shape, shapes.page_size, -(-vocab_size // 32))
     for index, text in enumerate(singles):
         _put(row, text, index, index, 1, virtual)
     if chunk is not None:
@@ -48,8 +50,8 @@ def _places(singles: Sequence[Text], chunk: tuple | None, shape: Shape) -> list[
     return [*range(len(singles)), *([shape.singles] if chunk else [])]
 
 
-def _blank(shape: Shape, page_size: int) -> Row:
-    """A row of padding."""
+def _blank(shape: Shape, page_size: int, words: int) -> Row:
+    """A row of padding, and bits in so many words for a grammar's tokens."""
     T, R = shape.tokens, shape.texts
     draws = Draws(
         {},
@@ -57,6 +59,8 @@ def _blank(shape: Shape, page_size: int) -> Row:
         np.zeros((R, 2), np.uint32),
         np.zeros(R, np.int32),
         np.zeros((), bool),
+        np.zeros((R, 1), bool),
+        np.zeros((R, words), np.uint32),
     )
     return Row(
         np.zeros(T, np.int32),
@@ -86,3 +90,8 @@ def _put(row: Row, text: Text, index: int, first: int, tokens: int, virtual: int
     row.texts_MS[index, : len(seen)] = seen
     row.last_M[index] = first + tokens - 1
     row.draws.position_M[index] = stop - 1
+    if text.guide is not None and stop == len(text.ids):
+        row.draws.guided_M1[index] = True
+        # A model may have more rows in its table than its tokenizer has tokens, or fewer.
+        allowed = text.guide.mask(text.left)[: row.draws.allowed_MW.shape[1]]
+        row.draws.allowed_MW[index, : len(allowed)] = allowed

@@ -27,7 +27,7 @@ from research.serve.pages import Pages
 from research.serve.request import Completion, Request
 from research.serve.schedule import Budget, Running, State, Waiting, schedule
 from research.serve.shapes import Shape, Shapes
-from research.serve.step import make_pools, step
+from research.serve.step import Row, make_pools, step
 from research.serve.text import Text
 from research.tree import Tree
 
@@ -136,7 +136,7 @@ class Engine:
         singles, chunk = self._plan()
         if not singles and chunk is None:
             return []
-        shape, row = assemble(singles, chunk, self.shapes, virtual_tokens(self.params))
+        shape, row = self._assemble(singles, chunk)
         self._pools, told, scores = step(
             self.params, self._pools, row, model=self.model, shape=shape
         )
@@ -152,7 +152,7 @@ class Engine:
 
     def compile(self, shape: Shape) -> None:
         """Compiles a shape's program, by a step in which nothing runs."""
-        _, row = assemble([], None, self.shapes, 0, shape)
+        _, row = self._assemble([], None, shape)
         self._pools, _, _ = step(self.params, self._pools, row, model=self.model, shape=shape)
 
     def prompt_ids(self, request: Request) -> list[int]:
@@ -170,6 +170,10 @@ class Engine:
         for request in requests:
             self.prompt_ids(request)
         return requests
+
+    def _assemble(self, singles, chunk, shape: Shape | None = None) -> tuple[Shape, Row]:
+        virtual, size = virtual_tokens(self.params), self.model.config.vocab_size
+        return assemble(singles, chunk, self.shapes, virtual, shape, vocab_size=size)
 
     def _plan(self) -> tuple[list[Text], tuple[Text, int] | None]:
         """The texts with one token in this step, and the one that is read with how many tokens. The
@@ -249,8 +253,11 @@ class Engine:
         if text.cached < len(text.ids):
             return False
         [alternatives] = _alternatives(told, slice(index, index + 1), text.request.alternatives)
-        text.add(int(told.token_M[index]), float(told.logprob_M[index]), alternatives)
-        self.counts.written += 1
+        if text.add(int(told.token_M[index]), float(told.logprob_M[index]), alternatives):
+            self.counts.written += 1
+        elif not text.finish:
+            text.cached -= 1  # its last token runs again, and another one is drawn
+            return False
         if text.finish:
             self._end(text)
         return True

@@ -271,6 +271,22 @@ def _spelt(piece: str) -> str | bytes:
     return bytes.fromhex(byte[1]) if byte else piece.replace(_SPACE, " ")
 
 
+def spelt_bytes(
+    model: sentencepiece.SentencePieceProcessor, tokenizer: Tokenizer
+) -> tuple[list[bytes], list[int]]:
+    """(the bytes of each id, ids of the special tokens) of a model with the tokens that the files
+    beside it add."""
+    spelt, special = list[bytes](), list[int]()
+    for token_id in range(tokenizer.vocab_size):
+        if token_id < model.vocab_size() and not model.is_control(token_id):
+            text = _spelt(model.id_to_piece(token_id))
+            spelt.append(text if isinstance(text, bytes) else text.encode())
+        else:
+            special.append(token_id)
+            spelt.append(tokenizer.decode([token_id]).encode())
+    return spelt, special
+
+
 def model_digest(content: bytes) -> str:
     """sha256 of the pieces, their scores and types, and the options that decide ids; not of how it
     was trained."""
