@@ -46,12 +46,11 @@ def get_sweep():
 ENVIRONMENT = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
-def command(*arguments: str, cores: set[int] | None = None) -> subprocess.Popen:
+def command(*arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "research.sweep", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
         env={**os.environ, **ENVIRONMENT},
-        preexec_fn=cores and (lambda: os.sched_setaffinity(0, cores)),
     )  # fmt: skip
 
 
@@ -78,8 +77,8 @@ def config(tmp_path_factory) -> str:
 def calm(config, tmp_path_factory) -> Path:
     """The folder of the sweep, run undisturbed by one worker, on one core as each of two has."""
     folder = tmp_path_factory.mktemp("calm") / "sweep"
-    core = {min(os.sched_getaffinity(0))}
-    process = command("run", f"--config={config}", f"--workdir={folder}", cores=core)
+    process = command("run", f"--config={config}", f"--workdir={folder}")
+    os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "rate 0.01 needs 4 more seeds" in text, text
     return folder
