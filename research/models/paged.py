@@ -4,8 +4,9 @@ Keys and values lie in a pool of P pages of s tokens each, one pool for every la
 the pool says in a table which pages a text has: key j of a text is in slot j mod s of the page
 numbered j div s in its row of the table. Texts with equal beginnings may have the same pages.
 
-A call may hold several texts in one flat row. Its tokens are first one of each of several texts,
-which go on, and then equally many of each of the others, which are being read. What does not mix
+A call may hold several texts in one flat row. Its tokens are first one, or as many as are guessed
+ahead, of each of several texts, which go on, and then equally many of each of the others, which
+are being read. What does not mix
 tokens, all but attention, sees a row of tokens like any other.
 
 Letters: B batch, T tokens of a call, P pages, s slots of a page, R texts, C pages of a text, S key
@@ -32,7 +33,7 @@ Pool = tuple[jax.Array, ...]  # [P, s, K, H] of each layer
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["keys_PsKH", "values_PsKH", "table_RC"],
-    meta_fields=["singles", "first"],
+    meta_fields=["singles", "first", "each"],
 )
 @dataclass(frozen=True)
 class PagedCache(KVCache):
@@ -42,9 +43,10 @@ class PagedCache(KVCache):
                  numbered by Python integers (`Execution(unroll=0)`)
     values_PsKH  likewise; None where values are the keys (`research.models.latent`)
     table_RC     pages of each text; entries behind a text's last page may be any page
-    singles      of the B T tokens of a call the first `singles` are one of each of as many texts,
-                 and the others are equally many of each of the remaining R - `singles`
+    singles      of the B T tokens of a call the first `singles` x `each` are `each` of as many
+                 texts, and the others are equally many of each of the remaining R - `singles`
     first        the position of every text's first token: the number of virtual tokens before it
+    each         see `singles`
     """
 
     keys_PsKH: Pool
@@ -52,6 +54,7 @@ class PagedCache(KVCache):
     table_RC: jax.Array
     singles: int = 0
     first: int = 0
+    each: int = 1
 
     def enter(self, positions_BT: jax.Array, segments_BT: jax.Array) -> Self:
         """See `KVCache.enter`; the table has claimed the slots already."""
@@ -98,19 +101,20 @@ class PagedCache(KVCache):
         return self.table_RC.shape[1] * self.keys_PsKH[0].shape[1]
 
     def _parts(self, tokens: int) -> Iterator[tuple[slice, slice]]:
-        """(tokens of the flat row, rows of the table) of the texts with one token in this call, and
-        of those with several."""
+        """(tokens of the flat row, rows of the table) of the texts that go on, and of those that
+        are being read."""
         texts, alone = self.table_RC.shape[0], self.singles
         if alone:
-            yield slice(0, alone), slice(0, alone)
+            yield slice(0, alone * self.each), slice(0, alone)
         if texts > alone:
-            yield slice(alone, tokens), slice(alone, texts)
+            yield slice(alone * self.each, tokens), slice(alone, texts)
 
     def _texts(self, tokens: int) -> jax.Array:
         """The row of the table of each token of a call, int [tokens]."""
         alone, others = self.singles, self.table_RC.shape[0] - self.singles
-        each = (tokens - alone) // max(others, 1)
-        return jnp.concatenate([jnp.arange(alone), alone + jnp.repeat(jnp.arange(others), each)])
+        read = (tokens - alone * self.each) // max(others, 1)
+        going_on, being_read = jnp.arange(alone), alone + jnp.arange(others)
+        return jnp.concatenate([jnp.repeat(going_on, self.each), jnp.repeat(being_read, read)])
 
     def _write(self, layer, k_BTKH: jax.Array, v_BTKH: jax.Array, visibility: Visibility) -> Self:
         """The cache with a layer's new keys and values in their slots."""

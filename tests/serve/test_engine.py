@@ -174,12 +174,12 @@ def test_no_page_is_lost_after_random_operations(operations, monkeypatch):
 
     def _any_tokens(params, pools, row, *, model, shape):
         told = Told(
-            rng.integers(0, 3, shape.texts), np.zeros(shape.texts), *np.zeros((2, shape.texts, 20))
+            rng.integers(0, 3, shape.drawn), np.zeros(shape.drawn), *np.zeros((2, shape.drawn, 20))
         )
         return pools, told, None
 
     monkeypatch.setattr(engine_module, "step", _any_tokens)
-    served, texts = engine(pages=9, length=32), []
+    served, texts = engine(pages=9, length=32, drafts=2), []
     for _ in range(operations):
         chosen = rng.random()
         if chosen < 0.25 and len(texts) < 30:
@@ -196,6 +196,7 @@ def test_no_page_is_lost_after_random_operations(operations, monkeypatch):
         served.step()
         texts = [text for text in texts if not text.finish]
     assert served.pages.held == 0 and served.counts.found > 0 and served.counts.preempted > 0
+    assert 0 < served.counts.kept < served.counts.guessed
 
 
 def check_pages(served: Engine, texts: list) -> None:
