@@ -57,7 +57,9 @@ class Grammars:
         """The grammar of a kind of `KINDS`: a schema as a mapping, the others as texts. ValueError
         for one that cannot be read, or that does more than llguidance knows."""
         if importlib.util.find_spec("llguidance") is None:
-            raise ValueError("llguidance is missing on the server; pip install graft-research[serve]")
+            raise ValueError(
+                "llguidance is missing on the server; pip install graft-research[serve]"
+            )
         from llguidance import LLMatcher
 
         with self._lock:

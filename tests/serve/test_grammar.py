@@ -97,7 +97,7 @@ def test_neighbours_without_a_grammar_write_what_they_write_alone():
     assert beside.token_ids == alone.token_ids
 
 
-@pytest.mark.parametrize("kind", ["bytes", "sentencepiece:60"])
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece:320"])
 def test_other_tokenizers_have_their_tokens_as_bytes(kind):
     guide, of = read("regex", "t[aé]b", kind).guide(), tokenizer(kind)
     text = of.encode("taéb")

@@ -16,8 +16,23 @@ def token_bytes(tokenizer: Tokenizer) -> tuple[list[bytes], list[int]]:
     if tokenizer.kind == "sentencepiece":
         content = tokenizer.files[pieces_of.FILE]
         model = sentencepiece.SentencePieceProcessor(model_proto=content)
-        return pieces_of.spelt_bytes(model, tokenizer)
+        return _of_pieces(model, tokenizer)
     raise ValueError(
-        f"the bytes of tokens are not known of a tokenizer of the kind {tokenizer.kind!r}; take one "
-        "of 'huggingface', 'sentencepiece' or 'bytes'"
+        f"the bytes of tokens are not known of a tokenizer of the kind {tokenizer.kind!r}; take "
+        "one of 'huggingface', 'sentencepiece' or 'bytes'"
     )
+
+
+def _of_pieces(
+    model: sentencepiece.SentencePieceProcessor, tokenizer: Tokenizer
+) -> tuple[list[bytes], list[int]]:
+    """The same of a model with the tokens that the files beside it add."""
+    every, special = list[bytes](), list[int]()
+    for token_id in range(tokenizer.vocab_size):
+        if token_id < model.vocab_size() and not model.is_control(token_id):
+            text = pieces_of.spelt(model.id_to_piece(token_id))
+            every.append(text if isinstance(text, bytes) else text.encode())
+        else:
+            special.append(token_id)
+            every.append(tokenizer.decode([token_id]).encode())
+    return every, special
