@@ -12,9 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research.experiment.config import Experiment
 from research.fit.targets import Target
+from research.infer.decode import ROWS
 from research.infer.decode_layout import is_faster, lay_out
+from research.infer.padding import row_count
 from research.infer.sampling import SamplingConfig
-from research.infer.steps import DecodeState, advance, chunk_size, empty
+from research.infer.steps import DecodeState, advance, bucket, chunk_size, empty
 from research.models.cache import StackedCache
 from research.models.config import Execution
 from research.models.kv import KVCache
@@ -22,6 +24,7 @@ from research.models.model import Model
 from research.models.spec import abstract
 from research.parallel.axes import merge_rules
 from research.parallel.mesh import make_mesh
+from research.run.program import Program
 from research.training.state import device_bytes
 from research.tree import Tree
 from research.tuning.method import split_specs
@@ -120,11 +123,30 @@ def plan_decode(experiment: Experiment, target: Target) -> Decode:
     with jax.set_mesh(mesh):
         # Only shapes are computed: a 405B model is planned on a laptop.
         prepared = _placed(jax.eval_shape(partial(_prepared, model), params), mesh)
+    return _plan(model, mesh, prepared, rows, length)
+
+
+def plan_rollouts(program: Program, target: Target, texts: int) -> Decode:
+    """The decoding of the texts that a run trains on, as many at once as generation takes, with the
+    parameters of its state as they are: an accelerator has no second copy of them."""
+    e, mesh = program.experiment, program.mesh
+    model = Model(e.model, e.precision, Execution(), program.rules)
+    length = bucket(program.objective.window_length(e.data.sequence_length))
+    with jax.set_mesh(mesh):
+        params = program.state.params
+        if target.platform == "cpu":
+            params = jax.eval_shape(partial(_prepared, model), params)
+    return _plan(model, mesh, _placed(params, mesh), min(row_count(texts, model), ROWS), length)
+
+
+def _plan(model: Model, mesh: Mesh, params: Tree, rows: int, length: int) -> Decode:
+    """Decoding with parameters that are laid out for it."""
+    with jax.set_mesh(mesh):
         state = jax.eval_shape(partial(_started, model, rows, length), params)
         # Layers that are laid out one by one want a cache that is split the same way.
-        if isinstance(prepared["layers"], tuple):
+        if isinstance(params["layers"], tuple):
             state = replace(state, cache=jax.eval_shape(StackedCache.layered, state.cache))
-    return Decode(model, mesh, prepared, _placed(state, mesh), length)
+    return Decode(model, mesh, params, _placed(state, mesh), length)
 
 
 def _prepared(model: Model, params: Tree) -> Tree:
