@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from research.data.addition import open_addition, open_addition_texts, open_asked_addition
+from research.data.addition import open_addition, open_addition_texts, open_tagged_addition
 from research.data.alpaca import (
     open_alpaca,
     open_dpo_en_demo,
@@ -175,7 +175,7 @@ SOURCES: dict[str, NamedSource] = {
     "kto_en_demo": NamedSource(open_kto_en_demo, gives="judgements"),
     "addition": NamedSource(open_addition, gives="prompts"),
     "addition_texts": NamedSource(open_addition_texts, gives="texts"),
-    "asked_addition": NamedSource(open_asked_addition, gives="prompts"),
+    "tagged_addition": NamedSource(open_tagged_addition, gives="prompts"),
 }
 
 
