@@ -1,6 +1,8 @@
 """A run that writes the texts it trains on: its reference and the keys and values of its texts
 count."""
 
+import pytest
+
 from research.fit.compile import plan
 from research.fit.decode import plan_rollouts
 from research.fit.measure import measure
@@ -28,6 +30,7 @@ def test_texts_of_several_steps_are_written_at_once():
     assert often.cache_bytes == 4 * once.cache_bytes
 
 
+@pytest.mark.slow
 def test_the_peak_is_that_of_sampling_where_it_is_the_higher_one():
     fit = measure(grpo(updates=4), CPU)
     [line] = fit.notes
