@@ -48,8 +48,13 @@ Rewards: records with a "prompt" (text or messages, as in data='tasks.jsonl?prom
 what --config.objective.rewards reads, such as "answer"; `research.posttrain.rewards` has them. A
 model of reward is one too: --config.objective.rewards=model:runs/reward,format:0.2.
 `task` is a loss of `research.objectives.policy_losses`: grpo, dr_grpo, dapo, bnpo, gspo, cispo,
-sapo or rloo. Without `data` the sums of two numbers of two digits, which a model of 127 thousand
-parameters, `model=addition`, learns on a CPU, in two runs that download nothing:
+sapo or rloo. Without `data` a pretrained model gets sums whose answers are to stand in tags, with
+adapters of rank 8:
+
+    python -m research.train --config=configs/posttrain.py:task=grpo --workdir=runs/tagged
+
+and a model of 127 thousand parameters, `model=addition`, the sums of two numbers of two digits,
+which it learns on a CPU, in two runs that download nothing:
 
     python -m research.train --config=configs/posttrain.py:task=addition --workdir=runs/addition
     python -m research.train --config=configs/posttrain.py:task=grpo,model=addition \
@@ -231,11 +236,12 @@ def tagged_sums(c) -> None:
     c.objective.rewards = "characters,format,numeric"
     c.lora.rank = 8
     c.lora.alpha = 16.0
-    c.optimizer.learning_rate = 1e-3
-    c.train.steps = 60
-    c.train.eval_every = 30
+    c.optimizer.learning_rate = 5e-4
+    c.train.steps = 40
+    c.train.eval_every = 20
     c.train.log_every = 1
     c.train.sample_every = 10
+    c.checkpoint.every = 10
 
 
 def addition_config():
