@@ -234,9 +234,11 @@ def tagged_sums(c) -> None:
     c.objective.max_tokens = 12
     # The share of right characters tells texts apart while hardly any has its whole form.
     c.objective.rewards = "characters,format,numeric"
-    c.lora.rank = 8
-    c.lora.alpha = 16.0
-    c.optimizer.learning_rate = 5e-4
+    if c.tune.method == "lora":
+        c.lora.rank = 8
+        c.lora.alpha = 16.0
+    # A few dozen steps are all there is.
+    c.optimizer.learning_rate *= 50
     c.train.steps = 40
     c.train.eval_every = 20
     c.train.log_every = 1

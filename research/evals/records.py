@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from research.data.formats import RECORDS
+from research.data.number_words import heldout_numbers
 from research.downloads import pypi
 from research.downloads.cache import cache_directory
 from research.experiment.fields import nearest
@@ -60,15 +61,22 @@ PACKAGED: dict[str, Packaged] = {
 }
 
 
+# Records that are made here: the held-out ones of sources of the same name.
+MADE: dict[str, Callable[[], list[Record]]] = {"number_words": heldout_numbers}
+
+
 def read_records(source: str, limit: int = 0) -> list[tuple[str, Record]]:
     """(id, record) of each record of a source, or of the first `limit`.
 
-    A source is a row of `PACKAGED` or the path of a .jsonl, .json, .csv or .parquet file. The id is
-    the record's "id" or "task_id", else its number, counted from 0. ValueError for a source that
-    cannot be read or is empty, and for a record that cannot be read, with its number: an evaluation
-    that leaves some out is another one.
+    A source is a row of `PACKAGED` or `MADE`, or the path of a .jsonl, .json, .csv or .parquet
+    file. The id is the record's "id" or "task_id", else its number, counted from 0. ValueError for
+    a source that cannot be read or is empty, and for a record that cannot be read, with its number:
+    an evaluation that leaves some out is another one.
     """
-    records = _packaged(PACKAGED[source]) if source in PACKAGED else _file(source)
+    if source in MADE:
+        records = MADE[source]()
+    else:
+        records = _packaged(PACKAGED[source]) if source in PACKAGED else _file(source)
     if not records:
         raise ValueError(f"data={source} has no records")
     chosen = records[: limit or len(records)]
@@ -109,7 +117,7 @@ def _file(source: str) -> list[Record]:
     if path.suffix.lower() not in RECORDS or not path.is_file():
         raise ValueError(
             f"data={source} is no file of {', '.join(RECORDS)} and no set of that name; "
-            f"{nearest(source, PACKAGED)}"
+            f"{nearest(source, {**PACKAGED, **MADE})}"
         )
     reader = RECORDS[path.suffix.lower()](path, path.name)
     return [dict(reader.row(row, reader.columns)) for row in range(len(reader))]

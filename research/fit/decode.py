@@ -14,9 +14,9 @@ from research.experiment.config import Experiment
 from research.fit.targets import Target
 from research.infer.decode import ROWS
 from research.infer.decode_layout import is_faster, lay_out
-from research.infer.padding import row_count
+from research.infer.padding import bucket, chunk_size, row_count
 from research.infer.sampling import SamplingConfig
-from research.infer.steps import DecodeState, advance, bucket, chunk_size, empty
+from research.infer.steps import DecodeState, advance, empty
 from research.models.cache import StackedCache
 from research.models.config import Execution
 from research.models.kv import KVCache
@@ -40,7 +40,7 @@ class Decode:
     `length` tokens of each row are in the cache. `params` are in the compute type or as codes, with
     adapters attached, and in the layout of `research.infer.decode_layout`. On a CPU generation
     itself keeps the original layout too, to read prompts with; everywhere it rounds rows and slots
-    up to `steps.bucket` sizes, and here they are taken as given.
+    up to `padding.bucket` sizes, and here they are taken as given.
     """
 
     model: Model

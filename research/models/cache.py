@@ -136,6 +136,12 @@ class StackedCache(SlotCache):
             values = tuple(self.value_LBKSH[layer] for layer in range(count))
         return LayeredCache(keys, values, self.positions_BS, self.segments_BS)
 
+    def taken(self, rows_B: jax.Array) -> Self:
+        """The cache whose row b is the row `rows_B[b]` of this one."""
+        value_LBKSH = None if self.value_LBKSH is None else self.value_LBKSH[:, rows_B]
+        index = self.positions_BS[rows_B], self.segments_BS[rows_B]
+        return StackedCache(self.key_LBKSH[:, rows_B], value_LBKSH, *index)
+
     def first_row(self) -> tuple[jax.Array, jax.Array]:
         """Keys and values [L, S, K, H] of the first row, slot by slot."""
         value_LBKSH = self.key_LBKSH if self.value_LBKSH is None else self.value_LBKSH
