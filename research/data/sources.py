@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from research.data.addition import open_addition, open_addition_texts
+from research.data.addition import open_addition, open_addition_texts, open_tagged_addition
 from research.data.alpaca import (
     open_alpaca,
     open_dpo_en_demo,
@@ -202,6 +202,7 @@ SOURCES: dict[str, NamedSource] = {
     "kto_en_demo": NamedSource(open_kto_en_demo, gives="judgements"),
     "addition": NamedSource(open_addition, gives="prompts"),
     "addition_texts": NamedSource(open_addition_texts, gives="texts"),
+    "tagged_addition": NamedSource(open_tagged_addition, gives="prompts"),
     "table_questions": NamedSource(open_table_questions, gives="texts"),
     "xsum": NamedSource(open_xsum, gives="conversations"),
     "alpaca_briefs": NamedSource(open_alpaca_briefs, gives="conversations"),
