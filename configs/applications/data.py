@@ -4,7 +4,7 @@
     python -m research.apply ask --workdir=runs/data --table=sales.csv --input=questions.jsonl \
         --output=answers.jsonl
 
-A small LLaMA-type model from scratch on 12,000 questions about made tables, each with a table of
+A small LLaMA-type model from scratch on 8,000 questions about made tables, each with a table of
 its own; of 50 templates (what is asked x which rows count) 8 are held out, and so are all tables of
 the evaluation (`research.tables.questions`). Needs the extra [apply].
 

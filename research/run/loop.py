@@ -15,6 +15,7 @@ from research.devices.table import peak_flops
 from research.experiment.config import Experiment
 from research.objectives.choose import make_objective
 from research.ops.kernels.notes import CannotServe
+from research.posttrain.rewards import RewardFailed
 from research.run.epochs import with_steps
 from research.run.feed import Feed
 from research.run.lines import announce, log_sample, log_step
@@ -117,6 +118,9 @@ def _in_mid_run() -> Iterator[None]:
         yield
     except CannotServe:
         raise  # seen when the first step is traced
+    except RewardFailed as error:
+        # Its line names the record; only what a user's own function raised has a place in code.
+        raise command.Stop(command.BUG, f"the run failed: {error}") from error.__cause__
     except ValueError as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise command.Stop(command.BUG, f"the run failed: {reason}") from error

@@ -12,23 +12,20 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
 from research.data.tokenizers import Tokenizer
 from research.devices.backend import platform
-from research.infer.decode_layout import prepare
 from research.infer.prompts import check_ids, prompt_ids
-from research.models.adapters import virtual_tokens
 from research.models.model import Model
 from research.serve.assemble import Turn, assemble
 from research.serve.limits import check_model, text_length
 from research.serve.lookup import lookup
 from research.serve.pages import Pages
 from research.serve.request import Completion, Request
+from research.serve.runner import Draft, Runner
 from research.serve.schedule import Budget, Running, State, Waiting, schedule
 from research.serve.shapes import Shape, Shapes
-from research.serve.step import make_pools, step
 from research.serve.text import Text
 from research.tree import Tree
 
@@ -65,6 +62,9 @@ class Engine:
                (`research.serve.lookup`), and read in one step with its last one. Each is drawn as
                without a guess, with the same random number, and those behind the first that was
                not guessed are thrown away: a text is the same with and without
+    draft      a small model of the same vocabulary that guesses them instead
+               (`research.serve.speculate`). Texts at temperature 0 are the same with and without;
+               others have the same distribution
 
     ValueError for a model that is no decoder, and under a mesh of several devices.
     """
@@ -83,21 +83,19 @@ class Engine:
         share: bool = True,
         prepared: bool = True,
         drafts: int = 0,
+        draft: Draft | None = None,
     ):
         check_model(model, rows, chunk, drafts)
-        if "prompt" in params:
-            params = jax.jit(Model.prompted, static_argnums=0)(model, params)
+        self.runner = Runner(model, params, pages, page_size, prepared=prepared, draft=draft)
         self.model, self.tokenizer, self.share = model, tokenizer, share
         self.pages = Pages(pages, page_size)
-        self.length = text_length(model.config, virtual_tokens(params), self.pages, length)
-        self.params = prepare(model, params) if prepared else params
+        self.length = text_length(model.config, self.runner.virtual, self.pages, length)
         # Products of one row in bfloat16 take 25 times as long on a CPU.
         slow = model.precision.compute != "float32" and platform() == "cpu"
         most = -(-self.length // page_size)
         self.shapes = Shapes(rows, chunk, most, page_size, 2 if slow else 1, drafts)
         self.counts = Counts()
         self._budget = Budget(rows, chunk, page_size)
-        self._pools = make_pools(model, pages, page_size)
         self._texts: dict[int, Text] = {}
         self._running: list[int] = []
         self._waiting: deque[int] = deque()
@@ -146,18 +144,17 @@ class Engine:
         if not turn.texts:
             return []
         shape = turn.shape(self.shapes)
-        row = assemble(turn, self.shapes, virtual_tokens(self.params), shape)
-        self._pools, told, scores = step(
-            self.params, self._pools, row, model=self.model, shape=shape
+        inputs_T, told, scores = self.runner.run(
+            assemble(turn, shape, self.pages.page_size, self.runner), shape
         )
-        told, scores = jax.device_get((told, scores))
         self.counts.steps += 1
         for index, text in enumerate(turn.singles):
-            drafts = turn.drafts.get(text.number, [])
-            self.counts.guessed += len(drafts)
-            for at, guess in enumerate([*drafts, None], index * shape.each):
-                self._advance(text, 1, told, at)
-                if text.finish or text.ids[-1] != guess:
+            first, count = index * shape.each, len(turn.drafts.get(text.number, []))
+            self.counts.guessed += count
+            for at in range(first, first + count + 1):
+                if not self._advance(text, 1, told, at) or text.finish or at == first + count:
+                    break
+                if text.ids[-1] != inputs_T[at + 1]:
                     break
                 self.counts.kept += 1
         written = list(turn.singles)
@@ -171,8 +168,7 @@ class Engine:
 
     def compile(self, shape: Shape) -> None:
         """Compiles a shape's program, by a step in which nothing runs."""
-        row = assemble(Turn(), self.shapes, 0, shape)
-        self._pools, _, _ = step(self.params, self._pools, row, model=self.model, shape=shape)
+        self.runner.run(assemble(Turn(), shape, self.pages.page_size, self.runner), shape)
 
     def prompt_ids(self, request: Request) -> list[int]:
         """The tokens of a request's prompt, see `submit`."""
@@ -233,7 +229,11 @@ class Engine:
         if text.cached < len(text.ids) - 1:
             return []
         # With each step comes a token that is not guessed.
-        return lookup(text.ids, min(self.shapes.drafts, text.limit - len(text.logprobs) - 1))
+        most = max(0, min(self.shapes.drafts, text.left - 1))
+        # What a draft guesses is known on the device alone, where no grammar is.
+        if self.runner.draft is not None and text.guide is not None:
+            return []
+        return lookup(text.ids, most) if self.runner.draft is None else [0] * most
 
     def _shared(self, text: Text) -> list[int]:
         """Pages of the cache that have a waiting text's first tokens."""
@@ -283,8 +283,11 @@ class Engine:
         if text.cached < len(text.ids):
             return False
         [alternatives] = _alternatives(told, slice(index, index + 1), text.request.alternatives)
-        text.add(int(told.token_M[index]), float(told.logprob_M[index]), alternatives)
-        self.counts.written += 1
+        if text.add(int(told.token_M[index]), float(told.logprob_M[index]), alternatives):
+            self.counts.written += 1
+        elif not text.finish:
+            text.cached -= 1  # its last token runs again, and another one is drawn
+            return False
         if text.finish:
             self._end(text)
         return True

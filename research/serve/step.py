@@ -17,7 +17,7 @@ from research.models.config import Execution
 from research.models.latent import cached_size
 from research.models.model import Model
 from research.models.paged import PagedCache, Pool, make_pool
-from research.serve.draw import Draws, Told, next_tokens, tell
+from research.serve.draw import Draws, Guess, Told, next_tokens, tell
 from research.serve.shapes import Shape
 from research.tree import Tree
 
@@ -66,17 +66,23 @@ def make_pools(model: Model, pages: int, page_size: int) -> Pools:
 
 @partial(jax.jit, static_argnames=("model", "shape"), donate_argnames="pools")
 def step(
-    params: Tree, pools: Pools, row: Row, *, model: Model, shape: Shape
+    params: Tree,
+    pools: Pools,
+    row: Row,
+    guess: Guess | None = None,
+    *,
+    model: Model,
+    shape: Shape,
 ) -> tuple[Pools, Told, Told | None]:
     """(the pools with the keys and values of the row's tokens, what is drawn, and of a `scored`
-    shape what follows each token that is read)."""
+    shape what follows each token that is read). A `guess` is that of a draft model."""
     # The pools are a tuple of layers, which a loop over layers could not index.
     model = replace(model, execution=replace(Execution(), unroll=0))
     cache = PagedCache(*pools, row.table_RC, shape.singles, virtual_tokens(params), shape.each)
     batch = {name: getattr(row, f"{name}_T")[None] for name in ("inputs", "positions", "segments")}
     hidden_1TD, cache = model.decode(params, batch, cache)
     logits_MV = model.logits(params, hidden_1TD[:, row.last_M])[0]
-    told = next_tokens(logits_MV, row.draws, row.texts_MS)
+    told = next_tokens(logits_MV, row.draws, row.texts_MS, guess)
     scores = _scores(params, hidden_1TD[0], row, model, shape) if shape.scored else None
     return (cache.keys_PsKH, cache.values_PsKH), told, scores
 
