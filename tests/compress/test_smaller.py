@@ -1,5 +1,4 @@
-"""Whole models: pruned layer by layer, without layers, and narrower; what was zero leaves the logits
-as they were."""
+"""Whole models: pruned layer by layer, without layers, and narrower; cutting zeros changes nothing."""
 
 from dataclasses import replace
 from functools import cache
