@@ -1,4 +1,4 @@
-"""Whole models: pruned layer by layer, without layers, and narrower; cutting zeros changes nothing."""
+"""Whole models: pruned layer by layer, without layers, and narrower."""
 
 from dataclasses import replace
 from functools import cache
