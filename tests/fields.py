@@ -238,6 +238,8 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "checkpoint.keep": ({}, 3),
     "checkpoint.keep_period": ({}, 10),
     "logging.wandb": ({}, True),
+    **{f"watchdog.{part}": ({}, 60.0) for part in ("start", "restore", "compile", "step")},
+    **{f"watchdog.{part}": ({}, 60.0) for part in ("evaluate", "save")},
     "init": ({}, "OTHER"),
     "mesh": (TWO, "tensor:2"),
     "axes": (TWO, {"embed": ()}),

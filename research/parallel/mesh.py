@@ -90,16 +90,46 @@ def _arranged(shape: tuple[int, ...], devices: list) -> np.ndarray:
     )
 
 
+def row_part(mesh: Mesh, rules: AxisRules, global_batch: int) -> tuple[int, int]:
+    """(index, count): of `count` equal parts of a batch's rows, one after the other, the one that
+    this process reads. Processes whose devices share rows, along an axis such as tensor that does
+    not split the batch, read the same part.
+
+    ValueError if the devices of the process do not hold one such part.
+    """
+    places = batch_sharding((global_batch,), mesh, rules).addressable_devices_indices_map(
+        (global_batch,)
+    )
+    held = {rows.indices(global_batch)[:2] for (rows,) in places.values()}
+    first, end = min(start for start, _ in held), max(stop for _, stop in held)
+    size = end - first
+    # Each set of rows counts once: devices that share rows hold the same ones.
+    if sum(stop - start for start, stop in held) != size or global_batch % size or first % size:
+        raise ValueError(
+            f"the mesh gives process {jax.process_index()} rows of a batch that do not lie "
+            "together; set config.mesh and config.axes so that the axes that split a batch come "
+            "before the others, and a multiple of each process's devices is on each"
+        )
+    return first // size, global_batch // size
+
+
 def place_batch(
     batch: dict[str, np.ndarray], mesh: Mesh, rules: AxisRules, global_batch: int
 ) -> dict[str, jax.Array]:
-    """This process's rows of a batch as global arrays of `global_batch` rows, see
+    """This process's rows of a batch, its `row_part`, as global arrays of `global_batch` rows, see
     `batch_sharding`."""
+    index, count = row_part(mesh, rules, global_batch)
+    first = index * (global_batch // count)
     arrays = {}
     for name, rows in batch.items():
         shape = (global_batch, *rows.shape[1:])
         sharding = batch_sharding(shape, mesh, rules)
-        arrays[name] = jax.make_array_from_process_local_data(sharding, rows, shape)
+
+        def _of_device(place: tuple[slice, ...], rows: np.ndarray = rows) -> np.ndarray:
+            start, stop, _ = place[0].indices(global_batch)
+            return rows[(slice(start - first, stop - first), *place[1:])]
+
+        arrays[name] = jax.make_array_from_callback(shape, sharding, _of_device)
     return arrays
 
 

@@ -4,17 +4,45 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from research import command, tree
 from research.data.chat import endless_turns
+from research.devices.table import peak_flops
 from research.run.appraisal import sample
+from research.run.program import Program
 from research.run.saving import remedy
 from research.run.session import Session
+from research.training.flops import train_flops_per_token
 from research.training.kinds import constants_under_rules, count_trained
 from research.training.metrics import RunLog
 from research.training.narrow import standing_still
 from research.training.schedules import warmup_note
 from research.training.state import TrainState
+
+
+def open_log(session: Session, live: bool | None) -> RunLog:
+    """The log of a run, which one process writes; all know its last evaluation."""
+    e = session.experiment
+    log = RunLog(
+        session.workdir,
+        e.train.steps,
+        start_step=session.start_step,
+        flops_per_token=train_flops_per_token(e.model, e.data.sequence_length),
+        peak_flops=_peak_flops(session.program),
+        wandb=e.logging.wandb,
+        config=e.to_json(),
+        # One process writes the files of the run; the others would write the same lines.
+        enabled=jax.process_index() == 0,
+        live=live,
+    )
+    if jax.process_count() > 1:
+        # The others have no rows, and all must make the same evaluations.
+        known = -1 if log.evaluated_step is None else log.evaluated_step
+        known = int(multihost_utils.broadcast_one_to_all(np.int32(known)))
+        log.evaluated_step = None if known < 0 else known
+    return log
 
 
 def announce(session: Session, log: RunLog) -> None:
@@ -110,3 +138,11 @@ def log_sample(
         return
     if written is not None:
         log.sample(step, *written)
+
+
+def _peak_flops(program: Program) -> float | None:
+    """Published peak FLOP/s of all devices of the mesh together; None for unknown devices."""
+    device = program.mesh.devices.flat[0]
+    peak = peak_flops(device.device_kind, program.experiment.precision.compute)
+    # The type of the products decides: a chip multiplies bfloat16 faster than float32.
+    return peak and peak * program.mesh.size

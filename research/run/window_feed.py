@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-
 from research.data.loader import Batch, TrainBatches, Window, train_batches
 from research.objectives.objective import Objective
 from research.run.feed import Feed
@@ -14,7 +12,8 @@ from research.run.feed import Feed
 @dataclass
 class WindowFeed(Feed):
     """Batches of `batch_size` rows over all processes; each row is the example that the objective
-    makes of one window of tokens.
+    makes of one window of tokens. Of its rows the feed reads `part`, (index, count), see
+    `research.parallel.mesh.row_part`.
 
     The step, the seed and the batch size determine the position in the data, so `state()` is {}.
     `threads` read ahead of the devices.
@@ -25,6 +24,7 @@ class WindowFeed(Feed):
     seed: int
     batch_size: int
     threads: int = 2
+    part: tuple[int, int] = (0, 1)
     _batches: TrainBatches | None = field(default=None, init=False, repr=False)
 
     def begin(self, step: int, state: Mapping[str, Any]) -> None:
@@ -39,8 +39,7 @@ class WindowFeed(Feed):
             start_step=step,
             # Every process walks the same permutation of windows and takes its own rows of each
             # batch.
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            part=self.part,
             threads=self.threads,
         )
 
