@@ -25,11 +25,12 @@ from research.infer.decode import Generation
 from research.objectives.choose import Objective
 from research.parallel.axes import RULES
 from research.parallel.mesh import make_mesh
-from research.run import appraisal, loop, sampler, session, start
+from research.run import appraisal, lines, loop, sampler, session, start
 from research.run.attended import Attended
 from research.run.epochs import with_steps
 from research.run.program import make_program, take_step
 from research.run.repeated_feed import RepeatedFeed
+from research.run.rewind import Rewind
 from research.run.window_feed import WindowFeed
 from research.stopping import StopRequest
 from research.training import metrics, watchdog
@@ -315,6 +316,19 @@ def watched(e: Experiment, folder: Path, monkeypatch) -> object:
     return said
 
 
+def skipped(e: Experiment, folder: Path, monkeypatch) -> object:
+    """What ends a run of which six updates in a row were left out."""
+    step, values = 9, {"loss": np.float32(1.0), "skipped": 6, "skipped_in_row": 6}
+    p = SimpleNamespace(schedule=lambda _: 1.0, batch_size=1)
+    run = SimpleNamespace(experiment=e, program=p, feed_state={})
+    run.checkpoints = SimpleNamespace(latest=lambda: 5)
+    log = SimpleNamespace(step=lambda *_: None, note=lambda _: None)
+    try:
+        lines.log_step(run, log, step, {n: np.asarray(v) for n, v in values.items()}, {})
+    except (command.Stop, Rewind) as end:
+        return type(end), str(end)
+
+
 PROBES = {
     **dict.fromkeys(("data.sequence_length", "data.batch_size"), program),
     **dict.fromkeys(("data.batch_size_per_device", "train.accumulate", "train.seed"), program),
@@ -327,6 +341,8 @@ PROBES = {
         "train": events,
         "checkpoint": retention,
         "logging": trackers,
+        "skip.limit": skipped,
+        "skip.then": skipped,
         "watchdog": watched,
     },
     **{

@@ -1,6 +1,7 @@
 """The device mesh of a run, from a string such as "fsdp:4,tensor:2"."""
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -97,10 +98,11 @@ def row_part(mesh: Mesh, rules: AxisRules, global_batch: int) -> tuple[int, int]
 
     ValueError if the devices of the process do not hold one such part.
     """
-    places = batch_sharding((global_batch,), mesh, rules).addressable_devices_indices_map(
-        (global_batch,)
-    )
-    held = {rows.indices(global_batch)[:2] for (rows,) in places.values()}
+    sharding = batch_sharding((global_batch,), mesh, rules)
+    held = set()
+    for place in sharding.addressable_devices_indices_map((global_batch,)).values():
+        rows = place[0] if place else slice(None)
+        held.add(rows.indices(global_batch)[:2])
     first, end = min(start for start, _ in held), max(stop for _, stop in held)
     size = end - first
     # Each set of rows counts once: devices that share rows hold the same ones.
@@ -120,12 +122,13 @@ def place_batch(
     `batch_sharding`."""
     index, count = row_part(mesh, rules, global_batch)
     first = index * (global_batch // count)
-    arrays = {}
+    arrays: dict[str, jax.Array] = {}
     for name, rows in batch.items():
         shape = (global_batch, *rows.shape[1:])
         sharding = batch_sharding(shape, mesh, rules)
 
-        def _of_device(place: tuple[slice, ...], rows: np.ndarray = rows) -> np.ndarray:
+        # A device asks for its part by places in the global array.
+        def _of_device(place: Any, rows: np.ndarray = rows) -> np.ndarray:
             start, stop, _ = place[0].indices(global_batch)
             return rows[(slice(start - first, stop - first), *place[1:])]
 

@@ -12,6 +12,7 @@ from research.data.chat import endless_turns
 from research.devices.table import peak_flops
 from research.run.appraisal import sample
 from research.run.program import Program
+from research.run.rewind import end_of_skipping
 from research.run.saving import remedy
 from research.run.session import Session
 from research.training.flops import train_flops_per_token
@@ -89,7 +90,8 @@ def log_step(
     """Logs the metrics of a step, with learning rate, peak memory and the values `beside` them, and
     returns them by name.
 
-    `step` is the number of steps done. Raises `command.Stop` if the loss is not finite.
+    `step` is the number of steps done. Raises `command.Stop` if the loss is not finite, and that or
+    `Rewind` after `skip.limit` updates left out in a row.
     """
     program = session.program
     # One transfer for all metrics. It waits for the devices, which otherwise run ahead of the host;
@@ -100,14 +102,18 @@ def log_step(
     if math.isclose(values.get("nll", math.inf), values["loss"], rel_tol=1e-5):
         del values["nll"]
     # The update that made `step` steps out of step - 1 used the rate at step - 1.
-    values["learning_rate"] = float(program.schedule(step - 1))
+    made = step - 1 - int(values.get("skipped", 0))
+    values["learning_rate"] = float(program.schedule(made))
     stats = (device.memory_stats() or {} for device in jax.local_devices())
     peak = max(one.get("peak_bytes_in_use", 0) for one in stats)
     if peak:  # a CPU does not tell
         values["memory_bytes"] = peak
     log.step(step, values, program.batch_size * session.experiment.data.sequence_length)
     # After the row is written: metrics.jsonl then shows how the run ended.
-    if not math.isfinite(values["loss"]):
+    skip = session.experiment.skip
+    if values.get("skipped_in_row", 0) >= skip.limit:
+        end_of_skipping(session, log, step, values)
+    if not math.isfinite(values["loss"]) and not skip.nonfinite:
         raise command.Stop(
             command.BUG,
             f"the loss is {values['loss']} at step {step}; the last checkpoint is from step "

@@ -1,6 +1,7 @@
 """The training loop: steps over a feed, with evaluations, samples and checkpoints between them."""
 
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from research.run.feed import Feed
 from research.run.lines import announce, log_sample, log_step, open_log
 from research.run.opened import keep_compiled_programs
 from research.run.program import Program, make_program, take_step
+from research.run.rewind import Rewind, rewound
 from research.run.saving import save
 from research.run.session import Session, prepare
 from research.run.settled import Predict, settle
@@ -99,15 +101,22 @@ def _train(
         jax.set_mesh(program.mesh),
         Checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints,
     ):
-        session, feed = prepare(
-            experiment, workdir, corpus, program, checkpoints, allow_changed, watchdog
-        )
-        log = open_log(session, attended.live)
-        with log, attended.request.polled(), _in_mid_run():
-            announce(session, log)
-            for line in remarks:
-                log.note(line)
-            step, metrics = loop(session, feed, log, attended)
+        made = experiment, workdir, corpus, program, checkpoints
+        rewind, times = None, Counter[int]()
+        while True:
+            session, feed = prepare(*made, allow_changed, watchdog)
+            session = rewound(session, rewind, times)
+            log = open_log(session, attended.live)
+            with log, attended.request.polled(), _in_mid_run():
+                announce(session, log)
+                for line in remarks:
+                    log.note(line)
+                try:
+                    step, metrics = loop(session, feed, log, attended)
+                    break
+                except Rewind as asked:
+                    rewind = asked
+                    session = feed = None  # their arrays, before those of the next are made
         # After the log is closed, so that the page shows every row.
         if jax.process_index() == 0:
             write_report(workdir)

@@ -139,6 +139,11 @@ def _feed(program: Program, corpus: Corpus, windows: Mixture) -> Feed:
     """The feed of training data: windows, or what the model writes for them."""
     e, objective = program.experiment, program.objective
     if objective.writes_texts:
+        if e.skip.then == "rewind":
+            raise ValueError(
+                f"config.skip.then=rewind passes over data, and objective {e.objective.name} makes "
+                "its own; set config.skip.then=stop"
+            )
         return rollout_feed(program, corpus.tokenizer, windows)
     part = row_part(program.mesh, program.rules, program.batch_size)
     return WindowFeed(windows, objective, e.train.seed, program.batch_size, e.data.threads, part)

@@ -1,5 +1,5 @@
-"""A part of a run that does not get on within its limit ends the process; one that does, or that was
-frozen, does not."""
+"""A part of a run that does not get on within its limit ends the process; one that does, or that
+was frozen, does not."""
 
 import threading
 import time
