@@ -154,6 +154,30 @@ def test_a_job_is_queued_again_while_it_gets_on(site, end):
     assert done.stderr.count("\n") == (0 if silent else 1), done.stderr
 
 
+def test_a_job_array_is_a_run_a_task(site):
+    recipe = [*RECIPE, f"--workdir={site}/a b/{{task}}", "--config.train.seed={task}"]
+    done, calls = launch(site, "slurm", *recipe, ARRAY="0-3%2")
+    assert done.returncode == 0, done.stderr
+    assert "--array=0-3%2" in calls[-1] and f"--output={site}/a b/slurm-%A-%a.log" in calls[-1]
+    program = f'echo "srun $*" >> "$CALLS"\nmkdir -p "{site}/a b/2/checkpoints/50"\nexit 42'
+    write_program(site / "bin" / "srun", program)
+    settings = {"PATH": f"{site}/bin:{os.environ['PATH']}", "CALLS": str(site / "job_calls")}
+    settings |= {"SLURM_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "2"}
+    ended = subprocess.run(["bash", site / "job"], env={**os.environ, **settings})
+    calls = (site / "job_calls").read_text().splitlines()
+    assert ended.returncode == 42 and calls[-1] == "scontrol requeue 9"
+    assert calls[0].endswith(f"--workdir={site}/a b/2 --config.train.seed=2")
+
+
+@pytest.mark.parametrize(
+    ("array", "workdir"), [("0-3;x", "runs/{task}"), ("0-3", "runs/a"), ("", "runs/{task}")]
+)
+def test_an_array_that_is_none_is_one_line(site, array, workdir):
+    done, calls = launch(site, "slurm", *RECIPE, f"--workdir={workdir}", ARRAY=array)
+    assert done.returncode == 2 and calls == [] and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ARRAY")
+
+
 @pytest.mark.parametrize(
     ("workdir", "name", "output"),
     [

@@ -3,8 +3,7 @@
 One bad update ruins a run: Adam's moments carry it into all that follow, and into each checkpoint.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -35,8 +34,9 @@ class SkipConfig:
     nonfinite: bool = False
     sigmas: float = 0.0
     window: int = 128
-    limit: int = 5
-    then: str = "stop"
+    # A run that has ended there may be resumed with another end.
+    limit: int = field(default=5, metadata={"resume": True})
+    then: str = field(default="stop", metadata={"resume": True})
 
     def __post_init__(self):
         if not 0 <= self.sigmas < float("inf"):
@@ -47,12 +47,11 @@ class SkipConfig:
         if self.then not in THEN:
             raise ValueError(f"skip.then={self.then!r}; choose one of {', '.join(THEN)}")
         unused = {"window": self.sigmas, "limit": self.on, "then": self.on}
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) != field.default and not unused.get(field.name, True):
-                needs = "skip.sigmas" if field.name == "window" else "skip.nonfinite or skip.sigmas"
+        for name, default in (("window", 128), ("limit", 5), ("then", "stop")):
+            if getattr(self, name) != default and not unused[name]:
+                needs = "skip.sigmas" if name == "window" else "skip.nonfinite or skip.sigmas"
                 raise ValueError(
-                    f"skip.{field.name} has no effect without {needs}; set it, or leave "
-                    f"skip.{field.name} out"
+                    f"skip.{name} has no effect without {needs}; set it, or leave skip.{name} out"
                 )
 
     @property
