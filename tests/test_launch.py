@@ -19,7 +19,7 @@ SCRIPTS = {
         "POLL_SECONDS": "0",
     },
 }
-SUBMIT = {"slurm": "sbatch", "tpu": "gcloud compute tpus tpu-vm ssh"}
+SUBMIT = {"slurm": "sbatch", "tpu": "gcloud compute tpus queued-resources create"}
 RECIPE = ["--config=configs/pretrain.py:model=llama3_8b", "--config.mesh=fsdp:-1"]
 
 
@@ -27,6 +27,30 @@ def write_program(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/usr/bin/env bash\n{text}\n")
     path.chmod(0o755)
+
+
+# A cloud with one name for a slice and its request, whose states are the files `vm` and `request`.
+# What the run says, look by look, is in the file `looks` beside the folder: "lost" is an ssh that
+# fails, "taken" a slice that is taken away.
+GCLOUD = """
+case "$*" in
+  *tpu-vm\\ describe*) cat vm 2> /dev/null || exit 1 ;;
+  *resources\\ describe*) cat request 2> /dev/null || exit 1 ;;
+  *resources\\ create*)
+    [ ! -f ../quota ] || { echo RESOURCE_EXHAUSTED >&2; exit 1; }
+    [ ! -f request ] || { echo ALREADY_EXISTS >&2; exit 1; }
+    echo ACTIVE > request; echo READY > vm ;;
+  *\\ delete\\ graft*) rm -f vm request ;;
+  *worker=0*command*)
+    look=$(head -n 1 ../looks); sed -i 1d ../looks
+    case "$look" in
+      lost) exit 255 ;;
+      taken) echo PREEMPTED > vm; echo SUSPENDED > request; exit 255 ;;
+      *) echo "$look" ;;
+    esac ;;
+  *) [ "$(cat vm)" = READY ] || exit 255 ;;
+esac
+"""
 
 
 @pytest.fixture
@@ -39,10 +63,9 @@ def site(tmp_path):
     for venv in ("venv", "fit"):
         write_program(tmp_path / venv / "bin" / "python", fit)
     write_program(tmp_path / "bin" / "sbatch", f"{note}\ncat > {tmp_path}/job")
-    # The request is new: its slice is there after it was created.
-    gcloud = f"""{note}
-case "$*" in *tpu-vm\\ describe*value*) echo READY ;; *tpu-vm\\ describe*) exit 1 ;; esac"""
-    write_program(tmp_path / "bin" / "gcloud", gcloud)
+    (tmp_path / "cloud").mkdir()
+    (tmp_path / "looks").write_text("exit 0\n")
+    write_program(tmp_path / "bin" / "gcloud", f"{note}\ncd {tmp_path}/cloud\n{GCLOUD}")
     write_program(tmp_path / "bin" / "scontrol", note)
     write_program(tmp_path / "bin" / "srun", f'{note}\nexit "${{SRUN_CODE:-0}}"')
     return tmp_path
@@ -236,21 +259,47 @@ def test_an_unusual_accelerator_wants_its_target(site):
     )
 
 
-def test_a_slice_that_runs_is_used(site):
-    write_program(
-        site / "bin" / "gcloud", 'echo "gcloud $*" >> "$CALLS"\n[[ "$*" != *state* ]] || echo READY'
-    )
+# What the run says, look by look; (vm, request) at first; exit code; and what was done, in order:
+# the slice created (C) or deleted (D), the run started (S).
+RUNS = {
+    "a new slice": (["step 1", "exit 0"], None, 0, "CS"),
+    "a slice that runs": (["exit 0"], ("READY", "ACTIVE"), 0, "S"),
+    "taken away": (["step 1", "taken", "exit 0"], None, 0, "CSDCS"),
+    "taken away before": (["exit 0"], ("PREEMPTED", "SUSPENDED"), 0, "DCS"),
+    "ssh that fails": (["lost", "step 1", "lost", "exit 0"], None, 0, "CS"),
+    "a run that is preempted": (["exit 42", "exit 137", "exit 0"], None, 0, "CSSS"),
+    "a bug": (["exit 1"], None, 1, "CS"),
+    "a refusal": (["exit 2"], None, 2, "CS"),
+    "again and again": (["exit 42"] * 5, None, 42, "CSSS"),
+    "a request that failed": ([], ("", "FAILED"), 1, ""),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_a_run_on_a_slice_goes_on_until_it_ends(site, case):
+    looks, states, code, wanted = RUNS[case]
+    (site / "looks").write_text("".join(f"{look}\n" for look in looks))
+    for name, state in zip(("vm", "request"), states or ()):
+        if state:
+            (site / "cloud" / name).write_text(f"{state}\n")
+    done, calls = launch(site, "tpu", RESTARTS="2")
+    assert done.returncode == code, done.stderr
+    marks = {" create ": "C", " delete ": "D", "--worker=all --command=": "S"}
+    did = [mark for call in calls for word, mark in marks.items() if word in call]
+    assert "".join(did) == wanted
+    assert code or "FAILED" not in done.stderr
+
+
+def test_a_slice_that_cannot_be_had_is_asked_for_once(site):
+    (site / "quota").touch()
     done, calls = launch(site, "tpu")
-    assert done.returncode == 0 and not [call for call in calls if "create" in call]
+    assert done.returncode == 1 and "RESOURCE_EXHAUSTED" in done.stderr
+    assert len([call for call in calls if " create " in call]) == 1
 
 
-def test_a_request_that_fails_is_told(site):
-    write_program(
-        site / "bin" / "gcloud",
-        '[[ "$*" != *tpu-vm* ]] || exit 1\n[[ "$*" != *state.state* ]] || echo FAILED',
-    )
-    done, _ = launch(site, "tpu")
-    assert done.returncode == 1 and "is FAILED" in done.stderr
+def test_a_slice_is_deleted_at_the_end_if_asked(site):
+    done, calls = launch(site, "tpu", DELETE="1")
+    assert done.returncode == 0 and "queued-resources delete graft" in calls[-1]
 
 
 @pytest.mark.parametrize("platforms", ["", "cpu"])
