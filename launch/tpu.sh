@@ -16,6 +16,8 @@
 # ACCELERATOR     as gcloud spells it
 # RUNTIME         software of its machines, otherwise that of the accelerator: v2-alpha-tpuv5-lite,
 #                 v2-alpha-tpuv5, v2-alpha-tpuv6e, or tpu-ubuntu2204-base for v4
+# SWEEP=1         runs an ablation, as research.sweep run; of a slice with one host, and any number
+#                 of slices may share its --workdir
 # SPOT=1          a slice that may be taken away
 # DELETE=1        deletes the slice when the run has ended; otherwise it stays on, and is paid for
 # RESTARTS        how often to start again (20)
@@ -147,6 +149,10 @@ start_run() {
   on_workers all "$remote"
 }
 
+program="-m research.train" variables="GRAFT_PROCESSES=auto python"
+if [ -n "${SWEEP:-}" ]; then
+  program="-m research.sweep run" variables=python
+fi
 # An older copy's files must go, but not its folder: runs may be in there. JAX itself finds the
 # workers and the coordinator. The exit code is kept in a file, since the run outlives this login.
 remote="set -e; mkdir -p graft; cd graft
@@ -159,8 +165,8 @@ python3.11 -c 'import venv, ensurepip' 2> /dev/null || {
   sudo apt-get \"\${wait_for[@]}\" install -y -qq python3.11-venv
 }
 source launch/environment.sh; make_environment '[tpu]'
-export GRAFT_PROCESSES=auto python
-nohup setsid bash -c 'code=0; \"\$python\" -m research.train \"\$@\" || code=\$?
+export $variables
+nohup setsid bash -c 'code=0; \"\$python\" $program \"\$@\" || code=\$?
   echo \"\$code\" > run.exit' train $(printf '%q ' "$@")> run.log 2>&1 < /dev/null &
 echo \$! > run.pid"
 # "exit CODE" once the run has ended on this worker, otherwise the last line of its log.

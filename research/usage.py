@@ -50,18 +50,23 @@ def _members(value: Any) -> list | tuple:
 def command_lines(package: Path) -> list[str]:
     """One line for each command in the folder of a package: its name and what it is for."""
     rows = []
-    for file in sorted([*package.glob("[!_]*.py"), *package.glob("*/__main__.py")]):
-        source = file.read_text(encoding="utf-8")
-        module = ast.parse(source)
-        # A command ends in `if __name__ == "__main__": command.run(main)`.
-        if "command.run(" not in (ast.get_source_segment(source, module.body[-1]) or ""):
-            continue
-        name = file.parent.name if file.name == "__main__.py" else file.stem
-        docstring = ast.get_docstring(module) or ""
+    for name, file in command_files(package):
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
         # Many first lines go on with an example: "Scores a text: python -m research.evaluate ...".
         purpose = docstring.split("\n\n")[0].split(": python")[0].split(":\n")[0]
         rows.append(f"  {name:<20}{' '.join(purpose.split()).rstrip(':.')}")
     return rows
+
+
+def command_files(package: Path) -> list[tuple[str, Path]]:
+    """(name, file) of each command in the folder of a package."""
+    found = []
+    for file in sorted([*package.glob("[!_]*.py"), *package.glob("*/__main__.py")]):
+        source = file.read_text(encoding="utf-8")
+        # A command ends in `if __name__ == "__main__": command.run(main)`.
+        if "command.run(" in (ast.get_source_segment(source, ast.parse(source).body[-1]) or ""):
+            found.append((file.parent.name if file.name == "__main__.py" else file.stem, file))
+    return found
 
 
 def _long_names() -> Iterator[str]:

@@ -7,9 +7,12 @@ from collections.abc import Generator
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# A device that waits for others ends the process after 40 seconds, which two busy cores may need
+# for eight of them.
 os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
-)
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300"
+).strip()
 # Downloads are kept between sessions; what is built and compiled is made anew, once for all workers
 # of one session.
 _SHARED = os.environ.setdefault("GRAFT_TEST_CACHE", tempfile.mkdtemp(prefix="graft-tests-"))
@@ -19,6 +22,7 @@ os.environ["GRAFT_ALLOCATOR"] = "system"
 import jax
 import jax.numpy as jnp
 import pytest
+from jax._src import compilation_cache, compiler
 
 from research.parallel.mesh import make_mesh
 
@@ -28,6 +32,21 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", os.path.join(_SHARED, "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+_compile = compiler.compile_or_get_cached
+
+
+def _compile_programs_of_several_devices(backend, program, devices, *rest):
+    """JAX's function that compiles, which leaves programs of several devices out of the cache: read
+    from it, their collectives run in an order of each device's own, and wait for ever (see
+    `research.run.opened.keep_compiled_programs`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        if devices.size > 1:
+            patch.setattr(compilation_cache, "is_cache_used", lambda backend: False)
+        return _compile(backend, program, devices, *rest)
+
+
+compiler.compile_or_get_cached = _compile_programs_of_several_devices
 
 
 @pytest.hookimpl(wrapper=True)

@@ -12,14 +12,14 @@ LEVELS = {
     "shipped": 0, "stopping": 0,
     "downloads": 0, "devices": 0, "parallel": 0,
     "ops": 1,
-    "weights": 2,
+    "weights": 2, "tables": 2,
     "models": 3, "data": 3,
     "objectives": 4, "training": 4, "infer": 4, "tuning": 4, "experiment": 4,
-    "interop": 5, "posttrain": 5, "serve": 5,
+    "interop": 5, "posttrain": 5, "serve": 5, "retrieval": 5,
     "run": 6, "evals": 6, "compress": 6, "merging": 6,
-    "fit": 7, "bench": 7, "doctor": 7, "sweep": 7, "apply": 7,
+    "fit": 7, "bench": 7, "doctor": 7, "sweep": 7, "apply": 7, "site": 7,
     "train": 8, "generate": 8, "evaluate": 8, "convert": 8, "merge": 8, "quantize": 8, "embed": 8,
-    "inspect_batch": 8, "inspect_checkpoint": 8,
+    "inspect_batch": 8, "inspect_checkpoint": 8, "completion": 8,
     "chat": 8, "classify": 8, "compare": 8, "goodput": 8, "run_directory": 8, "__main__": 8,
 }  # fmt: skip
 # Within a level: who may import whom beside itself.

@@ -11,13 +11,14 @@ from research.training.watchdog import Watchdog
 
 @dataclass(frozen=True)
 class Attended:
-    """The request to stop a run, its watchdog, the steps to trace with the profiler, and whether
-    the run shows a bar (see `research.run.loop.train`)."""
+    """The request to stop a run, its watchdog, the steps to trace with the profiler, whether the
+    run shows a bar, and the step to leave off at (see `research.run.loop.train`)."""
 
     request: StopRequest
     watchdog: Watchdog = field(default_factory=Watchdog)
     profile: range = range(0)
     live: bool | None = None
+    until: int = 0
 
     @contextmanager
     def pause(self, log: RunLog, what: str, part: str) -> Iterator[None]:

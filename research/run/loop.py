@@ -15,6 +15,7 @@ from research.data.corpus import Corpus
 from research.experiment.config import Experiment
 from research.objectives.choose import make_objective
 from research.ops.kernels.notes import CannotServe
+from research.posttrain.rewards import RewardFailed
 from research.run.attended import Attended
 from research.run.epochs import with_steps
 from research.run.feed import Feed
@@ -59,6 +60,7 @@ def train(
     profile: range = range(0),
     live: bool | None = None,
     predict: Predict | None = None,
+    until: int = 0,
 ) -> Result:
     """Trains a new run in `workdir`, or resumes the run there.
 
@@ -67,17 +69,17 @@ def train(
     live            True shows a progress bar, False prints lines; None chooses the bar if standard
                     error is a terminal
     predict         what is expected of the run, and chosen where its config leaves that open
+    until           step after which to save and leave off, as at a request to stop; 0 for the last
 
     ValueError, before the first step, for settings and data that do not fit.
 
-        result = train(from_config(get_config("smoke")), Path("runs/smoke"))
-        result.metrics["eval/loss"]
+        train(from_config(get_config("smoke")), Path("runs/smoke")).metrics["eval/loss"]
     """
     with (
         StopRequest(jax.distributed.is_initialized()) as request,
         Watchdog(experiment.watchdog) as watchdog,
     ):
-        attended = Attended(request, watchdog, profile, live)
+        attended = Attended(request, watchdog, profile, live, until)
         return _train(experiment, Path(workdir), attended, allow_changed, predict)
 
 
@@ -122,7 +124,8 @@ def _train(
             write_report(workdir)
     # A run that was stopped exits with the code that asks its launcher to start it again.
     finished = step >= experiment.train.steps and log.evaluated_step == step
-    return Result(step, metrics, command.DONE if finished else command.RETRY)
+    stopped = attended.request.received is not None and not finished
+    return Result(step, metrics, command.RETRY if stopped else command.DONE)
 
 
 def _make_program(experiment: Experiment, corpus: Corpus) -> Program:
@@ -142,6 +145,9 @@ def _in_mid_run() -> Iterator[None]:
         yield
     except CannotServe:
         raise  # seen when the first step is traced
+    except RewardFailed as error:
+        # Its line names the record; only what a user's own function raised has a place in code.
+        raise command.Stop(command.BUG, f"the run failed: {error}") from error.__cause__
     except ValueError as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         code = command.RETRY if command.collective_failed(error) else command.BUG
@@ -151,7 +157,7 @@ def _in_mid_run() -> Iterator[None]:
 def loop(
     session: Session, feed: Feed, log: RunLog, attended: Attended
 ) -> tuple[int, dict[str, float]]:
-    """Trains until the last step or a request to stop, then saves a checkpoint.
+    """Trains until the last step, the step `until` or a request to stop, then saves a checkpoint.
 
     Returns (number of steps done, last value of each metric by name). The step that `request` stops
     at is saved too, so no step is lost.
@@ -159,13 +165,14 @@ def loop(
     e, program, state, step = session.experiment, session.program, session.state, session.start_step
     trace = StepTrace(attended.profile, step, e.train.steps, session.workdir / "profile")
     watchdog, last = attended.watchdog, {}
+    end = min(attended.until or e.train.steps, e.train.steps)
     feed.begin(step, session.feed_state)
     feed = WatchedFeed(feed, log.events.waiting)
     with feed, watchdog.during("step"):
         if _owes_evaluation(session, log):
             with attended.pause(log, "evaluating", "evaluate"), attended.request.abandoned():
                 log.evaluation(step, session.appraisal(state, step, e.train.eval_batches))
-        while step < e.train.steps and not _stop_now(attended.request, step):
+        while step < end and not _stop_now(attended.request, step):
             trace.before(step)
             # The first call compiles. Waiting for it keeps that time out of the reported speed.
             if step == session.start_step:
@@ -248,7 +255,8 @@ def _due(step: int, every: int) -> bool:
 
 
 def _stop_now(request: StopRequest, step: int) -> bool:
-    if jax.process_count() > 1:  # all processes must leave the loop at the same step
+    # Several processes leave signals to jax.distributed: all must leave the loop at the same step.
+    if jax.process_count() > 1:
         if not multihost_utils.reached_preemption_sync_point(step):
             return False
         # The notifier has taken the signal, so the request does not know of it.

@@ -123,7 +123,13 @@ def open_run(workdir: str | Path, step: int | None = None) -> Opened:
 
 def keep_compiled_programs() -> None:
     """Turns on JAX's cache of compiled programs, under GRAFT_CACHE, so that a second start does not
-    compile again."""
+    compile again.
+
+    Not on several CPU devices: of a program that jaxlib 0.10.2 reads from the cache, each of them
+    runs the collectives in an order of its own, and they may wait for each other for ever.
+    """
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        return
     jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
     # The default of 1 second leaves out most programs of small models on a CPU.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

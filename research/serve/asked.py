@@ -13,6 +13,8 @@ from research.infer.conversation import answer_ends, conversation, encode_conver
 from research.infer.prompts import Prompt
 from research.infer.sampling import choose_sampling
 from research.serve.draw import ALTERNATIVES
+from research.serve.formats import FIELDS
+from research.serve.grammar import Grammars
 from research.serve.refusal import Refused, check_names, check_off, field
 from research.serve.request import Request
 
@@ -21,8 +23,8 @@ _SAMPLING = (
     "model max_tokens temperature top_p top_k min_p repetition_penalty n seed stop "
     "stop_token_ids stream stream_options logprobs"
 ).split()
-_COMPLETION = {*_SAMPLING, "prompt", "echo"}
-_CHAT = {*_SAMPLING, "messages", "max_completion_tokens", "top_logprobs"}
+_COMPLETION = {*_SAMPLING, *FIELDS, "prompt", "echo"}
+_CHAT = {*_SAMPLING, *FIELDS, "messages", "max_completion_tokens", "top_logprobs"}
 _IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 # Fields without an effect here, and the values with which they have none anywhere.
 _UNSERVED: dict[str, tuple] = {
@@ -31,7 +33,6 @@ _UNSERVED: dict[str, tuple] = {
     "logit_bias": ({},),
     "best_of": (1,),
     "suffix": ("",),
-    "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -47,6 +48,7 @@ class Served:
     begins    whether texts begin with the token that begins a text
     stop_ids  tokens at which generation ends
     sampling  fields of a `SamplingConfig` that the checkpoint recommends
+    grammars  reads the grammars that texts must follow; None where none are served
     """
 
     name: str
@@ -55,6 +57,7 @@ class Served:
     begins: bool = True
     stop_ids: tuple[int, ...] = ()
     sampling: Mapping[str, float] | None = None
+    grammars: Grammars | None = None
 
 
 @dataclass(frozen=True)
