@@ -30,7 +30,7 @@ def test_a_request_to_stop_one_process_stops_all_after_one_step(tmp_path):
     job = start(tmp_path / "run", 2, *LONG, devices=2)
     said(job[0], "step 3")
     job[1].send_signal(signal.SIGINT)
-    (code, errors), (other, _) = finish(job, 60)
+    (code, errors), (other, _) = finish(job, 200)
     assert code == other == 42, errors
     assert "is saved in" in errors and "Traceback" not in errors
 
@@ -40,7 +40,7 @@ def test_a_process_that_fails_alone_takes_the_others_with_it(tmp_path):
     job = start(tmp_path / "run", 2, *LONG, devices=2, first=RAISE)
     said(job[1], "a bad record")
     begun = time.monotonic()
-    (survivor, errors), (failed, _) = finish(job, 60)
+    (survivor, errors), (failed, _) = finish(job, 200)
     assert time.monotonic() - begun < 10
     assert failed == 1 and survivor == 42
     assert "process 1" in errors and "has failed with exit code 1" in errors

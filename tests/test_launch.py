@@ -234,7 +234,7 @@ def test_an_index_of_a_sweep_is_a_cell_and_is_queued_again_if_it_was_ended(
 
 def test_a_slice_can_run_a_sweep(site):
     done, _ = launch(site, "tpu", DRY_RUN="1", SWEEP="1")
-    assert "-m research.sweep run --config" in done.stdout.replace("\\", "")
+    assert "-m research.sweep run" in done.stdout.replace("\\", "")
     assert "GRAFT_PROCESSES" not in done.stdout
 
 
