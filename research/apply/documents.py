@@ -35,7 +35,7 @@ class LeftOut:
 Given = Document | LeftOut
 
 
-def read_documents(given: str, stdin: BinaryIO) -> list[Given]:
+def read_documents(given: str, stdin: BinaryIO, flag: str = "--input") -> list[Given]:
     """The documents of a file, of the files below a folder in the order of their paths, or of
     standard input ("-"), which is one text, or a record a line if it begins with {. What cannot be
     read is there as `LeftOut`. ValueError for a path that does not exist, and for a folder without
@@ -46,13 +46,13 @@ def read_documents(given: str, stdin: BinaryIO) -> list[Given]:
         return list(_records("stdin", content)) if lines else [_document("stdin", content)]
     path = Path(given).expanduser()
     if not path.exists():
-        raise ValueError(f"--input={given} does not exist; give a file, a folder, or - for a pipe")
+        raise ValueError(f"{flag}={given} does not exist; give a file, a folder, or - for a pipe")
     files = [path]
     if path.is_dir():
         inside = (one for one in sorted(path.rglob("*")) if one.is_file())
         files = [one for one in inside if not _hidden(one.relative_to(path))]
         if not files:
-            raise ValueError(f"--input={given} is a folder without files")
+            raise ValueError(f"{flag}={given} is a folder without files")
     return [
         one
         for file in files

@@ -1,14 +1,16 @@
 """The table of jobs, and the loop that runs one over documents."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
+from research.apply.answer import Answer
+from research.apply.ask import Ask
 from research.apply.complete import Complete
 from research.apply.documents import Document, Given, LeftOut
 from research.apply.job import Job, Result
 from research.apply.output import Output
+from research.apply.progress import progress
 from research.apply.summarize import Summarize
 from research.apply.translate import Translate
 from research.apply.write import Write
@@ -20,6 +22,8 @@ JOBS: dict[str, type[Job]] = {
     "translate": Translate,
     "complete": Complete,
     "write": Write,
+    "answer": Answer,
+    "ask": Ask,
 }
 
 
@@ -48,7 +52,7 @@ def run_job(
             present += 1
         else:
             waiting.append((one, shown))
-    with _progress(len(waiting)) as advance:
+    with progress("documents") as tell:
         for first in range(0, len(waiting), batch):
             part = waiting[first : first + batch]
             made = []
@@ -59,7 +63,7 @@ def run_job(
                 made.append({"source": document.source, "input": shown, **result})
             output.add(made)
             rows += made
-            advance(len(part))
+            tell(first + len(part), len(waiting))
     numbers = job.report(rows) if rows else {}
     return {"written": len(rows), "present": present, "left_out": left_out, **numbers}
 
@@ -79,27 +83,3 @@ def _leave_out(source: str, error: object, left_out: list[dict[str, str]]) -> No
     reason = " ".join(str(error).split())
     left_out.append({"source": source, "reason": reason})
     print(f"left out {source}: {reason}", file=sys.stderr)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """A bar on standard error; what is called with the number of documents that are done. Where
-    nobody watches, a line for each tenth of them."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True)) as bar:
-            task = bar.add_task("documents", total=total)
-            yield lambda count: bar.advance(task, count)
-        return
-    done = told = 0
-
-    def _tell(count: int) -> None:
-        nonlocal done, told
-        done += count
-        if done * 10 // max(total, 1) > told:
-            told = done * 10 // max(total, 1)
-            print(f"{done} of {total} documents", file=sys.stderr)
-
-    yield _tell

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from research.apply.documents import Document
 from research.apply.job import Job, Result
-from research.apply.windows import pieces
 from research.apply.writer import Writer
+from research.data.pieces import pieces
 from research.experiment.fields import nearest
 
 # By --style: what a chat model is told. Of other models the cue is that of GPT-2's paper, section

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from research.apply.documents import Document
 from research.apply.job import Job, Result
-from research.apply.windows import pieces
 from research.apply.writer import Writer
+from research.data.pieces import pieces
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from research.apply.brief import read_brief
 from research.apply.documents import Document
 from research.apply.job import Job, Result
 from research.apply.writer import Writer
+from research.data.brief import read_brief
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from research.data.tokenizers import Tokenizer
+from research.infer.beam import BeamConfig, beam_search
 from research.infer.conversation import answer_ends, conversation, encode_conversation
 from research.infer.decode import generate
 from research.infer.prompts import Prompt
@@ -15,7 +16,7 @@ from research.tree import Tree
 @dataclass(frozen=True)
 class Writer:
     """A model that writes, and how: `context` is the most tokens of a prompt and what is written
-    for it together, and `begins` and `ends` are those of its texts."""
+    for it together, `ends` end its texts, and `beams`, if any, are searched."""
 
     model: Model
     params: Tree
@@ -23,6 +24,7 @@ class Writer:
     sampling: SamplingConfig
     context: int
     ends: tuple[int, ...] = ()
+    beams: BeamConfig | None = None
 
     @property
     def chats(self) -> bool:
@@ -69,5 +71,10 @@ class Writer:
         ends = answer_ends(self.tokenizer, self.ends) if self.chats else self.ends
         stop_ids = (*self.sampling.stop_ids, *ends)
         config = replace(self.sampling, stop_ids=stop_ids, seed=self.sampling.seed + seed)
+        if self.beams is not None:
+            found = beam_search(
+                self.model, self.params, self.tokenizer, prompts, config, self.beams
+            )
+            return [one.text for one in found]
         found = generate(self.model, self.params, self.tokenizer, prompts, config)
         return [one.text for one in found]

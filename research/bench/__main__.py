@@ -1,4 +1,4 @@
-"""Runs a benchmark: python -m research.bench train|decode|lora|load|card [--json]"""
+"""Runs a benchmark: python -m research.bench train|decode|lora|load|card|vectors [--json]"""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from research import command
-from research.bench import card, card_works, decode, load, lora, train
+from research.bench import card, card_works, decode, load, lora, train, vectors
 from research.files import write_json, write_text
 
 ROUNDS = flags.DEFINE_integer("rounds", 6, "turns of each contender", lower_bound=1)
@@ -27,6 +27,7 @@ GGUF = flags.DEFINE_string(
 )
 GIB = flags.DEFINE_float("gib", 4.0, "load: size of the generated weights", lower_bound=0.25)
 FRESH = flags.DEFINE_bool("fresh", False, "load: a process of its own for each turn")
+VECTORS = flags.DEFINE_integer("vectors", 1_000_000, "vectors: how many", lower_bound=1000)
 WORKS = flags.DEFINE_list("works", [], "card: all by default; of " + ", ".join(card_works.WORKS))
 QUICK = flags.DEFINE_bool("quick", False, "card: the most telling works alone, in under 5 minutes")
 OUT = flags.DEFINE_string("out", "", "card: a folder for card.json and card.md, the table")
@@ -52,12 +53,16 @@ def main(arguments: list[str]) -> int:
         results = load.compare(GIB.value, ROUNDS.value, fresh=FRESH.value)
         print(json.dumps(results) if JSON.value else load.table(results))
         return command.DONE
+    if arguments == ["vectors"]:
+        row = vectors.compare(VECTORS.value)
+        print(json.dumps(row) if JSON.value else vectors.table(row))
+        return command.DONE
     if arguments == ["card"]:
         return _card()
     if arguments != ["train"]:
         raise ValueError(
             f"benchmark {' '.join(arguments)!r} is unknown; there are: train, decode, lora, load, "
-            "card"
+            "card, vectors"
         )
     # Peers that are not installed from a registry are timed only where the user has a checkout.
     checkouts = {flag.name: flag.value for flag in CHECKOUTS if flag.value is not None}

@@ -9,10 +9,11 @@ class DataConfig:
 
     source                 "stdlib", "shakespeare", "alpaca" (conversations), "tfds:NAME", a file or
                            folder (.jsonl, .parquet, .csv, .tsv, .json, .conll, and texts such as
-                           .txt, .md and .py), or several with weights: "stdlib:0.7,shakespeare:0.3"
+                           .txt, .md and .py), "infill:SOURCE" for texts with gaps to fill, or
+                           several with weights: "stdlib:0.7,shakespeare:0.3"
     tokenizer              "bytes", "gpt2", "bpe:VOCAB" or "sentencepiece:VOCAB" (trained on the
-                           train part), or a file or folder; "" takes the one of the checkpoint
-                           `config.init`
+                           train part; "bpe:VOCAB+fim" has tokens for gaps), or a file or folder; ""
+                           takes the one of the checkpoint `config.init`
     chat_template          file with a chat template to use instead of the tokenizer's
     template_variables     what the template sees beside the messages: ("enable_thinking=false",)
     sequence_length        tokens of an example

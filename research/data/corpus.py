@@ -12,6 +12,7 @@ import numpy as np
 from research.data.census import Census, count_repeated
 from research.data.config import DataConfig
 from research.data.documents import Documents, UnreadableRecord, digest
+from research.data.infill import refuse_without_gaps
 from research.data.labelled import label_names, named_labels
 from research.data.layouts import LAYOUTS, Layout
 from research.data.mixture import Mixture, mixture_provenance, open_mixture
@@ -188,6 +189,7 @@ def open_corpus(
         raise ValueError(
             f"tokenizer {config.tokenizer!r} has no token that ends a text; choose one that has"
         )
+    refuse_without_gaps(config.source, tokenizer)
     layout, labels = LAYOUTS[wanted], ()
     # Classes are numbered by the training data alone; a held-out label beyond them is an error.
     if layout.classes:

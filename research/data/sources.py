@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from research.data.addition import open_addition, open_addition_texts
+from research.data.addition import open_addition, open_addition_texts, open_tagged_addition
 from research.data.alpaca import (
     open_alpaca,
     open_dpo_en_demo,
@@ -28,7 +28,15 @@ from research.data.documents import (
 )
 from research.data.files import FileDocuments
 from research.data.gym import open_gym
+from research.data.infill import Infilled
+from research.data.job_conversations import (
+    open_alpaca_briefs,
+    open_narrativeqa,
+    open_xsum,
+)
 from research.data.layouts import LAYOUTS, choose_columns
+from research.data.number_words import open_number_pairs, open_number_texts
+from research.data.table_questions import open_table_questions
 from research.downloads import pypi
 from research.downloads.cache import remembered
 
@@ -79,7 +87,8 @@ class NamedSource:
 
 def open_source(name: str, cache_dir: Path, wanted: str = "texts", recorded: str = "") -> Source:
     """The source called `name`: a key of `SOURCES`, "tfds:NAME" for a TFDS data set, "gym:NAME" for
-    tasks of reasoning-gym, or the path of a local file or folder.
+    tasks of reasoning-gym, "infill:SOURCE" for texts with gaps to fill, or the path of a local file
+    or folder.
 
     `wanted` is the layout to read, a key of `research.data.layouts.LAYOUTS`. A query after a path
     or a TFDS name says which columns to read: "?text=FIELD", "?inputs=FIELD&targets=FIELD",
@@ -139,9 +148,27 @@ def _open(name: str, cache_dir: Path, wanted: str, rules: int) -> tuple[Any, Any
         from research.data.tfds import open_tfds
 
         return *open_tfds(plain.removeprefix("tfds:"), query, wanted, cache_dir, rules), {}
+    if plain.startswith("infill:"):
+        return _open_infilled(name.removeprefix("infill:"), cache_dir, wanted, rules)
     if plain.startswith("gym:"):
         return open_gym(plain.removeprefix("gym:"), query, wanted), None, {}
     return FileDocuments(Path(plain).expanduser(), query, cache_dir, wanted, rules), None, {}
+
+
+def _open_infilled(
+    name: str, cache_dir: Path, wanted: str, rules: int
+) -> tuple[Documents, Documents, dict[str, Any]]:
+    """The texts of a source with gaps, see `research.data.infill`; its own documents are held
+    out."""
+    if wanted != "texts":
+        raise ValueError(
+            f"data 'infill:{name}' are texts, and the objective reads {wanted}; set "
+            "config.objective.name to causal_lm"
+        )
+    train, heldout, facts = _open(name, cache_dir, wanted, rules)
+    if heldout is None:
+        train, heldout = _split(train, train.identities(), name)
+    return Infilled(train), Infilled(heldout), facts
 
 
 def open_stdlib(cache_dir: Path) -> tuple[Documents, Documents, dict[str, Any]]:
@@ -175,6 +202,13 @@ SOURCES: dict[str, NamedSource] = {
     "kto_en_demo": NamedSource(open_kto_en_demo, gives="judgements"),
     "addition": NamedSource(open_addition, gives="prompts"),
     "addition_texts": NamedSource(open_addition_texts, gives="texts"),
+    "tagged_addition": NamedSource(open_tagged_addition, gives="prompts"),
+    "table_questions": NamedSource(open_table_questions, gives="texts"),
+    "xsum": NamedSource(open_xsum, gives="conversations"),
+    "alpaca_briefs": NamedSource(open_alpaca_briefs, gives="conversations"),
+    "narrativeqa": NamedSource(open_narrativeqa, gives="conversations"),
+    "number_words": NamedSource(open_number_pairs, gives="pairs"),
+    "number_texts": NamedSource(open_number_texts, gives="texts"),
 }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.evals.answers import Answers
+from research.evals.briefs import Briefs
 from research.evals.choices import Choices
 from research.evals.classified import Classified
 from research.evals.code import Code
@@ -11,11 +12,14 @@ from research.evals.documents import Documents
 from research.evals.entities import Entities
 from research.evals.evaluation import Evaluation, RunData
 from research.evals.generation import Generation
+from research.evals.grounded import Grounded
 from research.evals.harness import Harness
 from research.evals.heldout import HeldOut
+from research.evals.infilling import Infilling
 from research.evals.judge import Judge
 from research.evals.needle import Needle
 from research.evals.pairs import PairPerplexity
+from research.evals.queries import Queries
 from research.evals.ready import READY
 from research.evals.retrieval import Retrieval
 from research.evals.rewarded import Rewarded
@@ -37,6 +41,10 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "entities": Entities,
     "retrieval": Retrieval,
     "needle": Needle,
+    "queries": Queries,
+    "briefs": Briefs,
+    "infilling": Infilling,
+    "grounded": Grounded,
     "judge": Judge,
     "harness": Harness,
 }

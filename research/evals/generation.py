@@ -1,11 +1,12 @@
 """Texts that a model writes for prompts, compared with references."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from research.evals.asked import Asked, write
 from research.evals.evaluation import Evaluation, Item, Opened, RunData, Totals
-from research.evals.records import Record, read_records, slices_of
+from research.evals.records import Record, read_records, slices_of, text_of
 from research.evals.text_metrics import check_metrics, corpus_values, score
 from research.infer.sampling import SamplingConfig
 
@@ -28,11 +29,13 @@ class GenerationConfig:
     shots        the first so many records are examples with their answers, and are not asked
     limit        how many records are read, 0 for all
     slices       columns of the data whose values are groups of items
+    lead         the column of an article, whose first three sentences are scored too
     """
 
     data: str = ""
     prompt: str = ""
     reference: str = ""
+    lead: str = ""
     metrics: tuple[str, ...] = ("exact_match", "f1")
     max_tokens: int = 64
     stop: tuple[str, ...] = ()
@@ -64,6 +67,7 @@ class Task:
     prompt: str
     references: tuple[str, ...]
     slices: tuple[tuple[str, str], ...] = ()
+    lead: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Generation(Evaluation):
 
     length     tokens of a text
     truncated  share of texts that ended at the limit of tokens
+    lead3_M    a metric M of the article's first three sentences, a summary that is hard to beat
+               (arXiv:1704.04368, section 6.1), and gain_M, by how much the written text has more
     """
 
     tasks: Sequence[Task]
@@ -110,6 +116,8 @@ class Generation(Evaluation):
         for task, text in zip(self.tasks, texts):
             written = text.text.strip()
             totals = score(self.metrics, written, task.references)
+            if task.lead:
+                totals |= _beyond_lead(totals, score(self.metrics, task.lead, task.references))
             totals["length"] = (float(len(text.token_ids)), 1.0)
             totals["truncated"] = (float(text.finish == "length"), 1.0)
             told = {"prompt": task.prompt, "written": written}
@@ -121,6 +129,16 @@ class Generation(Evaluation):
         return {**super().values(totals), **corpus_values(self.metrics, totals)}
 
 
+def _beyond_lead(written: Totals, lead: Totals) -> Totals:
+    """The totals of the lead, and those of what was written less those."""
+    totals: Totals = {}
+    for name, (value, count) in lead.items():
+        if "/" not in name:
+            totals[f"lead3_{name}"] = (value, count)
+            totals[f"gain_{name}"] = (written[name][0] - value, count)
+    return totals
+
+
 def read_tasks(config: GenerationConfig, needed: bool = True) -> list[Task]:
     """The prompts of the data, those of the examples first. ValueError for a record without a
     reference where one is `needed`."""
@@ -130,8 +148,14 @@ def read_tasks(config: GenerationConfig, needed: bool = True) -> list[Task]:
         where = f"record {id} of {config.data}"
         references = _references(record, config.reference, where, needed)
         slices = tuple(slices_of(record, config.slices, where).items())
-        tasks.append(Task(id, asked.question(record, where), references, slices))
+        lead = _lead(text_of(record, (config.lead,), where)) if config.lead else ""
+        tasks.append(Task(id, asked.question(record, where), references, slices, lead))
     return tasks
+
+
+def _lead(article: str) -> str:
+    """The first three sentences of an article, as far as full stops tell."""
+    return " ".join(re.split(r"(?<=[.!?])\s+", article.strip())[:3])
 
 
 def _references(record: Record, column: str, where: str, needed: bool) -> tuple[str, ...]:

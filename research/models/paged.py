@@ -4,8 +4,9 @@ Keys and values lie in a pool of P pages of s tokens each, one pool for every la
 the pool says in a table which pages a text has: key j of a text is in slot j mod s of the page
 numbered j div s in its row of the table. Texts with equal beginnings may have the same pages.
 
-A call may hold several texts in one flat row. Its tokens are first one of each of several texts,
-which go on, and then equally many of each of the others, which are being read. What does not mix
+A call may hold several texts in one flat row. Its tokens are first one, or as many as are guessed
+ahead, of each of several texts, which go on, and then equally many of each of the others, which
+are being read. What does not mix
 tokens, all but attention, sees a row of tokens like any other.
 
 Letters: B batch, T tokens of a call, P pages, s slots of a page, R texts, C pages of a text, S key
@@ -32,7 +33,7 @@ Pool = tuple[jax.Array, ...]  # [P, s, K, H] of each layer
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["keys_PsKH", "values_PsKH", "table_RC"],
-    meta_fields=["singles", "first"],
+    meta_fields=["singles", "first", "each"],
 )
 @dataclass(frozen=True)
 class PagedCache(KVCache):
@@ -42,9 +43,10 @@ class PagedCache(KVCache):
                  numbered by Python integers (`Execution(unroll=0)`)
     values_PsKH  likewise; None where values are the keys (`research.models.latent`)
     table_RC     pages of each text; entries behind a text's last page may be any page
-    singles      of the B T tokens of a call the first `singles` are one of each of as many texts,
-                 and the others are equally many of each of the remaining R - `singles`
+    singles      of the B T tokens of a call the first `singles` x `each` are `each` of as many
+                 texts, and the others are equally many of each of the remaining R - `singles`
     first        the position of every text's first token: the number of virtual tokens before it
+    each         see `singles`
     """
 
     keys_PsKH: Pool
@@ -52,6 +54,22 @@ class PagedCache(KVCache):
     table_RC: jax.Array
     singles: int = 0
     first: int = 0
+    each: int = 1
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of a page."""
+        return self.keys_PsKH[0].shape[1]
+
+    def of(self, table_RC: jax.Array, slot_R: jax.Array, **how: int) -> Self:
+        """The cache in a call of some texts: their pages, the numbers of the places that each has
+        beside them (`research.models.rounded`), and `singles`, `first` and `each`."""
+        return replace(self, table_RC=table_RC, **how)
+
+    def bare(self) -> Self:
+        """The cache between calls, of no texts."""
+        nothing = jnp.zeros((0, 0), jnp.int32)
+        return replace(self.of(nothing, nothing.reshape(-1)), singles=0, first=0, each=1)
 
     def enter(self, positions_BT: jax.Array, segments_BT: jax.Array) -> Self:
         """See `KVCache.enter`; the table has claimed the slots already."""
@@ -76,45 +94,44 @@ class PagedCache(KVCache):
         """See `KVCache.attend`; `layer` is a Python integer."""
         # Written before reading: the tokens of a chunk attend to each other through the cache too.
         cache = self._write(layer, k_BTKH, v_BTKH, visibility)
-        q_MNH, (positions_M, segments_M) = _flat(q_BTNH), _tokens(visibility)
+        q_MNH, (positions_M, segments_M) = flat(q_BTNH), tokens_of(visibility)
         outs = []
         for tokens, texts in self._parts(len(positions_M)):
             table_rC = self.table_RC[texts]
-            by_text = partial(_by_text, rows=table_rC.shape[0])
+            rows = partial(by_text, rows=table_rC.shape[0])
             k_rSKH, v_rSKH = (x.astype(q_BTNH.dtype) for x in cache._read(layer, table_rC))
-            seen = self._visibility(
-                visibility, by_text(positions_M[tokens]), by_text(segments_M[tokens])
-            )
+            seen = self._visibility(visibility, rows(positions_M[tokens]), rows(segments_M[tokens]))
             k_rSKH, v_rSKH, seen = with_prefix(prefix, k_rSKH, v_rSKH, seen)
-            offsets = _offsets(bias, q_BTNH.shape, tokens, by_text)
+            offsets = _offsets(bias, q_BTNH.shape, tokens, rows)
             out_rtNH = attention.attend(
-                by_text(q_MNH[tokens]), k_rSKH, v_rSKH, seen, bias=offsets, **scoring
+                rows(q_MNH[tokens]), k_rSKH, v_rSKH, seen, bias=offsets, **scoring
             )
-            outs.append(_flat(out_rtNH))
+            outs.append(flat(out_rtNH))
         return jnp.concatenate(outs).reshape(*q_BTNH.shape[:3], -1), cache
 
     def _length(self) -> int:
         """S: the most keys that a text's row of the table has room for."""
-        return self.table_RC.shape[1] * self.keys_PsKH[0].shape[1]
+        return self.table_RC.shape[1] * self.page_size
 
     def _parts(self, tokens: int) -> Iterator[tuple[slice, slice]]:
-        """(tokens of the flat row, rows of the table) of the texts with one token in this call, and
-        of those with several."""
+        """(tokens of the flat row, rows of the table) of the texts that go on, and of those that
+        are being read."""
         texts, alone = self.table_RC.shape[0], self.singles
         if alone:
-            yield slice(0, alone), slice(0, alone)
+            yield slice(0, alone * self.each), slice(0, alone)
         if texts > alone:
-            yield slice(alone, tokens), slice(alone, texts)
+            yield slice(alone * self.each, tokens), slice(alone, texts)
 
     def _texts(self, tokens: int) -> jax.Array:
         """The row of the table of each token of a call, int [tokens]."""
         alone, others = self.singles, self.table_RC.shape[0] - self.singles
-        each = (tokens - alone) // max(others, 1)
-        return jnp.concatenate([jnp.arange(alone), alone + jnp.repeat(jnp.arange(others), each)])
+        read = (tokens - alone * self.each) // max(others, 1)
+        going_on, being_read = jnp.arange(alone), alone + jnp.arange(others)
+        return jnp.concatenate([jnp.repeat(going_on, self.each), jnp.repeat(being_read, read)])
 
     def _write(self, layer, k_BTKH: jax.Array, v_BTKH: jax.Array, visibility: Visibility) -> Self:
         """The cache with a layer's new keys and values in their slots."""
-        positions_M, segments_M = _tokens(visibility)
+        positions_M, segments_M = tokens_of(visibility)
         pages, size = self.keys_PsKH[layer].shape[:2]
         place_M = positions_M - self.first
         page_M = self.table_RC[self._texts(len(place_M)), place_M // size]
@@ -122,7 +139,7 @@ class PagedCache(KVCache):
         at = jnp.where(segments_M > 0, page_M, pages), place_M % size
 
         def _put(pool: Pool, new_BTKH: jax.Array) -> Pool:
-            changed = pool[layer].at[at].set(_flat(new_BTKH).astype(pool[layer].dtype), mode="drop")
+            changed = pool[layer].at[at].set(flat(new_BTKH).astype(pool[layer].dtype), mode="drop")
             # The other arrays are handed on as they are, so XLA can alias each with its input.
             return (*pool[:layer], changed, *pool[layer + 1 :])
 
@@ -160,17 +177,17 @@ def make_pool(
     return tuple(jnp.zeros((pages, page_size, kv_heads, head_size), dtype) for _ in range(layers))
 
 
-def _flat(x_BTNH: jax.Array) -> jax.Array:
+def flat(x_BTNH: jax.Array) -> jax.Array:
     """[B T, N, H] of [B, T, N, H]."""
     return x_BTNH.reshape(-1, *x_BTNH.shape[2:])
 
 
-def _tokens(visibility: Visibility) -> tuple[jax.Array, jax.Array]:
+def tokens_of(visibility: Visibility) -> tuple[jax.Array, jax.Array]:
     """The positions and the segments [B T] of a call's tokens."""
     return visibility.q_positions_BT.reshape(-1), visibility.q_segments_BT.reshape(-1)
 
 
-def _by_text(x: jax.Array, rows: int) -> jax.Array:
+def by_text(x: jax.Array, rows: int) -> jax.Array:
     """Tokens [r t, ...] as [r, t, ...] for this number of texts r."""
     return x.reshape(rows, -1, *x.shape[1:])
 
@@ -183,4 +200,4 @@ def _offsets(bias: Bias, shape: tuple[int, ...], tokens: slice, by_text) -> jax.
     bias_BNTS = bias.dense() if isinstance(bias, DistanceBias) else bias
     B, T, N, _ = shape
     bias_BTNS = jnp.moveaxis(jnp.broadcast_to(bias_BNTS, (B, N, T, bias_BNTS.shape[3])), 1, 2)
-    return jnp.moveaxis(by_text(_flat(bias_BTNS)[tokens]), 1, 2)
+    return jnp.moveaxis(by_text(flat(bias_BTNS)[tokens]), 1, 2)

@@ -1,11 +1,13 @@
 """The row of a step, put together on the host from the texts whose turn it is."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from research.infer.sampling import SamplingConfig
 from research.serve.draw import Draws, settings
+from research.serve.runner import Runner
 from research.serve.shapes import Shape, Shapes
 from research.serve.step import Row
 from research.serve.text import Text
@@ -13,76 +15,100 @@ from research.serve.text import Text
 _NOBODY = SamplingConfig(temperature=0.0)  # of rows without a text: nothing is drawn for them
 
 
-def assemble(
-    singles: Sequence[Text],
-    chunk: tuple[Text, int] | None,
-    shapes: Shapes,
-    virtual: int,
-    shape: Shape | None = None,
-) -> tuple[Shape, Row]:
-    """(the shape, the row) of a step with the next token of each of `singles`, and so many tokens
-    of the text of `chunk`. Positions start behind `virtual` tokens. A `shape` is taken instead of
-    the smallest."""
-    texts = [*singles, *([chunk[0]] if chunk else [])]
-    if shape is None:
-        pages = max(len(text.pages) for text in texts)
-        scored = chunk is not None and chunk[0].scored
-        shape = shapes.fit(len(singles), chunk[1] if chunk else 0, pages, scored)
-    row = _blank(shape, shapes.page_size)
-    for index, text in enumerate(singles):
-        _put(row, text, index, index, 1, virtual)
-    if chunk is not None:
-        _put(row, chunk[0], shape.singles, shape.singles, chunk[1], virtual)
-    samplings = [_NOBODY] * shape.texts
-    for index, text in zip(_places(singles, chunk, shape), texts):
-        samplings[index] = text.request.sampling
-        row.draws.seed_M[index] = text.request.sampling.seed
-        row.draws.stream_M2[index] = text.stream
+@dataclass(frozen=True)
+class Turn:
+    """Whose turn it is in a step: the texts that go on, the text that is read with how many of its
+    tokens, and the tokens that are guessed ahead for some of the former, by their numbers."""
+
+    singles: Sequence[Text] = ()
+    chunk: tuple[Text, int] | None = None
+    drafts: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> list[Text]:
+        """All of them."""
+        return [*self.singles, *([self.chunk[0]] if self.chunk else [])]
+
+    def shape(self, shapes: Shapes) -> Shape:
+        """The smallest shape for them."""
+        pages = max(len(text.pages) for text in self.texts)
+        scored = self.chunk is not None and self.chunk[0].scored
+        tokens = self.chunk[1] if self.chunk else 0
+        return shapes.fit(len(self.singles), tokens, pages, scored, bool(self.drafts))
+
+
+def assemble(turn: Turn, shape: Shape, page_size: int, runner: Runner) -> Row:
+    """The row of a step in this shape, for what runs it."""
+    virtual = runner.virtual
+    row = _blank(shape, page_size, -(-runner.model.config.vocab_size // 32))
+    samplings = [_NOBODY] * shape.drawn
+    for index, text in enumerate(turn.singles):
+        drafts = turn.drafts.get(text.number, [])
+        _put(row, text, index, index * shape.each, [text.ids[-1], *drafts], virtual)
+        for ahead in range(len(drafts) + 1):
+            at = index * shape.each + ahead
+            _draw(row, text, at, drafts[:ahead])
+            samplings[at] = text.request.sampling
+            row.last_M[at] = at
+    if turn.chunk is not None:
+        text, tokens = turn.chunk
+        first = shape.tokens - shape.chunk
+        read = text.ids[text.cached : text.cached + tokens]
+        _put(row, text, shape.singles, first, read, virtual)
+        follows = text.ids[text.cached + 1 : text.cached + tokens + 1]
+        row.follows_T[first : first + len(follows)] = follows
+        _draw(row, text, -1, ())
+        samplings[-1] = text.request.sampling
+        row.last_M[-1] = first + tokens - 1
     row.draws.settings_M1.update(settings(samplings))
-    row.draws.top[...] = any(text.request.alternatives for text in texts)
-    return shape, row
+    row.draws.top[...] = any(text.request.alternatives for text in turn.texts)
+    return row
 
 
-def _places(singles: Sequence[Text], chunk: tuple | None, shape: Shape) -> list[int]:
-    """The row of the table of each text."""
-    return [*range(len(singles)), *([shape.singles] if chunk else [])]
-
-
-def _blank(shape: Shape, page_size: int) -> Row:
-    """A row of padding."""
-    T, R = shape.tokens, shape.texts
+def _blank(shape: Shape, page_size: int, words: int) -> Row:
+    """A row of padding, with so many words for the bits of tokens."""
+    T, M = shape.tokens, shape.drawn
     draws = Draws(
         {},
-        np.zeros(R, np.uint32),
-        np.zeros((R, 2), np.uint32),
-        np.zeros(R, np.int32),
+        np.zeros(M, np.uint32),
+        np.zeros((M, 2), np.uint32),
+        np.zeros(M, np.int32),
         np.zeros((), bool),
+        np.zeros((M, 1), bool),
+        np.zeros((M, words), np.uint32),
     )
     return Row(
         np.zeros(T, np.int32),
         np.zeros(T, np.int32),
         np.zeros(T, np.int32),
-        np.zeros((R, shape.pages), np.int32),
-        np.minimum(np.arange(R, dtype=np.int32), T - 1),
-        np.full((R, shape.pages * page_size), -1, np.int32),
+        np.zeros((shape.texts, shape.pages), np.int32),
+        np.minimum(np.arange(M, dtype=np.int32), T - 1),
+        np.full((M, shape.pages * page_size), -1, np.int32),
         draws,
         np.zeros(T, np.int32),
     )
 
 
-def _put(row: Row, text: Text, index: int, first: int, tokens: int, virtual: int) -> None:
-    """Puts the next tokens of a text into the row from `first` on, and the text into row `index` of
-    the table."""
-    start, stop = text.cached, text.cached + tokens
-    here = slice(first, first + tokens)
-    row.inputs_T[here] = text.ids[start:stop]
-    row.positions_T[here] = np.arange(start, stop) + virtual
+def _put(row: Row, text: Text, index: int, first: int, ids: Sequence[int], virtual: int) -> None:
+    """Puts tokens of a text, those behind what is in its pages, into the row from `first` on, and
+    its pages into row `index` of the table."""
+    here = slice(first, first + len(ids))
+    row.inputs_T[here] = ids
+    row.positions_T[here] = np.arange(text.cached, text.cached + len(ids)) + virtual
     row.segments_T[here] = 1
-    follows = text.ids[start + 1 : stop + 1]
-    row.follows_T[first : first + len(follows)] = follows
     row.table_RC[index, : len(text.pages)] = text.pages
+
+
+def _draw(row: Row, text: Text, at: int, ahead: Sequence[int]) -> None:
+    """Lets the token be drawn that follows a text's tokens and those that are guessed `ahead`."""
     # Of a text that is read in several steps a part, for which nothing is drawn.
-    seen = text.ids[: row.texts_MS.shape[1]]
-    row.texts_MS[index, : len(seen)] = seen
-    row.last_M[index] = first + tokens - 1
-    row.draws.position_M[index] = stop - 1
+    seen = [*text.ids, *ahead][: row.texts_MS.shape[1]]
+    row.texts_MS[at, : len(seen)] = seen
+    row.draws.seed_M[at] = text.request.sampling.seed
+    row.draws.stream_M2[at] = text.stream
+    row.draws.position_M[at] = len(text.ids) + len(ahead) - 1
+    if text.guide is not None:
+        row.draws.guided_M1[at] = True
+        # A model may have more rows in its table than its tokenizer has tokens, or fewer.
+        allowed = text.guide.mask(text.left - len(ahead), ahead)[: row.draws.allowed_MW.shape[1]]
+        row.draws.allowed_MW[at, : len(allowed)] = allowed

@@ -4,7 +4,7 @@
 `research.infer.decode`: a token depends on the text, its sampling and its position, and neither on
 the other rows nor on the step in which it is drawn.
 
-Letters: M rows, S tokens of a text, V vocabulary, A alternatives.
+Letters: M rows, S tokens of a text, V vocabulary, W words of 32 bits, A alternatives.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +29,9 @@ from research.infer.sampling import (
 
 ALTERNATIVES = 20  # most tokens whose log-probabilities are told beside the one that was drawn
 
+# What random numbers are for beside drawing a token: drawing a guess, and keeping one.
+DRAFTED, KEPT = 1, 2
+
 _FIELDS = {
     "temperature": np.float32,
     "top_k": np.int32,
@@ -40,7 +43,8 @@ _FIELDS = {
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["settings_M1", "seed_M", "stream_M2", "position_M", "top"],
+    data_fields=["settings_M1", "seed_M", "stream_M2", "position_M", "top"]
+    + ["guided_M1", "allowed_MW"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Draws:
                  under it
     position_M   the position of the row's last token
     top          whether any row wants its likeliest tokens
+    guided_M1    whether a grammar says which tokens may be drawn, and in `allowed_MW` which: a bit
+                 for each, uint32, the least significant one first
     """
 
     settings_M1: dict[str, np.ndarray]
@@ -60,6 +66,8 @@ class Draws:
     stream_M2: np.ndarray
     position_M: np.ndarray
     top: np.ndarray
+    guided_M1: np.ndarray
+    allowed_MW: np.ndarray
 
 
 @partial(
@@ -78,6 +86,16 @@ class Told:
     top_logprobs_MA: jax.Array
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["ids_M", "probs_MV"], meta_fields=[])
+@dataclass(frozen=True)
+class Guess:
+    """What a draft model says comes next in each row: a token, -1 for none, and the distribution
+    that it was drawn from."""
+
+    ids_M: jax.Array
+    probs_MV: jax.Array
+
+
 def settings(configs: Sequence[SamplingConfig]) -> dict[str, np.ndarray]:
     """The `settings_M1` of rows with these samplings."""
     columns = {
@@ -87,17 +105,20 @@ def settings(configs: Sequence[SamplingConfig]) -> dict[str, np.ndarray]:
     return {**columns, "sampled": np.array([[c.scored == "sampled"] for c in configs])}
 
 
-def next_tokens(logits_MV: jax.Array, draws: Draws, texts_MS: jax.Array) -> Told:
-    """Draws the next token of each row. `texts_MS` are the tokens of its text, -1 behind the
-    end."""
+def next_tokens(
+    logits_MV: jax.Array, draws: Draws, texts_MS: jax.Array, guess: Guess | None = None
+) -> Told:
+    """Draws the next token of each row: its `guess`, where that is kept. `texts_MS` are the tokens
+    of its text, -1 behind the end."""
     logits_MV = logits_MV.astype(jnp.float32)
-    shaped_MV = _shaped(logits_MV, draws.settings_M1, texts_MS)
+    may_MV = _where(draws.guided_M1, partial(_keep_allowed, draws.allowed_MW), logits_MV)
+    shaped_MV = shaped(may_MV, draws.settings_M1, texts_MS)
     greedy_M = draws.settings_M1["temperature"][:, 0] == 0
     token_M = likeliest(shaped_MV)
     token_M = lax.cond(
         jnp.all(greedy_M),
         lambda: token_M,
-        lambda: jnp.where(greedy_M, token_M, _drawn(shaped_MV, draws)),
+        lambda: jnp.where(greedy_M, token_M, _drawn(shaped_MV, draws, guess)),
     )
     # Of the model itself, unless a row asks for those of what it is drawn from.
     told_MV = _where(draws.settings_M1["sampled"], lambda _: shaped_MV, logits_MV)
@@ -109,7 +130,7 @@ def tell(logits_MV: jax.Array, token_M: jax.Array, top: jax.Array) -> Told:
     return Told(token_M, log_probability(logits_MV, token_M), *_likeliest(logits_MV, top))
 
 
-def _shaped(logits_MV: jax.Array, s: dict[str, jax.Array], texts_MS: jax.Array) -> jax.Array:
+def shaped(logits_MV: jax.Array, s: dict[str, jax.Array], texts_MS: jax.Array) -> jax.Array:
     """`research.infer.sampling.process`, with a config for each row."""
 
     def _seen(logits_MV):
@@ -133,6 +154,13 @@ def _shaped(logits_MV: jax.Array, s: dict[str, jax.Array], texts_MS: jax.Array) 
     return logits_MV
 
 
+def _keep_allowed(allowed_MW: jax.Array, logits_MV: jax.Array) -> jax.Array:
+    """Keeps the tokens whose bits are set."""
+    tokens_1V = jnp.arange(logits_MV.shape[1], dtype=jnp.uint32)[None]
+    bits_MV = allowed_MW[:, tokens_1V[0] // 32] >> (tokens_1V % 32)
+    return jnp.where(bits_MV & 1 == 1, logits_MV, -jnp.inf)
+
+
 def _where(on_M1: jax.Array, change: Callable[[jax.Array], jax.Array], x_MV: jax.Array):
     """`change(x)` in the rows where it is on. Where no row wants it, it is not computed: for a
     small model each of these costs as much as a layer."""
@@ -141,15 +169,37 @@ def _where(on_M1: jax.Array, change: Callable[[jax.Array], jax.Array], x_MV: jax
     )
 
 
-def _drawn(shaped_MV: jax.Array, draws: Draws) -> jax.Array:
-    """A token of each row by its own random number, int32 [M]."""
+def uniform(draws: Draws, purpose: int | None = None) -> jax.Array:
+    """A random number in [0, 1) of each row, float32 [M], by its text, its seed and its position;
+    those for different purposes are independent."""
 
     def _uniform(seed, stream, position):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream[0]), stream[1])
-        return jax.random.uniform(jax.random.fold_in(key, position))
+        key = jax.random.fold_in(key, position)
+        return jax.random.uniform(key if purpose is None else jax.random.fold_in(key, purpose))
 
-    uniform_M = jax.vmap(_uniform)(draws.seed_M, draws.stream_M2, draws.position_M)
-    return draw(jax.nn.softmax(shaped_MV, axis=-1), uniform_M)
+    return jax.vmap(_uniform)(draws.seed_M, draws.stream_M2, draws.position_M)
+
+
+def _drawn(shaped_MV: jax.Array, draws: Draws, guess: Guess | None) -> jax.Array:
+    """A token of each row by its own random number, int32 [M]."""
+    probs_MV = jax.nn.softmax(shaped_MV, axis=-1)
+    if guess is None:
+        return draw(probs_MV, uniform(draws))
+    return verified(probs_MV, guess, uniform(draws, KEPT), uniform(draws))
+
+
+def verified(p_MV: jax.Array, guess: Guess, kept_M: jax.Array, drawn_M: jax.Array) -> jax.Array:
+    """The next token of each row, int32 [M], drawn from p by two random numbers: a guess x from q
+    where the first is below p(x) / q(x), else what the second draws from max(p - q, 0)
+    (arXiv:2211.17192, section 2.3)."""
+    ids_M1, there_M = jnp.maximum(guess.ids_M, 0)[:, None], guess.ids_M >= 0
+    p_M, q_M = (jnp.take_along_axis(x, ids_M1, axis=1)[:, 0] for x in (p_MV, guess.probs_MV))
+    rest_MV = jnp.maximum(p_MV - guess.probs_MV, 0)
+    # Nothing is guessed, or p is q but for rounding and nothing is left.
+    whole_M = ~there_M | (jnp.max(rest_MV, axis=1) == 0)
+    token_M = draw(jnp.where(whole_M[:, None], p_MV, rest_MV), drawn_M)
+    return jnp.where(there_M & (kept_M * q_M < p_M), guess.ids_M, token_M)
 
 
 def _likeliest(logits_MV: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -3,31 +3,29 @@
     engine = Engine(model, params, tokenizer, pages=512, page_size=16)
     engine.generate([Request("Once upon", SamplingConfig(max_tokens=8))])[0].text
 
-A server does not wait for the end: `submit` returns a text at once, every `step` writes one token
-of each text that runs, and `cancel` gives a text's pages back, at any time between two steps. An
-engine belongs to one thread.
+A server does not wait for the end: `submit` returns a text at once, every `step` writes a token or
+more of each text that runs, and `cancel` gives a text's pages back, at any time between two steps.
+An engine belongs to one thread.
 """
 
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
 from research.data.tokenizers import Tokenizer
 from research.devices.backend import platform
-from research.infer.decode_layout import prepare
 from research.infer.prompts import check_ids, prompt_ids
-from research.models.adapters import virtual_tokens
 from research.models.model import Model
-from research.serve.assemble import assemble
+from research.serve.assemble import Turn, assemble
 from research.serve.limits import check_model, text_length
+from research.serve.lookup import lookup
 from research.serve.pages import Pages
 from research.serve.request import Completion, Request
+from research.serve.runner import Draft, Runner
 from research.serve.schedule import Budget, Running, State, Waiting, schedule
 from research.serve.shapes import Shape, Shapes
-from research.serve.step import make_pools, step
 from research.serve.text import Text
 from research.tree import Tree
 
@@ -36,7 +34,8 @@ from research.tree import Tree
 class Counts:
     """What an engine has done since its start: calls of the model, tokens that went through it,
     prompts' tokens that were found in the cache instead, tokens written, texts that were stopped
-    for want of pages, and texts that have ended."""
+    for want of pages, texts that have ended, tokens that were guessed, and how many of these were
+    what was written."""
 
     steps: int = 0
     computed: int = 0
@@ -44,6 +43,8 @@ class Counts:
     written: int = 0
     preempted: int = 0
     ended: int = 0
+    guessed: int = 0
+    kept: int = 0
 
 
 class Engine:
@@ -57,6 +58,13 @@ class Engine:
     prepared   whether the weights are copied into the layout of decoding
                (`research.infer.decode_layout`), which is faster on a CPU and changes the order of
                sums
+    drafts     tokens that are guessed ahead of each text, from what it has said before
+               (`research.serve.lookup`), and read in one step with its last one. Each is drawn as
+               without a guess, with the same random number, and those behind the first that was
+               not guessed are thrown away: a text is the same with and without
+    draft      a small model of the same vocabulary that guesses them instead
+               (`research.serve.speculate`). Texts at temperature 0 are the same with and without;
+               others have the same distribution
 
     ValueError for a model that is no decoder, and under a mesh of several devices.
     """
@@ -74,21 +82,20 @@ class Engine:
         length: int | None = None,
         share: bool = True,
         prepared: bool = True,
+        drafts: int = 0,
+        draft: Draft | None = None,
     ):
-        check_model(model, rows, chunk)
-        if "prompt" in params:
-            params = jax.jit(Model.prompted, static_argnums=0)(model, params)
+        check_model(model, rows, chunk, drafts)
+        self.runner = Runner(model, params, pages, page_size, prepared=prepared, draft=draft)
         self.model, self.tokenizer, self.share = model, tokenizer, share
         self.pages = Pages(pages, page_size)
-        self.length = text_length(model.config, virtual_tokens(params), self.pages, length)
-        self.params = prepare(model, params) if prepared else params
+        self.length = text_length(model.config, self.runner.virtual, self.pages, length)
         # Products of one row in bfloat16 take 25 times as long on a CPU.
         slow = model.precision.compute != "float32" and platform() == "cpu"
         most = -(-self.length // page_size)
-        self.shapes = Shapes(rows, chunk, most, page_size, least=2 if slow else 1)
+        self.shapes = Shapes(rows, chunk, most, page_size, 2 if slow else 1, drafts)
         self.counts = Counts()
         self._budget = Budget(rows, chunk, page_size)
-        self._pools = make_pools(model, pages, page_size)
         self._texts: dict[int, Text] = {}
         self._running: list[int] = []
         self._waiting: deque[int] = deque()
@@ -131,29 +138,37 @@ class Engine:
             self._end(text)
 
     def step(self) -> list[Text]:
-        """Runs the model once for the texts whose turn it is: those that have got a token. Does
+        """Runs the model once for the texts whose turn it is: those that have got tokens. Does
         nothing where there is none."""
-        singles, chunk = self._plan()
-        if not singles and chunk is None:
+        turn = self._plan()
+        if not turn.texts:
             return []
-        shape, row = assemble(singles, chunk, self.shapes, virtual_tokens(self.params))
-        self._pools, told, scores = step(
-            self.params, self._pools, row, model=self.model, shape=shape
+        shape = turn.shape(self.shapes)
+        inputs_T, told, scores = self.runner.run(
+            assemble(turn, shape, self.pages.page_size, self.runner), shape
         )
-        told, scores = jax.device_get((told, scores))
         self.counts.steps += 1
-        parts = [(index, text, 1) for index, text in enumerate(singles)]
-        if chunk is not None:
-            parts.append((shape.singles, *chunk))
+        for index, text in enumerate(turn.singles):
+            first, count = index * shape.each, len(turn.drafts.get(text.number, []))
+            self.counts.guessed += count
+            for at in range(first, first + count + 1):
+                if not self._advance(text, 1, told, at) or text.finish or at == first + count:
+                    break
+                if text.ids[-1] != inputs_T[at + 1]:
+                    break
+                self.counts.kept += 1
+        written = list(turn.singles)
+        if turn.chunk is not None:
+            text, tokens = turn.chunk
             if scores is not None:
-                told_of = _alternatives(scores, slice(None), chunk[0].request.alternatives)
-                chunk[0].score(chunk[0].cached + 1, scores.logprob_M.tolist(), told_of)
-        return [text for index, text, tokens in parts if self._advance(text, tokens, told, index)]
+                told_of = _alternatives(scores, slice(None), text.request.alternatives)
+                text.score(text.cached + 1, scores.logprob_M.tolist(), told_of)
+            written += [text] if self._advance(text, tokens, told, shape.drawn - 1) else []
+        return written
 
     def compile(self, shape: Shape) -> None:
         """Compiles a shape's program, by a step in which nothing runs."""
-        _, row = assemble([], None, self.shapes, 0, shape)
-        self._pools, _, _ = step(self.params, self._pools, row, model=self.model, shape=shape)
+        self.runner.run(assemble(Turn(), shape, self.pages.page_size, self.runner), shape)
 
     def prompt_ids(self, request: Request) -> list[int]:
         """The tokens of a request's prompt, see `submit`."""
@@ -171,16 +186,23 @@ class Engine:
             self.prompt_ids(request)
         return requests
 
-    def _plan(self) -> tuple[list[Text], tuple[Text, int] | None]:
-        """The texts with one token in this step, and the one that is read with how many tokens. The
-        pages of all have changed hands."""
+    def _plan(self) -> Turn:
+        """Whose turn it is in this step. The pages of all have changed hands."""
         running = [self._texts[number] for number in self._running]
+        guesses = {text.number: self._guess(text) for text in running}
         # No more can begin at once, and to look for their pages takes time.
         waiting = [self._texts[number] for number in list(self._waiting)[: self._budget.rows]]
         shared = {text.number: self._shared(text) for text in waiting}
         state = State(
             tuple(
-                Running(t.number, len(t.ids), t.cached, len(t.pages), self.pages.alone(t.pages))
+                Running(
+                    t.number,
+                    len(t.ids),
+                    t.cached,
+                    len(t.pages),
+                    self.pages.alone(t.pages),
+                    len(guesses[t.number]),
+                )
                 for t in running
             ),
             tuple(
@@ -199,7 +221,19 @@ class Engine:
         for number, count in plan.pages.items():
             self._texts[number].pages += self.pages.take(count)
         chunk = None if plan.chunk is None else (self._texts[plan.chunk[0]], plan.chunk[1])
-        return [self._texts[number] for number in plan.singles], chunk
+        drafts = {number: guesses[number][:count] for number, count in plan.drafts.items()}
+        return Turn([self._texts[number] for number in plan.singles], chunk, drafts)
+
+    def _guess(self, text: Text) -> list[int]:
+        """The tokens that are guessed to follow a text that runs."""
+        if text.cached < len(text.ids) - 1:
+            return []
+        # With each step comes a token that is not guessed.
+        most = max(0, min(self.shapes.drafts, text.left - 1))
+        # What a draft guesses is known on the device alone, where no grammar is.
+        if self.runner.draft is not None and text.guide is not None:
+            return []
+        return lookup(text.ids, most) if self.runner.draft is None else [0] * most
 
     def _shared(self, text: Text) -> list[int]:
         """Pages of the cache that have a waiting text's first tokens."""
@@ -249,8 +283,11 @@ class Engine:
         if text.cached < len(text.ids):
             return False
         [alternatives] = _alternatives(told, slice(index, index + 1), text.request.alternatives)
-        text.add(int(told.token_M[index]), float(told.logprob_M[index]), alternatives)
-        self.counts.written += 1
+        if text.add(int(told.token_M[index]), float(told.logprob_M[index]), alternatives):
+            self.counts.written += 1
+        elif not text.finish:
+            text.cached -= 1  # its last token runs again, and another one is drawn
+            return False
         if text.finish:
             self._end(text)
         return True

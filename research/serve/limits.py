@@ -7,7 +7,7 @@ from research.models.model import Model
 from research.serve.pages import Pages
 
 
-def check_model(model: Model, rows: int, chunk: int) -> None:
+def check_model(model: Model, rows: int, chunk: int, drafts: int = 0) -> None:
     """ValueError for a model that an engine cannot run, and for sizes that are no sizes."""
     if model.config.kind != "decoder":
         raise ValueError(
@@ -28,6 +28,8 @@ def check_model(model: Model, rows: int, chunk: int) -> None:
     for name, size in (("rows", rows), ("chunk", chunk)):
         if size < 1:
             raise ValueError(f"{name}={size} must be at least 1; give the engine more")
+    if drafts < 0:
+        raise ValueError(f"drafts={drafts} must be at least 0; 0 guesses nothing ahead")
 
 
 def longest_text(c: ModelConfig, virtual: int, page_size: int) -> int:

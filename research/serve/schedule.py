@@ -22,14 +22,15 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Running:
-    """A text with pages: its number, its tokens, how many of these are in the cache, its pages, and
-    how many of those no other text holds."""
+    """A text with pages: its number, its tokens, how many of these are in the cache, its pages, how
+    many of those no other text holds, and how many tokens behind its last one are guessed."""
 
     number: int
     length: int
     cached: int
     pages: int
     alone: int
+    guessed: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Plan:
     singles    texts with one token in this step
     chunk      the text that is read, None for none, and how many of its tokens
     pages      how many pages a text gets that has not enough of them
+    drafts     how many of a text's guessed tokens run with its last one
     """
 
     preempted: tuple[int, ...]
@@ -67,6 +69,7 @@ class Plan:
     singles: tuple[int, ...]
     chunk: tuple[int, int] | None
     pages: dict[int, int]
+    drafts: dict[int, int]
 
 
 def schedule(state: State, budget: Budget) -> Plan:
@@ -82,12 +85,14 @@ def schedule(state: State, budget: Budget) -> Plan:
     for text in waiting:
         if not planning.admit(text):
             break
+    planning.draft()
     return Plan(
         tuple(planning.preempted),
         tuple(planning.admitted),
         tuple(planning.singles),
         planning.chunk,
         planning.pages,
+        planning.drafts,
     )
 
 
@@ -101,6 +106,7 @@ class _Planning:
         self.singles: list[int] = []
         self.chunk: tuple[int, int] | None = None
         self.pages: dict[int, int] = {}
+        self.drafts: dict[int, int] = {}
 
     def run(self, index: int) -> None:
         """Lets the running text with this index go on, if need be at the cost of those behind."""
@@ -133,6 +139,21 @@ class _Planning:
         self.admitted.append(text.number)
         self._take(text, tokens, self._needed(text, tokens))
         return True
+
+    def draft(self) -> None:
+        """Lets guessed tokens run in the room that is left: no text waits or stops for them."""
+        if self.chunk is not None or self.preempted:
+            return
+        size = self.budget.page_size
+        for text in self.running:
+            held = text.pages + self.pages.get(text.number, 0)
+            count = min(text.guessed, (held + self.free) * size - text.cached - 1)
+            if text.number in self.singles and count > 0:
+                more = max(0, -(-(text.cached + 1 + count) // size) - held)
+                self.free -= more
+                if more:
+                    self.pages[text.number] = self.pages.get(text.number, 0) + more
+                self.drafts[text.number] = count
 
     def _tokens(self, text: Running) -> int:
         """How many tokens of a text this step has room for."""

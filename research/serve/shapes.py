@@ -14,18 +14,30 @@ LEAST_KEYS = 128  # tokens
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a step: texts with one token each, tokens of the text that is read, pages in the
-    table of each text, and whether the tokens that are read get their log-probabilities."""
+    """The shape of a step: texts that go on, tokens of the text that is read, pages in the table of
+    each text, whether the tokens that are read get their log-probabilities, and how many tokens are
+    guessed ahead for each text that goes on."""
 
     singles: int
     chunk: int
     pages: int
     scored: bool = False
+    drafts: int = 0
+
+    @property
+    def each(self) -> int:
+        """Tokens of each text that goes on."""
+        return 1 + self.drafts
 
     @property
     def tokens(self) -> int:
         """Tokens of the step's flat row."""
-        return self.singles + self.chunk
+        return self.singles * self.each + self.chunk
+
+    @property
+    def drawn(self) -> int:
+        """Tokens that are drawn in the step."""
+        return self.singles * self.each + (self.chunk > 0)
 
     @property
     def texts(self) -> int:
@@ -36,22 +48,28 @@ class Shape:
 @dataclass(frozen=True)
 class Shapes:
     """What steps are rounded up to: `rows` texts at most, `chunk` tokens read at most, `pages` of a
-    text at most, of `page_size` tokens each; `least` texts with one token where there is any."""
+    text at most, of `page_size` tokens each; `least` texts that go on where there is any; `drafts`
+    tokens guessed ahead where any text has a guess, and nothing is read beside."""
 
     rows: int
     chunk: int
     pages: int
     page_size: int
     least: int = 1
+    drafts: int = 0
 
-    def fit(self, singles: int, chunk: int, pages: int, scored: bool = False) -> Shape:
-        """The smallest shape for this many texts with one token, tokens read and pages of one
-        text."""
+    def fit(
+        self, singles: int, chunk: int, pages: int, scored: bool = False, drafts: bool = False
+    ) -> Shape:
+        """The smallest shape for this many texts that go on, tokens read and pages of one text,
+        with or without drafts."""
         if chunk:
             singles, chunk = _least(self._beside(), singles), _least(self._chunks(), chunk)
         else:
             singles = _least(self._singles(), singles)
-        return Shape(singles, chunk, _least(self._pages(), pages), scored)
+        return Shape(
+            singles, chunk, _least(self._pages(), pages), scored, self.drafts if drafts else 0
+        )
 
     def all(self) -> Iterator[Shape]:
         """Every shape that `fit` may give, those without log-probabilities of what is read
@@ -59,7 +77,8 @@ class Shapes:
         for scored in (False, True):
             for pages in self._pages():
                 if not scored:
-                    yield from (Shape(singles, 0, pages) for singles in self._singles())
+                    for drafts in sorted({0, self.drafts}):
+                        yield from (Shape(s, 0, pages, False, drafts) for s in self._singles())
                 for chunk in self._chunks():
                     yield from (Shape(s, chunk, pages, scored) for s in self._beside())
 

@@ -17,7 +17,7 @@ from research.models.config import Execution
 from research.models.latent import cached_size
 from research.models.model import Model
 from research.models.paged import PagedCache, Pool, make_pool
-from research.serve.draw import Draws, Told, next_tokens, tell
+from research.serve.draw import Draws, Guess, Told, next_tokens, tell
 from research.serve.shapes import Shape
 from research.tree import Tree
 
@@ -35,11 +35,12 @@ _BLOCK = 64  # tokens that are read whose logits exist at a time: 64 x 262,144 f
 class Row:
     """The tokens of a step, on the host; `shape` says how many there are of what.
 
-    inputs_T     tokens: one of each text that goes on, then those of the text that is read
+    inputs_T     tokens: of each text that goes on the last one and those that are guessed behind
+                 it, then those of the text that is read
     positions_T  their positions, and in `segments_T` 1, 0 for padding
     table_RC     pages of each text
-    last_M       where each text's last token is in the row
-    texts_MS     all tokens of each text, -1 behind the end
+    last_M       where the tokens are in the row whose next one is drawn
+    texts_MS     all tokens of its text up to each of these, -1 behind them
     draws        how its next token is drawn
     follows_T    the token after each, where that is known
     """
@@ -65,17 +66,23 @@ def make_pools(model: Model, pages: int, page_size: int) -> Pools:
 
 @partial(jax.jit, static_argnames=("model", "shape"), donate_argnames="pools")
 def step(
-    params: Tree, pools: Pools, row: Row, *, model: Model, shape: Shape
+    params: Tree,
+    pools: Pools,
+    row: Row,
+    guess: Guess | None = None,
+    *,
+    model: Model,
+    shape: Shape,
 ) -> tuple[Pools, Told, Told | None]:
-    """(the pools with the keys and values of the row's tokens, the next token of each text, and of
-    a `scored` shape what follows each token that is read)."""
+    """(the pools with the keys and values of the row's tokens, what is drawn, and of a `scored`
+    shape what follows each token that is read). A `guess` is that of a draft model."""
     # The pools are a tuple of layers, which a loop over layers could not index.
     model = replace(model, execution=replace(Execution(), unroll=0))
-    cache = PagedCache(*pools, row.table_RC, shape.singles, virtual_tokens(params))
+    cache = PagedCache(*pools, row.table_RC, shape.singles, virtual_tokens(params), shape.each)
     batch = {name: getattr(row, f"{name}_T")[None] for name in ("inputs", "positions", "segments")}
     hidden_1TD, cache = model.decode(params, batch, cache)
     logits_MV = model.logits(params, hidden_1TD[:, row.last_M])[0]
-    told = next_tokens(logits_MV, row.draws, row.texts_MS)
+    told = next_tokens(logits_MV, row.draws, row.texts_MS, guess)
     scores = _scores(params, hidden_1TD[0], row, model, shape) if shape.scored else None
     return (cache.keys_PsKH, cache.values_PsKH), told, scores
 
@@ -83,7 +90,7 @@ def step(
 def _scores(params: Tree, hidden_TD: jax.Array, row: Row, model: Model, shape: Shape) -> Told:
     """What follows each token that is read, with its log-probability, a block at a time."""
     told = []
-    for first in range(shape.singles, shape.tokens, _BLOCK):
+    for first in range(shape.tokens - shape.chunk, shape.tokens, _BLOCK):
         block = slice(first, first + _BLOCK)
         logits_tV = model.logits(params, hidden_TD[None, block])[0]
         told.append(tell(logits_tV, row.follows_T[block], row.draws.top))

@@ -5,48 +5,33 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from research.apply import answer, ask
 from research.apply import writer as writers
-from research.apply.brief import read_brief
-from research.apply.complete import GAP, Complete, sentinels_of
+from research.apply.complete import GAP, Complete
 from research.apply.documents import Document, LeftOut, read_documents
 from research.apply.jobs import JOBS, run_job
 from research.apply.output import Output
 from research.apply.summarize import Summarize
 from research.apply.translate import Translate
-from research.apply.windows import pieces
 from research.apply.write import Write
 from research.apply.writer import Writer
-from research.data.tokenizers import load_tokenizer
-from research.infer.sampling import SamplingConfig
+from research.data.brief import read_brief
+from research.data.infill import sentinels_of
+from research.data.pieces import pieces
+from research.retrieval.knowledge import Hit
+from research.retrieval.passages import Passage
+from research.tables.engine import Found
+from tests.apply.echo import BYTES, FLAGS, Echo, echo
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES
 
-BYTES = load_tokenizer("bytes")
-FLAGS = {"style": "", "from_language": "", "to_language": "", "tries": 1}
 DECODER = replace(FAMILIES["llama2_7b"], vocab_size=320, max_length=512)
-
-
-@dataclass(frozen=True)
-class Echo(Writer):
-    """A writer that answers with a function of each prompt's text."""
-
-    answer: object = None
-
-    def write(self, prompts, seed=0):
-        texts = [p if isinstance(p, str) else self.tokenizer.decode(p) for p in prompts]
-        return [self.answer(text) for text in texts]
-
-
-def echo(answer, kind="decoder", context=600, max_tokens=40, **sampling) -> Echo:
-    model = SimpleNamespace(config=SimpleNamespace(kind=kind))
-    config = SamplingConfig(max_tokens=max_tokens, temperature=0, **sampling)
-    return Echo(model, {}, BYTES, config, context, (), answer)
 
 
 def texts(*given) -> list[Document]:
@@ -236,8 +221,15 @@ def test_every_job_writes_through_the_one_function(name, tmp_path, monkeypatch):
         return [SimpleNamespace(text="Text.") for _ in prompts]
 
     monkeypatch.setattr(writers, "generate", generate)
+    near = [Hit(Passage("a.txt", 0, 4, "Text"), 0.9)]
+    known = SimpleNamespace(find=lambda questions, k: [near for _ in questions])
+    monkeypatch.setattr(answer, "open_knowledge", lambda *_: known)
+    found = SimpleNamespace(schema="table a: b", told=[], ask=lambda query: Found((), ((query,),)))
+    monkeypatch.setattr(ask, "Tables", lambda _: found)
     writer = Writer(**{f: getattr(echo(None), f) for f in Writer.__dataclass_fields__})
-    job = JOBS[name].make({**FLAGS, "to_language": "German"}, writer)
+    job = JOBS[name].make(
+        {**FLAGS, "to_language": "German", "knowledge": "x", "table": ["x"]}, writer
+    )
     [row] = job.run(texts("A document."), writer)
     assert row["output"].strip() == "Text." and len(asked) >= 1
 

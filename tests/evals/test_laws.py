@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -11,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.data.brief import Brief
+from research.data.infill import Gap
 from research.data.tokenizers import load_tokenizer
 from research.evals.answers import Answers, Asked
+from research.evals.briefs import Briefs
 from research.evals.choices import Choices, Question
 from research.evals.choose import EVALUATIONS, make_evaluations
 from research.evals.classified import Classified, Labelled
@@ -21,11 +25,15 @@ from research.evals.documents import Document, Documents
 from research.evals.entities import Entities, Tagged
 from research.evals.evaluation import Evaluation, Opened, RunData
 from research.evals.generation import Generation, Task
+from research.evals.grounded import Grounded
+from research.evals.grounded import Question as Grounding
 from research.evals.harness import Harness
 from research.evals.heldout import HeldOut
+from research.evals.infilling import Infilling
 from research.evals.judge import Judge
 from research.evals.needle import Needle
 from research.evals.pairs import PairPerplexity
+from research.evals.queries import Queries, QueriesConfig, wanted_queries
 from research.evals.retrieval import Query, Retrieval
 from research.evals.rewarded import Rewarded
 from research.evals.text_perplexity import TextPerplexity
@@ -58,10 +66,11 @@ TEXT = "Sums, not means: 5 windows of 8 bytes..."
 # What implements a protocol, for mypy.
 ROWS: tuple[type[Evaluation], ...] = (
     *(HeldOut, TextPerplexity, PairPerplexity, Rewarded, Documents, Choices, Generation, Code),
-    *(Classified, Retrieval, Needle, Judge, Answers, Entities),
+    *(Classified, Retrieval, Needle, Judge, Answers, Entities, Queries, Briefs),
+    *(Infilling, Grounded),
 )
 # The programs of these are those of others here, and compiling takes the time.
-ALIKE = {"code", "judge", "needle", "documents"}
+ALIKE = {"code", "judge", "needle", "documents", "queries", "briefs", "infilling", "grounded"}
 
 
 def _is_opened(tiny: "Tiny", trained: TrainedModel) -> list[Opened]:
@@ -131,6 +140,10 @@ ASKED = [Asked(str(n), "q", "a b c", ("b",) * (n % 2)) for n in range(6)]
 TAGGED = [Tagged(str(n), "a b c", ((0, 1, "0"), (2, 3, str(n % 2)))) for n in range(6)]
 PASSAGES = ["the first", "another one", "and a third passage"]
 QUERIES = [Query(str(n), f"which {n}", (n % 3,)) for n in range(6)]
+BRIEFS = [(str(n), Brief("tea", max_words=n + 1, keywords=("a",))) for n in range(2)]
+GROUNDED = [Grounding(str(n), f"which {n}", (str(n),), "a") for n in range(3)]
+GAPS = [(str(n), Gap(f"x = {n}\n", "y = 1", "\n")) for n in range(3)]
+QUESTIONED = wanted_queries(QueriesConfig(limit=3))
 FEW = SamplingConfig(temperature=0.0, max_tokens=4)
 
 
@@ -141,6 +154,10 @@ def grade(prompt: str) -> str:
 
 def written(tasks) -> Generation:
     return Generation(tasks, ("exact_match", "f1", "numeric"), sampling=FEW)
+
+
+def alone(number) -> Briefs:
+    return Briefs(BRIEFS[number : number + 1], sampling=FEW)
 
 
 # (an evaluation, evaluations of the parts of its data) by the row of the table.
@@ -177,11 +194,31 @@ CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
         Needle((192,), (0.0, 1.0), 1),
         [Needle((192,), (0.0,), 1), Needle((192,), (1.0,), 1)],
     ),
+    "queries": lambda: (
+        Queries(QUESTIONED, FEW),
+        [Queries(QUESTIONED[:2], FEW), Queries(QUESTIONED[2:], FEW)],
+    ),
+    "briefs": lambda: (Briefs(BRIEFS, sampling=FEW), [alone(0), alone(1)]),
+    "infilling": lambda: (
+        Infilling(GAPS, "prefix", FEW),
+        [Infilling(GAPS[:1], "prefix", FEW), Infilling(GAPS[1:], "prefix", FEW)],
+    ),
+    "grounded": lambda: (
+        Grounded(GROUNDED, sampling=FEW),
+        [Grounded(GROUNDED[:1], sampling=FEW), Grounded(GROUNDED[1:], sampling=FEW)],
+    ),
     "judge": lambda: (
         Judge(TASKS, grade, sampling=FEW),
         [Judge(TASKS[:2], grade, sampling=FEW), Judge(TASKS[2:], grade, sampling=FEW)],
     ),
 }
+
+# What an extra has runs where that is installed.
+LACKING = {"queries"} if find_spec("duckdb") is None else set()
+TRIED = [
+    pytest.param(name, marks=pytest.mark.skipif(name in LACKING, reason="the extra [apply]"))
+    for name in CASES
+]
 
 
 def test_every_evaluation_has_a_case():
@@ -191,7 +228,7 @@ def test_every_evaluation_has_a_case():
     assert {*ROWS, Harness} == set(EVALUATIONS.values())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", TRIED)
 def test_totals_add_up_over_parts_and_counts_are_positive(name):
     whole, parts = CASES[name]()
     totals, of_parts = whole.run(opened(name)), [part.run(opened(name)) for part in parts]
@@ -201,7 +238,7 @@ def test_totals_add_up_over_parts_and_counts_are_positive(name):
         assert total == pytest.approx(sum(one[key][0] for one in of_parts), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", TRIED)
 def test_two_calls_return_the_same_bits(name):
     evaluation = CASES[name]()[0]
     first = evaluation.run(opened(name))
@@ -209,7 +246,7 @@ def test_two_calls_return_the_same_bits(name):
     assert evaluation.values(first) == evaluation.values(first)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", TRIED)
 def test_items_have_ids_of_their_own_that_another_model_has_too(name):
     evaluation, tiny = CASES[name]()[0], opened(name)
     ids = [item.id for item in evaluation.items(tiny)]

@@ -10,7 +10,7 @@ import pytest
 from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig, log_probability
 from research.models.model import Model, forward
-from research.serve import engine as engine_module
+from research.serve import runner as runner_module
 from research.serve.draw import Told
 from research.serve.engine import Engine
 from research.serve.request import Request
@@ -26,7 +26,7 @@ GREEDY = SamplingConfig(temperature=0.0, max_tokens=6)
 def test_one_call_serves_all_streams(monkeypatch):
     calls = []
     monkeypatch.setattr(
-        engine_module, "step", lambda *args, **how: calls.append(how["shape"]) or step(*args, **how)
+        runner_module, "step", lambda *args, **how: calls.append(how["shape"]) or step(*args, **how)
     )
     served = engine()
     # Prompts of one token: nothing to read before the first step.
@@ -172,14 +172,14 @@ def test_salts_share_nothing():
 def test_no_page_is_lost_after_random_operations(operations, monkeypatch):
     rng = np.random.default_rng(operations)
 
-    def _any_tokens(params, pools, row, *, model, shape):
+    def _any_tokens(params, pools, row, guess, *, model, shape):
         told = Told(
-            rng.integers(0, 3, shape.texts), np.zeros(shape.texts), *np.zeros((2, shape.texts, 20))
+            rng.integers(0, 3, shape.drawn), np.zeros(shape.drawn), *np.zeros((2, shape.drawn, 20))
         )
         return pools, told, None
 
-    monkeypatch.setattr(engine_module, "step", _any_tokens)
-    served, texts = engine(pages=9, length=32), []
+    monkeypatch.setattr(runner_module, "step", _any_tokens)
+    served, texts = engine(pages=9, length=32, drafts=2), []
     for _ in range(operations):
         chosen = rng.random()
         if chosen < 0.25 and len(texts) < 30:
@@ -196,6 +196,7 @@ def test_no_page_is_lost_after_random_operations(operations, monkeypatch):
         served.step()
         texts = [text for text in texts if not text.finish]
     assert served.pages.held == 0 and served.counts.found > 0 and served.counts.preempted > 0
+    assert 0 < served.counts.kept < served.counts.guessed
 
 
 def check_pages(served: Engine, texts: list) -> None:

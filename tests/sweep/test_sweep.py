@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from research.sweep import running
+from research.sweep.outcome import checkpoint_step, outcome
+from research.sweep.plan import write_plan
+from research.sweep.workers import Trainer
 from tests.configs import ROOT
 
 CONFIG = """
@@ -38,19 +43,16 @@ def get_sweep():
 """
 
 
-def command(*arguments: str, **more) -> subprocess.Popen:
-    environment = {name: text for name, text in os.environ.items() if name != "XLA_FLAGS"}
+# As in this process, see conftest.py: whole cells compile for seconds.
+ENVIRONMENT = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+def command(*arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "research.sweep", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment,
-        **more,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT},
     )  # fmt: skip
-
-
-def finished(*arguments: str) -> tuple[int, str]:
-    process = command(*arguments)
-    text, _ = process.communicate(timeout=300)
-    return process.returncode, text
 
 
 def numbers(folder: Path) -> dict[str, dict]:
@@ -59,15 +61,28 @@ def numbers(folder: Path) -> dict[str, dict]:
     return {one["cell"]: {n: one[n] for n in ("state", "metrics", "curves")} for one in records}
 
 
-@pytest.fixture
-def config(tmp_path) -> str:
-    texts = tmp_path / "texts"
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> str:
+    """The config file of a sweep with four cells that can be run, and two that cannot."""
+    folder = tmp_path_factory.mktemp("config")
+    texts = folder / "texts"
     texts.mkdir()
     for number in range(6):
         (texts / f"{number}.txt").write_text(f"the {number} quick brown foxes jump. " * 40)
-    file = tmp_path / "tiny.py"
+    file = folder / "tiny.py"
     file.write_text(CONFIG.format(texts=str(texts), rate=1e-2))
-    return f"--config={file}"
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def calm(config, tmp_path_factory) -> Path:
+    """The folder of the sweep, run undisturbed by one worker, on one core as each of two has."""
+    folder = tmp_path_factory.mktemp("calm") / "sweep"
+    process = command("run", f"--config={config}", f"--workdir={folder}")
+    os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "rate 0.01 needs 4 more seeds" in text, text
+    return folder
 
 
 def trainers(parent: int) -> list[int]:
@@ -83,59 +98,101 @@ def trainers(parent: int) -> list[int]:
     return found
 
 
-@pytest.mark.slow
-def test_a_sweep_that_is_killed_again_and_again_ends_in_the_same_bits(config, tmp_path):
-    code, text = finished("run", config, f"--workdir={tmp_path / 'calm'}", "--workers=2")
-    assert code == 0, text
-    calm = numbers(tmp_path / "calm")
-    assert sorted(one["state"] for one in calm.values()) == ["done"] * 4 + ["failed"] * 2
+def disturbed(config: str, folder: Path, events: list[str], workers: int = 2) -> list[int]:
+    """Runs the sweep to its end through events: "trainer" and "parent" are killed, and "stop" asks
+    to save and end. The exit codes of the parents."""
+    arguments = ("run", f"--config={config}", f"--workdir={folder}", f"--workers={workers}")
+    chance, codes, left = random.Random(0), [], list(events)
+    while not codes or codes[-1] not in (0, 2):
+        process = command(*arguments)
+        while process.poll() is None:
+            time.sleep(chance.uniform(0.1, 0.6))
+            at_work = trainers(process.pid)
+            if left and any(is_training(one) for one in at_work):
+                event = left.pop(0)
+                victim = chance.choice(at_work) if event == "trainer" else process.pid
+                os.kill(victim, signal.SIGTERM if event == "stop" else signal.SIGKILL)
+        process.communicate()
+        codes.append(process.returncode)
+    assert not left
+    return codes
 
-    chance, kills, folder = random.Random(0), 0, tmp_path / "killed"
-    process = command("run", config, f"--workdir={folder}", "--workers=2")
-    while process.poll() is None:
-        time.sleep(chance.uniform(0.5, 3))
-        # One in five times it is the process that gives out the cells.
-        victims = [process.pid] if chance.random() < 0.2 else trainers(process.pid)
-        if kills < 5 and victims:
-            os.kill(chance.choice(victims), signal.SIGKILL)
-            kills += 1
-        if process.poll() == -signal.SIGKILL:
-            process.communicate()
-            process = command("run", config, f"--workdir={folder}", "--workers=2")
-    text, _ = process.communicate()
-    assert process.returncode == 0 and kills, text
-    assert numbers(folder) == calm
+
+def is_training(process: int) -> bool:
+    """True once a process has a run's log as its output."""
+    try:
+        return os.readlink(f"/proc/{process}/fd/1").endswith("output.log")
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_again_and_again_ends_in_the_same_bits(config, calm, tmp_path):
+    folder, events = tmp_path / "killed", ["trainer", "stop", "parent"]
+    assert disturbed(config, folder, events) == [42, -signal.SIGKILL, 0]
+    assert numbers(folder) == numbers(calm)
     lines = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
-    assert sorted(line["cell"] for line in lines) == sorted(calm)
+    assert sorted(line["cell"] for line in lines) == sorted(numbers(calm))
+    assert sum(line["attempts"] for line in lines) > len(lines)
 
 
 @pytest.mark.slow
-def test_a_sweep_from_its_plan_to_its_answer(config, tmp_path):
-    folder = tmp_path / "sweep"
-    where = f"--workdir={folder}"
-    code, text = finished("run", config, where, "--dry_run")
-    assert code == 0 and "6 cells of 6 runs" in text and not folder.exists()
-    assert "--config.optimizer.learning_rate=0.01 --config.train.seed=1" in text
-
-    process = command("run", config, where)
-    while not (folder / "ledger.jsonl").exists() or not any(folder.glob("cells/*/run")):
-        time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    text, _ = process.communicate(timeout=100)
-    assert process.returncode == 42 and "the same command goes on" in text
-    code, text = finished("run", config, where, "--workers=2")
-    assert code == 0 and "rate 0.01 needs 4 more seeds" in text
-    code, text = finished("status", where)
+def test_what_is_said_of_cells_that_ended(calm, capsys):
+    assert sorted(one["state"] for one in numbers(calm).values()) == ["done"] * 4 + ["failed"] * 2
+    running.status(running.open_ledger(str(calm)))
+    text = capsys.readouterr().out
     assert "6 cells: 4 done, 2 failed, 0 diverged, 0 running, 0 to run" in text
     assert "kv_heads=3" in text
 
-    times = {file: file.stat().st_mtime_ns for file in folder.glob("cells/*/cell.json")}
-    code, text = finished("add", config, where, "--seeds=1", "--workers=2")
-    assert code == 0 and "needs 3 more seeds" in text
-    assert times.items() <= {f: f.stat().st_mtime_ns for f in folder.glob("cells/*/*.json")}.items()
-    assert len(list(folder.glob("cells/*/cell.json"))) == 9
 
-    file = Path(config.partition("=")[2])
-    file.write_text(file.read_text().replace("c.checkpoint.every = 3", "c.train.accumulate = 2"))
-    code, text = finished("run", config, where)
-    assert code == 2 and "train.accumulate: 1 -> 2" in text and "--changed=rerun" in text
+def test_a_dry_run_names_the_commands_and_writes_nothing(config, tmp_path, capsys):
+    ledger = running.open_ledger(str(tmp_path / "sweep"))
+    running.dry_run(ledger, *running.plan_sweep(ledger, config, running.load_config(config)))
+    text = capsys.readouterr().out
+    assert "6 cells of 6 runs" in text and not ledger.folder.exists()
+    assert "--config.optimizer.learning_rate=0.01 --config.train.seed=1" in text
+
+
+@pytest.mark.slow
+def test_a_sweep_with_another_config_is_refused(config, calm):
+    ledger = running.open_ledger(str(calm))
+    changed = running.load_config(config)
+    changed.train.accumulate = 2
+    with pytest.raises(ValueError, match="train.accumulate: 1 -> 2.*--changed=rerun"):
+        running.plan_sweep(ledger, config, changed)
+
+
+@pytest.mark.slow
+def test_added_seeds_leave_what_has_ended_alone(config, calm, tmp_path, monkeypatch):
+    shutil.copytree(calm, tmp_path / "more")
+    ledger = running.open_ledger(str(tmp_path / "more"))
+    times = {file: file.stat().st_mtime_ns for file in ledger.folder.glob("cells/*/cell.json")}
+    plan, cells = running.plan_sweep(ledger, config, running.load_config(config), more=1)
+    write_plan(ledger, plan, cells)
+    [some, *_] = (file.parent for file in times if (file.parent / "run").exists())
+
+    def train(_, cell: Path) -> int:  # what a run leaves behind, without one
+        shutil.copytree(some / "run", cell / "run")
+        return 0
+
+    monkeypatch.setattr(Trainer, "train", train)
+    assert running.run_cells(ledger, plan, 1) == 0
+    after = {file: file.stat().st_mtime_ns for file in ledger.folder.glob("cells/*/cell.json")}
+    assert times.items() <= after.items() and len(after) == 9
+
+
+@pytest.mark.slow
+def test_a_run_that_left_off_at_a_rung_ends_in_the_same_bits(calm, tmp_path, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    [key, *_] = (key for key, one in numbers(calm).items() if one["state"] == "done")
+    cell = tmp_path / key
+    cell.mkdir()
+    shutil.copy(calm / "cells" / key / "config.json", cell)
+    trainer = Trainer([min(os.sched_getaffinity(0))], until=6)
+    assert trainer.train(cell) == 0 and checkpoint_step(cell / "run") == 6
+    trainer.until = 0
+    assert trainer.train(cell) == 0
+    trainer.close()
+    ended = outcome(cell / "run", {"eval/loss": "lower"}, 0, "")
+    assert {name: ended[name] for name in ("state", "metrics", "curves")} == numbers(calm)[key]

@@ -4,7 +4,7 @@ byte-level BPE can be trained."""
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,10 +85,10 @@ def _separators(processor: Mapping[str, Any]) -> int:
     return max(1, texts[1] - texts[0] - 1) if len(texts) == 2 else 1
 
 
-def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
+def train(vocab_size: int, texts: Iterable[str], more: Sequence[str] = ()) -> Tokenizer:
     """Byte-level BPE of at most `vocab_size` tokens learnt from the texts, with the reserved
-    special tokens first; lossless for any text. Fewer tokens come back where the texts have fewer
-    pairs to merge."""
+    special tokens and `more` of them first; lossless for any text. Fewer tokens come back where the
+    texts have fewer pairs to merge."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -100,7 +100,7 @@ def train(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(RESERVED),
+        special_tokens=[*RESERVED, *more],
         # All 256 bytes, whether or not the texts have them: only then any text can be encoded.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -10,6 +10,8 @@ from typing import Any, TypedDict
 MOST = 2**24
 SENTINELS = 32  # 15% of 512 tokens in spans of 3 are 26 spans (arXiv:1910.10683, section 3.1.4)
 RESERVED = ("<pad>", "<bos>", "<eos>", "<mask>", *(f"<extra_{n}>" for n in range(SENTINELS)))
+# Of texts with a gap (arXiv:2207.14255), by StarCoder's names; see `research.data.infill`.
+GAPS = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
 
 # Most telling name first: Gemma's vocabulary has "<s>" and "</s>" too, as HTML.
 _NAMES = {

@@ -1,5 +1,6 @@
 """Tokenizers by name: from "bpe:8192", "gpt2", a file or a folder to a `Tokenizer`."""
 
+import functools
 import hashlib
 import os
 import re
@@ -9,21 +10,29 @@ from pathlib import Path
 
 from research.data.tokenizers import byte, huggingface, legacy, ranks, sentencepiece
 from research.data.tokenizers.side_files import read_side_files
-from research.data.tokenizers.special import RESERVED
+from research.data.tokenizers.special import GAPS, RESERVED
 from research.data.tokenizers.template_files import template_fields
 from research.data.tokenizers.tokenizer import RECORD, Tokenizer, refuse_surrogates
 from research.downloads.hub import PREFIX, hub_path
 from research.files import read_json
 
 _WANTED = (
-    "bytes, gpt2, bpe:VOCAB, sentencepiece:VOCAB, hf:ORG/NAME, a tokenizer.json, a "
+    "bytes, gpt2, bpe:VOCAB, bpe:VOCAB+fim, sentencepiece:VOCAB, hf:ORG/NAME, a tokenizer.json, a "
     "sentencepiece .model, a "
     ".tiktoken ranks file, "
     "or a folder with a tokenizer.json, tokenizer.model, vocab.json, vocab.txt or spiece.model"
 )
-_TRAINERS = {"bpe": huggingface.train, "sentencepiece": sentencepiece.train}
+_TRAINERS = {
+    "bpe": huggingface.train,
+    "bpe+fim": functools.partial(huggingface.train, more=GAPS),
+    "sentencepiece": sentencepiece.train,
+}
 # Bytes and special tokens; sentencepiece has <unk> too.
-_SMALLEST = {"bpe": 256 + len(RESERVED), "sentencepiece": 257 + len(RESERVED)}
+_SMALLEST = {
+    "bpe": 256 + len(RESERVED),
+    "bpe+fim": 256 + len(RESERVED) + len(GAPS),
+    "sentencepiece": 257 + len(RESERVED),
+}
 
 # GPT-2's ranks as OpenAI publishes them, MIT licence.
 _GPT2_ARCHIVE = (
@@ -67,7 +76,7 @@ def load_tokenizer(spelling: str | Path, cache_dir: Path | None = None) -> Token
 
 def train_tokenizer(spelling: str | Path, texts: Iterable[str]) -> Tokenizer:
     """The tokenizer of "bpe:VOCAB" or "sentencepiece:VOCAB", learnt from the texts. VOCAB is the
-    number of tokens, special ones included.
+    number of tokens, special ones included; "bpe:VOCAB+fim" has further ones for gaps.
 
     Any other spelling is loaded, and `texts` is not read. ValueError if VOCAB is too small for the
     bytes and special tokens or too large for the texts. Errors raised by `texts` pass through.
@@ -90,14 +99,16 @@ def train_tokenizer(spelling: str | Path, texts: Iterable[str]) -> Tokenizer:
     if tokenizer.vocab_size < vocab_size:
         raise ValueError(
             f"cannot train {spelling!r} on these texts: they give {tokenizer.vocab_size} tokens; "
-            f"use {kind}:{tokenizer.vocab_size} or more text"
+            f"use {re.sub(r'[0-9]+', str(tokenizer.vocab_size), str(spelling))} or more text"
         )
     return tokenizer
 
 
 def _trained(name: str) -> tuple[str, int] | None:
-    match = re.fullmatch(r"(bpe|sentencepiece):(\d+)", name)
-    return (match[1], int(match[2])) if match else None
+    match = re.fullmatch(r"(bpe|sentencepiece):(\d+)|(bpe):(\d+)\+fim", name)
+    if not match:
+        return None
+    return (match[1], int(match[2])) if match[1] else ("bpe+fim", int(match[4]))
 
 
 def _whole(texts: Iterable[str]) -> Iterator[str]:

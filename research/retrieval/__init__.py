@@ -1,0 +1,1 @@
+"""Passages of documents, found by the meaning of a question."""

@@ -1,0 +1,102 @@
+"""The part of an engine that is on the device: the weights, and the pools of pages."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from research.infer.decode_layout import prepare
+from research.models.adapters import virtual_tokens
+from research.models.model import Model
+from research.serve.draw import Told
+from research.serve.shapes import Shape
+from research.serve.speculate import guess, read
+from research.serve.step import Row, make_pools, step
+from research.tree import Tree
+
+
+class Draft(NamedTuple):
+    """A small model that guesses what a large one will write, and its parameters."""
+
+    model: Model
+    params: Tree
+
+
+class Ran(NamedTuple):
+    """What a step gave, on the host: the tokens that went through the model, what was drawn, and
+    what follows each token that was read where its shape is scored."""
+
+    inputs_T: np.ndarray
+    told: Told
+    scores: Told | None
+
+
+class Runner:
+    """A model, a draft if there is one, and their pools of `pages` pages of `page_size` tokens.
+
+    `prepared` says whether the weights are copied into the layout of decoding. ValueError for a
+    draft that does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        params: Tree,
+        pages: int,
+        page_size: int,
+        *,
+        prepared: bool = True,
+        draft: Draft | None = None,
+    ):
+        lay_out: Callable = prepare if prepared else lambda _, params: params
+        self.model, self.params = model, lay_out(model, _prompted(model, params))
+        self.virtual = virtual_tokens(self.params)
+        self._pools = make_pools(model, pages, page_size)
+        self.draft = None
+        if draft is not None:
+            own = _prompted(*draft)
+            _check_draft(model, self.virtual, draft.model, virtual_tokens(own))
+            self.draft = Draft(draft.model, lay_out(draft.model, own))
+            self._draft_pools = make_pools(draft.model, pages, page_size)
+
+    def run(self, row: Row, shape: Shape) -> Ran:
+        """Runs a row of this shape through the model, and through the draft, which keeps up with
+        the model and guesses where the shape has room for it."""
+        guessed = None
+        if self.draft is not None:
+            how = {"model": self.draft.model, "shape": shape}
+            if shape.drafts:
+                self._draft_pools, row, guessed = guess(
+                    self.draft.params, self._draft_pools, row, **how
+                )
+            else:
+                self._draft_pools = read(self.draft.params, self._draft_pools, row, **how)
+        self._pools, told, scores = step(
+            self.params, self._pools, row, guessed, model=self.model, shape=shape
+        )
+        return Ran(*jax.device_get((row.inputs_T, told, scores)))
+
+
+def _prompted(model: Model, params: Tree) -> Tree:
+    return (
+        jax.jit(Model.prompted, static_argnums=0)(model, params) if "prompt" in params else params
+    )
+
+
+def _check_draft(model: Model, virtual: int, draft: Model, own: int) -> None:
+    for name, got, wanted in (
+        ("model.kind", draft.config.kind, model.config.kind),
+        ("model.vocab_size", draft.config.vocab_size, model.config.vocab_size),
+        ("virtual tokens", own, virtual),
+    ):
+        if got != wanted:
+            raise ValueError(
+                f"the draft has {name}={got}, and the model {wanted}; choose a draft of the same "
+                "family"
+            )
+    if draft.config.position == "learned" and draft.config.max_length < model.config.max_length:
+        raise ValueError(
+            f"the draft has {draft.config.max_length:,} positions, and the model "
+            f"{model.config.max_length:,}; choose a draft for texts as long"
+        )
