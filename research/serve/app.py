@@ -135,7 +135,7 @@ class Endpoints:
         body = await _body(http)
         asked: Asked = asks(body, self.served)
         # A large schema takes a second to read, in which others are answered.
-        grammar = await asyncio.to_thread(grammar_of, body, self.served.grammars)
+        grammar = await asyncio.to_thread(grammar_of, body, self.served.grammars, asked.tools)
         answers = Answers(kind, asked, self.served.name, self.served.tokenizer)
         # A ValueError says here what is wrong with a prompt, and not in the worker's thread.
         ids = [self.worker.engine.prompt_ids(one) for one in asked.requests[:: asked.copies]]
