@@ -11,7 +11,7 @@ from typing import Any
 from research.data.tokenizers import Tokenizer
 from research.infer.conversation import answer_ends, conversation, encode_conversation
 from research.infer.prompts import Prompt
-from research.infer.sampling import choose_sampling
+from research.infer.sampling import SamplingConfig, choose_sampling
 from research.serve.draw import ALTERNATIVES
 from research.serve.formats import FIELDS
 from research.serve.grammar import Grammars
@@ -161,6 +161,30 @@ def _asked(
             "send several",
             param="prompt",
         )
+    sampling = _sampling(body, served, most, stop_ids)
+    options = body.get("stream_options") or {}
+    if not isinstance(options, Mapping):
+        raise Refused("stream_options must be an object", param="stream_options")
+    model = check_model_name(body, served)
+    first = Request(
+        "",
+        sampling,
+        alternatives=logprobs or 0,
+        prompt_logprobs=echo and logprobs is not None,
+        adapter=model if model != served.name else "",
+    )
+    requests = [
+        replace(first, prompt=prompt, copy=copy) for prompt in prompts for copy in range(copies)
+    ]
+    stream = field(body, "stream", "boolean", False)
+    usage = field(options, "include_usage", "boolean", False)
+    return Asked(requests, copies, stream, usage, echo, logprobs, model=model)
+
+
+def _sampling(
+    body: Mapping[str, Any], served: Served, most: int, stop_ids: tuple[int, ...]
+) -> SamplingConfig:
+    """How the texts of a request are drawn and where they end."""
     chosen = {
         "temperature": field(body, "temperature", "number", None, 0, 2),
         "top_p": field(body, "top_p", "number", None, 0, 1),
@@ -179,26 +203,9 @@ def _asked(
     if chosen["top_p"] == 0:  # the likeliest token, which a share of nothing would be
         chosen |= {"top_p": None, "temperature": 0.0}
     try:
-        sampling = choose_sampling(served.sampling or {}, chosen)
+        return choose_sampling(served.sampling or {}, chosen)
     except ValueError as error:
         raise Refused(str(error)) from None
-    options = body.get("stream_options") or {}
-    if not isinstance(options, Mapping):
-        raise Refused("stream_options must be an object", param="stream_options")
-    model = check_model_name(body, served)
-    first = Request(
-        "",
-        sampling,
-        alternatives=logprobs or 0,
-        prompt_logprobs=echo and logprobs is not None,
-        adapter=model if model != served.name else "",
-    )
-    requests = [
-        replace(first, prompt=prompt, copy=copy) for prompt in prompts for copy in range(copies)
-    ]
-    stream = field(body, "stream", "boolean", False)
-    usage = field(options, "include_usage", "boolean", False)
-    return Asked(requests, copies, stream, usage, echo, logprobs, model=model)
 
 
 def prompts_of(prompt: Any, name: str) -> list[Prompt]:

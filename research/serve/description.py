@@ -36,23 +36,7 @@ def description(served: Served) -> dict[str, Any]:
     """The description. A request that it allows may be refused all the same, such as one whose
     prompt is too long."""
     names = {"enum": list(served.names)}
-    shared = {
-        "model": names,
-        "max_tokens": _number(1, 2**31, "integer"),
-        "temperature": _number(0, 2),
-        "top_p": _number(0, 1),
-        "top_k": _number(-1, 2**31 - 1, "integer"),
-        "min_p": _number(0, 1),
-        "repetition_penalty": _number(0.01, 100),
-        "n": _number(1, CHOICES, "integer"),
-        "seed": {"type": ["integer", "null"]},
-        "stop": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "maxItems": 16}]},
-        "stop_token_ids": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-        "stream": _FLAG,
-        "response_format": _OBJECT,
-        "regex": _TEXT,
-        "grammar": _TEXT,
-    }
+    shared = _shared(names)
     message = {"type": "object", "required": ["role"], "properties": {"role": _TEXT}}
     message["properties"] = {"role": _TEXT, "content": {"type": ["string", "null"]}}
     completion = shared | {
@@ -86,6 +70,27 @@ def description(served: Served) -> dict[str, Any]:
             "/tokenize": _post("The ids of a text", {"prompt": _TEXT}, "prompt"),
             "/detokenize": _post("The text of ids", {"tokens": {**_IDS, "minItems": 0}}, "tokens"),
         },
+    }
+
+
+def _shared(names: dict[str, Any]) -> dict[str, Any]:
+    """Fields of completions and of conversations."""
+    return {
+        "model": names,
+        "max_tokens": _number(1, 2**31, "integer"),
+        "temperature": _number(0, 2),
+        "top_p": _number(0, 1),
+        "top_k": _number(-1, 2**31 - 1, "integer"),
+        "min_p": _number(0, 1),
+        "repetition_penalty": _number(0.01, 100),
+        "n": _number(1, CHOICES, "integer"),
+        "seed": {"type": ["integer", "null"]},
+        "stop": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "maxItems": 16}]},
+        "stop_token_ids": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "stream": _FLAG,
+        "response_format": _OBJECT,
+        "regex": _TEXT,
+        "grammar": _TEXT,
     }
 
 
