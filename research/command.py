@@ -24,6 +24,7 @@ from typing import Any
 from absl import flags
 
 from research import shipped
+from research.files import flatten
 from research.stopping import Interrupted
 
 DONE, BUG, REFUSED, RETRY, INTERRUPTED, UNREAD = 0, 1, 2, 42, 130, 141
@@ -139,6 +140,10 @@ def _parse(argv: list[str]) -> list[str]:
     of it that cannot be set."""
     # ml_collections reads sys.argv beside the words that it is given.
     sys.argv[:] = argv = shipped.with_files(argv)
+    for word, following in zip(argv, [*argv[1:], ""]):
+        name, given, value = word.partition("=")
+        if name.startswith("--"):
+            _refuse_store(name, value if given else following)
     try:
         return flags.FLAGS(argv)[1:]
     except flags.UnrecognizedFlagError as error:
@@ -185,10 +190,27 @@ def read_config(flag: flags.FlagHolder) -> Any:
     if flag.value is None:
         raise ValueError("give --config=FILE, such as --config=configs/quickstart.py")
     try:
-        flag.value.to_dict()
+        for name, value in flatten(flag.value.to_dict()).items():
+            _refuse_store(f"config.{name}", value)
     except OSError as error:
         raise ValueError(f"the config file cannot be loaded: {_last_line(error)}") from None
     return flag.value
+
+
+def _refuse_store(name: str, value: Any) -> None:
+    """ValueError for the address of an object store, which as a path would be a local folder of
+    that name."""
+    # In a text, such as a prompt, it is no path; a path of several may have it behind a comma.
+    found = isinstance(value, str) and re.fullmatch(
+        r"(?:\S*,)?((gs|gcs|s3|r2|az|abfss?|hdfs)://[^\s,]*)(?:,\S*)?", value
+    )
+    if found:
+        place = f"/mnt/{found[2]}/{found[1].rstrip('/').rpartition('/')[2]}"
+        raise ValueError(
+            f"{name}: {found[1]} is an address in an object store, and files are read and written "
+            f"in mounted file systems; mount it (gcsfuse for gs, s3fs for s3) and give the path, "
+            f"such as {place}"
+        )
 
 
 def _last_line(error: Exception) -> str:

@@ -25,7 +25,7 @@ LEVELS = {
 # Within a level: who may import whom beside itself.
 SAME_LEVEL = {
     "allocator": {"devices"},
-    "command": {"usage", "shipped", "stopping"},
+    "command": {"usage", "shipped", "stopping", "files"},
     "downloads": {"files"},
     "parallel": {"devices", "command"},
     "experiment": {"objectives", "training", "tuning"},
