@@ -161,6 +161,8 @@ def _unused(experts: int, objective: str) -> list[tuple[str, str, Any, str]]:
         unused.append(("execution", "feed_tokens", Execution().feed_tokens, "dense models"))
     else:
         unused.append(("execution", "experts", Execution().experts, "models with experts"))
+    if objective_class(objective).reads != "texts":
+        unused.append(("data", "packing", True, "objectives that read plain texts"))
     if not LAYOUTS[objective_class(objective).reads].answers:
         unused.append(("data", "prompt_tokens", 0, "records of a prompt and answers"))
     # Labels have no logits of words.
