@@ -7,16 +7,22 @@ from typing import Any
 
 from research.serve.grammar import Grammar, Grammars
 from research.serve.refusal import Refused, field
+from research.serve.tools import Tools
 
 FIELDS = {"response_format", "regex", "grammar"}
 SPELT_BYTES = 256 * 1024  # longest grammar
 _TYPES = ("text", "json_object", "json_schema")
 
 
-def grammar_of(body: Mapping[str, Any], grammars: Grammars | None) -> Grammar | None:
-    """The grammar that a request's text must follow, None for any text. `Refused` for several, for
-    one that cannot be read, and where the server reads none."""
+def grammar_of(
+    body: Mapping[str, Any], grammars: Grammars | None, tools: Tools | None = None
+) -> Grammar | None:
+    """The grammar that a request's text must follow, None for any text; that of a call where one of
+    its tools must be called. `Refused` for several, for one that cannot be read, and where the
+    server reads none."""
     wanted = _wanted(body)
+    if tools is not None and tools.forced:
+        wanted.append(("tool_choice", "call", tools))
     if not wanted:
         return None
     if len(wanted) > 1:
@@ -25,12 +31,21 @@ def grammar_of(body: Mapping[str, Any], grammars: Grammars | None) -> Grammar | 
     [(name, kind, spec)] = wanted
     if grammars is None:
         raise Refused(f"{name} is not served here; leave it out", param=name)
-    if len(json.dumps(spec)) > SPELT_BYTES:
+    if kind != "call" and len(json.dumps(spec)) > SPELT_BYTES:
         raise Refused(f"{name} is over {SPELT_BYTES:,} bytes; give a shorter one", param=name)
     try:
+        if kind == "call":
+            return grammars.read("lark", _call(spec, grammars))
         return grammars.read(kind, spec)
     except ValueError as error:
         raise Refused(str(error), param=name) from None
+
+
+def _call(tools: Tools, grammars: Grammars) -> str:
+    """The grammar of a call of one of the tools that are forced."""
+    form, schema = tools.form, json.dumps(tools.form.schema(tools.forced))
+    parts = [grammars.spell(form.opens), f"%json {schema}", grammars.spell(form.closes)]
+    return f"start: {' '.join(filter(None, parts))}"
 
 
 def _wanted(body: Mapping[str, Any]) -> list[tuple[str, str, Any]]:

@@ -62,9 +62,7 @@ class Grammars:
             )
         from llguidance import LLMatcher
 
-        with self._lock:
-            self._vocabulary = self._vocabulary or self._read_vocabulary()
-        vocabulary, rank_V = self._vocabulary
+        vocabulary, rank_V = self._known()
         if kind == "json_schema":
             # Not of the schema's own choice ("x-guidance"): they are not part of JSON schema.
             source = LLMatcher.grammar_from_json_schema(
@@ -79,6 +77,18 @@ class Grammars:
             reason = " ".join(matcher.get_error().split())[:200]
             raise ValueError(f"the {kind} cannot be read: {reason}")
         return Grammar(source, matcher, self._ends, rank_V)
+
+    def spell(self, text: str) -> str:
+        """A text as a grammar of the kind "lark" has it: a special token by its id."""
+        [first, *more] = self._tokenizer.encode(text) if text else [0, 0]
+        if not more and self._known()[0].is_special_token(first):
+            return f"<[{first}]>"
+        return json.dumps(text) if text else ""
+
+    def _known(self) -> tuple[LLTokenizer, np.ndarray]:
+        with self._lock:
+            self._vocabulary = self._vocabulary or self._read_vocabulary()
+        return self._vocabulary
 
     def _read_vocabulary(self) -> tuple[LLTokenizer, np.ndarray]:
         from llguidance import LLTokenizer
