@@ -26,6 +26,7 @@ GGUF = flags.DEFINE_string(
     "gguf", "", "decode: a float32 GGUF file of SmolLM2-135M, with which llama.cpp takes part"
 )
 GIB = flags.DEFINE_float("gib", 4.0, "load: size of the generated weights", lower_bound=0.25)
+FRESH = flags.DEFINE_bool("fresh", False, "load: a process of its own for each turn")
 VECTORS = flags.DEFINE_integer("vectors", 1_000_000, "vectors: how many", lower_bound=1000)
 WORKS = flags.DEFINE_list("works", [], "card: all by default; of " + ", ".join(card_works.WORKS))
 QUICK = flags.DEFINE_bool("quick", False, "card: the most telling works alone, in under 5 minutes")
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(results) if JSON.value else lora.table(results))
         return command.DONE
     if arguments == ["load"]:
-        results = load.compare(GIB.value, ROUNDS.value)
+        results = load.compare(GIB.value, ROUNDS.value, fresh=FRESH.value)
         print(json.dumps(results) if JSON.value else load.table(results))
         return command.DONE
     if arguments == ["vectors"]:

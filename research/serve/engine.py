@@ -9,16 +9,15 @@ An engine belongs to one thread.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from research.data.tokenizers import Tokenizer
 from research.devices.backend import platform
 from research.infer.prompts import check_ids, prompt_ids
 from research.models.model import Model
 from research.serve.assemble import Turn, assemble
+from research.serve.draw import alternatives
 from research.serve.limits import check_model, text_length
 from research.serve.lookup import lookup
 from research.serve.pages import Pages
@@ -63,6 +62,7 @@ class Engine:
                without a guess, with the same random number, and those behind the first that was
                not guessed are thrown away: a text is the same with and without
     draft      a small model of the same vocabulary that guesses them instead
+    adapters   low-rank adapters by name: a request's text is written with the one it names
                (`research.serve.speculate`). Texts at temperature 0 are the same with and without;
                others have the same distribution
 
@@ -84,9 +84,11 @@ class Engine:
         prepared: bool = True,
         drafts: int = 0,
         draft: Draft | None = None,
+        adapters: Mapping[str, Tree] | None = None,
     ):
         check_model(model, rows, chunk, drafts)
-        self.runner = Runner(model, params, pages, page_size, prepared=prepared, draft=draft)
+        more = {"draft": draft, "adapters": adapters}
+        self.runner = Runner(model, params, pages, page_size, prepared=prepared, **more)
         self.model, self.tokenizer, self.share = model, tokenizer, share
         self.pages = Pages(pages, page_size)
         self.length = text_length(model.config, self.runner.virtual, self.pages, length)
@@ -124,7 +126,8 @@ class Engine:
         vocabulary, and one that leaves no room for a token."""
         prompt = self.prompt_ids(request)
         limit = min(request.sampling.max_tokens, self.length - len(prompt))
-        text = Text(self._next, request, prompt, limit, self.tokenizer)
+        adapter = self.runner.adapter(request.adapter)
+        text = Text(self._next, request, prompt, limit, self.tokenizer, adapter)
         self._texts[text.number] = text
         self._waiting.append(text.number)
         self._next += 1
@@ -161,7 +164,7 @@ class Engine:
         if turn.chunk is not None:
             text, tokens = turn.chunk
             if scores is not None:
-                told_of = _alternatives(scores, slice(None), text.request.alternatives)
+                told_of = alternatives(scores, slice(None), text.request.alternatives)
                 text.score(text.cached + 1, scores.logprob_M.tolist(), told_of)
             written += [text] if self._advance(text, tokens, told, shape.drawn - 1) else []
         return written
@@ -282,8 +285,8 @@ class Engine:
                 self.pages.register(text.pages[number], digests[number])
         if text.cached < len(text.ids):
             return False
-        [alternatives] = _alternatives(told, slice(index, index + 1), text.request.alternatives)
-        if text.add(int(told.token_M[index]), float(told.logprob_M[index]), alternatives):
+        [likeliest] = alternatives(told, slice(index, index + 1), text.request.alternatives)
+        if text.add(int(told.token_M[index]), float(told.logprob_M[index]), likeliest):
             self.counts.written += 1
         elif not text.finish:
             text.cached -= 1  # its last token runs again, and another one is drawn
@@ -291,9 +294,3 @@ class Engine:
         if text.finish:
             self._end(text)
         return True
-
-
-def _alternatives(told, rows: slice, count: int) -> list[tuple[tuple[int, float], ...]]:
-    """The first `count` likeliest tokens of some rows, with their log-probabilities."""
-    ids, logprobs = np.asarray(told.top_ids_MA)[rows], np.asarray(told.top_logprobs_MA)[rows]
-    return [tuple(zip(i[:count].tolist(), l[:count].tolist())) for i, l in zip(ids, logprobs)]

@@ -1,6 +1,6 @@
 """The part of an engine that is on the device: the weights, and the pools of pages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from research.infer.decode_layout import prepare
 from research.models.adapters import virtual_tokens
 from research.models.model import Model
+from research.serve.adapters import NONE, with_bank
 from research.serve.draw import Told
 from research.serve.shapes import Shape
 from research.serve.speculate import guess, read
@@ -35,8 +36,9 @@ class Ran(NamedTuple):
 class Runner:
     """A model, a draft if there is one, and their pools of `pages` pages of `page_size` tokens.
 
-    `prepared` says whether the weights are copied into the layout of decoding. ValueError for a
-    draft that does not fit the model.
+    `prepared` says whether the weights are copied into the layout of decoding; `adapters` are
+    low-rank adapters by name, of which each text may have one. ValueError for a draft or an adapter
+    that does not fit the model.
     """
 
     def __init__(
@@ -48,9 +50,12 @@ class Runner:
         *,
         prepared: bool = True,
         draft: Draft | None = None,
+        adapters: Mapping[str, Tree] | None = None,
     ):
         lay_out: Callable = prepare if prepared else lambda _, params: params
-        self.model, self.params = model, lay_out(model, _prompted(model, params))
+        adapters, laid_out = adapters or {}, lay_out(model, _prompted(model, params))
+        self.model, self.params = model, with_bank(laid_out, list(adapters.values()))
+        self._numbers = {"": NONE, **{name: number for number, name in enumerate(adapters)}}
         self.virtual = virtual_tokens(self.params)
         self._pools = make_pools(model, pages, page_size)
         self.draft = None
@@ -59,6 +64,13 @@ class Runner:
             _check_draft(model, self.virtual, draft.model, virtual_tokens(own))
             self.draft = Draft(draft.model, lay_out(draft.model, own))
             self._draft_pools = make_pools(draft.model, pages, page_size)
+
+    def adapter(self, name: str) -> int:
+        """The number of an adapter in the bank. ValueError for a name that there is not."""
+        if name not in self._numbers:
+            known = ", ".join(filter(None, self._numbers)) or "none"
+            raise ValueError(f"no adapter {name!r} here; there are {known}")
+        return self._numbers[name]
 
     def run(self, row: Row, shape: Shape) -> Ran:
         """Runs a row of this shape through the model, and through the draft, which keeps up with

@@ -20,6 +20,7 @@ from research.models.paged import PagedCache, Pool, make_pool
 from research.serve.draw import Draws, Guess, Told, next_tokens, tell
 from research.serve.shapes import Shape
 from research.tree import Tree
+from research.tuning.adapter_bank import select
 
 Pools = tuple[Pool, Pool | None]  # of keys, and of values where these are not the keys
 _BLOCK = 64  # tokens that are read whose logits exist at a time: 64 x 262,144 floats are 64 MiB
@@ -28,7 +29,7 @@ _BLOCK = 64  # tokens that are read whose logits exist at a time: 64 x 262,144 f
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["inputs_T", "positions_T", "segments_T", "table_RC", "last_M", "texts_MS"]
-    + ["draws", "follows_T"],
+    + ["draws", "follows_T", "adapters_T"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Row:
     texts_MS     all tokens of its text up to each of these, -1 behind them
     draws        how its next token is drawn
     follows_T    the token after each, where that is known
+    adapters_T   the adapter of each token's text in the model's bank, -1 for none
     """
 
     inputs_T: np.ndarray
@@ -53,6 +55,7 @@ class Row:
     texts_MS: np.ndarray
     draws: Draws
     follows_T: np.ndarray
+    adapters_T: np.ndarray
 
 
 def make_pools(model: Model, pages: int, page_size: int) -> Pools:
@@ -80,8 +83,9 @@ def step(
     model = replace(model, execution=replace(Execution(), unroll=0))
     cache = PagedCache(*pools, row.table_RC, shape.singles, virtual_tokens(params), shape.each)
     batch = {name: getattr(row, f"{name}_T")[None] for name in ("inputs", "positions", "segments")}
-    hidden_1TD, cache = model.decode(params, batch, cache)
-    logits_MV = model.logits(params, hidden_1TD[:, row.last_M])[0]
+    hidden_1TD, cache = model.decode(select(params, row.adapters_T[None]), batch, cache)
+    head = select(params, row.adapters_T[row.last_M][None])
+    logits_MV = model.logits(head, hidden_1TD[:, row.last_M])[0]
     told = next_tokens(logits_MV, row.draws, row.texts_MS, guess)
     scores = _scores(params, hidden_1TD[0], row, model, shape) if shape.scored else None
     return (cache.keys_PsKH, cache.values_PsKH), told, scores
@@ -92,6 +96,7 @@ def _scores(params: Tree, hidden_TD: jax.Array, row: Row, model: Model, shape: S
     told = []
     for first in range(shape.tokens - shape.chunk, shape.tokens, _BLOCK):
         block = slice(first, first + _BLOCK)
-        logits_tV = model.logits(params, hidden_TD[None, block])[0]
+        head = select(params, row.adapters_T[None, block])
+        logits_tV = model.logits(head, hidden_TD[None, block])[0]
         told.append(tell(logits_tV, row.follows_T[block], row.draws.top))
     return jax.tree.map(lambda *blocks: jnp.concatenate(blocks), *told)
