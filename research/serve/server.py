@@ -54,7 +54,7 @@ def make_server(
             # Before uvicorn's own limit, at which clients would get no answer in our form, and
             # which ends those that are still sending or do not read.
             asyncio.get_running_loop().call_later(max(drain - _LAST, drain / 2), worker.give_up)
-            self.ends = time.monotonic() + drain
+            self.ends = time.monotonic() + max(drain - _LAST / 2, drain / 2)
             await super().shutdown(sockets)
 
     metrics = Metrics(worker.engine)
@@ -69,9 +69,9 @@ def make_server(
     return _Server(config)
 
 
-def run(server: uvicorn.Server, worker: Worker) -> bool:
-    """Serves until SIGTERM or Ctrl-C, or, outside the main thread, until `server.should_exit`;
-    whether the worker's thread has ended too. ValueError for an address at which one cannot
+def run(server: uvicorn.Server, worker: Worker) -> None:
+    """Serves until SIGTERM or Ctrl-C, or, outside the main thread, until `server.should_exit`. The
+    worker's thread may be in a last step behind that. ValueError for an address at which one cannot
     listen."""
 
     async def _until_told() -> None:
@@ -91,5 +91,4 @@ def run(server: uvicorn.Server, worker: Worker) -> bool:
         ) from None
     finally:
         ends = getattr(server, "ends", 0.0)  # never told to stop
-        ended = worker.stop(max(0.1, ends - time.monotonic()))
-    return ended
+        worker.stop(max(0.1, ends - time.monotonic()))
