@@ -230,6 +230,7 @@ def data(e: Experiment, folder: Path, monkeypatch) -> object:
         opened._options(1, 0).max_bad_records,
         opened.labels,
         opened._options(1, 0).prompt_tokens,
+        opened._options(1, 0, seed=0).packing,
         feed.threads,
     )
 
@@ -289,7 +290,7 @@ def sampled(e: Experiment, folder: Path, monkeypatch) -> object:
         ]
 
     p = make_program(e, objective_of(e), jax.devices()[:1])
-    tokenizer = SimpleNamespace(decode=str)
+    tokenizer = SimpleNamespace(decode=str, chat_template=None)
     part = type("Part", (list,), {"longest": lambda self: (3, "")})([prompt])
     feed = sampler.rollout_feed(p, tokenizer, Mixture([part], seed=0))
     feed.sample = dataclasses.replace(feed.sample, engine=write)
