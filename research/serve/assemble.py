@@ -80,6 +80,7 @@ def _blank(shape: Shape, page_size: int) -> Row:
         np.zeros(T, np.int32),
         np.zeros(T, np.int32),
         np.zeros((shape.texts, shape.pages), np.int32),
+        np.zeros(shape.texts, np.int32),
         np.minimum(np.arange(M, dtype=np.int32), T - 1),
         np.full((M, shape.pages * page_size), -1, np.int32),
         draws,
@@ -95,6 +96,7 @@ def _put(row: Row, text: Text, index: int, first: int, ids: Sequence[int], virtu
     row.positions_T[here] = np.arange(text.cached, text.cached + len(ids)) + virtual
     row.segments_T[here] = 1
     row.table_RC[index, : len(text.pages)] = text.pages
+    row.slot_R[index] = text.slot
 
 
 def _draw(row: Row, text: Text, at: int, ahead: Sequence[int]) -> None:

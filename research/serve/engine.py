@@ -10,16 +10,17 @@ An engine belongs to one thread.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from research.data.tokenizers import Tokenizer
 from research.devices.backend import platform
 from research.infer.prompts import check_ids, prompt_ids
+from research.models.kinds import longest_window
 from research.models.model import Model
 from research.serve.assemble import Turn, assemble
-from research.serve.limits import check_model, text_length
+from research.serve.counts import Counts
+from research.serve.limits import check_guesses, check_model, text_length
 from research.serve.lookup import lookup
 from research.serve.pages import Pages
 from research.serve.request import Completion, Request
@@ -28,23 +29,6 @@ from research.serve.schedule import Budget, Running, State, Waiting, schedule
 from research.serve.shapes import Shape, Shapes
 from research.serve.text import Text
 from research.tree import Tree
-
-
-@dataclass
-class Counts:
-    """What an engine has done since its start: calls of the model, tokens that went through it,
-    prompts' tokens that were found in the cache instead, tokens written, texts that were stopped
-    for want of pages, texts that have ended, tokens that were guessed, and how many of these were
-    what was written."""
-
-    steps: int = 0
-    computed: int = 0
-    found: int = 0
-    written: int = 0
-    preempted: int = 0
-    ended: int = 0
-    guessed: int = 0
-    kept: int = 0
 
 
 class Engine:
@@ -65,6 +49,8 @@ class Engine:
     draft      a small model of the same vocabulary that guesses them instead
                (`research.serve.speculate`). Texts at temperature 0 are the same with and without;
                others have the same distribution
+    bits       8 or 4: keys and values are rounded to so many bits once a page is full
+               (`research.models.rounded`); None keeps them in the type of computation
 
     ValueError for a model that is no decoder, and under a mesh of several devices.
     """
@@ -84,9 +70,13 @@ class Engine:
         prepared: bool = True,
         drafts: int = 0,
         draft: Draft | None = None,
+        bits: int | None = None,
     ):
-        check_model(model, rows, chunk, drafts)
-        self.runner = Runner(model, params, pages, page_size, prepared=prepared, draft=draft)
+        check_model(model, rows, chunk)
+        check_guesses(drafts, draft is not None, bits, page_size)
+        self.runner = Runner(
+            model, params, pages, page_size, slots=rows, prepared=prepared, draft=draft, bits=bits
+        )
         self.model, self.tokenizer, self.share = model, tokenizer, share
         self.pages = Pages(pages, page_size)
         self.length = text_length(model.config, self.runner.virtual, self.pages, length)
@@ -100,6 +90,8 @@ class Engine:
         self._running: list[int] = []
         self._waiting: deque[int] = deque()
         self._next = 0
+        self._slots = list(range(rows))
+        self._window = longest_window(model.config)
 
     @property
     def running(self) -> int:
@@ -199,7 +191,7 @@ class Engine:
                     len(t.ids),
                     t.cached,
                     len(t.pages),
-                    self.pages.alone(t.pages),
+                    self.pages.alone(t.pages[t.left :]),
                     len(guesses[t.number]),
                 )
                 for t in running
@@ -244,7 +236,7 @@ class Engine:
         self._waiting.remove(text.number)
         self._running.append(text.number)
         self.pages.share(shared)
-        text.pages = list(shared)
+        text.pages, text.slot = list(shared), self._slots.pop()
         text.cached = len(shared) * self.pages.page_size
         if not text.logprobs:  # and not where it was stopped while it was written
             text.found = min(text.cached, len(text.prompt))
@@ -252,17 +244,28 @@ class Engine:
 
     def _stop(self, text: Text) -> None:
         self._running.remove(text.number)
+        self._slots.append(text.slot)
         self._waiting.appendleft(text.number)
         self._release(text)
         self.counts.preempted += 1
 
     def _release(self, text: Text) -> None:
-        self.pages.release(text.pages)
-        text.pages, text.cached = [], 0
+        self.pages.release(text.pages[text.left :])
+        text.pages, text.cached, text.left = [], 0, 0
+
+    def _leave(self, text: Text) -> None:
+        """Gives back the pages that have left the window of every later token."""
+        left = max(0, text.cached + 1 - self._window) // self.pages.page_size
+        if self._window and left > text.left:
+            self.pages.release(text.pages[text.left : left])
+            text.left = left
 
     def _end(self, text: Text) -> None:
-        queue = self._running if text.number in self._running else self._waiting
-        queue.remove(text.number)
+        if text.number in self._running:
+            self._running.remove(text.number)
+            self._slots.append(text.slot)
+        else:
+            self._waiting.remove(text.number)
         del self._texts[text.number]
         self._release(text)
         self.counts.ended += 1
@@ -277,6 +280,7 @@ class Engine:
             digests = text.digests(self.pages.page_size)
             for number in full:
                 self.pages.register(text.pages[number], digests[number])
+        self._leave(text)
         if text.cached < len(text.ids):
             return False
         [alternatives] = _alternatives(told, slice(index, index + 1), text.request.alternatives)

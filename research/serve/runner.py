@@ -1,5 +1,6 @@
 """The part of an engine that is on the device: the weights, and the pools of pages."""
 
+import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -35,8 +36,9 @@ class Ran(NamedTuple):
 class Runner:
     """A model, a draft if there is one, and their pools of `pages` pages of `page_size` tokens.
 
-    `prepared` says whether the weights are copied into the layout of decoding. ValueError for a
-    draft that does not fit the model.
+    `slots` texts run at a time. `prepared` says whether the weights are copied into the layout of
+    decoding, `bits` in how many bits keys and values are kept, None for the type of computation.
+    ValueError for a draft that does not fit the model.
     """
 
     def __init__(
@@ -46,23 +48,37 @@ class Runner:
         pages: int,
         page_size: int,
         *,
+        slots: int,
         prepared: bool = True,
         draft: Draft | None = None,
+        bits: int | None = None,
     ):
+        # A mesh belongs to a thread, and the one that runs may be another.
+        self._mesh = None if jax.sharding.get_abstract_mesh().empty else jax.sharding.get_mesh()
         lay_out: Callable = prepare if prepared else lambda _, params: params
         self.model, self.params = model, lay_out(model, _prompted(model, params))
         self.virtual = virtual_tokens(self.params)
-        self._pools = make_pools(model, pages, page_size)
+        self._pools = make_pools(model, pages, page_size, slots, bits)
         self.draft = None
         if draft is not None:
             own = _prompted(*draft)
             _check_draft(model, self.virtual, draft.model, virtual_tokens(own))
             self.draft = Draft(draft.model, lay_out(draft.model, own))
-            self._draft_pools = make_pools(draft.model, pages, page_size)
+            self._draft_pools = make_pools(draft.model, pages, page_size, slots, bits)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values, those of the draft included."""
+        pools = [self._pools] + ([] if self.draft is None else [self._draft_pools])
+        return sum(array.nbytes for array in jax.tree.leaves(pools))
 
     def run(self, row: Row, shape: Shape) -> Ran:
         """Runs a row of this shape through the model, and through the draft, which keeps up with
         the model and guesses where the shape has room for it."""
+        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+            return self._run(row, shape)
+
+    def _run(self, row: Row, shape: Shape) -> Ran:
         guessed = None
         if self.draft is not None:
             how = {"model": self.draft.model, "shape": shape}
