@@ -14,6 +14,8 @@
 # ACCELERATOR     as gcloud spells it
 # RUNTIME         software of its machines, otherwise that of the accelerator: v2-alpha-tpuv5-lite,
 #                 v2-alpha-tpuv5, v2-alpha-tpuv6e, or tpu-ubuntu2204-base for v4
+# SWEEP=1         runs an ablation, as research.sweep run; of a slice with one host, and any number
+#                 of slices may share its --workdir
 # SPOT=1          a slice that may be taken away
 # FIT_TARGET      what fit is asked about, instead of the target that ACCELERATOR makes
 # GRAFT_FIT_VENV  environment of fit (.venv-fit)
@@ -105,6 +107,8 @@ run "${vm[@]}" scp "$scratch/graft.tar.gz" "$NAME:" "--zone=$ZONE" --worker=all
 if [ -n "${DRY_RUN:-}" ] || [ -f "$scratch/fit.json" ]; then
   run "${vm[@]}" scp "$scratch/fit.json" "$NAME:" "--zone=$ZONE" --worker=0
 fi
+program="GRAFT_PROCESSES=auto exec \"\$python\" -m research.train"
+[ -z "${SWEEP:-}" ] || program="exec \"\$python\" -m research.sweep run"
 # An older copy's files must go, but not its folder: runs may be in there. JAX itself finds the
 # workers and the coordinator.
 remote="set -e; mkdir -p graft; cd graft; rm -rf research configs launch; tar -xzf ../graft.tar.gz
@@ -112,5 +116,5 @@ mkdir -p $(printf %q "$workdir"); [ ! -f ../fit.json ] || mv ../fit.json $(print
 command -v python3.11 > /dev/null ||
   { sudo apt-get update -qq; sudo apt-get install -y -qq python3.11-venv; }
 source launch/environment.sh; make_environment '[tpu]'
-GRAFT_PROCESSES=auto exec \"\$python\" -m research.train $(printf '%q ' "$@")"
+$program $(printf '%q ' "$@")"
 run "${vm[@]}" ssh "$NAME" "--zone=$ZONE" --worker=all "--command=$remote"

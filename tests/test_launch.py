@@ -19,7 +19,12 @@ SCRIPTS = {
         "POLL_SECONDS": "0",
     },
 }
-SUBMIT = {"slurm": "sbatch", "tpu": "gcloud compute tpus tpu-vm ssh"}
+SCRIPTS["slurm_sweep"] = {"CARD": "h100", "CARDS": "2", "AT_ONCE": "4"}
+SUBMIT = {
+    "slurm": "sbatch",
+    "tpu": "gcloud compute tpus tpu-vm ssh",
+    "slurm_sweep": "sbatch --parsable",
+}
 RECIPE = ["--config=configs/pretrain.py:model=llama3_8b", "--config.mesh=fsdp:-1"]
 
 
@@ -35,10 +40,14 @@ def site(tmp_path):
     `calls`."""
     note = 'echo "$(basename "$0") $*" >> "$CALLS"'
     fit = f"""{note}
-[[ "$*" != *research.fit* ]] || {{ echo "10.00 GiB of 4.00 GiB"; exit "${{FIT_CODE:-0}}"; }}"""
+[[ "$*" != *research.fit* ]] || {{ echo "10.00 GiB of 4.00 GiB"; exit "${{FIT_CODE:-0}}"; }}
+[[ "$*" != *research.sweep\\ plan* ]] || echo 48 cells of 48 runs"""
     for venv in ("venv", "fit"):
         write_program(tmp_path / venv / "bin" / "python", fit)
-    write_program(tmp_path / "bin" / "sbatch", f"{note}\ncat > {tmp_path}/job")
+    sbatch = f"""{note}
+case "$*" in *--parsable*) echo 7 ;; esac
+[[ "$*" == *--wrap* ]] || cat > {tmp_path}/job"""
+    write_program(tmp_path / "bin" / "sbatch", sbatch)
     # The request is new: its slice is there after it was created.
     gcloud = f"""{note}
 case "$*" in *tpu-vm\\ describe*value*) echo READY ;; *tpu-vm\\ describe*) exit 1 ;; esac"""
@@ -74,7 +83,7 @@ def test_fit_is_asked_first_with_the_recipe(site, name):
     kinds = [index for index, call in enumerate(calls) if "-m research.fit " in call]
     submitted = [index for index, call in enumerate(calls) if call.startswith(SUBMIT[name])]
     assert len(kinds) == len(submitted) == 1 and kinds[0] < submitted[0]
-    target = {"slurm": "h100:2x8", "tpu": "v5e:4x4"}[name]
+    target = {"slurm": "h100:2x8", "tpu": "v5e:4x4", "slurm_sweep": "h100:2"}[name]
     assert f"-m research.fit {' '.join(RECIPE)} --target={target} --workdir=" in calls[kinds[0]]
     assert "10.00 GiB" in done.stdout
 
@@ -152,6 +161,34 @@ def test_a_job_is_queued_again_while_it_gets_on(site, end):
     # What is not queued again although it could be is said in one line.
     silent = queued or code in (0, 1)
     assert done.stderr.count("\n") == (0 if silent else 1), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "queued"), [(0, 0, 0), (2, 0, 0), (42, 3, 1), (137, 0, 1), (42, 100, 0)]
+)
+def test_an_index_of_a_sweep_is_a_cell_and_is_queued_again_if_it_was_ended(
+    site, code, restarts, queued
+):
+    done, calls = launch(site, "slurm_sweep")
+    assert "array 7 of 48 cells" in done.stdout
+    [array, report] = [call for call in calls if call.startswith("sbatch ")]
+    assert "--array=0-47%4" in array and "--requeue" in array and "--gpus-per-node=2" in array
+    assert "--dependency=afterany:7" in report and "research.sweep report" in report
+    settings = {
+        "PATH": f"{site}/bin:{os.environ['PATH']}", "CALLS": str(site / "job_calls"),
+        "SLURM_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "12", "SRUN_CODE": str(code),
+        "SLURM_RESTART_COUNT": str(restarts),
+    }  # fmt: skip
+    job = subprocess.run(["bash", site / "job"], env={**os.environ, **settings})
+    text = (site / "job_calls").read_text()
+    assert job.returncode == code and text.count("scontrol requeue 9") == queued
+    assert f"-m research.sweep cell --workdir={site}/run --index=12" in text
+
+
+def test_a_slice_can_run_a_sweep(site):
+    done, _ = launch(site, "tpu", DRY_RUN="1", SWEEP="1")
+    assert "-m research.sweep run --config" in done.stdout.replace("\\", "")
+    assert "GRAFT_PROCESSES" not in done.stdout
 
 
 @pytest.mark.parametrize(

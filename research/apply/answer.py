@@ -11,9 +11,10 @@ from research.apply.job import Job, Result
 from research.apply.progress import progress
 from research.apply.writer import Writer
 from research.data.documents import digest
+from research.data.grounding import CUE, INSTRUCTION, NOTHING, grounded_text
 from research.downloads.cache import cache_directory
 from research.interop.load import load
-from research.retrieval.grounding import CUE, INSTRUCTION, NOTHING, cite, grounded_text
+from research.retrieval.citations import SIMILARITY, cite
 from research.retrieval.knowledge import Hit, Knowledge, learn
 
 
@@ -24,7 +25,7 @@ class Answer(Job):
 
     knowledge: Knowledge
     passages: int = 4
-    similarity: float = 0.35
+    similarity: float = SIMILARITY
 
     max_tokens: ClassVar[int] = 64
 

@@ -1,1 +1,1 @@
-"""Quantization that looks at data: calibration, GPTQ, AWQ, SmoothQuant."""
+"""Smaller models: calibration, quantization that looks at data, pruning, less depth and width."""

@@ -1,21 +1,22 @@
-"""Post-training quantization with calibration texts, and the error that quantization makes, one
+"""Post-training quantization and pruning with calibration texts, and the error that they make, one
 layer of a decoder at a time.
 
-A layer is run over all batches with leaves that note their inputs, quantized, and run again, so the
-next layer is calibrated with states that quantized layers give. Only one layer's activations and
+A layer is run over all batches with leaves that note their inputs, changed, and run again, so the
+next layer is calibrated with states that changed layers give. Only one layer's activations and
 gram matrices exist at a time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from research import tree
-from research.compress.methods import METHODS, Request, quantize_layer
+from research.compress.methods import METHODS, Request, Seen, quantize_layer
 from research.compress.observe import Inputs, Observed
 from research.models.config import dense_config
 from research.models.kinds import layer_kind
@@ -42,39 +43,77 @@ def calibrate(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}; choose one of {', '.join(METHODS)}")
-    c, specs = model.config, model.specs()
+    specs = model.specs()
+    quantize_specs(specs, rules, group)  # for its errors, which name the path
+    formats = _formats(specs, rules)
+    by_path = tree.paths(specs)
+    # Paths without "layers/": a layer is run and quantized by itself.
+    layer_formats = dict(zip(_layer_paths(specs, list(formats)), formats.values()))
+    inputs = {path: by_path[f"layers/{path}"].inputs for path in layer_formats}
+    request = Request(layer_formats, inputs, group)
+
+    def _change(layer: dict[str, Any], seen: Seen) -> dict[str, Any]:
+        return quantize_layer(model.config, layer, seen, request, method)
+
+    return by_layer(model, params, list(formats), batches, _change)
+
+
+def by_layer(
+    model: Model,
+    params: tree.Tree,
+    paths: Sequence[str],
+    batches: Sequence[Batch],
+    change: Callable[[dict[str, Any], Seen], dict[str, Any]],
+) -> tree.Tree:
+    """The parameters with every layer changed by `change(leaves of a layer by path, the `Inputs` of
+    those at `paths` by path)`, both without "layers/", from the first layer to the last.
+
+    A layer sees the states that the changed layers before it give. ValueErrors as `calibrate` has
+    them for the model and the paths.
+    """
+    c = model.config
     _check_decoder(model)
     if c.dense_layers:
         raise ValueError(
             f"model.dense_layers={c.dense_layers} are no layers like those behind them, of which "
-            "all are quantized alike; set --method=rtn"
+            "all are calibrated alike; take a method without calibration: --method=rtn of "
+            "research.quantize, or magnitude of research.compress"
         )
-    quantize_specs(specs, rules, group)  # for its errors, which name the path
-    # Paths without "layers/": a layer is run and quantized by itself.
-    layer_formats, by_path = _layer_formats(specs, rules), tree.paths(specs)
-    inputs = {path: by_path[f"layers/{path}"].inputs for path in layer_formats}
+    observed_paths = tuple(_layer_paths(model.specs(), paths))
     states = [_embed(params, batch, model=model) for batch in batches]
-    quantized_layers = []
+    changed_layers = []
     for index in range(c.layers):
         layer, seen, kind = layer_of(params["layers"], index), None, layer_kind(c, index)
         for batch, x_BTD in zip(batches, states):
             # Statistics are sums, so those of all batches add up.
-            observed = _observe(layer, x_BTD, batch, kind, model=model, paths=tuple(layer_formats))
+            observed = _observe(layer, x_BTD, batch, kind, model=model, paths=observed_paths)
             seen = (
                 observed
                 if seen is None
                 else jax.tree.map(lambda a, b: a + b, seen, observed, is_leaf=_is_inputs)
             )
-        leaves = tree.paths(layer, is_leaf)
-        layer = tree.unflatten(
-            quantize_layer(c, leaves, seen, Request(layer_formats, inputs, group), method)
-        )
-        # The layer runs a second time: the next one is calibrated on what quantized layers give.
+        layer = tree.unflatten(change(tree.paths(layer, is_leaf), seen))
+        # The layer runs a second time: the next one is calibrated on what changed layers give.
         states = [
             _run(layer, x_BTD, batch, kind, model=model) for batch, x_BTD in zip(batches, states)
         ]
-        quantized_layers.append(layer)
-    return {**params, "layers": stack(quantized_layers)}
+        changed_layers.append(layer)
+    return {**params, "layers": stack(changed_layers)}
+
+
+def walk(
+    model: Model, params: tree.Tree, batches: Sequence[Batch]
+) -> Iterator[tuple[int, tree.Tree, list[jax.Array], list[jax.Array]]]:
+    """(number, parameters, states [B, T, D] before, states after) of each layer, the states by
+    batch. One layer's states exist at a time. ValueError for what is no decoder."""
+    _check_decoder(model)
+    states = [_embed(params, batch, model=model) for batch in batches]
+    for index in range(model.config.layers):
+        of, layer_in = _one_stack(model, index)
+        layer, kind = layer_in(params), layer_kind(model.config, index)
+        after = [_run(layer, x_BTD, batch, kind, model=of) for batch, x_BTD in zip(batches, states)]
+        yield index, layer, states, after
+        states = after
 
 
 def layer_errors(
@@ -125,22 +164,24 @@ def windows(ids: np.ndarray, length: int, rows: int) -> list[Batch]:
     ]
 
 
-def _layer_formats(specs: tree.Tree, rules: Rules) -> dict[str, str]:
-    """Formats by path in one layer, which is what runs alone. ValueError for any other path."""
-    formats = {
-        path: format
-        for path, format in tree.paths(
-            tree.choose(rules, specs), is_leaf=lambda node: node is None
-        ).items()
-        if format
-    }
+def _formats(specs: tree.Tree, rules: Rules) -> dict[str, str]:
+    """The formats that rules choose, by path."""
+    choices = tree.paths(tree.choose(rules, specs), is_leaf=lambda node: node is None)
+    return {path: format for path, format in choices.items() if format}
+
+
+def _layer_paths(specs: tree.Tree, paths: Sequence[str]) -> list[str]:
+    """The paths in one layer, which is what runs alone. ValueError for any other path."""
     by_path = tree.paths(specs)
     # Experts see different tokens of one product, and tables are read by rows: neither has inputs
     # that are observed here.
-    for path in formats:
+    for path in paths:
         if not path.startswith("layers/") or "experts" in by_path[path].axes:
-            raise ValueError(f"{path} is no single matrix of a layer; set --method=rtn")
-    return {path.removeprefix("layers/"): format for path, format in formats.items()}
+            raise ValueError(
+                f"{path} is no single matrix of a layer, so its inputs are not observed; take "
+                "--method=rtn of research.quantize, or magnitude of research.compress"
+            )
+    return [path.removeprefix("layers/") for path in paths]
 
 
 def _one_stack(model: Model, index: int) -> tuple[Model, Callable[[tree.Tree], tree.Tree]]:

@@ -56,11 +56,13 @@ def read_texts(loaded: Loaded, settings: Settings) -> Texts:
         )
     # Errors are measured on held-out documents, and calibration sees only the others.
     source = open_source(settings.data, cache_directory())
-    heldout = _first_ids(loaded.tokenizer, source.heldout, settings.tokens + 1, settings.data)
+    heldout = first_ids(
+        loaded.tokenizer, source.heldout, settings.tokens + 1, f"--data={settings.data}"
+    )
     calibration = None
     if settings.method != "rtn":
         count = settings.calibration_tokens
-        calibration = _first_ids(loaded.tokenizer, source.train, count, settings.data)
+        calibration = first_ids(loaded.tokenizer, source.train, count, f"--data={settings.data}")
     return Texts(settings.data, source.fingerprint, heldout, calibration)
 
 
@@ -132,8 +134,9 @@ def measure(
     }
 
 
-def _first_ids(tokenizer: Any, documents: Any, count: int, source: str) -> np.ndarray:
-    """The first `count` ids of documents, each begun by the token that begins or ends a text."""
+def first_ids(tokenizer: Any, documents: Any, count: int, source: str) -> np.ndarray:
+    """The first `count` ids of documents, each begun by the token that begins or ends a text.
+    ValueError, with the `source` as it was asked for, where it has too few."""
     first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     ids: list[int] = []
     for index in range(len(documents)):
@@ -142,7 +145,7 @@ def _first_ids(tokenizer: Any, documents: Any, count: int, source: str) -> np.nd
         if len(ids) >= count:
             return np.array(ids[:count], np.int32)
     raise ValueError(
-        f"--data={source} has {len(ids)} tokens, wanted {count}; give more text or ask for fewer"
+        f"{source} has {len(ids)} tokens, wanted {count}; give more text or ask for fewer"
     )
 
 

@@ -1,13 +1,13 @@
 """Prompts to continue, each with the record that a reward is computed from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from research.data.census import Census
-from research.data.chat import TRAINING_DAY, render_chat
+from research.data.chat import TRAINING_DAY, end_of_turn, render_chat
 from research.data.chat_sandbox import ChatRefused
 from research.data.conversations import plain, with_text
 from research.data.documents import Documents, UnreadableRecord, digest
@@ -126,3 +126,17 @@ def prompt_windows(documents: Documents, options: WindowOptions) -> Prompts:
 def record_of(window: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The record of a window of `Prompts`."""
     return json.loads(window["record"].tobytes())
+
+
+def answer_ends(tokenizer: Tokenizer, records: Iterable[Mapping[str, Any]]) -> tuple[int, ...]:
+    """The token with which the chat template ends an answer, if any of the prompts are messages:
+    models of some families end texts with another one. () for texts, and without such a token."""
+    if tokenizer.chat_template is None or not any(map(has_messages, records)):
+        return ()
+    end = end_of_turn(tokenizer)
+    return () if end is None else (end,)
+
+
+def has_messages(record: Mapping[str, Any]) -> bool:
+    """Whether the prompt of a record is messages, and no text."""
+    return not isinstance(record["prompt"], str)

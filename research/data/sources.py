@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from research.data.addition import open_addition, open_addition_texts
+from research.data.addition import open_addition, open_addition_texts, open_tagged_addition
 from research.data.alpaca import (
     open_alpaca,
     open_dpo_en_demo,
@@ -29,6 +29,11 @@ from research.data.documents import (
 from research.data.files import FileDocuments
 from research.data.gym import open_gym
 from research.data.infill import Infilled
+from research.data.job_conversations import (
+    open_alpaca_briefs,
+    open_narrativeqa,
+    open_xsum,
+)
 from research.data.layouts import LAYOUTS, choose_columns
 from research.data.number_words import open_number_pairs, open_number_texts
 from research.data.table_questions import open_table_questions
@@ -197,7 +202,11 @@ SOURCES: dict[str, NamedSource] = {
     "kto_en_demo": NamedSource(open_kto_en_demo, gives="judgements"),
     "addition": NamedSource(open_addition, gives="prompts"),
     "addition_texts": NamedSource(open_addition_texts, gives="texts"),
+    "tagged_addition": NamedSource(open_tagged_addition, gives="prompts"),
     "table_questions": NamedSource(open_table_questions, gives="texts"),
+    "xsum": NamedSource(open_xsum, gives="conversations"),
+    "alpaca_briefs": NamedSource(open_alpaca_briefs, gives="conversations"),
+    "narrativeqa": NamedSource(open_narrativeqa, gives="conversations"),
     "number_words": NamedSource(open_number_pairs, gives="pairs"),
     "number_texts": NamedSource(open_number_texts, gives="texts"),
 }

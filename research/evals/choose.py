@@ -12,6 +12,7 @@ from research.evals.documents import Documents
 from research.evals.entities import Entities
 from research.evals.evaluation import Evaluation, RunData
 from research.evals.generation import Generation
+from research.evals.grounded import Grounded
 from research.evals.harness import Harness
 from research.evals.heldout import HeldOut
 from research.evals.infilling import Infilling
@@ -43,6 +44,7 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "queries": Queries,
     "briefs": Briefs,
     "infilling": Infilling,
+    "grounded": Grounded,
     "judge": Judge,
     "harness": Harness,
 }

@@ -43,13 +43,14 @@ class QueriesConfig:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A question, the query that answers it, and the rows or the file of its table."""
+    """A question, the query that answers it, and the rows and schema or the file of its table."""
 
     id: str
     question: str
     query: str
     template: str = ""
     rows: tuple[tuple[str, tuple], ...] = ()
+    schema: str = ""
     file: str = ""
 
     def tables(self, seconds: float) -> Tables:
@@ -89,25 +90,26 @@ class Queries(Evaluation):
     def items(self, opened: Opened) -> Iterator[Item]:
         """An item a question."""
         asked = Asked(chat=self.chat)
-        texts, found = [], []
-        for one in self.wanted:
-            tables = one.tables(self.seconds)
-            text = question_text(tables.schema, one.question)
-            texts.append(f"{INSTRUCTION}\n\n{text}" if self.chat else f"{text}{CUE}")
-            found.append(tables.ask(one.query))
-            tables.close()
+        texts = [self._text(one) for one in self.wanted]
         written = write(opened, asked, texts, self.sampling)
-        for one, text, right, said in zip(self.wanted, texts, found, written):
-            yield self._item(one, text, right, query_of(said.text))
+        for one, text, said in zip(self.wanted, texts, written):
+            yield self._item(one, text, query_of(said.text))
 
-    def _item(self, one: Wanted, text: str, right: Found, query: str) -> Item:
-        tables, reason = one.tables(self.seconds), ""
-        try:
-            found = tables.ask(query)
-        except ValueError as error:
-            found, reason = None, str(error)
-        finally:
+    def _text(self, one: Wanted) -> str:
+        schema = one.schema
+        if not schema:
+            tables = one.tables(self.seconds)
+            schema = tables.schema
             tables.close()
+        text = question_text(schema, one.question)
+        return f"{INSTRUCTION}\n\n{text}" if self.chat else f"{text}{CUE}"
+
+    def _item(self, one: Wanted, text: str, query: str) -> Item:
+        tables = one.tables(self.seconds)
+        (right, wrong), (found, reason) = _asked(tables, one.query), _asked(tables, query)
+        tables.close()
+        if right is None:
+            raise ValueError(f"the query of record {one.id} of the data is refused: {wrong}")
         equal = " ".join(query.lower().split()) == " ".join(one.query.lower().split())
         totals: Totals = {
             "executed": (float(found is not None and same_rows(found, right)), 1.0),
@@ -118,12 +120,23 @@ class Queries(Evaluation):
         return Item(one.id, totals, told, {"template": one.template} if one.template else {})
 
 
+def _asked(tables: Tables, query: str) -> tuple[Found | None, str]:
+    """(what a query found, "") or (None, why it was refused)."""
+    try:
+        return tables.ask(query), ""
+    except ValueError as error:
+        return None, str(error)
+
+
 def wanted_queries(config: QueriesConfig) -> list[Wanted]:
     """The questions of the data. ValueError for a record without a question, query or table."""
     if config.data in ("made", "learnt"):
         made = made_questions(config.limit or 200, config.seed, config.data == "made")
         return [
-            Wanted(str(n), q.question, q.query, q.template, ((q.table.name, q.table.rows),))
+            Wanted(
+                *(str(n), q.question, q.query, q.template),
+                *(((q.table.name, q.table.rows),), q.table.schema()),
+            )
             for n, q in enumerate(made)
         ]
     beside = Path(config.data).expanduser().parent

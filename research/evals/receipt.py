@@ -27,6 +27,8 @@ class Comparison:
     mean_kl, kl_99       mean and 99th percentile of KL(original || changed), in nats per token
     flip_rate            share of tokens at which the likeliest next token is another one
     mean_difference, largest_difference   of the absolute difference of logits
+    kl_50, kl_95, kl_999, largest_kl      further percentiles of that KL, and its largest value
+    rms_change           root of the mean squared change of a target's probability, 0 to 1
     """
 
     score: Score
@@ -35,6 +37,11 @@ class Comparison:
     flip_rate: float
     mean_difference: float
     largest_difference: float
+    kl_50: float = 0.0
+    kl_95: float = 0.0
+    kl_999: float = 0.0
+    largest_kl: float = 0.0
+    rms_change: float = 0.0
 
 
 def compare(
@@ -43,8 +50,10 @@ def compare(
     changed: Mapping[str, tree.Tree],
     ids: np.ndarray,
     window: int,
+    models: Mapping[str, Model] | None = None,
 ) -> tuple[Score, dict[str, Comparison]]:
-    """(the original's score, the comparison of each changed model with it).
+    """(the original's score, the comparison of each changed model with it). A changed model of
+    another shape has its `Model` in `models`.
 
     Predicts every id of [N] but the first from those before it in its window of `window` tokens;
     ids at the end that do not fill a window are left out.
@@ -59,21 +68,28 @@ def compare(
         logits_BTV = _logits(original, batch, model=model)
         nll += float(np.asarray(cross_entropy(logits_BTV, targets_BT)[1], np.float64).sum())
         tokens += targets_BT.size
-        # Five numbers a token leave the device, since logits of a whole text would not fit.
+        # Six numbers a token leave the device, since logits of a whole text would not fit.
         for name, params in changed.items():
-            noted = _differences(logits_BTV, params, batch, targets_BT, model=model)
-            notes[name].append(np.asarray(noted, np.float64).reshape(5, -1))
+            of = (models or {}).get(name, model)
+            noted = _differences(logits_BTV, params, batch, targets_BT, model=of)
+            notes[name].append(np.asarray(noted, np.float64).reshape(6, -1))
     comparisons = {}
     for name, batches in notes.items():
-        nll_M, kl_M, flips_M, mean_M, largest_M = np.concatenate(batches, axis=1)
+        nll_M, kl_M, flips_M, mean_M, largest_M, change_M = np.concatenate(batches, axis=1)
+        # The tail, since a mean hides a few tokens that are badly off.
+        kl_50, kl_95, kl_99, kl_999 = np.quantile(kl_M, (0.5, 0.95, 0.99, 0.999)).tolist()
         comparisons[name] = Comparison(
             Score(float(nll_M.sum()), tokens, None),
             float(kl_M.mean()),
-            # The tail, since a mean hides a few tokens that are badly off.
-            float(np.quantile(kl_M, 0.99)),
+            kl_99,
             float(flips_M.mean()),
             float(mean_M.mean()),
             float(largest_M.max()),
+            kl_50,
+            kl_95,
+            kl_999,
+            float(kl_M.max()),
+            float(np.sqrt(np.mean(change_M**2))),
         )
     return Score(nll, tokens, None), comparisons
 
@@ -154,8 +170,8 @@ def _differences(
     *,
     model: Model,
 ) -> jax.Array:
-    """Five numbers for every token, float32 [5, B, T]: nats, KL, 1 if the likeliest token changed,
-    mean and largest absolute difference of its logits."""
+    """Six numbers for every token, float32 [6, B, T]: nats, KL, 1 if the likeliest token changed,
+    mean and largest absolute difference of its logits, change of the target's probability."""
     other_BTV = _logits(params, batch, model=model)
     # KL(p || q) = sum p (log p - log q), in nats: what a code made for q loses on texts of p.
     p_BTV, q_BTV = jax.nn.log_softmax(logits_BTV), jax.nn.log_softmax(other_BTV)
@@ -167,4 +183,5 @@ def _differences(
     # same, as a change of the numbers.
     off_BTV = jnp.abs(other_BTV - logits_BTV)
     nll_BT = cross_entropy(other_BTV, targets_BT)[1]
-    return jnp.stack([nll_BT, kl_BT, flips_BT, off_BTV.mean(-1), off_BTV.max(-1)])
+    change_BT = jnp.exp(-nll_BT) - jnp.exp(-cross_entropy(logits_BTV, targets_BT)[1])
+    return jnp.stack([nll_BT, kl_BT, flips_BT, off_BTV.mean(-1), off_BTV.max(-1), change_BT])

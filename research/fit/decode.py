@@ -12,8 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research.experiment.config import Experiment
 from research.fit.targets import Target
+from research.infer.decode import ROWS
 from research.infer.decode_layout import is_faster, lay_out
-from research.infer.padding import chunk_size
+from research.infer.padding import bucket, chunk_size, row_count
 from research.infer.sampling import SamplingConfig
 from research.infer.steps import DecodeState, advance, empty
 from research.models.cache import StackedCache
@@ -23,6 +24,7 @@ from research.models.model import Model
 from research.models.spec import abstract
 from research.parallel.axes import merge_rules
 from research.parallel.mesh import make_mesh
+from research.run.program import Program
 from research.training.state import device_bytes
 from research.tree import Tree
 from research.tuning.method import split_specs
@@ -118,14 +120,31 @@ def plan_decode(experiment: Experiment, target: Target) -> Decode:
     params = attach(abstract(frozen, dtype, mesh, rules), abstract(trainable, dtype, mesh, rules))
     # The batch of training stands for that of serving: rows written at the same time.
     rows, length = e.data.global_batch(mesh.size), e.data.sequence_length
+    return _plan(model, mesh, params, rows, length, lays_out=True)
+
+
+def plan_rollouts(program: Program, target: Target, texts: int) -> Decode:
+    """The decoding of the texts that a run trains on, as many at once as generation takes, with the
+    parameters of its state: an accelerator has no second copy of them in another layout."""
+    e, mesh = program.experiment, program.mesh
+    model = Model(e.model, e.precision, Execution(), program.rules)
+    rows = min(row_count(texts, model), ROWS)
+    length = bucket(program.objective.window_length(e.data.sequence_length))
+    on_cpu = target.platform == "cpu"
+    return _plan(model, mesh, program.state.params, rows, length, lays_out=on_cpu)
+
+
+def _plan(
+    model: Model, mesh: Mesh, params: Tree, rows: int, length: int, *, lays_out: bool
+) -> Decode:
     with jax.set_mesh(mesh):
         # Only shapes are computed: a 405B model is planned on a laptop.
-        prepared = _placed(jax.eval_shape(partial(_prepared, model), params), mesh)
+        prepared = jax.eval_shape(partial(_prepared, model), params) if lays_out else params
         state = jax.eval_shape(partial(_started, model, rows, length), params)
         # Layers that are laid out one by one want a cache that is split the same way.
         if isinstance(prepared["layers"], tuple):
             state = replace(state, cache=jax.eval_shape(StackedCache.layered, state.cache))
-    return Decode(model, mesh, prepared, _placed(state, mesh), length)
+    return Decode(model, mesh, _placed(prepared, mesh), _placed(state, mesh), length)
 
 
 def _prepared(model: Model, params: Tree) -> Tree:

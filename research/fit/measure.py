@@ -46,7 +46,10 @@ def measure(
     lowered = _lower(subject, target)
     seconds["lower"] = time.monotonic() - began
     # The text is the program: two configs that lower to it share one compile.
-    cached = recall(lowered.as_text())
+    text = lowered.as_text()
+    if subject.sampling is not None:
+        text += subject.sampling.lowered.as_text()
+    cached = recall(text)
     if cached is not None:
         return cached
     tell("compiling")
@@ -62,6 +65,9 @@ def measure(
     seconds["compile"] = time.monotonic() - began
     tell("reading")
     fit = _read(subject, target, dtype, executed, compiled)
+    if subject.sampling is not None:
+        tell("compiling the sampling")
+        fit = subject.sampling.beside(fit)
     return replace(fit, compile_seconds={name: round(one, 2) for name, one in seconds.items()})
 
 

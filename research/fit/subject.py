@@ -11,6 +11,7 @@ from research.fit import flops as counts
 from research.fit.compile import plan, trace
 from research.fit.decode import plan_decode
 from research.fit.minimal_traffic import least_bytes
+from research.fit.sampling import SampledTexts, sampled_texts
 from research.fit.targets import Target
 from research.training.flops import decode_flops
 from research.training.state import device_bytes
@@ -26,6 +27,7 @@ class Subject(Protocol):
     tokens       of a step over all devices
     model_flops  what the model needs for them
     least_bytes  of collectives that the sharding needs; None where it is not counted
+    sampling     the decoding of the texts that it trains on; None where the data have them
     """
 
     step: str
@@ -36,6 +38,7 @@ class Subject(Protocol):
     tokens: int
     model_flops: float
     least_bytes: int | None
+    sampling: SampledTexts | None
 
     def lower(self) -> jax.stages.Lowered:
         """The step, lowered and not compiled."""
@@ -52,6 +55,7 @@ class TrainStep:
     step: str = "train"
     trains: bool = True
     least_bytes: int | None
+    sampling: SampledTexts | None
 
     def __init__(self, experiment: Experiment, target: Target):
         self._program = program = plan(experiment, target)
@@ -68,6 +72,7 @@ class TrainStep:
         self.tokens = program.batch_size * experiment.data.sequence_length
         self.model_flops = counts.model(program)
         self.least_bytes = least_bytes(program)
+        self.sampling = sampled_texts(program, target)
 
     def lower(self) -> jax.stages.Lowered:
         with jax.set_mesh(self.mesh):
@@ -86,6 +91,7 @@ class DecodeStep:
     step: str = "decode"
     trains: bool = False
     least_bytes: int | None = None
+    sampling: SampledTexts | None = None
 
     def __init__(self, experiment: Experiment, target: Target):
         self._decode = decode = plan_decode(experiment, target)

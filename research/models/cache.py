@@ -138,9 +138,14 @@ class StackedCache(SlotCache):
 
     def taken(self, rows_B: jax.Array) -> Self:
         """The cache whose row b is the row `rows_B[b]` of this one."""
-        value_LBKSH = None if self.value_LBKSH is None else self.value_LBKSH[:, rows_B]
-        index = self.positions_BS[rows_B], self.segments_BS[rows_B]
-        return StackedCache(self.key_LBKSH[:, rows_B], value_LBKSH, *index)
+        value_LBKSH = self.value_LBKSH
+        return replace(
+            self,
+            key_LBKSH=self.key_LBKSH[:, rows_B],
+            value_LBKSH=None if value_LBKSH is None else value_LBKSH[:, rows_B],
+            positions_BS=self.positions_BS[rows_B],
+            segments_BS=self.segments_BS[rows_B],
+        )
 
     def first_row(self) -> tuple[jax.Array, jax.Array]:
         """Keys and values [L, S, K, H] of the first row, slot by slot."""

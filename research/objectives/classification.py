@@ -5,15 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from research.models.model import Model
 from research.objectives.config import ObjectiveConfig, refuse_smoothing
-from research.objectives.labels import label_logits
+from research.objectives.labels import class_loss
 from research.objectives.objective import Objective, Totals
-from research.objectives.tokens import with_layer_losses
-from research.ops.loss import cross_entropy
 from research.tree import Tree
 
 
@@ -81,18 +78,5 @@ class Classification(Objective):
         batch: dict[str, jax.Array],
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
-        """(sum of the loss over texts in nats, number of texts, totals): "nll", the same without
-        label smoothing, and "accuracy", the texts whose likeliest class is the right one."""
-        logits_B1V, layer_losses = label_logits(model, trainable, held, batch, key)
-        # V is the number of classes here, and the one target of a row is its class.
-        loss_B1, nll_B1 = cross_entropy(
-            logits_B1V, batch["targets"], label_smoothing=self.label_smoothing
-        )
-        # Weights are 0 in the rows that fill up the last batch of an evaluation.
-        weights_B1, count = batch["weights"], jnp.sum(batch["weights"])
-        right_B1 = (jnp.argmax(logits_B1V, axis=-1) == batch["targets"]).astype(jnp.float32)
-        total, totals = with_layer_losses(
-            model.config, layer_losses, jnp.sum(loss_B1 * weights_B1), count
-        )
-        nll, right = jnp.sum(nll_B1 * weights_B1), jnp.sum(right_B1 * weights_B1)
-        return total, count, {"nll": (nll, count), "accuracy": (right, count), **totals}
+        """`labels.class_loss` over texts."""
+        return class_loss(model, trainable, held, batch, key, self.label_smoothing)

@@ -5,15 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from research.models.model import Model
 from research.objectives.config import ObjectiveConfig, refuse_overlap, refuse_smoothing
-from research.objectives.labels import label_logits
+from research.objectives.labels import class_loss
 from research.objectives.objective import Objective, Totals
-from research.objectives.tokens import with_layer_losses
-from research.ops.loss import cross_entropy
 from research.tree import Tree
 
 
@@ -84,17 +81,5 @@ class TokenClassification(Objective):
         batch: dict[str, jax.Array],
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Totals]:
-        """(sum of the loss over words in nats, number of words, totals): "nll", the same without
-        label smoothing, and "accuracy", the words whose likeliest class is the right one."""
-        logits_BTV, layer_losses = label_logits(model, trainable, held, batch, key)
-        # V is the number of classes here.
-        loss_BT, nll_BT = cross_entropy(
-            logits_BTV, batch["targets"], label_smoothing=self.label_smoothing
-        )
-        weights_BT, count = batch["weights"], jnp.sum(batch["weights"])
-        right_BT = (jnp.argmax(logits_BTV, axis=-1) == batch["targets"]).astype(jnp.float32)
-        total, totals = with_layer_losses(
-            model.config, layer_losses, jnp.sum(loss_BT * weights_BT), count
-        )
-        nll, right = jnp.sum(nll_BT * weights_BT), jnp.sum(right_BT * weights_BT)
-        return total, count, {"nll": (nll, count), "accuracy": (right, count), **totals}
+        """`labels.class_loss` over words."""
+        return class_loss(model, trainable, held, batch, key, self.label_smoothing)

@@ -99,6 +99,11 @@ REWARDS: dict[str, Reward] = {
 }
 
 
+class RewardFailed(ValueError):
+    """A reward that raised, or returned something else than a finite number or None. Its cause is
+    what the reward raised, unless that was a ValueError, which says itself what to mend."""
+
+
 @dataclass(frozen=True)
 class Rewards:
     """A weighted sum of rewards: `parts` are (name, function, weight)."""
@@ -109,8 +114,7 @@ class Rewards:
         """(the sum, {name: reward}) of each text; NaN for a reward that cannot say, and for a sum
         with one.
 
-        ValueError that names reward and record where a reward raises, or returns something else
-        than a finite number or None.
+        RewardFailed, which names reward and record.
         """
         found = {name: _rewarded(name, function, texts) for name, function, _ in self.parts}
         each = [dict(zip(found, row)) for row in zip(*found.values())]
@@ -136,18 +140,19 @@ def _rewarded(name: str, function: Reward, texts: Sequence[Answered]) -> list[fl
                 returned.append(function(*text))
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{where} raised {reason}; mend the reward or the record") from error
+        cause = None if isinstance(error, ValueError) else error
+        raise RewardFailed(f"{where} raised {reason}; mend the reward or the record") from cause
     return [_number(where, value) for where, value in zip(places, returned)]
 
 
 def _number(where: str, value: Any) -> float:
-    """The value as a float, NaN for None. ValueError for any other that is no finite number."""
+    """The value as a float, NaN for None. RewardFailed for any other that is no finite number."""
     try:
         number = math.nan if value is None else float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{where} returned {value!r}, wanted a number or None") from None
+        raise RewardFailed(f"{where} returned {value!r}, wanted a number or None") from None
     if value is not None and not math.isfinite(number):
-        raise ValueError(f"{where} returned {value!r}, wanted a finite number or None")
+        raise RewardFailed(f"{where} returned {value!r}, wanted a finite number or None")
     return number
 
 

@@ -6,13 +6,13 @@ Letters: P prompts, G texts of a prompt.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from research.data.conversations import texts_of
-from research.data.prompts import record_of
+from research.data.prompts import answer_ends, record_of
 from research.data.tokenizers import Tokenizer
 from research.infer.decode import Generation
 from research.infer.prompts import Prompt
@@ -88,8 +88,9 @@ def roll_out(
     """`samples` texts for each of `prompts`, windows of `research.data.prompts.Prompts`, rewarded,
     in windows of `length` tokens. ValueError where a reward cannot be computed."""
     ids = [prompt["prompt"].tolist() for prompt in prompts for _ in range(samples)]
-    generations = engine(model, params, tokenizer, ids, config)
     records = [record_of(prompt) for prompt in prompts]
+    config = replace(config, stop_ids=(*config.stop_ids, *answer_ends(tokenizer, records)))
+    generations = engine(model, params, tokenizer, ids, config)
     of_texts = [records[i // samples] for i in range(len(generations))]
     scored = rewards(
         [(shown_prompt(of), one.text, of) for of, one in zip(of_texts, generations, strict=True)]

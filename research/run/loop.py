@@ -15,6 +15,7 @@ from research.devices.table import peak_flops
 from research.experiment.config import Experiment
 from research.objectives.choose import make_objective
 from research.ops.kernels.notes import CannotServe
+from research.posttrain.rewards import RewardFailed
 from research.run.epochs import with_steps
 from research.run.feed import Feed
 from research.run.lines import announce, log_sample, log_step
@@ -56,6 +57,7 @@ def train(
     profile: range = range(0),
     live: bool | None = None,
     predict: Predict | None = None,
+    until: int = 0,
 ) -> Result:
     """Trains a new run in `workdir`, or resumes the run there.
 
@@ -64,11 +66,11 @@ def train(
     live            True shows a progress bar, False prints lines; None chooses the bar if standard
                     error is a terminal
     predict         what is expected of the run, and chosen where its config leaves that open
+    until           step after which to save and leave off, as at a request to stop; 0 for the last
 
     ValueError, before the first step, for settings and data that do not fit.
 
-        result = train(from_config(get_config("smoke")), Path("runs/smoke"))
-        result.metrics["eval/loss"]
+        train(from_config(get_config("smoke")), Path("runs/smoke")).metrics["eval/loss"]
     """
     workdir = Path(workdir)
     refuse_lost_checkpoints(workdir)
@@ -86,16 +88,15 @@ def train(
     ):
         session, feed = prepare(experiment, workdir, corpus, program, checkpoints, allow_changed)
         log = _open_log(session, live)
-        # Several processes leave signals to jax.distributed, see `_stop_now`.
         with log, command.StopRequest(jax.process_count() > 1) as request, _in_mid_run():
             announce(session, log)
             for line in remarks:
                 log.note(line)
-            step, metrics = loop(session, feed, log, request, profile)
+            step, metrics = loop(session, feed, log, request, profile, until)
         # After the log is closed, so that the page shows every row.
         if jax.process_index() == 0:
             write_report(workdir)
-    # A preempted run exits with a code that asks the launcher to start it again.
+    # That of a preempted run asks the launcher to start it again.
     exit_code = command.DONE if request.received is None else request.exit_code
     return Result(step, metrics, exit_code)
 
@@ -117,6 +118,9 @@ def _in_mid_run() -> Iterator[None]:
         yield
     except CannotServe:
         raise  # seen when the first step is traced
+    except RewardFailed as error:
+        # Its line names the record; only what a user's own function raised has a place in code.
+        raise command.Stop(command.BUG, f"the run failed: {error}") from error.__cause__
     except ValueError as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise command.Stop(command.BUG, f"the run failed: {reason}") from error
@@ -139,9 +143,14 @@ def _open_log(session: Session, live: bool | None) -> RunLog:
 
 
 def loop(
-    session: Session, feed: Feed, log: RunLog, request: command.StopRequest, profile: range
+    session: Session,
+    feed: Feed,
+    log: RunLog,
+    request: command.StopRequest,
+    profile: range,
+    until: int = 0,
 ) -> tuple[int, dict[str, float]]:
-    """Trains until the last step or a request to stop, then saves a checkpoint.
+    """Trains until the last step, the step `until` or a request to stop, then saves a checkpoint.
 
     Returns (number of steps done, last value of each metric by name). The step that `request` stops
     at is saved too, so no step is lost.
@@ -149,6 +158,7 @@ def loop(
     e, program, state, step = session.experiment, session.program, session.state, session.start_step
     trace = StepTrace(profile, step, e.train.steps, session.workdir / "profile")
     last: dict[str, float] = {}
+    end = min(until or e.train.steps, e.train.steps)
     feed.begin(step, session.feed_state)
     feed = WatchedFeed(feed, log.events.waiting)
     with feed:
@@ -156,7 +166,7 @@ def loop(
         if not step and program.objective.writes_texts:
             with log.pause("evaluating"):
                 log.evaluation(step, session.appraisal(state, step, e.train.eval_batches))
-        while step < e.train.steps and not _stop_now(request, step):
+        while step < end and not _stop_now(request, step):
             trace.before(step)
             # The first call compiles. Waiting for it keeps that time out of the reported speed.
             if step == session.start_step:
@@ -232,7 +242,8 @@ def _due(step: int, every: int) -> bool:
 
 
 def _stop_now(request: command.StopRequest, step: int) -> bool:
-    if jax.process_count() > 1:  # all processes must leave the loop at the same step
+    # Several processes leave signals to jax.distributed: all must leave the loop at the same step.
+    if jax.process_count() > 1:
         if not multihost_utils.reached_preemption_sync_point(step):
             return False
         # The notifier has taken the signal, so the request does not know of it.

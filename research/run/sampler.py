@@ -1,6 +1,7 @@
 """The sampling of a run with the objective `policy`: its prompts, rewards and engine, and the check
 that sampling and training agree on the texts' log-probabilities."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from research import command
+from research.data.chat import endless_turns
 from research.data.mixture import Mixture
+from research.data.prompts import has_messages, record_of
 from research.data.tokenizers import Tokenizer
 from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
@@ -145,6 +148,9 @@ def rollout_feed(program: Program, tokenizer: Tokenizer, prompts: Mixture) -> Ro
             f"{e.data.sequence_length} leaves {room} beside objective.max_tokens={c.max_tokens}; "
             "raise it, or leave such prompts out"
         )
+    if any(has_messages(record_of(part[0])) for part in prompts.parts):
+        if endless := endless_turns(tokenizer):
+            logging.warning(endless)
     rewards = make_rewards(c.rewards)
     rewards.open()
     sampler = Sampler(program, c, tokenizer, prompts, rewards, ENGINES[c.engine])

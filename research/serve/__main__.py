@@ -118,6 +118,7 @@ def _worker(opened: Any) -> tuple[Any, Any]:
     from research.models.adapters import virtual_tokens
     from research.serve.asked import Served
     from research.serve.engine import Engine
+    from research.serve.grammar import Grammars
     from research.serve.limits import longest_text
     from research.serve.warm import warm
     from research.serve.worker import Worker
@@ -150,6 +151,7 @@ def _worker(opened: Any) -> tuple[Any, Any]:
         opened.begins_texts,
         tuple(opened.stop_ids),
         opened.sampling,
+        Grammars(opened.tokenizer, _ends(opened)),
     )
     return Worker(engine, waiting=WAITING.value), served
 
@@ -163,6 +165,15 @@ def _draft() -> Any:
 
     opened = open_model(None, DRAFT.value, dtype=DTYPE.value)
     return Draft(opened.model, opened.params)
+
+
+def _ends(opened: Any) -> tuple[int, ...]:
+    """The tokens that end a text or an answer."""
+    from research.infer.conversation import answer_ends
+
+    if opened.tokenizer.chat_template is None:
+        return tuple(opened.stop_ids)
+    return answer_ends(opened.tokenizer, opened.stop_ids)
 
 
 if __name__ == "__main__":

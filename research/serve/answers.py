@@ -22,6 +22,8 @@ class Answers:
         self._kind, self._asked, self._tokenizer = kind, asked, tokenizer
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
         self._offsets: dict[int, int] = {}  # where each text's next token begins in it
+        # Where calls are looked for: each text, and how many characters and calls of it are told.
+        self._read = [["", 0, 0] for _ in asked.requests]
         self._head = {
             "id": f"{prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -46,12 +48,12 @@ class Answers:
     def piece(self, piece: Piece) -> dict[str, Any]:
         """What a stream sends of a text's next piece."""
         done = piece.completion
+        delta, called = self._delta(piece)
         shared = {
             "logprobs": self._logprobs(piece.index, done, piece.since),
-            "finish_reason": _REASON.get(done.finish, done.finish) or None,
+            "finish_reason": self._reason(done, called),
         }
         if self._kind == "chat":
-            delta = {"content": piece.text} if piece.text else {}
             return self._event({"index": piece.index, "delta": delta, **shared})
         # The first piece is the one before which nothing was told.
         prompt = self._prompt(piece.index) if self._asked.echo and not piece.since else ""
@@ -80,14 +82,50 @@ class Answers:
         kind = "chat.completion.chunk" if self._kind == "chat" else "text_completion"
         return {**self._head, "object": kind, "choices": list(choices)}
 
+    def _delta(self, piece: Piece) -> tuple[dict[str, Any], bool]:
+        """(what a stream of an answer gets new, whether the answer has calls of tools)."""
+        if self._asked.tools is None:
+            return {"content": piece.text} if piece.text else {}, False
+        read = self._read[piece.index]
+        read[0] += piece.text
+        content, calls = self._calls(read[0], piece.completion.finish != "")
+        new, read[1] = content[read[1] :], max(read[1], len(content))
+        fresh, read[2] = calls[read[2] :], len(calls)
+        delta: dict[str, Any] = {"content": new} if new else {}
+        if fresh:
+            first = len(calls) - len(fresh)
+            delta["tool_calls"] = [{"index": first + n, **one} for n, one in enumerate(fresh)]
+        return delta, bool(calls)
+
+    def _calls(self, text: str, ended: bool = True) -> tuple[str, list[dict[str, Any]]]:
+        """(what is no call, the calls of tools) of an answer so far."""
+        tools = self._asked.tools
+        if tools is None:
+            return text, []
+        content, calls = tools.form.split(text, ended)
+        return content, [
+            {
+                "id": f"call_{uuid.uuid4().hex[:24]}",
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in (calls if tools.several else calls[:1])
+        ]
+
+    def _reason(self, done: Completion, called: bool) -> str | None:
+        reason = _REASON.get(done.finish, done.finish) or None
+        return "tool_calls" if called and reason == "stop" else reason
+
     def _choice(self, index: int, done: Completion) -> dict[str, Any]:
+        content, calls = self._calls(done.text)
         shared = {
             "index": index,
             "logprobs": self._logprobs(index, done),
-            "finish_reason": _REASON.get(done.finish, done.finish),
+            "finish_reason": self._reason(done, bool(calls)),
         }
         if self._kind == "chat":
-            return {"message": {"role": "assistant", "content": done.text}, **shared}
+            message = {"role": "assistant", "content": content or None if calls else content}
+            return {"message": message | ({"tool_calls": calls} if calls else {}), **shared}
         prompt = self._prompt(index) if self._asked.echo else ""
         return {"text": prompt + done.text, **shared}
 

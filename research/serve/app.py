@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from research.serve import asked as ask
 from research.serve.answers import Answers
 from research.serve.asked import Asked, Served
+from research.serve.formats import grammar_of
 from research.serve.metrics import Metrics
 from research.serve.refusal import Refused, field
 from research.serve.request import Completion, Request
@@ -131,12 +132,15 @@ class Endpoints:
         return {**model, "max_model_len": self.served.length}
 
     async def _write(self, http: Http, kind: str, asks: Callable) -> Response:
-        asked: Asked = asks(await _body(http), self.served)
+        body = await _body(http)
+        asked: Asked = asks(body, self.served)
+        # A large schema takes a second to read, in which others are answered.
+        grammar = await asyncio.to_thread(grammar_of, body, self.served.grammars, asked.tools)
         answers = Answers(kind, asked, self.served.name, self.served.tokenizer)
         # A ValueError says here what is wrong with a prompt, and not in the worker's thread.
         ids = [self.worker.engine.prompt_ids(one) for one in asked.requests[:: asked.copies]]
         requests = [
-            replace(request, prompt=ids[index // asked.copies])
+            replace(request, prompt=ids[index // asked.copies], grammar=grammar)
             for index, request in enumerate(asked.requests)
         ]
         if asked.stream:

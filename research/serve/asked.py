@@ -5,7 +5,7 @@ What is not served is refused, and so is what is misspelt; fields that change no
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from research.data.tokenizers import Tokenizer
@@ -13,16 +13,20 @@ from research.infer.conversation import answer_ends, conversation, encode_conver
 from research.infer.prompts import Prompt
 from research.infer.sampling import choose_sampling
 from research.serve.draw import ALTERNATIVES
+from research.serve.formats import FIELDS
+from research.serve.grammar import Grammars
 from research.serve.refusal import Refused, check_names, check_off, field
 from research.serve.request import Request
+from research.serve.tools import Tools, tools_of, with_calls
 
 CHOICES = 128  # most texts of one HTTP request
 _SAMPLING = (
     "model max_tokens temperature top_p top_k min_p repetition_penalty n seed stop "
     "stop_token_ids stream stream_options logprobs"
 ).split()
-_COMPLETION = {*_SAMPLING, "prompt", "echo"}
-_CHAT = {*_SAMPLING, "messages", "max_completion_tokens", "top_logprobs"}
+_COMPLETION = {*_SAMPLING, *FIELDS, "prompt", "echo"}
+_TOOLS = {"tools", "tool_choice", "parallel_tool_calls"}
+_CHAT = {*_SAMPLING, *FIELDS, *_TOOLS, "messages", "max_completion_tokens", "top_logprobs"}
 _IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 # Fields without an effect here, and the values with which they have none anywhere.
 _UNSERVED: dict[str, tuple] = {
@@ -31,9 +35,6 @@ _UNSERVED: dict[str, tuple] = {
     "logit_bias": ({},),
     "best_of": (1,),
     "suffix": ("",),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
 }
@@ -47,6 +48,7 @@ class Served:
     begins    whether texts begin with the token that begins a text
     stop_ids  tokens at which generation ends
     sampling  fields of a `SamplingConfig` that the checkpoint recommends
+    grammars  reads the grammars that texts must follow; None where none are served
     """
 
     name: str
@@ -55,6 +57,7 @@ class Served:
     begins: bool = True
     stop_ids: tuple[int, ...] = ()
     sampling: Mapping[str, float] | None = None
+    grammars: Grammars | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Asked:
 
     requests  `copies` texts of each prompt, those of a prompt together
     logprobs  how many likeliest tokens are told at each token; None for no log-probabilities
+    tools     tools that may be called, None without any
     """
 
     requests: list[Request]
@@ -71,6 +75,7 @@ class Asked:
     usage: bool
     echo: bool = False
     logprobs: int | None = None
+    tools: Tools | None = None
 
 
 def completion(body: Mapping[str, Any], served: Served) -> Asked:
@@ -97,14 +102,16 @@ def chat(body: Mapping[str, Any], served: Served) -> Asked:
         raise Refused(f"top_logprobs={top} wants logprobs=true; set it", param="top_logprobs")
     # The newer name of two.
     most = field(body, "max_tokens", "integer", served.length, 1)
-    return _asked(
+    tools = tools_of(body, served.tokenizer)
+    asked = _asked(
         body,
         served,
-        [_conversation(body.get("messages"), served.tokenizer)],
+        [_conversation(body.get("messages"), served.tokenizer, tools)],
         most=field(body, "max_completion_tokens", "integer", most, 1),
         stop_ids=answer_ends(served.tokenizer, served.stop_ids),
         logprobs=(top or 0) if wanted else None,
     )
+    return replace(asked, tools=tools)
 
 
 def _check(body: Mapping[str, Any], known: set[str], served: Served) -> None:
@@ -187,12 +194,13 @@ def _prompts(prompt: Any) -> list[Prompt]:
     )
 
 
-def _conversation(messages: Any, tokenizer: Tokenizer) -> Prompt:
+def _conversation(messages: Any, tokenizer: Tokenizer, tools: Tools | None) -> Prompt:
     """The ids of a conversation in the model's template."""
     if not isinstance(messages, list):
         raise Refused("messages must be a list of messages with role and content", param="messages")
     try:
-        return encode_conversation(tokenizer, conversation(messages))
+        described = tools.described if tools is not None else ()
+        return encode_conversation(tokenizer, conversation(with_calls(messages)), described)
     except ValueError as error:
         raise Refused(str(error), param="messages") from None
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from research.infer.sampling import SamplingConfig
 from research.serve.draw import Draws, settings
+from research.serve.runner import Runner
 from research.serve.shapes import Shape, Shapes
 from research.serve.step import Row
 from research.serve.text import Text
@@ -36,11 +37,10 @@ class Turn:
         return shapes.fit(len(self.singles), tokens, pages, scored, bool(self.drafts))
 
 
-def assemble(turn: Turn, shapes: Shapes, virtual: int, shape: Shape | None = None) -> Row:
-    """The row of a step in this shape, by default the smallest. Positions start behind `virtual`
-    tokens."""
-    shape = shape or turn.shape(shapes)
-    row = _blank(shape, shapes.page_size)
+def assemble(turn: Turn, shape: Shape, page_size: int, runner: Runner) -> Row:
+    """The row of a step in this shape, for what runs it."""
+    virtual = runner.virtual
+    row = _blank(shape, page_size, -(-runner.model.config.vocab_size // 32))
     samplings = [_NOBODY] * shape.drawn
     for index, text in enumerate(turn.singles):
         drafts = turn.drafts.get(text.number, [])
@@ -65,8 +65,8 @@ def assemble(turn: Turn, shapes: Shapes, virtual: int, shape: Shape | None = Non
     return row
 
 
-def _blank(shape: Shape, page_size: int) -> Row:
-    """A row of padding."""
+def _blank(shape: Shape, page_size: int, words: int) -> Row:
+    """A row of padding, with so many words for the bits of tokens."""
     T, M = shape.tokens, shape.drawn
     draws = Draws(
         {},
@@ -74,6 +74,8 @@ def _blank(shape: Shape, page_size: int) -> Row:
         np.zeros((M, 2), np.uint32),
         np.zeros(M, np.int32),
         np.zeros((), bool),
+        np.zeros((M, 1), bool),
+        np.zeros((M, words), np.uint32),
     )
     return Row(
         np.zeros(T, np.int32),
@@ -107,3 +109,8 @@ def _draw(row: Row, text: Text, at: int, ahead: Sequence[int]) -> None:
     row.draws.seed_M[at] = text.request.sampling.seed
     row.draws.stream_M2[at] = text.stream
     row.draws.position_M[at] = len(text.ids) + len(ahead) - 1
+    if text.guide is not None:
+        row.draws.guided_M1[at] = True
+        # A model may have more rows in its table than its tokenizer has tokens, or fewer.
+        allowed = text.guide.mask(text.left - len(ahead), ahead)[: row.draws.allowed_MW.shape[1]]
+        row.draws.allowed_MW[at, : len(allowed)] = allowed

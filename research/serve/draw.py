@@ -4,7 +4,7 @@
 `research.infer.decode`: a token depends on the text, its sampling and its position, and neither on
 the other rows nor on the step in which it is drawn.
 
-Letters: M rows, S tokens of a text, V vocabulary, A alternatives.
+Letters: M rows, S tokens of a text, V vocabulary, W words of 32 bits, A alternatives.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,8 @@ _FIELDS = {
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["settings_M1", "seed_M", "stream_M2", "position_M", "top"],
+    data_fields=["settings_M1", "seed_M", "stream_M2", "position_M", "top"]
+    + ["guided_M1", "allowed_MW"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Draws:
                  under it
     position_M   the position of the row's last token
     top          whether any row wants its likeliest tokens
+    guided_M1    whether a grammar says which tokens may be drawn, and in `allowed_MW` which: a bit
+                 for each, uint32, the least significant one first
     """
 
     settings_M1: dict[str, np.ndarray]
@@ -63,6 +66,8 @@ class Draws:
     stream_M2: np.ndarray
     position_M: np.ndarray
     top: np.ndarray
+    guided_M1: np.ndarray
+    allowed_MW: np.ndarray
 
 
 @partial(
@@ -106,7 +111,8 @@ def next_tokens(
     """Draws the next token of each row: its `guess`, where that is kept. `texts_MS` are the tokens
     of its text, -1 behind the end."""
     logits_MV = logits_MV.astype(jnp.float32)
-    shaped_MV = shaped(logits_MV, draws.settings_M1, texts_MS)
+    may_MV = _where(draws.guided_M1, partial(_keep_allowed, draws.allowed_MW), logits_MV)
+    shaped_MV = shaped(may_MV, draws.settings_M1, texts_MS)
     greedy_M = draws.settings_M1["temperature"][:, 0] == 0
     token_M = likeliest(shaped_MV)
     token_M = lax.cond(
@@ -146,6 +152,13 @@ def shaped(logits_MV: jax.Array, s: dict[str, jax.Array], texts_MS: jax.Array) -
         kept = lambda logits_MV, keep=keep, name=name: keep(logits_MV, s[name])
         logits_MV = _where(warm_M1 & on_M1, kept, logits_MV)
     return logits_MV
+
+
+def _keep_allowed(allowed_MW: jax.Array, logits_MV: jax.Array) -> jax.Array:
+    """Keeps the tokens whose bits are set."""
+    tokens_1V = jnp.arange(logits_MV.shape[1], dtype=jnp.uint32)[None]
+    bits_MV = allowed_MW[:, tokens_1V[0] // 32] >> (tokens_1V % 32)
+    return jnp.where(bits_MV & 1 == 1, logits_MV, -jnp.inf)
 
 
 def _where(on_M1: jax.Array, change: Callable[[jax.Array], jax.Array], x_MV: jax.Array):

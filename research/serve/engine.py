@@ -136,15 +136,17 @@ class Engine:
         if not turn.texts:
             return []
         shape = turn.shape(self.shapes)
-        row = assemble(turn, self.shapes, self.runner.virtual, shape)
-        inputs_T, told, scores = self.runner.run(row, shape)
+        inputs_T, told, scores = self.runner.run(
+            assemble(turn, shape, self.pages.page_size, self.runner), shape
+        )
         self.counts.steps += 1
         for index, text in enumerate(turn.singles):
             first, count = index * shape.each, len(turn.drafts.get(text.number, []))
             self.counts.guessed += count
             for at in range(first, first + count + 1):
-                self._advance(text, 1, told, at)
-                if text.finish or at == first + count or text.ids[-1] != inputs_T[at + 1]:
+                if not self._advance(text, 1, told, at) or text.finish or at == first + count:
+                    break
+                if text.ids[-1] != inputs_T[at + 1]:
                     break
                 self.counts.kept += 1
         written = list(turn.singles)
@@ -158,8 +160,7 @@ class Engine:
 
     def compile(self, shape: Shape) -> None:
         """Compiles a shape's program, by a step in which nothing runs."""
-        row = assemble(Turn(), self.shapes, 0, shape)
-        self.runner.run(row, shape)
+        self.runner.run(assemble(Turn(), shape, self.pages.page_size, self.runner), shape)
 
     def prompt_ids(self, request: Request) -> list[int]:
         """The tokens of a request's prompt, see `submit`."""
@@ -220,8 +221,10 @@ class Engine:
         if text.cached < len(text.ids) - 1:
             return []
         # With each step comes a token that is not guessed.
-        most = max(0, min(self.shapes.drafts, text.limit - len(text.logprobs) - 1))
-        # What a draft guesses is known on the device alone.
+        most = max(0, min(self.shapes.drafts, text.left - 1))
+        # What a draft guesses is known on the device alone, where no grammar is.
+        if self.runner.draft is not None and text.guide is not None:
+            return []
         return lookup(text.ids, most) if self.runner.draft is None else [0] * most
 
     def _shared(self, text: Text) -> list[int]:
@@ -284,8 +287,11 @@ class Engine:
         if text.cached < len(text.ids):
             return False
         [alternatives] = _alternatives(told, slice(index, index + 1), text.request.alternatives)
-        text.add(int(told.token_M[index]), float(told.logprob_M[index]), alternatives)
-        self.counts.written += 1
+        if text.add(int(told.token_M[index]), float(told.logprob_M[index]), alternatives):
+            self.counts.written += 1
+        elif not text.finish:
+            text.cached -= 1  # its last token runs again, and another one is drawn
+            return False
         if text.finish:
             self._end(text)
         return True

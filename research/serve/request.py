@@ -6,6 +6,7 @@ from research.infer.decode import Generation
 from research.infer.prompts import Prompt
 from research.infer.sampling import SamplingConfig
 from research.serve.draw import ALTERNATIVES
+from research.serve.grammar import Grammar
 
 # (token, log-probability in nats) of the likeliest tokens, the likeliest first.
 Alternatives = tuple[tuple[int, float], ...]
@@ -21,6 +22,7 @@ class Request:
     alternatives    how many of the likeliest tokens to tell beside each token
     prompt_logprobs whether to tell the log-probabilities of the prompt's own tokens, too
     salt            texts with different ones share no pages of the cache
+    grammar         what the text must follow; it ends there, "stop", where its grammar has no more
 
     ValueError for a number out of range.
     """
@@ -31,6 +33,7 @@ class Request:
     alternatives: int = 0
     prompt_logprobs: bool = False
     salt: str = ""
+    grammar: Grammar | None = None
 
     def __post_init__(self):
         if not 0 <= self.alternatives <= ALTERNATIVES:

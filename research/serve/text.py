@@ -34,6 +34,7 @@ class Text:
         self.prompt_alternatives: list[Alternatives] = []
         self.written = Continuation(tokenizer.decode, prompt, request.sampling.stop)
         self.finish = ""
+        self.guide = request.grammar.guide() if request.grammar is not None else None
         self._eos_id = tokenizer.eos_id
         # The same random numbers as in `research.infer.decode`: chosen by the prompt's content.
         content = np.array(prompt, "<i4").tobytes()
@@ -44,6 +45,11 @@ class Text:
     def token_ids(self) -> list[int]:
         """The tokens after the prompt."""
         return self.ids[len(self.prompt) :]
+
+    @property
+    def left(self) -> int:
+        """How many tokens it may still get."""
+        return self.limit - len(self.logprobs)
 
     @property
     def scored(self) -> bool:
@@ -65,24 +71,40 @@ class Text:
         if self.request.alternatives:
             self.prompt_alternatives += alternatives[known:last]
 
-    def add(self, token_id: int, logprob: float, alternatives: Alternatives) -> None:
-        """Takes the next token, and sets `finish` if it is the last."""
+    def add(self, token_id: int, logprob: float, alternatives: Alternatives) -> bool:
+        """Takes the next token, and sets `finish` if it is the last. False for one that is not
+        taken: behind it the text could not follow its grammar to an end in time."""
+        if self.guide is not None and not self.guide.take(token_id, self.left - 1):
+            if self.guide.finished:
+                self._end("stop" if self.guide.complete else "length")
+            return False
         self.ids.append(token_id)
         self.logprobs.append(logprob)
         if self.request.alternatives:
             self.alternatives.append(alternatives)
+        if finish := self._finish(token_id):
+            self._end(finish)
+        return True
+
+    def _finish(self, token_id: int) -> str:
+        """Why the text ends with this token, "" where it does not; adds the token's text."""
         if token_id == self._eos_id:
-            self.finish = "eos"
-        elif token_id in self.request.sampling.stop_ids:
-            self.finish = "stop"
-        else:
-            self.written.add(token_id)
-            if self.written.stopped:
-                self.finish = "stop"
-            elif len(self.logprobs) == self.limit:
-                self.finish = "length"
-        if self.finish:
-            self.written.close()
+            return "eos"
+        if token_id in self.request.sampling.stop_ids:
+            return "stop"
+        guide = self.guide
+        if guide is not None and token_id in guide.ends:
+            return "stop"
+        self.written.add(token_id)
+        if self.written.stopped or guide is not None and guide.finished:
+            return "stop"
+        if self.left:
+            return ""
+        return "stop" if guide is not None and guide.complete else "length"
+
+    def _end(self, finish: str) -> None:
+        self.finish = finish
+        self.written.close()
 
     def completion(self) -> Completion:
         """The text as it is returned to the user."""

@@ -1,4 +1,5 @@
-"""Runs a sweep and answers it: python -m research.sweep run|status|report|retry|add|query|scaling
+"""Runs a sweep and answers it:
+python -m research.sweep run|status|report|retry|add|query|scaling|plan|cell
 
     python -m research.sweep run --config=configs/ablations/lora_rank.py --workdir=sweeps/rank \
         --workers=2
@@ -9,8 +10,11 @@
 A config file of a sweep has `get_config(arg)`, what all runs share, and `get_sweep(arg)`, which
 factors are compared, see `research.sweep.design`. `run` ends with the report; a sweep that was
 stopped goes on, on any number of machines at once that share the folder. `retry` runs failed cells
-again, with --states=failed,diverged also those that diverged. `scaling` runs a ladder of sizes,
-fits L(N, D) to all but the largest and predicts that one, see `research.sweep.scaling_law`.
+again, with --states=failed,diverged also those that diverged, and with --states=stopped those that
+successive halving stopped. `scaling` runs a ladder of sizes,
+fits L(N, D) to all but the largest and predicts that one, see `research.sweep.scaling_law`. `plan`
+writes the plan and runs nothing, and `cell --index=N` runs one cell of it; launch/slurm_sweep.sh
+makes an array of these.
 """
 
 import sys
@@ -36,6 +40,7 @@ CHANGED = flags.DEFINE_enum(
 )
 BY = flags.DEFINE_string("by", "", "query: the field whose values are a row each")
 METRIC = flags.DEFINE_string("metric", "eval/loss", "query: the metric of the rows")
+INDEX = flags.DEFINE_integer("index", None, "cell: the number of the cell in the plan, from 0")
 STATES = flags.DEFINE_list("states", ["failed"], "retry: the states of the cells to run again")
 
 
@@ -55,6 +60,15 @@ def main(arguments: list[str]) -> int:
 
 def _run() -> int:
     """Plans a sweep, or what `add` asks for beyond it, runs what is left, and reports."""
+    return _planned(run=True)
+
+
+def _plan() -> int:
+    """Plans a sweep and prints how many cells it has."""
+    return _planned(run=False)
+
+
+def _planned(run: bool) -> int:
     from research.sweep import running
     from research.sweep.plan import write_plan
 
@@ -67,7 +81,18 @@ def _run() -> int:
         running.dry_run(ledger, plan, cells)
         return command.DONE
     write_plan(ledger, plan, cells)
+    if not run:
+        print(f"{len(plan.cells)} cells of {len(plan.entries)} runs")
+        return command.DONE
     return running.run_cells(ledger, plan, WORKERS.value) or _report()
+
+
+def _cell() -> int:
+    from research.sweep import running
+
+    if INDEX.value is None:
+        raise ValueError("give --index=N, the number of a cell in the plan, from 0")
+    return running.run_one(running.open_ledger(WORKDIR.value), INDEX.value)
 
 
 def _retry() -> int:
@@ -121,7 +146,7 @@ def _scaling() -> int:
 
 COMMANDS = {
     "run": _run, "status": _status, "report": _report, "query": _query, "retry": _retry,
-    "add": _run, "scaling": _scaling,
+    "add": _run, "scaling": _scaling, "plan": _plan, "cell": _cell,
 }  # fmt: skip
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from research.sweep.curves import UNITS, costs_differ, equal_pairs
 from research.sweep.grid import Contrast, Grid, Sample
-from research.sweep.statistics import Comparison, judge
+from research.sweep.statistics import LEAST_SEEDS, Comparison, judge
 
+STOPPED = "stopped early"  # the verdict on a level that halving did not let finish
 COLUMNS = ("factor", "level", "metric", "difference", "low", "high", "seeds", "verdict")
 
 
@@ -26,11 +27,15 @@ class Finding:
     comparison: Comparison
 
     def row(self) -> dict[str, Any]:
-        """The row of `results.csv`. An infinite end of an interval is empty."""
+        """The row of `results.csv`. An infinite end of an interval is empty, as is the difference
+        of a level of which no run has ended."""
         one = self.comparison
         row = {"factor": self.factor, "level": self.level, "metric": self.metric}
         row |= {name: getattr(one, name) for name in ("difference", "low", "high")}
-        row = {name: "" if value in (math.inf, -math.inf) else value for name, value in row.items()}
+        row = {
+            name: "" if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
         return {**row, "seeds": one.seeds, "verdict": one.verdict}
 
     @property
@@ -54,7 +59,9 @@ def findings(grid: Grid) -> list[Finding]:
     A level's difference in a seed is the mean of the metric's differences over the combinations of
     the other factors that were run with it and with the baseline's level. The levels of a metric
     are one family for Holm's correction, its combinations another. Levels without a complete pair
-    are left out.
+    are left out, but for those that halving stopped: they have no verdict, since the seeds or
+    combinations that are left of them were chosen by their values. The comparison at equal tokens
+    is that on the lowest rung.
     """
     found = []
     for metric, better in grid.plan.metrics.items():
@@ -76,11 +83,23 @@ def _samples(grid: Grid, metric: str, contrasts: Iterable[Contrast]) -> dict[Con
 
 
 def _judged(metric: str, better: str, samples: Mapping[Contrast, Sample]) -> list[Finding]:
-    pairs = {contrast: sample.pairs for contrast, sample in samples.items() if sample.pairs}
+    # At equal amounts of tokens or FLOPs runs that were stopped have their values.
+    whole = " at equal " not in metric
+    stopped = {one: sample for one, sample in samples.items() if sample.stopped and whole}
+    pairs = {
+        one: sample.pairs for one, sample in samples.items() if sample.pairs and one not in stopped
+    }
+    found = judge(pairs, better, len(stopped))
+    found |= dict.fromkeys(stopped, _UNKNOWN)
     return [
         Finding(contrast.factor, contrast.level, metric, samples[contrast], one)
-        for contrast, one in judge(pairs, better).items()
+        for contrast, one in found.items()
     ]
+
+
+_UNKNOWN = Comparison(
+    0, math.nan, -math.inf, math.inf, 1.0, 1.0, math.inf, LEAST_SEEDS, None, verdict=STOPPED
+)
 
 
 def results_csv(found: Sequence[Finding]) -> str:
@@ -126,4 +145,7 @@ def sentence(one: Finding) -> str:
         one.sample.diverged
     )
     notes += [f"{one.sample.failed} runs failed"] * bool(one.sample.failed)
+    if c.verdict == STOPPED:
+        where = f"{one.metric} at equal tokens compares them"
+        text = f"{name} has no verdict: {one.sample.stopped} runs were stopped early; {where}"
     return "; ".join([text, *notes])

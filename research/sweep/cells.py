@@ -1,7 +1,7 @@
 """A cell: one run of a sweep, known by a hash of everything that its numbers come from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +100,27 @@ def train_flops(experiment: Experiment) -> float | None:
         return None
     tokens = train.steps * data.batch_size * data.sequence_length
     return tokens * train_flops_per_token(experiment.model, data.sequence_length)
+
+
+def tokens_of_step(config: Mapping[str, Any]) -> int:
+    """The tokens of a training step of a resolved config; 0 where they are not known before the
+    run."""
+    return config["data"]["batch_size"] * config["data"]["sequence_length"]
+
+
+def refuse_rungs(config: Mapping[str, Any], rungs: Sequence[int]) -> None:
+    """ValueError for a resolved config that is not evaluated at each of `rungs`, numbers of
+    training tokens, before its end."""
+    train, each = config["train"], tokens_of_step(config)
+    if not each or train["epochs"]:
+        raise ValueError("halving wants data.batch_size and train.steps; set them, not epochs")
+    every = each * train["eval_every"]
+    for rung in rungs:
+        if not every or rung % every or rung >= each * train["steps"]:
+            raise ValueError(
+                f"a rung of {rung:,} tokens is no evaluation in mid-run: they are every {every:,} "
+                f"tokens, of {each * train['steps']:,}; set train.eval_every or the rungs"
+            )
 
 
 def _changed(before: ConfigDict, after: ConfigDict) -> dict[str, Any]:

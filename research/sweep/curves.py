@@ -62,7 +62,7 @@ def costs_differ(grid: Grid, contrast: Contrast, unit: str) -> bool:
     for side in contrast.sides:
         for seed in grid.plan.seeds:
             runs = [grid.record(point, seed) for point in side]
-            level, base = (run.get(name) if run.get("state") == "done" else None for run in runs)
+            level, base = (_amount(run, name) for run in runs)
             if level and base and abs(level - base) > 0.01 * base:
                 return True
     return False
@@ -78,7 +78,7 @@ def equal_pairs(grid: Grid, metric: str, contrast: Contrast, unit: str) -> list[
         curves = {
             point: run_curve(record, metric, unit)
             for point, record in runs.items()
-            if record.get("state") == "done"
+            if record.get("state") in ("done", "stopped")
         }
         ends = [curve[-1][0] for curve in curves.values() if curve]
         if not ends:
@@ -93,6 +93,13 @@ def equal_pairs(grid: Grid, metric: str, contrast: Contrast, unit: str) -> list[
             level, base = zip(*[[values[point] for point in side] for side in contrast.sides])
             pairs.append((sum(level) / len(level), sum(base) / len(base)))
     return pairs
+
+
+def _amount(run: Record, name: str) -> float | None:
+    """The tokens that a run has read, or its FLOPs; of one that was stopped those up to there."""
+    if run.get("state") == "done":
+        return run.get(name)
+    return run.get("tokens") if run.get("state") == "stopped" and name == "tokens" else None
 
 
 def _points(contrast: Contrast) -> list[Point]:

@@ -92,6 +92,24 @@ def seeds(count: int, first: int = 0) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+class Halving:
+    """Successive halving, see `research.sweep.halving`: at each of `rungs`, numbers of training
+    tokens, the best 1 / `eta` of the combinations go on and the others stop. For finding good
+    combinations among many; what was stopped gets no verdict at its full length. ValueError for
+    rungs that do not rise and an eta below 2."""
+
+    rungs: Sequence[int]
+    eta: int = 3
+
+    def __post_init__(self):
+        rungs = list(self.rungs)
+        if not rungs or rungs[0] < 1 or rungs != sorted(set(rungs)):
+            raise ValueError(f"rungs={rungs} must rise from at least 1; give numbers of tokens")
+        if self.eta < 2:
+            raise ValueError(f"eta={self.eta} must be at least 2: one in eta goes on")
+
+
+@dataclass(frozen=True)
 class Sweep:
     """A design over seeds, and what is asked of it.
 
@@ -100,6 +118,7 @@ class Sweep:
                Differences are paired by seed
     metrics    names of metrics.jsonl by what is better, "lower" or "higher"; the first one decides
     baseline   by factor, the level to compare with; by default a factor's first level
+    halving    which combinations stop early; None runs all to their end
 
     ValueError for a baseline that is no level, no seeds, and an unknown direction.
     """
@@ -108,6 +127,7 @@ class Sweep:
     seeds: Sequence[int] = (0, 1, 2, 3, 4, 5)
     metrics: Mapping[str, str] = field(default_factory=lambda: {"eval/loss": "lower"})
     baseline: Mapping[str, Any] = field(default_factory=dict)
+    halving: Halving | None = None
 
     def __post_init__(self):
         factors = self.design.factors

@@ -28,6 +28,7 @@ class Sample:
 
     diverged  number of runs on the level's side that count as the worst value of the sweep
     failed    number of runs, on either side, that gave no value
+    stopped   number of runs, on either side, that halving stopped and that give no value either
     cost      FLOPs on the level's side for those on the other; None where not known
     seconds   the same of wall time
     """
@@ -35,6 +36,7 @@ class Sample:
     pairs: Sequence[Pair]
     diverged: int
     failed: int
+    stopped: int
     cost: float | None
     seconds: float | None
 
@@ -85,8 +87,8 @@ class Grid:
                 yield Contrast(name, level, ((point, self.baseline),))
 
     def value(self, point: Point, seed: int, metric: str) -> float | None:
-        """The metric of a run; the worst of the sweep if it diverged, None if it failed or has not
-        ended."""
+        """The metric of a run; the worst of the sweep if it diverged, None if it failed, if halving
+        stopped it, or if it has not ended."""
         record = self.record(point, seed)
         if record.get("state") == "diverged":
             return self.worst(metric)
@@ -99,6 +101,7 @@ class Grid:
         values = [
             value
             for record in self.records.values()
+            if record["state"] != "stopped"  # whose last value is one of mid-run
             for value in (record.get("metrics", {}).get(metric), record["first"].get(metric))
             if value is not None and math.isfinite(value)
         ]
@@ -133,6 +136,7 @@ class Grid:
             pairs,
             states[0].count("diverged"),
             states[0].count("failed") + states[1].count("failed"),
+            states[0].count("stopped") + states[1].count("stopped"),
             self._ratio("flops", sides),
             self._ratio("seconds", sides),
         )

@@ -20,7 +20,7 @@ from typing import Any
 
 from research.files import read_json, write_json, write_text
 
-STATES = ("done", "failed", "diverged")
+STATES = ("done", "failed", "diverged", "stopped")
 # What a line of the index has of a record.
 INDEXED = ("cell", "state", "attempts", "levels", "seed", "metrics", "seconds", "reason")
 

@@ -14,15 +14,19 @@ CURVE_POINTS = 100  # most points of a curve in a record
 NOT_FINITE = "NaN or infinite"  # the words with which a run ends that has diverged
 
 
-def outcome(run: Path, metrics: Mapping[str, str], code: int | None, error: str) -> dict[str, Any]:
+def outcome(
+    run: Path, metrics: Mapping[str, str], code: int | None, error: str, stopped: str = ""
+) -> dict[str, Any]:
     """The entries of a record that say how a run has ended: `state`, `reason`, `metrics`, `curves`,
     `seconds` and `tokens`.
 
     code    exit code of the run; None if its cell could not be run
     error   the last line that it printed
+    stopped why halving stopped it, "" for a run that ended by itself
 
     A run is "diverged" if its numbers became NaN or infinite, whether it ended on that or not;
-    "done" if it ended well and has a last evaluation; otherwise "failed".
+    "stopped" if halving chose others; "done" if it ended well and has a last evaluation; otherwise
+    "failed".
     """
     try:
         rows = read_rows(run / "metrics.jsonl")
@@ -42,6 +46,8 @@ def outcome(run: Path, metrics: Mapping[str, str], code: int | None, error: str)
     if odd or NOT_FINITE in error:
         reason = error if code else f"not finite from step {odd[0]['step']:,} on"
         return {"state": "diverged", "reason": reason, **facts}
+    if stopped:
+        return {"state": "stopped", "reason": stopped, **facts}
     if code != command.DONE:
         return {"state": "failed", "reason": error or f"ended with exit code {code}", **facts}
     if missing:

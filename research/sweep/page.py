@@ -79,12 +79,15 @@ def _tiles(grid: Grid, found: Sequence[Finding]) -> Iterator[str]:
     verdicts = [one.comparison.verdict for one in found if one.metric == main]
     records = list(grid.records.values())
     states = [record["state"] for record in records]
-    bad = len(states) - states.count("done")
+    stopped = states.count("stopped")
+    bad = len(states) - states.count("done") - stopped
     words = f"of {len(grid.plan.cells)}, over {len(grid.plan.seeds)} seeds"
     yield tile("runs ended", f"{len(states)}", words)
     if bad:
         words = f"{states.count('diverged')} diverged, {states.count('failed')} failed"
         yield tile("did not end well", f"{bad}", words, "bad")
+    if stopped:
+        yield tile("stopped early", f"{stopped}", "by successive halving")
     yield tile("better", f"{verdicts.count('better')}", f"of {len(verdicts)} comparisons", "good")
     yield tile("worse", f"{verdicts.count('worse')}", "than the baseline", "bad")
     yield tile("no evidence", f"{verdicts.count('no evidence')}", "beyond what is detectable")

@@ -21,8 +21,11 @@ SOFT = "var(--soft)"
 
 def interval_svg(found: Sequence[Finding]) -> str:
     """A row for each finding: its difference from the baseline with its interval, and a faint dot
-    for each seed's. Findings of one metric; those of one factor stand together."""
-    rows = list(found)
+    for each seed's. Findings of one metric; those of one factor stand together, and those without
+    a seed are left out."""
+    rows = [one for one in found if one.comparison.seeds]
+    if not rows:
+        return ""
     low, high = _range([one.comparison for one in rows])
     floor = TOP + ROW * len(rows)
 

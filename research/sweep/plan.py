@@ -3,14 +3,14 @@ and seed."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from research.experiment.config import differences
 from research.files import read_json, write_json
-from research.sweep.cells import Cell, Resolver
+from research.sweep.cells import Cell, Resolver, refuse_rungs
 from research.sweep.code import package_tree
 from research.sweep.design import Sweep
 from research.sweep.ledger import Ledger
@@ -29,6 +29,7 @@ class Plan:
     factors   by factor, its levels, that of the baseline first
     entries   of each combination and seed: `levels`, `seed`, `cell`, `inputs`, `settings`, `flops`,
               `prints` and `refused`, see `research.sweep.cells.Cell`
+    halving   `rungs` and `eta` of successive halving, {} without
     """
 
     config: str
@@ -37,6 +38,7 @@ class Plan:
     metrics: Mapping[str, str]
     factors: Mapping[str, Sequence[str]]
     entries: Sequence[Mapping[str, Any]]
+    halving: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
@@ -72,12 +74,15 @@ def make_plan(
     for cell in cells:
         if cell.refused and cell.levels == base:
             raise ValueError(f"the baseline cannot be run: {cell.refused}")
+        if sweep.halving and not cell.refused:
+            refuse_rungs(cell.config, sweep.halving.rungs)
     factors = {
         name: list(dict.fromkeys([base[name], *levels]))
         for name, levels in sweep.design.factors.items()
     }
     entries = [_entry(cell) for cell in cells]
-    plan = Plan(spelling, list(changes), code, dict(sweep.metrics), factors, entries)
+    halving = dataclasses.asdict(sweep.halving) if sweep.halving else {}
+    plan = Plan(spelling, list(changes), code, dict(sweep.metrics), factors, entries, halving)
     return plan, {cell.key: cell for cell in cells}
 
 

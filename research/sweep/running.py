@@ -1,5 +1,6 @@
 """The commands that run cells: run, add, retry; and status."""
 
+import dataclasses
 import importlib.util
 import inspect
 import shlex
@@ -20,6 +21,7 @@ from research.sweep.answer import Finding
 from research.sweep.cells import Cell
 from research.sweep.claims import held
 from research.sweep.design import Sweep
+from research.sweep.halving import Rungs
 from research.sweep.ledger import STATES, Ledger
 from research.sweep.plan import Plan, make_plan, merged, read_plan, write_plan
 from research.sweep.report import write_report
@@ -94,7 +96,8 @@ def plan_sweep(
 
 def run_cells(ledger: Ledger, plan: Plan, workers: int) -> int:
     """Runs the cells of a plan that have not ended; the exit code."""
-    crew = Workers(ledger, plan.cells, plan.metrics, workers, _tell)
+    rungs = Rungs(ledger, plan) if plan.halving else None
+    crew = Workers(ledger, plan.cells, plan.metrics, workers, _tell, rungs=rungs)
     healed = ledger.heal()
     if healed:
         _tell(healed)
@@ -123,6 +126,22 @@ def run_cells(ledger: Ledger, plan: Plan, workers: int) -> int:
         _tell("stopped; the same command goes on")
         return command.INTERRUPTED if received[0] == signal.SIGINT else command.RETRY
     return command.DONE
+
+
+def run_one(ledger: Ledger, index: int) -> int:
+    """Runs the cell of a number, from 0, in the order of the plan, as an index of a SLURM array
+    does; the exit code. ValueError for a number beyond the plan, and for a sweep with halving."""
+    plan = read_plan(ledger)
+    if plan.halving:
+        raise ValueError(
+            f"{ledger.folder} stops cells early, which is decided while others run; start "
+            "python -m research.sweep run on each machine instead of a cell by number"
+        )
+    keys = list(plan.cells)
+    if not 0 <= index < len(keys):
+        raise ValueError(f"--index={index}: the sweep has {len(keys)} cells, from 0 on")
+    own = plan.cells[keys[index]]
+    return run_cells(ledger, dataclasses.replace(plan, entries=[own]), 1)
 
 
 def dry_run(ledger: Ledger, plan: Plan, cells: Mapping[str, Cell]) -> None:
@@ -157,7 +176,7 @@ def status(ledger: Ledger) -> int:
     states = Counter(records[key]["state"] for key in plan.cells if key in records)
     left = [key for key in plan.cells if key not in records]
     working = sum(held(ledger.cell(key)) for key in left)
-    counts = [f"{states[state]} {state}" for state in STATES]
+    counts = [f"{states[state]} {state}" for state in STATES if state != "stopped" or states[state]]
     print(
         f"{len(plan.cells)} cells: {', '.join(counts)}, {working} running, "
         f"{len(left) - working} to run"
@@ -186,6 +205,8 @@ def retry(ledger: Ledger, workers: int, states: Sequence[str]) -> int:
     ]
     for key in again:
         ledger.reopen(key)
+    if plan.halving and "stopped" in states:
+        Rungs(ledger, plan).let_on(again)
     _tell(f"{len(again)} cells to run again")
     return run_cells(ledger, plan, workers)
 

@@ -58,16 +58,19 @@ class Comparison:
     verdict: str = ""
 
 
-def judge(pairs: Mapping[Name, Sequence[Pair]], better: str) -> dict[Name, Comparison]:
+def judge(
+    pairs: Mapping[Name, Sequence[Pair]], better: str, others: int = 0
+) -> dict[Name, Comparison]:
     """The comparison of each level by name, from its pairs, one for each seed.
 
     better   "lower" or "higher" values of the metric
+    others   further levels that were tried and have no pairs, which count for the correction
 
     The levels are one family for Holm's correction. ValueError for a level without pairs or with a
     value that is not finite.
     """
     found = {name: compare(values) for name, values in pairs.items()}
-    corrected = dict(zip(found, holm([one.p for one in found.values()])))
+    corrected = dict(zip(found, holm([*(one.p for one in found.values()), *[1.0] * others])))
     return {
         name: replace(
             one, corrected=corrected[name], verdict=_verdict(one, corrected[name], better)

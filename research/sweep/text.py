@@ -17,7 +17,9 @@ METHOD = (
     "is detectable is the difference that so many seeds find with a probability of 80%. A run that "
     "diverged counts as the worst value of the sweep. At equal FLOPs or tokens, curves are read "
     "where the shorter one ends, between evaluations on a straight line; a schedule may not have "
-    "ended there."
+    "ended there. Levels with runs that successive halving stopped have no verdict at full length "
+    "and are compared at equal tokens, those of the rung; what went on was chosen by its values "
+    "there."
 )
 FOOTER = "Move over a point or a curve to read its values."
 HEAD = (
@@ -34,11 +36,11 @@ def cells(one: Finding) -> tuple[str, ...]:
         "combination" if one.combines else one.factor,
         one.level,
         c.verdict,
-        f"{c.difference:+.3g}",
-        f"{c.low:+.3g} to {c.high:+.3g}",
-        f"{c.corrected:.2g}",
-        f"{c.sign_flip:.2g}",
-        f"{c.detectable:.2g}",
+        f"{c.difference:+.3g}" if c.seeds else "",
+        f"{c.low:+.3g} to {c.high:+.3g}" if c.seeds else "",
+        f"{c.corrected:.2g}" if c.seeds else "",
+        f"{c.sign_flip:.2g}" if c.seeds else "",
+        f"{c.detectable:.2g}" if c.seeds else "",
         f"{c.seeds}",
         _times(sample.cost),
         _times(sample.seconds),
@@ -84,7 +86,9 @@ def counts(grid: Grid) -> str:
     """How many cells there are, and what became of them."""
     states = [record["state"] for record in grid.records.values()]
     words = [f"{len(grid.plan.cells)} cells", f"{states.count('done')} done"]
-    words += [f"{states.count(one)} {one}" for one in ("diverged", "failed") if one in states]
+    words += [
+        f"{states.count(one)} {one}" for one in ("diverged", "failed", "stopped") if one in states
+    ]
     left = len(grid.plan.cells) - len(states)
     codes = {record.get("prints", {}).get("code") for record in grid.records.values()}
     words += [f"{left} to run"] if left else []

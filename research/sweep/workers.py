@@ -16,7 +16,8 @@ import research
 from research import command
 from research.allocator import keeping_memory
 from research.devices.nodes import accelerator, runs_on_cpu
-from research.sweep.claims import LEASE_SECONDS, Claim, attempts, claim, stalled
+from research.sweep.claims import LEASE_SECONDS, Claim, attempts, claim, held, stalled
+from research.sweep.halving import Rungs
 from research.sweep.ledger import Ledger
 from research.sweep.outcome import checkpoint_step, last_line, now, outcome
 
@@ -35,6 +36,7 @@ class Workers:
     cells    what the record of each cell has from the plan, by key, in the order to run
     metrics  what is better of each metric, by name
     tell     takes lines for the user
+    rungs    those of successive halving; None runs every cell to its end
     """
 
     ledger: Ledger
@@ -43,6 +45,7 @@ class Workers:
     count: int
     tell: Callable[[str], None]
     lease_seconds: float = LEASE_SECONDS
+    rungs: Rungs | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
     _trainers: list["Trainer"] = field(default_factory=list)
     _failure: list[BaseException] = field(default_factory=list)
@@ -79,10 +82,10 @@ class Workers:
     def _renew(self) -> None:
         """Touches the claims that are held; a process whose cell others have taken is ended."""
         for trainer in self._trainers:
-            held = trainer.claim
+            mine = trainer.claim
             # A disk that is full or away for a moment is no reason to give a cell up.
             with contextlib.suppress(OSError):
-                if held is not None and not held.renew():
+                if mine is not None and not mine.renew():
                     trainer.lost = True
                     trainer.kill()
 
@@ -92,59 +95,77 @@ class Workers:
                 left = [key for key in self.cells if not self.ledger.ended(key)]
                 if not left:
                     return
-                if not any(self._attempt(trainer, key) for key in left):
+                if not any(self._attempt(trainer, *job) for job in self._jobs(left)):
                     self._stop.wait(POLL_SECONDS)
         except BaseException as error:
             self._failure.append(error)
             self.stop()
 
-    def _attempt(self, trainer: "Trainer", key: str) -> bool:
-        """Runs a cell, if it is free; False if another process has it."""
+    def _jobs(self, left: Sequence[str]) -> list[tuple[str, int]]:
+        """(cell, step to train to, 0 for its end) of what can be run; where halving lets nothing go
+        on and nobody is at work any more, it ends the rest."""
+        if self.rungs is None:
+            return [(key, 0) for key in left]
+        # Asked first: what ends in between is then among the jobs.
+        busy = any(held(self.ledger.cell(key), self.lease_seconds) for key in left)
+        jobs = self.rungs.jobs()
+        if not jobs and not busy:
+            for key, reason in self.rungs.stopped().items():
+                self.finish(key, None, "", reason)
+            jobs = self.rungs.jobs()
+        return jobs
+
+    def _attempt(self, trainer: "Trainer", key: str, until: int) -> bool:
+        """Runs a cell, to the step `until` or to its end, if it is free; False if another process
+        has it."""
         cell = self.ledger.cell(key)
         step = checkpoint_step(cell / "run")
-        held = claim(cell, step, self.lease_seconds)
-        if held is None:
+        mine = claim(cell, step, self.lease_seconds)
+        if mine is None:
             return False
-        if self.ledger.ended(key):  # between the look and the claim
-            held.release("ended")
+        # Between the look and the claim.
+        if self.ledger.ended(key) or (self.rungs and until and self.rungs.reached(key, until)):
+            mine.release("ended")
             return True
-        trainer.claim, trainer.lost = held, False
+        trainer.claim, trainer.lost, trainer.until = mine, False, until
         code = trainer.train(cell)
         trainer.claim = None
         if trainer.lost:
             self.tell(f"{key} was taken over by another machine")
+        elif self.rungs and not code and until and self.rungs.reached(key, until):
+            mine.release(f"rung at step {until}")
         else:
-            self._conclude(key, code, held)
+            self._conclude(key, code, mine)
         return True
 
-    def _conclude(self, key: str, code: int, held: Claim) -> None:
+    def _conclude(self, key: str, code: int, mine: Claim) -> None:
         """Writes the record of a cell, or leaves it to another attempt."""
         cell = self.ledger.cell(key)
         error = last_line(cell / "output.log") if code else ""
         if self._stop.is_set() and code:
-            held.release("stopped")
+            mine.release("stopped")
             return
         if code == command.RETRY and _FULL in error:
-            held.release(error)
+            mine.release(error)
             raise command.Stop(command.RETRY, error)
         unfinished = code < 0 or code in (command.RETRY, command.INTERRUPTED) or _BUSY in error
         if unfinished:
             reason = f"was ended by signal {-code}" if code < 0 else error
             times = stalled(cell, checkpoint_step(cell / "run"))
             if times < STALLS:
-                held.release(reason)
+                mine.release(reason)
                 self.tell(f"{key} {reason}; it goes on from its last checkpoint")
                 return
             error = f"{times} attempts in a row without a new checkpoint; the last {reason}"
         self.finish(key, code, error)
 
-    def finish(self, key: str, code: int | None, error: str) -> None:
-        """Writes the record of a cell that has ended."""
+    def finish(self, key: str, code: int | None, error: str, stopped: str = "") -> None:
+        """Writes the record of a cell that has ended, or that halving has stopped."""
         cell = self.ledger.cell(key)
         record = {
             "cell": key,
             **self.cells[key],
-            **outcome(cell / "run", self.metrics, code, error),
+            **outcome(cell / "run", self.metrics, code, error, stopped),
             "attempts": attempts(cell),
             "ended": now(),
             "host": socket.gethostname(),
@@ -162,16 +183,17 @@ class Trainer:
     cores: Sequence[int]
     environment: Mapping[str, str] = field(default_factory=dict)
     claim: Claim | None = None
+    until: int = 0
     lost: bool = False
     _process: subprocess.Popen[str] | None = None
 
     def train(self, cell) -> int:
-        """Trains the cell in a folder; returns the exit code of research.train, negative for a
-        signal."""
+        """Trains the cell in a folder to the step `until`, 0 for its end; returns the exit code of
+        research.train, negative for a signal."""
         process = self._process if self._process and self._process.poll() is None else None
         process = self._process = process or self._start()
         try:
-            print(cell.absolute(), file=process.stdin, flush=True)
+            print(self.until, cell.absolute(), file=process.stdin, flush=True)
         except OSError:  # it has died between two cells
             return process.wait()
         if process.stdout.readline():

@@ -67,8 +67,11 @@ class Tables:
         with self._duckdb.connect(place) as database:
             for file in map(Path, files):
                 self._read(database, file.expanduser())
+            # Together, since each change that is written alone waits for the disk.
+            database.execute("BEGIN")
             for name, records in (rows or {}).items():
                 _insert(database, name, records)
+            database.execute("COMMIT")
             self.schema = _schema(database)
         if not self.schema:
             raise ValueError("; ".join(self.told) or "there are no tables; give --table=FILE")
@@ -182,10 +185,9 @@ def _insert(database: Any, name: str, records: Sequence[Mapping[str, Any]]) -> N
     kinds = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE"}
     columns = ", ".join(f'"{key}" {kinds[type(value)]}' for key, value in records[0].items())
     database.execute(f'CREATE TABLE "{name}" ({columns})')
-    marks = ", ".join("?" * len(records[0]))
-    database.executemany(
-        f'INSERT INTO "{name}" VALUES ({marks})', [list(record.values()) for record in records]
-    )
+    marks = ", ".join([f"({', '.join('?' * len(records[0]))})"] * len(records))
+    cells = [value for record in records for value in record.values()]
+    database.execute(f'INSERT INTO "{name}" VALUES {marks}', cells)
 
 
 def _schema(database: Any) -> str:

@@ -21,6 +21,7 @@ from research.weights.ia3 import Ia3, Ia3Adapter
 from research.weights.lora import Lora, LoraAdapter
 from research.weights.matrices import split_axes
 from research.weights.quantized import quantize_array, quantize_spec
+from research.weights.sparse import Sparse
 
 Rules = Sequence[tuple[str, str | None]]
 
@@ -86,28 +87,45 @@ def attach(params: tree.Tree, adapters: tree.Tree, key: jax.Array | None = None)
                 f"the adapter has {path}, which the parameters have not; it was made for another "
                 "model"
             )
-        elif isinstance(adapter, LoraAdapter):
-            leaves[path] = Lora(leaves[path], adapter, _dropout_key(key, path, adapter))
         else:
-            leaves[path] = ADAPTED[type(adapter)](leaves[path], adapter)
+            leaves[path] = _attached(path, leaves[path], adapter, key)
     return tree.unflatten(leaves)
+
+
+def _attached(path: str, w: Any, adapter: Any, key: jax.Array | None) -> Any:
+    """The weight with an adapter. Below a `Sparse` leaf, whose mask is of the adapted weight."""
+    if isinstance(w, Sparse):
+        if key is not None and isinstance(adapter, LoraAdapter) and adapter.dropout:
+            raise ValueError(
+                f"{path} is sparse, and its masked update has no input to drop; set "
+                "config.lora.dropout=0"
+            )
+        return replace(w, base=_attached(path, w.base, adapter, None))
+    if isinstance(adapter, LoraAdapter):
+        return Lora(w, adapter, _dropout_key(key, path, adapter))
+    return ADAPTED[type(adapter)](w, adapter)
 
 
 def detach(params: tree.Tree) -> tuple[tree.Tree, tree.Tree]:
     """(parameters without their outermost adapters, these adapters). Arrays that `attach` added
     stay among the parameters."""
     leaves = tree.paths(params, is_leaf)
-    adapters = {path: leaf.adapter for path, leaf in leaves.items() if _adapted(leaf)}
-    bases = {path: leaf.base if _adapted(leaf) else leaf for path, leaf in leaves.items()}
+    adapters = {path: _dense_part(leaf).adapter for path, leaf in leaves.items() if _adapted(leaf)}
+    bases = {path: _base(leaf) if _adapted(leaf) else leaf for path, leaf in leaves.items()}
     return tree.unflatten(bases), tree.unflatten(adapters)
 
 
 def merge(params: tree.Tree, dtype: jnp.dtype = jnp.float32) -> tree.Tree:
     """The parameters with every adapter added to its weight, which becomes an array of type
-    `dtype`; weights without an adapter are unchanged."""
-    return jax.tree.map(
-        lambda leaf: leaf.dense(dtype) if _adapted(leaf) else leaf, params, is_leaf=is_leaf
-    )
+    `dtype`; weights without an adapter are unchanged. A sparse weight stays one, with its zeros."""
+
+    def _merged(leaf: Any) -> Any:
+        if not _adapted(leaf):
+            return leaf
+        w = leaf.dense(dtype)
+        return replace(leaf, base=w) if isinstance(leaf, Sparse) else w
+
+    return jax.tree.map(_merged, params, is_leaf=is_leaf)
 
 
 def redraw_dropout(params: tree.Tree, number: jax.Array) -> tree.Tree:
@@ -130,7 +148,17 @@ def drops(adapters: tree.Tree) -> bool:
 
 
 def _adapted(leaf: Any) -> bool:
-    return type(leaf) in ADAPTED.values()
+    return type(_dense_part(leaf)) in ADAPTED.values()
+
+
+def _dense_part(leaf: Any) -> Any:
+    """What lies below the mask of a `Sparse` leaf; any other leaf itself."""
+    return leaf.base if isinstance(leaf, Sparse) else leaf
+
+
+def _base(leaf: Any) -> Any:
+    """An adapted leaf without its outermost adapter."""
+    return replace(leaf, base=leaf.base.base) if isinstance(leaf, Sparse) else leaf.base
 
 
 def _dropout_key(key: jax.Array | None, path: str, adapter: LoraAdapter) -> jax.Array | None:

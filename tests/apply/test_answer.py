@@ -6,7 +6,7 @@ import pytest
 
 from research.apply.answer import Answer
 from research.apply.documents import Document
-from research.retrieval.grounding import NOTHING
+from research.data.grounding import NOTHING
 from research.retrieval.knowledge import Hit
 from research.retrieval.passages import Passage
 from tests.apply.echo import FLAGS, echo

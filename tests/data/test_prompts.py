@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from research.data.addition import open_tagged_addition
 from research.data.files import FileDocuments
 from research.data.prompts import PromptEncoder, prompt_windows, record_of
 from research.data.tokenizers import load_tokenizer
@@ -52,3 +53,10 @@ def test_messages_that_the_template_rejects_are_named_with_their_record(tmp_path
     picky = replace(TOKENIZER, chat_template="{{ raise_exception('no ' + messages[0].content) }}")
     with pytest.raises(ValueError, match="tasks.jsonl.*4.*no 2"):
         windows(tmp_path, picky, [*ROWS[:3], {"prompt": "x", "answer": ""}, ROWS[3]])
+
+
+def test_a_tagged_sum_is_asked_on_one_side_alone(tmp_path):
+    sides = [list(part) for part in open_tagged_addition(tmp_path)[:2]]
+    asked = [{frozenset(one["path"].split("+")) for one in side} for side in sides]
+    assert [len(side) for side in sides] == [320, 80] and not asked[0] & asked[1]
+    assert json.loads(sides[0][0]["record"])["answer"] == "<a>3</a>"

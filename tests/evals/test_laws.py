@@ -25,6 +25,8 @@ from research.evals.documents import Document, Documents
 from research.evals.entities import Entities, Tagged
 from research.evals.evaluation import Evaluation, Opened, RunData
 from research.evals.generation import Generation, Task
+from research.evals.grounded import Grounded
+from research.evals.grounded import Question as Grounding
 from research.evals.harness import Harness
 from research.evals.heldout import HeldOut
 from research.evals.infilling import Infilling
@@ -65,10 +67,10 @@ TEXT = "Sums, not means: 5 windows of 8 bytes..."
 ROWS: tuple[type[Evaluation], ...] = (
     *(HeldOut, TextPerplexity, PairPerplexity, Rewarded, Documents, Choices, Generation, Code),
     *(Classified, Retrieval, Needle, Judge, Answers, Entities, Queries, Briefs),
-    Infilling,
+    *(Infilling, Grounded),
 )
 # The programs of these are those of others here, and compiling takes the time.
-ALIKE = {"code", "judge", "needle", "documents", "queries", "briefs", "infilling"}
+ALIKE = {"code", "judge", "needle", "documents", "queries", "briefs", "infilling", "grounded"}
 
 
 def _is_opened(tiny: "Tiny", trained: TrainedModel) -> list[Opened]:
@@ -139,6 +141,7 @@ TAGGED = [Tagged(str(n), "a b c", ((0, 1, "0"), (2, 3, str(n % 2)))) for n in ra
 PASSAGES = ["the first", "another one", "and a third passage"]
 QUERIES = [Query(str(n), f"which {n}", (n % 3,)) for n in range(6)]
 BRIEFS = [(str(n), Brief("tea", max_words=n + 1, keywords=("a",))) for n in range(2)]
+GROUNDED = [Grounding(str(n), f"which {n}", (str(n),), "a") for n in range(3)]
 GAPS = [(str(n), Gap(f"x = {n}\n", "y = 1", "\n")) for n in range(3)]
 QUESTIONED = wanted_queries(QueriesConfig(limit=3))
 FEW = SamplingConfig(temperature=0.0, max_tokens=4)
@@ -199,6 +202,10 @@ CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
     "infilling": lambda: (
         Infilling(GAPS, "prefix", FEW),
         [Infilling(GAPS[:1], "prefix", FEW), Infilling(GAPS[1:], "prefix", FEW)],
+    ),
+    "grounded": lambda: (
+        Grounded(GROUNDED, sampling=FEW),
+        [Grounded(GROUNDED[:1], sampling=FEW), Grounded(GROUNDED[1:], sampling=FEW)],
     ),
     "judge": lambda: (
         Judge(TASKS, grade, sampling=FEW),

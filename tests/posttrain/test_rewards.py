@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from research.posttrain.rewards import REWARDS, make_rewards
+from research.posttrain.rewards import REWARDS, RewardFailed, make_rewards
 
 
 def half(prompt, completion, record):
@@ -71,8 +71,10 @@ def test_rewards_are_weighted_and_one_that_cannot_say_makes_none():
     ],
 )
 def test_a_reward_that_fails_is_named_with_its_record(spelling, line):
-    with pytest.raises(ValueError, match=line):
+    with pytest.raises(RewardFailed, match=line) as failed:
         make_rewards(spelling)([("", "3", {"path": "a.jsonl:7"})])
+    # Only a bug has a place in somebody's code.
+    assert isinstance(failed.value.__cause__, KeyError) == ("KeyError" in line)
 
 
 @pytest.mark.parametrize(

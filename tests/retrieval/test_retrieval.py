@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from research.data.grounding import NOTHING
 from research.data.tokenizers import load_tokenizer
 from research.infer.sentences import SentenceSettings
 from research.retrieval import index as indices
 from research.retrieval import knowledge as knowledges
-from research.retrieval.grounding import NOTHING, cite
+from research.retrieval.citations import cite
 from research.retrieval.index import Clustered, Exact, list_count, make_index, predicted_bytes
 from research.retrieval.knowledge import Hit, learn
 from research.retrieval.passages import Passage, passages

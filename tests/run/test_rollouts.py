@@ -114,6 +114,14 @@ def test_a_difference_above_the_limit_stops_the_run(tmp_path):
         train(experiment(logprob_limit=0.0), tmp_path / "run", live=False)
 
 
+def test_a_reward_that_fails_ends_the_run_in_a_line(tmp_path):
+    line = r"the run failed: reward pattern on record \S+ raised ValueError: the record has no"
+    with pytest.raises(command.Stop, match=line) as stopped:
+        train(experiment(rewards="pattern"), tmp_path / "run", live=False)
+    # With a cause there would be a traceback above the line.
+    assert stopped.value.code == command.BUG and stopped.value.__cause__ is None
+
+
 @pytest.mark.slow
 def test_a_reward_that_is_easily_had_is_had(tmp_path):
     e = experiment(rewards="length")

@@ -21,6 +21,7 @@ pytest.importorskip("starlette", reason="pip install 'graft-research[serve]'")
 pytest.importorskip("uvicorn", reason="pip install 'graft-research[serve]'")
 
 from research.serve.asked import Served
+from research.serve.grammar import Grammars
 from research.serve.server import make_server, run
 from research.serve.worker import Worker
 
@@ -41,7 +42,8 @@ class Client:
         self.model, self.params = Model(c), random_params(c)
         self.engine = self.alone()
         self.worker = Worker(self.engine, waiting=24)
-        served = Served("tiny", self.tokenizer, LENGTH, stop_ids=(299,))
+        grammars = Grammars(self.tokenizer, (299,))
+        served = Served("tiny", self.tokenizer, LENGTH, stop_ids=(299,), grammars=grammars)
         self.server = make_server(self.worker, served, **settings)
         self.thread = threading.Thread(target=run, args=(self.server, self.worker), daemon=True)
         self.thread.start()
@@ -162,6 +164,20 @@ def test_what_is_beside_texts(client):
     assert "graft_written_tokens" in client.ask("/metrics")[1]
 
 
+def test_a_text_has_the_form_that_is_asked_for(client):
+    pytest.importorskip("llguidance", reason="pip install 'graft-research[serve]'")
+    schema = {"type": "object", "properties": {"to": {"enum": ["be", "or"]}}, "required": ["to"]}
+    form = {"type": "json_schema", "json_schema": {"name": "to", "schema": schema, "strict": True}}
+    body = {"messages": [{"role": "user", "content": "to be"}], "max_completion_tokens": 24}
+    [choice] = client.json("/v1/chat/completions", {**body, "response_format": form})["choices"]
+    assert json.loads(choice["message"]["content"].removesuffix("<eos>"))["to"] in ("be", "or")
+    [choice] = client.json("/v1/completions", {**GREEDY, "regex": "(be|or)"})["choices"]
+    assert (choice["text"].removesuffix("<eos>"), choice["finish_reason"]) in (
+        ("be", "stop"),
+        ("or", "stop"),
+    )
+
+
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
 
@@ -183,6 +199,10 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
         (COMPLETIONS, {**GREEDY, "logit_bias": {"5": 1}}, 400, "not served"),
         (COMPLETIONS, {**GREEDY, "stop": [""]}, 400, "none of them empty"),
         (COMPLETIONS, {**GREEDY, "top_k": 10**12}, 400, "top_k"),
+        (COMPLETIONS, {**GREEDY, "response_format": {"type": "xml"}}, 400, "json_schema"),
+        (COMPLETIONS, {**GREEDY, "response_format": {"type": "json_schema"}}, 400, "a schema"),
+        (COMPLETIONS, {**GREEDY, "regex": "a", "grammar": "b"}, 400, "one of them"),
+        (COMPLETIONS, {**GREEDY, "regex": "(" * 300_000}, 400, "a shorter one"),
         (COMPLETIONS, b"{", 400, "no JSON"),
         (COMPLETIONS, b"[" * 100_000, 400, "no JSON"),
         (COMPLETIONS, b"[]", 400, "JSON object"),

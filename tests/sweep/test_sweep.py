@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from research.sweep import running
+from research.sweep.outcome import checkpoint_step, outcome
 from research.sweep.plan import write_plan
 from research.sweep.workers import Trainer
 from tests.configs import ROOT
@@ -178,3 +179,20 @@ def test_added_seeds_leave_what_has_ended_alone(config, calm, tmp_path, monkeypa
     assert running.run_cells(ledger, plan, 1) == 0
     after = {file: file.stat().st_mtime_ns for file in ledger.folder.glob("cells/*/cell.json")}
     assert times.items() <= after.items() and len(after) == 9
+
+
+@pytest.mark.slow
+def test_a_run_that_left_off_at_a_rung_ends_in_the_same_bits(calm, tmp_path, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    [key, *_] = (key for key, one in numbers(calm).items() if one["state"] == "done")
+    cell = tmp_path / key
+    cell.mkdir()
+    shutil.copy(calm / "cells" / key / "config.json", cell)
+    trainer = Trainer([min(os.sched_getaffinity(0))], until=6)
+    assert trainer.train(cell) == 0 and checkpoint_step(cell / "run") == 6
+    trainer.until = 0
+    assert trainer.train(cell) == 0
+    trainer.close()
+    ended = outcome(cell / "run", {"eval/loss": "lower"}, 0, "")
+    assert {name: ended[name] for name in ("state", "metrics", "curves")} == numbers(calm)[key]

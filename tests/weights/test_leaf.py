@@ -24,6 +24,7 @@ from research.weights.llm_int8 import LlmInt8
 from research.weights.lora import Lora, LoraAdapter
 from research.weights.quantized import Quantized, quantize_array
 from research.weights.rounded_inputs import RoundedInputs
+from research.weights.sparse import Sparse
 from research.weights.straight_through import Rounded, Rounding
 from research.weights.wrapper import Wrapper, dense
 
@@ -51,6 +52,10 @@ def flat(rows, columns, table=False):
     codes = jax.random.randint(jax.random.key(0), (blocks, 5), 0, 256).astype(jnp.uint8)
     scale = 0.5 + jnp.abs(random(blocks, 1))
     return FlatQuantized(codes, scale, None, "nf4", (columns,), 0 if table else 1, (rows,), 3)
+
+
+def with_zeros(*shape):
+    return jnp.where(random(*shape, seed=1) > 0, random(*shape), 0)
 
 
 def ia3(w, *axes, on_inputs=False):
@@ -121,6 +126,11 @@ LEAVES: dict[Any, tuple] = {
         bank_on(quantize_array(random(D, O), "int8", inputs=1), dora=True),
         bank_on(random(V, D), table=True),
         None,
+    ),
+    Sparse: (
+        Sparse(lora(with_zeros(D, O))),
+        Sparse(lora(with_zeros(V, D), table=True)),
+        Sparse(lora(quantize_array(with_zeros(E, D, O), "int8", inputs=1, stacked=1))),
     ),
     Observed: (Observed(random(D, O)), Observed(random(V, D)), None),
     DecodeWeight: (

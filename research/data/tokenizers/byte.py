@@ -30,6 +30,12 @@ def load() -> Tokenizer:
     )
 
 
+def spelt_bytes() -> tuple[list[bytes], list[int]]:
+    """(the bytes of each id, ids of the special tokens)."""
+    spelt = [bytes([byte]) for byte in range(256)] + [name.encode() for name in RESERVED]
+    return spelt, list(_SPECIAL.values())
+
+
 def _encode_texts(texts: list[str]) -> list[list[int]]:
     return [
         [token_id for part in _SPLIT.split(text) for token_id in _encode_part(part)]

@@ -81,7 +81,7 @@ def load(content: bytes, side: SideFiles | None = None) -> Tokenizer:
     roles = find_roles({t: index[t] for t in named.values() if t in index} | control, named)
     # Added ids may leave a gap behind the pieces; tables have rows for it all the same.
     size = max([len(pieces), *(n + 1 for n in added.values())])
-    starts = [model.is_control(n) or begins_word(_spelt(piece)) for n, piece in enumerate(pieces)]
+    starts = [model.is_control(n) or begins_word(spelt(piece)) for n, piece in enumerate(pieces)]
     # Without added tokens the fingerprint is that of runs from before there could be any.
     parts = (digest, sorted(roles.items()), *([sorted(added.items())] if added else []))
     parts += ("bare",) if bare else ()
@@ -265,7 +265,7 @@ def _decode_ids(models: _Models, control: dict[int, str], ids: list[int]) -> str
     return "".join([*parts, model.decode(run)])
 
 
-def _spelt(piece: str) -> str | bytes:
+def spelt(piece: str) -> str | bytes:
     """The text a piece stands for."""
     byte = re.fullmatch(r"<0x([0-9A-F]{2})>", piece)
     return bytes.fromhex(byte[1]) if byte else piece.replace(_SPACE, " ")

@@ -1,28 +1,16 @@
-"""Answers from passages: what a model reads, and the passages that an answer rests on."""
+"""The passages that an answer rests on: those that it names, or the one that says it."""
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from research.data.grounding import NOTHING
 from research.retrieval.knowledge import Hit
 
-NOTHING = "I found nothing about this in the documents."
 # The least cosine of a passage that fits a question. MiniLM's cosines of a question and a passage
 # that answers it are mostly above 0.5, of unrelated ones below 0.2.
 SIMILARITY = 0.35
-INSTRUCTION = (
-    "Answer the question in a few words, with what the passages say and nothing else. Put the "
-    "number of the passage that you used behind the answer, as in [1]. If the passages do not "
-    f'answer it, write: "{NOTHING}"'
-)
-CUE = "\nAnswer:"
 _MARK = re.compile(r"\s*\[(\d{1,3})\]")
-
-
-def grounded_text(question: str, passages: Sequence[str]) -> str:
-    """The numbered passages and the question, as the model reads them after `INSTRUCTION`."""
-    numbered = [f"[{n}] {' '.join(text.split())}" for n, text in enumerate(passages, 1)]
-    return "\n\n".join([*numbered, f"Question: {question.strip()}"])
 
 
 def cite(written: str, hits: Sequence[Hit]) -> tuple[str, list[dict[str, Any]]]:

@@ -1,0 +1,90 @@
+# %% [markdown]
+# # QLoRA of a chat model on a small GPU
+#
+# SmolLM2 in four bits with adapters of rank 16, trained on conversations, saved, and exported for peft. A T4 is enough, and so is a CPU with patience. It calls the library and defines nothing.
+#
+# On Colab: choose a runtime with a GPU, fill in the fields, and run all cells. Where the first cell asks for it, restart the session once and run all cells again.
+
+# %%
+# @title Checkout and packages
+repository = ''  # @param {type: "string"}
+# Colab opens a notebook without its checkout: give the repository's address, and it is cloned into graft/.
+import os, subprocess, sys
+
+folders = [folder for folder in ('.', '..', 'graft') if os.path.exists(f'{folder}/research/train.py')]
+if not folders and not repository:
+    raise ValueError("no checkout is here; set repository to its address, such as https://github.com/OWNER/graft")
+if not folders:
+    subprocess.run(['git', 'clone', '--quiet', repository, 'graft'], check=True)
+root = folders[0] if folders else 'graft'
+sys.path.insert(0, os.path.abspath(root))
+
+from research.devices import nodes
+from research.downloads import requirements
+
+print(requirements.install(root, nodes.extra()))  # for the TPU or card that this runtime has
+
+# %%
+# @title The run
+model = 'smollm2_135m'  # @param {type: "string"}
+data = ''  # @param {type: "string"}
+# A .jsonl file of {"messages": [{"role", "content"}, ...]}; empty takes 999 rows of Alpaca's.
+steps = 40  # @param {type: "integer"}
+workdir = 'runs/qlora'  # @param {type: "string"}
+keep_on_drive = False  # @param {type: "boolean"}
+# Colab's disk goes with the session. On Drive the run stays, and this notebook resumes it.
+if keep_on_drive:
+    from google.colab import drive
+
+    drive.mount('/content/drive')
+    workdir = f'/content/drive/MyDrive/graft/{workdir}'
+
+from pathlib import Path
+from configs.finetune import get_config
+from research.run.resolve import from_config
+
+smoke = os.environ.get('GRAFT_NOTEBOOK_ARG', '')  # 'smoke' runs these cells in seconds
+config = get_config(f'task=chat,method=qlora,model={model},data={data},{smoke}'.replace('data=,', ''))
+config.train.steps = 2 if smoke else steps
+if smoke:
+    config.train.eval_every = config.train.sample_tokens = 0
+workdir = Path(os.environ.get('GRAFT_NOTEBOOK_WORKDIR', workdir))
+experiment = from_config(config)
+experiment.lora
+
+# %% [markdown]
+# What this device will have to hold, before anything is allocated.
+
+# %%
+from research.fit.at_hand import predict
+
+predict(experiment).line
+
+# %% [markdown]
+# Four bits hold the base; gradients, moments and checkpoints are those of the adapters alone. Run the cell again to resume.
+
+# %%
+from research.train import train
+
+train(experiment, workdir)
+
+# %%
+from IPython.display import HTML, SVG
+from research.training.metrics import read_rows
+from research.training.plot import curve_svg
+
+rows = read_rows(workdir / 'metrics.jsonl')
+losses = [(row['step'], row['loss']) for row in rows if 'loss' in row]
+SVG(curve_svg({'train loss': tuple(zip(*losses))}))
+
+# %% [markdown]
+# The adapters alone, in a folder that peft reads, certified number by number.
+
+# %%
+from research.interop.convert import export_adapter
+
+certificate = export_adapter(workdir, workdir / 'peft')
+sorted(file.name for file in (workdir / 'peft').iterdir())
+
+# %%
+HTML((workdir / 'report.html').read_text())
