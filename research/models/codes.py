@@ -41,11 +41,14 @@ class Codes:
 
 
 def rounded(x: jax.Array, axis: int, bits: int) -> Codes:
-    """`x` [..., s, K, H] in codes, with a scale and a least number for all along `axis`: at most
-    half a scale from what they stand for, and 2^-8 of the least number's size."""
+    """`x` [..., s, K, H] in codes, with a scale and a least number for all along `axis`. What they
+    stand for is at most half a scale and 2^-8 of the numbers' reach away, the reach being counted
+    from `low`."""
     x, steps = x.astype(jnp.float32), 2**bits - 1
-    # The least number is rounded before the codes are made, which makes its error good.
-    low = jnp.min(x, axis=axis, keepdims=True).astype(jnp.bfloat16)
+    least = jnp.min(x, axis=axis, keepdims=True)
+    low = least.astype(jnp.bfloat16).astype(jnp.float32)
+    # Rounded down, so that no number lies below what the codes can say.
+    low = jnp.where(low > least, low - jnp.abs(low) * 2**-7, low).astype(jnp.bfloat16)
     reach = jnp.max(x, axis=axis, keepdims=True) - low.astype(jnp.float32)
     scale = (reach / steps).astype(jnp.bfloat16)
     size = jnp.where(scale == 0, 1, scale).astype(jnp.float32)

@@ -8,10 +8,13 @@ host for every token, where the other writes up to 32 in one loop on the device.
 from collections import Counter
 from collections.abc import Sequence
 
+import jax
+
 from research.data.tokenizers import Tokenizer
 from research.infer.decode import ROWS, Generation, generate
 from research.infer.prompts import Prompt, check_ids, prompt_ids
 from research.infer.sampling import SamplingConfig
+from research.infer.steps import bucket, chunk_size
 from research.models.adapters import virtual_tokens
 from research.models.model import Model
 from research.serve.engine import Engine
@@ -20,7 +23,6 @@ from research.serve.request import Request
 from research.tree import Tree
 
 PAGE_SIZE = 16
-CHUNK = 512  # tokens of a prompt that are read at once, as in `research.infer.steps`
 
 
 def write(
@@ -31,26 +33,29 @@ def write(
     config: SamplingConfig = SamplingConfig(),
 ) -> list[Generation]:
     """One continuation for each prompt, in order, with the tokens of `generate`, whose arguments
-    and errors these are. Models that an engine does not run are left to it: encoder-decoders, whose
-    texts begin with an encoder's, and texts beyond a model's first rotation."""
+    and errors these are. What an engine does not run is left to it: encoder-decoders, whose texts
+    begin with an encoder's, texts beyond a model's first rotation, and those that a mesh splits."""
     ids = [prompt_ids(tokenizer, prompt, config.bos) for prompt in prompts]
-    length = max(map(len, ids), default=0) + config.max_tokens
-    virtual = virtual_tokens(params)
-    if model.config.kind != "decoder" or length > longest_text(model.config, virtual, PAGE_SIZE):
+    longest = max(map(len, ids), default=1)
+    most = longest_text(model.config, virtual_tokens(params), PAGE_SIZE)
+    mesh = jax.sharding.get_abstract_mesh()
+    split = not mesh.empty and mesh.shape["context"] > 1
+    if model.config.kind != "decoder" or longest + config.max_tokens > most or split:
         return generate(model, params, tokenizer, prompts, config)
     for index, (prompt, tokens) in enumerate(zip(prompts, ids)):
         check_ids(model.config, index, prompt, tokens)
     rows = max(1, min(ROWS, len(prompts)))
-    each = -(-length // PAGE_SIZE)
+    # Rounded up as those of `generate` are, so that the next prompts find the programs compiled.
+    length = min(bucket(longest + config.max_tokens), most)
     engine = Engine(
         model,
         params,
         tokenizer,
-        pages=rows * each,
+        pages=rows * -(-length // PAGE_SIZE),
         page_size=PAGE_SIZE,
         rows=rows,
-        chunk=min(CHUNK, max(16, length)),
-        length=each * PAGE_SIZE if each * PAGE_SIZE <= model.config.max_length else length,
+        chunk=chunk_size(longest),
+        length=length,
     )
     copies: Counter[tuple[int, ...]] = Counter()
     requests = []

@@ -11,8 +11,6 @@ An engine belongs to one thread.
 from collections import deque
 from collections.abc import Sequence
 
-import numpy as np
-
 from research.data.tokenizers import Tokenizer
 from research.devices.backend import platform
 from research.infer.prompts import check_ids, prompt_ids
@@ -20,6 +18,7 @@ from research.models.kinds import longest_window
 from research.models.model import Model
 from research.serve.assemble import Turn, assemble
 from research.serve.counts import Counts
+from research.serve.draw import ranked
 from research.serve.limits import check_guesses, check_model, text_length
 from research.serve.lookup import lookup
 from research.serve.pages import Pages
@@ -153,7 +152,7 @@ class Engine:
         if turn.chunk is not None:
             text, tokens = turn.chunk
             if scores is not None:
-                told_of = _alternatives(scores, slice(None), text.request.alternatives)
+                told_of = ranked(scores, slice(None), text.request.alternatives)
                 text.score(text.cached + 1, scores.logprob_M.tolist(), told_of)
             written += [text] if self._advance(text, tokens, told, shape.drawn - 1) else []
         return written
@@ -286,7 +285,7 @@ class Engine:
         self._leave(text)
         if text.cached < len(text.ids):
             return False
-        [alternatives] = _alternatives(told, slice(index, index + 1), text.request.alternatives)
+        [alternatives] = ranked(told, slice(index, index + 1), text.request.alternatives)
         if text.add(int(told.token_M[index]), float(told.logprob_M[index]), alternatives):
             self.counts.written += 1
         elif not text.finish:
@@ -295,9 +294,3 @@ class Engine:
         if text.finish:
             self._end(text)
         return True
-
-
-def _alternatives(told, rows: slice, count: int) -> list[tuple[tuple[int, float], ...]]:
-    """The first `count` likeliest tokens of some rows, with their log-probabilities."""
-    ids, logprobs = np.asarray(told.top_ids_MA)[rows], np.asarray(told.top_logprobs_MA)[rows]
-    return [tuple(zip(i[:count].tolist(), l[:count].tolist())) for i, l in zip(ids, logprobs)]
