@@ -64,15 +64,22 @@ class PagedCache(KVCache):
         """Tokens of a page."""
         return self.keys_PsKH[0].shape[1]
 
-    def of(self, table_RC: jax.Array, slot_R: jax.Array, **how: int) -> Self:
+    def of(
+        self,
+        table_RC: jax.Array,
+        slot_R: jax.Array,
+        singles: int = 0,
+        first: int = 0,
+        each: int = 1,
+    ) -> Self:
         """The cache in a call of some texts: their pages, the numbers of the places that each has
         beside them (`research.models.rounded`), and `singles`, `first` and `each`."""
-        return replace(self, table_RC=table_RC, **how)
+        return replace(self, table_RC=table_RC, singles=singles, first=first, each=each)
 
     def bare(self) -> Self:
         """The cache between calls, of no texts."""
         nothing = jnp.zeros((0, 0), jnp.int32)
-        return replace(self.of(nothing, nothing.reshape(-1)), singles=0, first=0, each=1)
+        return self.of(nothing, nothing.reshape(-1))
 
     def enter(self, positions_BT: jax.Array, segments_BT: jax.Array) -> Self:
         """See `KVCache.enter`; the table has claimed the slots already."""
@@ -116,7 +123,7 @@ class PagedCache(KVCache):
 
     def _attend(
         self,
-        layer: int,
+        layer: jax.Array | int,
         q_BTNH: jax.Array,
         k_BTKH: jax.Array,
         v_BTKH: jax.Array,

@@ -108,9 +108,16 @@ class RoundedCache(PagedCache):
             outs.append(flat(attention.attend(q_rtNH, keys, values, seen, bias=hidden, **scoring)))
         return jnp.concatenate(outs).reshape(*q_BTNH.shape[:3], -1), cache
 
-    def of(self, table_RC: jax.Array, slot_R: jax.Array, **how: int) -> Self:
+    def of(
+        self,
+        table_RC: jax.Array,
+        slot_R: jax.Array,
+        singles: int = 0,
+        first: int = 0,
+        each: int = 1,
+    ) -> Self:
         """See `PagedCache.of`."""
-        return replace(super().of(table_RC, slot_R, **how), slot_R=slot_R)
+        return replace(super().of(table_RC, slot_R, singles, first, each), slot_R=slot_R)
 
     def _enter_part(
         self, layer: int, part: "_Part", k_rtKH: jax.Array, v_rtKH: jax.Array

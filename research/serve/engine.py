@@ -191,7 +191,7 @@ class Engine:
                     len(t.ids),
                     t.cached,
                     len(t.pages),
-                    self.pages.alone(t.pages[t.left :]),
+                    self.pages.alone(t.pages[t.gone :]),
                     len(guesses[t.number]),
                 )
                 for t in running
@@ -252,15 +252,15 @@ class Engine:
         self.counts.preempted += 1
 
     def _release(self, text: Text) -> None:
-        self.pages.release(text.pages[text.left :])
-        text.pages, text.cached, text.left = [], 0, 0
+        self.pages.release(text.pages[text.gone :])
+        text.pages, text.cached, text.gone = [], 0, 0
 
     def _leave(self, text: Text) -> None:
         """Gives back the pages that have left the window of every later token."""
         left = max(0, text.cached + 1 - self._window) // self.pages.page_size
-        if self._window and left > text.left:
-            self.pages.release(text.pages[text.left : left])
-            text.left = left
+        if self._window and left > text.gone:
+            self.pages.release(text.pages[text.gone : left])
+            text.gone = left
 
     def _end(self, text: Text) -> None:
         if text.number in self._running:
