@@ -257,10 +257,11 @@ class Engine:
 
     def _leave(self, text: Text) -> None:
         """Gives back the pages that have left the window of every later token."""
-        left = max(0, text.cached + 1 - self._window) // self.pages.page_size
-        if self._window and left > text.gone:
-            self.pages.release(text.pages[text.gone : left])
-            text.gone = left
+        # The last token may run again, where its next one is not taken.
+        gone = max(0, text.cached - self._window) // self.pages.page_size
+        if self._window and gone > text.gone:
+            self.pages.release(text.pages[text.gone : gone])
+            text.gone = gone
 
     def _end(self, text: Text) -> None:
         if text.number in self._running:
