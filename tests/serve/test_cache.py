@@ -27,7 +27,7 @@ def test_a_text_in_rounded_pages_is_the_same_whatever_is_beside_it(name, bits):
         assert (got.token_ids, got.finish) == (want.token_ids, want.finish)
         # A number between two codes may fall to either, for a difference in the last bit.
         np.testing.assert_allclose(got.logprobs, want.logprobs, atol=EDGE[bits])
-    assert served.pages.held == 0 and served.counts.guessed > served.counts.kept
+    assert served.pages.held == 0
     plain = engine(name)
     wants = plain.generate(asked)
     assert together.runner.cache_bytes < 0.7 * plain.runner.cache_bytes
