@@ -3,19 +3,20 @@
 0    done
 2    refused: a mistake of the user, found before the first step (one line)
 1    a bug (with its traceback), or data that turned out bad in mid-run (one line)
-42   try again: storage or another process failed, or the job was preempted
-130  Ctrl-C
+42   try again: storage or another process failed, or training was asked to stop before its end, by
+     SIGTERM, Ctrl-C or its watchdog
+130  Ctrl-C in all other commands
 141  whatever read the output has left, as `head` does
 """
 
+import contextlib
 import difflib
 import errno
 import logging
 import os
+import re
 import select
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -23,9 +24,13 @@ from typing import Any
 from absl import flags
 
 from research import shipped
+from research.files import flatten
+from research.stopping import Interrupted
 
 DONE, BUG, REFUSED, RETRY, INTERRUPTED, UNREAD = 0, 1, 2, 42, 130, 141
 
+# Called with the exit code before a process ends in any other way than well.
+AT_FAILURE: list[Callable[[int], None]] = []
 
 HELP = flags.DEFINE_bool("help", False, "print this and do nothing", short_name="h")
 HELPFULL = flags.DEFINE_bool("helpfull", False, "as --help, with the flags of libraries")
@@ -50,6 +55,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             command.run(main)
     """
     code = _guarded(main)
+    if code != DONE:
+        tell_failure(code)
     logging.shutdown()
     if _output_is_closed():
         code = UNREAD if code == DONE else code
@@ -60,6 +67,13 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         # wait for this one: five minutes, until the barrier of jax.distributed gives up.
         os._exit(code)
     sys.exit(code)
+
+
+def tell_failure(code: int) -> None:
+    """Calls all of AT_FAILURE; what fails in there changes nothing any more."""
+    for tell in AT_FAILURE:
+        with contextlib.suppress(Exception):
+            tell(code)
 
 
 def _output_is_closed() -> bool:
@@ -99,7 +113,10 @@ def _guarded(main: Callable[[list[str]], int | None]) -> int:
             traceback.print_exception(stop.__cause__)
         return _say(stop.code, str(stop))
     except ValueError as error:
-        return _say(REFUSED, str(error))
+        # A collective whose other processes are gone raises one too.
+        return _say(RETRY if collective_failed(error) else REFUSED, str(error))
+    except Interrupted as stop:
+        return _say(RETRY, f"{stop}; the same command goes on from the last checkpoint")
     except KeyboardInterrupt:
         return _say(INTERRUPTED, "interrupted")
     except SystemExit as ended:
@@ -123,6 +140,10 @@ def _parse(argv: list[str]) -> list[str]:
     of it that cannot be set."""
     # ml_collections reads sys.argv beside the words that it is given.
     sys.argv[:] = argv = shipped.with_files(argv)
+    for word, following in zip(argv, [*argv[1:], ""]):
+        name, given, value = word.partition("=")
+        if name.startswith("--"):
+            _refuse_store(name, value if given else following)
     try:
         return flags.FLAGS(argv)[1:]
     except flags.UnrecognizedFlagError as error:
@@ -169,10 +190,27 @@ def read_config(flag: flags.FlagHolder) -> Any:
     if flag.value is None:
         raise ValueError("give --config=FILE, such as --config=configs/quickstart.py")
     try:
-        flag.value.to_dict()
+        for name, value in flatten(flag.value.to_dict()).items():
+            _refuse_store(f"config.{name}", value)
     except OSError as error:
         raise ValueError(f"the config file cannot be loaded: {_last_line(error)}") from None
     return flag.value
+
+
+def _refuse_store(name: str, value: Any) -> None:
+    """ValueError for the address of an object store, which as a path would be a local folder of
+    that name."""
+    # In a text, such as a prompt, it is no path; a path of several may have it behind a comma.
+    found = isinstance(value, str) and re.fullmatch(
+        r"(?:\S*,)?((gs|gcs|s3|r2|az|abfss?|hdfs)://[^\s,]*)(?:,\S*)?", value
+    )
+    if found:
+        place = f"/mnt/{found[2]}/{found[1].rstrip('/').rpartition('/')[2]}"
+        raise ValueError(
+            f"{name}: {found[1]} is an address in an object store, and files are read and written "
+            f"in mounted file systems; mount it (gcsfuse for gs, s3fs for s3) and give the path, "
+            f"such as {place}"
+        )
 
 
 def _last_line(error: Exception) -> str:
@@ -182,11 +220,24 @@ def _last_line(error: Exception) -> str:
     return line.removeprefix("ValueError: ")
 
 
+# As errors of XLA begin: a status of gRPC, then Gloo or NCCL, which carry collectives of CPUs and
+# cards.
+_COLLECTIVE = re.compile(
+    r"^(UNKNOWN|UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|ABORTED|CANCELLED): .*"
+    r"(gloo|nccl|socket|connection|peer|coordination|timed out)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def collective_failed(error: BaseException) -> bool:
+    """True for the error of an operation of several processes of which one was lost."""
+    return bool(_COLLECTIVE.search(str(error)))
+
+
 def peer_or_storage_failed(error: BaseException) -> bool:
     """True for errors after which another attempt may succeed: another process was lost, or storage
     is full or away."""
-    # jaxlib raises one class for all of these; the text has the name of the gRPC status, or of
-    # Gloo, which carries collectives between CPUs.
+    # jaxlib raises one class for all of these; the text has the name of the gRPC status.
     text = f"{type(error).__name__}: {error}"
     lost = (
         "Gloo",
@@ -200,6 +251,7 @@ def peer_or_storage_failed(error: BaseException) -> bool:
         isinstance(error, OSError)
         # A missing file would be missing again, and a file in the place of a folder be one again.
         and not isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
+        or collective_failed(error)
         or any(word in text for word in lost)
     )
 
@@ -213,48 +265,6 @@ def no_space_left(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-class StopRequest:
-    """A context manager that turns the first Ctrl-C or SIGTERM into a request to stop, which a loop
-    reads from `received`. A second one interrupts at once.
-
-        with StopRequest() as request:
-            while request.received is None: ...
-
-    With `distributed` SIGTERM is left to jax.distributed, whose notifier makes all processes stop
-    at the same step, and a Ctrl-C is passed on to it as a SIGTERM. Outside the main thread no
-    signal is handled.
-    """
-
-    def __init__(self, distributed: bool = False):
-        self.received: int | None = None
-        self._distributed = distributed
-        self._signals = [signal.SIGINT] if distributed else [signal.SIGINT, signal.SIGTERM]
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        # Python sets signal handlers in the main thread only.
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in self._signals}
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @property
-    def exit_code(self) -> int:
-        """130 after Ctrl-C, 42 after SIGTERM: a preempted job is to be started again."""
-        return INTERRUPTED if self.received == signal.SIGINT else RETRY
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.received is not None:
-            # A loop that hangs would never read the request.
-            raise KeyboardInterrupt
-        self.received = number
-        if self._distributed:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _say(code: int, line: str) -> int:

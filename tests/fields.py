@@ -68,6 +68,7 @@ PROMPT = {"tune.method": "prompt", "tune.virtual_tokens": 2}
 CODES = {**LORA, "quantize.format": "int8"}
 MUON = {"optimizer.name": "muon"}
 ADAFACTOR = {"optimizer.name": "adafactor"}
+SPIKES = {"skip.sigmas": 6.0}
 TWO = {"mesh": "fsdp:2"}
 
 CASES: dict[str, tuple[dict[str, Any], Any]] = {
@@ -238,6 +239,13 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "checkpoint.keep": ({}, 3),
     "checkpoint.keep_period": ({}, 10),
     "logging.wandb": ({}, True),
+    "skip.nonfinite": ({}, True),
+    "skip.sigmas": ({}, 6.0),
+    "skip.window": (SPIKES, 64),
+    "skip.limit": (SPIKES, 7),
+    "skip.then": (SPIKES, "rewind"),
+    **{f"watchdog.{part}": ({}, 60.0) for part in ("start", "restore", "compile", "step")},
+    **{f"watchdog.{part}": ({}, 60.0) for part in ("evaluate", "save")},
     "init": ({}, "OTHER"),
     "mesh": (TWO, "tensor:2"),
     "axes": (TWO, {"embed": ()}),
@@ -304,6 +312,10 @@ REFUSED = {
 
 # (what a run has, a setting that it has no use for): refused.
 UNUSED: list[tuple[dict[str, Any], str, Any]] = [
+    ({}, "skip.window", 64),
+    ({"skip.nonfinite": True}, "skip.window", 64),
+    ({}, "skip.limit", 7),
+    ({}, "skip.then", "rewind"),
     ({}, "model.experts_per_token", 1),
     ({}, "model.router_loss", 0.1),
     (LEARNED, "model.rope_theta", 500.0),

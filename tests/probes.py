@@ -6,6 +6,7 @@ All take an experiment, a folder with data, and pytest's monkeypatch.
 
 import dataclasses
 import hashlib
+import itertools
 import re
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,13 +23,17 @@ from research.experiment.config import Experiment
 from research.fit.compile import abstract_batch, objective_without_data, trace
 from research.infer.decode import Generation
 from research.objectives.choose import Objective
+from research.parallel.axes import RULES
 from research.parallel.mesh import make_mesh
-from research.run import appraisal, loop, sampler, session, start
+from research.run import appraisal, lines, loop, sampler, session, start
+from research.run.attended import Attended
 from research.run.epochs import with_steps
 from research.run.program import make_program, take_step
 from research.run.repeated_feed import RepeatedFeed
+from research.run.rewind import Rewind
 from research.run.window_feed import WindowFeed
-from research.training import metrics
+from research.stopping import StopRequest
+from research.training import metrics, watchdog
 from research.training.checkpoint import Checkpoints
 
 
@@ -128,7 +133,7 @@ def events(e: Experiment, folder: Path, monkeypatch) -> object:
         __exit__ = lambda *_: None
         __next__ = lambda self: (0, None)
 
-    loop.loop(run, Feed(), quiet, SimpleNamespace(received=None), range(0))
+    loop.loop(run, Feed(), quiet, Attended(StopRequest()))
 
     def generate(model, params, tokenizer, prompts, config):
         note(*prompts, config)
@@ -214,6 +219,7 @@ def data(e: Experiment, folder: Path, monkeypatch) -> object:
     }.items():
         monkeypatch.setattr(session, name, fake)
     fake = SimpleNamespace(objective=objective_of(e), batch_size=1, experiment=e)
+    fake.mesh, fake.rules = make_mesh("", jax.devices()[:1]), RULES
     none = SimpleNamespace(meta=dict)
     _, feed = session.prepare(e, folder / "none", corpus, fake, none, False)
     assert isinstance(feed, WindowFeed)
@@ -300,6 +306,31 @@ def sampled(e: Experiment, folder: Path, monkeypatch) -> object:
     return asked, values, arrays, sorted(feed.state()), engine
 
 
+def watched(e: Experiment, folder: Path, monkeypatch) -> object:
+    """What a watchdog says after how many seconds without a sign of life, in each part of a run."""
+    monkeypatch.setattr(watchdog.faulthandler, "dump_traceback", lambda *_: None)
+    said = []
+    for part in dataclasses.asdict(e.watchdog):
+        dog = watchdog.Watchdog(e.watchdog, said.append, itertools.count(step=1.0).__next__)
+        dog._ended = SimpleNamespace(wait=lambda _: False)
+        with dog.during(part):
+            dog._watch()
+    return said
+
+
+def skipped(e: Experiment, folder: Path, monkeypatch) -> object:
+    """What ends a run of which six updates in a row were left out."""
+    step, values = 9, {"loss": np.float32(1.0), "skipped": 6, "skipped_in_row": 6}
+    p = SimpleNamespace(schedule=lambda _: 1.0, batch_size=1)
+    run = SimpleNamespace(experiment=e, program=p, feed_state={})
+    run.checkpoints = SimpleNamespace(latest=lambda: 5)
+    log = SimpleNamespace(step=lambda *_: None, note=lambda _: None)
+    try:
+        lines.log_step(run, log, step, {n: np.asarray(v) for n, v in values.items()}, {})
+    except (command.Stop, Rewind) as end:
+        return type(end), str(end)
+
+
 PROBES = {
     **dict.fromkeys(("data.sequence_length", "data.batch_size"), program),
     **dict.fromkeys(("data.batch_size_per_device", "train.accumulate", "train.seed"), program),
@@ -307,7 +338,15 @@ PROBES = {
     **dict.fromkeys(
         (f"objective.{n}.overlap" for n in ("question_answering", "token_classification")), shared
     ),
-    **{"data": data, "train": events, "checkpoint": retention, "logging": trackers},
+    **{
+        "data": data,
+        "train": events,
+        "checkpoint": retention,
+        "logging": trackers,
+        "skip.limit": skipped,
+        "skip.then": skipped,
+        "watchdog": watched,
+    },
     **{
         "execution.documents": documents,
         "init": beginning,

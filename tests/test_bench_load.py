@@ -46,6 +46,7 @@ def test_contenders_read_all_that_was_written(tmp_path, monkeypatch):
     # A buffer smaller than the files, of which the last read is in part.
     monkeypatch.setattr(load_contender, "_BUFFER_BYTES", 1001)
     load_contender.plain_read(tmp_path)
+    load_contender.kept_read(tmp_path)
     load_contender.loaded(tmp_path)
     params = tree.paths(load(tmp_path, "bfloat16").params)
     assert largest == max(x.nbytes for name, x in params.items() if not name.startswith("layers"))

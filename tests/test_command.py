@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from ml_collections import ConfigDict
 
 from research import command
 from tests.configs import ROOT
@@ -126,6 +128,30 @@ def test_what_a_person_can_mend_is_one_line(monkeypatch, capsys, error, code, sh
     assert command._guarded(lambda _: raise_it(error)) == code
     line = capsys.readouterr().err
     assert line.startswith("error: ") and line.count("\n") == 1 and shown in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--checkpoint=gs://bucket/model"],
+        ["--target", "s3://b/out/"],
+        ["--config.data.source=stdlib:0.5,gs://bucket/model:0.5"],
+    ],
+)
+def test_no_path_of_a_command_is_in_an_object_store(monkeypatch, capsys, words):
+    monkeypatch.setattr(sys, "argv", ["command", *words])
+    assert command._guarded(lambda _: 0) == command.REFUSED
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "is an address in an object store" in line
+    assert line.startswith(f"error: {words[0].partition('=')[0]}") and "/mnt/" in line
+    # A text may be about one.
+    command._refuse_store("--prompt", "copy gs://bucket/a to s3://b")
+
+
+def test_no_path_of_a_config_is_in_an_object_store():
+    flag = SimpleNamespace(value=ConfigDict({"data": {"source": "gs://bucket/text"}}))
+    with pytest.raises(ValueError, match="config.data.source: gs://bucket/text is an address"):
+        command.read_config(flag)
 
 
 def raise_it(error: BaseException) -> None:

@@ -195,9 +195,10 @@ def test_a_section_that_a_run_was_made_without_is_its_default():
 
 def test_fields_say_themselves_whether_a_resumed_run_may_change_them():
     may = {path for path, _ in leaves(DEFAULTS) if may_change(Experiment, ".".join(path))}
-    sections = {"execution", "checkpoint", "logging", "mesh", "axes", "evals"}
-    assert {path[0] for path in may if path[0] not in ("train", "data")} == sections
+    sections = {"execution", "checkpoint", "logging", "mesh", "axes", "evals", "watchdog"}
+    assert {path[0] for path in may if path[0] not in ("train", "data", "skip")} == sections
     assert {path for path in may if path[0] == "data"} == {("data", "threads")}
+    assert {path[1] for path in may if path[0] == "skip"} == {"limit", "then"}
     assert {path[1] for path, _ in leaves(DEFAULTS) if path[0] == "train"} - {
         path[1] for path in may if path[0] == "train"
     } == {"seed", "accumulate"}

@@ -22,7 +22,7 @@ SCRIPTS = {
 SCRIPTS["slurm_sweep"] = {"CARD": "h100", "CARDS": "2", "AT_ONCE": "4"}
 SUBMIT = {
     "slurm": "sbatch",
-    "tpu": "gcloud compute tpus tpu-vm ssh",
+    "tpu": "gcloud compute tpus queued-resources create",
     "slurm_sweep": "sbatch --parsable",
 }
 RECIPE = ["--config=configs/pretrain.py:model=llama3_8b", "--config.mesh=fsdp:-1"]
@@ -32,6 +32,30 @@ def write_program(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/usr/bin/env bash\n{text}\n")
     path.chmod(0o755)
+
+
+# A cloud with one name for a slice and its request, whose states are the files `vm` and `request`.
+# What the run says, look by look, is in the file `looks` beside the folder: "lost" is an ssh that
+# fails, "taken" a slice that is taken away.
+GCLOUD = """
+case "$*" in
+  *tpu-vm\\ describe*) cat vm 2> /dev/null || exit 1 ;;
+  *resources\\ describe*) cat request 2> /dev/null || exit 1 ;;
+  *resources\\ create*)
+    [ ! -f ../quota ] || { echo RESOURCE_EXHAUSTED >&2; exit 1; }
+    [ ! -f request ] || { echo ALREADY_EXISTS >&2; exit 1; }
+    echo ACTIVE > request; echo READY > vm ;;
+  *\\ delete\\ graft*) rm -f vm request ;;
+  *worker=0*command*)
+    look=$(head -n 1 ../looks); sed -i 1d ../looks
+    case "$look" in
+      lost) exit 255 ;;
+      taken) echo PREEMPTED > vm; echo SUSPENDED > request; exit 255 ;;
+      *) echo "$look" ;;
+    esac ;;
+  *) [ "$(cat vm)" = READY ] || exit 255 ;;
+esac
+"""
 
 
 @pytest.fixture
@@ -48,10 +72,9 @@ def site(tmp_path):
 case "$*" in *--parsable*) echo 7 ;; esac
 [[ "$*" == *--wrap* ]] || cat > {tmp_path}/job"""
     write_program(tmp_path / "bin" / "sbatch", sbatch)
-    # The request is new: its slice is there after it was created.
-    gcloud = f"""{note}
-case "$*" in *tpu-vm\\ describe*value*) echo READY ;; *tpu-vm\\ describe*) exit 1 ;; esac"""
-    write_program(tmp_path / "bin" / "gcloud", gcloud)
+    (tmp_path / "cloud").mkdir()
+    (tmp_path / "looks").write_text("exit 0\n")
+    write_program(tmp_path / "bin" / "gcloud", f"{note}\ncd {tmp_path}/cloud\n{GCLOUD}")
     write_program(tmp_path / "bin" / "scontrol", note)
     write_program(tmp_path / "bin" / "srun", f'{note}\nexit "${{SRUN_CODE:-0}}"')
     return tmp_path
@@ -163,6 +186,30 @@ def test_a_job_is_queued_again_while_it_gets_on(site, end):
     assert done.stderr.count("\n") == (0 if silent else 1), done.stderr
 
 
+def test_a_job_array_is_a_run_a_task(site):
+    recipe = [*RECIPE, f"--workdir={site}/a b/{{task}}", "--config.train.seed={task}"]
+    done, calls = launch(site, "slurm", *recipe, ARRAY="0-3%2")
+    assert done.returncode == 0, done.stderr
+    assert "--array=0-3%2" in calls[-1] and f"--output={site}/a b/slurm-%A-%a.log" in calls[-1]
+    program = f'echo "srun $*" >> "$CALLS"\nmkdir -p "{site}/a b/2/checkpoints/50"\nexit 42'
+    write_program(site / "bin" / "srun", program)
+    settings = {"PATH": f"{site}/bin:{os.environ['PATH']}", "CALLS": str(site / "job_calls")}
+    settings |= {"SLURM_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "2"}
+    ended = subprocess.run(["bash", site / "job"], env={**os.environ, **settings})
+    calls = (site / "job_calls").read_text().splitlines()
+    assert ended.returncode == 42 and calls[-1] == "scontrol requeue 9"
+    assert calls[0].endswith(f"--workdir={site}/a b/2 --config.train.seed=2")
+
+
+@pytest.mark.parametrize(
+    ("array", "workdir"), [("0-3;x", "runs/{task}"), ("0-3", "runs/a"), ("", "runs/{task}")]
+)
+def test_an_array_that_is_none_is_one_line(site, array, workdir):
+    done, calls = launch(site, "slurm", *RECIPE, f"--workdir={workdir}", ARRAY=array)
+    assert done.returncode == 2 and calls == [] and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ARRAY")
+
+
 @pytest.mark.parametrize(
     ("code", "restarts", "queued"), [(0, 0, 0), (2, 0, 0), (42, 3, 1), (137, 0, 1), (42, 100, 0)]
 )
@@ -187,7 +234,7 @@ def test_an_index_of_a_sweep_is_a_cell_and_is_queued_again_if_it_was_ended(
 
 def test_a_slice_can_run_a_sweep(site):
     done, _ = launch(site, "tpu", DRY_RUN="1", SWEEP="1")
-    assert "-m research.sweep run --config" in done.stdout.replace("\\", "")
+    assert "-m research.sweep run" in done.stdout.replace("\\", "")
     assert "GRAFT_PROCESSES" not in done.stdout
 
 
@@ -249,21 +296,47 @@ def test_an_unusual_accelerator_wants_its_target(site):
     )
 
 
-def test_a_slice_that_runs_is_used(site):
-    write_program(
-        site / "bin" / "gcloud", 'echo "gcloud $*" >> "$CALLS"\n[[ "$*" != *state* ]] || echo READY'
-    )
+# What the run says, look by look; (vm, request) at first; exit code; and what was done, in order:
+# the slice created (C) or deleted (D), the run started (S).
+RUNS = {
+    "a new slice": (["step 1", "exit 0"], None, 0, "CS"),
+    "a slice that runs": (["exit 0"], ("READY", "ACTIVE"), 0, "S"),
+    "taken away": (["step 1", "taken", "exit 0"], None, 0, "CSDCS"),
+    "taken away before": (["exit 0"], ("PREEMPTED", "SUSPENDED"), 0, "DCS"),
+    "ssh that fails": (["lost", "step 1", "lost", "exit 0"], None, 0, "CS"),
+    "a run that is preempted": (["exit 42", "exit 137", "exit 0"], None, 0, "CSSS"),
+    "a bug": (["exit 1"], None, 1, "CS"),
+    "a refusal": (["exit 2"], None, 2, "CS"),
+    "again and again": (["exit 42"] * 5, None, 42, "CSSS"),
+    "a request that failed": ([], ("", "FAILED"), 1, ""),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_a_run_on_a_slice_goes_on_until_it_ends(site, case):
+    looks, states, code, wanted = RUNS[case]
+    (site / "looks").write_text("".join(f"{look}\n" for look in looks))
+    for name, state in zip(("vm", "request"), states or ()):
+        if state:
+            (site / "cloud" / name).write_text(f"{state}\n")
+    done, calls = launch(site, "tpu", RESTARTS="2")
+    assert done.returncode == code, done.stderr
+    marks = {" create ": "C", " delete ": "D", "--worker=all --command=": "S"}
+    did = [mark for call in calls for word, mark in marks.items() if word in call]
+    assert "".join(did) == wanted
+    assert code or "FAILED" not in done.stderr
+
+
+def test_a_slice_that_cannot_be_had_is_asked_for_once(site):
+    (site / "quota").touch()
     done, calls = launch(site, "tpu")
-    assert done.returncode == 0 and not [call for call in calls if "create" in call]
+    assert done.returncode == 1 and "RESOURCE_EXHAUSTED" in done.stderr
+    assert len([call for call in calls if " create " in call]) == 1
 
 
-def test_a_request_that_fails_is_told(site):
-    write_program(
-        site / "bin" / "gcloud",
-        '[[ "$*" != *tpu-vm* ]] || exit 1\n[[ "$*" != *state.state* ]] || echo FAILED',
-    )
-    done, _ = launch(site, "tpu")
-    assert done.returncode == 1 and "is FAILED" in done.stderr
+def test_a_slice_is_deleted_at_the_end_if_asked(site):
+    done, calls = launch(site, "tpu", DELETE="1")
+    assert done.returncode == 0 and "queued-resources delete graft" in calls[-1]
 
 
 @pytest.mark.parametrize("platforms", ["", "cpu"])

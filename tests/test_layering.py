@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "research"
 LEVELS = {
     "tree": 0, "precision": 0, "files": 0, "allocator": 0, "command": 0, "usage": 0, "scopes": 0,
-    "shipped": 0,
+    "shipped": 0, "stopping": 0,
     "downloads": 0, "devices": 0, "parallel": 0,
     "ops": 1,
     "weights": 2, "tables": 2,
@@ -25,9 +25,9 @@ LEVELS = {
 # Within a level: who may import whom beside itself.
 SAME_LEVEL = {
     "allocator": {"devices"},
-    "command": {"usage", "shipped"},
+    "command": {"usage", "shipped", "stopping", "files"},
     "downloads": {"files"},
-    "parallel": {"devices"},
+    "parallel": {"devices", "command"},
     "experiment": {"objectives", "training", "tuning"},
     "run": {"evals"},
     "posttrain": {"interop"},

@@ -1,17 +1,13 @@
-"""Two processes on loopback train what one process trains, and resume what one process saved."""
+"""Processes on loopback train what one process trains, on any mesh, and resume what another number
+of them saved."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from research.training.metrics import read_rows
-from tests.configs import ROOT
+from tests.job import finish, start
 
 CONFIG = """
 from configs import quickstart
@@ -23,77 +19,36 @@ def get_config(arg=""):
 """
 
 
-def start(workdir: Path, processes: int, steps: int) -> list[subprocess.Popen]:
-    """A smoke run over four devices on so many processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for process in range(processes):
-        environment = {
-            **os.environ,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        }
-        if processes > 1:
-            environment |= {
-                "GRAFT_COORDINATOR": f"127.0.0.1:{port}",
-                "GRAFT_PROCESSES": str(processes),
-            }
-            environment["GRAFT_PROCESS"] = str(process)
-        command = [
-            sys.executable,
-            "-m",
-            "research.train",
-            f"--config={workdir.parent}/scored.py:smoke",
-        ]
-        command += [
-            f"--workdir={workdir}",
-            "--config.mesh=fsdp:2,tensor:2",
-            f"--config.train.steps={steps}",
-        ]
-        command += ["--config.optimizer.schedule=constant", "--config.optimizer.warmup_steps=2"]
-        command += ["--config.checkpoint.every=4", "--config.train.eval_every=4"]
-        started.append(
-            subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
-        )
-    return started
+STEPS = ("optimizer.schedule=constant", "optimizer.warmup_steps=2", "checkpoint.every=4")
 
 
-def finish(started: list[subprocess.Popen]) -> None:
-    for process in started:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+def losses(workdir, name="loss") -> dict[int, float]:
+    rows = read_rows(workdir / "metrics.jsonl")
+    return {row["step"]: row[name] for row in rows if name in row}
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path):
+def test_two_and_four_processes_are_one(tmp_path):
     (tmp_path / "scored.py").write_text(CONFIG)
-    finish(start(tmp_path / "one", 1, 8))
-    finish(start(tmp_path / "two", 2, 4))
-    finish(start(tmp_path / "two", 2, 8))  # resumes
-    one, two = (
-        {row["step"]: row for row in read_rows(tmp_path / name / "metrics.jsonl") if "loss" in row}
-        for name in ("one", "two")
-    )
-    assert list(two) == list(one) == list(range(1, 9))
-    for step in one:
-        # The same devices and examples; only the order of a sum over processes may differ.
-        np.testing.assert_allclose(two[step]["loss"], one[step]["loss"], rtol=2e-6)
-    evaluations = [
-        {
-            row["step"]: row
-            for row in read_rows(tmp_path / name / "metrics.jsonl")
-            if "eval/loss" in row
-        }
-        for name in ("one", "two")
-    ]
-    assert all(list(rows) == [4, 8] for rows in evaluations)
-    of_one, of_two = evaluations
-    for step in (4, 8):
-        name = "eval/license/nll_per_token"
-        np.testing.assert_allclose(of_two[step][name], of_one[step][name], rtol=2e-6)
+    mesh = ("mesh=fsdp:2,tensor:2", "train.eval_every=4", *STEPS)
+    for name, processes, steps in (("one", 1, 8), ("more", 2, 4), ("more", 4, 8)):
+        job = start(
+            tmp_path / name,
+            processes,
+            f"train.steps={steps}",
+            *mesh,
+            config=f"{tmp_path}/scored.py:smoke",
+        )
+        for code, errors in finish(job):
+            assert code == 0, errors
+    one, more = losses(tmp_path / "one"), losses(tmp_path / "more")
+    assert list(more) == list(one) == list(range(1, 9))
+    # The same devices and examples; only the order of a sum over processes may differ.
+    np.testing.assert_allclose(list(more.values()), list(one.values()), rtol=1e-6)
     # At step 4 one run was at its end and took all held-out data, the other was on its way.
-    np.testing.assert_allclose(of_two[8]["eval/loss"], of_one[8]["eval/loss"], rtol=2e-6)
-    provenance = json.loads((tmp_path / "two" / "provenance.json").read_text())
+    for name, steps in (("eval/license/nll_per_token", (4, 8)), ("eval/loss", (8,))):
+        one, more = losses(tmp_path / "one", name), losses(tmp_path / "more", name)
+        assert list(one) == list(more) == [4, 8]
+        np.testing.assert_allclose([more[s] for s in steps], [one[s] for s in steps], rtol=2e-6)
+    provenance = json.loads((tmp_path / "more" / "provenance.json").read_text())
     assert provenance["devices"]["processes"] == 2 and provenance["devices"]["count"] == 4

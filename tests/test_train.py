@@ -260,8 +260,8 @@ def test_other_objectives_train_end_to_end(family, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 42)])
-def test_a_signal_ends_cleanly_with_a_checkpoint(number, code, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_cleanly_with_a_checkpoint(number, tmp_path):
     workdir = tmp_path / "stopped"
     command = [
         sys.executable,
@@ -280,7 +280,7 @@ def test_a_signal_ends_cleanly_with_a_checkpoint(number, code, tmp_path):
             break
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == code, errors
+    assert process.returncode == 42, errors
     saved = int(errors.split("is saved in")[0].split("step ")[-1].replace(",", ""))
     assert (workdir / "checkpoints" / str(saved)).is_dir() and (workdir / "report.html").exists()
     assert "Traceback" not in errors

@@ -36,6 +36,7 @@ SERVERS = flags.DEFINE_multi_string(
 REQUESTS = flags.DEFINE_integer("requests", 64, "serve: requests of each turn", lower_bound=1)
 RATE = flags.DEFINE_float("rate", 4.0, "serve: requests a second", lower_bound=0.001)
 SERVE_FLAGS = flags.DEFINE_string("serve_flags", "", "serve: further flags of research.serve")
+FRESH = flags.DEFINE_bool("fresh", False, "load: a process of its own for each turn")
 VECTORS = flags.DEFINE_integer("vectors", 1_000_000, "vectors: how many", lower_bound=1000)
 WORKS = flags.DEFINE_list("works", [], "card: all by default; of " + ", ".join(card_works.WORKS))
 QUICK = flags.DEFINE_bool("quick", False, "card: the most telling works alone, in under 5 minutes")
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(results) if JSON.value else lora.table(results))
         return command.DONE
     if arguments == ["load"]:
-        results = load.compare(GIB.value, ROUNDS.value)
+        results = load.compare(GIB.value, ROUNDS.value, fresh=FRESH.value)
         print(json.dumps(results) if JSON.value else load.table(results))
         return command.DONE
     if arguments == ["vectors"]:

@@ -10,14 +10,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from research.bench.turns import take_turns
+from research.bench.turns import take_fresh_turns, take_turns
 from research.interop.huggingface.folder import write_folder
 from research.interop.storage.checkpoint import Checkpoint, specs_by_path, stacked_axes
 from research.interop.storage.parameter import Parameter
 from research.models.config import ModelConfig
 from research.models.presets.llama import llama
 
-READ, LOAD = "read", "graft"
+READ, KEPT, LOAD = "read", "kept", "graft"
 _SHARD_BYTES = 2**30
 
 
@@ -62,11 +62,14 @@ def forget(paths: Sequence[Path]) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def compare(gib: float, rounds: int, folder: Path | None = None) -> list[dict[str, Any]]:
-    """A row for a plain read of the files and one for `load` in the stored type, each with a cold
-    cache, in turns: seconds (the median), all_seconds, gb_per_second, ratio (seconds over those of
-    the read, by the medians of one run), peak_bytes, and for `load` `beyond`, the memory at its
-    peak beyond the model's and the reader's, in sizes of the largest tensor.
+def compare(
+    gib: float, rounds: int, folder: Path | None = None, fresh: bool = False
+) -> list[dict[str, Any]]:
+    """A row for a plain read of the files, one for a read into memory of their size, and one for
+    `load` in the stored type, each with a cold cache, in turns: seconds (the median), all_seconds,
+    gb_per_second, ratio (seconds over those of the plain read, by the medians of one run),
+    peak_bytes, and for `load` `beyond`, the memory at its peak beyond the model's and the reader's,
+    in sizes of the largest tensor. With `fresh` each turn has a process of its own.
 
     The weights are written into `folder`, by default a temporary one. ValueError on a system that
     cannot drop files from its memory.
@@ -76,8 +79,9 @@ def compare(gib: float, rounds: int, folder: Path | None = None) -> list[dict[st
         largest = write(generated(gib), Path(place))
         paths = files(Path(place))
         size = sum(path.stat().st_size for path in paths)
-        names = {kind: f"{kind}:{place}" for kind in (READ, LOAD)}
-        timed = take_turns(
+        names = {kind: f"{kind}:{place}" for kind in (READ, KEPT, LOAD)}
+        take = take_fresh_turns if fresh else take_turns
+        timed = take(
             "research.bench.load_contender",
             list(names.values()),
             rounds,
@@ -116,5 +120,6 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             f"{row['ratio']:6.2f} {row['peak_bytes'] / 1e6:8.0f} {beyond:>7}"
         )
     lines.append("ratio: seconds over those of a plain read of the files, in the same run")
+    lines.append("kept: the same read into memory of that size, which the system first has to give")
     lines.append("beyond: peak memory beyond the model's, in sizes of its largest tensor")
     return "\n".join(lines)

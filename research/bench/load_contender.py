@@ -1,12 +1,14 @@
-"""A contender's process: python -m research.bench.load_contender read:FOLDER or graft:FOLDER."""
+"""A contender's process: python -m research.bench.load_contender KIND:FOLDER, where KIND
+is read, kept or graft."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from research.bench.load import LOAD, READ, files
+from research.bench.load import KEPT, LOAD, READ, files
 from research.bench.turns import serve
 from research.interop.load import load
 
@@ -16,7 +18,7 @@ _BUFFER_BYTES = 16 * 2**20
 def main() -> None:
     """Reads the folder that the argument names when asked."""
     kind, _, folder = sys.argv[1].partition(":")
-    kinds: dict[str, Callable[[Path], None]] = {READ: plain_read, LOAD: loaded}
+    kinds: dict[str, Callable[[Path], None]] = {READ: plain_read, KEPT: kept_read, LOAD: loaded}
     # What a process does once is not in the seconds of either.
     jax.devices()
     serve(lambda: kinds[kind](Path(folder)))
@@ -29,6 +31,13 @@ def plain_read(folder: Path) -> None:
         with open(path, "rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
+
+
+def kept_read(folder: Path) -> None:
+    """Reads all files into new memory of their size: what any loader without a mapping waits for,
+    for the system first has to find and clear that memory."""
+    memory = [np.fromfile(path, np.uint8) for path in files(folder)]
+    del memory
 
 
 def loaded(folder: Path) -> None:

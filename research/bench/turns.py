@@ -82,6 +82,35 @@ def take_turns(
             contender.process.kill()
 
 
+def take_fresh_turns(
+    module: str,
+    names: list[str],
+    rounds: int,
+    allocator: str = KEEPING,
+    before: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, Any]]:
+    """As `take_turns`, with a process of its own for each turn, whose first run is the one that
+    counts: what a person waits for who runs a command once. The memory is the median's."""
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for turn in range(rounds):
+        for name in names:
+            contender = start(module, name, allocator)
+            try:
+                before()
+                answers[name].append(contender.ask("run") | contender.ask("stop"))
+            finally:
+                contender.process.kill()
+        print(f"round {turn + 1} of {rounds}", file=sys.stderr)
+    return {
+        name: {
+            "seconds": statistics.median(one["seconds"] for one in found),
+            "all_seconds": [one["seconds"] for one in found],
+            "peak_bytes": statistics.median(one["peak_bytes"] for one in found),
+        }
+        for name, found in answers.items()
+    }
+
+
 def start(module: str, name: str, allocator: str = KEEPING) -> Contender:
     """A contender that has said that it is ready; `allocator` is the setting of glibc's, "" for
     none."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from research.retrieval.index import Exact, make_index, predicted_bytes
+from research.retrieval.vector_file import VectorFile
 
 SIZE = 384  # of MiniLM
 _BLOCK = 16_384
@@ -37,21 +38,21 @@ def write(count: int, file: Path, real_ND: np.ndarray | None = None, size: int =
             out.write(_beside(real_ND, min(_BLOCK, count - first), rng).tobytes())
 
 
-def queries(vectors_ND: np.ndarray, count: int = _QUERIES) -> np.ndarray:
+def queries(vectors: VectorFile, count: int = _QUERIES) -> np.ndarray:
     """Vectors of length 1 beside some of the given ones, which are none of them."""
     rng = np.random.default_rng(1)
-    chosen = np.sort(rng.choice(len(vectors_ND), count, replace=False))
-    return _beside(np.array(vectors_ND[chosen]), count, rng)
+    chosen = np.sort(rng.choice(len(vectors), count, replace=False))
+    return _beside(vectors.take(chosen), count, rng)
 
 
 def measure(count: int, file: Path, size: int = SIZE) -> dict[str, Any]:
     """Builds the index of the vectors of a file and asks it: predicted_bytes, peak_bytes (the rise
-    of this process's memory, vectors that are looked at included), build_seconds, recall (share of
+    of this process's memory), build_seconds, recall (share of
     the 10 nearest that are found, over 200 queries), p50_ms and p95_ms of a query."""
-    vectors_ND = np.memmap(file, np.float32, "r", shape=(count, size))
-    asked_QD = queries(vectors_ND)
+    vectors = VectorFile(file, size, count)
+    asked_QD = queries(vectors)
     before, start = _memory(), time.perf_counter()
-    index = make_index(vectors_ND)
+    index = make_index(vectors)
     build = time.perf_counter() - start
     times, found = [], []
     for query_D in asked_QD:
@@ -59,7 +60,7 @@ def measure(count: int, file: Path, size: int = SIZE) -> dict[str, Any]:
         found.append(index.search(query_D[None], _NEAREST)[1][0])
         times.append(time.perf_counter() - start)
     peak = _memory() - before
-    exact_QN = Exact(vectors_ND).search(asked_QD, _NEAREST)[1]
+    exact_QN = Exact(vectors).search(asked_QD, _NEAREST)[1]
     shared = sum(len(set(some) & set(every)) for some, every in zip(found, exact_QN))
     p50, p95 = np.percentile(times, (50, 95)) * 1000
     return {

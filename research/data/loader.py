@@ -51,8 +51,7 @@ def train_batches(
     seed: int,
     global_batch: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    part: tuple[int, int] = (0, 1),
     threads: int = 2,
 ) -> TrainBatches:
     """Endless iterator over (step, batch) that starts at `start_step`. `threads` threads read
@@ -61,14 +60,14 @@ def train_batches(
     Row r of step s is made from window i = s * global_batch + r of the stream. The stream is
     `windows` itself if that is a Mixture, else its epochs, each permuted by (seed, epoch).
     `example(window, rng)` makes the row; `rng` depends on (seed, i) only, so a step has the same
-    bits after a resume. Process p of n gets rows p * B to (p + 1) * B with B = global_batch / n, so
-    the global batch does not depend on n. A batch has the fields of `example`, each [B, ...].
-    ValueError for a batch that cannot be divided among the processes.
+    bits after a resume. Part (p, n), what a process reads, is rows p * B to (p + 1) * B with B =
+    global_batch / n, so the global batch does not depend on n. A batch has the fields of `example`,
+    each [B, ...]. ValueError for a batch that cannot be divided into n parts.
     """
-    rows = _rows_per_process(global_batch, process_index, process_count)
+    rows = _rows_of(global_batch, part)
     # A single set of windows is a mixture of one part, so both are shuffled by the same rule.
     stream = windows if isinstance(windows, Mixture) else Mixture((windows,), seed=seed)
-    batches = _Batches(stream, example, seed, global_batch, process_index * rows, rows)
+    batches = _Batches(stream, example, seed, global_batch, part[0] * rows, rows)
     options = grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=PREFETCH_BATCHES if threads else 0
     )
@@ -108,21 +107,20 @@ def heldout_batches(
     *,
     batch: int,
     limit: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Batches of all windows in order, each window once; with `limit` the first so many batches.
     The same at every call, since the generator of `example` depends on the window's index only.
 
-    Every batch has `batch` rows over all processes, so that one compiled program serves for all.
-    The last one is filled up with copies of its first row whose "weights" are 0. ValueError for an
-    example without "weights".
+    Every batch has `batch` rows over all processes, so that one compiled program serves for all; of
+    them `part` is made, as of `train_batches`. The last one is filled up with copies of its first
+    row whose "weights" are 0. ValueError for an example without "weights".
     """
-    rows = _rows_per_process(batch, process_index, process_count)
+    rows = _rows_of(batch, part)
     count = -(-len(windows) // batch)
     # Each process makes its own rows of every batch; the windows are the same on all.
     for step in range(count if limit is None else min(limit, count)):
-        start = step * batch + process_index * rows
+        start = step * batch + part[0] * rows
         yield _stack(
             [
                 _heldout_row(windows, example, index, step * batch)
@@ -145,11 +143,11 @@ def _stack(rows: list[Batch]) -> Batch:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _rows_per_process(batch: int, process_index: int, process_count: int) -> int:
-    if batch < 1 or batch % process_count or not 0 <= process_index < process_count:
+def _rows_of(batch: int, part: tuple[int, int]) -> int:
+    index, count = part
+    if batch < 1 or batch % count or not 0 <= index < count:
         raise ValueError(
-            f"batch_size={batch} must be a multiple of {process_count} process(es), this one's "
-            f"index being "
-            f"{process_index}; set config.data.batch_size"
+            f"batch_size={batch} must be a multiple of {count} process(es), this one's index being "
+            f"{index}; set config.data.batch_size"
         )
-    return batch // process_count
+    return batch // count

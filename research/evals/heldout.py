@@ -12,7 +12,7 @@ from research.data.corpus import Corpus
 from research.data.loader import Window, heldout_batches
 from research.evals.evaluation import Evaluation, Item, Opened, RunData, Totals
 from research.objectives.objective import Objective
-from research.parallel.mesh import place_batch
+from research.parallel.mesh import place_batch, row_part
 from research.training.step import eval_step
 
 
@@ -62,22 +62,21 @@ class HeldOut(Evaluation):
     def items(self, opened: Opened) -> Iterator[Item]:
         """An item a batch, since a step adds up all that it computes: sums in nats and counts in
         tokens, "loss" and the further totals of the objective."""
+        # The caller's mesh decides: none on a single device, where arrays need no placing.
+        mesh, rules = jax.sharding.get_mesh(), opened.model.rules
         batches = heldout_batches(
             self.windows,
             self.objective.example,
             batch=self.batch_size,
             limit=self.batches or None,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            part=(0, 1) if mesh.empty else row_part(mesh, rules, self.batch_size),
         )
-        # The caller's mesh decides: none on a single device, where arrays need no placing.
-        mesh = jax.sharding.get_mesh()
         for number, batch in enumerate(batches):
             check_documents(batch, opened.model.execution.documents)
             # Each process has read its own rows; on a mesh they become one array over all devices.
             inputs: dict[str, Any] = batch
             if not mesh.empty:
-                inputs = place_batch(batch, mesh, opened.model.rules, self.batch_size)
+                inputs = place_batch(batch, mesh, rules, self.batch_size)
             sums = _sums(
                 opened.params,
                 # No base apart: what a run trains is attached to it already in `params`.

@@ -28,6 +28,8 @@ from research.parallel.mesh import parse_mesh
 from research.precision import Precision
 from research.training.checkpoint import CheckpointConfig
 from research.training.optimizer import OptimizerConfig
+from research.training.skipping import SkipConfig
+from research.training.watchdog import WatchdogConfig
 from research.tuning.lora_specs import LoraConfig
 from research.tuning.method import QuantizeConfig, TuneConfig, refuse_unused
 
@@ -104,8 +106,10 @@ class Experiment:
     data: DataConfig
     optimizer: OptimizerConfig
     train: TrainConfig
+    skip: SkipConfig
     checkpoint: CheckpointConfig = field(metadata=RESUME)
     logging: LoggingConfig = field(metadata=RESUME)
+    watchdog: WatchdogConfig = field(metadata=RESUME)
     init: str = ""
     mesh: str = field(default="", metadata=RESUME)
     axes: dict[str, tuple[str, ...]] = field(default_factory=dict, metadata=RESUME)

@@ -51,15 +51,17 @@ def embed(
     longest = min(settings.max_tokens, model.config.max_length)
     vectors = np.zeros((len(texts), model.config.d_model), np.float32)
     for batch, tokens_BT, kept_BT in text_batches(tokenizer, texts, longest):
-        vectors_BD = _vectors(params, tokens_BT, kept_BT, model=model, settings=settings)
+        vectors_BD = pooled(params, tokens_BT, kept_BT, model=model, settings=settings)
         vectors[batch] = np.asarray(vectors_BD)[: len(batch)]
     return vectors
 
 
 @partial(jax.jit, static_argnames=("model", "settings"))
-def _vectors(
+def pooled(
     params: Tree, tokens_BT, kept_BT, *, model: Model, settings: SentenceSettings
 ) -> jax.Array:
+    """A vector of each row, float32 [B, D]: of the last states of an encoder or a decoder at the
+    tokens that `kept_BT` has 1 for."""
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None, :], tokens_BT.shape)
     hidden_BTD, _ = model.hidden(
         params, {"inputs": tokens_BT, "segments": kept_BT, "positions": positions_BT}

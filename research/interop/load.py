@@ -1,6 +1,7 @@
 """Opening a checkpoint by path or spelling, and `load`, which makes it a model ready to compute."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from research.interop.storage.parameter import Parameter
 from research.interop.strangers import name_stranger
 from research.models.model import Model
 from research.models.spec import abstract
+from research.parallel.axes import RULES
 from research.parallel.mesh import make_mesh
 from research.precision import Precision
 from research.weights import rules
@@ -133,6 +135,26 @@ def read_generation(source: str | Path) -> dict[str, Any]:
     with open_checkpoint(source, verify=False) as checkpoint:
         ends = checkpoint.special.get("eos_token_id")
         return {**checkpoint.generation, **({} if ends is None else {"eos_token_id": ends})}
+
+
+def load_adapters(source: str | Path, folders: Mapping[str, str | Path]) -> dict[str, tree.Tree]:
+    """The adapters of several folders by name, for the model at `source`: those that change nothing
+    else of it, so that one copy of its weights serves all. ValueError for any other, and as from
+    `open_adapter`."""
+    adapters = {}
+    with open_checkpoint(source, verify=False) as checkpoint:
+        for name, folder in folders.items():
+            changed, read = open_adapter(folder, checkpoint)
+            before = checkpoint.parameters
+            whole = [n for n, p in changed.parameters.items() if p is not before.get(n)]
+            if whole or changed.config != checkpoint.config:
+                what = whole[0] if whole else "the config"
+                raise ValueError(
+                    f"{folder} replaces {what} of the model, and cannot share it with others; "
+                    f"serve it alone, with --adapter={folder}"
+                )
+            adapters[name] = place_adapters(read, checkpoint.config, None, RULES)
+    return adapters
 
 
 def open_adapter(source: str | Path, checkpoint: Checkpoint) -> tuple[Checkpoint, tree.Tree]:

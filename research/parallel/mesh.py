@@ -1,6 +1,7 @@
 """The device mesh of a run, from a string such as "fsdp:4,tensor:2"."""
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -90,16 +91,48 @@ def _arranged(shape: tuple[int, ...], devices: list) -> np.ndarray:
     )
 
 
+def row_part(mesh: Mesh, rules: AxisRules, global_batch: int) -> tuple[int, int]:
+    """(index, count): of `count` equal parts of a batch's rows, one after the other, the one that
+    this process reads. Processes whose devices share rows, along an axis such as tensor that does
+    not split the batch, read the same part.
+
+    ValueError if the devices of the process do not hold one such part.
+    """
+    sharding = batch_sharding((global_batch,), mesh, rules)
+    held = set()
+    for place in sharding.addressable_devices_indices_map((global_batch,)).values():
+        rows = place[0] if place else slice(None)
+        held.add(rows.indices(global_batch)[:2])
+    first, end = min(start for start, _ in held), max(stop for _, stop in held)
+    size = end - first
+    # Each set of rows counts once: devices that share rows hold the same ones.
+    if sum(stop - start for start, stop in held) != size or global_batch % size or first % size:
+        raise ValueError(
+            f"the mesh gives process {jax.process_index()} rows of a batch that do not lie "
+            "together; set config.mesh and config.axes so that the axes that split a batch come "
+            "before the others, and a multiple of each process's devices is on each"
+        )
+    return first // size, global_batch // size
+
+
 def place_batch(
     batch: dict[str, np.ndarray], mesh: Mesh, rules: AxisRules, global_batch: int
 ) -> dict[str, jax.Array]:
-    """This process's rows of a batch as global arrays of `global_batch` rows, see
+    """This process's rows of a batch, its `row_part`, as global arrays of `global_batch` rows, see
     `batch_sharding`."""
-    arrays = {}
+    index, count = row_part(mesh, rules, global_batch)
+    first = index * (global_batch // count)
+    arrays: dict[str, jax.Array] = {}
     for name, rows in batch.items():
         shape = (global_batch, *rows.shape[1:])
         sharding = batch_sharding(shape, mesh, rules)
-        arrays[name] = jax.make_array_from_process_local_data(sharding, rows, shape)
+
+        # A device asks for its part by places in the global array.
+        def _of_device(place: Any, rows: np.ndarray = rows) -> np.ndarray:
+            start, stop, _ = place[0].indices(global_batch)
+            return rows[(slice(start - first, stop - first), *place[1:])]
+
+        arrays[name] = jax.make_array_from_callback(shape, sharding, _of_device)
     return arrays
 
 

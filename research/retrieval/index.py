@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from research.retrieval.vector_file import VectorFile
+
 # A product with so many vectors of 384 takes some 10 ms on two cores.
 EXACT_UP_TO = 50_000
 _BLOCK = 16_384  # vectors read from the disk at once
@@ -26,15 +28,15 @@ class Index(Protocol):
 
 @dataclass(frozen=True)
 class Exact:
-    """Compares with all vectors float32 [N, D]."""
+    """Compares with all vectors."""
 
-    vectors_ND: np.ndarray
+    vectors: np.ndarray | VectorFile
 
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Index`; of equal ones the earlier row first."""
         best = None
         # Block by block: the scores of all vectors at once would outgrow the vectors.
-        for first, block_ND in _blocks(self.vectors_ND):
+        for first, block_ND in _blocks(self.vectors):
             scores_QN = queries_QD @ block_ND.T
             rows_QN = np.broadcast_to(np.arange(first, first + len(block_ND)), scores_QN.shape)
             if best is not None:
@@ -52,39 +54,39 @@ class Clustered:
     centres (inverted files: Jegou et al. 2011, section 4). Codes of 8 bits a number are compared,
     and of the best candidates the vectors themselves, which stay on the disk."""
 
-    vectors_ND: np.ndarray
+    vectors: np.ndarray | VectorFile
     lists: Any  # faiss.IndexIVFScalarQuantizer
 
     def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Index`, of which a share is found."""
         queries_QD = np.ascontiguousarray(queries_QD, np.float32)
-        candidates = min(_RESCORED * k, len(self.vectors_ND))
+        candidates = min(_RESCORED * k, len(self.vectors))
         _, rows_QN = self.lists.search(queries_QD, candidates)
         scores_QN = np.full(rows_QN.shape, -np.inf, np.float32)
         for query_D, rows_N, scores_N in zip(queries_QD, rows_QN, scores_QN):
             there_N = rows_N >= 0  # lists that are looked at may hold fewer
-            scores_N[there_N] = self.vectors_ND[rows_N[there_N]] @ query_D
+            scores_N[there_N] = _take(self.vectors, rows_N[there_N]) @ query_D
         return _top(scores_QN, rows_QN, k)
 
 
-def make_index(vectors_ND: np.ndarray, file: Path | None = None) -> Index:
-    """The index of vectors of length 1 [N, D]: exact up to `EXACT_UP_TO`. A larger one is kept in
-    `file`, if any, and read from there where it has as many vectors. ValueError for so many without
-    faiss."""
-    count = len(vectors_ND)
+def make_index(vectors: np.ndarray | VectorFile, file: Path | None = None) -> Index:
+    """The index of vectors of length 1, float32 [N, D]: exact and in memory up to `EXACT_UP_TO`. A
+    larger one is kept in `file`, if any, and read from there where it has as many vectors.
+    ValueError for so many without faiss."""
+    count = len(vectors)
     if count <= EXACT_UP_TO:
-        return Exact(vectors_ND)
+        return Exact(vectors.block(0, count) if isinstance(vectors, VectorFile) else vectors)
     faiss = _faiss(count)
     if file is not None and file.is_file():
         lists = faiss.read_index(str(file))
         if lists.ntotal == count:
-            return Clustered(vectors_ND, _probing(lists))
-    lists = _build(faiss, vectors_ND)
+            return Clustered(vectors, _probing(lists))
+    lists = _build(faiss, vectors)
     if file is not None:
         part = file.with_suffix(".part")
         faiss.write_index(lists, str(part))
         part.replace(file)
-    return Clustered(vectors_ND, _probing(lists))
+    return Clustered(vectors, _probing(lists))
 
 
 def list_count(count: int) -> int:
@@ -94,28 +96,28 @@ def list_count(count: int) -> int:
 
 
 def predicted_bytes(count: int, size: int) -> int:
-    """Most memory in bytes that building and asking an index of so many vectors takes, beside the
-    vectors, which stay on the disk: a code of `size` bytes and a number of 8 for each in lists that
-    grow to at most twice what is in them, centres, and the sample that centres are learnt from,
-    twice, since faiss copies it."""
+    """Most memory in bytes that building and asking an index of so many vectors takes. Of a few
+    these are the vectors. Of many, which stay on the disk, a code of `size` bytes and a number of 8
+    for each, in lists that grow to at most twice what is in them; centres; the sample that they are
+    learnt from, twice, since faiss copies it; and two blocks of vectors."""
     if count <= EXACT_UP_TO:
-        return 4 * _BLOCK * size
+        return 4 * count * size
     lists = list_count(count)
     sample = 2 * min(_SAMPLED * lists, count)
     return 2 * count * (size + 8) + 4 * size * (lists + sample + 2 * _BLOCK)
 
 
-def _build(faiss: Any, vectors_ND: np.ndarray) -> Any:
-    count, size = vectors_ND.shape
+def _build(faiss: Any, vectors: np.ndarray | VectorFile) -> Any:
+    count, size = len(vectors), next(_blocks(vectors))[1].shape[1]
     centres = list_count(count)
     flat = faiss.IndexFlatIP(size)
     lists = faiss.IndexIVFScalarQuantizer(
         flat, size, centres, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
     )
     # In order, since a file is read from the disk in order.
-    chosen = np.random.default_rng(0).permutation(count)[: _SAMPLED * centres]
-    lists.train(np.ascontiguousarray(vectors_ND[np.sort(chosen)], np.float32))
-    for _, block_ND in _blocks(vectors_ND):
+    chosen = np.sort(np.random.default_rng(0).permutation(count)[: _SAMPLED * centres])
+    lists.train(_take(vectors, chosen))
+    for _, block_ND in _blocks(vectors):
         lists.add(block_ND)
     return lists
 
@@ -125,12 +127,17 @@ def _probing(lists: Any) -> Any:
     return lists
 
 
-def _blocks(vectors_ND: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def _blocks(vectors: np.ndarray | VectorFile) -> Iterator[tuple[int, np.ndarray]]:
     """(number of the first row, some rows in memory)."""
-    mapped = isinstance(vectors_ND, np.memmap)
-    for first in range(0, len(vectors_ND), _BLOCK):
-        block_ND = np.ascontiguousarray(vectors_ND[first : first + _BLOCK], np.float32)
-        yield first, np.array(block_ND) if mapped else block_ND
+    for first in range(0, len(vectors), _BLOCK):
+        if isinstance(vectors, VectorFile):
+            yield first, vectors.block(first, first + _BLOCK)
+        else:
+            yield first, np.ascontiguousarray(vectors[first : first + _BLOCK], np.float32)
+
+
+def _take(vectors: np.ndarray | VectorFile, rows_N: np.ndarray) -> np.ndarray:
+    return vectors.take(rows_N) if isinstance(vectors, VectorFile) else vectors[rows_N]
 
 
 def _top(scores_QN: np.ndarray, rows_QN: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -108,7 +108,7 @@ def _check_probe(store: VectorStore, encoder: Encoder, name: str) -> None:
     if not len(store):
         store.add([_PROBE], probe_1D)
     # Another machine, or a batch of another width, adds in another order.
-    elif not np.allclose(store.matrix()[:1], probe_1D, atol=1e-3):
+    elif not np.allclose(store.vectors_from().take([0]), probe_1D, atol=1e-3):
         raise ValueError(
             f"--index={store.folder} has vectors of other weights than those of {name}; give "
             "another folder"
@@ -117,13 +117,12 @@ def _check_probe(store: VectorStore, encoder: Encoder, name: str) -> None:
 
 def _index(store: VectorStore, found: Sequence[Passage], folder: Path) -> Index:
     rows = store.rows([passage.text for passage in found])
-    matrix = store.matrix()
     size = predicted_bytes(len(rows), store.size)
-    if np.array_equal(rows, np.arange(1, len(matrix))):
-        index = make_index(matrix[1:], folder / "lists.faiss")
+    if np.array_equal(rows, np.arange(1, len(store))):
+        index = make_index(store.vectors_from(1), folder / "lists.faiss")
     else:
         # Some passages stand twice, or are of documents that are gone: the rows are copied.
-        index = make_index(np.asarray(matrix)[rows])
-        size += 4 * len(rows) * store.size
+        index = make_index(store.vectors_from().take(rows))
+        size = max(size, 4 * len(rows) * store.size)
     print(f"{len(rows):,} passages; their index takes {size / 1e6:,.0f} MB", file=sys.stderr)
     return index

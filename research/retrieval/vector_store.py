@@ -7,6 +7,7 @@ import numpy as np
 
 from research.data.documents import digest
 from research.files import read_json, write_json
+from research.retrieval.vector_file import VectorFile
 
 _KEY_BYTES = 16  # of a text's sha256: a billion texts share one with a chance of 1e-21
 _FORMAT = 1
@@ -67,11 +68,9 @@ class VectorStore:
         first = len(self._rows)
         self._rows |= {_key(text): first + n for n, text in enumerate(texts)}
 
-    def matrix(self) -> np.ndarray:
-        """All vectors [N, D], read from the disk where they are looked at."""
-        if not self._rows:
-            return np.zeros((0, self.size), np.float32)
-        return np.memmap(self.vectors, np.float32, "r", shape=(len(self._rows), self.size))
+    def vectors_from(self, first: int = 0) -> VectorFile:
+        """The vectors from row `first` on."""
+        return VectorFile(self.vectors, self.size, len(self._rows) - first, first)
 
 
 def _key(text: str) -> bytes:

@@ -4,17 +4,46 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from research import command, tree
 from research.data.chat import endless_turns
+from research.devices.table import peak_flops
 from research.run.appraisal import sample
+from research.run.program import Program
+from research.run.rewind import end_of_skipping
 from research.run.saving import remedy
 from research.run.session import Session
+from research.training.flops import train_flops_per_token
 from research.training.kinds import constants_under_rules, count_trained
 from research.training.metrics import RunLog
 from research.training.narrow import standing_still
 from research.training.schedules import warmup_note
 from research.training.state import TrainState
+
+
+def open_log(session: Session, live: bool | None) -> RunLog:
+    """The log of a run, which one process writes; all know its last evaluation."""
+    e = session.experiment
+    log = RunLog(
+        session.workdir,
+        e.train.steps,
+        start_step=session.start_step,
+        flops_per_token=train_flops_per_token(e.model, e.data.sequence_length),
+        peak_flops=_peak_flops(session.program),
+        wandb=e.logging.wandb,
+        config=e.to_json(),
+        # One process writes the files of the run; the others would write the same lines.
+        enabled=jax.process_index() == 0,
+        live=live,
+    )
+    if jax.process_count() > 1:
+        # The others have no rows, and all must make the same evaluations.
+        known = -1 if log.evaluated_step is None else log.evaluated_step
+        known = int(multihost_utils.broadcast_one_to_all(np.int32(known)))
+        log.evaluated_step = None if known < 0 else known
+    return log
 
 
 def announce(session: Session, log: RunLog) -> None:
@@ -61,7 +90,8 @@ def log_step(
     """Logs the metrics of a step, with learning rate, peak memory and the values `beside` them, and
     returns them by name.
 
-    `step` is the number of steps done. Raises `command.Stop` if the loss is not finite.
+    `step` is the number of steps done. Raises `command.Stop` if the loss is not finite, and that or
+    `Rewind` after `skip.limit` updates left out in a row.
     """
     program = session.program
     # One transfer for all metrics. It waits for the devices, which otherwise run ahead of the host;
@@ -72,14 +102,18 @@ def log_step(
     if math.isclose(values.get("nll", math.inf), values["loss"], rel_tol=1e-5):
         del values["nll"]
     # The update that made `step` steps out of step - 1 used the rate at step - 1.
-    values["learning_rate"] = float(program.schedule(step - 1))
+    made = step - 1 - int(values.get("skipped", 0))
+    values["learning_rate"] = float(program.schedule(made))
     stats = (device.memory_stats() or {} for device in jax.local_devices())
     peak = max(one.get("peak_bytes_in_use", 0) for one in stats)
     if peak:  # a CPU does not tell
         values["memory_bytes"] = peak
     log.step(step, values, program.batch_size * session.experiment.data.sequence_length)
     # After the row is written: metrics.jsonl then shows how the run ended.
-    if not math.isfinite(values["loss"]):
+    skip = session.experiment.skip
+    if values.get("skipped_in_row", 0) >= skip.limit:
+        end_of_skipping(session, log, step, values)
+    if not math.isfinite(values["loss"]) and not skip.nonfinite:
         raise command.Stop(
             command.BUG,
             f"the loss is {values['loss']} at step {step}; the last checkpoint is from step "
@@ -110,3 +144,11 @@ def log_sample(
         return
     if written is not None:
         log.sample(step, *written)
+
+
+def _peak_flops(program: Program) -> float | None:
+    """Published peak FLOP/s of all devices of the mesh together; None for unknown devices."""
+    device = program.mesh.devices.flat[0]
+    peak = peak_flops(device.device_kind, program.experiment.precision.compute)
+    # The type of the products decides: a chip multiplies bfloat16 faster than float32.
+    return peak and peak * program.mesh.size

@@ -21,6 +21,7 @@ from research.parallel.axes import check_rules, merge_rules, parts, unsplit
 from research.parallel.mesh import make_mesh, place_batch
 from research.run.feed import Feed
 from research.training import optimizer as optimizers
+from research.training.skipping import skipping
 from research.training.state import TrainState, abstract_state, device_bytes, new_state, to_stored
 from research.training.step import train_step
 from research.tuning.held import held_trees
@@ -107,7 +108,8 @@ class Program:
         if ratio != 1:  # LoRA+ (arXiv:2402.12354): a higher rate for the b matrices
             others = config.learning_rate_rules or ((".*", 1.0),)
             config = replace(config, learning_rate_rules=((r".*/b", ratio), *others))
-        return optimizers.make(config, axes, e.train.steps, self.trainable_specs)
+        made, schedule = optimizers.make(config, axes, e.train.steps, self.trainable_specs)
+        return skipping(made, e.skip) if e.skip.on else made, schedule
 
     def make_state(self) -> TrainState:
         """The state before the first step, from `train.seed`, without a base. Call it under `jit`,

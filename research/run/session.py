@@ -3,6 +3,7 @@
 import logging
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from research.files import building, write_json
 from research.interop.load import read_generation
 from research.interop.restored import tokenizer_prints
 from research.interop.storage.generation import FILE as GENERATION
+from research.parallel.mesh import row_part
 from research.run.appraisal import Appraisal, make_appraisal
 from research.run.epochs import reading, training_windows
 from research.run.feed import Feed
@@ -29,6 +31,7 @@ from research.training.checkpoint import Checkpoints
 from research.training.fingerprint import combined
 from research.training.provenance import describe_run, write_provenance
 from research.training.state import TrainState
+from research.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,17 @@ def prepare(
     program: Program,
     checkpoints: Checkpoints,
     allow_changed: bool,
+    watchdog: Watchdog | None = None,
 ) -> tuple[Session, Feed]:
-    """The session of a run and the feed of its training data.
+    """The session of a run and the feed of its training data, in the part "start" of the run and,
+    where the first state is made or read, "restore".
 
     If `workdir` holds a run, the session continues it from its newest good checkpoint. Unless
     `allow_changed`, ValueError if its config, tokenizer, data or frozen weights have changed.
     """
-    objective = program.objective
+    objective, watchdog = program.objective, watchdog or Watchdog()
     length = objective.window_length(experiment.data.sequence_length)
-    windows = training_windows(program, corpus, _tell_tokenizing)
+    windows = training_windows(program, corpus, partial(_tell_tokenizing, watchdog))
     _warn(objective.shortfalls(windows))
     heldout = corpus.heldout_windows(length, objective.overlap)
     # For its errors, before the checkpoint is read, which may take long.
@@ -90,7 +95,8 @@ def prepare(
     saved = checkpoints.meta()
     before = config_before(workdir, saved)
     notes = [] if allow_changed else compare_configs(experiment, workdir, program, saved, before)
-    start_step, state, meta, more_notes = _restore_or_begin(program, checkpoints)
+    with watchdog.during("restore"):
+        start_step, state, meta, more_notes = _restore_or_begin(program, checkpoints)
     fingerprints = _fingerprints(program, corpus, state, meta)
     if meta and not allow_changed:
         refuse_other_inputs(workdir, meta, fingerprints)
@@ -133,8 +139,14 @@ def _feed(program: Program, corpus: Corpus, windows: Mixture) -> Feed:
     """The feed of training data: windows, or what the model writes for them."""
     e, objective = program.experiment, program.objective
     if objective.writes_texts:
+        if e.skip.then == "rewind":
+            raise ValueError(
+                f"config.skip.then=rewind passes over data, and objective {e.objective.name} makes "
+                "its own; set config.skip.then=stop"
+            )
         return rollout_feed(program, corpus.tokenizer, windows)
-    return WindowFeed(windows, objective, e.train.seed, program.batch_size, e.data.threads)
+    part = row_part(program.mesh, program.rules, program.batch_size)
+    return WindowFeed(windows, objective, e.train.seed, program.batch_size, e.data.threads, part)
 
 
 def _warn(lines: list[str]) -> None:
@@ -197,7 +209,8 @@ def _fingerprints(
     }
 
 
-def _tell_tokenizing(done: int, documents: int) -> None:
+def _tell_tokenizing(watchdog: Watchdog, done: int, documents: int) -> None:
+    watchdog.alive()
     # The carriage return overwrites the line until the last one.
     end = "\n" if done == documents else ""
     print(f"\rtokenizing {done:,} of {documents:,} documents", end=end, file=sys.stderr)

@@ -10,6 +10,7 @@ the server once it has finished what it writes, or after --drain seconds.
 
 import importlib.util
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +29,11 @@ CHECKPOINT = flags.DEFINE_string(
 STEP = flags.DEFINE_integer(
     "step", None, "with --workdir: the checkpoint to take; by default the newest good one", 0
 )
-ADAPTER = flags.DEFINE_string(
-    "adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint"
+ADAPTER = flags.DEFINE_multi_string(
+    "adapter",
+    [],
+    "a folder of peft's, or a run of adapters, to put on the checkpoint; NAME=FOLDER, any number "
+    "of times, to serve it beside the checkpoint as a model of that name",
 )
 DTYPE = flags.DEFINE_string(
     "dtype", "float32", "with --checkpoint: the type of parameters and computation"
@@ -71,7 +75,8 @@ def main(arguments: list[str]) -> int:
     """Opens the model and serves it until it is told to stop; the exit code."""
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; flags are --checkpoint, --port")
-    check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
+    alone, named = _adapters(ADAPTER.value)
+    check_source(WORKDIR.value, CHECKPOINT.value, alone or ", ".join(named))
     for needed in ("starlette", "uvicorn", "prometheus_client"):
         if importlib.util.find_spec(needed) is None:
             raise ValueError(f"{needed} is missing; pip install 'graft-research[serve]'")
@@ -83,7 +88,7 @@ def main(arguments: list[str]) -> int:
     opened = open_model(
         WORKDIR.value,
         CHECKPOINT.value,
-        adapter=ADAPTER.value,
+        adapter=alone,
         step=STEP.value,
         dtype=DTYPE.value,
     )
@@ -96,7 +101,7 @@ def main(arguments: list[str]) -> int:
     opened = replace(opened, params=move(opened.model, opened.params))
     from research.serve.server import make_server, run
 
-    worker, served = _worker(opened)
+    worker, served = _worker(opened, named)
     server = make_server(
         worker,
         served,
@@ -113,8 +118,30 @@ def main(arguments: list[str]) -> int:
     return command.DONE
 
 
-def _worker(opened: Any) -> tuple[Any, Any]:
+def _adapters(given: list[str]) -> tuple[str, dict[str, str]]:
+    """(the adapter that is put on the checkpoint, "" for none, those that are served beside it by
+    name) of the flag. ValueError for several of the former, for a name that is given twice, and for
+    both kinds."""
+    named, alone = dict[str, str](), list[str]()
+    for one in given:
+        name, equals, folder = one.partition("=")
+        if not (equals and re.fullmatch(r"[\w.-]+", name)):
+            alone.append(one)
+        elif name in named:
+            raise ValueError(f"--adapter={name}=... is given twice; choose another name")
+        else:
+            named[name] = folder
+    if len(alone) > 1 or alone and named:
+        raise ValueError(
+            f"--adapter={alone[-1]} is put on the checkpoint, and only one alone can be; give "
+            "each a name, as --adapter=NAME=FOLDER"
+        )
+    return "".join(alone), named
+
+
+def _worker(opened: Any, named: dict[str, str]) -> tuple[Any, Any]:
     """The engine's worker with the programs compiled, and what is served."""
+    from research.interop.load import load_adapters
     from research.models.adapters import virtual_tokens
     from research.serve.asked import Served
     from research.serve.engine import Engine
@@ -138,6 +165,7 @@ def _worker(opened: Any) -> tuple[Any, Any]:
         drafts=DRAFTS.value,
         draft=_draft(),
         bits=BITS.value and int(BITS.value),
+        adapters=load_adapters(opened.source, named) if named else None,
     )
     if engine.length < LENGTH.value:
         print(f"note: texts have at most {engine.length:,} tokens here", file=sys.stderr)
@@ -152,6 +180,7 @@ def _worker(opened: Any) -> tuple[Any, Any]:
         tuple(opened.stop_ids),
         opened.sampling,
         Grammars(opened.tokenizer, _ends(opened)),
+        tuple(named),
     )
     return Worker(engine, waiting=WAITING.value), served
 

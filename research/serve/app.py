@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from research.serve import asked as ask
 from research.serve.answers import Answers
 from research.serve.asked import Asked, Served
+from research.serve.description import description
+from research.serve.embeddings import Embeddings
 from research.serve.formats import grammar_of
 from research.serve.metrics import Metrics
 from research.serve.refusal import Refused, field
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 BODY_BYTES = 16 * 2**20  # largest body of a request
+BODY_SECONDS = 60  # in which it must have come
 _PAGE = Path(__file__).with_name("page.html")
 # The page has all that it needs, and shows texts that anybody may have written.
 _PAGE_HEADERS = {
@@ -50,6 +53,7 @@ class Endpoints:
     ):
         self.worker, self.served, self.metrics = worker, served, metrics
         self._token, self._seconds = token, seconds
+        self._embeddings = Embeddings(worker.engine, served)
 
     def app(self) -> Starlette:
         """The application that a server of ASGI runs."""
@@ -64,6 +68,8 @@ class Endpoints:
             ("/v1/models/{name:path}", "GET", self.model),
             ("/v1/completions", "POST", self.completions),
             ("/v1/chat/completions", "POST", self.chat),
+            ("/v1/embeddings", "POST", self.embeddings),
+            ("/openapi.json", "GET", self.described),
             ("/tokenize", "POST", self.tokenize),
             ("/detokenize", "POST", self.detokenize),
         ]
@@ -92,15 +98,15 @@ class Endpoints:
         return _plain(self.metrics.page(), 200)
 
     async def models(self, http: Http) -> Response:
-        """The one model there is, in a list."""
-        return _json({"object": "list", "data": [self._model()]})
+        """The model and its adapters, in a list."""
+        return _json({"object": "list", "data": list(map(self._model, self.served.names))})
 
     async def model(self, http: Http) -> Response:
         """The model of that name."""
         name = http.path_params["name"]
-        if name != self.served.name:
+        if name not in self.served.names:
             raise Refused(f"no model {name[:60]!r} here", 404, "model", "model_not_found")
-        return _json(self._model())
+        return _json(self._model(name))
 
     async def completions(self, http: Http) -> Response:
         """Continues prompts."""
@@ -109,6 +115,15 @@ class Endpoints:
     async def chat(self, http: Http) -> Response:
         """Answers a conversation."""
         return await self._write(http, "chat", ask.chat)
+
+    async def embeddings(self, http: Http) -> Response:
+        """Vectors of texts."""
+        body = await _body(http)
+        return _json(await asyncio.to_thread(self._embeddings.answer, body))
+
+    async def described(self, http: Http) -> Response:
+        """What can be asked for, for programs."""
+        return _json(description(self.served))
 
     async def tokenize(self, http: Http) -> Response:
         """The ids of a text."""
@@ -127,16 +142,17 @@ class Endpoints:
             raise Refused(f"tokens must be a list of ids in [0, {size})", param="tokens")
         return _json({"prompt": self.served.tokenizer.decode(ids)})
 
-    def _model(self) -> dict[str, Any]:
-        model = {"id": self.served.name, "object": "model", "created": 0, "owned_by": "graft"}
-        return {**model, "max_model_len": self.served.length}
+    def _model(self, name: str) -> dict[str, Any]:
+        model = {"id": name, "object": "model", "created": 0, "owned_by": "graft"}
+        parent = None if name == self.served.name else self.served.name
+        return {**model, "max_model_len": self.served.length, "parent": parent}
 
     async def _write(self, http: Http, kind: str, asks: Callable) -> Response:
         body = await _body(http)
         asked: Asked = asks(body, self.served)
         # A large schema takes a second to read, in which others are answered.
         grammar = await asyncio.to_thread(grammar_of, body, self.served.grammars, asked.tools)
-        answers = Answers(kind, asked, self.served.name, self.served.tokenizer)
+        answers = Answers(kind, asked, asked.model, self.served.tokenizer)
         # A ValueError says here what is wrong with a prompt, and not in the worker's thread.
         ids = [self.worker.engine.prompt_ids(one) for one in asked.requests[:: asked.copies]]
         requests = [
@@ -217,11 +233,19 @@ class Endpoints:
 
 async def _body(http: Http) -> dict[str, Any]:
     """The JSON object that a request holds. `Refused` for anything else, and for too much."""
+    from starlette.requests import ClientDisconnect
+
     body = bytearray()
-    async for part in http.stream():
-        body += part
-        if len(body) > BODY_BYTES:
-            raise Refused(f"the body is over {BODY_BYTES:,} bytes; send less", 413)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in http.stream():
+                body += part
+                if len(body) > BODY_BYTES:
+                    raise Refused(f"the body is over {BODY_BYTES:,} bytes; send less", 413)
+    except TimeoutError:
+        raise Refused(f"the body has not come within {BODY_SECONDS} seconds", 408) from None
+    except ClientDisconnect:
+        raise Left from None
     try:
         value = json.loads(body)
         # Halves of a character can be written in JSON's escapes, and not in UTF-8.

@@ -11,7 +11,7 @@ from typing import Any
 from research.data.tokenizers import Tokenizer
 from research.infer.conversation import answer_ends, conversation, encode_conversation
 from research.infer.prompts import Prompt
-from research.infer.sampling import choose_sampling
+from research.infer.sampling import SamplingConfig, choose_sampling
 from research.serve.draw import ALTERNATIVES
 from research.serve.formats import FIELDS
 from research.serve.grammar import Grammars
@@ -49,6 +49,7 @@ class Served:
     stop_ids  tokens at which generation ends
     sampling  fields of a `SamplingConfig` that the checkpoint recommends
     grammars  reads the grammars that texts must follow; None where none are served
+    adapters  names of adapters, each of which is a model of its own for who asks
     """
 
     name: str
@@ -58,6 +59,12 @@ class Served:
     stop_ids: tuple[int, ...] = ()
     sampling: Mapping[str, float] | None = None
     grammars: Grammars | None = None
+    adapters: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What may be asked for as a model."""
+        return self.name, *self.adapters
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Asked:
     requests  `copies` texts of each prompt, those of a prompt together
     logprobs  how many likeliest tokens are told at each token; None for no log-probabilities
     tools     tools that may be called, None without any
+    model     the model's name that was asked for, or that of an adapter
     """
 
     requests: list[Request]
@@ -76,6 +84,7 @@ class Asked:
     echo: bool = False
     logprobs: int | None = None
     tools: Tools | None = None
+    model: str = ""
 
 
 def completion(body: Mapping[str, Any], served: Served) -> Asked:
@@ -85,7 +94,7 @@ def completion(body: Mapping[str, Any], served: Served) -> Asked:
     return _asked(
         body,
         served,
-        _prompts(body.get("prompt")),
+        prompts_of(body.get("prompt"), "prompt"),
         most=field(body, "max_tokens", "integer", 16, 1),
         stop_ids=served.stop_ids,
         logprobs=logprobs,
@@ -116,13 +125,22 @@ def chat(body: Mapping[str, Any], served: Served) -> Asked:
 
 def _check(body: Mapping[str, Any], known: set[str], served: Served) -> None:
     """`Refused` for another model, unknown fields, and those without an effect."""
-    name = field(body, "model", "string", served.name)
-    if name != served.name:
-        raise Refused(
-            f"no model {name[:60]!r} here; it is {served.name!r}", 404, "model", "model_not_found"
-        )
+    check_model_name(body, served)
     check_names(body, known, _IGNORED | set(_UNSERVED))
     check_off(body, _UNSERVED)
+
+
+def check_model_name(body: Mapping[str, Any], served: Served) -> str:
+    """The model that a request asks for. `Refused` for one that there is not."""
+    name = field(body, "model", "string", served.name)
+    if name not in served.names:
+        raise Refused(
+            f"no model {name[:60]!r} here; there is {', '.join(map(repr, served.names))}",
+            404,
+            "model",
+            "model_not_found",
+        )
+    return name
 
 
 def _asked(
@@ -143,6 +161,30 @@ def _asked(
             "send several",
             param="prompt",
         )
+    sampling = _sampling(body, served, most, stop_ids)
+    options = body.get("stream_options") or {}
+    if not isinstance(options, Mapping):
+        raise Refused("stream_options must be an object", param="stream_options")
+    model = check_model_name(body, served)
+    first = Request(
+        "",
+        sampling,
+        alternatives=logprobs or 0,
+        prompt_logprobs=echo and logprobs is not None,
+        adapter=model if model != served.name else "",
+    )
+    requests = [
+        replace(first, prompt=prompt, copy=copy) for prompt in prompts for copy in range(copies)
+    ]
+    stream = field(body, "stream", "boolean", False)
+    usage = field(options, "include_usage", "boolean", False)
+    return Asked(requests, copies, stream, usage, echo, logprobs, model=model)
+
+
+def _sampling(
+    body: Mapping[str, Any], served: Served, most: int, stop_ids: tuple[int, ...]
+) -> SamplingConfig:
+    """How the texts of a request are drawn and where they end."""
     chosen = {
         "temperature": field(body, "temperature", "number", None, 0, 2),
         "top_p": field(body, "top_p", "number", None, 0, 1),
@@ -161,24 +203,13 @@ def _asked(
     if chosen["top_p"] == 0:  # the likeliest token, which a share of nothing would be
         chosen |= {"top_p": None, "temperature": 0.0}
     try:
-        sampling = choose_sampling(served.sampling or {}, chosen)
+        return choose_sampling(served.sampling or {}, chosen)
     except ValueError as error:
         raise Refused(str(error)) from None
-    options = body.get("stream_options") or {}
-    if not isinstance(options, Mapping):
-        raise Refused("stream_options must be an object", param="stream_options")
-    requests = [
-        Request(prompt, sampling, copy, logprobs or 0, echo and logprobs is not None)
-        for prompt in prompts
-        for copy in range(copies)
-    ]
-    stream = field(body, "stream", "boolean", False)
-    usage = field(options, "include_usage", "boolean", False)
-    return Asked(requests, copies, stream, usage, echo, logprobs)
 
 
-def _prompts(prompt: Any) -> list[Prompt]:
-    """The prompts of /v1/completions: a string, ids, or a list of either."""
+def prompts_of(prompt: Any, name: str) -> list[Prompt]:
+    """The prompts in a field of that name: a string, ids, or a list of either."""
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt, list) and prompt:
@@ -189,8 +220,8 @@ def _prompts(prompt: Any) -> list[Prompt]:
         if all(isinstance(one, list) and _is_ids(one) for one in prompt):
             return list(prompt)
     raise Refused(
-        "prompt must be a string, a list of token ids, or a list of either; give one",
-        param="prompt",
+        f"{name} must be a string, a list of token ids, or a list of either; give one",
+        param=name,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from research.infer.sampling import SamplingConfig
+from research.serve.adapters import NONE
 from research.serve.draw import Draws, settings
 from research.serve.runner import Runner
 from research.serve.shapes import Shape, Shapes
@@ -87,6 +88,7 @@ def _blank(shape: Shape, page_size: int, words: int) -> Row:
         np.full((M, shape.pages * page_size), -1, np.int32),
         draws,
         np.zeros(T, np.int32),
+        np.full(T, NONE, np.int32),
     )
 
 
@@ -97,6 +99,7 @@ def _put(row: Row, text: Text, index: int, first: int, ids: Sequence[int], virtu
     row.inputs_T[here] = ids
     row.positions_T[here] = np.arange(text.cached, text.cached + len(ids)) + virtual
     row.segments_T[here] = 1
+    row.adapters_T[here] = text.adapter
     row.table_RC[index, : len(text.pages)] = text.pages
     row.slot_R[index] = text.slot
 

@@ -216,7 +216,7 @@ def _likeliest(logits_MV: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.
     return lax.cond(wanted, _found, lambda: nothing)
 
 
-def ranked(told: Told, rows: slice, count: int) -> list[tuple[tuple[int, float], ...]]:
+def alternatives(told: Told, rows: slice, count: int) -> list[tuple[tuple[int, float], ...]]:
     """The first `count` likeliest tokens of some rows, with their log-probabilities."""
     ids, logprobs = np.asarray(told.top_ids_MA)[rows], np.asarray(told.top_logprobs_MA)[rows]
     return [tuple(zip(i[:count].tolist(), l[:count].tolist())) for i, l in zip(ids, logprobs)]

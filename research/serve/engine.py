@@ -9,7 +9,7 @@ An engine belongs to one thread.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from research.data.tokenizers import Tokenizer
 from research.devices.backend import platform
@@ -18,7 +18,7 @@ from research.models.kinds import longest_window
 from research.models.model import Model
 from research.serve.assemble import Turn, assemble
 from research.serve.counts import Counts
-from research.serve.draw import ranked
+from research.serve.draw import alternatives
 from research.serve.limits import check_guesses, check_model, text_length
 from research.serve.lookup import lookup
 from research.serve.pages import Pages
@@ -48,10 +48,12 @@ class Engine:
     draft      a small model of the same vocabulary that guesses them instead
                (`research.serve.speculate`). Texts at temperature 0 are the same with and without;
                others have the same distribution
+    adapters   low-rank adapters by name: a request's text is written with the one it names
     bits       8 or 4: keys and values are rounded to so many bits once a page is full
                (`research.models.rounded`); None keeps them in the type of computation
 
-    ValueError for a model that is no decoder, and under a mesh of several devices.
+    On the mesh that is set where it is made it keeps each head's keys where its queries are.
+    ValueError for a model that is no decoder, and on a mesh that splits texts.
     """
 
     def __init__(
@@ -70,12 +72,12 @@ class Engine:
         drafts: int = 0,
         draft: Draft | None = None,
         bits: int | None = None,
+        adapters: Mapping[str, Tree] | None = None,
     ):
         check_model(model, rows, chunk)
         check_guesses(drafts, draft is not None, bits, page_size)
-        self.runner = Runner(
-            model, params, pages, page_size, slots=rows, prepared=prepared, draft=draft, bits=bits
-        )
+        more = {"draft": draft, "bits": bits, "adapters": adapters}
+        self.runner = Runner(model, params, pages, page_size, slots=rows, prepared=prepared, **more)
         self.model, self.tokenizer, self.share = model, tokenizer, share
         self.pages = Pages(pages, page_size)
         self.length = text_length(model.config, self.runner.virtual, self.pages, length)
@@ -115,7 +117,8 @@ class Engine:
         vocabulary, and one that leaves no room for a token."""
         prompt = self.prompt_ids(request)
         limit = min(request.sampling.max_tokens, self.length - len(prompt))
-        text = Text(self._next, request, prompt, limit, self.tokenizer)
+        adapter = self.runner.adapter(request.adapter)
+        text = Text(self._next, request, prompt, limit, self.tokenizer, adapter)
         self._texts[text.number] = text
         self._waiting.append(text.number)
         self._next += 1
@@ -152,7 +155,7 @@ class Engine:
         if turn.chunk is not None:
             text, tokens = turn.chunk
             if scores is not None:
-                told_of = ranked(scores, slice(None), text.request.alternatives)
+                told_of = alternatives(scores, slice(None), text.request.alternatives)
                 text.score(text.cached + 1, scores.logprob_M.tolist(), told_of)
             written += [text] if self._advance(text, tokens, told, shape.drawn - 1) else []
         return written
@@ -286,8 +289,8 @@ class Engine:
         self._leave(text)
         if text.cached < len(text.ids):
             return False
-        [alternatives] = ranked(told, slice(index, index + 1), text.request.alternatives)
-        if text.add(int(told.token_M[index]), float(told.logprob_M[index]), alternatives):
+        [likeliest] = alternatives(told, slice(index, index + 1), text.request.alternatives)
+        if text.add(int(told.token_M[index]), float(told.logprob_M[index]), likeliest):
             self.counts.written += 1
         elif not text.finish:
             text.cached -= 1  # its last token runs again, and another one is drawn

@@ -22,6 +22,7 @@ class Request:
     alternatives    how many of the likeliest tokens to tell beside each token
     prompt_logprobs whether to tell the log-probabilities of the prompt's own tokens, too
     salt            texts with different ones share no pages of the cache
+    adapter         the name of the engine's adapter that writes, "" for the model alone
     grammar         what the text must follow; it ends there, "stop", where its grammar has no more
 
     ValueError for a number out of range.
@@ -33,6 +34,7 @@ class Request:
     alternatives: int = 0
     prompt_logprobs: bool = False
     salt: str = ""
+    adapter: str = ""
     grammar: Grammar | None = None
 
     def __post_init__(self):

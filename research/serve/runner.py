@@ -1,7 +1,7 @@
 """The part of an engine that is on the device: the weights, and the pools of pages."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from research.infer.decode_layout import prepare
 from research.models.adapters import virtual_tokens
 from research.models.model import Model
+from research.serve.adapters import NONE, with_bank
 from research.serve.draw import Told
 from research.serve.shapes import Shape
 from research.serve.speculate import guess, read
@@ -37,8 +38,9 @@ class Runner:
     """A model, a draft if there is one, and their pools of `pages` pages of `page_size` tokens.
 
     `slots` texts run at a time. `prepared` says whether the weights are copied into the layout of
-    decoding, `bits` in how many bits keys and values are kept, None for the type of computation.
-    ValueError for a draft that does not fit the model.
+    decoding, `bits` in how many bits keys and values are kept, None for the type of computation;
+    `adapters` are low-rank adapters by name, of which each text may have one. ValueError for a
+    draft or an adapter that does not fit the model.
     """
 
     def __init__(
@@ -52,11 +54,14 @@ class Runner:
         prepared: bool = True,
         draft: Draft | None = None,
         bits: int | None = None,
+        adapters: Mapping[str, Tree] | None = None,
     ):
         # A mesh belongs to a thread, and the one that runs may be another.
         self._mesh = None if jax.sharding.get_abstract_mesh().empty else jax.sharding.get_mesh()
         lay_out: Callable = prepare if prepared else lambda _, params: params
-        self.model, self.params = model, lay_out(model, _prompted(model, params))
+        adapters, laid_out = adapters or {}, lay_out(model, _prompted(model, params))
+        self.model, self.params = model, with_bank(laid_out, list(adapters.values()))
+        self._numbers = {"": NONE, **{name: number for number, name in enumerate(adapters)}}
         self.virtual = virtual_tokens(self.params)
         self._pools = make_pools(model, pages, page_size, slots, bits)
         self.draft = None
@@ -71,6 +76,13 @@ class Runner:
         """Bytes of keys and values, those of the draft included."""
         pools = [self._pools] + ([] if self.draft is None else [self._draft_pools])
         return sum(array.nbytes for array in jax.tree.leaves(pools))
+
+    def adapter(self, name: str) -> int:
+        """The number of an adapter in the bank. ValueError for a name that there is not."""
+        if name not in self._numbers:
+            known = ", ".join(filter(None, self._numbers)) or "none"
+            raise ValueError(f"no adapter {name!r} here; there are {known}")
+        return self._numbers[name]
 
     def run(self, row: Row, shape: Shape) -> Ran:
         """Runs a row of this shape through the model, and through the draft, which keeps up with

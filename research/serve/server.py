@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import threading
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,8 @@ from research.serve.worker import Worker
 
 if TYPE_CHECKING:
     import uvicorn
+
+_LAST = 2.0  # seconds for answers that nothing more is written, and for the engine's last step
 
 
 def make_server(
@@ -27,8 +31,9 @@ def make_server(
     seconds: float = 600.0,
     drain: float = 10.0,
 ) -> uvicorn.Server:
-    """A server of these texts, which `run` runs. See `Endpoints` for `token` and `seconds`; what is
-    being written when the server is told to stop has `drain` seconds."""
+    """A server of these texts, which `run` runs. See `Endpoints` for `token` and `seconds`. From
+    when the server is told to stop to its end it takes at most `drain` seconds, and what is being
+    written has all of them but the last `_LAST`."""
     import uvicorn
 
     class _Server(uvicorn.Server):
@@ -46,8 +51,10 @@ def make_server(
                 print(f"listening on http://{host}:{port}", flush=True)
 
         async def shutdown(self, sockets=None) -> None:
-            # Before uvicorn's own limit, at which clients would get no answer in our form.
-            asyncio.get_running_loop().call_later(drain, worker.give_up)
+            # Before uvicorn's own limit, at which clients would get no answer in our form, and
+            # which ends those that are still sending or do not read.
+            asyncio.get_running_loop().call_later(max(drain - _LAST, drain / 2), worker.give_up)
+            self.ends = time.monotonic() + drain
             await super().shutdown(sockets)
 
     metrics = Metrics(worker.engine)
@@ -57,7 +64,7 @@ def make_server(
         host=host,
         port=port,
         log_level="warning",
-        timeout_graceful_shutdown=int(drain) + 3,
+        timeout_graceful_shutdown=math.ceil(max(drain - _LAST / 2, drain / 2)),
     )
     return _Server(config)
 
@@ -83,5 +90,6 @@ def run(server: uvicorn.Server, worker: Worker) -> bool:
             f"cannot listen at {config.host}:{config.port}; choose another --port, or --port=0"
         ) from None
     finally:
-        ended = worker.stop()
+        ends = getattr(server, "ends", 0.0)  # never told to stop
+        ended = worker.stop(max(0.1, ends - time.monotonic()))
     return ended

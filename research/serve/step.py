@@ -22,6 +22,7 @@ from research.parallel.placement import gather_axis
 from research.serve.draw import Draws, Guess, Told, next_tokens, tell
 from research.serve.shapes import Shape
 from research.tree import Tree
+from research.tuning.adapter_bank import select
 
 _BLOCK = 64  # tokens that are read whose logits exist at a time: 64 x 262,144 floats are 64 MiB
 
@@ -29,7 +30,7 @@ _BLOCK = 64  # tokens that are read whose logits exist at a time: 64 x 262,144 f
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["inputs_T", "positions_T", "segments_T", "table_RC", "slot_R", "last_M"]
-    + ["texts_MS", "draws", "follows_T"],
+    + ["texts_MS", "draws", "follows_T", "adapters_T"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Row:
     texts_MS     all tokens of its text up to each of these, -1 behind them
     draws        how its next token is drawn
     follows_T    the token after each, where that is known
+    adapters_T   the adapter of each token's text in the model's bank, -1 for none
     """
 
     inputs_T: np.ndarray
@@ -55,6 +57,7 @@ class Row:
     texts_MS: np.ndarray
     draws: Draws
     follows_T: np.ndarray
+    adapters_T: np.ndarray
 
 
 def make_pools(
@@ -89,9 +92,10 @@ def step(
     how = {"singles": shape.singles, "first": virtual_tokens(params), "each": shape.each}
     cache = pools.of(row.table_RC, row.slot_R, **how)
     batch = {name: getattr(row, f"{name}_T")[None] for name in ("inputs", "positions", "segments")}
-    hidden_1TD, cache = model.decode(params, batch, cache)
+    hidden_1TD, cache = model.decode(select(params, row.adapters_T[None]), batch, cache)
+    head = select(params, row.adapters_T[row.last_M][None])
     # A draw compares a row's logits with each other, so the vocabulary is gathered.
-    logits_MV = gather_axis(model.logits(params, hidden_1TD[:, row.last_M])[0], axis=1)
+    logits_MV = gather_axis(model.logits(head, hidden_1TD[:, row.last_M])[0], axis=1)
     told = next_tokens(logits_MV, row.draws, row.texts_MS, guess)
     scores = _scores(params, hidden_1TD[0], row, model, shape) if shape.scored else None
     return cache.bare(), told, scores
@@ -102,6 +106,7 @@ def _scores(params: Tree, hidden_TD: jax.Array, row: Row, model: Model, shape: S
     told = []
     for first in range(shape.tokens - shape.chunk, shape.tokens, _BLOCK):
         block = slice(first, first + _BLOCK)
-        logits_tV = gather_axis(model.logits(params, hidden_TD[None, block])[0], axis=1)
+        head = select(params, row.adapters_T[None, block])
+        logits_tV = gather_axis(model.logits(head, hidden_TD[None, block])[0], axis=1)
         told.append(tell(logits_tV, row.follows_T[block], row.draws.top))
     return jax.tree.map(lambda *blocks: jnp.concatenate(blocks), *told)

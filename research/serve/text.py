@@ -7,6 +7,7 @@ import numpy as np
 
 from research.data.tokenizers import Tokenizer
 from research.infer.text import Continuation
+from research.serve.adapters import NONE
 from research.serve.pages import digests
 from research.serve.request import Alternatives, Completion, Request
 
@@ -22,9 +23,16 @@ class Text:
     """
 
     def __init__(
-        self, number: int, request: Request, prompt: list[int], limit: int, tokenizer: Tokenizer
+        self,
+        number: int,
+        request: Request,
+        prompt: list[int],
+        limit: int,
+        tokenizer: Tokenizer,
+        adapter: int = NONE,
     ):
         self.number, self.request, self.prompt, self.limit = number, request, prompt, limit
+        self.adapter = adapter  # its number in the model's bank
         self.ids = list(prompt)
         self.cached, self.pages, self.found = 0, list[int](), 0
         self.gone, self.slot = 0, 0
@@ -59,7 +67,8 @@ class Text:
 
     def digests(self, page_size: int) -> list[bytes]:
         """The digest of each full page of the tokens so far."""
-        self._digests = digests(self.ids, page_size, self.request.salt, self._digests)
+        salt = f"{self.request.adapter}\0{self.request.salt}"  # a name has no such letter
+        self._digests = digests(self.ids, page_size, salt, self._digests)
         return self._digests
 
     def score(self, first: int, logprobs: Sequence[float], alternatives: Sequence) -> None:

@@ -128,11 +128,11 @@ class RunLog:
     def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
         """Log an evaluation. A name without a slash is written as `eval/<name>`, one with a slash
         as it is."""
+        self.evaluated_step = step
         if not self.enabled:
             return
         named = {name if "/" in name else f"eval/{name}": value for name, value in values.items()}
         row = self._write({"step": step, **named, "seconds": self._clock() - self._began})
-        self.evaluated_step = step
         self._display.line(evaluation_line(row))
 
     def sample(self, step: int, prompt: str, text: str) -> None:

@@ -11,6 +11,7 @@ from research import tree
 from research.models.model import Model
 from research.scopes import scope
 from research.training.optimizer import global_norm
+from research.training.skipping import counts
 from research.training.state import TrainState
 from research.weights.rules import drops
 
@@ -49,11 +50,12 @@ def train_step(
         norm = global_norm(gradients)
         # The norm is passed on, so that clipping does not compute it a second time.
         updates, optimizer_state = optimizer.update(
-            gradients, state.optimizer, state.trainable, grad_norm=norm
+            gradients, state.optimizer, state.trainable, grad_norm=norm, loss=total * scale
         )
         trainable = optax.apply_updates(state.trainable, updates)
     metrics = {"loss": total * scale, "grad_norm": norm}
     metrics |= {name: s / jnp.maximum(n, 1.0) for name, (s, n) in totals.items()}
+    metrics |= counts(optimizer_state)
     # Sharded as the old state, whose buffers it takes over (the caller donates them).
     new = TrainState(
         state.step + 1,

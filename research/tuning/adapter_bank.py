@@ -31,12 +31,13 @@ from research.weights.wrapper import Wrapper, gathered
 )
 @dataclass(frozen=True)
 class AdapterBank(Wrapper):
-    """A weight with n adapters: row r of a batch uses adapter `index_B[r]`, or none for -1.
+    """A weight with n adapters: row r of a batch uses adapter `index_B[r]`, or none for -1. With an
+    index [B, T] each token of each row has its own.
 
     a, b, scale   those of `LoraAdapter`, with an axis n behind the stacked axes
     gain          [n, outputs], DoRA's factors m / |W + s a b|, computed when the bank was made;
                   None if no adapter has a magnitude
-    index_B       int32 [B], repeated for each layer if stacked
+    index_B       int32 [B] or [B, T], repeated for each layer if stacked
 
     The base is contracted once for all rows.
     """
@@ -50,13 +51,16 @@ class AdapterBank(Wrapper):
     table: bool = False
 
     def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
-        """`eqn` of `x`, whose first axis is the batch, and the weight with each row's adapter, in
-        the dtype of `x`. ValueError for a batch of another size than the index."""
-        if x.shape[0] != len(self.index_B):
-            rows = f"a batch of {x.shape[0]} rows and an index of {len(self.index_B)}"
-            raise ValueError(f"{rows}; select an adapter for each")
+        """`eqn` of `x`, whose first axes are those of the index, and the weight with each row's
+        adapter, in the dtype of `x`. ValueError for a batch of another size than the index."""
+        rows = self.index_B.ndim
+        if x.shape[:rows] != self.index_B.shape:
+            raise ValueError(
+                f"a batch of {x.shape[:rows]} rows and an index of {self.index_B.shape}; select an "
+                "adapter for each"
+            )
         y = einsum(eqn, x, self.base)
-        inner, outer = _products(eqn)
+        inner, outer = _products(eqn, rows)
         # Each row's own factors are gathered first, [B, inputs, R], so mixed batches are one
         # product.
         low = contract(inner, x, self._of_row(self.a, x.dtype))
@@ -82,9 +86,10 @@ class AdapterBank(Wrapper):
         b_nVR = jnp.moveaxis(gather(self.b.astype(jnp.float32)), 1, -1)
         # The row's adapter [B, 1] and its ids [B, T] index together, so only [B, T, R] is read
         # and not each row's whole b.
-        at = b_nVR.at[self._clipped()[:, None], ids]
+        at = b_nVR.at[_along(self._clipped(), ids), ids]
         low_BTR = at.get(mode="clip", **_placed(*spec_entries(ids), None))
-        update = contract("BTR,BDR->BTD", low_BTR, self._of_row(self.a, jnp.float32))
+        of_a = "BTD"[: self.index_B.ndim] + "DR"
+        update = contract(f"BTR,{of_a}->BTD", low_BTR, self._of_row(self.a, jnp.float32))
         return rows + _along(self._scale(), rows) * update
 
     def dense(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -105,11 +110,11 @@ class AdapterBank(Wrapper):
         return jnp.clip(self.index_B, 0, self.scale.shape[0] - 1)
 
     def _scale(self) -> jax.Array:
-        """float32 [B], 0 for rows without adapter."""
+        """float32 in the shape of the index, 0 for rows without adapter."""
         return jnp.where(self.index_B >= 0, self._of_row(self.scale), 0)
 
     def _of_row(self, by_adapter: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """[n, ...] as [B, ...]."""
+        """[n, ...] as [B, ...], or [B, T, ...]."""
         by_adapter = gather(by_adapter.astype(dtype))
         return by_adapter.at[self._clipped()].get(
             mode="clip", **_placed(*spec_entries(self.index_B), *spec_entries(by_adapter)[1:])
@@ -149,9 +154,9 @@ def select(params: tree.Tree, index_B: jax.Array) -> tree.Tree:
     def _chosen(leaf: Any) -> Any:
         if not isinstance(leaf, AdapterBank):
             return leaf
-        stack = leaf.index_B.shape[:-1]
-        _check_index(index_B, leaf.scale.shape[len(stack)])
-        return replace(leaf, index_B=_index(index_B, stack))
+        *stack, count = leaf.scale.shape
+        _check_index(index_B, count)
+        return replace(leaf, index_B=_index(index_B, tuple(stack)))
 
     return jax.tree.map(
         _chosen, params, is_leaf=lambda node: isinstance(node, AdapterBank) or is_leaf(node)
@@ -190,11 +195,11 @@ def _bank(base: Any, adapters: Sequence[LoraAdapter | None], index_B: jax.Array)
     )
 
 
-def _products(eqn: str) -> tuple[str, str]:
-    """The two products of row-wise adapters for the one of a weight: "BTD,DF->BTF" is
-    "BTD,BDR->BTR", "BTR,BRF->BTF"."""
+def _products(eqn: str, rows: int) -> tuple[str, str]:
+    """The two products of adapters of as many axes of rows for the one of a weight: of one,
+    "BTD,DF->BTF" is "BTD,BDR->BTR", "BTR,BRF->BTF"."""
     of = parse(eqn)
-    row, low = of.x[0], "".join(letter for letter in of.x if letter not in of.inputs) + RANK
+    row, low = of.x[:rows], "".join(letter for letter in of.x if letter not in of.inputs) + RANK
     return f"{of.x},{row}{of.inputs}{RANK}->{low}", f"{low},{row}{RANK}{of.outputs}->{of.y}"
 
 
@@ -202,9 +207,8 @@ def _index(index_B: jax.Array, stack: tuple[int, ...]) -> jax.Array:
     """The index repeated for every layer, so that a scan over layers can slice it."""
     index_B = jnp.asarray(index_B, jnp.int32)
     where = _placed(*[None] * len(stack), *spec_entries(index_B))
-    return jnp.broadcast_to(
-        index_B.reshape(*(1,) * len(stack), -1), (*stack, len(index_B)), **where
-    )
+    stacked = index_B.reshape(*(1,) * len(stack), *index_B.shape)
+    return jnp.broadcast_to(stacked, (*stack, *index_B.shape), **where)
 
 
 def _check_index(index_B: Any, count: int) -> None:
@@ -217,8 +221,8 @@ def _check_index(index_B: Any, count: int) -> None:
 
 
 def _along(rows: jax.Array, like: jax.Array) -> jax.Array:
-    """[B] with as many axes as another array."""
-    return jnp.expand_dims(rows, tuple(range(1, like.ndim)))
+    """[B] or [B, T] with as many axes as another array."""
+    return jnp.expand_dims(rows, tuple(range(rows.ndim, like.ndim)))
 
 
 def _placed(*entries: Any) -> dict[str, Any]:

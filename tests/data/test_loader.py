@@ -65,7 +65,7 @@ def test_a_resumed_run_sees_the_same_bits(cut):
 def test_the_number_of_processes_changes_nothing():
     whole = take(6)
     for count in (2, 4):
-        parts = [take(6, process_index=p, process_count=count) for p in range(count)]
+        parts = [take(6, part=(p, count)) for p in range(count)]
         joined = [
             (
                 step,
@@ -125,10 +125,7 @@ def test_heldout_batches_are_all_windows_in_order_and_the_rest_has_no_weight():
     again = list(heldout_batches(windows, example, batch=8, limit=2))
     assert len(again) == 2
     assert_same(list(enumerate(again)), list(enumerate(batches[:2])))
-    halves = [
-        list(heldout_batches(windows, example, batch=8, process_index=p, process_count=2))
-        for p in (0, 1)
-    ]
+    halves = [list(heldout_batches(windows, example, batch=8, part=(p, 2))) for p in (0, 1)]
     joined = [
         {name: np.concatenate([a[name], b[name]]) for name in a}
         for a, b in zip(*halves, strict=True)
@@ -199,8 +196,7 @@ def test_a_batch_that_does_not_divide_is_refused(batch, index, count):
             example,
             seed=0,
             global_batch=batch,
-            process_index=index,
-            process_count=count,
+            part=(index, count),
         )
 
 

@@ -37,10 +37,14 @@ def mlx():
         tensors = {"weight": codes, "scales": scales, "biases": biases}
         settings = {"quant_method": "mlx", "group_size": GROUP, "bits": bits}
         keep(f"mlx {bits}", settings, tensors, values)
-    codes, scales = mx.quantize(w, 32, 4, mode="mxfp4")
-    values = mx.dequantize(codes, scales, None, 32, 4, mode="mxfp4").astype(mx.float32)
-    settings = {"quant_method": "mlx", "group_size": 32, "bits": 4, "mode": "mxfp4"}
-    keep("mlx mxfp4", settings, {"weight": codes, "scales": scales}, values)
+    # A group of zeros and one of tiny values among them: scales at both ends.
+    wide = np.random.default_rng(4).normal(size=(ROWS, COLUMNS)).astype(np.float32)
+    wide[0, :32], wide[1, :32] = 0, wide[1, :32] * 2.0**-60
+    for mode, (bits, group) in {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}.items():
+        codes, scales = mx.quantize(w if mode == "mxfp4" else mx.array(wide), group, bits, mode)
+        values = mx.dequantize(codes, scales, None, group, bits, mode).astype(mx.float32)
+        settings = {"quant_method": "mlx", "group_size": group, "bits": bits, "mode": mode}
+        keep(f"mlx {mode}", settings, {"weight": codes, "scales": scales}, values)
 
 
 def compressed():

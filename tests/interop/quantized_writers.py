@@ -113,6 +113,20 @@ def mlx(rng, rows, columns, bits=4, group=16):
     return tensors, exact.astype(np.float32)
 
 
+def mlx_floats(rng, rows, columns, bits=4, group=16, exponents=False):
+    """The modes of MLX whose codes are e2m1 or, with 8 bits, e4m3, and whose scales are exponents
+    or e4m3."""
+    kind = {4: "float4_e2m1fn", 8: "float8_e4m3fn"}[bits]
+    size = (rows, columns // group)
+    values = rng.normal(size=(rows, columns)).astype(getattr(ml_dtypes, kind))
+    scale_type = ml_dtypes.float8_e8m0fnu if exponents else ml_dtypes.float8_e4m3fn
+    scale = rng.uniform(0.01, 0.1, size).astype(scale_type)
+    spread = scale.astype(np.float32)[:, np.arange(columns) // group]
+    codes = values.view(np.uint8)
+    tensors = {"weight": stream(codes, bits).view(np.uint32), "scales": scale.view(np.uint8)}
+    return tensors, values.astype(np.float32) * spread
+
+
 def write(folder, model, settings, make, chosen):
     """A folder of a golden `model` whose matrices that `chosen(name)` takes are quantized by
     `make(rng, rows, columns)`; returns their values by name."""

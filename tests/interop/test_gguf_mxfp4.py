@@ -106,3 +106,33 @@ def test_a_block_that_is_nan_is_named(folder, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="blk.0.ffn_up_exps.weight has 1 blocks that are NaN"):
         load(path)
+
+
+@pytest.mark.parametrize("kind", ["F32", "MXFP4"])
+def test_gates_above_ups_in_one_tensor_are_read_apart(kind, tmp_path):
+    """As later files of llama.cpp have them (LLM_TENSOR_FFN_GATE_UP_EXPS)."""
+    source = tmp_path / "gguf"
+    c = replace(FAMILIES["mixtral_8x7b"], d_ff=64, d_model=64)
+    dtype = "mxfp4" if kind == "MXFP4" else "float32"
+    convert(write(c, tmp_path / "hf"), source, "gguf", dtype, certified=False)
+    file, entries = source / "model.gguf", []
+    with open_gguf(file) as old:
+        for tensor, spec in old.names.items():
+            values = old.read(tensor)
+            if tensor.endswith("ffn_up_exps.weight"):
+                continue
+            if tensor.endswith("ffn_gate_exps.weight"):
+                up = old.read(tensor.replace("gate", "up"))
+                tensor, values = tensor.replace("gate", "gate_up"), np.concatenate([values, up], 1)
+            stored = kind if tensor.endswith("_exps.weight") else "F32"
+            entries.append((tensor, values.shape, stored, lambda values=values: values))
+        write_gguf(tmp_path / "fused.gguf", old.metadata, entries)
+    with open_checkpoint(file) as before, open_checkpoint(tmp_path / "fused.gguf") as after:
+        assert before.config == after.config
+        for path, parameter in before.parameters.items():
+            for index in parameter.indices():
+                np.testing.assert_array_equal(
+                    after.parameters[path].read(index), parameter.read(index), err_msg=path
+                )
+        assert ("layers/mlp/down" in after.codes) == (kind == "MXFP4")
+        assert "layers/mlp/gate" not in after.codes

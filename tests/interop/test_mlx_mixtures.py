@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -144,6 +145,44 @@ def test_gpt_oss_has_the_codes_of_its_published_folder(packed, tmp_path):  # noq
     before, after = (load_file(f / "model.safetensors") for f in (packed, tmp_path / "again"))
     for name, x in before.items():
         assert x.tobytes() == after[name].tobytes(), name
+
+
+MODES = {
+    "nvfp4": ({"group_size": 16, "bits": 4}, "mxfp4"),
+    "mxfp8": ({"group_size": 32, "bits": 8}, "fp8_e4m3"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_codes_that_are_floats_compute_as_what_they_stand_for(mode, tmp_path):
+    settings, kept = MODES[mode]
+    shape = dict(d_model=64, d_ff=64, head_size=16, vocab_size=96)
+    source = write(replace(FAMILIES["llama2_7b"], **shape), tmp_path / "hf")
+    rng, tensors, values = np.random.default_rng(0), {}, {}
+    for name, x in load_file(source / "model.safetensors").items():
+        if not name.endswith("proj.weight"):
+            tensors[name] = x
+            continue
+        how = dict(bits=settings["bits"], group=settings["group_size"])
+        made, values[name] = writers.mlx_floats(rng, *x.shape, **how, exponents=mode != "nvfp4")
+        tensors |= {name.removesuffix("weight") + part: array for part, array in made.items()}
+    folder = tmp_path / "mlx"
+    folder.mkdir()
+    config = json.loads((source / "config.json").read_text())
+    config |= {"quantization": settings | {"mode": mode}}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
+    ours = load(folder)
+    dense = jax.tree.map(
+        lambda x: x.dense() if is_quantized(x) else x, ours.params, is_leaf=is_quantized
+    )
+    exact = replace(ours, params=dense)
+    assert ours.params["layers"]["mlp"]["down"].format == kept
+    wanted = values["model.layers.1.mlp.down_proj.weight"].T
+    np.testing.assert_array_equal(dense["layers"]["mlp"]["down"][1], wanted)
+    ids = np.arange(12)[None]
+    # Sums in another order.
+    np.testing.assert_allclose(ours.logits(ids), exact.logits(ids), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("quantized", [False, True])

@@ -116,6 +116,12 @@ CASES = {
         )
         for bits in (2, 3, 4, 6, 8)
     },
+    "mlx nvfp4": (
+        "MLX, nvfp4",
+        {"quantization": {"group_size": 16, "bits": 4, "mode": "nvfp4"}},
+        writers.mlx_floats,
+        "mxfp4",
+    ),
 }
 OURS = {"self_attn.q_proj": "attention/query", "mlp.down_proj": "mlp/down"}
 
@@ -218,8 +224,12 @@ REFUSED = {
         "a transform_config, whose rotations",
     ),
     "MLX's mode": (
+        {"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp6"}},
+        "mode='mxfp6'; supported: 'affine', 'mxfp4', 'nvfp4', 'mxfp8'",
+    ),
+    "MLX's groups": (
         {"quantization": {"group_size": 32, "bits": 4, "mode": "nvfp4"}},
-        "mode='nvfp4'; supported: 'affine', 'mxfp4'",
+        "wanted",
     ),
     "blocks": (config("fp8", weight_block_size=[0, 1]), "blocks of [0, 1]"),
 }

@@ -13,8 +13,10 @@ from research import tree
 from research.interop.convert import convert
 from research.interop.load import load
 from research.models.config import Shape
+from research.models.layers import ACTIVATIONS
 from research.ops.rope_scaling import RopeScaling
 from tests.families import FAMILIES
+from tests.parity import ggml
 from tests.parity.test_llama_cpp import both, greedy, write_tiny
 
 _SIZES = {"vocab_size": 296, "d_model": 64, "head_size": 16, "max_length": 64}
@@ -73,7 +75,10 @@ MODELS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_a_family_computes_the_same_in_llama_cpp_and_comes_back(name, tmp_path):
+def test_a_family_computes_the_same_in_llama_cpp_and_comes_back(name, tmp_path, monkeypatch):
+    # Exact or not, GELU is a table of its own there; with it our sums are llama.cpp's.
+    for kind in ("gelu", "gelu_tanh"):
+        monkeypatch.setitem(ACTIVATIONS, kind, ggml.gelu)
     folder = write_tiny(MODELS[name], tmp_path / "hf")
     theirs, ours = both(folder, "float32", tmp_path)
     # The text is longer than windows and original lengths.
@@ -84,9 +89,9 @@ def test_a_family_computes_the_same_in_llama_cpp_and_comes_back(name, tmp_path):
     logits = np.asarray(ours.logits(text[None]))[0]
     apart, spread = logits - theirs.scores[: len(text)], np.std(theirs.scores[: len(text)])
     print(f"{name}: {np.sqrt(np.mean(apart**2)):.1e} of {spread:.2f}")
-    # In another order of sums; GELU is llama.cpp's own table of float16, by tanh.
+    # In another order of sums, whose last bit may take GELU's table to the next entry.
     loose = ours.config.activation.startswith("gelu")
-    assert np.sqrt(np.mean(apart**2)) < (2e-3 if loose else 1e-5) * max(spread, 1)
+    assert np.sqrt(np.mean(apart**2)) < (1e-4 if loose else 1e-5) * max(spread, 1)
     # Greedy text is the likeliest token after each of its own.
     assert logits[len(ids) - 1 :].argmax(-1).tolist() == written
     convert(tmp_path / "gguf", tmp_path / "again", "hf", certified=False)

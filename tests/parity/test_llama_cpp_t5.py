@@ -9,9 +9,11 @@ llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not ins
 
 from research.interop.convert import convert
 from research.interop.load import load
+from research.models.layers import ACTIVATIONS
 from tests.families import FAMILIES
 from tests.interop.test_gguf_encoders import write
 from tests.interop.test_gguf_unigram import as_json
+from tests.parity import ggml
 
 C = replace(FAMILIES["t5_small"], vocab_size=170, d_model=64, head_size=16)
 MODELS = {
@@ -34,7 +36,9 @@ def batch(ids):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_are_llama_cpps(name, tmp_path):
+def test_logits_are_llama_cpps(name, tmp_path, monkeypatch):
+    """Up to ggml's GELU, whose table in float16 is 1e-2 of the logits off: with it ours are its."""
+    monkeypatch.setitem(ACTIVATIONS, "gelu_tanh", ggml.gelu)
     c = MODELS[name]
     folder = write(c, tmp_path / "hf", as_json("t5", tmp_path / "source"))
     convert(folder, tmp_path / "gguf", "gguf", certified=False)
@@ -58,7 +62,6 @@ def test_logits_are_llama_cpps(name, tmp_path):
     # llama.cpp does not scale the states before the head.
     apart, spread = got / c.head_scale - wanted, np.std(wanted)
     print(f"{name}: {np.sqrt(np.mean(apart**2)):.1e} of {spread:.2f}")
-    # In another order of sums; GELU is llama.cpp's own table of float16, 2^-11 of each of its
-    # numbers, through five layers.
-    assert np.sqrt(np.mean(apart**2)) < (1e-2 if c.gated else 1e-5) * max(spread, 1)
+    # In another order of sums, whose last bit may take GELU's table to the next entry.
+    assert np.sqrt(np.mean(apart**2)) < (1e-4 if c.gated else 1e-5) * max(spread, 1)
     assert got.argmax(-1).tolist() == wanted.argmax(-1).tolist()

@@ -15,6 +15,7 @@ from research.retrieval.citations import cite
 from research.retrieval.index import Clustered, Exact, list_count, make_index, predicted_bytes
 from research.retrieval.knowledge import Hit, learn
 from research.retrieval.passages import Passage, passages
+from research.retrieval.vector_file import VectorFile
 from research.retrieval.vector_store import VectorStore
 
 SIZE = 16
@@ -53,7 +54,8 @@ def test_a_store_that_was_cut_goes_on_and_another_encoders_is_refused(tmp_path):
     assert again.rows(["c", "b", "a"]).tolist() == [-1, 1, 0]
     again.add(["c"], vectors[4:])
     last = VectorStore(tmp_path / "s", SIZE, "one")
-    np.testing.assert_array_equal(last.matrix(), vectors[[0, 1, 4]])
+    np.testing.assert_array_equal(last.vectors_from().take([2, 0]), vectors[[4, 0]])
+    np.testing.assert_array_equal(last.vectors_from(1).block(0, 9), vectors[[1, 4]])
     with pytest.raises(ValueError, match="has vectors of 'one', wanted those of 'two'"):
         VectorStore(tmp_path / "s", SIZE, "two")
     (tmp_path / "full").mkdir()
@@ -77,7 +79,8 @@ def test_lists_find_nearly_all_and_are_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr(indices, "EXACT_UP_TO", 1000)
     vectors, queries = around_centres(6000), around_centres(50, seed=1)
     file = tmp_path / "lists.faiss"
-    made = make_index(vectors, file)
+    vectors.tofile(tmp_path / "vectors.f32")
+    made = make_index(VectorFile(tmp_path / "vectors.f32", SIZE, 6000), file)
     assert isinstance(made, Clustered) and made.lists.nlist == list_count(6000) == 64
     scores, rows = made.search(queries, 10)
     _, exact = Exact(vectors).search(queries, 10)

@@ -15,8 +15,10 @@ from research.serve.draw import Told
 from research.serve.engine import Engine
 from research.serve.request import Request
 from research.serve.step import step
+from research.weights.rules import attach
 from tests.families import FAMILIES, VOCAB
 from tests.serve.engines import Letters, engine, model, prompt, requests
+from tests.tuning.test_several import adapter
 
 # Sums of the same float32 products in another order; log-probabilities are of the order of 5.
 TOLERANCE = 1e-5
@@ -254,3 +256,32 @@ def test_what_an_engine_cannot_run_is_refused(name, settings, message):
     settings = {"pages": 32, "page_size": 4, **settings}
     with pytest.raises(ValueError, match=message):
         Engine(Model(FAMILIES[name]), {}, Letters(), **settings)
+
+
+ADAPTED = (("query|out|up|down", 4), ("query|down", 2))  # other targets and ranks
+
+
+@pytest.mark.slow
+def test_texts_of_several_adapters_are_those_of_each_alone():
+    made, params = model()
+    trees = {
+        name: adapter(number, targets, made.specs(), rank=rank)
+        for number, (name, (targets, rank)) in enumerate(zip(("pirate", "poet"), ADAPTED))
+    }
+    both = engine(adapters=trees)
+    names = ("pirate", "", "poet", "pirate")
+    asked = [Request(prompt(9), GREEDY, adapter=name) for name in names]
+    got = both.generate(asked)
+    for name, one in zip(names[:3], got):
+        own = attach(params, trees[name]) if name else params
+        alone = Engine(made, own, Letters(), pages=8, page_size=4, rows=1, chunk=16)
+        [want] = alone.generate([Request(prompt(9), GREEDY)])
+        assert one.token_ids == want.token_ids
+        np.testing.assert_allclose(one.logprobs, want.logprobs, atol=TOLERANCE)
+    assert len({one.token_ids for one in got}) == 3
+    # Its own beginning is found again, and no one else's.
+    [again] = both.generate([Request(prompt(9), GREEDY, adapter="poet")])
+    assert again.cached_tokens == 8 and again.token_ids == got[2].token_ids
+    assert [one.cached_tokens for one in got[:3]] == [0, 0, 0]
+    with pytest.raises(ValueError, match="pirate, poet"):
+        both.submit(Request(prompt(9), GREEDY, adapter="prose"))

@@ -1,5 +1,6 @@
 """The server over loopback: OpenAI's forms, bad input, and clients that go away."""
 
+import base64
 import http.client
 import json
 import socket
@@ -7,6 +8,8 @@ import threading
 import time
 from dataclasses import replace
 
+import jax
+import numpy as np
 import pytest
 
 from research.data.tokenizers import train_tokenizer
@@ -20,8 +23,10 @@ from tests.interop.memory import random_params
 pytest.importorskip("starlette", reason="pip install 'graft-research[serve]'")
 pytest.importorskip("uvicorn", reason="pip install 'graft-research[serve]'")
 
+from research.serve.asked import _CHAT as CHAT_FIELDS
 from research.serve.asked import Served
 from research.serve.grammar import Grammars
+from research.serve.refusal import check_names
 from research.serve.server import make_server, run
 from research.serve.worker import Worker
 
@@ -164,6 +169,34 @@ def test_what_is_beside_texts(client):
     assert "graft_written_tokens" in client.ask("/metrics")[1]
 
 
+def test_vectors_of_texts_are_the_mean_of_their_states(client):
+    answer = client.json("/v1/embeddings", {"input": ["to be", "to be or not to be"]})
+    packed = client.json("/v1/embeddings", {"input": "to be", "encoding_format": "base64"})
+    first, second = (np.array(one["embedding"]) for one in answer["data"])
+    ids = client.engine.prompt_ids(Request("to be"))
+    batch = {"inputs": [ids], "positions": [range(len(ids))], "segments": [[1] * len(ids)]}
+    hidden_1TD, _ = client.model.hidden(client.params, jax.tree.map(np.array, batch, is_leaf=_rows))
+    mean_D = np.asarray(hidden_1TD[0]).mean(axis=0)
+    # Sums in the order of the layout for decoding.
+    np.testing.assert_allclose(first, mean_D / np.linalg.norm(mean_D), atol=1e-5)
+    spelt = np.frombuffer(base64.b64decode(packed["data"][0]["embedding"]), "<f4")
+    np.testing.assert_array_equal(spelt, first.astype(np.float32))
+    assert abs(np.linalg.norm(second) - 1) < 1e-5 and answer["usage"]["total_tokens"] > len(ids)
+
+
+def _rows(node):
+    return isinstance(node, list)
+
+
+def test_what_can_be_asked_for_is_described(client):
+    described = client.json("/openapi.json")
+    served = {route.path for route in client.server.config.app.routes}
+    assert set(described["paths"]) <= served and described["openapi"] == "3.1.0"
+    asked = described["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]
+    fields = asked["application/json"]["schema"]["properties"]
+    check_names(dict.fromkeys(fields), CHAT_FIELDS, ())
+
+
 def test_a_text_has_the_form_that_is_asked_for(client):
     pytest.importorskip("llguidance", reason="pip install 'graft-research[serve]'")
     schema = {"type": "object", "properties": {"to": {"enum": ["be", "or"]}}, "required": ["to"]}
@@ -213,6 +246,10 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
         (CHAT, {"messages": []}, 400, "end in an answer"),
         (CHAT, {"messages": [{"role": 1}]}, 400, "no message"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 1}, 400, "=true"),
+        ("/v1/embeddings", {"input": []}, 400, "input must be"),
+        ("/v1/embeddings", {"input": "a", "dimensions": 3}, 400, "leave out"),
+        ("/v1/embeddings", {"input": "a", "model": "b"}, 404, "'tiny'"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "tools": [1]}, 400, "tools must"),
         ("/detokenize", {"tokens": [-1]}, 400, "ids in"),
         ("/nowhere", {}, 404, "/nowhere"),
     ],

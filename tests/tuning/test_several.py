@@ -96,6 +96,16 @@ def test_each_row_of_a_batch_has_its_own_adapter(params, three, format):
     assert logits._cache_size() == before
 
 
+def test_each_token_of_a_row_has_its_own_adapter(params, three):
+    rows = random_batch(3, 8)
+    index = np.array([2, -1, 1])
+    logits = jax.jit(lambda params, rows: forward(MODEL, params, rows))
+    want = logits(bank(params, three, index), rows)
+    by_token = np.repeat(index[:, None], rows["inputs"].shape[1], axis=1)
+    got = logits(bank(params, three, by_token), rows)
+    np.testing.assert_allclose(got, want, atol=3e-5)  # float order, logits of some tenths
+
+
 def test_dora_beside_lora_in_a_bank(params):
     both = [adapter(1, "query|down", rank=4, decompose=True), adapter(2, "query|out", rank=2)]
     rows, index = random_batch(3, 8), jnp.array([1, 0, -1])

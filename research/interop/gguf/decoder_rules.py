@@ -2,6 +2,9 @@
 architectures of this kind differ in which of them they have and in the order of rotary pairs.
 """
 
+from collections.abc import Collection
+from dataclasses import replace
+
 from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
 
@@ -41,6 +44,20 @@ def fused(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
         Rule(f"{_BLOCK}.attn_qkv.weight", attention, rows),
         Rule(f"{_BLOCK}.ffn_up.weight", gates, "(2 F) D -> 2 D F"),
     )
+
+
+def joined_experts(rules: tuple[Rule, ...], names: Collection[str]) -> tuple[Rule, ...]:
+    """The rules for a file with tensors of these names, where later files of llama.cpp have the
+    gates of all experts above their ups in one tensor, [E, 2 F, D]."""
+    gate, up, both = (f"{_BLOCK}.ffn_{name}_exps.weight" for name in ("gate", "up", "gate_up"))
+    if not any(name.endswith(both.removeprefix(_BLOCK)) for name in names):
+        return rules
+    by_name = {rule.name: rule for rule in rules}
+    if gate not in by_name or up not in by_name:
+        return rules
+    paths = (*by_name[gate].paths, *by_name[up].paths)
+    joined = replace(by_name[gate], name=both, path=paths, pattern="E (2 F) D -> 2 E D F")
+    return (*(rule for rule in rules if rule.name not in (gate, up)), joined)
 
 
 def _norms(c: ModelConfig) -> list[Rule]:

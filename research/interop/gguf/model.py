@@ -25,12 +25,14 @@ from research.interop.gguf import (
     mxfp4,
     olmo2,
     phi3,
+    phimoe,
     rope_factors,
     rope_keys,
     t5,
     unread_keys,
 )
 from research.interop.gguf.architecture import Architecture, Metadata
+from research.interop.gguf.decoder_rules import joined_experts
 from research.interop.gguf.file import Gguf, open_gguf
 from research.interop.gguf.mixtures import FILE_TYPES, tensor_type
 from research.interop.gguf.tokenizer import tokenizer_files
@@ -57,6 +59,7 @@ ARCHITECTURES = {
     "mistral3": llama_relatives.MISTRAL3,
     "gemma": gemma.ARCHITECTURE,
     "phi3": phi3.ARCHITECTURE,
+    "phimoe": phimoe.ARCHITECTURE,
     "gpt_oss": gpt_oss.ARCHITECTURE,
     "deepseek": deepseek.ARCHITECTURE,
     "experts": expert_models.ARCHITECTURE,
@@ -85,7 +88,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
     try:
         config, architecture = read_config(gguf)
         rules = architecture.rules(config, gguf.metadata["general.architecture"])
-        rules = architecture.layout(rules, gguf.names)
+        rules = joined_experts(architecture.layout(rules, gguf.names), gguf.names)
         parameters, unused, original = read_parameters(config, rules, gguf, _NAMES)
     except ValueError as error:
         gguf.close()

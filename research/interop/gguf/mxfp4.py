@@ -85,5 +85,6 @@ def _pieces(c: ModelConfig, rules: Sequence[Rule]) -> Iterator[Piece]:
     stacks = {path: spec.shape[: stacked_axes(spec)] for path, spec in specs_by_path(c).items()}
     for piece in pieces(rules, stacks):
         groups = parse(piece.pattern)[0]
-        if groups[0] == ("E",) and len(groups) == _OF_EXPERTS:
+        # Two matrices in one tensor are read dense.
+        if groups[0] == ("E",) and len(groups) == _OF_EXPERTS and len(piece.paths) == 1:
             yield piece

@@ -39,12 +39,13 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
     return values
 
 
-def notes(c: ModelConfig) -> list[str]:
-    """A line on the window, which llama.cpp switched off for this architecture."""
+def notes(c: ModelConfig, kind: str = "phi3") -> list[str]:
+    """A line on the window, which llama.cpp switched off for this architecture, and for `kind` that
+    shares its layers."""
     if not c.window:
         return []
     return [
-        f"llama.cpp has no window under the architecture phi3: beyond {c.window:,} tokens it "
+        f"llama.cpp has no window under the architecture {kind}: beyond {c.window:,} tokens it "
         "computes other logits than this model"
     ]
 

@@ -70,7 +70,7 @@ def stack_of(module: str) -> str:
 def _rows(tensors: Any) -> Iterator[tuple[tuple[str, ...], str, Tensor, Make]]:
     """(names that go, name that comes, tensor, how it is made) of stacks, row by row."""
     packed = {match[0] for match in map(_OSS_SCALES.fullmatch, tensors.names) if match}
-    packed = {name for name in packed if tensors.names[name].dtype == "uint8"}
+    packed = {name for name in packed if _is_mxfp4(tensors, name)}
     for name, tensor in tensors.names.items():
         if len(tensor.shape) != 3:
             continue
@@ -93,6 +93,14 @@ def _is_packed(stack: str, packed: set[str]) -> bool:
     return f"{stack.replace('.up_proj', '.gate_proj')}.scales" in packed
 
 
+def _is_mxfp4(tensors: Tensors, scales: str) -> bool:
+    """True for exponents of groups of 32 codes of 4 bits; MLX's other modes with scales of 8 bits
+    have other numbers of words to a scale."""
+    weight = tensors.names.get(f"{scales.removesuffix('.scales')}.weight")
+    one = tensors.names[scales]
+    return one.dtype == "uint8" and weight is not None and weight.shape[-1] == 4 * one.shape[-1]
+
+
 def _packed(tensors: Any) -> Iterator[tuple[tuple[str, ...], str, Tensor, Make]]:
     """As `_rows` of gpt-oss's experts in MXFP4, which are its published tensors, and of its biases
     whatever the matrices are in."""
@@ -106,7 +114,7 @@ def _packed(tensors: Any) -> Iterator[tuple[tuple[str, ...], str, Tensor, Make]]
             down = f"{found[1]}.down_proj.bias"
             yield (down,), f"{found[1]}.down_proj_bias", names[down], partial(tensors.read, down)
         found = _OSS_SCALES.fullmatch(name)
-        if not found or names[name].dtype != "uint8":
+        if not found or not _is_mxfp4(tensors, name):
             continue
         several = ("gate_proj", "up_proj") if found[2] == "gate" else ("down_proj",)
         target = f"{found[1]}.{'gate_up_proj' if found[2] == 'gate' else 'down_proj'}"
