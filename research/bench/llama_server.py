@@ -5,6 +5,7 @@ The texts that run are decoded in one call, with the prompts of those that have 
 llama.cpp's own server does it. Completions are greedy and streamed.
 """
 
+import ctypes
 import json
 import os
 import queue
@@ -64,7 +65,7 @@ class Llama:
 
     def text(self, token: int) -> bytes:
         """The bytes of a token."""
-        buffer = (self.lib.ctypes.c_char * 256)()
+        buffer = (ctypes.c_char * 256)()
         size = self.lib.llama_token_to_piece(self.vocab, token, buffer, 256, 0, False)
         return bytes(buffer[:size])
 

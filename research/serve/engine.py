@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from research.data.tokenizers import Tokenizer
 from research.devices.backend import platform
 from research.infer.prompts import check_ids, prompt_ids
+from research.models.adapters import virtual_tokens
 from research.models.kinds import longest_window
 from research.models.model import Model
 from research.serve.assemble import Turn, assemble
@@ -76,11 +77,11 @@ class Engine:
     ):
         check_model(model, rows, chunk)
         check_guesses(drafts, draft is not None, bits, page_size)
+        self.pages = Pages(pages, page_size)
+        self.length = text_length(model.config, virtual_tokens(params), self.pages, length)
         more = {"draft": draft, "bits": bits, "adapters": adapters}
         self.runner = Runner(model, params, pages, page_size, slots=rows, prepared=prepared, **more)
         self.model, self.tokenizer, self.share = model, tokenizer, share
-        self.pages = Pages(pages, page_size)
-        self.length = text_length(model.config, self.runner.virtual, self.pages, length)
         # Products of one row in bfloat16 take 25 times as long on a CPU.
         slow = model.precision.compute != "float32" and platform() == "cpu"
         most = -(-self.length // page_size)
@@ -91,8 +92,7 @@ class Engine:
         self._running: list[int] = []
         self._waiting: deque[int] = deque()
         self._next = 0
-        self._slots = list(range(rows))
-        self._window = longest_window(model.config)
+        self._slots, self._window = list(range(rows)), longest_window(model.config)
 
     @property
     def running(self) -> int:
