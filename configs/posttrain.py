@@ -53,7 +53,14 @@ adapters of rank 8:
 
     python -m research.train --config=configs/posttrain.py:task=grpo --workdir=runs/tagged
 
-and a model of 127 thousand parameters, `model=addition`, the sums of two numbers of two digits,
+Of SmolLM2's sampled texts 2 percent have the form in steps 1 to 4 and 98 in steps 37 to 40. By the
+likeliest tokens none of 80 held-out ones has it before and all after, and the number that a text
+ends in is right in 5 percent before and 45 after (95% interval 35 to 56). That is the form and
+where to stop, not arithmetic: the first number that the untouched model writes is right in 56
+percent. One seed, 29 minutes on two cores with much else to do; sampling took 49 percent of the
+time.
+
+A model of 127 thousand parameters, `model=addition`, gets the sums of two numbers of two digits,
 which it learns on a CPU, in two runs that download nothing:
 
     python -m research.train --config=configs/posttrain.py:task=addition --workdir=runs/addition
@@ -234,6 +241,9 @@ def tagged_sums(c) -> None:
     c.objective.max_tokens = 12
     # The share of right characters tells texts apart while hardly any has its whole form.
     c.objective.rewards = "characters,format,numeric"
+    # States of SmolLM2 are as large as 25,000; both log-probabilities of a token are up to 4e-5
+    # from float64's, and in 40 steps one was 1.05e-4 from the other.
+    c.objective.logprob_limit = 1e-3
     if c.tune.method == "lora":
         c.lora.rank = 8
         c.lora.alpha = 16.0

@@ -230,6 +230,7 @@ def data(e: Experiment, folder: Path, monkeypatch) -> object:
         opened._options(1, 0).max_bad_records,
         opened.labels,
         opened._options(1, 0).prompt_tokens,
+        opened._options(1, 0, seed=0).packing,
         feed.threads,
     )
 

@@ -8,7 +8,7 @@ The briefs are made of Alpaca's texts: a text's own length, two of its words and
 for, so that every text that is learnt meets its brief (`research.data.job_conversations`).
 
 Metric: share of the constraints that are met, by rules, on 50 held-out briefs, as `briefs`, with
-distinct words and pairs of words, and duplicates.
+distinct words and pairs of words; `research.apply write` counts duplicates.
 Baseline: the untuned model by the same evaluation (--config.train.steps=1).
 Split and seed: the first 850 briefs of the package and those after them; train.seed 0.
 Measured: nothing yet. A step takes some 10 s on two CPU cores.

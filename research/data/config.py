@@ -17,6 +17,9 @@ class DataConfig:
     chat_template          file with a chat template to use instead of the tokenizer's
     template_variables     what the template sees beside the messages: ("enable_thinking=false",)
     sequence_length        tokens of an example
+    packing                whether a training window of texts holds as many as fit, which do not see
+                           each other; False gives each text windows of its own, with padding. Texts
+                           that are held out are packed in any case, so that losses compare
     prompt_tokens          of a record with a prompt and answers, most tokens of the prompt, whose
                            beginning is left out beyond them; 0 keeps all
     batch_size             rows of a step over all devices; 0 if `batch_size_per_device` is set
@@ -31,6 +34,7 @@ class DataConfig:
     chat_template: str = ""
     template_variables: tuple[str, ...] = ()
     sequence_length: int = 1024
+    packing: bool = True
     prompt_tokens: int = 0
     batch_size: int = 32
     batch_size_per_device: int = 0

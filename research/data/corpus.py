@@ -149,6 +149,8 @@ class Corpus:
             labels=tuple(map(str, range(len(self.labels))))
             if self.config.label_names
             else self.labels,
+            # Held-out texts, which no seed permutes, are the same windows for either.
+            packing=self.config.packing or seed is None,
             prompt_tokens=self.config.prompt_tokens,
             max_bad_records=self.config.max_bad_records,
             progress=progress,

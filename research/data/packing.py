@@ -6,6 +6,7 @@ import numpy as np
 
 from research.data.census import Census, unmarked_bounds
 from research.data.documents import Documents
+from research.data.separate import SeparateWindows
 from research.data.tokenizers import Tokenizer
 from research.data.tokens import TokenStore
 from research.data.windows import WindowOptions
@@ -116,15 +117,15 @@ class Chained:
         return self._windows[which][index - (int(self._ends[which - 1]) if which else 0)]
 
 
-def text_windows(documents: Documents, options: WindowOptions) -> PackedWindows:
-    """Packed windows of the field "text" of the documents."""
+def text_windows(documents: Documents, options: WindowOptions) -> PackedWindows | SeparateWindows:
+    """Windows of the field "text" of the documents, packed by `options.packing`."""
     # The first token of a text is predicted from the token before it. A tokenizer without bos lends
     # its eos for that: otherwise the first token would not count, and bits per byte would be too
     # low.
     eos, bos = options.tokenizer.eos_id, options.tokenizer.bos_id
     store = options.tokens(documents, "text")
     starts, stops = packed_bounds(documents, store, options.tokenizer)
-    windows = PackedWindows(
+    windows = (PackedWindows if options.packing else SeparateWindows)(
         store,
         options.length,
         seed=options.seed,

@@ -27,6 +27,7 @@ class WindowOptions:
     overlap          tokens that two neighbouring windows of a text share
     seed             permutes the documents once; None keeps their order
     labels           names of the classes, () without
+    packing          whether windows of texts hold several of them
     prompt_tokens    most tokens of a prompt that has answers, 0 for no limit
     max_bad_records  unreadable records that are left out, each with a warning, before an error
     progress         called while documents are tokenised
@@ -38,6 +39,7 @@ class WindowOptions:
     overlap: int = 0
     seed: int | None = None
     labels: tuple[str, ...] = ()
+    packing: bool = True
     prompt_tokens: int = 0
     max_bad_records: int = 0
     progress: Progress | None = None

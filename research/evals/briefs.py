@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from research.data.brief import Brief, read_brief
-from research.data.documents import digest
 from research.evals.asked import Asked, write
 from research.evals.evaluation import Evaluation, Item, Opened, RunData, Totals
 from research.evals.records import read_records, text_of
@@ -43,7 +42,9 @@ class Briefs(Evaluation):
     all_met          share of the texts that meet all of theirs
     distinct_1, _2   different words, and pairs of words, of those of a text (arXiv:1510.03055,
                      section 5.2)
-    duplicates       share of the texts that another one is equal to
+
+    Equal texts are counted by `research.apply write`, over all that it writes: they are no number
+    of an item.
     """
 
     briefs: Sequence[tuple[str, Brief]]
@@ -79,14 +80,6 @@ class Briefs(Evaluation):
         for (id, brief), prompt, text in zip(self.briefs, asked, texts):
             yield _item(id, brief, prompt, text.text.strip())
 
-    def values(self, totals: Totals) -> dict[str, float]:
-        """Means, and the duplicates among all texts."""
-        values = super().values(totals)
-        counts = [count for name, (_, count) in totals.items() if name.startswith("text/")]
-        if counts:
-            values["duplicates"] = sum(n for n in counts if n > 1) / sum(counts)
-        return values
-
 
 def _item(id: str, brief: Brief, prompt: str, written: str) -> Item:
     met, words = brief.met(written), written.lower().split()
@@ -98,8 +91,6 @@ def _item(id: str, brief: Brief, prompt: str, written: str) -> Item:
         grams = list(zip(*(words[at:] for at in range(n))))
         if grams:
             totals[f"distinct_{n}"] = (len(set(grams)) / len(grams), 1.0)
-    # Counted under the text's digest, so that totals of parts add up to those of the whole.
-    totals[f"text/{digest(written)[:16]}"] = (1.0, 1.0)
     missed = ", ".join(name for name, value in met.items() if not value)
     told = {"prompt": prompt, "written": written, "missed": missed}
     return Item(id, totals, told, {"format": brief.format} if brief.format else {})

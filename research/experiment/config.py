@@ -165,18 +165,18 @@ def _unused(experts: int, objective: str) -> list[tuple[str, str, Any, str]]:
         unused.append(("execution", "feed_tokens", Execution().feed_tokens, "dense models"))
     else:
         unused.append(("execution", "experts", Execution().experts, "models with experts"))
-    if not LAYOUTS[objective_class(objective).reads].answers:
+    kind = objective_class(objective)
+    if kind.reads != "texts":
+        unused.append(("data", "packing", True, "objectives that read plain texts"))
+    if not LAYOUTS[kind.reads].answers:
         unused.append(("data", "prompt_tokens", 0, "records of a prompt and answers"))
     # Labels have no logits of words.
-    if objective_class(objective).classifies or objective_class(objective).scores_texts:
+    if kind.classifies or kind.scores_texts:
         head_tokens = Execution().head_tokens
         unused.append(("execution", "head_tokens", head_tokens, "objectives that predict tokens"))
-    if (
-        not objective_class(objective).classifies
-        or objective_class(objective).labels_over == "spans"
-    ):
+    if not kind.classifies or kind.labels_over == "spans":
         unused.append(("data", "label_names", "", "data with classes"))
-    if not objective_class(objective).answers_chats:
+    if not kind.answers_chats:
         for name in ("chat_template", "template_variables"):
             unused.append(("data", name, getattr(DataConfig(), name), "the objective chat"))
     return unused

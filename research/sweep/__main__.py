@@ -1,5 +1,5 @@
 """Runs a sweep and answers it:
-python -m research.sweep run|status|report|retry|add|query|scaling|plan|cell
+python -m research.sweep run|status|report|retry|add|query|search|scaling|plan|cell
 
     python -m research.sweep run --config=configs/ablations/lora_rank.py --workdir=sweeps/rank \
         --workers=2
@@ -11,7 +11,8 @@ A config file of a sweep has `get_config(arg)`, what all runs share, and `get_sw
 factors are compared, see `research.sweep.design`. `run` ends with the report; a sweep that was
 stopped goes on, on any number of machines at once that share the folder. `retry` runs failed cells
 again, with --states=failed,diverged also those that diverged, and with --states=stopped those that
-successive halving stopped. `scaling` runs a ladder of sizes,
+successive halving stopped. `search` has Optuna propose the cells of a config file with
+`get_search(arg)`, see `research.sweep.search`. `scaling` runs a ladder of sizes,
 fits L(N, D) to all but the largest and predicts that one, see `research.sweep.scaling_law`. `plan`
 writes the plan and runs nothing, and `cell --index=N` runs one cell of it; launch/slurm_sweep.sh
 makes an array of these.
@@ -132,6 +133,17 @@ def _query(condition: str = "") -> int:
     return command.DONE
 
 
+def _search() -> int:
+    """Searches, and reports."""
+    from research.sweep import running
+    from research.sweep.search import run_search
+
+    config, spelling = command.read_config(CONFIG), flags.FLAGS[CONFIG.name].config_filename
+    changes = [word for word in sys.argv if word.startswith("--config.")]
+    ledger = running.open_ledger(WORKDIR.value)
+    return run_search(ledger, spelling, config, changes, WORKERS.value) or _report()
+
+
 def _scaling() -> int:
     """Runs a ladder of sizes and fits the scaling law."""
     from research.sweep import running
@@ -146,7 +158,7 @@ def _scaling() -> int:
 
 COMMANDS = {
     "run": _run, "status": _status, "report": _report, "query": _query, "retry": _retry,
-    "add": _run, "scaling": _scaling, "plan": _plan, "cell": _cell,
+    "add": _run, "search": _search, "scaling": _scaling, "plan": _plan, "cell": _cell,
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -26,6 +26,8 @@ from research.sweep.ledger import STATES, Ledger
 from research.sweep.plan import Plan, make_plan, merged, read_plan, write_plan
 from research.sweep.report import write_report
 from research.sweep.workers import Workers
+
+Kind = TypeVar("Kind")
 
 
 def run_sweep(spelling: str, workdir: str | Path, workers: int = 1) -> list[Finding]:
@@ -52,17 +54,23 @@ def load_config(spelling: str) -> ConfigDict:
 def load_sweep(spelling: str) -> Sweep:
     """The sweep that a config file, with its arguments, defines. ValueError for a file without
     `get_sweep`."""
+    return load_design(spelling, "get_sweep", Sweep)
+
+
+def load_design(spelling: str, name: str, kind: type[Kind]) -> Kind:
+    """What the function `name` of a config file gives, which must be of this kind. ValueError for a
+    file without it."""
     file, _, arg = spelling.partition(":")
-    get_sweep = getattr(_load(spelling), "get_sweep", None)
-    if get_sweep is None:
+    function = getattr(_load(spelling), name, None)
+    if function is None:
         raise ValueError(
-            f"{file} has no get_sweep(), which says what is compared; see configs/ablations, or "
+            f"{file} has no {name}(), which says what is compared; see configs/ablations, or "
             "train one run with python -m research.train"
         )
-    sweep = get_sweep(arg) if inspect.signature(get_sweep).parameters else get_sweep()
-    if not isinstance(sweep, Sweep):
-        raise ValueError(f"get_sweep() of {file} gives a {type(sweep).__name__} and no Sweep")
-    return sweep
+    made = function(arg) if inspect.signature(function).parameters else function()
+    if not isinstance(made, kind):
+        raise ValueError(f"{name}() of {file} gives a {type(made).__name__} and no {kind.__name__}")
+    return made
 
 
 def _load(spelling: str) -> ModuleType:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 
 from research.data.packing import Chained, PackedWindows
 from research.data.pairs import PackedPairs
+from research.data.separate import SeparateWindows
 from research.data.tokens import TokenStore
 
 BOS, EOS = 60_001, 60_002  # not among the ids drawn
@@ -182,3 +183,29 @@ def test_pairs_share_segments_and_each_is_in_one_window_once(pairs, lengths, see
     if seed is None:
         assert seen == expected
     assert sorted(seen) == sorted(expected)
+
+
+@settings(deadline=None, max_examples=200)
+@cases
+def test_a_text_in_windows_of_its_own_is_cut_as_the_only_one(
+    lengths, length, seed, bos, eos, overlap
+):
+    documents = numbered(lengths)
+    store = the_store(documents)
+    windows = SeparateWindows(
+        store, length, seed=seed, bos_id=bos, eos_id=eos, overlap=overlap,
+        bounds=(store.offsets[:-1], store.offsets[1:]),
+    )  # fmt: skip
+    order = range(len(documents))
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(len(documents))
+    expected = []
+    for document in (documents[one] for one in order if documents[one]):
+        alone = PackedWindows(
+            the_store([document]), length, seed=None, bos_id=bos, eos_id=eos, overlap=overlap
+        )
+        expected += [alone[index] for index in range(len(alone))]
+    assert len(windows) == len(expected)
+    for index, window in enumerate(expected):
+        got = windows[index]
+        assert all(np.array_equal(got[name], window[name]) for name in window)

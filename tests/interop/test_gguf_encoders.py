@@ -94,6 +94,21 @@ def test_the_body_of_an_encoder_comes_back_and_its_heads_are_told(name, tmp_path
     assert left == {*(["pooler"] * c.pooler), *(["head"] * c.mlm_head)}
 
 
+def test_a_classifiers_classes_keep_their_names(tmp_path):
+    c = replace(BERT, pooler=True, mlm_head=False, labels=3)
+    folder = write(c, tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    names = {"0": "bad", "1": "so so", "2": "good"}
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": names}))
+    notes = convert(folder, tmp_path / "gguf", "gguf")["notes"]
+    assert not any("classifier" in line for line in notes)
+    convert(tmp_path / "gguf", tmp_path / "again", "hf", certified=False)
+    assert json.loads((tmp_path / "again/config.json").read_text())["id2label"] == names
+    ids = np.arange(9)[None]
+    before, after = (load(path).scores(ids) for path in (folder, tmp_path / "again"))
+    np.testing.assert_array_equal(before, after)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

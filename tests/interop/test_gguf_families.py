@@ -28,6 +28,7 @@ OUTCOMES = {
     **dict.fromkeys(("llama_yarn", "llama_sharded", "llama_bfloat16", "phi3_window"), EXACT),
     **dict.fromkeys(("olmo2", "olmo3", "olmoe", "phi3", "qwen2", "qwen3", "qwen3_moe"), EXACT),
     **dict.fromkeys(("deepseek_v2_lite", "deepseek_v3", "t5", "t5_v1_1", "mt5"), EXACT),
+    **dict.fromkeys(("bert_classifier", "roberta_classifier"), EXACT),
     "gemma": ROUNDED,
     # llama.cpp has no such model: no key for it, or no layer.
     **dict.fromkeys(("bart", "mbart", "marian", "pegasus"), _ENCODER_DECODER),

@@ -1,7 +1,8 @@
 """The architecture bert: BERT, RoBERTa and DistilBERT as models of sentence embeddings.
 
-A file holds the encoder's body alone: no pooler, no masked-LM head, no classifier, and of
-RoBERTa's positions no rows before the first one.
+A file holds the encoder's body: no masked-LM head, and of RoBERTa's positions no rows before the
+first one. A classifier of texts, as BERT and RoBERTa have it, comes with its pooler: llama.cpp's
+head for ranking is the same two layers.
 """
 
 from dataclasses import replace
@@ -20,11 +21,16 @@ from research.models.config import ModelConfig
 
 POSITIONS = "embed/positions"
 _WITHOUT_HEADS = dict(pooler=False, mlm_head=False, labels=0, labels_over="text")
+_POOLER, _CLASSES = "cls.weight", "cls.output.weight"
 
 
 def read_config(m: Metadata) -> ModelConfig:
-    """The model that a file's metadata describes."""
-    types = m.tensors.get("token_types.weight")
+    """The model that a file's metadata describes. ValueError for a classifier without a pooler."""
+    types, classes = m.tensors.get("token_types.weight"), m.tensors.get(_CLASSES)
+    if classes and _POOLER not in m.tensors:
+        raise ValueError(
+            f"the file has {_CLASSES} and no {_POOLER}; BERT's classifier has a pooler"
+        )
     return ModelConfig(
         **read_shape(m, kind="encoder", norm="layer"),
         position="learned",
@@ -34,6 +40,8 @@ def read_config(m: Metadata) -> ModelConfig:
         attention_bias="all",
         mlp_bias=True,
         token_types=types.shape[0] if types else 0,
+        labels=classes.shape[0] if classes else 0,
+        pooler=classes is not None,
         **_other_heads(types is None),
     )
 
@@ -62,7 +70,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
 
 
 def rules(c: ModelConfig, name: str) -> tuple[Rule, ...]:
-    """The tensors of an encoder's body."""
+    """The tensors of an encoder's body and of its classifier."""
     block, ours = "blk.{layer}", "layers"
     found = [
         Rule("token_embd.weight", "embed/table", "V D -> V D"),
@@ -81,13 +89,27 @@ def rules(c: ModelConfig, name: str) -> tuple[Rule, ...]:
         place, path = f"{block}.attn_{letter}", f"{ours}/attention/{role}"
         found.append(Rule(f"{place}.weight", path, "(N H) D -> D N H"))
         found.append(Rule(f"{place}.bias", f"{path}_bias", "(N H) -> N H"))
+    if c.labels:
+        found.append(Rule(_POOLER, "pooler/kernel", "M D -> D M"))
+        found.append(Rule("cls.bias", "pooler/bias", "D -> D"))
+        found.append(Rule(_CLASSES, "classifier/kernel", "C D -> D C"))
+        found.append(Rule("cls.output.bias", "classifier/bias", "C -> C"))
     if c.token_types:
         found.append(Rule("token_types.weight", "embed/types", "Y D -> Y D"))
     return tuple(found)
 
 
+def _classifies(c: ModelConfig) -> bool:
+    """True for a classifier that llama.cpp computes: the first token's state through a layer and
+    tanh. DistilBERT's, which goes through a ReLU, has no token types."""
+    reads_first = c.pooler and c.pooling == "first" and c.pooler_layer == "tanh"
+    return c.labels > 0 and c.labels_over == "text" and reads_first and c.token_types > 0
+
+
 def bare(c: ModelConfig) -> ModelConfig:
-    """An encoder as a file has it, without heads."""
+    """An encoder as a file has it, without heads but for a classifier of texts."""
+    if _classifies(c):
+        return replace(c, mlm_head=False, position_offset=0, transform_bias=True)
     plain = {"pooling": "first", "transform_bias": True, **_other_heads(not c.token_types)}
     return replace(c, **_WITHOUT_HEADS, position_offset=0, **plain)
 

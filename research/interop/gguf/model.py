@@ -114,6 +114,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
         quantized=bool(kinds),
         codes=mxfp4.read_codes(config, rules, gguf),
         stored_as=", ".join(sorted(kinds)),
+        labels=encoders.read_labels(gguf.metadata, config.labels),
         # Tensors are read later, so the file stays open as long as the checkpoint.
         close=gguf.close,
     )

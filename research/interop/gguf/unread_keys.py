@@ -6,6 +6,7 @@ from typing import Any
 # Keys that say nothing about what is computed, without the architecture's name.
 _SAYS_NOTHING = {
     *("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type"),
+    "classifier.output_labels",
     *("expert_count", "expert_used_count", "attention.layer_norm_epsilon"),
 }
 # Of a tokenizer: read by `tokenizer` and `ends`, or of no effect on the ids of a text.

@@ -151,7 +151,8 @@ def write_folder(
         # transformers scores the last token that is not this one, and without it no batches.
         values = {"pad_token_id": checkpoint.tokenizer.pad_id} | values
     if "id2label" in values:
-        names = read_label_names(checkpoint.source, checkpoint.config.labels)
+        count = checkpoint.config.labels
+        names = checkpoint.labels or read_label_names(checkpoint.source, count)
         # Where nobody has named a class, it keeps transformers' own name, LABEL_n.
         named = {n: name for n, name in enumerate(names) if name != str(n)}
         id2label = values["id2label"] | {str(n): name for n, name in named.items()}

@@ -47,6 +47,7 @@ class Checkpoint:
     stored_as   the quantized format with its numbers, for people; "" where nothing is said of it
     codes       the parameters that are quantized in storage, to be read as leaves
     model_type  of Hugging Face's config.json, "" in other formats
+    labels      names of a classifier's classes where the file itself has them, else empty
     """
 
     source: Path
@@ -63,6 +64,7 @@ class Checkpoint:
     codes: Mapping[str, Codes] = field(default_factory=dict)
     model_type: str = ""
     stored_as: str = ""
+    labels: tuple[str, ...] = ()
 
     def __enter__(self) -> "Checkpoint":
         return self
