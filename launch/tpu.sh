@@ -29,34 +29,6 @@ cd "$(dirname "$0")/.."
 source launch/environment.sh
 source launch/fit.sh
 
-# target_of ACCELERATOR: "v5e:4x4" of "v5litepod-16". Cloud TPU counts chips of v5e and v6e, and two
-# cores a chip of the others.
-target_of() {
-  local kind=${1%-*} count=${1##*-} flat=1x1 deep=1x1x1
-  case "$kind" in
-    v4 | v5p | tpu7x) count=$((count / 2)) ;;
-  esac
-  case "$count" in
-    1) ;;
-    4) flat=2x2 deep=2x2x1 ;;
-    8) flat=2x4 deep=2x2x2 ;;
-    16) flat=4x4 deep=2x2x4 ;;
-    32) flat=4x8 deep=2x4x4 ;;
-    64) flat=8x8 deep=4x4x4 ;;
-    128) flat=8x16 deep=4x4x8 ;;
-    256) flat=16x16 deep=4x8x8 ;;
-    512) flat='' deep=8x8x8 ;;
-    1024) flat='' deep=8x8x16 ;;
-    2048) flat='' deep=8x16x16 ;;
-    *) flat='' deep='' ;;
-  esac
-  case "$kind" in
-    v5litepod) [ -z "$flat" ] || echo "v5e:$flat" ;;
-    v6e) [ -z "$flat" ] || echo "v6e:$flat" ;;
-    v4 | v5p | tpu7x) [ -z "$deep" ] || echo "$kind:$deep" ;;
-  esac
-}
-
 # runtime_of ACCELERATOR: the software that its machines boot with.
 runtime_of() {
   case "$1" in

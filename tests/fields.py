@@ -58,6 +58,7 @@ PAIRS = {**SPANS, "objective.name": "translation"}
 POLICY = {"objective.name": "policy", "data.batch_size": 4, "objective.samples": 2}
 POLICY |= {"objective.max_tokens": 4}
 CHAT = {"objective.name": "chat"}
+DISTIL = {"objective.name": "distillation"}
 PREFER = {"objective.name": "preference"}
 JUDGE = {"objective.name": "judgement"}
 REWARD = {"objective.name": "reward", "model.labels": 1}
@@ -214,6 +215,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "optimizer.weight_decay_rules": ({}, ((".*", 0.5),)),
     "optimizer.learning_rate_rules": ({}, ((".*", 0.5),)),
     "optimizer.clip_norm": ({}, 2.0),
+    "optimizer.keep_zeros": ({}, True),
     "data.source": ({}, "OTHER"),
     "data.tokenizer": ({}, "bpe:300"),
     "data.chat_template": (CHAT, "TEMPLATE"),
@@ -265,6 +267,13 @@ for _name in _RUNS:
     CASES[f"objective.{_name}.name"] = (_RUNS[_name], "chat" if _name != "chat" else "causal_lm")
 CASES |= {
     "objective.chat.loss_on": (CHAT, "all"),
+    "objective.distillation.name": (DISTIL, "causal_lm"),
+    "objective.distillation.teacher": (DISTIL, "nowhere"),  # refused: no checkpoint
+    "objective.distillation.divergence": (DISTIL, 0.5),
+    "objective.distillation.temperature": (DISTIL, 2.0),
+    "objective.distillation.teacher_weight": (DISTIL, 0.25),
+    "objective.distillation.rounding": (DISTIL, "int8"),
+    "objective.distillation.rounding_group": (DISTIL | {"objective.rounding": "int8"}, 4),
     "objective.preference.name": (PREFER, "causal_lm"),
     "objective.token_classification.overlap": (TAGS, 3),
     "objective.question_answering.name": (ANSWERS, "causal_lm"),
@@ -306,6 +315,7 @@ REFUSED = {
     "execution.experts": "set config.execution.experts",  # a GPU's, on a CPU
     "data.template_variables": "has no variable 'loud'",
     "objective.reward.name": "model.labels=1 under objective causal_lm",
+    "objective.distillation.teacher": "nowhere is no checkpoint",
     "objective.question_answering.name": "objective causal_lm does not use it",
     "execution.documents": "a row holds 2 documents and config.execution.documents=1",
     **{f"objective.{name}.name": "for a model of kind" for name in _RUNS if name not in _DECODERS},
@@ -368,6 +378,8 @@ UNUSED: list[tuple[dict[str, Any], str, Any]] = [
     (CLASSES, "objective.z_loss", 0.1),
     (PREFER, "objective.z_loss", 0.1),
     (PREFER, "objective.gamma", 1.0),
+    (DISTIL, "objective.rounding_group", 4),
+    (DISTIL | {"objective.teacher_weight": 0.0}, "objective.temperature", 2.0),
     (REWARD, "objective.beta", 1.0),
     (SIMPO, "objective.reference", "cached"),
     (CHAT, "data.prompt_tokens", 8),

@@ -13,6 +13,7 @@ from research.data.tokenizers import load_tokenizer
 from research.infer.sampling import SamplingConfig
 from research.infer.steps import Start, advance, begin
 from research.objectives.choose import make_objective
+from research.parallel import mesh as mesh_file
 from research.parallel.axes import MESH_AXES, RULES, merge_rules, partition, unsplit
 from research.parallel.mesh import make_mesh, mesh_shape, parse_mesh, place_batch
 from research.run.program import make_program
@@ -160,3 +161,33 @@ def begin_texts(model, params):
     prompts = [[row + 10, row + 50] for row in range(8)]
     start = Start(prompts, None, [8] * 8, [(row, 0) for row in range(8)], seed=0)
     return begin(model, params, params, start, GREEDY, NO_STOP)
+
+
+class OfProcess:
+    """A sharding of rows whose devices in this process hold `held`."""
+
+    def __init__(self, *held):
+        self.held = dict(enumerate((slice(*one),) for one in held))
+
+    def addressable_devices_indices_map(self, shape):
+        return self.held
+
+
+@pytest.mark.parametrize(
+    ("held", "part"),
+    [
+        ([(0, 8)], (0, 1)),
+        ([(None, None)] * 2, (0, 1)),  # a tensor axis over processes: all read all rows
+        ([(4, 6), (6, 8)], (1, 2)),
+        ([(2, 4), (2, 4)], (1, 4)),  # two devices of a context axis
+        ([(0, 2), (4, 6)], None),
+        ([(2, 4), (4, 6)], None),
+    ],
+)
+def test_a_process_reads_the_rows_that_its_devices_hold(monkeypatch, held, part):
+    monkeypatch.setattr(mesh_file, "batch_sharding", lambda *_: OfProcess(*held))
+    if part is None:
+        with pytest.raises(ValueError, match="rows of a batch that do not lie together"):
+            mesh_file.row_part(None, RULES, 8)
+    else:
+        assert mesh_file.row_part(None, RULES, 8) == part

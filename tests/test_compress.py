@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from research.interop.load import load
 from tests.checkpoints import save_checkpoint
+from tests.configs import load_config
 from tests.families import FAMILIES
 
 
@@ -29,8 +32,6 @@ def run(*arguments, folder):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """(checkpoint, text)."""
-    from dataclasses import replace
-
     folder = tmp_path_factory.mktemp("compress")
     c = replace(FAMILIES["llama3_405b"], vocab_size=260, layers=3, max_length=64, tied=True)
     save_checkpoint(folder / "model", c)
@@ -50,6 +51,7 @@ def asked(small, recipe, *more):
 KEYS = ("perplexity", "kl_mean", "kl_p99", "same_top", "parameters", "nonzero", "bits")
 
 
+@pytest.mark.slow
 def test_an_export_is_sparse_and_its_receipt_is_of_the_files(small, tmp_path):
     target = tmp_path / "made"
     made = run(*asked(small, "sparsegpt:2:4", f"--target={target}"), folder=tmp_path)
@@ -59,7 +61,7 @@ def test_an_export_is_sparse_and_its_receipt_is_of_the_files(small, tmp_path):
     before, after = load(small[0]), load(target)
     w, old = (x.params["layers"]["mlp"]["up"] for x in (after, before))
     assert w.shape == old.shape and np.count_nonzero(w) == w.size / 2
-    nonzero = sum(np.count_nonzero(x) for x in _arrays(after.params))
+    nonzero = sum(np.count_nonzero(x) for x in jax.tree.leaves(after.params))
     assert receipt["nonzero"] == nonzero < receipt["parameters"] == receipt["original"]["nonzero"]
     assert receipt["kl_p99"] >= receipt["kl_mean"] > 0 and 0 <= receipt["same_top"] <= 1
     assert receipt == json.loads((target / "receipt.json").read_text())
@@ -84,12 +86,12 @@ def test_smaller_models_are_smaller_files(small, tmp_path, recipe, to):
         assert receipt["parameters"] < receipt["original"]["parameters"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "says"),
     [
         (["--recipe=wanda:1.5"], "the share 1.5 does not lie in 0 to 1"),
         (["--recipe=magnitude:0.5", "--calibration=stdlib"], "looks at no text; leave"),
-        (["--recipe=wanda:0.5", "--group=32"], "--group is of a format"),
         (["--recipe=wanda:0.5", "--to=peft"], "--to='peft'; choose one of"),
     ],
 )
@@ -99,7 +101,25 @@ def test_what_is_asked_for_in_vain_is_one_line(more, says, tmp_path):
     assert len(refused.stderr.strip().splitlines()) == 1
 
 
-def _arrays(params):
-    import jax
+@pytest.mark.parametrize("task", ["distill", "heal", "qat"])
+def test_recipes_of_recovery_differ_in_what_they_say(task):
+    c = load_config("compress", f"task={task}")
+    assert c.objective.name == "distillation"
+    assert bool(c.objective.rounding) == (task == "qat") == (not c.objective.teacher)
+    assert c.optimizer.keep_zeros == (task == "heal")
+    assert (c.model.layers == 4) == (task == "distill")
+    assert load_config("compress", f"task={task},smoke").objective.teacher == ""
 
-    return jax.tree.leaves(params)
+
+@pytest.mark.parametrize(
+    ("arg", "says"),
+    [
+        ("task=prune", "choose one of distill, heal, qat"),
+        ("task=heal,format=int4", "format=int4 is of task=qat"),
+        ("task=qat,teacher=a", "task=qat learns from its start"),
+        ("task=heal,model=gpt2", "the shape is that of --config.init"),
+    ],
+)
+def test_what_changes_nothing_in_a_recipe_is_refused(arg, says):
+    with pytest.raises(ValueError, match=says):
+        load_config("compress", arg)

@@ -30,7 +30,7 @@ def test_a_request_to_stop_one_process_stops_all_after_one_step(tmp_path):
     job = start(tmp_path / "run", 2, *LONG, devices=2)
     said(job[0], "step 3")
     job[1].send_signal(signal.SIGINT)
-    (code, errors), (other, _) = finish(job, 200)
+    (code, errors), (other, _) = finish(job)
     assert code == other == 42, errors
     assert "is saved in" in errors and "Traceback" not in errors
 
@@ -40,7 +40,7 @@ def test_a_process_that_fails_alone_takes_the_others_with_it(tmp_path):
     job = start(tmp_path / "run", 2, *LONG, devices=2, first=RAISE)
     said(job[1], "a bad record")
     begun = time.monotonic()
-    (survivor, errors), (failed, _) = finish(job, 200)
+    (survivor, errors), (failed, _) = finish(job)
     assert time.monotonic() - begun < 10
     assert failed == 1 and survivor == 42
     assert "process 1" in errors and "has failed with exit code 1" in errors
@@ -49,6 +49,6 @@ def test_a_process_that_fails_alone_takes_the_others_with_it(tmp_path):
 @pytest.mark.slow
 def test_a_process_that_hangs_ends_all_with_their_stacks(tmp_path):
     job = start(tmp_path / "run", 2, *LONG, "watchdog.step=2", devices=2, first=HANG)
-    for code, errors in finish(job, 60):
+    for code, errors in finish(job):
         assert code == 42, errors
         assert "most recent call first" in errors and "config.watchdog.step=2" in errors

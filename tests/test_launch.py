@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.configs import ROOT
 
@@ -20,7 +21,9 @@ SCRIPTS = {
     },
 }
 SCRIPTS["slurm_sweep"] = {"CARD": "h100", "CARDS": "2", "AT_ONCE": "4"}
+SCRIPTS["gke"] = {"NAME": "graft", "CLUSTER": "pod", "ZONE": "z", "ACCELERATOR": "v5litepod-16"}
 SUBMIT = {
+    "gke": "xpk workload create",
     "slurm": "sbatch",
     "tpu": "gcloud compute tpus queued-resources create",
     "slurm_sweep": "sbatch --parsable",
@@ -75,7 +78,8 @@ case "$*" in *--parsable*) echo 7 ;; esac
     (tmp_path / "cloud").mkdir()
     (tmp_path / "looks").write_text("exit 0\n")
     write_program(tmp_path / "bin" / "gcloud", f"{note}\ncd {tmp_path}/cloud\n{GCLOUD}")
-    write_program(tmp_path / "bin" / "scontrol", note)
+    for name in ("scontrol", "xpk"):
+        write_program(tmp_path / "bin" / name, note)
     write_program(tmp_path / "bin" / "srun", f'{note}\nexit "${{SRUN_CODE:-0}}"')
     return tmp_path
 
@@ -106,7 +110,9 @@ def test_fit_is_asked_first_with_the_recipe(site, name):
     kinds = [index for index, call in enumerate(calls) if "-m research.fit " in call]
     submitted = [index for index, call in enumerate(calls) if call.startswith(SUBMIT[name])]
     assert len(kinds) == len(submitted) == 1 and kinds[0] < submitted[0]
-    target = {"slurm": "h100:2x8", "tpu": "v5e:4x4", "slurm_sweep": "h100:2"}[name]
+    target = {"slurm": "h100:2x8", "tpu": "v5e:4x4", "slurm_sweep": "h100:2", "gke": "v5e:4x4"}[
+        name
+    ]
     assert f"-m research.fit {' '.join(RECIPE)} --target={target} --workdir=" in calls[kinds[0]]
     assert "10.00 GiB" in done.stdout
 
@@ -117,7 +123,7 @@ def test_what_fit_refuses_is_not_submitted(site, name, code, words):
     done, calls = launch(site, name, FIT_CODE=str(code))
     assert done.returncode == code and words in done.stderr
     assert "10.00 GiB of 4.00 GiB" in done.stdout  # fit's own words
-    assert not [call for call in calls if call.startswith(("sbatch", "gcloud"))]
+    assert not [call for call in calls if call.startswith(("sbatch", "gcloud", "xpk"))]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -325,6 +331,50 @@ def test_a_run_on_a_slice_goes_on_until_it_ends(site, case):
     did = [mark for call in calls for word, mark in marks.items() if word in call]
     assert "".join(did) == wanted
     assert code or "FAILED" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"NAME": "a;touch x"}, "NAME=a;touch x"),
+        ({"NAME": ""}, "set NAME"),
+        ({"SLICES": "two"}, "SLICES=two"),
+        ({"ACCELERATOR": "v5p-100"}, "FIT_TARGET"),
+    ],
+)
+def test_a_workload_that_cannot_be_is_one_line(site, variables, said):
+    done, calls = launch(site, "gke", **variables)
+    assert done.returncode == 2 and calls == [] and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and said in done.stderr
+
+
+def test_a_workload_of_several_slices_runs_the_given_arguments(site):
+    workdir = "/mnt/it's $HOME"
+    done, calls = launch(site, "gke", *RECIPE, f"--workdir={workdir}", SLICES="2", PROJECT="p")
+    assert done.returncode == 0, done.stderr
+    assert "--target=v5e:4x4@2 " in " ".join(calls)
+    assert "--num-slices=2" in calls[-1] and "--project=p" in calls[-1]
+    # As the pod's shell reads it, without making an environment.
+    inner = shlex.split(calls[-1].split("--command=")[1])[2]
+    made, trained = inner.split("exec ")
+    assert made.startswith("source launch/environment.sh; make_environment '[tpu]'")
+    done = subprocess.run(
+        ["bash", "-c", f'printf "%s|" {trained}'], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split("|")[3:-1] == [*RECIPE, f"--workdir={workdir}"]
+
+
+def test_a_pods_own_disk_is_no_place_for_a_run(site):
+    done, calls = launch(site, "gke", *RECIPE, "--workdir=runs/a")
+    assert done.returncode == 2 and calls == [] and "mounted volume" in done.stderr
+
+
+def test_the_task_of_skypilot_is_read_by_a_shell():
+    task = yaml.safe_load((ROOT / "launch" / "sky.yaml").read_text())
+    for name in ("setup", "run"):
+        subprocess.run(["bash", "-n", "-c", task[name]], check=True)
+    assert 42 in task["resources"]["job_recovery"]["recover_on_exit_codes"]
+    assert set(task["envs"]) == {"BUCKET", "WORKDIR", "ARGUMENTS"}
 
 
 def test_a_slice_that_cannot_be_had_is_asked_for_once(site):

@@ -61,3 +61,33 @@ def test_a_port_that_is_taken_is_refused_by_the_process_that_listens_there(joine
     monkeypatch.setenv("GRAFT_PROCESS", "0")
     processes.start_processes()
     assert [call[1:3] for call in joined] == [(2, 1), (2, 0)]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "count", "resolved", "bind"),
+    [
+        ("node[003-010,12],other", "8", "10.0.0.3", "node003:61447"),
+        ("gpu1,gpu2", "2", "10.0.0.1", "gpu1:61447"),
+        ("localhost", "1", "127.0.0.1", "localhost:61447"),
+        # Debian's own name for itself: the other nodes would not reach it.
+        ("gpu1,gpu2", "2", "127.0.1.1", None),
+    ],
+)
+def test_a_slurm_job_listens_on_the_address_of_its_first_node(
+    monkeypatch, nodes, count, resolved, bind
+):
+    calls = []
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda *a, **b: calls.append(b))
+    monkeypatch.setattr(processes, "_check_coordinator", lambda *a, **b: None)
+    monkeypatch.setattr(processes.socket, "gethostbyname", lambda host: resolved)
+    slurm = {"NTASKS": "8", "PROCID": "0", "STEP_NODELIST": nodes, "JOB_ID": "4103"}
+    slurm["STEP_NUM_NODES"] = count
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.delenv("GRAFT_COORDINATOR", raising=False)
+    processes.start_processes()
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    processes.start_processes()
+    assert [call["coordinator_bind_address"] for call in calls] == [bind, None]
+    assert all(call["heartbeat_timeout_seconds"] == 30 for call in calls)
+    assert all(call["initialization_timeout"] == 300 for call in calls)

@@ -17,6 +17,7 @@ from research.parallel.axes import AXES, COMPUTE, MESH_AXES
 from research.parallel.mesh import mesh_shape
 from research.parallel.placement import mesh_axes
 from research.run.program import Program
+from research.run.teacher import with_teacher
 from research.training.state import device_bytes
 
 
@@ -54,7 +55,7 @@ def weigh(experiment: Experiment, target: Target) -> Weights:
         mesh_shape(e.mesh, target.count), MESH_AXES, (AxisType.Explicit,) * len(MESH_AXES)
     )
     # No devices are made: the specs of parameters and their shardings are all that is asked of it.
-    program = Program(e, objective_without_data(e), mesh)
+    program = Program(e, with_teacher(e, objective_without_data(e)), mesh)
     itemsize, layers = e.precision.compute_dtype.itemsize, c.layers + c.encoder_layers
     trainable = abstract(program.trainable_specs, e.precision.param_dtype, mesh, program.rules)
     frozen = list(program.abstract_held.values())

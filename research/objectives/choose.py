@@ -11,6 +11,7 @@ from research.objectives.causal_lm import CausalLM
 from research.objectives.chat import Chat
 from research.objectives.classification import Classification
 from research.objectives.config import ObjectiveConfig
+from research.objectives.distillation import Distillation
 from research.objectives.judgement import Judgement
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.objective import Objective
@@ -31,6 +32,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     TokenClassification.name: TokenClassification,
     QuestionAnswering.name: QuestionAnswering,
     Judgement.name: Judgement,
+    Distillation.name: Distillation,
     Policy.name: Policy,
     Preference.name: Preference,
     Reward.name: Reward,

@@ -28,6 +28,7 @@ from research.run.session import Session, prepare
 from research.run.settled import Predict, settle
 from research.run.start import open_data
 from research.run.step_trace import StepTrace
+from research.run.teacher import with_teacher
 from research.run.watched_feed import WatchedFeed
 from research.run.workdir import locked, refuse_lost_checkpoints
 from research.stopping import StopRequest
@@ -131,6 +132,7 @@ def _train(
 def _make_program(experiment: Experiment, corpus: Corpus) -> Program:
     """The program of a run, with the steps that its epochs are."""
     objective = make_objective(experiment.objective, corpus.tokenizer, experiment.model)
+    objective = with_teacher(experiment, objective, corpus.tokenizer)
     program = make_program(experiment, objective)
     if experiment.train.epochs:
         program = make_program(with_steps(program, corpus), program.objective)

@@ -15,17 +15,20 @@ from research import tree
 from research.data.batch import check_documents
 from research.experiment.config import Experiment
 from research.models import spec
+from research.models.config import ModelConfig
 from research.models.model import Model
 from research.objectives.choose import Objective
 from research.parallel.axes import check_rules, merge_rules, parts, unsplit
 from research.parallel.mesh import make_mesh, place_batch
 from research.run.feed import Feed
+from research.run.teacher import with_teacher
 from research.training import optimizer as optimizers
 from research.training.skipping import skipping
 from research.training.state import TrainState, abstract_state, device_bytes, new_state, to_stored
 from research.training.step import train_step
 from research.tuning.held import held_trees
 from research.tuning.method import check_groups, split_specs
+from research.weights.rules import TEACHER
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,24 @@ class Program:
         """Specs of the parameters that are not trained, in named trees: "base", which is {} if all
         parameters are trained, and the trees of `Objective.holds`."""
         trainable, base = self._split_specs
-        return {"base": base, **held_trees(self.objective.holds, trainable)}
+        own = [name for name in self.objective.holds if name != TEACHER]
+        others = held_trees(own, trainable)
+        if self.teacher is not None:
+            others[TEACHER] = replace(self.model, config=self.teacher).specs()
+        return {"base": base, **others}
+
+    @property
+    def teacher(self) -> ModelConfig | None:
+        """The shape of the frozen model that a distillation learns from; None without one."""
+        return getattr(self.objective, TEACHER, None)
 
     @property
     def abstract_held(self) -> dict[str, tree.Tree]:
-        """Shapes and shardings of the trees of `held_specs`. The base is in the compute type, the
-        others, which are copies of trained parameters, in the parameter type."""
+        """Shapes and shardings of the trees of `held_specs`. The base and a teacher are in the
+        compute type, the others, which are copies of trained parameters, in the parameter type."""
         precision = self.experiment.precision
-        # The base is only ever read, so the bits beyond the compute type would be of no use.
-        types = {"base": precision.compute_dtype}
+        # These are only ever read, so the bits beyond the compute type would be of no use.
+        types = {"base": precision.compute_dtype, TEACHER: precision.compute_dtype}
         return {
             name: spec.abstract(
                 specs, types.get(name, precision.param_dtype), self.mesh, self.rules
@@ -188,6 +200,7 @@ def make_program(
     ValueError if mesh, batch size, accumulation, sequence length or quantization groups do not fit
     each other.
     """
+    objective = with_teacher(experiment, objective)
     program = Program(experiment, objective, make_mesh(experiment.mesh, devices))
     check_rules(program.rules, program.mesh)
     spec.shardings(program.model.specs(), program.mesh, program.rules)  # for its errors

@@ -19,6 +19,7 @@ from research.interop.storage.grow import grow
 from research.models.config import Body, ModelConfig
 from research.objectives.choose import objective_class
 from research.run.program import Program
+from research.run.teacher import read_teacher
 from research.training.state import TrainState, from_stored
 from research.tuning.held import held_trees
 from research.tuning.lora_init import start
@@ -28,27 +29,30 @@ from research.tuning.method import (
     fresh_parts,
     quantize_rules,
 )
-from research.weights.rules import is_leaf
+from research.weights.rules import TEACHER, is_leaf
 
 
 def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> Corpus:
     """The corpus of an experiment, with its tokenizer.
 
     The tokenizer is the first of these that there is: the one saved in `tokenizer_folder` by an
-    earlier start of the run, `config.data.tokenizer`, the one of the checkpoint `config.init`.
+    earlier start of the run, `config.data.tokenizer`, the one of the checkpoint `config.init`, and
+    that of a distillation's teacher.
     ValueError without a tokenizer, and for more tokens or labels than the model has.
     """
     saved, given = has_tokenizer(tokenizer_folder), None
-    if not experiment.data.tokenizer and not experiment.init and not saved:
+    # Only a distillation has a teacher.
+    source = experiment.init or getattr(experiment.objective, TEACHER, "")
+    if not experiment.data.tokenizer and not source and not saved:
         raise ValueError(
             "data.tokenizer='' is the tokenizer of config.init, which is not set; set one of them"
         )
     if not saved and not experiment.data.tokenizer:
         # Only the tokenizer is read, so the checksums of the weights can wait.
-        with open_checkpoint(experiment.init, verify=False) as checkpoint:
+        with open_checkpoint(source, verify=False) as checkpoint:
             given = checkpoint.tokenizer
         if given is None:
-            raise ValueError(f"{experiment.init} has no tokenizer; set config.data.tokenizer")
+            raise ValueError(f"{source} has no tokenizer; set config.data.tokenizer")
     corpus = open_corpus(
         experiment.data,
         tokenizer_folder,
@@ -154,15 +158,18 @@ def with_base(program: Program, state: TrainState, checkpoint: Checkpoint | None
 def with_held(program: Program, state: TrainState) -> TrainState:
     """A state that has its base, with the further frozen trees of the objective, such as DPO's
     reference model."""
-    others = held_trees(program.objective.holds, state.trainable)
+    own = [name for name in program.objective.holds if name != TEACHER]
+    others = held_trees(own, state.trainable)
     # Copied, because the train step gives away the buffers of a state, and each only once.
-    return replace(state, held={**state.held, **jax.tree.map(jnp.copy, others)})
+    held = {**state.held, **jax.tree.map(jnp.copy, others)}
+    return replace(state, held=held | _teacher(program))
 
 
 def resumed_state(program: Program, stored: dict[str, tree.Tree]) -> TrainState:
     """The state of a checkpoint that `Program.to_stored` has made. A base that is not in it is read
-    again from `config.init` or drawn again from the seed."""
+    again from `config.init` or drawn again from the seed, and a teacher from its checkpoint."""
     state, base_specs = from_stored(stored), program.held_specs["base"]
+    state = replace(state, held=state.held | _teacher(program))
     # A base that LoRA's start has changed is in the checkpoint; any other is read from its source.
     if program.experiment.changes_base or not base_specs:
         return state
@@ -170,6 +177,15 @@ def resumed_state(program: Program, stored: dict[str, tree.Tree]) -> TrainState:
     with open_checkpoint(source) if source else nullcontext() as checkpoint:
         base = _read_base(program, checkpoint, base_specs)
         return replace(state, held={**state.held, "base": base})
+
+
+def _teacher(program: Program) -> dict[str, tree.Tree]:
+    """The teacher of a distillation from another checkpoint, by its name; {} without one."""
+    if program.teacher is None:
+        return {}
+    read = read_teacher(program.experiment, program.abstract_held[TEACHER])
+    # What was read on a CPU lies in numpy's memory, which a step cannot take over.
+    return {TEACHER: jax.tree.map(jnp.copy, read)}
 
 
 def _read_base(

@@ -29,7 +29,7 @@ JOBS = {
     "Learn from preferences and rewards": ("configs/posttrain", "train", "evaluate"),
     "Measure a model": ("evaluate", "compare", "classify", "embed"),
     "Ablate": ("sweep", "compare"),
-    "Make a model smaller": ("compress", "quantize", "merge"),
+    "Make a model smaller": ("compress", "configs/compress", "quantize", "merge"),
     "Give a model away": ("convert", "inspect_checkpoint"),
     "Use a model": ("chat", "generate", "serve", "apply"),
     "Measure speed": ("bench",),

@@ -19,6 +19,7 @@ from research.training.kinds import decay_multiples, hold_constants, kinds_of
 from research.training.muon import scale_by_muon, stack_axes
 from research.training.narrow import widen_float16
 from research.training.schedules import DECAYING, SCHEDULES, Schedule, make_schedule
+from research.training.zeros import keep_zeros
 
 Rules = tuple[tuple[str, float], ...]
 
@@ -49,6 +50,7 @@ class OptimizerConfig:
     decay_embeddings       whether lookup tables decay too
     weight_decay_rules     ordered (path regex, multiple of weight_decay), covering every parameter
     learning_rate_rules    ordered (path regex, multiple of learning_rate), covering every parameter
+    keep_zeros             weights of the layers' matrices that pruning has made 0 stay 0
     clip_norm              largest norm of all gradients together, None for no limit
 
     A field that the chosen optimizer or schedule does not use is refused.
@@ -71,6 +73,7 @@ class OptimizerConfig:
     weight_decay_rules: Rules = ()
     learning_rate_rules: Rules = ()
     clip_norm: float | None = 1.0
+    keep_zeros: bool = False
 
     def __post_init__(self):
         if self.name not in _SETTINGS:
@@ -89,14 +92,8 @@ class OptimizerConfig:
             value = getattr(self, field)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"optimizer.{field}={value} must lie between 0 and 1")
-        for field in (
-            "learning_rate",
-            "eps",
-            "weight_decay",
-            "clip_norm",
-            "warmup_steps",
-            "decay_steps",
-        ):
+        numbers = ("learning_rate", "eps", "weight_decay", "clip_norm")
+        for field in (*numbers, "warmup_steps", "decay_steps"):
             value = getattr(self, field)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"optimizer.{field}={value} must be a number of at least 0")
@@ -170,6 +167,8 @@ def make(
     if config.learning_rate_rules:
         links.append(_multiply(tree.choose(config.learning_rate_rules, names)))
     links.append(hold_constants(optax.scale_by_learning_rate(schedule), kinds))
+    if config.keep_zeros:
+        links.append(keep_zeros(names))
     return widen_float16(optax.chain(*links)), schedule
 
 

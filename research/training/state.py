@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research import tree
-from research.weights.rules import attach
+from research.weights.rules import TEACHER, attach
 
 
 @partial(
@@ -49,7 +49,9 @@ class TrainState:
         """The parameters of each frozen model, by name: every held tree but the base, attached to
         the base."""
         base = self.held["base"]
-        return {name: attach(base, one) for name, one in self.held.items() if name != "base"}
+        others = {name: one for name, one in self.held.items() if name != "base"}
+        # A teacher is a whole model of its own, whatever the student's base.
+        return {name: one if name == TEACHER else attach(base, one) for name, one in others.items()}
 
 
 def new_state(
@@ -68,7 +70,7 @@ def to_stored(state: TrainState, with_base: bool) -> dict[str, tree.Tree]:
     """The entries of a state that a checkpoint stores, by name; leaves are arrays or shapes.
 
     The base is named "frozen" in checkpoints; without `with_base` it is {}, to be read again from
-    its source. The other held trees were made by this run, so they are always stored.
+    its source, as a teacher is. The other held trees were made by this run, so they are stored.
     """
     stored = {
         "step": state.step,
@@ -77,7 +79,7 @@ def to_stored(state: TrainState, with_base: bool) -> dict[str, tree.Tree]:
         "optimizer": state.optimizer,
         "key": state.key,
     }
-    others = {name: one for name, one in state.held.items() if name != "base"}
+    others = {name: one for name, one in state.held.items() if name not in ("base", TEACHER)}
     # Without others there is no entry at all, so that runs of older versions, which had none,
     # resume.
     return {**stored, "held": others} if others else stored

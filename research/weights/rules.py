@@ -25,6 +25,8 @@ from research.weights.sparse import Sparse
 
 Rules = Sequence[tuple[str, str | None]]
 
+# The frozen tree of a run that lies on no base: another checkpoint, which a student learns from.
+TEACHER = "teacher"
 # `attach`, `detach` and `merge` tell adapters from plain arrays by this table.
 ADAPTED = {LoraAdapter: Lora, Ia3Adapter: Ia3}
 
