@@ -43,11 +43,11 @@ from pathlib import Path
 from configs.finetune import get_config
 from research.run.resolve import from_config
 
-smoke = os.environ.get('GRAFT_NOTEBOOK_ARG', '')  # 'smoke' runs these cells in seconds
-config = get_config(f'task=chat,method=qlora,model={model},data={data},{smoke}'.replace('data=,', ''))
-config.train.steps = 2 if smoke else steps
-if smoke:
-    config.train.eval_every = config.train.sample_tokens = 0
+argument = f'task=chat,method=qlora,model={model}' + f',data={data}' * bool(data)
+argument = os.environ.get('GRAFT_NOTEBOOK_ARG', argument)  # the tests set a tiny one
+config = get_config(argument)
+config.init = os.environ.get('GRAFT_NOTEBOOK_SOURCE', config.init)
+config.train.steps = min(steps, config.train.steps)
 workdir = Path(os.environ.get('GRAFT_NOTEBOOK_WORKDIR', workdir))
 experiment = from_config(config)
 experiment.lora

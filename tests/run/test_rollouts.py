@@ -140,6 +140,16 @@ def test_the_recipe_is_one_for_rewards(task):
     assert config.data.sequence_length + 1 - config.objective.max_tokens >= 7
 
 
+@pytest.mark.parametrize(("method", "rate", "rank"), [("lora", 5e-4, 8), ("full", 5e-5, 16)])
+def test_a_pretrained_model_gets_sums_in_tags(method, rate, rank):
+    config = load_config("posttrain", f"task=grpo,method={method}")
+    assert config.data.source == "tagged_addition"
+    # A rank that full tuning does not read has to stay as it was.
+    assert (config.optimizer.learning_rate, config.lora.rank) == (pytest.approx(rate), rank)
+    own = load_config("posttrain", f"task=grpo,method={method},data=tasks.jsonl")
+    assert own.objective.rewards == "exact_match" and own.data.sequence_length == 256
+
+
 @pytest.mark.parametrize(
     ("objective", "section", "values", "line"),
     [
