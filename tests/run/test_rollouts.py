@@ -167,3 +167,15 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
     e = replace(e, **{section: replace(getattr(e, section), **values)})
     with pytest.raises(ValueError, match=line):
         train(e, tmp_path / "run", live=False)
+
+
+@pytest.mark.slow
+def test_either_engine_samples_the_same_texts(tmp_path):
+    found = []
+    for engine in ("batch", "pages"):
+        train(experiment(engine=engine), tmp_path / engine, live=False)
+        made = rows(tmp_path / engine)
+        found.append([(row["reward"], row["length"], row["truncated"]) for row in made])
+        # Of logits near 1 in float32.
+        assert max(row["rollout_logprob_difference"] for row in made) <= 1e-5
+    assert found[0] == found[1]
