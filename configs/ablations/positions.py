@@ -8,7 +8,8 @@ other layer, and in the others the causal mask alone tells positions (arXiv:2501
 RoPE in all or half of the layers and the relative offsets ahead of the others, the learned table
 last, which has to learn in 150 steps what the others are given.
 
-30 runs of about a minute on one core; `:smoke` takes seconds.
+30 runs of about a minute on one core; `:smoke` takes seconds. What is expected is from the papers
+and was not measured with this file.
 """
 
 from research.experiment import parse_arg, small_config

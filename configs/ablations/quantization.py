@@ -7,7 +7,8 @@ see; NF4 loses a little on a model this small, less than FP4, and adapters win m
 (arXiv:2402.09353) is about LoRA.
 
 48 runs of 60 steps, about 5 minutes each on two cores. `:smoke` is a random tiny model on Python's
-standard library, without network.
+standard library, without network. What is expected is from the papers and was not measured with
+this file.
 """
 
 from research.experiment import PARENTS, base_config, parse_arg, small_config, tune

@@ -7,7 +7,8 @@ so these are the metric. All runs have the same windows of 128 tokens, which hol
 larger the vocabulary. Expected: bytes are clearly worst after so few steps, each fourfold
 vocabulary is better than the last, and the gain shrinks while the head costs more.
 
-24 runs of about a minute on one core; `:smoke` takes seconds.
+24 runs of about a minute on one core; `:smoke` takes seconds. What is expected was not measured
+with this file.
 """
 
 from research.experiment import parse_arg, small_config

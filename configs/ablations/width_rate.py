@@ -15,9 +15,8 @@ states are optimizer.learning_rate_rules and model.head_scale. Expected (figure 
 the best of four rates is the same at 64 and at 256, and 256 is the better model at each rate; as
 usual it falls by a step of three or more. So the rate of a large model is found on a small one.
 
-96 runs, the wide ones of two minutes on one core; `:smoke` takes seconds. The expectation is the
-paper's; `tests/sweep/test_width_rate.py` checks at three widths that a step of muP changes the
-logits equally.
+96 runs, the wide ones of two minutes on one core; `:smoke` takes seconds. What is expected is from
+the paper and was not measured with this file.
 """
 
 from research.experiment import parse_arg, small_config

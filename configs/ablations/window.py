@@ -7,7 +7,8 @@ Gemma 2's (arXiv:2408.00118). Expected: the loss rises as the window shrinks, an
 won back where every other layer sees everything. Cost is told in FLOPs, of which attention is a
 small part in texts of 128 tokens.
 
-36 runs of about a minute on one core; `:smoke` takes seconds.
+36 runs of about a minute on one core; `:smoke` takes seconds. What is expected is from the papers
+and was not measured with this file.
 """
 
 from research.experiment import parse_arg, small_config

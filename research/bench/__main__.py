@@ -1,4 +1,4 @@
-"""Runs a benchmark: python -m research.bench train|decode|lora|load|card|vectors [--json]"""
+"""Runs a benchmark: python -m research.bench train|decode|lora|load|card|vectors|serve"""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from research import command
-from research.bench import card, card_works, decode, load, lora, train, vectors
+from research.bench import card, card_works, decode, load, lora, serving, train, vectors
 from research.files import write_json, write_text
 
 ROUNDS = flags.DEFINE_integer("rounds", 6, "turns of each contender", lower_bound=1)
@@ -23,9 +23,19 @@ CHECKOUTS = [
 METHODS = flags.DEFINE_list("methods", list(lora.METHODS), "lora: of " + ", ".join(lora.METHODS))
 BATCHES = flags.DEFINE_list("batches", ["1", "8"], "decode: prompts at once")
 GGUF = flags.DEFINE_string(
-    "gguf", "", "decode: a float32 GGUF file of SmolLM2-135M, with which llama.cpp takes part"
+    "gguf",
+    "",
+    "decode: a float32 GGUF file of SmolLM2-135M, with which llama.cpp takes part; serve: one of "
+    "the model of --checkpoint",
 )
 GIB = flags.DEFINE_float("gib", 4.0, "load: size of the generated weights", lower_bound=0.25)
+CHECKPOINT = flags.DEFINE_string("checkpoint", "", "serve: what research.serve is started with")
+SERVERS = flags.DEFINE_multi_string(
+    "server", [], "serve: NAME=URL of a server in the form of OpenAI's API, which takes part"
+)
+REQUESTS = flags.DEFINE_integer("requests", 64, "serve: requests of each turn", lower_bound=1)
+RATE = flags.DEFINE_float("rate", 4.0, "serve: requests a second", lower_bound=0.001)
+SERVE_FLAGS = flags.DEFINE_string("serve_flags", "", "serve: further flags of research.serve")
 FRESH = flags.DEFINE_bool("fresh", False, "load: a process of its own for each turn")
 VECTORS = flags.DEFINE_integer("vectors", 1_000_000, "vectors: how many", lower_bound=1000)
 WORKS = flags.DEFINE_list("works", [], "card: all by default; of " + ", ".join(card_works.WORKS))
@@ -57,18 +67,42 @@ def main(arguments: list[str]) -> int:
         row = vectors.compare(VECTORS.value)
         print(json.dumps(row) if JSON.value else vectors.table(row))
         return command.DONE
+    if arguments == ["serve"]:
+        results = _serve()
+        print(json.dumps(results) if JSON.value else serving.table(results))
+        return command.DONE
     if arguments == ["card"]:
         return _card()
     if arguments != ["train"]:
         raise ValueError(
             f"benchmark {' '.join(arguments)!r} is unknown; there are: train, decode, lora, load, "
-            "card, vectors"
+            "card, vectors, serve"
         )
     # Peers that are not installed from a registry are timed only where the user has a checkout.
     checkouts = {flag.name: flag.value for flag in CHECKOUTS if flag.value is not None}
     results = train.compare(SHAPES.value, DTYPES.value, ROUNDS.value, PEERS.value, checkouts)
     print(json.dumps(results) if JSON.value else train.table(results))
     return command.DONE
+
+
+def _serve() -> list:
+    """The rows of the servers that the flags name."""
+    urls = dict(server.partition("=")[::2] for server in SERVERS.value)
+    if not all(url.startswith("http://") for url in urls.values()):
+        raise ValueError(
+            f"--server={SERVERS.value[0]} must be NAME=URL, such as vllm=http://127.0.0.1:8000"
+        )
+    commands = {}
+    if CHECKPOINT.value:
+        flagged = ["--port=0", f"--checkpoint={CHECKPOINT.value}", *SERVE_FLAGS.value.split()]
+        commands["graft"] = [sys.executable, "-m", "research.serve", *flagged]
+    if GGUF.value:
+        module = "research.bench.llama_server"
+        commands["llama.cpp"] = [sys.executable, "-m", module, GGUF.value]
+    if not commands and not urls:
+        raise ValueError("no server takes part; give --checkpoint, --gguf or --server=NAME=URL")
+    load = serving.Load(REQUESTS.value, RATE.value)
+    return serving.compare(commands, urls, load, ROUNDS.value)
 
 
 def _card() -> int:

@@ -17,6 +17,9 @@ Pruning zeroes numbers: the files are as large as before and no faster to run; d
 both smaller. The codes of a format are exported as the numbers that they stand for, and "bits" are
 those of the codes; research.quantize writes nf4, fp4 and int8 as codes. configs/compress.py heals
 what the recipe has cost.
+
+SmolLM2-135M with --recipe=magnitude:0.5 --receipt --tokens=1024: perplexity 341.4 of 29.5, mean KL
+2.52 nats, 26.0% of the likeliest tokens the same. The other recipes have not been measured on it.
 """
 
 import json

@@ -22,6 +22,7 @@ class Census:
     empty     documents without a token, which are left out
     silent    pairs whose target has no token, of which only the end is learnt
     shortened documents whose prompt has lost its beginning
+    first_empty  the path of the first empty one, "" where it is not known
     """
 
     kind: str
@@ -32,6 +33,7 @@ class Census:
     empty: int = 0
     silent: int = 0
     shortened: int = 0
+    first_empty: str = ""
 
     def lines(self) -> list[str]:
         """One line for the user on what is left out or cut; no line if every document is whole.
@@ -41,7 +43,8 @@ class Census:
         """
         lines = []
         if self.empty:
-            lines.append(f"left out {self.empty} empty of {self.total} {self.kind}")
+            first = f", the first: {self.first_empty}" if self.first_empty else ""
+            lines.append(f"left out {self.empty} empty of {self.total} {self.kind}{first}")
         if self.silent:
             lines.append(
                 f"{self.silent} of {self.total} {self.kind} have an empty target: that nothing "

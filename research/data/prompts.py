@@ -81,8 +81,9 @@ class Prompts:
         self.stores, self._documents = (store,), documents
         self._rows = np.flatnonzero(np.diff(store.offsets) > 0)
         self._places = _places(documents, store)
-        empty = len(store) - len(self._rows)
-        self.census = Census("prompts", len(documents), length, empty=empty)
+        empty = np.flatnonzero(np.diff(store.offsets) == 0)
+        first = documents[int(self._places[empty[0]])]["path"] if len(empty) else ""
+        self.census = Census("prompts", len(documents), length, empty=len(empty), first_empty=first)
 
     def __len__(self) -> int:
         return len(self._rows)

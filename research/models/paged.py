@@ -23,9 +23,12 @@ import jax.numpy as jnp
 
 from research.models.adapters import with_prefix
 from research.models.kv import KVCache, Prefix
+from research.models.split_heads import by_head
 from research.ops import attention
 from research.ops.attention import Bias, Visibility
 from research.ops.distance import DistanceBias
+from research.parallel.axes import RULES, AxisRules, constrain
+from research.parallel.placement import unsharded
 
 Pool = tuple[jax.Array, ...]  # [P, s, K, H] of each layer
 
@@ -61,15 +64,22 @@ class PagedCache(KVCache):
         """Tokens of a page."""
         return self.keys_PsKH[0].shape[1]
 
-    def of(self, table_RC: jax.Array, slot_R: jax.Array, **how: int) -> Self:
+    def of(
+        self,
+        table_RC: jax.Array,
+        slot_R: jax.Array,
+        singles: int = 0,
+        first: int = 0,
+        each: int = 1,
+    ) -> Self:
         """The cache in a call of some texts: their pages, the numbers of the places that each has
         beside them (`research.models.rounded`), and `singles`, `first` and `each`."""
-        return replace(self, table_RC=table_RC, **how)
+        return replace(self, table_RC=table_RC, singles=singles, first=first, each=each)
 
     def bare(self) -> Self:
         """The cache between calls, of no texts."""
         nothing = jnp.zeros((0, 0), jnp.int32)
-        return replace(self.of(nothing, nothing.reshape(-1)), singles=0, first=0, each=1)
+        return self.of(nothing, nothing.reshape(-1))
 
     def enter(self, positions_BT: jax.Array, segments_BT: jax.Array) -> Self:
         """See `KVCache.enter`; the table has claimed the slots already."""
@@ -91,7 +101,39 @@ class PagedCache(KVCache):
         prefix: Prefix | None = None,
         **scoring,
     ) -> tuple[jax.Array, Self]:
-        """See `KVCache.attend`; `layer` is a Python integer."""
+        """See `KVCache.attend`; `layer` is a Python integer. ValueError for a bias on a mesh."""
+        if unsharded():
+            return self._attend(
+                layer, q_BTNH, k_BTKH, v_BTKH, visibility, bias=bias, prefix=prefix, **scoring
+            )
+        if bias is not None:
+            raise ValueError(
+                "pages of keys on a mesh have no relative biases; leave the mesh, or use "
+                "research.infer.decode.generate"
+            )
+        sinks_N = scoring.pop("sinks_N", None)
+
+        def _on_a_device(cache, q_BTNH, k_BTKH, v_BTKH, visibility, prefix, sinks_N):
+            how = {"prefix": prefix, "sinks_N": sinks_N, **scoring}
+            return cache._attend(layer, q_BTNH, k_BTKH, v_BTKH, visibility, **how)
+
+        pool_PsKH = jax.tree.leaves(self.keys_PsKH[layer])[0]
+        arrays = q_BTNH, k_BTKH, v_BTKH, visibility, prefix, sinks_N
+        return by_head(_on_a_device, self, pool_PsKH, *arrays)
+
+    def _attend(
+        self,
+        layer: jax.Array | int,
+        q_BTNH: jax.Array,
+        k_BTKH: jax.Array,
+        v_BTKH: jax.Array,
+        visibility: Visibility,
+        *,
+        bias: Bias = None,
+        prefix: Prefix | None = None,
+        **scoring,
+    ) -> tuple[jax.Array, Self]:
+        """`attend` on one device, or on one device's heads."""
         # Written before reading: the tokens of a chunk attend to each other through the cache too.
         cache = self._write(layer, k_BTKH, v_BTKH, visibility)
         q_MNH, (positions_M, segments_M) = flat(q_BTNH), tokens_of(visibility)
@@ -171,10 +213,22 @@ class PagedCache(KVCache):
 
 
 def make_pool(
-    layers: int, pages: int, page_size: int, kv_heads: int, head_size: int, dtype: jnp.dtype
+    layers: int,
+    pages: int,
+    page_size: int,
+    kv_heads: int,
+    head_size: int,
+    dtype: jnp.dtype,
+    rules: AxisRules = RULES,
 ) -> Pool:
-    """Empty pages for every layer."""
-    return tuple(jnp.zeros((pages, page_size, kv_heads, head_size), dtype) for _ in range(layers))
+    """Empty pages for every layer, placed on the mesh by `rules`."""
+    make = lambda: jnp.zeros((pages, page_size, kv_heads, head_size), dtype)
+    return tuple(by_kv_heads(make(), rules) for _ in range(layers))
+
+
+def by_kv_heads(x: jax.Array, rules: AxisRules) -> jax.Array:
+    """An array [..., K, H] with its key heads split over devices."""
+    return constrain(x, (*["position"] * (x.ndim - 2), "kv_heads", "head"), rules)
 
 
 def flat(x_BTNH: jax.Array) -> jax.Array:

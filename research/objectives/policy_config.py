@@ -7,6 +7,10 @@ from research.objectives.advantages import ADVANTAGES
 from research.objectives.config import ObjectiveConfig
 from research.objectives.policy_losses import AVERAGES, LOSSES, Clip
 
+# "batch": texts side by side to the end of the longest, `research.infer.decode`. "pages": the
+# server's engine, which reads a prompt once for all of its samples, `research.serve.batch`.
+ENGINES = ("batch", "pages")
+
 
 @dataclass(frozen=True)
 class PolicyConfig(ObjectiveConfig):
@@ -27,6 +31,7 @@ class PolicyConfig(ObjectiveConfig):
                    on-policy, and the texts of the first samplings are all of the first weights
     logprob_limit  largest difference of a token's log-probability in sampling and in training, in
                    nats; a run that has a larger one stops. bfloat16 needs a higher limit
+    engine         a row of ENGINES: what samples
     """
 
     name: str = field(default="policy", init=False)
@@ -44,12 +49,14 @@ class PolicyConfig(ObjectiveConfig):
     updates: int = 1
     staleness: int = 0
     logprob_limit: float = 1e-4
+    engine: str = "batch"
 
     def __post_init__(self):
         for name, table in (
             ("policy_loss", LOSSES),
             ("advantage", ["", *ADVANTAGES]),
             ("average", ["", *AVERAGES]),
+            ("engine", ENGINES),
         ):
             if getattr(self, name) not in table:
                 raise ValueError(

@@ -35,8 +35,8 @@ def reshard_to(x: jax.Array, place: PartitionSpec | None) -> jax.Array:
 
 
 def local_shape(x: jax.Array) -> tuple[int, ...]:
-    """The shape of one device's shard of `x`."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """The shape of one device's shard of `x`; inside `jax.shard_map`, where `x` is one, its own."""
+    if unsharded():
         return x.shape
     return jax.typeof(x).sharding.shard_shape(x.shape)
 

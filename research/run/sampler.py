@@ -27,9 +27,12 @@ from research.posttrain.rewards import Rewards, make_rewards
 from research.posttrain.rollouts import Engine, roll_out, sample_seed
 from research.run.program import Program
 from research.run.rollout_feed import RolloutFeed, Sampling, sampling_of
+from research.serve import batch
 from research.training.state import TrainState
 from research.tree import Tree
 from research.weights.rules import attach, drops
+
+ENGINES: Mapping[str, Engine] = {"batch": generate, "pages": batch.write}
 
 
 @dataclass(frozen=True)
@@ -150,5 +153,5 @@ def rollout_feed(program: Program, tokenizer: Tokenizer, prompts: Mixture) -> Ro
             logging.warning(endless)
     rewards = make_rewards(c.rewards)
     rewards.open()
-    sampler = Sampler(program, c, tokenizer, prompts, rewards)
+    sampler = Sampler(program, c, tokenizer, prompts, rewards, ENGINES[c.engine])
     return RolloutFeed(sampler, objective, program.batch_size, c.updates, c.staleness)

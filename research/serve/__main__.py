@@ -52,6 +52,17 @@ PAGES = flags.DEFINE_integer(
 )
 PAGE_SIZE = flags.DEFINE_integer("page_size", 16, "tokens of a page", 1)
 CHUNK = flags.DEFINE_integer("chunk", 128, "most tokens of a prompt that are read in one step", 1)
+DRAFTS = flags.DEFINE_integer(
+    "drafts", 0, "tokens that are guessed ahead of each text and read in one step with it", 0, 64
+)
+DRAFT = flags.DEFINE_string(
+    "draft",
+    None,
+    "a small checkpoint of the same vocabulary that guesses; by default a text itself",
+)
+BITS = flags.DEFINE_enum(
+    "kv_bits", None, ["8", "4"], "round the cache's keys and values to so many bits"
+)
 COMPILED = flags.DEFINE_integer(
     "compiled", 512, "compile at the start what texts of up to so many tokens need; 0: nothing", 0
 )
@@ -151,10 +162,14 @@ def _worker(opened: Any, named: dict[str, str]) -> tuple[Any, Any]:
         rows=ROWS.value,
         chunk=CHUNK.value,
         length=min(length, pages * PAGE_SIZE.value),
+        drafts=DRAFTS.value,
+        draft=_draft(),
+        bits=BITS.value and int(BITS.value),
         adapters=load_adapters(opened.source, named) if named else None,
     )
     if engine.length < LENGTH.value:
         print(f"note: texts have at most {engine.length:,} tokens here", file=sys.stderr)
+    print(f"cache: {engine.runner.cache_bytes / 2**20:,.0f} MiB", file=sys.stderr)
     warm(engine, COMPILED.value)
     name = NAME.value or Path(opened.source).name.removeprefix("pypi:")
     served = Served(
@@ -168,6 +183,17 @@ def _worker(opened: Any, named: dict[str, str]) -> tuple[Any, Any]:
         tuple(named),
     )
     return Worker(engine, waiting=WAITING.value), served
+
+
+def _draft() -> Any:
+    """The model that guesses tokens, None without one."""
+    if DRAFT.value is None:
+        return None
+    from research.run.opened import open_model
+    from research.serve.runner import Draft
+
+    opened = open_model(None, DRAFT.value, dtype=DTYPE.value)
+    return Draft(opened.model, opened.params)
 
 
 def _ends(opened: Any) -> tuple[int, ...]:

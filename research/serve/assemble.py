@@ -83,6 +83,7 @@ def _blank(shape: Shape, page_size: int, words: int) -> Row:
         np.zeros(T, np.int32),
         np.zeros(T, np.int32),
         np.zeros((shape.texts, shape.pages), np.int32),
+        np.zeros(shape.texts, np.int32),
         np.minimum(np.arange(M, dtype=np.int32), T - 1),
         np.full((M, shape.pages * page_size), -1, np.int32),
         draws,
@@ -100,6 +101,7 @@ def _put(row: Row, text: Text, index: int, first: int, ids: Sequence[int], virtu
     row.segments_T[here] = 1
     row.adapters_T[here] = text.adapter
     row.table_RC[index, : len(text.pages)] = text.pages
+    row.slot_R[index] = text.slot
 
 
 def _draw(row: Row, text: Text, at: int, ahead: Sequence[int]) -> None:

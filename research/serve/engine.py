@@ -10,16 +10,17 @@ An engine belongs to one thread.
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from research.data.tokenizers import Tokenizer
 from research.devices.backend import platform
 from research.infer.prompts import check_ids, prompt_ids
 from research.models.adapters import virtual_tokens
+from research.models.kinds import longest_window
 from research.models.model import Model
 from research.serve.assemble import Turn, assemble
+from research.serve.counts import Counts
 from research.serve.draw import alternatives
-from research.serve.limits import check_model, text_length
+from research.serve.limits import check_guesses, check_model, text_length
 from research.serve.lookup import lookup
 from research.serve.pages import Pages
 from research.serve.request import Completion, Request
@@ -28,23 +29,6 @@ from research.serve.schedule import Budget, Running, State, Waiting, schedule
 from research.serve.shapes import Shape, Shapes
 from research.serve.text import Text
 from research.tree import Tree
-
-
-@dataclass
-class Counts:
-    """What an engine has done since its start: calls of the model, tokens that went through it,
-    prompts' tokens that were found in the cache instead, tokens written, texts that were stopped
-    for want of pages, texts that have ended, tokens that were guessed, and how many of these were
-    what was written."""
-
-    steps: int = 0
-    computed: int = 0
-    found: int = 0
-    written: int = 0
-    preempted: int = 0
-    ended: int = 0
-    guessed: int = 0
-    kept: int = 0
 
 
 class Engine:
@@ -63,11 +47,14 @@ class Engine:
                without a guess, with the same random number, and those behind the first that was
                not guessed are thrown away: a text is the same with and without
     draft      a small model of the same vocabulary that guesses them instead
-    adapters   low-rank adapters by name: a request's text is written with the one it names
                (`research.serve.speculate`). Texts at temperature 0 are the same with and without;
                others have the same distribution
+    adapters   low-rank adapters by name: a request's text is written with the one it names
+    bits       8 or 4: keys and values are rounded to so many bits once a page is full
+               (`research.models.rounded`); None keeps them in the type of computation
 
-    ValueError for a model that is no decoder, and under a mesh of several devices.
+    On the mesh that is set where it is made it keeps each head's keys where its queries are.
+    ValueError for a model that is no decoder, and on a mesh that splits texts.
     """
 
     def __init__(
@@ -85,13 +72,15 @@ class Engine:
         prepared: bool = True,
         drafts: int = 0,
         draft: Draft | None = None,
+        bits: int | None = None,
         adapters: Mapping[str, Tree] | None = None,
     ):
-        check_model(model, rows, chunk, drafts)
+        check_model(model, rows, chunk)
+        check_guesses(drafts, draft is not None, bits, page_size)
         self.pages = Pages(pages, page_size)
         self.length = text_length(model.config, virtual_tokens(params), self.pages, length)
-        more = {"draft": draft, "adapters": adapters}
-        self.runner = Runner(model, params, pages, page_size, prepared=prepared, **more)
+        more = {"draft": draft, "bits": bits, "adapters": adapters}
+        self.runner = Runner(model, params, pages, page_size, slots=rows, prepared=prepared, **more)
         self.model, self.tokenizer, self.share = model, tokenizer, share
         # Products of one row in bfloat16 take 25 times as long on a CPU.
         slow = model.precision.compute != "float32" and platform() == "cpu"
@@ -103,6 +92,7 @@ class Engine:
         self._running: list[int] = []
         self._waiting: deque[int] = deque()
         self._next = 0
+        self._slots, self._window = list(range(rows)), longest_window(model.config)
 
     @property
     def running(self) -> int:
@@ -204,7 +194,7 @@ class Engine:
                     len(t.ids),
                     t.cached,
                     len(t.pages),
-                    self.pages.alone(t.pages),
+                    self.pages.alone(t.pages[t.gone :]),
                     len(guesses[t.number]),
                 )
                 for t in running
@@ -251,7 +241,7 @@ class Engine:
         self._waiting.remove(text.number)
         self._running.append(text.number)
         self.pages.share(shared)
-        text.pages = list(shared)
+        text.pages, text.slot = list(shared), self._slots.pop()
         text.cached = len(shared) * self.pages.page_size
         if not text.logprobs:  # and not where it was stopped while it was written
             text.found = min(text.cached, len(text.prompt))
@@ -259,17 +249,29 @@ class Engine:
 
     def _stop(self, text: Text) -> None:
         self._running.remove(text.number)
+        self._slots.append(text.slot)
         self._waiting.appendleft(text.number)
         self._release(text)
         self.counts.preempted += 1
 
     def _release(self, text: Text) -> None:
-        self.pages.release(text.pages)
-        text.pages, text.cached = [], 0
+        self.pages.release(text.pages[text.gone :])
+        text.pages, text.cached, text.gone = [], 0, 0
+
+    def _leave(self, text: Text) -> None:
+        """Gives back the pages that have left the window of every later token."""
+        # The last token may run again, where its next one is not taken.
+        gone = max(0, text.cached - self._window) // self.pages.page_size
+        if self._window and gone > text.gone:
+            self.pages.release(text.pages[text.gone : gone])
+            text.gone = gone
 
     def _end(self, text: Text) -> None:
-        queue = self._running if text.number in self._running else self._waiting
-        queue.remove(text.number)
+        if text.number in self._running:
+            self._running.remove(text.number)
+            self._slots.append(text.slot)
+        else:
+            self._waiting.remove(text.number)
         del self._texts[text.number]
         self._release(text)
         self.counts.ended += 1
@@ -284,6 +286,7 @@ class Engine:
             digests = text.digests(self.pages.page_size)
             for number in full:
                 self.pages.register(text.pages[number], digests[number])
+        self._leave(text)
         if text.cached < len(text.ids):
             return False
         [likeliest] = alternatives(told, slice(index, index + 1), text.request.alternatives)

@@ -7,7 +7,7 @@ from research.models.model import Model
 from research.serve.pages import Pages
 
 
-def check_model(model: Model, rows: int, chunk: int, drafts: int = 0) -> None:
+def check_model(model: Model, rows: int, chunk: int) -> None:
     """ValueError for a model that an engine cannot run, and for sizes that are no sizes."""
     if model.config.kind != "decoder":
         raise ValueError(
@@ -20,16 +20,29 @@ def check_model(model: Model, rows: int, chunk: int, drafts: int = 0) -> None:
             "--pairs=FILE compares answers by it"
         )
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
+    parts = 1 if mesh.empty else mesh.shape["context"]
+    if parts > 1:
         raise ValueError(
-            f"a mesh of {mesh.size} devices is set, and an engine runs on one; leave the mesh, or "
-            "use research.infer.decode.generate"
+            f"the mesh splits texts (context:{parts}), and an engine has each whole; set a mesh "
+            "without context"
         )
     for name, size in (("rows", rows), ("chunk", chunk)):
         if size < 1:
             raise ValueError(f"{name}={size} must be at least 1; give the engine more")
+
+
+def check_guesses(drafts: int, model: bool, bits: int | None, page_size: int) -> None:
+    """ValueError for numbers of `drafts` that an engine cannot guess, with a draft `model` or
+    without, and keep in pages of so many tokens."""
     if drafts < 0:
         raise ValueError(f"drafts={drafts} must be at least 0; 0 guesses nothing ahead")
+    if model and not drafts:
+        raise ValueError("a draft model without drafts guesses nothing; set drafts, such as 4")
+    if bits is not None and drafts >= page_size:
+        raise ValueError(
+            f"drafts={drafts} must be less than page_size={page_size} where pages are rounded to "
+            f"{bits} bits; guess less, or set larger pages"
+        )
 
 
 def longest_text(c: ModelConfig, virtual: int, page_size: int) -> int:

@@ -1,5 +1,6 @@
 """The part of an engine that is on the device: the weights, and the pools of pages."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -36,9 +37,10 @@ class Ran(NamedTuple):
 class Runner:
     """A model, a draft if there is one, and their pools of `pages` pages of `page_size` tokens.
 
-    `prepared` says whether the weights are copied into the layout of decoding; `adapters` are
-    low-rank adapters by name, of which each text may have one. ValueError for a draft or an adapter
-    that does not fit the model.
+    `slots` texts run at a time. `prepared` says whether the weights are copied into the layout of
+    decoding, `bits` in how many bits keys and values are kept, None for the type of computation;
+    `adapters` are low-rank adapters by name, of which each text may have one. ValueError for a
+    draft or an adapter that does not fit the model.
     """
 
     def __init__(
@@ -48,22 +50,32 @@ class Runner:
         pages: int,
         page_size: int,
         *,
+        slots: int,
         prepared: bool = True,
         draft: Draft | None = None,
+        bits: int | None = None,
         adapters: Mapping[str, Tree] | None = None,
     ):
+        # A mesh belongs to a thread, and the one that runs may be another.
+        self._mesh = None if jax.sharding.get_abstract_mesh().empty else jax.sharding.get_mesh()
         lay_out: Callable = prepare if prepared else lambda _, params: params
         adapters, laid_out = adapters or {}, lay_out(model, _prompted(model, params))
         self.model, self.params = model, with_bank(laid_out, list(adapters.values()))
         self._numbers = {"": NONE, **{name: number for number, name in enumerate(adapters)}}
         self.virtual = virtual_tokens(self.params)
-        self._pools = make_pools(model, pages, page_size)
+        self._pools = make_pools(model, pages, page_size, slots, bits)
         self.draft = None
         if draft is not None:
             own = _prompted(*draft)
             _check_draft(model, self.virtual, draft.model, virtual_tokens(own))
             self.draft = Draft(draft.model, lay_out(draft.model, own))
-            self._draft_pools = make_pools(draft.model, pages, page_size)
+            self._draft_pools = make_pools(draft.model, pages, page_size, slots, bits)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values, those of the draft included."""
+        pools = [self._pools] + ([] if self.draft is None else [self._draft_pools])
+        return sum(array.nbytes for array in jax.tree.leaves(pools))
 
     def adapter(self, name: str) -> int:
         """The number of an adapter in the bank. ValueError for a name that there is not."""
@@ -75,6 +87,10 @@ class Runner:
     def run(self, row: Row, shape: Shape) -> Ran:
         """Runs a row of this shape through the model, and through the draft, which keeps up with
         the model and guesses where the shape has room for it."""
+        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+            return self._run(row, shape)
+
+    def _run(self, row: Row, shape: Shape) -> Ran:
         guessed = None
         if self.draft is not None:
             how = {"model": self.draft.model, "shape": shape}

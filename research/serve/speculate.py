@@ -23,14 +23,15 @@ from research.models.adapters import virtual_tokens
 from research.models.config import Execution
 from research.models.model import Model
 from research.models.paged import PagedCache
+from research.parallel.placement import gather_axis
 from research.serve.draw import DRAFTED, Draws, Guess, shaped, uniform
 from research.serve.shapes import Shape
-from research.serve.step import Pools, Row
+from research.serve.step import Row
 from research.tree import Tree
 
 
 @partial(jax.jit, static_argnames=("model", "shape"), donate_argnames="pools")
-def read(params: Tree, pools: Pools, row: Row, *, model: Model, shape: Shape) -> Pools:
+def read(params: Tree, pools: PagedCache, row: Row, *, model: Model, shape: Shape) -> PagedCache:
     """The draft's pools with the row's tokens, of which it guesses nothing."""
     fields = {name: getattr(row, f"{name}_T") for name in ("inputs", "positions", "segments")}
     return _fed(params, pools, fields, row, model, shape)[1]
@@ -38,8 +39,8 @@ def read(params: Tree, pools: Pools, row: Row, *, model: Model, shape: Shape) ->
 
 @partial(jax.jit, static_argnames=("model", "shape"), donate_argnames="pools")
 def guess(
-    params: Tree, pools: Pools, row: Row, *, model: Model, shape: Shape
-) -> tuple[Pools, Row, Guess]:
+    params: Tree, pools: PagedCache, row: Row, *, model: Model, shape: Shape
+) -> tuple[PagedCache, Row, Guess]:
     """(the draft's pools with each text's last token and what it guesses behind, the row with the
     guesses, and these). The row's segments say how many of them a text has room for."""
     by_text = lambda x: x.reshape(shape.singles, shape.each, *x.shape[1:])
@@ -57,7 +58,7 @@ def guess(
         if ahead == shape.drafts:  # read for the next step alone
             break
         draws_G = _first(row.draws, shape, ahead)
-        logits_GV = model.logits(params, hidden_1GD)[0].astype(jnp.float32)
+        logits_GV = gather_axis(model.logits(params, hidden_1GD)[0].astype(jnp.float32), axis=1)
         token_G, probs_GV = drafted(logits_GV, draws_G)
         inputs.append(token_G)
         probs.append(probs_GV)
@@ -94,15 +95,16 @@ def drafted(logits_GV: jax.Array, draws: Draws) -> tuple[jax.Array, jax.Array]:
 
 
 def _fed(
-    params: Tree, pools: Pools, fields: dict, row: Row, model: Model, shape: Shape
-) -> tuple[jax.Array, Pools]:
+    params: Tree, pools: PagedCache, fields: dict, row: Row, model: Model, shape: Shape
+) -> tuple[jax.Array, PagedCache]:
     """(states [1, T, D] of tokens, the pools with them). One token of each text, or a whole row."""
     model = replace(model, execution=replace(Execution(), unroll=0))
     each = len(fields["inputs"]) // shape.singles if not shape.chunk else 1
-    cache = PagedCache(*pools, row.table_RC, shape.singles, virtual_tokens(params), each)
+    how = {"singles": shape.singles, "first": virtual_tokens(params), "each": each}
+    cache = pools.of(row.table_RC, row.slot_R, **how)
     batch = {name: x[None] for name, x in fields.items()}
     hidden_1TD, cache = model.decode(params, batch, cache)
-    return hidden_1TD, (cache.keys_PsKH, cache.values_PsKH)
+    return hidden_1TD, cache.bare()
 
 
 def _first(draws: Draws, shape: Shape, ahead: int) -> Draws:

@@ -16,20 +16,21 @@ from research.models.adapters import virtual_tokens
 from research.models.config import Execution
 from research.models.latent import cached_size
 from research.models.model import Model
-from research.models.paged import PagedCache, Pool, make_pool
+from research.models.paged import PagedCache, make_pool
+from research.models.rounded import make_rounded
+from research.parallel.placement import gather_axis
 from research.serve.draw import Draws, Guess, Told, next_tokens, tell
 from research.serve.shapes import Shape
 from research.tree import Tree
 from research.tuning.adapter_bank import select
 
-Pools = tuple[Pool, Pool | None]  # of keys, and of values where these are not the keys
 _BLOCK = 64  # tokens that are read whose logits exist at a time: 64 x 262,144 floats are 64 MiB
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["inputs_T", "positions_T", "segments_T", "table_RC", "last_M", "texts_MS"]
-    + ["draws", "follows_T", "adapters_T"],
+    data_fields=["inputs_T", "positions_T", "segments_T", "table_RC", "slot_R", "last_M"]
+    + ["texts_MS", "draws", "follows_T", "adapters_T"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Row:
     inputs_T     tokens: of each text that goes on the last one and those that are guessed behind
                  it, then those of the text that is read
     positions_T  their positions, and in `segments_T` 1, 0 for padding
-    table_RC     pages of each text
+    table_RC     pages of each text, and in `slot_R` which of the texts that run it is
     last_M       where the tokens are in the row whose next one is drawn
     texts_MS     all tokens of its text up to each of these, -1 behind them
     draws        how its next token is drawn
@@ -51,6 +52,7 @@ class Row:
     positions_T: np.ndarray
     segments_T: np.ndarray
     table_RC: np.ndarray
+    slot_R: np.ndarray
     last_M: np.ndarray
     texts_MS: np.ndarray
     draws: Draws
@@ -58,37 +60,45 @@ class Row:
     adapters_T: np.ndarray
 
 
-def make_pools(model: Model, pages: int, page_size: int) -> Pools:
-    """Empty pages for the keys and values of a model's layers."""
-    c = model.config
+def make_pools(
+    model: Model, pages: int, page_size: int, slots: int = 0, bits: int | None = None
+) -> PagedCache:
+    """Empty pages for the keys and values of a model's layers, in the type of computation or in a
+    number of bits; these want to know how many texts run at most."""
+    c, dtype = model.config, model.precision.compute_dtype
     heads, size = (1, cached_size(c)) if c.kv_latent else (c.kv_heads, c.head_size)
-    make = partial(make_pool, c.layers, pages, page_size, heads, size)
-    dtype = model.precision.compute_dtype
-    return make(dtype), None if c.kv_latent else make(dtype)
+    sizes = c.layers, pages, page_size, heads, size, dtype
+    if bits is not None:
+        how = {"slots": slots, "bits": bits, "values": not c.kv_latent}
+        return make_rounded(*sizes, **how, rules=model.rules)
+    make = partial(make_pool, *sizes, model.rules)
+    return PagedCache(make(), None if c.kv_latent else make(), jnp.zeros((0, 0), jnp.int32))
 
 
 @partial(jax.jit, static_argnames=("model", "shape"), donate_argnames="pools")
 def step(
     params: Tree,
-    pools: Pools,
+    pools: PagedCache,
     row: Row,
     guess: Guess | None = None,
     *,
     model: Model,
     shape: Shape,
-) -> tuple[Pools, Told, Told | None]:
+) -> tuple[PagedCache, Told, Told | None]:
     """(the pools with the keys and values of the row's tokens, what is drawn, and of a `scored`
     shape what follows each token that is read). A `guess` is that of a draft model."""
     # The pools are a tuple of layers, which a loop over layers could not index.
     model = replace(model, execution=replace(Execution(), unroll=0))
-    cache = PagedCache(*pools, row.table_RC, shape.singles, virtual_tokens(params), shape.each)
+    how = {"singles": shape.singles, "first": virtual_tokens(params), "each": shape.each}
+    cache = pools.of(row.table_RC, row.slot_R, **how)
     batch = {name: getattr(row, f"{name}_T")[None] for name in ("inputs", "positions", "segments")}
     hidden_1TD, cache = model.decode(select(params, row.adapters_T[None]), batch, cache)
     head = select(params, row.adapters_T[row.last_M][None])
-    logits_MV = model.logits(head, hidden_1TD[:, row.last_M])[0]
+    # A draw compares a row's logits with each other, so the vocabulary is gathered.
+    logits_MV = gather_axis(model.logits(head, hidden_1TD[:, row.last_M])[0], axis=1)
     told = next_tokens(logits_MV, row.draws, row.texts_MS, guess)
     scores = _scores(params, hidden_1TD[0], row, model, shape) if shape.scored else None
-    return (cache.keys_PsKH, cache.values_PsKH), told, scores
+    return cache.bare(), told, scores
 
 
 def _scores(params: Tree, hidden_TD: jax.Array, row: Row, model: Model, shape: Shape) -> Told:
@@ -97,6 +107,6 @@ def _scores(params: Tree, hidden_TD: jax.Array, row: Row, model: Model, shape: S
     for first in range(shape.tokens - shape.chunk, shape.tokens, _BLOCK):
         block = slice(first, first + _BLOCK)
         head = select(params, row.adapters_T[None, block])
-        logits_tV = model.logits(head, hidden_TD[None, block])[0]
+        logits_tV = gather_axis(model.logits(head, hidden_TD[None, block])[0], axis=1)
         told.append(tell(logits_tV, row.follows_T[block], row.draws.top))
     return jax.tree.map(lambda *blocks: jnp.concatenate(blocks), *told)

@@ -15,7 +15,9 @@ from research.serve.request import Alternatives, Completion, Request
 class Text:
     """A prompt and its continuation so far.
 
-    `ids` are all tokens, of which the first `cached` have their keys and values in `pages`.
+    `ids` are all tokens, of which the first `cached` have their keys and values in `pages`, but for
+    the first `gone` pages, which it has given back since nothing sees them any more. `slot` is its
+    number among the texts that run.
     `finish` says why the text has ended, "" before. `written` is the continuation's text, of which
     the first `written.certain` characters are final.
     """
@@ -33,6 +35,7 @@ class Text:
         self.adapter = adapter  # its number in the model's bank
         self.ids = list(prompt)
         self.cached, self.pages, self.found = 0, list[int](), 0
+        self.gone, self.slot = 0, 0
         self.logprobs: list[float] = []
         self.alternatives: list[Alternatives] = []
         self.prompt_logprobs: list[float] = []

@@ -51,8 +51,9 @@ class Rungs:
         points = self._points()
         goals = self._promoted(points)
         found = []
-        # Sorting is stable: combinations on one rung stay in the order of the plan.
-        for point in sorted(points, key=goals.__getitem__, reverse=True):
+        # On one rung in the order of their cells, whose names are hashes: of levels in a rising
+        # order each could be the best so far, and all would go on.
+        for point in sorted(points, key=lambda point: (-goals[point], points[point][0])):
             for key in points[point]:
                 rung = goals[point]
                 if not self.ledger.ended(key) and not self._at(key, rung):
@@ -80,7 +81,9 @@ class Rungs:
             rung = goals[point]
             for key in keys:
                 if rung < len(self.tokens) and not self.ledger.ended(key):
-                    reasons[key] = self._reason(self._ranks(points, goals, rung), point, rung)
+                    ranks = self._ranks(points, goals, rung)
+                    went = sum(goals[other] > rung for other in ranks)
+                    reasons[key] = self._reason(ranks, point, rung, went)
         return reasons
 
     def let_on(self, keys: Sequence[str]) -> None:
@@ -159,11 +162,10 @@ class Rungs:
             self._tokens_of_step[key] = tokens_of_step(config)
         return self.tokens[rung] // self._tokens_of_step[key]
 
-    def _reason(self, ranks: Mapping[Point, float], point: Point, rung: int) -> str:
+    def _reason(self, ranks: Mapping[Point, float], point: Point, rung: int, went: int) -> str:
         tokens = f"stopped at {self.tokens[rung]:,} tokens"
         if not math.isfinite(ranks[point]):
             return f"{tokens}: a run with another seed diverged or failed"
         metric, place = next(iter(self.plan.metrics)), list(ranks).index(point) + 1
-        went = len(ranks) // self.plan.halving["eta"] or 1
         value = abs(ranks[point])
-        return f"{tokens}: {metric} {value:.4g} is number {place} of {len(ranks)}, {went} go on"
+        return f"{tokens}: {metric} {value:.4g} is number {place} of {len(ranks)}, {went} went on"

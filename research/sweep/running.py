@@ -48,7 +48,7 @@ def run_sweep(spelling: str, workdir: str | Path, workers: int = 1) -> list[Find
 
 def load_config(spelling: str) -> ConfigDict:
     """The config that the runs of a sweep's config file share."""
-    return _load(spelling).get_config(spelling.partition(":")[2])
+    return load_module(spelling).get_config(spelling.partition(":")[2])
 
 
 def load_sweep(spelling: str) -> Sweep:
@@ -61,7 +61,7 @@ def load_design(spelling: str, name: str, kind: type[Kind]) -> Kind:
     """What the function `name` of a config file gives, which must be of this kind. ValueError for a
     file without it."""
     file, _, arg = spelling.partition(":")
-    function = getattr(_load(spelling), name, None)
+    function = getattr(load_module(spelling), name, None)
     if function is None:
         raise ValueError(
             f"{file} has no {name}(), which says what is compared; see configs/ablations, or "
@@ -73,7 +73,8 @@ def load_design(spelling: str, name: str, kind: type[Kind]) -> Kind:
     return made
 
 
-def _load(spelling: str) -> ModuleType:
+def load_module(spelling: str) -> ModuleType:
+    """The module of a config file, whatever its arguments. ValueError for what is no file."""
     file = spelling.partition(":")[0]
     spec = importlib.util.spec_from_file_location("sweep_config", file)
     if spec is None or spec.loader is None or not Path(file).is_file():

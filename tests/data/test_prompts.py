@@ -38,6 +38,7 @@ def test_each_prompt_keeps_its_record_beside_bad_and_empty_ones(tmp_path):
     assert shown[1].startswith("<|im_start|>user\n2+2?") and shown[1].endswith("assistant\n")
     assert [record_of(prompt)["answer"] for prompt in prompts] == ["2", "4", "3"]
     assert record_of(prompts[2])["path"].endswith("4") and prompts.census.empty == 1
+    assert prompts.census.lines() == ["left out 1 empty of 5 prompts, the first: tasks.jsonl:1"]
     assert prompts.longest()[1] == record_of(prompts[1])["path"]
 
 

@@ -1,7 +1,7 @@
 """Makes quantized_packages.npz: small matrices quantized by the packages themselves, with the
 values that they read back.
 
-    python tests/interop/quantized_packages.py [mlx] [compressed] [gptq] [awq]
+    python tests/interop/quantized_packages.py [mlx] [compressed] [float4] [gptq] [awq]
 
 with compressed-tensors 0.20, mlx[cpu] 0.32, and the folders of auto-gptq 0.7.1 and autoawq 0.2.9 in
 PYTHONPATH. Of the last two single files are imported: the rest wants older releases of others.
@@ -93,6 +93,43 @@ def compressed():
         keep(name, settings, plain, values)
 
 
+def float4():
+    import torch
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    w = torch.from_numpy(np.random.default_rng(5).normal(size=(ROWS, COLUMNS)).astype(np.float32))
+    for name, group in {"nvfp4": 16, "mxfp4": 32}.items():
+        largest = w.reshape(ROWS, -1, group).abs().amax(-1)
+        # A power of two, for the package reads in bfloat16.
+        overall = torch.tensor([512.0])
+        scale = (largest / 6 * overall).to(torch.float8_e4m3fn).float()
+        state = {"weight": w, "weight_scale": scale, "weight_global_scale": overall}
+        if name == "mxfp4":
+            state = {"weight": w, "weight_scale": 2 ** torch.floor(torch.log2(largest / 4))}
+        arguments = QuantizationArgs(
+            num_bits=4,
+            type="float",
+            strategy="tensor_group" if name == "nvfp4" else "group",
+            group_size=group,
+            scale_dtype=torch.float8_e4m3fn if name == "nvfp4" else torch.uint8,
+        )
+        scheme = QuantizationScheme(targets=["Linear"], weights=arguments)
+        compressor = BaseCompressor.get_value_from_registry(f"{name}-pack-quantized")
+        tensors = compressor.compress(state, scheme)
+        values = compressor.decompress(dict(tensors), scheme)["weight"].float()
+        settings = {
+            "quant_method": "compressed-tensors",
+            "format": f"{name}-pack-quantized",
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4}}},
+        }
+        plain = {
+            part: x.view(torch.uint8).numpy() if x.dtype == torch.float8_e4m3fn else x.numpy()
+            for part, x in tensors.items()
+        }
+        keep(f"{name} packed", settings, plain, values)
+
+
 def bare(*names):
     """Makes these packages importable without what their __init__ imports."""
     for name in names:
@@ -163,7 +200,7 @@ def awq():
         keep(f"autoawq {version}", settings, tensors, values)
 
 
-MAKERS = {"mlx": mlx, "compressed": compressed, "gptq": gptq, "awq": awq}
+MAKERS = {"mlx": mlx, "compressed": compressed, "float4": float4, "gptq": gptq, "awq": awq}
 
 if __name__ == "__main__":
     file = Path(__file__).with_name("quantized_packages.npz")

@@ -127,6 +127,22 @@ def mlx_floats(rng, rows, columns, bits=4, group=16, exponents=False):
     return tensors, values.astype(np.float32) * spread
 
 
+def packed_floats(rng, rows, columns, group=16):
+    """compressed-tensors' nvfp4."""
+    made, values = mlx_floats(rng, rows, columns, group=group)
+    overall = np.float32(384.0)
+    scale = made["scales"].view(ml_dtypes.float8_e4m3fn)
+    codes = (values / scale.astype(np.float32)[:, np.arange(columns) // group]).astype(np.float32)
+    tensors = {
+        "weight_packed": made["weight"].view(np.uint8),
+        "weight_scale": scale,
+        "weight_global_scale": overall.reshape(1),
+        "input_global_scale": np.ones(1, np.float32),
+    }
+    spread = (scale.astype(np.float32) / overall)[:, np.arange(columns) // group]
+    return tensors, codes * spread
+
+
 def write(folder, model, settings, make, chosen):
     """A folder of a golden `model` whose matrices that `chosen(name)` takes are quantized by
     `make(rng, rows, columns)`; returns their values by name."""

@@ -140,6 +140,16 @@ def test_the_recipe_is_one_for_rewards(task):
     assert config.data.sequence_length + 1 - config.objective.max_tokens >= 7
 
 
+@pytest.mark.parametrize(("method", "rate", "rank"), [("lora", 5e-4, 8), ("full", 5e-5, 16)])
+def test_a_pretrained_model_gets_sums_in_tags(method, rate, rank):
+    config = load_config("posttrain", f"task=grpo,method={method}")
+    assert config.data.source == "tagged_addition"
+    # A rank that full tuning does not read has to stay as it was.
+    assert (config.optimizer.learning_rate, config.lora.rank) == (pytest.approx(rate), rank)
+    own = load_config("posttrain", f"task=grpo,method={method},data=tasks.jsonl")
+    assert own.objective.rewards == "exact_match" and own.data.sequence_length == 256
+
+
 @pytest.mark.parametrize(
     ("objective", "section", "values", "line"),
     [
@@ -157,3 +167,15 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
     e = replace(e, **{section: replace(getattr(e, section), **values)})
     with pytest.raises(ValueError, match=line):
         train(e, tmp_path / "run", live=False)
+
+
+@pytest.mark.slow
+def test_either_engine_samples_the_same_texts(tmp_path):
+    found = []
+    for engine in ("batch", "pages"):
+        train(experiment(engine=engine), tmp_path / engine, live=False)
+        made = rows(tmp_path / engine)
+        found.append([(row["reward"], row["length"], row["truncated"]) for row in made])
+        # Of logits near 1 in float32.
+        assert max(row["rollout_logprob_difference"] for row in made) <= 1e-5
+    assert found[0] == found[1]

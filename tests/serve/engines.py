@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
+from research.data.tokenizers import train_tokenizer
+from research.files import building
 from research.infer.sampling import SamplingConfig
+from research.interop import native
 from research.models.model import Model
 from research.serve.engine import Engine
 from research.serve.request import Request
 from tests.families import FAMILIES, VOCAB
+from tests.interop.memory import in_memory, random_params
 from tests.models.test_model import parameters
 
 
@@ -42,6 +47,16 @@ def engine(name: str = "llama3_405b", **settings) -> Engine:
     made = Engine(*model(name), Letters(), **settings)
     made.shapes = replace(made.shapes, least=settings["rows"])
     return made
+
+
+def save(folder: Path) -> Path:
+    """Writes a small decoder and its tokenizer into a folder, which is returned."""
+    tokenizer = train_tokenizer("bpe:300", ["to be or not to be, that is the question " * 20])
+    c = replace(FAMILIES["llama2_7b"], vocab_size=tokenizer.vocab_size, max_length=4096)
+    with building(folder) as made:
+        native.write_native(in_memory(c, random_params(c)), made)
+        tokenizer.save(made)
+    return folder
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

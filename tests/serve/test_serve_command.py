@@ -65,6 +65,7 @@ def test_it_answers_and_finishes_what_it_writes_when_it_is_told_to_stop(checkpoi
         (["--port=8000"], "give --workdir"),
         (["--checkpoint=/nowhere", "--rows=0"], "rows"),
         (["--checkpoint=/nowhere", "here"], "unexpected argument"),
+        (["--checkpoint=/nowhere", "--adapter=/a", "--adapter=b=/b"], "NAME=FOLDER"),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_a_line(flags, said):

@@ -62,6 +62,12 @@ def run(ledger, made, count=1):
     return {key: record["state"] for key, record in ledger.records().items()}
 
 
+def test_the_order_is_that_of_the_cells_and_not_that_of_the_levels(tmp_path):
+    ledger, made = ladder(tmp_path, levels=LEVELS[::-1])
+    jobs = [key for key, _ in Rungs(ledger, made).jobs()]
+    assert jobs == ["9-0", *(f"{number}-0" for number in range(9))]  # the baseline is first
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_third_goes_on_from_each_rung_and_nothing_is_run_twice(tmp_path, trained, workers):
     ledger, made = ladder(tmp_path)
@@ -82,7 +88,7 @@ def test_what_is_said_of_runs_that_were_stopped(tmp_path, trained):
     records = ledger.records()
     assert states["4-0"] == "stopped"
     reason = records["4-0"]["reason"]
-    assert reason == "stopped at 20 tokens: eval/loss 4.5 is number 4 of 4, 1 go on"
+    assert reason == "stopped at 20 tokens: eval/loss 4.5 is number 4 of 4, 1 went on"
     grid = Grid(made, records)
     assert grid.value(("4",), 0, "eval/loss") is None
     # Nor the worst value of the sweep, which is the first evaluation of a run that went on.

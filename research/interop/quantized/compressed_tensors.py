@@ -9,6 +9,13 @@
                         NAME.weight_scale    [1], [O, 1], [O, n], or of blocks [O / R, I / C]
                         NAME.weight_zero_point   int8, shaped as the scale
 
+    nvfp4-pack-quantized
+                        NAME.weight_packed   uint8 [O, I / 2], two e2m1 codes a byte
+                        NAME.weight_scale    float8 e4m3 [O, I / 16]
+                        NAME.weight_global_scale   float32 [1], by which the scales are divided
+    mxfp4-pack-quantized
+                        the same without the last, and with exponents uint8 [O, I / 32]
+
 and stands for (code - zero) * scale. `config_groups` says which layers have which bits.
 """
 
@@ -31,8 +38,11 @@ from research.interop.quantized.settings import choice
 from research.interop.quantized.words import unpack
 from research.interop.storage.tensors import Tensors
 
-FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "dense")
-_PACKED = ("packed", "scale", "shape", "zero_point", "g_idx")
+FORMATS = (
+    *("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "dense"),
+    *("nvfp4-pack-quantized", "mxfp4-pack-quantized"),
+)
+_PACKED = ("packed", "scale", "shape", "zero_point", "g_idx", "global_scale")
 
 
 def open_compressed(settings: Mapping[str, Any], tensors: Tensors) -> Opened:
@@ -116,6 +126,8 @@ def _block(settings: Mapping[str, Any], module: str) -> tuple[int, int] | None:
 
 
 def _matrix(module: str, tensors: Tensors, settings: Mapping[str, Any]) -> Matrix:
+    if tensors.names[f"{module}.weight_packed"].dtype == "uint8":
+        return _floats(module, tensors)
     weights = _weights(settings, module)
     bits = choice(weights, "num_bits", range(2, 9))
     if bits == 7:
@@ -141,6 +153,30 @@ def _matrix(module: str, tensors: Tensors, settings: Mapping[str, Any]) -> Matri
     reason = "" if groups is None else "act order gives neighbouring inputs different scales"
     read = partial(_read, module, tensors, form, zero, groups)
     return Matrix(rows, columns, form[3], group, read, reason)
+
+
+def _floats(module: str, tensors: Tensors) -> Matrix:
+    """A matrix of e2m1 codes. ValueError for scales that are missing or do not fit them."""
+    rows, half = tensors.names[f"{module}.weight_packed"].shape
+    scale = tensors.names.get(f"{module}.weight_scale")
+    known = scale is not None and scale.dtype in ("uint8", "float8_e4m3fn")
+    if not known or len(scale.shape) != 2 or scale.shape[0] != rows or 2 * half % scale.shape[1]:
+        raise ValueError(
+            f"{module}.weight_packed is uint8 {[rows, half]} beside scales {scale}; wanted float8 "
+            "e4m3 or exponents uint8 [O, n]"
+        )
+    read = partial(_read_floats, module, tensors)
+    return Matrix(rows, 2 * half, "mxfp4", 2 * half // scale.shape[1], read)
+
+
+def _read_floats(module: str, tensors: Tensors) -> Parts:
+    packed, scale = (tensors.read(f"{module}.weight_{part}") for part in ("packed", "scale"))
+    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
+    if scale.dtype != np.uint8:
+        scale = scale.astype(np.float32)
+        if (name := f"{module}.weight_global_scale") in tensors.names:
+            scale = scale / tensors.read(name).astype(np.float32).reshape(())
+    return Parts(codes, scale)
 
 
 def _scattered(tensors: Tensors, name: str, group: int) -> np.ndarray | None:

@@ -23,7 +23,13 @@ SCALES = (".weight_scale_inv", ".weight_scale")
 # Codes of 8 bits as a file has them, and their format.
 FORMATS = {"float8_e4m3fn": "fp8_e4m3", "float8_e5m2": "fp8_e5m2", "int8": "int8"}
 # Scales of what flows between the weights there; here that is not quantized.
-_ACTIVATIONS = (".input_scale", ".activation_scale", ".output_scale", ".input_scale_ub")
+_ACTIVATIONS = (
+    ".input_global_scale",
+    ".input_scale",
+    ".activation_scale",
+    ".output_scale",
+    ".input_scale_ub",
+)
 _CACHES = (".k_scale", ".v_scale", ".q_scale")
 
 
