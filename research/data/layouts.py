@@ -89,7 +89,7 @@ LAYOUTS: dict[str, Layout] = {
         read_texts,
         text_windows,
         measured="text",
-        read_by=("causal_lm", "masked_lm", "span_corruption"),
+        read_by=("causal_lm", "masked_lm", "span_corruption", "distillation"),
     ),
     "pairs": Layout(
         ("inputs", "targets"),
