@@ -1,4 +1,4 @@
-"""Makes a smaller or sparser model of a checkpoint, exports it, and measures the export:
+"""Makes a checkpoint smaller or sparser, exports it, and measures the export:
 
     python -m research.compress --checkpoint=DIR --recipe=wanda:0.5 --target=FOLDER --receipt
 
