@@ -57,7 +57,7 @@ CASES = {
     "unknown field of the model": ([CONFIG, "--config.model.hidden_size=1"], "config.model has no"),
     "unknown field deep inside": ([CONFIG, "--config.model.rope_scaling.fctor=2"], "factor"),
     "field of a field": ([CONFIG, "--config.train.steps.many=2"], "config.train.steps is a value"),
-    "workdir in a bucket": ([CONFIG, "--workdir=gs://bucket/run"], "give the path, such as /mnt/gs/run"),
+    "workdir in a bucket": ([CONFIG, "--workdir=gs://bucket/run"], "path, such as /mnt/gs/run"),
     "read-only cache": ([CONFIG, "GRAFT_CACHE=/proc/cache"], "set GRAFT_CACHE"),
     "cache that is a file": ([CONFIG, "GRAFT_CACHE=/dev/null"], "set GRAFT_CACHE"),
     "steps and epochs": (
