@@ -26,7 +26,7 @@ print(requirements.install(root, nodes.extra()))  # for the TPU or card that thi
 
 # %%
 # @title The sweep
-ablation = 'depth_width'  # @param ["depth_width", "lora_rank", "optimizer_rate", "positions", "quantization", "tokenizer", "window"]
+ablation = 'depth_width'  # @param ["depth_width", "lora_rank", "optimizer_rate", "packing", "positions", "quantization", "tokenizer", "width_rate", "window"]
 workdir = 'sweeps/colab'  # @param {type: "string"}
 workers = 1  # @param {type: "integer"}
 

@@ -110,11 +110,5 @@ def _fed(
 def _first(draws: Draws, shape: Shape, ahead: int) -> Draws:
     """The draws of each text's token number `ahead`, one a text."""
     pick = lambda x_M: x_M[ahead :: shape.each]
-    return Draws(
-        jax.tree.map(pick, draws.settings_M1),
-        pick(draws.seed_M),
-        pick(draws.stream_M2),
-        # Of a text without room for so many guesses nobody reads what is drawn.
-        pick(draws.position_M),
-        draws.top,
-    )
+    # Of a text without room for so many guesses nobody reads what is drawn.
+    return replace(jax.tree.map(pick, replace(draws, top=None)), top=draws.top)
