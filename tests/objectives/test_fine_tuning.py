@@ -98,6 +98,7 @@ def test_packed_loss_and_gradients_equal_those_of_each_conversation_alone(chat):
 def test_each_objective_says_what_it_trains_and_reads():
     assert {name: (o.model_kind, o.reads) for name, o in OBJECTIVES.items()} == {
         "causal_lm": ("decoder", "texts"),
+        "distillation": ("decoder", "texts"),
         "chat": ("decoder", "conversations"),
         "masked_lm": ("encoder", "texts"),
         "token_classification": ("encoder", "tags"),
