@@ -32,6 +32,8 @@ LISTED = {
     r"python -m research\.fit": "wants .[fit], 0.7 GB; tests/fit",
     r"python -m research\.serve": "a server, which does not end, and wants .[serve]; tests/serve",
     r"python -m research\.sweep run": "minutes of two cores; tests/sweep",
+    r"python -m research\.site": "wants .[site]; tests/site",
+    r"python -m research\.train .*applications/data": "wants .[apply]; tests/test_applications.py",
     r"python -m research\.bench": "wants .[parity], and minutes of a quiet machine",
 }
 _ONE_STEP = "--config.train.steps=1 --config.train.eval_batches=1"
@@ -50,6 +52,7 @@ SMALL = {
     r"python -m research\.chat": "--max_tokens=16",
     r"python -m research\.evaluate .*--evals": "--set=boolq.limit=2 --set=piqa.limit=2",
     r"python -m research\.train .*finetune": f"{_ONE_STEP} {_NO_SAMPLE} {_SHORT_ROWS}",
+    r"python -m research\.compress": "--tokens=64 --window=64",
     r"python -m research\.quantize": "--tokens=64 --window=64",
     r"python -m research\.quantize .*--format=all": "--tokens=32 --window=32",
     r"python -m research\.quantize .*--method": "--tokens=64 --calibration_tokens=128 --window=64",
