@@ -135,7 +135,7 @@ def _bootstrap(
         return np.full(len(names), math.nan), np.full(len(names), math.nan)
     tables = [_table(items) for items in sides]
 
-    def values(known: list[str], sums_NK: np.ndarray, weights_N: np.ndarray) -> np.ndarray:
+    def _values(known: list[str], sums_NK: np.ndarray, weights_N: np.ndarray) -> np.ndarray:
         sums_K = weights_N @ sums_NK
         pairs = dict(zip(known, zip(sums_K[::2].tolist(), sums_K[1::2].tolist())))
         # Totals that no drawn item has are absent, as they would be if these were all.
@@ -147,7 +147,7 @@ def _bootstrap(
         return np.array([found.get(name, math.nan) for name in names])
 
     def statistic(weights_N: np.ndarray) -> np.ndarray:
-        parts = [values(*table, weights_N) for table in tables]
+        parts = [_values(*table, weights_N) for table in tables]
         return parts[0] if len(parts) == 1 else parts[0] - parts[1]
 
     with np.errstate(invalid="ignore"):

@@ -149,7 +149,7 @@ def ask_at(address: str, model: str, key: str) -> Ask:
     if key:
         headers["Authorization"] = f"Bearer {key}"
 
-    def ask(prompt: str) -> str:
+    def _ask(prompt: str) -> str:
         body = {
             "model": model,
             "messages": [{"role": "user", "content": prompt}],
@@ -175,7 +175,7 @@ def ask_at(address: str, model: str, key: str) -> Ask:
                 time.sleep(2.0**attempt)
         raise AssertionError
 
-    return ask
+    return _ask
 
 
 def _content(answer: Any) -> str:

@@ -122,7 +122,7 @@ def _scorer(opened: Opened, reference: Opened | None):
             "checkpoint that the model was trained from"
         )
 
-    def by_likelihood(sides):
+    def _by_likelihood(sides):
         found_P2 = answer_scores(opened, sides).reshape(-1, 2)
         answers_P2 = np.array([side.answer for side in sides], np.float32).reshape(-1, 2)
         beside_P2 = np.zeros_like(found_P2)
@@ -138,7 +138,7 @@ def _scorer(opened: Opened, reference: Opened | None):
             ways["reference_per_token"] = _preferred(beside_P2 / answers_P2)
         return ways, _margin(gained_P2)
 
-    return by_likelihood
+    return _by_likelihood
 
 
 def _prints(opened: Opened) -> tuple[str, str | None] | None:

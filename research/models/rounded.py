@@ -1,9 +1,8 @@
 """A paged cache whose keys and values have 8 or 4 bits (arXiv:2402.02750).
 
-A page can only
-be rounded once it is full. Until then its tokens are kept as they are, in `recent` arrays that have
-room for two pages of each text that runs: a page may be filled by tokens that were guessed, and
-then be filled again.
+A page can be rounded only once it is full. Until then its tokens are kept as they are, in `recent`
+arrays that have room for two pages of each text that runs: a page may be filled by tokens that were
+guessed, and then be filled again.
 
 A query sees the tokens of its own page as they are and those of earlier pages rounded. What it sees
 is thus decided by its position, and not by the steps in which the text was read, by other texts, or

@@ -90,11 +90,11 @@ class Tables:
         that is refused, is wrong or takes longer than the limit."""
         late = threading.Event()
 
-        def stop() -> None:
+        def _stop() -> None:
             late.set()
             self._database.interrupt()
 
-        timer = threading.Timer(self._seconds, stop)
+        timer = threading.Timer(self._seconds, _stop)
         timer.start()
         try:
             self._check(query)
