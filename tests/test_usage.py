@@ -87,6 +87,7 @@ SHARED = {
 def test_help_has_an_example_then_the_commands_own_flags_then_shared_ones(answers, command):
     before, after = answers[command][1].split("\nFlags:\n")
     assert f"python -m research.{command}" in before
+    assert max(map(len, before.splitlines())) <= 100  # an example that goes on does so below
     own, shared = map(_names, f"{after}{SHARED_TITLE}".split(SHARED_TITLE)[:2])
     assert (shared or own)[-2:] == [*HELP] and not {*own} & {*shared}
     source = ast.unparse(_module(command))
