@@ -70,6 +70,7 @@ def description(served: Served) -> dict[str, Any]:
             "/v1/embeddings": _post("Vectors of texts", vectors, "input"),
             "/tokenize": _post("The ids of a text", {"prompt": _TEXT}, "prompt"),
             "/detokenize": _post("The text of ids", {"tokens": {**_IDS, "minItems": 0}}, "tokens"),
+            "/tokenizer_info": _get("Special tokens and the template of chats"),
         },
     }
 

@@ -1,6 +1,11 @@
 """An encoder behind a server: vectors as `research.embed` has them, and nothing else."""
 
+import http.client
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -58,6 +63,41 @@ def test_vectors_are_those_of_the_command(client):
 def test_what_an_encoder_does_not_do_is_refused(client, path, body, said):
     status, text = client.ask(path, body)
     assert status == 400 and said in json.loads(text)["error"]["message"]
+
+
+STUCK = """
+import time
+from types import SimpleNamespace
+from research.data.tokenizers import load_tokenizer
+from research.infer.sentences import SentenceSettings
+from research.serve.asked import Served
+from research.serve.encoder import Encoder
+from research.serve.server import make_server, run
+from research.serve.worker import Worker
+
+config = SimpleNamespace(max_length=64, d_model=4, vocab_size=400)
+encoder = Encoder(SimpleNamespace(config=config), {}, load_tokenizer("bytes"), SentenceSettings())
+encoder.vector = encoder.step = lambda *_: time.sleep(60)  # as long as a large program's compiler
+worker = Worker(encoder)
+run(make_server(worker, Served("stuck", encoder.tokenizer, 64), drain=1.0), worker)
+"""
+
+
+@pytest.mark.slow
+def test_a_server_whose_threads_do_not_end_ends_in_time():
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", STUCK], **piped) as server:
+        try:
+            port = int(server.stdout.readline().rsplit(":", 1)[1])
+            link = http.client.HTTPConnection("127.0.0.1", port)
+            link.request("POST", "/v1/embeddings", json.dumps({"input": "to be"}))
+            time.sleep(0.3)
+            server.send_signal(signal.SIGTERM)
+            # Of the 60 seconds, on a busy machine.
+            assert server.wait(20) == 0 and "end of --drain" in server.stderr.read()
+            link.close()
+        finally:
+            server.kill()
 
 
 def test_what_is_beside_vectors(client):

@@ -195,6 +195,8 @@ def test_what_is_beside_texts(client):
     assert client.json("/v1/models/tiny")["max_model_len"] == LENGTH
     ids = client.json("/tokenize", {"prompt": "to be"})["tokens"]
     assert client.json("/detokenize", {"tokens": ids})["prompt"] == "to be"
+    info = client.json("/tokenizer_info")
+    assert (info["eos_token"], info["chat_template"]) == ("<eos>", TEMPLATE)
     assert client.ask("/health")[0] == 200
     # A page that loads nothing from anywhere else.
     status, page = client.ask("/")
