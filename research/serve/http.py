@@ -58,6 +58,7 @@ async def until_left(http: Http) -> None:
 
 
 def json_answer(value: dict[str, Any], status: int = 200) -> Response:
+    """A JSON object as answer."""
     from starlette.responses import JSONResponse
 
     return JSONResponse(value, status)
@@ -69,21 +70,25 @@ def plain_answer(
     media_type: str = "text/plain; version=0.0.4",
     headers: dict[str, str] | None = None,
 ) -> Response:
+    """A text as answer."""
     from starlette.responses import Response
 
     return Response(text, status, headers, media_type)
 
 
 def stream_answer(events: AsyncIterator[str]) -> Response:
+    """The events as they come."""
     from starlette.responses import StreamingResponse
 
     return StreamingResponse(events, media_type="text/event-stream")
 
 
 def refusal_answer(error: Refused) -> Response:
+    """The answer to a request that is not served."""
     return json_answer(error.body(), error.status)
 
 
 def event_text(value: dict[str, Any]) -> str:
+    """A server-sent event."""
     # JSON has no newline of its own, so an event is one line.
     return f"data: {json.dumps(value)}\n\n"
