@@ -18,7 +18,7 @@ _REFERENCES = (
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """data         a file of records, or a row of `research.evals.records.PACKAGED`
+    """data         a file of records, or a row of `research.evals.packaged.PACKAGED`
     prompt       see `research.evals.asked.Asked`, as `chat` and `system`
     reference    the column of the reference, a text or a list of texts, "" for the one there is of
                  "answer", "reference", "target", "summary" and the like
@@ -30,6 +30,7 @@ class GenerationConfig:
     limit        how many records are read, 0 for all
     slices       columns of the data whose values are groups of items
     lead         the column of an article, whose first three sentences are scored too
+    seed         0 takes the first records, another number draws them
     """
 
     data: str = ""
@@ -45,11 +46,12 @@ class GenerationConfig:
     chat: bool = False
     system: str = ""
     slices: tuple[str, ...] = ()
+    seed: int = 0
 
     def __post_init__(self):
         if not self.data:
             raise ValueError("data is not set; set it to a file of prompts and references")
-        for name in ("shots", "limit"):
+        for name in ("shots", "limit", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         check_metrics(self.metrics)
@@ -144,7 +146,8 @@ def read_tasks(config: GenerationConfig, needed: bool = True) -> list[Task]:
     reference where one is `needed`."""
     asked = Asked(config.prompt, config.chat, config.system)
     tasks = []
-    for id, record in read_records(config.data, config.limit and config.limit + config.shots):
+    limit = config.limit and config.limit + config.shots
+    for id, record in read_records(config.data, limit, config.seed or None):
         where = f"record {id} of {config.data}"
         references = _references(record, config.reference, where, needed)
         slices = tuple(slices_of(record, config.slices, where).items())
