@@ -123,7 +123,7 @@ def _add_branch(
     if c.branch_scale != 1.0:
         y_BTD = y_BTD * jnp.asarray(c.branch_scale, y_BTD.dtype)
     if c.layer_scale:
-        y_BTD = y_BTD * p[f"{name}_scale"].astype(y_BTD.dtype)
+        y_BTD = y_BTD * p[f"{name}_scale"].astype(y_BTD.dtype)[None, None]
     x_BTD = x_BTD + layers.dropout(y_BTD, c.dropout, key)
     return layers.norm(p[f"{name}_norm"], x_BTD, c) if c.norm_after else x_BTD
 
