@@ -114,17 +114,22 @@ def make_context(
         )
         turned = None if one is None else one.rotation(positions_BT, lengths_BT)
         kinds[name] = LayerKind(visibility, turned, growth)
-    keys_values, visibility = None, None
-    # Cross-attention: segment i of the decoder's row sees segment i of the encoder's, all
-    # positions.
-    if memory is not None:
-        keys_values, inputs = memory
-        visibility = Visibility(
-            positions_BT, inputs["positions"], segments_BT, inputs["segments"], causal=False
-        )
+    keys_values, visibility = _of_memory(memory, positions_BT, segments_BT)
     # For losses of layers, such as the balance of experts, which padding must not sway.
     counted_BT = (segments_BT > 0).astype(jnp.float32)
     return LayerContext(kinds, counted_BT, bias, keys_values, visibility, key)
+
+
+def _of_memory(
+    memory: Memory | None, positions_BT: jax.Array, segments_BT: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array] | None, Visibility | None]:
+    """(keys and values of an encoder's text, which of them each token sees); None twice without."""
+    if memory is None:
+        return None, None
+    keys_values, inputs = memory
+    # Segment i of the decoder's row sees segment i of the encoder's, all positions.
+    keys = inputs["positions"], segments_BT, inputs["segments"]
+    return keys_values, Visibility(positions_BT, *keys, causal=False)
 
 
 def _query_scale(c: ModelConfig, positions_BT: jax.Array) -> jax.Array:
