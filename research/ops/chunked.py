@@ -45,10 +45,7 @@ def attend(
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
     added = -T % BLOCK
     q_BTNH = jnp.pad(q_BTNH, ((0, 0), (0, added), (0, 0), (0, 0)))
-    positions_BT = jnp.pad(visibility.q_positions_BT, ((0, 0), (0, added)))
-    segments_BT = jnp.pad(visibility.q_segments_BT, ((0, 0), (0, added)), constant_values=NOBODY)
-    # Beside positions and segments, the blocks of queries where there are some.
-    blocks = tuple(jnp.pad(x, ((0, 0), (0, added))) for x in visibility.blocks or ())
+    numbers = _of_queries(visibility, added)
     if isinstance(bias, DistanceBias):
         bias = bias.filled(added)
     elif bias is not None:
@@ -76,13 +73,24 @@ def attend(
 
         count = (queries.stop - queries.start) // BLOCK
         parts = tuple(
-            jnp.moveaxis(split_axis(x[:, queries], 1, count), 1, 0)
-            for x in (q_BTNH, positions_BT, segments_BT, *blocks)
+            jnp.moveaxis(split_axis(x[:, queries], 1, count), 1, 0) for x in (q_BTNH, *numbers)
         )
         firsts_n = queries.start + BLOCK * jnp.arange(count)
         out_nBtNH = jax.lax.map(jax.checkpoint(_block), (*parts, firsts_n))
         outs.append(merge_axes(jnp.moveaxis(out_nBtNH, 0, 1), 1))
     return jnp.concatenate(outs, axis=1)[:, :T]
+
+
+def _of_queries(visibility, added: int) -> tuple[jax.Array, ...]:
+    """The positions, the segments and, where there are some, the blocks of queries, with so many
+    behind the end that nobody is."""
+
+    def _padded(x_BT: jax.Array, filling: int = 0) -> jax.Array:
+        return jnp.pad(x_BT, ((0, 0), (0, added)), constant_values=filling)
+
+    segments_BT = _padded(visibility.q_segments_BT, NOBODY)
+    blocks = tuple(map(_padded, visibility.blocks or ()))
+    return _padded(visibility.q_positions_BT), segments_BT, *blocks
 
 
 def _ranges(visibility, T: int, S: int) -> Iterator[tuple[slice, slice]]:
