@@ -20,7 +20,7 @@ class Meter:
         self._last = self._read()
         # In one order, so that two runs write the same line.
         parts = {name[:3] for name in self._last}
-        self._joules = {part: 0.0 for part in ("cpu", "gpu") if part in parts}
+        self._joules: dict[str, float] = {part: 0.0 for part in ("cpu", "gpu") if part in parts}
 
     def joules(self) -> dict[str, float]:
         """{"cpu": joules, "gpu": joules} since the meter was made, of those that can be read; {}
