@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from research.data.loader import Window
-from research.evals.choose import make_evaluations
+from research.evals.choose import make_evaluations, shorthand
 from research.evals.evaluation import Evaluation, RunData
 from research.evals.results import Result, measure
 from research.experiment.config import Experiment
@@ -38,7 +38,9 @@ def choose(names: Sequence[str], opened: Opened, changes: Sequence[str]) -> Sett
     with changes such as "boolq.limit=100". ValueError for a change of no evaluation that is named,
     or that is none."""
     given = opened.experiment.evals if opened.experiment else {}
-    settings: Settings = {name: dict(given.get(name, {})) for name in names}
+    settings: Settings = {}
+    for name, short in map(shorthand, names):
+        settings[name] = {**short, **given.get(name, {})}
     for change in changes:
         path, equals, text = change.partition("=")
         name, dot, field = path.partition(".")

@@ -57,6 +57,7 @@ from research.objectives.causal_lm import CausalLM
 from research.objectives.span_corruption import SpanCorruption
 from research.parallel.mesh import make_mesh
 from research.run.appraisal import TrainedModel
+from tests.evals.bias_cases import BIAS_CASES, BIAS_ROWS
 from tests.families import FAMILIES
 
 TOKENIZER = load_tokenizer("bytes")
@@ -81,11 +82,12 @@ ROWS: tuple[type[Evaluation], ...] = (
     *(Classified, Retrieval, Needle, Judge, Answers, Entities, Queries, Briefs),
     *(Infilling, Grounded, Truthfulness, Snowball, SelfCheck, SemanticEntropy, Calibration),
     *(Refusal, Toxicity, Memorisation, Pii),
+    *BIAS_ROWS,
 )
 # The programs of these are those of others here, and compiling takes the time.
 ALIKE = {"code", "judge", "needle", "documents", "queries", "briefs", "infilling", "grounded"}
 ALIKE |= {"truthfulness", "snowball", "selfcheck", "semantic_entropy", "calibration"}
-ALIKE |= {"refusal", "toxicity", "memorisation", "pii"}
+ALIKE |= {"refusal", "toxicity", "memorisation", "pii", *BIAS_CASES}
 
 
 def _is_opened(tiny: "Tiny", trained: TrainedModel) -> list[Opened]:
@@ -272,6 +274,7 @@ CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
         Judge(TASKS, grade, sampling=FEW),
         [Judge(TASKS[:2], grade, sampling=FEW), Judge(TASKS[2:], grade, sampling=FEW)],
     ),
+    **BIAS_CASES,
 }
 
 # What an extra has runs where that is installed.
