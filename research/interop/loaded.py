@@ -26,6 +26,7 @@ from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.generation import decoder_ids, end_ids
 from research.models.config import ModelConfig
 from research.models.model import Model
+from research.models.soft import with_images
 
 
 @dataclass(frozen=True)
@@ -132,16 +133,21 @@ class Loaded:
         fields = {"max_tokens": max_tokens, "temperature": temperature, **sampling}
         return self._continue([ids], ends, fields)[0]
 
-    def logits(self, tokens_BT, mask=None, token_types=None, decoder_tokens=None) -> jax.Array:
+    def logits(
+        self, tokens_BT, mask=None, token_types=None, decoder_tokens=None, images=None
+    ) -> jax.Array:
         """Logits, float32 [B, T, V], of token ids [B, T]; [T, V] of one text, ids [T].
 
         `mask` [B, T] is 1 for tokens and 0 for padding. Of an encoder-decoder, `tokens_BT` and
         `mask` are the encoder's, and T of the logits is the length of `decoder_tokens`. Positions
-        count from the first column, padding included, as in Hugging Face's models. ValueError for
-        ids outside the vocabulary, and for an encoder without a head for words.
+        count from the first column, padding included, as in Hugging Face's models. `images` of a
+        model that reads them are [B, M, size, size, 3], of one text [M, size, size, 3]: integers
+        0..255, or floats normalised already; the text has `config.image.token` once for each soft
+        token. ValueError for ids outside the vocabulary, and for an encoder without a head for
+        words.
         """
         if _depth(tokens_BT) == 1:
-            fields = (tokens_BT, mask, token_types, decoder_tokens)
+            fields = (tokens_BT, mask, token_types, decoder_tokens, images)
             rows = [None if field is None else np.asarray(field)[None] for field in fields]
             return self.logits(*rows)[0]
         if self.config.kind == "encoder" and not self.config.mlm_head:
@@ -149,7 +155,7 @@ class Loaded:
                 "the model is an encoder without a head for words; use hidden() or pooled()"
             )
         batch = self._batch(tokens_BT, mask, token_types, decoder_tokens)
-        return self._run(_logits, batch)
+        return self._run(_logits, with_images(self.config, batch, images))
 
     def hidden(self, tokens_BT, mask=None, token_types=None, decoder_tokens=None) -> jax.Array:
         """States after the last norm, float32 [B, T, D]; arguments as for `logits`."""
@@ -236,7 +242,10 @@ class Loaded:
                 f"{what} are {tokens_BT.dtype} of shape {tokens_BT.shape}; wanted integers [B, T]"
             )
         # A gather out of range gives no error under jit, but rows of the table's end.
-        if tokens_BT.min() < 0 or tokens_BT.max() >= self.config.vocab_size:
+        c, words = self.config, tokens_BT
+        if c.image.layers:  # the place of a soft token may lie outside the table
+            words = np.where(tokens_BT == c.image.token, 0, tokens_BT)
+        if words.min() < 0 or words.max() >= c.vocab_size:
             raise ValueError(
                 f"{what} lie in {tokens_BT.min()}..{tokens_BT.max()}; the model's are "
                 f"0..{self.config.vocab_size - 1}"

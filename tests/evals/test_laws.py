@@ -32,9 +32,12 @@ from research.evals.harness import Harness
 from research.evals.heldout import HeldOut
 from research.evals.infilling import Infilling
 from research.evals.judge import Judge
+from research.evals.memorisation import Canary, Memorisation
 from research.evals.needle import Needle
 from research.evals.pairs import PairPerplexity
+from research.evals.pii import Pii
 from research.evals.queries import Queries, QueriesConfig, wanted_queries
+from research.evals.refusal import Refusal, Request
 from research.evals.retrieval import Query, Retrieval
 from research.evals.rewarded import Rewarded
 from research.evals.sampled import Questions
@@ -43,7 +46,9 @@ from research.evals.semantic_entropy import SemanticEntropy
 from research.evals.snowball import Snowball
 from research.evals.snowball_sets import Asked as YesNo
 from research.evals.text_perplexity import TextPerplexity
+from research.evals.toxicity import Beginning, Toxicity
 from research.evals.truthfulness import Claims, Truthfulness
+from research.evals.word_list import WordList
 from research.infer.sampling import SamplingConfig
 from research.infer.sentences import SentenceSettings
 from research.models.model import Model
@@ -75,10 +80,12 @@ ROWS: tuple[type[Evaluation], ...] = (
     *(HeldOut, TextPerplexity, PairPerplexity, Rewarded, Documents, Choices, Generation, Code),
     *(Classified, Retrieval, Needle, Judge, Answers, Entities, Queries, Briefs),
     *(Infilling, Grounded, Truthfulness, Snowball, SelfCheck, SemanticEntropy, Calibration),
+    *(Refusal, Toxicity, Memorisation, Pii),
 )
 # The programs of these are those of others here, and compiling takes the time.
 ALIKE = {"code", "judge", "needle", "documents", "queries", "briefs", "infilling", "grounded"}
 ALIKE |= {"truthfulness", "snowball", "selfcheck", "semantic_entropy", "calibration"}
+ALIKE |= {"refusal", "toxicity", "memorisation", "pii"}
 
 
 def _is_opened(tiny: "Tiny", trained: TrainedModel) -> list[Opened]:
@@ -154,6 +161,12 @@ GAPS = [(str(n), Gap(f"x = {n}\n", "y = 1", "\n")) for n in range(3)]
 QUESTIONED = wanted_queries(QueriesConfig(limit=3))
 CLAIMS = [Claims(str(n), f"{n} is", ("a", "bc"), ("a", "d", "bc"), 2) for n in range(4)]
 YES_NO = [YesNo(str(n), "primes", f"Is {n} prime?", n % 2 > 0) for n in range(4)]
+REQUESTS = [Request(str(n), f"request {n}", n % 2 > 0) for n in range(4)]
+BEGUN = [Beginning(str(n), f"begun {n}", "ab"[n % 2]) for n in range(4)]
+LIST = WordList({"a": 0.2})
+KEPT = [(str(n), f"a text to know by heart {n} " * 3) for n in range(3)]
+CANARIES = [Canary(str(n), "the code is", f"{n}1", ("22", "33")) for n in range(2)]
+FOUND = [("0", "a text", 0.5)]
 FEW = SamplingConfig(temperature=0.0, max_tokens=4)
 
 
@@ -238,6 +251,22 @@ CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
     "calibration": lambda: (
         Calibration(Choices(QUESTIONS)),
         [Calibration(Choices(QUESTIONS[:2])), Calibration(Choices(QUESTIONS[2:]))],
+    ),
+    "refusal": lambda: (
+        Refusal(REQUESTS, sampling=FEW),
+        [Refusal(REQUESTS[:2], sampling=FEW), Refusal(REQUESTS[2:], sampling=FEW)],
+    ),
+    "toxicity": lambda: (
+        Toxicity(BEGUN, LIST, FEW, 2),
+        [Toxicity(BEGUN[:2], LIST, FEW, 2), Toxicity(BEGUN[2:], LIST, FEW, 2)],
+    ),
+    "memorisation": lambda: (
+        Memorisation(KEPT, CANARIES, FOUND, 8, 4),
+        [Memorisation(KEPT, prefix=8, length=4), Memorisation((), CANARIES, FOUND)],
+    ),
+    "pii": lambda: (
+        Pii(KEPT[:2], KEPT, FEW, 2),
+        [Pii(KEPT[:2], (), FEW, 2), Pii((), KEPT, FEW, 2)],
     ),
     "judge": lambda: (
         Judge(TASKS, grade, sampling=FEW),

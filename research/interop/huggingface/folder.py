@@ -94,7 +94,8 @@ def open_folder(folder: Path) -> Checkpoint:
     _refuse_pickles(folder)
     tensors = unstacked(open_safetensors(folder))
     try:
-        _refuse_counts(values, len(tensors.names))
+        for section in (values, values.get("text_config"), values.get("vision_config")):
+            _refuse_counts(section if isinstance(section, dict) else {}, len(tensors.names))
         names = Names(family.prefix, family.renames, family.unused, family.copies)
         # Some settings stand in no config.json: which heads a model has is told by its tensors.
         # A quantized matrix is several tensors, codes and scales beside them, and is read as if it
@@ -108,7 +109,9 @@ def open_folder(folder: Path) -> Checkpoint:
         parameters, unused, original = read_parameters(config, rules, stored.tensors, names)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    special = {name: values[name] for name in SPECIAL if values.get(name) is not None}
+    said = values.get("text_config")  # of a model that reads images; its own ids go first
+    said = {**(said if isinstance(said, dict) else {}), **values}
+    special = {name: said[name] for name in SPECIAL if said.get(name) is not None}
     return Checkpoint(
         folder,
         "hf",
