@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.models.model import Model
+from research.models.pair_vectors import vectors
 from research.objectives.config import ObjectiveConfig
 from research.objectives.objective import Objective, Totals
 from research.ops.einsum import contract
@@ -21,37 +22,38 @@ from research.weights.rules import attach
 
 @dataclass(frozen=True)
 class ContrastiveConfig(ObjectiveConfig):
-    """`scale` and `bias` of the scores: the paper's values before its first step (section 3.2,
-    table 4), after which it learns both; here they stay."""
+    """A score is `scale` times the cosine minus `offset`: the paper's temperature and bias before
+    its first step (section 3.2), which it goes on to learn; here they stay."""
 
     name: str = field(default="contrastive", init=False)
     scale: float = 10.0
-    bias: float = -10.0
+    offset: float = 10.0
 
     def __post_init__(self):
         # Written so that NaN, which compares with nothing, is refused too.
         if not 0 < self.scale < math.inf:
             raise ValueError(f"objective.scale={self.scale} must be a number above 0")
-        if not math.isfinite(self.bias):
-            raise ValueError(f"objective.bias={self.bias} must be a number")
+        if not 0 <= self.offset < math.inf:
+            raise ValueError(f"objective.offset={self.offset} must be a number of at least 0")
 
 
 @dataclass(frozen=True)
 class Contrastive(Objective):
     """Brings the vector of a picture near that of its text and away from the others of the batch.
 
-    A text's vector is the mean of its last states, a picture's the mean of its soft tokens, both of
-    length 1 and of the width of the model. The loss is a mean over pictures of a sum over the
+    A text's vector is the state of its last token, the end of the text, as CLIP has it
+    (arXiv:2103.00020, section 2.4), a picture's the mean of its soft tokens; both have length 1 and
+    the width of the model. The loss is a mean over pictures of a sum over the
     batch's texts, so it grows with the batch. The totals "image_to_text" and "text_to_image" are
     the shares of rows whose own partner scores highest in the batch, recall at 1 of both ways.
     """
 
     scale: float = 10.0
-    bias: float = -10.0
+    offset: float = 10.0
 
     name = "contrastive"
     config = ContrastiveConfig
-    model_kind = "encoder"
+    model_kind = "decoder"
     reads = "captions"
     overlap = 0  # every row is a text of its own
     begins_texts = True
@@ -64,7 +66,7 @@ class Contrastive(Objective):
     @classmethod
     def make(cls, config: ContrastiveConfig, tokenizer: Any) -> "Contrastive":
         """The objective of the config; works with every tokenizer."""
-        return cls(config.scale, config.bias)
+        return cls(config.scale, config.offset)
 
     def window_length(self, sequence_length: int) -> int:
         """T tokens, with those that begin and end a text."""
@@ -95,33 +97,11 @@ class Contrastive(Objective):
         params = attach(held["base"], trainable, key)
         images_BD, texts_BD = vectors(model, params, batch, key)
         weights_B = batch["weights"][:, 0]
-        total = sigmoid_loss(images_BD, texts_BD, weights_B, self.scale, self.bias)
+        total = sigmoid_loss(images_BD, texts_BD, weights_B, self.scale, -self.offset)
         count = jnp.sum(weights_B)
         sides = jax.lax.stop_gradient((images_BD, texts_BD))
-        first, second = (
-            (jnp.sum(found(*pair, weights_B)), count) for pair in (sides, sides[::-1])
-        )
+        first, second = ((jnp.sum(found(*pair, weights_B)), count) for pair in (sides, sides[::-1]))
         return total, count, {"image_to_text": first, "text_to_image": second}
-
-
-def vectors(
-    model: Model, params: Tree, batch: dict[str, jax.Array], key: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """(of the pictures, of the texts) of a batch, float32 [B, D] of length 1."""
-    text = {name: batch[name] for name in ("inputs", "segments", "positions")}
-    soft_BSD = model.soften(params, {**text, "images": batch["images"]})["soft"]
-    images_BD = jnp.mean(soft_BSD.astype(jnp.float32), axis=1)
-    return _unit(images_BD), text_vectors(model, params, text, key)
-
-
-def text_vectors(
-    model: Model, params: Tree, text: dict[str, jax.Array], key: jax.Array | None = None
-) -> jax.Array:
-    """Float32 [B, D] of length 1, the mean of the last states of each row's tokens."""
-    hidden_BTD, _ = model.hidden(params, text, key)
-    kept_BT1 = (text["segments"] > 0).astype(jnp.float32)[:, :, None]
-    sums_BD = jnp.sum(hidden_BTD.astype(jnp.float32) * kept_BT1, axis=1)
-    return _unit(sums_BD)  # the mean has the same direction
 
 
 def found(queries_BD: jax.Array, keys_BD: jax.Array, weights_B: jax.Array) -> jax.Array:
@@ -133,7 +113,3 @@ def found(queries_BD: jax.Array, keys_BD: jax.Array, weights_B: jax.Array) -> ja
     # Its own score as this product has it may differ in the last digit; ties are not better.
     better_BS = (scores_BS > own_B[:, None] + 1e-6) & (counted_S[None, :] > 0)
     return (~jnp.any(better_BS, axis=1)).astype(jnp.float32) * weights_B
-
-
-def _unit(x_BD: jax.Array) -> jax.Array:
-    return x_BD / jnp.maximum(jnp.linalg.norm(x_BD, axis=-1, keepdims=True), 1e-6)

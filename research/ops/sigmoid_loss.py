@@ -21,9 +21,9 @@ def sigmoid_loss(
     scale: jax.Array | float,
     bias: jax.Array | float,
 ) -> jax.Array:
-    """The sum over all pairs (i, j) of -log sigmoid(z (scale x_i . y_j + bias)) in nats, z = 1 where
-    i = j and -1 elsewhere. A row of weight 0 is in no pair; the mean of the paper is this over the
-    number of rows that are.
+    """The sum over all pairs (i, j) of -log sigmoid(z (scale x_i . y_j + bias)) in nats, with z = 1
+    where i = j and -1 elsewhere. A row of weight 0 is in no pair; the mean of the paper is this
+    over the number of rows that are.
 
     Where the batch is split over devices, each keeps its pictures and the texts go round, so that
     no device has more than b x b pairs at a time, and they are computed again for the gradient
