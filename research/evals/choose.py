@@ -27,6 +27,7 @@ from research.evals.judge import Judge
 from research.evals.memorisation import Memorisation
 from research.evals.needle import Needle
 from research.evals.pairs import PairPerplexity
+from research.evals.pictures import Pictures
 from research.evals.pii import Pii
 from research.evals.queries import Queries
 from research.evals.ready import READY
@@ -49,6 +50,7 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "heldout": HeldOut,
     "perplexity": TextPerplexity,
     "pairs": PairPerplexity,
+    "pictures": Pictures,
     "rewards": Rewarded,
     "documents": Documents,
     "choices": Choices,

@@ -4,6 +4,7 @@ their evaluations count."""
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from research.evals import human_labels
+from research.evals import human_labels, text_classifier
 from research.evals.choose import make_evaluations
 from research.evals.contrast_pairs import PAIRS
 from research.evals.evaluation import RunData, add_up
@@ -26,7 +27,7 @@ from research.evals.word_list import WordList, read_word_list
 from research.models.model import forward
 from research.models.spec import initialize
 from research.ops.loss import cross_entropy
-from tests.evals.test_laws import MODEL, TOKENIZER, opened
+from tests.evals.test_laws import MODEL, MODELS, TOKENIZER, opened
 
 DECODER = RunData(kind="decoder")
 
@@ -131,6 +132,23 @@ def test_the_worst_of_several_continuations_counts():
     assert values["expected_maximum"] == 0.5 and values["toxic"] == 0.5
     assert values["per_1000"] == pytest.approx(3 / 20 * 1000) and values["nll"] == 2.0
     assert items[0].texts["written"] == "a f••• a•• a f•••" == mask("a fool and a fool")
+
+
+def test_a_classifier_scores_beside_the_list(monkeypatch):
+    model = MODELS["classification"]
+    loaded = SimpleNamespace(
+        model=model, params=opened("classification").params, tokenizer=TOKENIZER
+    )
+    monkeypatch.setattr(text_classifier, "load", lambda source: loaded)
+    classify = text_classifier.open_classifier("somewhere", "1")
+    of = Toxicity([], WordList({}), samples=2, classify=classify)
+    totals = of._item(Beginning("0", "You"), ["a", "b"], 2, 1.0).totals
+    assert totals["classified_maximum"][0] == max(classify(["a", "b"]))
+    with pytest.raises(ValueError, match="label='toxic' is no class of somewhere"):
+        text_classifier.open_classifier("somewhere", "toxic")
+    loaded.model = MODEL
+    with pytest.raises(ValueError, match="classifier=somewhere is no classifier of texts"):
+        text_classifier.open_classifier("somewhere", "1")
 
 
 def test_agreement_is_that_of_yes_and_no():

@@ -56,6 +56,8 @@ TOKENIZERS = (
     *LEGACY,
     TOKENIZER_RECORD,
 )
+# Models whose rotary positions have three sections (arXiv:2409.12191, section 2.1).
+_THREE_POSITIONS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v")
 # Numbers in a config.json of things of which each has at least one tensor.
 _COUNTS = (
     "num_hidden_layers",
@@ -205,6 +207,12 @@ def _refuse_pickles(folder: Path) -> None:
 def _family(folder: Path, values: Mapping[str, Any]) -> Family:
     kind = values.get("model_type")
     known = {name: family for family in FAMILIES.values() for name in family.model_types}
+    if kind in _THREE_POSITIONS:
+        raise ValueError(
+            f"{folder / 'config.json'} has model_type={kind!r}, whose tokens have positions in "
+            "time, height and width (M-RoPE); models whose positions are one number are supported, "
+            "such as smolvlm, llava and gemma3"
+        )
     if kind not in known:
         raise ValueError(
             f"{folder / 'config.json'} has model_type={kind!r}; there are {', '.join(known)}"

@@ -38,6 +38,9 @@ def serves(c: ModelConfig) -> bool:
 
 def write_config(c: ModelConfig) -> dict[str, Any]:
     """The fields of config.json."""
+    # Without its type: the two classes name it after themselves.
+    encoder = vision.write_encoder(c.image, "smolvlm_vision")
+    encoder.pop("model_type")
     return {
         "architectures": ["SmolVLMForConditionalGeneration"],
         "model_type": "smolvlm",
@@ -45,7 +48,7 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         "image_token_id": c.image.token,
         "tie_word_embeddings": c.tied,
         "text_config": llama.write_config(vision.text_of(c)),
-        "vision_config": vision.write_encoder(c.image, "smolvlm_vision"),
+        "vision_config": encoder,
     }
 
 
