@@ -11,32 +11,16 @@ standard library, without network. What is expected is from the papers and was n
 this file.
 """
 
-from research.experiment import PARENTS, base_config, parse_arg, small_config, tune
+from research.experiment import parse_arg, small_tuned_config
 from research.sweep import Sweep, choice, factor, product, seeds
-
-MODEL = "smollm2_135m"
 
 
 def get_config(arg: str = ""):
     """What the runs share. `:smoke` makes them short and the model tiny and random."""
-    if parse_arg(arg, smoke=False).smoke:
-        c = small_config(smoke=True)
+    smoke = parse_arg(arg, smoke=False).smoke
+    c = small_tuned_config(smoke)
+    if smoke:
         c.model.d_model, c.model.d_ff, c.model.head_size = 64, 128, 16  # blocks of 64 weights
-        tune(c, "lora")
-        return c
-    c = base_config()
-    c.model.preset, c.init = MODEL, PARENTS[MODEL]
-    c.objective.name = "chat"
-    c.data.source, c.data.tokenizer = "alpaca", ""
-    c.data.sequence_length, c.data.batch_size = 256, 4
-    c.train.steps = 60
-    c.train.eval_every = 20
-    c.train.sample_tokens = 0
-    c.checkpoint.every = 20
-    c.checkpoint.keep = 1
-    c.optimizer.schedule = "linear"
-    c.optimizer.weight_decay = 0.0
-    tune(c, "lora")
     return c
 
 

@@ -17,38 +17,16 @@ Split and seed: the first nine tenths of the stories and the rest; train.seed 0.
 Measured: nothing yet. A step takes some 20 s on two CPU cores.
 """
 
-from research.experiment import PARENTS, base_config, parse_arg, tune
+from research.experiment import PARENTS, application_config, parse_arg
 
 
 def get_config(arg: str = ""):
     """`[data=SOURCE][,init=CHECKPOINT][,smoke]`; `smoke` is 4 steps of short windows, without the
     encoder."""
     args = parse_arg(arg, data="narrativeqa", init=PARENTS["smollm2_135m"], smoke=False)
-    c = base_config()
-    c.init = args.init
-    c.objective.name = "chat"
-    c.data.source = args.data
-    c.data.tokenizer = ""  # the checkpoint's
-    c.data.sequence_length = 1024
-    c.data.batch_size = 8
-    c.train.steps = 200
-    c.train.log_every = 5
-    c.train.eval_every = 100
-    c.train.eval_batches = 10
-    c.train.sample_tokens = 0
-    c.checkpoint.every = 50
-    c.optimizer.schedule = "linear"
-    c.optimizer.weight_decay = 0.0
-    tune(c, "lora")
+    c = application_config(args.init, args.data, 1024, args.smoke)
     c.evals.grounded = {"data": "narrativeqa", "chat": True, "limit": 50}
     c.evals.closed = {**c.evals.grounded, "kind": "grounded", "embedder": ""}
-
     if args.smoke:
-        c.data.sequence_length = 64
-        c.data.batch_size = 4
-        c.precision.compute = "float32"
-        c.train.steps = 4
-        c.train.log_every = c.train.eval_every = c.checkpoint.every = 2
-        c.train.eval_batches = 1
         c.evals = {"closed": {**c.evals.closed, "limit": 2, "max_tokens": 4}}
     return c

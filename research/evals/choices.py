@@ -17,7 +17,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class ChoicesConfig:
-    """data       a file of records, or a row of `research.evals.records.PACKAGED`
+    """data       a file of records, or a row of `research.evals.packaged.PACKAGED`
     prompt     see `research.evals.asked.Asked`, as `chat` and `system`
     choices    what to choose from, () for the record's "choices", "options" or "endings"
     delimiter  what stands between the prompt and a choice

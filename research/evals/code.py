@@ -21,7 +21,7 @@ _STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")
 
 @dataclass(frozen=True)
 class CodeConfig:
-    """data         a file of records, or a row of `research.evals.records.PACKAGED`: "prompt" and
+    """data         a file of records, or a row of `research.evals.packaged.PACKAGED`: "prompt" and
                  "tests", or HumanEval's "prompt", "test" and "entry_point"
     samples      texts for a problem
     k            for which k pass@k is computed, each at most `samples`

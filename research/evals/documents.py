@@ -14,7 +14,7 @@ _NAMES = ("text", "content", "document", "passage")
 
 @dataclass(frozen=True)
 class DocumentsConfig:
-    """data    a file of records, or a row of `research.evals.records.PACKAGED`
+    """data    a file of records, or a row of `research.evals.packaged.PACKAGED`
     text    the column of the document, "" for the one there is of "text", "content", "document"
     window  tokens that the model sees at once, 0 for those that it was trained on
     limit   how many records are read, 0 for all

@@ -148,6 +148,11 @@ class Evaluation(Protocol):
         """(sum, count) by name, over all items."""
         return add_up(item.totals for item in self.items(opened))
 
+    def notes(self) -> Sequence[str]:
+        """Sentences that a reader needs before the numbers, such as a published objection to the
+        data, or how well a scorer agrees with people; none by default."""
+        return ()
+
     def values(self, totals: Totals) -> dict[str, float]:
         """The reported numbers by name: here the mean of each total without a slash in its name."""
         return {

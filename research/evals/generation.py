@@ -18,7 +18,7 @@ _REFERENCES = (
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """data         a file of records, or a row of `research.evals.records.PACKAGED`
+    """data         a file of records, or a row of `research.evals.packaged.PACKAGED`
     prompt       see `research.evals.asked.Asked`, as `chat` and `system`
     reference    the column of the reference, a text or a list of texts, "" for the one there is of
                  "answer", "reference", "target", "summary" and the like

@@ -80,6 +80,7 @@ def keep(
         **facts,
         "main": result.evaluation.main,
         "lower_is_better": result.evaluation.lower_is_better,
+        "notes": list(result.evaluation.notes()),
         "metrics": _json(result.estimates()) if numbers is None else numbers,
         "slices": slices,
     }

@@ -5,7 +5,8 @@ Config files need this package alone:
 
     from research.experiment import PARENTS, base_config, parse_arg, shrink_model, tune
 
-Ablations start from `small_config`.
+Ablations start from `small_config`, those of tuning from `small_tuned_config`, and applications
+that tune a chat model from `application_config`.
 """
 
 from research.experiment.config import base_config
@@ -13,5 +14,15 @@ from research.experiment.fields import parse_arg
 from research.experiment.methods import PARENTS, tune
 from research.experiment.small import small_config
 from research.experiment.smoke import shrink_model
+from research.experiment.tuned import application_config, small_tuned_config
 
-__all__ = ["PARENTS", "base_config", "parse_arg", "shrink_model", "small_config", "tune"]
+__all__ = [
+    "PARENTS",
+    "application_config",
+    "base_config",
+    "parse_arg",
+    "shrink_model",
+    "small_config",
+    "small_tuned_config",
+    "tune",
+]

@@ -74,6 +74,8 @@ def evaluate(evaluations: Mapping[str, Evaluation], opened: Opened) -> dict[str,
     results = {}
     for name, evaluation in evaluations.items():
         print(f"measuring {name} of {opened.source}", file=sys.stderr)
+        for note in evaluation.notes():  # before the numbers that they are about
+            print(f"{name}: {note}", file=sys.stderr)
         results[name] = measure(name, evaluation, opened)
     return results
 

@@ -56,6 +56,7 @@ def _evaluation(name: str, summary: Mapping[str, Any], items: Sequence[Mapping[s
     if main:
         facts.append(f"{main}: {'lower' if lower else 'higher'} is better")
     head = f"<h3>{escape(name)} <small>{escape(' · '.join(facts))}</small></h3>"
+    head += "".join(f"<p>{escape(str(note))}</p>" for note in summary.get("notes", ()))
     metrics = summary["metrics"]
     rows = [measured((metric,), one) for metric, one in metrics.items()]
     # Shares have one scale; other numbers have none that they share.
