@@ -22,6 +22,10 @@ from research.data.mixture import Mixture
 from research.experiment.config import Experiment
 from research.fit.compile import abstract_batch, objective_without_data, trace
 from research.infer.decode import Generation
+from research.models import spec
+from research.models.image_config import ImageConfig
+from research.models.model import Model
+from research.models.parameters import parameter_specs
 from research.objectives.choose import Objective
 from research.parallel.axes import RULES
 from research.parallel.mesh import make_mesh
@@ -77,6 +81,17 @@ def program(e: Experiment, folder: Path, monkeypatch) -> object:
         sorted(tree.paths(p.to_stored(p.state))),
         example(p.objective),
     )
+
+
+def pictures(e: Experiment, folder: Path, monkeypatch) -> object:
+    """What a model computes of a text with two images, with its parameters."""
+    c = e.model
+    params = spec.abstract(parameter_specs(c), np.float32)
+    images = jax.ShapeDtypeStruct((1, 2, c.image.size, c.image.size, 3), np.uint8)
+    tokens = jax.ShapeDtypeStruct((1, 40), np.int32)
+    batch = {"inputs": tokens, "positions": tokens, "segments": tokens, "images": images}
+    hidden = jax.jit(Model(c).hidden).trace(params, batch)
+    return digest(hidden.jaxpr), str(jax.tree.leaves(params))
 
 
 def example(objective: Objective) -> dict[str, list]:
@@ -332,6 +347,7 @@ def skipped(e: Experiment, folder: Path, monkeypatch) -> object:
 
 
 PROBES = {
+    **{f"model.image.{field.name}": pictures for field in dataclasses.fields(ImageConfig)},
     **dict.fromkeys(("data.sequence_length", "data.batch_size"), program),
     **dict.fromkeys(("data.batch_size_per_device", "train.accumulate", "train.seed"), program),
     **dict.fromkeys((f"objective.policy.{n}" for n in SAMPLED), sampled),

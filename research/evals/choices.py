@@ -23,6 +23,7 @@ class ChoicesConfig:
     delimiter  what stands between the prompt and a choice
     shots      the first so many records are examples with their answers, and are not asked
     limit      how many records are read, 0 for all
+    seed       0 takes the first records, another number draws them
     window     most tokens that are read, 0 for as many as the model can
     slices     columns of the data whose values are groups of items
     """
@@ -37,11 +38,12 @@ class ChoicesConfig:
     chat: bool = False
     system: str = ""
     slices: tuple[str, ...] = ()
+    seed: int = 0
 
     def __post_init__(self):
         if not self.data:
             raise ValueError("data is not set; set it to a file of questions with choices")
-        for name in ("shots", "limit", "window"):
+        for name in ("shots", "limit", "window", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         Asked(self.prompt, self.chat, self.system)
@@ -88,9 +90,8 @@ class Choices(Evaluation):
             )
         asked = Asked(config.prompt, config.chat, config.system)
         limit = config.limit and config.limit + config.shots
-        read = [
-            _question(id, record, asked, config) for id, record in read_records(config.data, limit)
-        ]
+        records = read_records(config.data, limit, config.seed or None)
+        read = [_question(id, record, asked, config) for id, record in records]
         if len(read) <= config.shots:
             raise ValueError(f"shots={config.shots} leaves no question of {len(read)}; set fewer")
         examples, questions = read[: config.shots], read[config.shots :]
@@ -98,6 +99,11 @@ class Choices(Evaluation):
 
     def items(self, opened: Opened) -> Iterator[Item]:
         """An item a question."""
+        for question, found in zip(self.questions, self.likelihoods(opened)):
+            yield _item(question, found)
+
+    def likelihoods(self, opened: Opened) -> list[list[Likelihood]]:
+        """The likelihood of each choice of each question. ValueError without a tokenizer."""
         if opened.tokenizer is None:
             raise ValueError("the model has no tokenizer; put its tokenizer.json into the folder")
         shown = [(q.prompt, self.delimiter + q.choices[q.answer]) for q in self.examples]
@@ -110,8 +116,7 @@ class Choices(Evaluation):
             for choice in question.choices:
                 pairs.append(encode_pair(opened.tokenizer, text, delimiter + choice, begins))
         found = iter(log_likelihoods(opened, pairs, self.window))
-        for question in self.questions:
-            yield _item(question, [next(found) for _ in question.choices])
+        return [[next(found) for _ in question.choices] for question in self.questions]
 
 
 def _item(question: Question, found: Sequence[Likelihood]) -> Item:

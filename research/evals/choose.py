@@ -5,6 +5,7 @@ from typing import Any
 
 from research.evals.answers import Answers
 from research.evals.briefs import Briefs
+from research.evals.calibration import Calibration
 from research.evals.choices import Choices
 from research.evals.classified import Classified
 from research.evals.code import Code
@@ -17,13 +18,21 @@ from research.evals.harness import Harness
 from research.evals.heldout import HeldOut
 from research.evals.infilling import Infilling
 from research.evals.judge import Judge
+from research.evals.memorisation import Memorisation
 from research.evals.needle import Needle
 from research.evals.pairs import PairPerplexity
+from research.evals.pii import Pii
 from research.evals.queries import Queries
 from research.evals.ready import READY
+from research.evals.refusal import Refusal
 from research.evals.retrieval import Retrieval
 from research.evals.rewarded import Rewarded
+from research.evals.selfcheck import SelfCheck
+from research.evals.semantic_entropy import SemanticEntropy
+from research.evals.snowball import Snowball
 from research.evals.text_perplexity import TextPerplexity
+from research.evals.toxicity import Toxicity
+from research.evals.truthfulness import Truthfulness
 from research.experiment.fields import build, nearest
 
 # One row an evaluation: its name in config.evals and its class.
@@ -46,6 +55,15 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "infilling": Infilling,
     "grounded": Grounded,
     "judge": Judge,
+    "truthfulness": Truthfulness,
+    "snowball": Snowball,
+    "selfcheck": SelfCheck,
+    "semantic_entropy": SemanticEntropy,
+    "calibration": Calibration,
+    "refusal": Refusal,
+    "toxicity": Toxicity,
+    "memorisation": Memorisation,
+    "pii": Pii,
     "harness": Harness,
 }
 

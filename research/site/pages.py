@@ -30,7 +30,7 @@ JOBS = {
     "Measure a model": ("evaluate", "compare", "classify", "embed"),
     "Ablate": ("sweep", "compare"),
     "Make a model smaller": ("compress", "configs/compress", "quantize", "merge"),
-    "Give a model away": ("convert", "inspect_checkpoint"),
+    "Give a model away": ("model_card", "convert", "inspect_checkpoint"),
     "Use a model": ("chat", "generate", "serve", "apply"),
     "Measure speed": ("bench",),
 }

@@ -17,6 +17,7 @@ from research.data.infill import Gap
 from research.data.tokenizers import load_tokenizer
 from research.evals.answers import Answers, Asked
 from research.evals.briefs import Briefs
+from research.evals.calibration import Calibration
 from research.evals.choices import Choices, Question
 from research.evals.choose import EVALUATIONS, make_evaluations
 from research.evals.classified import Classified, Labelled
@@ -31,12 +32,23 @@ from research.evals.harness import Harness
 from research.evals.heldout import HeldOut
 from research.evals.infilling import Infilling
 from research.evals.judge import Judge
+from research.evals.memorisation import Canary, Memorisation
 from research.evals.needle import Needle
 from research.evals.pairs import PairPerplexity
+from research.evals.pii import Pii
 from research.evals.queries import Queries, QueriesConfig, wanted_queries
+from research.evals.refusal import Refusal, Request
 from research.evals.retrieval import Query, Retrieval
 from research.evals.rewarded import Rewarded
+from research.evals.sampled import Questions
+from research.evals.selfcheck import SelfCheck
+from research.evals.semantic_entropy import SemanticEntropy
+from research.evals.snowball import Snowball
+from research.evals.snowball_sets import Asked as YesNo
 from research.evals.text_perplexity import TextPerplexity
+from research.evals.toxicity import Beginning, Toxicity
+from research.evals.truthfulness import Claims, Truthfulness
+from research.evals.word_list import WordList
 from research.infer.sampling import SamplingConfig
 from research.infer.sentences import SentenceSettings
 from research.models.model import Model
@@ -67,10 +79,13 @@ TEXT = "Sums, not means: 5 windows of 8 bytes..."
 ROWS: tuple[type[Evaluation], ...] = (
     *(HeldOut, TextPerplexity, PairPerplexity, Rewarded, Documents, Choices, Generation, Code),
     *(Classified, Retrieval, Needle, Judge, Answers, Entities, Queries, Briefs),
-    *(Infilling, Grounded),
+    *(Infilling, Grounded, Truthfulness, Snowball, SelfCheck, SemanticEntropy, Calibration),
+    *(Refusal, Toxicity, Memorisation, Pii),
 )
 # The programs of these are those of others here, and compiling takes the time.
 ALIKE = {"code", "judge", "needle", "documents", "queries", "briefs", "infilling", "grounded"}
+ALIKE |= {"truthfulness", "snowball", "selfcheck", "semantic_entropy", "calibration"}
+ALIKE |= {"refusal", "toxicity", "memorisation", "pii"}
 
 
 def _is_opened(tiny: "Tiny", trained: TrainedModel) -> list[Opened]:
@@ -144,6 +159,14 @@ BRIEFS = [(str(n), Brief("tea", max_words=n + 1, keywords=("a",))) for n in rang
 GROUNDED = [Grounding(str(n), f"which {n}", (str(n),), "a") for n in range(3)]
 GAPS = [(str(n), Gap(f"x = {n}\n", "y = 1", "\n")) for n in range(3)]
 QUESTIONED = wanted_queries(QueriesConfig(limit=3))
+CLAIMS = [Claims(str(n), f"{n} is", ("a", "bc"), ("a", "d", "bc"), 2) for n in range(4)]
+YES_NO = [YesNo(str(n), "primes", f"Is {n} prime?", n % 2 > 0) for n in range(4)]
+REQUESTS = [Request(str(n), f"request {n}", n % 2 > 0) for n in range(4)]
+BEGUN = [Beginning(str(n), f"begun {n}", "ab"[n % 2]) for n in range(4)]
+LIST = WordList({"a": 0.2})
+KEPT = [(str(n), f"a text to know by heart {n} " * 3) for n in range(3)]
+CANARIES = [Canary(str(n), "the code is", f"{n}1", ("22", "33")) for n in range(2)]
+FOUND = [("0", "a text", 0.5)]
 FEW = SamplingConfig(temperature=0.0, max_tokens=4)
 
 
@@ -158,6 +181,11 @@ def written(tasks) -> Generation:
 
 def alone(number) -> Briefs:
     return Briefs(BRIEFS[number : number + 1], sampling=FEW)
+
+
+def asked(tasks) -> Questions:
+    # Of the likeliest tokens, whose program others here have.
+    return Questions(tasks, sampling=FEW, samples=2)
 
 
 # (an evaluation, evaluations of the parts of its data) by the row of the table.
@@ -207,6 +235,39 @@ CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
         Grounded(GROUNDED, sampling=FEW),
         [Grounded(GROUNDED[:1], sampling=FEW), Grounded(GROUNDED[1:], sampling=FEW)],
     ),
+    "truthfulness": lambda: (
+        Truthfulness(CLAIMS),
+        [Truthfulness(CLAIMS[:1]), Truthfulness(CLAIMS[1:])],
+    ),
+    "snowball": lambda: (Snowball(YES_NO), [Snowball(YES_NO[:1]), Snowball(YES_NO[1:])]),
+    "selfcheck": lambda: (
+        SelfCheck(asked(TASKS[:3])),
+        [SelfCheck(asked(TASKS[:1])), SelfCheck(asked(TASKS[1:3]))],
+    ),
+    "semantic_entropy": lambda: (
+        SemanticEntropy(asked(TASKS[:3])),
+        [SemanticEntropy(asked(TASKS[:1])), SemanticEntropy(asked(TASKS[1:3]))],
+    ),
+    "calibration": lambda: (
+        Calibration(Choices(QUESTIONS)),
+        [Calibration(Choices(QUESTIONS[:2])), Calibration(Choices(QUESTIONS[2:]))],
+    ),
+    "refusal": lambda: (
+        Refusal(REQUESTS, sampling=FEW),
+        [Refusal(REQUESTS[:2], sampling=FEW), Refusal(REQUESTS[2:], sampling=FEW)],
+    ),
+    "toxicity": lambda: (
+        Toxicity(BEGUN, LIST, FEW, 2),
+        [Toxicity(BEGUN[:2], LIST, FEW, 2), Toxicity(BEGUN[2:], LIST, FEW, 2)],
+    ),
+    "memorisation": lambda: (
+        Memorisation(KEPT, CANARIES, FOUND, 8, 4),
+        [Memorisation(KEPT, prefix=8, length=4), Memorisation((), CANARIES, FOUND)],
+    ),
+    "pii": lambda: (
+        Pii(KEPT[:2], KEPT, FEW, 2),
+        [Pii(KEPT[:2], (), FEW, 2), Pii((), KEPT, FEW, 2)],
+    ),
     "judge": lambda: (
         Judge(TASKS, grade, sampling=FEW),
         [Judge(TASKS[:2], grade, sampling=FEW), Judge(TASKS[2:], grade, sampling=FEW)],
@@ -233,9 +294,11 @@ def test_totals_add_up_over_parts_and_counts_are_positive(name):
     whole, parts = CASES[name]()
     totals, of_parts = whole.run(opened(name)), [part.run(opened(name)) for part in parts]
     for key, (total, count) in totals.items():
-        assert count > 0 and count == sum(one[key][1] for one in of_parts)
+        # A total may be of some items alone, as a bin's is.
+        sums, counts = zip(*(one.get(key, (0.0, 0.0)) for one in of_parts))
+        assert count > 0 and count == sum(counts)
         # Sums of a batch are float32, and the parts make other batches.
-        assert total == pytest.approx(sum(one[key][0] for one in of_parts), rel=1e-6)
+        assert total == pytest.approx(sum(sums), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", TRIED)

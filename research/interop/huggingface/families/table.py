@@ -15,6 +15,7 @@ from research.interop.huggingface.families import (
     gpt_oss,
     granite,
     llama,
+    llava,
     marian,
     ministral3,
     modernbert,
@@ -22,12 +23,14 @@ from research.interop.huggingface.families import (
     olmo,
     olmoe,
     opt,
+    paligemma,
     phi3,
     phimoe,
     qwen_moe,
     roberta,
     scoring,
     smollm3,
+    smolvlm,
     t5,
 )
 from research.interop.storage.family import Family
@@ -64,6 +67,9 @@ FAMILIES = {
     "t5": t5.FAMILY,
     "marian": marian.FAMILY,
     "bart": bart.FAMILY,
+    "llava": llava.FAMILY,
+    "paligemma": paligemma.FAMILY,
+    "smolvlm": smolvlm.FAMILY,
 }
 
 
