@@ -243,7 +243,7 @@ class Model:
         key: jax.Array | None,
     ) -> tuple[jax.Array, KVCache | None, LayerLosses]:
         """`run` for the stack `p_stack`, the decoder's or the encoder's, with its final norm."""
-        c, segments_BT = self.config, batch.get("segments")
+        c, segments_BT, blocks_BT = self.config, batch.get("segments"), batch.get("blocks")
         virtual = adapters.virtual_tokens(p_stack)
         positions_BT = batch["positions"] + virtual if virtual else batch["positions"]
         # `_embed` splits the same key and takes the first half.
@@ -265,8 +265,7 @@ class Model:
         seen = dict(causal=causal, packed=cache is None, documents=self.execution.documents)
         beside = dict(bias=bias, memory=memory, key=layer_key)
         lengths_B = None if cache is None else row_lengths(batch, cache.key_positions())
-        tokens = {"positions_BT": positions_BT, "segments_BT": segments_BT}
-        tokens["blocks_BT"] = batch.get("blocks")
+        tokens = dict(positions_BT=positions_BT, segments_BT=segments_BT, blocks_BT=blocks_BT)
         context = make_context(c, **tokens, **seen, **beside, lengths_B=lengths_B)
         if c.dense_layers:
             x_BTD, cache = self._run_dense(p_stack, x_BTD, context, cache)
