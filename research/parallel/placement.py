@@ -6,7 +6,7 @@ everything here returns its argument unchanged.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -127,6 +127,24 @@ def merge_axes(x: jax.Array, axis: int) -> jax.Array:
     return jnp.reshape(
         x, shape, out_sharding=PartitionSpec(*entries[: axis + 1], *entries[axis + 2 :])
     )
+
+
+def by_part(function: Callable, shared: Any, *stacks: Any) -> Any:
+    """`function(shared, *stacks)` of arrays that all devices have alike and of trees of stacked
+    arrays, applied on each device to the part of the stacks that it has; to all of them where no
+    mesh axis splits their first axis. Its results are stacked as the arrays are. A loop over a
+    stack cannot go through other devices' parts."""
+    names = () if unsharded() else mesh_axes(spec_entries(jax.tree.leaves(stacks)[0])[0])
+    if not names:
+        return function(shared, *stacks)
+    part = PartitionSpec(as_entry(names))
+    return jax.shard_map(
+        function,
+        in_specs=(PartitionSpec(), *[part] * len(stacks)),
+        out_specs=part,
+        axis_names=set(names),
+        check_vma=False,
+    )(shared, *stacks)
 
 
 def cut_rows(x: jax.Array, count: int) -> jax.Array:
