@@ -73,6 +73,8 @@ SPIKES = {"skip.sigmas": 6.0}
 TWO = {"mesh": "fsdp:2"}
 IMAGE = {f"model.image.{name}": n for name, n in {"layers": 2, "size": 8, "patch": 2}.items()}
 IMAGE |= {"model.image.d_model": 8, "model.image.heads": 2, "model.image.d_ff": 12}
+MEDIA = {**IMAGE, "objective.name": "media_chat"}
+CONTRAST = {**IMAGE, "objective.name": "contrastive"}
 SHUFFLE = {**IMAGE, "model.image.projector": "shuffle"}
 
 CASES: dict[str, tuple[dict[str, Any], Any]] = {
@@ -270,10 +272,10 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
 }
 _RUNS = {
     **{"causal_lm": {}, "chat": CHAT, "masked_lm": MASKED, "classification": CLASSES},
-    **{"token_classification": TAGS},
+    **{"token_classification": TAGS, "media_chat": MEDIA},
     **{"span_corruption": SPANS, "translation": PAIRS},
 }
-_DECODERS = ("causal_lm", "chat")
+_DECODERS = ("causal_lm", "chat", "media_chat")
 for _name in _RUNS:
     CASES[f"objective.{_name}.label_smoothing"] = (_RUNS[_name], 0.1)
     if not _name.endswith("classification"):
@@ -281,6 +283,10 @@ for _name in _RUNS:
     CASES[f"objective.{_name}.name"] = (_RUNS[_name], "chat" if _name != "chat" else "causal_lm")
 CASES |= {
     "objective.chat.loss_on": (CHAT, "all"),
+    "objective.media_chat.loss_on": (MEDIA, "all"),
+    "objective.contrastive.name": (CONTRAST, "causal_lm"),
+    "objective.contrastive.scale": (CONTRAST, 20.0),
+    "objective.contrastive.offset": (CONTRAST, 1.0),
     "objective.distillation.name": (DISTIL, "causal_lm"),
     "objective.distillation.teacher": (DISTIL, "nowhere"),  # refused: no checkpoint
     "objective.distillation.divergence": (DISTIL, 0.5),

@@ -103,6 +103,7 @@ def example(objective: Objective) -> dict[str, list]:
     ones = ("liked", "reference", "labels", "labelled")
     window |= {name: np.ones(64, np.int32) for name in ones}
     window["token_types"] = np.zeros(64, np.int32)
+    window |= {"images": np.zeros((1, 2, 2, 3), np.uint8), "whole": np.ones(1, np.int32)}
     for side in ("", "inputs_", "targets_"):
         window[f"{side}segments"] = np.ones(64, np.int32)
         window[f"{side}positions"] = np.arange(64, dtype=np.int32)

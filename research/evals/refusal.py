@@ -1,6 +1,7 @@
 """Refusal from both sides: of what should be refused, and of safe requests in much the same
 words."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from research.evals.records import Record, read_records, text_of
 from research.evals.refusal_matcher import off_topic, refuses
 from research.infer.sampling import SamplingConfig
 
+_log = logging.getLogger(__name__)
+
 CONTRASTS = "contrasts"
 
 
@@ -22,7 +25,8 @@ class RefusalConfig:
                 begin with "contrast" are unsafe; "do_not_answer", whose 939 are all unsafe; by
                 default 40 pairs of our own
     prompt      a template with {prompt} for a model that is no chat model
-    chat        whether a request is a message of a user, in the model's chat template
+    chat        whether a request is a message of a user, in the model's chat template; None where
+                it has one, and a model without one is said to be asked by `prompt`
     system      the chat's system message, "" for none
     max_tokens  most tokens of an answer
     limit       how many requests are read, 0 for all
@@ -33,7 +37,7 @@ class RefusalConfig:
 
     data: str = CONTRASTS
     prompt: str = "Question: {prompt}\nAnswer:"
-    chat: bool = False
+    chat: bool | None = None
     system: str = ""
     max_tokens: int = 48
     limit: int = 0
@@ -41,11 +45,11 @@ class RefusalConfig:
     show: bool = False
 
     def __post_init__(self):
-        Asked("", self.chat, self.system)
+        Asked("", self.chat is not False, self.system)
         SamplingConfig(temperature=0.0, max_tokens=self.max_tokens)
         if self.limit < 0 or self.seed < 0:
             raise ValueError(f"limit={self.limit} and seed={self.seed} must not be negative")
-        if not self.chat and "{prompt}" not in self.prompt:
+        if "{prompt}" not in self.prompt:
             raise ValueError(f"prompt={self.prompt!r} has no {{prompt}}")
 
 
@@ -74,7 +78,8 @@ class Refusal(Evaluation):
 
     requests: Sequence[Request]
     prompt: str = RefusalConfig.prompt
-    asked: Asked = Asked()
+    chat: bool | None = None
+    system: str = ""
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=48)
     show: bool = False
 
@@ -87,9 +92,8 @@ class Refusal(Evaluation):
         if data.model_kind != "decoder":
             raise ValueError(f"the model is of kind {data.model_kind}; only a decoder answers")
         sampling = SamplingConfig(temperature=0.0, max_tokens=config.max_tokens)
-        asked = Asked("", config.chat, config.system)
-        prompt = "{prompt}" if config.chat else config.prompt
-        return cls(read_requests(config), prompt, asked, sampling, config.show)
+        requests, show = read_requests(config), config.show
+        return cls(requests, config.prompt, config.chat, config.system, sampling, show)
 
     def notes(self) -> Sequence[str]:
         """How the matcher agrees with people."""
@@ -110,9 +114,17 @@ class Refusal(Evaluation):
         )
 
     def items(self, opened: Opened) -> Iterator[Item]:
-        """An item a request."""
-        prompts = [self.prompt.replace("{prompt}", one.text) for one in self.requests]
-        texts = write(opened, self.asked, prompts, self.sampling)
+        """An item a request. ValueError with `chat` for a model without a template."""
+        chat = self.chat
+        if chat is None:
+            chat = opened.tokenizer is not None and opened.tokenizer.chat_template is not None
+            if not chat:
+                _log.warning(f"the model has no chat template: it is asked {self.prompt!r}")
+        # What a chat's template writes around a request is no part of the request.
+        prompt = "{prompt}" if chat else self.prompt
+        prompts = [prompt.replace("{prompt}", one.text) for one in self.requests]
+        asked = Asked("", chat, self.system if chat else "")
+        texts = write(opened, asked, prompts, self.sampling)
         for request, text in zip(self.requests, texts):
             yield self._item(request, text.text.strip(), len(text.token_ids))
 

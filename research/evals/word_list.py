@@ -37,12 +37,14 @@ class WordList:
 
 
 def read_word_list(source: str) -> WordList:
-    """The list of a file or of "profanity": "text" and "severity", or "severity_rating" of 1 to 3,
-    1 where there is none. ValueError for a severity that is no number in range."""
+    """The list of a file or of "profanity": "text", "word" or HurtLex's "lemma", and "severity", or
+    "severity_rating" of 1 to 3, 1 where there is none. ValueError for a severity that is no number
+    in range."""
     severity = {}
     for id, record in read_records(source):
         where = f"record {id} of {source}"
-        word = str(record.get("text") or record.get("word") or "").lower().strip()
+        named = (record.get(name) for name in ("text", "word", "lemma"))
+        word = str(next(filter(None, named), "")).lower().strip()
         given = record.get("severity", record.get("severity_rating", 1))
         top = 1 if "severity" in record or "severity_rating" not in record else 3
         try:

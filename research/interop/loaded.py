@@ -27,6 +27,7 @@ from research.interop.storage.generation import decoder_ids, end_ids
 from research.interop.token_ids import checked_ids
 from research.models.config import ModelConfig
 from research.models.model import Model
+from research.models.pairs import check_pairs, pair_scores
 from research.models.soft import with_images
 
 
@@ -175,6 +176,14 @@ class Loaded:
             raise ValueError("the model has no labels; use logits() or hidden()")
         return self._run(_scores, self._batch(tokens_BT, mask, token_types, None))
 
+    def pair_scores(self, tokens_BT, images, mask=None) -> jax.Array:
+        """How well each image fits each text, float32 [images, B], of a model that has a vector of
+        both, as CLIP and SigLIP have; `images` are [images, size, size, 3] as for `logits`.
+        ValueError for other models."""
+        check_pairs(self.config, np.shape(images))
+        batch = self._batch(tokens_BT, mask, None, None)
+        return self._run(_pair_scores, {**batch, "images": np.asarray(images)})
+
     def _texts(self) -> Tokenizer:
         """The tokenizer. ValueError without one."""
         if self.tokenizer is None:
@@ -253,6 +262,11 @@ def _scores(params, batch, *, model):
     hidden_BTD = model.hidden(params, batch)[0]
     scores_BTV = model.class_logits(params, hidden_BTD, segments_BT=batch.get("segments"))
     return scores_BTV[:, 0] if model.config.labels_over == "text" else scores_BTV
+
+
+@partial(jax.jit, static_argnames="model")
+def _pair_scores(params, batch, *, model):
+    return pair_scores(model, params, batch)
 
 
 def _depth(tokens) -> int:

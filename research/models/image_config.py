@@ -40,8 +40,11 @@ FORMS: dict[str, Form] = {
     "dinov2": Form(True, True, False, "gelu", 1e-6, True, *_IMAGENET),
 }
 
-PROJECTORS = ("linear", "mlp", "shuffle", "pool")
+PROJECTORS = ("linear", "mlp", "shuffle", "pool", "class", "attend")
+# Those that make one vector of an image, to be compared with that of a text.
+POOLERS = ("class", "attend")
 ATTENTIONS = ("causal", "block", "prefix")
+_IN_TEXTS = ("read_before", "frames", "token", "attention")
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,32 @@ class ImageConfig:
                 f"model.image.merge={self.merge} is for the projectors shuffle and pool; set "
                 "model.image.projector, or leave it at 1"
             )
+        self._check_pooler()
         if self.read_before >= self.layers:
             raise ValueError(
                 f"model.image.read_before={self.read_before} leaves none of "
                 f"model.image.layers={self.layers}"
             )
+
+    def _check_pooler(self) -> None:
+        if self.projector == "class" and not self.features.class_token:
+            raise ValueError(
+                f"model.image.projector='class' reads a class token, which model.image.form="
+                f"{self.form!r} has not; set another of the two"
+            )
+        if not self.pools:
+            return
+        for one in fields(self):
+            if one.name in _IN_TEXTS and getattr(self, one.name) != one.default:
+                raise ValueError(
+                    f"model.image.{one.name} is for soft tokens, and model.image.projector="
+                    f"{self.projector!r} makes a vector of an image; leave it at {one.default}"
+                )
+
+    @property
+    def pools(self) -> bool:
+        """True where an image is one vector beside texts, not tokens within them."""
+        return self.projector in POOLERS
 
     @property
     def features(self) -> Form:
@@ -126,4 +150,4 @@ class ImageConfig:
     @property
     def tokens(self) -> int:
         """Soft tokens of an image, or of `frames` of them."""
-        return (self.grid // self.merge) ** 2
+        return 1 if self.pools else (self.grid // self.merge) ** 2

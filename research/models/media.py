@@ -43,9 +43,11 @@ def image_tokens(
     # Images are rows to their encoder, whatever texts they stand in.
     images_IhwC = merge_axes(gather_axis(images_BMhwC, axis=1), 0)
     states_IPD = vit.encode(p_image, images_IhwC, c.image, execution, dtype)
-    if c.image.features.class_token:
-        states_IPD = states_IPD[:, 1:]
-    soft_IPD = projector.project(p_image["projector"], states_IPD, c.image)
+    if c.image.pools:
+        soft_IPD = projector.pool(p_image["projector"], states_IPD, c.image)
+    else:
+        patches_IPD = states_IPD[:, int(c.image.features.class_token) :]
+        soft_IPD = projector.project(p_image["projector"], patches_IPD, c.image)
     soft_BMPD = split_axis(soft_IPD, 0, len(images_BMhwC))
     if c.image.frames > 1:
         frames_BMfPD = split_axis(soft_BMPD, 1, soft_BMPD.shape[1] // c.image.frames)

@@ -35,7 +35,9 @@ def parameter_specs(c: ModelConfig) -> Tree:
         if not c.norm_after:
             stack["final_norm"] = layers.norm_specs(c)
     if c.image.layers:
-        projected = projector.projector_specs(c.image, c.d_model)
+        # Of vectors beside texts the width is what texts are projected to.
+        width = c.labels if c.image.pools and c.labels else c.d_model
+        projected = projector.projector_specs(c.image, width)
         specs["image"] = {**vit.vit_specs(c.image), "projector": projected}
     specs |= heads.class_specs(c, start)
     head = heads.head_specs(c, start)

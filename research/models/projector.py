@@ -5,19 +5,34 @@
     shuffle  the states of merge x merge patches side by side, then a layer (Idefics 3,
              arXiv:2408.12637)
     pool     their mean, an RMS norm, then a layer (Gemma 3, arXiv:2503.19786)
+    class    one vector: the class token's state and a layer (CLIP, arXiv:2103.00020)
+    attend   one vector: what a learned query sees, and a feed-forward layer beside it (SigLIP,
+             arXiv:2303.15343)
 
 Letters: I images, P patches, E width of what is projected, D width of the decoder, g patches of a
 side over `merge`, m `merge`.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
+from research.models import layers
 from research.models.image_config import ImageConfig
+from research.models.initial import initial
 from research.models.spec import Spec, constant, normal, zeros
+from research.models.vit import tower
+from research.ops.attention import Visibility
 from research.ops.einsum import add_bias, einsum
 from research.ops.norm import rms_norm
-from research.parallel.placement import merge_axes, split_axis
+from research.parallel.placement import (
+    gather,
+    merge_axes,
+    partition_spec,
+    reshard_to,
+    split_axis,
+)
 from research.scopes import scope
 from research.tree import Tree
 
@@ -32,6 +47,8 @@ def projector_specs(c: ImageConfig, d_model: int) -> Tree:
     def _matrix(inputs: int) -> Spec:
         return Spec((inputs, d_model), ("position", "embed"), normal(inputs**-0.5))
 
+    if c.pools:
+        return _pooler_specs(c, d_model)
     bias = Spec((d_model,), ("vector",), zeros)
     if c.projector == "mlp":
         specs = {"up": _matrix(width), "up_bias": bias}
@@ -42,6 +59,41 @@ def projector_specs(c: ImageConfig, d_model: int) -> Tree:
     if c.projector == "pool":
         specs["norm"] = {"scale": Spec((width,), ("vector",), constant(1 - _OFFSET))}
     return specs
+
+
+def _pooler_specs(c: ImageConfig, d_model: int) -> Tree:
+    # Scores of pairs are cos * exp(logit_scale) + logit_bias, from the papers' first values.
+    specs: Tree = {"logit_scale": Spec((1,), ("vector",), constant(math.log(10.0)))}
+    if c.projector == "class":
+        kernel = Spec((c.d_model, d_model), ("position", "embed"), normal(c.d_model**-0.5))
+        return specs | {"kernel": kernel}
+    of = tower(c)
+    start = initial(of)
+    return specs | {
+        "logit_bias": Spec((1,), ("vector",), constant(-10.0)),
+        "probe": Spec((1, c.d_model), ("position", "embed"), normal(1.0)),
+        "attention": layers.attention_specs(of, start),
+        "mlp_norm": layers.norm_specs(of),
+        "mlp": layers.mlp_specs(of, start),
+    }
+
+
+@scope("encoder")
+def pool(p: Tree, states_IPD: jax.Array, c: ImageConfig) -> jax.Array:
+    """One vector for each image, [I, 1, D], of the states behind the last norm, the class token's
+    among them where the form has one."""
+    if c.projector == "class":
+        return einsum("IPE,ED->IPD", states_IPD[:, :1], p["kernel"])
+    of, (I, P, _) = tower(c), states_IPD.shape
+    probe_11D = gather(p["probe"]).astype(states_IPD.dtype)[None]
+    probe_I1D = reshard_to(
+        jnp.broadcast_to(probe_11D, (I, 1, c.d_model)), partition_spec(states_IPD)
+    )
+    keys_values = layers.keys_values(p["attention"], states_IPD, of, None)
+    q_I1, k_IP = jnp.zeros((I, 1), jnp.int32), jnp.zeros((I, P), jnp.int32)
+    seen = Visibility(q_I1, k_IP, q_I1, k_IP, causal=False)
+    x_I1D = layers.cross_attention(p["attention"], probe_I1D, of, keys_values, seen)
+    return x_I1D + layers.mlp(p["mlp"], layers.norm(p["mlp_norm"], x_I1D, of), of)
 
 
 @scope("encoder")

@@ -164,3 +164,11 @@ def with_images(
     if c.image.attention == "prefix":
         fields["blocks"] = np.ones_like(batch["inputs"])
     return fields
+
+
+def on_words(c: ModelConfig, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+    """A batch with images whose targets are words alone: the place of a soft token is nothing that
+    a model could predict, so its weight is 0. A batch without images as it is."""
+    if "images" not in batch:
+        return batch
+    return {**batch, "weights": batch["weights"] * (batch["targets"] != c.image.token)}

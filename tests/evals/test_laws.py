@@ -35,6 +35,7 @@ from research.evals.judge import Judge
 from research.evals.memorisation import Canary, Memorisation
 from research.evals.needle import Needle
 from research.evals.pairs import PairPerplexity
+from research.evals.pictures import Pictures, PicturesConfig
 from research.evals.pii import Pii
 from research.evals.queries import Queries, QueriesConfig, wanted_queries
 from research.evals.refusal import Refusal, Request
@@ -51,12 +52,15 @@ from research.evals.truthfulness import Claims, Truthfulness
 from research.evals.word_list import WordList
 from research.infer.sampling import SamplingConfig
 from research.infer.sentences import SentenceSettings
+from research.models.image_config import ImageConfig
 from research.models.model import Model
 from research.models.spec import initialize
 from research.objectives.causal_lm import CausalLM
+from research.objectives.contrastive import Contrastive
 from research.objectives.span_corruption import SpanCorruption
 from research.parallel.mesh import make_mesh
 from research.run.appraisal import TrainedModel
+from tests.evals.bias_cases import BIAS_CASES, BIAS_ROWS
 from tests.families import FAMILIES
 
 TOKENIZER = load_tokenizer("bytes")
@@ -70,6 +74,9 @@ MODELS = {
     "entities": Model(replace(ENCODER, labels=2, labels_over="tokens", pooler=False)),
     "retrieval": Model(ENCODER),
     "needle": Model(replace(MODEL.config, max_length=256)),
+    "pictures": Model(
+        replace(MODEL.config, image=ImageConfig(layers=1, size=4, patch=2, d_model=8, heads=2))
+    ),
 }
 PAIRS = [(f"{n} cats" * n, "chat " * n) for n in range(1, 22)]
 LENGTH = 8
@@ -80,12 +87,13 @@ ROWS: tuple[type[Evaluation], ...] = (
     *(HeldOut, TextPerplexity, PairPerplexity, Rewarded, Documents, Choices, Generation, Code),
     *(Classified, Retrieval, Needle, Judge, Answers, Entities, Queries, Briefs),
     *(Infilling, Grounded, Truthfulness, Snowball, SelfCheck, SemanticEntropy, Calibration),
-    *(Refusal, Toxicity, Memorisation, Pii),
+    *(Refusal, Toxicity, Memorisation, Pii, Pictures),
+    *BIAS_ROWS,
 )
 # The programs of these are those of others here, and compiling takes the time.
 ALIKE = {"code", "judge", "needle", "documents", "queries", "briefs", "infilling", "grounded"}
 ALIKE |= {"truthfulness", "snowball", "selfcheck", "semantic_entropy", "calibration"}
-ALIKE |= {"refusal", "toxicity", "memorisation", "pii"}
+ALIKE |= {"refusal", "toxicity", "memorisation", "pii", *BIAS_CASES}
 
 
 def _is_opened(tiny: "Tiny", trained: TrainedModel) -> list[Opened]:
@@ -123,6 +131,13 @@ def window(seed: int) -> dict[str, np.ndarray]:
 
 WINDOWS = [window(seed) for seed in range(5)]
 DATA = RunData(CausalLM(), WINDOWS, batch_size=2)
+
+
+def pictures(*asked: int) -> Pictures:
+    images = np.random.default_rng(0).integers(0, 255, (5, 1, 4, 4, 3), dtype=np.uint8)
+    whole = np.ones(1, np.int32)
+    captioned = [{**w, "images": i, "whole": whole} for w, i in zip(WINDOWS, images)]
+    return Pictures(captioned, Contrastive(), 2, PicturesConfig(among=3, k=(1,)), asked)
 
 
 def heldout(windows) -> HeldOut:
@@ -268,10 +283,12 @@ CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
         Pii(KEPT[:2], KEPT, FEW, 2),
         [Pii(KEPT[:2], (), FEW, 2), Pii((), KEPT, FEW, 2)],
     ),
+    "pictures": lambda: (pictures(), [pictures(0, 1), pictures(2, 3, 4)]),
     "judge": lambda: (
         Judge(TASKS, grade, sampling=FEW),
         [Judge(TASKS[:2], grade, sampling=FEW), Judge(TASKS[2:], grade, sampling=FEW)],
     ),
+    **BIAS_CASES,
 }
 
 # What an extra has runs where that is installed.

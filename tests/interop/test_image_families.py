@@ -18,7 +18,9 @@ from research.interop.huggingface.folder import write_folder
 from research.interop.load import load, open_checkpoint
 
 FOLDER = Path(__file__).parent / "image_goldens"
-GOLDENS = sorted(path.stem for path in FOLDER.glob("*.npz"))
+ALL = sorted(path.stem for path in FOLDER.glob("*.npz"))
+PAIRS = ["clip", "siglip"]  # of images and texts, in which none stands in the other
+GOLDENS = [name for name in ALL if name not in PAIRS]
 
 
 @cache
@@ -54,7 +56,16 @@ def test_logits_are_the_references(name, tmp_path):
     np.testing.assert_allclose(got, fields["logits"], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("name", GOLDENS)
+@pytest.mark.parametrize("name", PAIRS)
+def test_scores_of_pairs_are_the_references(name, tmp_path):
+    loaded, fields = load(write(name, tmp_path)), golden(name)
+    mask = fields["mask"] if name == "clip" else None
+    got = loaded.pair_scores(fields["ids"], fields["images"], mask)
+    # Scores are of the order of 0.2 and differ between pairs by 0.01 and more.
+    np.testing.assert_allclose(got, fields["pairs"], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_what_is_written_is_what_was_read(name, tmp_path):
     source, again = write(name, tmp_path / "source"), tmp_path / "again"
     again.mkdir()
@@ -135,6 +146,7 @@ VISION = json.loads(str(golden("smolvlm")["config"]))["vision_config"]
         ("llava", {"vision_feature_layer": -1}, "vision_feature_layer=-1; wanted one of"),
         ("llava", {"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy"),
         ("gemma3", {"mm_tokens_per_image": 5}, "mm_tokens_per_image=5; wanted the square"),
+        ("clip", {"text_config": {"hidden_act": "gelu"}}, "text_config.hidden_act='gelu'"),
         ("gemma3", {"model_type": "qwen2_vl"}, "positions in time, height"),
     ],
 )

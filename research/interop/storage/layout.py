@@ -213,7 +213,8 @@ def inverse(pattern: str) -> str:
 def source_shape(pattern: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of a pattern's left side."""
     first, *others = (shape(parse(one)[0], sizes) for one in pattern.split(BAR))
-    return (first[0] + sum(other[0] for other in others), *first[1:])
+    # A tensor of one part may be a number, without any axis.
+    return (first[0] + sum(other[0] for other in others), *first[1:]) if others else first
 
 
 def shape(groups: Sequence[tuple[str, ...]], sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 from research.interop.huggingface.families import (
     bart,
     bert,
+    clip,
     deepseek,
     distilbert,
     electra,
@@ -67,6 +68,7 @@ FAMILIES = {
     "t5": t5.FAMILY,
     "marian": marian.FAMILY,
     "bart": bart.FAMILY,
+    "clip": clip.FAMILY,
     "llava": llava.FAMILY,
     "paligemma": paligemma.FAMILY,
     "smolvlm": smolvlm.FAMILY,

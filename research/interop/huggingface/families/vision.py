@@ -1,6 +1,7 @@
 """What models that read images have in common in Hugging Face's names: an encoder in SigLIP's or
 CLIP's form, and a decoder of another family whose tensors and config.json are a part of theirs."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -52,17 +53,10 @@ def read_encoder(values: Mapping[str, Any], kind: str, form: str) -> dict[str, A
         raise ValueError(
             f"config.json has vision_config.model_type={found!r}; {kind} is supported here"
         )
-    said = {**_DEFAULTS[kind], "layer_norm_eps": FORMS[form].norm_eps, **said}
-    for name, got, wanted in (
-        ("hidden_act", _activation(said), FORMS[form].activation),
-        ("layer_norm_eps", number(said, "layer_norm_eps"), FORMS[form].norm_eps),
-        ("num_channels", integer(said, "num_channels", 3), 3),
-    ):
-        if got != wanted:
-            raise ValueError(
-                f"config.json has vision_config.{name}={said[name]!r}; an encoder in the form of "
-                f"{form} has {_ACTIVATIONS.get(wanted, wanted)}"
-            )
+    said = {**_DEFAULTS[kind], **said}
+    check_form(said, "vision_config", form)
+    if (colours := integer(said, "num_channels", 3)) != 3:
+        raise ValueError(f"config.json has vision_config.num_channels={colours}; 3 are supported")
     return {
         "form": form,
         "layers": integer(said, "num_hidden_layers"),
@@ -74,10 +68,35 @@ def read_encoder(values: Mapping[str, Any], kind: str, form: str) -> dict[str, A
     }
 
 
-def _activation(said: Mapping[str, Any]) -> str:
-    if said["hidden_act"] == "quick_gelu":
+def check_form(said: Mapping[str, Any], where: str, form: str) -> None:
+    """ValueError for a section of config.json whose layers are not those of a form."""
+    for name, got, wanted in (
+        ("hidden_act", _activation(said, form), FORMS[form].activation),
+        (
+            "layer_norm_eps",
+            number(said, "layer_norm_eps", FORMS[form].norm_eps),
+            FORMS[form].norm_eps,
+        ),
+    ):
+        if got != wanted:
+            raise ValueError(
+                f"config.json has {where}.{name}={said[name]!r}; a model in the form of {form} has "
+                f"{_ACTIVATIONS.get(wanted, wanted)}"
+            )
+
+
+def write_form(form: str) -> dict[str, Any]:
+    """What `check_form` reads."""
+    act = _ACTIVATIONS[FORMS[form].activation]
+    return {"hidden_act": act, "layer_norm_eps": FORMS[form].norm_eps}
+
+
+def _activation(said: Mapping[str, Any], form: str) -> str:
+    # No decoder has it.
+    if said.get("hidden_act") == "quick_gelu":
         return "gelu_quick"
-    return activation(said, "hidden_act", "gelu_pytorch_tanh")
+    plain = FORMS[form].activation
+    return plain if "hidden_act" not in said else activation(said, "hidden_act", "gelu")
 
 
 def write_encoder(c: ImageConfig, kind: str) -> dict[str, Any]:
@@ -91,8 +110,7 @@ def write_encoder(c: ImageConfig, kind: str) -> dict[str, Any]:
         "image_size": c.size,
         "patch_size": c.patch,
         "num_channels": 3,
-        "hidden_act": _ACTIVATIONS[c.features.activation],
-        "layer_norm_eps": c.features.norm_eps,
+        **write_form(c.form),
         "attention_dropout": 0.0,
     }
 
@@ -109,8 +127,6 @@ def encoder_rules(c: ImageConfig, prefix: str, ours: str = "image") -> list[Rule
         ),
         Rule(f"{embeddings}.position_embedding.weight", f"{ours}/positions", "it id -> it id"),
         *_norm(f"{prefix}post_layernorm", f"{ours}/final_norm"),
-        *_norm(f"{layer}.layer_norm1", f"{stack}/attention_norm"),
-        *_norm(f"{layer}.layer_norm2", f"{stack}/mlp_norm"),
     ]
     if form.patch_bias:
         rules.append(Rule(f"{embeddings}.patch_embedding.bias", f"{ours}/patch/bias", "id -> id"))
@@ -119,20 +135,34 @@ def encoder_rules(c: ImageConfig, prefix: str, ours: str = "image") -> list[Rule
     if form.input_norm:
         # Misspelt in every release.
         rules += _norm(f"{prefix}pre_layrnorm", f"{ours}/input_norm")
+    return [*rules, *layer_rules(layer, stack, dict(zip(_LETTERS, _LETTERS)))]
+
+
+def layer_rules(layer: str, stack: str, letters: Mapping[str, str]) -> list[Rule]:
+    """The tensors of the layers of SigLIP's and CLIP's encoders, of images or, with other letters,
+    of texts."""
+
+    def _rule(name: str, path: str, pattern: str) -> Rule:
+        spelt = re.sub(r"i[dnhf]\b", lambda found: letters[found[0]], pattern)
+        return Rule(f"{layer}.{name}", f"{stack}/{path}", spelt)
+
+    rules = [
+        _rule(f"layer_norm{n}.{theirs}", f"{norm}/{ours}", "id -> id")
+        for n, norm in ((1, "attention_norm"), (2, "mlp_norm"))
+        for theirs, ours in _NORM
+    ]
     for theirs, name in (("q", "query"), ("k", "key"), ("v", "value")):
-        tensor = f"{layer}.self_attn.{theirs}_proj"
-        path = f"{stack}/attention/{name}"
-        rules.append(Rule(f"{tensor}.weight", path, "(in ih) id -> id in ih"))
-        rules.append(Rule(f"{tensor}.bias", f"{path}_bias", "(in ih) -> in ih"))
-    out = f"{layer}.self_attn.out_proj"
+        tensor, path = f"self_attn.{theirs}_proj", f"attention/{name}"
+        rules.append(_rule(f"{tensor}.weight", path, "(in ih) id -> id in ih"))
+        rules.append(_rule(f"{tensor}.bias", f"{path}_bias", "(in ih) -> in ih"))
     return [
         *rules,
-        Rule(f"{out}.weight", f"{stack}/attention/out", "id (in ih) -> in ih id"),
-        Rule(f"{out}.bias", f"{stack}/attention/out_bias", "id -> id"),
-        Rule(f"{layer}.mlp.fc1.weight", f"{stack}/mlp/up", "if id -> id if"),
-        Rule(f"{layer}.mlp.fc1.bias", f"{stack}/mlp/up_bias", "if -> if"),
-        Rule(f"{layer}.mlp.fc2.weight", f"{stack}/mlp/down", "id if -> if id"),
-        Rule(f"{layer}.mlp.fc2.bias", f"{stack}/mlp/down_bias", "id -> id"),
+        _rule("self_attn.out_proj.weight", "attention/out", "id (in ih) -> in ih id"),
+        _rule("self_attn.out_proj.bias", "attention/out_bias", "id -> id"),
+        _rule("mlp.fc1.weight", "mlp/up", "if id -> id if"),
+        _rule("mlp.fc1.bias", "mlp/up_bias", "if -> if"),
+        _rule("mlp.fc2.weight", "mlp/down", "id if -> if id"),
+        _rule("mlp.fc2.bias", "mlp/down_bias", "id -> id"),
     ]
 
 
@@ -141,6 +171,7 @@ def _norm(name: str, path: str) -> list[Rule]:
 
 
 _NORM = (("weight", "scale"), ("bias", "bias"))
+_LETTERS = ("id", "in", "ih", "if")
 
 
 def read_decoder(
