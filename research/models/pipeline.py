@@ -136,43 +136,22 @@ def _run_stages(
     first: int,
 ) -> tuple[jax.Array, LayerLosses]:
     """(states, losses) of `run` for layers that lie on stages."""
-    S, place = stages(p_layers), partition_spec(x_BTD)
+    place = partition_spec(x_BTD)
     # Every stage reads every row: what splits rows over stages outside of the stack is undone.
     batch = {name: x for name, x in {"states": x_BTD, **fields}.items() if x is not None}
     batch = jax.tree.map(_over_all_stages, batch)
-    M = micro_batches(execution.micro_batches, local_shape(batch["states"])[0], S)
+    rows = local_shape(batch["states"])[0]
+    M = micro_batches(execution.micro_batches, rows, stages(p_layers))
 
-    def _stage(p, batch, key):
-        """What a stage does: all its turns. `p` has its own layers."""
-        number = jax.lax.axis_index(AXIS)
-        offset = number * stack.layer_count(p)
-
-        def _turn(held, turn):
-            # After the last micro-batch it comes again, for turns whose results are dropped.
-            entering = jax.tree.map(lambda x: _row(x, jnp.minimum(turn, M - 1)), batch)
-            held = jax.tree.map(partial(jnp.where, number == 0), entering, held)
-            micro = jnp.clip(turn - number, 0, M - 1)
-            own = None if key is None else jax.random.fold_in(key, micro)
-            context = make_context(**{name: held.get(name) for name in fields}, key=own)
-            how = (c, execution, context, None, first, offset)
-            x_BTD, _, losses = stack.run(p, held["states"], *how)
-            # A stage that has nothing to do weighs nothing.
-            tokens = jnp.sum(context.counted_BT) * (turn - number == micro)
-            held = jax.tree.map(_hand_on, {**held, "states": x_BTD})
-            return held, (x_BTD, {name: loss * tokens for name, loss in losses.items()}, tokens)
-
-        # Before its first turn a stage has the first micro-batch, whose numbers are finite.
-        start = jax.tree.map(lambda x: _row(x, 0), batch)
-        _, (x_MBTD, losses, tokens) = jax.lax.scan(_turn, start, jnp.arange(M + S - 1))
-        # Of the last stage, which does micro-batch m in turn m + S - 1.
-        x_MBTD = jax.lax.psum(jnp.where(number == S - 1, x_MBTD[S - 1 :], 0), AXIS)
-        total = jnp.maximum(jax.lax.psum(jnp.sum(tokens), AXIS), 1.0)
-        means = {name: jax.lax.psum(jnp.sum(loss), AXIS) / total for name, loss in losses.items()}
-        return x_MBTD, means
+    def _layers(p, held, key, offset):
+        context = make_context(**{name: held.get(name) for name in fields}, key=key)
+        how = (c, execution, context, None, first, offset)
+        x_BTD, _, losses = stack.run(p, held["states"], *how)
+        return x_BTD, losses, jnp.sum(context.counted_BT)
 
     everywhere = PartitionSpec()
     mapped = jax.shard_map(
-        _stage,
+        partial(_take_turns, _layers, M),
         in_specs=(PartitionSpec(AXIS), everywhere, everywhere),
         out_specs=everywhere,
         axis_names={AXIS},
@@ -180,6 +159,37 @@ def _run_stages(
     )
     x_MBTD, means = mapped(p_layers, jax.tree.map(lambda x: cut_rows(x, M), batch), key)
     return jax.reshard(join_rows(x_MBTD), place), means
+
+
+def _take_turns(
+    layers: Callable, M: int, p: Tree, batch: Tree, key: jax.Array | None
+) -> tuple[jax.Array, LayerLosses]:
+    """What a stage does, inside `jax.shard_map`: (last states [M, B / M, T, D] of the whole stack,
+    losses). `p` are its own layers, `batch` has states and fields [M, B / M, ...], and
+    `layers(p, held, key, offset)` gives the states, losses and tokens of one micro-batch."""
+    S, number = jax.lax.axis_size(AXIS), jax.lax.axis_index(AXIS)
+    offset = number * stack.layer_count(p)
+
+    def _turn(held, turn):
+        # After the last micro-batch it comes again, for turns whose results are dropped.
+        entering = jax.tree.map(lambda x: _row(x, jnp.minimum(turn, M - 1)), batch)
+        held = jax.tree.map(partial(jnp.where, number == 0), entering, held)
+        micro = jnp.clip(turn - number, 0, M - 1)
+        own = None if key is None else jax.random.fold_in(key, micro)
+        x_BTD, losses, tokens = layers(p, held, own, offset)
+        # A stage that has nothing to do weighs nothing.
+        tokens *= turn - number == micro
+        held = jax.tree.map(_hand_on, {**held, "states": x_BTD})
+        return held, (x_BTD, {name: loss * tokens for name, loss in losses.items()}, tokens)
+
+    # Before its first turn a stage has the first micro-batch, whose numbers are finite.
+    start = jax.tree.map(lambda x: _row(x, 0), batch)
+    _, (x_MBTD, losses, tokens) = jax.lax.scan(_turn, start, jnp.arange(M + S - 1))
+    # Of the last stage, which does micro-batch m in turn m + S - 1.
+    x_MBTD = jax.lax.psum(jnp.where(number == S - 1, x_MBTD[S - 1 :], 0), AXIS)
+    total = jnp.maximum(jax.lax.psum(jnp.sum(tokens), AXIS), 1.0)
+    means = {name: jax.lax.psum(jnp.sum(loss), AXIS) / total for name, loss in losses.items()}
+    return x_MBTD, means
 
 
 def _over_all_stages(x: jax.Array) -> jax.Array:

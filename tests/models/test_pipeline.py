@@ -43,7 +43,7 @@ def alone():
     return losses(program())
 
 
-@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize("micro_batches", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_stages_and_micro_batches_have_the_losses_of_one_device(micro_batches):
     staged = program(mesh="data:2,stage:2,tensor:2", **{"execution.micro_batches": micro_batches})
     with jax.set_mesh(staged.mesh):
@@ -83,7 +83,6 @@ def test_dropout_draws_for_each_micro_batch():
         return losses(program(mesh="stage:2,data:4", **changes))
 
     two = _run(2)
-    np.testing.assert_array_equal(two, _run(2))
     assert np.isfinite(two).all() and np.all(two[:, 1] != _run(1)[:, 1])
 
 
