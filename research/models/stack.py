@@ -39,14 +39,12 @@ def run(
     losses by name, each the mean over layers).
 
     `p_layers` is a tree of parameters stacked over layers, or a tuple with a tree for each layer,
-    which always runs unrolled. Its first layer is number `first` + `offset` of the model, where an
-    offset, of full periods, need not be known when the program is made. The caller has entered the
-    tokens in `cache` (`KVCache.enter`).
+    which always runs unrolled. Its first layer is number `first` + `offset` of the model; `offset`,
+    full periods, may be traced. The caller has entered the tokens in `cache` (`KVCache.enter`).
     """
     pattern = layer_pattern(c)
     pattern = pattern[first % len(pattern) :] + pattern[: first % len(pattern)]
-    count = len(p_layers) if isinstance(p_layers, tuple) else layer_count(p_layers)
-    number = first + offset
+    count, number = layer_count(p_layers), first + offset
 
     def _one_layer(kind, carry, layer):
         x_BTD, cache, losses = carry
@@ -117,8 +115,10 @@ def _scan(
     return jax.lax.scan(_one_period, carry, (periods, indices), unroll=unroll)[0]
 
 
-def layer_count(p_layers: Tree) -> int:
-    """How many layers a tree of stacked layers has."""
+def layer_count(p_layers: Tree | tuple[Tree, ...]) -> int:
+    """How many layers there are, stacked or in a tuple."""
+    if isinstance(p_layers, tuple):
+        return len(p_layers)
     return jax.tree.leaves(p_layers)[0].shape[0]
 
 
