@@ -16,6 +16,13 @@ be put); ids in a .npy file (--token_ids) need no tokenizer. Prints tokens, nll_
 perplexity, bits_per_byte and bytes, over every token of the file. An encoder-decoder is scored on
 the targets of a .jsonl file of {"inputs": ..., "targets": ...}. Logs go to standard error.
 
+With --erase=gender, --erase=PAIRS.csv ("first", "second": words) or, as the null, --erase=random:0
+the model is measured without that direction of its token table (research/run/erased.py); --against
+the same checkpoint shows what that changed and what it cost:
+
+    python -m research.evaluate --checkpoint=DIR --erase=gender --evals=winogender,perplexity \\
+        --set=perplexity.text=FILE --against=DIR
+
     python -m research.evaluate --workdir=runs/reward --pairs=heldout.jsonl
 
 compares the answers of a file of preferences, or of the held-out part of a source, by a reward
@@ -36,20 +43,10 @@ from absl import flags
 
 from research import command
 from research.files import read_text
-from research.run.source import check_source
+from research.run.model_flags import CHECKPOINT, DTYPE, STEP, WORKDIR, check_named, open_named
 
-WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "a checkpoint folder, GGUF file or package, instead of a run"
-)
-DTYPE = flags.DEFINE_string(
-    "dtype", "float32", "with --checkpoint: the type of parameters and computation"
-)
 ADAPTER = flags.DEFINE_string(
     "adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint"
-)
-STEP = flags.DEFINE_integer(
-    "step", None, "the checkpoint to take; by default the newest good one", lower_bound=0
 )
 TEXT = flags.DEFINE_string("text", None, "the file to score, UTF-8")
 TOKEN_IDS = flags.DEFINE_string(
@@ -74,6 +71,9 @@ SET = flags.DEFINE_multi_string(
 AGAINST = flags.DEFINE_string(
     "against", None, "with --evals: another run or checkpoint to compare with"
 )
+ERASE = flags.DEFINE_string(
+    "erase", "", "with --evals: gender, random:SEED or a file of pairs of words; see above"
+)
 OUTPUT = flags.DEFINE_string(
     "output", None, "with --evals: the folder for evals/; by default the run's, else this one"
 )
@@ -90,21 +90,13 @@ def main(arguments: list[str]) -> int:
     """Reads the flags and scores the text; the exit code."""
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; name the file with --text=FILE")
-    check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
+    check_named(ADAPTER.value)
     if EVALS.value:
         return evaluate_by_name()
+    if ERASE.value:
+        raise ValueError(f"--erase={ERASE.value} is for --evals; name what to measure")
     content = read_content()
-    # Here, so that a wrong flag is answered before JAX is imported.
-    from research.run.opened import keep_compiled_programs, open_model
-
-    keep_compiled_programs()
-    opened = open_model(
-        WORKDIR.value,
-        CHECKPOINT.value,
-        adapter=ADAPTER.value,
-        step=STEP.value,
-        dtype=DTYPE.value,
-    )
+    opened = open_named(ADAPTER.value, reads_texts=False)
     if not TOKEN_IDS.value and opened.tokenizer is None:
         raise ValueError(
             f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder, "
@@ -134,10 +126,16 @@ def evaluate_by_name() -> int:
     opened, run = evaluated.open_evaluated(
         WORKDIR.value, CHECKPOINT.value, ADAPTER.value, step=STEP.value, dtype=DTYPE.value
     )
+    if ERASE.value:
+        from research.run.erased import erase
+
+        opened = erase(opened, ERASE.value)
     settings = evaluated.choose(EVALS.value, opened, SET.value)
     evaluations = evaluated.make_chosen(settings, opened)
     results = evaluated.evaluate(evaluations, opened)
     facts = {"model": opened.source, "step": opened.step}
+    if ERASE.value:
+        facts["erased"] = ERASE.value
     del opened  # the other model may need the memory
     others = {}
     if AGAINST.value:

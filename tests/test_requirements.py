@@ -3,14 +3,16 @@
 import subprocess
 import sys
 from importlib.metadata import version
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from research.downloads.drive import on_drive
 from research.downloads.requirements import imported, install, outdated, requirements
 from tests.configs import ROOT
 
-# A runtime of Colab, as its list of packages has them: googlecolab/backend-info, August 2026.
+# A runtime of Colab with a card, as its list of packages has them: googlecolab/backend-info, of
+# August 2026, with Python 3.13.
 COLAB = {
     "jax": "0.7.2", "flax": "0.11.2", "optax": "0.2.8", "orbax-checkpoint": "0.12.4",
     "grain": "0.2.18", "numpy": "2.0.2", "absl-py": "1.4.0", "safetensors": "0.8.0",
@@ -22,6 +24,7 @@ def test_packages_of_another_machine_that_are_too_old_are_named():
     lacking = outdated(requirements(ROOT / "setup.cfg", "[cuda12]"), COLAB.get)
     assert {"jax>=0.10.1", "flax>=0.12", "absl-py>=2.3", "ml-collections>=1.1"} <= set(lacking)
     assert "jax[cuda12]>=0.10.1" in lacking  # the plugin is of the old JAX
+    assert not [line for line in lacking if "cuda13" in line]  # the driver may be one for CUDA 12
     assert not {"grain>=0.2.18", "numpy>=2.0", "optax>=0.2.6"} & set(lacking)
 
 
@@ -66,3 +69,15 @@ def test_a_replaced_package_that_was_imported_asks_for_a_restart(tmp_path, monke
     monkeypatch.setattr(subprocess, "run", lambda command: SimpleNamespace(returncode=1))
     with pytest.raises(RuntimeError, match="numpy>="):
         install(tmp_path)
+
+
+def test_a_run_goes_to_the_users_drive_in_colab_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.colab", None)
+    with pytest.raises(ValueError, match="keep_on_drive is for Colab.* stays in runs/a"):
+        on_drive("runs/a")
+    mounted, colab = [], ModuleType("google.colab")
+    colab.drive = SimpleNamespace(mount=mounted.append)
+    monkeypatch.setitem(sys.modules, "google", sys.modules.get("google") or ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    assert on_drive("runs/a") == "/content/drive/MyDrive/graft/runs/a"
+    assert mounted == ["/content/drive"]

@@ -11,7 +11,7 @@ from research.objectives.choose import make_objective
 from research.parallel.mesh import place_batch
 from research.run.program import Program, make_program
 from tests.configs import experiment
-from tests.families import random_batch
+from tests.families import Roles, random_batch
 
 MESHES = ("fsdp:4,tensor:2", "data:2,fsdp:2,context:2")
 # What the axis `expert` splits of a layer without experts is the batch, as `data` does.
@@ -23,18 +23,12 @@ FAMILIES = (
 STEPS = 20
 
 
-class _Roles:
-    """A tokenizer's roles without a tokenizer."""
-
-    vocab_size, bos_id, eos_id, pad_id, mask_id, sentinel_ids = 96, 1, 2, 0, 3, tuple(range(4, 36))
-
-
 def program(family: str, mesh: str) -> Program:
     dropout = {"model.dropout": 0.1} if family == "gpt2" else {"model.dropout": 0.0}
     e = experiment(
         "pretrain", f"model={family},smoke", mesh=mesh, **{"data.sequence_length": 16, **dropout}
     )
-    return make_program(e, make_objective(e.objective, _Roles()))
+    return make_program(e, make_objective(e.objective, Roles()))
 
 
 def losses(p: Program) -> list[float]:

@@ -1,4 +1,4 @@
-"""Runs a benchmark: python -m research.bench train|decode|lora|load|card|vectors|serve"""
+"""Runs a benchmark: python -m research.bench train|decode|lora|load|card|vectors|serve|soak"""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from research import command
-from research.bench import card, card_works, decode, load, lora, serving, train, vectors
+from research.bench import card, card_works, decode, load, lora, serving, soak, train, vectors
 from research.files import write_json, write_text
 
 ROUNDS = flags.DEFINE_integer("rounds", 6, "turns of each contender", lower_bound=1)
@@ -29,13 +29,17 @@ GGUF = flags.DEFINE_string(
     "the model of --checkpoint",
 )
 GIB = flags.DEFINE_float("gib", 4.0, "load: size of the generated weights", lower_bound=0.25)
-CHECKPOINT = flags.DEFINE_string("checkpoint", "", "serve: what research.serve is started with")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "", "serve, soak: what research.serve is started with"
+)
 SERVERS = flags.DEFINE_multi_string(
     "server", [], "serve: NAME=URL of a server in the form of OpenAI's API, which takes part"
 )
 REQUESTS = flags.DEFINE_integer("requests", 64, "serve: requests of each turn", lower_bound=1)
 RATE = flags.DEFINE_float("rate", 4.0, "serve: requests a second", lower_bound=0.001)
-SERVE_FLAGS = flags.DEFINE_string("serve_flags", "", "serve: further flags of research.serve")
+SERVE_FLAGS = flags.DEFINE_string("serve_flags", "", "serve, soak: further flags of research.serve")
+CLIENTS = flags.DEFINE_integer("clients", 8, "soak: clients at once", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 60.0, "soak: how long, --rounds parts in all", 1)
 FRESH = flags.DEFINE_bool("fresh", False, "load: a process of its own for each turn")
 VECTORS = flags.DEFINE_integer("vectors", 1_000_000, "vectors: how many", lower_bound=1000)
 WORKS = flags.DEFINE_list("works", [], "card: all by default; of " + ", ".join(card_works.WORKS))
@@ -71,12 +75,16 @@ def main(arguments: list[str]) -> int:
         results = _serve()
         print(json.dumps(results) if JSON.value else serving.table(results))
         return command.DONE
+    if arguments == ["soak"]:
+        row = soak.measure(_served(), CLIENTS.value, SECONDS.value, ROUNDS.value)
+        print(json.dumps(row) if JSON.value else soak.table(row))
+        return command.DONE
     if arguments == ["card"]:
         return _card()
     if arguments != ["train"]:
         raise ValueError(
             f"benchmark {' '.join(arguments)!r} is unknown; there are: train, decode, lora, load, "
-            "card, vectors, serve"
+            "card, vectors, serve, soak"
         )
     # Peers that are not installed from a registry are timed only where the user has a checkout.
     checkouts = {flag.name: flag.value for flag in CHECKOUTS if flag.value is not None}
@@ -94,8 +102,7 @@ def _serve() -> list:
         )
     commands = {}
     if CHECKPOINT.value:
-        flagged = ["--port=0", f"--checkpoint={CHECKPOINT.value}", *SERVE_FLAGS.value.split()]
-        commands["graft"] = [sys.executable, "-m", "research.serve", *flagged]
+        commands["graft"] = _served()
     if GGUF.value:
         module = "research.bench.llama_server"
         commands["llama.cpp"] = [sys.executable, "-m", module, GGUF.value]
@@ -103,6 +110,14 @@ def _serve() -> list:
         raise ValueError("no server takes part; give --checkpoint, --gguf or --server=NAME=URL")
     load = serving.Load(REQUESTS.value, RATE.value)
     return serving.compare(commands, urls, load, ROUNDS.value)
+
+
+def _served() -> list[str]:
+    """The command of the server that the flags name."""
+    if not CHECKPOINT.value:
+        raise ValueError("no server takes part; give --checkpoint")
+    flagged = ["--port=0", f"--checkpoint={CHECKPOINT.value}", *SERVE_FLAGS.value.split()]
+    return [sys.executable, "-m", "research.serve", *flagged]
 
 
 def _card() -> int:

@@ -60,7 +60,7 @@ def compare(
     with contextlib.ExitStack() as stack:
         servers = dict(urls)
         for name, command in commands.items():
-            servers[name] = stack.enter_context(started(name, command))
+            _, servers[name] = stack.enter_context(started(name, command))
             print(f"{name} is ready", file=sys.stderr)
         answers: dict[str, list[Answer]] = {name: [] for name in servers}
         seconds = dict.fromkeys(servers, 0.0)
@@ -119,14 +119,14 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
 
 
 @contextlib.contextmanager
-def started(name: str, command: Sequence[str]) -> Iterator[str]:
-    """The address of a server in a process of its own. RuntimeError where it does not listen."""
+def started(name: str, command: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """(the process, the address) of a server. RuntimeError where it does not listen."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline()  # type: ignore[union-attr]
             if not line.startswith("listening on "):
                 raise RuntimeError(f"{name} does not listen; its errors are above")
-            yield line.removeprefix("listening on ").strip()
+            yield process.pid, line.removeprefix("listening on ").strip()
         finally:
             process.kill()
 

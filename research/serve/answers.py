@@ -33,7 +33,10 @@ class Answers:
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """The answer that is sent at once."""
         kind = "chat.completion" if self._kind == "chat" else "text_completion"
-        choices = [self._choice(index, one) for index, one in enumerate(completions)]
+        copies, kept = self._asked.copies, self._asked.kept
+        firsts = range(0, len(completions), copies)
+        given = [one for at in firsts for one in _likeliest(completions[at : at + copies], kept)]
+        choices = [self._choice(index, one) for index, one in enumerate(given)]
         return {**self._head, "object": kind, "choices": choices, "usage": self.usage(completions)}
 
     def opening(self) -> list[dict[str, Any]]:
@@ -66,7 +69,7 @@ class Answers:
         return [{**self._event(), "usage": self.usage(completions)}]
 
     def usage(self, completions: Sequence[Completion]) -> dict[str, Any]:
-        """Tokens of the prompts, each once, and of what was written."""
+        """Tokens of the prompts, each once, and of all that was written."""
         firsts = completions[:: self._asked.copies]
         prompt = sum(len(one.prompt_ids) for one in firsts)
         written = sum(len(one.token_ids) for one in completions)
@@ -131,7 +134,7 @@ class Answers:
 
     def _prompt(self, index: int) -> str:
         """The text of a prompt that is echoed."""
-        prompt = self._asked.requests[index].prompt
+        prompt = self._asked.requests[index // self._asked.kept * self._asked.copies].prompt
         return prompt if isinstance(prompt, str) else self._tokenizer.decode(list(prompt))
 
     def _logprobs(self, index: int, done: Completion, since: int = 0) -> dict[str, Any] | None:
@@ -189,6 +192,15 @@ class Answers:
 
     def _token(self, text: str, logprob: float) -> dict[str, Any]:
         return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+
+
+def _likeliest(texts: Sequence[Completion], count: int) -> list[Completion]:
+    """The texts with the highest log-probability a token, the likeliest first; all of them as they
+    are where so many are wanted."""
+    if len(texts) == count:
+        return list(texts)
+    mean = lambda one: sum(map(_finite, one.logprobs)) / max(1, len(one.logprobs))
+    return sorted(texts, key=mean, reverse=True)[:count]
 
 
 def _finite(logprob: float | None) -> float | None:

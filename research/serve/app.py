@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,16 @@ from research.serve.asked import Asked, Served
 from research.serve.description import description
 from research.serve.embeddings import Embeddings
 from research.serve.formats import grammar_of
+from research.serve.http import (
+    Left,
+    event_text,
+    json_answer,
+    plain_answer,
+    read_body,
+    refusal_answer,
+    stream_answer,
+    until_left,
+)
 from research.serve.metrics import Metrics
 from research.serve.refusal import Refused, field
 from research.serve.request import Completion, Request
@@ -29,8 +38,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request as Http
     from starlette.responses import Response
 
-BODY_BYTES = 16 * 2**20  # largest body of a request
-BODY_SECONDS = 60  # in which it must have come
 _PAGE = Path(__file__).with_name("page.html")
 # The page has all that it needs, and shows texts that anybody may have written.
 _PAGE_HEADERS = {
@@ -38,10 +45,6 @@ _PAGE_HEADERS = {
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'",
     "X-Content-Type-Options": "nosniff",
 }
-
-
-class Left(Exception):
-    """The client has gone away."""
 
 
 class Endpoints:
@@ -72,12 +75,15 @@ class Endpoints:
             ("/openapi.json", "GET", self.described),
             ("/tokenize", "POST", self.tokenize),
             ("/detokenize", "POST", self.detokenize),
+            ("/tokenizer_info", "GET", self.tokenizer),
         ]
         return Starlette(
             routes=[Route(path, self._guarded(to), methods=[how]) for path, how, to in routes],
             exception_handlers={
-                404: lambda http, error: _refuse(Refused(f"nothing at {http.url.path}", 404)),
-                405: lambda http, error: _refuse(
+                404: lambda http, error: refusal_answer(
+                    Refused(f"nothing at {http.url.path}", 404)
+                ),
+                405: lambda http, error: refusal_answer(
                     Refused(f"{http.method} is not what {http.url.path} takes", 405)
                 ),
             },
@@ -85,28 +91,28 @@ class Endpoints:
 
     async def page(self, http: Http) -> Response:
         """The page to chat at, which asks for the server's token itself."""
-        return _plain(_PAGE.read_bytes(), 200, "text/html; charset=utf-8", _PAGE_HEADERS)
+        return plain_answer(_PAGE.read_bytes(), 200, "text/html; charset=utf-8", _PAGE_HEADERS)
 
     async def health(self, http: Http) -> Response:
         """200 while texts are written, 503 once the engine has stopped."""
         if self.worker.failed is not None:
             raise Stopped(str(self.worker.failed))
-        return _json({"status": "ok"})
+        return json_answer({"status": "ok"})
 
     async def measures(self, http: Http) -> Response:
         """Counts and times for Prometheus."""
-        return _plain(self.metrics.page(), 200)
+        return plain_answer(self.metrics.page(), 200)
 
     async def models(self, http: Http) -> Response:
         """The model and its adapters, in a list."""
-        return _json({"object": "list", "data": list(map(self._model, self.served.names))})
+        return json_answer({"object": "list", "data": list(map(self._model, self.served.names))})
 
     async def model(self, http: Http) -> Response:
         """The model of that name."""
         name = http.path_params["name"]
         if name not in self.served.names:
             raise Refused(f"no model {name[:60]!r} here", 404, "model", "model_not_found")
-        return _json(self._model(name))
+        return json_answer(self._model(name))
 
     async def completions(self, http: Http) -> Response:
         """Continues prompts."""
@@ -118,29 +124,36 @@ class Endpoints:
 
     async def embeddings(self, http: Http) -> Response:
         """Vectors of texts."""
-        body = await _body(http)
-        return _json(await asyncio.to_thread(self._embeddings.answer, body))
+        body = await read_body(http)
+        return json_answer(await asyncio.to_thread(self._embeddings.answer, body))
 
     async def described(self, http: Http) -> Response:
         """What can be asked for, for programs."""
-        return _json(description(self.served))
+        return json_answer(description(self.served))
 
     async def tokenize(self, http: Http) -> Response:
         """The ids of a text."""
-        body = await _body(http)
+        body = await read_body(http)
         prompt = field(body, "prompt", "string")
         if prompt is None:
             raise Refused("prompt must be a string; give the text", param="prompt")
         ids = self.served.tokenizer.encode(prompt)
-        return _json({"tokens": ids, "count": len(ids), "max_model_len": self.served.length})
+        return json_answer({"tokens": ids, "count": len(ids), "max_model_len": self.served.length})
 
     async def detokenize(self, http: Http) -> Response:
         """The text of ids."""
-        ids = (await _body(http)).get("tokens")
+        ids = (await read_body(http)).get("tokens")
         size = self.served.tokenizer.vocab_size
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < size for i in ids):
             raise Refused(f"tokens must be a list of ids in [0, {size})", param="tokens")
-        return _json({"prompt": self.served.tokenizer.decode(ids)})
+        return json_answer({"prompt": self.served.tokenizer.decode(ids)})
+
+    async def tokenizer(self, http: Http) -> Response:
+        """What clients that make prompts themselves ask, such as lm-eval: vLLM's form."""
+        own = self.served.tokenizer
+        marks = {"bos_token": own.bos_id, "eos_token": own.eos_id, "pad_token": own.pad_id}
+        spelt = {name: None if n is None else own.decode([n]) for name, n in marks.items()}
+        return json_answer({**spelt, "chat_template": own.chat_template})
 
     def _model(self, name: str) -> dict[str, Any]:
         model = {"id": name, "object": "model", "created": 0, "owned_by": "graft"}
@@ -148,7 +161,7 @@ class Endpoints:
         return {**model, "max_model_len": self.served.length, "parent": parent}
 
     async def _write(self, http: Http, kind: str, asks: Callable) -> Response:
-        body = await _body(http)
+        body = await read_body(http)
         asked: Asked = asks(body, self.served)
         # A large schema takes a second to read, in which others are answered.
         grammar = await asyncio.to_thread(grammar_of, body, self.served.grammars, asked.tools)
@@ -162,16 +175,16 @@ class Endpoints:
         if asked.stream:
             self.worker.check(len(requests))  # before the status is sent
             events = self._events(answers, self._pieces(http, requests))
-            return _stream(events)
+            return stream_answer(events)
         done: dict[int, Completion] = {}
         async for piece in self._pieces(http, requests):
             done[piece.index] = piece.completion
-        return _json(answers.whole([done[index] for index in range(len(requests))]))
+        return json_answer(answers.whole([done[index] for index in range(len(requests))]))
 
     async def _pieces(self, http: Http, requests: Sequence[Request]) -> AsyncIterator[Piece]:
         """The pieces of the texts. Where the client leaves, or nobody reads on, they end."""
         job = self.worker.write(requests)
-        leaving = asyncio.ensure_future(_left(http))
+        leaving = asyncio.ensure_future(until_left(http))
         leaving.add_done_callback(lambda _: job.pieces.put_nowait(Left()))
         try:
             async for piece in job.read(self._seconds):
@@ -185,14 +198,14 @@ class Endpoints:
         done: dict[int, Completion] = {}
         try:
             for event in answers.opening():
-                yield _event(event)
+                yield event_text(event)
             async for piece in pieces:
                 done[piece.index] = piece.completion
-                yield _event(answers.piece(piece))
+                yield event_text(answers.piece(piece))
             for event in answers.closing([done[index] for index in sorted(done)]):
-                yield _event(event)
+                yield event_text(event)
         except (Stopped, Busy, TimeoutError) as error:
-            yield _event(self._refusal(error).body())
+            yield event_text(self._refusal(error).body())
         except Left:
             return
         yield "data: [DONE]\n\n"
@@ -206,9 +219,9 @@ class Endpoints:
                     self._check_token(http)
                 return await endpoint(http)
             except Left:
-                return _plain(b"", 499)  # which nobody reads
+                return plain_answer(b"", 499)  # which nobody reads
             except (Refused, Stopped, Busy, TimeoutError, ValueError) as error:
-                return _refuse(self._refusal(error))
+                return refusal_answer(self._refusal(error))
 
         return _answer
 
@@ -229,71 +242,3 @@ class Endpoints:
             given.encode(), f"Bearer {self._token}".encode()
         ):
             raise Refused("wrong or no bearer token in the header Authorization", 401)
-
-
-async def _body(http: Http) -> dict[str, Any]:
-    """The JSON object that a request holds. `Refused` for anything else, and for too much."""
-    from starlette.requests import ClientDisconnect
-
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in http.stream():
-                body += part
-                if len(body) > BODY_BYTES:
-                    raise Refused(f"the body is over {BODY_BYTES:,} bytes; send less", 413)
-    except TimeoutError:
-        raise Refused(f"the body has not come within {BODY_SECONDS} seconds", 408) from None
-    except ClientDisconnect:
-        raise Left from None
-    try:
-        value = json.loads(body)
-        # Halves of a character can be written in JSON's escapes, and not in UTF-8.
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise Refused(
-            "the body has a lone surrogate, which is no character; leave it out"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"the body is no JSON: {str(error)[:100]}") from None
-    if not isinstance(value, dict):
-        raise Refused('the body must be a JSON object, such as {"prompt": "Hi"}')
-    return value
-
-
-async def _left(http: Http) -> None:
-    """Returns once the client has gone away."""
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _json(value: dict[str, Any], status: int = 200) -> Response:
-    from starlette.responses import JSONResponse
-
-    return JSONResponse(value, status)
-
-
-def _plain(
-    text: bytes,
-    status: int,
-    media_type: str = "text/plain; version=0.0.4",
-    headers: dict[str, str] | None = None,
-) -> Response:
-    from starlette.responses import Response
-
-    return Response(text, status, headers, media_type)
-
-
-def _stream(events: AsyncIterator[str]) -> Response:
-    from starlette.responses import StreamingResponse
-
-    return StreamingResponse(events, media_type="text/event-stream")
-
-
-def _refuse(error: Refused) -> Response:
-    return _json(error.body(), error.status)
-
-
-def _event(value: dict[str, Any]) -> str:
-    # JSON has no newline of its own, so an event is one line.
-    return f"data: {json.dumps(value)}\n\n"

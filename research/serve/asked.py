@@ -15,6 +15,7 @@ from research.infer.sampling import SamplingConfig, choose_sampling
 from research.serve.draw import ALTERNATIVES
 from research.serve.formats import FIELDS
 from research.serve.grammar import Grammars
+from research.serve.penalties import penalties_of
 from research.serve.refusal import Refused, check_names, check_off, field
 from research.serve.request import Request
 from research.serve.tools import Tools, tools_of, with_calls
@@ -22,18 +23,14 @@ from research.serve.tools import Tools, tools_of, with_calls
 CHOICES = 128  # most texts of one HTTP request
 _SAMPLING = (
     "model max_tokens temperature top_p top_k min_p repetition_penalty n seed stop "
-    "stop_token_ids stream stream_options logprobs"
+    "stop_token_ids stream stream_options logprobs presence_penalty frequency_penalty logit_bias"
 ).split()
-_COMPLETION = {*_SAMPLING, *FIELDS, "prompt", "echo"}
+_COMPLETION = {*_SAMPLING, *FIELDS, "prompt", "echo", "best_of"}
 _TOOLS = {"tools", "tool_choice", "parallel_tool_calls"}
 _CHAT = {*_SAMPLING, *FIELDS, *_TOOLS, "messages", "max_completion_tokens", "top_logprobs"}
 _IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 # Fields without an effect here, and the values with which they have none anywhere.
 _UNSERVED: dict[str, tuple] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "best_of": (1,),
     "suffix": ("",),
     "functions": ([],),
     "modalities": (["text"],),
@@ -71,7 +68,8 @@ class Served:
 class Asked:
     """A request as the engine gets it, and what its answer is to look like.
 
-    requests  `copies` texts of each prompt, those of a prompt together
+    requests  `copies` texts of each prompt, those of a prompt together, of which the likeliest
+              `kept` are given
     logprobs  how many likeliest tokens are told at each token; None for no log-probabilities
     tools     tools that may be called, None without any
     model     the model's name that was asked for, or that of an adapter
@@ -79,6 +77,7 @@ class Asked:
 
     requests: list[Request]
     copies: int
+    kept: int
     stream: bool
     usage: bool
     echo: bool = False
@@ -91,6 +90,12 @@ def completion(body: Mapping[str, Any], served: Served) -> Asked:
     """What /v1/completions is asked for. `Refused` for what is wrong."""
     _check(body, _COMPLETION, served)
     logprobs = field(body, "logprobs", "integer", None, 0, ALTERNATIVES)
+    copies = field(body, "best_of", "integer", None, 1, CHOICES)
+    if copies is not None and body.get("stream"):
+        raise Refused(
+            f"best_of={copies} is known at the end and cannot be streamed; leave out stream",
+            param="best_of",
+        )
     return _asked(
         body,
         served,
@@ -99,6 +104,7 @@ def completion(body: Mapping[str, Any], served: Served) -> Asked:
         stop_ids=served.stop_ids,
         logprobs=logprobs,
         echo=field(body, "echo", "boolean", False),
+        copies=copies,
     )
 
 
@@ -152,13 +158,18 @@ def _asked(
     stop_ids: tuple[int, ...],
     logprobs: int | None,
     echo: bool = False,
+    copies: int | None = None,
 ) -> Asked:
-    """The requests for these prompts, with the sampling that the body asks for."""
-    copies = field(body, "n", "integer", 1, 1, CHOICES)
+    """The requests for these prompts, with the sampling that the body asks for; `copies` of each,
+    by default as many as are kept."""
+    kept = field(body, "n", "integer", 1, 1, CHOICES)
+    copies = kept if copies is None else copies
+    if copies < kept:
+        raise Refused(f"best_of={copies} must be at least n={kept}; set it higher", param="best_of")
     if len(prompts) * copies > CHOICES:
         raise Refused(
-            f"{len(prompts)} prompts with n={copies} are over the {CHOICES} texts of a request; "
-            "send several",
+            f"{len(prompts)} prompts with {copies} texts each are over the {CHOICES} texts of a "
+            "request; send several",
             param="prompt",
         )
     sampling = _sampling(body, served, most, stop_ids)
@@ -172,13 +183,14 @@ def _asked(
         alternatives=logprobs or 0,
         prompt_logprobs=echo and logprobs is not None,
         adapter=model if model != served.name else "",
+        penalties=penalties_of(body, served.tokenizer.vocab_size),
     )
     requests = [
         replace(first, prompt=prompt, copy=copy) for prompt in prompts for copy in range(copies)
     ]
     stream = field(body, "stream", "boolean", False)
     usage = field(options, "include_usage", "boolean", False)
-    return Asked(requests, copies, stream, usage, echo, logprobs, model=model)
+    return Asked(requests, copies, kept, stream, usage, echo, logprobs, model=model)
 
 
 def _sampling(

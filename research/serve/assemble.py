@@ -8,6 +8,7 @@ import numpy as np
 from research.infer.sampling import SamplingConfig
 from research.serve.adapters import NONE
 from research.serve.draw import Draws, settings
+from research.serve.penalties import blank
 from research.serve.runner import Runner
 from research.serve.shapes import Shape, Shapes
 from research.serve.step import Row
@@ -49,6 +50,9 @@ def assemble(turn: Turn, shape: Shape, page_size: int, runner: Runner) -> Row:
         for ahead in range(len(drafts) + 1):
             at = index * shape.each + ahead
             _draw(row, text, at, drafts[:ahead])
+            # What a draft model guesses is not known yet, see `allow`.
+            if not ahead or runner.draft is None:
+                _allow(row, text, at, drafts[:ahead])
             samplings[at] = text.request.sampling
             row.last_M[at] = at
     if turn.chunk is not None:
@@ -59,11 +63,21 @@ def assemble(turn: Turn, shape: Shape, page_size: int, runner: Runner) -> Row:
         follows = text.ids[text.cached + 1 : text.cached + tokens + 1]
         row.follows_T[first : first + len(follows)] = follows
         _draw(row, text, -1, ())
+        _allow(row, text, -1, ())
         samplings[-1] = text.request.sampling
         row.last_M[-1] = first + tokens - 1
     row.draws.settings_M1.update(settings(samplings))
     row.draws.top[...] = any(text.request.alternatives for text in turn.texts)
     return row
+
+
+def allow(turn: Turn, shape: Shape, row: Row, inputs_T: np.ndarray) -> None:
+    """Sets what grammars allow behind the tokens that a draft model has guessed, which are in
+    `inputs_T`, the tokens of the row."""
+    for index, text in enumerate(turn.singles):
+        first = index * shape.each
+        for ahead in range(1, len(turn.drafts.get(text.number, [])) + 1):
+            _allow(row, text, first + ahead, inputs_T[first + 1 : first + 1 + ahead].tolist())
 
 
 def _blank(shape: Shape, page_size: int, words: int) -> Row:
@@ -77,6 +91,7 @@ def _blank(shape: Shape, page_size: int, words: int) -> Row:
         np.zeros((), bool),
         np.zeros((M, 1), bool),
         np.zeros((M, words), np.uint32),
+        blank(M),
     )
     return Row(
         np.zeros(T, np.int32),
@@ -112,6 +127,11 @@ def _draw(row: Row, text: Text, at: int, ahead: Sequence[int]) -> None:
     row.draws.seed_M[at] = text.request.sampling.seed
     row.draws.stream_M2[at] = text.stream
     row.draws.position_M[at] = len(text.ids) + len(ahead) - 1
+    row.draws.penalties.put(at, text.request.penalties, len(text.prompt))
+
+
+def _allow(row: Row, text: Text, at: int, ahead: Sequence[int]) -> None:
+    """Keeps to a text's grammar, if it has one, behind tokens that are guessed `ahead`."""
     if text.guide is not None:
         row.draws.guided_M1[at] = True
         # A model may have more rows in its table than its tokenizer has tokens, or fewer.

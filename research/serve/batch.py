@@ -12,9 +12,9 @@ import jax
 
 from research.data.tokenizers import Tokenizer
 from research.infer.decode import ROWS, Generation, generate
+from research.infer.padding import bucket, chunk_size
 from research.infer.prompts import Prompt, check_ids, prompt_ids
 from research.infer.sampling import SamplingConfig
-from research.infer.steps import bucket, chunk_size
 from research.models.adapters import virtual_tokens
 from research.models.model import Model
 from research.serve.engine import Engine

@@ -43,6 +43,7 @@ def description(served: Served) -> dict[str, Any]:
         "prompt": _prompts(CHOICES),
         "echo": _FLAG,
         "logprobs": _number(0, ALTERNATIVES, "integer"),
+        "best_of": _number(1, CHOICES, "integer"),
     }
     chat = shared | {
         "messages": {"type": "array", "items": message, "minItems": 1},
@@ -69,6 +70,7 @@ def description(served: Served) -> dict[str, Any]:
             "/v1/embeddings": _post("Vectors of texts", vectors, "input"),
             "/tokenize": _post("The ids of a text", {"prompt": _TEXT}, "prompt"),
             "/detokenize": _post("The text of ids", {"tokens": {**_IDS, "minItems": 0}}, "tokens"),
+            "/tokenizer_info": _get("Special tokens and the template of chats"),
         },
     }
 
@@ -83,6 +85,9 @@ def _shared(names: dict[str, Any]) -> dict[str, Any]:
         "top_k": _number(-1, 2**31 - 1, "integer"),
         "min_p": _number(0, 1),
         "repetition_penalty": _number(0.01, 100),
+        "presence_penalty": _number(-2, 2),
+        "frequency_penalty": _number(-2, 2),
+        "logit_bias": {"type": ["object", "null"], "additionalProperties": _number(-100, 100)},
         "n": _number(1, CHOICES, "integer"),
         "seed": {"type": ["integer", "null"]},
         "stop": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "maxItems": 16}]},

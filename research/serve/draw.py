@@ -26,6 +26,7 @@ from research.infer.sampling import (
     log_probability,
     penalize,
 )
+from research.serve.penalties import PenaltyRows, penalized
 
 ALTERNATIVES = 20  # most tokens whose log-probabilities are told beside the one that was drawn
 
@@ -44,7 +45,7 @@ _FIELDS = {
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["settings_M1", "seed_M", "stream_M2", "position_M", "top"]
-    + ["guided_M1", "allowed_MW"],
+    + ["guided_M1", "allowed_MW", "penalties"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Draws:
     top          whether any row wants its likeliest tokens
     guided_M1    whether a grammar says which tokens may be drawn, and in `allowed_MW` which: a bit
                  for each, uint32, the least significant one first
+    penalties    what is added to its logits
     """
 
     settings_M1: dict[str, np.ndarray]
@@ -68,6 +70,7 @@ class Draws:
     top: np.ndarray
     guided_M1: np.ndarray
     allowed_MW: np.ndarray
+    penalties: PenaltyRows
 
 
 @partial(
@@ -111,7 +114,7 @@ def next_tokens(
     """Draws the next token of each row: its `guess`, where that is kept. `texts_MS` are the tokens
     of its text, -1 behind the end."""
     logits_MV = logits_MV.astype(jnp.float32)
-    may_MV = _where(draws.guided_M1, partial(_keep_allowed, draws.allowed_MW), logits_MV)
+    may_MV = allowed(penalized(logits_MV, draws.penalties, texts_MS), draws)
     shaped_MV = shaped(may_MV, draws.settings_M1, texts_MS)
     greedy_M = draws.settings_M1["temperature"][:, 0] == 0
     token_M = likeliest(shaped_MV)
@@ -152,6 +155,11 @@ def shaped(logits_MV: jax.Array, s: dict[str, jax.Array], texts_MS: jax.Array) -
         kept = lambda logits_MV, keep=keep, name=name: keep(logits_MV, s[name])
         logits_MV = _where(warm_M1 & on_M1, kept, logits_MV)
     return logits_MV
+
+
+def allowed(logits_MV: jax.Array, draws: Draws) -> jax.Array:
+    """The logits of what a grammar allows, in the rows that have one."""
+    return _where(draws.guided_M1, partial(_keep_allowed, draws.allowed_MW), logits_MV)
 
 
 def _keep_allowed(allowed_MW: jax.Array, logits_MV: jax.Array) -> jax.Array:

@@ -10,17 +10,18 @@ An engine belongs to one thread.
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from research.data.tokenizers import Tokenizer
 from research.devices.backend import platform
-from research.infer.prompts import check_ids, prompt_ids
+from research.infer.prompts import prompt_ids
 from research.models.adapters import virtual_tokens
 from research.models.kinds import longest_window
 from research.models.model import Model
-from research.serve.assemble import Turn, assemble
+from research.serve.assemble import Turn, allow, assemble
 from research.serve.counts import Counts
 from research.serve.draw import alternatives
-from research.serve.limits import check_guesses, check_model, text_length
+from research.serve.limits import check_guesses, check_model, check_request, text_length
 from research.serve.lookup import lookup
 from research.serve.pages import Pages
 from research.serve.request import Completion, Request
@@ -138,9 +139,10 @@ class Engine:
         if not turn.texts:
             return []
         shape = turn.shape(self.shapes)
-        inputs_T, told, scores = self.runner.run(
-            assemble(turn, shape, self.pages.page_size, self.runner), shape
-        )
+        row = assemble(turn, shape, self.pages.page_size, self.runner)
+        guided = any(text.guide for text in turn.singles if text.number in turn.drafts)
+        heeded = partial(allow, turn, shape, row) if guided else None
+        inputs_T, told, scores = self.runner.run(row, shape, heeded)
         self.counts.steps += 1
         for index, text in enumerate(turn.singles):
             first, count = index * shape.each, len(turn.drafts.get(text.number, []))
@@ -148,7 +150,7 @@ class Engine:
             for at in range(first, first + count + 1):
                 if not self._advance(text, 1, told, at) or text.finish or at == first + count:
                     break
-                if text.ids[-1] != inputs_T[at + 1]:
+                if text.ids[-1] != inputs_T[at + 1] or text.guide and text.guide.forced(text.left):
                     break
                 self.counts.kept += 1
         written = list(turn.singles)
@@ -167,12 +169,7 @@ class Engine:
     def prompt_ids(self, request: Request) -> list[int]:
         """The tokens of a request's prompt, see `submit`."""
         prompt = prompt_ids(self.tokenizer, request.prompt, request.sampling.bos)
-        check_ids(self.model.config, 0, request.prompt, prompt)
-        if len(prompt) >= self.length:
-            raise ValueError(
-                f"the prompt has {len(prompt):,} tokens, and a text of this engine at most "
-                f"{self.length:,} with what is written; shorten it"
-            )
+        check_request(self.model.config, request, prompt, self.length)
         return prompt
 
     def _checked(self, requests: Sequence[Request]) -> Sequence[Request]:
@@ -224,9 +221,6 @@ class Engine:
             return []
         # With each step comes a token that is not guessed.
         most = max(0, min(self.shapes.drafts, text.left - 1))
-        # What a draft guesses is known on the device alone, where no grammar is.
-        if self.runner.draft is not None and text.guide is not None:
-            return []
         return lookup(text.ids, most) if self.runner.draft is None else [0] * most
 
     def _shared(self, text: Text) -> list[int]:

@@ -45,6 +45,10 @@ class Guide:
         """Whether the text may end here."""
         return self._matcher.is_accepting()
 
+    def forced(self, left: int) -> bool:
+        """Whether the way to the end that is known must be taken, `left` tokens being left."""
+        return bool(self._way) and (self._forced or len(self._way or ()) == left)
+
     def mask(self, left: int, ahead: Sequence[int] = ()) -> np.ndarray:
         """The tokens that may follow, behind some that are guessed to follow first: a bit for each,
         uint32 [W], the least significant one first. Where the guess breaks the grammar all may."""
@@ -55,7 +59,7 @@ class Guide:
             bits = np.full(-(-len(self._rank_V) // 32), 2**32 - 1, np.uint32)
         if taken:
             self._matcher.rollback(taken)
-        if self._way and not ahead and (self._forced or len(self._way) == left):
+        if self._way and not ahead and self.forced(left):
             bits = np.zeros_like(bits)
             bits[self._way[0] // 32] = np.uint32(1 << self._way[0] % 32)
         return bits

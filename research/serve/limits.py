@@ -2,9 +2,11 @@
 
 import jax
 
+from research.infer.prompts import check_ids
 from research.models.config import ModelConfig
 from research.models.model import Model
 from research.serve.pages import Pages
+from research.serve.request import Request
 
 
 def check_model(model: Model, rows: int, chunk: int) -> None:
@@ -42,6 +44,23 @@ def check_guesses(drafts: int, model: bool, bits: int | None, page_size: int) ->
         raise ValueError(
             f"drafts={drafts} must be less than page_size={page_size} where pages are rounded to "
             f"{bits} bits; guess less, or set larger pages"
+        )
+
+
+def check_request(c: ModelConfig, request: Request, prompt: list[int], length: int) -> None:
+    """ValueError for a request whose prompt has these tokens, where a text has `length` at most:
+    for tokens outside the vocabulary, and a prompt that leaves no room for one."""
+    check_ids(c, 0, request.prompt, prompt)
+    beyond = [token for token, _ in request.penalties.bias if token >= c.vocab_size]
+    if beyond:
+        raise ValueError(
+            f"a bias for token {beyond[0]} must be for one in [0, {c.vocab_size}), the model's "
+            "vocabulary"
+        )
+    if len(prompt) >= length:
+        raise ValueError(
+            f"the prompt has {len(prompt):,} tokens, and a text of this engine at most "
+            f"{length:,} with what is written; shorten it"
         )
 
 

@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from research.serve.encoder import Encoder
 from research.serve.engine import Engine
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -10,7 +11,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 class Metrics:
     """Counts and times of an engine's work. Gauges are read when they are asked for."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Engine | Encoder):
         self.registry = CollectorRegistry()
         for name, meaning, value in (
             ("running", "Texts that are written", lambda: engine.running),

@@ -7,6 +7,7 @@ from research.infer.prompts import Prompt
 from research.infer.sampling import SamplingConfig
 from research.serve.draw import ALTERNATIVES
 from research.serve.grammar import Grammar
+from research.serve.penalties import NONE, Penalties
 
 # (token, log-probability in nats) of the likeliest tokens, the likeliest first.
 Alternatives = tuple[tuple[int, float], ...]
@@ -23,6 +24,7 @@ class Request:
     prompt_logprobs whether to tell the log-probabilities of the prompt's own tokens, too
     salt            texts with different ones share no pages of the cache
     adapter         the name of the engine's adapter that writes, "" for the model alone
+    penalties       what is added to the logits of tokens
     grammar         what the text must follow; it ends there, "stop", where its grammar has no more
 
     ValueError for a number out of range.
@@ -36,6 +38,7 @@ class Request:
     salt: str = ""
     adapter: str = ""
     grammar: Grammar | None = None
+    penalties: Penalties = NONE
 
     def __post_init__(self):
         if not 0 <= self.alternatives <= ALTERNATIVES:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -84,20 +85,25 @@ class Runner:
             raise ValueError(f"no adapter {name!r} here; there are {known}")
         return self._numbers[name]
 
-    def run(self, row: Row, shape: Shape) -> Ran:
+    def run(self, row: Row, shape: Shape, allow: Callable[[np.ndarray], None] | None = None) -> Ran:
         """Runs a row of this shape through the model, and through the draft, which keeps up with
-        the model and guesses where the shape has room for it."""
+        the model and guesses where the shape has room for it. `allow` is told of the row's tokens
+        with the guesses, before the model reads them, and may change how the row is drawn."""
         with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
-            return self._run(row, shape)
+            return self._run(row, shape, allow)
 
-    def _run(self, row: Row, shape: Shape) -> Ran:
+    def _run(self, row: Row, shape: Shape, allow: Callable[[np.ndarray], None] | None) -> Ran:
         guessed = None
         if self.draft is not None:
             how = {"model": self.draft.model, "shape": shape}
             if shape.drafts:
+                draws = row.draws
                 self._draft_pools, row, guessed = guess(
                     self.draft.params, self._draft_pools, row, **how
                 )
+                if allow is not None:
+                    allow(np.asarray(row.inputs_T))
+                    row = replace(row, draws=draws)
             else:
                 self._draft_pools = read(self.draft.params, self._draft_pools, row, **how)
         self._pools, told, scores = step(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import signal
+import sys
 import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from research import command
 from research.serve.app import Endpoints
 from research.serve.asked import Served
 from research.serve.metrics import Metrics
@@ -37,6 +40,8 @@ def make_server(
     import uvicorn
 
     class _Server(uvicorn.Server):
+        longest = drain  # seconds from when it is told to stop
+
         def capture_signals(self) -> AbstractContextManager[None]:
             # No handler: uvicorn's own ends the process by the signal, where a server that was told
             # to stop has done nothing wrong.
@@ -71,14 +76,22 @@ def make_server(
 
 def run(server: uvicorn.Server, worker: Worker) -> None:
     """Serves until SIGTERM or Ctrl-C, or, outside the main thread, until `server.should_exit`. The
-    worker's thread may be in a last step behind that. ValueError for an address at which one cannot
-    listen."""
+    worker's thread may be in a last step behind that. Where a thread cannot be waited for, as one
+    in which a program is compiled, the process ends once a signal is `drain` seconds old.
+    ValueError for an address at which one cannot listen."""
+    last = threading.Timer(getattr(server, "longest", 0.0), _leave)
+    last.daemon = True
+
+    def _told() -> None:
+        if not server.should_exit:
+            last.start()
+        server.should_exit = True
 
     async def _until_told() -> None:
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
+                loop.add_signal_handler(number, _told)
         await server.serve()
 
     worker.start()
@@ -92,3 +105,12 @@ def run(server: uvicorn.Server, worker: Worker) -> None:
     finally:
         ends = getattr(server, "ends", 0.0)  # never told to stop
         worker.stop(max(0.1, ends - time.monotonic()))
+        last.cancel()
+
+
+def _leave() -> None:
+    """Ends the process, whatever its threads do."""
+    print("note: left at the end of --drain, in the midst of a computation", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(command.DONE)

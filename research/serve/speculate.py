@@ -24,7 +24,8 @@ from research.models.config import Execution
 from research.models.model import Model
 from research.models.paged import PagedCache
 from research.parallel.placement import gather_axis
-from research.serve.draw import DRAFTED, Draws, Guess, shaped, uniform
+from research.serve.draw import DRAFTED, Draws, Guess, allowed, shaped, uniform
+from research.serve.penalties import penalized
 from research.serve.shapes import Shape
 from research.serve.step import Row
 from research.tree import Tree
@@ -82,12 +83,14 @@ def guess(
 
 def drafted(logits_GV: jax.Array, draws: Draws) -> tuple[jax.Array, jax.Array]:
     """(a token of each row int32 [G], the distribution [G, V] that it was drawn from), of the
-    draft's logits. Its sampling is that of the request but for penalties on what is there."""
+    draft's logits. Its sampling is that of the request but for penalties on what is there, and it
+    knows a text's grammar at its first guess alone: the others are on the device only."""
+    nothing_G1 = jnp.full((len(logits_GV), 1), -1)
+    logits_GV = allowed(penalized(logits_GV, draws.penalties, nothing_G1), draws)
     settings = {
         **draws.settings_M1,
         "repetition_penalty": jnp.ones_like(draws.seed_M[:, None], float),
     }
-    nothing_G1 = jnp.full((len(logits_GV), 1), -1)
     probs_GV = jax.nn.softmax(shaped(logits_GV, settings, nothing_G1), axis=-1)
     drawn_G = draw(probs_GV, uniform(draws, DRAFTED))
     greedy_G = draws.settings_M1["temperature"][:, 0] == 0

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+from research.serve.encoder import Encoder
 from research.serve.engine import Engine
 from research.serve.request import Completion, Request
 from research.serve.text import Text
@@ -81,7 +82,7 @@ class Job:
 
 
 class Worker:
-    """Runs an engine in a thread of its own, from `start` to `stop`.
+    """Runs an engine in a thread of its own, from `start` to `stop`; an encoder has nothing to run.
 
     `waiting` is how many texts may wait at most; `observe` is told of each text's end, from the
     thread: why, and the seconds to its first token (None without one) and to its end.
@@ -89,7 +90,7 @@ class Worker:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | Encoder,
         *,
         waiting: int = 256,
         observe: Callable[[str, float | None, float], None] = lambda *ended: None,

@@ -10,7 +10,7 @@ from research.site.pages import Page
 
 # Sections of the table of contents: title, the beginning of the paths of its pages.
 SECTIONS = {
-    "Start": ("start", "jobs", "measured/index"),
+    "Start": ("start", "first_hour", "jobs", "measured/index"),
     "Concepts": ("concepts/",),
     "Commands": ("commands/",),
     "Configs": ("configs/",),
@@ -31,8 +31,9 @@ html_css_files = ["wide.css"]
 highlight_language = "text"
 myst_heading_anchors = 3
 """
-# Docstrings have lines of 100 characters.
-_CSS = ".content { width: 58em } pre { font-size: 0.8em }"
+# Docstrings have lines of 100 characters. A window that has no room for them beside both columns of
+# the theme keeps the theme's width, and code scrolls.
+_CSS = "@media (min-width: 97em) { .content { width: 58em } } pre { font-size: 0.8em }"
 
 
 def write_sources(pages: Iterable[Page], folder: Path) -> None:

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from functools import cache
 
+import jax
 import jsonschema
 import pytest
 
@@ -13,6 +14,7 @@ from research.infer.sampling import SamplingConfig
 from research.models.model import Model
 from research.serve.engine import Engine
 from research.serve.request import Request
+from research.serve.runner import Draft
 from tests.families import FAMILIES
 from tests.interop.memory import random_params
 
@@ -45,11 +47,14 @@ def tokenizer(kind: str = "bpe:300") -> Tokenizer:
 
 
 @cache
-def engine() -> Engine:
-    """One with random weights, which write anything."""
+def engine(drafts: int = 0, model: bool = False) -> Engine:
+    """One with random weights, which write anything; a model that writes much the same may guess
+    its drafts."""
     c = replace(FAMILIES["llama2_7b"], vocab_size=tokenizer().vocab_size, max_length=128)
     sizes = {"pages": 64, "page_size": 16, "rows": 8, "chunk": 16}
-    made = Engine(Model(c), random_params(c), tokenizer(), **sizes)
+    params = random_params(c)
+    like = Draft(Model(c), jax.tree.map(lambda w: w * 0.8, params)) if model else None
+    made = Engine(Model(c), params, tokenizer(), drafts=drafts, draft=like, **sizes)
     made.shapes = replace(made.shapes, least=8)  # few programs
     return made
 
@@ -123,6 +128,23 @@ def test_other_tokenizers_have_their_tokens_as_bytes(kind):
 def test_what_cannot_be_read_is_refused(kind, spec, said):
     with pytest.raises(ValueError, match=said):
         read(kind, spec)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [False, True], ids=["lookup", "model"])
+def test_texts_with_guesses_follow_their_grammar_as_those_without(model):
+    grammar, greedy = read("json_schema", PERSON), SamplingConfig(0.0, max_tokens=48)
+    starts = ["to be", "or not", "that is", "the question"]
+    asked = [Request(start, greedy, grammar=grammar) for start in starts]
+    drafted, plain = engine(3, model), engine()
+    before = plain.counts.steps
+    for got, want in zip(drafted.generate(asked), plain.generate(asked)):
+        assert (got.token_ids, got.finish) == (want.token_ids, want.finish)
+    assert 0 < drafted.counts.kept < drafted.counts.guessed and drafted.pages.held == 0
+    assert drafted.counts.steps < plain.counts.steps - before or not model
+    warm = [replace(one, sampling=SamplingConfig(1.5, max_tokens=48, seed=2)) for one in asked]
+    for done in drafted.generate(warm):
+        jsonschema.validate(json.loads(done.text.removesuffix("<eos>")), PERSON)
 
 
 @pytest.mark.slow

@@ -45,10 +45,20 @@ class Client:
         self.tokenizer = replace(tokenizer, chat_template=TEMPLATE)
         c = replace(FAMILIES["llama2_7b"], vocab_size=tokenizer.vocab_size, max_length=LENGTH)
         self.model, self.params = Model(c), random_params(c)
-        self.engine = self.alone()
-        self.worker = Worker(self.engine, waiting=24)
+        worker = Worker(self.alone(), waiting=24)
         grammars = Grammars(self.tokenizer, (299,))
         served = Served("tiny", self.tokenizer, LENGTH, stop_ids=(299,), grammars=grammars)
+        self._serve(worker, served, **settings)
+
+    @classmethod
+    def of(cls, worker, served):
+        """A server of something else."""
+        made = cls.__new__(cls)
+        made._serve(worker, served)
+        return made
+
+    def _serve(self, worker, served, **settings):
+        self.worker, self.engine = worker, worker.engine
         self.server = make_server(self.worker, served, **settings)
         self.thread = threading.Thread(target=run, args=(self.server, self.worker), daemon=True)
         self.thread.start()
@@ -124,6 +134,29 @@ def test_what_is_served_is_what_the_engine_writes(client):
     assert pieces == [one.text for one in wanted]
 
 
+def test_the_likeliest_of_several_texts_are_given(client):
+    body = {**GREEDY, "temperature": 1, "seed": 5, "logprobs": 0, "prompt": ["to be", "or not"]}
+    every = client.json(COMPLETIONS, {**body, "n": 4})
+    best = client.json(COMPLETIONS, {**body, "n": 2, "best_of": 4})
+    choices = []
+    for first in (0, 4):
+        group = every["choices"][first : first + 4]
+        choices += sorted(group, key=lambda one: -np.mean(one["logprobs"]["token_logprobs"]))[:2]
+    assert [one["text"] for one in best["choices"]] == [one["text"] for one in choices]
+    assert [one["index"] for one in best["choices"]] == [0, 1, 2, 3]
+    # What was not given was written all the same.
+    assert best["usage"]["completion_tokens"] == every["usage"]["completion_tokens"]
+
+
+def test_penalties_and_biases_of_a_request_reach_its_tokens(client):
+    ids = client.json("/tokenize", {"prompt": "x"})["tokens"]
+    body = {**GREEDY, "logit_bias": {str(ids[0]): 100}, "max_tokens": 2}
+    assert client.json(COMPLETIONS, body)["choices"][0]["text"] == "xx"
+    once = client.json(COMPLETIONS, {**body, "presence_penalty": 2, "logit_bias": {}})
+    free = client.json(COMPLETIONS, {**GREEDY, "max_tokens": 2})
+    assert once["choices"][0]["text"] and free["choices"][0]["text"]
+
+
 def test_log_probabilities_in_the_form_that_scores_texts(client):
     body = {**GREEDY, "max_tokens": 1, "echo": True, "logprobs": 2}
     [choice] = client.json("/v1/completions", body)["choices"]
@@ -162,6 +195,8 @@ def test_what_is_beside_texts(client):
     assert client.json("/v1/models/tiny")["max_model_len"] == LENGTH
     ids = client.json("/tokenize", {"prompt": "to be"})["tokens"]
     assert client.json("/detokenize", {"tokens": ids})["prompt"] == "to be"
+    info = client.json("/tokenizer_info")
+    assert (info["eos_token"], info["chat_template"]) == ("<eos>", TEMPLATE)
     assert client.ask("/health")[0] == 200
     # A page that loads nothing from anywhere else.
     status, page = client.ask("/")
@@ -229,7 +264,12 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
         (COMPLETIONS, {**GREEDY, "prompt": ["a"] * 100, "n": 2}, 400, "128 texts"),
         (COMPLETIONS, {**GREEDY, "model": "other"}, 404, "'tiny'"),
         (COMPLETIONS, {**GREEDY, "temprature": 1}, 400, "'temperature'"),
-        (COMPLETIONS, {**GREEDY, "logit_bias": {"5": 1}}, 400, "not served"),
+        (COMPLETIONS, {**GREEDY, "suffix": "not"}, 400, "not served"),
+        (COMPLETIONS, {**GREEDY, "logit_bias": {"to": 1}}, 400, "ids in [0, "),
+        (COMPLETIONS, {**GREEDY, "logit_bias": {"5": 101}}, 400, "in [-100, 100]"),
+        (COMPLETIONS, {**GREEDY, "presence_penalty": 2.1}, 400, "in [-2, 2]"),
+        (COMPLETIONS, {**GREEDY, "n": 3, "best_of": 2}, 400, "at least n=3"),
+        (COMPLETIONS, {**GREEDY, "best_of": 2, "stream": True}, 400, "cannot be streamed"),
         (COMPLETIONS, {**GREEDY, "stop": [""]}, 400, "none of them empty"),
         (COMPLETIONS, {**GREEDY, "top_k": 10**12}, 400, "top_k"),
         (COMPLETIONS, {**GREEDY, "response_format": {"type": "xml"}}, 400, "json_schema"),

@@ -51,7 +51,7 @@ def test_calls_are_found_and_told_in_pieces(form, text, content, calls):
 
 
 def answers(form):
-    asked = Asked([Request("a")], 1, True, False, tools=Tools((), form))
+    asked = Asked([Request("a")], 1, 1, True, False, tools=Tools((), form))
     return Answers("chat", asked, "tiny", load_tokenizer("bytes"))
 
 
