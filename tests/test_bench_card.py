@@ -12,6 +12,7 @@ from research.bench import card, card_contender, card_profile
 from research.bench.card_works import OURS, WORKS
 from tests.configs import ROOT
 
+pytestmark = pytest.mark.usefixtures("quick_commands")
 SOME = ["qlora", "decode-1-nf4", "product-4096-back-int8", "grouped-back", "attention-8"]
 
 
