@@ -153,8 +153,9 @@ def _answer_file(opened: Any, prompts: list, config: Any) -> None:
 def _converse_with(opened: Any, config: Any) -> None:
     """A conversation on standard input and output."""
     from research.infer.conversation import drop_oldest, encode_conversation
-    from research.infer.decode import stream
+    from research.serve.dialogue import Dialogue
 
+    dialogue = Dialogue(opened.model, opened.params, opened.tokenizer)
     tools = chosen_tools()
 
     def _answer(messages: list[Message]) -> Iterator[str]:
@@ -170,8 +171,7 @@ def _converse_with(opened: Any, config: Any) -> None:
                 f"the conversation is too long for the model: the oldest {dropped} of its "
                 "questions and their answers are forgotten"
             )
-        for _, piece in stream(opened.model, opened.params, opened.tokenizer, [ids], config):
-            yield piece
+        yield from dialogue.answer(ids, config)
 
     # Only a person needs to be told; a pipe has its questions already.
     if sys.stdin.isatty():
