@@ -12,7 +12,6 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,10 @@ from absl import flags
 from research import command
 from research.infer.dialogue import Message, converse, note
 from research.infer.prompt_file import last_words, read_prompts, shown
-from research.run.chat_flags import chosen_tokenizer, chosen_tools
-from research.run.source import check_source
+from research.run.model_flags import check_named
+from research.run.template_flags import open_to_write
+from research.run.tools_flag import chosen_tools
 
-WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "a checkpoint folder, GGUF file or package of a chat model"
-)
-STEP = flags.DEFINE_integer(
-    "step", None, "with --workdir: the checkpoint to take; by default the newest good one", 0
-)
 SYSTEM = flags.DEFINE_string("system", None, "the system message; by default the template's own")
 PROMPT_FILE = flags.DEFINE_string(
     "prompt_file",
@@ -59,9 +52,6 @@ TOP_P = flags.DEFINE_float(
 SEED = flags.DEFINE_integer(
     "seed", 0, "the same seed and words give the same answers", lower_bound=0
 )
-DTYPE = flags.DEFINE_string(
-    "dtype", "float32", "with --checkpoint: the type of parameters and computation"
-)
 ADAPTER = flags.DEFINE_string(
     "adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint"
 )
@@ -79,29 +69,15 @@ def main(arguments: list[str]) -> int:
         )
     if JSON.value and not PROMPT_FILE.value:
         raise ValueError("--json is for --prompt_file=FILE; give the questions there")
-    check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
+    check_named(ADAPTER.value)
     prompts = read_prompts(Path(PROMPT_FILE.value)) if PROMPT_FILE.value else []
-    # Here, so that a wrong flag is answered before JAX is imported.
-    from research.infer.decode_layout import move
-    from research.run.opened import keep_compiled_programs, open_model
-
-    keep_compiled_programs()
-    opened = open_model(
-        WORKDIR.value,
-        CHECKPOINT.value,
-        adapter=ADAPTER.value,
-        step=STEP.value,
-        dtype=DTYPE.value,
-    )
+    opened = open_to_write(ADAPTER.value)
     # A base model would go on with the question instead of answering it.
-    if opened.tokenizer is None or opened.tokenizer.chat_template is None:
+    if opened.tokenizer.chat_template is None:
         raise ValueError(
             f"{opened.source} has no chat template; take a checkpoint that was tuned for chat"
         )
-    opened = replace(opened, tokenizer=chosen_tokenizer(opened.tokenizer))
     config = _sampling(opened)
-    # Once: on a GPU every answer reads the same weights.
-    opened = replace(opened, params=move(opened.model, opened.params))
     if prompts:
         _answer_file(opened, prompts, config)
     else:
@@ -153,9 +129,8 @@ def _answer_file(opened: Any, prompts: list, config: Any) -> None:
 def _converse_with(opened: Any, config: Any) -> None:
     """A conversation on standard input and output."""
     from research.infer.conversation import drop_oldest, encode_conversation
-    from research.serve.dialogue import Dialogue
+    from research.infer.decode import stream
 
-    dialogue = Dialogue(opened.model, opened.params, opened.tokenizer)
     tools = chosen_tools()
 
     def _answer(messages: list[Message]) -> Iterator[str]:
@@ -171,7 +146,8 @@ def _converse_with(opened: Any, config: Any) -> None:
                 f"the conversation is too long for the model: the oldest {dropped} of its "
                 "questions and their answers are forgotten"
             )
-        yield from dialogue.answer(ids, config)
+        for _, piece in stream(opened.model, opened.params, opened.tokenizer, [ids], config):
+            yield piece
 
     # Only a person needs to be told; a pipe has its questions already.
     if sys.stdin.isatty():

@@ -12,9 +12,9 @@ import jax
 
 from research.data.tokenizers import Tokenizer
 from research.infer.decode import ROWS, Generation, generate
+from research.infer.padding import bucket, chunk_size
 from research.infer.prompts import Prompt, check_ids, prompt_ids
 from research.infer.sampling import SamplingConfig
-from research.infer.steps import bucket, chunk_size
 from research.models.adapters import virtual_tokens
 from research.models.model import Model
 from research.serve.engine import Engine
@@ -23,18 +23,6 @@ from research.serve.request import Request
 from research.tree import Tree
 
 PAGE_SIZE = 16
-
-
-def longest(model: Model, params: Tree) -> int:
-    """The longest text in tokens that an engine writes with these parameters."""
-    return longest_text(model.config, virtual_tokens(params), PAGE_SIZE)
-
-
-def fits(model: Model, params: Tree, tokens: int) -> bool:
-    """Whether an engine can write a text of so many tokens on the mesh that is set."""
-    mesh = jax.sharding.get_abstract_mesh()
-    split = not mesh.empty and mesh.shape["context"] > 1
-    return model.config.kind == "decoder" and tokens <= longest(model, params) and not split
 
 
 def write(
@@ -48,14 +36,17 @@ def write(
     and errors these are. What an engine does not run is left to it: encoder-decoders, whose texts
     begin with an encoder's, texts beyond a model's first rotation, and those that a mesh splits."""
     ids = [prompt_ids(tokenizer, prompt, config.bos) for prompt in prompts]
-    most = max(map(len, ids), default=1)
-    if not fits(model, params, most + config.max_tokens):
+    longest = max(map(len, ids), default=1)
+    most = longest_text(model.config, virtual_tokens(params), PAGE_SIZE)
+    mesh = jax.sharding.get_abstract_mesh()
+    split = not mesh.empty and mesh.shape["context"] > 1
+    if model.config.kind != "decoder" or longest + config.max_tokens > most or split:
         return generate(model, params, tokenizer, prompts, config)
     for index, (prompt, tokens) in enumerate(zip(prompts, ids)):
         check_ids(model.config, index, prompt, tokens)
     rows = max(1, min(ROWS, len(prompts)))
     # Rounded up as those of `generate` are, so that the next prompts find the programs compiled.
-    length = min(bucket(most + config.max_tokens), longest(model, params))
+    length = min(bucket(longest + config.max_tokens), most)
     engine = Engine(
         model,
         params,
@@ -63,7 +54,7 @@ def write(
         pages=rows * -(-length // PAGE_SIZE),
         page_size=PAGE_SIZE,
         rows=rows,
-        chunk=chunk_size(most),
+        chunk=chunk_size(longest),
         length=length,
     )
     copies: Counter[tuple[int, ...]] = Counter()
