@@ -34,11 +34,10 @@ steps = 100  # @param {type: "integer"}
 workdir = 'runs/pretrain'  # @param {type: "string"}
 keep_on_drive = False  # @param {type: "boolean"}
 # Colab's disk goes with the session. On Drive the run stays, and this notebook resumes it.
-if keep_on_drive:
-    from google.colab import drive
+from research.downloads.drive import on_drive
 
-    drive.mount('/content/drive')
-    workdir = f'/content/drive/MyDrive/graft/{workdir}'
+if keep_on_drive:
+    workdir = on_drive(workdir)
 
 from pathlib import Path
 from configs.pretrain import get_config

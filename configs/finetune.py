@@ -1,4 +1,4 @@
-"""Fine-tuning from a checkpoint: of all parameters, or of adapters on frozen weights, which may be
+r"""Fine-tuning from a checkpoint: of all parameters, or of adapters on frozen weights, which may be
 quantized.
 
     python -m research.train --config=configs/finetune.py:model=smollm2_135m,method=qlora \

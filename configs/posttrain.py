@@ -1,4 +1,4 @@
-"""Post-training from a checkpoint: preferences, models of reward, and rewards of what it writes.
+r"""Post-training from a checkpoint: preferences, models of reward, and rewards of what it writes.
 
     python -m research.train --config=configs/posttrain.py:task=dpo --workdir=runs/dpo
     python -m research.train --config=configs/posttrain.py:task=simpo,data=pairs.jsonl \

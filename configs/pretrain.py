@@ -1,4 +1,4 @@
-"""Pretraining of a published model, fully sharded over all devices.
+r"""Pretraining of a published model, fully sharded over all devices.
 
     python -m research.train --config=configs/pretrain.py:model=llama3_8b \
         --workdir=/mnt/runs/llama3_8b --config.data.source=tfds:c4 --config.mesh=fsdp:-1

@@ -2,6 +2,7 @@
 
     python launch/readme_commands.py README.md      # the table, nothing is run
     python launch/readme_commands.py README.md --run
+    python launch/readme_commands.py research/README.md --run     # the first hour, some ten minutes
 
 With --run each is run as it is written, in a copy of the checkout, in the order of the file; where
 it is long, with the further arguments of `SMALL`. Exit code 1 where one fails, or where one is
@@ -176,8 +177,7 @@ def copy_checkout(root: Path, folder: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Tells, or with --run does, what becomes of every command; the exit code."""
-    file = Path(arguments[0])
-    root, failed = file.resolve().parent, 0
+    file, root, failed = Path(arguments[0]), Path(__file__).resolve().parent.parent, 0
     decided = [decide(written) for written in commands(file.read_text())]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

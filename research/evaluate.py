@@ -36,20 +36,10 @@ from absl import flags
 
 from research import command
 from research.files import read_text
-from research.run.source import check_source
+from research.run.model_flags import CHECKPOINT, DTYPE, STEP, WORKDIR, check_named, open_named
 
-WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "a checkpoint folder, GGUF file or package, instead of a run"
-)
-DTYPE = flags.DEFINE_string(
-    "dtype", "float32", "with --checkpoint: the type of parameters and computation"
-)
 ADAPTER = flags.DEFINE_string(
     "adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint"
-)
-STEP = flags.DEFINE_integer(
-    "step", None, "the checkpoint to take; by default the newest good one", lower_bound=0
 )
 TEXT = flags.DEFINE_string("text", None, "the file to score, UTF-8")
 TOKEN_IDS = flags.DEFINE_string(
@@ -90,21 +80,11 @@ def main(arguments: list[str]) -> int:
     """Reads the flags and scores the text; the exit code."""
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; name the file with --text=FILE")
-    check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
+    check_named(ADAPTER.value)
     if EVALS.value:
         return evaluate_by_name()
     content = read_content()
-    # Here, so that a wrong flag is answered before JAX is imported.
-    from research.run.opened import keep_compiled_programs, open_model
-
-    keep_compiled_programs()
-    opened = open_model(
-        WORKDIR.value,
-        CHECKPOINT.value,
-        adapter=ADAPTER.value,
-        step=STEP.value,
-        dtype=DTYPE.value,
-    )
+    opened = open_named(ADAPTER.value, reads_texts=False)
     if not TOKEN_IDS.value and opened.tokenizer is None:
         raise ValueError(
             f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder, "

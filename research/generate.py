@@ -21,21 +21,12 @@ from absl import flags
 
 from research import command
 from research.infer.prompt_file import Conversation, Prompt, last_words, read_prompts, shown
-from research.run.chat_flags import VARIABLES, chosen_tokenizer, chosen_tools
-from research.run.source import check_source
+from research.run import template_flags
+from research.run.model_flags import check_named
+from research.run.tools_flag import chosen_tools
 
-WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "a checkpoint folder, GGUF file or package, instead of a run"
-)
-DTYPE = flags.DEFINE_string(
-    "dtype", "float32", "with --checkpoint: the type of parameters and computation"
-)
 ADAPTER = flags.DEFINE_string(
     "adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint"
-)
-STEP = flags.DEFINE_integer(
-    "step", None, "the checkpoint to take; by default the newest good one", lower_bound=0
 )
 PROMPTS = flags.DEFINE_multi_string(
     "prompt", [], "a text to continue, which may be empty; may be given several times"
@@ -84,7 +75,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(
             f"unexpected argument {arguments[0]!r}; quote the prompt: --prompt='two words'"
         )
-    check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
+    check_named(ADAPTER.value)
     prompts = [
         *PROMPTS.value,
         *(read_prompts(Path(PROMPT_FILE.value)) if PROMPT_FILE.value else []),
@@ -93,30 +84,13 @@ def main(arguments: list[str]) -> int:
         raise ValueError(
             "give --prompt=TEXT, --prompt_file=FILE or --chat=TEXT; --prompt='' starts from nothing"
         )
-    # Here, so that a wrong flag is answered before JAX is imported.
-    from research.infer.decode_layout import move
-    from research.run.opened import keep_compiled_programs, open_model
-
     _sampling({})  # refuses what no checkpoint could make right, before one is opened
-    keep_compiled_programs()
-    opened = open_model(
-        WORKDIR.value,
-        CHECKPOINT.value,
-        adapter=ADAPTER.value,
-        step=STEP.value,
-        dtype=DTYPE.value,
-    )
-    if opened.tokenizer is None:
-        raise ValueError(
-            f"{CHECKPOINT.value} has no tokenizer; put its tokenizer.json into the folder"
-        )
-    if opened.tokenizer.chat_template is not None:
-        opened = replace(opened, tokenizer=chosen_tokenizer(opened.tokenizer))
+    opened = template_flags.open_to_write(ADAPTER.value)
     ids, stop_ids = _inputs(opened, prompts)
     begins = {"bos": opened.begins_texts, "decoder_ids": opened.decoder_ids}
     config = replace(_sampling(opened.sampling), **begins, stop_ids=stop_ids)
-    params = move(opened.model, opened.params)  # nothing below reads them in the other layout
-    _write(opened.model, params, opened.tokenizer, ids, config, prompts=prompts or CHAT.value)
+    answered = opened.model, opened.params, opened.tokenizer, ids, config
+    _write(*answered, prompts=prompts or CHAT.value)
     return command.DONE
 
 
@@ -155,7 +129,7 @@ def _inputs(opened: Any, prompts: list[Prompt]) -> tuple[list[str | list[int]], 
             inputs.append(encode_conversation(opened.tokenizer, messages, its_tools))
     if all(isinstance(one, str) for one in inputs):
         # Said and not ignored: the user expects that it changes something.
-        variables = VARIABLES.value
+        variables = template_flags.VARIABLES.value
         given = {"system": SYSTEM.value is not None, "tools": tools, "template_variable": variables}
         for name in (name for name, value in given.items() if value):
             raise ValueError(f"--{name} is said in a conversation; give --chat=TEXT, not --prompt")

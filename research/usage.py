@@ -7,6 +7,7 @@ A command is a module with a docstring, flags in global variables and a function
 """
 
 import ast
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,20 +24,26 @@ _COLUMN = 30  # where the meaning of a flag begins
 
 
 def help_text(main: Callable[..., Any], full: bool) -> str:
-    """The help of the command whose module has this `main`; `full` adds the flags of libraries.
+    """The help of the command whose module has this `main`: its docstring with an example, its own
+    flags, then those that it shares with other commands; `full` adds the flags of libraries.
 
     Where the command line names a config file, the file's docstring and its fields with their
     values are part of the text.
     """
     module = main.__globals__
+    shared = _shared_names()
     # In the order in which the file defines them, which is by meaning and not by the alphabet.
     values = [v for value in module.values() for v in _members(value)]
     holders = [value.name for value in values if isinstance(value, flags.FlagHolder)]
-    flag_names = list(dict.fromkeys([*holders, *HELP]))
-    text = [(module["__doc__"] or "").strip(), "", "Flags:", *_lines(flag_names)]
+    own = [name for name in dict.fromkeys(holders) if name not in shared]
+    (shared or own).extend(HELP)
+    text = [(module["__doc__"] or "").strip(), "", "Flags:", *_lines(own)]
+    if shared:
+        text += ["", "Flags shared with other commands:", *_lines(shared)]
     if full:
-        text += ["", "Flags of libraries:", *_lines(sorted({*_long_names()} - {*flag_names}))]
-    for name in flag_names:
+        known = {*own, *shared}
+        text += ["", "Flags of libraries:", *_lines(sorted({*_long_names()} - known))]
+    for name in own:
         if hasattr(type(FLAGS[name]), "config_filename"):  # a flag of ml_collections.config_flags
             text += ["", *_config_lines(name)]
     return "\n".join(text)
@@ -67,6 +74,19 @@ def command_files(package: Path) -> list[tuple[str, Path]]:
         if "command.run(" in (ast.get_source_segment(source, ast.parse(source).body[-1]) or ""):
             found.append((file.parent.name if file.name == "__main__.py" else file.stem, file))
     return found
+
+
+def _shared_names() -> list[str]:
+    """Names of the flags that modules of the package define for several commands, such as those
+    that name a model; --help, of all commands, is left out."""
+    return [
+        flag.name
+        for owner, defined in FLAGS.flags_by_module_dict().items()
+        # absl takes the program's name for the module that is run.
+        if owner.startswith("research.") and owner != sys.argv[0]
+        for flag in defined
+        if flag.name not in HELP
+    ]
 
 
 def _long_names() -> Iterator[str]:

@@ -71,6 +71,11 @@ MUON = {"optimizer.name": "muon"}
 ADAFACTOR = {"optimizer.name": "adafactor"}
 SPIKES = {"skip.sigmas": 6.0}
 TWO = {"mesh": "fsdp:2"}
+IMAGE = {f"model.image.{name}": n for name, n in {"layers": 2, "size": 8, "patch": 2}.items()}
+IMAGE |= {"model.image.d_model": 8, "model.image.heads": 2, "model.image.d_ff": 12}
+MEDIA = {**IMAGE, "objective.name": "media_chat"}
+CONTRAST = {**IMAGE, "objective.name": "contrastive"}
+SHUFFLE = {**IMAGE, "model.image.projector": "shuffle"}
 
 CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.kind": (MASKED, "decoder"),  # refused: masked_lm trains encoders
@@ -115,6 +120,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.branch_norm": ({}, True),
     "model.norm_before": ({"model.branch_norm": True}, False),
     "model.branch_scale": ({}, 0.5),
+    "model.layer_scale": ({}, True),
     "model.parallel": ({}, True),
     "model.norm_offset": ({}, 1.0),
     "model.norm_eps": ({}, 1e-3),
@@ -160,6 +166,15 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.head_bias": ({}, True),
     "model.labels": (CLASSES, 2),
     "model.labels_over": (CLASSES, "tokens"),  # refused: the objective reads whole texts
+    **{
+        f"model.image.{name}": (IMAGE, other)
+        for name, other in {
+            **{"form": "clip", "layers": 3, "size": 16, "patch": 4, "d_model": 16, "heads": 4},
+            **{"d_ff": 16, "read_before": 1, "projector": "mlp", "frames": 2, "token": 3},
+            **{"attention": "block"},
+        }.items()
+    },
+    "model.image.merge": (SHUFFLE, 2),
     "model.dropout": ({}, 0.1),
     "model.embedding_noise": ({}, 5.0),
     "model.router_loss": (EXPERTS, 0.1),
@@ -256,10 +271,10 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
 }
 _RUNS = {
     **{"causal_lm": {}, "chat": CHAT, "masked_lm": MASKED, "classification": CLASSES},
-    **{"token_classification": TAGS},
+    **{"token_classification": TAGS, "media_chat": MEDIA},
     **{"span_corruption": SPANS, "translation": PAIRS},
 }
-_DECODERS = ("causal_lm", "chat")
+_DECODERS = ("causal_lm", "chat", "media_chat")
 for _name in _RUNS:
     CASES[f"objective.{_name}.label_smoothing"] = (_RUNS[_name], 0.1)
     if not _name.endswith("classification"):
@@ -267,6 +282,10 @@ for _name in _RUNS:
     CASES[f"objective.{_name}.name"] = (_RUNS[_name], "chat" if _name != "chat" else "causal_lm")
 CASES |= {
     "objective.chat.loss_on": (CHAT, "all"),
+    "objective.media_chat.loss_on": (MEDIA, "all"),
+    "objective.contrastive.name": (CONTRAST, "causal_lm"),
+    "objective.contrastive.scale": (CONTRAST, 20.0),
+    "objective.contrastive.offset": (CONTRAST, 1.0),
     "objective.distillation.name": (DISTIL, "causal_lm"),
     "objective.distillation.teacher": (DISTIL, "nowhere"),  # refused: no checkpoint
     "objective.distillation.divergence": (DISTIL, 0.5),
@@ -332,6 +351,8 @@ UNUSED: list[tuple[dict[str, Any], str, Any]] = [
     (LEARNED, "model.rope_theta", 500.0),
     (LEARNED, "model.rope_scaling.factor", 2.0),
     (GLOBAL | LEARNED, "model.local_rope_theta", 500.0),
+    ({}, "model.image.token", 3),
+    (IMAGE, "model.image.merge", 2),
     ({}, "model.rope_scaling.kind", "linear"),
     ({}, "model.rope_scaling.low_factor", 0.5),
     ({}, "model.rope_scaling.high_factor", 8.0),

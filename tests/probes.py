@@ -22,6 +22,10 @@ from research.data.mixture import Mixture
 from research.experiment.config import Experiment
 from research.fit.compile import abstract_batch, objective_without_data, trace
 from research.infer.decode import Generation
+from research.models import spec
+from research.models.image_config import ImageConfig
+from research.models.model import Model
+from research.models.parameters import parameter_specs
 from research.objectives.choose import Objective
 from research.parallel.axes import RULES
 from research.parallel.mesh import make_mesh
@@ -79,6 +83,17 @@ def program(e: Experiment, folder: Path, monkeypatch) -> object:
     )
 
 
+def pictures(e: Experiment, folder: Path, monkeypatch) -> object:
+    """What a model computes of a text with two images, with its parameters."""
+    c = e.model
+    params = spec.abstract(parameter_specs(c), np.float32)
+    images = jax.ShapeDtypeStruct((1, 2, c.image.size, c.image.size, 3), np.uint8)
+    tokens = jax.ShapeDtypeStruct((1, 40), np.int32)
+    batch = {"inputs": tokens, "positions": tokens, "segments": tokens, "images": images}
+    hidden = jax.jit(Model(c).hidden).trace(params, batch)
+    return digest(hidden.jaxpr), str(jax.tree.leaves(params))
+
+
 def example(objective: Objective) -> dict[str, list]:
     """What an objective makes of 64 tokens, none of them special and every other an assistant's."""
     tokens = np.arange(64, dtype=np.int32) % 20 + 105
@@ -88,6 +103,7 @@ def example(objective: Objective) -> dict[str, list]:
     ones = ("liked", "reference", "labels", "labelled")
     window |= {name: np.ones(64, np.int32) for name in ones}
     window["token_types"] = np.zeros(64, np.int32)
+    window |= {"images": np.zeros((1, 2, 2, 3), np.uint8), "whole": np.ones(1, np.int32)}
     for side in ("", "inputs_", "targets_"):
         window[f"{side}segments"] = np.ones(64, np.int32)
         window[f"{side}positions"] = np.arange(64, dtype=np.int32)
@@ -332,6 +348,7 @@ def skipped(e: Experiment, folder: Path, monkeypatch) -> object:
 
 
 PROBES = {
+    **{f"model.image.{field.name}": pictures for field in dataclasses.fields(ImageConfig)},
     **dict.fromkeys(("data.sequence_length", "data.batch_size"), program),
     **dict.fromkeys(("data.batch_size_per_device", "train.accumulate", "train.seed"), program),
     **dict.fromkeys((f"objective.policy.{n}" for n in SAMPLED), sampled),

@@ -20,7 +20,8 @@ LEVELS = {
     "fit": 7, "bench": 7, "doctor": 7, "sweep": 7, "apply": 7, "site": 7,
     "train": 8, "generate": 8, "evaluate": 8, "convert": 8, "merge": 8, "quantize": 8, "embed": 8,
     "inspect_batch": 8, "inspect_checkpoint": 8, "completion": 8,
-    "chat": 8, "classify": 8, "compare": 8, "goodput": 8, "run_directory": 8, "__main__": 8,
+    "chat": 8, "classify": 8, "compare": 8, "goodput": 8, "model_card": 8,
+    "run_directory": 8, "__main__": 8,
 }  # fmt: skip
 # Within a level: who may import whom beside itself.
 SAME_LEVEL = {

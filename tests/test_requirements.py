@@ -3,10 +3,11 @@
 import subprocess
 import sys
 from importlib.metadata import version
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from research.downloads.drive import on_drive
 from research.downloads.requirements import imported, install, outdated, requirements
 from tests.configs import ROOT
 
@@ -66,3 +67,15 @@ def test_a_replaced_package_that_was_imported_asks_for_a_restart(tmp_path, monke
     monkeypatch.setattr(subprocess, "run", lambda command: SimpleNamespace(returncode=1))
     with pytest.raises(RuntimeError, match="numpy>="):
         install(tmp_path)
+
+
+def test_a_run_goes_to_the_users_drive_in_colab_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.colab", None)
+    with pytest.raises(ValueError, match="keep_on_drive is for Colab.* stays in runs/a"):
+        on_drive("runs/a")
+    mounted, colab = [], ModuleType("google.colab")
+    colab.drive = SimpleNamespace(mount=mounted.append)
+    monkeypatch.setitem(sys.modules, "google", sys.modules.get("google") or ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    assert on_drive("runs/a") == "/content/drive/MyDrive/graft/runs/a"
+    assert mounted == ["/content/drive"]

@@ -3,12 +3,13 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
-from research.usage import command_lines
+from research.usage import HELP, command_lines
 from tests.configs import ROOT
 
 # Imports once what the commands share, and forks for each command line.
@@ -72,6 +73,31 @@ def test_help_has_the_docstring_and_every_flag(answers, command):
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("flags.DEFINE_"):
             # Some names are made in a loop, as are those of bench.
             assert not isinstance(node.args[0], ast.Constant) or node.args[0].value in text
+
+
+SHARED_TITLE = "\nFlags shared with other commands:\n"
+# Flags that files define for several commands, by the file's name.
+SHARED = {
+    file.stem: re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', file.read_text())
+    for file in (ROOT / "research/run").glob("*_flag*.py")
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_then_the_commands_own_flags_then_shared_ones(answers, command):
+    before, after = answers[command][1].split("\nFlags:\n")
+    assert f"python -m research.{command}" in before
+    assert max(map(len, before.splitlines())) <= 100  # an example that goes on does so below
+    own, shared = map(_names, f"{after}{SHARED_TITLE}".split(SHARED_TITLE)[:2])
+    assert (shared or own)[-2:] == [*HELP] and not {*own} & {*shared}
+    source = ast.unparse(_module(command))
+    for file in (file for file in SHARED if file in source):
+        assert set(SHARED[file]) <= set(shared), f"not all flags of {file} are in the help"
+
+
+def _names(text: str) -> list[str]:
+    """The names of the flags that a part of a help explains."""
+    return re.findall(r"^  (?:-\w, )?--(?:\[no\])?(\w+)", text, re.MULTILINE)
 
 
 def test_defaults_short_and_full_forms(answers):

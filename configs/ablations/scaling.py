@@ -1,4 +1,4 @@
-"""A ladder of sizes and of training tokens for the scaling law (arXiv:2203.15556, approach 3).
+r"""A ladder of sizes and of training tokens for the scaling law (arXiv:2203.15556, approach 3).
 
     python -m research.sweep scaling --config=configs/ablations/scaling.py --workdir=sweeps/law \
         --workers=2

@@ -1,4 +1,4 @@
-"""A support chatbot: questions answered from a folder of documents, with the passages named, by
+r"""A support chatbot: questions answered from a folder of documents, with the passages named, by
 SmolLM2-135M-Instruct with adapters and the vectors of MiniLM.
 
     python -m research.train --config=configs/applications/chatbot.py --workdir=runs/chatbot

@@ -1,4 +1,4 @@
-"""Data analysis: questions about tables, answered by a query that DuckDB runs.
+r"""Data analysis: questions about tables, answered by a query that DuckDB runs.
 
     python -m research.train --config=configs/applications/data.py --workdir=runs/data
     python -m research.apply ask --workdir=runs/data --table=sales.csv --input=questions.jsonl \

@@ -1,4 +1,4 @@
-"""Translation by the encoder-decoder of 2017 (arXiv:1706.03762), or by a decoder that is told the
+r"""Translation by the encoder-decoder of 2017 (arXiv:1706.03762), or by a decoder that is told the
 languages.
 
     python -m research.train --config=configs/applications/translation.py --workdir=runs/de

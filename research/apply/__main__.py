@@ -31,20 +31,10 @@ from typing import Any
 from absl import flags
 
 from research import command
-from research.run.source import check_source
+from research.run.model_flags import check_named, open_named
 
-WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "a checkpoint folder, GGUF file or package, instead of a run"
-)
-DTYPE = flags.DEFINE_string(
-    "dtype", "float32", "with --checkpoint: the type of parameters and computation"
-)
 ADAPTER = flags.DEFINE_string(
     "adapter", "", "a folder of peft's, or a run of adapters, to put on the checkpoint"
-)
-STEP = flags.DEFINE_integer(
-    "step", None, "the checkpoint to take; by default the newest good one", lower_bound=0
 )
 INPUT = flags.DEFINE_string("input", "-", "a file, a folder, or - for standard input")
 OUTPUT = flags.DEFINE_string("output", None, "FILE.jsonl for the results, or a file for the texts")
@@ -107,7 +97,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"{given}: python -m research.apply {'|'.join(names)} --input=FOLDER")
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r} after {name}")
-    check_source(WORKDIR.value, CHECKPOINT.value, ADAPTER.value)
+    check_named(ADAPTER.value)
     if not OUTPUT.value:
         raise ValueError("give --output=FILE.jsonl")
     for flag, job in OWN.items():
@@ -134,16 +124,8 @@ def open_writer(job: Any) -> Any:
     from research.infer.beam import BeamConfig
     from research.infer.decode_layout import move
     from research.infer.sampling import SamplingConfig
-    from research.run.opened import keep_compiled_programs, open_model
 
-    keep_compiled_programs()
-    opened = open_model(
-        WORKDIR.value, CHECKPOINT.value, adapter=ADAPTER.value, step=STEP.value, dtype=DTYPE.value
-    )
-    if opened.tokenizer is None:
-        raise ValueError(
-            f"{opened.source} has no tokenizer; put its tokenizer.json into the folder"
-        )
+    opened = open_named(ADAPTER.value)
     c = opened.model.config
     if c.kind == "encoder":
         raise ValueError(f"{opened.source} is an encoder, which writes no text; give a decoder")

@@ -148,13 +148,15 @@ class ChatEncoder:
             except ChatRefused as error:
                 rendered.append(error)
         # All texts in one call, which runs on all cores.
-        encoded = iter(
-            self._tokenizer.align_batch([one.text for one in rendered if isinstance(one, Rendered)])
-        )
+        encoded = iter(self._align([one.text for one in rendered if isinstance(one, Rendered)]))
         return [
             masked(*next(encoded), one.spans) if isinstance(one, Rendered) else one
             for one in rendered
         ]
+
+    def _align(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """The ids of rendered texts, and for each the characters that it stands for."""
+        return self._tokenizer.align_batch(texts)
 
     def _assistant(self, messages: Messages, tools: list[Any]) -> Rendered:
         """The rendered conversation, with the spans of characters that the assistant says and that

@@ -23,10 +23,14 @@ class PackedConversations:
     positions   counted from 0 in each conversation
 
     `seed` permutes the conversations once, which decides the order among equal lengths; None keeps
-    their order. ValueError for a store without a mask, and if no conversation is left.
+    their order. `ends` are where conversations are cut at the latest, int [conversations], by
+    default a window's length after their starts. ValueError for a store without a mask, and if no
+    conversation is left.
     """
 
-    def __init__(self, store: TokenStore, length: int, *, seed: int | None):
+    def __init__(
+        self, store: TokenStore, length: int, *, seed: int | None, ends: np.ndarray | None = None
+    ):
         if store.mask is None:
             raise ValueError(
                 "the tokens have no mask of what the assistant says; tokenise conversations"
@@ -38,7 +42,7 @@ class PackedConversations:
             else np.random.default_rng(seed).permutation(len(store))
         )
         starts = store.offsets[:-1]
-        self._ends = np.minimum(store.offsets[1:], starts + length)
+        self._ends = np.minimum(store.offsets[1:], starts + length) if ends is None else ends
         said = np.concatenate([[0], np.cumsum(store.mask, dtype=np.int64)])
         # Tokens of the assistant between two places, by differences of a running sum. The first
         # token of a conversation is never a target, so it does not count.
@@ -66,6 +70,11 @@ class PackedConversations:
 
     def __len__(self) -> int:
         return len(self._windows)
+
+    def members(self, index: int) -> list[int]:
+        """The conversations of window `index`, segment 1 first, as they are numbered in the
+        store."""
+        return [int(self._order[which]) for which in self._windows[index]]
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         window = np.zeros((4, self.length), np.int32)

@@ -15,6 +15,7 @@ from research.data.documents import Documents, UnreadableRecord, digest
 from research.data.infill import refuse_without_gaps
 from research.data.labelled import label_names, named_labels
 from research.data.layouts import LAYOUTS, Layout
+from research.data.media.soft_tokens import SoftTokens
 from research.data.mixture import Mixture, mixture_provenance, open_mixture
 from research.data.packing import Chained, packed_bounds
 from research.data.sources import Source
@@ -39,6 +40,7 @@ class Corpus:
     cache      the folder for what is computed once, such as tokens
     layout     the kind of records that the objective reads
     labels     names of the classes, () for data without classes
+    soft       the encoder of images of the model, None without one
     """
 
     config: DataConfig
@@ -47,6 +49,7 @@ class Corpus:
     cache: Path
     layout: Layout = LAYOUTS["texts"]
     labels: tuple[str, ...] = ()
+    soft: SoftTokens | None = None
     # Tokens of the train parts once windows are made of them, to compare held-out records with.
     _train_stores: list[Sequence[TokenStore]] = field(default_factory=list, repr=False)
 
@@ -152,6 +155,7 @@ class Corpus:
             # Held-out texts, which no seed permutes, are the same windows for either.
             packing=self.config.packing or seed is None,
             prompt_tokens=self.config.prompt_tokens,
+            soft=self.soft,
             max_bad_records=self.config.max_bad_records,
             progress=progress,
         )
@@ -163,9 +167,10 @@ def open_corpus(
     *,
     wanted: str = "texts",
     given: Tokenizer | None = None,
+    soft: SoftTokens | None = None,
 ) -> Corpus:
     """The data that `config` describes. `wanted` is the layout to read, a key of
-    `research.data.layouts.LAYOUTS`.
+    `research.data.layouts.LAYOUTS`, `soft` the encoder of images of the model that reads it.
 
     The tokenizer is the first of these that there is: the one that a run has saved in
     `tokenizer_folder`, the one that `config.tokenizer` names, and `given`. ValueError for a source
@@ -201,7 +206,7 @@ def open_corpus(
             parts += [source.heldout for source, _ in sources]
         labels = label_names(parts, cache, layout.classes, layout.names_of)
         labels = named_labels(labels, config.label_names)
-    return Corpus(config, tuple(sources), tokenizer, cache, layout, labels)
+    return Corpus(config, tuple(sources), tokenizer, cache, layout, labels, soft)
 
 
 def has_tokenizer(folder: Path | None) -> bool:

@@ -3,7 +3,7 @@ evaluation."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -71,6 +71,11 @@ class Subset:
 
     def __getitem__(self, index: int) -> dict[str, str]:
         return self._documents[int(self._indices[index])]
+
+    def media(self, index: int) -> list[Any]:
+        """The media of a document, where the documents have some."""
+        documents: Any = self._documents
+        return documents.media(int(self._indices[index]))
 
 
 def texts(documents: Documents) -> Iterator[str]:

@@ -1,22 +1,21 @@
 """Local files as documents: a file in a format of `research.data.formats`, or a folder of them."""
 
-import hashlib
 import json
 import logging
-import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from research.data.content import content_digest
 from research.data.documents import digest
-from research.data.formats import RECORDS, TEXTS
+from research.data.formats import READERS, RECORDS, TEXTS, files_with_media
 from research.data.layouts import LAYOUTS, OtherColumns, choose_columns, read_record
+from research.data.media.kinds import Medium, kind_of
+from research.data.media_records import media_of
 from research.data.reader import Reader
 from research.data.text_file import Text
-from research.downloads.cache import remembered
 
 # Longest document cut from a text file: some 64k tokens, more than the windows of training.
 PIECE_BYTES = 256 * 1024
@@ -33,8 +32,6 @@ _UNPACK = {
     ".zip": "unzip",
     ".tar": "tar -xf",
 }
-_WHOLE_BYTES, _SAMPLE_BYTES, _SAMPLES = 64 * 1024 * 1024, 64 * 1024, 16
-_SETTLED_SECONDS = 2.0  # no file system in use has coarser time stamps than FAT's two seconds
 
 
 class FileDocuments:
@@ -68,6 +65,9 @@ class FileDocuments:
         # The fingerprint covers names, contents, the columns read and how texts are cut.
         # Names are those within the folder: a copy elsewhere is the same data.
         files = [(str(reader.path), reader.name) for reader in self._readers]
+        files += [
+            (str(file), file.name) for r in self._readers for file in getattr(r, "beside", ())
+        ]
         counts = [len(reader) for reader in self._readers]
         content = content_digest(files, cache_dir)
         chosen: Any = self._fields if rules > 1 else self._common_fields(query)
@@ -91,10 +91,19 @@ class FileDocuments:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> dict[str, str]:
+    def _located(self, index: int) -> tuple[Reader, dict[str, str], int]:
+        """(the reader of document `index`, its columns, the number of the record there)."""
         which = int(np.searchsorted(self._ends, index, side="right"))
-        reader, fields = self._readers[which], self._fields[which]
         row = index - (int(self._ends[which - 1]) if which else 0)
+        return self._readers[which], self._fields[which], row
+
+    def media(self, index: int) -> list[Medium]:
+        """The media of document `index` in the order of their places, nothing of them decoded."""
+        reader, fields, row = self._located(index)
+        return media_of(reader.row(row, list(fields.values())), fields, reader.path.parent)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        reader, fields, row = self._located(index)
         record = reader.row(row, list(fields.values()))
         if self.rules == 1:  # optional columns came later
             optional = LAYOUTS[self._layout].optional
@@ -107,50 +116,6 @@ class FileDocuments:
         that file if the file has several."""
         for reader in self._readers:
             yield from map(reader.identity, range(len(reader)))
-
-
-def content_digest(files: list[tuple[str, str]], cache_dir: Path, sampled: bool = False) -> str:
-    """A sha256 of the names and contents of `files`, (path, name) pairs.
-
-    `sampled` is for data too large to be read whole: of a file over 64 MiB only its size and 16
-    blocks of 64 KiB, evenly spread from start to end, are hashed. A change elsewhere is not seen.
-
-    The result is cached until the size, a time stamp or the inode of a file changes. One of the
-    time stamps is the change time (ctime). Programs cannot set it, unlike the modification time,
-    so an edit is seen even if size and modification time are restored afterwards.
-    """
-    stats = [os.stat(path) for path, _ in files]
-    key = json.dumps(
-        [sampled]
-        + [
-            (path, name, one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino)
-            for (path, name), one in zip(files, stats)
-        ]
-    )
-
-    def _read_all() -> str:
-        parts = []
-        for path, name in files:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if sampled and size > _WHOLE_BYTES:
-                    parts += [name, digest(str(size), *_samples(file, size))]
-                else:
-                    parts += [name, hashlib.file_digest(file, "sha256").hexdigest()]
-        return digest(*parts)
-
-    # Another edit within the same tick of the clock would leave the same time stamps, so a file
-    # that has just been changed is read again the next time.
-    if max(one.st_ctime for one in stats) > time.time() - _SETTLED_SECONDS:
-        return _read_all()
-    return remembered(cache_dir / "digests" / f"{digest(key)}.json", _read_all)
-
-
-def _samples(file: BinaryIO, size: int) -> Iterator[bytes]:
-    """Blocks of a file at equal distances, the first at its start and the last at its end."""
-    for block in range(_SAMPLES):
-        file.seek((size - _SAMPLE_BYTES) * block // (_SAMPLES - 1))
-        yield file.read(_SAMPLE_BYTES)
 
 
 def _open_readers(
@@ -173,7 +138,8 @@ def _open_readers(
             and (file.suffix in EARLIER_FORMATS or not _hidden(file.relative_to(path)))
         ]
     # By suffix alone: contents could only be told apart by reading all of them.
-    known = [file for file in files if _known(file, rules)]
+    media = LAYOUTS[wanted].media
+    known = files_with_media(files) if media else [file for file in files if _known(file, rules)]
     if not known:
         raise ValueError(
             f"data {str(path)!r} holds no .txt, .jsonl or .parquet file; read are records in "
@@ -181,6 +147,8 @@ def _open_readers(
         )
     opened, passed = _fitting(known, path, query, wanted)
     others = set(files) - set(known)
+    if media:  # what records name, and captions, are a part of them
+        others = {file for file in others if not (kind_of(file.suffix) or file.suffix == ".txt")}
     passed |= {file: f"format {file.suffix or 'unknown'}" for file in others}
     if passed and path.is_dir() and rules > 1:
         _tell_passed(path, passed, len(files))
@@ -210,7 +178,7 @@ def _opened(
             if not _holds_records(file):
                 readers[file] = Text(file, name, limit)
             elif file.stat().st_size:
-                readers[file] = RECORDS[file.suffix.lower()](file, name)
+                readers[file] = READERS[file.suffix.lower()](file, name)
         except ValueError as error:
             _pass_over(file, path, error, passed, failures)
             continue
@@ -261,7 +229,7 @@ def _pass_over(
 
 
 def _holds_records(file: Path) -> bool:
-    return file.suffix.lower() in RECORDS
+    return file.suffix.lower() in READERS
 
 
 def _known(file: Path, rules: int) -> bool:

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
-from research.data import conversations
+from research.data.chat_records import read_conversation
 from research.data.chat_windows import conversation_windows
 from research.data.documents import Documents, UnreadableRecord
 from research.data.judgement_windows import judgement_windows
 from research.data.judgements import read_judgement
 from research.data.labelled import labelled_windows
+from research.data.media.kinds import KINDS
+from research.data.media_records import MEDIA_COLUMNS, read_caption, read_media
+from research.data.media_windows import caption_windows, media_windows
 from research.data.packing import text_windows
 from research.data.pairs import pair_windows
 from research.data.preference_windows import preference_windows
-from research.data.preferences import MARGIN, SIDES, messages_of, read_preference
+from research.data.preferences import MARGIN, SIDES, read_preference
 from research.data.prompts import OPTIONAL, prompt_windows, read_prompt
 from research.data.questions import question_windows, read_question
 from research.data.tags import read_tagged, tag_names, tag_windows
@@ -40,6 +43,7 @@ class Layout:
     names_of  where a record has several: the names in that field
     optional  further columns, read if the data have them
     read_by   names of the objectives that read this layout, for error messages
+    media     whether its records have pictures, sounds or videos
     answers   whether its windows are prompts with answers, and `data.prompt_tokens` counts
     """
 
@@ -54,32 +58,21 @@ class Layout:
     optional: tuple[str, ...] = ()
     read_by: tuple[str, ...] = ()
     answers: bool = False
+    media: bool = False
 
 
 class OtherColumns(ValueError):
     """The data do not have the columns that a layout needs, or a query names."""
 
 
-def read_conversation(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
-    """{"conversation": the messages, and the tools if there are any, as JSON}."""
-    if "completion" in columns:
-        messages = _completed(row, columns)
-    else:
-        messages = conversations.conversation(row, columns)
-    text = conversations.spell(messages, conversations.tools(row, columns))
-    return {"conversation": text.encode("utf-8").decode("utf-8")}  # refuses half a surrogate pair
-
-
-def _completed(row: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]]:
-    """The conversation of a prompt and its completion, texts or messages; what the assistant says
-    in the prompt is only read."""
-    prompt = messages_of(row, columns["prompt"], "user")
-    for message in prompt:
-        if message.get("role", message.get("from")) in ("assistant", "gpt"):
-            message["weight"] = 0
-    completion = messages_of(row, columns["completion"], "assistant")
-    return conversations.checked([*prompt, *completion], row, columns)
-
+# A medium and what is said of it, by the names that data sets have for them; Hugging Face's folders
+# of pictures say "file_name".
+_CAPTIONED = tuple(
+    {kind: medium, "text": text}
+    for kind in KINDS
+    for medium in ((kind, "file_name") if kind == "image" else (kind,))
+    for text in ("text", "caption", "name", "transcript")
+)
 
 # By the name that an objective `reads`.
 LAYOUTS: dict[str, Layout] = {
@@ -155,6 +148,31 @@ LAYOUTS: dict[str, Layout] = {
             {name: name for name in ("instruction", "input", "output")},
             {name: name for name in ("instruction", "output")},
         ),
+    ),
+    "media": Layout(
+        ("conversation",),
+        (
+            ("messages",),
+            *((kind, "text") for kind in KINDS),
+            *((kind, "question", "text") for kind in KINDS),
+        ),
+        read_media,
+        media_windows,
+        measured="conversation",
+        optional=("tools", "system", *MEDIA_COLUMNS),
+        read_by=("media_chat",),
+        media=True,
+        usual=_CAPTIONED + ({"messages": "messages"}, {"messages": "conversations"}),
+    ),
+    "captions": Layout(
+        ("text",),
+        tuple((kind, "text") for kind in KINDS),
+        read_caption,
+        caption_windows,
+        measured="text",
+        read_by=("contrastive",),
+        media=True,
+        usual=_CAPTIONED,
     ),
     "preferences": Layout(
         (*SIDES, MARGIN),

@@ -10,7 +10,8 @@ from research.data.census import Census
 from research.data.chat import TRAINING_DAY, end_of_turn, render_chat
 from research.data.chat_sandbox import ChatRefused
 from research.data.conversations import plain, with_text
-from research.data.documents import Documents, UnreadableRecord, digest
+from research.data.documents import Documents, digest
+from research.data.places import places
 from research.data.tokenizers import Tokenizer
 from research.data.tokens import TokenStore
 from research.data.windows import WindowOptions
@@ -80,7 +81,7 @@ class Prompts:
     def __init__(self, documents: Documents, store: TokenStore, length: int):
         self.stores, self._documents = (store,), documents
         self._rows = np.flatnonzero(np.diff(store.offsets) > 0)
-        self._places = _places(documents, store)
+        self._places = places(documents, store)
         empty = np.flatnonzero(np.diff(store.offsets) == 0)
         first = documents[int(self._places[empty[0]])]["path"] if len(empty) else ""
         self.census = Census("prompts", len(documents), length, empty=len(empty), first_empty=first)
@@ -101,21 +102,6 @@ class Prompts:
         row = int(np.argmax(np.diff(store.offsets)))
         path = self._documents[int(self._places[row])]["path"]
         return int(store.offsets[row + 1] - store.offsets[row]), path
-
-
-def _places(documents: Documents, store: TokenStore) -> np.ndarray:
-    """The index among the documents of each one in the store, which leaves out what is bad."""
-    if not store.bad_records:
-        return np.arange(len(documents))
-    places = []
-    for index in range(len(documents)):
-        try:
-            name = f"{documents[index]['path']}: "
-        except UnreadableRecord:
-            continue
-        if not any(line.startswith(name) for line in store.bad_records):
-            places.append(index)
-    return np.array(places)
 
 
 def prompt_windows(documents: Documents, options: WindowOptions) -> Prompts:

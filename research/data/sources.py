@@ -26,6 +26,7 @@ from research.data.documents import (
     digest,
     heldout_mask,
 )
+from research.data.emoji import open_emoji
 from research.data.files import FileDocuments
 from research.data.gym import open_gym
 from research.data.infill import Infilled
@@ -204,6 +205,7 @@ SOURCES: dict[str, NamedSource] = {
     "addition_texts": NamedSource(open_addition_texts, gives="texts"),
     "tagged_addition": NamedSource(open_tagged_addition, gives="prompts"),
     "table_questions": NamedSource(open_table_questions, gives="texts"),
+    "emoji": NamedSource(open_emoji, gives="captions"),
     "xsum": NamedSource(open_xsum, gives="conversations"),
     "alpaca_briefs": NamedSource(open_alpaca_briefs, gives="conversations"),
     "narrativeqa": NamedSource(open_narrativeqa, gives="conversations"),

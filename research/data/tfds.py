@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets
 
+from research.data.content import content_digest
 from research.data.documents import UnreadableRecord, digest
-from research.data.files import content_digest
 from research.data.layouts import LAYOUTS, OtherColumns, choose_columns, read_record
 
 # The first of these splits that a data set has is its held-out part.

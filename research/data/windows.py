@@ -8,6 +8,7 @@ import numpy as np
 
 from research.data import tokens
 from research.data.documents import Documents
+from research.data.media.soft_tokens import SoftTokens
 from research.data.tokenizers import Tokenizer
 from research.data.tokens import TokenStore
 
@@ -29,6 +30,7 @@ class WindowOptions:
     labels           names of the classes, () without
     packing          whether windows of texts hold several of them
     prompt_tokens    most tokens of a prompt that has answers, 0 for no limit
+    soft             the encoder of images of the model, None without one
     max_bad_records  unreadable records that are left out, each with a warning, before an error
     progress         called while documents are tokenised
     """
@@ -41,6 +43,7 @@ class WindowOptions:
     labels: tuple[str, ...] = ()
     packing: bool = True
     prompt_tokens: int = 0
+    soft: SoftTokens | None = None
     max_bad_records: int = 0
     progress: Progress | None = None
 

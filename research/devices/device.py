@@ -49,6 +49,7 @@ class Device:
     variants          beginnings of the names of cards without a row, up to a space or a hyphen,
                       that share the capability and the fast types but not the figures
     capability        NVIDIA: CUDA's compute capability
+    watts             the power that the sheet rates it at; None where no sheet is known
     torus             TPU: axes of the torus that its slices are cut from
     target            its name in `research.fit`, which compiles for it; "" where it does not. Such
                       a row has everything below too:
@@ -71,6 +72,7 @@ class Device:
     between: float | None = None
     processors: Multiprocessors | None = None
     slices: Slices | None = None
+    watts: float | None = None
 
     @property
     def fast_types(self) -> frozenset[str]:

@@ -14,6 +14,7 @@ KIB, MIB = 2**10, 2**20
 #   datasheet (SXM, NVL). GH200: datasheet, the part with 96 GB of HBM3. B200 and GB200: Blackwell
 #   architecture technical brief, table 3 (HGX B200 at 1000 W, GB200 at 1200 W). RTX 5090: RTX
 #   Blackwell architecture whitepaper, appendix A.
+# Watts: the rated power of the same sheets; a GH200's is configured from 450 to 1000.
 # Capability: developer.nvidia.com/cuda-gpus.
 # Memory: the total that the driver shows, less than is sold. A100 80 GB, H100, B200: the
 #   descriptions of openxla/xla, whose figures are the driver's. H200 and RTX 4090: as PyTorch shows
@@ -36,13 +37,20 @@ _HOPPER_NVL = tera(bfloat16=835.5, float16=835.5, tfloat32=417.5, int8=1670.5, f
 _GH100 = Multiprocessors(132, 128, 2048, 228 * KIB, 50 * MIB, clock_ghz=1.98)
 
 _VOLTA = tuple(
-    Device(kind, bandwidth * GB, tera(float16=rate), variants=("Tesla V100",), capability=(7, 0))
-    for kind, bandwidth, rate in (
-        ("Tesla V100-SXM2-16GB", 900, 125),
-        ("Tesla V100-SXM2-32GB", 900, 125),
-        ("Tesla V100-PCIE-16GB", 900, 112),
-        ("Tesla V100-PCIE-32GB", 900, 112),
-        ("Tesla V100S-PCIE-32GB", 1134, 130),
+    Device(
+        kind,
+        bandwidth * GB,
+        tera(float16=rate),
+        variants=("Tesla V100",),
+        capability=(7, 0),
+        watts=watts,
+    )
+    for kind, bandwidth, rate, watts in (
+        ("Tesla V100-SXM2-16GB", 900, 125, 300),
+        ("Tesla V100-SXM2-32GB", 900, 125, 300),
+        ("Tesla V100-PCIE-16GB", 900, 112, 250),
+        ("Tesla V100-PCIE-32GB", 900, 112, 250),
+        ("Tesla V100S-PCIE-32GB", 1134, 130, 250),
     )
 )
 
@@ -56,6 +64,7 @@ _TURING = (
             "NVIDIA GeForce RTX 2070", "NVIDIA GeForce RTX 2080",
         ),
         capability=(7, 5),
+        watts=70,
         target="t4",
         memory=15655829504,
         inside=16 * GB,
@@ -71,6 +80,7 @@ _AMPERE = (
         _A100,
         variants=("NVIDIA A100",),
         capability=(8, 0),
+        watts=400,
         target="a100-40",
         memory=42298834944,
         inside=300 * GB,
@@ -83,20 +93,22 @@ _AMPERE = (
         _A100,
         variants=("NVIDIA A100",),
         capability=(8, 0),
+        watts=400,
         target="a100-80",
         memory=85100068864,
         inside=300 * GB,
         between=200 * GBIT,
         processors=_GA100,
     ),
-    Device("NVIDIA A100-PCIE-40GB", 1555 * GB, _A100, capability=(8, 0)),
-    Device("NVIDIA A100 80GB PCIe", 1935 * GB, _A100, capability=(8, 0)),
+    Device("NVIDIA A100-PCIE-40GB", 1555 * GB, _A100, capability=(8, 0), watts=250),
+    Device("NVIDIA A100 80GB PCIe", 1935 * GB, _A100, capability=(8, 0), watts=300),
     Device(
         "NVIDIA A10",
         600 * GB,
         tera(bfloat16=125, float16=125, tfloat32=62.5, int8=250),
         variants=("NVIDIA A10",),
         capability=(8, 6),
+        watts=150,
     ),
     Device(
         "NVIDIA A40",
@@ -104,6 +116,7 @@ _AMPERE = (
         tera(bfloat16=149.7, float16=149.7, tfloat32=74.8, int8=299.3),
         variants=("NVIDIA A40",),
         capability=(8, 6),
+        watts=300,
     ),
     Device(
         "NVIDIA RTX A6000",
@@ -111,6 +124,7 @@ _AMPERE = (
         tera(bfloat16=154.8, float16=154.8, tfloat32=77.4, int8=309.7),
         variants=("NVIDIA RTX A6000",),
         capability=(8, 6),
+        watts=300,
     ),
     Device(
         "NVIDIA GeForce RTX 3090",
@@ -118,6 +132,7 @@ _AMPERE = (
         tera(bfloat16=71, float16=71, tfloat32=35.6, int8=284),
         variants=("NVIDIA GeForce RTX 3090",),
         capability=(8, 6),
+        watts=350,
     ),
 )
 
@@ -128,6 +143,7 @@ _ADA = (
         tera(bfloat16=121, float16=121, tfloat32=60, int8=242.5, float8=242.5),
         variants=("NVIDIA L4",),
         capability=(8, 9),
+        watts=72,
         target="l4",
         memory=23583784960,
         inside=32 * GB,
@@ -140,6 +156,7 @@ _ADA = (
         tera(bfloat16=181.05, float16=181.05, tfloat32=90.5, int8=362, float8=362),
         variants=("NVIDIA L40",),
         capability=(8, 9),
+        watts=300,
     ),
     Device(
         "NVIDIA L40S",
@@ -147,6 +164,7 @@ _ADA = (
         tera(bfloat16=362.05, float16=362.05, tfloat32=183, int8=733, float8=733),
         variants=("NVIDIA L40S",),
         capability=(8, 9),
+        watts=350,
     ),
     Device(
         "NVIDIA RTX 6000 Ada Generation",
@@ -154,6 +172,7 @@ _ADA = (
         tera(bfloat16=364.2, float16=364.2, tfloat32=182.1, int8=728.5, float8=728.5),
         variants=("NVIDIA RTX 6000 Ada Generation",),
         capability=(8, 9),
+        watts=300,
     ),
     Device(
         "NVIDIA GeForce RTX 4090",
@@ -161,6 +180,7 @@ _ADA = (
         tera(bfloat16=165.2, float16=165.2, tfloat32=82.6, int8=660.6, float8=330.3),
         variants=("NVIDIA GeForce RTX 4090",),
         capability=(8, 9),
+        watts=450,
         target="rtx4090",
         memory=int(23.65 * GIB),
         inside=32 * GB,
@@ -176,27 +196,29 @@ _HOPPER = (
         _H100,
         variants=("NVIDIA H100",),
         capability=(9, 0),
+        watts=700,
         target="h100",
         memory=84942979072,
         inside=450 * GB,
         between=400 * GBIT,
         processors=_GH100,
     ),
-    Device("NVIDIA H100 PCIe", 2000 * GB, _H100_PCIE, capability=(9, 0)),
-    Device("NVIDIA H100 NVL", 3900 * GB, _HOPPER_NVL, capability=(9, 0)),
+    Device("NVIDIA H100 PCIe", 2000 * GB, _H100_PCIE, capability=(9, 0), watts=350),
+    Device("NVIDIA H100 NVL", 3900 * GB, _HOPPER_NVL, capability=(9, 0), watts=400),
     Device(
         "NVIDIA H200",
         4800 * GB,
         _H100,
         variants=("NVIDIA H200",),
         capability=(9, 0),
+        watts=700,
         target="h200",
         memory=int(139.81 * GIB),
         inside=450 * GB,
         between=400 * GBIT,
         processors=_GH100,
     ),
-    Device("NVIDIA H200 NVL", 4800 * GB, _HOPPER_NVL, capability=(9, 0)),
+    Device("NVIDIA H200 NVL", 4800 * GB, _HOPPER_NVL, capability=(9, 0), watts=600),
     Device("NVIDIA GH200 480GB", 4000 * GB, _H100, variants=("NVIDIA GH200",), capability=(9, 0)),
 )
 
@@ -207,6 +229,7 @@ _BLACKWELL = (
         tera(bfloat16=2250, float16=2250, tfloat32=1100, int8=4500, float8=4500),
         variants=("NVIDIA B200",),
         capability=(10, 0),
+        watts=1000,
         target="b200",
         memory=191514411008,
         inside=900 * GB,
@@ -219,6 +242,7 @@ _BLACKWELL = (
         tera(bfloat16=2500, float16=2500, tfloat32=1250, int8=5000, float8=5000),
         variants=("NVIDIA GB200",),
         capability=(10, 0),
+        watts=1200,
     ),
     Device(
         "NVIDIA GeForce RTX 5090",
@@ -226,6 +250,7 @@ _BLACKWELL = (
         tera(bfloat16=209.5, float16=209.5, tfloat32=104.8, int8=838, float8=419),
         variants=("NVIDIA GeForce RTX 5090",),
         capability=(12, 0),
+        watts=575,
         target="rtx5090",
         memory=33677180928,
         inside=64 * GB,

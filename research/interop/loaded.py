@@ -24,8 +24,11 @@ from research.infer.sampling import SamplingConfig, choose_sampling
 from research.infer.sentences import SentenceSettings
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.generation import decoder_ids, end_ids
+from research.interop.token_ids import checked_ids
 from research.models.config import ModelConfig
 from research.models.model import Model
+from research.models.pairs import check_pairs, pair_scores
+from research.models.soft import with_images
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Loaded:
         self,
         prompts: str | Sequence[int] | Sequence[str | Sequence[int]],
         *,
+        images=None,
         max_tokens: int = 64,
         temperature: float | None = None,
         **sampling,
@@ -89,20 +93,17 @@ class Loaded:
             loaded.generate(["def add(", "def sub("], top_p=0.9, seed=1)
 
         A prompt is a string or token ids. An encoder-decoder reads it and writes, for example, its
-        translation. `sampling` are other fields of `research.infer.sampling.SamplingConfig`; what
-        is not given is as the checkpoint recommends, else drawn at temperature 1. ValueError for
-        an encoder, a checkpoint without a tokenizer, and a prompt that is too long.
+        translation. `images` [M, size, size, 3] of a prompt, a list of them for a list of prompts,
+        stand where it has the token `config.image.token`, once for each. `sampling` are other
+        fields of `research.infer.sampling.SamplingConfig`; what is not given is as the checkpoint
+        recommends, else drawn at temperature 1. ValueError for an encoder, a checkpoint without a
+        tokenizer, and a prompt that is too long.
         """
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral))
-        texts = self._continue(
-            [prompts] if alone else list(prompts),
-            self.stop_ids,
-            {
-                "max_tokens": max_tokens,
-                "temperature": temperature,
-                **sampling,
-            },
-        )
+        fields = {"max_tokens": max_tokens, "temperature": temperature, **sampling}
+        seen = [images] if alone else images
+        seen = () if images is None else seen
+        texts = self._continue([prompts] if alone else list(prompts), self.stop_ids, fields, seen)
         return texts[0] if alone else texts
 
     def chat(
@@ -132,16 +133,21 @@ class Loaded:
         fields = {"max_tokens": max_tokens, "temperature": temperature, **sampling}
         return self._continue([ids], ends, fields)[0]
 
-    def logits(self, tokens_BT, mask=None, token_types=None, decoder_tokens=None) -> jax.Array:
+    def logits(
+        self, tokens_BT, mask=None, token_types=None, decoder_tokens=None, images=None
+    ) -> jax.Array:
         """Logits, float32 [B, T, V], of token ids [B, T]; [T, V] of one text, ids [T].
 
         `mask` [B, T] is 1 for tokens and 0 for padding. Of an encoder-decoder, `tokens_BT` and
         `mask` are the encoder's, and T of the logits is the length of `decoder_tokens`. Positions
-        count from the first column, padding included, as in Hugging Face's models. ValueError for
-        ids outside the vocabulary, and for an encoder without a head for words.
+        count from the first column, padding included, as in Hugging Face's models. `images` of a
+        model that reads them are [B, M, size, size, 3], of one text [M, size, size, 3]: integers
+        0..255, or floats normalised already; the text has `config.image.token` once for each soft
+        token. ValueError for ids outside the vocabulary, and for an encoder without a head for
+        words.
         """
         if _depth(tokens_BT) == 1:
-            fields = (tokens_BT, mask, token_types, decoder_tokens)
+            fields = (tokens_BT, mask, token_types, decoder_tokens, images)
             rows = [None if field is None else np.asarray(field)[None] for field in fields]
             return self.logits(*rows)[0]
         if self.config.kind == "encoder" and not self.config.mlm_head:
@@ -149,7 +155,7 @@ class Loaded:
                 "the model is an encoder without a head for words; use hidden() or pooled()"
             )
         batch = self._batch(tokens_BT, mask, token_types, decoder_tokens)
-        return self._run(_logits, batch)
+        return self._run(_logits, with_images(self.config, batch, images))
 
     def hidden(self, tokens_BT, mask=None, token_types=None, decoder_tokens=None) -> jax.Array:
         """States after the last norm, float32 [B, T, D]; arguments as for `logits`."""
@@ -170,6 +176,14 @@ class Loaded:
             raise ValueError("the model has no labels; use logits() or hidden()")
         return self._run(_scores, self._batch(tokens_BT, mask, token_types, None))
 
+    def pair_scores(self, tokens_BT, images, mask=None) -> jax.Array:
+        """How well each image fits each text, float32 [images, B], of a model that has a vector of
+        both, as CLIP and SigLIP have; `images` are [images, size, size, 3] as for `logits`.
+        ValueError for other models."""
+        check_pairs(self.config, np.shape(images))
+        batch = self._batch(tokens_BT, mask, None, None)
+        return self._run(_pair_scores, {**batch, "images": np.asarray(images)})
+
     def _texts(self) -> Tokenizer:
         """The tokenizer. ValueError without one."""
         if self.tokenizer is None:
@@ -179,7 +193,7 @@ class Loaded:
         return self.tokenizer
 
     def _continue(
-        self, prompts: list, stop_ids: tuple[int, ...], fields: dict[str, Any]
+        self, prompts: list, stop_ids: tuple[int, ...], fields: dict[str, Any], images=()
     ) -> list[str]:
         """The continuations of prompts, drawn with these fields of a `SamplingConfig`."""
         known = {one.name: one for one in dataclasses.fields(SamplingConfig)}
@@ -192,7 +206,7 @@ class Loaded:
         }
         config = choose_sampling(self.sampling, {**fields, **ends})
         with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
-            written = write(self.model, self.params, self._texts(), prompts, config)
+            written = write(self.model, self.params, self._texts(), prompts, config, images)
         return [one.text for one in written]
 
     def _run(self, function, batch):
@@ -201,7 +215,7 @@ class Loaded:
 
     def _batch(self, tokens_BT, mask, token_types, decoder_tokens) -> dict[str, np.ndarray]:
         """The fields of a batch as the model's functions take them; refuses what does not fit."""
-        tokens_BT = self._ids(tokens_BT, "tokens")
+        tokens_BT = checked_ids(self.config, tokens_BT, "tokens")
         # Segment 0 is padding everywhere in this package, so the mask is the segments.
         kept_BT = np.ones_like(tokens_BT) if mask is None else np.asarray(mask).astype(np.int32)
         if kept_BT.shape != tokens_BT.shape:
@@ -219,34 +233,10 @@ class Loaded:
             )
         if decoder_tokens is None:
             raise ValueError("the model is an encoder-decoder: give decoder_tokens too")
-        decoder_BT = self._ids(decoder_tokens, "decoder_tokens")
+        decoder_BT = checked_ids(self.config, decoder_tokens, "decoder_tokens")
         return {f"encoder_{name}": x for name, x in fields.items()} | _fields(
             decoder_BT, np.ones_like(decoder_BT)
         )
-
-    def _ids(self, tokens_BT, what: str) -> np.ndarray:
-        try:
-            tokens_BT = np.asarray(tokens_BT)
-        except ValueError:
-            raise ValueError(
-                f"{what} are texts of unequal length; pad them to one and give a mask"
-            ) from None
-        if tokens_BT.ndim != 2 or tokens_BT.dtype.kind not in "iu" or not tokens_BT.size:
-            raise ValueError(
-                f"{what} are {tokens_BT.dtype} of shape {tokens_BT.shape}; wanted integers [B, T]"
-            )
-        # A gather out of range gives no error under jit, but rows of the table's end.
-        if tokens_BT.min() < 0 or tokens_BT.max() >= self.config.vocab_size:
-            raise ValueError(
-                f"{what} lie in {tokens_BT.min()}..{tokens_BT.max()}; the model's are "
-                f"0..{self.config.vocab_size - 1}"
-            )
-        if self.config.position == "learned" and tokens_BT.shape[1] > self.config.max_length:
-            raise ValueError(
-                f"{what} are {tokens_BT.shape[1]} long, the model has {self.config.max_length} "
-                "positions"
-            )
-        return tokens_BT.astype(np.int32)
 
 
 # Module-level functions with a static model: every `Loaded` of one shape shares their programs.
@@ -272,6 +262,11 @@ def _scores(params, batch, *, model):
     hidden_BTD = model.hidden(params, batch)[0]
     scores_BTV = model.class_logits(params, hidden_BTD, segments_BT=batch.get("segments"))
     return scores_BTV[:, 0] if model.config.labels_over == "text" else scores_BTV
+
+
+@partial(jax.jit, static_argnames="model")
+def _pair_scores(params, batch, *, model):
+    return pair_scores(model, params, batch)
 
 
 def _depth(tokens) -> int:

@@ -18,6 +18,7 @@ from research.models.config import Execution, LayerLosses, ModelConfig
 from research.models.context import LayerContext
 from research.models.initial import Initial
 from research.models.kv import KVCache
+from research.models.spec import Spec, ones
 from research.models.spec import stack as stack_specs
 from research.parallel.placement import local_shape, merge_axes, split_axis
 from research.scopes import scope
@@ -41,6 +42,8 @@ def layer_specs(c: ModelConfig, start: Initial, count: int, cross: bool) -> Tree
             specs[f"{name}_norm"] = layers.norm_specs(c)
         if c.branch_norm:
             specs[f"{name}_out_norm"] = layers.norm_specs(c)
+        if c.layer_scale:
+            specs[f"{name}_scale"] = Spec((c.d_model,), ("vector",), ones)
     return stack_specs(specs, count)
 
 
@@ -119,6 +122,8 @@ def _add_branch(
         y_BTD = layers.norm(p[f"{name}_out_norm"], y_BTD, c)
     if c.branch_scale != 1.0:
         y_BTD = y_BTD * jnp.asarray(c.branch_scale, y_BTD.dtype)
+    if c.layer_scale:
+        y_BTD = y_BTD * p[f"{name}_scale"].astype(y_BTD.dtype)[None, None]
     x_BTD = x_BTD + layers.dropout(y_BTD, c.dropout, key)
     return layers.norm(p[f"{name}_norm"], x_BTD, c) if c.norm_after else x_BTD
 

@@ -19,6 +19,7 @@ from research.models.config_checks import (
     LEARNED,
     NORM_BEFORE,
     NOT_RELATIVE,
+    ONE_STACK,
     PERIODIC,
     QUERY_NORM,
     RMS,
@@ -36,6 +37,7 @@ from research.models.config_checks import (
     setting,
 )
 from research.models.config_parts import Heads, Latent, Routing
+from research.models.image_config import ImageConfig
 from research.ops.attention import IMPLEMENTATIONS
 from research.ops.kernels import grouped_matmul
 from research.ops.rope_scaling import RopeScaling
@@ -98,6 +100,7 @@ class Body(Latent, Routing):
     branch_norm: bool = False  # normalise what a branch adds to the sum (Gemma 2)
     norm_before: bool = True  # normalise a branch's input; False in OLMo 2 (arXiv:2501.00656)
     branch_scale: float = setting(1.0, positive=True)  # multiplies what a branch adds (Granite)
+    layer_scale: bool = False  # a learned vector multiplies it too (DINOv2, arXiv:2103.17239)
     # Attention and feed-forward read the same states, and their outputs are added at once
     # (GPT-NeoX, arXiv:2204.06745, section 2.1).
     parallel: bool = False
@@ -107,7 +110,7 @@ class Body(Latent, Routing):
     query_norm: bool = False  # RMS norm of queries and keys (Qwen 3)
     # What each of these norms takes the mean over: one head, or all heads of a token (OLMo 2).
     query_norm_over: str = setting("head", QUERY_NORM, choices=("head", "heads"))
-    activation: str = choice("gelu", "gelu_tanh", "silu", "relu", default="silu")
+    activation: str = choice("gelu", "gelu_tanh", "gelu_quick", "silu", "relu", default="silu")
     gated: bool = True  # activation(x gate) * (x up), not activation(x up) (arXiv:2002.05202)
     # Of gpt-oss, see `research.models.layers.gated`: the slope in a silu gate's sigmoid, the
     # largest size of what is multiplied (0: any), and a number added to what the gate multiplies.
@@ -134,6 +137,8 @@ class Body(Latent, Routing):
     tied: bool = False  # the head is the embedding table
     head_scale: float = setting(1.0, positive=True)  # multiplies the final states before the head
     logit_softcap: float = 0.0  # logits z become c tanh(z / c) (arXiv:2408.00118); 0: stay
+    # What makes soft tokens of images (`research.models.soft`); without layers there is none.
+    image: ImageConfig = setting(ImageConfig(), ONE_STACK)
 
 
 @dataclass(frozen=True)
@@ -222,14 +227,15 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
     scaling = {**defaults["rope_scaling"], **values.get("rope_scaling", {})}
     kept = reset_unused(ModelConfig, {**defaults, **values, "rope_scaling": scaling})
     kinds = tuple(kept["layer_kinds"])  # a list in JSON
+    image = ImageConfig(**{**defaults["image"], **kept["image"]})
     scaling = RopeScaling(**kept["rope_scaling"])
-    return ModelConfig(**{**kept, "rope_scaling": scaling, "layer_kinds": kinds})
+    return ModelConfig(**{**kept, "rope_scaling": scaling, "layer_kinds": kinds, "image": image})
 
 
 def dense_config(c: ModelConfig) -> ModelConfig:
     """The first layers of a model with `dense_layers`, which have no experts, as a model of their
     own."""
-    changes = {"layers": c.dense_layers, "d_ff": c.dense_d_ff, "experts": 0}
+    changes = {"layers": c.dense_layers, "d_ff": c.dense_d_ff, "experts": 0, "image": {}}
     return config_from_json({**asdict(c), **changes})
 
 

@@ -37,6 +37,7 @@ NOT_RELATIVE = Use(
     lambda c: c.position != "relative", "another model.position, which has them with 'relative'"
 )
 LEARNED = Use(lambda c: c.position == "learned", "model.position='learned'")
+ONE_STACK = Use(lambda c: c.kind != "encoder_decoder", "model.kind='decoder'")
 TWO_STACKS = Use(lambda c: c.kind == "encoder_decoder", "model.kind='encoder_decoder'")
 WITHOUT_TYPES = Use(
     lambda c: not c.token_types, "model.token_types=0, whose models have that norm too"

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from research.models.config import ModelConfig
 from research.models.kinds import KINDS, layer_pattern
+from research.models.soft import spans
 from research.ops.attention import Bias, Visibility
 from research.parallel.placement import gather_axis
 
@@ -80,11 +81,13 @@ def make_context(
     memory: Memory | None = None,
     key: jax.Array | None = None,
     lengths_B: jax.Array | None = None,
+    blocks_BT: jax.Array | None = None,
 ) -> LayerContext:
     """The context of a stack for tokens [B, T] that attend to each other; over a cache, which puts
     in its own keys, also to earlier ones; the texts of its rows are `lengths_B` long. `packed` and
     `documents` are those of `Visibility`, `memory` the encoder's for a decoder that has one.
-    Segments of None say that every row is one document without padding.
+    Segments of None say that every row is one document without padding. `blocks_BT` are numbers of
+    blocks that see themselves whole (`research.models.soft`).
     """
     single = segments_BT is None
     segments_BT = jnp.ones_like(positions_BT) if segments_BT is None else segments_BT
@@ -95,26 +98,38 @@ def make_context(
     if c.rope_scaling.by_length:
         lengths_BT = _lengths(positions_BT, None if single else segments_BT, lengths_B)
     growth = _query_scale(c, positions_BT) if c.query_growth else None
+    blocks = None if blocks_BT is None else spans(blocks_BT, positions_BT, segments_BT)
     kinds = {}
     # Once for each kind and not for each layer: rotations and masks do not depend on the layer.
     for name, one in rates.items():
         window = KINDS[name].window(c)
         visibility = Visibility(
-            *tokens, causal, window, packed=packed, single=single, documents=documents
+            *tokens,
+            causal,
+            window,
+            packed=packed,
+            single=single,
+            documents=documents,
+            blocks=blocks,
         )
         turned = None if one is None else one.rotation(positions_BT, lengths_BT)
         kinds[name] = LayerKind(visibility, turned, growth)
-    keys_values, visibility = None, None
-    # Cross-attention: segment i of the decoder's row sees segment i of the encoder's, all
-    # positions.
-    if memory is not None:
-        keys_values, inputs = memory
-        visibility = Visibility(
-            positions_BT, inputs["positions"], segments_BT, inputs["segments"], causal=False
-        )
+    keys_values, visibility = _of_memory(memory, positions_BT, segments_BT)
     # For losses of layers, such as the balance of experts, which padding must not sway.
     counted_BT = (segments_BT > 0).astype(jnp.float32)
     return LayerContext(kinds, counted_BT, bias, keys_values, visibility, key)
+
+
+def _of_memory(
+    memory: Memory | None, positions_BT: jax.Array, segments_BT: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array] | None, Visibility | None]:
+    """(keys and values of an encoder's text, which of them each token sees); None twice without."""
+    if memory is None:
+        return None, None
+    keys_values, inputs = memory
+    # Segment i of the decoder's row sees segment i of the encoder's, all positions.
+    keys = inputs["positions"], segments_BT, inputs["segments"]
+    return keys_values, Visibility(positions_BT, *keys, causal=False)
 
 
 def _query_scale(c: ModelConfig, positions_BT: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from research.devices.backend import platform
 from research.models import layers
 from research.models.config import ModelConfig
 from research.models.initial import Initial
+from research.models.soft import placed
 from research.models.spec import Spec
 from research.ops import chunked
 from research.ops.distance import DistanceBias
@@ -63,10 +64,15 @@ def embed(
     token_types_BT: jax.Array | None = None,
     key: jax.Array | None = None,
     segments_BT: jax.Array | None = None,
+    soft: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """Input states [B, T, D] in `dtype`: the sum of the embeddings that the model has, normalised
     where the model has a norm for it; noise and dropout with a key. Token types default to 0;
-    `segments_BT` tells the noise where texts end, None is one text a row."""
+    `segments_BT` tells the noise where texts end, None is one text a row. `soft` are the vectors
+    that stand in the place of words' scaled embeddings, and where (`research.models.soft`)."""
+    if soft is not None:
+        # The id of a place may lie outside the table.
+        tokens_BT = jnp.where(soft[1] >= 0, 0, tokens_BT)
     x_BTD = take(p["table"], tokens_BT, dtype)
     if c.embedding_noise and key is not None:
         # Another key than dropout's, whose draws stay what they are without noise.
@@ -74,6 +80,8 @@ def embed(
     # The factor is rounded to `dtype`, as in Gemma's code: sqrt(3072) is 55.5 in bfloat16.
     if c.embedding_scale != 1.0:
         x_BTD = x_BTD * jnp.asarray(c.embedding_scale, dtype)
+    if soft is not None:
+        x_BTD = placed(x_BTD, *soft)
     if c.position == "learned":
         # Position 0 has row 2 in OPT's table; adding 0 would still be an operation.
         rows_BT = positions_BT + c.position_offset if c.position_offset else positions_BT
@@ -86,6 +94,17 @@ def embed(
     if "norm" in p:
         x_BTD = layers.norm(p["norm"], x_BTD, c)
     return layers.dropout(x_BTD, c.dropout, key)
+
+
+def check_positions(c: ModelConfig, virtual: int, length: int) -> None:
+    """ValueError where texts of `length` tokens may be longer than the position table, `virtual`
+    tokens before them included."""
+    # Rotary and relative positions have no end, though a model may know no later ones.
+    if virtual and c.position == "learned" and length + virtual > c.max_length:
+        raise ValueError(
+            f"{virtual} virtual tokens and {length} of a text are over the {c.max_length} "
+            "positions of the model; set config.data.sequence_length lower"
+        )
 
 
 def noise(

@@ -25,10 +25,12 @@ from research.ops.rope import rotate
 from research.scopes import scope
 from research.tree import Tree
 
-# "gelu" is the exact function (BERT), "gelu_tanh" the approximation that GPT-2 was trained with.
+# "gelu" is the exact function (BERT), "gelu_tanh" the approximation that GPT-2 was trained with,
+# "gelu_quick" that of CLIP.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_quick": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
 }

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.models import adapters, embedding, heads, layers
+from research.models import adapters, embedding, heads, layers, media
 from research.models.block import block
 from research.models.cache import StackedCache, make_cache
 from research.models.config import Execution, LayerLosses, ModelConfig, dense_config
@@ -51,6 +51,7 @@ class Model:
     ) -> tuple[jax.Array, LayerLosses]:
         """Last states [B, T, D] of `batch["inputs"]` and the layers' losses by name; dropout where
         a key is given."""
+        batch = self.soften(params, batch)
         encoder_key, key = (None, None) if key is None else tuple(jax.random.split(key))
         memory = None
         if self.config.kind == "encoder_decoder":
@@ -59,11 +60,18 @@ class Model:
         hidden_BTD, _, losses = self.run(params, states_BTD, batch, memory=memory, key=key)
         return hidden_BTD, losses
 
+    def soften(self, params: Tree, batch: Batch) -> Batch:
+        """The batch with "images" [B, M, h, w, 3] encoded: in their place it has the soft tokens
+        that `states` and `run` read (`research.models.soft`); unchanged without images."""
+        dtype = self.precision.compute_dtype
+        return media.soften(params, batch, self.config, self.execution, dtype)
+
     def states(self, params: Tree, batch: Batch, key: jax.Array | None = None) -> jax.Array:
-        """Input states [B, T, D] of `batch["inputs"]`, what `run` takes: embeddings of tokens and,
-        where the model has them, of positions and token types; dropout where a key is given."""
+        """Input states [B, T, D] of `batch["inputs"]`, what `run` takes: embeddings of tokens, or
+        the soft tokens in their place, and, where the model has them, of positions and token
+        types; dropout where a key is given."""
         virtual = adapters.virtual_tokens(params)
-        self._check_positions(virtual, batch["inputs"].shape[1])
+        embedding.check_positions(self.config, virtual, batch["inputs"].shape[1])
         return self._embed(params, virtual, batch, key)
 
     def run(
@@ -77,10 +85,11 @@ class Model:
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None, LayerLosses]:
         """Runs the stack over input states: (last states [B, T, D], the cache with these tokens,
-        the layers' losses by name). The input is what `states` returns or, for soft tokens such as
-        those of an image, other states of that shape and type.
+        the layers' losses by name). The input is what `states` returns, or other states of that
+        shape and type.
 
-        `batch` has their "positions" and "segments" [B, T]. `memory` is what `encode` gives for an
+        `batch` has their "positions" and "segments" [B, T], and "blocks" where soft tokens see
+        themselves whole: what `soften` returned for images. `memory` is what `encode` gives for an
         encoder-decoder. With dropout `key` must be that which `states` was given.
         """
         if "prompt" in params:
@@ -147,7 +156,7 @@ class Model:
         inputs = {name: batch[f"encoder_{name}"] for name in ("inputs", "segments", "positions")}
         p_encoder = params["encoder"]
         virtual = adapters.virtual_tokens(p_encoder)
-        self._check_positions(virtual, inputs["inputs"].shape[1])
+        embedding.check_positions(self.config, virtual, inputs["inputs"].shape[1])
         p_embed = {"embed": embedding.of_encoder(params["embed"])}
         states_BSD = self._embed(p_embed, virtual, inputs, key)
         hidden_BSD, _, _ = self._run(p_encoder, states_BSD, inputs, False, None, None, key)
@@ -219,6 +228,7 @@ class Model:
             batch.get("token_types"),
             None if key is None else jax.random.split(key)[0],
             batch.get("segments"),
+            (batch["soft"], batch["soft_at"]) if "soft" in batch else None,
         )
 
     def _run(
@@ -252,7 +262,7 @@ class Model:
                 adjacent=cache is None and not virtual,
             )
         seen = dict(causal=causal, packed=cache is None, documents=self.execution.documents)
-        beside = dict(bias=bias, memory=memory, key=layer_key)
+        beside = dict(bias=bias, memory=memory, key=layer_key, blocks_BT=batch.get("blocks"))
         lengths_B = None if cache is None else row_lengths(batch, cache.key_positions())
         context = make_context(c, positions_BT, segments_BT, **seen, **beside, lengths_B=lengths_B)
         if c.dense_layers:
@@ -278,16 +288,6 @@ class Model:
         dense, p_dense = dense_config(self.config), p_stack["dense"]["layers"]
         x_BTD, cache, _ = run(p_dense, x_BTD, dense, execution, context, cache)
         return x_BTD, cache
-
-    def _check_positions(self, virtual: int, length: int) -> None:
-        """ValueError where texts may be longer than the position table, virtual tokens included."""
-        # Rotary and relative positions have no end, though a model may know no later ones.
-        c = self.config
-        if virtual and c.position == "learned" and length + virtual > c.max_length:
-            raise ValueError(
-                f"{virtual} virtual tokens and {length} of a text are over the {c.max_length} "
-                "positions of the model; set config.data.sequence_length lower"
-            )
 
 
 def forward(model: Model, params: Tree, batch: Batch, key: jax.Array | None = None) -> jax.Array:

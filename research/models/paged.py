@@ -135,6 +135,11 @@ class PagedCache(KVCache):
     ) -> tuple[jax.Array, Self]:
         """`attend` on one device, or on one device's heads."""
         # Written before reading: the tokens of a chunk attend to each other through the cache too.
+        if visibility.blocks is not None:
+            raise ValueError(
+                "soft tokens that see themselves whole cannot be read over pages yet; write with "
+                "python -m research.generate, or without images"
+            )
         cache = self._write(layer, k_BTKH, v_BTKH, visibility)
         q_MNH, (positions_M, segments_M) = flat(q_BTNH), tokens_of(visibility)
         outs = []

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from research.models import embedding, heads, layers
+from research.models import embedding, heads, layers, projector, vit
 from research.models.block import layer_specs
 from research.models.config import ModelConfig, dense_config
 from research.models.initial import initial
@@ -12,7 +12,7 @@ from research.tree import Tree
 def parameter_specs(c: ModelConfig) -> Tree:
     """The parameters of a model with this config: embeddings, one or two stacks of layers with
     their final norms, and heads. First layers without experts are a stack of their own below
-    "dense"."""
+    "dense", the encoder of images and its projector are below "image"."""
     start = initial(c)
     # Two stacks; only the decoder's has cross-attention.
     two = c.kind == "encoder_decoder"
@@ -34,6 +34,11 @@ def parameter_specs(c: ModelConfig) -> Tree:
             stack["relative"] = embedding.relative_specs(c, start)
         if not c.norm_after:
             stack["final_norm"] = layers.norm_specs(c)
+    if c.image.layers:
+        # Of vectors beside texts the width is what texts are projected to.
+        width = c.labels if c.image.pools and c.labels else c.d_model
+        projected = projector.projector_specs(c.image, width)
+        specs["image"] = {**vit.vit_specs(c.image), "projector": projected}
     specs |= heads.class_specs(c, start)
     head = heads.head_specs(c, start)
     return {**specs, "head": head} if head else specs

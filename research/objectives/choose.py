@@ -11,9 +11,11 @@ from research.objectives.causal_lm import CausalLM
 from research.objectives.chat import Chat
 from research.objectives.classification import Classification
 from research.objectives.config import ObjectiveConfig
+from research.objectives.contrastive import Contrastive
 from research.objectives.distillation import Distillation
 from research.objectives.judgement import Judgement
 from research.objectives.masked_lm import MaskedLM
+from research.objectives.media_chat import MediaChat
 from research.objectives.objective import Objective
 from research.objectives.policy import Policy
 from research.objectives.preference import Preference
@@ -27,6 +29,8 @@ from research.objectives.translation import Translation
 OBJECTIVES: dict[str, type[Objective]] = {
     CausalLM.name: CausalLM,
     Chat.name: Chat,
+    MediaChat.name: MediaChat,
+    Contrastive.name: Contrastive,
     MaskedLM.name: MaskedLM,
     Classification.name: Classification,
     TokenClassification.name: TokenClassification,

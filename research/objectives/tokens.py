@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from research.models.config import LayerLosses, ModelConfig, layer_loss_weights
 from research.models.model import Model
+from research.models.soft import on_words
 from research.objectives.objective import Totals
 from research.objectives.predicted import Bound, Tokens, part_predicted
 from research.ops.frozen_head import frozen_head_loss
@@ -38,7 +39,7 @@ def token_loss(
     """
     # The frozen tree and the trained one become one tree of leaves; gradients reach only what was
     # traced as `trainable`, and nothing is copied.
-    params = attach(held["base"], trainable, key)
+    params, batch = attach(held["base"], trainable, key), on_words(model.config, batch)
     hidden_BTD, layer_losses = model.hidden(params, batch, key)
     count = jnp.sum(batch["weights"])
     head = partial(_head_loss, model, params, label_smoothing=label_smoothing, z_loss=z_loss)

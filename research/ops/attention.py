@@ -2,7 +2,8 @@
 
 Which key a query sees follows from two numbers of each token, its segment and its position: the
 segments are equal, under a causal mask the key's position is at most the query's, and with a window
-the two are less than `window` apart. Packing, padding, caches and windows are cases of this rule.
+the two are less than `window` apart. Packing, padding, caches and windows are cases of this rule;
+blocks of soft tokens, which see themselves whole, are added to it.
 """
 
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ EVERYONE = -1  # the segment of keys that the queries of every segment see
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["q_positions_BT", "k_positions_BS", "q_segments_BT", "k_segments_BS"],
+    data_fields=["q_positions_BT", "k_positions_BS", "q_segments_BT", "k_segments_BS", "blocks"],
     meta_fields=["causal", "window", "packed", "shared", "single", "documents"],
 )
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Visibility:
     single   a promise that every row is one document without padding, known when the program is
              made
     documents   a promise that no packed row holds more documents than this; 0 promises nothing
+    blocks   the first and the last position [B, T] of the block that a query is in: it sees all of
+             it, whatever comes after and beyond the window, as soft tokens see their image. None
+             for no blocks. Keys need no number: their positions tell
     """
 
     q_positions_BT: jax.Array
@@ -56,6 +60,7 @@ class Visibility:
     shared: bool = False
     single: bool = False
     documents: int = 0
+    blocks: tuple[jax.Array, jax.Array] | None = None
 
     def mask_BTS(self) -> jax.Array:
         """True where the query may attend to the key."""
@@ -63,12 +68,17 @@ class Visibility:
         seen = self.q_segments_BT[:, :, None] == self.k_segments_BS[:, None, :]
         if self.shared:
             seen |= self.k_segments_BS[:, None, :] == EVERYONE
+        of_text = seen
         distance = self.q_positions_BT[:, :, None] - self.k_positions_BS[:, None, :]
         if self.causal:
-            seen &= distance >= 0
+            seen = seen & (distance >= 0)
         if self.window:
             # Under a causal mask no distance is negative.
-            seen &= (distance if self.causal else jnp.abs(distance)) < self.window
+            seen = seen & ((distance if self.causal else jnp.abs(distance)) < self.window)
+        if self.blocks is not None:
+            first_BT1, last_BT1 = (x[:, :, None] for x in self.blocks)
+            at_B1S = self.k_positions_BS[:, None, :]
+            seen = seen | (of_text & (first_BT1 <= at_B1S) & (at_B1S <= last_BT1))
         return seen
 
 

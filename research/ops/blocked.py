@@ -41,7 +41,8 @@ def serves(q_BTNH: jax.Array, visibility) -> bool:
     split along T over devices."""
     # Without `packed`, keys behind a block's end could be in its past, as those of a cache are.
     T = q_BTNH.shape[1]
-    return visibility.packed and visibility.causal and local_shape(q_BTNH)[1] == T and blocks(T) > 1
+    packed = visibility.packed and visibility.causal and visibility.blocks is None
+    return packed and local_shape(q_BTNH)[1] == T and blocks(T) > 1
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))

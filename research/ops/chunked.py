@@ -45,8 +45,7 @@ def attend(
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
     added = -T % BLOCK
     q_BTNH = jnp.pad(q_BTNH, ((0, 0), (0, added), (0, 0), (0, 0)))
-    positions_BT = jnp.pad(visibility.q_positions_BT, ((0, 0), (0, added)))
-    segments_BT = jnp.pad(visibility.q_segments_BT, ((0, 0), (0, added)), constant_values=NOBODY)
+    numbers = _of_queries(visibility, added)
     if isinstance(bias, DistanceBias):
         bias = bias.filled(added)
     elif bias is not None:
@@ -59,13 +58,14 @@ def attend(
         def _block(part, keys=keys):
             # Bound to the queries, masks and offsets are made with them. JAX computes what is the
             # same in all layers of a scan once before it, and keeps it: all pairs of a row.
-            q_BtNH, positions_Bt, segments_Bt, first = jax.lax.optimization_barrier(part)
+            q_BtNH, positions_Bt, segments_Bt, *block, first = jax.lax.optimization_barrier(part)
             seen = replace(
                 visibility,
                 q_positions_BT=positions_Bt,
                 q_segments_BT=segments_Bt,
                 k_positions_BS=visibility.k_positions_BS[:, keys],
                 k_segments_BS=visibility.k_segments_BS[:, keys],
+                blocks=tuple(block) or None,
             )
             k_BsKH, v_BsKH = (x[:, keys].astype(q_BtNH.dtype) for x in (k_BSKH, v_BSKH))
             offsets = _offsets(bias, first, keys)
@@ -73,8 +73,7 @@ def attend(
 
         count = (queries.stop - queries.start) // BLOCK
         parts = tuple(
-            jnp.moveaxis(split_axis(x[:, queries], 1, count), 1, 0)
-            for x in (q_BTNH, positions_BT, segments_BT)
+            jnp.moveaxis(split_axis(x[:, queries], 1, count), 1, 0) for x in (q_BTNH, *numbers)
         )
         firsts_n = queries.start + BLOCK * jnp.arange(count)
         out_nBtNH = jax.lax.map(jax.checkpoint(_block), (*parts, firsts_n))
@@ -82,10 +81,22 @@ def attend(
     return jnp.concatenate(outs, axis=1)[:, :T]
 
 
+def _of_queries(visibility, added: int) -> tuple[jax.Array, ...]:
+    """The positions, the segments and, where there are some, the blocks of queries, with so many
+    behind the end that nobody is."""
+
+    def _padded(x_BT: jax.Array, filling: int = 0) -> jax.Array:
+        return jnp.pad(x_BT, ((0, 0), (0, added)), constant_values=filling)
+
+    segments_BT = _padded(visibility.q_segments_BT, NOBODY)
+    blocks = tuple(map(_padded, visibility.blocks or ()))
+    return _padded(visibility.q_positions_BT), segments_BT, *blocks
+
+
 def _ranges(visibility, T: int, S: int) -> Iterator[tuple[slice, slice]]:
     """Parts of T queries, a multiple of BLOCK, and the keys that each of them may see."""
     # Indices of keys tell their positions in packed rows alone.
-    if not (visibility.packed and visibility.causal):
+    if not (visibility.packed and visibility.causal) or visibility.blocks is not None:
         yield slice(0, T), slice(0, S)
         return
     size = -(-T // (BLOCK * RANGES)) * BLOCK

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from research.data.loader import Window
-from research.evals.choose import make_evaluations
+from research.evals.choose import make_evaluations, shorthand
 from research.evals.evaluation import Evaluation, RunData
 from research.evals.results import Result, measure
 from research.experiment.config import Experiment
@@ -17,7 +17,7 @@ from research.run.opened import Opened, open_model
 from research.run.start import open_data
 
 # Kinds that measure a run's own held-out data where they name none, which takes a while to open.
-_OF_HELDOUT = ("heldout", "rewards", "answers", "entities")
+_OF_HELDOUT = ("heldout", "rewards", "answers", "entities", "pictures")
 
 Settings = dict[str, dict[str, Any]]
 
@@ -38,7 +38,9 @@ def choose(names: Sequence[str], opened: Opened, changes: Sequence[str]) -> Sett
     with changes such as "boolq.limit=100". ValueError for a change of no evaluation that is named,
     or that is none."""
     given = opened.experiment.evals if opened.experiment else {}
-    settings: Settings = {name: dict(given.get(name, {})) for name in names}
+    settings: Settings = {}
+    for name, short in map(shorthand, names):
+        settings[name] = {**short, **given.get(name, {})}
     for change in changes:
         path, equals, text = change.partition("=")
         name, dot, field = path.partition(".")

@@ -18,6 +18,7 @@ from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.grow import grow
 from research.models.config import Body, ModelConfig
 from research.objectives.choose import objective_class
+from research.objectives.soft_tokens import soft_tokens
 from research.run.program import Program
 from research.run.teacher import read_teacher
 from research.training.state import TrainState, from_stored
@@ -58,6 +59,7 @@ def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> C
         tokenizer_folder,
         wanted=objective_class(experiment.objective.name).reads,
         given=given,
+        soft=soft_tokens(experiment.model),
     )
     words, classes = corpus.tokenizer.vocab_size, len(corpus.labels)
     if words > experiment.model.vocab_size:

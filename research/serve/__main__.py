@@ -14,31 +14,20 @@ import importlib.util
 import os
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from research import command
-from research.run.chat_flags import chosen_tokenizer
-from research.run.source import check_source
+from research.run.model_flags import DTYPE, check_named
+from research.run.template_flags import open_to_write
 
-WORKDIR = flags.DEFINE_string("workdir", None, "the directory of a run of research.train")
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "a checkpoint folder, GGUF file or package, instead of a run"
-)
-STEP = flags.DEFINE_integer(
-    "step", None, "with --workdir: the checkpoint to take; by default the newest good one", 0
-)
 ADAPTER = flags.DEFINE_multi_string(
     "adapter",
     [],
     "a folder of peft's, or a run of adapters, to put on the checkpoint; NAME=FOLDER, any number "
     "of times, to serve it beside the checkpoint as a model of that name",
-)
-DTYPE = flags.DEFINE_string(
-    "dtype", "float32", "with --checkpoint: the type of parameters and computation"
 )
 NAME = flags.DEFINE_string(
     "name", None, "the model's name in requests; by default that of the checkpoint"
@@ -78,29 +67,12 @@ def main(arguments: list[str]) -> int:
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; flags are --checkpoint, --port")
     alone, named = _adapters(ADAPTER.value)
-    check_source(WORKDIR.value, CHECKPOINT.value, alone or ", ".join(named))
+    check_named(alone or ", ".join(named))
     for needed in ("starlette", "uvicorn", "prometheus_client"):
         if importlib.util.find_spec(needed) is None:
             raise ValueError(f"{needed} is missing; pip install 'graft-research[serve]'")
+    opened = open_to_write(alone)
     # Here, so that a wrong flag is answered before JAX is imported.
-    from research.infer.decode_layout import move
-    from research.run.opened import keep_compiled_programs, open_model
-
-    keep_compiled_programs()
-    opened = open_model(
-        WORKDIR.value,
-        CHECKPOINT.value,
-        adapter=alone,
-        step=STEP.value,
-        dtype=DTYPE.value,
-    )
-    if opened.tokenizer is None:
-        raise ValueError(
-            f"{opened.source} has no tokenizer; put its tokenizer.json into the folder"
-        )
-    if opened.tokenizer.chat_template is not None:
-        opened = replace(opened, tokenizer=chosen_tokenizer(opened.tokenizer))
-    opened = replace(opened, params=move(opened.model, opened.params))
     from research.serve.server import make_server, run
 
     made = _encoder if opened.model.config.kind == "encoder" else _worker

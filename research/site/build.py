@@ -10,7 +10,7 @@ from research.site.pages import Page
 
 # Sections of the table of contents: title, the beginning of the paths of its pages.
 SECTIONS = {
-    "Start": ("start", "jobs", "measured/index"),
+    "Start": ("start", "first_hour", "jobs", "measured/index"),
     "Concepts": ("concepts/",),
     "Commands": ("commands/",),
     "Configs": ("configs/",),

@@ -30,7 +30,7 @@ JOBS = {
     "Measure a model": ("evaluate", "compare", "classify", "embed"),
     "Ablate": ("sweep", "compare"),
     "Make a model smaller": ("compress", "configs/compress", "quantize", "merge"),
-    "Give a model away": ("convert", "inspect_checkpoint"),
+    "Give a model away": ("model_card", "convert", "inspect_checkpoint"),
     "Use a model": ("chat", "generate", "serve", "apply"),
     "Measure speed": ("bench",),
 }
@@ -102,14 +102,17 @@ def _targets(*tables: dict[str, Module]) -> Callable[[Module], Callable[[str], s
 
 
 def _readme(text: str) -> Iterator[Page]:
-    """The README's sections, and the measured tables and notes that lie beside them."""
+    """The README's sections, and the READMEs of folders: the first hour of the package itself, and
+    measured tables and notes of those in it."""
     head, *sections = re.split(r"\n## ", text)
     by_title = {section.split("\n", 1)[0]: section for section in sections}
     what_works = by_title.pop("What works")
     start = "\n\n## ".join([head, *by_title.values()])
     yield Page("start", _with_pages(start))
     yield Page("measured/index", _with_pages(f"# {what_works}"))
-    for file in sorted((ROOT / "research").rglob("README.md")):
+    first_hour = ROOT / "research" / "README.md"
+    yield Page("first_hour", first_hour.read_text(encoding="utf-8"))
+    for file in sorted((ROOT / "research").glob("*/README.md")):
         yield Page(f"measured/{file.parent.name}", file.read_text(encoding="utf-8"))
     for name in ("CONTRIBUTING", "CHANGELOG"):
         yield Page(name.lower(), _with_pages((ROOT / f"{name}.md").read_text(encoding="utf-8")))
@@ -117,6 +120,7 @@ def _readme(text: str) -> Iterator[Page]:
 
 def _with_pages(text: str) -> str:
     """Links to the READMEs of folders as links to their pages."""
+    text = re.sub(r"\]\((?:\./)?research/README\.md\)", "](/first_hour.md)", text)
     return re.sub(r"\]\((?:\./)?research/(\w+)/README\.md\)", r"](/measured/\1.md)", text)
 
 

@@ -1,4 +1,4 @@
-"""Runs a sweep and answers it:
+r"""Runs a sweep and answers it:
 python -m research.sweep run|status|report|retry|add|query|search|scaling|plan|cell
 
     python -m research.sweep run --config=configs/ablations/lora_rank.py --workdir=sweeps/rank \

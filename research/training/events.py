@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from research.devices.energy import Meter
+
 EVENTS = "events.jsonl"
 
 
@@ -20,7 +22,8 @@ class Events:
     pause   a stretch of time other than steps has ended: `what` it was (compiling, evaluating,
             sampling, saving) and its `seconds`
     step    `step` is done; of the time since the last line, `waited` seconds went by until the
-            batches were there
+            batches were there; `joules` is what this machine has used since the `begin`, by "cpu"
+            and "gpu", where it counts that (`research.devices.energy`)
 
     Unlike the rows of metrics.jsonl, those of steps that are run again stay: the time is gone.
     Without a `folder`, as in all processes of a job but the first, nothing is written.
@@ -30,6 +33,7 @@ class Events:
         self._folder, self._clock, self._waited = folder, clock, 0.0
         if folder is None:
             return
+        self._meter = Meter()
         folder.mkdir(parents=True, exist_ok=True)
         # A line that a crash cut short must not swallow the next one.
         with open(folder / EVENTS, "a", encoding="utf-8") as file:
@@ -48,7 +52,9 @@ class Events:
 
     def step(self, step: int) -> None:
         """A step that is logged is done."""
-        self._write("step", step=step, waited=self._waited)
+        joules = {} if self._folder is None else self._meter.joules()
+        used = {"joules": joules} if joules else {}
+        self._write("step", step=step, waited=self._waited, **used)
         self._waited = 0.0
 
     @contextmanager

@@ -26,8 +26,8 @@ code,pre,td{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans 
 font-size:13px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin-top:24px}
 .tile,figure,.sample,table{background:var(--card);border:1px solid var(--edge);border-radius:10px}
-.tile{padding:12px 16px}
-.tile b{display:block;font-size:24px;font-weight:650;
+.tile{padding:12px 16px;container-type:inline-size}
+.tile b{display:block;font-size:clamp(15px,15cqi,24px);font-weight:650;
 font-variant-numeric:tabular-nums;white-space:nowrap}
 .tile span{display:block;font-size:12px;color:var(--soft)}
 .good b,.good .note{color:var(--good)}
@@ -52,13 +52,23 @@ th{font-weight:500;color:var(--soft);width:32%;font-size:13px}
 .numbers thead th{font-size:12px}
 .numbers thead .number{text-align:right}
 .numbers svg{width:300px;height:22px;display:block}
+.times td:nth-of-type(-n+2){text-align:right;white-space:nowrap}
+.times th{width:auto;white-space:nowrap}
 h3{font-size:15px;margin:22px 0 8px}
 del{color:var(--bad)}
 ins{color:var(--good);text-decoration:none}
 summary{cursor:pointer;color:var(--soft);padding:4px 0}
 footer{margin-top:40px;color:var(--soft);font-size:12px}
-@media print{body{background:#fff}.charts{grid-template-columns:1fr 1fr}
-details:not([open]){display:none}}
+:focus-visible{outline:2px solid #4c8bf5;outline-offset:2px}
+@media(max-width:640px){main{padding:20px 14px 40px}td,th{padding:4px 8px}
+figure svg{overflow:visible}.charts .graft-plot text{font-size:17px}
+.numbers{display:block;overflow-x:auto}
+.numbers th:first-child{position:sticky;left:0;background:var(--card);
+white-space:normal;min-width:9em}}
+@media print{:root{color-scheme:light;--page:#fff;--card:#fff;--text:#1c2430;
+--soft:#667085;--edge:#e3e6eb;--good:#1d8a52;--bad:#c2413b}
+.charts{grid-template-columns:1fr 1fr}figure,.tile,.sample,tr{break-inside:avoid}
+h2{break-after:avoid}.numbers{display:table}details:not([open]){display:none}}
 """
 
 

@@ -28,15 +28,10 @@ def charts(rows: Sequence[Row]) -> Iterable[str]:
     loss = {"training": _line(rows, "loss"), "held out": _line(rows, "eval/loss")}
     look = {"smooth": ["training"], "points": ["held out"]}
     yield _figure("Loss", "nats per target", loss, steps, **look)
-    yield _figure(
-        "Loss on logarithmic axes",
-        "a power law is a straight line",
-        loss,
-        None,
-        log_x=True,
-        log_y=True,
-        **look,
-    )
+    # The loss of a policy is around zero, where a logarithm would show half of it.
+    if all(value is None or value > 0 for _, values in loss.values() for value in values):
+        note = "a power law is a straight line"
+        yield _figure("Loss on logarithmic axes", note, loss, None, log_x=True, log_y=True, **look)
     # A constant of the held-out text: a mark and not a curve.
     gzip = [row["eval/gzip_bits_per_byte"] for row in rows if row.get("eval/gzip_bits_per_byte")]
     marks = {"gzip -9": gzip[-1]} if gzip else {}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from research.files import read_json
+from research.training.reliability_chart import reliability_chart
 from research.training.whiskers import measured, shown, whisker_table
 
 FOLDER = "evals"
@@ -76,7 +77,7 @@ def _evaluation(name: str, summary: Mapping[str, Any], items: Sequence[Mapping[s
         if rows:
             parts.append(f"<p>{escape(main)} by {escape(column)}</p>")
             parts.append(whisker_table((column,), rows))
-    return "".join([*parts, _worst(items, main, lower)])
+    return "".join([*parts, reliability_chart(items), _worst(items, main, lower)])
 
 
 def _worst(items: Sequence[Mapping[str, Any]], main: str, lower: bool) -> str:

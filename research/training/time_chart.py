@@ -44,7 +44,7 @@ def time_chart(spent: Goodput) -> str:
         for kind, meaning in KINDS.items()
         if spent.seconds[kind] > 0
     )
-    return f"{bar}<table>{rows}</table>"
+    return f'{bar}<table class="times">{rows}</table>'
 
 
 def time_lines(spent: Goodput) -> list[str]:

@@ -54,6 +54,8 @@ METHODS = {
     "lora": Method(
         lambda specs, model, tune, lora: lora_specs(specs, lora), settings=("also",), lora=True
     ),
+    # Nothing is added: a projector between two frozen models, for example.
+    "part": Method(lambda specs, model, tune, lora: {}, settings=("also",)),
     "ia3": Method(lambda specs, model, tune, lora: ia3_specs(specs), settings=("also",)),
     "adapter": Method(
         lambda specs, model, tune, lora: bottleneck_specs(model, tune.bottleneck, tune.placement),
@@ -76,6 +78,7 @@ class TuneConfig:
 
     method           full      all parameters
                      lora      low-rank adapters, see config.lora
+                     part      the parameters that `also` names, and nothing else
                      ia3       factors of keys, values and the inputs of down (arXiv:2205.05638)
                      adapter   bottlenecks in the layers
                      prompt    virtual tokens (arXiv:2104.08691)
@@ -107,6 +110,11 @@ class TuneConfig:
                     f"tune.{field.name} is set and tune.method={self.method!r} does not use it; "
                     "leave it out"
                 )
+        if self.method == "part" and not self.also:
+            raise ValueError(
+                "tune.method='part' trains what tune.also names, which is empty; set "
+                "config.tune.also, for example to 'image/projector'"
+            )
         if self.placement not in PLACEMENTS:
             raise ValueError(
                 f"tune.placement={self.placement!r}; choose one of {', '.join(PLACEMENTS)}"

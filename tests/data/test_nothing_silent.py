@@ -14,9 +14,10 @@ from research.data.alpaca import open_alpaca
 from research.data.census import Census, count_repeated, unmarked_bounds
 from research.data.chat import encode_chat
 from research.data.config import DataConfig
+from research.data.content import content_digest
 from research.data.corpus import open_corpus
 from research.data.documents import Subset, UnreadableRecord, digest, heldout_mask
-from research.data.files import FileDocuments, content_digest
+from research.data.files import FileDocuments
 from research.data.json_records import JsonLines, JsonList
 from research.data.mixture import parse_mixture
 from research.data.records import Records
@@ -299,7 +300,7 @@ def test_a_message_of_weight_0_is_read_and_not_learnt(tmp_path, template, kind):
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "b.csv", "sub/c.md"])
 def test_an_edit_that_keeps_size_and_date_changes_the_fingerprint(tmp_path, name, monkeypatch):
     # The files are as old as a cache believes them to be.
-    monkeypatch.setattr("research.data.files._SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr("research.data.content._SETTLED_SECONDS", 0.0)
     path = tmp_path / "data" / name
     path.parent.mkdir(parents=True)
     text = "\n".join(["text", *(f'{{"text": "the fox {i}"}}' for i in range(40))])
@@ -314,8 +315,8 @@ def test_an_edit_that_keeps_size_and_date_changes_the_fingerprint(tmp_path, name
 
 
 def test_a_digest_of_samples_sees_both_ends_and_the_size(tmp_path, monkeypatch):
-    monkeypatch.setattr("research.data.files._WHOLE_BYTES", 1000)
-    monkeypatch.setattr("research.data.files._SAMPLE_BYTES", 10)
+    monkeypatch.setattr("research.data.content._WHOLE_BYTES", 1000)
+    monkeypatch.setattr("research.data.content._SAMPLE_BYTES", 10)
     path, cache, prints = tmp_path / "a", tmp_path / "cache", set()
     for change in (None, 0, 1999, 995, "longer"):
         data = bytearray(2000)

@@ -120,7 +120,7 @@ def test_articles_and_translations_are_pairs_without_a_query(name, start, tmp_pa
 
 def test_an_edit_of_prepared_files_changes_the_fingerprint(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
-    monkeypatch.setattr("research.data.files._SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr("research.data.content._SETTLED_SECONDS", 0.0)
     first = open_source("tfds:graft_news", tmp_path / "cache", "pairs")
     again = open_source("tfds:graft_news", tmp_path / "cache", "pairs", first.fingerprint)
     assert again.fingerprint == first.fingerprint and again.train.rules == 2

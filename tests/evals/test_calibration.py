@@ -12,9 +12,14 @@ from research.evals.calibration import Calibration
 from research.evals.calibration import _item as calibrated
 from research.evals.choices import Choices, Question
 from research.evals.evaluation import Totals, add_up
-from research.evals.selfcheck import unigram_surprise
-from research.evals.semantic_entropy import entropy, meaning
+from research.evals.generation import Task
+from research.evals.sampled import Answered, Questions
+from research.evals.selfcheck import SelfCheck, unigram_surprise
+from research.evals.selfcheck import _item as of_selfcheck
+from research.evals.semantic_entropy import SemanticEntropy, entropy, meaning
+from research.evals.semantic_entropy import _item as of_meanings
 from research.evals.truthfulness import shares
+from research.infer.decode import Generation
 
 
 def predictions(sure_N, hits_N) -> Totals:
@@ -141,6 +146,34 @@ def test_the_words_of_selfcheck_are_those_of_its_authors():
     assert found.mean == pytest.approx([3.184312, 3.279775], abs=1e-6)
     assert found.largest == pytest.approx([3.476099, 4.574711], abs=1e-6)
     assert found.whole_mean == pytest.approx(3.218679, abs=1e-6)
+
+
+def answered(number: int, right: float, text: str, samples: list[str]) -> Answered:
+    written = [Generation("", one, (1,) * len(one), (-0.5,), "eos") for one in (text, *samples)]
+    return Answered(Task(str(number), "q", ("Rome",)), written[0], right, tuple(written[1:]))
+
+
+def test_scores_tell_answers_that_are_known_from_those_that_are_made_up():
+    """A right answer that all others repeat, and a wrong one of equal length that none does."""
+    known = answered(0, 1.0, "Rome", ["Rome", "rome.", "Rome"])
+    made = answered(1, 0.0, "Oslo", ["Bonn", "Bern", "Lima"])
+    checked = SelfCheck(Questions([])).values(
+        add_up(of_selfcheck(one).totals for one in (known, made))
+    )
+    assert (checked["auroc_mean"], checked["auroc_length"]) == (1.0, 0.5)
+    values = SemanticEntropy(Questions([])).values(
+        add_up(of_meanings(one, p_true).totals for one, p_true in ((known, 0.9), (made, 0.2)))
+    )
+    for name in ("entropy", "agreement", "p_true"):
+        assert values[f"auroc_{name}"] == 1.0
+    assert values["auroc_length"] == values["auroc_logprob"] == 0.5
+    assert values["agreement"] == 0.5 and values["accuracy"] == 0.5
+
+
+def test_an_answer_without_a_word_is_counted_and_wrong():
+    nothing = answered(0, 0.0, " ", ["a", "b"])
+    assert of_selfcheck(nothing).totals["unread"] == (1.0, 1.0)
+    assert of_meanings(nothing, 0.5).totals["unread"] == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,13 @@ from research.evals.harness import Harness
 from research.evals.heldout import HeldOut
 from research.evals.infilling import Infilling
 from research.evals.judge import Judge
+from research.evals.memorisation import Canary, Memorisation
 from research.evals.needle import Needle
 from research.evals.pairs import PairPerplexity
+from research.evals.pictures import Pictures, PicturesConfig
+from research.evals.pii import Pii
 from research.evals.queries import Queries, QueriesConfig, wanted_queries
+from research.evals.refusal import Refusal, Request
 from research.evals.retrieval import Query, Retrieval
 from research.evals.rewarded import Rewarded
 from research.evals.sampled import Questions
@@ -43,15 +47,20 @@ from research.evals.semantic_entropy import SemanticEntropy
 from research.evals.snowball import Snowball
 from research.evals.snowball_sets import Asked as YesNo
 from research.evals.text_perplexity import TextPerplexity
+from research.evals.toxicity import Beginning, Toxicity
 from research.evals.truthfulness import Claims, Truthfulness
+from research.evals.word_list import WordList
 from research.infer.sampling import SamplingConfig
 from research.infer.sentences import SentenceSettings
+from research.models.image_config import ImageConfig
 from research.models.model import Model
 from research.models.spec import initialize
 from research.objectives.causal_lm import CausalLM
+from research.objectives.contrastive import Contrastive
 from research.objectives.span_corruption import SpanCorruption
 from research.parallel.mesh import make_mesh
 from research.run.appraisal import TrainedModel
+from tests.evals.bias_cases import BIAS_CASES, BIAS_ROWS
 from tests.families import FAMILIES
 
 TOKENIZER = load_tokenizer("bytes")
@@ -65,6 +74,9 @@ MODELS = {
     "entities": Model(replace(ENCODER, labels=2, labels_over="tokens", pooler=False)),
     "retrieval": Model(ENCODER),
     "needle": Model(replace(MODEL.config, max_length=256)),
+    "pictures": Model(
+        replace(MODEL.config, image=ImageConfig(layers=1, size=4, patch=2, d_model=8, heads=2))
+    ),
 }
 PAIRS = [(f"{n} cats" * n, "chat " * n) for n in range(1, 22)]
 LENGTH = 8
@@ -75,10 +87,13 @@ ROWS: tuple[type[Evaluation], ...] = (
     *(HeldOut, TextPerplexity, PairPerplexity, Rewarded, Documents, Choices, Generation, Code),
     *(Classified, Retrieval, Needle, Judge, Answers, Entities, Queries, Briefs),
     *(Infilling, Grounded, Truthfulness, Snowball, SelfCheck, SemanticEntropy, Calibration),
+    *(Refusal, Toxicity, Memorisation, Pii, Pictures),
+    *BIAS_ROWS,
 )
 # The programs of these are those of others here, and compiling takes the time.
 ALIKE = {"code", "judge", "needle", "documents", "queries", "briefs", "infilling", "grounded"}
 ALIKE |= {"truthfulness", "snowball", "selfcheck", "semantic_entropy", "calibration"}
+ALIKE |= {"refusal", "toxicity", "memorisation", "pii", *BIAS_CASES}
 
 
 def _is_opened(tiny: "Tiny", trained: TrainedModel) -> list[Opened]:
@@ -118,6 +133,13 @@ WINDOWS = [window(seed) for seed in range(5)]
 DATA = RunData(CausalLM(), WINDOWS, batch_size=2)
 
 
+def pictures(*asked: int) -> Pictures:
+    images = np.random.default_rng(0).integers(0, 255, (5, 1, 4, 4, 3), dtype=np.uint8)
+    whole = np.ones(1, np.int32)
+    captioned = [{**w, "images": i, "whole": whole} for w, i in zip(WINDOWS, images)]
+    return Pictures(captioned, Contrastive(), 2, PicturesConfig(among=3, k=(1,)), asked)
+
+
 def heldout(windows) -> HeldOut:
     return HeldOut.make(HeldOut.config(), replace(DATA, windows=windows))
 
@@ -154,6 +176,12 @@ GAPS = [(str(n), Gap(f"x = {n}\n", "y = 1", "\n")) for n in range(3)]
 QUESTIONED = wanted_queries(QueriesConfig(limit=3))
 CLAIMS = [Claims(str(n), f"{n} is", ("a", "bc"), ("a", "d", "bc"), 2) for n in range(4)]
 YES_NO = [YesNo(str(n), "primes", f"Is {n} prime?", n % 2 > 0) for n in range(4)]
+REQUESTS = [Request(str(n), f"request {n}", n % 2 > 0) for n in range(4)]
+BEGUN = [Beginning(str(n), f"begun {n}", "ab"[n % 2]) for n in range(4)]
+LIST = WordList({"a": 0.2})
+KEPT = [(str(n), f"a text to know by heart {n} " * 3) for n in range(3)]
+CANARIES = [Canary(str(n), "the code is", f"{n}1", ("22", "33")) for n in range(2)]
+FOUND = [("0", "a text", 0.5)]
 FEW = SamplingConfig(temperature=0.0, max_tokens=4)
 
 
@@ -239,10 +267,28 @@ CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
         Calibration(Choices(QUESTIONS)),
         [Calibration(Choices(QUESTIONS[:2])), Calibration(Choices(QUESTIONS[2:]))],
     ),
+    "refusal": lambda: (
+        Refusal(REQUESTS, sampling=FEW),
+        [Refusal(REQUESTS[:2], sampling=FEW), Refusal(REQUESTS[2:], sampling=FEW)],
+    ),
+    "toxicity": lambda: (
+        Toxicity(BEGUN, LIST, FEW, 2),
+        [Toxicity(BEGUN[:2], LIST, FEW, 2), Toxicity(BEGUN[2:], LIST, FEW, 2)],
+    ),
+    "memorisation": lambda: (
+        Memorisation(KEPT, CANARIES, FOUND, 8, 4),
+        [Memorisation(KEPT, prefix=8, length=4), Memorisation((), CANARIES, FOUND)],
+    ),
+    "pii": lambda: (
+        Pii(KEPT[:2], KEPT, FEW, 2),
+        [Pii(KEPT[:2], (), FEW, 2), Pii((), KEPT, FEW, 2)],
+    ),
+    "pictures": lambda: (pictures(), [pictures(0, 1), pictures(2, 3, 4)]),
     "judge": lambda: (
         Judge(TASKS, grade, sampling=FEW),
         [Judge(TASKS[:2], grade, sampling=FEW), Judge(TASKS[2:], grade, sampling=FEW)],
     ),
+    **BIAS_CASES,
 }
 
 # What an extra has runs where that is installed.

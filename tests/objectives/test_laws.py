@@ -11,6 +11,7 @@ import pytest
 
 from research.data.batch import Batch
 from research.data.layouts import LAYOUTS
+from research.models.image_config import ImageConfig
 from research.models.model import Model
 from research.models.spec import initialize
 from research.objectives.choose import OBJECTIVES, make_objective
@@ -46,6 +47,9 @@ def window_of(objective, rng: np.random.Generator) -> dict[str, np.ndarray]:
         window |= {name: window["tokens"], f"{name}_segments": segments}
     said = (rng.random(length) < 0.5).astype(np.int32)
     window |= {"liked": np.where(segments == 1, 1, -1), "token_types": (segments == 2).astype(int)}
+    if LAYOUTS[objective.reads].media:
+        pixels = rng.integers(0, 255, (1, 8, 8, 3), dtype=np.uint8)
+        window |= {"images": pixels, "whole": np.ones(1, np.int32)}
     window |= {"labels": window["tokens"] % 2, "labelled": said}
     window |= {"ends": np.sort(rng.integers(0, length - 3, 2, dtype=np.int32))}
     return window | {"assistant": said, "label": rng.integers(0, 3, 1, dtype=np.int32)}
@@ -63,6 +67,9 @@ def setup(request):
         config = replace(config, labels=2 if over == "spans" else 3, labels_over=over)
     if kind.scores_texts:
         config = replace(config, labels=1)
+    if LAYOUTS[kind.reads].media:
+        image = ImageConfig(layers=1, size=8, patch=4, d_model=8, heads=2, d_ff=16, token=95)
+        config = replace(config, image=image)
     model = Model(replace(config, dropout=0.0))
     params = initialize(jax.random.key(0), model.specs(), jnp.float32)
     examples = [
@@ -110,12 +117,14 @@ def test_an_example_has_fields_of_a_batch_and_is_decided_by_its_generator(setup)
     predicted = objective.predicted_tokens(LENGTH)
     counted = batch["weights"].sum(1).max()
     # A class is read from the pooled text. A share of the tokens is rounded up to whole ones.
-    pooled = objective.classifies or objective.scores_texts
+    pooled = objective.classifies or objective.scores_texts or objective.whole_batch
     assert predicted == 0 if pooled else counted < predicted + 1
 
 
 def test_sums_of_a_batch_are_those_of_its_halves(setup):
-    _, _, batch, loss = setup
+    objective, _, batch, loss = setup
+    if objective.whole_batch:
+        return  # its rows are compared with each other
     first, second = (
         flat(loss({name: values[part] for name, values in batch.items()}))
         for part in (slice(0, ROWS // 2), slice(ROWS // 2, ROWS))

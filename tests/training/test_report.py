@@ -147,6 +147,13 @@ def test_the_headline_has_the_last_loss_the_median_speed_the_time_and_the_parame
     assert [words for words in shown if words not in text] == []
 
 
+@pytest.mark.parametrize(("last", "drawn"), [(0.1, True), (-1e-6, False), (0.0, False)])
+def test_a_loss_that_is_not_positive_has_no_logarithmic_chart(last, drawn, tmp_path):
+    rows = [*training_rows(), {"step": 31, "loss": last}]
+    text = write_report(write_run(tmp_path, rows)).read_text()
+    assert ("Loss on logarithmic axes" in text) == drawn
+
+
 def test_a_metric_of_ones_own_gets_a_figure(tmp_path):
     plain = write_report(write_run(tmp_path, training_rows())).read_text().count("<figure")
     rows = [row | {"moe/load_balance": 1.1} for row in training_rows()]

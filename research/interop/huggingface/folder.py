@@ -56,6 +56,8 @@ TOKENIZERS = (
     *LEGACY,
     TOKENIZER_RECORD,
 )
+# Models whose rotary positions have three sections (arXiv:2409.12191, section 2.1).
+_THREE_POSITIONS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v")
 # Numbers in a config.json of things of which each has at least one tensor.
 _COUNTS = (
     "num_hidden_layers",
@@ -94,7 +96,8 @@ def open_folder(folder: Path) -> Checkpoint:
     _refuse_pickles(folder)
     tensors = unstacked(open_safetensors(folder))
     try:
-        _refuse_counts(values, len(tensors.names))
+        for section in (values, values.get("text_config"), values.get("vision_config")):
+            _refuse_counts(section if isinstance(section, dict) else {}, len(tensors.names))
         names = Names(family.prefix, family.renames, family.unused, family.copies)
         # Some settings stand in no config.json: which heads a model has is told by its tensors.
         # A quantized matrix is several tensors, codes and scales beside them, and is read as if it
@@ -108,7 +111,9 @@ def open_folder(folder: Path) -> Checkpoint:
         parameters, unused, original = read_parameters(config, rules, stored.tensors, names)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    special = {name: values[name] for name in SPECIAL if values.get(name) is not None}
+    said = values.get("text_config")  # of a model that reads images; its own ids go first
+    said = {**(said if isinstance(said, dict) else {}), **values}
+    special = {name: said[name] for name in SPECIAL if said.get(name) is not None}
     return Checkpoint(
         folder,
         "hf",
@@ -202,6 +207,12 @@ def _refuse_pickles(folder: Path) -> None:
 def _family(folder: Path, values: Mapping[str, Any]) -> Family:
     kind = values.get("model_type")
     known = {name: family for family in FAMILIES.values() for name in family.model_types}
+    if kind in _THREE_POSITIONS:
+        raise ValueError(
+            f"{folder / 'config.json'} has model_type={kind!r}, whose tokens have positions in "
+            "time, height and width (M-RoPE); models whose positions are one number are supported, "
+            "such as smolvlm, llava and gemma3"
+        )
     if kind not in known:
         raise ValueError(
             f"{folder / 'config.json'} has model_type={kind!r}; there are {', '.join(known)}"

@@ -220,7 +220,8 @@ def _pieces(c: ModelConfig, rules: Sequence[Rule]) -> Iterator[Piece]:
     """The tensors that hold matrices of all experts of a layer."""
     stacks = {path: spec.shape[: stacked_axes(spec)] for path, spec in specs_by_path(c).items()}
     for piece in pieces(rules, stacks):
-        if parse(piece.pattern)[0][0] == ("E",) and len(parse(piece.pattern)[0]) == 3:
+        axes = parse(piece.pattern)[0]
+        if axes[:1] == (("E",),) and len(axes) == 3:
             yield piece
 
 

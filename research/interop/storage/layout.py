@@ -16,8 +16,10 @@ those of the next.
 Letters are those of the whole repository, and for tables P learned positions, Y token types, U
 buckets of distance, C classes, M the output width of a square layer, f the width of a shared expert
 and d that of first layers without experts; p is the two halves of a rotary pair and h its H/2; q,
-c, r, u and v are those of latent attention, small (`research.models.latent`); digits are sizes. A
-letter with "~" has its last r elements as rotary pairs side by side, where ours begins with them,
+c, r, u and v are those of latent attention, small (`research.models.latent`); digits are sizes.
+Those of an encoder of images begin with i: id its width, in and ih its heads and their size, if its
+feed-forward, ip and iq a side of a patch, it its positions, ie what the projector reads. A letter
+with "~" has its last r elements as rotary pairs side by side, where ours begins with them,
 half by half.
 """
 
@@ -32,6 +34,7 @@ import numpy as np
 
 from research.models.config import ModelConfig
 from research.models.embedding import BUCKETS
+from research.models.image_config import ImageConfig
 
 BAR = " | "
 
@@ -96,6 +99,20 @@ def letter_sizes(c: ModelConfig) -> dict[str, int]:
         "r": c.rotary_size,
         "u": c.head_size - c.rotary_size,
         "v": c.value_size or c.head_size,
+        **(_image_sizes(c.image) if c.image.layers else {}),
+    }
+
+
+def _image_sizes(c: ImageConfig) -> dict[str, int]:
+    return {
+        "id": c.d_model,
+        "in": c.heads,
+        "ih": c.d_model // c.heads,
+        "if": c.d_ff,
+        "ip": c.patch,
+        "iq": c.patch,
+        "it": c.grid**2 + c.features.class_token,
+        "ie": c.d_model * (c.merge**2 if c.projector == "shuffle" else 1),
     }
 
 
@@ -196,7 +213,8 @@ def inverse(pattern: str) -> str:
 def source_shape(pattern: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of a pattern's left side."""
     first, *others = (shape(parse(one)[0], sizes) for one in pattern.split(BAR))
-    return (first[0] + sum(other[0] for other in others), *first[1:])
+    # A tensor of one part may be a number, without any axis.
+    return (first[0] + sum(other[0] for other in others), *first[1:]) if others else first
 
 
 def shape(groups: Sequence[tuple[str, ...]], sizes: Mapping[str, int]) -> tuple[int, ...]:

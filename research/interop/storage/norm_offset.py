@@ -10,8 +10,9 @@ import numpy as np
 from research.interop.storage.checkpoint import Checkpoint
 from research.interop.storage.parameter import Parameter
 
-# Scales of norms by path; a norm's bias has no offset.
-_SCALES = re.compile(r"(.*/)?(\w*norm/scale|query_norm|key_norm)")
+# Scales of norms by path; a norm's bias has no offset, and those of encoders of images have their
+# own convention.
+_SCALES = re.compile(r"(?!image/)(.*/)?(\w*norm/scale|query_norm|key_norm)")
 
 
 def with_norm_offset(checkpoint: Checkpoint, offset: float) -> Checkpoint:

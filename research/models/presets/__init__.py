@@ -15,6 +15,7 @@ from research.models.presets import (
     phi,
     qwen,
     seq2seq,
+    vision,
 )
 
 PRESETS: dict[str, ModelConfig] = {
@@ -30,4 +31,5 @@ PRESETS: dict[str, ModelConfig] = {
     **neox.PRESETS,
     **bert.PRESETS,
     **seq2seq.PRESETS,
+    **vision.PRESETS,
 }

@@ -97,6 +97,11 @@ def _refusal(kernel, q_BTNH, k_BSKH, visibility, bias, softcap, sinks) -> str | 
             "a prefix or a prompt is seen by every document of a row and the kernels know "
             "documents apart"
         )
+    if visibility.blocks is not None:
+        return (
+            "soft tokens see their block whole and the kernels know masks by order alone; it is so "
+            "under model.image.attention='block' and 'prefix'"
+        )
     if bias is not None:
         return (
             "the scores have a bias and the kernels take none; use other positions than 'relative'"

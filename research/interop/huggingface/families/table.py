@@ -6,6 +6,7 @@ from typing import Any
 from research.interop.huggingface.families import (
     bart,
     bert,
+    clip,
     deepseek,
     distilbert,
     electra,
@@ -15,6 +16,7 @@ from research.interop.huggingface.families import (
     gpt_oss,
     granite,
     llama,
+    llava,
     marian,
     ministral3,
     modernbert,
@@ -22,12 +24,14 @@ from research.interop.huggingface.families import (
     olmo,
     olmoe,
     opt,
+    paligemma,
     phi3,
     phimoe,
     qwen_moe,
     roberta,
     scoring,
     smollm3,
+    smolvlm,
     t5,
 )
 from research.interop.storage.family import Family
@@ -64,6 +68,10 @@ FAMILIES = {
     "t5": t5.FAMILY,
     "marian": marian.FAMILY,
     "bart": bart.FAMILY,
+    "clip": clip.FAMILY,
+    "llava": llava.FAMILY,
+    "paligemma": paligemma.FAMILY,
+    "smolvlm": smolvlm.FAMILY,
 }
 
 

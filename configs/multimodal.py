@@ -1,0 +1,114 @@
+"""Pictures and videos: captions, questions, instructions, and pictures beside their texts.
+
+    python -m research.train --config=configs/multimodal.py:task=contrastive --workdir=runs/emoji
+    python -m research.train --config=configs/multimodal.py:task=caption,data=DATA,stage=projector \
+        --config.init=CHECKPOINT --workdir=runs/projector
+    python -m research.train --config=configs/multimodal.py:task=caption,data=DATA,stage=lora \
+        --config.init=runs/projector --workdir=runs/captions
+
+`data` is a file of records, a folder of pictures with captions (a.png and a.txt), or a shard of
+WebDataset (.tar). `pip install 'graft-research[media]'` decodes them.
+
+    contrastive  records {"image", "text"}: SigLIP's loss (arXiv:2303.15343) between a vision
+                 transformer and the text of the picture. Without `data` 1,422 emoji with their
+                 names, 214 held out by group. The batch is what a picture is compared with
+    caption      records {"image", "text"}, or {"video", "text"}
+    vqa          records {"image", "question", "text"}, the answer being the text: name the columns
+                 as in 'data.jsonl?image=image&question=question&text=answer'
+    instruct     records {"messages", "images"}, with <image> or parts of type image as places
+
+The last three train a decoder on what is said about pictures (objective media_chat), in the two
+stages of LLaVA (arXiv:2304.08485, section 4.2): `stage=projector` trains the projector alone, from
+an encoder and a decoder that stay as they are; `stage=lora` begins with what that gave, and trains
+adapters of the decoder beside it. `stage=all` trains everything, for small models from scratch.
+
+"""
+
+from research.experiment import base_config, parse_arg, tune
+
+TASKS = ("contrastive", "caption", "vqa", "instruct")
+STAGES = ("projector", "lora", "all")
+
+
+def get_config(arg: str = ""):
+    """`[task=TASK][,data=DATA][,stage=STAGE][,smoke]`."""
+    args = parse_arg(arg, task="contrastive", data="", stage="all", smoke=False)
+    for name, value, known in (("task", args.task, TASKS), ("stage", args.stage, STAGES)):
+        if value not in known:
+            raise ValueError(f"{name}={value!r}; choose one of {', '.join(known)}")
+    c = base_config()
+    contrastive = args.task == "contrastive"
+    c.objective.name = "contrastive" if contrastive else "media_chat"
+    c.data.source = args.data or ("emoji" if contrastive else "")
+    if not c.data.source:
+        raise ValueError(f"task={args.task} has no data of its own; give data=FILE or data=FOLDER")
+    c.train.sample_tokens = 0
+    if args.stage == "all":
+        _from_scratch(c, length=24 if contrastive else 64)
+        if contrastive:
+            c.evals.pictures = {}
+    else:
+        _from_checkpoint(c, args.stage)
+    if args.smoke:
+        _smoke(c, args.stage)
+    return c
+
+
+def _from_checkpoint(c, stage: str) -> None:
+    """The projector alone, or with adapters: the model is the checkpoint's of config.init."""
+    c.model.preset = ""
+    c.data.tokenizer = ""
+    c.data.sequence_length = 1024
+    c.data.batch_size = 8
+    c.train.steps = 500
+    c.train.eval_every = c.checkpoint.every = 100
+    tune(c, "lora")
+    c.tune.also = "image/projector/.*"
+    if stage == "projector":
+        # LLaVA's rate for this stage (arXiv:2304.08485, section 5).
+        c.tune.method, c.optimizer.learning_rate = "part", 2e-3
+
+
+def _from_scratch(c, length: int) -> None:
+    """A vision transformer of 0.8M parameters and a text model of 0.5M."""
+    c.data.tokenizer = "bpe:1024"
+    c.data.sequence_length = length
+    c.data.batch_size = 128
+
+    c.model.preset = "smollm2_135m"  # its architecture, at these sizes
+    c.model.vocab_size = 1024
+    c.model.layers = 2
+    c.model.d_model = 128
+    c.model.heads = c.model.kv_heads = 4
+    c.model.head_size = 32
+    c.model.d_ff = 352
+    c.model.max_length = length
+    c.model.rope_theta = 10000.0
+    image = c.model.image
+    image.form = "siglip"
+    image.layers = 4
+    image.size, image.patch = 64, 16
+    image.d_model, image.heads, image.d_ff = 128, 4, 384
+
+    c.optimizer.learning_rate = 1e-3
+    c.train.steps = 300
+    c.train.log_every = 10
+    c.train.eval_every = 100
+    c.train.eval_batches = 0
+    c.checkpoint.every = 100
+    c.checkpoint.keep = 1
+    c.precision.compute = "float32"
+    c.execution.unroll = 0
+
+
+def _smoke(c, stage: str) -> None:
+    c.data.batch_size = 8
+    if stage == "all":
+        c.model.d_model, c.model.head_size, c.model.d_ff = 32, 8, 64
+        image = c.model.image
+        image.layers, image.size, image.patch = 2, 16, 8
+        image.d_model, image.heads, image.d_ff = 32, 4, 64
+    c.train.steps = 6
+    c.train.log_every = 1
+    c.train.eval_every = 3
+    c.checkpoint.every = 3

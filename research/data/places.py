@@ -1,0 +1,21 @@
+"""Where the texts of a token store stand among the documents that they were made from."""
+
+import numpy as np
+
+from research.data.documents import Documents, UnreadableRecord
+from research.data.tokens import TokenStore
+
+
+def places(documents: Documents, store: TokenStore) -> np.ndarray:
+    """The index among the documents of each one in the store, which leaves out what is bad."""
+    if not store.bad_records:
+        return np.arange(len(documents))
+    found = []
+    for index in range(len(documents)):
+        try:
+            name = f"{documents[index]['path']}: "
+        except UnreadableRecord:
+            continue
+        if not any(line.startswith(name) for line in store.bad_records):
+            found.append(index)
+    return np.array(found)
