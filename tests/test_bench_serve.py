@@ -8,7 +8,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from research.bench import cache
 from research.bench import serving as bench
 from research.bench.serving_client import Answer
 from tests.serve.engines import save
@@ -95,19 +94,3 @@ def test_a_small_model_is_served_and_measured(tmp_path):
     load = bench.Load(requests=3, rate=100.0, prompt=4, written=4)
     [row] = bench.compare({"graft": command}, {}, load, rounds=1)
     assert (row["failed"], row["error"]) == (0, "") and row["output_tokens_per_second"] > 0
-
-
-@pytest.mark.slow
-def test_a_rounded_cache_has_its_cost_beside_its_bytes(tmp_path):
-    folder, data = save(tmp_path / "tiny"), tmp_path / "texts.jsonl"
-    texts = ["that is the question " * 30, "to be", "to be or not to be, " * 30]
-    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    exact, eight, four = cache.measure(str(folder), str(data), texts=2, length=64)
-    assert exact["difference"] == 0 and exact["tokens"] == 2 * 63
-    assert exact["bytes_a_token"] > eight["bytes_a_token"] > four["bytes_a_token"]
-    # Small beside the 5.7 nats of random weights, and more with fewer bits.
-    assert 0 < abs(eight["difference"]) < abs(four["difference"]) < 0.5
-    assert eight["interval"][0] <= eight["difference"] <= eight["interval"][1]
-    assert len(cache.table([exact, eight, four]).splitlines()) == 5
-    with pytest.raises(ValueError, match="has 2 texts of 64 tokens, not 3"):
-        cache.measure(str(folder), str(data), texts=3, length=64)

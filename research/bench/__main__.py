@@ -1,5 +1,5 @@
 """Runs a benchmark:
-python -m research.bench train|decode|lora|load|card|vectors|serve|soak|cache"""
+python -m research.bench train|decode|lora|load|card|vectors|serve|soak"""
 
 import json
 import sys
@@ -43,7 +43,9 @@ GGUF = flags.DEFINE_string(
     "the model of --checkpoint",
 )
 GIB = flags.DEFINE_float("gib", 4.0, "load: size of the generated weights", lower_bound=0.25)
-CHECKPOINT = flags.DEFINE_string("checkpoint", "", "serve, soak, cache: the model")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "", "serve, soak: what research.serve is started with"
+)
 SERVERS = flags.DEFINE_multi_string(
     "server", [], "serve: NAME=URL of a server in the form of OpenAI's API, which takes part"
 )
@@ -52,9 +54,6 @@ RATE = flags.DEFINE_float("rate", 4.0, "serve: requests a second", lower_bound=0
 SERVE_FLAGS = flags.DEFINE_string("serve_flags", "", "serve, soak: further flags of research.serve")
 CLIENTS = flags.DEFINE_integer("clients", 8, "soak: clients at once", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 60.0, "soak: how long, --rounds parts in all", 1)
-DATA = flags.DEFINE_string("data", "xsum", "cache: records whose documents are read")
-TEXTS = flags.DEFINE_integer("texts", 16, "cache: how many documents", lower_bound=2)
-LENGTH = flags.DEFINE_integer("length", 256, "cache: tokens of each", lower_bound=2)
 FRESH = flags.DEFINE_bool("fresh", False, "load: a process of its own for each turn")
 VECTORS = flags.DEFINE_integer("vectors", 1_000_000, "vectors: how many", lower_bound=1000)
 WORKS = flags.DEFINE_list("works", [], "card: all by default; of " + ", ".join(card_works.WORKS))
@@ -112,13 +111,6 @@ def _soak() -> Measured:
     return soak.measure(_served(), CLIENTS.value, SECONDS.value, ROUNDS.value), soak.table
 
 
-def _cache() -> Measured:
-    if not CHECKPOINT.value:
-        raise ValueError("no model is measured; give --checkpoint")
-    rows = cache.measure(CHECKPOINT.value, DATA.value, TEXTS.value, LENGTH.value)
-    return rows, cache.table
-
-
 def _serve() -> Measured:
     """The rows of the servers that the flags name."""
     urls = dict(server.partition("=")[::2] for server in SERVERS.value)
@@ -171,7 +163,6 @@ BENCHMARKS: dict[str, Callable[[], Measured]] = {
     "vectors": _vectors,
     "serve": _serve,
     "soak": _soak,
-    "cache": _cache,
 }
 
 

@@ -6,7 +6,7 @@ depend on what else is in the step, bit for bit; between shapes products may sum
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 LEAST_CHUNK = 16  # tokens; below it a product reads its weights, which take as long for 16 as for 1
 LEAST_KEYS = 128  # tokens
@@ -49,8 +49,7 @@ class Shape:
 class Shapes:
     """What steps are rounded up to: `rows` texts at most, `chunk` tokens read at most, `pages` of a
     text at most, of `page_size` tokens each; `least` texts that go on where there is any; `drafts`
-    tokens guessed ahead where any text has a guess, and nothing is read beside; pages for `keys`
-    tokens of each text at least."""
+    tokens guessed ahead where any text has a guess, and nothing is read beside."""
 
     rows: int
     chunk: int
@@ -58,12 +57,6 @@ class Shapes:
     page_size: int
     least: int = 1
     drafts: int = 0
-    keys: int = LEAST_KEYS
-
-    def whole(self) -> "Shapes":
-        """These with one table of pages, that of the longest text: fewer programs, each of which
-        takes longer for short ones."""
-        return replace(self, keys=self.pages * self.page_size)
 
     def fit(
         self, singles: int, chunk: int, pages: int, scored: bool = False, drafts: bool = False
@@ -100,7 +93,7 @@ class Shapes:
         return _doubled(min(LEAST_CHUNK, self.chunk), self.chunk, 8)
 
     def _pages(self) -> list[int]:
-        return _doubled(min(-(-self.keys // self.page_size), self.pages), self.pages, 2)
+        return _doubled(min(-(-LEAST_KEYS // self.page_size), self.pages), self.pages, 2)
 
 
 def _doubled(first: int, last: int, factor: int) -> list[int]:
