@@ -26,7 +26,7 @@ LIMIT = 240  # seconds of a command, about five times what any takes on two quie
 
 # Commands that are not run, by a pattern of how they begin, with the reason.
 LISTED = {
-    r"pip install": "installs into the environment of the user",
+    r"pip (install|wheel)": "builds for, or installs into, the environment of the user",
     r"\./launch/test\.sh": "the tests, all of which .ci/run runs; here the files are looked for",
     r"\./launch/(tpu|slurm)\.sh": "wants an account of a cloud or a cluster; tests/test_launch.py",
     r"python -m research\.train .*model=llama3_8b": "wants an accelerator, and 300 GB of text",
@@ -53,6 +53,8 @@ SMALL = {
     r"python -m research\.inspect_batch .*quickstart": _TOKENIZER,
     r"python -m research\.chat": "--max_tokens=16",
     r"python -m research\.evaluate .*--evals": "--set=boolq.limit=2 --set=piqa.limit=2",
+    r"python -m research\.evaluate .*--evals=piqa": "--set=piqa.limit=2",
+    r"python -m research\.train --config=graft:quickstart": "--config=graft:quickstart:smoke",
     r"python -m research\.train .*finetune": f"{_ONE_STEP} {_NO_SAMPLE} {_SHORT_ROWS}",
     r"python -m research\.quantize": "--tokens=64 --window=64",
     r"python -m research\.quantize .*--format=all": "--tokens=32 --window=32",

@@ -16,6 +16,13 @@ be put); ids in a .npy file (--token_ids) need no tokenizer. Prints tokens, nll_
 perplexity, bits_per_byte and bytes, over every token of the file. An encoder-decoder is scored on
 the targets of a .jsonl file of {"inputs": ..., "targets": ...}. Logs go to standard error.
 
+With --erase=gender, --erase=PAIRS.csv ("first", "second": words) or, as the null, --erase=random:0
+the model is measured without that direction of its token table (research/run/erased.py); --against
+the same checkpoint shows what that changed and what it cost:
+
+    python -m research.evaluate --checkpoint=DIR --erase=gender --evals=winogender,perplexity \\
+        --set=perplexity.text=FILE --against=DIR
+
     python -m research.evaluate --workdir=runs/reward --pairs=heldout.jsonl
 
 compares the answers of a file of preferences, or of the held-out part of a source, by a reward
@@ -64,6 +71,9 @@ SET = flags.DEFINE_multi_string(
 AGAINST = flags.DEFINE_string(
     "against", None, "with --evals: another run or checkpoint to compare with"
 )
+ERASE = flags.DEFINE_string(
+    "erase", "", "with --evals: gender, random:SEED or a file of pairs of words; see above"
+)
 OUTPUT = flags.DEFINE_string(
     "output", None, "with --evals: the folder for evals/; by default the run's, else this one"
 )
@@ -83,6 +93,8 @@ def main(arguments: list[str]) -> int:
     check_named(ADAPTER.value)
     if EVALS.value:
         return evaluate_by_name()
+    if ERASE.value:
+        raise ValueError(f"--erase={ERASE.value} is for --evals; name what to measure")
     content = read_content()
     opened = open_named(ADAPTER.value, reads_texts=False)
     if not TOKEN_IDS.value and opened.tokenizer is None:
@@ -114,10 +126,16 @@ def evaluate_by_name() -> int:
     opened, run = evaluated.open_evaluated(
         WORKDIR.value, CHECKPOINT.value, ADAPTER.value, step=STEP.value, dtype=DTYPE.value
     )
+    if ERASE.value:
+        from research.run.erased import erase
+
+        opened = erase(opened, ERASE.value)
     settings = evaluated.choose(EVALS.value, opened, SET.value)
     evaluations = evaluated.make_chosen(settings, opened)
     results = evaluated.evaluate(evaluations, opened)
     facts = {"model": opened.source, "step": opened.step}
+    if ERASE.value:
+        facts["erased"] = ERASE.value
     del opened  # the other model may need the memory
     others = {}
     if AGAINST.value:

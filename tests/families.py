@@ -101,6 +101,12 @@ def rest_slow(names: Iterable[str]) -> list:
     ]
 
 
+class Roles:
+    """A tokenizer's roles without a tokenizer."""
+
+    vocab_size, bos_id, eos_id, pad_id, mask_id, sentinel_ids = 96, 1, 2, 0, 3, tuple(range(4, 36))
+
+
 def random_batch(batch: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Two documents a row, in encoder and decoder alike, with targets and weights for a loss."""
     rng = np.random.default_rng(seed)

@@ -205,6 +205,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "execution.attention": ({}, "flash"),
     "execution.experts": (EXPERTS, "mosaic"),
     "execution.feed_tokens": ({}, 8),
+    "execution.micro_batches": ({}, 2),  # refused: the mesh has no stages
     "execution.documents": ({}, 1),  # refused: the batch has rows of two
     "precision.param": ({}, "bfloat16"),
     "precision.compute": ({}, "bfloat16"),
@@ -336,6 +337,7 @@ REFUSED = {
     "objective.reward.name": "model.labels=1 under objective causal_lm",
     "objective.distillation.teacher": "nowhere is no checkpoint",
     "objective.question_answering.name": "objective causal_lm does not use it",
+    "execution.micro_batches": "is for meshes with stages",
     "execution.documents": "a row holds 2 documents and config.execution.documents=1",
     **{f"objective.{name}.name": "for a model of kind" for name in _RUNS if name not in _DECODERS},
 }

@@ -53,6 +53,14 @@ def test_every_command_of_the_readme_is_run_or_listed():
     assert not [path for command in decided for path in readme.missing_files(command, ROOT)]
 
 
+def test_every_command_of_the_first_hour_is_run_or_listed():
+    written = readme.commands((ROOT / "research" / "README.md").read_text())
+    decided = [readme.decide(one) for one in written]
+    words = " ".join(one.written for one in decided if not one.reason)
+    for command in ("doctor", "train", "evaluate", "convert", "generate"):
+        assert f"research.{command} " in f"{words} "
+
+
 @pytest.mark.parametrize("written", ["git push", "pytest tests", "./launch/nothing.sh"])
 def test_what_is_neither_run_nor_listed_fails(written):
     with pytest.raises(ValueError, match="neither run nor listed"):

@@ -9,7 +9,8 @@ class DataConfig:
 
     source                 "stdlib", "shakespeare", "alpaca" (conversations), "tfds:NAME", a file or
                            folder (.jsonl, .parquet, .csv, .tsv, .json, .conll, and texts such as
-                           .txt, .md and .py), "infill:SOURCE" for texts with gaps to fill, or
+                           .txt, .md and .py), "infill:SOURCE" for texts with gaps to fill,
+                           "counterfactual:SOURCE" for texts and the same with genders swapped, or
                            several with weights: "stdlib:0.7,shakespeare:0.3"
     tokenizer              "bytes", "gpt2", "bpe:VOCAB" or "sentencepiece:VOCAB" (trained on the
                            train part; "bpe:VOCAB+fim" has tokens for gaps), or a file or folder; ""

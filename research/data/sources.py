@@ -18,6 +18,7 @@ from research.data.alpaca import (
     open_dpo_en_demo_half,
     open_kto_en_demo,
 )
+from research.data.counterfactual import Augmented
 from research.data.documents import (
     Documents,
     Subset,
@@ -88,8 +89,8 @@ class NamedSource:
 
 def open_source(name: str, cache_dir: Path, wanted: str = "texts", recorded: str = "") -> Source:
     """The source called `name`: a key of `SOURCES`, "tfds:NAME" for a TFDS data set, "gym:NAME" for
-    tasks of reasoning-gym, "infill:SOURCE" for texts with gaps to fill, or the path of a local file
-    or folder.
+    tasks of reasoning-gym, "infill:SOURCE" for texts with gaps to fill, "counterfactual:SOURCE" for
+    texts with their counterparts of the other gender, or the path of a local file or folder.
 
     `wanted` is the layout to read, a key of `research.data.layouts.LAYOUTS`. A query after a path
     or a TFDS name says which columns to read: "?text=FIELD", "?inputs=FIELD&targets=FIELD",
@@ -151,6 +152,8 @@ def _open(name: str, cache_dir: Path, wanted: str, rules: int) -> tuple[Any, Any
         return *open_tfds(plain.removeprefix("tfds:"), query, wanted, cache_dir, rules), {}
     if plain.startswith("infill:"):
         return _open_infilled(name.removeprefix("infill:"), cache_dir, wanted, rules)
+    if plain.startswith("counterfactual:"):
+        return _open_augmented(name.removeprefix("counterfactual:"), cache_dir, wanted, rules)
     if plain.startswith("gym:"):
         return open_gym(plain.removeprefix("gym:"), query, wanted), None, {}
     return FileDocuments(Path(plain).expanduser(), query, cache_dir, wanted, rules), None, {}
@@ -170,6 +173,22 @@ def _open_infilled(
     if heldout is None:
         train, heldout = _split(train, train.identities(), name)
     return Infilled(train), Infilled(heldout), facts
+
+
+def _open_augmented(
+    name: str, cache_dir: Path, wanted: str, rules: int
+) -> tuple[Documents, Documents, dict[str, Any]]:
+    """The texts of a source with their counterparts, see `research.data.counterfactual`; those that
+    are held out stay as they are."""
+    if wanted != "texts":
+        raise ValueError(
+            f"data 'counterfactual:{name}' are texts, and the objective reads {wanted}; set "
+            "config.objective.name to causal_lm or masked_lm"
+        )
+    train, heldout, facts = _open(name, cache_dir, wanted, rules)
+    if heldout is None:
+        train, heldout = _split(train, train.identities(), name)
+    return Augmented(train), heldout, facts
 
 
 def open_stdlib(cache_dir: Path) -> tuple[Documents, Documents, dict[str, Any]]:

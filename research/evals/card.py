@@ -74,7 +74,8 @@ def front_matter(
     if parent.startswith(hub.PREFIX):  # any other parent has no name on the hub
         values["base_model"] = parent.removeprefix(hub.PREFIX).partition("@")[0]
     values["tags"] = ["graft", str(config.get("objective", {}).get("name", "causal_lm"))]
-    task = {"decoder": "text-generation", "encoder_decoder": "text2text-generation"}.get(kind)
+    # The hub has a word for what a decoder does; of other models the job is not known here.
+    task = "text-generation" if kind == "decoder" else None
     if task and not config.get("model", {}).get("labels"):
         values["pipeline_tag"] = task
     results = [_result(one, summary, task) for one, summary in summaries.items()]

@@ -17,7 +17,7 @@ from research.models.config import ModelConfig
 from research.models.embedding import BUCKETS
 from research.ops.frozen_head import BLOCK
 from research.ops.token_chunks import CHUNK
-from research.parallel.axes import AXES, COMPUTE
+from research.parallel.axes import STORAGE_AXES
 from research.training.flops import train_flops_per_token
 
 FLOAT32 = 4  # bytes
@@ -160,7 +160,7 @@ def _head_bytes(e: Experiment, target: Target, w: Weights, tokens: int) -> float
     itemsize, gradient = e.precision.compute_dtype.itemsize, e.precision.accumulate_dtype.itemsize
     # Where the table is stored split, its gradient is whole for a moment, the head's and the
     # embedding's; TPU's compiler mostly has one of them gone before the other.
-    stored = math.prod(size for name, size in w.sizes.items() if AXES[name] != COMPUTE)
+    stored = math.prod(size for name, size in w.sizes.items() if name in STORAGE_AXES)
     copies = 1.5 if target.platform == "tpu" else 2
     gradients = copies * gradient if w.table == "trained" and stored > 1 else 0
     # A table of codes is made dense a block at a time.

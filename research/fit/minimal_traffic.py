@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from research.fit.compile import abstract_batch
-from research.parallel.axes import AXES, COMPUTE
+from research.parallel.axes import STORAGE_AXES
 from research.parallel.placement import mesh_axes
 from research.run.program import Program
 
@@ -45,7 +45,7 @@ def _gather(leaf: jax.ShapeDtypeStruct, sizes: Mapping[str, int], itemsize: int)
     splits it."""
     names = _split(leaf)
     # Axes of computation split the product itself: nothing of such a weight is gathered.
-    stored = math.prod(sizes[name] for name in names if AXES[name] != COMPUTE)
+    stored = math.prod(sizes[name] for name in names if name in STORAGE_AXES)
     if stored == 1:
         return 0
     # Floats are cast to the compute type before they are gathered, codes stay what they are.
@@ -59,9 +59,9 @@ def _reduce(
     """Bytes that go into the reduce-scatter of a gradient over the axes that store its parameter,
     and then into the all-reduce of its shard over the other axes that split the batch."""
     names = _split(leaf)
-    stored = [name for name in names if AXES[name] != COMPUTE]
+    stored = [name for name in names if name in STORAGE_AXES]
     split = math.prod(sizes[name] for name in names)
-    computing = math.prod(sizes[name] for name in names if AXES[name] == COMPUTE)
+    computing = math.prod(sizes[name] for name in names if name not in STORAGE_AXES)
     # A gradient is as large as the gathered weight before it is scattered.
     gathered = itemsize * leaf.size / computing
     scattered = gathered if any(sizes[name] > 1 for name in stored) else 0

@@ -13,7 +13,7 @@ from research.experiment.config import Experiment
 from research.fit.objective import objective_without_data
 from research.fit.targets import Target
 from research.models.spec import abstract
-from research.parallel.axes import AXES, COMPUTE, MESH_AXES
+from research.parallel.axes import MESH_AXES, STORAGE_AXES
 from research.parallel.mesh import mesh_shape
 from research.parallel.placement import mesh_axes
 from research.run.program import Program
@@ -99,14 +99,14 @@ def _matrix(path: str, leaf: jax.ShapeDtypeStruct, itemsize: int) -> float:
     if not path.removeprefix("dense/").split("/")[0].endswith("layers"):
         return 0.0
     names = [name for entry in leaf.sharding.spec for name in mesh_axes(entry)]
-    split = math.prod(leaf.sharding.mesh.shape[name] for name in names if AXES[name] == COMPUTE)
+    split = math.prod(leaf.sharding.mesh.shape[name] for name in names if name not in STORAGE_AXES)
     return itemsize * leaf.size / split
 
 
 def _received(part: tree.Tree, mesh: AbstractMesh, bytes_per_element: int) -> float:
     """Bytes that a device receives of parameters that the other devices store."""
     # A device already has 1 / stored of the part that its computation needs, and receives the rest.
-    stored = math.prod(size for name, size in mesh.shape.items() if AXES[name] != COMPUTE)
+    stored = math.prod(size for name, size in mesh.shape.items() if name in STORAGE_AXES)
     computing = mesh.size // stored
     elements = sum(leaf.size for leaf in jax.tree.leaves(part)) / computing
     return bytes_per_element * elements * (1 - 1 / stored)

@@ -262,7 +262,7 @@ def _rows(
         # from a token of its own.
         if c.kind == "encoder_decoder":
             source, ids = source_and_start(c, tokenizer, prompt, ids, config.decoder_ids)
-        check_ids(c, index, prompt, ids if source is None else source)
+        check_ids(c, index, prompt, ids if source is None else source, seen is not None)
         limit = config.max_tokens
         if c.position == "learned":
             longest = max(len(ids), len(source or ()))

@@ -22,7 +22,7 @@ def with_places(c: ModelConfig, index: int, ids: list[int], images: Any) -> list
         ids = [i for one in ids for i in [one] * (c.image.tokens if one == c.image.token else 1)]
     try:
         rows = None if images is None else np.asarray(images)[None]
-        if c.image.layers or images is not None:
+        if c.image.in_texts or images is not None:
             check_images(c, np.array([ids]), rows)
     except ValueError as error:
         raise ValueError(f"prompt {index}: {error}") from None

@@ -9,14 +9,24 @@ from research.models.config import ModelConfig
 Prompt = str | Sequence[int]
 
 
-def check_ids(c: ModelConfig, index: int, prompt: Prompt, ids: list[int]) -> None:
-    """ValueError for a prompt without a token, and for ids outside the model's vocabulary."""
+def check_ids(
+    c: ModelConfig, index: int, prompt: Prompt, ids: list[int], images: bool = False
+) -> None:
+    """ValueError for a prompt without a token, for ids outside the model's vocabulary, and for
+    places of soft tokens unless whoever asks has read its `images`."""
+    places = c.image.in_texts and c.image.token in ids
+    if places and not images:
+        raise ValueError(
+            f"prompt {index} has places of images (id {c.image.token}), which no engine, server or "
+            "beam reads yet; write with load(CHECKPOINT).generate(prompts, images=...), or leave "
+            "them out"
+        )
     if not ids and isinstance(prompt, str):
         raise ValueError(
             f"prompt {index} is empty, and the model's texts begin with no token of their own; "
             "give it a word to start from"
         )
-    words = [i for i in ids if not c.image.layers or i != c.image.token]
+    words = [i for i in ids if not places or i != c.image.token]
     if not ids or not all(0 <= i < c.vocab_size for i in words):
         raise ValueError(
             f"prompt {index} must be one or more ids in [0, {c.vocab_size}), the model's vocabulary"

@@ -211,7 +211,8 @@ def make_cache(
     # The first token of a chunk sees window - 1 tokens before it, which the chunk's own slots must
     # not overwrite.
     slots = min(length, window + chunk - 1) if window else length
-    index, content = ("batch", "position"), ("layers", "batch", "kv_heads", "position", "head")
+    # Layers that lie on stages are gathered for decoding, so every device caches those of all.
+    index, content = ("batch", "position"), ("position", "batch", "kv_heads", "position", "head")
     # Zeros are made for each array anew: two of them sharing a buffer could not be donated.
     shape = (layers, batch, kv_heads, slots, head_size)
     key_LBKSH = constrain(jnp.zeros(shape, dtype), content, rules)

@@ -254,7 +254,9 @@ class Execution:
     feed-forward layer at a time, recomputed for the backward pass, 0 for all: its hidden states,
     several times as wide as the model's, bound the length of a context. `documents` is the most
     documents that a row of a batch holds, 0 for any number: up to 8, Hopper cards have a faster
-    kernel for it (`research.ops.kernels.cudnn`). Rows with more raise.
+    kernel for it (`research.ops.kernels.cudnn`). Rows with more raise. `micro_batches` is into how
+    many parts a batch goes through the stages of a mesh (`research.models.pipeline`), 0 for as many
+    as its rows allow, up to four for each stage.
     """
 
     remat: str = "auto"
@@ -264,9 +266,10 @@ class Execution:
     experts: str = "auto"
     feed_tokens: int = 0
     documents: int = 0
+    micro_batches: int = 0
 
     def __post_init__(self):
-        for name in ("head_tokens", "feed_tokens", "documents"):
+        for name in ("head_tokens", "feed_tokens", "documents", "micro_batches"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"execution.{name}={getattr(self, name)} must be positive, or 0 for all"

@@ -138,6 +138,11 @@ class ImageConfig:
         return self.projector in POOLERS
 
     @property
+    def in_texts(self) -> bool:
+        """True where texts have places of soft tokens."""
+        return self.layers > 0 and not self.pools
+
+    @property
     def features(self) -> Form:
         """What the form says of the layers."""
         return FORMS[self.form]

@@ -1,12 +1,13 @@
 """`Model`: a decoder, encoder or encoder-decoder as pure functions of its parameter tree."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from research.models import adapters, embedding, heads, layers, media
+from research.models import adapters, embedding, heads, layers, media, pipeline
 from research.models.block import block
 from research.models.cache import StackedCache, make_cache
 from research.models.config import Execution, LayerLosses, ModelConfig, dense_config
@@ -15,7 +16,7 @@ from research.models.kinds import longest_window
 from research.models.kv import KVCache
 from research.models.latent import cached_size
 from research.models.parameters import parameter_specs
-from research.models.stack import each, run
+from research.models.stack import each
 from research.ops.einsum import add_bias, einsum
 from research.ops.elementwise import soft_cap
 from research.parallel.axes import RULES, AxisRules
@@ -242,7 +243,7 @@ class Model:
         key: jax.Array | None,
     ) -> tuple[jax.Array, KVCache | None, LayerLosses]:
         """`run` for the stack `p_stack`, the decoder's or the encoder's, with its final norm."""
-        c, segments_BT = self.config, batch.get("segments")
+        c, segments_BT, blocks_BT = self.config, batch.get("segments"), batch.get("blocks")
         virtual = adapters.virtual_tokens(p_stack)
         positions_BT = batch["positions"] + virtual if virtual else batch["positions"]
         # `_embed` splits the same key and takes the first half.
@@ -262,13 +263,16 @@ class Model:
                 adjacent=cache is None and not virtual,
             )
         seen = dict(causal=causal, packed=cache is None, documents=self.execution.documents)
-        beside = dict(bias=bias, memory=memory, key=layer_key, blocks_BT=batch.get("blocks"))
+        beside = dict(bias=bias, memory=memory, key=layer_key)
         lengths_B = None if cache is None else row_lengths(batch, cache.key_positions())
-        context = make_context(c, positions_BT, segments_BT, **seen, **beside, lengths_B=lengths_B)
+        tokens = dict(positions_BT=positions_BT, segments_BT=segments_BT, blocks_BT=blocks_BT)
+        context = make_context(c, **tokens, **seen, **beside, lengths_B=lengths_B)
         if c.dense_layers:
             x_BTD, cache = self._run_dense(p_stack, x_BTD, context, cache)
-        p_layers, how = p_stack["layers"], (self.execution, context, cache)
-        x_BTD, cache, losses = run(p_layers, x_BTD, c, *how, first=c.dense_layers)
+        # A pipeline makes the context of each micro-batch, without what is of the whole batch.
+        fields = tokens if bias is None and memory is None else None
+        how = (context, cache, c.dense_layers, partial(make_context, c, **seen), fields)
+        x_BTD, cache, losses = pipeline.run(p_stack["layers"], x_BTD, c, self.execution, *how)
         # Where norms follow the sums, that of the last layer is the final one.
         if not c.norm_after:
             x_BTD = layers.norm(p_stack["final_norm"], x_BTD, c)
@@ -286,7 +290,7 @@ class Model:
         apart = isinstance(p_stack["layers"], tuple)
         execution = replace(self.execution, unroll=0) if apart else self.execution
         dense, p_dense = dense_config(self.config), p_stack["dense"]["layers"]
-        x_BTD, cache, _ = run(p_dense, x_BTD, dense, execution, context, cache)
+        x_BTD, cache, _ = pipeline.run(p_dense, x_BTD, dense, execution, context, cache)
         return x_BTD, cache
 
 

@@ -156,7 +156,7 @@ def with_images(
 ) -> dict[str, np.ndarray]:
     """A batch of whole texts on the host with their images, all of whose tokens stand before an
     answer. ValueError as `check_images`."""
-    if c.image.layers or images is not None:
+    if c.image.in_texts or images is not None:
         check_images(c, batch["inputs"], images)
     if images is None:
         return dict(batch)

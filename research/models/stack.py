@@ -33,17 +33,18 @@ def run(
     context: LayerContext,
     cache: KVCache | None = None,
     first: int = 0,
+    offset: jax.Array | int = 0,
 ) -> tuple[jax.Array, KVCache | None, LayerLosses]:
     """(states [B, T, D] after the last layer, the cache with the new keys and values, the layers'
     losses by name, each the mean over layers).
 
     `p_layers` is a tree of parameters stacked over layers, or a tuple with a tree for each layer,
-    which always runs unrolled. Its first layer is number `first` of the model. The caller has
-    entered the tokens in `cache` (`KVCache.enter`).
+    which always runs unrolled. Its first layer is number `first` + `offset` of the model; `offset`,
+    full periods, may be traced. The caller has entered the tokens in `cache` (`KVCache.enter`).
     """
     pattern = layer_pattern(c)
     pattern = pattern[first % len(pattern) :] + pattern[: first % len(pattern)]
-    count = len(p_layers) if isinstance(p_layers, tuple) else layer_count(p_layers)
+    count, number = layer_count(p_layers), first + offset
 
     def _one_layer(kind, carry, layer):
         x_BTD, cache, losses = carry
@@ -67,10 +68,10 @@ def run(
     # scanned, since their leaves may differ in type and form.
     if not isinstance(p_layers, tuple) and unroll < count:
         scanned = count - count % len(pattern)
-        carry = _scan(steps, carry, p_layers, scanned, max(1, unroll // len(pattern)), first)
+        carry = _scan(steps, carry, p_layers, scanned, max(1, unroll // len(pattern)), number)
     # The layers after the last full period, or all of them where nothing is scanned.
     for index in range(scanned, count):
-        carry, _ = steps[index % len(steps)](carry, (layer_of(p_layers, index), first + index))
+        carry, _ = steps[index % len(steps)](carry, (layer_of(p_layers, index), number + index))
     x_BTD, cache, losses = carry
     return x_BTD, cache, {name: value / count for name, value in losses.items()}
 
@@ -85,7 +86,12 @@ def _check_losses(of_layer: LayerLosses, wanted: LayerLosses) -> None:
 
 
 def _scan(
-    steps: list[Callable], carry: tuple, p_layers: Tree, count: int, unroll: int, first: int
+    steps: list[Callable],
+    carry: tuple,
+    p_layers: Tree,
+    count: int,
+    unroll: int,
+    first: jax.Array | int,
 ) -> tuple:
     """The carry after the first `count` stacked layers, 0 for none, which are numbered from `first`
     on. `steps` has a function for each layer of a period, and `count` is a multiple of their
@@ -93,7 +99,7 @@ def _scan(
     if not count:
         return carry
     # The layer's number is scanned beside its parameters: dropout and the cache need it.
-    indices, period = jnp.arange(first, first + count), len(steps)
+    indices, period = first + jnp.arange(count), len(steps)
     if period == 1:
         return jax.lax.scan(steps[0], carry, (p_layers, indices), unroll=unroll)[0]
 
@@ -109,8 +115,10 @@ def _scan(
     return jax.lax.scan(_one_period, carry, (periods, indices), unroll=unroll)[0]
 
 
-def layer_count(p_layers: Tree) -> int:
-    """How many layers a tree of stacked layers has."""
+def layer_count(p_layers: Tree | tuple[Tree, ...]) -> int:
+    """How many layers there are, stacked or in a tuple."""
+    if isinstance(p_layers, tuple):
+        return len(p_layers)
     return jax.tree.leaves(p_layers)[0].shape[0]
 
 

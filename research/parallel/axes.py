@@ -17,25 +17,28 @@ STORE = "store"  # splits rows of a batch; a weight is split for storage and gat
 SEQUENCE = "sequence"  # splits the tokens of a row; to a weight the same as STORE
 COMPUTE = "compute"  # splits weights in computation too: each device multiplies its own part
 
+STAGE = "stage"  # splits the layers of a stack; outside of it, rows of a batch
+
 # The mesh axes, outermost first, and the role of each. A new axis is a row here and an entry of
-# RULES for what it splits. For one of an existing role that is all. A pipeline axis has a role of
-# its own: besides the row it needs `research.models.stack` to run a device's layers alone and pass
-# states on, and the loop over microbatches of `research.training.step` inside the model.
+# RULES for what it splits. For one of an existing role that is all.
 AXES: Mapping[str, str] = {
     "data": STORE,
+    "stage": STAGE,
     "fsdp": STORE,
     "expert": COMPUTE,
     "context": SEQUENCE,
     "tensor": COMPUTE,
 }
 MESH_AXES = tuple(AXES)
+# Those that split a weight until it is used, for which its parts are gathered.
+STORAGE_AXES = frozenset(name for name, role in AXES.items() if role in (STORE, SEQUENCE))
 
 # What `config.axes` overrides and `Model.rules` carries. "embed" is the model width of a weight,
 # "vector" the same width in a norm's scale or a bias, too small to be worth a collective, "latent"
 # that of what queries, keys and values are made of in latent attention. A batch is spread over
 # every axis that has no dimension of its own to split in a dense layer.
 RULES: AxisRules = {
-    "batch": ("data", "fsdp", "expert"),
+    "batch": ("data", "fsdp", "expert", "stage"),
     "length": ("context",),
     "vocab": ("tensor",),
     "embed": ("fsdp",),
@@ -47,7 +50,7 @@ RULES: AxisRules = {
     "mlp": ("tensor",),
     "experts": ("expert",),
     "routes": (),
-    "layers": (),
+    "layers": ("stage",),
     "position": (),
     "bucket": (),
     "label": (),
@@ -72,11 +75,13 @@ def merge_rules(overrides: AxisRules) -> dict[str, tuple[str, ...]]:
 
 
 # What mesh axes of some roles cannot split: a scan takes each layer whole, a norm's scale or a bias
-# meets states that are whole along it, and the largest of all routes are looked for at once.
+# meets states that are whole along it, and the largest of all routes are looked for at once. What
+# is no stack and no row lies whole on every stage.
 _WHOLE = {
+    **{logical: (STAGE,) for logical in RULES if logical not in ("batch", "layers")},
     "layers": (STORE, SEQUENCE, COMPUTE),
-    "vector": (STORE, SEQUENCE, COMPUTE),
-    "routes": (COMPUTE,),
+    "vector": (STORE, SEQUENCE, COMPUTE, STAGE),
+    "routes": (COMPUTE, STAGE),
 }
 # Axes of weights that products put beside, or sum away against, the axes of tokens.
 _OF_PRODUCTS = ("embed", "latent", "vocab", "heads", "kv_heads", "head", "mlp")

@@ -5,7 +5,8 @@ is what a PartitionSpec says of one dimension: None, a mesh axis, or a tuple of 
 everything here returns its argument unchanged.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +39,10 @@ def local_shape(x: jax.Array) -> tuple[int, ...]:
     """The shape of one device's shard of `x`; inside `jax.shard_map`, where `x` is one, its own."""
     if unsharded():
         return x.shape
-    return jax.typeof(x).sharding.shard_shape(x.shape)
+    # Not `shard_shape`, which knows no mesh of which some axes are mapped by `jax.shard_map`.
+    sizes = jax.sharding.get_abstract_mesh().shape
+    parts = (math.prod(sizes[name] for name in mesh_axes(entry)) for entry in spec_entries(x))
+    return tuple(size // count for size, count in zip(x.shape, parts))
 
 
 def unsharded() -> bool:
@@ -123,6 +127,36 @@ def merge_axes(x: jax.Array, axis: int) -> jax.Array:
     return jnp.reshape(
         x, shape, out_sharding=PartitionSpec(*entries[: axis + 1], *entries[axis + 2 :])
     )
+
+
+def by_part(function: Callable, shared: Any, *stacks: Any) -> Any:
+    """`function(shared, *stacks)` of arrays that all devices have alike and of trees of stacked
+    arrays, applied on each device to the part of the stacks that it has; to all of them where no
+    mesh axis splits their first axis. Its results are stacked as the arrays are. A loop over a
+    stack cannot go through other devices' parts."""
+    names = () if unsharded() else mesh_axes(spec_entries(jax.tree.leaves(stacks)[0])[0])
+    if not names:
+        return function(shared, *stacks)
+    part = PartitionSpec(as_entry(names))
+    return jax.shard_map(
+        function,
+        in_specs=(PartitionSpec(), *[part] * len(stacks)),
+        out_specs=part,
+        axis_names=set(names),
+        check_vma=False,
+    )(shared, *stacks)
+
+
+def cut_rows(x: jax.Array, count: int) -> jax.Array:
+    """[B, ...] as [count, B / count, ...], with row b in part b mod count. Consecutive rows, which
+    are on one device, go to different parts, so every part is spread over all devices without
+    moving rows."""
+    return jnp.swapaxes(split_axis(x, 0, x.shape[0] // count), 0, 1)
+
+
+def join_rows(x: jax.Array) -> jax.Array:
+    """The inverse of `cut_rows`: [count, B / count, ...] as [B, ...]."""
+    return merge_axes(jnp.swapaxes(x, 0, 1), 0)
 
 
 def result_spec(eqn: str, *operands: jax.Array) -> PartitionSpec:

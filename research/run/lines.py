@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from research import command, tree
 from research.data.chat import endless_turns
 from research.devices.table import peak_flops
+from research.models import pipeline
 from research.run.appraisal import sample
 from research.run.program import Program
 from research.run.rewind import end_of_skipping
@@ -76,6 +77,13 @@ def announce(session: Session, log: RunLog) -> None:
         *warmup_note(session.experiment.train.steps, optimizer.warmup_steps),
     ):
         log.note(line)
+    if program.stages > 1:
+        asked = session.experiment.execution.micro_batches
+        count = pipeline.micro_batches(asked, program.rows_of_stages, program.stages)
+        log.note(
+            f"pipeline: {program.stages} stages, {count} micro-batches; a stage has nothing to do "
+            f"in {pipeline.bubble(count, program.stages):.0%} of its turns"
+        )
     for line in program.whole_dimensions():
         log.note(f"not split: {line} does not divide")
 

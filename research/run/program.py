@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from research import tree
 from research.data.batch import check_documents
 from research.experiment.config import Experiment
-from research.models import spec
+from research.models import pipeline, spec
 from research.models.config import ModelConfig
 from research.models.model import Model
 from research.objectives.choose import Objective
@@ -100,6 +100,18 @@ class Program:
     def batch_size(self) -> int:
         """Rows of a step over all devices."""
         return self.experiment.data.global_batch(self.mesh.size)
+
+    @property
+    def stages(self) -> int:
+        """The stages of a pipeline that the stack's layers are spread over, 1 for none."""
+        return parts("layers", self.mesh, self.rules)
+
+    @property
+    def rows_of_stages(self) -> int:
+        """Rows of a micro-batch of `train.accumulate` that the stages of a pipeline run
+        together."""
+        rows = self.batch_size // self.experiment.train.accumulate
+        return rows * self.stages // parts("batch", self.mesh, self.rules)
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -218,6 +230,8 @@ def make_program(
             f"train.accumulate={accumulate} cuts a batch whose texts the loss compares with each "
             "other, so the loss would change; set config.train.accumulate=1"
         )
+    c, asked, stages = experiment.model, experiment.execution.micro_batches, program.stages
+    pipeline.check(c, asked, program.rows_of_stages, stages)
     check_groups(program.model.specs(), program.held_specs["base"], program.mesh, program.rules)
     # Context parallelism gives each device an equal part of every sequence.
     length, split = experiment.data.sequence_length, parts("length", program.mesh, program.rules)

@@ -26,7 +26,10 @@ WIDE = (
     ".grid-table td,.grid-table th{padding:4px 10px}"
     ".grid-table td.long{white-space:normal;min-width:300px}"
     ".better{color:var(--good);font-weight:600}.worse{color:var(--bad);font-weight:600}"
-    "@media(max-width:800px){figure.big{overflow-x:auto}}</style>"
+    "@media(max-width:800px){figure.big{overflow-x:auto}}"
+    # Paper does not scroll: columns shrink instead.
+    "@media print{.scroll,figure.big{overflow:visible}.scroll table,.wide{min-width:0}"
+    ".grid-table td,.grid-table th{white-space:normal;padding:2px 4px;font-size:9px}}</style>"
 )
 
 

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 
 from research import tree
 from research.devices.backend import platform
+from research.parallel.placement import by_part
 from research.training.blocks8bit import (
     BLOCK,
     Moment,
@@ -69,14 +70,14 @@ def scale_by_adam_8bit(
         leaves, structure = jax.tree.flatten(updates)
         stacks = _stacks(updates, names)
         whole = list(zip(leaves, *map(structure.flatten_up_to, (state.mu, state.nu))))
-        adam = partial(_adam, corrections=corrections, settings=(b1, b2, eps))
+        adam = partial(_adam, settings=(b1, b2, eps))
         results: dict[int, tuple] = {}
         for group in _joint_groups(leaves, stacks):
-            of_group = _jointly(adam, [whole[i] for i in group])
+            of_group = _jointly(partial(adam, corrections), [whole[i] for i in group])
             results |= dict(zip(group, of_group))
         for i, leaf in enumerate(whole):
             if i not in results:
-                results[i] = _alone(adam, leaf, stacks[i])
+                results[i] = _alone(adam, corrections, leaf, stacks[i])
         if not results:
             return updates, Adam8bitState(count, state.mu, state.nu)
         in_order = zip(*(results[i] for i in range(len(whole))))
@@ -96,15 +97,19 @@ def _stacks(params: tree.Tree, names: tree.Tree | None) -> list[int]:
 
 
 def _alone(
-    adam: Callable, leaf: tuple[jax.Array, Any, Any], stacked: int
+    adam: Callable, corrections: tuple, leaf: tuple[jax.Array, Any, Any], stacked: int
 ) -> tuple[jax.Array, Any, Any]:
     """`adam` of one parameter: at once, or layer after layer where its moments are codes."""
     block = block_of(leaf[0].shape, stacked)
     # Small parameters are not worth a loop.
     if block is None or not stacked:
-        return adam(*leaf, block=block)
+        return adam(corrections, *leaf, block=block)
     inner = (block[0] - 1, block[1])
-    return _each_layer(lambda one: adam(*one, block=inner), leaf[0], leaf[1:])
+
+    def _update(corrections, g, moments):
+        return _each_layer(lambda one: adam(corrections, *one, block=inner), g, moments)
+
+    return by_part(_update, corrections, leaf[0], leaf[1:])
 
 
 def _each_layer(
@@ -127,7 +132,7 @@ def _each_layer(
     return steps, *moments
 
 
-def _adam(g, mu, nu, *, corrections, settings, block) -> tuple[jax.Array, Any, Any]:
+def _adam(corrections, g, mu, nu, *, settings, block) -> tuple[jax.Array, Any, Any]:
     """(update of one parameter, new first moment, new second moment) by Adam with bias correction
     (arXiv:1412.6980, algorithm 1)."""
     b1, b2, eps = settings

@@ -9,6 +9,7 @@ import optax
 
 from research import tree
 from research.models.model import Model
+from research.parallel.placement import cut_rows
 from research.scopes import scope
 from research.training.optimizer import global_norm
 from research.training.skipping import counts
@@ -116,7 +117,7 @@ def _gradients(
         return jax.tree.map(jnp.add, carry, (out, wide)), None
 
     # A scan over micro-batches: the memory is that of one, whatever their number.
-    micros = jnp.arange(accumulate), jax.tree.map(lambda x: _split(x, accumulate), batch)
+    micros = jnp.arange(accumulate), jax.tree.map(lambda x: cut_rows(x, accumulate), batch)
     # The scan's carry needs the shapes of the sums before the first micro-batch has run.
     first = jax.tree.map(lambda x: x[0], micros[1])
     sums = jax.eval_shape(_loss, state.trainable, first, key if use_key else None)
@@ -126,10 +127,3 @@ def _gradients(
     start = (jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums), zeros)
     ((total, (count, totals)), gradients), _ = jax.lax.scan(_add, start, micros)
     return gradients, total, count, totals
-
-
-def _split(x: jax.Array, count: int) -> jax.Array:
-    """[B, ...] as [count, B / count, ...], with row b in micro-batch b mod count. Consecutive rows,
-    which are on one device, go to different micro-batches, so every micro-batch is spread over all
-    devices without moving rows."""
-    return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+import tokenizers
 
 from research.data.chat import end_of_turn
 from research.data.tokenizers import load_tokenizer, train_tokenizer
@@ -129,3 +130,25 @@ def test_a_run_from_before_the_setting_was_read_keeps_its_ids(model, tmp_path):
     file = tmp_path / "saved/tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"legacy": False}))
     assert load_tokenizer(tmp_path / "saved").encode(TEXT) == load_tokenizer(path).encode(TEXT)
+
+
+@pytest.mark.parametrize("split", [True, False, None])
+def test_special_tokens_are_split_where_the_config_says_it(split, tmp_path):
+    trained = train_tokenizer("bpe:300", [TEXT])
+    (tmp_path / "model").mkdir()
+    for name, content in trained.files.items():
+        if name == "tokenizer_config.json":
+            content = json.dumps(json.loads(content) | {"split_special_tokens": split}).encode()
+        (tmp_path / "model" / name).write_bytes(content)
+    tokenizer = load_tokenizer(tmp_path / "model")
+    special = tokenizer.decode([tokenizer.eos_id])
+    reference = tokenizers.Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
+    reference.encode_special_tokens = bool(split)
+    ids = tokenizer.encode(f"hi{special}")
+    assert ids == reference.encode(f"hi{special}", add_special_tokens=False).ids
+    assert (tokenizer.eos_id in ids) != bool(split)
+    assert tokenizer.align_batch([f"hi{special}"])[0][0] == ids
+    # It decides ids, so it is in the fingerprint, and it is saved.
+    assert (tokenizer.fingerprint == trained.fingerprint) != bool(split)
+    tokenizer.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").encode(f"hi{special}") == ids

@@ -38,6 +38,7 @@ OUTCOMES = {
     "deepseek_v2": "equal mscale and mscale_all_dim",
     **{f"gemma{n}": f"gemma{n} architecture has no attention_scale=" for n in (2, 3)},
     "phimoe": "phimoe architecture has no router_jitter=0.3",
+    "qwen3_moe_dense": "qwen3moe architecture has no dense_layers=1",
     "gpt_oss": "gpt-oss architecture has no gate_limit=0.9",
     "modernbert_classifier": "modern-bert architecture has no norm_bias=True",
     "ministral": "llama architecture has no layer_kinds=('global', 'local', 'local')",

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from research.data.tokenizers import load_tokenizer
 from research.infer.decode import generate
 from research.infer.prompt_images import with_places
+from research.infer.prompts import check_ids
 from research.infer.sampling import SamplingConfig
 from research.interop.huggingface.folder import write_folder
 from research.interop.load import load, open_checkpoint
@@ -108,6 +109,11 @@ def test_a_place_named_once_for_each_image_is_as_many_as_its_soft_tokens(tmp_pat
         with_places(c, 3, [9, 5, 8], images)
     with pytest.raises(ValueError, match="prompt 0: .* no images were given"):
         with_places(c, 0, [9, 5, 8], None)
+    # Whoever has no images to give says so in the same line for server, beam and engine.
+    with pytest.raises(
+        ValueError, match=r"prompt 0 has places of images \(id 5\), which no engine"
+    ):
+        check_ids(c, 0, "", [9, 5, 8])
 
 
 # Layouts of names that releases of transformers have used for the same tensors.

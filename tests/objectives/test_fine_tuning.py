@@ -100,6 +100,8 @@ def test_each_objective_says_what_it_trains_and_reads():
         "causal_lm": ("decoder", "texts"),
         "distillation": ("decoder", "texts"),
         "chat": ("decoder", "conversations"),
+        "media_chat": ("decoder", "media"),
+        "contrastive": ("decoder", "captions"),
         "masked_lm": ("encoder", "texts"),
         "token_classification": ("encoder", "tags"),
         "question_answering": ("encoder", "questions"),

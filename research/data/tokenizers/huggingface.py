@@ -18,6 +18,7 @@ from research.data.tokenizers.tokenizer import Aligned, Tokenizer, begins_word
 
 FILE = "tokenizer.json"
 _ROLES = ("bos", "eos", "pad", "mask")
+_SPLIT_SPECIAL = "split_special_tokens"  # of tokenizer_config.json: no text is a special token
 
 # A line break goes with the punctuation before it and the indentation after it, all but the space
 # that the next word keeps, so that a word has one spelling wherever it stands in a line. Against
@@ -59,17 +60,21 @@ def load(
         spec = json.loads(backend.to_str())
         vocab = backend.get_vocab(with_added_tokens=True)
     roles = find_roles(_special(spec), named_roles(config))
+    # The spellings of special tokens within a text are then text, as transformers reads them.
+    split = config.get(_SPLIT_SPECIAL) is True
+    backend.encode_special_tokens = split
+    aligning = json.dumps(spec | {"post_processor": None})
     return Tokenizer(
         kind="huggingface",
         # Ids may have gaps, so the count of tokens can be below the largest id.
         vocab_size=max(vocab.values()) + 1,
         **roles,
         word_starts=_word_starts(spec, vocab),
-        fingerprint=_fingerprint(spec, roles),
-        files={FILE: dump(spec), CONFIG: dump(_config(roles, vocab))},
+        fingerprint=_fingerprint(spec, roles, split),
+        files={FILE: dump(spec), CONFIG: dump(_config(roles, vocab, split))},
         encode_texts=functools.partial(_encode_texts, backend),
         decode_ids=functools.partial(backend.decode, skip_special_tokens=False),
-        align_texts=functools.partial(_align_texts, json.dumps(spec | {"post_processor": None})),
+        align_texts=functools.partial(_align_texts, aligning, split),
         separators=_separators(spec.get("post_processor") or {}),
     )
 
@@ -132,13 +137,15 @@ def _encode_texts(backend: tokenizers.Tokenizer, texts: list[str]) -> list[list[
 
 
 @functools.lru_cache(maxsize=2)
-def _aligning(spec: str) -> tokenizers.Tokenizer:
-    return tokenizers.Tokenizer.from_str(spec)
+def _aligning(spec: str, split: bool) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer.from_str(spec)
+    backend.encode_special_tokens = split
+    return backend
 
 
-def _align_texts(spec: str, texts: list[str]) -> list[Aligned]:
+def _align_texts(spec: str, split: bool, texts: list[str]) -> list[Aligned]:
     # Without its post-processor, which gives the spaces around a word to no token.
-    encodings = _aligning(spec).encode_batch(texts, add_special_tokens=False)
+    encodings = _aligning(spec, split).encode_batch(texts, add_special_tokens=False)
     return [(encoding.ids, encoding.offsets) for encoding in encodings]
 
 
@@ -160,7 +167,7 @@ def named_roles(config: Mapping[str, Any]) -> dict[str, str | None]:
     return named
 
 
-def _config(roles: Roles, vocab: dict[str, int]) -> dict[str, Any]:
+def _config(roles: Roles, vocab: dict[str, int], split: bool) -> dict[str, Any]:
     """A tokenizer_config.json with which transformers opens the folder, and we find the same roles
     again."""
     strings = {token_id: token for token, token_id in vocab.items()}
@@ -170,6 +177,7 @@ def _config(roles: Roles, vocab: dict[str, int]) -> dict[str, Any]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         **tokens,
+        **({_SPLIT_SPECIAL: True} if split else {}),
     }
 
 
@@ -178,7 +186,7 @@ def dump(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, ensure_ascii=False) + "\n").encode()
 
 
-def _fingerprint(spec: dict[str, Any], roles: Roles) -> str:
+def _fingerprint(spec: dict[str, Any], roles: Roles, split: bool) -> str:
     """sha256 of the parts that decide ids, in one form whichever release of the library wrote the
     file."""
     # Absent, null and false are one: these options came release by release, each off by default.
@@ -198,6 +206,7 @@ def _fingerprint(spec: dict[str, Any], roles: Roles) -> str:
     # Order in the file is chance, ids are not.
     added = sorted(spec.get("added_tokens") or [], key=lambda token: token["id"])
     parts = (model, added, spec.get("normalizer"), spec.get("pre_tokenizer"), roles)
+    parts += (_SPLIT_SPECIAL,) if split else ()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -152,6 +152,9 @@ def write_folder(
     dtypes = [tensor.dtype for tensor, _ in tensors.values()]
     # "torch_dtype" is read by every release; version 5 writes "dtype".
     values |= {**checkpoint.special, "torch_dtype": max(set(dtypes), key=dtypes.count)}
+    if "text_config" in values:
+        # Classes with encoders of images look for them there: CLIP reads a text's end by its id.
+        values["text_config"] = {**values["text_config"], **checkpoint.special}
     if checkpoint.config.scores_texts and checkpoint.tokenizer:
         # transformers scores the last token that is not this one, and without it no batches.
         values = {"pad_token_id": checkpoint.tokenizer.pad_id} | values

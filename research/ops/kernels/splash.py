@@ -10,7 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from research.ops.kernels import visible_share as share
 from research.parallel.placement import local_shape, spec_entries
@@ -77,8 +77,10 @@ def attend(
         PartitionSpec(batch, length, heads, None),
         PartitionSpec(batch, None, heads, None),
     )
+    # The kernel asks for shapes of shards, which JAX has for no mesh that is mapped in part.
+    free = mesh.update_axis_types(dict.fromkeys(mesh.manual_axes, AxisType.Explicit))
     specs = (
-        kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, length))),
+        kernel.manual_sharding_spec(NamedSharding(free, PartitionSpec(None, length))),
         queries,
         keys,
         keys,

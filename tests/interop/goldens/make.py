@@ -514,6 +514,18 @@ CASES |= {
         ),
         v4_moe,
     ),
+    "qwen3_moe_dense": Case(
+        hf.Qwen3MoeForCausalLM,
+        llama(
+            hf.Qwen3MoeConfig,
+            **EXPERTS,
+            head_dim=16,
+            moe_intermediate_size=16,
+            norm_topk_prob=True,
+            mlp_only_layers=[0],
+        ),
+        v4_moe,
+    ),
     "olmoe": Case(
         hf.OlmoeForCausalLM,
         llama(hf.OlmoeConfig, **EXPERTS, intermediate_size=16, pad_token_id=0),

@@ -199,28 +199,17 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
     ]
     tensor_rules = [*own, *_attention_rules(c)]
     if not c.experts:
-        return (*tensor_rules, *_mlp_rules(layer, "layers/mlp", "F"))
+        return (*tensor_rules, *llama.mlp_rules(layer, "layers/mlp", "F"))
     experts = f"{layer}.experts.{{expert}}"
     tensor_rules += [
         Rule(f"{layer}.gate.weight", "layers/mlp/router", "E D -> D E"),
-        *_mlp_rules(experts, "layers/mlp", "F"),
-        *_mlp_rules(f"{layer}.shared_experts", "layers/mlp/shared", "f"),
+        *llama.mlp_rules(experts, "layers/mlp", "F"),
+        *llama.mlp_rules(f"{layer}.shared_experts", "layers/mlp/shared", "f"),
     ]
     if c.router == "sigmoid":
         bias = f"{layer}.gate.e_score_correction_bias"
         tensor_rules += [Rule(bias, "layers/mlp/router_bias", "E -> E")]
-    if not c.dense_layers:
-        return tuple(tensor_rules)
-    behind = [
-        replace(rule, offset=c.dense_layers) if "{layer}" in rule.name else rule
-        for rule in tensor_rules
-    ]
-    first = [
-        replace(rule, path=tuple(f"dense/{path}" for path in rule.paths))
-        for rule in tensor_rules
-        if "{layer}" in rule.name and ".mlp." not in rule.name
-    ]
-    return (*behind, *first, *_mlp_rules(layer, "dense/layers/mlp", "d"))
+    return llama.behind_dense(c, tensor_rules, llama.mlp_rules(layer, "dense/layers/mlp", "d"))
 
 
 def _attention_rules(c: ModelConfig) -> list[Rule]:
@@ -251,15 +240,6 @@ def _attention_rules(c: ModelConfig) -> list[Rule]:
             Rule(f"{theirs}.o_proj.bias", f"{ours}/out_bias", "D -> D"),
         ]
     return found
-
-
-def _mlp_rules(theirs: str, ours: str, width: str) -> list[Rule]:
-    """The matrices of a feed-forward layer, whose width is this letter."""
-    return [
-        Rule(f"{theirs}.gate_proj.weight", f"{ours}/gate", f"{width} D -> D {width}"),
-        Rule(f"{theirs}.up_proj.weight", f"{ours}/up", f"{width} D -> D {width}"),
-        Rule(f"{theirs}.down_proj.weight", f"{ours}/down", f"D {width} -> {width} D"),
-    ]
 
 
 FAMILY = replace(

@@ -1,7 +1,8 @@
 """LLaMA and what grew out of it, in Hugging Face's names: LLaMA, SmolLM2, Mistral, Ministral,
 Mixtral, Qwen 2 and 3."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 from research.interop.huggingface.families.fields import (
@@ -236,6 +237,31 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
     )
 
 
+def mlp_rules(theirs: str, ours: str, width: str) -> list[Rule]:
+    """The three matrices of a feed-forward layer, whose width is this letter."""
+    return [
+        Rule(f"{theirs}.gate_proj.weight", f"{ours}/gate", f"{width} D -> D {width}"),
+        Rule(f"{theirs}.up_proj.weight", f"{ours}/up", f"{width} D -> D {width}"),
+        Rule(f"{theirs}.down_proj.weight", f"{ours}/down", f"D {width} -> {width} D"),
+    ]
+
+
+def behind_dense(
+    c: ModelConfig, tensor_rules: Iterable[Rule], dense: Iterable[Rule]
+) -> tuple[Rule, ...]:
+    """The rules of a model whose first layers, our stack "dense", have no experts: those of its
+    other layers, and `dense` for the feed-forward layers of the first."""
+    if not c.dense_layers:
+        return tuple(tensor_rules)
+    behind, first = [], []
+    for rule in tensor_rules:
+        in_layer = "{layer}" in rule.name
+        behind.append(replace(rule, offset=c.dense_layers) if in_layer else rule)
+        if in_layer and ".mlp." not in rule.name:
+            first.append(replace(rule, path=tuple(f"dense/{path}" for path in rule.paths)))
+    return (*behind, *first, *dense)
+
+
 def _mlp_rules(c: ModelConfig, layer: str, ours: str) -> list[Rule]:
     if c.experts:
         # One tensor an expert, as Mixtral was published; transformers 5 joins them when loading.
@@ -247,11 +273,7 @@ def _mlp_rules(c: ModelConfig, layer: str, ours: str) -> list[Rule]:
             Rule(f"{expert}.w2.weight", f"{ours}/mlp/down", "D F -> F D"),
             Rule(f"{expert}.w3.weight", f"{ours}/mlp/up", "F D -> D F"),
         ]
-    matrices = [
-        Rule(f"{layer}.mlp.gate_proj.weight", f"{ours}/mlp/gate", "F D -> D F"),
-        Rule(f"{layer}.mlp.up_proj.weight", f"{ours}/mlp/up", "F D -> D F"),
-        Rule(f"{layer}.mlp.down_proj.weight", f"{ours}/mlp/down", "D F -> F D"),
-    ]
+    matrices = mlp_rules(f"{layer}.mlp", f"{ours}/mlp", "F")
     if not c.mlp_bias:
         return matrices
     return [

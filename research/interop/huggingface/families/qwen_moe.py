@@ -16,17 +16,21 @@ from research.interop.storage.layout import Rule
 from research.models.config import ModelConfig
 
 # Where config.json leaves a field out, transformers takes the default of the class.
-_SHARED = {"norm_topk_prob": False, "sliding_window": 4096, "router_aux_loss_coef": 0.001}
+_SHARED = {
+    **{"norm_topk_prob": False, "sliding_window": 4096, "router_aux_loss_coef": 0.001},
+    **{"decoder_sparse_step": 1, "mlp_only_layers": []},
+}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {
         **_SHARED,
         **{"num_key_value_heads": 16, "num_experts": 60, "num_experts_per_tok": 4},
         **{"moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632},
+        "intermediate_size": 5632,
     },
     "qwen3_moe": {
         **_SHARED,
         **{"num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8},
-        "moe_intermediate_size": 768,
+        **{"moe_intermediate_size": 768, "intermediate_size": 6144},
     },
 }
 
@@ -37,23 +41,45 @@ def read_config(values: Mapping[str, Any], names: Set[str]) -> ModelConfig:
     kind = values["model_type"]
     values = {**_DEFAULTS[kind], **values}
     theta, scaling = read_rope(values)
-    refuse(values, partial_rotary_factor=1.0, decoder_sparse_step=1, mlp_only_layers=[])
-    # Its intermediate_size is that of layers without experts, of which there are none.
-    sizes = llama.read_sizes({**values, "intermediate_size": values["moe_intermediate_size"]})
+    refuse(values, partial_rotary_factor=1.0)
+    sizes = llama.read_sizes(values)
+    experts = _read_layers(values, sizes["layers"], sizes["d_ff"])
+    sizes |= experts
     if kind == "qwen2_moe":
         sizes["attention_bias"] = "qkv" if flag(values, "qkv_bias", True) else "none"
-        sizes["shared_d_ff"] = integer(values, "shared_expert_intermediate_size")
+        if experts:
+            sizes["shared_d_ff"] = integer(values, "shared_expert_intermediate_size")
     else:
         sizes["attention_bias"] = "all" if flag(values, "attention_bias", False) else "none"
         sizes["query_norm"] = True
     return ModelConfig(
         **sizes,
         **_read_windows(values),
-        **read_experts(values),
         rope_theta=theta,
         rope_scaling=scaling,
         tied=flag(values, "tie_word_embeddings", False),
     )
+
+
+def _read_layers(values: Mapping[str, Any], layers: int, d_ff: int) -> dict[str, Any]:
+    """The fields of `ModelConfig` for experts and for the first layers, which may have none; {} for
+    a model without any. ValueError where other layers than the first have none."""
+    step, named = integer(values, "decoder_sparse_step"), values["mlp_only_layers"] or []
+    if not isinstance(named, list):
+        raise ValueError(f"config.json has mlp_only_layers={named!r}; wanted numbers of layers")
+    dense = [n for n in range(layers) if n in named or (n + 1) % step]
+    if dense == list(range(layers)):
+        return {}
+    if dense != list(range(len(dense))):
+        raise ValueError(
+            f"config.json has mlp_only_layers={named} and decoder_sparse_step={step}, so that the "
+            f"layers {dense} have no experts; only the first ones may have none"
+        )
+    return {
+        "d_ff": integer(values, "moe_intermediate_size"),
+        **({"dense_layers": len(dense), "dense_d_ff": d_ff} if dense else {}),
+        **read_experts(values),
+    }
 
 
 def _read_windows(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +138,8 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
         "model_type": kind,
         **llama.write_sizes(c),
         **write_experts(c),
-        **{"moe_intermediate_size": c.d_ff, "decoder_sparse_step": 1, "mlp_only_layers": []},
+        **{"moe_intermediate_size": c.d_ff, "intermediate_size": c.dense_d_ff or c.d_ff},
+        **{"decoder_sparse_step": 1, "mlp_only_layers": list(range(c.dense_layers))},
         **{"use_sliding_window": bool(c.window), "sliding_window": c.window or None},
     }
     if not shared:
@@ -126,18 +153,15 @@ def write_config(c: ModelConfig) -> dict[str, Any]:
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
     """LLaMA's tensors with the experts under names of their own."""
+    if not c.experts:
+        return llama.rules(c)
     layer, ours = "model.layers.{layer}.mlp", "layers/mlp"
     tensor_rules = expert_rules(c)
-    if not c.shared_d_ff:
-        return tensor_rules
-    shared = f"{layer}.shared_expert"
-    return (
-        *tensor_rules,
-        Rule(f"{shared}.gate_proj.weight", f"{ours}/shared/gate", "f D -> D f"),
-        Rule(f"{shared}.up_proj.weight", f"{ours}/shared/up", "f D -> D f"),
-        Rule(f"{shared}.down_proj.weight", f"{ours}/shared/down", "D f -> f D"),
-        Rule(f"{layer}.shared_expert_gate.weight", f"{ours}/shared_gate", "1 D -> D 1"),
-    )
+    if c.shared_d_ff:
+        gate = Rule(f"{layer}.shared_expert_gate.weight", f"{ours}/shared_gate", "1 D -> D 1")
+        shared = llama.mlp_rules(f"{layer}.shared_expert", f"{ours}/shared", "f")
+        tensor_rules = (*tensor_rules, *shared, gate)
+    return llama.behind_dense(c, tensor_rules, llama.mlp_rules(layer, "dense/layers/mlp", "d"))
 
 
 def expert_rules(c: ModelConfig) -> tuple[Rule, ...]:
