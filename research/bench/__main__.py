@@ -11,7 +11,6 @@ from absl import flags
 
 from research import command
 from research.bench import (
-    cache,
     card,
     card_works,
     decode,
