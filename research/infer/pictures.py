@@ -13,7 +13,7 @@ from research.data.media.limits import BadMedia
 from research.data.media.resize import resized
 from research.data.tokenizers import Tokenizer
 from research.models.model import Model
-from research.models.pair_vectors import image_vectors, text_vectors
+from research.models.pair_vectors import image_vectors, projects, text_vectors
 from research.tree import Tree
 
 _ROWS = 16  # of a batch: pictures of any number are computed by one program
@@ -33,7 +33,8 @@ def embed_images(model: Model, params: Tree, files: Sequence[Path]) -> np.ndarra
             pixels.append(resized(read_image(file).pixels, c.size, c.form))
         except BadMedia as error:
             raise ValueError(f"--image={file}: {error}") from None
-    found = [np.zeros((0, model.config.d_model), np.float32)]
+    width = model.config.labels if projects(model.config) else model.config.d_model
+    found = [np.zeros((0, width), np.float32)]
     for first in range(0, len(pixels), _ROWS):
         part = np.stack(pixels[first : first + _ROWS])
         # Missing rows are black. A block of several frames shows one picture in all of them.
@@ -54,6 +55,11 @@ def embed_names(
         for text in texts
     ]
     tokens, segments = np.zeros((2, len(ids), max(map(len, ids), default=1)), np.int32)
+    if model.config.kind == "encoder":
+        # SigLIP sees texts whole, of one length, and reads the state of the last place.
+        tokens = np.full((len(ids), model.config.max_length), tokenizer.pad_id or 0, np.int32)
+        segments = np.ones_like(tokens)
+        ids = [one[: model.config.max_length] for one in ids]
     for row, one in enumerate(ids):
         tokens[row, : len(one)], segments[row, : len(one)] = one, 1
     return np.asarray(_of_texts(params, tokens, segments, model=model))

@@ -27,7 +27,7 @@ from research.interop.storage.generation import decoder_ids, end_ids
 from research.interop.token_ids import checked_ids
 from research.models.config import ModelConfig
 from research.models.model import Model
-from research.models.pairs import check_pairs, pair_scores
+from research.models.pair_vectors import check_pairs, pair_scores
 from research.models.soft import with_images
 
 

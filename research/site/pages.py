@@ -26,6 +26,7 @@ JOBS = {
     "Look at this machine": ("doctor", "completion"),
     "Pretrain a model": ("configs/quickstart", "configs/pretrain", "fit", "train", "goodput"),
     "Fine-tune a model": ("inspect_checkpoint", "configs/finetune", "inspect_batch", "train"),
+    "Train on pictures": ("configs/multimodal", "inspect_batch", "train", "embed"),
     "Learn from preferences and rewards": ("configs/posttrain", "train", "evaluate"),
     "Measure a model": ("evaluate", "compare", "classify", "embed"),
     "Ablate": ("sweep", "compare"),
