@@ -79,6 +79,12 @@ def mesh(request):
         yield made
 
 
+@pytest.fixture
+def quick_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that a test starts compile as quickly as this process does, see above."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled_programs():
     """A compiled program holds memory maps, of which a process may have 65,530: a whole suite's

@@ -12,6 +12,8 @@ from research.bench import serving as bench
 from research.bench.serving_client import Answer
 from tests.serve.engines import save
 
+pytestmark = pytest.mark.usefixtures("quick_commands")
+
 
 def test_a_row_has_the_figures_that_the_field_prints():
     # Two texts of three tokens in 2 s, whose tokens come 0.1 s apart, and one that failed.

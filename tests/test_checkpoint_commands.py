@@ -18,6 +18,7 @@ from research.interop.load import load
 from tests.families import FAMILIES
 from tests.interop.memory import in_memory, random_params
 
+pytestmark = pytest.mark.usefixtures("quick_commands")
 TEMPLATE = (
     "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}<bos>assistant: {% endif %}"

@@ -22,6 +22,7 @@ from research.run.opened import open_run
 from research.training.checkpoint import Checkpoints
 from tests.configs import ROOT, experiment
 
+pytestmark = pytest.mark.usefixtures("quick_commands")
 TEXT = "def f(x):\n    return x  # caf\u00e9\n"
 
 

@@ -66,6 +66,6 @@ def several(groups: int) -> str:
     """
     chance = 1 - math.pow(0.95, groups)
     return (
-        f"{groups} groups at 95% each: that one of them stands apart by chance alone has "
-        f"probability {chance:.2f}"
+        f"{groups} group{'s' * (groups > 1)} at 95% each: that one of them stands apart by chance "
+        f"alone has probability {chance:.2f}"
     )

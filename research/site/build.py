@@ -30,9 +30,11 @@ html_static_path = ["static"]
 html_css_files = ["wide.css"]
 highlight_language = "text"
 myst_heading_anchors = 3
+smartquotes = False  # a flag in prose keeps its two dashes, a text its quotes
 """
-# Docstrings have lines of 100 characters.
-_CSS = ".content { width: 58em } pre { font-size: 0.8em }"
+# Docstrings have lines of 100 characters. A window that has no room for them beside both columns of
+# the theme keeps the theme's width, and code scrolls.
+_CSS = "@media (min-width: 97em) { .content { width: 58em } } pre { font-size: 0.8em }"
 
 
 def write_sources(pages: Iterable[Page], folder: Path) -> None:

@@ -16,6 +16,7 @@ from research.run import evaluated
 from tests.families import FAMILIES
 from tests.interop.memory import in_memory, random_params
 
+pytestmark = pytest.mark.usefixtures("quick_commands")
 CONFIG = replace(FAMILIES["llama2_7b"], layers=1, max_length=64)
 
 

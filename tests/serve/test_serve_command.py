@@ -17,6 +17,7 @@ from tests.families import FAMILIES
 from tests.interop.memory import in_memory, random_params
 
 pytest.importorskip("uvicorn", reason="pip install 'graft-research[serve]'")
+pytestmark = pytest.mark.usefixtures("quick_commands")
 
 
 @pytest.fixture(scope="module")
