@@ -20,8 +20,8 @@ WebDataset (.tar). `pip install 'graft-research[media]'` decodes them.
 The last three train a decoder on what is said about pictures (objective media_chat), in the two
 stages of LLaVA (arXiv:2304.08485, section 4.2): `stage=projector` trains the projector alone, from
 an encoder and a decoder that stay as they are; `stage=lora` begins with what that gave, and trains
-adapters of the decoder beside it. `stage=all` trains everything, for small models from scratch.
-
+adapters of the decoder beside it. Both want a checkpoint with an encoder of images. `stage=all`
+trains a small model from scratch, whose tokenizer wants --config.data.chat_template=FILE.
 """
 
 from research.experiment import base_config, parse_arg, tune
@@ -47,6 +47,8 @@ def get_config(arg: str = ""):
         _from_scratch(c, length=24 if contrastive else 64)
         if contrastive:
             c.evals.pictures = {}
+        else:  # the place of a soft token is an id behind those of the tokenizer
+            c.model.vocab_size, c.model.image.token = 1032, 1024
     else:
         _from_checkpoint(c, args.stage)
     if args.smoke:

@@ -1,13 +1,26 @@
-"""Runs a benchmark: python -m research.bench train|decode|lora|load|card|vectors|serve|soak"""
+"""Runs a benchmark:
+python -m research.bench train|decode|lora|load|card|vectors|serve|soak"""
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from research import command
-from research.bench import card, card_works, decode, load, lora, serving, soak, train, vectors
+from research.bench import (
+    card,
+    card_works,
+    decode,
+    load,
+    lora,
+    serving,
+    soak,
+    train,
+    vectors,
+)
 from research.files import write_json, write_text
 
 ROUNDS = flags.DEFINE_integer("rounds", 6, "turns of each contender", lower_bound=1)
@@ -49,51 +62,55 @@ PROFILE = flags.DEFINE_bool("profile", False, "card: also where a call's time go
 JSON = flags.DEFINE_bool("json", False, "print one JSON value instead of a table")
 
 
+# What was measured, and the function that has it as lines for a person.
+Measured = tuple[Any, Callable[[Any], str]]
+
+
 def main(arguments: list[str]) -> int:
     """Runs the benchmark that the arguments name."""
-    if arguments == ["decode"]:
-        if not all(size.isdecimal() for size in BATCHES.value):
-            raise ValueError(f"--batches={','.join(BATCHES.value)} must be numbers, such as 1,8")
-        results = decode.compare(
-            [int(size) for size in BATCHES.value], ROUNDS.value, PEERS.value, GGUF.value
-        )
-        print(json.dumps(results) if JSON.value else decode.table(results))
-        return command.DONE
-    if arguments == ["lora"]:
-        results = lora.compare(METHODS.value, DTYPES.value, ROUNDS.value, PEERS.value)
-        print(json.dumps(results) if JSON.value else lora.table(results))
-        return command.DONE
-    if arguments == ["load"]:
-        results = load.compare(GIB.value, ROUNDS.value, fresh=FRESH.value)
-        print(json.dumps(results) if JSON.value else load.table(results))
-        return command.DONE
-    if arguments == ["vectors"]:
-        row = vectors.compare(VECTORS.value)
-        print(json.dumps(row) if JSON.value else vectors.table(row))
-        return command.DONE
-    if arguments == ["serve"]:
-        results = _serve()
-        print(json.dumps(results) if JSON.value else serving.table(results))
-        return command.DONE
-    if arguments == ["soak"]:
-        row = soak.measure(_served(), CLIENTS.value, SECONDS.value, ROUNDS.value)
-        print(json.dumps(row) if JSON.value else soak.table(row))
-        return command.DONE
     if arguments == ["card"]:
         return _card()
-    if arguments != ["train"]:
+    if len(arguments) != 1 or arguments[0] not in BENCHMARKS:
         raise ValueError(
-            f"benchmark {' '.join(arguments)!r} is unknown; there are: train, decode, lora, load, "
-            "card, vectors, serve, soak"
+            f"benchmark {' '.join(arguments)!r} is unknown; there are: "
+            f"{', '.join(BENCHMARKS)}, card"
         )
-    # Peers that are not installed from a registry are timed only where the user has a checkout.
-    checkouts = {flag.name: flag.value for flag in CHECKOUTS if flag.value is not None}
-    results = train.compare(SHAPES.value, DTYPES.value, ROUNDS.value, PEERS.value, checkouts)
-    print(json.dumps(results) if JSON.value else train.table(results))
+    results, table = BENCHMARKS[arguments[0]]()
+    print(json.dumps(results) if JSON.value else table(results))
     return command.DONE
 
 
-def _serve() -> list:
+def _train() -> Measured:
+    # Peers that are not installed from a registry are timed only where the user has a checkout.
+    checkouts = {flag.name: flag.value for flag in CHECKOUTS if flag.value is not None}
+    rows = train.compare(SHAPES.value, DTYPES.value, ROUNDS.value, PEERS.value, checkouts)
+    return rows, train.table
+
+
+def _decode() -> Measured:
+    if not all(size.isdecimal() for size in BATCHES.value):
+        raise ValueError(f"--batches={','.join(BATCHES.value)} must be numbers, such as 1,8")
+    sizes = [int(size) for size in BATCHES.value]
+    return decode.compare(sizes, ROUNDS.value, PEERS.value, GGUF.value), decode.table
+
+
+def _lora() -> Measured:
+    return lora.compare(METHODS.value, DTYPES.value, ROUNDS.value, PEERS.value), lora.table
+
+
+def _load() -> Measured:
+    return load.compare(GIB.value, ROUNDS.value, fresh=FRESH.value), load.table
+
+
+def _vectors() -> Measured:
+    return vectors.compare(VECTORS.value), vectors.table
+
+
+def _soak() -> Measured:
+    return soak.measure(_served(), CLIENTS.value, SECONDS.value, ROUNDS.value), soak.table
+
+
+def _serve() -> Measured:
     """The rows of the servers that the flags name."""
     urls = dict(server.partition("=")[::2] for server in SERVERS.value)
     if not all(url.startswith("http://") for url in urls.values()):
@@ -108,8 +125,8 @@ def _serve() -> list:
         commands["llama.cpp"] = [sys.executable, "-m", module, GGUF.value]
     if not commands and not urls:
         raise ValueError("no server takes part; give --checkpoint, --gguf or --server=NAME=URL")
-    load = serving.Load(REQUESTS.value, RATE.value)
-    return serving.compare(commands, urls, load, ROUNDS.value)
+    requests = serving.Load(REQUESTS.value, RATE.value)
+    return serving.compare(commands, urls, requests, ROUNDS.value), serving.table
 
 
 def _served() -> list[str]:
@@ -135,6 +152,17 @@ def _card() -> int:
         # Standard output has the rows alone where a program reads them.
         print(f"\n{spent}", file=sys.stderr if JSON.value else sys.stdout)
     return command.DONE
+
+
+BENCHMARKS: dict[str, Callable[[], Measured]] = {
+    "train": _train,
+    "decode": _decode,
+    "lora": _lora,
+    "load": _load,
+    "vectors": _vectors,
+    "serve": _serve,
+    "soak": _soak,
+}
 
 
 if __name__ == "__main__":

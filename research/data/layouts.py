@@ -151,11 +151,8 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "media": Layout(
         ("conversation",),
-        (
-            ("messages",),
-            *((kind, "text") for kind in KINDS),
-            *((kind, "question", "text") for kind in KINDS),
-        ),
+        # Columns with media are optional ones, since the parts of messages may have them.
+        (("messages",), ("text",), ("question", "text")),
         read_media,
         media_windows,
         measured="conversation",

@@ -30,6 +30,7 @@ html_static_path = ["static"]
 html_css_files = ["wide.css"]
 highlight_language = "text"
 myst_heading_anchors = 3
+smartquotes = False  # a flag in prose keeps its two dashes, a text its quotes
 """
 # Docstrings have lines of 100 characters. A window that has no room for them beside both columns of
 # the theme keeps the theme's width, and code scrolls.

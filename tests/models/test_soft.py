@@ -101,7 +101,11 @@ def logits(attention: str) -> np.ndarray:
 close = partial(np.testing.assert_allclose, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("attention", ["block", "prefix"])
+# Prefixes are blocks with other numbers.
+BLOCKS = ["block", pytest.param("prefix", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("attention", BLOCKS)
 def test_packed_is_alone(attention):
     packed = batch(attention)
     for part, images in ((slice(0, CUT), slice(0, 1)), (slice(CUT, T), slice(1, 3))):
@@ -110,7 +114,7 @@ def test_packed_is_alone(attention):
         close(got, logits(attention)[:, part])
 
 
-@pytest.mark.parametrize("attention", ["block", "prefix"])
+@pytest.mark.parametrize("attention", BLOCKS)
 def test_a_cache_fed_whole_images_changes_nothing(attention):
     m, params = model(attention), parameters()
 

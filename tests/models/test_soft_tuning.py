@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from research import tree
 from research.models.model import forward
@@ -16,6 +17,7 @@ ENCODER, PROJECTOR = "image/layers/attention/query", "image/projector/kernel"
 TARGETS = r"(image/)?layers/attention/(query|value)|image/projector/kernel"
 
 
+@pytest.mark.slow
 def test_adapters_reach_encoder_projector_and_decoder_over_codes():
     m, fields = model("causal"), batch("causal")
     added = initialize(

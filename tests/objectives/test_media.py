@@ -126,13 +126,15 @@ def test_the_first_stage_trains_the_projector_alone():
 @pytest.mark.slow
 def test_the_recipe_trains_from_a_folder_of_pictures_with_captions(tmp_path):
     image = pytest.importorskip("PIL.Image", reason="pictures are decoded by Pillow")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
     for number in range(48):
         red = number % 2
         out = io.BytesIO()
         image.new("RGB", (20, 16), (255 * red, 0, 255 - 255 * red)).save(out, "PNG")
-        (tmp_path / f"{number}.png").write_bytes(out.getvalue())
-        (tmp_path / f"{number}.txt").write_text("a red one" if red else "a blue one")
-    arguments = [f"--config=configs/multimodal.py:task=contrastive,data={tmp_path},smoke"]
+        (folder / f"{number}.png").write_bytes(out.getvalue())
+        (folder / f"{number}.txt").write_text("a red one" if red else "a blue one")
+    arguments = [f"--config=configs/multimodal.py:task=contrastive,data={folder},smoke"]
     arguments += ["--config.data.tokenizer=bytes", f"--workdir={tmp_path / 'run'}"]
     subprocess.run([sys.executable, "-m", "research.train", *arguments], cwd=ROOT, check=True)
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

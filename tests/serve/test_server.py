@@ -23,6 +23,7 @@ from tests.interop.memory import random_params
 pytest.importorskip("starlette", reason="pip install 'graft-research[serve]'")
 pytest.importorskip("uvicorn", reason="pip install 'graft-research[serve]'")
 
+from research.bench import soak
 from research.serve.asked import _CHAT as CHAT_FIELDS
 from research.serve.asked import Served
 from research.serve.grammar import Grammars
@@ -314,6 +315,17 @@ def test_a_client_that_goes_away_leaves_nothing(client, stream):
     until(lambda: client.engine.running == client.engine.waiting == client.engine.pages.held == 0)
     # And who is beside it gets the same as ever.
     assert client.json("/v1/completions", GREEDY)["choices"][0]["text"]
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_clients_that_come_and_go_at_once(client):
+    url = f"http://127.0.0.1:{client.port}"
+    seen = soak.run(url, clients=6, seconds=4)
+    left = soak.settled(url)
+    assert [left[f"graft_{name}"] for name in ("running", "waiting", "pages_held")] == [0, 0, 0]
+    assert seen.failed == 0 and not seen.errors and client.worker.failed is None
+    assert len(seen.texts) <= 1  # 0 on a machine that is too busy
+    assert {status for (kind, status), _ in seen.statuses.items() if kind == "broken"} <= {400, 404}
 
 
 def test_too_many_that_wait_are_refused(client):

@@ -102,4 +102,6 @@ def test_sphinx_builds_it_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     train = (tmp_path / "commands" / "train.html").read_text()
     assert "--workdir" in train and "searchindex" not in train
+    generate = (tmp_path / "commands" / "generate.html").read_text()
+    assert "–workdir" not in generate  # typeset, no shell would take it
     assert "optimizer" in (tmp_path / "searchindex.js").read_text()

@@ -15,12 +15,14 @@ class Limits:
     file_bytes  of a file or of the bytes in a record, before they are decoded
     pixels      of a picture, by its header, before it is decoded: 200 MB of memory
     frames      of a video that are decoded to find those that are kept: ten minutes at 30 a second
+    seconds     of a sound: three hours, 690 MB of samples at 16 kHz
     members     files of one folder of frames or of one shard
     """
 
     file_bytes: int = 256 * 1024 * 1024
     pixels: int = 64 * 1024 * 1024
     frames: int = 18_000
+    seconds: int = 10_800
     members: int = 1_000_000
 
 

@@ -180,5 +180,8 @@ def test_a_folder_of_pictures_with_captions_is_data_and_says_what_it_leaves_out(
     documents = FileDocuments(folder, "", tmp_path / "cache", "captions")
     assert [documents[n]["text"] for n in range(len(documents))] == ["number 0", "number 1"]
     assert "passed over 1 of 5 files: 2.png (other columns)" in caplog.text
+    conversations = FileDocuments(folder, "", tmp_path / "cache", "media")
+    windows = media_windows(conversations, options(tmp_path))
+    assert [int(windows[n]["images"][0, 0, 0, 0]) for n in range(2)] == [0, 1]
     with pytest.raises(ValueError, match="set config.model.image"):
         caption_windows(documents, options(tmp_path, soft=None))
