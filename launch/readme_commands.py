@@ -34,6 +34,7 @@ LISTED = {
     r"python -m research\.serve": "a server, which does not end, and wants .[serve]; tests/serve",
     r"python -m research\.sweep run": "minutes of two cores; tests/sweep",
     r"python -m research\.compress": "a minute of two cores; tests/test_compress.py",
+    r"python -m research\.evaluate .*(crows|calibration)": "minutes of two cores; tests/evals",
     r"python -m research\.site": "wants .[site]; tests/site",
     r"python -m research\.train .*applications/data": "wants .[apply]; tests/test_applications.py",
     r"python -m research\.bench": "wants .[parity], and minutes of a quiet machine",
