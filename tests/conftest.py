@@ -34,19 +34,41 @@ jax.config.update("jax_compilation_cache_dir", os.path.join(_SHARED, "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 _compile = compiler.compile_or_get_cached
+_OLDER_FUSIONS = ("xla_cpu_use_fusion_emitters", False)
+_overrides: list[tuple[str, bool]] = []  # options of the compiler, of the module that is tested
 
 
-def _compile_programs_of_several_devices(backend, program, devices, *rest):
-    """JAX's function that compiles, which leaves programs of several devices out of the cache: read
-    from it, their collectives run in an order of each device's own, and wait for ever (see
-    `research.run.opened.keep_compiled_programs`)."""
+def _compile_for_tests(backend, program, devices, options, *rest):
+    """JAX's function that compiles, with the options of the module. It leaves programs of several
+    devices out of the cache: read from it, their collectives run in an order of each device's own,
+    and wait for ever (see `research.run.opened.keep_compiled_programs`)."""
+    options.env_option_overrides = [*options.env_option_overrides, *_overrides]
     with pytest.MonkeyPatch.context() as patch:
         if devices.size > 1:
             patch.setattr(compilation_cache, "is_cache_used", lambda backend: False)
-        return _compile(backend, program, devices, *rest)
+        return _compile(backend, program, devices, options, *rest)
 
 
-compiler.compile_or_get_cached = _compile_programs_of_several_devices
+compiler.compile_or_get_cached = _compile_for_tests
+
+
+@functools.cache
+def _known(name: str, value: bool) -> bool:
+    """True if this version's compiler has the option."""
+    try:
+        jax.jit(lambda: jnp.zeros(1)).lower().compile(compiler_options={name: value})
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Adds the mark of modules that compile whole steps."""
+    config.addinivalue_line(
+        "markers",
+        "older_fusions: the module's programs are compiled by XLA's older code for fused "
+        "operations, in 0.4 of the time",
+    )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -81,13 +103,16 @@ def mesh(request):
 
 @pytest.fixture
 def quick_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands that a test starts compile as quickly as this process does, see above."""
+    """Commands that a test starts compile as this process does."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forget_compiled_programs():
-    """A compiled program holds memory maps, of which a process may have 65,530: a whole suite's
-    would be more."""
+def compiled_programs(request: pytest.FixtureRequest) -> Generator[None, Any, Any]:
+    """Compiles a module's programs as its marks say, and forgets them after it: a compiled program
+    holds memory maps, of which a process may have 65,530: a whole suite's would be more."""
+    if request.node.get_closest_marker("older_fusions") and _known(*_OLDER_FUSIONS):
+        _overrides.append(_OLDER_FUSIONS)
     yield
+    _overrides.clear()
     jax.clear_caches()
