@@ -15,6 +15,8 @@ from research.run.program import make_program
 from tests.configs import experiment
 from tests.families import Roles, random_batch
 
+pytestmark = pytest.mark.older_fusions
+
 STEPS = 4
 
 

@@ -17,6 +17,8 @@ from research.run.program import make_program
 from research.run.start import open_data
 from tests.configs import load_config
 
+pytestmark = pytest.mark.older_fusions
+
 TINY = {
     "model": {
         **{"vocab_size": 300, "layers": 1, "d_model": 16, "d_ff": 32, "heads": 2, "kv_heads": 2},
