@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every command of README.md as it is written, in a copy of the checkout: long ones with small
+# Runs every command of README.md and research/measured.md as it is written, in a copy of the checkout: long ones with small
 # settings; those that want hardware, hours or an account are listed with the reason. About four
 # minutes on two cores.
 #
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 source launch/environment.sh
 
 if [ -n "${DRY_RUN:-}" ]; then
-  exec "$(newest_python)" launch/readme_commands.py README.md
+  exec "$(newest_python)" launch/readme_commands.py README.md research/measured.md
 fi
 make_environment ""
-"$python" launch/readme_commands.py README.md --run
+"$python" launch/readme_commands.py README.md research/measured.md --run

@@ -1,10 +1,10 @@
-"""The commands of a Markdown file, and what becomes of each: run, or listed with a reason.
+"""The commands of Markdown files, and what becomes of each: run, or listed with a reason.
 
-    python launch/readme_commands.py README.md      # the table, nothing is run
-    python launch/readme_commands.py README.md --run
+    python launch/readme_commands.py README.md research/measured.md      # nothing is run
+    python launch/readme_commands.py README.md research/measured.md --run
     python launch/readme_commands.py research/README.md --run     # the first hour, some ten minutes
 
-With --run each is run as it is written, in a copy of the checkout, in the order of the file; where
+With --run each is run as it is written, in a copy of the checkout, in the order of the files; where
 it is long, with the further arguments of `SMALL`. Exit code 1 where one fails, or where one is
 neither run nor listed. `launch/readme.sh` calls this in the environment that it makes.
 """
@@ -180,8 +180,10 @@ def copy_checkout(root: Path, folder: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Tells, or with --run does, what becomes of every command; the exit code."""
-    file, root, failed = Path(arguments[0]), Path(__file__).resolve().parent.parent, 0
-    decided = [decide(written) for written in commands(file.read_text())]
+    files = [Path(name) for name in arguments if name != "--run"]
+    root, failed = Path(__file__).resolve().parent.parent, 0
+    text = "\n".join(file.read_text() for file in files)
+    decided = [decide(written) for written in commands(text)]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if "--run" in arguments:

@@ -45,10 +45,9 @@ def test_the_commands_of_a_text_are_found(case):
     assert readme.commands(text) == found
 
 
-def test_every_command_of_the_readme_is_run_or_listed():
-    decided = [
-        readme.decide(written) for written in readme.commands((ROOT / "README.md").read_text())
-    ]
+def test_every_command_of_the_readme_and_of_what_was_measured_is_run_or_listed():
+    texts = [(ROOT / name).read_text() for name in ("README.md", "research/measured.md")]
+    decided = [readme.decide(written) for written in readme.commands("\n".join(texts))]
     assert len(decided) > 40 and sum(not command.reason for command in decided) > 15
     assert not [path for command in decided for path in readme.missing_files(command, ROOT)]
 

@@ -17,7 +17,10 @@ from tests.configs import ROOT, load_config
 from tests.test_readme import readme
 
 COMMANDS = dict(command_files(ROOT / "research"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("research/**/README.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "research/measured.md")),
+    *sorted(ROOT.glob("research/**/README.md")),
+]
 # Of commands, configs and packages.
 DOCSTRINGS = [*COMMANDS.values(), *shipped.configs().values(), *ROOT.glob("research/*/__init__.py")]
 

@@ -267,9 +267,9 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
             sections[name] = {**dataclasses.asdict(kind()), **values.get(name, {})}
     whole = {"init": "", "mesh": "", "axes": {}, "evals": {}, **values, **sections}
     model = dataclasses.asdict(ModelConfig())
-    # A section inside a section, which the merge above has taken whole.
-    scaling = {**model["rope_scaling"], **whole["model"]["rope_scaling"]}
-    whole["model"] = reset_unused(ModelConfig, {**whole["model"], "rope_scaling": scaling})
+    # Sections inside a section, which the merge above has taken whole.
+    inner = {n: {**model[n], **whole["model"][n]} for n in ("rope_scaling", "image")}
+    whole["model"] = reset_unused(ModelConfig, {**whole["model"], **inner})
 
     # The section "objective" has the settings of all objectives; only those of its own are in use.
     plain = {**flat_defaults(), **values.get("objective", {})}

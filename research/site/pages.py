@@ -103,14 +103,11 @@ def _targets(*tables: dict[str, Module]) -> Callable[[Module], Callable[[str], s
 
 
 def _readme(text: str) -> Iterator[Page]:
-    """The README's sections, and the READMEs of folders: the first hour of the package itself, and
-    measured tables and notes of those in it."""
-    head, *sections = re.split(r"\n## ", text)
-    by_title = {section.split("\n", 1)[0]: section for section in sections}
-    what_works = by_title.pop("What works")
-    start = "\n\n## ".join([head, *by_title.values()])
-    yield Page("start", _with_pages(start))
-    yield Page("measured/index", _with_pages(f"# {what_works}"))
+    """The README, what was measured, and the READMEs of folders: the first hour of the package
+    itself, and measured tables and notes of those in it."""
+    yield Page("start", _with_pages(text))
+    measured = (ROOT / "research" / "measured.md").read_text(encoding="utf-8")
+    yield Page("measured/index", _with_pages(measured))
     first_hour = ROOT / "research" / "README.md"
     yield Page("first_hour", first_hour.read_text(encoding="utf-8"))
     for file in sorted((ROOT / "research").glob("*/README.md")):
@@ -120,9 +117,11 @@ def _readme(text: str) -> Iterator[Page]:
 
 
 def _with_pages(text: str) -> str:
-    """Links to the READMEs of folders as links to their pages."""
+    """Links to the README of the package, to what was measured and to the READMEs of folders, from
+    the checkout's folder or from the package's, as links to their pages."""
     text = re.sub(r"\]\((?:\./)?research/README\.md\)", "](/first_hour.md)", text)
-    return re.sub(r"\]\((?:\./)?research/(\w+)/README\.md\)", r"](/measured/\1.md)", text)
+    text = re.sub(r"\]\((?:\./)?research/measured\.md\)", "](/measured/index.md)", text)
+    return re.sub(r"\]\((?:\./)?(?:research/)?(\w+)/README\.md\)", r"](/measured/\1.md)", text)
 
 
 def _jobs(commands: dict[str, Module], configs: dict[str, Module]) -> str:
