@@ -57,6 +57,8 @@ REFUSED = {
     **{name: "no architecture for this decoder with learned" for name in PRESETS if "opt" in name},
     "mpnet_base": "no architecture for this encoder with learned",
     "gpt3_13b": "40 of 128 in 5140",  # the paper's own numbers
+    # llama.cpp reads images from a file of their own.
+    **{name: "architecture has no image=" for name, c in PRESETS.items() if c.image.layers},
 }
 
 
