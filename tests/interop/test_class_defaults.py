@@ -11,6 +11,8 @@ from research.ops.rope_scaling import RopeScaling
 # Made by make_golden_defaults.py.
 DEFAULTS = json.loads((Path(__file__).parent / "goldens/class_defaults.json").read_text())
 READERS = {kind: family for family in FAMILIES.values() for kind in family.model_types}
+# Their files nest those of a text model, whose kind has its row here, and of an encoder.
+NESTED = {"llava", "smolvlm", "idefics3", "paligemma", "gemma3", "siglip", "clip"}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -28,7 +30,7 @@ SUPPORTED = {
 
 
 def test_every_kind_of_model_has_its_defaults_here():
-    assert READERS.keys() == DEFAULTS.keys()
+    assert READERS.keys() - NESTED == DEFAULTS.keys()
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)

@@ -68,6 +68,7 @@ OTHER = {
     "branch_norm": [True, False],
     "norm_before": [True, False],
     "branch_scale": [0.3],
+    "layer_scale": [True],
     "parallel": [True],
     "query_norm_over": ["head", "heads"],
     "norm_offset": [0.5],
@@ -114,7 +115,7 @@ OTHER = {
 ELSEWHERE = {"max_length", "decoder_start"}
 # These mean something beside others alone, with which tests/fields.py has them.
 ELSEWHERE |= {"kv_latent", "query_latent", "value_size", "dense_layers", "dense_d_ff"}
-ELSEWHERE |= {"groups_per_token", "shared_gate", "router_jitter", "labels_over"}
+ELSEWHERE |= {"groups_per_token", "shared_gate", "router_jitter", "labels_over", "image"}
 
 
 @cache
