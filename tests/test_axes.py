@@ -49,7 +49,7 @@ def test_meshes_that_mean_nothing_are_refused(text, words):
 
 
 def test_a_mesh_must_fit_its_devices():
-    assert mesh_shape("fsdp:-1,tensor:2", 8) == (1, 4, 1, 1, 2)
+    assert mesh_shape("fsdp:-1,tensor:2", 8) == (1, 1, 4, 1, 1, 2)
     for text in ("fsdp:3", "fsdp:-1,tensor:3", "fsdp:16"):
         with pytest.raises(ValueError, match="config.mesh"):
             mesh_shape(text, 8)

@@ -102,7 +102,7 @@ def test_bars_are_as_long_as_their_bytes(
 
 
 def test_the_share_of_a_device_is_what_the_rules_make_of_the_mesh():
-    mesh = dict(zip(MESH_AXES, (2, 4, 1, 2, 8)))
+    mesh = dict.fromkeys(MESH_AXES, 1) | {"data": 2, "fsdp": 4, "context": 2, "tensor": 8}
     svg = mesh_svg(mesh, RULES)
     # The matrix is split by fsdp and tensor, the batch by data and fsdp, and its length by context.
     assert "1 / 32 on a device" in svg and "1 / 16 on a device" in svg and "128 devices" in svg

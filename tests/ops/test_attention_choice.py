@@ -26,7 +26,8 @@ def at(platform, context=1, kind=""):
     """A mesh of devices that are not here."""
     device = AbstractDevice(device_kind=kind or platform, num_cores=1, platform=platform)
     types = (AxisType.Explicit,) * len(MESH_AXES)
-    return AbstractMesh((1, 1, 1, context, 1), MESH_AXES, axis_types=types, abstract_device=device)
+    sizes = tuple(context if name == "context" else 1 for name in MESH_AXES)
+    return AbstractMesh(sizes, MESH_AXES, axis_types=types, abstract_device=device)
 
 
 def chosen(

@@ -22,7 +22,7 @@ def at(platform, kind=""):
     """A mesh of one device that is not here."""
     device = AbstractDevice(device_kind=kind or platform, num_cores=1, platform=platform)
     types = (AxisType.Explicit,) * len(MESH_AXES)
-    return AbstractMesh((1,) * 5, MESH_AXES, axis_types=types, abstract_device=device)
+    return AbstractMesh((1,) * len(MESH_AXES), MESH_AXES, axis_types=types, abstract_device=device)
 
 
 def chosen(mesh, implementation="auto", **case):
