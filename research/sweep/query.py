@@ -92,13 +92,16 @@ def _value(node: ast.expr, row: Mapping[str, Any], known: set[str]) -> Any:
 
 
 def resolve(name: str, known: set[str]) -> str:
-    """The full name that is meant. ValueError for one that is unknown or could be several."""
+    """The full name that is meant, of the fewest sections: `layers` is model.layers beside
+    model.image.layers. ValueError for one that is unknown or could be several."""
     if name in known:
         return name
     meant = MEANT.get(name)
     if meant in known:
         return meant
     ends = sorted(one for one in known if one.endswith(("." + name, "/" + name)))
+    fewest = min((one.count(".") for one in ends), default=0)
+    ends = [one for one in ends if one.count(".") == fewest]
     if len(ends) > 1:
         raise ValueError(f"{name!r} could be {', '.join(ends)}; write one of these")
     if not ends:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from research.files import write_json
-from research.sweep.query import answer, rows, select
+from research.sweep.query import answer, resolve, rows, select
 from tests.configs import experiment
 from tests.sweep.plans import plan, records, written
 
@@ -72,3 +72,9 @@ def test_runs_are_grouped_by_a_field(folder):
     ]
     with pytest.raises(ValueError, match="holds no sweep"):
         answer(folder / "nothing", "", "", "eval/loss")
+
+
+def test_a_name_is_that_of_the_fewest_sections():
+    known = {"model.layers", "model.image.layers", "data.source"}
+    assert resolve("layers", known) == "model.layers"
+    assert resolve("image.layers", known) == "model.image.layers"
