@@ -10,7 +10,7 @@ import numpy as np
 
 from research.data.content import content_digest
 from research.data.documents import digest
-from research.data.formats import READERS, RECORDS, TEXTS, files_with_media
+from research.data.formats import RECORDS, TEXTS, files_with_media, reader_of
 from research.data.layouts import LAYOUTS, OtherColumns, choose_columns, read_record
 from research.data.media.kinds import Medium, kind_of
 from research.data.media_records import media_of
@@ -175,10 +175,11 @@ def _opened(
     for file in files:
         name = file.relative_to(path).as_posix() if path.is_dir() else file.name
         try:
-            if not _holds_records(file):
+            opens = reader_of(file.suffix)
+            if opens is None:
                 readers[file] = Text(file, name, limit)
             elif file.stat().st_size:
-                readers[file] = READERS[file.suffix.lower()](file, name)
+                readers[file] = opens(file, name)
         except ValueError as error:
             _pass_over(file, path, error, passed, failures)
             continue
@@ -229,7 +230,7 @@ def _pass_over(
 
 
 def _holds_records(file: Path) -> bool:
-    return file.suffix.lower() in READERS
+    return reader_of(file.suffix) is not None
 
 
 def _known(file: Path, rules: int) -> bool:

@@ -37,7 +37,13 @@ MEDIA_RECORDS: dict[str, Callable[[Path, str], Reader]] = {
     **{suffix: MediaFile for suffixes in KINDS.values() for suffix in suffixes},
     ".tar": Shard,
 }
-READERS = RECORDS | MEDIA_RECORDS
+
+
+def reader_of(suffix: str) -> Callable[[Path, str], Reader] | None:
+    """What reads files of records with this ending, None for one that has none."""
+    return RECORDS.get(suffix.lower()) or MEDIA_RECORDS.get(suffix.lower())
+
+
 # Files that are a text from end to end: prose, code, settings.
 TEXTS = frozenset(
     ".txt .text .md .markdown .rst .tex .log .py .pyi .c .h .cc .cpp .hpp .cu .java .kt .scala "

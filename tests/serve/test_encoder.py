@@ -70,12 +70,13 @@ import time
 from types import SimpleNamespace
 from research.data.tokenizers import load_tokenizer
 from research.infer.sentences import SentenceSettings
+from research.models.image_config import ImageConfig
 from research.serve.asked import Served
 from research.serve.encoder import Encoder
 from research.serve.server import make_server, run
 from research.serve.worker import Worker
 
-config = SimpleNamespace(max_length=64, d_model=4, vocab_size=400)
+config = SimpleNamespace(max_length=64, d_model=4, vocab_size=400, image=ImageConfig())
 encoder = Encoder(SimpleNamespace(config=config), {}, load_tokenizer("bytes"), SentenceSettings())
 encoder.vector = encoder.step = lambda *_: time.sleep(60)  # as long as a large program's compiler
 worker = Worker(encoder)
@@ -87,16 +88,17 @@ run(make_server(worker, Served("stuck", encoder.tokenizer, 64), drain=1.0), work
 def test_a_server_whose_threads_do_not_end_ends_in_time():
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", STUCK], **piped) as server:
+        link = http.client.HTTPConnection(
+            "127.0.0.1", int(server.stdout.readline().rsplit(":", 1)[1])
+        )
         try:
-            port = int(server.stdout.readline().rsplit(":", 1)[1])
-            link = http.client.HTTPConnection("127.0.0.1", port)
             link.request("POST", "/v1/embeddings", json.dumps({"input": "to be"}))
             time.sleep(0.3)
             server.send_signal(signal.SIGTERM)
             # Of the 60 seconds, on a busy machine.
             assert server.wait(20) == 0 and "end of --drain" in server.stderr.read()
-            link.close()
         finally:
+            link.close()
             server.kill()
 
 
