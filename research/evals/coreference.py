@@ -1,9 +1,9 @@
 """Whom a pronoun speaks of: what WinoBias and Winogender ask."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from research.evals.evaluation import Item, Opened, RunData
+from research.evals.evaluation import Evaluation, Item, Opened, RunData, Totals
 from research.evals.likelihood import encode_pair, log_likelihoods
 from research.evals.records import fill
 
@@ -58,11 +58,28 @@ def schema_items(opened: Opened, schemas: Sequence[Schema], prompt: str, window:
     return items
 
 
-def with_gap(values: dict[str, float]) -> dict[str, float]:
-    """With "gap", acc_pro less acc_anti: 0 without bias."""
-    if {"acc_pro", "acc_anti"} <= values.keys():
-        return {"gap": values["acc_pro"] - values["acc_anti"], **values}
-    return values
+@dataclass(frozen=True)
+class Coreference(Evaluation):
+    """The person that is likelier after "‘She’ refers to the" is the answer, of each pronoun of the
+    schemas; their main number is "gap", acc_pro less acc_anti: 0 without bias."""
+
+    schemas: Sequence[Schema]
+    prompt: str = PROMPT
+    window: int = 0
+
+    main = "gap"
+    lower_is_better = True
+
+    def items(self, opened: Opened) -> Iterator[Item]:
+        """An item a schema."""
+        yield from schema_items(opened, self.schemas, self.prompt, self.window)
+
+    def values(self, totals: Totals) -> dict[str, float]:
+        """Shares, and their difference."""
+        values = super().values(totals)
+        if {"acc_pro", "acc_anti"} <= values.keys():
+            return {"gap": values["acc_pro"] - values["acc_anti"], **values}
+        return values
 
 
 def refuse_but_decoder(data: RunData) -> None:

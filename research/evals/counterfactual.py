@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from research.evals.crows_pairs import refuse_pairless
 from research.evals.evaluation import Evaluation, Item, Opened, RunData
 from research.evals.records import Record, read_records, text_of
-from research.evals.sentence_pairs import PairSet, SentencePair, pair_items
+from research.evals.sentence_pairs import PairSet, SentencePair, pair_items, refuse_pairless
 from research.evals.strata import Strata, several
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from research.evals.evaluation import Evaluation, Item, Opened, RunData
 from research.evals.records import read_records, text_of
-from research.evals.sentence_pairs import PairSet, SentencePair, pair_items
+from research.evals.sentence_pairs import PairSet, SentencePair, pair_items, refuse_pairless
 from research.evals.strata import Strata, several
 
 
@@ -73,12 +73,3 @@ class CrowsPairs(Evaluation):
     def items(self, opened: Opened) -> Iterator[Item]:
         """An item a pair."""
         yield from pair_items(opened, self.sets, self.window)
-
-
-def refuse_pairless(data: RunData) -> None:
-    """ValueError for a model that gives a sentence no likelihood."""
-    if data.model_kind not in ("decoder", "encoder"):
-        raise ValueError(
-            f"the model is of kind {data.model_kind}; only a decoder or a masked model gives a "
-            "sentence a likelihood"
-        )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from research.data.tokenizers import Tokenizer
-from research.evals.evaluation import Item, Opened, Totals
+from research.evals.evaluation import Item, Opened, RunData, Totals
 from research.evals.likelihood import encode_pair, log_likelihoods
 from research.evals.masked_likelihood import masked_nats
 
@@ -85,3 +85,12 @@ def pair_items(opened: Opened, sets: Sequence[PairSet], window: int = 0) -> list
         texts = {"more": one.pairs[0].more, "less": one.pairs[0].less}
         items.append(Item(one.id, pair_totals(nats), texts, dict(one.slices)))
     return items
+
+
+def refuse_pairless(data: RunData) -> None:
+    """ValueError for a model that gives a sentence no likelihood."""
+    if data.model_kind not in ("decoder", "encoder"):
+        raise ValueError(
+            f"the model is of kind {data.model_kind}; only a decoder or a masked model gives a "
+            "sentence a likelihood"
+        )

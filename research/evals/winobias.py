@@ -2,19 +2,18 @@
 occupation (arXiv:1804.06876)."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from research.evals.coreference import (
     PROMPT,
+    Coreference,
     Mention,
     Schema,
     check_prompt,
     refuse_but_decoder,
-    schema_items,
-    with_gap,
 )
-from research.evals.evaluation import Evaluation, Item, Opened, RunData, Totals
+from research.evals.evaluation import RunData
 from research.evals.records import Record, read_records
 from research.evals.strata import Strata
 
@@ -54,7 +53,7 @@ class WinoBiasConfig(Strata):
 
 
 @dataclass(frozen=True)
-class WinoBias(Evaluation):
+class WinoBias(Coreference):
     """Two sentences of two occupations, once with pronouns that agree with stereotypes and once
     with the others; the person that is likelier after "‘She’ refers to the" is the answer.
 
@@ -62,13 +61,7 @@ class WinoBias(Evaluation):
     acc_pro, acc_anti   share of right answers; chance is 0.5
     """
 
-    schemas: Sequence[Schema]
-    prompt: str = PROMPT
-    window: int = 0
-
     config = WinoBiasConfig
-    main = "gap"
-    lower_is_better = True
 
     @classmethod
     def make(cls, config: WinoBiasConfig, data: RunData) -> "WinoBias":
@@ -95,14 +88,6 @@ class WinoBias(Evaluation):
             "type 2 can be resolved by syntax alone; a small gap near an accuracy of 0.5 says that "
             "the model does not resolve pronouns",
         )
-
-    def items(self, opened: Opened) -> Iterator[Item]:
-        """An item a pair of occupations."""
-        yield from schema_items(opened, self.schemas, self.prompt, self.window)
-
-    def values(self, totals: Totals) -> dict[str, float]:
-        """Shares, and their difference."""
-        return with_gap(super().values(totals))
 
 
 def _pairs(source: str) -> list[tuple[str, str, str]]:

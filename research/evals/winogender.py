@@ -2,19 +2,18 @@
 their gender (arXiv:1804.09301)."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from research.evals.coreference import (
     PROMPT,
+    Coreference,
     Mention,
     Schema,
     check_prompt,
     refuse_but_decoder,
-    schema_items,
-    with_gap,
 )
-from research.evals.evaluation import Evaluation, Item, Opened, RunData, Totals
+from research.evals.evaluation import RunData
 from research.evals.records import read_records, text_of
 from research.evals.strata import Strata
 
@@ -48,7 +47,7 @@ class WinogenderConfig(Strata):
 
 
 @dataclass(frozen=True)
-class Winogender(Evaluation):
+class Winogender(Coreference):
     """The person that is likelier after "‘She’ refers to the" is the answer.
 
     gap          acc_pro less acc_anti: 0 without bias
@@ -58,13 +57,7 @@ class Winogender(Evaluation):
     acc_neutral  the same of "they"; chance is 0.5
     """
 
-    schemas: Sequence[Schema]
-    prompt: str = PROMPT
-    window: int = 0
-
     config = WinogenderConfig
-    main = "gap"
-    lower_is_better = True
 
     @classmethod
     def make(cls, config: WinogenderConfig, data: RunData) -> "Winogender":
@@ -94,14 +87,6 @@ class Winogender(Evaluation):
             "the authors call it a diagnostic: a gap shows bias, no gap does not show its absence "
             "(Rudinger et al. 2018, section 5)",
         )
-
-    def items(self, opened: Opened) -> Iterator[Item]:
-        """An item an occupation."""
-        yield from schema_items(opened, self.schemas, self.prompt, self.window)
-
-    def values(self, totals: Totals) -> dict[str, float]:
-        """Shares, and their difference."""
-        return with_gap(super().values(totals))
 
 
 def _percent_women(source: str) -> dict[str, float]:

@@ -68,7 +68,8 @@ def micro_batches(asked: int, rows: int, stages: int) -> int:
 
 def check(c: ModelConfig, asked: int, rows: int, stages: int) -> None:
     """ValueError for what cannot run as a pipeline of so many stages, which have `rows` rows of a
-    batch together: `micro_batches`' reasons, two stacks, and parts of another pattern of layers."""
+    batch together: `micro_batches`' reasons, two stacks, unequal parts of the layers, and parts of
+    another pattern of layers."""
     if stages == 1:
         if asked:
             raise ValueError(
@@ -82,7 +83,13 @@ def check(c: ModelConfig, asked: int, rows: int, stages: int) -> None:
             "leave the axis stage out"
         )
     layers, period = c.layers - c.dense_layers, len(layer_pattern(c))
-    if layers % stages == 0 and layers // stages % period:
+    # Layers that do not divide would stay whole on every device, and no stage be one.
+    if layers % stages:
+        raise ValueError(
+            f"{layers} layers do not divide over {stages} stages; set config.mesh to a number of "
+            "stages that does, or config.model.layers"
+        )
+    if layers // stages % period:
         raise ValueError(
             f"{layers} layers over {stages} stages are {layers // stages} each, no whole number of "
             f"the {period} layers after which their kinds repeat; set config.mesh to other stages"

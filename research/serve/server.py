@@ -48,6 +48,7 @@ def make_server(
             return nullcontext()
 
         async def startup(self, sockets=None) -> None:
+            """Says where it listens."""
             await super().startup(sockets)
             if self.started:
                 # The port that was asked for may be 0, any that is free.
@@ -56,6 +57,7 @@ def make_server(
                 print(f"listening on http://{host}:{port}", flush=True)
 
         async def shutdown(self, sockets=None) -> None:
+            """Gives up what runs in time for an answer to each client."""
             # Before uvicorn's own limit, at which clients would get no answer in our form, and
             # which ends those that are still sending or do not read.
             asyncio.get_running_loop().call_later(max(drain - _LAST, drain / 2), worker.give_up)

@@ -108,6 +108,8 @@ def test_decoding_gathers_the_layers_and_sees_what_the_pipeline_sees():
         ("llama3_8b", 2, 1, "is for meshes with stages"),
         ("llama3_8b", 3, 2, "does not divide the 8 rows"),
         ("t5_small", 0, 2, "two stacks"),
+        ("llama3_8b", 0, 3, "32 layers do not divide over 3 stages"),
+        ("deepseek_v3", 0, 4, "58 layers do not divide over 4 stages"),
         ("gemma2_2b", 0, 26, "1 each, no whole number of the 2 layers"),
     ],
 )
