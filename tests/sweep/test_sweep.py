@@ -112,6 +112,8 @@ def disturbed(config: str, folder: Path, events: list[str], workers: int = 2) ->
                 event = left.pop(0)
                 victim = chance.choice(at_work) if event == "trainer" else process.pid
                 os.kill(victim, signal.SIGTERM if event == "stop" else signal.SIGKILL)
+                if event == "stop":  # what was asked to end is let end before the next event
+                    break
         process.communicate()
         codes.append(process.returncode)
     assert not left
