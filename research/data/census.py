@@ -22,7 +22,7 @@ class Census:
     empty     documents without a token, which are left out
     silent    pairs whose target has no token, of which only the end is learnt
     shortened documents whose prompt has lost its beginning
-    first_empty  the path of the first empty one, "" where it is not known
+    first_empty, first_left_out, first_cut  the path of the first of them, "" where it is not known
     """
 
     kind: str
@@ -34,6 +34,8 @@ class Census:
     silent: int = 0
     shortened: int = 0
     first_empty: str = ""
+    first_left_out: str = ""
+    first_cut: str = ""
 
     def lines(self) -> list[str]:
         """One line for the user on what is left out or cut; no line if every document is whole.
@@ -59,7 +61,10 @@ class Census:
             losses = {"left out": self.left_out, "cut": self.cut}
             # Most kinds of documents are only ever cut; their line does not mention the other.
             named = [f"{name} {count}" for name, count in losses.items() if count or self.left_out]
-            lines.append(f"{', '.join(named)} of {self.total} {self.kind} at {self.length} tokens")
+            firsts = {"left out": self.first_left_out, "cut": self.first_cut}
+            where = ", ".join(f"{name} {path}" for name, path in firsts.items() if path)
+            line = f"{', '.join(named)} of {self.total} {self.kind} at {self.length} tokens"
+            lines.append(f"{line}; the first: {where}" if where else line)
         return lines
 
 

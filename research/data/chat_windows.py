@@ -7,6 +7,7 @@ import numpy as np
 from research.data.census import Census
 from research.data.chat import ChatEncoder
 from research.data.documents import Documents
+from research.data.places import first_path
 from research.data.tokens import TokenStore, tokenize_conversations
 from research.data.windows import WindowOptions
 
@@ -24,12 +25,19 @@ class PackedConversations:
 
     `seed` permutes the conversations once, which decides the order among equal lengths; None keeps
     their order. `ends` are where conversations are cut at the latest, int [conversations], by
-    default a window's length after their starts. ValueError for a store without a mask, and if no
+    default a window's length after their starts. Of `documents` the census has the path of the
+    first record that is cut or left out. ValueError for a store without a mask, and if no
     conversation is left.
     """
 
     def __init__(
-        self, store: TokenStore, length: int, *, seed: int | None, ends: np.ndarray | None = None
+        self,
+        store: TokenStore,
+        length: int,
+        *,
+        seed: int | None,
+        ends: np.ndarray | None = None,
+        documents: Documents | None = None,
     ):
         if store.mask is None:
             raise ValueError(
@@ -56,6 +64,8 @@ class PackedConversations:
             length - 1,
             left_out=int(np.sum(~speaks)),
             cut=int(cut.sum()),
+            first_left_out=first_path(documents, store, ~speaks),
+            first_cut=first_path(documents, store, cut),
         )
         order = order[speaks[order]]
         if not len(order):
@@ -143,4 +153,4 @@ def conversation_windows(documents: Documents, options: WindowOptions) -> Packed
         max_bad_records=options.max_bad_records,
         progress=options.progress,
     )
-    return PackedConversations(store, options.length, seed=options.seed)
+    return PackedConversations(store, options.length, seed=options.seed, documents=documents)

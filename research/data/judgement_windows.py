@@ -6,6 +6,7 @@ from research.data.census import Census
 from research.data.chat_windows import best_fit
 from research.data.documents import Documents
 from research.data.labelled import Labels
+from research.data.places import first_path
 from research.data.plain_answers import answer_encoder
 from research.data.preference_windows import most_pairs, shorten_prompts
 from research.data.tokens import TokenStore, tokenize_conversations
@@ -22,8 +23,8 @@ class PackedJudgements:
     `prompt_tokens` (0 for no limit) the beginning is left out. Of an answer that then needs more
     than half a window the end is cut; one that is not reached before the cut is left out.
 
-    `seed` permutes the records once; None keeps their order. ValueError if fewer than two prompts
-    are left.
+    `seed` permutes the records once; None keeps their order. Of `documents` the census has the path
+    of the first record that is cut or left out. ValueError if fewer than two prompts are left.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class PackedJudgements:
         *,
         seed: int | None,
         prompt_tokens: int = 0,
+        documents: Documents | None = None,
     ):
         if store.mask is None:
             raise ValueError("the tokens have no mask of the answers; tokenise conversations")
@@ -57,6 +59,8 @@ class PackedJudgements:
             left_out=int((~fits).sum()),
             cut=int(cut.sum()),
             shortened=int((starts > whole).sum()),
+            first_left_out=first_path(documents, store, ~fits),
+            first_cut=first_path(documents, store, cut),
         )
         order = np.arange(total) if seed is None else np.random.default_rng(seed).permutation(total)
         self._order = order[fits[order]]
@@ -141,5 +145,10 @@ def judgement_windows(documents: Documents, options: WindowOptions) -> PackedJud
         )
     liked = np.where(labels.ids > 0, 1, -1)
     return PackedJudgements(
-        store, liked, options.length, seed=options.seed, prompt_tokens=options.prompt_tokens
+        store,
+        liked,
+        options.length,
+        seed=options.seed,
+        prompt_tokens=options.prompt_tokens,
+        documents=documents,
     )

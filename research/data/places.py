@@ -6,6 +6,14 @@ from research.data.documents import Documents, UnreadableRecord
 from research.data.tokens import TokenStore
 
 
+def first_path(documents: Documents | None, store: TokenStore, chosen: np.ndarray) -> str:
+    """The path of the first document, of those in the store, for which `chosen` is true; "" where
+    there is none, and without documents."""
+    if documents is None or not chosen.any():
+        return ""
+    return documents[int(places(documents, store)[np.argmax(chosen)])]["path"]
+
+
 def places(documents: Documents, store: TokenStore) -> np.ndarray:
     """The index among the documents of each one in the store, which leaves out what is bad."""
     if not store.bad_records:

@@ -5,6 +5,7 @@ import numpy as np
 from research.data.census import Census
 from research.data.chat_windows import best_fit
 from research.data.documents import Documents, digest
+from research.data.places import first_path
 from research.data.plain_answers import answer_encoder
 from research.data.preferences import MARGIN, SIDES
 from research.data.tokens import TokenStore, tokenize_conversations
@@ -32,7 +33,8 @@ class PackedPreferences:
 
     With `margins`, float32 [pairs], there are "margins", float32 [length], that of the pair that a
     token belongs to. `seed` permutes the pairs once, which decides the order among equal lengths;
-    None keeps their order. ValueError if the stores hold different numbers of texts, and if no pair
+    None keeps their order. Of `documents` the census has the path of the first record that is cut
+    or left out. ValueError if the stores hold different numbers of texts, and if no pair
     is left.
     """
 
@@ -44,6 +46,7 @@ class PackedPreferences:
         seed: int | None,
         prompt_tokens: int = 0,
         margins: np.ndarray | None = None,
+        documents: Documents | None = None,
     ):
         self.margins = margins
         self.stores = tuple(stores[side] for side in SIDES)
@@ -72,6 +75,8 @@ class PackedPreferences:
             left_out=int((~fits).sum()),
             cut=int((cut & fits).sum()),
             shortened=int(np.sum(starts[0] > wholes[0])),
+            first_left_out=first_path(documents, self.stores[0], ~fits),
+            first_cut=first_path(documents, self.stores[0], cut & fits),
         )
         order = np.arange(total) if seed is None else np.random.default_rng(seed).permutation(total)
         self._order = order[fits[order]]
@@ -182,4 +187,5 @@ def preference_windows(documents: Documents, options: WindowOptions) -> PackedPr
         seed=options.seed,
         prompt_tokens=options.prompt_tokens,
         margins=numbers if numbers.any() else None,
+        documents=documents,
     )
